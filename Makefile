@@ -1,0 +1,58 @@
+# The one door, for people and CI. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+VLLM_VENV ?= .venv-vllm
+BENCH_VENV ?= .venv-bench
+
+.DEFAULT_GOAL := help
+.PHONY: run test check fix test-vllm bench-cost lock help
+
+run: $(VENV)/runtime  ## Serve on this machine, in front of an Ollama and a vLLM or stand-ins for them
+	@$(BIN)/python -m gateway demo
+
+test: $(VENV)/dev  ## Run the tests, without a real engine
+	@$(BIN)/python -m pytest -m "not vllm"
+
+check: $(VENV)/dev  ## Lint, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(VENV)/dev  ## Put right what a program can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-vllm: $(VENV)/dev $(VLLM_VENV)/ready  ## Run the tests on a real vLLM (the first time installs it: 7 GB, some minutes)
+	TEST_VLLM_VENV=$(VLLM_VENV) $(BIN)/python -m pytest -m vllm
+
+bench-cost: $(VENV)/dev $(BENCH_VENV)/ready  ## CPU cost of a request and a token, beside vllm-router
+	BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m gateway.bench.cost
+
+lock: $(VENV)/dev  ## Renew requirements/ from pyproject.toml
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -o requirements/runtime.txt pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -c requirements/runtime.txt --group dev -o requirements/dev.txt pyproject.toml
+
+help:  ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+$(VENV)/runtime: requirements/runtime.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt
+	@touch $@
+
+$(VENV)/dev: $(VENV)/runtime requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VLLM_VENV)/ready: tests/engines/install_vllm.py
+	$(PYTHON) tests/engines/install_vllm.py $(VLLM_VENV)
+	@touch $@
+
+$(BENCH_VENV)/ready: requirements/bench.txt
+	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@

@@ -1,0 +1,170 @@
+"""The hot endpoints as raw ASGI: identify, parse, route, then hand over to a `Relay`."""
+
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from gateway.auth import Caller, Keys
+from gateway.backends.backend import VIA
+from gateway.cors import Cors
+from gateway.errors import (
+    ClientLeft,
+    GatewayError,
+    LoopDetected,
+    MethodNotAllowed,
+    RequestTooLarge,
+    ShuttingDown,
+    UnsupportedMediaType,
+)
+from gateway.metering import NONE, Exchange
+from gateway.protocol import Chat, parse
+from gateway.relay import JSON_HEADERS, Client, Relay, Request, Surroundings
+from gateway.routing import Routing
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Fields = Mapping[bytes, bytes]
+
+CHAT_PATHS = ("/v1/chat/completions", "/chat/completions")
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+class ChatEndpoint:
+    """`POST /v1/chat/completions`."""
+
+    def __init__(self, shared: Surroundings, keys: Keys, routing: Routing, cors: Cors) -> None:
+        self._shared = shared
+        self._keys = keys
+        self._routing = routing
+        self._cors = cors
+        self.is_stopping = False
+        """Refuse what is new: the gateway is on its way out."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = scope["extensions"]["gateway.client"]
+        fields: Fields = client.fields
+        arrived = time.perf_counter()
+        request_id = request_id_of(fields)
+        caller: Caller | None = None
+        stream = False
+        try:
+            refuse_loop(fields, self._shared.gateway_id)
+            if scope["method"] != "POST":
+                raise MethodNotAllowed("POST")
+            caller = self._keys.identify(scope["headers"])
+            if self.is_stopping:
+                raise ShuttingDown
+            check_json(fields)
+            chat = parse(await self._read(client, fields, receive), self._shared.settings.max_text_body)
+            stream = bool(chat.stream)
+            request = self._request(request_id, caller, chat, fields)
+        except GatewayError as error:
+            self._refuse(client, fields, request_id, caller, error, stream, time.perf_counter() - arrived)
+            return
+        await Relay(self._shared, client, request)()
+
+    def _request(self, request_id: str, caller: Caller, chat: Chat, fields: Fields) -> Request:
+        return Request(
+            request_id,
+            f"chatcmpl-{os.urandom(12).hex()}",
+            caller.key_id,
+            chat,
+            self._routing.choose(chat.model),
+            fields.get(VIA, b""),
+            _seconds(fields.get(b"x-stainless-read-timeout")),
+            int(time.time()),
+            self._cors.headers(fields),
+        )
+
+    async def _read(self, client: Client, fields: Fields, receive: Receive) -> bytes:
+        """The request's body.
+
+        Raises:
+            RequestTooLarge: more than `max_body` bytes, by its own word or in fact.
+            ClientLeft: it did not come whole.
+        """
+        limit = self._shared.settings.max_body
+        length = fields.get(b"content-length")
+        if length is not None and int(length) > limit:
+            raise RequestTooLarge(f"A request may have at most {limit} bytes.")
+        pieces = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise ClientLeft
+            pieces.append(message["body"])
+            size += len(message["body"])
+            if size > limit:
+                raise RequestTooLarge(f"A request may have at most {limit} bytes.")
+            if not message["more_body"]:
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _refuse(
+        self, client: Client, fields: Fields, request_id: str, caller: Caller | None, error: GatewayError, stream: bool, seconds: float
+    ) -> None:
+        if not client.gone:
+            headers = [*JSON_HEADERS, *self._cors.headers(fields), (b"x-request-id", request_id.encode()), *error.answer_headers()]
+            client.answer(error.status, headers, error.envelope())
+        self._shared.on_exchange(
+            Exchange(
+                request_id=request_id,
+                key_id=caller.key_id if caller else "",
+                endpoint="chat",
+                tier=NONE,
+                backend=NONE,
+                model=NONE,
+                lane=NONE,
+                stream=stream,
+                status=error.status,
+                code=error.code,
+                reason=None,
+                outcome=error.outcome,
+                phase="queued",
+                duration=seconds,
+                queue_wait=None,
+                upstream=0.0,
+                time_to_first_token=None,
+                usage=None,
+                attempts=0,
+            )
+        )
+
+
+def request_id_of(fields: Fields) -> str:
+    """The client's own `X-Request-Id` if it is short and plain, else a new one."""
+    given = fields.get(b"x-request-id")
+    if given is not None and _SANE_ID.fullmatch(given):
+        return given.decode()
+    return f"req-{os.urandom(12).hex()}"
+
+
+def refuse_loop(fields: Fields, gateway_id: bytes) -> None:
+    """Raises `LoopDetected` for a request that this very gateway has sent."""
+    via = fields.get(VIA)
+    if via is not None and gateway_id in via:
+        raise LoopDetected
+
+
+def check_json(fields: Fields) -> None:
+    """Raises `UnsupportedMediaType` for a body that is not plain JSON, `InvalidRequest` without one."""
+    media_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if media_type != b"application/json":
+        raise UnsupportedMediaType("Send the body as 'Content-Type: application/json'.")
+    if fields.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise UnsupportedMediaType("Send the body without Content-Encoding.")
+
+
+def _seconds(value: bytes | None) -> float | None:
+    """A header's number of seconds; None for what is none, or out of reason."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        return None
+    return seconds if 1 <= seconds <= 86400 else None

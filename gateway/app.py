@@ -1,0 +1,110 @@
+"""The composition root: builds each part once, passes it in, and owns the life of the process."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from gateway import __version__
+from gateway.api import CHAT_PATHS, ChatEndpoint, Receive, Scope, Send, refuse_loop, request_id_of
+from gateway.auth import Keys
+from gateway.backends.backend import Backend, build
+from gateway.config import Settings
+from gateway.cors import Cors
+from gateway.errors import GatewayError, ShuttingDown
+from gateway.guard import Guard
+from gateway.health import Health
+from gateway.log import ExchangeLog
+from gateway.metering import Exchange
+from gateway.metrics import Metrics
+from gateway.ops import Operations, build_metrics_port
+from gateway.ops import build as build_ops
+from gateway.relay import Surroundings
+from gateway.routing import Routing
+
+
+class Gateway:
+    """The whole gateway as one ASGI application; `async with` it while it serves."""
+
+    def __init__(self, settings: Settings, log: ExchangeLog) -> None:
+        registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
+        self._log = log
+        self._metrics = Metrics(registry, __version__)
+        self._backends = build(settings.backends.values())
+        gateway_id = os.urandom(8).hex().encode()
+        keys = Keys(key.get_secret_value() for key in settings.api_keys)
+        routing = Routing(settings)
+        self._shared = Surroundings(settings, self._backends, self._metrics, self._on_exchange, gateway_id, set())
+        self._health = Health(settings, self._backends, gateway_id, _refresh)
+        self._operations = Operations(settings, self._backends, routing, self._health, self._metrics)
+        self._cors = Cors(settings.cors_origins)
+        self._chat = ChatEndpoint(self._shared, keys, routing, self._cors)
+        admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
+        scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []
+        self._rest = build_ops(self._operations, keys, Guard(admin), Guard([*admin, *scraper]))
+        self.metrics_port_app = build_metrics_port(self._operations)
+
+    async def __aenter__(self) -> "Gateway":
+        await self._health.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._health.__aexit__()
+        for backend in self._backends.values():
+            backend.close()
+        self._log.flush()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        fields: Mapping[bytes, bytes] = scope["extensions"]["gateway.client"].fields
+        if scope["method"] == "OPTIONS":
+            headers = self._cors.preflight(fields)
+            if headers is not None:
+                await _answer(send, 204, headers, b"")
+                return
+        if scope["path"] in CHAT_PATHS:
+            await self._chat(scope, receive, send)
+        else:
+            await self._serve_rest(scope, fields, receive, send)
+
+    async def _serve_rest(self, scope: Scope, fields: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+        extra = [*self._cors.headers(fields), (b"x-request-id", request_id_of(fields).encode())]
+        try:
+            refuse_loop(fields, self._shared.gateway_id)
+        except GatewayError as error:
+            await _answer(send, error.status, [(b"content-type", b"application/json"), *extra], error.envelope())
+            return
+
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), *extra]}
+            await send(message)
+
+        await self._rest(scope, receive, send_with_headers)  # type: ignore[arg-type]  # Starlette wants mutable mappings
+
+    # The end
+
+    def begin_drain(self) -> None:
+        """Not ready any more; what comes is still served until the door closes."""
+        self._operations.is_stopping = True
+
+    def cut_off(self) -> None:
+        """Streams end with an error event now, the waiting are answered 503."""
+        self._chat.is_stopping = True
+        for relay in list(self._shared.live):
+            relay.cut_off(ShuttingDown())
+
+    def _on_exchange(self, exchange: Exchange) -> None:
+        self._metrics.record(exchange)
+        self._log.write(exchange)
+
+
+def _refresh(backend: Backend) -> None:
+    backend.admission.refresh()
+
+
+async def _answer(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

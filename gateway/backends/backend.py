@@ -1,0 +1,123 @@
+"""A backend at run time: its servers, their connections, and the line before them."""
+
+import ssl
+import time
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from gateway.admission import Admission, LaneLimits, Station
+from gateway.backends.base import Dialect
+from gateway.backends.ollama import Ollama
+from gateway.backends.openai import OpenAi
+from gateway.backends.vllm import Vllm
+from gateway.config import Backend as BackendSettings
+from gateway.config import Server as ServerSettings
+from gateway.wire import Origin, Pool
+
+IDLE_SECONDS = {"ollama": 30.0, "vllm": 2.5, "openai": 2.5}
+"""Half of what the servers keep an idle connection: vLLM 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), uvicorn's default for others, Ollama for ever."""
+
+VIA = b"x-gateway-via"
+"""Request header with the ids of the gateways that a request has come through."""
+
+
+class Server(Station):
+    """One address of a backend, and what its probes have found there."""
+
+    __slots__ = ("_configured", "_head", "discovered", "name", "pool", "up")
+
+    def __init__(self, name: str, settings: ServerSettings, pool: Pool, head: bytes) -> None:
+        super().__init__()
+        self.name = name
+        self.pool = pool
+        self._head = head
+        self._configured = settings.models
+        self.discovered: dict[str, int | None] | None = None
+        """Models by the server's own word, with context lengths in tokens; None while it has not answered."""
+        self.up: bool | None = None
+        """None: not asked yet."""
+
+    def __repr__(self) -> str:
+        return f"<Server {self.name}, {self.running} in flight, up {self.up}>"
+
+    def serves(self, model: str) -> bool:
+        """A server that has told nothing yet is taken at the settings' word."""
+        if self._configured is not None:
+            return model in self._configured
+        return self.discovered is None or model in self.discovered
+
+    def is_up(self) -> bool:
+        return self.up is not False
+
+    def chat_head(self, came_through: bytes, gateway_id: bytes) -> bytes:
+        """The head of a chat request; `came_through` is the client's own `x-gateway-via`."""
+        via = came_through + b", " + gateway_id if came_through else gateway_id
+        return b"%bX-Gateway-Via: %b\r\n" % (self._head, via)
+
+
+class Backend:
+    """What stands behind one name of the settings."""
+
+    def __init__(self, settings: BackendSettings) -> None:
+        self.name = settings.name
+        self.kind = settings.kind
+        self.settings = settings
+        self.dialect: Dialect = _dialect(settings)
+        tls = _tls(settings)
+        self.servers = [self._server(number, server, tls) for number, server in enumerate(settings.servers, 1)]
+        limits = settings.limits
+        self.admission = Admission(
+            self.servers,
+            LaneLimits(limits.max_concurrency, limits.max_queue, limits.queue_timeout),
+            LaneLimits(limits.vision_concurrency, limits.vision_max_queue, limits.vision_queue_timeout),
+            time.monotonic,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Backend {self.name}: {self.servers!r}>"
+
+    @property
+    def is_up(self) -> bool:
+        return any(server.is_up() for server in self.servers)
+
+    def headers(self) -> list[tuple[str, str]]:
+        """What the settings send with each request to this backend."""
+        headers = [(name, value.get_secret_value()) for name, value in self.settings.headers.items()]
+        if self.settings.api_key is not None:
+            headers.append(("Authorization", f"Bearer {self.settings.api_key.get_secret_value()}"))
+        return headers
+
+    def context_length(self, model: str) -> int | None:
+        """The smallest that a server of this backend tells for `model`, in tokens."""
+        known = [length for server in self.servers if (length := (server.discovered or {}).get(model)) is not None]
+        return min(known, default=None)
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.pool.close()
+
+    def _server(self, number: int, settings: ServerSettings, tls: ssl.SSLContext | None) -> Server:
+        url = urlsplit(settings.base_url)
+        secure = url.scheme == "https"
+        origin = Origin(url.hostname or "", url.port or (443 if secure else 80), tls if secure else None, url.path)
+        pool = Pool(origin, connect_timeout=self.settings.limits.connect_timeout, idle_seconds=IDLE_SECONDS[self.kind])
+        head = pool.head("POST", self.dialect.chat_path, [("Content-Type", "application/json"), *self.headers()])
+        name = self.name if len(self.settings.servers) == 1 else f"{self.name}#{number}"
+        return Server(name, settings, pool, head)
+
+
+def _dialect(settings: BackendSettings) -> Dialect:
+    if settings.kind == "ollama":
+        return Ollama(settings.keep_alive, settings.num_ctx, settings.truncate)
+    return Vllm() if settings.kind == "vllm" else OpenAi()
+
+
+def _tls(settings: BackendSettings) -> ssl.SSLContext | None:
+    if not any(server.base_url.startswith("https:") for server in settings.servers):
+        return None
+    return ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)
+
+
+def build(settings: Iterable[BackendSettings]) -> dict[str, Backend]:
+    """The backends of the settings, by name."""
+    return {backend.name: Backend(backend) for backend in settings}

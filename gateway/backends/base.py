@@ -1,0 +1,124 @@
+"""What the relay asks of a kind of server, and what the kinds share."""
+
+from abc import ABC, abstractmethod
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from gateway.errors import GatewayError, UpstreamError
+from gateway.protocol import Chat
+from gateway.sse import Lines, LineTooLong
+from gateway.views import Answer, Delta
+
+MAX_ANSWER = 32 * 1024 * 1024
+"""Bytes of a plain answer; more is no answer of a model."""
+
+MAX_REFUSAL = 64 * 1024
+"""Bytes read of an answer that is an error."""
+
+
+class Reading(Protocol):
+    """Reads one streamed answer. `over` becomes True when the backend has said all."""
+
+    over: bool
+    malformed: int
+    """Lines that were no event of this backend; dropped."""
+
+    def feed(self, piece: bytes) -> list[Delta]:
+        """The deltas in the next bytes of the body.
+
+        Raises:
+            UpstreamError: the backend reports a failure, or what it sends cannot be read.
+            InvalidRequest: it finds fault with the request.
+        """
+
+    def end(self) -> list[Delta]:
+        """The body has ended.
+
+        Raises:
+            UpstreamError: it ended without the backend's mark of a normal end.
+        """
+
+
+class Dialect(Protocol):
+    """One kind of server."""
+
+    chat_path: str
+    """Below the server's prefix."""
+
+    streams_only: bool
+    """Even a plain answer is asked for as a stream."""
+
+    stream_type: bytes
+    """Media type of a streamed answer."""
+
+    models_path: str
+
+    def render(self, chat: Chat, model: str) -> bytes:
+        """The request's body, for `model` by the name that it has there."""
+
+    def reading(self) -> Reading: ...
+
+    def parse_answer(self, body: bytes) -> Answer:
+        """A plain answer.
+
+        Raises:
+            UpstreamError: it is none.
+        """
+
+    def refusal(self, status: int, body: bytes) -> GatewayError:
+        """What an answer with a status other than 200 means to the client."""
+
+    def models(self, body: bytes) -> dict[str, int | None]:
+        """The models in the answer to `models_path`, each with its context length in tokens where it is told."""
+
+
+class LineReading(ABC):
+    """The part of a `Reading` that all kinds share: cutting lines, and stopping where the backend has said all."""
+
+    __slots__ = ("_lines", "malformed", "over")
+
+    def __init__(self) -> None:
+        self._lines = Lines()
+        self.over = False
+        self.malformed = 0
+
+    def feed(self, piece: bytes) -> list[Delta]:
+        try:
+            lines = self._lines.feed(piece)
+        except LineTooLong:
+            raise UpstreamError("line_too_long") from None
+        deltas: list[Delta] = []
+        for line in lines:
+            if self.over:
+                break
+            self._read(line, deltas)
+        return deltas
+
+    def end(self) -> list[Delta]:
+        deltas: list[Delta] = []
+        for line in self._lines.rest():
+            if not self.over:
+                self._read(line, deltas)
+        if not self.over:
+            self._end(deltas)
+        return deltas
+
+    @abstractmethod
+    def _read(self, line: bytes, deltas: list[Delta]) -> None:
+        """Append what `line` says; set `over` at the backend's own mark of the end."""
+
+    @abstractmethod
+    def _end(self, deltas: list[Delta]) -> None:
+        """The body ended without that mark: append what makes it a normal end all the same, or raise."""
+
+
+T = TypeVar("T")
+
+
+def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
+    """The document in `body`, or None if it is not of the decoder's shape."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

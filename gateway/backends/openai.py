@@ -1,0 +1,186 @@
+"""Servers that speak OpenAI's chat completions themselves: kind `openai`, and the base of `vllm`."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.backends.base import LineReading, decode
+from gateway.backends.refusals import refusal
+from gateway.errors import GatewayError, UpstreamError
+from gateway.protocol import Chat, ImagePart, Message, TextPart
+from gateway.sse import DONE, data_of
+from gateway.views import Answer, Delta, FinishReason, Usage
+
+
+class _Delta(Struct, gc=False):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(Struct, gc=False):
+    delta: _Delta
+    finish_reason: str | None = None
+
+
+class _Usage(Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+    def ours(self) -> Usage:
+        return Usage(self.prompt_tokens or 0, self.completion_tokens or 0)
+
+
+class _Chunk(Struct, gc=False):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
+class _Message(Struct):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class _AnswerChoice(Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Answer(Struct):
+    choices: list[_AnswerChoice]
+    usage: _Usage | None = None
+
+
+class _Model(Struct):
+    id: str
+    max_model_len: int | None = None
+
+
+class _Models(Struct):
+    data: list[_Model] | None = None
+
+
+_chunks = msgspec.json.Decoder(_Chunk)
+_answers = msgspec.json.Decoder(_Answer)
+_model_lists = msgspec.json.Decoder(_Models)
+
+_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "content_filter", "tool_calls": "tool_calls", "repetition": "stop"}
+
+
+def _finish(reason: str) -> FinishReason:
+    """vLLM adds `abort` (its engine gave the request up) and `repetition` to OpenAI's reasons."""
+    if reason == "abort":
+        raise UpstreamError("aborted", "The model backend failed while generating the response.")
+    return _FINISH.get(reason, "stop")
+
+
+class OpenAiReading(LineReading):
+    """Reads `chat.completion.chunk` events. The end is `[DONE]`, or the body's end after a finish reason."""
+
+    __slots__ = ("_finished", "_usage")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._finished = False
+        self._usage: _Usage | None = None
+
+    def _read(self, line: bytes, deltas: list[Delta]) -> None:
+        data = data_of(line)
+        if data is None:
+            return
+        chunk = decode(_chunks, data)
+        if chunk is None:
+            if data.strip() == DONE:
+                self._end(deltas)
+                self.over = True
+            else:
+                self.malformed += 1
+            return
+        if chunk.error:
+            raise UpstreamError("stream_error", "The model backend failed while generating the response.")
+        if chunk.usage is not None:  # given last, once: a server may put it on every chunk
+            self._usage = chunk.usage
+        for choice in chunk.choices:
+            delta = choice.delta
+            finish = None if choice.finish_reason is None else _finish(choice.finish_reason)
+            self._finished = self._finished or finish is not None
+            deltas.append(Delta(delta.content or "", delta.reasoning or delta.reasoning_content or "", finish))
+
+    def _end(self, deltas: list[Delta]) -> None:
+        if not self._finished:
+            raise UpstreamError("truncated", "The model backend failed while generating the response.")
+        if self._usage is not None:
+            deltas.append(Delta(usage=self._usage.ours()))
+
+
+class OpenAi:
+    """Kind `openai`: only fields that are OpenAI's own are sent."""
+
+    chat_path = "/v1/chat/completions"
+    models_path = "/v1/models"
+    streams_only = False
+    stream_type = b"text/event-stream"
+
+    def render(self, chat: Chat, model: str) -> bytes:
+        fields: dict[str, object] = {
+            "model": model,
+            "messages": [_message(message) for message in chat.messages],
+            "max_tokens": chat.token_limit,
+            "stop": chat.stops or None,
+            **self.sampling(chat),
+        }
+        sent = {name: value for name, value in fields.items() if value is not None}
+        if chat.stream:
+            sent |= {"stream": True, "stream_options": {"include_usage": True}}
+        return msgspec.json.encode(sent)
+
+    def sampling(self, chat: Chat) -> dict[str, object]:
+        return {
+            "temperature": chat.temperature,
+            "top_p": chat.top_p,
+            "seed": chat.seed,
+            "presence_penalty": chat.presence_penalty,
+            "frequency_penalty": chat.frequency_penalty,
+        }
+
+    def reading(self) -> OpenAiReading:
+        return OpenAiReading()
+
+    def parse_answer(self, body: bytes) -> Answer:
+        parsed = decode(_answers, body)
+        if parsed is None or not parsed.choices or parsed.choices[0].finish_reason is None:
+            raise UpstreamError("malformed", "The model backend returned an invalid response.")
+        choice = parsed.choices[0]
+        message = choice.message
+        assert choice.finish_reason is not None
+        return Answer(
+            message.content or "",
+            message.reasoning or message.reasoning_content or "",
+            _finish(choice.finish_reason),
+            None if parsed.usage is None else parsed.usage.ours(),
+        )
+
+    def refusal(self, status: int, body: bytes) -> GatewayError:
+        return refusal(status, body)
+
+    def models(self, body: bytes) -> dict[str, int | None]:
+        parsed = decode(_model_lists, body)
+        return {model.id: model.max_model_len for model in (parsed.data or [] if parsed else [])}
+
+
+def _message(message: Message) -> dict[str, object]:
+    """`developer` becomes `system`: some chat templates drop a role that they do not know."""
+    role = "system" if message.role == "developer" else message.role
+    if not message.images:
+        return {"role": role, "content": message.text}
+    assert isinstance(message.content, list)
+    return {"role": role, "content": [_part(part) for part in message.content]}
+
+
+def _part(part: TextPart | ImagePart) -> dict[str, object]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    return {"type": "image_url", "image_url": {"url": part.image_url.url}}

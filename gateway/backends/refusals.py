@@ -1,0 +1,80 @@
+"""What a backend's error means to a client, in our own words: a backend's text may hold its host, its paths, its names or the prompt.
+
+Seen on Ollama 0.24 and 0.33 and vLLM 0.11 to 0.33; tests/golden/ has the recordings.
+"""
+
+import re
+
+import orjson
+
+from gateway.errors import (
+    BackendUnavailable,
+    ContextLengthExceeded,
+    GatewayError,
+    InvalidImage,
+    InvalidRequest,
+    LoopDetected,
+    ModelNotFound,
+    UnsupportedParameter,
+    UpstreamError,
+)
+
+BUSY_SECONDS = 5
+"""`Retry-After` for a backend that is full and does not say for how long; none of them does."""
+
+_CONTEXT = re.compile(r"maximum context length|context size|exceeds the context|exceed_context_size|longer than the maximum model length", re.IGNORECASE)
+_CONTEXT_LIMIT = re.compile(r"(?:maximum context length is |available context size \(|\"n_ctx\":)(\d{1,9})")
+_BAD_IMAGE = re.compile(r"failed to load image|cannot identify image|illegal base64|image: unknown format|invalid image|failed to process inputs: image", re.IGNORECASE)
+_NO_IMAGES = re.compile(r"not (?:a )?multimodal|does not support (?:multimodal|image)|missing data required for image", re.IGNORECASE)
+_NO_FEATURE = re.compile(r"does not support (tools|thinking)", re.IGNORECASE)
+
+
+def message_of(body: bytes) -> str:
+    """The error's text, out of every wrapping that the engines use; JSON in a string too (Ollama 0.33's runner)."""
+    text = body.decode("utf-8", "replace")
+    for _ in range(4):
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return text
+        while isinstance(value, dict):
+            value = next((value[key] for key in ("error", "message", "detail") if key in value), "")
+            if isinstance(value, dict) and "n_ctx" in value:
+                return orjson.dumps(value).decode()
+        if not isinstance(value, str):
+            return ""
+        text = value
+    return text
+
+
+def refusal(status: int, body: bytes) -> GatewayError:
+    """The error that the client gets for a backend's answer with `status`, which is not 200."""
+    message = message_of(body)
+    if status in (400, 413, 422, 500):
+        fault = _client_fault(message)
+        if fault is not None:
+            return fault
+    if status in (400, 413, 422):
+        return InvalidRequest("The model backend refused the request as invalid.")
+    if status == 404:
+        return ModelNotFound("The model behind this name is not present on its backend.", param="model")
+    if status in (429, 503):
+        return BackendUnavailable("The model backend is busy. Try again.", retry_after=BUSY_SECONDS)
+    if status == 508:
+        return LoopDetected()
+    return UpstreamError("auth" if status in (401, 403) else f"status_{status // 100}xx")
+
+
+def _client_fault(message: str) -> GatewayError | None:
+    """A fault of the request itself, which either engine may report under 400 or 500."""
+    if _CONTEXT.search(message):
+        limit = _CONTEXT_LIMIT.search(message)
+        return ContextLengthExceeded(int(limit[1]) if limit else None)
+    if _BAD_IMAGE.search(message):
+        return InvalidImage("An image of the request cannot be read.", param="messages")
+    if _NO_IMAGES.search(message):
+        return UnsupportedParameter("This model does not take images.", param="messages")
+    feature = _NO_FEATURE.search(message)
+    if feature:
+        return UnsupportedParameter(f"This model does not support {feature[1].lower()}.", param=feature[1].lower())
+    return None

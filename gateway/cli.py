@@ -1,0 +1,119 @@
+"""The command line: `gateway serve`, `demo`, `config`, `simulate`. Exit status 0 done, 1 it ran and the answer is bad, 2 wrong words or settings."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from gateway import __version__, config, demo, simulate
+from gateway.run import run
+
+EXIT_SETTINGS = 2
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file; without one, the environment is enough.", envvar="GATEWAY_CONFIG")]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="OpenAI's API in front of Ollama and vLLM.")
+config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
+app.add_typer(config_app, name="config")
+
+
+def main() -> None:
+    """Entry point of the `gateway` command."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """OpenAI's API in front of Ollama and vLLM."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def serve(config_file: ConfigFile = None) -> None:
+    """Serve on GATEWAY_HOST:GATEWAY_PORT until SIGTERM or SIGINT."""
+    settings = _load(config_file)
+    try:
+        run(settings)
+    except OSError as error:
+        _stop_with([f"GATEWAY_PORT: cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"])
+
+
+@app.command("demo")
+def demo_command() -> None:
+    """Serve in front of an Ollama and a vLLM on this machine, or stand-ins for what is not there."""
+    try:
+        demo.run()
+    except config.ConfigError as error:
+        _stop_with(error.lines)
+    except OSError as error:
+        _stop_with([f"GATEWAY_PORT: cannot listen there: {error.strerror or error}"])
+
+
+@app.command("simulate")
+def simulate_command(
+    kind: Annotated[simulate.Kind, typer.Option(help="What to stand in for.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: the system chooses.")] = 0,
+    host: str = "127.0.0.1",
+    model: Annotated[list[str] | None, typer.Option(help="NAME[,vision][,tools][,thinking][,context=TOKENS]; may be given again.")] = None,
+    generation: Annotated[simulate.Generation, typer.Option(help="Which Ollama.")] = "0.33",
+    tokens_per_second: Annotated[float, typer.Option(min=0, help="Of one request; 0: as fast as it goes.")] = 0,
+    time_to_first_token: Annotated[float, typer.Option(min=0, help="Seconds.")] = 0,
+    parallel: Annotated[int, typer.Option(min=1, help="Requests of a text model that the Ollama runs at once.")] = 1,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests that the vLLM runs at once.")] = 256,
+    load_seconds: Annotated[float, typer.Option(min=0, help="Time in which the Ollama loads a model.")] = 0,
+) -> None:
+    """A stand-in that speaks as Ollama or vLLM does."""
+    try:
+        models = tuple(simulate.Model.parse(text) for text in model or ())
+    except ValueError as error:
+        _stop_with([f"--model: {error}"])
+    options = simulate.Options(
+        kind,
+        models,
+        tokens_per_second=tokens_per_second,
+        time_to_first_token=time_to_first_token,
+        generation=generation,
+        parallel=parallel,
+        max_num_seqs=max_num_seqs,
+        load_seconds=load_seconds,
+    )
+    try:
+        asyncio.run(simulate.serve(options, host, port, lambda opened: print(f"http://{host}:{opened}", flush=True)))
+    except OSError as error:
+        _stop_with([f"--port: cannot listen on {host}:{port}: {error.strerror or error}"])
+
+
+@config_app.command("check")
+def config_check(config_file: ConfigFile = None) -> None:
+    """Say what the settings mean; exit status 2 if they are wrong."""
+    print("\n".join(config.check(_load(config_file))))
+
+
+@config_app.command("show")
+def config_show(config_file: ConfigFile = None) -> None:
+    """Print the settings in effect as YAML, secrets hidden."""
+    print(config.show(_load(config_file)), end="")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of the YAML file, for editors."""
+    print(json.dumps(config.schema(), indent=2))
+
+
+def _load(path: Path | None) -> config.Settings:
+    try:
+        return config.load(path)
+    except config.ConfigError as error:
+        _stop_with(error.lines)
+
+
+def _stop_with(lines: tuple[str, ...] | list[str]) -> NoReturn:
+    for line in lines:
+        print(line, file=sys.stderr)
+    raise typer.Exit(EXIT_SETTINGS)

@@ -1,0 +1,47 @@
+"""Settings: read from a YAML file, `.env` and the environment, checked as a whole, then frozen.
+
+The rest of the gateway takes `Settings` and trusts it; nothing else reads the environment.
+"""
+
+from gateway.config.load import build, load
+from gateway.config.model import (
+    Alias,
+    Backend,
+    Embedding,
+    Kind,
+    LimitOverrides,
+    Limits,
+    Params,
+    Priority,
+    Server,
+    Settings,
+    Tier,
+)
+from gateway.config.present import check, schema, show
+from gateway.config.problems import ConfigError
+from gateway.config.resolve import read_keys_file
+from gateway.config.values import base_url as normalise_base_url
+from gateway.config.variables import VARIABLES
+
+__all__ = [
+    "VARIABLES",
+    "Alias",
+    "Backend",
+    "ConfigError",
+    "Embedding",
+    "Kind",
+    "LimitOverrides",
+    "Limits",
+    "Params",
+    "Priority",
+    "Server",
+    "Settings",
+    "Tier",
+    "build",
+    "check",
+    "load",
+    "normalise_base_url",
+    "read_keys_file",
+    "schema",
+    "show",
+]

@@ -1,0 +1,230 @@
+"""Loads the settings: reads all sources, lays them over each other, validates, and tells all that is wrong at once."""
+
+import copy
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from gateway.config.advice import advice
+from gateway.config.document import SettingsDocument
+from gateway.config.layers import lay_over
+from gateway.config.model import Settings
+from gateway.config.problems import Path, Problems, expected_one_of, shown, suggest
+from gateway.config.resolve import resolve
+from gateway.config.shape import model_at
+from gateway.config.variables import MODEL_VARIABLES, PREFIX, VARIABLES, Names, VariablesReader, read_dotenv
+from gateway.config.yamlfile import read_yaml
+
+BUILT_IN = ("ollama", "vllm")
+DEFAULT_TIER = "standard"
+DEFAULT_MODELS = {"ollama": "qwen3:8b", "vllm": "Qwen/Qwen3-8B"}
+ENVIRONMENT = "environment"
+DOTENV = ".env"
+
+
+def load(path: FilePath | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings from the YAML file at `path` (else GATEWAY_CONFIG, else none), `.env` in the working directory, and `environ`.
+
+    Raises:
+        ConfigError: with a line for each thing that is wrong.
+    """
+    problems = Problems()
+    dotenv = read_dotenv(problems)
+    file = path or _config_file(environ, dotenv)
+    written = read_yaml(file, problems) if file else {}
+    settings = _settings(written, {DOTENV: dotenv, ENVIRONMENT: environ}, problems)
+    return settings.model_copy(update={"sources": _told_sources(file, {DOTENV: dotenv, ENVIRONMENT: environ})})
+
+
+def build(document: Mapping[str, Any]) -> Settings:
+    """The settings that a mapping in the file's shape stands for, without any file or variable; for tests and programs.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    return _settings(copy.deepcopy(dict(document)), {}, Problems())
+
+
+def _config_file(environ: Mapping[str, str], dotenv: Mapping[str, str]) -> FilePath | None:
+    name = environ.get("GATEWAY_CONFIG", "").strip() or dotenv.get("GATEWAY_CONFIG", "").strip()
+    return FilePath(name) if name else None
+
+
+def _settings(written: dict[str, Any], variables: Mapping[str, Mapping[str, str]], problems: Problems) -> Settings:
+    """`variables` by place, the weaker place first."""
+    backends, tiers = _mapping(written, "backends"), _mapping(written, "tiers")
+    names = Names(written, (*backends, *(name for name in BUILT_IN if name not in map(str.lower, backends))), tiers or (DEFAULT_TIER,))
+    every = {name: value for values in variables.values() for name, value in values.items() if value.strip()}
+    referenced = _referenced(written) | {every.get("LLM_BACKEND", "").strip().lower()}
+    homes = {kind: _home(kind, backends, referenced) for kind in BUILT_IN}
+    # Read from the weakest on, so that the strongest place is the one that a message names.
+    layers = [written, *(VariablesReader(place, problems, names, homes).read(values) for place, values in variables.items())]
+    merged = lay_over(reversed(layers))
+    _warn_of_variables(written, every, homes, problems)
+    _complete_backends(merged, bool(backends), bool(tiers))
+    if not tiers:
+        _complete_tiers(merged, variables, problems)
+    document = _validated(merged, problems)
+    settings = resolve(document, problems) if document else None
+    problems.raise_any()
+    assert settings is not None
+    return settings.model_copy(update={"warnings": (*problems.warnings, *advice(settings))})
+
+
+def _mapping(document: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = document.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _referenced(document: Mapping[str, Any]) -> set[str]:
+    """All names, in lower case, that stand where the name of a backend belongs."""
+    found = [document.get("llm_backend"), document.get("rollback_to")]
+    for tier in _mapping(document, "tiers").values():
+        if isinstance(tier, dict):
+            found += [*_mapping(tier, "models"), tier.get("backend"), tier.get("fallback")]
+    for item in _mapping(document, "embeddings").values():
+        if isinstance(item, dict):
+            found.append(item.get("backend"))
+    return {name.lower() for name in found if isinstance(name, str)}
+
+
+def _home(kind: str, backends: Mapping[str, Any], referenced: set[str]) -> str | None:
+    """The backend that `OLLAMA_BASE_URL` or its like is about; None where the file leaves that open."""
+    by_name = next((name for name in backends if name.lower() == kind), None)
+    if by_name or not backends or kind in referenced:
+        return by_name or kind
+    same = [name for name, item in backends.items() if _kind(name, item) == kind]
+    return kind if not same else same[0] if len(same) == 1 else None
+
+
+def _kind(name: str, backend: object) -> str:
+    """The kind of a backend that is not validated yet."""
+    return str(_mapping({"backend": backend}, "backend").get("kind") or name.lower())
+
+
+def _complete_backends(merged: dict[str, Any], file_names_backends: bool, file_names_tiers: bool) -> None:
+    """Put in the built-in backends: both where the file names none, else those that something refers to.
+
+    Where the file names no tiers, the tier `standard` refers to one of each kind.
+    """
+    given = merged.get("backends") or {}
+    if not isinstance(given, dict):
+        return
+    if not file_names_backends:
+        merged["backends"] = {**{name: given.get(name, {}) for name in BUILT_IN}, **given}
+        return
+    present = {name.lower() for name in given}
+    kinds = {_kind(name, item) for name, item in given.items()}
+    referenced = _referenced(merged) | (set() if file_names_tiers else {kind for kind in BUILT_IN if kind not in kinds})
+    merged["backends"] = {**given, **{name: {} for name in BUILT_IN if name in referenced and name not in present}}
+
+
+def _complete_tiers(merged: dict[str, Any], variables: Mapping[str, Mapping[str, str]], problems: Problems) -> None:
+    """Put in the tier `standard`, made of OLLAMA_MODEL and VLLM_MODEL; variables may have given it more."""
+    tiers = merged.get("tiers") or {}
+    if not isinstance(tiers, dict) or not isinstance(merged["backends"], dict):
+        return
+    models: dict[str, str] = {}
+    for name, backend in _mapping(merged, "backends").items():
+        kind = _kind(name, backend)
+        if kind not in DEFAULT_MODELS:
+            continue
+        models[name] = DEFAULT_MODELS[kind]
+        variable = next(variable for variable, of in MODEL_VARIABLES.items() if of == kind)
+        for place, values in variables.items():
+            if values.get(variable, "").strip():
+                models[name] = values[variable].strip()
+                problems.written(("tiers", DEFAULT_TIER, "models", name), place, variable)
+    standard = _mapping(tiers, DEFAULT_TIER)
+    completed = {**standard, "models": {**models, **_mapping(standard, "models")}}
+    merged["tiers"] = {DEFAULT_TIER: completed, **{name: tier for name, tier in tiers.items() if name != DEFAULT_TIER}}
+
+
+def _warn_of_variables(written: Mapping[str, Any], every: Mapping[str, str], homes: Mapping[str, str | None], problems: Problems) -> None:
+    for variable in MODEL_VARIABLES:
+        if variable in every and _mapping(written, "tiers"):
+            problems.warn(f"{variable}: not used: the file names tiers")
+    for kind in BUILT_IN:
+        backend = _mapping(_mapping(written, "backends"), homes[kind] or "")
+        servers = backend.get("servers")
+        if f"{kind.upper()}_BASE_URL" in every and isinstance(servers, list) and len(servers) > 1:
+            problems.warn(f"{kind.upper()}_BASE_URL: takes the place of all {len(servers)} servers of backends.{homes[kind]} in the file")
+
+
+def _validated(merged: dict[str, Any], problems: Problems) -> SettingsDocument | None:
+    """The document, without what is wrong in it, so that the rest can be checked too; None where nothing is left to check."""
+    data = copy.deepcopy(merged)
+    while True:
+        try:
+            return SettingsDocument.model_validate(data)
+        except ValidationError as exc:
+            errors = exc.errors(include_url=False)
+        for error in errors:
+            found, key = _located(error["loc"], data)
+            problems.add((*found, *key), _message(error, (*found, *key)))
+        if not _cut_all(data, [_located(error["loc"], data)[0] for error in errors]):
+            return None
+
+
+def _located(loc: Iterable[int | str], data: Any) -> tuple[Path, Path]:
+    """Where an error stands in the data, and below it the key that is missing there; pydantic's own marks in `loc` are left out."""
+    path: Path = ()
+    node: Any = data
+    for part in loc:
+        inside = isinstance(node, dict) and part in node
+        if not inside and not (isinstance(node, list) and isinstance(part, int) and part < len(node)):
+            return path, (part,) if isinstance(part, str) and isinstance(node, dict) and part != "[key]" else ()
+        path, node = (*path, part), node[part]
+    return path, ()
+
+
+def _cut_all(data: Any, paths: list[Path]) -> bool:
+    """Take out what stands at `paths`, the outermost of each; False where that is the whole document."""
+    outermost = {path for path in paths if not any(path[:end] in paths for end in range(len(path)))}
+    # Later places of a list first, so that the earlier ones stay right.
+    for path in sorted(outermost, key=lambda path: [part if isinstance(part, int) else 0 for part in path], reverse=True):
+        if not path:
+            return False
+        node: Any = data
+        for part in path[:-1]:
+            node = node[part]
+        del node[path[-1]]
+    return True
+
+
+def _message(error: ErrorDetails, path: Path) -> str:
+    """One pydantic error in our words: the value, and what was expected."""
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        model = model_at(path[:-1])
+        known = list(model.model_fields) if model else []
+        return f"no such key{suggest(str(path[-1]), known) or '; ' + expected_one_of(known)}"
+    if kind == "missing":
+        model = model_at(path[:-1])
+        field = model.model_fields.get(str(path[-1])) if model else None
+        return f"missing; expected: {(field.description or '').removesuffix(' Required.') if field else 'a value'}"
+    wanted = {
+        "value_error": str(context.get("error", error["msg"])),
+        "string_type": "expected text; what looks like a number or a date stands in quotes",
+        "path_type": "expected the path of a file",
+        "string_too_short": "expected some text",
+        "too_short": "expected at least one entry",
+        "literal_error": f"expected {context.get('expected', '')}",
+        "model_type": "expected a mapping of keys",
+        "dict_type": "expected a mapping of keys",
+        "tuple_type": "expected a list",
+    }.get(kind, f"expected otherwise: {error['msg']}")
+    return f"got {shown(path, error['input'])}; {wanted}"
+
+
+def _told_sources(file: FilePath | None, variables: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
+    lines = [f"file: {file}" if file else "file: none"]
+    for place, values in variables.items():
+        used = sorted(name for name, value in values.items() if (name in VARIABLES or name.startswith(PREFIX)) and value.strip())
+        if used:
+            lines.append(f"{place}: {', '.join(used)}")
+    return tuple(lines)

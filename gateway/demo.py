@@ -1,0 +1,129 @@
+"""`gateway demo`: a gateway to talk to within a minute, in front of what runs on this machine, or of stand-ins."""
+
+import asyncio
+import os
+import tempfile
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvloop
+
+from gateway import config, simulate
+from gateway.run import serve
+
+PROBE_SECONDS = 1.0
+OLLAMA_URLS = ("http://127.0.0.1:11434",)
+VLLM_URLS = ("http://127.0.0.1:8001", "http://127.0.0.1:8000")
+STANDIN_TOKENS_PER_SECOND = 30.0  # slow enough to see a stream come
+STANDINS = {
+    "ollama": simulate.Model("qwen3-vl:8b", family="qwen3vl", vision=True, tools=True, context_length=32768),
+    "vllm": simulate.Model("Qwen/Qwen3-VL-8B-Instruct", family="qwen3vl", vision=True, tools=True, context_length=32768),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A server to stand behind the demo, and a model there."""
+
+    base_url: str
+    model: str
+    what: str
+
+
+def run() -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        OSError: the address cannot be listened on.
+        ConfigError: the environment has wrong settings.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run())
+
+
+async def _run() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with AsyncExitStack() as stack:
+            ollama = await _find_ollama() or await _stand_in(stack, "ollama")
+            vllm = await _find_vllm() or await _stand_in(stack, "vllm")
+            settings = config.load(environ=_environment(ollama, vllm, Path(folder)))
+            await serve(settings, lambda base_url: print(_welcome(base_url, settings, ollama, vllm), flush=True))
+
+
+def _environment(ollama: Found, vllm: Found, folder: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "OLLAMA_BASE_URL": ollama.base_url,
+        "OLLAMA_MODEL": ollama.model,
+        "VLLM_BASE_URL": vllm.base_url,
+        "VLLM_MODEL": vllm.model,
+        "GATEWAY_STATE_FILE": str(folder / "state.json"),
+    }
+
+
+async def _stand_in(stack: AsyncExitStack, kind: simulate.Kind) -> Found:
+    model = STANDINS[kind]
+    server = await stack.enter_async_context(simulate.running(simulate.Options(kind, (model,), tokens_per_second=STANDIN_TOKENS_PER_SECOND)))
+    return Found(server.base_url, model.name, "a stand-in, since none was found on this machine")
+
+
+async def _find_ollama() -> Found | None:
+    wanted = os.environ.get("OLLAMA_MODEL")
+    for url in _candidates("OLLAMA_BASE_URL", OLLAMA_URLS):
+        listed = await _get(f"{url}/api/tags")
+        names = [model["name"] for model in listed.get("models") or []] if listed else []
+        if names:
+            return Found(url, wanted or names[0].removesuffix(":latest"), f"found at {url}")
+    return None
+
+
+async def _find_vllm() -> Found | None:
+    wanted = os.environ.get("VLLM_MODEL")
+    for url in _candidates("VLLM_BASE_URL", VLLM_URLS):
+        listed = await _get(f"{url}/v1/models")
+        names = [model["id"] for model in listed.get("data") or [] if model.get("owned_by") == "vllm"] if listed else []
+        if names:
+            return Found(url, wanted or names[0], f"found at {url}")
+    return None
+
+
+def _candidates(variable: str, usual: tuple[str, ...]) -> tuple[str, ...]:
+    given = os.environ.get(variable)
+    return (config.normalise_base_url(given),) if given else usual
+
+
+async def _get(url: str) -> dict[str, Any] | None:
+    """A JSON object, or None for whatever else answers there, or nothing."""
+    try:
+        async with httpx2.AsyncClient(trust_env=False, timeout=PROBE_SECONDS) as client:
+            answer = await client.get(url)
+        body = answer.json()
+    except (httpx2.HTTPError, ValueError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _welcome(base_url: str, settings: config.Settings, ollama: Found, vllm: Found) -> str:
+    key = "YOUR-KEY" if settings.api_keys else "any"
+    other = "vllm" if settings.llm_backend == "ollama" else "ollama"
+    return f"""
+  The gateway serves {base_url}/v1, now from {settings.llm_backend}.
+    ollama  {ollama.model}  ({ollama.what})
+    vllm    {vllm.model}  ({vllm.what})
+
+  In another terminal:
+
+    curl {base_url}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
+      -d '{{"model": "{settings.default_tier}", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+
+  From Python (pip install langchain-openai):
+
+    from langchain_openai import ChatOpenAI
+    chat = ChatOpenAI(base_url="{base_url}/v1", api_key="{key}", model="{settings.default_tier}")
+    print(chat.invoke("Hello!").content)
+
+  The same from {other}: stop this with Ctrl-C, then   LLM_BACKEND={other} make run
+"""

@@ -1,0 +1,224 @@
+"""Every answer other than success that a client can get, as one tree.
+
+    GatewayError
+    ├─ InvalidRequest 400          ├─ InvalidJson, UnsupportedParameter, InvalidImage, InvalidImageUrl, ContextLengthExceeded
+    ├─ InvalidApiKey 401           Forbidden 403        ModelNotFound 404     NotFound 404     MethodNotAllowed 405
+    ├─ RequestTimeout 408          RequestTooLarge 413  UnsupportedMediaType 415               HeadersTooLarge 431
+    ├─ UpstreamError 502           LoopDetected 508
+    ├─ QueueFull, QueueTimeout, BackendUnavailable, ShuttingDown 503
+    ├─ UpstreamTimeout 504
+    └─ ClientLeft 499              counted and logged, never sent
+
+A message names the thing and what to do next; never a host, a path, a prompt, a completion or a key.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import orjson
+
+Outcome = Literal["ok", "client_error", "rejected", "upstream_error", "timeout", "cancelled"]
+"""How an exchange ended; a label of `gateway_requests_total`."""
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+
+
+class GatewayError(Exception):
+    """One answer that a client can get: `status`, `type`, `code` and `param` of OpenAI's error object.
+
+    `retry_after` is in whole seconds. `headers` come on top of the common ones.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = SERVER_ERROR
+    code: ClassVar[str | None] = None
+    outcome: ClassVar[Outcome] = "client_error"
+    headers: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+    def envelope(self) -> bytes:
+        """The JSON body: `{"error": {"message", "type", "param", "code"}}`."""
+        return envelope(self.message, self.type, self.param, self.code)
+
+    def answer_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers that belong to this error, lower case."""
+        pairs = [(name.encode(), value.encode()) for name, value in self.headers.items()]
+        if self.retry_after is not None:
+            pairs.append((b"retry-after", b"%d" % self.retry_after))
+        return pairs
+
+
+def envelope(message: str, type: str, param: str | None, code: str | None) -> bytes:
+    """OpenAI's error object as JSON."""
+    return orjson.dumps({"error": {"message": message, "type": type, "param": param, "code": code}})
+
+
+class InvalidRequest(GatewayError):
+    status = 400
+    type = INVALID_REQUEST
+    code = "invalid_value"
+
+
+class InvalidJson(InvalidRequest):
+    code = "invalid_json"
+
+
+class UnsupportedParameter(InvalidRequest):
+    code = "unsupported_parameter"
+
+
+class InvalidImage(InvalidRequest):
+    code = "invalid_image"
+
+
+class InvalidImageUrl(InvalidRequest):
+    code = "invalid_image_url"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """The message carries the code too: LangChain raises its own error by that word in the text."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, limit: int | None = None) -> None:
+        known = f"This model's maximum context length is {limit} tokens. " if limit else ""
+        super().__init__(f"{known}The messages and the tokens to generate do not fit the model's context (context_length_exceeded).", param="messages")
+
+
+class InvalidApiKey(GatewayError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+    headers: ClassVar[Mapping[str, str]] = {"www-authenticate": "Bearer"}
+
+    def __init__(self) -> None:
+        super().__init__("Incorrect or missing API key. Send it as 'Authorization: Bearer KEY'.")
+
+
+class Forbidden(GatewayError):
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
+class ModelNotFound(GatewayError):
+    status = 404
+    type = INVALID_REQUEST
+    code = "model_not_found"
+
+
+class NotFound(GatewayError):
+    status = 404
+    type = INVALID_REQUEST
+    code = "not_found"
+
+
+class MethodNotAllowed(GatewayError):
+    status = 405
+    type = INVALID_REQUEST
+    code = "method_not_allowed"
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(f"This path takes {allowed} only.")
+        self.allowed = allowed
+
+    def answer_headers(self) -> list[tuple[bytes, bytes]]:
+        return [*super().answer_headers(), (b"allow", self.allowed.encode())]
+
+
+class RequestTimeout(GatewayError):
+    status = 408
+    type = INVALID_REQUEST
+    code = "request_timeout"
+
+
+class RequestTooLarge(GatewayError):
+    status = 413
+    type = INVALID_REQUEST
+    code = "request_too_large"
+
+
+class UnsupportedMediaType(GatewayError):
+    status = 415
+    type = INVALID_REQUEST
+    code = "unsupported_media_type"
+
+
+class HeadersTooLarge(GatewayError):
+    status = 431
+    type = INVALID_REQUEST
+    code = "headers_too_large"
+
+
+class UpstreamError(GatewayError):
+    """The backend failed. `reason` is a label of `gateway_upstream_errors_total`."""
+
+    status = 502
+    code = "upstream_error"
+    outcome = "upstream_error"
+
+    def __init__(self, reason: str, message: str = "The model backend failed to answer.") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class LoopDetected(GatewayError):
+    status = 508
+    code = "loop_detected"
+    outcome = "upstream_error"
+
+    def __init__(self) -> None:
+        super().__init__("This request came from this gateway itself: the address of one of its backends leads back to it. Check OLLAMA_BASE_URL and VLLM_BASE_URL.")
+
+
+class Overloaded(GatewayError):
+    """503 with `Retry-After`: this gateway or the backend has no room."""
+
+    status = 503
+    outcome = "rejected"
+
+
+class QueueFull(Overloaded):
+    code = "queue_full"
+
+
+class QueueTimeout(Overloaded):
+    code = "queue_timeout"
+
+
+class BackendUnavailable(Overloaded):
+    code = "backend_unavailable"
+
+
+class ShuttingDown(Overloaded):
+    code = "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("The gateway is shutting down. Try again.", retry_after=5)
+
+
+class UpstreamTimeout(GatewayError):
+    """No first piece, no next piece, or no end in time. Not to be tried again: the next try would wait as long."""
+
+    status = 504
+    code = "upstream_timeout"
+    outcome = "timeout"
+    headers: ClassVar[Mapping[str, str]] = {"x-should-retry": "false"}
+
+    def __init__(self, phase: str) -> None:
+        super().__init__(f"The model backend did not answer in time ({phase}).")
+        self.phase = phase
+
+
+class ClientLeft(GatewayError):
+    status = 499
+    outcome = "cancelled"
+
+    def __init__(self) -> None:
+        super().__init__("The client left.")

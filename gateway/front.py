@@ -1,0 +1,479 @@
+"""The door: uvicorn's httptools protocol with deadlines, bounds, strict framing, write stalls and errors in our shape.
+
+What it does that uvicorn does not (facts of uvicorn 0.54, httptools 0.9):
+
+- Head and body have deadlines, the head has bounds, and a client that takes no byte of its answer is cut off.
+- A head goes to the application only if its framing has one reading. llhttp, with no leniency, refuses most of what has two; `_check_*` do
+  the rest. All refusals are JSON and close the connection, and nothing of the request is echoed.
+- A second request before the first answer is whole is dropped, and the connection closes after the first. Reading goes on, so a
+  client that leaves is still seen.
+- End of input means that the client has left, even if it only closed its sending side: no known client of this API half-closes.
+- `Upgrade` is taken out of the head before the parser sees it, since httptools hands over no body once it has seen one.
+"""
+
+import asyncio
+import logging
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from httptools import HttpParserError, HttpRequestParser
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
+from uvicorn.server import ServerState
+
+from gateway.cycle import Cycle, Scope, error_answer
+
+_NEVER = math.inf
+_HIGH_WATER = 65536  # bytes, of a body that the application has not read and of an answer that the client has not taken
+_BODY_BYTES_PER_SECOND = 65536
+_HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+")
+_HEAD, _BODY, _ANSWER, _LINGER, _CLOSED = range(5)
+
+_log = logging.getLogger("gateway.front")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a client may take. Times in seconds.
+
+    The body has `body_seconds` in all, and a second more for every 64 KiB of it that have come. Time in which the door itself does not
+    read, because the application leaves 64 KiB unread, does not count.
+    """
+
+    idle_seconds: float = 10
+    """From accepting a connection to its first byte."""
+    header_seconds: float = 10
+    """From the first byte of a head to its end."""
+    body_seconds: float = 30
+    keep_alive_seconds: float = 75
+    """From an answer to the next request; longer than clients and proxies commonly keep a connection (60)."""
+    write_stall_seconds: float = 60
+    """Without one byte of a waiting answer taken; found out within a quarter more."""
+    linger_seconds: float = 5
+    """After an answer that came before the end of its request: so long the rest is read, since closing at once would reset the answer."""
+    max_header_bytes: int = 65536
+    max_header_count: int = 100
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, code: str, message: str) -> None:
+        self.answer = (status, code, message)
+
+
+class _Upgrade(Exception):
+    """The head asks for another protocol."""
+
+
+class _SecondRequest(Exception):
+    """Bytes of a further request behind a whole one."""
+
+
+def _invalid(message: str) -> _Refused:
+    return _Refused(400, "invalid_value", message)
+
+
+class Door(HttpToolsProtocol):
+    """One client's connection. Its states: head → body → answer → head …, or → linger → closed.
+
+    There is one timer, never earlier than the nearest deadline when it was set and moved forward when it fires, so that a keep-alive
+    request costs none.
+    """
+
+    bounds = Bounds()
+    on_message_begin = None  # type: ignore[assignment]  # httptools then calls nothing
+
+    def __init__(
+        self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.parser = HttpRequestParser(self)  # uvicorn's own is lenient about data after `Connection: close`
+        self._state = _HEAD
+        self._cycle: Cycle | None = None
+        self._scope: Scope | None = None
+        self._raw: bytes | bytearray = b""  # the head, as far as it has come
+        self._url = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._host: bytes | None = None  # the last one that was checked
+        self._received = 0  # bytes of this request
+        self._size = 0  # what they should come to; -1 when chunks tell
+        self._second_request = False
+        self._last_request = False
+        self._body_since = 0.0
+        self._read_paused_at: float | None = None
+        self._deadline = _NEVER
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = _NEVER
+        self._write_paused = False
+        self._write_deadline = _NEVER
+        self._unsent = 0
+        self._taken_at = 0.0
+
+    # The transport's calls.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        self.connections.add(self)
+        self.transport = transport
+        transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self._common = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "server": get_local_addr(transport),
+            "client": get_remote_addr(transport),
+            "scheme": "https" if is_ssl(transport) else "http",
+            "root_path": self.root_path,
+        }
+        self._arm(self.bounds.idle_seconds)
+
+    def data_received(self, data: bytes) -> None:
+        state = self._state
+        if state == _HEAD:
+            if self._raw:
+                self._raw += data
+            else:
+                if data[0] in b"\r\n":  # blank lines before a request, RFC 9112 §2.2
+                    data = data.lstrip(b"\r\n")
+                    if not data:
+                        return
+                self._raw = data
+            self._received = len(self._raw)
+            self._parse(data)
+        elif state == _BODY:
+            self._received += len(data)
+            self._parse(data)
+        elif state == _ANSWER and data.strip(b"\r\n"):
+            self._drop_second_request()
+
+    def eof_received(self) -> None:
+        cycle = self._cycle
+        if cycle is None or cycle.complete or cycle.gone:
+            self._close()
+        else:
+            self.transport.abort()  # not close: what the client has not taken would hold the connection
+            cycle.leave()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.discard(self)
+        self._state = _CLOSED
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.parser = None  # type: ignore[assignment]  # it holds this object
+        cycle, self._cycle = self._cycle, None
+        if cycle is not None:
+            cycle.leave()
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        self._watch_writes()
+        if self._cycle is not None:
+            self._cycle.pause()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._state < _LINGER:  # after that, what is left must be taken too
+            self._write_deadline = _NEVER
+        if self._cycle is not None:
+            self._cycle.resume()
+
+    # The server's calls.
+
+    def shutdown(self) -> None:
+        """Close after the running request, or at once if none has begun. May be called again."""
+        self._last_request = True
+        if self._state == _HEAD and not self._raw:
+            self._close()
+        elif self._cycle is not None:
+            self._cycle.keep_alive = False
+
+    def abort(self) -> None:
+        """Close at once, whatever is unsent."""
+        self.transport.abort()
+
+    # Parsing.
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except HttpParserError as error:
+            if self._state != _ANSWER:
+                self._refuse_or_reread(error)
+                return
+            self._drop_second_request()  # the request is whole: what follows it does not parse, or must not be parsed yet
+        if self._state == _HEAD:
+            self._await_head()
+            return
+        if self._scope is not None:
+            assert self._cycle is not None
+            scope, self._scope = self._scope, None
+            self._raw = b""
+            self._cycle.start(self.loop, self.app, scope, self.tasks)
+            if self._state == _BODY:
+                self._body_since = self.loop.time()
+                self._arm(self.bounds.body_seconds)
+        if self._state == _ANSWER:
+            surplus = self._received - self._size if self._size >= 0 else int(data[-1] != 10)
+            if surplus and data[-surplus:].strip(b"\r\n"):
+                self._drop_second_request()
+        elif self._size < 0:
+            self._check_overhead()
+
+    def _refuse_or_reread(self, error: HttpParserError) -> None:
+        cause = error.__context__  # what a callback of ours raised
+        if cause is None:
+            self._refuse(400, "invalid_value", "The request is not valid HTTP/1.1.")
+        elif isinstance(cause, _Refused):
+            self._refuse(*cause.answer)
+        elif isinstance(cause, _Upgrade):
+            self._reread_without_upgrade()
+        else:
+            raise error
+
+    def _reread_without_upgrade(self) -> None:
+        """Serve the request as the HTTP/1.1 that it is (RFC 9110 §7.8 lets a server ignore the wish)."""
+        head, blank, rest = bytes(self._raw).partition(b"\r\n\r\n")
+        lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"upgrade:")]
+        self._raw = b"\r\n".join(lines) + blank + rest
+        self._received = len(self._raw)
+        self.parser = HttpRequestParser(self)
+        self._url = b""
+        self._parse(self._raw)
+
+    def _await_head(self) -> None:
+        if len(self._raw) > self.bounds.max_header_bytes:
+            self._refuse(431, "headers_too_large", "The headers of the request are too large.")
+        elif isinstance(self._raw, bytes):  # its first piece
+            self._raw = bytearray(self._raw)
+            self._arm(self.bounds.header_seconds)
+
+    def on_url(self, url: bytes) -> None:
+        if self._state != _HEAD:
+            raise _SecondRequest
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        headers, self._fields = self._fields, []  # what comes later are trailers, which nobody sees
+        url, self._url = self._url, b""
+        fields = dict(headers)
+        if b"upgrade" in fields:
+            raise _Upgrade
+        raw_method = self.parser.get_method()
+        http11 = self._raw.startswith(b"%b %b HTTP/1.1\r\n" % (raw_method, url))
+        method = raw_method.decode()
+        end = self._raw.find(b"\r\n\r\n") + 4
+        if end > self.bounds.max_header_bytes or len(headers) > self.bounds.max_header_count:
+            raise _Refused(431, "headers_too_large", "The headers of the request are too large, or too many.")
+        if not http11:
+            self._check_http10(raw_method, url, fields)
+        host = fields.get(b"host")
+        if host != self._host:
+            self._check_host(host)
+        if len(fields) != len(headers) and [name for name, _ in headers].count(b"host") > 1:
+            raise _invalid("The request has more than one Host header.")
+        if b"transfer-encoding" in fields:
+            if fields[b"transfer-encoding"].lower() != b"chunked":
+                raise _invalid("The only Transfer-Encoding that is served is 'chunked'.")
+            self._size = -1
+        else:
+            self._size = end + int(fields.get(b"content-length", 0))
+        raw_path, _, query = url.partition(b"?")
+        if b"#" in url or not (raw_path.startswith(b"/") or (raw_path == b"*" and method == "OPTIONS")) or method == "CONNECT":
+            raise _invalid("The request target must be a path that begins with '/'.")
+        path = raw_path.decode("ascii")
+        cycle = self._cycle = Cycle(
+            self,
+            self.transport,
+            fields,
+            method == "HEAD",
+            http11,
+            http11 and self.parser.should_keep_alive() and not self._last_request,
+            self._write_paused,
+        )
+        self._scope = {
+            **self._common,
+            "http_version": "1.1" if http11 else "1.0",
+            "method": method,
+            "path": self.root_path + (unquote(path) if "%" in path else path),
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": headers,
+            "state": self.app_state.copy(),
+            "extensions": {"gateway.client": cycle},
+        }
+        self._state = _BODY
+
+    def _check_http10(self, method: bytes, url: bytes, fields: dict[bytes, bytes]) -> None:
+        """llhttp takes 0.9, 2.0, RTSP, ICE and further blanks in the request line too."""
+        if not self._raw.startswith(b"%b %b HTTP/1.0\r\n" % (method, url)):
+            raise _invalid("The request line is not one of HTTP/1.1.")
+        if b"transfer-encoding" in fields:
+            raise _invalid("HTTP/1.0 knows no Transfer-Encoding.")
+        if b"host" not in fields:
+            self._host = None
+
+    def _check_host(self, host: bytes | None) -> None:
+        if host is None or _HOST.fullmatch(host) is None:
+            raise _invalid("The request needs one Host header with a host name or address.")
+        self._host = host
+
+    def _check_overhead(self) -> None:
+        """Chunk extensions and trailers reach nobody; without a bound they could come for ever."""
+        assert self._cycle is not None
+        body = self._cycle.body_bytes
+        if self._received - body > 2 * self.bounds.max_header_bytes + 8 * body:  # chunks of one byte take 5 bytes each
+            self._refuse(400, "invalid_value", "The chunks of the request's body hold too little.")
+
+    def on_body(self, body: bytes) -> None:
+        assert self._cycle is not None
+        self._cycle.add_body(body)
+        if self._cycle.unread > _HIGH_WATER and self._read_paused_at is None and not self.transport.is_closing():
+            self._read_paused_at = self.loop.time()
+            self.transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        assert self._cycle is not None
+        self._state = _ANSWER
+        self._deadline = _NEVER
+        self.resume_body()  # else nobody would see the client leave
+        self._cycle.end_body()
+
+    # The cycle's calls.
+
+    def resume_body(self) -> None:
+        if self._read_paused_at is not None:
+            self._body_since += self.loop.time() - self._read_paused_at
+            self._read_paused_at = None
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def add_unsent(self, size: int) -> None:
+        self._unsent += size
+
+    def answered(self) -> None:
+        self.server_state.total_requests += 1
+        assert self._cycle is not None
+        if self._state == _ANSWER and self._cycle.keep_alive:
+            self._state = _HEAD
+            self._arm(self.bounds.keep_alive_seconds)
+        else:
+            self.give_up()
+
+    def give_up(self) -> None:
+        if self._state == _ANSWER and not self._second_request:
+            self._close()
+        else:
+            self._linger()
+
+    # Endings.
+
+    def _drop_second_request(self) -> None:
+        assert self._cycle is not None
+        self._second_request = True
+        self._cycle.keep_alive = False
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answer instead of the application, which has seen nothing or is told that its client is gone."""
+        cycle = self._cycle
+        running = cycle is not None and not cycle.complete
+        self._scope = None
+        if running and cycle.started:
+            self.transport.abort()
+        else:
+            self.transport.write(error_answer(status, code, message))
+            self._linger()
+        if running:
+            cycle.leave()
+
+    def _linger(self) -> None:
+        """Read on and drop it until the client has closed: unread input would make the kernel reset the connection, and lose the answer."""
+        self._state = _LINGER
+        self.resume_body()
+        if self.transport.is_closing():
+            return
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._arm(self.bounds.linger_seconds)
+        self._watch_writes()
+
+    def _close(self) -> None:
+        """Close once the answer is sent; `_check_writes` aborts if the client does not take it."""
+        self._state = _CLOSED
+        self._deadline = _NEVER
+        self.transport.close()
+        self._watch_writes()
+
+    # Deadlines.
+
+    def _arm(self, seconds: float) -> None:
+        self._deadline = self.loop.time() + seconds
+        self._set_timer(self._deadline)
+
+    def _set_timer(self, when: float) -> None:
+        if self._timer is not None:
+            if self._timer_at <= when:
+                return
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self.loop.call_at(when, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now = self.loop.time()
+        if now >= self._write_deadline:
+            self._check_writes(now)
+        if now >= self._deadline:
+            self._deadline = _NEVER
+            self._on_deadline(now)
+        nearest = min(self._deadline, self._write_deadline)
+        if nearest != _NEVER and not (self._state == _CLOSED and self.transport.get_write_buffer_size() == 0):
+            self._set_timer(nearest)
+
+    def _on_deadline(self, now: float) -> None:
+        if self._state == _BODY:
+            if self._read_paused_at is not None:
+                self._arm(self.bounds.body_seconds)
+                return
+            allowed = self.bounds.body_seconds + self._received / _BODY_BYTES_PER_SECOND
+            if now < self._body_since + allowed:
+                self._deadline = self._body_since + allowed
+                return
+            self._refuse(408, "request_timeout", "The body of the request did not come in time.")
+        elif self._state == _HEAD and self._raw:
+            self._refuse(408, "request_timeout", "The headers of the request did not come in time.")
+        else:
+            self._close()
+
+    def _watch_writes(self) -> None:
+        size = self.transport.get_write_buffer_size()
+        if size and self._write_deadline == _NEVER:
+            self._unsent = size
+            self._taken_at = self.loop.time()
+            self._next_write_check(self._taken_at)
+
+    def _next_write_check(self, now: float) -> None:
+        self._write_deadline = now + self.bounds.write_stall_seconds / 4
+        self._set_timer(self._write_deadline)
+
+    def _check_writes(self, now: float) -> None:
+        size = self.transport.get_write_buffer_size()
+        self._write_deadline = _NEVER
+        if size == 0:
+            return
+        if size < self._unsent:
+            self._taken_at = now
+        elif now - self._taken_at >= self.bounds.write_stall_seconds:
+            self.transport.abort()
+            return
+        self._unsent = size
+        self._next_write_check(now)
+
+
+def door(bounds: Bounds) -> type[Door]:
+    """The protocol class for `uvicorn.Config(http=...)` with these bounds."""
+    return type("BoundDoor", (Door,), {"bounds": bounds})

@@ -1,0 +1,142 @@
+"""Asks each server, without spending a token, whether it lives and which models it has, and says at the start in plain words what it found."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Literal
+
+import httpx2
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+
+from gateway.backends.backend import VIA, Backend, Server
+from gateway.config import Settings
+
+PROBE_SECONDS = 2.0
+FIRST_ATTEMPTS = 3
+FIRST_WAIT = 0.3
+FAILURES_TO_DOWN = 2
+MAX_LISTED = 8
+
+Finding = Literal["up", "unreachable", "refused_key", "itself", "no_models"]
+
+_log = logging.getLogger("gateway.health")
+
+
+class Health:
+    """Probes of the backends that a tier can reach. `on_change` is called when a server came up or its models changed."""
+
+    def __init__(self, settings: Settings, backends: dict[str, Backend], gateway_id: bytes, on_change: Callable[[Backend], None]) -> None:
+        self._settings = settings
+        self._gateway_id = gateway_id
+        self._on_change = on_change
+        used = {name for tier in settings.tiers.values() for name in tier.models} | {e.backend for e in settings.embeddings.values()}
+        self._backends = [backend for name, backend in backends.items() if name in used]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._first: asyncio.Event = asyncio.Event()
+
+    @property
+    def backends(self) -> list[Backend]:
+        """Those that are probed."""
+        return self._backends
+
+    @property
+    def has_asked_all(self) -> bool:
+        """Every server has been asked once, whatever it said."""
+        return self._first.is_set()
+
+    async def __aenter__(self) -> "Health":
+        pairs = [(backend, server) for backend in self._backends for server in backend.servers]
+        self._tasks = [asyncio.create_task(self._ask_all(pairs)), *(asyncio.create_task(self._watch(*pair)) for pair in pairs)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _ask_all(self, pairs: list[tuple[Backend, Server]]) -> None:
+        try:
+            await asyncio.gather(*(self._first_report(*pair) for pair in pairs))
+        finally:
+            self._first.set()
+
+    async def _first_report(self, backend: Backend, server: Server) -> None:
+        again = AsyncRetrying(
+            stop=stop_after_attempt(FIRST_ATTEMPTS), wait=wait_fixed(FIRST_WAIT), retry=retry_if_exception_type(httpx2.RequestError), reraise=True
+        )
+        finding: Finding
+        try:
+            finding = await again(self._ask, backend, server)
+        except httpx2.RequestError:
+            finding = "unreachable"
+            server.up = False
+        self._report(backend, server, finding)
+
+    async def _watch(self, backend: Backend, server: Server) -> None:
+        await self._first.wait()
+        failures = FAILURES_TO_DOWN if server.up is False else 0
+        while True:
+            await asyncio.sleep(backend.settings.probe_interval)
+            try:
+                finding = await self._ask(backend, server)
+            except httpx2.RequestError:
+                finding = "unreachable"
+            was_up = server.up
+            failures = 0 if finding == "up" else failures + 1
+            if failures >= FAILURES_TO_DOWN:
+                server.up = False
+            if server.up != was_up:
+                self._report(backend, server, finding)
+                self._on_change(backend)
+
+    async def _ask(self, backend: Backend, server: Server) -> Finding:
+        """One probe: the list of models. Sets `up` and `discovered` where it was answered."""
+        origin = server.pool.origin
+        url = f"{'https' if origin.tls else 'http'}://{origin.authority}{origin.prefix}{backend.dialect.models_path}"
+        headers = [*backend.headers(), (VIA.decode(), self._gateway_id.decode())]
+        async with httpx2.AsyncClient(trust_env=False, verify=origin.tls or False, timeout=PROBE_SECONDS) as client:
+            answer = await client.get(url, headers=headers)
+        if answer.status_code == 508:
+            return "itself"
+        if answer.status_code in (401, 403):
+            return "refused_key"
+        if answer.status_code != 200:
+            return "unreachable" if answer.status_code >= 500 else "no_models"
+        before = server.discovered
+        server.discovered = backend.dialect.models(answer.content)
+        server.up = True
+        if before is not None and before != server.discovered:
+            self._on_change(backend)
+        return "up"
+
+    # In plain words
+
+    def _report(self, backend: Backend, server: Server, finding: Finding) -> None:
+        origin = server.pool.origin
+        where = f"backend {server.name} ({backend.kind}) at {origin.authority}{origin.prefix}"
+        if finding == "up":
+            models = sorted({name.removesuffix(":latest") for name in server.discovered or {}})
+            _log.info("%s: reachable, models there: %s", where, _listed(models))
+            if len(backend.servers) == 1 or all(s.discovered is not None for s in backend.servers):
+                self._report_missing(backend)
+        elif finding == "itself":
+            _log.error("%s: this is the gateway itself; set the address of the %s server, not the gateway's", where, backend.kind)
+        elif finding == "refused_key":
+            _log.error("%s: reachable, but it refuses the key; check the backend's api_key", where)
+        elif finding == "no_models":
+            _log.error("%s: something answers there, but not a server of kind %s", where, backend.kind)
+        else:
+            _log.warning("%s: not reachable; requests to it fail until it is", where)
+
+    def _report_missing(self, backend: Backend) -> None:
+        for tier in self._settings.tiers.values():
+            model = tier.models.get(backend.name)
+            if model is not None and not any(server.serves(model) for server in backend.servers):
+                there = sorted({name.removesuffix(":latest") for server in backend.servers for name in server.discovered or {}})
+                _log.warning("tier %s wants the model %r of backend %s, which is not there; there is: %s", tier.name, model, backend.name, _listed(there))
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")

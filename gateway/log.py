@@ -1,0 +1,123 @@
+"""Logs on standard error: one line for each exchange, and plain sentences for the operator. No prompt, completion or key is ever given to it."""
+
+import asyncio
+import logging
+import sys
+import time
+from typing import BinaryIO
+
+import orjson
+
+from gateway.metering import Exchange
+
+FLUSH_SECONDS = 0.2
+"""Lines of exchanges are written together: one system call for many."""
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line. Of an exception only its class and where it was raised: its text may hold what a client sent."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {"time": _timestamp(record.created), "level": record.levelname.lower(), "event": record.getMessage()}
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = record.exc_info[0].__name__
+            line["at"] = _places(record)
+        return orjson.dumps(line).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """For people at a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.levelname.lower():7} {record.getMessage()}"
+        if record.exc_info and record.exc_info[0] is not None:
+            text += f" [{record.exc_info[0].__name__} at {', '.join(_places(record))}]"
+        return text
+
+
+def _places(record: logging.LogRecord) -> list[str]:
+    places = []
+    trace = record.exc_info[2] if record.exc_info else None
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{code.co_qualname}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return places[-5:]
+
+
+def _timestamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds * 1000) % 1000:03d}Z"
+
+
+def configure(as_json: bool) -> None:
+    """Send the logs of the gateway, and warnings of the libraries, to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("gateway").setLevel(logging.INFO)
+
+
+class ExchangeLog:
+    """Writes one line for each exchange, batched; `flush` on the way out."""
+
+    def __init__(self, as_json: bool, out: BinaryIO | None = None) -> None:
+        self._as_json = as_json
+        self._out = out or sys.stderr.buffer
+        self._lines: list[bytes] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def write(self, exchange: Exchange) -> None:
+        self._lines.append(_json_line(exchange) if self._as_json else _text_line(exchange))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+
+    def flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._out.write(b"".join(lines))
+            self._out.flush()
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 1)
+
+
+def _json_line(exchange: Exchange) -> bytes:
+    usage = exchange.usage
+    return orjson.dumps(
+        {
+            "time": _timestamp(time.time()),
+            "level": "info",
+            "event": "exchange",
+            "request_id": exchange.request_id,
+            "key_id": exchange.key_id,
+            "endpoint": exchange.endpoint,
+            "tier": exchange.tier,
+            "backend": exchange.backend,
+            "model": exchange.model,
+            "stream": exchange.stream,
+            "status": exchange.status,
+            "code": exchange.code,
+            "outcome": exchange.outcome,
+            "duration_ms": _milliseconds(exchange.duration),
+            "queue_ms": _milliseconds(exchange.queue_wait),
+            "ttft_ms": _milliseconds(exchange.time_to_first_token),
+            "prompt_tokens": usage and usage.prompt_tokens,
+            "completion_tokens": usage and usage.completion_tokens,
+            "attempts": exchange.attempts,
+        },
+        option=orjson.OPT_APPEND_NEWLINE,
+    )
+
+
+def _text_line(exchange: Exchange) -> bytes:
+    tokens = f", {exchange.usage.prompt_tokens}+{exchange.usage.completion_tokens} tokens" if exchange.usage else ""
+    where = f"{exchange.tier} on {exchange.backend}"
+    code = f" {exchange.code}" if exchange.code else ""
+    text = f"{time.strftime('%H:%M:%S')} info    {exchange.status}{code} {where}, {exchange.duration:.3f} s{tokens} [{exchange.request_id}]\n"
+    return text.encode()

@@ -1,0 +1,224 @@
+"""What is not hot, on FastAPI: the lists of models, health, metrics, the operator's status, and the API's own description."""
+
+import time
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, JSONResponse
+from prometheus_client.exposition import choose_encoder
+from starlette.exceptions import HTTPException
+
+from gateway import __version__
+from gateway.admission import Lane
+from gateway.auth import Keys
+from gateway.backends.backend import Backend
+from gateway.config import Settings
+from gateway.errors import GatewayError, MethodNotAllowed, ModelNotFound, NotFound
+from gateway.guard import Guard
+from gateway.health import Health
+from gateway.metrics import Metrics
+from gateway.page import add_chat, api_page
+from gateway.routing import PublicModel, Routing
+
+LANES: tuple[Lane, ...] = ("text", "vision")
+
+
+class Operations:
+    """Answers about the gateway itself. `is_ready` is False while it starts or drains."""
+
+    def __init__(self, settings: Settings, backends: dict[str, Backend], routing: Routing, health: Health, metrics: Metrics) -> None:
+        self._settings = settings
+        self._backends = backends
+        self._routing = routing
+        self._health = health
+        self._metrics = metrics
+        self._created = int(time.time())
+        self.is_stopping = False
+
+    # Models
+
+    def models(self) -> dict[str, Any]:
+        data = [self._model(public) for public in self._routing.public_models()]
+        data += [{"id": name, "object": "model", "created": self._created, "owned_by": "gateway"} for name in self._settings.embeddings]
+        return {"object": "list", "data": data}
+
+    def model(self, name: str) -> dict[str, Any]:
+        """Raises `ModelNotFound`."""
+        for public in self._routing.public_models():
+            if public.name.lower() == name.lower():
+                return self._model(public)
+        raise ModelNotFound(f"The model {name!r} does not exist here." if name.isprintable() and len(name) <= 256 else "This model does not exist here.")
+
+    def _model(self, public: PublicModel) -> dict[str, Any]:
+        entry: dict[str, Any] = {"id": public.name, "object": "model", "created": self._created, "owned_by": "gateway"}
+        known = [self._backends[backend].context_length(model) for backend, model in public.tier.models.items()]
+        lengths = [length for length in known if length is not None]
+        if lengths:  # the smaller side's, so that a switch breaks nobody
+            entry["context_length"] = entry["max_model_len"] = min(lengths)
+        return entry
+
+    # Health
+
+    def readiness(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of `/readyz`."""
+        if self.is_stopping or not self._health.has_asked_all:
+            return 503, {"status": "draining" if self.is_stopping else "starting", "unserved_tiers": []}
+        unserved = [tier.name for tier in self._settings.tiers.values() if not self._is_served(tier.name)]
+        return 200, {"status": "ready", "unserved_tiers": unserved}
+
+    def _is_served(self, tier_name: str) -> bool:
+        tier = self._settings.tiers[tier_name]
+        backend = self._routing.active_backend(tier)
+        return any(server.is_up() and server.serves(tier.models[backend]) for server in self._backends[backend].servers)
+
+    def status(self) -> dict[str, Any]:
+        """Body of `/ops/status`."""
+        return {
+            "version": __version__,
+            "ready": self.readiness()[1],
+            "backends": {backend.name: self._backend_status(backend) for backend in self._backends.values()},
+            "tiers": {
+                tier.name: {"active_backend": self._routing.active_backend(tier), "pinned": tier.backend is not None, "models": tier.models}
+                for tier in self._settings.tiers.values()
+            },
+        }
+
+    def _backend_status(self, backend: Backend) -> dict[str, Any]:
+        admission = backend.admission
+        limits = backend.settings.limits
+        return {
+            "kind": backend.kind,
+            "up": backend.is_up,
+            "running": {lane: admission.running(lane) for lane in LANES},
+            "waiting": {lane: admission.waiting(lane) for lane in LANES},
+            "limits": {
+                name: getattr(limits, name) for name in ("max_concurrency", "vision_concurrency", "max_queue", "vision_max_queue", "queue_timeout")
+            },
+            "servers": [
+                {
+                    "name": server.name,
+                    "up": server.up,
+                    "running": server.running,
+                    "connections": server.pool.open_connections,
+                    "models": None if server.discovered is None else sorted(server.discovered),
+                }
+                for server in backend.servers
+            ],
+        }
+
+    # Metrics
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Prometheus text or OpenMetrics, as `accept` asks, and its content type."""
+        metrics = self._metrics
+        for backend in self._health.backends:
+            for lane in LANES:
+                metrics.running.labels(backend.name, lane).set(backend.admission.running(lane))
+                metrics.waiting.labels(backend.name, lane).set(backend.admission.waiting(lane))
+            metrics.backend_up.labels(backend.name).set(backend.is_up)
+        for tier in self._settings.tiers.values():
+            for name in tier.models:
+                metrics.active_backend.labels(tier.name, name).set(name == self._routing.active_backend(tier))
+        encode, content_type = choose_encoder(accept)
+        return encode(metrics.registry), content_type
+
+
+def build(operations: Operations, keys: Keys, admin: Guard, metrics_guard: Guard) -> FastAPI:
+    """The application of everything but the hot paths."""
+
+    def client(request: Request) -> None:
+        keys.identify(request.scope["headers"])
+
+    def operator(request: Request) -> None:
+        admin.check(request.client.host if request.client else None, request.scope["headers"])
+
+    def scraper(request: Request) -> None:
+        metrics_guard.check(request.client.host if request.client else None, request.scope["headers"])
+
+    app = _bare_app()
+    for prefix in ("/v1", ""):
+        in_schema = prefix == "/v1"
+
+        @app.get(f"{prefix}/models", dependencies=[Depends(client)], include_in_schema=in_schema, summary="Tiers, aliases and embedding models")
+        async def models() -> dict[str, Any]:
+            return operations.models()
+
+        @app.get(f"{prefix}/models/{{name:path}}", dependencies=[Depends(client)], include_in_schema=in_schema, summary="One of them")
+        async def model(name: str) -> dict[str, Any]:
+            return operations.model(name)
+
+    _add_probes(app, operations)
+    _add_metrics(app, operations, [Depends(scraper)])
+
+    @app.get("/ops/status", dependencies=[Depends(operator)], summary="Backends, tiers and what runs")
+    async def status() -> dict[str, Any]:
+        return operations.status()
+
+    _add_description(app)
+    return app
+
+
+def build_metrics_port(operations: Operations) -> FastAPI:
+    """The application of `GATEWAY_METRICS_PORT`: unguarded."""
+    app = _bare_app()
+    _add_probes(app, operations)
+    _add_metrics(app, operations, [])
+    return app
+
+
+def _bare_app() -> FastAPI:
+    app = FastAPI(title="LLM gateway", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, telemetry={"logs": False})
+
+    @app.exception_handler(GatewayError)
+    async def gateway_error(request: Request, error: GatewayError) -> Response:
+        headers = {name.decode(): value.decode() for name, value in error.answer_headers()}
+        return Response(error.envelope(), error.status, headers, "application/json")
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405:
+            return await gateway_error(request, MethodNotAllowed((error.headers or {}).get("Allow", "GET")))
+        return await gateway_error(request, NotFound("There is nothing at this path. The API is described at /docs."))
+
+    @app.exception_handler(Exception)
+    async def failure(request: Request, error: Exception) -> Response:
+        return await gateway_error(request, GatewayError("The gateway failed to answer."))
+
+    return app
+
+
+def _add_probes(app: FastAPI, operations: Operations) -> None:
+    @app.get("/healthz", summary="200 while the process lives")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", summary="503 while starting or draining; names tiers that cannot be served now")
+    async def readyz() -> JSONResponse:
+        status, body = operations.readiness()
+        return JSONResponse(body, status)
+
+
+def _add_metrics(app: FastAPI, operations: Operations, guards: list[Any]) -> None:
+    @app.get("/metrics", dependencies=guards, summary="Prometheus text or OpenMetrics", response_class=Response)
+    async def metrics(request: Request) -> Response:
+        body, content_type = operations.exposition(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+
+def _add_description(app: FastAPI) -> None:
+    described: dict[str, Any] = {}
+
+    def describe() -> dict[str, Any]:
+        if not described:
+            described.update(get_openapi(title=app.title, version=app.version, routes=app.routes))
+            add_chat(described)
+        return described
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> dict[str, Any]:
+        return describe()
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(api_page(describe()))

@@ -1,0 +1,347 @@
+"""Carries out one chat request: admit, forward, stream back, meter. Owns all that the request holds; `api.py` has decided where it goes."""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.admission import Lane, Ticket
+from gateway.backends.backend import Backend, Server
+from gateway.backends.base import MAX_ANSWER, MAX_REFUSAL, Reading
+from gateway.config import Limits, Settings
+from gateway.errors import ClientLeft, GatewayError, UpstreamError, UpstreamTimeout
+from gateway.metering import Exchange, Meter
+from gateway.metrics import Metrics
+from gateway.protocol import Chat
+from gateway.routing import Route
+from gateway.views import Answer, Delta, StreamView, assemble, render_answer
+from gateway.watch import Watch
+from gateway.wire import Connection, WireError
+
+MAX_ATTEMPTS = 2
+"""Servers tried for one request; each try may cost a GPU's time."""
+
+EARLY = 0.8
+"""A plain answer is kept alive from this share of its client's read timeout on."""
+
+STREAM_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+JSON_HEADERS = ((b"content-type", b"application/json"),)
+
+
+class Client(Protocol):
+    """The client's side of the exchange, as the door hands it over in `scope["extensions"]["gateway.client"]`. Writing never blocks."""
+
+    gone: bool
+    paused: bool
+    on_leave: Callable[[], None] | None
+    on_pause: Callable[[], None] | None
+    on_resume: Callable[[], None] | None
+
+    def open(self, status: int, headers: list[tuple[bytes, bytes]]) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def end(self) -> None: ...
+    def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was known of a request when its forwarding began. Times in seconds."""
+
+    id: str
+    answer_id: str
+    """The `id` in the answer's body."""
+    key_id: str
+    chat: Chat
+    route: Route
+    came_through: bytes
+    read_timeout: float | None
+    """How long the client waits for a plain answer, where it says so."""
+    created: int
+    """Unix time."""
+    extra_headers: list[tuple[bytes, bytes]]
+    """Sent with the answer, whatever it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all relays share."""
+
+    settings: Settings
+    backends: dict[str, Backend]
+    metrics: Metrics
+    on_exchange: Callable[[Exchange], None]
+    gateway_id: bytes
+    live: set["Relay"]
+    """Every relay under way, for the gateway's end."""
+
+
+class Relay:
+    """One exchange. `await relay()` answers the client, whatever happens; it raises only when it is cancelled from outside."""
+
+    __slots__ = ("_backend", "_chat", "_client", "_collected", "_lane", "_limits", "_meter", "_next_beat", "_request", "_shared", "_started", "_view", "_watch")  # fmt: skip
+
+    def __init__(self, shared: Surroundings, client: Client, request: Request) -> None:
+        self._shared = shared
+        self._client = client
+        self._request = request
+        self._chat = chat = request.chat
+        route = request.route
+        self._backend = shared.backends[route.backend]
+        self._limits: Limits = shared.settings.limits_for(route.tier, route.backend)
+        self._lane: Lane = "vision" if chat.has_images else "text"
+        self._meter = Meter(asyncio.get_running_loop().time, shared.metrics.route(route.tier, route.backend).gaps.observe)
+        self._watch = Watch(client, self._tick)
+        self._view = StreamView(request.answer_id, request.created, chat.model, chat.wants_usage) if chat.stream else None
+        self._collected: list[Delta] = []
+        self._started = False
+        self._next_beat = self._meter.arrived + self._silence_allowed()
+
+    def __repr__(self) -> str:
+        return f"<Relay {self._request.route} {self._meter.phase}>"
+
+    async def __call__(self) -> None:
+        error: GatewayError | None = None
+        self._shared.live.add(self)
+        try:
+            with self._watch:
+                self._look_again()
+                async with self._backend.admission.ticket(self._request.route.model, self._lane) as ticket:
+                    self._meter.admit()
+                    await self._forward(ticket)
+        except GatewayError as raised:
+            error = raised
+            self._answer_error(error)
+        finally:
+            self._shared.live.discard(self)
+            self._client.on_pause = self._client.on_resume = None
+            self._record(error)
+
+    def cut_off(self, error: GatewayError) -> None:
+        """End with `error`: the gateway is stopping."""
+        self._watch.end(error)
+
+    # Forward
+
+    async def _forward(self, ticket: Ticket) -> None:
+        while True:
+            server = ticket.station
+            assert isinstance(server, Server)
+            self._meter.send()
+            self._look_again()
+            try:
+                await self._exchange(server)
+                return
+            except WireError as fault:
+                error = _upstream_error(fault)
+                if fault.answered or self._meter.attempts >= MAX_ATTEMPTS or not ticket.move():
+                    raise error from fault
+                self._shared.metrics.retries.labels(self._backend.name, fault.fault).inc()
+                self._shared.metrics.upstream_errors.labels(self._backend.name, fault.fault).inc()
+            finally:
+                self._meter.end_upstream()
+
+    async def _exchange(self, server: Server) -> None:
+        dialect = self._backend.dialect
+        streams = self._view is not None or dialect.streams_only
+        body = dialect.render(self._chat, self._request.route.model)
+        exchange = server.pool.exchange(server.chat_head(self._request.came_through, self._shared.gateway_id), body)
+        del body
+        async with exchange as response:
+            if exchange.retried:
+                self._shared.metrics.retries.labels(self._backend.name, "stale").inc()
+            if response.status != 200:
+                raise dialect.refusal(response.status, await response.read(MAX_REFUSAL))
+            _check_headers(response, dialect.stream_type if streams else b"application/json")
+            if not streams:
+                answer = dialect.parse_answer(await response.read(MAX_ANSWER))
+                self._answer(answer)
+                return
+            await self._pump(response, dialect.reading())
+
+    async def _pump(self, response: Connection, reading: Reading) -> None:
+        def on_piece(piece: bytes) -> None:
+            deltas = reading.feed(piece)
+            if deltas:
+                self._deliver(deltas)
+            if reading.over:
+                response.stop()
+
+        def on_resume() -> None:
+            self._meter.last_piece = asyncio.get_running_loop().time()
+            self._look_again()
+            response.resume()
+
+        self._client.on_pause, self._client.on_resume = response.pause, on_resume
+        if self._client.paused:
+            response.pause()
+        try:
+            await response.pump(on_piece)
+            if not reading.over:
+                self._deliver(reading.end())
+        except WireError as fault:  # what the backend said before is not lost: Ollama's last line may need no line end
+            raise _upstream_error(fault) from fault
+        finally:
+            if reading.malformed:
+                self._shared.metrics.upstream_errors.labels(self._backend.name, "malformed").inc(reading.malformed)
+        if self._view is not None:
+            self._client.write(self._view.done())
+            self._client.end()
+        else:
+            self._answer(assemble(self._collected))
+
+    # Stream back
+
+    def _deliver(self, deltas: list[Delta]) -> None:
+        meter = self._meter
+        is_first = meter.first_piece is None
+        meter.piece(sum(1 for delta in deltas if delta.content or delta.reasoning))
+        if deltas[-1].usage is not None:
+            meter.usage = deltas[-1].usage
+        if is_first:
+            self._look_again()
+        view = self._view
+        if view is None:
+            self._collected += deltas
+            return
+        if not self._started:
+            self._start(STREAM_HEADERS)
+            self._client.write(view.opening())
+        self._client.write(b"".join([view.render(delta) for delta in deltas]))
+        self._next_beat = meter.last_piece + self._silence_allowed()
+
+    def _answer(self, answer: Answer) -> None:
+        request = self._request
+        self._meter.usage = answer.usage
+        self._meter.end_upstream()
+        body = render_answer(request.answer_id, request.created, self._chat.model, answer)
+        if self._started:
+            self._client.write(body)
+            self._client.end()
+        else:
+            self._started = True
+            self._client.answer(200, self._headers(JSON_HEADERS), body)
+
+    def _answer_error(self, error: GatewayError) -> None:
+        """A status before the first byte, one last event or the JSON after it; nothing to a client that left."""
+        if isinstance(error, ClientLeft):
+            return
+        if not self._started:
+            self._client.answer(error.status, [*self._headers(JSON_HEADERS), *error.answer_headers()], error.envelope())
+            return
+        self._client.write(b"data: %b\n\n" % error.envelope() if self._view is not None else error.envelope())
+        self._client.end()
+
+    def _start(self, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+        self._started = True
+        self._client.open(200, self._headers(headers))
+
+    def _headers(self, content: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
+        request, route, wait = self._request, self._request.route, self._meter.queue_wait
+        now = asyncio.get_running_loop().time()
+        return [
+            *content,
+            *request.extra_headers,
+            (b"x-request-id", request.id.encode()),
+            (b"x-gateway-tier", _header_value(route.tier)),
+            (b"x-gateway-backend", _header_value(route.backend)),
+            (b"x-gateway-model", _header_value(route.model)),
+            (b"x-gateway-queue-ms", b"%d" % ((now - self._meter.arrived if wait is None else wait) * 1000)),
+            (b"x-gateway-attempts", b"%d" % self._meter.attempts),
+        ]
+
+    # Time
+
+    def _look_again(self) -> None:
+        """A new phase begins, whose deadline may be nearer than the one that the timer waits for."""
+        self._watch.arm(self._tick(asyncio.get_running_loop().time()))
+
+    def _tick(self, now: float) -> float:
+        """End the exchange when a deadline has passed, keep a silent one alive; return when to look again."""
+        deadline, phase = self._deadline()
+        if now >= deadline:
+            self._watch.end(UpstreamTimeout(phase))
+            return math.inf
+        if now >= self._next_beat:
+            self._beat()
+            self._next_beat = now + self._shared.settings.heartbeat
+        return min(deadline, self._next_beat, now + 3600)
+
+    def _deadline(self) -> tuple[float, str]:
+        """When the present phase has lasted too long, and its name. A client that does not read stops the backend's clock."""
+        meter, limits = self._meter, self._limits
+        if meter.sent is None:
+            return math.inf, ""
+        ends = meter.sent + limits.total_timeout, "no end"
+        pieces = self._view is not None or self._backend.dialect.streams_only
+        if self._client.paused or not pieces:
+            return ends
+        if meter.first_piece is None:
+            return min(ends, (meter.last_piece + limits.first_token_timeout, "no first piece"))
+        return min(ends, (meter.last_piece + limits.idle_timeout, "no next piece"))
+
+    def _silence_allowed(self) -> float:
+        """Seconds after which a silent answer is kept alive."""
+        if self._view is not None:
+            return self._shared.settings.commit_after
+        return math.inf if self._request.read_timeout is None else EARLY * self._request.read_timeout
+
+    def _beat(self) -> None:
+        if self._client.paused:
+            return
+        if self._view is None:
+            if not self._started:
+                self._start(JSON_HEADERS)
+            self._client.write(b" ")
+            return
+        if not self._started:
+            self._start(STREAM_HEADERS)
+            self._client.write(self._view.opening())
+        else:
+            self._client.write(self._view.beat())
+
+    # Meter
+
+    def _record(self, error: GatewayError | None) -> None:
+        meter, request = self._meter, self._request
+        now = asyncio.get_running_loop().time()
+        self._shared.on_exchange(
+            Exchange(
+                request_id=request.id,
+                key_id=request.key_id,
+                endpoint="chat",
+                tier=request.route.tier,
+                backend=request.route.backend,
+                model=request.route.model,
+                lane=self._lane,
+                stream=self._view is not None,
+                status=200 if error is None else error.status,
+                code=None if error is None else error.code,
+                reason=error.reason if isinstance(error, UpstreamError) else None,
+                outcome="ok" if error is None else error.outcome,
+                phase=meter.phase,
+                duration=now - meter.arrived,
+                queue_wait=meter.queue_wait,
+                upstream=meter.upstream_seconds,
+                time_to_first_token=meter.time_to_first_token,
+                usage=meter.usage,
+                attempts=meter.attempts,
+            )
+        )
+
+
+def _header_value(text: str) -> bytes:
+    """Names of the settings may have any letter; a header may not (RFC 9110 section 5.5)."""
+    return text.encode("ascii", "replace")
+
+
+def _check_headers(response: Connection, media_type: bytes) -> None:
+    for name, value in response.headers:
+        if name == b"content-type" and not value.lower().startswith(media_type):
+            raise UpstreamError("content_type", "The model backend returned an invalid response.")
+        if name == b"content-encoding" and value.lower() != b"identity":
+            raise UpstreamError("content_encoding", "The model backend returned an invalid response.")
+
+
+def _upstream_error(fault: WireError) -> UpstreamError:
+    return UpstreamError(fault.fault)

@@ -1,0 +1,83 @@
+"""The name that a client asks for to the tier, the backend and the model there. Pure: no I/O, no clock."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gateway.config import Settings, Tier
+from gateway.errors import ModelNotFound
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The choice for one request. `model` is the name on the backend."""
+
+    tier: str
+    backend: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublicModel:
+    """One entry of `GET /v1/models`: a name and the tier that it stands for."""
+
+    name: str
+    tier: Tier
+
+
+class Routing:
+    """Which tier a name means: a tier, an alias, `auto`, or a backend's own name of a model. Names match without regard to case."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._rest: Tier | None = None
+        """Who takes any other name: the tier with the alias `*`."""
+        self._tiers: dict[str, Tier] = {}
+        tiers = list(settings.tiers.values())
+        for tier in tiers:
+            self._tiers.setdefault(tier.name.lower(), tier)
+        for tier in tiers:
+            for alias in tier.aliases:
+                if alias.name == "*":
+                    self._rest = tier
+                self._tiers.setdefault(alias.name.lower(), tier)
+        for tier in tiers:
+            for model in tier.models.values():
+                self._tiers.setdefault(model.lower(), tier)
+        self._tiers.pop("*", None)
+        self._tiers[AUTO] = settings.tiers[settings.default_tier]
+
+    def tier(self, name: str) -> Tier:
+        """The tier that `name` means.
+
+        Raises:
+            ModelNotFound: it means none; the message has the public names.
+        """
+        tier = self._tiers.get(name.lower(), self._rest)
+        if tier is None:
+            names = ", ".join(f"'{public.name}'" for public in self.public_models())
+            raise ModelNotFound(f"The model you asked for does not exist here. Models: {names}.", param="model")
+        return tier
+
+    def active_backend(self, tier: Tier) -> str:
+        """The backend that serves `tier` now."""
+        return tier.backend or self._settings.llm_backend
+
+    def choose(self, name: str) -> Route:
+        """The route of a request for `name`.
+
+        Raises:
+            ModelNotFound
+        """
+        tier = self.tier(name)
+        backend = self.active_backend(tier)
+        return Route(tier.name, backend, tier.models[backend])
+
+    def public_models(self) -> Iterator[PublicModel]:
+        """Tiers and listed aliases, in the order of the settings."""
+        for tier in self._settings.tiers.values():
+            yield PublicModel(tier.name, tier)
+            for alias in tier.aliases:
+                if alias.listed and alias.name != "*":
+                    yield PublicModel(alias.name, tier)

@@ -1,0 +1,89 @@
+"""Runs a gateway on its sockets until a signal ends it."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+import uvloop
+
+from gateway.app import Gateway
+from gateway.config import Settings
+from gateway.drain import Server, listen
+from gateway.front import Bounds, door
+from gateway.log import ExchangeLog, configure
+
+METRICS_DRAIN_SECONDS = 1.0
+
+_log = logging.getLogger("gateway.run")
+
+
+def run(settings: Settings, announce: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; `announce` is told the base URL once the door is open.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings, announce))
+
+
+async def serve(settings: Settings, announce: Callable[[str], None] | None = None) -> None:
+    """As `run`, in the loop that runs."""
+    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
+    configure(as_json)
+    listener = listen(settings.host, settings.port)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    base_url = f"http://{host}:{listener.getsockname()[1]}"
+    for line in (*settings.sources, *settings.warnings):
+        _log.info("%s", line)
+    if not settings.api_keys:
+        _log.warning("no GATEWAY_API_KEYS: whoever reaches %s may use it", base_url)
+    async with Gateway(settings, ExchangeLog(as_json)) as gateway:
+        server = Server(
+            _config(gateway), drain_delay=settings.drain_delay, drain_timeout=settings.drain_timeout, on_drain=gateway.begin_drain, on_cutoff=gateway.cut_off
+        )
+        _log.info("serving %s; tiers %s; active backend %s", base_url, ", ".join(settings.tiers), settings.llm_backend)
+        if announce is not None:
+            announce(base_url)
+        async with _metrics_port(settings, gateway):
+            await server.serve(sockets=[listener])
+        _log.info("stopped")
+
+
+class _Beside(Server):
+    """A server whose end is called by `stop`: signals are the main one's."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+@asynccontextmanager
+async def _metrics_port(settings: Settings, gateway: Gateway) -> AsyncGenerator[None, None]:
+    """The second port, where `GATEWAY_METRICS_PORT` asks for one; it serves until the main one has drained."""
+    if settings.metrics_port is None:
+        yield
+        return
+    listener = listen(settings.host, settings.metrics_port)
+    server = _Beside(_config(gateway.metrics_port_app), drain_timeout=METRICS_DRAIN_SECONDS)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(server.serve(sockets=[listener]))
+        yield
+        server.stop()
+
+
+def _config(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]  # our scope is a mapping, uvicorn's a TypedDict
+        http=door(Bounds()),
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+    )

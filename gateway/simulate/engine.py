@@ -1,0 +1,207 @@
+"""What both stand-ins share: lanes with a queue, the clock of a generation, faults, counters, and the doors under /simulate/."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import orjson
+
+from gateway.simulate.http import Exchange
+from gateway.simulate.options import Fault, Options
+from gateway.simulate.words import Answer, Limits, Prompt, answer, compose
+
+REMEMBERED = 64  # requests kept for /simulate/requests
+LONGEST_KEPT = 400  # characters of a string in a kept request
+
+
+class Died(Exception):
+    """The connection is to be closed without another byte."""
+
+
+class Failed(Exception):
+    """The runner broke in mid-generation."""
+
+
+class Truncated(Exception):
+    """The body is to end cleanly without its last word."""
+
+
+class Refused(Exception):
+    """A fault asks for this status before anything else."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Engine:
+    """Counters, lanes and faults of one stand-in. Only one event loop touches it, so nothing here is locked."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.running = 0
+        self.waiting = 0
+        self.served = 0
+        self.cancelled = 0
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+        self.finished: dict[str, int] = {}
+        self.faults: deque[Fault] = deque(options.faults)
+        self.scripts: deque[list[str]] = deque()
+        self.requests: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
+        self._fault_uses = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<Engine {self.options.kind} {self.running} running, {self.waiting} waiting, {self.served} served, {self.cancelled} cancelled>"
+        )
+
+    def state(self) -> dict[str, int]:
+        return {"running": self.running, "waiting": self.waiting, "served": self.served, "cancelled": self.cancelled}
+
+    def inject(self, fault: Fault) -> None:
+        """Let `fault` happen to the generations that start from now on, after those injected before."""
+        self.faults.append(fault)
+
+    def say(self, tokens: Sequence[str]) -> None:
+        """Let the next generation say exactly `tokens` (then it would end by itself); `</think>` ends the reasoning of a model that thinks."""
+        self.scripts.append(list(tokens))
+
+    def count_cancelled(self) -> None:
+        self.cancelled += 1
+
+    def begin(self) -> "Generation":
+        """The clock and fault of one generation. Raises Refused when the fault is a status."""
+        fault = self._next_fault()
+        if fault is not None and fault.kind == "status":
+            raise Refused(fault.status)
+        return Generation(self, fault)
+
+    def _next_fault(self) -> Fault | None:
+        if not self.faults:
+            return None
+        fault = self.faults[0]
+        self._fault_uses += 1
+        if fault.times and self._fault_uses >= fault.times:
+            self.faults.popleft()
+            self._fault_uses = 0
+        return fault
+
+    def answer(self, prompt: Prompt, limits: Limits, bare_json_calls: bool = False, variant: int = 0) -> Answer:
+        """The reply of this generation: the script, where one was set, else composed from the prompt."""
+        tokens = self.scripts.popleft() if self.scripts else compose(prompt, self.options.answer_tokens, variant, bare_json_calls)
+        return answer(tokens, limits, prompt.thinks, bool(prompt.tools), bare_json_calls)
+
+    @contextmanager
+    def queued(self) -> Iterator[None]:
+        """Count a request as waiting."""
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+
+    @asynccontextmanager
+    async def slot(self, lane: asyncio.Semaphore) -> AsyncIterator[None]:
+        """Hold a place in `lane`, first come first served, without a bound on those who wait."""
+        with self.queued():
+            await lane.acquire()
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            lane.release()
+
+    def remember(self, exchange: Exchange) -> None:
+        """Keep what came in, long strings cut, so that a test can look at it."""
+        try:
+            body = _shortened(orjson.loads(exchange.body)) if exchange.body else None
+        except orjson.JSONDecodeError:
+            body = None
+        self.requests.append({"method": exchange.method, "path": exchange.path, "headers": exchange.headers, "body": body})
+
+    async def debug_door(self, exchange: Exchange) -> None:
+        """`GET /simulate/state` and `/simulate/requests`; `POST /simulate/fault` ({"kind": null} clears) and `/simulate/answer`."""
+        try:
+            status, body = 200, self._debug(exchange.method, exchange.path, exchange.body)
+        except ValueError as exc:
+            status, body = 400, {"error": str(exc)}
+        await exchange.reply(status, {"content-type": "application/json"}, orjson.dumps(body))
+
+    def _debug(self, method: str, path: str, body: bytes) -> Any:
+        match method, path:
+            case "GET", "/simulate/state":
+                return self.state()
+            case "GET", "/simulate/requests":
+                return list(self.requests)
+            case "POST", "/simulate/fault":
+                asked = orjson.loads(body)
+                if asked.get("kind") is None:
+                    self.faults.clear()
+                    self._fault_uses = 0
+                else:
+                    self.inject(Fault.from_json(asked))
+                return {"faults": len(self.faults)}
+            case "POST", "/simulate/answer":
+                self.say(orjson.loads(body)["tokens"])
+                return {"answers": len(self.scripts)}
+        raise ValueError(f"there is no {method} {path}")
+
+
+class Generation:
+    """The clock of one reply: when each token is due, and the fault that strikes on the way."""
+
+    def __init__(self, engine: Engine, fault: Fault | None) -> None:
+        self._engine = engine
+        self._fault = fault
+        self._began = 0.0
+
+    async def prefill(self, tokens: int) -> None:
+        """Read the prompt of `tokens` tokens."""
+        options = self._engine.options
+        seconds = options.time_to_first_token
+        if options.prefill_tokens_per_second:
+            seconds += tokens / options.prefill_tokens_per_second
+        self._engine.prompt_tokens += tokens
+        await asyncio.sleep(seconds)
+        self._began = asyncio.get_running_loop().time()
+
+    async def token(self, number: int) -> None:
+        """Wait until token `number` (from 0) is due. Raises Died, Failed or Truncated where the fault strikes."""
+        if self._fault is not None and number >= self._fault.after:
+            await self._strike(self._fault)
+        speed = self._engine.options.tokens_per_second
+        due = self._began + number / speed - asyncio.get_running_loop().time() if speed else 0.0
+        await asyncio.sleep(max(0.0, due))
+        self._engine.generation_tokens += 1
+
+    async def end(self, number: int, finish: str) -> None:
+        """After the last of `number` tokens."""
+        if self._fault is not None:
+            await self._strike(self._fault)
+        self._engine.served += 1
+        self._engine.finished[finish] = self._engine.finished.get(finish, 0) + 1
+
+    async def _strike(self, fault: Fault) -> None:
+        match fault.kind:
+            case "die":
+                raise Died
+            case "error":
+                raise Failed
+            case "truncate":
+                raise Truncated
+            case "stall":
+                await asyncio.get_running_loop().create_future()
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST_KEPT else f"{value[:60]}… {len(value)} characters"
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _shortened(item) for key, item in value.items()}
+    return value

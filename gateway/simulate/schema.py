@@ -1,0 +1,54 @@
+"""A value that satisfies a JSON Schema, as a grammar makes a model write one. Pure."""
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+
+def instance(schema: Any, word: str, root: Schema | None = None, depth: int = 0) -> Any:
+    """One value for `schema`; free strings are `word`, cut or padded to the bounds. Knows what OpenAI's strict mode knows."""
+    if not isinstance(schema, dict) or depth > 16:
+        return {}
+    root = schema if root is None else root
+    if "$ref" in schema:
+        return instance(_resolve(str(schema["$ref"]), root), word, root, depth + 1)
+    if "const" in schema:
+        return schema["const"]
+    if schema.get("enum"):
+        return schema["enum"][0]
+    for key in ("anyOf", "oneOf"):
+        if schema.get(key):
+            return instance(schema[key][0], word, root, depth + 1)
+    if schema.get("allOf"):
+        merged: Schema = {}
+        for part in schema["allOf"]:
+            merged |= _resolve(str(part["$ref"]), root) if "$ref" in part else part
+        return instance(merged, word, root, depth + 1)
+    kind = schema.get("type")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "array":
+        items = schema.get("items", {"type": "string"})
+        return [instance(items, word, root, depth + 1) for _ in range(max(1, int(schema.get("minItems", 1))))]
+    if kind in ("string", "integer", "number", "boolean", "null"):
+        return _scalar(schema, kind, word)
+    return {key: instance(part, word, root, depth + 1) for key, part in schema.get("properties", {}).items()}
+
+
+def _scalar(schema: Schema, kind: str, word: str) -> Any:
+    if kind == "string":
+        text = word[: int(schema.get("maxLength", len(word)))]
+        return text.ljust(int(schema.get("minLength", 0)), "x")
+    if kind == "boolean":
+        return True
+    if kind == "null":
+        return None
+    low = schema.get("minimum", schema.get("exclusiveMinimum", 0) + ("exclusiveMinimum" in schema))
+    high = schema.get("maximum", max(low, 4))
+    return min(max(low, 4), high)
+
+
+def _resolve(reference: str, root: Schema) -> Schema:
+    found: Any = root
+    for step in reference.removeprefix("#").strip("/").split("/"):
+        found = found.get(step, {}) if step and isinstance(found, dict) else found
+    return found if isinstance(found, dict) else {}

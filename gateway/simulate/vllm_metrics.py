@@ -1,0 +1,28 @@
+"""The part of vLLM's `/metrics` that a gateway reads, under its names."""
+
+from gateway.simulate.engine import Engine
+
+
+def exposition(engine: Engine, model: str) -> bytes:
+    """Prometheus text of the counts of `engine`."""
+    labels = f'engine="0",model_name="{model}"'
+    lines = []
+    for name, kind, help_text, value in (
+        ("num_requests_running", "gauge", "Number of requests in model execution batches.", engine.running),
+        ("num_requests_waiting", "gauge", "Number of requests waiting to be processed.", engine.waiting),
+        (
+            "kv_cache_usage_perc",
+            "gauge",
+            "KV-cache usage. 1 means 100 percent usage.",
+            min(1.0, engine.running / engine.options.max_num_seqs),
+        ),
+        ("prompt_tokens_total", "counter", "Number of prefill tokens processed.", engine.prompt_tokens),
+        ("generation_tokens_total", "counter", "Number of generation tokens processed.", engine.generation_tokens),
+    ):
+        lines += [f"# HELP vllm:{name} {help_text}", f"# TYPE vllm:{name} {kind}", f"vllm:{name}{{{labels}}} {float(value)}"]
+    name = "request_success_total"
+    lines += [f"# HELP vllm:{name} Count of successfully processed requests.", f"# TYPE vllm:{name} counter"]
+    for reason in ("stop", "length", "abort", "error", "repetition"):
+        value = engine.cancelled if reason == "abort" else engine.finished.get(reason, 0)
+        lines.append(f'vllm:{name}{{engine="0",finished_reason="{reason}",model_name="{model}"}} {float(value)}')
+    return ("\n".join(lines) + "\n").encode()

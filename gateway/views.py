@@ -1,0 +1,120 @@
+"""The client's view of an answer: the same bytes whichever backend serves. Pure: no I/O, no clock.
+
+A stream is always: role chunk, deltas, one chunk with the finish reason, usage if it was asked for, `[DONE]`.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
+
+_encode = msgspec.json.encode
+
+
+class Usage(Struct, frozen=True, gc=False):
+    """Tokens, as the backend counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Delta(Struct, gc=False):
+    """What one event of a backend adds to the answer."""
+
+    content: str = ""
+    reasoning: str = ""
+    finish: FinishReason | None = None
+    usage: Usage | None = None
+
+
+class Answer(Struct):
+    """A whole answer."""
+
+    content: str
+    reasoning: str
+    finish: FinishReason
+    usage: Usage | None
+
+
+def assemble(deltas: Iterable[Delta]) -> Answer:
+    """Put the pieces of a stream together."""
+    content: list[str] = []
+    reasoning: list[str] = []
+    finish: FinishReason = "stop"
+    usage: Usage | None = None
+    for delta in deltas:
+        content.append(delta.content)
+        reasoning.append(delta.reasoning)
+        finish = delta.finish or finish
+        usage = delta.usage or usage
+    return Answer("".join(content), "".join(reasoning), finish, usage)
+
+
+def _usage_json(usage: Usage) -> bytes:
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % (prompt, completion, prompt + completion)
+
+
+def _reasoning_json(reasoning: str) -> bytes:
+    """Under both names: vLLM before 0.12 and many clients say `reasoning_content`, Ollama and later vLLM `reasoning`."""
+    text = _encode(reasoning)
+    return b'"reasoning":%b,"reasoning_content":%b' % (text, text)
+
+
+class StreamView:
+    """Renders deltas as `chat.completion.chunk` events."""
+
+    __slots__ = ("_after", "_before", "_head", "_wants_usage")
+
+    def __init__(self, id: str, created: int, model: str, wants_usage: bool) -> None:
+        self._wants_usage = wants_usage
+        self._head = b'data: {"id":"%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (id.encode(), created, _encode(model))
+        self._before = self._head + b'{"index":0,"delta":'
+        self._after = b',"logprobs":null,"finish_reason":null}]' + self._tail()
+
+    def _tail(self) -> bytes:
+        return b',"usage":null}\n\n' if self._wants_usage else b"}\n\n"
+
+    def opening(self) -> bytes:
+        """The role chunk."""
+        return self._before + b'{"role":"assistant","content":""}' + self._after
+
+    def beat(self) -> bytes:
+        """A chunk that adds nothing: keeps proxies and clients waiting (comments break openai-go before 3.43 and Dify's parser)."""
+        return self._before + b"{}" + self._after
+
+    def render(self, delta: Delta) -> bytes:
+        if delta.finish is None and delta.usage is None and not delta.reasoning:
+            return b"".join((self._before, b'{"content":', _encode(delta.content), b"}", self._after)) if delta.content else b""
+        return self._render_rare(delta)
+
+    def _render_rare(self, delta: Delta) -> bytes:
+        parts = []
+        fields = []
+        if delta.reasoning:
+            fields.append(_reasoning_json(delta.reasoning))
+        if delta.content:
+            fields.append(b'"content":' + _encode(delta.content))
+        if fields:
+            parts += [self._before, b"{", b",".join(fields), b"}", self._after]
+        if delta.finish is not None:
+            parts += [self._before, b'{},"logprobs":null,"finish_reason":"%b"}]' % delta.finish.encode(), self._tail()]
+        if delta.usage is not None and self._wants_usage:
+            parts += [self._head, b'],"usage":', _usage_json(delta.usage), b"}\n\n"]
+        return b"".join(parts)
+
+    def done(self) -> bytes:
+        return b"data: [DONE]\n\n"
+
+
+def render_answer(id: str, created: int, model: str, answer: Answer) -> bytes:
+    """A `chat.completion` object."""
+    fields = [b'"role":"assistant","content":', _encode(answer.content), b',"refusal":null']
+    if answer.reasoning:
+        fields += [b",", _reasoning_json(answer.reasoning)]
+    usage = _usage_json(answer.usage) if answer.usage is not None else b"null"
+    return b'{"id":"%b","object":"chat.completion","created":%d,"model":%b,"choices":[{"index":0,"message":{%b},"logprobs":null,"finish_reason":"%b"}],"usage":%b}' % (
+        id.encode(), created, _encode(model), b"".join(fields), answer.finish.encode(), usage)  # fmt: skip

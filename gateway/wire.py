@@ -1,0 +1,478 @@
+"""HTTP/1.1 connections to one server: a keep-alive pool, and one exchange at a time on each connection.
+
+The promises, each with its reason in docs/adr/0002:
+
+- A connection that saw anything unexpected (a byte too many, a broken head, a body cut short) is closed and never used again, so
+  that no byte of one answer can reach the next (RFC 9112 section 6.3).
+- A connection taken from the pool that closes before one byte of the answer came was stale: the request is sent once more on a fresh one.
+- Leaving `async with pool.exchange(...)` in any way, cancellation included, leaves no connection, timer or buffer behind.
+- Nothing grows without bound: head, informational answers, body and unread pieces each have their limit.
+
+Deadlines other than the one for connecting are the caller's: cancel the task.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, cast
+
+import httptools
+
+WireFault = Literal["connect", "connect_timeout", "closed", "reset", "protocol", "truncated", "too_large"]
+
+DRAIN_SECONDS = 1.0
+"""How long a connection may take to end its body after the caller has seen all that it wanted, and still be kept."""
+
+
+class WireError(Exception):
+    """The exchange failed. `answered`: at least one byte of the answer had come."""
+
+    def __init__(self, fault: WireFault, answered: bool = False) -> None:
+        super().__init__(fault)
+        self.fault = fault
+        self.answered = answered
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Limits of one connection, in bytes where no unit is named."""
+
+    head: int = 64 * 1024
+    headers: int = 200
+    informational: int = 100
+    """1xx answers read before the connection is left alone until the caller's deadline."""
+    unread: int = 256 * 1024
+    """Body bytes that may wait for a caller that does not read; then the socket is paused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a server is: what to connect to, and what stands before each path."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+    prefix: str = ""
+
+    @property
+    def authority(self) -> str:
+        """The Host header (RFC 9110 section 7.2)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+
+class Connection(asyncio.Protocol):
+    """One connection, and the answer that is being read from it.
+
+    `status` and `headers` (names in lower case) are those of the answer, once `Pool.exchange` has handed the connection out.
+    """
+
+    __slots__ = ("_bounds", "_busy", "_draining", "_ended", "_failure", "_head_bytes", "_head_done", "_header_bytes", "_informational", "_limit", "_loop",
+                 "_on_piece", "_parser", "_paused", "_pieces", "_pool", "_stopped", "_timer", "_to_eof", "_transport", "_unread", "_usable", "_waiter",
+                 "answered", "headers", "idle_since", "status")  # fmt: skip
+
+    def __init__(self, pool: "Pool", loop: asyncio.AbstractEventLoop, bounds: Bounds) -> None:
+        self._pool = pool
+        self._loop = loop
+        self._bounds = bounds
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._timer: asyncio.TimerHandle | None = None
+        self._busy = False
+        self._draining = False
+        self._paused = False
+        self._usable = True
+        self._waiter: asyncio.Future[None] | None = None
+        self.idle_since = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.answered = False
+        self._head_done = False
+        self._head_bytes = 0
+        self._header_bytes = 0
+        self._informational = 0
+        self._ended = False
+        self._to_eof = False
+        self._stopped = False
+        self._failure: BaseException | None = None
+        self._pieces: list[bytes] = []
+        self._unread = 0
+        self._limit: int | None = None
+        self._on_piece: Callable[[bytes], None] | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._transport is None else "draining" if self._draining else "busy" if self._busy else "idle"
+        return f"<Connection {state}, status {self.status}, {self._unread} bytes unread>"
+
+    # What the pool and the caller do
+
+    async def send(self, head: bytes, body: bytes) -> None:
+        """Send one request and wait for the head of its answer."""
+        self._reset()
+        self._busy = True
+        if self._transport is None:
+            raise WireError("closed")
+        self._transport.write(head + body if len(body) < 65536 else head)
+        if len(body) >= 65536:
+            self._transport.write(body)
+        while not self._head_done:
+            await self._wait()
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            WireError: it was cut short, broken or longer than `limit` bytes.
+        """
+        self._limit = limit
+        self._check_limit()
+        self._resume()
+        while not self._ended:
+            await self._wait()
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        return body
+
+    async def pump(self, on_piece: Callable[[bytes], None]) -> None:
+        """Call `on_piece` with each piece of the body as it comes; return at the body's end, or after `stop`.
+
+        `on_piece` runs inside the socket's read callback: it must not block; what it raises is raised here.
+        """
+        self._on_piece = on_piece
+        if self._pieces:
+            self._deliver()
+        self._resume()
+        while not (self._ended or self._stopped):
+            await self._wait()
+
+    def stop(self) -> None:
+        """The caller has all that it wants: end `pump`. The rest of the body may only be its end."""
+        self._stopped = True
+        self._wake()
+
+    def pause(self) -> None:
+        """Stop reading from the socket: the caller cannot take more."""
+        if not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on after `pause`."""
+        self._resume()
+
+    def release(self) -> None:
+        """The caller is done: back into the pool if the answer ended cleanly, else closed."""
+        self._on_piece = None
+        if self._ended:
+            self._settle()
+        elif self._stopped and self._failure is None and self._transport is not None:
+            self._draining = True
+            self._resume()
+            self._timer = self._loop.call_later(DRAIN_SECONDS, self.abort)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close at once and forget what was read."""
+        self._usable = False
+        self._cancel_timer()
+        self._pieces.clear()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def is_usable(self) -> bool:
+        return self._usable and self._transport is not None and not self._transport.is_closing()
+
+    def _settle(self) -> None:
+        self._cancel_timer()
+        self._busy = self._draining = False
+        if self.is_usable() and not self._paused and self._transport is not None and self._transport.get_write_buffer_size() == 0:
+            self._pool.keep(self)
+        else:
+            self.abort()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _wait(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+        if self._failure is not None:
+            raise self._failure
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _resume(self) -> None:
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _fail(self, failure: BaseException) -> None:
+        if self._failure is None and not self._ended:
+            self._failure = failure
+        self.abort()
+        self._wake()
+
+    def _check_limit(self) -> None:
+        if self._limit is not None:
+            if self._unread > self._limit:
+                self._fail(WireError("too_large", answered=True))
+        elif self._unread > self._bounds.unread:
+            self.pause()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        self._pool.opened(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._usable = False
+        self._cancel_timer()
+        self._parser = None  # it holds this object: break the cycle
+        self._pool.closed(self)
+        if not self._busy or self._ended:
+            return
+        if self._to_eof and exc is None:
+            self._ended = True
+        elif self._failure is None:
+            fault: WireFault = "truncated" if self._head_done else "reset" if exc is not None else "closed"
+            self._failure = WireError(fault, self.answered)
+        self._wake()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._busy:  # nobody asked for this byte: whoever took the connection next would take it for the answer
+            self.abort()
+            return
+        if self._parser is None or self._failure is not None:
+            return
+        self.answered = True
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._usable = False
+            if not self._ended:
+                self._fail(WireError("protocol", answered=True))
+        if not self._head_done:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._bounds.head:
+                self._fail(WireError("protocol", answered=True))
+        elif self._pieces:
+            self._deliver()
+        if self._draining and self._ended:
+            self._settle()
+
+    def _deliver(self) -> None:
+        """Hand on what one read brought, in one call: ten thousand tiny chunks are one piece."""
+        if self._on_piece is None:
+            self._check_limit()
+            return
+        pieces, self._pieces, self._unread = self._pieces, [], 0
+        try:
+            self._on_piece(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        except Exception as failure:
+            self._failure = failure
+            self.abort()
+            self._wake()
+
+    # httptools callbacks; what they raise would come back as a parser's error, so they do not raise
+
+    def on_message_begin(self) -> None:
+        if self._ended:  # a second answer to one request
+            self._usable = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._ended or self._head_done:
+            return
+        self._header_bytes += len(name) + len(value)
+        self.headers.append((name.lower(), value))
+        if self._header_bytes > self._bounds.head or len(self.headers) > self._bounds.headers:
+            self._fail(WireError("protocol", answered=True))
+
+    def on_headers_complete(self) -> None:
+        if self._ended or self._parser is None:
+            return
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            self._informational += 1
+            if self._informational > self._bounds.informational:
+                self.pause()
+            return
+        self.status = status
+        self._head_done = True
+        framed = any(name == b"content-length" or name == b"transfer-encoding" for name, _ in self.headers)
+        self._to_eof = not framed and status not in (204, 304)
+        if self._to_eof or not self._parser.should_keep_alive():
+            self._usable = False
+        self._wake()
+
+    def on_body(self, piece: bytes) -> None:
+        if self._ended or self._failure is not None:
+            return
+        if self._draining or self._stopped:  # more than the end came after the end
+            self._usable = False
+            if self._draining:
+                self.abort()
+        else:
+            self._pieces.append(piece)
+            self._unread += len(piece)
+
+    def on_message_complete(self) -> None:
+        if self._ended:
+            return
+        if not self._head_done:  # an informational answer
+            self.headers = []
+            self._head_bytes = self._header_bytes = 0
+            return
+        self._ended = True
+        self._wake()
+
+
+class Exchange:
+    """One request and its answer: `async with pool.exchange(...) as response`."""
+
+    __slots__ = ("_body", "_connection", "_head", "_pool", "retried")
+
+    def __init__(self, pool: "Pool", head: bytes, body: bytes) -> None:
+        self._pool = pool
+        self._head = head
+        self._body = body
+        self._connection: Connection | None = None
+        self.retried = False
+        """A stale connection was met and the request sent once more."""
+
+    async def __aenter__(self) -> Connection:
+        kept = self._pool.take()
+        if kept is not None:
+            try:
+                return await self._send(kept)
+            except WireError as error:
+                if error.answered or error.fault not in ("closed", "reset"):
+                    raise
+                self.retried = True
+        return await self._send(await self._pool.connect())
+
+    async def _send(self, connection: Connection) -> Connection:
+        try:
+            await connection.send(self._head, self._body)
+        except BaseException:
+            connection.abort()
+            raise
+        self._connection = connection
+        return connection
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._connection is not None:
+            self._connection.release()
+            self._connection = None
+
+
+class Pool:
+    """The connections to one server. Unbounded by itself: admission bounds what is in flight.
+
+    `idle_seconds` has to stay under the server's own keep-alive, or requests meet connections that the server is closing.
+    """
+
+    def __init__(self, origin: Origin, *, connect_timeout: float, idle_seconds: float, bounds: Bounds | None = None) -> None:
+        self.origin = origin
+        self._connect_timeout = connect_timeout
+        self._idle_seconds = idle_seconds
+        self._bounds = bounds or Bounds()
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+        self._heads: dict[tuple[str, str], bytes] = {}
+
+    def __repr__(self) -> str:
+        return f"<Pool {len(self._open)} open, {len(self._idle)} idle>"
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._open)
+
+    def head(self, method: str, path: str, headers: Sequence[tuple[str, str]]) -> bytes:
+        """The constant part of a request's head, without Content-Length and the blank line."""
+        fixed = [("Host", self.origin.authority), ("Accept-Encoding", "identity"), ("User-Agent", "gateway"), *headers]
+        for name, value in fixed:
+            if not (name.isascii() and value.isascii() and (name + value).isprintable()):
+                raise ValueError(f"header {name!r} has a character that cannot be sent")
+        return (f"{method} {self.origin.prefix}{path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fixed)).encode("ascii")
+
+    def exchange(self, head: bytes, body: bytes = b"") -> Exchange:
+        """One request: `head` as `head()` made it.
+
+        Raises, on entering:
+            WireError: no connection, or no whole head of an answer.
+        """
+        return Exchange(self, b"%bContent-Length: %d\r\n\r\n" % (head, len(body)), body)
+
+    async def connect(self) -> Connection:
+        """A new connection."""
+        loop = asyncio.get_running_loop()
+        origin = self.origin
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                _, connection = await loop.create_connection(lambda: Connection(self, loop, self._bounds), origin.host, origin.port, ssl=origin.tls)
+        except TimeoutError as error:
+            raise WireError("connect_timeout") from error
+        except (OSError, ssl.SSLError) as error:
+            raise WireError("connect") from error
+        return connection
+
+    def take(self) -> Connection | None:
+        """The connection used last, if one is still good."""
+        oldest = asyncio.get_running_loop().time() - self._idle_seconds
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable() and connection.idle_since > oldest:
+                return connection
+            connection.abort()
+        return None
+
+    def keep(self, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        connection.idle_since = loop.time()
+        self._idle.append(connection)
+        if self._sweep is None:
+            self._sweep = loop.call_later(self._idle_seconds, self._close_expired)
+
+    def _close_expired(self) -> None:
+        loop = asyncio.get_running_loop()
+        oldest = loop.time() - self._idle_seconds
+        for connection in self._idle:
+            if connection.idle_since <= oldest:
+                connection.abort()
+        self._idle = [c for c in self._idle if c.idle_since > oldest]
+        self._sweep = loop.call_later(self._idle[0].idle_since - oldest, self._close_expired) if self._idle else None
+
+    def opened(self, connection: Connection) -> None:
+        self._open.add(connection)
+
+    def closed(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close(self) -> None:
+        """Close every connection, those in use too."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        for connection in list(self._open):
+            connection.abort()
+        self._idle.clear()
