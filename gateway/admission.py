@@ -97,10 +97,17 @@ class Admission:
 
     def _pick(self, ticket: "Ticket", besides: Station | None = None) -> Station | None:
         """The least busy server that can take `ticket` now; one that is down only where no other has the model."""
-        fit = [station for station in self._stations if station is not besides and station.serves(ticket.model)]
-        fit = [station for station in fit if station.is_up()] or fit
-        free = [station for station in fit if self._has_room(station, ticket.lane)]
-        return min(free, key=lambda station: station.running, default=None)
+        best: Station | None = None
+        is_any_up = False
+        for station in self._stations:
+            if station is besides or not station.serves(ticket.model):
+                continue
+            up = station.is_up()
+            if up and not is_any_up:
+                is_any_up, best = True, None
+            if up is is_any_up and self._has_room(station, ticket.lane) and (best is None or station.running < best.running):
+                best = station
+        return best
 
     def _has_room(self, station: Station, lane: Lane) -> bool:
         if lane == "vision" and station.running_vision >= self._lines["vision"].limits.slots:

@@ -1,6 +1,6 @@
 """The hot endpoints as raw ASGI: identify, parse, route, then hand over to a `Relay`."""
 
-import os
+import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,7 +18,7 @@ from gateway.errors import (
     ShuttingDown,
     UnsupportedMediaType,
 )
-from gateway.metering import NONE, Exchange
+from gateway.metering import CHAT, NONE, Exchange
 from gateway.protocol import Chat, parse
 from gateway.relay import JSON_HEADERS, Client, Relay, Request, Surroundings
 from gateway.routing import Routing
@@ -30,6 +30,7 @@ Fields = Mapping[bytes, bytes]
 
 CHAT_PATHS = ("/v1/chat/completions", "/chat/completions")
 
+_random_bits = random.getrandbits
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -70,7 +71,7 @@ class ChatEndpoint:
     def _request(self, request_id: str, caller: Caller, chat: Chat, fields: Fields) -> Request:
         return Request(
             request_id,
-            f"chatcmpl-{os.urandom(12).hex()}",
+            f"chatcmpl-{_random_bits(96):024x}",
             caller.key_id,
             chat,
             self._routing.choose(chat.model),
@@ -114,7 +115,7 @@ class ChatEndpoint:
             Exchange(
                 request_id=request_id,
                 key_id=caller.key_id if caller else "",
-                endpoint="chat",
+                endpoint=CHAT,
                 tier=NONE,
                 backend=NONE,
                 model=NONE,
@@ -140,7 +141,7 @@ def request_id_of(fields: Fields) -> str:
     given = fields.get(b"x-request-id")
     if given is not None and _SANE_ID.fullmatch(given):
         return given.decode()
-    return f"req-{os.urandom(12).hex()}"
+    return f"req-{_random_bits(96):024x}"
 
 
 def refuse_loop(fields: Fields, gateway_id: bytes) -> None:

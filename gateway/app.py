@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
@@ -37,7 +37,7 @@ class Gateway:
         gateway_id = os.urandom(8).hex().encode()
         keys = Keys(key.get_secret_value() for key in settings.api_keys)
         routing = Routing(settings)
-        self._shared = Surroundings(settings, self._backends, self._metrics, self._on_exchange, gateway_id, set())
+        self._shared = Surroundings(settings, self._backends, self._metrics, self._on_exchange, gateway_id)
         self._health = Health(settings, self._backends, gateway_id, _refresh)
         self._operations = Operations(settings, self._backends, routing, self._health, self._metrics)
         self._cors = Cors(settings.cors_origins)
@@ -47,7 +47,7 @@ class Gateway:
         self._rest = build_ops(self._operations, keys, Guard(admin), Guard([*admin, *scraper]))
         self.metrics_port_app = build_metrics_port(self._operations)
 
-    async def __aenter__(self) -> "Gateway":
+    async def __aenter__(self) -> Self:
         await self._health.__aenter__()
         return self
 

@@ -49,8 +49,13 @@ class Keys:
 
 def bearer(headers: Headers) -> bytes | None:
     """The token of the one `Authorization: Bearer` header; None without one, and with two."""
-    found = [value for name, value in headers if name == b"authorization"]
-    if len(found) != 1:
+    found: bytes | None = None
+    for name, value in headers:
+        if name == b"authorization":
+            if found is not None:
+                return None
+            found = value
+    if found is None:
         return None
-    scheme, _, token = found[0].partition(b" ")
+    scheme, _, token = found.partition(b" ")
     return token.strip() if scheme.lower() == b"bearer" else None

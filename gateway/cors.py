@@ -31,4 +31,9 @@ class Cors:
         if not headers:
             return None
         asked = fields.get(b"access-control-request-headers", b"authorization, content-type")
-        return [*headers, (b"access-control-allow-methods", _METHODS), (b"access-control-allow-headers", asked), (b"access-control-max-age", _MAX_AGE)]
+        return [
+            *headers,
+            (b"access-control-allow-methods", _METHODS),
+            (b"access-control-allow-headers", asked),
+            (b"access-control-max-age", _MAX_AGE),
+        ]

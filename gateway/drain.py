@@ -141,7 +141,7 @@ class Server(uvicorn.Server):
 
     async def _until(self, deadline: float, done: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
-        while not (done() or self.force_exit or loop.time() >= deadline):
+        while not (done() or self.force_exit or loop.time() >= deadline):  # noqa: ASYNC110 - uvicorn's sets tell of no change
             await asyncio.sleep(min(_POLL_SECONDS, max(0, deadline - loop.time())))
 
     async def _cut_off(self) -> None:

@@ -88,7 +88,8 @@ class ContextLengthExceeded(InvalidRequest):
 
     def __init__(self, limit: int | None = None) -> None:
         known = f"This model's maximum context length is {limit} tokens. " if limit else ""
-        super().__init__(f"{known}The messages and the tokens to generate do not fit the model's context (context_length_exceeded).", param="messages")
+        text = f"{known}The messages and the tokens to generate do not fit the model's context (context_length_exceeded)."
+        super().__init__(text, param="messages")
 
 
 class InvalidApiKey(GatewayError):
@@ -174,7 +175,10 @@ class LoopDetected(GatewayError):
     outcome = "upstream_error"
 
     def __init__(self) -> None:
-        super().__init__("This request came from this gateway itself: the address of one of its backends leads back to it. Check OLLAMA_BASE_URL and VLLM_BASE_URL.")
+        super().__init__(
+            "This request came from this gateway itself: the address of one of its backends leads back to it. "
+            "Check OLLAMA_BASE_URL and VLLM_BASE_URL."
+        )
 
 
 class Overloaded(GatewayError):

@@ -3,8 +3,8 @@
 What it does that uvicorn does not (facts of uvicorn 0.54, httptools 0.9):
 
 - Head and body have deadlines, the head has bounds, and a client that takes no byte of its answer is cut off.
-- A head goes to the application only if its framing has one reading. llhttp, with no leniency, refuses most of what has two; `_check_*` do
-  the rest. All refusals are JSON and close the connection, and nothing of the request is echoed.
+- A head goes to the application only if its framing has one reading. llhttp, with no leniency, refuses most of what has two,
+  `framing.py` the rest. All refusals are JSON and close the connection, and nothing of the request is echoed.
 - A second request before the first answer is whole is dropped, and the connection closes after the first. Reading goes on, so a
   client that leaves is still seen.
 - End of input means that the client has left, even if it only closed its sending side: no known client of this API half-closes.
@@ -12,9 +12,7 @@ What it does that uvicorn does not (facts of uvicorn 0.54, httptools 0.9):
 """
 
 import asyncio
-import logging
 import math
-import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -26,14 +24,12 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from gateway.cycle import Cycle, Scope, error_answer
+from gateway.framing import Refused, check_host, check_http10, check_repeats, invalid, split_target, too_large, without_upgrade
 
 _NEVER = math.inf
 _HIGH_WATER = 65536  # bytes, of a body that the application has not read and of an answer that the client has not taken
 _BODY_BYTES_PER_SECOND = 65536
-_HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+")
 _HEAD, _BODY, _ANSWER, _LINGER, _CLOSED = range(5)
-
-_log = logging.getLogger("gateway.front")
 
 
 @dataclass(frozen=True)
@@ -59,21 +55,12 @@ class Bounds:
     max_header_count: int = 100
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, code: str, message: str) -> None:
-        self.answer = (status, code, message)
-
-
 class _Upgrade(Exception):
     """The head asks for another protocol."""
 
 
 class _SecondRequest(Exception):
     """Bytes of a further request behind a whole one."""
-
-
-def _invalid(message: str) -> _Refused:
-    return _Refused(400, "invalid_value", message)
 
 
 class Door(HttpToolsProtocol):
@@ -86,9 +73,7 @@ class Door(HttpToolsProtocol):
     bounds = Bounds()
     on_message_begin = None  # type: ignore[assignment]  # httptools then calls nothing
 
-    def __init__(
-        self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
-    ) -> None:
+    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.parser = HttpRequestParser(self)  # uvicorn's own is lenient about data after `Connection: close`
         self._state = _HEAD
@@ -225,7 +210,7 @@ class Door(HttpToolsProtocol):
         cause = error.__context__  # what a callback of ours raised
         if cause is None:
             self._refuse(400, "invalid_value", "The request is not valid HTTP/1.1.")
-        elif isinstance(cause, _Refused):
+        elif isinstance(cause, Refused):
             self._refuse(*cause.answer)
         elif isinstance(cause, _Upgrade):
             self._reread_without_upgrade()
@@ -233,18 +218,14 @@ class Door(HttpToolsProtocol):
             raise error
 
     def _reread_without_upgrade(self) -> None:
-        """Serve the request as the HTTP/1.1 that it is (RFC 9110 §7.8 lets a server ignore the wish)."""
-        head, blank, rest = bytes(self._raw).partition(b"\r\n\r\n")
-        lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"upgrade:")]
-        self._raw = b"\r\n".join(lines) + blank + rest
+        self._raw = without_upgrade(self._raw)
         self._received = len(self._raw)
         self.parser = HttpRequestParser(self)
-        self._url = b""
         self._parse(self._raw)
 
     def _await_head(self) -> None:
         if len(self._raw) > self.bounds.max_header_bytes:
-            self._refuse(431, "headers_too_large", "The headers of the request are too large.")
+            self._refuse(*too_large().answer)
         elif isinstance(self._raw, bytes):  # its first piece
             self._raw = bytearray(self._raw)
             self._arm(self.bounds.header_seconds)
@@ -258,47 +239,38 @@ class Door(HttpToolsProtocol):
         self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        headers, self._fields = self._fields, []  # what comes later are trailers, which nobody sees
+        headers, self._fields = self._fields, []
         url, self._url = self._url, b""
         fields = dict(headers)
         if b"upgrade" in fields:
             raise _Upgrade
-        raw_method = self.parser.get_method()
-        http11 = self._raw.startswith(b"%b %b HTTP/1.1\r\n" % (raw_method, url))
-        method = raw_method.decode()
+        method = self.parser.get_method()
         end = self._raw.find(b"\r\n\r\n") + 4
         if end > self.bounds.max_header_bytes or len(headers) > self.bounds.max_header_count:
-            raise _Refused(431, "headers_too_large", "The headers of the request are too large, or too many.")
+            raise too_large()
+        http11 = self._raw.startswith(method + b" " + url + b" HTTP/1.1\r\n")
         if not http11:
-            self._check_http10(raw_method, url, fields)
+            check_http10(self._raw, method, url, fields)
         host = fields.get(b"host")
-        if host != self._host:
-            self._check_host(host)
-        if len(fields) != len(headers) and [name for name, _ in headers].count(b"host") > 1:
-            raise _invalid("The request has more than one Host header.")
+        if (host is None and http11) or (host is not None and host != self._host):
+            check_host(host)
+            self._host = host
+        if len(fields) != len(headers):
+            check_repeats(headers)
         if b"transfer-encoding" in fields:
             if fields[b"transfer-encoding"].lower() != b"chunked":
-                raise _invalid("The only Transfer-Encoding that is served is 'chunked'.")
+                raise invalid("The only Transfer-Encoding that is served is 'chunked'.")
             self._size = -1
         else:
             self._size = end + int(fields.get(b"content-length", 0))
-        raw_path, _, query = url.partition(b"?")
-        if b"#" in url or not (raw_path.startswith(b"/") or (raw_path == b"*" and method == "OPTIONS")) or method == "CONNECT":
-            raise _invalid("The request target must be a path that begins with '/'.")
+        raw_path, query = split_target(url, method)
         path = raw_path.decode("ascii")
-        cycle = self._cycle = Cycle(
-            self,
-            self.transport,
-            fields,
-            method == "HEAD",
-            http11,
-            http11 and self.parser.should_keep_alive() and not self._last_request,
-            self._write_paused,
-        )
+        keep_alive = http11 and self.parser.should_keep_alive() and not self._last_request
+        cycle = self._cycle = Cycle(self, self.transport, fields, method == b"HEAD", http11, keep_alive, self._write_paused)
         self._scope = {
             **self._common,
             "http_version": "1.1" if http11 else "1.0",
-            "method": method,
+            "method": method.decode("ascii"),
             "path": self.root_path + (unquote(path) if "%" in path else path),
             "raw_path": raw_path,
             "query_string": query,
@@ -307,20 +279,6 @@ class Door(HttpToolsProtocol):
             "extensions": {"gateway.client": cycle},
         }
         self._state = _BODY
-
-    def _check_http10(self, method: bytes, url: bytes, fields: dict[bytes, bytes]) -> None:
-        """llhttp takes 0.9, 2.0, RTSP, ICE and further blanks in the request line too."""
-        if not self._raw.startswith(b"%b %b HTTP/1.0\r\n" % (method, url)):
-            raise _invalid("The request line is not one of HTTP/1.1.")
-        if b"transfer-encoding" in fields:
-            raise _invalid("HTTP/1.0 knows no Transfer-Encoding.")
-        if b"host" not in fields:
-            self._host = None
-
-    def _check_host(self, host: bytes | None) -> None:
-        if host is None or _HOST.fullmatch(host) is None:
-            raise _invalid("The request needs one Host header with a host name or address.")
-        self._host = host
 
     def _check_overhead(self) -> None:
         """Chunk extensions and trailers reach nobody; without a bound they could come for ever."""
@@ -340,6 +298,8 @@ class Door(HttpToolsProtocol):
         assert self._cycle is not None
         self._state = _ANSWER
         self._deadline = _NEVER
+        if self._fields:
+            self._fields = []  # trailers: else they would be headers of the next request
         self.resume_body()  # else nobody would see the client leave
         self._cycle.end_body()
 
@@ -380,14 +340,13 @@ class Door(HttpToolsProtocol):
     def _refuse(self, status: int, code: str, message: str) -> None:
         """Answer instead of the application, which has seen nothing or is told that its client is gone."""
         cycle = self._cycle
-        running = cycle is not None and not cycle.complete
         self._scope = None
-        if running and cycle.started:
+        if cycle is not None and cycle.started and not cycle.complete:
             self.transport.abort()
         else:
             self.transport.write(error_answer(status, code, message))
             self._linger()
-        if running:
+        if cycle is not None:
             cycle.leave()
 
     def _linger(self) -> None:

@@ -32,7 +32,7 @@ class Guard:
         if self._digests:
             key = bearer(headers)
             digest = sha256(key or b"").digest()
-            if key is None or not any([hmac.compare_digest(digest, known) for known in self._digests]):
+            if key is None or not any(hmac.compare_digest(digest, known) for known in self._digests):
                 raise InvalidApiKey
         elif not _is_local_program(peer, headers):
             raise Forbidden("Without GATEWAY_ADMIN_KEY only programs on the gateway's own machine may do this. Set the key, or call it from there.")

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import httpx2
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
@@ -44,7 +44,7 @@ class Health:
         """Every server has been asked once, whatever it said."""
         return self._first.is_set()
 
-    async def __aenter__(self) -> "Health":
+    async def __aenter__(self) -> Self:
         pairs = [(backend, server) for backend in self._backends for server in backend.servers]
         self._tasks = [asyncio.create_task(self._ask_all(pairs)), *(asyncio.create_task(self._watch(*pair)) for pair in pairs)]
         return self
@@ -133,7 +133,9 @@ class Health:
             model = tier.models.get(backend.name)
             if model is not None and not any(server.serves(model) for server in backend.servers):
                 there = sorted({name.removesuffix(":latest") for server in backend.servers for name in server.discovered or {}})
-                _log.warning("tier %s wants the model %r of backend %s, which is not there; there is: %s", tier.name, model, backend.name, _listed(there))
+                _log.warning(
+                    "tier %s wants the model %r of backend %s, which is not there; there is: %s", tier.name, model, backend.name, _listed(there)
+                )
 
 
 def _listed(names: list[str]) -> str:

@@ -4,17 +4,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from msgspec import Struct
+
 from gateway.errors import Outcome
 from gateway.views import Usage
 
 Phase = Literal["queued", "waiting", "streaming"]
 
+CHAT = "chat"
+"""The endpoint label of chat completions."""
+
+LANES = ("text", "vision")
+
 NONE = "none"
 """The label of what a request did not get to have: a tier, a backend."""
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(Struct, frozen=True, gc=False, kw_only=True):
     """One request and its answer, for the log and the metrics. Times are in seconds; labels come from the settings, never from a request."""
 
     request_id: str
@@ -74,9 +80,8 @@ class Meter:
         if self.first_piece is None:
             self.first_piece = now
             self.phase = "streaming"
-            tokens -= 1
-            if tokens and self.observe_gap is not None:
-                self.observe_gap(0.0, tokens)
+            if tokens > 1 and self.observe_gap is not None:
+                self.observe_gap(0.0, tokens - 1)
         elif tokens and self.observe_gap is not None:
             self.observe_gap(now - self.last_piece, tokens)
         self.last_piece = now

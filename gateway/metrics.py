@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway.metering import NONE, Exchange
+from gateway.metering import CHAT, LANES, NONE, Exchange
 
 TIME_TO_FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
 INTER_TOKEN_LATENCY = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -22,8 +22,8 @@ QUEUE_WAIT = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 
 OVERHEAD = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1)
 
 
-class GapHistogram:
-    """One labelled series of `GapHistograms`: counts without locks, since only the event loop writes."""
+class Histogram:
+    """One labelled series of `Histograms`."""
 
     __slots__ = ("_bounds", "counts", "total")
 
@@ -32,7 +32,11 @@ class GapHistogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, seconds: float, tokens: int) -> None:
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(self._bounds, seconds)] += 1
+        self.total += seconds
+
+    def observe_gap(self, seconds: float, tokens: int) -> None:
         """A gap of `seconds` before the first of `tokens` that came together; the others came without a gap."""
         self.counts[bisect_left(self._bounds, seconds)] += 1
         if tokens > 1:
@@ -40,24 +44,26 @@ class GapHistogram:
         self.total += seconds
 
 
-class GapHistograms(Collector):
-    """`gateway_inter_token_latency_seconds`. Its own collector because it is the one metric written for every token:
-    prometheus-client's `observe` takes a lock and walks its buckets."""
+class Histograms(Collector):
+    """One histogram metric. Without locks, since only the event loop writes: a fifth of what prometheus-client's own `observe` costs,
+    which for every token and four times a request is worth a class."""
 
-    def __init__(self) -> None:
-        self._series: dict[tuple[str, str], GapHistogram] = {}
+    def __init__(self, registry: CollectorRegistry, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
+        self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
+        self._series: dict[tuple[str, ...], Histogram] = {}
+        registry.register(self)
 
-    def labels(self, tier: str, backend: str) -> GapHistogram:
-        series = self._series.get((tier, backend))
+    def labels(self, *values: str) -> Histogram:
+        series = self._series.get(values)
         if series is None:
-            series = self._series[tier, backend] = GapHistogram(INTER_TOKEN_LATENCY)
+            series = self._series[values] = Histogram(self._bounds)
         return series
 
     def collect(self) -> Iterator[Metric]:
-        family = HistogramMetricFamily("gateway_inter_token_latency_seconds", "Gap between two pieces of an answer.", labels=["tier", "backend"])
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         for labels, series in self._series.items():
             running, buckets = 0, []
-            for bound, count in zip((*INTER_TOKEN_LATENCY, inf), series.counts, strict=True):
+            for bound, count in zip((*self._bounds, inf), series.counts, strict=True):
                 running += count
                 buckets.append(("+Inf" if bound == inf else repr(float(bound)), float(running)))
             family.add_metric(labels, buckets, series.total)
@@ -68,9 +74,12 @@ class GapHistograms(Collector):
 class RouteMetrics:
     """The series of one (tier, backend), bound once."""
 
+    ok: Counter
     duration: Histogram
     time_to_first_token: Histogram
-    gaps: GapHistogram
+    gaps: Histogram
+    queue_wait: dict[str, Histogram]
+    """By lane."""
     prompt_tokens: Counter
     completion_tokens: Counter
 
@@ -85,16 +94,15 @@ class Metrics:
         def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
             return Counter(name, text, labels, registry=registry)
 
-        def histogram(name: str, text: str, labels: Sequence[str], buckets: Sequence[float]) -> Histogram:
-            return Histogram(name, text, labels, buckets=buckets, registry=registry)
+        def histogram(name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> Histograms:
+            return Histograms(registry, name, text, labels, bounds)
 
         self.requests = counter("gateway_requests_total", "Requests, by how they ended.", ("endpoint", *route, "outcome"))
         self.duration = histogram("gateway_request_duration_seconds", "From the arrival of a request to the end of its answer.", route, DURATION)
         self.time_to_first_token = histogram(
             "gateway_time_to_first_token_seconds", "From the arrival of a request to the first piece of its answer.", route, TIME_TO_FIRST_TOKEN
         )
-        self.gaps = GapHistograms()
-        registry.register(self.gaps)
+        self.gaps = histogram("gateway_inter_token_latency_seconds", "Gap between two pieces of an answer.", route, INTER_TOKEN_LATENCY)
         self.tokens = counter("gateway_tokens_total", "Tokens, as the backends counted them.", (*route, "type"))
         self.queue_wait = histogram("gateway_queue_wait_seconds", "Wait for a slot of a backend.", ("backend", "lane"), QUEUE_WAIT)
         self.rejected = counter("gateway_rejected_total", "Requests refused for want of room or a healthy backend.", ("backend", "reason"))
@@ -105,7 +113,7 @@ class Metrics:
         self.waiting = Gauge("gateway_requests_waiting", "Requests in line for a backend.", ("backend", "lane"), registry=registry)
         self.backend_up = Gauge("gateway_backend_up", "1 while a server of the backend answers its probe.", ("backend",), registry=registry)
         self.active_backend = Gauge("gateway_active_backend", "1 for the backend that serves the tier.", route, registry=registry)
-        self.overhead = histogram("gateway_overhead_seconds", "Time in the gateway outside the queue and the upstream.", (), OVERHEAD)
+        self.overhead = histogram("gateway_overhead_seconds", "Time in the gateway outside the queue and the upstream.", (), OVERHEAD).labels()
         Info("gateway_build", "The running version.", registry=registry).info({"version": version})
         self._routes: dict[tuple[str, str], RouteMetrics] = {}
 
@@ -113,9 +121,11 @@ class Metrics:
         bound = self._routes.get((tier, backend))
         if bound is None:
             bound = self._routes[tier, backend] = RouteMetrics(
+                self.requests.labels(CHAT, tier, backend, "ok"),
                 self.duration.labels(tier, backend),
                 self.time_to_first_token.labels(tier, backend),
                 self.gaps.labels(tier, backend),
+                {lane: self.queue_wait.labels(backend, lane) for lane in LANES},
                 self.tokens.labels(tier, backend, "prompt"),
                 self.tokens.labels(tier, backend, "completion"),
             )
@@ -123,6 +133,24 @@ class Metrics:
 
     def record(self, exchange: Exchange) -> None:
         """Count one exchange that is over."""
+        if exchange.outcome != "ok":
+            self._record_failure(exchange)
+        if exchange.backend == NONE:
+            return
+        route = self.route(exchange.tier, exchange.backend)
+        if exchange.outcome == "ok":
+            route.ok.inc()
+        route.duration.observe(exchange.duration)
+        if exchange.queue_wait is not None:
+            route.queue_wait[exchange.lane].observe(exchange.queue_wait)
+            self.overhead.observe(max(0.0, exchange.duration - exchange.queue_wait - exchange.upstream))
+        if exchange.time_to_first_token is not None:
+            route.time_to_first_token.observe(exchange.time_to_first_token)
+        if exchange.usage is not None:
+            route.prompt_tokens.inc(exchange.usage.prompt_tokens)
+            route.completion_tokens.inc(exchange.usage.completion_tokens)
+
+    def _record_failure(self, exchange: Exchange) -> None:
         self.requests.labels(exchange.endpoint, exchange.tier, exchange.backend, exchange.outcome).inc()
         if exchange.outcome == "cancelled":
             self.client_disconnects.labels(exchange.phase).inc()
@@ -130,15 +158,3 @@ class Metrics:
             self.rejected.labels(exchange.backend, exchange.code or NONE).inc()
         elif exchange.outcome in ("upstream_error", "timeout"):
             self.upstream_errors.labels(exchange.backend, exchange.reason or exchange.code or NONE).inc()
-        if exchange.backend == NONE:
-            return
-        route = self.route(exchange.tier, exchange.backend)
-        route.duration.observe(exchange.duration)
-        if exchange.queue_wait is not None:
-            self.queue_wait.labels(exchange.backend, exchange.lane).observe(exchange.queue_wait)
-            self.overhead.observe(max(0.0, exchange.duration - exchange.queue_wait - exchange.upstream))
-        if exchange.time_to_first_token is not None:
-            route.time_to_first_token.observe(exchange.time_to_first_token)
-        if exchange.usage is not None:
-            route.prompt_tokens.inc(exchange.usage.prompt_tokens)
-            route.completion_tokens.inc(exchange.usage.completion_tokens)

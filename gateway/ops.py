@@ -45,10 +45,10 @@ class Operations:
 
     def model(self, name: str) -> dict[str, Any]:
         """Raises `ModelNotFound`."""
-        for public in self._routing.public_models():
-            if public.name.lower() == name.lower():
-                return self._model(public)
-        raise ModelNotFound(f"The model {name!r} does not exist here." if name.isprintable() and len(name) <= 256 else "This model does not exist here.")
+        for entry in self.models()["data"]:
+            if entry["id"].lower() == name.lower():
+                return dict(entry)
+        raise ModelNotFound("This model does not exist here. GET /v1/models lists those that do.", param="model")
 
     def _model(self, public: PublicModel) -> dict[str, Any]:
         entry: dict[str, Any] = {"id": public.name, "object": "model", "created": self._created, "owned_by": "gateway"}

@@ -75,7 +75,7 @@ def api_page(document: dict[str, Any]) -> str:
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(document['info']['title'])}</title>"]
     parts.append(f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>")
     parts.append(f"<h1>{escape(document['info']['title'])} {escape(document['info']['version'])}</h1>")
-    parts.append("<p>The machine-readable form is at <a href=/openapi.json>/openapi.json</a>. Send the key as <code>Authorization: Bearer KEY</code>.</p>")
+    parts.append("<p>For programs: <a href=/openapi.json>/openapi.json</a>. Send the key as <code>Authorization: Bearer KEY</code>.</p>")
     for path in sorted(document["paths"], key=lambda path: (path != CHAT_PATH, path)):
         for method, operation in document["paths"][path].items():
             parts.append(_operation(path, method, operation, document))
@@ -93,7 +93,10 @@ def _operation(path: str, method: str, operation: dict[str, Any], document: dict
 
 def _fields(schema: dict[str, Any]) -> str:
     required = set(schema.get("required", ()))
-    rows = [f"<tr><td><code>{escape(name)}</code><td>{escape(_type(field))}<td>{'required' if name in required else ''}" for name, field in schema["properties"].items()]
+    rows = [
+        f"<tr><td><code>{escape(name)}</code><td>{escape(_type(field))}<td>{'required' if name in required else ''}"
+        for name, field in schema["properties"].items()
+    ]
     return f"<table><tr><th>Field<th>Type<th>{''.join(rows)}</table>"
 
 

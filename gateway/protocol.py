@@ -136,8 +136,11 @@ def _check_large(body: bytes, max_text_body: int) -> None:
 
 
 def _explain(text: str) -> InvalidRequest:
-    """msgspec's words are `REASON - at `$.path``; only reasons that cannot hold the client's text are passed on."""
-    reason, _, place = text.partition(" - at `$")
+    """msgspec's words are `REASON - at `$.path``; only reasons that cannot hold the client's text are passed on. The client's text may hold
+    a place of its own: the last one is msgspec's."""
+    reason, found, place = text.rpartition(" - at `$")
+    if not found:
+        reason, place = text, ""
     param = place.rstrip("`").lstrip(".") or None
     if reason.startswith("Object missing required field `"):
         name = reason.split("`")[1]

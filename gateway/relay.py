@@ -3,16 +3,17 @@
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from gateway.admission import Lane, Ticket
 from gateway.backends.backend import Backend, Server
 from gateway.backends.base import MAX_ANSWER, MAX_REFUSAL, Reading
 from gateway.config import Limits, Settings
 from gateway.errors import ClientLeft, GatewayError, UpstreamError, UpstreamTimeout
-from gateway.metering import Exchange, Meter
-from gateway.metrics import Metrics
+from gateway.metering import CHAT, Exchange, Meter
+from gateway.metrics import Metrics, RouteMetrics
 from gateway.protocol import Chat
 from gateway.routing import Route
 from gateway.views import Answer, Delta, StreamView, assemble, render_answer
@@ -44,8 +45,25 @@ class Client(Protocol):
     def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Destination:
+    """What all exchanges of one tier on one backend share, looked up once."""
+
+    __slots__ = ("backend", "headers", "limits", "metrics", "shows_pieces")
+
+    def __init__(self, route: Route, backend: Backend, limits: Limits, metrics: RouteMetrics) -> None:
+        self.backend = backend
+        self.limits = limits
+        self.metrics = metrics
+        self.shows_pieces = backend.dialect.streams_only
+        """Even a plain answer is seen as it comes."""
+        self.headers = [
+            (b"x-gateway-tier", _header_value(route.tier)),
+            (b"x-gateway-backend", _header_value(route.backend)),
+            (b"x-gateway-model", _header_value(route.model)),
+        ]
+
+
+class Request(Struct, frozen=True, gc=False):
     """What was known of a request when its forwarding began. Times in seconds."""
 
     id: str
@@ -63,37 +81,54 @@ class Request:
     """Sent with the answer, whatever it is."""
 
 
-@dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all relays share."""
+    """What all relays share. `live`: every relay under way, for the gateway's end."""
 
-    settings: Settings
-    backends: dict[str, Backend]
-    metrics: Metrics
-    on_exchange: Callable[[Exchange], None]
-    gateway_id: bytes
-    live: set["Relay"]
-    """Every relay under way, for the gateway's end."""
+    def __init__(
+        self, settings: Settings, backends: dict[str, Backend], metrics: Metrics, on_exchange: Callable[[Exchange], None], gateway_id: bytes
+    ) -> None:
+        self.settings = settings
+        self.backends = backends
+        self.metrics = metrics
+        self.on_exchange = on_exchange
+        self.gateway_id = gateway_id
+        self.commit_after = settings.commit_after
+        self.heartbeat = settings.heartbeat
+        self.live: set[Relay] = set()
+        self._destinations: dict[Route, Destination] = {}
+
+    def destination(self, route: Route) -> Destination:
+        found = self._destinations.get(route)
+        if found is None:
+            limits = self.settings.limits_for(route.tier, route.backend)
+            metrics = self.metrics.route(route.tier, route.backend)
+            found = self._destinations[route] = Destination(route, self.backends[route.backend], limits, metrics)
+        return found
 
 
 class Relay:
     """One exchange. `await relay()` answers the client, whatever happens; it raises only when it is cancelled from outside."""
 
-    __slots__ = ("_backend", "_chat", "_client", "_collected", "_lane", "_limits", "_meter", "_next_beat", "_request", "_shared", "_started", "_view", "_watch")  # fmt: skip
+    __slots__ = (
+        "_backend", "_chat", "_client", "_clock", "_collected", "_collected_bytes", "_destination", "_lane", "_limits", "_meter", "_next_beat",
+        "_request", "_shared", "_started", "_view", "_watch",
+    )  # fmt: skip
 
     def __init__(self, shared: Surroundings, client: Client, request: Request) -> None:
         self._shared = shared
         self._client = client
         self._request = request
         self._chat = chat = request.chat
-        route = request.route
-        self._backend = shared.backends[route.backend]
-        self._limits: Limits = shared.settings.limits_for(route.tier, route.backend)
+        self._destination = destination = shared.destination(request.route)
+        self._backend = destination.backend
+        self._limits = destination.limits
         self._lane: Lane = "vision" if chat.has_images else "text"
-        self._meter = Meter(asyncio.get_running_loop().time, shared.metrics.route(route.tier, route.backend).gaps.observe)
+        self._clock = asyncio.get_running_loop().time
+        self._meter = Meter(self._clock, destination.metrics.gaps.observe_gap)
         self._watch = Watch(client, self._tick)
         self._view = StreamView(request.answer_id, request.created, chat.model, chat.wants_usage) if chat.stream else None
         self._collected: list[Delta] = []
+        self._collected_bytes = 0
         self._started = False
         self._next_beat = self._meter.arrived + self._silence_allowed()
 
@@ -105,7 +140,8 @@ class Relay:
         self._shared.live.add(self)
         try:
             with self._watch:
-                self._look_again()
+                if self._next_beat < math.inf:
+                    self._look_again()
                 async with self._backend.admission.ticket(self._request.route.model, self._lane) as ticket:
                     self._meter.admit()
                     await self._forward(ticket)
@@ -161,14 +197,10 @@ class Relay:
 
     async def _pump(self, response: Connection, reading: Reading) -> None:
         def on_piece(piece: bytes) -> None:
-            deltas = reading.feed(piece)
-            if deltas:
-                self._deliver(deltas)
-            if reading.over:
-                response.stop()
+            self._take(piece, reading, response)
 
         def on_resume() -> None:
-            self._meter.last_piece = asyncio.get_running_loop().time()
+            self._meter.last_piece = self._clock()
             self._look_again()
             response.resume()
 
@@ -191,6 +223,21 @@ class Relay:
             self._answer(assemble(self._collected))
 
     # Stream back
+
+    def _take(self, piece: bytes, reading: Reading, response: Connection) -> None:
+        if self._view is None:
+            self._collected_bytes += len(piece)
+            if self._collected_bytes > MAX_ANSWER:
+                raise UpstreamError("too_large")
+        deltas = reading.feed(piece)
+        if deltas:
+            self._deliver(deltas)
+        if reading.failure is not None:
+            raise reading.failure
+        if reading.surplus:
+            response.spoil()
+        if reading.over:
+            response.stop()
 
     def _deliver(self, deltas: list[Delta]) -> None:
         meter = self._meter
@@ -237,16 +284,15 @@ class Relay:
         self._client.open(200, self._headers(headers))
 
     def _headers(self, content: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
-        request, route, wait = self._request, self._request.route, self._meter.queue_wait
-        now = asyncio.get_running_loop().time()
+        request, wait = self._request, self._meter.queue_wait
+        if wait is None:
+            wait = self._clock() - self._meter.arrived
         return [
             *content,
             *request.extra_headers,
             (b"x-request-id", request.id.encode()),
-            (b"x-gateway-tier", _header_value(route.tier)),
-            (b"x-gateway-backend", _header_value(route.backend)),
-            (b"x-gateway-model", _header_value(route.model)),
-            (b"x-gateway-queue-ms", b"%d" % ((now - self._meter.arrived if wait is None else wait) * 1000)),
+            *self._destination.headers,
+            (b"x-gateway-queue-ms", b"%d" % (wait * 1000)),
             (b"x-gateway-attempts", b"%d" % self._meter.attempts),
         ]
 
@@ -254,7 +300,7 @@ class Relay:
 
     def _look_again(self) -> None:
         """A new phase begins, whose deadline may be nearer than the one that the timer waits for."""
-        self._watch.arm(self._tick(asyncio.get_running_loop().time()))
+        self._watch.arm(self._tick(self._clock()))
 
     def _tick(self, now: float) -> float:
         """End the exchange when a deadline has passed, keep a silent one alive; return when to look again."""
@@ -264,7 +310,7 @@ class Relay:
             return math.inf
         if now >= self._next_beat:
             self._beat()
-            self._next_beat = now + self._shared.settings.heartbeat
+            self._next_beat = now + self._shared.heartbeat
         return min(deadline, self._next_beat, now + 3600)
 
     def _deadline(self) -> tuple[float, str]:
@@ -273,8 +319,7 @@ class Relay:
         if meter.sent is None:
             return math.inf, ""
         ends = meter.sent + limits.total_timeout, "no end"
-        pieces = self._view is not None or self._backend.dialect.streams_only
-        if self._client.paused or not pieces:
+        if self._client.paused or (self._view is None and not self._destination.shows_pieces):
             return ends
         if meter.first_piece is None:
             return min(ends, (meter.last_piece + limits.first_token_timeout, "no first piece"))
@@ -283,7 +328,7 @@ class Relay:
     def _silence_allowed(self) -> float:
         """Seconds after which a silent answer is kept alive."""
         if self._view is not None:
-            return self._shared.settings.commit_after
+            return self._shared.commit_after
         return math.inf if self._request.read_timeout is None else EARLY * self._request.read_timeout
 
     def _beat(self) -> None:
@@ -304,12 +349,12 @@ class Relay:
 
     def _record(self, error: GatewayError | None) -> None:
         meter, request = self._meter, self._request
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         self._shared.on_exchange(
             Exchange(
                 request_id=request.id,
                 key_id=request.key_id,
-                endpoint="chat",
+                endpoint=CHAT,
                 tier=request.route.tier,
                 backend=request.route.backend,
                 model=request.route.model,

@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from gateway.config import Settings, Tier
 from gateway.errors import ModelNotFound
 
 AUTO = "auto"
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True, gc=False):
     """The choice for one request. `model` is the name on the backend."""
 
     tier: str

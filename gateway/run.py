@@ -43,7 +43,11 @@ async def serve(settings: Settings, announce: Callable[[str], None] | None = Non
         _log.warning("no GATEWAY_API_KEYS: whoever reaches %s may use it", base_url)
     async with Gateway(settings, ExchangeLog(as_json)) as gateway:
         server = Server(
-            _config(gateway), drain_delay=settings.drain_delay, drain_timeout=settings.drain_timeout, on_drain=gateway.begin_drain, on_cutoff=gateway.cut_off
+            _config(gateway),
+            drain_delay=settings.drain_delay,
+            drain_timeout=settings.drain_timeout,
+            on_drain=gateway.begin_drain,
+            on_cutoff=gateway.cut_off,
         )
         _log.info("serving %s; tiers %s; active backend %s", base_url, ", ".join(settings.tiers), settings.llm_backend)
         if announce is not None:

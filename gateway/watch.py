@@ -1,4 +1,4 @@
-"""Ends a task's waiting for a reason: its client left, a deadline passed, the gateway is stopping. The idea of `asyncio.timeout`, with more reasons."""
+"""Ends a task's waiting for a reason: its client left, a deadline passed, the gateway is stopping. `asyncio.timeout` with more reasons."""
 
 import asyncio
 from collections.abc import Callable

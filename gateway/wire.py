@@ -12,6 +12,7 @@ Deadlines other than the one for connecting are the caller's: cancel the task.
 """
 
 import asyncio
+import select
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from typing import Literal, cast
 import httptools
 
 WireFault = Literal["connect", "connect_timeout", "closed", "reset", "protocol", "truncated", "too_large"]
+
+READ_BYTES = 32 * 1024
+"""Read from a socket at once. What is parsed, and rendered anew for the client, in one go comes to a few times that, and libuv reads up
+to 32 times before it turns to others: this bounds both a client's unsent bytes and the time in which nobody else is served."""
 
 DRAIN_SECONDS = 1.0
 """How long a connection may take to end its body after the caller has seen all that it wanted, and still be kept."""
@@ -63,15 +68,17 @@ class Origin:
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One connection, and the answer that is being read from it.
 
     `status` and `headers` (names in lower case) are those of the answer, once `Pool.exchange` has handed the connection out.
     """
 
-    __slots__ = ("_bounds", "_busy", "_draining", "_ended", "_failure", "_head_bytes", "_head_done", "_header_bytes", "_informational", "_limit", "_loop",
-                 "_on_piece", "_parser", "_paused", "_pieces", "_pool", "_stopped", "_timer", "_to_eof", "_transport", "_unread", "_usable", "_waiter",
-                 "answered", "headers", "idle_since", "status")  # fmt: skip
+    __slots__ = (
+        "_bounds", "_busy", "_draining", "_ended", "_failure", "_full", "_head_bytes", "_head_done", "_header_bytes", "_held", "_informational",
+        "_limit", "_loop", "_on_piece", "_parser", "_paused", "_pieces", "_poll", "_pool", "_stopped", "_timer", "_to_eof", "_transport",
+        "_unread", "_usable", "_waiter", "answered", "headers", "idle_since", "status",
+    )  # fmt: skip
 
     def __init__(self, pool: "Pool", loop: asyncio.AbstractEventLoop, bounds: Bounds) -> None:
         self._pool = pool
@@ -82,7 +89,10 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._draining = False
-        self._paused = False
+        self._held = False  # by the caller
+        self._full = False  # more is unread than may be
+        self._paused = False  # the socket, for either reason
+        self._poll = select.poll()
         self._usable = True
         self._waiter: asyncio.Future[None] | None = None
         self.idle_since = 0.0
@@ -130,10 +140,11 @@ class Connection(asyncio.Protocol):
             WireError: it was cut short, broken or longer than `limit` bytes.
         """
         self._limit = limit
-        self._check_limit()
-        self._resume()
+        self._set_full(False)
+        self._check_unread()
         while not self._ended:
             await self._wait()
+        self._raise_failure()
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
         return body
@@ -144,35 +155,42 @@ class Connection(asyncio.Protocol):
         `on_piece` runs inside the socket's read callback: it must not block; what it raises is raised here.
         """
         self._on_piece = on_piece
+        self._set_full(False)
         if self._pieces:
             self._deliver()
-        self._resume()
         while not (self._ended or self._stopped):
             await self._wait()
+        self._raise_failure()
 
     def stop(self) -> None:
         """The caller has all that it wants: end `pump`. The rest of the body may only be its end."""
         self._stopped = True
         self._wake()
 
+    def spoil(self) -> None:
+        """The caller has seen what should not be there: this answer may be read on, but none after it."""
+        self._usable = False
+
     def pause(self) -> None:
         """Stop reading from the socket: the caller cannot take more."""
-        if not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        self._held = True
+        self._regulate()
 
     def resume(self) -> None:
         """Read on after `pause`."""
-        self._resume()
+        self._held = False
+        self._regulate()
 
     def release(self) -> None:
         """The caller is done: back into the pool if the answer ended cleanly, else closed."""
         self._on_piece = None
+        self._pieces.clear()
+        self._held = self._full = False
         if self._ended:
             self._settle()
-        elif self._stopped and self._failure is None and self._transport is not None:
+        elif self._stopped and self.is_usable():
             self._draining = True
-            self._resume()
+            self._regulate()
             self._timer = self._loop.call_later(DRAIN_SECONDS, self.abort)
         else:
             self.abort()
@@ -181,17 +199,21 @@ class Connection(asyncio.Protocol):
         """Close at once and forget what was read."""
         self._usable = False
         self._cancel_timer()
-        self._pieces.clear()
         if self._transport is not None:
             self._transport.abort()
 
     def is_usable(self) -> bool:
         return self._usable and self._transport is not None and not self._transport.is_closing()
 
+    def is_silent(self) -> bool:
+        """Nothing waits in the socket that the loop has not read yet: neither the server's close nor a byte that nobody asked for."""
+        return not self._poll.poll(0)
+
     def _settle(self) -> None:
         self._cancel_timer()
         self._busy = self._draining = False
-        if self.is_usable() and not self._paused and self._transport is not None and self._transport.get_write_buffer_size() == 0:
+        self._regulate()
+        if self.is_usable() and self._transport is not None and self._transport.get_write_buffer_size() == 0:
             self._pool.keep(self)
         else:
             self.abort()
@@ -202,13 +224,15 @@ class Connection(asyncio.Protocol):
             self._timer = None
 
     async def _wait(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        """Until anything happens. A failure is raised only here: what came before it is not lost, however the bytes were cut."""
+        self._raise_failure()
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
             self._waiter = None
+
+    def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
 
@@ -216,28 +240,40 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _resume(self) -> None:
-        if self._paused and self._transport is not None:
-            self._paused = False
+    def _set_full(self, full: bool) -> None:
+        self._full = full
+        self._regulate()
+
+    def _regulate(self) -> None:
+        """Read from the socket unless somebody wants a pause."""
+        paused = self._held or self._full
+        if paused == self._paused or self._transport is None:
+            return
+        self._paused = paused
+        if paused:
+            self._transport.pause_reading()
+        else:
             self._transport.resume_reading()
 
-    def _fail(self, failure: BaseException) -> None:
-        if self._failure is None and not self._ended:
+    def _fail(self, failure: Exception) -> None:
+        if self._failure is None:
             self._failure = failure
         self.abort()
         self._wake()
 
-    def _check_limit(self) -> None:
+    def _check_unread(self) -> None:
         if self._limit is not None:
             if self._unread > self._limit:
+                self._pieces.clear()
                 self._fail(WireError("too_large", answered=True))
         elif self._unread > self._bounds.unread:
-            self.pause()
+            self._set_full(True)
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._pool.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -246,7 +282,7 @@ class Connection(asyncio.Protocol):
         self._cancel_timer()
         self._parser = None  # it holds this object: break the cycle
         self._pool.closed(self)
-        if not self._busy or self._ended:
+        if not self._busy or self._ended or self._stopped:
             return
         if self._to_eof and exc is None:
             self._ended = True
@@ -255,40 +291,42 @@ class Connection(asyncio.Protocol):
             self._failure = WireError(fault, self.answered)
         self._wake()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._pool.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         if not self._busy:  # nobody asked for this byte: whoever took the connection next would take it for the answer
             self.abort()
             return
         if self._parser is None or self._failure is not None:
             return
         self.answered = True
+        is_broken = False
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._pool.buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            is_broken = True
             self._usable = False
-            if not self._ended:
-                self._fail(WireError("protocol", answered=True))
-        if not self._head_done:
-            self._head_bytes += len(data)
-            if self._head_bytes > self._bounds.head:
-                self._fail(WireError("protocol", answered=True))
-        elif self._pieces:
+        if not (self._head_done or self._full):
+            self._head_bytes += nbytes
+            is_broken = is_broken or self._head_bytes > self._bounds.head
+        if self._pieces:
             self._deliver()
-        if self._draining and self._ended:
+        if is_broken and not (self._ended or self._stopped):
+            self._fail(WireError("protocol", answered=True))
+        if self._draining and (self._ended or is_broken):
             self._settle()
 
     def _deliver(self) -> None:
         """Hand on what one read brought, in one call: ten thousand tiny chunks are one piece."""
         if self._on_piece is None:
-            self._check_limit()
+            self._check_unread()
             return
         pieces, self._pieces, self._unread = self._pieces, [], 0
         try:
             self._on_piece(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         except Exception as failure:
-            self._failure = failure
-            self.abort()
-            self._wake()
+            self._fail(failure)
 
     # httptools callbacks; what they raise would come back as a parser's error, so they do not raise
 
@@ -297,7 +335,7 @@ class Connection(asyncio.Protocol):
             self._usable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._ended or self._head_done:
+        if self._ended or self._head_done or self._failure is not None:
             return
         self._header_bytes += len(name) + len(value)
         self.headers.append((name.lower(), value))
@@ -305,13 +343,13 @@ class Connection(asyncio.Protocol):
             self._fail(WireError("protocol", answered=True))
 
     def on_headers_complete(self) -> None:
-        if self._ended or self._parser is None:
+        if self._ended or self._parser is None or self._failure is not None:
             return
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             self._informational += 1
             if self._informational > self._bounds.informational:
-                self.pause()
+                self._set_full(True)
             return
         self.status = status
         self._head_done = True
@@ -395,6 +433,8 @@ class Pool:
         self._bounds = bounds or Bounds()
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
+        self.buffer = memoryview(bytearray(READ_BYTES))
+        """All connections read into it in turn: what a read brings is parsed before the next begins."""
         self._sweep: asyncio.TimerHandle | None = None
         self._heads: dict[tuple[str, str], bytes] = {}
 
@@ -439,7 +479,7 @@ class Pool:
         oldest = asyncio.get_running_loop().time() - self._idle_seconds
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_usable() and connection.idle_since > oldest:
+            if connection.is_usable() and connection.idle_since > oldest and connection.is_silent():
                 return connection
             connection.abort()
         return None

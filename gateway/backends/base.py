@@ -23,11 +23,15 @@ class Reading(Protocol):
     over: bool
     malformed: int
     """Lines that were no event of this backend; dropped."""
+    surplus: bool
+    """Something came after the end."""
+    failure: GatewayError | None
+    """What went wrong behind the deltas that `feed` has returned: they came first, however the bytes were cut."""
 
     def feed(self, piece: bytes) -> list[Delta]:
         """The deltas in the next bytes of the body.
 
-        Raises:
+        Raises, when no delta came before it in `piece`; else it is in `failure`:
             UpstreamError: the backend reports a failure, or what it sends cannot be read.
             InvalidRequest: it finds fault with the request.
         """
@@ -76,12 +80,14 @@ class Dialect(Protocol):
 class LineReading(ABC):
     """The part of a `Reading` that all kinds share: cutting lines, and stopping where the backend has said all."""
 
-    __slots__ = ("_lines", "malformed", "over")
+    __slots__ = ("_lines", "failure", "malformed", "over", "surplus")
 
     def __init__(self) -> None:
         self._lines = Lines()
         self.over = False
         self.malformed = 0
+        self.surplus = False
+        self.failure: GatewayError | None = None
 
     def feed(self, piece: bytes) -> list[Delta]:
         try:
@@ -89,10 +95,16 @@ class LineReading(ABC):
         except LineTooLong:
             raise UpstreamError("line_too_long") from None
         deltas: list[Delta] = []
-        for line in lines:
-            if self.over:
-                break
-            self._read(line, deltas)
+        try:
+            for line in lines:
+                if self.over:
+                    self.surplus = True
+                    break
+                self._read(line, deltas)
+        except GatewayError as failure:
+            if not deltas:
+                raise
+            self.failure = failure
         return deltas
 
     def end(self) -> list[Delta]:
@@ -111,6 +123,11 @@ class LineReading(ABC):
     @abstractmethod
     def _end(self, deltas: list[Delta]) -> None:
         """The body ended without that mark: append what makes it a normal end all the same, or raise."""
+
+
+def broken_off(reason: str) -> UpstreamError:
+    """The backend failed in the middle of an answer."""
+    return UpstreamError(reason, "The model backend failed while generating the response.")
 
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from gateway.backends.base import LineReading, decode
+from gateway.backends.base import LineReading, broken_off, decode
 from gateway.backends.refusals import refusal
 from gateway.errors import GatewayError, UpstreamError
 from gateway.protocol import Chat, Message
@@ -67,7 +67,7 @@ class OllamaReading(LineReading):
             return
         if read.error:
             fault = refusal(500, line)
-            raise UpstreamError("stream_error", "The model backend failed while generating the response.") if isinstance(fault, UpstreamError) else fault
+            raise broken_off("stream_error") if isinstance(fault, UpstreamError) else fault
         said = read.message
         if said is not None and (said.content or said.thinking):
             self._count(said.content or said.thinking)
@@ -88,7 +88,7 @@ class OllamaReading(LineReading):
 
     def _end(self, deltas: list[Delta]) -> None:
         if self._run < REPETITION:
-            raise UpstreamError("truncated", "The model backend failed while generating the response.")
+            raise broken_off("truncated")
         self.over = True
         deltas.append(Delta(finish="stop"))
         deltas.append(Delta(usage=Usage(0, self._pieces)))

@@ -5,10 +5,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from gateway.backends.base import LineReading, decode
+from gateway.backends.base import LineReading, broken_off, decode
 from gateway.backends.refusals import refusal
 from gateway.errors import GatewayError, UpstreamError
-from gateway.protocol import Chat, ImagePart, Message, TextPart
+from gateway.protocol import Chat, ImagePart, Message, StreamOptions, TextPart
 from gateway.sse import DONE, data_of
 from gateway.views import Answer, Delta, FinishReason, Usage
 
@@ -67,13 +67,13 @@ _chunks = msgspec.json.Decoder(_Chunk)
 _answers = msgspec.json.Decoder(_Answer)
 _model_lists = msgspec.json.Decoder(_Models)
 
-_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "content_filter", "tool_calls": "tool_calls", "repetition": "stop"}
+_FINISH: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter", "tool_calls": "tool_calls"}
 
 
 def _finish(reason: str) -> FinishReason:
     """vLLM adds `abort` (its engine gave the request up) and `repetition` to OpenAI's reasons."""
     if reason == "abort":
-        raise UpstreamError("aborted", "The model backend failed while generating the response.")
+        raise broken_off("aborted")
     return _FINISH.get(reason, "stop")
 
 
@@ -100,20 +100,49 @@ class OpenAiReading(LineReading):
                 self.malformed += 1
             return
         if chunk.error:
-            raise UpstreamError("stream_error", "The model backend failed while generating the response.")
+            raise broken_off("stream_error")
         if chunk.usage is not None:  # given last, once: a server may put it on every chunk
             self._usage = chunk.usage
         for choice in chunk.choices:
             delta = choice.delta
             finish = None if choice.finish_reason is None else _finish(choice.finish_reason)
             self._finished = self._finished or finish is not None
-            deltas.append(Delta(delta.content or "", delta.reasoning or delta.reasoning_content or "", finish))
+            content, reasoning = delta.content or "", delta.reasoning or delta.reasoning_content or ""
+            if content or reasoning or finish:  # a role chunk is no piece: it may come long before the first token
+                deltas.append(Delta(content, reasoning, finish))
 
     def _end(self, deltas: list[Delta]) -> None:
         if not self._finished:
-            raise UpstreamError("truncated", "The model backend failed while generating the response.")
+            raise broken_off("truncated")
         if self._usage is not None:
             deltas.append(Delta(usage=self._usage.ours()))
+
+
+class _Turn(Struct, gc=False):
+    role: str
+    content: str | list[TextPart | ImagePart]
+
+
+class Request(Struct, omit_defaults=True, kw_only=True):
+    """What is sent; what has its default is left out."""
+
+    model: str
+    messages: list[_Turn]
+    max_tokens: int | None = None
+    stop: list[str] = []
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+
+_WITH_USAGE = StreamOptions(include_usage=True)
 
 
 class OpenAi:
@@ -125,26 +154,22 @@ class OpenAi:
     stream_type = b"text/event-stream"
 
     def render(self, chat: Chat, model: str) -> bytes:
-        fields: dict[str, object] = {
-            "model": model,
-            "messages": [_message(message) for message in chat.messages],
-            "max_tokens": chat.token_limit,
-            "stop": chat.stops or None,
-            **self.sampling(chat),
-        }
-        sent = {name: value for name, value in fields.items() if value is not None}
-        if chat.stream:
-            sent |= {"stream": True, "stream_options": {"include_usage": True}}
-        return msgspec.json.encode(sent)
+        return msgspec.json.encode(self.request(chat, model))
 
-    def sampling(self, chat: Chat) -> dict[str, object]:
-        return {
-            "temperature": chat.temperature,
-            "top_p": chat.top_p,
-            "seed": chat.seed,
-            "presence_penalty": chat.presence_penalty,
-            "frequency_penalty": chat.frequency_penalty,
-        }
+    def request(self, chat: Chat, model: str) -> Request:
+        return Request(
+            model=model,
+            messages=[_message(message) for message in chat.messages],
+            max_tokens=chat.token_limit,
+            stop=chat.stops,
+            temperature=chat.temperature,
+            top_p=chat.top_p,
+            seed=chat.seed,
+            presence_penalty=chat.presence_penalty,
+            frequency_penalty=chat.frequency_penalty,
+            stream=bool(chat.stream),
+            stream_options=_WITH_USAGE if chat.stream else None,
+        )
 
     def reading(self) -> OpenAiReading:
         return OpenAiReading()
@@ -171,16 +196,9 @@ class OpenAi:
         return {model.id: model.max_model_len for model in (parsed.data or [] if parsed else [])}
 
 
-def _message(message: Message) -> dict[str, object]:
-    """`developer` becomes `system`: some chat templates drop a role that they do not know."""
-    role = "system" if message.role == "developer" else message.role
-    if not message.images:
-        return {"role": role, "content": message.text}
-    assert isinstance(message.content, list)
-    return {"role": role, "content": [_part(part) for part in message.content]}
-
-
-def _part(part: TextPart | ImagePart) -> dict[str, object]:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    return {"type": "image_url", "image_url": {"url": part.image_url.url}}
+def _message(message: Message) -> _Turn:
+    """`developer` becomes `system`: some chat templates drop a role that they do not know. Parts that are all text become one text."""
+    content = message.content
+    if isinstance(content, list) and not message.images:
+        content = message.text
+    return _Turn("system" if message.role == "developer" else message.role, content or "")

@@ -22,9 +22,14 @@ from gateway.errors import (
 BUSY_SECONDS = 5
 """`Retry-After` for a backend that is full and does not say for how long; none of them does."""
 
-_CONTEXT = re.compile(r"maximum context length|context size|exceeds the context|exceed_context_size|longer than the maximum model length", re.IGNORECASE)
-_CONTEXT_LIMIT = re.compile(r"(?:maximum context length is |available context size \(|\"n_ctx\":)(\d{1,9})")
-_BAD_IMAGE = re.compile(r"failed to load image|cannot identify image|illegal base64|image: unknown format|invalid image|failed to process inputs: image", re.IGNORECASE)
+_CONTEXT = re.compile(
+    r"maximum context length|context size|exceeds the context|exceed_context_size|longer than the maximum model length|greater than max_model_len",
+    re.IGNORECASE,
+)
+_CONTEXT_LIMIT = re.compile(r"(?:maximum context length is |available context size \(|\"n_ctx\":|greater than max_model_len=)(\d{1,9})")
+_BAD_IMAGE = re.compile(
+    r"failed to load image|cannot identify image|illegal base64|image: unknown format|invalid image|failed to process inputs: image", re.IGNORECASE
+)
 _NO_IMAGES = re.compile(r"not (?:a )?multimodal|does not support (?:multimodal|image)|missing data required for image", re.IGNORECASE)
 _NO_FEATURE = re.compile(r"does not support (tools|thinking)", re.IGNORECASE)
 

@@ -1,9 +1,11 @@
 """Kind `vllm`: OpenAI's API and vLLM's own sampling fields (vllm/entrypoints/openai/chat_completion/protocol.py, 0.32)."""
 
-from gateway.backends.openai import OpenAi
+from gateway.backends.openai import OpenAi, Request
 from gateway.protocol import Chat
 
 
 class Vllm(OpenAi):
-    def sampling(self, chat: Chat) -> dict[str, object]:
-        return {**super().sampling(chat), "top_k": chat.top_k, "min_p": chat.min_p, "repetition_penalty": chat.repetition_penalty}
+    def request(self, chat: Chat, model: str) -> Request:
+        request = super().request(chat, model)
+        request.top_k, request.min_p, request.repetition_penalty = chat.top_k, chat.min_p, chat.repetition_penalty
+        return request

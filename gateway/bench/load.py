@@ -11,8 +11,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import uvloop
@@ -26,6 +26,7 @@ _LAST_CHUNK = b"\r\n0\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 _TAIL = 64
 _STALL_SECONDS = 20.0
+_LEAD_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Outcome:
 
     answers: int = 0
     tokens: int = 0
+    reads: int = 0
+    """Reads that brought tokens: with fewer reads than tokens, something on the way held tokens back and sent them together."""
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     own_cpu_seconds: float = 0.0
@@ -83,7 +86,7 @@ class Client(asyncio.Protocol):
         self._tokens = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # no isinstance: uvloop's transports are no subclass of it
+        self._transport = cast("asyncio.Transport", transport)  # no isinstance: uvloop's transports are no subclass of it
         self._send()
 
     def _send(self) -> None:
@@ -123,7 +126,8 @@ class Client(asyncio.Protocol):
             if not self._tokens:
                 self._run.first_token(time.perf_counter() - self._sent_at)
             self._tokens += tokens
-            self._run.outcome.tokens += tokens
+            self._run.tokens += tokens
+            self._run.reads += 1
         self._tail = (self._tail + data)[-_TAIL:] if len(data) < _TAIL else data[-_TAIL:]
         if self._tail.endswith(_LAST_CHUNK):
             if self._run.streaming and b"[DONE]" not in self._tail:
@@ -144,6 +148,9 @@ class Run:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.outcome = Outcome()
+        self.answers = 0
+        self.tokens = 0
+        self.reads = 0
         self.ending = False
         self.streaming = job.kind != "plain"
         self._measuring = False
@@ -172,7 +179,7 @@ class Run:
             self.outcome.latencies.append(seconds)
 
     def answered(self, seconds: float) -> None:
-        self.outcome.answers += 1
+        self.answers += 1
         if self._measuring and self.job.kind == "plain":
             self.outcome.latencies.append(seconds)
 
@@ -190,12 +197,13 @@ class Run:
     async def measure(self) -> None:
         """Count for `job.seconds` and read the clocks of the watched at both ends."""
         outcome = self.outcome
-        outcome.answers = outcome.tokens = 0
+        answers, tokens, reads = self.answers, self.tokens, self.reads
         self._measuring = True
         start, cpu, own = time.perf_counter(), cpu_seconds(self.job.watch), time.process_time()
         await asyncio.sleep(self.job.seconds)
         outcome.cpu_seconds = cpu_seconds(self.job.watch) - cpu
         outcome.seconds = time.perf_counter() - start
+        outcome.answers, outcome.tokens, outcome.reads = self.answers - answers, self.tokens - tokens, self.reads - reads
         outcome.own_cpu_seconds = time.process_time() - own
         self._measuring = False
         self.ending = True
@@ -220,15 +228,9 @@ async def closed_loop(job: Job, request: bytes) -> Outcome:
     run = Run(job)
     await run.connect(request, repeat=job.kind != "streams")
     await asyncio.sleep(job.warm_up)
-    tokens_and_answers = await _frozen(run)
-    await run.drain()
-    run.outcome.answers, run.outcome.tokens = tokens_and_answers
-    return run.outcome
-
-
-async def _frozen(run: Run) -> tuple[int, int]:
     await run.measure()
-    return run.outcome.answers, run.outcome.tokens
+    await run.drain()
+    return run.outcome
 
 
 async def idle(job: Job, request: bytes) -> Outcome:
@@ -249,7 +251,7 @@ async def idle(job: Job, request: bytes) -> Outcome:
 async def pings(job: Job, request: bytes) -> Outcome:
     """Kind `pings`: send a small request each millisecond while one large one goes through; latencies are the pings'.
 
-    The large request is sent twice from the same process, once to warm up; `job.seconds` of pings come after its answer.
+    Pings go on for `job.seconds` after its answer.
     """
     run = Run(dataclasses.replace(job, connections=1, kind="plain"))
     ping = b"GET %b HTTP/1.1\r\nhost: gateway\r\n\r\n" % job.ping.encode()
@@ -257,16 +259,18 @@ async def pings(job: Job, request: bytes) -> Outcome:
     done = asyncio.Event()
 
     async def large() -> None:
+        await asyncio.sleep(_LEAD_SECONDS)
         await run.connect(request, repeat=False)
         await run.drain()
+        if not run.answers:
+            run.failed("the large request was not answered")
         await asyncio.sleep(job.seconds)
         done.set()
 
     async with asyncio.TaskGroup() as group:
         run.ending = True  # a close after the answer is the plan here
         await _ping(reader, writer, ping)
-        sender: Callable[[], object] = lambda: group.create_task(large())
-        asyncio.get_running_loop().call_later(0.02, sender)
+        group.create_task(large())
         while not done.is_set():
             run.outcome.latencies.append(await _ping(reader, writer, ping))
             await asyncio.sleep(0.001)
@@ -288,8 +292,7 @@ async def _ping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, requ
 def main() -> None:
     """Do the job named on the command line and print its outcome."""
     job = Job(**json.loads(sys.argv[1]))
-    with open(job.request, "rb") as file:
-        request = file.read()
+    request = Path(job.request).read_bytes()
     work = {"idle": idle, "pings": pings}.get(job.kind, closed_loop)
     outcome = uvloop.run(work(job, request))
     print(json.dumps(dataclasses.asdict(outcome)), flush=True)

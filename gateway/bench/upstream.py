@@ -22,7 +22,24 @@ MODEL = "Qwen/Qwen3-8B"
 MARK = "~"
 """One of these is in every token and nowhere else, so a load generator counts tokens by counting a byte, however they were cut."""
 
-WORDS = ("The", " gateway", " sends", " each", " piece", " on", ",", " as", " soon", " it", " came", ".", "\n", ' "quoted"', " 42", " naïve")
+WORDS = (
+    "The",
+    " gateway",
+    " sends",
+    " each",
+    " piece",
+    " on",
+    ",",
+    " as",
+    " soon",
+    " it",
+    " came",
+    ".",
+    "\n",
+    ' "quoted"',
+    " 42",
+    " naïve",
+)
 """What the tokens say in turn; two in sixteen need an escape in JSON, about what prose with lists and code has."""
 
 _HEAD_END = b"\r\n\r\n"
@@ -112,9 +129,7 @@ class Shapes:
 
     def token(self, answer_id: bytes, number: int) -> bytes:
         word = self._words[number % len(self._words)]
-        return self._event(
-            answer_id, b'[{"index":0,"delta":{"content":%b},"logprobs":null,"finish_reason":null,"token_ids":null}]' % word
-        )
+        return self._event(answer_id, b'[{"index":0,"delta":{"content":%b},"logprobs":null,"finish_reason":null,"token_ids":null}]' % word)
 
     def end(self, answer_id: bytes, tokens: int, *, usage: bool) -> bytes:
         """Finish chunk, usage chunk when asked, `[DONE]` and the end of the body: vLLM sends these together with the last token."""
@@ -182,7 +197,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # no isinstance: uvloop's transports are no subclass of it
+        self._transport = cast("asyncio.Transport", transport)  # no isinstance: uvloop's transports are no subclass of it
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:

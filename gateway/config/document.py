@@ -70,9 +70,7 @@ class Document(BaseModel):
 class LimitKeys(Document):
     """The limits and times of a backend; those without a value have the default of its kind."""
 
-    max_concurrency: Count | None = Field(
-        default=None, description="Requests in flight at one server. Default: ollama 4, vllm and openai 128."
-    )
+    max_concurrency: Count | None = Field(default=None, description="Requests in flight at one server. Default: ollama 4, vllm and openai 128.")
     model_concurrency: CountOrAuto | None = Field(
         default=None,
         description="Requests in flight for one model at one server. auto (kind ollama alone) learns what the server really does at once, "
@@ -95,16 +93,14 @@ class LimitKeys(Document):
     )
     vision_queue_timeout: DurationOrZero | None = Field(
         default=None,
-        description="Longest wait of a request with images, in seconds; one image can take a minute. "
-        "Default: ollama 3600, vllm and openai 300.",
+        description="Longest wait of a request with images, in seconds; one image can take a minute. Default: ollama 3600, vllm and openai 300.",
     )
     connect_timeout: Duration | None = Field(
         default=None, description="Longest time to connect, in seconds; short, so that a dead server is soon passed by. Default: 2."
     )
     first_token_timeout: Duration | None = Field(
         default=None,
-        description="From sending to the first piece of the answer, in seconds; covers a model load. "
-        "Default: ollama 300, vllm and openai 120.",
+        description="From sending to the first piece of the answer, in seconds; covers a model load. Default: ollama 300, vllm and openai 120.",
     )
     idle_timeout: Duration | None = Field(
         default=None,
@@ -127,9 +123,7 @@ class ServerDocument(Document):
     """One of several servers behind a backend."""
 
     base_url: str = Field(description="Address, with or without /v1 at the end. Required.")
-    models: tuple[ModelName, ...] | None = Field(
-        default=None, min_length=1, description="Models that it serves. Default: what it says it serves."
-    )
+    models: tuple[ModelName, ...] | None = Field(default=None, min_length=1, description="Models that it serves. Default: what it says it serves.")
 
 
 def _server(value: object) -> object:
@@ -295,9 +289,7 @@ class SettingsDocument(Document):
     )
     admin_key: Key | None = Field(default=None, description="Bearer key of /ops and /metrics. Default: none, which is loopback only.")
     metrics_key: Key | None = Field(default=None, description="Bearer key of /metrics alone. Default: none.")
-    metrics_port: Port | None = Field(
-        default=None, description="A second port, unguarded, for /metrics, /healthz and /readyz alone. Default: none."
-    )
+    metrics_port: Port | None = Field(default=None, description="A second port, unguarded, for /metrics, /healthz and /readyz alone. Default: none.")
     state_file: str | None = Field(
         default="gateway-state.json",
         description="File in which the roll-out outlives a restart; empty: it does not. Default: gateway-state.json.",

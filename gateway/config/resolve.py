@@ -298,9 +298,7 @@ class _Resolver:
     def _single_values(self) -> None:
         document = self._document
         if document.max_text_body > document.max_body:
-            self._problems.add(
-                ("max_text_body",), f"got {document.max_text_body}; expected at most max_body, which is {document.max_body} bytes"
-            )
+            self._problems.add(("max_text_body",), f"got {document.max_text_body}; expected at most max_body, which is {document.max_body} bytes")
         if document.metrics_port and document.metrics_port == document.port:
             self._problems.add(("metrics_port",), f"got {document.metrics_port}; expected another port than the gateway's own")
         if document.user_header and document.user_header == document.session_header:

@@ -127,13 +127,13 @@ def _host_and_port(authority: str) -> tuple[str, int | None]:
             raise ValueError("expected a host name") from None
     if not HOST.fullmatch(host) or ".." in host:
         raise ValueError("expected a host name")
-    return ("127.0.0.1" if host == "0.0.0.0" else host), port
+    return ("127.0.0.1" if host == "0.0.0.0" else host), port  # noqa: S104 - compared, never bound
 
 
 def _prefix(path: str) -> str:
     if ENDPOINT.search(path.rstrip("/")):
         raise ValueError("expected the server's base address, without the endpoint")
-    while path.endswith("/") or path.endswith("/v1"):
+    while path.endswith(("/", "/v1")):
         path = path.rstrip("/").removesuffix("/v1")
     if not PREFIX.fullmatch(path):
         raise ValueError("expected a path of plain characters")

@@ -36,6 +36,27 @@ class Refused(Exception):
         self.status = status
 
 
+class Lane:
+    """Places for requests that run at once; the others wait, first come first served, without a bound. `idle` while none runs."""
+
+    def __init__(self, places: int) -> None:
+        self._places = asyncio.Semaphore(places)  # noqa: TID251  # the limit of the engine that is played, not one of the gateway's
+        self._running = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def enter(self) -> None:
+        await self._places.acquire()
+        self._running += 1
+        self.idle.clear()
+
+    def leave(self) -> None:
+        self._places.release()
+        self._running -= 1
+        if not self._running:
+            self.idle.set()
+
+
 class Engine:
     """Counters, lanes and faults of one stand-in. Only one event loop touches it, so nothing here is locked."""
 
@@ -54,9 +75,7 @@ class Engine:
         self._fault_uses = 0
 
     def __repr__(self) -> str:
-        return (
-            f"<Engine {self.options.kind} {self.running} running, {self.waiting} waiting, {self.served} served, {self.cancelled} cancelled>"
-        )
+        return f"<Engine {self.options.kind} {self.running} running, {self.waiting} waiting, {self.served} served, {self.cancelled} cancelled>"
 
     def state(self) -> dict[str, int]:
         return {"running": self.running, "waiting": self.waiting, "served": self.served, "cancelled": self.cancelled}
@@ -104,16 +123,16 @@ class Engine:
             self.waiting -= 1
 
     @asynccontextmanager
-    async def slot(self, lane: asyncio.Semaphore) -> AsyncIterator[None]:
-        """Hold a place in `lane`, first come first served, without a bound on those who wait."""
+    async def slot(self, lane: Lane) -> AsyncIterator[None]:
+        """Hold a place in `lane`."""
         with self.queued():
-            await lane.acquire()
+            await lane.enter()
         self.running += 1
         try:
             yield
         finally:
             self.running -= 1
-            lane.release()
+            lane.leave()
 
     def remember(self, exchange: Exchange) -> None:
         """Keep what came in, long strings cut, so that a test can look at it."""

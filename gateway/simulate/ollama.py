@@ -44,9 +44,7 @@ from gateway.simulate.words import Answer, Piece, Prompt, count_tokens
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 CHUNKED_FROM = 2048  # bytes of an answer that Go's server keeps to learn its length
 TURN_TOKENS = 4
-_LOCAL_ORIGIN = re.compile(
-    r"(https?://(localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(:\d+)?|(app|file|tauri)://.*|vscode-(webview|file)://.*)$"
-)
+_LOCAL_ORIGIN = re.compile(r"(https?://(localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(:\d+)?|(app|file|tauri)://.*|vscode-(webview|file)://.*)$")
 
 Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -161,9 +159,7 @@ class Ollama:
         self._model(str(body.get("model", "")))
         raise ApiError(
             501,
-            "This server does not support embeddings. Start it with `--embeddings`"
-            if self._newer
-            else "this model does not support embeddings",
+            "This server does not support embeddings. Start it with `--embeddings`" if self._newer else "this model does not support embeddings",
         )
 
     # Generation.
@@ -176,7 +172,8 @@ class Ollama:
         turns = [(str(message.get("role", "")).lower(), str(message.get("content") or "")) for message in messages]
         prompt = self._prompt(body, model, turns, len(images), body.get("think"), body.get("format"))
         if not messages:
-            return await self._load_only(exchange, model, body, {"message": {"role": "assistant", "content": ""}})
+            await self._load_only(exchange, model, body, {"message": {"role": "assistant", "content": ""}})
+            return
         job = self._native_job(body, model, prompt, images)
         await self._run(exchange, job, NativeChat(job))
 
@@ -188,7 +185,8 @@ class Ollama:
         turns = [*system, ("user", str(body.get("prompt") or ""))]
         prompt = self._prompt(body, model, turns, len(images), body.get("think"), body.get("format"))
         if not body.get("prompt"):
-            return await self._load_only(exchange, model, body, {"response": ""})
+            await self._load_only(exchange, model, body, {"response": ""})
+            return
         job = self._native_job(body, model, prompt, images)
         await self._run(exchange, job, NativeGenerate(job))
 
@@ -281,10 +279,8 @@ class Ollama:
         began = time.monotonic()
         with self.engine.queued():
             load = await self._load(job.model, job.context_length, job.keep_alive)
-        lane = self.catalog.lane(job.model)
-        async with self.engine.slot(lane.places):
-            with lane:
-                await self._reply(exchange, job, door, generation, began, load)
+        async with self.engine.slot(self.catalog.lane(job.model)):
+            await self._reply(exchange, job, door, generation, began, load)
         if job.keep_alive == 0:
             self.catalog.unload(job.model)
 
@@ -312,9 +308,7 @@ class Ollama:
                 raise ApiError(500, "an error was encountered while running the model: unexpected EOF") from exc
             await exchange.end(door.lost())
 
-    async def _stream(
-        self, exchange: Exchange, job: Job, door: Door, generation: Generation, answer: Answer, figures: Callable[[], Figures]
-    ) -> None:
+    async def _stream(self, exchange: Exchange, job: Job, door: Door, generation: Generation, answer: Answer, figures: Callable[[], Figures]) -> None:
         """Headers leave with the first token. A call is held back until it is whole; so is what might become one."""
         content = answer.joined("content")
         held = bool(answer.calls) or (bool(job.prompt.tools) and job.model.bare_json_calls and content.startswith("{"))
@@ -330,7 +324,8 @@ class Ollama:
             await generation.end(len(answer.pieces), "length" if answer.finish == "length" else "stop")
         except Truncated:
             await self._write(exchange, door, b"")
-            return await exchange.end()
+            await exchange.end()
+            return
         await self._write(exchange, door, b"")
         await exchange.end(b"" if answer.broken else door.end(answer, figures()))
 

@@ -4,10 +4,11 @@ import asyncio
 import hashlib
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from gateway.simulate.engine import Lane
 from gateway.simulate.options import Model, Options
 
 DEFAULT_KEEP_ALIVE = 300.0
@@ -47,24 +48,6 @@ class Loaded:
         self.expires = time.time() + self.keep_alive
 
 
-@dataclass(slots=True)
-class Lane:
-    """Where requests of one model run; a reload waits until it is idle."""
-
-    places: asyncio.Semaphore
-    running: int = 0
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __enter__(self) -> None:
-        self.running += 1
-        self.idle.clear()
-
-    def __exit__(self, *_: object) -> None:
-        self.running -= 1
-        if not self.running:
-            self.idle.set()
-
-
 class Catalog:
     """The models of one server and their runners. Loads happen one at a time, each within the request that asked for it."""
 
@@ -74,12 +57,7 @@ class Catalog:
         self._loaded: dict[str, Loaded] = {}
         self._loading = asyncio.Lock()
         self._pending = 0
-        self._lanes = {model.tagged: self._lane(model) for model in options.served}
-
-    def _lane(self, model: Model) -> Lane:
-        lane = Lane(asyncio.Semaphore(1 if model.is_serial else self._options.parallel))
-        lane.idle.set()
-        return lane
+        self._lanes = {model.tagged: Lane(1 if model.is_serial else options.parallel) for model in options.served}
 
     def find(self, name: str) -> Model | None:
         tagged = name if ":" in name else f"{name}:latest"
@@ -91,7 +69,7 @@ class Catalog:
     def loaded(self) -> dict[str, Loaded]:
         """The runners that there are now; those past their time are gone."""
         now = time.time()
-        for name in [name for name, entry in self._loaded.items() if 0 <= entry.keep_alive and entry.expires < now]:
+        for name in [name for name, entry in self._loaded.items() if entry.keep_alive >= 0 and entry.expires < now]:
             if self._lanes[name].idle.is_set():
                 del self._loaded[name]
         return self._loaded

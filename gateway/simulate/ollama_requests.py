@@ -94,9 +94,7 @@ def decode(body: bytes, struct: str, fields: dict[str, str], empty: str) -> dict
     for key, kind in fields.items():
         value = found.get(key)
         if value is not None and not _fits(value, kind):
-            raise DoorError(
-                400, f"json: cannot unmarshal {_go_kind(value)} into Go struct field {struct.split('.')[-1]}.{key} of type {kind}"
-            )
+            raise DoorError(400, f"json: cannot unmarshal {_go_kind(value)} into Go struct field {struct.rpartition('.')[2]}.{key} of type {kind}")
     return found
 
 

@@ -70,8 +70,8 @@ class _Server(uvicorn.Server):
         await asyncio.gather(*tasks, return_exceptions=True)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-        while self.server_state.connections:
-            await asyncio.sleep(0)
+        while self.server_state.connections:  # noqa: ASYNC110  # uvicorn has no event for it
+            await asyncio.sleep(0)  # each turn of the loop tells some that they are lost
         for server in self.servers:
             await server.wait_closed()
 

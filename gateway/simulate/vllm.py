@@ -1,6 +1,5 @@
 """A stand-in that speaks as vLLM 0.32's OpenAI server does."""
 
-import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -8,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from gateway.simulate.engine import Died, Engine, Failed, Generation, Refused, Truncated
+from gateway.simulate.engine import Died, Engine, Failed, Generation, Lane, Refused, Truncated
 from gateway.simulate.http import ClientLeft, Exchange, Headers, Receive, Scope, Send
 from gateway.simulate.options import Model, Options
 from gateway.simulate.vllm_answers import DONE, ENGINE_ERROR, Chat, Completion, event
@@ -28,7 +27,7 @@ class Vllm:
     def __init__(self, options: Options) -> None:
         self.engine = Engine(options)
         self._model: Model = options.served[0]
-        self._lane = asyncio.Semaphore(options.max_num_seqs)
+        self._lane = Lane(options.max_num_seqs)
         self._routes: dict[str, tuple[str, Handler]] = {
             "/health": ("GET", self._health),
             "/ping": ("GET", self._health),
@@ -159,9 +158,11 @@ class Vllm:
                     await exchange.write(data)
             await generation.end(longest, answers[0].finish)
         except Failed:
-            return await exchange.end(event(ENGINE_ERROR) + DONE)
+            await exchange.end(event(ENGINE_ERROR) + DONE)
+            return
         except Truncated:
-            return await exchange.end()
+            await exchange.end()
+            return
         rest = b"".join(_rest(delta) for delta in deltas)
         await exchange.end(rest + (writer.usage_chunk(answers) if job.include_usage else b"") + DONE)
 
@@ -176,7 +177,8 @@ class Vllm:
         except Truncated:  # half of the JSON, and a clean end
             whole = writer.whole(answers)
             await exchange.start(200, {"content-type": JSON, **_vary(200)})
-            return await exchange.end(whole[: len(whole) // 2])
+            await exchange.end(whole[: len(whole) // 2])
+            return
         await self._send(exchange, 200, writer.whole(answers))
 
 

@@ -1,0 +1,61 @@
+"""Which request heads have exactly one reading. Pure: it judges what llhttp has parsed, and says what llhttp lets pass.
+
+llhttp without leniency (httptools 0.9) refuses by itself: two lengths, a length beside chunks, a length that is no number, line ends other
+than CRLF, folded lines, a blank before the colon, control characters, bad chunk sizes. The tests of the door hold it to that.
+"""
+
+import re
+
+_HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+")
+
+
+class Refused(Exception):
+    """A request that is not served: `answer` is status, code, message. Messages never quote the request."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        self.answer = (status, code, message)
+
+
+def invalid(message: str) -> Refused:
+    """A 400."""
+    return Refused(400, "invalid_value", message)
+
+
+def too_large() -> Refused:
+    """A 431."""
+    return Refused(431, "headers_too_large", "The headers of the request are too large, or too many.")
+
+
+def check_http10(raw: bytes | bytearray, method: bytes, url: bytes, fields: dict[bytes, bytes]) -> None:
+    """For a head that is not plainly 1.1: llhttp takes 0.9, 2.0, RTSP, ICE and further blanks in the request line too."""
+    if not raw.startswith(b"%b %b HTTP/1.0\r\n" % (method, url)):
+        raise invalid("The request line is not one of HTTP/1.1.")
+    if b"transfer-encoding" in fields:
+        raise invalid("HTTP/1.0 knows no Transfer-Encoding.")
+
+
+def check_host(host: bytes | None) -> None:
+    """RFC 9112 §3.2; an empty one is refused too, since every `http:` address has a host."""
+    if host is None or _HOST.fullmatch(host) is None:
+        raise invalid("The request needs one Host header with a host name or address.")
+
+
+def check_repeats(headers: list[tuple[bytes, bytes]]) -> None:
+    """For a head in which a name comes twice; llhttp has refused repeated lengths and encodings."""
+    if [name for name, _ in headers].count(b"host") > 1:
+        raise invalid("The request has more than one Host header.")
+
+
+def split_target(url: bytes, method: bytes) -> tuple[bytes, bytes]:
+    """Path and query of a target in origin form. No absolute form: nobody takes this gateway for his proxy, and its authority could differ."""
+    path, _, query = url.partition(b"?")
+    if b"#" in url or method == b"CONNECT" or not (path.startswith(b"/") or (path == b"*" and method == b"OPTIONS")):
+        raise invalid("The request target must be a path that begins with '/'.")
+    return path, query
+
+
+def without_upgrade(raw: bytes | bytearray) -> bytes:
+    """The same request without its wish for another protocol, which RFC 9110 §7.8 lets a server ignore."""
+    head, blank, rest = bytes(raw).partition(b"\r\n\r\n")
+    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"upgrade:")]
+    return b"\r\n".join(lines) + blank + rest

@@ -1,0 +1,45 @@
+"""One chat completion asked for on a socket of its own, for what client libraries do not let a test do: leave at a chosen moment."""
+
+import json
+import socket
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+
+class Call:
+    """`POST /v1/chat/completions` to `url`, sent when this is made. As a context manager it leaves at the end."""
+
+    def __init__(self, url: str, body: dict[str, Any], key: str | None = None) -> None:
+        address = urlsplit(url)
+        assert address.hostname
+        assert address.port
+        data = json.dumps(body).encode()
+        head = ["POST /v1/chat/completions HTTP/1.1", f"Host: {address.netloc}"]
+        head += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
+        if key is not None:
+            head.append(f"Authorization: Bearer {key}")
+        self._received = b""
+        self._socket = socket.create_connection((address.hostname, address.port), timeout=60.0)
+        self._socket.sendall("\r\n".join([*head, "", ""]).encode() + data)
+
+    def read_until(self, wanted: bytes, times: int = 1) -> bytes:
+        """All that came so far, once `wanted` is in it `times` times.
+
+        Raises:
+            AssertionError: the answer ended before.
+            TimeoutError: nothing came for 60 seconds.
+        """
+        while self._received.count(wanted) < times:
+            data = self._socket.recv(65_536)
+            assert data, f"the answer ended without {wanted!r} {times} times: {self._received[-500:]!r}"
+            self._received += data
+        return self._received
+
+    def leave(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()

@@ -1,0 +1,133 @@
+"""Write two tiny models that vLLM can serve with random weights (`--load-format dummy`): `python -P make_models.py FOLDER`.
+
+`tiny-qwen3` takes text, `tiny-qwen3-vl` takes images too. There are no weights: only what vLLM reads of a model besides them
+(configuration, tokenizer with the chat markup of Qwen, image processing). Run it with the Python of vLLM's environment, and with `-P`,
+so that `vllm.py` beside this file does not stand in the engine's place.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PretrainedConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3VLConfig
+
+END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
+SPECIAL_TOKENS = [END_OF_TEXT, TURN_START, TURN_END, VISION_START, VISION_END, IMAGE, VIDEO]  # their ids: 0, 1, 2, …
+VOCABULARY_SIZE = 1024
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+    {{- '<|im_start|>' + message.role + '\\n' -}}
+    {%- if message.content is string -%}
+        {{- message.content -}}
+    {%- else -%}
+        {%- for part in message.content -%}
+            {%- if part.type == 'text' -%}
+                {{- part.text -}}
+            {%- else -%}
+                {{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+# Small, but of a shape that vLLM's kernels take: heads of 32, hidden size a multiple of 64.
+TEXT_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 4096,
+}
+PATCH: dict[str, int] = {"patch_size": 16, "temporal_patch_size": 2}
+VISION_SHAPE: dict[str, Any] = {
+    **PATCH,
+    "depth": 2,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_heads": 2,
+    "out_hidden_size": TEXT_SHAPE["hidden_size"],
+    "spatial_merge_size": 2,
+    "num_position_embeddings": 256,
+    "deepstack_visual_indexes": [0, 1],
+}
+# The three sections of the rotary embedding (time, height, width) add up to half a head.
+ROTARY = {"rope_type": "default", "mrope_section": [4, 6, 6], "mrope_interleaved": True}
+# From 4 to 64 patches of 32 by 32 pixels after merging: an image costs a few tokens.
+IMAGE_PROCESSING: dict[str, Any] = {
+    **PATCH,
+    "merge_size": 2,
+    "size": {"shortest_edge": 64 * 64, "longest_edge": 256 * 256},
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "Qwen3VLProcessor",
+}
+
+
+def token_id(token: str) -> int:
+    return SPECIAL_TOKENS.index(token)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level BPE that knows every byte, its merges learned from this very file: enough for any text to go in and come out."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY_SIZE, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(Path(__file__).read_text(encoding="utf-8").splitlines(), trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=TURN_END, pad_token=END_OF_TEXT)
+    wrapped.chat_template = CHAT_TEMPLATE
+    wrapped.save_pretrained(folder)
+
+
+def write_configuration(folder: Path, configuration: PretrainedConfig, architecture: str) -> None:
+    configuration.architectures = [architecture]
+    configuration.save_pretrained(folder)
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "dtype": "bfloat16", "eos_token_id": token_id(TURN_END)}, indent=2))
+
+
+def write_text_model(folder: Path) -> None:
+    write_tokenizer(folder)
+    write_configuration(folder, Qwen3Config(**TEXT_SHAPE, tie_word_embeddings=True), "Qwen3ForCausalLM")
+
+
+def write_vision_model(folder: Path) -> None:
+    write_tokenizer(folder)
+    configuration = Qwen3VLConfig(
+        text_config={**TEXT_SHAPE, "rope_scaling": ROTARY},
+        vision_config=VISION_SHAPE,
+        image_token_id=token_id(IMAGE),
+        video_token_id=token_id(VIDEO),
+        vision_start_token_id=token_id(VISION_START),
+        vision_end_token_id=token_id(VISION_END),
+    )
+    write_configuration(folder, configuration, "Qwen3VLForConditionalGeneration")
+    images = {**IMAGE_PROCESSING, "image_processor_type": "Qwen2VLImageProcessorFast"}
+    videos = {**IMAGE_PROCESSING, "video_processor_type": "Qwen3VLVideoProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(videos))
+
+
+def main(root: Path) -> None:
+    for name, write in (("tiny-qwen3", write_text_model), ("tiny-qwen3-vl", write_vision_model)):
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,547 @@
+"""An Ollama or a vLLM on a raw socket that fails in every way TCP and HTTP know, and keeps a record of what it was sent and when it was left."""
+
+import asyncio
+import gzip
+import json
+import socket
+import ssl
+import struct
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal, Self
+
+Kind = Literal["ollama", "vllm"]
+
+MODEL = "served-model"
+WORDS = ("Hello", " there", ",", " client", ".")
+TEXT = "".join(WORDS)
+ODD_TEXT = "a\u2028b\u2029c\x85d é ß 漢字 🙂"  # what cuts lines in some libraries, and letters of two to four bytes
+ODD_PIECES = tuple(ODD_TEXT)
+CANARY = "secret-of-the-backend"
+"""Stands in every broken answer; no client may see it."""
+TINY_CHUNKS = 10_000
+FLOOD_BYTES = 50_000_000
+BOMB_BYTES = 50_000_000
+LONG_LINE = 20_000_000
+HUGE = 33 * 1024 * 1024
+
+
+@dataclass(eq=False)
+class FaultBackend:
+    """Modes are the functions of `MODES`, by name. A chat request gets the next of `script`, and `mode` when that is used up."""
+
+    kind: Kind
+    mode: str = "healthy"
+    script: deque[str] = field(default_factory=deque)
+    host: str = "127.0.0.1"
+    tls: ssl.SSLContext | None = None
+    port: int = 0
+    requests: list[bytes] = field(default_factory=list)
+    """Chat requests, head and body as they came; probes are not recorded."""
+    peers: list["Peer"] = field(default_factory=list)
+    """Connections that a chat request came on, in that order."""
+    most_at_once: int = 0
+    _at_once: int = 0
+    _open: set["Peer"] = field(default_factory=set)
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Peer(self), self.host, 0, ssl=self.tls)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        tasks = [peer.task for peer in self._open if peer.task is not None]
+        for peer in list(self._open):
+            peer.transport.abort()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    @property
+    def base_url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+    @property
+    def open_peers(self) -> list["Peer"]:
+        """Connections that carried a chat request and are not closed."""
+        return [peer for peer in self.peers if peer.closed_at is None]
+
+    @property
+    def coming_mode(self) -> str:
+        return self.script[0] if self.script else self.mode
+
+    def next_mode(self) -> "Mode":
+        return MODES[self.script.popleft() if self.script else self.mode]
+
+    def opened(self, peer: "Peer") -> None:
+        self._open.add(peer)
+
+    def closed(self, peer: "Peer") -> None:
+        self._open.discard(peer)
+
+    def begin(self, peer: "Peer", request: bytes) -> None:
+        self.requests.append(request)
+        if peer not in self.peers:
+            self.peers.append(peer)
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+
+    def end(self) -> None:
+        self._at_once -= 1
+
+    # What the kinds say
+
+    def event(self, text: str = "", *, finish: bool = False) -> bytes:
+        """One piece of a streamed answer."""
+        if self.kind == "ollama":
+            line: dict[str, object] = {"model": MODEL, "message": {"role": "assistant", "content": text}, "done": finish}
+            if finish:
+                line |= {"done_reason": "stop", "prompt_eval_count": 7, "eval_count": len(WORDS)}
+            return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        choice = {"index": 0, "delta": {} if finish else {"content": text}, "finish_reason": "stop" if finish else None}
+        return b"data: " + json.dumps({"id": "c", "model": MODEL, "choices": [choice]}, ensure_ascii=False).encode() + b"\n\n"
+
+    def ending(self) -> list[bytes]:
+        if self.kind == "ollama":
+            return [self.event(finish=True)]
+        usage = {"prompt_tokens": 7, "completion_tokens": len(WORDS), "total_tokens": 7 + len(WORDS)}
+        return [self.event(finish=True), b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n", b"data: [DONE]\n\n"]
+
+    def events(self, words: tuple[str, ...] = WORDS) -> list[bytes]:
+        return [*(self.event(word) for word in words), *self.ending()]
+
+    def error_event(self) -> bytes:
+        if self.kind == "ollama":
+            return b'{"error":"%b"}\n' % CANARY.encode()
+        return b'data: {"error":{"message":"%b","type":"InternalServerError","code":500}}\n\n' % CANARY.encode()
+
+    def document(self, text: str = TEXT) -> bytes:
+        """A plain answer of a vLLM."""
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return json.dumps({"id": "c", "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": len(WORDS)}}, ensure_ascii=False).encode()
+
+    def models(self) -> bytes:
+        found = {"models": [{"name": MODEL, "details": {}}]} if self.kind == "ollama" else {"data": [{"id": MODEL}]}
+        return json.dumps(found).encode()
+
+
+class Peer(asyncio.Protocol):
+    """One connection of the gateway's. `closed_at` is in the loop's time."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, backend: FaultBackend) -> None:
+        self.backend = backend
+        self.task: asyncio.Task[None] | None = None
+        self.closed_at: float | None = None
+        self.streams = False
+        self.served = 0
+        self._received = bytearray()
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]  # uvloop's is no subclass
+        self.backend.opened(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed_at = asyncio.get_running_loop().time()
+        self.backend.closed(self)
+        self._can_write.set()
+        if self.task is not None:
+            self.task.cancel()
+
+    def pause_writing(self) -> None:
+        self._can_write.clear()
+
+    def resume_writing(self) -> None:
+        self._can_write.set()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, separator, body = bytes(self._received).partition(b"\r\n\r\n")
+        if not separator or self.task is not None:
+            return
+        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+        if len(body) < int(fields.get(b"content-length", 0)) and self.backend.coming_mode not in EARLY:
+            return
+        request = bytes(self._received)
+        self._received.clear()
+        self.task = asyncio.get_running_loop().create_task(self._serve(request, body))
+
+    async def _serve(self, request: bytes, body: bytes) -> None:
+        if not request.startswith(b"POST"):
+            self.answer(200, b"application/json", self.backend.models())
+            self.transport.close()
+            return
+        if self.backend.kind == "ollama" or b'"stream":true' in body:
+            self.streams = True
+        self.backend.begin(self, request)
+        try:
+            await self.backend.next_mode()(self)
+            self.served += 1
+        finally:
+            self.backend.end()
+            self.task = None
+
+    # What modes are made of
+
+    def head(self, status: int, media_type: bytes, *fields: bytes) -> None:
+        self.transport.write(b"HTTP/1.1 %d Any\r\ncontent-type: %b\r\n%b\r\n" % (status, media_type, b"".join(field + b"\r\n" for field in fields)))
+
+    def answer(self, status: int, media_type: bytes, body: bytes, *fields: bytes) -> None:
+        self.head(status, media_type, b"content-length: %d" % len(body), *fields)
+        self.transport.write(body)
+
+    @property
+    def media_type(self) -> bytes:
+        if not self.streams:
+            return b"application/json"
+        return b"application/x-ndjson" if self.backend.kind == "ollama" else b"text/event-stream; charset=utf-8"
+
+    def open_stream(self) -> None:
+        self.head(200, self.media_type, b"transfer-encoding: chunked")
+
+    def chunk(self, data: bytes) -> None:
+        self.transport.write(chunked(data))
+
+    def end_stream(self) -> None:
+        self.transport.write(b"0\r\n\r\n")
+
+    async def pieces(self) -> None:
+        """The head and all words but the end, each in a packet of its own."""
+        self.open_stream()
+        for word in WORDS:
+            self.chunk(self.backend.event(word))
+            await asyncio.sleep(0.002)
+
+    async def room(self) -> None:
+        """A turn of the loop at least, so that a connection that is lost ends the mode."""
+        await asyncio.sleep(0)
+        await self._can_write.wait()
+
+    def reset(self) -> None:
+        """RST in place of FIN."""
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+
+def chunked(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+Mode = Callable[[Peer], Awaitable[None]]
+MODES: dict[str, Mode] = {}
+EARLY = {"early_413", "early_400", "early_close"}
+"""These answer before they have read the body."""
+
+
+def mode(function: Mode) -> Mode:
+    MODES[function.__name__] = function
+    return function
+
+
+async def for_ever() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+# Healthy
+
+
+@mode
+async def healthy(peer: Peer) -> None:
+    if not peer.streams:
+        peer.answer(200, peer.media_type, peer.backend.document())
+        return
+    peer.open_stream()
+    for event in peer.backend.events():
+        peer.chunk(event)
+    peer.end_stream()
+
+
+@mode
+async def slow(peer: Peer) -> None:
+    """A stream of a word every 5 ms until it is left; a plain answer never comes."""
+    if not peer.streams:
+        await for_ever()
+    peer.open_stream()
+    while True:
+        peer.chunk(peer.backend.event("word "))
+        await asyncio.sleep(0.005)
+
+
+@mode
+async def brief(peer: Peer) -> None:
+    """Healthy, but it takes a while: others wait in line meanwhile."""
+    await asyncio.sleep(0.01)
+    await healthy(peer)
+
+
+@mode
+async def flood(peer: Peer) -> None:
+    """As many words as the socket takes."""
+    peer.open_stream()
+    event = peer.backend.event("word ") * 50
+    for _ in range(FLOOD_BYTES // len(event)):
+        peer.chunk(event)
+        await peer.room()
+    await for_ever()
+
+
+# Before the first byte
+
+
+@mode
+async def close(peer: Peer) -> None:
+    peer.transport.close()
+
+
+@mode
+async def rst(peer: Peer) -> None:
+    peer.reset()
+
+
+@mode
+async def silent(peer: Peer) -> None:
+    await for_ever()
+
+
+@mode
+async def garbage(peer: Peer) -> None:
+    peer.transport.write(b"\x00\xff %b\r\n\r\n" % CANARY.encode())
+    await for_ever()
+
+
+@mode
+async def big_header(peer: Peer) -> None:
+    peer.head(200, peer.media_type, b"x-big: " + b"a" * 1_000_000, b"content-length: 2")
+    peer.transport.write(b"{}")
+    await for_ever()
+
+
+@mode
+async def many_headers(peer: Peer) -> None:
+    peer.head(200, peer.media_type, *[b"x: y"] * 20_000, b"content-length: 2")
+    peer.transport.write(b"{}")
+    await for_ever()
+
+
+@mode
+async def informational_flood(peer: Peer) -> None:
+    while True:
+        peer.transport.write(b"HTTP/1.1 102 Processing\r\n\r\n" * 50)
+        await peer.room()
+        await asyncio.sleep(0.001)
+
+
+@mode
+async def redirect(peer: Peer) -> None:
+    peer.answer(302, b"text/plain", b"", b"location: " + f"{peer.backend.base_url}/elsewhere".encode())
+
+
+@mode
+async def html(peer: Peer) -> None:
+    peer.answer(200, b"text/html", b"<html>%b</html>" % CANARY.encode())
+
+
+@mode
+async def truncated(peer: Peer) -> None:
+    """Less than Content-Length says."""
+    body = peer.backend.document() if not peer.streams else peer.backend.event(CANARY)
+    peer.head(200, peer.media_type, b"content-length: %d" % (len(body) + 100))
+    peer.transport.write(body[: len(body) // 2])
+    await asyncio.sleep(0.002)
+    peer.transport.close()
+
+
+@mode
+async def invalid_json(peer: Peer) -> None:
+    peer.answer(200, peer.media_type, b'{"choices": [%b' % CANARY.encode())
+
+
+@cache
+def _bomb() -> bytes:
+    return gzip.compress(b" " * BOMB_BYTES, 1)
+
+
+@mode
+async def bomb(peer: Peer) -> None:
+    peer.answer(200, peer.media_type, _bomb(), b"content-encoding: gzip")
+
+
+@mode
+async def huge(peer: Peer) -> None:
+    if not peer.streams:
+        peer.head(200, peer.media_type, b"content-length: %d" % HUGE)
+        for _ in range(HUGE // 65536):
+            peer.transport.write(b" " * 65536)
+            await peer.room()
+        await for_ever()
+    peer.open_stream()
+    event = peer.backend.event("x" * 60_000)
+    while True:
+        peer.chunk(event)
+        await peer.room()
+
+
+@mode
+async def surplus(peer: Peer) -> None:
+    """A healthy answer, and in the same packet one that nobody asked for."""
+    await healthy(peer)
+    peer.answer(200, peer.media_type, peer.backend.document(CANARY))
+
+
+@mode
+async def late_surplus(peer: Peer) -> None:
+    """The same a moment later, when the connection is idle."""
+    await healthy(peer)
+    await asyncio.sleep(0.005)
+    peer.answer(200, peer.media_type, peer.backend.document(CANARY))
+
+
+@mode
+async def stale(peer: Peer) -> None:
+    """Healthy to the first request of a connection; closes as a second one arrives."""
+    if peer.served:
+        peer.transport.close()
+    else:
+        await healthy(peer)
+
+
+@mode
+async def early_413(peer: Peer) -> None:
+    peer.answer(413, b"application/json", b'{"error":"%b"}' % CANARY.encode(), b"connection: close")
+    await asyncio.sleep(0.2)  # it reads on, as servers do, lest the answer be lost
+    peer.transport.close()
+
+
+@mode
+async def early_400(peer: Peer) -> None:
+    peer.transport.pause_reading()
+    peer.answer(400, b"application/json", b'{"error":"%b"}' % CANARY.encode())
+    await asyncio.sleep(0.2)
+    peer.transport.resume_reading()
+
+
+@mode
+async def early_close(peer: Peer) -> None:
+    """Closed with most of the request unread: the kernel sends a reset behind the answer."""
+    peer.answer(400, b"application/json", b'{"error":"%b"}' % CANARY.encode())
+    peer.transport.close()
+
+
+# In the middle of a stream
+
+
+@mode
+async def killed(peer: Peer) -> None:
+    await peer.pieces()
+    peer.reset()
+
+
+@mode
+async def cut(peer: Peer) -> None:
+    """The end of the connection is the only mark of the end, and comes too early."""
+    peer.head(200, peer.media_type, b"connection: close")
+    for word in WORDS:
+        peer.transport.write(peer.backend.event(word))
+        await asyncio.sleep(0.002)
+    peer.transport.close()
+
+
+@mode
+async def bad_chunk(peer: Peer) -> None:
+    """In one packet with what came before it."""
+    peer.open_stream()
+    await asyncio.sleep(0.002)
+    peer.transport.write(b"".join(chunked(peer.backend.event(word)) for word in WORDS) + b"zz\r\n%b\r\n" % CANARY.encode())
+    await for_ever()
+
+
+@mode
+async def stall(peer: Peer) -> None:
+    await peer.pieces()
+    await for_ever()
+
+
+@mode
+async def drip(peer: Peer) -> None:
+    await peer.pieces()
+    while True:
+        peer.chunk(peer.backend.event("."))
+        await asyncio.sleep(0.02)
+
+
+@mode
+async def malformed(peer: Peer) -> None:
+    """Lines that are no events, and no blank lines between those that are."""
+    peer.open_stream()
+    for event in peer.backend.events():
+        peer.chunk(b"dat: x\nda\x00ta\n: note\nretry: 1\n" + (b"data: \x00\n" if peer.backend.kind == "vllm" else b"\x00\n") + event.rstrip(b"\n") + b"\n")
+    peer.end_stream()
+
+
+@mode
+async def long_line(peer: Peer) -> None:
+    await peer.pieces()
+    part = b"data: " if peer.backend.kind == "vllm" else b'{"message":"'
+    for _ in range(LONG_LINE // 65536):
+        peer.chunk(part + b"x" * 65536)
+        part = b""
+        await peer.room()
+    await for_ever()
+
+
+@mode
+async def odd_text(peer: Peer) -> None:
+    """Every byte in a chunk of its own, some packets ending within a letter."""
+    if not peer.streams:
+        peer.answer(200, peer.media_type, peer.backend.document(ODD_TEXT))
+        return
+    peer.open_stream()
+    body = b"".join(peer.backend.events(ODD_PIECES))
+    for index in range(len(body)):
+        peer.chunk(body[index : index + 1])
+        if body[index] >= 0x80:
+            await asyncio.sleep(0)
+    peer.end_stream()
+
+
+@mode
+async def error_then_done(peer: Peer) -> None:
+    """In one packet with the words before it."""
+    peer.open_stream()
+    peer.transport.write(b"".join(chunked(event) for event in [*(peer.backend.event(word) for word in WORDS), peer.backend.error_event()]))
+    for event in peer.backend.ending():
+        peer.chunk(event)
+    peer.end_stream()
+
+
+@mode
+async def done_then_more(peer: Peer) -> None:
+    peer.open_stream()
+    for event in [*peer.backend.events(), peer.backend.event(CANARY)]:
+        peer.chunk(event)
+    peer.end_stream()
+    await for_ever()
+
+
+@mode
+async def done_then_open(peer: Peer) -> None:
+    peer.open_stream()
+    for event in peer.backend.events():
+        peer.chunk(event)
+    await for_ever()
+
+
+@mode
+async def tiny_chunks(peer: Peer) -> None:
+    peer.open_stream()
+    event = peer.backend.event("x")
+    peer.transport.write(chunked(event) * TINY_CHUNKS + b"".join(chunked(event) for event in peer.backend.ending()) + b"0\r\n\r\n")

@@ -1,0 +1,206 @@
+"""The whole gateway in this process, on real sockets, in front of backends of the test's own, and the ways in which a test talks to it."""
+
+import asyncio
+import gc
+import io
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import uvicorn
+from openai import AsyncOpenAI
+
+from gateway import config, drain
+from gateway.app import Gateway
+from gateway.front import Bounds, door
+from gateway.log import ExchangeLog
+from tests.fakes.fault_backend import MODEL, FaultBackend
+
+PATIENCE = 5.0
+"""Seconds until a condition that does not come true is a failure."""
+PROMPT = [{"role": "user", "content": "Hello?"}]
+TIMES = {"connect_timeout": 1, "first_token_timeout": 0.3, "idle_timeout": 0.3, "total_timeout": 1, "queue_timeout": 5, "probe_interval": 60}
+"""Short, so that each deadline can be waited for; seconds."""
+
+
+async def until(condition: Callable[[], bool], patience: float = PATIENCE) -> None:
+    """Wait until `condition` holds, looking after every turn of the loop."""
+    async with asyncio.timeout(patience):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def settings_for(*backends: FaultBackend, **limits: float) -> config.Settings:
+    """One tier, `standard`, on one backend with these servers."""
+    kind = backends[0].kind
+    servers = [{"base_url": backend.base_url, "models": [MODEL]} for backend in backends]
+    return config.build(
+        {
+            "llm_backend": kind,
+            "backends": {kind: {"kind": kind, "servers": servers, **TIMES, **limits}},
+            "tiers": {"standard": {"models": {kind: MODEL}}},
+            "log_format": "json",
+            "state_file": "",
+        }
+    )
+
+
+class _Server(drain.Server):
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class Running:
+    """A gateway that serves on `port`."""
+
+    def __init__(self, gateway: Gateway, server: _Server, port: int, log: io.BytesIO) -> None:
+        self.gateway = gateway
+        self.server = server
+        self.port = port
+        self.log = log
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def openai(self) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{self.base_url}/v1", api_key="any", max_retries=0, timeout=PATIENCE)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples that have these labels."""
+        registry = self.gateway._metrics.registry
+        samples = [sample for family in registry.collect() for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def exchanges(self) -> list[dict[str, Any]]:
+        """The lines of the log so far."""
+        self.gateway._log.flush()
+        return [json.loads(line) for line in self.log.getvalue().splitlines()]
+
+    @property
+    def upstream_connections(self) -> int:
+        return sum(server.pool.open_connections for backend in self.gateway._backends.values() for server in backend.servers)
+
+    @property
+    def running(self) -> int:
+        return sum(backend.admission.running(lane) for backend in self.gateway._backends.values() for lane in ("text", "vision"))
+
+    @property
+    def waiting(self) -> int:
+        return sum(backend.admission.waiting(lane) for backend in self.gateway._backends.values() for lane in ("text", "vision"))
+
+    def is_idle(self) -> bool:
+        """No request holds anything; idle connections may be kept."""
+        idle = sum(len(server.pool._idle) for backend in self.gateway._backends.values() for server in backend.servers)
+        return not (self.running or self.waiting or self.gateway._shared.live or self.server.server_state.tasks or self.upstream_connections - idle)
+
+    @asynccontextmanager
+    async def sent(self, body: Mapping[str, Any] | None = None, *, behind: bytes = b"") -> AsyncIterator["Raw"]:
+        """A chat request on a connection of its own, with `behind` after it; a block that ends leaves without a word."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)
+        raw = Raw(reader, writer)
+        try:
+            writer.write(request_bytes(body if body is not None else {}) + behind)
+            yield raw
+        finally:
+            raw.leave()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def ask(self, body: Mapping[str, Any] | None = None) -> "Reply":
+        async with asyncio.timeout(PATIENCE), self.sent(body) as raw:
+            return await raw.reply()
+
+
+def request_bytes(body: Mapping[str, Any]) -> bytes:
+    data = json.dumps({"model": "standard", "messages": PROMPT, **body}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+class Raw:
+    """The client's side of one connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def leave(self) -> float:
+        """Close, as a program that ends does; the loop's time."""
+        self.writer.close()
+        return asyncio.get_running_loop().time()
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        return int(lines[0].split()[1]), {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
+
+    async def reply(self) -> "Reply":
+        """A whole answer. A body whose framing is not ended is an error of the gateway's."""
+        status, headers = await self.head()
+        if headers.get("transfer-encoding") != "chunked":
+            return Reply(status, headers, await self.reader.readexactly(int(headers["content-length"])))
+        chunks = []
+        while size := int(await self.reader.readuntil(b"\r\n"), 16):
+            chunks.append((await self.reader.readexactly(size + 2))[:-2])
+        await self.reader.readexactly(2)
+        return Reply(status, headers, b"".join(chunks))
+
+
+class Reply:
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def events(self) -> list[Any]:
+        """The events of a stream; `[DONE]` as that text."""
+        values = [event.removeprefix("data: ") for event in self.body.decode().split("\n\n") if event]
+        return [value if value == "[DONE]" else json.loads(value) for value in values]
+
+    @property
+    def is_stream(self) -> bool:
+        return self.headers["content-type"].startswith("text/event-stream")
+
+    @property
+    def text(self) -> str:
+        """What the model said."""
+        if not self.is_stream:
+            return str(json.loads(self.body)["choices"][0]["message"]["content"])
+        return "".join(choice["delta"].get("content", "") for event in self.events if "choices" in event for choice in event["choices"])
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """The error object: of the whole answer, or in the last event."""
+        value = self.events[-1] if self.is_stream else json.loads(self.body)
+        return value.get("error") if isinstance(value, dict) else None
+
+
+@asynccontextmanager
+async def running(settings: config.Settings, bounds: Bounds | None = None) -> AsyncIterator[Running]:
+    """A gateway with `settings`, put together as `gateway.run` does. At the end nothing may be left of it: no task, no connection."""
+    base_tasks = asyncio.all_tasks()
+    log = io.BytesIO()
+    listener = drain.listen("127.0.0.1", 0)
+    async with Gateway(settings, ExchangeLog(True, log)) as gateway:
+        options: dict[str, Any] = {"ws": "none", "lifespan": "off", "access_log": False, "log_config": None}
+        options |= {"server_header": False, "date_header": False, "proxy_headers": False}
+        server = _Server(uvicorn.Config(gateway, http=door(bounds or Bounds()), **options), drain_timeout=1)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await until(lambda: server.started and gateway._health.has_asked_all)
+        here = Running(gateway, server, listener.getsockname()[1], log)
+        try:
+            yield here
+        finally:
+            server.stop()
+            await serving
+    ours = base_tasks | {asyncio.current_task()}  # a fixture's end runs in another task than its beginning
+    await until(lambda: here.upstream_connections == 0 and asyncio.all_tasks() <= ours)
+
+
+def open_descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))

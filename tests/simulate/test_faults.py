@@ -1,0 +1,124 @@
+"""Faults: each kind, at each kind of server, streaming and not, set at the start or while it runs."""
+
+import json
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway.simulate import Fault, Options, Running, running
+from tests.golden import events
+from tests.simulate.doors import client, sent, until, user
+
+DOORS = {"ollama": ("/api/chat", "llama"), "ollama v1": ("/v1/chat/completions", "llama"), "vllm": ("/v1/chat/completions", None)}
+EACH = pytest.mark.parametrize("door", DOORS)
+
+
+def options(door: str, *faults: Fault) -> Options:
+    return Options("vllm" if door == "vllm" else "ollama", faults=faults)
+
+
+def body(door: str, stream: bool) -> dict[str, Any]:
+    return {"model": DOORS[door][1], "messages": user("Hello"), "stream": stream}
+
+
+async def post(server: Running, door: str, stream: bool) -> httpx2.Response:
+    async with client(server) as http:
+        return await http.post(DOORS[door][0], json=body(door, stream))
+
+
+@EACH
+@pytest.mark.parametrize("stream", [True, False])
+async def test_die_closes_the_connection_and_the_next_request_is_served(door: str, stream: bool) -> None:
+    async with running(options(door, Fault("die", after=3))) as server:
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await post(server, door, stream)
+        assert (await post(server, door, stream)).status_code == 200
+        assert server.engine.state() == {"running": 0, "waiting": 0, "served": 1, "cancelled": 0}
+
+
+@EACH
+async def test_die_in_a_stream_lets_the_tokens_before_it_through(door: str) -> None:
+    async with running(options(door, Fault("die", after=3))) as server, sent(server, DOORS[door][0], body(door, True)) as reader:
+        received = await reader.read()
+    assert b" images" not in received
+    assert b" saw" in received
+    assert not received.endswith(b"0\r\n\r\n")
+
+
+async def test_error_in_a_stream_is_a_line_to_the_native_door_and_a_chunk_without_model_to_v1() -> None:
+    async with running(options("ollama", Fault("error", after=2, times=2))) as server:
+        native = events((await post(server, "ollama", True)).text)
+        openai = events((await post(server, "ollama v1", True)).text)
+    assert [line.get("error") for line in native] == [None, None, "an error was encountered while running the model: unexpected EOF"]
+    assert [chunk["model"] for chunk in openai] == ["llama", "llama", ""]
+    assert openai[-1]["choices"] == [{"index": 0, "delta": {"content": ""}, "finish_reason": None}]
+
+
+async def test_error_in_a_stream_of_vllm_is_an_event_and_then_done() -> None:
+    async with running(options("vllm", Fault("error", after=2))) as server:
+        *_, error, done = events((await post(server, "vllm", True)).text)
+    assert error["error"]["code"] == 500
+    assert done == "[DONE]"
+
+
+@EACH
+async def test_error_in_a_plain_answer_is_a_500(door: str) -> None:
+    async with running(options(door, Fault("error", after=2))) as server:
+        assert (await post(server, door, False)).status_code == 500
+
+
+@EACH
+async def test_truncate_ends_cleanly_without_a_last_word(door: str) -> None:
+    async with running(options(door, Fault("truncate", after=2, times=2))) as server:
+        text = (await post(server, door, True)).text
+        plain = (await post(server, door, False)).text
+    assert '"done":true' not in text
+    assert "[DONE]" not in text
+    assert '"finish_reason":"' not in text
+    if door == "vllm":
+        with pytest.raises(json.JSONDecodeError):
+            json.loads(plain)
+    else:
+        assert '"done":false' in plain or '"finish_reason":null' in plain
+
+
+@EACH
+async def test_stall_sends_nothing_more_and_holds_its_place_until_the_client_leaves(door: str) -> None:
+    async with running(options(door, Fault("stall", after=2))) as server:
+        async with sent(server, DOORS[door][0], body(door, True)) as reader:
+            await reader.readuntil(b" saw")
+            await until(lambda: server.engine.running == 1)
+        await until(lambda: server.engine.running == 0)
+        assert server.engine.cancelled == 1
+
+
+@EACH
+@pytest.mark.parametrize("status", [500, 503])
+async def test_status_comes_instead_of_an_answer_in_the_shape_of_the_door(door: str, status: int) -> None:
+    async with running(options(door, Fault("status", status=status))) as server:
+        response = await post(server, door, True)
+    assert response.status_code == status
+    assert isinstance(response.json()["error"], str if door == "ollama" else dict)
+
+
+async def test_fault_set_while_running_happens_as_often_as_told_and_can_be_cleared() -> None:
+    async with running(Options("vllm")) as server, client(server) as http:
+        await http.post("/simulate/fault", json={"kind": "status", "status": 503, "times": 2})
+        assert [(await post(server, "vllm", False)).status_code for _ in range(3)] == [503, 503, 200]
+        await http.post("/simulate/fault", json={"kind": "status", "times": 0})
+        assert [(await post(server, "vllm", False)).status_code for _ in range(3)] == [500, 500, 500]
+        await http.post("/simulate/fault", json={"kind": None})
+        assert (await post(server, "vllm", False)).status_code == 200
+        assert (await http.post("/simulate/fault", json={"kind": "sulk"})).status_code == 400
+
+
+async def test_answer_set_while_running_is_said_once_and_requests_are_kept_with_long_strings_cut() -> None:
+    async with running(Options("ollama")) as server, client(server) as http:
+        await http.post("/simulate/answer", json={"tokens": ["Hel", "lo"]})
+        body = {"model": "llama", "messages": user("x" * 5000), "stream": False}
+        first = (await http.post("/api/chat", json=body)).json()["message"]["content"]
+        second = (await http.post("/api/chat", json=body)).json()["message"]["content"]
+        kept = (await http.get("/simulate/requests")).json()
+    assert first == "Hello" != second
+    assert kept[0]["body"]["messages"][0]["content"].endswith("5000 characters")

@@ -1,0 +1,181 @@
+"""What the recordings of several requests say of Ollama: lanes, loads, keep_alive, leaving clients, and the words that came through."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from gateway.simulate import Fault, Model, Options, Running, digest, running
+from tests.golden import picture
+from tests.simulate.doors import client, sent, until, user
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+SLOW = {"model": "llama", "messages": user("Say 100000 words"), "stream": True, "options": {"num_predict": -1}}
+
+
+async def chat(server: Running, model: str, text: str, **more: Any) -> dict[str, Any]:
+    async with client(server) as http:
+        response = await http.post("/api/chat", json={"model": model, "messages": user(text), "stream": False, **more})
+    found: dict[str, Any] = response.json()
+    return {"status": response.status_code, **found}
+
+
+async def test_reply_begins_with_the_digest_of_the_prompt_and_the_number_of_its_pictures() -> None:
+    async with running(Options("ollama")) as server, client(server) as http:
+        messages = [{"role": "user", "content": "What is it?", "images": [picture(), picture()]}]
+        body = (await http.post("/api/chat", json={"model": "qwen3-vl", "messages": messages, "stream": False})).json()
+    assert body["message"]["content"].startswith(f"{digest('What is it?')} saw 2 images and 1 turns: What is it?")
+    assert (body["done_reason"], body["eval_count"]) == ("stop", 32)
+
+
+async def test_v1_makes_a_turn_of_each_content_part() -> None:
+    parts = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture()}"}}]
+    async with running(Options("ollama")) as server, client(server) as http:
+        body = {"model": "qwen3-vl", "messages": [{"role": "user", "content": parts}]}
+        answer = (await http.post("/v1/chat/completions", json=body)).json()
+    assert answer["choices"][0]["message"]["content"].startswith(f"{digest('What?')} saw 1 images and 2 turns")
+
+
+async def test_developer_message_never_reaches_qwen3_vl() -> None:
+    async with running(Options("ollama")) as server, client(server) as http:
+        messages = [{"role": "developer", "content": "Be brief."}, *user("Hello")]
+        body = (await http.post("/api/chat", json={"model": "qwen3-vl", "messages": messages, "stream": False})).json()
+    assert body["message"]["content"].startswith(digest("Hello"))
+
+
+@pytest.mark.parametrize(("model", "at_once"), [("llama", 3), ("qwen3-vl", 1)])
+async def test_text_models_share_the_lanes_and_vision_families_go_one_by_one(model: str, at_once: int) -> None:
+    async with running(Options("ollama", parallel=3)) as server:
+        server.engine.inject(Fault("stall", times=0))
+        requests = [asyncio.create_task(chat(server, model, "Hello")) for _ in range(5)]
+        await until(lambda: server.engine.running == at_once and server.engine.waiting == 5 - at_once)
+        for request in requests:
+            request.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)
+        await until(lambda: server.engine.state() == {"running": 0, "waiting": 0, "served": 0, "cancelled": 5})
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_client_that_leaves_frees_its_place_at_once(stream: bool) -> None:
+    async with running(Options("ollama", tokens_per_second=20)) as server:
+        async with sent(server, "/api/chat", {**SLOW, "stream": stream}):
+            await until(lambda: server.engine.generation_tokens > 1)
+            assert server.engine.running == 1
+        await until(lambda: server.engine.running == 0)
+        assert server.engine.cancelled == 1
+        answer = await chat(server, "llama", "Hello", options={"num_predict": 2})
+        assert answer["status"] == 200
+
+
+async def test_client_that_leaves_in_a_load_aborts_it() -> None:
+    async with running(Options("ollama", load_seconds=60)) as server, client(server) as http:
+        async with sent(server, "/api/chat", SLOW):
+            await until(lambda: server.engine.waiting == 1)
+        await until(lambda: server.engine.cancelled == 1)
+        assert (await http.get("/api/ps")).json() == {"models": []}
+
+
+async def test_more_than_max_queue_are_refused_while_the_model_loads() -> None:
+    async with running(Options("ollama", load_seconds=0.2, max_queue=3, parallel=4)) as server:
+        answers = await asyncio.gather(*(chat(server, "llama", "Hello", options={"num_predict": 1}) for _ in range(20)))
+    assert sorted(answer["status"] for answer in answers) == [200] * 4 + [503] * 16
+    refused = next(answer for answer in answers if answer["status"] == 503)
+    assert refused["error"] == "server busy, please try again.  maximum pending requests exceeded"
+
+
+async def test_loaded_model_has_a_queue_without_a_bound() -> None:
+    async with running(Options("ollama", max_queue=3)) as server:
+        await chat(server, "llama", "Hello")
+        answers = await asyncio.gather(*(chat(server, "llama", "Hello") for _ in range(20)))
+    assert [answer["status"] for answer in answers] == [200] * 20
+
+
+async def test_other_num_ctx_reloads() -> None:
+    async with running(Options("ollama", load_seconds=0.1)) as server:
+        loads = [(await chat(server, "llama", "Hi", options={"num_ctx": size}))["load_duration"] for size in (4096, 4096, 2048, 2048)]
+    assert [load > 50e6 for load in loads] == [True, False, True, False]
+
+
+async def test_keep_alive_for_ever_sticks_and_zero_unloads() -> None:
+    async with running(Options("ollama")) as server, client(server) as http:
+        await chat(server, "llama", "Hi", keep_alive=-1)
+        await http.post("/v1/chat/completions", json={"model": "llama", "messages": user("Hi")})
+        (runner,) = (await http.get("/api/ps")).json()["models"]
+        assert runner["expires_at"].startswith("2319-")
+        await http.post("/api/generate", json={"model": "llama", "keep_alive": 0})
+        assert (await http.get("/api/ps")).json() == {"models": []}
+
+
+async def test_reply_that_repeats_itself_ends_without_done() -> None:
+    async with running(Options("ollama")) as server, client(server) as http:
+        plain = await chat(server, "llama", "Repeat yes")
+        assert (plain["done"], plain["message"]["content"]) == (False, " yes" * 31)
+        response = await http.post("/api/chat", json={"model": "llama", "messages": user("Repeat yes")})
+    lines = [json.loads(line) for line in response.text.splitlines()]
+    assert len(lines) == 31
+    assert not any(line["done"] for line in lines)
+
+
+async def test_question_with_a_word_of_a_tools_name_is_answered_by_a_call_and_its_result_by_words() -> None:
+    async with running(Options("ollama")) as server, client(server) as http:
+        asked = user("What is the weather?")
+        call = (await chat(server, "qwen3-vl", asked[0]["content"], tools=[TOOL]))["message"]
+        (made,) = call["tool_calls"]
+        assert made["function"]["name"] == "get_weather"
+        assert set(made["function"]["arguments"]) == {"city"}
+        messages = [*asked, call, {"role": "tool", "content": "sunny"}]
+        body = {"model": "qwen3-vl", "messages": messages, "tools": [TOOL], "stream": False}
+        assert "tool_calls" not in (await http.post("/api/chat", json=body)).json()["message"]
+
+
+async def test_format_makes_the_reply_a_value_of_the_schema() -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 7}, "tags": {"type": "array", "items": {"enum": ["a"]}}}}
+    async with running(Options("ollama")) as server:
+        answer = await chat(server, "qwen3-vl", "Hello", format=schema)
+    assert json.loads(answer["message"]["content"]) == {"n": 7, "tags": ["a"]}
+
+
+async def test_thinking_model_thinks_until_told_not_to() -> None:
+    async with running(Options("ollama")) as server:
+        with_thought = await chat(server, "qwen3:8b", "Hello")
+        without = await chat(server, "qwen3:8b", "Hello", think=False)
+    assert with_thought["message"]["thinking"] == "Let me think about it."
+    assert "thinking" not in without["message"]
+    assert with_thought["message"]["content"] == without["message"]["content"]
+
+
+async def test_image_to_a_text_model_is_refused_in_the_words_of_the_generation() -> None:
+    messages = [{"role": "user", "content": "What?", "images": [picture()]}]
+    answers = {}
+    for generation in ("0.33", "0.24"):
+        async with running(Options("ollama", generation=generation)) as server, client(server) as http:
+            response = await http.post("/api/chat", json={"model": "llama", "messages": messages, "stream": False})
+            answers[generation] = (response.status_code, response.json()["error"])
+    assert answers["0.33"][0] == 400
+    assert json.loads(answers["0.33"][1])["error"]["message"].startswith("Multimodal data provided")
+    assert answers["0.24"][0] == 500
+
+
+async def test_content_that_is_no_text_is_refused_as_go_does() -> None:
+    async with running(Options("ollama")) as server, client(server) as http:
+        messages = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+        response = await http.post("/api/chat", json={"model": "llama", "messages": messages})
+    assert response.json() == {"error": "json: cannot unmarshal array into Go struct field ChatRequest.messages.content of type string"}
+
+
+async def test_speed_and_time_to_first_token_are_kept() -> None:
+    loop = asyncio.get_running_loop()
+    async with running(Options("ollama", tokens_per_second=100, time_to_first_token=0.1)) as server:
+        began = loop.time()
+        await chat(server, "llama", "Hello", options={"num_predict": 11})
+        assert 0.19 < loop.time() - began < 1
+
+
+def test_model_is_read_from_a_line_of_words() -> None:
+    assert Model.parse("a:7b,vision,tools,context=8192") == Model("a:7b", family="qwen3vl", vision=True, tools=True, context_length=8192)
+    with pytest.raises(ValueError, match="'flying' says nothing"):
+        Model.parse("a,flying")

@@ -1,0 +1,58 @@
+"""Who calls."""
+
+from hashlib import sha256
+
+import pytest
+
+from gateway.auth import ANYONE, Keys, bearer
+from gateway.errors import InvalidApiKey
+
+KEY = "sk-test-one"
+KEYS = Keys([KEY, "sk-test-zwei-ü"])
+
+
+def headers(*values: bytes) -> list[tuple[bytes, bytes]]:
+    return [(b"host", b"x"), *((b"authorization", value) for value in values)]
+
+
+def test_open_gateway_takes_any_key_or_none() -> None:
+    keys = Keys([])
+    assert keys.is_open
+    assert keys.identify(headers()) is ANYONE
+    assert keys.identify(headers(b"Bearer whatever")) is ANYONE
+
+
+def test_caller_is_known_by_eight_digits_of_the_digest_alone() -> None:
+    caller = KEYS.identify(headers(b"Bearer " + KEY.encode()))
+    assert caller.key_id == sha256(KEY.encode()).hexdigest()[:8]
+    assert KEY not in repr(vars(KEYS))
+
+
+@pytest.mark.parametrize("value", [b"Bearer sk-test-one", b"bearer sk-test-one", b"BEARER   sk-test-one  ", "Bearer sk-test-zwei-ü".encode()])
+def test_key_is_taken_whatever_the_case_of_the_scheme(value: bytes) -> None:
+    assert KEYS.identify(headers(value)).key_id
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (),
+        (b"",),
+        (b"Bearer",),
+        (b"Bearer ",),
+        (b"sk-test-one",),
+        (b"Basic sk-test-one",),
+        (b"Bearer sk-test-on",),
+        (b"Bearer sk-test-one x",),
+        (b"Bearer SK-TEST-ONE",),
+        (b"Bearer sk-test-one", b"Bearer sk-test-one"),
+        (b"Bearer \xff\xfe",),
+    ],
+)
+def test_anything_else_is_refused(values: tuple[bytes, ...]) -> None:
+    with pytest.raises(InvalidApiKey):
+        KEYS.identify(headers(*values))
+
+
+def test_two_authorization_headers_have_no_token() -> None:
+    assert bearer(headers(b"Bearer a", b"Bearer b")) is None

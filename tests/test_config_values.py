@@ -1,0 +1,113 @@
+"""Durations, sizes, addresses and other values of the settings: all the ways in which people write them."""
+
+import contextlib
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gateway.config import values
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("http://127.0.0.1:11434", "http://127.0.0.1:11434"),
+        ("http://127.0.0.1:8001/v1", "http://127.0.0.1:8001"),
+        (" http://Host:8001/v1/ ", "http://host:8001"),
+        ("https://host/openai/v1", "https://host/openai"),
+        ("https://host/Prefix/", "https://host/Prefix"),
+        ("HTTPS://host", "https://host"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:11435", "http://127.0.0.1:11435"),
+        ("http://[::]:1", "http://[::1]:1"),
+        (":8000", "http://127.0.0.1:8000"),
+        ("host", "http://host:11434"),
+        ("host/v1", "http://host:11434"),
+        ("http://host", "http://host"),
+        ("my_ollama:11434", "http://my_ollama:11434"),
+        ("[::1]:11434", "http://[::1]:11434"),
+        ("http://[2001:DB8::1]/v1", "http://[2001:db8::1]"),
+        ("http://모델.example", "http://xn--bo1b89k.example"),
+    ],
+)
+def test_address_is_taken_in_all_the_ways_people_write_it(text: str, url: str) -> None:
+    assert values.base_url(text, 11434) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "http://", "ftp://h", "unix:///x", "http://u@h", "u:p@h", "http://h?x", "http://h#x", "http://h:0", "http://h:65536", "http://h:x",
+     "::1", "http://::1:80", "http://[::1", "http://[h]", "http://[fe80::1%25eth0]", "http://a b", "http://a..b", "http://h/a b", "http://h\n/",
+     "http://h/v1/chat/completions", "http://h:11434/api/chat", "http://-h", "http://h\\x", "http://h/\u00e9", "http://h//x", None, 80],
+)  # fmt: skip
+def test_address_that_cannot_be_meant_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        values.base_url(text)
+
+
+HOSTS = st.sampled_from(["localhost", "10.0.0.5", "gpu-1.lan", "[::1]", "[2001:db8::7]", "my_box"])
+PREFIXES = st.sampled_from(["", "/openai", "/a/b", "/proxy-1"])
+PORTS = st.one_of(st.none(), st.integers(1, 65535))
+
+
+@given(st.sampled_from(["", "http://", "https://"]), HOSTS, PORTS, PREFIXES, st.sampled_from(["", "/", "/v1", "/v1/", "//", "/v1//"]))
+def test_address_keeps_scheme_host_port_and_prefix(scheme: str, host: str, port: int | None, prefix: str, end: str) -> None:
+    number = "" if port is None else f":{port}"
+    assert values.base_url(f"{scheme}{host}{number}{prefix}{end}") == f"{scheme or 'http://'}{host}{number}{prefix}"
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=40) | st.from_regex(r"(https?://)?[a-z0-9.:\[\]%@/?#v-]{1,30}", fullmatch=True))
+@example("http://h/v1/v1")
+@example("//h")
+@example("http://ＥＸＡＭＰＬＥ.com")
+def test_address_taken_twice_is_the_same_and_nothing_but_a_refusal_is_raised(text: str) -> None:
+    try:
+        url = values.base_url(text, 8000)
+    except ValueError:
+        return
+    assert values.base_url(url) == url
+    assert re.fullmatch(r"https?://[!-~]+", url)
+    assert not re.search(r"[@?#]|/v1$|/$", url)
+
+
+@given(
+    st.floats(0, 1e6, allow_nan=False).map(lambda number: round(number, 3)),
+    st.sampled_from(["", "ms", "s", "m", "h"]),
+    st.sampled_from(["", " "]),
+)
+def test_duration_is_its_number_times_its_unit(number: float, unit: str, blank: str) -> None:
+    seconds = number * {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit]
+    assert values.duration(f"{number:.3f}{blank}{unit}") == pytest.approx(seconds)
+    assert values.duration(number) == number
+
+
+@given(st.text(max_size=12))
+def test_duration_of_any_text_is_seconds_or_a_refusal(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert 0 <= values.duration(text) < float("inf")
+
+
+@pytest.mark.parametrize("value", ["-1", "1 d", "1h30m", "inf", "", "1_000", "1e3", "٣", True, None, -1, float("inf"), float("nan"), [1], "9" * 400])
+def test_duration_that_cannot_be_meant_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="expected a duration"):
+        values.duration(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(1, 1), ("20MiB", 20 * 2**20), ("1MB", 10**6), ("1.5 KiB", 1536), ("7", 7), ("1GB", 10**9), ("12B", 12)]
+)
+def test_size_is_bytes(value: object, expected: int) -> None:
+    assert values.size(value) == expected
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "20m", "0", "x", None, "9" * 30])
+def test_size_that_cannot_be_meant_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="expected a size"):
+        values.size(value)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(-1, -1), ("-1", -1), ("10m", "10m"), ("1h30m", "1h30m"), (300, 300), ("0", 0)])
+def test_keep_alive_is_what_ollama_takes(value: object, expected: object) -> None:
+    assert values.keep_alive(value) == expected

@@ -1,0 +1,131 @@
+"""What is logged, and what never is."""
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from msgspec.structs import replace
+
+import pytest
+
+from gateway.log import ExchangeLog, JsonFormatter, TextFormatter, configure
+from gateway.views import Usage
+from tests.fakes.fault_backend import FaultBackend
+from tests.fakes.running_gateway import running, settings_for, until
+from tests.test_metrics import EXCHANGE
+
+CANARY = "the-canary-of-this-test"
+
+
+def failed_record(message: str = "it %s") -> logging.LogRecord:
+    try:
+        raise ValueError(CANARY)
+    except ValueError:
+        return logging.LogRecord("gateway.x", logging.ERROR, __file__, 1, message, ("broke",), sys.exc_info())
+
+
+# Exchanges
+
+
+async def test_exchange_is_one_line_of_json() -> None:
+    out = io.BytesIO()
+    log = ExchangeLog(True, out)
+    log.write(EXCHANGE)
+    log.write(replace(EXCHANGE, status=404, code="model_not_found", usage=None, time_to_first_token=None, queue_wait=None))
+    log.flush()
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert (first["event"], first["level"], first["request_id"], first["tier"], first["backend"]) == ("exchange", "info", "r", "standard", "vllm")
+    assert (first["duration"], first["queue_wait"], first["time_to_first_token"]) == (2.0, 0.5, 0.7)
+    assert first["usage"] == {"prompt_tokens": 10, "completion_tokens": 4}
+    assert first["time"].endswith("Z")
+    assert (second["status"], second["code"], second["time_to_first_token"], second["usage"]) == (404, "model_not_found", None, None)
+
+
+async def test_exchange_is_one_line_for_people() -> None:
+    out = io.BytesIO()
+    log = ExchangeLog(False, out)
+    log.write(replace(EXCHANGE, usage=Usage(10, 4)))
+    log.write(replace(EXCHANGE, status=503, code="queue_full", usage=None))
+    log.flush()
+    first, second = out.getvalue().decode().splitlines()
+    assert "200 standard on vllm, 2.000 s, 10+4 tokens [r]" in first
+    assert "503 queue_full standard on vllm" in second
+
+
+async def test_lines_are_written_together_and_soon() -> None:
+    out = io.BytesIO()
+    log = ExchangeLog(True, out)
+    for _ in range(3):
+        log.write(EXCHANGE)
+    assert out.getvalue() == b""
+    await until(lambda: out.getvalue().count(b"\n") == 3)
+    log.flush()
+    assert out.getvalue().count(b"\n") == 3
+
+
+# Sentences
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
+def test_exception_is_logged_by_its_class_and_place_without_its_text(formatter: logging.Formatter) -> None:
+    line = formatter.format(failed_record())
+    assert "it broke" in line
+    assert "ValueError" in line
+    assert "failed_record" in line
+    assert CANARY not in line
+    assert "\n" not in line
+
+
+def test_json_line_is_an_object_with_time_level_and_event() -> None:
+    line = json.loads(JsonFormatter().format(failed_record("it\n%s")))
+    assert list(line) == ["time", "level", "event", "exception", "at"]
+    assert (line["level"], line["event"]) == ("error", "it\nbroke")
+    assert line["time"].endswith("Z")
+
+
+@pytest.fixture
+def _restored() -> Iterator[None]:
+    root, own = logging.getLogger(), logging.getLogger("gateway")
+    handlers, levels = root.handlers[:], (root.level, own.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    own.setLevel(levels[1])
+
+
+@pytest.mark.usefixtures("_restored")
+def test_sentences_of_the_gateway_and_warnings_of_libraries_are_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(as_json=True)
+    logging.getLogger("gateway.x").info("ours")
+    logging.getLogger("httpx2").info("theirs")
+    logging.getLogger("httpx2").warning("warned")
+    events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert events == ["ours", "warned"]
+
+
+# The whole gateway
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+async def test_no_line_has_prompt_completion_or_key(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    prompt = [{"role": "user", "content": CANARY}]
+    bodies = [
+        {"messages": prompt},
+        {"messages": prompt, "stream": True},
+        {"messages": prompt, "model": CANARY},
+        {"messages": [{"role": CANARY, "content": CANARY}]},
+        {"messages": prompt, "stream": True, "temperature": CANARY},
+    ]
+    async with FaultBackend(kind) as backend, running(settings_for(backend)) as gateway:  # type: ignore[arg-type]
+        for mode in ("healthy", "invalid_json", "error_then_done", "html", "close"):
+            backend.mode = mode
+            for body in bodies:
+                await gateway.ask(body)
+        exchanges = gateway.exchanges()
+    assert len(exchanges) == 25
+    assert {line["outcome"] for line in exchanges} == {"ok", "client_error", "upstream_error"}
+    written = gateway.log.getvalue().decode() + "".join(map(TextFormatter().format, caplog.records))
+    for secret in (CANARY, "Hello", "secret-of-the-backend"):
+        assert secret not in written

@@ -1,0 +1,79 @@
+"""One exchange's clock."""
+
+from gateway.metering import Meter
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def meter() -> tuple[Meter, Clock, list[tuple[float, int]]]:
+    clock, gaps = Clock(), list[tuple[float, int]]()
+    return Meter(clock, lambda seconds, tokens: gaps.append((seconds, tokens))), clock, gaps
+
+
+def test_phases_follow_the_request() -> None:
+    one, _, _ = meter()
+    assert one.phase == "queued"
+    one.admit()
+    one.send()
+    assert one.phase == "waiting"
+    one.piece(1)
+    assert one.phase == "streaming"
+
+
+def test_what_never_happened_has_no_time() -> None:
+    one, clock, _ = meter()
+    clock.now += 5
+    one.end_upstream()
+    assert (one.queue_wait, one.upstream_seconds, one.time_to_first_token, one.attempts) == (None, 0.0, None, 0)
+
+
+def test_wait_for_a_slot_counts_to_the_first_token_and_not_to_the_upstream() -> None:
+    one, clock, _ = meter()
+    clock.now += 3
+    one.admit()
+    one.send()
+    clock.now += 2
+    one.piece(1)
+    clock.now += 4
+    one.end_upstream()
+    assert (one.queue_wait, one.time_to_first_token, one.upstream_seconds) == (3, 5, 6)
+
+
+def test_second_try_counts_from_the_first() -> None:
+    one, clock, _ = meter()
+    one.admit()
+    one.send()
+    clock.now += 1
+    one.send()
+    assert (one.attempts, one.sent, one.last_piece) == (2, 100.0, 101.0)
+
+
+def test_gaps_lie_between_pieces_and_tokens_that_come_together_share_one() -> None:
+    one, clock, gaps = meter()
+    one.send()
+    for seconds, tokens in ((7, 1), (0.5, 1), (0.25, 3)):
+        clock.now += seconds
+        one.piece(tokens)
+    assert gaps == [(0.5, 1), (0.25, 3)]
+
+
+def test_of_tokens_that_come_first_together_all_but_one_have_no_gap() -> None:
+    one, _, gaps = meter()
+    one.piece(3)
+    assert gaps == [(0.0, 2)]
+
+
+def test_piece_without_a_token_has_no_gap() -> None:
+    """A finish alone, first or last."""
+    one, clock, gaps = meter()
+    one.piece(0)
+    clock.now += 1
+    one.piece(0)
+    assert gaps == []
+    assert (one.time_to_first_token, one.last_piece) == (0.0, 101.0)

@@ -1,0 +1,180 @@
+"""The metrics: exactly the contract's names, labels and buckets, and no series that a client could add."""
+
+import gc
+from msgspec.structs import replace
+from math import inf
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from gateway.metering import NONE, Exchange
+from gateway.metrics import Metrics
+from gateway.views import Usage
+
+ROUTE = ("tier", "backend")
+LANE = ("backend", "lane")
+# The contract's table. A histogram's `le` is left out.
+CONTRACT: dict[str, tuple[str, tuple[str, ...]]] = {
+    "gateway_requests": ("counter", ("endpoint", *ROUTE, "outcome")),
+    "gateway_request_duration_seconds": ("histogram", ROUTE),
+    "gateway_time_to_first_token_seconds": ("histogram", ROUTE),
+    "gateway_inter_token_latency_seconds": ("histogram", ROUTE),
+    "gateway_tokens": ("counter", (*ROUTE, "type")),
+    "gateway_queue_wait_seconds": ("histogram", LANE),
+    "gateway_requests_running": ("gauge", LANE),
+    "gateway_requests_waiting": ("gauge", LANE),
+    "gateway_rejected": ("counter", ("backend", "reason")),
+    "gateway_upstream_errors": ("counter", ("backend", "reason")),
+    "gateway_retries": ("counter", ("backend", "reason")),
+    "gateway_fallbacks": ("counter", ("tier", "from_backend", "to_backend")),
+    "gateway_client_disconnects": ("counter", ("phase",)),
+    "gateway_backend_up": ("gauge", ("backend",)),
+    "gateway_circuit_state": ("gauge", ("backend",)),
+    "gateway_backend_load_seconds": ("histogram", ("backend", "model")),
+    "gateway_active_backend": ("gauge", ROUTE),
+    "gateway_switches": ("counter", ("tier", "from_backend", "to_backend", "cause")),
+    "gateway_overhead_seconds": ("histogram", ()),
+    "gateway_build": ("info", ("version",)),
+}
+# Their parts are not on the straight line; each comes with the part that it tells of.
+NOT_YET = {"gateway_fallbacks", "gateway_circuit_state", "gateway_backend_load_seconds", "gateway_switches"}
+# vLLM's own (vllm/v1/metrics/buckets.py), so that one dashboard lays both side by side.
+VLLM_BUCKETS = {
+    "gateway_time_to_first_token_seconds": [
+        0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560
+    ],
+    "gateway_inter_token_latency_seconds": [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80],
+    "gateway_request_duration_seconds": [0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680],
+}  # fmt: skip
+
+EXCHANGE = Exchange(
+    request_id="r", key_id="", endpoint="chat", tier="standard", backend="vllm", model="m", lane="text", stream=True, status=200, code=None,
+    reason=None, outcome="ok", phase="streaming", duration=2.0, queue_wait=0.5, upstream=1.2, time_to_first_token=0.7, usage=Usage(10, 4), attempts=1,
+)  # fmt: skip
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry(), "1.2.3")
+
+
+def touched(metrics: Metrics) -> Metrics:
+    """Every series that there is a way to."""
+    for outcome in ("ok", "cancelled", "rejected", "upstream_error", "timeout", "client_error"):
+        metrics.record(replace(EXCHANGE, outcome=outcome, code="queue_full"))  # type: ignore[arg-type]
+    metrics.route("standard", "vllm").gaps.observe_gap(0.03, 1)
+    metrics.retries.labels("vllm", "connect").inc()
+    for gauge in (metrics.running, metrics.waiting):
+        gauge.labels("vllm", "text").set(1)
+    metrics.backend_up.labels("vllm").set(1)
+    metrics.active_backend.labels("standard", "vllm").set(1)
+    return metrics
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+# Names, labels, buckets
+
+
+def test_names_types_and_labels_are_the_contracts(metrics: Metrics) -> None:
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for family in touched(metrics).registry.collect():
+        labels = {tuple(label for label in sample.labels if label != "le") for sample in family.samples}
+        assert len(labels) == 1, family.name
+        found[family.name] = (family.type, labels.pop())
+    assert found == {name: entry for name, entry in CONTRACT.items() if name not in NOT_YET}
+
+
+@pytest.mark.parametrize("name", VLLM_BUCKETS)
+def test_buckets_are_vllms(metrics: Metrics, name: str) -> None:
+    (family,) = [family for family in touched(metrics).registry.collect() if family.name == name]
+    bounds = [float(sample.labels["le"]) for sample in family.samples if sample.name.endswith("_bucket")]
+    assert bounds == [*VLLM_BUCKETS[name], inf]
+
+
+@pytest.mark.parametrize("parse", ["text", "openmetrics"])
+def test_exposition_is_read_by_prometheus_own_parser(metrics: Metrics, parse: str) -> None:
+    registry = touched(metrics).registry
+    if parse == "text":
+        families = list(parse_text(generate_latest(registry).decode()))
+    else:
+        families = list(parse_openmetrics(generate_openmetrics(registry).decode()))
+    names = {family.name for family in families}
+    assert set(CONTRACT) - NOT_YET - {"gateway_build"} <= names
+    for family in families:
+        assert family.documentation
+
+
+def test_version_is_told(metrics: Metrics) -> None:
+    assert value(metrics, "gateway_build_info", version="1.2.3") == 1
+
+
+# What an exchange counts
+
+
+def test_exchange_counts_its_tokens_times_and_outcome(metrics: Metrics) -> None:
+    metrics.record(EXCHANGE)
+    route = {"tier": "standard", "backend": "vllm"}
+    assert value(metrics, "gateway_requests_total", endpoint="chat", outcome="ok", **route) == 1
+    assert value(metrics, "gateway_tokens_total", type="prompt", **route) == 10
+    assert value(metrics, "gateway_tokens_total", type="completion", **route) == 4
+    assert value(metrics, "gateway_request_duration_seconds_sum", **route) == 2.0
+    assert value(metrics, "gateway_time_to_first_token_seconds_sum", **route) == 0.7
+    assert value(metrics, "gateway_queue_wait_seconds_sum", backend="vllm", lane="text") == 0.5
+    assert value(metrics, "gateway_overhead_seconds_sum") == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "labels"),
+    [
+        ({"outcome": "cancelled", "phase": "queued"}, "gateway_client_disconnects_total", {"phase": "queued"}),
+        ({"outcome": "rejected", "code": "queue_full"}, "gateway_rejected_total", {"backend": "vllm", "reason": "queue_full"}),
+        ({"outcome": "upstream_error", "code": "upstream_error", "reason": "reset"}, "gateway_upstream_errors_total", {"backend": "vllm", "reason": "reset"}),
+        ({"outcome": "timeout", "code": "upstream_timeout"}, "gateway_upstream_errors_total", {"backend": "vllm", "reason": "upstream_timeout"}),
+    ],
+)
+def test_bad_end_is_counted_by_its_reason(metrics: Metrics, changes: dict[str, Any], name: str, labels: dict[str, str]) -> None:
+    metrics.record(replace(EXCHANGE, **changes))
+    assert value(metrics, name, **labels) == 1
+
+
+def test_answer_without_pieces_has_no_time_to_first_token(metrics: Metrics) -> None:
+    metrics.record(replace(EXCHANGE, time_to_first_token=None))
+    assert not value(metrics, "gateway_time_to_first_token_seconds_count", tier="standard", backend="vllm")
+
+
+def test_request_that_was_never_routed_has_no_times(metrics: Metrics) -> None:
+    metrics.record(replace(EXCHANGE, tier=NONE, backend=NONE, outcome="client_error", queue_wait=None, usage=None))
+    assert value(metrics, "gateway_requests_total", endpoint="chat", tier=NONE, backend=NONE, outcome="client_error") == 1
+    assert value(metrics, "gateway_request_duration_seconds_count", tier=NONE, backend=NONE) is None
+
+
+def test_gaps_of_tokens_that_come_together_are_none(metrics: Metrics) -> None:
+    series = metrics.gaps.labels("standard", "vllm")
+    series.observe_gap(0.06, 3)
+    route = {"tier": "standard", "backend": "vllm"}
+    assert value(metrics, "gateway_inter_token_latency_seconds_bucket", le="0.01", **route) == 2
+    assert value(metrics, "gateway_inter_token_latency_seconds_bucket", le="0.075", **route) == 3
+    assert value(metrics, "gateway_inter_token_latency_seconds_count", **route) == 3
+    assert value(metrics, "gateway_inter_token_latency_seconds_sum", **route) == 0.06
+
+
+def test_gap_on_a_bound_lies_in_its_bucket(metrics: Metrics) -> None:
+    metrics.gaps.labels("standard", "vllm").observe_gap(0.025, 1)
+    assert value(metrics, "gateway_inter_token_latency_seconds_bucket", le="0.025", tier="standard", backend="vllm") == 1
+
+
+def test_ten_thousand_unknown_models_add_no_series(metrics: Metrics) -> None:
+    refused = replace(EXCHANGE, tier=NONE, backend=NONE, outcome="client_error", status=404, code="model_not_found", usage=None, queue_wait=None)
+    metrics.record(refused)
+    before = len(generate_latest(metrics.registry).splitlines())
+    for number in range(10_000):
+        metrics.record(replace(refused, model=f"bogus-{number}", request_id=f"r{number}", key_id=f"k{number}"))
+    gc.collect()
+    assert len(generate_latest(metrics.registry).splitlines()) == before

@@ -1,0 +1,400 @@
+"""One exchange carried out: admitted, forwarded, streamed back, and ended in the right words whatever happens; on real sockets."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Literal
+
+import pytest
+
+from gateway import config, simulate
+from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend
+from tests.fakes.running_gateway import PATIENCE, PROMPT, TIMES, Raw, Reply, Running, running, until
+from tests.fakes.stand_ins import stand_in
+
+Kind = Literal["ollama", "vllm"]
+KINDS = ["ollama", "vllm"]
+IMAGE = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]
+PATIENT = {"first_token_timeout": 60, "idle_timeout": 60, "total_timeout": 60}
+EMPTY_DELTA = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
+
+
+def settings(kind: Kind, urls: list[str], top: dict[str, Any], limits: dict[str, Any]) -> config.Settings:
+    servers = [{"base_url": url, "models": [MODEL]} for url in urls]
+    return config.build(
+        {
+            "llm_backend": kind,
+            "backends": {kind: {"kind": kind, "servers": servers, **TIMES, **limits}},
+            "tiers": {"standard": {"models": {kind: MODEL}}},
+            "state_file": "",
+            **top,
+        }
+    )
+
+
+@asynccontextmanager
+async def serving(kind: Kind, mode: str = "healthy", *, top: dict[str, Any] | None = None, **limits: Any) -> AsyncIterator[tuple[Running, FaultBackend]]:
+    async with FaultBackend(kind, mode) as backend, running(settings(kind, [backend.base_url], top or {}, limits)) as gateway:
+        yield gateway, backend
+
+
+@asynccontextmanager
+async def in_front_of(options: simulate.Options, *, top: dict[str, Any] | None = None, **limits: Any) -> AsyncIterator[tuple[Running, simulate.Running]]:
+    async with stand_in(options) as server, running(settings(options.kind, [server.base_url], top or {}, limits)) as gateway:
+        yield gateway, server
+
+
+def options(kind: Kind, **more: Any) -> simulate.Options:
+    return simulate.Options(kind, (simulate.Model(MODEL, vision=True),), **more)
+
+
+def code(reply: Reply) -> str | None:
+    return None if reply.error is None else reply.error["code"]
+
+
+@asynccontextmanager
+async def with_header(gateway: Running, body: dict[str, Any], header: str) -> AsyncIterator[Raw]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    data = json.dumps({"model": "standard", "messages": PROMPT, **body}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n{header}\r\nContent-Length: {len(data)}\r\n\r\n"
+    writer.write(head.encode() + data)
+    try:
+        yield Raw(reader, writer)
+    finally:
+        writer.close()
+
+
+# The shape of an answer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_stream_is_the_same_whichever_backend_serves(kind: Kind) -> None:
+    async with serving(kind) as (gateway, _):
+        reply = await gateway.ask({"stream": True})
+        assert reply.text == TEXT
+        assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert reply.headers["cache-control"] == "no-cache"
+        assert reply.headers["x-accel-buffering"] == "no"
+        *chunks, done = reply.events
+        assert done == "[DONE]"
+        assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * 6 + ["stop"]
+        assert not any("usage" in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_usage_comes_last_where_it_was_asked_for(kind: Kind) -> None:
+    async with serving(kind) as (gateway, _):
+        *_, usage, done = (await gateway.ask({"stream": True, "stream_options": {"include_usage": True}})).events
+        assert (usage["choices"], usage["usage"], done) == ([], {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}, "[DONE]")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_plain_answer_has_text_finish_and_usage(kind: Kind) -> None:
+    async with serving(kind) as (gateway, _):
+        reply = await gateway.ask()
+        body = json.loads(reply.body)
+        assert (reply.text, body["choices"][0]["finish_reason"], body["usage"]["total_tokens"]) == (TEXT, "stop", 12)
+        assert (body["object"], body["model"]) == ("chat.completion", "standard")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_exchange_is_counted(kind: Kind, stream: bool) -> None:
+    async with serving(kind) as (gateway, _):
+        await gateway.ask({"stream": stream})
+        await until(gateway.is_idle)
+        route = {"tier": "standard", "backend": kind}
+        assert gateway.metric("gateway_requests_total", endpoint="chat", outcome="ok", **route) == 1
+        assert gateway.metric("gateway_tokens_total", type="completion", **route) == 5
+        assert gateway.metric("gateway_overhead_seconds_count") == 1
+        seen = stream or kind == "ollama"  # pieces are seen as they come
+        assert gateway.metric("gateway_time_to_first_token_seconds_count", **route) == seen
+        line = gateway.exchanges()[-1]
+        assert (line["outcome"], line["status"], line["stream"], line["attempts"]) == ("ok", 200, stream, 1)
+
+
+# Silence
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_silent_stream_begins_and_beats_and_then_has_the_real_answer(kind: Kind) -> None:
+    top = {"commit_after": 0.05, "heartbeat": 0.05}
+    async with in_front_of(options(kind, time_to_first_token=0.4), top=top, **PATIENT) as (gateway, server):
+        server.engine.say(["Good", " day"])
+        reply = await gateway.ask({"stream": True})
+        *chunks, done = reply.events
+        first, *rest = [chunk["choices"][0] for chunk in chunks]
+        beats = [choice for choice in rest if choice == EMPTY_DELTA]
+        assert first["delta"] == {"role": "assistant", "content": ""}
+        assert len(beats) >= 3
+        assert rest[: len(beats)] == beats
+        assert (reply.text, done) == ("Good day", "[DONE]")
+        assert sum("role" in choice["delta"] for choice in (first, *rest)) == 1
+
+
+async def test_stream_that_began_before_the_backend_spoke_ends_with_its_error() -> None:
+    async with serving("vllm", "silent", top={"commit_after": 0.05, "heartbeat": 0.05}) as (gateway, _):
+        reply = await gateway.ask({"stream": True})
+        assert (reply.status, code(reply)) == (200, "upstream_timeout")
+        assert "[DONE]" not in reply.events
+
+
+async def test_stream_that_waits_in_line_begins_too() -> None:
+    top = {"commit_after": 0.05, "heartbeat": 0.05}
+    async with serving("vllm", "silent", top=top, max_concurrency=1, **PATIENT) as (gateway, _), gateway.sent({"stream": True}):
+        await until(lambda: gateway.running == 1)
+        async with gateway.sent({"stream": True}) as waiting, asyncio.timeout(PATIENCE):
+            status, headers = await waiting.head()
+            assert (status, gateway.waiting, headers["x-gateway-attempts"]) == (200, 1, "0")
+            await waiting.reader.readuntil(b'"delta":{}')
+
+
+async def test_quick_stream_has_no_beat() -> None:
+    async with serving("vllm", top={"commit_after": 0.5, "heartbeat": 0.05}) as (gateway, _):
+        assert all(event["choices"][0] != EMPTY_DELTA for event in (await gateway.ask({"stream": True})).events[:-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_plain_answer_is_kept_alive_by_blanks_for_who_would_give_up(kind: Kind) -> None:
+    async with in_front_of(options(kind, time_to_first_token=1.1), top={"heartbeat": 0.05}, **PATIENT) as (gateway, server):
+        server.engine.say(["Good", " day"])
+        async with with_header(gateway, {}, "x-stainless-read-timeout: 1") as raw, asyncio.timeout(PATIENCE):
+            reply = await raw.reply()
+        assert reply.body.startswith(b"  ")
+        assert reply.text == "Good day"
+        assert reply.headers["content-type"] == "application/json"
+
+
+async def test_error_after_the_first_blank_is_in_the_body() -> None:
+    limits = PATIENT | {"first_token_timeout": 1}
+    async with serving("ollama", "silent", top={"heartbeat": 0.05}, **limits) as (gateway, _):
+        async with with_header(gateway, {}, "x-stainless-read-timeout: 1") as raw, asyncio.timeout(PATIENCE):
+            reply = await raw.reply()
+        assert reply.body.startswith(b" ")
+        assert (reply.status, code(reply)) == (200, "upstream_timeout")
+
+
+@pytest.mark.parametrize("value", ["600", "soon", "-1", "nan", "inf", "1e99", ""])
+async def test_header_of_the_read_timeout_is_never_a_reason_to_refuse(value: str) -> None:
+    async with serving("vllm") as (gateway, _), with_header(gateway, {}, f"x-stainless-read-timeout: {value}") as raw, asyncio.timeout(PATIENCE):
+        assert (await raw.reply()).text == TEXT
+
+
+# Deadlines
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_backend_that_never_speaks_is_504_that_is_not_to_be_tried_again(kind: Kind, stream: bool) -> None:
+    async with serving(kind, "silent", total_timeout=0.4) as (gateway, backend):
+        reply = await gateway.ask({"stream": stream})
+        assert (reply.status, code(reply), reply.headers["x-should-retry"]) == (504, "upstream_timeout", "false")
+        assert len(backend.requests) == 1
+        await until(gateway.is_idle)
+        assert gateway.metric("gateway_requests_total", outcome="timeout") == 1
+        assert gateway.metric("gateway_upstream_errors_total", reason="upstream_timeout") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("mode", "phase"), [("stall", "no next piece"), ("drip", "no end")])
+async def test_deadline_after_the_first_byte_is_an_event_at_the_end(kind: Kind, mode: str, phase: str) -> None:
+    async with serving(kind, mode, total_timeout=0.6) as (gateway, _):
+        reply = await gateway.ask({"stream": True})
+        assert (reply.status, code(reply)) == (200, "upstream_timeout")
+        assert reply.error is not None
+        assert phase in reply.error["message"]
+        assert reply.text.startswith(TEXT)
+        assert "[DONE]" not in reply.events
+
+
+async def test_plain_answer_of_ollama_that_stalls_is_504() -> None:
+    async with serving("ollama", "stall") as (gateway, _):
+        reply = await gateway.ask()
+        assert (reply.status, code(reply)) == (504, "upstream_timeout")
+
+
+# Refusals of the backend
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_prompt_that_is_too_long_is_the_same_error_whichever_backend_serves(kind: Kind, stream: bool) -> None:
+    async with in_front_of(options(kind), **PATIENT) as (gateway, _):
+        reply = await gateway.ask({"stream": stream, "messages": [{"role": "user", "content": "word " * 9000}]})
+        assert (reply.status, code(reply)) == (400, "context_length_exceeded")
+        assert gateway.metric("gateway_requests_total", tier="standard", outcome="client_error") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("status", "expected"), [(500, (502, "upstream_error")), (503, (503, "backend_unavailable"))])
+async def test_status_of_the_backend_becomes_ours(kind: Kind, status: int, expected: tuple[int, str]) -> None:
+    async with in_front_of(options(kind, faults=(simulate.Fault("status", status=status, times=0),)), **PATIENT) as (gateway, _):
+        for stream in (False, True):
+            reply = await gateway.ask({"stream": stream})
+            assert (reply.status, code(reply)) == expected
+            assert ("retry-after" in reply.headers) == (status == 503)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fault", ["die", "error", "truncate"])
+async def test_stream_that_breaks_ends_with_one_error_and_no_done(kind: Kind, fault: Any) -> None:
+    async with in_front_of(options(kind, faults=(simulate.Fault(fault, after=3),)), **PATIENT) as (gateway, _):
+        reply = await gateway.ask({"stream": True})
+        assert (reply.status, code(reply)) == (200, "upstream_error")
+        assert reply.text
+        assert sum("error" in event for event in reply.events) == 1
+        assert (await gateway.ask({"stream": True})).events[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["html", "garbage", "invalid_json", "redirect", "error_then_done"])
+async def test_nothing_of_a_broken_answer_comes_through(kind: Kind, mode: str) -> None:
+    async with serving(kind, mode) as (gateway, backend):
+        for stream in (False, True):
+            reply = await gateway.ask({"stream": stream})
+            assert code(reply) is not None
+            assert CANARY.encode() not in reply.body
+            assert str(backend.port).encode() not in reply.body
+
+
+async def test_line_that_is_no_event_is_counted() -> None:
+    async with serving("ollama", "malformed") as (gateway, _):
+        assert (await gateway.ask({"stream": True})).text == TEXT
+        await until(gateway.is_idle)
+        assert gateway.metric("gateway_upstream_errors_total", reason="malformed") > 0
+
+
+# The line
+
+
+async def test_full_queue_and_long_wait_are_503_with_a_time_to_come_back() -> None:
+    async with serving("vllm", "silent", max_concurrency=1, max_queue=1, **PATIENT | {"queue_timeout": 0.5}) as (gateway, _):
+        async with gateway.sent({}):
+            await until(lambda: gateway.running == 1)
+            async with gateway.sent({}) as waiting:
+                await until(lambda: gateway.waiting == 1)
+                refused = await gateway.ask({"stream": True})
+                assert (refused.status, code(refused), refused.headers["x-gateway-attempts"]) == (503, "queue_full", "0")
+                async with asyncio.timeout(PATIENCE):
+                    late = await waiting.reply()
+                assert (late.status, code(late)) == (503, "queue_timeout")
+                assert int(late.headers["x-gateway-queue-ms"]) >= 400
+            assert int(refused.headers["retry-after"]) >= 1
+            assert int(late.headers["retry-after"]) >= 1
+            assert gateway.metric("gateway_rejected_total", backend="vllm", reason="queue_full") == 1
+            assert gateway.metric("gateway_rejected_total", backend="vllm", reason="queue_timeout") == 1
+
+
+async def test_images_go_to_ollama_one_at_a_time_while_texts_pass() -> None:
+    async with serving("ollama", "silent", **PATIENT) as (gateway, backend), AsyncExitStack() as clients:
+        for _ in range(2):
+            await clients.enter_async_context(gateway.sent({"messages": IMAGE}))
+        await until(lambda: gateway.waiting == 1)
+        for _ in range(3):
+            await clients.enter_async_context(gateway.sent({}))
+        await until(lambda: gateway.running == 4)
+        assert gateway.waiting == 1
+        await until(lambda: len(backend.requests) == 4)
+        assert sum(b'"images"' in request for request in backend.requests) == 1
+
+
+async def test_images_go_to_vllm_all_at_once() -> None:
+    async with serving("vllm", "silent", **PATIENT) as (gateway, backend), AsyncExitStack() as clients:
+        for _ in range(5):
+            await clients.enter_async_context(gateway.sent({"messages": IMAGE}))
+        await until(lambda: len(backend.requests) == 5)
+        assert gateway.waiting == 0
+
+
+# Several servers
+
+
+@asynccontextmanager
+async def two_servers(mode: str = "healthy", **limits: Any) -> AsyncIterator[tuple[Running, FaultBackend, FaultBackend]]:
+    async with FaultBackend("vllm", mode) as one, FaultBackend("vllm", mode) as two:
+        async with running(settings("vllm", [one.base_url, two.base_url], {}, limits)) as gateway:
+            yield gateway, one, two
+
+
+async def test_least_busy_server_is_taken_first() -> None:
+    async with two_servers("silent", **PATIENT) as (gateway, one, two), AsyncExitStack() as clients:
+        for _ in range(6):
+            await clients.enter_async_context(gateway.sent({}))
+        await until(lambda: len(one.requests) == len(two.requests) == 3)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_server_that_refuses_connections_is_passed_over(stream: bool) -> None:
+    async with two_servers() as (gateway, one, two):
+        one._server.close()
+        reply = await gateway.ask({"stream": stream})
+        assert (reply.text, reply.headers["x-gateway-attempts"]) == (TEXT, "2")
+        assert (len(one.requests), len(two.requests)) == (0, 1)
+        assert gateway.metric("gateway_retries_total", backend="vllm", reason="connect") == 1
+        await until(gateway.is_idle)
+        assert gateway.exchanges()[-1]["attempts"] == 2
+
+
+@pytest.mark.parametrize("mode", ["close", "rst"])
+async def test_server_that_hangs_up_before_a_byte_is_passed_over(mode: str) -> None:
+    async with two_servers() as (gateway, one, two):
+        one.mode = mode
+        reply = await gateway.ask()
+        assert (reply.text, reply.headers["x-gateway-attempts"]) == (TEXT, "2")
+        assert (len(one.requests), len(two.requests)) == (1, 1)
+
+
+async def test_two_tries_are_the_most() -> None:
+    async with two_servers("close") as (gateway, one, two):
+        reply = await gateway.ask()
+        assert (reply.status, code(reply), reply.headers["x-gateway-attempts"]) == (502, "upstream_error", "2")
+        assert len(one.requests) + len(two.requests) == 2
+
+
+async def test_answer_that_began_is_not_asked_for_again() -> None:
+    async with two_servers() as (gateway, one, two):
+        one.mode = "truncated"
+        reply = await gateway.ask()
+        assert (reply.status, code(reply), reply.headers["x-gateway-attempts"]) == (502, "upstream_error", "1")
+        assert not two.requests
+
+
+async def test_silent_stream_that_began_may_still_move_to_the_other_server() -> None:
+    """The role chunk is ours: failing over stays possible until the backend's first piece."""
+    top = {"commit_after": 0.05, "heartbeat": 0.05}
+    async with FaultBackend("vllm", "silent") as one, FaultBackend("vllm") as two:
+        async with running(settings("vllm", [one.base_url, two.base_url], top, PATIENT)) as gateway:
+            async with gateway.sent({"stream": True}) as raw, asyncio.timeout(PATIENCE):
+                status, _ = await raw.head()
+                await raw.reader.readuntil(b'"delta":{}')
+                for peer in one.open_peers:
+                    peer.reset()
+                rest = await raw.reader.readuntil(b"[DONE]")
+        assert status == 200
+        assert b"Hello" in rest
+        assert b"error" not in rest
+        assert len(two.requests) == 1
+
+
+# The end
+
+
+async def test_gateway_that_stops_tells_everyone() -> None:
+    """A stream that began gets an event, who waits in line a 503."""
+    async with serving("vllm", "slow", max_concurrency=1, **PATIENT) as (gateway, _):
+        async with gateway.sent({"stream": True}) as streaming, gateway.sent({"stream": True}) as waiting:
+            await until(lambda: (gateway.running, gateway.waiting) == (1, 1))
+            async with asyncio.timeout(PATIENCE):
+                await streaming.reader.readuntil(b"word")
+                gateway.gateway.begin_drain()
+                await streaming.reader.readuntil(b"word")
+                gateway.gateway.cut_off()
+                rest = await streaming.reader.readuntil(b"0\r\n\r\n")
+                refused = await waiting.reply()
+        assert b'"code":"shutting_down"' in rest
+        assert b"[DONE]" not in rest
+        assert (refused.status, code(refused)) == (503, "shutting_down")
+        assert int(refused.headers["retry-after"]) > 0
+        await until(gateway.is_idle)

@@ -1,0 +1,91 @@
+"""Which tier a name means."""
+
+from typing import Any
+
+import pytest
+
+from gateway import config
+from gateway.errors import ModelNotFound
+from gateway.routing import Route, Routing
+
+DOCUMENT: dict[str, Any] = {
+    "llm_backend": "vllm",
+    "backends": {
+        "ollama": {"kind": "ollama", "base_url": "http://127.0.0.1:11434"},
+        "vllm": {"kind": "vllm", "base_url": "http://127.0.0.1:8001"},
+    },
+    "tiers": {
+        "Standard": {"models": {"ollama": "qwen:2b", "vllm": "Qwen/Small"}, "aliases": ["gpt-4o-mini", {"name": "background", "listed": False}]},
+        "pinned": {"models": {"ollama": "qwen:8b", "vllm": "Qwen/Small"}, "backend": "ollama", "aliases": ["gpt-4o"]},
+    },
+    "default_tier": "pinned",
+}
+
+
+def routing(**changes: Any) -> Routing:
+    return Routing(config.build(DOCUMENT | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "route"),
+    [
+        ("standard", Route("Standard", "vllm", "Qwen/Small")),
+        ("STANDARD", Route("Standard", "vllm", "Qwen/Small")),
+        ("gpt-4o-mini", Route("Standard", "vllm", "Qwen/Small")),
+        ("GPT-4o-Mini", Route("Standard", "vllm", "Qwen/Small")),
+        ("background", Route("Standard", "vllm", "Qwen/Small")),
+        ("pinned", Route("pinned", "ollama", "qwen:8b")),
+        ("auto", Route("pinned", "ollama", "qwen:8b")),
+        ("Auto", Route("pinned", "ollama", "qwen:8b")),
+        ("qwen:2b", Route("Standard", "vllm", "Qwen/Small")),
+        ("qwen:8b", Route("pinned", "ollama", "qwen:8b")),
+        ("qwen/small", Route("Standard", "vllm", "Qwen/Small")),
+    ],
+)
+def test_name_leads_to_its_route(name: str, route: Route) -> None:
+    assert routing().choose(name) == route
+
+
+def test_flag_moves_all_tiers_that_are_not_pinned() -> None:
+    moved = routing(llm_backend="ollama")
+    assert moved.choose("standard") == Route("Standard", "ollama", "qwen:2b")
+    assert moved.choose("pinned").backend == "ollama"
+
+
+def test_backends_own_name_of_a_model_works_whichever_backend_serves() -> None:
+    """A program that names vLLM's model still works after a rollback."""
+    assert routing(llm_backend="ollama").choose("Qwen/Small") == Route("Standard", "ollama", "qwen:2b")
+
+
+def test_public_name_wins_over_a_backends_name() -> None:
+    tiers = {"a": {"models": {"vllm": "b"}}, "b": {"models": {"vllm": "c"}}}
+    assert routing(tiers=tiers, default_tier="a").choose("b").tier == "b"
+
+
+@pytest.mark.parametrize("name", ["nope", "*", "gpt-4", "standard ", "", "qwen"])
+def test_unknown_name_is_told_the_public_ones(name: str) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        routing().choose(name)
+    assert caught.value.param == "model"
+    assert "'Standard', 'gpt-4o-mini', 'pinned', 'gpt-4o'" in caught.value.message
+    assert "background" not in caught.value.message
+    assert "Qwen" not in caught.value.message
+
+
+def test_unknown_name_is_not_repeated() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        routing().choose("a-secret-that-was-sent")
+    assert "a-secret" not in caught.value.message
+
+
+def test_star_takes_any_other_name_and_is_not_listed() -> None:
+    tiers = {"a": {"models": {"vllm": "m"}}, "b": {"models": {"vllm": "n"}, "aliases": ["*"]}}
+    found = routing(tiers=tiers, default_tier="a")
+    assert found.choose("whatever").tier == "b"
+    assert found.choose("a").tier == "a"
+    assert found.choose("auto").tier == "a"
+    assert [public.name for public in found.public_models()] == ["a", "b"]
+
+
+def test_tiers_and_listed_aliases_are_public_in_the_files_order() -> None:
+    assert [public.name for public in routing().public_models()] == ["Standard", "gpt-4o-mini", "pinned", "gpt-4o"]
