@@ -77,11 +77,11 @@ class Health:
         failures = FAILURES_TO_DOWN if server.up is False else 0
         while True:
             await asyncio.sleep(backend.settings.probe_interval)
+            was_up = server.up
             try:
                 finding = await self._ask(backend, server)
             except httpx2.RequestError:
                 finding = "unreachable"
-            was_up = server.up
             failures = 0 if finding == "up" else failures + 1
             if failures >= FAILURES_TO_DOWN:
                 server.up = False
@@ -102,8 +102,11 @@ class Health:
             return "refused_key"
         if answer.status_code != 200:
             return "unreachable" if answer.status_code >= 500 else "no_models"
+        models = backend.dialect.models(answer.content)
+        if models is None:
+            return "no_models"
         before = server.discovered
-        server.discovered = backend.dialect.models(answer.content)
+        server.discovered = models
         server.up = True
         if before is not None and before != server.discovered:
             self._on_change(backend)

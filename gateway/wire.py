@@ -272,6 +272,9 @@ class Connection(asyncio.BufferedProtocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if not self._usable:  # given up while it was being made
+            cast("asyncio.Transport", transport).abort()
+            return
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._pool.opened(self)
@@ -465,13 +468,18 @@ class Pool:
         """A new connection."""
         loop = asyncio.get_running_loop()
         origin = self.origin
+        connection = Connection(self, loop, self._bounds)
         try:
             async with asyncio.timeout(self._connect_timeout):
-                _, connection = await loop.create_connection(lambda: Connection(self, loop, self._bounds), origin.host, origin.port, ssl=origin.tls)
-        except TimeoutError as error:
-            raise WireError("connect_timeout") from error
-        except (OSError, ssl.SSLError) as error:
-            raise WireError("connect") from error
+                await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.tls)
+        except BaseException as error:
+            connection.abort()
+            connection.connection_lost(None)  # uvloop does not call it after a cancellation that comes together with the connection
+            if isinstance(error, TimeoutError):
+                raise WireError("connect_timeout") from error
+            if isinstance(error, OSError):
+                raise WireError("connect") from error
+            raise
         return connection
 
     def take(self) -> Connection | None:

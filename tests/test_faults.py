@@ -142,10 +142,17 @@ async def test_backend_that_ends_before_a_byte_is_replaced_by_another_once(backe
         assert (reply.status, reply.text, reply.headers["x-gateway-attempts"]) == (200, TEXT, "2")
         assert (len(backend.requests), len(other.requests)) == (1, 1)
         assert gateway.metric("gateway_retries_total", reason=reason) == 1
-        other.mode = mode
+        await until(gateway.is_idle)
+
+
+@pytest.mark.parametrize("mode", ["close", "rst"])
+async def test_two_servers_are_tried_and_no_more(backend: FaultBackend, stream: bool, mode: str) -> None:
+    kind = backend.kind
+    async with FaultBackend(kind, mode) as second, FaultBackend(kind, mode) as third, running(settings_for(backend, second, third)) as gateway:
+        backend.mode = mode
         reply = await gateway.ask({"stream": stream})
-        assert reply.status == 502
-        assert len(backend.requests) + len(other.requests) == 4
+        assert (reply.status, reply.error and reply.error["code"], reply.headers["x-gateway-attempts"]) == (502, "upstream_error", "2")
+        assert [len(server.requests) for server in (backend, second, third)] == [1, 1, 0]
         await until(gateway.is_idle)
 
 
@@ -179,7 +186,7 @@ async def test_plain_answer_above_32_mib_is_a_502_and_not_read_on(gateway: Runni
 @pytest.mark.parametrize("mode", ["surplus", "late_surplus"])
 async def test_bytes_after_an_answer_never_reach_the_next_request(gateway: Running, backend: FaultBackend, stream: bool, mode: str) -> None:
     """Case 22."""
-    backend.mode = mode
+    backend.script.append(mode)
     first = await gateway.ask({"stream": stream})
     assert (first.status, first.text, first.error) == (200, TEXT, None)
     if mode == "surplus":

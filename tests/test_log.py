@@ -5,9 +5,9 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from msgspec.structs import replace
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.log import ExchangeLog, JsonFormatter, TextFormatter, configure
 from gateway.views import Usage
@@ -111,7 +111,7 @@ def test_sentences_of_the_gateway_and_warnings_of_libraries_are_logged(capsys: p
 async def test_no_line_has_prompt_completion_or_key(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     prompt = [{"role": "user", "content": CANARY}]
-    bodies = [
+    bodies: list[dict[str, object]] = [
         {"messages": prompt},
         {"messages": prompt, "stream": True},
         {"messages": prompt, "model": CANARY},

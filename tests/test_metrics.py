@@ -1,11 +1,11 @@
 """The metrics: exactly the contract's names, labels and buckets, and no series that a client could add."""
 
 import gc
-from msgspec.structs import replace
 from math import inf
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -65,7 +65,7 @@ def metrics() -> Metrics:
 def touched(metrics: Metrics) -> Metrics:
     """Every series that there is a way to."""
     for outcome in ("ok", "cancelled", "rejected", "upstream_error", "timeout", "client_error"):
-        metrics.record(replace(EXCHANGE, outcome=outcome, code="queue_full"))  # type: ignore[arg-type]
+        metrics.record(replace(EXCHANGE, outcome=outcome, code="queue_full"))
     metrics.route("standard", "vllm").gaps.observe_gap(0.03, 1)
     metrics.retries.labels("vllm", "connect").inc()
     for gauge in (metrics.running, metrics.waiting):
@@ -135,7 +135,11 @@ def test_exchange_counts_its_tokens_times_and_outcome(metrics: Metrics) -> None:
     [
         ({"outcome": "cancelled", "phase": "queued"}, "gateway_client_disconnects_total", {"phase": "queued"}),
         ({"outcome": "rejected", "code": "queue_full"}, "gateway_rejected_total", {"backend": "vllm", "reason": "queue_full"}),
-        ({"outcome": "upstream_error", "code": "upstream_error", "reason": "reset"}, "gateway_upstream_errors_total", {"backend": "vllm", "reason": "reset"}),
+        (
+            {"outcome": "upstream_error", "code": "upstream_error", "reason": "reset"},
+            "gateway_upstream_errors_total",
+            {"backend": "vllm", "reason": "reset"},
+        ),
         ({"outcome": "timeout", "code": "upstream_timeout"}, "gateway_upstream_errors_total", {"backend": "vllm", "reason": "upstream_timeout"}),
     ],
 )

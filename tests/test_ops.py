@@ -1,7 +1,7 @@
 """What is not hot: models, health, metrics, the operator's status and the API's own description, on real sockets."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx2
@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from gateway import __version__, config, simulate
 from gateway.app import Gateway
 from gateway.log import ExchangeLog
+from gateway.ops import build_metrics_port
 from tests.fakes.running_gateway import PATIENCE, Running, running
 from tests.fakes.stand_ins import stand_in
 
@@ -40,10 +41,11 @@ async def serving(**more: Any) -> AsyncIterator[tuple[Running, httpx2.AsyncClien
     """A gateway in front of both stand-ins, and a client of it."""
     vllm = simulate.Options("vllm", (simulate.Model(VLLM_MODEL, context_length=32768),))
     ollama = simulate.Options("ollama", (simulate.Model(OLLAMA_MODEL, context_length=8192),))
-    async with stand_in(vllm) as one, stand_in(ollama) as two:
-        async with running(config.build(document(one.base_url, two.base_url, **more))) as gateway:
-            async with httpx2.AsyncClient(base_url=gateway.base_url, timeout=PATIENCE, trust_env=False, verify=False) as client:
-                yield gateway, client
+    async with AsyncExitStack() as stack:
+        one, two = await stack.enter_async_context(stand_in(vllm)), await stack.enter_async_context(stand_in(ollama))
+        gateway = await stack.enter_async_context(running(config.build(document(one.base_url, two.base_url, **more))))
+        client = httpx2.AsyncClient(base_url=gateway.base_url, timeout=PATIENCE, trust_env=False, verify=False)
+        yield gateway, await stack.enter_async_context(client)
 
 
 @pytest.fixture
@@ -218,8 +220,6 @@ async def test_metrics_come_as_text_and_as_openmetrics() -> None:
 
 
 async def test_metrics_port_is_unguarded_and_serves_nothing_else() -> None:
-    from gateway.ops import build_metrics_port
-
     gateway = Gateway(config.build(document(admin_key=ADMIN)), ExchangeLog(True))
     app = build_metrics_port(gateway._operations)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://metrics") as client:

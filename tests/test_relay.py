@@ -16,7 +16,7 @@ from tests.fakes.stand_ins import stand_in
 Kind = Literal["ollama", "vllm"]
 KINDS = ["ollama", "vllm"]
 IMAGE = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]
-PATIENT = {"first_token_timeout": 60, "idle_timeout": 60, "total_timeout": 60}
+PATIENT: dict[str, Any] = {"first_token_timeout": 60, "idle_timeout": 60, "total_timeout": 60}
 EMPTY_DELTA = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
 
 
@@ -34,13 +34,17 @@ def settings(kind: Kind, urls: list[str], top: dict[str, Any], limits: dict[str,
 
 
 @asynccontextmanager
-async def serving(kind: Kind, mode: str = "healthy", *, top: dict[str, Any] | None = None, **limits: Any) -> AsyncIterator[tuple[Running, FaultBackend]]:
+async def serving(
+    kind: Kind, mode: str = "healthy", *, top: dict[str, Any] | None = None, **limits: Any
+) -> AsyncIterator[tuple[Running, FaultBackend]]:
     async with FaultBackend(kind, mode) as backend, running(settings(kind, [backend.base_url], top or {}, limits)) as gateway:
         yield gateway, backend
 
 
 @asynccontextmanager
-async def in_front_of(options: simulate.Options, *, top: dict[str, Any] | None = None, **limits: Any) -> AsyncIterator[tuple[Running, simulate.Running]]:
+async def in_front_of(
+    options: simulate.Options, *, top: dict[str, Any] | None = None, **limits: Any
+) -> AsyncIterator[tuple[Running, simulate.Running]]:
     async with stand_in(options) as server, running(settings(options.kind, [server.base_url], top or {}, limits)) as gateway:
         yield gateway, server
 
@@ -270,21 +274,20 @@ async def test_line_that_is_no_event_is_counted() -> None:
 
 
 async def test_full_queue_and_long_wait_are_503_with_a_time_to_come_back() -> None:
-    async with serving("vllm", "silent", max_concurrency=1, max_queue=1, **PATIENT | {"queue_timeout": 0.5}) as (gateway, _):
-        async with gateway.sent({}):
-            await until(lambda: gateway.running == 1)
-            async with gateway.sent({}) as waiting:
-                await until(lambda: gateway.waiting == 1)
-                refused = await gateway.ask({"stream": True})
-                assert (refused.status, code(refused), refused.headers["x-gateway-attempts"]) == (503, "queue_full", "0")
-                async with asyncio.timeout(PATIENCE):
-                    late = await waiting.reply()
-                assert (late.status, code(late)) == (503, "queue_timeout")
-                assert int(late.headers["x-gateway-queue-ms"]) >= 400
-            assert int(refused.headers["retry-after"]) >= 1
-            assert int(late.headers["retry-after"]) >= 1
-            assert gateway.metric("gateway_rejected_total", backend="vllm", reason="queue_full") == 1
-            assert gateway.metric("gateway_rejected_total", backend="vllm", reason="queue_timeout") == 1
+    async with serving("vllm", "silent", max_concurrency=1, max_queue=1, **PATIENT | {"queue_timeout": 0.5}) as (gateway, _), gateway.sent({}):
+        await until(lambda: gateway.running == 1)
+        async with gateway.sent({}) as waiting:
+            await until(lambda: gateway.waiting == 1)
+            refused = await gateway.ask({"stream": True})
+            assert (refused.status, code(refused), refused.headers["x-gateway-attempts"]) == (503, "queue_full", "0")
+            async with asyncio.timeout(PATIENCE):
+                late = await waiting.reply()
+            assert (late.status, code(late)) == (503, "queue_timeout")
+            assert int(late.headers["x-gateway-queue-ms"]) >= 400
+        assert int(refused.headers["retry-after"]) >= 1
+        assert int(late.headers["retry-after"]) >= 1
+        assert gateway.metric("gateway_rejected_total", backend="vllm", reason="queue_full") == 1
+        assert gateway.metric("gateway_rejected_total", backend="vllm", reason="queue_timeout") == 1
 
 
 async def test_images_go_to_ollama_one_at_a_time_while_texts_pass() -> None:
@@ -312,14 +315,16 @@ async def test_images_go_to_vllm_all_at_once() -> None:
 
 
 @asynccontextmanager
-async def two_servers(mode: str = "healthy", **limits: Any) -> AsyncIterator[tuple[Running, FaultBackend, FaultBackend]]:
-    async with FaultBackend("vllm", mode) as one, FaultBackend("vllm", mode) as two:
-        async with running(settings("vllm", [one.base_url, two.base_url], {}, limits)) as gateway:
-            yield gateway, one, two
+async def servers(*modes: str, top: dict[str, Any] | None = None, **limits: Any) -> AsyncIterator[tuple[Running, FaultBackend, FaultBackend]]:
+    """Two servers behind one backend."""
+    async with AsyncExitStack() as stack:
+        one, two = [await stack.enter_async_context(FaultBackend("vllm", mode)) for mode in modes]
+        gateway = running(settings("vllm", [one.base_url, two.base_url], top or {}, limits))
+        yield await stack.enter_async_context(gateway), one, two
 
 
 async def test_least_busy_server_is_taken_first() -> None:
-    async with two_servers("silent", **PATIENT) as (gateway, one, two), AsyncExitStack() as clients:
+    async with servers("silent", "silent", **PATIENT) as (gateway, one, two), AsyncExitStack() as clients:
         for _ in range(6):
             await clients.enter_async_context(gateway.sent({}))
         await until(lambda: len(one.requests) == len(two.requests) == 3)
@@ -327,7 +332,7 @@ async def test_least_busy_server_is_taken_first() -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_server_that_refuses_connections_is_passed_over(stream: bool) -> None:
-    async with two_servers() as (gateway, one, two):
+    async with servers("healthy", "healthy") as (gateway, one, two):
         one._server.close()
         reply = await gateway.ask({"stream": stream})
         assert (reply.text, reply.headers["x-gateway-attempts"]) == (TEXT, "2")
@@ -339,7 +344,7 @@ async def test_server_that_refuses_connections_is_passed_over(stream: bool) -> N
 
 @pytest.mark.parametrize("mode", ["close", "rst"])
 async def test_server_that_hangs_up_before_a_byte_is_passed_over(mode: str) -> None:
-    async with two_servers() as (gateway, one, two):
+    async with servers("healthy", "healthy") as (gateway, one, two):
         one.mode = mode
         reply = await gateway.ask()
         assert (reply.text, reply.headers["x-gateway-attempts"]) == (TEXT, "2")
@@ -347,14 +352,14 @@ async def test_server_that_hangs_up_before_a_byte_is_passed_over(mode: str) -> N
 
 
 async def test_two_tries_are_the_most() -> None:
-    async with two_servers("close") as (gateway, one, two):
+    async with servers("close", "close") as (gateway, one, two):
         reply = await gateway.ask()
         assert (reply.status, code(reply), reply.headers["x-gateway-attempts"]) == (502, "upstream_error", "2")
         assert len(one.requests) + len(two.requests) == 2
 
 
 async def test_answer_that_began_is_not_asked_for_again() -> None:
-    async with two_servers() as (gateway, one, two):
+    async with servers("healthy", "healthy") as (gateway, one, two):
         one.mode = "truncated"
         reply = await gateway.ask()
         assert (reply.status, code(reply), reply.headers["x-gateway-attempts"]) == (502, "upstream_error", "1")
@@ -364,14 +369,13 @@ async def test_answer_that_began_is_not_asked_for_again() -> None:
 async def test_silent_stream_that_began_may_still_move_to_the_other_server() -> None:
     """The role chunk is ours: failing over stays possible until the backend's first piece."""
     top = {"commit_after": 0.05, "heartbeat": 0.05}
-    async with FaultBackend("vllm", "silent") as one, FaultBackend("vllm") as two:
-        async with running(settings("vllm", [one.base_url, two.base_url], top, PATIENT)) as gateway:
-            async with gateway.sent({"stream": True}) as raw, asyncio.timeout(PATIENCE):
-                status, _ = await raw.head()
-                await raw.reader.readuntil(b'"delta":{}')
-                for peer in one.open_peers:
-                    peer.reset()
-                rest = await raw.reader.readuntil(b"[DONE]")
+    async with servers("silent", "healthy", top=top, **PATIENT) as (gateway, one, two), gateway.sent({"stream": True}) as raw:
+        async with asyncio.timeout(PATIENCE):
+            status, _ = await raw.head()
+            await raw.reader.readuntil(b'"delta":{}')
+            for peer in one.open_peers:
+                peer.reset()
+            rest = await raw.reader.readuntil(b"[DONE]")
         assert status == 200
         assert b"Hello" in rest
         assert b"error" not in rest

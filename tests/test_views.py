@@ -112,4 +112,6 @@ def test_plain_answer_without_counts_says_so() -> None:
 
 
 def test_pieces_make_the_answer() -> None:
-    assert assemble([Delta(reasoning="h"), Delta("a", "m"), Delta("b"), Delta(finish="length"), Delta(usage=USAGE)]) == Answer("ab", "hm", "length", USAGE)
+    assert assemble([Delta(reasoning="h"), Delta("a", "m"), Delta("b"), Delta(finish="length"), Delta(usage=USAGE)]) == Answer(
+        "ab", "hm", "length", USAGE
+    )

@@ -32,26 +32,24 @@ async def for_ever() -> None:
 async def test_client_that_leaves_ends_the_wait() -> None:
     client = Client()
     asyncio.get_running_loop().call_soon(client.leave)
-    with pytest.raises(ClientLeft):
-        with Watch(client, never):
-            await for_ever()
+    with pytest.raises(ClientLeft), Watch(client, never):
+        await for_ever()
 
 
 async def test_client_that_had_left_already_is_seen_at_once() -> None:
     client = Client()
     client.leave()
-    with pytest.raises(ClientLeft):
-        with Watch(client, never):
-            pytest.fail("the body began")
+    with pytest.raises(ClientLeft), Watch(client, never):
+        pytest.fail("the body began")
 
 
 async def test_first_reason_counts() -> None:
     client = Client()
-    with pytest.raises(ShuttingDown):
-        with Watch(client, never) as watch:
-            asyncio.get_running_loop().call_soon(watch.end, ShuttingDown())
-            asyncio.get_running_loop().call_soon(client.leave)
-            await for_ever()
+    watch = Watch(client, never)
+    asyncio.get_running_loop().call_soon(watch.end, ShuttingDown())
+    asyncio.get_running_loop().call_soon(client.leave)
+    with pytest.raises(ShuttingDown), watch:
+        await for_ever()
 
 
 async def test_tick_ends_the_wait_when_its_deadline_has_passed() -> None:
@@ -65,11 +63,14 @@ async def test_tick_ends_the_wait_when_its_deadline_has_passed() -> None:
             watch.end(UpstreamTimeout("no end"))
         return deadline
 
-    with pytest.raises(UpstreamTimeout):
-        with Watch(Client(), tick) as watch:
-            watch.arm(loop.time() + 60)
-            watch.arm(loop.time())
-            await for_ever()
+    async def wait() -> None:
+        watch.arm(loop.time() + 60)
+        watch.arm(loop.time())
+        await for_ever()
+
+    watch = Watch(Client(), tick)
+    with pytest.raises(UpstreamTimeout), watch:
+        await wait()
     assert len(ticks) >= 2
 
 
@@ -105,18 +106,16 @@ async def test_nothing_is_left_behind() -> None:
 
 
 async def test_error_of_the_body_comes_through() -> None:
-    with pytest.raises(ValueError, match="it broke"):
-        with Watch(Client(), never):
-            raise ValueError("it broke")
+    with pytest.raises(ValueError, match="it broke"), Watch(Client(), never):
+        raise ValueError("it broke")
 
 
 async def test_task_goes_on_after_the_end() -> None:
     """It was cancelled to wake it up; its own next wait is not."""
     client = Client()
     asyncio.get_running_loop().call_soon(client.leave)
-    with pytest.raises(ClientLeft):
-        with Watch(client, never):
-            await for_ever()
+    with pytest.raises(ClientLeft), Watch(client, never):
+        await for_ever()
     await asyncio.sleep(0)
     task = asyncio.current_task()
     assert task is not None

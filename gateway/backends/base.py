@@ -73,8 +73,8 @@ class Dialect(Protocol):
     def refusal(self, status: int, body: bytes) -> GatewayError:
         """What an answer with a status other than 200 means to the client."""
 
-    def models(self, body: bytes) -> dict[str, int | None]:
-        """The models in the answer to `models_path`, each with its context length in tokens where it is told."""
+    def models(self, body: bytes) -> dict[str, int | None] | None:
+        """The models in the answer to `models_path`, each with its context length in tokens where it is told; None if it is no such answer."""
 
 
 class LineReading(ABC):

@@ -42,7 +42,7 @@ class _Model(Struct):
 
 
 class _Models(Struct):
-    models: list[_Model] | None = None
+    models: list[_Model] | None
 
 
 _lines = msgspec.json.Decoder(_Line)
@@ -138,11 +138,13 @@ class Ollama:
     def refusal(self, status: int, body: bytes) -> GatewayError:
         return refusal(status, body)
 
-    def models(self, body: bytes) -> dict[str, int | None]:
+    def models(self, body: bytes) -> dict[str, int | None] | None:
         """Under the full name, and without `:latest`, as both are taken."""
         parsed = decode(_model_lists, body)
+        if parsed is None:
+            return None
         found: dict[str, int | None] = {}
-        for model in parsed.models or [] if parsed else []:
+        for model in parsed.models or ():
             length = model.details.context_length if model.details else None
             found[model.name] = length
             found[model.name.removesuffix(":latest")] = length

@@ -60,7 +60,7 @@ class _Model(Struct):
 
 
 class _Models(Struct):
-    data: list[_Model] | None = None
+    data: list[_Model] | None
 
 
 _chunks = msgspec.json.Decoder(_Chunk)
@@ -191,9 +191,9 @@ class OpenAi:
     def refusal(self, status: int, body: bytes) -> GatewayError:
         return refusal(status, body)
 
-    def models(self, body: bytes) -> dict[str, int | None]:
+    def models(self, body: bytes) -> dict[str, int | None] | None:
         parsed = decode(_model_lists, body)
-        return {model.id: model.max_model_len for model in (parsed.data or [] if parsed else [])}
+        return None if parsed is None else {model.id: model.max_model_len for model in parsed.data or ()}
 
 
 def _message(message: Message) -> _Turn:

@@ -128,8 +128,7 @@ def test_line_that_is_no_event_is_dropped_and_counted() -> None:
 def test_line_without_end_is_an_error() -> None:
     reading = DIALECT.reading()
     with pytest.raises(UpstreamError) as caught:
-        for _ in range(20):
-            reading.feed(b"x" * 100_000)
+        [reading.feed(b"x" * 100_000) for _ in range(20)]
     assert caught.value.reason == "line_too_long"
 
 
@@ -193,11 +192,13 @@ def test_developer_speaks_as_the_system() -> None:
 def test_recorded_models_are_read_with_and_without_the_tag(server: str) -> None:
     recording = load(server)["api_tags"]
     found = DIALECT.models(json.dumps(recording.body).encode())
+    assert found is not None
     assert {"llama", "llama:latest", "qwen3-vl", "qwen3-vl:latest"} <= set(found)
     lengths = {entry["name"]: (entry["details"] or {}).get("context_length") for entry in recording.body["models"]}
     assert {name: found[name] for name in lengths} == lengths
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b'{"models":null}', b"<html>", b"[]"])
-def test_what_is_no_list_of_models_has_none(body: bytes) -> None:
-    assert DIALECT.models(body) == {}
+@pytest.mark.parametrize("body", [b"", b"{}", b"<html>", b"[]", b'{"models":7}'])
+def test_what_is_no_list_of_models_is_told_apart_from_an_empty_one(body: bytes) -> None:
+    assert DIALECT.models(body) is None
+    assert DIALECT.models(b'{"models":[]}') == DIALECT.models(b'{"models":null}') == {}

@@ -115,7 +115,9 @@ def test_abort_of_the_engine_is_an_error() -> None:
     assert caught.value.reason == "aborted"
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [("repetition", "stop"), ("tool_calls", "tool_calls"), ("content_filter", "content_filter"), ("eos", "stop")])
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("repetition", "stop"), ("tool_calls", "tool_calls"), ("content_filter", "content_filter"), ("eos", "stop")]
+)
 def test_finish_is_one_of_openais(theirs: str, ours: str) -> None:
     assert assemble(read(chunk("a", theirs) + DONE)).finish == ours
 
@@ -151,8 +153,7 @@ def test_line_that_is_no_event_is_dropped_and_counted() -> None:
 def test_line_without_end_is_an_error() -> None:
     reading = DIALECT.reading()
     with pytest.raises(UpstreamError) as caught:
-        for _ in range(20):
-            reading.feed(b"data: " + b"x" * 100_000)
+        [reading.feed(b"data: " + b"x" * 100_000) for _ in range(20)]
     assert caught.value.reason == "line_too_long"
 
 
@@ -165,7 +166,9 @@ def test_any_text_comes_through_however_it_is_cut(texts: list[str], size: int) -
 # A plain answer
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"choices":[]}', b'{"choices":[{"message":{"content":"a"},"finish_reason":null}]}', b"<html>"])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"{}", b'{"choices":[]}', b'{"choices":[{"message":{"content":"a"},"finish_reason":null}]}', b"<html>"]
+)
 def test_what_is_no_answer_is_an_error(body: bytes) -> None:
     with pytest.raises(UpstreamError, match="invalid response"):
         DIALECT.parse_answer(body)
@@ -227,6 +230,7 @@ def test_models_are_read_with_their_context() -> None:
     assert DIALECT.models(b'{"object":"list","data":[{"id":"a","max_model_len":4096},{"id":"b"}]}') == {"a": 4096, "b": None}
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b'{"data":null}', b"<html>", b"[]"])
-def test_what_is_no_list_of_models_has_none(body: bytes) -> None:
-    assert DIALECT.models(body) == {}
+@pytest.mark.parametrize("body", [b"", b"{}", b"<html>", b"[]", b'{"data":7}'])
+def test_what_is_no_list_of_models_is_told_apart_from_an_empty_one(body: bytes) -> None:
+    assert DIALECT.models(body) is None
+    assert DIALECT.models(b'{"data":[]}') == DIALECT.models(b'{"data":null}') == {}

@@ -83,8 +83,8 @@ def test_feature_that_a_model_lacks_is_named(case: str, param: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "'max_tokens' or 'max_completion_tokens' is too large: 9000. This model's maximum context length is 4096 tokens and your request has 7 input tokens",
-        "This model's maximum context length is 4096 tokens. However, you requested 9000 output tokens and your prompt contains at least 7 input tokens",
+        "'max_tokens' or 'max_completion_tokens' is too large: 9000. This model's maximum context length is 4096 tokens and your request has 7",
+        "This model's maximum context length is 4096 tokens. However, you requested 9000 output tokens and your prompt contains at least 7",
         "The prompt (total length 9000) is longer than the maximum model length of 4096.",
     ],
 )

@@ -28,7 +28,7 @@ LONG_LINE = 20_000_000
 HUGE = 33 * 1024 * 1024
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class FaultBackend:
     """Modes are the functions of `MODES`, by name. A chat request gets the next of `script`, and `mode` when that is used up."""
 
@@ -45,6 +45,9 @@ class FaultBackend:
     most_at_once: int = 0
     _at_once: int = 0
     _open: set["Peer"] = field(default_factory=set)
+
+    def __repr__(self) -> str:
+        return f"<FaultBackend {self.kind} {self.coming_mode}, {len(self.requests)} requests, {len(self.open_peers)} of {len(self.peers)} connections open>"
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -180,8 +183,7 @@ class Peer(asyncio.Protocol):
             self.answer(200, b"application/json", self.backend.models())
             self.transport.close()
             return
-        if self.backend.kind == "ollama" or b'"stream":true' in body:
-            self.streams = True
+        self.streams = self.backend.kind == "ollama" or b'"stream":true' in body
         self.backend.begin(self, request)
         try:
             await self.backend.next_mode()(self)

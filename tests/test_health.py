@@ -1,0 +1,117 @@
+"""What the gateway finds out about its backends, and says in plain words."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from gateway import config, simulate
+from gateway.backends.backend import Backend, build
+from gateway.health import MAX_LISTED, Health
+from tests.engines.process import free_port
+from tests.fakes.running_gateway import until
+from tests.fakes.stand_ins import stand_in
+
+VLLM = simulate.Options("vllm", (simulate.Model("Qwen/A", context_length=2048),))
+OLLAMA = simulate.Options("ollama", (simulate.Model("qwen:8b"), simulate.Model("llama")))
+
+
+@pytest.fixture(autouse=True)
+def _all_is_heard(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gateway.health")
+
+
+@asynccontextmanager
+async def asked(kind: str, url: str, model: str, changed: list[str] | None = None, **more: Any) -> AsyncIterator[Backend]:
+    """A backend of `kind` at `url` whose first probe is over, watched while the block runs."""
+    settings = config.build(
+        {
+            "llm_backend": "here",
+            "backends": {"here": {"kind": kind, "base_url": url, **more}, "unused": {"kind": "vllm", "base_url": "http://127.0.0.1:1"}},
+            "tiers": {"standard": {"models": {"here": model}}},
+        }
+    )
+    backends = build(settings.backends.values())
+    async with Health(settings, backends, b"this-gateway", lambda backend: None if changed is None else changed.append(backend.name)) as health:
+        assert not health.has_asked_all
+        await until(lambda: health.has_asked_all)
+        assert health.backends == [backends["here"]]
+        yield backends["here"]
+
+
+async def test_server_is_told_reachable_with_its_models(caplog: pytest.LogCaptureFixture) -> None:
+    async with stand_in(VLLM) as server, asked("vllm", server.base_url, "Qwen/A") as backend:
+        assert caplog.messages == [f"backend here (vllm) at 127.0.0.1:{server.port}: reachable, models there: Qwen/A"]
+        assert backend.is_up
+        assert backend.context_length("Qwen/A") == 2048
+
+
+async def test_probe_spends_no_token_and_tells_who_asks() -> None:
+    async with stand_in(VLLM) as server, asked("vllm", server.base_url, "Qwen/A"):
+        (request,) = server.engine.requests
+        assert (request["method"], request["path"], request["headers"]["x-gateway-via"]) == ("GET", "/v1/models", "this-gateway")
+
+
+async def test_missing_model_is_told_with_what_there_is_instead(caplog: pytest.LogCaptureFixture) -> None:
+    async with stand_in(OLLAMA) as server, asked("ollama", server.base_url, "qwen:14b") as backend:
+        assert caplog.messages[-1] == "tier standard wants the model 'qwen:14b' of backend here, which is not there; there is: llama, qwen:8b"
+        assert not backend.servers[0].serves("qwen:14b")
+        assert backend.servers[0].serves("llama")
+        assert backend.servers[0].serves("llama:latest")
+
+
+async def test_long_list_of_models_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    many = simulate.Options("ollama", tuple(simulate.Model(f"model-{number:02}") for number in range(MAX_LISTED + 3)))
+    async with stand_in(many) as server, asked("ollama", server.base_url, "model-00"):
+        assert caplog.messages[0].endswith("model-07 and 3 more")
+
+
+async def test_server_that_is_away_is_told_and_found_when_it_comes(caplog: pytest.LogCaptureFixture) -> None:
+    port, changed = free_port(), list[str]()
+    async with asked("vllm", f"http://127.0.0.1:{port}", "Qwen/A", changed, probe_interval=0.02) as backend:
+        assert caplog.messages == [f"backend here (vllm) at 127.0.0.1:{port}: not reachable; requests to it fail until it is"]
+        assert not backend.is_up
+        async with stand_in(VLLM, port):
+            await until(lambda: backend.is_up and changed == ["here"])
+            assert caplog.messages[-1].endswith("reachable, models there: Qwen/A")
+        await until(lambda: not backend.is_up)
+        assert changed == ["here", "here"]
+        assert "not reachable" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+async def test_wrong_kind_of_server_is_told(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with _page() as url, asked(kind, url, "m"):
+        assert f"something answers there, but not a server of kind {kind}" in caplog.messages[0]
+
+
+async def test_vllm_at_ollamas_address_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async with stand_in(VLLM) as server, asked("ollama", server.base_url, "m"):
+        assert "something answers there, but not a server of kind ollama" in caplog.messages[0]
+
+
+async def test_wrong_key_is_told_without_the_key(caplog: pytest.LogCaptureFixture) -> None:
+    locked = simulate.Options("vllm", VLLM.models, api_key="right")
+    async with stand_in(locked) as server:
+        async with asked("vllm", server.base_url, "Qwen/A", api_key="wrong-key-of-here"):
+            assert "reachable, but it refuses the key" in caplog.messages[0]
+            assert "wrong-key" not in caplog.text
+        async with asked("vllm", server.base_url, "Qwen/A", api_key="right"):
+            assert "reachable, models there" in caplog.messages[-1]
+
+
+@asynccontextmanager
+async def _page() -> AsyncIterator[str]:
+    """A web server that has a page for every path."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\nconnection: close\r\n\r\n<html>")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -1,0 +1,42 @@
+"""The API's description as a document and as a page."""
+
+from typing import Any
+
+from gateway.page import CHAT_PATH, ERRORS, add_chat, api_page
+
+
+def described() -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "info": {"title": "A <title>", "version": "1"},
+        "paths": {"/x": {"get": {"summary": "<b>bold</b>", "responses": {"200": {"description": "<ok>"}}}}},
+    }
+    add_chat(document)
+    return document
+
+
+def test_chat_is_added_with_its_fields_and_errors() -> None:
+    document = described()
+    operation = document["paths"][CHAT_PATH]["post"]
+    reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    chat = document["components"]["schemas"][reference.rpartition("/")[2]]
+    assert chat["required"] == ["model", "messages"]
+    assert set(operation["responses"]) == {"200", *map(str, ERRORS)}
+    assert "Error" in document["components"]["schemas"]
+
+
+def test_adding_keeps_what_is_there() -> None:
+    assert "/x" in described()["paths"]
+
+
+def test_page_shows_each_path_field_and_status_chat_first() -> None:
+    page = api_page(described())
+    assert page.index(CHAT_PATH) < page.index("<code>/x</code>")
+    for shown in ("temperature", "messages", "required", "(≥ 0, ≤ 2)", "array of", *map(str, ERRORS)):
+        assert shown in page
+
+
+def test_page_escapes_what_it_shows() -> None:
+    page = api_page(described())
+    for raw in ("<title>A <title>", "<b>bold", "<ok>"):
+        assert raw not in page
+    assert "&lt;ok&gt;" in page
