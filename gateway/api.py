@@ -20,7 +20,7 @@ from gateway.errors import (
 )
 from gateway.metering import CHAT, NONE, Exchange
 from gateway.protocol import Chat, parse
-from gateway.relay import JSON_HEADERS, Client, Relay, Request, Surroundings
+from gateway.relay import JSON_LINES, Client, Relay, Request, Surroundings
 from gateway.routing import Routing
 
 Scope = Mapping[str, Any]
@@ -56,7 +56,7 @@ class ChatEndpoint:
             refuse_loop(fields, self._shared.gateway_id)
             if scope["method"] != "POST":
                 raise MethodNotAllowed("POST")
-            caller = self._keys.identify(scope["headers"])
+            caller = self._keys.identify(scope["headers"], fields)
             if self.is_stopping:
                 raise ShuttingDown
             check_json(fields)
@@ -78,7 +78,7 @@ class ChatEndpoint:
             fields.get(VIA, b""),
             _seconds(fields.get(b"x-stainless-read-timeout")),
             int(time.time()),
-            self._cors.headers(fields),
+            self._cors.header_lines(fields),
         )
 
     async def _read(self, client: Client, fields: Fields, receive: Receive) -> bytes:
@@ -109,8 +109,8 @@ class ChatEndpoint:
         self, client: Client, fields: Fields, request_id: str, caller: Caller | None, error: GatewayError, stream: bool, seconds: float
     ) -> None:
         if not client.gone:
-            headers = [*JSON_HEADERS, *self._cors.headers(fields), (b"x-request-id", request_id.encode()), *error.answer_headers()]
-            client.answer(error.status, headers, error.envelope())
+            lines = b"%b%bx-request-id: %b\r\n%b" % (JSON_LINES, self._cors.header_lines(fields), request_id.encode(), error.header_lines())
+            client.answer(error.status, lines, error.envelope())
         self._shared.on_exchange(
             Exchange(
                 request_id=request_id,
@@ -153,8 +153,8 @@ def refuse_loop(fields: Fields, gateway_id: bytes) -> None:
 
 def check_json(fields: Fields) -> None:
     """Raises `UnsupportedMediaType` for a body that is not plain JSON, `InvalidRequest` without one."""
-    media_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media_type != b"application/json":
+    media_type = fields.get(b"content-type", b"")
+    if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":
         raise UnsupportedMediaType("Send the body as 'Content-Type: application/json'.")
     if fields.get(b"content-encoding", b"identity").lower() != b"identity":
         raise UnsupportedMediaType("Send the body without Content-Encoding.")

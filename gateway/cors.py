@@ -23,6 +23,10 @@ class Cors:
             return []
         return [(b"access-control-allow-origin", b"*" if self._any else origin), (b"vary", b"Origin"), (b"access-control-expose-headers", _EXPOSED)]
 
+    def header_lines(self, fields: Mapping[bytes, bytes]) -> bytes:
+        """The same as they are sent."""
+        return b"".join([b"%b: %b\r\n" % pair for pair in self.headers(fields)]) if self._origins else b""
+
     def preflight(self, fields: Mapping[bytes, bytes]) -> Headers | None:
         """The headers of the 204 to a preflight request; None for what is none, or from another origin. It needs no key."""
         if b"access-control-request-method" not in fields:

@@ -198,20 +198,20 @@ class Cycle:
         if self.paused:
             self._door.add_unsent(len(data))
 
-    def open(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """`http.response.start` without waiting; the head leaves with the first `write`."""
+    def open(self, status: int, header_lines: bytes) -> None:
+        """`http.response.start` without waiting; the head leaves with the first `write`. `header_lines` are whole lines, without framing."""
         if not self.gone:
-            self._begin(status, headers)
+            self._head = _STATUS_LINES[status] + header_lines
 
     def end(self) -> None:
         """The answer is whole."""
         if not self.gone:
             self._emit(b"", False)
 
-    def answer(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
+    def answer(self, status: int, header_lines: bytes, body: bytes) -> None:
         """A whole answer in one call."""
         if not self.gone:
-            self._begin(status, headers)
+            self._head = _STATUS_LINES[status] + header_lines
             self._emit(body, False)
 
     def _take_body(self) -> Message:

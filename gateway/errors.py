@@ -53,6 +53,10 @@ class GatewayError(Exception):
             pairs.append((b"retry-after", b"%d" % self.retry_after))
         return pairs
 
+    def header_lines(self) -> bytes:
+        """The same as they are sent."""
+        return b"".join([b"%b: %b\r\n" % pair for pair in self.answer_headers()])
+
 
 def envelope(message: str, type: str, param: str | None, code: str | None) -> bytes:
     """OpenAI's error object as JSON."""

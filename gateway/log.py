@@ -1,9 +1,9 @@
 """Logs on standard error: one line for each exchange, and plain sentences for the operator. No prompt, completion or key is ever given to it."""
 
-import asyncio
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import BinaryIO
 
@@ -13,9 +13,6 @@ import orjson
 from gateway.metering import Exchange
 
 _encode = msgspec.json.encode
-
-FLUSH_SECONDS = 0.2
-"""Lines of exchanges are written together: one system call for many."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -69,26 +66,16 @@ def configure(as_json: bool) -> None:
 
 
 class ExchangeLog:
-    """Writes one line for each exchange, batched; `flush` on the way out."""
+    """Writes one line for each exchange."""
 
     def __init__(self, as_json: bool, out: BinaryIO | None = None) -> None:
-        self._as_json = as_json
+        self._line = _json_line if as_json else _text_line
         self._out = out or sys.stderr.buffer
-        self._lines: list[bytes] = []
-        self._timer: asyncio.TimerHandle | None = None
 
-    def write(self, exchange: Exchange) -> None:
-        self._lines.append(_json_line(exchange) if self._as_json else _text_line(exchange))
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
-
-    def flush(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._lines:
-            lines, self._lines = self._lines, []
-            self._out.write(b"".join(lines))
+    def write(self, exchanges: Sequence[Exchange]) -> None:
+        """Write the lines of `exchanges` together: one system call for many."""
+        if exchanges:
+            self._out.write(b"".join([self._line(exchange) for exchange in exchanges]))
             self._out.flush()
 
 

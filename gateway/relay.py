@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from gateway.metrics import Metrics, RouteMetrics
 from gateway.protocol import Chat
 from gateway.routing import Route
 from gateway.views import Answer, Delta, StreamView, assemble, render_answer
-from gateway.watch import Watch
+from gateway.watch import Sweep, Watch
 from gateway.wire import Connection, WireError
 
 MAX_ATTEMPTS = 2
@@ -26,8 +27,8 @@ MAX_ATTEMPTS = 2
 EARLY = 0.8
 """A plain answer is kept alive from this share of its client's read timeout on."""
 
-STREAM_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-JSON_HEADERS = ((b"content-type", b"application/json"),)
+STREAM_LINES = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+JSON_LINES = b"content-type: application/json\r\n"
 
 
 class Client(Protocol):
@@ -39,16 +40,16 @@ class Client(Protocol):
     on_pause: Callable[[], None] | None
     on_resume: Callable[[], None] | None
 
-    def open(self, status: int, headers: list[tuple[bytes, bytes]]) -> None: ...
+    def open(self, status: int, header_lines: bytes) -> None: ...
     def write(self, data: bytes) -> None: ...
     def end(self) -> None: ...
-    def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None: ...
+    def answer(self, status: int, header_lines: bytes, body: bytes) -> None: ...
 
 
 class Destination:
     """What all exchanges of one tier on one backend share, looked up once."""
 
-    __slots__ = ("backend", "headers", "limits", "metrics", "shows_pieces")
+    __slots__ = ("backend", "header_lines", "limits", "metrics", "shows_pieces")
 
     def __init__(self, route: Route, backend: Backend, limits: Limits, metrics: RouteMetrics) -> None:
         self.backend = backend
@@ -56,11 +57,8 @@ class Destination:
         self.metrics = metrics
         self.shows_pieces = backend.dialect.streams_only
         """Even a plain answer is seen as it comes."""
-        self.headers = [
-            (b"x-gateway-tier", _header_value(route.tier)),
-            (b"x-gateway-backend", _header_value(route.backend)),
-            (b"x-gateway-model", _header_value(route.model)),
-        ]
+        names = (route.tier.encode(), route.backend.encode(), route.model.encode())  # printable ASCII: gateway.config sees to it
+        self.header_lines = b"x-gateway-tier: %b\r\nx-gateway-backend: %b\r\nx-gateway-model: %b\r\n" % names
 
 
 class Request(Struct, frozen=True, gc=False):
@@ -77,12 +75,12 @@ class Request(Struct, frozen=True, gc=False):
     """How long the client waits for a plain answer, where it says so."""
     created: int
     """Unix time."""
-    extra_headers: list[tuple[bytes, bytes]]
-    """Sent with the answer, whatever it is."""
+    extra_lines: bytes
+    """Header lines sent with the answer, whatever it is."""
 
 
 class Surroundings:
-    """What all relays share. `live`: every relay under way, for the gateway's end."""
+    """What all relays share. Built in the loop that they run in."""
 
     def __init__(
         self, settings: Settings, backends: dict[str, Backend], metrics: Metrics, on_exchange: Callable[[Exchange], None], gateway_id: bytes
@@ -94,7 +92,9 @@ class Surroundings:
         self.gateway_id = gateway_id
         self.commit_after = settings.commit_after
         self.heartbeat = settings.heartbeat
-        self.live: set[Relay] = set()
+        self.loop = asyncio.get_running_loop()
+        self.clock = time.monotonic
+        self.sweep = Sweep(self.loop, self.clock)
         self._destinations: dict[Route, Destination] = {}
 
     def destination(self, route: Route) -> Destination:
@@ -110,8 +110,8 @@ class Relay:
     """One exchange. `await relay()` answers the client, whatever happens; it raises only when it is cancelled from outside."""
 
     __slots__ = (
-        "_backend", "_chat", "_client", "_clock", "_collected", "_collected_bytes", "_destination", "_lane", "_limits", "_meter", "_next_beat",
-        "_request", "_shared", "_started", "_view", "_watch",
+        "_backend", "_chat", "_client", "_collected", "_collected_bytes", "_destination", "_lane", "_limits", "_meter", "_next_beat",
+        "_request", "_shared", "_started", "_view", "_watch", "look_at",
     )  # fmt: skip
 
     def __init__(self, shared: Surroundings, client: Client, request: Request) -> None:
@@ -123,9 +123,9 @@ class Relay:
         self._backend = destination.backend
         self._limits = destination.limits
         self._lane: Lane = "vision" if chat.has_images else "text"
-        self._clock = asyncio.get_running_loop().time
-        self._meter = Meter(self._clock, destination.metrics.gaps.observe_gap)
-        self._watch = Watch(client, self._tick)
+        self._meter = Meter(shared.clock, destination.metrics.gaps.observe_gap)
+        self._watch = Watch(client, shared.loop)
+        self.look_at = 0.0
         self._view = StreamView(request.answer_id, request.created, chat.model, chat.wants_usage) if chat.stream else None
         self._collected: list[Delta] = []
         self._collected_bytes = 0
@@ -137,11 +137,9 @@ class Relay:
 
     async def __call__(self) -> None:
         error: GatewayError | None = None
-        self._shared.live.add(self)
+        self._shared.sweep.add(self)
         try:
             with self._watch:
-                if self._next_beat < math.inf:
-                    self._look_again()
                 async with self._backend.admission.ticket(self._request.route.model, self._lane) as ticket:
                     self._meter.admit()
                     await self._forward(ticket)
@@ -149,7 +147,7 @@ class Relay:
             error = raised
             self._answer_error(error)
         finally:
-            self._shared.live.discard(self)
+            self._shared.sweep.live.discard(self)
             self._client.on_pause = self._client.on_resume = None
             self._record(error)
 
@@ -164,7 +162,7 @@ class Relay:
             server = ticket.station
             assert isinstance(server, Server)
             self._meter.send()
-            self._look_again()
+            self.look_at = 0.0
             try:
                 await self._exchange(server)
                 return
@@ -196,12 +194,23 @@ class Relay:
             await self._pump(response, dialect.reading())
 
     async def _pump(self, response: Connection, reading: Reading) -> None:
+        meter, view, write = self._meter, self._view, self._client.write
+        clock, observe_gap = self._shared.clock, self._destination.metrics.gaps.observe_gap
+
         def on_piece(piece: bytes) -> None:
+            if view is not None and meter.first_piece is not None:
+                texts = reading.texts(piece)
+                if texts is not None:
+                    now = clock()
+                    observe_gap(now - meter.last_piece, len(texts))
+                    meter.last_piece = now
+                    write(view.splice(texts))
+                    return
             self._take(piece, reading, response)
 
         def on_resume() -> None:
-            self._meter.last_piece = self._clock()
-            self._look_again()
+            self._meter.last_piece = self._shared.clock()
+            self.look_at = 0.0
             response.resume()
 
         self._client.on_pause, self._client.on_resume = response.pause, on_resume
@@ -216,8 +225,8 @@ class Relay:
         finally:
             if reading.malformed:
                 self._shared.metrics.upstream_errors.labels(self._backend.name, "malformed").inc(reading.malformed)
-        if self._view is not None:
-            self._client.write(self._view.done())
+        if view is not None:
+            write(view.done())
             self._client.end()
         else:
             self._answer(assemble(self._collected))
@@ -246,16 +255,15 @@ class Relay:
         if deltas[-1].usage is not None:
             meter.usage = deltas[-1].usage
         if is_first:
-            self._look_again()
+            self.look_at = 0.0
         view = self._view
         if view is None:
             self._collected += deltas
             return
         if not self._started:
-            self._start(STREAM_HEADERS)
+            self._start(STREAM_LINES)
             self._client.write(view.opening())
         self._client.write(b"".join([view.render(delta) for delta in deltas]))
-        self._next_beat = meter.last_piece + self._silence_allowed()
 
     def _answer(self, answer: Answer) -> None:
         request = self._request
@@ -267,51 +275,44 @@ class Relay:
             self._client.end()
         else:
             self._started = True
-            self._client.answer(200, self._headers(JSON_HEADERS), body)
+            self._client.answer(200, self._header_lines(JSON_LINES), body)
 
     def _answer_error(self, error: GatewayError) -> None:
         """A status before the first byte, one last event or the JSON after it; nothing to a client that left."""
         if isinstance(error, ClientLeft):
             return
         if not self._started:
-            self._client.answer(error.status, [*self._headers(JSON_HEADERS), *error.answer_headers()], error.envelope())
+            self._client.answer(error.status, self._header_lines(JSON_LINES) + error.header_lines(), error.envelope())
             return
         self._client.write(b"data: %b\n\n" % error.envelope() if self._view is not None else error.envelope())
         self._client.end()
 
-    def _start(self, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+    def _start(self, content_lines: bytes) -> None:
         self._started = True
-        self._client.open(200, self._headers(headers))
+        self._client.open(200, self._header_lines(content_lines))
 
-    def _headers(self, content: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
-        request, wait = self._request, self._meter.queue_wait
-        if wait is None:
-            wait = self._clock() - self._meter.arrived
-        return [
-            *content,
-            *request.extra_headers,
-            (b"x-request-id", request.id.encode()),
-            *self._destination.headers,
-            (b"x-gateway-queue-ms", b"%d" % (wait * 1000)),
-            (b"x-gateway-attempts", b"%d" % self._meter.attempts),
-        ]
+    def _header_lines(self, content_lines: bytes) -> bytes:
+        request, meter = self._request, self._meter
+        admitted = meter.admitted if meter.admitted is not None else self._shared.clock()
+        return b"%b%bx-request-id: %b\r\n%bx-gateway-queue-ms: %d\r\nx-gateway-attempts: %d\r\n" % (
+            content_lines, request.extra_lines, request.id.encode(), self._destination.header_lines, (admitted - meter.arrived) * 1000, meter.attempts,
+        )  # fmt: skip
 
     # Time
 
-    def _look_again(self) -> None:
-        """A new phase begins, whose deadline may be nearer than the one that the timer waits for."""
-        self._watch.arm(self._tick(self._clock()))
-
-    def _tick(self, now: float) -> float:
-        """End the exchange when a deadline has passed, keep a silent one alive; return when to look again."""
+    def look(self, now: float) -> None:
+        """End the exchange when a deadline has passed, keep a silent one alive. A new phase sets `look_at` to zero: its deadline may be nearer."""
         deadline, phase = self._deadline()
         if now >= deadline:
             self._watch.end(UpstreamTimeout(phase))
-            return math.inf
+            self.look_at = math.inf
+            return
+        if self._meter.first_piece is not None:
+            self._next_beat = max(self._next_beat, self._meter.last_piece + self._silence_allowed())
         if now >= self._next_beat:
             self._beat()
             self._next_beat = now + self._shared.heartbeat
-        return min(deadline, self._next_beat, now + 3600)
+        self.look_at = min(deadline, self._next_beat)
 
     def _deadline(self) -> tuple[float, str]:
         """When the present phase has lasted too long, and its name. A client that does not read stops the backend's clock."""
@@ -336,11 +337,11 @@ class Relay:
             return
         if self._view is None:
             if not self._started:
-                self._start(JSON_HEADERS)
+                self._start(JSON_LINES)
             self._client.write(b" ")
             return
         if not self._started:
-            self._start(STREAM_HEADERS)
+            self._start(STREAM_LINES)
             self._client.write(self._view.opening())
         else:
             self._client.write(self._view.beat())
@@ -349,7 +350,7 @@ class Relay:
 
     def _record(self, error: GatewayError | None) -> None:
         meter, request = self._meter, self._request
-        now = self._clock()
+        now = self._shared.clock()
         self._shared.on_exchange(
             Exchange(
                 request_id=request.id,
@@ -375,17 +376,12 @@ class Relay:
         )
 
 
-def _header_value(text: str) -> bytes:
-    """Names of the settings may have any letter; a header may not (RFC 9110 section 5.5)."""
-    return text.encode("ascii", "replace")
-
-
 def _check_headers(response: Connection, media_type: bytes) -> None:
-    for name, value in response.headers:
-        if name == b"content-type" and not value.lower().startswith(media_type):
-            raise UpstreamError("content_type", "The model backend returned an invalid response.")
-        if name == b"content-encoding" and value.lower() != b"identity":
-            raise UpstreamError("content_encoding", "The model backend returned an invalid response.")
+    fields = response.fields
+    if not fields.get(b"content-type", media_type).lower().startswith(media_type):
+        raise UpstreamError("content_type", "The model backend returned an invalid response.")
+    if fields.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise UpstreamError("content_encoding", "The model backend returned an invalid response.")
 
 
 def _upstream_error(fault: WireError) -> UpstreamError:

@@ -53,6 +53,11 @@ class Lines:
                 raise LineTooLong
         return whole
 
+    @property
+    def is_cut(self) -> bool:
+        """A line is under way."""
+        return bool(self._rest)
+
     def rest(self) -> list[bytes]:
         """What stands after the last line end when the body is over: a last line without an end."""
         whole = b"".join(self._rest)

@@ -67,13 +67,15 @@ def _reasoning_json(reasoning: str) -> bytes:
 class StreamView:
     """Renders deltas as `chat.completion.chunk` events."""
 
-    __slots__ = ("_after", "_before", "_head", "_wants_usage")
+    __slots__ = ("_after", "_before", "_before_text", "_between_texts", "_head", "_wants_usage")
 
     def __init__(self, id: str, created: int, model: str, wants_usage: bool) -> None:
         self._wants_usage = wants_usage
         self._head = b'data: {"id":"%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (id.encode(), created, _encode(model))
         self._before = self._head + b'{"index":0,"delta":'
         self._after = b',"logprobs":null,"finish_reason":null}]' + self._tail()
+        self._before_text = self._before + b'{"content":"'
+        self._between_texts = b'"}' + self._after + self._before_text
 
     def _tail(self) -> bytes:
         return b',"usage":null}\n\n' if self._wants_usage else b"}\n\n"
@@ -90,6 +92,12 @@ class StreamView:
         if delta.finish is None and delta.usage is None and not delta.reasoning:
             return b"".join((self._before, b'{"content":', _encode(delta.content), b"}", self._after)) if delta.content else b""
         return self._render_rare(delta)
+
+    def splice(self, texts: list[bytes]) -> bytes:
+        """A chunk for each of `texts`, the insides of JSON strings."""
+        if len(texts) == 1:
+            return b'%b%b"}%b' % (self._before_text, texts[0], self._after)
+        return b'%b%b"}%b' % (self._before_text, self._between_texts.join(texts), self._after)
 
     def _render_rare(self, delta: Delta) -> bytes:
         parts = []

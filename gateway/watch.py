@@ -1,11 +1,18 @@
-"""Ends a task's waiting for a reason: its client left, a deadline passed, the gateway is stopping. `asyncio.timeout` with more reasons."""
+"""Ends waiting for a reason: a client left, a deadline passed, the gateway is stopping."""
 
 import asyncio
+import logging
+import math
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol, Self
 
 from gateway.errors import ClientLeft, GatewayError
+
+SWEEP_SECONDS = 0.05
+"""How late a deadline may be noticed."""
+
+_log = logging.getLogger("gateway.watch")
 
 
 class Leaver(Protocol):
@@ -16,33 +23,26 @@ class Leaver(Protocol):
 
 
 class Watch:
-    """`with Watch(client) as watch:` raises, out of whatever the body awaits, the error that `end` was given; `ClientLeft` when the client leaves.
+    """`with Watch(client, loop) as watch:` raises, out of whatever the body awaits, the error that `end` was given; `ClientLeft` when the
+    client leaves. `asyncio.timeout` with more reasons than time."""
 
-    One timer serves all deadlines: `tick(now)` is called when it fires and returns when it wants to be called again, in the loop's time.
-    """
+    __slots__ = ("_client", "_error", "_loop", "_task")
 
-    __slots__ = ("_client", "_error", "_loop", "_task", "_tick", "_timer")
-
-    def __init__(self, client: Leaver, tick: Callable[[float], float]) -> None:
+    def __init__(self, client: Leaver, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
-        self._tick = tick
+        self._loop = loop
         self._error: GatewayError | None = None
         self._task: asyncio.Task[object] | None = None
-        self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
         if self._client.gone:
             raise ClientLeft
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(self._loop)
         self._client.on_leave = self._left
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._client.on_leave = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self._error is not None and kind is asyncio.CancelledError:
             assert self._task is not None
             self._task.uncancel()
@@ -54,17 +54,39 @@ class Watch:
             self._error = error
             self._task.cancel()
 
-    def arm(self, when: float) -> None:
-        """Call `tick` at `when`, in the loop's time, or earlier if that was asked for before."""
-        if self._timer is not None:
-            if self._timer.when() <= when:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._fire)
-
-    def _fire(self) -> None:
-        self._timer = None
-        self.arm(self._tick(self._loop.time()))
-
     def _left(self) -> None:
         self.end(ClientLeft())
+
+
+class Watched(Protocol):
+    """Something under way that has deadlines."""
+
+    look_at: float
+    """When `look` is next worth calling, on the sweep's clock."""
+
+    def look(self, now: float) -> None: ...
+
+
+class Sweep:
+    """Looks after all that is under way, twenty times a second: one timer for any number of deadlines, and none while nothing is."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._timer: asyncio.TimerHandle | None = None
+        self.live: set[Watched] = set()
+
+    def add(self, watched: Watched) -> None:
+        self.live.add(watched)
+        if self._timer is None:
+            self._timer = self._loop.call_later(SWEEP_SECONDS, self._run)
+
+    def _run(self) -> None:
+        now = self._clock()
+        for watched in [watched for watched in self.live if watched.look_at <= now]:
+            try:
+                watched.look(now)
+            except Exception:  # the deadlines of all others hang on this timer
+                _log.exception("a look at an exchange failed; its deadlines are not kept any more")
+                watched.look_at = math.inf
+        self._timer = self._loop.call_later(SWEEP_SECONDS, self._run) if self.live else None

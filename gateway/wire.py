@@ -12,8 +12,8 @@ Deadlines other than the one for connecting are the caller's: cancel the task.
 """
 
 import asyncio
-import select
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -71,13 +71,14 @@ class Origin:
 class Connection(asyncio.BufferedProtocol):
     """One connection, and the answer that is being read from it.
 
-    `status` and `headers` (names in lower case) are those of the answer, once `Pool.exchange` has handed the connection out.
+    `status`, `headers` and `fields` (the headers as a dict, names in lower case) are those of the answer, once `Pool.exchange` has handed
+    the connection out.
     """
 
     __slots__ = (
-        "_bounds", "_busy", "_draining", "_ended", "_failure", "_full", "_head_bytes", "_head_done", "_header_bytes", "_held", "_informational",
-        "_limit", "_loop", "_on_piece", "_parser", "_paused", "_pieces", "_poll", "_pool", "_stopped", "_timer", "_to_eof", "_transport",
-        "_unread", "_usable", "_waiter", "answered", "headers", "idle_since", "status",
+        "_bounds", "_busy", "_draining", "_ended", "_failure", "_full", "_head_bytes", "_head_done", "_held", "_informational",
+        "_limit", "_loop", "_on_piece", "_parser", "_paused", "_pieces", "_pool", "_stopped", "_timer", "_to_eof", "_transport",
+        "_unread", "_usable", "_waiter", "answered", "fields", "headers", "idle_since", "status",
     )  # fmt: skip
 
     def __init__(self, pool: "Pool", loop: asyncio.AbstractEventLoop, bounds: Bounds) -> None:
@@ -92,7 +93,6 @@ class Connection(asyncio.BufferedProtocol):
         self._held = False  # by the caller
         self._full = False  # more is unread than may be
         self._paused = False  # the socket, for either reason
-        self._poll = select.poll()
         self._usable = True
         self._waiter: asyncio.Future[None] | None = None
         self.idle_since = 0.0
@@ -101,10 +101,10 @@ class Connection(asyncio.BufferedProtocol):
     def _reset(self) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
+        self.fields: dict[bytes, bytes] = {}
         self.answered = False
         self._head_done = False
         self._head_bytes = 0
-        self._header_bytes = 0
         self._informational = 0
         self._ended = False
         self._to_eof = False
@@ -205,10 +205,6 @@ class Connection(asyncio.BufferedProtocol):
     def is_usable(self) -> bool:
         return self._usable and self._transport is not None and not self._transport.is_closing()
 
-    def is_silent(self) -> bool:
-        """Nothing waits in the socket that the loop has not read yet: neither the server's close nor a byte that nobody asked for."""
-        return not self._poll.poll(0)
-
     def _settle(self) -> None:
         self._cancel_timer()
         self._busy = self._draining = False
@@ -276,7 +272,6 @@ class Connection(asyncio.BufferedProtocol):
             cast("asyncio.Transport", transport).abort()
             return
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
-        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._pool.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -338,12 +333,8 @@ class Connection(asyncio.BufferedProtocol):
             self._usable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._ended or self._head_done or self._failure is not None:
-            return
-        self._header_bytes += len(name) + len(value)
-        self.headers.append((name.lower(), value))
-        if self._header_bytes > self._bounds.head or len(self.headers) > self._bounds.headers:
-            self._fail(WireError("protocol", answered=True))
+        if not self._head_done:
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self._ended or self._parser is None or self._failure is not None:
@@ -356,8 +347,11 @@ class Connection(asyncio.BufferedProtocol):
             return
         self.status = status
         self._head_done = True
-        framed = any(name == b"content-length" or name == b"transfer-encoding" for name, _ in self.headers)
-        self._to_eof = not framed and status not in (204, 304)
+        if len(self.headers) > self._bounds.headers:
+            self._fail(WireError("protocol", answered=True))
+            return
+        self.fields = fields = dict(self.headers)
+        self._to_eof = not (b"content-length" in fields or b"transfer-encoding" in fields or status in (204, 304))
         if self._to_eof or not self._parser.should_keep_alive():
             self._usable = False
         self._wake()
@@ -378,7 +372,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if not self._head_done:  # an informational answer
             self.headers = []
-            self._head_bytes = self._header_bytes = 0
+            self._head_bytes = 0
             return
         self._ended = True
         self._wake()
@@ -484,29 +478,28 @@ class Pool:
 
     def take(self) -> Connection | None:
         """The connection used last, if one is still good."""
-        oldest = asyncio.get_running_loop().time() - self._idle_seconds
+        oldest = time.monotonic() - self._idle_seconds
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_usable() and connection.idle_since > oldest and connection.is_silent():
+            if connection.is_usable() and connection.idle_since > oldest:
                 return connection
             connection.abort()
         return None
 
     def keep(self, connection: Connection) -> None:
-        loop = asyncio.get_running_loop()
-        connection.idle_since = loop.time()
+        connection.idle_since = time.monotonic()
         self._idle.append(connection)
         if self._sweep is None:
-            self._sweep = loop.call_later(self._idle_seconds, self._close_expired)
+            self._sweep = asyncio.get_running_loop().call_later(self._idle_seconds, self._close_expired)
 
     def _close_expired(self) -> None:
-        loop = asyncio.get_running_loop()
-        oldest = loop.time() - self._idle_seconds
+        oldest = time.monotonic() - self._idle_seconds
         for connection in self._idle:
             if connection.idle_since <= oldest:
                 connection.abort()
-        self._idle = [c for c in self._idle if c.idle_since > oldest]
-        self._sweep = loop.call_later(self._idle[0].idle_since - oldest, self._close_expired) if self._idle else None
+        self._idle = [connection for connection in self._idle if connection.idle_since > oldest]
+        delay = self._idle[0].idle_since - oldest if self._idle else 0.0
+        self._sweep = asyncio.get_running_loop().call_later(delay, self._close_expired) if self._idle else None
 
     def opened(self, connection: Connection) -> None:
         self._open.add(connection)

@@ -23,6 +23,7 @@ ELSEWHERE = {
     "app.py": "test_api.py",
     "run.py": "test_cli.py",
     "cycle.py": "test_front.py",
+    "drain.py": "test_front.py",
     "framing.py": "test_front.py",
     "backends/base.py": "backends/test_openai.py",
     "backends/backend.py": "test_relay.py",

@@ -36,6 +36,10 @@ class Reading(Protocol):
             InvalidRequest: it finds fault with the request.
         """
 
+    def texts(self, piece: bytes) -> list[bytes] | None:
+        """The short way for what nearly every piece is: its tokens as the insides of JSON strings, when it holds nothing but whole events of
+        plain content in the shape that this stream is known to have. None: it has to be fed."""
+
     def end(self) -> list[Delta]:
         """The body has ended.
 
@@ -115,6 +119,9 @@ class LineReading(ABC):
         if not self.over:
             self._end(deltas)
         return deltas
+
+    def texts(self, piece: bytes) -> list[bytes] | None:
+        return None
 
     @abstractmethod
     def _read(self, line: bytes, deltas: list[Delta]) -> None:

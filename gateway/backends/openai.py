@@ -1,5 +1,6 @@
 """Servers that speak OpenAI's chat completions themselves: kind `openai`, and the base of `vllm`."""
 
+import re
 from typing import Any
 
 import msgspec
@@ -67,6 +68,10 @@ _chunks = msgspec.json.Decoder(_Chunk)
 _answers = msgspec.json.Decoder(_Answer)
 _model_lists = msgspec.json.Decoder(_Models)
 
+_CONTENT = b'"delta":{"content":"'
+_json_text = re.compile(rb'(?:[^"\\\x00-\x1f]|\\["\\/bfnrt])*')
+_is_json_text = _json_text.fullmatch
+
 _FINISH: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter", "tool_calls": "tool_calls"}
 
 
@@ -78,14 +83,43 @@ def _finish(reason: str) -> FinishReason:
 
 
 class OpenAiReading(LineReading):
-    """Reads `chat.completion.chunk` events. The end is `[DONE]`, or the body's end after a finish reason."""
+    """Reads `chat.completion.chunk` events. The end is `[DONE]`, or the body's end after a finish reason.
 
-    __slots__ = ("_finished", "_usage")
+    Within one stream the events of plain content are equal but for the text. So the first of them is decoded and its bytes before and after
+    the text kept; while pieces begin and end with these, and what lies between is nothing but JSON text, there is nothing to decode.
+    """
+
+    __slots__ = ("_after", "_before", "_between", "_finished", "_usage")
 
     def __init__(self) -> None:
         super().__init__()
         self._finished = False
         self._usage: _Usage | None = None
+        self._before = b""
+        self._after = b""
+        self._between = b""
+
+    def texts(self, piece: bytes) -> list[bytes] | None:
+        if not self._before or self._lines.is_cut or not (piece.startswith(self._before) and piece.endswith(self._after)):
+            return None
+        texts = piece[len(self._before) : -len(self._after)].split(self._between)
+        inside = texts[0] if len(texts) == 1 else b"".join(texts)
+        if not _is_json_text(inside):
+            return None
+        if not inside.isascii():
+            try:
+                inside.decode()
+            except UnicodeDecodeError:
+                return None
+        return texts
+
+    def _learn(self, line: bytes) -> None:
+        """`line` was decoded to content alone."""
+        start = line.find(_CONTENT) + len(_CONTENT)
+        text = _json_text.match(line, start)
+        if text is not None and line.count(_CONTENT) == 1 and line.startswith(b'"', text.end()):
+            self._before, self._after = line[:start], line[text.end() :] + b"\n\n"
+            self._between = self._after + self._before
 
     def _read(self, line: bytes, deltas: list[Delta]) -> None:
         data = data_of(line)
@@ -110,6 +144,8 @@ class OpenAiReading(LineReading):
             content, reasoning = delta.content or "", delta.reasoning or delta.reasoning_content or ""
             if content or reasoning or finish:  # a role chunk is no piece: it may come long before the first token
                 deltas.append(Delta(content, reasoning, finish))
+            if content and not (self._before or reasoning or finish or chunk.usage) and len(chunk.choices) == 1:
+                self._learn(line)
 
     def _end(self, deltas: list[Delta]) -> None:
         if not self._finished:

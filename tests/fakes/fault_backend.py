@@ -47,7 +47,7 @@ class FaultBackend:
     _open: set["Peer"] = field(default_factory=set)
 
     def __repr__(self) -> str:
-        return f"<FaultBackend {self.kind} {self.coming_mode}, {len(self.requests)} requests, {len(self.open_peers)} of {len(self.peers)} connections open>"
+        return f"<FaultBackend {self.kind} {self.coming_mode}, {len(self.requests)} requests, {len(self.open_peers)} connections open>"
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -127,7 +127,9 @@ class FaultBackend:
     def document(self, text: str = TEXT) -> bytes:
         """A plain answer of a vLLM."""
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        return json.dumps({"id": "c", "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": len(WORDS)}}, ensure_ascii=False).encode()
+        return json.dumps(
+            {"id": "c", "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": len(WORDS)}}, ensure_ascii=False
+        ).encode()
 
     def models(self) -> bytes:
         found = {"models": [{"name": MODEL, "details": {}}]} if self.kind == "ollama" else {"data": [{"id": MODEL}]}
@@ -485,7 +487,9 @@ async def malformed(peer: Peer) -> None:
     """Lines that are no events, and no blank lines between those that are."""
     peer.open_stream()
     for event in peer.backend.events():
-        peer.chunk(b"dat: x\nda\x00ta\n: note\nretry: 1\n" + (b"data: \x00\n" if peer.backend.kind == "vllm" else b"\x00\n") + event.rstrip(b"\n") + b"\n")
+        peer.chunk(
+            b"dat: x\nda\x00ta\n: note\nretry: 1\n" + (b"data: \x00\n" if peer.backend.kind == "vllm" else b"\x00\n") + event.rstrip(b"\n") + b"\n"
+        )
     peer.end_stream()
 
 

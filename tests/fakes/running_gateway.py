@@ -4,9 +4,9 @@ import asyncio
 import gc
 import io
 import json
-import os
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -71,14 +71,20 @@ class Running:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of the samples that have these labels."""
+        self.gateway.settle()
         registry = self.gateway._metrics.registry
         samples = [sample for family in registry.collect() for sample in family.samples if sample.name == name]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def exchanges(self) -> list[dict[str, Any]]:
         """The lines of the log so far."""
-        self.gateway._log.flush()
+        self.gateway.settle()
         return [json.loads(line) for line in self.log.getvalue().splitlines()]
+
+    @property
+    def live(self) -> set[Any]:
+        """The exchanges under way."""
+        return self.gateway._shared.sweep.live
 
     @property
     def upstream_connections(self) -> int:
@@ -95,7 +101,7 @@ class Running:
     def is_idle(self) -> bool:
         """No request holds anything; idle connections may be kept."""
         idle = sum(len(server.pool._idle) for backend in self.gateway._backends.values() for server in backend.servers)
-        return not (self.running or self.waiting or self.gateway._shared.live or self.server.server_state.tasks or self.upstream_connections - idle)
+        return not (self.running or self.waiting or self.live or self.server.server_state.tasks or self.upstream_connections - idle)
 
     @asynccontextmanager
     async def sent(self, body: Mapping[str, Any] | None = None, *, behind: bytes = b"") -> AsyncIterator["Raw"]:
@@ -203,4 +209,4 @@ async def running(settings: config.Settings, bounds: Bounds | None = None) -> As
 
 def open_descriptors() -> int:
     gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
