@@ -42,10 +42,8 @@ class Keys:
         """
         if not self._callers:
             return ANYONE
-        if fields is not None and len(fields) == len(headers):  # no name is repeated
-            key = _token(fields.get(b"authorization"))
-        else:
-            key = bearer(headers)
+        is_plain = fields is not None and len(fields) == len(headers)  # no name is repeated
+        key = _token(fields.get(b"authorization")) if fields is not None and is_plain else bearer(headers)
         caller = self._callers.get(sha256(key).digest()) if key else None
         if caller is None:
             raise InvalidApiKey

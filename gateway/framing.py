@@ -6,6 +6,7 @@ than CRLF, folded lines, a blank before the colon, control characters, bad chunk
 
 import re
 
+_FIELD = re.compile(rb"\r\n([^:\r]+):[ \t]*([^\r]*)")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+")
 
 
@@ -24,6 +25,14 @@ def invalid(message: str) -> Refused:
 def too_large() -> Refused:
     """A 431."""
     return Refused(431, "headers_too_large", "The headers of the request are too large, or too many.")
+
+
+def read_fields(raw: bytes, end: int) -> list[tuple[bytes, bytes]]:
+    """The headers of a head that llhttp has found sound, and that ends at `end`: names in lower case, values without blanks around them.
+
+    One search in C for all, where a callback for each would be a tenth of what a request costs.
+    """
+    return [(name.lower(), value.rstrip(b" \t")) for name, value in _FIELD.findall(raw, 0, end - 2)]
 
 
 def check_http10(raw: bytes | bytearray, method: bytes, url: bytes, fields: dict[bytes, bytes]) -> None:

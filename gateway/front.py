@@ -24,7 +24,7 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from gateway.cycle import Cycle, Scope, error_answer
-from gateway.framing import Refused, check_host, check_http10, check_repeats, invalid, split_target, too_large, without_upgrade
+from gateway.framing import Refused, check_host, check_http10, check_repeats, invalid, read_fields, split_target, too_large, without_upgrade
 
 _NEVER = math.inf
 _HIGH_WATER = 65536  # bytes, of a body that the application has not read and of an answer that the client has not taken
@@ -81,7 +81,6 @@ class Door(HttpToolsProtocol):
         self._scope: Scope | None = None
         self._raw: bytes | bytearray = b""  # the head, as far as it has come
         self._url = b""
-        self._fields: list[tuple[bytes, bytes]] = []
         self._host: bytes | None = None  # the last one that was checked
         self._received = 0  # bytes of this request
         self._size = 0  # what they should come to; -1 when chunks tell
@@ -235,22 +234,22 @@ class Door(HttpToolsProtocol):
             raise _SecondRequest
         self._url += url
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields.append((name.lower(), value))
+    on_header = None  # type: ignore[assignment]  # uvicorn's; httptools calls what is there, and `read_fields` is cheaper
 
     def on_headers_complete(self) -> None:
-        headers, self._fields = self._fields, []
         url, self._url = self._url, b""
+        raw = bytes(self._raw)
+        end = raw.find(b"\r\n\r\n") + 4
+        headers = read_fields(raw, end)
         fields = dict(headers)
         if b"upgrade" in fields:
             raise _Upgrade
         method = self.parser.get_method()
-        end = self._raw.find(b"\r\n\r\n") + 4
         if end > self.bounds.max_header_bytes or len(headers) > self.bounds.max_header_count:
             raise too_large()
-        http11 = self._raw.startswith(method + b" " + url + b" HTTP/1.1\r\n")
+        http11 = raw.startswith(b"%b %b HTTP/1.1\r\n" % (method, url))
         if not http11:
-            check_http10(self._raw, method, url, fields)
+            check_http10(raw, method, url, fields)
         host = fields.get(b"host")
         if (host is None and http11) or (host is not None and host != self._host):
             check_host(host)
@@ -275,7 +274,6 @@ class Door(HttpToolsProtocol):
             "raw_path": raw_path,
             "query_string": query,
             "headers": headers,
-            "state": self.app_state.copy(),
             "extensions": {"gateway.client": cycle},
         }
         self._state = _BODY
@@ -298,8 +296,6 @@ class Door(HttpToolsProtocol):
         assert self._cycle is not None
         self._state = _ANSWER
         self._deadline = _NEVER
-        if self._fields:
-            self._fields = []  # trailers: else they would be headers of the next request
         self.resume_body()  # else nobody would see the client leave
         self._cycle.end_body()
 

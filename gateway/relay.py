@@ -293,10 +293,15 @@ class Relay:
 
     def _header_lines(self, content_lines: bytes) -> bytes:
         request, meter = self._request, self._meter
-        admitted = meter.admitted if meter.admitted is not None else self._shared.clock()
+        queue_ms = ((self._shared.clock() if meter.admitted is None else meter.admitted) - meter.arrived) * 1000
         return b"%b%bx-request-id: %b\r\n%bx-gateway-queue-ms: %d\r\nx-gateway-attempts: %d\r\n" % (
-            content_lines, request.extra_lines, request.id.encode(), self._destination.header_lines, (admitted - meter.arrived) * 1000, meter.attempts,
-        )  # fmt: skip
+            content_lines,
+            request.extra_lines,
+            request.id.encode(),
+            self._destination.header_lines,
+            queue_ms,
+            meter.attempts,
+        )
 
     # Time
 

@@ -124,5 +124,7 @@ def render_answer(id: str, created: int, model: str, answer: Answer) -> bytes:
     if answer.reasoning:
         fields += [b",", _reasoning_json(answer.reasoning)]
     usage = _usage_json(answer.usage) if answer.usage is not None else b"null"
-    return b'{"id":"%b","object":"chat.completion","created":%d,"model":%b,"choices":[{"index":0,"message":{%b},"logprobs":null,"finish_reason":"%b"}],"usage":%b}' % (
-        id.encode(), created, _encode(model), b"".join(fields), answer.finish.encode(), usage)  # fmt: skip
+    return (
+        b'{"id":"%b","object":"chat.completion","created":%d,"model":%b,'
+        b'"choices":[{"index":0,"message":{%b},"logprobs":null,"finish_reason":"%b"}],"usage":%b}'
+    ) % (id.encode(), created, _encode(model), b"".join(fields), answer.finish.encode(), usage)

@@ -78,7 +78,7 @@ class Connection(asyncio.BufferedProtocol):
     __slots__ = (
         "_bounds", "_busy", "_draining", "_ended", "_failure", "_full", "_head_bytes", "_head_done", "_held", "_informational",
         "_limit", "_loop", "_on_piece", "_parser", "_paused", "_pieces", "_pool", "_stopped", "_timer", "_to_eof", "_transport",
-        "_unread", "_usable", "_waiter", "answered", "fields", "headers", "idle_since", "status",
+        "_usable", "_waiter", "answered", "fields", "headers", "idle_since", "status",
     )  # fmt: skip
 
     def __init__(self, pool: "Pool", loop: asyncio.AbstractEventLoop, bounds: Bounds) -> None:
@@ -111,13 +111,12 @@ class Connection(asyncio.BufferedProtocol):
         self._stopped = False
         self._failure: BaseException | None = None
         self._pieces: list[bytes] = []
-        self._unread = 0
         self._limit: int | None = None
         self._on_piece: Callable[[bytes], None] | None = None
 
     def __repr__(self) -> str:
         state = "closed" if self._transport is None else "draining" if self._draining else "busy" if self._busy else "idle"
-        return f"<Connection {state}, status {self.status}, {self._unread} bytes unread>"
+        return f"<Connection {state}, status {self.status}, {self._unread()} bytes unread>"
 
     # What the pool and the caller do
 
@@ -257,12 +256,15 @@ class Connection(asyncio.BufferedProtocol):
         self.abort()
         self._wake()
 
+    def _unread(self) -> int:
+        return sum(map(len, self._pieces))
+
     def _check_unread(self) -> None:
         if self._limit is not None:
-            if self._unread > self._limit:
+            if self._unread() > self._limit:
                 self._pieces.clear()
                 self._fail(WireError("too_large", answered=True))
-        elif self._unread > self._bounds.unread:
+        elif self._unread() > self._bounds.unread:
             self._set_full(True)
 
     # asyncio.Protocol
@@ -317,12 +319,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def _deliver(self) -> None:
         """Hand on what one read brought, in one call: ten thousand tiny chunks are one piece."""
+        pieces = self._pieces
         if self._on_piece is None:
             self._check_unread()
             return
-        pieces, self._pieces, self._unread = self._pieces, [], 0
+        piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
         try:
-            self._on_piece(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            self._on_piece(piece)
         except Exception as failure:
             self._fail(failure)
 
@@ -357,15 +361,12 @@ class Connection(asyncio.BufferedProtocol):
         self._wake()
 
     def on_body(self, piece: bytes) -> None:
-        if self._ended or self._failure is not None:
-            return
-        if self._draining or self._stopped:  # more than the end came after the end
+        if not (self._ended or self._stopped or self._failure is not None):
+            self._pieces.append(piece)
+        elif self._stopped and not self._ended:  # more than the end came after the end
             self._usable = False
             if self._draining:
                 self.abort()
-        else:
-            self._pieces.append(piece)
-            self._unread += len(piece)
 
     def on_message_complete(self) -> None:
         if self._ended:

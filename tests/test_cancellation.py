@@ -230,7 +230,7 @@ async def test_five_hundred_clients_that_leave_at_random_leave_nothing_behind(ba
         backend.script = deque(chance.choices(["slow", "silent", "brief", "healthy"], k=4 * LEAVERS))
 
         async def come_and_go(number: int) -> None:
-            stay = 0.3 if number % 5 == 0 else chance.choice([0, 0.01, 0.05]) * chance.random()
+            stay = 0.2 if number % 5 == 0 else chance.choice([0, 0.01, 0.05]) * chance.random()
             async with gateway.sent({"stream": chance.random() < 0.7}) as raw:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(stay):
