@@ -92,18 +92,19 @@ class ChatEndpoint:
         length = fields.get(b"content-length")
         if length is not None and int(length) > limit:
             raise RequestTooLarge(f"A request may have at most {limit} bytes.")
-        pieces = []
+        pieces: list[bytes] = []
         size = 0
         while True:
             message = await receive()
             if message["type"] != "http.request":
                 raise ClientLeft
-            pieces.append(message["body"])
-            size += len(message["body"])
+            piece: bytes = message["body"]
+            size += len(piece)
             if size > limit:
                 raise RequestTooLarge(f"A request may have at most {limit} bytes.")
             if not message["more_body"]:
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                return b"".join((*pieces, piece)) if pieces else piece
+            pieces.append(piece)
 
     def _refuse(
         self, client: Client, fields: Fields, request_id: str, caller: Caller | None, error: GatewayError, stream: bool, seconds: float

@@ -32,20 +32,20 @@ class Gateway:
     """The whole gateway as one ASGI application; `async with` it while it serves."""
 
     def __init__(self, settings: Settings, log: ExchangeLog) -> None:
+        self._over: list[Exchange] = []
+        self._settling: asyncio.TimerHandle | None = None
         registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         self._log = log
-        self._metrics = Metrics(registry, __version__)
+        self._metrics = Metrics(registry, __version__, self.settle)
         self._backends = build(settings.backends.values())
         gateway_id = os.urandom(8).hex().encode()
         keys = Keys(key.get_secret_value() for key in settings.api_keys)
         routing = Routing(settings)
         self._shared = Surroundings(settings, self._backends, self._metrics, self._on_exchange, gateway_id)
-        self._over: list[Exchange] = []
-        self._settling: asyncio.TimerHandle | None = None
         self._health = Health(settings, self._backends, gateway_id, _refresh)
-        self._operations = Operations(settings, self._backends, routing, self._health, self._metrics, self.settle)
+        self._operations = Operations(settings, self._backends, routing, self._health, self._metrics)
         self._cors = Cors(settings.cors_origins)
         self._chat = ChatEndpoint(self._shared, keys, routing, self._cors)
         admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []

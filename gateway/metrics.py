@@ -5,7 +5,7 @@ Labels come from closed sets: tiers, backends and outcomes of the settings and t
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -70,25 +70,48 @@ class Histograms(Collector):
         yield family
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RouteMetrics:
-    """The series of one (tier, backend), bound once."""
+    """The series of one (tier, backend), bound once; the counters of what is usual are plain numbers until somebody looks."""
 
-    ok: Counter
     duration: Histogram
     time_to_first_token: Histogram
     gaps: Histogram
     queue_wait: dict[str, Histogram]
     """By lane."""
-    prompt_tokens: Counter
-    completion_tokens: Counter
+    counters: tuple[Counter, Counter, Counter]
+    """Of requests that ended well, prompt tokens, completion tokens."""
+    ok: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def publish(self) -> None:
+        """Hand the numbers over to the counters."""
+        for counter, amount in zip(self.counters, (self.ok, self.prompt_tokens, self.completion_tokens), strict=True):
+            counter.inc(amount)
+        self.ok = self.prompt_tokens = self.completion_tokens = 0
+
+
+class _First(Collector):
+    """Runs `prepare` before the other collectors are read; it has to be registered before them."""
+
+    def __init__(self, registry: CollectorRegistry, prepare: Callable[[], None]) -> None:
+        self._prepare = prepare
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        self._prepare()
+        return iter(())
 
 
 class Metrics:
-    """All metrics of the gateway."""
+    """All metrics of the gateway. `settle` is called before they are read, for who counts late."""
 
-    def __init__(self, registry: CollectorRegistry, version: str) -> None:
+    def __init__(self, registry: CollectorRegistry, version: str, settle: Callable[[], None] = lambda: None) -> None:
         self.registry = registry
+        self._settle = settle
+        self._routes: dict[tuple[str, str], RouteMetrics] = {}
+        _First(registry, self._publish)
         route = ("tier", "backend")
 
         def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
@@ -115,19 +138,20 @@ class Metrics:
         self.active_backend = Gauge("gateway_active_backend", "1 for the backend that serves the tier.", route, registry=registry)
         self.overhead = histogram("gateway_overhead_seconds", "Time in the gateway outside the queue and the upstream.", (), OVERHEAD).labels()
         Info("gateway_build", "The running version.", registry=registry).info({"version": version})
-        self._routes: dict[tuple[str, str], RouteMetrics] = {}
 
     def route(self, tier: str, backend: str) -> RouteMetrics:
         bound = self._routes.get((tier, backend))
         if bound is None:
             bound = self._routes[tier, backend] = RouteMetrics(
-                self.requests.labels(CHAT, tier, backend, "ok"),
                 self.duration.labels(tier, backend),
                 self.time_to_first_token.labels(tier, backend),
                 self.gaps.labels(tier, backend),
                 {lane: self.queue_wait.labels(backend, lane) for lane in LANES},
-                self.tokens.labels(tier, backend, "prompt"),
-                self.tokens.labels(tier, backend, "completion"),
+                (
+                    self.requests.labels(CHAT, tier, backend, "ok"),
+                    self.tokens.labels(tier, backend, "prompt"),
+                    self.tokens.labels(tier, backend, "completion"),
+                ),
             )
         return bound
 
@@ -139,7 +163,7 @@ class Metrics:
             return
         route = self.route(exchange.tier, exchange.backend)
         if exchange.outcome == "ok":
-            route.ok.inc()
+            route.ok += 1
         route.duration.observe(exchange.duration)
         if exchange.queue_wait is not None:
             route.queue_wait[exchange.lane].observe(exchange.queue_wait)
@@ -147,8 +171,13 @@ class Metrics:
         if exchange.time_to_first_token is not None:
             route.time_to_first_token.observe(exchange.time_to_first_token)
         if exchange.usage is not None:
-            route.prompt_tokens.inc(exchange.usage.prompt_tokens)
-            route.completion_tokens.inc(exchange.usage.completion_tokens)
+            route.prompt_tokens += exchange.usage.prompt_tokens
+            route.completion_tokens += exchange.usage.completion_tokens
+
+    def _publish(self) -> None:
+        self._settle()
+        for route in self._routes.values():
+            route.publish()
 
     def _record_failure(self, exchange: Exchange) -> None:
         self.requests.labels(exchange.endpoint, exchange.tier, exchange.backend, exchange.outcome).inc()

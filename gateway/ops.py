@@ -1,7 +1,6 @@
 """What is not hot, on FastAPI: the lists of models, health, metrics, the operator's status, and the API's own description."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -28,15 +27,12 @@ LANES: tuple[Lane, ...] = ("text", "vision")
 class Operations:
     """Answers about the gateway itself. `is_ready` is False while it starts or drains."""
 
-    def __init__(
-        self, settings: Settings, backends: dict[str, Backend], routing: Routing, health: Health, metrics: Metrics, settle: Callable[[], None]
-    ) -> None:
+    def __init__(self, settings: Settings, backends: dict[str, Backend], routing: Routing, health: Health, metrics: Metrics) -> None:
         self._settings = settings
         self._backends = backends
         self._routing = routing
         self._health = health
         self._metrics = metrics
-        self._settle = settle
         self._created = int(time.time())
         self.is_stopping = False
 
@@ -115,7 +111,6 @@ class Operations:
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Prometheus text or OpenMetrics, as `accept` asks, and its content type."""
-        self._settle()
         metrics = self._metrics
         for backend in self._health.backends:
             for lane in LANES:

@@ -198,15 +198,14 @@ class Relay:
         clock, observe_gap = self._shared.clock, self._destination.metrics.gaps.observe_gap
 
         def on_piece(piece: bytes) -> None:
-            if view is not None and meter.first_piece is not None:
-                texts = reading.texts(piece)
-                if texts is not None:
-                    now = clock()
-                    observe_gap(now - meter.last_piece, len(texts))
-                    meter.last_piece = now
-                    write(view.splice(texts))
-                    return
-            self._take(piece, reading, response)
+            texts = None if view is None else reading.texts(piece)
+            if texts is None:
+                self._take(piece, reading, response)
+                return
+            now = clock()
+            observe_gap(now - meter.last_piece, len(texts))
+            meter.last_piece = now
+            write(view.splice(texts))  # type: ignore[union-attr]  # texts are asked for only where there is a view
 
         def on_resume() -> None:
             self._meter.last_piece = self._shared.clock()

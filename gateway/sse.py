@@ -17,11 +17,12 @@ class LineTooLong(ValueError):
 class Lines:
     """Cuts pieces of a body, cut anywhere, into whole lines without their ends. Blank lines are left out."""
 
-    __slots__ = ("_rest", "_rest_bytes")
+    __slots__ = ("_rest", "held")
 
     def __init__(self) -> None:
         self._rest: list[bytes] = []
-        self._rest_bytes = 0
+        self.held = 0
+        """Bytes of the line under way."""
 
     def feed(self, piece: bytes) -> list[bytes]:
         """The lines that `piece` completes.
@@ -44,24 +45,19 @@ class Lines:
         whole = b""
         if end >= 0:
             whole = b"".join((*self._rest, piece[:end]))
-            self._rest, self._rest_bytes = [], 0
+            self._rest, self.held = [], 0
         tail = piece[end + 1 :]
         if tail:
             self._rest.append(tail)
-            self._rest_bytes += len(tail)
-            if self._rest_bytes > MAX_LINE:
+            self.held += len(tail)
+            if self.held > MAX_LINE:
                 raise LineTooLong
         return whole
-
-    @property
-    def is_cut(self) -> bool:
-        """A line is under way."""
-        return bool(self._rest)
 
     def rest(self) -> list[bytes]:
         """What stands after the last line end when the body is over: a last line without an end."""
         whole = b"".join(self._rest)
-        self._rest, self._rest_bytes = [], 0
+        self._rest, self.held = [], 0
         return [whole] if whole else []
 
 

@@ -300,18 +300,23 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._parser is None or self._failure is not None:
             return
-        self.answered = True
         is_broken = False
         try:
             self._parser.feed_data(self._pool.buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             is_broken = True
             self._usable = False
-        if not (self._head_done or self._full):
-            self._head_bytes += nbytes
-            is_broken = is_broken or self._head_bytes > self._bounds.head
+        if not self.answered or not self._head_done:
+            self.answered = True
+            if not (self._head_done or self._full):
+                self._head_bytes += nbytes
+                is_broken = is_broken or self._head_bytes > self._bounds.head
         if self._pieces:
             self._deliver()
+        if is_broken or self._draining:
+            self._after_end(is_broken)
+
+    def _after_end(self, is_broken: bool) -> None:
         if is_broken and not (self._ended or self._stopped):
             self._fail(WireError("protocol", answered=True))
         if self._draining and (self._ended or is_broken):

@@ -294,6 +294,7 @@ async def test_lines_that_are_no_events_are_dropped_and_counted(gateway: Running
     reply = await gateway.ask({"stream": True})
     assert (reply.text, reply.error, reply.events[-1]) == (TEXT, None, "[DONE]")
     assert gateway.metric("gateway_upstream_errors_total", reason="malformed") >= len(WORDS)
+    print("DBG", gateway.metric("gateway_requests_total", outcome="ok"), gateway.exchanges(), gateway.live)
     assert gateway.metric("gateway_requests_total", outcome="ok") == 1
     await check_as_before(gateway, backend, True)
 

@@ -82,6 +82,14 @@ def _finish(reason: str) -> FinishReason:
     return _FINISH.get(reason, "stop")
 
 
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class OpenAiReading(LineReading):
     """Reads `chat.completion.chunk` events. The end is `[DONE]`, or the body's end after a finish reason.
 
@@ -100,18 +108,18 @@ class OpenAiReading(LineReading):
         self._between = b""
 
     def texts(self, piece: bytes) -> list[bytes] | None:
-        if not self._before or self._lines.is_cut or not (piece.startswith(self._before) and piece.endswith(self._after)):
+        before, after = self._before, self._after
+        if not (before and piece.startswith(before) and piece.endswith(after)) or self._lines.held:
             return None
-        texts = piece[len(self._before) : -len(self._after)].split(self._between)
-        inside = texts[0] if len(texts) == 1 else b"".join(texts)
-        if not _is_json_text(inside):
-            return None
-        if not inside.isascii():
-            try:
-                inside.decode()
-            except UnicodeDecodeError:
+        inside = piece[len(before) : -len(after)]
+        if _is_json_text(inside):
+            texts = [inside]
+        else:
+            texts = inside.split(self._between)
+            inside = b"".join(texts)
+            if not _is_json_text(inside):
                 return None
-        return texts
+        return texts if inside.isascii() or _is_utf8(inside) else None
 
     def _learn(self, line: bytes) -> None:
         """`line` was decoded to content alone."""
