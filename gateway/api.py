@@ -1,5 +1,6 @@
 """The hot endpoints as raw ASGI: identify, parse, route, then hand over to a `Relay`."""
 
+import asyncio
 import random
 import re
 import time
@@ -19,8 +20,8 @@ from gateway.errors import (
     UnsupportedMediaType,
 )
 from gateway.metering import CHAT, NONE, Exchange
-from gateway.protocol import Chat, parse
-from gateway.relay import JSON_LINES, Client, Relay, Request, Surroundings
+from gateway.protocol import Chat, check_size, parse
+from gateway.relay import JSON_LINES, LARGE, Client, Relay, Request, Surroundings
 from gateway.routing import Routing
 
 Scope = Mapping[str, Any]
@@ -60,7 +61,13 @@ class ChatEndpoint:
             if self.is_stopping:
                 raise ShuttingDown
             check_json(fields)
-            chat = parse(await self._read(client, fields, receive), self._shared.settings.max_text_body)
+            body = await self._read(client, fields, receive)
+            if len(body) > LARGE:  # each step on 10 MB takes its milliseconds: others get their turn in between
+                await asyncio.sleep(0)
+            check_size(body, self._shared.max_text_body)
+            if len(body) > LARGE:
+                await asyncio.sleep(0)
+            chat = parse(body)
             stream = bool(chat.stream)
             request = self._request(request_id, caller, chat, fields)
         except GatewayError as error:

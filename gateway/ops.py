@@ -1,6 +1,5 @@
 """What is not hot, on FastAPI: the lists of models, health, metrics, the operator's status, and the API's own description."""
 
-import time
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -21,6 +20,9 @@ from gateway.metrics import Metrics
 from gateway.page import add_chat, api_page
 from gateway.routing import PublicModel, Routing
 
+CREATED = 1_767_225_600
+"""Unix time: the `created` of every model, the same at each start and on each replica."""
+
 LANES: tuple[Lane, ...] = ("text", "vision")
 
 
@@ -33,14 +35,13 @@ class Operations:
         self._routing = routing
         self._health = health
         self._metrics = metrics
-        self._created = int(time.time())
         self.is_stopping = False
 
     # Models
 
     def models(self) -> dict[str, Any]:
         data = [self._model(public) for public in self._routing.public_models()]
-        data += [{"id": name, "object": "model", "created": self._created, "owned_by": "gateway"} for name in self._settings.embeddings]
+        data += [{"id": name, "object": "model", "created": CREATED, "owned_by": "gateway"} for name in self._settings.embeddings]
         return {"object": "list", "data": data}
 
     def model(self, name: str) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class Operations:
         raise ModelNotFound("This model does not exist here. GET /v1/models lists those that do.", param="model")
 
     def _model(self, public: PublicModel) -> dict[str, Any]:
-        entry: dict[str, Any] = {"id": public.name, "object": "model", "created": self._created, "owned_by": "gateway"}
+        entry: dict[str, Any] = {"id": public.name, "object": "model", "created": CREATED, "owned_by": "gateway"}
         known = [self._backends[backend].context_length(model) for backend, model in public.tier.models.items()]
         lengths = [length for length in known if length is not None]
         if lengths:  # the smaller side's, so that a switch breaks nobody
@@ -168,7 +169,9 @@ def build_metrics_port(operations: Operations) -> FastAPI:
 
 
 def _bare_app() -> FastAPI:
-    app = FastAPI(title="LLM gateway", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, telemetry={"logs": False})
+    app = FastAPI(
+        title="LLM gateway", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, telemetry={"logs": False}
+    )
 
     @app.exception_handler(GatewayError)
     async def gateway_error(request: Request, error: GatewayError) -> Response:
@@ -189,10 +192,12 @@ def _bare_app() -> FastAPI:
 
 
 def _add_probes(app: FastAPI, operations: Operations) -> None:
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="200 while the process lives")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", summary="503 while starting or draining; names tiers that cannot be served now")
     async def readyz() -> JSONResponse:
         status, body = operations.readiness()

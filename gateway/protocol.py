@@ -103,18 +103,15 @@ class Chat(Struct, frozen=True, kw_only=True):
 _decoder = msgspec.json.Decoder(Chat)
 
 
-def parse(body: bytes, max_text_body: int) -> Chat:
-    """The request in `body`.
+def parse(body: bytes) -> Chat:
+    """The request in `body`, which `check_size` has let pass.
 
     Raises:
         InvalidJson: no JSON, or no JSON object.
         InvalidRequest: a field is missing, of the wrong type or out of range; `param` is its path.
         UnsupportedParameter: it asks for what the gateway does not serve yet.
         InvalidImageUrl: an image is no `data:` URL.
-        RequestTooLarge: above `max_text_body` bytes without an image.
     """
-    if len(body) > max_text_body:
-        _check_large(body, max_text_body)
     try:
         chat = _decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -128,7 +125,14 @@ def parse(body: bytes, max_text_body: int) -> Chat:
     return chat
 
 
-def _check_large(body: bytes, max_text_body: int) -> None:
+def check_size(body: bytes, max_text_body: int) -> None:
+    """Let only images be large.
+
+    Raises:
+        RequestTooLarge: above `max_text_body` bytes without an image, or with more in it than images have.
+    """
+    if len(body) <= max_text_body:
+        return
     if b"data:image/" not in body:
         raise RequestTooLarge(f"A request without images may have at most {max_text_body} bytes.")
     if body.count(b"[") + body.count(b"{") > MAX_NESTING_MARKS:

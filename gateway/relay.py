@@ -24,6 +24,9 @@ from gateway.wire import Connection, WireError
 MAX_ATTEMPTS = 2
 """Servers tried for one request; each try may cost a GPU's time."""
 
+LARGE = 256 * 1024
+"""Bytes of a body from which on the steps of its treatment let others run in between."""
+
 EARLY = 0.8
 """A plain answer is kept alive from this share of its client's read timeout on."""
 
@@ -90,6 +93,7 @@ class Surroundings:
         self.metrics = metrics
         self.on_exchange = on_exchange
         self.gateway_id = gateway_id
+        self.max_text_body = settings.max_text_body
         self.commit_after = settings.commit_after
         self.heartbeat = settings.heartbeat
         self.loop = asyncio.get_running_loop()
@@ -180,6 +184,8 @@ class Relay:
         streams = self._view is not None or dialect.streams_only
         body = dialect.render(self._chat, self._request.route.model)
         exchange = server.pool.exchange(server.chat_head(self._request.came_through, self._shared.gateway_id), body)
+        if len(body) > LARGE:
+            await asyncio.sleep(0)
         del body
         async with exchange as response:
             if exchange.retried:

@@ -1,6 +1,7 @@
 """Runs a gateway on its sockets until a signal ends it."""
 
 import asyncio
+import gc
 import logging
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -50,6 +51,8 @@ async def serve(settings: Settings, announce: Callable[[str], None] | None = Non
             on_cutoff=gateway.cut_off,
         )
         _log.info("serving %s; tiers %s; active backend %s", base_url, ", ".join(settings.tiers), settings.llm_backend)
+        gc.collect()
+        gc.freeze()  # what is there now stays: no collection need walk it again while requests wait
         if announce is not None:
             announce(base_url)
         async with _metrics_port(settings, gateway):

@@ -26,7 +26,7 @@ class Watch:
     """`with Watch(client, loop) as watch:` raises, out of whatever the body awaits, the error that `end` was given; `ClientLeft` when the
     client leaves. `asyncio.timeout` with more reasons than time."""
 
-    __slots__ = ("_client", "_error", "_loop", "_task")
+    __slots__ = ("_cancels", "_client", "_error", "_loop", "_task")
 
     def __init__(self, client: Leaver, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
@@ -38,6 +38,8 @@ class Watch:
         if self._client.gone:
             raise ClientLeft
         self._task = asyncio.current_task(self._loop)
+        assert self._task is not None
+        self._cancels = self._task.cancelling()
         self._client.on_leave = self._left
         return self
 
@@ -45,8 +47,8 @@ class Watch:
         self._client.on_leave = None
         if self._error is not None and kind is asyncio.CancelledError:
             assert self._task is not None
-            self._task.uncancel()
-            raise self._error from None
+            if self._task.uncancel() <= self._cancels:  # else somebody cancels from outside too, and comes first
+                raise self._error from None
 
     def end(self, error: GatewayError) -> None:
         """Raise `error` in the body, at its next await. Only the first call counts."""

@@ -83,7 +83,6 @@ BROKEN = [
     pytest.param("garbage", "protocol", id="8-garbage-for-a-status-line"),
     pytest.param("big_header", "protocol", id="9-header-of-a-megabyte"),
     pytest.param("many_headers", "protocol", id="9-twenty-thousand-headers"),
-    pytest.param("bomb", "content_encoding", id="20-gzip-bomb"),
     pytest.param("truncated", "truncated", id="18-shorter-than-its-length"),
 ]
 
@@ -107,6 +106,7 @@ WRONG = [
     pytest.param("redirect", id="11-redirect"),
     pytest.param("html", id="17-html"),
     pytest.param("invalid_json", id="19-invalid-json"),
+    pytest.param("bomb", id="20-gzip-bomb"),
 ]
 
 
@@ -294,7 +294,7 @@ async def test_lines_that_are_no_events_are_dropped_and_counted(gateway: Running
     reply = await gateway.ask({"stream": True})
     assert (reply.text, reply.error, reply.events[-1]) == (TEXT, None, "[DONE]")
     assert gateway.metric("gateway_upstream_errors_total", reason="malformed") >= len(WORDS)
-    print("DBG", gateway.metric("gateway_requests_total", outcome="ok"), gateway.exchanges(), gateway.live)
+    assert gateway.metric("gateway_requests_total", outcome="ok") == 1
     assert gateway.metric("gateway_requests_total", outcome="ok") == 1
     await check_as_before(gateway, backend, True)
 
@@ -342,6 +342,7 @@ async def test_ten_thousand_chunks_at_once_do_not_hold_up_others(backend: FaultB
             async with gateway.sent({"stream": stream}) as raw:
                 body = bytearray()  # not parsed meanwhile: that would hold up the pings too
                 while not (body.endswith(b"0\r\n\r\n") if stream else body.endswith(b"}")):
+                    assert not raw.reader.at_eof()
                     body += await raw.reader.read(2**18)
             pinging.cancel()
             await asyncio.gather(pinging, return_exceptions=True)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, InvalidImageUrl, InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
-from gateway.protocol import MAX_NESTING_MARKS, Chat, parse
+from gateway.protocol import MAX_NESTING_MARKS, Chat, check_size, parse
 
 MIB = 1024 * 1024
 USER: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
@@ -20,19 +20,23 @@ def request(**fields: Any) -> bytes:
 
 
 def chat(**fields: Any) -> Chat:
-    return parse(request(**fields), MIB)
+    return parse(request(**fields))
 
 
 def refused(body: bytes, max_text_body: int = MIB) -> GatewayError:
+    def take() -> Chat:
+        check_size(body, max_text_body)
+        return parse(body)
+
     with pytest.raises(GatewayError) as caught:
-        parse(body, max_text_body)
+        take()
     return caught.value
 
 
 def outcome(body: bytes) -> GatewayError | None:
     """None for what is taken; whatever is no `GatewayError` is a failure of the test."""
     try:
-        parse(body, MIB)
+        parse(body)
     except GatewayError as error:
         return error
     return None
@@ -245,12 +249,15 @@ def test_long_body_without_an_image_is_refused() -> None:
     error = refused(body, max_text_body=len(body) - 1)
     assert isinstance(error, RequestTooLarge)
     assert str(len(body) - 1) in error.message
-    assert parse(body, len(body)).messages[0].text
+    check_size(body, len(body))
+    assert parse(body).messages[0].text
 
 
 def test_long_body_with_an_image_is_taken() -> None:
     parts = [{"type": "image_url", "image_url": {"url": IMAGE + "A" * 2000}}]
-    assert parse(request(messages=[{"role": "user", "content": parts}]), 1000).has_images
+    body = request(messages=[{"role": "user", "content": parts}])
+    check_size(body, 1000)
+    assert parse(body).has_images
 
 
 def test_long_body_that_keeps_the_parser_busy_is_refused() -> None:

@@ -188,7 +188,7 @@ async def backend() -> AsyncIterator[FaultBackend]:
 
 
 def pool_for(
-    backend: FaultBackend, *, idle_seconds: float = 30, connect_timeout: float = 1, tls: ssl.SSLContext | None = None, **bounds: int
+    backend: FaultBackend, *, idle_seconds: float = 30, connect_timeout: float = 5, tls: ssl.SSLContext | None = None, **bounds: int
 ) -> Pool:
     return Pool(Origin(backend.host, backend.port, tls), connect_timeout=connect_timeout, idle_seconds=idle_seconds, bounds=Bounds(**bounds))
 

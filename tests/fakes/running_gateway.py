@@ -21,7 +21,7 @@ from tests.fakes.fault_backend import MODEL, FaultBackend
 PATIENCE = 5.0
 """Seconds until a condition that does not come true is a failure."""
 PROMPT = [{"role": "user", "content": "Hello?"}]
-TIMES = {"connect_timeout": 1, "first_token_timeout": 0.3, "idle_timeout": 0.3, "total_timeout": 1, "queue_timeout": 5, "probe_interval": 60}
+TIMES = {"connect_timeout": 5, "first_token_timeout": 0.5, "idle_timeout": 0.5, "total_timeout": 1, "queue_timeout": 5, "probe_interval": 60}
 """Short, so that each deadline can be waited for; seconds."""
 
 
