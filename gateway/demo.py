@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import uvloop
+from dotenv import dotenv_values
 
 from gateway import config, simulate
 from gateway.run import serve
@@ -53,9 +54,14 @@ async def _run() -> None:
             await serve(settings, lambda base_url: print(_welcome(base_url, settings, ollama, vllm), flush=True))
 
 
+def _variables() -> dict[str, str]:
+    """The environment over `.env`, as `serve` has them."""
+    return {name: value for name, value in dotenv_values(".env").items() if value} | dict(os.environ)
+
+
 def _environment(ollama: Found, vllm: Found, folder: Path) -> dict[str, str]:
     return {
-        **os.environ,
+        **_variables(),
         "OLLAMA_BASE_URL": ollama.base_url,
         "OLLAMA_MODEL": ollama.model,
         "VLLM_BASE_URL": vllm.base_url,
@@ -67,11 +73,13 @@ def _environment(ollama: Found, vllm: Found, folder: Path) -> dict[str, str]:
 async def _stand_in(stack: AsyncExitStack, kind: simulate.Kind) -> Found:
     model = STANDINS[kind]
     server = await stack.enter_async_context(simulate.running(simulate.Options(kind, (model,), tokens_per_second=STANDIN_TOKENS_PER_SECOND)))
-    return Found(server.base_url, model.name, "a stand-in, since none was found on this machine")
+    given = _variables().get(f"{kind.upper()}_BASE_URL")
+    why = f"none answers at {given}" if given else "none was found on this machine"
+    return Found(server.base_url, model.name, f"a stand-in, since {why}")
 
 
 async def _find_ollama() -> Found | None:
-    wanted = os.environ.get("OLLAMA_MODEL")
+    wanted = _variables().get("OLLAMA_MODEL")
     for url in _candidates("OLLAMA_BASE_URL", OLLAMA_URLS):
         listed = await _get(f"{url}/api/tags")
         names = [model["name"] for model in listed.get("models") or []] if listed else []
@@ -81,7 +89,7 @@ async def _find_ollama() -> Found | None:
 
 
 async def _find_vllm() -> Found | None:
-    wanted = os.environ.get("VLLM_MODEL")
+    wanted = _variables().get("VLLM_MODEL")
     for url in _candidates("VLLM_BASE_URL", VLLM_URLS):
         listed = await _get(f"{url}/v1/models")
         names = [model["id"] for model in listed.get("data") or [] if model.get("owned_by") == "vllm"] if listed else []
@@ -91,7 +99,7 @@ async def _find_vllm() -> Found | None:
 
 
 def _candidates(variable: str, usual: tuple[str, ...]) -> tuple[str, ...]:
-    given = os.environ.get(variable)
+    given = _variables().get(variable)
     return (config.normalise_base_url(given),) if given else usual
 
 

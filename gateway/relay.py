@@ -12,6 +12,7 @@ from gateway.admission import Lane, Ticket
 from gateway.backends.backend import Backend, Server
 from gateway.backends.base import MAX_ANSWER, MAX_REFUSAL, Reading
 from gateway.config import Limits, Settings
+from gateway.connection import Connection, WireError
 from gateway.errors import ClientLeft, GatewayError, UpstreamError, UpstreamTimeout
 from gateway.metering import CHAT, Exchange, Meter
 from gateway.metrics import Metrics, RouteMetrics
@@ -19,7 +20,6 @@ from gateway.protocol import Chat
 from gateway.routing import Route
 from gateway.views import Answer, Delta, StreamView, assemble, render_answer
 from gateway.watch import Sweep, Watch
-from gateway.wire import Connection, WireError
 
 MAX_ATTEMPTS = 2
 """Servers tried for one request; each try may cost a GPU's time."""
@@ -183,13 +183,11 @@ class Relay:
         dialect = self._backend.dialect
         streams = self._view is not None or dialect.streams_only
         body = dialect.render(self._chat, self._request.route.model)
-        exchange = server.pool.exchange(server.chat_head(self._request.came_through, self._shared.gateway_id), body)
+        exchange = server.pool.exchange(server.chat_head(self._request.came_through, self._shared.gateway_id), body, self._count_stale)
         if len(body) > LARGE:
             await asyncio.sleep(0)
         del body
         async with exchange as response:
-            if exchange.retried:
-                self._shared.metrics.retries.labels(self._backend.name, "stale").inc()
             if response.status != 200:
                 raise dialect.refusal(response.status, await response.read(MAX_REFUSAL))
             _check_headers(response, dialect.stream_type if streams else b"application/json")
@@ -198,6 +196,10 @@ class Relay:
                 self._answer(answer)
                 return
             await self._pump(response, dialect.reading())
+
+    def _count_stale(self) -> None:
+        self._meter.attempts += 1
+        self._shared.metrics.retries.labels(self._backend.name, "stale").inc()
 
     async def _pump(self, response: Connection, reading: Reading) -> None:
         meter, view, write = self._meter, self._view, self._client.write

@@ -38,10 +38,10 @@ async def serve(settings: Settings, announce: Callable[[str], None] | None = Non
     listener = listen(settings.host, settings.port)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     base_url = f"http://{host}:{listener.getsockname()[1]}"
-    for line in (*settings.sources, *settings.warnings):
+    for line in settings.sources:
         _log.info("%s", line)
-    if not settings.api_keys:
-        _log.warning("no GATEWAY_API_KEYS: whoever reaches %s may use it", base_url)
+    for line in settings.warnings:
+        _log.warning("%s", line)
     async with Gateway(settings, ExchangeLog(as_json)) as gateway:
         server = Server(
             _config(gateway),
@@ -57,7 +57,7 @@ async def serve(settings: Settings, announce: Callable[[str], None] | None = Non
             announce(base_url)
         async with _metrics_port(settings, gateway):
             await server.serve(sockets=[listener])
-        _log.info("stopped")
+    _log.info("stopped")
 
 
 class _Beside(Server):

@@ -22,6 +22,7 @@ ELSEWHERE = {
     "__main__.py": "test_cli.py",
     "app.py": "test_api.py",
     "run.py": "test_cli.py",
+    "connection.py": "test_wire.py",
     "cycle.py": "test_front.py",
     "drain.py": "test_front.py",
     "framing.py": "test_front.py",

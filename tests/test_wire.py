@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gateway.wire import READ_BYTES, Bounds, Connection, Origin, Pool, WireError
+from gateway.connection import READ_BYTES, Bounds, Connection, WireError
+from gateway.wire import Origin, Pool
 from tests.fakes.fault_backend import TEXT, FaultBackend
 from tests.fakes.running_gateway import until
 
@@ -243,14 +244,38 @@ async def test_idle_connection_that_the_server_closes_is_forgotten(backend: Faul
     assert len(backend.peers) == 2
 
 
+async def test_byte_that_the_busy_loop_has_not_read_yet_never_reaches_the_next_request() -> None:
+    """The loop gets no turn between the stray bytes and the next request."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        pool = Pool(Origin("127.0.0.1", listener.getsockname()[1]), connect_timeout=1, idle_seconds=5)
+
+        async def answer() -> socket.socket:
+            peer, _ = await loop.sock_accept(listener)
+            await loop.sock_recv(peer, 65536)
+            await loop.sock_sendall(peer, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            return peer
+
+        answering = asyncio.create_task(answer())
+        assert await ask(pool) == b"ok"
+        with await answering as peer:
+            kept = pool.take()
+            assert kept is not None
+            pool.keep(kept)
+            peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno")
+            assert pool.take() is None
+        pool.close()
+
+
 @pytest.mark.parametrize("mode", ["close", "rst"])
 async def test_stale_connection_is_replaced_once(backend: FaultBackend, pool: Pool, mode: str) -> None:
     await ask(pool)
     backend.script.append(mode)
-    exchange = pool.exchange(head(pool), REQUEST)
-    async with exchange as response:
+    stale: list[None] = []
+    async with pool.exchange(head(pool), REQUEST, lambda: stale.append(None)) as response:
         assert TEXT.encode() in await response.read(LIMIT)
-    assert exchange.retried
+    assert len(stale) == 1
     assert len(backend.requests) == 3
     backend.script.extend([mode, mode, mode])
     with pytest.raises(WireError) as raised:

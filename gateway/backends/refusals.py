@@ -15,6 +15,7 @@ from gateway.errors import (
     InvalidRequest,
     LoopDetected,
     ModelNotFound,
+    RequestTooLarge,
     UnsupportedParameter,
     UpstreamError,
 )
@@ -59,7 +60,9 @@ def refusal(status: int, body: bytes) -> GatewayError:
         fault = _client_fault(message)
         if fault is not None:
             return fault
-    if status in (400, 413, 422):
+    if status == 413:
+        return RequestTooLarge("The request is too large for the model backend.")
+    if status in (400, 422):
         return InvalidRequest("The model backend refused the request as invalid.")
     if status == 404:
         return ModelNotFound("The model behind this name is not present on its backend.", param="model")
