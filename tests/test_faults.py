@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from gateway import wire
+from gateway import connection
 from tests.fakes.fault_backend import CANARY, ODD_TEXT, TEXT, TINY_CHUNKS, WORDS, FaultBackend, Kind
 from tests.fakes.running_gateway import PROMPT, TIMES, Reply, Running, running, settings_for, until
 
@@ -325,7 +325,7 @@ async def test_answer_ends_with_the_backends_end_though_the_body_stays_open(gate
     assert now() - begun <= LIMIT_TOLERANCE
     assert (reply.text, reply.error, reply.events[-1]) == (TEXT, None, "[DONE]")
     assert gateway.running == 0
-    await until(lambda: not backend.open_peers, patience=wire.DRAIN_SECONDS + CLOSED_WITHIN)
+    await until(lambda: not backend.open_peers, patience=connection.DRAIN_SECONDS + CLOSED_WITHIN)
     await check_as_before(gateway, backend, True)
 
 
@@ -375,7 +375,7 @@ async def test_answer_before_the_end_of_the_request_is_mapped_at_once(gateway: R
     begun = now()
     reply = await gateway.ask({"stream": stream, "messages": [{"role": "user", "content": content}]})
     assert now() - begun <= 2
-    assert (reply.status, reply.error and reply.error["type"]) == (400, "invalid_request_error")
+    assert (reply.status, reply.error and reply.error["type"]) == (413 if mode == "early_413" else 400, "invalid_request_error")
     check_neutral(reply, backend)
     assert len(backend.requests[0]) < len(picture)
     await until(lambda: not backend.open_peers)

@@ -12,7 +12,7 @@ DIALECT = Vllm()
 
 def rendered(**fields: Any) -> dict[str, Any]:
     body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": "Hello"}]} | fields).encode()
-    sent: dict[str, Any] = json.loads(DIALECT.render(parse(body, 10**6), "Qwen/Qwen3-VL-8B-Instruct"))
+    sent: dict[str, Any] = json.loads(DIALECT.render(parse(body), "Qwen/Qwen3-VL-8B-Instruct"))
     return sent
 
 
