@@ -134,7 +134,7 @@ class ChatEndpoint:
                 reason=None,
                 outcome=error.outcome,
                 phase="queued",
-                duration=seconds,
+                duration=round(seconds, 6),
                 queue_wait=None,
                 upstream=0.0,
                 time_to_first_token=None,

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.protocol import Chat
+from gateway.protocol import NOT_SERVED, Chat
 
 CHAT_PATH = "/v1/chat/completions"
 
@@ -94,10 +94,13 @@ def _operation(path: str, method: str, operation: dict[str, Any], document: dict
 def _fields(schema: dict[str, Any]) -> str:
     required = set(schema.get("required", ()))
     rows = [
-        f"<tr><td><code>{escape(name)}</code><td>{escape(_type(field))}<td>{'required' if name in required else ''}"
-        for name, field in schema["properties"].items()
+        f"<tr><td><code>{escape(name)}</code><td>{escape(_type(field))}<td>{_remark(name, required)}" for name, field in schema["properties"].items()
     ]
     return f"<table><tr><th>Field<th>Type<th>{''.join(rows)}</table>"
+
+
+def _remark(name: str, required: set[str]) -> str:
+    return "required" if name in required else "not served yet" if name in NOT_SERVED else ""
 
 
 def _type(field: dict[str, Any]) -> str:

@@ -159,6 +159,10 @@ def _explain(text: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid value for '{param}'. {reason.replace('`', '')}.", param=param)
 
 
+NOT_SERVED = frozenset({"tools", "functions", "tool_choice", "response_format", "logprobs", "audio"})
+"""Fields that are read only to be refused."""
+
+
 def _check_served(chat: Chat) -> None:
     refused: str | None = None
     if chat.n is not None and chat.n > 1:

@@ -378,14 +378,18 @@ class Relay:
                 reason=error.reason if isinstance(error, UpstreamError) else None,
                 outcome="ok" if error is None else error.outcome,
                 phase=meter.phase,
-                duration=now - meter.arrived,
-                queue_wait=meter.queue_wait,
-                upstream=meter.upstream_seconds,
-                time_to_first_token=meter.time_to_first_token,
+                duration=round(now - meter.arrived, 6),
+                queue_wait=_microseconds(meter.queue_wait),
+                upstream=round(meter.upstream_seconds, 6),
+                time_to_first_token=_microseconds(meter.time_to_first_token),
                 usage=meter.usage,
                 attempts=meter.attempts,
             )
         )
+
+
+def _microseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
 
 
 def _check_headers(response: Connection, media_type: bytes) -> None:
