@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
-from gateway.errors import BackendUnavailable, QueueFull, QueueTimeout
+from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
 
 Lane = Literal["text", "vision"]
 
@@ -118,7 +118,7 @@ class Admission:
         """Admit `ticket` or put it in line; True when it was admitted.
 
         Raises:
-            BackendUnavailable: no server has the model.
+            ModelNotFound: no server has the model.
             QueueFull: `max_queue` requests wait already.
         """
         line = self._lines[ticket.lane]
@@ -127,7 +127,7 @@ class Admission:
             self._start(ticket, station)
             return True
         if not any(station.serves(ticket.model) for station in self._stations):
-            raise BackendUnavailable("No server of the backend has this model.", retry_after=RETRY_SECONDS_UNKNOWN)
+            raise ModelNotFound("The model behind this name is not present on its backend.", param="model")
         if len(line.waiting) >= line.limits.max_queue:
             raise QueueFull("The gateway's queue for this backend is full. Try again later.", retry_after=self.retry_after(ticket.lane))
         line.waiting[ticket] = None
@@ -147,7 +147,8 @@ class Admission:
     def leave(self, ticket: "Ticket") -> None:
         """The request is over, or has left the line."""
         if ticket.station is not None:
-            self._lines[ticket.lane].service_seconds.append(self._clock() - ticket.started)
+            if ticket.is_served:
+                self._lines[ticket.lane].service_seconds.append(self._clock() - ticket.started)
             self._stop(ticket)
             self._assign()
         else:
@@ -197,10 +198,10 @@ class Ticket:
     """One request's place: waits for a slot on entering, gives it back on leaving, however that comes about.
 
     Raises, on entering:
-        QueueFull, QueueTimeout, BackendUnavailable
+        QueueFull, QueueTimeout, ModelNotFound
     """
 
-    __slots__ = ("_admission", "_waiter", "arrival", "lane", "model", "started", "station")
+    __slots__ = ("_admission", "_waiter", "arrival", "is_served", "lane", "model", "started", "station")
 
     def __init__(self, admission: Admission, model: str, lane: Lane, arrival: int) -> None:
         self._admission = admission
@@ -210,6 +211,8 @@ class Ticket:
         self.arrival = arrival
         self.station: Station | None = None
         self.started = 0.0
+        self.is_served = False
+        """The answer came whole: only then does its time tell how long service takes."""
 
     async def __aenter__(self) -> Self:
         if not self._admission.enter(self):

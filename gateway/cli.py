@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from gateway import __version__, config, demo, simulate
-from gateway.run import run
+from gateway.run import CannotListen, run
 
 EXIT_SETTINGS = 2
 
@@ -39,8 +39,8 @@ def serve(config_file: ConfigFile = None) -> None:
     settings = _load(config_file)
     try:
         run(settings)
-    except OSError as error:
-        _stop_with([f"GATEWAY_PORT: cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"])
+    except CannotListen as error:
+        _stop_with([str(error)])
 
 
 @app.command("demo")
@@ -50,8 +50,8 @@ def demo_command() -> None:
         demo.run()
     except config.ConfigError as error:
         _stop_with(error.lines)
-    except OSError as error:
-        _stop_with([f"GATEWAY_PORT: cannot listen there: {error.strerror or error}"])
+    except CannotListen as error:
+        _stop_with([str(error)])
 
 
 @app.command("simulate")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -304,5 +305,5 @@ class Cycle:
 def error_answer(status: int, code: str | None, message: str, kind: str = INVALID_REQUEST) -> bytes:
     """A whole answer in OpenAI's error shape, after which the connection closes."""
     body = envelope(message, kind, None, code)
-    head = b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % (_STATUS_LINES[status], len(body))
-    return head + body
+    lines = b"content-type: application/json\r\nx-request-id: req-%024x\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    return _STATUS_LINES[status] + lines % (random.getrandbits(96), len(body)) + body

@@ -38,7 +38,7 @@ def run() -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        OSError: the address cannot be listened on.
+        CannotListen: the address is taken.
         ConfigError: the environment has wrong settings.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -12,6 +12,9 @@ from gateway.backends.backend import VIA, Backend, Server
 from gateway.config import Settings
 
 PROBE_SECONDS = 2.0
+MAX_PROBE = 1024 * 1024  # bytes
+READY_SECONDS = 2.5
+"""How long a server that does not answer keeps the gateway from being ready; it is asked on all the same."""
 FIRST_ATTEMPTS = 3
 FIRST_WAIT = 0.3
 FAILURES_TO_DOWN = 2
@@ -20,6 +23,10 @@ MAX_LISTED = 8
 Finding = Literal["up", "unreachable", "refused_key", "itself", "no_models"]
 
 _log = logging.getLogger("gateway.health")
+
+
+class ProbeFailed(Exception):
+    """No whole answer in time."""
 
 
 class Health:
@@ -55,19 +62,24 @@ class Health:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _ask_all(self, pairs: list[tuple[Backend, Server]]) -> None:
+        reports = [asyncio.create_task(self._first_report(*pair)) for pair in pairs]
         try:
-            await asyncio.gather(*(self._first_report(*pair) for pair in pairs))
-        finally:
+            if reports:
+                await asyncio.wait(reports, timeout=READY_SECONDS)
             self._first.set()
+            await asyncio.gather(*reports)
+        finally:
+            for report in reports:
+                report.cancel()
 
     async def _first_report(self, backend: Backend, server: Server) -> None:
         again = AsyncRetrying(
-            stop=stop_after_attempt(FIRST_ATTEMPTS), wait=wait_fixed(FIRST_WAIT), retry=retry_if_exception_type(httpx2.RequestError), reraise=True
+            stop=stop_after_attempt(FIRST_ATTEMPTS), wait=wait_fixed(FIRST_WAIT), retry=retry_if_exception_type(ProbeFailed), reraise=True
         )
         finding: Finding
         try:
             finding = await again(self._ask, backend, server)
-        except httpx2.RequestError:
+        except ProbeFailed:
             finding = "unreachable"
             server.up = False
         self._report(backend, server, finding)
@@ -80,7 +92,7 @@ class Health:
             was_up = server.up
             try:
                 finding = await self._ask(backend, server)
-            except httpx2.RequestError:
+            except ProbeFailed:
                 finding = "unreachable"
             failures = 0 if finding == "up" else failures + 1
             if failures >= FAILURES_TO_DOWN:
@@ -94,15 +106,22 @@ class Health:
         origin = server.pool.origin
         url = f"{'https' if origin.tls else 'http'}://{origin.authority}{origin.prefix}{backend.dialect.models_path}"
         headers = [*backend.headers(), (VIA.decode(), self._gateway_id.decode())]
-        async with httpx2.AsyncClient(trust_env=False, verify=origin.tls or False, timeout=PROBE_SECONDS) as client:
-            answer = await client.get(url, headers=headers)
+        try:
+            async with (
+                asyncio.timeout(PROBE_SECONDS),
+                httpx2.AsyncClient(trust_env=False, verify=origin.tls or False, timeout=None) as client,
+                client.stream("GET", url, headers=[*headers, ("Accept-Encoding", "identity")]) as answer,
+            ):
+                content = await _read(answer)
+        except (httpx2.HTTPError, TimeoutError) as error:
+            raise ProbeFailed from error
         if answer.status_code == 508:
             return "itself"
         if answer.status_code in (401, 403):
             return "refused_key"
         if answer.status_code != 200:
             return "unreachable" if answer.status_code >= 500 else "no_models"
-        models = backend.dialect.models(answer.content)
+        models = backend.dialect.models(content)
         if models is None:
             return "no_models"
         before = server.discovered
@@ -141,7 +160,19 @@ class Health:
                 )
 
 
+async def _read(answer: httpx2.Response) -> bytes:
+    """The body as it was sent; what is longer than `MAX_PROBE` is no list of models."""
+    content = b""
+    async for piece in answer.aiter_raw():
+        content += piece
+        if len(content) > MAX_PROBE:
+            return b""
+    return content
+
+
 def _listed(names: list[str]) -> str:
+    """For the log: a server could put line ends into its names."""
     if not names:
         return "none"
+    names = [name if name.isprintable() else ascii(name) for name in names]
     return ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")

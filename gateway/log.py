@@ -1,16 +1,23 @@
 """Logs on standard error: one line for each exchange, and plain sentences for the operator. No prompt, completion or key is ever given to it."""
 
 import logging
-import sys
+import queue
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import msgspec
 import orjson
 
 from gateway.metering import Exchange
+
+MAX_PENDING = 1000
+"""Writes that may wait for a log that is not read."""
+
+CLOSE_SECONDS = 1.0
 
 _encode = msgspec.json.encode
 
@@ -55,9 +62,52 @@ def _timestamp(seconds: float) -> str:
     return f"{_second(int(seconds))}.{int(seconds * 1000) % 1000:03d}Z"
 
 
-def configure(as_json: bool) -> None:
-    """Send the logs of the gateway, and warnings of the libraries, to standard error."""
-    handler = logging.StreamHandler()
+class Writable(Protocol):
+    """Where lines go."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+class Sink:
+    """Writes from a thread of its own: a reader that stalls, or a full disk, stops nobody. What finds no place in its queue is lost."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._pending: queue.Queue[bytes | None] = queue.Queue(MAX_PENDING)
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def write(self, data: bytes, /) -> None:
+        with suppress(queue.Full):
+            self._pending.put_nowait(data)
+
+    def close(self) -> None:
+        """Write what is pending, for a second at most."""
+        with suppress(queue.Full):
+            self._pending.put(None, timeout=CLOSE_SECONDS)
+            self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while (data := self._pending.get()) is not None:
+            with suppress(OSError, ValueError):  # closed, or full: the next line may fit again
+                self._out.write(data)
+                self._out.flush()
+
+
+class SinkHandler(logging.Handler):
+    """Hands log records to where lines go."""
+
+    def __init__(self, out: Writable) -> None:
+        super().__init__()
+        self._out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._out.write((self.format(record) + "\n").encode())
+
+
+def configure(as_json: bool, out: Writable) -> None:
+    """Send the logs of the gateway, and warnings of the libraries, to `out`."""
+    handler = SinkHandler(out)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -68,15 +118,14 @@ def configure(as_json: bool) -> None:
 class ExchangeLog:
     """Writes one line for each exchange."""
 
-    def __init__(self, as_json: bool, out: BinaryIO | None = None) -> None:
+    def __init__(self, as_json: bool, out: Writable) -> None:
         self._line = _json_line if as_json else _text_line
-        self._out = out or sys.stderr.buffer
+        self._out = out
 
     def write(self, exchanges: Sequence[Exchange]) -> None:
         """Write the lines of `exchanges` together: one system call for many."""
         if exchanges:
             self._out.write(b"".join([self._line(exchange) for exchange in exchanges]))
-            self._out.flush()
 
 
 def _json_line(exchange: Exchange) -> bytes:
@@ -84,8 +133,12 @@ def _json_line(exchange: Exchange) -> bytes:
 
 
 def _text_line(exchange: Exchange) -> bytes:
+    level = "info" if exchange.status < 500 else "warning"
     tokens = f", {exchange.usage.prompt_tokens}+{exchange.usage.completion_tokens} tokens" if exchange.usage else ""
-    where = f"{exchange.tier} on {exchange.backend}"
     code = f" {exchange.code}" if exchange.code else ""
-    text = f"{time.strftime('%H:%M:%S')} info    {exchange.status}{code} {where}, {exchange.duration:.3f} s{tokens} [{exchange.request_id}]\n"
-    return text.encode()
+    detail = exchange.reason or (exchange.phase if exchange.outcome == "cancelled" else "")
+    why = f" ({detail})" if detail else ""
+    return (
+        f"{time.strftime('%H:%M:%S')} {level:7} {exchange.status}{code}{why} {exchange.tier} on {exchange.backend}, "
+        f"{exchange.duration:.3f} s{tokens} [{exchange.request_id}]\n"
+    ).encode()

@@ -73,7 +73,7 @@ class Chat(Struct, frozen=True, kw_only=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
+    stop: Annotated[str, Meta(min_length=1)] | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=4)] | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     tools: Any = None
     functions: Any = None

@@ -24,6 +24,12 @@ from gateway.watch import Sweep, Watch
 MAX_ATTEMPTS = 2
 """Servers tried for one request; each try may cost a GPU's time."""
 
+SHORT_ANSWER = 1024
+"""Tokens. A plain answer that may be longer is asked for as a stream and put together: a backend at work on it can then be told from one that
+hangs. A shorter one stays plain, which is cheaper, and has to come within `first_token_timeout`."""
+
+JSON = b"application/json"
+
 LARGE = 256 * 1024
 """Bytes of a body from which on the steps of its treatment let others run in between."""
 
@@ -52,14 +58,12 @@ class Client(Protocol):
 class Destination:
     """What all exchanges of one tier on one backend share, looked up once."""
 
-    __slots__ = ("backend", "header_lines", "limits", "metrics", "shows_pieces")
+    __slots__ = ("backend", "header_lines", "limits", "metrics")
 
     def __init__(self, route: Route, backend: Backend, limits: Limits, metrics: RouteMetrics) -> None:
         self.backend = backend
         self.limits = limits
         self.metrics = metrics
-        self.shows_pieces = backend.dialect.streams_only
-        """Even a plain answer is seen as it comes."""
         names = (route.tier.encode(), route.backend.encode(), route.model.encode())  # printable ASCII: gateway.config sees to it
         self.header_lines = b"x-gateway-tier: %b\r\nx-gateway-backend: %b\r\nx-gateway-model: %b\r\n" % names
 
@@ -169,6 +173,7 @@ class Relay:
             self.look_at = 0.0
             try:
                 await self._exchange(server)
+                ticket.is_served = True
                 return
             except WireError as fault:
                 error = _upstream_error(fault)
@@ -181,8 +186,9 @@ class Relay:
 
     async def _exchange(self, server: Server) -> None:
         dialect = self._backend.dialect
-        streams = self._view is not None or dialect.streams_only
-        body = dialect.render(self._chat, self._request.route.model)
+        limit = self._chat.token_limit
+        streams = self._view is not None or dialect.streams_only or limit is None or limit > SHORT_ANSWER
+        body = dialect.render(self._chat, self._request.route.model, streams)
         exchange = server.pool.exchange(server.chat_head(self._request.came_through, self._shared.gateway_id), body, self._count_stale)
         if len(body) > LARGE:
             await asyncio.sleep(0)
@@ -190,7 +196,7 @@ class Relay:
         async with exchange as response:
             if response.status != 200:
                 raise dialect.refusal(response.status, await response.read(MAX_REFUSAL))
-            _check_headers(response, dialect.stream_type if streams else b"application/json")
+            streams = _check_headers(response, dialect.stream_type if streams else JSON, self._view is None and not dialect.streams_only)
             if not streams:
                 answer = dialect.parse_answer(await response.read(MAX_ANSWER))
                 self._answer(answer)
@@ -332,7 +338,7 @@ class Relay:
         if meter.sent is None:
             return math.inf, ""
         ends = meter.sent + limits.total_timeout, "no end"
-        if self._client.paused or (self._view is None and not self._destination.shows_pieces):
+        if self._client.paused:
             return ends
         if meter.first_piece is None:
             return min(ends, (meter.last_piece + limits.first_token_timeout, "no first piece"))
@@ -392,12 +398,17 @@ def _microseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 6)
 
 
-def _check_headers(response: Connection, media_type: bytes) -> None:
+def _check_headers(response: Connection, media_type: bytes, takes_plain: bool) -> bool:
+    """Whether the answer is a stream. A server may answer a wish for a stream plainly, which does for who `takes_plain`."""
     fields = response.fields
-    if not fields.get(b"content-type", media_type).lower().startswith(media_type):
-        raise UpstreamError("content_type", "The model backend returned an invalid response.")
     if fields.get(b"content-encoding", b"identity").lower() != b"identity":
         raise UpstreamError("content_encoding", "The model backend returned an invalid response.")
+    found = fields.get(b"content-type", media_type).lower()
+    if found.startswith(media_type):
+        return media_type != JSON
+    if takes_plain and found.startswith(JSON):
+        return False
+    raise UpstreamError("content_type", "The model backend returned an invalid response.")
 
 
 def _upstream_error(fault: WireError) -> UpstreamError:

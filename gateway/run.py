@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -14,7 +15,7 @@ from gateway.app import Gateway
 from gateway.config import Settings
 from gateway.drain import Server, listen
 from gateway.front import Bounds, door
-from gateway.log import ExchangeLog, configure
+from gateway.log import ExchangeLog, Sink, configure
 
 METRICS_DRAIN_SECONDS = 1.0
 
@@ -25,7 +26,7 @@ def run(settings: Settings, announce: Callable[[str], None] | None = None) -> No
     """Serve until SIGTERM or SIGINT; `announce` is told the base URL once the door is open.
 
     Raises:
-        OSError: the address cannot be listened on.
+        CannotListen: an address is taken, or no address.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, announce))
@@ -34,30 +35,53 @@ def run(settings: Settings, announce: Callable[[str], None] | None = None) -> No
 async def serve(settings: Settings, announce: Callable[[str], None] | None = None) -> None:
     """As `run`, in the loop that runs."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
-    configure(as_json)
-    listener = listen(settings.host, settings.port)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    base_url = f"http://{host}:{listener.getsockname()[1]}"
-    for line in settings.sources:
-        _log.info("%s", line)
-    for line in settings.warnings:
-        _log.warning("%s", line)
-    async with Gateway(settings, ExchangeLog(as_json)) as gateway:
-        server = Server(
-            _config(gateway),
-            drain_delay=settings.drain_delay,
-            drain_timeout=settings.drain_timeout,
-            on_drain=gateway.begin_drain,
-            on_cutoff=gateway.cut_off,
-        )
-        _log.info("serving %s; tiers %s; active backend %s", base_url, ", ".join(settings.tiers), settings.llm_backend)
-        gc.collect()
-        gc.freeze()  # what is there now stays: no collection need walk it again while requests wait
-        if announce is not None:
-            announce(base_url)
-        async with _metrics_port(settings, gateway):
-            await server.serve(sockets=[listener])
-    _log.info("stopped")
+    listener = _listen("GATEWAY_PORT", settings.host, settings.port)
+    beside = None if settings.metrics_port is None else _listen("GATEWAY_METRICS_PORT", settings.host, settings.metrics_port)
+    sink = Sink(sys.stderr.buffer)
+    try:
+        configure(as_json, sink)
+        for line in settings.sources:
+            _log.info("%s", line)
+        for line in settings.warnings:
+            _log.warning("%s", line)
+        async with Gateway(settings, ExchangeLog(as_json, sink)) as gateway, _metrics_port(gateway, beside):
+            await _serve(settings, gateway, listener, announce)
+        _log.info("stopped")
+    finally:
+        sink.close()
+
+
+async def _serve(settings: Settings, gateway: Gateway, listener: socket.socket, announce: Callable[[str], None] | None) -> None:
+    base_url = _url(settings.host, listener)
+    server = Server(
+        _config(gateway),
+        drain_delay=settings.drain_delay,
+        drain_timeout=settings.drain_timeout,
+        on_drain=gateway.begin_drain,
+        on_cutoff=gateway.cut_off,
+    )
+    _log.info("serving %s; tiers %s; active backend %s", base_url, ", ".join(settings.tiers), settings.llm_backend)
+    gc.collect()
+    gc.freeze()  # what is there now stays: no collection need walk it again while requests wait
+    if announce is not None:
+        announce(base_url)
+    await server.serve(sockets=[listener])
+
+
+class CannotListen(Exception):
+    """An address that cannot be had; the text says which variable names it."""
+
+
+def _listen(variable: str, host: str, port: int) -> socket.socket:
+    try:
+        return listen(host, port)
+    except OSError as error:
+        name = "GATEWAY_HOST" if isinstance(error, socket.gaierror) else variable
+        raise CannotListen(f"{name}: cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
 class _Beside(Server):
@@ -69,12 +93,12 @@ class _Beside(Server):
 
 
 @asynccontextmanager
-async def _metrics_port(settings: Settings, gateway: Gateway) -> AsyncGenerator[None, None]:
+async def _metrics_port(gateway: Gateway, listener: socket.socket | None) -> AsyncGenerator[None, None]:
     """The second port, where `GATEWAY_METRICS_PORT` asks for one; it serves until the main one has drained."""
-    if settings.metrics_port is None:
+    if listener is None:
         yield
         return
-    listener = listen(settings.host, settings.metrics_port)
+    _log.info("metrics at http://%s:%d/metrics, unguarded", *listener.getsockname()[:2])
     server = _Beside(_config(gateway.metrics_port_app), drain_timeout=METRICS_DRAIN_SECONDS)
     async with asyncio.TaskGroup() as group:
         group.create_task(server.serve(sockets=[listener]))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.admission import Admission, Lane, LaneLimits, Station, Ticket
-from gateway.errors import BackendUnavailable, GatewayError, QueueFull, QueueTimeout
+from gateway.errors import GatewayError, ModelNotFound, QueueFull, QueueTimeout
 
 FOREVER = 1e6
 
@@ -126,9 +126,9 @@ async def test_full_queue_refuses_one_more_and_only_in_its_lane() -> None:
 
 
 async def test_model_that_no_server_has_is_refused_at_once() -> None:
-    with pytest.raises(BackendUnavailable) as caught:
+    with pytest.raises(ModelNotFound) as caught:
         await admission(Server("m")).ticket("other", "text").__aenter__()
-    assert caught.value.retry_after
+    assert caught.value.param == "model"
 
 
 async def test_slot_is_given_back_when_the_request_fails() -> None:
@@ -269,8 +269,11 @@ async def test_retry_after_follows_the_line_and_the_service_time(seconds: float,
     clock = Clock()
     line = admission(Server("m"), slots=slots, clock=clock)
     for duration in (seconds, seconds, seconds * 50):  # a median, not a mean
-        async with line.ticket("m", "text"):
+        async with line.ticket("m", "text") as ticket:
             clock.now += duration
+            ticket.is_served = True
+    async with line.ticket("m", "text"):  # one that left early tells nothing of how long service takes
+        clock.now += seconds / 1000
     running = [await line.ticket("m", "text").__aenter__() for _ in range(slots)]
     tasks = [asyncio.create_task(line.ticket("m", "text").__aenter__()) for _ in range(waiting)]
     await asyncio.sleep(0)
@@ -367,7 +370,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         if fits:
             assert client.started
         elif not is_served:
-            assert client.endings == ["backend_unavailable"]
+            assert client.endings == ["model_not_found"]
         elif waited >= MAX_QUEUE:
             assert client.endings == ["queue_full"]
         else:

@@ -153,7 +153,7 @@ async def test_unknown_parameters_are_ignored_and_not_sent_on() -> None:
         reply = await post(gateway, {"user": "u", "logit_bias": {"1": 2}, "prompt_logprobs": 1, "x": {"y": []}, "metadata": {}, "store": True})
         assert reply.status == 200
         sent = json.loads(backend.requests[0].partition(b"\r\n\r\n")[2])
-        assert set(sent) == {"model", "messages"}
+        assert set(sent) == {"model", "messages", "stream", "stream_options"}
 
 
 # Names

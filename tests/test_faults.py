@@ -71,8 +71,8 @@ def check_neutral(reply: Reply, backend: FaultBackend) -> None:
 
 
 def deadline(backend: FaultBackend, stream: bool, phase: str) -> float:
-    """Seconds until a silent backend is given up; of a plain answer that comes whole only the end is waited for."""
-    return TIMES[phase] if stream or backend.kind == "ollama" else TIMES["total_timeout"]
+    """Seconds until a silent backend is given up; a short plain answer of a vLLM has to come whole within the time for a first piece."""
+    return TIMES[phase] if stream or backend.kind == "ollama" else TIMES["first_token_timeout"]
 
 
 # Before the first byte

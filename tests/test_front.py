@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import struct
@@ -239,6 +240,7 @@ def assert_refused(data: bytes, status: int, code: str) -> None:
     head, _, body = data.partition(b"\r\n\r\n")
     got, headers = parse_head(head)
     assert got == status
+    assert re.fullmatch(r"req-[0-9a-f]{24}", headers.pop("x-request-id"))
     assert headers == {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
     error = json.loads(body)["error"]
     assert error.pop("message")

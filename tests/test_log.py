@@ -3,14 +3,18 @@
 import io
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from gateway.log import ExchangeLog, JsonFormatter, TextFormatter, configure
+from gateway.log import MAX_PENDING, ExchangeLog, JsonFormatter, Sink, TextFormatter, configure
 from gateway.views import Usage
 from tests.fakes.fault_backend import FaultBackend
 from tests.fakes.running_gateway import running, settings_for, until
@@ -103,13 +107,41 @@ def _restored() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_restored")
-def test_sentences_of_the_gateway_and_warnings_of_libraries_are_logged(capsys: pytest.CaptureFixture[str]) -> None:
-    configure(as_json=True)
+def test_sentences_of_the_gateway_and_warnings_of_libraries_are_logged() -> None:
+    out = BytesIO()
+    configure(as_json=True, out=out)
     logging.getLogger("gateway.x").info("ours")
     logging.getLogger("httpx2").info("theirs")
     logging.getLogger("httpx2").warning("warned")
-    events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    events = [json.loads(line)["event"] for line in out.getvalue().splitlines()]
     assert events == ["ours", "warned"]
+
+
+def test_log_that_nobody_reads_stops_nobody() -> None:
+    """A pipe that is full blocks its writer: that is the sink's thread, and what comes then is lost, not waited for."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb"), os.fdopen(writer, "wb", buffering=0) as out:
+        sink = Sink(out)
+        for _ in range(2 * MAX_PENDING):
+            sink.write(b"x" * 1000)
+
+
+def test_log_that_cannot_be_written_stops_nobody() -> None:
+    with Path("/dev/full").open("wb") as out:
+        sink = Sink(out)
+        sink.write(b"lost\n")
+        sink.close()
+        with suppress(OSError):
+            out.close()
+
+
+def test_lines_are_written_before_the_sink_is_closed() -> None:
+    out = BytesIO()
+    sink = Sink(out)
+    sink.write(b"first\n")
+    sink.write(b"last\n")
+    sink.close()
+    assert out.getvalue() == b"first\nlast\n"
 
 
 # The whole gateway

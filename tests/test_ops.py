@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from io import BytesIO
 from typing import Any
 
 import httpx2
@@ -135,7 +136,7 @@ async def test_gateway_that_drains_is_not_ready_but_serves() -> None:
 
 
 async def test_gateway_that_starts_is_not_ready() -> None:
-    gateway = Gateway(config.build(document()), ExchangeLog(True))
+    gateway = Gateway(config.build(document()), ExchangeLog(True, BytesIO()))
     status, body = gateway._operations.readiness()
     assert (status, body["status"]) == (503, "starting")
 
@@ -220,7 +221,7 @@ async def test_metrics_come_as_text_and_as_openmetrics() -> None:
 
 
 async def test_metrics_port_is_unguarded_and_serves_nothing_else() -> None:
-    gateway = Gateway(config.build(document(admin_key=ADMIN)), ExchangeLog(True))
+    gateway = Gateway(config.build(document(admin_key=ADMIN)), ExchangeLog(True, BytesIO()))
     app = build_metrics_port(gateway._operations)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://metrics") as client:
         assert (await client.get("/metrics")).status_code == 200

@@ -4,11 +4,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 
 from gateway import config, simulate
+from gateway.errors import UpstreamError
+from gateway.relay import _check_headers
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend
 from tests.fakes.running_gateway import PATIENCE, PROMPT, TIMES, Raw, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in
@@ -184,6 +186,27 @@ async def test_error_after_the_first_blank_is_in_the_body() -> None:
 async def test_header_of_the_read_timeout_is_never_a_reason_to_refuse(value: str) -> None:
     async with serving("vllm") as (gateway, _), with_header(gateway, {}, f"x-stainless-read-timeout: {value}") as raw, asyncio.timeout(PATIENCE):
         assert (await raw.reply()).text == TEXT
+
+
+# Plain answers that may be long
+
+
+@pytest.mark.parametrize(("max_tokens", "streamed"), [(None, True), (1025, True), (1024, False)])
+async def test_plain_answer_that_may_be_long_is_asked_for_as_a_stream(max_tokens: int | None, streamed: bool) -> None:
+    async with serving("vllm") as (gateway, backend):
+        reply = await gateway.ask({"max_tokens": max_tokens})
+        assert (reply.status, reply.is_stream, reply.text) == (200, False, TEXT)
+        assert (b'"stream":true' in backend.requests[-1]) is streamed
+
+
+def test_server_that_answers_a_wish_for_a_stream_plainly_is_taken_at_its_word() -> None:
+    class Response:
+        fields: ClassVar = {b"content-type": b"application/json"}
+
+    response: Any = Response()
+    assert _check_headers(response, b"text/event-stream", takes_plain=True) is False
+    with pytest.raises(UpstreamError):
+        _check_headers(response, b"text/event-stream", takes_plain=False)
 
 
 # Deadlines

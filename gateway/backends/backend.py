@@ -2,7 +2,7 @@
 
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 from gateway.admission import Admission, LaneLimits, Station
@@ -24,14 +24,15 @@ VIA = b"x-gateway-via"
 class Server(Station):
     """One address of a backend, and what its probes have found there."""
 
-    __slots__ = ("_configured", "_head", "discovered", "name", "pool", "up")
+    __slots__ = ("_canonical", "_configured", "_head", "discovered", "name", "pool", "up")
 
-    def __init__(self, name: str, settings: ServerSettings, pool: Pool, head: bytes) -> None:
+    def __init__(self, name: str, settings: ServerSettings, pool: Pool, head: bytes, canonical: Callable[[str], str]) -> None:
         super().__init__()
         self.name = name
         self.pool = pool
         self._head = head
         self._configured = settings.models
+        self._canonical = canonical
         self.discovered: dict[str, int | None] | None = None
         """Models by the server's own word, with context lengths in tokens; None while it has not answered."""
         self.up: bool | None = None
@@ -44,7 +45,10 @@ class Server(Station):
         """A server that has told nothing yet is taken at the settings' word."""
         if self._configured is not None:
             return model in self._configured
-        return self.discovered is None or model in self.discovered
+        if self.discovered is None or model in self.discovered:
+            return True
+        wanted = self._canonical(model)
+        return any(self._canonical(name) == wanted for name in self.discovered)
 
     def is_up(self) -> bool:
         return self.up is not False
@@ -103,7 +107,7 @@ class Backend:
         pool = Pool(origin, connect_timeout=self.settings.limits.connect_timeout, idle_seconds=IDLE_SECONDS[self.kind])
         head = pool.head("POST", self.dialect.chat_path, [("Content-Type", "application/json"), *self.headers()])
         name = self.name if len(self.settings.servers) == 1 else f"{self.name}#{number}"
-        return Server(name, settings, pool, head)
+        return Server(name, settings, pool, head, self.dialect.canonical)
 
 
 def _dialect(settings: BackendSettings) -> Dialect:

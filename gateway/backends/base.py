@@ -55,15 +55,15 @@ class Dialect(Protocol):
     """Below the server's prefix."""
 
     streams_only: bool
-    """Even a plain answer is asked for as a stream."""
+    """There is no other way of asking than for a stream."""
 
     stream_type: bytes
     """Media type of a streamed answer."""
 
     models_path: str
 
-    def render(self, chat: Chat, model: str) -> bytes:
-        """The request's body, for `model` by the name that it has there."""
+    def render(self, chat: Chat, model: str, stream: bool) -> bytes:
+        """The request's body, for `model` by the name that it has there, asking for a stream or not."""
 
     def reading(self) -> Reading: ...
 
@@ -76,6 +76,9 @@ class Dialect(Protocol):
 
     def refusal(self, status: int, body: bytes) -> GatewayError:
         """What an answer with a status other than 200 means to the client."""
+
+    def canonical(self, name: str) -> str:
+        """The one of a model's names that stands for all that the server takes for it."""
 
     def models(self, body: bytes) -> dict[str, int | None] | None:
         """The models in the answer to `models_path`, each with its context length in tokens where it is told; None if it is no such answer."""

@@ -107,7 +107,7 @@ class Ollama:
         self._num_ctx = num_ctx
         self._truncate = truncate
 
-    def render(self, chat: Chat, model: str) -> bytes:
+    def render(self, chat: Chat, model: str, stream: bool) -> bytes:
         options = {
             "num_predict": chat.token_limit,
             "num_ctx": self._num_ctx,
@@ -137,6 +137,10 @@ class Ollama:
 
     def refusal(self, status: int, body: bytes) -> GatewayError:
         return refusal(status, body)
+
+    def canonical(self, name: str) -> str:
+        """Ollama takes any case, and leaves out its own registry, the namespace `library` and the tag `latest` (types/model/name.go)."""
+        return name.lower().removeprefix("registry.ollama.ai/").removeprefix("library/").removesuffix(":latest")
 
     def models(self, body: bytes) -> dict[str, int | None] | None:
         """Under the full name, and without `:latest`, as both are taken."""

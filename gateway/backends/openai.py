@@ -197,10 +197,10 @@ class OpenAi:
     streams_only = False
     stream_type = b"text/event-stream"
 
-    def render(self, chat: Chat, model: str) -> bytes:
-        return msgspec.json.encode(self.request(chat, model))
+    def render(self, chat: Chat, model: str, stream: bool) -> bytes:
+        return msgspec.json.encode(self.request(chat, model, stream))
 
-    def request(self, chat: Chat, model: str) -> Request:
+    def request(self, chat: Chat, model: str, stream: bool) -> Request:
         return Request(
             model=model,
             messages=[_message(message) for message in chat.messages],
@@ -211,8 +211,8 @@ class OpenAi:
             seed=chat.seed,
             presence_penalty=chat.presence_penalty,
             frequency_penalty=chat.frequency_penalty,
-            stream=bool(chat.stream),
-            stream_options=_WITH_USAGE if chat.stream else None,
+            stream=stream,
+            stream_options=_WITH_USAGE if stream else None,
         )
 
     def reading(self) -> OpenAiReading:
@@ -234,6 +234,9 @@ class OpenAi:
 
     def refusal(self, status: int, body: bytes) -> GatewayError:
         return refusal(status, body)
+
+    def canonical(self, name: str) -> str:
+        return name
 
     def models(self, body: bytes) -> dict[str, int | None] | None:
         parsed = decode(_model_lists, body)

@@ -5,7 +5,7 @@ from gateway.protocol import Chat
 
 
 class Vllm(OpenAi):
-    def request(self, chat: Chat, model: str) -> Request:
-        request = super().request(chat, model)
+    def request(self, chat: Chat, model: str, stream: bool) -> Request:
+        request = super().request(chat, model, stream)
         request.top_k, request.min_p, request.repetition_penalty = chat.top_k, chat.min_p, chat.repetition_penalty
         return request

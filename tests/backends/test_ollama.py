@@ -142,7 +142,7 @@ def test_any_text_comes_through_however_it_is_cut(texts: list[str], size: int) -
 
 def rendered(dialect: Ollama = DIALECT, **fields: Any) -> dict[str, Any]:
     body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": "Hello"}]} | fields).encode()
-    sent: dict[str, Any] = json.loads(dialect.render(parse(body), "qwen3-vl:8b"))
+    sent: dict[str, Any] = json.loads(dialect.render(parse(body), "qwen3-vl:8b", True))
     return sent
 
 

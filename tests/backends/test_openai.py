@@ -183,7 +183,8 @@ def test_answer_may_be_long() -> None:
 
 def rendered(**fields: Any) -> dict[str, Any]:
     body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": "Hello"}]} | fields).encode()
-    sent: dict[str, Any] = json.loads(DIALECT.render(parse(body), "the-model"))
+    chat = parse(body)
+    sent: dict[str, Any] = json.loads(DIALECT.render(chat, "the-model", bool(chat.stream)))
     return sent
 
 

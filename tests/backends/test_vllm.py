@@ -12,7 +12,8 @@ DIALECT = Vllm()
 
 def rendered(**fields: Any) -> dict[str, Any]:
     body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": "Hello"}]} | fields).encode()
-    sent: dict[str, Any] = json.loads(DIALECT.render(parse(body), "Qwen/Qwen3-VL-8B-Instruct"))
+    chat = parse(body)
+    sent: dict[str, Any] = json.loads(DIALECT.render(chat, "Qwen/Qwen3-VL-8B-Instruct", bool(chat.stream)))
     return sent
 
 

@@ -122,7 +122,7 @@ class Running:
 
 
 def request_bytes(body: Mapping[str, Any]) -> bytes:
-    data = json.dumps({"model": "standard", "messages": PROMPT, **body}).encode()
+    data = json.dumps({"model": "standard", "messages": PROMPT, "max_tokens": 64, **body}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     return head.encode() + data
 
