@@ -47,6 +47,16 @@ def test_version_is_printed() -> None:
     assert (result.exit_code, result.stdout.strip()) == (0, __version__)
 
 
+def test_port_that_is_taken_is_named_by_its_own_variable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for variable, others in (("GATEWAY_PORT", {}), ("GATEWAY_METRICS_PORT", {"GATEWAY_PORT": "0"})):
+            with run("serve", **{variable: port, **others}) as process:
+                _, told = process.communicate(timeout=20)
+            assert process.returncode == 2
+            assert told.splitlines()[-1].startswith(f"{variable}: cannot listen on 127.0.0.1:{port}: ")
+
+
 def test_help_names_the_commands() -> None:
     result = gateway("--help")
     assert result.exit_code == 0

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -60,7 +60,55 @@ async def test_missing_model_is_told_with_what_there_is_instead(caplog: pytest.L
         assert caplog.messages[-1] == "tier standard wants the model 'qwen:14b' of backend here, which is not there; there is: llama, qwen:8b"
         assert not backend.servers[0].serves("qwen:14b")
         assert backend.servers[0].serves("llama")
-        assert backend.servers[0].serves("llama:latest")
+        assert all(backend.servers[0].serves(name) for name in ("llama:latest", "LLAMA", "library/llama", "registry.ollama.ai/library/llama"))
+
+
+@asynccontextmanager
+async def raw_server(head: bytes, piece: bytes, pause: float) -> AsyncIterator[str]:
+    """A server that answers `head`, and then `piece` again and again with a `pause` of seconds, as long as it is let."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers.append(asyncio.current_task())
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(head)
+            while True:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(pause)
+        except ConnectionError:
+            pass
+        finally:
+            writer.transport.abort()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    answers: list[asyncio.Task[None] | None] = []
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        running = [task for task in answers if task is not None and not task.done()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_server_that_drips_its_answer_does_not_keep_the_gateway_from_being_ready(caplog: pytest.LogCaptureFixture) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
+    async with raw_server(head, b" ", 0.05) as url, asked("vllm", url, "Qwen/A"):
+        pass  # `asked` waits until the gateway is ready, for `PATIENCE` at most
+    assert not any("reachable, models" in message for message in caplog.messages)
+
+
+async def test_server_that_sends_without_end_is_no_server_of_models(caplog: pytest.LogCaptureFixture) -> None:
+    async with raw_server(b"HTTP/1.1 200 OK\r\n\r\n", b"[" * 65536, 0) as url, asked("vllm", url, "Qwen/A"):
+        assert "not a server of kind vllm" in caplog.messages[0]
+
+
+async def test_names_of_models_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    forged = simulate.Options("vllm", (simulate.Model("m\nforged line"),))
+    async with stand_in(forged) as server, asked("vllm", server.base_url, "m"):
+        assert all(message.isprintable() for message in caplog.messages)
 
 
 async def test_long_list_of_models_is_cut(caplog: pytest.LogCaptureFixture) -> None:
