@@ -12,6 +12,9 @@ from gateway.backends.backend import VIA, Backend, Server
 from gateway.config import Settings
 
 PROBE_SECONDS = 2.0
+"""For each step of a probe: connecting, TLS, each read. httpx2 closes what it gives up in time; cancelled in a TLS handshake it does not."""
+PROBE_STEPS = 3
+"""A probe has so many times that in all, however many reads its answer takes."""
 MAX_PROBE = 1024 * 1024  # bytes
 READY_SECONDS = 2.5
 """How long a server that does not answer keeps the gateway from being ready; it is asked on all the same."""
@@ -108,8 +111,8 @@ class Health:
         headers = [*backend.headers(), (VIA.decode(), self._gateway_id.decode())]
         try:
             async with (
-                asyncio.timeout(PROBE_SECONDS),
-                httpx2.AsyncClient(trust_env=False, verify=origin.tls or False, timeout=None) as client,
+                asyncio.timeout(PROBE_STEPS * PROBE_SECONDS),
+                httpx2.AsyncClient(trust_env=False, verify=origin.tls or False, timeout=PROBE_SECONDS) as client,
                 client.stream("GET", url, headers=[*headers, ("Accept-Encoding", "identity")]) as answer,
             ):
                 content = await _read(answer)
