@@ -768,6 +768,7 @@ from gateway.drain import Server, listen
 from gateway.front import Bounds, door
 
 async def app(scope, receive, send):
+    print("request", flush=True)
     await receive()
     await receive()
 
@@ -787,6 +788,7 @@ def test_second_signal_ends_the_process_at_once_with_status_0(loop: str) -> None
         with socket.socket() as client:
             eventually(lambda: client.connect_ex(address) == 0, 10)
             client.sendall(GET)
+            assert process.stdout.readline() == "request\n"  # else the drain has nothing to wait for
             process.send_signal(signal.SIGTERM)
             assert process.stdout.readline() == "drain\n"
             begun = time.monotonic()

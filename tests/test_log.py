@@ -146,6 +146,9 @@ def test_lines_are_written_before_the_sink_is_closed() -> None:
 
 # The whole gateway
 
+PATIENT = {"first_token_timeout": 10, "idle_timeout": 10, "total_timeout": 20}
+"""None of these exchanges is to end by time, on a busy machine either; one that hung would."""
+
 
 @pytest.mark.parametrize("kind", ["ollama", "vllm"])
 async def test_no_line_has_prompt_completion_or_key(kind: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -158,7 +161,7 @@ async def test_no_line_has_prompt_completion_or_key(kind: str, caplog: pytest.Lo
         {"messages": [{"role": CANARY, "content": CANARY}]},
         {"messages": prompt, "stream": True, "temperature": CANARY},
     ]
-    async with FaultBackend(kind) as backend, running(settings_for(backend)) as gateway:  # type: ignore[arg-type]
+    async with FaultBackend(kind) as backend, running(settings_for(backend, **PATIENT)) as gateway:  # type: ignore[arg-type]
         for mode in ("healthy", "invalid_json", "error_then_done", "html", "close"):
             backend.mode = mode
             for body in bodies:
