@@ -78,7 +78,8 @@ class Bench:
         file = self.places.scratch / "request"
         file.write_bytes(request)
         watch = who.processes()
-        job = Job(kind, who.port, str(file), connections, seconds, watch=watch, spread=spread, ping=who.ping)
+        result = self.places.scratch / "outcome.json"
+        job = Job(kind, who.port, str(file), str(result), connections, seconds, watch=watch, spread=spread, ping=who.ping)
         command = [sys.executable, "-m", "gateway.bench.load", json.dumps(asdict(job))]
         root = str(Path(__file__).resolve().parents[2])
         with pinned(set(self.places.helpers)):
@@ -88,7 +89,7 @@ class Bench:
                 raise DidNotRun(f"the load {kind!r} on {who.name} did not end in {_LOAD_SECONDS:.0f} s") from exc
         if done.returncode != 0:
             raise DidNotRun(f"the load {kind!r} on {who.name} failed:\n{done.stderr.decode(errors='replace')[-2000:]}")
-        outcome = Outcome(**json.loads(done.stdout))
+        outcome = Outcome(**json.loads(result.read_text()))
         if outcome.failures:
             raise DidNotRun(f"{outcome.failures} failures of {kind!r} on {who.name}, the first: {outcome.first_failure}")
         return outcome

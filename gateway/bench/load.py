@@ -1,7 +1,8 @@
 """Load for `cost.py`: many connections from one process, with as little work for each byte as counting allows.
 
-Run it with `python -m gateway.bench.load '<Job as JSON>'`; it prints one JSON line. A job reads the CPU time of the processes under
-test itself, at both ends of its window, so that what was counted and what it cost belong together.
+Run it with `python -m gateway.bench.load '<Job as JSON>'`; its outcome goes as JSON to the file that the job names (through a pipe,
+long ones came cut short about once in some hundred runs). A job reads the CPU time of the processes under test itself, at both ends of
+its window, so that what was counted and what it cost belong together.
 """
 
 import asyncio
@@ -34,12 +35,14 @@ class Job:
     """What to do: `kind` is `plain` (one request after the other), `streams` (long ones, counted while all are open), `ttft`
     (short streams one after the other), `idle` (streams held open) or `pings` (small requests beside one large body).
 
-    `request` is the path of a file with one whole HTTP request; `watch` names the processes whose cost is asked for.
+    `request` is the path of a file with one whole HTTP request, `outcome` the path of the file for the result; `watch` names the
+    processes whose cost is asked for.
     """
 
     kind: str
     port: int
     request: str
+    outcome: str
     connections: int
     seconds: float
     warm_up: float = 0.5
@@ -290,12 +293,12 @@ async def _ping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, requ
 
 
 def main() -> None:
-    """Do the job named on the command line and print its outcome."""
+    """Do the job named on the command line and write its outcome."""
     job = Job(**json.loads(sys.argv[1]))
     request = Path(job.request).read_bytes()
     work = {"idle": idle, "pings": pings}.get(job.kind, closed_loop)
     outcome = uvloop.run(work(job, request))
-    print(json.dumps(dataclasses.asdict(outcome)), flush=True)
+    Path(job.outcome).write_text(json.dumps(dataclasses.asdict(outcome)))
     os._exit(0)  # thousands of sockets need no tidy end
 
 

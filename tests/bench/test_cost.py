@@ -244,7 +244,7 @@ async def test_tokens_are_counted_however_the_bytes_are_cut() -> None:
         writer.write(requests.chat(MODEL, max_tokens=9, stream=True))
         raw = await reader.readuntil(b"\r\n0\r\n\r\n")
     for step in (1, 5, 100, len(raw)):
-        run = Run(Job("ttft", 0, "", 1, 1))
+        run = Run(Job("ttft", 0, "", "", 1, 1))
         client = fed_client(run, raw, step)
         assert (run.tokens, run.answers, run.started, run.outcome.failures) == (9, 1, 1, 0), (step, client, run.outcome)
         assert run.reads == (1 if step == len(raw) else 9) or step == 100
@@ -272,7 +272,7 @@ def fed_client(run: Run, raw: bytes, step: int) -> object:
     ids=["error status", "no [DONE]"],
 )
 async def test_answer_that_is_not_whole_or_not_200_is_a_failure_and_not_a_fast_answer(raw: bytes) -> None:
-    run = Run(Job("streams", 0, "", 1, 1))
+    run = Run(Job("streams", 0, "", "", 1, 1))
     fed_client(run, raw, len(raw))
     assert run.outcome.failures == 1
 
