@@ -66,6 +66,7 @@ def simulate_command(
     parallel: Annotated[int, typer.Option(min=1, help="Requests of a text model that the Ollama runs at once.")] = 1,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests that the vLLM runs at once.")] = 256,
     load_seconds: Annotated[float, typer.Option(min=0, help="Time in which the Ollama loads a model.")] = 0,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another option: docs/stand-ins.md lists them.")] = None,
 ) -> None:
     """A stand-in that speaks as Ollama or vLLM does."""
     try:
@@ -82,6 +83,10 @@ def simulate_command(
         max_num_seqs=max_num_seqs,
         load_seconds=load_seconds,
     )
+    try:
+        options = options.with_settings(set_ or ())
+    except ValueError as error:
+        _stop_with([f"--set: {error}"])
     try:
         asyncio.run(simulate.serve(options, host, port, lambda opened: print(f"http://{host}:{opened}", flush=True)))
     except OSError as error:

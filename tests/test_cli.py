@@ -169,6 +169,18 @@ def test_stand_in_tells_its_address_and_serves() -> None:
         process.communicate(timeout=20)
 
 
+def test_any_option_of_a_stand_in_can_be_set() -> None:
+    with run("simulate", "--kind", "ollama", "--model", "llama", "--set", "gpu=yes", "--set", "time_scale=0.5") as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline().startswith("http://127.0.0.1:")
+        finally:
+            process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    result = gateway("simulate", "--kind", "ollama", "--set", "gpu=maybe")
+    assert (result.exit_code, result.stderr) == (2, "--set: 'gpu=maybe': gpu is yes or no\n")
+
+
 def test_model_that_says_nonsense_is_2() -> None:
     result = gateway("simulate", "--kind", "vllm", "--model", "m,wings")
     assert result.exit_code == 2

@@ -1,9 +1,23 @@
 """Stand-ins that speak as Ollama and vLLM do, with settable speed, parallelism and faults. Imports nothing else of the gateway."""
 
 from gateway.simulate.ollama import Ollama
-from gateway.simulate.options import Fault, Generation, Kind, Model, Options
+from gateway.simulate.options import SEED_SLOWDOWN, Fault, Generation, Kind, Model, Options
 from gateway.simulate.server import Running, application, running, serve
 from gateway.simulate.vllm import Vllm
 from gateway.simulate.words import digest
 
-__all__ = ["Fault", "Generation", "Kind", "Model", "Ollama", "Options", "Running", "Vllm", "application", "digest", "running", "serve"]
+__all__ = [
+    "SEED_SLOWDOWN",
+    "Fault",
+    "Generation",
+    "Kind",
+    "Model",
+    "Ollama",
+    "Options",
+    "Running",
+    "Vllm",
+    "application",
+    "digest",
+    "running",
+    "serve",
+]

@@ -3,11 +3,12 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any
 
 import orjson
 
+from gateway.simulate.clock import Clock
 from gateway.simulate.http import Exchange
 from gateway.simulate.options import Fault, Options
 from gateway.simulate.words import Answer, Limits, Prompt, answer, compose
@@ -37,24 +38,16 @@ class Refused(Exception):
 
 
 class Lane:
-    """Places for requests that run at once; the others wait, first come first served, without a bound. `idle` while none runs."""
+    """Places for requests that run at once; the others wait, first come first served, without a bound."""
 
     def __init__(self, places: int) -> None:
         self._places = asyncio.Semaphore(places)  # noqa: TID251  # the limit of the engine that is played, not one of the gateway's
-        self._running = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
 
     async def enter(self) -> None:
         await self._places.acquire()
-        self._running += 1
-        self.idle.clear()
 
     def leave(self) -> None:
         self._places.release()
-        self._running -= 1
-        if not self._running:
-            self.idle.set()
 
 
 class Engine:
@@ -62,6 +55,8 @@ class Engine:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.clock = Clock(options.time_scale)
+        self.image_clock = Clock(options.time_scale, options.image_slowdown) if options.image_slowdown else self.clock
         self.running = 0
         self.waiting = 0
         self.served = 0
@@ -110,8 +105,11 @@ class Engine:
 
     def answer(self, prompt: Prompt, limits: Limits, bare_json_calls: bool = False, variant: int = 0) -> Answer:
         """The reply of this generation: the script, where one was set, else composed from the prompt."""
-        tokens = self.scripts.popleft() if self.scripts else compose(prompt, self.options.answer_tokens, variant, bare_json_calls)
+        tokens = self.scripts.popleft() if self.scripts else self._composed(prompt, variant, bare_json_calls)
         return answer(tokens, limits, prompt.thinks, bool(prompt.tools), bare_json_calls)
+
+    def _composed(self, prompt: Prompt, variant: int, bare_json_calls: bool) -> list[str]:
+        return compose(prompt, self.options.answer_tokens, variant, bare_json_calls, self.options.repeat_word)
 
     @contextmanager
     def queued(self) -> Iterator[None]:
@@ -123,16 +121,20 @@ class Engine:
             self.waiting -= 1
 
     @asynccontextmanager
-    async def slot(self, lane: Lane) -> AsyncIterator[None]:
-        """Hold a place in `lane`."""
-        with self.queued():
-            await lane.enter()
+    async def slot(self, lane: Lane, images: int = 0) -> AsyncIterator[Clock]:
+        """Hold a place in `lane`, and have the clock that goes there. With a slow-down, pictures need no place but share their clock."""
+        shares = bool(images and self.options.image_slowdown)
+        if not shares:
+            with self.queued():
+                await lane.enter()
         self.running += 1
         try:
-            yield
+            with self.image_clock.sharing() if shares else nullcontext():
+                yield self.image_clock if shares else self.clock
         finally:
             self.running -= 1
-            lane.leave()
+            if not shares:
+                lane.leave()
 
     def remember(self, exchange: Exchange) -> None:
         """Keep what came in, long strings cut, so that a test can look at it."""
@@ -176,25 +178,27 @@ class Generation:
     def __init__(self, engine: Engine, fault: Fault | None) -> None:
         self._engine = engine
         self._fault = fault
+        self._clock = engine.clock
         self._began = 0.0
 
-    async def prefill(self, tokens: int) -> None:
-        """Read the prompt of `tokens` tokens."""
+    async def prefill(self, tokens: int, images: int, clock: Clock) -> None:
+        """Read the prompt of `tokens` tokens and `images` pictures; from here on `clock` goes."""
         options = self._engine.options
-        seconds = options.time_to_first_token
+        self._clock = clock
+        seconds = options.time_to_first_token + images * options.image_seconds
         if options.prefill_tokens_per_second:
             seconds += tokens / options.prefill_tokens_per_second
         self._engine.prompt_tokens += tokens
-        await asyncio.sleep(seconds)
-        self._began = asyncio.get_running_loop().time()
+        due = clock.now() + seconds
+        await clock.until(due)
+        self._began = due
 
     async def token(self, number: int) -> None:
         """Wait until token `number` (from 0) is due. Raises Died, Failed or Truncated where the fault strikes."""
         if self._fault is not None and number >= self._fault.after:
             await self._strike(self._fault)
         speed = self._engine.options.tokens_per_second
-        due = self._began + number / speed - asyncio.get_running_loop().time() if speed else 0.0
-        await asyncio.sleep(max(0.0, due))
+        await self._clock.until(self._began + number / speed if speed else 0.0)
         self._engine.generation_tokens += 1
 
     async def end(self, number: int, finish: str) -> None:

@@ -36,7 +36,8 @@ class Figures:
     generation: int
 
     def native(self) -> dict[str, int]:
-        return {
+        """As the native doors have them: what is 0 is left out."""
+        counts = {
             "total_duration": self.total,
             "load_duration": self.load,
             "prompt_eval_count": self.prompt_tokens,
@@ -44,9 +45,13 @@ class Figures:
             "eval_count": self.tokens,
             "eval_duration": self.generation,
         }
+        return {name: count for name, count in counts.items() if count}
 
     def usage(self) -> dict[str, int]:
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.tokens, "total_tokens": self.prompt_tokens + self.tokens}
+
+
+NOTHING = Figures(0, 0, 0, 0, 0, 0)
 
 
 class Door(Protocol):
@@ -81,7 +86,7 @@ class NativeChat:
         return dump(self._line({"tool_calls": self._calls(calls)}, done=False)) + b"\n"
 
     def end(self, answer: Answer, figures: Figures) -> bytes:
-        return dump(self._line({}, done=True, done_reason=answer.finish, **figures.native())) + b"\n"
+        return dump(self._line({}, done=True, done_reason=answer.finish, **self._ending(figures, ()))) + b"\n"
 
     def whole(self, answer: Answer, figures: Figures) -> bytes:
         message: dict[str, Any] = {"content": "" if answer.calls else answer.joined("content")}
@@ -91,7 +96,10 @@ class NativeChat:
             message["tool_calls"] = self._calls(answer.calls)
         if answer.broken:
             return dump(self._line(message, done=False))
-        return dump(self._line(message, done=True, done_reason=answer.finish, **self._logprobs(answer.pieces), **figures.native()))
+        return dump(self._line(message, done=True, done_reason=answer.finish, **self._ending(figures, answer.pieces)))
+
+    def _ending(self, figures: Figures, pieces: tuple[Piece, ...]) -> dict[str, Any]:
+        return {**(self._logprobs(pieces) if pieces else {}), **figures.native()}
 
     def lost(self) -> bytes:
         return dump({"error": _RUNNER_LOST}) + b"\n"
@@ -111,6 +119,11 @@ class NativeGenerate(NativeChat):
     def _line(self, message: dict[str, Any], **more: Any) -> dict[str, Any]:
         thinking = {"thinking": message["thinking"]} if "thinking" in message else {}
         return {"model": self._job.asked, "created_at": stamp(), "response": message.get("content", ""), **thinking, **more}
+
+    def _ending(self, figures: Figures, pieces: tuple[Piece, ...]) -> dict[str, Any]:
+        """The prompt and the reply in tokens come along, for a next request to go on from, unless the prompt was given raw."""
+        tokens = list(range(1, figures.prompt_tokens + figures.tokens + 1))
+        return {**({} if self._job.raw else {"context": tokens}), **figures.native(), **(self._logprobs(pieces) if pieces else {})}
 
     def calls(self, calls: tuple[Call, ...]) -> bytes:
         raise AssertionError("a completion has no tools")
@@ -169,14 +182,22 @@ class V1Chat:
         if answer.calls:
             message["tool_calls"] = self._calls(answer.calls)
         finish = None if answer.broken else "tool_calls" if answer.calls else answer.finish
+        usage = NOTHING.usage() if answer.broken else figures.usage()
+        return self._completion(message, finish, usage, **self._logprobs(answer.pieces))
+
+    def whole_of_nothing(self, finish: str) -> bytes:
+        """The answer to a request that only made the model load."""
+        return self._completion({"role": "assistant", "content": ""}, finish, NOTHING.usage())
+
+    def _completion(self, message: dict[str, Any], finish: str | None, usage: dict[str, int], **more: Any) -> bytes:
         body = {
             "id": self._id,
             "object": "chat.completion",
             "created": int(time.time()),
             "model": self._job.asked,
             "system_fingerprint": "fp_ollama",
-            "choices": [{"index": 0, "message": message, "finish_reason": finish, **self._logprobs(answer.pieces)}],
-            "usage": Figures(0, 0, 0, 0, 0, 0).usage() if answer.broken else figures.usage(),
+            "choices": [{"index": 0, "message": message, "finish_reason": finish, **more}],
+            "usage": usage,
         }
         return dump(body) + b"\n"
 
@@ -200,28 +221,32 @@ class V1Completion(V1Chat):
         super().__init__(job, newer=True)
         self._id = self._id.removeprefix("chat")
 
-    def _text(self, text: str, finish: str | None, **more: Any) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": self._job.asked,
-            "system_fingerprint": "fp_ollama",
-            "choices": [{"text": text, "index": 0, "finish_reason": finish}],
-            **more,
-        }
+    def _text(self, text: str, finish: str | None, usage: dict[str, int] | None) -> dict[str, Any]:
+        """A chunk when there is no `usage`, else the whole; they have their keys in different orders."""
+        head = {"id": self._id, "object": "text_completion", "created": int(time.time())}
+        model = {"model": self._job.asked, "system_fingerprint": "fp_ollama"}
+        choices = {"choices": [{"text": text, "index": 0, "finish_reason": finish}]}
+        if usage is not None:
+            return {**head, **model, **choices, "usage": usage}
+        return {**head, **choices, **model, **({"usage": NOTHING.usage()} if self._job.include_usage else {})}
 
     def piece(self, piece: Piece) -> bytes:
-        return b"data: " + dump(self._text(piece.text, None)) + b"\n\n"
+        return b"data: " + dump(self._text(piece.text, None, None)) + b"\n\n"
 
     def end(self, answer: Answer, figures: Figures) -> bytes:
-        return b"data: " + dump(self._text("", answer.finish)) + b"\n\ndata: [DONE]\n\n"
+        data = b"data: " + dump(self._text("", answer.finish, None)) + b"\n\n"
+        if self._job.include_usage:
+            data += b"data: " + dump({**self._text("", None, None), "choices": [], "usage": figures.usage()}) + b"\n\n"
+        return data + b"data: [DONE]\n\n"
 
     def whole(self, answer: Answer, figures: Figures) -> bytes:
-        return dump(self._text(answer.joined("content"), answer.finish, usage=figures.usage())) + b"\n"
+        return dump(self._text(answer.joined("content"), answer.finish, figures.usage())) + b"\n"
+
+    def whole_of_nothing(self, finish: str) -> bytes:
+        return dump(self._text("", finish, NOTHING.usage())) + b"\n"
 
     def lost(self) -> bytes:
-        return b"data: " + dump(self._text("", None)) + b"\n\n"
+        return b"data: " + dump(self._text("", None, None)) + b"\n\n"
 
 
 def error_body(openai: bool, status: int, message: str, by_door: bool = False) -> tuple[str, bytes]:

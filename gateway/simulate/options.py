@@ -1,8 +1,8 @@
 """What a stand-in is told before it starts: its models, its speed, its limits, its faults."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 Kind = Literal["ollama", "vllm"]
 Generation = Literal["0.33", "0.24"]
@@ -11,13 +11,18 @@ FaultKind = Literal["die", "error", "stall", "status", "truncate"]
 # Families that Ollama serves one request at a time whatever OLLAMA_NUM_PARALLEL says (Ollama 0.33, server/sched.go).
 SERIAL_FAMILIES = frozenset({"mllama", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe", "nemotron_h"})
 
+# What makes five pictures at once take 397.2 s instead of five times 51 s, as measured on an older Ollama: 5 · 51 · (1 + 4 · x) = 397.2.
+SEED_SLOWDOWN = (397.2 / (5 * 51.0) - 1) / 4
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model that a stand-in serves.
 
-    `always_thinks` is a model that reasons even under `think: false`; `bare_json_calls` one that writes a tool call as plain JSON
-    and not inside `<tool_call>`. `context_length` is in tokens.
+    `always_thinks` is a model that reasons even under `think: false`; `leaks` one whose reasoning, from `<think>` to `</think>`, its engine
+    takes for a part of the answer; `bare_json_calls` one that writes a tool call as plain JSON
+    and not inside `<tool_call>`. `context_length` is what an Ollama loads it with unless asked otherwise and a vLLM's whole context, in tokens;
+    `trained` is the longest that it could have (0: the same). `size` is bytes of memory.
     """
 
     name: str
@@ -26,8 +31,16 @@ class Model:
     tools: bool = False
     thinking: bool = False
     always_thinks: bool = False
+    leaks: bool = False
     bare_json_calls: bool = False
     context_length: int = 4096
+    trained: int = 0
+    size: int = 96364133
+
+    @property
+    def longest(self) -> int:
+        """The longest context that it can be loaded with."""
+        return self.trained or self.context_length
 
     @property
     def tagged(self) -> str:
@@ -40,7 +53,7 @@ class Model:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """A model from `NAME[,vision][,tools][,thinking][,context=TOKENS][,family=NAME]`.
+        """A model from `NAME[,vision][,tools][,thinking][,leaks][,context=TOKENS][,trained=TOKENS][,size=BYTES][,family=NAME]`.
 
         Raises:
             ValueError: a word that is none of these.
@@ -56,12 +69,19 @@ class Model:
                     model = replace(model, tools=True)
                 case "thinking":
                     model = replace(model, thinking=True)
+                case "leaks":
+                    model = replace(model, leaks=True)
                 case "context":
                     model = replace(model, context_length=int(value))
+                case "trained":
+                    model = replace(model, trained=int(value))
+                case "size":
+                    model = replace(model, size=int(value))
                 case "family":
                     model = replace(model, family=value)
                 case _:
-                    raise ValueError(f"{word!r} says nothing about a model; expected vision, tools, thinking, context= or family=")
+                    expected = "vision, tools, thinking, leaks, context=, trained=, size= or family="
+                    raise ValueError(f"{word!r} says nothing about a model; expected {expected}")
         return model
 
 
@@ -102,27 +122,56 @@ VLLM_MODELS = (Model("Qwen/Qwen3-VL-8B-Instruct", family="qwen3vl", vision=True,
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a stand-in behaves. Times are seconds; a speed of 0 is as fast as it goes.
+    """How a stand-in behaves. Times are seconds of its own time, of which each takes `time_scale` real ones; a speed of 0 is as fast as it goes.
 
     A vLLM serves one model: the first of `models`; further names there are its aliases.
     """
 
     kind: Kind
     models: tuple[Model, ...] = ()
+    time_scale: float = 1.0
     tokens_per_second: float = 0.0
     time_to_first_token: float = 0.0
     prefill_tokens_per_second: float = 0.0
+    image_seconds: float = 0.0  # for each picture, before the first token
     answer_tokens: int = 32
+    repeat_word: str = "repeat"  # a question with this and another word is answered by that other word without an end
     faults: tuple[Fault, ...] = ()
     generation: Generation = "0.33"
     parallel: int = 1  # OLLAMA_NUM_PARALLEL
     load_seconds: float = 0.0
+    max_loaded: int = 3  # OLLAMA_MAX_LOADED_MODELS
+    memory: int = 0  # bytes for all loaded models; 0: any number
+    gpu: bool = False  # whether /api/ps shows the models in a GPU's memory
     max_queue: int = 512  # OLLAMA_MAX_QUEUE: counts only those who wait for a load
+    repeat_limit: int = 30  # Ollama gives up a reply after more equal tokens than this; 0: never
+    image_slowdown: float = 0.0  # above 0, requests with pictures run all at once, each slower by this part for each other: see SEED_SLOWDOWN
     max_num_seqs: int = 256
     reasoning_parser: bool = False
     tool_parser: bool = True
+    loose_calls: bool = False  # a forced call of a function that is not `strict` has any JSON for arguments, as a vLLM allows
     api_key: str = ""
 
     @property
     def served(self) -> tuple[Model, ...]:
         return self.models or (OLLAMA_MODELS if self.kind == "ollama" else VLLM_MODELS)
+
+    def with_settings(self, settings: Iterable[str]) -> Self:
+        """These options with some changed, each given as `name=value` for a field that is a number, a word or yes/no.
+
+        Raises:
+            ValueError: no such field, or a value that is not of its kind.
+        """
+        changes: dict[str, Any] = {}
+        for setting in settings:
+            name, given, value = setting.partition("=")
+            now = getattr(self, name, None)
+            if not given or name in ("kind", "generation") or not isinstance(now, (bool, int, float, str)):
+                raise ValueError(f"{setting!r} sets nothing; expected name=value")
+            if isinstance(now, bool):
+                if value not in ("yes", "no"):
+                    raise ValueError(f"{setting!r}: {name} is yes or no")
+                changes[name] = value == "yes"
+            else:
+                changes[name] = type(now)(value)
+        return replace(self, **changes)

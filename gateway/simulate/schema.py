@@ -25,26 +25,31 @@ def instance(schema: Any, word: str, root: Schema | None = None, depth: int = 0)
             merged |= _resolve(str(part["$ref"]), root) if "$ref" in part else part
         return instance(merged, word, root, depth + 1)
     kind = schema.get("type")
-    kind = kind[0] if isinstance(kind, list) else kind
+    kind = next(iter(kind), None) if isinstance(kind, list) else kind
     if kind == "array":
         items = schema.get("items", {"type": "string"})
-        return [instance(items, word, root, depth + 1) for _ in range(max(1, int(schema.get("minItems", 1))))]
+        return [instance(items, word, root, depth + 1) for _ in range(max(1, _bound(schema, "minItems", 1)))]
     if kind in ("string", "integer", "number", "boolean", "null"):
         return _scalar(schema, kind, word)
-    return {key: instance(part, word, root, depth + 1) for key, part in schema.get("properties", {}).items()}
+    properties = schema.get("properties")
+    return {key: instance(part, word, root, depth + 1) for key, part in properties.items()} if isinstance(properties, dict) else {}
 
 
 def _scalar(schema: Schema, kind: str, word: str) -> Any:
     if kind == "string":
-        text = word[: int(schema.get("maxLength", len(word)))]
-        return text.ljust(int(schema.get("minLength", 0)), "x")
+        return word[: _bound(schema, "maxLength", len(word))].ljust(_bound(schema, "minLength", 0), "x")
     if kind == "boolean":
         return True
     if kind == "null":
         return None
-    low = schema.get("minimum", schema.get("exclusiveMinimum", 0) + ("exclusiveMinimum" in schema))
-    high = schema.get("maximum", max(low, 4))
-    return min(max(low, 4), high)
+    low = _bound(schema, "minimum", _bound(schema, "exclusiveMinimum", -1) + 1)
+    return min(max(low, 4), _bound(schema, "maximum", max(low, 4)))
+
+
+def _bound(schema: Schema, key: str, default: int) -> Any:
+    """A number of the schema; what is none counts as not said."""
+    value = schema.get(key, default)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else default
 
 
 def _resolve(reference: str, root: Schema) -> Schema:

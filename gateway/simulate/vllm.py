@@ -11,8 +11,9 @@ from gateway.simulate.engine import Died, Engine, Failed, Generation, Lane, Refu
 from gateway.simulate.http import ClientLeft, Exchange, Headers, Receive, Scope, Send
 from gateway.simulate.options import Model, Options
 from gateway.simulate.vllm_answers import DONE, ENGINE_ERROR, Chat, Completion, event
+from gateway.simulate.vllm_checks import ApiError, flaw, invalid
 from gateway.simulate.vllm_metrics import exposition
-from gateway.simulate.vllm_requests import ApiError, Job, chat_job, completion_job, decode
+from gateway.simulate.vllm_requests import Job, chat_job, completion_job, decode, known_model
 from gateway.simulate.words import Answer, count_tokens
 
 JSON = "application/json"
@@ -32,6 +33,7 @@ class Vllm:
             "/health": ("GET", self._health),
             "/ping": ("GET", self._health),
             "/version": ("GET", self._version),
+            "/load": ("GET", self._load),
             "/metrics": ("GET", self._metrics),
             "/tokenize": ("POST", self._tokenize),
             "/v1/models": ("GET", self._models),
@@ -78,13 +80,18 @@ class Vllm:
     async def _version(self, exchange: Exchange) -> None:
         await self._send(exchange, 200, {"version": "0.32.0"})
 
+    async def _load(self, exchange: Exchange) -> None:
+        await self._send(exchange, 200, {"server_load": 0})  # counts only with --enable-server-load-tracking
+
     async def _metrics(self, exchange: Exchange) -> None:
         kind = "text/plain; version=1.0.0; charset=utf-8"
         await exchange.reply(200, {"content-type": kind, **_vary(200)}, exposition(self.engine, self._model.name))
 
     async def _tokenize(self, exchange: Exchange) -> None:
         body = decode(exchange.body, exchange.headers.get("content-type", ""))
-        self._known(body.get("model"))
+        if not {"prompt", "messages"} & set(body):
+            raise invalid(*(flaw("missing", f"body.{name}", "Field required", body) for name in ("prompt", "messages")))
+        known_model(body, self.engine.options)
         messages = body.get("messages") or [{"content": body.get("prompt", "")}]
         count = count_tokens("\n".join(str(message.get("content") or "") for message in messages))
         answer = {"count": count, "max_model_len": self._model.context_length, "tokens": list(range(1, count + 1)), "token_strs": None}
@@ -107,26 +114,17 @@ class Vllm:
         ]
         await self._send(exchange, 200, {"object": "list", "data": cards})
 
-    def _known(self, name: Any) -> None:
-        names = [model.name for model in self.engine.options.served]
-        if name and name not in names:
-            message = f"The model `{name}` does not exist. Valid aliases: {', '.join(names)}."
-            raise ApiError(404, message, "NotFoundError", "model")
-
     # Generation.
 
     async def _chat(self, exchange: Exchange) -> None:
         options = self.engine.options
         body = decode(exchange.body, exchange.headers.get("content-type", ""))
-        if "messages" in body:
-            self._known(body.get("model"))
-        job = chat_job(body, self._model, options.reasoning_parser, options.tool_parser)
+        job = chat_job(body, self._model, options)
         await self._run(exchange, job, Chat(job, exchange.headers.get("x-request-id"), options.reasoning_parser))
 
     async def _completion(self, exchange: Exchange) -> None:
         body = decode(exchange.body, exchange.headers.get("content-type", ""))
-        self._known(body.get("model"))
-        job = completion_job(body, self._model)
+        job = completion_job(body, self._model, self.engine.options)
         await self._run(exchange, job, Completion(job, exchange.headers.get("x-request-id")))
 
     async def _run(self, exchange: Exchange, job: Job, writer: Chat | Completion) -> None:
@@ -137,9 +135,9 @@ class Vllm:
             raise ApiError(exc.status, message, kind) from exc
         if job.stream:  # vLLM sends its headers before the request even waits
             await exchange.start(200, {"content-type": "text/event-stream; charset=utf-8", **_vary(200)})
-        async with self.engine.slot(self._lane):
-            answers = [self.engine.answer(job.prompt, job.limits, variant=i) for i in range(job.choices)]
-            await generation.prefill(job.prompt_tokens)
+        async with self.engine.slot(self._lane) as clock:
+            answers = [self.engine.answer(prompt, job.limits, variant=i % job.choices) for i, prompt in enumerate(job.replies)]
+            await generation.prefill(job.prompt_tokens, job.prompt.images, clock)
             if job.stream:
                 await self._stream(exchange, job, writer, generation, answers)
             else:

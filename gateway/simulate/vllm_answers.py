@@ -1,5 +1,7 @@
 """How vLLM 0.32 writes an answer: the completion at once, or its chunks, with all their nulls."""
 
+import json
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -60,7 +62,7 @@ class Chat:
         message: dict[str, Any] = {"role": "assistant", "content": content, **nothing}
         if answer.calls:
             message["tool_calls"] = [
-                {"id": _tool_id(), "type": "function", "function": {"name": call.name, "arguments": orjson.dumps(call.arguments).decode()}}
+                {"id": _tool_id(), "type": "function", "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}}
                 for call in answer.calls
             ]
         message["reasoning"] = answer.joined("thinking") or None
@@ -80,43 +82,42 @@ class Chat:
 
     def _role(self, index: int) -> bytes:
         choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-        return event(self._chunk([choice], prompt_token_ids=None, prompt_text=None))
+        return event(self._chunk([choice], **self._count(0), prompt_token_ids=None, prompt_text=None))
 
     def deltas(self, index: int, answer: Answer) -> Iterator[bytes]:
         """What goes out for each token of one choice, in turn (nothing for some), and a last one where the model ended by itself.
 
-        A reply cut at its length finishes with its last token; one that ended has a chunk more.
+        A reply cut at its length or by a stop string finishes with its last token; one that ended has a chunk more, empty where a parser
+        had a look at it.
         """
-        for delta, pieces, is_last in self._tokens(answer):
-            if not is_last:
-                yield self._delta(index, delta, pieces) if delta is not None else b""
-                continue
-            if delta is None:
-                delta = {"content": ""}
-            yield self._delta(index, delta, pieces, answer)
-        if answer.finish == "stop" or not answer.pieces:
-            yield self._delta(index, {"content": ""}, (), answer)
-
-    def _tokens(self, answer: Answer) -> Iterator[tuple[dict[str, Any] | None, tuple[Piece, ...], bool]]:
-        """For each token: its delta, if any, its piece, and whether it carries the finish."""
-        call_deltas = _call_deltas(answer) if answer.calls else None
-        last = len(answer.pieces) - 1 if answer.finish == "length" else None
+        last = len(answer.pieces) - 1 if answer.finish == "length" or answer.stop_string is not None else None
+        nothing = {} if self._job.has_parser else {"content": ""}
+        calls = CallReader() if self._job.prompt.tools else None
         for number, piece in enumerate(answer.pieces):
-            delta: dict[str, Any] | None = None
-            if piece.kind == "thinking":
-                delta = {"reasoning": piece.text}
-            elif piece.kind == "content":
-                delta = {"content": piece.text} if call_deltas is None else next(call_deltas, None)
-            yield delta, (piece,), number == last
+            found = _piece_deltas(piece, calls)
+            if number == last:
+                yield self._delta(index, found[-1] if found else nothing, (piece,), number + 1, answer)
+            else:
+                yield b"".join(self._delta(index, delta, (piece,), number + 1) for delta in found)
+        if last is None or not answer.pieces:
+            yield self._delta(index, nothing, (), len(answer.pieces), answer)
 
-    def _delta(self, index: int, delta: dict[str, Any], pieces: tuple[Piece, ...], ending: Answer | None = None) -> bytes:
+    def _delta(self, index: int, delta: dict[str, Any], pieces: tuple[Piece, ...], count: int, ending: Answer | None = None) -> bytes:
         choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": self._logprobs(pieces) if pieces else None}
         choice["finish_reason"] = finish_reason(ending, self._job.named_tool) if ending else None
         if ending:
             choice["stop_reason"] = ending.stop_string
         choice["token_ids"] = None
         more = {"system_fingerprint": FINGERPRINT} if ending and not self._job.include_usage else {}
-        return event(self._chunk([choice], **more))
+        return event(self._chunk([choice], **self._count(count), **more))
+
+    def _count(self, tokens: int) -> dict[str, Any]:
+        """The usage so far, on each chunk, for those who ask for it."""
+        if not self._job.counts_each:
+            return {}
+        prompt = self._job.prompt_tokens
+        details = {"completion_tokens_details": None}
+        return {"usage": {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens, **details}}
 
     def usage_chunk(self, answers: list[Answer]) -> bytes:
         return event(self._chunk([], usage=self._usage(answers, plain=False), system_fingerprint=FINGERPRINT))
@@ -157,12 +158,17 @@ class Completion:
         return {"id": self._id, "object": "text_completion", "created": self._created, "model": self._job.model.name}
 
     def whole(self, answers: list[Answer]) -> bytes:
-        (answer,) = answers
-        tokens, prompt_tokens = len(answer.pieces), self._job.prompt_tokens
-        choice = {
-            "index": 0,
+        choices = [self._choice(i, answer) for i, answer in enumerate(answers)]
+        usage = {**self._usage(answers), "prompt_tokens_details": None, "completion_tokens_details": None}
+        last = {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
+        body = {**self._head(), "choices": choices, "service_tier": None, "system_fingerprint": FINGERPRINT, "usage": usage, **last}
+        return orjson.dumps(body)
+
+    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        return {
+            "index": index,
             "text": answer.joined("content"),
-            "logprobs": None,
+            "logprobs": self._logprobs(answer.pieces, 0),
             "finish_reason": answer.finish,
             "stop_reason": answer.stop_string,
             "token_ids": None,
@@ -170,39 +176,90 @@ class Completion:
             "prompt_token_ids": None,
             "routed_experts": None,
         }
-        usage = {
-            "prompt_tokens": prompt_tokens,
-            "total_tokens": prompt_tokens + tokens,
-            "completion_tokens": tokens,
-            "prompt_tokens_details": None,
-            "completion_tokens_details": None,
-        }
-        last = {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
-        body = {**self._head(), "choices": [choice], "service_tier": None, "system_fingerprint": FINGERPRINT, "usage": usage, **last}
-        return orjson.dumps(body)
 
     def roles(self) -> bytes:
         return b""
 
     def deltas(self, index: int, answer: Answer) -> Iterator[bytes]:
+        offset = 0
         for number, piece in enumerate(answer.pieces):
             ends = number == len(answer.pieces) - 1
-            choice = {"index": index, "text": piece.text, "logprobs": None, "finish_reason": answer.finish if ends else None}
-            yield event({**self._head(), "choices": [{**choice, "stop_reason": answer.stop_string}]})
+            choice = {"index": index, "text": piece.text, "logprobs": self._logprobs((piece,), offset)}
+            choice |= {"finish_reason": answer.finish if ends else None, "stop_reason": answer.stop_string if ends else None}
+            choice |= {"prompt_token_ids": None, "token_ids": None}
+            more = {"system_fingerprint": FINGERPRINT} if ends and not self._job.include_usage else {}
+            yield event({**self._head(), "choices": [choice], **more})
+            offset += len(piece.token)
 
     def usage_chunk(self, answers: list[Answer]) -> bytes:
-        return b""
+        return event({**self._head(), "choices": [], "usage": self._usage(answers), "system_fingerprint": FINGERPRINT})
+
+    def _usage(self, answers: list[Answer]) -> dict[str, int]:
+        tokens, prompt_tokens = sum(len(answer.pieces) for answer in answers), self._job.prompt_tokens
+        return {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens + tokens, "completion_tokens": tokens}
+
+    def _logprobs(self, pieces: tuple[Piece, ...], offset: int) -> dict[str, Any] | None:
+        if self._job.top_logprobs is None:
+            return None
+        found = [logprob(piece.token, self._job.top_logprobs, keeps_empty=True) for piece in pieces]
+        offsets = [offset + sum(len(piece.token) for piece in pieces[:i]) for i in range(len(pieces))]
+        return {
+            "text_offset": offsets,
+            "token_logprobs": [entry["logprob"] for entry in found],
+            "tokens": [entry["token"] for entry in found],
+            "top_logprobs": [{other["token"]: other["logprob"] for other in entry["top_logprobs"]} for entry in found],
+        }
 
 
-def _call_deltas(answer: Answer) -> Iterator[dict[str, Any]]:
-    """The deltas of all calls: the name, then the arguments in pieces; one is taken for each token of content."""
-    for index, call in enumerate(answer.calls):
-        yield {"tool_calls": [{"id": _tool_id(), "type": "function", "index": index, "function": {"name": call.name}}]}
-        arguments = orjson.dumps(call.arguments).decode()
-        tokens = sum(piece.kind == "content" for piece in answer.pieces) // len(answer.calls)
-        size = -(-len(arguments) // max(1, tokens - 1))  # rounded up, so that no delta is left without a token
-        for start in range(0, len(arguments), size):
-            yield {"tool_calls": [{"index": index, "function": {"arguments": arguments[start : start + size]}}]}
+class CallReader:
+    """Calls as they come: the name once it is whole, then what there is more of the arguments; words outside a call pass."""
+
+    _HEAD = re.compile(r'\s*\{\s*"name":\s*"([^"]+)",\s*"arguments":\s*')
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._index = 0
+        self._sent: int | None = None
+
+    def read(self, text: str) -> list[dict[str, Any]]:
+        """The deltas that `text`, which follows on what was read before, makes ready."""
+        self._text += text
+        if not self._text.startswith("<"):
+            return [{"content": text}]
+        deltas: list[dict[str, Any]] = []
+        head = self._HEAD.match(self._text.removeprefix("<tool_call>"))
+        if head is None:
+            return deltas
+        if self._sent is None:
+            self._sent = 0
+            deltas.append(self._call({"id": _tool_id(), "type": "function", "index": self._index, "function": {"name": head[1]}}))
+        raw = self._text.removeprefix("<tool_call>")[head.end() :]
+        arguments = _first_value(raw)
+        if len(arguments) > self._sent:
+            deltas.append(self._call({"index": self._index, "function": {"arguments": arguments[self._sent :]}}))
+            self._sent = len(arguments)
+        if "</tool_call>" in raw:
+            self._text, self._sent, self._index = raw.partition("</tool_call>")[2].lstrip(), None, self._index + 1
+        return deltas
+
+    def _call(self, call: dict[str, Any]) -> dict[str, Any]:
+        return {"content": None, "tool_calls": [call]}
+
+
+def _piece_deltas(piece: Piece, calls: CallReader | None) -> list[dict[str, Any]]:
+    if piece.kind == "thinking":
+        return [{"reasoning": piece.text}]
+    if piece.kind != "content":
+        return []
+    return [{"content": piece.text}] if calls is None else calls.read(piece.text)
+
+
+def _first_value(raw: str) -> str:
+    """The JSON value that `raw` begins with, as far as it is there."""
+    try:
+        return raw[: json.JSONDecoder().raw_decode(raw)[1]]
+    except ValueError:
+        return raw
 
 
 def _tool_id() -> str:

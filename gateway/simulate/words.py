@@ -11,8 +11,6 @@ from typing import Any, Literal
 from gateway.simulate.schema import instance
 
 END_OF_THOUGHT = "</think>"
-REPEATS = 30  # Ollama gives up a reply after more equal tokens than this
-_REPEAT = re.compile(r"\brepeat (\S+)", re.IGNORECASE)
 _LENGTH = re.compile(r"\b(\d{1,6}) (?:words|tokens)\b", re.IGNORECASE)
 _FILLER = ("the", "stand-in", "goes", "on", "with", "plain", "words")
 _THOUGHT = ("Let", " me", " think", " about", " it", ".")
@@ -28,6 +26,8 @@ class Prompt:
     schema: Any = None
     forced_tool: str | None = None
     thinks: bool = False
+    leaks: bool = False
+    forced_strictly: bool = True
 
     @property
     def text(self) -> str:
@@ -44,7 +44,8 @@ class Limits:
     tokens: int
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
-    gives_up_repeating: bool = False
+    gives_up_after: int = 0  # equal tokens that are borne; 0: any number
+    stops_in_order: bool = False  # of several stop strings in a token, the first that was named counts and not the first in the text
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +85,19 @@ def count_tokens(text: str) -> int:
     return (len(text.encode()) + 3) // 4
 
 
-def compose(prompt: Prompt, length: int, variant: int = 0, bare_json_calls: bool = False) -> list[str]:
+def compose(prompt: Prompt, length: int, variant: int = 0, bare_json_calls: bool = False, repeat_word: str = "repeat") -> list[str]:
     """The tokens of the reply: a digest of all the prompt's words, how many images came, then the question again.
 
-    "repeat WORD" in the question makes the model say that word without an end, "N words" sets the length; a tool is called
-    when the question has a word of its name, and `prompt.schema` makes the reply a value of that schema.
+    "repeat WORD" in the question (with `repeat_word` for repeat) makes the model say that word without an end, "N words" sets the length; a
+    tool is called when the question has a word of its name, and `prompt.schema` makes the reply a value of that schema.
     """
-    head = [*_THOUGHT, END_OF_THOUGHT] if prompt.thinks else []
+    head = [*(["<think>"] if prompt.leaks else []), *_THOUGHT, END_OF_THOUGHT] if prompt.thinks or prompt.leaks else []
     mark = digest(prompt.text)
     if prompt.forced_tool or (called := _called_tool(prompt)):
         return head + _call_tokens(prompt, prompt.forced_tool or called or "", mark, bare_json_calls)
     if prompt.schema is not None:
         return head + _cut(json.dumps(instance(prompt.schema, mark)), 4)
-    if repeated := _REPEAT.search(prompt.question):
+    if repeated := re.search(rf"\b{re.escape(repeat_word)} (\S+)", prompt.question, re.IGNORECASE):
         return head + [f" {repeated[1].strip('.!?')}"] * 100_000
     if asked := _LENGTH.search(prompt.question):
         length = int(asked[1])
@@ -105,24 +106,31 @@ def compose(prompt: Prompt, length: int, variant: int = 0, bare_json_calls: bool
     return head + list(itertools.islice(itertools.chain(start, rest), length))
 
 
+def tool_name(tool: dict[str, Any]) -> str:
+    """The name of a tool's function, empty where it has none: an Ollama minds that little."""
+    function = tool.get("function")
+    return str(function.get("name") or "") if isinstance(function, dict) else ""
+
+
 def _called_tool(prompt: Prompt) -> str | None:
     """The tool whose name shares a word with the question; none once a tool has answered."""
     if not prompt.tools or prompt.schema is not None or prompt.turns[-1][0] == "tool":
         return None
     said = set(re.findall(r"\w+", prompt.question.lower()))
     for tool in prompt.tools:
-        name = str(tool["function"]["name"])
+        name = tool_name(tool)
         if name.lower() in said or said & {word for word in re.split(r"[_\W]+", name.lower()) if len(word) > 3}:
             return name
     return None
 
 
 def _call_tokens(prompt: Prompt, name: str, mark: str, bare_json: bool) -> list[str]:
-    schema = next((tool["function"].get("parameters") for tool in prompt.tools if tool["function"]["name"] == name), None)
-    arguments = _cut(json.dumps(instance(schema, mark)), 4)
+    schema = next((tool["function"].get("parameters") for tool in prompt.tools if tool_name(tool) == name), None)
+    value = instance(schema, mark) if prompt.forced_strictly else [mark]
+    arguments = _cut(json.dumps(value), 4)
     if bare_json:
         return [f'{{"name": "{name}", "parameters": ', *arguments, "}"]
-    return ["<tool_call>", f'{{"name": "{name}", "arguments": ', *arguments, "}", "</tool_call>"]
+    return ["<tool_call>\n", f'{{"name": "{name}", "arguments": ', *arguments, "}\n", "</tool_call>"]
 
 
 def _cut(text: str, size: int) -> list[str]:
@@ -136,9 +144,9 @@ def answer(tokens: Sequence[str], limits: Limits, thinks: bool = False, tools: b
     kept = list(tokens[: limits.tokens])
     finish: Literal["stop", "length"] = "length" if len(tokens) >= limits.tokens else "stop"
     broken = False
-    if limits.gives_up_repeating and (end := _end_of_repetition(kept)):
+    if limits.gives_up_after and (end := _end_of_repetition(kept, limits.gives_up_after)):
         kept, broken = kept[:end], True
-    stop_at, stop_string = _find_stop("".join(kept), limits.stop) or (None, None)
+    stop_at, stop_string = _find_stop(kept, limits) or (None, None)
     if stop_at is not None and stop_string is not None:
         kept, finish = _until(kept, stop_at + len(stop_string)), "stop"
     pieces = tuple(_sorted_pieces(kept, stop_at, thinks))
@@ -149,20 +157,25 @@ def answer(tokens: Sequence[str], limits: Limits, thinks: bool = False, tools: b
     return Answer(pieces, finish, stop_string, broken, calls)
 
 
-def _end_of_repetition(tokens: Sequence[str]) -> int | None:
+def _end_of_repetition(tokens: Sequence[str], most: int) -> int | None:
     last, equal = None, 0
     for i, token in enumerate(tokens):
         equal = equal + 1 if token.strip() == last else 1
         last = token.strip()
-        if equal > REPEATS:
+        if equal > most:
             return i + 1
     return None
 
 
-def _find_stop(text: str, stops: Iterable[str]) -> tuple[int, str] | None:
-    """Where the earliest stop string ends soonest: the engines look after each token."""
-    found = [(text.index(stop), stop) for stop in stops if stop and stop in text]
-    return min(found, key=lambda hit: hit[0] + len(hit[1]), default=None)
+def _find_stop(tokens: Sequence[str], limits: Limits) -> tuple[int, str] | None:
+    """Where the stop string is that ends soonest: the engines look after each token."""
+    text = "".join(tokens)
+    found = [(text.index(stop), stop) for stop in limits.stop if stop and stop in text]
+    first = min(found, key=lambda hit: hit[0] + len(hit[1]), default=None)
+    if first is None or not limits.stops_in_order:
+        return first
+    read = "".join(_until(tokens, first[0] + len(first[1])))
+    return next((read.index(stop), stop) for stop in limits.stop if stop and stop in read)
 
 
 def _until(tokens: Sequence[str], end: int) -> list[str]:

@@ -120,6 +120,14 @@ async def test_reply_that_repeats_itself_ends_without_done() -> None:
     assert not any(line["done"] for line in lines)
 
 
+async def test_what_provokes_a_repetition_and_how_much_of_it_is_borne_can_be_set() -> None:
+    async with running(Options("ollama", repeat_word="stutter", repeat_limit=3)) as server:
+        assert (await chat(server, "llama", "Stutter yes"))["message"]["content"] == " yes" * 4
+        assert (await chat(server, "llama", "Repeat yes"))["done"] is True
+    async with running(Options("ollama", repeat_limit=0)) as server:
+        assert (await chat(server, "llama", "Repeat yes", options={"num_predict": 90}))["message"]["content"] == " yes" * 90
+
+
 async def test_question_with_a_word_of_a_tools_name_is_answered_by_a_call_and_its_result_by_words() -> None:
     async with running(Options("ollama")) as server, client(server) as http:
         asked = user("What is the weather?")
@@ -148,16 +156,22 @@ async def test_thinking_model_thinks_until_told_not_to() -> None:
     assert with_thought["message"]["content"] == without["message"]["content"]
 
 
-async def test_image_to_a_text_model_is_refused_in_the_words_of_the_generation() -> None:
+async def test_model_that_leaks_its_thoughts_has_them_in_its_content() -> None:
+    async with running(Options("ollama", models=(Model.parse("m,leaks"),))) as server:
+        message = (await chat(server, "m", "Hello"))["message"]
+    assert message["content"].startswith("<think>Let me think about it.</think>")
+    assert "thinking" not in message
+
+
+async def test_image_to_a_text_model_is_refused_by_the_newer_and_left_out_by_the_older() -> None:
     messages = [{"role": "user", "content": "What?", "images": [picture()]}]
     answers = {}
     for generation in ("0.33", "0.24"):
         async with running(Options("ollama", generation=generation)) as server, client(server) as http:
-            response = await http.post("/api/chat", json={"model": "llama", "messages": messages, "stream": False})
-            answers[generation] = (response.status_code, response.json()["error"])
-    assert answers["0.33"][0] == 400
-    assert json.loads(answers["0.33"][1])["error"]["message"].startswith("Multimodal data provided")
-    assert answers["0.24"][0] == 500
+            answers[generation] = await http.post("/api/chat", json={"model": "llama", "messages": messages, "stream": False})
+    assert answers["0.33"].status_code == 400
+    assert json.loads(answers["0.33"].json()["error"])["error"]["message"].startswith("Multimodal data provided")
+    assert answers["0.24"].json()["message"]["content"].startswith(digest("What?"))
 
 
 async def test_content_that_is_no_text_is_refused_as_go_does() -> None:

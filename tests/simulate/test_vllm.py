@@ -76,12 +76,55 @@ async def test_call_that_is_cut_off_stays_content() -> None:
     assert choice["finish_reason"] == "length"
 
 
+async def test_call_that_is_cut_off_shows_in_a_stream_as_far_as_it_came() -> None:
+    async with running(Options("vllm")) as server, client(server) as http:
+        body = {"model": MODEL, "messages": user("The weather?"), "stream": True, "tools": [TOOL], "tool_choice": "required"}
+        ends = {}
+        for tokens in (1, 3):
+            found = events((await http.post(CHAT, json={**body, "max_tokens": tokens})).text)
+            ends[tokens] = [choice for event in found if event != "[DONE]" for choice in event["choices"]]
+    assert [choice["delta"] for choice in ends[1]] == [{"role": "assistant", "content": ""}, {}]
+    assert all(choices[-1]["finish_reason"] == "length" for choices in ends.values())
+    (begun, arguments) = (choice["delta"]["tool_calls"][0]["function"] for choice in ends[3][1:])
+    assert begun == {"name": "get_weather"}
+    assert arguments["arguments"].startswith("{")
+
+
+@pytest.mark.parametrize(("strict", "kind"), [(True, dict), (False, list)])
+async def test_forced_call_keeps_to_its_schema_only_when_strict(strict: bool, kind: type) -> None:
+    tool = {"type": "function", "function": {**TOOL["function"], "strict": strict}}  # type: ignore[dict-item]
+    async with running(Options("vllm", loose_calls=True)) as server:
+        answer = await chat(server, "The weather?", tools=[tool], tool_choice="required")
+    (call,) = answer["choices"][0]["message"]["tool_calls"]
+    assert isinstance(json.loads(call["function"]["arguments"]), kind)
+
+
+async def test_usage_is_on_each_chunk_only_when_asked_for() -> None:
+    async with running(Options("vllm")) as server, client(server) as http:
+        seen = {}
+        for continuous in (False, True):
+            asked = {"include_usage": True, "continuous_usage_stats": continuous}
+            body = {"model": MODEL, "messages": user("Hello"), "stream": True, "max_tokens": 4, "stream_options": asked}
+            found = [event for event in events((await http.post(CHAT, json=body)).text) if event != "[DONE]"]
+            seen[continuous] = [event["usage"]["completion_tokens"] for event in found if "usage" in event]
+    assert seen == {False: [4], True: [0, 1, 2, 3, 4, 4]}
+
+
 async def test_reasoning_is_told_apart_and_can_be_switched_off() -> None:
     async with running(Options("vllm", reasoning_parser=True)) as server:
         with_thought = (await chat(server, "Hello"))["choices"][0]["message"]
         without = (await chat(server, "Hello", chat_template_kwargs={"enable_thinking": False}))["choices"][0]["message"]
     assert (with_thought["reasoning"], without["reasoning"]) == ("Let me think about it.", None)
     assert with_thought["content"] == without["content"]
+
+
+@pytest.mark.parametrize("off", [{"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}])
+async def test_model_that_thinks_leaks_it_without_a_parser_until_it_is_switched_off(off: dict[str, Any]) -> None:
+    async with running(Options("vllm", models=(Model(MODEL, thinking=True),))) as server:
+        leaked = (await chat(server, "Hello"))["choices"][0]["message"]
+        without = (await chat(server, "Hello", **off))["choices"][0]["message"]
+    assert leaked["reasoning"] is None
+    assert leaked["content"] == f"<think>Let me think about it.</think>{without['content']}"
 
 
 async def test_headers_leave_before_the_request_even_runs() -> None:

@@ -22,8 +22,8 @@ def test_reply_as_long_as_its_limit_ends_for_length() -> None:
 
 
 def test_thirty_equal_tokens_are_borne_and_one_more_is_not() -> None:
-    assert not answer(["x"] * 30, Limits(100, gives_up_repeating=True)).broken
-    assert len(answer([" x", "x\n"] * 40, Limits(100, gives_up_repeating=True)).pieces) == 31
+    assert not answer(["x"] * 30, Limits(100, gives_up_after=30)).broken
+    assert len(answer([" x", "x\n"] * 40, Limits(100, gives_up_after=30)).pieces) == 31
 
 
 def test_end_of_thought_parts_reasoning_from_content_and_is_neither() -> None:

@@ -1,0 +1,142 @@
+"""What a real Ollama does with its runners: loads in bounded memory, who waits for whom, and what becomes of a load that nobody wants."""
+
+import asyncio
+from typing import Any
+
+from gateway.simulate import Fault, Model, Options, Running, running
+from tests.simulate.doors import client, sent, until, user
+
+A, B, C = (Model(name, size=size) for name, size in (("a", 4), ("b", 4), ("c", 3)))
+
+
+def options(**more: Any) -> Options:
+    return Options("ollama", models=(A, B, C), **more)
+
+
+async def chat(server: Running, model: str, **more: Any) -> int:
+    async with client(server) as http:
+        return (await http.post("/api/chat", json={"model": model, "messages": user("Hello"), "stream": False, **more})).status_code
+
+
+async def loaded(server: Running) -> list[str]:
+    async with client(server) as http:
+        return [runner["name"].partition(":")[0] for runner in (await http.get("/api/ps")).json()["models"]]
+
+
+def stalled(server: Running, model: str) -> Any:
+    """A request that runs until its client leaves."""
+    server.engine.inject(Fault("stall"))
+    return sent(server, "/api/chat", {"model": model, "messages": user("Hello")})
+
+
+async def test_load_that_does_not_fit_evicts_an_idle_model_of_the_shortest_keep_alive() -> None:
+    async with running(options(max_loaded=2)) as server:
+        await chat(server, "a", keep_alive="9m")
+        await chat(server, "b", keep_alive="8m")
+        await chat(server, "c")
+        assert await loaded(server) == ["a", "c"]
+
+
+async def test_memory_bounds_the_bytes_of_what_is_loaded() -> None:
+    async with running(options(memory=8)) as server:
+        for model in "abc":
+            await chat(server, model)
+        assert await loaded(server) == ["b", "c"]
+
+
+async def test_model_larger_than_all_memory_is_loaded_alone() -> None:
+    async with running(options(memory=3)) as server:
+        assert [await chat(server, model) for model in "ab"] == [200, 200]
+        assert await loaded(server) == ["b"]
+
+
+async def test_load_waits_for_the_busy_runner_in_its_place_while_requests_for_that_pass_by() -> None:
+    async with running(options(max_loaded=1, parallel=2)) as server:
+        async with stalled(server, "a"):
+            await until(lambda: server.engine.running == 1)
+            waits = asyncio.create_task(chat(server, "b"))
+            await until(lambda: server.engine.waiting == 1)
+            assert await chat(server, "a") == 200
+            assert not waits.done()
+            assert await loaded(server) == ["a"]
+        assert await waits == 200
+        assert await loaded(server) == ["b"]
+
+
+async def test_request_with_a_keep_alive_keeps_the_runner_that_was_told_to_go_and_the_load_waits_on() -> None:
+    async with running(options(max_loaded=1, parallel=2)) as server:
+        async with stalled(server, "a"):
+            await until(lambda: server.engine.running == 1)
+            waits = asyncio.create_task(chat(server, "b"))
+            await until(lambda: server.engine.waiting == 1)
+            await chat(server, "a", keep_alive=0.2)
+        await until(lambda: server.engine.running == 0)
+        assert (waits.done(), await loaded(server)) == (False, ["a"])
+        assert await waits == 200
+        assert await loaded(server) == ["b"]
+
+
+async def test_client_that_leaves_while_its_load_waits_has_evicted_the_other_all_the_same() -> None:
+    async with running(options(max_loaded=1)) as server:
+        async with stalled(server, "a"):
+            await until(lambda: server.engine.running == 1)
+            async with sent(server, "/api/chat", {"model": "b", "messages": user("Hello")}):
+                await until(lambda: server.engine.waiting == 1)
+            await until(lambda: server.engine.cancelled == 1)
+        await until(lambda: server.engine.cancelled == 2)
+        assert await loaded(server) == []
+
+
+async def test_who_waits_for_an_aborted_load_loads_anew() -> None:
+    async with running(options(load_seconds=0.3)) as server:
+        async with sent(server, "/api/chat", {"model": "a", "messages": user("Hello")}):
+            await until(lambda: server.engine.waiting == 1)
+            waits = asyncio.create_task(chat(server, "a"))
+            await until(lambda: server.engine.waiting == 2)
+        assert await waits == 200
+        assert server.engine.state() == {"running": 0, "waiting": 0, "served": 1, "cancelled": 1}
+
+
+async def test_load_beside_a_load_is_refused_when_too_many_wait() -> None:
+    async with running(options(load_seconds=0.2, max_queue=3)) as server:
+        async with sent(server, "/api/chat", {"model": "a", "messages": user("Hello")}):
+            await until(lambda: server.engine.waiting == 1)
+            statuses = await asyncio.gather(*(chat(server, "b") for _ in range(10)))
+        assert sorted(statuses) == [200] * 3 + [503] * 7
+
+
+async def test_runner_past_its_keep_alive_is_gone_and_one_in_use_is_not() -> None:
+    async with running(options(time_scale=0.001)) as server, stalled(server, "a"):
+        await until(lambda: server.engine.running == 1)
+        await chat(server, "b", keep_alive="100s")
+        await asyncio.wait_for(_gone(server, "b"), 5)
+        assert await loaded(server) == ["a"]
+
+
+async def _gone(server: Running, model: str) -> None:
+    while model in await loaded(server):
+        pass
+
+
+async def test_unload_of_a_busy_model_waits_for_its_last_request() -> None:
+    async with running(options()) as server, client(server) as http:
+        async with stalled(server, "a"):
+            await until(lambda: server.engine.running == 1)
+            answer = (await http.post("/api/generate", json={"model": "a", "keep_alive": 0})).json()
+            assert (answer["done_reason"], await loaded(server)) == ("unload", ["a"])
+        await until(lambda: server.engine.running == 0)
+        assert await loaded(server) == []
+
+
+async def test_ps_shows_context_size_and_place_of_each_runner() -> None:
+    models = (Model("v", family="qwen3vl", vision=True, context_length=4096, trained=262144, size=7),)
+    async with running(Options("ollama", models=models, gpu=True)) as server, client(server) as http:
+        seen = []
+        for num_ctx in (None, 100, 8192, 999999):
+            await http.post("/api/generate", json={"model": "v", "options": {"num_ctx": num_ctx}})
+            seen += (await http.get("/api/ps")).json()["models"]
+        shown = (await http.post("/api/show", json={"model": "v"})).json()
+    assert [runner["context_length"] for runner in seen] == [4096, 2048, 8192, 262144]
+    assert {(runner["size"], runner["size_vram"]) for runner in seen} == {(7, 7)}
+    assert shown["model_info"]["qwen3vl.context_length"] == 262144
+    assert shown["capabilities"] == ["completion", "vision"]
