@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
 BENCH_VENV ?= .venv-bench
+CLIENTS_VENV ?= .venv-clients
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm bench-cost lock help
+.PHONY: run test check fix test-vllm test-clients bench-cost lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, in front of an Ollama and a vLLM or stand-ins for them
 	@$(BIN)/python -m gateway demo
@@ -27,6 +28,9 @@ fix: $(VENV)/dev  ## Put right what a program can
 test-vllm: $(VENV)/dev $(VLLM_VENV)/ready  ## Run the tests on a real vLLM (the first time installs it: 7 GB, some minutes)
 	TEST_VLLM_VENV=$(VLLM_VENV) $(BIN)/python -m pytest -m vllm
 
+test-clients: $(CLIENTS_VENV)/ready  ## Run the programs of clients that want an older openai (LlamaIndex)
+	$(CLIENTS_VENV)/bin/python -m pytest -m "not vllm" tests/e2e/test_clients.py
+
 bench-cost: $(VENV)/dev $(BENCH_VENV)/ready  ## CPU cost of a request and a token, beside vllm-router
 	BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m gateway.bench.cost
 
@@ -34,6 +38,8 @@ lock: $(VENV)/dev  ## Renew requirements/ from pyproject.toml
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -o requirements/runtime.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -c requirements/runtime.txt --group dev -o requirements/dev.txt pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -c requirements/runtime.txt --group dev -o requirements/clients.txt pyproject.toml requirements/clients.in
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -o requirements/bench.txt requirements/bench.in
 
 help:  ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -55,4 +61,9 @@ $(VLLM_VENV)/ready: tests/engines/install_vllm.py
 $(BENCH_VENV)/ready: requirements/bench.txt
 	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
 	@$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+	@touch $@
+
+$(CLIENTS_VENV)/ready: requirements/clients.txt
+	@test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(CLIENTS_VENV)
+	@$(CLIENTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/clients.txt
 	@touch $@

@@ -7,8 +7,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from gateway.auth import Caller, Keys
 from gateway.backends.backend import VIA
+from gateway.config import Tier
 from gateway.cors import Cors
 from gateway.errors import (
     ClientLeft,
@@ -19,10 +22,14 @@ from gateway.errors import (
     ShuttingDown,
     UnsupportedMediaType,
 )
+from gateway.images import Images
 from gateway.metering import CHAT, NONE, Exchange
-from gateway.protocol import Chat, check_size, parse
-from gateway.relay import JSON_LINES, LARGE, Client, Relay, Request, Surroundings
+from gateway.params import TierParams
+from gateway.parsing import parse
+from gateway.protocol import Chat
+from gateway.relay import JSON_LINES, LARGE, Relay
 from gateway.routing import Routing
+from gateway.surroundings import Client, Request, Surroundings
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -38,11 +45,13 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 class ChatEndpoint:
     """`POST /v1/chat/completions`."""
 
-    def __init__(self, shared: Surroundings, keys: Keys, routing: Routing, cors: Cors) -> None:
+    def __init__(self, shared: Surroundings, keys: Keys, routing: Routing, cors: Cors, images: Images) -> None:
         self._shared = shared
         self._keys = keys
         self._routing = routing
         self._cors = cors
+        self._images = images
+        self._params = {tier.name: params for tier in shared.settings.tiers.values() if (params := _tier_params(tier))}
         self.is_stopping = False
         """Refuse what is new: the gateway is on its way out."""
 
@@ -64,24 +73,32 @@ class ChatEndpoint:
             body = await self._read(client, fields, receive)
             if len(body) > LARGE:  # each step on 10 MB takes its milliseconds: others get their turn in between
                 await asyncio.sleep(0)
-            check_size(body, self._shared.max_text_body)
-            if len(body) > LARGE:
-                await asyncio.sleep(0)
-            chat = parse(body)
+            chat = parse(body, self._shared.max_text_body)
+            size = len(body)
+            del body
             stream = bool(chat.stream)
-            request = self._request(request_id, caller, chat, fields)
+            request = self._request(request_id, caller, chat, size, fields)
+            if chat.has_images:
+                request = replace(request, chat=await self._images.checked(request.chat))
+                if client.gone:
+                    raise ClientLeft
         except GatewayError as error:
             self._refuse(client, fields, request_id, caller, error, stream, time.perf_counter() - arrived)
             return
         await Relay(self._shared, client, request)()
 
-    def _request(self, request_id: str, caller: Caller, chat: Chat, fields: Fields) -> Request:
+    def _request(self, request_id: str, caller: Caller, chat: Chat, size: int, fields: Fields) -> Request:
+        route = self._routing.choose(chat.model)
+        params = self._params.get(route.tier)
+        if params is not None:
+            chat = params.apply(chat)
         return Request(
             request_id,
             f"chatcmpl-{_random_bits(96):024x}",
             caller.key_id,
             chat,
-            self._routing.choose(chat.model),
+            size,
+            route,
             fields.get(VIA, b""),
             _seconds(fields.get(b"x-stainless-read-timeout")),
             int(time.time()),
@@ -142,6 +159,10 @@ class ChatEndpoint:
                 attempts=0,
             )
         )
+
+
+def _tier_params(tier: Tier) -> TierParams:
+    return TierParams(tier.params.default, tier.params.force, tier.params.drop, tier.max_tokens)
 
 
 def request_id_of(fields: Fields) -> str:

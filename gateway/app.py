@@ -16,13 +16,15 @@ from gateway.cors import Cors
 from gateway.errors import GatewayError, ShuttingDown
 from gateway.guard import Guard
 from gateway.health import Health
+from gateway.images import Images
 from gateway.log import ExchangeLog
 from gateway.metering import Exchange
 from gateway.metrics import Metrics
 from gateway.ops import Operations, build_metrics_port
 from gateway.ops import build as build_ops
-from gateway.relay import Relay, Surroundings
+from gateway.relay import Relay
 from gateway.routing import Routing
+from gateway.surroundings import Surroundings
 
 SETTLE_SECONDS = 0.2
 """How late an exchange that is over may show in the log; a scrape of the metrics does not wait."""
@@ -47,7 +49,8 @@ class Gateway:
         self._health = Health(settings, self._backends, gateway_id, _refresh)
         self._operations = Operations(settings, self._backends, routing, self._health, self._metrics)
         self._cors = Cors(settings.cors_origins)
-        self._chat = ChatEndpoint(self._shared, keys, routing, self._cors)
+        self._images = Images()
+        self._chat = ChatEndpoint(self._shared, keys, routing, self._cors, self._images)
         admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
         scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []
         self._rest = build_ops(self._operations, keys, Guard(admin), Guard([*admin, *scraper]))
@@ -61,6 +64,7 @@ class Gateway:
         await self._health.__aexit__()
         for backend in self._backends.values():
             backend.close()
+        self._images.close()
         self.settle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -94,6 +94,7 @@ class ContextLengthExceeded(InvalidRequest):
         known = f"This model's maximum context length is {limit} tokens. " if limit else ""
         text = f"{known}The messages and the tokens to generate do not fit the model's context (context_length_exceeded)."
         super().__init__(text, param="messages")
+        self.limit = limit
 
 
 class InvalidApiKey(GatewayError):

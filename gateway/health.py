@@ -9,6 +9,7 @@ import httpx2
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from gateway.backends.backend import VIA, Backend, Server
+from gateway.backends.base import Models
 from gateway.config import Settings
 
 PROBE_SECONDS = 2.0
@@ -106,33 +107,57 @@ class Health:
 
     async def _ask(self, backend: Backend, server: Server) -> Finding:
         """One probe: the list of models. Sets `up` and `discovered` where it was answered."""
-        origin = server.pool.origin
-        url = f"{'https' if origin.tls else 'http'}://{origin.authority}{origin.prefix}{backend.dialect.models_path}"
-        headers = [*backend.headers(), (VIA.decode(), self._gateway_id.decode())]
-        try:
-            async with (
-                asyncio.timeout(PROBE_STEPS * PROBE_SECONDS),
-                httpx2.AsyncClient(trust_env=False, verify=origin.tls or False, timeout=PROBE_SECONDS) as client,
-                client.stream("GET", url, headers=[*headers, ("Accept-Encoding", "identity")]) as answer,
-            ):
-                content = await _read(answer)
-        except (httpx2.HTTPError, TimeoutError) as error:
-            raise ProbeFailed from error
-        if answer.status_code == 508:
+        status, content = await self._fetch(backend, server, "GET", backend.dialect.models_path)
+        if status == 508:
             return "itself"
-        if answer.status_code in (401, 403):
+        if status in (401, 403):
             return "refused_key"
-        if answer.status_code != 200:
-            return "unreachable" if answer.status_code >= 500 else "no_models"
+        if status != 200:
+            return "unreachable" if status >= 500 else "no_models"
         models = backend.dialect.models(content)
         if models is None:
             return "no_models"
         before = server.discovered
+        await self._learn(backend, server, models)
         server.discovered = models
         server.up = True
         if before is not None and before != server.discovered:
             self._on_change(backend)
         return "up"
+
+    async def _learn(self, backend: Backend, server: Server, models: Models) -> None:
+        """What is asked besides only adds to what is known: it fails without a consequence."""
+        wanted = [tier.models[backend.name] for tier in self._settings.tiers.values() if backend.name in tier.models]
+
+        async def ask(method: str, path: str, body: bytes | None) -> bytes | None:
+            try:
+                status, content = await self._fetch(backend, server, method, path, body)
+            except ProbeFailed:
+                return None
+            return content if status == 200 else None
+
+        await backend.dialect.learn(models, server.discovered or {}, wanted, ask)
+
+    async def _fetch(self, backend: Backend, server: Server, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Status and body of the server's answer.
+
+        Raises:
+            ProbeFailed
+        """
+        origin = server.pool.origin
+        url = f"{'https' if origin.tls else 'http'}://{origin.authority}{origin.prefix}{path}"
+        headers = [*backend.headers(), (VIA.decode(), self._gateway_id.decode()), ("Accept-Encoding", "identity")]
+        if body is not None:
+            headers.append(("Content-Type", "application/json"))
+        try:
+            async with (
+                asyncio.timeout(PROBE_STEPS * PROBE_SECONDS),
+                httpx2.AsyncClient(trust_env=False, verify=origin.tls or False, timeout=PROBE_SECONDS) as client,
+                client.stream(method, url, headers=headers, content=body) as answer,
+            ):
+                return answer.status_code, await _read(answer)
+        except (httpx2.HTTPError, TimeoutError) as error:
+            raise ProbeFailed from error
 
     # In plain words
 

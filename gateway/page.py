@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.protocol import NOT_SERVED, Chat
+from gateway.protocol import REFUSED, UNUSED, Chat
 
 CHAT_PATH = "/v1/chat/completions"
 
@@ -100,7 +100,9 @@ def _fields(schema: dict[str, Any]) -> str:
 
 
 def _remark(name: str, required: set[str]) -> str:
-    return "required" if name in required else "not served yet" if name in NOT_SERVED else ""
+    if name in required:
+        return "required"
+    return "refused" if name in REFUSED else "checked, not used" if name in UNUSED else ""
 
 
 def _type(field: dict[str, Any]) -> str:

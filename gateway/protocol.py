@@ -1,4 +1,4 @@
-"""The part of OpenAI's chat completions request that we take: bytes to `Chat`. Pure: no I/O, no clock.
+"""The shapes of OpenAI's chat completions request that we take. Pure: no I/O, no clock; `parsing.py` makes a `Chat` of bytes.
 
 Fields are taken by allow-list and rendered anew for each backend, so nothing that a client made up reaches one. What we do not know is
 ignored, as OpenAI's own clients expect; what would change the shape of the answer and is not served is refused by name.
@@ -6,16 +6,17 @@ ignored, as OpenAI's own clients expect; what would change the shape of the answ
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
-
-from gateway.errors import InvalidImageUrl, InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
-
-MAX_NESTING_MARKS = 50_000
-"""`[` and `{` in a body above `max_text_body`: what has more is not an image but a way to keep the parser busy."""
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 PositiveInt = Annotated[int, Meta(ge=1, le=10_000_000)]
+FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+REFUSED = frozenset({"functions", "function_call", "audio"})
+"""Fields that are read only to be refused."""
+UNUSED = frozenset({"logit_bias"})
+"""Fields that are checked and then left out: the engines number their tokens differently, and Ollama has nothing like it."""
+Effort = Literal["none", "low", "medium", "high"]
+"""How much a model is to think: what all engines know of OpenAI's words."""
 
 
 class ImageUrl(Struct, frozen=True):
@@ -26,22 +27,43 @@ class TextPart(Struct, frozen=True, tag="text"):
     text: str
 
 
+class RefusalPart(Struct, frozen=True, tag="refusal"):
+    refusal: str
+
+
 class ImagePart(Struct, frozen=True, tag="image_url"):
     image_url: ImageUrl
+
+
+class CalledFunction(Struct, frozen=True):
+    name: FunctionName
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True):
+    """A call that the model made in an earlier turn; `arguments` is the text of a JSON object."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
 
 
 class Message(Struct, frozen=True):
     """One turn. `content` is None only for an assistant's turn that was nothing but tool calls."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart | ImagePart] | None = None
-    tool_calls: Any = None
+    content: str | list[TextPart | ImagePart | RefusalPart] | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
 
     @property
     def text(self) -> str:
         """All text of the turn; parts are joined by a line end, as vLLM joins them for text models."""
         if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+            texts = (part.text if isinstance(part, TextPart) else part.refusal for part in self.content if not isinstance(part, ImagePart))
+            return "\n".join(texts)
         return self.content or ""
 
     @property
@@ -51,15 +73,81 @@ class Message(Struct, frozen=True):
             return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
         return []
 
+    @property
+    def thought(self) -> str | None:
+        return self.reasoning if self.reasoning is not None else self.reasoning_content
+
 
 class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = None
 
 
+class Function(Struct, frozen=True, omit_defaults=True):
+    """`parameters` is a JSON Schema of an object; None: the function takes nothing."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct, frozen=True):
+    function: Function
+    type: Literal["function"]
+
+
+class ChosenFunction(Struct, frozen=True):
+    name: str
+
+
+class Choice(Struct, frozen=True):
+    """The function that the model has to call."""
+
+    function: ChosenFunction
+    type: Literal["function"]
+
+
+class NamedSchema(Struct, frozen=True, omit_defaults=True):
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class PlainFormat(Struct, frozen=True, tag="text"):
+    pass
+
+
+class JsonFormat(Struct, frozen=True, tag="json_object"):
+    pass
+
+
+class SchemaFormat(Struct, frozen=True, tag="json_schema"):
+    json_schema: NamedSchema
+
+
+class Reasoning(Struct, frozen=True):
+    """The form of OpenAI's Responses API, which some programs send here too."""
+
+    effort: str | None = None
+
+
+class TemplateOptions(Struct, frozen=True):
+    """The one option of a chat template that is taken: whether the model is to think."""
+
+    enable_thinking: bool | None = None
+
+
+_EFFORTS: dict[str, Effort] = {
+    "none": "none", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high", "ultra": "high",
+}  # fmt: skip
+EffortWord = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
+
+
 class Chat(Struct, frozen=True, kw_only=True):
     """One parsed request; what waits in a queue, rendered for a backend only when it is admitted there."""
 
-    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    model: Annotated[str, Meta(min_length=1)]
     messages: Annotated[list[Message], Meta(min_length=1, max_length=2048)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -75,12 +163,21 @@ class Chat(Struct, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Annotated[str, Meta(min_length=1)] | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=4)] | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
-    tools: Any = None
-    functions: Any = None
-    tool_choice: Any = None
-    response_format: Any = None
     logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | Choice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: PlainFormat | JsonFormat | SchemaFormat | None = None
+    reasoning_effort: EffortWord | None = None
+    reasoning: Reasoning | None = None
+    think: bool | EffortWord | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    functions: Any = None
+    function_call: Any = None
     audio: Any = None
+    modalities: list[str] | None = None
 
     @property
     def token_limit(self) -> int | None:
@@ -99,103 +196,30 @@ class Chat(Struct, frozen=True, kw_only=True):
     def has_images(self) -> bool:
         return any(isinstance(part, ImagePart) for message in self.messages if isinstance(message.content, list) for part in message.content)
 
+    @property
+    def effort(self) -> Effort | bool | None:
+        """How much to think; True: as the model likes; None: nothing was said. OpenAI's word wins over the engines' own."""
+        if self.reasoning_effort is not None:
+            return _EFFORTS[self.reasoning_effort]
+        if self.reasoning is not None and self.reasoning.effort in _EFFORTS:
+            return _EFFORTS[self.reasoning.effort]
+        if self.think is not None:
+            return _EFFORTS[self.think] if isinstance(self.think, str) else self.think or "none"
+        if self.chat_template_kwargs is not None and self.chat_template_kwargs.enable_thinking is not None:
+            return self.chat_template_kwargs.enable_thinking or "none"
+        return None
 
-_decoder = msgspec.json.Decoder(Chat)
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that the model is to know of."""
+        return [] if self.tools is None or self.tool_choice == "none" else self.tools
 
-
-def parse(body: bytes) -> Chat:
-    """The request in `body`, which `check_size` has let pass.
-
-    Raises:
-        InvalidJson: no JSON, or no JSON object.
-        InvalidRequest: a field is missing, of the wrong type or out of range; `param` is its path.
-        UnsupportedParameter: it asks for what the gateway does not serve yet.
-        InvalidImageUrl: an image is no `data:` URL.
-    """
-    try:
-        chat = _decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise _explain(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise InvalidJson("The body is not valid JSON.") from None
-    except RecursionError:
-        raise InvalidJson("The body is nested too deeply.") from None
-    _check_served(chat)
-    _check_messages(chat)
-    return chat
-
-
-def check_size(body: bytes, max_text_body: int) -> None:
-    """Let only images be large.
-
-    Raises:
-        RequestTooLarge: above `max_text_body` bytes without an image, or with more in it than images have.
-    """
-    if len(body) <= max_text_body:
-        return
-    if b"data:image/" not in body:
-        raise RequestTooLarge(f"A request without images may have at most {max_text_body} bytes.")
-    if body.count(b"[") + body.count(b"{") > MAX_NESTING_MARKS:
-        raise RequestTooLarge("The request has too many parts.")
-
-
-def _explain(text: str) -> InvalidRequest:
-    """msgspec's words are `REASON - at `$.path``; only reasons that cannot hold the client's text are passed on. The client's text may hold
-    a place of its own: the last one is msgspec's."""
-    reason, found, place = text.rpartition(" - at `$")
-    if not found:
-        reason, place = text, ""
-    param = place.rstrip("`").lstrip(".") or None
-    if reason.startswith("Object missing required field `"):
-        name = reason.split("`")[1]
-        param = f"{param}.{name}" if param else name
-        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
-    if param is None:
-        return InvalidJson("The body must be a JSON object.")
-    if param.endswith("].type") and not reason.startswith("Expected"):
-        return UnsupportedParameter(f"'{param}' must be 'text' or 'image_url'.", param=param)
-    if not reason.startswith("Expected"):
-        reason = "It is out of range or not one of the values allowed"
-    return InvalidRequest(f"Invalid value for '{param}'. {reason.replace('`', '')}.", param=param)
-
-
-NOT_SERVED = frozenset({"tools", "functions", "tool_choice", "response_format", "logprobs", "audio"})
-"""Fields that are read only to be refused."""
-
-
-def _check_served(chat: Chat) -> None:
-    refused: str | None = None
-    if chat.n is not None and chat.n > 1:
-        refused = "n"
-    elif chat.tools and chat.tool_choice != "none":
-        refused = "tools"
-    elif chat.functions:
-        refused = "functions"
-    elif chat.response_format is not None and chat.response_format != {"type": "text"}:
-        refused = "response_format"
-    elif chat.logprobs:
-        refused = "logprobs"
-    elif chat.audio is not None:
-        refused = "audio"
-    if refused is not None:
-        raise UnsupportedParameter(f"'{refused}' is not served by this gateway yet, on any backend. Leave it out.", param=refused)
-
-
-def _check_messages(chat: Chat) -> None:
-    for index, message in enumerate(chat.messages):
-        if message.tool_calls or message.role == "tool":
-            raise UnsupportedParameter("Tool calls are not served by this gateway yet, on any backend.", param=f"messages[{index}]")
-        if message.content is None:
-            raise InvalidRequest(f"Missing required parameter: 'messages[{index}].content'.", param=f"messages[{index}].content")
-        if isinstance(message.content, list):
-            for number, part in enumerate(message.content):
-                if isinstance(part, ImagePart):
-                    check_image_url(part.image_url.url, f"messages[{index}].content[{number}].image_url.url")
-
-
-def check_image_url(url: str, param: str) -> None:
-    """A `data:` URL (RFC 2397) with a base64 image in it; nothing is ever fetched for a client."""
-    head, comma, payload = url[:128].partition(",")
-    head = head.lower()
-    if not (comma and payload and head.startswith("data:") and head.endswith(";base64")):
-        raise InvalidImageUrl("Images are taken as 'data:image/...;base64,...' URLs only: put the image itself into the request.", param=param)
+    @property
+    def forced(self) -> list[Function]:
+        """The functions of which the model has to call one; none: it is free."""
+        if self.tools is None:
+            return []
+        if isinstance(self.tool_choice, Choice):
+            name = self.tool_choice.function.name
+            return [tool.function for tool in self.tools if tool.function.name == name][:1]
+        return [tool.function for tool in self.tools] if self.tool_choice == "required" else []

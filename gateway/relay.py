@@ -2,24 +2,17 @@
 
 import asyncio
 import math
-import time
-from collections.abc import Callable
-from typing import Protocol
-
-from msgspec import Struct
 
 from gateway.admission import Lane, Ticket
-from gateway.backends.backend import Backend, Server
+from gateway.backends.backend import Server
 from gateway.backends.base import MAX_ANSWER, MAX_REFUSAL, Reading
-from gateway.config import Limits, Settings
 from gateway.connection import Connection, WireError
-from gateway.errors import ClientLeft, GatewayError, UpstreamError, UpstreamTimeout
+from gateway.errors import ClientLeft, ContextLengthExceeded, GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError, UpstreamTimeout
 from gateway.metering import CHAT, Exchange, Meter
-from gateway.metrics import Metrics, RouteMetrics
-from gateway.protocol import Chat
-from gateway.routing import Route
+from gateway.shaping import Shaping
+from gateway.surroundings import Client, Request, Surroundings
 from gateway.views import Answer, Delta, StreamView, assemble, render_answer
-from gateway.watch import Sweep, Watch
+from gateway.watch import Watch
 
 MAX_ATTEMPTS = 2
 """Servers tried for one request; each try may cost a GPU's time."""
@@ -33,6 +26,13 @@ JSON = b"application/json"
 LARGE = 256 * 1024
 """Bytes of a body from which on the steps of its treatment let others run in between."""
 
+SMALLEST_CONTEXT = 256
+"""Tokens. No model worth serving has less; a request that fits any is not looked at further."""
+
+MOST_BYTES_PER_TOKEN = 16
+"""Of text, on the safe side: no text but runs of blanks has so many. What has more for each token of the context is refused at once: Ollama
+0.24 takes 17 s to find out."""
+
 EARLY = 0.8
 """A plain answer is kept alive from this share of its client's read timeout on."""
 
@@ -40,86 +40,12 @@ STREAM_LINES = b"content-type: text/event-stream; charset=utf-8\r\ncache-control
 JSON_LINES = b"content-type: application/json\r\n"
 
 
-class Client(Protocol):
-    """The client's side of the exchange, as the door hands it over in `scope["extensions"]["gateway.client"]`. Writing never blocks."""
-
-    gone: bool
-    paused: bool
-    on_leave: Callable[[], None] | None
-    on_pause: Callable[[], None] | None
-    on_resume: Callable[[], None] | None
-
-    def open(self, status: int, header_lines: bytes) -> None: ...
-    def write(self, data: bytes) -> None: ...
-    def end(self) -> None: ...
-    def answer(self, status: int, header_lines: bytes, body: bytes) -> None: ...
-
-
-class Destination:
-    """What all exchanges of one tier on one backend share, looked up once."""
-
-    __slots__ = ("backend", "header_lines", "limits", "metrics")
-
-    def __init__(self, route: Route, backend: Backend, limits: Limits, metrics: RouteMetrics) -> None:
-        self.backend = backend
-        self.limits = limits
-        self.metrics = metrics
-        names = (route.tier.encode(), route.backend.encode(), route.model.encode())  # printable ASCII: gateway.config sees to it
-        self.header_lines = b"x-gateway-tier: %b\r\nx-gateway-backend: %b\r\nx-gateway-model: %b\r\n" % names
-
-
-class Request(Struct, frozen=True, gc=False):
-    """What was known of a request when its forwarding began. Times in seconds."""
-
-    id: str
-    answer_id: str
-    """The `id` in the answer's body."""
-    key_id: str
-    chat: Chat
-    route: Route
-    came_through: bytes
-    read_timeout: float | None
-    """How long the client waits for a plain answer, where it says so."""
-    created: int
-    """Unix time."""
-    extra_lines: bytes
-    """Header lines sent with the answer, whatever it is."""
-
-
-class Surroundings:
-    """What all relays share. Built in the loop that they run in."""
-
-    def __init__(
-        self, settings: Settings, backends: dict[str, Backend], metrics: Metrics, on_exchange: Callable[[Exchange], None], gateway_id: bytes
-    ) -> None:
-        self.settings = settings
-        self.backends = backends
-        self.metrics = metrics
-        self.on_exchange = on_exchange
-        self.gateway_id = gateway_id
-        self.max_text_body = settings.max_text_body
-        self.commit_after = settings.commit_after
-        self.heartbeat = settings.heartbeat
-        self.loop = asyncio.get_running_loop()
-        self.clock = time.monotonic
-        self.sweep = Sweep(self.loop, self.clock)
-        self._destinations: dict[Route, Destination] = {}
-
-    def destination(self, route: Route) -> Destination:
-        found = self._destinations.get(route)
-        if found is None:
-            limits = self.settings.limits_for(route.tier, route.backend)
-            metrics = self.metrics.route(route.tier, route.backend)
-            found = self._destinations[route] = Destination(route, self.backends[route.backend], limits, metrics)
-        return found
-
-
 class Relay:
     """One exchange. `await relay()` answers the client, whatever happens; it raises only when it is cancelled from outside."""
 
     __slots__ = (
         "_backend", "_chat", "_client", "_collected", "_collected_bytes", "_destination", "_lane", "_limits", "_meter", "_next_beat",
-        "_request", "_shared", "_started", "_view", "_watch", "look_at",
+        "_passes", "_request", "_shaping", "_shared", "_silent_since", "_splices", "_started", "_view", "_watch", "look_at",
     )  # fmt: skip
 
     def __init__(self, shared: Surroundings, client: Client, request: Request) -> None:
@@ -135,6 +61,13 @@ class Relay:
         self._watch = Watch(client, shared.loop)
         self.look_at = 0.0
         self._view = StreamView(request.answer_id, request.created, chat.model, chat.wants_usage) if chat.stream else None
+        self._shaping: Shaping | None = None
+        self._passes = False
+        """There is nothing to shape."""
+        self._splices = False
+        """Plain content of a stream may pass by as it is."""
+        self._silent_since: float | None = None
+        """Pieces come, but nothing that could be shown yet."""
         self._collected: list[Delta] = []
         self._collected_bytes = 0
         self._started = False
@@ -148,6 +81,7 @@ class Relay:
         self._shared.sweep.add(self)
         try:
             with self._watch:
+                self._refuse_hopeless()
                 async with self._backend.admission.ticket(self._request.route.model, self._lane) as ticket:
                     self._meter.admit()
                     await self._forward(ticket)
@@ -162,6 +96,16 @@ class Relay:
     def cut_off(self, error: GatewayError) -> None:
         """End with `error`: the gateway is stopping."""
         self._watch.end(error)
+
+    def _refuse_hopeless(self) -> None:
+        """What the backend would refuse for certain does not wait in its line."""
+        chat, model = self._chat, self._request.route.model
+        if self._request.size > MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT:
+            context = self._backend.context_length(model)
+            if context is not None and sum(len(message.text) for message in chat.messages) > MOST_BYTES_PER_TOKEN * context:
+                raise ContextLengthExceeded(context)
+        if self._lane == "vision" and self._backend.lacks(model, "vision"):
+            raise UnsupportedParameter("This model does not take images.", param="messages")
 
     # Forward
 
@@ -181,14 +125,26 @@ class Relay:
                     raise error from fault
                 self._shared.metrics.retries.labels(self._backend.name, fault.fault).inc()
                 self._shared.metrics.upstream_errors.labels(self._backend.name, fault.fault).inc()
+            except InvalidRequest as refusal:
+                amended = self._backend.dialect.amended(self._chat, refusal)
+                if amended is None or self._meter.first_piece is not None:
+                    raise self._completed(refusal, server) from None
+                self._chat = amended
             finally:
                 self._meter.end_upstream()
+
+    def _completed(self, refusal: InvalidRequest, server: Server) -> InvalidRequest:
+        """Ollama 0.24 does not say how long a prompt may be."""
+        if isinstance(refusal, ContextLengthExceeded) and refusal.limit is None:
+            return ContextLengthExceeded(server.facts(self._request.route.model).context_length)
+        return refusal
 
     async def _exchange(self, server: Server) -> None:
         dialect = self._backend.dialect
         limit = self._chat.token_limit
         streams = self._view is not None or dialect.streams_only or limit is None or limit > SHORT_ANSWER
-        body = dialect.render(self._chat, self._request.route.model, streams)
+        model = self._request.route.model
+        body = dialect.render(self._chat, model, server.facts(model), streams)
         exchange = server.pool.exchange(server.chat_head(self._request.came_through, self._shared.gateway_id), body, self._count_stale)
         if len(body) > LARGE:
             await asyncio.sleep(0)
@@ -198,8 +154,9 @@ class Relay:
                 raise dialect.refusal(response.status, await response.read(MAX_REFUSAL))
             streams = _check_headers(response, dialect.stream_type if streams else JSON, self._view is None and not dialect.streams_only)
             if not streams:
-                answer = dialect.parse_answer(await response.read(MAX_ANSWER))
-                self._answer(answer)
+                delta = dialect.parse_answer(await response.read(MAX_ANSWER))
+                self._meter.usage = delta.usage
+                self._answer(assemble(self._shaped([delta])))
                 return
             await self._pump(response, dialect.reading())
 
@@ -212,14 +169,14 @@ class Relay:
         clock, observe_gap = self._shared.clock, self._destination.metrics.gaps.observe_gap
 
         def on_piece(piece: bytes) -> None:
-            texts = None if view is None else reading.texts(piece)
+            texts = reading.texts(piece) if self._splices else None
             if texts is None:
                 self._take(piece, reading, response)
                 return
             now = clock()
             observe_gap(now - meter.last_piece, len(texts))
             meter.last_piece = now
-            write(view.splice(texts))  # type: ignore[union-attr]  # texts are asked for only where there is a view
+            write(view.splice(texts))  # type: ignore[union-attr]  # spliced only where there is a view
 
         def on_resume() -> None:
             self._meter.last_piece = self._shared.clock()
@@ -264,11 +221,12 @@ class Relay:
     def _deliver(self, deltas: list[Delta]) -> None:
         meter = self._meter
         is_first = meter.first_piece is None
-        meter.piece(sum(1 for delta in deltas if delta.content or delta.reasoning))
+        meter.piece(sum(1 for delta in deltas if delta.is_piece))
         if deltas[-1].usage is not None:
             meter.usage = deltas[-1].usage
         if is_first:
             self.look_at = 0.0
+        deltas = self._shaped(deltas)
         view = self._view
         if view is None:
             self._collected += deltas
@@ -278,9 +236,25 @@ class Relay:
             self._client.write(view.opening())
         self._client.write(b"".join([view.render(delta) for delta in deltas]))
 
+    def _shaped(self, deltas: list[Delta]) -> list[Delta]:
+        if self._passes:
+            return deltas
+        if self._shaping is None:
+            if not Shaping.is_needed(self._chat, deltas):
+                self._passes = True
+                self._splices = self._view is not None
+                return deltas
+            self._shaping = Shaping(self._chat)
+        shaped = self._shaping.take(deltas)
+        self._splices = self._shaping.passes and self._view is not None
+        if not shaped:
+            self._silent_since = self._silent_since or self._meter.last_piece
+        else:
+            self._silent_since = None
+        return shaped
+
     def _answer(self, answer: Answer) -> None:
         request = self._request
-        self._meter.usage = answer.usage
         self._meter.end_upstream()
         body = render_answer(request.answer_id, request.created, self._chat.model, answer)
         if self._started:
@@ -325,8 +299,9 @@ class Relay:
             self._watch.end(UpstreamTimeout(phase))
             self.look_at = math.inf
             return
-        if self._meter.first_piece is not None:
-            self._next_beat = max(self._next_beat, self._meter.last_piece + self._silence_allowed())
+        if self._view is not None and self._meter.first_piece is not None:
+            shown = self._meter.last_piece if self._silent_since is None else self._silent_since
+            self._next_beat = max(self._next_beat, shown + self._silence_allowed())
         if now >= self._next_beat:
             self._beat()
             self._next_beat = now + self._shared.heartbeat

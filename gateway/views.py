@@ -21,6 +21,32 @@ class Usage(Struct, frozen=True, gc=False):
     completion_tokens: int = 0
 
 
+class TokenLogprob(Struct, frozen=True, gc=False):
+    """One of the tokens that the model could have said."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class ChosenLogprob(Struct, gc=False):
+    """The token that it said, and the likeliest ones in its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+    top_logprobs: list[TokenLogprob] = []
+
+
+class CallDelta(Struct, gc=False):
+    """A piece of a tool call. `id` and `name` stand in the first piece of a call alone; `arguments` are to be strung together."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
 class Delta(Struct, gc=False):
     """What one event of a backend adds to the answer."""
 
@@ -28,6 +54,13 @@ class Delta(Struct, gc=False):
     reasoning: str = ""
     finish: FinishReason | None = None
     usage: Usage | None = None
+    calls: list[CallDelta] | None = None
+    logprobs: list[ChosenLogprob] | None = None
+
+    @property
+    def is_piece(self) -> bool:
+        """Whether the model has said something in it."""
+        return bool(self.content or self.reasoning or self.calls or self.logprobs)
 
 
 class Answer(Struct):
@@ -37,6 +70,8 @@ class Answer(Struct):
     reasoning: str
     finish: FinishReason
     usage: Usage | None
+    calls: list[CallDelta]
+    logprobs: list[ChosenLogprob] | None
 
 
 def assemble(deltas: Iterable[Delta]) -> Answer:
@@ -45,12 +80,19 @@ def assemble(deltas: Iterable[Delta]) -> Answer:
     reasoning: list[str] = []
     finish: FinishReason = "stop"
     usage: Usage | None = None
+    calls: dict[int, CallDelta] = {}
+    logprobs: list[ChosenLogprob] | None = None
     for delta in deltas:
         content.append(delta.content)
         reasoning.append(delta.reasoning)
         finish = delta.finish or finish
         usage = delta.usage or usage
-    return Answer("".join(content), "".join(reasoning), finish, usage)
+        for piece in delta.calls or ():
+            call = calls.setdefault(piece.index, CallDelta(piece.index))
+            call.id, call.name, call.arguments = call.id or piece.id, call.name or piece.name, call.arguments + piece.arguments
+        if delta.logprobs is not None:
+            logprobs = (logprobs or []) + delta.logprobs
+    return Answer("".join(content), "".join(reasoning), finish, usage, [calls[index] for index in sorted(calls)], logprobs)
 
 
 def _usage_json(usage: Usage) -> bytes:
@@ -64,16 +106,34 @@ def _reasoning_json(reasoning: str) -> bytes:
     return b'"reasoning":%b,"reasoning_content":%b' % (text, text)
 
 
+def _logprobs_json(logprobs: list[ChosenLogprob] | None) -> bytes:
+    return b"null" if logprobs is None else b'{"content":%b,"refusal":null}' % _encode(logprobs)
+
+
+def _call_json(call: CallDelta, place: bytes) -> bytes:
+    """A call's first piece or the whole of it; `place` is what stands before the id."""
+    function = b'{"name":%b,"arguments":%b}' % (_encode(call.name), _encode(call.arguments))
+    return b'{%b"id":"%b","type":"function","function":%b}' % (place, call.id.encode(), function)
+
+
+def _call_delta_json(call: CallDelta) -> bytes:
+    place = b'"index":%d,' % call.index
+    if call.id:
+        return _call_json(call, place)
+    return b'{%b"function":{"arguments":%b}}' % (place, _encode(call.arguments))
+
+
 class StreamView:
     """Renders deltas as `chat.completion.chunk` events."""
 
-    __slots__ = ("_after", "_before", "_before_text", "_between_texts", "_head", "_wants_usage")
+    __slots__ = ("_after", "_after_text", "_before", "_before_text", "_between_texts", "_head", "_wants_usage")
 
     def __init__(self, id: str, created: int, model: str, wants_usage: bool) -> None:
         self._wants_usage = wants_usage
         self._head = b'data: {"id":"%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (id.encode(), created, _encode(model))
         self._before = self._head + b'{"index":0,"delta":'
         self._after = b',"logprobs":null,"finish_reason":null}]' + self._tail()
+        self._after_text = b'"}' + self._after
         self._before_text = self._before + b'{"content":"'
         self._between_texts = b'"}' + self._after + self._before_text
 
@@ -89,14 +149,14 @@ class StreamView:
         return self._before + b"{}" + self._after
 
     def render(self, delta: Delta) -> bytes:
-        if delta.finish is None and delta.usage is None and not delta.reasoning:
+        if delta.finish is None and delta.usage is None and not delta.reasoning and delta.calls is None and delta.logprobs is None:
             return b"".join((self._before, b'{"content":', _encode(delta.content), b"}", self._after)) if delta.content else b""
         return self._render_rare(delta)
 
     def splice(self, texts: list[bytes]) -> bytes:
         """A chunk for each of `texts`, the insides of JSON strings."""
         if len(texts) == 1:
-            return b'%b%b"}%b' % (self._before_text, texts[0], self._after)
+            return self._before_text + texts[0] + self._after_text
         return b'%b%b"}%b' % (self._before_text, self._between_texts.join(texts), self._after)
 
     def _render_rare(self, delta: Delta) -> bytes:
@@ -106,8 +166,11 @@ class StreamView:
             fields.append(_reasoning_json(delta.reasoning))
         if delta.content:
             fields.append(b'"content":' + _encode(delta.content))
-        if fields:
-            parts += [self._before, b"{", b",".join(fields), b"}", self._after]
+        if fields or delta.logprobs:
+            middle = b',"logprobs":%b,"finish_reason":null}]' % _logprobs_json(delta.logprobs)
+            parts += [self._before, b"{", b",".join(fields), b"}", middle, self._tail()]
+        for call in delta.calls or ():
+            parts += [self._before, b'{"tool_calls":[', _call_delta_json(call), b"]}", self._after]
         if delta.finish is not None:
             parts += [self._before, b'{},"logprobs":null,"finish_reason":"%b"}]' % delta.finish.encode(), self._tail()]
         if delta.usage is not None and self._wants_usage:
@@ -120,11 +183,14 @@ class StreamView:
 
 def render_answer(id: str, created: int, model: str, answer: Answer) -> bytes:
     """A `chat.completion` object."""
-    fields = [b'"role":"assistant","content":', _encode(answer.content), b',"refusal":null']
+    content = b"null" if answer.calls and not answer.content else _encode(answer.content)
+    fields = [b'"role":"assistant","content":', content, b',"refusal":null']
     if answer.reasoning:
         fields += [b",", _reasoning_json(answer.reasoning)]
+    if answer.calls:
+        fields += [b',"tool_calls":[', b",".join([_call_json(call, b"") for call in answer.calls]), b"]"]
     usage = _usage_json(answer.usage) if answer.usage is not None else b"null"
     return (
         b'{"id":"%b","object":"chat.completion","created":%d,"model":%b,'
-        b'"choices":[{"index":0,"message":{%b},"logprobs":null,"finish_reason":"%b"}],"usage":%b}'
-    ) % (id.encode(), created, _encode(model), b"".join(fields), answer.finish.encode(), usage)
+        b'"choices":[{"index":0,"message":{%b},"logprobs":%b,"finish_reason":"%b"}],"usage":%b}'
+    ) % (id.encode(), created, _encode(model), b"".join(fields), _logprobs_json(answer.logprobs), answer.finish.encode(), usage)

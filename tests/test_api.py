@@ -12,6 +12,7 @@ from gateway import config, drain
 from gateway.api import request_id_of
 from tests.engines.process import free_port
 from tests.fakes.fault_backend import MODEL, FaultBackend
+from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import PATIENCE, TIMES, Raw, Reply, Running, running
 
 KEY = "client-key"
@@ -103,7 +104,7 @@ async def test_body_that_turns_out_too_large_is_refused() -> None:
 async def test_long_text_is_refused_where_a_long_image_is_taken() -> None:
     async with serving(max_text_body="1KiB") as (gateway, _):
         assert code(await post(gateway, {"messages": [{"role": "user", "content": "x" * 2000}]})) == (413, "request_too_large")
-        image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 2000}}
+        image = {"type": "image_url", "image_url": {"url": picture_url(40, is_noise=True)}}
         assert (await post(gateway, {"messages": [{"role": "user", "content": [image]}]})).status == 200
 
 
@@ -201,6 +202,28 @@ async def test_unknown_model_is_told_the_public_names() -> None:
 async def test_path_works_without_v1() -> None:
     async with serving() as (gateway, _):
         assert (await post(gateway, {}, path="/chat/completions")).status == 200
+
+
+# What a tier does to parameters
+
+
+async def test_tiers_parameters_are_what_the_backend_gets() -> None:
+    params = {"default": {"temperature": 0.7, "top_p": 0.5}, "force": {"seed": 1}, "drop": ["stop"]}
+    async with FaultBackend("vllm") as backend:
+        settings = document(backend)
+        settings["tiers"]["standard"] |= {"params": params, "max_tokens": 50}
+        async with running(config.build(settings)) as gateway:
+            assert (await post(gateway, {"temperature": 0, "seed": 9, "stop": ["x"], "max_completion_tokens": 500})).status == 200
+            assert (await post(gateway, {"model": "ultra", "seed": 9, "stop": ["x"]})).status == 200
+        first, second = (json.loads(request.partition(b"\r\n\r\n")[2]) for request in backend.requests)
+    assert {key: first.get(key) for key in ("temperature", "top_p", "seed", "stop", "max_tokens")} == {
+        "temperature": 0,
+        "top_p": 0.5,
+        "seed": 1,
+        "stop": None,
+        "max_tokens": 50,
+    }
+    assert (second["seed"], second["stop"], second.get("temperature")) == (9, ["x"], None)
 
 
 # Loops

@@ -152,7 +152,7 @@ def test_image_knows_when_the_gateway_is_ill() -> None:
     assert "/healthz" in DOCKERFILE.partition("HEALTHCHECK")[2]
 
 
-def test_ci_runs_the_three_targets_in_order() -> None:
+def test_ci_runs_the_four_targets_in_order() -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    assert "for target in test check test-vllm; do" in script
+    assert "for target in test check test-clients test-vllm; do" in script
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111

@@ -26,6 +26,8 @@ ELSEWHERE = {
     "cycle.py": "test_front.py",
     "drain.py": "test_front.py",
     "framing.py": "test_front.py",
+    "picture.py": "test_images.py",
+    "surroundings.py": "test_relay.py",
     "backends/base.py": "backends/test_openai.py",
     "backends/backend.py": "test_relay.py",
 }

@@ -12,6 +12,7 @@ import pytest
 
 from gateway import connection
 from tests.fakes.fault_backend import CANARY, ODD_TEXT, TEXT, TINY_CHUNKS, WORDS, FaultBackend, Kind
+from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import PROMPT, TIMES, Reply, Running, running, settings_for, until
 
 CLOSED_WITHIN = 0.1
@@ -370,7 +371,7 @@ async def ping(gateway: Running, gaps: list[float]) -> None:
 async def test_answer_before_the_end_of_the_request_is_mapped_at_once(gateway: Running, backend: FaultBackend, stream: bool, mode: str) -> None:
     """Case 36: the backend refuses a request of some megabytes before it has read them."""
     backend.mode = mode
-    picture = "data:image/png;base64," + "A" * 8_000_000
+    picture = picture_url(1400, is_noise=True)
     content: list[dict[str, Any]] = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": picture}}]
     begun = now()
     reply = await gateway.ask({"stream": stream, "messages": [{"role": "user", "content": content}]})

@@ -12,6 +12,7 @@ from gateway import config, simulate
 from gateway.backends.backend import Backend, build
 from gateway.health import MAX_LISTED, Health
 from tests.engines.process import free_port
+from tests.fakes.fault_backend import MODEL, FaultBackend, Kind
 from tests.fakes.running_gateway import until
 from tests.fakes.stand_ins import stand_in
 
@@ -53,6 +54,40 @@ async def test_probe_spends_no_token_and_tells_who_asks() -> None:
     async with stand_in(VLLM) as server, asked("vllm", server.base_url, "Qwen/A"):
         (request,) = server.engine.requests
         assert (request["method"], request["path"], request["headers"]["x-gateway-via"]) == ("GET", "/v1/models", "this-gateway")
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+async def test_context_of_a_model_is_learned(kind: Kind) -> None:
+    async with FaultBackend(kind, context_length=512) as server, asked(kind, server.base_url, MODEL) as backend:
+        assert backend.context_length(MODEL) == 512
+        assert backend.context_length("another") is None
+
+
+async def test_capabilities_of_a_model_are_learned() -> None:
+    async with FaultBackend("ollama", capabilities=("completion", "tools")) as server, asked("ollama", server.base_url, MODEL) as backend:
+        assert (backend.lacks(MODEL, "vision"), backend.lacks(MODEL, "tools"), backend.lacks("another", "vision")) == (True, False, False)
+
+
+async def test_what_a_model_can_follows_its_change() -> None:
+    """Another model under the same name, another context after a load."""
+    async with FaultBackend("ollama", context_length=512) as server, asked("ollama", server.base_url, MODEL, probe_interval=0.02) as backend:
+        server.context_length = 1024
+        await until(lambda: backend.context_length(MODEL) == 1024)
+        server.context_length = None
+        seen = server.probes
+        await until(lambda: server.probes > seen + 4)
+        assert backend.context_length(MODEL) == 1024
+
+
+async def test_wanted_model_is_listed_once_however_it_is_spelt(caplog: pytest.LogCaptureFixture) -> None:
+    async with stand_in(OLLAMA) as server, asked("ollama", server.base_url, "library/LLAMA"):
+        assert caplog.messages[0].endswith("models there: llama, qwen:8b")
+
+
+async def test_server_that_does_not_tell_more_than_its_models_is_up() -> None:
+    async with stand_in(VLLM) as server, asked("openai", server.base_url, "Qwen/A") as backend:
+        assert backend.is_up
+        assert not backend.lacks("Qwen/A", "vision")
 
 
 async def test_missing_model_is_told_with_what_there_is_instead(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,12 +12,13 @@ from gateway import config, simulate
 from gateway.errors import UpstreamError
 from gateway.relay import _check_headers
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend
+from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import PATIENCE, PROMPT, TIMES, Raw, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in
 
 Kind = Literal["ollama", "vllm"]
 KINDS = ["ollama", "vllm"]
-IMAGE = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]
+IMAGE = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": picture_url()}}]}]
 PATIENT: dict[str, Any] = {"first_token_timeout": 60, "idle_timeout": 60, "total_timeout": 60}
 EMPTY_DELTA = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
 
@@ -291,6 +292,101 @@ async def test_line_that_is_no_event_is_counted() -> None:
         assert (await gateway.ask({"stream": True})).text == TEXT
         await until(gateway.is_idle)
         assert gateway.metric("gateway_upstream_errors_total", reason="malformed") > 0
+
+
+# One dialect
+
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("get_weather", "get_time")]
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+
+
+def message_of(reply: Reply) -> tuple[dict[str, Any], str]:
+    """A whole answer's message and finish reason, or what a stream's deltas make; ids of calls left out."""
+    if not reply.is_stream:
+        choice = json.loads(reply.body)["choices"][0]
+        calls = [call["function"] for call in choice["message"].get("tool_calls") or ()]
+        return {key: choice["message"].get(key) or "" for key in ("content", "reasoning", "reasoning_content")} | {"calls": calls}, choice[
+            "finish_reason"
+        ]
+    choices = [event["choices"][0] for event in reply.events if event != "[DONE]"]
+    message: dict[str, Any] = {key: "".join(one["delta"].get(key) or "" for one in choices) for key in ("content", "reasoning", "reasoning_content")}
+    calls = [call for one in choices for call in one["delta"].get("tool_calls", ())]
+    names = [call["function"]["name"] for call in calls if "id" in call]
+    arguments = "".join(call["function"]["arguments"] for call in calls)
+    return message | {"calls": [{"name": name, "arguments": arguments} for name in names]}, choices[-1]["finish_reason"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize(("tools", "choice", "finish"), [(TOOLS, NAMED, "stop"), (TOOLS[:1], "required", "tool_calls")], ids=["named", "required"])
+async def test_forced_call_is_one_whichever_backend_serves(kind: Kind, stream: bool, tools: Any, choice: Any, finish: str) -> None:
+    async with serving(kind, "forced") as (gateway, _):
+        message, found = message_of(await gateway.ask({"stream": stream, "tools": tools, "tool_choice": choice}))
+        (call,) = message["calls"]
+        assert (call["name"], json.loads(call["arguments"]), message["content"], found) == ("get_weather", {"city": "Oslo"}, "", finish)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_thought_is_told_apart_whichever_backend_serves(kind: Kind, stream: bool) -> None:
+    async with serving(kind, "thinks") as (gateway, _):
+        message, finish = message_of(await gateway.ask({"stream": stream}))
+        assert (message["content"], message["reasoning"], message["reasoning_content"], finish) == ("Hello", "why", "why", "stop")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_limit_that_a_vllm_finds_too_large_is_left_to_it(stream: bool) -> None:
+    async with serving("vllm") as (gateway, backend):
+        backend.script.append("too_long")
+        reply = await gateway.ask({"stream": stream, "max_tokens": 9000})
+        assert (reply.status, reply.text) == (200, TEXT)
+        bodies = [json.loads(request.partition(b"\r\n\r\n")[2]) for request in backend.requests]
+        assert [body.get("max_tokens") for body in bodies] == [9000, None]
+
+
+async def test_prompt_that_is_too_long_without_a_limit_too_is_the_clients_error() -> None:
+    async with serving("vllm", "too_long") as (gateway, backend):
+        reply = await gateway.ask({"max_tokens": 9000})
+        assert (reply.status, code(reply), len(backend.requests)) == (400, "context_length_exceeded", 2)
+        assert reply.error is not None
+        assert "4096" in reply.error["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_wish_to_think_is_dropped_where_the_model_turns_out_unable(stream: bool) -> None:
+    async with serving("ollama") as (gateway, backend):
+        backend.script.append("cannot_think")
+        reply = await gateway.ask({"stream": stream, "reasoning_effort": "high"})
+        assert (reply.status, reply.text) == (200, TEXT)
+        assert [b'"think":"high"' in request for request in backend.requests] == [True, False]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_hopeless_length_is_refused_before_any_backend_sees_it(kind: Kind) -> None:
+    async with FaultBackend(kind, context_length=512) as backend, running(settings(kind, [backend.base_url], {}, {})) as gateway:
+        reply = await gateway.ask({"messages": [{"role": "user", "content": "x" * 9000}]})
+        assert (reply.status, code(reply), backend.requests) == (400, "context_length_exceeded", [])
+        assert reply.error is not None
+        assert "512" in reply.error["message"]
+        assert "context_length_exceeded" in reply.error["message"]
+        assert (await gateway.ask({"messages": [{"role": "user", "content": "x" * 8000}]})).status == 200
+
+
+async def test_image_for_a_model_without_eyes_is_refused_before_the_backend_sees_it() -> None:
+    async with FaultBackend("ollama", capabilities=("completion",)) as backend, running(settings("ollama", [backend.base_url], {}, {})) as gateway:
+        reply = await gateway.ask({"messages": IMAGE})
+        assert (reply.status, code(reply), backend.requests) == (400, "unsupported_parameter", [])
+
+
+async def test_answer_that_is_held_back_beats_meanwhile() -> None:
+    """One of several forced functions is known only when its text is whole."""
+    body = {"stream": True, "tools": TOOLS, "tool_choice": "required"}
+    top = {"commit_after": 0.05, "heartbeat": 0.05}
+    async with serving("ollama", "slow", top=top, **PATIENT) as (gateway, _), gateway.sent(body) as raw, asyncio.timeout(PATIENCE):
+        await raw.head()
+        for _ in range(3):
+            seen = await raw.reader.readuntil(b'"delta":{}')
+            assert b"word" not in seen
 
 
 # The line

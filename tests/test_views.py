@@ -8,15 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.views import Answer, Delta, StreamView, Usage, assemble, render_answer
+from gateway.views import Answer, CallDelta, ChosenLogprob, Delta, StreamView, TokenLogprob, Usage, assemble, render_answer
 
 CREATED = 1_795_000_000
 USAGE = Usage(7, 3)
+CALLS = [CallDelta(0, "call_1", "get_weather", '{"city":"Oslo"}'), CallDelta(1, "call_2", "get_time", "{}")]
+LOGPROBS = [ChosenLogprob("Hel", -0.25, [72, 101, 108], [TokenLogprob("Hel", -0.25, [72, 101, 108]), TokenLogprob("é", -1.5, None)])]
 STREAM = [Delta("Hel"), Delta("lo"), Delta(finish="stop"), Delta(usage=USAGE)]
 
 
 def view(wants_usage: bool = False, model: str = "standard") -> StreamView:
     return StreamView("chatcmpl-1", CREATED, model, wants_usage)
+
+
+def plain(content: str = "", reasoning: str = "", usage: Usage | None = None, **more: Any) -> Any:
+    """A whole answer as it is rendered, `finish` stop."""
+    fields: dict[str, Any] = {"finish": "stop", "calls": [], "logprobs": None} | more
+    return json.loads(render_answer("chatcmpl-1", CREATED, "standard", Answer(content, reasoning, usage=usage, **fields)))
 
 
 def events(body: bytes) -> list[Any]:
@@ -92,13 +100,13 @@ def test_any_text_comes_through_unchanged(content: str, reasoning: str, model: s
     assert "".join(delta.get("content", "") for delta in found) == content
     assert "".join(delta.get("reasoning", "") for delta in found) == reasoning
     assert all(chunk["model"] == model for chunk in events(body))
-    answer = json.loads(render_answer("chatcmpl-1", CREATED, model, Answer(content, reasoning, "stop", None)))
+    answer = json.loads(render_answer("chatcmpl-1", CREATED, model, Answer(content, reasoning, "stop", None, [], None)))
     message = answer["choices"][0]["message"]
     assert (message["content"], message.get("reasoning", ""), answer["model"]) == (content, reasoning, model)
 
 
 def test_plain_answer_is_read_by_openais_types() -> None:
-    body = render_answer("chatcmpl-1", CREATED, "standard", Answer("Hello", "", "length", USAGE))
+    body = render_answer("chatcmpl-1", CREATED, "standard", Answer("Hello", "", "length", USAGE, [], None))
     answer = ChatCompletion.model_validate_json(body, strict=True)
     assert (answer.id, answer.model, answer.created) == ("chatcmpl-1", "standard", CREATED)
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("Hello", "length")
@@ -108,10 +116,97 @@ def test_plain_answer_is_read_by_openais_types() -> None:
 
 
 def test_plain_answer_without_counts_says_so() -> None:
-    assert json.loads(render_answer("i", CREATED, "m", Answer("", "", "stop", None)))["usage"] is None
+    assert plain()["usage"] is None
 
 
 def test_pieces_make_the_answer() -> None:
     assert assemble([Delta(reasoning="h"), Delta("a", "m"), Delta("b"), Delta(finish="length"), Delta(usage=USAGE)]) == Answer(
-        "ab", "hm", "length", USAGE
+        "ab", "hm", "length", USAGE, [], None
     )
+
+
+# Tool calls
+
+
+def test_pieces_of_calls_make_the_calls_in_their_order() -> None:
+    pieces = [
+        Delta(calls=[CallDelta(1, "b", "g", "{")]),
+        Delta(calls=[CallDelta(0, "a", "f", ""), CallDelta(1, arguments="}")]),
+        Delta(calls=[CallDelta(0, arguments="{}")]),
+        Delta(finish="tool_calls"),
+    ]
+    assert assemble(pieces).calls == [CallDelta(0, "a", "f", "{}"), CallDelta(1, "b", "g", "{}")]
+
+
+def test_call_begins_with_id_type_and_name_and_goes_on_with_arguments() -> None:
+    begun, on = events(view().render(Delta(calls=[CallDelta(1, "call_1", "f", "")])) + view().render(Delta(calls=[CallDelta(1, arguments='{"a"')])))
+    assert begun["choices"][0]["delta"] == {
+        "tool_calls": [{"index": 1, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}]
+    }
+    assert on["choices"][0]["delta"] == {"tool_calls": [{"index": 1, "function": {"arguments": '{"a"'}}]}
+
+
+def test_calls_of_a_stream_are_read_by_openais_types() -> None:
+    chunks = rendered([Delta("Let me see."), Delta(calls=CALLS), Delta(finish="tool_calls"), Delta(usage=USAGE)], wants_usage=True)
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None, None, None, None, "tool_calls"]
+    assert [len(delta.get("tool_calls", ())) for delta in deltas_of(chunks)] == [0, 0, 1, 1, 0]  # each piece in a chunk of its own
+    for chunk in chunks:
+        ChatCompletionChunk.model_validate(chunk, strict=True)
+
+
+def test_calls_of_a_plain_answer_are_read_by_openais_types_and_its_content_is_null() -> None:
+    answer = plain(calls=CALLS, finish="tool_calls")
+    read = ChatCompletion.model_validate(answer, strict=True)
+    assert read.choices[0].message.tool_calls is not None
+    assert [call.model_dump() for call in read.choices[0].message.tool_calls] == [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in CALLS
+    ]
+    assert answer["choices"][0]["message"]["content"] is None
+    assert "index" not in answer["choices"][0]["message"]["tool_calls"][0]
+
+
+def test_speech_beside_a_call_is_kept_and_an_answer_without_calls_has_no_such_field() -> None:
+    assert plain("Let me see.", calls=CALLS)["choices"][0]["message"]["content"] == "Let me see."
+    message = plain()["choices"][0]["message"]
+    assert (message["content"], "tool_calls" in message) == ("", False)
+
+
+# Logprobs
+
+
+def test_logprobs_have_openais_full_shape_in_both_views() -> None:
+    shape = {
+        "token": "Hel",
+        "logprob": -0.25,
+        "bytes": [72, 101, 108],
+        "top_logprobs": [{"token": "Hel", "logprob": -0.25, "bytes": [72, 101, 108]}, {"token": "é", "logprob": -1.5, "bytes": None}],
+    }
+    (chunk,) = events(view().render(Delta("Hel", logprobs=LOGPROBS)))
+    answer = plain("Hel", logprobs=LOGPROBS)
+    assert chunk["choices"][0]["logprobs"] == answer["choices"][0]["logprobs"] == {"content": [shape], "refusal": None}
+    ChatCompletionChunk.model_validate(chunk, strict=True)
+    ChatCompletion.model_validate(answer, strict=True)
+
+
+def test_logprobs_that_nobody_asked_for_are_null() -> None:
+    assert plain()["choices"][0]["logprobs"] is None
+    assert all(chunk["choices"][0]["logprobs"] is None for chunk in rendered(STREAM))
+
+
+def test_logprobs_without_text_and_beside_a_finish_are_shown() -> None:
+    for delta in (Delta(logprobs=LOGPROBS), Delta(finish="stop", logprobs=LOGPROBS), Delta(usage=USAGE, logprobs=LOGPROBS)):
+        chunks = events(view(wants_usage=True).render(delta))
+        assert chunks[0]["choices"][0]["logprobs"]["content"][0]["token"] == "Hel"
+    assert assemble([Delta("a", logprobs=LOGPROBS), Delta(finish="stop", logprobs=LOGPROBS)]).logprobs == LOGPROBS * 2
+
+
+# The short way
+
+
+@given(st.lists(st.text(max_size=8), min_size=1, max_size=5), st.booleans())
+def test_spliced_texts_are_the_chunks_that_would_have_been_rendered(texts: list[str], wants_usage: bool) -> None:
+    insides = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in texts]
+    assert events(view(wants_usage).splice(insides)) == [
+        {**chunk, "choices": [{**chunk["choices"][0], "delta": {"content": text}}]}
+        for text, chunk in zip(texts, events(view(wants_usage).beat() * len(texts)), strict=True)
+    ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 from gateway.admission import Admission, LaneLimits, Station
-from gateway.backends.base import Dialect
+from gateway.backends.base import Dialect, ModelFacts, Models
 from gateway.backends.ollama import Ollama
 from gateway.backends.openai import OpenAi
 from gateway.backends.vllm import Vllm
@@ -21,6 +21,9 @@ VIA = b"x-gateway-via"
 """Request header with the ids of the gateways that a request has come through."""
 
 
+_NOTHING = ModelFacts()
+
+
 class Server(Station):
     """One address of a backend, and what its probes have found there."""
 
@@ -33,8 +36,8 @@ class Server(Station):
         self._head = head
         self._configured = settings.models
         self._canonical = canonical
-        self.discovered: dict[str, int | None] | None = None
-        """Models by the server's own word, with context lengths in tokens; None while it has not answered."""
+        self.discovered: Models | None = None
+        """Models by the server's own word; None while it has not answered."""
         self.up: bool | None = None
         """None: not asked yet."""
 
@@ -45,10 +48,21 @@ class Server(Station):
         """A server that has told nothing yet is taken at the settings' word."""
         if self._configured is not None:
             return model in self._configured
-        if self.discovered is None or model in self.discovered:
-            return True
-        wanted = self._canonical(model)
-        return any(self._canonical(name) == wanted for name in self.discovered)
+        return self.discovered is None or self._listed(model) is not None
+
+    def facts(self, model: str) -> ModelFacts:
+        """What the server tells of `model`."""
+        return self._listed(model) or _NOTHING
+
+    def _listed(self, model: str) -> ModelFacts | None:
+        """Of what the server says that it has, the one that it would take for `model`."""
+        if self.discovered is None:
+            return None
+        found = self.discovered.get(model)
+        if found is None:
+            wanted = self._canonical(model)
+            found = next((facts for name, facts in self.discovered.items() if self._canonical(name) == wanted), None)
+        return found
 
     def is_up(self) -> bool:
         return self.up is not False
@@ -93,8 +107,12 @@ class Backend:
 
     def context_length(self, model: str) -> int | None:
         """The smallest that a server of this backend tells for `model`, in tokens."""
-        known = [length for server in self.servers if (length := (server.discovered or {}).get(model)) is not None]
+        known = [length for server in self.servers if (length := server.facts(model).context_length) is not None]
         return min(known, default=None)
+
+    def lacks(self, model: str, capability: str) -> bool:
+        """By the word of the servers that tell."""
+        return any(server.facts(model).lacks(capability) for server in self.servers)
 
     def close(self) -> None:
         for server in self.servers:

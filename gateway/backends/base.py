@@ -1,20 +1,43 @@
 """What the relay asks of a kind of server, and what the kinds share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from gateway.errors import GatewayError, UpstreamError
 from gateway.protocol import Chat
 from gateway.sse import Lines, LineTooLong
-from gateway.views import Answer, Delta
+from gateway.views import Delta
 
 MAX_ANSWER = 32 * 1024 * 1024
 """Bytes of a plain answer; more is no answer of a model."""
 
 MAX_REFUSAL = 64 * 1024
 """Bytes read of an answer that is an error."""
+
+
+class ModelFacts(Struct, frozen=True):
+    """What a server tells of one of its models; None: it does not tell."""
+
+    context_length: int | None = None
+    """Tokens of prompt and answer together that a request has room for now."""
+    capabilities: frozenset[str] | None = None
+    """By Ollama's words: `completion`, `vision`, `tools`, `thinking`, `embedding`."""
+    digest: str = ""
+    """Changes when the model does."""
+
+    def lacks(self, capability: str) -> bool:
+        return self.capabilities is not None and capability not in self.capabilities
+
+
+Models = dict[str, ModelFacts]
+"""By each name that the server takes for the model."""
+
+Ask = Callable[[str, str, bytes | None], Awaitable[bytes | None]]
+"""Method, path and body to the body of an answer with status 200, or None."""
 
 
 class Reading(Protocol):
@@ -62,13 +85,16 @@ class Dialect(Protocol):
 
     models_path: str
 
-    def render(self, chat: Chat, model: str, stream: bool) -> bytes:
+    def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
         """The request's body, for `model` by the name that it has there, asking for a stream or not."""
+
+    def amended(self, chat: Chat, refusal: GatewayError) -> Chat | None:
+        """What may be asked instead, without a difference to the client, when the backend refused `chat`; None: nothing."""
 
     def reading(self) -> Reading: ...
 
-    def parse_answer(self, body: bytes) -> Answer:
-        """A plain answer.
+    def parse_answer(self, body: bytes) -> Delta:
+        """A plain answer: all of it in one.
 
         Raises:
             UpstreamError: it is none.
@@ -80,8 +106,11 @@ class Dialect(Protocol):
     def canonical(self, name: str) -> str:
         """The one of a model's names that stands for all that the server takes for it."""
 
-    def models(self, body: bytes) -> dict[str, int | None] | None:
-        """The models in the answer to `models_path`, each with its context length in tokens where it is told; None if it is no such answer."""
+    def models(self, body: bytes) -> Models | None:
+        """The models in the answer to `models_path`; None if it is no such answer."""
+
+    async def learn(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> None:
+        """Put into `models` what else can be found out about those that are `wanted`; `before` is what was known."""
 
 
 class LineReading(ABC):

@@ -3,24 +3,36 @@
 Ollama's own `/v1` swallows errors in mid-stream, makes two turns of a text with an image and ignores `max_completion_tokens`.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from gateway.backends.base import LineReading, broken_off, decode
+from gateway.backends.base import Ask, LineReading, ModelFacts, Models, broken_off, decode
+from gateway.backends.ollama_request import OllamaRequest
 from gateway.backends.refusals import refusal
-from gateway.errors import GatewayError, UpstreamError
-from gateway.protocol import Chat, Message
-from gateway.views import Answer, Delta, FinishReason, Usage
+from gateway.errors import GatewayError, UnsupportedParameter, UpstreamError
+from gateway.protocol import Chat
+from gateway.views import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
 
 REPETITION = 30
 """Ollama 0.24 and 0.33 end a stream, without a last line, after more than this many equal pieces (llm/llama_server.go)."""
 
 
+class _Function(Struct, gc=False):
+    name: str
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Call(Struct, gc=False):
+    function: _Function
+
+
 class _Said(Struct, gc=False):
     content: str = ""
     thinking: str = ""
+    tool_calls: list[_Call] | None = None
 
 
 class _Line(Struct, gc=False):
@@ -29,36 +41,48 @@ class _Line(Struct, gc=False):
     done_reason: str | None = None
     prompt_eval_count: int = 0
     eval_count: int = 0
+    logprobs: list[ChosenLogprob] | None = None
     error: Any = None
-
-
-class _Details(Struct):
-    context_length: int | None = None
 
 
 class _Model(Struct):
     name: str
-    details: _Details | None = None
+    digest: str = ""
+    context_length: int | None = None
+    """In the list of what is loaded, `/api/ps`: what it was loaded with."""
 
 
 class _Models(Struct):
     models: list[_Model] | None
 
 
+class _Shown(Struct):
+    capabilities: list[str] | None = None
+    model_info: dict[str, Any] = {}
+
+    @property
+    def trained_length(self) -> int | None:
+        """The longest context that the model could have, under a key with the name of its architecture."""
+        found = next((value for name, value in self.model_info.items() if name.endswith(".context_length")), None)
+        return found if isinstance(found, int) else None
+
+
 _lines = msgspec.json.Decoder(_Line)
 _model_lists = msgspec.json.Decoder(_Models)
+_shown = msgspec.json.Decoder(_Shown)
 
 
 class OllamaReading(LineReading):
     """Reads the lines of `/api/chat`. The end is `done: true`; only a repetition stop may do without."""
 
-    __slots__ = ("_last", "_pieces", "_run")
+    __slots__ = ("_calls", "_last", "_pieces", "_run")
 
     def __init__(self) -> None:
         super().__init__()
         self._last = ""
         self._run = 0
         self._pieces = 0
+        self._calls = 0
 
     def _read(self, line: bytes, deltas: list[Delta]) -> None:
         read = decode(_lines, line)
@@ -69,14 +93,24 @@ class OllamaReading(LineReading):
             fault = refusal(500, line)
             raise broken_off("stream_error") if isinstance(fault, UpstreamError) else fault
         said = read.message
-        if said is not None and (said.content or said.thinking):
+        if said is not None and (said.content or said.thinking or said.tool_calls or read.logprobs):
             self._count(said.content or said.thinking)
-            deltas.append(Delta(said.content, said.thinking))
+            calls = None if said.tool_calls is None else self._whole_calls(said.tool_calls)
+            deltas.append(Delta(said.content, said.thinking, None, None, calls, read.logprobs))
         if read.done:
             self.over = True
             finish: FinishReason = "length" if read.done_reason == "length" else "stop"
             deltas.append(Delta(finish=finish))
             deltas.append(Delta(usage=Usage(read.prompt_eval_count, read.eval_count)))
+
+    def _whole_calls(self, calls: list[_Call]) -> list[CallDelta]:
+        """Ollama gives a call whole, its arguments as an object; the indices of its parsers may begin anew with each line."""
+        first = self._calls
+        self._calls += len(calls)
+        return [
+            CallDelta(index, "", call.function.name, bytes(call.function.arguments).decode("utf-8", "replace"))
+            for index, call in enumerate(calls, first)
+        ]
 
     def _count(self, text: str) -> None:
         self._pieces += 1
@@ -107,32 +141,19 @@ class Ollama:
         self._num_ctx = num_ctx
         self._truncate = truncate
 
-    def render(self, chat: Chat, model: str, stream: bool) -> bytes:
-        options = {
-            "num_predict": chat.token_limit,
-            "num_ctx": self._num_ctx,
-            "temperature": chat.temperature,
-            "top_p": chat.top_p,
-            "top_k": chat.top_k,
-            "min_p": chat.min_p,
-            "seed": chat.seed,
-            "presence_penalty": chat.presence_penalty,
-            "frequency_penalty": chat.frequency_penalty,
-            "repeat_penalty": chat.repetition_penalty,
-            "stop": chat.stops or None,
-        }
-        fields: dict[str, object] = {"model": model, "messages": [_message(message) for message in chat.messages], "stream": True}
-        fields["options"] = {name: value for name, value in options.items() if value is not None}
-        if self._keep_alive is not None:
-            fields["keep_alive"] = self._keep_alive
-        if not self._truncate:
-            fields["truncate"] = False
-        return msgspec.json.encode(fields)
+    def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
+        return OllamaRequest(chat, model, facts, self._num_ctx, self._keep_alive, self._truncate).render()
+
+    def amended(self, chat: Chat, refusal: GatewayError) -> Chat | None:
+        """A wish to think is dropped for a model that cannot, as other engines drop it."""
+        if isinstance(refusal, UnsupportedParameter) and refusal.param == "reasoning_effort" and chat.effort is not None:
+            return msgspec.structs.replace(chat, reasoning_effort=None, reasoning=None, think=None, chat_template_kwargs=None)
+        return None
 
     def reading(self) -> OllamaReading:
         return OllamaReading()
 
-    def parse_answer(self, body: bytes) -> Answer:
+    def parse_answer(self, body: bytes) -> Delta:
         raise AssertionError("Ollama is always asked to stream")
 
     def refusal(self, status: int, body: bytes) -> GatewayError:
@@ -142,23 +163,34 @@ class Ollama:
         """Ollama takes any case, and leaves out its own registry, the namespace `library` and the tag `latest` (types/model/name.go)."""
         return name.lower().removeprefix("registry.ollama.ai/").removeprefix("library/").removesuffix(":latest")
 
-    def models(self, body: bytes) -> dict[str, int | None] | None:
-        """Under the full name, and without `:latest`, as both are taken."""
+    def models(self, body: bytes) -> Models | None:
+        """Under the full name, and without `:latest`, as both are taken. The capabilities that 0.33 lists here leave out `vision` and
+        `thinking`."""
         parsed = decode(_model_lists, body)
         if parsed is None:
             return None
-        found: dict[str, int | None] = {}
+        found: Models = {}
         for model in parsed.models or ():
-            length = model.details.context_length if model.details else None
-            found[model.name] = length
-            found[model.name.removesuffix(":latest")] = length
+            found[model.name] = found[model.name.removesuffix(":latest")] = ModelFacts(digest=model.digest)
         return found
 
-
-def _message(message: Message) -> dict[str, object]:
-    """Text and images of one turn in one message; images as bare base64. Qwen3-VL's renderer drops the role `developer`."""
-    fields: dict[str, object] = {"role": "system" if message.role == "developer" else message.role, "content": message.text}
-    images = message.images
-    if images:
-        fields["images"] = [url.partition(",")[2] for url in images]
-    return fields
+    async def learn(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> None:
+        """What a model can do and the longest context it could have (`/api/show`, once), and the context that it is loaded with (`/api/ps`;
+        kept when it is unloaded)."""
+        loaded = decode(_model_lists, await ask("GET", "/api/ps", None) or b"")
+        lengths = {self.canonical(model.name): model.context_length for model in (loaded and loaded.models) or ()}
+        known_before = {self.canonical(name): facts for name, facts in before.items()}
+        for name in wanted:
+            canonical = self.canonical(name)
+            listed = [other for other in models if self.canonical(other) == canonical]
+            if not listed:
+                continue
+            facts, known = models[listed[0]], known_before.get(canonical, ModelFacts())
+            capabilities = known.capabilities if known.digest == facts.digest else None
+            length = known.context_length
+            if capabilities is None:
+                shown = decode(_shown, await ask("POST", "/api/show", msgspec.json.encode({"model": name})) or b"") or _Shown()
+                capabilities = None if shown.capabilities is None else frozenset(shown.capabilities)
+                length = shown.trained_length
+            length = lengths.get(canonical) or self._num_ctx or length
+            models.update(dict.fromkeys(listed, ModelFacts(length, capabilities, facts.digest)))

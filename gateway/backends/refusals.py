@@ -29,10 +29,15 @@ _CONTEXT = re.compile(
 )
 _CONTEXT_LIMIT = re.compile(r"(?:maximum context length is |available context size \(|\"n_ctx\":|greater than max_model_len=)(\d{1,9})")
 _BAD_IMAGE = re.compile(
-    r"failed to load image|cannot identify image|illegal base64|image: unknown format|invalid image|failed to process inputs: image", re.IGNORECASE
+    r"failed to load image|cannot identify image|illegal base64|image: unknown format|invalid image|failed to process inputs:|decode webp image:",
+    re.IGNORECASE,
 )
 _NO_IMAGES = re.compile(r"not (?:a )?multimodal|does not support (?:multimodal|image)|missing data required for image", re.IGNORECASE)
-_NO_FEATURE = re.compile(r"does not support (tools|thinking)", re.IGNORECASE)
+_NO_THINKING = re.compile(r"does not support thinking", re.IGNORECASE)
+_NO_TOOLS = re.compile(r"does not support tools|tool choice requires|--tool-call-parser", re.IGNORECASE)
+_BAD_GRAMMAR = re.compile(
+    r"grammar|json schema|error parsing regex|structured.output|structural tag|invalid format|failed to load model vocabulary", re.IGNORECASE
+)
 
 
 def message_of(body: bytes) -> str:
@@ -82,7 +87,10 @@ def _client_fault(message: str) -> GatewayError | None:
         return InvalidImage("An image of the request cannot be read.", param="messages")
     if _NO_IMAGES.search(message):
         return UnsupportedParameter("This model does not take images.", param="messages")
-    feature = _NO_FEATURE.search(message)
-    if feature:
-        return UnsupportedParameter(f"This model does not support {feature[1].lower()}.", param=feature[1].lower())
+    if _NO_THINKING.search(message):
+        return UnsupportedParameter("This model cannot think.", param="reasoning_effort")
+    if _NO_TOOLS.search(message):
+        return UnsupportedParameter("This model does not take tools.", param="tools")
+    if _BAD_GRAMMAR.search(message):
+        return InvalidRequest("The model backend cannot follow this JSON Schema.", param="response_format")
     return None

@@ -1,11 +1,32 @@
-"""Kind `vllm`: OpenAI's API and vLLM's own sampling fields (vllm/entrypoints/openai/chat_completion/protocol.py, 0.32)."""
+"""Kind `vllm`: OpenAI's API and vLLM's own fields (vllm/entrypoints/openai/chat_completion/protocol.py, 0.32)."""
 
+import msgspec
+
+from gateway.backends.base import ModelFacts
 from gateway.backends.openai import OpenAi, Request
 from gateway.protocol import Chat
 
+LEAST_TOP_P = 1e-6
+"""vLLM refuses 0, which OpenAI and Ollama take: the likeliest token alone."""
+
 
 class Vllm(OpenAi):
-    def request(self, chat: Chat, model: str, stream: bool) -> Request:
-        request = super().request(chat, model, stream)
+    def request(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> Request:
+        request = super().request(chat, model, facts, stream)
         request.top_k, request.min_p, request.repetition_penalty = chat.top_k, chat.min_p, chat.repetition_penalty
+        if chat.top_p == 0:
+            request.top_p = LEAST_TOP_P
         return request
+
+    def _offer_tools(self, chat: Chat, request: Request) -> None:
+        """Without `strict` a forced call's arguments may be any JSON: a list, a number (seen on 0.32)."""
+        super()._offer_tools(chat, request)
+        if chat.forced:
+            for tool in request.tools:
+                tool.function = msgspec.structs.replace(tool.function, strict=True)
+
+    def _set_effort(self, chat: Chat, request: Request) -> None:
+        """Whether to think is an option of the model's template; before 0.16 vLLM knows no effort `none`."""
+        effort = chat.effort
+        request.chat_template_kwargs = {"enable_thinking": effort != "none"}
+        request.reasoning_effort = effort if isinstance(effort, str) and effort != "none" else None

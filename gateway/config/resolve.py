@@ -11,6 +11,7 @@ from gateway.config.document import BackendDocument, SettingsDocument, TierDocum
 from gateway.config.model import Alias, Backend, Embedding, Kind, LimitOverrides, Params, Server, Settings, Tier
 from gateway.config.problems import Path, Problems, expected_one_of, shown
 from gateway.config.yamlfile import read_text
+from gateway.params import problem as params_problem
 
 DEFAULT_URLS = {"ollama": "http://127.0.0.1:11434", "vllm": "http://127.0.0.1:8001"}
 ONLY_OLLAMA = ("keep_alive", "num_ctx", "truncate")
@@ -19,6 +20,7 @@ ONLY_OLLAMA = ("keep_alive", "num_ctx", "truncate")
 OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "content-type", "accept-encoding", "te", "upgrade"})
 # What routing and the answer's form depend on: a tier cannot change these.
 OWN_PARAMS = frozenset({"model", "messages", "stream", "stream_options"})
+_NOT_A_TIERS = "'{}' is not for a tier to change; expected another parameter"
 RESERVED = {"auto": "it means that the gateway chooses", "none": "it means in metrics that there is none"}
 
 
@@ -249,13 +251,17 @@ class _Resolver:
 
     def _params(self, path: Path, item: TierDocument) -> None:
         params = item.params
-        for part, names in (("default", params.default), ("force", params.force), ("drop", params.drop)):
-            for place, name in enumerate(names):
-                here = (*path, "params", part, place if part == "drop" else name)
-                if name in OWN_PARAMS:
-                    self._problems.add(here, f"{name!r} is not for a tier to change; expected another parameter")
-                elif part == "drop" and name in params.force:
-                    self._problems.add(here, f"{name!r} stands under force too; expected one of the two")
+        for place, name in enumerate(params.drop):
+            here = (*path, "params", "drop", place)
+            if name in OWN_PARAMS:
+                self._problems.add(here, _NOT_A_TIERS.format(name))
+            elif name in params.force:
+                self._problems.add(here, f"{name!r} stands under force too; expected one of the two")
+        for part, given in (("default", params.default), ("force", params.force)):
+            for name, value in given.items():
+                wrong = _NOT_A_TIERS.format(name) if name in OWN_PARAMS else params_problem(name, value)
+                if wrong:
+                    self._problems.add((*path, "params", part, name), wrong)
 
     def _embeddings(self) -> dict[str, Embedding]:
         found: dict[str, Embedding] = {}

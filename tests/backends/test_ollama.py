@@ -1,4 +1,4 @@
-"""Kind `ollama`: what is sent to `/api/chat`, and every recorded answer read to what it says."""
+"""Kind `ollama`: every recorded answer of `/api/chat` read to what it says, and what is learned of the models."""
 
 import json
 from typing import Any
@@ -7,18 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.backends.base import ModelFacts, Models
 from gateway.backends.ollama import REPETITION, Ollama
-from gateway.errors import ContextLengthExceeded, UpstreamError
-from gateway.protocol import parse
+from gateway.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter, UpstreamError
 from gateway.views import Delta, Usage, assemble
 from tests.backends.recorded import CHATS, body_of, name, said, unfolded
+from tests.fakes.chats import chat
 from tests.golden import Recording, load
 
 DIALECT = Ollama()
 STREAMS = [recording for recording in CHATS if recording.is_stream and recording.path == "/api/chat"]
 WHOLE = [recording for recording in STREAMS if unfolded(recording)[-1]["done"]]
 GIVEN_UP = [recording for recording in STREAMS if recording not in WHOLE]
-IMAGE = "data:image/png;base64,AAAA"
+OLLAMAS = ["ollama-0.33", "ollama-0.24"]
 
 
 def read(body: bytes, size: int | None = None) -> list[Delta]:
@@ -137,68 +138,194 @@ def test_any_text_comes_through_however_it_is_cut(texts: list[str], size: int) -
     assert assemble(read(b"".join(map(line, texts)) + END, size)).content == "".join(texts)
 
 
-# Requests
+# Tool calls and logprobs
 
 
-def rendered(dialect: Ollama = DIALECT, **fields: Any) -> dict[str, Any]:
-    body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": "Hello"}]} | fields).encode()
-    sent: dict[str, Any] = json.loads(dialect.render(parse(body), "qwen3-vl:8b", True))
-    return sent
+@pytest.mark.parametrize("server", OLLAMAS)
+@pytest.mark.parametrize("size", [None, 1])
+def test_recorded_tool_call_is_read_with_its_arguments_as_text(server: str, size: int | None) -> None:
+    answer = assemble(read(body_of(load(server)["api_chat_tool_call_stream"]), size))
+    assert [(call.index, call.name, json.loads(call.arguments)) for call in answer.calls] == [(0, "get_weather", {"city": "Seoul"})]
+    assert answer.content == ""
 
 
-def test_request_is_a_stream_that_is_not_cut_silently() -> None:
-    assert rendered() == {
-        "model": "qwen3-vl:8b",
-        "messages": [{"role": "user", "content": "Hello"}],
-        "stream": True,
-        "options": {},
-        "truncate": False,
-    }
+@pytest.mark.parametrize("server", OLLAMAS)
+def test_recorded_logprobs_are_read_with_their_bytes_and_alternatives(server: str) -> None:
+    """The plain answer has all of them in one line, as the last line of a stream could have."""
+    body = load(server)["api_chat_logprobs"].body
+    answer = assemble(read(json.dumps(body).encode() + b"\n"))
+    assert answer.logprobs is not None
+    assert [chosen.token for chosen in answer.logprobs] == [entry["token"] for entry in body["logprobs"]]
+    assert all(len(chosen.top_logprobs) == 2 and chosen.bytes == list(chosen.token.encode()) for chosen in answer.logprobs)
 
 
-def test_sampling_goes_into_the_options_by_ollamas_names() -> None:
-    fields = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 7, "presence_penalty": 1.0, "frequency_penalty": -1.0}
-    sent = rendered(**fields, repetition_penalty=1.1, max_completion_tokens=9, stop="x")
-    assert sent["options"] == fields | {"repeat_penalty": 1.1, "num_predict": 9, "stop": ["x"]}
-    assert set(sent) == {"model", "messages", "stream", "options", "truncate"}
+def test_calls_of_several_lines_are_counted_on() -> None:
+    """Ollama's parsers may begin their indices anew with each line."""
+    lines = [line(message={"content": "", "tool_calls": [{"function": {"index": 0, "name": name, "arguments": {"a": 1}}}]}) for name in "fg"]
+    answer = assemble(read(b"".join(lines) + END))
+    assert [(call.index, call.name, call.arguments) for call in answer.calls] == [(0, "f", '{"a": 1}'), (1, "g", '{"a": 1}')]
 
 
-def test_clients_wish_for_ollamas_own_settings_is_not_sent() -> None:
-    sent = rendered(keep_alive="24h", num_ctx=99, truncate=True, think=True, format="json", options={"num_gpu": 0}, raw=True)
-    assert (sent["options"], sent["truncate"], set(sent)) == ({}, False, {"model", "messages", "stream", "options", "truncate"})
+def test_call_without_arguments_has_an_empty_object() -> None:
+    answer = assemble(read(line(message={"content": "", "tool_calls": [{"function": {"name": "f"}}]}) + END))
+    assert answer.calls[0].arguments == "{}"
 
 
-def test_operators_settings_are_sent() -> None:
-    sent = rendered(Ollama(keep_alive=-1, num_ctx=8192, truncate=True))
-    assert (sent["keep_alive"], sent["options"]) == (-1, {"num_ctx": 8192})
-    assert "truncate" not in sent
+def test_logprobs_of_a_line_without_text_are_not_lost() -> None:
+    first, last = ([{"token": "", "logprob": -0.5, "bytes": [byte]}] for byte in "é".encode())
+    answer = assemble(read(line("", logprobs=first) + line("é", logprobs=last) + END))
+    assert answer.logprobs is not None
+    assert b"".join(bytes(chosen.bytes or ()) for chosen in answer.logprobs).decode() == answer.content == "é"
 
 
-def test_text_and_image_of_a_turn_are_one_message() -> None:
-    """Ollama's own /v1 makes two turns of them."""
-    parts = [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "What is it?"}]
-    assert rendered(messages=[{"role": "user", "content": parts}])["messages"] == [{"role": "user", "content": "What is it?", "images": ["AAAA"]}]
+# A wish that the model cannot fulfil
 
 
-def test_developer_speaks_as_the_system() -> None:
-    """Qwen3-VL's renderer drops a role that it does not know."""
-    assert rendered(messages=[{"role": "developer", "content": "x"}])["messages"][0]["role"] == "system"
+@pytest.mark.parametrize(
+    "wish", [{"reasoning_effort": "low"}, {"reasoning": {"effort": "low"}}, {"think": True}, {"chat_template_kwargs": {"enable_thinking": True}}]
+)
+def test_wish_to_think_is_dropped_when_the_model_turns_out_unable(wish: dict[str, Any]) -> None:
+    asked = chat(**wish)
+    unable = UnsupportedParameter("This model cannot think.", param="reasoning_effort")
+    assert DIALECT.amended(asked, unable) == chat()
+    assert DIALECT.amended(chat(), unable) is None
+
+
+@pytest.mark.parametrize("refusal", [UnsupportedParameter("x", param="tools"), InvalidRequest("x"), ContextLengthExceeded(4096)])
+def test_other_refusals_are_the_clients(refusal: InvalidRequest) -> None:
+    assert DIALECT.amended(chat(think=True, max_tokens=9), refusal) is None
 
 
 # Models
 
 
-@pytest.mark.parametrize("server", ["ollama-0.33", "ollama-0.24"])
+@pytest.mark.parametrize("server", OLLAMAS)
 def test_recorded_models_are_read_with_and_without_the_tag(server: str) -> None:
     recording = load(server)["api_tags"]
     found = DIALECT.models(json.dumps(recording.body).encode())
     assert found is not None
     assert {"llama", "llama:latest", "qwen3-vl", "qwen3-vl:latest"} <= set(found)
-    lengths = {entry["name"]: (entry["details"] or {}).get("context_length") for entry in recording.body["models"]}
-    assert {name: found[name] for name in lengths} == lengths
+    for entry in recording.body["models"]:
+        assert found[entry["name"]].digest == entry["digest"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"<html>", b"[]", b'{"models":7}'])
 def test_what_is_no_list_of_models_is_told_apart_from_an_empty_one(body: bytes) -> None:
     assert DIALECT.models(body) is None
     assert DIALECT.models(b'{"models":[]}') == DIALECT.models(b'{"models":null}') == {}
+
+
+@pytest.mark.parametrize("spelling", ["llama", "LLAMA", "llama:latest", "library/llama", "registry.ollama.ai/library/llama:latest"])
+def test_spellings_of_one_model_are_one(spelling: str) -> None:
+    assert DIALECT.canonical(spelling) == "llama"
+    assert DIALECT.canonical("llama:8b") == "llama:8b"
+
+
+class FakeOllama:
+    """What is asked beside the list of models; notes each question. What is None, or not named, it does not answer."""
+
+    def __init__(self, shown: dict[str, list[str]] | None = None, loaded: dict[str, int] | None = None) -> None:
+        self.shown = shown or {}
+        self.loaded = loaded
+        self.asked: list[tuple[str, str]] = []
+
+    async def ask(self, method: str, path: str, body: bytes | None) -> bytes | None:
+        if path == "/api/ps":
+            self.asked.append((method, path))
+            running = None if self.loaded is None else [{"name": name, "context_length": length} for name, length in self.loaded.items()]
+            return None if running is None else json.dumps({"models": running}).encode()
+        assert (method, path) == ("POST", "/api/show")
+        model = json.loads(body or b"")["model"]
+        self.asked.append((path, model))
+        return json.dumps({"capabilities": self.shown[model]}).encode() if model in self.shown else None
+
+
+def listed(digest: str = "d1", capabilities: list[str] | None = None) -> Models:
+    entry = {"name": "llama:latest", "digest": digest} | ({} if capabilities is None else {"capabilities": capabilities})
+    found = DIALECT.models(json.dumps({"models": [entry, {"name": "other:latest", "digest": "o"}]}).encode())
+    assert found is not None
+    return found
+
+
+async def learned(server: FakeOllama, models: Models, before: Models | None = None, wanted: str = "llama", dialect: Ollama = DIALECT) -> ModelFacts:
+    await dialect.learn(models, before or {}, [wanted], server.ask)
+    return next(facts for name, facts in models.items() if dialect.canonical(name) == dialect.canonical(wanted))
+
+
+async def test_context_is_what_the_model_is_loaded_with() -> None:
+    facts = await learned(FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192}), listed())
+    assert facts == ModelFacts(8192, frozenset({"completion"}), "d1")
+
+
+async def test_context_is_remembered_when_the_model_is_unloaded_and_follows_when_it_is_loaded_anew() -> None:
+    server = FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192})
+    before = listed()
+    await learned(server, before)
+    server.loaded = {}
+    after = listed()
+    assert (await learned(server, after, before)).context_length == 8192
+    server.loaded = {"llama:latest": 4096}
+    assert (await learned(server, listed(), after)).context_length == 4096
+
+
+async def test_context_that_the_operator_sets_is_known_before_the_first_load() -> None:
+    assert (await learned(FakeOllama(loaded={}), listed(), dialect=Ollama(num_ctx=16384))).context_length == 16384
+
+
+async def test_capabilities_that_the_list_leaves_out_are_not_missing() -> None:
+    """Recorded on 0.33: the list tells of qwen3-vl `completion` and `tools`, `/api/show` of `vision` too."""
+    models = listed(capabilities=["completion", "tools"])
+    assert not (await learned(FakeOllama({"llama": ["completion", "vision", "tools"]}, {}), models)).lacks("vision")
+    assert not (await learned(FakeOllama(), listed(capabilities=["completion", "tools"]))).lacks("vision")
+
+
+async def test_capabilities_are_asked_for_once_and_again_when_the_model_has_changed() -> None:
+    server = FakeOllama({"llama": ["completion"]}, {})
+    before = listed()
+    await learned(server, before)
+    after = listed()
+    assert (await learned(server, after, before)).capabilities == {"completion"}
+    assert server.asked.count(("/api/show", "llama")) == 1
+    server.shown["llama"] = ["completion", "thinking"]
+    assert (await learned(server, listed("d2"), after)).capabilities == {"completion", "thinking"}
+    assert server.asked.count(("/api/show", "llama")) == 2
+
+
+async def test_only_models_of_a_tier_are_asked_about() -> None:
+    server = FakeOllama({"llama": ["completion"], "other": ["completion"]}, {})
+    await learned(server, listed())
+    assert ("/api/show", "other") not in server.asked
+
+
+async def test_model_is_found_by_any_spelling() -> None:
+    server = FakeOllama({"library/LLAMA": ["completion"]}, {"llama:latest": 8192})
+    assert await learned(server, listed(), wanted="library/LLAMA") == ModelFacts(8192, frozenset({"completion"}), "d1")
+
+
+async def test_server_that_does_not_tell_leaves_what_was_known() -> None:
+    before = listed()
+    await learned(FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192}), before)
+    assert await learned(FakeOllama(), listed(), before) == ModelFacts(8192, frozenset({"completion"}), "d1")
+    assert await learned(FakeOllama(), listed()) == ModelFacts(None, None, "d1")
+
+
+async def test_model_that_is_not_there_is_not_asked_about() -> None:
+    server, models = FakeOllama({"away": ["completion"]}, {}), listed()
+    await DIALECT.learn(models, {}, ["away"], server.ask)
+    assert "away" not in models
+    assert server.asked == [("GET", "/api/ps")]
+
+
+@pytest.mark.parametrize("server", OLLAMAS)
+async def test_recorded_answers_tell_context_and_capabilities(server: str) -> None:
+    recorded = load(server)
+
+    async def ask(method: str, path: str, body: bytes | None) -> bytes | None:
+        return json.dumps(recorded["api_ps" if path == "/api/ps" else "api_show"].body).encode()
+
+    models = DIALECT.models(json.dumps(recorded["api_tags"].body).encode())
+    assert models is not None
+    await DIALECT.learn(models, {}, ["qwen3-vl"], ask)
+    assert models["qwen3-vl"].context_length == 4096
+    assert not models["qwen3-vl"].lacks("vision")
+    assert models["qwen3-vl"].lacks("thinking")

@@ -3,19 +3,23 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.backends.base import MAX_ANSWER
+from gateway.backends.base import MAX_ANSWER, ModelFacts
 from gateway.backends.openai import OpenAi
-from gateway.errors import UpstreamError
-from gateway.protocol import parse
-from gateway.views import Answer, Delta, Usage, assemble
+from gateway.errors import ContextLengthExceeded, InvalidRequest, UpstreamError
+from gateway.grammars import portable
+from gateway.protocol import Chat, SchemaFormat
+from gateway.views import Delta, Usage, assemble
 from tests.backends.recorded import CHATS, body_of, name, said, unfolded
-from tests.golden import Recording
+from tests.fakes.chats import USER, WEATHER, called, chat, named, schema_format, tool
+from tests.golden import Recording, load
 
 DIALECT = OpenAi()
+UNKNOWN = ModelFacts()
 
 
 def events_of(recording: Recording) -> list[Any]:
@@ -40,9 +44,12 @@ def read(body: bytes, size: int | None = None) -> list[Delta]:
     return deltas
 
 
-def chunk(content: str | None = None, finish: str | None = None, **fields: Any) -> bytes:
-    delta = {} if content is None else {"content": content}
-    return b"data: %b\n\n" % json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], **fields}).encode()
+def chunk(
+    content: str | None = None, finish: str | None = None, *, delta: dict[str, Any] | None = None, logprobs: Any = None, **fields: Any
+) -> bytes:
+    said = delta or ({} if content is None else {"content": content})
+    choice = {"index": 0, "delta": said, "logprobs": logprobs, "finish_reason": finish}
+    return b"data: %b\n\n" % json.dumps({"choices": [choice], **fields}).encode()
 
 
 DONE = b"data: [DONE]\n\n"
@@ -79,10 +86,74 @@ def test_recorded_answer_is_read_to_what_it_says(recording: Recording) -> None:
         with pytest.raises(UpstreamError):
             DIALECT.parse_answer(body)
         return
+    read = DIALECT.parse_answer(body)
     message = choice["message"]
-    assert DIALECT.parse_answer(body) == Answer(
-        message["content"] or "", message.get("reasoning") or "", choice["finish_reason"], Usage(usage["prompt_tokens"], usage["completion_tokens"])
-    )
+    assert (read.content, read.reasoning, read.finish) == (message["content"] or "", message.get("reasoning") or "", choice["finish_reason"])
+    assert read.usage == Usage(usage["prompt_tokens"], usage["completion_tokens"])
+    calls = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or ()]
+    assert [(call.name, call.arguments) for call in read.calls or ()] == calls
+    logprobs = (choice.get("logprobs") or {}).get("content") or []
+    assert msgspec.to_builtins(read.logprobs or []) == logprobs
+
+
+@pytest.mark.parametrize("server", ["ollama-0.33", "ollama-0.24"])
+def test_recorded_tool_call_of_a_stream_is_read(server: str) -> None:
+    answer = assemble(read(body_of(load(server)["chat_tool_call_stream"])))
+    assert [(call.index, call.name, call.arguments) for call in answer.calls] == [(0, "get_weather", '{"city":"Seoul"}')]
+    assert (answer.content, answer.finish) == ("", "tool_calls")
+
+
+@pytest.mark.parametrize("server", ["vllm-0.32.0", "ollama-0.33", "ollama-0.24"])
+def test_recorded_logprobs_are_read_with_their_bytes_and_alternatives(server: str) -> None:
+    read = DIALECT.parse_answer(json.dumps(load(server)["chat_logprobs"].body).encode())
+    assert read.logprobs is not None
+    assert len(read.logprobs) == 6
+    assert all(len(chosen.top_logprobs) == 2 and chosen.bytes == list(chosen.token.encode()) for chosen in read.logprobs)
+
+
+# Tool calls and logprobs of a stream
+
+
+def test_tool_call_that_comes_in_pieces_is_one() -> None:
+    pieces: list[dict[str, Any]] = [
+        {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}},
+        {"index": 0, "function": {"arguments": '{"a"'}},
+        {"index": 0, "function": {"arguments": ":1}"}},
+        {"index": 1, "id": "b", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+    ]
+    body = b"".join(chunk(delta={"tool_calls": [piece]}) for piece in pieces) + chunk(finish="tool_calls") + DONE
+    answer = assemble(read(body))
+    assert [(call.index, call.name, call.arguments) for call in answer.calls] == [(0, "f", '{"a":1}'), (1, "g", "{}")]
+    assert answer.finish == "tool_calls"
+
+
+def test_calls_without_an_index_are_counted() -> None:
+    calls = [{"function": {"name": name, "arguments": "{}"}} for name in ("f", "g")]
+    assert [(call.index, call.name) for call in DIALECT.reading().feed(chunk(delta={"tool_calls": calls}))[0].calls or ()] == [(0, "f"), (1, "g")]
+
+
+def test_logprobs_stand_at_the_tokens_that_they_are_of() -> None:
+    entries = [{"token": text, "logprob": -0.5, "bytes": list(text.encode()), "top_logprobs": []} for text in ("a", "b")]
+    body = b"".join(chunk(entry["token"], logprobs={"content": [entry]}) for entry in entries)
+    deltas = DIALECT.reading().feed(body)
+    assert [(delta.content, [chosen.token for chosen in delta.logprobs or ()]) for delta in deltas] == [("a", ["a"]), ("b", ["b"])]
+
+
+def test_logprobs_of_a_token_without_text_are_not_lost() -> None:
+    """A letter of several bytes comes in several tokens; only the last of them has a text."""
+    entries = [{"token": "", "logprob": -0.5, "bytes": [byte]} for byte in "é".encode()]
+    body = chunk("", logprobs={"content": entries[:1]}) + chunk("é", logprobs={"content": entries[1:]}) + chunk(finish="stop") + DONE
+    answer = assemble(read(body))
+    assert answer.logprobs is not None
+    assert b"".join(bytes(chosen.bytes or ()) for chosen in answer.logprobs).decode() == answer.content == "é"
+
+
+def test_short_way_is_not_taken_where_there_are_logprobs() -> None:
+    entry = {"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}]}
+    reading = DIALECT.reading()
+    event = chunk("a", logprobs=entry)
+    reading.feed(event)
+    assert reading.texts(event) is None
 
 
 # The end of a stream
@@ -181,10 +252,9 @@ def test_answer_may_be_long() -> None:
 # Requests
 
 
-def rendered(**fields: Any) -> dict[str, Any]:
-    body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": "Hello"}]} | fields).encode()
-    chat = parse(body)
-    sent: dict[str, Any] = json.loads(DIALECT.render(chat, "the-model", bool(chat.stream)))
+def rendered(facts: ModelFacts = UNKNOWN, dialect: OpenAi = DIALECT, **fields: Any) -> dict[str, Any]:
+    asked = chat(**fields)
+    sent: dict[str, Any] = json.loads(dialect.render(asked, "the-model", facts, bool(asked.stream)))
     return sent
 
 
@@ -205,7 +275,8 @@ def test_either_name_of_the_token_limit_is_sent_as_max_tokens() -> None:
 
 def test_fields_of_openai_alone_are_sent() -> None:
     fields = {"temperature": 0.5, "top_p": 0.9, "seed": 7, "presence_penalty": 1.0, "frequency_penalty": -1.0, "stop": ["x"]}
-    sent = rendered(**fields, top_k=5, min_p=0.1, repetition_penalty=1.1, keep_alive="1h", user="u", n=1, tools=[])
+    engines = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "chat_template_kwargs": {"enable_thinking": True}, "think": True}
+    sent = rendered(**fields, **engines, keep_alive="1h", user="u", n=1, tools=[], logit_bias={"1": 2})
     assert {key: value for key, value in sent.items() if key not in ("model", "messages")} == fields
 
 
@@ -224,14 +295,125 @@ def test_parts_with_an_image_keep_their_order_and_nothing_else() -> None:
     assert sent == [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "b"}]}]
 
 
+def test_tools_are_sent_with_their_choice_and_nothing_else_of_the_clients() -> None:
+    sent = rendered(tools=[tool(description="d", strict=False, x=1) | {"x": 1}], tool_choice="auto", parallel_tool_calls=False)
+    function = {"name": "get_weather", "description": "d", "parameters": WEATHER, "strict": False}
+    assert sent["tools"] == [{"type": "function", "function": function}]
+    assert (sent["tool_choice"], sent["parallel_tool_calls"]) == ("auto", False)
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("required", "required"), (named("get_weather"), named("get_weather")), (None, None)])
+def test_choice_of_tool_is_sent(choice: Any, expected: Any) -> None:
+    assert rendered(tools=[tool()], tool_choice=choice).get("tool_choice") == expected
+
+
+@pytest.mark.parametrize("fields", [{"tools": []}, {"tools": [tool()], "tool_choice": "none"}, {"tool_choice": "none"}, {"tool_choice": "auto"}])
+def test_no_tools_are_none_at_all(fields: dict[str, Any]) -> None:
+    """vLLM refuses an empty list."""
+    assert set(rendered(**fields, parallel_tool_calls=True)) == {"model", "messages"}
+
+
+def test_logprobs_are_asked_for() -> None:
+    assert {key: value for key, value in rendered(logprobs=True, top_logprobs=3).items() if "log" in key} == {"logprobs": True, "top_logprobs": 3}
+    assert not [key for key in rendered(logprobs=False) if "log" in key]
+
+
+@pytest.mark.parametrize("wanted", [{"type": "json_object"}, schema_format(), schema_format(strict=True, description="d")])
+def test_format_of_the_answer_is_sent(wanted: dict[str, Any]) -> None:
+    assert rendered(response_format=wanted)["response_format"] == wanted
+
+
+def test_plain_format_is_what_there_is_without() -> None:
+    assert "response_format" not in rendered(response_format={"type": "text"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"), [({"think": False}, "none"), ({"reasoning_effort": "xhigh"}, "high"), ({"think": True}, None), ({}, None)]
+)
+def test_effort_is_sent_by_openais_name(fields: dict[str, Any], sent: str | None) -> None:
+    assert rendered(**fields).get("reasoning_effort") == sent
+
+
+def test_calls_and_results_of_earlier_turns_are_sent() -> None:
+    turns = [
+        {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [called(arguments="")]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "12 C"},
+    ]
+    sent = rendered(messages=[*USER, *turns])["messages"]
+    assert sent[1]["content"] == ""
+    assert sent[1]["reasoning"] == "hm"
+    assert sent[1]["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": "{}"}
+    assert sent[1]["tool_calls"][0]["id"] == sent[2]["tool_call_id"] == "call_1"
+    assert sent[2] == {"role": "tool", "content": "12 C", "tool_call_id": "call_1"}
+
+
+def test_turns_whose_content_is_a_list_keep_their_calls_and_ids() -> None:
+    text = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    turns = [
+        {"role": "assistant", "content": text, "reasoning": "hm", "tool_calls": [called()]},
+        {"role": "tool", "tool_call_id": "call_1", "content": text},
+    ]
+    sent = rendered(messages=[*USER, *turns])["messages"]
+    assert (sent[1]["content"], sent[1].get("reasoning")) == ("a\nb", "hm")
+    assert [call["id"] for call in sent[1].get("tool_calls", [])] == ["call_1"]
+    assert sent[2] == {"role": "tool", "content": "a\nb", "tool_call_id": "call_1"}
+
+
+@pytest.mark.parametrize(("limit", "sent"), [(4095, 4095), (4096, None), (9000, None), (None, None)])
+def test_limit_beyond_the_context_is_the_rest_of_the_context(limit: int | None, sent: int | None) -> None:
+    assert rendered(ModelFacts(4096), max_tokens=limit).get("max_tokens") == sent
+
+
+def test_limit_is_sent_as_it_is_where_the_context_is_not_known() -> None:
+    assert rendered(max_tokens=9000)["max_tokens"] == 9000
+
+
+def test_limit_that_does_not_fit_beside_the_prompt_is_left_out_when_the_backend_refuses_it() -> None:
+    asked = chat(max_tokens=4000, max_completion_tokens=4000)
+    amended = DIALECT.amended(asked, ContextLengthExceeded(4096))
+    assert amended is not None
+    assert (amended.token_limit, amended.messages) == (None, asked.messages)
+    assert DIALECT.amended(amended, ContextLengthExceeded(4096)) is None
+    assert DIALECT.amended(asked, InvalidRequest("x")) is None
+
+
 # Models
 
 
 def test_models_are_read_with_their_context() -> None:
-    assert DIALECT.models(b'{"object":"list","data":[{"id":"a","max_model_len":4096},{"id":"b"}]}') == {"a": 4096, "b": None}
+    found = DIALECT.models(b'{"object":"list","data":[{"id":"a","max_model_len":4096},{"id":"b"}]}')
+    assert found == {"a": ModelFacts(4096), "b": ModelFacts()}
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"<html>", b"[]", b'{"data":7}'])
 def test_what_is_no_list_of_models_is_told_apart_from_an_empty_one(body: bytes) -> None:
     assert DIALECT.models(body) is None
     assert DIALECT.models(b'{"data":[]}') == DIALECT.models(b'{"data":null}') == {}
+
+
+# Schemas that the server refuses
+
+
+UNABLE = InvalidRequest("x", param="response_format")
+ODD = {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 5}}, "uniqueItems": True}
+
+
+def test_schema_that_the_server_refuses_is_asked_for_once_in_the_form_that_others_get() -> None:
+    asked = chat(response_format=schema_format(ODD), tools=[tool(parameters=ODD)], tool_choice="required")
+    amended = DIALECT.amended(asked, UNABLE)
+    assert isinstance(amended, Chat)
+    assert isinstance(amended.response_format, SchemaFormat)
+    assert amended.response_format.json_schema.schema == portable(ODD)
+    assert [each.function.parameters for each in amended.tools or ()] == [portable(ODD)]
+    assert DIALECT.amended(amended, UNABLE) is None
+
+
+def test_schema_that_is_in_that_form_is_not_asked_for_again() -> None:
+    assert DIALECT.amended(chat(response_format=schema_format(), tools=[tool()]), UNABLE) is None
+    assert DIALECT.amended(chat(), UNABLE) is None
+
+
+def test_schema_that_harms_the_server_is_never_sent() -> None:
+    harmful = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^a{5000}$"}}}
+    sent = json.loads(DIALECT.render(chat(response_format=schema_format(harmful), tools=[tool(parameters=harmful)]), "m", ModelFacts(), True))
+    assert sent["response_format"]["json_schema"]["schema"] == sent["tools"][0]["function"]["parameters"] == portable(harmful)

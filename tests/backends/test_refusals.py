@@ -71,7 +71,7 @@ def test_length_of_the_context_is_told_where_the_backend_tells_it(server: str, l
     assert found == {ContextLengthExceeded(limit).message}
 
 
-@pytest.mark.parametrize(("case", "param"), [("api_chat_think", "thinking"), ("api_chat_tools_unsupported", "tools")])
+@pytest.mark.parametrize(("case", "param"), [("api_chat_think", "reasoning_effort"), ("api_chat_tools_unsupported", "tools")])
 def test_feature_that_a_model_lacks_is_named(case: str, param: str) -> None:
     for recording in (recording for recording in REFUSALS if recording.case == case):
         assert refusal(recording.status, error_body(recording)).param == param
@@ -97,6 +97,31 @@ def test_image_to_a_model_without_eyes_is_named() -> None:
     inner = '{"error":{"code":400,"message":"Multimodal data provided, but model does not support multimodal requests.","type":"x"}}'
     for text in (inner, "m is not a multimodal model", "Failed to create new sequence: this model is missing data required for image input"):
         assert isinstance(refusal(400, json.dumps({"error": text}).encode()), errors.UnsupportedParameter)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "param"),
+    [
+        (500, "failed to load model vocabulary required for format", "response_format"),
+        (500, "failed to parse grammar", "response_format"),
+        (500, "invalid JSON schema in format", "response_format"),
+        (400, "JSON schema conversion failed:\nUnsupported ref: #", "response_format"),
+        (400, "Failed to initialize samplers: failed to parse grammar", "response_format"),
+        (400, "The provided JSON schema contains features not supported by xgrammar.", "response_format"),
+        (400, "Failed to transform json schema into a grammar: enum array must not be empty", "response_format"),
+        (400, "Invalid structural tag specification.", "response_format"),
+        (400, "Grammar error: Unimplemented keys", "response_format"),
+        (400, "Error parsing regex: look-around", "response_format"),
+        (400, "Regex uses unsupported feature for structured outputs: Backreferences are unsupported.", "response_format"),
+        (400, "The JSON schema is nested too deeply: objects and arrays may nest at most 100 levels", "response_format"),
+        (400, "'auto' tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set", "tools"),
+        (400, "registry.ollama.ai/library/llama:latest does not support tools", "tools"),
+        (400, '"qwen3-vl" does not support thinking', "reasoning_effort"),
+    ],
+)
+def test_fault_of_the_request_is_400_whatever_the_engine_makes_of_it(status: int, text: str, param: str) -> None:
+    error = refusal(status, json.dumps({"error": text}).encode())
+    assert (error.status, error.param) == (400, param)
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -1,33 +1,83 @@
-"""Kind `vllm`: OpenAI's API with vLLM's own sampling fields."""
+"""Kind `vllm`: OpenAI's API with vLLM's own fields."""
 
 import json
 from typing import Any
 
-from gateway.backends.vllm import Vllm
-from gateway.protocol import parse
+import pytest
+
+from gateway.backends.base import ModelFacts
+from gateway.backends.vllm import LEAST_TOP_P, Vllm
+from tests.fakes.chats import chat, named, tool
 from tests.golden import load
 
 DIALECT = Vllm()
 
 
 def rendered(**fields: Any) -> dict[str, Any]:
-    body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": "Hello"}]} | fields).encode()
-    chat = parse(body)
-    sent: dict[str, Any] = json.loads(DIALECT.render(chat, "Qwen/Qwen3-VL-8B-Instruct", bool(chat.stream)))
+    asked = chat(**fields)
+    sent: dict[str, Any] = json.loads(DIALECT.render(asked, "Qwen/Qwen3-VL-8B-Instruct", ModelFacts(), bool(asked.stream)))
     return sent
 
 
+def beside_the_prompt(**fields: Any) -> dict[str, Any]:
+    return {key: value for key, value in rendered(**fields).items() if key not in ("model", "messages")}
+
+
 def test_own_sampling_fields_are_sent_too() -> None:
-    fields = {"temperature": 0.5, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
-    assert {key: value for key, value in rendered(**fields).items() if key not in ("model", "messages")} == fields
+    fields = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
+    assert beside_the_prompt(**fields) == fields
 
 
 def test_what_vllm_would_act_on_beside_them_is_not() -> None:
     """vLLM takes extra fields; some of them return the prompt or jump the line."""
-    fields = dict.fromkeys(("priority", "prompt_logprobs", "return_prompt_text", "cache_salt", "mm_processor_kwargs", "ignore_eos"), 1)
-    assert set(rendered(**fields)) == {"model", "messages"}
+    names = ("priority", "prompt_logprobs", "return_prompt_text", "cache_salt", "mm_processor_kwargs", "ignore_eos", "request_id", "vllm_xargs")
+    assert beside_the_prompt(**dict.fromkeys(names, 1)) == {}
+
+
+def test_top_p_of_0_is_the_least_that_vllm_takes() -> None:
+    assert rendered(top_p=0)["top_p"] == LEAST_TOP_P > 0
+
+
+# Thinking
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}),
+        ({"think": False}, {"chat_template_kwargs": {"enable_thinking": False}}),
+        ({"chat_template_kwargs": {"enable_thinking": False, "x": 1}}, {"chat_template_kwargs": {"enable_thinking": False}}),
+        ({"think": True}, {"chat_template_kwargs": {"enable_thinking": True}}),
+        ({"reasoning_effort": "minimal"}, {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "low"}),
+        ({"reasoning": {"effort": "high"}}, {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "high"}),
+        ({}, {}),
+    ],
+)
+def test_wish_to_think_or_not_goes_to_the_template_too(fields: dict[str, Any], sent: dict[str, Any]) -> None:
+    assert beside_the_prompt(**fields) == sent
+
+
+# Tools
+
+
+@pytest.mark.parametrize("choice", ["required", named("one")])
+def test_forced_call_follows_its_schema(choice: Any) -> None:
+    """Without `strict` the arguments may be any JSON."""
+    sent = rendered(tools=[tool("one", strict=False), tool("two")], tool_choice=choice)
+    assert all(one["function"]["strict"] is True for one in sent["tools"])
+    assert sent["tool_choice"] == choice
+
+
+@pytest.mark.parametrize("choice", [None, "auto"])
+def test_free_choice_is_as_strict_as_the_client_has_it(choice: str | None) -> None:
+    sent = rendered(tools=[tool("one", strict=False), tool("two")], tool_choice=choice)
+    assert [one["function"].get("strict") for one in sent["tools"]] == [False, None]
+
+
+# Models
 
 
 def test_recorded_models_are_read() -> None:
     recording = load("vllm-0.32.0")["models"]
-    assert DIALECT.models(json.dumps(recording.body).encode()) == {entry["id"]: entry["max_model_len"] for entry in recording.body["data"]}
+    found = DIALECT.models(json.dumps(recording.body).encode())
+    assert found == {entry["id"]: ModelFacts(entry["max_model_len"]) for entry in recording.body["data"]}

@@ -31,7 +31,8 @@ def vllms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, En
     if not (venv / "bin" / "python").exists():
         pytest.fail(f"no vLLM in {venv}; run `python tests/engines/install_vllm.py {venv.name}`, or name another place in TEST_VLLM_VENV")
     models, logs = tiny_models(venv), tmp_path_factory.mktemp("vllm")
-    vision = Vllm(venv, models / "tiny-qwen3-vl", [VISION_MODEL, SHARED_MODEL], log=logs / "vision.log", max_num_seqs=LANES)
+    names = [VISION_MODEL, SHARED_MODEL]
+    vision = Vllm(venv, models / "tiny-qwen3-vl", names, log=logs / "vision.log", max_num_seqs=LANES, structured_outputs=True)
     text = Vllm(venv, models / "tiny-qwen3", [TEXT_MODEL, SHARED_MODEL], log=logs / "text.log", max_num_seqs=LANES)
     with ExitStack() as stack:
         for server in (vision, text):

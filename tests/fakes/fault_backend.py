@@ -21,6 +21,10 @@ ODD_TEXT = "a\u2028b\u2029c\x85d é ß 漢字 🙂"  # what cuts lines in some l
 ODD_PIECES = tuple(ODD_TEXT)
 CANARY = "secret-of-the-backend"
 """Stands in every broken answer; no client may see it."""
+CAPABLE = ("completion", "vision", "tools", "thinking")
+"""What an Ollama shows of the model."""
+FORCED = ('{"city"', ": ", '"Oslo', '"}')
+THOUGHT = ("<th", "ink>why", "</think>\n", "Hel", "lo")
 TINY_CHUNKS = 10_000
 FLOOD_BYTES = 50_000_000
 BOMB_BYTES = 50_000_000
@@ -42,7 +46,11 @@ class FaultBackend:
     """Chat requests, head and body as they came; probes are not recorded."""
     peers: list["Peer"] = field(default_factory=list)
     """Connections that a chat request came on, in that order."""
+    probes: int = 0
     most_at_once: int = 0
+    context_length: int | None = None
+    """Of the model, as the probes are told."""
+    capabilities: tuple[str, ...] = CAPABLE
     _at_once: int = 0
     _open: set["Peer"] = field(default_factory=set)
 
@@ -132,8 +140,12 @@ class FaultBackend:
         ).encode()
 
     def models(self) -> bytes:
-        found = {"models": [{"name": MODEL, "details": {}}]} if self.kind == "ollama" else {"data": [{"id": MODEL}]}
-        return json.dumps(found).encode()
+        if self.kind == "ollama":
+            return json.dumps({"models": [{"name": MODEL, "details": {}, "context_length": self.context_length}]}).encode()
+        return json.dumps({"data": [{"id": MODEL, "max_model_len": self.context_length}]}).encode()
+
+    def shown(self) -> bytes:
+        return json.dumps({"capabilities": self.capabilities}).encode()
 
 
 class Peer(asyncio.Protocol):
@@ -181,8 +193,9 @@ class Peer(asyncio.Protocol):
         self.task = asyncio.get_running_loop().create_task(self._serve(request, body))
 
     async def _serve(self, request: bytes, body: bytes) -> None:
-        if not request.startswith(b"POST"):
-            self.answer(200, b"application/json", self.backend.models())
+        if not request.startswith(b"POST") or request.startswith(b"POST /api/show "):
+            self.backend.probes += 1
+            self.answer(200, b"application/json", self.backend.models() if request.startswith(b"GET") else self.backend.shown())
             self.transport.close()
             return
         self.streams = self.backend.kind == "ollama" or b'"stream":true' in body
@@ -267,6 +280,39 @@ async def healthy(peer: Peer) -> None:
     for event in peer.backend.events():
         peer.chunk(event)
     peer.end_stream()
+
+
+async def say(peer: Peer, words: tuple[str, ...]) -> None:
+    if not peer.streams:
+        peer.answer(200, peer.media_type, peer.backend.document("".join(words)))
+        return
+    peer.open_stream()
+    for event in peer.backend.events(words):
+        peer.chunk(event)
+    peer.end_stream()
+
+
+@mode
+async def forced(peer: Peer) -> None:
+    """The arguments of a call as plain text: what a grammar gives."""
+    await say(peer, FORCED)
+
+
+@mode
+async def thinks(peer: Peer) -> None:
+    """Does not tell its thoughts apart."""
+    await say(peer, THOUGHT)
+
+
+@mode
+async def too_long(peer: Peer) -> None:
+    text = b"This model's maximum context length is 4096 tokens. However, you requested 9000 output tokens"
+    peer.answer(400, b"application/json", b'{"error":{"message":"%b"}}' % text)
+
+
+@mode
+async def cannot_think(peer: Peer) -> None:
+    peer.answer(400, b"application/json", b'{"error":"\\"%b\\" does not support thinking"}' % MODEL.encode())
 
 
 @mode

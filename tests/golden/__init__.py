@@ -10,6 +10,7 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Recording:
         return texts
 
 
+@cache
 def picture() -> str:
     """A 64 by 64 PNG in base64."""
 

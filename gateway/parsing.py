@@ -1,0 +1,163 @@
+"""Bytes to a `Chat`, or the one error that says what is wrong with them. Pure: no I/O, no clock."""
+
+import re
+
+import msgspec
+import orjson
+
+from gateway import schemas
+from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
+from gateway.protocol import Chat, Choice, Message, SchemaFormat
+
+MAX_NESTING_MARKS = 50_000
+"""`[` and `{` in a body above `max_text_body`: what has more is not an image but a way to keep the parser busy."""
+
+_decoder = msgspec.json.Decoder(Chat)
+_has_image = re.compile(rb'[dD][aA][tT][aA]:[^,"]{0,128};base64,').search
+
+_WORDS = {
+    "str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "array": "an array", "object": "an object",
+}  # fmt: skip
+_WORD = re.compile(r"\b(?:str|int|float|bool|array|object)\b")
+
+
+def parse(body: bytes, max_text_body: int) -> Chat:
+    """The request in `body`.
+
+    Raises:
+        RequestTooLarge: above `max_text_body` bytes without an image, or with more in it than images have.
+        InvalidJson: no JSON, or no JSON object.
+        InvalidRequest: a field is missing, of the wrong type or out of range; `param` is its path.
+        UnsupportedParameter: it asks for what the gateway does not serve.
+    """
+    if len(body) > max_text_body:
+        _check_size(body, max_text_body)
+    try:  # msgspec skips what it does not take without a look: numbers and text there that no JSON has
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise InvalidJson("The body is not valid JSON.") from None
+    try:
+        chat = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidJson("The body is not valid JSON.") from None
+    except RecursionError:
+        raise InvalidJson("The body is nested too deeply.") from None
+    check(chat)
+    return chat
+
+
+def check(chat: Chat) -> None:
+    """What the shapes alone do not say.
+
+    Raises:
+        InvalidRequest, UnsupportedParameter
+    """
+    _check_served(chat)
+    if chat.top_logprobs and not chat.logprobs:
+        raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
+    if chat.tools is not None or chat.tool_choice is not None:
+        _check_tools(chat)
+    if isinstance(chat.response_format, SchemaFormat):
+        schemas.check(chat.response_format.json_schema.schema, "response_format.json_schema.schema")
+    for index, message in enumerate(chat.messages):
+        if message.role in ("assistant", "tool") or message.content is None:
+            _check_turn(message, f"messages[{index}]")
+
+
+def _check_size(body: bytes, max_text_body: int) -> None:
+    """Let only images be large."""
+    if not _has_image(body):
+        raise RequestTooLarge(f"A request without images may have at most {max_text_body} bytes.")
+    if body.count(b"[") + body.count(b"{") > MAX_NESTING_MARKS:
+        raise RequestTooLarge("The request has too many parts.")
+
+
+def _explain(text: str) -> InvalidRequest:
+    """msgspec's words are `REASON - at `$.path``; only reasons that cannot hold the client's text are passed on. The client's text may hold
+    a place of its own: the last one is msgspec's."""
+    reason, found, place = text.rpartition(" - at `$")
+    if not found:
+        reason, place = text, ""
+    param = place.rstrip("`").lstrip(".") or None
+    if reason.startswith("Object missing required field `"):
+        name = reason.split("`")[1]
+        param = f"{param}.{name}" if param else name
+        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
+    if param is None:
+        return InvalidJson("The body must be a JSON object.")
+    kinds = _kinds(param)
+    if kinds and not reason.startswith("Expected"):
+        return UnsupportedParameter(f"'{param}' must be {kinds}.", param=param)
+    if not reason.startswith("Expected") or "matching regex" in reason:
+        reason = "It is out of range or not one of the values allowed"
+    return InvalidRequest(f"Invalid value for '{param}'. {_in_json_words(reason)}.", param=param)
+
+
+def _kinds(param: str) -> str | None:
+    """What there is to choose from where a part tells by `type` what it is."""
+    if not param.endswith(".type"):
+        return None
+    if ".content[" in param:
+        return "'text' or 'image_url'"
+    return "'text', 'json_object' or 'json_schema'" if param.startswith("response_format") else "'function'"
+
+
+def _in_json_words(reason: str) -> str:
+    """msgspec names types as Python does: "Expected `str | null`, got `int`"."""
+    return _WORD.sub(lambda found: _WORDS[found[0]], reason.replace("`", "").replace(" | ", " or "))
+
+
+def _check_served(chat: Chat) -> None:
+    refused: str | None = None
+    if chat.n is not None and chat.n > 1:
+        refused = "n"
+    elif chat.functions or chat.function_call is not None:
+        raise UnsupportedParameter("'functions' and 'function_call' are not served: send 'tools' and 'tool_choice'.", param="functions")
+    elif chat.audio is not None:
+        refused = "audio"
+    elif chat.modalities is not None and chat.modalities != ["text"]:
+        refused = "modalities"
+    if refused is not None:
+        raise UnsupportedParameter(f"'{refused}' is not served by this gateway, on any backend. Leave it out.", param=refused)
+
+
+def _check_tools(chat: Chat) -> None:
+    tools = chat.tools or []
+    names = set()
+    for index, tool in enumerate(tools):
+        if tool.function.name in names:
+            raise InvalidRequest(f"'tools[{index}].function.name' is there twice.", param=f"tools[{index}].function.name")
+        names.add(tool.function.name)
+        if tool.function.parameters is not None:
+            _check_parameters(tool.function.parameters, f"tools[{index}].function.parameters")
+    if isinstance(chat.tool_choice, Choice) and chat.tool_choice.function.name not in names:
+        raise InvalidRequest("'tool_choice' names a function that is not among 'tools'.", param="tool_choice")
+    if chat.tool_choice == "required" and not names:
+        raise InvalidRequest("'tool_choice' needs 'tools'.", param="tool_choice")
+
+
+def _check_parameters(parameters: dict[str, object], param: str) -> None:
+    if parameters.get("type", "object") != "object":
+        raise InvalidRequest(f"'{param}' must be the JSON Schema of an object.", param=param)
+    schemas.check(parameters, param)
+
+
+def _check_turn(message: Message, place: str) -> None:
+    if message.role == "tool" and message.tool_call_id is None:
+        raise InvalidRequest(f"Missing required parameter: '{place}.tool_call_id'.", param=f"{place}.tool_call_id")
+    if message.content is None and not (message.role == "assistant" and message.tool_calls):
+        raise InvalidRequest(f"Missing required parameter: '{place}.content'.", param=f"{place}.content")
+    for number, call in enumerate(message.tool_calls or ()):
+        arguments = call.function.arguments
+        if arguments and not _is_object(arguments):
+            here = f"{place}.tool_calls[{number}].function.arguments"
+            raise InvalidRequest(f"'{here}' must be the text of a JSON object.", param=here)
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(orjson.loads(text), dict)
+    except orjson.JSONDecodeError:
+        return False

@@ -1,0 +1,253 @@
+"""Regular expressions in the form that the engines' grammars follow: llama.cpp copies a pattern into its grammar nearly as it stands.
+
+What llama.cpp's converter (common/json-schema-to-grammar.cpp, both generations) makes of a pattern is no check of a text but a recipe for one, as the
+text stands in JSON. So it has to begin with `^` and end with `$`; `.`, `[^a]`, `\\s` and a literal quote would let the model
+end the string or break it by a line end; classes like `\\d` it does not know, look-arounds and empty repetitions kill it.
+"""
+
+from msgspec import Struct
+
+MAX_COUNT = 128
+"""Of one repetition. Above it xgrammar 0.2.8, which vLLM 0.32 has, fails when it compiles the grammar; llama.cpp takes 2000."""
+MAX_COST = 1000
+"""Of a pattern: its characters, each as often as it may be repeated. Each becomes a rule."""
+MAX_DEPTH = 16
+"""Groups in groups."""
+
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/:,;@#%&=!~'<>` ")
+"""Characters that mean themselves in every engine's patterns."""
+_DIGITS = (0x30, 0x39)
+_CLASSES = {"d": [_DIGITS], "w": [_DIGITS, (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]}
+
+Ranges = list[tuple[int, int]]
+
+
+class _Part(Struct, gc=False):
+    """A piece of the pattern, rendered anew."""
+
+    text: str
+    is_empty: bool = False
+    """It may match nothing."""
+    cost: int = 1
+    char: int | None = None
+    """The one character that it is."""
+
+
+class _NotPortable(Exception):
+    pass
+
+
+def portable(pattern: str) -> str | None:
+    """A pattern that matches the same texts, and that every engine follows; None: there is none."""
+    try:
+        reader = _Reader(pattern)
+        parts = [reader.anchored()]
+        while reader.takes("|"):
+            parts.append(reader.anchored())
+        reader.end()
+    except _NotPortable:
+        return None
+    if sum(part.cost for part in parts) > MAX_COST:
+        return None
+    return f"^{parts[0].text}$" if len(parts) == 1 else f"^({'|'.join(part.text for part in parts)})$"
+
+
+class _Reader:
+    """Reads what of ECMA-262 can be had everywhere; raises _NotPortable for anything else."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._depth = 0
+
+    def takes(self, mark: str) -> bool:
+        found = self._text.startswith(mark, self._at)
+        if found:
+            self._at += len(mark)
+        return found
+
+    def end(self) -> None:
+        if self._at != len(self._text):
+            raise _NotPortable
+
+    def anchored(self) -> _Part:
+        """One whole alternative of the pattern, without its anchors."""
+        self._needs("^")
+        part = self._sequence()
+        self._needs("$")
+        return part
+
+    def _needs(self, mark: str) -> None:
+        if not self.takes(mark):
+            raise _NotPortable
+
+    def _next(self) -> str:
+        if self._at >= len(self._text):
+            raise _NotPortable
+        self._at += 1
+        return self._text[self._at - 1]
+
+    def _peek(self) -> str:
+        return self._text[self._at : self._at + 1]
+
+    def _sequence(self) -> _Part:
+        parts: list[_Part] = []
+        while self._peek() not in ("", "|", ")", "$"):
+            parts.append(self._repeated(self._atom()))
+        if not parts:
+            raise _NotPortable
+        return _Part("".join(part.text for part in parts), all(part.is_empty for part in parts), sum(part.cost for part in parts))
+
+    def _atom(self) -> _Part:
+        char = self._next()
+        if char == "(":
+            return self._group()
+        if char == "[":
+            return _Part(_class_text(self._class()))
+        if char == "\\":
+            ranges = self._escape()
+            return _char(ranges[0][0]) if len(ranges) == 1 and ranges[0][0] == ranges[0][1] else _Part(_class_text(ranges))
+        if char in ".^$*+?{}]":
+            raise _NotPortable
+        return _char(_checked(ord(char)))
+
+    def _group(self) -> _Part:
+        if self.takes("?") and not self.takes(":"):
+            self.takes("P")
+            self._needs("<")
+            if self._peek() in ("=", "!"):
+                raise _NotPortable
+            while self._next() != ">":
+                pass
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _NotPortable
+        parts = [self._sequence()]
+        while self.takes("|"):
+            parts.append(self._sequence())
+        self._needs(")")
+        self._depth -= 1
+        return _Part(f"({'|'.join(part.text for part in parts)})", any(part.is_empty for part in parts), sum(part.cost for part in parts) + 1)
+
+    def _repeated(self, part: _Part) -> _Part:
+        least, most = self._quantifier()
+        if (least, most) == (1, 1):
+            return part
+        if (part.is_empty and most != 1) or max(least, most or 0) > MAX_COUNT or most == 0 or (most is not None and most < least):
+            raise _NotPortable
+        text = part.text if part.char is None else _class_text([(part.char, part.char)])
+        return _Part(text + _quantifier_text(least, most), part.is_empty or least == 0, part.cost * max(least, most or 2))
+
+    def _quantifier(self) -> tuple[int, int | None]:
+        """How often what stands before is there: at least and at most."""
+        if self.takes("*"):
+            bounds: tuple[int, int | None] = (0, None)
+        elif self.takes("+"):
+            bounds = (1, None)
+        elif self.takes("?"):
+            bounds = (0, 1)
+        elif self.takes("{"):
+            least = self._count()
+            most: int | None = least
+            if self.takes(","):
+                most = None if self._peek() == "}" else self._count()
+            self._needs("}")
+            bounds = (least, most)
+        else:
+            return 1, 1
+        self.takes("?")  # lazy: the same texts
+        if self._peek() in ("*", "+", "?", "{"):
+            raise _NotPortable
+        return bounds
+
+    def _count(self) -> int:
+        digits = ""
+        while self._peek() in set("0123456789"):
+            digits += self._next()
+        if not 1 <= len(digits) <= 6:
+            raise _NotPortable
+        return int(digits)
+
+    def _class(self) -> Ranges:
+        if self._peek() == "^":
+            raise _NotPortable
+        found: Ranges = []
+        while not self.takes("]"):
+            low = self._member()
+            if len(low) == 1 and low[0][0] == low[0][1] and self._peek() == "-" and self._text[self._at + 1 : self._at + 2] != "]":
+                self._at += 1
+                high = self._member()
+                if len(high) != 1 or high[0][0] != high[0][1] or high[0][0] < low[0][0]:
+                    raise _NotPortable
+                low = [(low[0][0], high[0][0])]
+            found += low
+        for first, last in found:
+            _checked(first)
+            _checked(last)
+            if any(first <= ord(char) <= last for char in '"\\\x7f'):
+                raise _NotPortable
+        if not found:
+            raise _NotPortable
+        return found
+
+    def _member(self) -> Ranges:
+        char = self._next()
+        return self._escape() if char == "\\" else [(ord(char), ord(char))]
+
+    def _escape(self) -> Ranges:
+        char = self._next()
+        if char in _CLASSES:
+            return _CLASSES[char]
+        if char.isalnum() or not char.isascii() or char == "_":
+            raise _NotPortable
+        return [(_checked(ord(char)),) * 2]
+
+
+def _checked(code: int) -> int:
+    """A character that stands in JSON as it is. Half of a pair that JavaScript writes is none."""
+    if code < 0x20 or code in (0x22, 0x5C, 0x7F) or 0xD800 <= code <= 0xDFFF:
+        raise _NotPortable
+    return code
+
+
+def _char(code: int) -> _Part:
+    char = chr(code)
+    return _Part(char if char in _PLAIN else r"\^" if char == "^" else _class_text([(code, code)]), char=code)
+
+
+def _class_text(ranges: Ranges) -> str:
+    """A class without what one of the readers takes for an operator: `^` at its beginning, `-` within, two of a kind in a row."""
+    merged: Ranges = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    split = [piece for pair in merged for piece in _without(pair, "-")]
+    has_dash = len(split) != len(merged) or any(first <= 0x2D <= last for first, last in merged)
+    pieces = [piece for pair in split for piece in _without(pair, "^")]
+    has_caret = any(first <= 0x5E <= last for first, last in split)
+    if has_caret and not pieces:
+        return "[-^]" if has_dash else r"(\^)"
+    text = "".join(_member_text(first) if first == last else f"{_member_text(first)}-{_member_text(last)}" for first, last in pieces)
+    return f"[{text}{'^' if has_caret else ''}{'-' if has_dash else ''}]"
+
+
+def _without(pair: tuple[int, int], char: str) -> Ranges:
+    first, last = pair
+    code = ord(char)
+    if not first <= code <= last:
+        return [pair]
+    return [piece for piece in ((first, code - 1), (code + 1, last)) if piece[0] <= piece[1]]
+
+
+def _member_text(code: int) -> str:
+    return "\\" + chr(code) if chr(code) in "[]" else chr(code)
+
+
+def _quantifier_text(least: int, most: int | None) -> str:
+    if most is None:
+        return {0: "*", 1: "+"}.get(least, f"{{{least},}}")
+    if (least, most) == (0, 1):
+        return "?"
+    return f"{{{least}}}" if least == most else f"{{{least},{most}}}"

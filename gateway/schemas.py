@@ -1,0 +1,202 @@
+"""JSON Schemas of clients: what is taken, and the form that every engine follows. Pure; what a schema names is never fetched."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+import jsonschema_rs
+import orjson
+
+from gateway.errors import InvalidRequest
+
+MAX_SCHEMA = 64 * 1024
+"""Bytes of one JSON Schema: an engine compiles a grammar of it before its first token."""
+MAX_DEPTH = 32
+"""Schemas in schemas."""
+MAX_NODES = 4000
+"""Schemas in one schema, with itself."""
+MAX_NAME = 256
+"""Characters of a property's name. A longer one of odd characters overflows the stack of llama.cpp's converter."""
+
+_BOUNDS = (
+    ("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"), ("minimum", "maximum"),
+    ("exclusiveMinimum", "maximum"), ("minimum", "exclusiveMaximum"), ("exclusiveMinimum", "exclusiveMaximum"),
+)  # fmt: skip
+_SINGLE = (
+    "items", "additionalItems", "additionalProperties", "unevaluatedItems", "unevaluatedProperties", "contains", "propertyNames", "not", "if",
+    "then", "else", "contentSchema",
+)  # fmt: skip
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_MAPS = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
+_IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies")
+"""Keywords whose schemas are of the very value that the schema with them is of."""
+
+_is_schema = jsonschema_rs.Draft202012Validator({"$ref": "https://json-schema.org/draft/2020-12/schema"}).is_valid
+_is_older_schema = jsonschema_rs.Draft7Validator({"$ref": "http://json-schema.org/draft-07/schema#"}).is_valid
+"""Both documents come with the library."""
+
+Schema = dict[str, Any]
+TYPES = ("object", "array", "string", "number", "boolean", "null")
+"""All that a value may be; integers are numbers."""
+
+
+class Document:
+    """A schema as what its references lead into."""
+
+    def __init__(self, root: Schema) -> None:
+        self.root = root
+        self._anchors: dict[str, Schema] | None = None
+
+    def resolve(self, reference: str) -> Any:
+        """The schema that `reference` leads to, by a JSON pointer or an anchor; None for one that leads to none."""
+        pointer = unquote(reference.removeprefix("#"))
+        if not pointer:
+            return self.root
+        if not pointer.startswith("/"):
+            if self._anchors is None:
+                self._anchors = {
+                    name: node for node, _ in nodes(self.root) for key in ("$anchor", "$dynamicAnchor") if isinstance(name := node.get(key), str)
+                }
+            return self._anchors.get(pointer)
+        found: Any = self.root
+        for step in pointer.split("/")[1:]:
+            step = step.replace("~1", "/").replace("~0", "~")
+            if isinstance(found, dict):
+                found = found.get(step)
+            elif isinstance(found, list) and re.fullmatch("0|[1-9][0-9]{0,5}", step) and int(step) < len(found):
+                found = found[int(step)]
+            else:
+                return None
+        return found if isinstance(found, dict | bool) else None
+
+
+def check(schema: Schema, param: str) -> None:
+    """Refuse what is no schema of draft 7 or 2020-12, what no value can meet, and what would harm an engine. `param` is its path in the request;
+    no word of the schema is told.
+
+    Raises:
+        InvalidRequest
+    """
+    wrong = _fault(schema)
+    if wrong:
+        raise InvalidRequest(f"'{param}' {wrong}.", param=param)
+
+
+def _fault(schema: Schema) -> str | None:
+    try:
+        size = len(orjson.dumps(schema))
+    except orjson.JSONEncodeError:
+        return "is nested too deeply, or has numbers that are too large"
+    if size > MAX_SCHEMA:
+        return f"has more than {MAX_SCHEMA} bytes"
+    found: list[Schema] = []
+    for node, depth in nodes(schema):
+        found.append(node)
+        if depth > MAX_DEPTH:
+            return f"has more than {MAX_DEPTH} levels"
+        if len(found) > MAX_NODES:
+            return f"has more than {MAX_NODES} parts"
+    if not (_is_schema(schema) or _is_older_schema(schema)):
+        return "is not a valid JSON Schema"
+    if any(not reference.startswith("#") for reference in _references(schema)):
+        return "refers to another document by '$ref'"
+    return next((wrong for node in found if (wrong := _fault_within(node))), None) or _fault_of_references(schema, found)
+
+
+def _fault_within(node: Schema) -> str | None:
+    """What a meta-schema does not see."""
+    if any(isinstance(node.get(name), list) and not node[name] for name in ("enum", "anyOf", "oneOf", "allOf")):
+        return "has an empty choice"
+    for low, high in _BOUNDS:
+        least, most = _number(node.get(low)), _number(node.get(high))
+        if least is not None and most is not None and (least > most or (least == most and "exclusive" in low + high)):
+            return f"has a '{low}' that its '{high}' does not allow"
+    properties = node.get("properties")
+    if isinstance(properties, dict) and any(len(name) > MAX_NAME for name in properties):
+        return f"has a property's name of more than {MAX_NAME} characters"
+    return None
+
+
+def _fault_of_references(schema: Schema, found: list[Schema]) -> str | None:
+    document, known = Document(schema), {id(node) for node in found}
+    rest = list(found)
+    while rest:  # a reference may lead to where no keyword puts a schema
+        reference = rest.pop().get("$ref")
+        if not isinstance(reference, str):
+            continue
+        target = document.resolve(reference)
+        if target is None:
+            return "refers by '$ref' to what it does not have"
+        if isinstance(target, dict) and id(target) not in known:
+            if not (_is_schema(target) or _is_older_schema(target)):
+                return "refers by '$ref' to what is no JSON Schema"
+            for node, _ in nodes(target):
+                if id(node) not in known:
+                    known.add(id(node))
+                    found.append(node)
+                    rest.append(node)
+    return "refers to itself by '$ref' without an end" if _has_loop(document, found) else None
+
+
+def _has_loop(document: Document, found: list[Schema]) -> bool:
+    """Whether a schema of a value needs itself for the same value."""
+    after = {id(node): [id(child) for child in _in_place(document, node)] for node in found}
+    waiting = dict.fromkeys(after, 0)
+    for children in after.values():
+        for child in children:
+            waiting[child] = waiting.get(child, 0) + 1
+    ready = [node for node, count in waiting.items() if not count]
+    done = 0
+    while ready:
+        done += 1
+        for child in after.get(ready.pop(), ()):
+            waiting[child] -= 1
+            if not waiting[child]:
+                ready.append(child)
+    return done < len(waiting)
+
+
+def _in_place(document: Document, node: Schema) -> Iterator[Schema]:
+    reference = node.get("$ref")
+    target = document.resolve(reference) if isinstance(reference, str) else None
+    if isinstance(target, dict):
+        yield target
+    for name in _IN_PLACE:
+        found = node.get(name)
+        children = found if isinstance(found, list) else found.values() if isinstance(found, dict) and name.startswith("depend") else [found]
+        yield from (child for child in children if isinstance(child, dict))
+
+
+def nodes(schema: object) -> Iterator[tuple[Schema, int]]:
+    """Each schema in `schema`, and how deep it is; what only looks like one, as in `enum`, is none."""
+    rest = [(schema, 1)]
+    while rest:
+        node, depth = rest.pop()
+        if not isinstance(node, dict):
+            continue
+        yield node, depth
+        rest.extend((node.get(name), depth + 1) for name in _SINGLE)
+        for name in _LISTS:
+            found = node.get(name)
+            rest.extend((child, depth + 1) for child in (found if isinstance(found, list) else ()))
+        for name in _MAPS:
+            found = node.get(name)
+            rest.extend((child, depth + 1) for child in (found.values() if isinstance(found, dict) else ()))
+
+
+def _number(value: object) -> float | int | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _references(schema: object) -> list[str]:
+    found: list[str] = []
+    rest = [schema]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, dict):
+            found.extend(item[name] for name in ("$ref", "$dynamicRef", "$recursiveRef") if isinstance(item.get(name), str))
+            rest.extend(item.values())
+        elif isinstance(item, list):
+            rest.extend(item)
+    return found

@@ -1,0 +1,92 @@
+"""What a relay is given: the client's side, the request, where it goes, and what all relays share."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from msgspec import Struct
+
+from gateway.backends.backend import Backend
+from gateway.config import Limits, Settings
+from gateway.metering import Exchange
+from gateway.metrics import Metrics, RouteMetrics
+from gateway.protocol import Chat
+from gateway.routing import Route
+from gateway.watch import Sweep
+
+
+class Client(Protocol):
+    """The client's side of the exchange, as the door hands it over in `scope["extensions"]["gateway.client"]`. Writing never blocks."""
+
+    gone: bool
+    paused: bool
+    on_leave: Callable[[], None] | None
+    on_pause: Callable[[], None] | None
+    on_resume: Callable[[], None] | None
+
+    def open(self, status: int, header_lines: bytes) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def end(self) -> None: ...
+    def answer(self, status: int, header_lines: bytes, body: bytes) -> None: ...
+
+
+class Destination:
+    """What all exchanges of one tier on one backend share, looked up once."""
+
+    __slots__ = ("backend", "header_lines", "limits", "metrics")
+
+    def __init__(self, route: Route, backend: Backend, limits: Limits, metrics: RouteMetrics) -> None:
+        self.backend = backend
+        self.limits = limits
+        self.metrics = metrics
+        names = (route.tier.encode(), route.backend.encode(), route.model.encode())  # printable ASCII: gateway.config sees to it
+        self.header_lines = b"x-gateway-tier: %b\r\nx-gateway-backend: %b\r\nx-gateway-model: %b\r\n" % names
+
+
+class Request(Struct, frozen=True, gc=False):
+    """What was known of a request when its forwarding began. Times in seconds."""
+
+    id: str
+    answer_id: str
+    """The `id` in the answer's body."""
+    key_id: str
+    chat: Chat
+    size: int
+    """Bytes of the request's body."""
+    route: Route
+    came_through: bytes
+    read_timeout: float | None
+    """How long the client waits for a plain answer, where it says so."""
+    created: int
+    """Unix time."""
+    extra_lines: bytes
+    """Header lines sent with the answer, whatever it is."""
+
+
+class Surroundings:
+    """What all relays share. Built in the loop that they run in."""
+
+    def __init__(
+        self, settings: Settings, backends: dict[str, Backend], metrics: Metrics, on_exchange: Callable[[Exchange], None], gateway_id: bytes
+    ) -> None:
+        self.settings = settings
+        self.backends = backends
+        self.metrics = metrics
+        self.on_exchange = on_exchange
+        self.gateway_id = gateway_id
+        self.max_text_body = settings.max_text_body
+        self.commit_after = settings.commit_after
+        self.heartbeat = settings.heartbeat
+        self.loop = asyncio.get_running_loop()
+        self.clock = time.monotonic
+        self.sweep = Sweep(self.loop, self.clock)
+        self._destinations: dict[Route, Destination] = {}
+
+    def destination(self, route: Route) -> Destination:
+        found = self._destinations.get(route)
+        if found is None:
+            limits = self.settings.limits_for(route.tier, route.backend)
+            metrics = self.metrics.route(route.tier, route.backend)
+            found = self._destinations[route] = Destination(route, self.backends[route.backend], limits, metrics)
+        return found

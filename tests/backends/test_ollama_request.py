@@ -1,0 +1,293 @@
+"""A chat as it is sent to `/api/chat`."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.backends.base import ModelFacts
+from gateway.backends.ollama import Ollama
+from gateway.backends.ollama_request import IMAGE_TOKENS
+from gateway.grammars import portable, portable_calls
+from tests.fakes.chats import TIME, USER, WEATHER, called, chat, named, schema_format, tool
+
+IMAGE = "data:image/png;base64,AAAA"
+THINKS = ModelFacts(capabilities=frozenset({"completion", "thinking"}))
+CANNOT_THINK = ModelFacts(capabilities=frozenset({"completion"}))
+UNKNOWN = ModelFacts()
+OLLAMA = Ollama()
+NO_PARAMETERS = {"type": "object", "properties": {}}
+
+
+def rendered(facts: ModelFacts = UNKNOWN, dialect: Ollama = OLLAMA, **fields: Any) -> dict[str, Any]:
+    sent: dict[str, Any] = json.loads(dialect.render(chat(**fields), "qwen3-vl:8b", facts, True))
+    return sent
+
+
+def beside_the_prompt(facts: ModelFacts = UNKNOWN, **fields: Any) -> dict[str, Any]:
+    """What is sent more than with every request."""
+    return {key: value for key, value in rendered(facts, **fields).items() if key not in ("model", "messages", "stream", "options", "truncate")}
+
+
+def test_request_is_a_stream_that_is_not_cut_silently() -> None:
+    assert rendered() == {
+        "model": "qwen3-vl:8b",
+        "messages": [{"role": "user", "content": "Hello"}],
+        "stream": True,
+        "options": {},
+        "truncate": False,
+    }
+
+
+def test_sampling_goes_into_the_options_by_ollamas_names() -> None:
+    fields = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 7, "presence_penalty": 1.0, "frequency_penalty": -1.0}
+    sent = rendered(**fields, repetition_penalty=1.1, max_completion_tokens=9, stop="x")
+    assert sent["options"] == fields | {"repeat_penalty": 1.1, "num_predict": 9, "stop": ["x"]}
+    assert set(sent) == {"model", "messages", "stream", "options", "truncate"}
+
+
+def test_clients_wish_for_ollamas_own_settings_is_not_sent() -> None:
+    sent = rendered(keep_alive="24h", num_ctx=99, truncate=True, format="json", options={"num_gpu": 0}, raw=True, shift=True)
+    assert (sent["options"], sent["truncate"], set(sent)) == ({}, False, {"model", "messages", "stream", "options", "truncate"})
+
+
+def test_operators_settings_are_sent() -> None:
+    sent = rendered(dialect=Ollama(keep_alive=-1, num_ctx=8192, truncate=True))
+    assert (sent["keep_alive"], sent["options"]) == (-1, {"num_ctx": 8192})
+    assert "truncate" not in sent
+
+
+# Turns
+
+
+def test_text_and_image_of_a_turn_are_one_message() -> None:
+    """Ollama's own /v1 makes two turns of them."""
+    parts = [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "What is it?"}]
+    assert rendered(messages=[{"role": "user", "content": parts}])["messages"] == [{"role": "user", "content": "What is it?", "images": ["AAAA"]}]
+
+
+def test_several_images_keep_their_order_as_bare_base64() -> None:
+    parts = [{"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}} for kind, data in (("png", "AAAA"), ("jpeg", "BBBB"))]
+    assert rendered(messages=[{"role": "user", "content": parts}])["messages"][0]["images"] == ["AAAA", "BBBB"]
+
+
+def test_developer_speaks_as_the_system() -> None:
+    """Qwen3-VL's renderer drops a role that it does not know."""
+    assert rendered(messages=[{"role": "developer", "content": "x"}])["messages"] == [{"role": "system", "content": "x"}]
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_thought_of_an_earlier_answer_is_sent_by_ollamas_name(field: str) -> None:
+    sent = rendered(messages=[{"role": "assistant", "content": "x", field: "hm"}])["messages"]
+    assert sent == [{"role": "assistant", "content": "x", "thinking": "hm"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sent"), [('{"city":"Oslo"}', {"city": "Oslo"}), ("", {}), ('{"a":[1,2.5,null,"\\u00e9"]}', {"a": [1, 2.5, None, "é"]})]
+)
+def test_arguments_of_an_earlier_call_are_an_object(arguments: str, sent: dict[str, Any]) -> None:
+    turn = rendered(messages=[*USER, {"role": "assistant", "content": None, "tool_calls": [called(arguments=arguments)]}])["messages"][1]
+    assert turn["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": sent}
+    assert turn["content"] == ""
+
+
+def test_result_of_a_tool_is_told_by_the_functions_name() -> None:
+    turns = [
+        {"role": "assistant", "content": None, "tool_calls": [called("one", "{}", "call_1"), called("two", "{}", "call_2")]},
+        {"role": "tool", "tool_call_id": "call_2", "content": [{"type": "text", "text": "b"}]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "a"},
+        {"role": "tool", "tool_call_id": "unknown", "content": "c"},
+    ]
+    sent = rendered(messages=[*USER, *turns])["messages"][2:]
+    assert [(turn["content"], turn.get("tool_name"), turn["tool_call_id"]) for turn in sent] == [
+        ("b", "two", "call_2"),
+        ("a", "one", "call_1"),
+        ("c", None, "unknown"),
+    ]
+
+
+# Thinking
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({"reasoning_effort": "none"}, False),
+        ({"think": False}, False),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, False),
+        ({"think": True}, True),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, True),
+        ({"reasoning_effort": "minimal"}, "low"),
+        ({"reasoning": {"effort": "medium"}}, "medium"),
+        ({"think": "max"}, "high"),
+    ],
+)
+@pytest.mark.parametrize("facts", [THINKS, UNKNOWN], ids=["thinks", "unknown"])
+def test_effort_is_think(facts: ModelFacts, fields: dict[str, Any], sent: Any) -> None:
+    assert beside_the_prompt(facts, **fields) == {"think": sent}
+
+
+def test_nothing_said_of_thinking_is_the_models_own_way() -> None:
+    assert "think" not in rendered(THINKS)
+
+
+@pytest.mark.parametrize("fields", [{"reasoning_effort": "high"}, {"reasoning_effort": "none"}, {"think": True}, {"think": False}])
+def test_wish_to_think_is_dropped_for_a_model_that_cannot(fields: dict[str, Any]) -> None:
+    """Ollama refuses it; other engines ignore it."""
+    assert beside_the_prompt(CANNOT_THINK, **fields) == {}
+
+
+# Format
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sent"),
+    [({"type": "text"}, {}), ({"type": "json_object"}, {"format": "json"}), (schema_format(strict=True), {"format": WEATHER})],
+)
+def test_format_of_the_answer_is_a_grammar(wanted: dict[str, Any], sent: dict[str, Any]) -> None:
+    assert beside_the_prompt(response_format=wanted) == sent
+
+
+# Tools
+
+
+def test_tools_are_sent_as_ollama_reads_them() -> None:
+    sent = rendered(tools=[tool(description="d", strict=True), {"type": "function", "function": {"name": "f"}}])
+    assert sent["tools"] == [
+        {"type": "function", "function": {"name": "get_weather", "description": "d", "parameters": WEATHER}},
+        {"type": "function", "function": {"name": "f", "description": "", "parameters": NO_PARAMETERS}},
+    ]
+    assert "format" not in sent
+
+
+@pytest.mark.parametrize("fields", [{"tools": []}, {"tools": [tool()], "tool_choice": "none"}, {"tool_choice": "auto"}])
+def test_tools_that_may_not_be_called_are_not_told(fields: dict[str, Any]) -> None:
+    assert beside_the_prompt(**fields) == {}
+
+
+def test_parameters_of_the_tools_are_no_fields_of_ollama() -> None:
+    sent = beside_the_prompt(tools=[tool()], tool_choice="auto", parallel_tool_calls=False)
+    assert set(sent) == {"tools"}
+
+
+@pytest.mark.parametrize("choice", ["required", named()])
+def test_one_function_is_forced_by_the_grammar_of_its_arguments(choice: Any) -> None:
+    sent = rendered(tools=[tool()], tool_choice=choice)
+    assert sent["format"] == WEATHER
+    assert len(sent["tools"]) == 1
+
+
+def test_named_function_is_forced_among_several() -> None:
+    sent = rendered(tools=[tool(), tool("get_time", TIME)], tool_choice=named("get_time"))
+    assert sent["format"] == TIME
+    assert len(sent["tools"]) == 2
+
+
+def test_function_without_parameters_is_forced_by_an_empty_object() -> None:
+    assert rendered(tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="required")["format"] == NO_PARAMETERS
+
+
+def test_any_of_several_is_forced_by_a_grammar_of_name_and_arguments() -> None:
+    forms = rendered(tools=[tool(), tool("get_time", TIME)], tool_choice="required")["format"]["anyOf"]
+    assert [form["properties"] for form in forms] == [
+        {"name": {"const": "get_weather"}, "arguments": WEATHER},
+        {"name": {"const": "get_time"}, "arguments": TIME},
+    ]
+    assert all(form["required"] == ["name", "arguments"] and form["additionalProperties"] is False for form in forms)
+
+
+def test_forced_call_goes_before_the_format_of_the_answer() -> None:
+    assert rendered(tools=[tool()], tool_choice="required", response_format=schema_format(TIME))["format"] == WEATHER
+
+
+# Logprobs
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({"logprobs": True}, {"logprobs": True}),
+        ({"logprobs": True, "top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
+        ({"logprobs": True, "top_logprobs": 0}, {"logprobs": True}),
+        ({"logprobs": False, "top_logprobs": 0}, {}),
+    ],
+)
+def test_logprobs_are_asked_for(fields: dict[str, Any], sent: dict[str, Any]) -> None:
+    assert beside_the_prompt(**fields) == sent
+
+
+# Lengths
+
+
+def limit(facts: ModelFacts, text: str = "x", images: int = 0, **fields: Any) -> int | None:
+    parts: list[dict[str, Any]] = [{"type": "text", "text": text}, *([{"type": "image_url", "image_url": {"url": IMAGE}}] * images)]
+    sent: int | None = rendered(facts, messages=[{"role": "user", "content": parts}], **fields)["options"].get("num_predict")
+    return sent
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_limit_within_the_context_is_sent_as_it_is(field: str) -> None:
+    assert limit(ModelFacts(4096), **{field: 4095}) == 4095
+
+
+@pytest.mark.parametrize("fields", [{}, {"max_tokens": 8192}, {"max_tokens": 10_000_000}])
+def test_limit_beyond_the_context_is_what_is_left_of_it(fields: dict[str, Any]) -> None:
+    """Without one Ollama runs on for ten contexts and forgets the beginning."""
+    assert limit(ModelFacts(4096), "x" * 400, **fields) == 4096 - 100
+    assert limit(ModelFacts(8192), images=2, **fields) == 8192 - 2 * IMAGE_TOKENS
+
+
+def test_long_prompt_still_leaves_a_quarter_of_the_context() -> None:
+    """The guess at its length may be wrong; what does not fit is refused by Ollama."""
+    assert limit(ModelFacts(4096), "x" * 100_000) == 1024
+
+
+def test_limit_is_the_clients_where_the_context_is_not_known() -> None:
+    assert limit(UNKNOWN, max_tokens=10_000_000) == 10_000_000
+    assert limit(UNKNOWN) is None
+
+
+# Schemas that Ollama would not take
+
+
+RECURSIVE = {
+    "type": "object",
+    "properties": {"next": {"$ref": "#/$defs/node"}},
+    "$defs": {"node": {"type": "object", "properties": {"v": {"not": {}}}}},
+}
+
+
+def test_schema_goes_in_the_form_that_harms_no_engine() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?=x)a$"}, "b": {"$ref": "#"}}}
+    for fields in ({"response_format": schema_format(schema)}, {"tools": [tool(parameters=schema)], "tool_choice": "required"}):
+        assert rendered(**fields)["format"] == portable(schema)
+
+
+def test_references_of_each_forced_function_lead_to_its_own_definitions() -> None:
+    other = {**RECURSIVE, "$defs": {"node": {"type": "integer"}}}
+    sent = rendered(tools=[tool("f", RECURSIVE), tool("g", other)], tool_choice="required")["format"]
+    assert sent == portable_calls([("f", RECURSIVE), ("g", other)])
+    assert len(sent["$defs"]) == 2
+
+
+def test_large_schema_makes_room_for_its_grammar() -> None:
+    """0.24 has as much as four times the schema."""
+    schema = {"type": "object", "properties": {f"p{number}": {"type": "integer", "minimum": -98765, "maximum": 98765} for number in range(100)}}
+    sent = rendered(response_format=schema_format(schema))["format"]
+    assert sent | {"$comment": ""} == schema | {"$comment": ""}
+    assert len(json.dumps(sent)) > 50_000
+    assert set(sent["$comment"]) == {" "}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"properties": {"a": True, "b": False}}, {"type": "object", "properties": {"a": {}}}),
+        ({"type": "object"}, {"type": "object", "properties": {}}),
+        ({"properties": {"a": {"anyOf": [True, {"type": "null"}]}}}, {"type": "object", "properties": {"a": {"anyOf": [{}, {"type": "null"}]}}}),
+        ({"properties": {"a": {"properties": {"b": True}}}}, {"type": "object", "properties": {"a": {"properties": {"b": {}}}}}),
+        (RECURSIVE, RECURSIVE),
+    ],
+)
+def test_tool_is_told_as_ollamas_own_structs_take_it(parameters: dict[str, Any], told: dict[str, Any]) -> None:
+    assert rendered(tools=[tool(parameters=parameters)])["tools"][0]["function"]["parameters"] == told

@@ -1,0 +1,38 @@
+"""Chat requests of the tests' own, as bytes and parsed."""
+
+import json
+from typing import Any
+
+from gateway.parsing import parse
+from gateway.protocol import Chat
+
+MIB = 1024 * 1024
+USER: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]
+WEATHER: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TIME: dict[str, Any] = {"type": "object", "properties": {"zone": {"type": "string"}}}
+
+
+def request(**fields: Any) -> bytes:
+    return json.dumps({"model": "standard", "messages": USER} | fields).encode()
+
+
+def chat(**fields: Any) -> Chat:
+    return parse(request(**fields), MIB)
+
+
+def tool(name: str = "get_weather", parameters: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": WEATHER if parameters is None else parameters, **more}}
+
+
+def called(name: str = "get_weather", arguments: str = '{"city":"Oslo"}', id: str = "call_1") -> dict[str, Any]:
+    """A call of an earlier turn."""
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def named(name: str = "get_weather") -> dict[str, Any]:
+    """The choice of one function."""
+    return {"type": "function", "function": {"name": name}}
+
+
+def schema_format(schema: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": WEATHER if schema is None else schema, **more}}

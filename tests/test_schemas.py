@@ -1,0 +1,120 @@
+"""Which JSON Schemas are taken, and what is told of those that are not."""
+
+from typing import Any
+
+import pytest
+
+from gateway.errors import InvalidRequest
+from gateway.schemas import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_SCHEMA, Document, check
+
+PARAM = "response_format.json_schema.schema"
+INTEGER = {"type": "integer"}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = INTEGER
+    for _ in range(levels - 1):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+def within(schema: Any, **beside: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"a": schema}, "required": ["a"]} | beside
+
+
+TAKEN: dict[str, dict[str, Any]] = {
+    "anything": {},
+    "draft 7": {"$schema": "http://json-schema.org/draft-07/schema#", "items": [INTEGER], "definitions": {"a": {"dependencies": {"a": ["b"]}}}},
+    "schemas that are true or false": within(True, additionalProperties=False),
+    "recursion through a level": {"$defs": {"a": within({"$ref": "#/$defs/a"})}, "$ref": "#/$defs/a"},
+    "recursion to the beginning": within({"anyOf": [{"$ref": "#"}, {"type": "null"}]}),
+    "reference to a place that no keyword makes a schema": within({"$ref": "#/components/schemas/A"}, components={"schemas": {"A": INTEGER}}),
+    "reference by an anchor": within({"$ref": "#here"}, **{"$defs": {"a": {"$anchor": "here", "type": "integer"}}}),
+    "reference with escapes": within({"$ref": "#/$defs/a~1b%20~0c"}, **{"$defs": {"a/b ~c": INTEGER}}),
+    "property of the name $ref": within(INTEGER) | {"properties": {"$ref": {"type": "string"}}},
+    "bounds that leave one value": {"type": "integer", "minimum": 3, "maximum": 3, "minLength": 0, "maxLength": 0},
+    "as deep as allowed": nested(MAX_DEPTH),
+    "value that looks like a schema": {"const": {"enum": [], "minLength": 5, "maxLength": 1}},
+    "64-bit bounds": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "wrong type": ({"type": "thing"}, "is not a valid JSON Schema"),
+    "wrong within": (within({"minLength": "3"}), "is not a valid JSON Schema"),
+    "no choice of anyOf": (within({"anyOf": []}), ""),
+    "no choice of enum": (within({"enum": []}), "empty choice"),
+    "lengths": (within({"minLength": 3, "maxLength": 2}), "'minLength'"),
+    "items": (within({"minItems": 3, "maxItems": 2}), "'minItems'"),
+    "numbers": (within({"minimum": 5, "maximum": 1}), "'minimum'"),
+    "open bounds": (within({"minimum": 5, "exclusiveMaximum": 5}), "'exclusiveMaximum'"),
+    "properties": (within({"minProperties": 5, "maxProperties": 1}), "'minProperties'"),
+    "another document": (within({"$ref": "https://example.com/x.json"}), "another document"),
+    "file": (within({"$dynamicRef": "file:///etc/passwd"}), "another document"),
+    "reference to nothing": (within({"$ref": "#/$defs/a"}), "does not have"),
+    "reference to an anchor that is not there": (within({"$ref": "#nowhere"}), "does not have"),
+    "reference to a text": (within({"$ref": "#/title"}, title="x"), "does not have"),
+    "reference to what is no schema": (within({"$ref": "#/x"}, x={"type": 7}), "no JSON Schema"),
+    "reference to itself": ({"$ref": "#"}, "without an end"),
+    "references in a circle": (
+        within({"$ref": "#/$defs/a"}, **{"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
+        "without an end",
+    ),
+    "circle through a choice": (within({"$ref": "#/$defs/a"}, **{"$defs": {"a": {"anyOf": [INTEGER, {"$ref": "#/$defs/a"}]}}}), "without an end"),
+    "circle behind an unknown place": (within({"$ref": "#/x"}, x={"allOf": [{"$ref": "#/x"}]}), "without an end"),
+    "too deep": (nested(MAX_DEPTH + 1), "levels"),
+    "far too deep": (nested(400), ""),
+    "too many": ({"anyOf": [{}] * (MAX_NODES + 1)}, "parts"),
+    "too long": ({"description": "x" * MAX_SCHEMA}, "bytes"),
+    "too long a name": ({"properties": {"_" * (MAX_NAME + 1): INTEGER}}, "characters"),
+    "number beyond 64 bits": ({"maximum": 10**30}, ""),
+}
+
+
+@pytest.mark.parametrize("schema", TAKEN.values(), ids=TAKEN)
+def test_schema_is_taken(schema: dict[str, Any]) -> None:
+    check(schema, PARAM)
+
+
+@pytest.mark.parametrize(("schema", "words"), REFUSED.values(), ids=REFUSED)
+def test_schema_is_refused_by_its_path(schema: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check(schema, PARAM)
+    assert caught.value.param == PARAM
+    assert f"'{PARAM}'" in caught.value.message
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"minLength": 2, "maxLength": 1},
+        {"$ref": "#/$defs/secret"},
+        {"$ref": "secret"},
+        {"enum": []},
+        {"type": "secret"},
+        {"$ref": "#/properties/secret"},
+    ],
+)
+def test_no_word_of_the_schema_is_told(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check({"properties": {"secret": {"description": "secret"} | wrong}}, PARAM)
+    assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("reference", "found"),
+    [
+        ("#", "root"),
+        ("", "root"),
+        ("#/a", "a"),
+        ("#/l/1", "second"),
+        ("#/l/01", None),
+        ("#/l/2", None),
+        ("#/l/-1", None),
+        ("#/title", None),
+        ("#/yes", True),
+    ],
+)
+def test_reference_is_a_pointer_into_the_document(reference: str, found: Any) -> None:
+    root = {"title": "root", "a": {"title": "a"}, "l": [{"title": "first"}, {"title": "second"}], "yes": True}
+    target = Document(root).resolve(reference)
+    assert (target["title"] if isinstance(target, dict) else target) == found
