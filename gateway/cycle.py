@@ -43,6 +43,8 @@ class Cycle:
 
     For the application:
         fields: the request's headers by lower-case name; of a repeated one the last (`len(scope["headers"])` is larger then).
+        notes: empty, or what the application has put there for an earlier request on this connection whose head was the same but for the
+            length of its body.
         gone: the client has left, or the door has refused the rest of its request. Writes do nothing from then on.
         on_leave: called once and synchronously when `gone` becomes true before the answer is whole.
         paused: more than 64 KiB of the answer wait for the client. `send` waits by itself; who uses `write` must look.
@@ -52,7 +54,7 @@ class Cycle:
 
     __slots__ = (
         "_chunks", "_continue", "_door", "_event", "_head", "_http11", "_left", "_mode", "_task", "_told", "_transport",
-        "body_bytes", "complete", "fields", "gone", "keep_alive", "more_body", "on_leave", "on_pause", "on_resume", "paused",
+        "body_bytes", "complete", "fields", "gone", "keep_alive", "more_body", "notes", "on_leave", "on_pause", "on_resume", "paused",
         "started", "unread",
     )  # fmt: skip
 
@@ -61,6 +63,7 @@ class Cycle:
         door: Connection,
         transport: asyncio.Transport,
         fields: dict[bytes, bytes],
+        notes: dict[str, Any],
         is_head: bool,
         http11: bool,
         keep_alive: bool,
@@ -71,6 +74,7 @@ class Cycle:
         self._http11 = http11
         self._event: asyncio.Event | None = None
         self.fields = fields
+        self.notes = notes
         self.keep_alive = keep_alive
         self.gone = False
         self.on_leave: Hook | None = None

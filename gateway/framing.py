@@ -5,10 +5,13 @@ than CRLF, folded lines, a blank before the colon, control characters, bad chunk
 """
 
 import re
+from typing import Any
 
 _NAME = re.compile(rb"\r\n([^:\r]+):")
 _VALUE = re.compile(rb"\r\n[^:\r]+:[ \t]*([^\r]*)")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
+_MAX_DIGITS = 15  # of a length; more is left to llhttp
 
 
 class Refused(Exception):
@@ -72,3 +75,53 @@ def without_upgrade(raw: bytes | bytearray) -> bytes:
     head, blank, rest = bytes(raw).partition(b"\r\n\r\n")
     lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"upgrade:")]
     return b"\r\n".join(lines) + blank + rest
+
+
+class KnownHead:
+    """A head that was found sound, for the requests behind it on the same connection: clients repeat theirs but for the length of the body.
+
+    `scope` is what the application was told, without what belongs to one request alone. `notes` is the application's: what it has found
+    out from these headers, with which no `Content-Length` may have to do.
+    """
+
+    __slots__ = ("_after", "_before", "_fields", "_headers", "_place", "_scope", "notes")
+
+    def __init__(self, before: bytes, after: bytes, headers: list[tuple[bytes, bytes]], fields: dict[bytes, bytes], scope: dict[str, Any]) -> None:
+        self._before = before
+        self._after = after
+        self._headers = headers
+        self._fields = fields
+        self._scope = scope
+        self._place = [name for name, _ in headers].index(b"content-length")
+        self.notes: dict[str, Any] = {}
+
+    def length_and_body(self, data: bytes) -> tuple[bytes, bytes] | None:
+        """The digits of the length and the body, if `data` is one whole request with this head and nothing more."""
+        before, after = self._before, self._after
+        if not data.startswith(before):
+            return None
+        start = len(before)
+        end = data.find(b"\r", start, start + _MAX_DIGITS)
+        length = data[start:end]
+        if not (length.isdigit() and data.startswith(after, end)):
+            return None
+        body = data[end + len(after) :]
+        return (length, body) if int(length) == len(body) else None
+
+    def fields(self, length: bytes) -> dict[bytes, bytes]:
+        return {**self._fields, b"content-length": length}
+
+    def scope(self, length: bytes) -> dict[str, Any]:
+        headers = self._headers.copy()
+        headers[self._place] = (b"content-length", length)
+        scope = self._scope.copy()
+        scope["headers"] = headers
+        return scope
+
+
+def known_head(raw: bytes, end: int, headers: list[tuple[bytes, bytes]], fields: dict[bytes, bytes], scope: dict[str, Any]) -> KnownHead | None:
+    """The head that ends at `end` of `raw`, to be known again; None if a body that it announces may not simply follow."""
+    length = _LENGTH.search(raw, 0, end)
+    if length is None or b"expect" in fields:
+        return None
+    return KnownHead(raw[: length.start(1)], raw[length.end(1) : end], headers, fields, scope)

@@ -24,7 +24,19 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from gateway.cycle import Cycle, Scope, error_answer
-from gateway.framing import Refused, check_host, check_http10, check_repeats, invalid, read_fields, split_target, too_large, without_upgrade
+from gateway.framing import (
+    KnownHead,
+    Refused,
+    check_host,
+    check_http10,
+    check_repeats,
+    invalid,
+    known_head,
+    read_fields,
+    split_target,
+    too_large,
+    without_upgrade,
+)
 
 _NEVER = math.inf
 _HIGH_WATER = 65536  # bytes, of a body that the application has not read and of an answer that the client has not taken
@@ -82,6 +94,7 @@ class Door(HttpToolsProtocol):
         self._raw: bytes | bytearray = b""  # the head, as far as it has come
         self._url = b""
         self._host: bytes | None = None  # the last one that was checked
+        self._known: KnownHead | None = None
         self._received = 0  # bytes of this request
         self._size = 0  # what they should come to; -1 when chunks tell
         self._second_request = False
@@ -117,6 +130,8 @@ class Door(HttpToolsProtocol):
         if state == _HEAD:
             if self._raw:
                 self._raw += data
+            elif self._known is not None and self._serve_known(self._known, data):
+                return
             else:
                 if data[0] in b"\r\n":  # blank lines before a request, RFC 9112 §2.2
                     data = data.lstrip(b"\r\n")
@@ -205,6 +220,22 @@ class Door(HttpToolsProtocol):
         elif self._size < 0:
             self._check_overhead()
 
+    def _serve_known(self, known: KnownHead, data: bytes) -> bool:
+        """Serve a whole request whose head llhttp has judged before; False if `data` is not just that."""
+        found = known.length_and_body(data)
+        if found is None:
+            return False
+        length, body = found
+        scope = known.scope(length)
+        cycle = self._cycle = Cycle(self, self.transport, known.fields(length), known.notes, False, True, not self._last_request, self._write_paused)
+        scope["extensions"] = {"gateway.client": cycle}
+        cycle.add_body(body)
+        cycle.end_body()
+        self._state = _ANSWER
+        self._deadline = _NEVER
+        cycle.start(self.loop, self.app, scope, self.tasks)
+        return True
+
     def _refuse_or_reread(self, error: HttpParserError) -> None:
         cause = error.__context__  # what a callback of ours raised
         if cause is None:
@@ -265,8 +296,7 @@ class Door(HttpToolsProtocol):
         raw_path, query = split_target(url, method)
         path = raw_path.decode("ascii")
         keep_alive = http11 and self.parser.should_keep_alive() and not self._last_request
-        cycle = self._cycle = Cycle(self, self.transport, fields, method == b"HEAD", http11, keep_alive, self._write_paused)
-        self._scope = {
+        scope = {
             **self._common,
             "http_version": "1.1" if http11 else "1.0",
             "method": method.decode("ascii"),
@@ -274,8 +304,11 @@ class Door(HttpToolsProtocol):
             "raw_path": raw_path,
             "query_string": query,
             "headers": headers,
-            "extensions": {"gateway.client": cycle},
         }
+        self._known = known_head(raw, end, headers, fields, scope) if keep_alive and method == b"POST" else None
+        notes = {} if self._known is None else self._known.notes
+        cycle = self._cycle = Cycle(self, self.transport, fields, notes, method == b"HEAD", http11, keep_alive, self._write_paused)
+        self._scope = {**scope, "extensions": {"gateway.client": cycle}}
         self._state = _BODY
 
     def _check_overhead(self) -> None:
