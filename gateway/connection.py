@@ -134,7 +134,7 @@ class Connection(asyncio.BufferedProtocol):
     # What the pool and the caller do
 
     async def send(self, head: bytes, body: bytes) -> None:
-        """Send one request and wait for the head of its answer."""
+        """Send one request and wait for the head of its answer. A failure, or a cancellation, closes the connection."""
         self._reset()
         self._busy = True
         if self._transport is None:
@@ -142,8 +142,12 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(head + body if len(body) < 65536 else head)
         if len(body) >= 65536:
             self._transport.write(body)
-        while not self._head_done:
-            await self._wait()
+        try:
+            while not self._head_done:
+                await self._wait()
+        except BaseException:
+            self.abort()
+            raise
 
     async def read(self, limit: int) -> bytes:
         """The whole body.
@@ -151,6 +155,8 @@ class Connection(asyncio.BufferedProtocol):
         Raises:
             WireError: it was cut short, broken or longer than `limit` bytes.
         """
+        if self._ended and len(self._pieces) == 1 and len(self._pieces[0]) <= limit and self._failure is None:
+            return self._pieces.pop()
         self._limit = limit
         self._set_full(False)
         self._check_unread()

@@ -53,21 +53,18 @@ class Exchange:
         kept = self._pool.take()
         if kept is not None:
             try:
-                return await self._send(kept)
+                await kept.send(self._head, self._body)
             except WireError as error:
                 if error.answered or error.fault not in ("closed", "reset"):
                     raise
                 self._on_stale()
-        return await self._send(await self._pool.connect())
-
-    async def _send(self, connection: Connection) -> Connection:
-        try:
-            await connection.send(self._head, self._body)
-        except BaseException:
-            connection.abort()
-            raise
-        self._connection = connection
-        return connection
+            else:
+                self._connection = kept
+                return kept
+        fresh = await self._pool.connect()
+        await fresh.send(self._head, self._body)
+        self._connection = fresh
+        return fresh
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._connection is not None:
