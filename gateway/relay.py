@@ -8,7 +8,7 @@ from gateway.backends.backend import Server
 from gateway.backends.base import MAX_ANSWER, MAX_REFUSAL, Reading
 from gateway.connection import Connection, WireError
 from gateway.errors import ClientLeft, ContextLengthExceeded, GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError, UpstreamTimeout
-from gateway.metering import CHAT, Exchange, Meter
+from gateway.metering import CHAT, Exchange, Meter, microseconds
 from gateway.shaping import Shaping
 from gateway.surroundings import Client, Request, Surroundings
 from gateway.views import Answer, Delta, StreamView, assemble, render_answer
@@ -359,18 +359,14 @@ class Relay:
                 reason=error.reason if isinstance(error, UpstreamError) else None,
                 outcome="ok" if error is None else error.outcome,
                 phase=meter.phase,
-                duration=round(now - meter.arrived, 6),
-                queue_wait=_microseconds(meter.queue_wait),
-                upstream=round(meter.upstream_seconds, 6),
-                time_to_first_token=_microseconds(meter.time_to_first_token),
+                duration=microseconds(now - meter.arrived),
+                queue_wait=microseconds(meter.queue_wait),
+                upstream=microseconds(meter.upstream_seconds),
+                time_to_first_token=microseconds(meter.time_to_first_token),
                 usage=meter.usage,
                 attempts=meter.attempts,
             )
         )
-
-
-def _microseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 6)
 
 
 def _check_headers(response: Connection, media_type: bytes, takes_plain: bool) -> bool:
