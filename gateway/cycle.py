@@ -219,6 +219,15 @@ class Cycle:
             self._head = _STATUS_LINES[status] + header_lines
             self._emit(body, False)
 
+    def whole_body(self) -> bytes | None:
+        """The request's body in one piece, without a turn of the loop; None if it has not come in one, or `receive` has given it already."""
+        if self.more_body or self.gone or len(self._chunks) != 1:
+            return None
+        body = self._chunks.pop()
+        self.unread = 0
+        self._told = True
+        return body
+
     def _take_body(self) -> Message:
         chunks = self._chunks
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)

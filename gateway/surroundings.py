@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -21,10 +21,12 @@ class Client(Protocol):
 
     gone: bool
     paused: bool
+    notes: dict[str, Any]
     on_leave: Callable[[], None] | None
     on_pause: Callable[[], None] | None
     on_resume: Callable[[], None] | None
 
+    def whole_body(self) -> bytes | None: ...
     def open(self, status: int, header_lines: bytes) -> None: ...
     def write(self, data: bytes) -> None: ...
     def end(self) -> None: ...
