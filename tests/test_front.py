@@ -430,6 +430,54 @@ def test_body_arrives_whole_with_and_without_an_upgrade_cut_at_every_byte(calm_g
         assert b"x" not in names, "a trailer has become a header"
 
 
+def test_requests_with_the_head_of_the_one_before_have_their_own_length_body_and_scope(calm_gate: Gate) -> None:
+    seen = len(calm_gate.app.scopes)
+    bodies = [b"first", b"2", b"", b"a" * 70_000, b"again"]
+    with calm_gate.connect() as client:
+        for body in bodies:
+            client.sendall(HEAD + b"X-Key: One\r\nContent-Length: %d\r\nX-Last: two\r\n\r\n%b" % (len(body), body))
+            status, headers, echo = read_answer(client)
+            assert (status, echo) == (200, body)
+            assert "connection" not in headers
+    for scope, body in zip(calm_gate.app.scopes[seen:], bodies, strict=True):
+        length = b"%d" % len(body)
+        assert scope["headers"] == [(b"host", b"gateway"), (b"x-key", b"One"), (b"content-length", length), (b"x-last", b"two")]
+        assert scope["extensions"]["gateway.client"].fields == dict(scope["headers"])
+        assert (scope["method"], scope["path"], scope["http_version"]) == ("POST", "/echo", "1.1")
+    assert len({id(client) for client in calm_gate.app.clients[-len(bodies) :]}) == len(bodies)
+
+
+def test_notes_on_a_head_reach_only_requests_with_the_same_head(calm_gate: Gate) -> None:
+    with calm_gate.connect() as client:
+        for key in (b"One", b"One", b"Two"):
+            client.sendall(HEAD + b"X-Key: %b\r\nContent-Length: 0\r\n\r\n" % key)
+            read_answer(client)
+            calm_gate.app.clients[-1].notes.setdefault("key", key)
+    assert [client.notes for client in calm_gate.app.clients[-3:]] == [{"key": b"One"}, {"key": b"One"}, {"key": b"Two"}]
+
+
+@pytest.mark.parametrize("request_bytes", [bad for bad in REFUSED.values() if bad.startswith(HEAD)])
+def test_known_head_gives_no_request_behind_it_a_second_reading(calm_gate: Gate, request_bytes: bytes) -> None:
+    with calm_gate.connect() as client:
+        for _ in range(2):
+            client.sendall(HEAD + b"Content-Length: 3\r\n\r\nabc")
+            assert read_answer(client)[::2] == (200, b"abc")
+        seen = len(calm_gate.app.scopes)
+        client.sendall(request_bytes)
+        assert_refused(read_all(client), 400, "invalid_value")
+    assert len(calm_gate.app.scopes) == seen
+
+
+def test_request_behind_one_with_a_known_head_in_the_same_packet_is_dropped(calm_gate: Gate) -> None:
+    request = HEAD + b"Content-Length: 3\r\n\r\nabc"
+    with calm_gate.connect(request) as client:
+        assert read_answer(client)[::2] == (200, b"abc")
+        client.sendall(request + request)
+        status, headers, body = read_answer(client)
+        assert (status, headers["connection"], body) == (200, "close", b"abc")
+        assert client.recv(1) == b""
+
+
 def test_scope_tells_the_request(calm_gate: Gate) -> None:
     calm_gate.ask(
         b"POST /echo/a%20b?c=d%20e HTTP/1.1\r\nHost: gateway\r\nX-Key: Value\r\nX-Key: Two\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
