@@ -7,8 +7,6 @@ than CRLF, folded lines, a blank before the colon, control characters, bad chunk
 import re
 from typing import Any
 
-_NAME = re.compile(rb"\r\n([^:\r]+):")
-_VALUE = re.compile(rb"\r\n[^:\r]+:[ \t]*([^\r]*)")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
 _MAX_DIGITS = 15  # of a length; more is left to llhttp
@@ -34,12 +32,11 @@ def too_large() -> Refused:
 def read_fields(raw: bytes, end: int) -> list[tuple[bytes, bytes]]:
     """The headers of a head that llhttp has found sound, and that ends at `end`: names in lower case, values without blanks around them.
 
-    Searches in C for all of them, where a callback for each would be a tenth of what a request costs.
+    Cut and stripped in C: a quarter of what two searches cost, and these were cheaper than a callback for each.
     """
-    fields = list(zip(_NAME.findall(raw.lower(), 0, end - 2), _VALUE.findall(raw, 0, end - 2), strict=True))
-    if b" \r\n" in raw or b"\t\r\n" in raw:
-        return [(name, value.rstrip(b" \t")) for name, value in fields]
-    return fields
+    lines = raw[: end - 4].split(b"\r\n")
+    del lines[0]
+    return [(name.lower(), value.strip(b" \t")) for name, _, value in [line.partition(b":") for line in lines]]
 
 
 def check_http10(raw: bytes | bytearray, method: bytes, url: bytes, fields: dict[bytes, bytes]) -> None:

@@ -119,26 +119,32 @@ class ExchangeLog:
     """Writes one line for each exchange."""
 
     def __init__(self, as_json: bool, out: Writable) -> None:
-        self._line = _json_line if as_json else _text_line
+        self._lines = _json_lines if as_json else _text_lines
         self._out = out
 
     def write(self, exchanges: Sequence[Exchange]) -> None:
         """Write the lines of `exchanges` together: one system call for many."""
         if exchanges:
-            self._out.write(b"".join([self._line(exchange) for exchange in exchanges]))
+            self._out.write(self._lines(exchanges))
 
 
-def _json_line(exchange: Exchange) -> bytes:
-    return b'{"time":"%b","level":"info","event":"exchange",%b\n' % (_timestamp(time.time()).encode(), _encode(exchange)[1:])
+def _json_lines(exchanges: Sequence[Exchange]) -> bytes:
+    start = b'{"time":"%b","level":"info","event":"exchange",' % _timestamp(time.time()).encode()
+    return b"".join([start + _encode(exchange)[1:] + b"\n" for exchange in exchanges])
 
 
-def _text_line(exchange: Exchange) -> bytes:
+def _text_lines(exchanges: Sequence[Exchange]) -> bytes:
+    now = time.strftime("%H:%M:%S")
+    return b"".join([_text_line(exchange, now) for exchange in exchanges])
+
+
+def _text_line(exchange: Exchange, now: str) -> bytes:
     level = "info" if exchange.status < 500 else "warning"
     tokens = f", {exchange.usage.prompt_tokens}+{exchange.usage.completion_tokens} tokens" if exchange.usage else ""
     code = f" {exchange.code}" if exchange.code else ""
     detail = exchange.reason or (exchange.phase if exchange.outcome == "cancelled" else "")
     why = f" ({detail})" if detail else ""
     return (
-        f"{time.strftime('%H:%M:%S')} {level:7} {exchange.status}{code}{why} {exchange.tier} on {exchange.backend}, "
+        f"{now} {level:7} {exchange.status}{code}{why} {exchange.tier} on {exchange.backend}, "
         f"{exchange.duration:.3f} s{tokens} [{exchange.request_id}]\n"
     ).encode()
