@@ -26,8 +26,8 @@ from gateway.errors import (
 from gateway.images import Images
 from gateway.metering import CHAT, NONE, Exchange
 from gateway.params import TierParams
-from gateway.parsing import parse
-from gateway.protocol import Chat
+from gateway.parsing import may_have_schemas, parse
+from gateway.protocol import LARGE_SCHEMAS, Chat
 from gateway.relay import JSON_LINES, LARGE, Relay
 from gateway.routing import Routing
 from gateway.surroundings import Client, Request, Surroundings
@@ -85,8 +85,11 @@ class ChatEndpoint:
                 raise self._too_large()
             if len(body) > LARGE:  # each step on 10 MB takes its milliseconds: others get their turn in between
                 await asyncio.sleep(0)
-            chat = parse(body, self._shared.max_text_body)
             size = len(body)
+            if size > LARGE_SCHEMAS and may_have_schemas(body):
+                chat = await asyncio.to_thread(parse, body, self._shared.max_text_body)
+            else:
+                chat = parse(body, self._shared.max_text_body)
             del body
             stream = bool(chat.stream)
             request = self._request(request_id, caller, chat, size, terms)

@@ -21,6 +21,11 @@ _WORDS = {
 _WORD = re.compile(r"\b(?:str|int|float|bool|array|object)\b")
 
 
+def may_have_schemas(body: bytes) -> bool:
+    """Cheaper than to parse it; it may err on the side of yes, and does so on the side of no only for escaped names."""
+    return b'"tools"' in body or b'"json_schema"' in body
+
+
 def parse(body: bytes, max_text_body: int) -> Chat:
     """The request in `body`.
 

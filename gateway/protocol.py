@@ -13,6 +13,8 @@ PositiveInt = Annotated[int, Meta(ge=1, le=10_000_000)]
 FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 REFUSED = frozenset({"functions", "function_call", "audio"})
 """Fields that are read only to be refused."""
+LARGE_SCHEMAS = 16 * 1024
+"""Bytes of a request with JSON Schemas from which on these are worked on in a thread: hostile ones take most of a second."""
 UNUSED = frozenset({"logit_bias"})
 """Fields that are checked and then left out: the engines number their tokens differently, and Ollama has nothing like it."""
 Effort = Literal["none", "low", "medium", "high"]
@@ -208,6 +210,10 @@ class Chat(Struct, frozen=True, kw_only=True):
         if self.chat_template_kwargs is not None and self.chat_template_kwargs.enable_thinking is not None:
             return self.chat_template_kwargs.enable_thinking or "none"
         return None
+
+    @property
+    def has_schemas(self) -> bool:
+        return bool(self.tools) or isinstance(self.response_format, SchemaFormat)
 
     @property
     def offered(self) -> list[Tool]:

@@ -9,6 +9,7 @@ from gateway.backends.base import MAX_ANSWER, MAX_REFUSAL, Reading
 from gateway.connection import Connection, WireError
 from gateway.errors import ClientLeft, ContextLengthExceeded, GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError, UpstreamTimeout
 from gateway.metering import CHAT, Exchange, Meter, microseconds
+from gateway.protocol import LARGE_SCHEMAS
 from gateway.shaping import Shaping
 from gateway.surroundings import Client, Request, Surroundings
 from gateway.views import Answer, Delta, StreamView, assemble, render_answer
@@ -144,7 +145,10 @@ class Relay:
         limit = self._chat.token_limit
         streams = self._view is not None or dialect.streams_only or limit is None or limit > SHORT_ANSWER
         model = self._request.route.model
-        body = dialect.render(self._chat, model, server.facts(model), streams)
+        if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
+            body = await asyncio.to_thread(dialect.render, self._chat, model, server.facts(model), streams)
+        else:
+            body = dialect.render(self._chat, model, server.facts(model), streams)
         exchange = server.pool.exchange(server.chat_head(self._request.came_through, self._shared.gateway_id), body, self._count_stale)
         if len(body) > LARGE:
             await asyncio.sleep(0)

@@ -10,7 +10,7 @@ import orjson
 
 from gateway.errors import InvalidRequest
 
-MAX_SCHEMA = 64 * 1024
+MAX_SCHEMA = 32 * 1024
 """Bytes of one JSON Schema: an engine compiles a grammar of it before its first token."""
 MAX_DEPTH = 32
 """Schemas in schemas."""

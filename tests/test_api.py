@@ -85,6 +85,20 @@ async def test_right_key_is_served_and_known_by_its_id_alone() -> None:
         assert KEY.encode() not in backend.requests[0]
 
 
+async def test_key_of_each_request_on_a_connection_is_judged_anew() -> None:
+    """What is known of a head holds for that head alone."""
+    body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": "x"}]}).encode()
+    async with serving(api_keys=[KEY]) as (gateway, _), asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        statuses = []
+        for key in (KEY, KEY, "client-kex"):
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            writer.write(f"{head}Authorization: Bearer {key}\r\n\r\n".encode() + body)
+            statuses.append((await Raw(reader, writer).reply()).status)
+        writer.close()
+    assert statuses == [200, 200, 401]
+
+
 # The body
 
 
