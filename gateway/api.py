@@ -26,7 +26,7 @@ from gateway.errors import (
 from gateway.images import Images
 from gateway.metering import CHAT, NONE, Exchange
 from gateway.params import TierParams
-from gateway.parsing import may_have_schemas, parse
+from gateway.parsing import check, check_text, decode
 from gateway.protocol import LARGE_SCHEMAS, Chat
 from gateway.relay import JSON_LINES, LARGE, Relay
 from gateway.routing import Routing
@@ -85,11 +85,13 @@ class ChatEndpoint:
                 raise self._too_large()
             if len(body) > LARGE:  # each step on 10 MB takes its milliseconds: others get their turn in between
                 await asyncio.sleep(0)
-            size = len(body)
-            if size > LARGE_SCHEMAS and may_have_schemas(body):
-                chat = await asyncio.to_thread(parse, body, self._shared.max_text_body)
+            size, max_text_body = len(body), self._shared.max_text_body
+            text_size = check_text(body, max_text_body)
+            chat = decode(body, max_text_body)
+            if text_size > LARGE_SCHEMAS and chat.has_schemas:
+                await asyncio.to_thread(check, chat)
             else:
-                chat = parse(body, self._shared.max_text_body)
+                check(chat)
             del body
             stream = bool(chat.stream)
             request = self._request(request_id, caller, chat, size, terms)

@@ -9,11 +9,12 @@ from gateway import schemas
 from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 from gateway.protocol import Chat, Choice, Message, SchemaFormat
 
-MAX_NESTING_MARKS = 50_000
-"""`[` and `{` in a body above `max_text_body`: what has more is not an image but a way to keep the parser busy."""
+LEAST_PAYLOAD = 1024
+"""Characters of an image's base64 from which on it is cut out before the rest of a body is looked at."""
+
+_PAYLOAD = b";base64,"
 
 _decoder = msgspec.json.Decoder(Chat)
-_has_image = re.compile(rb'[dD][aA][tT][aA]:[^,"]{0,128};base64,').search
 
 _WORDS = {
     "str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "array": "an array", "object": "an object",
@@ -21,26 +22,61 @@ _WORDS = {
 _WORD = re.compile(r"\b(?:str|int|float|bool|array|object)\b")
 
 
-def may_have_schemas(body: bytes) -> bool:
-    """Cheaper than to parse it; it may err on the side of yes, and does so on the side of no only for escaped names."""
-    return b'"tools"' in body or b'"json_schema"' in body
-
-
 def parse(body: bytes, max_text_body: int) -> Chat:
-    """The request in `body`.
+    """The request in `body`: the three steps below in one.
 
     Raises:
-        RequestTooLarge: above `max_text_body` bytes without an image, or with more in it than images have.
-        InvalidJson: no JSON, or no JSON object.
+        RequestTooLarge, InvalidJson, InvalidRequest, UnsupportedParameter
+    """
+    check_text(body, max_text_body)
+    chat = decode(body, max_text_body)
+    check(chat)
+    return chat
+
+
+def check_text(body: bytes, max_text_body: int) -> int:
+    """Look at what is not an image; how many bytes that is.
+
+    msgspec skips the fields that it does not take without a look: numbers and text there may be such that no JSON has them.
+
+    Raises:
+        RequestTooLarge: more than `max_text_body` bytes.
+        InvalidJson: it is no JSON.
+    """
+    text = body if len(body) <= max_text_body else _without_images(body)
+    if len(text) > max_text_body:
+        raise _too_large(max_text_body)
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise InvalidJson("The body is not valid JSON.") from None
+    return len(text)
+
+
+def _without_images(body: bytes) -> bytes:
+    """`body` without the payloads of `data:` URLs. Finding one character is a hundred times faster than parsing."""
+    parts = []
+    begin = 0
+    while (found := body.find(_PAYLOAD, begin)) >= 0:
+        found += len(_PAYLOAD)
+        end = body.find(b'"', found)
+        if end - found < LEAST_PAYLOAD:
+            end = found
+        parts.append(body[begin:found])
+        begin = end
+    parts.append(body[begin:])
+    return b"".join(parts)
+
+
+def decode(body: bytes, max_text_body: int) -> Chat:
+    """The request in a body that `check_text` has let pass.
+
+    Raises:
+        RequestTooLarge: what looked like images in the body was text.
+        InvalidJson: no JSON object.
         InvalidRequest: a field is missing, of the wrong type or out of range; `param` is its path.
         UnsupportedParameter: it asks for what the gateway does not serve.
     """
-    if len(body) > max_text_body:
-        _check_size(body, max_text_body)
-    try:  # msgspec skips what it does not take without a look: numbers and text there that no JSON has
-        orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise InvalidJson("The body is not valid JSON.") from None
     try:
         chat = _decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -49,8 +85,13 @@ def parse(body: bytes, max_text_body: int) -> Chat:
         raise InvalidJson("The body is not valid JSON.") from None
     except RecursionError:
         raise InvalidJson("The body is nested too deeply.") from None
-    check(chat)
+    if len(body) > max_text_body and sum(len(message.text) for message in chat.messages) > max_text_body:
+        raise _too_large(max_text_body)
     return chat
+
+
+def _too_large(max_text_body: int) -> RequestTooLarge:
+    return RequestTooLarge(f"A request may have at most {max_text_body} bytes beside its images.")
 
 
 def check(chat: Chat) -> None:
@@ -69,14 +110,6 @@ def check(chat: Chat) -> None:
     for index, message in enumerate(chat.messages):
         if message.role in ("assistant", "tool") or message.content is None:
             _check_turn(message, f"messages[{index}]")
-
-
-def _check_size(body: bytes, max_text_body: int) -> None:
-    """Let only images be large."""
-    if not _has_image(body):
-        raise RequestTooLarge(f"A request without images may have at most {max_text_body} bytes.")
-    if body.count(b"[") + body.count(b"{") > MAX_NESTING_MARKS:
-        raise RequestTooLarge("The request has too many parts.")
 
 
 def _explain(text: str) -> InvalidRequest:

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
-from gateway.parsing import MAX_NESTING_MARKS, parse
+from gateway.parsing import parse
 from gateway.protocol import Chat
 from gateway.schemas import MAX_SCHEMA
 from tests.fakes.chats import MIB, USER, called, chat, named, request, schema_format, tool
@@ -196,7 +196,7 @@ def test_what_no_json_has_is_refused_even_where_it_would_be_ignored(value: bytes
 @pytest.mark.parametrize("value", BAD_JSON)
 def test_the_same_behind_a_large_image(value: bytes) -> None:
     body = request(messages=[WITH_IMAGE])[:-1] + b',"x":%b}' % value
-    assert isinstance(refused(body, max_text_body=1000), InvalidJson)
+    assert isinstance(refused(body, max_text_body=len(body) - 1500), InvalidJson)
 
 
 @pytest.mark.parametrize(
@@ -357,8 +357,13 @@ def test_long_body_with_an_image_is_taken() -> None:
     assert parse(request(messages=[WITH_IMAGE]), 1000).has_images
 
 
-def test_long_body_that_keeps_the_parser_busy_is_refused() -> None:
-    body = request(tools=[[]] * (MAX_NESTING_MARKS + 1), metadata=IMAGE)
+def test_image_does_not_make_room_for_text() -> None:
+    for fields in ({"tools": [[]] * 1000}, {"metadata": {"a": "x" * 2000}}, {"messages": [WITH_IMAGE, {"role": "user", "content": "x" * 2000}]}):
+        assert isinstance(refused(request(**({"messages": [WITH_IMAGE]} | fields)), max_text_body=1500), RequestTooLarge)
+
+
+def test_text_that_looks_like_an_image_is_text() -> None:
+    body = request(messages=[{"role": "user", "content": "data:image/png;base64," + "x" * 5000}])
     assert isinstance(refused(body, max_text_body=1000), RequestTooLarge)
 
 
