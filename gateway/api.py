@@ -31,6 +31,7 @@ from gateway.protocol import LARGE_SCHEMAS, Chat
 from gateway.relay import JSON_LINES, LARGE, Relay
 from gateway.routing import Routing
 from gateway.surroundings import Client, Request, Surroundings
+from gateway.watch import Watch
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -88,17 +89,17 @@ class ChatEndpoint:
             size, max_text_body = len(body), self._shared.max_text_body
             text_size = check_text(body, max_text_body)
             chat = decode(body, max_text_body)
-            if text_size > LARGE_SCHEMAS and chat.has_schemas:
-                await asyncio.to_thread(check, chat)
-            else:
-                check(chat)
             del body
             stream = bool(chat.stream)
+            if text_size > LARGE_SCHEMAS and chat.has_schemas:
+                with Watch(client, self._shared.loop):
+                    await self._shared.in_thread(check, chat)
+            else:
+                check(chat)
             request = self._request(request_id, caller, chat, size, terms)
             if chat.has_images:
-                request = replace(request, chat=await self._images.checked(request.chat))
-                if client.gone:
-                    raise ClientLeft
+                with Watch(client, self._shared.loop):
+                    request = replace(request, chat=await self._images.checked(request.chat))
         except GatewayError as error:
             self._refuse(client, fields, request_id, caller, error, stream, time.perf_counter() - arrived)
             return

@@ -65,6 +65,7 @@ class Gateway:
         for backend in self._backends.values():
             backend.close()
         self._images.close()
+        self._shared.close()
         self.settle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

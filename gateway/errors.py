@@ -7,6 +7,7 @@
     ├─ UpstreamError 502           LoopDetected 508
     ├─ QueueFull, QueueTimeout, BackendUnavailable, ShuttingDown 503
     ├─ UpstreamTimeout 504
+    ├─ Crash 500
     └─ ClientLeft 499              counted and logged, never sent
 
 A message names the thing and what to do next; never a host, a path, a prompt, a completion or a key.
@@ -61,6 +62,15 @@ class GatewayError(Exception):
 def envelope(message: str, type: str, param: str | None, code: str | None) -> bytes:
     """OpenAI's error object as JSON."""
     return orjson.dumps({"error": {"message": message, "type": type, "param": param, "code": code}})
+
+
+class Crash(GatewayError):
+    """A fault of the gateway itself."""
+
+    outcome = "upstream_error"
+
+    def __init__(self) -> None:
+        super().__init__("The gateway failed to answer.")
 
 
 class InvalidRequest(GatewayError):

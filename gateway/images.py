@@ -27,6 +27,7 @@ WORKERS = 2
 CHILD_SECONDS = 120.0
 """Its bound is its own CPU time; this one is for a machine so busy that it gets none."""
 
+CHILD_LOOK = 0.2  # seconds
 MAX_HEAD = 512
 TEXT_STEP = 1 << 17  # characters of base64 handled in one call, which holds the GIL: about half a millisecond
 BYTES_STEP = 3 << 15
@@ -44,8 +45,8 @@ class Images:
     async def checked(self, chat: Chat) -> Chat:
         """`chat`, its images whole and fit for every engine: the same object if they were so already.
 
-        One image of a request after the other, so that requests take turns. If this is cancelled, the work on the image at hand goes on to
-        its end, and nobody sees the result.
+        One image of a request after the other, so that requests take turns. If this is cancelled, an image at work in a thread is worked on to
+        its end, which is near; a process is ended.
 
         Raises:
             InvalidImageUrl: an image is no `data:` URL in base64; nothing is ever fetched for a client.
@@ -62,8 +63,13 @@ class Images:
         changed: dict[tuple[int, int], str] = {}
         pixels = 0
         loop = asyncio.get_running_loop()
+        unwanted = threading.Event()
         for place, url in urls.items():
-            checked, size = await loop.run_in_executor(self._pool, self.check, url, _path(*place))
+            try:
+                checked, size = await loop.run_in_executor(self._pool, self.check, url, _path(*place), unwanted)
+            except asyncio.CancelledError:
+                unwanted.set()
+                raise
             pixels += size
             if pixels > MAX_REQUEST_PIXELS:
                 raise InvalidRequest(f"The images of a request may have at most {MAX_REQUEST_PIXELS} pixels in all.", param="messages")
@@ -71,8 +77,9 @@ class Images:
                 changed[place] = checked
         return _replaced(chat, changed) if changed else chat
 
-    def check(self, url: str, param: str) -> tuple[str, int]:
+    def check(self, url: str, param: str, unwanted: threading.Event | None = None) -> tuple[str, int]:
         """The URL to send instead of `url`, the same string if it can be, and the number of pixels. Takes its time: not for the event loop.
+        Nobody waits for it any more once `unwanted` is set.
 
         Raises:
             InvalidImageUrl, InvalidImage: see `checked`.
@@ -81,7 +88,7 @@ class Images:
         try:
             data, is_canonical = decode(url, start)
             found = picture.begin(data)
-            converted = self._settle(found)
+            converted = self._settle(found, unwanted or threading.Event())
         except BadPicture as error:
             raise InvalidImage(f"'{param}' is no image that can be read: {error}.", param=param) from error
         if converted:
@@ -98,15 +105,15 @@ class Images:
         for child in list(self._children):
             child.kill()
 
-    def _settle(self, found: Picture) -> bytes:
+    def _settle(self, found: Picture, unwanted: threading.Event) -> bytes:
         """The picture to use instead; nothing for "as it is"."""
         if found.is_bearable and picture.is_taken_as_is(found):
             return picture.AS_IS
         if found.is_light:
             return picture.convert(found)
-        return self._in_child(found.data)
+        return self._in_child(found.data, unwanted)
 
-    def _in_child(self, data: bytes) -> bytes:
+    def _in_child(self, data: bytes, unwanted: threading.Event) -> bytes:
         """The same in a process of its own, with bounds on its time and memory, without the gateway's secrets."""
         site = str(Path(PIL.__file__).parents[1])
         command = [sys.executable, "-I", "-W", "ignore", picture.__file__, site]
@@ -116,9 +123,7 @@ class Images:
             try:
                 if self._closing.is_set():
                     child.kill()
-                out, complaint = child.communicate(data, CHILD_SECONDS)
-            except subprocess.TimeoutExpired:
-                raise BadPicture("it takes too long to decode") from None
+                out, complaint = _communicate(child, data, unwanted)
             finally:
                 self._children.discard(child)
                 with suppress(ProcessLookupError):
@@ -130,6 +135,19 @@ class Images:
         if child.returncode:
             raise RuntimeError(f"{picture.__file__} failed: {complaint.decode(errors='replace')[-500:]}")
         return out
+
+
+def _communicate(child: subprocess.Popen[bytes], data: bytes, unwanted: threading.Event) -> tuple[bytes, bytes]:
+    """What the child said; it is ended when nobody waits for it any more."""
+    ends = time.monotonic() + CHILD_SECONDS
+    given: bytes | None = data  # once: what is not written yet is kept
+    while True:
+        try:
+            return child.communicate(given, CHILD_LOOK)
+        except subprocess.TimeoutExpired:
+            given = None
+            if unwanted.is_set() or time.monotonic() > ends:
+                raise BadPicture("it takes too long to decode") from None
 
 
 def payload_start(url: str, param: str) -> int:

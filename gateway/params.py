@@ -5,12 +5,17 @@ from typing import Any
 
 import msgspec
 
-from gateway.protocol import REFUSED, Chat
+from gateway import parsing
+from gateway.errors import GatewayError
+from gateway.protocol import REFUSED, Chat, Message
 
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Chat)}
 
 _TOKENS = ("max_completion_tokens", "max_tokens")
 _THINKING = ("reasoning_effort", "reasoning", "think", "chat_template_kwargs")
+
+_NEED_OTHERS = frozenset({"tool_choice", "top_logprobs"})
+"""Fields that are right or wrong only beside others."""
 
 _OTHER_NAMES = {name: names for names in (_TOKENS, _THINKING) for name in names}
 """Fields that say the same: who sets one of them unsays the others."""
@@ -21,12 +26,14 @@ def problem(name: str, value: object) -> str | None:
     expected = _TYPES.get(name)
     if expected is None or name in REFUSED:
         return f"{name!r} is not a parameter that the gateway takes"
-    if name == "n" and value != 1:
-        return f"got {value!r}: only 1 is served"
     try:
-        msgspec.convert(value, expected)
+        taken = msgspec.convert(value, expected)
+        if name not in _NEED_OTHERS:
+            parsing.check(Chat(model="any", messages=[Message("user", "any")], **{name: taken}))
     except msgspec.ValidationError as error:
         return f"got {value!r}: {str(error).replace('`', '')}"
+    except GatewayError as error:
+        return f"got {value!r}: {error.message}"
     return None
 
 

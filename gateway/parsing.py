@@ -7,12 +7,19 @@ import orjson
 
 from gateway import schemas
 from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
-from gateway.protocol import Chat, Choice, Message, SchemaFormat
+from gateway.protocol import Chat, Choice, ImagePart, Message, SchemaFormat
 
 LEAST_PAYLOAD = 1024
 """Characters of an image's base64 from which on it is cut out before the rest of a body is looked at."""
 
 _PAYLOAD = b";base64,"
+_BACKSLASH = 0x5C
+
+MAX_NESTING_MARKS = 50_000
+"""`[` and `{` in a body of more than `LONG` bytes: what has more is a way to keep the parser busy."""
+LONG = 64 * 1024
+MAX_SCHEMAS = 128 * 1024
+"""Bytes of all JSON Schemas of a request."""
 
 _decoder = msgspec.json.Decoder(Chat)
 
@@ -40,12 +47,15 @@ def check_text(body: bytes, max_text_body: int) -> int:
     msgspec skips the fields that it does not take without a look: numbers and text there may be such that no JSON has them.
 
     Raises:
-        RequestTooLarge: more than `max_text_body` bytes.
+        RequestTooLarge: more than `max_text_body` bytes, or too many parts.
         InvalidJson: it is no JSON.
     """
     text = body if len(body) <= max_text_body else _without_images(body)
     if len(text) > max_text_body:
         raise _too_large(max_text_body)
+    if len(text) > LONG and text.count(b"[") + text.count(b"{") > MAX_NESTING_MARKS:
+        decode(text, max_text_body)  # which may know better what is wrong, and makes no objects of what it skips
+        raise RequestTooLarge("The request has too many parts.")
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -60,6 +70,8 @@ def _without_images(body: bytes) -> bytes:
     while (found := body.find(_PAYLOAD, begin)) >= 0:
         found += len(_PAYLOAD)
         end = body.find(b'"', found)
+        while end > found and body[end - 1] == _BACKSLASH:
+            end -= 1
         if end - found < LEAST_PAYLOAD:
             end = found
         parts.append(body[begin:found])
@@ -108,7 +120,7 @@ def check(chat: Chat) -> None:
     if isinstance(chat.response_format, SchemaFormat):
         schemas.check(chat.response_format.json_schema.schema, "response_format.json_schema.schema")
     for index, message in enumerate(chat.messages):
-        if message.role in ("assistant", "tool") or message.content is None:
+        if message.role != "user" or message.content is None:
             _check_turn(message, f"messages[{index}]")
 
 
@@ -164,22 +176,25 @@ def _check_served(chat: Chat) -> None:
 def _check_tools(chat: Chat) -> None:
     tools = chat.tools or []
     names = set()
+    size = 0
     for index, tool in enumerate(tools):
         if tool.function.name in names:
             raise InvalidRequest(f"'tools[{index}].function.name' is there twice.", param=f"tools[{index}].function.name")
         names.add(tool.function.name)
         if tool.function.parameters is not None:
-            _check_parameters(tool.function.parameters, f"tools[{index}].function.parameters")
+            size += _check_parameters(tool.function.parameters, f"tools[{index}].function.parameters")
+            if size > MAX_SCHEMAS:
+                raise InvalidRequest(f"The schemas of 'tools' have more than {MAX_SCHEMAS} bytes in all.", param="tools")
     if isinstance(chat.tool_choice, Choice) and chat.tool_choice.function.name not in names:
         raise InvalidRequest("'tool_choice' names a function that is not among 'tools'.", param="tool_choice")
     if chat.tool_choice == "required" and not names:
         raise InvalidRequest("'tool_choice' needs 'tools'.", param="tool_choice")
 
 
-def _check_parameters(parameters: dict[str, object], param: str) -> None:
+def _check_parameters(parameters: dict[str, object], param: str) -> int:
     if parameters.get("type", "object") != "object":
         raise InvalidRequest(f"'{param}' must be the JSON Schema of an object.", param=param)
-    schemas.check(parameters, param)
+    return schemas.check(parameters, param)
 
 
 def _check_turn(message: Message, place: str) -> None:
@@ -187,15 +202,8 @@ def _check_turn(message: Message, place: str) -> None:
         raise InvalidRequest(f"Missing required parameter: '{place}.tool_call_id'.", param=f"{place}.tool_call_id")
     if message.content is None and not (message.role == "assistant" and message.tool_calls):
         raise InvalidRequest(f"Missing required parameter: '{place}.content'.", param=f"{place}.content")
-    for number, call in enumerate(message.tool_calls or ()):
-        arguments = call.function.arguments
-        if arguments and not _is_object(arguments):
-            here = f"{place}.tool_calls[{number}].function.arguments"
-            raise InvalidRequest(f"'{here}' must be the text of a JSON object.", param=here)
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(orjson.loads(text), dict)
-    except orjson.JSONDecodeError:
-        return False
+    if message.role in ("system", "developer") and isinstance(message.content, list):
+        for number, part in enumerate(message.content):
+            if isinstance(part, ImagePart):
+                here = f"{place}.content[{number}].type"
+                raise UnsupportedParameter(f"'{here}' must be 'text': a turn of role '{message.role}' takes no images.", param=here)

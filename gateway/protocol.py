@@ -4,8 +4,10 @@ Fields are taken by allow-list and rendered anew for each backend, so nothing th
 ignored, as OpenAI's own clients expect; what would change the shape of the answer and is not served is refused by name.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
+import orjson
 from msgspec import Meta, Struct
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -13,7 +15,9 @@ PositiveInt = Annotated[int, Meta(ge=1, le=10_000_000)]
 FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 REFUSED = frozenset({"functions", "function_call", "audio"})
 """Fields that are read only to be refused."""
-LARGE_SCHEMAS = 16 * 1024
+_brackets = re.compile(r"[\[\]{}]").findall
+
+LARGE_SCHEMAS = 8 * 1024
 """Bytes of a request with JSON Schemas from which on these are worked on in a thread: hostile ones take most of a second."""
 UNUSED = frozenset({"logit_bias"})
 """Fields that are checked and then left out: the engines number their tokens differently, and Ollama has nothing like it."""
@@ -37,13 +41,39 @@ class ImagePart(Struct, frozen=True, tag="image_url"):
     image_url: ImageUrl
 
 
+MAX_ARGUMENTS_DEPTH = 64
+
+
 class CalledFunction(Struct, frozen=True):
-    name: FunctionName
+    """A model may have made up the name, and its arguments may have been cut off: what it said goes back to it all the same."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
     arguments: str
+
+    @property
+    def whole_arguments(self) -> bytes:
+        """The JSON of an object, which templates and Ollama ask for; what is none goes into one."""
+        text = self.arguments.strip()
+        if not text:
+            return b"{}"
+        try:
+            is_whole = isinstance(orjson.loads(text), dict) and _depth(text) <= MAX_ARGUMENTS_DEPTH
+        except orjson.JSONDecodeError:
+            is_whole = False
+        return text.encode() if is_whole else orjson.dumps({"arguments": self.arguments})
+
+
+def _depth(text: str) -> int:
+    """How deep the JSON in `text` is nested, at most: brackets within strings count too."""
+    deepest = now = 0
+    for mark in _brackets(text):
+        now += 1 if mark in "[{" else -1
+        deepest = max(deepest, now)
+    return deepest
 
 
 class ToolCall(Struct, frozen=True):
-    """A call that the model made in an earlier turn; `arguments` is the text of a JSON object."""
+    """A call that the model made in an earlier turn."""
 
     id: str
     function: CalledFunction

@@ -1,19 +1,32 @@
 """Carries out one chat request: admit, forward, stream back, meter. Owns all that the request holds; `api.py` has decided where it goes."""
 
 import asyncio
+import logging
 import math
+import traceback
 
 from gateway.admission import Lane, Ticket
 from gateway.backends.backend import Server
 from gateway.backends.base import MAX_ANSWER, MAX_REFUSAL, Reading
 from gateway.connection import Connection, WireError
-from gateway.errors import ClientLeft, ContextLengthExceeded, GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError, UpstreamTimeout
+from gateway.errors import (
+    ClientLeft,
+    ContextLengthExceeded,
+    Crash,
+    GatewayError,
+    InvalidRequest,
+    UnsupportedParameter,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from gateway.metering import CHAT, Exchange, Meter, microseconds
 from gateway.protocol import LARGE_SCHEMAS
 from gateway.shaping import Shaping
 from gateway.surroundings import Client, Request, Surroundings
 from gateway.views import Answer, Delta, StreamView, assemble, render_answer
 from gateway.watch import Watch
+
+_log = logging.getLogger("gateway.relay")
 
 MAX_ATTEMPTS = 2
 """Servers tried for one request; each try may cost a GPU's time."""
@@ -89,6 +102,11 @@ class Relay:
         except GatewayError as raised:
             error = raised
             self._answer_error(error)
+        except Exception as crash:
+            error = Crash()
+            self._answer_error(error)
+            places = "".join(traceback.format_tb(crash.__traceback__))  # never its words: they may be the client's
+            _log.error("a relay failed by %s:\n%s", type(crash).__name__, places)
         finally:
             self._shared.sweep.live.discard(self)
             self._client.on_pause = self._client.on_resume = None
@@ -146,7 +164,7 @@ class Relay:
         streams = self._view is not None or dialect.streams_only or limit is None or limit > SHORT_ANSWER
         model = self._request.route.model
         if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
-            body = await asyncio.to_thread(dialect.render, self._chat, model, server.facts(model), streams)
+            body = await self._shared.in_thread(dialect.render, self._chat, model, server.facts(model), streams)
         else:
             body = dialect.render(self._chat, model, server.facts(model), streams)
         exchange = server.pool.exchange(server.chat_head(self._request.came_through, self._shared.gateway_id), body, self._count_stale)

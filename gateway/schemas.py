@@ -71,25 +71,26 @@ class Document:
         return found if isinstance(found, dict | bool) else None
 
 
-def check(schema: Schema, param: str) -> None:
-    """Refuse what is no schema of draft 7 or 2020-12, what no value can meet, and what would harm an engine. `param` is its path in the request;
-    no word of the schema is told.
+def check(schema: Schema, param: str) -> int:
+    """How many bytes the schema has.
+
+    Refused is what is no schema of draft 7 or 2020-12, what no value can meet, and what would harm an engine. `param` is its path in the
+    request; no word of the schema is told.
 
     Raises:
         InvalidRequest
     """
-    wrong = _fault(schema)
-    if wrong:
-        raise InvalidRequest(f"'{param}' {wrong}.", param=param)
-
-
-def _fault(schema: Schema) -> str | None:
     try:
         size = len(orjson.dumps(schema))
     except orjson.JSONEncodeError:
-        return "is nested too deeply, or has numbers that are too large"
-    if size > MAX_SCHEMA:
-        return f"has more than {MAX_SCHEMA} bytes"
+        raise InvalidRequest(f"'{param}' is nested too deeply, or has numbers that are too large.", param=param) from None
+    wrong = f"has more than {MAX_SCHEMA} bytes" if size > MAX_SCHEMA else _fault(schema)
+    if wrong:
+        raise InvalidRequest(f"'{param}' {wrong}.", param=param)
+    return size
+
+
+def _fault(schema: Schema) -> str | None:
     found: list[Schema] = []
     for node, depth in nodes(schema):
         found.append(node)

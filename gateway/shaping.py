@@ -9,9 +9,8 @@ import re
 from typing import Literal
 
 import msgspec
-import orjson
 
-from gateway.protocol import Chat, Choice
+from gateway.protocol import Chat, Choice, JsonFormat, SchemaFormat
 from gateway.views import CallDelta, ChosenLogprob, Delta, FinishReason
 
 THOUGHT_OPENS, THOUGHT_CLOSES = "<think>", "</think>"
@@ -69,6 +68,11 @@ class ThoughtSplit:
         return ("", held) if self._state == "thinks" else (held, "")
 
 
+def _speaks_in_thought(chat: Chat) -> bool:
+    """Ollama takes what a model that thinks says for thought, also when it was told not to think and a grammar has it say the answer."""
+    return chat.effort == "none" and bool(chat.forced or isinstance(chat.response_format, JsonFormat | SchemaFormat))
+
+
 def _overlap(text: str, mark: str) -> int:
     """How many characters at the end of `text` could be the beginning of `mark`."""
     return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:size])), 0)
@@ -79,12 +83,14 @@ class Shaping:
     a forced call that `max_tokens` cut off comes as text too."""
 
     __slots__ = (
-        "_calls", "_forced", "_has_thought", "_ids", "_is_named", "_is_single", "_is_spelt", "_logprobs", "_shapes_all", "_split", "_spoken", "_tops",
+        "_calls", "_forced", "_has_thought", "_ids", "_is_named", "_is_single", "_is_spelt", "_logprobs", "_shapes_all",
+        "_speaks_in_thought", "_split", "_spoken", "_tops",
     )  # fmt: skip
 
     def __init__(self, chat: Chat) -> None:
         self._split = ThoughtSplit()
         self._forced = chat.forced
+        self._speaks_in_thought = _speaks_in_thought(chat)
         self._is_named = isinstance(chat.tool_choice, Choice)
         self._is_single = chat.parallel_tool_calls is False
         self._tops = chat.top_logprobs or 0
@@ -103,7 +109,7 @@ class Shaping:
     @staticmethod
     def is_needed(chat: Chat, first: list[Delta]) -> bool:
         """Whether an answer that begins with `first` has anything to shape: nearly none has."""
-        if chat.tools or chat.logprobs:
+        if chat.tools or chat.logprobs or _speaks_in_thought(chat):
             return True
         begun = next((delta.content for delta in first if delta.content or delta.reasoning), "")
         return not begun or begun.isspace() or begun.lstrip().startswith("<")
@@ -111,11 +117,11 @@ class Shaping:
     @property
     def passes(self) -> bool:
         """Plain content needs no shaping from here on."""
-        return self._split.over and not self._forced
+        return self._split.over and not self._forced and not self._speaks_in_thought
 
     def take(self, deltas: list[Delta]) -> list[Delta]:
         """The deltas to be shown for those that were read. They are changed in place."""
-        if self._split.over and not self._shapes_all:
+        if self._split.over and not self._shapes_all and not self._speaks_in_thought:
             return deltas
         shaped: list[Delta] = []
         for delta in deltas:
@@ -130,6 +136,8 @@ class Shaping:
         if delta.logprobs is not None:
             self._logprobs += [_trimmed(logprob, self._tops) for logprob in delta.logprobs]
             delta.logprobs = None
+        if self._speaks_in_thought and delta.reasoning:
+            delta.content, delta.reasoning = delta.reasoning + delta.content, ""
         if delta.content and not self._split.over:
             delta.content, thought = self._split.feed(delta.content)
             delta.reasoning += thought
@@ -177,16 +185,9 @@ class Shaping:
         name = self._forced[0].name if len(self._forced) == 1 else ""
         if name and not text.lstrip().startswith(_CALL_OPENS):
             return self._new_call(name, text.strip())
-        begin = text.find("{")
-        try:
-            whole, _ = _json.raw_decode(text, begin)
-        except (ValueError, RecursionError):
-            whole = {}
-        if isinstance(whole.get("name"), str):
-            return self._new_call(whole["name"], orjson.dumps(whole.get("arguments", whole.get("parameters", {}))).decode())
         found, begun = _NAME.search(text), _ARGUMENTS.search(text)
         name = name or (found[1] if found else "")
-        return self._new_call(name, text[begun.end() :] if begun else "") if name else []
+        return self._new_call(name, _value(text, begun.end()) if begun else "") if name else []
 
     def _new_call(self, name: str, arguments: str) -> list[CallDelta]:
         """First the name, then the arguments: the order that OpenAI and vLLM keep."""
@@ -209,6 +210,15 @@ class Shaping:
             if not (ours and self._is_single):
                 shown += pieces
         return shown
+
+
+def _value(text: str, begin: int) -> str:
+    """The JSON value in `text` from `begin` on, as it was written; all of the rest where it was cut off."""
+    try:
+        _, end = _json.raw_decode(text, begin)
+    except (ValueError, RecursionError):
+        return text[begin:]
+    return text[begin:end]
 
 
 def _trimmed(logprob: ChosenLogprob, tops: int) -> ChosenLogprob:

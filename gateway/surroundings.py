@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -14,6 +15,8 @@ from gateway.metrics import Metrics, RouteMetrics
 from gateway.protocol import Chat
 from gateway.routing import Route
 from gateway.watch import Sweep
+
+T = TypeVar("T")
 
 
 class Client(Protocol):
@@ -83,7 +86,15 @@ class Surroundings:
         self.loop = asyncio.get_running_loop()
         self.clock = time.monotonic
         self.sweep = Sweep(self.loop, self.clock)
+        self._thread = ThreadPoolExecutor(1, "schemas")
         self._destinations: dict[Route, Destination] = {}
+
+    def in_thread(self, work: Callable[..., T], *words: object) -> "asyncio.Future[T]":
+        """Work that would hold up everybody else, one after the other: threads of Python take turns on one processor anyway."""
+        return self.loop.run_in_executor(self._thread, work, *words)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def destination(self, route: Route) -> Destination:
         found = self._destinations.get(route)

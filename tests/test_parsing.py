@@ -179,7 +179,7 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"[" * 100_000, b'{"model":"m","tools":' + b'{"a":' * 100_000, request()[:-1] + b',"x":' + b"[" * 1100 + b"]" * 1100 + b"}"]
+    "body", [b"[" * 100_000, b'{"model":"m","x":' + b'{"a":' * 100_000, request()[:-1] + b',"x":' + b"[" * 1100 + b"]" * 1100 + b"}"]
 )
 def test_deep_nesting_is_refused(body: bytes) -> None:
     assert isinstance(refused(body), InvalidJson)
@@ -221,9 +221,6 @@ def test_the_same_behind_a_large_image(value: bytes) -> None:
         ({"messages": [*USER, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls[0].function"),
-        ({"messages": [{"role": "assistant", "tool_calls": [called("a b")]}]}, "messages[0].tool_calls[0].function.name"),
-        ({"messages": [{"role": "assistant", "tool_calls": [called(arguments="[]")]}]}, "messages[0].tool_calls[0].function.arguments"),
-        ({"messages": [{"role": "assistant", "tool_calls": [called(arguments="{")]}]}, "messages[0].tool_calls[0].function.arguments"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),

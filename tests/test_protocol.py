@@ -1,10 +1,11 @@
 """What a parsed request says: turns, limits, thinking, tools."""
 
+import json
 from typing import Any
 
 import pytest
 
-from gateway.protocol import Chat
+from gateway.protocol import CalledFunction, Chat
 from tests.fakes.chats import chat, named, tool
 
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
@@ -130,3 +131,25 @@ def test_choice_of_tool_offers_and_forces(choice: Any, offered: list[str], force
 def test_empty_list_of_tools_is_none(choice: str | None) -> None:
     taken = chat(tools=[], tool_choice=choice)
     assert (taken.offered, taken.forced) == ([], [])
+
+
+# Calls of earlier turns
+
+
+@pytest.mark.parametrize(
+    ("said", "sent"),
+    [
+        ('{"a": 1}', b'{"a": 1}'),
+        ("", b"{}"),
+        (" ", b"{}"),
+        ('{"a":', b'{"arguments":"{\\"a\\":"}'),
+        ("[]", b'{"arguments":"[]"}'),
+        ("5", b'{"arguments":"5"}'),
+        ('{"a":' * 65 + "1" + "}" * 65, None),
+    ],
+)
+def test_arguments_that_are_no_object_go_back_to_the_model_inside_one(said: str, sent: bytes | None) -> None:
+    """A call may have been cut off, and Ollama and the templates read JSON."""
+    whole = CalledFunction("f", said).whole_arguments
+    assert isinstance(json.loads(whole), dict)
+    assert whole == (json.dumps({"arguments": said}, separators=(",", ":")).encode() if sent is None else sent)

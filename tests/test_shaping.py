@@ -440,3 +440,19 @@ def test_recorded_forced_call_of_vllm_that_only_thought_has_no_call() -> None:
     answer = streamed(FORCED, recorded("vllm-0.32.0", "chat_tools_named_stream", "openai"))
     assert (answer.calls, answer.content, answer.finish) == ([], "", "length")
     assert answer.reasoning
+
+
+@pytest.mark.parametrize("value", ['{"city":123456789012345678901234567890}', '{"city":"\\ud83d"}', '{"a":1E2}', '{"a":' * 300 + "1" + "}" * 300])
+def test_arguments_of_a_forced_call_are_the_models_own_text(value: str) -> None:
+    shaping = Shaping(chat(tools=[tool("a"), tool("b")], tool_choice="required"))
+    answer = assemble(shaping.take([Delta('{"name":"a","arguments":' + value + "} \n"), Delta(finish="stop")]))
+    assert [(call.name, call.arguments) for call in answer.calls] == [("a", value)]
+
+
+@pytest.mark.parametrize("more", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}])
+def test_what_a_model_told_not_to_think_says_by_a_grammar_is_no_thought(more: dict[str, Any]) -> None:
+    """Ollama 0.33 gives it as `thinking`."""
+    shaping = Shaping(chat(reasoning_effort="none", **more))
+    answer = assemble(shaping.take([Delta(reasoning='{"x"'), Delta(reasoning=":1}"), Delta(finish="stop")]))
+    assert answer.reasoning == ""
+    assert [call.arguments for call in answer.calls] == ['{"x":1}'] if "tools" in more else answer.content == '{"x":1}'

@@ -48,7 +48,12 @@ class OllamaRequest:
             "logprobs": True if chat.logprobs else None,
             "top_logprobs": (chat.top_logprobs or None) if chat.logprobs else None,
         }
-        fields = {"model": self._model, "messages": _messages(chat.messages), "stream": True, "options": self._options()}
+        fields = {
+            "model": self._model,
+            "messages": _messages(chat.messages, not self._facts.lacks("vision")),
+            "stream": True,
+            "options": self._options(),
+        }
         return msgspec.json.encode(fields | {name: value for name, value in optional.items() if value is not None})
 
     def _options(self) -> dict[str, Any]:
@@ -71,11 +76,12 @@ class OllamaRequest:
     def _token_limit(self) -> int | None:
         """At a full context Ollama forgets the beginning and runs on, up to ten contexts; other engines end there."""
         limit, context = self._chat.token_limit, self._facts.context_length
-        if context is None or (limit is not None and limit < context):
+        if context is None:
             return limit
         messages = self._chat.messages
         prompt = sum(len(message.text) // BYTES_PER_TOKEN + IMAGE_TOKENS * len(message.images) for message in messages)
-        return max(context - prompt, int(context * LEAST_ROOM))
+        room = max(context - prompt, int(context * LEAST_ROOM))
+        return room if limit is None else min(limit, room)
 
     def _format(self) -> Any:
         """The grammar of the answer. It is also how a choice of tool is forced, which Ollama has no word for."""
@@ -127,21 +133,26 @@ def _told_within(part: object) -> Schema:
     return _told(part) if isinstance(part, dict) else {}
 
 
-def _messages(messages: list[Message]) -> list[dict[str, Any]]:
+def _said(message: Message, sees: bool) -> str:
+    """To a model with eyes Ollama puts an image where the text says `[img-0]`, and refuses the text when there is none."""
+    return message.text.replace("[img", "[\u2060img") if sees else message.text
+
+
+def _messages(messages: list[Message], sees: bool) -> list[dict[str, Any]]:
     """Text and images of one turn in one message; images as bare base64. Qwen3-VL's renderer drops the role `developer`. A tool's answer
     goes by the name of the function, which OpenAI's form tells only in the call."""
     names: dict[str, str] = {}
     rendered = []
     for message in messages:
-        fields: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": message.text}
+        fields: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": _said(message, sees)}
         if message.images:
             fields["images"] = [url.partition(",")[2] for url in message.images]
         if message.role == "assistant" and message.thought:
             fields["thinking"] = message.thought
-        if message.tool_calls:
+        if message.role == "assistant" and message.tool_calls:
             names.update({call.id: call.function.name for call in message.tool_calls})
             fields["tool_calls"] = [
-                {"id": call.id, "function": {"name": call.function.name, "arguments": msgspec.json.decode(call.function.arguments or "{}")}}
+                {"id": call.id, "function": {"name": call.function.name, "arguments": msgspec.Raw(call.function.whole_arguments)}}
                 for call in message.tool_calls
             ]
         if message.role == "tool" and message.tool_call_id is not None:

@@ -389,14 +389,15 @@ def _message(message: Message) -> _Turn:
     turn = _Turn(role, message.text)
     if isinstance(content, list) and message.images:
         turn.content = [part for part in content if isinstance(part, TextPart | ImagePart)]
-    if role in ("assistant", "tool"):
+    if role == "assistant":
         turn.tool_calls = [_whole(call) for call in message.tool_calls or ()]
-        turn.tool_call_id = message.tool_call_id
         turn.reasoning = message.thought
+    elif role == "tool":
+        turn.tool_call_id = message.tool_call_id
     return turn
 
 
 def _whole(call: ToolCall) -> ToolCall:
     """Templates read the arguments as JSON."""
     function = call.function
-    return ToolCall(call.id, function if function.arguments else msgspec.structs.replace(function, arguments="{}"))
+    return ToolCall(call.id, msgspec.structs.replace(function, arguments=function.whole_arguments.decode()))

@@ -5,6 +5,10 @@ import msgspec
 from gateway.backends.base import ModelFacts
 from gateway.backends.openai import OpenAi, Request
 from gateway.protocol import Chat
+from gateway.schemas import Schema
+
+NO_PARAMETERS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
+"""Without a schema a forced call's arguments were `true`, or `0` (seen on 0.32)."""
 
 LEAST_TOP_P = 1e-6
 """vLLM refuses 0, which OpenAI and Ollama take: the likeliest token alone."""
@@ -23,7 +27,7 @@ class Vllm(OpenAi):
         super()._offer_tools(chat, request)
         if chat.forced:
             for tool in request.tools:
-                tool.function = msgspec.structs.replace(tool.function, strict=True)
+                tool.function = msgspec.structs.replace(tool.function, strict=True, parameters=tool.function.parameters or NO_PARAMETERS)
 
     def _set_effort(self, chat: Chat, request: Request) -> None:
         """Whether to think is an option of the model's template; before 0.16 vLLM knows no effort `none`."""

@@ -118,6 +118,16 @@ CASES: list[Case] = [
     Case("no tools", {"tools": []}, note="as if it were not there"),
     Case("a tool's answer", {"messages": called("sunny"), "tools": [WEATHER]}, calls=None, same_shape=False),
     Case("a tool's answer in parts", {"messages": called([{"type": "text", "text": "sunny"}])}),
+    *[
+        Case(f"an earlier call {how}", {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [
+            {"id": "a", "type": "function", "function": {"name": name, "arguments": arguments}}]}, USER]})
+        for how, name, arguments in (("that was cut off", "f", '{"city":'), ("without arguments", "f", ""), ("of an odd name", "get weather!", "{}"))
+    ],
+    Case("a user's turn with tool calls", {"messages": [{**USER, "tool_calls": [{"id": "a", "type": "function", "function": {
+        "name": "f", "arguments": "{bad"}}]}]}, note="the calls are ignored"),
+    Case("marks of an image in words", {"messages": [{"role": "user", "content": "What is [img-0]?"}]}, note="Ollama would take it for an image"),
+    *_both("a forced function without parameters", {"tools": [{"type": "function", "function": {"name": "refresh"}}],
+        "tool_choice": "required", **_FORCED}, calls=True),
     Case("a tool without parameters", {"tools": [{"type": "function", "function": {"name": "now"}}]}, calls=None, same_shape=False),
     # Structured output
     *_both("a schema", {"response_format": formatted(SCHEMA), "max_tokens": 60, "temperature": 1, "seed": 3}),
@@ -175,9 +185,6 @@ CASES: list[Case] = [
     refused("an unknown kind of tool", {"tools": [{"type": "custom"}]}, _UNSUPPORTED, "tools[0].type"),
     refused("a tool's name with blanks", {"tools": [function("a b", "c", "d")]}, _INVALID, "tools[0].function.name"),
     refused("129 tools", {"tools": [function(f"f{number}", "c", "d") for number in range(129)]}, _INVALID, "tools"),
-    refused("a call with broken arguments", {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [
-        {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"city":'}}]}]},
-        _INVALID, "messages[1].tool_calls[0].function.arguments"),
     refused("a tool's answer without the call's id", {"messages": [USER, {"role": "tool", "content": "x"}]}, _INVALID, "messages[1].tool_call_id"),
     refused("an unknown response format", {"response_format": {"type": "xml"}}, _UNSUPPORTED, "response_format.type"),
     refused("a format without its schema", {"response_format": {"type": "json_schema"}}, _INVALID, "response_format.json_schema"),
@@ -186,6 +193,8 @@ CASES: list[Case] = [
     refused("an unknown effort", {"reasoning_effort": "silly"}, _INVALID, "reasoning_effort"),
     refused("an image by address", {"messages": pictured("http://127.0.0.1/a.png")}, "invalid_image_url", "messages[0].content[1].image_url.url"),
     refused("an image from a file", {"messages": pictured("file:///a.png")}, "invalid_image_url", "messages[0].content[1].image_url.url"),
+    refused("an image in a system turn", {"messages": [{**pictured(picture())[0], "role": "system"}, USER]}, _UNSUPPORTED,
+        "messages[0].content[1].type"),
     refused("bytes that are no image", {"messages": pictured("data:image/png;base64,aGVsbG8=")}, _IMAGE, "messages[0].content[1].image_url.url"),
     refused("an image that is not base64", {"messages": pictured("data:image/png;base64,!!!!")}, _IMAGE, "messages[0].content[1].image_url.url"),
     refused("half an image", {"messages": pictured(picture()[:120])}, _IMAGE, "messages[0].content[1].image_url.url"),
