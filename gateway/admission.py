@@ -1,249 +1,404 @@
-"""Which request may go upstream now, at which server, and which waits. Synchronous; waiting happens in `Ticket`.
+"""Which request may go upstream now, at which server, and which waits. Synchronous: it decides; waiting happens in `Ticket`.
 
-How it works. A backend has servers; a server has slots, and fewer of them for requests with images (the vision lane). A request is
-served at the least busy server that has its model and a free slot. When there is none it waits in line; each time a slot comes free, the
-lines are asked in order of arrival and the first request that can run there runs: a text does not wait behind an image that cannot go yet.
+Slots. A backend has servers. A request holds, for as long as it runs: a slot of its server; a slot of its model there, or of its tier there
+where the tier has a bound of its own; and in a lane that has slots of its own (images on Ollama) one of those. Each is a `Bound`: a limit and a
+count. The bounds that one request needs at one server are a `Place`; what needs the same bounds is a `Queue`: one lane of one model,
+for all tiers without bounds of their own together, and for each tier with such apart. There are as many queues as the settings make,
+however many requests wait.
 
-Invariants: a server never has more in flight than its slots; a ticket is in line, in flight, or gone, and only `Admission` moves it.
+States. A ticket is (1) new, (2) in line: in exactly one `Line` of its queue and counted once in the queue's `room`, (3) in flight: counted once in
+each bound of its place, or (4) gone. Only `Admission` moves it, in these steps, none of which awaits:
+
+  enter    1 → 3 when a place has room, 1 → 2 when none has, 1 → 4 with an error when no server has the model, the line is full, or the
+           client's deadline cannot be met. One who finds room overtakes nobody who could run: by I2 there is none.
+  leave    2 → 4, or 3 → 4, which frees slots: then `_assign`. Of a ticket that is gone: nothing happens, so it may be called twice.
+  _assign  2 → 3, until nobody in line can run. Called after every step that can make room: leave, move, a server that came up or
+           has other models (`refresh`), a limit that was changed or learned.
+  move     3 → 3, at another server.
+
+Invariants. I1: no bound is exceeded, but by one on trial in a `LearnedBound`, and after a limit was lowered. I2: between two steps nobody is in
+line who could run; so a text never stands behind an image that cannot go, nor a model behind another one's busy server. I3: no more wait than
+`max_queue`. I4: each ticket ends once. I5: who left the line is never let in.
+
+Who is next. All in one queue need the same, so only the heads of queues are asked: the step costs the number of queues, not of requests.
+Among the heads that can run: interactive before batch; then the key that has waited for its turn the longest (`turns.py`); keys go on in all
+queues of a lane when they are served in one, lanes do not wait for each other. A batch head that was passed over `BATCH_SHARE - 1` times, when it
+could have run, goes first: it gets one slot in ten.
+
+A server that is down is used only where no other that is up has the model: a probe may be wrong, and refusing everything is sure to fail.
+
+Time. What service takes is measured per queue, of those who were served whole. From its median come `Retry-After`, the estimate for those who
+wait, and the refusal of deadlines that cannot be met. It is never a reason against one who finds a free slot: a measure that is
+out of date would not be renewed.
 """
 
 import asyncio
-import heapq
 import math
 import random
-import statistics
-from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import NamedTuple, Self
 
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
-
-Lane = Literal["text", "vision"]
+from gateway.queues import BATCH_SHARE, Entry, Lane, Limits, OwnLimits, Place, Queue, SharedLane, Station
+from gateway.slots import CONFIRM_SECONDS, TRY_AGAIN_SECONDS, Bound, LearnedBound
+from gateway.turns import Claim
 
 RETRY_SECONDS_UNKNOWN = 5
-SERVICE_SAMPLES = 64
 
 
-@dataclass(frozen=True, slots=True)
-class LaneLimits:
-    """`slots` per server; `max_queue` waiting per backend; `queue_timeout` in seconds."""
+class Outlook(NamedTuple):
+    """What one who waits can be told: the place in line from 1 on, and the seconds until it runs, None: not known."""
 
-    slots: int
-    max_queue: int
-    queue_timeout: float
-
-
-class Station(ABC):
-    """A server as admission sees it: what runs there, and what could."""
-
-    __slots__ = ("running", "running_vision")
-
-    def __init__(self) -> None:
-        self.running = 0
-        self.running_vision = 0
-
-    @abstractmethod
-    def serves(self, model: str) -> bool:
-        """Whether `model`, by its name there, is to be had here."""
-
-    @abstractmethod
-    def is_up(self) -> bool:
-        """False only for a server known to be away."""
-
-
-@dataclass(eq=False, slots=True)
-class Line:
-    """A lane of a backend: who waits, and how long service took of late."""
-
-    limits: LaneLimits
-    waiting: dict["Ticket", None] = field(default_factory=dict)
-    service_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=SERVICE_SAMPLES))
+    place: int
+    seconds: float | None
 
 
 class Admission:
-    """The slots and the line of one backend."""
+    """The slots and the lines of one backend.
 
-    def __init__(self, stations: Sequence[Station], text: LaneLimits, vision: LaneLimits, clock: Callable[[], float]) -> None:
+    `clock` is monotonic, in seconds; `alarm` calls back after so many seconds; `canonical` makes one of the names that a server takes for a model;
+    `on_learned` is called when a learned limit changed.
+    """
+
+    def __init__(
+        self,
+        stations: Sequence[Station],
+        limits: Limits,
+        clock: Callable[[], float],
+        alarm: Callable[[float, Callable[[], None]], object],
+        canonical: Callable[[str], str] = lambda name: name,
+    ) -> None:
         self._stations = stations
-        self._lines: dict[Lane, Line] = {"text": Line(text), "vision": Line(vision)}
         self._clock = clock
-        self._arrivals = 0
+        self._alarm = alarm
+        self._canonical = canonical
+        self._limits = limits
+        self._lanes = {name: SharedLane(name, lane) for name, lane in limits.lanes.items()}
+        self._queues: dict[tuple[str, Lane, str], Queue] = {}
+        self._stamp = 0
+        self._in_line = 0
+        self.on_learned: Callable[[], None] = lambda: None
+        for station in stations:
+            station.slots.limit = limits.slots
 
     def __repr__(self) -> str:
-        return f"<Admission {self.running('text')}+{self.running('vision')} in flight, {self.waiting('text')}+{self.waiting('vision')} waiting>"
+        lanes = ", ".join(f"{name} {self.running(name)}+{self.waiting(name)}" for name in self._lanes)
+        return f"<Admission in flight+waiting: {lanes}; slots {[station.slots for station in self._stations]}>"
+
+    # What there is
+
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        return tuple(self._lanes)
 
     def running(self, lane: Lane) -> int:
-        vision = sum(station.running_vision for station in self._stations)
-        return vision if lane == "vision" else sum(station.running for station in self._stations) - vision
+        return sum(queue.running for queue in self._lanes[lane].queues)
 
     def waiting(self, lane: Lane) -> int:
-        return len(self._lines[lane].waiting)
+        return sum(queue.waiting for queue in self._lanes[lane].queues)
 
-    def retry_after(self, lane: Lane) -> int:
-        """Whole seconds, 1 to 60: the line's length times the median service time, spread so that clients do not come back at once."""
-        line = self._lines[lane]
-        if not line.service_seconds:
-            return RETRY_SECONDS_UNKNOWN
-        slots = line.limits.slots * len(self._stations)
-        seconds = (len(line.waiting) + 1) * statistics.median(line.service_seconds) / slots * random.uniform(0.8, 1.2)
-        return min(60, max(1, math.ceil(seconds)))
+    def queue(self, model: str, lane: Lane, tier: str = "", own: OwnLimits | None = None) -> Queue:
+        """Where requests for `model` in `lane` stand; `tier` counts only with limits of its `own`."""
+        key = (model, lane, tier if own is not None else "")
+        found = self._queues.get(key)
+        if found is None:
+            shared = self._lanes[lane]
+            own = own or OwnLimits()
+            places = [Place(station, self._bounds(station, model, shared, own)) for station in self._stations]
+            room = shared.room if own.max_queue is None else Bound(own.max_queue)
+            found = self._queues[key] = Queue(model, shared, places, room, own.queue_timeout)
+            shared.queues.append(found)
+        return found
 
-    def ticket(self, model: str, lane: Lane) -> "Ticket":
-        """A place for one request: `async with admission.ticket(...) as station`."""
-        self._arrivals += 1
-        return Ticket(self, model, lane, self._arrivals)
+    def ticket(self, queue: Queue, claim: Claim) -> "Ticket":
+        return Ticket(self, queue, claim)
 
-    def _pick(self, ticket: "Ticket", besides: Station | None = None) -> Station | None:
-        """The least busy server that can take `ticket` now; one that is down only where no other has the model."""
-        best: Station | None = None
-        is_any_up = False
+    def _bounds(self, station: Station, model: str, lane: SharedLane, own: OwnLimits) -> tuple[Bound, ...]:
+        bounds = [station.slots]
+        if own.slots is not None:
+            bounds.append(Bound(own.slots))
+        bounds.append(self._model_bound(station, model) if own.model_slots is None else Bound(own.model_slots))
+        if own.lane_slots is not None:
+            bounds.append(Bound(own.lane_slots))
+        elif lane.limits.slots is not None:
+            bounds.append(station.lanes.setdefault(lane.name, Bound(lane.limits.slots)))
+        return tuple(bounds)
+
+    def _model_bound(self, station: Station, model: str) -> Bound:
+        name = self._canonical(model)
+        found = station.models.get(name)
+        if found is None:
+            limits = self._limits
+            limit = station.guesses.get(name, limits.first_guess) if limits.model_slots is None else limits.model_slots
+            found = station.models[name] = LearnedBound(limit, limits.model_slots is not None) if limits.can_learn else Bound(limit)
+        return found
+
+    def change(self, limits: Limits) -> None:
+        """Other limits, for the same lanes; what runs goes on. The tiers' own stay as they are."""
+        self._limits = limits
         for station in self._stations:
-            if station is besides or not station.serves(ticket.model):
-                continue
-            up = station.is_up()
-            if up and not is_any_up:
-                is_any_up, best = True, None
-            if up is is_any_up and self._has_room(station, ticket.lane) and (best is None or station.running < best.running):
-                best = station
-        return best
+            station.slots.limit = limits.slots
+            for bound in station.models.values():
+                if isinstance(bound, LearnedBound):
+                    bound.is_held = limits.model_slots is not None
+                bound.limit = bound.limit if limits.model_slots is None else limits.model_slots
+            for name, bound in station.lanes.items():
+                bound.limit = limits.lanes[name].slots or limits.slots
+        for name, lane in self._lanes.items():
+            lane.limits = limits.lanes[name]
+            lane.room.limit = lane.limits.max_queue
+        self._assign()
 
-    def _has_room(self, station: Station, lane: Lane) -> bool:
-        if lane == "vision" and station.running_vision >= self._lines["vision"].limits.slots:
-            return False
-        return station.running < self._lines["text"].limits.slots
+    # Steps
 
-    def enter(self, ticket: "Ticket") -> bool:
-        """Admit `ticket` or put it in line; True when it was admitted.
+    def enter(self, ticket: Entry) -> None:
+        """Admit `ticket` or put it in line.
 
         Raises:
             ModelNotFound: no server has the model.
             QueueFull: `max_queue` requests wait already.
+            QueueTimeout: the client's deadline cannot be met from this place in line.
         """
-        line = self._lines[ticket.lane]
-        station = self._pick(ticket)
-        if station is not None:
-            self._start(ticket, station)
-            return True
-        if not any(station.serves(ticket.model) for station in self._stations):
-            raise ModelNotFound("The model behind this name is not present on its backend.", param="model")
-        if len(line.waiting) >= line.limits.max_queue:
-            raise QueueFull("The gateway's queue for this backend is full. Try again later.", retry_after=self.retry_after(ticket.lane))
-        line.waiting[ticket] = None
-        return False
+        queue = ticket.queue
+        place = self._free(queue)
+        if place is not None:
+            self._start(ticket, place)
+            return
+        self._refuse_hopeless(ticket)
+        self._stamp += 1
+        ticket.arrival = self._stamp
+        ticket.is_in_line = True
+        self._in_line += 1
+        queue.line(ticket.claim).add(ticket, self._stamp)
+        queue.room.count += 1
+        if self._on_trial(queue) is not None:
+            self._assign()
 
-    def move(self, ticket: "Ticket") -> bool:
+    def leave(self, ticket: Entry) -> None:
+        """The request is over, or has left the line."""
+        if ticket.place is not None:
+            now = self._clock()
+            if ticket.is_served:
+                ticket.queue.seconds.append(now - ticket.started)
+            self._stop(ticket, ticket.place, now)
+            self._assign()
+        elif ticket.is_in_line:
+            self._out_of_line(ticket)
+
+    def move(self, ticket: Entry) -> bool:
         """Give `ticket`, which is in flight, a slot at another server; False when none has room."""
-        assert ticket.station is not None
-        other = self._pick(ticket, besides=ticket.station)
+        here = ticket.place
+        assert here is not None
+        other = self._free(ticket.queue, besides=here.station)
         if other is None:
             return False
-        self._stop(ticket)
+        self._stop(ticket, here, self._clock())
         self._start(ticket, other)
         self._assign()
         return True
-
-    def leave(self, ticket: "Ticket") -> None:
-        """The request is over, or has left the line."""
-        if ticket.station is not None:
-            if ticket.is_served:
-                self._lines[ticket.lane].service_seconds.append(self._clock() - ticket.started)
-            self._stop(ticket)
-            self._assign()
-        else:
-            self._lines[ticket.lane].waiting.pop(ticket, None)
 
     def refresh(self) -> None:
         """A server came up or changed its models: see who can run now."""
         self._assign()
 
-    def expired(self, ticket: "Ticket") -> QueueTimeout:
-        seconds = self._lines[ticket.lane].limits.queue_timeout
-        return QueueTimeout(f"No slot came free within {seconds:g} seconds. Try again later.", retry_after=self.retry_after(ticket.lane))
-
-    def queue_timeout(self, lane: Lane) -> float:
-        return self._lines[lane].limits.queue_timeout
-
-    def _start(self, ticket: "Ticket", station: Station) -> None:
-        ticket.station = station
-        ticket.started = self._clock()
-        station.running += 1
-        station.running_vision += ticket.lane == "vision"
-
-    def _stop(self, ticket: "Ticket") -> None:
-        assert ticket.station is not None
-        ticket.station.running -= 1
-        ticket.station.running_vision -= ticket.lane == "vision"
-        ticket.station = None
-
     def _assign(self) -> None:
-        text, vision = self._lines["text"].waiting, self._lines["vision"].waiting
-        if not (text or vision):
-            return
-        chosen = []
-        for ticket in heapq.merge(text, vision, key=lambda ticket: ticket.arrival):
-            if not any(self._has_room(station, "text") for station in self._stations):
-                break
-            station = self._pick(ticket)
-            if station is not None:
-                self._start(ticket, station)
-                chosen.append(ticket)
-        for ticket in chosen:
-            del self._lines[ticket.lane].waiting[ticket]
+        while self._in_line:
+            runnable = [
+                (*queue.best(), place, queue)
+                for lane in self._lanes.values()
+                for queue in lane.queues
+                if queue.interactive.count or queue.batch.count
+                if (place := self._free(queue) or self._on_trial(queue)) is not None
+            ]
+            if not runnable:
+                return
+            _, ticket, place, queue = min(runnable) if len(runnable) > 1 else runnable[0]
+            for *_, other in runnable:
+                other.passed_over += not ticket.claim.is_batch and other.batch.count > 0
+            if ticket.claim.is_batch:
+                queue.passed_over = 0
+            self._out_of_line(ticket)
+            self._stamp += 1
+            for other in queue.lane.queues:
+                other.line(ticket.claim).passed_on(ticket.claim, self._stamp)
+            self._start(ticket, place)
             ticket.admitted()
 
+    def _out_of_line(self, ticket: Entry) -> None:
+        ticket.is_in_line = False
+        self._in_line -= 1
+        ticket.queue.line(ticket.claim).remove(ticket)
+        ticket.queue.room.count -= 1
 
-class Ticket:
-    """One request's place: waits for a slot on entering, gives it back on leaving, however that comes about.
+    def _start(self, ticket: Entry, place: Place) -> None:
+        ticket.place = place
+        ticket.started = self._clock()
+        ticket.queue.running += 1
+        for bound in place.bounds:
+            bound.count += 1
+        if place.learned is not None:
+            ticket.part = place.learned.began()
+
+    def _stop(self, ticket: Entry, place: Place, now: float) -> None:
+        ticket.place = None
+        ticket.queue.running -= 1
+        for bound in place.bounds:
+            bound.count -= 1
+        learned, part = place.learned, ticket.part
+        if learned is not None and part is not None:
+            ticket.part = None
+            before = learned.next_try
+            if learned.ended(part, now):
+                self.on_learned()
+            if learned.next_try > before:
+                self._alarm(TRY_AGAIN_SECONDS, self._assign)
+
+    def _free(self, queue: Queue, besides: Station | None = None) -> Place | None:
+        """The least busy server that can take one of `queue` now; one that is down only where no other has the model."""
+        best: Place | None = None
+        is_any_up = False
+        for place in queue.places:
+            station = place.station
+            if station is besides or not station.serves(queue.model):
+                continue
+            if station.is_up():
+                if not is_any_up:
+                    is_any_up, best = True, None
+            elif is_any_up:
+                continue
+            for bound in place.bounds:
+                if bound.count >= bound.limit:
+                    break
+            else:
+                if best is None or station.slots.count < best.station.slots.count:
+                    best = place
+        return best
+
+    def _on_trial(self, queue: Queue) -> Place | None:
+        """Where one more than is known to be right may be tried."""
+        for place in queue.places:
+            learned = place.learned
+            if learned is None or not learned.may_try(self._clock()):
+                continue
+            has_room = all(bound is learned or not bound.is_full for bound in place.bounds)
+            if has_room and place.station.is_up() and place.station.serves(queue.model):
+                return place
+        return None
+
+    # What is learned
+
+    def spoke(self, ticket: Entry) -> None:
+        """The first piece of the answer came."""
+        learned = ticket.place.learned if ticket.place is not None else None
+        if learned is not None and ticket.part is not None and learned.spoke(ticket.part):
+            self._alarm(CONFIRM_SECONDS, lambda: self._confirm(learned))
+
+    def _confirm(self, learned: LearnedBound) -> None:
+        if learned.confirm():
+            self.on_learned()
+            self._assign()
+
+    # Time
+
+    def retry_after(self, queue: Queue) -> int:
+        """Whole seconds, 1 to 60: the line's length times the median service time, spread so that clients do not come back at once."""
+        seconds = queue.wait(queue.waiting)
+        if seconds is None:
+            return RETRY_SECONDS_UNKNOWN
+        return min(60, max(1, math.ceil(seconds * random.uniform(0.8, 1.2))))
+
+    def outlook(self, ticket: Entry) -> Outlook:
+        """Of a ticket that is in line."""
+        ahead = ticket.queue.place_of(ticket, self._clock())
+        return Outlook(ahead + 1, ticket.queue.wait(ahead))
+
+    def _refuse_hopeless(self, ticket: Entry) -> None:
+        queue, claim = ticket.queue, ticket.claim
+        if not any(place.station.serves(queue.model) for place in queue.places):
+            raise ModelNotFound("The model behind this name is not present on its backend.", param="model")
+        if queue.room.is_full:
+            raise QueueFull("The gateway's queue for this backend is full. Try again later.", retry_after=self.retry_after(queue))
+        service = None if claim.timeout is None else queue.service()
+        if service is None or claim.timeout is None:
+            return
+        ahead = queue.line(claim).ahead_of_new(claim.key)
+        if claim.is_batch:
+            ahead += min(queue.interactive.count, (BATCH_SHARE - 1) * (ahead + 1))
+        if service * (queue.rounds(ahead) + 1) > claim.timeout:
+            raise QueueTimeout(
+                f"The line is too long for an answer within {claim.timeout:g} seconds. Try again later, or allow more time.",
+                retry_after=self.retry_after(queue),
+            )
+
+
+class Ticket(Entry):
+    """One request's place: gives its slot, or its place in line, back on leaving the block, however that comes about.
+
+        with admission.ticket(queue, claim) as ticket:
+            if ticket.place is None:
+                await ticket.wait()
 
     Raises, on entering:
         QueueFull, QueueTimeout, ModelNotFound
     """
 
-    __slots__ = ("_admission", "_waiter", "arrival", "is_served", "lane", "model", "started", "station")
+    __slots__ = ("_admission", "_waiter")
 
-    def __init__(self, admission: Admission, model: str, lane: Lane, arrival: int) -> None:
+    def __init__(self, admission: Admission, queue: Queue, claim: Claim) -> None:
+        Entry.__init__(self, queue, claim)
         self._admission = admission
         self._waiter: asyncio.Future[None] | None = None
-        self.model = model
-        self.lane = lane
-        self.arrival = arrival
-        self.station: Station | None = None
-        self.started = 0.0
-        self.is_served = False
-        """The answer came whole: only then does its time tell how long service takes."""
 
-    async def __aenter__(self) -> Self:
-        if not self._admission.enter(self):
-            try:
-                await self._wait()
-            except BaseException:
-                self._admission.leave(self)
-                raise
+    def __repr__(self) -> str:
+        return f"<Ticket {'in flight' if self.place else 'in line' if self.is_in_line else 'gone'} {self.queue!r}>"
+
+    @property
+    def station(self) -> Station:
+        """Where it runs."""
+        assert self.place is not None
+        return self.place.station
+
+    def __enter__(self) -> Self:
+        self._admission.enter(self)
         return self
 
-    async def _wait(self) -> None:
+    def __exit__(self, *_: object) -> None:
+        self._admission.leave(self)
+
+    async def wait(self) -> None:
+        """Until it has a slot.
+
+        Raises:
+            QueueTimeout: none came free in `queue_timeout` seconds, or in the time that the client gives.
+        """
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
-        timer = loop.call_later(self._admission.queue_timeout(self.lane), self._expire)
+        longest = self.queue.queue_timeout
+        seconds = longest if self.claim.timeout is None else min(longest, self.claim.timeout)
+        timer = loop.call_later(seconds, self._expire, seconds)
         try:
             await self._waiter
         finally:
             timer.cancel()
 
-    def _expire(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(self._admission.expired(self))
-
-    def admitted(self) -> None:
+    def _expire(self, seconds: float) -> None:
         assert self._waiter is not None
         if not self._waiter.done():
+            retry_after = self._admission.retry_after(self.queue)
+            self._admission.leave(self)
+            self._waiter.set_exception(QueueTimeout(f"No slot came free within {seconds:g} seconds. Try again later.", retry_after=retry_after))
+
+    def admitted(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def move(self) -> bool:
         """To another server, keeping a slot throughout; False when none has room."""
         return self._admission.move(self)
 
-    async def __aexit__(self, *_: object) -> None:
-        self._admission.leave(self)
+    def spoke(self) -> None:
+        """The first piece of the answer came."""
+        self._admission.spoke(self)
+
+    def outlook(self) -> Outlook:
+        return self._admission.outlook(self)

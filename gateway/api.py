@@ -1,6 +1,7 @@
 """The hot endpoints as raw ASGI: identify, parse, route, then hand over to a `Relay`."""
 
 import asyncio
+import math
 import random
 import re
 import time
@@ -17,6 +18,7 @@ from gateway.cors import Cors
 from gateway.errors import (
     ClientLeft,
     GatewayError,
+    InvalidRequest,
     LoopDetected,
     MethodNotAllowed,
     RequestTooLarge,
@@ -31,12 +33,17 @@ from gateway.protocol import LARGE_SCHEMAS, Chat
 from gateway.relay import JSON_LINES, LARGE, Relay
 from gateway.routing import Routing
 from gateway.surroundings import Client, Request, Surroundings
+from gateway.turns import Claim
 from gateway.watch import Watch
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Fields = Mapping[bytes, bytes]
+
+PRIORITY = b"x-gateway-priority"
+TIMEOUT = b"x-gateway-timeout"
+MAX_TIMEOUT = 86400.0
 
 CHAT_PATHS = ("/v1/chat/completions", "/chat/completions")
 
@@ -63,6 +70,10 @@ class ChatEndpoint:
         self._routing = routing
         self._cors = cors
         self._images = images
+        self._user_header = (shared.settings.user_header or "").encode()
+        self._plain_claims: dict[str, Claim] = {}
+        self._are_claims_special = bool(self._user_header) or routing.has_batch
+        """The settings make a difference between requests of one key."""
         self._params = {tier.name: params for tier in shared.settings.tiers.values() if (params := _tier_params(tier))}
         self.is_stopping = False
         """Refuse what is new: the gateway is on its way out."""
@@ -96,7 +107,7 @@ class ChatEndpoint:
                     await self._shared.in_thread(check, chat)
             else:
                 check(chat)
-            request = self._request(request_id, caller, chat, size, terms)
+            request = self._request(request_id, caller, chat, size, terms, fields)
             if chat.has_images:
                 with Watch(client, self._shared.loop):
                     request = replace(request, chat=await self._images.checked(request.chat))
@@ -118,7 +129,7 @@ class ChatEndpoint:
         terms = client.notes["terms"] = Terms(fields.get(VIA, b""), read_timeout, self._cors.header_lines(fields))
         return terms
 
-    def _request(self, request_id: str, caller: Caller, chat: Chat, size: int, terms: Terms) -> Request:
+    def _request(self, request_id: str, caller: Caller, chat: Chat, size: int, terms: Terms, fields: Fields) -> Request:
         route = self._routing.choose(chat.model)
         params = self._params.get(route.tier)
         if params is not None:
@@ -127,6 +138,7 @@ class ChatEndpoint:
             request_id,
             "chatcmpl-" + _random_id(),
             caller.key_id,
+            self._claim(caller, chat.model, fields),
             chat,
             size,
             route,
@@ -135,6 +147,14 @@ class ChatEndpoint:
             int(time.time()),
             terms.extra_lines,
         )
+
+    def _claim(self, caller: Caller, model: str, fields: Fields) -> Claim:
+        """What the request asks of the line. Most ask for nothing: those of a key share one claim."""
+        if not (self._are_claims_special or PRIORITY in fields or TIMEOUT in fields):
+            return self._plain_claims.get(caller.key_id) or self._plain_claims.setdefault(caller.key_id, Claim(caller.key_id))
+        person, priority, timeout = fields.get(self._user_header, b""), fields.get(PRIORITY), fields.get(TIMEOUT)
+        is_batch = self._routing.is_batch(model) or (priority is not None and priority_is_batch(priority))
+        return Claim(caller.key_id, person.decode("latin-1"), is_batch, None if timeout is None else timeout_of(timeout))
 
     async def _read(self, client: Client, fields: Fields, receive: Receive) -> bytes:
         """The request's body.
@@ -225,6 +245,25 @@ def check_json(fields: Fields) -> None:
         raise UnsupportedMediaType("Send the body as 'Content-Type: application/json'.")
     if fields.get(b"content-encoding", b"identity").lower() != b"identity":
         raise UnsupportedMediaType("Send the body without Content-Encoding.")
+
+
+def priority_is_batch(value: bytes) -> bool:
+    """Raises `InvalidRequest` for what is no priority."""
+    word = value.strip().lower()
+    if word not in (b"interactive", b"batch"):
+        raise InvalidRequest("The header x-gateway-priority has to be 'interactive' or 'batch'.", param=PRIORITY.decode())
+    return word == b"batch"
+
+
+def timeout_of(value: bytes) -> float:
+    """Raises `InvalidRequest` for what is no number of seconds."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_TIMEOUT:
+        raise InvalidRequest("The header x-gateway-timeout has to be a number of seconds, more than 0 and at most 86400.", param=TIMEOUT.decode())
+    return seconds
 
 
 def _seconds(value: bytes | None) -> float | None:

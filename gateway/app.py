@@ -17,6 +17,7 @@ from gateway.errors import GatewayError, ShuttingDown
 from gateway.guard import Guard
 from gateway.health import Health
 from gateway.images import Images
+from gateway.learned import keep_learned
 from gateway.log import ExchangeLog
 from gateway.metering import Exchange
 from gateway.metrics import Metrics
@@ -24,6 +25,7 @@ from gateway.ops import Operations, build_metrics_port
 from gateway.ops import build as build_ops
 from gateway.relay import Relay
 from gateway.routing import Routing
+from gateway.state import State
 from gateway.surroundings import Surroundings
 
 SETTLE_SECONDS = 0.2
@@ -41,7 +43,9 @@ class Gateway:
             collector(registry=registry)
         self._log = log
         self._metrics = Metrics(registry, __version__, self.settle)
-        self._backends = build(settings.backends.values())
+        self._backends = build(settings.backends.values(), settings.ollama_num_parallel)
+        self._state = State(settings.state_file)
+        keep_learned(self._state, self._backends, settings.ollama_num_parallel)
         gateway_id = os.urandom(8).hex().encode()
         keys = Keys(key.get_secret_value() for key in settings.api_keys)
         routing = Routing(settings)
@@ -64,6 +68,7 @@ class Gateway:
         await self._health.__aexit__()
         for backend in self._backends.values():
             backend.close()
+        await self._state.close()
         self._images.close()
         self._shared.close()
         self.settle()

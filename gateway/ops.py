@@ -9,7 +9,6 @@ from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
 from gateway import __version__
-from gateway.admission import Lane
 from gateway.auth import Keys
 from gateway.backends.backend import Backend
 from gateway.config import Settings
@@ -19,11 +18,15 @@ from gateway.health import Health
 from gateway.metrics import Metrics
 from gateway.page import add_chat, api_page
 from gateway.routing import PublicModel, Routing
+from gateway.slots import LearnedBound
 
 CREATED = 1_767_225_600
 """Unix time: the `created` of every model, the same at each start and on each replica."""
 
-LANES: tuple[Lane, ...] = ("text", "vision")
+
+SHOWN_LIMITS = (
+    "max_concurrency", "model_concurrency", "vision_concurrency", "max_queue", "vision_max_queue", "queue_timeout", "vision_queue_timeout",
+)  # fmt: skip
 
 
 class Operations:
@@ -91,11 +94,9 @@ class Operations:
         return {
             "kind": backend.kind,
             "up": backend.is_up,
-            "running": {lane: admission.running(lane) for lane in LANES},
-            "waiting": {lane: admission.waiting(lane) for lane in LANES},
-            "limits": {
-                name: getattr(limits, name) for name in ("max_concurrency", "vision_concurrency", "max_queue", "vision_max_queue", "queue_timeout")
-            },
+            "running": {lane: admission.running(lane) for lane in admission.lanes},
+            "waiting": {lane: admission.waiting(lane) for lane in admission.lanes},
+            "limits": {name: getattr(limits, name) for name in SHOWN_LIMITS},
             "servers": [
                 {
                     "name": server.name,
@@ -103,6 +104,10 @@ class Operations:
                     "running": server.running,
                     "connections": server.pool.open_connections,
                     "models": None if server.discovered is None else sorted(server.discovered),
+                    "model_slots": {
+                        model: {"running": bound.count, "limit": bound.limit, "learned": isinstance(bound, LearnedBound) and not bound.is_held}
+                        for model, bound in server.models.items()
+                    },
                 }
                 for server in backend.servers
             ],
@@ -114,7 +119,7 @@ class Operations:
         """Prometheus text or OpenMetrics, as `accept` asks, and its content type."""
         metrics = self._metrics
         for backend in self._health.backends:
-            for lane in LANES:
+            for lane in backend.admission.lanes:
                 metrics.running.labels(backend.name, lane).set(backend.admission.running(lane))
                 metrics.waiting.labels(backend.name, lane).set(backend.admission.waiting(lane))
             metrics.backend_up.labels(backend.name).set(backend.is_up)

@@ -5,7 +5,7 @@ import logging
 import math
 import traceback
 
-from gateway.admission import Lane, Ticket
+from gateway.admission import Outlook, Ticket
 from gateway.backends.backend import Server
 from gateway.backends.base import MAX_ANSWER, MAX_REFUSAL, Reading
 from gateway.connection import Connection, WireError
@@ -59,7 +59,7 @@ class Relay:
 
     __slots__ = (
         "_backend", "_chat", "_client", "_collected", "_collected_bytes", "_destination", "_lane", "_limits", "_meter", "_next_beat",
-        "_passes", "_request", "_shaping", "_shared", "_silent_since", "_splices", "_started", "_view", "_watch", "look_at",
+        "_passes", "_request", "_shaping", "_shared", "_silent_since", "_splices", "_started", "_ticket", "_view", "_watch", "look_at",
     )  # fmt: skip
 
     def __init__(self, shared: Surroundings, client: Client, request: Request) -> None:
@@ -70,7 +70,8 @@ class Relay:
         self._destination = destination = shared.destination(request.route)
         self._backend = destination.backend
         self._limits = destination.limits
-        self._lane: Lane = "vision" if chat.has_images else "text"
+        self._lane = "vision" if chat.has_images else "text"
+        self._ticket = self._backend.admission.ticket(destination.queues[self._lane], request.claim)
         self._meter = Meter(shared.clock, destination.metrics.gaps.observe_gap)
         self._watch = Watch(client, shared.loop)
         self.look_at = 0.0
@@ -96,7 +97,10 @@ class Relay:
         try:
             with self._watch:
                 self._refuse_hopeless()
-                async with self._backend.admission.ticket(self._request.route.model, self._lane) as ticket:
+                with self._ticket as ticket:
+                    if ticket.place is None:
+                        await ticket.wait()
+                        self.look_at = 0.0
                     self._meter.admit()
                     await self._forward(ticket)
         except GatewayError as raised:
@@ -248,6 +252,7 @@ class Relay:
             meter.usage = deltas[-1].usage
         if is_first:
             self.look_at = 0.0
+            self._ticket.spoke()
         deltas = self._shaped(deltas)
         view = self._view
         if view is None:
@@ -335,6 +340,9 @@ class Relay:
         if meter.sent is None:
             return math.inf, ""
         ends = meter.sent + limits.total_timeout, "no end"
+        timeout = self._request.claim.timeout
+        if timeout is not None:
+            ends = min(ends, (meter.arrived + timeout, "no end in the time that the client gave"))
         if self._client.paused:
             return ends
         if meter.first_piece is None:
@@ -355,11 +363,14 @@ class Relay:
                 self._start(JSON_LINES)
             self._client.write(b" ")
             return
+        note = self._shared.waiting_note and self._ticket.is_in_line
         if not self._started:
             self._start(STREAM_LINES)
             self._client.write(self._view.opening())
-        else:
+        elif not note:
             self._client.write(self._view.beat())
+        if note:
+            self._client.write(self._view.render(Delta(reasoning=waiting_note(self._ticket.outlook()))))
 
     # Meter
 
@@ -389,6 +400,14 @@ class Relay:
                 attempts=meter.attempts,
             )
         )
+
+
+def waiting_note(outlook: Outlook) -> str:
+    """What a person who waits is told."""
+    if outlook.seconds is None:
+        return f"Waiting in line: place {outlook.place}.\n"
+    estimate = f"{math.ceil(outlook.seconds)} s" if outlook.seconds <= 90 else f"{math.ceil(outlook.seconds / 60)} min"
+    return f"Waiting in line: place {outlook.place}, about {estimate}.\n"
 
 
 def _check_headers(response: Connection, media_type: bytes, takes_plain: bool) -> bool:

@@ -35,6 +35,8 @@ class Routing:
         self._rest: Tier | None = None
         """Who takes any other name: the tier with the alias `*`."""
         self._tiers: dict[str, Tier] = {}
+        self._batch: set[str] = set()
+        """Aliases, in lower case, whose requests wait behind the others."""
         tiers = list(settings.tiers.values())
         for tier in tiers:
             self._tiers.setdefault(tier.name.lower(), tier)
@@ -42,6 +44,8 @@ class Routing:
             for alias in tier.aliases:
                 if alias.name == "*":
                     self._rest = tier
+                if alias.priority == "batch":
+                    self._batch.add(alias.name.lower())
                 self._tiers.setdefault(alias.name.lower(), tier)
         for tier in tiers:
             for model in tier.models.values():
@@ -60,6 +64,16 @@ class Routing:
             names = ", ".join(f"'{public.name}'" for public in self.public_models())
             raise ModelNotFound(f"The model you asked for does not exist here. Models: {names}.", param="model")
         return tier
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether there is an alias of low priority."""
+        return bool(self._batch)
+
+    def is_batch(self, name: str) -> bool:
+        """Whether `name` is one."""
+        lower = name.lower()
+        return lower in self._batch or ("*" in self._batch and lower not in self._tiers)
 
     def active_backend(self, tier: Tier) -> str:
         """The backend that serves `tier` now."""

@@ -13,7 +13,9 @@ from gateway.config import Limits, Settings
 from gateway.metering import Exchange
 from gateway.metrics import Metrics, RouteMetrics
 from gateway.protocol import Chat
+from gateway.queues import Lane, Queue
 from gateway.routing import Route
+from gateway.turns import Claim
 from gateway.watch import Sweep
 
 T = TypeVar("T")
@@ -39,10 +41,11 @@ class Client(Protocol):
 class Destination:
     """What all exchanges of one tier on one backend share, looked up once."""
 
-    __slots__ = ("backend", "header_lines", "limits", "metrics")
+    __slots__ = ("backend", "header_lines", "limits", "metrics", "queues")
 
-    def __init__(self, route: Route, backend: Backend, limits: Limits, metrics: RouteMetrics) -> None:
+    def __init__(self, route: Route, backend: Backend, queues: dict[Lane, Queue], limits: Limits, metrics: RouteMetrics) -> None:
         self.backend = backend
+        self.queues = queues
         self.limits = limits
         self.metrics = metrics
         names = (route.tier.encode(), route.backend.encode(), route.model.encode())  # printable ASCII: gateway.config sees to it
@@ -56,6 +59,7 @@ class Request(Struct, frozen=True, gc=False):
     answer_id: str
     """The `id` in the answer's body."""
     key_id: str
+    claim: Claim
     chat: Chat
     size: int
     """Bytes of the request's body."""
@@ -83,6 +87,7 @@ class Surroundings:
         self.max_text_body = settings.max_text_body
         self.commit_after = settings.commit_after
         self.heartbeat = settings.heartbeat
+        self.waiting_note = settings.waiting_note
         self.loop = asyncio.get_running_loop()
         self.clock = time.monotonic
         self.sweep = Sweep(self.loop, self.clock)
@@ -101,5 +106,7 @@ class Surroundings:
         if found is None:
             limits = self.settings.limits_for(route.tier, route.backend)
             metrics = self.metrics.route(route.tier, route.backend)
-            found = self._destinations[route] = Destination(route, self.backends[route.backend], limits, metrics)
+            backend = self.backends[route.backend]
+            queues = backend.queues(route.tier, route.model, self.settings.tiers[route.tier].limits.get(route.backend))
+            found = self._destinations[route] = Destination(route, backend, queues, limits, metrics)
         return found

@@ -1,104 +1,478 @@
-"""Who may go upstream now, who waits, who is refused."""
+"""Who may go upstream now, who waits, who is refused. The state machine is driven as plain calls, on a clock that the test sets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.admission import Admission, Lane, LaneLimits, Station, Ticket
-from gateway.errors import GatewayError, ModelNotFound, QueueFull, QueueTimeout
+from gateway.admission import Ticket
+from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
+from gateway.queues import BATCH_SHARE, Lane, OwnLimits
+from gateway.slots import TRY_AGAIN_SECONDS
+from gateway.turns import Claim
+from tests.fakes.line import FOREVER, Server, Setup, limits, setup
 
-FOREVER = 1e6
-
-
-class Server(Station):
-    """A server whose models and state the test sets."""
-
-    def __init__(self, *models: str) -> None:
-        super().__init__()
-        self.models = set(models)
-        self.up = True
-
-    def serves(self, model: str) -> bool:
-        return model in self.models
-
-    def is_up(self) -> bool:
-        return self.up
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def admission(
-    *servers: Server, slots: int = 1, vision: int = 1, max_queue: int = 10, timeout: float = FOREVER, clock: Callable[[], float] = lambda: 0.0
-) -> Admission:
-    return Admission(servers, LaneLimits(slots, max_queue, timeout), LaneLimits(vision, max_queue, timeout), clock)
+ANYONE = Claim()
 
 
 @asynccontextmanager
-async def in_line(ticket: Ticket) -> AsyncIterator[asyncio.Task[Ticket]]:
+async def in_line(ticket: Ticket) -> AsyncIterator[asyncio.Task[None]]:
     """A task that waits for `ticket`'s slot."""
-    task = asyncio.create_task(ticket.__aenter__())
-    await asyncio.sleep(0)
-    assert not task.done()
-    yield task
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    with ticket:
+        assert ticket.place is None
+        task = asyncio.create_task(ticket.wait())
+        await asyncio.sleep(0)
+        assert not task.done()
+        yield task
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def served(line: Setup, seconds: float = 1.0, model: str = "m", lane: Lane = "text") -> None:
+    """One request that took so long."""
+    request = line.arrive(model, lane)
+    line.clock.now += seconds
+    request.is_served = True
+    line.leave(request)
 
 
 # Slots and the line
 
 
-async def test_request_that_finds_a_slot_does_not_wait() -> None:
+def test_request_that_finds_a_slot_does_not_wait() -> None:
+    line = setup(Server("m"))
+    request = line.arrive()
+    assert request.place is not None
+    assert (line.running("text"), line.waiting("text")) == (1, 0)
+    line.leave(request)
+    assert (line.running("text"), line.servers[0].running) == (0, 0)
+
+
+def test_slot_that_comes_free_goes_to_who_came_first() -> None:
+    line = setup(Server("m"))
+    running, first, second = (line.arrive() for _ in range(3))
+    line.leave(running)
+    assert (first.place is not None, second.place is not None) == (True, False)
+    line.leave(first)
+    line.leave(second)
+    assert line.running("text") == line.waiting("text") == 0
+
+
+def test_who_left_the_line_is_never_let_in() -> None:
+    line = setup(Server("m"), max_queue=1)
+    running, waiting = line.arrive(), line.arrive()
+    with pytest.raises(QueueFull):
+        line.arrive()
+    line.leave(waiting)
+    line.leave(waiting)
+    assert line.waiting("text") == 0
+    line.leave(running)
+    assert waiting.admissions == 0
+
+
+def test_full_queue_refuses_one_more_and_only_in_its_lane() -> None:
+    line = setup(Server("m"), max_queue=1)
+    line.arrive(), line.arrive()
+    with pytest.raises(QueueFull) as caught:
+        line.arrive()
+    assert caught.value.retry_after
+    assert line.arrive(lane="vision").is_in_line
+
+
+def test_model_that_no_server_has_is_refused_at_once() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        setup(Server("m")).arrive("other")
+    assert caught.value.param == "model"
+
+
+# What needs what
+
+
+def test_images_go_one_at_a_time_while_texts_pass() -> None:
+    line = setup(Server("m"), slots=3, vision=1)
+    first, second = line.arrive(lane="vision"), line.arrive(lane="vision")
+    line.arrive(), line.arrive()
+    assert (line.running("vision"), line.running("text"), line.waiting("vision")) == (1, 2, 1)
+    line.leave(first)
+    assert second.place is not None
+
+
+def test_text_does_not_wait_behind_an_image_that_cannot_go() -> None:
+    line = setup(Server("m"), slots=2, vision=1)
+    line.arrive(lane="vision")
+    running, image, text = line.arrive(), line.arrive(lane="vision"), line.arrive()
+    line.leave(running)
+    assert (image.place, text.place is not None) == (None, True)
+
+
+@pytest.mark.parametrize("lanes", [("text", "vision"), ("vision", "text")])
+def test_lanes_are_served_in_the_order_of_arrival(lanes: tuple[Lane, Lane]) -> None:
+    line = setup(Server("m"))
+    running, first, second = line.arrive(), line.arrive(lane=lanes[0]), line.arrive(lane=lanes[1])
+    line.leave(running)
+    assert (first.place is not None, second.place) == (True, None)
+
+
+def test_crowd_in_one_lane_does_not_hold_back_another() -> None:
+    line = setup(Server("m"), slots=1, vision=1)
+    running = line.arrive()
+    crowd = [line.arrive() for _ in range(9)]
+    image = line.arrive(lane="vision")
+    line.leave(running)
+    line.leave(crowd[0])
+    assert image.place is not None
+
+
+def test_images_count_against_all_slots_of_a_server() -> None:
+    line = setup(Server("m"), slots=1, vision=1)
+    line.arrive(lane="vision")
+    assert line.arrive().is_in_line
+
+
+def test_model_has_slots_of_its_own() -> None:
+    line = setup(Server("a", "b"), slots=3, model=1)
+    line.arrive("a")
+    assert line.arrive("a").is_in_line
+    assert line.arrive("b").place is not None
+
+
+def test_names_of_one_model_share_its_slots() -> None:
+    line = setup(Server("a", "a:latest"), slots=3, model=1)
+    line.arrive("a")
+    assert line.arrive("a:latest").is_in_line
+
+
+def test_own_limits_of_a_tier_count_its_own_requests() -> None:
+    line = setup(Server("m"), slots=4, model=2, max_queue=5)
+    own = OwnLimits(model_slots=1, max_queue=1, queue_timeout=7.0)
+    line.arrive(), line.arrive()
+    assert line.arrive().is_in_line
+    assert line.arrive(tier="pro", own=own).place is not None
+    assert line.arrive(tier="pro", own=own).is_in_line
+    with pytest.raises(QueueFull):
+        line.arrive(tier="pro", own=own)
+    assert line.arrive().is_in_line
+    assert line.admission.queue("m", "text", "pro", own).queue_timeout == 7.0
+
+
+def test_own_slots_of_a_tier_do_not_widen_the_server() -> None:
+    line = setup(Server("m"), slots=2, model=2)
+    own = OwnLimits(slots=1, model_slots=8)
+    line.arrive(tier="pro", own=own)
+    assert line.arrive(tier="pro", own=own).is_in_line
+    line.arrive()
+    assert line.arrive().is_in_line
+
+
+def test_tiers_without_limits_of_their_own_share_a_queue() -> None:
+    line = setup(Server("m"))
+    assert line.admission.queue("m", "text", "one") is line.admission.queue("m", "text", "two")
+
+
+def test_lane_of_any_name_can_be_given() -> None:
+    line = setup(Server("m"), slots=2, more_lanes={"embedding": 1})
+    line.arrive(lane="embedding")
+    assert line.arrive(lane="embedding").is_in_line
+    assert line.arrive().place is not None
+    assert line.admission.lanes == ("text", "vision", "embedding")
+
+
+# Turns
+
+
+def test_greedy_key_does_not_hold_back_another() -> None:
+    line = setup(Server("m"), max_queue=50)
+    running = line.arrive(claim=Claim("greedy"))
+    for _ in range(20):
+        line.arrive(claim=Claim("greedy"))
+    small = line.arrive(claim=Claim("small"))
+    line.leave(running)
+    line.leave(line.one_running())
+    assert small.place is not None
+
+
+def test_turns_of_a_key_hold_over_its_models() -> None:
+    """A key that waits for two models has one turn, not two."""
+    line = setup(Server("a", "b"), max_queue=50)
+    running = line.arrive("a")
+    for _ in range(3):
+        line.arrive("a", claim=Claim("greedy")), line.arrive("b", claim=Claim("greedy"))
+        line.arrive("a", claim=Claim("small"))
+    line.leave(running)
+    keys = []
+    for _ in range(6):
+        keys.append(line.one_running().claim.key)
+        line.leave(line.one_running())
+    assert keys == ["greedy", "small"] * 3
+
+
+def test_interactive_comes_before_batch() -> None:
+    line = setup(Server("m"))
+    running, batch, chat = line.arrive(), line.arrive(claim=Claim(is_batch=True)), line.arrive()
+    line.leave(running)
+    assert (chat.place is not None, batch.place) == (True, None)
+
+
+@pytest.mark.parametrize("model", ["m", "other"])
+def test_batch_gets_one_slot_in_ten(model: str) -> None:
+    line = setup(Server("m", "other"), max_queue=100)
+    line.arrive()
+    for _ in range(40):
+        line.arrive()
+    for _ in range(4):
+        line.arrive(model, claim=Claim(is_batch=True))
+    order = []
+    for _ in range(40):
+        line.leave(line.one_running())
+        order.append(line.one_running().claim.is_batch)
+    assert order == ([False] * (BATCH_SHARE - 1) + [True]) * 4
+
+
+# Servers
+
+
+def test_least_busy_server_is_taken_first() -> None:
+    one, two = Server("m"), Server("m")
+    line = setup(one, two, slots=2)
+    assert {line.arrive().place.station, line.arrive().place.station} == {one, two}
+    line.arrive(), line.arrive()
+    assert (one.running, two.running) == (2, 2)
+
+
+def test_request_goes_where_its_model_is() -> None:
+    one, two = Server("a"), Server("b")
+    line = setup(one, two, slots=2)
+    assert line.arrive("b").place.station is line.arrive("b").place.station is two
+
+
+def test_request_does_not_wait_behind_one_for_a_busy_server() -> None:
+    line = setup(Server("a"), Server("b"))
+    line.arrive("a"), line.arrive("a")
+    assert line.arrive("b").place is not None
+
+
+def test_server_that_is_down_is_left_out_while_another_has_the_model() -> None:
+    down, up = Server("m"), Server("m")
+    down.up = False
+    line = setup(down, up, slots=2)
+    assert line.arrive().place.station is line.arrive().place.station is up
+    assert line.arrive().is_in_line
+
+
+def test_server_that_is_down_is_tried_where_it_is_the_only_one() -> None:
+    """A probe may be wrong; refusing everything would be sure to fail."""
     server = Server("m")
-    line = admission(server)
-    async with line.ticket("m", "text") as ticket:
-        assert ticket.station is server
-        assert (line.running("text"), line.waiting("text")) == (1, 0)
-    assert (line.running("text"), server.running) == (0, 0)
+    server.up = False
+    assert setup(server).arrive().place is not None
 
 
-async def test_slot_that_comes_free_goes_to_who_came_first() -> None:
-    line = admission(Server("m"))
-    running = await line.ticket("m", "text").__aenter__()
-    first, second = line.ticket("m", "text"), line.ticket("m", "text")
-    async with in_line(first) as first_task, in_line(second) as second_task:
-        line.leave(running)
-        await first_task
-        assert not second_task.done()
-        line.leave(first)
-        await second_task
-        line.leave(second)
-    assert (line.running("text"), line.waiting("text")) == (0, 0)
+def test_server_that_comes_up_takes_who_waits() -> None:
+    down, up = Server("m"), Server("m")
+    down.up = False
+    line = setup(down, up)
+    line.arrive()
+    waiting = line.arrive()
+    down.up = True
+    line.admission.refresh()
+    assert waiting.place is not None
+    assert waiting.place.station is down
+
+
+def test_request_moves_to_another_server_with_its_slot() -> None:
+    one, two = Server("m"), Server("m")
+    line = setup(one, two)
+    request = line.arrive()
+    assert line.admission.move(request)
+    assert (one.running, two.running) == (0, 1)
+    line.arrive(), line.arrive()
+    assert not line.admission.move(request)
+    assert request.place is not None
+    assert request.place.station is two
+
+
+# Limits that change
+
+
+def test_raised_limit_lets_in_who_waits() -> None:
+    line = setup(Server("m"), slots=1, max_queue=1)
+    line.arrive()
+    waiting = line.arrive()
+    line.admission.change(limits(slots=2, max_queue=3))
+    assert waiting.place is not None
+    assert [line.arrive().is_in_line for _ in range(3)] == [True] * 3
+
+
+def test_lowered_limit_lets_nobody_in_until_it_is_kept() -> None:
+    line = setup(Server("m"), slots=3, vision=3)
+    running = [line.arrive(lane="vision") for _ in range(3)]
+    waiting = line.arrive(lane="vision")
+    line.admission.change(limits(slots=3, vision=1))
+    line.leave(running[0])
+    line.leave(running[1])
+    assert waiting.is_in_line
+    line.leave(running[2])
+    assert waiting.place is not None
+
+
+def test_learned_limit_can_be_set_and_let_go_again() -> None:
+    line = setup(Server("m"), slots=4, model=None)
+    line.arrive()
+    line.admission.change(limits(slots=4, model=2))
+    assert line.arrive().place is not None
+    assert line.arrive().is_in_line
+    assert line.servers[0].models["m"].limit == 2
+    line.admission.change(limits(slots=4, model=None))
+    assert line.running("text") == 3  # one on trial
+
+
+# Learning
+
+
+def test_one_more_is_let_in_while_someone_waits_and_the_limit_follows() -> None:
+    line = setup(Server("m"), slots=4, model=None)
+    told = []
+    line.admission.on_learned = lambda: told.append(line.servers[0].models["m"].limit)
+    first, trial, waiting = line.arrive(), line.arrive(), line.arrive()
+    assert trial.place is not None
+    assert waiting.is_in_line
+    line.admission.spoke(first)
+    line.admission.spoke(trial)
+    line.pass_time(1)
+    assert (told, waiting.place is not None) == ([2], True)  # the next trial
+    line.admission.spoke(waiting)
+    line.pass_time(1)
+    assert told == [2, 3]
+
+
+def test_trial_that_fails_is_made_again_after_a_minute() -> None:
+    line = setup(Server("m"), slots=4, model=None)
+    first, trial, waiting, more = (line.arrive() for _ in range(4))
+    line.admission.spoke(first)
+    line.leave(first)
+    line.admission.spoke(trial)
+    assert (line.running("text"), line.servers[0].models["m"].limit) == (1, 1)
+    line.leave(trial)
+    assert waiting.place is not None
+    assert more.is_in_line
+    line.pass_time(TRY_AGAIN_SECONDS)  # nobody comes or goes: the alarm alone
+    assert more.place is not None
+
+
+def test_nothing_is_tried_beyond_the_server_or_the_lane() -> None:
+    line = setup(Server("m"), slots=1, model=None)
+    line.arrive()
+    assert line.arrive().is_in_line
+    line = setup(Server("m"), slots=4, vision=1, model=None)
+    line.arrive(lane="vision")
+    assert line.arrive(lane="vision").is_in_line
+
+
+def test_learning_begins_with_what_was_learned_before_else_with_the_guess() -> None:
+    server = Server("m", "n")
+    server.guesses = {"m": 3}
+    line = setup(server, slots=9, model=None, first_guess=2)
+    assert [line.arrive("m").place is not None for _ in range(5)] == [True] * 4 + [False]
+    assert [line.arrive("n").place is not None for _ in range(4)] == [True] * 3 + [False]
+
+
+# Time
+
+
+def test_without_samples_five_seconds_are_told() -> None:
+    line = setup(Server("m"))
+    assert line.admission.retry_after(line.admission.queue("m", "text")) == 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "slots", "waiting", "least", "most"), [(10.0, 2, 0, 4, 6), (10.0, 2, 3, 16, 24), (0.001, 8, 0, 1, 1), (500.0, 1, 5, 60, 60)]
+)
+def test_retry_after_follows_the_line_and_the_service_time(seconds: float, slots: int, waiting: int, least: int, most: int) -> None:
+    """(waiting + 1) × median service time ÷ slots × 0.8 to 1.2, within 1 to 60."""
+    line = setup(Server("m"), slots=slots)
+    for duration in (seconds, seconds, seconds * 50):  # a median, not a mean
+        served(line, duration)
+    left = line.arrive()  # one that left early tells nothing of how long service takes
+    line.clock.now += seconds / 1000
+    line.leave(left)
+    for _ in range(slots + waiting):
+        line.arrive()
+    assert line.waiting("text") == waiting
+    queue = line.admission.queue("m", "text")
+    assert all(least <= line.admission.retry_after(queue) <= most for _ in range(50))
+
+
+def test_deadline_that_the_line_cannot_meet_is_refused_at_once() -> None:
+    line = setup(Server("m"), max_queue=50)
+    served(line, 10.0)
+    line.arrive()
+    for _ in range(3):
+        line.arrive()
+    with pytest.raises(QueueTimeout, match="within 39 seconds") as caught:
+        line.arrive(claim=Claim(timeout=39))
+    assert caught.value.retry_after
+    assert line.arrive(claim=Claim(timeout=41)).is_in_line
+    with pytest.raises(QueueTimeout):
+        line.arrive(claim=Claim(is_batch=True, timeout=49))
+    assert line.arrive(claim=Claim("another key", timeout=41)).is_in_line  # its turn comes sooner
+
+
+def test_deadline_is_no_reason_against_one_who_finds_a_slot() -> None:
+    """Else a measure that is out of date would refuse everybody for ever."""
+    line = setup(Server("m"))
+    served(line, 100.0)
+    assert line.arrive(claim=Claim(timeout=1)).place is not None
+
+
+def test_those_who_wait_are_told_place_and_estimate() -> None:
+    line = setup(Server("m"), slots=2, max_queue=50)
+    running = line.arrive(), line.arrive()
+    waiting = [line.arrive(claim=Claim("a")) for _ in range(3)] + [line.arrive(claim=Claim("b"))]
+    assert line.admission.outlook(waiting[2]) == (4, None)
+    running[0].is_served = True
+    line.clock.now += 30
+    line.leave(running[0])
+    assert [line.admission.outlook(request) for request in (waiting[3], waiting[1], waiting[2])] == [(1, 15.0), (2, 30.0), (3, 45.0)]
+
+
+# Tickets
+
+
+def ticket(line: Setup, claim: Claim = ANYONE) -> Ticket:
+    return line.admission.ticket(line.admission.queue("m", "text"), claim)
+
+
+async def test_ticket_waits_for_its_slot_and_gives_it_back() -> None:
+    line = setup(Server("m"))
+    with ticket(line) as running:
+        async with in_line(ticket(line)) as task:
+            line.leave(running)
+            await task
+            assert line.running("text") == 1
+    assert line.running("text") == line.waiting("text") == 0
+
+
+async def test_slot_is_given_back_when_the_request_fails() -> None:
+    line = setup(Server("m"))
+    with pytest.raises(ValueError, match="it broke"), ticket(line):
+        raise ValueError("it broke")
+    assert line.running("text") == 0
 
 
 async def test_client_that_leaves_the_queue_frees_its_place() -> None:
-    line = admission(Server("m"), max_queue=1)
-    async with line.ticket("m", "text"):
-        async with in_line(line.ticket("m", "text")):
-            with pytest.raises(QueueFull):
-                await line.ticket("m", "text").__aenter__()
-        assert line.waiting("text") == 0
-        async with in_line(line.ticket("m", "text")):
+    line = setup(Server("m"), max_queue=1)
+    with ticket(line):
+        async with in_line(ticket(line)):
             assert line.waiting("text") == 1
+        assert line.waiting("text") == 0
 
 
 async def test_client_that_leaves_at_the_moment_of_its_admission_gives_the_slot_back() -> None:
     """Cancelled after the slot was assigned and before its task ran again."""
-    line = admission(Server("m"))
-    running = await line.ticket("m", "text").__aenter__()
-    async with in_line(line.ticket("m", "text")) as task:
-        line.leave(running)
+    line = setup(Server("m"))
+    running = ticket(line).__enter__()
+    async with in_line(ticket(line)) as task:
+        line.admission.leave(running)
         assert line.running("text") == 1
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -106,380 +480,21 @@ async def test_client_that_leaves_at_the_moment_of_its_admission_gives_the_slot_
     assert line.running("text") == 0
 
 
-async def test_waiting_ends_after_the_queue_timeout() -> None:
-    line = admission(Server("m"), timeout=0.01)
-    async with line.ticket("m", "text"):
+@pytest.mark.parametrize(("timeout", "claim"), [(0.01, ANYONE), (FOREVER, Claim(timeout=0.01))], ids=["the line's", "the client's"])
+async def test_waiting_ends_after_the_queue_timeout_or_the_clients_own(timeout: float, claim: Claim) -> None:
+    line = setup(Server("m"), timeout=timeout)
+    with ticket(line), ticket(line, claim) as waiting:
         with pytest.raises(QueueTimeout, match=r"0\.01 seconds") as caught:
-            await line.ticket("m", "text").__aenter__()
-    assert caught.value.retry_after
-    assert line.waiting("text") == 0
-
-
-async def test_full_queue_refuses_one_more_and_only_in_its_lane() -> None:
-    line = admission(Server("m"), max_queue=1)
-    async with line.ticket("m", "text"), in_line(line.ticket("m", "text")):
-        with pytest.raises(QueueFull) as caught:
-            await line.ticket("m", "text").__aenter__()
+            await waiting.wait()
         assert caught.value.retry_after
-        async with in_line(line.ticket("m", "vision")):
-            assert line.waiting("vision") == 1
-
-
-async def test_model_that_no_server_has_is_refused_at_once() -> None:
-    with pytest.raises(ModelNotFound) as caught:
-        await admission(Server("m")).ticket("other", "text").__aenter__()
-    assert caught.value.param == "model"
-
-
-async def test_slot_is_given_back_when_the_request_fails() -> None:
-    line = admission(Server("m"))
-    with pytest.raises(ValueError, match="it broke"):
-        async with line.ticket("m", "text"):
-            raise ValueError("it broke")
-    assert line.running("text") == 0
-
-
-# Images
-
-
-async def test_images_go_one_at_a_time_while_texts_pass() -> None:
-    line = admission(Server("m"), slots=3, vision=1)
-    first, second = line.ticket("m", "vision"), line.ticket("m", "vision")
-    await first.__aenter__()
-    async with in_line(second) as waiting:
-        async with line.ticket("m", "text"), line.ticket("m", "text"):
-            assert (line.running("vision"), line.running("text"), line.waiting("vision")) == (1, 2, 1)
-        line.leave(first)
-        await waiting
-        assert line.running("vision") == 1
-        line.leave(second)
-
-
-async def test_text_does_not_wait_behind_an_image_that_cannot_go() -> None:
-    line = admission(Server("m"), slots=2, vision=1)
-    async with line.ticket("m", "vision"):
-        running = await line.ticket("m", "text").__aenter__()
-        image, text = line.ticket("m", "vision"), line.ticket("m", "text")
-        async with in_line(image), in_line(text) as text_task:
-            line.leave(running)
-            await text_task
-            assert line.waiting("vision") == 1
-            line.leave(text)
-
-
-@pytest.mark.parametrize("lanes", [("text", "vision"), ("vision", "text")])
-async def test_lanes_are_served_in_the_order_of_arrival(lanes: tuple[Lane, Lane]) -> None:
-    line = admission(Server("m"))
-    running = await line.ticket("m", "text").__aenter__()
-    first, second = (line.ticket("m", lane) for lane in lanes)
-    async with in_line(first) as first_task, in_line(second) as second_task:
-        line.leave(running)
-        await first_task
-        assert not second_task.done()
-        line.leave(first)
-        line.leave(await second_task)
-
-
-async def test_images_count_against_all_slots_of_a_server() -> None:
-    line = admission(Server("m"), slots=1, vision=1)
-    async with line.ticket("m", "vision"), in_line(line.ticket("m", "text")):
-        assert line.running("text") == 0
-
-
-# Servers
-
-
-async def test_least_busy_server_is_taken_first() -> None:
-    one, two = Server("m"), Server("m")
-    line = admission(one, two, slots=2)
-    async with line.ticket("m", "text") as first, line.ticket("m", "text") as second:
-        assert {first.station, second.station} == {one, two}
-        async with line.ticket("m", "text"), line.ticket("m", "text"):
-            assert (one.running, two.running) == (2, 2)
-
-
-async def test_request_goes_where_its_model_is() -> None:
-    one, two = Server("a"), Server("b")
-    line = admission(one, two, slots=2)
-    async with line.ticket("b", "text") as first, line.ticket("b", "text") as second:
-        assert first.station is second.station is two
-
-
-async def test_request_does_not_wait_behind_one_for_a_busy_server() -> None:
-    line = admission(Server("a"), Server("b"))
-    async with line.ticket("a", "text"), in_line(line.ticket("a", "text")), line.ticket("b", "text") as other:
-        assert other.station is not None
-
-
-async def test_server_that_is_down_is_left_out_while_another_has_the_model() -> None:
-    down, up = Server("m"), Server("m")
-    down.up = False
-    line = admission(down, up, slots=2)
-    async with line.ticket("m", "text") as first, line.ticket("m", "text") as second, in_line(line.ticket("m", "text")):
-        assert first.station is second.station is up
-
-
-async def test_server_that_is_down_is_tried_where_it_is_the_only_one() -> None:
-    """A probe may be wrong; refusing everything would be sure to fail."""
-    server = Server("m")
-    server.up = False
-    async with admission(server).ticket("m", "text") as ticket:
-        assert ticket.station is server
-
-
-async def test_server_that_comes_up_takes_who_waits() -> None:
-    down, up = Server("m"), Server("m")
-    down.up = False
-    line = admission(down, up)
-    waiting = line.ticket("m", "text")
-    async with line.ticket("m", "text"), in_line(waiting) as task:
-        down.up = True
-        line.refresh()
-        await task
-        assert waiting.station is down
-        line.leave(waiting)
-
-
-async def test_request_moves_to_another_server_with_its_slot() -> None:
-    one, two = Server("m"), Server("m")
-    line = admission(one, two)
-    waiting = line.ticket("m", "text")
-    async with line.ticket("m", "text") as ticket:
-        assert ticket.station is one
-        assert ticket.move()
-        assert ticket.station is two
-        assert (one.running, two.running) == (0, 1)
-        async with line.ticket("m", "text"), in_line(waiting):
-            assert not ticket.move()
-            assert ticket.station is two
-
-
-# When to come back
-
-
-def test_without_samples_five_seconds_are_told() -> None:
-    assert admission(Server("m")).retry_after("text") == 5
-
-
-@pytest.mark.parametrize(
-    ("seconds", "slots", "waiting", "least", "most"), [(10.0, 2, 0, 4, 6), (10.0, 2, 3, 16, 24), (0.001, 8, 0, 1, 1), (500.0, 1, 5, 60, 60)]
-)
-async def test_retry_after_follows_the_line_and_the_service_time(seconds: float, slots: int, waiting: int, least: int, most: int) -> None:
-    """(waiting + 1) × median service time ÷ slots × 0.8 to 1.2, within 1 to 60."""
-    clock = Clock()
-    line = admission(Server("m"), slots=slots, clock=clock)
-    for duration in (seconds, seconds, seconds * 50):  # a median, not a mean
-        async with line.ticket("m", "text") as ticket:
-            clock.now += duration
-            ticket.is_served = True
-    async with line.ticket("m", "text"):  # one that left early tells nothing of how long service takes
-        clock.now += seconds / 1000
-    running = [await line.ticket("m", "text").__aenter__() for _ in range(slots)]
-    tasks = [asyncio.create_task(line.ticket("m", "text").__aenter__()) for _ in range(waiting)]
-    await asyncio.sleep(0)
-    assert line.waiting("text") == waiting
-    assert all(least <= line.retry_after("text") <= most for _ in range(50))
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    for ticket in running:
-        line.leave(ticket)
-
-
-def test_representation_shows_the_state() -> None:
-    assert repr(admission(Server("m"))) == "<Admission 0+0 in flight, 0+0 waiting>"
-
-
-# All orders of events
-
-MODELS = ("a", "b")
-LANES: tuple[Lane, ...] = ("text", "vision")
-SLOTS, VISION_SLOTS, MAX_QUEUE = 2, 1, 3
-
-
-@dataclass(eq=False)
-class Client:
-    """One request of the machine. `endings` says how its block ended, once if all is well."""
-
-    ticket: Ticket
-    finished: asyncio.Future[None]
-    task: asyncio.Task[None] | None = None
-    endings: list[str] = field(default_factory=list)
-    started: bool = False
-
-    async def run(self, starts: list["Client"]) -> None:
-        try:
-            async with self.ticket:
-                self.started = True
-                starts.append(self)
-                await self.finished
-            self.endings.append("finished")
-        except GatewayError as error:
-            self.endings.append(str(error.code))
-        except asyncio.CancelledError:
-            self.endings.append("left")
-
-    @property
-    def kind(self) -> tuple[str, Lane]:
-        return self.ticket.model, self.ticket.lane
-
-
-class AdmissionMachine(RuleBasedStateMachine):
-    """Clients arrive, leave, finish and move; servers come, go and change their models, in any order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loop = asyncio.new_event_loop()
-        self.servers = [Server("a"), Server("a", "b")]
-        self.line = admission(*self.servers, slots=SLOTS, vision=VISION_SLOTS, max_queue=MAX_QUEUE)
-        self.clients: list[Client] = []
-        self.starts: list[Client] = []
-
-    def settle(self) -> None:
-        async def turns() -> None:
-            for _ in range(4):
-                await asyncio.sleep(0)
-
-        self.loop.run_until_complete(turns())
-
-    def alive(self) -> list[Client]:
-        return [client for client in self.clients if not client.endings]
-
-    def waiting(self) -> list[Client]:
-        return [client for client in self.alive() if not client.started]
-
-    def flying(self) -> list[Client]:
-        return [client for client in self.alive() if client.started]
-
-    def could_run(self, client: Client) -> bool:
-        fit = [server for server in self.servers if client.ticket.model in server.models]
-        fit = [server for server in fit if server.up] or fit
-        return any(server.running < SLOTS and (client.ticket.lane == "text" or server.running_vision < VISION_SLOTS) for server in fit)
-
-    @rule(model=st.sampled_from(("a", "a", "b", "nowhere")), lane=st.sampled_from(LANES))
-    def one_arrives(self, model: str, lane: Lane) -> None:
-        self.arrive(model, lane)
-
-    def arrive(self, model: str, lane: Lane) -> None:
-        waited = sum(client.ticket.lane == lane for client in self.waiting())
-        client = Client(self.line.ticket(model, lane), self.loop.create_future())
-        fits, is_served = self.could_run(client), any(model in server.models for server in self.servers)
-        self.clients.append(client)
-        client.task = self.loop.create_task(client.run(self.starts))
-        self.settle()
-        if fits:
-            assert client.started
-        elif not is_served:
-            assert client.endings == ["model_not_found"]
-        elif waited >= MAX_QUEUE:
-            assert client.endings == ["queue_full"]
-        else:
-            assert not client.endings
-
-    @rule(model=st.sampled_from(MODELS), lanes=st.lists(st.sampled_from(LANES), min_size=3, max_size=6))
-    def several_arrive(self, model: str, lanes: list[Lane]) -> None:
-        for lane in lanes:
-            self.arrive(model, lane)
-
-    @precondition(lambda self: self.alive())
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
-        client = data.draw(st.sampled_from(self.alive()))
-        assert client.task is not None
-        client.task.cancel()
-        self.settle()
-        assert client.endings == ["left"]
-
-    @precondition(lambda self: self.waiting())
-    @rule(data=st.data())
-    def expire(self, data: st.DataObject) -> None:
-        client = data.draw(st.sampled_from(self.waiting()))
-        client.ticket._expire()
-        self.settle()
-        assert client.endings == ["queue_timeout"]
-
-    @precondition(lambda self: self.flying())
-    @rule(data=st.data(), also_leaves=st.booleans())
-    def finish(self, data: st.DataObject, also_leaves: bool) -> None:
-        """Perhaps somebody who waits leaves in the same turn of the loop, admitted or not."""
-        client = data.draw(st.sampled_from(self.flying()))
-        client.finished.set_result(None)
-        waiting = self.waiting()
-        leaver = data.draw(st.sampled_from(waiting)) if also_leaves and waiting else None
-        if leaver is not None and leaver.task is not None:
-            self.loop.call_soon(leaver.task.cancel)
-        self.settle()
-        assert client.endings == ["finished"]
-        assert leaver is None or leaver.endings == ["left"]
-
-    @precondition(lambda self: self.flying())
-    @rule(data=st.data())
-    def move(self, data: st.DataObject) -> None:
-        client = data.draw(st.sampled_from(self.flying()))
-        before = client.ticket.station
-        moved = client.ticket.move()
-        assert (client.ticket.station is not before) == moved
-        assert client.ticket.station is not None
-        self.settle()
-
-    @rule(number=st.integers(0, 1), up=st.booleans())
-    def server_goes_up_or_down(self, number: int, up: bool) -> None:
-        self.servers[number].up = up
-        self.line.refresh()
-        self.settle()
-
-    @rule(number=st.integers(0, 1), models=st.sets(st.sampled_from(MODELS)))
-    def server_changes_its_models(self, number: int, models: set[str]) -> None:
-        self.servers[number].models = models
-        self.line.refresh()
-        self.settle()
-
-    @invariant()
-    def never_more_in_flight_than_slots(self) -> None:
-        for server in self.servers:
-            assert 0 <= server.running_vision <= VISION_SLOTS
-            assert server.running_vision <= server.running <= SLOTS
-            assert server.running == sum(client.ticket.station is server for client in self.flying())
-
-    @invariant()
-    def in_line_and_in_flight_are_all_that_live(self) -> None:
-        for lane in LANES:
-            assert self.line.waiting(lane) == sum(client.ticket.lane == lane for client in self.waiting()) <= MAX_QUEUE
-            assert self.line.running(lane) == sum(client.ticket.lane == lane for client in self.flying())
-
-    @invariant()
-    def nobody_waits_while_he_could_run(self) -> None:
-        """So a text never stands behind an image that cannot go, nor a model behind another one's busy server."""
-        assert not any(self.could_run(client) for client in self.waiting())
-
-    @invariant()
-    def nobody_overtakes_his_like(self) -> None:
-        for kind in {client.kind for client in self.starts}:
-            arrivals = [client.ticket.arrival for client in self.starts if client.kind == kind]
-            assert arrivals == sorted(arrivals)
-
-    @invariant()
-    def every_ticket_ends_once(self) -> None:
-        assert all(len(client.endings) <= 1 for client in self.clients)
-
-    def teardown(self) -> None:
-        while self.alive():
-            for client in self.alive():
-                if client.started and not client.finished.done():
-                    client.finished.set_result(None)
-                elif client.task is not None and not client.started:
-                    client.task.cancel()
-            self.settle()
-        assert all(server.running == server.running_vision == 0 for server in self.servers)
-        assert all(len(client.endings) == 1 for client in self.clients)
-        self.loop.close()
-
-
-@pytest.fixture(autouse=True)
-def _no_loop_left() -> Iterator[None]:
-    yield
-    asyncio.set_event_loop(None)
-
-
-AdmissionMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
-TestAdmission = AdmissionMachine.TestCase
+        assert line.waiting("text") == 0
+
+
+def test_representations_show_the_state() -> None:
+    line = setup(Server("m"))
+    first, second = ticket(line).__enter__(), ticket(line).__enter__()
+    assert repr(line.admission) == "<Admission in flight+waiting: text 1+1, vision 0+0; slots [<Bound 1/1>]>"
+    assert repr(first) == "<Ticket in flight <Queue m text 1 in flight, 1 waiting>>"
+    assert "in line" in repr(second)
+    line.admission.leave(first)
+    assert "gone" in repr(first)

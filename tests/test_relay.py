@@ -4,13 +4,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import pytest
 
 from gateway import config, simulate
+from gateway.admission import Outlook
 from gateway.errors import UpstreamError
-from gateway.relay import _check_headers
+from gateway.relay import _check_headers, waiting_note
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend
 from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import PATIENCE, PROMPT, TIMES, Raw, Reply, Running, running, until
@@ -410,7 +412,7 @@ async def test_full_queue_and_long_wait_are_503_with_a_time_to_come_back() -> No
 
 
 async def test_images_go_to_ollama_one_at_a_time_while_texts_pass() -> None:
-    async with serving("ollama", "silent", **PATIENT) as (gateway, backend), AsyncExitStack() as clients:
+    async with serving("ollama", "silent", model_concurrency=4, **PATIENT) as (gateway, backend), AsyncExitStack() as clients:
         for _ in range(2):
             await clients.enter_async_context(gateway.sent({"messages": IMAGE}))
         await until(lambda: gateway.waiting == 1)
@@ -521,3 +523,117 @@ async def test_gateway_that_stops_tells_everyone() -> None:
         assert (refused.status, code(refused)) == (503, "shutting_down")
         assert int(refused.headers["retry-after"]) > 0
         await until(gateway.is_idle)
+
+
+# The waiting line
+
+
+async def test_stream_that_waits_is_told_its_place_where_that_is_wanted() -> None:
+    top = {"waiting_note": True, "commit_after": 0.05, "heartbeat": 0.05}
+    async with serving("ollama", "silent", top=top, **PATIENT) as (gateway, backend), gateway.sent({"messages": IMAGE}):
+        await until(lambda: len(backend.requests) == 1)
+        async with gateway.sent({"messages": IMAGE, "stream": True}) as waiting:
+            await waiting.head()
+            read = b""
+            while read.count(b"place 1") < 4:  # under two names in each note
+                read += await asyncio.wait_for(waiting.reader.read(4096), PATIENCE)
+            assert read.count(b'"role":"assistant"') == 1
+            assert b'"reasoning":"Waiting in line: place 1.\\n"' in read
+
+
+def test_note_tells_the_time_in_whole_words() -> None:
+    notes = [waiting_note(Outlook(2, seconds)) for seconds in (None, 0.2, 51.0, 255.0)]
+    assert notes == [
+        "Waiting in line: place 2.\n",
+        "Waiting in line: place 2, about 1 s.\n",
+        "Waiting in line: place 2, about 51 s.\n",
+        "Waiting in line: place 2, about 5 min.\n",
+    ]
+
+
+async def test_plain_answer_is_kept_alive_in_line() -> None:
+    top = {"heartbeat": 0.05}
+    async with serving("vllm", "silent", top=top, **PATIENT, max_concurrency=1) as (gateway, backend), gateway.sent({}):
+        await until(lambda: len(backend.requests) == 1)
+        async with with_header(gateway, {}, "X-Stainless-Read-Timeout: 1") as waiting:
+            status, headers = await asyncio.wait_for(waiting.head(), PATIENCE)
+            assert (status, headers["content-type"], gateway.waiting) == (200, "application/json", 1)
+            assert int(headers["x-gateway-queue-ms"]) >= 700
+            assert b" " in await asyncio.wait_for(waiting.reader.read(64), PATIENCE)
+
+
+async def test_request_past_its_clients_deadline_ends_with_504_and_frees_its_slot() -> None:
+    async with serving("ollama", "silent", **PATIENT) as (gateway, _), with_header(gateway, {}, "X-Gateway-Timeout: 0.2") as raw:
+        reply = await asyncio.wait_for(raw.reply(), PATIENCE)
+        assert (reply.status, code(reply), reply.headers["x-should-retry"]) == (504, "upstream_timeout", "false")
+        await until(lambda: gateway.running == 0)
+
+
+async def test_one_who_waits_past_the_clients_deadline_gets_503() -> None:
+    async with serving("ollama", "silent", **PATIENT, model_concurrency=1) as (gateway, backend), gateway.sent({}):
+        await until(lambda: len(backend.requests) == 1)
+        async with with_header(gateway, {}, "X-Gateway-Timeout: 0.1") as raw:
+            reply = await asyncio.wait_for(raw.reply(), PATIENCE)
+        assert (reply.status, code(reply)) == (503, "queue_timeout")
+        assert 1 <= int(reply.headers["retry-after"]) <= 60
+        assert gateway.waiting == 0
+
+
+@pytest.mark.parametrize("header", ["X-Gateway-Timeout: soon", "X-Gateway-Timeout: 0", "X-Gateway-Timeout: nan", "X-Gateway-Priority: high"])
+async def test_wish_that_means_nothing_is_refused(header: str) -> None:
+    async with serving("ollama") as (gateway, backend), with_header(gateway, {}, header) as raw:
+        reply = await asyncio.wait_for(raw.reply(), PATIENCE)
+        assert (reply.status, code(reply), reply.error["param"] if reply.error else None) == (400, "invalid_value", header.partition(":")[0].lower())
+        assert not backend.requests
+
+
+@pytest.mark.parametrize("wish", ["header", "alias"])
+async def test_batch_waits_behind_interactive(wish: str) -> None:
+    top = {"tiers": {"standard": {"models": {"ollama": MODEL}, "aliases": [{"name": "background", "priority": "batch"}]}}}
+    async with serving("ollama", "silent", top=top, **PATIENT, model_concurrency=1) as (gateway, backend), AsyncExitStack() as clients:
+        first = await clients.enter_async_context(gateway.sent({}))
+        await until(lambda: len(backend.requests) == 1)
+        body, header = ({}, "X-Gateway-Priority: batch") if wish == "header" else ({"model": "background"}, "X-Any: 1")
+        content = [{"role": "user", "content": "batch"}]
+        await clients.enter_async_context(with_header(gateway, {"messages": content, **body}, header))
+        await until(lambda: gateway.waiting == 1)
+        await clients.enter_async_context(gateway.sent({"messages": [{"role": "user", "content": "chat"}]}))
+        await until(lambda: gateway.waiting == 2)
+        first.leave()
+        await until(lambda: len(backend.requests) == 2)
+        assert b'"chat"' in backend.requests[1]
+
+
+async def test_persons_behind_one_key_take_turns() -> None:
+    top = {"user_header": "X-Person"}
+    async with serving("ollama", "silent", top=top, **PATIENT, model_concurrency=1) as (gateway, backend), AsyncExitStack() as clients:
+        order = [await clients.enter_async_context(with_header(gateway, {}, "X-Person: ann"))]
+        await until(lambda: len(backend.requests) == 1)
+        for number, person in enumerate(("ann", "ann", "bob"), 1):
+            content = [{"role": "user", "content": f"{person}{number}"}]
+            order.append(await clients.enter_async_context(with_header(gateway, {"messages": content}, f"X-Person: {person}")))
+            await until(lambda: gateway.waiting == number)  # noqa: B023  # looked at before it changes
+        order[0].leave()
+        await until(lambda: len(backend.requests) == 2)
+        order[1].leave()
+        await until(lambda: len(backend.requests) == 3)
+        assert [b"ann1" in backend.requests[1], b"bob3" in backend.requests[2]] == [True, True]
+
+
+async def test_own_limits_of_a_tier_hold() -> None:
+    top = {"tiers": {"standard": {"models": {"vllm": MODEL}, "limits": {"vllm": {"concurrency": 1, "max_queue": 0}}}}}
+    async with serving("vllm", "silent", top=top, **PATIENT) as (gateway, backend), gateway.sent({}):
+        await until(lambda: len(backend.requests) == 1)
+        reply = await gateway.ask()
+        assert (reply.status, code(reply)) == (503, "queue_full")
+
+
+@pytest.mark.parametrize(("parallel", "learned"), [(3, 3), (1, 1)])
+async def test_what_an_ollama_does_at_once_is_learned_and_shown(parallel: int, learned: int) -> None:
+    slow = options("ollama", parallel=parallel, tokens_per_second=20, answer_tokens=16)
+    slow = replace(slow, models=(simulate.Model(MODEL),))
+    async with in_front_of(slow, **PATIENT) as (gateway, _):
+        replies = await asyncio.gather(*(gateway.ask() for _ in range(4)))
+        assert [reply.status for reply in replies] == [200] * 4
+        status = gateway.gateway._operations.status()["backends"]["ollama"]
+        assert status["servers"][0]["model_slots"] == {MODEL: {"running": 0, "limit": learned, "learned": True}}

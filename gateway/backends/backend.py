@@ -1,17 +1,21 @@
 """A backend at run time: its servers, their connections, and the line before them."""
 
+import asyncio
 import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urlsplit
 
-from gateway.admission import Admission, LaneLimits, Station
+from gateway.admission import Admission
 from gateway.backends.base import Dialect, ModelFacts, Models
 from gateway.backends.ollama import Ollama
 from gateway.backends.openai import OpenAi
 from gateway.backends.vllm import Vllm
 from gateway.config import Backend as BackendSettings
+from gateway.config import LimitOverrides
 from gateway.config import Server as ServerSettings
+from gateway.queues import Lane, LaneLimits, Limits, OwnLimits, Queue, Station
+from gateway.slots import LearnedBound
 from gateway.wire import Origin, Pool
 
 IDLE_SECONDS = {"ollama": 30.0, "vllm": 2.5, "openai": 2.5}
@@ -76,20 +80,14 @@ class Server(Station):
 class Backend:
     """What stands behind one name of the settings."""
 
-    def __init__(self, settings: BackendSettings) -> None:
+    def __init__(self, settings: BackendSettings, num_parallel: int | None = None) -> None:
         self.name = settings.name
         self.kind = settings.kind
         self.settings = settings
         self.dialect: Dialect = _dialect(settings)
         tls = _tls(settings)
         self.servers = [self._server(number, server, tls) for number, server in enumerate(settings.servers, 1)]
-        limits = settings.limits
-        self.admission = Admission(
-            self.servers,
-            LaneLimits(limits.max_concurrency, limits.max_queue, limits.queue_timeout),
-            LaneLimits(limits.vision_concurrency, limits.vision_max_queue, limits.vision_queue_timeout),
-            time.monotonic,
-        )
+        self.admission = Admission(self.servers, _limits(settings, num_parallel), time.monotonic, _call_later, self.dialect.canonical)
 
     def __repr__(self) -> str:
         return f"<Backend {self.name}: {self.servers!r}>"
@@ -114,6 +112,23 @@ class Backend:
         """By the word of the servers that tell."""
         return any(server.facts(model).lacks(capability) for server in self.servers)
 
+    def queues(self, tier: str, model: str, overrides: LimitOverrides | None) -> dict[Lane, Queue]:
+        """Where requests of `tier` for `model` stand, by lane."""
+        return {lane: self.admission.queue(model, lane, tier, _own(lane, overrides)) for lane in self.admission.lanes}
+
+    def learned(self) -> dict[str, dict[str, int]]:
+        """The limits that were learned, by server and model."""
+        return {
+            server.name: server.guesses
+            | {model: bound.limit for model, bound in server.models.items() if isinstance(bound, LearnedBound) and not bound.is_held}
+            for server in self.servers
+        }
+
+    def recall(self, learned: Mapping[str, Mapping[str, int]]) -> None:
+        """Begin with what `learned` was before; to be called before the first request."""
+        for server in self.servers:
+            server.guesses = dict(learned.get(server.name, {}))
+
     def close(self) -> None:
         for server in self.servers:
             server.pool.close()
@@ -128,6 +143,36 @@ class Backend:
         return Server(name, settings, pool, head, self.dialect.canonical)
 
 
+def _limits(settings: BackendSettings, num_parallel: int | None) -> Limits:
+    limits = settings.limits
+    lanes = {
+        "text": LaneLimits(None, limits.max_queue, limits.queue_timeout),
+        "vision": LaneLimits(limits.vision_concurrency, limits.vision_max_queue, limits.vision_queue_timeout),
+    }
+    model_slots = None if limits.model_concurrency == "auto" else limits.model_concurrency
+    return Limits(limits.max_concurrency, model_slots, lanes, settings.kind == "ollama", num_parallel or 1)
+
+
+def _own(lane: Lane, overrides: LimitOverrides | None) -> OwnLimits | None:
+    """What a tier bounds for itself in `lane`; None: nothing."""
+    if overrides is None:
+        return None
+    of_vision = lane == "vision"
+    model_slots = overrides.concurrency or overrides.model_concurrency
+    own = OwnLimits(
+        overrides.max_concurrency,
+        None if model_slots == "auto" else model_slots,
+        overrides.vision_concurrency if of_vision else None,
+        overrides.vision_max_queue if of_vision else overrides.max_queue,
+        overrides.vision_queue_timeout if of_vision else overrides.queue_timeout,
+    )
+    return None if own == OwnLimits() else own
+
+
+def _call_later(seconds: float, callback: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, callback)
+
+
 def _dialect(settings: BackendSettings) -> Dialect:
     if settings.kind == "ollama":
         return Ollama(settings.keep_alive, settings.num_ctx, settings.truncate)
@@ -140,6 +185,6 @@ def _tls(settings: BackendSettings) -> ssl.SSLContext | None:
     return ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)
 
 
-def build(settings: Iterable[BackendSettings]) -> dict[str, Backend]:
-    """The backends of the settings, by name."""
-    return {backend.name: Backend(backend) for backend in settings}
+def build(settings: Iterable[BackendSettings], num_parallel: int | None = None) -> dict[str, Backend]:
+    """The backends of the settings, by name; `num_parallel` is what Ollama was started with, where that is known."""
+    return {backend.name: Backend(backend, num_parallel) for backend in settings}

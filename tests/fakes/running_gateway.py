@@ -92,11 +92,11 @@ class Running:
 
     @property
     def running(self) -> int:
-        return sum(backend.admission.running(lane) for backend in self.gateway._backends.values() for lane in ("text", "vision"))
+        return sum(backend.admission.running(lane) for backend in self.gateway._backends.values() for lane in backend.admission.lanes)
 
     @property
     def waiting(self) -> int:
-        return sum(backend.admission.waiting(lane) for backend in self.gateway._backends.values() for lane in ("text", "vision"))
+        return sum(backend.admission.waiting(lane) for backend in self.gateway._backends.values() for lane in backend.admission.lanes)
 
     def is_idle(self) -> bool:
         """No request holds anything; idle connections may be kept."""

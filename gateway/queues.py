@@ -1,0 +1,198 @@
+"""What admission decides over: servers with their bounds, the queues before them, and the requests in these. Pure; the steps are `admission.py`'s."""
+
+import math
+import statistics
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.slots import Bound, LearnedBound, Part
+from gateway.turns import Claim, Line
+
+Lane = str
+"""`text`, `vision`, or another that the backend was given."""
+
+SERVICE_SAMPLES = 64
+BATCH_SHARE = 10
+"""One slot in so many is for batch, while some of it waits."""
+CENSUS_SECONDS = 1.0
+"""How old a place in line may be that is told to who waits there."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """`slots` at each server, None: no fewer than the server has; at most `max_queue` waiting, none for longer than `queue_timeout` seconds."""
+
+    slots: int | None
+    max_queue: int
+    queue_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of a backend: `slots` at each server, of them `model_slots` for each model; None: learned, beginning with `first_guess`, which `can_learn`
+    has to allow."""
+
+    slots: int
+    model_slots: int | None
+    lanes: Mapping[Lane, LaneLimits]
+    can_learn: bool = False
+    first_guess: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLimits:
+    """What a tier bounds for its own requests, None: nothing. `slots` come on top of the server's own, the others in place of the shared ones."""
+
+    slots: int | None = None
+    model_slots: int | None = None
+    lane_slots: int | None = None
+    max_queue: int | None = None
+    queue_timeout: float | None = None
+
+
+class Station(ABC):
+    """A server as admission sees it: what runs there, and what could."""
+
+    __slots__ = ("guesses", "lanes", "models", "slots")
+
+    def __init__(self) -> None:
+        self.slots = Bound(0)
+        self.models: dict[str, Bound] = {}
+        """By the model's canonical name."""
+        self.lanes: dict[Lane, Bound] = {}
+        self.guesses: dict[str, int] = {}
+        """What was learned of models before this start, by canonical name."""
+
+    @property
+    def running(self) -> int:
+        return self.slots.count
+
+    @abstractmethod
+    def serves(self, model: str) -> bool:
+        """Whether `model`, by its name there, is to be had here."""
+
+    @abstractmethod
+    def is_up(self) -> bool:
+        """False only for a server known to be away."""
+
+
+class Place:
+    """A server, and the bounds that one kind of request needs there."""
+
+    __slots__ = ("bounds", "learned", "station")
+
+    def __init__(self, station: Station, bounds: tuple[Bound, ...]) -> None:
+        self.station = station
+        self.bounds = bounds
+        self.learned = next((bound for bound in bounds if isinstance(bound, LearnedBound)), None)
+
+
+class Entry:
+    """One request, as the state machine knows it: new, in line, in flight or gone."""
+
+    __slots__ = ("arrival", "claim", "is_in_line", "is_served", "part", "place", "queue", "started")
+
+    arrival: int
+    started: float
+
+    def __init__(self, queue: "Queue", claim: Claim) -> None:
+        self.queue = queue
+        self.claim = claim
+        self.is_in_line = False
+        self.place: Place | None = None
+        self.part: Part | None = None
+        """In a learned limit."""
+        self.is_served = False
+        """The answer came whole: only then does its time tell how long service takes."""
+
+    def admitted(self) -> None:
+        """It was in line, and has a place now."""
+
+
+class Queue:
+    """Requests that need the same: who of them waits, how many run, how long service took of late."""
+
+    __slots__ = ("_census", "_own_timeout", "batch", "interactive", "lane", "model", "passed_over", "places", "room", "running", "seconds")
+
+    def __init__(self, model: str, lane: "SharedLane", places: list[Place], room: Bound, own_timeout: float | None) -> None:
+        self.model = model
+        self.lane = lane
+        self.places = places
+        self.room = room
+        self._own_timeout = own_timeout
+        self.interactive: Line[Entry] = Line()
+        self.batch: Line[Entry] = Line()
+        self.passed_over = 0
+        """How often the batch that waits has seen another take a slot that it could have had."""
+        self.running = 0
+        self.seconds: deque[float] = deque(maxlen=SERVICE_SAMPLES)
+        self._census: tuple[float, dict[Entry, int]] = (-math.inf, {})
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.model} {self.lane.name} {self.running} in flight, {self.waiting} waiting>"
+
+    @property
+    def waiting(self) -> int:
+        return self.interactive.count + self.batch.count
+
+    @property
+    def queue_timeout(self) -> float:
+        return self.lane.limits.queue_timeout if self._own_timeout is None else self._own_timeout
+
+    def line(self, claim: Claim) -> "Line[Entry]":
+        return self.batch if claim.is_batch else self.interactive
+
+    def best(self) -> "tuple[tuple[int, int, int], Entry]":
+        """Who is next here, and what he is worth beside those of other queues: the least goes first."""
+        if not self.batch.count:
+            level, line = 1, self.interactive
+        elif self.passed_over >= BATCH_SHARE - 1:
+            level, line = 0, self.batch
+        else:
+            level, line = (1, self.interactive) if self.interactive.count else (2, self.batch)
+        stamp, ticket = line.head()
+        return (level, stamp, ticket.arrival), ticket
+
+    def place_of(self, ticket: "Entry", now: float) -> int:
+        """From 0 on. All places are counted at once, and kept for a second: who asks are many."""
+        if now - self._census[0] > CENSUS_SECONDS or ticket not in self._census[1]:
+            places = {waiter: number for number, waiter in enumerate(self.interactive.in_order())}
+            others = len(places)
+            for number, waiter in enumerate(self.batch.in_order()):
+                places[waiter] = number + min(others, (BATCH_SHARE - 1) * (number + 1))
+            self._census = now, places
+        return self._census[1][ticket]
+
+    def service(self) -> float | None:
+        """The median service time in seconds: of this queue, else of its lane; None without a measure."""
+        samples = self.seconds or [seconds for queue in self.lane.queues for seconds in queue.seconds]
+        return statistics.median(samples) if samples else None
+
+    def rounds(self, ahead: int) -> float:
+        """How often service has to take its time until so many `ahead` are through: by the slots of this queue, and by those of the lane."""
+        places = [place for place in self.places if place.station.serves(self.model)]
+        own = sum(min(bound.limit for bound in place.bounds) for place in places)
+        shared = sum((place.station.lanes.get(self.lane.name) or place.station.slots).limit for place in places)
+        crowd = ahead * self.lane.waiting / self.waiting if self.waiting else ahead
+        return max(ahead / max(1, own), crowd / max(1, shared))
+
+    def wait(self, ahead: int) -> float | None:
+        """Seconds until one with so many `ahead` of it has a slot, should each take the median; None without a measure."""
+        service = self.service()
+        return None if service is None else service * self.rounds(ahead + 1)
+
+
+class SharedLane:
+    """The queues of one lane, and the room for all who wait in them."""
+
+    def __init__(self, name: Lane, limits: LaneLimits) -> None:
+        self.name = name
+        self.limits = limits
+        self.room = Bound(limits.max_queue)
+        self.queues: list[Queue] = []
+
+    @property
+    def waiting(self) -> int:
+        return sum(queue.waiting for queue in self.queues)

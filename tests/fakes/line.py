@@ -1,0 +1,111 @@
+"""An `Admission` on a clock that the test sets, with servers whose models and state it sets too."""
+
+from collections.abc import Callable, Mapping
+
+from gateway.admission import Admission
+from gateway.queues import Entry, Lane, LaneLimits, Limits, OwnLimits, Queue, Station
+from gateway.turns import Claim
+
+FOREVER = 1e6
+
+
+class Server(Station):
+    def __init__(self, *models: str) -> None:
+        super().__init__()
+        self.models_there = set(models)
+        self.up = True
+
+    def serves(self, model: str) -> bool:
+        return model in self.models_there
+
+    def is_up(self) -> bool:
+        return self.up
+
+
+class Clock:
+    """Time that passes when the test says so; alarms ring on the way."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._alarms: list[tuple[float, Callable[[], None]]] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def alarm(self, seconds: float, callback: Callable[[], None]) -> None:
+        self._alarms.append((self.now + seconds, callback))
+
+    def pass_time(self, seconds: float) -> None:
+        end = self.now + seconds
+        while due := [alarm for alarm in self._alarms if alarm[0] <= end]:
+            first = min(due, key=lambda alarm: alarm[0])
+            self._alarms.remove(first)
+            self.now = max(self.now, first[0])
+            first[1]()
+        self.now = end
+
+
+class Request(Entry):
+    """Counts how often it was let in from the line."""
+
+    __slots__ = ("admissions",)
+
+    def __init__(self, queue: Queue, claim: Claim) -> None:
+        super().__init__(queue, claim)
+        self.admissions = 0
+
+    def admitted(self) -> None:
+        self.admissions += 1
+
+
+class Setup:
+    """An admission, its servers and its clock, and all requests that came."""
+
+    def __init__(self, servers: tuple[Server, ...], limits: Limits) -> None:
+        self.servers = servers
+        self.clock = Clock()
+        self.admission = Admission(servers, limits, self.clock, self.clock.alarm, lambda name: name.removesuffix(":latest"))
+        self.running, self.waiting = self.admission.running, self.admission.waiting
+        self.leave, self.pass_time = self.admission.leave, self.clock.pass_time
+        self.requests: list[Request] = []
+
+    def arrive(self, model: str = "m", lane: Lane = "text", claim: Claim | None = None, tier: str = "", own: OwnLimits | None = None) -> Request:
+        request = Request(self.admission.queue(model, lane, tier, own), claim or Claim())
+        self.admission.enter(request)
+        self.requests.append(request)
+        return request
+
+    def one_running(self) -> Request:
+        """The only one in flight of those that came."""
+        (request,) = [request for request in self.requests if request.place is not None]
+        return request
+
+
+def limits(
+    *,
+    slots: int = 1,
+    vision: int = 1,
+    model: int | None = 99,
+    max_queue: int = 10,
+    timeout: float = FOREVER,
+    first_guess: int = 1,
+    more_lanes: Mapping[Lane, int] = {},
+) -> Limits:
+    lanes = {"text": None, "vision": vision, **more_lanes}
+    return Limits(slots, model, {lane: LaneLimits(count, max_queue, timeout) for lane, count in lanes.items()}, True, first_guess)
+
+
+def setup(
+    *servers: Server,
+    slots: int = 1,
+    vision: int = 1,
+    model: int | None = 99,
+    max_queue: int = 10,
+    timeout: float = FOREVER,
+    first_guess: int = 1,
+    more_lanes: Mapping[Lane, int] = {},
+) -> Setup:
+    return Setup(
+        servers,
+        limits(slots=slots, vision=vision, model=model, max_queue=max_queue, timeout=timeout, first_guess=first_guess, more_lanes=more_lanes),
+    )
