@@ -7,7 +7,7 @@ BENCH_VENV ?= .venv-bench
 CLIENTS_VENV ?= .venv-clients
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients bench-cost lock help
+.PHONY: run test check fix test-vllm test-clients bench-cost bench-admission lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, in front of an Ollama and a vLLM or stand-ins for them
 	@$(BIN)/python -m gateway demo
@@ -33,6 +33,9 @@ test-clients: $(CLIENTS_VENV)/ready  ## Run the programs of clients that want an
 
 bench-cost: $(VENV)/dev $(BENCH_VENV)/ready  ## CPU cost of a request and a token, beside vllm-router
 	BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m gateway.bench.cost
+
+bench-admission: $(VENV)/dev  ## The waiting line: cost of a step, and crowds before an Ollama with and without it
+	$(BIN)/python -m gateway.bench.admission
 
 lock: $(VENV)/dev  ## Renew requirements/ from pyproject.toml
 	$(BIN)/pip install --quiet uv
