@@ -98,7 +98,7 @@ async def test_who_waits_for_an_aborted_load_loads_anew() -> None:
 
 
 async def test_load_beside_a_load_is_refused_when_too_many_wait() -> None:
-    async with running(options(load_seconds=0.2, max_queue=3)) as server:
+    async with running(options(load_seconds=1.0, max_queue=3)) as server:
         async with sent(server, "/api/chat", {"model": "a", "messages": user("Hello")}):
             await until(lambda: server.engine.waiting == 1)
             statuses = await asyncio.gather(*(chat(server, "b") for _ in range(10)))
