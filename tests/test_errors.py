@@ -25,6 +25,7 @@ TABLE = [
     (413, REQUEST, "request_too_large", errors.RequestTooLarge("m")),
     (415, REQUEST, "unsupported_media_type", errors.UnsupportedMediaType("m")),
     (431, REQUEST, "headers_too_large", errors.HeadersTooLarge("m")),
+    (500, "server_error", None, errors.Crash()),
     (502, "server_error", "upstream_error", UpstreamError("closed")),
     (503, "server_error", "queue_full", errors.QueueFull("m", retry_after=3)),
     (503, "server_error", "queue_timeout", errors.QueueTimeout("m", retry_after=3)),
@@ -35,8 +36,8 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("status", "type", "code", "error"), TABLE, ids=[code for _, _, code, _ in TABLE])
-def test_each_error_is_what_the_contract_says(status: int, type: str, code: str, error: GatewayError) -> None:
+@pytest.mark.parametrize(("status", "type", "code", "error"), TABLE, ids=[code or "crash" for _, _, code, _ in TABLE])
+def test_each_error_is_what_the_contract_says(status: int, type: str, code: str | None, error: GatewayError) -> None:
     body = json.loads(error.envelope())
     assert (error.status, body["error"]["type"], body["error"]["code"]) == (status, type, code)
     assert list(body) == ["error"]

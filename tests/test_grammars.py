@@ -199,10 +199,10 @@ def woven(number: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "schema",
     [
-        {"$ref": "#/$defs/D0", "$defs": {f"D{number}": woven(number) for number in range(400)} | {"D400": INTEGER}},
+        {"$ref": "#/$defs/D0", "$defs": {f"D{number}": woven(number) for number in range(250)} | {"D250": INTEGER}},
         record({str(number): record({"x" * 200: record({"y": INTEGER})}) for number in range(100)}),
         {"allOf": [{"$ref": "#/$defs/a"}] * 1000, "$defs": {"a": record({f"p{number}": INTEGER for number in range(300)})}},
-        {"anyOf": [record({"a": {"const": number}}, "a") for number in range(500)]},
+        {"anyOf": [record({"a": {"const": number}}, "a") for number in range(300)]},
     ],
     ids=["definitions", "names", "allOf", "anyOf"],
 )

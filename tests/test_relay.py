@@ -637,3 +637,24 @@ async def test_what_an_ollama_does_at_once_is_learned_and_shown(parallel: int, l
         assert [reply.status for reply in replies] == [200] * 4
         status = gateway.gateway._operations.status()["backends"]["ollama"]
         assert status["servers"][0]["model_slots"] == {MODEL: {"running": 0, "limit": learned, "learned": True}}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_fault_of_our_own_is_told_and_logged_without_its_words(
+    stream: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The words of an exception may be the client's."""
+
+    def fail(*_: object) -> None:
+        raise ValueError(CANARY)
+
+    monkeypatch.setattr("gateway.shaping.Shaping.take", fail)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    async with serving("ollama") as (gateway, _):
+        reply = await gateway.ask({"stream": stream, "tools": tools})
+        body = reply.events[-1] if stream and reply.status == 200 else json.loads(reply.body)
+        assert (body["error"]["type"], body["error"]["code"]) == ("server_error", None)
+        assert (gateway.exchanges()[-1]["status"], gateway.exchanges()[-1]["outcome"]) == (500, "upstream_error")
+        assert gateway.exchanges()[-1]["stream"] is stream
+    assert "ValueError" in caplog.text
+    assert CANARY not in caplog.text
