@@ -25,7 +25,7 @@ Among the heads that can run: interactive before batch; then the key that has wa
 queues of a lane when they are served in one, lanes do not wait for each other. A batch head that was passed over `BATCH_SHARE - 1` times, when it
 could have run, goes first: it gets one slot in ten.
 
-A server that is down is used only where no other that is up has the model: a probe may be wrong, and refusing everything is sure to fail.
+A server that is not up gets nothing: who needs it waits until it is, or is told by the relay that the backend is away.
 
 Time. What service takes is measured per queue, of those who were served whole. From its median come `Retry-After`, the estimate for those who
 wait, and the refusal of deadlines that cannot be met. It is never a reason against one who finds a free slot: a measure that is
@@ -38,7 +38,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
-from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
+from gateway.errors import GatewayError, ModelNotFound, QueueFull, QueueTimeout
 from gateway.queues import BATCH_SHARE, Entry, Lane, Limits, OwnLimits, Place, Queue, SharedLane, Station
 from gateway.slots import CONFIRM_SECONDS, TRY_AGAIN_SECONDS, Bound, LearnedBound
 from gateway.turns import Claim
@@ -254,17 +254,11 @@ class Admission:
                 self._alarm(TRY_AGAIN_SECONDS, self._assign)
 
     def _free(self, queue: Queue, besides: Station | None = None) -> Place | None:
-        """The least busy server that can take one of `queue` now; one that is down only where no other has the model."""
+        """The least busy server that can take one of `queue` now."""
         best: Place | None = None
-        is_any_up = False
         for place in queue.places:
             station = place.station
-            if station is besides or not station.serves(queue.model):
-                continue
-            if station.is_up():
-                if not is_any_up:
-                    is_any_up, best = True, None
-            elif is_any_up:
+            if station is besides or not station.serves(queue.model) or not station.is_up():
                 continue
             for bound in place.bounds:
                 if bound.count >= bound.limit:
@@ -382,15 +376,23 @@ class Ticket(Entry):
             timer.cancel()
 
     def _expire(self, seconds: float) -> None:
-        assert self._waiter is not None
-        if not self._waiter.done():
-            retry_after = self._admission.retry_after(self.queue)
+        retry_after = self._admission.retry_after(self.queue)
+        self.refuse(QueueTimeout(f"No slot came free within {seconds:g} seconds. Try again later.", retry_after=retry_after))
+
+    def refuse(self, error: GatewayError) -> None:
+        """End the wait in line with `error`."""
+        if self.is_in_line and self._waiter is not None and not self._waiter.done():
             self._admission.leave(self)
-            self._waiter.set_exception(QueueTimeout(f"No slot came free within {seconds:g} seconds. Try again later.", retry_after=retry_after))
+            self._waiter.set_exception(error)
 
     def admitted(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    @property
+    def has_waited(self) -> bool:
+        """There was no slot at once."""
+        return self._waiter is not None
 
     def move(self) -> bool:
         """To another server, keeping a slot throughout; False when none has room."""

@@ -50,6 +50,8 @@ class Gateway:
         keys = Keys(key.get_secret_value() for key in settings.api_keys)
         routing = Routing(settings)
         self._shared = Surroundings(settings, self._backends, self._metrics, self._on_exchange, gateway_id)
+        for backend in self._backends.values():
+            backend.on_away = self._leave_lines
         self._health = Health(settings, self._backends, gateway_id, _refresh)
         self._operations = Operations(settings, self._backends, routing, self._health, self._metrics)
         self._cors = Cors(settings.cors_origins)
@@ -113,6 +115,12 @@ class Gateway:
             assert isinstance(relay, Relay)
             relay.cut_off(ShuttingDown())
 
+    def _leave_lines(self, backend: Backend) -> None:
+        """Who waits for a backend that went away may be served by another."""
+        for relay in list(self._shared.sweep.live):
+            assert isinstance(relay, Relay)
+            relay.leave_line(backend)
+
     # The record of what is over
 
     def _on_exchange(self, exchange: Exchange) -> None:
@@ -132,7 +140,7 @@ class Gateway:
 
 
 def _refresh(backend: Backend) -> None:
-    backend.admission.refresh()
+    backend.refresh()
 
 
 async def _answer(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:

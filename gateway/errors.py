@@ -212,7 +212,10 @@ class QueueTimeout(Overloaded):
 
 
 class BackendUnavailable(Overloaded):
+    """No healthy server, or the backend itself says that it is full: for `pause` seconds, where it says so."""
+
     code = "backend_unavailable"
+    pause: float | None = None
 
 
 class ShuttingDown(Overloaded):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal, Self
 
 import httpx2
@@ -20,8 +21,11 @@ MAX_PROBE = 1024 * 1024  # bytes
 READY_SECONDS = 2.5
 """How long a server that does not answer keeps the gateway from being ready; it is asked on all the same."""
 FIRST_ATTEMPTS = 3
-FIRST_WAIT = 0.3
-FAILURES_TO_DOWN = 2
+SURE_ATTEMPTS = 2
+"""Of a probe that decides alone, since failed requests speak against the server too."""
+ATTEMPT_WAIT = 0.3
+ODD_TO_LEFT_OUT = 2
+"""Probes in a row that were answered, but not as they should."""
 MAX_LISTED = 8
 
 Finding = Literal["up", "unreachable", "refused_key", "itself", "no_models"]
@@ -34,7 +38,8 @@ class ProbeFailed(Exception):
 
 
 class Health:
-    """Probes of the backends that a tier can reach. `on_change` is called when a server came up or its models changed."""
+    """Probes of the backends that a tier can reach. They move the servers' circuits; `on_change` is called when a server came up or its models
+    changed."""
 
     def __init__(self, settings: Settings, backends: dict[str, Backend], gateway_id: bytes, on_change: Callable[[Backend], None]) -> None:
         self._settings = settings
@@ -77,51 +82,64 @@ class Health:
                 report.cancel()
 
     async def _first_report(self, backend: Backend, server: Server) -> None:
-        again = AsyncRetrying(
-            stop=stop_after_attempt(FIRST_ATTEMPTS), wait=wait_fixed(FIRST_WAIT), retry=retry_if_exception_type(ProbeFailed), reraise=True
-        )
-        finding: Finding
-        try:
-            finding = await again(self._ask, backend, server)
-        except ProbeFailed:
-            finding = "unreachable"
-            server.up = False
+        finding = await self._probe(backend, server, FIRST_ATTEMPTS)
+        if finding == "unreachable":
+            server.circuit.missed(is_sure=True)
         self._report(backend, server, finding)
 
     async def _watch(self, backend: Backend, server: Server) -> None:
         await self._first.wait()
-        failures = FAILURES_TO_DOWN if server.up is False else 0
+        odd = 0
         while True:
-            await asyncio.sleep(backend.settings.probe_interval)
-            was_up = server.up
-            try:
-                finding = await self._ask(backend, server)
-            except ProbeFailed:
-                finding = "unreachable"
-            failures = 0 if finding == "up" else failures + 1
-            if failures >= FAILURES_TO_DOWN:
+            await _until_set(server.doubted, backend.settings.probe_interval)
+            server.doubted.clear()
+            was_up, is_suspect = server.up, server.circuit.state == "suspect"
+            finding = await self._probe(backend, server, SURE_ATTEMPTS if is_suspect else 1)
+            if finding == "unreachable":
+                server.circuit.missed(is_sure=is_suspect)
+            else:
+                server.circuit.answered()
+            odd = 0 if finding in ("up", "unreachable") else odd + 1
+            if odd >= ODD_TO_LEFT_OUT:
                 server.up = False
             if server.up != was_up:
                 self._report(backend, server, finding)
                 self._on_change(backend)
 
+    async def _probe(self, backend: Backend, server: Server, attempts: int) -> Finding:
+        """What one probe found, which is tried so often."""
+        again = AsyncRetrying(
+            stop=stop_after_attempt(attempts), wait=wait_fixed(ATTEMPT_WAIT), retry=retry_if_exception_type(ProbeFailed), reraise=True
+        )
+        try:
+            return await again(self._ask, backend, server)
+        except ProbeFailed:
+            return "unreachable"
+
     async def _ask(self, backend: Backend, server: Server) -> Finding:
-        """One probe: the list of models. Sets `up` and `discovered` where it was answered."""
+        """Whether the server is well, where it says so apart, and its list of models. Tells `server` what there is.
+
+        Raises:
+            ProbeFailed
+        """
+        if backend.dialect.health_path is not None:
+            status, _ = await self._fetch(backend, server, "GET", backend.dialect.health_path)
+            if status >= 500 and status != 508:
+                raise ProbeFailed
         status, content = await self._fetch(backend, server, "GET", backend.dialect.models_path)
         if status == 508:
             return "itself"
         if status in (401, 403):
             return "refused_key"
-        if status != 200:
-            return "unreachable" if status >= 500 else "no_models"
-        models = backend.dialect.models(content)
+        if status >= 500:
+            raise ProbeFailed
+        models = backend.dialect.models(content) if status == 200 else None
         if models is None:
             return "no_models"
-        before = server.discovered
+        before, lacked = server.discovered, server.lacks_any
         await self._learn(backend, server, models)
-        server.discovered = models
-        server.up = True
-        if before is not None and before != server.discovered:
+        server.found(models)
+        if lacked or (before is not None and before != models):
             self._on_change(backend)
         return "up"
 
@@ -186,6 +204,13 @@ class Health:
                 _log.warning(
                     "tier %s wants the model %r of backend %s, which is not there; there is: %s", tier.name, model, backend.name, _listed(there)
                 )
+
+
+async def _until_set(event: asyncio.Event, seconds: float) -> None:
+    """Until `event` is set, `seconds` at the longest."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 async def _read(answer: httpx2.Response) -> bytes:

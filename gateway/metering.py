@@ -95,6 +95,11 @@ class Meter:
             self.observe_gap(now - self.last_piece, tokens)
         self.last_piece = now
 
+    def wait_again(self) -> None:
+        """Back in line, here or elsewhere: what was sent so far is over."""
+        self.admitted = self.sent = self.upstream_ended = None
+        self.phase = "queued"
+
     def end_upstream(self) -> None:
         if self.sent is not None:
             self.upstream_ended = self.clock()

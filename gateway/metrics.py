@@ -131,10 +131,16 @@ class Metrics:
         self.rejected = counter("gateway_rejected_total", "Requests refused for want of room or a healthy backend.", ("backend", "reason"))
         self.upstream_errors = counter("gateway_upstream_errors_total", "Failures of a backend.", ("backend", "reason"))
         self.retries = counter("gateway_retries_total", "Requests sent once more.", ("backend", "reason"))
+        self.fallbacks = counter(
+            "gateway_fallbacks_total", "Requests that another backend was asked to serve.", ("tier", "from_backend", "to_backend")
+        )
         self.client_disconnects = counter("gateway_client_disconnects_total", "Clients that left before their answer's end.", ("phase",))
         self.running = Gauge("gateway_requests_running", "Requests in flight at a backend.", ("backend", "lane"), registry=registry)
         self.waiting = Gauge("gateway_requests_waiting", "Requests in line for a backend.", ("backend", "lane"), registry=registry)
         self.backend_up = Gauge("gateway_backend_up", "1 while a server of the backend answers its probe.", ("backend",), registry=registry)
+        self.circuit_state = Gauge(
+            "gateway_circuit_state", "Of the backend's best server: 0 closed, 1 suspect, 2 half open, 3 open.", ("backend",), registry=registry
+        )
         self.active_backend = Gauge("gateway_active_backend", "1 for the backend that serves the tier.", route, registry=registry)
         self.overhead = histogram("gateway_overhead_seconds", "Time in the gateway outside the queue and the upstream.", (), OVERHEAD).labels()
         Info("gateway_build", "The running version.", registry=registry).info({"version": version})

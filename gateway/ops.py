@@ -74,7 +74,7 @@ class Operations:
     def _is_served(self, tier_name: str) -> bool:
         tier = self._settings.tiers[tier_name]
         backend = self._routing.active_backend(tier)
-        return any(server.is_up() and server.serves(tier.models[backend]) for server in self._backends[backend].servers)
+        return any(server.is_well and server.serves(tier.models[backend]) for server in self._backends[backend].servers)
 
     def status(self) -> dict[str, Any]:
         """Body of `/ops/status`."""
@@ -101,6 +101,8 @@ class Operations:
                 {
                     "name": server.name,
                     "up": server.up,
+                    "circuit": server.circuit.state,
+                    "paused": server.circuit.is_paused,
                     "running": server.running,
                     "connections": server.pool.open_connections,
                     "models": None if server.discovered is None else sorted(server.discovered),
@@ -123,6 +125,7 @@ class Operations:
                 metrics.running.labels(backend.name, lane).set(backend.admission.running(lane))
                 metrics.waiting.labels(backend.name, lane).set(backend.admission.waiting(lane))
             metrics.backend_up.labels(backend.name).set(backend.is_up)
+            metrics.circuit_state.labels(backend.name).set(backend.circuit_level)
         for tier in self._settings.tiers.values():
             for name in tier.models:
                 metrics.active_backend.labels(tier.name, name).set(name == self._routing.active_backend(tier))

@@ -75,7 +75,7 @@ class Station(ABC):
 
     @abstractmethod
     def is_up(self) -> bool:
-        """False only for a server known to be away."""
+        """Whether it may be given one request more, its slots aside; asked before each."""
 
 
 class Place:

@@ -5,8 +5,10 @@ import logging
 import math
 import traceback
 
+from msgspec import structs
+
 from gateway.admission import Outlook, Ticket
-from gateway.backends.backend import Server
+from gateway.backends.backend import Backend, Server
 from gateway.backends.base import MAX_ANSWER, MAX_REFUSAL, Reading
 from gateway.connection import Connection, WireError
 from gateway.errors import (
@@ -19,21 +21,22 @@ from gateway.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from gateway.forwarding import Detour, with_pause
 from gateway.metering import CHAT, Exchange, Meter, microseconds
 from gateway.protocol import LARGE_SCHEMAS
 from gateway.shaping import Shaping
-from gateway.surroundings import Client, Request, Surroundings
+from gateway.surroundings import Client, Destination, Request, Surroundings
+from gateway.turns import Claim
 from gateway.views import Answer, Delta, StreamView, assemble, render_answer
 from gateway.watch import Watch
 
 _log = logging.getLogger("gateway.relay")
 
-MAX_ATTEMPTS = 2
-"""Servers tried for one request; each try may cost a GPU's time."""
-
 SHORT_ANSWER = 1024
 """Tokens. A plain answer that may be longer is asked for as a stream and put together: a backend at work on it can then be told from one that
 hangs. A shorter one stays plain, which is cheaper, and has to come within `first_token_timeout`."""
+
+NO_FIRST_PIECE = "no first piece"
 
 JSON = b"application/json"
 
@@ -58,8 +61,8 @@ class Relay:
     """One exchange. `await relay()` answers the client, whatever happens; it raises only when it is cancelled from outside."""
 
     __slots__ = (
-        "_backend", "_chat", "_client", "_collected", "_collected_bytes", "_destination", "_lane", "_limits", "_meter", "_next_beat",
-        "_passes", "_request", "_shaping", "_shared", "_silent_since", "_splices", "_started", "_ticket", "_view", "_watch", "look_at",
+        "_backend", "_chat", "_client", "_collected", "_collected_bytes", "_destination", "_detour", "_lane", "_limits", "_meter", "_next_beat",
+        "_passes", "_request", "_server", "_shaping", "_shared", "_silent_since", "_splices", "_started", "_ticket", "_view", "_watch", "look_at",
     )  # fmt: skip
 
     def __init__(self, shared: Surroundings, client: Client, request: Request) -> None:
@@ -70,8 +73,10 @@ class Relay:
         self._destination = destination = shared.destination(request.route)
         self._backend = destination.backend
         self._limits = destination.limits
+        self._detour: Detour | None = None
+        self._server: Server | None = None
         self._lane = "vision" if chat.has_images else "text"
-        self._ticket = self._backend.admission.ticket(destination.queues[self._lane], request.claim)
+        self._ticket = self._new_ticket(request.claim)
         self._meter = Meter(shared.clock, destination.metrics.gaps.observe_gap)
         self._watch = Watch(client, shared.loop)
         self.look_at = 0.0
@@ -89,20 +94,26 @@ class Relay:
         self._next_beat = self._meter.arrived + self._silence_allowed()
 
     def __repr__(self) -> str:
-        return f"<Relay {self._request.route} {self._meter.phase}>"
+        return f"<Relay {self._destination.route} {self._meter.phase}>"
 
     async def __call__(self) -> None:
         error: GatewayError | None = None
         self._shared.sweep.add(self)
         try:
             with self._watch:
-                self._refuse_hopeless()
-                with self._ticket as ticket:
-                    if ticket.place is None:
-                        await ticket.wait()
-                        self.look_at = 0.0
-                    self._meter.admit()
-                    await self._forward(ticket)
+                self._backend.budget.count(self._meter.arrived)
+                while True:
+                    try:
+                        self._refuse_hopeless()
+                        with self._ticket as ticket:
+                            if ticket.place is None:
+                                await ticket.wait()
+                                self.look_at = 0.0
+                            self._meter.admit()
+                            await self._forward(ticket)
+                        break
+                    except GatewayError as failure:
+                        self._go_on(failure)
         except GatewayError as raised:
             error = raised
             self._answer_error(error)
@@ -120,9 +131,42 @@ class Relay:
         """End with `error`: the gateway is stopping."""
         self._watch.end(error)
 
+    def leave_line(self, backend: Backend) -> None:
+        """`backend` is away: who waits for it and may go elsewhere does so."""
+        way, model = self._destination.fallback, self._destination.route.model
+        if way is None or backend is not self._backend or not backend.is_away(model):
+            return
+        if not self._shared.backends[way.backend].is_away(way.model):
+            self._ticket.refuse(backend.unavailable())
+
+    def _go_on(self, failure: GatewayError) -> None:
+        """Aim where the request goes after `failure`; raises where it goes nowhere."""
+        if self._detour is None:
+            if self._destination.fallback is None:
+                raise failure
+            self._detour = Detour(self._shared, self._destination)
+        destination: Destination = self._detour.after(failure, self._meter)
+        self._destination = destination
+        self._backend, self._limits = destination.backend, destination.limits
+        self._meter.observe_gap = destination.metrics.gaps.observe_gap
+        self._meter.wait_again()
+        self._chat = self._request.chat
+        self._collected_bytes = 0
+        claim = self._request.claim
+        if claim.timeout is not None:  # from now on
+            claim = structs.replace(claim, timeout=max(0.0, self._meter.arrived + claim.timeout - self._shared.clock()))
+        self._ticket = self._new_ticket(claim)
+
+    def _new_ticket(self, claim: Claim) -> Ticket:
+        return self._backend.admission.ticket(self._destination.queues[self._lane], claim)
+
     def _refuse_hopeless(self) -> None:
         """What the backend would refuse for certain does not wait in its line."""
-        chat, model = self._chat, self._request.route.model
+        chat, model, backend = self._chat, self._destination.route.model, self._backend
+        if backend.is_restrained and self._detour is None:
+            may_go = self._destination.fallback is not None
+            if backend.takes_none(model) if may_go else backend.is_away(model):
+                raise backend.unavailable()
         if self._request.size > MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT:
             context = self._backend.context_length(model)
             if context is not None and sum(len(message.text) for message in chat.messages) > MOST_BYTES_PER_TOKEN * context:
@@ -136,37 +180,48 @@ class Relay:
         while True:
             server = ticket.station
             assert isinstance(server, Server)
+            self._server = server
             self._meter.send()
+            sent = self._meter.last_piece
             self.look_at = 0.0
             try:
                 await self._exchange(server)
                 ticket.is_served = True
+                if server.circuit.is_troubled:
+                    server.circuit.succeed()
                 return
             except WireError as fault:
                 error = _upstream_error(fault)
-                if fault.answered or self._meter.attempts >= MAX_ATTEMPTS or not ticket.move():
+                if not self._moves(ticket, server, error, sent, fault.answered):
                     raise error from fault
-                self._shared.metrics.retries.labels(self._backend.name, fault.fault).inc()
-                self._shared.metrics.upstream_errors.labels(self._backend.name, fault.fault).inc()
             except InvalidRequest as refusal:
                 amended = self._backend.dialect.amended(self._chat, refusal)
                 if amended is None or self._meter.first_piece is not None:
+                    self._moves(ticket, server, refusal, sent, True)
                     raise self._completed(refusal, server) from None
                 self._chat = amended
+            except GatewayError as error:
+                if not self._moves(ticket, server, error, sent, isinstance(error, UpstreamError)):
+                    raise
             finally:
                 self._meter.end_upstream()
+
+    def _moves(self, ticket: Ticket, server: Server, error: GatewayError, sent: float, answered: bool) -> bool:
+        if self._detour is None:
+            self._detour = Detour(self._shared, self._destination)
+        return self._detour.moves(ticket, server, error, self._meter, sent=sent, answered=answered)
 
     def _completed(self, refusal: InvalidRequest, server: Server) -> InvalidRequest:
         """Ollama 0.24 does not say how long a prompt may be."""
         if isinstance(refusal, ContextLengthExceeded) and refusal.limit is None:
-            return ContextLengthExceeded(server.facts(self._request.route.model).context_length)
+            return ContextLengthExceeded(server.facts(self._destination.route.model).context_length)
         return refusal
 
     async def _exchange(self, server: Server) -> None:
         dialect = self._backend.dialect
         limit = self._chat.token_limit
         streams = self._view is not None or dialect.streams_only or limit is None or limit > SHORT_ANSWER
-        model = self._request.route.model
+        model = self._destination.route.model
         if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
             body = await self._shared.in_thread(dialect.render, self._chat, model, server.facts(model), streams)
         else:
@@ -177,7 +232,7 @@ class Relay:
         del body
         async with exchange as response:
             if response.status != 200:
-                raise dialect.refusal(response.status, await response.read(MAX_REFUSAL))
+                raise with_pause(dialect.refusal(response.status, await response.read(MAX_REFUSAL)), response)
             streams = _check_headers(response, dialect.stream_type if streams else JSON, self._view is None and not dialect.streams_only)
             if not streams:
                 delta = dialect.parse_answer(await response.read(MAX_ANSWER))
@@ -253,6 +308,9 @@ class Relay:
         if is_first:
             self.look_at = 0.0
             self._ticket.spoke()
+            assert self._server is not None
+            if self._server.circuit.is_troubled:
+                self._server.circuit.begin_answer()
         deltas = self._shaped(deltas)
         view = self._view
         if view is None:
@@ -323,6 +381,8 @@ class Relay:
         """End the exchange when a deadline has passed, keep a silent one alive. A new phase sets `look_at` to zero: its deadline may be nearer."""
         deadline, phase = self._deadline()
         if now >= deadline:
+            if phase == NO_FIRST_PIECE and self._server is not None:
+                self._server.circuit.fail("no_first_piece", self._meter.last_piece)
             self._watch.end(UpstreamTimeout(phase))
             self.look_at = math.inf
             return
@@ -346,7 +406,7 @@ class Relay:
         if self._client.paused:
             return ends
         if meter.first_piece is None:
-            return min(ends, (meter.last_piece + limits.first_token_timeout, "no first piece"))
+            return min(ends, (meter.last_piece + limits.first_token_timeout, NO_FIRST_PIECE))
         return min(ends, (meter.last_piece + limits.idle_timeout, "no next piece"))
 
     def _silence_allowed(self) -> float:
@@ -375,16 +435,16 @@ class Relay:
     # Meter
 
     def _record(self, error: GatewayError | None) -> None:
-        meter, request = self._meter, self._request
+        meter, request, route = self._meter, self._request, self._destination.route
         now = self._shared.clock()
         self._shared.on_exchange(
             Exchange(
                 request_id=request.id,
                 key_id=request.key_id,
                 endpoint=CHAT,
-                tier=request.route.tier,
-                backend=request.route.backend,
-                model=request.route.model,
+                tier=route.tier,
+                backend=route.backend,
+                model=route.model,
                 lane=self._lane,
                 stream=self._view is not None,
                 status=200 if error is None else error.status,

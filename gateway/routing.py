@@ -27,6 +27,15 @@ class PublicModel:
     tier: Tier
 
 
+def fallback_route(tier: Tier, backend: str) -> Route | None:
+    """Who serves `tier` where `backend` cannot: the one that the tier names, or the next under its models; None: nobody."""
+    if tier.fallback is False:
+        return None
+    names = list(tier.models)
+    other = names[(names.index(backend) + 1) % len(names)] if tier.fallback is True else tier.fallback
+    return None if other == backend else Route(tier.name, other, tier.models[other])
+
+
 class Routing:
     """Which tier a name means: a tier, an alias, `auto`, or a backend's own name of a model. Names match without regard to case."""
 

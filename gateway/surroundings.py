@@ -14,7 +14,7 @@ from gateway.metering import Exchange
 from gateway.metrics import Metrics, RouteMetrics
 from gateway.protocol import Chat
 from gateway.queues import Lane, Queue
-from gateway.routing import Route
+from gateway.routing import Route, fallback_route
 from gateway.turns import Claim
 from gateway.watch import Sweep
 
@@ -41,9 +41,14 @@ class Client(Protocol):
 class Destination:
     """What all exchanges of one tier on one backend share, looked up once."""
 
-    __slots__ = ("backend", "header_lines", "limits", "metrics", "queues")
+    __slots__ = ("backend", "fallback", "header_lines", "limits", "metrics", "queues", "route")
 
-    def __init__(self, route: Route, backend: Backend, queues: dict[Lane, Queue], limits: Limits, metrics: RouteMetrics) -> None:
+    def __init__(
+        self, route: Route, backend: Backend, queues: dict[Lane, Queue], limits: Limits, metrics: RouteMetrics, fallback: Route | None
+    ) -> None:
+        self.route = route
+        self.fallback = fallback
+        """Where the tier lets requests go that `backend` cannot serve."""
         self.backend = backend
         self.queues = queues
         self.limits = limits
@@ -106,7 +111,8 @@ class Surroundings:
         if found is None:
             limits = self.settings.limits_for(route.tier, route.backend)
             metrics = self.metrics.route(route.tier, route.backend)
-            backend = self.backends[route.backend]
-            queues = backend.queues(route.tier, route.model, self.settings.tiers[route.tier].limits.get(route.backend))
-            found = self._destinations[route] = Destination(route, backend, queues, limits, metrics)
+            tier, backend = self.settings.tiers[route.tier], self.backends[route.backend]
+            queues = backend.queues(route.tier, route.model, tier.limits.get(route.backend))
+            fallback = fallback_route(tier, route.backend)
+            found = self._destinations[route] = Destination(route, backend, queues, limits, metrics, fallback)
         return found

@@ -260,11 +260,29 @@ def test_server_that_is_down_is_left_out_while_another_has_the_model() -> None:
     assert line.arrive().is_in_line
 
 
-def test_server_that_is_down_is_tried_where_it_is_the_only_one() -> None:
-    """A probe may be wrong; refusing everything would be sure to fail."""
+def test_request_waits_for_a_server_that_is_down() -> None:
     server = Server("m")
     server.up = False
-    assert setup(server).arrive().place is not None
+    line = setup(server)
+    waiting = line.arrive()
+    assert waiting.is_in_line
+    server.up = True
+    line.admission.refresh()
+    assert waiting.place is not None
+
+
+async def test_wait_can_be_ended_with_a_reason() -> None:
+    line = setup(Server("m"))
+    with ticket(line) as running, ticket(line) as waiting:
+        task = asyncio.create_task(waiting.wait())
+        await asyncio.sleep(0)
+        for each in (running, waiting):
+            each.refuse(QueueTimeout("elsewhere"))
+        with pytest.raises(QueueTimeout, match="elsewhere"):
+            await task
+        assert running.place is not None
+        assert (running.has_waited, waiting.has_waited) == (False, True)
+        assert line.waiting("text") == 0
 
 
 def test_server_that_comes_up_takes_who_waits() -> None:

@@ -49,8 +49,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def could_run(self, request: Request) -> bool:
         """Said once more in other words than the code's."""
-        places = [place for place in request.queue.places if place.station.serves(request.queue.model)]
-        places = [place for place in places if place.station.is_up()] or places
+        places = [place for place in request.queue.places if place.station.serves(request.queue.model) and place.station.is_up()]
         return any(all(bound.count < bound.limit for bound in place.bounds) for place in places)
 
     # Steps

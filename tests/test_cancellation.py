@@ -115,6 +115,7 @@ async def test_client_that_leaves_while_the_gateway_connects_ends_that(monkeypat
         settings = settings.model_copy(update={"backends": {"vllm": altered}})
         async with running(settings) as gateway:
             await until(lambda: len(ended) == 1)  # the probe
+            gateway.gateway._backends["vllm"].servers[0].circuit.answered()
             async with gateway.sent({"stream": stream}) as raw:
                 await until(lambda: gateway.running == 1)
                 await asyncio.sleep(0.02)

@@ -27,6 +27,7 @@ ELSEWHERE = {
     "drain.py": "test_front.py",
     "framing.py": "test_front.py",
     "picture.py": "test_images.py",
+    "forwarding.py": "test_fallback.py",
     "queues.py": "test_admission.py",
     "surroundings.py": "test_relay.py",
     "backends/base.py": "backends/test_openai.py",

@@ -52,8 +52,8 @@ async def test_server_is_told_reachable_with_its_models(caplog: pytest.LogCaptur
 
 async def test_probe_spends_no_token_and_tells_who_asks() -> None:
     async with stand_in(VLLM) as server, asked("vllm", server.base_url, "Qwen/A"):
-        (request,) = server.engine.requests
-        assert (request["method"], request["path"], request["headers"]["x-gateway-via"]) == ("GET", "/v1/models", "this-gateway")
+        assert [(request["method"], request["path"]) for request in server.engine.requests] == [("GET", "/health"), ("GET", "/v1/models")]
+        assert {request["headers"]["x-gateway-via"] for request in server.engine.requests} == {"this-gateway"}
 
 
 @pytest.mark.parametrize("kind", ["ollama", "vllm"])

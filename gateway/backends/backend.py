@@ -1,9 +1,12 @@
-"""A backend at run time: its servers, their connections, and the line before them."""
+"""A backend at run time: its servers, their connections and circuits, and the line before them."""
 
 import asyncio
+import logging
+import math
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from urllib.parse import urlsplit
 
 from gateway.admission import Admission
@@ -11,10 +14,13 @@ from gateway.backends.base import Dialect, ModelFacts, Models
 from gateway.backends.ollama import Ollama
 from gateway.backends.openai import OpenAi
 from gateway.backends.vllm import Vllm
+from gateway.circuit import CALM, LEVELS, Circuit, State
 from gateway.config import Backend as BackendSettings
 from gateway.config import LimitOverrides
 from gateway.config import Server as ServerSettings
+from gateway.errors import BackendUnavailable
 from gateway.queues import Lane, LaneLimits, Limits, OwnLimits, Queue, Station
+from gateway.retry_budget import RetryBudget
 from gateway.slots import LearnedBound
 from gateway.wire import Origin, Pool
 
@@ -24,14 +30,18 @@ IDLE_SECONDS = {"ollama": 30.0, "vllm": 2.5, "openai": 2.5}
 VIA = b"x-gateway-via"
 """Request header with the ids of the gateways that a request has come through."""
 
+PAUSE_MARGIN = 0.01
+"""Seconds. The loop's clock is a little coarser than the one that ends a pause."""
 
 _NOTHING = ModelFacts()
+
+_log = logging.getLogger("gateway.circuit")
 
 
 class Server(Station):
     """One address of a backend, and what its probes have found there."""
 
-    __slots__ = ("_canonical", "_configured", "_head", "discovered", "name", "pool", "up")
+    __slots__ = ("_canonical", "_configured", "_head", "_missing", "circuit", "discovered", "doubted", "is_left_out", "name", "pool", "up")
 
     def __init__(self, name: str, settings: ServerSettings, pool: Pool, head: bytes, canonical: Callable[[str], str]) -> None:
         super().__init__()
@@ -43,13 +53,21 @@ class Server(Station):
         self.discovered: Models | None = None
         """Models by the server's own word; None while it has not answered."""
         self.up: bool | None = None
-        """None: not asked yet."""
+        """Whether it answers its probe as it should; None: not asked yet."""
+        self.circuit = Circuit(time.monotonic)
+        self.doubted = asyncio.Event()
+        """A probe should look at once."""
+        self.is_left_out = False
+        """It lives but is of no use, and another is."""
+        self._missing: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"<Server {self.name}, {self.running} in flight, up {self.up}>"
+        return f"<Server {self.name}, {self.running} in flight, up {self.up}, {self.circuit!r}>"
 
     def serves(self, model: str) -> bool:
         """A server that has told nothing yet is taken at the settings' word."""
+        if self._missing and model in self._missing:
+            return False
         if self._configured is not None:
             return model in self._configured
         return self.discovered is None or self._listed(model) is not None
@@ -68,8 +86,30 @@ class Server(Station):
             found = next((facts for name, facts in self.discovered.items() if self._canonical(name) == wanted), None)
         return found
 
+    def miss(self, model: str) -> None:
+        """The server said that it does not have `model`: believed until the next probe."""
+        self._missing.add(model)
+
+    @property
+    def is_well(self) -> bool:
+        """It answers its probe, or has not been asked."""
+        return self.up is not False and not self.circuit.is_open
+
+    @property
+    def lacks_any(self) -> bool:
+        """Something was missed since the last probe."""
+        return bool(self._missing)
+
+    def found(self, models: Models) -> None:
+        """A probe was answered: these are there."""
+        self.discovered = models
+        self.up = True
+        self._missing.clear()
+
     def is_up(self) -> bool:
-        return self.up is not False
+        """Whether it may be given one request more, its slots aside."""
+        circuit = self.circuit
+        return not self.is_left_out and (not circuit.restrains or circuit.allows(self.running))
 
     def chat_head(self, came_through: bytes, gateway_id: bytes) -> bytes:
         """The head of a chat request; `came_through` is the client's own `x-gateway-via`."""
@@ -88,13 +128,77 @@ class Backend:
         tls = _tls(settings)
         self.servers = [self._server(number, server, tls) for number, server in enumerate(settings.servers, 1)]
         self.admission = Admission(self.servers, _limits(settings, num_parallel), time.monotonic, _call_later, self.dialect.canonical)
+        self.budget = RetryBudget()
+        self.is_restrained = False
+        """Some server may not be given requests: only then are `is_away` and `takes_none` worth a call."""
+        self.on_away: Callable[[Backend], None] = lambda backend: None
+        """Called when a server's circuit has opened."""
+        self._pauses: set[asyncio.TimerHandle] = set()
+        for server in self.servers:
+            server.circuit = Circuit(time.monotonic, partial(self._circuit_changed, server))
 
     def __repr__(self) -> str:
         return f"<Backend {self.name}: {self.servers!r}>"
 
     @property
     def is_up(self) -> bool:
-        return any(server.is_up() for server in self.servers)
+        """A server of it is well."""
+        return any(server.is_well for server in self.servers)
+
+    @property
+    def circuit_level(self) -> int:
+        """The best of its servers' circuits, as `LEVELS` counts."""
+        return min(LEVELS[server.circuit.state] for server in self.servers)
+
+    def is_away(self, model: str) -> bool:
+        """Every server that has `model` is known to be dead."""
+        serving = [server for server in self.servers if server.serves(model)]
+        return bool(serving) and all(server.circuit.is_open for server in serving)
+
+    def takes_none(self, model: str) -> bool:
+        """No server that has `model` may be given requests for now; one that a probe is looking at will be known at once."""
+        serving = [server for server in self.servers if server.serves(model)]
+        return bool(serving) and not any(server.circuit.state == "suspect" or server.is_up() for server in serving)
+
+    def unavailable(self) -> BackendUnavailable:
+        """What a request gets that nobody can serve."""
+        seconds = max(1, math.ceil(self.settings.probe_interval))
+        return BackendUnavailable("No server of the model backend is available. Try again later.", retry_after=seconds)
+
+    def pause(self, server: Server, seconds: float) -> None:
+        """Leave `server` alone for so long: it is full, or fails."""
+        server.circuit.pause(seconds)
+        timer: asyncio.TimerHandle = asyncio.get_running_loop().call_later(seconds + PAUSE_MARGIN, lambda: self._resume(server, timer))
+        self._pauses.add(timer)
+        self.refresh()
+
+    def _resume(self, server: Server, timer: asyncio.TimerHandle) -> None:
+        self._pauses.discard(timer)
+        server.circuit.allows(server.running)  # notices that the pause is over
+        self.refresh()
+
+    def refresh(self) -> None:
+        """A server came or went, or its models changed: see who can run now."""
+        is_any_well = self.is_up
+        for server in self.servers:
+            server.is_left_out = is_any_well and server.up is False
+        self.is_restrained = any(server.is_left_out or server.circuit.restrains for server in self.servers)
+        self.admission.refresh()
+
+    def _circuit_changed(self, server: Server, was: State, reason: str) -> None:
+        state = server.circuit.state
+        if server.up is not None:  # what the first probe finds is told apart
+            level = logging.WARNING if state in ("suspect", "open") else logging.INFO
+            _log.log(level, "backend %s: circuit %s, was %s (%s)", server.name, state, was, reason)
+        if state == "suspect":
+            server.doubted.set()
+        if state == "open":
+            server.up = False
+        if was == "suspect" and state == "closed" and any(other is not server and other.is_up() for other in self.servers):
+            self.pause(server, CALM)  # failing fast looks idle: it would get all that comes
+        self.refresh()
+        if state == "open":
+            self.on_away(self)
 
     def headers(self) -> list[tuple[str, str]]:
         """What the settings send with each request to this backend."""
@@ -130,6 +234,8 @@ class Backend:
             server.guesses = dict(learned.get(server.name, {}))
 
     def close(self) -> None:
+        for timer in self._pauses:
+            timer.cancel()
         for server in self.servers:
             server.pool.close()
 

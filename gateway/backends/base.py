@@ -85,6 +85,9 @@ class Dialect(Protocol):
 
     models_path: str
 
+    health_path: str | None
+    """Tells more than the list of models whether the server is well; None: nothing does."""
+
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
         """The request's body, for `model` by the name that it has there, asking for a stream or not."""
 

@@ -133,6 +133,7 @@ class Ollama:
 
     chat_path = "/api/chat"
     models_path = "/api/tags"
+    health_path: str | None = None
     streams_only = True
     stream_type = b"application/x-ndjson"
 

@@ -269,6 +269,7 @@ class OpenAi:
 
     chat_path = "/v1/chat/completions"
     models_path = "/v1/models"
+    health_path: str | None = None
     streams_only = False
     stream_type = b"text/event-stream"
 

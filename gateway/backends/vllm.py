@@ -15,6 +15,8 @@ LEAST_TOP_P = 1e-6
 
 
 class Vllm(OpenAi):
+    health_path = "/health"  # 503 when the engine behind the server has died
+
     def request(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> Request:
         request = super().request(chat, model, facts, stream)
         request.top_k, request.min_p, request.repetition_penalty = chat.top_k, chat.min_p, chat.repetition_penalty

@@ -6,9 +6,11 @@ import json
 import socket
 import ssl
 import struct
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from functools import cache
 from typing import Literal, Self
 
@@ -72,6 +74,16 @@ class FaultBackend:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._server.wait_closed()
+
+    def die(self) -> None:
+        """As a process that is killed: no listener and no connection is left."""
+        self._server.close()
+        for peer in list(self._open):
+            peer.reset()
+
+    async def revive(self) -> None:
+        """At the same address."""
+        self._server = await asyncio.get_running_loop().create_server(lambda: Peer(self), self.host, self.port, ssl=self.tls)
 
     @property
     def base_url(self) -> str:
@@ -484,6 +496,31 @@ async def early_close(peer: Peer) -> None:
     """Closed with most of the request unread: the kernel sends a reset behind the answer."""
     peer.answer(400, b"application/json", b'{"error":"%b"}' % CANARY.encode())
     peer.transport.close()
+
+
+# Refusals
+
+
+def refusal(name: str, status: int, *fields: Callable[[], bytes]) -> None:
+    async def refuse(peer: Peer) -> None:
+        peer.answer(status, b"application/json", b'{"error":"%b"}' % CANARY.encode(), *(field() for field in fields))
+
+    MODES[name] = refuse
+
+
+def in_seconds(seconds: float) -> bytes:
+    return b"retry-after: " + formatdate(time.time() + seconds, usegmt=True).encode()
+
+
+refusal("locked", 401)
+refusal("missing", 404)
+refusal("breaks", 500)
+refusal("full", 503)
+refusal("full_for_seven", 503, lambda: b"retry-after: 7")
+refusal("limited_for_seven", 429, lambda: b"retry-after: 7")
+refusal("limited_until", 429, lambda: in_seconds(40))
+refusal("limited_for_ever", 429, lambda: b"retry-after: 99999")
+refusal("limited_garbage", 429, lambda: b"retry-after: soon")
 
 
 # In the middle of a stream

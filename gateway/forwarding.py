@@ -1,0 +1,175 @@
+"""What a failed attempt means: to the server's circuit, and for where the request may go next. Decides; awaits nothing.
+
+An attempt is a request sent to a server. There are `MAX_ATTEMPTS` of them at most, whatever the way from one to the next:
+
+1. to another server of the same backend: nothing came back from this one, or it is full, or lacks the model;
+2. to the other backend, where the tier allows one: this one is away, full, lacks the model, or broke before its first piece;
+3. back into the line that it came from: it had waited there, and met a server that was gone.
+
+Where the first attempt reached a server, the second is a retry, and has to find room in the backend's budget.
+"""
+
+import math
+import time
+from email.utils import parsedate_to_datetime
+
+from gateway.admission import Ticket
+from gateway.backends.backend import Server
+from gateway.connection import Connection
+from gateway.errors import BackendUnavailable, GatewayError, InvalidRequest, ModelNotFound, UpstreamError
+from gateway.metering import Meter
+from gateway.surroundings import Destination, Surroundings
+
+MAX_ATTEMPTS = 2
+"""Servers tried for one request; each try may cost a GPU's time."""
+
+UNSENT = frozenset({"connect", "connect_timeout"})
+"""Nothing of the request reached the server: trying elsewhere costs nobody anything."""
+
+BROKEN = UNSENT | {"closed", "reset", "protocol", "truncated", "stream_error", "status_5xx"}
+"""Reasons of upstream errors that are the server's own fault. A wrong key or an answer of the wrong kind is no matter of its health."""
+
+BUSY = "busy"
+MISSING = "model_not_found"
+
+FULL_SECONDS = 1.0
+"""Pause of a server that is full and does not say for how long."""
+
+LONGEST_PAUSE = 120
+
+
+def retry_seconds(value: bytes, wall_clock: float) -> int | None:
+    """A backend's `Retry-After` (RFC 9110 section 10.2.3: seconds, or a date), within 0 to `LONGEST_PAUSE`; None for what is neither.
+
+    `wall_clock` is in Unix time.
+    """
+    if value.isdigit():
+        return min(LONGEST_PAUSE, int(value[:6]))
+    try:
+        seconds = parsedate_to_datetime(value.decode("latin-1")).timestamp() - wall_clock
+    except (ValueError, OverflowError):
+        return None
+    return min(LONGEST_PAUSE, max(0, math.ceil(seconds)))
+
+
+def with_pause(error: GatewayError, response: Connection) -> GatewayError:
+    """`error`, which `response` meant; with a full backend's `Retry-After`, which goes on to the client."""
+    told = response.fields.get(b"retry-after")
+    if told is not None and isinstance(error, BackendUnavailable):
+        seconds = retry_seconds(told, time.time())
+        if seconds is not None:
+            error.pause, error.retry_after = seconds, max(1, seconds)
+    return error
+
+
+def note_failure(destination: Destination, server: Server, error: GatewayError, sent: float) -> str | None:
+    """Tell `server` what became of the attempt that was sent at the time `sent`; the reason in a word, where it may be tried elsewhere."""
+    if isinstance(error, UpstreamError):
+        if error.reason not in BROKEN:
+            return None
+        server.circuit.fail(error.reason, sent)
+        return error.reason
+    if isinstance(error, BackendUnavailable):
+        destination.backend.pause(server, FULL_SECONDS if error.pause is None else error.pause)
+        return BUSY
+    if isinstance(error, ModelNotFound):
+        server.miss(destination.route.model)
+        return MISSING
+    if isinstance(error, InvalidRequest) and server.circuit.is_troubled:
+        server.circuit.succeed()  # the fault is the request's
+    return None
+
+
+class Detour:
+    """The way of one request from its first failure on. `destination` is where it goes now."""
+
+    __slots__ = ("_first_failure", "_reason", "_shared", "_waits_again", "destination")
+
+    def __init__(self, shared: Surroundings, destination: Destination) -> None:
+        self._shared = shared
+        self.destination = destination
+        self._first_failure: GatewayError | None = None
+        """Of the backend that was left; None: it still is the first."""
+        self._reason: str | None = None
+        self._waits_again = False
+
+    def moves(self, ticket: Ticket, server: Server, error: GatewayError, meter: Meter, *, sent: float, answered: bool) -> bool:
+        """The attempt at `server` failed: whether `ticket` has a slot at another server of the backend now.
+
+        `answered`: a part of an answer had come before.
+        """
+        reason = self._reason = note_failure(self.destination, server, error, sent)
+        if reason is None or meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None:
+            return False
+        if not answered and self._may_repeat(reason, sent) and ticket.move():
+            self._repeat(reason, sent)
+            return True
+        if reason in UNSENT and ticket.has_waited and self._other() is None:
+            server.circuit.doubt(reason)
+            self._repeat(reason, sent)
+            self._waits_again = True
+        return False
+
+    def after(self, failure: GatewayError, meter: Meter) -> Destination:
+        """Where the request gets in line next, having left with `failure`.
+
+        Raises:
+            GatewayError: nowhere; this is what the client gets.
+        """
+        if self._waits_again:
+            self._waits_again = False
+            return self.destination
+        if self._first_failure is not None:
+            raise _told(self._first_failure, failure)
+        left, other = self.destination, self._other()
+        if meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None or not _is_for_another(failure):
+            raise failure
+        if other is None:
+            if meter.attempts or not isinstance(failure, BackendUnavailable) or left.backend.is_away(left.route.model):
+                raise failure
+            return left  # not away, but full for a while: it waits there
+        if meter.attempts and self._reason is not None:
+            now = self._shared.clock()
+            if not self._may_repeat(self._reason, now):
+                raise failure
+            self._repeat(self._reason, now)
+        self._first_failure = failure.with_traceback(None)  # which holds the frames, and they this
+        self.destination = other
+        self._shared.metrics.fallbacks.labels(left.route.tier, left.route.backend, other.route.backend).inc()
+        return other
+
+    def _other(self) -> Destination | None:
+        """Where the tier lets it go, unless nobody is there."""
+        way = self.destination.fallback
+        other = None if way is None else self._shared.destination(way)
+        return None if other is None or other.backend.is_away(other.route.model) else other
+
+    def _may_repeat(self, reason: str, now: float) -> bool:
+        return reason in UNSENT or reason == MISSING or self.destination.backend.budget.has_room(now)
+
+    def _repeat(self, reason: str, now: float) -> None:
+        """Count a second attempt, wherever it goes."""
+        backend, metrics = self.destination.backend, self._shared.metrics
+        if reason not in UNSENT and reason != MISSING:
+            backend.budget.spend(now)
+        metrics.upstream_errors.labels(backend.name, reason).inc()
+        metrics.retries.labels(backend.name, reason).inc()
+
+
+def _is_for_another(failure: GatewayError) -> bool:
+    """Another backend may do better. A full line or a time-out is the gateway's own word, and no reason to load another backend."""
+    if isinstance(failure, UpstreamError):
+        return failure.reason in BROKEN
+    return isinstance(failure, BackendUnavailable | ModelNotFound)
+
+
+def _told(first: GatewayError, second: GatewayError) -> GatewayError:
+    """Of the failures of two backends, the one that helps the client: that the second cannot serve the request is none of its business."""
+    if isinstance(second, InvalidRequest | ModelNotFound):
+        return first
+    if isinstance(first, BackendUnavailable):
+        if isinstance(second, UpstreamError):
+            return first
+        if isinstance(second, BackendUnavailable):
+            second.retry_after = max(first.retry_after or 0, second.retry_after or 0)
+    return second
