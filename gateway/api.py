@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from gateway.auth import Caller, Keys
 from gateway.backends.backend import VIA
 from gateway.config import Tier
+from gateway.conversation import bucket_of
 from gateway.cors import Cors
 from gateway.errors import (
     ClientLeft,
@@ -23,15 +23,15 @@ from gateway.errors import (
     MethodNotAllowed,
     RequestTooLarge,
     ShuttingDown,
-    UnsupportedMediaType,
 )
 from gateway.images import Images
 from gateway.metering import CHAT, NONE, Exchange
 from gateway.params import TierParams
-from gateway.parsing import check, check_text, decode
+from gateway.parsing import check, check_json, check_text, decode
 from gateway.protocol import LARGE_SCHEMAS, Chat
 from gateway.relay import JSON_LINES, LARGE, Relay
-from gateway.routing import Routing
+from gateway.rollout import BUCKETS, Rollout
+from gateway.routing import Route, Routing
 from gateway.surroundings import Client, Request, Surroundings
 from gateway.turns import Claim
 from gateway.watch import Watch
@@ -44,6 +44,7 @@ Fields = Mapping[bytes, bytes]
 PRIORITY = b"x-gateway-priority"
 TIMEOUT = b"x-gateway-timeout"
 MAX_TIMEOUT = 86400.0
+SESSION = b"x-gateway-session"
 
 CHAT_PATHS = ("/v1/chat/completions", "/chat/completions")
 
@@ -59,15 +60,19 @@ class Terms(Struct, frozen=True, gc=False):
     """How long the client waits for a plain answer, where it says so."""
     extra_lines: bytes
     """Header lines sent with the answer, whatever it is."""
+    session: bytes
+    """The client's name for the conversation; empty without one."""
 
 
 class ChatEndpoint:
     """`POST /v1/chat/completions`."""
 
-    def __init__(self, shared: Surroundings, keys: Keys, routing: Routing, cors: Cors, images: Images) -> None:
+    def __init__(self, shared: Surroundings, keys: Keys, routing: Routing, rollout: Rollout, cors: Cors, images: Images) -> None:
         self._shared = shared
         self._keys = keys
         self._routing = routing
+        self._lines = rollout.lines
+        self._session_header = (shared.settings.session_header or "").encode()
         self._cors = cors
         self._images = images
         self._user_header = (shared.settings.user_header or "").encode()
@@ -107,10 +112,13 @@ class ChatEndpoint:
                     await self._shared.in_thread(check, chat)
             else:
                 check(chat)
-            request = self._request(request_id, caller, chat, size, terms, fields)
+            tier = self._routing.tier(chat.model).name
+            asked = chat if (params := self._params.get(tier)) is None else params.apply(chat)
             if chat.has_images:
                 with Watch(client, self._shared.loop):
-                    request = replace(request, chat=await self._images.checked(request.chat))
+                    asked = await self._images.checked(asked)
+            # Nothing waits from here on: once the roll-out has changed, no request begins on the side that was left.
+            request = self._request(request_id, caller, asked, self._route(tier, chat, caller, terms), size, terms, fields)
         except GatewayError as error:
             self._refuse(client, fields, request_id, caller, error, stream, time.perf_counter() - arrived)
             return
@@ -126,14 +134,15 @@ class ChatEndpoint:
     def _terms(self, client: Client, fields: Fields) -> Terms:
         check_json(fields)
         read_timeout = _seconds(fields.get(b"x-stainless-read-timeout"))
-        terms = client.notes["terms"] = Terms(fields.get(VIA, b""), read_timeout, self._cors.header_lines(fields))
+        session = fields.get(SESSION) or fields.get(self._session_header, b"")
+        terms = client.notes["terms"] = Terms(fields.get(VIA, b""), read_timeout, self._cors.header_lines(fields), session)
         return terms
 
-    def _request(self, request_id: str, caller: Caller, chat: Chat, size: int, terms: Terms, fields: Fields) -> Request:
-        route = self._routing.choose(chat.model)
-        params = self._params.get(route.tier)
-        if params is not None:
-            chat = params.apply(chat)
+    def _route(self, tier: str, chat: Chat, caller: Caller, terms: Terms) -> Route:
+        line = self._lines[tier]
+        return line.route if line.canary is None else line.choose(bucket_of(caller.key_id, terms.session, chat, BUCKETS))
+
+    def _request(self, request_id: str, caller: Caller, chat: Chat, route: Route, size: int, terms: Terms, fields: Fields) -> Request:
         return Request(
             request_id,
             "chatcmpl-" + _random_id(),
@@ -236,15 +245,6 @@ def refuse_loop(fields: Fields, gateway_id: bytes) -> None:
     via = fields.get(VIA)
     if via is not None and gateway_id in via:
         raise LoopDetected
-
-
-def check_json(fields: Fields) -> None:
-    """Raises `UnsupportedMediaType` for a body that is not plain JSON, `InvalidRequest` without one."""
-    media_type = fields.get(b"content-type", b"")
-    if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":
-        raise UnsupportedMediaType("Send the body as 'Content-Type: application/json'.")
-    if fields.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise UnsupportedMediaType("Send the body without Content-Encoding.")
 
 
 def priority_is_batch(value: bytes) -> bool:

@@ -24,8 +24,10 @@ from gateway.metrics import Metrics
 from gateway.ops import Operations, build_metrics_port
 from gateway.ops import build as build_ops
 from gateway.relay import Relay
+from gateway.rollout import Rollout
 from gateway.routing import Routing
 from gateway.state import State
+from gateway.steering import Steering
 from gateway.surroundings import Surroundings
 
 SETTLE_SECONDS = 0.2
@@ -46,6 +48,8 @@ class Gateway:
         self._backends = build(settings.backends.values(), settings.ollama_num_parallel)
         self._state = State(settings.state_file)
         keep_learned(self._state, self._backends, settings.ollama_num_parallel)
+        self.rollout = Rollout(settings)
+        steering = Steering(self.rollout, self._state, self._metrics, settings.rollback_to)
         gateway_id = os.urandom(8).hex().encode()
         keys = Keys(key.get_secret_value() for key in settings.api_keys)
         routing = Routing(settings)
@@ -53,10 +57,10 @@ class Gateway:
         for backend in self._backends.values():
             backend.on_away = self._leave_lines
         self._health = Health(settings, self._backends, gateway_id, _refresh)
-        self._operations = Operations(settings, self._backends, routing, self._health, self._metrics)
+        self._operations = Operations(settings, self._backends, routing, steering, self._health, self._metrics)
         self._cors = Cors(settings.cors_origins)
         self._images = Images()
-        self._chat = ChatEndpoint(self._shared, keys, routing, self._cors, self._images)
+        self._chat = ChatEndpoint(self._shared, keys, routing, self.rollout, self._cors, self._images)
         admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
         scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []
         self._rest = build_ops(self._operations, keys, Guard(admin), Guard([*admin, *scraper]))

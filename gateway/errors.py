@@ -3,7 +3,7 @@
     GatewayError
     ├─ InvalidRequest 400          ├─ InvalidJson, UnsupportedParameter, InvalidImage, InvalidImageUrl, ContextLengthExceeded
     ├─ InvalidApiKey 401           Forbidden 403        ModelNotFound 404     NotFound 404     MethodNotAllowed 405
-    ├─ RequestTimeout 408          RequestTooLarge 413  UnsupportedMediaType 415               HeadersTooLarge 431
+    ├─ RequestTimeout 408          Conflict 409         RequestTooLarge 413  UnsupportedMediaType 415   HeadersTooLarge 431
     ├─ UpstreamError 502           LoopDetected 508
     ├─ QueueFull, QueueTimeout, BackendUnavailable, ShuttingDown 503
     ├─ UpstreamTimeout 504
@@ -152,6 +152,14 @@ class RequestTimeout(GatewayError):
     status = 408
     type = INVALID_REQUEST
     code = "request_timeout"
+
+
+class Conflict(GatewayError):
+    """A roll-out that a tier cannot follow."""
+
+    status = 409
+    type = INVALID_REQUEST
+    code = "conflict"
 
 
 class RequestTooLarge(GatewayError):

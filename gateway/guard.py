@@ -15,6 +15,9 @@ from gateway.errors import Forbidden, InvalidApiKey
 
 _FORWARDING = (b"forwarded", b"via")
 
+LOCAL = "local"
+"""Who a caller without a key is."""
+
 
 class Guard:
     """One guarded part of the gateway; any of `keys` opens it."""
@@ -22,8 +25,8 @@ class Guard:
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = [sha256(key.encode()).digest() for key in keys]
 
-    def check(self, peer: str | None, headers: Headers) -> None:
-        """Let the request pass; `peer` is the address that it came from.
+    def check(self, peer: str | None, headers: Headers) -> str:
+        """Let the request pass and say who it is, by the key's id; `peer` is the address that it came from.
 
         Raises:
             InvalidApiKey: a key is set, and this is not it.
@@ -34,8 +37,10 @@ class Guard:
             digest = sha256(key or b"").digest()
             if key is None or not any(hmac.compare_digest(digest, known) for known in self._digests):
                 raise InvalidApiKey
-        elif not _is_local_program(peer, headers):
+            return digest.hex()[:8]
+        if not _is_local_program(peer, headers):
             raise Forbidden("Without GATEWAY_ADMIN_KEY only programs on the gateway's own machine may do this. Set the key, or call it from there.")
+        return LOCAL
 
 
 def _is_local_program(peer: str | None, headers: Headers) -> bool:

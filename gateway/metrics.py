@@ -36,6 +36,19 @@ class Histogram:
         self.counts[bisect_left(self._bounds, seconds)] += 1
         self.total += seconds
 
+    def quantile(self, share: float) -> float | None:
+        """The value that `share` of the observations do not exceed, guessed evenly inside its bucket; None without any."""
+        wanted = share * sum(self.counts)
+        if not wanted:
+            return None
+        low = 0.0
+        for bound, count in zip(self._bounds, self.counts, strict=False):
+            if count >= wanted:
+                return low + (bound - low) * wanted / count
+            wanted -= count
+            low = bound
+        return low
+
     def observe_gap(self, seconds: float, tokens: int) -> None:
         """A gap of `seconds` before the first of `tokens` that came together; the others came without a gap."""
         self.counts[bisect_left(self._bounds, seconds)] += 1
@@ -58,6 +71,11 @@ class Histograms(Collector):
         if series is None:
             series = self._series[values] = Histogram(self._bounds)
         return series
+
+    def quantile(self, labels: tuple[str, ...], share: float) -> float | None:
+        """Of one series, which need not be there."""
+        series = self._series.get(labels)
+        return None if series is None else series.quantile(share)
 
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
@@ -142,6 +160,7 @@ class Metrics:
             "gateway_circuit_state", "Of the backend's best server: 0 closed, 1 suspect, 2 half open, 3 open.", ("backend",), registry=registry
         )
         self.active_backend = Gauge("gateway_active_backend", "1 for the backend that serves the tier.", route, registry=registry)
+        self.switches = counter("gateway_switches_total", "Moves of a tier, or of a part of it.", ("tier", "from_backend", "to_backend", "cause"))
         self.overhead = histogram("gateway_overhead_seconds", "Time in the gateway outside the queue and the upstream.", (), OVERHEAD).labels()
         Info("gateway_build", "The running version.", registry=registry).info({"version": version})
 

@@ -1,24 +1,26 @@
-"""What is not hot, on FastAPI: the lists of models, health, metrics, the operator's status, and the API's own description."""
+"""What is not hot, on FastAPI: the lists of models, health, metrics, the operator's part, and the API's own description."""
 
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.routing import APIRoute
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
 from gateway import __version__
 from gateway.auth import Keys
 from gateway.backends.backend import Backend
-from gateway.config import Settings
+from gateway.config import Settings, Tier
 from gateway.errors import GatewayError, MethodNotAllowed, ModelNotFound, NotFound
 from gateway.guard import Guard
 from gateway.health import Health
 from gateway.metrics import Metrics
-from gateway.page import add_chat, api_page
+from gateway.page import add_bodies, add_chat, api_page
 from gateway.routing import PublicModel, Routing
 from gateway.slots import LearnedBound
+from gateway.steering import BODIES, Steering, add_rollout
 
 CREATED = 1_767_225_600
 """Unix time: the `created` of every model, the same at each start and on each replica."""
@@ -32,10 +34,13 @@ SHOWN_LIMITS = (
 class Operations:
     """Answers about the gateway itself. `is_ready` is False while it starts or drains."""
 
-    def __init__(self, settings: Settings, backends: dict[str, Backend], routing: Routing, health: Health, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, backends: dict[str, Backend], routing: Routing, steering: Steering, health: Health, metrics: Metrics
+    ) -> None:
         self._settings = settings
         self._backends = backends
         self._routing = routing
+        self.steering = steering
         self._health = health
         self._metrics = metrics
         self.is_stopping = False
@@ -73,8 +78,11 @@ class Operations:
 
     def _is_served(self, tier_name: str) -> bool:
         tier = self._settings.tiers[tier_name]
-        backend = self._routing.active_backend(tier)
+        backend = self._active_backend(tier_name)
         return any(server.is_well and server.serves(tier.models[backend]) for server in self._backends[backend].servers)
+
+    def _active_backend(self, tier_name: str) -> str:
+        return self.steering.rollout.lines[tier_name].position.backend
 
     def status(self) -> dict[str, Any]:
         """Body of `/ops/status`."""
@@ -82,10 +90,27 @@ class Operations:
             "version": __version__,
             "ready": self.readiness()[1],
             "backends": {backend.name: self._backend_status(backend) for backend in self._backends.values()},
-            "tiers": {
-                tier.name: {"active_backend": self._routing.active_backend(tier), "pinned": tier.backend is not None, "models": tier.models}
-                for tier in self._settings.tiers.values()
-            },
+            "tiers": {tier.name: self._tier_status(tier) for tier in self._settings.tiers.values()},
+            "rollout": {"rollback_to": self._settings.rollback_to, "history": self.steering.history()},
+        }
+
+    def _tier_status(self, tier: Tier) -> dict[str, Any]:
+        view = self.steering.view_tier(tier.name)
+        return {
+            "active_backend": view["backend"],
+            "canary": view["canary"],
+            "share": view["share"],
+            "pinned": view["pinned"],
+            "models": tier.models,
+            "latency": {backend: self._latency(tier.name, backend) for backend in tier.models},
+        }
+
+    def _latency(self, tier: str, backend: str) -> dict[str, Any]:
+        """Seconds, guessed from the histograms' buckets, since the start; null without samples."""
+        series = {"time_to_first_token": self._metrics.time_to_first_token, "duration": self._metrics.duration}
+        return {
+            name: {f"p{share}": _rounded(histograms.quantile((tier, backend), share / 100)) for share in (50, 99)}
+            for name, histograms in series.items()
         }
 
     def _backend_status(self, backend: Backend) -> dict[str, Any]:
@@ -128,7 +153,7 @@ class Operations:
             metrics.circuit_state.labels(backend.name).set(backend.circuit_level)
         for tier in self._settings.tiers.values():
             for name in tier.models:
-                metrics.active_backend.labels(tier.name, name).set(name == self._routing.active_backend(tier))
+                metrics.active_backend.labels(tier.name, name).set(name == self._active_backend(tier.name))
         encode, content_type = choose_encoder(accept)
         return encode(metrics.registry), content_type
 
@@ -139,8 +164,8 @@ def build(operations: Operations, keys: Keys, admin: Guard, metrics_guard: Guard
     def client(request: Request) -> None:
         keys.identify(request.scope["headers"])
 
-    def operator(request: Request) -> None:
-        admin.check(request.client.host if request.client else None, request.scope["headers"])
+    async def operator(request: Request) -> str:
+        return admin.check(request.client.host if request.client else None, request.scope["headers"])
 
     def scraper(request: Request) -> None:
         metrics_guard.check(request.client.host if request.client else None, request.scope["headers"])
@@ -164,6 +189,7 @@ def build(operations: Operations, keys: Keys, admin: Guard, metrics_guard: Guard
     async def status() -> dict[str, Any]:
         return operations.status()
 
+    add_rollout(app, operations.steering, operator)
     _add_description(app)
     return app
 
@@ -189,7 +215,7 @@ def _bare_app() -> FastAPI:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 405:
-            return await gateway_error(request, MethodNotAllowed((error.headers or {}).get("Allow", "GET")))
+            return await gateway_error(request, MethodNotAllowed(_allowed(app, request.url.path) or (error.headers or {}).get("Allow", "GET")))
         return await gateway_error(request, NotFound("There is nothing at this path. The API is described at /docs."))
 
     @app.exception_handler(Exception)
@@ -197,6 +223,16 @@ def _bare_app() -> FastAPI:
         return await gateway_error(request, GatewayError("The gateway failed to answer."))
 
     return app
+
+
+def _allowed(app: FastAPI, path: str) -> str:
+    """All methods of a path: Starlette names those of its first route only."""
+    methods = {method for route in app.routes if isinstance(route, APIRoute) and route.path == path for method in route.methods or ()}
+    return ", ".join(sorted(methods - {"HEAD"}))
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
 
 
 def _add_probes(app: FastAPI, operations: Operations) -> None:
@@ -226,6 +262,7 @@ def _add_description(app: FastAPI) -> None:
         if not described:
             described.update(get_openapi(title=app.title, version=app.version, routes=app.routes))
             add_chat(described)
+            add_bodies(described, BODIES)
         return described
 
     @app.get("/openapi.json", include_in_schema=False)

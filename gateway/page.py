@@ -1,5 +1,6 @@
 """The API's own description: the hot paths added to OpenAPI's document, and that document as a page without outside assets. Pure."""
 
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -68,6 +69,12 @@ def add_chat(document: dict[str, Any]) -> None:
             },
         }
     }
+
+
+def add_bodies(document: dict[str, Any], kinds: Sequence[type[msgspec.Struct]]) -> None:
+    """Put the shapes of the bodies that paths refer to into OpenAPI's `document`."""
+    _, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    document.setdefault("components", {}).setdefault("schemas", {}).update(components)
 
 
 def api_page(document: dict[str, Any]) -> str:

@@ -1,12 +1,13 @@
 """Bytes to a `Chat`, or the one error that says what is wrong with them. Pure: no I/O, no clock."""
 
 import re
+from collections.abc import Mapping
 
 import msgspec
 import orjson
 
 from gateway import schemas
-from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
+from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedMediaType, UnsupportedParameter
 from gateway.protocol import Chat, Choice, ImagePart, Message, SchemaFormat
 
 LEAST_PAYLOAD = 1024
@@ -27,6 +28,15 @@ _WORDS = {
     "str": "a string", "int": "an integer", "float": "a number", "bool": "a boolean", "array": "an array", "object": "an object",
 }  # fmt: skip
 _WORD = re.compile(r"\b(?:str|int|float|bool|array|object)\b")
+
+
+def check_json(fields: Mapping[bytes, bytes]) -> None:
+    """Raises `UnsupportedMediaType` for a body that is not plain JSON, `InvalidRequest` without one."""
+    media_type = fields.get(b"content-type", b"")
+    if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":
+        raise UnsupportedMediaType("Send the body as 'Content-Type: application/json'.")
+    if fields.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise UnsupportedMediaType("Send the body without Content-Encoding.")
 
 
 def parse(body: bytes, max_text_body: int) -> Chat:

@@ -1,4 +1,4 @@
-"""The name that a client asks for to the tier, the backend and the model there. Pure: no I/O, no clock."""
+"""The name that a client asks for to the tier that it means. Pure: no I/O, no clock."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,20 +83,6 @@ class Routing:
         """Whether `name` is one."""
         lower = name.lower()
         return lower in self._batch or ("*" in self._batch and lower not in self._tiers)
-
-    def active_backend(self, tier: Tier) -> str:
-        """The backend that serves `tier` now."""
-        return tier.backend or self._settings.llm_backend
-
-    def choose(self, name: str) -> Route:
-        """The route of a request for `name`.
-
-        Raises:
-            ModelNotFound
-        """
-        tier = self.tier(name)
-        backend = self.active_backend(tier)
-        return Route(tier.name, backend, tier.models[backend])
 
     def public_models(self) -> Iterator[PublicModel]:
         """Tiers and listed aliases, in the order of the settings."""

@@ -40,11 +40,12 @@ async def serve(settings: Settings, announce: Callable[[str], None] | None = Non
     sink = Sink(sys.stderr.buffer)
     try:
         configure(as_json, sink)
+        gateway = Gateway(settings, ExchangeLog(as_json, sink))  # its first words are about a roll-out that differs from the settings
         for line in settings.sources:
             _log.info("%s", line)
         for line in settings.warnings:
             _log.warning("%s", line)
-        async with Gateway(settings, ExchangeLog(as_json, sink)) as gateway, _metrics_port(gateway, beside):
+        async with gateway, _metrics_port(gateway, beside):
             await _serve(settings, gateway, listener, announce)
         _log.info("stopped")
     finally:
@@ -60,7 +61,7 @@ async def _serve(settings: Settings, gateway: Gateway, listener: socket.socket, 
         on_drain=gateway.begin_drain,
         on_cutoff=gateway.cut_off,
     )
-    _log.info("serving %s; tiers %s; active backend %s", base_url, ", ".join(settings.tiers), settings.llm_backend)
+    _log.info("serving %s; tiers %s; active backend %s", base_url, ", ".join(settings.tiers), gateway.rollout)
     gc.collect()
     gc.freeze()  # what is there now stays: no collection need walk it again while requests wait
     if announce is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-ON_UVLOOP = {"test_api", "test_cancellation", "test_fallback", "test_faults", "test_ops", "test_relay"}
+ON_UVLOOP = {"test_api", "test_cancellation", "test_fallback", "test_faults", "test_ops", "test_ops_rollout", "test_relay"}
 """The whole gateway: in the loop that it runs in."""
 ON_BOTH = {"test_wire"}
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

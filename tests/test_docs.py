@@ -29,6 +29,7 @@ ELSEWHERE = {
     "picture.py": "test_images.py",
     "forwarding.py": "test_fallback.py",
     "queues.py": "test_admission.py",
+    "steering.py": "test_ops_rollout.py",
     "surroundings.py": "test_relay.py",
     "backends/base.py": "backends/test_openai.py",
     "backends/backend.py": "test_relay.py",

@@ -41,7 +41,7 @@ CONTRACT: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_build": ("info", ("version",)),
 }
 # Their parts are not on the straight line; each comes with the part that it tells of.
-NOT_YET = {"gateway_backend_load_seconds", "gateway_switches"}
+NOT_YET = {"gateway_backend_load_seconds"}
 # vLLM's own (vllm/v1/metrics/buckets.py), so that one dashboard lays both side by side.
 VLLM_BUCKETS = {
     "gateway_time_to_first_token_seconds": [
@@ -74,6 +74,7 @@ def touched(metrics: Metrics) -> Metrics:
     metrics.circuit_state.labels("vllm").set(0)
     metrics.fallbacks.labels("standard", "vllm", "ollama").inc()
     metrics.active_backend.labels("standard", "vllm").set(1)
+    metrics.switches.labels("standard", "ollama", "vllm", "operator").inc()
     return metrics
 
 

@@ -156,8 +156,11 @@ async def test_status_tells_backends_and_tiers(client: httpx2.AsyncClient) -> No
     assert status["ready"]["status"] == "ready"
     assert status["tiers"]["team/Standard"] == {
         "active_backend": "vllm",
+        "canary": None,
+        "share": None,
         "pinned": False,
         "models": {"vllm": VLLM_MODEL, "ollama": OLLAMA_MODEL},
+        "latency": {backend: {name: {"p50": None, "p99": None} for name in ("time_to_first_token", "duration")} for backend in ("vllm", "ollama")},
     }
     assert (status["tiers"]["pinned"]["active_backend"], status["tiers"]["pinned"]["pinned"]) == ("ollama", True)
     vllm = status["backends"]["vllm"]

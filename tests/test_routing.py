@@ -1,4 +1,4 @@
-"""Which tier a name means."""
+"""Which tier a name means, and where its requests go."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import pytest
 
 from gateway import config
 from gateway.errors import ModelNotFound
+from gateway.rollout import Rollout
 from gateway.routing import Route, Routing
 
 DOCUMENT: dict[str, Any] = {
@@ -26,6 +27,11 @@ def routing(**changes: Any) -> Routing:
     return Routing(config.build(DOCUMENT | changes))
 
 
+def route_of(name: str, **changes: Any) -> Route:
+    """Where a request for `name` goes at the start."""
+    return Rollout(config.build(DOCUMENT | changes)).lines[routing(**changes).tier(name).name].route
+
+
 @pytest.mark.parametrize(
     ("name", "route"),
     [
@@ -43,29 +49,28 @@ def routing(**changes: Any) -> Routing:
     ],
 )
 def test_name_leads_to_its_route(name: str, route: Route) -> None:
-    assert routing().choose(name) == route
+    assert route_of(name) == route
 
 
 def test_flag_moves_all_tiers_that_are_not_pinned() -> None:
-    moved = routing(llm_backend="ollama")
-    assert moved.choose("standard") == Route("Standard", "ollama", "qwen:2b")
-    assert moved.choose("pinned").backend == "ollama"
+    assert route_of("standard", llm_backend="ollama") == Route("Standard", "ollama", "qwen:2b")
+    assert route_of("pinned", llm_backend="ollama").backend == "ollama"
 
 
 def test_backends_own_name_of_a_model_works_whichever_backend_serves() -> None:
     """A program that names vLLM's model still works after a rollback."""
-    assert routing(llm_backend="ollama").choose("Qwen/Small") == Route("Standard", "ollama", "qwen:2b")
+    assert route_of("Qwen/Small", llm_backend="ollama") == Route("Standard", "ollama", "qwen:2b")
 
 
 def test_public_name_wins_over_a_backends_name() -> None:
     tiers = {"a": {"models": {"vllm": "b"}}, "b": {"models": {"vllm": "c"}}}
-    assert routing(tiers=tiers, default_tier="a").choose("b").tier == "b"
+    assert routing(tiers=tiers, default_tier="a").tier("b").name == "b"
 
 
 @pytest.mark.parametrize("name", ["nope", "*", "gpt-4", "standard ", "", "qwen"])
 def test_unknown_name_is_told_the_public_ones(name: str) -> None:
     with pytest.raises(ModelNotFound) as caught:
-        routing().choose(name)
+        routing().tier(name)
     assert caught.value.param == "model"
     assert "'Standard', 'gpt-4o-mini', 'pinned', 'gpt-4o'" in caught.value.message
     assert "background" not in caught.value.message
@@ -74,16 +79,16 @@ def test_unknown_name_is_told_the_public_ones(name: str) -> None:
 
 def test_unknown_name_is_not_repeated() -> None:
     with pytest.raises(ModelNotFound) as caught:
-        routing().choose("a-secret-that-was-sent")
+        routing().tier("a-secret-that-was-sent")
     assert "a-secret" not in caught.value.message
 
 
 def test_star_takes_any_other_name_and_is_not_listed() -> None:
     tiers = {"a": {"models": {"vllm": "m"}}, "b": {"models": {"vllm": "n"}, "aliases": ["*"]}}
     found = routing(tiers=tiers, default_tier="a")
-    assert found.choose("whatever").tier == "b"
-    assert found.choose("a").tier == "a"
-    assert found.choose("auto").tier == "a"
+    assert found.tier("whatever").name == "b"
+    assert found.tier("a").name == "a"
+    assert found.tier("auto").name == "a"
     assert [public.name for public in found.public_models()] == ["a", "b"]
 
 
