@@ -1,19 +1,28 @@
-"""The command line: `gateway serve`, `demo`, `config`, `simulate`. Exit status 0 done, 1 it ran and the answer is bad, 2 wrong words or settings."""
+"""The command line: `gateway serve`, `demo`, `status`, `switch`, `rollback`, `undo`, `config`, `simulate`.
+
+Exit status 0 done, 1 it ran and the answer is bad, 2 wrong words or settings.
+"""
 
 import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.console import Console
 
 from gateway import __version__, config, demo, simulate
+from gateway.remote import Failed, Remote, objections, show_outcome, show_status
 from gateway.run import CannotListen, run
 
+EXIT_BAD = 1
 EXIT_SETTINGS = 2
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file; without one, the environment is enough.", envvar="GATEWAY_CONFIG")]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print what the gateway answered, for programs.")]
+TierName = Annotated[str | None, typer.Option("--tier", help="This tier alone; default: every tier that is not pinned.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="OpenAI's API in front of Ollama and vLLM.")
 config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
@@ -52,6 +61,52 @@ def demo_command() -> None:
         _stop_with(error.lines)
     except CannotListen as error:
         _stop_with([str(error)])
+
+
+@app.command()
+def status(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+    """Show who serves what, how it does, and what was changed last."""
+    answer = _ask(_remote(config_file), "GET", "/ops/status")
+    print(json.dumps(answer)) if as_json else show_status(answer, Console(width=None if sys.stdout.isatty() else 160))
+
+
+@app.command()
+def switch(
+    backend: Annotated[str, typer.Argument(metavar="BACKEND", help="Where to go, such as vllm.")],
+    tier: TierName = None,
+    canary: Annotated[
+        float | None, typer.Option(min=0, max=100, metavar="PERCENT", help="Only so many conversations; the others stay where they are.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Even where the backend is down or has no such model.")] = False,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Move every tier that is not pinned to BACKEND, or a part of it."""
+    remote = _remote(config_file)
+    if not force:
+        against = objections(_ask(remote, "GET", "/ops/status"), backend, tier, canary is not None)
+        if against:
+            _stop_with([*against, "nothing was changed; --force switches all the same"], EXIT_BAD)
+    order: dict[str, Any] = {"backend": backend} if canary is None else {"canary": {"backend": backend, "percent": canary}}
+    _order(remote, "PUT", "/ops/rollout", order | ({} if tier is None else {"tier": tier}), as_json)
+
+
+@app.command()
+def rollback(
+    tier: TierName = None,
+    to: Annotated[str | None, typer.Option("--to", help="Another backend than the settings' rollback_to.")] = None,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Everything back at once, canaries cleared."""
+    narrowed = {name: value for name, value in (("tier", tier), ("to", to)) if value is not None}
+    _order(_remote(config_file), "POST", "/ops/rollback", narrowed, as_json)
+
+
+@app.command()
+def undo(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+    """Back to the state before the last change; once more takes that back."""
+    _order(_remote(config_file), "POST", "/ops/undo", {}, as_json)
 
 
 @app.command("simulate")
@@ -118,7 +173,28 @@ def _load(path: Path | None) -> config.Settings:
         _stop_with(error.lines)
 
 
-def _stop_with(lines: tuple[str, ...] | list[str]) -> NoReturn:
+def _remote(path: Path | None) -> Remote:
+    try:
+        return Remote.of_settings(path)
+    except config.ConfigError as error:
+        _stop_with([*error.lines, "to reach a gateway whatever its settings are, set GATEWAY_URL and GATEWAY_ADMIN_KEY"])
+    except Failed as error:
+        _stop_with([str(error)])
+
+
+def _ask(remote: Remote, method: str, path: str, order: dict[str, Any] | None = None) -> dict[str, Any]:
+    try:
+        return remote.ask(method, path, order)
+    except Failed as error:
+        _stop_with([str(error)], EXIT_BAD)
+
+
+def _order(remote: Remote, method: str, path: str, order: dict[str, Any], as_json: bool) -> None:
+    answer = _ask(remote, method, path, order)
+    print(json.dumps(answer)) if as_json else show_outcome(answer, Console())
+
+
+def _stop_with(lines: tuple[str, ...] | list[str], status: int = EXIT_SETTINGS) -> NoReturn:
     for line in lines:
         print(line, file=sys.stderr)
-    raise typer.Exit(EXIT_SETTINGS)
+    raise typer.Exit(status)

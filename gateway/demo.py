@@ -117,6 +117,9 @@ async def _get(url: str) -> dict[str, Any] | None:
 def _welcome(base_url: str, settings: config.Settings, ollama: Found, vllm: Found) -> str:
     key = "YOUR-KEY" if settings.api_keys else "any"
     other = "vllm" if settings.llm_backend == "ollama" else "ollama"
+    command = ".venv/bin/python -m gateway"
+    if base_url != "http://127.0.0.1:8080":
+        command = f"GATEWAY_URL={base_url} {command}"
     return f"""
   The gateway serves {base_url}/v1, now from {settings.llm_backend}.
     ollama  {ollama.model}  ({ollama.what})
@@ -133,5 +136,8 @@ def _welcome(base_url: str, settings: config.Settings, ollama: Found, vllm: Foun
     chat = ChatOpenAI(base_url="{base_url}/v1", api_key="{key}", model="{settings.default_tier}")
     print(chat.invoke("Hello!").content)
 
-  The same from {other}: stop this with Ctrl-C, then   LLM_BACKEND={other} make run
+  The same from {other}, and back, without a restart:
+
+    {command} switch {other}
+    {command} undo
 """

@@ -64,7 +64,7 @@ def test_lines_to_copy_have_no_key(keys: str, shown: str) -> None:
     assert f"Bearer {shown}" in text
     assert "a-secret-key" not in text
     assert 'base_url="http://127.0.0.1:9/v1"' in text
-    assert "LLM_BACKEND=vllm make run" in text
+    assert "GATEWAY_URL=http://127.0.0.1:9 .venv/bin/python -m gateway switch vllm" in text
 
 
 def test_demo_serves_stand_ins_where_there_is_nothing(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_demo_serves_stand_ins_where_there_is_nothing(tmp_path: Path) -> None:
         assert process.stdout is not None
         try:
             told: list[str] = []
-            while not any("make run" in line for line in told):
+            while not any("gateway undo" in line for line in told):
                 told.append(process.stdout.readline())
                 assert told[-1], "it ended early"
             url = next(word for line in told for word in line.split() if word.startswith("http")).rstrip(",")

@@ -1,0 +1,174 @@
+"""Speaks to a running gateway's `/ops` for the command line, and lays what it says out for people."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from dotenv import dotenv_values
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+
+from gateway import config
+
+SECONDS = 10.0
+LATEST = 5
+"""Changes that `status` shows."""
+
+
+class Failed(Exception):
+    """The gateway was not reached, or it refused; the text says what to do next."""
+
+
+class Remote:
+    """One gateway: its base URL and the admin key, where there is one."""
+
+    def __init__(self, base_url: str, key: str | None) -> None:
+        self.base_url = base_url
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+
+    @classmethod
+    def of_settings(cls, file: Path | None) -> "Remote":
+        """The gateway at GATEWAY_URL, else the one that `serve` would start with the same settings.
+
+        Raises:
+            ConfigError: the settings are wrong, or GATEWAY_URL is.
+            Failed: nothing says where it is.
+        """
+        variables = {**dotenv_values(".env"), **os.environ}
+        url = (variables.get("GATEWAY_URL") or "").strip()
+        if url:
+            try:
+                base_url = config.normalise_base_url(url)
+            except ValueError as error:
+                raise Failed(f"GATEWAY_URL: {error}") from None
+            return cls(base_url, variables.get("GATEWAY_ADMIN_KEY"))  # whatever else is in the settings: it is another machine's
+        settings = config.load(file)
+        if not settings.port:
+            raise Failed("GATEWAY_PORT is 0, so nobody knows where the gateway listens; set GATEWAY_URL")
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        key = settings.admin_key.get_secret_value() if settings.admin_key else None
+        return cls(config.normalise_base_url(f"http://{host}:{settings.port}"), key)
+
+    def ask(self, method: str, path: str, order: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The gateway's answer.
+
+        Raises:
+            Failed
+        """
+        try:
+            answer = httpx2.request(method, f"{self.base_url}{path}", json=order, headers=self._headers, timeout=SECONDS, trust_env=False)
+            body = answer.json()
+        except httpx2.TimeoutException:
+            raise Failed(f"no answer from {self.base_url} within {SECONDS:g} s; is it the gateway's address? GATEWAY_URL sets another") from None
+        except httpx2.HTTPError:
+            raise Failed(f"no gateway can be reached at {self.base_url}; is it running? GATEWAY_URL sets another address") from None
+        except ValueError:
+            raise Failed(f"what answers at {self.base_url} is not this gateway; GATEWAY_URL sets another address") from None
+        if answer.status_code == 200 and isinstance(body, dict) and "tiers" in body:
+            return body
+        raise Failed(self._refusal(answer.status_code, body))
+
+    def _refusal(self, status: int, body: object) -> str:
+        error = body.get("error") if isinstance(body, dict) else None
+        if status == 200 or not isinstance(error, dict):
+            return f"what answers at {self.base_url} is not this gateway; GATEWAY_URL sets another address"
+        if status == 401:
+            return "the gateway refuses the key; set GATEWAY_ADMIN_KEY to its admin key"
+        return f"{error.get('message')} ({status} {error.get('code')})"
+
+
+def objections(status: Mapping[str, Any], backend: str, tier: str | None, is_canary: bool) -> list[str]:
+    """Why a switch to `backend` would break now, as far as the gateway knows: it is down, or a model is not there."""
+    found = next((item for name, item in status["backends"].items() if name.lower() == backend.lower()), None)
+    if found is None:
+        return []  # the gateway says so better
+    name = next(name for name in status["backends"] if name.lower() == backend.lower())
+    if not found["up"]:
+        return [f"{name} does not answer"]
+    served: set[str] = set()
+    for server in found["servers"]:
+        if server["models"] is None:
+            return []
+        served.update(server["models"])
+    lines = []
+    for tier_name, item in status["tiers"].items():
+        concerned = not item["pinned"] if tier is None else tier_name.lower() == tier.lower()
+        model = item["models"].get(name)
+        if concerned and model is not None and not served & {model, f"{model}:latest"}:
+            lines.append(f"{'a part of ' if is_canary else ''}tier {tier_name} would ask {name} for the model {model!r}, which is not there")
+    return lines
+
+
+def show_status(status: Mapping[str, Any], console: Console) -> None:
+    """Tiers with both sides, backends, and what was changed last."""
+    console.print(Group(_tiers(status), _backends(status)))
+    history = status["rollout"]["history"]
+    for change in history[:LATEST]:
+        console.print(change_line(change), soft_wrap=True, highlight=False, markup=False)
+    if len(history) > LATEST:
+        console.print(f"and {len(history) - LATEST} changes before (gateway status --json)")
+    console.print(f"one `gateway rollback` leads to {status['rollout']['rollback_to']}", highlight=False)
+
+
+def show_outcome(answer: Mapping[str, Any], console: Console) -> None:
+    """What an order did."""
+    lines = [change_line(answer["history"][0])] if answer["changed"] else ["nothing to change"]
+    lines += [f"tier {name} stays: {reason}" for name, reason in answer["unmoved"].items()]
+    lines += [f"{name}: {_position(item)}{' (pinned)' if item['pinned'] else ''}" for name, item in answer["tiers"].items()]
+    if answer["changed"] and not answer["persisted"]:
+        lines.append("in force, but not kept: a restart goes back to LLM_BACKEND (see GATEWAY_STATE_FILE)")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def change_line(change: Mapping[str, Any]) -> str:
+    moves = ", ".join(f"{tier} from {_position(move['from'])} to {_position(move['to'])}" for tier, move in change["tiers"].items())
+    return f"{change['at'][:19].replace('T', ' ')} {change['cause']}{' ' + change['by'] if change['by'] else ''}: {moves}"
+
+
+def _position(position: Mapping[str, Any]) -> str:
+    canary = position.get("canary")
+    return str(position["backend"]) + (f" with {canary['percent']:g} % on {canary['backend']}" if canary else "")
+
+
+def _tiers(status: Mapping[str, Any]) -> Table:
+    table = Table("tier", "backend", "serves", "share", "model", "first token p50", "p99", "answer p50", "p99", box=box.SIMPLE_HEAD)
+    for name, tier in status["tiers"].items():
+        first = True
+        for backend, role, share in _sides(tier):
+            latency = tier["latency"][backend]
+            times = [_seconds(latency[kind][share_of]) for kind in ("time_to_first_token", "duration") for share_of in ("p50", "p99")]
+            table.add_row(name if first else "", backend, role, share, tier["models"][backend], *times)
+            first = False
+    return table
+
+
+def _sides(tier: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Backend, part and counted share: who serves first, then the canary, then the others."""
+    active, canary, share = tier["active_backend"], tier["canary"], tier["share"]
+    counted = share["percent"] if share else None
+    yield active, "pinned" if tier["pinned"] else "active", "100 %" if canary is None else _percent(None if counted is None else 100 - counted)
+    if canary is not None:
+        yield canary["backend"], f"canary {canary['percent']:g} %", _percent(counted)
+    for backend in tier["models"]:
+        if backend != active and (canary is None or backend != canary["backend"]):
+            yield backend, "-", "-"
+
+
+def _backends(status: Mapping[str, Any]) -> Table:
+    table = Table("backend", "kind", "up", "running", "waiting", box=box.SIMPLE_HEAD)
+    for name, backend in status["backends"].items():
+        up = {True: "yes", False: "no"}.get(backend["up"], "not asked yet")
+        table.add_row(name, backend["kind"], up, str(sum(backend["running"].values())), str(sum(backend["waiting"].values())))
+    return table
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def _percent(value: float | None) -> str:
+    return "no request yet" if value is None else f"{value:.1f} %"

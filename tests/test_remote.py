@@ -1,0 +1,190 @@
+"""The operator's commands, against a gateway that runs, one that does not, and what is none."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from gateway import config
+from gateway.cli import app
+from tests.fakes.fault_backend import MODEL, FaultBackend
+from tests.fakes.running_gateway import Running, running
+
+ADMIN = "admin-key"
+
+
+@pytest.fixture(autouse=True)
+def _empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith(("GATEWAY", "LLM_", "OLLAMA_", "VLLM_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+async def command(*words: str, **variables: str) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, app, words, env=variables)
+
+
+@asynccontextmanager
+async def gateway(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> AsyncIterator[Running]:
+    """One that GATEWAY_URL leads to."""
+    async with FaultBackend("vllm") as vllm, FaultBackend("ollama") as ollama:
+        document: dict[str, Any] = {
+            "backends": {
+                "ollama": {"kind": "ollama", "base_url": ollama.base_url},
+                "vllm": {"kind": "vllm", "base_url": vllm.base_url},
+                "away": {"kind": "openai", "base_url": "http://127.0.0.1:1"},
+            },
+            "tiers": {
+                "standard": {"models": {"ollama": MODEL, "vllm": MODEL, "away": MODEL}},
+                "ultra": {"models": {"ollama": MODEL, "vllm": "not-there", "away": MODEL}},
+                "pinned": {"models": {"ollama": MODEL}, "backend": "ollama"},
+            },
+            "state_file": "",
+        }
+        async with running(config.build(document | changes)) as here:
+            monkeypatch.setenv("GATEWAY_URL", f"{here.base_url}/v1/")
+            yield here
+
+
+def positions(here: Running) -> dict[str, str]:
+    return {name: str(line.position) for name, line in here.gateway.rollout.lines.items()}
+
+
+async def test_switch_canary_rollback_undo(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        told = await command("switch", "vllm", "--tier", "standard", "--canary", "12.5")
+        assert told.exit_code == 0
+        assert "standard from ollama to ollama with 12.5 % on vllm" in told.stdout
+        assert "not kept" in told.stdout
+        assert positions(here)["standard"] == "ollama with 12.5 % on vllm"
+        assert (await command("switch", "VLLM", "--tier", "Standard")).exit_code == 0
+        assert positions(here) == {"standard": "vllm", "ultra": "ollama", "pinned": "ollama"}
+        assert "standard from vllm to ollama" in (await command("rollback")).stdout
+        again = await command("rollback")
+        assert (again.exit_code, "nothing to change" in again.stdout) == (0, True)
+        assert (await command("undo")).exit_code == 0
+        assert positions(here)["standard"] == "vllm"
+        narrowed = await command("rollback", "--tier", "standard", "--to", "away")
+        assert narrowed.exit_code == 0
+        assert positions(here) == {"standard": "away", "ultra": "ollama", "pinned": "ollama"}
+
+
+async def test_json_is_what_the_gateway_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch):
+        for words in (("switch", "vllm", "--tier", "standard"), ("undo",), ("rollback",)):
+            body = json.loads((await command(*words, "--json")).stdout)
+            assert {"changed", "persisted", "unmoved", "tiers", "history"} <= set(body)
+        body = json.loads((await command("status", "--json")).stdout)
+        assert {"backends", "tiers", "rollout"} <= set(body)
+
+
+async def test_status_is_a_table_of_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        assert (await here.ask({"stream": True})).status == 200
+        here.gateway.settle()
+        await command("switch", "vllm", "--tier", "standard", "--canary", "10")
+        told = await command("status")
+        assert told.exit_code == 0
+        lines = told.stdout.splitlines()
+        rows = {tuple(line.split()[:2]): line for line in lines}
+        assert "active" in rows["standard", "ollama"]
+        assert "ms" in rows["standard", "ollama"]
+        assert any("vllm" in line and "canary 10 %" in line and "no request yet" in line for line in lines)
+        assert "pinned" in rows["pinned", "ollama"]
+        assert rows["away", "openai"].split() == ["away", "openai", "no", "0", "0"]
+        assert "operator local: standard from ollama to ollama with 10 % on vllm" in told.stdout
+        assert "leads to ollama" in told.stdout
+
+
+async def test_switch_that_would_break_a_tier_is_refused_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        told = await command("switch", "vllm")
+        assert (told.exit_code, told.stdout) == (1, "")
+        assert "tier ultra would ask vllm for the model 'not-there', which is not there" in told.stderr
+        assert "--force" in told.stderr
+        away = await command("switch", "away")
+        assert (away.exit_code, "away does not answer" in away.stderr) == (1, True)
+        assert positions(here) == {"standard": "ollama", "ultra": "ollama", "pinned": "ollama"}
+        assert (await command("switch", "vllm", "--force")).exit_code == 0
+        assert positions(here) == {"standard": "vllm", "ultra": "vllm", "pinned": "ollama"}
+
+
+async def test_way_back_to_a_backend_that_is_down_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch, rollback_to="away") as here:
+        assert (await command("rollback")).exit_code == 0
+        assert positions(here) == {"standard": "away", "ultra": "away", "pinned": "ollama"}
+
+
+async def test_what_the_gateway_refuses_is_told_in_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch):
+        for words, told in (
+            (("switch", "nowhere"), "'backend' must be one of: ollama, vllm, away. (400 invalid_value)"),
+            (("switch", "vllm", "--tier", "pinned", "--force"), "(409 conflict)"),
+            (("rollback", "--tier", "nothing"), "'tier' must be one of"),
+        ):
+            result = await command(*words)
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert told in result.stderr
+
+
+async def test_admin_key_is_sent_and_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch, admin_key=ADMIN):
+        refused = await command("rollback")
+        assert (refused.exit_code, "GATEWAY_ADMIN_KEY" in refused.stderr) == (1, True)
+        assert (await command("rollback", GATEWAY_ADMIN_KEY=ADMIN)).exit_code == 0
+        Path(".env").write_text(f"GATEWAY_ADMIN_KEY={ADMIN}\n")
+        assert (await command("rollback")).exit_code == 0
+
+
+async def test_without_an_url_the_settings_say_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch, admin_key=ADMIN) as here:
+        monkeypatch.delenv("GATEWAY_URL")
+        Path("mine.yaml").write_text(f"host: 0.0.0.0\nport: {here.port}\nadmin_key: {ADMIN}\napi_keys: [a]\n")
+        assert (await command("status", "--config", "mine.yaml")).exit_code == 0
+        assert (await command("status", GATEWAY_CONFIG="mine.yaml")).exit_code == 0
+
+
+@pytest.mark.parametrize("words", [("status",), ("switch", "vllm"), ("switch", "vllm", "--force"), ("rollback",), ("undo",)])
+async def test_gateway_that_cannot_be_reached_is_1_in_one_line(words: tuple[str, ...]) -> None:
+    result = await command(*words, GATEWAY_URL="http://127.0.0.1:1")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "no gateway can be reached at http://127.0.0.1:1; is it running? GATEWAY_URL sets another address\n"
+
+
+async def test_what_is_no_gateway_is_told() -> None:
+    async with FaultBackend("vllm") as other:
+        for mode in ("healthy", "html"):
+            other.mode = mode
+            result = await command("status", GATEWAY_URL=other.base_url)
+            assert result.exit_code == 1
+            assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "told"),
+    [
+        (("status",), {"GATEWAY_URL": "ftp://x"}, "GATEWAY_URL"),
+        (("status",), {"GATEWAY_PORT": "much"}, "set GATEWAY_URL and GATEWAY_ADMIN_KEY"),
+        (("status",), {"GATEWAY_PORT": "0"}, "GATEWAY_URL"),
+        (("switch",), {}, "BACKEND"),
+        (("switch", "vllm", "--canary", "101"), {}, "canary"),
+        (("rollback", "vllm"), {}, "vllm"),
+    ],
+)
+async def test_wrong_words_and_settings_are_2(words: tuple[str, ...], variables: dict[str, str], told: str) -> None:
+    result = await command(*words, **variables)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+async def test_wrong_settings_do_not_stand_in_the_way_where_the_address_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody edits `.env` while the gateway has to go back."""
+    async with gateway(monkeypatch):
+        assert (await command("rollback", LLM_BACKEND="nowhere")).exit_code == 0
