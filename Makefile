@@ -7,7 +7,7 @@ BENCH_VENV ?= .venv-bench
 CLIENTS_VENV ?= .venv-clients
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients bench-cost bench-admission lock help
+.PHONY: run test check fix test-vllm test-clients bench-cost bench-admission bench-switch lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, in front of an Ollama and a vLLM or stand-ins for them
 	@$(BIN)/python -m gateway demo
@@ -36,6 +36,9 @@ bench-cost: $(VENV)/dev $(BENCH_VENV)/ready  ## CPU cost of a request and a toke
 
 bench-admission: $(VENV)/dev  ## The waiting line: cost of a step, and crowds before an Ollama with and without it
 	$(BIN)/python -m gateway.bench.admission
+
+bench-switch: $(VENV)/dev  ## Switch to and fro under load: how long a call takes, and what the clients see
+	@$(BIN)/python -m gateway.bench.switch
 
 lock: $(VENV)/dev  ## Renew requirements/ from pyproject.toml
 	$(BIN)/pip install --quiet uv

@@ -1,0 +1,29 @@
+"""The bench of switching: one small run, and what it counts as astray."""
+
+import pytest
+
+from gateway.bench.switch import Call, Report, Seen, main
+
+CALLS = [Call(10.0, 10.1, "vllm"), Call(20.0, 20.1, "ollama")]
+
+
+@pytest.mark.parametrize(
+    ("sent", "headers", "side", "is_astray"),
+    [
+        (1.0, 2.0, "ollama", False),
+        (1.0, 2.0, "vllm", True),
+        (9.9, 10.05, "vllm", False),
+        (10.05, 10.2, "ollama", False),
+        (10.1, 10.2, "ollama", True),
+        (15.0, 15.1, "vllm", False),
+        (19.9, 25.0, "ollama", False),
+        (20.2, 20.3, "vllm", True),
+    ],
+)
+def test_request_is_astray_that_was_sent_after_an_answer_and_served_by_the_other(sent: float, headers: float, side: str, is_astray: bool) -> None:
+    assert Report(CALLS, [Seen(sent, headers, side, True)]).astray() == is_astray
+
+
+def test_small_run_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--streams", "6", "--rate", "20", "--switches", "4", "--pause", "0.2"]) == 0
+    assert "failed: 0\n" in capsys.readouterr().out
