@@ -1,7 +1,8 @@
 """Which request may go upstream now, at which server, and which waits. Synchronous: it decides; waiting happens in `Ticket`.
 
 Slots. A backend has servers. A request holds, for as long as it runs: a slot of its server; a slot of its model there, or of its tier there
-where the tier has a bound of its own; and in a lane that has slots of its own (images on Ollama) one of those. Each is a `Bound`: a limit and a
+where the tier has a bound of its own; and in a lane that has slots of its own (images on Ollama) one of those. In a lane that is apart
+(embeddings) it holds one of the lane's slots there and nothing else. Each is a `Bound`: a limit and a
 count. The bounds that one request needs at one server are a `Place`; what needs the same bounds is a `Queue`: one lane of one model,
 for all tiers without bounds of their own together, and for each tier with such apart. There are as many queues as the settings make,
 however many requests wait.
@@ -114,6 +115,8 @@ class Admission:
         return Ticket(self, queue, claim)
 
     def _bounds(self, station: Station, model: str, lane: SharedLane, own: OwnLimits) -> tuple[Bound, ...]:
+        if lane.limits.is_apart:
+            return (station.apart.setdefault(lane.name, Bound(lane.limits.slots or self._limits.slots)),)
         bounds = [station.slots]
         if own.slots is not None:
             bounds.append(Bound(own.slots))
@@ -142,7 +145,7 @@ class Admission:
                 if isinstance(bound, LearnedBound):
                     bound.is_held = limits.model_slots is not None
                 bound.limit = bound.limit if limits.model_slots is None else limits.model_slots
-            for name, bound in station.lanes.items():
+            for name, bound in (station.lanes | station.apart).items():
                 bound.limit = limits.lanes[name].slots or limits.slots
         for name, lane in self._lanes.items():
             lane.limits = limits.lanes[name]
@@ -264,7 +267,7 @@ class Admission:
                 if bound.count >= bound.limit:
                     break
             else:
-                if best is None or station.slots.count < best.station.slots.count:
+                if best is None or place.bounds[0].count < best.bounds[0].count:
                     best = place
         return best
 

@@ -5,16 +5,20 @@ import math
 import random
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 from msgspec import Struct
 
 from gateway.auth import Caller, Keys
 from gateway.backends.backend import VIA
+from gateway.chat_relay import ChatRelay
 from gateway.config import Tier
 from gateway.conversation import bucket_of
 from gateway.cors import Cors
+from gateway.embedding import Embedding, parse_embedding
+from gateway.embedding_relay import EmbeddingRelay
 from gateway.errors import (
     ClientLeft,
     GatewayError,
@@ -25,14 +29,14 @@ from gateway.errors import (
     ShuttingDown,
 )
 from gateway.images import Images
-from gateway.metering import CHAT, NONE, Exchange
+from gateway.metering import CHAT, EMBEDDINGS, NONE, Exchange
 from gateway.params import TierParams
 from gateway.parsing import check, check_json, check_text, decode
 from gateway.protocol import LARGE_SCHEMAS, Chat
 from gateway.relay import JSON_LINES, LARGE, Relay
 from gateway.rollout import BUCKETS, Rollout
 from gateway.routing import Route, Routing
-from gateway.surroundings import Client, Request, Surroundings
+from gateway.surroundings import ChatRequest, Client, EmbeddingRequest, Surroundings
 from gateway.turns import Claim
 from gateway.watch import Watch
 
@@ -47,6 +51,7 @@ MAX_TIMEOUT = 86400.0
 SESSION = b"x-gateway-session"
 
 CHAT_PATHS = ("/v1/chat/completions", "/chat/completions")
+EMBEDDING_PATHS = ("/v1/embeddings", "/embeddings")
 
 _random_bits = random.getrandbits
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -64,22 +69,36 @@ class Terms(Struct, frozen=True, gc=False):
     """The client's name for the conversation; empty without one."""
 
 
-class ChatEndpoint:
-    """`POST /v1/chat/completions`."""
+class Head(Struct, frozen=True, gc=False):
+    """What is known of a request beside what it asks for."""
 
-    def __init__(self, shared: Surroundings, keys: Keys, routing: Routing, rollout: Rollout, cors: Cors, images: Images) -> None:
+    request_id: str
+    key_id: str
+    size: int
+    """Bytes of the body."""
+    terms: Terms
+    fields: Fields
+
+
+Asked = TypeVar("Asked")
+
+
+class Endpoint(ABC, Generic[Asked]):
+    """One of OpenAI's endpoints: what is the same for all. `Asked` is its parsed body."""
+
+    name: ClassVar[str]
+    """Its label in the metrics."""
+
+    def __init__(self, shared: Surroundings, keys: Keys, routing: Routing, cors: Cors) -> None:
         self._shared = shared
         self._keys = keys
         self._routing = routing
-        self._lines = rollout.lines
         self._session_header = (shared.settings.session_header or "").encode()
         self._cors = cors
-        self._images = images
         self._user_header = (shared.settings.user_header or "").encode()
         self._plain_claims: dict[str, Claim] = {}
         self._are_claims_special = bool(self._user_header) or routing.has_batch
         """The settings make a difference between requests of one key."""
-        self._params = {tier.name: params for tier in shared.settings.tiers.values() if (params := _tier_params(tier))}
         self.is_stopping = False
         """Refuse what is new: the gateway is on its way out."""
 
@@ -102,27 +121,26 @@ class ChatEndpoint:
                 raise self._too_large()
             if len(body) > LARGE:  # each step on 10 MB takes its milliseconds: others get their turn in between
                 await asyncio.sleep(0)
-            size, max_text_body = len(body), self._shared.max_text_body
-            text_size = check_text(body, max_text_body)
-            chat = decode(body, max_text_body)
+            size = len(body)
+            asked, text_size = self._parse(body)
             del body
-            stream = bool(chat.stream)
-            if text_size > LARGE_SCHEMAS and chat.has_schemas:
-                with Watch(client, self._shared.loop):
-                    await self._shared.in_thread(check, chat)
-            else:
-                check(chat)
-            tier = self._routing.tier(chat.model).name
-            asked = chat if (params := self._params.get(tier)) is None else params.apply(chat)
-            if chat.has_images:
-                with Watch(client, self._shared.loop):
-                    asked = await self._images.checked(asked)
-            # Nothing waits from here on: once the roll-out has changed, no request begins on the side that was left.
-            request = self._request(request_id, caller, asked, self._route(tier, chat, caller, terms), size, terms, fields)
+            stream = self._is_stream(asked)
+            relay = await self._relay(client, asked, text_size, Head(request_id, caller.key_id, size, terms, fields))
         except GatewayError as error:
             self._refuse(client, fields, request_id, caller, error, stream, time.perf_counter() - arrived)
             return
-        await Relay(self._shared, client, request)()
+        await relay()
+
+    @abstractmethod
+    def _parse(self, body: bytes) -> tuple[Asked, int]:
+        """What is asked for, and how many bytes of the body are text. Raises `GatewayError` for what cannot be served."""
+
+    def _is_stream(self, asked: Asked) -> bool:
+        return False
+
+    @abstractmethod
+    async def _relay(self, client: Client, asked: Asked, text_size: int, head: Head) -> Relay:
+        """Who carries it out. Raises `GatewayError`."""
 
     def _identify(self, scope: Scope, client: Client, fields: Fields) -> Caller:
         refuse_loop(fields, self._shared.gateway_id)
@@ -138,32 +156,13 @@ class ChatEndpoint:
         terms = client.notes["terms"] = Terms(fields.get(VIA, b""), read_timeout, self._cors.header_lines(fields), session)
         return terms
 
-    def _route(self, tier: str, chat: Chat, caller: Caller, terms: Terms) -> Route:
-        line = self._lines[tier]
-        return line.route if line.canary is None else line.choose(bucket_of(caller.key_id, terms.session, chat, BUCKETS))
-
-    def _request(self, request_id: str, caller: Caller, chat: Chat, route: Route, size: int, terms: Terms, fields: Fields) -> Request:
-        return Request(
-            request_id,
-            "chatcmpl-" + _random_id(),
-            caller.key_id,
-            self._claim(caller, chat.model, fields),
-            chat,
-            size,
-            route,
-            terms.came_through,
-            terms.read_timeout,
-            int(time.time()),
-            terms.extra_lines,
-        )
-
-    def _claim(self, caller: Caller, model: str, fields: Fields) -> Claim:
-        """What the request asks of the line. Most ask for nothing: those of a key share one claim."""
+    def _claim(self, key_id: str, fields: Fields, model: str | None = None) -> Claim:
+        """What the request asks of the line. Most ask for nothing: those of a key share one claim. The name `model` may be one of low priority."""
         if not (self._are_claims_special or PRIORITY in fields or TIMEOUT in fields):
-            return self._plain_claims.get(caller.key_id) or self._plain_claims.setdefault(caller.key_id, Claim(caller.key_id))
+            return self._plain_claims.get(key_id) or self._plain_claims.setdefault(key_id, Claim(key_id))
         person, priority, timeout = fields.get(self._user_header, b""), fields.get(PRIORITY), fields.get(TIMEOUT)
-        is_batch = self._routing.is_batch(model) or (priority is not None and priority_is_batch(priority))
-        return Claim(caller.key_id, person.decode("latin-1"), is_batch, None if timeout is None else timeout_of(timeout))
+        is_batch = (model is not None and self._routing.is_batch(model)) or (priority is not None and priority_is_batch(priority))
+        return Claim(key_id, person.decode("latin-1"), is_batch, None if timeout is None else timeout_of(timeout))
 
     async def _read(self, client: Client, fields: Fields, receive: Receive) -> bytes:
         """The request's body.
@@ -203,7 +202,7 @@ class ChatEndpoint:
             Exchange(
                 request_id=request_id,
                 key_id=caller.key_id if caller else "",
-                endpoint=CHAT,
+                endpoint=self.name,
                 tier=NONE,
                 backend=NONE,
                 model=NONE,
@@ -222,6 +221,75 @@ class ChatEndpoint:
                 attempts=0,
             )
         )
+
+
+class ChatEndpoint(Endpoint[Chat]):
+    """`POST /v1/chat/completions`."""
+
+    name = CHAT
+
+    def __init__(self, shared: Surroundings, keys: Keys, routing: Routing, rollout: Rollout, cors: Cors, images: Images) -> None:
+        super().__init__(shared, keys, routing, cors)
+        self._lines = rollout.lines
+        self._images = images
+        self._params = {tier.name: params for tier in shared.settings.tiers.values() if (params := _tier_params(tier))}
+
+    def _parse(self, body: bytes) -> tuple[Chat, int]:
+        max_text_body = self._shared.max_text_body
+        text_size = check_text(body, max_text_body)
+        return decode(body, max_text_body), text_size
+
+    def _is_stream(self, asked: Chat) -> bool:
+        return bool(asked.stream)
+
+    async def _relay(self, client: Client, asked: Chat, text_size: int, head: Head) -> ChatRelay:
+        if text_size > LARGE_SCHEMAS and asked.has_schemas:
+            with Watch(client, self._shared.loop):
+                await self._shared.in_thread(check, asked)
+        else:
+            check(asked)
+        tier = self._routing.tier(asked.model).name
+        chat = asked if (params := self._params.get(tier)) is None else params.apply(asked)
+        if chat.has_images:
+            with Watch(client, self._shared.loop):
+                chat = await self._images.checked(chat)
+        # Nothing waits from here on: once the roll-out has changed, no request begins on the side that was left.
+        return ChatRelay(self._shared, client, self._request(chat, self._route(tier, asked, head), head))
+
+    def _route(self, tier: str, chat: Chat, head: Head) -> Route:
+        line = self._lines[tier]
+        return line.route if line.canary is None else line.choose(bucket_of(head.key_id, head.terms.session, chat, BUCKETS))
+
+    def _request(self, chat: Chat, route: Route, head: Head) -> ChatRequest:
+        terms = head.terms
+        return ChatRequest(
+            head.request_id,
+            head.key_id,
+            self._claim(head.key_id, head.fields, chat.model),
+            head.size,
+            route,
+            terms.came_through,
+            terms.read_timeout,
+            terms.extra_lines,
+            chat,
+            "chatcmpl-" + _random_id(),
+            int(time.time()),
+        )
+
+
+class EmbeddingEndpoint(Endpoint[Embedding]):
+    """`POST /v1/embeddings`."""
+
+    name = EMBEDDINGS
+
+    def _parse(self, body: bytes) -> tuple[Embedding, int]:
+        return parse_embedding(body, self._shared.max_text_body), len(body)
+
+    async def _relay(self, client: Client, asked: Embedding, text_size: int, head: Head) -> EmbeddingRelay:
+        route = self._routing.choose_embedding(asked.model)
+        terms, claim = head.terms, self._claim(head.key_id, head.fields)
+        lines = terms.came_through, terms.read_timeout, terms.extra_lines
+        return EmbeddingRelay(self._shared, client, EmbeddingRequest(head.request_id, head.key_id, claim, head.size, route, *lines, asked))
 
 
 def _tier_params(tier: Tier) -> TierParams:

@@ -8,7 +8,7 @@ from typing import Any, Self
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from gateway import __version__
-from gateway.api import CHAT_PATHS, ChatEndpoint, Receive, Scope, Send, refuse_loop, request_id_of
+from gateway.api import CHAT_PATHS, EMBEDDING_PATHS, ChatEndpoint, EmbeddingEndpoint, Endpoint, Receive, Scope, Send, refuse_loop, request_id_of
 from gateway.auth import Keys
 from gateway.backends.backend import Backend, build
 from gateway.config import Settings
@@ -60,7 +60,9 @@ class Gateway:
         self._operations = Operations(settings, self._backends, routing, steering, self._health, self._metrics)
         self._cors = Cors(settings.cors_origins)
         self._images = Images()
-        self._chat = ChatEndpoint(self._shared, keys, routing, self.rollout, self._cors, self._images)
+        chat = ChatEndpoint(self._shared, keys, routing, self.rollout, self._cors, self._images)
+        embeddings = EmbeddingEndpoint(self._shared, keys, routing, self._cors)
+        self._hot: dict[str, Endpoint[Any]] = dict.fromkeys(CHAT_PATHS, chat) | dict.fromkeys(EMBEDDING_PATHS, embeddings)
         admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
         scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []
         self._rest = build_ops(self._operations, keys, Guard(admin), Guard([*admin, *scraper]))
@@ -86,8 +88,9 @@ class Gateway:
             if headers is not None:
                 await _answer(send, 204, headers, b"")
                 return
-        if scope["path"] in CHAT_PATHS:
-            await self._chat(scope, receive, send)
+        endpoint = self._hot.get(scope["path"])
+        if endpoint is not None:
+            await endpoint(scope, receive, send)
         else:
             await self._serve_rest(scope, fields, receive, send)
 
@@ -114,7 +117,8 @@ class Gateway:
 
     def cut_off(self) -> None:
         """Streams end with an error event now, the waiting are answered 503."""
-        self._chat.is_stopping = True
+        for endpoint in self._hot.values():
+            endpoint.is_stopping = True
         for relay in list(self._shared.sweep.live):
             assert isinstance(relay, Relay)
             relay.cut_off(ShuttingDown())

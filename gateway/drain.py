@@ -58,9 +58,10 @@ class Server(uvicorn.Server):
     """uvicorn's server with a drain of its own (reliability M19), for `Door` connections.
 
     On the first SIGTERM or SIGINT, or `stop()`: `on_drain()` at once; `drain_delay` seconds of service as before, so that balancers can
-    see it; then no new connections, and `drain_timeout` seconds for the requests that run; then `on_cutoff()`, whose last events get up
-    to a second; then what is left is cut off. The second signal cuts off at once. In all at most `drain_delay + drain_timeout + 2` s. The
-    application's shutdown runs when all its tasks are done; if one outlives its cancellation, it does not run.
+    see it, but each answer ends its connection; then no new connections, and `drain_timeout` seconds for the requests that run; then
+    `on_cutoff()`, whose last events get up to a second; then what is left is cut off. The second signal cuts off at once. In all at most
+    `drain_delay + drain_timeout + 2` s. The application's shutdown runs when all its tasks are done; if one outlives its cancellation, it
+    does not run.
     The process is not killed by the signal again afterwards, as uvicorn does: `run` returns, and its caller sets the exit status.
     """
 
@@ -107,7 +108,7 @@ class Server(uvicorn.Server):
         begun = loop.time()
         self._loop = loop  # a signal during the start leaves `main_loop` out
         self._call(self._on_drain)
-        await self._until(begun + self._drain_delay, lambda: False)
+        await self._until(begun + self._drain_delay, self._is_retiring)
         for server in self.servers:
             server.close()
         for listener in sockets or ():
@@ -132,6 +133,13 @@ class Server(uvicorn.Server):
             hook()
         except Exception:
             _log.exception("a hook of the drain failed; the drain goes on")
+
+    def _is_retiring(self) -> bool:
+        """During the delay, over and over since clients still come: no connection is kept for another request."""
+        for connection in self.server_state.connections:
+            if isinstance(connection, Door):
+                connection.retire()
+        return False
 
     def _is_idle(self) -> bool:
         """Asked again and again, since a connection that was accepted late must be told too."""

@@ -96,14 +96,14 @@ class InvalidImageUrl(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The message carries the code too: LangChain raises its own error by that word in the text."""
+    """The message carries the code too: LangChain raises its own error by that word in the text. `param` is `messages` or `input`."""
 
     code = "context_length_exceeded"
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, param: str = "messages") -> None:
         known = f"This model's maximum context length is {limit} tokens. " if limit else ""
-        text = f"{known}The messages and the tokens to generate do not fit the model's context (context_length_exceeded)."
-        super().__init__(text, param="messages")
+        what = "The messages and the tokens to generate do" if param == "messages" else "A text of the input does"
+        super().__init__(f"{known}{what} not fit the model's context (context_length_exceeded).", param=param)
         self.limit = limit
 
 

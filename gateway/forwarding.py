@@ -17,7 +17,7 @@ from gateway.admission import Ticket
 from gateway.backends.backend import Server
 from gateway.connection import Connection
 from gateway.errors import BackendUnavailable, GatewayError, InvalidRequest, ModelNotFound, UpstreamError
-from gateway.metering import Meter
+from gateway.metering import CHAT, Meter
 from gateway.surroundings import Destination, Surroundings
 
 MAX_ATTEMPTS = 2
@@ -141,7 +141,7 @@ class Detour:
     def _other(self) -> Destination | None:
         """Where the tier lets it go, unless nobody is there."""
         way = self.destination.fallback
-        other = None if way is None else self._shared.destination(way)
+        other = None if way is None else self._shared.destination(way, CHAT)  # only tiers have one
         return None if other is None or other.backend.is_away(other.route.model) else other
 
     def _may_repeat(self, reason: str, now: float) -> bool:

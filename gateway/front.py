@@ -13,6 +13,7 @@ What it does that uvicorn does not (facts of uvicorn 0.54, httptools 0.9):
 
 import asyncio
 import math
+import select
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -39,6 +40,7 @@ from gateway.framing import (
 )
 
 _NEVER = math.inf
+_NEW_SECONDS = 0.5
 _HIGH_WATER = 65536  # bytes, of a body that the application has not read and of an answer that the client has not taken
 _BODY_BYTES_PER_SECOND = 65536
 _HEAD, _BODY, _ANSWER, _LINGER, _CLOSED = range(5)
@@ -99,6 +101,7 @@ class Door(HttpToolsProtocol):
         self._size = 0  # what they should come to; -1 when chunks tell
         self._second_request = False
         self._last_request = False
+        self._opened = 0.0
         self._body_since = 0.0
         self._read_paused_at: float | None = None
         self._deadline = _NEVER
@@ -112,6 +115,7 @@ class Door(HttpToolsProtocol):
     # The transport's calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        self._opened = self.loop.time()
         self.connections.add(self)
         self.transport = transport
         transport.set_write_buffer_limits(high=_HIGH_WATER)
@@ -180,13 +184,27 @@ class Door(HttpToolsProtocol):
 
     # The server's calls.
 
-    def shutdown(self) -> None:
-        """Close after the running request, or at once if none has begun. May be called again."""
+    def retire(self) -> None:
+        """Close after the next answer, which says so: a client that goes on has moved to another connection before this one is closed."""
         self._last_request = True
-        if self._state == _HEAD and not self._raw:
-            self._close()
-        elif self._cycle is not None:
+        if self._state != _HEAD and self._cycle is not None:
             self._cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """Close after the running request, or at once if none has begun. May be called again; a request that is on its way is waited for."""
+        self.retire()
+        if self._state == _HEAD and not self._raw and self._is_silent() and not self._is_new():
+            self._close()
+
+    def _is_silent(self) -> bool:
+        """No bytes wait to be read: what the loop has not read yet would be lost."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    def _is_new(self) -> bool:
+        """The client has just connected; its first request is a round trip behind."""
+        return self._cycle is None and self.loop.time() < self._opened + _NEW_SECONDS
 
     def abort(self) -> None:
         """Close at once, whatever is unsent."""

@@ -146,6 +146,7 @@ class Health:
     async def _learn(self, backend: Backend, server: Server, models: Models) -> None:
         """What is asked besides only adds to what is known: it fails without a consequence."""
         wanted = [tier.models[backend.name] for tier in self._settings.tiers.values() if backend.name in tier.models]
+        wanted += [item.model for item in self._settings.embeddings.values() if item.backend == backend.name]
 
         async def ask(method: str, path: str, body: bytes | None) -> bytes | None:
             try:
@@ -197,13 +198,12 @@ class Health:
             _log.warning("%s: not reachable; requests to it fail until it is", where)
 
     def _report_missing(self, backend: Backend) -> None:
-        for tier in self._settings.tiers.values():
-            model = tier.models.get(backend.name)
+        wanted = [(f"tier {tier.name}", tier.models.get(backend.name)) for tier in self._settings.tiers.values()]
+        wanted += [(f"embedding {name}", item.model) for name, item in self._settings.embeddings.items() if item.backend == backend.name]
+        for who, model in wanted:
             if model is not None and not any(server.serves(model) for server in backend.servers):
                 there = sorted({name.removesuffix(":latest") for server in backend.servers for name in server.discovered or {}})
-                _log.warning(
-                    "tier %s wants the model %r of backend %s, which is not there; there is: %s", tier.name, model, backend.name, _listed(there)
-                )
+                _log.warning("%s wants the model %r of backend %s, which is not there; there is: %s", who, model, backend.name, _listed(there))
 
 
 async def _until_set(event: asyncio.Event, seconds: float) -> None:

@@ -14,7 +14,10 @@ Phase = Literal["queued", "waiting", "streaming"]
 CHAT = "chat"
 """The endpoint label of chat completions."""
 
-LANES = ("text", "vision")
+EMBEDDINGS = "embeddings"
+
+LANES = {CHAT: ("text", "vision"), EMBEDDINGS: ("embedding",)}
+"""Of each endpoint."""
 
 NONE = "none"
 """The label of what a request did not get to have: a tier, a backend."""

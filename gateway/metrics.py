@@ -90,7 +90,7 @@ class Histograms(Collector):
 
 @dataclass(slots=True)
 class RouteMetrics:
-    """The series of one (tier, backend), bound once; the counters of what is usual are plain numbers until somebody looks."""
+    """The series of one (tier, backend) at one endpoint, bound once; the counters of what is usual are plain numbers until somebody looks."""
 
     duration: Histogram
     time_to_first_token: Histogram
@@ -128,7 +128,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry, version: str, settle: Callable[[], None] = lambda: None) -> None:
         self.registry = registry
         self._settle = settle
-        self._routes: dict[tuple[str, str], RouteMetrics] = {}
+        self._routes: dict[tuple[str, str, str], RouteMetrics] = {}
         _First(registry, self._publish)
         route = ("tier", "backend")
 
@@ -164,16 +164,16 @@ class Metrics:
         self.overhead = histogram("gateway_overhead_seconds", "Time in the gateway outside the queue and the upstream.", (), OVERHEAD).labels()
         Info("gateway_build", "The running version.", registry=registry).info({"version": version})
 
-    def route(self, tier: str, backend: str) -> RouteMetrics:
-        bound = self._routes.get((tier, backend))
+    def route(self, tier: str, backend: str, endpoint: str = CHAT) -> RouteMetrics:
+        bound = self._routes.get((tier, backend, endpoint))
         if bound is None:
-            bound = self._routes[tier, backend] = RouteMetrics(
+            bound = self._routes[tier, backend, endpoint] = RouteMetrics(
                 self.duration.labels(tier, backend),
                 self.time_to_first_token.labels(tier, backend),
                 self.gaps.labels(tier, backend),
-                {lane: self.queue_wait.labels(backend, lane) for lane in LANES},
+                {lane: self.queue_wait.labels(backend, lane) for lane in LANES[endpoint]},
                 (
-                    self.requests.labels(CHAT, tier, backend, "ok"),
+                    self.requests.labels(endpoint, tier, backend, "ok"),
                     self.tokens.labels(tier, backend, "prompt"),
                     self.tokens.labels(tier, backend, "completion"),
                 ),
@@ -186,7 +186,7 @@ class Metrics:
             self._record_failure(exchange)
         if exchange.backend == NONE:
             return
-        route = self.route(exchange.tier, exchange.backend)
+        route = self.route(exchange.tier, exchange.backend, exchange.endpoint)
         if exchange.outcome == "ok":
             route.ok += 1
         route.duration.observe(exchange.duration)

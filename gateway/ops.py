@@ -17,8 +17,8 @@ from gateway.errors import GatewayError, MethodNotAllowed, ModelNotFound, NotFou
 from gateway.guard import Guard
 from gateway.health import Health
 from gateway.metrics import Metrics
-from gateway.page import add_bodies, add_chat, api_page
-from gateway.routing import PublicModel, Routing
+from gateway.page import add_bodies, add_hot_paths, api_page
+from gateway.routing import Routing
 from gateway.slots import LearnedBound
 from gateway.steering import BODIES, Steering, add_rollout
 
@@ -48,8 +48,8 @@ class Operations:
     # Models
 
     def models(self) -> dict[str, Any]:
-        data = [self._model(public) for public in self._routing.public_models()]
-        data += [{"id": name, "object": "model", "created": CREATED, "owned_by": "gateway"} for name in self._settings.embeddings]
+        data = [self._entry(public.name, public.tier.models) for public in self._routing.public_models()]
+        data += [self._entry(name, {item.backend: item.model}) for name, item in self._settings.embeddings.items()]
         return {"object": "list", "data": data}
 
     def model(self, name: str) -> dict[str, Any]:
@@ -59,9 +59,10 @@ class Operations:
                 return dict(entry)
         raise ModelNotFound("This model does not exist here. GET /v1/models lists those that do.", param="model")
 
-    def _model(self, public: PublicModel) -> dict[str, Any]:
-        entry: dict[str, Any] = {"id": public.name, "object": "model", "created": CREATED, "owned_by": "gateway"}
-        known = [self._backends[backend].context_length(model) for backend, model in public.tier.models.items()]
+    def _entry(self, name: str, models: dict[str, str]) -> dict[str, Any]:
+        """`models` is the model's name on each of its backends."""
+        entry: dict[str, Any] = {"id": name, "object": "model", "created": CREATED, "owned_by": "gateway"}
+        known = [self._backends[backend].context_length(model) for backend, model in models.items()]
         lengths = [length for length in known if length is not None]
         if lengths:  # the smaller side's, so that a switch breaks nobody
             entry["context_length"] = entry["max_model_len"] = min(lengths)
@@ -128,7 +129,7 @@ class Operations:
                     "up": server.up,
                     "circuit": server.circuit.state,
                     "paused": server.circuit.is_paused,
-                    "running": server.running,
+                    "running": server.load,
                     "connections": server.pool.open_connections,
                     "models": None if server.discovered is None else sorted(server.discovered),
                     "model_slots": {
@@ -261,7 +262,7 @@ def _add_description(app: FastAPI) -> None:
     def describe() -> dict[str, Any]:
         if not described:
             described.update(get_openapi(title=app.title, version=app.version, routes=app.routes))
-            add_chat(described)
+            add_hot_paths(described)
             add_bodies(described, BODIES)
         return described
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import msgspec
 
+from gateway.embedding import Embedding
 from gateway.protocol import REFUSED, UNUSED, Chat
 
 CHAT_PATH = "/v1/chat/completions"
+EMBEDDING_PATH = "/v1/embeddings"
 
 ERROR_SCHEMA = {
     "type": "object",
@@ -49,26 +51,27 @@ td,th{text-align:left;padding:.25rem .75rem .25rem 0;border-bottom:1px solid #ee
 """
 
 
-def add_chat(document: dict[str, Any]) -> None:
-    """Put the raw ASGI path into OpenAPI's `document`."""
-    (request,), components = msgspec.json.schema_components([Chat], ref_template="#/components/schemas/{name}")
+def add_hot_paths(document: dict[str, Any]) -> None:
+    """Put the raw ASGI paths into OpenAPI's `document`."""
+    (chat, embedding), components = msgspec.json.schema_components([Chat, Embedding], ref_template="#/components/schemas/{name}")
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components)
     schemas["Error"] = ERROR_SCHEMA
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    answer = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": {"type": "string"}}}
-    document.setdefault("paths", {})[CHAT_PATH] = {
-        "post": {
-            "summary": "OpenAI's chat completions, streaming and not",
-            "security": [{"key": []}],
-            "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
-            "responses": {
-                "200": {"description": "A chat.completion, or a stream of chat.completion.chunk events.", "content": answer},
-                **{str(status): {"description": text, "content": error} for status, text in ERRORS.items()},
-            },
-        }
-    }
+    answer = {"application/json": {"schema": {"type": "object"}}}
+    either = {**answer, "text/event-stream": {"schema": {"type": "string"}}}
+    paths = document.setdefault("paths", {})
+    said = "A chat.completion, or a stream of chat.completion.chunk events."
+    paths[CHAT_PATH] = _post("OpenAI's chat completions, streaming and not", chat, said, either)
+    paths[EMBEDDING_PATH] = _post("OpenAI's embeddings", embedding, "A list of embeddings.", answer)
+
+
+def _post(summary: str, request: dict[str, Any], said: str, answer: dict[str, Any]) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    responses = {"200": {"description": said, "content": answer}}
+    responses |= {str(status): {"description": text, "content": error} for status, text in ERRORS.items()}
+    body = {"required": True, "content": {"application/json": {"schema": request}}}
+    return {"post": {"summary": summary, "security": [{"key": []}], "requestBody": body, "responses": responses}}
 
 
 def add_bodies(document: dict[str, Any], kinds: Sequence[type[msgspec.Struct]]) -> None:
@@ -83,7 +86,7 @@ def api_page(document: dict[str, Any]) -> str:
     parts.append(f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>")
     parts.append(f"<h1>{escape(document['info']['title'])} {escape(document['info']['version'])}</h1>")
     parts.append("<p>For programs: <a href=/openapi.json>/openapi.json</a>. Send the key as <code>Authorization: Bearer KEY</code>.</p>")
-    for path in sorted(document["paths"], key=lambda path: (path != CHAT_PATH, path)):
+    for path in sorted(document["paths"], key=lambda path: (path != CHAT_PATH, path != EMBEDDING_PATH, path)):
         for method, operation in document["paths"][path].items():
             parts.append(_operation(path, method, operation, document))
     return "".join(parts)

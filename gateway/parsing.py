@@ -102,7 +102,7 @@ def decode(body: bytes, max_text_body: int) -> Chat:
     try:
         chat = _decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _explain(str(error)) from None
+        raise explain(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidJson("The body is not valid JSON.") from None
     except RecursionError:
@@ -134,9 +134,9 @@ def check(chat: Chat) -> None:
             _check_turn(message, f"messages[{index}]")
 
 
-def _explain(text: str) -> InvalidRequest:
-    """msgspec's words are `REASON - at `$.path``; only reasons that cannot hold the client's text are passed on. The client's text may hold
-    a place of its own: the last one is msgspec's."""
+def explain(text: str) -> InvalidRequest:
+    """What msgspec says, in our words. Its own are `REASON - at `$.path``; only reasons that cannot hold the client's text are passed on. The
+    client's text may hold a place of its own: the last one is msgspec's."""
     reason, found, place = text.rpartition(" - at `$")
     if not found:
         reason, place = text, ""

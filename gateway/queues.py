@@ -27,6 +27,8 @@ class LaneLimits:
     slots: int | None
     max_queue: int
     queue_timeout: float
+    is_apart: bool = False
+    """Its `slots` are besides the server's and the models': they do not count together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +57,32 @@ class OwnLimits:
 class Station(ABC):
     """A server as admission sees it: what runs there, and what could."""
 
-    __slots__ = ("guesses", "lanes", "models", "slots")
+    __slots__ = ("apart", "guesses", "lanes", "models", "slots")
 
     def __init__(self) -> None:
         self.slots = Bound(0)
         self.models: dict[str, Bound] = {}
         """By the model's canonical name."""
         self.lanes: dict[Lane, Bound] = {}
+        """Of those that have some of the slots."""
+        self.apart: dict[Lane, Bound] = {}
+        """Of those that have slots besides."""
         self.guesses: dict[str, int] = {}
         """What was learned of models before this start, by canonical name."""
 
     @property
     def running(self) -> int:
+        """In the slots that all share."""
         return self.slots.count
+
+    @property
+    def load(self) -> int:
+        """All that runs there."""
+        return self.slots.count + sum(bound.count for bound in self.apart.values())
+
+    def shared(self, lane: Lane) -> Bound:
+        """What all in `lane` have at this server together."""
+        return self.apart.get(lane) or self.lanes.get(lane) or self.slots
 
     @abstractmethod
     def serves(self, model: str) -> bool:
@@ -174,7 +189,7 @@ class Queue:
         """How often service has to take its time until so many `ahead` are through: by the slots of this queue, and by those of the lane."""
         places = [place for place in self.places if place.station.serves(self.model)]
         own = sum(min(bound.limit for bound in place.bounds) for place in places)
-        shared = sum((place.station.lanes.get(self.lane.name) or place.station.slots).limit for place in places)
+        shared = sum(place.station.shared(self.lane.name).limit for place in places)
         crowd = ahead * self.lane.waiting / self.waiting if self.waiting else ahead
         return max(ahead / max(1, own), crowd / max(1, shared))
 

@@ -1,40 +1,28 @@
-"""Carries out one chat request: admit, forward, stream back, meter. Owns all that the request holds; `api.py` has decided where it goes."""
+"""Carries out one request: admit, forward, answer, meter. Owns all that the request holds; `api.py` has decided where it goes.
 
-import asyncio
+What differs between the endpoints, asking a server and reading what it says, is in `chat_relay.py` and `embedding_relay.py`.
+"""
+
 import logging
 import math
 import traceback
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from msgspec import structs
 
-from gateway.admission import Outlook, Ticket
+from gateway.admission import Ticket
 from gateway.backends.backend import Backend, Server
-from gateway.backends.base import MAX_ANSWER, MAX_REFUSAL, Reading
 from gateway.connection import Connection, WireError
-from gateway.errors import (
-    ClientLeft,
-    ContextLengthExceeded,
-    Crash,
-    GatewayError,
-    InvalidRequest,
-    UnsupportedParameter,
-    UpstreamError,
-    UpstreamTimeout,
-)
-from gateway.forwarding import Detour, with_pause
-from gateway.metering import CHAT, Exchange, Meter, microseconds
-from gateway.protocol import LARGE_SCHEMAS
-from gateway.shaping import Shaping
+from gateway.errors import ClientLeft, ContextLengthExceeded, Crash, GatewayError, InvalidRequest, UpstreamError, UpstreamTimeout
+from gateway.forwarding import Detour
+from gateway.metering import Exchange, Meter, microseconds
+from gateway.queues import Lane
 from gateway.surroundings import Client, Destination, Request, Surroundings
 from gateway.turns import Claim
-from gateway.views import Answer, Delta, StreamView, assemble, render_answer
 from gateway.watch import Watch
 
 _log = logging.getLogger("gateway.relay")
-
-SHORT_ANSWER = 1024
-"""Tokens. A plain answer that may be longer is asked for as a stream and put together: a backend at work on it can then be told from one that
-hangs. A shorter one stays plain, which is cheaper, and has to come within `first_token_timeout`."""
 
 NO_FIRST_PIECE = "no first piece"
 
@@ -53,43 +41,39 @@ MOST_BYTES_PER_TOKEN = 16
 EARLY = 0.8
 """A plain answer is kept alive from this share of its client's read timeout on."""
 
-STREAM_LINES = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 JSON_LINES = b"content-type: application/json\r\n"
 
 
-class Relay:
-    """One exchange. `await relay()` answers the client, whatever happens; it raises only when it is cancelled from outside."""
+class Relay(ABC):
+    """One exchange. `await relay()` answers the client, whatever happens; it raises only when it is cancelled from outside.
+
+    A subclass says what is asked of a server and how its answer is read: `_exchange`. It answers plainly, with JSON, if not told otherwise.
+    """
+
+    endpoint: ClassVar[str]
+    """Its label in the metrics."""
+    text_field: ClassVar[str]
+    """The request's field with the text that has to fit the model's context."""
 
     __slots__ = (
-        "_backend", "_chat", "_client", "_collected", "_collected_bytes", "_destination", "_detour", "_lane", "_limits", "_meter", "_next_beat",
-        "_passes", "_request", "_server", "_shaping", "_shared", "_silent_since", "_splices", "_started", "_ticket", "_view", "_watch", "look_at",
+        "_backend", "_client", "_destination", "_detour", "_lane", "_limits", "_meter", "_next_beat", "_request", "_server", "_shared", "_started",
+        "_ticket", "_watch", "look_at",
     )  # fmt: skip
 
-    def __init__(self, shared: Surroundings, client: Client, request: Request) -> None:
+    def __init__(self, shared: Surroundings, client: Client, request: Request, lane: Lane) -> None:
         self._shared = shared
         self._client = client
         self._request = request
-        self._chat = chat = request.chat
-        self._destination = destination = shared.destination(request.route)
+        self._destination = destination = shared.destination(request.route, self.endpoint)
         self._backend = destination.backend
         self._limits = destination.limits
         self._detour: Detour | None = None
         self._server: Server | None = None
-        self._lane = "vision" if chat.has_images else "text"
+        self._lane = lane
         self._ticket = self._new_ticket(request.claim)
         self._meter = Meter(shared.clock, destination.metrics.gaps.observe_gap)
         self._watch = Watch(client, shared.loop)
         self.look_at = 0.0
-        self._view = StreamView(request.answer_id, request.created, chat.model, chat.wants_usage) if chat.stream else None
-        self._shaping: Shaping | None = None
-        self._passes = False
-        """There is nothing to shape."""
-        self._splices = False
-        """Plain content of a stream may pass by as it is."""
-        self._silent_since: float | None = None
-        """Pieces come, but nothing that could be shown yet."""
-        self._collected: list[Delta] = []
-        self._collected_bytes = 0
         self._started = False
         self._next_beat = self._meter.arrived + self._silence_allowed()
 
@@ -150,8 +134,6 @@ class Relay:
         self._backend, self._limits = destination.backend, destination.limits
         self._meter.observe_gap = destination.metrics.gaps.observe_gap
         self._meter.wait_again()
-        self._chat = self._request.chat
-        self._collected_bytes = 0
         claim = self._request.claim
         if claim.timeout is not None:  # from now on
             claim = structs.replace(claim, timeout=max(0.0, self._meter.arrived + claim.timeout - self._shared.clock()))
@@ -162,17 +144,31 @@ class Relay:
 
     def _refuse_hopeless(self) -> None:
         """What the backend would refuse for certain does not wait in its line."""
-        chat, model, backend = self._chat, self._destination.route.model, self._backend
+        model, backend = self._destination.route.model, self._backend
         if backend.is_restrained and self._detour is None:
             may_go = self._destination.fallback is not None
             if backend.takes_none(model) if may_go else backend.is_away(model):
                 raise backend.unavailable()
         if self._request.size > MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT:
-            context = self._backend.context_length(model)
-            if context is not None and sum(len(message.text) for message in chat.messages) > MOST_BYTES_PER_TOKEN * context:
-                raise ContextLengthExceeded(context)
-        if self._lane == "vision" and self._backend.lacks(model, "vision"):
-            raise UnsupportedParameter("This model does not take images.", param="messages")
+            context = backend.context_length(model)
+            if context is not None and self._text_length() > MOST_BYTES_PER_TOKEN * context:
+                raise ContextLengthExceeded(context, self.text_field)
+
+    @abstractmethod
+    def _text_length(self) -> int:
+        """Of the longest text that has to fit the model's context."""
+
+    @abstractmethod
+    async def _exchange(self, server: Server) -> None:
+        """Ask `server` and answer the client.
+
+        Raises:
+            WireError, GatewayError: it could not; whatever was sent to the client was sent by this relay's own methods.
+        """
+
+    def _amend(self, refusal: InvalidRequest) -> bool:
+        """Change what will be asked so that the server need not refuse it again; False: there is no other way to ask."""
+        return False
 
     # Forward
 
@@ -191,15 +187,13 @@ class Relay:
                     server.circuit.succeed()
                 return
             except WireError as fault:
-                error = _upstream_error(fault)
+                error = upstream_error(fault)
                 if not self._moves(ticket, server, error, sent, fault.answered):
                     raise error from fault
             except InvalidRequest as refusal:
-                amended = self._backend.dialect.amended(self._chat, refusal)
-                if amended is None or self._meter.first_piece is not None:
+                if self._meter.first_piece is not None or not self._amend(refusal):
                     self._moves(ticket, server, refusal, sent, True)
                     raise self._completed(refusal, server) from None
-                self._chat = amended
             except GatewayError as error:
                 if not self._moves(ticket, server, error, sent, isinstance(error, UpstreamError)):
                     raise
@@ -214,134 +208,16 @@ class Relay:
     def _completed(self, refusal: InvalidRequest, server: Server) -> InvalidRequest:
         """Ollama 0.24 does not say how long a prompt may be."""
         if isinstance(refusal, ContextLengthExceeded) and refusal.limit is None:
-            return ContextLengthExceeded(server.facts(self._destination.route.model).context_length)
+            return ContextLengthExceeded(server.facts(self._destination.route.model).context_length, self.text_field)
         return refusal
-
-    async def _exchange(self, server: Server) -> None:
-        dialect = self._backend.dialect
-        limit = self._chat.token_limit
-        streams = self._view is not None or dialect.streams_only or limit is None or limit > SHORT_ANSWER
-        model = self._destination.route.model
-        if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
-            body = await self._shared.in_thread(dialect.render, self._chat, model, server.facts(model), streams)
-        else:
-            body = dialect.render(self._chat, model, server.facts(model), streams)
-        exchange = server.pool.exchange(server.chat_head(self._request.came_through, self._shared.gateway_id), body, self._count_stale)
-        if len(body) > LARGE:
-            await asyncio.sleep(0)
-        del body
-        async with exchange as response:
-            if response.status != 200:
-                raise with_pause(dialect.refusal(response.status, await response.read(MAX_REFUSAL)), response)
-            streams = _check_headers(response, dialect.stream_type if streams else JSON, self._view is None and not dialect.streams_only)
-            if not streams:
-                delta = dialect.parse_answer(await response.read(MAX_ANSWER))
-                self._meter.usage = delta.usage
-                self._answer(assemble(self._shaped([delta])))
-                return
-            await self._pump(response, dialect.reading())
 
     def _count_stale(self) -> None:
         self._meter.attempts += 1
         self._shared.metrics.retries.labels(self._backend.name, "stale").inc()
 
-    async def _pump(self, response: Connection, reading: Reading) -> None:
-        meter, view, write = self._meter, self._view, self._client.write
-        clock, observe_gap = self._shared.clock, self._destination.metrics.gaps.observe_gap
+    # Answer
 
-        def on_piece(piece: bytes) -> None:
-            texts = reading.texts(piece) if self._splices else None
-            if texts is None:
-                self._take(piece, reading, response)
-                return
-            now = clock()
-            observe_gap(now - meter.last_piece, len(texts))
-            meter.last_piece = now
-            write(view.splice(texts))  # type: ignore[union-attr]  # spliced only where there is a view
-
-        def on_resume() -> None:
-            self._meter.last_piece = self._shared.clock()
-            self.look_at = 0.0
-            response.resume()
-
-        self._client.on_pause, self._client.on_resume = response.pause, on_resume
-        if self._client.paused:
-            response.pause()
-        try:
-            await response.pump(on_piece)
-            if not reading.over:
-                self._deliver(reading.end())
-        except WireError as fault:  # what the backend said before is not lost: Ollama's last line may need no line end
-            raise _upstream_error(fault) from fault
-        finally:
-            if reading.malformed:
-                self._shared.metrics.upstream_errors.labels(self._backend.name, "malformed").inc(reading.malformed)
-        if view is not None:
-            write(view.done())
-            self._client.end()
-        else:
-            self._answer(assemble(self._collected))
-
-    # Stream back
-
-    def _take(self, piece: bytes, reading: Reading, response: Connection) -> None:
-        if self._view is None:
-            self._collected_bytes += len(piece)
-            if self._collected_bytes > MAX_ANSWER:
-                raise UpstreamError("too_large")
-        deltas = reading.feed(piece)
-        if deltas:
-            self._deliver(deltas)
-        if reading.failure is not None:
-            raise reading.failure
-        if reading.surplus:
-            response.spoil()
-        if reading.over:
-            response.stop()
-
-    def _deliver(self, deltas: list[Delta]) -> None:
-        meter = self._meter
-        is_first = meter.first_piece is None
-        meter.piece(sum(1 for delta in deltas if delta.is_piece))
-        if deltas[-1].usage is not None:
-            meter.usage = deltas[-1].usage
-        if is_first:
-            self.look_at = 0.0
-            self._ticket.spoke()
-            assert self._server is not None
-            if self._server.circuit.is_troubled:
-                self._server.circuit.begin_answer()
-        deltas = self._shaped(deltas)
-        view = self._view
-        if view is None:
-            self._collected += deltas
-            return
-        if not self._started:
-            self._start(STREAM_LINES)
-            self._client.write(view.opening())
-        self._client.write(b"".join([view.render(delta) for delta in deltas]))
-
-    def _shaped(self, deltas: list[Delta]) -> list[Delta]:
-        if self._passes:
-            return deltas
-        if self._shaping is None:
-            if not Shaping.is_needed(self._chat, deltas):
-                self._passes = True
-                self._splices = self._view is not None
-                return deltas
-            self._shaping = Shaping(self._chat)
-        shaped = self._shaping.take(deltas)
-        self._splices = self._shaping.passes and self._view is not None
-        if not shaped:
-            self._silent_since = self._silent_since or self._meter.last_piece
-        else:
-            self._silent_since = None
-        return shaped
-
-    def _answer(self, answer: Answer) -> None:
-        request = self._request
-        self._meter.end_upstream()
-        body = render_answer(request.answer_id, request.created, self._chat.model, answer)
+    def _answer_json(self, body: bytes) -> None:
         if self._started:
             self._client.write(body)
             self._client.end()
@@ -356,8 +232,12 @@ class Relay:
         if not self._started:
             self._client.answer(error.status, self._header_lines(JSON_LINES) + error.header_lines(), error.envelope())
             return
-        self._client.write(b"data: %b\n\n" % error.envelope() if self._view is not None else error.envelope())
+        self._client.write(self._last_words(error))
         self._client.end()
+
+    def _last_words(self, error: GatewayError) -> bytes:
+        """`error` behind what was sent already."""
+        return error.envelope()
 
     def _start(self, content_lines: bytes) -> None:
         self._started = True
@@ -386,9 +266,7 @@ class Relay:
             self._watch.end(UpstreamTimeout(phase))
             self.look_at = math.inf
             return
-        if self._view is not None and self._meter.first_piece is not None:
-            shown = self._meter.last_piece if self._silent_since is None else self._silent_since
-            self._next_beat = max(self._next_beat, shown + self._silence_allowed())
+        self._next_beat = max(self._next_beat, self._quiet_until())
         if now >= self._next_beat:
             self._beat()
             self._next_beat = now + self._shared.heartbeat
@@ -411,26 +289,22 @@ class Relay:
 
     def _silence_allowed(self) -> float:
         """Seconds after which a silent answer is kept alive."""
-        if self._view is not None:
-            return self._shared.commit_after
         return math.inf if self._request.read_timeout is None else EARLY * self._request.read_timeout
+
+    def _quiet_until(self) -> float:
+        """Before then it need not be: the client has seen something of late."""
+        return -math.inf
 
     def _beat(self) -> None:
         if self._client.paused:
             return
-        if self._view is None:
-            if not self._started:
-                self._start(JSON_LINES)
-            self._client.write(b" ")
-            return
-        note = self._shared.waiting_note and self._ticket.is_in_line
         if not self._started:
-            self._start(STREAM_LINES)
-            self._client.write(self._view.opening())
-        elif not note:
-            self._client.write(self._view.beat())
-        if note:
-            self._client.write(self._view.render(Delta(reasoning=waiting_note(self._ticket.outlook()))))
+            self._start(JSON_LINES)
+        self._client.write(b" ")
+
+    @property
+    def _is_stream(self) -> bool:
+        return False
 
     # Meter
 
@@ -441,12 +315,12 @@ class Relay:
             Exchange(
                 request_id=request.id,
                 key_id=request.key_id,
-                endpoint=CHAT,
+                endpoint=self.endpoint,
                 tier=route.tier,
                 backend=route.backend,
                 model=route.model,
                 lane=self._lane,
-                stream=self._view is not None,
+                stream=self._is_stream,
                 status=200 if error is None else error.status,
                 code=None if error is None else error.code,
                 reason=error.reason if isinstance(error, UpstreamError) else None,
@@ -462,15 +336,7 @@ class Relay:
         )
 
 
-def waiting_note(outlook: Outlook) -> str:
-    """What a person who waits is told."""
-    if outlook.seconds is None:
-        return f"Waiting in line: place {outlook.place}.\n"
-    estimate = f"{math.ceil(outlook.seconds)} s" if outlook.seconds <= 90 else f"{math.ceil(outlook.seconds / 60)} min"
-    return f"Waiting in line: place {outlook.place}, about {estimate}.\n"
-
-
-def _check_headers(response: Connection, media_type: bytes, takes_plain: bool) -> bool:
+def check_headers(response: Connection, media_type: bytes = JSON, takes_plain: bool = False) -> bool:
     """Whether the answer is a stream. A server may answer a wish for a stream plainly, which does for who `takes_plain`."""
     fields = response.fields
     if fields.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -483,5 +349,6 @@ def _check_headers(response: Connection, media_type: bytes, takes_plain: bool) -
     raise UpstreamError("content_type", "The model backend returned an invalid response.")
 
 
-def _upstream_error(fault: WireError) -> UpstreamError:
+def upstream_error(fault: WireError) -> UpstreamError:
+    """What a failure of the connection means to the client."""
     return UpstreamError(fault.fault)

@@ -12,7 +12,7 @@ AUTO = "auto"
 
 
 class Route(Struct, frozen=True, gc=False):
-    """The choice for one request. `model` is the name on the backend."""
+    """The choice for one request. `model` is the name on the backend. Of embeddings, `tier` is the name under `embeddings`: they have no tier."""
 
     tier: str
     backend: str
@@ -61,6 +61,11 @@ class Routing:
                 self._tiers.setdefault(model.lower(), tier)
         self._tiers.pop("*", None)
         self._tiers[AUTO] = settings.tiers[settings.default_tier]
+        self._embeddings: dict[str, Route] = {}
+        for name, item in settings.embeddings.items():
+            self._embeddings[name.lower()] = Route(name, item.backend, item.model)
+        for route in list(self._embeddings.values()):
+            self._embeddings.setdefault(route.model.lower(), route)
 
     def tier(self, name: str) -> Tier:
         """The tier that `name` means.
@@ -68,7 +73,10 @@ class Routing:
         Raises:
             ModelNotFound: it means none; the message has the public names.
         """
-        tier = self._tiers.get(name.lower(), self._rest)
+        tier = self._tiers.get(name.lower())
+        if tier is None and name.lower() in self._embeddings:
+            raise ModelNotFound("This model makes embeddings: send it to /v1/embeddings.", param="model")
+        tier = tier or self._rest
         if tier is None:
             names = ", ".join(f"'{public.name}'" for public in self.public_models())
             raise ModelNotFound(f"The model you asked for does not exist here. Models: {names}.", param="model")
@@ -83,6 +91,19 @@ class Routing:
         """Whether `name` is one."""
         lower = name.lower()
         return lower in self._batch or ("*" in self._batch and lower not in self._tiers)
+
+    def choose_embedding(self, name: str) -> Route:
+        """The route of a request for embeddings by `name`: one under `embeddings`, or a backend's own name of its model.
+
+        Raises:
+            ModelNotFound: it means none; the message has the public names.
+        """
+        route = self._embeddings.get(name.lower())
+        if route is None:
+            names = ", ".join(f"'{name}'" for name in self._settings.embeddings) or "none are set up"
+            what = "makes no embeddings" if name.lower() in self._tiers else "does not exist here"
+            raise ModelNotFound(f"The model you asked for {what}. Embedding models: {names}.", param="model")
+        return route
 
     def public_models(self) -> Iterator[PublicModel]:
         """Tiers and listed aliases, in the order of the settings."""

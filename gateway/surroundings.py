@@ -10,7 +10,8 @@ from msgspec import Struct
 
 from gateway.backends.backend import Backend
 from gateway.config import Limits, Settings
-from gateway.metering import Exchange
+from gateway.embedding import Embedding
+from gateway.metering import CHAT, LANES, Exchange
 from gateway.metrics import Metrics, RouteMetrics
 from gateway.protocol import Chat
 from gateway.queues import Lane, Queue
@@ -39,7 +40,7 @@ class Client(Protocol):
 
 
 class Destination:
-    """What all exchanges of one tier on one backend share, looked up once."""
+    """What all exchanges of one tier, or of one embedding model, on one backend share, looked up once."""
 
     __slots__ = ("backend", "fallback", "header_lines", "limits", "metrics", "queues", "route")
 
@@ -61,21 +62,32 @@ class Request(Struct, frozen=True, gc=False):
     """What was known of a request when its forwarding began. Times in seconds."""
 
     id: str
-    answer_id: str
-    """The `id` in the answer's body."""
     key_id: str
     claim: Claim
-    chat: Chat
     size: int
     """Bytes of the request's body."""
     route: Route
     came_through: bytes
     read_timeout: float | None
     """How long the client waits for a plain answer, where it says so."""
-    created: int
-    """Unix time."""
     extra_lines: bytes
     """Header lines sent with the answer, whatever it is."""
+
+
+class ChatRequest(Request, frozen=True, gc=False):
+    """One for a chat completion."""
+
+    chat: Chat
+    answer_id: str
+    """The `id` in the answer's body."""
+    created: int
+    """Unix time."""
+
+
+class EmbeddingRequest(Request, frozen=True, gc=False):
+    """One for embeddings."""
+
+    embedding: Embedding
 
 
 class Surroundings:
@@ -106,13 +118,13 @@ class Surroundings:
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def destination(self, route: Route) -> Destination:
+    def destination(self, route: Route, endpoint: str) -> Destination:
         found = self._destinations.get(route)
         if found is None:
-            limits = self.settings.limits_for(route.tier, route.backend)
-            metrics = self.metrics.route(route.tier, route.backend)
-            tier, backend = self.settings.tiers[route.tier], self.backends[route.backend]
-            queues = backend.queues(route.tier, route.model, tier.limits.get(route.backend))
-            fallback = fallback_route(tier, route.backend)
+            backend, tier = self.backends[route.backend], self.settings.tiers[route.tier] if endpoint == CHAT else None
+            limits = backend.settings.limits if tier is None else self.settings.limits_for(route.tier, route.backend)
+            metrics = self.metrics.route(route.tier, route.backend, endpoint)
+            queues = backend.queues(LANES[endpoint], route.tier, route.model, None if tier is None else tier.limits.get(route.backend))
+            fallback = None if tier is None else fallback_route(tier, route.backend)
             found = self._destinations[route] = Destination(route, backend, queues, limits, metrics, fallback)
         return found

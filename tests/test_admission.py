@@ -8,7 +8,7 @@ import pytest
 
 from gateway.admission import Ticket
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
-from gateway.queues import BATCH_SHARE, Lane, OwnLimits
+from gateway.queues import BATCH_SHARE, Lane, LaneLimits, Limits, OwnLimits
 from gateway.slots import TRY_AGAIN_SECONDS
 from gateway.turns import Claim
 from tests.fakes.line import FOREVER, Server, Setup, limits, setup
@@ -269,6 +269,23 @@ def test_request_waits_for_a_server_that_is_down() -> None:
     server.up = True
     line.admission.refresh()
     assert waiting.place is not None
+
+
+def test_lane_apart_takes_no_slots_of_the_others() -> None:
+    server = Server("m")
+    apart = {"text": LaneLimits(None, 10, FOREVER), "aside": LaneLimits(2, 10, FOREVER, is_apart=True)}
+    line = Setup((server,), Limits(1, 1, apart))
+    crowd = [line.arrive() for _ in range(2)]
+    aside = [line.arrive(lane="aside") for _ in range(3)]
+    assert [request.place is not None for request in (*crowd, *aside)] == [True, False, True, True, False]
+    assert (server.running, server.load) == (1, 3)
+    line.leave(crowd[0])
+    assert aside[2].is_in_line
+    line.admission.change(Limits(1, 1, {**apart, "aside": LaneLimits(3, 10, FOREVER, is_apart=True)}))
+    assert aside[2].place is not None
+    for request in (crowd[1], *aside):
+        line.leave(request)
+    assert server.load == 0
 
 
 async def test_wait_can_be_ended_with_a_reason() -> None:

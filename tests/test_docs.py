@@ -22,6 +22,8 @@ ELSEWHERE = {
     "__main__.py": "test_cli.py",
     "app.py": "test_api.py",
     "run.py": "test_cli.py",
+    "chat_relay.py": "test_relay.py",
+    "embedding_relay.py": "test_embeddings.py",
     "connection.py": "test_wire.py",
     "cycle.py": "test_front.py",
     "drain.py": "test_front.py",

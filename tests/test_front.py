@@ -779,6 +779,42 @@ def test_drain_finishes_what_runs_and_refuses_nothing_before_the_delay_is_over(l
         kept.close()
 
 
+def test_answer_during_the_delay_ends_its_connection(loop: str) -> None:
+    """Who goes on asking is on another connection when the door closes."""
+    with serving(loop, Bounds(), drain_delay=30, drain_timeout=1) as gate, gate.connect(GET) as kept:
+        assert "connection" not in read_answer(kept)[1]
+        gate.stop()
+        eventually(lambda: gate.hooks == ["drain"], 0.2)
+        with gate.connect() as new:
+            time.sleep(0.1)  # connections are told every 20 ms
+            for client in (kept, new):
+                client.sendall(GET)
+                status, headers, _ = read_answer(client)
+                assert (status, headers["connection"], client.recv(1)) == (200, "close", b"")
+        gate.stop()
+        gate.thread.join(2)
+
+
+def test_request_that_is_a_moment_behind_its_connection_is_served(loop: str) -> None:
+    with serving(loop, Bounds(), drain_timeout=5) as gate, gate.connect() as client:
+        eventually(lambda: len(gate.server.server_state.connections) == 1)
+        gate.stop()
+        eventually(lambda: gate.hooks == ["drain"], 0.2)
+        client.sendall(GET)
+        assert read_answer(client)[0] == 200
+        gate.thread.join(2)
+        assert not gate.thread.is_alive()
+
+
+def test_connection_on_which_nothing_comes_does_not_hold_up_the_end(loop: str) -> None:
+    with serving(loop, Bounds(), drain_timeout=30) as gate, gate.connect() as client:
+        eventually(lambda: len(gate.server.server_state.connections) == 1)
+        gate.stop()
+        assert client.recv(1) == b""
+        gate.thread.join(2)
+        assert not gate.thread.is_alive()
+
+
 def test_cutoff_lets_streams_end_with_a_last_event(loop: str) -> None:
     with serving(loop, Bounds(), drain_timeout=0.2) as gate:
         gate.on_cutoff = gate.app.cut.set

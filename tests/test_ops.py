@@ -164,7 +164,8 @@ async def test_status_tells_backends_and_tiers(client: httpx2.AsyncClient) -> No
     }
     assert (status["tiers"]["pinned"]["active_backend"], status["tiers"]["pinned"]["pinned"]) == ("ollama", True)
     vllm = status["backends"]["vllm"]
-    assert (vllm["kind"], vllm["up"], vllm["running"], vllm["waiting"]) == ("vllm", True, {"text": 0, "vision": 0}, {"text": 0, "vision": 0})
+    nothing = {"text": 0, "vision": 0, "embedding": 0}
+    assert (vllm["kind"], vllm["up"], vllm["running"], vllm["waiting"]) == ("vllm", True, nothing, nothing)
     assert vllm["servers"][0]["models"] == [VLLM_MODEL]
     assert vllm["limits"]["max_concurrency"] == 128
 
@@ -220,7 +221,7 @@ async def test_metrics_come_as_text_and_as_openmetrics() -> None:
         active = {(sample.labels["tier"], sample.labels["backend"]): sample.value for sample in families["gateway_active_backend"].samples}
         assert active == {("team/Standard", "vllm"): 1, ("team/Standard", "ollama"): 0, ("pinned", "ollama"): 1}
         lanes = {(sample.labels["backend"], sample.labels["lane"]) for sample in families["gateway_requests_running"].samples}
-        assert {("vllm", "text"), ("vllm", "vision"), ("ollama", "text"), ("ollama", "vision")} == lanes
+        assert {(backend, lane) for backend in ("vllm", "ollama") for lane in ("text", "vision", "embedding")} == lanes
 
 
 async def test_metrics_port_is_unguarded_and_serves_nothing_else() -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.page import CHAT_PATH, ERRORS, add_chat, api_page
+from gateway.page import CHAT_PATH, EMBEDDING_PATH, ERRORS, add_hot_paths, api_page
 
 
 def described() -> dict[str, Any]:
@@ -10,7 +10,7 @@ def described() -> dict[str, Any]:
         "info": {"title": "A <title>", "version": "1"},
         "paths": {"/x": {"get": {"summary": "<b>bold</b>", "responses": {"200": {"description": "<ok>"}}}}},
     }
-    add_chat(document)
+    add_hot_paths(document)
     return document
 
 
@@ -22,6 +22,15 @@ def test_chat_is_added_with_its_fields_and_errors() -> None:
     assert chat["required"] == ["model", "messages"]
     assert set(operation["responses"]) == {"200", *map(str, ERRORS)}
     assert "Error" in document["components"]["schemas"]
+
+
+def test_embeddings_are_added_with_their_fields() -> None:
+    document = described()
+    schema = document["paths"][EMBEDDING_PATH]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    embedding = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    assert embedding["required"] == ["model", "input"]
+    page = api_page(document)
+    assert page.index(CHAT_PATH) < page.index(EMBEDDING_PATH) < page.index("<code>/x</code>")
 
 
 def test_adding_keeps_what_is_there() -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from gateway import config, simulate
 from gateway.admission import Outlook
+from gateway.chat_relay import waiting_note
 from gateway.errors import UpstreamError
-from gateway.relay import _check_headers, waiting_note
+from gateway.relay import check_headers
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend
 from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import PATIENCE, PROMPT, TIMES, Raw, Reply, Running, running, until
@@ -207,9 +208,9 @@ def test_server_that_answers_a_wish_for_a_stream_plainly_is_taken_at_its_word() 
         fields: ClassVar = {b"content-type": b"application/json"}
 
     response: Any = Response()
-    assert _check_headers(response, b"text/event-stream", takes_plain=True) is False
+    assert check_headers(response, b"text/event-stream", takes_plain=True) is False
     with pytest.raises(UpstreamError):
-        _check_headers(response, b"text/event-stream", takes_plain=False)
+        check_headers(response, b"text/event-stream", takes_plain=False)
 
 
 # Deadlines

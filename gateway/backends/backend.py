@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from gateway.admission import Admission
 from gateway.backends.base import Dialect, ModelFacts, Models
+from gateway.backends.embeddings import Embedder, OllamaEmbedder, OpenAiEmbedder
 from gateway.backends.ollama import Ollama
 from gateway.backends.openai import OpenAi
 from gateway.backends.vllm import Vllm
@@ -41,13 +42,16 @@ _log = logging.getLogger("gateway.circuit")
 class Server(Station):
     """One address of a backend, and what its probes have found there."""
 
-    __slots__ = ("_canonical", "_configured", "_head", "_missing", "circuit", "discovered", "doubted", "is_left_out", "name", "pool", "up")
+    __slots__ = (
+        "_canonical", "_configured", "_embedding_head", "_head", "_missing", "circuit", "discovered", "doubted", "is_left_out", "name", "pool", "up",
+    )  # fmt: skip
 
-    def __init__(self, name: str, settings: ServerSettings, pool: Pool, head: bytes, canonical: Callable[[str], str]) -> None:
+    def __init__(self, name: str, settings: ServerSettings, pool: Pool, head: bytes, embedding_head: bytes, canonical: Callable[[str], str]) -> None:
         super().__init__()
         self.name = name
         self.pool = pool
         self._head = head
+        self._embedding_head = embedding_head
         self._configured = settings.models
         self._canonical = canonical
         self.discovered: Models | None = None
@@ -62,7 +66,7 @@ class Server(Station):
         self._missing: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"<Server {self.name}, {self.running} in flight, up {self.up}, {self.circuit!r}>"
+        return f"<Server {self.name}, {self.load} in flight, up {self.up}, {self.circuit!r}>"
 
     def serves(self, model: str) -> bool:
         """A server that has told nothing yet is taken at the settings' word."""
@@ -109,12 +113,19 @@ class Server(Station):
     def is_up(self) -> bool:
         """Whether it may be given one request more, its slots aside."""
         circuit = self.circuit
-        return not self.is_left_out and (not circuit.restrains or circuit.allows(self.running))
+        return not self.is_left_out and (not circuit.restrains or circuit.allows(self.load))
 
     def chat_head(self, came_through: bytes, gateway_id: bytes) -> bytes:
         """The head of a chat request; `came_through` is the client's own `x-gateway-via`."""
-        via = came_through + b", " + gateway_id if came_through else gateway_id
-        return b"%bX-Gateway-Via: %b\r\n" % (self._head, via)
+        return b"%bX-Gateway-Via: %b\r\n" % (self._head, _via(came_through, gateway_id))
+
+    def embedding_head(self, came_through: bytes, gateway_id: bytes) -> bytes:
+        """The head of a request for embeddings, likewise."""
+        return b"%bX-Gateway-Via: %b\r\n" % (self._embedding_head, _via(came_through, gateway_id))
+
+
+def _via(came_through: bytes, gateway_id: bytes) -> bytes:
+    return came_through + b", " + gateway_id if came_through else gateway_id
 
 
 class Backend:
@@ -125,6 +136,7 @@ class Backend:
         self.kind = settings.kind
         self.settings = settings
         self.dialect: Dialect = _dialect(settings)
+        self.embedder: Embedder = _embedder(settings)
         tls = _tls(settings)
         self.servers = [self._server(number, server, tls) for number, server in enumerate(settings.servers, 1)]
         self.admission = Admission(self.servers, _limits(settings, num_parallel), time.monotonic, _call_later, self.dialect.canonical)
@@ -174,7 +186,7 @@ class Backend:
 
     def _resume(self, server: Server, timer: asyncio.TimerHandle) -> None:
         self._pauses.discard(timer)
-        server.circuit.allows(server.running)  # notices that the pause is over
+        server.circuit.allows(server.load)  # notices that the pause is over
         self.refresh()
 
     def refresh(self) -> None:
@@ -216,9 +228,9 @@ class Backend:
         """By the word of the servers that tell."""
         return any(server.facts(model).lacks(capability) for server in self.servers)
 
-    def queues(self, tier: str, model: str, overrides: LimitOverrides | None) -> dict[Lane, Queue]:
+    def queues(self, lanes: Iterable[Lane], tier: str, model: str, overrides: LimitOverrides | None) -> dict[Lane, Queue]:
         """Where requests of `tier` for `model` stand, by lane."""
-        return {lane: self.admission.queue(model, lane, tier, _own(lane, overrides)) for lane in self.admission.lanes}
+        return {lane: self.admission.queue(model, lane, tier, _own(lane, overrides)) for lane in lanes}
 
     def learned(self) -> dict[str, dict[str, int]]:
         """The limits that were learned, by server and model."""
@@ -244,9 +256,10 @@ class Backend:
         secure = url.scheme == "https"
         origin = Origin(url.hostname or "", url.port or (443 if secure else 80), tls if secure else None, url.path)
         pool = Pool(origin, connect_timeout=self.settings.limits.connect_timeout, idle_seconds=IDLE_SECONDS[self.kind])
-        head = pool.head("POST", self.dialect.chat_path, [("Content-Type", "application/json"), *self.headers()])
+        headers = [("Content-Type", "application/json"), *self.headers()]
+        head, embedding_head = (pool.head("POST", path, headers) for path in (self.dialect.chat_path, self.embedder.path))
         name = self.name if len(self.settings.servers) == 1 else f"{self.name}#{number}"
-        return Server(name, settings, pool, head, self.dialect.canonical)
+        return Server(name, settings, pool, head, embedding_head, self.dialect.canonical)
 
 
 def _limits(settings: BackendSettings, num_parallel: int | None) -> Limits:
@@ -254,6 +267,7 @@ def _limits(settings: BackendSettings, num_parallel: int | None) -> Limits:
     lanes = {
         "text": LaneLimits(None, limits.max_queue, limits.queue_timeout),
         "vision": LaneLimits(limits.vision_concurrency, limits.vision_max_queue, limits.vision_queue_timeout),
+        "embedding": LaneLimits(limits.max_concurrency, limits.max_queue, limits.queue_timeout, is_apart=True),
     }
     model_slots = None if limits.model_concurrency == "auto" else limits.model_concurrency
     return Limits(limits.max_concurrency, model_slots, lanes, settings.kind == "ollama", num_parallel or 1)
@@ -283,6 +297,10 @@ def _dialect(settings: BackendSettings) -> Dialect:
     if settings.kind == "ollama":
         return Ollama(settings.keep_alive, settings.num_ctx, settings.truncate)
     return Vllm() if settings.kind == "vllm" else OpenAi()
+
+
+def _embedder(settings: BackendSettings) -> Embedder:
+    return OllamaEmbedder(settings.keep_alive, settings.num_ctx, settings.truncate) if settings.kind == "ollama" else OpenAiEmbedder()
 
 
 def _tls(settings: BackendSettings) -> ssl.SSLContext | None:

@@ -269,7 +269,7 @@ class SettingsDocument(Document):
     )
     max_body: Size = Field(default=20 * 1024 * 1024, description="Most bytes of a request's body, for images. Default: 20MiB.")
     max_text_body: Size = Field(
-        default=1024 * 1024, description="Most bytes of a request's body outside its images: parsing holds up the rest. Default: 1MiB."
+        default=1024 * 1024, description="Most bytes of a chat's body outside its images: parsing holds up the rest. Default: 1MiB."
     )
     cors_origins: tuple[Origin, ...] = Field(
         default=(), description="Origins of browser programs that may call, such as https://chat.example.com; `*`: any. Default: []."

@@ -138,7 +138,7 @@ class Settings(Frozen):
     drain_delay: float = Field(default=0.0, description="Seconds between not ready and closing the door.")
     drain_timeout: float = Field(default=30.0, description="Seconds that running requests get at the end.")
     max_body: int = Field(default=20 * MIB, description="Most bytes of a request's body.")
-    max_text_body: int = Field(default=MIB, description="Most bytes of a request's body outside its images.")
+    max_text_body: int = Field(default=MIB, description="Most bytes of a chat's body outside its images.")
     cors_origins: tuple[str, ...] = Field(default=(), description="Origins of browser programs; `*`: any.")
     log_format: Literal["auto", "json", "text"] = "auto"
     user_header: str | None = Field(default=None, description="Header that names the person, in lower case.")

@@ -16,6 +16,7 @@ from gateway.simulate.ollama_doors import (
     error_body,
     is_by_door,
 )
+from gateway.simulate.ollama_embeddings import Embeddings
 from gateway.simulate.ollama_models import Catalog, full_name, is_name, stamp
 from gateway.simulate.ollama_replies import Replies, send
 from gateway.simulate.ollama_requests import (
@@ -56,6 +57,7 @@ class Ollama:
         self.scheduler = Scheduler(options, self.engine.clock)
         self._catalog = Catalog(options, self.scheduler)
         self._replies = Replies(self.engine, self.scheduler)
+        self._embeddings = Embeddings(self.engine, self._catalog, self._replies)
         self._newer = options.generation == "0.33"
         self._routes: dict[str, tuple[str, Handler]] = {
             "/": ("HEAD, GET", self._root),
@@ -65,10 +67,10 @@ class Ollama:
             "/api/show": ("POST", self._show),
             "/api/chat": ("POST", self._chat),
             "/api/generate": ("POST", self._generate),
-            "/api/embed": ("POST", self._embed),
+            "/api/embed": ("POST", self._embeddings.native),
             "/v1/chat/completions": ("POST", self._v1_chat),
             "/v1/completions": ("POST", self._v1_completion),
-            "/v1/embeddings": ("POST", self._v1_embed),
+            "/v1/embeddings": ("POST", self._embeddings.v1),
             "/v1/models": ("GET", self._v1_models),
         }
 
@@ -148,24 +150,6 @@ class Ollama:
             raise ApiError(404, f"model '{f'{name}:latest' if self._newer and ':' not in name else name}' not found")
         await send(exchange, "application/json", dump(self._catalog.v1_model(model, name)) + b"\n")
 
-    async def _embed(self, exchange: Exchange) -> None:
-        self._no_embeddings(decode(exchange.body, "api.EmbedRequest", {"model": "string"}, "missing request body"))
-
-    async def _v1_embed(self, exchange: Exchange) -> None:
-        body = decode(exchange.body, "openai.EmbedRequest", {"model": "string"}, "EOF")
-        if body.get("input") is None:
-            raise DoorError(400, "invalid input")
-        self._no_embeddings(body)
-
-    def _no_embeddings(self, body: dict[str, Any]) -> None:
-        name, asked = str(body.get("model") or ""), body.get("input")
-        if self._catalog.find(name) is None:
-            raise ApiError(404, f'model "{name}" not found, try pulling it first' if name else "model '' not found")
-        if isinstance(asked, list) and not all(isinstance(item, str) for item in asked):
-            raise ApiError(400, "invalid input type")
-        newer = "This server does not support embeddings. Start it with `--embeddings`"
-        raise ApiError(501, newer if self._newer else "this model does not support embeddings")
-
     # Generation.
 
     async def _chat(self, exchange: Exchange) -> None:
@@ -239,6 +223,8 @@ class Ollama:
             if name.endswith((":cloud", "-cloud")):
                 raise ApiError(403, "ollama cloud is disabled: remote model is unavailable")
             raise ApiError(404, f"model '{name}' not found") if is_name(name) else ApiError(400, "invalid model name")
+        if model.embedding:
+            raise ApiError(400, f'"{name}" does not support chat')
         return model
 
     def _prompt(self, body: Mapping[str, Any], model: Model, turns: list[tuple[str, str]], images: int, think: Any, asked: Any, late: bool) -> Prompt:

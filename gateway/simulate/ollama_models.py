@@ -45,7 +45,7 @@ class Catalog:
         for i, model in enumerate(self._options.served):
             details = _details(model)
             if newer and not model.vision:
-                details |= {"context_length": model.longest, "embedding_length": 64}
+                details |= {"context_length": model.longest, "embedding_length": model.embedding or 64}
             entry = {
                 "name": model.tagged,
                 "model": model.tagged,
@@ -78,7 +78,7 @@ class Catalog:
         """The body of `POST /api/show`; of `model_info` and `tensors` only what says something here."""
         kind = model.family
         info: dict[str, Any] = {"general.architecture": kind, "general.file_type": 1, "general.parameter_count": 20304960}
-        info |= {f"{kind}.block_count": 4, f"{kind}.context_length": model.longest, f"{kind}.embedding_length": 64}
+        info |= {f"{kind}.block_count": 4, f"{kind}.context_length": model.longest, f"{kind}.embedding_length": model.embedding or 64}
         if model.vision:
             info |= {f"{kind}.vision.block_count": 2, f"{kind}.vision.patch_size": 16}
         return {
@@ -101,6 +101,8 @@ class Catalog:
 
 def capabilities(model: Model) -> list[str]:
     """What Ollama says that a model can do, in its order."""
+    if model.embedding:
+        return ["embedding"]
     words = {"completion": True, "vision": model.vision, "tools": model.tools, "thinking": model.thinking}
     return [word for word, there in words.items() if there]
 

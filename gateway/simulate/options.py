@@ -22,7 +22,8 @@ class Model:
     `always_thinks` is a model that reasons even under `think: false`; `leaks` one whose reasoning, from `<think>` to `</think>`, its engine
     takes for a part of the answer; `bare_json_calls` one that writes a tool call as plain JSON
     and not inside `<tool_call>`. `context_length` is what an Ollama loads it with unless asked otherwise and a vLLM's whole context, in tokens;
-    `trained` is the longest that it could have (0: the same). `size` is bytes of memory.
+    `trained` is the longest that it could have (0: the same). `size` is bytes of memory. `embedding` is the width of the vectors of a model that
+    makes embeddings and nothing else (0: one that answers), `matryoshka` says that a vLLM may cut them.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Model:
     context_length: int = 4096
     trained: int = 0
     size: int = 96364133
+    embedding: int = 0
+    matryoshka: bool = False
 
     @property
     def longest(self) -> int:
@@ -53,7 +56,8 @@ class Model:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """A model from `NAME[,vision][,tools][,thinking][,leaks][,context=TOKENS][,trained=TOKENS][,size=BYTES][,family=NAME]`.
+        """A model from `NAME[,vision][,tools][,thinking][,leaks][,context=TOKENS][,trained=TOKENS][,size=BYTES][,family=NAME]`
+        or, for embeddings, with `[,embedding=WIDTH][,matryoshka]`.
 
         Raises:
             ValueError: a word that is none of these.
@@ -79,8 +83,12 @@ class Model:
                     model = replace(model, size=int(value))
                 case "family":
                     model = replace(model, family=value)
+                case "embedding":
+                    model = replace(model, embedding=int(value), family="bert")
+                case "matryoshka":
+                    model = replace(model, matryoshka=True)
                 case _:
-                    expected = "vision, tools, thinking, leaks, context=, trained=, size= or family="
+                    expected = "vision, tools, thinking, leaks, context=, trained=, size=, family=, embedding= or matryoshka"
                     raise ValueError(f"{word!r} says nothing about a model; expected {expected}")
         return model
 

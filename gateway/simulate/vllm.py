@@ -12,6 +12,7 @@ from gateway.simulate.http import ClientLeft, Exchange, Headers, Receive, Scope,
 from gateway.simulate.options import Model, Options
 from gateway.simulate.vllm_answers import DONE, ENGINE_ERROR, Chat, Completion, event
 from gateway.simulate.vllm_checks import ApiError, flaw, invalid
+from gateway.simulate.vllm_embeddings import embedding_job
 from gateway.simulate.vllm_metrics import exposition
 from gateway.simulate.vllm_requests import Job, chat_job, completion_job, decode, known_model
 from gateway.simulate.words import Answer, count_tokens
@@ -37,9 +38,11 @@ class Vllm:
             "/metrics": ("GET", self._metrics),
             "/tokenize": ("POST", self._tokenize),
             "/v1/models": ("GET", self._models),
-            "/v1/chat/completions": ("POST", self._chat),
-            "/v1/completions": ("POST", self._completion),
         }
+        if self._model.embedding:
+            self._routes["/v1/embeddings"] = ("POST", self._embed)
+        else:
+            self._routes |= {"/v1/chat/completions": ("POST", self._chat), "/v1/completions": ("POST", self._completion)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
@@ -127,12 +130,27 @@ class Vllm:
         job = completion_job(body, self._model, self.engine.options)
         await self._run(exchange, job, Completion(job, exchange.headers.get("x-request-id")))
 
-    async def _run(self, exchange: Exchange, job: Job, writer: Chat | Completion) -> None:
+    async def _embed(self, exchange: Exchange) -> None:
+        body = decode(exchange.body, exchange.headers.get("content-type", ""))
+        job = embedding_job(body, self._model, self.engine.options)
+        generation = self._begin()
+        async with self.engine.slot(self._lane) as clock:
+            await generation.prefill(job.tokens, 0, clock)
+            try:
+                await generation.end(0, "stop")
+            except Failed as exc:
+                raise ApiError(500, "Internal server error", "InternalServerError") from exc
+        await self._send(exchange, 200, job.answer(str(body.get("model") or self._model.name)))
+
+    def _begin(self) -> Generation:
         try:
-            generation = self.engine.begin()
+            return self.engine.begin()
         except Refused as exc:
             message, kind = (BUSY, "Service Unavailable") if exc.status == 503 else ("Internal server error", "InternalServerError")
             raise ApiError(exc.status, message, kind) from exc
+
+    async def _run(self, exchange: Exchange, job: Job, writer: Chat | Completion) -> None:
+        generation = self._begin()
         if job.stream:  # vLLM sends its headers before the request even waits
             await exchange.start(200, {"content-type": "text/event-stream; charset=utf-8", **_vary(200)})
         async with self.engine.slot(self._lane) as clock:

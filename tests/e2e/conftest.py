@@ -5,6 +5,7 @@ import io
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -24,12 +25,15 @@ ANSWER_TOKENS = 64
 REAL_VLLM = pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.timeout(600)])  # the first test waits for the start
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the vLLM that embeds comes first, so that it has ended when the two others start: three want much memory."""
+    items.sort(key=lambda item: "embedder" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def vllms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Engine]]:
     """Two real vLLMs: one with images, one without; each also says that it serves `SHARED_MODEL`."""
-    venv = REPOSITORY / os.environ.get("TEST_VLLM_VENV", ".venv-vllm")
-    if not (venv / "bin" / "python").exists():
-        pytest.fail(f"no vLLM in {venv}; run `python tests/engines/install_vllm.py {venv.name}`, or name another place in TEST_VLLM_VENV")
+    venv = vllm_venv()
     models, logs = tiny_models(venv), tmp_path_factory.mktemp("vllm")
     names = [VISION_MODEL, SHARED_MODEL]
     vision = Vllm(venv, models / "tiny-qwen3-vl", names, log=logs / "vision.log", max_num_seqs=LANES, structured_outputs=True)
@@ -47,6 +51,14 @@ def vllms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, En
         for engine in engines:
             engine.ask([{"role": "user", "content": "Warm up."}], max_tokens=4)
         yield engines
+
+
+def vllm_venv() -> Path:
+    """Where the real vLLM is installed."""
+    venv = REPOSITORY / os.environ.get("TEST_VLLM_VENV", ".venv-vllm")
+    if not (venv / "bin" / "python").exists():
+        pytest.fail(f"no vLLM in {venv}; run `python tests/engines/install_vllm.py {venv.name}`, or name another place in TEST_VLLM_VENV")
+    return venv
 
 
 def vllm_stand_in(model: Model) -> Options:

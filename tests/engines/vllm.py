@@ -31,8 +31,8 @@ class Load(NamedTuple):
 class Vllm(Server):
     """One vLLM server: `model` is a folder that `make_models.py` wrote, `names` is what it calls the model (all are listed, any is taken).
 
-    `structured_outputs` and `reasoning_parser` exclude each other: the grammar waits for the end of the reasoning, which random weights
-    never write.
+    With `embeds` it makes embeddings and nothing else. `structured_outputs` and `reasoning_parser` exclude each other: the grammar
+    waits for the end of the reasoning, which random weights never write.
     """
 
     start_seconds = 300.0  # 30 s on two idle cores; two servers at once beside other work take several times that
@@ -48,6 +48,7 @@ class Vllm(Server):
         max_num_seqs: int = 64,
         reasoning_parser: str | None = None,
         structured_outputs: bool = False,
+        embeds: bool = False,
     ) -> None:
         assert not (structured_outputs and reasoning_parser), "with random weights the grammar would never begin"
         port = port or free_port()
@@ -55,7 +56,7 @@ class Vllm(Server):
         command: list[str | Path] = [venv / "bin" / "python", "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", model, "--served-model-name", *names, "--load-format", "dummy", "--enforce-eager"]
         command += ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(max_num_seqs)]
-        command += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+        command += ["--runner", "pooling", "--convert", "embed"] if embeds else ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
         command += ["--host", "127.0.0.1", "--port", str(port)]
         if reasoning_parser:
             command += ["--reasoning-parser", reasoning_parser]

@@ -1,0 +1,228 @@
+"""Carries out one chat request: what is asked of the server, and how its answer goes to the client, as a stream or whole."""
+
+import asyncio
+import math
+
+from gateway.admission import Outlook
+from gateway.backends.backend import Server
+from gateway.backends.base import MAX_ANSWER, MAX_REFUSAL, Reading
+from gateway.connection import Connection, WireError
+from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
+from gateway.forwarding import with_pause
+from gateway.metering import CHAT
+from gateway.protocol import LARGE_SCHEMAS
+from gateway.relay import JSON, LARGE, Relay, check_headers, upstream_error
+from gateway.shaping import Shaping
+from gateway.surroundings import ChatRequest, Client, Surroundings
+from gateway.views import Answer, Delta, StreamView, assemble, render_answer
+
+SHORT_ANSWER = 1024
+"""Tokens. A plain answer that may be longer is asked for as a stream and put together: a backend at work on it can then be told from one that
+hangs. A shorter one stays plain, which is cheaper, and has to come within `first_token_timeout`."""
+
+STREAM_LINES = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+
+
+class ChatRelay(Relay):
+    """One chat completion."""
+
+    endpoint = CHAT
+    text_field = "messages"
+    _request: ChatRequest
+
+    __slots__ = ("_chat", "_collected", "_collected_bytes", "_passes", "_shaping", "_silent_since", "_splices", "_view")
+
+    def __init__(self, shared: Surroundings, client: Client, request: ChatRequest) -> None:
+        self._chat = chat = request.chat
+        self._view = StreamView(request.answer_id, request.created, chat.model, chat.wants_usage) if chat.stream else None
+        super().__init__(shared, client, request, "vision" if chat.has_images else "text")
+        self._shaping: Shaping | None = None
+        self._passes = False
+        """There is nothing to shape."""
+        self._splices = False
+        """Plain content of a stream may pass by as it is."""
+        self._silent_since: float | None = None
+        """Pieces come, but nothing that could be shown yet."""
+        self._collected: list[Delta] = []
+        self._collected_bytes = 0
+
+    def _go_on(self, failure: GatewayError) -> None:
+        super()._go_on(failure)
+        self._chat = self._request.chat
+        self._collected_bytes = 0
+
+    def _refuse_hopeless(self) -> None:
+        super()._refuse_hopeless()
+        if self._lane == "vision" and self._backend.lacks(self._destination.route.model, "vision"):
+            raise UnsupportedParameter("This model does not take images.", param="messages")
+
+    def _text_length(self) -> int:
+        return sum(len(message.text) for message in self._chat.messages)
+
+    def _amend(self, refusal: InvalidRequest) -> bool:
+        amended = self._backend.dialect.amended(self._chat, refusal)
+        if amended is not None:
+            self._chat = amended
+        return amended is not None
+
+    # Forward
+
+    async def _exchange(self, server: Server) -> None:
+        dialect = self._backend.dialect
+        limit = self._chat.token_limit
+        streams = self._view is not None or dialect.streams_only or limit is None or limit > SHORT_ANSWER
+        model = self._destination.route.model
+        if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
+            body = await self._shared.in_thread(dialect.render, self._chat, model, server.facts(model), streams)
+        else:
+            body = dialect.render(self._chat, model, server.facts(model), streams)
+        exchange = server.pool.exchange(server.chat_head(self._request.came_through, self._shared.gateway_id), body, self._count_stale)
+        if len(body) > LARGE:
+            await asyncio.sleep(0)
+        del body
+        async with exchange as response:
+            if response.status != 200:
+                raise with_pause(dialect.refusal(response.status, await response.read(MAX_REFUSAL)), response)
+            streams = check_headers(response, dialect.stream_type if streams else JSON, self._view is None and not dialect.streams_only)
+            if not streams:
+                delta = dialect.parse_answer(await response.read(MAX_ANSWER))
+                self._meter.usage = delta.usage
+                self._answer(assemble(self._shaped([delta])))
+                return
+            await self._pump(response, dialect.reading())
+
+    async def _pump(self, response: Connection, reading: Reading) -> None:
+        meter, view, write = self._meter, self._view, self._client.write
+        clock, observe_gap = self._shared.clock, self._destination.metrics.gaps.observe_gap
+
+        def on_piece(piece: bytes) -> None:
+            texts = reading.texts(piece) if self._splices else None
+            if texts is None:
+                self._take(piece, reading, response)
+                return
+            now = clock()
+            observe_gap(now - meter.last_piece, len(texts))
+            meter.last_piece = now
+            write(view.splice(texts))  # type: ignore[union-attr]  # spliced only where there is a view
+
+        def on_resume() -> None:
+            self._meter.last_piece = self._shared.clock()
+            self.look_at = 0.0
+            response.resume()
+
+        self._client.on_pause, self._client.on_resume = response.pause, on_resume
+        if self._client.paused:
+            response.pause()
+        try:
+            await response.pump(on_piece)
+            if not reading.over:
+                self._deliver(reading.end())
+        except WireError as fault:  # what the backend said before is not lost: Ollama's last line may need no line end
+            raise upstream_error(fault) from fault
+        finally:
+            if reading.malformed:
+                self._shared.metrics.upstream_errors.labels(self._backend.name, "malformed").inc(reading.malformed)
+        if view is not None:
+            write(view.done())
+            self._client.end()
+        else:
+            self._answer(assemble(self._collected))
+
+    # Stream back
+
+    def _take(self, piece: bytes, reading: Reading, response: Connection) -> None:
+        if self._view is None:
+            self._collected_bytes += len(piece)
+            if self._collected_bytes > MAX_ANSWER:
+                raise UpstreamError("too_large")
+        deltas = reading.feed(piece)
+        if deltas:
+            self._deliver(deltas)
+        if reading.failure is not None:
+            raise reading.failure
+        if reading.surplus:
+            response.spoil()
+        if reading.over:
+            response.stop()
+
+    def _deliver(self, deltas: list[Delta]) -> None:
+        meter = self._meter
+        is_first = meter.first_piece is None
+        meter.piece(sum(1 for delta in deltas if delta.is_piece))
+        if deltas[-1].usage is not None:
+            meter.usage = deltas[-1].usage
+        if is_first:
+            self.look_at = 0.0
+            self._ticket.spoke()
+            assert self._server is not None
+            if self._server.circuit.is_troubled:
+                self._server.circuit.begin_answer()
+        deltas = self._shaped(deltas)
+        view = self._view
+        if view is None:
+            self._collected += deltas
+            return
+        if not self._started:
+            self._start(STREAM_LINES)
+            self._client.write(view.opening())
+        self._client.write(b"".join([view.render(delta) for delta in deltas]))
+
+    def _shaped(self, deltas: list[Delta]) -> list[Delta]:
+        if self._passes:
+            return deltas
+        if self._shaping is None:
+            if not Shaping.is_needed(self._chat, deltas):
+                self._passes = True
+                self._splices = self._view is not None
+                return deltas
+            self._shaping = Shaping(self._chat)
+        shaped = self._shaping.take(deltas)
+        self._splices = self._shaping.passes and self._view is not None
+        if not shaped:
+            self._silent_since = self._silent_since or self._meter.last_piece
+        else:
+            self._silent_since = None
+        return shaped
+
+    def _answer(self, answer: Answer) -> None:
+        self._meter.end_upstream()
+        self._answer_json(render_answer(self._request.answer_id, self._request.created, self._chat.model, answer))
+
+    def _last_words(self, error: GatewayError) -> bytes:
+        return super()._last_words(error) if self._view is None else b"data: %b\n\n" % error.envelope()
+
+    # Time
+
+    def _silence_allowed(self) -> float:
+        return super()._silence_allowed() if self._view is None else self._shared.commit_after
+
+    def _quiet_until(self) -> float:
+        if self._view is None or self._meter.first_piece is None:
+            return -math.inf
+        shown = self._meter.last_piece if self._silent_since is None else self._silent_since
+        return shown + self._silence_allowed()
+
+    def _beat(self) -> None:
+        if self._view is None:
+            super()._beat()
+        elif not self._client.paused:
+            note = self._shared.waiting_note and self._ticket.is_in_line
+            if not self._started:
+                self._start(STREAM_LINES)
+                self._client.write(self._view.opening())
+            elif not note:
+                self._client.write(self._view.beat())
+            if note:
+                self._client.write(self._view.render(Delta(reasoning=waiting_note(self._ticket.outlook()))))
+
+    @property
+    def _is_stream(self) -> bool:
+        return self._view is not None
+
+
+def waiting_note(outlook: Outlook) -> str:
+    """What a person who waits is told."""
+    if outlook.seconds is None:
+        return f"Waiting in line: place {outlook.place}.\n"
+    estimate = f"{math.ceil(outlook.seconds)} s" if outlook.seconds <= 90 else f"{math.ceil(outlook.seconds / 60)} min"
+    return f"Waiting in line: place {outlook.place}, about {estimate}.\n"

@@ -1,0 +1,157 @@
+"""What each kind of server is asked for embeddings, and what its answers mean."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.backends.embeddings import Embedder, OllamaEmbedder, OpenAiEmbedder
+from gateway.embedding import Embedding
+from gateway.errors import BackendUnavailable, ContextLengthExceeded, GatewayError, InvalidRequest, ModelNotFound, UnsupportedParameter, UpstreamError
+from tests.golden import Recording, load
+from tests.simulate.replaying import recorded
+
+EMBEDDERS: dict[str, Embedder] = {"ollama": OllamaEmbedder(), "vllm": OpenAiEmbedder()}
+PATHS = ("/api/embed", "/v1/embeddings")
+RECORDINGS = [recording for server in ("ollama-0.33-embed", "ollama-0.24-embed", "vllm-embed") for recording in recorded(server).values()]
+CHATS_ONLY = [recording for server in ("vllm-0.32.0", "ollama-0.33", "ollama-0.24") for recording in load(server).values()]
+
+
+def embedder(recording: Recording) -> Embedder:
+    return EMBEDDERS[recording.server.partition("-")[0]]
+
+
+def at_its_door(recordings: list[Recording]) -> list[Recording]:
+    """Those of the path that the gateway uses on that kind of server."""
+    return [recording for recording in recordings if recording.path == embedder(recording).path]
+
+
+def name(recording: Recording) -> str:
+    return f"{recording.server}/{recording.case}"
+
+
+def rendered(embedder: Embedder, **fields: Any) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(embedder.render(Embedding(**{"model": "ours", "input": "a"} | fields), "theirs"))
+    return body
+
+
+# What is asked
+
+
+def test_ollama_gets_a_list_and_is_told_not_to_cut() -> None:
+    assert rendered(OllamaEmbedder()) == {"model": "theirs", "input": ["a"], "truncate": False}
+    assert rendered(OllamaEmbedder(), input=["a", "b"], dimensions=8, encoding_format="base64")["dimensions"] == 8
+
+
+def test_ollama_gets_the_operators_settings_as_a_chat_does() -> None:
+    body = rendered(OllamaEmbedder("30m", 8192, truncate=True))
+    assert body == {"model": "theirs", "input": ["a"], "keep_alive": "30m", "options": {"num_ctx": 8192}}
+
+
+@pytest.mark.parametrize("form", ["float", "base64"])
+def test_vllm_is_asked_in_the_clients_form(form: str) -> None:
+    assert rendered(OpenAiEmbedder(), encoding_format=form, dimensions=8) == {
+        "model": "theirs",
+        "input": ["a"],
+        "encoding_format": form,
+        "dimensions": 8,
+    }
+    assert rendered(OpenAiEmbedder())["encoding_format"] == "float"
+
+
+# What is answered
+
+
+@pytest.mark.parametrize("recording", [recording for recording in at_its_door(RECORDINGS) if recording.status == 200], ids=name)
+def test_recorded_answer_is_read(recording: Recording) -> None:
+    answer = embedder(recording).parse(json.dumps(recording.body).encode())
+    assert answer is not None
+    body = recording.body
+    vectors = body.get("embeddings") if "embeddings" in body else [item["embedding"] for item in body["data"]]
+    assert [json.loads(vector) for vector in answer.vectors] == vectors
+    assert answer.prompt_tokens == (body.get("prompt_eval_count", 0) if "embeddings" in body else body["usage"]["prompt_tokens"])
+
+
+def test_vectors_are_in_the_order_of_their_index_where_there_is_one() -> None:
+    data = [{"embedding": [2], "index": 1}, {"embedding": [1], "index": 0}]
+    for found, expected in ((data, [b"[1]", b"[2]"]), ([{"embedding": [2]}, {"embedding": [1]}], [b"[2]", b"[1]"])):
+        answer = OpenAiEmbedder().parse(json.dumps({"data": found}).replace(" ", "").encode())
+        assert answer is not None
+        assert answer.vectors == expected
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"data":3}', b'{"embeddings":null}', b'{"data":[{}]}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("kind", EMBEDDERS)
+def test_other_document_is_no_answer(kind: str, body: bytes) -> None:
+    assert EMBEDDERS[kind].parse(body) is None
+
+
+# What is refused
+
+MEANINGS: dict[str, tuple[type[GatewayError], str | None]] = {
+    "dimensions": (UnsupportedParameter, "dimensions"),
+    "dimensions_too_many": (UnsupportedParameter, "dimensions"),
+    "too_long": (ContextLengthExceeded, "input"),
+    "unknown": (ModelNotFound, "model"),
+}
+
+
+@pytest.mark.parametrize("recording", [recording for recording in at_its_door(RECORDINGS) if recording.status != 200], ids=name)
+def test_recorded_refusal_means_one_of_ours(recording: Recording) -> None:
+    """What the gateway never sends, an Ollama refuses as what fails inside it: with 400."""
+    error = embedder(recording).refusal(recording.status, json.dumps(recording.body).encode())
+    case = recording.case.removeprefix("api_embed_").removeprefix("embeddings_")
+    otherwise = UpstreamError if recording.server.startswith("ollama") else InvalidRequest
+    kind, param = MEANINGS.get(case, (otherwise, None))
+    assert (type(error), getattr(error, "param", None)) == (kind, param)
+    assert "tiny-embed" not in error.message
+
+
+@pytest.mark.parametrize("recording", [recording for recording in at_its_door(CHATS_ONLY) if recording.method == "POST"], ids=name)
+def test_model_without_embeddings_is_the_same_400_on_all(recording: Recording) -> None:
+    body = recording.body if isinstance(recording.body, str) else json.dumps(recording.body)
+    error = embedder(recording).refusal(recording.status, body.encode())
+    assert (type(error), error.status, error.param) == (UnsupportedParameter, 400, "model")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'do embedding request: Post \\"http://127.0.0.1:38671/embedding\\": EOF',
+        'Post \\"http://127.0.0.1:42511/tokenize\\": EOF',
+        "embedding contains NaN or Inf values",
+    ],
+)
+def test_ollamas_400_for_what_fails_inside_is_502(text: str) -> None:
+    """Seen when its runner is killed, on both generations."""
+    error = OllamaEmbedder().refusal(400, b'{"error":"%b"}' % text.encode())
+    assert isinstance(error, UpstreamError)
+    assert "127" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("input (900 tokens) is too large to process. increase the physical batch size (current batch size: 512)", 512),
+        ("input exceeds maximum context length and cannot be truncated further", None),
+        ("input after truncation exceeds maximum context length", None),
+        ("This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 input tokens", 2048),
+    ],
+)
+@pytest.mark.parametrize("kind", EMBEDDERS)
+@pytest.mark.parametrize("status", [400, 500])
+def test_text_that_is_too_long_is_the_same_whatever_it_is_called(kind: str, status: int, text: str, limit: int | None) -> None:
+    error = EMBEDDERS[kind].refusal(status, json.dumps({"error": {"message": text}}).encode())
+    assert isinstance(error, ContextLengthExceeded)
+    assert (error.limit, error.param) == (limit, "input")
+    assert "context_length_exceeded" in error.message
+
+
+@pytest.mark.parametrize("text", ["only supports dimensions in range [1, 64], got 400.", "only supports Matryoshka dimensions [32, 16], got 4."])
+def test_wrong_number_of_dimensions_is_named(text: str) -> None:
+    error = OpenAiEmbedder().refusal(400, json.dumps({"error": {"message": f"Model 'm' {text}"}}).encode())
+    assert (type(error), error.param) == (InvalidRequest, "dimensions")
+
+
+def test_full_ollama_is_503() -> None:
+    assert isinstance(OllamaEmbedder().refusal(503, b'{"error":"server busy, please try again."}'), BackendUnavailable)
