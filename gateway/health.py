@@ -38,7 +38,7 @@ class ProbeFailed(Exception):
 
 
 class Health:
-    """Probes of the backends that a tier can reach. They move the servers' circuits; `on_change` is called when a server came up or its models
+    """Probes of the backends that something can reach. They move the servers' circuits; `on_change` is called when a server came up or its models
     changed."""
 
     def __init__(self, settings: Settings, backends: dict[str, Backend], gateway_id: bytes, on_change: Callable[[Backend], None]) -> None:

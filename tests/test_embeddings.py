@@ -17,6 +17,7 @@ from gateway import config
 from gateway.embedding import MAX_TEXTS
 from gateway.simulate import Fault, Model, Options
 from gateway.simulate import Running as StandIn
+from tests.engines.process import free_port
 from tests.fakes.fault_backend import CANARY, FaultBackend
 from tests.fakes.running_gateway import PATIENCE, TIMES, Raw, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in
@@ -289,6 +290,33 @@ async def test_failure_of_the_backend_is_a_502(kind: Kind, fault: Any, status: i
         assert (await ask(gateway, {})).status == 200
         await until(gateway.is_idle)
         assert gateway.metric("gateway_requests_total", endpoint="embeddings", outcome="upstream_error") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_backend_that_is_away_is_a_503_at_once(kind: Kind) -> None:
+    async with before(kind, f"http://127.0.0.1:{free_port()}") as gateway:
+        (server,) = gateway.gateway._backends["box"].servers
+        await until(lambda: server.circuit.is_open)
+        reply = await ask(gateway, {})
+        assert (*code(reply), reply.headers["x-gateway-attempts"]) == (503, "backend_unavailable", "0")
+
+
+async def test_server_that_dies_gives_its_embeddings_to_another() -> None:
+    async with AsyncExitStack() as stack:
+        models = (EMBEDDING,)
+        dying, other = [await stack.enter_async_context(stand_in(Options("vllm", models))) for _ in range(2)]
+        dying.engine.inject(Fault("die"))
+        document = {
+            "llm_backend": "box",
+            "backends": {"box": {"kind": "vllm", "servers": [{"base_url": server.base_url} for server in (dying, other)], **TIMES}},
+            "tiers": {"standard": {"models": {"box": CHAT.name}}},
+            "embeddings": {"ours": {"backend": "box", "model": EMBEDDING.name}},
+            "state_file": "",
+        }
+        gateway = await stack.enter_async_context(running(config.build(document)))
+        reply = await ask(gateway, {})
+        assert (reply.status, reply.headers["x-gateway-attempts"]) == (200, "2")
+        assert gateway.metric("gateway_retries_total", backend="box") == 1
 
 
 @pytest.mark.parametrize("mode", ["close", "rst", "garbage", "html", "redirect", "truncated", "invalid_json", "bomb", "healthy", "early_413"])

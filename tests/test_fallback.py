@@ -4,7 +4,7 @@ are those of the table of faults: 1 to 6, 12 to 16 and 24."""
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from email.utils import formatdate
 from random import Random
 from typing import Any
@@ -16,6 +16,7 @@ from gateway.backends.backend import Backend, Server
 from gateway.circuit import IN_A_ROW
 from gateway.forwarding import LONGEST_PAUSE, retry_seconds
 from gateway.retry_budget import LEAST
+from gateway.turns import Claim
 from tests.engines.process import free_port
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend, Kind
 from tests.fakes.pictures import picture_url
@@ -248,6 +249,18 @@ async def test_tier_without_a_fallback_has_none() -> None:
 async def test_fallback_may_be_named() -> None:
     async with two_backends("vllm", "breaks", tier={"fallback": "ollama"}) as (gateway, _, _second):
         check_served_by(await gateway.ask(), "ollama", 2)
+
+
+async def test_clients_deadline_does_not_begin_anew_at_the_other_backend() -> None:
+    async with two_backends("vllm", "breaks") as (gateway, _, _second):
+        admission = backend_of(gateway, "ollama").admission
+        with ExitStack() as taken:
+            while not admission.waiting("text"):
+                taken.enter_context(admission.ticket(admission.queue(MODEL, "text"), Claim()))
+            async with gateway.sent({}, "x-gateway-timeout: 30"):
+                await until(lambda: admission.waiting("text") == 2)
+                (relay,) = gateway.live
+                assert 0 < relay._ticket.claim.timeout < 30
 
 
 async def test_silent_stream_that_began_may_still_go_to_the_other_backend() -> None:

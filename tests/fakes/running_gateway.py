@@ -104,12 +104,12 @@ class Running:
         return not (self.running or self.waiting or self.live or self.server.server_state.tasks or self.upstream_connections - idle)
 
     @asynccontextmanager
-    async def sent(self, body: Mapping[str, Any] | None = None, *, behind: bytes = b"") -> AsyncIterator["Raw"]:
-        """A chat request on a connection of its own, with `behind` after it; a block that ends leaves without a word."""
+    async def sent(self, body: Mapping[str, Any] | None = None, *headers: str, behind: bytes = b"") -> AsyncIterator["Raw"]:
+        """A chat request on a connection of its own, with more `headers` and with `behind` after it; a block that ends leaves without a word."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)
         raw = Raw(reader, writer)
         try:
-            writer.write(request_bytes(body if body is not None else {}) + behind)
+            writer.write(request_bytes(body if body is not None else {}, *headers) + behind)
             yield raw
         finally:
             raw.leave()
@@ -121,10 +121,10 @@ class Running:
             return await raw.reply()
 
 
-def request_bytes(body: Mapping[str, Any]) -> bytes:
+def request_bytes(body: Mapping[str, Any], *headers: str) -> bytes:
     data = json.dumps({"model": "standard", "messages": PROMPT, "max_tokens": 64, **body}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-    return head.encode() + data
+    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: gateway", "Content-Type: application/json", f"Content-Length: {len(data)}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + data
 
 
 class Raw:
