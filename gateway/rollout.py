@@ -94,6 +94,13 @@ class Outcome(Struct, frozen=True):
     unmoved: dict[str, str] = {}
 
 
+class Restored(Struct, frozen=True):
+    """What was found of an earlier run: `notes` in plain words. `is_over`: it does not count, and must not come back."""
+
+    notes: list[str]
+    is_over: bool = False
+
+
 class Line:
     """One tier as requests see it. `requests` and `canary_requests` count since its position last changed, while there is a canary."""
 
@@ -219,7 +226,7 @@ class Rollout:
         tiers = {tier.name: self.lines[tier.name].position for tier in self._movable()}
         return msgspec.to_builtins(Kept(self._settings.llm_backend, tiers, list(self.history)))
 
-    def restore(self, kept: Any) -> list[str]:
+    def restore(self, kept: Any) -> Restored:
         """Take up what was kept before a restart, and say in plain words where it differs from the settings.
 
         It counts unless `LLM_BACKEND` has changed since. Not a change, unless the variable takes tiers away from where an operator had them.
@@ -227,7 +234,7 @@ class Rollout:
         try:
             found = msgspec.convert(kept, Kept)
         except msgspec.ValidationError:
-            return ["the roll-out in the state file cannot be read; the settings count"]
+            return Restored(["the roll-out in the state file cannot be read; the settings count"])
         self.history.extend(found.history)
         variable = self._settings.llm_backend
         if found.llm_backend != variable:
@@ -246,9 +253,9 @@ class Rollout:
                 f"LLM_BACKEND is {variable}, but the roll-out that was set{when} counts: {self}. Two ways out: `gateway rollback` (leads to "
                 f"{self._settings.rollback_to}), or start with an empty GATEWAY_STATE_FILE. Another LLM_BACKEND counts at the next start, too",
             )
-        return notes
+        return Restored(notes)
 
-    def _prefer_variable(self, found: Kept) -> list[str]:
+    def _prefer_variable(self, found: Kept) -> Restored:
         variable = self._settings.llm_backend
         moved = {
             name: Move(position, self.lines[name].position)
@@ -257,10 +264,9 @@ class Rollout:
         }
         if moved:
             self._remember(moved, "", "start")
-        return [
-            f"LLM_BACKEND is {variable} and was {found.llm_backend} when the roll-out was last set: the variable counts, every tier that is "
-            f"not pinned is on {variable}" + (" (`gateway undo` brings back what was set)" if moved else "")
-        ]
+        note = f"LLM_BACKEND is {variable} and was {found.llm_backend} when the roll-out was last set: the variable counts, every tier that is "
+        note += f"not pinned is on {variable}" + (" (`gateway undo` brings back what was set)" if moved else "")
+        return Restored([note], is_over=True)
 
     # Steps
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from fastapi import Depends, FastAPI, Request
 from msgspec import Struct
+from starlette.requests import ClientDisconnect
 
-from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge
+from gateway.errors import ClientLeft, InvalidJson, InvalidRequest, RequestTooLarge
 from gateway.metrics import Metrics
 from gateway.parsing import check_json
 from gateway.rollout import Canary, Change, Outcome, Percent, Rollout
@@ -65,8 +66,11 @@ class Steering:
         rollout.listeners.append(self._keep)
         kept = state.get(SECTION)
         if kept is not None:
-            for note in rollout.restore(kept):
+            restored = rollout.restore(kept)
+            for note in restored.notes:
                 _log.warning("%s", note)
+            if restored.is_over:  # or the variable's old value would bring it back
+                state.put(SECTION, rollout.kept())
 
     def _keep(self, change: Change) -> None:
         by = f" by {change.by}" if change.by else ""
@@ -77,11 +81,12 @@ class Steering:
 
     async def report(self, outcome: Outcome) -> dict[str, Any]:
         """The answer to an order: the state, whether anything changed, and whether that outlives a restart."""
+        state = self.view()  # before others may give orders
         persisted = False
         with suppress(TimeoutError):
             async with asyncio.timeout(PERSIST_SECONDS):
                 persisted = await self._state.persisted()
-        return {"changed": outcome.change is not None, "persisted": persisted, "unmoved": outcome.unmoved, **self.view()}
+        return {"changed": outcome.change is not None, "persisted": persisted, "unmoved": outcome.unmoved, **state}
 
     def view(self) -> dict[str, Any]:
         """Body of `GET /ops/rollout`. The history begins with the last change."""
@@ -136,12 +141,16 @@ async def _order(request: Request, kind: type[Order], *, required: bool = False)
 
     Raises:
         UnsupportedMediaType, RequestTooLarge, InvalidJson, InvalidRequest
+        ClientLeft: it did not come whole.
     """
     body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY:
-            raise RequestTooLarge(f"An order may have at most {MAX_BODY} bytes.")
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MAX_BODY:
+                raise RequestTooLarge(f"An order may have at most {MAX_BODY} bytes.")
+    except ClientDisconnect:
+        raise ClientLeft from None
     if not body and not required:
         return kind()
     check_json(dict(request.scope["headers"]))

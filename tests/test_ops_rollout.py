@@ -188,6 +188,20 @@ async def test_bodies_are_json_and_short(house: House) -> None:
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, PUT")
 
 
+async def test_order_that_breaks_off_changes_nothing_and_is_no_failure(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    async with house.gateway() as operator:
+        reader, writer = await asyncio.open_connection("127.0.0.1", operator.gateway.port)
+        head = b"PUT /ops/rollout HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 19\r\n\r\n"
+        writer.write(head + b'{"backend": "vllm"')
+        server = operator.gateway.server.server_state
+        await until(lambda: bool(server.tasks))
+        writer.close()
+        await until(lambda: not server.tasks)
+        assert not operator.gateway.gateway.rollout.history
+        assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+        assert not await reader.read()
+
+
 # Who may
 
 CALLS = (("GET", "rollout"), ("PUT", "rollout"), ("POST", "rollback"), ("POST", "undo"))
@@ -340,6 +354,16 @@ async def test_way_back_by_variable_and_restart_works_after_an_operators_switch(
         assert operator.gateway.metric("gateway_switches_total", cause="start", tier="pro", from_backend="vllm", to_backend="ollama") == 1
     async with house.gateway(llm_backend="vllm", state_file=file) as operator:
         assert await operator.tiers() == {"standard": on("vllm"), "pro": on("vllm"), "pinned": on("ollama")}
+
+
+async def test_roll_out_that_the_variable_has_ended_does_not_come_back_with_its_old_value(house: House, tmp_path: Path) -> None:
+    file = str(tmp_path / "state.json")
+    async with house.gateway(llm_backend="vllm", state_file=file) as operator:
+        await operator.rollback()
+    async with house.gateway(llm_backend="ollama", state_file=file):
+        pass
+    async with house.gateway(llm_backend="vllm", state_file=file) as operator:
+        assert (await operator.tiers())["standard"] == on("vllm")
 
 
 async def test_change_that_cannot_be_kept_is_in_force_and_says_so(house: House, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def positions(of: Rollout) -> dict[str, Position]:
 def restarted(of: Rollout, **changes: Any) -> tuple[Rollout, list[str]]:
     """Another process with what this one kept, as a file holds it."""
     again = rollout(**changes)
-    return again, again.restore(json.loads(json.dumps(of.kept())))
+    return again, again.restore(json.loads(json.dumps(of.kept()))).notes
 
 
 # Set
@@ -308,7 +308,7 @@ def test_what_the_settings_do_not_allow_any_more_is_left_out_and_said() -> None:
 @pytest.mark.parametrize("kept", [None, [], {"llm_backend": "ollama"}, {"llm_backend": 1, "tiers": {}, "history": []}, "text"])
 def test_section_that_is_no_roll_out_is_said_and_left_out(kept: Any) -> None:
     here = rollout()
-    assert "cannot be read" in here.restore(kept)[0]
+    assert "cannot be read" in here.restore(kept).notes[0]
     assert positions(here) == positions(rollout())
 
 
