@@ -22,6 +22,7 @@ TABLE = [
     (404, REQUEST, "not_found", errors.NotFound("m")),
     (405, REQUEST, "method_not_allowed", MethodNotAllowed("POST")),
     (408, REQUEST, "request_timeout", errors.RequestTimeout("m")),
+    (409, REQUEST, "conflict", errors.Conflict("m")),
     (413, REQUEST, "request_too_large", errors.RequestTooLarge("m")),
     (415, REQUEST, "unsupported_media_type", errors.UnsupportedMediaType("m")),
     (431, REQUEST, "headers_too_large", errors.HeadersTooLarge("m")),
