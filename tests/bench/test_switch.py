@@ -21,7 +21,7 @@ CALLS = [Call(10.0, 10.1, "vllm"), Call(20.0, 20.1, "ollama")]
     ],
 )
 def test_request_is_astray_that_was_sent_after_an_answer_and_served_by_the_other(sent: float, headers: float, side: str, is_astray: bool) -> None:
-    assert Report(CALLS, [Seen(sent, headers, side, True)]).astray() == is_astray
+    assert Report(CALLS, seen=[Seen(sent, headers, side, True)]).astray() == is_astray
 
 
 def test_small_run_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
