@@ -68,8 +68,9 @@ class ThoughtSplit:
         return ("", held) if self._state == "thinks" else (held, "")
 
 
-def _speaks_in_thought(chat: Chat) -> bool:
-    """Ollama takes what a model that thinks says for thought, also when it was told not to think and a grammar has it say the answer."""
+def _may_speak_in_thought(chat: Chat) -> bool:
+    """Ollama takes what a model that thinks says for thought, also when it was told not to think and a grammar has it say the answer. The
+    grammar's JSON tells that from thought proper, which a model may go on with all the same."""
     return chat.effort == "none" and bool(chat.forced or isinstance(chat.response_format, JsonFormat | SchemaFormat))
 
 
@@ -90,7 +91,8 @@ class Shaping:
     def __init__(self, chat: Chat) -> None:
         self._split = ThoughtSplit()
         self._forced = chat.forced
-        self._speaks_in_thought = _speaks_in_thought(chat)
+        self._speaks_in_thought: bool | None = None if _may_speak_in_thought(chat) else False
+        """None: not known yet."""
         self._is_named = isinstance(chat.tool_choice, Choice)
         self._is_single = chat.parallel_tool_calls is False
         self._tops = chat.top_logprobs or 0
@@ -109,7 +111,7 @@ class Shaping:
     @staticmethod
     def is_needed(chat: Chat, first: list[Delta]) -> bool:
         """Whether an answer that begins with `first` has anything to shape: nearly none has."""
-        if chat.tools or chat.logprobs or _speaks_in_thought(chat):
+        if chat.tools or chat.logprobs or _may_speak_in_thought(chat):
             return True
         begun = next((delta.content for delta in first if delta.content or delta.reasoning), "")
         return not begun or begun.isspace() or begun.lstrip().startswith("<")
@@ -117,11 +119,11 @@ class Shaping:
     @property
     def passes(self) -> bool:
         """Plain content needs no shaping from here on."""
-        return self._split.over and not self._forced and not self._speaks_in_thought
+        return self._split.over and not self._forced and self._speaks_in_thought is False
 
     def take(self, deltas: list[Delta]) -> list[Delta]:
         """The deltas to be shown for those that were read. They are changed in place."""
-        if self._split.over and not self._shapes_all and not self._speaks_in_thought:
+        if self._split.over and not self._shapes_all and self._speaks_in_thought is False:
             return deltas
         shaped: list[Delta] = []
         for delta in deltas:
@@ -136,6 +138,8 @@ class Shaping:
         if delta.logprobs is not None:
             self._logprobs += [_trimmed(logprob, self._tops) for logprob in delta.logprobs]
             delta.logprobs = None
+        if self._speaks_in_thought is None and (begun := (delta.reasoning or delta.content).lstrip()):
+            self._speaks_in_thought = bool(delta.reasoning) and begun.startswith(("{", "["))
         if self._speaks_in_thought and delta.reasoning:
             delta.content, delta.reasoning = delta.reasoning + delta.content, ""
         if delta.content and not self._split.over:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gateway.backends.ollama import OllamaReading
 from gateway.backends.openai import OpenAiReading
@@ -456,3 +457,13 @@ def test_what_a_model_told_not_to_think_says_by_a_grammar_is_no_thought(more: di
     answer = assemble(shaping.take([Delta(reasoning='{"x"'), Delta(reasoning=":1}"), Delta(finish="stop")]))
     assert answer.reasoning == ""
     assert [call.arguments for call in answer.calls] == ['{"x":1}'] if "tools" in more else answer.content == '{"x":1}'
+
+
+@pytest.mark.parametrize("more", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}])
+@pytest.mark.parametrize("deltas", [[Delta("{}", "Let me {see}")], [Delta(reasoning=" Let"), Delta(reasoning=" me {see}"), Delta("{}")]])
+def test_model_that_thinks_all_the_same_is_not_taken_at_its_thought(more: dict[str, Any], deltas: list[Delta]) -> None:
+    """A vLLM whose template does not know how to turn it off."""
+    shaping = Shaping(chat(reasoning_effort="none", **more))
+    answer = assemble(shaping.take([*(structs.replace(delta) for delta in deltas), Delta(finish="stop")]))
+    assert answer.reasoning.strip() == "Let me {see}"
+    assert [call.arguments for call in answer.calls] == ["{}"] if "tools" in more else answer.content == "{}"
