@@ -15,6 +15,9 @@ from gateway.views import CallDelta, ChosenLogprob, Delta, FinishReason
 
 THOUGHT_OPENS, THOUGHT_CLOSES = "<think>", "</think>"
 
+MOST_BLANKS = 32
+"""Characters before `<think>`. Some models write a few; one that says nothing but blanks must not keep its client waiting."""
+
 _NAME = re.compile(r'"name"\s*:\s*"([a-zA-Z0-9_.-]{1,64})"')
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
 _CALL_OPENS = "<tool_call>"
@@ -43,10 +46,11 @@ class ThoughtSplit:
         thought = ""
         if self._state == "begins":
             begun = held.lstrip()
-            if len(begun) < len(THOUGHT_OPENS) and THOUGHT_OPENS.startswith(begun):
+            is_late = len(held) - len(begun) > MOST_BLANKS
+            if not is_late and len(begun) < len(THOUGHT_OPENS) and THOUGHT_OPENS.startswith(begun):
                 self._held = held
                 return "", ""
-            if not begun.startswith(THOUGHT_OPENS):
+            if is_late or not begun.startswith(THOUGHT_OPENS):
                 self.over = True
                 return held, ""
             self._state = "thinks"

@@ -14,7 +14,7 @@ from msgspec import structs
 from gateway.backends.ollama import OllamaReading
 from gateway.backends.openai import OpenAiReading
 from gateway.protocol import Chat
-from gateway.shaping import Shaping, ThoughtSplit
+from gateway.shaping import MOST_BLANKS, Shaping, ThoughtSplit
 from gateway.views import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, TokenLogprob, Usage, assemble
 from tests.backends.recorded import body_of
 from tests.fakes.chats import TIME, chat, named, tool
@@ -98,7 +98,7 @@ pieces = st.tuples(st.sampled_from([[], [" "], ["<think>"], ["\n", "<think>", "a
 
 def split_at_once(text: str) -> tuple[str, str]:
     """What is meant, on the whole text."""
-    found = re.fullmatch(r"\s*<think>(.*?)(?:</think>\s*(.*))?", text, re.DOTALL)
+    found = re.fullmatch(rf"\s{{0,{MOST_BLANKS}}}<think>(.*?)(?:</think>\s*(.*))?", text, re.DOTALL)
     return (text, "") if found is None else (found[2] or "", found[1])
 
 
@@ -108,6 +108,21 @@ def test_any_cutting_of_any_text_gives_the_same_speech_and_thought(parts: list[s
     cuts = [0, *sorted(place for place in places if place <= len(text)), len(text)]
     assert split([text[start:end] for start, end in pairwise(cuts)]) == split_at_once(text)
     assert split(parts) == split([text]) == split(text) == split_at_once(text)
+
+
+def test_model_that_says_nothing_but_blanks_is_shown_as_it_speaks() -> None:
+    """Seen of a real vLLM: 3,900 blank lines, which came all at the end."""
+    parts = ThoughtSplit()
+    shown = [parts.feed("\n")[0] for _ in range(2 * MOST_BLANKS)]
+    assert shown == [""] * MOST_BLANKS + ["\n" * (MOST_BLANKS + 1)] + ["\n"] * (MOST_BLANKS - 1)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize(
+    ("blanks", "expected"), [(MOST_BLANKS, ("yes", "hm")), (MOST_BLANKS + 1, (" " * (MOST_BLANKS + 1) + "<think>hm</think>yes", ""))]
+)
+def test_thought_begins_after_a_few_blanks_at_most_wherever_it_is_cut(blanks: int, expected: tuple[str, str], size: int) -> None:
+    assert split(cut(" " * blanks + "<think>hm</think>yes", size)) == expected
 
 
 def test_speech_is_not_held_back_once_it_is_known_to_be_speech() -> None:

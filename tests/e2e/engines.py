@@ -16,8 +16,8 @@ from tests.engines.vllm import Load, Vllm
 
 Message = dict[str, Any]
 
-LONG_QUESTION = "Write 1900 words about the sea."  # a stand-in takes the number at its word; the others go on by themselves
-LONG_TOKENS = 1900
+LONG_QUESTION = "Write 3900 words about the sea."  # a stand-in takes the number at its word; the others go on by themselves
+LONG_TOKENS = 3900
 
 
 class Said(NamedTuple):

