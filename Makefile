@@ -7,7 +7,7 @@ BENCH_VENV ?= .venv-bench
 CLIENTS_VENV ?= .venv-clients
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients bench-cost bench-admission bench-switch lock help
+.PHONY: run test check fix test-vllm test-clients bench-cost bench-admission bench-overload bench-switch lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, in front of an Ollama and a vLLM or stand-ins for them
 	@$(BIN)/python -m gateway demo
@@ -37,6 +37,9 @@ bench-cost: $(VENV)/dev $(BENCH_VENV)/ready  ## CPU cost of a request and a toke
 bench-admission: $(VENV)/dev  ## The waiting line: cost of a step, and crowds before an Ollama with and without it
 	$(BIN)/python -m gateway.bench.admission
 
+bench-overload: $(VENV)/dev  ## Four times what the backend serves, and 10,000 requests of which 60 % leave
+	@$(BIN)/python -m gateway.bench.overload
+
 bench-switch: $(VENV)/dev  ## Switch to and fro under load: how long a call takes, and what the clients see
 	@$(BIN)/python -m gateway.bench.switch
 
@@ -48,7 +51,7 @@ lock: $(VENV)/dev  ## Renew requirements/ from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -o requirements/bench.txt requirements/bench.in
 
 help:  ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 $(VENV)/runtime: requirements/runtime.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.12 ...")'

@@ -12,13 +12,10 @@ import contextlib
 import gc
 import io
 import json
-import os
-import re
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ from PIL import Image
 
 from gateway.admission import Admission
 from gateway.bench.figures import mark, percentile
+from gateway.bench.started import started
 from gateway.queues import Entry, LaneLimits, Limits, Queue, Station
 from gateway.simulate import SEED_SLOWDOWN
 from gateway.turns import Claim
@@ -44,7 +42,6 @@ SPEED_UP = 2.7
 BESIDE = 1.2
 TEXT_TOKENS = 60
 VISION, TEXT = "qwen3-vl:8b", "llama"
-START_SECONDS = 20.0
 
 
 # A step
@@ -240,13 +237,14 @@ async def beside(bench: Bench, texts: int) -> bool:
 async def running(scale: float, slowdown: float) -> AsyncIterator[Bench]:
     """A stand-in and a gateway, each a process of its own."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        ollama = stack.enter_context(_process(_stand_in(scale, slowdown), {}, Path(folder) / "ollama", r"(http://[\d.:]+)"))
+        ollama = stack.enter_context(started(_stand_in(scale, slowdown), Path(folder) / "ollama", r"(http://[\d.:]+)")).url
         settings = Path(folder) / "gateway.json"
         settings.write_text(json.dumps(_settings(ollama, scale)))
         command = ["serve", "--config", str(settings)]
-        environment = {"GATEWAY_PORT": "0", "GATEWAY_STATE_FILE": str(Path(folder) / "state.json")}
-        gateway = stack.enter_context(_process(command, environment, Path(folder) / "gateway", r"serving (http://[\d.:]+)"))
-        yield Bench(scale, ollama, gateway)
+        state = str(Path(folder) / "state.json")
+        log = Path(folder) / "gateway"
+        gateway = stack.enter_context(started(command, log, r"serving (http://[\d.:]+)", GATEWAY_PORT="0", GATEWAY_STATE_FILE=state))
+        yield Bench(scale, ollama, gateway.url)
 
 
 def _stand_in(scale: float, slowdown: float) -> list[str]:
@@ -265,26 +263,6 @@ def _settings(ollama: str, scale: float) -> dict[str, Any]:
         "heartbeat": 15 * scale,
         "log_format": "text",
     }
-
-
-@contextlib.contextmanager
-def _process(words: list[str], environment: dict[str, str], log: Path, address: str) -> Iterator[str]:
-    """`python -m gateway` with these words; its address, once it has told it."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY_", "OLLAMA_", "VLLM_", "LLM_"))}
-    clean["PYTHONPATH"] = str(Path(__file__).parents[2])
-    with log.open("wb") as out:
-        command = [sys.executable, "-m", "gateway", *words]
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={**clean, **environment}, cwd=log.parent)  # noqa: S603  # ourselves
-    try:
-        deadline = time.monotonic() + START_SECONDS
-        while (found := re.search(address, log.read_text())) is None:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{words[0]} did not start: {log.read_text()[-500:]}")
-            time.sleep(0.05)
-        yield found[1]
-    finally:
-        process.terminate()
-        process.wait()
 
 
 async def _on(scale: float, slowdown: float, part: Callable[[Bench], Awaitable[bool]]) -> bool:

@@ -18,6 +18,7 @@ from tests.engines.vllm import MAX_MODEL_LEN, Vllm, tiny_models
 
 VISION_MODEL, TEXT_MODEL, SHARED_MODEL = "Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen3-8B", "Qwen/Qwen3-Shared"
 LANES = 4  # few, so that a test can occupy them all
+TEXT_LANES = 64  # more than a gateway lets through
 # Slow enough that a long answer lasts for seconds, fast enough that a short one takes none.
 TOKENS_PER_SECOND = 300.0
 ANSWER_TOKENS = 64
@@ -37,7 +38,7 @@ def vllms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, En
     models, logs = tiny_models(venv), tmp_path_factory.mktemp("vllm")
     names = [VISION_MODEL, SHARED_MODEL]
     vision = Vllm(venv, models / "tiny-qwen3-vl", names, log=logs / "vision.log", max_num_seqs=LANES, structured_outputs=True)
-    text = Vllm(venv, models / "tiny-qwen3", [TEXT_MODEL, SHARED_MODEL], log=logs / "text.log", max_num_seqs=LANES)
+    text = Vllm(venv, models / "tiny-qwen3", [TEXT_MODEL, SHARED_MODEL], log=logs / "text.log", max_num_seqs=TEXT_LANES)
     with ExitStack() as stack:
         for server in (vision, text):
             stack.callback(server.stop)
@@ -46,7 +47,7 @@ def vllms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, En
             server.wait_until_ready()
         engines = (
             from_vllm(vision, VISION_MODEL, LANES, MAX_MODEL_LEN, has_vision=True),
-            from_vllm(text, TEXT_MODEL, LANES, MAX_MODEL_LEN, has_vision=False),
+            from_vllm(text, TEXT_MODEL, TEXT_LANES, MAX_MODEL_LEN, has_vision=False),
         )
         for engine in engines:
             engine.ask([{"role": "user", "content": "Warm up."}], max_tokens=4)
@@ -61,13 +62,13 @@ def vllm_venv() -> Path:
     return venv
 
 
-def vllm_stand_in(model: Model) -> Options:
+def vllm_stand_in(model: Model, lanes: int) -> Options:
     models = (model, Model(SHARED_MODEL, context_length=model.context_length))
-    return Options("vllm", models, tokens_per_second=TOKENS_PER_SECOND, answer_tokens=ANSWER_TOKENS, max_num_seqs=LANES)
+    return Options("vllm", models, tokens_per_second=TOKENS_PER_SECOND, answer_tokens=ANSWER_TOKENS, max_num_seqs=lanes)
 
 
-VISION_STAND_IN = vllm_stand_in(Model(VISION_MODEL, family="qwen3vl", vision=True, context_length=MAX_MODEL_LEN))
-TEXT_STAND_IN = vllm_stand_in(Model(TEXT_MODEL, family="qwen3", context_length=MAX_MODEL_LEN))
+VISION_STAND_IN = vllm_stand_in(Model(VISION_MODEL, family="qwen3vl", vision=True, context_length=MAX_MODEL_LEN), LANES)
+TEXT_STAND_IN = vllm_stand_in(Model(TEXT_MODEL, family="qwen3", context_length=MAX_MODEL_LEN), TEXT_LANES)
 OLLAMA_STAND_IN = Options(
     "ollama",
     (Model("qwen3-vl", family="qwen3vl", vision=True), Model("llama")),

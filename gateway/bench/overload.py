@@ -1,0 +1,258 @@
+"""More than the backend can serve, and clients that do not stay: what is served and refused then, and what is left afterwards.
+
+`make bench-overload` starts it. The backend is a stand-in for a vLLM whose every answer takes the same time, so that what it can serve is known.
+
+1. Overload: first as many requests at once as the backend has lanes, straight to it, one after the other: its own rate. Then four times that
+   rate through the gateway, whether answers come or not. What is served a second must stay near the backend's own; who is refused must
+   learn it at once.
+2. Leaving: 10,000 requests, half of them streams, of which 60 % leave at a random moment: before their head is sent, in line, before the first
+   piece, in the stream. Afterwards nothing may run or wait, and the gateway may hold no more descriptors than at the start, but for
+   the connections that it keeps to the backend.
+
+Exit status 1: a target was missed.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import re
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gateway.bench.figures import mark, percentile
+from gateway.bench.started import Started, started
+
+MODEL = "bench-model"
+LANES = 16
+ANSWER_SECONDS = 0.2
+ANSWER_TOKENS = 10
+OVERLOAD = 4
+GOODPUT = 0.95
+REFUSAL_MILLISECONDS = 50.0
+LEAVING = 0.6
+AT_ONCE = 256
+SHORT_LINE, LONG_LINE = 64, AT_ONCE
+"""Who is refused at once in the overload; nobody of those who come and go."""
+PATIENCE = 30.0
+CLEAN_UP_SECONDS = 5.0
+KEPT = LANES
+"""Idle connections that the gateway may keep to the backend."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What clients saw: seconds of each answer by its status, and how many left."""
+
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+    left: int = 0
+    lost: int = 0
+    """Answers that did not come, or broke off."""
+
+    def add(self, status: int, seconds: float) -> None:
+        self.seconds.setdefault(status, []).append(seconds)
+
+    def count(self, status: int) -> int:
+        return len(self.seconds.get(status, ()))
+
+
+def request_bytes(port: int, model: str, *, stream: bool) -> bytes:
+    """One whole request for an answer of `ANSWER_TOKENS`, on a connection that ends with it."""
+    prompt = f"{ANSWER_TOKENS} words"
+    body = {"model": model, "stream": stream, "max_tokens": ANSWER_TOKENS, "messages": [{"role": "user", "content": prompt}]}
+    data = json.dumps(body).encode()
+    lines = ["POST /v1/chat/completions HTTP/1.1", f"Host: 127.0.0.1:{port}", "Content-Type: application/json", "Connection: close"]
+    return "\r\n".join([*lines, f"Content-Length: {len(data)}", "", ""]).encode() + data
+
+
+async def ask(port: int, request: bytes, seen: Seen, leave_after: float | None = None) -> None:
+    """Send `request` and read its answer to the end, or leave after so many seconds."""
+    began = time.perf_counter()
+    try:
+        async with asyncio.timeout(PATIENCE if leave_after is None else leave_after):
+            status, answer = await _answer(port, request)
+    except TimeoutError:
+        if leave_after is None:
+            seen.lost += 1
+        else:
+            seen.left += 1
+    except (OSError, EOFError):
+        seen.lost += 1
+    else:
+        is_whole = status != 200 or b'"finish_reason":"' in answer
+        seen.lost += not is_whole
+        seen.add(status, time.perf_counter() - began)
+
+
+async def _answer(port: int, request: bytes) -> tuple[int, bytes]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        return int(head.split()[1]), await reader.read()
+    finally:
+        writer.transport.abort() if not reader.at_eof() else writer.close()
+
+
+async def get(port: int, path: str) -> bytes:
+    _, body = await _answer(port, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
+    return body
+
+
+def port_of(program: Started) -> int:
+    return int(program.url.rpartition(":")[2])
+
+
+# Overload
+
+
+async def own_rate(port: int, seconds: float) -> float:
+    """Answers a second of the backend itself, with all of its lanes taken."""
+    request = request_bytes(port, MODEL, stream=False)
+    seen = Seen()
+    deadline = time.perf_counter() + seconds
+
+    async def work() -> None:
+        while time.perf_counter() < deadline:
+            await ask(port, request, seen)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(LANES)))
+    return seen.count(200) / (time.perf_counter() - began)
+
+
+async def flood(port: int, rate: float, seconds: float) -> tuple[Seen, float]:
+    """`rate` requests a second, whether answers come or not; what was seen, and the seconds from the first request to the last answer."""
+    request = request_bytes(port, "standard", stream=False)
+    seen = Seen()
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for number in range(round(rate * seconds)):
+            await asyncio.sleep(began + number / rate - time.perf_counter())
+            group.create_task(ask(port, request, seen))
+    return seen, time.perf_counter() - began
+
+
+async def overload(backend: Started, gateway: Started, seconds: float) -> bool:
+    own = await own_rate(port_of(backend), seconds)
+    seen, took = await flood(port_of(gateway), OVERLOAD * own, seconds)
+    goodput = seen.count(200) / took
+    refused = [1000 * value for value in seen.seconds.get(503, [])]
+    p99 = percentile(refused, 0.99) if refused else float("inf")
+    others = {status: len(found) for status, found in seen.seconds.items() if status not in (200, 503)}
+    print(f"Overload: {OVERLOAD} times what the backend serves, for {seconds:g} s; {LANES} lanes, up to {SHORT_LINE} waiting")
+    print(f"  the backend itself {own:8.1f} answers/s\n  sent               {OVERLOAD * own:8.1f} requests/s")
+    is_served = goodput >= GOODPUT * own
+    print(f"  served             {goodput:8.1f} answers/s: {goodput / own:.3f} of the backend's own   target >= {GOODPUT}: {mark(is_served)}")
+    is_prompt = p99 <= REFUSAL_MILLISECONDS
+    print(f"  refused            {len(refused):8} (503), p99 {p99:.1f} ms   target <= {REFUSAL_MILLISECONDS:g} ms: {mark(is_prompt)}")
+    print(f"  lost or cut off    {seen.lost:8}; other answers: {others or 'none'}\n")
+    return is_served and is_prompt and not seen.lost and not others
+
+
+# Leaving
+
+
+def descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+async def come_and_go(port: int, count: int, seed: int) -> Seen:
+    """`count` requests, `AT_ONCE` at a time; the moments of leaving are spread over twice the time that an answer takes with the line full."""
+    dice = random.Random(seed)
+    requests = {stream: request_bytes(port, "standard", stream=stream) for stream in (True, False)}
+    longest = 2 * ANSWER_SECONDS * AT_ONCE / LANES
+    plans = iter([(bool(dice.getrandbits(1)), dice.uniform(0, longest) ** 2 / longest if dice.random() < LEAVING else None) for _ in range(count)])
+    seen = Seen()
+
+    async def work() -> None:
+        for stream, leave_after in plans:
+            await ask(port, requests[stream], seen, leave_after)
+
+    await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+    return seen
+
+
+async def gauges(port: int) -> dict[str, float]:
+    """What runs and waits, and the requests counted, by outcome."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for line in (await get(port, "/metrics")).decode().splitlines():
+        if (sample := re.match(r"gateway_requests_(running|waiting|total)\{(.*)\} (\S+)$", line)) is not None:
+            outcome = re.search(r'outcome="(\w+)"', sample[2])
+            found[outcome[1] if outcome else sample[1]] += float(sample[3])
+    return found
+
+
+async def leaving(gateway: Started, count: int, seed: int) -> bool:
+    port = port_of(gateway)
+    before, held = await gauges(port), descriptors(gateway.pid)
+    seen = await come_and_go(port, count, seed)
+    deadline = time.perf_counter() + CLEAN_UP_SECONDS
+    while True:
+        after, holds = await gauges(port), descriptors(gateway.pid)
+        is_clean = not after["running"] and not after["waiting"] and holds <= held + KEPT
+        if is_clean or time.perf_counter() > deadline:
+            break
+        await asyncio.sleep(0.05)
+    counted = {name: round(after[name] - before[name]) for name in after if name not in ("running", "waiting") and after[name] > before[name]}
+    print(f"Leaving: {count} requests, {AT_ONCE} at once, {LEAVING:.0%} leave at a random moment (seed {seed})")
+    print(
+        f"  left {seen.left}, answered whole {seen.count(200)}, refused {seen.count(503)}, lost or cut off {seen.lost}; the gateway counted {counted}"
+    )
+    print(
+        f"  running {after['running']:g}, waiting {after['waiting']:g}; descriptors {held} before, {holds} after (up to {KEPT} connections are kept)"
+    )
+    print(f"  target: none lost, all slots and places free, no descriptor more: {mark(is_clean and not seen.lost)}\n")
+    return is_clean and not seen.lost
+
+
+# What runs
+
+
+@contextlib.contextmanager
+def running(max_queue: int) -> Iterator[tuple[Started, Started]]:
+    """The stand-in and the gateway before it."""
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        rate = ANSWER_TOKENS / ANSWER_SECONDS
+        words = ["simulate", "--kind", "vllm", "--model", MODEL, "--max-num-seqs", str(LANES), "--tokens-per-second", f"{rate:g}"]
+        backend = stack.enter_context(started(words, folder / "vllm", r"(http://[\d.:]+)"))
+        settings: dict[str, Any] = {
+            "llm_backend": "vllm",
+            "backends": {"vllm": {"kind": "vllm", "base_url": backend.url, "max_concurrency": LANES, "max_queue": max_queue}},
+            "tiers": {"standard": {"models": {"vllm": MODEL}}},
+            "log_format": "text",
+        }
+        (folder / "gateway.json").write_text(json.dumps(settings))
+        command = ["serve", "--config", str(folder / "gateway.json")]
+        gateway = stack.enter_context(started(command, folder / "gateway", r"serving (http://[\d.:]+)", GATEWAY_PORT="0", GATEWAY_STATE_FILE=""))
+        yield backend, gateway
+
+
+def main(arguments: list[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m gateway.bench.overload", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each half of the overload")
+    parser.add_argument("--requests", type=int, default=10_000, help="that come and go")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments at which they go")
+    parser.add_argument("--parts", default="overload,leaving")
+    given = parser.parse_args(arguments)
+    parts, reached = given.parts.split(","), []
+    if "overload" in parts:
+        with running(SHORT_LINE) as (backend, gateway):
+            reached.append(asyncio.run(overload(backend, gateway, given.seconds)))
+    if "leaving" in parts:
+        with running(LONG_LINE) as (_, gateway):
+            reached.append(asyncio.run(leaving(gateway, given.requests, given.seed)))
+    return 0 if all(reached) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
