@@ -23,6 +23,7 @@ from gateway.metering import Exchange
 from gateway.metrics import Metrics
 from gateway.ops import Operations, build_metrics_port
 from gateway.ops import build as build_ops
+from gateway.preflight import Preflight
 from gateway.relay import Relay
 from gateway.rollout import Rollout
 from gateway.routing import Routing
@@ -58,6 +59,7 @@ class Gateway:
             backend.on_away = self._leave_lines
         self._health = Health(settings, self._backends, gateway_id, _refresh)
         self._operations = Operations(settings, self._backends, routing, steering, self._health, self._metrics)
+        self._preflight = Preflight(settings, self._shared, self.rollout)
         self._cors = Cors(settings.cors_origins)
         self._images = Images()
         chat = ChatEndpoint(self._shared, keys, routing, self.rollout, self._cors, self._images)
@@ -65,7 +67,7 @@ class Gateway:
         self._hot: dict[str, Endpoint[Any]] = dict.fromkeys(CHAT_PATHS, chat) | dict.fromkeys(EMBEDDING_PATHS, embeddings)
         admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
         scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []
-        self._rest = build_ops(self._operations, keys, Guard(admin), Guard([*admin, *scraper]))
+        self._rest = build_ops(self._operations, self._preflight, keys, Guard(admin), Guard([*admin, *scraper]))
         self.metrics_port_app = build_metrics_port(self._operations)
 
     async def __aenter__(self) -> Self:
@@ -114,6 +116,7 @@ class Gateway:
     def begin_drain(self) -> None:
         """Not ready any more; what comes is still served until the door closes."""
         self._operations.is_stopping = True
+        self._preflight.stop()
 
     def cut_off(self) -> None:
         """Streams end with an error event now, the waiting are answered 503."""

@@ -1,4 +1,4 @@
-"""The command line: `gateway serve`, `demo`, `status`, `switch`, `rollback`, `undo`, `config`, `simulate`.
+"""The command line: `gateway serve`, `demo`, `status`, `switch`, `verify`, `rollback`, `undo`, `config`, `simulate`.
 
 Exit status 0 done, 1 it ran and the answer is bad, 2 wrong words or settings.
 """
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from gateway import __version__, config, demo, simulate
-from gateway.remote import Failed, Remote, objections, show_outcome, show_status
+from gateway.remote import PREFLIGHT_SECONDS, Failed, Remote, finding_lines, show_outcome, show_preflight, show_status
 from gateway.run import CannotListen, run
 
 EXIT_BAD = 1
@@ -77,18 +77,39 @@ def switch(
     canary: Annotated[
         float | None, typer.Option(min=0, max=100, metavar="PERCENT", help="Only so many conversations; the others stay where they are.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Even where the backend is down or has no such model.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Without looking first what would break.")] = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
     """Move every tier that is not pinned to BACKEND, or a part of it."""
     remote = _remote(config_file)
-    if not force:
-        against = objections(_ask(remote, "GET", "/ops/status"), backend, tier, canary is not None)
-        if against:
-            _stop_with([*against, "nothing was changed; --force switches all the same"], EXIT_BAD)
+    if not force and backend.lower() != _ask(remote, "GET", "/ops/rollout")["rollback_to"].lower():  # the way back is never in doubt
+        answer = _preflight(remote, backend, tier, PREFLIGHT_SECONDS)
+        lines = finding_lines(answer)
+        if answer["breaks"]:
+            _stop_with([*lines, "nothing was changed; --force switches all the same"], EXIT_BAD)
+        for line in lines:
+            print(line, file=sys.stderr)
     order: dict[str, Any] = {"backend": backend} if canary is None else {"canary": {"backend": backend, "percent": canary}}
     _order(remote, "PUT", "/ops/rollout", order | ({} if tier is None else {"tier": tier}), as_json)
+
+
+@app.command()
+def verify(
+    backend: Annotated[str | None, typer.Argument(metavar="[BACKEND]", help="Where to go; default: the first that is not the way back.")] = None,
+    preflight: Annotated[bool, typer.Option("--preflight", help="What a switch to BACKEND would break, and what clients would notice.")] = False,
+    tier: TierName = None,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Longest look; a model that has to be loaded may need more.")] = PREFLIGHT_SECONDS,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Try what is to come before it counts; exit status 1 if it would break."""
+    if not preflight:
+        _stop_with(["say what to verify: --preflight"])
+    answer = _preflight(_remote(config_file), backend, tier, seconds)
+    print(json.dumps(answer)) if as_json else show_preflight(answer, Console(width=None if sys.stdout.isatty() else 160))
+    if answer["breaks"]:
+        raise typer.Exit(EXIT_BAD)
 
 
 @app.command()
@@ -185,6 +206,13 @@ def _remote(path: Path | None) -> Remote:
 def _ask(remote: Remote, method: str, path: str, order: dict[str, Any] | None = None) -> dict[str, Any]:
     try:
         return remote.ask(method, path, order)
+    except Failed as error:
+        _stop_with([str(error)], EXIT_BAD)
+
+
+def _preflight(remote: Remote, backend: str | None, tier: str | None, seconds: float) -> dict[str, Any]:
+    try:
+        return remote.preflight(backend, tier, seconds)
     except Failed as error:
         _stop_with([str(error)], EXIT_BAD)
 

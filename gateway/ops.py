@@ -18,6 +18,7 @@ from gateway.guard import Guard
 from gateway.health import Health
 from gateway.metrics import Metrics
 from gateway.page import add_bodies, add_hot_paths, api_page
+from gateway.preflight import Preflight, add_preflight
 from gateway.routing import Routing
 from gateway.slots import LearnedBound
 from gateway.steering import BODIES, Steering, add_rollout
@@ -159,7 +160,7 @@ class Operations:
         return encode(metrics.registry), content_type
 
 
-def build(operations: Operations, keys: Keys, admin: Guard, metrics_guard: Guard) -> FastAPI:
+def build(operations: Operations, preflight: Preflight, keys: Keys, admin: Guard, metrics_guard: Guard) -> FastAPI:
     """The application of everything but the hot paths."""
 
     def client(request: Request) -> None:
@@ -191,6 +192,7 @@ def build(operations: Operations, keys: Keys, admin: Guard, metrics_guard: Guard
         return operations.status()
 
     add_rollout(app, operations.steering, operator)
+    add_preflight(app, preflight, operator)
     _add_description(app)
     return app
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx2
 from dotenv import dotenv_values
@@ -16,6 +17,9 @@ from gateway import config
 SECONDS = 10.0
 LATEST = 5
 """Changes that `status` shows."""
+PREFLIGHT_SECONDS, PREFLIGHT_MARGIN = 30.0, 15.0
+"""What a check may take, and how much longer its answer is waited for: it may be another one's turn."""
+VERDICTS = {"breaks": "breaks", "notices": "clients notice", "note": "note", "fine": "ok"}
 
 
 class Failed(Exception):
@@ -52,17 +56,26 @@ class Remote:
         key = settings.admin_key.get_secret_value() if settings.admin_key else None
         return cls(config.normalise_base_url(f"http://{host}:{settings.port}"), key)
 
-    def ask(self, method: str, path: str, order: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The gateway's answer.
+    def preflight(self, backend: str | None, tier: str | None, seconds: float = PREFLIGHT_SECONDS) -> dict[str, Any]:
+        """What a switch to `backend` would break, by the gateway's own look at it.
+
+        Raises:
+            Failed
+        """
+        words = {name: value for name, value in (("backend", backend), ("tier", tier), ("seconds", f"{seconds:g}")) if value is not None}
+        return self.ask("POST", f"/ops/preflight?{urlencode(words)}", seconds=seconds + PREFLIGHT_MARGIN)
+
+    def ask(self, method: str, path: str, order: Mapping[str, Any] | None = None, seconds: float = SECONDS) -> dict[str, Any]:
+        """The gateway's answer, within `seconds` for each step.
 
         Raises:
             Failed
         """
         try:
-            answer = httpx2.request(method, f"{self.base_url}{path}", json=order, headers=self._headers, timeout=SECONDS, trust_env=False)
+            answer = httpx2.request(method, f"{self.base_url}{path}", json=order, headers=self._headers, timeout=seconds, trust_env=False)
             body = answer.json()
         except httpx2.TimeoutException:
-            raise Failed(f"no answer from {self.base_url} within {SECONDS:g} s; is it the gateway's address? GATEWAY_URL sets another") from None
+            raise Failed(f"no answer from {self.base_url} within {seconds:g} s; is it the gateway's address? GATEWAY_URL sets another") from None
         except httpx2.HTTPError:
             raise Failed(f"no gateway can be reached at {self.base_url}; is it running? GATEWAY_URL sets another address") from None
         except ValueError:
@@ -80,26 +93,32 @@ class Remote:
         return f"{error.get('message')} ({status} {error.get('code')})"
 
 
-def objections(status: Mapping[str, Any], backend: str, tier: str | None, is_canary: bool) -> list[str]:
-    """Why a switch to `backend` would break now, as far as the gateway knows: it is down, or a model is not there."""
-    found = next((item for name, item in status["backends"].items() if name.lower() == backend.lower()), None)
-    if found is None:
-        return []  # the gateway says so better
-    name = next(name for name in status["backends"] if name.lower() == backend.lower())
-    if not found["up"]:
-        return [f"{name} does not answer"]
-    served: set[str] = set()
-    for server in found["servers"]:
-        if server["models"] is None:
-            return []
-        served.update(server["models"])
+def finding_lines(answer: Mapping[str, Any]) -> list[str]:
+    """What a preflight found that is worth a word, the worst first; what is the same for several tiers once."""
+    tiers: dict[tuple[str, str], list[str]] = {}
+    for item in answer["findings"]:
+        if item["words"]:
+            tiers.setdefault((item["severity"], item["words"]), []).extend([] if item["tier"] is None else [item["tier"]])
+    order = list(VERDICTS)
     lines = []
-    for tier_name, item in status["tiers"].items():
-        concerned = not item["pinned"] if tier is None else tier_name.lower() == tier.lower()
-        model = item["models"].get(name)
-        if concerned and model is not None and not served & {model, f"{model}:latest"}:
-            lines.append(f"{'a part of ' if is_canary else ''}tier {tier_name} would ask {name} for the model {model!r}, which is not there")
+    for (severity, words), names in sorted(tiers.items(), key=lambda item: order.index(item[0][0])):
+        whose = f"{'tiers' if len(names) > 1 else 'tier'} {', '.join(names)}: " if names else ""
+        lines.append(f"{VERDICTS[severity]}: {whose}{words}")
     return lines
+
+
+def show_preflight(answer: Mapping[str, Any], console: Console) -> None:
+    """All that was compared as a table, and in words what differs."""
+    table = Table("tier", "what", "verdict", "there", "now", box=box.SIMPLE_HEAD)
+    for item in answer["findings"]:
+        there = f"{item['backend']}: {item['value']}"
+        now = f"{item['other']}: {item['other_value']}" if item["other"] else "-"
+        table.add_row(item["tier"] or "-", item["what"].replace("_", " "), VERDICTS[item["severity"]], there, now)
+    console.print(table, markup=False)
+    for line in finding_lines(answer):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    verdict = "would break" if answer["breaks"] else "breaks nothing that was looked at"
+    console.print(f"a switch to {answer['backend']} {verdict} (looked for {answer['seconds']:.1f} s)", highlight=False, markup=False)
 
 
 def show_status(status: Mapping[str, Any], console: Console) -> None:

@@ -60,7 +60,7 @@ def test_port_that_is_taken_is_named_by_its_own_variable() -> None:
 def test_help_names_the_commands() -> None:
     result = gateway("--help")
     assert result.exit_code == 0
-    for command in ("serve", "demo", "status", "switch", "rollback", "undo", "config", "simulate"):
+    for command in ("serve", "demo", "status", "switch", "verify", "rollback", "undo", "config", "simulate"):
         assert command in result.stdout
 
 

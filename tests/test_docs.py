@@ -33,6 +33,7 @@ ELSEWHERE = {
     "queues.py": "test_admission.py",
     "steering.py": "test_ops_rollout.py",
     "surroundings.py": "test_relay.py",
+    "tryout.py": "test_preflight.py",
     "backends/base.py": "backends/test_openai.py",
     "backends/backend.py": "test_relay.py",
 }

@@ -103,17 +103,50 @@ async def test_status_is_a_table_of_both_sides(monkeypatch: pytest.MonkeyPatch) 
         assert "leads to ollama" in told.stdout
 
 
-async def test_switch_that_would_break_a_tier_is_refused_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_switch_that_would_break_a_tier_is_refused_with_the_list_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     async with gateway(monkeypatch) as here:
         told = await command("switch", "vllm")
         assert (told.exit_code, told.stdout) == (1, "")
-        assert "tier ultra would ask vllm for the model 'not-there', which is not there" in told.stderr
+        assert "breaks: tier ultra: vllm cannot serve 'not-there': has no such model; there is: served-model" in told.stderr
         assert "--force" in told.stderr
         away = await command("switch", "away")
-        assert (away.exit_code, "away does not answer" in away.stderr) == (1, True)
+        assert (away.exit_code, "breaks: tiers standard, ultra: away cannot serve" in away.stderr) == (1, True)
         assert positions(here) == {"standard": "ollama", "ultra": "ollama", "pinned": "ollama"}
         assert (await command("switch", "vllm", "--force")).exit_code == 0
         assert positions(here) == {"standard": "vllm", "ultra": "vllm", "pinned": "ollama"}
+
+
+async def test_switch_says_what_clients_will_notice_and_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        told = await command("switch", "vllm", "--tier", "standard", "--json")
+        assert told.exit_code == 0
+        assert "note: tier standard: " in told.stderr
+        assert json.loads(told.stdout)["changed"]
+        assert positions(here)["standard"] == "vllm"
+
+
+async def test_way_back_by_switch_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch, llm_backend="vllm", rollback_to="away") as here:
+        told = await command("switch", "AWAY")
+        assert (told.exit_code, told.stderr) == (0, "")
+        assert positions(here)["standard"] == "away"
+
+
+async def test_preflight_is_a_table_and_1_where_a_tier_would_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        told = await command("verify", "--preflight", "vllm", "--seconds", "5")
+        assert told.exit_code == 1
+        rows = [line.split() for line in told.stdout.splitlines()]
+        assert ["ultra", "serves", "breaks"] in [row[:3] for row in rows]
+        assert ["standard", "serves", "ok"] in [row[:3] for row in rows]
+        assert "a switch to vllm would break" in told.stdout
+        one = await command("verify", "--preflight", "vllm", "--tier", "standard")
+        assert (one.exit_code, "breaks nothing" in one.stdout) == (0, True)
+        body = json.loads((await command("verify", "--preflight", "away", "--json")).stdout)
+        assert body["breaks"]
+        assert {"backend", "findings", "seconds", "tiers"} <= set(body)
+        assert positions(here) == {"standard": "ollama", "ultra": "ollama", "pinned": "ollama"}
+        assert (await command("verify")).exit_code == 2
 
 
 async def test_way_back_to_a_backend_that_is_down_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +184,9 @@ async def test_without_an_url_the_settings_say_where_it_is(monkeypatch: pytest.M
         assert (await command("status", GATEWAY_CONFIG="mine.yaml")).exit_code == 0
 
 
-@pytest.mark.parametrize("words", [("status",), ("switch", "vllm"), ("switch", "vllm", "--force"), ("rollback",), ("undo",)])
+@pytest.mark.parametrize(
+    "words", [("status",), ("switch", "vllm"), ("switch", "vllm", "--force"), ("verify", "--preflight"), ("rollback",), ("undo",)]
+)
 async def test_gateway_that_cannot_be_reached_is_1_in_one_line(words: tuple[str, ...]) -> None:
     result = await command(*words, GATEWAY_URL="http://127.0.0.1:1")
     assert (result.exit_code, result.stdout) == (1, "")

@@ -155,6 +155,8 @@ class Options:
     repeat_limit: int = 30  # Ollama gives up a reply after more equal tokens than this; 0: never
     image_slowdown: float = 0.0  # above 0, requests with pictures run all at once, each slower by this part for each other: see SEED_SLOWDOWN
     max_num_seqs: int = 256
+    gpu_share: float = 0.92  # --gpu-memory-utilization, as the metrics tell it
+    asleep: bool = False  # as the metrics tell it
     reasoning_parser: bool = False
     tool_parser: bool = True
     loose_calls: bool = False  # a forced call of a function that is not `strict` has any JSON for arguments, as a vLLM allows

@@ -20,6 +20,14 @@ def exposition(engine: Engine, model: str) -> bytes:
         ("generation_tokens_total", "counter", "Number of generation tokens processed.", engine.generation_tokens),
     ):
         lines += [f"# HELP vllm:{name} {help_text}", f"# TYPE vllm:{name} {kind}", f"vllm:{name}{{{labels}}} {float(value)}"]
+    lines += [
+        "# HELP vllm:cache_config_info Information of the LLMEngine CacheConfig",
+        "# TYPE vllm:cache_config_info gauge",
+        f'vllm:cache_config_info{{block_size="16",engine="0",gpu_memory_utilization="{engine.options.gpu_share}",kv_cache_memory_bytes="None"}} 1.0',
+        "# HELP vllm:engine_sleep_state Engine sleep state",
+        "# TYPE vllm:engine_sleep_state gauge",
+        f'vllm:engine_sleep_state{{{labels},sleep_state="awake"}} {float(not engine.options.asleep)}',
+    ]
     name = "request_success_total"
     lines += [f"# HELP vllm:{name} Count of successfully processed requests.", f"# TYPE vllm:{name} counter"]
     for reason in ("stop", "length", "abort", "error", "repetition"):

@@ -1,0 +1,154 @@
+"""Two sides laid beside each other: what breaks, what a client notices, what a rollback costs, what is known of the GPU."""
+
+from math import inf
+from typing import Any
+
+import pytest
+
+from gateway.findings import MATTERS, Place, Side, compare, shared_gpu, way_back
+from gateway.memory import Loaded, Memory
+from gateway.tryout import YES, Trait, Traits
+
+ALL: Traits = {"answers": YES, **{matter.what: YES for matter in MATTERS}}
+REFUSED, UNKNOWN = Trait(False, "refused"), Trait(None, "not told")
+
+
+def side(name: str = "vllm", **changes: Any) -> Side:
+    traits = ALL | changes.pop("traits", {})
+    return Side(**{"backend": name, "kind": name, "model": "m", "traits": traits, "context": 4096, **changes})
+
+
+def severities(here: Side, there: Side | None) -> dict[str, str]:
+    return {finding.what: finding.severity for finding in compare("t", here, there)}
+
+
+def test_equal_sides_are_fine_throughout() -> None:
+    assert set(severities(side(), side("ollama")).values()) == {"fine"}
+
+
+@pytest.mark.parametrize("what", ["vision", "tools", "forced_tools"])
+def test_what_the_other_side_can_breaks_and_what_it_cannot_does_not(what: str) -> None:
+    here = side(traits={what: REFUSED})
+    assert severities(here, side("ollama"))[what] == "breaks"
+    assert severities(here, side("ollama", traits={what: REFUSED}))[what] == "fine"
+    assert severities(here, side("ollama", traits={what: UNKNOWN}))[what] == "notices"
+    assert severities(here, None)[what] == "notices"
+    assert severities(side(traits={what: UNKNOWN}), side("ollama"))[what] == "note"
+
+
+@pytest.mark.parametrize("what", ["usage", "structured_output", "parameters"])
+def test_what_programs_can_do_without_is_noticed(what: str) -> None:
+    assert severities(side(traits={what: REFUSED}), side("ollama"))[what] == "notices"
+
+
+def test_forced_tool_that_is_not_followed_is_noticed_only() -> None:
+    found = list(compare("t", side(traits={"forced_tools": Trait(False, "not followed")}), side("ollama")))
+    assert [(finding.severity, finding.words) for finding in found if finding.what == "forced_tools"] == [
+        ("notices", "a forced choice of tool is not followed")
+    ]
+
+
+def test_thought_in_the_text_is_noticed_whatever_the_other_side_does() -> None:
+    leaks = side(traits={"reasoning": Trait(False, "in the answer's text")})
+    for there in (YES, Trait(False, "no"), UNKNOWN):
+        assert severities(leaks, side("ollama", traits={"reasoning": there}))["reasoning"] == "notices"
+    none = side(traits={"reasoning": Trait(None, "none seen")})
+    assert severities(none, side("ollama"))["reasoning"] == "notices"
+    assert severities(none, side("ollama", traits={"reasoning": Trait(False, "no")}))["reasoning"] == "fine"
+
+
+def test_smaller_context_is_noticed_where_both_are_known() -> None:
+    small, large = side(context=2048), side("ollama", context=4096)
+    assert severities(small, large)["context"] == "notices"
+    assert severities(large, small)["context"] == "fine"
+    assert severities(small, side("ollama", is_context_sure=False))["context"] == "note"
+    assert severities(side(context=None), large)["context"] == "note"
+    assert severities(small, side("ollama", context=None))["context"] == "fine"
+    assert severities(small, None)["context"] == "fine"
+
+
+def test_side_that_cannot_serve_is_told_in_one_word() -> None:
+    assert severities(side(fault="asleep"), side("ollama")) == {"serves": "breaks"}
+    assert severities(side(traits={"answers": REFUSED}), None)["serves"] == "breaks"
+    busy = severities(Side("vllm", "vllm", "m", {"answers": Trait(None, "busy")}), side("ollama"))
+    assert busy == {"serves": "note", "context": "note"}
+
+
+def test_what_there_was_no_time_for_is_a_note() -> None:
+    traits = {"answers": YES, "streaming": YES, "usage": YES, "unfinished": Trait(False, "no end in time")}
+    found = severities(Side("vllm", "vllm", "m", traits, context=4096), side("ollama"))
+    assert set(found.values()) == {"fine", "note"}
+
+
+# The way back
+
+
+def ollama(*loaded: Loaded, **changes: Any) -> Place:
+    return Place(
+        **{"name": "ollama", "kind": "ollama", "hosts": frozenset({"a"}), "is_up": True, "keeps": False, "memory": Memory(list(loaded)), **changes}
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "changes", "severity", "value"),
+    [
+        (0, {}, "note", "not loaded"),
+        (0, {"keeps": True}, "note", "not loaded"),
+        (90, {}, "note", "loaded for 90 s"),
+        (290, {}, "note", "loaded for 5 min"),
+        (290, {"keeps": True}, "fine", "stays loaded"),
+        (inf, {}, "fine", "stays loaded"),
+        (None, {}, "note", "not known"),
+        (None, {"is_up": False}, "note", "down"),
+        (None, {"kind": "vllm"}, "fine", "up"),
+    ],
+)
+def test_cost_of_a_rollback(seconds: float | None, changes: dict[str, Any], severity: str, value: str) -> None:
+    found = way_back("t", "m", ollama(**changes), seconds)
+    assert (found.severity, found.value) == (severity, value)
+    assert bool(found.words) is (severity != "fine")
+
+
+def test_rollback_that_leads_nowhere_is_told() -> None:
+    assert way_back("t", None, ollama(), None).value == "no model"
+
+
+# The GPU
+
+
+def vllm(share: float | None = 0.9, **changes: Any) -> Place:
+    return Place(
+        **{"name": "vllm", "kind": "vllm", "hosts": frozenset({"a", "b"}), "is_up": True, "keeps": False, "memory": Memory(share=share), **changes}
+    )
+
+
+def loaded(in_gpu: int, size: int = 6_000_000_000) -> Loaded:
+    return Loaded("qwen3:8b", size, in_gpu, 4096, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "words"),
+    [
+        (ollama(loaded(6_000_000_000)), vllm(), "holds 6.0 GB there and vllm may take 90%: together that needs 60 GB or more"),
+        (ollama(loaded(6_000_000_000)), vllm(None), "both fit now"),
+        (ollama(loaded(1_500_000_000)), vllm(), "only 25% of 'qwen3:8b'"),
+        (ollama(loaded(0)), vllm(), "main memory"),
+        (ollama(), vllm(), "is not known"),
+        (ollama(memory=Memory()), vllm(None), "an unknown part"),
+        (ollama(loaded(6_000_000_000)), vllm(is_up=False), "may be unable to start while ollama holds 6.0 GB"),
+        (ollama(is_up=False), vllm(), "stop vllm and to start ollama"),
+    ],
+)
+def test_what_is_known_of_the_gpu_is_said(there: Place, here: Place, words: str) -> None:
+    for pair in ((here, there), (there, here)):
+        found = shared_gpu(*pair)
+        assert found is not None
+        assert words in found.words
+
+
+def test_other_hosts_and_other_kinds_are_no_question() -> None:
+    apart = shared_gpu(vllm(hosts=frozenset({"c"})), ollama())
+    assert apart is not None
+    assert apart.severity == "fine"
+    assert shared_gpu(vllm(), vllm()) is None
+    assert shared_gpu(vllm(), ollama(kind="openai")) is None
