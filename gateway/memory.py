@@ -17,7 +17,7 @@ from gateway.backends.base import decode
 from gateway.connection import WireError
 
 SECONDS = 3.0
-"""For one server; connecting has its own bound besides."""
+"""For a server's answer, at most."""
 MAX_LIST = 4 * 1024 * 1024
 """Bytes of a list or of metrics."""
 FOR_EVER = 10 * 365 * 86400
@@ -73,12 +73,12 @@ class _Entries(Struct):
 _entries = msgspec.json.Decoder(_Entries)
 
 
-async def ask(backend: Backend, gateway_id: bytes) -> Memory:
-    """What the servers of `backend` tell now, those that answer."""
+async def ask(backend: Backend, gateway_id: bytes, seconds: float = SECONDS) -> Memory:
+    """What the servers of `backend` tell now, those that answer in `seconds`."""
     if backend.kind == "openai":
         return Memory()
     path = "/api/ps" if backend.kind == "ollama" else "/metrics"
-    bodies = await asyncio.gather(*(_get(backend, server, path, gateway_id) for server in backend.servers))
+    bodies = await asyncio.gather(*(_get(backend, server, path, gateway_id, seconds) for server in backend.servers))
     told = [body for body in bodies if body is not None]
     if backend.kind == "ollama":
         return Memory(loaded=_loaded(told, datetime.now(UTC)))
@@ -115,13 +115,13 @@ def _seconds(expires_at: str, now: datetime) -> float | None:
     return None if seconds < 0 else inf if seconds > FOR_EVER else seconds
 
 
-async def _get(backend: Backend, server: Server, path: str, gateway_id: bytes) -> bytes | None:
+async def _get(backend: Backend, server: Server, path: str, gateway_id: bytes, seconds: float) -> bytes | None:
     """The body of an answer with status 200."""
     if not server.is_well:
         return None
     head = server.pool.head("GET", path, [*backend.headers(), (VIA.decode(), gateway_id.decode())])
     try:
-        async with asyncio.timeout(SECONDS), server.pool.exchange(head) as response:
+        async with asyncio.timeout(seconds), server.pool.exchange(head) as response:
             body = await response.read(MAX_LIST)
             return body if response.status == 200 else None
     except (WireError, TimeoutError):

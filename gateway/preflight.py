@@ -25,10 +25,12 @@ from gateway.params import TierParams
 from gateway.rollout import Line, Rollout
 from gateway.routing import Route
 from gateway.surroundings import Surroundings
-from gateway.tryout import YES, Trait, Traits, Tryout
+from gateway.tryout import YES, Trait, Traits, Tryout, told_of
 
 SECONDS, LEAST, LONGEST = 30.0, 1.0, 600.0
 """What a check may take, both sides at the same time: by itself, and as the caller may set it."""
+LOOK_SHARE, LEAST_LOOK = 0.25, 0.2
+"""Of the time that is left for what is told besides, so that a server that hangs in that is still tried; the least of it in seconds."""
 MAX_LISTED = 5
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -70,7 +72,8 @@ class Check:
         return findings
 
     async def _look_at_memory(self, backends: list[Backend]) -> None:
-        found = await asyncio.gather(*(memory.ask(backend, self._shared.gateway_id) for backend in backends))
+        seconds = max(LEAST_LOOK, min(memory.SECONDS, LOOK_SHARE * (self._deadline - self._shared.loop.time())))
+        found = await asyncio.gather(*(memory.ask(backend, self._shared.gateway_id, seconds) for backend in backends))
         self._memory |= {backend.name: told for backend, told in zip(backends, found, strict=True)}
 
     def _is_unloaded(self, tier: Tier) -> bool:
@@ -174,13 +177,9 @@ def _params(tier: Tier) -> tuple[Mapping[str, object], Mapping[str, object], tup
 
 def _by_its_word(backend: Backend, model: str) -> Traits:
     """What an Ollama tells of a model that it serves. What it does not tell all of its versions can."""
-    capabilities = next((known for server in backend.servers if (known := server.facts(model).capabilities) is not None), None)
-
-    def has(word: str) -> Trait:
-        return Trait(None, "not told") if capabilities is None else YES if word in capabilities else Trait(False, "no")
-
     traits = dict.fromkeys(("streaming", "usage", "structured_output", "parameters"), YES)
-    traits |= {"vision": has("vision"), "reasoning": has("thinking"), "tools": has("tools"), "forced_tools": has("tools")}
+    words = {"vision": "vision", "reasoning": "thinking", "tools": "tools", "forced_tools": "tools"}
+    traits |= {what: told_of(backend, model, word) for what, word in words.items()}
     return traits | {"answers": Trait(None, "up, not asked")}
 
 

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 from msgspec import Struct
 
-from gateway.backends.backend import Server
+from gateway.backends.backend import Backend, Server
 from gateway.backends.base import MAX_REFUSAL
 from gateway.connection import WireError
 from gateway.errors import BackendUnavailable, GatewayError, InvalidRequest, ModelNotFound, QueueFull, QueueTimeout, UpstreamError
@@ -90,6 +90,12 @@ class _Stopped(Exception):
         self.trait = Trait(has, value)
 
 
+def told_of(backend: Backend, model: str, capability: str) -> Trait:
+    """Whether `model` has what Ollama calls by that word, by the word of `backend`."""
+    known = next((told for server in backend.servers if (told := server.facts(model).capabilities) is not None), None)
+    return Trait(None, "not told") if known is None else YES if capability in known else Trait(False, "no")
+
+
 class Tryout:
     """One model on one backend. `deadline` is on the loop's clock: nothing waits longer."""
 
@@ -135,14 +141,19 @@ class Tryout:
         schema = SchemaFormat(NamedSchema("report", OBJECT, strict=True))
         asked = _chat("Is all well? Answer in JSON.", response_format=schema)
         traits["structured_output"] = await self._shaped(asked, lambda chat: chat.response_format is not None, _is_structured)
-        traits["vision"] = await self._taken(_chat([TextPart("What is it?"), ImagePart(ImageUrl(PICTURE))]))
         traits["parameters"] = await self._taken(_sampled())
+        traits["vision"] = await self._vision()
 
     # One matter
 
     async def _taken(self, chat: Chat, applies: Callable[[Chat], bool] = lambda chat: True) -> Trait:
         """Whether the request is taken at all."""
         return await self._tried(chat, 1, applies, lambda answer: True)
+
+    async def _vision(self) -> Trait:
+        """Where the backend tells, it is not asked: images may stand in a long line of their own."""
+        told = told_of(self._backend, self._destination.route.model, "vision")
+        return await self._taken(_chat([TextPart("What is it?"), ImagePart(ImageUrl(PICTURE))])) if told.has is None else told
 
     async def _shaped(self, chat: Chat, applies: Callable[[Chat], bool], fits: Callable[[Answer], bool | None]) -> Trait:
         """Whether the answer has the shape that was asked for. A thought would use up the tokens; other servers may refuse the word."""

@@ -278,6 +278,27 @@ async def test_backend_that_hangs_breaks_in_the_time_given_and_is_let_go() -> No
         await until(lambda: not vllm.open_peers and gateway.is_idle())
 
 
+async def test_vllm_whose_engine_hangs_in_everything_is_not_taken_for_busy() -> None:
+    """Stopped by a signal, say: it takes connections and says nothing more."""
+
+    async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silence, "127.0.0.1", 0) as hangs, FaultBackend("ollama") as ollama:
+        url = f"http://127.0.0.1:{hangs.sockets[0].getsockname()[1]}"
+        tiers = {"standard": {"models": {"ollama": MODEL, "vllm": MODEL}}}
+        async with serving(document(url, ollama.base_url, tiers=tiers)) as (gateway, client):
+            server = gateway.gateway._backends["vllm"].servers[0]
+            await until(lambda: server.circuit.is_open)
+            server.circuit.answered()
+            server.circuit.answered()
+            server.up = True  # as it was before it stopped
+            body = (await client.post("/ops/preflight?backend=vllm&seconds=1")).json()
+            assert [item["value"] for item in body["findings"] if item["what"] == "serves"] == ["no first piece in time"]
+            assert body["seconds"] < 2.5
+
+
 async def test_backend_that_is_dead_breaks_at_once() -> None:
     async with failing("healthy") as (_, client, vllm):
         vllm.die()
