@@ -1,20 +1,20 @@
 """The command line: `gateway serve`, `demo`, `status`, `switch`, `verify`, `rollback`, `undo`, `config`, `simulate`.
 
-Exit status 0 done, 1 it ran and the answer is bad, 2 wrong words or settings.
+Exit status 0 done, 1 it ran and the answer is bad, 2 wrong words or settings. What only one command needs it imports by itself: who has to roll
+back does not wait for a web framework.
 """
 
 import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 
-from gateway import __version__, config, demo, simulate
+from gateway import __version__, config
 from gateway.remote import PREFLIGHT_SECONDS, Failed, Remote, finding_lines, show_outcome, show_preflight, show_status
-from gateway.run import CannotListen, run
 
 EXIT_BAD = 1
 EXIT_SETTINGS = 2
@@ -45,6 +45,8 @@ def top(version: Annotated[bool, typer.Option("--version", help="Print the versi
 @app.command()
 def serve(config_file: ConfigFile = None) -> None:
     """Serve on GATEWAY_HOST:GATEWAY_PORT until SIGTERM or SIGINT."""
+    from gateway.run import CannotListen, run
+
     settings = _load(config_file)
     try:
         run(settings)
@@ -55,6 +57,9 @@ def serve(config_file: ConfigFile = None) -> None:
 @app.command("demo")
 def demo_command() -> None:
     """Serve in front of an Ollama and a vLLM on this machine, or stand-ins for what is not there."""
+    from gateway import demo
+    from gateway.run import CannotListen
+
     try:
         demo.run()
     except config.ConfigError as error:
@@ -132,11 +137,11 @@ def undo(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
 
 @app.command("simulate")
 def simulate_command(
-    kind: Annotated[simulate.Kind, typer.Option(help="What to stand in for.")],
+    kind: Annotated[Literal["ollama", "vllm"], typer.Option(help="What to stand in for.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: the system chooses.")] = 0,
     host: str = "127.0.0.1",
     model: Annotated[list[str] | None, typer.Option(help="NAME[,vision][,tools][,thinking][,context=TOKENS]; may be given again.")] = None,
-    generation: Annotated[simulate.Generation, typer.Option(help="Which Ollama.")] = "0.33",
+    generation: Annotated[Literal["0.33", "0.24"], typer.Option(help="Which Ollama.")] = "0.33",
     tokens_per_second: Annotated[float, typer.Option(min=0, help="Of one request; 0: as fast as it goes.")] = 0,
     time_to_first_token: Annotated[float, typer.Option(min=0, help="Seconds.")] = 0,
     parallel: Annotated[int, typer.Option(min=1, help="Requests of a text model that the Ollama runs at once.")] = 1,
@@ -145,6 +150,8 @@ def simulate_command(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another option: docs/stand-ins.md lists them.")] = None,
 ) -> None:
     """A stand-in that speaks as Ollama or vLLM does."""
+    from gateway import simulate
+
     try:
         models = tuple(simulate.Model.parse(text) for text in model or ())
     except ValueError as error:

@@ -47,6 +47,12 @@ def test_version_is_printed() -> None:
     assert (result.exit_code, result.stdout.strip()) == (0, __version__)
 
 
+def test_operators_commands_do_not_wait_for_the_server_to_be_imported() -> None:
+    code = "import sys, gateway.cli; print(*({'fastapi', 'uvicorn', 'PIL', 'gateway.simulate', 'gateway.app'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout.strip()) == (0, "")
+
+
 def test_port_that_is_taken_is_named_by_its_own_variable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
