@@ -195,9 +195,9 @@ def _fit(ollama: Place, vllm: Place) -> str:
     if not ollama.is_up:
         return f"{ollama.name} is down; if both do not fit, the way back is to stop {vllm.name} and to start {ollama.name}"
     if ollama.memory.loaded is None or not ollama.memory.loaded:
-        given = "an unknown part" if share is None else f"{share:.0%} of the memory"
+        given = "an unknown part" if share is None else f"up to {share:.0%}"
         return (
-            f"{vllm.name} takes {given}, and {ollama.name} has nothing loaded. Whether a model fits beside it is not known; "
+            f"{vllm.name} takes {given} of its GPU's memory, and {ollama.name} has nothing loaded. Whether a model fits beside it is not known; "
             "if not, a rollback is slow (in main memory) until vLLM is stopped"
         )
     partly = [item for item in ollama.memory.loaded if 0 < item.in_gpu < item.size]

@@ -5,7 +5,7 @@ circuit and goes nowhere else when it fails. What the model says is not looked a
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -45,6 +45,9 @@ MAX_ANSWER = 1024 * 1024
 
 ANSWER_TOKENS, SHAPE_TOKENS = 24, 48
 """Enough to see a thought begin, and to end an object of one field."""
+
+LOOK_SECONDS = 0.5
+"""How often a request that is not answered is asked about at the probes."""
 
 AMENDMENTS = 2
 """Other ways of asking that are tried."""
@@ -181,7 +184,7 @@ class Tryout:
         self._is_sent = self._has_spoken = False
         try:
             async with asyncio.timeout(seconds):
-                raw = await self._in_turn(chat, seconds)
+                raw = await self._while_alive(self._in_turn(chat, seconds))
         except (QueueTimeout, QueueFull):
             raise _Stopped(None, "busy: no slot came free in time") from None
         except BackendUnavailable:
@@ -192,6 +195,18 @@ class Tryout:
             raise _Stopped(False, f"{'no end' if self._has_spoken else 'no first piece'} in time") from None
         thought = _thought(raw)  # before the deltas are shaped, which changes them
         return _Said(assemble(Shaping(chat).take(raw)), thought)
+
+    async def _while_alive(self, work: Coroutine[Any, Any, list[Delta]]) -> list[Delta]:
+        """Raises `_Stopped` when the probes have found every server dead: nobody need wait on."""
+        task = asyncio.create_task(work)
+        try:
+            while not (await asyncio.wait((task,), timeout=LOOK_SECONDS))[0]:
+                if self._backend.is_away(self._destination.route.model):
+                    raise _Stopped(False, "does not answer")
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _in_turn(self, chat: Chat, seconds: float) -> list[Delta]:
         queue = self._destination.queues["vision" if chat.has_images else "text"]

@@ -299,6 +299,15 @@ async def test_vllm_whose_engine_hangs_in_everything_is_not_taken_for_busy() -> 
             assert body["seconds"] < 2.5
 
 
+async def test_backend_that_the_probes_find_dead_meanwhile_is_not_waited_for() -> None:
+    async with failing("silent") as (gateway, client, vllm):
+        check = asyncio.create_task(client.post("/ops/preflight?backend=vllm&seconds=60"))
+        await until(lambda: len(vllm.open_peers) == 1)
+        gateway.gateway._backends["vllm"].servers[0].circuit.missed(is_sure=True)
+        assert (await check).json()["breaks"]
+        await until(lambda: not vllm.open_peers and gateway.is_idle())
+
+
 async def test_backend_that_is_dead_breaks_at_once() -> None:
     async with failing("healthy") as (_, client, vllm):
         vllm.die()
