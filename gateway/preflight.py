@@ -122,19 +122,22 @@ class Check:
             return f"has no such model; there is: {listed or 'none'}{' and others' if len(there) > MAX_LISTED else ''}"
         return "asleep" if self._memory[backend.name].is_asleep else ""
 
-    def _side(self, tier: Tier, backend: Backend, was_loaded_for_this: bool = False) -> Side:
+    def _side(self, tier: Tier, backend: Backend, was_unloaded: bool = False) -> Side:
         model = tier.models[backend.name]
         loaded = self._memory[backend.name].of(backend, model)
         down = [server.name for server in backend.servers if not server.is_well]
         lacking = [server.name for server in backend.servers if server.is_well and not server.serves(model)]
         remarks = [f"{', '.join(down)} down"] if down else []
         remarks += [f"{', '.join(lacking)} without {model!r}"] if lacking else []
-        remarks += [f"{model!r} was not loaded, and has been for this check"] if was_loaded_for_this and loaded is not None else []
+        traits = self._traits.get((tier.name, backend.name), {})
+        if was_unloaded and "streaming" in traits:
+            left = "" if loaded else "; it is not any more: another may have taken its place"
+            remarks.append(f"{model!r} was not loaded, and has been for this check{left}")
         return Side(
             backend.name,
             backend.kind,
             model,
-            self._traits.get((tier.name, backend.name), {}),
+            traits,
             self._fault(backend, model),
             "; ".join(remarks),
             backend.context_length(model) if loaded is None or loaded.context_length is None else loaded.context_length,

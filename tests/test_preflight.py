@@ -229,6 +229,20 @@ async def test_ollama_that_is_to_serve_is_loaded_and_that_is_said() -> None:
         assert all(item["what"] != "servers" for item in again.body["findings"])
 
 
+async def test_models_that_do_not_fit_an_ollama_together_are_told() -> None:
+    models = [model(name=name) for name in ("one", "two")]
+    async with (
+        stand_in(simulate.Options("ollama", tuple(models), max_loaded=1)) as ollama,
+        stand_in(simulate.Options("vllm", (model(name="any"),))) as vllm,
+    ):
+        tiers = {name: {"models": {"vllm": "any", "ollama": name}} for name in ("one", "two")}
+        async with serving(document(vllm.base_url, ollama.base_url, tiers=tiers, llm_backend="vllm")) as (gateway, client):
+            report = await Checked(gateway, client, vllm, ollama).check("ollama")
+            assert report.breaks == []
+            assert "it is not any more" in report.of("servers", "one")["words"]
+            assert "it is not any more" not in report.of("servers", "two")["words"]
+
+
 async def test_tiers_with_one_model_share_the_requests_which_are_few() -> None:
     tiers = {name: {"models": {"ollama": NAME, "vllm": NAME}} for name in ("standard", "pro", "ultra")}
     async with before(tiers=tiers) as here:
