@@ -14,12 +14,16 @@ each bound of its place, or (4) gone. Only `Admission` moves it, in these steps,
            client's deadline cannot be met. One who finds room overtakes nobody who could run: by I2 there is none.
   leave    2 → 4, or 3 → 4, which frees slots: then `_assign`. Of a ticket that is gone: nothing happens, so it may be called twice.
   _assign  2 → 3, until nobody in line can run. Called after every step that can make room: leave, move, a server that came up or
-           has other models (`refresh`), a limit that was changed or learned.
+           has other models (`refresh`), a limit that was changed or learned; and after `take_over`.
   move     3 → 3, at another server.
+  take_over  2 → 2 or 3, from the lines of other backends into this one's: the roll-out leads there now. All of them in one step, in the order
+           given, behind those who wait here. Their turns begin anew: keys and persons stand in the ring as their first ones came. The
+           lines that they leave have no more room to run than before, so there nobody is let in.
 
 Invariants. I1: no bound is exceeded, but by one on trial in a `LearnedBound`, and after a limit was lowered. I2: between two steps nobody is in
 line who could run; so a text never stands behind an image that cannot go, nor a model behind another one's busy server. I3: no more wait than
-`max_queue`. I4: each ticket ends once. I5: who left the line is never let in.
+`max_queue`, but those that were taken over: they had been let into a line. I4: each ticket ends once. I5: who left the line is never let in. I6: a
+ticket in line is in one line of one backend, and only there.
 
 Who is next. All in one queue need the same, so only the heads of queues are asked: the step costs the number of queues, not of requests.
 Among the heads that can run: interactive before batch; then the key that has waited for its turn the longest (`turns.py`); keys go on in all
@@ -36,7 +40,7 @@ out of date would not be renewed.
 import asyncio
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Self
 
 from gateway.errors import GatewayError, ModelNotFound, QueueFull, QueueTimeout
@@ -52,6 +56,14 @@ class Outlook(NamedTuple):
 
     place: int
     seconds: float | None
+
+
+class Mover(NamedTuple):
+    """One who is in line at `source`, and the queue of another admission where it is to stand."""
+
+    ticket: Entry
+    source: "Admission"
+    queue: Queue
 
 
 class Admission:
@@ -168,12 +180,7 @@ class Admission:
             self._start(ticket, place)
             return
         self._refuse_hopeless(ticket)
-        self._stamp += 1
-        ticket.arrival = self._stamp
-        ticket.is_in_line = True
-        self._in_line += 1
-        queue.line(ticket.claim).add(ticket, self._stamp)
-        queue.room.count += 1
+        self._into_line(ticket)
         if self._on_trial(queue) is not None:
             self._assign()
 
@@ -199,6 +206,15 @@ class Admission:
         self._start(ticket, other)
         self._assign()
         return True
+
+    def take_over(self, movers: "Iterable[Mover]") -> None:
+        """Put those who wait for other backends in line here, whatever `max_queue` says; the servers of this one have to serve their models."""
+        for ticket, source, queue in movers:
+            source.leave(ticket)
+            ticket.queue = queue
+            self._into_line(ticket)
+            ticket.taken_over()
+        self._assign()
 
     def refresh(self) -> None:
         """A server came up or changed its models: see who can run now."""
@@ -226,6 +242,15 @@ class Admission:
                 other.line(ticket.claim).passed_on(ticket.claim, self._stamp)
             self._start(ticket, place)
             ticket.admitted()
+
+    def _into_line(self, ticket: Entry) -> None:
+        queue = ticket.queue
+        self._stamp += 1
+        ticket.arrival = self._stamp
+        ticket.is_in_line = True
+        self._in_line += 1
+        queue.line(ticket.claim).add(ticket, self._stamp)
+        queue.room.count += 1
 
     def _out_of_line(self, ticket: Entry) -> None:
         ticket.is_in_line = False
@@ -339,7 +364,9 @@ class Ticket(Entry):
         QueueFull, QueueTimeout, ModelNotFound
     """
 
-    __slots__ = ("_admission", "_waiter")
+    __slots__ = ("_admission", "_timer", "_waiter")
+
+    _timer: asyncio.TimerHandle
 
     def __init__(self, admission: Admission, queue: Queue, claim: Claim) -> None:
         Entry.__init__(self, queue, claim)
@@ -368,15 +395,17 @@ class Ticket(Entry):
         Raises:
             QueueTimeout: none came free in `queue_timeout` seconds, or in the time that the client gives.
         """
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        longest = self.queue.queue_timeout
-        seconds = longest if self.claim.timeout is None else min(longest, self.claim.timeout)
-        timer = loop.call_later(seconds, self._expire, seconds)
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._start_clock()
         try:
             await self._waiter
         finally:
-            timer.cancel()
+            self._timer.cancel()
+
+    def _start_clock(self) -> None:
+        longest = self.queue.queue_timeout
+        seconds = longest if self.claim.timeout is None else min(longest, self.claim.timeout)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire, seconds)
 
     def _expire(self, seconds: float) -> None:
         retry_after = self._admission.retry_after(self.queue)
@@ -391,6 +420,15 @@ class Ticket(Entry):
     def admitted(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def mover(self, admission: Admission, queue: Queue, claim: Claim) -> Mover:
+        """What `admission.take_over` takes, which has to follow at once; `claim` differs in its timeout alone."""
+        source, self._admission, self.claim = self._admission, admission, claim
+        return Mover(self, source, queue)
+
+    def taken_over(self) -> None:
+        self._timer.cancel()
+        self._start_clock()
 
     @property
     def has_waited(self) -> bool:

@@ -125,6 +125,9 @@ class Entry:
     def admitted(self) -> None:
         """It was in line, and has a place now."""
 
+    def taken_over(self) -> None:
+        """It is in the line of another backend now."""
+
 
 class Queue:
     """Requests that need the same: who of them waits, how many run, how long service took of late."""

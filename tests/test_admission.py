@@ -314,6 +314,38 @@ def test_server_that_comes_up_takes_who_waits() -> None:
     assert waiting.place.station is down
 
 
+def test_line_is_taken_over_by_another_backend_in_its_order_and_however_full_that_is() -> None:
+    left, there = setup(Server("m")), setup(Server("n"), slots=2, max_queue=1)
+    left.arrive()
+    batch = left.arrive(claim=Claim(is_batch=True))
+    waiting = [left.arrive() for _ in range(3)]
+    there.arrive("n")
+    there.take_over([batch, *waiting], "n")
+    assert (left.waiting("text"), left.running("text")) == (0, 1)
+    assert [request.place is not None for request in (batch, *waiting)] == [False, True, False, False]
+    assert (there.waiting("text"), there.running("text")) == (3, 2)
+    with pytest.raises(QueueFull):
+        there.arrive("n")
+    for request in waiting:
+        there.leave(request)
+    assert batch.place is not None
+    assert there.arrive("n").is_in_line
+
+
+def test_taken_over_request_stands_behind_those_who_wait_there() -> None:
+    left, there = setup(Server("m")), setup(Server("m"))
+    left.arrive()
+    moved = left.arrive()
+    running, first = there.arrive(), there.arrive()
+    there.take_over([moved])
+    there.leave(running)
+    assert (first.place is not None, moved.is_in_line) == (True, True)
+    there.leave(first)
+    assert (moved.place is not None, moved.admissions, moved.moves) == (True, 1, 1)
+    there.leave(moved)
+    assert left.running("text") == 1
+
+
 def test_request_moves_to_another_server_with_its_slot() -> None:
     one, two = Server("m"), Server("m")
     line = setup(one, two)

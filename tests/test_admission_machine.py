@@ -1,13 +1,14 @@
-"""Requests arrive, leave, time out, finish, speak and move; servers come, go and change; limits change; time passes: in any order."""
+"""Before two backends requests arrive, leave, time out, finish, speak, move to another server and follow the roll-out to the other backend; servers
+come, go and change; limits change; time passes: in any order."""
 
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
-from gateway.queues import BATCH_SHARE, Lane, OwnLimits
+from gateway.queues import BATCH_SHARE, Lane, OwnLimits, Queue
 from gateway.slots import LearnedBound
 from gateway.turns import Claim
 from tests.fakes.line import Request, Server, limits, setup
@@ -17,6 +18,7 @@ LANES: tuple[Lane, ...] = ("text", "vision")
 MAX_QUEUE = 6
 OWN = OwnLimits(model_slots=1, lane_slots=1, max_queue=2)
 
+sides = st.integers(0, 1)
 claims = st.builds(
     Claim, st.sampled_from(("one", "two")), st.sampled_from(("", "", "ann", "bob")), st.booleans(), st.sampled_from((None, None, None, 0.5, 100.0))
 )
@@ -29,23 +31,39 @@ def kind(claim: Claim) -> tuple[str, str, bool]:
 class AdmissionMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.line = setup(Server("a"), Server("a", "b"), slots=3, vision=1, model=None, max_queue=MAX_QUEUE)
-        self.slots, self.max_queue = 3, MAX_QUEUE
+        self.lines = (
+            setup(Server("a"), Server("a", "b"), slots=3, vision=1, model=None, max_queue=MAX_QUEUE),
+            setup(Server("a", "b"), Server("b"), slots=2, vision=2, max_queue=2),
+        )
         self.gone: set[Request] = set()
-        self.let_in: list[Request] = []
         self.counts: dict[Any, int] = {}
 
     # What there is
 
+    def requests(self) -> list[Request]:
+        return [request for line in self.lines for request in line.requests]
+
     def in_line(self) -> list[Request]:
-        return [request for request in self.line.requests if request.is_in_line]
+        return [request for request in self.requests() if request.is_in_line]
 
     def flying(self) -> list[Request]:
-        return [request for request in self.line.requests if request.place is not None]
+        return [request for request in self.requests() if request.place is not None]
+
+    def queues(self) -> list[Queue]:
+        return [queue for line in self.lines for queue in line.admission._queues.values()]
+
+    def learned_bounds(self) -> list[LearnedBound]:
+        bounds = [bound for line in self.lines for server in line.servers for bound in server.models.values()]
+        assert all(isinstance(bound, LearnedBound) for bound in bounds)
+        return cast("list[LearnedBound]", bounds)
 
     def end(self, request: Request) -> None:
-        self.line.leave(request)
+        request.home.leave(request)
         self.gone.add(request)
+
+    def time_passes(self, seconds: float) -> None:
+        for line in self.lines:
+            line.pass_time(seconds)
 
     def could_run(self, request: Request) -> bool:
         """Said once more in other words than the code's."""
@@ -54,15 +72,16 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     # Steps
 
-    @rule(model=st.sampled_from(("a", "a", "b", "nowhere")), lane=st.sampled_from(LANES), claim=claims, is_own=st.booleans())
-    def arrive(self, model: str, lane: Lane, claim: Claim, is_own: bool) -> None:
+    @rule(side=sides, model=st.sampled_from(("a", "a", "b", "nowhere")), lane=st.sampled_from(LANES), claim=claims, is_own=st.booleans())
+    def arrive(self, side: int, model: str, lane: Lane, claim: Claim, is_own: bool) -> None:
+        line = self.lines[side]
         tier, own = ("pro", OWN) if is_own else ("", None)
-        queue = self.line.admission.queue(model, lane, tier, own)
-        probe = Request(queue, claim)
+        queue = line.admission.queue(model, lane, tier, own)
+        probe = Request(line, queue, claim)
         could, room = self.could_run(probe), queue.room.limit - queue.room.count
-        is_served = any(model in server.models_there for server in self.line.servers)
+        is_served = any(model in server.models_there for server in line.servers)
         try:
-            request = self.line.arrive(model, lane, claim, tier, own)
+            request = line.arrive(model, lane, claim, tier, own)
         except ModelNotFound:
             assert not is_served
         except QueueFull:
@@ -85,23 +104,24 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(data=st.data(), is_served=st.booleans(), seconds=st.floats(0, 3))
     def finish_or_leave(self, data: st.DataObject, is_served: bool, seconds: float) -> None:
         request = data.draw(st.sampled_from(self.flying()))
-        self.line.pass_time(seconds)
+        self.time_passes(seconds)
         request.is_served = is_served
         self.end(request)
 
     @precondition(lambda self: self.gone)
     @rule(data=st.data())
     def leave_again(self, data: st.DataObject) -> None:
-        before = repr(self.line.admission)
-        self.line.leave(data.draw(st.sampled_from(sorted(self.gone, key=id))))
-        assert repr(self.line.admission) == before
+        before = [repr(line.admission) for line in self.lines]
+        request = data.draw(st.sampled_from(sorted(self.gone, key=id)))
+        request.home.leave(request)
+        assert [repr(line.admission) for line in self.lines] == before
 
     @precondition(lambda self: self.flying())
     @rule(data=st.data())
     def speak(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.flying()))
         if request.part is not None and not request.part.is_speaking:
-            self.line.admission.spoke(request)
+            request.home.admission.spoke(request)
 
     @precondition(lambda self: self.flying())
     @rule(data=st.data())
@@ -109,45 +129,69 @@ class AdmissionMachine(RuleBasedStateMachine):
         request = data.draw(st.sampled_from(self.flying()))
         assert request.place is not None
         before = request.place.station
-        moved = self.line.admission.move(request)
+        moved = request.home.admission.move(request)
         assert request.place is not None
         assert (request.place.station is not before) == moved
 
+    @precondition(lambda self: self.in_line())
+    @rule(data=st.data(), side=sides, model=st.sampled_from(MODELS), is_own=st.booleans())
+    def follow_to_the_other_backend(self, data: st.DataObject, side: int, model: str, is_own: bool) -> None:
+        """Any of those who wait, in the order of their arrival, and however full it is there."""
+        there = self.lines[side]
+        waiting = sorted((request for request in self.in_line() if request.home is not there), key=lambda request: request.arrival)
+        movers = [request for request in waiting if data.draw(st.booleans())]
+        before = sum(line.waiting(lane) + line.running(lane) for line in self.lines for lane in LANES)
+        stay = [request for request in waiting if request not in movers]
+        there.take_over(movers, model, *(("pro", OWN) if is_own else ("", None)))
+        assert all(request.is_in_line or request.place is not None for request in movers)
+        assert [request.arrival for request in movers] == sorted(request.arrival for request in movers)
+        assert all(request.is_in_line for request in stay)
+        assert before == sum(line.waiting(lane) + line.running(lane) for line in self.lines for lane in LANES)
+        for request in movers:
+            self.counts[request.queue.room] = request.queue.room.count
+
     @rule(seconds=st.sampled_from((0.01, 0.1, 1.0, 70.0)))
     def pass_time(self, seconds: float) -> None:
-        self.line.pass_time(seconds)
+        self.time_passes(seconds)
 
-    @rule(number=st.integers(0, 1), up=st.booleans())
-    def server_goes_up_or_down(self, number: int, up: bool) -> None:
-        self.line.servers[number].up = up
-        self.line.admission.refresh()
+    @rule(side=sides, number=st.integers(0, 1), up=st.booleans())
+    def server_goes_up_or_down(self, side: int, number: int, up: bool) -> None:
+        self.lines[side].servers[number].up = up
+        self.lines[side].admission.refresh()
 
-    @rule(number=st.integers(0, 1), models=st.sets(st.sampled_from(MODELS)))
-    def server_changes_its_models(self, number: int, models: set[str]) -> None:
-        self.line.servers[number].models_there = models
-        self.line.admission.refresh()
+    @rule(side=sides, number=st.integers(0, 1), models=st.sets(st.sampled_from(MODELS)))
+    def server_changes_its_models(self, side: int, number: int, models: set[str]) -> None:
+        self.lines[side].servers[number].models_there = models
+        self.lines[side].admission.refresh()
 
-    @rule(slots=st.integers(1, 4), vision=st.integers(1, 2), model=st.sampled_from((None, None, 1, 2, 9)), max_queue=st.integers(1, MAX_QUEUE))
-    def limits_change(self, slots: int, vision: int, model: int | None, max_queue: int) -> None:
-        self.line.admission.change(limits(slots=slots, vision=vision, model=model, max_queue=max_queue))
+    @rule(
+        side=sides,
+        slots=st.integers(1, 4),
+        vision=st.integers(1, 2),
+        model=st.sampled_from((None, None, 1, 2, 9)),
+        max_queue=st.integers(1, MAX_QUEUE),
+    )
+    def limits_change(self, side: int, slots: int, vision: int, model: int | None, max_queue: int) -> None:
+        self.lines[side].admission.change(limits(slots=slots, vision=vision, model=model, max_queue=max_queue))
 
     # Invariants
 
     @invariant()
     def every_count_is_that_of_who_is_there(self) -> None:
         flying, waiting = self.flying(), self.in_line()
-        queues = {queue for lane in LANES for queue in self.line.admission._lanes[lane].queues}
+        queues = self.queues()
         for bound in {bound for queue in queues for place in queue.places for bound in place.bounds}:
             assert bound.count == sum(request.place is not None and bound in request.place.bounds for request in flying)
         for room in {queue.room for queue in queues}:
             assert room.count == sum(request.queue.room is room for request in waiting)
-        for lane in LANES:
-            assert self.line.running(lane) == sum(request.queue.lane.name == lane for request in flying)
-            assert self.line.waiting(lane) == sum(request.queue.lane.name == lane for request in waiting)
+        for line in self.lines:
+            for lane in LANES:
+                assert line.running(lane) == sum(request.home is line and request.queue.lane.name == lane for request in flying)
+                assert line.waiting(lane) == sum(request.home is line and request.queue.lane.name == lane for request in waiting)
 
     @invariant()
     def no_bound_is_exceeded_but_by_a_trial_and_after_it_was_lowered(self) -> None:
-        for queue in self.line.admission._queues.values():
+        for queue in self.queues():
             for place in queue.places:
                 for bound in place.bounds:
                     most = bound.limit + (isinstance(bound, LearnedBound) and not bound.is_held)
@@ -162,15 +206,21 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_learned_limit_is_no_higher_than_what_was_there_at_once(self) -> None:
-        for server in self.line.servers:
-            for bound in server.models.values():
-                assert isinstance(bound, LearnedBound)
-                assert 1 <= bound.limit <= 9
-                assert 0 <= bound.speaking <= bound.count
+        for bound in self.learned_bounds():
+            assert 1 <= bound.limit <= 99
+            assert 0 <= bound.speaking <= bound.count
+
+    @invariant()
+    def who_is_in_line_is_in_one_line_of_one_backend(self) -> None:
+        standing = [request for queue in self.queues() for line in (queue.interactive, queue.batch) for request in line.in_order()]
+        assert sorted(map(id, standing)) == sorted(map(id, self.in_line()))
+        for line in self.lines:
+            assert {queue for queue in line.admission._queues.values() if queue.waiting} == {r.queue for r in line.requests if r.is_in_line}
+            assert line.admission._in_line == sum(request.is_in_line for request in line.requests)
 
     @invariant()
     def everybody_is_in_line_in_flight_or_gone(self) -> None:
-        for request in self.line.requests:
+        for request in self.requests():
             assert (request.is_in_line, request.place is not None, request in self.gone).count(True) == 1
             assert request.admissions <= 1
 
@@ -178,24 +228,22 @@ class AdmissionMachine(RuleBasedStateMachine):
     def nobody_overtakes_his_like(self) -> None:
         """The same need, key, person and priority: by arrival."""
         waiting = self.in_line()
-        for request in self.line.requests:
+        for request in self.requests():
             if request.admissions and request.place is not None:
                 likes = [other for other in waiting if other.queue is request.queue and kind(other.claim) == kind(request.claim)]
                 assert all(other.arrival > request.arrival for other in likes)
 
     @invariant()
     def batch_is_not_passed_over_more_than_its_share(self) -> None:
-        for queue in self.line.admission._queues.values():
-            assert not queue.batch.count or queue.passed_over < BATCH_SHARE + len(self.line.admission._queues)
+        for queue in self.queues():
+            assert not queue.batch.count or queue.passed_over < BATCH_SHARE + len(self.queues())
 
     def teardown(self) -> None:
         while alive := [*self.in_line(), *self.flying()]:
             self.end(alive[0])
-        self.line.pass_time(1000)
-        assert all(server.running == 0 for server in self.line.servers)
-        assert all(
-            bound.count == bound.speaking == 0 for server in self.line.servers for bound in server.models.values() if isinstance(bound, LearnedBound)
-        )
+        self.time_passes(1000)
+        assert all(server.running == 0 for line in self.lines for server in line.servers)
+        assert all(bound.count == bound.speaking == 0 for bound in self.learned_bounds())
 
 
 AdmissionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))

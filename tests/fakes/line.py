@@ -1,8 +1,8 @@
 """An `Admission` on a clock that the test sets, with servers whose models and state it sets too."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from gateway.admission import Admission
+from gateway.admission import Admission, Mover
 from gateway.queues import Entry, Lane, LaneLimits, Limits, OwnLimits, Queue, Station
 from gateway.turns import Claim
 
@@ -46,16 +46,21 @@ class Clock:
 
 
 class Request(Entry):
-    """Counts how often it was let in from the line."""
+    """Counts how often it was let in from the line, and how often another backend took it over; `home` is where it is."""
 
-    __slots__ = ("admissions",)
+    __slots__ = ("admissions", "home", "moves")
 
-    def __init__(self, queue: Queue, claim: Claim) -> None:
+    def __init__(self, home: "Setup", queue: Queue, claim: Claim) -> None:
         super().__init__(queue, claim)
+        self.home = home
         self.admissions = 0
+        self.moves = 0
 
     def admitted(self) -> None:
         self.admissions += 1
+
+    def taken_over(self) -> None:
+        self.moves += 1
 
 
 class Setup:
@@ -70,10 +75,20 @@ class Setup:
         self.requests: list[Request] = []
 
     def arrive(self, model: str = "m", lane: Lane = "text", claim: Claim | None = None, tier: str = "", own: OwnLimits | None = None) -> Request:
-        request = Request(self.admission.queue(model, lane, tier, own), claim or Claim())
+        request = Request(self, self.admission.queue(model, lane, tier, own), claim or Claim())
         self.admission.enter(request)
         self.requests.append(request)
         return request
+
+    def take_over(self, requests: Iterable[Request], model: str = "m", tier: str = "", own: OwnLimits | None = None) -> None:
+        """Those who wait elsewhere wait here for `model` now."""
+        movers = []
+        for request in requests:
+            movers.append(Mover(request, request.home.admission, self.admission.queue(model, request.queue.lane.name, tier, own)))
+            request.home.requests.remove(request)
+            self.requests.append(request)
+            request.home = self
+        self.admission.take_over(movers)
 
     def one_running(self) -> Request:
         """The only one in flight of those that came."""
