@@ -250,17 +250,20 @@ class ChatEndpoint(Endpoint[Chat]):
             check(asked)
         tier = self._routing.tier(asked.model).name
         chat = asked if (params := self._params.get(tier)) is None else params.apply(asked)
+        bucket: int | None = None
         if chat.has_images:
             with Watch(client, self._shared.loop):
-                chat = await self._images.checked(chat)
+                checked = await self._images.checked(chat)
+            if checked is not chat:  # what was converted does not tell the conversation any more
+                chat, bucket = checked, bucket_of(head.key_id, head.terms.session, asked, BUCKETS)
         # Nothing waits from here on: once the roll-out has changed, no request begins on the side that was left.
-        return ChatRelay(self._shared, client, self._request(chat, self._route(tier, asked, head), head))
+        return ChatRelay(self._shared, client, self._request(chat, self._route(tier, asked, head), head, bucket))
 
     def _route(self, tier: str, chat: Chat, head: Head) -> Route:
         line = self._lines[tier]
         return line.route if line.canary is None else line.choose(bucket_of(head.key_id, head.terms.session, chat, BUCKETS))
 
-    def _request(self, chat: Chat, route: Route, head: Head) -> ChatRequest:
+    def _request(self, chat: Chat, route: Route, head: Head, bucket: int | None) -> ChatRequest:
         terms = head.terms
         return ChatRequest(
             head.request_id,
@@ -274,6 +277,8 @@ class ChatEndpoint(Endpoint[Chat]):
             chat,
             "chatcmpl-" + _random_id(),
             int(time.time()),
+            terms.session,
+            bucket,
         )
 
 

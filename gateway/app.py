@@ -21,6 +21,7 @@ from gateway.learned import keep_learned
 from gateway.log import ExchangeLog
 from gateway.metering import Exchange
 from gateway.metrics import Metrics
+from gateway.moves import Moves
 from gateway.ops import Operations, build_metrics_port
 from gateway.ops import build as build_ops
 from gateway.preflight import Preflight
@@ -57,6 +58,8 @@ class Gateway:
         self._shared = Surroundings(settings, self._backends, self._metrics, self._on_exchange, gateway_id)
         for backend in self._backends.values():
             backend.on_away = self._leave_lines
+        self._moves = Moves(self._shared, self.rollout.lines, settings.rollback_cutoff)
+        steering.move = self._moves.follow
         self._health = Health(settings, self._backends, gateway_id, _refresh)
         self._operations = Operations(settings, self._backends, routing, steering, self._health, self._metrics)
         self._preflight = Preflight(settings, self._shared, self.rollout)
@@ -76,6 +79,7 @@ class Gateway:
 
     async def __aexit__(self, *_: object) -> None:
         await self._health.__aexit__()
+        self._moves.close()
         for backend in self._backends.values():
             backend.close()
         await self._state.close()

@@ -3,7 +3,7 @@
 import asyncio
 import math
 
-from gateway.admission import Outlook
+from gateway.admission import Mover, Outlook
 from gateway.backends.backend import Server
 from gateway.backends.base import MAX_ANSWER, MAX_REFUSAL, Reading
 from gateway.connection import Connection, WireError
@@ -11,9 +11,9 @@ from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter, U
 from gateway.forwarding import with_pause
 from gateway.metering import CHAT
 from gateway.protocol import LARGE_SCHEMAS
-from gateway.relay import JSON, LARGE, Relay, check_headers, upstream_error
+from gateway.relay import JSON, LARGE, MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, Relay, check_headers, upstream_error
 from gateway.shaping import Shaping
-from gateway.surroundings import ChatRequest, Client, Surroundings
+from gateway.surroundings import ChatRequest, Client, Destination, Surroundings
 from gateway.views import Answer, Delta, StreamView, assemble, render_answer
 
 SHORT_ANSWER = 1024
@@ -55,6 +55,47 @@ class ChatRelay(Relay):
         super()._refuse_hopeless()
         if self._lane == "vision" and self._backend.lacks(self._destination.route.model, "vision"):
             raise UnsupportedParameter("This model does not take images.", param="messages")
+
+    # The roll-out
+
+    @property
+    def request(self) -> ChatRequest:
+        return self._request
+
+    @property
+    def destination(self) -> Destination:
+        """Where it is."""
+        return self._destination
+
+    @property
+    def is_led(self) -> bool:
+        """It is where the roll-out has led it, and not where a failure has."""
+        return self._detour is None or not self._detour.has_left
+
+    @property
+    def is_in_line(self) -> bool:
+        return self._ticket.is_in_line
+
+    @property
+    def arrived(self) -> float:
+        """By the clock of all."""
+        return self._meter.arrived
+
+    def fits(self, destination: Destination) -> bool:
+        """Whether it can be served there, as far as that is known now."""
+        model, backend = destination.route.model, destination.backend
+        if backend.is_away(model) or not any(server.serves(model) for server in backend.servers):
+            return False
+        if self._lane == "vision" and backend.lacks(model, "vision"):
+            return False
+        return self._request.size <= MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT or not self._is_longer_than(backend.context_length(model))
+
+    def follow(self, destination: Destination) -> Mover:
+        """It waits for another backend from now on, whose admission has to take it over at once; it is rendered for that one in its turn."""
+        self._aim(destination)
+        if self._detour is not None:
+            self._detour.destination = destination
+        return self._ticket.mover(self._backend.admission, destination.queues[self._lane], self._claim())
 
     def _text_length(self) -> int:
         return sum(len(message.text) for message in self._chat.messages)

@@ -93,6 +93,11 @@ class Detour:
         self._reason: str | None = None
         self._waits_again = False
 
+    @property
+    def has_left(self) -> bool:
+        """It is at another backend than the roll-out's."""
+        return self._first_failure is not None
+
     def moves(self, ticket: Ticket, server: Server, error: GatewayError, meter: Meter, *, sent: float, answered: bool) -> bool:
         """The attempt at `server` failed: whether `ticket` has a slot at another server of the backend now.
 

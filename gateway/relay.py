@@ -129,15 +129,21 @@ class Relay(ABC):
             if self._destination.fallback is None:
                 raise failure
             self._detour = Detour(self._shared, self._destination)
-        destination: Destination = self._detour.after(failure, self._meter)
+        self._aim(self._detour.after(failure, self._meter))
+        self._meter.wait_again()
+        self._ticket = self._new_ticket(self._claim())
+
+    def _aim(self, destination: Destination) -> None:
         self._destination = destination
         self._backend, self._limits = destination.backend, destination.limits
         self._meter.observe_gap = destination.metrics.gaps.observe_gap
-        self._meter.wait_again()
+
+    def _claim(self) -> Claim:
+        """With what is left of the client's time."""
         claim = self._request.claim
-        if claim.timeout is not None:  # from now on
+        if claim.timeout is not None:
             claim = structs.replace(claim, timeout=max(0.0, self._meter.arrived + claim.timeout - self._shared.clock()))
-        self._ticket = self._new_ticket(claim)
+        return claim
 
     def _new_ticket(self, claim: Claim) -> Ticket:
         return self._backend.admission.ticket(self._destination.queues[self._lane], claim)
@@ -151,8 +157,12 @@ class Relay(ABC):
                 raise backend.unavailable()
         if self._request.size > MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT:
             context = backend.context_length(model)
-            if context is not None and self._text_length() > MOST_BYTES_PER_TOKEN * context:
+            if self._is_longer_than(context):
                 raise ContextLengthExceeded(context, self.text_field)
+
+    def _is_longer_than(self, context: int | None) -> bool:
+        """For certain."""
+        return context is not None and self._text_length() > MOST_BYTES_PER_TOKEN * context
 
     @abstractmethod
     def _text_length(self) -> int:

@@ -135,6 +135,8 @@ def show_status(status: Mapping[str, Any], console: Console) -> None:
 def show_outcome(answer: Mapping[str, Any], console: Console) -> None:
     """What an order did."""
     lines = [change_line(answer["history"][0])] if answer["changed"] else ["nothing to change"]
+    if answer["moved"]:
+        lines.append(f"requests in line that moved along: {answer['moved']}")
     lines += [f"tier {name} stays: {reason}" for name, reason in answer["unmoved"].items()]
     lines += [f"{name}: {_position(item)}{' (pinned)' if item['pinned'] else ''}" for name, item in answer["tiers"].items()]
     if answer["changed"] and not answer["persisted"]:

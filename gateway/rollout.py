@@ -67,13 +67,14 @@ class Move(Struct, frozen=True, rename={"before": "from", "after": "to"}):
         return (new.backend, other) if here > there else (other, new.backend)
 
 
-class Change(Struct, frozen=True):
+class Change(Struct, frozen=True, omit_defaults=True):
     """One step of the history. `at` is UTC; `by` the id of the key that asked for it, `local` without one, empty for the gateway itself."""
 
     at: str
     by: str
     cause: Cause
     tiers: dict[str, Move]
+    is_rollback: bool = False
 
     def __str__(self) -> str:
         return ", ".join(f"{name} from {move.before} to {move.after}" for name, move in self.tiers.items())
@@ -132,6 +133,10 @@ class Line:
             return self.route
         self.canary_requests += 1
         return self._canary_route
+
+    def side(self, bucket: int) -> Route:
+        """The same, not counted: for a request that was counted when it came."""
+        return self.route if bucket >= self._canary_buckets else self._canary_route
 
     def _route(self, backend: str) -> Route:
         return Route(self._tier.name, backend, self._tier.models[backend])
@@ -202,7 +207,7 @@ class Rollout:
             if target not in item.models:
                 unmoved[item.name] = f"it has no model on {target}"
             wanted[item.name] = Position(target if target in item.models else self.lines[item.name].position.backend)
-        return Outcome(self._apply(wanted, by, cause), unmoved)
+        return Outcome(self._apply(wanted, by, cause, is_rollback=True), unmoved)
 
     def undo(self, *, by: str = "", cause: Cause = "operator") -> Outcome:
         """Back to the state before the last change. A tier that the settings do not let go there any more stays."""
@@ -270,19 +275,19 @@ class Rollout:
 
     # Steps
 
-    def _apply(self, wanted: Mapping[str, Position], by: str, cause: Cause) -> Change | None:
+    def _apply(self, wanted: Mapping[str, Position], by: str, cause: Cause, is_rollback: bool = False) -> Change | None:
         """The one place where tiers move. It never waits."""
         moves = {name: Move(self.lines[name].position, position) for name, position in wanted.items() if self.lines[name].position != position}
         if not moves:
             return None
         for name, move in moves.items():
             self.lines[name].place(move.after)
-        return self._remember(moves, by, cause)
+        return self._remember(moves, by, cause, is_rollback)
 
-    def _remember(self, moves: dict[str, Move], by: str, cause: Cause) -> Change:
+    def _remember(self, moves: dict[str, Move], by: str, cause: Cause, is_rollback: bool = False) -> Change:
         now = self._clock()
         at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
-        change = Change(at, by, cause, moves)
+        change = Change(at, by, cause, moves, is_rollback)
         self.history.append(change)
         for listener in self.listeners:
             listener(change)
@@ -295,7 +300,7 @@ class Rollout:
         """Why `tier` cannot be there."""
         if tier.backend is not None:
             return f"it is pinned to {tier.backend}"
-        for backend in _backends(position):
+        for backend in backends_of(position):
             if backend not in tier.models:
                 return f"it has no model on {backend}"
         return None
@@ -326,7 +331,8 @@ class Rollout:
         return found
 
 
-def _backends(position: Position) -> Iterable[str]:
+def backends_of(position: Position) -> Iterable[str]:
+    """All that serve a tier there."""
     yield position.backend
     if position.canary is not None:
         yield position.canary.backend

@@ -63,6 +63,10 @@ class Steering:
         self._state = state
         self._metrics = metrics
         self._rollback_to = rollback_to
+        self._moved = 0
+        """Of the last change."""
+        self.move: Callable[[Change], int] = lambda change: 0
+        """Lets those who wait follow a change; how many did."""
         rollout.listeners.append(self._keep)
         kept = state.get(SECTION)
         if kept is not None:
@@ -78,15 +82,17 @@ class Steering:
         for tier, move in change.tiers.items():
             self._metrics.switches.labels(tier, *move.ends, change.cause).inc()
         self._state.put(SECTION, self.rollout.kept())
+        self._moved = self.move(change)
 
     async def report(self, outcome: Outcome) -> dict[str, Any]:
-        """The answer to an order: the state, whether anything changed, and whether that outlives a restart."""
+        """The answer to an order: the state, whether anything changed, how many in line moved, and whether it outlives a restart."""
+        moved = 0 if outcome.change is None else self._moved
         state = self.view()  # before others may give orders
         persisted = False
         with suppress(TimeoutError):
             async with asyncio.timeout(PERSIST_SECONDS):
                 persisted = await self._state.persisted()
-        return {"changed": outcome.change is not None, "persisted": persisted, "unmoved": outcome.unmoved, **state}
+        return {"changed": outcome.change is not None, "persisted": persisted, "moved": moved, "unmoved": outcome.unmoved, **state}
 
     def view(self) -> dict[str, Any]:
         """Body of `GET /ops/rollout`. The history begins with the last change."""

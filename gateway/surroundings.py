@@ -82,6 +82,10 @@ class ChatRequest(Request, frozen=True, gc=False):
     """The `id` in the answer's body."""
     created: int
     """Unix time."""
+    session: bytes = b""
+    """The client's name for the conversation; empty without one."""
+    bucket: int | None = None
+    """Of a canary, where it cannot be told from `chat` any more."""
 
 
 class EmbeddingRequest(Request, frozen=True, gc=False):

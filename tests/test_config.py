@@ -85,6 +85,8 @@ def test_without_file_and_variables_there_is_one_tier_on_two_local_backends() ->
 def test_top_level_defaults_are_those_of_the_contract() -> None:
     settings = load()
     assert (settings.commit_after, settings.heartbeat, settings.drain_delay, settings.drain_timeout) == (45.0, 15.0, 0.0, 30.0)
+    assert settings.rollback_cutoff is None
+    assert [load(f"rollback_cutoff: {text}").rollback_cutoff for text in ("0", "1m", "")] == [0.0, 60.0, None]
     assert (settings.max_body, settings.max_text_body) == (20 * 1024 * 1024, 1024 * 1024)
     assert (settings.cors_origins, settings.log_format, settings.user_header, settings.session_header) == ((), "auto", None, None)
     assert (settings.api_keys, settings.admin_key, settings.metrics_key, settings.metrics_port) == ((), None, None, None)
@@ -466,6 +468,7 @@ TIER = "tiers: {pro: {models: {ollama: a, vllm: b}%s}}"
         ("backends: {ollama: {ca_file: none.pem}}", "backends.ollama.ca_file", "'none.pem': No such file or directory"),
         ("backends: {ollama: {truncate: 1}}", "backends.ollama.truncate", "got 1; expected true or false"),
         ("commit_after: soon", "commit_after", "got 'soon'; expected a duration"),
+        ("rollback_cutoff: -1", "rollback_cutoff", "got -1; expected"),
         ("heartbeat: 0", "heartbeat", "got 0; expected more than 0"),
         ("heartbeat: true", "heartbeat", "got true; expected a duration"),
         ("drain_timeout: .nan", "drain_timeout", "expected a duration"),

@@ -76,11 +76,19 @@ async def test_switch_canary_rollback_undo(monkeypatch: pytest.MonkeyPatch) -> N
         assert positions(here) == {"standard": "away", "ultra": "ollama", "pinned": "ollama"}
 
 
+async def test_requests_that_moved_along_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        monkeypatch.setattr(here.gateway._operations.steering, "move", lambda change: 3)
+        assert "requests in line that moved along: 3" in (await command("switch", "vllm", "--tier", "standard")).stdout
+        monkeypatch.setattr(here.gateway._operations.steering, "move", lambda change: 0)
+        assert "moved along" not in (await command("rollback")).stdout
+
+
 async def test_json_is_what_the_gateway_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     async with gateway(monkeypatch):
         for words in (("switch", "vllm", "--tier", "standard"), ("undo",), ("rollback",)):
             body = json.loads((await command(*words, "--json")).stdout)
-            assert {"changed", "persisted", "unmoved", "tiers", "history"} <= set(body)
+            assert {"changed", "persisted", "moved", "unmoved", "tiers", "history"} <= set(body)
         body = json.loads((await command("status", "--json")).stdout)
         assert {"backends", "tiers", "rollout"} <= set(body)
 

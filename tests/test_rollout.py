@@ -210,7 +210,7 @@ def test_change_says_when_who_why_and_what() -> None:
     here.rollback(cause="guard")
     assert list(here.history) == [
         Change("2026-01-01T00:00:00.500Z", "0123abcd", "operator", {"standard": Move(ON_OLLAMA, ON_VLLM)}),
-        Change("2026-01-01T00:00:00.500Z", "", "guard", {"standard": Move(ON_VLLM, ON_OLLAMA)}),
+        Change("2026-01-01T00:00:00.500Z", "", "guard", {"standard": Move(ON_VLLM, ON_OLLAMA)}, is_rollback=True),
     ]
     assert str(here.history[0]) == "standard from ollama to vllm"
 

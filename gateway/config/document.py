@@ -237,6 +237,11 @@ class SettingsDocument(Document):
     rollback_to: str | None = Field(
         default=None, description="Backend that one rollback leads to. Default: the first of kind ollama, else llm_backend."
     )
+    rollback_cutoff: DurationOrZero | None = Field(
+        default=None,
+        description="Time that a rollback leaves to requests on the backend that it leads away from, in seconds; then they end with an error. "
+        "Default: none, they may run to their end.",
+    )
     backends: dict[Name, Annotated[BackendDocument, BeforeValidator(_overrides)]] = Field(
         default_factory=dict,
         description="The servers behind the gateway, by name. `ollama` and `vllm` are there without an entry where something names them. "

@@ -128,6 +128,7 @@ class Settings(Frozen):
     port: int = Field(default=8080, description="Port to listen on; 0: the system chooses one.")
     llm_backend: str = Field(description="Backend of every tier that is not pinned.")
     rollback_to: str = Field(description="Backend that one rollback leads to.")
+    rollback_cutoff: float | None = Field(default=None, description="Seconds that a rollback leaves to who is on the backend left; None: all.")
     backends: dict[str, Backend]
     tiers: dict[str, Tier] = Field(description="In the file's order.")
     default_tier: str = Field(description="What `auto` falls to.")

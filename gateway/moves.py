@@ -1,0 +1,113 @@
+"""Requests follow the roll-out: those in line go to the backend that serves their tier now, those that run may be given a last hour.
+
+Theory of operation. `follow` is told of each change in the step that makes it, so no request sees the new state beside an old line. Of the tiers that
+have moved, who waits for a backend that would not be chosen for him any more is put into the other one's line, in the order of arrival; admission
+lets in who can run there. Three kinds of request stay where they are:
+
+1. one that has its slot: it runs, or is about to;
+2. one that the other backend cannot serve, as far as is known: it is away, lacks the model, has no eyes for images, or too short a context;
+3. one that a failure has led elsewhere (`forwarding.py`): the roll-out did not choose for it.
+
+After a rollback with a `cutoff`, who is still at a backend that the tier has left ends with an error, running or in line. Not, when the tier has come
+back there meanwhile; and a second rollback gives its own time. A failure that leads a request to that backend afterwards is none of this.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Mapping
+
+from gateway.admission import Admission, Mover
+from gateway.chat_relay import ChatRelay
+from gateway.conversation import bucket_of
+from gateway.errors import BackendUnavailable
+from gateway.metering import CHAT
+from gateway.rollout import BUCKETS, Change, Line, Position, backends_of
+from gateway.routing import Route
+from gateway.surroundings import Destination, Surroundings
+
+Left = tuple[str, str]
+"""A tier, and a backend that it has left."""
+
+_log = logging.getLogger("gateway.rollout")
+
+
+class Moves:
+    """Moves what is under way when `lines`, the tiers by name, have changed. `cutoff` is in seconds; None: who runs may run."""
+
+    def __init__(self, shared: Surroundings, lines: Mapping[str, Line], cutoff: float | None) -> None:
+        self._shared = shared
+        self._lines = lines
+        self._cutoff = cutoff
+        self._ends: dict[Left, asyncio.TimerHandle] = {}
+
+    def follow(self, change: Change) -> int:
+        """How many of those in line have moved."""
+        for tier, move in change.tiers.items():
+            self._end_later(tier, move.before, move.after, change.is_rollback)
+        found = [
+            (relay.arrived, number, relay, destination)
+            for number, relay in enumerate(self._relays())
+            if relay.is_in_line and relay.request.route.tier in change.tiers and (destination := self._elsewhere(relay)) is not None
+        ]
+        crowds: dict[Admission, list[Mover]] = {}
+        for *_, relay, destination in sorted(found):
+            crowds.setdefault(destination.backend.admission, []).append(relay.follow(destination))
+        for admission, movers in crowds.items():
+            admission.take_over(movers)
+        if found:
+            _log.info("requests that waited and follow the roll-out: %d", len(found))
+        return len(found)
+
+    def close(self) -> None:
+        for timer in self._ends.values():
+            timer.cancel()
+        self._ends.clear()
+
+    def _relays(self) -> Iterator[ChatRelay]:
+        """Those that a roll-out moves, where it has led them."""
+        return (relay for relay in self._shared.sweep.live if isinstance(relay, ChatRelay) and relay.is_led)
+
+    def _route(self, relay: ChatRelay) -> Route:
+        """What the roll-out chooses for its conversation now."""
+        request = relay.request
+        line = self._lines[request.route.tier]
+        if line.canary is None:
+            return line.route
+        bucket = request.bucket
+        return line.side(bucket_of(request.key_id, request.session, request.chat, BUCKETS) if bucket is None else bucket)
+
+    def _elsewhere(self, relay: ChatRelay) -> Destination | None:
+        """Where it should wait now, and can be served; None: it stays."""
+        route = self._route(relay)
+        if route.backend == relay.destination.route.backend:
+            return None
+        destination = self._shared.destination(route, CHAT)
+        return destination if relay.fits(destination) else None
+
+    # The end of those who stay
+
+    def _end_later(self, tier: str, before: Position, after: Position, is_rollback: bool) -> None:
+        here = set(backends_of(after))
+        for backend in here:
+            self._forget((tier, backend))
+        if is_rollback and self._cutoff is not None:
+            now = self._shared.clock()
+            for backend in set(backends_of(before)) - here:
+                self._forget((tier, backend))
+                self._ends[tier, backend] = self._shared.loop.call_later(self._cutoff, self._end, (tier, backend), now)
+
+    def _forget(self, left: Left) -> None:
+        timer = self._ends.pop(left, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _end(self, left: Left, rolled_back: float) -> None:
+        """End those of a tier that were at a backend at the time of the rollback, and still are."""
+        del self._ends[left]
+        relays = [
+            relay for relay in self._relays() if (relay.request.route.tier, relay.destination.route.backend) == left and relay.arrived <= rolled_back
+        ]
+        for relay in relays:
+            relay.cut_off(BackendUnavailable("The gateway has moved to another model backend, and this one had its time. Try again.", retry_after=1))
+        if relays:
+            _log.warning("requests of tier %s cut off at backend %s, %g s after the rollback: %d", *left, self._cutoff, len(relays))
