@@ -82,10 +82,8 @@ class ChatRelay(Relay):
         return self._meter.arrived
 
     def fits(self, destination: Destination) -> bool:
-        """Whether it can be served there, as far as that is known now."""
+        """Whether the model there can serve it, as far as that is known."""
         model, backend = destination.route.model, destination.backend
-        if backend.is_away(model) or not any(server.serves(model) for server in backend.servers):
-            return False
         if self._lane == "vision" and backend.lacks(model, "vision"):
             return False
         return self._request.size <= MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT or not self._is_longer_than(backend.context_length(model))

@@ -44,13 +44,19 @@ class Moves:
         """How many of those in line have moved."""
         for tier, move in change.tiers.items():
             self._end_later(tier, move.before, move.after, change.is_rollback)
-        found = [
-            (relay.arrived, number, relay, destination)
-            for number, relay in enumerate(self._relays())
-            if relay.is_in_line and relay.request.route.tier in change.tiers and (destination := self._elsewhere(relay)) is not None
-        ]
+        ways: dict[Route, Destination | None] = {}
+        found: list[tuple[float, int, ChatRelay, Destination]] = []
+        for relay in self._relays():
+            if relay.is_in_line and relay.request.route.tier in change.tiers:
+                route = self._route(relay)
+                if route not in ways:
+                    ways[route] = self._way(route)
+                destination = ways[route]
+                if destination is not None and route.backend != relay.destination.route.backend and relay.fits(destination):
+                    found.append((relay.arrived, len(found), relay, destination))
+        found.sort()
         crowds: dict[Admission, list[Mover]] = {}
-        for *_, relay, destination in sorted(found):
+        for *_, relay, destination in found:
             crowds.setdefault(destination.backend.admission, []).append(relay.follow(destination))
         for admission, movers in crowds.items():
             admission.take_over(movers)
@@ -76,13 +82,12 @@ class Moves:
         bucket = request.bucket
         return line.side(bucket_of(request.key_id, request.session, request.chat, BUCKETS) if bucket is None else bucket)
 
-    def _elsewhere(self, relay: ChatRelay) -> Destination | None:
-        """Where it should wait now, and can be served; None: it stays."""
-        route = self._route(relay)
-        if route.backend == relay.destination.route.backend:
-            return None
+    def _way(self, route: Route) -> Destination | None:
+        """None: nobody there can serve, as far as is known."""
         destination = self._shared.destination(route, CHAT)
-        return destination if relay.fits(destination) else None
+        backend = destination.backend
+        is_served = not backend.is_away(route.model) and any(server.serves(route.model) for server in backend.servers)
+        return destination if is_served else None
 
     # The end of those who stay
 

@@ -1,6 +1,7 @@
-"""Moves a gateway to and fro between two stand-ins while streams are open and requests come, and says what the clients saw of it.
+"""Moves a gateway to and fro between two stand-ins while streams are open, requests come and others wait in line, and says what the clients saw.
 
-`make bench-switch` runs it. Exit status 1 when a request failed, or one that was sent after a call's answer was served by the side that was left.
+`make bench-switch` runs it. Exit status 1 when a request failed, when one that was sent, or got its slot, after a call's answer was served by the
+side that was left, or when a call found nobody in line to move along.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ _FIRST = "ollama"
 _PATIENCE = 60.0
 _SETTINGS = ("GATEWAY", "LLM_", "OLLAMA", "VLLM")
 _TARGET_MILLISECONDS = 100.0
+_NARROW_SLOTS = 8
+"""Of the tier with a line, on each side."""
+_NARROW_TOKENS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class Options:
     switches: int
     pause: float
     """Seconds between two calls."""
+    waiting: int = 40
+    """Requests for the tier with few slots, at any time: all but those wait in line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +59,18 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One request: when it was sent, when its headers came, who served it, and whether it ended well."""
+    """One request: when it was sent, when its headers came, who served it, whether it ended well, and how many seconds it waited in line."""
 
     sent: float
     headers: float
     side: str
     is_whole: bool
+    queued: float = 0.0
+
+    @property
+    def began(self) -> float:
+        """It got its slot then, at the earliest."""
+        return self.sent + self.queued
 
 
 @dataclass(slots=True)
@@ -67,18 +79,20 @@ class Report:
     pings: list[float] = field(default_factory=list)
     """Seconds of a request for `/healthz` before each call: what this machine and this load take of any request."""
     seen: list[Seen] = field(default_factory=list)
+    moved: list[int] = field(default_factory=list)
+    """Requests in line that moved along, by each call's answer."""
     failures: list[str] = field(default_factory=list)
     most_open: int = 0
     open_now: int = 0
 
     def astray(self) -> int:
-        """Requests that were served by a side that had been left before they were sent."""
+        """Requests that were served by a side that had been left before they were sent, or had a slot."""
         return sum(request.side not in self._possible(request) for request in self.seen)
 
     def _possible(self, request: Seen) -> set[str]:
         sides = {_FIRST}
         for call in self.calls:
-            if call.answered <= request.sent:
+            if call.answered <= request.began:
                 sides = {call.side}
             elif call.sent <= request.headers:
                 sides.add(call.side)
@@ -91,17 +105,20 @@ class Report:
             f"calls: {len(times)}; {percentile(times, 0.5):.1f} ms (median), {max(times):.1f} ms (worst); target: {_TARGET_MILLISECONDS:g} ms",
             f"a request for /healthz right before each: {percentile(pings, 0.5):.1f} ms (median), {max(pings):.1f} ms (worst)",
             f"requests: {len(self.seen)} ({', '.join(f'{count} on {side}' for side, count in sides.items())}); up to {self.most_open} streams open",
+            f"in line at a call, and moved along: {percentile(self.moved, 0.5):.0f} (median), {min(self.moved)} (least), {sum(self.moved)} in all"
+            if self.moved
+            else "nobody waits in line",
             f"failed: {len(self.failures)}" + (f", the first: {self.failures[0]}" if self.failures else ""),
-            f"sent after an answer and served by the side that was left: {self.astray()}",
+            f"sent, or given a slot, after an answer and served by the side that was left: {self.astray()}",
         ]
 
     @property
     def passed(self) -> bool:
-        return not self.failures and not self.astray()
+        return not self.failures and not self.astray() and all(self.moved)
 
 
 class Clients:
-    """The load: so many streams open at any time, so many short requests a second."""
+    """The load: so many streams open at any time, so many short requests a second, so many requests where there are few slots."""
 
     def __init__(self, port: int, options: Options, report: Report) -> None:
         self._port = port
@@ -114,6 +131,8 @@ class Clients:
         async with asyncio.TaskGroup() as group:
             for number in range(self._options.streams):
                 group.create_task(self._streams(number / max(1, self._options.streams) * _STREAM_TOKENS / _TOKENS_PER_SECOND))
+            for _ in range(self._options.waiting):
+                group.create_task(self._wait_in_line())
             while not self._over.is_set():
                 group.create_task(self._ask(1, stream=False))
                 await self._wait(1 / self._options.rate)
@@ -129,14 +148,18 @@ class Clients:
             await self._ask(_STREAM_TOKENS, stream=True)
             self._report.open_now -= 1
 
+    async def _wait_in_line(self) -> None:
+        while not self._over.is_set():
+            await self._ask(_NARROW_TOKENS, stream=False, tier="narrow")
+
     async def _wait(self, seconds: float) -> None:
         try:
             await asyncio.wait_for(self._over.wait(), seconds)
         except TimeoutError:
             return
 
-    async def _ask(self, tokens: int, *, stream: bool) -> None:
-        body = {"model": "standard", "stream": stream, "max_tokens": tokens, "messages": [{"role": "user", "content": "repeat la"}]}
+    async def _ask(self, tokens: int, *, stream: bool, tier: str = "standard") -> None:
+        body = {"model": tier, "stream": stream, "max_tokens": tokens, "messages": [{"role": "user", "content": "repeat la"}]}
         sent = time.perf_counter()
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -147,7 +170,8 @@ class Clients:
         is_whole = b"data: [DONE]" in content[-64:] if stream else b'"choices"' in content
         if status != 200 or not is_whole:
             self._report.failures.append(f"{status} {content[-200:]!r}")
-        self._report.seen.append(Seen(sent, came, headers.get("x-gateway-backend", ""), is_whole))
+        queued = int(headers.get("x-gateway-queue-ms", 0)) / 1000
+        self._report.seen.append(Seen(sent, came, headers.get("x-gateway-backend", ""), is_whole, queued))
 
 
 async def _exchange(port: int, method: str, path: str, body: Any) -> tuple[int, dict[str, str], bytes, float]:
@@ -177,7 +201,7 @@ async def _steer(port: int, options: Options) -> dict[str, Any]:
 
 
 async def _give_orders(port: int, options: Options) -> dict[str, Any]:
-    found: dict[str, Any] = {"calls": [], "pings": [], "failures": []}
+    found: dict[str, Any] = {"calls": [], "pings": [], "moved": [], "failures": []}
     for number in range(options.switches):
         await asyncio.sleep(options.pause)
         forth = number % 2 == 0
@@ -188,6 +212,8 @@ async def _give_orders(port: int, options: Options) -> dict[str, Any]:
         status, _, content, _ = await _exchange(port, method, path, body)
         if status != 200 or b'"changed":true' not in content:
             found["failures"].append(f"{path}: {status} {content[-200:]!r}")
+        else:
+            found["moved"].append(json.loads(content)["moved"])
         found["pings"].append(sent - began)
         found["calls"].append((sent, time.perf_counter(), "vllm" if forth else _FIRST))
     return found
@@ -216,7 +242,9 @@ async def _gateway(stack: AsyncExitStack, folder: Path, ollama: str, vllm: str) 
     """The port of a gateway in front of the two, once it is ready."""
     limits = dict.fromkeys(("max_concurrency", "model_concurrency", "max_queue"), _PLENTY)
     backends = {"ollama": {"kind": "ollama", "base_url": ollama, **limits}, "vllm": {"kind": "vllm", "base_url": vllm, **limits}}
-    document = {"port": 0, "log_format": "json", "backends": backends, "tiers": {"standard": {"models": dict.fromkeys(backends, MODEL)}}}
+    models = dict.fromkeys(backends, MODEL)
+    narrow = {"models": models, "limits": {name: {"concurrency": _NARROW_SLOTS} for name in backends}}
+    document = {"port": 0, "log_format": "json", "backends": backends, "tiers": {"standard": {"models": models}, "narrow": narrow}}
     (folder / "gateway.yaml").write_text(yaml.safe_dump(document))
     await stack.enter_async_context(_program("serve", "--config", "gateway.yaml", folder=folder, log="gateway.log"))
     async with asyncio.timeout(_PATIENCE):
@@ -225,8 +253,9 @@ async def _gateway(stack: AsyncExitStack, folder: Path, ollama: str, vllm: str) 
                 event = json.loads(line)["event"] if line.endswith("}") else ""
                 if event.startswith("serving "):
                     port = int(event.split()[1].rstrip(";").rpartition(":")[2])
-                    if (await _exchange(port, "GET", "/readyz", {}))[0] == 200:
-                        return port
+                    with suppress(ConnectionRefusedError):  # it says so a moment before
+                        if (await _exchange(port, "GET", "/readyz", {}))[0] == 200:
+                            return port
             await asyncio.sleep(0.05)
 
 
@@ -247,6 +276,7 @@ async def run(options: Options) -> Report:
                 clients.stop()
             report.calls = [Call(*call) for call in found["calls"]]
             report.pings = found["pings"]
+            report.moved = found["moved"] if options.waiting else []
             report.failures += found["failures"]
     return report
 
@@ -257,9 +287,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rate", type=float, default=50.0, help="short requests a second")
     parser.add_argument("--switches", type=int, default=20)
     parser.add_argument("--pause", type=float, default=0.5, help="seconds between two of them")
+    parser.add_argument("--waiting", type=int, default=40, help=f"for the tier with {_NARROW_SLOTS} slots at any time; 0: no such line")
     parser.add_argument("--steer", type=int, default=0, metavar="PORT", help=argparse.SUPPRESS)
     words = parser.parse_args(arguments)
-    options = Options(words.streams, words.rate, words.switches, words.pause)
+    options = Options(words.streams, words.rate, words.switches, words.pause, words.waiting)
     if words.steer:
         print(json.dumps(asyncio.run(_give_orders(words.steer, options))))
         return 0

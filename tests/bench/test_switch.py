@@ -24,6 +24,18 @@ def test_request_is_astray_that_was_sent_after_an_answer_and_served_by_the_other
     assert Report(CALLS, seen=[Seen(sent, headers, side, True)]).astray() == is_astray
 
 
-def test_small_run_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--streams", "6", "--rate", "20", "--switches", "4", "--pause", "0.2"]) == 0
-    assert "failed: 0\n" in capsys.readouterr().out
+@pytest.mark.parametrize(("queued", "is_astray"), [(0.0, False), (4.9, False), (5.2, True), (14.9, True), (15.2, True)])
+def test_request_is_astray_that_got_its_slot_after_an_answer_on_the_side_that_was_left(queued: float, is_astray: bool) -> None:
+    assert Report(CALLS[:1], seen=[Seen(5.0, 30.0, "ollama", True, queued)]).astray() == is_astray
+
+
+@pytest.mark.parametrize(("moved", "passed"), [([], True), ([3, 1], True), ([3, 0], False)])
+def test_run_in_which_nobody_moved_along_is_no_good_one(moved: list[int], passed: bool) -> None:
+    assert Report(CALLS, [0.1, 0.1], moved=moved).passed == passed
+
+
+def test_small_run_loses_nothing_and_moves_who_waits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--streams", "6", "--rate", "20", "--switches", "4", "--pause", "0.2", "--waiting", "24"]) == 0
+    told = capsys.readouterr().out
+    assert "failed: 0\n" in told
+    assert "moved along:" in told
