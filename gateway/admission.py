@@ -1,4 +1,4 @@
-"""Which request may go upstream now, at which server, and which waits. Synchronous: it decides; waiting happens in `Ticket`.
+"""Which request may go upstream now, at which server, and which waits. Synchronous: it decides; waiting happens in `tickets.py`.
 
 Slots. A backend has servers. A request holds, for as long as it runs: a slot of its server; a slot of its model there, or of its tier there
 where the tier has a bound of its own; and in a lane that has slots of its own (images on Ollama) one of those. In a lane that is apart
@@ -37,16 +37,14 @@ wait, and the refusal of deadlines that cannot be met. It is never a reason agai
 out of date would not be renewed.
 """
 
-import asyncio
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
-from gateway.errors import GatewayError, ModelNotFound, QueueFull, QueueTimeout
+from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
 from gateway.queues import BATCH_SHARE, Entry, Lane, Limits, OwnLimits, Place, Queue, SharedLane, Station
 from gateway.slots import CONFIRM_SECONDS, TRY_AGAIN_SECONDS, Bound, LearnedBound
-from gateway.turns import Claim
 
 RETRY_SECONDS_UNKNOWN = 5
 
@@ -122,9 +120,6 @@ class Admission:
             found = self._queues[key] = Queue(model, shared, places, room, own.queue_timeout)
             shared.queues.append(found)
         return found
-
-    def ticket(self, queue: Queue, claim: Claim) -> "Ticket":
-        return Ticket(self, queue, claim)
 
     def _bounds(self, station: Station, model: str, lane: SharedLane, own: OwnLimits) -> tuple[Bound, ...]:
         if lane.limits.is_apart:
@@ -351,97 +346,3 @@ class Admission:
                 f"The line is too long for an answer within {claim.timeout:g} seconds. Try again later, or allow more time.",
                 retry_after=self.retry_after(queue),
             )
-
-
-class Ticket(Entry):
-    """One request's place: gives its slot, or its place in line, back on leaving the block, however that comes about.
-
-        with admission.ticket(queue, claim) as ticket:
-            if ticket.place is None:
-                await ticket.wait()
-
-    Raises, on entering:
-        QueueFull, QueueTimeout, ModelNotFound
-    """
-
-    __slots__ = ("_admission", "_timer", "_waiter")
-
-    _timer: asyncio.TimerHandle
-
-    def __init__(self, admission: Admission, queue: Queue, claim: Claim) -> None:
-        Entry.__init__(self, queue, claim)
-        self._admission = admission
-        self._waiter: asyncio.Future[None] | None = None
-
-    def __repr__(self) -> str:
-        return f"<Ticket {'in flight' if self.place else 'in line' if self.is_in_line else 'gone'} {self.queue!r}>"
-
-    @property
-    def station(self) -> Station:
-        """Where it runs."""
-        assert self.place is not None
-        return self.place.station
-
-    def __enter__(self) -> Self:
-        self._admission.enter(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._admission.leave(self)
-
-    async def wait(self) -> None:
-        """Until it has a slot.
-
-        Raises:
-            QueueTimeout: none came free in `queue_timeout` seconds, or in the time that the client gives.
-        """
-        self._waiter = asyncio.get_running_loop().create_future()
-        self._start_clock()
-        try:
-            await self._waiter
-        finally:
-            self._timer.cancel()
-
-    def _start_clock(self) -> None:
-        longest = self.queue.queue_timeout
-        seconds = longest if self.claim.timeout is None else min(longest, self.claim.timeout)
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire, seconds)
-
-    def _expire(self, seconds: float) -> None:
-        retry_after = self._admission.retry_after(self.queue)
-        self.refuse(QueueTimeout(f"No slot came free within {seconds:g} seconds. Try again later.", retry_after=retry_after))
-
-    def refuse(self, error: GatewayError) -> None:
-        """End the wait in line with `error`."""
-        if self.is_in_line and self._waiter is not None and not self._waiter.done():
-            self._admission.leave(self)
-            self._waiter.set_exception(error)
-
-    def admitted(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def mover(self, admission: Admission, queue: Queue, claim: Claim) -> Mover:
-        """What `admission.take_over` takes, which has to follow at once; `claim` differs in its timeout alone."""
-        source, self._admission, self.claim = self._admission, admission, claim
-        return Mover(self, source, queue)
-
-    def taken_over(self) -> None:
-        self._timer.cancel()
-        self._start_clock()
-
-    @property
-    def has_waited(self) -> bool:
-        """There was no slot at once."""
-        return self._waiter is not None
-
-    def move(self) -> bool:
-        """To another server, keeping a slot throughout; False when none has room."""
-        return self._admission.move(self)
-
-    def spoke(self) -> None:
-        """The first piece of the answer came."""
-        self._admission.spoke(self)
-
-    def outlook(self) -> Outlook:
-        return self._admission.outlook(self)

@@ -13,12 +13,12 @@ import math
 import time
 from email.utils import parsedate_to_datetime
 
-from gateway.admission import Ticket
 from gateway.backends.backend import Server
 from gateway.connection import Connection
 from gateway.errors import BackendUnavailable, GatewayError, InvalidRequest, ModelNotFound, UpstreamError
 from gateway.metering import CHAT, Meter
 from gateway.surroundings import Destination, Surroundings
+from gateway.tickets import Ticket
 
 MAX_ATTEMPTS = 2
 """Servers tried for one request; each try may cost a GPU's time."""

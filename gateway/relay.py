@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from msgspec import structs
 
-from gateway.admission import Ticket
 from gateway.backends.backend import Backend, Server
 from gateway.connection import Connection, WireError
 from gateway.errors import ClientLeft, ContextLengthExceeded, Crash, GatewayError, InvalidRequest, UpstreamError, UpstreamTimeout
@@ -19,6 +18,7 @@ from gateway.forwarding import Detour
 from gateway.metering import Exchange, Meter, microseconds
 from gateway.queues import Lane
 from gateway.surroundings import Client, Destination, Request, Surroundings
+from gateway.tickets import Ticket
 from gateway.turns import Claim
 from gateway.watch import Watch
 
@@ -146,7 +146,7 @@ class Relay(ABC):
         return claim
 
     def _new_ticket(self, claim: Claim) -> Ticket:
-        return self._backend.admission.ticket(self._destination.queues[self._lane], claim)
+        return Ticket(self._backend.admission, self._destination.queues[self._lane], claim)
 
     def _refuse_hopeless(self) -> None:
         """What the backend would refuse for certain does not wait in its line."""

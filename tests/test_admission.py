@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.admission import Ticket
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
 from gateway.queues import BATCH_SHARE, Lane, LaneLimits, Limits, OwnLimits
 from gateway.slots import TRY_AGAIN_SECONDS
+from gateway.tickets import Ticket
 from gateway.turns import Claim
 from tests.fakes.line import FOREVER, Server, Setup, limits, setup
 
@@ -506,7 +506,7 @@ def test_those_who_wait_are_told_place_and_estimate() -> None:
 
 
 def ticket(line: Setup, claim: Claim = ANYONE) -> Ticket:
-    return line.admission.ticket(line.admission.queue("m", "text"), claim)
+    return Ticket(line.admission, line.admission.queue("m", "text"), claim)
 
 
 async def test_ticket_waits_for_its_slot_and_gives_it_back() -> None:

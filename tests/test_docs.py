@@ -32,6 +32,7 @@ ELSEWHERE = {
     "forwarding.py": "test_fallback.py",
     "queues.py": "test_admission.py",
     "steering.py": "test_ops_rollout.py",
+    "tickets.py": "test_admission.py",
     "surroundings.py": "test_relay.py",
     "tryout.py": "test_preflight.py",
     "backends/base.py": "backends/test_openai.py",

@@ -16,6 +16,7 @@ from gateway.backends.backend import Backend, Server
 from gateway.circuit import IN_A_ROW
 from gateway.forwarding import LONGEST_PAUSE, retry_seconds
 from gateway.retry_budget import LEAST
+from gateway.tickets import Ticket
 from gateway.turns import Claim
 from tests.engines.process import free_port
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend, Kind
@@ -256,7 +257,7 @@ async def test_clients_deadline_does_not_begin_anew_at_the_other_backend() -> No
         admission = backend_of(gateway, "ollama").admission
         with ExitStack() as taken:
             while not admission.waiting("text"):
-                taken.enter_context(admission.ticket(admission.queue(MODEL, "text"), Claim()))
+                taken.enter_context(Ticket(admission, admission.queue(MODEL, "text"), Claim()))
             async with gateway.sent({}, "x-gateway-timeout: 30"):
                 await until(lambda: admission.waiting("text") == 2)
                 (relay,) = gateway.live

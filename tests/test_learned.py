@@ -9,6 +9,7 @@ from gateway import config
 from gateway.backends.backend import Backend, build
 from gateway.learned import SECTION, keep_learned
 from gateway.state import State
+from gateway.tickets import Ticket
 from gateway.turns import Claim
 
 
@@ -19,7 +20,7 @@ def backends(num_parallel: int | None = None) -> dict[str, Backend]:
 
 def learn(found: dict[str, Backend], limit: int) -> None:
     admission = found["ollama"].admission
-    with admission.ticket(admission.queue("llama", "text"), Claim()):
+    with Ticket(admission, admission.queue("llama", "text"), Claim()):
         found["ollama"].servers[0].models["llama"].limit = limit
     admission.on_learned()
 
