@@ -9,9 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from gateway.auth import Caller, Keys
+from gateway.auto import TASK, Auto
 from gateway.backends.backend import VIA
 from gateway.chat_relay import ChatRelay
 from gateway.config import Tier
@@ -49,6 +50,7 @@ PRIORITY = b"x-gateway-priority"
 TIMEOUT = b"x-gateway-timeout"
 MAX_TIMEOUT = 86400.0
 SESSION = b"x-gateway-session"
+TASK_FIELD = TASK.encode()
 
 CHAT_PATHS = ("/v1/chat/completions", "/chat/completions")
 EMBEDDING_PATHS = ("/v1/embeddings", "/embeddings")
@@ -232,6 +234,7 @@ class ChatEndpoint(Endpoint[Chat]):
         super().__init__(shared, keys, routing, cors)
         self._lines = rollout.lines
         self._images = images
+        self._auto = Auto(shared.settings)
         self._params = {tier.name: params for tier in shared.settings.tiers.values() if (params := _tier_params(tier))}
 
     def _parse(self, body: bytes) -> tuple[Chat, int]:
@@ -248,7 +251,13 @@ class ChatEndpoint(Endpoint[Chat]):
                 await self._shared.in_thread(check, asked)
         else:
             check(asked)
-        tier = self._routing.tier(asked.model).name
+        named = self._routing.tier(asked.model)
+        if named is not None:
+            tier = named.name
+        else:
+            tier, reason = self._auto.choose(asked, head.fields.get(TASK_FIELD))
+            lines = b"%bx-gateway-reason: %b\r\n" % (head.terms.extra_lines, reason.encode())
+            head = structs.replace(head, terms=structs.replace(head.terms, extra_lines=lines))
         chat = asked if (params := self._params.get(tier)) is None else params.apply(asked)
         bucket: int | None = None
         if chat.has_images:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 Headers = list[tuple[bytes, bytes]]
 
 _METHODS = b"GET, POST, OPTIONS"
-_EXPOSED = b"x-request-id, x-gateway-tier, x-gateway-backend, x-gateway-model, x-gateway-queue-ms, x-gateway-attempts, retry-after"
+_EXPOSED = b"x-request-id, x-gateway-tier, x-gateway-reason, x-gateway-backend, x-gateway-model, x-gateway-queue-ms, x-gateway-attempts, retry-after"
 _MAX_AGE = b"600"
 
 

@@ -43,7 +43,7 @@ class Routing:
         self._settings = settings
         self._rest: Tier | None = None
         """Who takes any other name: the tier with the alias `*`."""
-        self._tiers: dict[str, Tier] = {}
+        self._tiers: dict[str, Tier | None] = {AUTO: None}
         self._batch: set[str] = set()
         """Aliases, in lower case, whose requests wait behind the others."""
         tiers = list(settings.tiers.values())
@@ -60,27 +60,27 @@ class Routing:
             for model in tier.models.values():
                 self._tiers.setdefault(model.lower(), tier)
         self._tiers.pop("*", None)
-        self._tiers[AUTO] = settings.tiers[settings.default_tier]
         self._embeddings: dict[str, Route] = {}
         for name, item in settings.embeddings.items():
             self._embeddings[name.lower()] = Route(name, item.backend, item.model)
         for route in list(self._embeddings.values()):
             self._embeddings.setdefault(route.model.lower(), route)
 
-    def tier(self, name: str) -> Tier:
-        """The tier that `name` means.
+    def tier(self, name: str) -> Tier | None:
+        """The tier that `name` means; None: `auto`, which says that the request decides.
 
         Raises:
             ModelNotFound: it means none; the message has the public names.
         """
         tier = self._tiers.get(name.lower())
-        if tier is None and name.lower() in self._embeddings:
+        if tier is not None or name.lower() == AUTO:
+            return tier
+        if name.lower() in self._embeddings:
             raise ModelNotFound("This model makes embeddings: send it to /v1/embeddings.", param="model")
-        tier = tier or self._rest
-        if tier is None:
+        if self._rest is None:
             names = ", ".join(f"'{public.name}'" for public in self.public_models())
             raise ModelNotFound(f"The model you asked for does not exist here. Models: {names}.", param="model")
-        return tier
+        return self._rest
 
     @property
     def has_batch(self) -> bool:

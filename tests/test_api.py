@@ -13,7 +13,7 @@ from gateway.api import request_id_of
 from tests.engines.process import free_port
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.pictures import picture_url
-from tests.fakes.running_gateway import PATIENCE, TIMES, Raw, Reply, Running, running
+from tests.fakes.running_gateway import PATIENCE, TIMES, Raw, Reply, Running, request_bytes, running
 
 KEY = "client-key"
 CANARY = "the-canary-of-this-test"
@@ -201,6 +201,43 @@ async def test_name_leads_to_its_tier_and_comes_back_in_the_body(name: str, tier
         documents = reply.events[:-1] if stream else [json.loads(reply.body)]
         assert {document["model"] for document in documents} == {name}
         assert json.loads(backend.requests[0].partition(b"\r\n\r\n")[2])["model"] == model
+
+
+async def test_auto_is_answered_with_the_tier_and_the_reason() -> None:
+    rules: list[dict[str, Any]] = [{"tier": "standard", "task": "simple"}, {"tier": "standard", "longer_than": 100}]
+    for stream in (False, True):
+        async with serving(auto=rules) as (gateway, backend):
+            for body, headers, tier, reason in (
+                ({}, {}, "ultra", "no rule holds"),
+                ({}, {"X-Gateway-Task": "Simple"}, "standard", "rule 1: task=simple"),
+                ({"messages": [{"role": "user", "content": CANARY * 10}]}, {}, "standard", "rule 2: longer_than=100"),
+            ):
+                reply = await post(gateway, {"model": "auto", "stream": stream, **body}, headers)
+                assert (reply.status, reply.headers["x-gateway-tier"], reply.headers["x-gateway-reason"]) == (200, tier, reason)
+            assert "x-gateway-reason" not in (await post(gateway, {"stream": stream}, {"X-Gateway-Task": "nonsense"})).headers
+            backend.mode = "status_500"
+            assert (await post(gateway, {"model": "auto"})).headers["x-gateway-reason"] == "no rule holds"
+
+
+async def test_reason_of_one_request_is_not_told_to_the_next_on_its_connection() -> None:
+    async with serving(auto=[{"tier": "standard", "longer_than": 100}]) as (gateway, _), asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        reasons = []
+        for model, text in (("auto", "x" * 200), ("auto", "x" * 200), ("auto", "x"), ("gpt-4o", "x")):
+            writer.write(request_bytes({"model": model, "messages": [{"role": "user", "content": text}]}))
+            reasons.append((await Raw(reader, writer).reply()).headers.get("x-gateway-reason"))
+        writer.close()
+    assert reasons == ["rule 1: longer_than=100", "rule 1: longer_than=100", "no rule holds", None]
+
+
+async def test_word_for_the_task_that_means_nothing_is_refused() -> None:
+    async with serving() as (gateway, backend):
+        reply = await post(gateway, {"model": "auto"}, {"X-Gateway-Task": CANARY})
+        assert code(reply) == (400, "invalid_value")
+        assert reply.error is not None
+        assert reply.error["param"] == "x-gateway-task"
+        assert CANARY not in reply.body.decode()
+        assert not backend.requests
 
 
 async def test_unknown_model_is_told_the_public_names() -> None:

@@ -29,7 +29,13 @@ def routing(**changes: Any) -> Routing:
 
 def route_of(name: str, **changes: Any) -> Route:
     """Where a request for `name` goes at the start."""
-    return Rollout(config.build(DOCUMENT | changes)).lines[routing(**changes).tier(name).name].route
+    return Rollout(config.build(DOCUMENT | changes)).lines[tier_of(routing(**changes), name)].route
+
+
+def tier_of(routing: Routing, name: str) -> str:
+    tier = routing.tier(name)
+    assert tier is not None
+    return tier.name
 
 
 @pytest.mark.parametrize(
@@ -41,8 +47,6 @@ def route_of(name: str, **changes: Any) -> Route:
         ("GPT-4o-Mini", Route("Standard", "vllm", "Qwen/Small")),
         ("background", Route("Standard", "vllm", "Qwen/Small")),
         ("pinned", Route("pinned", "ollama", "qwen:8b")),
-        ("auto", Route("pinned", "ollama", "qwen:8b")),
-        ("Auto", Route("pinned", "ollama", "qwen:8b")),
         ("qwen:2b", Route("Standard", "vllm", "Qwen/Small")),
         ("qwen:8b", Route("pinned", "ollama", "qwen:8b")),
         ("qwen/small", Route("Standard", "vllm", "Qwen/Small")),
@@ -50,6 +54,15 @@ def route_of(name: str, **changes: Any) -> Route:
 )
 def test_name_leads_to_its_route(name: str, route: Route) -> None:
     assert route_of(name) == route
+
+
+@pytest.mark.parametrize("name", ["auto", "Auto", "AUTO"])
+def test_auto_leaves_the_tier_to_the_request(name: str) -> None:
+    assert routing().tier(name) is None
+    starred = {"a": {"models": {"vllm": "m"}, "aliases": [{"name": "*", "priority": "batch"}]}}
+    found = routing(tiers=starred, default_tier="a")
+    assert found.tier(name) is None
+    assert not found.is_batch(name)
 
 
 def test_flag_moves_all_tiers_that_are_not_pinned() -> None:
@@ -64,7 +77,7 @@ def test_backends_own_name_of_a_model_works_whichever_backend_serves() -> None:
 
 def test_public_name_wins_over_a_backends_name() -> None:
     tiers = {"a": {"models": {"vllm": "b"}}, "b": {"models": {"vllm": "c"}}}
-    assert routing(tiers=tiers, default_tier="a").tier("b").name == "b"
+    assert tier_of(routing(tiers=tiers, default_tier="a"), "b") == "b"
 
 
 @pytest.mark.parametrize("name", ["nope", "*", "gpt-4", "standard ", "", "qwen"])
@@ -86,9 +99,8 @@ def test_unknown_name_is_not_repeated() -> None:
 def test_star_takes_any_other_name_and_is_not_listed() -> None:
     tiers = {"a": {"models": {"vllm": "m"}}, "b": {"models": {"vllm": "n"}, "aliases": ["*"]}}
     found = routing(tiers=tiers, default_tier="a")
-    assert found.tier("whatever").name == "b"
-    assert found.tier("a").name == "a"
-    assert found.tier("auto").name == "a"
+    assert tier_of(found, "whatever") == "b"
+    assert tier_of(found, "a") == "a"
     assert [public.name for public in found.public_models()] == ["a", "b"]
 
 

@@ -6,6 +6,7 @@ The rest of the gateway takes `Settings` and trusts it; nothing else reads the e
 from gateway.config.load import build, load
 from gateway.config.model import (
     Alias,
+    AutoRule,
     Backend,
     Embedding,
     Kind,
@@ -15,6 +16,7 @@ from gateway.config.model import (
     Priority,
     Server,
     Settings,
+    Task,
     Tier,
 )
 from gateway.config.present import check, schema, show
@@ -26,6 +28,7 @@ from gateway.config.variables import VARIABLES
 __all__ = [
     "VARIABLES",
     "Alias",
+    "AutoRule",
     "Backend",
     "ConfigError",
     "Embedding",
@@ -36,6 +39,7 @@ __all__ = [
     "Priority",
     "Server",
     "Settings",
+    "Task",
     "Tier",
     "build",
     "check",

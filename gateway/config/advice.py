@@ -12,7 +12,7 @@ SHORT_KEY = 16  # characters; `openssl rand -hex 16` gives twice as many
 
 def advice(settings: Settings) -> tuple[str, ...]:
     """One line for each thing that an operator should look at."""
-    return (*_shared_models(settings), *_tiers(settings), *_backends(settings), *_keys(settings))
+    return (*_shared_models(settings), *_tiers(settings), *_auto(settings), *_backends(settings), *_keys(settings))
 
 
 def _shared_models(settings: Settings) -> Iterator[str]:
@@ -34,6 +34,16 @@ def _tiers(settings: Settings) -> Iterator[str]:
         for name in tier.limits:
             if name not in tier.models:
                 yield f"{key}.limits.{name}: not used: the tier has no model there"
+
+
+def _auto(settings: Settings) -> Iterator[str]:
+    """An earlier rule that asks for less, or for the same, holds wherever a later one does."""
+    said = [(rule.model_dump(exclude={"tier", "longer_than"}, exclude_none=True).items(), rule.longer_than) for rule in settings.auto]
+    for index, (asked, length) in enumerate(said):
+        for before, (earlier, shorter) in enumerate(said[:index]):
+            if earlier <= asked and (shorter is None or (length is not None and shorter <= length)):
+                yield f"auto[{index}]: never reached: wherever it holds, auto[{before}] does"
+                break
 
 
 def _reachable(tier: Tier) -> set[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, SecretStr, model_validator
 
 from gateway.config import values
-from gateway.config.model import Kind, Priority
+from gateway.config.model import Kind, Priority, Task
 
 _DurationInput = Annotated[float, Field(ge=0)] | Annotated[str, Field(pattern=values.DURATION_PATTERN)]
 _CountInput = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^\s*\d+\s*$")]
@@ -215,6 +215,18 @@ class TierDocument(Document):
     )
 
 
+class AutoRuleDocument(Document):
+    """One rule of what the model name `auto` means; it holds where all that it says does."""
+
+    tier: str = Field(description="Name of the tier that is taken. Required.")
+    task: Task | None = Field(default=None, description="What the header x-gateway-task says: simple, medium or complex. Default: anything.")
+    images: Flag | None = Field(default=None, description="true: the request has images; false: it has none. Default: either.")
+    tools: Flag | None = Field(default=None, description="true: the request offers tools; false: it does not. Default: either.")
+    longer_than: CountOrZero | None = Field(
+        default=None, description="The text of all messages together has more characters than this; images do not count. Default: any length."
+    )
+
+
 class EmbeddingDocument(Document):
     """An embedding model: pinned, never moved by a roll-out."""
 
@@ -253,6 +265,11 @@ class SettingsDocument(Document):
         "Default: `standard`, made of OLLAMA_MODEL and VLLM_MODEL.",
     )
     default_tier: str | None = Field(default=None, description="What the model name `auto` falls to. Default: the first tier.")
+    auto: tuple[AutoRuleDocument, ...] | None = Field(
+        default=None,
+        description="Rules for the model name `auto`: the first that holds names the tier; where none does, default_tier. "
+        "Default: a rule for each of the tasks simple, medium and complex for which a tier, or an alias of one, has that name.",
+    )
     embeddings: dict[PublicName, EmbeddingDocument] = Field(
         default_factory=dict, description="Embedding models, by the name that clients send. Default: {}."
     )

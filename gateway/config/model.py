@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
 Kind = Literal["ollama", "vllm", "openai"]
 Priority = Literal["interactive", "batch"]
+Task = Literal["simple", "medium", "complex"]
+"""How hard a client says its request is."""
 
 MIB = 1024 * 1024
 
@@ -121,6 +123,21 @@ class Embedding(Frozen):
     model: str
 
 
+class AutoRule(Frozen):
+    """One step of the choice for the model name `auto`: `tier`, where all that is given holds; None: whatever it is."""
+
+    tier: str
+    task: Task | None = None
+    images: bool | None = Field(default=None, description="Whether the request has images.")
+    tools: bool | None = Field(default=None, description="Whether it offers tools.")
+    longer_than: int | None = Field(default=None, description="Its messages' text has more characters than this.")
+
+    def __str__(self) -> str:
+        """What has to hold, in the words of the settings."""
+        given = self.model_dump(exclude={"tier"}, exclude_none=True)
+        return ", ".join(f"{name}={str(value).lower()}" for name, value in given.items())
+
+
 class Settings(Frozen):
     """All settings. Whoever holds one can trust it: every reference in it leads somewhere."""
 
@@ -132,6 +149,7 @@ class Settings(Frozen):
     backends: dict[str, Backend]
     tiers: dict[str, Tier] = Field(description="In the file's order.")
     default_tier: str = Field(description="What `auto` falls to.")
+    auto: tuple[AutoRule, ...] = Field(default=(), description="What `auto` means: the first rule that holds counts, else default_tier.")
     embeddings: dict[str, Embedding] = Field(default_factory=dict)
     commit_after: float = Field(default=45.0, description="Seconds of silence after which a stream's answer begins.")
     heartbeat: float = Field(default=15.0, description="Seconds between two signs of life on a silent answer.")

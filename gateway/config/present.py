@@ -21,7 +21,9 @@ def check(settings: Settings) -> list[str]:
     if settings.embeddings:
         lines += [""]
         lines += _table(["embedding", "backend", "model"], [[name, item.backend, item.model] for name, item in settings.embeddings.items()])
-    lines += ["", f"auto falls to {settings.default_tier}; a rollback leads to {settings.rollback_to}"]
+    rules = [[f"rule {number}", str(rule), rule.tier] for number, rule in enumerate(settings.auto, 1)]
+    lines += ["", *_table(["auto", "where", "tier"], [*rules, ["else", "no rule holds" if rules else "always", settings.default_tier]])]
+    lines += ["", f"a rollback leads to {settings.rollback_to}"]
     lines += [f"warning: {warning}" for warning in settings.warnings]
     return lines
 
@@ -54,6 +56,8 @@ def show(settings: Settings) -> str:
             document[key] = {name: _backend_document(backend) for name, backend in value.items()}
         elif key == "tiers":
             document[key] = {name: _tier_document(tier) for name, tier in value.items()}
+        elif key == "auto":
+            document[key] = [rule.model_dump(exclude_none=True) for rule in value]
         elif key == "embeddings":
             document[key] = {name: item.model_dump() for name, item in value.items()}
         elif key == "state_file":

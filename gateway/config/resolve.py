@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from gateway.config import limits, values
 from gateway.config.document import BackendDocument, SettingsDocument, TierDocument
-from gateway.config.model import Alias, Backend, Embedding, Kind, LimitOverrides, Params, Server, Settings, Tier
+from gateway.config.model import Alias, AutoRule, Backend, Embedding, Kind, LimitOverrides, Params, Server, Settings, Task, Tier
 from gateway.config.problems import Path, Problems, expected_one_of, shown
 from gateway.config.yamlfile import read_text
 from gateway.params import problem as params_problem
@@ -65,6 +65,7 @@ class _Resolver:
         embeddings = self._embeddings()
         self._public_names()
         default_tier = self._default_tier()
+        auto = self._auto()
         rollback_to = self._rollback_to(backends, active)
         keys = self._keys()
         self._single_values()
@@ -73,13 +74,14 @@ class _Resolver:
         plain = {
             key: getattr(self._document, key)
             for key in SettingsDocument.model_fields
-            if key not in ("backends", "tiers", "embeddings", "api_keys", "state_file", "ollama_num_parallel", "host")
+            if key not in ("backends", "tiers", "auto", "embeddings", "api_keys", "state_file", "ollama_num_parallel", "host")
         }
         return Settings(
             **plain | {"llm_backend": active, "rollback_to": rollback_to, "default_tier": default_tier},
             host=self._document.host.strip().removeprefix("[").removesuffix("]"),
             backends=backends,
             tiers=tiers,
+            auto=auto,
             embeddings=embeddings,
             api_keys=tuple(SecretStr(key) for key in keys),
             state_file=FilePath(self._document.state_file) if self._document.state_file else None,
@@ -272,14 +274,32 @@ class _Resolver:
 
     def _default_tier(self) -> str:
         given = self._document.default_tier
-        tiers = {name.lower(): name for name in self._document.tiers}
         if given is None:
+            tiers = self._document.tiers
             if not tiers and not self._problems.told(("tiers",)) and not self._problems.told_whole(("backends",)):
                 self._problems.add(("tiers",), "there is none; expected at least one")
-            return next(iter(tiers.values()), "")
-        if given.lower() not in tiers and given.lower() not in self._broken("tiers") and not self._problems.told_whole(("tiers",)):
-            self._problems.add(("default_tier",), f"{given!r} is not a tier; {expected_one_of(self._document.tiers, given)}")
-        return tiers.get(given.lower(), "")
+            return next(iter(tiers), "")
+        return self._tier_named(("default_tier",), given)
+
+    def _tier_named(self, path: Path, name: str) -> str:
+        """The tier that a reference means; a problem, and no name, where there is none."""
+        tiers = {known.lower(): known for known in self._document.tiers}
+        if name.lower() not in tiers and name.lower() not in self._broken("tiers") and not self._problems.told_whole(("tiers",)):
+            self._problems.add(path, f"{name!r} is not a tier; {expected_one_of(self._document.tiers, name)}")
+        return tiers.get(name.lower(), "")
+
+    def _auto(self) -> tuple[AutoRule, ...]:
+        if self._document.auto is None:
+            named = {alias.name.lower(): tier for tier, item in self._document.tiers.items() for alias in item.aliases}
+            named |= {tier.lower(): tier for tier in self._document.tiers}
+            return tuple(AutoRule(tier=named[task], task=task) for task in get_args(Task) if task in named)
+        rules = []
+        for index, item in enumerate(self._document.auto):
+            rule = AutoRule(**item.model_dump() | {"tier": self._tier_named(("auto", index, "tier"), item.tier)})
+            if not str(rule):
+                self._problems.add(("auto", index), "says of no request that it holds; expected task, images, tools or longer_than")
+            rules.append(rule)
+        return tuple(rules)
 
     def _rollback_to(self, backends: Mapping[str, Backend], active: str) -> str:
         if self._document.rollback_to is not None:

@@ -1,0 +1,125 @@
+"""What the model name `auto` means, and why."""
+
+from typing import Any
+
+import pytest
+
+from gateway import config
+from gateway.auto import Auto
+from gateway.config import ConfigError
+from gateway.errors import InvalidRequest
+from tests.fakes.chats import chat, tool
+from tests.fakes.pictures import picture_url
+
+TIERS: dict[str, Any] = {
+    "small": {"models": {"ollama": "s"}, "aliases": ["simple"]},
+    "middle": {"models": {"ollama": "m"}, "aliases": ["Medium"]},
+    "Complex": {"models": {"ollama": "c"}},
+}
+RULES: list[dict[str, Any]] = [
+    {"tier": "COMPLEX", "task": "complex"},
+    {"tier": "Complex", "images": True, "longer_than": 10},
+    {"tier": "middle", "images": True},
+    {"tier": "middle", "tools": True},
+    {"tier": "Complex", "longer_than": 20},
+]
+IMAGE = {"type": "image_url", "image_url": {"url": picture_url()}}
+
+
+def settings(**more: Any) -> config.Settings:
+    return config.build({"tiers": TIERS, **more})
+
+
+def said(text: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "text", "text": text}, *parts]}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "task", "tier", "reason"),
+    [
+        ({}, None, "small", "no rule holds"),
+        ({}, b"complex", "Complex", "rule 1: task=complex"),
+        ({}, b" COMPLEX ", "Complex", "rule 1: task=complex"),
+        ({}, b"simple", "small", "no rule holds"),
+        ({"messages": said("look", IMAGE)}, None, "middle", "rule 3: images=true"),
+        ({"messages": said("look at this", IMAGE)}, None, "Complex", "rule 2: images=true, longer_than=10"),
+        ({"messages": said("look at this", IMAGE)}, b"complex", "Complex", "rule 1: task=complex"),
+        ({"tools": [tool()]}, None, "middle", "rule 4: tools=true"),
+        ({"tools": [tool()], "tool_choice": "none"}, None, "small", "no rule holds"),
+        ({"messages": said("x" * 20)}, None, "small", "no rule holds"),
+        ({"messages": said("é" * 21)}, None, "Complex", "rule 5: longer_than=20"),
+        ({"messages": [*said("x" * 11), {"role": "assistant", "content": "y" * 10}]}, None, "Complex", "rule 5: longer_than=20"),
+    ],
+)
+def test_first_rule_that_holds_names_the_tier(fields: dict[str, Any], task: bytes | None, tier: str, reason: str) -> None:
+    assert Auto(settings(auto=RULES)).choose(chat(**fields), task) == (tier, reason)
+
+
+@pytest.mark.parametrize(
+    ("task", "chosen"),
+    [
+        (b"simple", ("small", "rule 1: task=simple")),
+        (b"medium", ("middle", "rule 2: task=medium")),
+        (b"complex", ("Complex", "rule 3: task=complex")),
+        (None, ("middle", "no rule holds")),
+    ],
+)
+def test_without_rules_the_tasks_are_names_of_tiers(task: bytes | None, chosen: tuple[str, str]) -> None:
+    assert Auto(settings(default_tier="middle")).choose(chat(), task) == chosen
+
+
+def test_task_that_no_tier_is_named_after_is_served_by_the_default_tier() -> None:
+    tiers = {"one": {"models": {"ollama": "o"}, "aliases": ["simple"]}, "two": {"models": {"ollama": "t"}}}
+    found = config.build({"tiers": tiers, "default_tier": "two"})
+    assert Auto(found).choose(chat(), b"complex") == ("two", "no rule holds")
+
+
+def test_empty_list_of_rules_always_means_the_default_tier() -> None:
+    assert Auto(settings(auto=[])).choose(chat(), b"complex") == ("small", "no rule holds")
+
+
+@pytest.mark.parametrize("task", [b"hard", b"", b"simple,complex", "köm".encode()])
+def test_task_of_another_word_is_refused(task: bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Auto(settings()).choose(chat(), task)
+    assert caught.value.param == "x-gateway-task"
+    assert "'simple', 'medium' or 'complex'" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("rules", "line"),
+    [
+        ([{"tier": "smal", "images": True}], "auto[0].tier: 'smal' is not a tier; expected one of: small, middle, Complex; did you mean 'small'?"),
+        ([{"tier": "small"}], "auto[0]: says of no request that it holds; expected task, images, tools or longer_than"),
+        ([{"tier": "small", "task": "hard"}], "auto[0].task: got 'hard'; expected 'simple', 'medium' or 'complex'"),
+        ([{"tier": "small", "longer_then": 1}], "auto[0].longer_then: no such key; did you mean 'longer_than'?"),
+        ([{"tier": "small", "longer_than": -1}], "auto[0].longer_than: got -1; expected a whole number, at least 0"),
+        ([{"images": True}], "auto[0].tier: missing; expected: Name of the tier that is taken."),
+    ],
+)
+def test_rule_that_cannot_be_is_told(rules: list[dict[str, Any]], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings(auto=rules)
+    assert caught.value.lines == (line,)
+
+
+def test_rule_that_is_never_reached_is_warned_of() -> None:
+    rules: list[dict[str, Any]] = [
+        {"tier": "small", "longer_than": 5},
+        {"tier": "middle", "longer_than": 9, "images": True},
+        {"tier": "middle", "longer_than": 4},
+        {"tier": "middle", "images": True},
+        {"tier": "small", "images": True, "tools": True},
+    ]
+    warned = [line for line in settings(auto=rules).warnings if line.startswith("auto")]
+    assert warned == [
+        "auto[1]: never reached: wherever it holds, auto[0] does",
+        "auto[4]: never reached: wherever it holds, auto[3] does",
+    ]
+
+
+def test_check_explains_what_auto_means() -> None:
+    lines = config.check(settings(auto=RULES, default_tier="middle"))
+    start = next(index for index, line in enumerate(lines) if line.startswith("auto"))
+    assert [line.split("  ")[0] for line in lines[start + 1 : start + 7]] == ["rule 1", "rule 2", "rule 3", "rule 4", "rule 5", "else"]
+    assert [line.split()[-1] for line in lines[start + 1 : start + 7]] == ["Complex", "Complex", "middle", "middle", "Complex", "middle"]
