@@ -39,7 +39,7 @@ out of date would not be renewed.
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
@@ -85,7 +85,7 @@ class Admission:
         self._canonical = canonical
         self._limits = limits
         self._lanes = {name: SharedLane(name, lane) for name, lane in limits.lanes.items()}
-        self._queues: dict[tuple[str, Lane, str], Queue] = {}
+        self._queues: dict[tuple[str, Lane, str, OwnLimits | None], Queue] = {}
         self._stamp = 0
         self._in_line = 0
         self.on_learned: Callable[[], None] = lambda: None
@@ -110,7 +110,7 @@ class Admission:
 
     def queue(self, model: str, lane: Lane, tier: str = "", own: OwnLimits | None = None) -> Queue:
         """Where requests for `model` in `lane` stand; `tier` counts only with limits of its `own`."""
-        key = (model, lane, tier if own is not None else "")
+        key = (model, lane, "" if own is None else tier, own)
         found = self._queues.get(key)
         if found is None:
             shared = self._lanes[lane]
@@ -144,7 +144,7 @@ class Admission:
         return found
 
     def change(self, limits: Limits) -> None:
-        """Other limits, for the same lanes; what runs goes on. The tiers' own stay as they are."""
+        """Other limits, for the same lanes; what runs goes on. A tier with other limits of its own gets another queue."""
         self._limits = limits
         for station in self._stations:
             station.slots.limit = limits.slots
@@ -158,6 +158,19 @@ class Admission:
             lane.limits = limits.lanes[name]
             lane.room.limit = lane.limits.max_queue
         self._assign()
+
+    def forget(self, kept: Collection[Queue]) -> None:
+        """Let go of what only queues need that are not `kept`, where nobody is in them. What was learned of a model stays as a guess."""
+        for key, queue in list(self._queues.items()):
+            if queue not in kept and not queue.running and not queue.waiting:
+                del self._queues[key]
+                queue.lane.queues.remove(queue)
+        used = {id(bound) for queue in self._queues.values() for place in queue.places for bound in place.bounds}
+        for station in self._stations:
+            for name, bound in [item for item in station.models.items() if id(item[1]) not in used]:
+                del station.models[name]
+                if isinstance(bound, LearnedBound) and not bound.is_held:
+                    station.guesses[name] = bound.limit
 
     # Steps
 

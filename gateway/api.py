@@ -15,7 +15,7 @@ from gateway.auth import Caller, Keys
 from gateway.auto import TASK, Auto
 from gateway.backends.backend import VIA
 from gateway.chat_relay import ChatRelay
-from gateway.config import Tier
+from gateway.config import Settings, Tier
 from gateway.conversation import bucket_of
 from gateway.cors import Cors
 from gateway.embedding import Embedding, parse_embedding
@@ -133,6 +133,11 @@ class Endpoint(ABC, Generic[Asked]):
             return
         await relay()
 
+    def change(self, routing: Routing) -> None:
+        """The settings have changed, and `shared` has them: go on with these, and with other names."""
+        self._routing = routing
+        self._are_claims_special = bool(self._user_header) or routing.has_batch
+
     @abstractmethod
     def _parse(self, body: bytes) -> tuple[Asked, int]:
         """What is asked for, and how many bytes of the body are text. Raises `GatewayError` for what cannot be served."""
@@ -234,8 +239,15 @@ class ChatEndpoint(Endpoint[Chat]):
         super().__init__(shared, keys, routing, cors)
         self._lines = rollout.lines
         self._images = images
-        self._auto = Auto(shared.settings)
-        self._params = {tier.name: params for tier in shared.settings.tiers.values() if (params := _tier_params(tier))}
+        self._take(shared.settings)
+
+    def _take(self, settings: Settings) -> None:
+        self._auto = Auto(settings)
+        self._params = {tier.name: params for tier in settings.tiers.values() if (params := _tier_params(tier))}
+
+    def change(self, routing: Routing) -> None:
+        super().change(routing)
+        self._take(self._shared.settings)
 
     def _parse(self, body: bytes) -> tuple[Chat, int]:
         max_text_body = self._shared.max_text_body
@@ -251,18 +263,20 @@ class ChatEndpoint(Endpoint[Chat]):
                 await self._shared.in_thread(check, asked)
         else:
             check(asked)
-        named = self._routing.tier(asked.model)
+        routing, given = self._routing, head
+        named = routing.tier(asked.model)
         if named is not None:
             tier = named.name
         else:
             tier, reason = self._auto.choose(asked, head.fields.get(TASK_FIELD))
-            lines = b"%bx-gateway-reason: %b\r\n" % (head.terms.extra_lines, reason.encode())
-            head = structs.replace(head, terms=structs.replace(head.terms, extra_lines=lines))
+            head = _with_line(head, b"x-gateway-reason: %b\r\n" % reason.encode())
         chat = asked if (params := self._params.get(tier)) is None else params.apply(asked)
         bucket: int | None = None
         if chat.has_images:
             with Watch(client, self._shared.loop):
                 checked = await self._images.checked(chat)
+            if self._routing is not routing:  # the settings have changed meanwhile, and what was found may be gone
+                return await self._relay(client, asked, text_size, given)
             if checked is not chat:  # what was converted does not tell the conversation any more
                 chat, bucket = checked, bucket_of(head.key_id, head.terms.session, asked, BUCKETS)
         # Nothing waits from here on: once the roll-out has changed, no request begins on the side that was left.
@@ -304,6 +318,11 @@ class EmbeddingEndpoint(Endpoint[Embedding]):
         terms, claim = head.terms, self._claim(head.key_id, head.fields)
         lines = terms.came_through, terms.read_timeout, terms.extra_lines
         return EmbeddingRelay(self._shared, client, EmbeddingRequest(head.request_id, head.key_id, claim, head.size, route, *lines, asked))
+
+
+def _with_line(head: Head, line: bytes) -> Head:
+    """`head`, with one more line for the answer."""
+    return structs.replace(head, terms=structs.replace(head.terms, extra_lines=head.terms.extra_lines + line))
 
 
 def _tier_params(tier: Tier) -> TierParams:

@@ -11,7 +11,8 @@ from gateway import __version__
 from gateway.api import CHAT_PATHS, EMBEDDING_PATHS, ChatEndpoint, EmbeddingEndpoint, Endpoint, Receive, Scope, Send, refuse_loop, request_id_of
 from gateway.auth import Keys
 from gateway.backends.backend import Backend, build
-from gateway.config import Settings
+from gateway.config import Backend as BackendSettings
+from gateway.config import Settings, is_same_place
 from gateway.cors import Cors
 from gateway.errors import GatewayError, ShuttingDown
 from gateway.guard import Guard
@@ -20,12 +21,14 @@ from gateway.images import Images
 from gateway.learned import keep_learned
 from gateway.log import ExchangeLog
 from gateway.metering import Exchange
-from gateway.metrics import Metrics
+from gateway.metrics import Label, Metrics
 from gateway.moves import Moves
 from gateway.ops import Operations, build_metrics_port
 from gateway.ops import build as build_ops
 from gateway.preflight import Preflight
 from gateway.relay import Relay
+from gateway.reload import Reload
+from gateway.retirement import Retirement
 from gateway.rollout import Rollout
 from gateway.routing import Routing
 from gateway.state import State
@@ -51,7 +54,7 @@ class Gateway:
         self._state = State(settings.state_file)
         keep_learned(self._state, self._backends, settings.ollama_num_parallel)
         self.rollout = Rollout(settings)
-        steering = Steering(self.rollout, self._state, self._metrics, settings.rollback_to)
+        self._steering = steering = Steering(self.rollout, self._state, self._metrics, settings.rollback_to)
         gateway_id = os.urandom(8).hex().encode()
         keys = Keys(key.get_secret_value() for key in settings.api_keys)
         routing = Routing(settings)
@@ -61,10 +64,12 @@ class Gateway:
         self._moves = Moves(self._shared, self.rollout.lines, settings.rollback_cutoff)
         steering.move = self._moves.follow
         self._health = Health(settings, self._backends, gateway_id, _refresh)
+        self._retirement = Retirement(self._oldest_generation)
         self._operations = Operations(settings, self._backends, routing, steering, self._health, self._metrics)
         self._preflight = Preflight(settings, self._shared, self.rollout)
         self._cors = Cors(settings.cors_origins)
         self._images = Images()
+        self.reload = Reload(lambda: self._shared.settings, self._change, self._operations.tell_reload)
         chat = ChatEndpoint(self._shared, keys, routing, self.rollout, self._cors, self._images)
         embeddings = EmbeddingEndpoint(self._shared, keys, routing, self._cors)
         self._hot: dict[str, Endpoint[Any]] = dict.fromkeys(CHAT_PATHS, chat) | dict.fromkeys(EMBEDDING_PATHS, embeddings)
@@ -80,6 +85,7 @@ class Gateway:
     async def __aexit__(self, *_: object) -> None:
         await self._health.__aexit__()
         self._moves.close()
+        await self._retirement.close()
         for backend in self._backends.values():
             backend.close()
         await self._state.close()
@@ -114,6 +120,65 @@ class Gateway:
             await send(message)
 
         await self._rest(scope, receive, send_with_headers)  # type: ignore[arg-type]  # Starlette wants mutable mappings
+
+    # Other settings
+
+    async def _change(self, settings: Settings) -> None:
+        """Put `settings` in force, with what `config.compare` lets change. Nothing has changed where it raises.
+
+        Backends whose servers are others are built anew, and asked what they have before anything goes there. Then all changes in one step, between
+        two requests. What is under way goes on with what it has; when that is over, what nobody needs any more is let go.
+        """
+        num_parallel = settings.ollama_num_parallel
+        backends = {name: self._kept(item) or Backend(item, num_parallel) for name, item in settings.backends.items()}
+        new = [backend for backend in backends.values() if backend not in self._backends.values()]
+        try:
+            await self._health.meet(settings, backends)
+        except BaseException:
+            for backend in new:
+                self._health.forget(backend)
+                backend.close()
+            raise
+        for backend in new:
+            backend.on_away = self._leave_lines
+        leaving = [backend for backend in self._backends.values() if backend not in backends.values()]
+        labels = _labels(self._shared.settings)
+        for name, item in settings.backends.items():
+            if backends[name] not in new:
+                backends[name].change(item, num_parallel)
+        generation = self._shared.generation
+        self._shared.change(settings, backends)
+        keep_learned(self._state, self._backends, num_parallel)
+        self._steering.reload(settings)
+        routing = Routing(settings)
+        for endpoint in self._hot.values():
+            endpoint.change(routing)
+        self._health.change(settings, self._backends)
+        self._operations.change(settings, routing)
+        self._retirement.add(generation, lambda: self._let_go(generation, leaving, labels))
+
+    def _kept(self, item: BackendSettings) -> Backend | None:
+        backend = self._backends.get(item.name)
+        return backend if backend is not None and is_same_place(backend.settings, item) else None
+
+    def _let_go(self, generation: int, leaving: list[Backend], labels: dict[Label, set[str]]) -> None:
+        """No request is left that began under the settings of `generation`."""
+        era = self._shared.past.pop(generation)
+        for backend in leaving:
+            backend.close()
+        needed = {backend for later in self._shared.past.values() for backend in later.backends.values()}
+        for backend in {*era.backends.values()}.intersection(self._health.unused) - needed:
+            self._health.forget(backend)
+        for backend in self._backends.values():
+            backend.admission.forget(self._shared.queues)
+        self.settle()
+        there = _labels(self._shared.settings)
+        for label, names in labels.items():
+            for name in names - there[label]:
+                self._metrics.forget(label, name)
+
+    def _oldest_generation(self) -> int:
+        return min((relay.generation for relay in self._shared.sweep.live if isinstance(relay, Relay)), default=self._shared.generation)
 
     # The end
 
@@ -152,6 +217,11 @@ class Gateway:
         for exchange in over:
             self._metrics.record(exchange)
         self._log.write(over)
+
+
+def _labels(settings: Settings) -> dict[Label, set[str]]:
+    """What the metrics may name."""
+    return {"tier": {*settings.tiers, *settings.embeddings}, "backend": {*settings.backends}}
 
 
 def _refresh(backend: Backend) -> None:

@@ -49,7 +49,7 @@ def serve(config_file: ConfigFile = None) -> None:
 
     settings = _load(config_file)
     try:
-        run(settings)
+        run(settings, reread=lambda: config.load(settings.file))
     except CannotListen as error:
         _stop_with([str(error)])
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Literal, Self
 
@@ -45,15 +45,19 @@ class Health:
         self._settings = settings
         self._gateway_id = gateway_id
         self._on_change = on_change
-        used = {name for tier in settings.tiers.values() for name in tier.models} | {e.backend for e in settings.embeddings.values()}
-        self._backends = [backend for name, backend in backends.items() if name in used]
-        self._tasks: list[asyncio.Task[None]] = []
+        self._backends = reachable(settings, backends)
+        self._tasks: dict[Backend, list[asyncio.Task[None]]] = {}
         self._first: asyncio.Event = asyncio.Event()
 
     @property
     def backends(self) -> list[Backend]:
-        """Those that are probed."""
-        return self._backends
+        """Those that are probed; those that are on their way out come first."""
+        return [*self.unused, *self._backends]
+
+    @property
+    def unused(self) -> list[Backend]:
+        """Those that nothing leads to any more."""
+        return [backend for backend in self._tasks if backend not in self._backends]
 
     @property
     def has_asked_all(self) -> bool:
@@ -61,25 +65,56 @@ class Health:
         return self._first.is_set()
 
     async def __aenter__(self) -> Self:
-        pairs = [(backend, server) for backend in self._backends for server in backend.servers]
-        self._tasks = [asyncio.create_task(self._ask_all(pairs)), *(asyncio.create_task(self._watch(*pair)) for pair in pairs)]
+        self._begin(self._backends, self._first)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
+        tasks = [task for tasks in self._tasks.values() for task in tasks]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask_all(self, pairs: list[tuple[Backend, Server]]) -> None:
-        reports = [asyncio.create_task(self._first_report(*pair)) for pair in pairs]
-        try:
-            if reports:
-                await asyncio.wait(reports, timeout=READY_SECONDS)
-            self._first.set()
-            await asyncio.gather(*reports)
-        finally:
-            for report in reports:
-                report.cancel()
+    # Other settings
+
+    async def meet(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
+        """Begin to probe those of `backends` too that `settings` lead to; until each server has answered, or has had the time for it."""
+        self._settings = settings
+        unmet = [backend for backend in reachable(settings, backends) if backend not in self._tasks]
+        met = asyncio.Event()
+        self._begin(unmet, met)
+        await met.wait()
+
+    def change(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
+        """Those that were met are in use now. The others that were are probed on until `forget`."""
+        for backend in self._backends:
+            if backend in backends.values() and all(server.discovered is not None for server in backend.servers):
+                self._report_missing(backend)
+        self._backends = reachable(settings, backends)
+
+    def forget(self, backend: Backend) -> None:
+        """It is asked no more."""
+        for task in self._tasks.pop(backend, ()):
+            task.cancel()
+
+    # Probes
+
+    def _begin(self, backends: list[Backend], met: asyncio.Event) -> None:
+        """Probe `backends`; `met` is set when all were asked once."""
+        reports: list[asyncio.Task[None]] = []
+        for backend in backends:
+            first = [asyncio.create_task(self._first_report(backend, server)) for server in backend.servers]
+            self._tasks[backend] = [*first, *(asyncio.create_task(self._watch(backend, server, met)) for server in backend.servers)]
+            reports += first
+        late = asyncio.get_running_loop().call_later(READY_SECONDS, met.set)
+
+        def look(_: object = None) -> None:
+            if all(report.done() for report in reports):
+                late.cancel()
+                met.set()
+
+        for report in reports:
+            report.add_done_callback(look)
+        look()
 
     async def _first_report(self, backend: Backend, server: Server) -> None:
         finding = await self._probe(backend, server, FIRST_ATTEMPTS)
@@ -87,8 +122,8 @@ class Health:
             server.circuit.missed(is_sure=True)
         self._report(backend, server, finding)
 
-    async def _watch(self, backend: Backend, server: Server) -> None:
-        await self._first.wait()
+    async def _watch(self, backend: Backend, server: Server, met: asyncio.Event) -> None:
+        await met.wait()
         odd = 0
         while True:
             await _until_set(server.doubted, backend.settings.probe_interval)
@@ -204,6 +239,12 @@ class Health:
             if model is not None and not any(server.serves(model) for server in backend.servers):
                 there = sorted({name.removesuffix(":latest") for server in backend.servers for name in server.discovered or {}})
                 _log.warning("%s wants the model %r of backend %s, which is not there; there is: %s", who, model, backend.name, _listed(there))
+
+
+def reachable(settings: Settings, backends: Mapping[str, Backend]) -> list[Backend]:
+    """The backends that a tier or an embedding model leads to."""
+    used = {name for tier in settings.tiers.values() for name in tier.models} | {e.backend for e in settings.embeddings.values()}
+    return [backend for name, backend in backends.items() if name in used]
 
 
 async def _until_set(event: asyncio.Event, seconds: float) -> None:

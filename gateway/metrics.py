@@ -8,6 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info
 from prometheus_client.core import HistogramMetricFamily, Metric
@@ -20,6 +21,9 @@ INTER_TOKEN_LATENCY = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 
 DURATION = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 QUEUE_WAIT = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 OVERHEAD = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1)
+
+Label = Literal["tier", "backend"]
+"""Those whose values the settings name."""
 
 
 class Histogram:
@@ -71,6 +75,12 @@ class Histograms(Collector):
         if series is None:
             series = self._series[values] = Histogram(self._bounds)
         return series
+
+    def forget(self, label: str, value: str) -> None:
+        """Drop the series with this value, where there is such a label."""
+        if label in self._labels:
+            place = self._labels.index(label)
+            self._series = {labels: series for labels, series in self._series.items() if labels[place] != value}
 
     def quantile(self, labels: tuple[str, ...], share: float) -> float | None:
         """Of one series, which need not be there."""
@@ -129,11 +139,14 @@ class Metrics:
         self.registry = registry
         self._settle = settle
         self._routes: dict[tuple[str, str, str], RouteMetrics] = {}
+        self._counters: dict[Counter, tuple[str, ...]] = {}
         _First(registry, self._publish)
         route = ("tier", "backend")
 
         def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
-            return Counter(name, text, labels, registry=registry)
+            made = Counter(name, text, labels, registry=registry)
+            self._counters[made] = tuple(labels)
+            return made
 
         def histogram(name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> Histograms:
             return Histograms(registry, name, text, labels, bounds)
@@ -179,6 +192,18 @@ class Metrics:
                 ),
             )
         return bound
+
+    def forget(self, label: Label, value: str) -> None:
+        """Drop the counts of a tier or of a backend that the settings have no more; nobody may count there again with what was bound before."""
+        place = 0 if label == "tier" else 1
+        self._routes = {route: bound for route, bound in self._routes.items() if route[place] != value}
+        for histograms in (self.duration, self.time_to_first_token, self.gaps, self.queue_wait):
+            histograms.forget(label, value)
+        for counter, labels in self._counters.items():
+            if label in labels:
+                samples = [sample.labels for family in counter.collect() for sample in family.samples]
+                for found in {tuple(sample[name] for name in labels) for sample in samples if sample[label] == value}:
+                    counter.remove(*found)
 
     def record(self, exchange: Exchange) -> None:
         """Count one exchange that is over."""

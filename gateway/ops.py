@@ -45,6 +45,16 @@ class Operations:
         self._health = health
         self._metrics = metrics
         self.is_stopping = False
+        self.last_reload: dict[str, Any] | None = None
+        """What came of the last time that the settings were reread."""
+
+    def change(self, settings: Settings, routing: Routing) -> None:
+        """Tell about other settings from now on."""
+        self._settings = settings
+        self._routing = routing
+
+    def tell_reload(self, outcome: dict[str, Any]) -> None:
+        self.last_reload = outcome
 
     # Models
 
@@ -94,6 +104,7 @@ class Operations:
             "backends": {backend.name: self._backend_status(backend) for backend in self._backends.values()},
             "tiers": {tier.name: self._tier_status(tier) for tier in self._settings.tiers.values()},
             "rollout": {"rollback_to": self._settings.rollback_to, "history": self.steering.history()},
+            "reload": self.last_reload,
         }
 
     def _tier_status(self, tier: Tier) -> dict[str, Any]:
@@ -147,10 +158,12 @@ class Operations:
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Prometheus text or OpenMetrics, as `accept` asks, and its content type."""
         metrics = self._metrics
+        for gauge in (metrics.running, metrics.waiting, metrics.backend_up, metrics.circuit_state, metrics.active_backend):
+            gauge.clear()  # what is gone from the settings
         for backend in self._health.backends:
-            for lane in backend.admission.lanes:
-                metrics.running.labels(backend.name, lane).set(backend.admission.running(lane))
-                metrics.waiting.labels(backend.name, lane).set(backend.admission.waiting(lane))
+            for lane in backend.admission.lanes:  # a name may have two: one that runs out, and its successor
+                metrics.running.labels(backend.name, lane).inc(backend.admission.running(lane))
+                metrics.waiting.labels(backend.name, lane).inc(backend.admission.waiting(lane))
             metrics.backend_up.labels(backend.name).set(backend.is_up)
             metrics.circuit_state.labels(backend.name).set(backend.circuit_level)
         for tier in self._settings.tiers.values():

@@ -115,12 +115,17 @@ class Relay(ABC):
         """End with `error`: the gateway is stopping."""
         self._watch.end(error)
 
+    @property
+    def generation(self) -> int:
+        """Of the settings under which it is where it is."""
+        return self._destination.generation
+
     def leave_line(self, backend: Backend) -> None:
         """`backend` is away: who waits for it and may go elsewhere does so."""
         way, model = self._destination.fallback, self._destination.route.model
         if way is None or backend is not self._backend or not backend.is_away(model):
             return
-        if not self._shared.backends[way.backend].is_away(way.model):
+        if not self._shared.destination(way, self.endpoint).backend.is_away(way.model):
             self._ticket.refuse(backend.unavailable())
 
     def _go_on(self, failure: GatewayError) -> None:

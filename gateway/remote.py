@@ -129,7 +129,18 @@ def show_status(status: Mapping[str, Any], console: Console) -> None:
         console.print(change_line(change), soft_wrap=True, highlight=False, markup=False)
     if len(history) > LATEST:
         console.print(f"and {len(history) - LATEST} changes before (gateway status --json)")
+    reload = status.get("reload")
+    if reload is not None and not (reload["ok"] and not reload["needs_restart"]):
+        console.print("\n".join(_reload_lines(reload)), soft_wrap=True, highlight=False, markup=False)
     console.print(f"one `gateway rollback` leads to {status['rollout']['rollback_to']}", highlight=False)
+
+
+def _reload_lines(reload: Mapping[str, Any]) -> list[str]:
+    """What an operator has to know of the last time that the settings were reread."""
+    at = reload["at"][:19].replace("T", " ")
+    if not reload["ok"]:
+        return [f"{at} the settings were reread and refused; the old ones stay:", *(f"  {reason}" for reason in reload["reasons"])]
+    return [f"{at} the settings were reread; these need a restart:", *(f"  {line}" for line in reload["needs_restart"])]
 
 
 def show_outcome(answer: Mapping[str, Any], console: Console) -> None:

@@ -224,6 +224,34 @@ class Rollout:
                     wanted[name] = move.before
         return Outcome(self._apply(wanted, by, cause), unmoved)
 
+    def reload(self, settings: Settings) -> Change | None:
+        """Go on with other settings. Tiers stay where they are as far as these let them; where `LLM_BACKEND` is another one, it counts for all
+        that are not pinned, as at a start. A tier that is new begins where the settings say."""
+        is_moved = settings.llm_backend != self._settings.llm_backend
+        before, moves = dict(self.lines), dict[str, Move]()
+        self._settings = settings
+        self._tier_names = {name.lower(): name for name in settings.tiers}
+        self._backend_names = {name.lower(): name for name in settings.backends}
+        self.lines.clear()  # in place: who chooses by them has them
+        for tier in settings.tiers.values():
+            here = Position(tier.backend or settings.llm_backend)
+            old = before.get(tier.name)
+            if old is not None and tier.backend is None and not is_moved:
+                here = self._nearest(tier, old.position, here)
+            self.lines[tier.name] = Line(tier, here)
+            if old is not None and old.position == here:
+                self.lines[tier.name].requests, self.lines[tier.name].canary_requests = old.requests, old.canary_requests
+            elif old is not None:
+                moves[tier.name] = Move(old.position, here)
+        return self._remember(moves, "", "reload") if moves else None
+
+    def _nearest(self, tier: Tier, position: Position, otherwise: Position) -> Position:
+        """Of where `tier` is, as much as can stay: all of it, or the backend without its canary."""
+        for possible in (position, Position(position.backend)):
+            if self._hindrance(tier, possible) is None:
+                return possible
+        return otherwise
+
     # What is kept
 
     def kept(self) -> Any:

@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import logging
+import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -16,23 +18,25 @@ from gateway.config import Settings
 from gateway.drain import Server, listen
 from gateway.front import Bounds, door
 from gateway.log import ExchangeLog, Sink, configure
+from gateway.reload import Follower, read_whole
 
 METRICS_DRAIN_SECONDS = 1.0
 
 _log = logging.getLogger("gateway.run")
 
 
-def run(settings: Settings, announce: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; `announce` is told the base URL once the door is open.
+def run(settings: Settings, announce: Callable[[str], None] | None = None, reread: Callable[[], Settings] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; `announce` is told the base URL once the door is open. `reread` reads the settings anew when their file has
+    changed or SIGHUP comes.
 
     Raises:
         CannotListen: an address is taken, or no address.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, announce))
+        runner.run(serve(settings, announce, reread))
 
 
-async def serve(settings: Settings, announce: Callable[[str], None] | None = None) -> None:
+async def serve(settings: Settings, announce: Callable[[str], None] | None = None, reread: Callable[[], Settings] | None = None) -> None:
     """As `run`, in the loop that runs."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     listener = _listen("GATEWAY_PORT", settings.host, settings.port)
@@ -45,7 +49,7 @@ async def serve(settings: Settings, announce: Callable[[str], None] | None = Non
             _log.info("%s", line)
         for line in settings.warnings:
             _log.warning("%s", line)
-        async with gateway, _metrics_port(gateway, beside):
+        async with gateway, _metrics_port(gateway, beside), _following(gateway, settings.file, reread):
             await _serve(settings, gateway, listener, announce)
         _log.info("stopped")
     finally:
@@ -105,6 +109,34 @@ async def _metrics_port(gateway: Gateway, listener: socket.socket | None) -> Asy
         group.create_task(server.serve(sockets=[listener]))
         yield
         server.stop()
+
+
+@asynccontextmanager
+async def _following(gateway: Gateway, file: Path | None, reread: Callable[[], Settings] | None) -> AsyncGenerator[None, None]:
+    """While the block runs, the settings are reread when `file` changes, and on SIGHUP."""
+    if reread is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    hung_up = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+    tasks = [asyncio.create_task(_on_signal(gateway, hung_up, lambda: read_whole(file, reread)))]
+    if file is not None:
+        tasks.append(asyncio.create_task(Follower(file, gateway.reload, reread).run()))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+async def _on_signal(gateway: Gateway, hung_up: asyncio.Event, reread: Callable[[], Settings]) -> None:
+    while True:
+        await hung_up.wait()
+        hung_up.clear()
+        await gateway.reload.run(reread, "signal")
 
 
 def _config(app: object) -> uvicorn.Config:

@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI, Request
 from msgspec import Struct
 from starlette.requests import ClientDisconnect
 
+from gateway.config import Settings
 from gateway.errors import ClientLeft, InvalidJson, InvalidRequest, RequestTooLarge
 from gateway.metrics import Metrics
 from gateway.parsing import check_json
@@ -83,6 +84,13 @@ class Steering:
             self._metrics.switches.labels(tier, *move.ends, change.cause).inc()
         self._state.put(SECTION, self.rollout.kept())
         self._moved = self.move(change)
+
+    def reload(self, settings: Settings) -> None:
+        """Go on with other settings; what an operator has set stays as far as they let it."""
+        self._rollback_to = settings.rollback_to
+        self.rollout.reload(settings)
+        if self._state.get(SECTION) is not None:  # with the tiers and the LLM_BACKEND of now
+            self._state.put(SECTION, self.rollout.kept())
 
     async def report(self, outcome: Outcome) -> dict[str, Any]:
         """The answer to an order: the state, whether anything changed, how many in line moved, and whether it outlives a restart."""

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -42,12 +42,21 @@ class Client(Protocol):
 class Destination:
     """What all exchanges of one tier, or of one embedding model, on one backend share, looked up once."""
 
-    __slots__ = ("backend", "fallback", "header_lines", "limits", "metrics", "queues", "route")
+    __slots__ = ("backend", "fallback", "generation", "header_lines", "limits", "metrics", "queues", "route")
 
     def __init__(
-        self, route: Route, backend: Backend, queues: dict[Lane, Queue], limits: Limits, metrics: RouteMetrics, fallback: Route | None
+        self,
+        route: Route,
+        backend: Backend,
+        queues: dict[Lane, Queue],
+        limits: Limits,
+        metrics: RouteMetrics,
+        fallback: Route | None,
+        generation: int = 0,
     ) -> None:
         self.route = route
+        self.generation = generation
+        """Of the settings that it is made of."""
         self.fallback = fallback
         """Where the tier lets requests go that `backend` cannot serve."""
         self.backend = backend
@@ -100,15 +109,14 @@ class Surroundings:
     def __init__(
         self, settings: Settings, backends: dict[str, Backend], metrics: Metrics, on_exchange: Callable[[Exchange], None], gateway_id: bytes
     ) -> None:
-        self.settings = settings
+        self.generation = 0
+        self.past: dict[int, Era] = {}
+        """By generation: what requests that began under it may still need."""
         self.backends = backends
         self.metrics = metrics
         self.on_exchange = on_exchange
         self.gateway_id = gateway_id
-        self.max_text_body = settings.max_text_body
-        self.commit_after = settings.commit_after
-        self.heartbeat = settings.heartbeat
-        self.waiting_note = settings.waiting_note
+        self._take(settings)
         self.loop = asyncio.get_running_loop()
         self.clock = time.monotonic
         self.sweep = Sweep(self.loop, self.clock)
@@ -122,13 +130,59 @@ class Surroundings:
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    def _take(self, settings: Settings) -> None:
+        self.settings = settings
+        self.max_text_body = settings.max_text_body
+        self.commit_after = settings.commit_after
+        self.heartbeat = settings.heartbeat
+        self.waiting_note = settings.waiting_note
+
+    def change(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
+        """From now on `settings` count, with these `backends`: one step, between two requests."""
+        self.past[self.generation] = Era(self.settings, dict(self.backends))
+        self.generation += 1
+        self._take(settings)
+        self.backends.clear()
+        self.backends.update(backends)
+        self._destinations.clear()
+
     def destination(self, route: Route, endpoint: str) -> Destination:
         found = self._destinations.get(route)
         if found is None:
-            backend, tier = self.backends[route.backend], self.settings.tiers[route.tier] if endpoint == CHAT else None
-            limits = backend.settings.limits if tier is None else self.settings.limits_for(route.tier, route.backend)
+            generation = self._generation_of(route, endpoint)
+            settings, backends = self.past.get(generation) or Era(self.settings, self.backends)
+            backend, tier = backends[route.backend], settings.tiers[route.tier] if endpoint == CHAT else None
+            limits = backend.settings.limits if tier is None else settings.limits_for(route.tier, route.backend)
             metrics = self.metrics.route(route.tier, route.backend, endpoint)
             queues = backend.queues(LANES[endpoint], route.tier, route.model, None if tier is None else tier.limits.get(route.backend))
             fallback = None if tier is None else fallback_route(tier, route.backend)
-            found = self._destinations[route] = Destination(route, backend, queues, limits, metrics, fallback)
+            found = Destination(route, backend, queues, limits, metrics, fallback, generation)
+            if generation == self.generation:
+                self._destinations[route] = found
         return found
+
+    def _generation_of(self, route: Route, endpoint: str) -> int:
+        """The last whose settings have `route`: a request may be on its way to where nothing leads any more."""
+        if not self.past or _leads(self.settings, route, endpoint):
+            return self.generation
+        return next((number for number in sorted(self.past, reverse=True) if _leads(self.past[number].settings, route, endpoint)), self.generation)
+
+    @property
+    def queues(self) -> set[Queue]:
+        """Those that a request of now may stand in."""
+        return {queue for found in self._destinations.values() for queue in found.queues.values()}
+
+
+class Era(NamedTuple):
+    """What counted once."""
+
+    settings: Settings
+    backends: dict[str, Backend]
+
+
+def _leads(settings: Settings, route: Route, endpoint: str) -> bool:
+    if endpoint != CHAT:
+        item = settings.embeddings.get(route.tier)
+        return item is not None and (item.backend, item.model) == (route.backend, route.model)
+    tier = settings.tiers.get(route.tier)
+    return tier is not None and tier.models.get(route.backend) == route.model

@@ -80,7 +80,7 @@ class Pool:
 
     def __init__(self, origin: Origin, *, connect_timeout: float, idle_seconds: float, bounds: Bounds | None = None) -> None:
         self.origin = origin
-        self._connect_timeout = connect_timeout
+        self.connect_timeout = connect_timeout
         self._idle_seconds = idle_seconds
         self._bounds = bounds or Bounds()
         self._idle: list[Connection] = []
@@ -117,7 +117,7 @@ class Pool:
         origin = self.origin
         connection = Connection(self, loop, self._bounds)
         try:
-            async with asyncio.timeout(self._connect_timeout):
+            async with asyncio.timeout(self.connect_timeout):
                 await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.tls)
         except BaseException as error:
             connection.abort()

@@ -565,3 +565,38 @@ def test_representations_show_the_state() -> None:
     assert "in line" in repr(second)
     line.admission.leave(first)
     assert "gone" in repr(first)
+
+
+# Other settings
+
+
+def test_line_that_nobody_needs_any_more_is_forgotten_once_it_is_empty() -> None:
+    line = setup(Server("m", "n"), slots=1)
+    running, waiting = line.arrive("m"), line.arrive("n")
+    kept = line.admission.queue("m", "text")
+    line.admission.forget({kept})
+    assert line.waiting("text") == 1
+    line.leave(running)
+    assert waiting.place is not None
+    line.leave(waiting)
+    line.admission.forget({kept})
+    assert list(line.admission._queues.values()) == [kept]
+    assert kept.lane.queues == [kept]
+    assert list(line.servers[0].models) == ["m"]
+
+
+def test_what_was_learned_of_a_forgotten_model_is_its_next_guess() -> None:
+    line = setup(Server("m"), slots=9, model=None)
+    line.admission.queue("m", "text")
+    line.servers[0].models["m"].limit = 3
+    line.admission.forget(set())
+    assert not line.servers[0].models
+    line.admission.queue("m", "text")
+    assert line.servers[0].models["m"].limit == 3
+
+
+def test_tier_with_other_limits_of_its_own_gets_another_queue() -> None:
+    line = setup(Server("m"), slots=9)
+    first = line.admission.queue("m", "text", "tier", OwnLimits(slots=1))
+    assert line.admission.queue("m", "text", "tier", OwnLimits(slots=1)) is first
+    assert line.admission.queue("m", "text", "tier", OwnLimits(slots=2)) is not first

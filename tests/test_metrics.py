@@ -185,3 +185,20 @@ def test_ten_thousand_unknown_models_add_no_series(metrics: Metrics) -> None:
         metrics.record(replace(refused, model=f"bogus-{number}", request_id=f"r{number}", key_id=f"k{number}"))
     gc.collect()
     assert len(generate_latest(metrics.registry).splitlines()) == before
+
+
+def test_series_of_what_is_gone_are_dropped_and_no_other() -> None:
+    metrics = Metrics(CollectorRegistry(), "0")
+    for tier, backend in (("one", "ollama"), ("two", "ollama"), ("two", "vllm")):
+        metrics.route(tier, backend).ok = 3
+        metrics.duration.labels(tier, backend).observe(1)
+        metrics.switches.labels(tier, "ollama", "vllm", "reload").inc()
+        metrics.rejected.labels(backend, "queue_full").inc()
+    metrics.forget("tier", "one")
+    metrics.forget("backend", "vllm")
+    metrics.forget("backend", "never-there")
+    samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+    routes = {(sample.labels.get("tier"), sample.labels.get("backend")) for sample in samples if "backend" in sample.labels}
+    assert routes == {("two", "ollama"), (None, "ollama")}
+    assert {sample.labels["tier"] for sample in samples if sample.name == "gateway_switches_total"} == {"two"}
+    assert metrics.route("one", "ollama").ok == 0

@@ -111,6 +111,20 @@ async def test_status_is_a_table_of_both_sides(monkeypatch: pytest.MonkeyPatch) 
         assert "leads to ollama" in told.stdout
 
 
+async def test_status_tells_of_settings_that_were_refused_or_need_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        document = {"port": 1, "backends": {"vllm": {}}, "tiers": {"standard": {"models": {"vllm": "m"}}}}
+
+        def read() -> config.Settings:
+            return config.build(document)
+
+        await here.gateway.reload.run(read, "file")
+        assert "need a restart:\n  port: 1, was" in (await command("status")).stdout
+        document["tirs"] = {}
+        await here.gateway.reload.run(read, "file")
+        assert "refused; the old ones stay:\n  tirs: no such key" in (await command("status")).stdout
+
+
 async def test_switch_that_would_break_a_tier_is_refused_with_the_list_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     async with gateway(monkeypatch) as here:
         told = await command("switch", "vllm")

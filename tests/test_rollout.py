@@ -381,3 +381,71 @@ class Operators(RuleBasedStateMachine):
 
 TestOperators = Operators.TestCase
 TestOperators.settings = hypothesis_settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+# Other settings
+
+
+def reloaded(here: Rollout, **changes: Any) -> Change | None:
+    return here.reload(config.build(DOCUMENT | changes))
+
+
+def test_what_an_operator_set_survives_other_settings() -> None:
+    here = rollout()
+    here.set("vllm", tier="standard")
+    here.set(None, Canary("vllm", 10), tier="Pro")
+    lines, before = here.lines, positions(here)
+    here.lines["Pro"].choose(0)
+    tiers = DOCUMENT["tiers"] | {"standard": {"models": {"ollama": "smaller", "vllm": "Smaller"}}, "new": {"models": {"ollama": "n"}}}
+    assert reloaded(here, tiers=tiers) is None
+    assert here.lines is lines
+    assert positions(here) == before | {"new": ON_OLLAMA}
+    assert here.lines["standard"].route.model == "Smaller"
+    assert here.lines["Pro"].requests == 1
+    assert len(here.history) == 2
+
+
+def test_tier_that_lost_its_place_goes_where_the_settings_say() -> None:
+    here = rollout()
+    here.set("vllm", tier="standard")
+    here.set("vllm", Canary("cloud", 10), tier="Pro")
+    tiers = DOCUMENT["tiers"] | {"standard": {"models": {"ollama": "small"}}, "Pro": {"models": {"ollama": "large", "vllm": "Large"}}}
+    change = reloaded(here, tiers=tiers)
+    assert change is not None
+    assert (change.cause, change.by) == ("reload", "")
+    assert change.tiers == {"standard": Move(ON_VLLM, ON_OLLAMA), "Pro": Move(Position("vllm", Canary("cloud", 10)), ON_VLLM)}
+    assert positions(here) == {"standard": ON_OLLAMA, "Pro": ON_VLLM, "pinned": ON_OLLAMA}
+    assert here.undo().unmoved == {"standard": "it has no model on vllm", "Pro": "it has no model on cloud"}
+
+
+def test_pin_moves_a_tier_and_its_end_leaves_it_there() -> None:
+    here = rollout()
+    pinned = DOCUMENT["tiers"] | {"standard": DOCUMENT["tiers"]["standard"] | {"backend": "vllm"}}
+    assert reloaded(here, tiers=pinned) is not None
+    assert (positions(here)["standard"], here.lines["standard"].is_pinned) == (ON_VLLM, True)
+    assert reloaded(here) is None
+    assert (positions(here)["standard"], here.lines["standard"].is_pinned) == (ON_VLLM, False)
+
+
+def test_other_llm_backend_counts_as_at_a_start() -> None:
+    here = rollout()
+    here.set("vllm", tier="standard")
+    change = reloaded(here, llm_backend="vllm")
+    assert change is not None
+    assert change.tiers == {"Pro": Move(ON_OLLAMA, ON_VLLM)}
+    assert positions(here) == {"standard": ON_VLLM, "Pro": ON_VLLM, "pinned": ON_OLLAMA}
+    assert here.undo().change is not None
+    assert positions(here)["Pro"] == ON_OLLAMA
+
+
+def test_tier_that_is_gone_is_known_no_more() -> None:
+    here = rollout()
+    here.set("vllm")
+    reloaded(here, tiers={"Pro": DOCUMENT["tiers"]["Pro"]}, backends=DOCUMENT["backends"] | {"more": {"kind": "openai", "base_url": "http://x:1"}})
+    assert list(here.lines) == ["Pro"]
+    with pytest.raises(InvalidRequest):
+        here.set("ollama", tier="standard")
+    here.undo()
+    assert positions(here) == {"Pro": ON_OLLAMA}
+    with pytest.raises(Conflict):
+        here.set("more")

@@ -245,6 +245,14 @@ class Backend:
         for server in self.servers:
             server.guesses = dict(learned.get(server.name, {}))
 
+    def change(self, settings: BackendSettings, num_parallel: int | None = None) -> None:
+        """Other limits, times and manners for the same servers (`config.is_same_place`); what runs goes on."""
+        self.settings = settings
+        self.dialect, self.embedder = _dialect(settings), _embedder(settings)
+        for server in self.servers:
+            server.pool.connect_timeout = settings.limits.connect_timeout
+        self.admission.change(_limits(settings, num_parallel))
+
     def close(self) -> None:
         for timer in self._pauses:
             timer.cancel()

@@ -3,6 +3,7 @@
 The rest of the gateway takes `Settings` and trusts it; nothing else reads the environment.
 """
 
+from gateway.config.differences import AT_START, Differences, compare, is_same_place
 from gateway.config.load import build, load
 from gateway.config.model import (
     Alias,
@@ -26,11 +27,13 @@ from gateway.config.values import base_url as normalise_base_url
 from gateway.config.variables import VARIABLES
 
 __all__ = [
+    "AT_START",
     "VARIABLES",
     "Alias",
     "AutoRule",
     "Backend",
     "ConfigError",
+    "Differences",
     "Embedding",
     "Kind",
     "LimitOverrides",
@@ -43,6 +46,8 @@ __all__ = [
     "Tier",
     "build",
     "check",
+    "compare",
+    "is_same_place",
     "load",
     "normalise_base_url",
     "read_keys_file",

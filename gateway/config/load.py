@@ -37,7 +37,7 @@ def load(path: FilePath | None = None, environ: Mapping[str, str] = os.environ) 
     file = path or _config_file(environ, dotenv)
     written = read_yaml(file, problems) if file else {}
     settings = _settings(written, {DOTENV: dotenv, ENVIRONMENT: environ}, problems)
-    return settings.model_copy(update={"sources": _told_sources(file, {DOTENV: dotenv, ENVIRONMENT: environ})})
+    return settings.model_copy(update={"file": file, "sources": _told_sources(file, {DOTENV: dotenv, ENVIRONMENT: environ})})
 
 
 def build(document: Mapping[str, Any]) -> Settings:

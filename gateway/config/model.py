@@ -169,6 +169,7 @@ class Settings(Frozen):
     metrics_port: int | None = Field(default=None, description="A second, unguarded port for /metrics, /healthz, /readyz.")
     state_file: Path | None = Field(default=Path("gateway-state.json"), description="Where the roll-out outlives a restart; None: not.")
     ollama_num_parallel: int | None = Field(default=None, description="OLLAMA_NUM_PARALLEL of the Ollama server, where known.")
+    file: Path | None = Field(default=None, description="The YAML file that they were read from.")
     warnings: tuple[str, ...] = Field(default=(), description="One line each: settings that work but are likely not what was meant.")
     sources: tuple[str, ...] = Field(default=(), description="One line each: where the settings were read from.")
 

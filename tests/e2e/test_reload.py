@@ -1,0 +1,84 @@
+"""The settings' file changes under a gateway as a user starts it."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+
+from tests.e2e.conftest import TEXT_MODEL, TEXT_STAND_IN
+from tests.e2e.engines import Engine, stand_in
+from tests.e2e.gateway import ADMIN_KEY, KEY, Gateway
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with stand_in(TEXT_STAND_IN) as engine:
+        yield engine
+
+
+def text(engine: Engine, **more: Any) -> str:
+    backends = {"vllm": {"base_url": engine.settings["VLLM_BASE_URL"]}}
+    tiers = {"standard": {"models": {"vllm": TEXT_MODEL}}}
+    return str(yaml.safe_dump({"llm_backend": "vllm", "backends": backends, "tiers": tiers} | more))
+
+
+@pytest.fixture
+def gateway(engine: Engine, tmp_path: Path) -> Iterator[Gateway]:
+    with Gateway(tmp_path, {}, text(engine)) as gateway:
+        yield gateway
+
+
+def status(gateway: Gateway) -> dict[str, Any]:
+    answer = httpx2.get(f"{gateway.url}/ops/status", headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=PATIENCE, trust_env=False)
+    return dict(answer.json())
+
+
+def ask(gateway: Gateway, model: str) -> httpx2.Response:
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 2}
+    headers = {"authorization": f"Bearer {KEY}"}
+    return httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE, trust_env=False)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(120)
+def test_file_that_changes_is_put_in_force_and_a_wrong_one_is_not(gateway: Gateway, engine: Engine, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    assert ask(gateway, "pro").status_code == 404
+    assert status(gateway)["reload"] is None
+    tiers = {name: {"models": {"vllm": TEXT_MODEL}} for name in ("standard", "pro")}
+    file.write_text(text(engine, tiers=tiers))
+    wait_for(lambda: ask(gateway, "pro").status_code == 200)
+    file.write_text("tirs: {}\n")
+    wait_for(lambda: not status(gateway)["reload"]["ok"])
+    assert ask(gateway, "pro").status_code == 200
+    log = (tmp_path / "gateway.log").read_text()
+    assert "settings: tiers.pro: new" in log
+    assert "settings: tirs: no such key; did you mean 'tiers'? (gateway.yaml line 1)" in log
+
+
+@pytest.mark.timeout(120)
+def test_hang_up_rereads_the_variables_of_the_folder_too(engine: Engine, tmp_path: Path) -> None:
+    with Gateway(tmp_path, engine.settings) as gateway:
+        leash = gateway._process
+        assert leash is not None
+        (tmp_path / ".env").write_text("GATEWAY__HEARTBEAT=7\nGATEWAY_METRICS_PORT=1\n")
+        os.kill(int(Path(f"/proc/{leash.pid}/task/{leash.pid}/children").read_text()), signal.SIGHUP)
+        wait_for(lambda: status(gateway)["reload"] is not None)
+        reload = status(gateway)["reload"]
+        assert (reload["cause"], reload["changed"]) == ("signal", ["heartbeat: 7.0, was 15.0"])
+        assert reload["needs_restart"] == ["metrics_port: 1, was nothing"]
+        assert ask(gateway, "standard").status_code == 200

@@ -1,0 +1,90 @@
+"""What a reread file changes, in words, and what of it waits for a restart."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway import config
+from gateway.config import AT_START, Settings, compare
+
+DOCUMENT: dict[str, Any] = {
+    "backends": {
+        "ollama": {"base_url": "http://127.0.0.1:1"},
+        "vllm": {"base_url": "http://127.0.0.1:2", "api_key": "s3cret-of-a-backend-01"},
+    },
+    "tiers": {"one": {"models": {"ollama": "a", "vllm": "A"}}, "two": {"models": {"ollama": "b"}}},
+    "api_keys": ["s3cret-of-a-client-0001"],
+}
+
+
+def changed(**more: Any) -> Settings:
+    return config.build(DOCUMENT | more)
+
+
+def lines(**more: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    found = compare(config.build(DOCUMENT), changed(**more))
+    return found.changed, found.waiting
+
+
+def test_same_settings_differ_in_nothing() -> None:
+    assert lines() == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"heartbeat": 5}, ("heartbeat: 5.0, was 15.0",)),
+        ({"tiers": DOCUMENT["tiers"] | {"two": {"models": {"ollama": "c"}}}}, ("tiers.two.models.ollama: 'c', was 'b'",)),
+        ({"tiers": DOCUMENT["tiers"] | {"three": {"models": {"ollama": "c"}}}}, ("tiers.three: new",)),
+        ({"tiers": {"one": DOCUMENT["tiers"]["one"]}}, ("tiers.two: gone",)),
+        ({"tiers": {"two": DOCUMENT["tiers"]["two"], "one": DOCUMENT["tiers"]["one"]}, "default_tier": "one"}, ("tiers: in another order",)),
+        ({"tiers": DOCUMENT["tiers"] | {"two": {"models": {"ollama": "b"}, "aliases": ["x"]}}}, ("tiers.two.aliases: changed",)),
+        ({"backends": DOCUMENT["backends"] | {"ollama": {"base_url": "http://127.0.0.1:3"}}}, ("backends.ollama.servers: changed",)),
+        (
+            {"backends": DOCUMENT["backends"] | {"ollama": {"base_url": "http://127.0.0.1:1", "max_queue": 3}}},
+            ("backends.ollama.max_queue: 3, was 256",),
+        ),
+        ({"auto": [{"tier": "two", "images": True}]}, ("auto: changed",)),
+        ({"llm_backend": "ollama", "default_tier": "two"}, ("default_tier: 'two', was 'one'",)),
+    ],
+)
+def test_each_change_is_told_with_its_key(more: dict[str, Any], told: tuple[str, ...]) -> None:
+    assert lines(**more) == (told, ())
+
+
+def test_secret_that_changed_is_not_told() -> None:
+    backends = DOCUMENT["backends"] | {"vllm": {"base_url": "http://127.0.0.1:2", "api_key": "another-s3cret-0123456"}}
+    told, waiting = lines(backends=backends, api_keys=["another-s3cret-0123457"])
+    assert (told, waiting) == (("backends.vllm.api_key: changed",), ("api_keys: changed",))
+
+
+def test_what_counts_from_the_start_stays_as_it_was() -> None:
+    found = compare(config.build(DOCUMENT), changed(port=9999, host="0.0.0.0", drain_timeout=5, heartbeat=5))
+    assert found.waiting == ("host: '0.0.0.0', was '127.0.0.1'", "port: 9999, was 8080", "drain_timeout: 5.0, was 30.0")
+    assert (found.settings.port, found.settings.host, found.settings.heartbeat) == (8080, "127.0.0.1", 5.0)
+    assert compare(found.settings, changed(port=9999, heartbeat=5)).waiting == ("port: 9999, was 8080",)
+
+
+def test_every_setting_is_either_changed_or_waits() -> None:
+    """A new key of the settings has to be thought of: whether a change at run time reaches those who act on it."""
+    reached = {
+        "llm_backend", "rollback_to", "backends", "tiers", "default_tier", "auto", "embeddings", "commit_after", "heartbeat", "waiting_note",
+        "max_body", "max_text_body",
+    }  # fmt: skip
+    assert reached | set(AT_START) | {"file", "sources", "warnings"} == set(Settings.model_fields)
+
+
+def test_limits_of_the_tiers_are_merged_anew() -> None:
+    limited = {"one": {"models": {"ollama": "a"}, "limits": {"ollama": {"concurrency": 2}}}}
+    found = compare(config.build(DOCUMENT), changed(tiers=limited, port=1))
+    assert found.settings.limits_for("one", "ollama").concurrency == 2
+    assert found.changed[0] == "tiers.one.models.vllm: nothing, was 'A'"
+
+
+def test_file_is_no_difference(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text("heartbeat: 15\n")
+    read = config.load(file, {})
+    assert read.file == file
+    assert compare(config.load(None, {}), read).changed == ()
