@@ -61,12 +61,12 @@ class Gateway:
         self._shared = Surroundings(settings, self._backends, self._metrics, self._on_exchange, gateway_id)
         for backend in self._backends.values():
             backend.on_away = self._leave_lines
-        self._moves = Moves(self._shared, self.rollout.lines, settings.rollback_cutoff)
+        self._moves = Moves(self._shared, self.rollout.lines)
         steering.move = self._moves.follow
         self._health = Health(settings, self._backends, gateway_id, _refresh)
         self._retirement = Retirement(self._oldest_generation)
         self._operations = Operations(settings, self._backends, routing, steering, self._health, self._metrics)
-        self._preflight = Preflight(settings, self._shared, self.rollout)
+        self._preflight = Preflight(self._shared, self.rollout)
         self._cors = Cors(settings.cors_origins)
         self._images = Images()
         self.reload = Reload(lambda: self._shared.settings, self._change, self._operations.tell_reload)

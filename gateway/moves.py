@@ -8,8 +8,9 @@ lets in who can run there. Three kinds of request stay where they are:
 2. one that the other backend cannot serve, as far as is known: it is away, lacks the model, has no eyes for images, or too short a context;
 3. one that a failure has led elsewhere (`forwarding.py`): the roll-out did not choose for it.
 
-After a rollback with a `cutoff`, who is still at a backend that the tier has left ends with an error, running or in line. Not, when the tier has come
-back there meanwhile; and a second rollback gives its own time. A failure that leads a request to that backend afterwards is none of this.
+Once `rollback_cutoff` has passed after a rollback, who is still at a backend that the tier has left ends with an error, running or in line.
+Not, when the tier has come back there meanwhile; and a second rollback gives its own time. A failure that leads a request to that
+backend afterwards is none of this.
 """
 
 import asyncio
@@ -32,12 +33,11 @@ _log = logging.getLogger("gateway.rollout")
 
 
 class Moves:
-    """Moves what is under way when `lines`, the tiers by name, have changed. `cutoff` is in seconds; None: who runs may run."""
+    """Moves what is under way when `lines`, the tiers by name, have changed."""
 
-    def __init__(self, shared: Surroundings, lines: Mapping[str, Line], cutoff: float | None) -> None:
+    def __init__(self, shared: Surroundings, lines: Mapping[str, Line]) -> None:
         self._shared = shared
         self._lines = lines
-        self._cutoff = cutoff
         self._ends: dict[Left, asyncio.TimerHandle] = {}
 
     def follow(self, change: Change) -> int:
@@ -95,11 +95,12 @@ class Moves:
         here = set(backends_of(after))
         for backend in here:
             self._forget((tier, backend))
-        if is_rollback and self._cutoff is not None:
+        cutoff = self._shared.settings.rollback_cutoff
+        if is_rollback and cutoff is not None:
             now = self._shared.clock()
             for backend in set(backends_of(before)) - here:
                 self._forget((tier, backend))
-                self._ends[tier, backend] = self._shared.loop.call_later(self._cutoff, self._end, (tier, backend), now)
+                self._ends[tier, backend] = self._shared.loop.call_later(cutoff, self._end, (tier, backend), now)
 
     def _forget(self, left: Left) -> None:
         timer = self._ends.pop(left, None)
@@ -115,4 +116,5 @@ class Moves:
         for relay in relays:
             relay.cut_off(BackendUnavailable("The gateway has moved to another model backend, and this one had its time. Try again.", retry_after=1))
         if relays:
-            _log.warning("requests of tier %s cut off at backend %s, %g s after the rollback: %d", *left, self._cutoff, len(relays))
+            seconds = self._shared.clock() - rolled_back
+            _log.warning("requests of tier %s cut off at backend %s, %.3g s after the rollback: %d", *left, seconds, len(relays))

@@ -189,8 +189,7 @@ def _by_its_word(backend: Backend, model: str) -> Traits:
 class Preflight:
     """Checks, one at a time: a second caller waits for the first."""
 
-    def __init__(self, settings: Settings, shared: Surroundings, rollout: Rollout) -> None:
-        self._settings = settings
+    def __init__(self, shared: Surroundings, rollout: Rollout) -> None:
         self._shared = shared
         self._lines: Mapping[str, Line] = rollout.lines
         self._turn = asyncio.Lock()
@@ -208,10 +207,10 @@ class Preflight:
         """
         target = self._backend(backend)
         pairs = [Pair(item, self._other(item, target.name)) for item in self._tiers(tier)]
-        pinned = [item for item in self._settings.tiers.values() if tier is not None and item.name.lower() == tier.lower() and item.backend]
+        pinned = [item for item in self._shared.settings.tiers.values() if tier is not None and item.name.lower() == tier.lower() and item.backend]
         async with self._turn:
             began = self._shared.loop.time()
-            findings = await Check(self._settings, self._shared, target, pairs, began + seconds).run()
+            findings = await Check(self._shared.settings, self._shared, target, pairs, began + seconds).run()
             took = self._shared.loop.time() - began
         findings += [Finding(item.name, "pinned", "note", target.name, "", words=f"the settings pin it to {item.backend}") for item in pinned]
         return {
@@ -251,28 +250,28 @@ class Preflight:
 
     def _backend(self, name: str | None) -> Backend:
         """Without a name: the first that a tier could move to, besides the one that a rollback leads to."""
-        used = [backend for backend in self._settings.backends if any(backend in tier.models for tier in self._tiers(None))]
+        used = [backend for backend in self._shared.settings.backends if any(backend in tier.models for tier in self._tiers(None))]
         if name is None:
-            found = next((backend for backend in used if backend != self._settings.rollback_to), self._settings.rollback_to)
+            found = next((backend for backend in used if backend != self._shared.settings.rollback_to), self._shared.settings.rollback_to)
         else:
-            found = next((backend for backend in self._settings.backends if backend.lower() == name.lower()), "")
+            found = next((backend for backend in self._shared.settings.backends if backend.lower() == name.lower()), "")
         if not found:
-            raise InvalidRequest(f"'backend' must be one of: {', '.join(self._settings.backends)}.", param="backend")
+            raise InvalidRequest(f"'backend' must be one of: {', '.join(self._shared.settings.backends)}.", param="backend")
         return self._shared.backends[found]
 
     def _tiers(self, name: str | None) -> list[Tier]:
         """Those that a switch would move."""
-        tiers = list(self._settings.tiers.values())
+        tiers = list(self._shared.settings.tiers.values())
         if name is not None:
             tiers = [tier for tier in tiers if tier.name.lower() == name.lower()]
             if not tiers:
-                raise InvalidRequest(f"'tier' must be one of: {', '.join(self._settings.tiers)}.", param="tier")
+                raise InvalidRequest(f"'tier' must be one of: {', '.join(self._shared.settings.tiers)}.", param="tier")
         return [tier for tier in tiers if tier.backend is None]
 
     def _other(self, tier: Tier, target: str) -> str | None:
         """Who serves it now; where `target` does already, who would after a rollback."""
         position = self._lines[tier.name].position
-        candidates = (position.backend, self._settings.rollback_to, *tier.models)
+        candidates = (position.backend, self._shared.settings.rollback_to, *tier.models)
         return next((name for name in candidates if name != target and name in tier.models), None)
 
 

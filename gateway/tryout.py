@@ -34,6 +34,7 @@ from gateway.protocol import (
 from gateway.relay import check_headers, upstream_error
 from gateway.shaping import THOUGHT_CLOSES, THOUGHT_OPENS, Shaping
 from gateway.surroundings import Destination, Surroundings
+from gateway.tickets import Ticket
 from gateway.turns import Claim
 from gateway.views import Answer, Delta, assemble
 
@@ -210,7 +211,7 @@ class Tryout:
 
     async def _in_turn(self, chat: Chat, seconds: float) -> list[Delta]:
         queue = self._destination.queues["vision" if chat.has_images else "text"]
-        with self._backend.admission.ticket(queue, Claim(KEY, is_batch=True, timeout=max(0.0, seconds))) as ticket:
+        with Ticket(self._backend.admission, queue, Claim(KEY, is_batch=True, timeout=max(0.0, seconds))) as ticket:
             if ticket.place is None:
                 await ticket.wait()
             self._is_sent = True
