@@ -1,4 +1,4 @@
-"""Requests follow the roll-out: those in line go to the backend that serves their tier now, those that run may be given a last hour.
+"""Requests follow the roll-out: those in line go to the backend that serves their tier now, those that run may be given so many seconds.
 
 Theory of operation. `follow` is told of each change in the step that makes it, so no request sees the new state beside an old line. Of the tiers that
 have moved, who waits for a backend that would not be chosen for him any more is put into the other one's line, in the order of arrival; admission
