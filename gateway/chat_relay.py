@@ -126,6 +126,7 @@ class ChatRelay(Relay):
             if not streams:
                 delta = dialect.parse_answer(await response.read(MAX_ANSWER))
                 self._meter.usage = delta.usage
+                self._meter.has_said = delta.is_piece
                 self._answer(assemble(self._shaped([delta])))
                 return
             await self._pump(response, dialect.reading())
@@ -257,6 +258,10 @@ class ChatRelay(Relay):
     @property
     def _is_stream(self) -> bool:
         return self._view is not None
+
+    @property
+    def _is_empty(self) -> bool:
+        return not self._meter.has_said
 
 
 def waiting_note(outlook: Outlook) -> str:

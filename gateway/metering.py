@@ -31,6 +31,8 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
     endpoint: str
     tier: str
     backend: str
+    chosen: str = NONE
+    """The backend that the roll-out chose: another one than `backend` after a fallback."""
     model: str
     lane: str
     stream: bool
@@ -38,6 +40,8 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
     code: str | None
     reason: str | None
     outcome: Outcome
+    empty: bool = False
+    """It ended well, but the model had said nothing."""
     phase: Phase
     duration: float
     queue_wait: float | None
@@ -68,6 +72,8 @@ class Meter:
     sent: float | None = None
     first_piece: float | None = None
     last_piece: float = 0.0
+    has_said: bool = False
+    """The model: something."""
     upstream_ended: float | None = None
     attempts: int = 0
     usage: Usage | None = None
@@ -92,10 +98,13 @@ class Meter:
         if self.first_piece is None:
             self.first_piece = now
             self.phase = "streaming"
+            self.has_said = tokens > 0
             if tokens > 1 and self.observe_gap is not None:
                 self.observe_gap(0.0, tokens - 1)
-        elif tokens and self.observe_gap is not None:
-            self.observe_gap(now - self.last_piece, tokens)
+        elif tokens:
+            self.has_said = True
+            if self.observe_gap is not None:
+                self.observe_gap(now - self.last_piece, tokens)
         self.last_piece = now
 
     def wait_again(self) -> None:

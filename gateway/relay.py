@@ -17,6 +17,7 @@ from gateway.errors import ClientLeft, ContextLengthExceeded, Crash, GatewayErro
 from gateway.forwarding import Detour
 from gateway.metering import Exchange, Meter, microseconds
 from gateway.queues import Lane
+from gateway.routing import Route
 from gateway.surroundings import Client, Destination, Request, Surroundings
 from gateway.tickets import Ticket
 from gateway.turns import Claim
@@ -110,6 +111,11 @@ class Relay(ABC):
             self._shared.sweep.live.discard(self)
             self._client.on_pause = self._client.on_resume = None
             self._record(error)
+
+    @property
+    def route(self) -> Route:
+        """What the roll-out chose."""
+        return self._request.route
 
     def cut_off(self, error: GatewayError) -> None:
         """End with `error`: the gateway is stopping."""
@@ -321,6 +327,11 @@ class Relay(ABC):
     def _is_stream(self) -> bool:
         return False
 
+    @property
+    def _is_empty(self) -> bool:
+        """The model has said nothing."""
+        return False
+
     # Meter
 
     def _record(self, error: GatewayError | None) -> None:
@@ -333,6 +344,7 @@ class Relay(ABC):
                 endpoint=self.endpoint,
                 tier=route.tier,
                 backend=route.backend,
+                chosen=request.route.backend,
                 model=route.model,
                 lane=self._lane,
                 stream=self._is_stream,
@@ -340,6 +352,7 @@ class Relay(ABC):
                 code=None if error is None else error.code,
                 reason=error.reason if isinstance(error, UpstreamError) else None,
                 outcome="ok" if error is None else error.outcome,
+                empty=error is None and self._is_empty,
                 phase=meter.phase,
                 duration=microseconds(now - meter.arrived),
                 queue_wait=microseconds(meter.queue_wait),

@@ -110,6 +110,18 @@ async def test_plain_answer_has_text_finish_and_usage(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("body", [{"max_tokens": 9}, {}, {"stream": True}], ids=["short", "plain", "stream"])
+async def test_answer_that_says_nothing_is_told_from_one_that_does(kind: Kind, body: dict[str, Any]) -> None:
+    async with serving(kind) as (gateway, backend):
+        for mode in ("healthy", "wordless"):
+            backend.script.append(mode)
+            assert (await gateway.ask(body)).status == 200
+        await until(gateway.is_idle)
+        told = [line for line in gateway.exchanges() if line["event"] == "exchange"]
+        assert [(line["outcome"], line["empty"], line["chosen"]) for line in told] == [("ok", False, kind), ("ok", True, kind)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_exchange_is_counted(kind: Kind, stream: bool) -> None:
     async with serving(kind) as (gateway, _):

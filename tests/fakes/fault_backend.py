@@ -317,6 +317,12 @@ async def thinks(peer: Peer) -> None:
 
 
 @mode
+async def wordless(peer: Peer) -> None:
+    """An answer that ends well and says nothing."""
+    await say(peer, ())
+
+
+@mode
 async def too_long(peer: Peer) -> None:
     text = b"This model's maximum context length is 4096 tokens. However, you requested 9000 output tokens"
     peer.answer(400, b"application/json", b'{"error":{"message":"%b"}}' % text)
