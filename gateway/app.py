@@ -30,6 +30,7 @@ from gateway.relay import Relay
 from gateway.reload import Reload
 from gateway.retirement import Retirement
 from gateway.rollout import Rollout
+from gateway.rollout_guard import RolloutGuard
 from gateway.routing import Routing
 from gateway.state import State
 from gateway.steering import Steering
@@ -65,7 +66,8 @@ class Gateway:
         steering.move = self._moves.follow
         self._health = Health(settings, self._backends, gateway_id, _refresh)
         self._retirement = Retirement(self._oldest_generation)
-        self._operations = Operations(settings, self._backends, routing, steering, self._health, self._metrics)
+        self._guard = None if settings.guard is None else RolloutGuard(settings.guard, self.rollout, settings.rollback_to, self._pending, self._shared.clock)
+        self._operations = Operations(settings, self._backends, routing, steering, self._health, self._metrics, self._guard)
         self._preflight = Preflight(self._shared, self.rollout)
         self._cors = Cors(settings.cors_origins)
         self._images = Images()
@@ -83,6 +85,7 @@ class Gateway:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._guard = None  # what ends now, we end
         await self._health.__aexit__()
         self._moves.close()
         await self._retirement.close()
@@ -217,6 +220,12 @@ class Gateway:
         for exchange in over:
             self._metrics.record(exchange)
         self._log.write(over)
+        if self._guard is not None:
+            self._guard.observe(over)
+
+    def _pending(self, tier: str, backend: str, since: float) -> int:
+        relays = (relay for relay in self._shared.sweep.live if isinstance(relay, Relay) and relay.arrived >= since)
+        return sum(relay.route.tier == tier and relay.route.backend == backend for relay in relays)
 
 
 def _labels(settings: Settings) -> dict[Label, set[str]]:

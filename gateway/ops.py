@@ -19,6 +19,7 @@ from gateway.health import Health
 from gateway.metrics import Metrics
 from gateway.page import add_bodies, add_hot_paths, api_page
 from gateway.preflight import Preflight, add_preflight
+from gateway.rollout_guard import RolloutGuard
 from gateway.routing import Routing
 from gateway.slots import LearnedBound
 from gateway.steering import BODIES, Steering, add_rollout
@@ -36,7 +37,14 @@ class Operations:
     """Answers about the gateway itself. `is_ready` is False while it starts or drains."""
 
     def __init__(
-        self, settings: Settings, backends: dict[str, Backend], routing: Routing, steering: Steering, health: Health, metrics: Metrics
+        self,
+        settings: Settings,
+        backends: dict[str, Backend],
+        routing: Routing,
+        steering: Steering,
+        health: Health,
+        metrics: Metrics,
+        guard: RolloutGuard | None,
     ) -> None:
         self._settings = settings
         self._backends = backends
@@ -44,6 +52,7 @@ class Operations:
         self.steering = steering
         self._health = health
         self._metrics = metrics
+        self._guard = guard
         self.is_stopping = False
         self.last_reload: dict[str, Any] | None = None
         """What came of the last time that the settings were reread."""
@@ -114,6 +123,7 @@ class Operations:
             "canary": view["canary"],
             "share": view["share"],
             "pinned": view["pinned"],
+            "guard": None if self._guard is None else self._guard.view(tier.name),
             "models": tier.models,
             "latency": {backend: self._latency(tier.name, backend) for backend in tier.models},
         }

@@ -117,6 +117,10 @@ class Relay(ABC):
         """What the roll-out chose."""
         return self._request.route
 
+    @property
+    def arrived(self) -> float:
+        return self._meter.arrived
+
     def cut_off(self, error: GatewayError) -> None:
         """End with `error`: the gateway is stopping."""
         self._watch.end(error)

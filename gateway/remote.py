@@ -124,6 +124,9 @@ def show_preflight(answer: Mapping[str, Any], console: Console) -> None:
 def show_status(status: Mapping[str, Any], console: Console) -> None:
     """Tiers with both sides, backends, and what was changed last."""
     console.print(Group(_tiers(status), _backends(status)))
+    for name, tier in status["tiers"].items():
+        if tier.get("guard"):
+            console.print(_guard_line(name, tier["guard"]), soft_wrap=True, highlight=False, markup=False)
     history = status["rollout"]["history"]
     for change in history[:LATEST]:
         console.print(change_line(change), soft_wrap=True, highlight=False, markup=False)
@@ -158,7 +161,15 @@ def show_outcome(answer: Mapping[str, Any], console: Console) -> None:
 
 def change_line(change: Mapping[str, Any]) -> str:
     moves = ", ".join(f"{tier} from {_position(move['from'])} to {_position(move['to'])}" for tier, move in change["tiers"].items())
-    return f"{change['at'][:19].replace('T', ' ')} {change['cause']}{' ' + change['by'] if change['by'] else ''}: {moves}"
+    why = f"; {change['why']}" if change.get("why") else ""
+    return f"{change['at'][:19].replace('T', ' ')} {change['cause']}{' ' + change['by'] if change['by'] else ''}: {moves}{why}"
+
+
+def _guard_line(tier: str, guard: Mapping[str, Any]) -> str:
+    rule, worst = max(guard["rules"].items(), key=lambda item: float(item[1]["evidence"]))
+    counts = f"{max(item['tested']['requests'] for item in guard['rules'].values())} requests so far"
+    other = f"{guard['other']} before" if guard["is_switch"] else guard["other"]
+    return f"guard: {tier} on {guard['tested']} compared with {other}, {counts}; nearest: {rule} {worst['evidence']:.2g} of {guard['needed']:.2g}"
 
 
 def _position(position: Mapping[str, Any]) -> str:

@@ -68,13 +68,17 @@ class Move(Struct, frozen=True, rename={"before": "from", "after": "to"}):
 
 
 class Change(Struct, frozen=True, omit_defaults=True):
-    """One step of the history. `at` is UTC; `by` the id of the key that asked for it, `local` without one, empty for the gateway itself."""
+    """One step of the history. `at` is UTC; `by` the id of the key that asked for it, `local` without one, empty for the gateway itself.
+
+    `why` is what a guard found, in plain words.
+    """
 
     at: str
     by: str
     cause: Cause
     tiers: dict[str, Move]
     is_rollback: bool = False
+    why: str = ""
 
     def __str__(self) -> str:
         return ", ".join(f"{name} from {move.before} to {move.after}" for name, move in self.tiers.items())
@@ -188,7 +192,7 @@ class Rollout:
             self._check(item, wanted[item.name])
         return Outcome(self._apply(wanted, by, cause))
 
-    def rollback(self, *, tier: str | None = None, to: str | None = None, by: str = "", cause: Cause = "operator") -> Outcome:
+    def rollback(self, *, tier: str | None = None, to: str | None = None, by: str = "", cause: Cause = "operator", why: str = "") -> Outcome:
         """Put every tier that is not pinned, or `tier` alone, wholly on `to`, else on the settings' `rollback_to`.
 
         A tier without a model there loses its canary and stays where it is.
@@ -207,7 +211,7 @@ class Rollout:
             if target not in item.models:
                 unmoved[item.name] = f"it has no model on {target}"
             wanted[item.name] = Position(target if target in item.models else self.lines[item.name].position.backend)
-        return Outcome(self._apply(wanted, by, cause, is_rollback=True), unmoved)
+        return Outcome(self._apply(wanted, by, cause, is_rollback=True, why=why), unmoved)
 
     def undo(self, *, by: str = "", cause: Cause = "operator") -> Outcome:
         """Back to the state before the last change. A tier that the settings do not let go there any more stays."""
@@ -303,19 +307,19 @@ class Rollout:
 
     # Steps
 
-    def _apply(self, wanted: Mapping[str, Position], by: str, cause: Cause, is_rollback: bool = False) -> Change | None:
+    def _apply(self, wanted: Mapping[str, Position], by: str, cause: Cause, *, is_rollback: bool = False, why: str = "") -> Change | None:
         """The one place where tiers move. It never waits."""
         moves = {name: Move(self.lines[name].position, position) for name, position in wanted.items() if self.lines[name].position != position}
         if not moves:
             return None
         for name, move in moves.items():
             self.lines[name].place(move.after)
-        return self._remember(moves, by, cause, is_rollback)
+        return self._remember(moves, by, cause, is_rollback=is_rollback, why=why)
 
-    def _remember(self, moves: dict[str, Move], by: str, cause: Cause, is_rollback: bool = False) -> Change:
+    def _remember(self, moves: dict[str, Move], by: str, cause: Cause, *, is_rollback: bool = False, why: str = "") -> Change:
         now = self._clock()
         at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
-        change = Change(at, by, cause, moves, is_rollback)
+        change = Change(at, by, cause, moves, is_rollback, why)
         self.history.append(change)
         for listener in self.listeners:
             listener(change)

@@ -79,7 +79,8 @@ class Steering:
 
     def _keep(self, change: Change) -> None:
         by = f" by {change.by}" if change.by else ""
-        _log.info("roll-out changed (%s%s): %s", change.cause, by, change)
+        why = f"; {change.why}" if change.why else ""
+        _log.log(logging.WARNING if why else logging.INFO, "roll-out changed (%s%s): %s%s", change.cause, by, change, why)
         for tier, move in change.tiers.items():
             self._metrics.switches.labels(tier, *move.ends, change.cause).inc()
         self._state.put(SECTION, self.rollout.kept())

@@ -650,3 +650,35 @@ def test_settings_can_be_built_from_a_mapping_alone(monkeypatch: pytest.MonkeyPa
     assert document["port"] == 0
     with pytest.raises(ConfigError):
         config.build({"port": "x"})
+
+
+def test_guard_is_off_unless_named_and_then_has_its_defaults() -> None:
+    assert load().guard is None
+    assert load("guard:").guard is None
+    defaults = load("guard: {}").guard
+    assert defaults is not None
+    assert (len(defaults.rules), defaults.margin, defaults.ratio, defaults.grace, defaults.false_alarms) == (5, 0.005, 1.5, 30.0, 0.01)
+    assert load(environ={"GATEWAY__GUARD": "{}"}).guard == defaults
+    named = load("guard: {margin: 0.02}", {"GATEWAY__GUARD__RULES": "errors,empty,errors"}).guard
+    assert named is not None
+    assert (named.rules, named.margin) == (("errors", "empty"), 0.02)
+    assert config.check(load("guard: {rules: [empty]}"))[-2] == "the guard looks at empty"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("guard: {margin: 0.6}", "guard.margin: got 0.6; expected a number from 0 to 0.5"),
+        ("guard: {margin: true}", "guard.margin: got true; expected a number"),
+        ("guard: {ratio: '1,5'}", "guard.ratio: got '1,5'; expected a number from 1 to 100"),
+        ("guard: {false_alarms: 0}", "guard.false_alarms: got 0; expected a number from 0.000001 to 0.5"),
+        ("guard: {min_samples: 0}", "guard.min_samples: got 0; expected a whole number, at least 1"),
+        ("guard: {rules: [eror]}", "guard.rules[0]: got 'eror'; expected 'errors', 'truncated'"),
+        ("guard: {rules: []}", "guard.rules: got a list; expected at least one entry"),
+        ("guard: {window: 0}", "guard.window: got 0; expected more than 0"),
+        ("guard: {rule: [errors]}", "guard.rule: no such key; did you mean 'rules'?"),
+        ("guard: true", "guard: got true; expected a mapping of keys"),
+    ],
+)
+def test_guard_that_cannot_be_is_refused(text: str, words: str) -> None:
+    assert words in one_problem(text)

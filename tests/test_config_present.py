@@ -111,6 +111,7 @@ def test_schema_is_valid_and_takes_the_contract_and_the_example() -> None:
 @pytest.mark.parametrize(
     "text",
     ["tirs: {}", "commit_after: 30x", "port: 70000", "backends: {vllm: {kind: x}}", "backends: {vllm: {max_queue: -1}}", "tiers: {a: {}}",
+     "guard: {margin: 0.9}", "guard: {rules: [luck]}", "guard: {ratio: 0.5}", "guard: {false_alarms: 0}", "guard: {rules: []}",
      "max_body: 20m", "tiers: {a: {models: {o: x}, limits: {o: {conc: 1}}}}", "backends: {o: {model_concurrency: often}}"],
 )  # fmt: skip
 def test_schema_refuses_what_the_gateway_refuses(text: str) -> None:
@@ -120,7 +121,8 @@ def test_schema_refuses_what_the_gateway_refuses(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["commit_after: 500ms", "commit_after: 30", "backends: {vllm: {servers: [a, {base_url: b}]}}", "api_keys: a,b", "api_keys: [a]",
+    ["commit_after: 500ms", "commit_after: 30", "guard: {}", "guard: {grace: 0, window: 1h, rules: [errors]}",
+     "backends: {vllm: {servers: [a, {base_url: b}]}}", "api_keys: a,b", "api_keys: [a]",
      "tiers: {a: {models: {o: x}, fallback: true}}",
      "tiers: {a: {models: {o: x}, fallback: o, aliases: [x, {name: y}]}}", "backends: {o: {keep_alive: -1}}"],
 )  # fmt: skip

@@ -159,6 +159,7 @@ async def test_status_tells_backends_and_tiers(client: httpx2.AsyncClient) -> No
         "canary": None,
         "share": None,
         "pinned": False,
+        "guard": None,
         "models": {"vllm": VLLM_MODEL, "ollama": OLLAMA_MODEL},
         "latency": {backend: {name: {"p50": None, "p99": None} for name in ("time_to_first_token", "duration")} for backend in ("vllm", "ollama")},
     }

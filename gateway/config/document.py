@@ -4,12 +4,12 @@ Every key may be left out. What an absent key means, and what a name must lead t
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, SecretStr, model_validator
 
 from gateway.config import values
-from gateway.config.model import Kind, Priority, Task
+from gateway.config.model import GuardRule, Kind, Priority, Task
 
 _DurationInput = Annotated[float, Field(ge=0)] | Annotated[str, Field(pattern=values.DURATION_PATTERN)]
 _CountInput = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^\s*\d+\s*$")]
@@ -22,6 +22,15 @@ Size = Annotated[int, BeforeValidator(values.size, json_schema_input_type=_SizeI
 Count = Annotated[int, BeforeValidator(values.count(1), json_schema_input_type=_CountInput)]
 CountOrZero = Annotated[int, BeforeValidator(values.count(0), json_schema_input_type=_CountOrZeroInput)]
 CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(values.count_or_auto, json_schema_input_type=_CountInput | Literal["auto"])]
+Share = Annotated[
+    float, BeforeValidator(values.number(0, 0.5, "a number from 0 to 0.5"), json_schema_input_type=Annotated[float, Field(ge=0, le=0.5)])
+]
+Ratio = Annotated[
+    float, BeforeValidator(values.number(1, 100, "a number from 1 to 100"), json_schema_input_type=Annotated[float, Field(ge=1, le=100)])
+]
+Chance = Annotated[
+    float, BeforeValidator(values.number(1e-6, 0.5, "a number from 0.000001 to 0.5"), json_schema_input_type=Annotated[float, Field(ge=1e-6, le=0.5)])
+]
 Port = Annotated[int, BeforeValidator(values.count(0, 65535), json_schema_input_type=Annotated[int, Field(ge=0, le=65535)])]
 Key = Annotated[SecretStr, BeforeValidator(values.key, json_schema_input_type=str)]
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(values.keys, json_schema_input_type=str | list[str])]
@@ -234,6 +243,30 @@ class EmbeddingDocument(Document):
     model: ModelName = Field(description="The model's name there. Required.")
 
 
+class GuardDocument(Document):
+    """When a canary or a fresh switch is taken back by itself: it does worse than the other side."""
+
+    rules: tuple[GuardRule, ...] = Field(
+        default=get_args(GuardRule),
+        min_length=1,
+        description="What is looked at: errors, truncated (streams that broke off), empty (answers), time_to_first_token, inter_token_latency. "
+        "Default: all of them.",
+    )
+    margin: Share = Field(
+        default=0.005, description="By how much the share of errors, truncated or empty ones may exceed the other side's. Default: 0.005."
+    )
+    ratio: Ratio = Field(default=1.5, description="How many times the other side's p95 of a time may be. Default: 1.5.")
+    min_samples: Count = Field(default=20, description="Requests of each side before anything is decided. Default: 20.")
+    window: Duration = Field(
+        default=1800.0,
+        description="How far back the side that was left is looked at, and after how long, at the earliest, a canary is judged anew. Default: 30m.",
+    )
+    grace: DurationOrZero = Field(
+        default=30.0, description="Time from a change on in which times are not looked at: caches are cold, a model loads. Default: 30s."
+    )
+    false_alarms: Chance = Field(default=0.01, description="The chance that a change that is no worse is taken back. Default: 0.01.")
+
+
 class SettingsDocument(Document):
     """Settings of the gateway. Durations are seconds, or text such as 500ms, 30s, 5m, 1h; sizes are bytes, or text such as 20MiB."""
 
@@ -272,6 +305,9 @@ class SettingsDocument(Document):
     )
     embeddings: dict[PublicName, EmbeddingDocument] = Field(
         default_factory=dict, description="Embedding models, by the name that clients send. Default: {}."
+    )
+    guard: GuardDocument | None = Field(
+        default=None, description="Takes a canary or a fresh switch back by itself; `{}` turns it on as it is. Default: none, and nobody does."
     )
     commit_after: DurationOrZero = Field(
         default=45.0,

@@ -9,6 +9,7 @@ Kind = Literal["ollama", "vllm", "openai"]
 Priority = Literal["interactive", "batch"]
 Task = Literal["simple", "medium", "complex"]
 """How hard a client says its request is."""
+GuardRule = Literal["errors", "truncated", "empty", "time_to_first_token", "inter_token_latency"]
 
 MIB = 1024 * 1024
 
@@ -138,6 +139,18 @@ class AutoRule(Frozen):
         return ", ".join(f"{name}={str(value).lower()}" for name, value in given.items())
 
 
+class Guard(Frozen):
+    """When a canary or a fresh switch is taken back by itself. Times are in seconds."""
+
+    rules: tuple[GuardRule, ...] = Field(description="What is looked at.")
+    margin: float = Field(description="By how much a share may exceed the other side's.")
+    ratio: float = Field(description="How many times the other side's a p95 may be.")
+    min_samples: int = Field(description="Requests of each side before anything is decided.")
+    window: float = Field(description="How far back the side that was left is looked at, and after how long a canary is judged anew.")
+    grace: float = Field(description="From a change on, in which times are not looked at.")
+    false_alarms: float = Field(description="The chance that a side that is no worse is taken back.")
+
+
 class Settings(Frozen):
     """All settings. Whoever holds one can trust it: every reference in it leads somewhere."""
 
@@ -151,6 +164,7 @@ class Settings(Frozen):
     default_tier: str = Field(description="What `auto` falls to.")
     auto: tuple[AutoRule, ...] = Field(default=(), description="What `auto` means: the first rule that holds counts, else default_tier.")
     embeddings: dict[str, Embedding] = Field(default_factory=dict)
+    guard: Guard | None = Field(default=None, description="Takes a roll-out back by itself; None: nobody does.")
     commit_after: float = Field(default=45.0, description="Seconds of silence after which a stream's answer begins.")
     heartbeat: float = Field(default=15.0, description="Seconds between two signs of life on a silent answer.")
     waiting_note: bool = Field(default=False, description="Whether a waiting stream is told its place as reasoning text.")

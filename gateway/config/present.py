@@ -24,6 +24,8 @@ def check(settings: Settings) -> list[str]:
     rules = [[f"rule {number}", str(rule), rule.tier] for number, rule in enumerate(settings.auto, 1)]
     lines += ["", *_table(["auto", "where", "tier"], [*rules, ["else", "no rule holds" if rules else "always", settings.default_tier]])]
     lines += ["", f"a rollback leads to {settings.rollback_to}"]
+    if settings.guard is not None:
+        lines.append(f"the guard looks at {', '.join(settings.guard.rules)}")
     lines += [f"warning: {warning}" for warning in settings.warnings]
     return lines
 
@@ -60,6 +62,8 @@ def show(settings: Settings) -> str:
             document[key] = [rule.model_dump(exclude_none=True) for rule in value]
         elif key == "embeddings":
             document[key] = {name: item.model_dump() for name, item in value.items()}
+        elif key == "guard" and value is not None:
+            document[key] = _plain(value.model_dump())
         elif key == "state_file":
             document[key] = str(value) if value else ""
         elif value is not None and value != ():

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from gateway.config import limits, values
 from gateway.config.document import BackendDocument, SettingsDocument, TierDocument
-from gateway.config.model import Alias, AutoRule, Backend, Embedding, Kind, LimitOverrides, Params, Server, Settings, Task, Tier
+from gateway.config.model import Alias, AutoRule, Backend, Embedding, Guard, Kind, LimitOverrides, Params, Server, Settings, Task, Tier
 from gateway.config.problems import Path, Problems, expected_one_of, shown
 from gateway.config.yamlfile import read_text
 from gateway.params import problem as params_problem
@@ -74,7 +74,7 @@ class _Resolver:
         plain = {
             key: getattr(self._document, key)
             for key in SettingsDocument.model_fields
-            if key not in ("backends", "tiers", "auto", "embeddings", "api_keys", "state_file", "ollama_num_parallel", "host")
+            if key not in ("backends", "tiers", "auto", "embeddings", "guard", "api_keys", "state_file", "ollama_num_parallel", "host")
         }
         return Settings(
             **plain | {"llm_backend": active, "rollback_to": rollback_to, "default_tier": default_tier},
@@ -83,6 +83,7 @@ class _Resolver:
             tiers=tiers,
             auto=auto,
             embeddings=embeddings,
+            guard=self._guard(),
             api_keys=tuple(SecretStr(key) for key in keys),
             state_file=FilePath(self._document.state_file) if self._document.state_file else None,
             ollama_num_parallel=self._document.ollama_num_parallel or None,
@@ -271,6 +272,10 @@ class _Resolver:
             if backend := self._backend_named(("embeddings", name, "backend"), item.backend):
                 found[name] = Embedding(backend=backend, model=item.model)
         return found
+
+    def _guard(self) -> Guard | None:
+        item = self._document.guard
+        return None if item is None else Guard(**item.model_dump() | {"rules": tuple(dict.fromkeys(item.rules))})
 
     def _default_tier(self) -> str:
         given = self._document.default_tier

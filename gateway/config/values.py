@@ -66,6 +66,19 @@ def count(least: int, most: int = 2**31 - 1) -> Callable[[object], int]:
     return read
 
 
+def number(least: float, most: float, words: str) -> Callable[[object], float]:
+    """A reader of numbers from `least` to `most`; `words` say what was expected."""
+
+    def read(value: object) -> float:
+        if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.\d+)?\s*", value, re.ASCII):
+            value = float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
+            return float(value)
+        raise ValueError(f"expected {words}")
+
+    return read
+
+
 def count_or_auto(value: object) -> int | str:
     """A whole number of at least 1, or the word `auto`."""
     if isinstance(value, str) and value.strip().lower() == "auto":
