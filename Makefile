@@ -7,7 +7,7 @@ BENCH_VENV ?= .venv-bench
 CLIENTS_VENV ?= .venv-clients
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients bench-cost bench-admission bench-overload bench-switch lock help
+.PHONY: run test check fix test-vllm test-clients bench-cost bench-admission bench-overload bench-switch bench-guard lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, in front of an Ollama and a vLLM or stand-ins for them
 	@$(BIN)/python -m gateway demo
@@ -42,6 +42,9 @@ bench-overload: $(VENV)/dev  ## Four times what the backend serves, and 10,000 r
 
 bench-switch: $(VENV)/dev  ## Switch to and fro under load: how long a call takes, and what the clients see
 	@$(BIN)/python -m gateway.bench.switch
+
+bench-guard: $(VENV)/dev  ## The guard before simulated canaries: which it takes back, and when
+	@$(BIN)/python -m gateway.bench.guard
 
 lock: $(VENV)/dev  ## Renew requirements/ from pyproject.toml
 	$(BIN)/pip install --quiet uv
