@@ -66,7 +66,9 @@ class Gateway:
         steering.move = self._moves.follow
         self._health = Health(settings, self._backends, gateway_id, _refresh)
         self._retirement = Retirement(self._oldest_generation)
-        self._guard = None if settings.guard is None else RolloutGuard(settings.guard, self.rollout, settings.rollback_to, self._pending, self._shared.clock)
+        self._guard = (
+            None if settings.guard is None else RolloutGuard(settings.guard, self.rollout, settings.rollback_to, self._pending, self._shared.clock)
+        )
         self._operations = Operations(settings, self._backends, routing, steering, self._health, self._metrics, self._guard)
         self._preflight = Preflight(self._shared, self.rollout)
         self._cors = Cors(settings.cors_origins)
@@ -153,6 +155,8 @@ class Gateway:
         self._shared.change(settings, backends)
         keep_learned(self._state, self._backends, num_parallel)
         self._steering.reload(settings)
+        if self._guard is not None:
+            self._guard.reload(settings.rollback_to)
         routing = Routing(settings)
         for endpoint in self._hot.values():
             endpoint.change(routing)

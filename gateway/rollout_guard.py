@@ -155,6 +155,13 @@ class RolloutGuard:
 
     # What changes
 
+    def reload(self, rollback_to: str) -> None:
+        """The settings are others: tiers may be gone, and the way back may lead elsewhere."""
+        self._rollback_to = rollback_to
+        lines = self._rollout.lines
+        self._watches = {tier: watch for tier, watch in self._watches.items() if tier in lines}
+        self._recent = {(tier, backend): samples for (tier, backend), samples in self._recent.items() if tier in lines}
+
     def _on_change(self, change: Change) -> None:
         for tier in change.tiers:
             self._watches.pop(tier, None)

@@ -369,3 +369,15 @@ def test_memory_is_bounded() -> None:
     house = House()
     house.serve(3 * RECENT)
     assert [len(samples) for samples in house.guard._recent.values()] == [RECENT]
+
+
+def test_tier_that_new_settings_do_not_have_is_watched_no_more() -> None:
+    house = House()
+    house.rollout.set(canary=TENTH)
+    house.serve(10)
+    settings = config.build({**DOCUMENT, "tiers": {"pro": DOCUMENT["tiers"]["pro"]}})
+    house.rollout.reload(settings)
+    house.guard.reload(settings.rollback_to)
+    house.guard.observe([tiered(failed("vllm"), "standard") for _ in range(200)])
+    assert (house.guard.view("standard"), house.causes) == (None, ["operator"])
+    assert house.serve(2000, tier="pro", vllm=broken) < 1000

@@ -11,9 +11,9 @@ from gateway.config.problems import Path, dotted, shown
 
 AT_START = (
     "host", "port", "metrics_port", "api_keys", "api_keys_file", "admin_key", "metrics_key", "cors_origins", "user_header", "session_header",
-    "log_format", "state_file", "ollama_num_parallel", "drain_delay", "drain_timeout",
+    "log_format", "state_file", "ollama_num_parallel", "drain_delay", "drain_timeout", "guard",
 )  # fmt: skip
-"""Keys that count from the next start on: the door, the guards and the log are built of them."""
+"""Keys that count from the next start on: the door, the keys' guards, the roll-out's and the log are built of them."""
 
 _ABOUT_THE_SOURCES = frozenset({"file", "sources", "warnings"})
 
