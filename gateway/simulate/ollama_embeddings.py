@@ -57,6 +57,9 @@ class Embeddings:
         """The embeddings, the tokens of the texts, and the seconds that the load took."""
         texts = _texts(body.get("input"))
         model = self._model(body)
+        if not texts:  # the model is loaded, and not asked
+            async with self._replies.loaded(model, native_options(body).get("num_ctx"), keep_alive(body)) as (_, load):
+                return [], 0, load
         try:
             generation = self._engine.begin()
         except Refused as exc:
