@@ -22,8 +22,8 @@ each bound of its place, or (4) gone. Only `Admission` moves it, in these steps,
 
 Invariants. I1: no bound is exceeded, but by one on trial in a `LearnedBound`, and after a limit was lowered. I2: between two steps nobody is in
 line who could run; so a text never stands behind an image that cannot go, nor a model behind another one's busy server. I3: no more wait than
-`max_queue`, but those that were taken over: they had been let into a line. I4: each ticket ends once. I5: who left the line is never let in. I6: a
-ticket in line is in one line of one backend, and only there.
+`max_queue`, those aside who wait for nothing but a load, and those that were taken over: they had been let into a line. I4: each ticket ends
+once. I5: who left the line is never let in. I6: a ticket in line is in one line of one backend, and only there.
 
 Who is next. All in one queue need the same, so only the heads of queues are asked: the step costs the number of queues, not of requests.
 Among the heads that can run: interactive before batch; then the key that has waited for its turn the longest (`turns.py`); keys go on in all
@@ -31,6 +31,11 @@ queues of a lane when they are served in one, lanes do not wait for each other. 
 could have run, goes first: it gets one slot in ten.
 
 A server that is not up gets nothing: who needs it waits until it is, or is told by the relay that the backend is away.
+
+Loads. Where models have to be loaded (Ollama), a place has the `ModelState` of its model there, and takes somebody from the line only while that is
+ready; who moves from another server may come before. When somebody waits whom only this keeps back, `Loads.look` sees to the load (`loads.py`):
+after each arrival in line, and at the end of `_assign`. So I2 reads: nobody in line could run, and who could run but for a load has that
+seen to. A load needs no slot. Time in which the model loads is not counted as waiting, but for the client's own deadline.
 
 Time. What service takes is measured per queue, of those who were served whole. From its median come `Retry-After`, the estimate for those who
 wait, and the refusal of deadlines that cannot be met. It is never a reason against one who finds a free slot: a measure that is
@@ -43,6 +48,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
+from gateway.loads import ModelState
 from gateway.queues import BATCH_SHARE, Entry, Lane, Limits, OwnLimits, Place, Queue, SharedLane, Station
 from gateway.slots import CONFIRM_SECONDS, TRY_AGAIN_SECONDS, Bound, LearnedBound
 
@@ -54,6 +60,8 @@ class Outlook(NamedTuple):
 
     place: int
     seconds: float | None
+    is_loading: bool = False
+    """The model is being loaded, which comes before."""
 
 
 class Mover(NamedTuple):
@@ -115,11 +123,14 @@ class Admission:
         if found is None:
             shared = self._lanes[lane]
             own = own or OwnLimits()
-            places = [Place(station, self._bounds(station, model, shared, own)) for station in self._stations]
+            places = [Place(station, self._bounds(station, model, shared, own), self._state(station, model, shared)) for station in self._stations]
             room = shared.room if own.max_queue is None else Bound(own.max_queue)
             found = self._queues[key] = Queue(model, shared, places, room, own.queue_timeout)
             shared.queues.append(found)
         return found
+
+    def _state(self, station: Station, model: str, lane: SharedLane) -> ModelState | None:
+        return None if station.loads is None else station.loads.state(self._canonical(model), model, lane.limits.is_apart)
 
     def _bounds(self, station: Station, model: str, lane: SharedLane, own: OwnLimits) -> tuple[Bound, ...]:
         if lane.limits.is_apart:
@@ -165,6 +176,9 @@ class Admission:
             if queue not in kept and not queue.running and not queue.waiting:
                 del self._queues[key]
                 queue.lane.queues.remove(queue)
+                for place in queue.places:
+                    if place.state is not None:
+                        place.state.crowds.remove(queue)
         used = {id(bound) for queue in self._queues.values() for place in queue.places for bound in place.bounds}
         for station in self._stations:
             for name, bound in [item for item in station.models.items() if id(item[1]) not in used]:
@@ -189,7 +203,7 @@ class Admission:
             return
         self._refuse_hopeless(ticket)
         self._into_line(ticket)
-        if self._on_trial(queue) is not None:
+        if self._on_trial(queue) is not None or self._look_at_loads():
             self._assign()
 
     def leave(self, ticket: Entry) -> None:
@@ -238,6 +252,8 @@ class Admission:
                 if (place := self._free(queue) or self._on_trial(queue)) is not None
             ]
             if not runnable:
+                if self._look_at_loads():
+                    continue
                 return
             _, ticket, place, queue = min(runnable) if len(runnable) > 1 else runnable[0]
             for *_, other in runnable:
@@ -260,6 +276,11 @@ class Admission:
         queue.line(ticket.claim).add(ticket, self._stamp)
         queue.room.count += 1
 
+    def _look_at_loads(self) -> bool:
+        """Have loaded what is waited for; whether a model became ready by that."""
+        looks = [station.loads.look() for station in self._stations if station.loads is not None]
+        return any(looks)
+
     def _out_of_line(self, ticket: Entry) -> None:
         ticket.is_in_line = False
         self._in_line -= 1
@@ -270,6 +291,8 @@ class Admission:
         ticket.place = place
         ticket.started = self._clock()
         ticket.queue.running += 1
+        if place.state is not None:
+            place.state.running += 1
         for bound in place.bounds:
             bound.count += 1
         if place.learned is not None:
@@ -278,6 +301,9 @@ class Admission:
     def _stop(self, ticket: Entry, place: Place, now: float) -> None:
         ticket.place = None
         ticket.queue.running -= 1
+        if place.state is not None:
+            place.state.running -= 1
+            place.state.rests_since = now
         for bound in place.bounds:
             bound.count -= 1
         learned, part = place.learned, ticket.part
@@ -296,6 +322,8 @@ class Admission:
             station = place.station
             if station is besides or not station.serves(queue.model) or not station.is_up():
                 continue
+            if place.state is not None and not place.state.is_ready and besides is None:
+                continue
             for bound in place.bounds:
                 if bound.count >= bound.limit:
                     break
@@ -308,7 +336,7 @@ class Admission:
         """Where one more than is known to be right may be tried."""
         for place in queue.places:
             learned = place.learned
-            if learned is None or not learned.may_try(self._clock()):
+            if learned is None or not learned.may_try(self._clock()) or (place.state is not None and not place.state.is_ready):
                 continue
             has_room = all(bound is learned or not bound.is_full for bound in place.bounds)
             if has_room and place.station.is_up() and place.station.serves(queue.model):
@@ -330,6 +358,9 @@ class Admission:
 
     # Time
 
+    def now(self) -> float:
+        return self._clock()
+
     def retry_after(self, queue: Queue) -> int:
         """Whole seconds, 1 to 60: the line's length times the median service time, spread so that clients do not come back at once."""
         seconds = queue.wait(queue.waiting)
@@ -340,13 +371,13 @@ class Admission:
     def outlook(self, ticket: Entry) -> Outlook:
         """Of a ticket that is in line."""
         ahead = ticket.queue.place_of(ticket, self._clock())
-        return Outlook(ahead + 1, ticket.queue.wait(ahead))
+        return Outlook(ahead + 1, ticket.queue.wait(ahead), ticket.queue.is_loading)
 
     def _refuse_hopeless(self, ticket: Entry) -> None:
         queue, claim = ticket.queue, ticket.claim
         if not any(place.station.serves(queue.model) for place in queue.places):
             raise ModelNotFound("The model behind this name is not present on its backend.", param="model")
-        if queue.room.is_full:
+        if queue.room.is_full and not queue.has_slot_but_no_model():
             raise QueueFull("The gateway's queue for this backend is full. Try again later.", retry_after=self.retry_after(queue))
         service = None if claim.timeout is None else queue.service()
         if service is None or claim.timeout is None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -19,6 +19,7 @@ from gateway.guard import Guard
 from gateway.health import Health
 from gateway.images import Images
 from gateway.learned import keep_learned
+from gateway.loader import Loader
 from gateway.log import ExchangeLog
 from gateway.metering import Exchange
 from gateway.metrics import Label, Metrics
@@ -64,6 +65,8 @@ class Gateway:
             backend.on_away = self._leave_lines
         self._moves = Moves(self._shared, self.rollout.lines)
         steering.move = self._moves.follow
+        self._loaders: dict[Backend, Loader] = {}
+        self._add_loaders(settings, self._backends.values())
         self._health = Health(settings, self._backends, gateway_id, _refresh)
         self._retirement = Retirement(self._oldest_generation)
         self._guard = (
@@ -90,6 +93,8 @@ class Gateway:
         self._guard = None  # what ends now, we end
         await self._health.__aexit__()
         self._moves.close()
+        for loader in self._loaders.values():
+            await loader.close()
         await self._retirement.close()
         for backend in self._backends.values():
             backend.close()
@@ -137,12 +142,12 @@ class Gateway:
         num_parallel = settings.ollama_num_parallel
         backends = {name: self._kept(item) or Backend(item, num_parallel) for name, item in settings.backends.items()}
         new = [backend for backend in backends.values() if backend not in self._backends.values()]
+        self._add_loaders(settings, new)
         try:
             await self._health.meet(settings, backends)
         except BaseException:
             for backend in new:
-                self._health.forget(backend)
-                backend.close()
+                self._drop(backend)
             raise
         for backend in new:
             backend.on_away = self._leave_lines
@@ -151,6 +156,8 @@ class Gateway:
         for name, item in settings.backends.items():
             if backends[name] not in new:
                 backends[name].change(item, num_parallel)
+            if (loader := self._loaders.get(backends[name])) is not None:
+                loader.change(settings)
         generation = self._shared.generation
         self._shared.change(settings, backends)
         keep_learned(self._state, self._backends, num_parallel)
@@ -164,6 +171,17 @@ class Gateway:
         self._operations.change(settings, routing)
         self._retirement.add(generation, lambda: self._let_go(generation, leaving, labels))
 
+    def _add_loaders(self, settings: Settings, backends: Iterable[Backend]) -> None:
+        for backend in backends:
+            if backend.loading is not None:
+                self._loaders[backend] = Loader(backend, settings, self._metrics, self._shared.gateway_id)
+
+    def _drop(self, backend: Backend) -> None:
+        self._health.forget(backend)
+        if (loader := self._loaders.pop(backend, None)) is not None:
+            loader.stop()
+        backend.close()
+
     def _kept(self, item: BackendSettings) -> Backend | None:
         backend = self._backends.get(item.name)
         return backend if backend is not None and is_same_place(backend.settings, item) else None
@@ -172,7 +190,7 @@ class Gateway:
         """No request is left that began under the settings of `generation`."""
         era = self._shared.past.pop(generation)
         for backend in leaving:
-            backend.close()
+            self._drop(backend)
         needed = {backend for later in self._shared.past.values() for backend in later.backends.values()}
         for backend in {*era.backends.values()}.intersection(self._health.unused) - needed:
             self._health.forget(backend)

@@ -266,6 +266,8 @@ class ChatRelay(Relay):
 
 def waiting_note(outlook: Outlook) -> str:
     """What a person who waits is told."""
+    if outlook.is_loading:
+        return "The model is being loaded.\n"
     if outlook.seconds is None:
         return f"Waiting in line: place {outlook.place}.\n"
     estimate = f"{math.ceil(outlook.seconds)} s" if outlook.seconds <= 90 else f"{math.ceil(outlook.seconds / 60)} min"

@@ -13,7 +13,7 @@ import math
 import time
 from email.utils import parsedate_to_datetime
 
-from gateway.backends.backend import Server
+from gateway.backends.backend import Backend, Server
 from gateway.connection import Connection
 from gateway.errors import BackendUnavailable, GatewayError, InvalidRequest, ModelNotFound, UpstreamError
 from gateway.metering import CHAT, Meter
@@ -62,18 +62,18 @@ def with_pause(error: GatewayError, response: Connection) -> GatewayError:
     return error
 
 
-def note_failure(destination: Destination, server: Server, error: GatewayError, sent: float) -> str | None:
-    """Tell `server` what became of the attempt that was sent at the time `sent`; the reason in a word, where it may be tried elsewhere."""
+def note_failure(backend: Backend, model: str, server: Server, error: GatewayError, sent: float) -> str | None:
+    """Tell `server` what became of the attempt at `model` that was sent at the time `sent`; the reason in a word, where it may be tried elsewhere."""
     if isinstance(error, UpstreamError):
         if error.reason not in BROKEN:
             return None
         server.circuit.fail(error.reason, sent)
         return error.reason
     if isinstance(error, BackendUnavailable):
-        destination.backend.pause(server, FULL_SECONDS if error.pause is None else error.pause)
+        backend.pause(server, FULL_SECONDS if error.pause is None else error.pause)
         return BUSY
     if isinstance(error, ModelNotFound):
-        server.miss(destination.route.model)
+        server.miss(model)
         return MISSING
     if isinstance(error, InvalidRequest) and server.circuit.is_troubled:
         server.circuit.succeed()  # the fault is the request's
@@ -103,7 +103,7 @@ class Detour:
 
         `answered`: a part of an answer had come before.
         """
-        reason = self._reason = note_failure(self.destination, server, error, sent)
+        reason = self._reason = note_failure(self.destination.backend, self.destination.route.model, server, error, sent)
         if reason is None or meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None:
             return False
         if not answered and self._may_repeat(reason, sent) and ticket.move():

@@ -10,7 +10,7 @@ import httpx2
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from gateway.backends.backend import VIA, Backend, Server
-from gateway.backends.base import Models
+from gateway.backends.base import Loaded, Models
 from gateway.config import Settings
 
 PROBE_SECONDS = 2.0
@@ -172,14 +172,15 @@ class Health:
         if models is None:
             return "no_models"
         before, lacked = server.discovered, server.lacks_any
-        await self._learn(backend, server, models)
+        loaded = await self._learn(backend, server, models)
         server.found(models)
-        if lacked or (before is not None and before != models):
+        is_ready = server.loads is not None and loaded is not None and server.loads.see(loaded)
+        if is_ready or lacked or (before is not None and before != models):
             self._on_change(backend)
         return "up"
 
-    async def _learn(self, backend: Backend, server: Server, models: Models) -> None:
-        """What is asked besides only adds to what is known: it fails without a consequence."""
+    async def _learn(self, backend: Backend, server: Server, models: Models) -> Loaded | None:
+        """What is asked besides only adds to what is known: it fails without a consequence. Gives what is loaded."""
         wanted = [tier.models[backend.name] for tier in self._settings.tiers.values() if backend.name in tier.models]
         wanted += [item.model for item in self._settings.embeddings.values() if item.backend == backend.name]
 
@@ -190,7 +191,7 @@ class Health:
                 return None
             return content if status == 200 else None
 
-        await backend.dialect.learn(models, server.discovered or {}, wanted, ask)
+        return await backend.dialect.learn(models, server.discovered or {}, wanted, ask)
 
     async def _fetch(self, backend: Backend, server: Server, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Status and body of the server's answer.

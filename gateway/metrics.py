@@ -20,6 +20,7 @@ TIME_TO_FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.
 INTER_TOKEN_LATENCY = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 DURATION = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 QUEUE_WAIT = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
+LOAD = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 OVERHEAD = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1)
 
 Label = Literal["tier", "backend"]
@@ -172,6 +173,7 @@ class Metrics:
         self.circuit_state = Gauge(
             "gateway_circuit_state", "Of the backend's best server: 0 closed, 1 suspect, 2 half open, 3 open.", ("backend",), registry=registry
         )
+        self.load_seconds = histogram("gateway_backend_load_seconds", "Time in which a backend loaded a model.", ("backend", "model"), LOAD)
         self.active_backend = Gauge("gateway_active_backend", "1 for the backend that serves the tier.", route, registry=registry)
         self.switches = counter("gateway_switches_total", "Moves of a tier, or of a part of it.", ("tier", "from_backend", "to_backend", "cause"))
         self.overhead = histogram("gateway_overhead_seconds", "Time in the gateway outside the queue and the upstream.", (), OVERHEAD).labels()

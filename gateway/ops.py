@@ -154,6 +154,7 @@ class Operations:
                     "running": server.load,
                     "connections": server.pool.open_connections,
                     "models": None if server.discovered is None else sorted(server.discovered),
+                    "loads": None if server.loads is None else {name: state.word for name, state in server.loads.states.items()},
                     "model_slots": {
                         model: {"running": bound.count, "limit": bound.limit, "learned": isinstance(bound, LearnedBound) and not bound.is_held}
                         for model, bound in server.models.items()

@@ -4,9 +4,11 @@ import math
 import statistics
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from gateway.errors import GatewayError
+from gateway.loads import Loads, ModelState
 from gateway.slots import Bound, LearnedBound, Part
 from gateway.turns import Claim, Line
 
@@ -18,6 +20,9 @@ BATCH_SHARE = 10
 """One slot in so many is for batch, while some of it waits."""
 CENSUS_SECONDS = 1.0
 """How old a place in line may be that is told to who waits there."""
+
+LOADING_SECONDS = 0.25
+"""How often one looks who waits for a load and has no time left besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class OwnLimits:
 class Station(ABC):
     """A server as admission sees it: what runs there, and what could."""
 
-    __slots__ = ("apart", "guesses", "lanes", "models", "slots")
+    __slots__ = ("apart", "guesses", "lanes", "loads", "models", "slots")
 
     def __init__(self) -> None:
         self.slots = Bound(0)
@@ -69,6 +74,8 @@ class Station(ABC):
         """Of those that have slots besides."""
         self.guesses: dict[str, int] = {}
         """What was learned of models before this start, by canonical name."""
+        self.loads: Loads | None = None
+        """What it has loaded; None: nothing has to be."""
 
     @property
     def running(self) -> int:
@@ -94,13 +101,14 @@ class Station(ABC):
 
 
 class Place:
-    """A server, and the bounds that one kind of request needs there."""
+    """A server, and what one kind of request needs there: bounds, and the model where that has to be loaded."""
 
-    __slots__ = ("bounds", "learned", "station")
+    __slots__ = ("bounds", "learned", "state", "station")
 
-    def __init__(self, station: Station, bounds: tuple[Bound, ...]) -> None:
+    def __init__(self, station: Station, bounds: tuple[Bound, ...], state: ModelState | None = None) -> None:
         self.station = station
         self.bounds = bounds
+        self.state = state
         self.learned = next((bound for bound in bounds if isinstance(bound, LearnedBound)), None)
 
 
@@ -128,6 +136,9 @@ class Entry:
     def taken_over(self) -> None:
         """It is in the line of another backend now."""
 
+    def refuse(self, error: GatewayError) -> None:
+        """End its wait in line with `error`."""
+
 
 class Queue:
     """Requests that need the same: who of them waits, how many run, how long service took of late."""
@@ -147,6 +158,9 @@ class Queue:
         self.running = 0
         self.seconds: deque[float] = deque(maxlen=SERVICE_SAMPLES)
         self._census: tuple[float, dict[Entry, int]] = (-math.inf, {})
+        for place in places:
+            if place.state is not None:
+                place.state.crowds.append(self)
 
     def __repr__(self) -> str:
         return f"<Queue {self.model} {self.lane.name} {self.running} in flight, {self.waiting} waiting>"
@@ -158,6 +172,51 @@ class Queue:
     @property
     def queue_timeout(self) -> float:
         return self.lane.limits.queue_timeout if self._own_timeout is None else self._own_timeout
+
+    def wants(self, state: ModelState) -> bool:
+        """Somebody waits who would be better off if `state` was loaded: none other is being, and none that is has this one as its equal."""
+        if not self.waiting or state.has_failed:
+            return False
+        has_room, is_served = False, False
+        for place in self.places:
+            if place.state is state:
+                has_room = not any(bound.is_full for bound in place.bounds)
+            elif place.station.serves(self.model) and place.station.is_up():
+                if place.state is not None and place.state.is_loading:
+                    return False
+                is_served |= place.state is None or place.state.is_ready
+        return has_room or not is_served
+
+    def may_try_elsewhere(self, state: ModelState) -> bool:
+        """Another server has the model, or could load it and has not failed."""
+        others = [place for place in self.places if place.state is not state and place.station.serves(self.model) and place.station.is_up()]
+        return any(place.state is None or not place.state.has_failed for place in others)
+
+    def refuse(self, error: Callable[[], GatewayError]) -> None:
+        """End the wait of all who are in line."""
+        for ticket in [*self.interactive.in_order(), *self.batch.in_order()]:
+            ticket.refuse(error())
+
+    def has_slot_but_no_model(self) -> bool:
+        """One more could run, beside those who wait here, if the model was loaded."""
+        return any(
+            place.state is not None and not place.state.is_ready and place.station.serves(self.model) and place.station.is_up()
+            and min(bound.limit - bound.count for bound in place.bounds) > self.waiting
+            for place in self.places
+        )  # fmt: skip
+
+    @property
+    def is_loading(self) -> bool:
+        """The model is, somewhere."""
+        return any(place.state is not None and place.state.is_loading for place in self.places)
+
+    def load_seconds(self, now: float) -> float:
+        """How long the model has been loading, in all."""
+        return sum(place.state.load_seconds(now) for place in self.places if place.state is not None)
+
+    def time_left(self, waited: float, loading: float) -> float:
+        """Of the longest wait, for one who `waited` so long, in which the model was `loading` so long; while it still is, some time is left."""
+        return max(self.queue_timeout - (waited - loading), LOADING_SECONDS if self.is_loading else 0.0)
 
     def line(self, claim: Claim) -> "Line[Entry]":
         return self.batch if claim.is_batch else self.interactive

@@ -131,9 +131,9 @@ class Relay(ABC):
         return self._destination.generation
 
     def leave_line(self, backend: Backend) -> None:
-        """`backend` is away: who waits for it and may go elsewhere does so."""
+        """`backend` takes nothing: who waits for it and may go elsewhere does so."""
         way, model = self._destination.fallback, self._destination.route.model
-        if way is None or backend is not self._backend or not backend.is_away(model):
+        if way is None or backend is not self._backend or not backend.takes_none(model):
             return
         if not self._shared.destination(way, self.endpoint).backend.is_away(way.model):
             self._ticket.refuse(backend.unavailable())

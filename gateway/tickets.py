@@ -8,6 +8,9 @@ from gateway.errors import GatewayError, QueueTimeout
 from gateway.queues import Entry, Queue, Station
 from gateway.turns import Claim
 
+LATE_SECONDS = 0.02
+"""Not worth a timer: the end of a wait may come so early."""
+
 
 class Ticket(Entry):
     """One request's place: gives its slot, or its place in line, back on leaving the block, however that comes about.
@@ -49,7 +52,7 @@ class Ticket(Entry):
         """Until it has a slot.
 
         Raises:
-            QueueTimeout: none came free in `queue_timeout` seconds, or in the time that the client gives.
+            QueueTimeout: none came free in `queue_timeout` seconds, those aside in which the model was loading, or in the time that the client gives.
         """
         self._waiter = asyncio.get_running_loop().create_future()
         self._start_clock()
@@ -61,9 +64,17 @@ class Ticket(Entry):
     def _start_clock(self) -> None:
         longest = self.queue.queue_timeout
         seconds = longest if self.claim.timeout is None else min(longest, self.claim.timeout)
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire, seconds)
+        now = self._admission.now()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire, seconds, now, self.queue.load_seconds(now))
 
-    def _expire(self, seconds: float) -> None:
+    def _expire(self, seconds: float, since: float, loaded_before: float) -> None:
+        waited = self._admission.now() - since
+        left = self.queue.time_left(waited, self.queue.load_seconds(since + waited) - loaded_before)
+        if self.claim.timeout is not None:
+            left = min(left, self.claim.timeout - waited)
+        if left > LATE_SECONDS:
+            self._timer = asyncio.get_running_loop().call_later(left, self._expire, seconds, since, loaded_before)
+            return
         retry_after = self._admission.retry_after(self.queue)
         self.refuse(QueueTimeout(f"No slot came free within {seconds:g} seconds. Try again later.", retry_after=retry_after))
 

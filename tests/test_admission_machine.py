@@ -1,17 +1,19 @@
 """Before two backends requests arrive, leave, time out, finish, speak, move to another server and follow the roll-out to the other backend; servers
-come, go and change; limits change; time passes: in any order."""
+come, go and change; models are loaded and evicted; limits change; time passes: in any order."""
 
+from math import inf
 from typing import Any, cast
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
+from gateway.loads import Shown
 from gateway.queues import BATCH_SHARE, Lane, OwnLimits, Queue
 from gateway.slots import LearnedBound
 from gateway.turns import Claim
-from tests.fakes.line import Request, Server, limits, setup
+from tests.fakes.line import Request, Server, Setup, limits, setup
 
 MODELS = ("a", "b")
 LANES: tuple[Lane, ...] = ("text", "vision")
@@ -68,9 +70,53 @@ class AdmissionMachine(RuleBasedStateMachine):
     def could_run(self, request: Request) -> bool:
         """Said once more in other words than the code's."""
         places = [place for place in request.queue.places if place.station.serves(request.queue.model) and place.station.is_up()]
+        places = [place for place in places if place.state is None or (place.state.is_loaded and not place.state.is_held)]
         return any(all(bound.count < bound.limit for bound in place.bounds) for place in places)
 
+    def could_run_if_loaded(self, request: Request, ahead: int = 0) -> bool:
+        """Of those in its queue one is `ahead` of its own count: itself."""
+        queue = request.queue
+        places = [place for place in queue.places if place.station.serves(queue.model) and place.station.is_up()]
+        cold = [place for place in places if place.state is not None and not place.state.is_ready]
+        return any(all(bound.limit - bound.count > queue.waiting - ahead for bound in place.bounds) for place in cold)
+
+    def servers_with_loads(self) -> list[tuple[Setup, Server]]:
+        return [(line, server) for line in self.lines for server in line.servers if server.loads is not None]
+
+    def loading(self) -> list[tuple[Setup, Server]]:
+        return [(line, server) for line, server in self.servers_with_loads() if server.loading is not None]
+
     # Steps
+
+    @initialize(with_loads=st.sets(sides))
+    def begin(self, with_loads: set[int]) -> None:
+        for side in with_loads:
+            self.lines[side].have_loads()
+
+    @precondition(lambda self: any(self.servers_with_loads()))
+    @rule(data=st.data(), shown=st.sets(st.sampled_from(MODELS)))
+    def probe_shows_what_is_loaded(self, data: st.DataObject, shown: set[str]) -> None:
+        line, server = data.draw(st.sampled_from(self.servers_with_loads()))
+        assert server.loads is not None
+        if server.loads.see(shown):
+            line.admission.refresh()
+
+    @precondition(lambda self: self.loading())
+    @rule(data=st.data(), succeeds=st.booleans(), before=st.sets(st.sampled_from(MODELS)), after=st.none() | st.sets(st.sampled_from(MODELS)))
+    def load_ends(self, data: st.DataObject, succeeds: bool, before: set[str], after: set[str] | None) -> None:
+        line, server = data.draw(st.sampled_from(self.loading()))
+        state, loads = server.loading, server.loads
+        assert state is not None
+        assert loads is not None
+        if not succeeds:
+            for request in [request for request in self.in_line() if any(place.state is state for place in request.queue.places)]:
+                self.end(request)
+        server.loading = None
+        loads.ended(state, succeeds, Shown(dict.fromkeys(before, 1e9), 0.0), None if after is None else Shown(dict.fromkeys(after, 1e9), 0.0))
+        assert state.is_ready == succeeds
+        line.admission.refresh()
+        if loads.look():
+            line.admission.refresh()
 
     @rule(side=sides, model=st.sampled_from(("a", "a", "b", "nowhere")), lane=st.sampled_from(LANES), claim=claims, is_own=st.booleans())
     def arrive(self, side: int, model: str, lane: Lane, claim: Claim, is_own: bool) -> None:
@@ -87,13 +133,14 @@ class AdmissionMachine(RuleBasedStateMachine):
         except QueueFull:
             assert not could
             assert room <= 0
+            assert not self.could_run_if_loaded(probe)
         except QueueTimeout:
             assert not could
             assert claim.timeout is not None
         else:
             assert is_served
             assert not could or request.place is not None
-            assert request.place is not None or (request.is_in_line and room > 0)
+            assert request.place is not None or (request.is_in_line and (room > 0 or self.could_run_if_loaded(probe, 1)))
 
     @precondition(lambda self: self.in_line())
     @rule(data=st.data())
@@ -197,12 +244,32 @@ class AdmissionMachine(RuleBasedStateMachine):
                     most = bound.limit + (isinstance(bound, LearnedBound) and not bound.is_held)
                     assert bound.count <= max(most, self.counts.get(bound, 0))
                     self.counts[bound] = bound.count
-            assert queue.room.count <= max(queue.room.limit, self.counts.get(queue.room, 0))
+            if all(place.state is None for place in queue.places):
+                assert queue.room.count <= max(queue.room.limit, self.counts.get(queue.room, 0))
             self.counts[queue.room] = queue.room.count
 
     @invariant()
     def nobody_waits_who_could_run(self) -> None:
         assert not any(self.could_run(request) for request in self.in_line())
+
+    @invariant()
+    def one_model_is_loaded_at_a_time_and_others_are_held_only_for_it(self) -> None:
+        for _, server in self.servers_with_loads():
+            assert server.loads is not None
+            states = list(server.loads.states.values())
+            assert [state for state in states if state.is_loading] == [state for state in states if state is server.loading]
+            assert all(state.is_ready == (state.is_loaded and not state.is_held) for state in states)
+            assert server.loads._next is not None or not any(state.is_held for state in states)
+            for state in states:
+                assert state.running == sum(request.place is not None and request.place.state is state for request in self.flying())
+
+    @invariant()
+    def load_that_is_waited_for_is_begun_or_has_its_time(self) -> None:
+        for request in self.in_line():
+            for place in request.queue.places:
+                state, loads = place.state, place.station.loads
+                if state is not None and loads is not None and not state.is_loaded and loads._may_load(state.model) and request.queue.wants(state):
+                    assert loads._next is not None or request.home.clock.now <= loads._alarm_at < inf
 
     @invariant()
     def a_learned_limit_is_no_higher_than_what_was_there_at_once(self) -> None:

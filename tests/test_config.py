@@ -178,7 +178,7 @@ def test_contract_example_is_taken_whole() -> None:
     servers = settings.backends["vllm"].servers
     assert [server.base_url for server in servers] == ["http://10.0.0.5:8001", "http://10.0.0.5:8002", "http://10.0.0.6:8003"]
     assert [server.models for server in servers] == [None, None, ("Qwen/Qwen3-VL-8B-Instruct",)]
-    assert settings.embeddings["bge-m3"].model_dump() == {"backend": "ollama", "model": "bge-m3"}
+    assert settings.embeddings["bge-m3"].model_dump() == {"backend": "ollama", "model": "bge-m3", "warm": False}
     assert warned(settings) == []
 
 

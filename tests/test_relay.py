@@ -555,6 +555,7 @@ async def test_stream_that_waits_is_told_its_place_where_that_is_wanted() -> Non
 
 
 def test_note_tells_the_time_in_whole_words() -> None:
+    assert waiting_note(Outlook(2, 51.0, is_loading=True)) == "The model is being loaded.\n"
     notes = [waiting_note(Outlook(2, seconds)) for seconds in (None, 0.2, 51.0, 255.0)]
     assert notes == [
         "Waiting in line: place 2.\n",

@@ -13,6 +13,7 @@ from gateway.admission import Admission
 from gateway.backends.base import Dialect, ModelFacts, Models
 from gateway.backends.embeddings import Embedder, OllamaEmbedder, OpenAiEmbedder
 from gateway.backends.ollama import Ollama
+from gateway.backends.ollama_loading import OllamaLoading
 from gateway.backends.openai import OpenAi
 from gateway.backends.vllm import Vllm
 from gateway.circuit import CALM, LEVELS, Circuit, State
@@ -137,6 +138,8 @@ class Backend:
         self.settings = settings
         self.dialect: Dialect = _dialect(settings)
         self.embedder: Embedder = _embedder(settings)
+        self.loading = _loading(settings)
+        """How models are loaded; None: they always are."""
         tls = _tls(settings)
         self.servers = [self._server(number, server, tls) for number, server in enumerate(settings.servers, 1)]
         self.admission = Admission(self.servers, _limits(settings, num_parallel), time.monotonic, _call_later, self.dialect.canonical)
@@ -248,7 +251,7 @@ class Backend:
     def change(self, settings: BackendSettings, num_parallel: int | None = None) -> None:
         """Other limits, times and manners for the same servers (`config.is_same_place`); what runs goes on."""
         self.settings = settings
-        self.dialect, self.embedder = _dialect(settings), _embedder(settings)
+        self.dialect, self.embedder, self.loading = _dialect(settings), _embedder(settings), _loading(settings)
         for server in self.servers:
             server.pool.connect_timeout = settings.limits.connect_timeout
         self.admission.change(_limits(settings, num_parallel))
@@ -305,6 +308,10 @@ def _dialect(settings: BackendSettings) -> Dialect:
     if settings.kind == "ollama":
         return Ollama(settings.keep_alive, settings.num_ctx, settings.truncate)
     return Vllm() if settings.kind == "vllm" else OpenAi()
+
+
+def _loading(settings: BackendSettings) -> OllamaLoading | None:
+    return OllamaLoading(settings.keep_alive, settings.num_ctx) if settings.kind == "ollama" else None
 
 
 def _embedder(settings: BackendSettings) -> Embedder:

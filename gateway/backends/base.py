@@ -36,6 +36,9 @@ class ModelFacts(Struct, frozen=True):
 Models = dict[str, ModelFacts]
 """By each name that the server takes for the model."""
 
+Loaded = dict[str, float]
+"""What a server has loaded: by canonical name, until when, in Unix time."""
+
 Ask = Callable[[str, str, bytes | None], Awaitable[bytes | None]]
 """Method, path and body to the body of an answer with status 200, or None."""
 
@@ -112,8 +115,9 @@ class Dialect(Protocol):
     def models(self, body: bytes) -> Models | None:
         """The models in the answer to `models_path`; None if it is no such answer."""
 
-    async def learn(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> None:
-        """Put into `models` what else can be found out about those that are `wanted`; `before` is what was known."""
+    async def learn(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> Loaded | None:
+        """Put into `models` what else can be found out about those that are `wanted`; `before` is what was known. Gives what is loaded; None: that
+        is not told, or everything always is."""
 
 
 class LineReading(ABC):

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from gateway.backends.base import Ask, LineReading, ModelFacts, Models, broken_off, decode
+from gateway.backends.base import Ask, LineReading, Loaded, ModelFacts, Models, broken_off, decode
+from gateway.backends.ollama_loading import OllamaLoading, canonical, loaded
 from gateway.backends.ollama_request import OllamaRequest
 from gateway.backends.refusals import refusal
 from gateway.errors import GatewayError, UnsupportedParameter, UpstreamError
@@ -161,8 +162,7 @@ class Ollama:
         return refusal(status, body)
 
     def canonical(self, name: str) -> str:
-        """Ollama takes any case, and leaves out its own registry, the namespace `library` and the tag `latest` (types/model/name.go)."""
-        return name.lower().removeprefix("registry.ollama.ai/").removeprefix("library/").removesuffix(":latest")
+        return canonical(name)
 
     def models(self, body: bytes) -> Models | None:
         """Under the full name, and without `:latest`, as both are taken. The capabilities that 0.33 lists here leave out `vision` and
@@ -175,23 +175,25 @@ class Ollama:
             found[model.name] = found[model.name.removesuffix(":latest")] = ModelFacts(digest=model.digest)
         return found
 
-    async def learn(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> None:
+    async def learn(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> Loaded | None:
         """What a model can do and the longest context it could have (`/api/show`, once), and the context that it is loaded with (`/api/ps`;
         kept when it is unloaded)."""
-        loaded = decode(_model_lists, await ask("GET", "/api/ps", None) or b"")
-        lengths = {self.canonical(model.name): model.context_length for model in (loaded and loaded.models) or ()}
-        known_before = {self.canonical(name): facts for name, facts in before.items()}
+        shown = await ask("GET", OllamaLoading.path, None) or b""
+        running = decode(_model_lists, shown)
+        lengths = {canonical(model.name): model.context_length for model in (running and running.models) or ()}
+        known_before = {canonical(name): facts for name, facts in before.items()}
         for name in wanted:
-            canonical = self.canonical(name)
-            listed = [other for other in models if self.canonical(other) == canonical]
+            wanted_name = canonical(name)
+            listed = [other for other in models if canonical(other) == wanted_name]
             if not listed:
                 continue
-            facts, known = models[listed[0]], known_before.get(canonical, ModelFacts())
+            facts, known = models[listed[0]], known_before.get(wanted_name, ModelFacts())
             capabilities = known.capabilities if known.digest == facts.digest else None
             length = known.context_length
             if capabilities is None:
-                shown = decode(_shown, await ask("POST", "/api/show", msgspec.json.encode({"model": name})) or b"") or _Shown()
-                capabilities = None if shown.capabilities is None else frozenset(shown.capabilities)
-                length = shown.trained_length
-            length = lengths.get(canonical) or self._num_ctx or length
+                told = decode(_shown, await ask("POST", "/api/show", msgspec.json.encode({"model": name})) or b"") or _Shown()
+                capabilities = None if told.capabilities is None else frozenset(told.capabilities)
+                length = told.trained_length
+            length = lengths.get(wanted_name) or self._num_ctx or length
             models.update(dict.fromkeys(listed, ModelFacts(length, capabilities, facts.digest)))
+        return loaded(shown)

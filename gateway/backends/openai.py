@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from gateway.backends.base import Ask, LineReading, ModelFacts, Models, broken_off, decode
+from gateway.backends.base import Ask, LineReading, Loaded, ModelFacts, Models, broken_off, decode
 from gateway.backends.refusals import refusal
 from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, UpstreamError
 from gateway.grammars import harmless, portable
@@ -351,8 +351,9 @@ class OpenAi:
         parsed = decode(_model_lists, body)
         return None if parsed is None else {model.id: ModelFacts(model.context_length) for model in parsed.data or ()}
 
-    async def learn(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> None:
+    async def learn(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> Loaded | None:
         """The list tells all."""
+        return None
 
 
 def _with_schemas(chat: Chat, form: Callable[[Schema], Schema]) -> Chat | None:

@@ -162,6 +162,11 @@ class BackendDocument(LimitKeys):
     )
     ca_file: Path | None = Field(default=None, description="PEM file of the authorities to trust for https. Default: those of the system.")
     probe_interval: Duration | None = Field(default=None, description="Time between two health probes, in seconds. Default: 5.")
+    swap_after: DurationOrZero | None = Field(
+        default=None,
+        description="Kind ollama: where two models do not fit into memory at once, how long requests for the loaded one go first while others "
+        "wait for the other, in seconds; then it is their turn for as long. Default: 60.",
+    )
     keep_alive: KeepAlive | None = Field(
         default=None,
         description="Kind ollama: how long a model stays loaded after a request, in seconds or such as 10m; negative: for ever. "
@@ -217,6 +222,10 @@ class TierDocument(Document):
         description="Who serves when the active backend cannot, before its first piece: the name of a backend, or true: the next under "
         "models. Default: false.",
     )
+    warm: Flag = Field(
+        default=False,
+        description="Whether the tier's models on backends of kind ollama are loaded at the start, one after the other. Default: false.",
+    )
     max_tokens: Count | None = Field(default=None, description="Most tokens of an answer, whatever the client asks. Default: no cap.")
     params: ParamsDocument = Field(default_factory=ParamsDocument, description="What is done to a request's parameters.")
     limits: dict[str, Annotated[LimitOverridesDocument, BeforeValidator(_overrides)]] = Field(
@@ -241,6 +250,7 @@ class EmbeddingDocument(Document):
 
     backend: str = Field(description="Name of the backend that serves it. Required.")
     model: ModelName = Field(description="The model's name there. Required.")
+    warm: Flag = Field(default=False, description="Whether it is loaded at the start, where the backend is of kind ollama. Default: false.")
 
 
 class GuardDocument(Document):

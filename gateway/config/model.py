@@ -83,6 +83,7 @@ class Backend(Frozen):
     headers: dict[str, SecretStr] = Field(default_factory=dict, description="Sent with each request; names in lower case.")
     ca_file: Path | None = Field(default=None, description="PEM file of the authorities trusted for https; None: the system's.")
     probe_interval: float = Field(default=5.0, description="Seconds between two health probes.")
+    swap_after: float = Field(default=60.0, description="Ollama: of two models that do not fit at once, seconds in which the loaded one goes first.")
     keep_alive: int | float | str | None = Field(default=None, description="Ollama: how long a model stays loaded; None: not sent.")
     num_ctx: int | None = Field(default=None, description="Ollama: context length in tokens; None: not sent.")
     truncate: bool = Field(default=False, description="Ollama: may cut long prompts without a word.")
@@ -112,6 +113,7 @@ class Tier(Frozen):
     aliases: tuple[Alias, ...] = ()
     backend: str | None = Field(default=None, description="The backend that it is pinned to; None: it moves with the roll-out.")
     fallback: bool | str = Field(default=False, description="Who serves when the active backend cannot: a name, or True: the next.")
+    warm: bool = Field(default=False, description="Whether its models of kind ollama are loaded at the start.")
     max_tokens: int | None = Field(default=None, description="Most tokens of an answer; None: the client's word.")
     params: Params = Params()
     limits: dict[str, LimitOverrides] = Field(default_factory=dict, description="By backend name.")
@@ -122,6 +124,7 @@ class Embedding(Frozen):
 
     backend: str
     model: str
+    warm: bool = Field(default=False, description="Whether it is loaded at the start, at kind ollama.")
 
 
 class AutoRule(Frozen):

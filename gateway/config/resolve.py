@@ -14,7 +14,7 @@ from gateway.config.yamlfile import read_text
 from gateway.params import problem as params_problem
 
 DEFAULT_URLS = {"ollama": "http://127.0.0.1:11434", "vllm": "http://127.0.0.1:8001"}
-ONLY_OLLAMA = ("keep_alive", "num_ctx", "truncate")
+ONLY_OLLAMA = ("swap_after", "keep_alive", "num_ctx", "truncate")
 
 # What the gateway writes itself: a value from the settings would break the framing or the authentication.
 OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "content-type", "accept-encoding", "te", "upgrade"})
@@ -154,7 +154,7 @@ class _Resolver:
                 self._problems.add((*path, "headers", header), "the gateway writes this header itself; expected another")
         if item.ca_file is not None:
             self._readable((*path, "ca_file"), item.ca_file)
-        optional = {key: value for key in ("probe_interval", "truncate") if (value := getattr(item, key)) is not None}
+        optional = {key: value for key in ("probe_interval", "swap_after", "truncate") if (value := getattr(item, key)) is not None}
         return Backend(
             name=name, kind=kind, servers=servers, limits=limits.resolved(kind, item), api_key=item.api_key, headers=item.headers or {},
             ca_file=item.ca_file, keep_alive=item.keep_alive, num_ctx=item.num_ctx, **optional,
@@ -234,6 +234,7 @@ class _Resolver:
             aliases=tuple(Alias(**alias.model_dump()) for alias in item.aliases),
             backend=pin,
             fallback=self._fallback(path, item, models, pin),
+            warm=item.warm,
             max_tokens=item.max_tokens,
             params=Params(**item.params.model_dump()),
             limits=overrides,
@@ -270,7 +271,7 @@ class _Resolver:
         found: dict[str, Embedding] = {}
         for name, item in self._document.embeddings.items():
             if backend := self._backend_named(("embeddings", name, "backend"), item.backend):
-                found[name] = Embedding(backend=backend, model=item.model)
+                found[name] = Embedding(backend=backend, model=item.model, warm=item.warm)
         return found
 
     def _guard(self) -> Guard | None:

@@ -1,8 +1,10 @@
 """An `Admission` on a clock that the test sets, with servers whose models and state it sets too."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from gateway.admission import Admission, Mover
+from gateway.loads import Loads, ModelState
 from gateway.queues import Entry, Lane, LaneLimits, Limits, OwnLimits, Queue, Station
 from gateway.turns import Claim
 
@@ -14,6 +16,8 @@ class Server(Station):
         super().__init__()
         self.models_there = set(models)
         self.up = True
+
+        self.loading: ModelState | None = None
 
     def serves(self, model: str) -> bool:
         return model in self.models_there
@@ -73,6 +77,17 @@ class Setup:
         self.running, self.waiting = self.admission.running, self.admission.waiting
         self.leave, self.pass_time = self.admission.leave, self.clock.pass_time
         self.requests: list[Request] = []
+
+    def have_loads(self, swap_after: float = 5.0) -> None:
+        """From now on models have to be loaded at all servers; what is begun stands in `Server.loading`."""
+
+        def begin(server: Server, state: ModelState) -> None:
+            assert server.loading is None
+            server.loading = state
+
+        for server in self.servers:
+            may_load = partial(lambda server, model: server.is_up() and server.serves(model), server)
+            server.loads = Loads(self.clock, self.clock.alarm, lambda: swap_after, may_load, partial(begin, server), self.admission.refresh)
 
     def arrive(self, model: str = "m", lane: Lane = "text", claim: Claim | None = None, tier: str = "", own: OwnLimits | None = None) -> Request:
         request = Request(self, self.admission.queue(model, lane, tier, own), claim or Claim())
