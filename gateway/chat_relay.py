@@ -133,17 +133,17 @@ class ChatRelay(Relay):
 
     async def _pump(self, response: Connection, reading: Reading) -> None:
         meter, view, write = self._meter, self._view, self._client.write
-        clock, observe_gap = self._shared.clock, self._destination.metrics.gaps.observe_gap
+        clock, gaps = self._shared.clock, self._destination.metrics.gaps
+        texts_of, splice = reading.texts, None if view is None else view.splice
 
         def on_piece(piece: bytes) -> None:
-            texts = reading.texts(piece) if self._splices else None
-            if texts is None:
+            if self._splices and splice is not None and (texts := texts_of(piece)) is not None:
+                now = clock()
+                gaps.observe_gap(now - meter.last_piece, len(texts))
+                meter.last_piece = now
+                write(splice(texts))
+            else:
                 self._take(piece, reading, response)
-                return
-            now = clock()
-            observe_gap(now - meter.last_piece, len(texts))
-            meter.last_piece = now
-            write(view.splice(texts))  # type: ignore[union-attr]  # spliced only where there is a view
 
         def on_resume() -> None:
             self._meter.last_piece = self._shared.clock()

@@ -18,6 +18,9 @@ READ_BYTES = 32 * 1024
 """Read from a socket at once. What is parsed, and rendered anew for the client, in one go comes to a few times that, and libuv reads up
 to 32 times before it turns to others: this bounds both a client's unsent bytes and the time in which nobody else is served."""
 
+_SIZE_LINES = {len(line) + size + 2: line for size in range(1, 2048) for line in (b"%x\r\n" % size,)}
+"""The first line of an HTTP chunk by the bytes of the whole chunk: for those that a token makes."""
+
 DRAIN_SECONDS = 1.0
 """How long a connection may take to end its body after the caller has seen all that it wanted, and still be kept."""
 
@@ -73,6 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         "_head_done",
         "_held",
         "_informational",
+        "_is_between_chunks",
         "_keeper",
         "_limit",
         "_loop",
@@ -126,6 +130,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pieces: list[bytes] = []
         self._limit: int | None = None
         self._on_piece: Callable[[bytes], None] | None = None
+        self._is_between_chunks = False
 
     def __repr__(self) -> str:
         state = "closed" if self._transport is None else "draining" if self._draining else "busy" if self._busy else "idle"
@@ -183,6 +188,7 @@ class Connection(asyncio.BufferedProtocol):
     def stop(self) -> None:
         """The caller has all that it wants: end `pump`. The rest of the body may only be its end."""
         self._stopped = True
+        self._is_between_chunks = False
         self._wake()
 
     def spoil(self) -> None:
@@ -202,6 +208,7 @@ class Connection(asyncio.BufferedProtocol):
     def release(self) -> None:
         """The caller is done: back into the pool if the answer ended cleanly, else closed."""
         self._on_piece = None
+        self._is_between_chunks = False
         self._pieces.clear()
         self._held = self._full = False
         if self._ended:
@@ -276,6 +283,7 @@ class Connection(asyncio.BufferedProtocol):
     def _fail(self, failure: Exception) -> None:
         if self._failure is None:
             self._failure = failure
+        self._is_between_chunks = False
         self.abort()
         self._wake()
 
@@ -319,6 +327,17 @@ class Connection(asyncio.BufferedProtocol):
         return self._keeper.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._is_between_chunks:
+            data = self._keeper.buffer[:nbytes].tobytes()
+            line = _SIZE_LINES.get(nbytes, b"none")
+            start = len(line)
+            if data[:start] == line and data[-2:] == b"\r\n":  # one whole chunk: behind it the parser would stand where it stands
+                try:
+                    self._on_piece(data[start:-2])  # type: ignore[misc]  # there is one as long as this is true
+                except Exception as failure:
+                    self._fail(failure)
+                return
+            self._is_between_chunks = False
         if not self._busy:  # nobody asked for this byte: whoever took the connection next would take it for the answer
             self.abort()
             return
@@ -336,9 +355,18 @@ class Connection(asyncio.BufferedProtocol):
                 self._head_bytes += nbytes
                 is_broken = is_broken or self._head_bytes > self._bounds.head
         if self._pieces:
+            last = self._pieces[-1]
             self._deliver()
+            if last.endswith(b"\n") and self._on_piece is not None:
+                self._look_for_boundary(last, nbytes)
         if is_broken or self._draining:
             self._after_end(is_broken)
+
+    def _look_for_boundary(self, last: bytes, nbytes: int) -> None:
+        """Where the body's `last` piece ends with its line, and the read with CRLF behind it, a chunk has ended and none has begun: a size line
+        holds no line feed but its own. From there on whole chunks need no parser."""
+        is_outside = not last.endswith(b"\r\n") and self._keeper.buffer[nbytes - 3 : nbytes].tobytes() == b"\n\r\n"
+        self._is_between_chunks = is_outside and not (self._ended or self._stopped or self._failure is not None)
 
     def _after_end(self, is_broken: bool) -> None:
         if is_broken and not (self._ended or self._stopped):

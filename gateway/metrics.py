@@ -56,9 +56,10 @@ class Histogram:
 
     def observe_gap(self, seconds: float, tokens: int) -> None:
         """A gap of `seconds` before the first of `tokens` that came together; the others came without a gap."""
-        self.counts[bisect_left(self._bounds, seconds)] += 1
+        counts = self.counts
+        counts[bisect_left(self._bounds, seconds)] += 1
         if tokens > 1:
-            self.counts[0] += tokens - 1
+            counts[0] += tokens - 1
         self.total += seconds
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import gateway.connection
 from gateway.connection import READ_BYTES, Bounds, Connection, WireError
 from gateway.wire import Origin, Pool
 from tests.fakes.fault_backend import TEXT, FaultBackend
@@ -107,6 +110,7 @@ ANSWERS = {
     "with a length": (OK + b"Content-Length: 5\r\n\r\nhello", (200, b"hello", KEPT)),
     "empty": (OK + b"Content-Length: 0\r\n\r\n", (200, b"", KEPT)),
     "in chunks": (CHUNKED + chunked(b"hel", b"lo"), (200, b"hello", KEPT)),
+    "in chunks of lines": (CHUNKED + chunked(b"a\n\n", b"b\n\n", b"\r\n"), (200, b"a\n\nb\n\n\r\n", KEPT)),
     "with chunk extensions and trailers": (CHUNKED + b"5;a=b\r\nhello\r\n0\r\nX-T: 1\r\n\r\n", (200, b"hello", KEPT)),
     "after informational ones": (b"HTTP/1.1 102 P\r\nA: b\r\n\r\n" * 3 + OK + b"Content-Length: 5\r\n\r\nhello", (200, b"hello", KEPT)),
     "until the end of the connection": (OK + b"\r\nhello", (200, b"hello", CLOSED)),
@@ -177,6 +181,33 @@ async def test_answer_is_read_the_same_wherever_its_bytes_are_cut(answer: str) -
         for cut in range(1, len(raw)):
             got = await outcome(reader, raw[:cut], raw[cut:])
             assert got == wanted, f"cut after {raw[:cut]!r}"
+
+
+NASTY = st.lists(st.sampled_from([b"\n", b"\r\n", b"a\n", b"1", b"3\r\n", b"0\r\n", b"\n\n", b"data: x\n\n", b"b" * 300]), min_size=1, max_size=4)
+BETWEEN = st.sampled_from(
+    [b"", b"", b"", b"", b"1\r\naXX", b"1\r\n\n\r\n", b"0\r\n\r\n", b"01\r\na\r\n", b"1;a=b\r\na\r\n", b"2\r\na\n\n\r\n", b"\r\n", b"!"]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(NASTY.map(b"".join), BETWEEN), min_size=1, max_size=8), st.lists(st.integers(0, 400), max_size=2), st.booleans())
+def test_chunks_that_pass_the_parser_by_are_read_as_it_reads_them(pieces: list[tuple[bytes, bytes]], cuts: list[int], is_whole: bool) -> None:
+    """Each chunk is a read of its own, as servers send tokens, but where it is cut."""
+    whole = [OK + b"Transfer-Encoding: chunked\r\n\r\n"]
+    whole += [read for piece, between in pieces for read in (b"%x\r\n%b\r\n" % (len(piece), piece), between) if read]
+    reads = whole + [b"0\r\n\r\n"] * is_whole
+    for cut in cuts:
+        index = cut % len(reads)
+        reads[index : index + 1] = [part for part in (reads[index][:cut], reads[index][cut:]) if part]
+    with pytest.MonkeyPatch.context() as patch:
+        got = asyncio.run(outcome(read_pieces, *reads))
+        patch.setattr(gateway.connection, "_SIZE_LINES", {})
+        assert asyncio.run(outcome(read_pieces, *reads)) == got
+
+
+async def test_chunk_within_a_chunk_is_text() -> None:
+    reads = CHUNKED, b"a\r\nx\n\r\n", b"1\r\na\r\n", b"\r\n0\r\n\r\n"
+    assert await outcome(read_pieces, *reads) == (200, b"x\n\r\n1\r\na\r\n", KEPT)
 
 
 # The pool, against real sockets

@@ -111,6 +111,10 @@ _json_text = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+
 _special = re.compile(rb'["\\\x00-\x1f]').search  # a sixth of what `_is_json_text` costs, and nearly every token has none
 _is_json_text = _json_text.fullmatch
 
+_SHORT_TEXT = 32
+_MOST_KNOWN = 10_000
+"""Texts of tokens, 32 bytes at most, that are remembered as sound: about 1 MiB."""
+
 _FINISH: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter", "tool_calls": "tool_calls"}
 
 
@@ -144,21 +148,28 @@ class OpenAiReading(LineReading):
     the text kept; while pieces begin and end with these, and what lies between is nothing but JSON text, there is nothing to decode.
     """
 
-    __slots__ = ("_after", "_before", "_between", "_finished", "_usage")
+    __slots__ = ("_after", "_before", "_between", "_finished", "_known", "_skip", "_stop", "_usage")
 
-    def __init__(self) -> None:
+    def __init__(self, known: set[bytes] | None = None) -> None:
+        """`known` are insides of JSON strings that were found sound, in any stream: a model says few tokens most of the time."""
         super().__init__()
         self._finished = False
         self._usage: _Usage | None = None
         self._before = b""
         self._after = b""
         self._between = b""
+        self._skip = self._stop = 0
+        self._known = set() if known is None else known
 
     def texts(self, piece: bytes) -> list[bytes] | None:
-        before, after = self._before, self._after
-        if not (before and piece.startswith(before) and piece.endswith(after)) or self._lines.held:
+        skip, stop = self._skip, self._stop
+        if not skip or piece[:skip] != self._before or piece[stop:] != self._after or self._lines.held:  # slices: cheaper than startswith
             return None
-        inside = piece[len(before) : -len(after)]
+        inside = piece[skip:stop]
+        return [inside] if inside in self._known else self._checked(inside)
+
+    def _checked(self, inside: bytes) -> list[bytes] | None:
+        """One text, or several with `_between` between them; None for what is no text."""
         if _special(inside) is None or _is_json_text(inside):
             texts = [inside]
         else:
@@ -166,7 +177,11 @@ class OpenAiReading(LineReading):
             inside = b"".join(texts)
             if not _is_json_text(inside):
                 return None
-        return texts if inside.isascii() or _is_utf8(inside) else None
+        if not (inside.isascii() or _is_utf8(inside)):
+            return None
+        if len(inside) <= _SHORT_TEXT and len(texts) == 1 and len(self._known) < _MOST_KNOWN:
+            self._known.add(inside)
+        return texts
 
     def _learn(self, line: bytes) -> None:
         """`line` was decoded to content alone."""
@@ -175,6 +190,7 @@ class OpenAiReading(LineReading):
         if text is not None and line.count(_CONTENT) == 1 and line.startswith(b'"', text.end()):
             self._before, self._after = line[:start], line[text.end() :] + b"\n\n"
             self._between = self._after + self._before
+            self._skip, self._stop = len(self._before), -len(self._after)
 
     def _read(self, line: bytes, deltas: list[Delta]) -> None:
         data = data_of(line)
@@ -273,6 +289,9 @@ class OpenAi:
     streams_only = False
     stream_type = b"text/event-stream"
 
+    def __init__(self) -> None:
+        self._known_texts: set[bytes] = set()
+
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
         return msgspec.json.encode(self.request(chat, model, facts, stream))
 
@@ -323,7 +342,7 @@ class OpenAi:
         return _with_schemas(chat, portable) if type(refusal) is InvalidRequest and refusal.param == "response_format" else None
 
     def reading(self) -> OpenAiReading:
-        return OpenAiReading()
+        return OpenAiReading(self._known_texts)
 
     def parse_answer(self, body: bytes) -> Delta:
         parsed = decode(_answers, body)

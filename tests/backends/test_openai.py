@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.backends.base import MAX_ANSWER, ModelFacts
-from gateway.backends.openai import OpenAi
+from gateway.backends.openai import OpenAi, OpenAiReading
 from gateway.errors import ContextLengthExceeded, InvalidRequest, UpstreamError
 from gateway.grammars import portable
 from gateway.protocol import Chat, SchemaFormat
@@ -154,6 +154,20 @@ def test_short_way_is_not_taken_where_there_are_logprobs() -> None:
     event = chunk("a", logprobs=entry)
     reading.feed(event)
     assert reading.texts(event) is None
+
+
+@given(st.lists(st.binary(max_size=40) | st.text(max_size=20).map(lambda text: json.dumps(text, ensure_ascii=False)[1:-1].encode()), max_size=20))
+def test_what_is_known_to_be_sound_is_judged_as_if_it_were_not(insides: list[bytes]) -> None:
+    known, fresh = DIALECT.reading(), [OpenAiReading() for _ in insides]
+    event = chunk("a").replace(b": ", b":").replace(b", ", b",")
+    for reading in (known, *fresh):
+        reading.feed(event)
+    assert known.texts(event) == [b"a"]
+    before, after = event.split(b'a"', 1)
+    events = [b'%b%b"%b' % (before, inside, after) for inside in insides]
+    wanted = [reading.texts(other) for reading, other in zip(fresh, events, strict=True)]
+    for _ in range(2):
+        assert [known.texts(other) for other in events] == wanted
 
 
 # The end of a stream
