@@ -68,7 +68,9 @@ class Cycle:
         http11: bool,
         keep_alive: bool,
         paused: bool,
+        body: bytes | None = None,
     ) -> None:
+        """`body`: of a request that is whole; None: it is to come, by `add_body` and `end_body`."""
         self._door = door
         self._transport = transport
         self._http11 = http11
@@ -82,10 +84,9 @@ class Cycle:
         self.on_pause: Hook | None = None
         self.on_resume: Hook | None = None
         # The request's body.
-        self._chunks: list[bytes] = []
-        self.unread = 0
-        self.body_bytes = 0
-        self.more_body = True
+        self._chunks: list[bytes] = [] if body is None else [body]
+        self.unread = self.body_bytes = 0 if body is None else len(body)
+        self.more_body = body is None
         self._told = False
         self._continue = b"expect" in fields and http11 and fields[b"expect"].lower() == b"100-continue"
         # The answer.
@@ -215,9 +216,16 @@ class Cycle:
 
     def answer(self, status: int, header_lines: bytes, body: bytes) -> None:
         """A whole answer in one call."""
-        if not self.gone:
-            self._head = _STATUS_LINES[status] + header_lines
-            self._emit(body, False)
+        if self.gone:
+            return
+        if self._mode == _OPEN and self.keep_alive and not (self.more_body or self.started):  # nearly all: one write, as `_emit` would make it
+            self._transport.write(b"%b%bcontent-length: %d\r\n\r\n%b" % (_STATUS_LINES[status], header_lines, len(body), body))
+            self.started = self.complete = True
+            self._finish()
+            self._door.answered()
+            return
+        self._head = _STATUS_LINES[status] + header_lines
+        self._emit(body, False)
 
     def whole_body(self) -> bytes | None:
         """The request's body in one piece, without a turn of the loop; None if it has not come in one, or `receive` has given it already."""

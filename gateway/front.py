@@ -245,10 +245,10 @@ class Door(HttpToolsProtocol):
             return False
         length, body = found
         scope = known.scope(length)
-        cycle = self._cycle = Cycle(self, self.transport, known.fields(length), known.notes, False, True, not self._last_request, self._write_paused)
+        cycle = self._cycle = Cycle(
+            self, self.transport, known.fields(length), known.notes, False, True, not self._last_request, self._write_paused, body
+        )
         scope["extensions"] = {"gateway.client": cycle}
-        cycle.add_body(body)
-        cycle.end_body()
         self._state = _ANSWER
         self._deadline = _NEVER
         cycle.start(self.loop, self.app, scope, self.tasks)

@@ -217,10 +217,12 @@ class Metrics:
         route = self.route(exchange.tier, exchange.backend, exchange.endpoint)
         if exchange.outcome == "ok":
             route.ok += 1
-        route.duration.observe(exchange.duration)
-        if exchange.queue_wait is not None:
-            route.queue_wait[exchange.lane].observe(exchange.queue_wait)
-            self.overhead.observe(max(0.0, exchange.duration - exchange.queue_wait - exchange.upstream))
+        duration, queue_wait = exchange.duration, exchange.queue_wait
+        route.duration.observe(duration)
+        if queue_wait is not None:
+            route.queue_wait[exchange.lane].observe(queue_wait)
+            overhead = duration - queue_wait - exchange.upstream
+            self.overhead.observe(max(0.0, overhead))
         if exchange.time_to_first_token is not None:
             route.time_to_first_token.observe(exchange.time_to_first_token)
         if exchange.usage is not None:

@@ -130,7 +130,8 @@ def check(chat: Chat) -> None:
     if isinstance(chat.response_format, SchemaFormat):
         schemas.check(chat.response_format.json_schema.schema, "response_format.json_schema.schema")
     for index, message in enumerate(chat.messages):
-        if message.role != "user" or message.content is None:
+        is_text = type(message.content) is str
+        if (message.role == "tool") if is_text else (message.role != "user" or message.content is None):
             _check_turn(message, f"messages[{index}]")
 
 

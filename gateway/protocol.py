@@ -226,7 +226,10 @@ class Chat(Struct, frozen=True, kw_only=True):
 
     @property
     def has_images(self) -> bool:
-        return any(isinstance(part, ImagePart) for message in self.messages if isinstance(message.content, list) for part in message.content)
+        for message in self.messages:  # noqa: SIM110 - no generator where all is text
+            if type(message.content) is list and any(isinstance(part, ImagePart) for part in message.content):
+                return True
+        return False
 
     @property
     def effort(self) -> Effort | bool | None:

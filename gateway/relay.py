@@ -15,7 +15,7 @@ from gateway.backends.backend import Backend, Server
 from gateway.connection import Connection, WireError
 from gateway.errors import ClientLeft, ContextLengthExceeded, Crash, GatewayError, InvalidRequest, UpstreamError, UpstreamTimeout
 from gateway.forwarding import Detour
-from gateway.metering import Exchange, Meter, microseconds
+from gateway.metering import Exchange, Meter
 from gateway.queues import Lane
 from gateway.routing import Route
 from gateway.surroundings import Client, Destination, Request, Surroundings
@@ -340,7 +340,7 @@ class Relay(ABC):
 
     def _record(self, error: GatewayError | None) -> None:
         meter, request, route = self._meter, self._request, self._destination.route
-        now = self._shared.clock()
+        duration, queue_wait, upstream, time_to_first_token = meter.times()
         self._shared.on_exchange(
             Exchange(
                 request_id=request.id,
@@ -358,10 +358,10 @@ class Relay(ABC):
                 outcome="ok" if error is None else error.outcome,
                 empty=error is None and self._is_empty,
                 phase=meter.phase,
-                duration=microseconds(now - meter.arrived),
-                queue_wait=microseconds(meter.queue_wait),
-                upstream=microseconds(meter.upstream_seconds),
-                time_to_first_token=microseconds(meter.time_to_first_token),
+                duration=duration,
+                queue_wait=queue_wait,
+                upstream=upstream,
+                time_to_first_token=time_to_first_token,
                 usage=meter.usage,
                 attempts=meter.attempts,
             )

@@ -3,7 +3,7 @@
 A stream is always: role chunk, deltas, one chunk with the finish reason, usage if it was asked for, `[DONE]`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -74,8 +74,11 @@ class Answer(Struct):
     logprobs: list[ChosenLogprob] | None
 
 
-def assemble(deltas: Iterable[Delta]) -> Answer:
+def assemble(deltas: Sequence[Delta]) -> Answer:
     """Put the pieces of a stream together."""
+    if len(deltas) == 1 and deltas[0].calls is None:  # a plain answer
+        whole = deltas[0]
+        return Answer(whole.content, whole.reasoning, whole.finish or "stop", whole.usage, [], whole.logprobs)
     content: list[str] = []
     reasoning: list[str] = []
     finish: FinishReason = "stop"

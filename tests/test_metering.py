@@ -30,7 +30,7 @@ def test_what_never_happened_has_no_time() -> None:
     one, clock, _ = meter()
     clock.now += 5
     one.end_upstream()
-    assert (one.queue_wait, one.upstream_seconds, one.time_to_first_token, one.attempts) == (None, 0.0, None, 0)
+    assert (one.times(), one.attempts) == ((5, None, 0.0, None), 0)
 
 
 def test_wait_for_a_slot_counts_to_the_first_token_and_not_to_the_upstream() -> None:
@@ -42,7 +42,7 @@ def test_wait_for_a_slot_counts_to_the_first_token_and_not_to_the_upstream() -> 
     one.piece(1)
     clock.now += 4
     one.end_upstream()
-    assert (one.queue_wait, one.time_to_first_token, one.upstream_seconds) == (3, 5, 6)
+    assert one.times() == (9, 3, 6, 5)
 
 
 def test_second_try_counts_from_the_first() -> None:
@@ -76,4 +76,4 @@ def test_piece_without_a_token_has_no_gap() -> None:
     clock.now += 1
     one.piece(0)
     assert gaps == []
-    assert (one.time_to_first_token, one.last_piece) == (0.0, 101.0)
+    assert (one.times()[3], one.last_piece) == (0.0, 101.0)

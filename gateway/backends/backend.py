@@ -44,7 +44,8 @@ class Server(Station):
     """One address of a backend, and what its probes have found there."""
 
     __slots__ = (
-        "_canonical", "_configured", "_embedding_head", "_head", "_missing", "circuit", "discovered", "doubted", "is_left_out", "name", "pool", "up",
+        "_canonical", "_configured", "_embedding_head", "_head", "_missing", "_own_head", "circuit", "discovered", "doubted",
+        "is_left_out", "name", "pool", "up",
     )  # fmt: skip
 
     def __init__(self, name: str, settings: ServerSettings, pool: Pool, head: bytes, embedding_head: bytes, canonical: Callable[[str], str]) -> None:
@@ -53,6 +54,7 @@ class Server(Station):
         self.pool = pool
         self._head = head
         self._embedding_head = embedding_head
+        self._own_head: bytes | None = None  # of what came through no other gateway
         self._configured = settings.models
         self._canonical = canonical
         self.discovered: Models | None = None
@@ -118,7 +120,11 @@ class Server(Station):
 
     def chat_head(self, came_through: bytes, gateway_id: bytes) -> bytes:
         """The head of a chat request; `came_through` is the client's own `x-gateway-via`."""
-        return b"%bX-Gateway-Via: %b\r\n" % (self._head, _via(came_through, gateway_id))
+        if came_through:
+            return b"%bX-Gateway-Via: %b\r\n" % (self._head, _via(came_through, gateway_id))
+        if self._own_head is None:
+            self._own_head = b"%bX-Gateway-Via: %b\r\n" % (self._head, gateway_id)
+        return self._own_head
 
     def embedding_head(self, came_through: bytes, gateway_id: bytes) -> bytes:
         """The head of a request for embeddings, likewise."""

@@ -406,6 +406,8 @@ def _response_format(chat: Chat) -> _Format | None:
 def _message(message: Message) -> _Turn:
     """`developer` becomes `system`: some chat templates drop a role that they do not know. Parts that are all text become one text."""
     content = message.content
+    if type(content) is str and (message.role == "user" or message.role == "system"):  # most turns
+        return _Turn(message.role, content)
     role = "system" if message.role == "developer" else message.role
     turn = _Turn(role, message.text)
     if isinstance(content, list) and message.images:
