@@ -115,16 +115,17 @@ class ChatRelay(Relay):
             body = await self._shared.in_thread(dialect.render, self._chat, model, server.facts(model), streams)
         else:
             body = dialect.render(self._chat, model, server.facts(model), streams)
-        exchange = server.pool.exchange(server.chat_head(self._request.came_through, self._shared.gateway_id), body, self._count_stale)
         if len(body) > LARGE:
             await asyncio.sleep(0)
+        asking = server.pool.ask(server.chat_head(self._request.came_through, self._shared.gateway_id), body, self._count_stale)
         del body
-        async with exchange as response:
+        with await asking as response:
             if response.status != 200:
                 raise with_pause(dialect.refusal(response.status, await response.read(MAX_REFUSAL)), response)
             streams = check_headers(response, dialect.stream_type if streams else JSON, self._view is None and not dialect.streams_only)
             if not streams:
-                delta = dialect.parse_answer(await response.read(MAX_ANSWER))
+                answer = response.whole(MAX_ANSWER)
+                delta = dialect.parse_answer(await response.read(MAX_ANSWER) if answer is None else answer)
                 self._meter.usage = delta.usage
                 self._meter.has_said = delta.is_piece
                 self._answer(assemble(self._shaped([delta])))

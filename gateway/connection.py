@@ -8,7 +8,7 @@ import asyncio
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, Self, cast
 
 import httptools
 
@@ -154,14 +154,27 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()
             raise
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def whole(self, limit: int) -> bytes | None:
+        """The body, if all of it came together with the head: as `read`, without waiting. None: it has to be read."""
+        if self._ended and len(self._pieces) == 1 and len(self._pieces[0]) <= limit and self._failure is None:
+            return self._pieces.pop()
+        return None
+
     async def read(self, limit: int) -> bytes:
         """The whole body.
 
         Raises:
             WireError: it was cut short, broken or longer than `limit` bytes.
         """
-        if self._ended and len(self._pieces) == 1 and len(self._pieces[0]) <= limit and self._failure is None:
-            return self._pieces.pop()
+        whole = self.whole(limit)
+        if whole is not None:
+            return whole
         self._limit = limit
         self._set_full(False)
         self._check_unread()
@@ -357,7 +370,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._pieces:
             last = self._pieces[-1]
             self._deliver()
-            if last.endswith(b"\n") and self._on_piece is not None:
+            if self._on_piece is not None and last.endswith(b"\n"):
                 self._look_for_boundary(last, nbytes)
         if is_broken or self._draining:
             self._after_end(is_broken)

@@ -38,10 +38,9 @@ class EmbeddingRelay(Relay):
         embedder = self._backend.embedder
         body = embedder.render(self._embedding, self._destination.route.model)
         head = server.embedding_head(self._request.came_through, self._shared.gateway_id)
-        exchange = server.pool.exchange(head, body, self._count_stale)
         if len(body) > LARGE:
             await asyncio.sleep(0)
-        async with exchange as response:
+        with await server.pool.ask(head, body, self._count_stale) as response:
             if response.status != 200:
                 raise with_pause(embedder.refusal(response.status, await response.read(MAX_REFUSAL)), response)
             check_headers(response)

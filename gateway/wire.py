@@ -5,7 +5,7 @@ The promises, each with its reason in docs/adr/0002:
 - A connection that saw anything unexpected (a byte too many, a broken head, a body cut short) is closed and never used again, so
   that no byte of one answer can reach the next (RFC 9112 section 6.3).
 - A connection taken from the pool that closes before one byte of the answer came was stale: the request is sent once more on a fresh one.
-- Leaving `async with pool.exchange(...)` in any way, cancellation included, leaves no connection, timer or buffer behind.
+- Leaving `with await pool.ask(...)` in any way, cancellation included, leaves no connection, timer or buffer behind.
 - Nothing grows without bound: head, informational answers, body and unread pieces each have their limit.
 
 Deadlines other than the one for connecting are the caller's: cancel the task.
@@ -16,7 +16,6 @@ import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 from gateway.connection import READ_BYTES, Bounds, Connection, WireError
 
@@ -35,41 +34,6 @@ class Origin:
         """The Host header (RFC 9110 section 7.2)."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
-
-
-class Exchange:
-    """One request and its answer: `async with pool.exchange(...) as response`."""
-
-    __slots__ = ("_body", "_connection", "_head", "_on_stale", "_pool")
-
-    def __init__(self, pool: "Pool", head: bytes, body: bytes, on_stale: Callable[[], None]) -> None:
-        self._pool = pool
-        self._head = head
-        self._body = body
-        self._on_stale = on_stale
-        self._connection: Connection | None = None
-
-    async def __aenter__(self) -> Connection:
-        kept = self._pool.take()
-        if kept is not None:
-            try:
-                await kept.send(self._head, self._body)
-            except WireError as error:
-                if error.answered or error.fault not in ("closed", "reset"):
-                    raise
-                self._on_stale()
-            else:
-                self._connection = kept
-                return kept
-        fresh = await self._pool.connect()
-        await fresh.send(self._head, self._body)
-        self._connection = fresh
-        return fresh
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._connection is not None:
-            self._connection.release()
-            self._connection = None
 
 
 class Pool:
@@ -103,13 +67,27 @@ class Pool:
                 raise ValueError(f"header {name!r} has a character that cannot be sent")
         return (f"{method} {self.origin.prefix}{path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fixed)).encode("ascii")
 
-    def exchange(self, head: bytes, body: bytes = b"", on_stale: Callable[[], None] = lambda: None) -> Exchange:
-        """One request: `head` as `head()` made it. `on_stale` is called when a stale connection was met and the request is sent once more.
+    async def ask(self, head: bytes, body: bytes = b"", on_stale: Callable[[], None] = lambda: None) -> Connection:
+        """Send one request, `head` as `head()` made it, and wait for the head of its answer: `with await pool.ask(...) as response:`. `on_stale`
+        is called when a stale connection was met and the request is sent once more.
 
-        Raises, on entering:
+        Raises:
             WireError: no connection, or no whole head of an answer.
         """
-        return Exchange(self, b"%bContent-Length: %d\r\n\r\n" % (head, len(body)), body, on_stale)
+        head = b"%bContent-Length: %d\r\n\r\n" % (head, len(body))
+        kept = self.take()
+        if kept is not None:
+            try:
+                await kept.send(head, body)
+            except WireError as error:
+                if error.answered or error.fault not in ("closed", "reset"):
+                    raise
+                on_stale()
+            else:
+                return kept
+        fresh = await self.connect()
+        await fresh.send(head, body)
+        return fresh
 
     async def connect(self) -> Connection:
         """A new connection."""

@@ -90,7 +90,7 @@ class FakePool(Pool):
                 self.transport.connection.buffer_updated(len(part))
 
     def request(self) -> Any:
-        return self.exchange(self.head("POST", "/", []), REQUEST)
+        return self.ask(self.head("POST", "/", []), REQUEST)
 
 
 async def turn() -> None:
@@ -146,7 +146,7 @@ async def outcome(reader: Callable[[Connection, list[bytes]], Awaitable[None]], 
     pieces: list[bytes] = []
 
     async def exchange() -> int:
-        async with pool.request() as connection:
+        with await pool.request() as connection:
             await reader(connection, pieces)
             return int(connection.status)
 
@@ -238,7 +238,7 @@ def head(pool: Pool) -> bytes:
 
 
 async def ask(pool: Pool, body: bytes = REQUEST) -> bytes:
-    async with pool.exchange(head(pool), body) as response:
+    with await pool.ask(head(pool), body) as response:
         assert response.status == 200
         return await response.read(10_000_000)
 
@@ -270,7 +270,7 @@ async def test_idle_connection_that_the_server_closes_is_forgotten(backend: Faul
     await ask(pool)
     backend.peers[0].transport.close()
     await until(lambda: pool.open_connections == 0)
-    async with pool.exchange(head(pool), REQUEST) as response:
+    with await pool.ask(head(pool), REQUEST) as response:
         await response.read(LIMIT)
     assert len(backend.peers) == 2
 
@@ -304,7 +304,7 @@ async def test_stale_connection_is_replaced_once(backend: FaultBackend, pool: Po
     await ask(pool)
     backend.script.append(mode)
     stale: list[None] = []
-    async with pool.exchange(head(pool), REQUEST, lambda: stale.append(None)) as response:
+    with await pool.ask(head(pool), REQUEST, lambda: stale.append(None)) as response:
         assert TEXT.encode() in await response.read(LIMIT)
     assert len(stale) == 1
     assert len(backend.requests) == 3
@@ -336,8 +336,8 @@ async def test_connection_that_has_answered_a_byte_is_not_tried_again(backend: F
 @pytest.mark.parametrize("body", [REQUEST, STREAM], ids=["plain", "stream"])
 async def test_connection_that_saw_anything_unexpected_is_never_used_again(backend: FaultBackend, pool: Pool, mode: str, body: bytes) -> None:
     backend.script.append(mode)
-    with suppress(WireError):
-        async with pool.exchange(head(pool), body) as response, asyncio.timeout(0.2):
+    with suppress(WireError), await pool.ask(head(pool), body) as response:
+        async with asyncio.timeout(0.2):
             await response.read(10_000_000)
     await until(lambda: not backend.open_peers)
     assert pool.open_connections == 0
@@ -359,7 +359,7 @@ async def test_byte_on_an_idle_connection_closes_it() -> None:
 
 
 async def exchange_once(pool: FakePool) -> bytes:
-    async with pool.request() as response:
+    with await pool.request() as response:
         return bytes(await response.read(LIMIT))
 
 
@@ -422,7 +422,7 @@ async def test_whole_body_is_bounded(size: int, is_one_read: bool) -> None:
 async def test_body_that_nobody_reads_pauses_the_socket() -> None:
     pool = FakePool(Bounds(unread=UNREAD))
     pieces: list[bytes] = []
-    task = asyncio.create_task(pool.request().__aenter__())
+    task = asyncio.create_task(pool.request())
     await turn()
     pool.feed(CHUNKED)
     response = await task
@@ -442,7 +442,7 @@ async def test_body_that_nobody_reads_pauses_the_socket() -> None:
 async def test_caller_that_cannot_take_more_pauses_the_socket() -> None:
     """Also one that says so within the very first piece, and before it reads at all."""
     pool = FakePool()
-    task = asyncio.create_task(pool.request().__aenter__())
+    task = asyncio.create_task(pool.request())
     await turn()
     pool.feed(CHUNKED + b"5\r\nhello\r\n")
     response = await task
@@ -457,7 +457,7 @@ async def test_caller_that_cannot_take_more_pauses_the_socket() -> None:
     response.abort()
     await asyncio.gather(pumping, return_exceptions=True)
 
-    task = asyncio.create_task(pool.request().__aenter__())
+    task = asyncio.create_task(pool.request())
     await turn()
     pool.feed(CHUNKED + b"5\r\nhello\r\n")
     response = await task
@@ -478,7 +478,7 @@ async def test_paused_reader_holds_the_server_back(backend: FaultBackend, pool: 
         size += len(piece)
         response.pause()
 
-    async with pool.exchange(head(pool), STREAM) as response:
+    with await pool.ask(head(pool), STREAM) as response:
         pumping = asyncio.create_task(response.pump(take))
         await until(lambda: size > 0)
         for _ in range(10):
@@ -501,7 +501,7 @@ async def test_what_the_caller_raises_over_a_piece_is_raised_to_it() -> None:
     pool = FakePool()
 
     async def exchange() -> None:
-        async with pool.request() as response:
+        with await pool.request() as response:
             await response.pump(refuse)
 
     task = asyncio.create_task(exchange())
@@ -514,7 +514,7 @@ async def test_what_the_caller_raises_over_a_piece_is_raised_to_it() -> None:
 
 
 async def test_stop_ends_the_pump_and_keeps_the_connection_if_only_the_end_follows(backend: FaultBackend, pool: Pool) -> None:
-    async with pool.exchange(head(pool), STREAM) as response:
+    with await pool.ask(head(pool), STREAM) as response:
         await response.pump(lambda piece: response.stop() if b"[DONE]" in piece else None)
     await until(lambda: len(pool._idle) == 1)
     await ask(pool)
@@ -614,7 +614,7 @@ async def test_cancelling_at_any_moment_leaves_nothing_behind(backend: FaultBack
     pool = pool_for(backend)
 
     async def exchange() -> None:
-        async with pool.exchange(head(pool), body) as response:
+        with await pool.ask(head(pool), body) as response:
             await response.pump(lambda piece: None)
 
     for turns in range(MOMENTS):
