@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from bisect import bisect_left
 
 from gateway.admission import Mover, Outlook
 from gateway.backends.backend import Server
@@ -134,17 +135,25 @@ class ChatRelay(Relay):
 
     async def _pump(self, response: Connection, reading: Reading) -> None:
         meter, view, write = self._meter, self._view, self._client.write
-        clock, gaps = self._shared.clock, self._destination.metrics.gaps
-        texts_of, splice = reading.texts, None if view is None else view.splice
+        clock, gaps, texts_of = self._shared.clock, self._destination.metrics.gaps, reading.texts
+        bounds, counts = gaps.bounds, gaps.counts
+        before, after = (b"", b"") if view is None else view.around_text
 
         def on_piece(piece: bytes) -> None:
-            if self._splices and splice is not None and (texts := texts_of(piece)) is not None:
-                now = clock()
-                gaps.observe_gap(now - meter.last_piece, len(texts))
-                meter.last_piece = now
-                write(splice(texts))
-            else:
+            """The way of every token: in one function what `observe_gap` and `splice` do, since a call costs more than its work."""
+            if not self._splices or view is None or (texts := texts_of(piece)) is None:
                 self._take(piece, reading, response)
+                return
+            now = clock()
+            gap = now - meter.last_piece
+            meter.last_piece = now
+            if len(texts) == 1:
+                counts[bisect_left(bounds, gap)] += 1
+                gaps.total += gap
+                write(before + texts[0] + after)
+            else:
+                gaps.observe_gap(gap, len(texts))
+                write(view.splice(texts))
 
         def on_resume() -> None:
             self._meter.last_piece = self._shared.clock()

@@ -30,15 +30,15 @@ Label = Literal["tier", "backend"]
 class Histogram:
     """One labelled series of `Histograms`."""
 
-    __slots__ = ("_bounds", "counts", "total")
+    __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
+        self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
     def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(self._bounds, seconds)] += 1
+        self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
 
     def quantile(self, share: float) -> float | None:
@@ -47,7 +47,7 @@ class Histogram:
         if not wanted:
             return None
         low = 0.0
-        for bound, count in zip(self._bounds, self.counts, strict=False):
+        for bound, count in zip(self.bounds, self.counts, strict=False):
             if count >= wanted:
                 return low + (bound - low) * wanted / count
             wanted -= count
@@ -57,7 +57,7 @@ class Histogram:
     def observe_gap(self, seconds: float, tokens: int) -> None:
         """A gap of `seconds` before the first of `tokens` that came together; the others came without a gap."""
         counts = self.counts
-        counts[bisect_left(self._bounds, seconds)] += 1
+        counts[bisect_left(self.bounds, seconds)] += 1
         if tokens > 1:
             counts[0] += tokens - 1
         self.total += seconds

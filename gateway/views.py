@@ -156,10 +156,13 @@ class StreamView:
             return b"".join((self._before, b'{"content":', _encode(delta.content), b"}", self._after)) if delta.content else b""
         return self._render_rare(delta)
 
+    @property
+    def around_text(self) -> tuple[bytes, bytes]:
+        """What stands before and behind a text, as the inside of a JSON string, in a chunk of its own."""
+        return self._before_text, self._after_text
+
     def splice(self, texts: list[bytes]) -> bytes:
         """A chunk for each of `texts`, the insides of JSON strings."""
-        if len(texts) == 1:
-            return self._before_text + texts[0] + self._after_text
         return b'%b%b"}%b' % (self._before_text, self._between_texts.join(texts), self._after)
 
     def _render_rare(self, delta: Delta) -> bytes:

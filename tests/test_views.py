@@ -210,3 +210,5 @@ def test_spliced_texts_are_the_chunks_that_would_have_been_rendered(texts: list[
         {**chunk, "choices": [{**chunk["choices"][0], "delta": {"content": text}}]}
         for text, chunk in zip(texts, events(view(wants_usage).beat() * len(texts)), strict=True)
     ]
+    before, after = view(wants_usage).around_text
+    assert view(wants_usage).splice(insides) == b"".join(before + inside + after for inside in insides)
