@@ -203,6 +203,12 @@ def test_logprobs_without_text_and_beside_a_finish_are_shown() -> None:
 # The short way
 
 
+@given(st.text(), st.text(), st.sampled_from([None, "stop", "length"]), st.booleans(), st.booleans())
+def test_one_delta_is_put_together_as_several_are(content: str, reasoning: str, finish: Any, has_usage: bool, has_logprobs: bool) -> None:
+    delta = Delta(content, reasoning, finish, USAGE if has_usage else None, None, LOGPROBS if has_logprobs else None)
+    assert assemble([delta]) == assemble([delta, Delta()])
+
+
 @given(st.lists(st.text(max_size=8), min_size=1, max_size=5), st.booleans())
 def test_spliced_texts_are_the_chunks_that_would_have_been_rendered(texts: list[str], wants_usage: bool) -> None:
     insides = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in texts]

@@ -431,3 +431,10 @@ def test_schema_that_harms_the_server_is_never_sent() -> None:
     harmful = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^a{5000}$"}}}
     sent = json.loads(DIALECT.render(chat(response_format=schema_format(harmful), tools=[tool(parameters=harmful)]), "m", ModelFacts(), True))
     assert sent["response_format"]["json_schema"]["schema"] == sent["tools"][0]["function"]["parameters"] == portable(harmful)
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
+def test_turn_of_plain_text_is_sent_as_that_of_one_part(role: str) -> None:
+    turns = [{"role": role, "content": content} for content in ("hi", [{"type": "text", "text": "hi"}])]
+    plain, parted = (DIALECT.request(chat(messages=[turn, *USER]), "m", UNKNOWN, False).messages for turn in turns)
+    assert plain == parted
