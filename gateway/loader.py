@@ -126,11 +126,12 @@ class Loader:
         refusal = backend.embedder.refusal if state.is_apart else backend.dialect.refusal
         began = time.monotonic()
         try:
-            async with asyncio.timeout(self._longest(model)), server.pool.exchange(head, body) as response:
-                content = await response.read(MAX_REFUSAL)
-                if response.status != 200:
-                    error = with_pause(refusal(response.status, content), response)
-                    return partial(_again, partial(refusal, response.status, content), error)
+            async with asyncio.timeout(self._longest(model)):
+                with await server.pool.ask(head, body) as response:
+                    content = await response.read(MAX_REFUSAL)
+                    if response.status != 200:
+                        error = with_pause(refusal(response.status, content), response)
+                        return partial(_again, partial(refusal, response.status, content), error)
         except TimeoutError:
             return partial(UpstreamTimeout, NO_FIRST_PIECE)
         except WireError as fault:
@@ -155,10 +156,11 @@ class Loader:
     async def _shown(self, server: Server) -> Shown | None:
         """What is loaded; None: it does not tell."""
         try:
-            async with asyncio.timeout(LOOK_SECONDS), server.pool.exchange(self._look_heads[server]) as response:
-                content = await response.read(MAX_REFUSAL)
-                until = loaded(content) if response.status == 200 else None
-                return None if until is None else Shown(until, _date(response.fields.get(b"date", b"")))
+            async with asyncio.timeout(LOOK_SECONDS):
+                with await server.pool.ask(self._look_heads[server]) as response:
+                    content = await response.read(MAX_REFUSAL)
+                    until = loaded(content) if response.status == 200 else None
+                    return None if until is None else Shown(until, _date(response.fields.get(b"date", b"")))
         except (WireError, TimeoutError):
             return None
 

@@ -121,8 +121,9 @@ async def _get(backend: Backend, server: Server, path: str, gateway_id: bytes, s
         return None
     head = server.pool.head("GET", path, [*backend.headers(), (VIA.decode(), gateway_id.decode())])
     try:
-        async with asyncio.timeout(seconds), server.pool.exchange(head) as response:
-            body = await response.read(MAX_LIST)
-            return body if response.status == 200 else None
+        async with asyncio.timeout(seconds):
+            with await server.pool.ask(head) as response:
+                body = await response.read(MAX_LIST)
+                return body if response.status == 200 else None
     except (WireError, TimeoutError):
         return None

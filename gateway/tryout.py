@@ -249,7 +249,7 @@ class Tryout:
                 response.stop()
 
         try:
-            async with server.pool.exchange(server.chat_head(b"", self._shared.gateway_id), body) as response:
+            with await server.pool.ask(server.chat_head(b"", self._shared.gateway_id), body) as response:
                 if response.status != 200:
                     raise dialect.refusal(response.status, await response.read(MAX_REFUSAL))
                 check_headers(response, dialect.stream_type)
