@@ -13,6 +13,7 @@ from gateway.forwarding import with_pause
 from gateway.metering import CHAT
 from gateway.protocol import LARGE_SCHEMAS
 from gateway.relay import JSON, LARGE, MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, Relay, check_headers, upstream_error
+from gateway.routing import Route
 from gateway.shaping import Shaping
 from gateway.surroundings import ChatRequest, Client, Destination, Surroundings
 from gateway.views import Answer, Delta, StreamView, assemble, render_answer
@@ -72,6 +73,10 @@ class ChatRelay(Relay):
     def is_led(self) -> bool:
         """It is where the roll-out has led it, and not where a failure has."""
         return self._detour is None or not self._detour.has_left
+
+    @property
+    def route(self) -> Route:
+        return self._destination.route if self.is_led else self._request.route
 
     @property
     def is_in_line(self) -> bool:

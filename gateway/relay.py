@@ -348,7 +348,7 @@ class Relay(ABC):
                 endpoint=self.endpoint,
                 tier=route.tier,
                 backend=route.backend,
-                chosen=request.route.backend,
+                chosen=self.route.backend,
                 model=route.model,
                 lane=self._lane,
                 stream=self._is_stream,

@@ -79,6 +79,7 @@ async def test_canary_with_errors_is_taken_back_and_log_metric_history_and_statu
 ) -> None:
     caplog.set_level(logging.INFO, "gateway.rollout")
     async with house(FAILS) as operator:
+        await operator.ask(1)  # Ollama has loaded its model, and answers in turns with the other side from now on
         await operator.put(**CANARY)
         await operator.ask(10)
         before = await operator.status()
