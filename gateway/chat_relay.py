@@ -123,7 +123,8 @@ class ChatRelay(Relay):
             body = dialect.render(self._chat, model, server.facts(model), streams)
         if len(body) > LARGE:
             await asyncio.sleep(0)
-        asking = server.pool.ask(server.chat_head(self._request.came_through, self._shared.gateway_id), body, self._count_stale)
+        head = server.chat_head(self._request.came_through, self._shared.gateway_id)
+        asking = server.pool.ask(head, body, self._count_stale, self._limits.connect_timeout)
         del body
         with await asking as response:
             if response.status != 200:

@@ -67,9 +67,11 @@ class Pool:
                 raise ValueError(f"header {name!r} has a character that cannot be sent")
         return (f"{method} {self.origin.prefix}{path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fixed)).encode("ascii")
 
-    async def ask(self, head: bytes, body: bytes = b"", on_stale: Callable[[], None] = lambda: None) -> Connection:
+    async def ask(
+        self, head: bytes, body: bytes = b"", on_stale: Callable[[], None] = lambda: None, connect_timeout: float | None = None
+    ) -> Connection:
         """Send one request, `head` as `head()` made it, and wait for the head of its answer: `with await pool.ask(...) as response:`. `on_stale`
-        is called when a stale connection was met and the request is sent once more.
+        is called when a stale connection was met and the request is sent once more. `connect_timeout` is in seconds; None: the pool's.
 
         Raises:
             WireError: no connection, or no whole head of an answer.
@@ -85,17 +87,17 @@ class Pool:
                 on_stale()
             else:
                 return kept
-        fresh = await self.connect()
+        fresh = await self.connect(connect_timeout)
         await fresh.send(head, body)
         return fresh
 
-    async def connect(self) -> Connection:
+    async def connect(self, connect_timeout: float | None = None) -> Connection:
         """A new connection."""
         loop = asyncio.get_running_loop()
         origin = self.origin
         connection = Connection(self, loop, self._bounds)
         try:
-            async with asyncio.timeout(self.connect_timeout):
+            async with asyncio.timeout(self.connect_timeout if connect_timeout is None else connect_timeout):
                 await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.tls)
         except BaseException as error:
             connection.abort()

@@ -188,6 +188,18 @@ async def test_connection_that_is_never_made_goes_to_the_other_backend() -> None
         assert gateway.metric("gateway_retries_total", backend="ollama", reason="connect_timeout") == 1
 
 
+async def test_tier_has_a_time_of_its_own_to_connect() -> None:
+    async with AsyncExitStack() as stack:
+        port = stack.enter_context(deaf_port())
+        other = await stack.enter_async_context(FaultBackend("vllm"))
+        own = {"limits": {"ollama": {"connect_timeout": 0.2}}}
+        built = settings("ollama", [f"http://127.0.0.1:{port}"], other.base_url, tier=own, connect_timeout=30)
+        gateway = await stack.enter_async_context(running(built))
+        believe(gateway, "ollama")
+        check_served_by(await gateway.ask(), "vllm", 2)
+        assert gateway.metric("gateway_retries_total", backend="ollama", reason="connect_timeout") == 1
+
+
 # Failures before the first piece
 
 
