@@ -65,6 +65,7 @@ class Gateway:
             backend.on_away = self._leave_lines
         self._moves = Moves(self._shared, self.rollout.lines)
         steering.move = self._moves.follow
+        self._shared.lead = self._moves.lead
         self._loaders: dict[Backend, Loader] = {}
         self._add_loaders(settings, self._backends.values())
         self._health = Health(settings, self._backends, gateway_id, _refresh)

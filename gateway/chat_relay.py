@@ -4,6 +4,8 @@ import asyncio
 import math
 from bisect import bisect_left
 
+from msgspec import structs
+
 from gateway.admission import Mover, Outlook
 from gateway.backends.backend import Server
 from gateway.backends.base import MAX_ANSWER, MAX_REFUSAL, Reading
@@ -97,9 +99,21 @@ class ChatRelay(Relay):
     def follow(self, destination: Destination) -> Mover:
         """It waits for another backend from now on, whose admission has to take it over at once; it is rendered for that one in its turn."""
         self._aim(destination)
+        self._follow(destination)
+        return self._ticket.mover(self._backend.admission, destination.queues[self._lane], self._claim())
+
+    def _led(self, destination: Destination) -> Destination:
+        """The roll-out may have changed while the request had a slot: then no more get in the line that was left."""
+        other = self._shared.lead(self) if self.is_led else None
+        if other is None:
+            return destination
+        self._follow(other)
+        return other
+
+    def _follow(self, destination: Destination) -> None:
+        self._request = structs.replace(self._request, route=destination.route)  # what the roll-out chose, for the log and for its guard
         if self._detour is not None:
             self._detour.destination = destination
-        return self._ticket.mover(self._backend.admission, destination.queues[self._lane], self._claim())
 
     def _text_length(self) -> int:
         return sum(len(message.text) for message in self._chat.messages)

@@ -8,6 +8,8 @@ lets in who can run there. Three kinds of request stay where they are:
 2. one that the other backend cannot serve, as far as is known: it is away, lacks the model, has no eyes for images, or too short a context;
 3. one that a failure has led elsewhere (`forwarding.py`): the roll-out did not choose for it.
 
+A request that had its slot when the roll-out moved, met a server that was gone, and gets in line once more, does so where it would go now (`lead`).
+
 Once `rollback_cutoff` has passed after a rollback, who is still at a backend that the tier has left ends with an error, running or in line.
 Not, when the tier has come back there meanwhile; and a second rollback gives its own time. A failure that leads a request to that
 backend afterwards is none of this.
@@ -63,6 +65,14 @@ class Moves:
         if found:
             _log.info("requests that waited and follow the roll-out: %d", len(found))
         return len(found)
+
+    def lead(self, relay: ChatRelay) -> Destination | None:
+        """Where `relay`, which had a slot and gets in line once more, is to wait; None: where it was."""
+        if relay.request.route.tier not in self._lines:
+            return None
+        route = self._route(relay)
+        destination = self._way(route) if route.backend != relay.destination.route.backend else None
+        return destination if destination is not None and relay.fits(destination) else None
 
     def close(self) -> None:
         for timer in self._ends.values():

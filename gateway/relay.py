@@ -144,9 +144,13 @@ class Relay(ABC):
             if self._destination.fallback is None:
                 raise failure
             self._detour = Detour(self._shared, self._destination)
-        self._aim(self._detour.after(failure, self._meter))
+        self._aim(self._led(self._detour.after(failure, self._meter)))
         self._meter.wait_again()
         self._ticket = self._new_ticket(self._claim())
+
+    def _led(self, destination: Destination) -> Destination:
+        """Where a request gets in line that was to do so at `destination`."""
+        return destination
 
     def _aim(self, destination: Destination) -> None:
         self._destination = destination

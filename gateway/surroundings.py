@@ -120,6 +120,8 @@ class Surroundings:
         self.loop = asyncio.get_running_loop()
         self.clock = time.monotonic
         self.sweep = Sweep(self.loop, self.clock)
+        self.lead: Callable[[Any], Destination | None] = lambda relay: None
+        """Where a chat's relay, which gets in line once more, is to wait instead; None: where it was."""
         self._thread = ThreadPoolExecutor(1, "schemas")
         self._destinations: dict[Route, Destination] = {}
 

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from gateway import config
+from gateway.connection import WireError
 from tests.fakes.fault_backend import MODEL, TEXT, FaultBackend, Kind
 from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import PATIENCE, Raw, Reply, Running, running, until
@@ -150,7 +151,7 @@ async def test_moved_requests_are_counted_once_and_for_the_backend_that_served(k
         assert metric("gateway_queue_wait_seconds_count", backend=here.there.kind, lane="text") == metric("gateway_queue_wait_seconds_count") == 3
         assert metric("gateway_overhead_seconds_sum") < 3
         assert metric("gateway_fallbacks_total") == metric("gateway_retries_total") == 0
-        assert [line["chosen"] for line in here.gateway.exchanges()] == 3 * [here.there.kind]
+        assert [(line["chosen"], line["backend"]) for line in here.gateway.exchanges()] == [(here.there.kind, here.there.kind)] * 3
         assert here.line(here.left) == here.line(here.there) == {}
 
 
@@ -354,6 +355,27 @@ async def test_request_that_waits_once_more_for_a_dead_server_moves() -> None:
             reply = await reply_of(raw)
             assert (reply.status, reply.text, reply.headers["x-gateway-backend"]) == (200, TEXT, "ollama")
         await until(here.gateway.is_idle)
+
+
+async def test_request_that_meets_a_dead_server_after_the_move_waits_where_the_tier_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = asyncio.Event()
+
+    async def connect() -> None:
+        await gate.wait()
+        raise WireError("connect_timeout")
+
+    async with house() as here:
+        first = await here.sent()
+        (waiting,) = await here.waiting({})
+        monkeypatch.setattr(here.gateway.gateway._backends["vllm"].servers[0].pool, "connect", connect)
+        first.leave()
+        await until(lambda: here.line(here.left) == {})
+        assert await here.rollback() == 0
+        gate.set()
+        reply = await reply_of(waiting)
+        assert (reply.status, reply.text, reply.headers["x-gateway-backend"], reply.headers["x-gateway-attempts"]) == (200, TEXT, "ollama", "2")
+        await until(here.gateway.is_idle)
+        assert here.gateway.metric("gateway_requests_total", backend="ollama", outcome="ok") == 1
 
 
 async def test_nothing_is_lost_or_left_when_a_crowd_is_moved_to_and_fro() -> None:
