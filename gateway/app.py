@@ -170,6 +170,7 @@ class Gateway:
             endpoint.change(routing)
         self._health.change(settings, self._backends)
         self._operations.change(settings, routing)
+        self._preflight.change()
         self._retirement.add(generation, lambda: self._let_go(generation, leaving, labels))
 
     def _add_loaders(self, settings: Settings, backends: Iterable[Backend]) -> None:

@@ -155,7 +155,7 @@ class RequestTimeout(GatewayError):
 
 
 class Conflict(GatewayError):
-    """A roll-out that a tier cannot follow."""
+    """A roll-out that a tier cannot follow, or a check that new settings have overtaken."""
 
     status = 409
     type = INVALID_REQUEST

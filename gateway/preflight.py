@@ -17,7 +17,7 @@ from msgspec import Struct
 from gateway import memory
 from gateway.backends.backend import Backend
 from gateway.config import Settings, Tier
-from gateway.errors import ClientLeft, InvalidRequest, ShuttingDown
+from gateway.errors import ClientLeft, Conflict, InvalidRequest, ShuttingDown
 from gateway.findings import Finding, Place, Side, compare, shared_gpu, way_back
 from gateway.memory import Loaded, Memory
 from gateway.metering import CHAT
@@ -194,10 +194,16 @@ class Preflight:
         self._lines: Mapping[str, Line] = rollout.lines
         self._turn = asyncio.Lock()
         self._stopping = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def stop(self) -> None:
         """What runs ends with `ShuttingDown`."""
         self._stopping.set()
+
+    def change(self) -> None:
+        """The settings are others: what runs ends with `Conflict`, since it would tell of tiers and servers that are not these."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def check(self, backend: str | None, tier: str | None, seconds: float) -> dict[str, Any]:
         """The answer's body: whether a tier would break, what was found, and the sides' models.
@@ -234,17 +240,24 @@ class Preflight:
         Raises:
             ClientLeft: `gone` ended before.
             ShuttingDown
+            Conflict: the settings have changed.
         """
-        working, leaving, stopping = (asyncio.create_task(item) for item in (work, gone, _until(self._stopping)))
+        changed = self._changed
+        tasks = [asyncio.create_task(item) for item in (work, gone, _until(self._stopping), _until(changed))]
+        working, leaving, stopping, _ = tasks
         try:
-            await asyncio.wait((working, leaving, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                return working.result() or {}
-            raise ShuttingDown if stopping.done() else ClientLeft
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done() and not working.done():
+                raise ShuttingDown
+            if changed.is_set():  # even where there is an answer: it may be about what is closed by now
+                raise Conflict("The settings have changed during the check, which tells nothing now. Ask again.")
+            if leaving.done() and not working.done():
+                raise ClientLeft
+            return working.result() or {}
         finally:
-            for task in (working, leaving, stopping):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(working, leaving, stopping, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     # Names
 

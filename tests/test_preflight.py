@@ -355,6 +355,21 @@ async def test_gateway_that_stops_does_not_wait_for_a_check() -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
 
 
+@pytest.mark.parametrize(
+    "others", [{"backends": {"vllm": {"api_key": "other"}}}, {"llm_backend": "ollama", "tiers": {"else": {"models": {"ollama": MODEL}}}}]
+)
+async def test_check_that_other_settings_overtake_ends_and_says_so(others: dict[str, Any]) -> None:
+    """It could only tell of servers, or tiers, that are not there any more."""
+    async with failing("silent") as (gateway, client, vllm):
+        checks = [asyncio.create_task(client.post("/ops/preflight?backend=vllm&seconds=60")) for _ in range(2)]
+        await until(lambda: len(vllm.open_peers) == 1)
+        settings = config.build(document(vllm.base_url, vllm.base_url, **others))
+        await gateway.gateway.reload.run(lambda: settings, "file")
+        for answer in await asyncio.gather(*checks):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conflict")
+        await until(lambda: not vllm.open_peers and gateway.is_idle())
+
+
 async def test_second_caller_waits_for_the_first() -> None:
     async with before() as here:
         await asyncio.gather(*(here.check() for _ in range(3)))
