@@ -164,7 +164,7 @@ class Gateway:
         keep_learned(self._state, self._backends, num_parallel)
         self._steering.reload(settings)
         if self._guard is not None:
-            self._guard.reload(settings.rollback_to)
+            self._guard.reload(settings)
         routing = Routing(settings)
         for endpoint in self._hot.values():
             endpoint.change(routing)

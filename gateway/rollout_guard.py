@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from gateway.config import Guard
+from gateway.config import Guard, Settings
 from gateway.evidence import LONGEST_ROUND
 from gateway.metering import CHAT, NONE, Exchange
 from gateway.rollout import Change, Position, Rollout
@@ -155,12 +155,16 @@ class RolloutGuard:
 
     # What changes
 
-    def reload(self, rollback_to: str) -> None:
-        """The settings are others: tiers may be gone, and the way back may lead elsewhere."""
-        self._rollback_to = rollback_to
-        lines = self._rollout.lines
-        self._watches = {tier: watch for tier, watch in self._watches.items() if tier in lines}
-        self._recent = {(tier, backend): samples for (tier, backend), samples in self._recent.items() if tier in lines}
+    def reload(self, settings: Settings) -> None:
+        """The settings are others: tiers may be gone, or a tier's models, and the way back may lead elsewhere."""
+        self._rollback_to = settings.rollback_to
+        sides = {(tier.name, backend) for tier in settings.tiers.values() for backend in tier.models}
+        self._recent = {side: samples for side, samples in self._recent.items() if side in sides}
+        self._watches = {
+            tier: watch
+            for tier, watch in self._watches.items()
+            if (tier, watch.other) in sides and watch.tested != self._rollback_to and not self._rollout.lines[tier].is_pinned
+        }
 
     def _on_change(self, change: Change) -> None:
         for tier in change.tiers:

@@ -377,7 +377,30 @@ def test_tier_that_new_settings_do_not_have_is_watched_no_more() -> None:
     house.serve(10)
     settings = config.build({**DOCUMENT, "tiers": {"pro": DOCUMENT["tiers"]["pro"]}})
     house.rollout.reload(settings)
-    house.guard.reload(settings.rollback_to)
+    house.guard.reload(settings)
     house.guard.observe([tiered(failed("vllm"), "standard") for _ in range(200)])
     assert (house.guard.view("standard"), house.causes) == (None, ["operator"])
     assert house.serve(2000, tier="pro", vllm=broken) < 1000
+
+
+def test_side_that_new_settings_do_not_have_is_not_gone_back_to() -> None:
+    house = House()
+    house.rollout.set("vllm", tier="pro")
+    house.serve(100, tier="pro")
+    house.rollout.set("cloud", tier="pro")
+    assert house.guard.view("pro") is not None
+    document = {**DOCUMENT, "backends": {"ollama": {}, "cloud": DOCUMENT["backends"]["cloud"]}}
+    settings = config.build({**document, "tiers": {"standard": {"models": {"ollama": "a"}}, "pro": {"models": {"ollama": "a", "cloud": "c"}}}})
+    house.rollout.reload(settings)
+    house.guard.reload(settings)
+    house.guard.observe([tiered(failed("cloud"), "pro") for _ in range(200)])
+    assert (house.guard.view("pro"), house.rollout.lines["pro"].position) == (None, Position("cloud"))
+
+
+def test_side_that_becomes_the_way_back_is_watched_no_more() -> None:
+    house = House()
+    house.rollout.set(canary=TENTH, tier="standard")
+    settings = config.build({**DOCUMENT, "rollback_to": "vllm"})
+    house.rollout.reload(settings)
+    house.guard.reload(settings)
+    assert house.guard.view("standard") is None
