@@ -248,8 +248,9 @@ class Gateway:
             self._guard.observe(over)
 
     def _pending(self, tier: str, backend: str, since: float) -> int:
+        """Not those who wait for the dead: they are no answers that are yet to come."""
         relays = (relay for relay in self._shared.sweep.live if isinstance(relay, Relay) and relay.arrived >= since)
-        return sum(relay.route.tier == tier and relay.route.backend == backend for relay in relays)
+        return sum(relay.route.tier == tier and relay.route.backend == backend and not relay.is_stranded for relay in relays)
 
 
 def _labels(settings: Settings) -> dict[Label, set[str]]:

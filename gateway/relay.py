@@ -121,6 +121,11 @@ class Relay(ABC):
     def arrived(self) -> float:
         return self._meter.arrived
 
+    @property
+    def is_stranded(self) -> bool:
+        """It waits for servers that are all dead."""
+        return self._ticket.is_in_line and self._backend.is_restrained and self._backend.is_away(self._destination.route.model)
+
     def cut_off(self, error: GatewayError) -> None:
         """End with `error`: the gateway is stopping."""
         self._watch.end(error)

@@ -134,7 +134,8 @@ class Watch:
 
 
 class RolloutGuard:
-    """Watches all tiers. `pending` says how many requests of a tier, arrived since a time, are under way to a backend, or in line."""
+    """Watches all tiers. `pending` says how many requests of a tier, arrived since a time, are under way to a backend, or in line where somebody
+    may serve them."""
 
     def __init__(
         self, settings: Guard, rollout: Rollout, rollback_to: str, pending: Callable[[str, str, float], int], clock: Callable[[], float]

@@ -378,6 +378,29 @@ async def test_request_that_meets_a_dead_server_after_the_move_waits_where_the_t
         assert here.gateway.metric("gateway_requests_total", backend="ollama", outcome="ok") == 1
 
 
+async def test_long_line_of_a_dead_backend_does_not_keep_the_guard_from_moving_it() -> None:
+    guard = {"rules": ["errors"], "min_samples": 5}
+    async with house(left={"probe_interval": 0.1}, guard=guard) as here:
+        await here.rollback()
+        for _ in range(20):
+            assert (await here.gateway.ask()).status == 200
+        here.gateway.gateway.settle()
+        await here.put(backend="vllm")
+        await here.sent()
+        waiting = await here.waiting(*[{}] * 60)
+        here.left.die()
+        server = here.gateway.gateway._backends["vllm"].servers[0]
+        await until(lambda: server.circuit.is_open)
+        for _ in range(12):  # fewer than a fourth of those who wait
+            assert (await here.gateway.ask()).status == 503
+            here.gateway.gateway.settle()
+            if here.gateway.gateway.rollout.history[-1].cause == "guard":
+                break
+        assert here.line(here.left) == {}
+        assert {(await reply_of(raw)).headers["x-gateway-backend"] for raw in waiting} == {"ollama"}
+        await until(here.gateway.is_idle)
+
+
 async def test_nothing_is_lost_or_left_when_a_crowd_is_moved_to_and_fro() -> None:
     random = Random(7)
     async with house(first="brief", mode="brief", left={**ONE, "max_queue": 999}, there={**ONE, "max_queue": 999}) as here:
