@@ -42,6 +42,8 @@ async def serve(settings: Settings, announce: Callable[[str], None] | None = Non
     listener = _listen("GATEWAY_PORT", settings.host, settings.port)
     beside = None if settings.metrics_port is None else _listen("GATEWAY_METRICS_PORT", settings.host, settings.metrics_port)
     sink = Sink(sys.stderr.buffer)
+    if reread is not None:
+        _ignore_hang_up()
     try:
         configure(as_json, sink)
         gateway = Gateway(settings, ExchangeLog(as_json, sink))  # its first words are about a roll-out that differs from the settings
@@ -130,6 +132,12 @@ async def _following(gateway: Gateway, file: Path | None, reread: Callable[[], S
             task.cancel()
         await asyncio.wait(tasks)
         loop.remove_signal_handler(signal.SIGHUP)
+        _ignore_hang_up()
+
+
+def _ignore_hang_up() -> None:
+    """Before settings can be reread, and after: by itself the signal would kill the process, with what is not written yet."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 async def _on_signal(gateway: Gateway, hung_up: asyncio.Event, reread: Callable[[], Settings]) -> None:

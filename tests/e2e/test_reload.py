@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,23 @@ def test_file_that_changes_is_put_in_force_and_a_wrong_one_is_not(gateway: Gatew
     log = (tmp_path / "gateway.log").read_text()
     assert "settings: tiers.pro: new" in log
     assert "settings: tirs: no such key; did you mean 'tiers'? (gateway.yaml line 1)" in log
+
+
+@pytest.mark.timeout(120)
+def test_hang_ups_during_the_end_do_not_kill_the_gateway(engine: Engine, tmp_path: Path) -> None:
+    """A supervisor that reloads on each change of a file does not know that the gateway is on its way out."""
+    with Gateway(tmp_path, engine.settings) as gateway:
+        leash = gateway._process
+        assert leash is not None
+        pid = int(Path(f"/proc/{leash.pid}/task/{leash.pid}/children").read_text())
+        os.kill(pid, signal.SIGTERM)
+        end = time.monotonic() + PATIENCE
+        while leash.poll() is None:
+            assert time.monotonic() < end
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGHUP)
+            time.sleep(0.001)
+    assert leash.returncode == 0
 
 
 @pytest.mark.timeout(120)
