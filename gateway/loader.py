@@ -13,7 +13,7 @@ from gateway.backends.ollama_loading import loaded
 from gateway.config import Settings
 from gateway.connection import WireError
 from gateway.errors import BackendUnavailable, Crash, GatewayError, InvalidRequest, UpstreamError, UpstreamTimeout
-from gateway.forwarding import BROKEN, note_failure, with_pause
+from gateway.forwarding import BROKEN, UNSENT, note_failure, with_pause
 from gateway.loads import Loads, ModelState, Shown
 from gateway.metrics import Metrics
 
@@ -104,7 +104,7 @@ class Loader:
             failure = Crash
             _log.exception("backend %s: the load of a model failed in the gateway", server.name)
         error = None if failure is None else failure()
-        if failure is not None and not isinstance(error, InvalidRequest | BackendUnavailable):
+        if failure is not None and not isinstance(error, InvalidRequest | BackendUnavailable) and not _is_unsent(error):
             self._refuse_line(state, failure)
         is_loaded = error is None or isinstance(error, InvalidRequest)  # the requests themselves will be told what is wrong
         loads.ended(state, is_loaded, before, after)
@@ -170,6 +170,8 @@ class Loader:
         _log.warning("backend %s: the model %r was not loaded (%s)", server.name, state.model, reason)
         if isinstance(error, UpstreamTimeout):
             server.circuit.fail("no_first_piece", sent)
+        elif isinstance(error, UpstreamError) and _is_unsent(error) and server.circuit.state == "closed":
+            server.circuit.doubt(error.reason)  # those in line wait, as for any server that went away
         else:
             note_failure(self._backend, state.model, server, error, sent)
         if isinstance(error, BackendUnavailable):
@@ -185,6 +187,10 @@ class Loader:
             for server in self._backend.servers:
                 if server.loads is not None and state.name in server.loads.states:
                     server.loads.states[state.name].has_failed = False
+
+
+def _is_unsent(error: GatewayError | None) -> bool:
+    return isinstance(error, UpstreamError) and error.reason in UNSENT
 
 
 def _may_load(server: Server, model: str) -> bool:

@@ -300,6 +300,22 @@ async def test_next_request_tries_the_load_again() -> None:
         assert (server.loads, server.chats) == (2, 1)
 
 
+async def test_those_who_wait_for_a_load_at_a_server_that_is_gone_are_served_when_it_is_back() -> None:
+    async with AsyncExitStack() as stack:
+        life = await stack.enter_async_context(AsyncExitStack())
+        server = await life.enter_async_context(stand_in(Options("ollama", (A,))))
+        gateway = await stack.enter_async_context(running(config.build(document(server.base_url))))
+        await life.aclose()
+        asking = [asyncio.create_task(gateway.ask()) for _ in range(3)]
+        station = gateway.gateway._backends["ollama"].servers[0]
+        await until(lambda: station.circuit.is_open)
+        assert gateway.waiting == 3
+        back = await stack.enter_async_context(stand_in(Options("ollama", (A,)), int(server.base_url.rsplit(":", 1)[1])))
+        station.doubted.set()  # a probe is due
+        assert [reply.status for reply in await asyncio.gather(*asking)] == [200] * 3
+        assert len(loads(back)) == 1
+
+
 async def test_load_that_takes_too_long_is_given_up_with_504() -> None:
     async with scripted(first_token_timeout=0.3) as (gateway, (server,)):
         replies = await asyncio.gather(*(gateway.ask() for _ in range(3)))
