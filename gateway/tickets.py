@@ -76,7 +76,9 @@ class Ticket(Entry):
             self._timer = asyncio.get_running_loop().call_later(left, self._expire, seconds, since, loaded_before)
             return
         retry_after = self._admission.retry_after(self.queue)
-        self.refuse(QueueTimeout(f"No slot came free within {seconds:g} seconds. Try again later.", retry_after=retry_after))
+        is_clients = self.claim.timeout is not None and self.claim.timeout <= self.queue.queue_timeout
+        within = "in the time that the client gave" if is_clients else f"within {seconds:g} seconds"
+        self.refuse(QueueTimeout(f"No slot came free {within}. Try again later.", retry_after=retry_after))
 
     def refuse(self, error: GatewayError) -> None:
         """End the wait in line with `error`."""

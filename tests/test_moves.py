@@ -211,6 +211,8 @@ async def test_clock_of_the_line_begins_anew_and_that_of_the_client_does_not() -
         assert (here.line(here.left), here.line(here.there)) == ({}, {"text": 2})
         late = [await reply_of(raw) for raw in (hasty, patient)]
         assert [(reply.status, code(reply), reply.headers["x-gateway-backend"]) for reply in late] == [(503, "queue_timeout", "ollama")] * 2
+        told = ["No slot came free in the time that the client gave. Try again later.", "No slot came free within 1 seconds. Try again later."]
+        assert [reply.error and reply.error["message"] for reply in late] == told
         assert 800 <= int(late[0].headers["x-gateway-queue-ms"]) < 1300
         assert 1400 <= int(late[1].headers["x-gateway-queue-ms"]) < 1900
 
