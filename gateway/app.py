@@ -171,6 +171,8 @@ class Gateway:
         self._health.change(settings, self._backends)
         self._operations.change(settings, routing)
         self._preflight.change()
+        for backend in leaving:
+            self._moves.leave(backend)
         self._retirement.add(generation, lambda: self._let_go(generation, leaving, labels))
 
     def _add_loaders(self, settings: Settings, backends: Iterable[Backend]) -> None:
@@ -223,7 +225,9 @@ class Gateway:
             relay.cut_off(ShuttingDown())
 
     def _leave_lines(self, backend: Backend) -> None:
-        """Who waits for a backend that went away may be served by another."""
+        """Who waits for a backend that went away may be served by another, or by the one in its place."""
+        if backend not in self._backends.values():
+            self._moves.leave(backend)
         for relay in list(self._shared.sweep.live):
             assert isinstance(relay, Relay)
             relay.leave_line(backend)

@@ -8,6 +8,9 @@ lets in who can run there. Three kinds of request stay where they are:
 2. one that the other backend cannot serve, as far as is known: it is away, lacks the model, has no eyes for images, or too short a context;
 3. one that a failure has led elsewhere (`forwarding.py`): the roll-out did not choose for it.
 
+Where other settings have put another server in a backend's place, who waits for the old one is served there; when that is dead, he goes where his
+tier is now (`leave`).
+
 A request that had its slot when the roll-out moved, met a server that was gone, and gets in line once more, does so where it would go now (`lead`).
 
 Once `rollback_cutoff` has passed after a rollback, who is still at a backend that the tier has left ends with an error, running or in line.
@@ -17,9 +20,10 @@ backend afterwards is none of this.
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from gateway.admission import Admission, Mover
+from gateway.backends.backend import Backend
 from gateway.chat_relay import ChatRelay
 from gateway.conversation import bucket_of
 from gateway.errors import BackendUnavailable
@@ -46,16 +50,20 @@ class Moves:
         """How many of those in line have moved."""
         for tier, move in change.tiers.items():
             self._end_later(tier, move.before, move.after, change.is_rollback)
+        return self._lead(relay for relay in self._relays() if relay.is_in_line and relay.request.route.tier in change.tiers)
+
+    def leave(self, backend: Backend) -> int:
+        """`backend`, which other settings have replaced, is dead: who waits for it goes where his tier is now. How many did."""
+        waiting = (relay for relay in self._relays() if relay.is_in_line and relay.destination.backend is backend)
+        return self._lead(relay for relay in waiting if backend.is_away(relay.destination.route.model))
+
+    def _lead(self, relays: Iterable[ChatRelay]) -> int:
         ways: dict[Route, Destination | None] = {}
         found: list[tuple[float, int, ChatRelay, Destination]] = []
-        for relay in self._relays():
-            if relay.is_in_line and relay.request.route.tier in change.tiers:
-                route = self._route(relay)
-                if route not in ways:
-                    ways[route] = self._way(route)
-                destination = ways[route]
-                if destination is not None and route.backend != relay.destination.route.backend and relay.fits(destination):
-                    found.append((relay.arrived, len(found), relay, destination))
+        for relay in relays:
+            destination = self.lead(relay, ways)
+            if destination is not None:
+                found.append((relay.arrived, len(found), relay, destination))
         found.sort()
         crowds: dict[Admission, list[Mover]] = {}
         for *_, relay, destination in found:
@@ -66,13 +74,18 @@ class Moves:
             _log.info("requests that waited and follow the roll-out: %d", len(found))
         return len(found)
 
-    def lead(self, relay: ChatRelay) -> Destination | None:
-        """Where `relay`, which had a slot and gets in line once more, is to wait; None: where it was."""
+    def lead(self, relay: ChatRelay, ways: dict[Route, Destination | None] | None = None) -> Destination | None:
+        """Where `relay`, which is in line or gets in line once more, is to wait; None: where it was. `ways` are known already."""
         if relay.request.route.tier not in self._lines:
             return None
         route = self._route(relay)
-        destination = self._way(route) if route.backend != relay.destination.route.backend else None
-        return destination if destination is not None and relay.fits(destination) else None
+        ways = {} if ways is None else ways
+        if route not in ways:
+            ways[route] = self._way(route)
+        destination = ways[route]
+        if destination is None or destination.backend is relay.destination.backend or not relay.fits(destination):
+            return None
+        return destination
 
     def close(self) -> None:
         for timer in self._ends.values():

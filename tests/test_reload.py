@@ -14,7 +14,7 @@ from prometheus_client import generate_latest
 from gateway import config, reload
 from gateway.config import ConfigError, Settings
 from gateway.reload import Follower
-from tests.fakes.fault_backend import MODEL, FaultBackend
+from tests.fakes.fault_backend import MODEL, TEXT, FaultBackend
 from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import Running, running, until
 
@@ -189,6 +189,31 @@ async def test_who_waits_for_a_backend_that_is_replaced_is_served_there() -> Non
                 assert (await waiting.reply()).status == 200
         assert not other.requests
         await until(setup.is_settled)
+
+
+@pytest.mark.parametrize("dies_first", [True, False])
+async def test_who_waits_for_a_dead_backend_that_is_replaced_is_served_by_the_new_one(dies_first: bool) -> None:
+    """It is what an operator does about a server that is gone."""
+    async with FaultBackend("ollama") as other, serving(ollama={"max_concurrency": 1}) as setup:
+        setup.ollama.script.append("silent")
+        replacement = {"servers": [{"base_url": other.base_url}]}
+        old = setup.gateway.gateway._backends["ollama"].servers[0]
+        async with setup.gateway.sent({}) as first, setup.gateway.sent({}) as second, setup.gateway.sent({"stream": True}) as third:
+            await until(lambda: setup.gateway.waiting == 2)
+            if dies_first:
+                setup.ollama.die()
+                await until(lambda: old.circuit.is_open)
+                await setup.change(ollama=replacement)
+            else:
+                await setup.change(ollama=replacement)
+                setup.ollama.die()
+            assert (await first.reply()).status == 502
+            for raw in (second, third):
+                reply = await raw.reply()
+                assert (reply.status, reply.text, reply.error) == (200, TEXT, None)
+        assert len(other.requests) == 2
+        await until(setup.is_settled)
+        assert setup.gateway.metric("gateway_requests_total", outcome="ok") == 2
 
 
 async def test_request_under_way_goes_on_when_its_tier_and_its_backend_are_gone() -> None:
