@@ -94,7 +94,7 @@ class Gateway:
         self._guard = None  # what ends now, we end
         await self._health.__aexit__()
         self._moves.close()
-        for loader in self._loaders.values():
+        for loader in list(self._loaders.values()):  # a backend may be dropped meanwhile
             await loader.close()
         await self._retirement.close()
         for backend in self._backends.values():

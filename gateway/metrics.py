@@ -200,7 +200,7 @@ class Metrics:
         """Drop the counts of a tier or of a backend that the settings have no more; nobody may count there again with what was bound before."""
         place = 0 if label == "tier" else 1
         self._routes = {route: bound for route, bound in self._routes.items() if route[place] != value}
-        for histograms in (self.duration, self.time_to_first_token, self.gaps, self.queue_wait):
+        for histograms in (self.duration, self.time_to_first_token, self.gaps, self.queue_wait, self.load_seconds):
             histograms.forget(label, value)
         for counter, labels in self._counters.items():
             if label in labels:

@@ -193,6 +193,7 @@ def test_series_of_what_is_gone_are_dropped_and_no_other() -> None:
         metrics.duration.labels(tier, backend).observe(1)
         metrics.switches.labels(tier, "ollama", "vllm", "reload").inc()
         metrics.rejected.labels(backend, "queue_full").inc()
+        metrics.load_seconds.labels(backend, "model").observe(1)
     metrics.forget("tier", "one")
     metrics.forget("backend", "vllm")
     metrics.forget("backend", "never-there")
