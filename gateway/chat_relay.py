@@ -15,7 +15,6 @@ from gateway.forwarding import with_pause
 from gateway.metering import CHAT
 from gateway.protocol import LARGE_SCHEMAS
 from gateway.relay import JSON, LARGE, MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, Relay, check_headers, upstream_error
-from gateway.routing import Route
 from gateway.shaping import Shaping
 from gateway.surroundings import ChatRequest, Client, Destination, Surroundings
 from gateway.views import Answer, Delta, StreamView, assemble, render_answer
@@ -34,13 +33,14 @@ class ChatRelay(Relay):
     text_field = "messages"
     _request: ChatRequest
 
-    __slots__ = ("_chat", "_collected", "_collected_bytes", "_passes", "_shaping", "_silent_since", "_splices", "_view")
+    __slots__ = ("_chat", "_collected", "_collected_bytes", "_moved", "_passes", "_shaping", "_silent_since", "_splices", "_view")
 
     def __init__(self, shared: Surroundings, client: Client, request: ChatRequest) -> None:
         self._chat = chat = request.chat
         self._view = StreamView(request.answer_id, request.created, chat.model, chat.wants_usage) if chat.stream else None
         super().__init__(shared, client, request, "vision" if chat.has_images else "text")
         self._shaping: Shaping | None = None
+        self._moved = False
         self._passes = False
         """There is nothing to shape."""
         self._splices = False
@@ -77,10 +77,6 @@ class ChatRelay(Relay):
         return self._detour is None or not self._detour.has_left
 
     @property
-    def route(self) -> Route:
-        return self._destination.route if self.is_led else self._request.route
-
-    @property
     def is_in_line(self) -> bool:
         return self._ticket.is_in_line
 
@@ -111,6 +107,7 @@ class ChatRelay(Relay):
         return other
 
     def _follow(self, destination: Destination) -> None:
+        self._moved = True
         self._request = structs.replace(self._request, route=destination.route)  # what the roll-out chose, for the log and for its guard
         if self._detour is not None:
             self._detour.destination = destination
@@ -288,6 +285,10 @@ class ChatRelay(Relay):
     @property
     def _is_stream(self) -> bool:
         return self._view is not None
+
+    @property
+    def _has_moved(self) -> bool:
+        return self._moved
 
     @property
     def _is_empty(self) -> bool:

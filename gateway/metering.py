@@ -32,6 +32,8 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
     backend: str
     chosen: str = NONE
     """The backend that the roll-out chose: another one than `backend` after a fallback."""
+    moved: bool = False
+    """It had waited in the line of another backend, and moved along with the roll-out."""
     model: str
     lane: str
     stream: bool

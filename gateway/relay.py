@@ -341,6 +341,11 @@ class Relay(ABC):
         return False
 
     @property
+    def _has_moved(self) -> bool:
+        """The roll-out has led it elsewhere while it waited."""
+        return False
+
+    @property
     def _is_empty(self) -> bool:
         """The model has said nothing."""
         return False
@@ -357,7 +362,8 @@ class Relay(ABC):
                 endpoint=self.endpoint,
                 tier=route.tier,
                 backend=route.backend,
-                chosen=self.route.backend,
+                chosen=request.route.backend,
+                moved=self._has_moved,
                 model=route.model,
                 lane=self._lane,
                 stream=self._is_stream,

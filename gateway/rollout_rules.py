@@ -41,14 +41,15 @@ def sample_of(exchange: Exchange, arrived: float) -> Sample | None:
     if exchange.chosen != exchange.backend:
         return Sample(arrived, True, False, None, None, None)  # a fallback had to serve it
     outcome, first = exchange.outcome, exchange.time_to_first_token if exchange.stream else None
+    waited = None if exchange.moved else first  # one that moved brings the wait of the side that was left
     if outcome == "ok":
         usage, gap = exchange.usage, None
         if first is not None and usage is not None and usage.completion_tokens >= LEAST_TOKENS:
             gap = (exchange.duration - first) / (usage.completion_tokens - 1)
-        return Sample(arrived, False, False, exchange.empty, first, gap)
+        return Sample(arrived, False, False, exchange.empty, waited, gap)
     if outcome in ("upstream_error", "timeout") or exchange.code in _UNSERVED:
-        return Sample(arrived, True, exchange.phase == "streaming", None, first, None)
-    if outcome == "cancelled" and exchange.stream:
+        return Sample(arrived, True, exchange.phase == "streaming", None, waited, None)
+    if outcome == "cancelled" and exchange.stream and not exchange.moved:
         return Sample(arrived, None, None, None, exchange.duration if first is None else first, None, first is None)
     return None
 

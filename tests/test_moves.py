@@ -151,7 +151,7 @@ async def test_moved_requests_are_counted_once_and_for_the_backend_that_served(k
         assert metric("gateway_queue_wait_seconds_count", backend=here.there.kind, lane="text") == metric("gateway_queue_wait_seconds_count") == 3
         assert metric("gateway_overhead_seconds_sum") < 3
         assert metric("gateway_fallbacks_total") == metric("gateway_retries_total") == 0
-        assert [(line["chosen"], line["backend"]) for line in here.gateway.exchanges()] == [(here.there.kind, here.there.kind)] * 3
+        assert [(line["chosen"], line["backend"], line["moved"]) for line in here.gateway.exchanges()] == [(here.there.kind,) * 2 + (True,)] * 3
         assert here.line(here.left) == here.line(here.there) == {}
 
 

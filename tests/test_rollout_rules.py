@@ -32,6 +32,13 @@ def test_plain_answers_and_short_ones_tell_no_times_that_could_be_compared() -> 
     assert sample_of(exchange(usage=None), 7.0) == Sample(7.0, False, False, False, 0.25, None)
 
 
+def test_request_that_moved_tells_everything_but_its_wait() -> None:
+    """A part of it was the wait in the line of the side that was left."""
+    assert sample_of(exchange(moved=True), 7.0) == Sample(7.0, False, False, False, None, 0.01)
+    assert sample_of(failed(moved=True), 7.0) == Sample(7.0, True, False, None, None, None)
+    assert sample_of(exchange(moved=True, outcome="cancelled", status=499), 7.0) is None
+
+
 @pytest.mark.parametrize(
     ("changes", "truncated"),
     [
