@@ -80,7 +80,10 @@ def switch(
     backend: Annotated[str, typer.Argument(metavar="BACKEND", help="Where to go, such as vllm.")],
     tier: TierName = None,
     canary: Annotated[
-        float | None, typer.Option(min=0, max=100, metavar="PERCENT", help="Only so many conversations; the others stay where they are.")
+        float | None,
+        typer.Option(
+            min=0, max=100, metavar="PERCENT", help="Only so many conversations; the others stay, or go to rollback_to where BACKEND has all."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Without looking first what would break.")] = False,
     as_json: AsJson = False,

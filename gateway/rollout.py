@@ -175,6 +175,8 @@ class Rollout:
     ) -> Outcome:
         """Put every tier that is not pinned, or `tier` alone, on `backend`; None: where it is. `canary` replaces the one that is there.
 
+        A canary of the backend that has all of a tier, with no `backend` named, leaves the rest to `rollback_to`.
+
         Raises:
             InvalidRequest: a name means nothing, or the canary is no other backend.
             Conflict: a tier has no model there, or `tier` is pinned. Nothing has changed.
@@ -187,7 +189,7 @@ class Rollout:
         elif target is None:
             raise InvalidRequest("Missing required parameter: 'backend'.", param="backend")
         tiers = self._movable() if tier is None else [self._unpinned(tier)]
-        wanted = {item.name: Position(target or self.lines[item.name].position.backend, canary) for item in tiers}
+        wanted = {item.name: Position(target or self._rest(item, canary), canary) for item in tiers}
         for item in tiers:
             self._check(item, wanted[item.name])
         return Outcome(self._apply(wanted, by, cause))
@@ -343,6 +345,11 @@ class Rollout:
         reason = self._hindrance(tier, position)
         if reason is not None:
             raise Conflict(f"Tier {tier.name!r} cannot go there: {reason}. Nothing was changed.", param="tier")
+
+    def _rest(self, tier: Tier, canary: Canary | None) -> str:
+        """Who serves what `canary` leaves, where nobody is named."""
+        here, back = self.lines[tier.name].position.backend, self._settings.rollback_to
+        return back if canary is not None and canary.backend == here else here
 
     def _unpinned(self, name: str) -> Tier:
         tier = self._tier(name)

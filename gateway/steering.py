@@ -35,7 +35,10 @@ class CanaryOrder(Struct, forbid_unknown_fields=True):
 
 
 class Placement(Struct, forbid_unknown_fields=True):
-    """Where to put every tier that is not pinned, or `tier` alone. Without `backend` each stays where it is, beside its canary."""
+    """Where to put every tier that is not pinned, or `tier` alone. Without `backend` each stays where it is, beside its canary.
+
+    One that is all on the canary's backend goes to the settings' `rollback_to` then.
+    """
 
     backend: str | None = None
     canary: CanaryOrder | None = None

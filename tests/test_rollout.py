@@ -102,12 +102,18 @@ def test_canary_without_a_backend_leaves_the_rest_where_it_is() -> None:
     assert positions(here)["standard"] == Position("ollama", Canary("vllm", 10))
 
 
-def test_canary_of_who_serves_already_is_a_conflict() -> None:
+def test_canary_of_who_has_everything_leaves_the_rest_to_the_way_back() -> None:
     here = rollout()
     here.set("vllm")
-    with pytest.raises(Conflict, match="is on vllm already"):
-        here.set(canary=Canary("vllm", 10))
-    here.set("ollama", Canary("vllm", 10))
+    here.set(canary=Canary("vllm", 10))
+    assert positions(here)["standard"] == Position("ollama", Canary("vllm", 10))
+
+
+def test_canary_of_the_way_back_where_it_has_everything_is_a_conflict() -> None:
+    here = rollout()
+    with pytest.raises(Conflict, match="is on ollama already"):
+        here.set(canary=Canary("ollama", 10))
+    assert not here.history
 
 
 def test_what_changes_nothing_leaves_no_trace() -> None:
@@ -336,7 +342,9 @@ class Operators(RuleBasedStateMachine):
             return
         assert (outcome.change is None) == (positions(self.rollout) == before)
         for name in ("standard", "Pro") if tier is None else (tier,):
-            assert positions(self.rollout)[name] == Position(backend or before[name].backend, canary)
+            here = before[name].backend
+            rest = "ollama" if canary is not None and canary.backend == here else here
+            assert positions(self.rollout)[name] == Position(backend or rest, canary)
 
     @rule(tier=tiers, to=st.none() | backends)
     def rollback(self, tier: str | None, to: str | None) -> None:
