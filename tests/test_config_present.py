@@ -33,6 +33,7 @@ tiers:
     models: {ollama: "qwen3-vl:8b", vllm: "Qwen/Qwen3-VL-8B-Instruct"}
     aliases: [gpt-4o, complex, {name: background, priority: batch, listed: false}]
     fallback: true
+    warm: true
     params: {default: {temperature: 0.7}, force: {reasoning_effort: none}, drop: [logit_bias]}
 default_tier: standard
 embeddings:

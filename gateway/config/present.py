@@ -104,6 +104,7 @@ def _tier_document(tier: Tier) -> dict[str, Any]:
     if tier.backend:
         document["backend"] = tier.backend
     document["fallback"] = tier.fallback
+    document["warm"] = tier.warm
     if tier.max_tokens:
         document["max_tokens"] = tier.max_tokens
     params = {"default": dict(tier.params.default), "force": dict(tier.params.force), "drop": list(tier.params.drop)}
