@@ -6,8 +6,10 @@ read is reported and ignored; one that is not ours is never written over.
 
 import asyncio
 import contextlib
+import glob
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import orjson
 MARK = "llm_gateway_state"
 VERSION = 1
 MAX_BYTES = 4 * 1024 * 1024
+LEFT_SECONDS = 60.0
+"""A temporary file of this age was left by a process that was killed: no write takes so long."""
 
 _log = logging.getLogger("gateway.state")
 
@@ -32,6 +36,7 @@ class State:
         self._task: asyncio.Task[None] | None = None
         if path is not None:
             self._load(path)
+            _tidy(path)
 
     def __repr__(self) -> str:
         return f"<State {self._path} {sorted(self._sections)}, {self._changes - self._written} to write>"
@@ -93,6 +98,14 @@ class State:
                 _log.warning("the state file %s cannot be written (%s); what changed is lost at a restart", path, error.strerror)
                 return
             self._written = changes
+
+
+def _tidy(path: Path) -> None:
+    """Remove what killed processes have left beside the file. One that runs may be writing there now."""
+    with contextlib.suppress(OSError):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            if left.suffix[1:].isdigit() and time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                left.unlink()
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,6 +1,8 @@
 """What is kept comes back; a file that is broken or another's does no harm."""
 
 import logging
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,14 @@ async def test_file_of_somebody_else_is_left_alone(tmp_path: Path, content: byte
     assert not await state.persisted()
     assert path.read_bytes() == content
     assert state.get("one") == 1
+
+
+async def test_what_killed_processes_left_is_removed_and_what_may_be_in_use_is_not(tmp_path: Path) -> None:
+    for name, age in ((".state.json.7", 100), (".state.json.8", 1), (".state.json.backup", 100), (".other.json.7", 100)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    State(tmp_path / "state.json")
+    assert {path.name for path in tmp_path.iterdir()} == {".state.json.8", ".state.json.backup", ".other.json.7"}
 
 
 async def test_place_that_cannot_be_written_is_told_and_harms_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
