@@ -1,6 +1,7 @@
 """The gateway under test, started as a user starts it: its command, its settings in the environment, perhaps a file beside them."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,3 +35,15 @@ class Gateway(Server):
             environment["GATEWAY_CONFIG"] = str(file)
         command = [sys.executable, "-m", "gateway", "serve"]
         super().__init__(command, port=port, health_path="/readyz", log=folder / "gateway.log", environment=environment, cwd=folder)
+
+    @property
+    def pid(self) -> int:
+        """Of the gateway itself, not of its leash."""
+        assert self._process is not None
+        return int(Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text())
+
+    def command(self, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        """The operator's command line, run to its end in `folder`, which has no settings."""
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "GATEWAY_URL": self.url, "GATEWAY_ADMIN_KEY": ADMIN_KEY}
+        command = [sys.executable, "-m", "gateway", *words]
+        return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False)

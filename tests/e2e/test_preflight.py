@@ -1,9 +1,6 @@
 """The check before a switch, against every vLLM at hand beside an Ollama's stand-in: what a real one takes is not taken for refused."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ import pytest
 from gateway.simulate import Model, Options
 from tests.e2e.conftest import TEXT_MODEL, VISION_MODEL
 from tests.e2e.engines import Engine, stand_in
-from tests.e2e.gateway import ADMIN_KEY, REPOSITORY, Gateway
+from tests.e2e.gateway import Gateway
 
 OLLAMA_MODEL = "qwen3-vl"
 
@@ -42,20 +39,12 @@ def both(pair: tuple[Engine, Engine], tmp_path_factory: pytest.TempPathFactory) 
             yield gateway
 
 
-def command(gateway: Gateway, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """The operator's, from a folder that has no settings."""
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "GATEWAY_URL": gateway.url, "GATEWAY_ADMIN_KEY": ADMIN_KEY}
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", *words], env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
-
-
 def severities(body: dict[str, Any], tier: str) -> dict[str, str]:
     return {item["what"]: item["severity"] for item in body["findings"] if item["tier"] == tier}
 
 
 def test_what_the_engine_can_is_found_and_what_it_cannot_breaks(both: Gateway, tmp_path: Path) -> None:
-    told = command(both, tmp_path, "verify", "--preflight", "vllm", "--seconds", "120", "--json")
+    told = both.command(tmp_path, "verify", "--preflight", "vllm", "--seconds", "120", "--json")
     assert told.returncode == 1, told.stderr
     body = json.loads(told.stdout)
     standard, text = severities(body, "standard"), severities(body, "text")
@@ -66,9 +55,9 @@ def test_what_the_engine_can_is_found_and_what_it_cannot_breaks(both: Gateway, t
 
 
 def test_switch_of_the_tier_that_would_break_is_refused_and_of_the_other_is_done(both: Gateway, tmp_path: Path) -> None:
-    refused = command(both, tmp_path, "switch", "vllm")
+    refused = both.command(tmp_path, "switch", "vllm")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "breaks: tier text: requests with images are refused" in refused.stderr
-    done = command(both, tmp_path, "switch", "vllm", "--tier", "standard")
+    done = both.command(tmp_path, "switch", "vllm", "--tier", "standard")
     assert done.returncode == 0, done.stderr
-    assert command(both, tmp_path, "rollback").returncode == 0
+    assert both.command(tmp_path, "rollback").returncode == 0
