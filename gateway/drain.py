@@ -55,7 +55,7 @@ def _nothing() -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server with a drain of its own (reliability M19), for `Door` connections.
+    """uvicorn's server with a drain of its own (reliability M19), for `Door` connections. `on_open` is called once they are accepted.
 
     On the first SIGTERM or SIGINT, or `stop()`: `on_drain()` at once; `drain_delay` seconds of service as before, so that balancers can
     see it, but each answer ends its connection; then no new connections, and `drain_timeout` seconds for the requests that run; then
@@ -71,12 +71,14 @@ class Server(uvicorn.Server):
         *,
         drain_delay: float = 0,
         drain_timeout: float = 30,
+        on_open: Callable[[], None] = _nothing,
         on_drain: Callable[[], None] = _nothing,
         on_cutoff: Callable[[], None] = _nothing,
     ) -> None:
         super().__init__(config)
         self._drain_delay = drain_delay
         self._drain_timeout = drain_timeout
+        self._on_open = on_open
         self._on_drain = on_drain
         self._on_cutoff = on_cutoff
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -93,6 +95,10 @@ class Server(uvicorn.Server):
             self.should_exit = True  # still starting: leave when that is done
         else:
             self._loop.call_soon_threadsafe(self.stop)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_open()
 
     async def main_loop(self) -> None:
         self._loop = asyncio.get_running_loop()

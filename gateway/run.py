@@ -59,19 +59,22 @@ async def serve(settings: Settings, announce: Callable[[str], None] | None = Non
 
 
 async def _serve(settings: Settings, gateway: Gateway, listener: socket.socket, announce: Callable[[str], None] | None) -> None:
-    base_url = _url(settings.host, listener)
+    def tell() -> None:
+        base_url = _url(settings.host, listener)
+        _log.info("serving %s; tiers %s; active backend %s", base_url, ", ".join(settings.tiers), gateway.rollout)
+        if announce is not None:
+            announce(base_url)
+
     server = Server(
         _config(gateway),
         drain_delay=settings.drain_delay,
         drain_timeout=settings.drain_timeout,
+        on_open=tell,
         on_drain=gateway.begin_drain,
         on_cutoff=gateway.cut_off,
     )
-    _log.info("serving %s; tiers %s; active backend %s", base_url, ", ".join(settings.tiers), gateway.rollout)
     gc.collect()
     gc.freeze()  # what is there now stays: no collection need walk it again while requests wait
-    if announce is not None:
-        announce(base_url)
     await server.serve(sockets=[listener])
 
 
