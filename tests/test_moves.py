@@ -362,7 +362,7 @@ async def test_request_that_waits_once_more_for_a_dead_server_moves() -> None:
 async def test_request_that_meets_a_dead_server_after_the_move_waits_where_the_tier_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = asyncio.Event()
 
-    async def connect() -> None:
+    async def connect(connect_timeout: float) -> None:
         await gate.wait()
         raise WireError("connect_timeout")
 

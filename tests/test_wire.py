@@ -73,7 +73,7 @@ class FakePool(Pool):
         super().__init__(Origin("backend", 80), connect_timeout=1, idle_seconds=30, bounds=bounds)
         self.made = 0
 
-    async def connect(self) -> Connection:
+    async def connect(self, connect_timeout: float | None = None) -> Connection:
         self.made += 1
         self.transport = FakeTransport()
         connection = Connection(self, asyncio.get_running_loop(), self._bounds)
