@@ -42,11 +42,11 @@ def stream(request: pytest.FixtureRequest) -> bool:
 
 def settings(kind: Kind, urls: list[str], other_url: str | None = None, tier: dict[str, Any] | None = None, **limits: Any) -> config.Settings:
     """A tier on the backend `kind` at `urls`; it may fall back to the other kind at `other_url`."""
-    times = {**TIMES, "first_token_timeout": 5, "idle_timeout": 5, "total_timeout": 10, **limits}
-    backends: dict[str, Any] = {kind: {"kind": kind, "servers": [{"base_url": url} for url in urls], **times}}
+    times = {**TIMES, "first_token_timeout": 5, "idle_timeout": 5, "total_timeout": 10}  # no test here is about these
+    backends: dict[str, Any] = {kind: {"kind": kind, "servers": [{"base_url": url} for url in urls], **times, **limits}}
     models: dict[str, str] = {kind: MODEL}
     if other_url is not None:
-        backends[OTHER[kind]] = {"kind": OTHER[kind], "base_url": other_url, **TIMES}
+        backends[OTHER[kind]] = {"kind": OTHER[kind], "base_url": other_url, **times}
         models[OTHER[kind]] = MODEL
     fallback = {"fallback": True} if other_url is not None else {}
     return config.build(
