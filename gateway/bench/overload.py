@@ -5,9 +5,9 @@
 1. Overload: first as many requests at once as the backend has lanes, straight to it, one after the other: its own rate. Then four times that
    rate through the gateway, whether answers come or not. What is served a second must stay near the backend's own; who is refused must
    learn it at once.
-2. Leaving: 10,000 requests, half of them streams, of which 60 % leave at a random moment: before their head is sent, in line, before the first
-   piece, in the stream. Afterwards nothing may run or wait, and the gateway may hold no more descriptors than at the start, but for
-   the connections that it keeps to the backend.
+2. Leaving: 10,000 requests, half of them streams, of which at least 60 % leave at a random moment: in line, before the first piece, in the stream.
+   Some more mean to, and are answered before. Afterwards nothing may run or wait, and the gateway may hold no more descriptors than at the
+   start, but for the connections that it keeps to the backend.
 
 Exit status 1: a target was missed.
 """
@@ -37,7 +37,8 @@ ANSWER_TOKENS = 10
 OVERLOAD = 4
 GOODPUT = 0.95
 REFUSAL_MILLISECONDS = 50.0
-LEAVING = 0.6
+LEAVING, MEAN_TO_LEAVE = 0.6, 0.85
+PHASES = ("queued", "waiting", "streaming")
 AT_ONCE = 256
 SHORT_LINE, LONG_LINE = 64, AT_ONCE
 """Who is refused at once in the overload; nobody of those who come and go."""
@@ -53,6 +54,7 @@ class Seen:
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     left: int = 0
+    """Before the end of their answers."""
     lost: int = 0
     """Answers that did not come, or broke off."""
 
@@ -72,31 +74,46 @@ def request_bytes(port: int, model: str, *, stream: bool) -> bytes:
     return "\r\n".join([*lines, f"Content-Length: {len(data)}", "", ""]).encode() + data
 
 
-async def ask(port: int, request: bytes, seen: Seen, leave_after: float | None = None) -> None:
-    """Send `request` and read its answer to the end, or leave after so many seconds."""
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """When a client goes: after so many seconds, or when its stream has so many pieces."""
+
+    seconds: float = PATIENCE
+    pieces: int = 0
+
+
+async def ask(port: int, request: bytes, seen: Seen, leave: Leave | None = None) -> None:
+    """Send `request` and read its answer to the end, or leave before."""
     began = time.perf_counter()
     try:
-        async with asyncio.timeout(PATIENCE if leave_after is None else leave_after):
-            status, answer = await _answer(port, request)
+        async with asyncio.timeout(PATIENCE if leave is None else leave.seconds):
+            status, answer = await _answer(port, request, 0 if leave is None else leave.pieces)
     except TimeoutError:
-        if leave_after is None:
+        if leave is None or leave.pieces:
             seen.lost += 1
         else:
             seen.left += 1
     except (OSError, EOFError):
         seen.lost += 1
     else:
+        if leave is not None and leave.pieces and status == 200:
+            seen.left += 1
+            return
         is_whole = status != 200 or b'"finish_reason":"' in answer
         seen.lost += not is_whole
         seen.add(status, time.perf_counter() - began)
 
 
-async def _answer(port: int, request: bytes) -> tuple[int, bytes]:
+async def _answer(port: int, request: bytes, pieces: int = 0) -> tuple[int, bytes]:
+    """Status and body; with `pieces`, of a stream only the beginning that has so many."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
-        return int(head.split()[1]), await reader.read()
+        status, body = int(head.split()[1]), b""
+        while pieces and status == 200 and body.count(b'"content":"') < pieces:
+            body += await reader.readuntil(b"\n\n")
+        return status, body if pieces and status == 200 else await reader.read()
     finally:
         writer.transport.abort() if not reader.at_eof() else writer.close()
 
@@ -165,28 +182,38 @@ def descriptors(pid: int) -> int:
 
 
 async def come_and_go(port: int, count: int, seed: int) -> Seen:
-    """`count` requests, `AT_ONCE` at a time; the moments of leaving are spread over twice the time that an answer takes with the line full."""
+    """`count` requests, `AT_ONCE` at a time. Of those who leave, half of the streams go with some pieces, the others within the time that an
+    answer takes, or within that of a full line."""
     dice = random.Random(seed)
     requests = {stream: request_bytes(port, "standard", stream=stream) for stream in (True, False)}
-    longest = 2 * ANSWER_SECONDS * AT_ONCE / LANES
-    plans = iter([(bool(dice.getrandbits(1)), dice.uniform(0, longest) ** 2 / longest if dice.random() < LEAVING else None) for _ in range(count)])
+    plans = iter([_plan(dice) for _ in range(count)])
     seen = Seen()
 
     async def work() -> None:
-        for stream, leave_after in plans:
-            await ask(port, requests[stream], seen, leave_after)
+        for stream, leave in plans:
+            await ask(port, requests[stream], seen, leave)
 
     await asyncio.gather(*(work() for _ in range(AT_ONCE)))
     return seen
 
 
+def _plan(dice: random.Random) -> tuple[bool, Leave | None]:
+    """Whether it is a stream, and when it is left."""
+    stream = dice.random() < 0.5
+    if dice.random() >= MEAN_TO_LEAVE:
+        return stream, None
+    if stream and dice.random() < 0.5:
+        return stream, Leave(pieces=dice.randrange(1, ANSWER_TOKENS))
+    return stream, Leave(dice.uniform(0, dice.choice((ANSWER_SECONDS, ANSWER_SECONDS * AT_ONCE / LANES))))
+
+
 async def gauges(port: int) -> dict[str, float]:
-    """What runs and waits, and the requests counted, by outcome."""
+    """What runs and waits, the requests counted, by outcome, and those who left, by phase."""
     found: defaultdict[str, float] = defaultdict(float)
     for line in (await get(port, "/metrics")).decode().splitlines():
-        if (sample := re.match(r"gateway_requests_(running|waiting|total)\{(.*)\} (\S+)$", line)) is not None:
-            outcome = re.search(r'outcome="(\w+)"', sample[2])
-            found[outcome[1] if outcome else sample[1]] += float(sample[3])
+        if (sample := re.match(r"gateway_(requests|client_disconnects)_(running|waiting|total)\{(.*)\} (\S+)$", line)) is not None:
+            label = re.search(r'(?:outcome|phase)="(\w+)"', sample[3])
+            found[(f"left {label[1]}" if sample[1] == "client_disconnects" else label[1]) if label else sample[2]] += float(sample[4])
     return found
 
 
@@ -202,15 +229,16 @@ async def leaving(gateway: Started, count: int, seed: int) -> bool:
             break
         await asyncio.sleep(0.05)
     counted = {name: round(after[name] - before[name]) for name in after if name not in ("running", "waiting") and after[name] > before[name]}
-    print(f"Leaving: {count} requests, {AT_ONCE} at once, {LEAVING:.0%} leave at a random moment (seed {seed})")
+    print(f"Leaving: {count} requests, {AT_ONCE} at once, {MEAN_TO_LEAVE:.0%} mean to leave at a random moment (seed {seed})")
     print(
         f"  left {seen.left}, answered whole {seen.count(200)}, refused {seen.count(503)}, lost or cut off {seen.lost}; the gateway counted {counted}"
     )
     print(
         f"  running {after['running']:g}, waiting {after['waiting']:g}; descriptors {held} before, {holds} after (up to {KEPT} connections are kept)"
     )
-    print(f"  target: none lost, all slots and places free, no descriptor more: {mark(is_clean and not seen.lost)}\n")
-    return is_clean and not seen.lost
+    is_reached = is_clean and not seen.lost and seen.left >= LEAVING * count and all(counted.get(f"left {phase}") for phase in PHASES)
+    print(f"  target: {LEAVING:.0%} left, in every phase; none lost, all slots and places free, no descriptor more: {mark(is_reached)}\n")
+    return is_reached
 
 
 # What runs

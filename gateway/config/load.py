@@ -222,7 +222,7 @@ def _message(error: ErrorDetails, path: Path) -> str:
 
 
 def _told_sources(file: FilePath | None, variables: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
-    lines = [f"file: {file}" if file else "file: none"]
+    lines = [f"file: {file}" if file else "no settings file"]
     for place, values in variables.items():
         used = sorted(name for name, value in values.items() if (name in VARIABLES or name.startswith(PREFIX)) and value.strip())
         if used:

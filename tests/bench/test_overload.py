@@ -6,7 +6,7 @@ from gateway.bench import overload
 
 
 def test_those_who_come_and_go_leave_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:
-    assert overload.main(["--parts", "leaving", "--requests", "120"]) == 0
+    assert overload.main(["--parts", "leaving", "--requests", "600"]) == 0
     assert "running 0, waiting 0" in capsys.readouterr().out
 
 
