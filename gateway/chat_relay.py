@@ -80,11 +80,6 @@ class ChatRelay(Relay):
     def is_in_line(self) -> bool:
         return self._ticket.is_in_line
 
-    @property
-    def arrived(self) -> float:
-        """By the clock of all."""
-        return self._meter.arrived
-
     def fits(self, destination: Destination) -> bool:
         """Whether the model there can serve it, as far as that is known."""
         model, backend = destination.route.model, destination.backend

@@ -119,6 +119,7 @@ class Relay(ABC):
 
     @property
     def arrived(self) -> float:
+        """By the clock of all."""
         return self._meter.arrived
 
     @property

@@ -23,12 +23,7 @@ ROOT = Path(__file__).parents[1]
 SECRET = "a-key-that-nobody-may-see"
 
 
-@pytest.fixture(autouse=True)
-def _empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in os.environ:
-        if name.startswith(("GATEWAY", "LLM_", "OLLAMA_", "VLLM_")):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_environment")
 
 
 def gateway(*words: str, **variables: str) -> Result:

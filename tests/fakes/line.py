@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 from gateway.admission import Admission, Mover
 from gateway.loads import Loads, ModelState
@@ -125,17 +126,6 @@ def limits(
     return Limits(slots, model, {lane: LaneLimits(count, max_queue, timeout) for lane, count in lanes.items()}, True, first_guess)
 
 
-def setup(
-    *servers: Server,
-    slots: int = 1,
-    vision: int = 1,
-    model: int | None = 99,
-    max_queue: int = 10,
-    timeout: float = FOREVER,
-    first_guess: int = 1,
-    more_lanes: Mapping[Lane, int] = {},
-) -> Setup:
-    return Setup(
-        servers,
-        limits(slots=slots, vision=vision, model=model, max_queue=max_queue, timeout=timeout, first_guess=first_guess, more_lanes=more_lanes),
-    )
+def setup(*servers: Server, **given: Any) -> Setup:
+    """With `limits` of what is `given`."""
+    return Setup(servers, limits(**given))
