@@ -92,8 +92,8 @@ class KnownHead:
         self._place = [name for name, _ in headers].index(b"content-length")
         self.notes: dict[str, Any] = {}
 
-    def length_and_body(self, data: bytes) -> tuple[bytes, bytes] | None:
-        """The digits of the length and the body, if `data` is one whole request with this head and nothing more."""
+    def length_and_rest(self, data: bytes) -> tuple[bytes, bytes] | None:
+        """The digits of the length, and what follows the head, if `data` begins with this head."""
         before, after = self._before, self._after
         if not data.startswith(before):
             return None
@@ -102,8 +102,7 @@ class KnownHead:
         length = data[start:end]
         if not (length.isdigit() and data.startswith(after, end)):
             return None
-        body = data[end + len(after) :]
-        return (length, body) if int(length) == len(body) else None
+        return length, data[end + len(after) :]
 
     def fields(self, length: bytes) -> dict[bytes, bytes]:
         return {**self._fields, b"content-length": length}

@@ -43,7 +43,7 @@ _NEVER = math.inf
 _NEW_SECONDS = 0.5
 _HIGH_WATER = 65536  # bytes, of a body that the application has not read and of an answer that the client has not taken
 _BODY_BYTES_PER_SECOND = 65536
-_HEAD, _BODY, _ANSWER, _LINGER, _CLOSED = range(5)
+_HEAD, _BODY_OF_KNOWN, _BODY, _ANSWER, _LINGER, _CLOSED = range(6)
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,8 @@ class Door(HttpToolsProtocol):
         elif state == _BODY:
             self._received += len(data)
             self._parse(data)
+        elif state == _BODY_OF_KNOWN:
+            self._gather(data)
         elif state == _ANSWER and data.strip(b"\r\n"):
             self._drop_second_request()
 
@@ -239,11 +241,14 @@ class Door(HttpToolsProtocol):
             self._check_overhead()
 
     def _serve_known(self, known: KnownHead, data: bytes) -> bool:
-        """Serve a whole request whose head llhttp has judged before; False if `data` is not just that."""
-        found = known.length_and_body(data)
+        """Serve a request whose head llhttp has judged before, as soon as its body is whole; False if `data` is not just that, or large."""
+        found = known.length_and_rest(data)
         if found is None:
             return False
         length, body = found
+        size = int(length)
+        if size != len(body):
+            return len(body) < size <= _HIGH_WATER and self._await_body(known, data, size - len(body))
         scope = known.scope(length)
         cycle = self._cycle = Cycle(
             self, self.transport, known.fields(length), known.notes, False, True, not self._last_request, self._write_paused, body
@@ -253,6 +258,26 @@ class Door(HttpToolsProtocol):
         self._deadline = _NEVER
         cycle.start(self.loop, self.app, scope, self.tasks)
         return True
+
+    def _await_body(self, known: KnownHead, data: bytes, missing: int) -> bool:
+        """Most clients write head and body one after the other. The application is not told before the body, if it has noted something on this
+        head: then it has let it in."""
+        if not known.notes:
+            return False
+        self._state = _BODY_OF_KNOWN
+        self._raw = bytearray(data)
+        self._received = len(data)
+        self._size = len(data) + missing
+        self._body_since = self.loop.time()
+        self._arm(self.bounds.body_seconds)
+        return True
+
+    def _gather(self, data: bytes) -> None:
+        self._raw += data
+        self._received += len(data)
+        if self._received >= self._size:
+            raw, self._raw, self._state = bytes(self._raw), b"", _HEAD
+            self.data_received(raw)  # as though it had come in one
 
     def _refuse_or_reread(self, error: HttpParserError) -> None:
         cause = error.__context__  # what a callback of ours raised
@@ -441,7 +466,7 @@ class Door(HttpToolsProtocol):
             self._set_timer(nearest)
 
     def _on_deadline(self, now: float) -> None:
-        if self._state == _BODY:
+        if self._state in (_BODY, _BODY_OF_KNOWN):
             if self._read_paused_at is not None:
                 self._arm(self.bounds.body_seconds)
                 return

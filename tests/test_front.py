@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from gateway import front
 from gateway.cycle import Cycle
 from gateway.drain import Server, listen
 from gateway.front import Bounds, door
@@ -62,6 +63,8 @@ class App:
         self.scopes.append(scope)
         client = scope["extensions"]["gateway.client"]
         self.clients.append(client)
+        if b"x-noted" in client.fields:
+            client.notes["seen"] = True
         path = scope["path"]
         client.on_leave = lambda: self.left.append(path)
         try:
@@ -476,6 +479,101 @@ def test_request_behind_one_with_a_known_head_in_the_same_packet_is_dropped(calm
         status, headers, body = read_answer(client)
         assert (status, headers["connection"], body) == (200, "close", b"abc")
         assert client.recv(1) == b""
+
+
+def noted(body: bytes) -> bytes:
+    """A request whose head the application takes a note on."""
+    return HEAD + b"X-Noted: yes\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def awaits_body(gate: Gate) -> bool:
+    return any(connection._state == front._BODY_OF_KNOWN for connection in gate.server.server_state.connections)
+
+
+def test_application_that_knows_the_head_is_told_of_a_request_when_its_body_is_whole(calm_gate: Gate) -> None:
+    request = noted(b"hello world")
+    head = request.index(b"hello")
+    with calm_gate.connect(request) as client:
+        read_answer(client)
+        seen = len(calm_gate.app.scopes)
+        for cut in range(head, len(request)):
+            client.sendall(request[:cut])
+            eventually(lambda: awaits_body(calm_gate))
+            assert len(calm_gate.app.scopes) == seen
+            client.sendall(request[cut:])
+            status, headers, body = read_answer(client)
+            assert (status, body, "connection" in headers) == (200, b"hello world", False)
+            seen += 1
+        first, *others = [{**scope, "extensions": None} for scope in calm_gate.app.scopes[-(len(request) - head) - 1 :]]
+        assert all(other == first for other in others)
+
+
+def test_application_that_does_not_know_the_head_is_told_before_the_body(calm_gate: Gate) -> None:
+    """It may refuse it."""
+    request = HEAD + b"Content-Length: 5\r\n\r\nhello"
+    with calm_gate.connect(request) as client:
+        read_answer(client)
+        seen = len(calm_gate.app.scopes)
+        client.sendall(request[:-1])
+        eventually(lambda: len(calm_gate.app.scopes) == seen + 1)
+
+
+def test_large_body_behind_a_known_head_is_not_gathered_by_the_door(calm_gate: Gate) -> None:
+    request = noted(b"x" * 200_000)
+    with calm_gate.connect(request) as client:
+        read_answer(client)
+        seen = len(calm_gate.app.scopes)
+        client.sendall(request[:-1])
+        eventually(lambda: len(calm_gate.app.scopes) == seen + 1)
+        client.sendall(request[-1:])
+        assert read_answer(client)[::2] == (200, b"x" * 200_000)
+
+
+def test_request_behind_the_body_of_a_known_head_is_dropped(calm_gate: Gate) -> None:
+    request = noted(b"abc")
+    with calm_gate.connect(request) as client:
+        read_answer(client)
+        seen = len(calm_gate.app.scopes)
+        client.sendall(request[:-1])
+        eventually(lambda: awaits_body(calm_gate))
+        client.sendall(request[-1:] + request)
+        status, headers, body = read_answer(client)
+        assert (status, headers["connection"], body) == (200, "close", b"abc")
+        assert client.recv(1) == b""
+    assert len(calm_gate.app.scopes) == seen + 1
+
+
+def test_body_of_a_known_head_that_does_not_come_in_time_is_answered_408(gate: Gate) -> None:
+    with gate.connect(noted(b"abc")) as client:
+        read_answer(client)
+        client.sendall(noted(b"abc")[:-1])
+        assert_refused(read_all(client), 408, "request_timeout")
+    assert len(gate.app.scopes) == 1
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, lambda client: client.shutdown(socket.SHUT_WR)])
+def test_client_that_leaves_before_the_body_of_a_known_head_leaves_nothing(gate: Gate, leave: Callable[[socket.socket], None]) -> None:
+    with gate.connect(noted(b"abc")) as client:
+        read_answer(client)
+        client.sendall(noted(b"abc")[:-1])
+        eventually(lambda: awaits_body(gate))
+        leave(client)
+        eventually(lambda: gate.connections == 0)
+    assert (len(gate.app.scopes), gate.app.left) == (1, [])
+
+
+def test_drain_waits_for_the_body_of_a_known_head(loop: str) -> None:
+    with serving(loop, Bounds(), drain_timeout=5) as gate, gate.connect(noted(b"abc")) as client:
+        read_answer(client)
+        client.sendall(noted(b"abc")[:-1])
+        eventually(lambda: awaits_body(gate))
+        gate.stop()
+        eventually(lambda: gate.hooks == ["drain"])
+        client.sendall(b"c")
+        status, headers, body = read_answer(client)
+        assert (status, headers["connection"], body) == (200, "close", b"abc")
+        gate.thread.join(2)
+        assert not gate.thread.is_alive()
 
 
 def test_scope_tells_the_request(calm_gate: Gate) -> None:

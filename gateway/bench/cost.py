@@ -73,13 +73,15 @@ class Bench:
         if running.get(self.direct.port, query) != 200:
             raise DidNotRun("the upstream did not take its pace")
 
-    def load(self, who: Contestant, kind: str, request: bytes, connections: int, seconds: float, spread: float = 0.0) -> Outcome:
+    def load(
+        self, who: Contestant, kind: str, request: bytes, connections: int, seconds: float, spread: float = 0.0, *, cut: bool = False
+    ) -> Outcome:
         """Do one job against one contestant, in a process of its own."""
         file = self.places.scratch / "request"
         file.write_bytes(request)
         watch = who.processes()
         result = self.places.scratch / "outcome.json"
-        job = Job(kind, who.port, str(file), str(result), connections, seconds, watch=watch, spread=spread, ping=who.ping)
+        job = Job(kind, who.port, str(file), str(result), connections, seconds, watch=watch, spread=spread, ping=who.ping, cut=cut)
         command = [sys.executable, "-m", "gateway.bench.load", json.dumps(asdict(job))]
         root = str(Path(__file__).resolve().parents[2])
         with pinned(set(self.places.helpers)):
@@ -102,15 +104,17 @@ class Bench:
                 once(who)
 
 
-def request_cost(bench: Bench, think_ms: float) -> Comparison:
-    """CPU for each plain answer, 32 keep-alive clients; with `think_ms` the upstream takes that long and the load is equal for all."""
+def request_cost(bench: Bench, think_ms: float, *, cut: bool = False) -> Comparison:
+    """CPU for each plain answer, 32 keep-alive clients; with `think_ms` the upstream takes that long and the load is equal for all; with `cut`
+    the body comes behind its head."""
     how = f"the upstream takes {think_ms:g} ms" if think_ms else "as fast as they go"
-    target = None if think_ms else Target(REQUEST_RATIO)
+    how += ", head and body in two writes, as openai-python sends them" if cut else ""
+    target = None if think_ms or cut else Target(REQUEST_RATIO)
     table = Comparison(f"CPU of a plain request: 32 clients, keep-alive, {how}", "µs", target)
     bench.pace(think_ms=think_ms)
 
     def once(who: Contestant) -> None:
-        outcome = bench.load(who, "plain", requests.chat(who.model, max_tokens=100), 32, bench.options.seconds)
+        outcome = bench.load(who, "plain", requests.chat(who.model, max_tokens=100), 32, bench.options.seconds, cut=cut)
         table.add(who.name, cost_per(outcome.cpu_seconds, outcome.answers), outcome.answers / outcome.seconds)
 
     bench.rounds(bench.contestants, once)
@@ -196,6 +200,7 @@ def comparisons(bench: Bench) -> Iterator[Comparison]:
             if "request" in parts:
                 yield request_cost(bench, 0)
                 yield request_cost(bench, 30)
+                yield request_cost(bench, 30, cut=True)
             if "token" in parts:
                 yield token_cost(bench, 10)
                 yield token_cost(bench, 2)

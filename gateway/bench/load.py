@@ -50,6 +50,8 @@ class Job:
     spread: float = 0.0
     """Seconds over which the connections start, so that their tokens do not come in step."""
     ping: str = "/healthz"
+    cut: bool = False
+    """Write head and body one after the other, as httpx does, and with it openai-python."""
 
 
 @dataclass(slots=True)
@@ -77,7 +79,8 @@ class Client(asyncio.Protocol):
 
     def __init__(self, run: "Run", request: bytes, *, repeat: bool) -> None:
         self._run = run
-        self._request = request
+        cut = request.find(_HEAD_END) + len(_HEAD_END) if run.job.cut else len(request)
+        self._request, self._rest = request[:cut], request[cut:]
         self._repeat = repeat
         self._sent_at = 0.0
         self._reset()
@@ -96,6 +99,8 @@ class Client(asyncio.Protocol):
         self._reset()
         self._sent_at = time.perf_counter()
         self._transport.write(self._request)
+        if self._rest:  # in the loop's next turn: in this one it would leave together with the head
+            self._run.loop.call_soon(self._transport.write, self._rest)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._run.lost(self)
@@ -150,6 +155,7 @@ class Run:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.loop = asyncio.get_running_loop()
         self.outcome = Outcome()
         self.answers = 0
         self.tokens = 0
