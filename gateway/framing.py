@@ -5,7 +5,8 @@ than CRLF, folded lines, a blank before the colon, control characters, bad chunk
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
@@ -17,6 +18,71 @@ class Refused(Exception):
 
     def __init__(self, status: int, code: str, message: str) -> None:
         self.answer = (status, code, message)
+
+
+class UpgradeWanted(Exception):
+    """The head asks for another protocol."""
+
+
+class Head(NamedTuple):
+    """A head that has one reading."""
+
+    method: bytes
+    target: tuple[bytes, bytes]
+    """Path and query."""
+    http11: bool
+    headers: list[tuple[bytes, bytes]]
+    """Names in lower case."""
+    fields: dict[bytes, bytes]
+    """The same by name; of a repeated one the last."""
+    end: int
+    """Bytes of the head."""
+    size: int
+    """Of the whole request; -1 when chunks tell."""
+
+    def scope(self, root_path: str) -> dict[str, Any]:
+        """What ASGI tells an application of it."""
+        raw_path, query = self.target
+        path = raw_path.decode("ascii")
+        return {
+            "http_version": "1.1" if self.http11 else "1.0",
+            "method": self.method.decode("ascii"),
+            "path": root_path + (unquote(path) if "%" in path else path),
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self.headers,
+        }
+
+
+def judge(raw: bytes, method: bytes, url: bytes, max_bytes: int, max_count: int, sound_host: bytes | None) -> Head:
+    """The head at the beginning of `raw`, in which llhttp has found `method` and `url`. `sound_host` was found sound before.
+
+    Raises:
+        Refused: it has more than one reading, or more bytes or headers than it may.
+        UpgradeWanted
+    """
+    end = raw.find(b"\r\n\r\n") + 4
+    headers = read_fields(raw, end)
+    fields = dict(headers)
+    if b"upgrade" in fields:
+        raise UpgradeWanted
+    if end > max_bytes or len(headers) > max_count:
+        raise too_large()
+    http11 = raw.startswith(b"%b %b HTTP/1.1\r\n" % (method, url))
+    if not http11:
+        check_http10(raw, method, url, fields)
+    host = fields.get(b"host")
+    if (host is None and http11) or (host is not None and host != sound_host):
+        check_host(host)
+    if len(fields) != len(headers):
+        check_repeats(headers)
+    if b"transfer-encoding" in fields:
+        if fields[b"transfer-encoding"].lower() != b"chunked":
+            raise invalid("The only Transfer-Encoding that is served is 'chunked'.")
+        size = -1
+    else:
+        size = end + int(fields.get(b"content-length", 0))
+    return Head(method, split_target(url, method), http11, headers, fields, end, size)
 
 
 def invalid(message: str) -> Refused:
@@ -83,13 +149,13 @@ class KnownHead:
 
     __slots__ = ("_after", "_before", "_fields", "_headers", "_place", "_scope", "notes")
 
-    def __init__(self, before: bytes, after: bytes, headers: list[tuple[bytes, bytes]], fields: dict[bytes, bytes], scope: dict[str, Any]) -> None:
+    def __init__(self, before: bytes, after: bytes, head: Head, scope: dict[str, Any]) -> None:
         self._before = before
         self._after = after
-        self._headers = headers
-        self._fields = fields
+        self._headers = head.headers
+        self._fields = head.fields
         self._scope = scope
-        self._place = [name for name, _ in headers].index(b"content-length")
+        self._place = [name for name, _ in head.headers].index(b"content-length")
         self.notes: dict[str, Any] = {}
 
     def length_and_rest(self, data: bytes) -> tuple[bytes, bytes] | None:
@@ -115,9 +181,9 @@ class KnownHead:
         return scope
 
 
-def known_head(raw: bytes, end: int, headers: list[tuple[bytes, bytes]], fields: dict[bytes, bytes], scope: dict[str, Any]) -> KnownHead | None:
-    """The head that ends at `end` of `raw`, to be known again; None if a body that it announces may not simply follow."""
-    length = _LENGTH.search(raw, 0, end)
-    if length is None or b"expect" in fields:
+def known_head(raw: bytes, head: Head, scope: dict[str, Any]) -> KnownHead | None:
+    """`head`, at the beginning of `raw`, to be known again; None if a body that it announces may not simply follow."""
+    length = _LENGTH.search(raw, 0, head.end)
+    if length is None or b"expect" in head.fields:
         return None
-    return KnownHead(raw[: length.start(1)], raw[length.end(1) : end], headers, fields, scope)
+    return KnownHead(raw[: length.start(1)], raw[length.end(1) : head.end], head, scope)

@@ -12,11 +12,9 @@ What it does that uvicorn does not (facts of uvicorn 0.54, httptools 0.9):
 """
 
 import asyncio
-import math
 import select
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 from httptools import HttpParserError, HttpRequestParser
 from uvicorn.config import Config
@@ -25,21 +23,9 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from gateway.cycle import Cycle, Scope, error_answer
-from gateway.framing import (
-    KnownHead,
-    Refused,
-    check_host,
-    check_http10,
-    check_repeats,
-    invalid,
-    known_head,
-    read_fields,
-    split_target,
-    too_large,
-    without_upgrade,
-)
+from gateway.framing import KnownHead, Refused, UpgradeWanted, judge, known_head, too_large, without_upgrade
+from gateway.write_stall import NEVER, WriteStall
 
-_NEVER = math.inf
 _NEW_SECONDS = 0.5
 _HIGH_WATER = 65536  # bytes, of a body that the application has not read and of an answer that the client has not taken
 _BODY_BYTES_PER_SECOND = 65536
@@ -67,10 +53,6 @@ class Bounds:
     """After an answer that came before the end of its request: so long the rest is read, since closing at once would reset the answer."""
     max_header_bytes: int = 65536
     max_header_count: int = 100
-
-
-class _Upgrade(Exception):
-    """The head asks for another protocol."""
 
 
 class _SecondRequest(Exception):
@@ -104,13 +86,11 @@ class Door(HttpToolsProtocol):
         self._opened = 0.0
         self._body_since = 0.0
         self._read_paused_at: float | None = None
-        self._deadline = _NEVER
+        self._deadline = NEVER
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = _NEVER
+        self._timer_at = NEVER
         self._write_paused = False
-        self._write_deadline = _NEVER
-        self._unsent = 0
-        self._taken_at = 0.0
+        self._stall = WriteStall(self.bounds.write_stall_seconds)
 
     # The transport's calls.
 
@@ -180,7 +160,7 @@ class Door(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._write_paused = False
         if self._state < _LINGER:  # after that, what is left must be taken too
-            self._write_deadline = _NEVER
+            self._stall.rest()
         if self._cycle is not None:
             self._cycle.resume()
 
@@ -255,7 +235,7 @@ class Door(HttpToolsProtocol):
         )
         scope["extensions"] = {"gateway.client": cycle}
         self._state = _ANSWER
-        self._deadline = _NEVER
+        self._deadline = NEVER
         cycle.start(self.loop, self.app, scope, self.tasks)
         return True
 
@@ -285,7 +265,7 @@ class Door(HttpToolsProtocol):
             self._refuse(400, "invalid_value", "The request is not valid HTTP/1.1.")
         elif isinstance(cause, Refused):
             self._refuse(*cause.answer)
-        elif isinstance(cause, _Upgrade):
+        elif isinstance(cause, UpgradeWanted):
             self._reread_without_upgrade()
         else:
             raise error
@@ -308,49 +288,20 @@ class Door(HttpToolsProtocol):
             raise _SecondRequest
         self._url += url
 
-    on_header = None  # type: ignore[assignment]  # uvicorn's; httptools calls what is there, and `read_fields` is cheaper
+    on_header = None  # type: ignore[assignment]  # uvicorn's; httptools calls what is there, and `judge` reads them for less
 
     def on_headers_complete(self) -> None:
         url, self._url = self._url, b""
-        raw = bytes(self._raw)
-        end = raw.find(b"\r\n\r\n") + 4
-        headers = read_fields(raw, end)
-        fields = dict(headers)
-        if b"upgrade" in fields:
-            raise _Upgrade
+        raw, bounds = bytes(self._raw), self.bounds
         method = self.parser.get_method()
-        if end > self.bounds.max_header_bytes or len(headers) > self.bounds.max_header_count:
-            raise too_large()
-        http11 = raw.startswith(b"%b %b HTTP/1.1\r\n" % (method, url))
-        if not http11:
-            check_http10(raw, method, url, fields)
-        host = fields.get(b"host")
-        if (host is None and http11) or (host is not None and host != self._host):
-            check_host(host)
-            self._host = host
-        if len(fields) != len(headers):
-            check_repeats(headers)
-        if b"transfer-encoding" in fields:
-            if fields[b"transfer-encoding"].lower() != b"chunked":
-                raise invalid("The only Transfer-Encoding that is served is 'chunked'.")
-            self._size = -1
-        else:
-            self._size = end + int(fields.get(b"content-length", 0))
-        raw_path, query = split_target(url, method)
-        path = raw_path.decode("ascii")
-        keep_alive = http11 and self.parser.should_keep_alive() and not self._last_request
-        scope = {
-            **self._common,
-            "http_version": "1.1" if http11 else "1.0",
-            "method": method.decode("ascii"),
-            "path": self.root_path + (unquote(path) if "%" in path else path),
-            "raw_path": raw_path,
-            "query_string": query,
-            "headers": headers,
-        }
-        self._known = known_head(raw, end, headers, fields, scope) if keep_alive and method == b"POST" else None
+        head = judge(raw, method, url, bounds.max_header_bytes, bounds.max_header_count, self._host)
+        self._host = head.fields.get(b"host")
+        self._size = head.size
+        keep_alive = head.http11 and self.parser.should_keep_alive() and not self._last_request
+        scope = {**self._common, **head.scope(self.root_path)}
+        self._known = known_head(raw, head, scope) if keep_alive and method == b"POST" else None
         notes = {} if self._known is None else self._known.notes
-        cycle = self._cycle = Cycle(self, self.transport, fields, notes, method == b"HEAD", http11, keep_alive, self._write_paused)
+        cycle = self._cycle = Cycle(self, self.transport, head.fields, notes, method == b"HEAD", head.http11, keep_alive, self._write_paused)
         self._scope = {**scope, "extensions": {"gateway.client": cycle}}
         self._state = _BODY
 
@@ -371,7 +322,7 @@ class Door(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         assert self._cycle is not None
         self._state = _ANSWER
-        self._deadline = _NEVER
+        self._deadline = NEVER
         self.resume_body()  # else nobody would see the client leave
         self._cycle.end_body()
 
@@ -385,7 +336,7 @@ class Door(HttpToolsProtocol):
                 self.transport.resume_reading()
 
     def add_unsent(self, size: int) -> None:
-        self._unsent += size
+        self._stall.add(size)
 
     def answered(self) -> None:
         self.server_state.total_requests += 1
@@ -433,9 +384,9 @@ class Door(HttpToolsProtocol):
         self._watch_writes()
 
     def _close(self) -> None:
-        """Close once the answer is sent; `_check_writes` aborts if the client does not take it."""
+        """Close once the answer is sent; `_on_timer` aborts if the client does not take it."""
         self._state = _CLOSED
-        self._deadline = _NEVER
+        self._deadline = NEVER
         self.transport.close()
         self._watch_writes()
 
@@ -456,13 +407,13 @@ class Door(HttpToolsProtocol):
     def _on_timer(self) -> None:
         self._timer = None
         now = self.loop.time()
-        if now >= self._write_deadline:
-            self._check_writes(now)
+        if now >= self._stall.deadline and self._stall.has_ended(self.transport.get_write_buffer_size(), now):
+            self.transport.abort()
         if now >= self._deadline:
-            self._deadline = _NEVER
+            self._deadline = NEVER
             self._on_deadline(now)
-        nearest = min(self._deadline, self._write_deadline)
-        if nearest != _NEVER and not (self._state == _CLOSED and self.transport.get_write_buffer_size() == 0):
+        nearest = min(self._deadline, self._stall.deadline)
+        if nearest != NEVER and not (self._state == _CLOSED and self.transport.get_write_buffer_size() == 0):
             self._set_timer(nearest)
 
     def _on_deadline(self, now: float) -> None:
@@ -481,28 +432,9 @@ class Door(HttpToolsProtocol):
             self._close()
 
     def _watch_writes(self) -> None:
-        size = self.transport.get_write_buffer_size()
-        if size and self._write_deadline == _NEVER:
-            self._unsent = size
-            self._taken_at = self.loop.time()
-            self._next_write_check(self._taken_at)
-
-    def _next_write_check(self, now: float) -> None:
-        self._write_deadline = now + self.bounds.write_stall_seconds / 4
-        self._set_timer(self._write_deadline)
-
-    def _check_writes(self, now: float) -> None:
-        size = self.transport.get_write_buffer_size()
-        self._write_deadline = _NEVER
-        if size == 0:
-            return
-        if size < self._unsent:
-            self._taken_at = now
-        elif now - self._taken_at >= self.bounds.write_stall_seconds:
-            self.transport.abort()
-            return
-        self._unsent = size
-        self._next_write_check(now)
+        self._stall.watch(self.transport.get_write_buffer_size(), self.loop.time())
+        if self._stall.deadline != NEVER:
+            self._set_timer(self._stall.deadline)
 
 
 def door(bounds: Bounds) -> type[Door]:
