@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from gateway.backends.ollama import OllamaReading
-from gateway.backends.openai import OpenAiReading
+from gateway.backends.openai_reading import OpenAiReading
 from gateway.protocol import Chat
 from gateway.shaping import MOST_BLANKS, Shaping, ThoughtSplit
 from gateway.views import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, TokenLogprob, Usage, assemble
