@@ -523,6 +523,12 @@ def test_message_names_the_variable_that_was_set(environ: dict[str, str], line: 
     assert one_problem(environ=environ) == line
 
 
+@pytest.mark.parametrize("name", ["GATEWAY__FOO", "GATEWAY__BACKENDS__VLLM__MODEL"])
+def test_variable_that_is_near_nothing_is_told_all_that_there_is(name: str) -> None:
+    """What stands before its last word is right, and makes no other word any nearer."""
+    assert one_problem(environ={name: "x"}).startswith(f"{name}: no such setting; expected one of: ")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -26,11 +26,11 @@ def dotted(path: Path) -> str:
     return text
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing where nothing is near."""
+def suggest(word: str, known: Iterable[str], before: str = "") -> str:
+    """`; did you mean 'x'?`, or nothing where nothing is near. `before` is what stands before each of the names, and makes none of them nearer."""
     by_lower = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+    return f"; did you mean {before + by_lower[near[0]]!r}?" if near else ""
 
 
 def expected_one_of(names: Iterable[str], word: str = "") -> str:

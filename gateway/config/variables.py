@@ -151,7 +151,7 @@ class VariablesReader:
                 fields = model.model_fields
                 if word.lower() not in fields:
                     prefix = PREFIX + "".join(f"{before}__" for before in words[:index])
-                    near = suggest(prefix + word, [prefix + name.upper() for name in fields])
+                    near = suggest(word, [name.upper() for name in fields], prefix)
                     self._problems.say(f"{variable}: no such setting{near or '; ' + expected_one_of(fields)} ({self._place})")
                     return None
                 path, annotation = (*path, word.lower()), fields[word.lower()].annotation
