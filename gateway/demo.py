@@ -39,8 +39,10 @@ def run() -> None:
 
     Raises:
         CannotListen: the address is taken.
-        ConfigError: the environment has wrong settings.
+        ConfigError: the environment has wrong settings, or names a file of settings.
     """
+    if config.load().file is not None:  # its models are not those of the stand-ins, and its servers would be replaced
+        raise config.ConfigError(["GATEWAY_CONFIG: the demo takes no file of settings; start `gateway serve`, or leave it out"])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run())
 
@@ -89,9 +91,9 @@ async def _find_ollama() -> Found | None:
 
 
 async def _find_vllm() -> Found | None:
-    wanted = _variables().get("VLLM_MODEL")
+    wanted, key = _variables().get("VLLM_MODEL"), _variables().get("VLLM_API_KEY")
     for url in _candidates("VLLM_BASE_URL", VLLM_URLS):
-        listed = await _get(f"{url}/v1/models")
+        listed = await _get(f"{url}/v1/models", key)
         names = [model["id"] for model in listed.get("data") or [] if model.get("owned_by") == "vllm"] if listed else []
         if names:
             return Found(url, wanted or names[0], f"found at {url}")
@@ -103,11 +105,12 @@ def _candidates(variable: str, usual: tuple[str, ...]) -> tuple[str, ...]:
     return (config.normalise_base_url(given),) if given else usual
 
 
-async def _get(url: str) -> dict[str, Any] | None:
+async def _get(url: str, key: str | None = None) -> dict[str, Any] | None:
     """A JSON object, or None for whatever else answers there, or nothing."""
+    headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
     try:
         async with httpx2.AsyncClient(trust_env=False, timeout=PROBE_SECONDS) as client:
-            answer = await client.get(url)
+            answer = await client.get(url, headers=headers)
         body = answer.json()
     except (httpx2.HTTPError, ValueError):
         return None

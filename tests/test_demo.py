@@ -47,6 +47,33 @@ async def test_vllm_is_told_from_other_servers_of_the_same_api(monkeypatch: pyte
         assert found.base_url == vllm.base_url
 
 
+async def test_vllm_that_wants_a_key_is_found_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stand_in(simulate.Options("vllm", api_key="the-key")) as server:
+        monkeypatch.setattr(demo, "VLLM_URLS", (server.base_url,))
+        assert await demo._find_vllm() is None
+        monkeypatch.setenv("VLLM_API_KEY", "the-key")
+        found = await demo._find_vllm()
+        assert found is not None
+        assert found.base_url == server.base_url
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("OLLAMA_BASE_URL", "http://[::1", "OLLAMA_BASE_URL: got 'http://[::1'; expected host or host:port"),
+        ("GATEWAY_CONFIG", "gateway.yaml", "GATEWAY_CONFIG: the demo takes no file of settings"),
+    ],
+)
+def test_what_the_demo_cannot_use_is_told_before_it_looks_around(
+    variable: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gateway.yaml").write_text("heartbeat: 10")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(config.ConfigError) as raised:
+        demo.run()
+    assert [line for line in raised.value.lines if line.startswith(words)] == list(raised.value.lines)
+
+
 async def test_address_and_model_of_the_environment_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     async with stand_in(simulate.Options("ollama")) as server:
         monkeypatch.setenv("OLLAMA_BASE_URL", f"{server.base_url}/v1/")
