@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import socket
+import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Literal, Self
@@ -34,7 +36,11 @@ _log = logging.getLogger("gateway.health")
 
 
 class ProbeFailed(Exception):
-    """No whole answer in time."""
+    """No whole answer in time; `why` in plain words."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 class Health:
@@ -117,10 +123,10 @@ class Health:
         look()
 
     async def _first_report(self, backend: Backend, server: Server) -> None:
-        finding = await self._probe(backend, server, FIRST_ATTEMPTS)
+        finding, why = await self._probe(backend, server, FIRST_ATTEMPTS)
         if finding == "unreachable":
             server.circuit.missed(is_sure=True)
-        self._report(backend, server, finding)
+        self._report(backend, server, finding, why)
 
     async def _watch(self, backend: Backend, server: Server, met: asyncio.Event) -> None:
         await met.wait()
@@ -129,7 +135,7 @@ class Health:
             await _until_set(server.doubted, backend.settings.probe_interval)
             server.doubted.clear()
             was_up, is_suspect = server.up, server.circuit.state == "suspect"
-            finding = await self._probe(backend, server, SURE_ATTEMPTS if is_suspect else 1)
+            finding, why = await self._probe(backend, server, SURE_ATTEMPTS if is_suspect else 1)
             if finding == "unreachable":
                 server.circuit.missed(is_sure=is_suspect)
             else:
@@ -138,18 +144,18 @@ class Health:
             if odd >= ODD_TO_LEFT_OUT:
                 server.up = False
             if server.up != was_up:
-                self._report(backend, server, finding)
+                self._report(backend, server, finding, why)
                 self._on_change(backend)
 
-    async def _probe(self, backend: Backend, server: Server, attempts: int) -> Finding:
-        """What one probe found, which is tried so often."""
+    async def _probe(self, backend: Backend, server: Server, attempts: int) -> tuple[Finding, str]:
+        """What one probe found, which is tried so often; and why it found nothing."""
         again = AsyncRetrying(
             stop=stop_after_attempt(attempts), wait=wait_fixed(ATTEMPT_WAIT), retry=retry_if_exception_type(ProbeFailed), reraise=True
         )
         try:
-            return await again(self._ask, backend, server)
-        except ProbeFailed:
-            return "unreachable"
+            return await again(self._ask, backend, server), ""
+        except ProbeFailed as failure:
+            return "unreachable", failure.why
 
     async def _ask(self, backend: Backend, server: Server) -> Finding:
         """Whether the server is well, where it says so apart, and its list of models. Tells `server` what there is.
@@ -160,14 +166,14 @@ class Health:
         if backend.dialect.health_path is not None:
             status, _ = await self._fetch(backend, server, "GET", backend.dialect.health_path)
             if status >= 500 and status != 508:
-                raise ProbeFailed
+                raise ProbeFailed(f"it answers with status {status}")
         status, content = await self._fetch(backend, server, "GET", backend.dialect.models_path)
         if status == 508:
             return "itself"
         if status in (401, 403):
             return "refused_key"
         if status >= 500:
-            raise ProbeFailed
+            raise ProbeFailed(f"it answers with status {status}")
         models = backend.dialect.models(content) if status == 200 else None
         if models is None:
             return "no_models"
@@ -212,11 +218,11 @@ class Health:
             ):
                 return answer.status_code, await _read(answer)
         except (httpx2.HTTPError, TimeoutError) as error:
-            raise ProbeFailed from error
+            raise ProbeFailed(_why(error)) from error
 
     # In plain words
 
-    def _report(self, backend: Backend, server: Server, finding: Finding) -> None:
+    def _report(self, backend: Backend, server: Server, finding: Finding, why: str) -> None:
         origin = server.pool.origin
         where = f"backend {server.name} ({backend.kind}) at {origin.authority}{origin.prefix}"
         if finding == "up":
@@ -231,7 +237,7 @@ class Health:
         elif finding == "no_models":
             _log.error("%s: something answers there, but not a server of kind %s", where, backend.kind)
         else:
-            _log.warning("%s: not reachable; requests to it fail until it is", where)
+            _log.warning("%s: not reachable: %s; requests to it fail until it is", where, why)
 
     def _report_missing(self, backend: Backend) -> None:
         wanted = [(f"tier {tier.name}", tier.models.get(backend.name)) for tier in self._settings.tiers.values()]
@@ -246,6 +252,22 @@ def reachable(settings: Settings, backends: Mapping[str, Backend]) -> list[Backe
     """The backends that a tier or an embedding model leads to."""
     used = {name for tier in settings.tiers.values() for name in tier.models} | {e.backend for e in settings.embeddings.values()}
     return [backend for name, backend in backends.items() if name in used]
+
+
+def _why(error: Exception) -> str:
+    """What kept a probe from an answer, for the log. The errors of sockets and of TLS stand at the end of what raised `error`."""
+    if isinstance(error, httpx2.TimeoutException | TimeoutError):
+        return "no answer in time"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({cause.verify_message}); the backend's ca_file can name who vouches for it"
+        if isinstance(cause, ssl.SSLError):
+            return "it does not speak TLS as https needs it"
+        if isinstance(cause, socket.gaierror):
+            return "its host name is not known"
+        cause = cause.__cause__ or cause.__context__
+    return "no connection" if isinstance(error, httpx2.ConnectError) else "its answer broke off, or was no HTTP"
 
 
 async def _until_set(event: asyncio.Event, seconds: float) -> None:

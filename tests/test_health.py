@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from tests.fakes.fault_backend import MODEL, FaultBackend, Kind
 from tests.fakes.running_gateway import until
 from tests.fakes.stand_ins import stand_in
 
+PEM = Path(__file__).parent / "fakes" / "self_signed.pem"
 VLLM = simulate.Options("vllm", (simulate.Model("Qwen/A", context_length=2048),))
 OLLAMA = simulate.Options("ollama", (simulate.Model("qwen:8b"), simulate.Model("llama")))
 
@@ -155,7 +158,7 @@ async def test_long_list_of_models_is_cut(caplog: pytest.LogCaptureFixture) -> N
 async def test_server_that_is_away_is_told_and_found_when_it_comes(caplog: pytest.LogCaptureFixture) -> None:
     port, changed = free_port(), list[str]()
     async with asked("vllm", f"http://127.0.0.1:{port}", "Qwen/A", changed, probe_interval=0.02) as backend:
-        assert caplog.messages == [f"backend here (vllm) at 127.0.0.1:{port}: not reachable; requests to it fail until it is"]
+        assert caplog.messages == [f"backend here (vllm) at 127.0.0.1:{port}: not reachable: no connection; requests to it fail until it is"]
         assert not backend.is_up
         async with stand_in(VLLM, port):
             await until(lambda: backend.is_up and changed == ["here"])
@@ -163,6 +166,29 @@ async def test_server_that_is_away_is_told_and_found_when_it_comes(caplog: pytes
         await until(lambda: not backend.is_up)
         assert changed == ["here", "here"]
         assert "not reachable" in caplog.messages[-1]
+
+
+async def test_certificate_that_nobody_vouches_for_is_told_and_taken_with_its_ca_file(caplog: pytest.LogCaptureFixture) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(PEM)
+    async with FaultBackend("vllm", tls=context) as server:
+        url = f"https://127.0.0.1:{server.port}"
+        async with asked("vllm", url, MODEL):
+            assert "not reachable: its certificate is not trusted (self-signed certificate); the backend's ca_file" in caplog.messages[0]
+        async with asked("vllm", url, MODEL, ca_file=str(PEM)):
+            assert "reachable, models there" in caplog.messages[1]
+
+
+async def test_server_without_tls_and_a_name_that_is_not_known_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    async with stand_in(VLLM) as server, asked("vllm", server.base_url.replace("http:", "https:"), "Qwen/A"):
+        assert "not reachable: it does not speak TLS as https needs it" in caplog.messages[0]
+    async with asked("vllm", "http://no-such-host.invalid:1", "Qwen/A"):
+        assert "not reachable: its host name is not known" in caplog.messages[1]
+
+
+async def test_server_that_is_not_well_is_told_with_its_status(caplog: pytest.LogCaptureFixture) -> None:
+    async with raw_server(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", b"", 0.05) as url, asked("vllm", url, "Qwen/A"):
+        assert "not reachable: it answers with status 503" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("kind", ["ollama", "vllm"])
