@@ -203,7 +203,7 @@ def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise BadPicture("it has no pixels")
     if width * height > MAX_PIXELS:
-        raise BadPicture(f"it has {width} x {height} pixels, and at most {MAX_PIXELS} in all are taken")
+        raise BadPicture(f"it has {width} x {height} pixels, and width times height may be {MAX_PIXELS} at most")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
