@@ -33,6 +33,7 @@ _BAD_IMAGE = re.compile(
     re.IGNORECASE,
 )
 _NO_IMAGES = re.compile(r"not (?:a )?multimodal|does not support (?:multimodal|image)|missing data required for image", re.IGNORECASE)
+_MANY_IMAGES = re.compile(r"at most (\d{1,4}) image\(s\)", re.IGNORECASE)  # vLLM's --limit-mm-per-prompt
 _NO_THINKING = re.compile(r"does not support thinking", re.IGNORECASE)
 _NO_TOOLS = re.compile(r"does not support tools|tool choice requires|--tool-call-parser", re.IGNORECASE)
 _BAD_GRAMMAR = re.compile(
@@ -85,7 +86,10 @@ def _client_fault(message: str) -> GatewayError | None:
         return ContextLengthExceeded(int(limit[1]) if limit else None)
     if _BAD_IMAGE.search(message):
         return InvalidImage("An image of the request cannot be read.", param="messages")
-    if _NO_IMAGES.search(message):
+    most = _MANY_IMAGES.search(message)
+    if most and int(most[1]):
+        return InvalidRequest(f"This model takes {most[1]} images at most in one request.", param="messages")
+    if most or _NO_IMAGES.search(message):
         return UnsupportedParameter("This model does not take images.", param="messages")
     if _NO_THINKING.search(message):
         return UnsupportedParameter("This model cannot think.", param="reasoning_effort")

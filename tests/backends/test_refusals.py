@@ -99,6 +99,13 @@ def test_image_to_a_model_without_eyes_is_named() -> None:
         assert isinstance(refusal(400, json.dumps({"error": text}).encode()), errors.UnsupportedParameter)
 
 
+def test_more_images_than_a_vllm_was_started_for_are_told_with_their_limit() -> None:
+    text = "At most {} image(s) may be provided in one prompt. Set `--limit-mm-per-prompt` to increase this limit. (parameter=image)"
+    few, none = (refusal(400, json.dumps({"error": {"message": text.format(limit)}}).encode()) for limit in (4, 0))
+    assert (type(few), few.param, few.message) == (errors.InvalidRequest, "messages", "This model takes 4 images at most in one request.")
+    assert isinstance(none, errors.UnsupportedParameter)
+
+
 @pytest.mark.parametrize(
     ("status", "text", "param"),
     [
