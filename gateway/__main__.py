@@ -1,5 +1,23 @@
-"""`python -m gateway`: the same as the `gateway` command."""
+"""The `gateway` command, and `python -m gateway`. Sees to the signals first: importing the rest takes a second."""
 
-from gateway.cli import main
+import signal
+import sys
+from types import FrameType
 
-main()
+
+def main() -> None:
+    """Entry point of the command."""
+    if sys.argv[1:2] == ["serve"]:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until settings can be reread; by itself it would kill the process
+        signal.signal(signal.SIGTERM, _leave)  # until the server listens to it; the first process of a container would not even be killed
+    from gateway import cli
+
+    cli.main()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    main()

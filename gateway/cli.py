@@ -30,7 +30,7 @@ app.add_typer(config_app, name="config")
 
 
 def main() -> None:
-    """Entry point of the `gateway` command."""
+    """Run the command line, and exit."""
     app()
 
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import httpx2
@@ -46,6 +47,28 @@ def test_operators_commands_do_not_wait_for_the_server_to_be_imported() -> None:
     code = "import sys, gateway.cli; print(*({'fastapi', 'uvicorn', 'PIL', 'gateway.simulate', 'gateway.app'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout.strip()) == (0, "")
+
+
+HEAVY = """
+import os, signal
+os.kill(os.getpid(), signal.{name})
+os._exit(7)
+"""
+"""What stands in for the first thing that takes long to import."""
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGHUP", 7), ("SIGTERM", 0)])
+def test_signal_while_the_gateway_is_imported_does_not_kill_it(tmp_path: Path, name: str, status: int) -> None:
+    """A supervisor may reload or stop what it has only just started; in a container SIGTERM would be lost."""
+    (tmp_path / "typer.py").write_text(HEAVY.format(name=name))
+    with run("serve", PYTHONPATH=f"{tmp_path}:{ROOT}") as process:
+        assert process.wait(20) == status
+
+
+def test_command_is_the_module() -> None:
+    """Both see to the signals first."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"gateway": "gateway.__main__:main"}
 
 
 def test_port_that_is_taken_is_named_by_its_own_variable() -> None:
