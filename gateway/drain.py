@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -15,6 +18,7 @@ _CUTOFF_SECONDS = 1.0
 _CANCEL_SECONDS = 0.3
 _TOTAL_SECONDS = 1.8  # what may pass besides the delay and the timeout; 2 s are promised
 _POLL_SECONDS = 0.02
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _log = logging.getLogger("gateway.front")
 
@@ -62,7 +66,8 @@ class Server(uvicorn.Server):
     `on_cutoff()`, whose last events get up to a second; then what is left is cut off. The second signal cuts off at once. In all at most
     `drain_delay + drain_timeout + 2` s. The application's shutdown runs when all its tasks are done; if one outlives its cancellation, it
     does not run.
-    The process is not killed by the signal again afterwards, as uvicorn does: `run` returns, and its caller sets the exit status.
+    The process is not killed by the signal again afterwards, as uvicorn does: `run` returns, and its caller sets the exit status. Signals that
+    come later still are ignored: what is left to do is short, and to be done.
     """
 
     def __init__(
@@ -89,6 +94,19 @@ class Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
         self._signalled.set()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        if threading.current_thread() is not threading.main_thread():  # others cannot
+            yield
+            return
+        for number in _SIGNALS:
+            signal.signal(number, self.handle_exit)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._loop is None:

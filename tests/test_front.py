@@ -993,6 +993,17 @@ def test_second_signal_ends_the_process_at_once_with_status_0(loop: str) -> None
             assert time.monotonic() - begun < 3
 
 
+def test_signals_after_that_change_nothing(loop: str) -> None:
+    """Who is impatient, at a terminal say, does not break off what is written last."""
+    late = "\nimport os, signal\nfor number in (signal.SIGTERM, signal.SIGINT):\n    os.kill(os.getpid(), number)\n"
+    command = [sys.executable, "-c", PROGRAM + late, loop]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 0
+
+
 def test_listening_socket_finds_half_open_clients_within_a_minute() -> None:
     with listen("127.0.0.1", 0) as listener:
         listener.setblocking(True)
