@@ -3,11 +3,12 @@
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -21,6 +22,8 @@ from gateway.log import ExchangeLog, Sink, configure
 from gateway.reload import Follower, read_whole
 
 METRICS_DRAIN_SECONDS = 1.0
+FEW_FILES = 4096
+"""With fewer, default limits let more clients wait and be served than there are files for."""
 
 _log = logging.getLogger("gateway.run")
 
@@ -46,6 +49,7 @@ async def serve(settings: Settings, announce: Callable[[str], None] | None = Non
         _ignore_hang_up()
     try:
         configure(as_json, sink)
+        _allow_open_files()
         gateway = Gateway(settings, ExchangeLog(as_json, sink))  # its first words are about a roll-out that differs from the settings
         for line in settings.sources:
             _log.info("%s", line)
@@ -76,6 +80,16 @@ async def _serve(settings: Settings, gateway: Gateway, listener: socket.socket, 
     gc.collect()
     gc.freeze()  # what is there now stays: no collection need walk it again while requests wait
     await server.serve(sockets=[listener])
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets: a client takes one, and one more while it is served. A login shell commonly gives 1024 to who does not ask."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS says that there is no limit, and has one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= allowed < FEW_FILES:
+        _log.warning("only %d files may be open, two for each request that runs: what comes beyond is cut off; raise the limit (ulimit -Hn)", allowed)
 
 
 class CannotListen(Exception):

@@ -71,6 +71,22 @@ def test_command_is_the_module() -> None:
     assert project["scripts"] == {"gateway": "gateway.__main__:main"}
 
 
+@pytest.mark.parametrize(("hard", "told"), [(4096, False), (300, True)])
+def test_gateway_has_as_many_files_as_the_system_lets_and_says_when_these_are_few(tmp_path: Path, hard: int, told: bool) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GATEWAY_PORT": "0", "GATEWAY_STATE_FILE": ""}
+    command = ["sh", "-c", f'ulimit -Sn 256; ulimit -Hn {hard}; exec "$0" -m gateway serve', sys.executable]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        log = ""
+        while "serving http" not in log:
+            log += process.stderr.readline()
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        process.terminate()
+        process.stderr.read()
+    assert next(line for line in limits.splitlines() if line.startswith("Max open files")).split()[3:5] == [str(hard)] * 2
+    assert (f"only {hard} files may be open" in log) is told
+
+
 def test_port_that_is_taken_is_named_by_its_own_variable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
