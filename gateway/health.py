@@ -134,7 +134,7 @@ class Health:
         while True:
             await _until_set(server.doubted, backend.settings.probe_interval)
             server.doubted.clear()
-            was_up, is_suspect = server.up, server.circuit.state == "suspect"
+            was_up, is_suspect, had = server.up, server.circuit.state == "suspect", server.discovered
             finding, why = await self._probe(backend, server, SURE_ATTEMPTS if is_suspect else 1)
             if finding == "unreachable":
                 server.circuit.missed(is_sure=is_suspect)
@@ -146,6 +146,8 @@ class Health:
             if server.up != was_up:
                 self._report(backend, server, finding, why)
                 self._on_change(backend)
+            elif finding == "up" and had is not None and had.keys() != (server.discovered or {}).keys():
+                self._report(backend, server, finding, why)
 
     async def _probe(self, backend: Backend, server: Server, attempts: int) -> tuple[Finding, str]:
         """What one probe found, which is tried so often; and why it found nothing."""

@@ -71,6 +71,23 @@ async def test_capabilities_of_a_model_are_learned() -> None:
         assert (backend.lacks(MODEL, "vision"), backend.lacks(MODEL, "tools"), backend.lacks("another", "vision")) == (True, False, False)
 
 
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+async def test_model_that_goes_or_comes_later_is_told_too(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    async with FaultBackend(kind) as server, asked(kind, server.base_url, MODEL, probe_interval=0.02) as backend:
+        there, of_another = server.models(), server.models().replace(MODEL.encode(), b"another")
+        seen = server.probes
+        await until(lambda: server.probes > seen + 4)
+        assert len(caplog.messages) == 1  # nothing has changed
+        server.models = lambda: of_another  # type: ignore[method-assign]
+        await until(lambda: len(caplog.messages) == 3)
+        assert caplog.messages[1].endswith("reachable, models there: another")
+        assert caplog.messages[2] == f"tier standard wants the model {MODEL!r} of backend here, which is not there; there is: another"
+        assert backend.is_up
+        server.models = lambda: there  # type: ignore[method-assign]
+        await until(lambda: len(caplog.messages) == 4)
+        assert caplog.messages[3].endswith(f"reachable, models there: {MODEL}")
+
+
 async def test_what_a_model_can_follows_its_change() -> None:
     """Another model under the same name, another context after a load."""
     async with FaultBackend("ollama", context_length=512) as server, asked("ollama", server.base_url, MODEL, probe_interval=0.02) as backend:
