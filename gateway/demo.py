@@ -50,8 +50,8 @@ def run() -> None:
 async def _run() -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncExitStack() as stack:
-            ollama = await _find_ollama() or await _stand_in(stack, "ollama")
-            vllm = await _find_vllm() or await _stand_in(stack, "vllm")
+            ollama = await _found_or_stand_in(stack, "ollama", await _find_ollama())
+            vllm = await _found_or_stand_in(stack, "vllm", await _find_vllm())
             settings = config.load(environ=_environment(ollama, vllm, Path(folder)))
             await serve(settings, lambda base_url: print(_welcome(base_url, settings, ollama, vllm), flush=True))
 
@@ -72,32 +72,44 @@ def _environment(ollama: Found, vllm: Found, folder: Path) -> dict[str, str]:
     }
 
 
-async def _stand_in(stack: AsyncExitStack, kind: simulate.Kind) -> Found:
+async def _found_or_stand_in(stack: AsyncExitStack, kind: simulate.Kind, found: Found | str) -> Found:
+    if isinstance(found, Found):
+        return found
     model = STANDINS[kind]
     server = await stack.enter_async_context(simulate.running(simulate.Options(kind, (model,), tokens_per_second=STANDIN_TOKENS_PER_SECOND)))
-    given = _variables().get(f"{kind.upper()}_BASE_URL")
-    why = f"none answers at {given}" if given else "none was found on this machine"
-    return Found(server.base_url, model.name, f"a stand-in, since {why}")
+    return Found(server.base_url, model.name, f"a stand-in, since {found}")
 
 
-async def _find_ollama() -> Found | None:
-    wanted = _variables().get("OLLAMA_MODEL")
+async def _find_ollama() -> Found | str:
+    """The words say why there is none."""
+    wanted, without = _variables().get("OLLAMA_MODEL"), ""
     for url in _candidates("OLLAMA_BASE_URL", OLLAMA_URLS):
         listed = await _get(f"{url}/api/tags")
         names = [model["name"] for model in listed.get("models") or []] if listed else []
         if names:
             return Found(url, wanted or names[0].removesuffix(":latest"), f"found at {url}")
-    return None
+        if listed and "models" in listed:
+            without = f"the one at {url} has no model yet; `ollama pull` gets one"
+    return without or _none_found("OLLAMA_BASE_URL")
 
 
-async def _find_vllm() -> Found | None:
+async def _find_vllm() -> Found | str:
+    """The words say why there is none."""
     wanted, key = _variables().get("VLLM_MODEL"), _variables().get("VLLM_API_KEY")
+    refused = ""
     for url in _candidates("VLLM_BASE_URL", VLLM_URLS):
         listed = await _get(f"{url}/v1/models", key)
         names = [model["id"] for model in listed.get("data") or [] if model.get("owned_by") == "vllm"] if listed else []
         if names:
             return Found(url, wanted or names[0], f"found at {url}")
-    return None
+        if listed == {"error": "Unauthorized"}:
+            refused = f"the one at {url} refuses {'this' if key else 'to answer without a'} VLLM_API_KEY"
+    return refused or _none_found("VLLM_BASE_URL")
+
+
+def _none_found(variable: str) -> str:
+    given = _variables().get(variable)
+    return f"none answers at {given}" if given else "none was found on this machine"
 
 
 def _candidates(variable: str, usual: tuple[str, ...]) -> tuple[str, ...]:

@@ -13,10 +13,11 @@ import pytest
 from gateway import config, demo, simulate
 from gateway.demo import Found
 from tests.engines.process import free_port
+from tests.fakes.fault_backend import FaultBackend
 from tests.fakes.stand_ins import stand_in
 
 ROOT = Path(__file__).parents[1]
-VARIABLES = ("OLLAMA_BASE_URL", "OLLAMA_MODEL", "VLLM_BASE_URL", "VLLM_MODEL")
+VARIABLES = ("OLLAMA_BASE_URL", "OLLAMA_MODEL", "VLLM_BASE_URL", "VLLM_MODEL", "VLLM_API_KEY")
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +30,26 @@ def _empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 async def test_nothing_on_the_machine_is_nothing_found() -> None:
-    assert await demo._find_ollama() is None
-    assert await demo._find_vllm() is None
+    assert await demo._find_ollama() == await demo._find_vllm() == "none was found on this machine"
+
+
+async def test_ollama_without_a_model_is_not_said_to_be_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FaultBackend("ollama") as server:
+        server.models = lambda: b'{"models":null}'  # type: ignore[method-assign]
+        monkeypatch.setattr(demo, "OLLAMA_URLS", (server.base_url,))
+        assert await demo._find_ollama() == f"the one at {server.base_url} has no model yet; `ollama pull` gets one"
+
+
+async def test_vllm_behind_a_key_is_found_with_that_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stand_in(simulate.Options("vllm", api_key="right")) as server:
+        monkeypatch.setenv("VLLM_BASE_URL", server.base_url)
+        assert await demo._find_vllm() == f"the one at {server.base_url} refuses to answer without a VLLM_API_KEY"
+        monkeypatch.setenv("VLLM_API_KEY", "wrong")
+        assert await demo._find_vllm() == f"the one at {server.base_url} refuses this VLLM_API_KEY"
+        monkeypatch.setenv("VLLM_API_KEY", "right")
+        found = await demo._find_vllm()
+        assert isinstance(found, Found)
+        assert found.base_url == server.base_url
 
 
 async def test_ollama_on_the_machine_is_found_with_its_first_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +62,7 @@ async def test_vllm_is_told_from_other_servers_of_the_same_api(monkeypatch: pyte
     async with stand_in(simulate.Options("vllm")) as vllm, stand_in(simulate.Options("ollama")) as ollama:
         monkeypatch.setattr(demo, "VLLM_URLS", (ollama.base_url, vllm.base_url))
         found = await demo._find_vllm()
-        assert found is not None
+        assert isinstance(found, Found)
         assert found.base_url == vllm.base_url
 
 
@@ -79,7 +98,7 @@ async def test_address_and_model_of_the_environment_are_taken(monkeypatch: pytes
         monkeypatch.setenv("OLLAMA_BASE_URL", f"{server.base_url}/v1/")
         monkeypatch.setenv("OLLAMA_MODEL", "qwen3:8b")
         found = await demo._find_ollama()
-        assert found is not None
+        assert isinstance(found, Found)
         assert (found.base_url, found.model) == (server.base_url, "qwen3:8b")
 
 
