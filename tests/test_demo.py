@@ -66,16 +66,6 @@ async def test_vllm_is_told_from_other_servers_of_the_same_api(monkeypatch: pyte
         assert found.base_url == vllm.base_url
 
 
-async def test_vllm_that_wants_a_key_is_found_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with stand_in(simulate.Options("vllm", api_key="the-key")) as server:
-        monkeypatch.setattr(demo, "VLLM_URLS", (server.base_url,))
-        assert await demo._find_vllm() is None
-        monkeypatch.setenv("VLLM_API_KEY", "the-key")
-        found = await demo._find_vllm()
-        assert found is not None
-        assert found.base_url == server.base_url
-
-
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
