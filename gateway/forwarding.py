@@ -7,6 +7,9 @@ An attempt is a request sent to a server. There are `MAX_ATTEMPTS` of them at mo
 3. back into the line that it came from: it had waited there, and met a server that was gone.
 
 Where the first attempt reached a server, the second is a retry, and has to find room in the backend's budget.
+
+On a kept connection of a server that dies the request is sent to it once more, on a fresh one, in vain: it cannot be told from a stale one. Both
+together are one attempt.
 """
 
 import math
@@ -26,7 +29,10 @@ MAX_ATTEMPTS = 2
 UNSENT = frozenset({"connect", "connect_timeout"})
 """Nothing of the request reached the server: trying elsewhere costs nobody anything."""
 
-BROKEN = UNSENT | {"closed", "reset", "protocol", "truncated", "stream_error", "status_5xx"}
+NO_BYTE = UNSENT | {"closed", "reset"}
+"""Nothing of an answer came from it."""
+
+BROKEN = NO_BYTE | {"protocol", "truncated", "stream_error", "status_5xx"}
 """Reasons of upstream errors that are the server's own fault. A wrong key or an answer of the wrong kind is no matter of its health."""
 
 BUSY = "busy"
@@ -104,14 +110,14 @@ class Detour:
         `answered`: a part of an answer had come before.
         """
         reason = self._reason = note_failure(self.destination.backend, self.destination.route.model, server, error, sent)
-        if reason is None or meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None:
+        if reason is None or self._is_spent(meter) or meter.first_piece is not None:
             return False
-        if not answered and self._may_repeat(reason, sent) and ticket.move():
-            self._repeat(reason, sent)
+        if not answered and self._may_repeat(reason, sent, meter) and ticket.move():
+            self._repeat(reason, sent, meter)
             return True
         if reason in UNSENT and ticket.has_waited and self._other() is None:
             server.circuit.doubt(reason)
-            self._repeat(reason, sent)
+            self._repeat(reason, sent, meter)
             self._waits_again = True
         return False
 
@@ -127,7 +133,7 @@ class Detour:
         if self._first_failure is not None:
             raise _told(self._first_failure, failure)
         left, other = self.destination, self._other()
-        if meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None or not _is_for_another(failure):
+        if self._is_spent(meter) or meter.first_piece is not None or not _is_for_another(failure):
             raise failure
         if other is None:
             if meter.attempts or not isinstance(failure, BackendUnavailable) or left.backend.is_away(left.route.model):
@@ -135,9 +141,9 @@ class Detour:
             return left  # not away, but full for a while: it waits there
         if meter.attempts and self._reason is not None:
             now = self._shared.clock()
-            if not self._may_repeat(self._reason, now):
+            if not self._may_repeat(self._reason, now, meter):
                 raise failure
-            self._repeat(self._reason, now)
+            self._repeat(self._reason, now, meter)
         self._first_failure = failure.with_traceback(None)  # which holds the frames, and they this
         self.destination = other
         self._shared.metrics.fallbacks.labels(left.route.tier, left.route.backend, other.route.backend).inc()
@@ -149,16 +155,24 @@ class Detour:
         other = None if way is None else self._shared.destination(way, CHAT)  # only tiers have one
         return None if other is None or other.backend.is_away(other.route.model) else other
 
-    def _may_repeat(self, reason: str, now: float) -> bool:
-        return reason in UNSENT or reason == MISSING or self.destination.backend.budget.has_room(now)
+    def _is_spent(self, meter: Meter) -> bool:
+        in_vain = meter.met_stale and self._reason in NO_BYTE
+        return meter.attempts - in_vain >= MAX_ATTEMPTS
 
-    def _repeat(self, reason: str, now: float) -> None:
+    def _may_repeat(self, reason: str, now: float, meter: Meter) -> bool:
+        return self._is_free(reason, meter) or self.destination.backend.budget.has_room(now)
+
+    def _repeat(self, reason: str, now: float, meter: Meter) -> None:
         """Count a second attempt, wherever it goes."""
         backend, metrics = self.destination.backend, self._shared.metrics
-        if reason not in UNSENT and reason != MISSING:
+        if not self._is_free(reason, meter):
             backend.budget.spend(now)
         metrics.upstream_errors.labels(backend.name, reason).inc()
         metrics.retries.labels(backend.name, reason).inc()
+
+    def _is_free(self, reason: str, meter: Meter) -> bool:
+        """It has cost no server anything yet."""
+        return reason == MISSING or (reason in UNSENT and not meter.met_stale)
 
 
 def _is_for_another(failure: GatewayError) -> bool:

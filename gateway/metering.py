@@ -56,7 +56,8 @@ class Meter:
     """Marks made by the relay as it goes. `clock` is monotonic, in seconds."""
 
     __slots__ = (
-        "admitted", "arrived", "attempts", "clock", "first_piece", "has_said", "last_piece", "observe_gap", "phase", "sent", "upstream_ended",
+        "admitted", "arrived", "attempts", "clock", "first_piece", "has_said", "last_piece", "met_stale", "observe_gap", "phase", "sent",
+        "upstream_ended",
         "usage",
     )  # fmt: skip
 
@@ -73,6 +74,8 @@ class Meter:
         """The model: something."""
         self.upstream_ended: float | None = None
         self.attempts = 0
+        self.met_stale = False
+        """A kept connection closed before a byte came; that counts as an attempt too."""
         self.usage: Usage | None = None
         self.phase: Phase = "queued"
 

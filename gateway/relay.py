@@ -248,6 +248,7 @@ class Relay(ABC):
 
     def _count_stale(self) -> None:
         self._meter.attempts += 1
+        self._meter.met_stale = True
         self._shared.metrics.retries.labels(self._backend.name, "stale").inc()
 
     # Answer

@@ -214,6 +214,49 @@ async def test_connection_that_closes_under_a_request_is_not_the_clients_problem
     await check_as_before(gateway, backend, stream)
 
 
+async def test_request_on_a_kept_connection_of_a_server_that_dies_goes_to_another(backend: FaultBackend, stream: bool) -> None:
+    """Cases 6 and 23 together: what looks like a stale connection is a dead server."""
+    async with FaultBackend(backend.kind) as other, running(settings_for(backend, other)) as gateway:
+        assert (await gateway.ask({"stream": stream})).status == 200
+        assert len(backend.requests) == 1
+        backend.mode = "silent"
+        async with gateway.sent({"stream": stream}) as raw:
+            await until(lambda: len(backend.requests) == 2)
+            assert len(backend.peers) == 1
+            backend.die()
+            reply = await raw.reply()
+        assert (reply.status, reply.text, reply.headers["x-gateway-attempts"]) == (200, TEXT, "3")
+        assert (len(backend.requests), len(other.requests)) == (2, 1)
+        assert [gateway.metric("gateway_retries_total", reason=reason) for reason in ("stale", "connect")] == [1, 1]
+        await until(gateway.is_idle)
+
+
+@pytest.mark.parametrize("mode", ["close", "rst"])
+async def test_request_on_a_kept_connection_of_a_server_that_is_dying_goes_to_another(backend: FaultBackend, stream: bool, mode: str) -> None:
+    """A process that is killed may lose its connections before its listener."""
+    async with FaultBackend(backend.kind) as other, running(settings_for(backend, other)) as gateway:
+        assert (await gateway.ask({"stream": stream})).status == 200
+        backend.mode = mode
+        reply = await gateway.ask({"stream": stream})
+        assert (reply.status, reply.text, reply.headers["x-gateway-attempts"]) == (200, TEXT, "3")
+        assert (len(backend.requests), len(other.requests)) == (3, 1)
+        await until(gateway.is_idle)
+
+
+async def test_request_on_a_kept_connection_is_tried_on_two_servers_and_no_more(backend: FaultBackend, stream: bool) -> None:
+    kind = backend.kind
+    async with FaultBackend(kind, "rst") as second, FaultBackend(kind) as third, running(settings_for(backend, second, third)) as gateway:
+        assert (await gateway.ask({"stream": stream})).status == 200
+        backend.mode = "silent"
+        async with gateway.sent({"stream": stream}) as raw:
+            await until(lambda: len(backend.requests) == 2)
+            backend.die()
+            reply = await raw.reply()
+        assert (reply.status, reply.error and reply.error["code"]) == (502, "upstream_error")
+        assert [len(server.requests) for server in (backend, second, third)] == [2, 1, 0]
+        await until(gateway.is_idle)
+
+
 # In the middle of a stream
 
 BROKEN_OFF = [
