@@ -150,10 +150,13 @@ class ChatRelay(Relay):
         clock, gaps, texts_of = self._shared.clock, self._destination.metrics.gaps, reading.texts
         bounds, counts = gaps.bounds, gaps.counts
         before, after = (b"", b"") if view is None else view.around_text
+        is_silent = True
 
         def on_piece(piece: bytes) -> None:
             """The way of every token: in one function what `observe_gap` and `splice` do, since a call costs more than its work."""
+            nonlocal is_silent
             if not self._splices or view is None or (texts := texts_of(piece)) is None:
+                is_silent = False
                 self._take(piece, reading, response)
                 return
             now = clock()
@@ -179,8 +182,10 @@ class ChatRelay(Relay):
             await response.pump(on_piece)
             if not reading.over:
                 self._deliver(reading.end())
-        except WireError as fault:  # what the backend said before is not lost: Ollama's last line may need no line end
-            raise upstream_error(fault) from fault
+        except WireError as fault:
+            if is_silent:  # the head of a stream is no answer: vLLM sends it before it has queued the request
+                raise WireError(fault.fault) from fault
+            raise upstream_error(fault) from fault  # what the backend said before is not lost: Ollama's last line may need no line end
         finally:
             if reading.malformed:
                 self._shared.metrics.upstream_errors.labels(self._backend.name, "malformed").inc(reading.malformed)

@@ -2,13 +2,13 @@
 
 An attempt is a request sent to a server. There are `MAX_ATTEMPTS` of them at most, whatever the way from one to the next:
 
-1. to another server of the same backend: nothing came back from this one, or it is full, or lacks the model;
+1. to another server of the same backend: nothing came back from this one but perhaps the head of a stream, or it is full, or lacks the model;
 2. to the other backend, where the tier allows one: this one is away, full, lacks the model, or broke before its first piece;
 3. back into the line that it came from: it had waited there, and met a server that was gone.
 
 Where the first attempt reached a server, the second is a retry, and has to find room in the backend's budget.
 
-On a kept connection of a server that dies the request is sent to it once more, on a fresh one, in vain: it cannot be told from a stale one. Both
+A kept connection of a server that dies looks stale, so the request would be sent to it once more, on a fresh one. Where nobody takes that, both
 together are one attempt.
 """
 
@@ -29,10 +29,7 @@ MAX_ATTEMPTS = 2
 UNSENT = frozenset({"connect", "connect_timeout"})
 """Nothing of the request reached the server: trying elsewhere costs nobody anything."""
 
-NO_BYTE = UNSENT | {"closed", "reset"}
-"""Nothing of an answer came from it."""
-
-BROKEN = NO_BYTE | {"protocol", "truncated", "stream_error", "status_5xx"}
+BROKEN = UNSENT | {"closed", "reset", "protocol", "truncated", "stream_error", "status_5xx"}
 """Reasons of upstream errors that are the server's own fault. A wrong key or an answer of the wrong kind is no matter of its health."""
 
 BUSY = "busy"
@@ -107,10 +104,12 @@ class Detour:
     def moves(self, ticket: Ticket, server: Server, error: GatewayError, meter: Meter, *, sent: float, answered: bool) -> bool:
         """The attempt at `server` failed: whether `ticket` has a slot at another server of the backend now.
 
-        `answered`: a part of an answer had come before.
+        `answered`: a part of an answer had come before, and not just the head of a stream.
         """
         reason = self._reason = note_failure(self.destination.backend, self.destination.route.model, server, error, sent)
-        if reason is None or self._is_spent(meter) or meter.first_piece is not None:
+        if meter.met_stale and reason in UNSENT:
+            meter.attempts -= 1
+        if reason is None or meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None:
             return False
         if not answered and self._may_repeat(reason, sent, meter) and ticket.move():
             self._repeat(reason, sent, meter)
@@ -133,7 +132,7 @@ class Detour:
         if self._first_failure is not None:
             raise _told(self._first_failure, failure)
         left, other = self.destination, self._other()
-        if self._is_spent(meter) or meter.first_piece is not None or not _is_for_another(failure):
+        if meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None or not _is_for_another(failure):
             raise failure
         if other is None:
             if meter.attempts or not isinstance(failure, BackendUnavailable) or left.backend.is_away(left.route.model):
@@ -154,10 +153,6 @@ class Detour:
         way = self.destination.fallback
         other = None if way is None else self._shared.destination(way, CHAT)  # only tiers have one
         return None if other is None or other.backend.is_away(other.route.model) else other
-
-    def _is_spent(self, meter: Meter) -> bool:
-        in_vain = meter.met_stale and self._reason in NO_BYTE
-        return meter.attempts - in_vain >= MAX_ATTEMPTS
 
     def _may_repeat(self, reason: str, now: float, meter: Meter) -> bool:
         return self._is_free(reason, meter) or self.destination.backend.budget.has_room(now)

@@ -57,8 +57,7 @@ class Meter:
 
     __slots__ = (
         "admitted", "arrived", "attempts", "clock", "first_piece", "has_said", "last_piece", "met_stale", "observe_gap", "phase", "sent",
-        "upstream_ended",
-        "usage",
+        "upstream_ended", "usage",
     )  # fmt: skip
 
     def __init__(self, clock: Callable[[], float], observe_gap: Callable[[float, int], None] | None = None) -> None:
@@ -75,7 +74,7 @@ class Meter:
         self.upstream_ended: float | None = None
         self.attempts = 0
         self.met_stale = False
-        """A kept connection closed before a byte came; that counts as an attempt too."""
+        """In this attempt: a kept connection closed before a byte came, which counts as one of its own."""
         self.usage: Usage | None = None
         self.phase: Phase = "queued"
 
@@ -85,6 +84,7 @@ class Meter:
 
     def send(self) -> None:
         self.attempts += 1
+        self.met_stale = False
         self.last_piece = self.clock()
         if self.sent is None:
             self.sent = self.last_piece

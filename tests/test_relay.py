@@ -516,6 +516,24 @@ async def test_silent_stream_that_began_may_still_move_to_the_other_server() -> 
         assert len(two.requests) == 1
 
 
+async def test_stream_of_which_only_the_head_came_goes_to_the_other_server() -> None:
+    async with servers("healthy", "healthy") as (gateway, one, two):
+        one.mode = "head_alone"
+        reply = await gateway.ask({"stream": True})
+        assert (reply.status, reply.text, reply.headers["x-gateway-attempts"]) == (200, TEXT, "2")
+        assert (len(one.requests), len(two.requests)) == (1, 1)
+        assert gateway.metric("gateway_retries_total", backend="vllm", reason="truncated") == 1
+        await until(gateway.is_idle)
+
+
+async def test_stream_of_which_something_came_is_not_asked_for_again() -> None:
+    async with servers("healthy", "healthy") as (gateway, one, two):
+        one.mode = "role_alone"
+        reply = await gateway.ask({"stream": True})
+        assert (reply.status, code(reply), reply.headers["x-gateway-attempts"]) == (502, "upstream_error", "1")
+        assert not two.requests
+
+
 # The end
 
 

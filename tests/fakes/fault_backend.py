@@ -459,6 +459,22 @@ async def huge(peer: Peer) -> None:
 
 
 @mode
+async def head_alone(peer: Peer) -> None:
+    """As a vLLM that dies in prefill: it sends the head of a stream before it has queued the request."""
+    peer.open_stream()
+    await asyncio.sleep(0.005)
+    peer.reset()
+
+
+@mode
+async def role_alone(peer: Peer) -> None:
+    peer.open_stream()
+    peer.chunk(peer.backend.event(""))
+    await asyncio.sleep(0.005)
+    peer.reset()
+
+
+@mode
 async def surplus(peer: Peer) -> None:
     """A healthy answer, and in the same packet one that nobody asked for."""
     await healthy(peer)
