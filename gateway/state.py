@@ -37,6 +37,10 @@ class State:
         if path is not None:
             self._load(path)
             _tidy(path)
+            if self._is_safe and not os.access(path.parent, os.W_OK | os.X_OK):
+                _log.warning(
+                    "the state file %s cannot be written: its folder is missing, or closed to this user; changes are lost at a restart", path
+                )
 
     def __repr__(self) -> str:
         return f"<State {self._path} {sorted(self._sections)}, {self._changes - self._written} to write>"
@@ -71,6 +75,7 @@ class State:
         except FileNotFoundError:
             return
         except OSError as error:
+            self._is_safe = not isinstance(error, IsADirectoryError)
             _log.warning("the state file %s cannot be read (%s); going on without it", path, error.strerror)
             return
         if not content:

@@ -93,6 +93,23 @@ async def test_file_that_cannot_be_read_is_told(tmp_path: Path, caplog: pytest.L
     assert "cannot be read" in caplog.text
 
 
+@pytest.mark.parametrize("path", [Path("/"), Path()], ids=["root", "here"])
+async def test_folder_in_the_place_of_the_file_is_told_and_harms_nobody(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = State(path)
+    assert "cannot be read (Is a directory)" in caplog.text
+    state.put("one", 1)
+    assert not await state.persisted()
+    await state.close()
+    assert state.get("one") == 1
+
+
+async def test_folder_that_is_not_there_is_told_before_anything_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    State(tmp_path / "state.json")
+    assert not caplog.text
+    State(tmp_path / "missing" / "state.json")
+    assert "its folder is missing, or closed to this user" in caplog.text
+
+
 async def test_without_a_file_nothing_is_kept() -> None:
     state = State(None)
     state.put("one", 1)
