@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -19,6 +20,9 @@ from typing import Any
 
 import pytest
 import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from uvicorn.server import ServerState
 
 from gateway import front
 from gateway.cycle import Cycle
@@ -574,6 +578,65 @@ def test_drain_waits_for_the_body_of_a_known_head(loop: str) -> None:
         assert (status, headers["connection"], body) == (200, "close", b"abc")
         gate.thread.join(2)
         assert not gate.thread.is_alive()
+
+
+class Taken(asyncio.Transport):
+    """A client's connection in memory: what is written to it, and whether it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.data = b""
+        self.closed = False
+
+    def write(self, data: Any) -> None:
+        self.data += data
+
+    def close(self) -> None:
+        self.closed = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.binary(max_size=60), st.lists(st.floats(0, 1), max_size=4)), min_size=1, max_size=6))
+def test_requests_of_one_connection_are_served_alike_however_they_are_cut(requests: list[tuple[bool, bytes, list[float]]]) -> None:
+    """Whether the door knows the head, parses it or gathers its body: by turns on the same connection."""
+
+    async def serve() -> None:
+        app, transport = App(), Taken()
+        config = uvicorn.Config(app, http=door(Bounds()), interface="asgi3", lifespan="off", log_config=None)
+        config.load()
+        protocol = config.http_protocol_class(config=config, server_state=ServerState(), app_state={})  # type: ignore[operator, call-arg]
+        protocol.connection_made(transport)
+        for is_noted, body, cuts in requests:
+            request = noted(body) if is_noted else HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+            places = sorted({0, len(request), *(int(cut * len(request)) for cut in cuts)})
+            transport.data = b""
+            for start, end in itertools.pairwise(places):
+                protocol.data_received(request[start:end])
+                await asyncio.sleep(0)
+            async with asyncio.timeout(5):
+                while not transport.data.endswith(b"\r\n\r\n" + body):
+                    await asyncio.sleep(0)
+            assert transport.data == b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+            assert not transport.closed
+        assert app.bodies == [body for _, body, _ in requests]
+        protocol.connection_lost(None)
+
+    asyncio.run(serve())
 
 
 def test_scope_tells_the_request(calm_gate: Gate) -> None:
