@@ -28,10 +28,11 @@ def limited(wide: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 async def test_engine_never_has_more_than_the_limit_and_all_are_served(limited: Gateway, wide: Engine) -> None:
+    """The answers are long enough for the engine to be asked many times meanwhile: it is busy, and slow to tell."""
     wide.wait_until_idle()
     seen = []
     async with AsyncOpenAI(base_url=f"{limited.url}/v1", api_key=KEY, max_retries=0, timeout=240.0) as client:
-        request = wide.long_request("standard", stream=False) | {"max_tokens": 40}
+        request = wide.long_request("standard", stream=False) | {"max_tokens": 150}
         crowd = asyncio.gather(*(client.chat.completions.create(**request) for _ in range(AT_ONCE)))
         while not crowd.done():
             seen.append(await asyncio.to_thread(wide.now))
