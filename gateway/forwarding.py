@@ -111,7 +111,9 @@ class Detour:
             meter.attempts -= 1
         if reason is None or meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None:
             return False
-        if not answered and self._may_repeat(reason, sent, meter) and ticket.move():
+        if not self._may_repeat(reason, sent, meter):
+            return False
+        if not answered and ticket.move():
             self._repeat(reason, sent, meter)
             return True
         if reason in UNSENT and ticket.has_waited and self._other() is None:
