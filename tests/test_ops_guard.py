@@ -81,7 +81,8 @@ async def test_canary_with_errors_is_taken_back_and_log_metric_history_and_statu
     async with house(FAILS) as operator:
         await operator.ask(1)  # Ollama has loaded its model, and answers in turns with the other side from now on
         await operator.put(**CANARY)
-        await operator.ask(10)
+        for _ in range(2):  # whatever order the first come back in, the second ones of vLLM follow some of both
+            await operator.ask(10)
         before = await operator.status()
         watched = before["tiers"]["standard"]["guard"]
         assert (watched["tested"], watched["other"], watched["is_switch"]) == ("vllm", "ollama", False)
