@@ -6,6 +6,9 @@ VLLM_VENV ?= .venv-vllm
 BENCH_VENV ?= .venv-bench
 CLIENTS_VENV ?= .venv-clients
 
+# A process of tests for each processor, 8 at most; the tests of a file stay together. In one process: make test PARALLEL=
+PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: run test check fix test-vllm test-clients bench-cost bench-admission bench-overload bench-switch bench-guard lock help
 
@@ -13,7 +16,7 @@ run: $(VENV)/runtime  ## Serve on this machine, in front of an Ollama and a vLLM
 	@$(BIN)/python -m gateway demo
 
 test: $(VENV)/dev  ## Run the tests, without a real engine
-	@$(BIN)/python -m pytest -m "not vllm"
+	@$(BIN)/python -m pytest -m "not vllm" $(PARALLEL)
 
 check: $(VENV)/dev  ## Lint, types, layers
 	$(BIN)/ruff check .

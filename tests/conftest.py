@@ -1,12 +1,18 @@
-"""The event loops that tests run in, and a place without anybody's settings."""
+"""The event loops that tests run in, a heap that is quick to walk, and a place without anybody's settings."""
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import uvloop
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None, derandomize=True)  # what a change did not break passes as it did before
+settings.register_profile("explore", deadline=None, max_examples=1000)  # `pytest --hypothesis-profile=explore` looks for more
+settings.load_profile("tests")
 
 ON_UVLOOP = {
     "test_api", "test_cancellation", "test_fallback", "test_faults", "test_loader", "test_moves", "test_ops", "test_ops_guard", "test_ops_rollout",
@@ -22,6 +28,13 @@ def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> d
         return LOOPS
     name = "uvloop" if item.path.stem in ON_UVLOOP else "asyncio"
     return {name: LOOPS[name]}
+
+
+def pytest_collection_finish() -> None:
+    """Some 400,000 objects of pytest's and of the libraries stay to the end. To walk them takes a quarter of a second, in the midst of whatever
+    a test waits for; the gateway, too, freezes what it starts with."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ def test_address_keeps_scheme_host_port_and_prefix(scheme: str, host: str, port:
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=40) | st.from_regex(r"(https?://)?[a-z0-9.:\[\]%@/?#v-]{1,30}", fullmatch=True))
 @example("http://h/v1/v1")
 @example("//h")
+@example("0/@")
 @example("http://ＥＸＡＭＰＬＥ.com")
 def test_address_taken_twice_is_the_same_and_nothing_but_a_refusal_is_raised(text: str) -> None:
     try:
@@ -69,7 +70,7 @@ def test_address_taken_twice_is_the_same_and_nothing_but_a_refusal_is_raised(tex
         return
     assert values.base_url(url) == url
     assert re.fullmatch(r"https?://[!-~]+", url)
-    assert not re.search(r"[@?#]|/v1$|/$", url)
+    assert not re.search(r"://[^/]*@|[?#]|/v1$|/$", url)
 
 
 @given(

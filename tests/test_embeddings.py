@@ -75,8 +75,10 @@ async def sent(gateway: Running, body: Mapping[str, Any] | bytes, *headers: str,
         writer.close()
 
 
-async def ask(gateway: Running, body: Mapping[str, Any] | bytes, *headers: str, path: str = "/v1/embeddings") -> Reply:
-    async with asyncio.timeout(2 * PATIENCE), sent(gateway, body, *headers, path=path) as raw:
+async def ask(
+    gateway: Running, body: Mapping[str, Any] | bytes, *headers: str, path: str = "/v1/embeddings", patience: float = 2 * PATIENCE
+) -> Reply:
+    async with asyncio.timeout(patience), sent(gateway, body, *headers, path=path) as raw:
         return await raw.reply()
 
 

@@ -143,7 +143,7 @@ async def test_exchange_is_counted(kind: Kind, stream: bool) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_silent_stream_begins_and_beats_and_then_has_the_real_answer(kind: Kind) -> None:
     top = {"commit_after": 0.05, "heartbeat": 0.05}
-    async with in_front_of(options(kind, time_to_first_token=0.4), top=top, **PATIENT) as (gateway, server):
+    async with in_front_of(options(kind, time_to_first_token=0.8), top=top, **PATIENT) as (gateway, server):
         server.engine.say(["Good", " day"])
         reply = await gateway.ask({"stream": True})
         *chunks, done = reply.events
