@@ -157,7 +157,8 @@ async def test_ollama_gets_what_the_settings_say_of_it() -> None:
 
 async def test_large_batch_is_served_while_others_are() -> None:
     async with serving("ollama") as (gateway, _):
-        batch = asyncio.create_task(ask(gateway, {"input": [f"text {number} [{{" + "words " * 200 for number in range(MAX_TEXTS)]}))
+        texts = [f"text {number} [{{" + "words " * 200 for number in range(MAX_TEXTS)]
+        batch = asyncio.create_task(ask(gateway, {"input": texts}, patience=6 * PATIENCE))
         assert (await gateway.ask({"model": "standard"})).status == 200
         assert len(json.loads((await batch).body)["data"]) == MAX_TEXTS
 
