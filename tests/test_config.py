@@ -407,7 +407,43 @@ default_tier: prr
         "llm_backend: 'vlm' is not a backend; expected one of: vllm, box, ollama; did you mean 'vllm'? (gateway.yaml line 2)",
         "tiers.pro.models.vlm: 'vlm' is not a backend; expected one of: vllm, box, ollama; did you mean 'vllm'? (gateway.yaml line 9)",
         "tiers.pro.fallback: 'maybe' is not a backend; expected one of: vllm, box, ollama (gateway.yaml line 9)",
-        "default_tier: 'prr' is not a tier; expected one of: pro; did you mean 'pro'? (gateway.yaml line 11)",
+        "default_tier: 'prr' is not a tier; expected one of: pro, ultra; did you mean 'pro'? (gateway.yaml line 11)",
+    ]
+
+
+def test_entry_that_lacks_a_required_key_does_not_hide_what_else_is_wrong_in_it() -> None:
+    found = problems(
+        """
+tiers:
+  pro: {fallback: vlm, backend: box, limits: {bix: {}}, params: {force: {model: x}}, aliases: [pro, {naem: y}, {naem: z}]}
+embeddings:
+  e: {model: m, backend: olama}
+  f: {backend: olama}
+auto: [{images: true}, {}]
+backends:
+  vllm: {servers: [{models: [a]}, {base_url: "ftp://x"}, {models: [b]}]}
+  ollama: {}
+"""
+    )
+    assert [line.partition(": ")[0] for line in found] == [
+        "backends.vllm.servers[0].base_url",
+        "backends.vllm.servers[2].base_url",
+        "tiers.pro.models",
+        "tiers.pro.aliases[1].name",
+        "tiers.pro.aliases[1].naem",
+        "tiers.pro.aliases[2].name",
+        "tiers.pro.aliases[2].naem",
+        "auto[0].tier",
+        "auto[1].tier",
+        "embeddings.f.model",
+        "backends.vllm.servers[1].base_url",
+        "tiers.pro.backend",
+        "tiers.pro.limits.bix",
+        "tiers.pro.params.force.model",
+        "tiers.pro.fallback",
+        "embeddings.e.backend",
+        "embeddings.f.backend",
+        "tiers.pro.aliases[0]",
     ]
 
 

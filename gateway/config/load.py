@@ -156,17 +156,21 @@ def _warn_of_variables(written: Mapping[str, Any], every: Mapping[str, str], hom
 
 
 def _validated(merged: dict[str, Any], problems: Problems) -> SettingsDocument | None:
-    """The document, without what is wrong in it, so that the rest can be checked too; None where nothing is left to check."""
+    """The document, without what is wrong in it and with something in place of what is missing, so that the rest can be checked too; None where
+    nothing is left to check."""
     data = copy.deepcopy(merged)
     while True:
         try:
             return SettingsDocument.model_validate(data)
         except ValidationError as exc:
             errors = exc.errors(include_url=False)
+        wrong: list[Path] = []
         for error in errors:
             found, key = _located(error["loc"], data)
             problems.add((*found, *key), _message(error, (*found, *key)))
-        if not _cut_all(data, [_located(error["loc"], data)[0] for error in errors]):
+            if error["type"] != "missing" or not _fill(data, found, key):
+                wrong.append(found)
+        if not _cut_all(data, wrong):
             return None
 
 
@@ -180,6 +184,20 @@ def _located(loc: Iterable[int | str], data: Any) -> tuple[Path, Path]:
             return path, (part,) if isinstance(part, str) and isinstance(node, dict) and part != "[key]" else ()
         path, node = (*path, part), node[part]
     return path, ()
+
+
+def _fill(data: Any, path: Path, key: Path) -> bool:
+    """Put something in at the required `key` of what stands at `path`. What does not go together with it is nobody's mistake, and is not told: the
+    key was told already."""
+    node = data
+    for part in path:
+        node = node[part]
+    models = dict.fromkeys(_mapping(data, "backends"), "any")
+    filling = {"models": models, "base_url": "localhost"}.get(str(key[-1]), "any") if key else None
+    if not filling:
+        return False
+    node[key[-1]] = filling
+    return True
 
 
 def _cut_all(data: Any, paths: list[Path]) -> bool:
