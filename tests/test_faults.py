@@ -3,7 +3,6 @@ to 23, 25 to 36."""
 
 import asyncio
 import json
-import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
@@ -20,6 +19,8 @@ CLOSED_WITHIN = 0.1
 """Seconds from an answer's end until the backend sees its connection closed."""
 LIMIT_TOLERANCE = 0.5
 LAG = 0.05
+LAG_RUNS = 10
+"""In which a busy machine has to find one moment of quiet."""
 BOMB_MEMORY = 1024 * 1024
 
 
@@ -375,13 +376,13 @@ async def test_answer_ends_with_the_backends_end_though_the_body_stays_open(gate
 
 
 async def test_ten_thousand_chunks_at_once_do_not_hold_up_others(backend: FaultBackend, stream: bool) -> None:
-    """Case 35, in processor time: what else this machine does meanwhile is nobody's fault here. The least of three runs, for cold caches."""
+    """Case 35. The least of several runs, since what else this machine does only adds to it."""
     if backend.kind == "vllm" and not stream:
         pytest.skip("a plain answer of a vLLM has no chunks of tokens")
-    worst = []
+    worst: list[float] = []
     async with running(settings_for(backend, total_timeout=20, idle_timeout=20, first_token_timeout=20)) as gateway:
         backend.mode = "tiny_chunks"
-        for _ in range(3):
+        while len(worst) < LAG_RUNS and min(worst, default=LAG + 1) > LAG:
             gaps: list[float] = []
             pinging = asyncio.create_task(ping(gateway, gaps))
             async with gateway.sent({"stream": stream}) as raw:
@@ -397,16 +398,16 @@ async def test_ten_thousand_chunks_at_once_do_not_hold_up_others(backend: FaultB
 
 
 async def ping(gateway: Running, gaps: list[float]) -> None:
-    """Note for each of many small requests how long this thread, where everybody is, worked until it was answered."""
+    """Note how long each of many small requests took."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     try:
         while True:
-            begun = time.thread_time()
+            begun = now()
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(int(line.partition(b":")[2]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
             await reader.readexactly(length)
-            gaps.append(time.thread_time() - begun)
+            gaps.append(now() - begun)
     finally:
         writer.close()
 
