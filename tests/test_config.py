@@ -1,7 +1,9 @@
 """Settings: what is taken from where, what is refused and in which words."""
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -444,6 +446,21 @@ backends:
         "embeddings.e.backend",
         "embeddings.f.backend",
         "tiers.pro.aliases[0]",
+    ]
+
+
+def test_what_is_put_in_for_a_missing_key_may_be_wrong_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def put_in_rubbish(data: Any, path: tuple[str | int, ...], key: tuple[str, ...]) -> bool:
+        for part in path:
+            data = data[part]
+        data[key[-1]] = []
+        return True
+
+    monkeypatch.setattr(import_module("gateway.config.load"), "_fill", put_in_rubbish)
+    assert [line.partition(":")[0] for line in problems("tiers: {pro: {}, max: {models: {ollama: 3}}}\nport: x")] == [
+        "port",
+        "tiers.pro.models",
+        "tiers.max.models.ollama",
     ]
 
 

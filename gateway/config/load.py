@@ -159,6 +159,7 @@ def _validated(merged: dict[str, Any], problems: Problems) -> SettingsDocument |
     """The document, without what is wrong in it and with something in place of what is missing, so that the rest can be checked too; None where
     nothing is left to check."""
     data = copy.deepcopy(merged)
+    filled: set[Path] = set()
     while True:
         try:
             return SettingsDocument.model_validate(data)
@@ -167,8 +168,11 @@ def _validated(merged: dict[str, Any], problems: Problems) -> SettingsDocument |
         wrong: list[Path] = []
         for error in errors:
             found, key = _located(error["loc"], data)
-            problems.add((*found, *key), _message(error, (*found, *key)))
-            if error["type"] != "missing" or not _fill(data, found, key):
+            path = (*found, *key)
+            problems.add(path, _message(error, path))
+            if error["type"] == "missing" and path not in filled and _fill(data, found, key):
+                filled.add(path)  # once: what is put in may be wrong there itself
+            else:
                 wrong.append(found)
         if not _cut_all(data, wrong):
             return None
