@@ -35,19 +35,19 @@ test-clients: $(CLIENTS_VENV)/ready  ## Run the programs of clients that want an
 	$(CLIENTS_VENV)/bin/python -m pytest -m "not vllm" tests/e2e/test_clients.py
 
 bench-cost: $(VENV)/dev $(BENCH_VENV)/ready  ## CPU cost of a request and a token, beside vllm-router
-	BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m gateway.bench.cost
+	BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m benchmarks.cost
 
 bench-admission: $(VENV)/dev  ## The waiting line: cost of a step, and crowds before an Ollama with and without it
-	$(BIN)/python -m gateway.bench.admission
+	$(BIN)/python -m benchmarks.admission
 
 bench-overload: $(VENV)/dev  ## Four times what the backend serves, and 10,000 requests of which 60 % leave
-	@$(BIN)/python -m gateway.bench.overload
+	@$(BIN)/python -m benchmarks.overload
 
 bench-switch: $(VENV)/dev  ## Switch to and fro under load: how long a call takes, and what the clients see
-	@$(BIN)/python -m gateway.bench.switch
+	@$(BIN)/python -m benchmarks.switch
 
 bench-guard: $(VENV)/dev  ## The guard before simulated canaries: which it takes back, and when
-	@$(BIN)/python -m gateway.bench.guard
+	@$(BIN)/python -m benchmarks.guard
 
 lock: $(VENV)/dev  ## Renew requirements/ from pyproject.toml
 	$(BIN)/pip install --quiet uv

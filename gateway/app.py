@@ -8,34 +8,38 @@ from typing import Any, Self
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from gateway import __version__
-from gateway.api import CHAT_PATHS, EMBEDDING_PATHS, ChatEndpoint, EmbeddingEndpoint, Endpoint, Receive, Scope, Send, refuse_loop, request_id_of
-from gateway.auth import Keys
-from gateway.backends.backend import Backend, build
+from gateway.api.admin_auth import Guard
+from gateway.api.auth import Keys
+from gateway.api.chat import CHAT_PATHS, ChatEndpoint
+from gateway.api.cors import Cors
+from gateway.api.embeddings import EMBEDDING_PATHS, EmbeddingEndpoint
+from gateway.api.endpoint import Endpoint, Receive, Scope, Send
+from gateway.api.model_names import Routing
+from gateway.api.operations import Operations
+from gateway.api.request_headers import refuse_loop, request_id_of
+from gateway.api.routes import build as build_ops
+from gateway.api.routes import build_metrics_port
+from gateway.chat.images import Images
 from gateway.config import Backend as BackendSettings
 from gateway.config import Settings, is_same_place
-from gateway.cors import Cors
+from gateway.config.reload import Reload
 from gateway.errors import GatewayError, ShuttingDown
-from gateway.guard import Guard
-from gateway.health import Health
-from gateway.images import Images
-from gateway.learned import keep_learned
-from gateway.loader import Loader
-from gateway.log import ExchangeLog
-from gateway.metering import Exchange
-from gateway.metrics import Label, Metrics
-from gateway.moves import Moves
-from gateway.ops import Operations, build_metrics_port
-from gateway.ops import build as build_ops
-from gateway.preflight import Preflight
-from gateway.relay import Relay
-from gateway.reload import Reload
-from gateway.retirement import Retirement
-from gateway.rollout import Rollout
-from gateway.rollout_guard import RolloutGuard
-from gateway.routing import Routing
-from gateway.state import State
-from gateway.steering import Steering
-from gateway.surroundings import Surroundings
+from gateway.relay.base import Relay
+from gateway.relay.context import Surroundings
+from gateway.relay.destinations import Retirement
+from gateway.rollout.controller import Steering
+from gateway.rollout.guard import RolloutGuard
+from gateway.rollout.migration import Moves
+from gateway.rollout.preflight.check import Preflight
+from gateway.rollout.state import Rollout
+from gateway.state_file import State
+from gateway.telemetry.exchange import Exchange
+from gateway.telemetry.log import ExchangeLog
+from gateway.telemetry.metrics import Label, Metrics
+from gateway.upstream.backend import Backend, build
+from gateway.upstream.health_checks import Health
+from gateway.upstream.learned_limits import keep_learned
+from gateway.upstream.model_loader import Loader
 
 SETTLE_SECONDS = 0.2
 """How late an exchange that is over may show in the log; a scrape of the metrics does not wait."""

@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from gateway.admission.concurrency_limits import TRY_AGAIN_SECONDS
+from gateway.admission.fair_queue import Claim
+from gateway.admission.queues import BATCH_SHARE, Lane, LaneLimits, Limits, OwnLimits
+from gateway.admission.ticket import Ticket
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
-from gateway.queues import BATCH_SHARE, Lane, LaneLimits, Limits, OwnLimits
-from gateway.slots import TRY_AGAIN_SECONDS
-from gateway.tickets import Ticket
-from gateway.turns import Claim
 from tests.fakes.line import FOREVER, Server, Setup, limits, setup
 
 ANYONE = Claim()

@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from gateway.admission.concurrency_limits import LearnedBound
+from gateway.admission.fair_queue import Claim
+from gateway.admission.model_residency import Shown
+from gateway.admission.queues import BATCH_SHARE, Lane, OwnLimits, Queue
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
-from gateway.loads import Shown
-from gateway.queues import BATCH_SHARE, Lane, OwnLimits, Queue
-from gateway.slots import LearnedBound
-from gateway.turns import Claim
 from tests.fakes.line import Request, Server, Setup, limits, setup
 
 MODELS = ("a", "b")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.ambiguity import MAX_ALIKE, MAX_WAYS, limited, needed
+from gateway.engines.grammar.ambiguity import MAX_ALIKE, MAX_WAYS, limited, needed
 
 INTEGER: dict[str, Any] = {"type": "integer"}
 STRING: dict[str, Any] = {"type": "string"}

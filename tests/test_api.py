@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from gateway import config, drain
-from gateway.api import request_id_of
+from gateway import config
+from gateway.api.request_headers import request_id_of
+from gateway.downstream import server as drain
 from tests.engines.process import free_port
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.pictures import picture_url
@@ -297,7 +298,7 @@ async def test_request_of_another_gateway_is_served_and_goes_on_with_both_ids() 
 async def test_gateway_whose_backend_is_itself_says_so(kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A program and the gateway that share one `.env` do that."""
     port, listen = free_port(), drain.listen
-    monkeypatch.setattr("gateway.drain.listen", lambda host, _: listen(host, port))
+    monkeypatch.setattr("gateway.downstream.server.listen", lambda host, _: listen(host, port))
     settings = config.build(
         {
             "llm_backend": kind,

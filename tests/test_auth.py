@@ -4,7 +4,7 @@ from hashlib import sha256
 
 import pytest
 
-from gateway.auth import ANYONE, Keys, bearer
+from gateway.api.auth import ANYONE, Keys, bearer
 from gateway.errors import InvalidApiKey
 
 KEY = "sk-test-one"

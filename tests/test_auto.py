@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gateway import config
-from gateway.auto import Auto
+from gateway.api.auto import Auto
 from gateway.config import ConfigError
 from gateway.errors import InvalidRequest
 from tests.fakes.chats import chat, tool

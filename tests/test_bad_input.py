@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.dialects.openai_chat import parse
 from gateway.errors import GatewayError
-from gateway.parsing import parse
 from tests.fakes.chats import MIB, WEATHER, called, schema_format, tool
 from tests.fakes.fault_backend import MODEL
 from tests.fakes.house import HASTY, Answer, House

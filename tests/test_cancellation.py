@@ -10,8 +10,8 @@ from contextlib import suppress
 
 import pytest
 
-from gateway import health
-from gateway.front import Bounds
+from gateway.downstream.protocol import Bounds
+from gateway.upstream import health_checks as health
 from tests.fakes.fault_backend import TEXT, FaultBackend, Kind
 from tests.fakes.running_gateway import Raw, Running, open_descriptors, request_bytes, running, settings_for, until
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from gateway.circuit import CALM, HALF, IN_A_ROW, LEVELS, MISSES, WINDOW, Circuit, State
+from gateway.upstream.circuit_breaker import CALM, HALF, IN_A_ROW, LEVELS, MISSES, WINDOW, Circuit, State
 
 
 class Clock:

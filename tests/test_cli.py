@@ -17,7 +17,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from gateway import __version__
-from gateway.cli import app
+from gateway.cli.commands import app
 from tests.engines.process import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def test_version_is_printed() -> None:
 
 
 def test_operators_commands_do_not_wait_for_the_server_to_be_imported() -> None:
-    code = "import sys, gateway.cli; print(*({'fastapi', 'uvicorn', 'PIL', 'gateway.simulate', 'gateway.app'} & set(sys.modules)))"
+    code = "import sys, gateway.cli.commands; print(*({'fastapi', 'uvicorn', 'PIL', 'gateway.simulate', 'gateway.app'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout.strip()) == (0, "")
 
@@ -114,8 +114,8 @@ def test_wrong_words_are_2(words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("words", [("serve",), ("demo",), ("config", "check"), ("config", "show")])
 def test_wrong_settings_are_2_with_one_line_each_on_standard_error(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.demo.OLLAMA_URLS", ())
-    monkeypatch.setattr("gateway.demo.VLLM_URLS", ())
+    monkeypatch.setattr("gateway.cli.demo.OLLAMA_URLS", ())
+    monkeypatch.setattr("gateway.cli.demo.VLLM_URLS", ())
     result = gateway(*words, GATEWAY_PORT="much", LLM_BACKEND="nowhere")
     assert (result.exit_code, result.stdout) == (2, "")
     port, backend = result.stderr.splitlines()

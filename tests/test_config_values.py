@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.config import values
+from gateway.config import parsers as values
 
 
 @pytest.mark.parametrize(

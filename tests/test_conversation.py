@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from gateway.conversation import WHOLE_IMAGE, bucket_of
-from gateway.parsing import decode
-from gateway.protocol import Chat
+from gateway.chat.request import Chat
+from gateway.dialects.openai_chat import decode
+from gateway.rollout.canary import WHOLE_IMAGE, bucket_of
 
 BUCKETS = 10_000
 

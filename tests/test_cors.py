@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.cors import Cors
+from gateway.api.cors import Cors
 
 APP = b"https://app.example"
 ASKS = {b"access-control-request-method": b"POST", b"access-control-request-headers": b"authorization,x-stainless-os"}

@@ -6,7 +6,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.cycle import Cycle
+from gateway.downstream.cycle import Cycle
 
 
 class FakeDoor:

@@ -10,8 +10,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from gateway import config, demo, simulate
-from gateway.demo import Found
+from gateway import config, simulate
+from gateway.cli import demo
+from gateway.cli.demo import Found
 from tests.engines.process import free_port
 from tests.fakes.fault_backend import FaultBackend
 from tests.fakes.stand_ins import stand_in

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway import errors
 from gateway.config import VARIABLES
-from gateway.metrics import Metrics
+from gateway.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(path.relative_to(ROOT / "gateway") for path in (ROOT / "gateway").rglob("*.py") if path.name != "__init__.py")

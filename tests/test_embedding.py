@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.embedding import MAX_TEXTS, Embedding, converted, parse_embedding, render_embeddings, width
+from gateway.chat.embedding import MAX_TEXTS, Embedding, converted, width
+from gateway.dialects.openai_embeddings import parse_embedding, render_embeddings
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 
 MIB = 1024 * 1024

@@ -14,7 +14,7 @@ import tiktoken
 from langchain_openai import OpenAIEmbeddings
 
 from gateway import config
-from gateway.embedding import MAX_TEXTS
+from gateway.chat.embedding import MAX_TEXTS
 from gateway.simulate import Fault, Model, Options
 from gateway.simulate import Running as StandIn
 from tests.engines.process import free_port

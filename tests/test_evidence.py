@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.evidence import LONGEST_ROUND, Comparison
+from gateway.rollout.sequential_test import LONGEST_ROUND, Comparison
 
 SHARES = (0.0, 0.001, 0.02, 0.3, 0.9, 1.0)
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from gateway import config
-from gateway.backends.backend import Backend, Server
-from gateway.circuit import IN_A_ROW
-from gateway.forwarding import LONGEST_PAUSE, retry_seconds
-from gateway.retry_budget import LEAST
-from gateway.tickets import Ticket
-from gateway.turns import Claim
+from gateway.admission.fair_queue import Claim
+from gateway.admission.ticket import Ticket
+from gateway.upstream.backend import Backend
+from gateway.upstream.circuit_breaker import IN_A_ROW
+from gateway.upstream.failures import LONGEST_PAUSE, retry_seconds
+from gateway.upstream.retry_budget import LEAST
+from gateway.upstream.server import Server
 from tests.engines.process import free_port
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend, Kind
 from tests.fakes.pictures import picture_url

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from gateway import connection
+from gateway.upstream import connection
 from tests.fakes.fault_backend import CANARY, ODD_TEXT, TEXT, TINY_CHUNKS, WORDS, FaultBackend, Kind
 from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import PROMPT, TIMES, Reply, Running, running, settings_for, until

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from gateway.findings import MATTERS, Place, Side, compare, shared_gpu, way_back
-from gateway.memory import Loaded, Memory
-from gateway.tryout import YES, Trait, Traits
+from gateway.rollout.preflight.findings import MATTERS, Place, Side, compare, shared_gpu, way_back
+from gateway.rollout.preflight.gpu_memory import Loaded, Memory
+from gateway.rollout.preflight.probes import YES, Trait, Traits
 
 ALL: Traits = {"answers": YES, **{matter.what: YES for matter in MATTERS}}
 REFUSED, UNKNOWN = Trait(False, "refused"), Trait(None, "not told")

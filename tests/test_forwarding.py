@@ -7,9 +7,9 @@ from unittest.mock import MagicMock
 import pytest
 
 from gateway.errors import UpstreamError
-from gateway.forwarding import Detour
-from gateway.metering import Meter
-from gateway.retry_budget import RetryBudget
+from gateway.relay.failover import Detour
+from gateway.telemetry.exchange import Meter
+from gateway.upstream.retry_budget import RetryBudget
 
 
 def after_a_refused_connection(budget: RetryBudget, *, met_stale: bool) -> tuple[Detour, Meter, Any]:

@@ -24,10 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from gateway import front
-from gateway.cycle import Cycle
-from gateway.drain import Server, listen
-from gateway.front import Bounds, door
+from gateway.downstream import protocol as front
+from gateway.downstream.cycle import Cycle
+from gateway.downstream.protocol import Bounds, door
+from gateway.downstream.server import Server, listen
 
 LOOPS = ["asyncio", "uvloop"]
 SHORT = Bounds(idle_seconds=0.2, header_seconds=0.2, body_seconds=0.2, keep_alive_seconds=0.3, write_stall_seconds=0.2, linger_seconds=0.3)

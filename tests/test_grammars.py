@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.chat.json_schema import check
+from gateway.engines.grammar.portable import MAX_COUNT, MAX_COUNTS, MAX_INTEGER, MAX_OPTIONAL, anything, harmless, portable, portable_calls
 from gateway.errors import InvalidRequest
-from gateway.grammars import MAX_COUNT, MAX_COUNTS, MAX_INTEGER, MAX_OPTIONAL, anything, harmless, portable, portable_calls
-from gateway.schemas import check
 
 INTEGER: dict[str, Any] = {"type": "integer"}
 STRING: dict[str, Any] = {"type": "string"}

@@ -2,8 +2,8 @@
 
 import pytest
 
+from gateway.api.admin_auth import Guard
 from gateway.errors import Forbidden, InvalidApiKey
-from gateway.guard import Guard
 
 OPEN = Guard([])
 CLOSED = Guard(["admin-key", "scraper-key"])

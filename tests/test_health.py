@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from gateway import config, simulate
-from gateway.backends.backend import Backend, build
-from gateway.health import MAX_LISTED, Health
+from gateway.upstream.backend import Backend, build
+from gateway.upstream.health_checks import MAX_LISTED, Health
 from tests.engines.process import free_port
 from tests.fakes.fault_backend import MODEL, FaultBackend, Kind
 from tests.fakes.running_gateway import until

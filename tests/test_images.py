@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-import gateway.images
-from gateway import picture
+from gateway.chat import image_file as picture
+from gateway.chat import images as images_module
+from gateway.chat.images import Images, decode
+from gateway.chat.request import Chat, ImagePart, ImageUrl, Message, TextPart
 from gateway.errors import InvalidImage, InvalidImageUrl, InvalidRequest
-from gateway.images import Images, decode
-from gateway.protocol import Chat, ImagePart, ImageUrl, Message, TextPart
 
 PARAM = "messages[0].content[0].image_url.url"
 Size = tuple[int, int]
@@ -382,7 +382,7 @@ def test_broken_base64_is_refused(images: Images, payload: str) -> None:
 
 def test_padding_between_two_pieces_is_refused(images: Images) -> None:
     text = base64.b64encode(PNG * 200).decode()
-    at = gateway.images.TEXT_STEP
+    at = images_module.TEXT_STEP
     assert "base64" in refusal(images, "data:image/png;base64," + text[: at - 2] + "==" + text[at:])
 
 
@@ -424,7 +424,7 @@ async def test_more_images_than_the_bound_are_refused(images: Images) -> None:
 
 
 async def test_more_pixels_in_all_than_the_bound_are_refused(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway.images, "MAX_REQUEST_PIXELS", 2 * DRAWING.width * DRAWING.height)
+    monkeypatch.setattr(images_module, "MAX_REQUEST_PIXELS", 2 * DRAWING.width * DRAWING.height)
     chat = chat_with(*[url_of(PNG)] * 2)
     assert await images.checked(chat) is chat
     with pytest.raises(InvalidRequest, match="pixels in all"):
@@ -465,7 +465,7 @@ async def test_closing_ends_the_process_of_an_image_at_work(monkeypatch: pytest.
         started.set()
         return child
 
-    monkeypatch.setattr(gateway.images.subprocess, "Popen", sleeper)
+    monkeypatch.setattr(images_module.subprocess, "Popen", sleeper)
     images = Images()
     task = asyncio.create_task(images.checked(chat_with(url_of(CONVERTED["gif"][0]))))
     assert await asyncio.to_thread(started.wait, 10)
@@ -475,10 +475,10 @@ async def test_closing_ends_the_process_of_an_image_at_work(monkeypatch: pytest.
 
 
 def test_a_process_that_cannot_run_is_no_fault_of_the_image(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway.images.PIL, "__file__", "/nowhere/PIL/__init__.py")
+    monkeypatch.setattr(images_module.PIL, "__file__", "/nowhere/PIL/__init__.py")
     popen = subprocess.Popen
     isolated = "import sys; sys.exit('no Pillow')"
-    monkeypatch.setattr(gateway.images.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", isolated], **options))
+    monkeypatch.setattr(images_module.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", isolated], **options))
     with pytest.raises(RuntimeError, match="no Pillow"):
         images.check(url_of(CONVERTED["gif"][0]), PARAM)
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from gateway import config
-from gateway.backends.backend import Backend, build
-from gateway.learned import SECTION, keep_learned
-from gateway.state import State
-from gateway.tickets import Ticket
-from gateway.turns import Claim
+from gateway.admission.fair_queue import Claim
+from gateway.admission.ticket import Ticket
+from gateway.state_file import State
+from gateway.upstream.backend import Backend, build
+from gateway.upstream.learned_limits import SECTION, keep_learned
 
 
 def backends(num_parallel: int | None = None) -> dict[str, Backend]:

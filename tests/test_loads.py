@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from gateway.admission.model_residency import REST_SECONDS, Loads, ModelState, Shown
 from gateway.errors import GatewayError
-from gateway.loads import REST_SECONDS, Loads, ModelState, Shown
 from tests.fakes.line import Clock
 
 SWAP = 10.0

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from gateway.log import MAX_PENDING, ExchangeLog, JsonFormatter, Sink, TextFormatter, configure
-from gateway.views import Usage
+from gateway.chat.answer import Usage
+from gateway.telemetry.log import MAX_PENDING, ExchangeLog, JsonFormatter, Sink, TextFormatter, configure
 from tests.fakes.fault_backend import FaultBackend
 from tests.fakes.running_gateway import running, settings_for, until
 from tests.test_metrics import EXCHANGE

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway import config, memory
-from gateway.backends.backend import Backend, build
-from gateway.backends.base import ModelFacts
+from gateway import config
+from gateway.engines.engine import ModelFacts
+from gateway.rollout.preflight import gpu_memory as memory
+from gateway.upstream.backend import Backend, build
 from tests.fakes.fault_backend import FaultBackend
 
 # vLLM 0.32 on a CPU, some labels left out; there the size of the KV cache is always given.

@@ -1,6 +1,6 @@
 """One exchange's clock."""
 
-from gateway.metering import Meter
+from gateway.telemetry.exchange import Meter
 
 
 class Clock:

@@ -11,9 +11,9 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from gateway.metering import NONE, Exchange
-from gateway.metrics import Metrics
-from gateway.views import Usage
+from gateway.chat.answer import Usage
+from gateway.telemetry.exchange import NONE, Exchange
+from gateway.telemetry.metrics import Metrics
 
 ROUTE = ("tier", "backend")
 LANE = ("backend", "lane")

@@ -11,8 +11,8 @@ import httpx2
 import pytest
 
 from gateway import config
-from gateway.connection import WireError
-from gateway.tickets import LATE_SECONDS
+from gateway.admission.ticket import LATE_SECONDS
+from gateway.upstream.connection import WireError
 from tests.fakes.fault_backend import MODEL, TEXT, FaultBackend, Kind
 from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import PATIENCE, Raw, Reply, Running, running, until

@@ -13,9 +13,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from gateway import __version__, config, simulate
+from gateway.api.routes import build_metrics_port
 from gateway.app import Gateway
-from gateway.log import ExchangeLog
-from gateway.ops import build_metrics_port
+from gateway.telemetry.log import ExchangeLog
 from tests.fakes.running_gateway import PATIENCE, Running, running
 from tests.fakes.stand_ins import stand_in
 

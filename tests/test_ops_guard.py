@@ -12,8 +12,8 @@ import httpx2
 import pytest
 
 from gateway import config, simulate
-from gateway.remote import show_status
-from gateway.rollout import Position
+from gateway.cli.tables import show_status
+from gateway.rollout.state import Position
 from tests.fakes.running_gateway import PATIENCE, Running, running, until
 from tests.fakes.stand_ins import stand_in
 

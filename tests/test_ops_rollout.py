@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from gateway import config, simulate
-from gateway.rollout import Position
+from gateway.rollout.state import Position
 from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import PATIENCE, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in
@@ -389,7 +389,7 @@ async def test_file_that_is_torn_or_foreign_is_told_and_the_settings_count(
 
 
 async def test_answer_does_not_wait_for_a_disk_that_hangs(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.steering.PERSIST_SECONDS", 0.05)
+    monkeypatch.setattr("gateway.rollout.controller.PERSIST_SECONDS", 0.05)
     async with house.gateway(state_file=str(tmp_path / "state.json")) as operator:
         state = operator.gateway.gateway._state
         disk = asyncio.Event()

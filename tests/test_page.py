@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.page import CHAT_PATH, EMBEDDING_PATH, ERRORS, add_hot_paths, api_page
+from gateway.api.openapi import CHAT_PATH, EMBEDDING_PATH, ERRORS, add_hot_paths, api_page
 
 
 def described() -> dict[str, Any]:

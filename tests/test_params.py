@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from gateway import config
+from gateway.chat.parameter_policy import TierParams, problem
+from gateway.chat.request import Chat
 from gateway.config import ConfigError
-from gateway.params import TierParams, problem
-from gateway.protocol import Chat
 from tests.fakes.chats import chat, tool
 
 

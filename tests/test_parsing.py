@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.chat.json_schema import MAX_SCHEMA
+from gateway.chat.request import Chat
+from gateway.dialects.openai_chat import parse
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
-from gateway.parsing import parse
-from gateway.protocol import Chat
-from gateway.schemas import MAX_SCHEMA
 from tests.fakes.chats import MIB, USER, called, chat, named, request, schema_format, tool
 
 IMAGE = "data:image/png;base64,iVBORw0KGgo="

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.patterns import MAX_COST, MAX_COUNT, portable
+from gateway.engines.grammar.regex import MAX_COST, MAX_COUNT, portable
 
 KEPT = {
     "^a$": "^a$",

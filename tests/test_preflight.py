@@ -10,8 +10,8 @@ import httpx2
 import pytest
 
 from gateway import config, simulate
+from gateway.rollout.preflight.probes import KEY
 from gateway.simulate.options import Fault
-from gateway.tryout import KEY
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.running_gateway import PATIENCE, Running, running, until
 from tests.fakes.stand_ins import stand_in

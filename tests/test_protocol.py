@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.protocol import CalledFunction, Chat
+from gateway.chat.request import CalledFunction, Chat
 from tests.fakes.chats import chat, named, tool
 
 IMAGE = "data:image/png;base64,iVBORw0KGgo="

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gateway import config
-from gateway.demo import STANDINS, Found, _welcome
+from gateway.cli.demo import STANDINS, Found, _welcome
 
 ROOT = Path(__file__).parents[1]
 READMES = ("README.md", "README.ko.md")

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from gateway import config, simulate
-from gateway.admission import Outlook
-from gateway.chat_relay import waiting_note
+from gateway.admission.scheduler import Outlook
 from gateway.errors import UpstreamError
-from gateway.relay import check_headers
+from gateway.relay.chat import waiting_note
+from gateway.upstream.failures import check_headers
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend
 from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import PATIENCE, PROMPT, TIMES, Raw, Reply, Running, running, until
@@ -680,7 +680,7 @@ async def test_fault_of_our_own_is_told_and_logged_without_its_words(
     def fail(*_: object) -> None:
         raise ValueError(CANARY)
 
-    monkeypatch.setattr("gateway.shaping.Shaping.take", fail)
+    monkeypatch.setattr("gateway.chat.normalizer.Shaping.take", fail)
     tools = [{"type": "function", "function": {"name": "f"}}]
     async with serving("ollama") as (gateway, _):
         reply = await gateway.ask({"stream": stream, "tools": tools})

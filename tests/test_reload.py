@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from gateway import config, reload
-from gateway.config import ConfigError, Settings
-from gateway.reload import Follower
+from gateway import config
+from gateway.config import ConfigError, Settings, reload
+from gateway.config.reload import Follower
 from tests.fakes.fault_backend import MODEL, TEXT, FaultBackend
 from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import Running, running, until
@@ -23,7 +23,7 @@ TIMES = {"connect_timeout": 5, "first_token_timeout": 5, "idle_timeout": 5, "tot
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.retirement.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.relay.destinations.LOOK_SECONDS", 0.01)
     monkeypatch.setattr(reload, "STABLE_SECONDS", 0.1)
     monkeypatch.setattr(reload, "LOOK_SECONDS", 0.2)
     monkeypatch.setattr(reload, "STEP_SECONDS", 0.05)
@@ -307,7 +307,7 @@ async def test_what_was_set_outlives_a_restart_after_a_reload(tmp_path: Path, ca
 
 
 async def test_new_backend_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.health.READY_SECONDS", 0.5)
+    monkeypatch.setattr("gateway.upstream.health_checks.READY_SECONDS", 0.5)
     async with serving() as setup:
         document = setup.document(tiers={"standard": {"models": {"ollama": MODEL, "far": "m"}}})
         document["backends"]["far"] = {"kind": "openai", "base_url": "http://192.0.2.1:9"}

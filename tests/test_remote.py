@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from gateway import config
-from gateway.cli import app
+from gateway.cli.commands import app
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.running_gateway import Running, running
 

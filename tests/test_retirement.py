@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from gateway import retirement
-from gateway.retirement import Retirement
+from gateway.relay import destinations as retirement
+from gateway.relay.destinations import Retirement
 from tests.fakes.running_gateway import until
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.retry_budget import LEAST, SECONDS, SHARE, RetryBudget
+from gateway.upstream.retry_budget import LEAST, SECONDS, SHARE, RetryBudget
 
 
 def spent(budget: RetryBudget, now: float) -> int:

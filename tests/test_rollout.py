@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gateway import config
 from gateway.errors import Conflict, GatewayError, InvalidRequest
-from gateway.rollout import BUCKETS, HISTORY, Canary, Change, Move, Position, Rollout
+from gateway.rollout.state import BUCKETS, HISTORY, Canary, Change, Move, Position, Rollout
 
 DOCUMENT: dict[str, Any] = {
     "llm_backend": "ollama",

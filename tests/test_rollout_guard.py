@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from gateway import config
-from gateway.metering import Exchange
-from gateway.rollout import Canary, Position, Rollout
-from gateway.rollout_guard import RECENT, RolloutGuard
+from gateway.rollout.guard import RECENT, RolloutGuard
+from gateway.rollout.state import Canary, Position, Rollout
+from gateway.telemetry.exchange import Exchange
 from tests.fakes.exchanges import exchange, failed
 
 MODELS = {"ollama": "a", "vllm": "b"}

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from gateway.rollout_rules import Sample, ShareRule, TimeRule, Trial, p95, sample_of
-from gateway.views import Usage
+from gateway.chat.answer import Usage
+from gateway.rollout.guard_rules import Sample, ShareRule, TimeRule, Trial, p95, sample_of
 from tests.fakes.exchanges import exchange, failed
 
 

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from gateway import config
+from gateway.api.model_names import Routing
 from gateway.errors import ModelNotFound
-from gateway.rollout import Rollout
-from gateway.routing import Route, Routing
+from gateway.relay.route import Route
+from gateway.rollout.state import Rollout
 
 DOCUMENT: dict[str, Any] = {
     "llm_backend": "vllm",

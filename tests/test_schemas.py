@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from gateway.chat.json_schema import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_SCHEMA, Document, check
 from gateway.errors import InvalidRequest
-from gateway.schemas import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_SCHEMA, Document, check
 
 PARAM = "response_format.json_schema.schema"
 INTEGER = {"type": "integer"}

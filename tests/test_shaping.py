@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from gateway.backends.ollama import OllamaReading
-from gateway.backends.openai_reading import OpenAiReading
-from gateway.protocol import Chat
-from gateway.shaping import MOST_BLANKS, Shaping, ThoughtSplit
-from gateway.views import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, TokenLogprob, Usage, assemble
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, TokenLogprob, Usage, assemble
+from gateway.chat.normalizer import MOST_BLANKS, Shaping, ThoughtSplit
+from gateway.chat.request import Chat
+from gateway.engines.ollama import OllamaReading
+from gateway.engines.openai_response import OpenAiReading
 from tests.backends.recorded import body_of
 from tests.fakes.chats import TIME, chat, named, tool
 from tests.golden import load

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.slots import ENOUGH, TRY_AGAIN_SECONDS, Bound, LearnedBound, Part
+from gateway.admission.concurrency_limits import ENOUGH, TRY_AGAIN_SECONDS, Bound, LearnedBound, Part
 
 
 def let_in(bound: LearnedBound) -> Part:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sse import MAX_LINE, Lines, LineTooLong, data_of
+from gateway.engines.lines import MAX_LINE, Lines, LineTooLong, data_of
 
 # Letters that other splitters take for line ends: U+2028, U+2029, U+0085, vertical tab, form feed and the separators of ASCII.
 STRANGE = "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.state import MARK, State
+from gateway.state_file import MARK, State
 
 
 async def test_what_was_put_comes_back(tmp_path: Path) -> None:

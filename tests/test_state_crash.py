@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from gateway.state import State
+from gateway.state_file import State
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("TEST_KILLS", "8"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.turns import Claim, Line
+from gateway.admission.fair_queue import Claim, Line
 
 
 @dataclass(eq=False)

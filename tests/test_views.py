@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.views import Answer, CallDelta, ChosenLogprob, Delta, StreamView, TokenLogprob, Usage, assemble, render_answer
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, TokenLogprob, Usage, assemble
+from gateway.dialects.openai_chat import StreamView, render_answer
 
 CREATED = 1_795_000_000
 USAGE = Usage(7, 3)

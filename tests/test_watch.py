@@ -9,7 +9,8 @@ from math import inf
 import pytest
 
 from gateway.errors import ClientLeft, ShuttingDown
-from gateway.watch import SWEEP_SECONDS, Sweep, Watch
+from gateway.relay.cancel_scope import Watch
+from gateway.relay.in_flight import SWEEP_SECONDS, Sweep
 from tests.fakes.running_gateway import until
 
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gateway.connection
-from gateway.connection import READ_BYTES, Bounds, Connection, WireError
-from gateway.wire import Origin, Pool
+from gateway.upstream import connection as connection_module
+from gateway.upstream.connection import READ_BYTES, Bounds, Connection, WireError
+from gateway.upstream.pool import Origin, Pool
 from tests.fakes.fault_backend import TEXT, FaultBackend
 from tests.fakes.running_gateway import until
 
@@ -201,7 +201,7 @@ def test_chunks_that_pass_the_parser_by_are_read_as_it_reads_them(pieces: list[t
         reads[index : index + 1] = [part for part in (reads[index][:cut], reads[index][cut:]) if part]
     with pytest.MonkeyPatch.context() as patch:
         got = asyncio.run(outcome(read_pieces, *reads))
-        patch.setattr(gateway.connection, "_SIZE_LINES", {})
+        patch.setattr(connection_module, "_SIZE_LINES", {})
         assert asyncio.run(outcome(read_pieces, *reads)) == got
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.write_stall import NEVER, WriteStall
+from gateway.downstream.write_timeout import NEVER, WriteStall
 
 
 def test_nothing_that_waits_needs_no_look() -> None:

@@ -3,9 +3,14 @@
 The rest of the gateway takes `Settings` and trusts it; nothing else reads the environment.
 """
 
-from gateway.config.differences import AT_START, Differences, compare, is_same_place
+from gateway.config.diff import AT_START, Differences, compare, is_same_place
+from gateway.config.environment import VARIABLES
 from gateway.config.load import build, load
-from gateway.config.model import (
+from gateway.config.parsers import base_url as normalise_base_url
+from gateway.config.problems import ConfigError
+from gateway.config.report import check, schema, show
+from gateway.config.resolve import read_keys_file
+from gateway.config.settings import (
     Alias,
     AutoRule,
     Backend,
@@ -22,11 +27,6 @@ from gateway.config.model import (
     Task,
     Tier,
 )
-from gateway.config.present import check, schema, show
-from gateway.config.problems import ConfigError
-from gateway.config.resolve import read_keys_file
-from gateway.config.values import base_url as normalise_base_url
-from gateway.config.variables import VARIABLES
 
 __all__ = [
     "AT_START",

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from gateway.config.model import Backend, Settings, Tier
+from gateway.config.settings import Backend, Settings, Tier
 
 SHORT_KEY = 16  # characters; `openssl rand -hex 16` gives twice as many
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, SecretStr, model_validator
 
-from gateway.config import values
-from gateway.config.model import GuardRule, Kind, Priority, Task
+from gateway.config import parsers as values
+from gateway.config.settings import GuardRule, Kind, Priority, Task
 
 _DurationInput = Annotated[float, Field(ge=0)] | Annotated[str, Field(pattern=values.DURATION_PATTERN)]
 _CountInput = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^\s*\d+\s*$")]

@@ -11,13 +11,13 @@ from pydantic_core import ErrorDetails
 
 from gateway.config.advice import advice
 from gateway.config.document import SettingsDocument
-from gateway.config.layers import lay_over
-from gateway.config.model import Settings
+from gateway.config.environment import MODEL_VARIABLES, PREFIX, VARIABLES, Names, VariablesReader, read_dotenv
 from gateway.config.problems import Path, Problems, expected_one_of, shown, suggest
 from gateway.config.resolve import resolve
-from gateway.config.shape import model_at
-from gateway.config.variables import MODEL_VARIABLES, PREFIX, VARIABLES, Names, VariablesReader, read_dotenv
-from gateway.config.yamlfile import read_yaml
+from gateway.config.schema_paths import model_at
+from gateway.config.settings import Settings
+from gateway.config.sources import lay_over
+from gateway.config.yaml_file import read_yaml
 
 BUILT_IN = ("ollama", "vllm")
 DEFAULT_TIER = "standard"

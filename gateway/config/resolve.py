@@ -6,12 +6,13 @@ from typing import get_args
 
 from pydantic import SecretStr
 
-from gateway.config import limits, values
+from gateway.chat.parameter_policy import problem as params_problem
+from gateway.config import default_limits as limits
+from gateway.config import parsers as values
 from gateway.config.document import BackendDocument, SettingsDocument, TierDocument
-from gateway.config.model import Alias, AutoRule, Backend, Embedding, Guard, Kind, LimitOverrides, Params, Server, Settings, Task, Tier
 from gateway.config.problems import Path, Problems, expected_one_of, shown
-from gateway.config.yamlfile import read_text
-from gateway.params import problem as params_problem
+from gateway.config.settings import Alias, AutoRule, Backend, Embedding, Guard, Kind, LimitOverrides, Params, Server, Settings, Task, Tier
+from gateway.config.yaml_file import read_text
 
 DEFAULT_URLS = {"ollama": "http://127.0.0.1:11434", "vllm": "http://127.0.0.1:8001"}
 ONLY_OLLAMA = ("swap_after", "keep_alive", "num_ctx", "truncate")

@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 
+from gateway.simulate.asgi import Exchange
 from gateway.simulate.clock import Clock
-from gateway.simulate.http import Exchange
 from gateway.simulate.options import Fault, Options
-from gateway.simulate.words import Answer, Limits, Prompt, answer, compose
+from gateway.simulate.text import Answer, Limits, Prompt, answer, compose
 
 REMEMBERED = 64  # requests kept for /simulate/requests
 LONGEST_KEPT = 400  # characters of a string in a kept request

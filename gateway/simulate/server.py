@@ -11,9 +11,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.simulate.engine import Engine
-from gateway.simulate.ollama import Ollama
+from gateway.simulate.ollama.app import Ollama
 from gateway.simulate.options import Options
-from gateway.simulate.vllm import Vllm
+from gateway.simulate.vllm.app import Vllm
 
 VLLM_KEEP_ALIVE = 5  # seconds: VLLM_HTTP_TIMEOUT_KEEP_ALIVE
 OLLAMA_KEEP_ALIVE = 24 * 3600  # Go's server sets none

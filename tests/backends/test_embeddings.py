@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from gateway.backends.embeddings import Embedder, OllamaEmbedder, OpenAiEmbedder
-from gateway.embedding import Embedding
+from gateway.chat.embedding import Embedding
+from gateway.engines.embeddings import Embedder, OllamaEmbedder, OpenAiEmbedder
 from gateway.errors import BackendUnavailable, ContextLengthExceeded, GatewayError, InvalidRequest, ModelNotFound, UnsupportedParameter, UpstreamError
 from tests.golden import Recording, load
 from tests.simulate.replaying import recorded

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.backends.base import ModelFacts, Models
-from gateway.backends.ollama import REPETITION, Ollama
+from gateway.chat.answer import Delta, Usage, assemble
+from gateway.engines.engine import ModelFacts, Models
+from gateway.engines.ollama import REPETITION, Ollama
 from gateway.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter, UpstreamError
-from gateway.views import Delta, Usage, assemble
 from tests.backends.recorded import CHATS, body_of, name, said, unfolded
 from tests.fakes.chats import chat
 from tests.golden import Recording, load

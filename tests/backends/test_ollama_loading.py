@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gateway.backends.ollama_loading import LEAST_KEEP_ALIVE, OllamaLoading, canonical, loaded
+from gateway.engines.ollama_loading import LEAST_KEEP_ALIVE, OllamaLoading, canonical, loaded
 
 PS = (
     b'{"models":[{"name":"llama:latest","model":"llama:latest","size":3021312,"digest":"9a9a","expires_at":"2026-11-21T17:45:07.453677062Z",'

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from gateway.backends.base import ModelFacts
-from gateway.backends.openai import OpenAi
+from gateway.chat.request import Chat, SchemaFormat
+from gateway.engines.engine import ModelFacts
+from gateway.engines.grammar.portable import portable
+from gateway.engines.openai import OpenAi
 from gateway.errors import ContextLengthExceeded, InvalidRequest
-from gateway.grammars import portable
-from gateway.protocol import Chat, SchemaFormat
 from tests.fakes.chats import USER, WEATHER, called, chat, named, schema_format, tool
 
 DIALECT = OpenAi()

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.backends.base import MAX_ANSWER
-from gateway.backends.openai import OpenAi
-from gateway.backends.openai_reading import OpenAiReading
+from gateway.chat.answer import Delta, Usage, assemble
+from gateway.engines.engine import MAX_ANSWER
+from gateway.engines.openai import OpenAi
+from gateway.engines.openai_response import OpenAiReading
 from gateway.errors import UpstreamError
-from gateway.views import Delta, Usage, assemble
 from tests.backends.recorded import CHATS, body_of, name, said, unfolded
 from tests.golden import Recording, load
 

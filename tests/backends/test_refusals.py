@@ -6,7 +6,7 @@ import re
 import pytest
 
 from gateway import errors
-from gateway.backends.refusals import message_of, refusal
+from gateway.engines.error_mapping import message_of, refusal
 from gateway.errors import ContextLengthExceeded, GatewayError, UpstreamError
 from tests.backends.recorded import REFUSALS, error_body, name
 from tests.golden import Recording

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from gateway.backends.base import ModelFacts
-from gateway.backends.vllm import LEAST_TOP_P, Vllm
+from gateway.engines.engine import ModelFacts
+from gateway.engines.vllm import LEAST_TOP_P, Vllm
 from tests.fakes.chats import chat, named, tool
 from tests.golden import load
 

@@ -1,6 +1,6 @@
 """The bench of the waiting line runs, in small."""
 
-from gateway.bench import admission
+from benchmarks import admission
 
 
 def test_steps_are_measured_with_few_and_with_many() -> None:

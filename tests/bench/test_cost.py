@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gateway.bench import cost, requests
-from gateway.bench.contestants import DidNotRun, Places, gateway_environment, upstream
-from gateway.bench.contestants import gateway as started_gateway
-from gateway.bench.figures import OURS, THEIRS, Comparison, Target, cost_per, percentile
-from gateway.bench.kernel import cpu_seconds, family, resident_bytes
-from gateway.bench.load import Client, Job, Outcome, Run
-from gateway.bench.upstream import MARK, MODEL, WORDS, Connection, Pace, Upstream, asked
+from benchmarks import cost, requests
+from benchmarks.load import Client, Job, Outcome, Run
+from benchmarks.process_stats import cpu_seconds, family, resident_bytes
+from benchmarks.report import OURS, THEIRS, Comparison, Target, cost_per, percentile
+from benchmarks.subjects import DidNotRun, Places, gateway_environment, upstream
+from benchmarks.subjects import gateway as started_gateway
+from benchmarks.upstream import MARK, MODEL, WORDS, Connection, Pace, Upstream, asked
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.0, 1), (0.991, 100)])

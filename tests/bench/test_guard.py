@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.bench.guard import main
+from benchmarks.guard import main
 
 
 def test_small_run_takes_back_what_is_bad_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:

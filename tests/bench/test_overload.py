@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.bench import overload
+from benchmarks import overload
 
 
 def test_those_who_come_and_go_leave_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:

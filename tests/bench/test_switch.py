@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.bench.switch import Call, Report, Seen, main
+from benchmarks.switch import Call, Report, Seen, main
 
 CALLS = [Call(10.0, 10.1, "vllm"), Call(20.0, 20.1, "ollama")]
 

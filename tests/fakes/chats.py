@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from gateway.parsing import parse
-from gateway.protocol import Chat
+from gateway.chat.request import Chat
+from gateway.dialects.openai_chat import parse
 
 MIB = 1024 * 1024
 USER: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]

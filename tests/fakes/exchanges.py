@@ -4,8 +4,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from gateway.metering import Exchange
-from gateway.views import Usage
+from gateway.chat.answer import Usage
+from gateway.telemetry.exchange import Exchange
 
 OK = Exchange(
     request_id="r", key_id="", endpoint="chat", tier="standard", backend="vllm", chosen="vllm", model="m", lane="text", stream=True, status=200,

@@ -11,7 +11,7 @@ from typing import Any, Self
 import uvloop
 
 from gateway import config
-from gateway.front import Bounds
+from gateway.downstream.protocol import Bounds
 from tests.fakes.fault_backend import MODEL, FaultBackend, Kind
 from tests.fakes.running_gateway import PATIENCE, Running, running
 

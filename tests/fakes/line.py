@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from gateway.admission import Admission, Mover
-from gateway.loads import Loads, ModelState
-from gateway.queues import Entry, Lane, LaneLimits, Limits, OwnLimits, Queue, Station
-from gateway.turns import Claim
+from gateway.admission.fair_queue import Claim
+from gateway.admission.model_residency import Loads, ModelState
+from gateway.admission.queues import Entry, Lane, LaneLimits, Limits, OwnLimits, Queue, Station
+from gateway.admission.scheduler import Admission, Mover
 
 FOREVER = 1e6
 

@@ -12,10 +12,11 @@ from typing import Any
 import uvicorn
 from openai import AsyncOpenAI
 
-from gateway import config, drain
+from gateway import config
 from gateway.app import Gateway
-from gateway.front import Bounds, door
-from gateway.log import ExchangeLog
+from gateway.downstream import server as drain
+from gateway.downstream.protocol import Bounds, door
+from gateway.telemetry.log import ExchangeLog
 from tests.fakes.fault_backend import MODEL, FaultBackend
 
 PATIENCE = 5.0

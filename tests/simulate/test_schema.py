@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.simulate.schema import instance
+from gateway.simulate.json_values import instance
 
 ITEM = {"type": "object", "properties": {"n": {"type": "number"}}}
 

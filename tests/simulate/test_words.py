@@ -1,6 +1,6 @@
 """The pretended model's words, and how limits cut them."""
 
-from gateway.simulate.words import Limits, Prompt, answer, compose, digest, logprob
+from gateway.simulate.text import Limits, Prompt, answer, compose, digest, logprob
 
 
 def test_digest_sees_words_and_no_blanks() -> None:

@@ -1,0 +1,312 @@
+"""Load for `cost.py`: many connections from one process, with as little work for each byte as counting allows.
+
+Run it with `python -m benchmarks.load '<Job as JSON>'`; its outcome goes as JSON to the file that the job names (through a pipe,
+long ones came cut short about once in some hundred runs). A job reads the CPU time of the processes under test itself, at both ends of
+its window, so that what was counted and what it cost belong together.
+"""
+
+import asyncio
+import dataclasses
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import uvloop
+
+from benchmarks.process_stats import cpu_seconds, resident_bytes
+from benchmarks.upstream import MARK
+
+_MARK = MARK.encode()
+_HEAD_END = b"\r\n\r\n"
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
+_TAIL = 64
+_STALL_SECONDS = 20.0
+_LEAD_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to do: `kind` is `plain` (one request after the other), `streams` (long ones, counted while all are open), `ttft`
+    (short streams one after the other), `idle` (streams held open) or `pings` (small requests beside one large body).
+
+    `request` is the path of a file with one whole HTTP request, `outcome` the path of the file for the result; `watch` names the
+    processes whose cost is asked for.
+    """
+
+    kind: str
+    port: int
+    request: str
+    outcome: str
+    connections: int
+    seconds: float
+    warm_up: float = 0.5
+    watch: list[int] = field(default_factory=list)
+    spread: float = 0.0
+    """Seconds over which the connections start, so that their tokens do not come in step."""
+    ping: str = "/healthz"
+    cut: bool = False
+    """Write head and body one after the other, as httpx does, and with it openai-python."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What happened in the window: answers and tokens counted, seconds of it, CPU seconds of the watched, latencies in seconds."""
+
+    answers: int = 0
+    tokens: int = 0
+    reads: int = 0
+    """Reads that brought tokens: with fewer reads than tokens, something on the way held tokens back and sent them together."""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    own_cpu_seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    failures: int = 0
+    first_failure: str = ""
+    resident_before: int = 0
+    resident_after: int = 0
+
+
+class Client(asyncio.Protocol):
+    """One keep-alive connection that sends `request` again and again, or once."""
+
+    _transport: asyncio.Transport
+
+    def __init__(self, run: "Run", request: bytes, *, repeat: bool) -> None:
+        self._run = run
+        cut = request.find(_HEAD_END) + len(_HEAD_END) if run.job.cut else len(request)
+        self._request, self._rest = request[:cut], request[cut:]
+        self._repeat = repeat
+        self._sent_at = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._head = b""
+        self._missing = -1
+        self._tail = b""
+        self._tokens = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # no isinstance: uvloop's transports are no subclass of it
+        self._send()
+
+    def _send(self) -> None:
+        self._reset()
+        self._sent_at = time.perf_counter()
+        self._transport.write(self._request)
+        if self._rest:  # in the loop's next turn: in this one it would leave together with the head
+            self._run.loop.call_soon(self._transport.write, self._rest)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._run.lost(self)
+
+    def close(self) -> None:
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._missing == -1:
+            self._head += data
+            end = self._head.find(_HEAD_END)
+            if end < 0:
+                return
+            head, data = self._head[:end], self._head[end + 4 :]
+            if not head.startswith(b"HTTP/1.1 200"):
+                self._run.failed(f"{head[:80]!r} {data[:300]!r}")
+                self._transport.abort()
+                return
+            length = _LENGTH.search(head)
+            self._missing = int(length[1]) if length else -2
+        if self._missing >= 0:
+            self._missing -= len(data)
+            if self._missing <= 0:
+                self._finished()
+            return
+        self._chunked(data)
+
+    def _chunked(self, data: bytes) -> None:
+        tokens = data.count(_MARK)
+        if tokens:
+            if not self._tokens:
+                self._run.first_token(time.perf_counter() - self._sent_at)
+            self._tokens += tokens
+            self._run.tokens += tokens
+            self._run.reads += 1
+        self._tail = (self._tail + data)[-_TAIL:] if len(data) < _TAIL else data[-_TAIL:]
+        if self._tail.endswith(_LAST_CHUNK):
+            if self._run.streaming and b"[DONE]" not in self._tail:
+                self._run.failed(f"a stream ended without [DONE]: {self._tail!r}")
+            self._finished()
+
+    def _finished(self) -> None:
+        self._run.answered(time.perf_counter() - self._sent_at)
+        if self._repeat and not self._run.ending:
+            self._send()
+        else:
+            self._transport.close()
+
+
+class Run:
+    """One job: its connections and what they have seen so far."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.loop = asyncio.get_running_loop()
+        self.outcome = Outcome()
+        self.answers = 0
+        self.tokens = 0
+        self.reads = 0
+        self.ending = False
+        self.streaming = job.kind != "plain"
+        self._measuring = False
+        self._open: set[Client] = set()
+        self._empty = asyncio.Event()
+        self.started = 0
+        self.all_started = asyncio.Event()
+
+    def lost(self, client: Client) -> None:
+        self._open.discard(client)
+        if not self.ending and not self.outcome.failures:
+            self.failed("a connection was closed before its time")
+        if not self._open:
+            self._empty.set()
+
+    def failed(self, what: str) -> None:
+        self.outcome.failures += 1
+        self.outcome.first_failure = self.outcome.first_failure or what
+        self.all_started.set()
+
+    def first_token(self, seconds: float) -> None:
+        self.started += 1
+        if self.started == self.job.connections:
+            self.all_started.set()
+        if self._measuring and self.job.kind == "ttft":
+            self.outcome.latencies.append(seconds)
+
+    def answered(self, seconds: float) -> None:
+        self.answers += 1
+        if self._measuring and self.job.kind == "plain":
+            self.outcome.latencies.append(seconds)
+
+    async def connect(self, request: bytes, *, repeat: bool) -> None:
+        """Open the job's connections, spread over `job.spread` seconds."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        for number in range(self.job.connections):
+            due = start + number * self.job.spread / self.job.connections
+            if due > loop.time():
+                await asyncio.sleep(due - loop.time())
+            _, client = await loop.create_connection(lambda: Client(self, request, repeat=repeat), "127.0.0.1", self.job.port)
+            self._open.add(client)
+
+    async def measure(self) -> None:
+        """Count for `job.seconds` and read the clocks of the watched at both ends."""
+        outcome = self.outcome
+        answers, tokens, reads = self.answers, self.tokens, self.reads
+        self._measuring = True
+        start, cpu, own = time.perf_counter(), cpu_seconds(self.job.watch), time.process_time()
+        await asyncio.sleep(self.job.seconds)
+        outcome.cpu_seconds = cpu_seconds(self.job.watch) - cpu
+        outcome.seconds = time.perf_counter() - start
+        outcome.answers, outcome.tokens, outcome.reads = self.answers - answers, self.tokens - tokens, self.reads - reads
+        outcome.own_cpu_seconds = time.process_time() - own
+        self._measuring = False
+        self.ending = True
+
+    async def drain(self) -> None:
+        """Let what is open come to its end; a stream that never ends is a failure."""
+        try:
+            async with asyncio.timeout(_STALL_SECONDS):
+                if self._open:
+                    await self._empty.wait()
+        except TimeoutError:
+            self.failed(f"{len(self._open)} answers did not end within {_STALL_SECONDS:.0f} s")
+
+    def abort(self) -> None:
+        self.ending = True
+        for client in list(self._open):
+            client.close()
+
+
+async def closed_loop(job: Job, request: bytes) -> Outcome:
+    """Kinds `plain`, `streams` and `ttft`: warm up, measure, let everything end."""
+    run = Run(job)
+    await run.connect(request, repeat=job.kind != "streams")
+    await asyncio.sleep(job.warm_up)
+    await run.measure()
+    await run.drain()
+    return run.outcome
+
+
+async def idle(job: Job, request: bytes) -> Outcome:
+    """Kind `idle`: how much the watched grow while all streams are open and wait for their next token."""
+    run = Run(job)
+    before = resident_bytes(job.watch)
+    await run.connect(request, repeat=False)
+    async with asyncio.timeout(_STALL_SECONDS):
+        await run.all_started.wait()
+    await asyncio.sleep(job.seconds)
+    run.outcome.resident_before, run.outcome.resident_after = before, resident_bytes(job.watch)
+    run.outcome.answers = run.started
+    run.abort()
+    await run.drain()
+    return run.outcome
+
+
+async def pings(job: Job, request: bytes) -> Outcome:
+    """Kind `pings`: send a small request each millisecond while one large one goes through; latencies are the pings'.
+
+    Pings go on for `job.seconds` after its answer.
+    """
+    run = Run(dataclasses.replace(job, connections=1, kind="plain"))
+    ping = b"GET %b HTTP/1.1\r\nhost: gateway\r\n\r\n" % job.ping.encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", job.port)
+    done = asyncio.Event()
+
+    async def large() -> None:
+        await asyncio.sleep(_LEAD_SECONDS)
+        await run.connect(request, repeat=False)
+        await run.drain()
+        if not run.answers:
+            run.failed("the large request was not answered")
+        await asyncio.sleep(job.seconds)
+        done.set()
+
+    async with asyncio.TaskGroup() as group:
+        run.ending = True  # a close after the answer is the plan here
+        await _ping(reader, writer, ping)
+        group.create_task(large())
+        while not done.is_set():
+            run.outcome.latencies.append(await _ping(reader, writer, ping))
+            await asyncio.sleep(0.001)
+    writer.close()
+    return run.outcome
+
+
+async def _ping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> float:
+    start = time.perf_counter()
+    writer.write(request)
+    head = await reader.readuntil(_HEAD_END)
+    length = _LENGTH.search(head)
+    if not head.startswith(b"HTTP/1.1 200") or length is None:
+        raise ConnectionError(f"a ping was answered with {head[:80]!r}")
+    await reader.readexactly(int(length[1]))
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Do the job named on the command line and write its outcome."""
+    job = Job(**json.loads(sys.argv[1]))
+    request = Path(job.request).read_bytes()
+    work = {"idle": idle, "pings": pings}.get(job.kind, closed_loop)
+    outcome = uvloop.run(work(job, request))
+    Path(job.outcome).write_text(json.dumps(dataclasses.asdict(outcome)))
+    os._exit(0)  # thousands of sockets need no tidy end
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The requests that `cost.py` sends: whole HTTP/1.1 messages, as openai-python writes them, ready for the wire. Pure: no I/O."""
+
+import base64
+import json
+import random
+import struct
+import zlib
+
+from benchmarks.subjects import KEY
+
+_HEAD = (
+    "POST /v1/chat/completions HTTP/1.1\r\n"
+    "Host: 127.0.0.1:8080\r\n"
+    "Accept-Encoding: gzip, deflate\r\n"
+    "Connection: keep-alive\r\n"
+    "Accept: application/json\r\n"
+    "Content-Type: application/json\r\n"
+    "User-Agent: OpenAI/Python 2.0.0\r\n"
+    "X-Stainless-Lang: python\r\n"
+    "X-Stainless-Package-Version: 2.0.0\r\n"
+    "X-Stainless-OS: Linux\r\n"
+    "X-Stainless-Arch: x64\r\n"
+    "X-Stainless-Runtime: CPython\r\n"
+    "X-Stainless-Runtime-Version: 3.11.9\r\n"
+    f"Authorization: Bearer {KEY}\r\n"
+    "X-Stainless-Async: false\r\n"
+    "x-stainless-retry-count: 0\r\n"
+    "x-stainless-read-timeout: 600\r\n"
+    "Content-Length: {length}\r\n"
+    "\r\n"
+)
+_SYSTEM = "You are a helpful assistant. Answer in short sentences and in plain words."
+_QUESTION = "What does a gateway in front of two inference engines do for the people who call it?"
+
+
+def chat(model: str, *, max_tokens: int, stream: bool = False, image: bytes | None = None) -> bytes:
+    """One chat request; a stream asks for its usage as LangChain does; an image goes along as a `data:` URL."""
+    question: object = _QUESTION
+    if image is not None:
+        url = "data:image/png;base64," + base64.b64encode(image).decode()
+        question = [{"type": "text", "text": _QUESTION}, {"type": "image_url", "image_url": {"url": url}}]
+    body: dict[str, object] = {
+        "messages": [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": question}],
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": 0.7,
+    }
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    payload = json.dumps(body, separators=(",", ":")).encode()
+    return _HEAD.format(length=len(payload)).encode() + payload
+
+
+def noise_png(encoded_bytes: int) -> bytes:
+    """A valid square PNG of noise whose base64 form has about `encoded_bytes`: pixels that do not compress, stored as they are."""
+    side = max(1, int((encoded_bytes * 3 / 4 / 3) ** 0.5))
+    source = random.Random(7)
+    rows = b"".join(b"\0" + source.randbytes(side * 3) for _ in range(side))
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows, 0)) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -1,0 +1,25 @@
+"""The embeddings endpoint."""
+
+from gateway.api.endpoint import Endpoint, Head
+from gateway.chat.embedding import Embedding
+from gateway.dialects.openai_embeddings import parse_embedding
+from gateway.relay.embeddings import EmbeddingRelay
+from gateway.relay.requests import Client, EmbeddingRequest
+from gateway.telemetry.exchange import EMBEDDINGS
+
+EMBEDDING_PATHS = ("/v1/embeddings", "/embeddings")
+
+
+class EmbeddingEndpoint(Endpoint[Embedding]):
+    """`POST /v1/embeddings`."""
+
+    name = EMBEDDINGS
+
+    def _parse(self, body: bytes) -> tuple[Embedding, int]:
+        return parse_embedding(body, self._shared.max_text_body), len(body)
+
+    async def _relay(self, client: Client, asked: Embedding, text_size: int, head: Head) -> EmbeddingRelay:
+        route = self._routing.choose_embedding(asked.model)
+        terms, claim = head.terms, self._claim(head.key_id, head.fields)
+        lines = terms.came_through, terms.read_timeout, terms.extra_lines
+        return EmbeddingRelay(self._shared, client, EmbeddingRequest(head.request_id, head.key_id, claim, head.size, route, *lines, asked))

@@ -1,0 +1,185 @@
+"""The hot endpoints as raw ASGI: identify, parse, route, then hand over to a `Relay`."""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+from msgspec import Struct
+
+from gateway.admission.fair_queue import Claim
+from gateway.api.auth import Caller, Keys
+from gateway.api.cors import Cors
+from gateway.api.model_names import Routing
+from gateway.api.request_headers import PRIORITY, SESSION, TIMEOUT, Fields, Terms, _seconds, priority_is_batch, refuse_loop, request_id_of, timeout_of
+from gateway.dialects.json_body import check_json
+from gateway.errors import ClientLeft, GatewayError, MethodNotAllowed, RequestTooLarge, ShuttingDown
+from gateway.relay.base import JSON_LINES, LARGE, Relay
+from gateway.relay.context import Surroundings
+from gateway.relay.requests import Client
+from gateway.telemetry.exchange import NONE, Exchange
+from gateway.upstream.server import VIA
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Head(Struct, frozen=True, gc=False):
+    """What is known of a request beside what it asks for."""
+
+    request_id: str
+    key_id: str
+    size: int
+    """Bytes of the body."""
+    terms: Terms
+    fields: Fields
+
+
+Asked = TypeVar("Asked")
+
+
+class Endpoint(ABC, Generic[Asked]):
+    """One of OpenAI's endpoints: what is the same for all. `Asked` is its parsed body."""
+
+    name: ClassVar[str]
+    """Its label in the metrics."""
+
+    def __init__(self, shared: Surroundings, keys: Keys, routing: Routing, cors: Cors) -> None:
+        self._shared = shared
+        self._keys = keys
+        self._routing = routing
+        self._session_header = (shared.settings.session_header or "").encode()
+        self._cors = cors
+        self._user_header = (shared.settings.user_header or "").encode()
+        self._plain_claims: dict[str, Claim] = {}
+        self._are_claims_special = bool(self._user_header) or routing.has_batch
+        """The settings make a difference between requests of one key."""
+        self.is_stopping = False
+        """Refuse what is new: the gateway is on its way out."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = scope["extensions"]["gateway.client"]
+        fields: Fields = client.fields
+        arrived = time.perf_counter()
+        request_id = request_id_of(fields)
+        caller: Caller | None = None
+        stream = False
+        try:
+            caller = client.notes.get("caller") or self._identify(scope, client, fields)
+            if self.is_stopping:
+                raise ShuttingDown
+            terms = client.notes.get("terms") or self._terms(client, fields)
+            body = client.whole_body()
+            if body is None:
+                body = await self._read(client, fields, receive)
+            elif len(body) > self._shared.settings.max_body:
+                raise self._too_large()
+            if len(body) > LARGE:  # each step on 10 MB takes its milliseconds: others get their turn in between
+                await asyncio.sleep(0)
+            size = len(body)
+            asked, text_size = self._parse(body)
+            del body
+            stream = self._is_stream(asked)
+            relay = await self._relay(client, asked, text_size, Head(request_id, caller.key_id, size, terms, fields))
+        except GatewayError as error:
+            self._refuse(client, fields, request_id, caller, error, stream, time.perf_counter() - arrived)
+            return
+        await relay()
+
+    def change(self, routing: Routing) -> None:
+        """The settings have changed, and `shared` has them: go on with these, and with other names."""
+        self._routing = routing
+        self._are_claims_special = bool(self._user_header) or routing.has_batch
+
+    @abstractmethod
+    def _parse(self, body: bytes) -> tuple[Asked, int]:
+        """What is asked for, and how many bytes of the body are text. Raises `GatewayError` for what cannot be served."""
+
+    def _is_stream(self, asked: Asked) -> bool:
+        return False
+
+    @abstractmethod
+    async def _relay(self, client: Client, asked: Asked, text_size: int, head: Head) -> Relay:
+        """Who carries it out. Raises `GatewayError`."""
+
+    def _identify(self, scope: Scope, client: Client, fields: Fields) -> Caller:
+        refuse_loop(fields, self._shared.gateway_id)
+        if scope["method"] != "POST":
+            raise MethodNotAllowed("POST")
+        caller = client.notes["caller"] = self._keys.identify(scope["headers"], fields)
+        return caller
+
+    def _terms(self, client: Client, fields: Fields) -> Terms:
+        check_json(fields)
+        read_timeout = _seconds(fields.get(b"x-stainless-read-timeout"))
+        session = fields.get(SESSION) or fields.get(self._session_header, b"")
+        terms = client.notes["terms"] = Terms(fields.get(VIA, b""), read_timeout, self._cors.header_lines(fields), session)
+        return terms
+
+    def _claim(self, key_id: str, fields: Fields, model: str | None = None) -> Claim:
+        """What the request asks of the line. Most ask for nothing: those of a key share one claim. The name `model` may be one of low priority."""
+        if not (self._are_claims_special or PRIORITY in fields or TIMEOUT in fields):
+            return self._plain_claims.get(key_id) or self._plain_claims.setdefault(key_id, Claim(key_id))
+        person, priority, timeout = fields.get(self._user_header, b""), fields.get(PRIORITY), fields.get(TIMEOUT)
+        is_batch = (model is not None and self._routing.is_batch(model)) or (priority is not None and priority_is_batch(priority))
+        return Claim(key_id, person.decode("latin-1"), is_batch, None if timeout is None else timeout_of(timeout))
+
+    async def _read(self, client: Client, fields: Fields, receive: Receive) -> bytes:
+        """The request's body.
+
+        Raises:
+            RequestTooLarge: more than `max_body` bytes, by its own word or in fact.
+            ClientLeft: it did not come whole.
+        """
+        limit = self._shared.settings.max_body
+        length = fields.get(b"content-length")
+        if length is not None and int(length) > limit:
+            raise self._too_large()
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise ClientLeft
+            piece: bytes = message["body"]
+            size += len(piece)
+            if size > limit:
+                raise self._too_large()
+            if not message["more_body"]:
+                return b"".join((*pieces, piece)) if pieces else piece
+            pieces.append(piece)
+
+    def _too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(f"A request may have at most {self._shared.settings.max_body} bytes.")
+
+    def _refuse(
+        self, client: Client, fields: Fields, request_id: str, caller: Caller | None, error: GatewayError, stream: bool, seconds: float
+    ) -> None:
+        if not client.gone:
+            lines = b"%b%bx-request-id: %b\r\n%b" % (JSON_LINES, self._cors.header_lines(fields), request_id.encode(), error.header_lines())
+            client.answer(error.status, lines, error.envelope())
+        self._shared.on_exchange(
+            Exchange(
+                request_id=request_id,
+                key_id=caller.key_id if caller else "",
+                endpoint=self.name,
+                tier=NONE,
+                backend=NONE,
+                model=NONE,
+                lane=NONE,
+                stream=stream,
+                status=error.status,
+                code=error.code,
+                reason=None,
+                outcome=error.outcome,
+                phase="queued",
+                duration=round(seconds, 6),
+                queue_wait=None,
+                upstream=0.0,
+                time_to_first_token=None,
+                usage=None,
+                attempts=0,
+            )
+        )

@@ -1,0 +1,179 @@
+"""What is not hot, on FastAPI: the lists of models, health, metrics, the operator's part, and the API's own description."""
+
+from typing import Any
+
+from prometheus_client.exposition import choose_encoder
+
+from gateway import __version__
+from gateway.admission.concurrency_limits import LearnedBound
+from gateway.api.model_names import Routing
+from gateway.config import Settings, Tier
+from gateway.errors import ModelNotFound
+from gateway.rollout.controller import Steering
+from gateway.rollout.guard import RolloutGuard
+from gateway.telemetry.metrics import Metrics
+from gateway.upstream.backend import Backend
+from gateway.upstream.health_checks import Health
+
+CREATED = 1_767_225_600
+"""Unix time: the `created` of every model, the same at each start and on each replica."""
+
+
+SHOWN_LIMITS = (
+    "max_concurrency", "model_concurrency", "vision_concurrency", "max_queue", "vision_max_queue", "queue_timeout", "vision_queue_timeout",
+)  # fmt: skip
+
+
+class Operations:
+    """Answers about the gateway itself. `is_ready` is False while it starts or drains."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        backends: dict[str, Backend],
+        routing: Routing,
+        steering: Steering,
+        health: Health,
+        metrics: Metrics,
+        guard: RolloutGuard | None,
+    ) -> None:
+        self._settings = settings
+        self._backends = backends
+        self._routing = routing
+        self.steering = steering
+        self._health = health
+        self._metrics = metrics
+        self._guard = guard
+        self.is_stopping = False
+        self.last_reload: dict[str, Any] | None = None
+        """What came of the last time that the settings were reread."""
+
+    def change(self, settings: Settings, routing: Routing) -> None:
+        """Tell about other settings from now on."""
+        self._settings = settings
+        self._routing = routing
+
+    def tell_reload(self, outcome: dict[str, Any]) -> None:
+        self.last_reload = outcome
+
+    # Models
+
+    def models(self) -> dict[str, Any]:
+        data = [self._entry(public.name, public.tier.models) for public in self._routing.public_models()]
+        data += [self._entry(name, {item.backend: item.model}) for name, item in self._settings.embeddings.items()]
+        return {"object": "list", "data": data}
+
+    def model(self, name: str) -> dict[str, Any]:
+        """Raises `ModelNotFound`."""
+        for entry in self.models()["data"]:
+            if entry["id"].lower() == name.lower():
+                return dict(entry)
+        raise ModelNotFound("This model does not exist here. GET /v1/models lists those that do.", param="model")
+
+    def _entry(self, name: str, models: dict[str, str]) -> dict[str, Any]:
+        """`models` is the model's name on each of its backends."""
+        entry: dict[str, Any] = {"id": name, "object": "model", "created": CREATED, "owned_by": "gateway"}
+        known = [self._backends[backend].context_length(model) for backend, model in models.items()]
+        lengths = [length for length in known if length is not None]
+        if lengths:  # the smaller side's, so that a switch breaks nobody
+            entry["context_length"] = entry["max_model_len"] = min(lengths)
+        return entry
+
+    # Health
+
+    def readiness(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of `/readyz`."""
+        if self.is_stopping or not self._health.has_asked_all:
+            return 503, {"status": "draining" if self.is_stopping else "starting", "unserved_tiers": []}
+        unserved = [tier.name for tier in self._settings.tiers.values() if not self._is_served(tier.name)]
+        return 200, {"status": "ready", "unserved_tiers": unserved}
+
+    def _is_served(self, tier_name: str) -> bool:
+        tier = self._settings.tiers[tier_name]
+        backend = self._active_backend(tier_name)
+        return any(server.is_well and server.serves(tier.models[backend]) for server in self._backends[backend].servers)
+
+    def _active_backend(self, tier_name: str) -> str:
+        return self.steering.rollout.lines[tier_name].position.backend
+
+    def status(self) -> dict[str, Any]:
+        """Body of `/ops/status`."""
+        return {
+            "version": __version__,
+            "ready": self.readiness()[1],
+            "backends": {backend.name: self._backend_status(backend) for backend in self._backends.values()},
+            "tiers": {tier.name: self._tier_status(tier) for tier in self._settings.tiers.values()},
+            "rollout": {"rollback_to": self._settings.rollback_to, "history": self.steering.history()},
+            "reload": self.last_reload,
+        }
+
+    def _tier_status(self, tier: Tier) -> dict[str, Any]:
+        view = self.steering.view_tier(tier.name)
+        return {
+            "active_backend": view["backend"],
+            "canary": view["canary"],
+            "share": view["share"],
+            "pinned": view["pinned"],
+            "guard": None if self._guard is None else self._guard.view(tier.name),
+            "models": tier.models,
+            "latency": {backend: self._latency(tier.name, backend) for backend in tier.models},
+        }
+
+    def _latency(self, tier: str, backend: str) -> dict[str, Any]:
+        """Seconds, guessed from the histograms' buckets, since the start; null without samples."""
+        series = {"time_to_first_token": self._metrics.time_to_first_token, "duration": self._metrics.duration}
+        return {
+            name: {f"p{share}": _rounded(histograms.quantile((tier, backend), share / 100)) for share in (50, 99)}
+            for name, histograms in series.items()
+        }
+
+    def _backend_status(self, backend: Backend) -> dict[str, Any]:
+        admission = backend.admission
+        limits = backend.settings.limits
+        return {
+            "kind": backend.kind,
+            "up": backend.is_up,
+            "running": {lane: admission.running(lane) for lane in admission.lanes},
+            "waiting": {lane: admission.waiting(lane) for lane in admission.lanes},
+            "limits": {name: getattr(limits, name) for name in SHOWN_LIMITS},
+            "servers": [
+                {
+                    "name": server.name,
+                    "up": server.up,
+                    "circuit": server.circuit.state,
+                    "paused": server.circuit.is_paused,
+                    "running": server.load,
+                    "connections": server.pool.open_connections,
+                    "models": None if server.discovered is None else sorted(server.discovered),
+                    "loads": None if server.loads is None else {name: state.word for name, state in server.loads.states.items()},
+                    "model_slots": {
+                        model: {"running": bound.count, "limit": bound.limit, "learned": isinstance(bound, LearnedBound) and not bound.is_held}
+                        for model, bound in server.models.items()
+                    },
+                }
+                for server in backend.servers
+            ],
+        }
+
+    # Metrics
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Prometheus text or OpenMetrics, as `accept` asks, and its content type."""
+        metrics = self._metrics
+        for gauge in (metrics.running, metrics.waiting, metrics.backend_up, metrics.circuit_state, metrics.active_backend):
+            gauge.clear()  # what is gone from the settings
+        for backend in self._health.backends:
+            for lane in backend.admission.lanes:  # a name may have two: one that runs out, and its successor
+                metrics.running.labels(backend.name, lane).inc(backend.admission.running(lane))
+                metrics.waiting.labels(backend.name, lane).inc(backend.admission.waiting(lane))
+            metrics.backend_up.labels(backend.name).set(backend.is_up)
+            metrics.circuit_state.labels(backend.name).set(backend.circuit_level)
+        for tier in self._settings.tiers.values():
+            for name in tier.models:
+                metrics.active_backend.labels(tier.name, name).set(name == self._active_backend(tier.name))
+        encode, content_type = choose_encoder(accept)
+        return encode(metrics.registry), content_type
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)

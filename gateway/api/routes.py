@@ -1,0 +1,131 @@
+"""The FastAPI application: probes, models, metrics, `/ops` and the OpenAPI document."""
+
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+
+from gateway import __version__
+from gateway.api.admin_auth import Guard
+from gateway.api.auth import Keys
+from gateway.api.openapi import add_bodies, add_hot_paths, api_page
+from gateway.api.operations import Operations
+from gateway.api.rollout_routes import BODIES, add_preflight, add_rollout
+from gateway.errors import GatewayError, MethodNotAllowed, NotFound
+from gateway.rollout.preflight.check import Preflight
+
+
+def build(operations: Operations, preflight: Preflight, keys: Keys, admin: Guard, metrics_guard: Guard) -> FastAPI:
+    """The application of everything but the hot paths."""
+
+    def client(request: Request) -> None:
+        keys.identify(request.scope["headers"])
+
+    async def operator(request: Request) -> str:
+        return admin.check(request.client.host if request.client else None, request.scope["headers"])
+
+    def scraper(request: Request) -> None:
+        metrics_guard.check(request.client.host if request.client else None, request.scope["headers"])
+
+    app = _bare_app()
+    for prefix in ("/v1", ""):
+        in_schema = prefix == "/v1"
+
+        @app.get(f"{prefix}/models", dependencies=[Depends(client)], include_in_schema=in_schema, summary="Tiers, aliases and embedding models")
+        async def models() -> dict[str, Any]:
+            return operations.models()
+
+        @app.get(f"{prefix}/models/{{name:path}}", dependencies=[Depends(client)], include_in_schema=in_schema, summary="One of them")
+        async def model(name: str) -> dict[str, Any]:
+            return operations.model(name)
+
+    _add_probes(app, operations)
+    _add_metrics(app, operations, [Depends(scraper)])
+
+    @app.get("/ops/status", dependencies=[Depends(operator)], summary="Backends, tiers and what runs")
+    async def status() -> dict[str, Any]:
+        return operations.status()
+
+    add_rollout(app, operations.steering, operator)
+    add_preflight(app, preflight, operator)
+    _add_description(app)
+    return app
+
+
+def build_metrics_port(operations: Operations) -> FastAPI:
+    """The application of `GATEWAY_METRICS_PORT`: unguarded."""
+    app = _bare_app()
+    _add_probes(app, operations)
+    _add_metrics(app, operations, [])
+    return app
+
+
+def _bare_app() -> FastAPI:
+    app = FastAPI(
+        title="LLM gateway", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, telemetry={"logs": False}
+    )
+
+    @app.exception_handler(GatewayError)
+    async def gateway_error(request: Request, error: GatewayError) -> Response:
+        headers = {name.decode(): value.decode() for name, value in error.answer_headers()}
+        return Response(error.envelope(), error.status, headers, "application/json")
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405:
+            return await gateway_error(request, MethodNotAllowed(_allowed(app, request.url.path) or (error.headers or {}).get("Allow", "GET")))
+        return await gateway_error(request, NotFound("There is nothing at this path. The API is described at /docs."))
+
+    @app.exception_handler(Exception)
+    async def failure(request: Request, error: Exception) -> Response:
+        return await gateway_error(request, GatewayError("The gateway failed to answer."))
+
+    return app
+
+
+def _allowed(app: FastAPI, path: str) -> str:
+    """All methods of a path: Starlette names those of its first route only."""
+    methods = {method for route in app.routes if isinstance(route, APIRoute) and route.path == path for method in route.methods or ()}
+    return ", ".join(sorted(methods - {"HEAD"}))
+
+
+def _add_probes(app: FastAPI, operations: Operations) -> None:
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz", summary="200 while the process lives")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz", summary="503 while starting or draining; names tiers that cannot be served now")
+    async def readyz() -> JSONResponse:
+        status, body = operations.readiness()
+        return JSONResponse(body, status)
+
+
+def _add_metrics(app: FastAPI, operations: Operations, guards: list[Any]) -> None:
+    @app.get("/metrics", dependencies=guards, summary="Prometheus text or OpenMetrics", response_class=Response)
+    async def metrics(request: Request) -> Response:
+        body, content_type = operations.exposition(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+
+def _add_description(app: FastAPI) -> None:
+    described: dict[str, Any] = {}
+
+    def describe() -> dict[str, Any]:
+        if not described:
+            described.update(get_openapi(title=app.title, version=app.version, routes=app.routes))
+            add_hot_paths(described)
+            add_bodies(described, BODIES)
+        return described
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> dict[str, Any]:
+        return describe()
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(api_page(describe()))

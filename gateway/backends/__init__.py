@@ -1,1 +1,0 @@
-"""What differs between kinds of server: how a request is rendered, how its answer is read, what its errors mean."""

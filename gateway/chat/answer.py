@@ -1,0 +1,92 @@
+"""The canonical answer that every engine reads into and every client dialect renders. Pure: no I/O, no clock."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
+
+
+class Usage(Struct, frozen=True, gc=False):
+    """Tokens, as the backend counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class TokenLogprob(Struct, frozen=True, gc=False):
+    """One of the tokens that the model could have said."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class ChosenLogprob(Struct, gc=False):
+    """The token that it said, and the likeliest ones in its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+    top_logprobs: list[TokenLogprob] = []
+
+
+class CallDelta(Struct, gc=False):
+    """A piece of a tool call. `id` and `name` stand in the first piece of a call alone; `arguments` are to be strung together."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+class Delta(Struct, gc=False):
+    """What one event of a backend adds to the answer."""
+
+    content: str = ""
+    reasoning: str = ""
+    finish: FinishReason | None = None
+    usage: Usage | None = None
+    calls: list[CallDelta] | None = None
+    logprobs: list[ChosenLogprob] | None = None
+
+    @property
+    def is_piece(self) -> bool:
+        """Whether the model has said something in it."""
+        return bool(self.content or self.reasoning or self.calls or self.logprobs)
+
+
+class Answer(Struct):
+    """A whole answer."""
+
+    content: str
+    reasoning: str
+    finish: FinishReason
+    usage: Usage | None
+    calls: list[CallDelta]
+    logprobs: list[ChosenLogprob] | None
+
+
+def assemble(deltas: Sequence[Delta]) -> Answer:
+    """Put the pieces of a stream together."""
+    if len(deltas) == 1 and deltas[0].calls is None:  # a plain answer
+        whole = deltas[0]
+        return Answer(whole.content, whole.reasoning, whole.finish or "stop", whole.usage, [], whole.logprobs)
+    content: list[str] = []
+    reasoning: list[str] = []
+    finish: FinishReason = "stop"
+    usage: Usage | None = None
+    calls: dict[int, CallDelta] = {}
+    logprobs: list[ChosenLogprob] | None = None
+    for delta in deltas:
+        content.append(delta.content)
+        reasoning.append(delta.reasoning)
+        finish = delta.finish or finish
+        usage = delta.usage or usage
+        for piece in delta.calls or ():
+            call = calls.setdefault(piece.index, CallDelta(piece.index))
+            call.id, call.name, call.arguments = call.id or piece.id, call.name or piece.name, call.arguments + piece.arguments
+        if delta.logprobs is not None:
+            logprobs = (logprobs or []) + delta.logprobs
+    return Answer("".join(content), "".join(reasoning), finish, usage, [calls[index] for index in sorted(calls)], logprobs)

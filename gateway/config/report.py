@@ -1,0 +1,120 @@
+"""The settings for people and editors: what `gateway config check`, `show` and `schema` print. Pure; secrets are hidden."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import SecretStr
+
+from gateway.config.document import SettingsDocument
+from gateway.config.problems import MASK
+from gateway.config.settings import Backend, Settings, Tier
+
+
+def check(settings: Settings) -> list[str]:
+    """Lines for people: what was read from where, backends, tiers, and what is likely not meant."""
+    lines = [*settings.sources, ""]
+    lines += _table(["backend", "kind", "servers", "at once", "waiting"], [_backend_row(item) for item in settings.backends.values()])
+    lines += [""]
+    rows = [_tier_row(tier, settings) for tier in settings.tiers.values()]
+    lines += _table(["tier", "served by", "models", "aliases", "fallback"], rows)
+    if settings.embeddings:
+        lines += [""]
+        lines += _table(["embedding", "backend", "model"], [[name, item.backend, item.model] for name, item in settings.embeddings.items()])
+    rules = [[f"rule {number}", str(rule), rule.tier] for number, rule in enumerate(settings.auto, 1)]
+    lines += ["", *_table(["auto", "where", "tier"], [*rules, ["else", "no rule holds" if rules else "always", settings.default_tier]])]
+    lines += ["", f"a rollback leads to {settings.rollback_to}"]
+    if settings.guard is not None:
+        lines.append(f"the guard looks at {', '.join(settings.guard.rules)}")
+    lines += [f"warning: {warning}" for warning in settings.warnings]
+    return lines
+
+
+def _backend_row(backend: Backend) -> list[str]:
+    limits = backend.limits
+    servers = ", ".join(server.base_url for server in backend.servers)
+    return [backend.name, backend.kind, servers, str(limits.max_concurrency), str(limits.max_queue)]
+
+
+def _tier_row(tier: Tier, settings: Settings) -> list[str]:
+    served = f"{tier.backend} (pinned)" if tier.backend else settings.llm_backend
+    models = ", ".join(f"{backend}: {model}" for backend, model in tier.models.items())
+    aliases = ", ".join(alias.name for alias in tier.aliases)
+    fallback = "the next" if tier.fallback is True else tier.fallback or "-"
+    return [tier.name, served, models, aliases or "-", fallback]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
+
+
+def show(settings: Settings) -> str:
+    """The settings in force as YAML, in the file's shape with every default put in; secrets are hidden."""
+    document: dict[str, Any] = {}
+    for key in SettingsDocument.model_fields:
+        value = getattr(settings, key)
+        if key == "backends":
+            document[key] = {name: _backend_document(backend) for name, backend in value.items()}
+        elif key == "tiers":
+            document[key] = {name: _tier_document(tier) for name, tier in value.items()}
+        elif key == "auto":
+            document[key] = [rule.model_dump(exclude_none=True) for rule in value]
+        elif key == "embeddings":
+            document[key] = {name: item.model_dump() for name, item in value.items()}
+        elif key == "guard" and value is not None:
+            document[key] = _plain(value.model_dump())
+        elif key == "state_file":
+            document[key] = str(value) if value else ""
+        elif value is not None and value != ():
+            document[key] = _plain(value)
+    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=140))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return MASK
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def _backend_document(backend: Backend) -> dict[str, Any]:
+    document: dict[str, Any] = {"kind": backend.kind}
+    if len(backend.servers) == 1 and backend.servers[0].models is None:
+        document["base_url"] = backend.servers[0].base_url
+    else:
+        document["servers"] = [_plain(server.model_dump()) for server in backend.servers]
+    document |= backend.limits.model_dump(exclude={"concurrency"})
+    own = ("keep_alive", "num_ctx", "truncate") if backend.kind == "ollama" else ()
+    for key in ("probe_interval", "api_key", "headers", "ca_file", *own):
+        if (value := getattr(backend, key)) is not None and value != {}:
+            document[key] = _plain(value)
+    return document
+
+
+def _tier_document(tier: Tier) -> dict[str, Any]:
+    document: dict[str, Any] = {"models": dict(tier.models)}
+    if tier.aliases:
+        document["aliases"] = [alias.model_dump() for alias in tier.aliases]
+    if tier.backend:
+        document["backend"] = tier.backend
+    document["fallback"] = tier.fallback
+    document["warm"] = tier.warm
+    if tier.max_tokens:
+        document["max_tokens"] = tier.max_tokens
+    params = {"default": dict(tier.params.default), "force": dict(tier.params.force), "drop": list(tier.params.drop)}
+    document["params"] = params
+    if tier.limits:
+        document["limits"] = {name: item.model_dump(exclude_none=True) for name, item in tier.limits.items()}
+    return document
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the YAML file, for editors: units and defaults stand in the descriptions."""
+    found = SettingsDocument.model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | found | {"title": "Gateway settings"}

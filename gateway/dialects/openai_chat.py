@@ -1,0 +1,183 @@
+"""OpenAI's chat completions: bytes to a `Chat`, an answer to bytes, the same whichever backend serves. Pure: no I/O, no clock.
+
+A stream is always: role chunk, deltas, one chunk with the finish reason, usage if it was asked for, `[DONE]`.
+"""
+
+import msgspec
+import orjson
+
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Usage
+from gateway.chat.checks import check
+from gateway.chat.request import Chat
+from gateway.dialects.json_body import LONG, MAX_NESTING_MARKS, explain, without_images
+from gateway.errors import InvalidJson, RequestTooLarge
+
+_encode = msgspec.json.encode
+_decoder = msgspec.json.Decoder(Chat)
+
+
+def parse(body: bytes, max_text_body: int) -> Chat:
+    """The request in `body`: the three steps below in one.
+
+    Raises:
+        RequestTooLarge, InvalidJson, InvalidRequest, UnsupportedParameter
+    """
+    check_text(body, max_text_body)
+    chat = decode(body, max_text_body)
+    check(chat)
+    return chat
+
+
+def check_text(body: bytes, max_text_body: int) -> int:
+    """Look at what is not an image; how many bytes that is.
+
+    msgspec skips the fields that it does not take without a look: numbers and text there may be such that no JSON has them.
+
+    Raises:
+        RequestTooLarge: more than `max_text_body` bytes, or too many parts.
+        InvalidJson: it is no JSON.
+    """
+    text = body if len(body) <= max_text_body else without_images(body)
+    if len(text) > max_text_body:
+        raise _too_large(max_text_body)
+    if len(text) > LONG and text.count(b"[") + text.count(b"{") > MAX_NESTING_MARKS:
+        decode(text, max_text_body)  # which may know better what is wrong, and makes no objects of what it skips
+        raise RequestTooLarge("The request has too many parts.")
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise InvalidJson("The body is not valid JSON.") from None
+    return len(text)
+
+
+def decode(body: bytes, max_text_body: int) -> Chat:
+    """The request in a body that `check_text` has let pass.
+
+    Raises:
+        RequestTooLarge: what looked like images in the body was text.
+        InvalidJson: no JSON object.
+        InvalidRequest: a field is missing, of the wrong type or out of range; `param` is its path.
+        UnsupportedParameter: it asks for what the gateway does not serve.
+    """
+    try:
+        chat = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise explain(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidJson("The body is not valid JSON.") from None
+    except RecursionError:
+        raise InvalidJson("The body is nested too deeply.") from None
+    if len(body) > max_text_body and sum(len(message.text) for message in chat.messages) > max_text_body:
+        raise _too_large(max_text_body)
+    return chat
+
+
+def _too_large(max_text_body: int) -> RequestTooLarge:
+    return RequestTooLarge(f"A request may have at most {max_text_body} bytes beside its images.")
+
+
+# The answer
+
+
+def _usage_json(usage: Usage) -> bytes:
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % (prompt, completion, prompt + completion)
+
+
+def _reasoning_json(reasoning: str) -> bytes:
+    """Under both names: vLLM before 0.12 and many clients say `reasoning_content`, Ollama and later vLLM `reasoning`."""
+    text = _encode(reasoning)
+    return b'"reasoning":%b,"reasoning_content":%b' % (text, text)
+
+
+def _logprobs_json(logprobs: list[ChosenLogprob] | None) -> bytes:
+    return b"null" if logprobs is None else b'{"content":%b,"refusal":null}' % _encode(logprobs)
+
+
+def _call_json(call: CallDelta, place: bytes) -> bytes:
+    """A call's first piece or the whole of it; `place` is what stands before the id."""
+    function = b'{"name":%b,"arguments":%b}' % (_encode(call.name), _encode(call.arguments))
+    return b'{%b"id":"%b","type":"function","function":%b}' % (place, call.id.encode(), function)
+
+
+def _call_delta_json(call: CallDelta) -> bytes:
+    place = b'"index":%d,' % call.index
+    if call.id:
+        return _call_json(call, place)
+    return b'{%b"function":{"arguments":%b}}' % (place, _encode(call.arguments))
+
+
+class StreamView:
+    """Renders deltas as `chat.completion.chunk` events."""
+
+    __slots__ = ("_after", "_after_text", "_before", "_before_text", "_between_texts", "_head", "_wants_usage")
+
+    def __init__(self, id: str, created: int, model: str, wants_usage: bool) -> None:
+        self._wants_usage = wants_usage
+        self._head = b'data: {"id":"%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (id.encode(), created, _encode(model))
+        self._before = self._head + b'{"index":0,"delta":'
+        self._after = b',"logprobs":null,"finish_reason":null}]' + self._tail()
+        self._after_text = b'"}' + self._after
+        self._before_text = self._before + b'{"content":"'
+        self._between_texts = b'"}' + self._after + self._before_text
+
+    def _tail(self) -> bytes:
+        return b',"usage":null}\n\n' if self._wants_usage else b"}\n\n"
+
+    def opening(self) -> bytes:
+        """The role chunk."""
+        return self._before + b'{"role":"assistant","content":""}' + self._after
+
+    def beat(self) -> bytes:
+        """A chunk that adds nothing: keeps proxies and clients waiting (comments break openai-go before 3.43 and Dify's parser)."""
+        return self._before + b"{}" + self._after
+
+    def render(self, delta: Delta) -> bytes:
+        if delta.finish is None and delta.usage is None and not delta.reasoning and delta.calls is None and delta.logprobs is None:
+            return b"".join((self._before, b'{"content":', _encode(delta.content), b"}", self._after)) if delta.content else b""
+        return self._render_rare(delta)
+
+    @property
+    def around_text(self) -> tuple[bytes, bytes]:
+        """What stands before and behind a text, as the inside of a JSON string, in a chunk of its own."""
+        return self._before_text, self._after_text
+
+    def splice(self, texts: list[bytes]) -> bytes:
+        """A chunk for each of `texts`, the insides of JSON strings."""
+        return b'%b%b"}%b' % (self._before_text, self._between_texts.join(texts), self._after)
+
+    def _render_rare(self, delta: Delta) -> bytes:
+        parts = []
+        fields = []
+        if delta.reasoning:
+            fields.append(_reasoning_json(delta.reasoning))
+        if delta.content:
+            fields.append(b'"content":' + _encode(delta.content))
+        if fields or delta.logprobs:
+            middle = b',"logprobs":%b,"finish_reason":null}]' % _logprobs_json(delta.logprobs)
+            parts += [self._before, b"{", b",".join(fields), b"}", middle, self._tail()]
+        for call in delta.calls or ():
+            parts += [self._before, b'{"tool_calls":[', _call_delta_json(call), b"]}", self._after]
+        if delta.finish is not None:
+            parts += [self._before, b'{},"logprobs":null,"finish_reason":"%b"}]' % delta.finish.encode(), self._tail()]
+        if delta.usage is not None and self._wants_usage:
+            parts += [self._head, b'],"usage":', _usage_json(delta.usage), b"}\n\n"]
+        return b"".join(parts)
+
+    def done(self) -> bytes:
+        return b"data: [DONE]\n\n"
+
+
+def render_answer(id: str, created: int, model: str, answer: Answer) -> bytes:
+    """A `chat.completion` object."""
+    content = b"null" if answer.calls and not answer.content else _encode(answer.content)
+    fields = [b'"role":"assistant","content":', content, b',"refusal":null']
+    if answer.reasoning:
+        fields += [b",", _reasoning_json(answer.reasoning)]
+    if answer.calls:
+        fields += [b',"tool_calls":[', b",".join([_call_json(call, b"") for call in answer.calls]), b"]"]
+    usage = _usage_json(answer.usage) if answer.usage is not None else b"null"
+    return (
+        b'{"id":"%b","object":"chat.completion","created":%d,"model":%b,'
+        b'"choices":[{"index":0,"message":{%b},"logprobs":%b,"finish_reason":"%b"}],"usage":%b}'
+    ) % (id.encode(), created, _encode(model), b"".join(fields), _logprobs_json(answer.logprobs), answer.finish.encode(), usage)

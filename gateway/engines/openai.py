@@ -1,0 +1,238 @@
+"""Servers that speak OpenAI's chat completions themselves: kind `openai`, and the base of `vllm`."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.chat.answer import Delta
+from gateway.chat.json_schema import Schema
+from gateway.chat.request import (
+    Chat,
+    Choice,
+    Function,
+    ImagePart,
+    JsonFormat,
+    Message,
+    NamedSchema,
+    SchemaFormat,
+    StreamOptions,
+    TextPart,
+    Tool,
+    ToolCall,
+)
+from gateway.engines.engine import Ask, Loaded, ModelFacts, Models, decode
+from gateway.engines.error_mapping import refusal
+from gateway.engines.grammar.portable import harmless, portable
+from gateway.engines.openai_response import OpenAiReading, parse_answer
+from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest
+
+
+class _Meta(Struct):
+    """Of llama.cpp's server."""
+
+    n_ctx: int | None = None
+
+
+class _Model(Struct):
+    id: str
+    max_model_len: int | None = None
+    meta: _Meta | None = None
+
+    @property
+    def context_length(self) -> int | None:
+        return self.max_model_len if self.max_model_len is not None or self.meta is None else self.meta.n_ctx
+
+
+class _Models(Struct):
+    data: list[_Model] | None
+
+
+_model_lists = msgspec.json.Decoder(_Models)
+
+
+class _Turn(Struct, omit_defaults=True, gc=False):
+    role: str
+    content: str | list[TextPart | ImagePart]
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+
+
+class _Tool(Struct, gc=False):
+    function: Function
+    type: str = "function"
+
+
+class _Chosen(Struct, gc=False):
+    function: dict[str, str]
+    type: str = "function"
+
+
+class _Format(Struct, omit_defaults=True, gc=False):
+    type: str
+    json_schema: NamedSchema | None = None
+
+
+class Request(Struct, omit_defaults=True, kw_only=True):
+    """What is sent; what has its default is left out."""
+
+    model: str
+    messages: list[_Turn]
+    max_tokens: int | None = None
+    stop: list[str] = []
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[_Tool] = []
+    tool_choice: str | _Chosen | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: _Format | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, bool] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+
+_WITH_USAGE = StreamOptions(include_usage=True)
+
+
+class OpenAi:
+    """Kind `openai`: only fields that are OpenAI's own are sent."""
+
+    chat_path = "/v1/chat/completions"
+    models_path = "/v1/models"
+    health_path: str | None = None
+    streams_only = False
+    stream_type = b"text/event-stream"
+
+    def __init__(self) -> None:
+        self._known_texts: set[bytes] = set()
+
+    def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
+        return msgspec.json.encode(self.request(chat, model, facts, stream))
+
+    def request(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> Request:
+        limit = chat.token_limit
+        if limit is not None and facts.context_length is not None and limit >= facts.context_length:
+            limit = None  # the rest of the context: what the server takes by itself
+        request = Request(
+            model=model,
+            messages=[_message(message) for message in chat.messages],
+            max_tokens=limit,
+            stop=chat.stops,
+            temperature=chat.temperature,
+            top_p=chat.top_p,
+            seed=chat.seed,
+            presence_penalty=chat.presence_penalty,
+            frequency_penalty=chat.frequency_penalty,
+            stream=stream,
+            stream_options=_WITH_USAGE if stream else None,
+        )
+        if chat.logprobs:
+            request.logprobs, request.top_logprobs = True, chat.top_logprobs or 1  # llama.cpp gives none for 0
+        if chat.tools:
+            self._offer_tools(chat, request)
+        if chat.response_format is not None:
+            request.response_format = _response_format(chat)
+        if chat.effort is not None:
+            self._set_effort(chat, request)
+        return request
+
+    def _offer_tools(self, chat: Chat, request: Request) -> None:
+        request.tools = [_Tool(_with_parameters(tool, harmless).function) for tool in chat.offered]
+        if isinstance(chat.tool_choice, Choice):
+            request.tool_choice = _Chosen({"name": chat.tool_choice.function.name})
+        elif request.tools:
+            request.tool_choice = chat.tool_choice
+        request.parallel_tool_calls = chat.parallel_tool_calls if request.tools else None
+
+    def _set_effort(self, chat: Chat, request: Request) -> None:
+        """True, as the model likes, is what a server does by itself."""
+        request.reasoning_effort = chat.effort if isinstance(chat.effort, str) else None
+
+    def amended(self, chat: Chat, refusal: GatewayError) -> Chat | None:
+        """A limit that does not fit beside the prompt is no fault of the prompt's: without one the rest of the context is the limit. vLLM 0.33
+        does so itself, earlier ones refuse. A schema that the server cannot follow is asked for in the form that others get."""
+        if isinstance(refusal, ContextLengthExceeded) and chat.token_limit is not None:
+            return msgspec.structs.replace(chat, max_tokens=None, max_completion_tokens=None)
+        return _with_schemas(chat, portable) if type(refusal) is InvalidRequest and refusal.param == "response_format" else None
+
+    def reading(self) -> OpenAiReading:
+        return OpenAiReading(self._known_texts)
+
+    def parse_answer(self, body: bytes) -> Delta:
+        return parse_answer(body)
+
+    def refusal(self, status: int, body: bytes) -> GatewayError:
+        return refusal(status, body)
+
+    def canonical(self, name: str) -> str:
+        return name
+
+    def models(self, body: bytes) -> Models | None:
+        parsed = decode(_model_lists, body)
+        return None if parsed is None else {model.id: ModelFacts(model.context_length) for model in parsed.data or ()}
+
+    async def learn(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> Loaded | None:
+        """The list tells all."""
+        return None
+
+
+def _with_schemas(chat: Chat, form: Callable[[Schema], Schema]) -> Chat | None:
+    """`chat` with each of its schemas in another form; None where none differs."""
+    changed: dict[str, Any] = {}
+    wanted = chat.response_format
+    if isinstance(wanted, SchemaFormat):
+        schema = form(wanted.json_schema.schema)
+        if schema != wanted.json_schema.schema:
+            changed["response_format"] = SchemaFormat(msgspec.structs.replace(wanted.json_schema, schema=schema))
+    tools = [_with_parameters(tool, form) for tool in chat.tools or ()]
+    if tools != (chat.tools or []):
+        changed["tools"] = tools
+    return msgspec.structs.replace(chat, **changed) if changed else None
+
+
+def _with_parameters(tool: Tool, form: Callable[[Schema], Schema]) -> Tool:
+    parameters = tool.function.parameters
+    if not parameters:
+        return tool
+    return msgspec.structs.replace(tool, function=msgspec.structs.replace(tool.function, parameters=form({"type": "object"} | parameters)))
+
+
+def _response_format(chat: Chat) -> _Format | None:
+    wanted = chat.response_format
+    if isinstance(wanted, SchemaFormat):
+        return _Format("json_schema", msgspec.structs.replace(wanted.json_schema, schema=harmless(wanted.json_schema.schema)))
+    return _Format("json_object") if isinstance(wanted, JsonFormat) else None
+
+
+def _message(message: Message) -> _Turn:
+    """`developer` becomes `system`: some chat templates drop a role that they do not know. Parts that are all text become one text."""
+    content = message.content
+    if type(content) is str and (message.role == "user" or message.role == "system"):  # most turns
+        return _Turn(message.role, content)
+    role = "system" if message.role == "developer" else message.role
+    turn = _Turn(role, message.text)
+    if isinstance(content, list) and message.images:
+        turn.content = [part for part in content if isinstance(part, TextPart | ImagePart)]
+    if role == "assistant":
+        turn.tool_calls = [_whole(call) for call in message.tool_calls or ()]
+        turn.reasoning = message.thought
+    elif role == "tool":
+        turn.tool_call_id = message.tool_call_id
+    return turn
+
+
+def _whole(call: ToolCall) -> ToolCall:
+    """Templates read the arguments as JSON."""
+    function = call.function
+    return ToolCall(call.id, msgspec.structs.replace(function, arguments=function.whole_arguments.decode()))

@@ -1,0 +1,210 @@
+"""What servers of OpenAI's API say, as deltas: `chat.completion.chunk` events and plain answers. Pure."""
+
+import re
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
+from gateway.engines.engine import LineReading, broken_off, decode
+from gateway.engines.lines import DONE, data_of
+from gateway.errors import UpstreamError
+
+
+class _Function(Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(Struct, gc=False):
+    function: _Function | None = None
+    index: int | None = None
+
+
+class _Delta(Struct, gc=False):
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Logprobs(Struct, gc=False):
+    content: list[ChosenLogprob] | None = None
+
+
+class _Choice(Struct, gc=False):
+    delta: _Delta
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+    def ours(self) -> Usage:
+        return Usage(self.prompt_tokens or 0, self.completion_tokens or 0)
+
+
+class _Chunk(Struct, gc=False):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: Any = None
+
+
+class _AnswerChoice(Struct):
+    message: _Delta
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Answer(Struct):
+    choices: list[_AnswerChoice]
+    usage: _Usage | None = None
+
+
+_chunks = msgspec.json.Decoder(_Chunk)
+_answers = msgspec.json.Decoder(_Answer)
+
+_CONTENT = b'"delta":{"content":"'
+_json_text = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+')
+_special = re.compile(rb'["\\\x00-\x1f]').search  # a sixth of what `_is_json_text` costs, and nearly every token has none
+_is_json_text = _json_text.fullmatch
+
+_SHORT_TEXT = 32
+_MOST_KNOWN = 10_000
+"""Texts of tokens, 32 bytes at most, that are remembered as sound: about 1 MiB."""
+
+_FINISH: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter", "tool_calls": "tool_calls"}
+
+
+def _finish(reason: str) -> FinishReason:
+    """vLLM adds `abort` (its engine gave the request up) and `repetition` to OpenAI's reasons."""
+    if reason == "abort":
+        raise broken_off("aborted")
+    return _FINISH.get(reason, "stop")
+
+
+def _calls(calls: list[_Call]) -> list[CallDelta]:
+    return [
+        CallDelta(number if call.index is None else call.index, "", call.function.name or "", call.function.arguments or "")
+        for number, call in enumerate(calls)
+        if call.function is not None
+    ]
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class OpenAiReading(LineReading):
+    """Reads `chat.completion.chunk` events. The end is `[DONE]`, or the body's end after a finish reason.
+
+    Within one stream the events of plain content are equal but for the text. So the first of them is decoded and its bytes before and after
+    the text kept; while pieces begin and end with these, and what lies between is nothing but JSON text, there is nothing to decode.
+    """
+
+    __slots__ = ("_after", "_before", "_between", "_finished", "_known", "_skip", "_stop", "_usage")
+
+    def __init__(self, known: set[bytes] | None = None) -> None:
+        """`known` are insides of JSON strings that were found sound, in any stream: a model says few tokens most of the time."""
+        super().__init__()
+        self._finished = False
+        self._usage: _Usage | None = None
+        self._before = b""
+        self._after = b""
+        self._between = b""
+        self._skip = self._stop = 0
+        self._known = set() if known is None else known
+
+    def texts(self, piece: bytes) -> list[bytes] | None:
+        skip, stop = self._skip, self._stop
+        if not skip or piece[:skip] != self._before or piece[stop:] != self._after or self._lines.held:  # slices: cheaper than startswith
+            return None
+        inside = piece[skip:stop]
+        return [inside] if inside in self._known else self._checked(inside)
+
+    def _checked(self, inside: bytes) -> list[bytes] | None:
+        """One text, or several with `_between` between them; None for what is no text."""
+        if _special(inside) is None or _is_json_text(inside):
+            texts = [inside]
+        else:
+            texts = inside.split(self._between)
+            inside = b"".join(texts)
+            if not _is_json_text(inside):
+                return None
+        if not (inside.isascii() or _is_utf8(inside)):
+            return None
+        if len(inside) <= _SHORT_TEXT and len(texts) == 1 and len(self._known) < _MOST_KNOWN:
+            self._known.add(inside)
+        return texts
+
+    def _learn(self, line: bytes) -> None:
+        """`line` was decoded to content alone."""
+        start = line.find(_CONTENT) + len(_CONTENT)
+        text = _json_text.match(line, start)
+        if text is not None and line.count(_CONTENT) == 1 and line.startswith(b'"', text.end()):
+            self._before, self._after = line[:start], line[text.end() :] + b"\n\n"
+            self._between = self._after + self._before
+            self._skip, self._stop = len(self._before), -len(self._after)
+
+    def _read(self, line: bytes, deltas: list[Delta]) -> None:
+        data = data_of(line)
+        if data is None:
+            return
+        chunk = decode(_chunks, data)
+        if chunk is None:
+            if data.strip() == DONE:
+                self._end(deltas)
+                self.over = True
+            else:
+                self.malformed += 1
+            return
+        if chunk.error:
+            raise broken_off("stream_error")
+        if chunk.usage is not None:  # given last, once: a server may put it on every chunk
+            self._usage = chunk.usage
+        for choice in chunk.choices:
+            delta = choice.delta
+            finish = None if choice.finish_reason is None else _finish(choice.finish_reason)
+            self._finished = self._finished or finish is not None
+            content, reasoning = delta.content or "", delta.reasoning or delta.reasoning_content or ""
+            calls = None if delta.tool_calls is None else _calls(delta.tool_calls)
+            logprobs = None if choice.logprobs is None else choice.logprobs.content
+            if content or reasoning or finish or calls or logprobs:  # a role chunk is no piece: it may come long before the first token
+                deltas.append(Delta(content, reasoning, finish, None, calls, logprobs))
+            if content and not (self._before or reasoning or finish or calls or logprobs or chunk.usage) and len(chunk.choices) == 1:
+                self._learn(line)
+
+    def _end(self, deltas: list[Delta]) -> None:
+        if not self._finished:
+            raise broken_off("truncated")
+        if self._usage is not None:
+            deltas.append(Delta(usage=self._usage.ours()))
+
+
+def parse_answer(body: bytes) -> Delta:
+    """A plain answer.
+
+    Raises:
+        UpstreamError: it is none.
+    """
+    parsed = decode(_answers, body)
+    if parsed is None or not parsed.choices or parsed.choices[0].finish_reason is None:
+        raise UpstreamError("malformed", "The model backend returned an invalid response.")
+    choice = parsed.choices[0]
+    message = choice.message
+    assert choice.finish_reason is not None
+    return Delta(
+        message.content or "",
+        message.reasoning or message.reasoning_content or "",
+        _finish(choice.finish_reason),
+        None if parsed.usage is None else parsed.usage.ours(),
+        _calls(message.tool_calls) if message.tool_calls else None,
+        None if choice.logprobs is None else choice.logprobs.content,
+    )

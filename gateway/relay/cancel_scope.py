@@ -1,0 +1,53 @@
+"""Ends waiting for a reason: a client left, a deadline passed, the gateway is stopping."""
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+from gateway.errors import ClientLeft, GatewayError
+
+
+class Leaver(Protocol):
+    """A client that can leave: `on_leave` is called once, when it does; `gone` tells that it has."""
+
+    gone: bool
+    on_leave: Callable[[], None] | None
+
+
+class Watch:
+    """`with Watch(client, loop) as watch:` raises, out of whatever the body awaits, the error that `end` was given; `ClientLeft` when the
+    client leaves. `asyncio.timeout` with more reasons than time."""
+
+    __slots__ = ("_cancels", "_client", "_error", "_loop", "_task")
+
+    def __init__(self, client: Leaver, loop: asyncio.AbstractEventLoop) -> None:
+        self._client = client
+        self._loop = loop
+        self._error: GatewayError | None = None
+        self._task: asyncio.Task[object] | None = None
+
+    def __enter__(self) -> Self:
+        if self._client.gone:
+            raise ClientLeft
+        self._task = asyncio.current_task(self._loop)
+        assert self._task is not None
+        self._cancels = self._task.cancelling()
+        self._client.on_leave = self._left
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._client.on_leave = None
+        if self._error is not None and kind is asyncio.CancelledError:
+            assert self._task is not None
+            if self._task.uncancel() <= self._cancels:  # else somebody cancels from outside too, and comes first
+                raise self._error from None
+
+    def end(self, error: GatewayError) -> None:
+        """Raise `error` in the body, at its next await. Only the first call counts."""
+        if self._error is None and self._task is not None:
+            self._error = error
+            self._task.cancel()
+
+    def _left(self) -> None:
+        self.end(ClientLeft())

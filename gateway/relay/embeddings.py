@@ -1,0 +1,85 @@
+"""Carries out one request for embeddings."""
+
+import asyncio
+
+from gateway.chat.answer import Usage
+from gateway.chat.embedding import Vector, converted, width
+from gateway.dialects.openai_embeddings import render_embeddings
+from gateway.engines.embeddings import Embedded
+from gateway.engines.engine import MAX_REFUSAL
+from gateway.errors import InvalidRequest, UpstreamError
+from gateway.relay.base import LARGE, Relay
+from gateway.relay.context import Surroundings
+from gateway.relay.requests import Client, EmbeddingRequest
+from gateway.telemetry.exchange import EMBEDDINGS
+from gateway.upstream.connection import WireError
+from gateway.upstream.failures import check_headers, with_pause
+from gateway.upstream.server import Server
+
+MAX_EMBEDDINGS = 64 * 1024 * 1024
+"""Bytes of an answer: 2,048 texts of 1,024 numbers each in the longest form that an engine writes them."""
+
+
+class EmbeddingRelay(Relay):
+    """One request for embeddings, in a lane of its own: neither waits behind chats nor keeps them waiting."""
+
+    endpoint = EMBEDDINGS
+    text_field = "input"
+    _request: EmbeddingRequest
+
+    __slots__ = ("_embedding",)
+
+    def __init__(self, shared: Surroundings, client: Client, request: EmbeddingRequest) -> None:
+        self._embedding = request.embedding
+        super().__init__(shared, client, request, "embedding")
+
+    def _text_length(self) -> int:
+        return max(map(len, self._embedding.texts))
+
+    async def _exchange(self, server: Server) -> None:
+        embedder = self._backend.embedder
+        body = embedder.render(self._embedding, self._destination.route.model)
+        head = server.embedding_head(self._request.came_through, self._shared.gateway_id)
+        if len(body) > LARGE:
+            await asyncio.sleep(0)
+        with await server.pool.ask(head, body, self._count_stale) as response:
+            if response.status != 200:
+                raise with_pause(embedder.refusal(response.status, await response.read(MAX_REFUSAL)), response)
+            check_headers(response)
+            try:
+                answer = await response.read(MAX_EMBEDDINGS)
+            except WireError as fault:
+                if fault.fault != "too_large":
+                    raise
+                raise InvalidRequest("The embeddings of so many texts are too large for one answer. Send fewer at once.", param="input") from fault
+        self._meter.end_upstream()
+        await asyncio.sleep(0)
+        await self._answer(embedder.parse(answer))
+
+    async def _answer(self, embedded: Embedded | None) -> None:
+        if embedded is None or len(embedded.vectors) != len(self._embedding.texts):
+            raise _malformed()
+        wanted, found = self._embedding.dimensions, width(embedded.vectors[0])
+        if wanted is not None and found != wanted:  # Ollama gives what there is
+            raise InvalidRequest(f"This model's embeddings have {found} dimensions.", param="dimensions")
+        vectors = await self._converted(embedded.vectors)
+        self._meter.usage = Usage(embedded.prompt_tokens, 0)
+        self._answer_json(render_embeddings(vectors, self._embedding.model, embedded.prompt_tokens))
+
+    async def _converted(self, vectors: list[Vector]) -> list[Vector]:
+        """In the form that the client asked for; others get their turn in between."""
+        done, size = [], 0
+        try:
+            for vector in vectors:
+                done.append(converted(vector, self._embedding.in_base64))
+                size += len(vector)
+                if size > LARGE:
+                    size = 0
+                    await asyncio.sleep(0)
+        except ValueError:
+            raise _malformed() from None
+        return done
+
+
+def _malformed() -> UpstreamError:
+    return UpstreamError("malformed", "The model backend returned an invalid response.")

@@ -1,0 +1,64 @@
+"""The requests that the API hands to a relay, and the client connection that a relay writes to."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from gateway.admission.fair_queue import Claim
+from gateway.chat.embedding import Embedding
+from gateway.chat.request import Chat
+from gateway.relay.route import Route
+
+
+class Client(Protocol):
+    """The client's side of the exchange, as the door hands it over in `scope["extensions"]["gateway.client"]`. Writing never blocks."""
+
+    gone: bool
+    paused: bool
+    notes: dict[str, Any]
+    on_leave: Callable[[], None] | None
+    on_pause: Callable[[], None] | None
+    on_resume: Callable[[], None] | None
+
+    def whole_body(self) -> bytes | None: ...
+    def open(self, status: int, header_lines: bytes) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def end(self) -> None: ...
+    def answer(self, status: int, header_lines: bytes, body: bytes) -> None: ...
+
+
+class Request(Struct, frozen=True, gc=False):
+    """What was known of a request when its forwarding began. Times in seconds."""
+
+    id: str
+    key_id: str
+    claim: Claim
+    size: int
+    """Bytes of the request's body."""
+    route: Route
+    came_through: bytes
+    read_timeout: float | None
+    """How long the client waits for a plain answer, where it says so."""
+    extra_lines: bytes
+    """Header lines sent with the answer, whatever it is."""
+
+
+class ChatRequest(Request, frozen=True, gc=False):
+    """One for a chat completion."""
+
+    chat: Chat
+    answer_id: str
+    """The `id` in the answer's body."""
+    created: int
+    """Unix time."""
+    session: bytes = b""
+    """The client's name for the conversation; empty without one."""
+    bucket: int | None = None
+    """Of a canary, where it cannot be told from `chat` any more."""
+
+
+class EmbeddingRequest(Request, frozen=True, gc=False):
+    """One for embeddings."""
+
+    embedding: Embedding

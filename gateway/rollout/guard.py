@@ -1,0 +1,277 @@
+"""Takes a canary, or a fresh switch, back when it does worse than the other side. Synchronous; the clock is passed in.
+
+Theory of operation. An operator's change puts a tier under watch, where it gives a part of the tier, or all of it, to a backend other than
+`rollback_to`: the way back is never stood in the way of. Every exchange of the tier that is over is a sample of the side that the roll-out chose
+for it, wherever a fallback took it then.
+
+1. A canary is compared with the other part of the tier: samples of both that arrived since the change. The test begins anew after a while, each
+   time with less of the chance of a false alarm (6 / (pi n)^2 of it for the n-th), so that one that turns bad after days of good is found, too.
+2. A switch of everything has nothing beside it. It is compared with what the side that was left did right before: each of those samples
+   is used once, and when they are used up, or `window` has passed, the switch is no longer fresh, and is left alone.
+3. Each rule is a share of yes and no (`gateway.evidence`). A time counts as yes when it is above the p95 of the other side, and under test above
+   `ratio` times that. The bound is made of samples before those that it judges.
+4. A rule breaks when its evidence reaches one over its part of `false_alarms`: that is divided among the rules, the tiers of one change and
+   the rounds. Then the tier goes wholly to the other side, as one change of the roll-out. Whatever changes a tier ends its watch.
+
+What is no backend's fault is no sample: a request at fault itself, a full or slow line of the gateway's own, a client that leaves.
+"""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from gateway.config import Guard, Settings
+from gateway.rollout.guard_rules import SLACK, Rule, Sample, ShareRule, TimeRule, Trial, p95, sample_of
+from gateway.rollout.sequential_test import LONGEST_ROUND
+from gateway.rollout.state import Change, Position, Rollout
+from gateway.telemetry.exchange import CHAT, NONE, Exchange
+
+RECENT = 2000
+"""Samples of a side of a tier that are remembered."""
+ROUND_SAMPLES = 2000
+"""Of the side under test, in which a canary's test does not begin anew, however long they take."""
+STILL_OUT = 4
+"""So many requests may be under way at the side under test for each one that is over: failing is often quicker than answering, and at the
+beginning nothing but failures is over."""
+WORDS = {"time_to_first_token": "time to first token", "inter_token_latency": "inter-token latency", "truncated": "truncated streams"}
+WORDS |= {"errors": "errors", "empty": "empty answers"}
+_log = logging.getLogger("gateway.rollout")
+
+
+class Watch:
+    """One tier since a change. `past` is what the side that was left did before a switch; None for a canary."""
+
+    def __init__(self, tier: str, tested: str, other: str, settings: Guard, chance: float, began: float) -> None:
+        self.tier = tier
+        self.tested = tested
+        self.other = other
+        self.began = began
+        self.finished = 0
+        """Requests of the side under test."""
+        self.past: Sequence[Sample] | None = None
+        self.trials: list[Trial] = []
+        self._others: list[Sample] = []
+        """Those of the other side since the last one under test."""
+        self._settings = settings
+        self._chance = chance
+        self._round = 1
+        self._round_began = began
+
+    def __repr__(self) -> str:
+        return f"<Watch {self.tier}: {self.tested} beside {self.other} {self.trials}>"
+
+    def beside(self, past: deque[Sample]) -> "Watch":
+        """It is a canary; `past` goes on being filled by the other side."""
+        for rule in self._rules():
+            if isinstance(rule, TimeRule):
+                rule.learn_from(past)
+            self.trials.append(Trial(rule, None))
+        return self
+
+    def after(self, past: Sequence[Sample]) -> "Watch":
+        """It is a switch."""
+        self.past = past
+        for rule in self._rules():
+            if isinstance(rule, TimeRule):  # the bound of one half, then the other half beside it
+                known = [sample for sample in past if getattr(sample, rule.name) is not None and not sample.has_left]
+                rule.fix(known[: len(known) // 2])
+                hits = rule.judge_past(known[len(known) // 2 :])
+            else:
+                hits = [hit for hit in map(rule.judge, past) if hit is not None]
+            self.trials.append(Trial(rule, deque(hits)))
+        return self
+
+    def _rules(self) -> Iterable[Rule]:
+        settings = self._settings
+        for name in settings.rules:
+            if name in SLACK:
+                yield TimeRule(name, settings.ratio, self.began + settings.grace, settings.min_samples)
+            else:
+                yield ShareRule(name, settings.margin)
+
+    @property
+    def needed(self) -> float:
+        """Evidence at which a rule breaks."""
+        part = 1.0 if self.past is not None else 6 / (math.pi * self._round) ** 2
+        return len(self.trials) / (self._chance * part)
+
+    def take(self, sample: Sample, is_tested: bool, now: float) -> Trial | None:
+        """The rule that breaks by it."""
+        if sample.arrived < self.began:
+            return None
+        if not is_tested:
+            if len(self._others) < LONGEST_ROUND:
+                self._others.append(sample)
+            return None
+        self.finished += 1
+        for trial in self.trials:
+            trial.take(sample, self._others)
+        self._others.clear()
+        least, needed = self._settings.min_samples, self.needed
+        for trial in self.trials:
+            found = trial.comparison
+            if found.evidence >= needed and found.tested.count >= least and found.other.count >= least:
+                return trial
+        if self.past is None and now - self._round_began >= self._settings.window and self._has_many:
+            self._begin_round(now)
+        return None
+
+    def _begin_round(self, now: float) -> None:
+        self._round += 1
+        self._round_began = now
+        for trial in self.trials:
+            trial.begin_anew()
+
+    @property
+    def _has_many(self) -> bool:
+        return max(trial.comparison.tested.count for trial in self.trials) >= ROUND_SAMPLES
+
+    def is_over(self, now: float) -> bool:
+        """A switch is no longer fresh."""
+        return self.past is not None and (now - self.began >= self._settings.window or all(trial.is_over for trial in self.trials))
+
+
+class RolloutGuard:
+    """Watches all tiers. `pending` says how many requests of a tier, arrived since a time, are under way to a backend, or in line where somebody
+    may serve them."""
+
+    def __init__(
+        self, settings: Guard, rollout: Rollout, rollback_to: str, pending: Callable[[str, str, float], int], clock: Callable[[], float]
+    ) -> None:
+        self._settings = settings
+        self._rollout = rollout
+        self._rollback_to = rollback_to
+        self._pending = pending
+        self._clock = clock
+        self._recent: dict[tuple[str, str], deque[Sample]] = {}
+        self._watches: dict[str, Watch] = {}
+        rollout.listeners.append(self._on_change)
+        # After a restart canaries are looked at from the beginning; of a switch there is no time before that could be compared.
+        self._watch({name: (line.position, line.position) for name, line in rollout.lines.items() if line.canary is not None})
+
+    def __repr__(self) -> str:
+        return f"<RolloutGuard {list(self._watches.values())}>"
+
+    # What changes
+
+    def reload(self, settings: Settings) -> None:
+        """The settings are others: tiers may be gone, or a tier's models, and the way back may lead elsewhere."""
+        self._rollback_to = settings.rollback_to
+        sides = {(tier.name, backend) for tier in settings.tiers.values() for backend in tier.models}
+        self._recent = {side: samples for side, samples in self._recent.items() if side in sides}
+        self._watches = {
+            tier: watch
+            for tier, watch in self._watches.items()
+            if (tier, watch.other) in sides and watch.tested != self._rollback_to and not self._rollout.lines[tier].is_pinned
+        }
+
+    def _on_change(self, change: Change) -> None:
+        for tier in change.tiers:
+            self._watches.pop(tier, None)
+        if change.cause == "operator":
+            self._watch({tier: (move.before, move.after) for tier, move in change.tiers.items()})
+
+    def _watch(self, moves: dict[str, tuple[Position, Position]]) -> None:
+        found = {tier: sides for tier, (before, after) in moves.items() if (sides := _sides(before, after)) and sides[0] != self._rollback_to}
+        for tier, (tested, other, is_canary) in found.items():
+            now = self._clock()
+            watch = Watch(tier, tested, other, self._settings, self._settings.false_alarms / len(found), now)
+            if is_canary:
+                self._watches[tier] = watch.beside(self._recent_of(tier, other))
+                continue
+            past = [sample for sample in self._recent_of(tier, other) if sample.arrived >= now - self._settings.window]
+            if len(past) < self._settings.min_samples:
+                _log.info("the guard does not watch tier %s: %s has served too little of late to compare %s with", tier, other, tested)
+                continue
+            self._watches[tier] = watch.after(past)
+
+    def _recent_of(self, tier: str, backend: str) -> deque[Sample]:
+        found = self._recent.get((tier, backend))
+        if found is None:
+            found = self._recent[tier, backend] = deque(maxlen=RECENT)
+        return found
+
+    # What is over
+
+    def observe(self, exchanges: Iterable[Exchange]) -> None:
+        """These are over, just now."""
+        now = self._clock()
+        for exchange in exchanges:
+            if exchange.endpoint != CHAT or exchange.chosen == NONE:
+                continue
+            sample = sample_of(exchange, now - exchange.duration)
+            if sample is None:
+                continue
+            self._recent_of(exchange.tier, exchange.chosen).append(sample)
+            watch = self._watches.get(exchange.tier)
+            if watch is not None and exchange.chosen in (watch.tested, watch.other):
+                self._judge(watch, sample, exchange.chosen == watch.tested, now)
+
+    def _judge(self, watch: Watch, sample: Sample, is_tested: bool, now: float) -> None:
+        if watch.past is not None and not is_tested:
+            return
+        if watch.is_over(now):
+            del self._watches[watch.tier]
+            return
+        broken = watch.take(sample, is_tested, now)
+        if broken is None or self._pending(watch.tier, watch.tested, watch.began) > STILL_OUT * watch.finished:
+            return
+        del self._watches[watch.tier]
+        self._rollout.rollback(tier=watch.tier, to=watch.other, cause="guard", why=self._why(watch, broken))
+
+    def _why(self, watch: Watch, trial: Trial) -> str:
+        """The rule, and both sides' figures."""
+        found, rule = trial.comparison, trial.rule
+        tested = f"{100 * (found.tested.share or 0):.1f} % of {found.tested.count} requests on {watch.tested}"
+        other = f"{100 * (found.other.share or 0):.1f} % of {found.other.count} on {watch.other}"
+        before = " before the switch" if watch.past is not None else ""
+        if isinstance(rule, TimeRule):
+            tested, other = f"{tested} above {rule.limit(True):.3f} s", f"{other} above {rule.limit(False):.3f} s"
+            mine, theirs = (_shown(p95(samples, rule.name)) for samples in self._both(watch))
+            before += f"; p95 {mine} and {theirs}"
+        return f"{WORDS[rule.name]}: {tested}, {other}{before}"
+
+    def _both(self, watch: Watch) -> tuple[list[Sample], list[Sample]]:
+        mine, theirs = (
+            [sample for sample in self._recent_of(watch.tier, backend) if sample.arrived >= watch.began] for backend in (watch.tested, watch.other)
+        )
+        return mine, theirs if watch.past is None else list(watch.past)
+
+    def view(self, tier: str) -> dict[str, Any] | None:
+        """What is under watch, for `/ops/status`; None where nothing is. `evidence` breaks a rule when it reaches `needed`."""
+        watch = self._watches.get(tier)
+        if watch is None or watch.is_over(self._clock()):
+            return None
+        return {
+            "tested": watch.tested,
+            "other": watch.other,
+            "is_switch": watch.past is not None,
+            "seconds": round(self._clock() - watch.began, 3),
+            "needed": round(watch.needed, 1),
+            "rules": {trial.rule.name: _view_trial(trial) for trial in watch.trials},
+        }
+
+
+def _sides(before: Position, after: Position) -> tuple[str, str, bool] | None:
+    """Who is under test, beside whom, and whether both serve."""
+    if after.canary is not None:
+        percent = after.canary.percent
+        return (after.canary.backend, after.backend, percent < 100) if percent else None
+    return (after.backend, before.backend, False) if after.backend != before.backend else None
+
+
+def _view_trial(trial: Trial) -> dict[str, Any]:
+    found = trial.comparison
+    view: dict[str, Any] = {
+        side: {"requests": tally.count, "share": None if tally.share is None else round(tally.share, 4)}
+        for side, tally in (("tested", found.tested), ("other", found.other))
+    }
+    if isinstance(trial.rule, TimeRule):
+        view["bound"] = trial.rule.bound
+    return view | {"evidence": round(found.evidence, 3)}
+
+
+def _shown(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.3f} s"

@@ -1,0 +1,130 @@
+"""What the engines hold in memory, by their own word: Ollama lists what it has loaded (`/api/ps`), vLLM tells its share of the GPU among its metrics.
+
+Neither tells how much memory the GPU has, nor which GPU it is.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from math import inf
+
+import msgspec
+from msgspec import Struct
+
+from gateway.engines.engine import decode
+from gateway.upstream.backend import Backend
+from gateway.upstream.connection import WireError
+from gateway.upstream.server import VIA, Server
+
+SECONDS = 3.0
+"""For a server's answer, at most."""
+MAX_LIST = 4 * 1024 * 1024
+"""Bytes of a list or of metrics."""
+FOR_EVER = 10 * 365 * 86400
+"""Seconds. Ollama gives a model that stays loaded a date in the year 2318 or later."""
+
+_CACHE = re.compile(rb"^vllm:cache_config_info\{([^\n]*)\} ", re.MULTILINE)
+_CACHE_BYTES = re.compile(rb'kv_cache_memory_bytes="[0-9]')
+_ASLEEP = re.compile(rb'^vllm:engine_sleep_state\{[^\n]*sleep_state="awake"[^\n]*\} 0', re.MULTILINE)
+_SHARE = re.compile(rb'gpu_memory_utilization="([0-9.]+)"')
+
+
+class Loaded(Struct, frozen=True):
+    """A model that an Ollama has loaded. `size` and `in_gpu` in bytes; `seconds`: until it is unloaded if nobody asks for it, inf: never."""
+
+    name: str
+    size: int
+    in_gpu: int
+    context_length: int | None
+    seconds: float | None
+
+
+class Memory(Struct, frozen=True):
+    """Of one backend, its servers together; None: it does not tell. `share` is the part of a GPU's memory that vLLM may fill, the largest."""
+
+    loaded: list[Loaded] | None = None
+    share: float | None = None
+    is_asleep: bool = False
+    """Every vLLM was put to sleep: its weights are out of the GPU, and a request would find none."""
+
+    @property
+    def in_gpu(self) -> int:
+        """Bytes of what is loaded."""
+        return sum(item.in_gpu for item in self.loaded or ())
+
+    def of(self, backend: Backend, model: str) -> Loaded | None:
+        """The entry of `model`, by any of its names."""
+        wanted = backend.dialect.canonical(model)
+        return next((item for item in self.loaded or () if backend.dialect.canonical(item.name) == wanted), None)
+
+
+class _Entry(Struct):
+    name: str
+    size: int = 0
+    size_vram: int = 0
+    context_length: int | None = None
+    expires_at: str = ""
+
+
+class _Entries(Struct):
+    models: list[_Entry] | None
+
+
+_entries = msgspec.json.Decoder(_Entries)
+
+
+async def ask(backend: Backend, gateway_id: bytes, seconds: float = SECONDS) -> Memory:
+    """What the servers of `backend` tell now, those that answer in `seconds`."""
+    if backend.kind == "openai":
+        return Memory()
+    path = "/api/ps" if backend.kind == "ollama" else "/metrics"
+    bodies = await asyncio.gather(*(_get(backend, server, path, gateway_id, seconds) for server in backend.servers))
+    told = [body for body in bodies if body is not None]
+    if backend.kind == "ollama":
+        return Memory(loaded=_loaded(told, datetime.now(UTC)))
+    return Memory(share=max(filter(None, map(share_of, told)), default=None), is_asleep=bool(told) and all(_ASLEEP.search(body) for body in told))
+
+
+def share_of(metrics: bytes) -> float | None:
+    """vLLM's `--gpu-memory-utilization`, a label of `vllm:cache_config_info` (0.3.3 to 0.33). It bounds nothing where the size of the KV cache was
+    given instead, as a vLLM on a CPU always has it."""
+    info = _CACHE.search(metrics)
+    found = _SHARE.search(info[1]) if info and not _CACHE_BYTES.search(info[1]) else None
+    try:
+        share = float(found[1]) if found else 0.0
+    except ValueError:
+        return None
+    return share if 0 < share <= 1 else None
+
+
+def _loaded(bodies: Iterable[bytes], now: datetime) -> list[Loaded] | None:
+    lists = [found for body in bodies if (found := decode(_entries, body)) is not None]
+    if not lists:
+        return None
+    entries = [entry for found in lists for entry in found.models or ()]
+    return [Loaded(entry.name, entry.size, entry.size_vram, entry.context_length, _seconds(entry.expires_at, now)) for entry in entries]
+
+
+def _seconds(expires_at: str, now: datetime) -> float | None:
+    """Go's zero date, which a model has that is in use, tells nothing."""
+    try:
+        at = datetime.fromisoformat(expires_at)
+        seconds = (at - now).total_seconds()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return None if seconds < 0 else inf if seconds > FOR_EVER else seconds
+
+
+async def _get(backend: Backend, server: Server, path: str, gateway_id: bytes, seconds: float) -> bytes | None:
+    """The body of an answer with status 200."""
+    if not server.is_well:
+        return None
+    head = server.pool.head("GET", path, [*backend.headers(), (VIA.decode(), gateway_id.decode())])
+    try:
+        async with asyncio.timeout(seconds):
+            with await server.pool.ask(head) as response:
+                body = await response.read(MAX_LIST)
+                return body if response.status == 200 else None
+    except (WireError, TimeoutError):
+        return None

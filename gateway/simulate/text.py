@@ -1,0 +1,224 @@
+"""What the pretended model says: words that follow from the prompt alone, cut as the engines cut them. Pure."""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gateway.simulate.json_values import instance
+
+END_OF_THOUGHT = "</think>"
+_LENGTH = re.compile(r"\b(\d{1,6}) (?:words|tokens)\b", re.IGNORECASE)
+_FILLER = ("the", "stand-in", "goes", "on", "with", "plain", "words")
+_THOUGHT = ("Let", " me", " think", " about", " it", ".")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A request as the model sees it: (role, text) turns, pictures counted, tools as OpenAI writes them."""
+
+    turns: tuple[tuple[str, str], ...]
+    images: int = 0
+    tools: tuple[dict[str, Any], ...] = ()
+    schema: Any = None
+    forced_tool: str | None = None
+    thinks: bool = False
+    leaks: bool = False
+    forced_strictly: bool = True
+
+    @property
+    def text(self) -> str:
+        return "\n".join(text for _, text in self.turns)
+
+    @property
+    def question(self) -> str:
+        """The last thing the user said."""
+        return next((text for role, text in reversed(self.turns) if role == "user" and text), "")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    tokens: int
+    stop: tuple[str, ...] = ()
+    ignore_end: bool = False
+    gives_up_after: int = 0  # equal tokens that are borne; 0: any number
+    stops_in_order: bool = False  # of several stop strings in a token, the first that was named counts and not the first in the text
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    kind: Literal["thinking", "content", "nothing"]
+    text: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    name: str
+    arguments: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole reply: one piece for each token, and how it ends (`broken`: given up in a repetition, without a finish)."""
+
+    pieces: tuple[Piece, ...]
+    finish: Literal["stop", "length"]
+    stop_string: str | None = None
+    broken: bool = False
+    calls: tuple[Call, ...] = field(default=())
+
+    def joined(self, kind: str) -> str:
+        return "".join(piece.text for piece in self.pieces if piece.kind == kind)
+
+
+def digest(text: str) -> str:
+    """Eight hex digits that stand for the words of a prompt, whatever blanks lie between them."""
+    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:8]
+
+
+def count_tokens(text: str) -> int:
+    """Tokens in `text`, at four bytes each."""
+    return (len(text.encode()) + 3) // 4
+
+
+def compose(prompt: Prompt, length: int, variant: int = 0, bare_json_calls: bool = False, repeat_word: str = "repeat") -> list[str]:
+    """The tokens of the reply: a digest of all the prompt's words, how many images came, then the question again.
+
+    "repeat WORD" in the question (with `repeat_word` for repeat) makes the model say that word without an end, "N words" sets the length; a
+    tool is called when the question has a word of its name, and `prompt.schema` makes the reply a value of that schema.
+    """
+    head = [*(["<think>"] if prompt.leaks else []), *_THOUGHT, END_OF_THOUGHT] if prompt.thinks or prompt.leaks else []
+    mark = digest(prompt.text)
+    if prompt.forced_tool or (called := _called_tool(prompt)):
+        return head + _call_tokens(prompt, prompt.forced_tool or called or "", mark, bare_json_calls)
+    if prompt.schema is not None:
+        return head + _cut(json.dumps(instance(prompt.schema, mark)), 4)
+    if repeated := re.search(rf"\b{re.escape(repeat_word)} (\S+)", prompt.question, re.IGNORECASE):
+        return head + [f" {repeated[1].strip('.!?')}"] * 100_000
+    if asked := _LENGTH.search(prompt.question):
+        length = int(asked[1])
+    start = [mark, " saw", f" {prompt.images}", " images", " and", f" {len(prompt.turns)}", " turns", f" ({variant})" if variant else ":"]
+    rest = (f" {word}" for word in itertools.chain(prompt.question.split()[:length], itertools.cycle(_FILLER)))
+    return head + list(itertools.islice(itertools.chain(start, rest), length))
+
+
+def tool_name(tool: dict[str, Any]) -> str:
+    """The name of a tool's function, empty where it has none: an Ollama minds that little."""
+    function = tool.get("function")
+    return str(function.get("name") or "") if isinstance(function, dict) else ""
+
+
+def _called_tool(prompt: Prompt) -> str | None:
+    """The tool whose name shares a word with the question; none once a tool has answered."""
+    if not prompt.tools or prompt.schema is not None or prompt.turns[-1][0] == "tool":
+        return None
+    said = set(re.findall(r"\w+", prompt.question.lower()))
+    for tool in prompt.tools:
+        name = tool_name(tool)
+        if name.lower() in said or said & {word for word in re.split(r"[_\W]+", name.lower()) if len(word) > 3}:
+            return name
+    return None
+
+
+def _call_tokens(prompt: Prompt, name: str, mark: str, bare_json: bool) -> list[str]:
+    schema = next((tool["function"].get("parameters") for tool in prompt.tools if tool_name(tool) == name), None)
+    value = instance(schema, mark) if prompt.forced_strictly else [mark]
+    arguments = _cut(json.dumps(value), 4)
+    if bare_json:
+        return [f'{{"name": "{name}", "parameters": ', *arguments, "}"]
+    return ["<tool_call>\n", f'{{"name": "{name}", "arguments": ', *arguments, "}\n", "</tool_call>"]
+
+
+def _cut(text: str, size: int) -> list[str]:
+    return [text[i : i + size] for i in range(0, len(text), size)]
+
+
+def answer(tokens: Sequence[str], limits: Limits, thinks: bool = False, tools: bool = False, bare_json_calls: bool = False) -> Answer:
+    """The reply that `tokens` become under `limits`: cut at length, stop string or repetition, reasoning and calls told apart."""
+    if limits.ignore_end and tokens:
+        tokens = list(itertools.islice(itertools.chain(tokens, itertools.cycle(f" {word}" for word in _FILLER)), limits.tokens))
+    kept = list(tokens[: limits.tokens])
+    finish: Literal["stop", "length"] = "length" if len(tokens) >= limits.tokens else "stop"
+    broken = False
+    if limits.gives_up_after and (end := _end_of_repetition(kept, limits.gives_up_after)):
+        kept, broken = kept[:end], True
+    stop_at, stop_string = _find_stop(kept, limits) or (None, None)
+    if stop_at is not None and stop_string is not None:
+        kept, finish = _until(kept, stop_at + len(stop_string)), "stop"
+    pieces = tuple(_sorted_pieces(kept, stop_at, thinks))
+    calls: tuple[Call, ...] = ()
+    content = "".join(piece.text for piece in pieces if piece.kind == "content")
+    if tools and not broken:
+        calls = _parse_calls(content, bare_json_calls)
+    return Answer(pieces, finish, stop_string, broken, calls)
+
+
+def _end_of_repetition(tokens: Sequence[str], most: int) -> int | None:
+    last, equal = None, 0
+    for i, token in enumerate(tokens):
+        equal = equal + 1 if token.strip() == last else 1
+        last = token.strip()
+        if equal > most:
+            return i + 1
+    return None
+
+
+def _find_stop(tokens: Sequence[str], limits: Limits) -> tuple[int, str] | None:
+    """Where the stop string is that ends soonest: the engines look after each token."""
+    text = "".join(tokens)
+    found = [(text.index(stop), stop) for stop in limits.stop if stop and stop in text]
+    first = min(found, key=lambda hit: hit[0] + len(hit[1]), default=None)
+    if first is None or not limits.stops_in_order:
+        return first
+    read = "".join(_until(tokens, first[0] + len(first[1])))
+    return next((read.index(stop), stop) for stop in limits.stop if stop and stop in read)
+
+
+def _until(tokens: Sequence[str], end: int) -> list[str]:
+    """The tokens up to the one in which the stop string ends: they were all computed and are all counted."""
+    total = 0
+    for i, token in enumerate(tokens):
+        total += len(token)
+        if total >= end:
+            return list(tokens[: i + 1])
+    return list(tokens)
+
+
+def _sorted_pieces(tokens: Sequence[str], stop_at: int | None, thinks: bool) -> Iterable[Piece]:
+    thinking, position = thinks, 0
+    for token in tokens:
+        text = token if stop_at is None else token[: max(0, stop_at - position)]
+        position += len(token)
+        if thinking and token.strip() == END_OF_THOUGHT:
+            thinking = False
+            yield Piece("nothing", "", token)
+        else:
+            yield Piece(("thinking" if thinking else "content") if text else "nothing", text, token)
+
+
+def _parse_calls(content: str, bare_json: bool) -> tuple[Call, ...]:
+    """Whole calls in the content, or none: one that was cut off stays content."""
+    sources = [content] if bare_json else re.findall(r"<tool_call>(.*?)</tool_call>", content, re.DOTALL)
+    calls = []
+    for source in sources:
+        try:
+            found = json.loads(source)
+        except ValueError:
+            return ()
+        if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+            return ()
+        calls.append(Call(found["name"], found.get("arguments", found.get("parameters", {}))))
+    return tuple(calls)
+
+
+def logprob(token: str, top: int, keeps_empty: bool) -> dict[str, Any]:
+    """OpenAI's log probability entry for `token` with `top` alternatives (Ollama leaves an empty list out)."""
+    entry: dict[str, Any] = {"token": token, "logprob": -0.5, "bytes": list(token.encode())}
+    others = [token, *(f" {word}" for word in _FILLER)][:top]
+    if others or keeps_empty:
+        entry["top_logprobs"] = [{"token": other, "logprob": -0.5 - i, "bytes": list(other.encode())} for i, other in enumerate(others)]
+    return entry

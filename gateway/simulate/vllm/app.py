@@ -1,0 +1,224 @@
+"""A stand-in that speaks as vLLM 0.32's OpenAI server does."""
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import orjson
+
+from gateway.simulate.asgi import ClientLeft, Exchange, Headers, Receive, Scope, Send
+from gateway.simulate.engine import Died, Engine, Failed, Generation, Lane, Refused, Truncated
+from gateway.simulate.options import Model, Options
+from gateway.simulate.text import Answer, count_tokens
+from gateway.simulate.vllm.embeddings import embedding_job
+from gateway.simulate.vllm.metrics import exposition
+from gateway.simulate.vllm.requests import Job, chat_job, completion_job, decode, known_model
+from gateway.simulate.vllm.responses import DONE, ENGINE_ERROR, Chat, Completion, event
+from gateway.simulate.vllm.validation import ApiError, flaw, invalid
+
+JSON = "application/json"
+BUSY = "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+class Vllm:
+    """The ASGI app: one model, under all the names of `options.models`. `engine` has the counters and faults."""
+
+    def __init__(self, options: Options) -> None:
+        self.engine = Engine(options)
+        self._model: Model = options.served[0]
+        self._lane = Lane(options.max_num_seqs)
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/health": ("GET", self._health),
+            "/ping": ("GET", self._health),
+            "/version": ("GET", self._version),
+            "/load": ("GET", self._load),
+            "/metrics": ("GET", self._metrics),
+            "/tokenize": ("POST", self._tokenize),
+            "/v1/models": ("GET", self._models),
+        }
+        if self._model.embedding:
+            self._routes["/v1/embeddings"] = ("POST", self._embed)
+        else:
+            self._routes |= {"/v1/chat/completions": ("POST", self._chat), "/v1/completions": ("POST", self._completion)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        try:
+            await exchange.read()
+            await exchange.while_client_stays(self._answer(exchange), self.engine.count_cancelled)
+        except ClientLeft:
+            return
+        except Died:
+            await exchange.hang_up()
+
+    async def _answer(self, exchange: Exchange) -> None:
+        if exchange.path.startswith("/simulate/"):
+            return await self.engine.debug_door(exchange)
+        self.engine.remember(exchange)
+        key = self.engine.options.api_key
+        if key and exchange.path.startswith("/v1") and exchange.headers.get("authorization") != f"Bearer {key}":
+            return await self._send(exchange, 401, {"error": "Unauthorized"})
+        method, handler = self._routes.get(exchange.path, ("GET", None))
+        if handler is None:
+            return await self._send(exchange, 404, {"detail": "Not Found"})
+        if exchange.method != method:
+            return await self._send(exchange, 405, {"detail": "Method Not Allowed"}, {"allow": method})
+        try:
+            await handler(exchange)
+        except ApiError as error:
+            await self._send(exchange, error.status, error.body)
+
+    async def _send(self, exchange: Exchange, status: int, body: Any, headers: Headers | None = None) -> None:
+        data = body if isinstance(body, bytes) else orjson.dumps(body)
+        await exchange.reply(status, {**(headers or {}), "content-type": JSON, **_vary(status)}, data)
+
+    # Lists and small things.
+
+    async def _health(self, exchange: Exchange) -> None:
+        await exchange.reply(200, _vary(200), b"")
+
+    async def _version(self, exchange: Exchange) -> None:
+        await self._send(exchange, 200, {"version": "0.32.0"})
+
+    async def _load(self, exchange: Exchange) -> None:
+        await self._send(exchange, 200, {"server_load": 0})  # counts only with --enable-server-load-tracking
+
+    async def _metrics(self, exchange: Exchange) -> None:
+        kind = "text/plain; version=1.0.0; charset=utf-8"
+        await exchange.reply(200, {"content-type": kind, **_vary(200)}, exposition(self.engine, self._model.name))
+
+    async def _tokenize(self, exchange: Exchange) -> None:
+        body = decode(exchange.body, exchange.headers.get("content-type", ""))
+        if not {"prompt", "messages"} & set(body):
+            raise invalid(*(flaw("missing", f"body.{name}", "Field required", body) for name in ("prompt", "messages")))
+        known_model(body, self.engine.options)
+        messages = body.get("messages") or [{"content": body.get("prompt", "")}]
+        count = count_tokens("\n".join(str(message.get("content") or "") for message in messages))
+        answer = {"count": count, "max_model_len": self._model.context_length, "tokens": list(range(1, count + 1)), "token_strs": None}
+        await self._send(exchange, 200, answer)
+
+    async def _models(self, exchange: Exchange) -> None:
+        now = int(time.time())
+        cards = [
+            {
+                "id": model.name,
+                "object": "model",
+                "created": now,
+                "owned_by": "vllm",
+                "root": f"/models/{self._model.name.rpartition('/')[2]}",
+                "parent": None,
+                "max_model_len": self._model.context_length,
+                "permission": [_permission(now)],
+            }
+            for model in self.engine.options.served
+        ]
+        await self._send(exchange, 200, {"object": "list", "data": cards})
+
+    # Generation.
+
+    async def _chat(self, exchange: Exchange) -> None:
+        options = self.engine.options
+        body = decode(exchange.body, exchange.headers.get("content-type", ""))
+        job = chat_job(body, self._model, options)
+        await self._run(exchange, job, Chat(job, exchange.headers.get("x-request-id"), options.reasoning_parser))
+
+    async def _completion(self, exchange: Exchange) -> None:
+        body = decode(exchange.body, exchange.headers.get("content-type", ""))
+        job = completion_job(body, self._model, self.engine.options)
+        await self._run(exchange, job, Completion(job, exchange.headers.get("x-request-id")))
+
+    async def _embed(self, exchange: Exchange) -> None:
+        body = decode(exchange.body, exchange.headers.get("content-type", ""))
+        job = embedding_job(body, self._model, self.engine.options)
+        generation = self._begin()
+        async with self.engine.slot(self._lane) as clock:
+            await generation.prefill(job.tokens, 0, clock)
+            try:
+                await generation.end(0, "stop")
+            except Failed as exc:
+                raise ApiError(500, "Internal server error", "InternalServerError") from exc
+        await self._send(exchange, 200, job.answer(str(body.get("model") or self._model.name)))
+
+    def _begin(self) -> Generation:
+        try:
+            return self.engine.begin()
+        except Refused as exc:
+            message, kind = (BUSY, "Service Unavailable") if exc.status == 503 else ("Internal server error", "InternalServerError")
+            raise ApiError(exc.status, message, kind) from exc
+
+    async def _run(self, exchange: Exchange, job: Job, writer: Chat | Completion) -> None:
+        generation = self._begin()
+        if job.stream:  # vLLM sends its headers before the request even waits
+            await exchange.start(200, {"content-type": "text/event-stream; charset=utf-8", **_vary(200)})
+        async with self.engine.slot(self._lane) as clock:
+            answers = [self.engine.answer(prompt, job.limits, variant=i % job.choices) for i, prompt in enumerate(job.replies)]
+            await generation.prefill(job.prompt_tokens, job.prompt.images, clock)
+            if job.stream:
+                await self._stream(exchange, job, writer, generation, answers)
+            else:
+                await self._plain(exchange, writer, generation, answers)
+
+    async def _stream(self, exchange: Exchange, job: Job, writer: Chat | Completion, generation: Generation, answers: list[Answer]) -> None:
+        deltas = [writer.deltas(i, answer) for i, answer in enumerate(answers)]
+        longest = max(len(answer.pieces) for answer in answers)
+        try:
+            for number in range(longest):
+                await generation.token(number)
+                data = b"".join(next(delta, b"") for delta in deltas)
+                if number == 0:
+                    data = writer.roles() + data
+                if data:
+                    await exchange.write(data)
+            await generation.end(longest, answers[0].finish)
+        except Failed:
+            await exchange.end(event(ENGINE_ERROR) + DONE)
+            return
+        except Truncated:
+            await exchange.end()
+            return
+        rest = b"".join(_rest(delta) for delta in deltas)
+        await exchange.end(rest + (writer.usage_chunk(answers) if job.include_usage else b"") + DONE)
+
+    async def _plain(self, exchange: Exchange, writer: Chat | Completion, generation: Generation, answers: list[Answer]) -> None:
+        longest = max(len(answer.pieces) for answer in answers)
+        try:
+            for number in range(longest):
+                await generation.token(number)
+            await generation.end(longest, answers[0].finish)
+        except Failed as exc:
+            raise ApiError(500, "Internal server error", "InternalServerError") from exc
+        except Truncated:  # half of the JSON, and a clean end
+            whole = writer.whole(answers)
+            await exchange.start(200, {"content-type": JSON, **_vary(200)})
+            await exchange.end(whole[: len(whole) // 2])
+            return
+        await self._send(exchange, 200, writer.whole(answers))
+
+
+def _rest(deltas: Iterator[bytes]) -> bytes:
+    return b"".join(deltas)
+
+
+def _vary(status: int) -> Headers:
+    """CORS's header, on all but what the outermost handler answers."""
+    return {} if status == 500 else {"vary": "Origin"}
+
+
+def _permission(now: int) -> dict[str, Any]:
+    return {
+        "id": f"modelperm-{secrets.token_hex(8)}",
+        "object": "model_permission",
+        "created": now,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }

@@ -1,0 +1,150 @@
+"""Logs on standard error: one line for each exchange, and plain sentences for the operator. No prompt, completion or key is ever given to it."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import BinaryIO, Protocol
+
+import msgspec
+import orjson
+
+from gateway.telemetry.exchange import Exchange
+
+MAX_PENDING = 1000
+"""Writes that may wait for a log that is not read."""
+
+CLOSE_SECONDS = 1.0
+
+_encode = msgspec.json.encode
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line. Of an exception only its class and where it was raised: its text may hold what a client sent."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {"time": _timestamp(record.created), "level": record.levelname.lower(), "event": record.getMessage()}
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = record.exc_info[0].__name__
+            line["at"] = _places(record)
+        return orjson.dumps(line).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """For people at a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.levelname.lower():7} {record.getMessage()}"
+        if record.exc_info and record.exc_info[0] is not None:
+            text += f" [{record.exc_info[0].__name__} at {', '.join(_places(record))}]"
+        return text
+
+
+def _places(record: logging.LogRecord) -> list[str]:
+    places = []
+    trace = record.exc_info[2] if record.exc_info else None
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{code.co_qualname}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return places[-5:]
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def _timestamp(seconds: float) -> str:
+    return f"{_second(int(seconds))}.{int(seconds * 1000) % 1000:03d}Z"
+
+
+class Writable(Protocol):
+    """Where lines go."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+class Sink:
+    """Writes from a thread of its own: a reader that stalls, or a full disk, stops nobody. What finds no place in its queue is lost."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._pending: queue.Queue[bytes | None] = queue.Queue(MAX_PENDING)
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def write(self, data: bytes, /) -> None:
+        with suppress(queue.Full):
+            self._pending.put_nowait(data)
+
+    def close(self) -> None:
+        """Write what is pending, for a second at most."""
+        with suppress(queue.Full):
+            self._pending.put(None, timeout=CLOSE_SECONDS)
+            self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while (data := self._pending.get()) is not None:
+            with suppress(OSError, ValueError):  # closed, or full: the next line may fit again
+                self._out.write(data)
+                self._out.flush()
+
+
+class SinkHandler(logging.Handler):
+    """Hands log records to where lines go."""
+
+    def __init__(self, out: Writable) -> None:
+        super().__init__()
+        self._out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._out.write((self.format(record) + "\n").encode())
+
+
+def configure(as_json: bool, out: Writable) -> None:
+    """Send the logs of the gateway, and warnings of the libraries, to `out`."""
+    handler = SinkHandler(out)
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("gateway").setLevel(logging.INFO)
+
+
+class ExchangeLog:
+    """Writes one line for each exchange."""
+
+    def __init__(self, as_json: bool, out: Writable) -> None:
+        self._lines = _json_lines if as_json else _text_lines
+        self._out = out
+
+    def write(self, exchanges: Sequence[Exchange]) -> None:
+        """Write the lines of `exchanges` together: one system call for many."""
+        if exchanges:
+            self._out.write(self._lines(exchanges))
+
+
+def _json_lines(exchanges: Sequence[Exchange]) -> bytes:
+    start = b'{"time":"%b","level":"info","event":"exchange",' % _timestamp(time.time()).encode()
+    return b"".join([start + _encode(exchange)[1:] + b"\n" for exchange in exchanges])
+
+
+def _text_lines(exchanges: Sequence[Exchange]) -> bytes:
+    now = time.strftime("%H:%M:%S")
+    return b"".join([_text_line(exchange, now) for exchange in exchanges])
+
+
+def _text_line(exchange: Exchange, now: str) -> bytes:
+    level = "info" if exchange.status < 500 else "warning"
+    tokens = f", {exchange.usage.prompt_tokens}+{exchange.usage.completion_tokens} tokens" if exchange.usage else ""
+    code = f" {exchange.code}" if exchange.code else ""
+    detail = exchange.reason or (exchange.phase if exchange.outcome == "cancelled" else "")
+    why = f" ({detail})" if detail else ""
+    return (
+        f"{now} {level:7} {exchange.status}{code}{why} {exchange.tier} on {exchange.backend}, "
+        f"{exchange.duration:.3f} s{tokens} [{exchange.request_id}]\n"
+    ).encode()

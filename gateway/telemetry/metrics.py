@@ -1,0 +1,244 @@
+"""Every Prometheus metric, declared once, on a registry that is passed in.
+
+Labels come from closed sets: tiers, backends and outcomes of the settings and this code. Buckets are vLLM's own (vllm/v1/metrics/buckets.py,
+0.33), so that one dashboard lays its histograms beside ours.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Info
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway.telemetry.exchange import CHAT, LANES, NONE, Exchange
+
+TIME_TO_FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
+INTER_TOKEN_LATENCY = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+DURATION = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+QUEUE_WAIT = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
+LOAD = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+OVERHEAD = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1)
+
+Label = Literal["tier", "backend"]
+"""Those whose values the settings name."""
+
+
+class Histogram:
+    """One labelled series of `Histograms`."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+    def quantile(self, share: float) -> float | None:
+        """The value that `share` of the observations do not exceed, guessed evenly inside its bucket; None without any."""
+        wanted = share * sum(self.counts)
+        if not wanted:
+            return None
+        low = 0.0
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            if count >= wanted:
+                return low + (bound - low) * wanted / count
+            wanted -= count
+            low = bound
+        return low
+
+    def observe_gap(self, seconds: float, tokens: int) -> None:
+        """A gap of `seconds` before the first of `tokens` that came together; the others came without a gap."""
+        counts = self.counts
+        counts[bisect_left(self.bounds, seconds)] += 1
+        if tokens > 1:
+            counts[0] += tokens - 1
+        self.total += seconds
+
+
+class Histograms(Collector):
+    """One histogram metric. Without locks, since only the event loop writes: a fifth of what prometheus-client's own `observe` costs,
+    which for every token and four times a request is worth a class."""
+
+    def __init__(self, registry: CollectorRegistry, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
+        self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
+        self._series: dict[tuple[str, ...], Histogram] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> Histogram:
+        series = self._series.get(values)
+        if series is None:
+            series = self._series[values] = Histogram(self._bounds)
+        return series
+
+    def forget(self, label: str, value: str) -> None:
+        """Drop the series with this value, where there is such a label."""
+        if label in self._labels:
+            place = self._labels.index(label)
+            self._series = {labels: series for labels, series in self._series.items() if labels[place] != value}
+
+    def quantile(self, labels: tuple[str, ...], share: float) -> float | None:
+        """Of one series, which need not be there."""
+        series = self._series.get(labels)
+        return None if series is None else series.quantile(share)
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, series in self._series.items():
+            running, buckets = 0, []
+            for bound, count in zip((*self._bounds, inf), series.counts, strict=True):
+                running += count
+                buckets.append(("+Inf" if bound == inf else repr(float(bound)), float(running)))
+            family.add_metric(labels, buckets, series.total)
+        yield family
+
+
+@dataclass(slots=True)
+class RouteMetrics:
+    """The series of one (tier, backend) at one endpoint, bound once; the counters of what is usual are plain numbers until somebody looks."""
+
+    duration: Histogram
+    time_to_first_token: Histogram
+    gaps: Histogram
+    queue_wait: dict[str, Histogram]
+    """By lane."""
+    counters: tuple[Counter, Counter, Counter]
+    """Of requests that ended well, prompt tokens, completion tokens."""
+    ok: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def publish(self) -> None:
+        """Hand the numbers over to the counters."""
+        for counter, amount in zip(self.counters, (self.ok, self.prompt_tokens, self.completion_tokens), strict=True):
+            counter.inc(amount)
+        self.ok = self.prompt_tokens = self.completion_tokens = 0
+
+
+class _First(Collector):
+    """Runs `prepare` before the other collectors are read; it has to be registered before them."""
+
+    def __init__(self, registry: CollectorRegistry, prepare: Callable[[], None]) -> None:
+        self._prepare = prepare
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        self._prepare()
+        return iter(())
+
+
+class Metrics:
+    """All metrics of the gateway. `settle` is called before they are read, for who counts late."""
+
+    def __init__(self, registry: CollectorRegistry, version: str, settle: Callable[[], None] = lambda: None) -> None:
+        self.registry = registry
+        self._settle = settle
+        self._routes: dict[tuple[str, str, str], RouteMetrics] = {}
+        self._counters: dict[Counter, tuple[str, ...]] = {}
+        _First(registry, self._publish)
+        route = ("tier", "backend")
+
+        def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+            made = Counter(name, text, labels, registry=registry)
+            self._counters[made] = tuple(labels)
+            return made
+
+        def histogram(name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> Histograms:
+            return Histograms(registry, name, text, labels, bounds)
+
+        self.requests = counter("gateway_requests_total", "Requests, by how they ended.", ("endpoint", *route, "outcome"))
+        self.duration = histogram("gateway_request_duration_seconds", "From the arrival of a request to the end of its answer.", route, DURATION)
+        self.time_to_first_token = histogram(
+            "gateway_time_to_first_token_seconds", "From the arrival of a request to the first piece of its answer.", route, TIME_TO_FIRST_TOKEN
+        )
+        self.gaps = histogram("gateway_inter_token_latency_seconds", "Gap between two pieces of an answer.", route, INTER_TOKEN_LATENCY)
+        self.tokens = counter("gateway_tokens_total", "Tokens, as the backends counted them.", (*route, "type"))
+        self.queue_wait = histogram("gateway_queue_wait_seconds", "Wait for a slot of a backend.", ("backend", "lane"), QUEUE_WAIT)
+        self.rejected = counter("gateway_rejected_total", "Requests refused for want of room or a healthy backend.", ("backend", "reason"))
+        self.upstream_errors = counter("gateway_upstream_errors_total", "Failures of a backend.", ("backend", "reason"))
+        self.retries = counter("gateway_retries_total", "Requests sent once more.", ("backend", "reason"))
+        self.fallbacks = counter(
+            "gateway_fallbacks_total", "Requests that another backend was asked to serve.", ("tier", "from_backend", "to_backend")
+        )
+        self.client_disconnects = counter("gateway_client_disconnects_total", "Clients that left before their answer's end.", ("phase",))
+        self.running = Gauge("gateway_requests_running", "Requests in flight at a backend.", ("backend", "lane"), registry=registry)
+        self.waiting = Gauge("gateway_requests_waiting", "Requests in line for a backend.", ("backend", "lane"), registry=registry)
+        self.backend_up = Gauge("gateway_backend_up", "1 while a server of the backend answers its probe.", ("backend",), registry=registry)
+        self.circuit_state = Gauge(
+            "gateway_circuit_state", "Of the backend's best server: 0 closed, 1 suspect, 2 half open, 3 open.", ("backend",), registry=registry
+        )
+        self.load_seconds = histogram("gateway_backend_load_seconds", "Time in which a backend loaded a model.", ("backend", "model"), LOAD)
+        self.active_backend = Gauge("gateway_active_backend", "1 for the backend that serves the tier.", route, registry=registry)
+        self.switches = counter("gateway_switches_total", "Moves of a tier, or of a part of it.", ("tier", "from_backend", "to_backend", "cause"))
+        self.overhead = histogram("gateway_overhead_seconds", "Time in the gateway outside the queue and the upstream.", (), OVERHEAD).labels()
+        Info("gateway_build", "The running version.", registry=registry).info({"version": version})
+
+    def route(self, tier: str, backend: str, endpoint: str = CHAT) -> RouteMetrics:
+        bound = self._routes.get((tier, backend, endpoint))
+        if bound is None:
+            bound = self._routes[tier, backend, endpoint] = RouteMetrics(
+                self.duration.labels(tier, backend),
+                self.time_to_first_token.labels(tier, backend),
+                self.gaps.labels(tier, backend),
+                {lane: self.queue_wait.labels(backend, lane) for lane in LANES[endpoint]},
+                (
+                    self.requests.labels(endpoint, tier, backend, "ok"),
+                    self.tokens.labels(tier, backend, "prompt"),
+                    self.tokens.labels(tier, backend, "completion"),
+                ),
+            )
+        return bound
+
+    def forget(self, label: Label, value: str) -> None:
+        """Drop the counts of a tier or of a backend that the settings have no more; nobody may count there again with what was bound before."""
+        place = 0 if label == "tier" else 1
+        self._routes = {route: bound for route, bound in self._routes.items() if route[place] != value}
+        for histograms in (self.duration, self.time_to_first_token, self.gaps, self.queue_wait, self.load_seconds):
+            histograms.forget(label, value)
+        for counter, labels in self._counters.items():
+            if label in labels:
+                samples = [sample.labels for family in counter.collect() for sample in family.samples]
+                for found in {tuple(sample[name] for name in labels) for sample in samples if sample[label] == value}:
+                    counter.remove(*found)
+
+    def record(self, exchange: Exchange) -> None:
+        """Count one exchange that is over."""
+        if exchange.outcome != "ok":
+            self._record_failure(exchange)
+        if exchange.backend == NONE:
+            return
+        route = self.route(exchange.tier, exchange.backend, exchange.endpoint)
+        if exchange.outcome == "ok":
+            route.ok += 1
+        duration, queue_wait = exchange.duration, exchange.queue_wait
+        route.duration.observe(duration)
+        if queue_wait is not None:
+            route.queue_wait[exchange.lane].observe(queue_wait)
+            overhead = duration - queue_wait - exchange.upstream
+            self.overhead.observe(max(0.0, overhead))
+        if exchange.time_to_first_token is not None:
+            route.time_to_first_token.observe(exchange.time_to_first_token)
+        if exchange.usage is not None:
+            route.prompt_tokens += exchange.usage.prompt_tokens
+            route.completion_tokens += exchange.usage.completion_tokens
+
+    def _publish(self) -> None:
+        self._settle()
+        for route in self._routes.values():
+            route.publish()
+
+    def _record_failure(self, exchange: Exchange) -> None:
+        self.requests.labels(exchange.endpoint, exchange.tier, exchange.backend, exchange.outcome).inc()
+        if exchange.outcome == "cancelled":
+            self.client_disconnects.labels(exchange.phase).inc()
+        elif exchange.outcome == "rejected":
+            self.rejected.labels(exchange.backend, exchange.code or NONE).inc()
+        elif exchange.outcome in ("upstream_error", "timeout"):
+            self.upstream_errors.labels(exchange.backend, exchange.reason or exchange.code or NONE).inc()

@@ -1,0 +1,152 @@
+"""HTTP/1.1 connections to one server: a keep-alive pool, and one exchange at a time on each connection.
+
+The promises, each with its reason in docs/adr/0002:
+
+- A connection that saw anything unexpected (a byte too many, a broken head, a body cut short) is closed and never used again, so
+  that no byte of one answer can reach the next (RFC 9112 section 6.3).
+- A connection taken from the pool that closes before one byte of the answer came was stale: the request is sent once more on a fresh one.
+- Leaving `with await pool.ask(...)` in any way, cancellation included, leaves no connection, timer or buffer behind.
+- Nothing grows without bound: head, informational answers, body and unread pieces each have their limit.
+
+Deadlines other than the one for connecting are the caller's: cancel the task.
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gateway.upstream.connection import READ_BYTES, Bounds, Connection, WireError
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a server is: what to connect to, and what stands before each path."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+    prefix: str = ""
+
+    @property
+    def authority(self) -> str:
+        """The Host header (RFC 9110 section 7.2)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+
+class Pool:
+    """The connections to one server. Unbounded by itself: admission bounds what is in flight.
+
+    `idle_seconds` has to stay under the server's own keep-alive, or requests meet connections that the server is closing.
+    """
+
+    def __init__(self, origin: Origin, *, connect_timeout: float, idle_seconds: float, bounds: Bounds | None = None) -> None:
+        self.origin = origin
+        self.connect_timeout = connect_timeout
+        self._idle_seconds = idle_seconds
+        self._bounds = bounds or Bounds()
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
+        self.buffer = memoryview(bytearray(READ_BYTES))
+        self._sweep: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Pool {len(self._open)} open, {len(self._idle)} idle>"
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._open)
+
+    def head(self, method: str, path: str, headers: Sequence[tuple[str, str]]) -> bytes:
+        """The constant part of a request's head, without Content-Length and the blank line."""
+        fixed = [("Host", self.origin.authority), ("Accept-Encoding", "identity"), ("User-Agent", "gateway"), *headers]
+        for name, value in fixed:
+            if not (name.isascii() and value.isascii() and (name + value).isprintable()):
+                raise ValueError(f"header {name!r} has a character that cannot be sent")
+        return (f"{method} {self.origin.prefix}{path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fixed)).encode("ascii")
+
+    async def ask(
+        self, head: bytes, body: bytes = b"", on_stale: Callable[[], None] = lambda: None, connect_timeout: float | None = None
+    ) -> Connection:
+        """Send one request, `head` as `head()` made it, and wait for the head of its answer: `with await pool.ask(...) as response:`. `on_stale`
+        is called when a stale connection was met and the request is sent once more. `connect_timeout` is in seconds; None: the pool's.
+
+        Raises:
+            WireError: no connection, or no whole head of an answer.
+        """
+        head = b"%bContent-Length: %d\r\n\r\n" % (head, len(body))
+        kept = self.take()
+        if kept is not None:
+            try:
+                await kept.send(head, body)
+            except WireError as error:
+                if error.answered or error.fault not in ("closed", "reset"):
+                    raise
+                on_stale()
+            else:
+                return kept
+        fresh = await self.connect(connect_timeout)
+        await fresh.send(head, body)
+        return fresh
+
+    async def connect(self, connect_timeout: float | None = None) -> Connection:
+        """A new connection."""
+        loop = asyncio.get_running_loop()
+        origin = self.origin
+        connection = Connection(self, loop, self._bounds)
+        try:
+            async with asyncio.timeout(self.connect_timeout if connect_timeout is None else connect_timeout):
+                await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.tls)
+        except BaseException as error:
+            connection.abort()
+            connection.connection_lost(None)  # uvloop does not call it after a cancellation that comes together with the connection
+            if isinstance(error, TimeoutError):
+                raise WireError("connect_timeout") from error
+            if isinstance(error, OSError):
+                raise WireError("connect") from error
+            raise
+        return connection
+
+    def take(self) -> Connection | None:
+        """The connection used last, if one is still good."""
+        oldest = time.monotonic() - self._idle_seconds
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable() and connection.idle_since > oldest and connection.is_silent():
+                return connection
+            connection.abort()
+        return None
+
+    def keep(self, connection: Connection) -> None:
+        connection.idle_since = time.monotonic()
+        self._idle.append(connection)
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(self._idle_seconds, self._close_expired)
+
+    def _close_expired(self) -> None:
+        oldest = time.monotonic() - self._idle_seconds
+        for connection in self._idle:
+            if connection.idle_since <= oldest:
+                connection.abort()
+        self._idle = [connection for connection in self._idle if connection.idle_since > oldest]
+        delay = self._idle[0].idle_since - oldest if self._idle else 0.0
+        self._sweep = asyncio.get_running_loop().call_later(delay, self._close_expired) if self._idle else None
+
+    def opened(self, connection: Connection) -> None:
+        self._open.add(connection)
+
+    def closed(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close(self) -> None:
+        """Close every connection, those in use too."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        for connection in list(self._open):
+            connection.abort()
+        self._idle.clear()
