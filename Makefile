@@ -71,8 +71,8 @@ $(VENV)/dev: $(VENV)/runtime requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@
 
-$(VLLM_VENV)/ready: tests/engines/install_vllm.py
-	$(PYTHON) tests/engines/install_vllm.py $(VLLM_VENV)
+$(VLLM_VENV)/ready: tests/real_engines/install_vllm.py
+	$(PYTHON) tests/real_engines/install_vllm.py $(VLLM_VENV)
 	@touch $@
 
 $(BENCH_VENV)/ready: requirements/bench.txt

@@ -32,7 +32,7 @@ from gateway.rollout.guard import RolloutGuard
 from gateway.rollout.migration import Moves
 from gateway.rollout.preflight.check import Preflight
 from gateway.rollout.state import Rollout
-from gateway.state_file import State
+from gateway.state_file import StateFile
 from gateway.telemetry.exchange import Exchange
 from gateway.telemetry.log import ExchangeLog
 from gateway.telemetry.metrics import Label, Metrics
@@ -57,7 +57,7 @@ class Gateway:
         self._log = log
         self._metrics = Metrics(registry, __version__, self.settle)
         self._backends = build(settings.backends.values(), settings.ollama_num_parallel)
-        self._state = State(settings.state_file)
+        self._state = StateFile(settings.state_file)
         keep_learned(self._state, self._backends, settings.ollama_num_parallel)
         self.rollout = Rollout(settings)
         self._steering = steering = Steering(self.rollout, self._state, self._metrics, settings.rollback_to)

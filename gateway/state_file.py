@@ -24,7 +24,7 @@ LEFT_SECONDS = 60.0
 _log = logging.getLogger("gateway.state")
 
 
-class State:
+class StateFile:
     """The sections of one file; without a `path`, of none. A section is JSON: a dict, list, text or number."""
 
     def __init__(self, path: Path | None) -> None:

@@ -14,19 +14,14 @@ settings.register_profile("tests", deadline=None, derandomize=True)  # what a ch
 settings.register_profile("explore", deadline=None, max_examples=1000)  # `pytest --hypothesis-profile=explore` looks for more
 settings.load_profile("tests")
 
-ON_UVLOOP = {
-    "test_api", "test_cancellation", "test_fallback", "test_faults", "test_loader", "test_moves", "test_ops", "test_ops_guard", "test_ops_rollout",
-    "test_preflight", "test_relay", "test_reload", "test_together",
-}  # fmt: skip
-"""The whole gateway: in the loop that it runs in."""
-ON_BOTH = {"test_wire"}
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    if item.path.stem in ON_BOTH:
+    """The loops that a test runs in: asyncio's, uvloop's where it is marked `uvloop`, one after the other where it is marked `both_loops`."""
+    if item.get_closest_marker("both_loops"):
         return LOOPS
-    name = "uvloop" if item.path.stem in ON_UVLOOP else "asyncio"
+    name = "uvloop" if item.get_closest_marker("uvloop") else "asyncio"
     return {name: LOOPS[name]}
 
 

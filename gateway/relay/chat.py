@@ -133,7 +133,7 @@ class ChatRelay(Relay):
         if len(body) > LARGE:
             await asyncio.sleep(0)
         head = server.chat_head(self._request.came_through, self._shared.gateway_id)
-        asking = server.pool.ask(head, body, self._count_stale, self._limits.connect_timeout)
+        asking = server.pool.request(head, body, self._count_stale, self._limits.connect_timeout)
         del body
         with await asking as response:
             if response.status != 200:

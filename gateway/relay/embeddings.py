@@ -42,7 +42,7 @@ class EmbeddingRelay(Relay):
         head = server.embedding_head(self._request.came_through, self._shared.gateway_id)
         if len(body) > LARGE:
             await asyncio.sleep(0)
-        with await server.pool.ask(head, body, self._count_stale) as response:
+        with await server.pool.request(head, body, self._count_stale) as response:
             if response.status != 200:
                 raise with_pause(embedder.refusal(response.status, await response.read(MAX_REFUSAL)), response)
             check_headers(response)

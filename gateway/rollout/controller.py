@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.config import Settings
 from gateway.rollout.state import Change, Outcome, Rollout
-from gateway.state_file import State
+from gateway.state_file import StateFile
 from gateway.telemetry.metrics import Metrics
 
 SECTION = "rollout"
@@ -25,7 +25,7 @@ _log = logging.getLogger("gateway.rollout")
 class Steering:
     """Keeps the roll-out's changes: in the log, in the metrics, in the state file."""
 
-    def __init__(self, rollout: Rollout, state: State, metrics: Metrics, rollback_to: str) -> None:
+    def __init__(self, rollout: Rollout, state: StateFile, metrics: Metrics, rollback_to: str) -> None:
         self.rollout = rollout
         self._state = state
         self._metrics = metrics

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.state_file import State
+from gateway.state_file import StateFile
 from gateway.upstream.backend import Backend
 
 SECTION = "learned"
 
 
-def keep_learned(state: State, backends: Mapping[str, Backend], num_parallel: int | None) -> None:
+def keep_learned(state: StateFile, backends: Mapping[str, Backend], num_parallel: int | None) -> None:
     """Give `backends` what is kept, and keep what they learn from now on. A guess of the settings that has changed since counts more."""
     kept = state.get(SECTION)
     if isinstance(kept, dict) and kept.get("num_parallel") == num_parallel:

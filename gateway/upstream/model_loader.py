@@ -128,7 +128,7 @@ class Loader:
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._longest(model)):
-                with await server.pool.ask(head, body) as response:
+                with await server.pool.request(head, body) as response:
                     content = await response.read(MAX_REFUSAL)
                     if response.status != 200:
                         error = with_pause(refusal(response.status, content), response)
@@ -158,7 +158,7 @@ class Loader:
         """What is loaded; None: it does not tell."""
         try:
             async with asyncio.timeout(LOOK_SECONDS):
-                with await server.pool.ask(self._look_heads[server]) as response:
+                with await server.pool.request(self._look_heads[server]) as response:
                     content = await response.read(MAX_REFUSAL)
                     until = loaded(content) if response.status == 200 else None
                     return None if until is None else Shown(until, _date(response.fields.get(b"date", b"")))

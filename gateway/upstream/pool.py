@@ -67,7 +67,7 @@ class Pool:
                 raise ValueError(f"header {name!r} has a character that cannot be sent")
         return (f"{method} {self.origin.prefix}{path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fixed)).encode("ascii")
 
-    async def ask(
+    async def request(
         self, head: bytes, body: bytes = b"", on_stale: Callable[[], None] = lambda: None, connect_timeout: float | None = None
     ) -> Connection:
         """Send one request, `head` as `head()` made it, and wait for the head of its answer: `with await pool.ask(...) as response:`. `on_stale`

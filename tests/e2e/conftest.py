@@ -14,7 +14,7 @@ from PIL import Image
 from gateway.simulate import Model, Options
 from tests.e2e.engines import Engine, from_vllm, real_ollama, stand_in
 from tests.e2e.gateway import KEY, REPOSITORY, Gateway
-from tests.engines.vllm import MAX_MODEL_LEN, Vllm, tiny_models
+from tests.real_engines.vllm import MAX_MODEL_LEN, Vllm, tiny_models
 
 VISION_MODEL, TEXT_MODEL, SHARED_MODEL = "Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen3-8B", "Qwen/Qwen3-Shared"
 LANES = 4  # few, so that a test can occupy them all
@@ -58,7 +58,7 @@ def vllm_venv() -> Path:
     """Where the real vLLM is installed."""
     venv = REPOSITORY / os.environ.get("TEST_VLLM_VENV", ".venv-vllm")
     if not (venv / "bin" / "python").exists():
-        pytest.fail(f"no vLLM in {venv}; run `python tests/engines/install_vllm.py {venv.name}`, or name another place in TEST_VLLM_VENV")
+        pytest.fail(f"no vLLM in {venv}; run `python tests/real_engines/install_vllm.py {venv.name}`, or name another place in TEST_VLLM_VENV")
     return venv
 
 

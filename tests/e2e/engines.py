@@ -11,8 +11,8 @@ import httpx2
 
 from gateway.simulate import Options, running
 from tests.e2e.call import Call
-from tests.engines.process import wait_until
-from tests.engines.vllm import Load, Vllm
+from tests.real_engines.process import wait_until
+from tests.real_engines.vllm import Load, Vllm
 
 Message = dict[str, Any]
 

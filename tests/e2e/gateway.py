@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.engines.process import Server, free_port
+from tests.real_engines.process import Server, free_port
 
 REPOSITORY = Path(__file__).parents[2]
 KEY, OTHER_KEY, ADMIN_KEY = "client-key-one", "client-key-two", "operator-key"

@@ -16,7 +16,7 @@ from tests.e2e.engines import Engine, real_ollama, stand_in
 from tests.e2e.gateway import KEY, Gateway
 from tests.e2e.programs import langchain, openai_python
 from tests.e2e.programs.place import Place, Program
-from tests.engines.vllm import MAX_MODEL_LEN
+from tests.real_engines.vllm import MAX_MODEL_LEN
 
 # LlamaIndex's client (0.8) asks for openai below 3, and breaks with 3 where it forms a schema: it has a virtualenv of its own.
 HAS_LLAMA_INDEX = importlib.util.find_spec("llama_index") is not None and int(openai.__version__.partition(".")[0]) < 3

@@ -12,7 +12,7 @@ from gateway.simulate import Model, Options
 from tests.e2e.conftest import REAL_VLLM, vllm_venv
 from tests.e2e.engines import stand_in
 from tests.e2e.gateway import KEY, Gateway
-from tests.engines.vllm import MAX_MODEL_LEN, Vllm, tiny_models
+from tests.real_engines.vllm import MAX_MODEL_LEN, Vllm, tiny_models
 
 MODEL = "their/embedding-model"
 STAND_INS = {

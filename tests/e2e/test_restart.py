@@ -16,7 +16,7 @@ import pytest
 from gateway.simulate import Model, Options
 from tests.e2e.engines import Engine, stand_in
 from tests.e2e.gateway import ADMIN_KEY, KEY, Gateway
-from tests.engines.process import wait_until
+from tests.real_engines.process import wait_until
 
 OLLAMA, VLLM = "ollama", "vllm"
 OLLAMA_STAND_IN = Options(OLLAMA, (Model("qwen3"),))

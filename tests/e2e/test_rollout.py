@@ -20,7 +20,7 @@ from gateway.simulate import Model, Options
 from tests.e2e.call import Call
 from tests.e2e.engines import Engine, stand_in
 from tests.e2e.gateway import ADMIN_KEY, KEY, Gateway
-from tests.engines.process import wait_until
+from tests.real_engines.process import wait_until
 
 TIER, OLLAMA_MODEL = "standard", "qwen3-vl"
 OLLAMA, VLLM = "ollama", "vllm"

@@ -12,7 +12,7 @@ from tests.e2e.call import Call
 from tests.e2e.conftest import SHARED_MODEL
 from tests.e2e.engines import Engine
 from tests.e2e.gateway import KEY, Gateway
-from tests.engines.process import wait_until
+from tests.real_engines.process import wait_until
 
 Pair = tuple[Engine, Engine]
 

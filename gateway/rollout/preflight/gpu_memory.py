@@ -123,7 +123,7 @@ async def _get(backend: Backend, server: Server, path: str, gateway_id: bytes, s
     head = server.pool.head("GET", path, [*backend.headers(), (VIA.decode(), gateway_id.decode())])
     try:
         async with asyncio.timeout(seconds):
-            with await server.pool.ask(head) as response:
+            with await server.pool.request(head) as response:
                 body = await response.read(MAX_LIST)
                 return body if response.status == 200 else None
     except (WireError, TimeoutError):

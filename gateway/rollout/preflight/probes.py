@@ -251,7 +251,7 @@ class Tryout:
                 response.stop()
 
         try:
-            with await server.pool.ask(server.chat_head(b"", self._shared.gateway_id), body) as response:
+            with await server.pool.request(server.chat_head(b"", self._shared.gateway_id), body) as response:
                 if response.status != 200:
                     raise dialect.refusal(response.status, await response.read(MAX_REFUSAL))
                 check_headers(response, dialect.stream_type)

@@ -1,0 +1,484 @@
+"""The answers of all engines made one: thought apart from speech, calls in OpenAI's form, reasons by its rules."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, TokenLogprob, Usage, assemble
+from gateway.chat.normalizer import MOST_BLANKS, Shaping, ThoughtSplit
+from gateway.chat.request import Chat
+from gateway.engines.ollama import OllamaReading
+from gateway.engines.openai_response import OpenAiReading
+from tests.engines.recorded import body_of
+from tests.fakes.chats import TIME, chat, named, tool
+from tests.golden import load
+
+USAGE = Usage(7, 3)
+FORCED = chat(tools=[tool()], tool_choice=named())
+ANY_OF_ONE = chat(tools=[tool()], tool_choice="required")
+ANY_OF_TWO = chat(tools=[tool(), tool("get_time", TIME)], tool_choice="required")
+FREE = chat(tools=[tool(), tool("get_time", TIME)])
+ARGUMENTS = '{"city": "Oslo"}'
+CALL = json.dumps({"name": "get_time", "arguments": {"zone": "UTC"}})
+
+
+def said(*texts: str, finish: FinishReason = "stop") -> list[Delta]:
+    return [*(Delta(text) for text in texts), Delta(finish=finish), Delta(usage=USAGE)]
+
+
+def shown(asked: Chat, deltas: Iterable[Delta]) -> list[Delta]:
+    """What is shown of an answer that comes delta by delta."""
+    shaping = Shaping(asked)
+    return [one for delta in deltas for one in shaping.take([delta])]
+
+
+def streamed(asked: Chat, deltas: Iterable[Delta]) -> Answer:
+    return assemble(shown(asked, deltas))
+
+
+def whole(asked: Chat, text: str, finish: FinishReason = "stop", calls: list[CallDelta] | None = None) -> Answer:
+    """The same as a plain answer: all in one delta."""
+    return assemble(Shaping(asked).take([Delta(text, "", finish, USAGE, calls)]))
+
+
+def cut(text: str, size: int) -> list[str]:
+    return [text[start : start + size] for start in range(0, len(text), size)]
+
+
+def calls_of(answer: Answer) -> list[tuple[str, Any]]:
+    return [(call.name, json.loads(call.arguments)) for call in answer.calls]
+
+
+# Thought and speech
+
+
+def split(pieces: Iterable[str]) -> tuple[str, str]:
+    """Speech and thought of a text in these pieces."""
+    parts = ThoughtSplit()
+    found = [parts.feed(piece) for piece in pieces] + [parts.rest()]
+    return "".join(speech for speech, _ in found), "".join(thought for _, thought in found)
+
+
+@pytest.mark.parametrize(
+    ("text", "speech", "thought"),
+    [
+        ("<think>why</think>Hello", "Hello", "why"),
+        ("\n<think>why</think>\n\nHello", "Hello", "why"),
+        ("<think></think>Hello", "Hello", ""),
+        ("<think>why", "", "why"),
+        ("<think>a < b </thin", "", "a < b </thin"),
+        ("Hello <think>why</think>", "Hello <think>why</think>", ""),
+        ("<thinking>why", "<thinking>why", ""),
+        ("<thin", "<thin", ""),
+        ("  Hello", "  Hello", ""),
+        ("", "", ""),
+        ("<think>a</think>b</think>c", "b</think>c", "a"),
+        ("<think>a</think>b <think>c</think>", "b <think>c</think>", "a"),
+    ],
+)
+def test_thought_at_the_beginning_is_taken_out_wherever_it_is_cut(text: str, speech: str, thought: str) -> None:
+    assert split([text]) == (speech, thought)
+    for place in range(len(text) + 1):
+        assert split([text[:place], text[place:]]) == (speech, thought)
+    assert split(text) == (speech, thought)
+
+
+bits = st.sampled_from(["<think>", "</think>", "<thi", "nk>", "</", "think", ">", "<", " ", "\n", "a", "é", "🙂"]) | st.text(max_size=3)
+pieces = st.tuples(st.sampled_from([[], [" "], ["<think>"], ["\n", "<think>", "a"], ["<think>", "</think>"]]), st.lists(bits, max_size=10)).map(
+    lambda parts: parts[0] + parts[1]
+)
+
+
+def split_at_once(text: str) -> tuple[str, str]:
+    """What is meant, on the whole text."""
+    found = re.fullmatch(rf"\s{{0,{MOST_BLANKS}}}<think>(.*?)(?:</think>\s*(.*))?", text, re.DOTALL)
+    return (text, "") if found is None else (found[2] or "", found[1])
+
+
+@given(pieces, st.lists(st.integers(0, 60), max_size=6))
+def test_any_cutting_of_any_text_gives_the_same_speech_and_thought(parts: list[str], places: list[int]) -> None:
+    text = "".join(parts)
+    cuts = [0, *sorted(place for place in places if place <= len(text)), len(text)]
+    assert split([text[start:end] for start, end in pairwise(cuts)]) == split_at_once(text)
+    assert split(parts) == split([text]) == split(text) == split_at_once(text)
+
+
+def test_model_that_says_nothing_but_blanks_is_shown_as_it_speaks() -> None:
+    """Seen of a real vLLM: 3,900 blank lines, which came all at the end."""
+    parts = ThoughtSplit()
+    shown = [parts.feed("\n")[0] for _ in range(2 * MOST_BLANKS)]
+    assert shown == [""] * MOST_BLANKS + ["\n" * (MOST_BLANKS + 1)] + ["\n"] * (MOST_BLANKS - 1)
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize(
+    ("blanks", "expected"), [(MOST_BLANKS, ("yes", "hm")), (MOST_BLANKS + 1, (" " * (MOST_BLANKS + 1) + "<think>hm</think>yes", ""))]
+)
+def test_thought_begins_after_a_few_blanks_at_most_wherever_it_is_cut(blanks: int, expected: tuple[str, str], size: int) -> None:
+    assert split(cut(" " * blanks + "<think>hm</think>yes", size)) == expected
+
+
+def test_speech_is_not_held_back_once_it_is_known_to_be_speech() -> None:
+    assert [delta.content for delta in shown(chat(), said("Hel", "lo <", "think>"))][:3] == ["Hel", "lo <", "think>"]
+
+
+def test_thought_is_shown_as_it_comes() -> None:
+    assert [delta.reasoning for delta in shown(chat(), said("<think>", "wh", "y"))][:2] == ["wh", "y"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_thought_of_an_answer_is_its_reasoning(size: int) -> None:
+    text = "<think>why</think>Hello"
+    for answer in (streamed(chat(), said(*cut(text, size))), whole(chat(), text)):
+        assert (answer.content, answer.reasoning, answer.finish, answer.usage) == ("Hello", "why", "stop", USAGE)
+
+
+def test_thought_that_is_cut_off_stays_thought() -> None:
+    answer = streamed(chat(), said("<think>wh", "y</thi", finish="length"))
+    assert (answer.content, answer.reasoning, answer.finish) == ("", "why</thi", "length")
+
+
+def test_thought_that_the_engine_has_told_apart_stays_so() -> None:
+    answer = streamed(chat(), [Delta(reasoning="why"), Delta("Hel"), Delta("lo"), *said()])
+    assert (answer.content, answer.reasoning) == ("Hello", "why")
+
+
+# What needs no shaping
+
+
+@pytest.mark.parametrize(
+    ("first", "needed"),
+    [
+        ([Delta("Hello")], False),
+        ([Delta(" Hello")], False),
+        ([Delta("<")], True),
+        ([Delta(" \n")], True),
+        ([Delta("\n"), Delta("<think>")], True),
+        ([Delta("<think>")], True),
+        ([Delta(reasoning="why")], True),
+        ([Delta(finish="stop")], True),
+        ([Delta(calls=[CallDelta(0, "", "f", "{}")])], True),
+    ],
+)
+def test_plain_speech_alone_passes_as_it_is(first: list[Delta], needed: bool) -> None:
+    assert Shaping.is_needed(chat(), first) is needed
+
+
+@pytest.mark.parametrize("fields", [{"tools": [tool()]}, {"tools": [tool()], "tool_choice": "none"}, {"logprobs": True}])
+def test_answer_with_tools_or_logprobs_is_always_shaped(fields: dict[str, Any]) -> None:
+    assert Shaping.is_needed(chat(**fields), [Delta("Hello")])
+
+
+@pytest.mark.parametrize(("asked", "passes"), [(chat(), True), (FREE, True), (FORCED, False), (ANY_OF_TWO, False)])
+def test_speech_passes_once_it_has_begun_unless_it_is_to_be_a_call(asked: Chat, passes: bool) -> None:
+    shaping = Shaping(asked)
+    assert not shaping.passes
+    shaping.take([Delta("Hello")])
+    assert shaping.passes is passes
+
+
+# Calls of the model's own
+
+
+def test_calls_get_ids_of_ours_and_numbers_from_0() -> None:
+    deltas = [
+        Delta(calls=[CallDelta(3, "theirs", "get_weather", "")]),
+        Delta(calls=[CallDelta(3, "", "", '{"city":')]),
+        Delta(calls=[CallDelta(3, "", "", '"Oslo"}'), CallDelta(5, "theirs", "get_time", "{}")]),
+        Delta(finish="tool_calls"),
+    ]
+    found = shown(FREE, deltas)
+    assert [[(call.index, bool(call.id), call.name) for call in delta.calls or ()] for delta in found] == [
+        [(0, True, "get_weather")],
+        [(0, False, "")],
+        [(0, False, ""), (1, True, "get_time"), (1, False, "")],
+        [],
+    ]
+    answer = assemble(found)
+    assert calls_of(answer) == [("get_weather", {"city": "Oslo"}), ("get_time", {})]
+    ids = [call.id for call in answer.calls]
+    assert len(set(ids)) == 2
+    assert all(re.fullmatch(r"call_[0-9a-f]{24}", one) for one in ids)
+
+
+def test_name_that_an_engine_repeats_is_told_once() -> None:
+    """Earlier versions of vLLM say it with each piece of a named call."""
+    pieces = [Delta(calls=[CallDelta(0, "", "get_weather", piece)]) for piece in cut(ARGUMENTS, 4)]
+    found = shown(FORCED, [*pieces, Delta(finish="stop")])
+    assert [call.name for delta in found for call in delta.calls or ()] == ["get_weather", *[""] * len(pieces)]
+    assert calls_of(assemble(found)) == [("get_weather", {"city": "Oslo"})]
+
+
+@pytest.mark.parametrize(
+    ("asked", "deltas"),
+    [
+        (FREE, [Delta(calls=[CallDelta(0, "", "get_weather", ARGUMENTS)]), Delta(finish="stop")]),
+        (FORCED, said(ARGUMENTS)),
+        (ANY_OF_TWO, said(CALL)),
+    ],
+    ids=["free", "named", "required"],
+)
+def test_call_begins_with_its_name_and_goes_on_with_its_arguments(asked: Chat, deltas: list[Delta]) -> None:
+    """The order that OpenAI keeps: one piece with id and name, and no arguments yet; then pieces with arguments alone."""
+    first, *rest = [call for delta in shown(asked, deltas) for call in delta.calls or ()]
+    assert first.id
+    assert (bool(first.name), first.arguments) == (True, "")
+    assert rest
+    assert all(call.arguments and not call.id and not call.name for call in rest)
+
+
+def test_who_wants_one_call_at_a_time_gets_the_first() -> None:
+    asked = chat(tools=[tool(), tool("get_time")], parallel_tool_calls=False)
+    deltas = [
+        Delta(calls=[CallDelta(0, "", "get_weather", "{")]),
+        Delta(calls=[CallDelta(1, "", "get_time", "{"), CallDelta(0, "", "", "}")]),
+        Delta(calls=[CallDelta(1, "", "", "}")]),
+        Delta(finish="tool_calls"),
+    ]
+    answer = streamed(asked, deltas)
+    assert (calls_of(answer), answer.finish) == ([("get_weather", {})], "tool_calls")
+    assert calls_of(whole(asked, "", calls=[CallDelta(0, "", "get_weather", "{}"), CallDelta(1, "", "get_time", "{}")])) == [("get_weather", {})]
+
+
+@pytest.mark.parametrize("parallel", [None, True])
+def test_who_does_not_say_gets_all_calls(parallel: bool | None) -> None:
+    asked = chat(tools=[tool(), tool("get_time")], parallel_tool_calls=parallel)
+    assert len(whole(asked, "", calls=[CallDelta(0, "", "get_weather", "{}"), CallDelta(1, "", "get_time", "{}")]).calls) == 2
+
+
+def test_speech_before_a_free_call_is_shown() -> None:
+    answer = streamed(FREE, [Delta("Let me "), Delta("see."), Delta(calls=[CallDelta(0, "", "get_weather", ARGUMENTS)]), *said()])
+    assert (answer.content, len(answer.calls), answer.finish) == ("Let me see.", 1, "tool_calls")
+
+
+@pytest.mark.parametrize(
+    ("asked", "has_call", "theirs", "ours"),
+    [
+        (FREE, True, "stop", "tool_calls"),  # Ollama's
+        (FREE, True, "tool_calls", "tool_calls"),
+        (FREE, True, "length", "length"),
+        (FREE, False, "stop", "stop"),
+        (FREE, False, "tool_calls", "stop"),
+        (ANY_OF_TWO, True, "stop", "tool_calls"),
+        (FORCED, True, "stop", "stop"),  # OpenAI's, for a function that the client named
+        (FORCED, True, "tool_calls", "stop"),
+        (FREE, False, "content_filter", "content_filter"),
+    ],
+)
+def test_finish_is_by_openais_rules(asked: Chat, has_call: bool, theirs: FinishReason, ours: str) -> None:
+    calls = [Delta(calls=[CallDelta(0, "", "get_time", "{}")])] if has_call else []
+    assert streamed(asked, [*calls, Delta(finish=theirs)]).finish == ours
+
+
+# Forced calls that come as text
+
+Take = Callable[[Chat, str, FinishReason], Answer]
+TAKES: list[Any] = [
+    pytest.param(whole, id="whole"),
+    *(
+        pytest.param(lambda asked, text, finish, size=size: streamed(asked, said(*cut(text, size), finish=finish)), id=f"pieces of {size}")
+        for size in (1, 2, 7)
+    ),
+]
+
+
+@pytest.mark.parametrize("take", TAKES)
+@pytest.mark.parametrize(("asked", "finish"), [(FORCED, "stop"), (ANY_OF_ONE, "tool_calls")], ids=["named", "required"])
+@pytest.mark.parametrize("text", [ARGUMENTS, f" \n{ARGUMENTS}\n", '{\n "city"\n:\n"Oslo"\n}', "<think>why</think>" + ARGUMENTS])
+def test_one_forced_function_is_called_with_what_was_said(take: Take, asked: Chat, finish: str, text: str) -> None:
+    answer = take(asked, text, "stop")
+    assert (answer.content, calls_of(answer), answer.finish) == ("", [("get_weather", {"city": "Oslo"})], finish)
+    assert re.fullmatch(r"call_[0-9a-f]{24}", answer.calls[0].id)
+
+
+@pytest.mark.parametrize("take", TAKES)
+@pytest.mark.parametrize("text", [CALL, f"\n{CALL} ", CALL.replace("arguments", "parameters"), f"<tool_call>\n{CALL}\n</tool_call>"])
+def test_one_of_several_forced_functions_is_called_by_its_name(take: Take, text: str) -> None:
+    answer = take(ANY_OF_TWO, text, "stop")
+    assert (answer.content, calls_of(answer), answer.finish) == ("", [("get_time", {"zone": "UTC"})], "tool_calls")
+
+
+@pytest.mark.parametrize("take", TAKES)
+@pytest.mark.parametrize("asked", [FORCED, ANY_OF_ONE], ids=["named", "required"])
+def test_forced_call_in_the_syntax_of_the_model_is_a_call(take: Take, asked: Chat) -> None:
+    text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    assert calls_of(take(asked, text, "stop")) == [("get_weather", {"city": "Oslo"})]
+
+
+@pytest.mark.parametrize("take", TAKES)
+def test_marks_of_a_call_within_its_arguments_stay_there(take: Take) -> None:
+    arguments = {"zone": "<tool_call></tool_call>"}
+    text = json.dumps({"name": "get_time", "arguments": arguments})
+    for one in (text, f"<tool_call>\n{text}\n</tool_call>"):
+        assert calls_of(take(ANY_OF_TWO, one, "stop")) == [("get_time", arguments)]
+
+
+@pytest.mark.parametrize("take", TAKES)
+def test_arguments_of_one_forced_function_that_were_cut_off_are_what_came(take: Take) -> None:
+    answer = take(FORCED, '{"city": "Os', "length")
+    assert (answer.content, [(call.name, call.arguments) for call in answer.calls], answer.finish) == (
+        "",
+        [("get_weather", '{"city": "Os')],
+        "length",
+    )
+
+
+@pytest.mark.parametrize("take", TAKES)
+def test_one_forced_function_is_called_though_not_even_its_arguments_came(take: Take) -> None:
+    answer = take(FORCED, "", "length")
+    assert ([(call.name, call.arguments) for call in answer.calls], answer.finish) == ([("get_weather", "")], "length")
+
+
+CUT_OFF = [
+    ('<tool_call>\n{"name": "get_time", "arguments": {"zone": "U', '{"zone": "U'),
+    ('{"name": "get_time", "arguments": {"zone": "U', '{"zone": "U'),
+    ('{"name": "get_time", "arg', ""),
+    ('{"name": "get_time"', ""),
+    ('{"name": "get_time", "arguments": {"zone": "UTC"}', '{"zone": "UTC"}'),
+    (f"<tool_call>\n{CALL}\n</tool_c", '{"zone": "UTC"}'),
+    (f"<tool_call>\n{CALL}", '{"zone": "UTC"}'),
+]
+
+
+@pytest.mark.parametrize("take", TAKES)
+@pytest.mark.parametrize(("text", "arguments"), CUT_OFF)
+def test_call_of_several_functions_that_was_cut_off_is_what_came_of_it(take: Take, text: str, arguments: str) -> None:
+    """vLLM gives a forced call that `max_tokens` cut off as plain content."""
+    answer = take(ANY_OF_TWO, text, "length")
+    assert (answer.content, answer.finish) == ("", "length")
+    assert [call.name for call in answer.calls] == ["get_time"]
+    assert answer.calls[0].arguments.replace(" ", "") == arguments.replace(" ", "")
+
+
+@pytest.mark.parametrize("take", TAKES)
+@pytest.mark.parametrize("text", ["", " ", "{", '{"na', "<tool_call>", '<tool_call>\n{"name": "get_t'])
+def test_call_of_which_not_even_the_name_came_is_none(take: Take, text: str) -> None:
+    answer = take(ANY_OF_TWO, text, "length")
+    assert (answer.calls, answer.finish) == ([], "length")
+
+
+@pytest.mark.parametrize("place", range(1, len(CALL)))
+def test_call_is_the_same_wherever_its_text_is_cut(place: int) -> None:
+    assert calls_of(streamed(ANY_OF_TWO, said(CALL[:place], CALL[place:]))) == [("get_time", {"zone": "UTC"})]
+
+
+def test_arguments_of_the_only_function_are_shown_as_they_come() -> None:
+    found = shown(FORCED, said(*cut(ARGUMENTS, 4)))
+    assert sum(bool(delta.calls) for delta in found) == len(cut(ARGUMENTS, 4))
+    assert not any(delta.content for delta in found)
+
+
+def test_bare_json_that_ollama_reads_as_a_call_is_that_call() -> None:
+    """A model whose own syntax of calls is bare JSON."""
+    deltas = [Delta(calls=[CallDelta(0, "", "get_time", '{"zone":"UTC"}')]), *said()]
+    answer = streamed(ANY_OF_TWO, deltas)
+    assert (calls_of(answer), answer.content, answer.finish) == ([("get_time", {"zone": "UTC"})], "", "tool_calls")
+
+
+def test_thought_before_a_forced_call_is_no_part_of_it() -> None:
+    answer = streamed(FORCED, [Delta(reasoning="why"), Delta(ARGUMENTS), *said()])
+    assert (answer.reasoning, calls_of(answer)) == ("why", [("get_weather", {"city": "Oslo"})])
+
+
+# Logprobs
+
+
+def logprob(token: str, tops: int = 0, raw: bool = True) -> ChosenLogprob:
+    found = list(token.encode()) if raw else None
+    return ChosenLogprob(token, -0.5, found, [TokenLogprob(str(number), -1.0, None) for number in range(tops)])
+
+
+@pytest.mark.parametrize(("asked_for", "given_back"), [(None, 0), (0, 0), (2, 2), (5, 3)])
+def test_alternatives_are_as_many_as_were_asked_for(asked_for: int | None, given_back: int) -> None:
+    asked = chat(logprobs=True, top_logprobs=asked_for)
+    answer = streamed(asked, [Delta("a", logprobs=[logprob("a", 3)]), *said()])
+    assert answer.logprobs is not None
+    assert len(answer.logprobs[0].top_logprobs) == given_back
+
+
+def test_bytes_of_a_token_are_told_where_the_engine_does_not() -> None:
+    answer = streamed(chat(logprobs=True), [Delta("é", logprobs=[logprob("é", raw=False)]), *said()])
+    assert answer.logprobs is not None
+    assert answer.logprobs[0].bytes == [0xC3, 0xA9]
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        (chat(logprobs=True), "<think>why</think>Hello"),
+        (chat(logprobs=True), "<thin"),
+        (chat(logprobs=True), "   "),
+        (chat(logprobs=True, tools=[tool()], tool_choice=named()), ARGUMENTS),
+        (chat(logprobs=True, tools=[tool(), tool("get_time")], tool_choice="required"), CALL),
+        (chat(logprobs=True, tools=[tool(), tool("get_time")], tool_choice="required"), "no call"),
+    ],
+)
+@pytest.mark.parametrize("with_finish", [False, True])
+def test_no_logprob_is_lost_while_text_is_held_back(asked: Chat, text: str, with_finish: bool) -> None:
+    deltas = [Delta(letter, logprobs=[logprob(letter)]) for letter in text]
+    if with_finish:
+        deltas[-1].finish = "stop"
+    answer = streamed(asked, deltas + ([] if with_finish else said()))
+    assert answer.logprobs is not None
+    assert "".join(one.token for one in answer.logprobs) == text
+
+
+# Recorded
+
+
+def recorded(server: str, case: str, dialect: Literal["ollama", "openai"]) -> list[Delta]:
+    reading = OllamaReading() if dialect == "ollama" else OpenAiReading()
+    return reading.feed(body_of(load(server)[case]))
+
+
+@pytest.mark.parametrize("server", ["ollama-0.33", "ollama-0.24"])
+def test_recorded_forced_call_of_ollama_becomes_a_call(server: str) -> None:
+    answer = streamed(FORCED, recorded(server, "api_chat_tool_forced_by_format_stream", "ollama"))
+    assert answer.content == ""
+    assert [call.name for call in answer.calls] == ["get_weather"]
+    assert set(json.loads(answer.calls[0].arguments)) == {"city"}
+
+
+@pytest.mark.parametrize("server", ["ollama-0.33", "ollama-0.24"])
+def test_recorded_call_of_ollama_ends_as_openais(server: str) -> None:
+    answer = streamed(FREE, recorded(server, "api_chat_tool_call_stream", "ollama"))
+    assert (calls_of(answer), answer.finish) == ([("get_weather", {"city": "Seoul"})], "tool_calls")
+
+
+def test_recorded_forced_call_of_vllm_that_only_thought_has_no_call() -> None:
+    answer = streamed(FORCED, recorded("vllm-0.32.0", "chat_tools_named_stream", "openai"))
+    assert (answer.calls, answer.content, answer.finish) == ([], "", "length")
+    assert answer.reasoning
+
+
+@pytest.mark.parametrize("value", ['{"city":123456789012345678901234567890}', '{"city":"\\ud83d"}', '{"a":1E2}', '{"a":' * 300 + "1" + "}" * 300])
+def test_arguments_of_a_forced_call_are_the_models_own_text(value: str) -> None:
+    shaping = Shaping(chat(tools=[tool("a"), tool("b")], tool_choice="required"))
+    answer = assemble(shaping.take([Delta('{"name":"a","arguments":' + value + "} \n"), Delta(finish="stop")]))
+    assert [(call.name, call.arguments) for call in answer.calls] == [("a", value)]
+
+
+@pytest.mark.parametrize("more", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}])
+def test_what_a_model_told_not_to_think_says_by_a_grammar_is_no_thought(more: dict[str, Any]) -> None:
+    """Ollama 0.33 gives it as `thinking`."""
+    shaping = Shaping(chat(reasoning_effort="none", **more))
+    answer = assemble(shaping.take([Delta(reasoning='{"x"'), Delta(reasoning=":1}"), Delta(finish="stop")]))
+    assert answer.reasoning == ""
+    assert [call.arguments for call in answer.calls] == ['{"x":1}'] if "tools" in more else answer.content == '{"x":1}'
+
+
+@pytest.mark.parametrize("more", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}])
+@pytest.mark.parametrize("deltas", [[Delta("{}", "Let me {see}")], [Delta(reasoning=" Let"), Delta(reasoning=" me {see}"), Delta("{}")]])
+def test_model_that_thinks_all_the_same_is_not_taken_at_its_thought(more: dict[str, Any], deltas: list[Delta]) -> None:
+    """A vLLM whose template does not know how to turn it off."""
+    shaping = Shaping(chat(reasoning_effort="none", **more))
+    answer = assemble(shaping.take([*(structs.replace(delta) for delta in deltas), Delta(finish="stop")]))
+    assert answer.reasoning.strip() == "Let me {see}"
+    assert [call.arguments for call in answer.calls] == ["{}"] if "tools" in more else answer.content == "{}"

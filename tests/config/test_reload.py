@@ -1,0 +1,636 @@
+"""Settings that change while the gateway runs: between two requests, and without a request that notices."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+from gateway import config
+from gateway.config import ConfigError, Settings, reload
+from gateway.config.reload import Follower
+from tests.fakes.fault_backend import MODEL, TEXT, FaultBackend
+from tests.fakes.pictures import picture_url
+from tests.fakes.running_gateway import Running, running, until
+
+pytestmark = pytest.mark.uvloop
+
+TIMES = {"connect_timeout": 5, "first_token_timeout": 5, "idle_timeout": 5, "total_timeout": 20, "queue_timeout": 10, "probe_interval": 60}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.relay.destinations.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(reload, "STABLE_SECONDS", 0.1)
+    monkeypatch.setattr(reload, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(reload, "STEP_SECONDS", 0.05)
+
+
+class Setup:
+    """A gateway in front of an `ollama` and a `vllm`, whose settings the test changes."""
+
+    def __init__(self, ollama: FaultBackend, vllm: FaultBackend) -> None:
+        self.ollama = ollama
+        self.vllm = vllm
+        self.gateway: Running
+
+    def document(self, **more: Any) -> dict[str, Any]:
+        """`ollama=` and `vllm=` go into the backends, the rest to the top."""
+        backends = {
+            kind: {"kind": kind, "servers": [{"base_url": backend.base_url, "models": [MODEL, "other"]}], **TIMES} | more.pop(kind, {})
+            for kind, backend in (("ollama", self.ollama), ("vllm", self.vllm))
+        }
+        document = {
+            "llm_backend": "ollama",
+            "backends": backends,
+            "tiers": {"standard": {"models": {"ollama": MODEL, "vllm": MODEL}}},
+            "log_format": "json",
+            "state_file": "",
+        }
+        return document | more
+
+    async def change(self, **more: Any) -> dict[str, Any]:
+        """Reread; what `/ops/status` says of it."""
+        await self.gateway.gateway.reload.run(lambda: config.build(self.document(**more)), "file")
+        return self.outcome
+
+    @property
+    def outcome(self) -> dict[str, Any]:
+        status = self.gateway.gateway._operations.status()
+        json.dumps(status)
+        return dict(status["reload"])
+
+    @property
+    def positions(self) -> dict[str, str]:
+        return {name: str(line.position) for name, line in self.gateway.gateway.rollout.lines.items()}
+
+    def is_settled(self) -> bool:
+        """Nothing is left of earlier settings."""
+        gateway = self.gateway.gateway
+        return not (gateway._shared.past or gateway._health.unused or gateway._retirement._leaving)
+
+    def exposition(self) -> str:
+        return self.gateway.gateway._operations.exposition("")[0].decode()
+
+
+@asynccontextmanager
+async def serving(**more: Any) -> AsyncIterator[Setup]:
+    async with FaultBackend("ollama") as ollama, FaultBackend("vllm") as vllm:
+        setup = Setup(ollama, vllm)
+        async with running(config.build(setup.document(**more))) as gateway:
+            setup.gateway = gateway
+            yield setup
+
+
+# What applies
+
+
+async def test_tiers_come_go_and_change_between_two_requests() -> None:
+    async with serving() as setup:
+        ask = setup.gateway.ask
+        assert (await ask({"model": "pro"})).status == 404
+        tiers = {"standard": {"models": {"ollama": "other", "vllm": MODEL}}, "pro": {"models": {"ollama": MODEL}, "aliases": ["gpt-4o"]}}
+        outcome = await setup.change(tiers=tiers)
+        assert (outcome["ok"], outcome["cause"], outcome["reasons"], outcome["needs_restart"]) == (True, "file", [], [])
+        assert outcome["changed"] == ["tiers.standard.models.ollama: 'other', was 'served-model'", "tiers.pro: new"]
+        assert [(await ask({"model": name})).headers["x-gateway-model"] for name in ("standard", "gpt-4o")] == ["other", MODEL]
+        await setup.change(tiers={"pro": tiers["pro"]})
+        assert (await ask({"model": "standard"})).status == 404
+        assert (await ask({"model": "pro"})).status == 200
+        assert setup.positions == {"pro": "ollama"}
+
+
+async def test_everything_that_routes_follows() -> None:
+    """Rules of auto, a tier's params, embeddings, bounds of a body, and what is listed."""
+    async with serving() as setup:
+        more = {
+            "auto": [{"tier": "standard", "longer_than": 3}],
+            "tiers": {"first": {"models": {"ollama": MODEL}}, "standard": {"models": {"ollama": MODEL}, "max_tokens": 5}},
+            "embeddings": {"e": {"backend": "vllm", "model": MODEL}},
+            "max_text_body": "1KiB",
+        }
+        await setup.change(**more)
+        reply = await setup.gateway.ask({"model": "auto"})
+        assert (reply.headers["x-gateway-tier"], reply.headers["x-gateway-reason"]) == ("standard", "rule 1: longer_than=3")
+        assert b'"num_predict":5' in setup.ollama.requests[-1]
+        assert (await setup.gateway.ask({"messages": [{"role": "user", "content": "x" * 2000}]})).status == 413
+        assert [entry["id"] for entry in setup.gateway.gateway._operations.models()["data"]] == ["first", "standard", "e"]
+
+
+async def test_limits_change_for_those_who_wait_already() -> None:
+    async with serving(ollama={"max_concurrency": 1, "model_concurrency": 1}) as setup, setup.gateway.sent({"stream": True}) as first:
+        setup.ollama.script.extend(["slow"])
+        await first.head()
+        async with setup.gateway.sent({}) as second:
+            await until(lambda: setup.gateway.waiting == 1)
+            await setup.change(ollama={"max_concurrency": 2, "model_concurrency": 2})
+            assert (await second.reply()).status == 200
+        assert setup.gateway.running == 1
+        await setup.change(ollama={"max_concurrency": 2, "model_concurrency": 2, "max_queue": 0, "queue_timeout": 0})
+        async with setup.gateway.sent({}) as third:
+            assert (await third.reply()).status == 200
+        await setup.change(ollama={"max_concurrency": 1, "model_concurrency": 1, "max_queue": 0})
+        reply = await setup.gateway.ask({})
+        assert reply.error is not None
+        assert (reply.status, reply.error["code"]) == (503, "queue_full")
+
+
+async def test_tiers_own_limits_change_and_its_old_line_goes() -> None:
+    def own(concurrency: int) -> dict[str, Any]:
+        return {"tiers": {"standard": {"models": {"vllm": MODEL, "ollama": MODEL}, "limits": {"vllm": {"concurrency": concurrency, "max_queue": 0}}}}}
+
+    async with serving(llm_backend="vllm", **own(1)) as setup:
+        setup.vllm.script.extend(["slow", "slow"])
+        async with setup.gateway.sent({"stream": True}) as first:
+            await first.head()
+            assert (await setup.gateway.ask({})).status == 503
+            await setup.change(llm_backend="vllm", **own(2))
+            async with setup.gateway.sent({"stream": True}) as second:
+                await second.head()
+                assert (await setup.gateway.ask({})).status == 200
+        await until(setup.is_settled)
+        backend = setup.gateway.gateway._backends["vllm"]
+        await until(lambda: len(backend.admission._queues) == 2)  # text and vision of the one tier
+
+
+async def test_stream_goes_on_where_its_backend_is_replaced() -> None:
+    """Another address: what runs stays at the old one and is not cut; what comes goes to the new one."""
+    async with FaultBackend("ollama") as other, serving() as setup:
+        setup.ollama.mode = "slow"
+        async with setup.gateway.sent({"stream": True}) as stream:
+            await stream.head()
+            servers = [{"base_url": other.base_url}]
+            outcome = await setup.change(ollama={"servers": servers})
+            assert outcome["changed"] == ["backends.ollama.servers: changed"]
+            old = len(setup.ollama.requests)
+            assert (await setup.gateway.ask({})).status == 200
+            assert (len(setup.ollama.requests), len(other.requests)) == (old, 1)
+            for _ in range(20):
+                await stream.reader.readuntil(b"word ")
+            assert 'gateway_requests_running{backend="ollama",lane="text"} 1.0' in setup.exposition()
+            assert not setup.is_settled()
+        await until(setup.is_settled)
+        await until(lambda: not setup.ollama.open_peers)
+        assert setup.gateway.running == 0
+
+
+async def test_who_waits_for_a_backend_that_is_replaced_is_served_there() -> None:
+    async with FaultBackend("ollama") as other, serving(ollama={"max_concurrency": 1}) as setup:
+        setup.ollama.script.append("slow")
+        async with setup.gateway.sent({"stream": True}) as stream:
+            await stream.head()
+            async with setup.gateway.sent({}) as waiting:
+                await until(lambda: setup.gateway.waiting == 1)
+                await setup.change(ollama={"servers": [{"base_url": other.base_url}]})
+                stream.leave()
+                assert (await waiting.reply()).status == 200
+        assert not other.requests
+        await until(setup.is_settled)
+
+
+@pytest.mark.parametrize("dies_first", [True, False])
+async def test_who_waits_for_a_dead_backend_that_is_replaced_is_served_by_the_new_one(dies_first: bool) -> None:
+    """It is what an operator does about a server that is gone."""
+    async with FaultBackend("ollama") as other, serving(ollama={"max_concurrency": 1}) as setup:
+        setup.ollama.script.append("silent")
+        replacement = {"servers": [{"base_url": other.base_url}]}
+        old = setup.gateway.gateway._backends["ollama"].servers[0]
+        async with setup.gateway.sent({}) as first, setup.gateway.sent({}) as second, setup.gateway.sent({"stream": True}) as third:
+            await until(lambda: setup.gateway.waiting == 2)
+            if dies_first:
+                setup.ollama.die()
+                await until(lambda: old.circuit.is_open)
+                await setup.change(ollama=replacement)
+            else:
+                await setup.change(ollama=replacement)
+                setup.ollama.die()
+            assert (await first.reply()).status == 502
+            for raw in (second, third):
+                reply = await raw.reply()
+                assert (reply.status, reply.text, reply.error) == (200, TEXT, None)
+        assert len(other.requests) == 2
+        await until(setup.is_settled)
+        assert setup.gateway.metric("gateway_requests_total", outcome="ok") == 2
+
+
+async def test_request_under_way_goes_on_when_its_tier_and_its_backend_are_gone() -> None:
+    async with serving(llm_backend="vllm") as setup:
+        setup.vllm.mode = "slow"
+        async with setup.gateway.sent({"stream": True}) as stream:
+            await stream.head()
+            document = setup.document()
+            del document["backends"]["vllm"]
+            document["tiers"] = {"new": {"models": {"ollama": MODEL}}}
+            await setup.gateway.gateway.reload.run(lambda: config.build(document), "file")
+            assert setup.outcome["ok"]
+            for _ in range(20):
+                await stream.reader.readuntil(b"word ")
+            assert (await setup.gateway.ask({"model": "new"})).status == 200
+        await until(setup.is_settled)
+        assert list(setup.gateway.gateway._backends) == ["ollama"]
+
+
+async def test_fallback_leads_where_it_led_when_the_request_began() -> None:
+    tiers = {"standard": {"models": {"ollama": MODEL, "vllm": MODEL}, "fallback": True}}
+    async with serving(tiers=tiers, ollama={"max_concurrency": 1}) as setup:
+        setup.ollama.script.extend(["slow", "rst"])
+        async with setup.gateway.sent({"stream": True}) as stream:
+            await stream.head()
+            async with setup.gateway.sent({}) as waiting:
+                await until(lambda: setup.gateway.waiting == 1)
+                await setup.change(tiers={"new": {"models": {"ollama": MODEL}}})
+                stream.leave()
+                reply = await waiting.reply()
+                assert (reply.status, reply.headers["x-gateway-backend"], reply.headers["x-gateway-attempts"]) == (200, "vllm", "2")
+        await until(setup.is_settled)
+
+
+async def test_request_whose_images_are_looked_at_is_routed_by_what_holds_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as setup:
+        setup.ollama.capabilities = setup.vllm.capabilities
+        images = setup.gateway.gateway._images
+        look, may_go, began = images.checked, asyncio.Event(), asyncio.Event()
+
+        async def checked(chat: Any) -> Any:
+            began.set()
+            await may_go.wait()
+            return await look(chat)
+
+        monkeypatch.setattr(images, "checked", checked)
+        content = [{"type": "image_url", "image_url": {"url": picture_url()}}]
+        async with setup.gateway.sent({"messages": [{"role": "user", "content": content}]}) as raw:
+            await began.wait()
+            await setup.change(tiers={"new": {"models": {"ollama": "other"}, "aliases": ["standard"]}})
+            may_go.set()
+            reply = await raw.reply()
+            assert (reply.status, reply.headers["x-gateway-tier"], reply.headers["x-gateway-model"]) == (200, "new", "other")
+
+
+# The roll-out
+
+
+async def test_operators_switch_survives_and_moves_are_counted() -> None:
+    async with serving() as setup:
+        setup.gateway.gateway.rollout.set("vllm")
+        tiers = {"standard": {"models": {"ollama": MODEL, "vllm": "other"}}, "new": {"models": {"ollama": MODEL, "vllm": MODEL}}}
+        await setup.change(tiers=tiers)
+        assert setup.positions == {"standard": "vllm", "new": "ollama"}
+        assert (await setup.gateway.ask({})).headers["x-gateway-model"] == "other"
+        await setup.change(tiers={"standard": {"models": {"ollama": MODEL}}})
+        assert setup.positions == {"standard": "ollama"}
+        counted = setup.gateway.metric("gateway_switches_total", tier="standard", from_backend="vllm", to_backend="ollama", cause="reload")
+        assert counted == 1
+        assert setup.gateway.gateway._operations.status()["rollout"]["history"][0]["cause"] == "reload"
+
+
+async def test_what_was_set_outlives_a_restart_after_a_reload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    more: dict[str, Any] = {"state_file": str(tmp_path / "state.json")}
+    tiers = {name: {"models": {"ollama": MODEL, "vllm": MODEL}} for name in ("standard", "new")}
+    async with FaultBackend("ollama") as ollama, FaultBackend("vllm") as vllm:
+        setup = Setup(ollama, vllm)
+        async with running(config.build(setup.document(**more))) as setup.gateway:
+            setup.gateway.gateway.rollout.set("vllm")
+            await setup.change(**more, tiers=tiers)
+            assert setup.positions == {"standard": "vllm", "new": "ollama"}
+        async with running(config.build(setup.document(**more, tiers=tiers))) as setup.gateway:
+            assert setup.positions == {"standard": "vllm", "new": "ollama"}
+            more["llm_backend"] = "vllm"
+            await setup.change(**more, tiers=tiers)
+            assert setup.positions == {"standard": "vllm", "new": "vllm"}
+        caplog.clear()
+        async with running(config.build(setup.document(**more, tiers=tiers))) as setup.gateway:
+            assert setup.positions == {"standard": "vllm", "new": "vllm"}
+            assert "LLM_BACKEND" not in caplog.text
+
+
+async def test_new_backend_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.upstream.health_checks.READY_SECONDS", 0.5)
+    async with serving() as setup:
+        document = setup.document(tiers={"standard": {"models": {"ollama": MODEL, "far": "m"}}})
+        document["backends"]["far"] = {"kind": "openai", "base_url": "http://192.0.2.1:9"}
+        change = asyncio.create_task(setup.gateway.gateway.reload.run(lambda: config.build(document), "file"))
+        await until(lambda: len(setup.gateway.gateway._health._tasks) == 3)
+        assert (await setup.gateway.ask({})).status == 200
+        assert not change.done()
+        await change
+        assert setup.outcome["ok"]
+        assert (await setup.gateway.ask({})).status == 200
+
+
+async def test_rollback_leads_where_the_new_settings_say() -> None:
+    async with serving() as setup:
+        await setup.change(rollback_to="vllm")
+        setup.gateway.gateway.rollout.rollback()
+        assert setup.positions == {"standard": "vllm"}
+        assert setup.gateway.gateway._operations.status()["rollout"]["rollback_to"] == "vllm"
+
+
+# What does not apply
+
+
+async def test_invalid_settings_are_refused_with_their_reasons_and_the_old_stay(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as setup:
+        outcome = await setup.change(tiers={"a": {"modls": {}}}, max_body="x")
+        assert (outcome["ok"], outcome["changed"]) == (False, [])
+        assert any("modls" in reason for reason in outcome["reasons"])
+        assert len(outcome["reasons"]) == 3
+        assert (await setup.gateway.ask({})).status == 200
+        told = [record.getMessage() for record in caplog.records if record.name == "gateway.reload"]
+        assert told[0] == "settings reread (file) and refused; the old ones stay"
+        assert len(told) == 4
+
+
+async def test_what_needs_a_restart_is_named_and_the_rest_applies(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as setup:
+        outcome = await setup.change(port=1234, admin_key="an-operators-key-0001", heartbeat=3)
+        assert outcome["changed"] == ["heartbeat: 3.0, was 15.0"]
+        assert outcome["needs_restart"] == ["port: 1234, was 8080", "admin_key: new"]
+        assert "settings: port: 1234, was 8080; this needs a restart" in caplog.messages
+        assert "an-operators-key-0001" not in caplog.text
+        assert (await setup.gateway.ask({})).status == 200
+
+
+async def test_authorities_that_are_none_change_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "own.pem"
+    file.write_text("no certificate")
+    async with serving() as setup:
+        outcome = await setup.change(vllm={"servers": [{"base_url": "https://127.0.0.1:1"}], "ca_file": str(file)})
+        assert outcome["reasons"] == ["they cannot be put in force: SSLError"]
+        assert (await setup.gateway.ask({})).status == 200
+
+
+# What is left
+
+
+async def test_many_changes_under_load_lose_no_request_and_leave_nothing_behind() -> None:
+    async with serving() as setup:
+        setup.ollama.mode = setup.vllm.mode = "brief"
+        over, statuses = asyncio.Event(), list[int]()
+
+        async def crowd() -> None:
+            while not over.is_set():
+                statuses.append((await setup.gateway.ask({"stream": True})).status)
+
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            for _ in range(4):
+                group.create_task(crowd())
+            for number in range(30):
+                more: dict[str, Any] = {"ollama": {"max_concurrency": 1 + number % 4}, "llm_backend": ("ollama", "vllm")[number % 2]}
+                more["vllm"] = {"headers": {"x-number": str(number % 3)}}  # another place: the backend is built anew
+                tier = {"models": {"ollama": MODEL, "vllm": MODEL}}
+                outcome = await setup.change(tiers={"standard": tier, f"tier{number}": tier}, **more)
+                assert outcome["ok"]
+                await setup.gateway.ask({"model": f"tier{number}"})
+            over.set()
+        assert set(statuses) == {200}
+        assert len(statuses) > 30
+        await setup.change()
+        await until(setup.is_settled)
+        gateway = setup.gateway.gateway
+        setup.exposition()
+        told = generate_latest(gateway._metrics.registry).decode()
+        assert "tier9" not in told
+        assert 'gateway_active_backend{backend="ollama",tier="standard"} 1.0' in told
+        assert {key[0] for key in gateway._metrics._routes} <= {"standard"}
+        assert len(gateway._health._tasks) == 2
+        assert [len(backend.admission._queues) for backend in gateway._backends.values()] <= [2, 2]
+        assert len(gateway._backends["ollama"].servers[0].models) <= 1
+
+
+async def test_gauges_of_what_is_gone_go() -> None:
+    async with serving() as setup:
+        assert 'tier="standard"' in setup.exposition()
+        document = setup.document(tiers={"new": {"models": {"ollama": MODEL}}})
+        del document["backends"]["vllm"]
+        await setup.gateway.gateway.reload.run(lambda: config.build(document), "file")
+        await until(setup.is_settled)
+        told = setup.exposition()
+        assert 'gateway_active_backend{backend="ollama",tier="new"} 1.0' in told
+        assert 'tier="standard"' not in told
+        assert 'backend="vllm"' not in told
+
+
+async def test_gateway_that_ends_in_the_middle_of_a_change_ends() -> None:
+    """A new backend that does not answer is waited for."""
+    async with FaultBackend("vllm") as silent, serving() as setup:
+        silent.mode = "silent"
+        change = asyncio.create_task(setup.change(vllm={"servers": [{"base_url": "http://192.0.2.1:9"}]}))
+        await asyncio.sleep(0.05)
+        change.cancel()
+        await asyncio.gather(change, return_exceptions=True)
+        assert len(setup.gateway.gateway._health._tasks) == 2
+        assert (await setup.gateway.ask({})).status == 200
+
+
+# The file
+
+
+class Told:
+    """What a follower had reread."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.outcomes: list[dict[str, Any]] = []
+        self.settings = self.read()
+
+    def read(self) -> Settings:
+        return config.load(self.file, {})
+
+    async def apply(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @property
+    def beat(self) -> float:
+        return self.settings.heartbeat
+
+
+@asynccontextmanager
+async def following(file: Path) -> AsyncIterator[Told]:
+    told = Told(file)
+    task = asyncio.create_task(Follower(file, reload.Reload(lambda: told.settings, told.apply, told.outcomes.append), told.read).run())
+    try:
+        await asyncio.sleep(0.4)  # what is there at the start
+        assert told.outcomes == []
+        yield told
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def text(heartbeat: int) -> str:
+    return f"# written by a test\nheartbeat: {heartbeat}\n"
+
+
+def in_place(file: Path, heartbeat: int) -> None:
+    file.write_text(text(heartbeat))
+
+
+def renamed(file: Path, heartbeat: int) -> None:
+    other = file.with_name(".new~")
+    other.write_text(text(heartbeat))
+    other.replace(file)
+
+
+def moved_away_first(file: Path, heartbeat: int) -> None:
+    file.rename(file.with_name("gateway.yaml~"))
+    file.write_text(text(heartbeat))
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "gateway.yaml"
+    in_place(file, 1)
+    return file
+
+
+@pytest.mark.parametrize("write", [in_place, renamed, moved_away_first])
+async def test_each_way_to_write_a_file_is_noticed(file: Path, write: Callable[[Path, int], None]) -> None:
+    async with following(file) as told:
+        for heartbeat in (2, 3):
+            write(file, heartbeat)
+            await until(lambda beat=heartbeat: told.beat == beat)  # type: ignore[misc]
+        assert [outcome["ok"] for outcome in told.outcomes] == [True, True]
+
+
+async def test_config_map_of_kubernetes_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is a link into `..data`, which is a link to a folder, and is swapped."""
+    monkeypatch.chdir(tmp_path)
+
+    def publish(heartbeat: int) -> None:
+        folder = tmp_path / f"..{heartbeat}"
+        folder.mkdir()
+        (folder / "gateway.yaml").write_text(text(heartbeat))
+        (tmp_path / "..data_tmp").symlink_to(folder.name)
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+
+    publish(1)
+    file = tmp_path / "gateway.yaml"
+    file.symlink_to(Path("..data") / "gateway.yaml")
+    async with following(file) as told:
+        for heartbeat in (2, 3):
+            publish(heartbeat)
+            for old in (tmp_path / f"..{heartbeat - 1}").iterdir():
+                old.unlink()
+            (tmp_path / f"..{heartbeat - 1}").rmdir()
+            await until(lambda beat=heartbeat: told.beat == beat)  # type: ignore[misc]
+        assert all(outcome["ok"] for outcome in told.outcomes)
+
+
+async def test_file_behind_a_link_to_another_folder_is_followed(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    there = tmp_path / "there" / "real.yaml"
+    in_place(there, 1)
+    file.unlink()
+    file.symlink_to(there)
+    async with following(file) as told:
+        in_place(there, 2)
+        await until(lambda: told.beat == 2)
+
+
+async def test_half_of_a_file_is_never_applied(file: Path) -> None:
+    """Each part of it would be good settings by itself."""
+    async with following(file) as told:
+        with file.open("w") as out:
+            for key in ("heartbeat: 5\n", "commit_after: 7\n", "drain_timeout: 9\n", "waiting_note: true\n"):
+                out.write(key)
+                out.flush()
+                os.fsync(out.fileno())
+                await asyncio.sleep(0.03)
+        await until(lambda: told.settings.waiting_note)
+        assert len(told.outcomes) == 1
+        assert told.outcomes[0]["changed"] == ["commit_after: 7.0, was 45.0", "heartbeat: 5.0, was 1.0", "waiting_note: true, was false"]
+
+
+async def test_file_that_changes_while_it_is_read_is_read_again(file: Path) -> None:
+    async with following(file) as told:
+        read, texts = told.read, [text(3)]
+
+        def read_late() -> Settings:
+            settings = read()
+            if texts:
+                file.write_text(texts.pop())
+            return settings
+
+        told.read = read_late  # type: ignore[method-assign]
+        follower = asyncio.create_task(Follower(file, reload.Reload(lambda: told.settings, told.apply, told.outcomes.append), told.read).run())
+        await until(lambda: told.beat == 3)
+        follower.cancel()
+        await asyncio.gather(follower, return_exceptions=True)
+
+
+@pytest.mark.parametrize("left", [None, b"", b"# only words\n\n  # of mine\n"])
+async def test_file_that_is_gone_or_empty_changes_nothing(file: Path, left: bytes | None, caplog: pytest.LogCaptureFixture) -> None:
+    async with following(file) as told:
+        if left is None:
+            file.unlink()
+        else:
+            file.write_bytes(left)
+        await until(lambda: "nothing changes" in caplog.text)
+        await asyncio.sleep(0.5)
+        assert caplog.text.count("nothing changes") == 1
+        assert (told.beat, told.outcomes) == (1, [])
+        in_place(file, 4)
+        await until(lambda: told.beat == 4)
+
+
+async def test_invalid_file_is_refused_once_and_mended(file: Path) -> None:
+    async with following(file) as told:
+        file.write_text("hartbeat: 1\n")
+        await until(lambda: len(told.outcomes) == 1)
+        assert told.outcomes[0]["reasons"] == ["hartbeat: no such key; did you mean 'heartbeat'? (gateway.yaml line 1)"]
+        await asyncio.sleep(0.5)
+        assert len(told.outcomes) == 1
+        in_place(file, 2)
+        await until(lambda: told.beat == 2)
+
+
+async def test_folder_that_is_gone_is_found_again(tmp_path: Path) -> None:
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    in_place(folder / "gateway.yaml", 1)
+    async with following(folder / "gateway.yaml") as told:
+        folder.rename(tmp_path / "old")
+        await asyncio.sleep(0.5)
+        folder.mkdir()
+        in_place(folder / "gateway.yaml", 2)
+        await until(lambda: told.beat == 2)
+
+
+async def test_what_changed_before_the_follower_began_is_found(file: Path) -> None:
+    told = Told(file)
+    in_place(file, 7)
+    task = asyncio.create_task(Follower(file, reload.Reload(lambda: told.settings, told.apply, told.outcomes.append), told.read).run())
+    await until(lambda: told.beat == 7)
+    assert told.outcomes[0]["cause"] == "start"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_pipe_is_not_read_again(tmp_path: Path) -> None:
+    """To read one that nobody writes to would wait for ever."""
+    pipe = tmp_path / "gateway.yaml"
+    os.mkfifo(pipe)
+    settings = config.build({})
+    told = list[dict[str, Any]]()
+    reread = reload.Reload(lambda: settings, lambda settings: asyncio.sleep(0), told.append)
+    async with asyncio.timeout(5):
+        await Follower(pipe, reread, lambda: settings).run()
+    with pytest.raises(ConfigError):
+        reload.read_whole(pipe, lambda: settings)
+
+
+async def test_empty_file_does_not_mean_the_defaults_at_a_signal(file: Path) -> None:
+    settings = config.load(file, {})
+    told = list[dict[str, Any]]()
+    file.write_bytes(b"")
+    await reload.Reload(lambda: settings, lambda settings: asyncio.sleep(0), told.append).run(
+        lambda: reload.read_whole(file, lambda: config.load(file, {})), "signal"
+    )
+    assert told[0]["reasons"] == [f"{file}: it is gone, empty or cannot be read"]

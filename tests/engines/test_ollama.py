@@ -1,0 +1,331 @@
+"""Kind `ollama`: every recorded answer of `/api/chat` read to what it says, and what is learned of the models."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.chat.answer import Delta, Usage, assemble
+from gateway.engines.engine import ModelFacts, Models
+from gateway.engines.ollama import REPETITION, Ollama
+from gateway.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter, UpstreamError
+from tests.engines.recorded import CHATS, body_of, name, said, unfolded
+from tests.fakes.chats import chat
+from tests.golden import Recording, load
+
+DIALECT = Ollama()
+STREAMS = [recording for recording in CHATS if recording.is_stream and recording.path == "/api/chat"]
+WHOLE = [recording for recording in STREAMS if unfolded(recording)[-1]["done"]]
+GIVEN_UP = [recording for recording in STREAMS if recording not in WHOLE]
+OLLAMAS = ["ollama-0.33", "ollama-0.24"]
+
+
+def read(body: bytes, size: int | None = None) -> list[Delta]:
+    reading = DIALECT.reading()
+    pieces = [body] if size is None else [body[start : start + size] for start in range(0, len(body), size)]
+    deltas = [delta for piece in pieces if not reading.over for delta in reading.feed(piece)]
+    if not reading.over:
+        deltas += reading.end()
+    assert reading.over
+    assert reading.malformed == 0
+    return deltas
+
+
+def line(content: str = "", done: bool = False, **fields: Any) -> bytes:
+    return json.dumps({"model": "m", "message": {"role": "assistant", "content": content}, "done": done, **fields}).encode() + b"\n"
+
+
+END = line(done=True, done_reason="stop", prompt_eval_count=7, eval_count=3)
+
+
+# Recorded
+
+
+@pytest.mark.parametrize("recording", WHOLE, ids=name)
+@pytest.mark.parametrize("size", [None, 1, 777])
+def test_recorded_stream_is_read_to_what_it_says(recording: Recording, size: int | None) -> None:
+    answer = assemble(read(body_of(recording), size))
+    last = unfolded(recording)[-1]
+    assert (answer.content, answer.reasoning) == (said(recording, "content"), said(recording, "thinking"))
+    assert answer.finish == last["done_reason"]
+    assert answer.usage == Usage(last["prompt_eval_count"], last["eval_count"])
+
+
+@pytest.mark.parametrize("recording", GIVEN_UP, ids=name)
+@pytest.mark.parametrize("size", [None, 777])
+def test_recorded_stream_that_repeats_itself_ends_with_a_stop(recording: Recording, size: int | None) -> None:
+    """Ollama ends it without a last line: we count its pieces ourselves."""
+    assert "repetition" in recording.case
+    answer = assemble(read(body_of(recording), size))
+    assert (answer.content, answer.finish) == (said(recording, "content"), "stop")
+    assert answer.usage == Usage(0, len(unfolded(recording)))
+
+
+# The end of a stream
+
+
+@pytest.mark.parametrize(("count", "is_whole"), [(REPETITION, True), (REPETITION - 1, False)])
+def test_thirty_equal_pieces_may_be_the_end(count: int, is_whole: bool) -> None:
+    """Compared without the white space around them, as Ollama does."""
+    body = line("other") + b"".join(line(" a" if number % 2 else "a ") for number in range(count))
+    if is_whole:
+        assert assemble(read(body)).usage == Usage(0, count + 1)
+        return
+    with pytest.raises(UpstreamError):
+        read(body)
+
+
+def test_equal_pieces_before_the_last_are_no_end() -> None:
+    with pytest.raises(UpstreamError):
+        read(line("a") * 40 + line("b"))
+
+
+@pytest.mark.parametrize("body", [b"", b"\n", line("a"), line("a") + line("b")])
+def test_end_without_done_is_an_error(body: bytes) -> None:
+    with pytest.raises(UpstreamError, match="failed while generating") as caught:
+        read(body)
+    assert caught.value.reason == "truncated"
+
+
+def test_last_line_needs_no_line_end() -> None:
+    assert assemble(read(line("a") + END.rstrip())).usage == Usage(7, 3)
+
+
+def test_runner_that_dies_in_mid_stream_is_an_error_in_our_words() -> None:
+    reading = DIALECT.reading()
+    assert reading.feed(line("a")) == [Delta("a")]
+    with pytest.raises(UpstreamError) as caught:
+        reading.feed(b'{"error":"an error was encountered while running the model: unexpected EOF"}\n')
+    assert caught.value.reason == "stream_error"
+    assert caught.value.message == "The model backend failed while generating the response."
+
+
+def test_clients_fault_that_shows_in_the_stream_stays_the_clients() -> None:
+    with pytest.raises(ContextLengthExceeded):
+        DIALECT.reading().feed(b'{"error":"the input length exceeds the context length"}\n')
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("stop", "stop"), ("length", "length"), ("load", "stop"), (None, "stop")])
+def test_finish_is_one_of_openais(theirs: str | None, ours: str) -> None:
+    assert assemble(read(line("a") + line(done=True, done_reason=theirs))).finish == ours
+
+
+def test_content_of_the_last_line_is_not_lost() -> None:
+    assert assemble(read(line("a") + line("b", done=True, done_reason="stop"))).content == "ab"
+
+
+def test_nothing_after_the_end_is_read() -> None:
+    assert assemble(read(line("a") + END + line("b"))).content == "a"
+
+
+def test_line_that_is_no_event_is_dropped_and_counted() -> None:
+    reading = DIALECT.reading()
+    deltas = reading.feed(b"{\n[]\n" + line("a") + b'{"message":7}\n' + END)
+    assert (assemble(deltas).content, reading.malformed, reading.over) == ("a", 3, True)
+
+
+def test_line_without_end_is_an_error() -> None:
+    reading = DIALECT.reading()
+    with pytest.raises(UpstreamError) as caught:
+        [reading.feed(b"x" * 100_000) for _ in range(20)]
+    assert caught.value.reason == "line_too_long"
+
+
+@given(st.lists(st.text(max_size=8), max_size=6), st.integers(1, 40))
+def test_any_text_comes_through_however_it_is_cut(texts: list[str], size: int) -> None:
+    assert assemble(read(b"".join(map(line, texts)) + END, size)).content == "".join(texts)
+
+
+# Tool calls and logprobs
+
+
+@pytest.mark.parametrize("server", OLLAMAS)
+@pytest.mark.parametrize("size", [None, 1])
+def test_recorded_tool_call_is_read_with_its_arguments_as_text(server: str, size: int | None) -> None:
+    answer = assemble(read(body_of(load(server)["api_chat_tool_call_stream"]), size))
+    assert [(call.index, call.name, json.loads(call.arguments)) for call in answer.calls] == [(0, "get_weather", {"city": "Seoul"})]
+    assert answer.content == ""
+
+
+@pytest.mark.parametrize("server", OLLAMAS)
+def test_recorded_logprobs_are_read_with_their_bytes_and_alternatives(server: str) -> None:
+    """The plain answer has all of them in one line, as the last line of a stream could have."""
+    body = load(server)["api_chat_logprobs"].body
+    answer = assemble(read(json.dumps(body).encode() + b"\n"))
+    assert answer.logprobs is not None
+    assert [chosen.token for chosen in answer.logprobs] == [entry["token"] for entry in body["logprobs"]]
+    assert all(len(chosen.top_logprobs) == 2 and chosen.bytes == list(chosen.token.encode()) for chosen in answer.logprobs)
+
+
+def test_calls_of_several_lines_are_counted_on() -> None:
+    """Ollama's parsers may begin their indices anew with each line."""
+    lines = [line(message={"content": "", "tool_calls": [{"function": {"index": 0, "name": name, "arguments": {"a": 1}}}]}) for name in "fg"]
+    answer = assemble(read(b"".join(lines) + END))
+    assert [(call.index, call.name, call.arguments) for call in answer.calls] == [(0, "f", '{"a": 1}'), (1, "g", '{"a": 1}')]
+
+
+def test_call_without_arguments_has_an_empty_object() -> None:
+    answer = assemble(read(line(message={"content": "", "tool_calls": [{"function": {"name": "f"}}]}) + END))
+    assert answer.calls[0].arguments == "{}"
+
+
+def test_logprobs_of_a_line_without_text_are_not_lost() -> None:
+    first, last = ([{"token": "", "logprob": -0.5, "bytes": [byte]}] for byte in "é".encode())
+    answer = assemble(read(line("", logprobs=first) + line("é", logprobs=last) + END))
+    assert answer.logprobs is not None
+    assert b"".join(bytes(chosen.bytes or ()) for chosen in answer.logprobs).decode() == answer.content == "é"
+
+
+# A wish that the model cannot fulfil
+
+
+@pytest.mark.parametrize(
+    "wish", [{"reasoning_effort": "low"}, {"reasoning": {"effort": "low"}}, {"think": True}, {"chat_template_kwargs": {"enable_thinking": True}}]
+)
+def test_wish_to_think_is_dropped_when_the_model_turns_out_unable(wish: dict[str, Any]) -> None:
+    asked = chat(**wish)
+    unable = UnsupportedParameter("This model cannot think.", param="reasoning_effort")
+    assert DIALECT.amended(asked, unable) == chat()
+    assert DIALECT.amended(chat(), unable) is None
+
+
+@pytest.mark.parametrize("refusal", [UnsupportedParameter("x", param="tools"), InvalidRequest("x"), ContextLengthExceeded(4096)])
+def test_other_refusals_are_the_clients(refusal: InvalidRequest) -> None:
+    assert DIALECT.amended(chat(think=True, max_tokens=9), refusal) is None
+
+
+# Models
+
+
+@pytest.mark.parametrize("server", OLLAMAS)
+def test_recorded_models_are_read_with_and_without_the_tag(server: str) -> None:
+    recording = load(server)["api_tags"]
+    found = DIALECT.models(json.dumps(recording.body).encode())
+    assert found is not None
+    assert {"llama", "llama:latest", "qwen3-vl", "qwen3-vl:latest"} <= set(found)
+    for entry in recording.body["models"]:
+        assert found[entry["name"]].digest == entry["digest"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"<html>", b"[]", b'{"models":7}'])
+def test_what_is_no_list_of_models_is_told_apart_from_an_empty_one(body: bytes) -> None:
+    assert DIALECT.models(body) is None
+    assert DIALECT.models(b'{"models":[]}') == DIALECT.models(b'{"models":null}') == {}
+
+
+@pytest.mark.parametrize("spelling", ["llama", "LLAMA", "llama:latest", "library/llama", "registry.ollama.ai/library/llama:latest"])
+def test_spellings_of_one_model_are_one(spelling: str) -> None:
+    assert DIALECT.canonical(spelling) == "llama"
+    assert DIALECT.canonical("llama:8b") == "llama:8b"
+
+
+class FakeOllama:
+    """What is asked beside the list of models; notes each question. What is None, or not named, it does not answer."""
+
+    def __init__(self, shown: dict[str, list[str]] | None = None, loaded: dict[str, int] | None = None) -> None:
+        self.shown = shown or {}
+        self.loaded = loaded
+        self.asked: list[tuple[str, str]] = []
+
+    async def ask(self, method: str, path: str, body: bytes | None) -> bytes | None:
+        if path == "/api/ps":
+            self.asked.append((method, path))
+            running = None if self.loaded is None else [{"name": name, "context_length": length} for name, length in self.loaded.items()]
+            return None if running is None else json.dumps({"models": running}).encode()
+        assert (method, path) == ("POST", "/api/show")
+        model = json.loads(body or b"")["model"]
+        self.asked.append((path, model))
+        return json.dumps({"capabilities": self.shown[model]}).encode() if model in self.shown else None
+
+
+def listed(digest: str = "d1", capabilities: list[str] | None = None) -> Models:
+    entry = {"name": "llama:latest", "digest": digest} | ({} if capabilities is None else {"capabilities": capabilities})
+    found = DIALECT.models(json.dumps({"models": [entry, {"name": "other:latest", "digest": "o"}]}).encode())
+    assert found is not None
+    return found
+
+
+async def learned(server: FakeOllama, models: Models, before: Models | None = None, wanted: str = "llama", dialect: Ollama = DIALECT) -> ModelFacts:
+    await dialect.learn(models, before or {}, [wanted], server.ask)
+    return next(facts for name, facts in models.items() if dialect.canonical(name) == dialect.canonical(wanted))
+
+
+async def test_context_is_what_the_model_is_loaded_with() -> None:
+    facts = await learned(FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192}), listed())
+    assert facts == ModelFacts(8192, frozenset({"completion"}), "d1")
+
+
+async def test_context_is_remembered_when_the_model_is_unloaded_and_follows_when_it_is_loaded_anew() -> None:
+    server = FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192})
+    before = listed()
+    await learned(server, before)
+    server.loaded = {}
+    after = listed()
+    assert (await learned(server, after, before)).context_length == 8192
+    server.loaded = {"llama:latest": 4096}
+    assert (await learned(server, listed(), after)).context_length == 4096
+
+
+async def test_context_that_the_operator_sets_is_known_before_the_first_load() -> None:
+    assert (await learned(FakeOllama(loaded={}), listed(), dialect=Ollama(num_ctx=16384))).context_length == 16384
+
+
+async def test_capabilities_that_the_list_leaves_out_are_not_missing() -> None:
+    """Recorded on 0.33: the list tells of qwen3-vl `completion` and `tools`, `/api/show` of `vision` too."""
+    models = listed(capabilities=["completion", "tools"])
+    assert not (await learned(FakeOllama({"llama": ["completion", "vision", "tools"]}, {}), models)).lacks("vision")
+    assert not (await learned(FakeOllama(), listed(capabilities=["completion", "tools"]))).lacks("vision")
+
+
+async def test_capabilities_are_asked_for_once_and_again_when_the_model_has_changed() -> None:
+    server = FakeOllama({"llama": ["completion"]}, {})
+    before = listed()
+    await learned(server, before)
+    after = listed()
+    assert (await learned(server, after, before)).capabilities == {"completion"}
+    assert server.asked.count(("/api/show", "llama")) == 1
+    server.shown["llama"] = ["completion", "thinking"]
+    assert (await learned(server, listed("d2"), after)).capabilities == {"completion", "thinking"}
+    assert server.asked.count(("/api/show", "llama")) == 2
+
+
+async def test_only_models_of_a_tier_are_asked_about() -> None:
+    server = FakeOllama({"llama": ["completion"], "other": ["completion"]}, {})
+    await learned(server, listed())
+    assert ("/api/show", "other") not in server.asked
+
+
+async def test_model_is_found_by_any_spelling() -> None:
+    server = FakeOllama({"library/LLAMA": ["completion"]}, {"llama:latest": 8192})
+    assert await learned(server, listed(), wanted="library/LLAMA") == ModelFacts(8192, frozenset({"completion"}), "d1")
+
+
+async def test_server_that_does_not_tell_leaves_what_was_known() -> None:
+    before = listed()
+    await learned(FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192}), before)
+    assert await learned(FakeOllama(), listed(), before) == ModelFacts(8192, frozenset({"completion"}), "d1")
+    assert await learned(FakeOllama(), listed()) == ModelFacts(None, None, "d1")
+
+
+async def test_model_that_is_not_there_is_not_asked_about() -> None:
+    server, models = FakeOllama({"away": ["completion"]}, {}), listed()
+    await DIALECT.learn(models, {}, ["away"], server.ask)
+    assert "away" not in models
+    assert server.asked == [("GET", "/api/ps")]
+
+
+@pytest.mark.parametrize("server", OLLAMAS)
+async def test_recorded_answers_tell_context_and_capabilities(server: str) -> None:
+    recorded = load(server)
+
+    async def ask(method: str, path: str, body: bytes | None) -> bytes | None:
+        return json.dumps(recorded["api_ps" if path == "/api/ps" else "api_show"].body).encode()
+
+    models = DIALECT.models(json.dumps(recorded["api_tags"].body).encode())
+    assert models is not None
+    await DIALECT.learn(models, {}, ["qwen3-vl"], ask)
+    assert models["qwen3-vl"].context_length == 4096
+    assert not models["qwen3-vl"].lacks("vision")
+    assert models["qwen3-vl"].lacks("thinking")

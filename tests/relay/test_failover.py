@@ -1,0 +1,662 @@
+"""A server that fails before its first piece: who serves instead, how often it is tried, and what the client is told; on real sockets. The numbers
+are those of the table of faults: 1 to 6, 12 to 16 and 24."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from email.utils import formatdate
+from random import Random
+from typing import Any
+
+import pytest
+
+from gateway import config
+from gateway.admission.fair_queue import Claim
+from gateway.admission.ticket import Ticket
+from gateway.upstream.backend import Backend
+from gateway.upstream.circuit_breaker import IN_A_ROW
+from gateway.upstream.failures import LONGEST_PAUSE, retry_seconds
+from gateway.upstream.retry_budget import LEAST
+from gateway.upstream.server import Server
+from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend, Kind
+from tests.fakes.pictures import picture_url
+from tests.fakes.running_gateway import TIMES, Reply, Running, running, until
+from tests.real_engines.process import free_port
+
+pytestmark = pytest.mark.uvloop
+
+IMAGE = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": picture_url()}}]}]
+OTHER: dict[Kind, Kind] = {"ollama": "vllm", "vllm": "ollama"}
+AT_ONCE = 0.25
+"""Seconds in which nothing is waited for."""
+
+
+@pytest.fixture(params=["ollama", "vllm"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    kind: Kind = request.param
+    return kind
+
+
+@pytest.fixture(params=[True, False], ids=["stream", "plain"])
+def stream(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def settings(kind: Kind, urls: list[str], other_url: str | None = None, tier: dict[str, Any] | None = None, **limits: Any) -> config.Settings:
+    """A tier on the backend `kind` at `urls`; it may fall back to the other kind at `other_url`."""
+    times = {**TIMES, "first_token_timeout": 5, "idle_timeout": 5, "total_timeout": 10}  # no test here is about these
+    backends: dict[str, Any] = {kind: {"kind": kind, "servers": [{"base_url": url} for url in urls], **times, **limits}}
+    models: dict[str, str] = {kind: MODEL}
+    if other_url is not None:
+        backends[OTHER[kind]] = {"kind": OTHER[kind], "base_url": other_url, **times}
+        models[OTHER[kind]] = MODEL
+    fallback = {"fallback": True} if other_url is not None else {}
+    return config.build(
+        {
+            "llm_backend": kind,
+            "backends": backends,
+            "tiers": {"standard": {"models": models, **fallback, **(tier or {})}},
+            "log_format": "json",
+            "state_file": "",
+        }
+    )
+
+
+@asynccontextmanager
+async def two_backends(
+    kind: Kind, mode: str = "healthy", other_mode: str = "healthy", **more: Any
+) -> AsyncIterator[tuple[Running, FaultBackend, FaultBackend]]:
+    """The tier may fall back from the first to the second."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(FaultBackend(kind, mode))
+        second = await stack.enter_async_context(FaultBackend(OTHER[kind], other_mode))
+        yield await stack.enter_async_context(running(settings(kind, [first.base_url], second.base_url, **more))), first, second
+
+
+@asynccontextmanager
+async def servers(kind: Kind, *modes: str, **limits: Any) -> AsyncIterator[tuple[Running, list[FaultBackend]]]:
+    """One backend, no fallback."""
+    async with AsyncExitStack() as stack:
+        found = [await stack.enter_async_context(FaultBackend(kind, mode)) for mode in modes]
+        yield await stack.enter_async_context(running(settings(kind, [server.base_url for server in found], **limits))), found
+
+
+def backend_of(gateway: Running, kind: Kind) -> Backend:
+    return gateway.gateway._backends[kind]
+
+
+def server_of(gateway: Running, kind: Kind, number: int = 0) -> Server:
+    return backend_of(gateway, kind).servers[number]
+
+
+def believe(gateway: Running, kind: Kind) -> None:
+    """As if the probes had found it well."""
+    for _ in range(2):
+        server_of(gateway, kind).circuit.answered()
+
+
+def check_served_by(reply: Reply, kind: Kind, attempts: int) -> None:
+    headers = reply.headers
+    assert (reply.status, reply.text, reply.error) == (200, TEXT, None)
+    assert (headers["x-gateway-backend"], headers["x-gateway-model"], headers["x-gateway-attempts"]) == (kind, MODEL, str(attempts))
+
+
+def code(reply: Reply) -> str | None:
+    return None if reply.error is None else reply.error["code"]
+
+
+# No connection
+
+
+async def test_connection_refused_goes_to_the_other_backend(kind: Kind, stream: bool) -> None:
+    """Case 1."""
+    async with two_backends(kind) as (gateway, first, second):
+        first.die()
+        check_served_by(await gateway.ask({"stream": stream}), OTHER[kind], 2)
+        assert len(second.requests) == 1
+        assert gateway.metric("gateway_fallbacks_total", tier="standard", from_backend=kind, to_backend=OTHER[kind]) == 1
+        assert gateway.metric("gateway_retries_total", backend=kind, reason="connect") == 1
+        assert gateway.metric("gateway_upstream_errors_total", backend=kind, reason="connect") == 1
+        assert gateway.metric("gateway_requests_total", backend=OTHER[kind], outcome="ok") == 1
+        await until(gateway.is_idle)
+        (line,) = gateway.exchanges()
+        assert (line["backend"], line["attempts"], line["status"]) == (OTHER[kind], 2, 200)
+
+
+async def test_connection_refused_everywhere_is_a_502_and_once_it_is_known_a_503(kind: Kind, stream: bool) -> None:
+    """Case 2: no server is tried any more then, and the time to come back is that of the next probe."""
+    async with servers(kind, "healthy", probe_interval=7.5) as (gateway, (server,)):
+        server.die()
+        for _ in range(IN_A_ROW):
+            reply = await gateway.ask({"stream": stream})
+            assert (reply.status, code(reply), reply.headers["x-gateway-attempts"]) == (502, "upstream_error", "1")
+        await until(lambda: server_of(gateway, kind).circuit.is_open)
+        begun = asyncio.get_running_loop().time()
+        reply = await gateway.ask({"stream": stream})
+        assert asyncio.get_running_loop().time() - begun < AT_ONCE
+        assert (reply.status, code(reply), reply.headers["retry-after"], reply.headers["x-gateway-attempts"]) == (
+            503,
+            "backend_unavailable",
+            "8",
+            "0",
+        )
+        assert gateway.metric("gateway_rejected_total", backend=kind, reason="backend_unavailable") == 1
+
+
+async def test_server_that_is_away_at_the_start_is_a_503() -> None:
+    async with running(settings("ollama", [f"http://127.0.0.1:{free_port()}"])) as gateway:
+        reply = await gateway.ask()
+        assert (reply.status, code(reply), reply.headers["retry-after"]) == (503, "backend_unavailable", "60")
+
+
+async def test_name_that_does_not_resolve_is_like_a_refused_connection() -> None:
+    """Case 3."""
+    nowhere = "http://backend.invalid:1"
+    async with FaultBackend("vllm") as other, running(settings("ollama", [nowhere], other.base_url)) as gateway:
+        check_served_by(await gateway.ask(), "vllm", 1)
+        believe(gateway, "ollama")
+        check_served_by(await gateway.ask(), "vllm", 2)
+        assert gateway.metric("gateway_retries_total", backend="ollama", reason="connect") == 1
+    async with running(settings("ollama", [nowhere])) as gateway:
+        believe(gateway, "ollama")
+        reply = await gateway.ask()
+        assert (reply.status, code(reply)) == (502, "upstream_error")
+        assert b"backend.invalid" not in reply.body
+
+
+@contextmanager
+def deaf_port() -> Any:
+    """Its kernel drops every SYN: the line of those that nobody accepts is full."""
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for taken in (first, second):
+            taken.setblocking(False)
+            taken.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+async def test_connection_that_is_never_made_goes_to_the_other_backend() -> None:
+    """Case 4."""
+    async with AsyncExitStack() as stack:
+        port = stack.enter_context(deaf_port())
+        other = await stack.enter_async_context(FaultBackend("vllm"))
+        built = settings("ollama", [f"http://127.0.0.1:{port}"], other.base_url, connect_timeout=0.2)
+        gateway = await stack.enter_async_context(running(built))
+        believe(gateway, "ollama")
+        begun = asyncio.get_running_loop().time()
+        check_served_by(await gateway.ask(), "vllm", 2)
+        assert 0.2 <= asyncio.get_running_loop().time() - begun <= 0.2 + AT_ONCE
+        assert gateway.metric("gateway_retries_total", backend="ollama", reason="connect_timeout") == 1
+
+
+async def test_tier_has_a_time_of_its_own_to_connect() -> None:
+    async with AsyncExitStack() as stack:
+        port = stack.enter_context(deaf_port())
+        other = await stack.enter_async_context(FaultBackend("vllm"))
+        own = {"limits": {"ollama": {"connect_timeout": 0.2}}}
+        built = settings("ollama", [f"http://127.0.0.1:{port}"], other.base_url, tier=own, connect_timeout=30)
+        gateway = await stack.enter_async_context(running(built))
+        believe(gateway, "ollama")
+        check_served_by(await gateway.ask(), "vllm", 2)
+        assert gateway.metric("gateway_retries_total", backend="ollama", reason="connect_timeout") == 1
+
+
+# Failures before the first piece
+
+
+@pytest.mark.parametrize(("mode", "reason"), [("close", "closed"), ("rst", "reset"), ("breaks", "status_5xx"), ("garbage", "protocol")])
+async def test_failure_before_the_first_piece_goes_to_the_other_backend(kind: Kind, stream: bool, mode: str, reason: str) -> None:
+    """Cases 5, 6, 8 and 12."""
+    async with two_backends(kind, mode) as (gateway, first, second):
+        check_served_by(await gateway.ask({"stream": stream}), OTHER[kind], 2)
+        assert (len(first.requests), len(second.requests)) == (1, 1)
+        assert gateway.metric("gateway_upstream_errors_total", backend=kind, reason=reason) == 1
+        assert gateway.metric("gateway_fallbacks_total") == 1
+        await until(gateway.is_idle)
+
+
+async def test_500_without_a_fallback_is_a_502_in_our_own_words(kind: Kind, stream: bool) -> None:
+    """Case 12; a request that breaks one server is not given to the next of the same kind."""
+    async with servers(kind, "breaks", "breaks") as (gateway, (one, two)):
+        reply = await gateway.ask({"stream": stream})
+        assert (reply.status, code(reply), CANARY in reply.body.decode()) == (502, "upstream_error", False)
+        assert len(one.requests) + len(two.requests) == 1
+
+
+async def test_request_is_sent_twice_at_most(kind: Kind, stream: bool) -> None:
+    async with two_backends(kind, "breaks", "breaks") as (gateway, first, second):
+        reply = await gateway.ask({"stream": stream})
+        assert (reply.status, code(reply)) == (502, "upstream_error")
+        headers = reply.headers
+        assert (headers["x-gateway-backend"], headers["x-gateway-attempts"]) == (OTHER[kind], "2")
+        assert (len(first.requests), len(second.requests)) == (1, 1)
+
+
+async def test_answer_that_began_stays_where_it_is(kind: Kind) -> None:
+    async with two_backends(kind, "killed") as (gateway, _, second):
+        reply = await gateway.ask({"stream": True})
+        assert (reply.status, code(reply)) == (200, "upstream_error")
+        assert not second.requests
+
+
+async def test_time_out_does_not_go_to_the_other_backend(kind: Kind) -> None:
+    async with two_backends(kind, "silent", first_token_timeout=0.2) as (gateway, _, second):
+        reply = await gateway.ask()
+        assert (reply.status, code(reply)) == (504, "upstream_timeout")
+        assert not second.requests
+
+
+async def test_fault_of_the_client_does_not_go_to_the_other_backend(kind: Kind) -> None:
+    async with two_backends(kind, "too_long") as (gateway, _, second):
+        reply = await gateway.ask()
+        assert (reply.status, code(reply)) == (400, "context_length_exceeded")
+        assert not second.requests
+        assert not server_of(gateway, kind).circuit.is_troubled
+
+
+async def test_tier_without_a_fallback_has_none() -> None:
+    async with two_backends("vllm", "breaks", tier={"fallback": False}) as (gateway, _, second):
+        reply = await gateway.ask()
+        assert (reply.status, reply.headers["x-gateway-attempts"], len(second.requests)) == (502, "1", 0)
+
+
+async def test_fallback_may_be_named() -> None:
+    async with two_backends("vllm", "breaks", tier={"fallback": "ollama"}) as (gateway, _, _second):
+        check_served_by(await gateway.ask(), "ollama", 2)
+
+
+async def test_clients_deadline_does_not_begin_anew_at_the_other_backend() -> None:
+    async with two_backends("vllm", "breaks") as (gateway, _, _second):
+        admission = backend_of(gateway, "ollama").admission
+        with ExitStack() as taken:
+            while not admission.waiting("text"):
+                taken.enter_context(Ticket(admission, admission.queue(MODEL, "text"), Claim()))
+            async with gateway.sent({}, "x-gateway-timeout: 30"):
+                await until(lambda: admission.waiting("text") == 2)
+                (relay,) = gateway.live
+                assert 0 < relay._ticket.claim.timeout < 30
+
+
+async def test_silent_stream_that_began_may_still_go_to_the_other_backend() -> None:
+    async with FaultBackend("vllm", "silent") as first, FaultBackend("ollama") as second:
+        built = settings("vllm", [first.base_url], second.base_url).model_copy(update={"commit_after": 0.05, "heartbeat": 0.05})
+        async with running(built) as gateway, gateway.sent({"stream": True}) as raw, asyncio.timeout(5):
+            status, _ = await raw.head()
+            await raw.reader.readuntil(b'"delta":{}')
+            first.open_peers[0].reset()
+            rest = await raw.reader.readuntil(b"[DONE]")
+            assert (status, b"Hello" in rest, b"error" in rest) == (200, True, False)
+
+
+async def test_what_the_other_backend_cannot_serve_ends_with_the_first_failure() -> None:
+    """Its want of eyes is not the client's fault."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(FaultBackend("vllm", "breaks"))
+        second = await stack.enter_async_context(FaultBackend("ollama", capabilities=("completion",)))
+        gateway = await stack.enter_async_context(running(settings("vllm", [first.base_url], second.base_url)))
+        reply = await gateway.ask({"messages": IMAGE})
+        assert (reply.status, code(reply)) == (502, "upstream_error")
+        assert not second.requests
+
+
+async def test_retries_are_a_tenth_of_the_requests_and_three_in_any_case() -> None:
+    async with two_backends("vllm", "breaks") as (gateway, first, second):
+        replies = [await gateway.ask() for _ in range(30)]
+        assert [reply.status for reply in replies].count(200) == len(second.requests) == LEAST
+        assert len(first.requests) == 30
+        for _ in range(50):
+            backend_of(gateway, "vllm").budget.count(gateway.gateway._shared.clock())
+        replies = [await gateway.ask() for _ in range(20)]
+        assert LEAST < len(second.requests) <= 10
+
+
+async def test_connections_that_are_refused_need_no_budget() -> None:
+    """Nothing was sent: all are served, and none twice."""
+    async with two_backends("vllm") as (gateway, first, second):
+        first.die()
+        replies = await asyncio.gather(*(gateway.ask() for _ in range(20)))
+        assert {(reply.status, reply.headers["x-gateway-backend"]) for reply in replies} == {(200, "ollama")}
+        assert len(second.requests) == 20
+
+
+# Full
+
+
+@pytest.mark.parametrize("mode", ["full", "limited_for_seven"])
+async def test_full_backend_is_passed_over(kind: Kind, stream: bool, mode: str) -> None:
+    """Cases 13 and 14; the second request does not even ask."""
+    async with two_backends(kind, mode) as (gateway, first, _):
+        check_served_by(await gateway.ask({"stream": stream}), OTHER[kind], 2)
+        check_served_by(await gateway.ask({"stream": stream}), OTHER[kind], 1)
+        assert len(first.requests) == 1
+        assert server_of(gateway, kind).circuit.state == "closed"
+        assert gateway.metric("gateway_retries_total", backend=kind, reason="busy") == 1
+        assert gateway.metric("gateway_fallbacks_total") == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "least", "most"),
+    [
+        ("full", 1, 60), ("full_for_seven", 7, 7), ("limited_for_seven", 7, 7), ("limited_until", 35, 41), ("limited_for_ever", 120, 120),
+        ("limited_garbage", 1, 60),
+    ],
+)  # fmt: skip
+async def test_full_backend_with_no_other_is_a_503_with_its_own_time(kind: Kind, mode: str, least: int, most: int) -> None:
+    """Cases 13 and 14: it is full, not broken, and left alone for so long."""
+    async with servers(kind, mode) as (gateway, _):
+        reply = await gateway.ask()
+        assert (reply.status, code(reply)) == (503, "backend_unavailable")
+        assert least <= int(reply.headers["retry-after"]) <= most
+        circuit = server_of(gateway, kind).circuit
+        assert (circuit.state, circuit.is_paused, circuit.is_troubled) == ("closed", True, False)
+
+
+async def test_server_that_refuses_fast_does_not_look_idle(kind: Kind) -> None:
+    async with servers(kind, "limited_for_seven", "healthy") as (gateway, (full, other)):
+        for attempts in ("2", "1", "1", "1"):
+            reply = await gateway.ask()
+            assert (reply.status, reply.headers["x-gateway-attempts"]) == (200, attempts)
+        assert (len(full.requests), len(other.requests)) == (1, 4)
+
+
+async def test_requests_wait_for_a_full_server_and_go_on_when_its_pause_is_over(kind: Kind) -> None:
+    async with servers(kind, "full") as (gateway, (server,)):
+        assert (await gateway.ask()).status == 503
+        server.mode = "healthy"
+        reply = await gateway.ask()
+        assert (reply.status, len(server.requests)) == (200, 2)
+        assert int(reply.headers["x-gateway-queue-ms"]) >= 500
+
+
+async def test_full_backend_is_waited_for_when_the_other_is_away() -> None:
+    async with two_backends("vllm") as (gateway, first, second):
+        second.die()
+        server_of(gateway, "ollama").circuit.missed(is_sure=True)
+        backend_of(gateway, "vllm").pause(server_of(gateway, "vllm"), 0.2)
+        check_served_by(await gateway.ask(), "vllm", 1)
+        assert len(first.requests) == 1
+
+
+async def test_both_full_tells_the_longer_time() -> None:
+    async with two_backends("vllm", "limited_for_seven", "full") as (gateway, _, _second):
+        reply = await gateway.ask()
+        assert (reply.status, code(reply), reply.headers["retry-after"]) == (503, "backend_unavailable", "7")
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"7", 7), (b"0", 0), (b"121", LONGEST_PAUSE), (b"9" * 5000, LONGEST_PAUSE), (formatdate(1_000_030, usegmt=True).encode(), 30),
+        (formatdate(999_000, usegmt=True).encode(), 0), (b"", None), (b"soon", None), (b"-7", None), (b"7.5", None), (b"\xff\xb2", None),
+        (b"Mon, 99 Foo 2026 25:61:61 GMT", None),
+    ],
+)  # fmt: skip
+def test_time_to_come_back_is_seconds_or_a_date_or_nothing(value: bytes, seconds: int | None) -> None:
+    assert retry_seconds(value, 1_000_000) == seconds
+
+
+# A wrong key, a missing model
+
+
+async def test_refused_key_is_a_502_and_counted(kind: Kind, stream: bool) -> None:
+    """Case 15: never a 401, which would tell the client that its own key is wrong."""
+    async with servers(kind, "locked") as (gateway, _):
+        for _ in range(2 * IN_A_ROW):
+            reply = await gateway.ask({"stream": stream})
+            assert (reply.status, code(reply)) == (502, "upstream_error")
+        assert gateway.metric("gateway_upstream_errors_total", backend=kind, reason="auth") == 2 * IN_A_ROW
+        assert server_of(gateway, kind).circuit.state == "closed"
+
+
+async def test_model_that_one_server_lacks_is_asked_of_the_other_until_the_next_probe(kind: Kind, stream: bool) -> None:
+    """Case 16."""
+    async with servers(kind, "missing", "healthy") as (gateway, (lacking, other)):
+        for attempts in ("2", "1", "1"):
+            reply = await gateway.ask({"stream": stream})
+            assert (reply.status, reply.text, reply.headers["x-gateway-attempts"]) == (200, TEXT, attempts)
+        assert (len(lacking.requests), len(other.requests)) == (1, 3)
+        server = server_of(gateway, kind)
+        assert (server.serves(MODEL), server.circuit.state) == (False, "closed")
+        server.doubted.set()
+        await until(lambda: server.serves(MODEL))
+
+
+async def test_model_that_no_server_has_is_a_404(kind: Kind, stream: bool) -> None:
+    """Case 16: all."""
+    async with servers(kind, "missing", "missing") as (gateway, found):
+        for _ in range(2):
+            reply = await gateway.ask({"stream": stream})
+            assert (reply.status, code(reply)) == (404, "model_not_found")
+        assert [len(server.requests) for server in found] == [1, 1]
+
+
+async def test_model_that_the_backend_lacks_is_asked_of_the_other_backend(kind: Kind) -> None:
+    """Case 16 where the tier allows another."""
+    async with two_backends(kind, "missing") as (gateway, first, _):
+        check_served_by(await gateway.ask(), OTHER[kind], 2)
+        check_served_by(await gateway.ask(), OTHER[kind], 1)
+        assert len(first.requests) == 1
+    async with two_backends(kind, "missing", "missing") as (gateway, _, _second):
+        reply = await gateway.ask()
+        assert (reply.status, code(reply)) == (404, "model_not_found")
+
+
+# The circuit
+
+
+async def test_server_that_is_killed_is_left_out_at_once_and_back_after_a_probe(kind: Kind) -> None:
+    async with servers(kind, "healthy", "healthy", probe_interval=0.1) as (gateway, (one, two)):
+        one.die()
+        begun = asyncio.get_running_loop().time()
+        while not server_of(gateway, kind).circuit.is_open:
+            assert (await gateway.ask()).status == 200
+        assert asyncio.get_running_loop().time() - begun <= 2
+        before = len(two.requests)
+        assert [(await gateway.ask()).headers["x-gateway-attempts"] for _ in range(3)] == ["1"] * 3
+        assert len(two.requests) == before + 3
+        await one.revive()
+        await until(lambda: server_of(gateway, kind).circuit.state == "closed", patience=1.1)
+        await asyncio.gather(*(gateway.ask() for _ in range(4)))
+        assert one.requests
+
+
+async def test_open_circuit_goes_to_the_other_backend_without_a_try(kind: Kind) -> None:
+    async with two_backends(kind) as (gateway, first, _):
+        first.die()
+        server_of(gateway, kind).circuit.missed(is_sure=True)
+        check_served_by(await gateway.ask(), OTHER[kind], 1)
+        assert gateway.metric("gateway_fallbacks_total", from_backend=kind, to_backend=OTHER[kind]) == 1
+        assert gateway.metric("gateway_upstream_errors_total") == 0
+
+
+async def test_one_bad_instant_among_many_in_flight_is_no_death(kind: Kind) -> None:
+    """The probe finds the server well, and the next request is served."""
+    async with servers(kind, "silent", max_concurrency=40, model_concurrency=40, queue_timeout=5) as (gateway, (server,)):
+        asked = [asyncio.create_task(gateway.ask()) for _ in range(40)]
+        await until(lambda: len(server.requests) == 40)
+        server.mode = "healthy"
+        for peer in server.open_peers:
+            peer.reset()
+        assert {reply.status for reply in await asyncio.gather(*asked)} == {502}
+        assert (await gateway.ask()).status == 200
+        assert server_of(gateway, kind).circuit.state == "closed"
+
+
+@pytest.mark.parametrize("mode", ["breaks", "truncated", "rst"])
+async def test_failures_make_suspect_and_a_good_probe_clears(kind: Kind, mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "gateway.circuit")
+    async with servers(kind, mode) as (gateway, (server,)):
+        for _ in range(IN_A_ROW):
+            assert (await gateway.ask()).status == 502
+        circuit = server_of(gateway, kind).circuit
+        await until(lambda: circuit.state == "closed")
+        told = [record.getMessage() for record in caplog.records if record.name == "gateway.circuit"]
+        assert [message.split("(")[0] for message in told] == [
+            f"backend {kind}: circuit suspect, was closed ",
+            f"backend {kind}: circuit closed, was suspect ",
+        ]
+        server.mode = "healthy"
+        assert (await gateway.ask()).status == 200
+
+
+async def test_server_that_fails_fast_does_not_draw_all_requests(kind: Kind) -> None:
+    """It answers its probes, so its circuit stays closed; but failing makes it the least busy."""
+    async with servers(kind, "breaks", "healthy") as (gateway, (broken, other)):
+        replies = [await gateway.ask() for _ in range(IN_A_ROW)]
+        assert [reply.status for reply in replies] == [502] * IN_A_ROW
+        await until(lambda: server_of(gateway, kind).circuit.state == "closed")
+        assert {(await gateway.ask()).status for _ in range(20)} == {200}
+        assert (len(broken.requests), len(other.requests)) == (IN_A_ROW, 20)
+
+
+async def test_clients_that_leave_do_not_speak_against_the_server(kind: Kind) -> None:
+    async with servers(kind, "silent") as (gateway, (server,)):
+        for number in range(2 * IN_A_ROW):
+            async with gateway.sent():
+                await until(lambda: len(server.requests) == number + 1)  # noqa: B023  # awaited in the turn of the loop
+        await until(gateway.is_idle)
+        assert not server_of(gateway, kind).circuit.is_troubled
+
+
+async def test_first_pieces_that_do_not_come_speak_against_the_server(kind: Kind) -> None:
+    async with servers(kind, "silent", first_token_timeout=0.05) as (gateway, _):
+        assert (await gateway.ask()).status == 504
+        assert server_of(gateway, kind).circuit.is_troubled
+
+
+async def test_half_open_server_gets_one_request_until_it_answers(kind: Kind) -> None:
+    async with servers(kind, "silent") as (gateway, (server,)), AsyncExitStack() as clients:
+        circuit = server_of(gateway, kind).circuit
+        circuit.missed(is_sure=True)
+        circuit.answered()
+        raws = [await clients.enter_async_context(gateway.sent({"stream": True})) for _ in range(5)]
+        await until(lambda: gateway.waiting == 4)
+        assert len(server.requests) == 1
+        server.mode = "healthy"
+        raws[0].leave()  # it told nothing: another is let through
+        for raw in raws[1:]:
+            assert (await raw.reply()).text == TEXT
+        assert circuit.state == "closed"
+
+
+FLAPPING = [200, 499, 502, 503]
+
+
+@pytest.mark.parametrize("has_fallback", [False, True], ids=["alone", "fallback"])
+async def test_server_that_flaps_leaves_nothing_stuck(kind: Kind, has_fallback: bool) -> None:
+    """Case 80, faster: after its last return everybody is served, and nothing is held."""
+    limits = {"max_concurrency": 4, "model_concurrency": 4, "probe_interval": 0.05, "queue_timeout": 5}
+    tier = {"fallback": has_fallback}
+    async with two_backends(kind, "brief", tier=tier, **limits) as (gateway, first, _):
+        over = False
+
+        async def client(number: int) -> None:
+            random = Random(number)
+            while not over:
+                async with gateway.sent({"stream": bool(number % 2)}) as raw:
+                    if random.random() < 0.2:
+                        await asyncio.sleep(0.02 * random.random())
+                    else:
+                        assert (await raw.reply()).status in FLAPPING
+
+        clients = [asyncio.create_task(client(number)) for number in range(12)]
+        for _ in range(10):
+            await asyncio.sleep(0.1)
+            first.die()
+            await asyncio.sleep(0.1)
+            await first.revive()
+        over = True
+        async with asyncio.timeout(20):
+            await asyncio.gather(*clients)
+        await until(lambda: server_of(gateway, kind).circuit.state == "closed", patience=20)  # a probe may have to time out first
+        replies = await asyncio.gather(*(gateway.ask() for _ in range(12)))
+        assert {(reply.status, reply.headers["x-gateway-backend"]) for reply in replies} == {(200, kind)}
+        await until(gateway.is_idle)
+        served = {line["status"] for line in gateway.exchanges()}
+        assert 200 in served
+        assert served <= set(FLAPPING)
+
+
+async def test_status_and_metrics_show_the_circuit() -> None:
+    async with servers("vllm", "healthy", "healthy") as (gateway, _):
+        operations = gateway.gateway._operations
+        server_of(gateway, "vllm").circuit.missed(is_sure=True)
+        status = operations.status()["backends"]["vllm"]
+        assert [(server["up"], server["circuit"], server["paused"]) for server in status["servers"]] == [
+            (False, "open", False),
+            (True, "closed", False),
+        ]
+        operations.exposition("")
+        assert (gateway.metric("gateway_backend_up", backend="vllm"), gateway.metric("gateway_circuit_state", backend="vllm")) == (1, 0)
+        server_of(gateway, "vllm", 1).circuit.missed(is_sure=True)
+        operations.exposition("")
+        assert (gateway.metric("gateway_backend_up", backend="vllm"), gateway.metric("gateway_circuit_state", backend="vllm")) == (0, 3)
+        assert operations.readiness() == (200, {"status": "ready", "unserved_tiers": ["standard"]})
+
+
+# Waiting
+
+
+async def test_queued_requests_wait_for_a_backend_that_restarts(kind: Kind) -> None:
+    """Case 24: the one that ran is lost, those that waited are not."""
+    async with (
+        servers(kind, "silent", max_concurrency=1, model_concurrency=1, probe_interval=0.1) as (gateway, (server,)),
+        AsyncExitStack() as clients,
+    ):
+        lost = await clients.enter_async_context(gateway.sent())
+        await until(lambda: len(server.requests) == 1)
+        waiting = [await clients.enter_async_context(gateway.sent()) for _ in range(4)]
+        await until(lambda: gateway.waiting == 4)
+        server.mode = "healthy"
+        server.die()
+        assert (await lost.reply()).status == 502
+        await until(lambda: server_of(gateway, kind).circuit.is_open)
+        assert gateway.waiting == 4
+        assert (await gateway.ask()).status == 503
+        await server.revive()
+        for raw in waiting:
+            reply = await raw.reply()
+            assert (reply.status, reply.text) == (200, TEXT)
+            assert int(reply.headers["x-gateway-attempts"]) <= 2
+        await until(gateway.is_idle)
+
+
+async def test_queued_requests_are_refused_when_the_backend_stays_away(kind: Kind) -> None:
+    """Case 24: after `queue_timeout`."""
+    limits = {"max_concurrency": 1, "model_concurrency": 1, "queue_timeout": 0.3, "probe_interval": 0.1}
+    async with servers(kind, "silent", **limits) as (gateway, (server,)), gateway.sent(), gateway.sent() as waiting:
+        await until(lambda: gateway.waiting == 1)
+        server.die()
+        reply = await waiting.reply()
+        assert (reply.status, code(reply)) == (503, "queue_timeout")
+        assert int(reply.headers["retry-after"]) > 0
+
+
+async def test_queued_requests_go_to_the_other_backend_when_theirs_goes_away(kind: Kind) -> None:
+    limits = {"max_concurrency": 1, "model_concurrency": 1}
+    async with two_backends(kind, "silent", **limits) as (gateway, first, second), gateway.sent(), AsyncExitStack() as clients:
+        await until(lambda: len(first.requests) == 1)
+        waiting = [await clients.enter_async_context(gateway.sent()) for _ in range(3)]
+        await until(lambda: gateway.waiting == 3)
+        server_of(gateway, kind).circuit.missed(is_sure=True)
+        for raw in waiting:
+            check_served_by(await raw.reply(), OTHER[kind], 1)
+        assert len(second.requests) == 3
+
+
+async def test_queued_requests_wait_when_the_other_backend_is_away_too(kind: Kind) -> None:
+    limits = {"max_concurrency": 1, "model_concurrency": 1, "probe_interval": 0.1}
+    async with two_backends(kind, "silent", **limits) as (gateway, first, second), gateway.sent() as lost, gateway.sent() as waiting:
+        second.die()
+        server_of(gateway, OTHER[kind]).circuit.missed(is_sure=True)
+        await until(lambda: (len(first.requests), gateway.waiting) == (1, 1))
+        first.mode = "healthy"
+        first.die()
+        assert (await lost.reply()).status == 502
+        await until(lambda: server_of(gateway, kind).circuit.is_open)
+        assert gateway.waiting == 1
+        await first.revive()
+        reply = await waiting.reply()
+        assert (reply.status, reply.headers["x-gateway-backend"]) == (200, kind)

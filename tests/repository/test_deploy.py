@@ -1,0 +1,158 @@
+"""What is deployed keeps step with the code: the compose file, the image, and what they name."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gateway.config import VARIABLES
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+ENGINES = ("ollama", "ollama-cpu", "vllm")
+# Of Ollama and vLLM themselves.
+FOREIGN_VARIABLES = {"OLLAMA_HOST", "HF_TOKEN"}
+# What the compose file alone asks its user, besides our own variables; a name that begins with GATEWAY_ would be taken for a setting.
+ASKED = {"GPU_COUNT", "GPU_SHARE", "HF_TOKEN", "MAX_MODEL_LEN", "OLLAMA_IMAGE", "PUBLISH_ADDRESS", "VLLM_IMAGE"}
+# The keys of a service that the compose specification knows and that we use; another is likely misspelt.
+KNOWN_KEYS = {
+    *("build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image", "ipc", "networks", "ports"),
+    *("profiles", "read_only", "restart", "security_opt", "stop_grace_period", "volumes"),
+}
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def started_by(compose: dict[str, Any], *profiles: str) -> set[str]:
+    """The services that `docker compose` starts under these profiles: those that name one of them, and those that name none."""
+    services = compose["services"].items()
+    return {name for name, service in services if not service.get("profiles") or set(service["profiles"]) & set(profiles)}
+
+
+def substituted(text: str) -> str:
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+
+
+def test_compose_file_has_only_keys_that_compose_knows(compose: dict[str, Any]) -> None:
+    assert {key for key in compose if not key.startswith("x-")} == {"services", "volumes"}
+    for service in compose["services"].values():
+        assert set(service) <= KNOWN_KEYS
+
+
+@pytest.mark.parametrize(
+    ("profiles", "services"),
+    [
+        (["ollama"], {"gateway", "ollama", "ollama-pull"}),
+        (["ollama-cpu"], {"gateway", "ollama-cpu", "ollama-pull"}),
+        (["vllm"], {"gateway", "vllm"}),
+        (["ollama", "vllm"], {"gateway", "ollama", "ollama-pull", "vllm"}),
+    ],
+)
+def test_profile_starts_what_it_needs(compose: dict[str, Any], profiles: list[str], services: set[str]) -> None:
+    assert started_by(compose, *profiles) == services
+
+
+def test_service_of_a_profile_that_is_off_is_not_waited_for(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        for other, how in service.get("depends_on", {}).items():
+            assert other in compose["services"]
+            assert how["required"] is False
+
+
+def test_only_the_gateway_has_a_published_port(compose: dict[str, Any]) -> None:
+    assert [name for name, service in compose["services"].items() if "ports" in service] == ["gateway"]
+    assert [substituted(port) for port in compose["services"]["gateway"]["ports"]] == ["127.0.0.1:8080:8080"]
+
+
+def test_every_engine_has_a_health_check(compose: dict[str, Any]) -> None:
+    for name in ENGINES:
+        assert compose["services"][name]["healthcheck"]["test"][0] == "CMD"
+
+
+def test_gpus_are_reserved_where_they_are_used(compose: dict[str, Any]) -> None:
+    for name in ("ollama", "vllm"):
+        (device,) = compose["services"][name]["deploy"]["resources"]["reservations"]["devices"]
+        assert device["driver"] == "nvidia"
+        assert device["capabilities"] == ["gpu"]
+    assert "deploy" not in compose["services"]["ollama-cpu"]
+
+
+def test_named_volumes_are_declared(compose: dict[str, Any]) -> None:
+    used = {volume.partition(":")[0] for service in compose["services"].values() for volume in service.get("volumes", ())}
+    assert used == set(compose["volumes"])
+
+
+def test_variables_of_the_gateway_exist(compose: dict[str, Any]) -> None:
+    given = set(compose["services"]["gateway"]["environment"])
+    assert given <= set(VARIABLES)
+
+
+def test_what_the_compose_file_asks_is_known() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    asked = set(re.findall(r"\$\{(\w+)", text))
+    assert asked <= set(VARIABLES) | ASKED
+    assert text.count("$") == len(re.findall(r"\$\{\w+:-[^}]*\}", text)), "each has a default, so that none is needed"
+
+
+def test_engines_get_only_their_own_variables(compose: dict[str, Any]) -> None:
+    for name in (*ENGINES, "ollama-pull"):
+        assert set(compose["services"][name]["environment"]) <= FOREIGN_VARIABLES | {"OLLAMA_NUM_PARALLEL", "VLLM_API_KEY"}
+
+
+def test_addresses_of_the_gateway_are_those_of_the_services(compose: dict[str, Any]) -> None:
+    environment = compose["services"]["gateway"]["environment"]
+    assert environment["OLLAMA_BASE_URL"] == compose["services"]["ollama-pull"]["environment"]["OLLAMA_HOST"] == "http://ollama:11434"
+    assert compose["services"]["ollama-cpu"]["networks"]["default"]["aliases"] == ["ollama"]
+    assert environment["VLLM_BASE_URL"] == "http://vllm:8000/v1"
+    assert "--port=8000" in compose["services"]["vllm"]["command"]
+
+
+def test_vllm_serves_the_model_that_the_gateway_asks_for(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert services["vllm"]["command"][0] == services["gateway"]["environment"]["VLLM_MODEL"]
+    assert services["ollama-pull"]["command"] == [services["gateway"]["environment"]["OLLAMA_MODEL"]]
+
+
+def test_vllm_gets_no_flag_of_the_past(compose: dict[str, Any]) -> None:
+    command = [substituted(word) for word in compose["services"]["vllm"]["command"]]
+    assert command[0] not in ("serve", "vllm")
+    flags = {word.partition("=")[0]: word.partition("=")[2] for word in command[1:]}
+    gone = {"--disable-log-requests", "--swap-space", "--model", "--enable-chunked-prefill"}
+    assert not gone & set(flags)
+    assert flags["--limit-mm-per-prompt"] == '{"image": 4}', "JSON since vLLM 0.11"
+
+
+def test_image_copies_what_is_there() -> None:
+    copied = re.findall(r"^COPY (?!--from)(\S+) \S+$", DOCKERFILE, re.MULTILINE)
+    assert copied == ["requirements/runtime.txt", "gateway"]
+    admitted = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert set(admitted) == set(copied)
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_image_sets_only_variables_that_exist() -> None:
+    given = set(re.findall(r"\b(GATEWAY_\w+)=", DOCKERFILE))
+    assert {"GATEWAY_HOST", "GATEWAY_STATE_FILE"} <= given <= set(VARIABLES)
+
+
+def test_image_runs_as_nobody_and_installs_by_hash() -> None:
+    assert "\nUSER gateway\n" in DOCKERFILE
+    assert "--require-hashes" in DOCKERFILE
+    assert "index-url" not in DOCKERFILE
+
+
+def test_image_knows_when_the_gateway_is_ill() -> None:
+    assert "/healthz" in DOCKERFILE.partition("HEALTHCHECK")[2]
+
+
+def test_ci_runs_the_four_targets_in_order() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "for target in test check test-clients test-vllm; do" in script
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111

@@ -1,0 +1,174 @@
+"""What is logged, and what never is."""
+
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from gateway.chat.answer import Usage
+from gateway.telemetry.log import MAX_PENDING, ExchangeLog, JsonFormatter, Sink, TextFormatter, configure
+from tests.fakes.fault_backend import FaultBackend
+from tests.fakes.running_gateway import running, settings_for, until
+from tests.telemetry.test_metrics import EXCHANGE
+
+CANARY = "the-canary-of-this-test"
+
+
+def failed_record(message: str = "it %s") -> logging.LogRecord:
+    try:
+        raise ValueError(CANARY)
+    except ValueError:
+        return logging.LogRecord("gateway.x", logging.ERROR, __file__, 1, message, ("broke",), sys.exc_info())
+
+
+# Exchanges
+
+
+def test_exchange_is_one_line_of_json() -> None:
+    out = io.BytesIO()
+    log = ExchangeLog(True, out)
+    log.write([EXCHANGE, replace(EXCHANGE, status=404, code="model_not_found", usage=None, time_to_first_token=None, queue_wait=None)])
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert (first["event"], first["level"], first["request_id"], first["tier"], first["backend"]) == ("exchange", "info", "r", "standard", "vllm")
+    assert (first["duration"], first["queue_wait"], first["time_to_first_token"]) == (2.0, 0.5, 0.7)
+    assert first["usage"] == {"prompt_tokens": 10, "completion_tokens": 4}
+    assert first["time"].endswith("Z")
+    assert (second["status"], second["code"], second["time_to_first_token"], second["usage"]) == (404, "model_not_found", None, None)
+
+
+def test_exchange_is_one_line_for_people() -> None:
+    out = io.BytesIO()
+    log = ExchangeLog(False, out)
+    log.write([replace(EXCHANGE, usage=Usage(10, 4)), replace(EXCHANGE, status=503, code="queue_full", usage=None)])
+    first, second = out.getvalue().decode().splitlines()
+    assert "200 standard on vllm, 2.000 s, 10+4 tokens [r]" in first
+    assert "503 queue_full standard on vllm" in second
+
+
+class Counting(io.BytesIO):
+    writes = 0
+
+    def write(self, data: Any) -> int:
+        self.writes += 1
+        return super().write(data)
+
+
+def test_lines_are_written_together() -> None:
+    out = Counting()
+    log = ExchangeLog(True, out)
+    log.write([EXCHANGE] * 3)
+    log.write([])
+    assert (out.writes, out.getvalue().count(b"\n")) == (1, 3)
+
+
+async def test_exchange_is_in_the_log_soon_after_its_end() -> None:
+    async with FaultBackend("vllm") as backend, running(settings_for(backend)) as gateway:
+        await gateway.ask()
+        await until(lambda: gateway.log.getvalue().count(b"\n") == 1)
+
+
+# Sentences
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
+def test_exception_is_logged_by_its_class_and_place_without_its_text(formatter: logging.Formatter) -> None:
+    line = formatter.format(failed_record())
+    assert "it broke" in line
+    assert "ValueError" in line
+    assert "failed_record" in line
+    assert CANARY not in line
+    assert "\n" not in line
+
+
+def test_json_line_is_an_object_with_time_level_and_event() -> None:
+    line = json.loads(JsonFormatter().format(failed_record("it\n%s")))
+    assert list(line) == ["time", "level", "event", "exception", "at"]
+    assert (line["level"], line["event"]) == ("error", "it\nbroke")
+    assert line["time"].endswith("Z")
+
+
+@pytest.fixture
+def _restored() -> Iterator[None]:
+    root, own = logging.getLogger(), logging.getLogger("gateway")
+    handlers, levels = root.handlers[:], (root.level, own.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    own.setLevel(levels[1])
+
+
+@pytest.mark.usefixtures("_restored")
+def test_sentences_of_the_gateway_and_warnings_of_libraries_are_logged() -> None:
+    out = BytesIO()
+    configure(as_json=True, out=out)
+    logging.getLogger("gateway.x").info("ours")
+    logging.getLogger("httpx2").info("theirs")
+    logging.getLogger("httpx2").warning("warned")
+    events = [json.loads(line)["event"] for line in out.getvalue().splitlines()]
+    assert events == ["ours", "warned"]
+
+
+def test_log_that_nobody_reads_stops_nobody() -> None:
+    """A pipe that is full blocks its writer: that is the sink's thread, and what comes then is lost, not waited for."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb"), os.fdopen(writer, "wb", buffering=0) as out:
+        sink = Sink(out)
+        for _ in range(2 * MAX_PENDING):
+            sink.write(b"x" * 1000)
+
+
+def test_log_that_cannot_be_written_stops_nobody() -> None:
+    with Path("/dev/full").open("wb") as out:
+        sink = Sink(out)
+        sink.write(b"lost\n")
+        sink.close()
+        with suppress(OSError):
+            out.close()
+
+
+def test_lines_are_written_before_the_sink_is_closed() -> None:
+    out = BytesIO()
+    sink = Sink(out)
+    sink.write(b"first\n")
+    sink.write(b"last\n")
+    sink.close()
+    assert out.getvalue() == b"first\nlast\n"
+
+
+# The whole gateway
+
+PATIENT = {"first_token_timeout": 10, "idle_timeout": 10, "total_timeout": 20}
+"""None of these exchanges is to end by time, on a busy machine either; one that hung would."""
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+async def test_no_line_has_prompt_completion_or_key(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    prompt = [{"role": "user", "content": CANARY}]
+    bodies: list[dict[str, object]] = [
+        {"messages": prompt},
+        {"messages": prompt, "stream": True},
+        {"messages": prompt, "model": CANARY},
+        {"messages": [{"role": CANARY, "content": CANARY}]},
+        {"messages": prompt, "stream": True, "temperature": CANARY},
+    ]
+    async with FaultBackend(kind) as backend, running(settings_for(backend, **PATIENT)) as gateway:  # type: ignore[arg-type]
+        for mode in ("healthy", "invalid_json", "error_then_done", "html", "close"):
+            backend.mode = mode
+            for body in bodies:
+                await gateway.ask(body)
+        exchanges = gateway.exchanges()
+    assert len(exchanges) == 25
+    assert {line["outcome"] for line in exchanges} == {"ok", "client_error", "upstream_error"}
+    written = gateway.log.getvalue().decode() + "".join(map(TextFormatter().format, caplog.records))
+    for secret in (CANARY, "Hello", "secret-of-the-backend"):
+        assert secret not in written

@@ -1,0 +1,117 @@
+"""What is kept comes back; a file that is broken or another's does no harm."""
+
+import logging
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from gateway.state_file import MARK, StateFile
+
+
+async def test_what_was_put_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    state = StateFile(path)
+    state.put("one", {"a": 1})
+    state.put("two", [1, 2])
+    assert await state.persisted()
+    state.put("one", {"a": 2})
+    await state.close()
+    again = StateFile(path)
+    assert (again.get("one"), again.get("two"), again.get("three")) == ({"a": 2}, [1, 2], None)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
+    assert repr(again) == f"<State {path} ['one', 'two'], 0 to write>"
+
+
+async def test_section_of_another_version_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(f'{{"{MARK}":1,"later": {{"x": 1}}}}')
+    state = StateFile(path)
+    state.put("one", 1)
+    await state.close()
+    assert StateFile(path).get("later") == {"x": 1}
+
+
+async def test_what_is_the_same_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    state = StateFile(path)
+    state.put("one", 1)
+    await state.close()
+    path.unlink()
+    state.put("one", 1)
+    await state.close()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [f'{{"{MARK}":1,"one": {{"a"', ""], ids=["torn", "empty"])
+async def test_broken_file_is_ignored_and_written_anew(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(content)
+    state = StateFile(path)
+    assert state.get("one") is None
+    assert ("is broken" in caplog.text) == bool(content)
+    state.put("one", 1)
+    assert await state.persisted()
+    assert StateFile(path).get("one") == 1
+
+
+@pytest.mark.parametrize("content", [b'{"theirs": 1}', b"[]", b"\xff\x00", b'{"%b": 2}' % MARK.encode(), b"not JSON"])
+async def test_file_of_somebody_else_is_left_alone(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "state.json"
+    path.write_bytes(content)
+    state = StateFile(path)
+    assert "it is left alone" in caplog.text
+    state.put("one", 1)
+    assert not await state.persisted()
+    assert path.read_bytes() == content
+    assert state.get("one") == 1
+
+
+async def test_what_killed_processes_left_is_removed_and_what_may_be_in_use_is_not(tmp_path: Path) -> None:
+    for name, age in ((".state.json.7", 100), (".state.json.8", 1), (".state.json.backup", 100), (".other.json.7", 100)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    StateFile(tmp_path / "state.json")
+    assert {path.name for path in tmp_path.iterdir()} == {".state.json.8", ".state.json.backup", ".other.json.7"}
+
+
+async def test_place_that_cannot_be_written_is_told_and_harms_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = StateFile(tmp_path / "nowhere" / "state.json")
+    state.put("one", 1)
+    assert not await state.persisted()
+    assert "cannot be written" in caplog.text
+    (tmp_path / "nowhere").mkdir()
+    state.put("one", 2)
+    assert await state.persisted()
+
+
+async def test_file_that_cannot_be_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    (tmp_path / "state.json").mkdir()
+    StateFile(tmp_path / "state.json")
+    assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("path", [Path("/"), Path()], ids=["root", "here"])
+async def test_folder_in_the_place_of_the_file_is_told_and_harms_nobody(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = StateFile(path)
+    assert "cannot be read (Is a directory)" in caplog.text
+    state.put("one", 1)
+    assert not await state.persisted()
+    await state.close()
+    assert state.get("one") == 1
+
+
+async def test_folder_that_is_not_there_is_told_before_anything_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    StateFile(tmp_path / "state.json")
+    assert not caplog.text
+    StateFile(tmp_path / "missing" / "state.json")
+    assert "its folder is missing, or closed to this user" in caplog.text
+
+
+async def test_without_a_file_nothing_is_kept() -> None:
+    state = StateFile(None)
+    state.put("one", 1)
+    assert state.get("one") == 1
+    assert not await state.persisted()

@@ -1,0 +1,431 @@
+"""Cold loads of an Ollama through the whole gateway, on real sockets: before stand-ins with an Ollama's manners, and before one whose loads the test
+answers itself."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Self
+
+import pytest
+
+from gateway import config
+from gateway.simulate import Fault, Model, Options
+from gateway.simulate import Running as StandIn
+from tests.fakes.fault_backend import MODEL, FaultBackend
+from tests.fakes.running_gateway import TIMES, Reply, Running, running, until
+from tests.fakes.stand_ins import stand_in
+
+pytestmark = pytest.mark.uvloop
+
+A, B = Model("a", size=4), Model("b", size=4)
+EMBEDDING = Model("e", embedding=8, size=1)
+PATIENT = {**TIMES, "first_token_timeout": 10, "idle_timeout": 5, "total_timeout": 30, "queue_timeout": 10}
+
+
+def document(url: str, *more_urls: str, tier: Mapping[str, Any] | None = None, other_url: str | None = None, **keys: Any) -> dict[str, Any]:
+    """Tiers `standard` and `b` for the models a and b."""
+    servers = [{"base_url": one} for one in (url, *more_urls)]
+    backends: dict[str, Any] = {"ollama": {"kind": "ollama", "servers": servers, **PATIENT, **keys}}
+    models = {"ollama": "a"}
+    if other_url is not None:
+        backends["vllm"] = {"kind": "vllm", "base_url": other_url, **TIMES}
+        models["vllm"] = MODEL
+    return {
+        "llm_backend": "ollama",
+        "backends": backends,
+        "tiers": {"standard": {"models": models, **(tier or {})}, "b": {"models": {"ollama": "b"}}},
+        "embeddings": {"ours": {"backend": "ollama", "model": "e"}},
+        "log_format": "json",
+        "state_file": "",
+    }
+
+
+@asynccontextmanager
+async def before(
+    *, tier: Mapping[str, Any] | None = None, keys: Mapping[str, Any] | None = None, **options: Any
+) -> AsyncIterator[tuple[Running, StandIn]]:
+    """A gateway before a stand-in for an Ollama with nothing loaded."""
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(stand_in(Options("ollama", (A, B, EMBEDDING), **options)))
+        yield await stack.enter_async_context(running(config.build(document(server.base_url, tier=tier, **(keys or {}))))), server
+
+
+def loads(server: StandIn, path: str = "/api/chat") -> list[dict[str, Any]]:
+    """The bodies of the requests that asked for nothing."""
+    bodies = [request["body"] for request in server.engine.requests if request["path"] == path]
+    return [body for body in bodies if not body.get("messages") and not body.get("input")]
+
+
+def loaded(server: StandIn) -> list[str]:
+    return [runner.model.name for runner in server.app.scheduler.runners()]
+
+
+# One load, for all, that goes on
+
+
+async def test_cold_model_is_loaded_once_for_all_who_wait_for_it() -> None:
+    async with before(load_seconds=0.3, parallel=4, max_queue=0) as (gateway, server):
+        replies = await asyncio.gather(*(gateway.ask({"stream": number % 2 == 0}) for number in range(8)))
+        assert [reply.status for reply in replies] == [200] * 8
+        assert len(loads(server)) == 1
+        assert gateway.metric("gateway_backend_load_seconds_count", backend="ollama", model="a") == 1
+        assert 0.25 < gateway.metric("gateway_backend_load_seconds_sum", backend="ollama", model="a") < 5
+        assert (await gateway.ask()).status == 200
+        assert len(loads(server)) == 1
+
+
+async def test_load_goes_on_when_every_client_has_left() -> None:
+    async with before(load_seconds=0.5) as (gateway, server):
+        async with gateway.sent(), gateway.sent():
+            await until(lambda: gateway.waiting == 2 and server.engine.waiting == 1)
+        await until(lambda: gateway.waiting == 0)
+        await until(lambda: loaded(server) == ["a"])
+        assert server.engine.cancelled == 0
+        assert (await gateway.ask()).status == 200
+        assert len(loads(server)) == 1
+        assert gateway.metric("gateway_client_disconnects_total", phase="queued") == 2
+
+
+async def test_load_asks_with_the_operators_context_and_keep_alive_so_that_nothing_is_loaded_again() -> None:
+    async with before(keys={"num_ctx": 2048, "keep_alive": "9m"}) as (gateway, server):
+        await gateway.ask()
+        assert loads(server) == [{"model": "a", "messages": [], "stream": False, "options": {"num_ctx": 2048}, "keep_alive": "9m"}]
+        (runner,) = server.app.scheduler.runners()
+        assert runner.context_length == 2048
+
+
+async def test_keep_alive_of_nothing_does_not_make_the_load_an_order_to_unload() -> None:
+    async with before(keys={"keep_alive": 0}) as (gateway, server):
+        assert (await gateway.ask()).status == 200
+        assert [body["keep_alive"] for body in loads(server)] == [30]
+        await until(lambda: loaded(server) == [])
+
+
+async def test_model_that_is_loaded_already_is_not_loaded_by_the_gateway() -> None:
+    async with stand_in(Options("ollama", (A, B))) as server:
+        async with running(config.build(document(server.base_url))) as gateway:
+            await gateway.ask()
+        async with running(config.build(document(server.base_url))) as gateway:
+            reply = await gateway.ask()
+            assert (reply.status, reply.headers["x-gateway-queue-ms"]) == (200, "0")
+        assert len(loads(server)) == 1
+
+
+async def test_embedding_model_is_loaded_by_its_own_door() -> None:
+    async with before(load_seconds=0.2) as (gateway, server):
+        data = json.dumps({"model": "ours", "input": "a text"}).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(b"POST /v1/embeddings HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        assert len(loads(server, "/api/embed")) == 1
+        assert loads(server) == []
+
+
+async def test_loads_are_one_at_a_time_at_a_server() -> None:
+    async with before(load_seconds=0.3, max_queue=0) as (gateway, server):
+        replies = await asyncio.gather(*(gateway.ask({"model": model}) for model in ("standard", "b") * 3))
+        assert [reply.status for reply in replies] == [200] * 6
+        assert sorted(body["model"] for body in loads(server)) == ["a", "b"]
+
+
+async def test_model_that_went_in_between_is_loaded_again() -> None:
+    async with before(keys={"probe_interval": 0.05}, load_seconds=0.05) as (gateway, server):
+        await gateway.ask()
+        server.app.scheduler.expire(A)
+        state = gateway.gateway._backends["ollama"].servers[0].loads.states["a"]  # type: ignore[union-attr]
+        await until(lambda: not state.is_ready)
+        assert (await gateway.ask()).status == 200
+        assert len(loads(server)) == 2
+
+
+async def test_request_that_comes_before_the_gateway_knows_that_its_model_went_is_only_slow() -> None:
+    async with before(load_seconds=0.05) as (gateway, server):
+        await gateway.ask()
+        server.app.scheduler.expire(A)
+        assert (await gateway.ask()).status == 200
+        assert len(loads(server)) == 1
+
+
+# Time
+
+
+async def test_time_of_the_load_is_not_waiting() -> None:
+    async with before(load_seconds=0.6, keys={"queue_timeout": 0.2}) as (gateway, _):
+        replies = await asyncio.gather(*(gateway.ask({"model": model}) for model in ("standard", "standard", "standard")))
+        assert [reply.status for reply in replies] == [200] * 3
+        assert all(int(reply.headers["x-gateway-queue-ms"]) >= 500 for reply in replies)
+
+
+async def test_wait_before_and_behind_the_load_still_counts() -> None:
+    async with before(load_seconds=0.4, keys={"queue_timeout": 0.2, "model_concurrency": 1}) as (gateway, server):
+        server.engine.inject(Fault("stall"))
+        async with gateway.sent():
+            reply = await gateway.ask()
+            assert (reply.status, reply.error and reply.error["code"]) == (503, "queue_timeout")
+            assert gateway.exchanges()[-1]["duration"] >= 0.55
+
+
+async def test_no_time_to_wait_at_all_still_lets_the_model_be_loaded() -> None:
+    async with before(load_seconds=0.3, keys={"queue_timeout": 0}) as (gateway, _):
+        assert (await gateway.ask()).status == 200
+
+
+async def test_no_room_to_wait_at_all_still_lets_the_model_be_loaded_for_as_many_as_may_run() -> None:
+    async with before(load_seconds=0.3, parallel=2, keys={"max_queue": 0, "model_concurrency": 2}) as (gateway, _):
+        replies = await asyncio.gather(*(gateway.ask() for _ in range(4)))
+        assert sorted(reply.status for reply in replies) == [200, 200, 503, 503]
+
+
+async def test_clients_own_deadline_counts_the_load() -> None:
+    async with before(load_seconds=1) as (gateway, server):
+        async with gateway.sent({}, "X-Gateway-Timeout: 0.2") as raw:
+            reply = await raw.reply()
+            assert (reply.status, reply.error and reply.error["code"]) == (503, "queue_timeout")
+        await until(lambda: loaded(server) == ["a"])
+
+
+async def test_stream_that_waits_for_a_load_is_kept_alive() -> None:
+    async with before(load_seconds=0.5) as (gateway, _):
+        gateway.gateway._shared.commit_after = gateway.gateway._shared.heartbeat = 0.05
+        reply = await gateway.ask({"stream": True})
+        assert (reply.status, reply.events[-1]) == (200, "[DONE]")
+        assert len([event for event in reply.events[:-1] if event["choices"] and not any(event["choices"][0]["delta"].values())]) >= 2
+
+
+# Loads that fail
+
+
+class Scripted:
+    """An Ollama with the models a and b, whose loads are answered by `answer`: a status and a body, or `None` for no answer."""
+
+    def __init__(self) -> None:
+        self.answer: tuple[int, bytes] | None = (500, b'{"error":"llama runner process has terminated: exit status 2"}')
+        self.may_answer = asyncio.Event()
+        self.loads = self.chats = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.may_answer.set()
+        self._server.close()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = int(next((line.split(":")[1] for line in head.split("\r\n") if line.lower().startswith("content-length")), "0"))
+            body = json.loads(await reader.readexactly(length) or b"{}")
+            if head.startswith("POST /api/chat ") and not body["messages"]:
+                self.loads += 1
+                await _first(self.may_answer.wait(), reader.read())
+            answer = self._answer(head.split()[1], body)
+            if answer is not None:
+                status, kind, content = answer
+                writer.write(
+                    f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n".encode() + content
+                )
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    def _answer(self, path: str, body: dict[str, Any]) -> tuple[int, str, bytes] | None:
+        if path == "/api/tags":
+            return 200, "application/json", b'{"models":[{"name":"a:latest"},{"name":"b:latest"}]}'
+        if path == "/api/ps":
+            return 200, "application/json", b'{"models":[]}'
+        if path == "/api/chat" and not body["messages"]:
+            return None if self.answer is None else (self.answer[0], "application/json", self.answer[1])
+        if path == "/api/chat":
+            self.chats += 1
+            lines = b'{"message":{"content":"well"},"done":false}\n{"message":{"content":""},"done":true,"done_reason":"stop"}\n'
+            return 200, "application/x-ndjson", lines
+        return 404, "application/json", b"{}"
+
+
+async def _first(*waits: Coroutine[Any, Any, object]) -> None:
+    """Until one of `waits` is over."""
+    tasks = [asyncio.create_task(wait) for wait in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+@asynccontextmanager
+async def scripted(*, count: int = 1, **more: Any) -> AsyncIterator[tuple[Running, list[Scripted]]]:
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(Scripted()) for _ in range(count)]
+        settings = config.build(document(*(server.base_url for server in servers), **more))
+        yield await stack.enter_async_context(running(settings)), servers
+
+
+async def asked(gateway: Running, server: Scripted, count: int) -> list[Reply]:
+    """What so many get who all wait for one load."""
+    asking = [asyncio.create_task(gateway.ask({"stream": number % 2 == 0})) for number in range(count)]
+    await until(lambda: gateway.waiting == count and server.loads == 1)
+    server.may_answer.set()
+    return await asyncio.gather(*asking)
+
+
+FAILURES = [
+    ((500, b'{"error":"llama runner process has terminated: exit status 2"}'), 502, "upstream_error"),
+    ((404, b'{"error":"model \'a\' not found"}'), 404, "model_not_found"),
+    ((200, b"{"), 200, None),
+    (None, 502, "upstream_error"),
+]
+
+
+@pytest.mark.parametrize(("answer", "status", "code"), FAILURES)
+async def test_all_who_wait_for_a_load_that_fails_get_its_error(answer: tuple[int, bytes] | None, status: int, code: str | None) -> None:
+    async with scripted() as (gateway, (server,)):
+        server.answer = answer
+        replies = await asked(gateway, server, 5)
+        assert {(reply.status, reply.error and reply.error["code"]) for reply in replies} == {(status, code)}
+        assert server.loads == 1
+        await until(gateway.is_idle)
+
+
+async def test_next_request_tries_the_load_again() -> None:
+    async with scripted() as (gateway, (server,)):
+        await asked(gateway, server, 3)
+        server.answer = (200, b"{}")
+        assert (await gateway.ask()).status == 200
+        assert (server.loads, server.chats) == (2, 1)
+
+
+async def test_those_who_wait_for_a_load_at_a_server_that_is_gone_are_served_when_it_is_back() -> None:
+    async with AsyncExitStack() as stack:
+        life = await stack.enter_async_context(AsyncExitStack())
+        server = await life.enter_async_context(stand_in(Options("ollama", (A,))))
+        gateway = await stack.enter_async_context(running(config.build(document(server.base_url))))
+        await life.aclose()
+        asking = [asyncio.create_task(gateway.ask()) for _ in range(3)]
+        station = gateway.gateway._backends["ollama"].servers[0]
+        await until(lambda: station.circuit.is_open)
+        assert gateway.waiting == 3
+        back = await stack.enter_async_context(stand_in(Options("ollama", (A,)), int(server.base_url.rsplit(":", 1)[1])))
+        station.doubted.set()  # a probe is due
+        assert [reply.status for reply in await asyncio.gather(*asking)] == [200] * 3
+        assert len(loads(back)) == 1
+
+
+async def test_load_that_takes_too_long_is_given_up_with_504() -> None:
+    async with scripted(first_token_timeout=0.3) as (gateway, (server,)):
+        replies = await asyncio.gather(*(gateway.ask() for _ in range(3)))
+        assert [(reply.status, reply.headers["x-should-retry"]) for reply in replies] == [(504, "false")] * 3
+        assert server.loads == 1
+
+
+async def test_three_failed_loads_make_the_server_suspect() -> None:
+    async with scripted() as (gateway, (server,)):
+        server.may_answer.set()
+        circuit = gateway.gateway._backends["ollama"].servers[0].circuit
+        changes: list[str] = []
+        circuit._on_change = lambda was, reason: changes.append(reason)
+        for _ in range(3):
+            await gateway.ask()
+        assert changes == ["status_5xx"]
+        assert circuit.state == "suspect"
+
+
+async def test_server_that_is_busy_with_other_loads_is_asked_again_while_they_wait() -> None:
+    async with scripted() as (gateway, (server,)):
+        server.answer = (503, b'{"error":"server busy, please try again.  maximum pending requests exceeded"}')
+        server.may_answer.set()
+        asking = asyncio.create_task(gateway.ask())
+        await until(lambda: server.loads == 2)
+        server.answer = (200, b"{}")
+        assert (await asking).status == 200
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_those_who_wait_are_served_by_the_other_backend_where_the_tier_allows(status: int) -> None:
+    async with FaultBackend("vllm") as other, scripted(other_url=other.base_url, tier={"fallback": True}) as (gateway, (server,)):
+        server.answer = (status, b'{"error":"no"}')
+        replies = await asked(gateway, server, 4)
+        assert [(reply.status, reply.headers["x-gateway-backend"]) for reply in replies] == [(200, "vllm")] * 4
+        assert gateway.metric("gateway_fallbacks_total", tier="standard") == 4
+        assert server.chats == 0
+
+
+async def test_second_server_loads_what_the_first_could_not() -> None:
+    async with scripted(count=2) as (gateway, servers):
+        for server in servers:
+            server.may_answer.set()
+        servers[1].answer = (200, b"{}")
+        assert [reply.status for reply in [await gateway.ask() for _ in range(3)]] == [200] * 3
+        assert servers[0].loads <= 1
+        assert servers[1].chats == 3
+
+
+async def test_all_servers_are_tried_once_before_those_who_wait_get_the_error() -> None:
+    async with scripted(count=3) as (gateway, servers):
+        for server in servers:
+            server.may_answer.set()
+        replies = await asyncio.gather(*(gateway.ask() for _ in range(3)))
+        assert [reply.status for reply in replies] == [502] * 3
+        assert [server.loads for server in servers] == [1, 1, 1]
+
+
+async def test_load_that_is_refused_as_invalid_is_left_to_the_requests_themselves() -> None:
+    async with scripted() as (gateway, (server,)):
+        server.answer = (400, b'{"error":"\\"a\\" does not support chat"}')
+        server.may_answer.set()
+        assert (await gateway.ask()).status == 200
+
+
+async def test_gateway_that_stops_drops_the_load() -> None:
+    async with scripted() as (gateway, (server,)), gateway.sent():
+        await until(lambda: server.loads == 1)
+
+
+# Warm
+
+
+async def test_warm_models_are_loaded_at_the_start_one_after_the_other_without_delaying_readiness() -> None:
+    tiers = {"tiers": {"standard": {"models": {"ollama": "a"}, "warm": True}, "b": {"models": {"ollama": "b"}}}}
+    tiers |= {"embeddings": {"ours": {"backend": "ollama", "model": "e", "warm": True}}}
+    async with stand_in(Options("ollama", (A, B, EMBEDDING), load_seconds=0.4, max_queue=0)) as server, AsyncExitStack() as stack:
+        gateway = await stack.enter_async_context(running(config.build(document(server.base_url) | tiers)))
+        assert loaded(server) == []
+        await until(lambda: sorted(loaded(server)) == ["a", "e"])
+        assert (len(loads(server)), len(loads(server, "/api/embed"))) == (1, 1)
+        await until(lambda: gateway.metric("gateway_backend_load_seconds_count") == 2)
+
+
+# Swapping
+
+
+async def test_two_models_in_the_memory_of_one_take_turns() -> None:
+    async with before(memory=4, load_seconds=0.1, time_to_first_token=0.05, keys={"swap_after": 1}) as (gateway, server):
+        assert [(await gateway.ask({"model": model})).status for model in ("standard", "b", "standard")] == [200] * 3
+        began = len(loads(server))
+        replies = await asyncio.gather(*(gateway.ask({"model": model}) for model in ("standard", "b") * 8))
+        assert [reply.status for reply in replies] == [200] * 16
+        assert len(loads(server)) - began <= 2  # without turns it could be 15
+
+
+async def test_model_that_waits_gets_its_turn_from_one_that_is_never_at_rest() -> None:
+    async with before(memory=4, parallel=2, time_to_first_token=0.1, keys={"swap_after": 0.5, "model_concurrency": 2}) as (gateway, _):
+        assert [(await gateway.ask({"model": model})).status for model in ("standard", "b", "standard")] == [200] * 3
+        is_over = asyncio.Event()
+
+        async def keep_asking() -> list[int]:
+            return [(await gateway.ask()).status for _ in iter(is_over.is_set, True)]
+
+        crowd = [asyncio.create_task(keep_asking()) for _ in range(4)]
+        await until(lambda: gateway.running == 2)
+        reply = await gateway.ask({"model": "b"})
+        is_over.set()
+        assert reply.status == 200
+        assert 300 < int(reply.headers["x-gateway-queue-ms"]) < 3000
+        assert {status for statuses in await asyncio.gather(*crowd) for status in statuses} == {200}
