@@ -27,7 +27,7 @@ from PIL import Image
 from benchmarks.processes import started
 from benchmarks.report import mark, percentile
 from gateway.admission.fair_queue import Claim
-from gateway.admission.queues import Entry, LaneLimits, Limits, Queue, Station
+from gateway.admission.queues import AdmissionLimits, LaneLimits, Queue, QueueEntry, ServerSlots
 from gateway.admission.scheduler import Admission
 from gateway.simulate import SEED_SLOWDOWN
 
@@ -47,7 +47,7 @@ VISION, TEXT = "qwen3-vl:8b", "llama"
 # A step
 
 
-class _Server(Station):
+class _Server(ServerSlots):
     def serves(self, model: str) -> bool:
         return True
 
@@ -55,7 +55,7 @@ class _Server(Station):
         return True
 
 
-class _Request(Entry):
+class _Request(QueueEntry):
     __slots__ = ("_let_in",)
 
     def __init__(self, queue: Queue, claim: Claim, let_in: list["_Request"]) -> None:
@@ -70,7 +70,7 @@ def step_cost(waiting: int) -> float:
     """CPU microseconds for one that ends, one that is let in for it, and one that comes to the end of the line. The crowds are of one make:
     two models, so that two queues are asked, and two keys."""
     lanes = {"text": LaneLimits(None, 2 * MANY, 60)}
-    admission = Admission([_Server()], Limits(4, 4, lanes), time.monotonic, lambda seconds, callback: None)
+    admission = Admission([_Server()], AdmissionLimits(4, 4, lanes), time.monotonic, lambda seconds, callback: None)
     queues = [admission.queue(model, "text") for model in ("a", "b")]
     claims = [Claim(f"key {number}") for number in range(2)]
     running: list[_Request] = []
@@ -78,7 +78,7 @@ def step_cost(waiting: int) -> float:
     def come(number: int) -> None:
         request = _Request(queues[number % len(queues)], claims[number // 2 % len(claims)], running)
         admission.enter(request)
-        if request.place is not None:
+        if request.placement is not None:
             running.append(request)
 
     for number in range(waiting + 4):
@@ -112,7 +112,7 @@ def steps(rounds: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CrowdOutcome:
     """Of requests that were sent: seconds of the stand-in's time, from the first to the last."""
 
     total: float
@@ -120,7 +120,7 @@ class Outcome:
     failures: int
 
 
-class Bench:
+class AdmissionBench:
     """The stand-in, the gateway before it, and a client for each; `scale` is real seconds for one of theirs."""
 
     def __init__(self, scale: float, ollama: str, gateway: str) -> None:
@@ -131,7 +131,7 @@ class Bench:
     def client(self, is_straight: bool) -> AsyncOpenAI:
         return AsyncOpenAI(base_url=f"{self._ollama if is_straight else self.gateway}/v1", api_key="any", timeout=READ_TIMEOUT * self.scale)
 
-    async def send(self, client: AsyncOpenAI, requests: list[dict[str, Any]], at_once: int) -> Outcome:
+    async def send(self, client: AsyncOpenAI, requests: list[dict[str, Any]], at_once: int) -> CrowdOutcome:
         """All of them, `at_once` at a time."""
         begun = time.monotonic()
         each: list[float] = []
@@ -149,7 +149,7 @@ class Bench:
                     failures += 1
 
         await asyncio.gather(*(work() for _ in range(at_once)))
-        return Outcome((time.monotonic() - begun) / self.scale, each, failures)
+        return CrowdOutcome((time.monotonic() - begun) / self.scale, each, failures)
 
     async def limits(self) -> dict[str, int]:
         """The limit of each model, as the gateway has it now."""
@@ -170,7 +170,7 @@ def text_request(model: str, tokens: int = TEXT_TOKENS) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": f"{tokens} words"}], "max_tokens": tokens}
 
 
-async def crowds(bench: Bench, sizes: tuple[int, ...]) -> bool:
+async def crowds(bench: AdmissionBench, sizes: tuple[int, ...]) -> bool:
     """Images all at once, straight and through the gateway; the measure is sending five one by one."""
     async with bench.client(True) as straight, bench.client(False) as through:
         alone = await bench.send(straight, [image_request(number) for number in range(5)], 1)
@@ -189,13 +189,13 @@ async def crowds(bench: Bench, sizes: tuple[int, ...]) -> bool:
         return is_reached
 
 
-def _columns(outcome: Outcome, size: int) -> str:
+def _columns(outcome: CrowdOutcome, size: int) -> str:
     done = size - outcome.failures
     each = f"{outcome.total / done:10.1f}" if done else f"{'-':>10}"
     return f"{outcome.total:10.1f}{each}{outcome.failures:>10}"
 
 
-async def learning(bench: Bench) -> bool:
+async def learning(bench: AdmissionBench) -> bool:
     """Three texts at once to one model, after the limit was learned."""
     async with bench.client(False) as client:
         texts = [text_request(TEXT)] * 3
@@ -212,7 +212,7 @@ async def learning(bench: Bench) -> bool:
     return is_reached
 
 
-async def beside(bench: Bench, texts: int) -> bool:
+async def beside(bench: AdmissionBench, texts: int) -> bool:
     """Texts to another model while images wait in line."""
     async with bench.client(False) as client:
         requests = [text_request(TEXT, 20)] * texts
@@ -234,7 +234,7 @@ async def beside(bench: Bench, texts: int) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def running(scale: float, slowdown: float) -> AsyncIterator[Bench]:
+async def running(scale: float, slowdown: float) -> AsyncIterator[AdmissionBench]:
     """A stand-in and a gateway, each a process of its own."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         ollama = stack.enter_context(started(_stand_in(scale, slowdown), Path(folder) / "ollama", r"(http://[\d.:]+)")).url
@@ -244,7 +244,7 @@ async def running(scale: float, slowdown: float) -> AsyncIterator[Bench]:
         state = str(Path(folder) / "state.json")
         log = Path(folder) / "gateway"
         gateway = stack.enter_context(started(command, log, r"serving (http://[\d.:]+)", GATEWAY_PORT="0", GATEWAY_STATE_FILE=state))
-        yield Bench(scale, ollama, gateway.url)
+        yield AdmissionBench(scale, ollama, gateway.url)
 
 
 def _stand_in(scale: float, slowdown: float) -> list[str]:
@@ -265,7 +265,7 @@ def _settings(ollama: str, scale: float) -> dict[str, Any]:
     }
 
 
-async def _on(scale: float, slowdown: float, part: Callable[[Bench], Awaitable[bool]]) -> bool:
+async def _on(scale: float, slowdown: float, part: Callable[[AdmissionBench], Awaitable[bool]]) -> bool:
     async with running(scale, slowdown) as bench:
         return await part(bench)
 

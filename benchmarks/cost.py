@@ -19,10 +19,10 @@ from pathlib import Path
 
 from benchmarks import requests
 from benchmarks import subjects as running
-from benchmarks.load import Job, Outcome
+from benchmarks.load import LoadJob, LoadOutcome
 from benchmarks.process_stats import cores, pinned
 from benchmarks.report import OURS, Comparison, Target, cost_per, percentile, within_load
-from benchmarks.subjects import Contestant, DidNotRun, Places
+from benchmarks.subjects import BenchSetup, DidNotRun, Subject
 
 REQUEST_RATIO = 0.8
 TOKEN_RATIO = 1.1
@@ -36,7 +36,7 @@ _PARTS = ("request", "token", "ttft", "image", "memory")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class CostOptions:
     """The command line, checked."""
 
     vllm_router: str
@@ -49,14 +49,14 @@ class Options:
     json_file: str
 
 
-class Bench:
+class CostBench:
     """The running upstream and contestants, and one way to put load on them."""
 
-    def __init__(self, options: Options, places: Places, direct: Contestant) -> None:
+    def __init__(self, options: CostOptions, places: BenchSetup, direct: Subject) -> None:
         self.options = options
         self.places = places
         self.direct = direct
-        self.contestants: list[Contestant] = []
+        self.contestants: list[Subject] = []
 
     def start(self) -> contextlib.ExitStack:
         """Start every contestant afresh; leaving the stack stops them."""
@@ -74,14 +74,14 @@ class Bench:
             raise DidNotRun("the upstream did not take its pace")
 
     def load(
-        self, who: Contestant, kind: str, request: bytes, connections: int, seconds: float, spread: float = 0.0, *, cut: bool = False
-    ) -> Outcome:
+        self, who: Subject, kind: str, request: bytes, connections: int, seconds: float, spread: float = 0.0, *, cut: bool = False
+    ) -> LoadOutcome:
         """Do one job against one contestant, in a process of its own."""
         file = self.places.scratch / "request"
         file.write_bytes(request)
         watch = who.processes()
         result = self.places.scratch / "outcome.json"
-        job = Job(kind, who.port, str(file), str(result), connections, seconds, watch=watch, spread=spread, ping=who.ping, cut=cut)
+        job = LoadJob(kind, who.port, str(file), str(result), connections, seconds, watch=watch, spread=spread, ping=who.ping, cut=cut)
         command = [sys.executable, "-m", "benchmarks.load", json.dumps(asdict(job))]
         root = str(Path(__file__).resolve().parents[1])
         with pinned(set(self.places.helpers)):
@@ -91,12 +91,12 @@ class Bench:
                 raise DidNotRun(f"the load {kind!r} on {who.name} did not end in {_LOAD_SECONDS:.0f} s") from exc
         if done.returncode != 0:
             raise DidNotRun(f"the load {kind!r} on {who.name} failed:\n{done.stderr.decode(errors='replace')[-2000:]}")
-        outcome = Outcome(**json.loads(result.read_text()))
+        outcome = LoadOutcome(**json.loads(result.read_text()))
         if outcome.failures:
             raise DidNotRun(f"{outcome.failures} failures of {kind!r} on {who.name}, the first: {outcome.first_failure}")
         return outcome
 
-    def rounds(self, entrants: list[Contestant], once: Callable[[Contestant], None]) -> None:
+    def rounds(self, entrants: list[Subject], once: Callable[[Subject], None]) -> None:
         """Let the contestants take turns; who begins changes, so that no one always follows the same other."""
         for number in range(self.options.rounds):
             turn = number % len(entrants)
@@ -104,7 +104,7 @@ class Bench:
                 once(who)
 
 
-def request_cost(bench: Bench, think_ms: float, *, cut: bool = False) -> Comparison:
+def request_cost(bench: CostBench, think_ms: float, *, cut: bool = False) -> Comparison:
     """CPU for each plain answer, 32 keep-alive clients; with `think_ms` the upstream takes that long and the load is equal for all; with `cut`
     the body comes behind its head."""
     how = f"the upstream takes {think_ms:g} ms" if think_ms else "as fast as they go"
@@ -113,7 +113,7 @@ def request_cost(bench: Bench, think_ms: float, *, cut: bool = False) -> Compari
     table = Comparison(f"CPU of a plain request: 32 clients, keep-alive, {how}", "µs", target)
     bench.pace(think_ms=think_ms)
 
-    def once(who: Contestant) -> None:
+    def once(who: Subject) -> None:
         outcome = bench.load(who, "plain", requests.chat(who.model, max_tokens=100), 32, bench.options.seconds, cut=cut)
         table.add(who.name, cost_per(outcome.cpu_seconds, outcome.answers), outcome.answers / outcome.seconds)
 
@@ -121,7 +121,7 @@ def request_cost(bench: Bench, think_ms: float, *, cut: bool = False) -> Compari
     return table
 
 
-def token_cost(bench: Bench, interval_ms: float) -> Comparison:
+def token_cost(bench: CostBench, interval_ms: float) -> Comparison:
     """CPU for each streamed token, 32 streams that are open before and after the window: nothing but tokens in it."""
     rate = 32 * 1000 / interval_ms
     title = f"CPU of a streamed token: 32 streams, a token each {interval_ms:g} ms"
@@ -130,7 +130,7 @@ def token_cost(bench: Bench, interval_ms: float) -> Comparison:
     spread = 0.32
     tokens = int((bench.options.seconds + spread + 1.0) * 1000 / interval_ms)
 
-    def once(who: Contestant) -> None:
+    def once(who: Subject) -> None:
         request = requests.chat(who.model, max_tokens=tokens, stream=True)
         for _ in range(_TRIES_FOR_LOAD):
             outcome = bench.load(who, "streams", request, 32, bench.options.seconds, spread=spread)
@@ -143,13 +143,13 @@ def token_cost(bench: Bench, interval_ms: float) -> Comparison:
     return table
 
 
-def first_token_time(bench: Bench, streams: int) -> Comparison:
+def first_token_time(bench: CostBench, streams: int) -> Comparison:
     """p99 of the time to first token while `streams` short streams run at any time, directly and through each contestant."""
     interval_ms, tokens = (10.0, 16) if streams <= 32 else (50.0, 16)
     table = Comparison(f"Time to first token, p99: {streams} streams, a token each {interval_ms:g} ms", "ms")
     bench.pace(interval_ms=interval_ms)
 
-    def once(who: Contestant) -> None:
+    def once(who: Subject) -> None:
         request = requests.chat(who.model, max_tokens=tokens, stream=True)
         spread = tokens * interval_ms / 1000
         outcome = bench.load(who, "ttft", request, streams, bench.options.seconds, spread=spread)
@@ -159,13 +159,13 @@ def first_token_time(bench: Bench, streams: int) -> Comparison:
     return table
 
 
-def image_block(bench: Bench) -> Comparison:
+def image_block(bench: CostBench) -> Comparison:
     """The longest of the pings, sent each millisecond on another connection, while one request with a 10 MB image goes through."""
     table = Comparison("Longest ping while a request with a 10 MB image goes through", "ms", Target(BLOCKED_MILLISECONDS, ratio=False))
     image = requests.noise_png(_IMAGE_BYTES)
     bench.pace()
 
-    def once(who: Contestant) -> None:
+    def once(who: Subject) -> None:
         small = bench.load(who, "pings", requests.chat(who.model, max_tokens=16), 1, 0.2)
         large = bench.load(who, "pings", requests.chat(who.model, max_tokens=16, image=image), 1, 0.2)
         table.add(who.name, max(large.latencies) * 1000)
@@ -175,7 +175,7 @@ def image_block(bench: Bench) -> Comparison:
     return table
 
 
-def idle_memory(bench: Bench) -> Comparison:
+def idle_memory(bench: CostBench) -> Comparison:
     """Growth of resident memory for each open stream that waits for its next token, in contestants started afresh and warmed up."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     streams = _IDLE_STREAMS if soft == resource.RLIM_INFINITY else min(_IDLE_STREAMS, (soft - 100) // 2)
@@ -192,7 +192,7 @@ def idle_memory(bench: Bench) -> Comparison:
     return table
 
 
-def comparisons(bench: Bench) -> Iterator[Comparison]:
+def comparisons(bench: CostBench) -> Iterator[Comparison]:
     """Every question that was asked for, one after the other."""
     parts = bench.options.parts
     if set(parts) - {"memory"}:
@@ -213,15 +213,15 @@ def comparisons(bench: Bench) -> Iterator[Comparison]:
         yield idle_memory(bench)
 
 
-def places(scratch: Path, *, pin: bool) -> Places:
+def places(scratch: Path, *, pin: bool) -> BenchSetup:
     """One core for the contestant, the others for load and upstream, where there are two or more."""
     usable = cores()
     if not pin or len(usable) < 2:
-        return Places(frozenset(), frozenset(), scratch)
-    return Places(frozenset(usable[-1:]), frozenset(usable[:-1]), scratch)
+        return BenchSetup(frozenset(), frozenset(), scratch)
+    return BenchSetup(frozenset(usable[-1:]), frozenset(usable[:-1]), scratch)
 
 
-def machine(where: Places) -> str:
+def machine(where: BenchSetup) -> str:
     """One line on the machine, and how busy it is with other things: the reader must know."""
     busy = ""
     with contextlib.suppress(OSError):
@@ -234,7 +234,7 @@ def machine(where: Places) -> str:
     return f"{os.cpu_count()} cores, {pinned_to}, load average {os.getloadavg()[0]:.1f}{busy}"
 
 
-def parse(arguments: list[str]) -> Options:
+def parse(arguments: list[str]) -> CostOptions:
     """Read the command line; SystemExit(2) for words that are wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
     venv = os.environ.get("BENCH_VENV")
@@ -254,7 +254,7 @@ def parse(arguments: list[str]) -> Options:
     if words.rounds < 1 or words.seconds <= 0:
         parser.error("--rounds must be 1 or more, --seconds more than 0")
     command = shlex.split(words.gateway_command)
-    return Options(words.vllm_router, command, words.rounds, words.seconds, parts, not words.no_pin, words.strict, words.json)
+    return CostOptions(words.vllm_router, command, words.rounds, words.seconds, parts, not words.no_pin, words.strict, words.json)
 
 
 def verdict(tables: list[Comparison], *, strict: bool) -> int:
@@ -262,14 +262,14 @@ def verdict(tables: list[Comparison], *, strict: bool) -> int:
     return 1 if strict and any(table.target is not None and not table.passed() for table in tables) else 0
 
 
-def run(options: Options) -> list[Comparison]:
+def run(options: CostOptions) -> list[Comparison]:
     """Measure and print, table by table."""
     tables: list[Comparison] = []
     with tempfile.TemporaryDirectory() as scratch:
         where = places(Path(scratch), pin=options.pin)
         print(f"{OURS} beside vllm-router, the same cheap upstream; {options.rounds} rounds in turn\n{machine(where)}", flush=True)
         with running.upstream(where) as direct:
-            for table in comparisons(Bench(options, where, direct)):
+            for table in comparisons(CostBench(options, where, direct)):
                 tables.append(table)
                 print("\n" + "\n".join(table.lines()), flush=True)
     return tables

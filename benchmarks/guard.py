@@ -33,7 +33,7 @@ _EACH_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class SideModel:
     """How a backend does. Shares are of its requests."""
 
     errors: float = 0.01
@@ -49,18 +49,18 @@ class Case:
     """What is simulated: `worse` is the side under test, from `turns_bad` seconds after the change on."""
 
     name: str
-    worse: Side
+    worse: SideModel
     percent: float
     """Of the canary; 100: a switch of everything."""
     is_bad: bool
     counts: bool = True
     """Towards the verdict."""
     turns_bad: float = 0.0
-    usual: Side = field(default=Side())
+    usual: SideModel = field(default=SideModel())
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class GuardOptions:
     runs: int
     rate: float
     """Requests a second of the tier."""
@@ -82,7 +82,7 @@ class Result:
 
 
 def cases(percent: float) -> list[Case]:
-    usual = Side()
+    usual = SideModel()
     worse = {
         "equal": (usual, False),
         "5 points more errors": (replace(usual, errors=usual.errors + 0.05), True),
@@ -98,7 +98,7 @@ def cases(percent: float) -> list[Case]:
     return found + [Case(f"switch, {name}", worse[name][0], 100, worse[name][1], counts=name == "equal") for name in switches]
 
 
-def simulate(case: Case, options: Options, random_: random.Random, result: Result) -> None:
+def simulate(case: Case, options: GuardOptions, random_: random.Random, result: Result) -> None:
     """One canary or switch, until it went back or the time is over."""
     now = [0.0]
     document = {"tiers": {_TIER: {"models": {OTHER: "a", TESTED: "b"}}}, "llm_backend": OTHER, "guard": {}, "state_file": ""}
@@ -151,8 +151,8 @@ def _exchanges(
             at, _, exchange = heappop(running)
             under_way[exchange.backend] -= 1
             yield at, exchange
-        line = rollout.lines[_TIER]
-        backend = line.position.backend if line.canary is None else line.choose(random_.randrange(10_000)).backend
+        line = rollout.tiers[_TIER]
+        backend = line.assignment.backend if line.canary is None else line.choose(random_.randrange(10_000)).backend
         side = case.worse if backend == TESTED and arrival >= changed + case.turns_bad else case.usual
         number += 1
         exchange = _exchange(side, backend, random_)
@@ -160,7 +160,7 @@ def _exchanges(
         heappush(running, (arrival + exchange.duration, number, exchange))
 
 
-def _exchange(side: Side, backend: str, random_: random.Random) -> Exchange:
+def _exchange(side: SideModel, backend: str, random_: random.Random) -> Exchange:
     outcome: Outcome = "ok"
     phase: Phase = "streaming"
     first: float | None = side.first_token * _FIRST_TOKEN_SECONDS * exp(random_.gauss(0, _FIRST_TOKEN_SPREAD))
@@ -197,8 +197,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="cases whose name has this word")
     words = parser.parse_args(arguments)
-    options = Options(words.runs, words.rate, words.hours, words.seed)
-    usual = Side()
+    options = GuardOptions(words.runs, words.rate, words.hours, words.seed)
+    usual = SideModel()
     print(f"{options.rate:g} requests a second, {words.percent:g} % of them to the canary, each looked at for {options.hours:g} h at most")
     print(
         f"usual: {usual.errors:.1%} errors, {usual.truncated:.1%} truncated, {usual.empty:.1%} empty, {_FIRST_TOKEN_SECONDS:g} s to the first token"

@@ -31,7 +31,7 @@ _LEAD_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class LoadJob:
     """What to do: `kind` is `plain` (one request after the other), `streams` (long ones, counted while all are open), `ttft`
     (short streams one after the other), `idle` (streams held open) or `pings` (small requests beside one large body).
 
@@ -55,7 +55,7 @@ class Job:
 
 
 @dataclass(slots=True)
-class Outcome:
+class LoadOutcome:
     """What happened in the window: answers and tokens counted, seconds of it, CPU seconds of the watched, latencies in seconds."""
 
     answers: int = 0
@@ -153,10 +153,10 @@ class Client(asyncio.Protocol):
 class Run:
     """One job: its connections and what they have seen so far."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: LoadJob) -> None:
         self.job = job
         self.loop = asyncio.get_running_loop()
-        self.outcome = Outcome()
+        self.outcome = LoadOutcome()
         self.answers = 0
         self.tokens = 0
         self.reads = 0
@@ -232,7 +232,7 @@ class Run:
             client.close()
 
 
-async def closed_loop(job: Job, request: bytes) -> Outcome:
+async def closed_loop(job: LoadJob, request: bytes) -> LoadOutcome:
     """Kinds `plain`, `streams` and `ttft`: warm up, measure, let everything end."""
     run = Run(job)
     await run.connect(request, repeat=job.kind != "streams")
@@ -242,7 +242,7 @@ async def closed_loop(job: Job, request: bytes) -> Outcome:
     return run.outcome
 
 
-async def idle(job: Job, request: bytes) -> Outcome:
+async def idle(job: LoadJob, request: bytes) -> LoadOutcome:
     """Kind `idle`: how much the watched grow while all streams are open and wait for their next token."""
     run = Run(job)
     before = resident_bytes(job.watch)
@@ -257,7 +257,7 @@ async def idle(job: Job, request: bytes) -> Outcome:
     return run.outcome
 
 
-async def pings(job: Job, request: bytes) -> Outcome:
+async def pings(job: LoadJob, request: bytes) -> LoadOutcome:
     """Kind `pings`: send a small request each millisecond while one large one goes through; latencies are the pings'.
 
     Pings go on for `job.seconds` after its answer.
@@ -300,7 +300,7 @@ async def _ping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, requ
 
 def main() -> None:
     """Do the job named on the command line and write its outcome."""
-    job = Job(**json.loads(sys.argv[1]))
+    job = LoadJob(**json.loads(sys.argv[1]))
     request = Path(job.request).read_bytes()
     work = {"idle": idle, "pings": pings}.get(job.kind, closed_loop)
     outcome = uvloop.run(work(job, request))

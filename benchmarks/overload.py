@@ -49,7 +49,7 @@ KEPT = LANES
 
 
 @dataclass(slots=True)
-class Seen:
+class ResponseCounts:
     """What clients saw: seconds of each answer by its status, and how many left."""
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Leave:
     pieces: int = 0
 
 
-async def ask(port: int, request: bytes, seen: Seen, leave: Leave | None = None) -> None:
+async def ask(port: int, request: bytes, seen: ResponseCounts, leave: Leave | None = None) -> None:
     """Send `request` and read its answer to the end, or leave before."""
     began = time.perf_counter()
     try:
@@ -133,7 +133,7 @@ def port_of(program: Started) -> int:
 async def own_rate(port: int, seconds: float) -> float:
     """Answers a second of the backend itself, with all of its lanes taken."""
     request = request_bytes(port, MODEL, stream=False)
-    seen = Seen()
+    seen = ResponseCounts()
     deadline = time.perf_counter() + seconds
 
     async def work() -> None:
@@ -145,10 +145,10 @@ async def own_rate(port: int, seconds: float) -> float:
     return seen.count(200) / (time.perf_counter() - began)
 
 
-async def flood(port: int, rate: float, seconds: float) -> tuple[Seen, float]:
+async def flood(port: int, rate: float, seconds: float) -> tuple[ResponseCounts, float]:
     """`rate` requests a second, whether answers come or not; what was seen, and the seconds from the first request to the last answer."""
     request = request_bytes(port, "standard", stream=False)
-    seen = Seen()
+    seen = ResponseCounts()
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for number in range(round(rate * seconds)):
@@ -181,13 +181,13 @@ def descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-async def come_and_go(port: int, count: int, seed: int) -> Seen:
+async def come_and_go(port: int, count: int, seed: int) -> ResponseCounts:
     """`count` requests, `AT_ONCE` at a time. Of those who leave, half of the streams go with some pieces, the others within the time that an
     answer takes, or within that of a full line."""
     dice = random.Random(seed)
     requests = {stream: request_bytes(port, "standard", stream=stream) for stream in (True, False)}
     plans = iter([_plan(dice) for _ in range(count)])
-    seen = Seen()
+    seen = ResponseCounts()
 
     async def work() -> None:
         for stream, leave in plans:

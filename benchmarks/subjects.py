@@ -30,7 +30,7 @@ class DidNotRun(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Contestant:
+class Subject:
     """A running program under test, or the upstream itself (`direct`)."""
 
     name: str
@@ -46,7 +46,7 @@ class Contestant:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class BenchSetup:
     """Where things run: cores for the contestants, cores for load and upstream (empty: anywhere), and a directory for logs."""
 
     contestant: frozenset[int]
@@ -80,7 +80,7 @@ def gateway_environment(port: int, upstream_port: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def upstream(places: Places) -> Iterator[Contestant]:
+def upstream(places: BenchSetup) -> Iterator[Subject]:
     """The cheap upstream, as the contestant `direct`."""
     command = [sys.executable, "-m", "benchmarks.upstream"]
     with pinned(set(places.helpers)):
@@ -90,32 +90,32 @@ def upstream(places: Places) -> Iterator[Contestant]:
         line = process.stdout.readline()
         if not line:
             raise DidNotRun("the cheap upstream did not start")
-        yield Contestant("direct", json.loads(line)["port"], process.pid, MODEL, "/health")
+        yield Subject("direct", json.loads(line)["port"], process.pid, MODEL, "/health")
     finally:
         _stop(process)
 
 
 @contextlib.contextmanager
-def gateway(places: Places, upstream_port: int, command: list[str]) -> Iterator[Contestant]:
+def gateway(places: BenchSetup, upstream_port: int, command: list[str]) -> Iterator[Subject]:
     """This gateway, started by `command`, in an empty directory so that nobody's `.env` counts."""
     port = free_port()
     with _running(OURS, command, gateway_environment(port, upstream_port), places, port) as pid:
-        yield Contestant(OURS, port, pid, "standard", "/healthz")
+        yield Subject(OURS, port, pid, "standard", "/healthz")
 
 
 @contextlib.contextmanager
-def vllm_router(places: Places, upstream_port: int, program: str) -> Iterator[Contestant]:
+def vllm_router(places: BenchSetup, upstream_port: int, program: str) -> Iterator[Subject]:
     """vllm-router with one worker, round robin, no tries again and the log quiet: its cheapest setting."""
     port = free_port()
     command = [program, "--host", "127.0.0.1", "--port", str(port), "--worker-urls", f"http://127.0.0.1:{upstream_port}"]
     command += ["--policy", "round_robin", "--prometheus-port", str(free_port()), "--log-level", "error"]
     command += ["--worker-startup-check-interval", "1"]
     with _running(THEIRS, command, dict(os.environ), places, port) as pid:
-        yield Contestant(THEIRS, port, pid, MODEL, "/liveness")
+        yield Subject(THEIRS, port, pid, MODEL, "/liveness")
 
 
 @contextlib.contextmanager
-def _running(name: str, command: list[str], environment: dict[str, str], places: Places, port: int) -> Iterator[int]:
+def _running(name: str, command: list[str], environment: dict[str, str], places: BenchSetup, port: int) -> Iterator[int]:
     log = places.scratch / f"{name}-{port}.log"
     home = places.scratch / f"{name}-{port}"
     home.mkdir()

@@ -37,7 +37,7 @@ _NARROW_TOKENS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class SwitchOptions:
     streams: int
     rate: float
     """Short requests a second."""
@@ -49,7 +49,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class SwitchCall:
     """One order: when it was sent and answered, by the clock that all processes share, and the side that counts from then on."""
 
     sent: float
@@ -58,7 +58,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ObservedRequest:
     """One request: when it was sent, when its headers came, who served it, whether it ended well, and how many seconds it waited in line."""
 
     sent: float
@@ -75,10 +75,10 @@ class Seen:
 
 @dataclass(slots=True)
 class Report:
-    calls: list[Call] = field(default_factory=list)
+    calls: list[SwitchCall] = field(default_factory=list)
     pings: list[float] = field(default_factory=list)
     """Seconds of a request for `/healthz` before each call: what this machine and this load take of any request."""
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[ObservedRequest] = field(default_factory=list)
     moved: list[int] = field(default_factory=list)
     """Requests in line that moved along, by each call's answer."""
     failures: list[str] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Report:
         """Requests that were served by a side that had been left before they were sent, or had a slot."""
         return sum(request.side not in self._possible(request) for request in self.seen)
 
-    def _possible(self, request: Seen) -> set[str]:
+    def _possible(self, request: ObservedRequest) -> set[str]:
         sides = {_FIRST}
         for call in self.calls:
             if call.answered <= request.began:
@@ -120,7 +120,7 @@ class Report:
 class Clients:
     """The load: so many streams open at any time, so many short requests a second, so many requests where there are few slots."""
 
-    def __init__(self, port: int, options: Options, report: Report) -> None:
+    def __init__(self, port: int, options: SwitchOptions, report: Report) -> None:
         self._port = port
         self._options = options
         self._report = report
@@ -171,7 +171,7 @@ class Clients:
         if status != 200 or not is_whole:
             self._report.failures.append(f"{status} {content[-200:]!r}")
         queued = int(headers.get("x-gateway-queue-ms", 0)) / 1000
-        self._report.seen.append(Seen(sent, came, headers.get("x-gateway-backend", ""), is_whole, queued))
+        self._report.seen.append(ObservedRequest(sent, came, headers.get("x-gateway-backend", ""), is_whole, queued))
 
 
 async def _exchange(port: int, method: str, path: str, body: Any) -> tuple[int, dict[str, str], bytes, float]:
@@ -189,7 +189,7 @@ async def _exchange(port: int, method: str, path: str, body: Any) -> tuple[int, 
         writer.close()
 
 
-async def _steer(port: int, options: Options) -> dict[str, Any]:
+async def _steer(port: int, options: SwitchOptions) -> dict[str, Any]:
     """Switches and rollbacks in turn, from a process of their own: a busy client would measure itself."""
     words = [f"--{name}={getattr(options, name)}" for name in ("switches", "pause")]
     process = await asyncio.create_subprocess_exec(
@@ -200,7 +200,7 @@ async def _steer(port: int, options: Options) -> dict[str, Any]:
     return found
 
 
-async def _give_orders(port: int, options: Options) -> dict[str, Any]:
+async def _give_orders(port: int, options: SwitchOptions) -> dict[str, Any]:
     found: dict[str, Any] = {"calls": [], "pings": [], "moved": [], "failures": []}
     for number in range(options.switches):
         await asyncio.sleep(options.pause)
@@ -259,7 +259,7 @@ async def _gateway(stack: AsyncExitStack, folder: Path, ollama: str, vllm: str) 
             await asyncio.sleep(0.05)
 
 
-async def run(options: Options) -> Report:
+async def run(options: SwitchOptions) -> Report:
     """All of it; the processes end with it."""
     report = Report()
     with tempfile.TemporaryDirectory() as name:
@@ -274,7 +274,7 @@ async def run(options: Options) -> Report:
                 await asyncio.sleep(_STREAM_TOKENS / _TOKENS_PER_SECOND)  # until all streams are open
                 found = await _steer(port, options)
                 clients.stop()
-            report.calls = [Call(*call) for call in found["calls"]]
+            report.calls = [SwitchCall(*call) for call in found["calls"]]
             report.pings = found["pings"]
             report.moved = found["moved"] if options.waiting else []
             report.failures += found["failures"]
@@ -290,7 +290,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--waiting", type=int, default=40, help=f"for the tier with {_NARROW_SLOTS} slots at any time; 0: no such line")
     parser.add_argument("--steer", type=int, default=0, metavar="PORT", help=argparse.SUPPRESS)
     words = parser.parse_args(arguments)
-    options = Options(words.streams, words.rate, words.switches, words.pause, words.waiting)
+    options = SwitchOptions(words.streams, words.rate, words.switches, words.pause, words.waiting)
     if words.steer:
         print(json.dumps(asyncio.run(_give_orders(words.steer, options))))
         return 0

@@ -184,7 +184,7 @@ class Upstream:
         return halves[0] + self.new_id() + halves[1]
 
 
-class Connection(asyncio.Protocol):
+class UpstreamProtocol(asyncio.Protocol):
     """One connection: requests one after the other, as the routers' pools send them."""
 
     _transport: asyncio.Transport
@@ -272,7 +272,7 @@ async def serve(model: str) -> None:
     """Serve on a port of the system's choice until killed, or until standard input ends (then whoever started us has gone)."""
     upstream = Upstream(model)
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(upstream), "127.0.0.1", 0, backlog=4096)
+    server = await loop.create_server(lambda: UpstreamProtocol(upstream), "127.0.0.1", 0, backlog=4096)
     print(json.dumps({"port": server.sockets[0].getsockname()[1]}), flush=True)
     orphaned = asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), orphaned.set)

@@ -16,9 +16,9 @@ import uvloop
 
 from gateway.app import Gateway
 from gateway.config import Settings
-from gateway.config.reload import Follower, read_whole
-from gateway.downstream.protocol import Bounds, door
-from gateway.downstream.server import Server, listen
+from gateway.config.reload import FileWatcher, read_whole
+from gateway.downstream.protocol import ServerLimits, bind_limits
+from gateway.downstream.server import GracefulServer, listen
 from gateway.telemetry.log import ExchangeLog, Sink, configure
 
 METRICS_DRAIN_SECONDS = 1.0
@@ -55,7 +55,7 @@ async def serve(settings: Settings, announce: Callable[[str], None] | None = Non
             _log.info("%s", line)
         for line in settings.warnings:
             _log.warning("%s", line)
-        async with gateway, _metrics_port(gateway, beside), _following(gateway, settings.file, reread):
+        async with gateway, _metrics_port(gateway, beside), _reloading(gateway, settings.file, reread):
             await _serve(settings, gateway, listener, announce)
         _log.info("stopped")
     finally:
@@ -69,7 +69,7 @@ async def _serve(settings: Settings, gateway: Gateway, listener: socket.socket, 
         if announce is not None:
             announce(base_url)
 
-    server = Server(
+    server = GracefulServer(
         _config(gateway),
         drain_delay=settings.drain_delay,
         drain_timeout=settings.drain_timeout,
@@ -108,7 +108,7 @@ def _url(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
-class _Beside(Server):
+class _MetricsServer(GracefulServer):
     """A server whose end is called by `stop`: signals are the main one's."""
 
     @contextmanager
@@ -123,7 +123,7 @@ async def _metrics_port(gateway: Gateway, listener: socket.socket | None) -> Asy
         yield
         return
     _log.info("metrics at http://%s:%d/metrics, unguarded", *listener.getsockname()[:2])
-    server = _Beside(_config(gateway.metrics_port_app), drain_timeout=METRICS_DRAIN_SECONDS)
+    server = _MetricsServer(_config(gateway.metrics_port_app), drain_timeout=METRICS_DRAIN_SECONDS)
     async with asyncio.TaskGroup() as group:
         group.create_task(server.serve(sockets=[listener]))
         yield
@@ -131,7 +131,7 @@ async def _metrics_port(gateway: Gateway, listener: socket.socket | None) -> Asy
 
 
 @asynccontextmanager
-async def _following(gateway: Gateway, file: Path | None, reread: Callable[[], Settings] | None) -> AsyncGenerator[None, None]:
+async def _reloading(gateway: Gateway, file: Path | None, reread: Callable[[], Settings] | None) -> AsyncGenerator[None, None]:
     """While the block runs, the settings are reread when `file` changes, and on SIGHUP."""
     if reread is None:
         yield
@@ -141,7 +141,7 @@ async def _following(gateway: Gateway, file: Path | None, reread: Callable[[], S
     loop.add_signal_handler(signal.SIGHUP, hung_up.set)
     tasks = [asyncio.create_task(_on_signal(gateway, hung_up, lambda: read_whole(file, reread)))]
     if file is not None:
-        tasks.append(asyncio.create_task(Follower(file, gateway.reload, reread).run()))
+        tasks.append(asyncio.create_task(FileWatcher(file, gateway.reload, reread).run()))
     try:
         yield
     finally:
@@ -167,7 +167,7 @@ async def _on_signal(gateway: Gateway, hung_up: asyncio.Event, reread: Callable[
 def _config(app: object) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]  # our scope is a mapping, uvicorn's a TypedDict
-        http=door(Bounds()),
+        http=bind_limits(ServerLimits()),
         ws="none",
         lifespan="off",
         access_log=False,

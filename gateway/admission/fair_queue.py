@@ -43,7 +43,7 @@ class _Turn(Generic[T]):
         self.persons: OrderedDict[str, OrderedDict[T, None]] = OrderedDict()
 
 
-class Line(Generic[T]):
+class FairQueue(Generic[T]):
     """Those who wait for the same slots with the same priority."""
 
     __slots__ = ("_turns", "count")
@@ -86,7 +86,7 @@ class Line(Generic[T]):
             if not turn.count:
                 del self._turns[key]
 
-    def passed_on(self, claim: Claim, stamp: int) -> None:
+    def served(self, claim: Claim, stamp: int) -> None:
         """One of this key was served, here or in another line: it goes to the end of the ring, and so does the person in the key's."""
         turn = self._turns.get(claim.key)
         if turn is not None:
@@ -95,7 +95,7 @@ class Line(Generic[T]):
             if claim.person in turn.persons:
                 turn.persons.move_to_end(claim.person)
 
-    def ahead_of_new(self, key: str) -> int:
+    def count_ahead_of_new(self, key: str) -> int:
         """How many are served before one more of `key` would be, if nobody else came."""
         turn = self._turns.get(key)
         mine = 0 if turn is None else turn.count

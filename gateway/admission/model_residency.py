@@ -35,7 +35,7 @@ REST_SECONDS = 1.0
 """A model is done when it had nothing to do for so long: a program that asks on and on leaves gaps, and a load takes longer than such a one."""
 
 
-class Crowd(Protocol):
+class Waiters(Protocol):
     """Those who wait for one model and need the same."""
 
     @property
@@ -51,7 +51,7 @@ class Crowd(Protocol):
         """End the wait of all."""
 
 
-class Shown(NamedTuple):
+class LoadedModels(NamedTuple):
     """What a server says that it has loaded: until when, by canonical name, and the time there, both in Unix time."""
 
     until: Mapping[str, float]
@@ -62,15 +62,28 @@ class ModelState:
     """One model at one server. `name` is canonical, `model` what the settings call it; `is_apart`: it makes embeddings."""
 
     __slots__ = (
-        "_load_seconds", "crowds", "has_failed", "is_apart", "is_held", "is_loaded", "is_ready", "load_began", "model", "name", "ready_since",
-        "rests_since", "running", "waits_since", "warm",
+        "_load_seconds",
+        "has_failed",
+        "is_apart",
+        "is_held",
+        "is_loaded",
+        "is_ready",
+        "load_began",
+        "model",
+        "name",
+        "ready_since",
+        "rests_since",
+        "running",
+        "waiters",
+        "waits_since",
+        "warm",
     )  # fmt: skip
 
     def __init__(self, name: str, model: str, is_apart: bool, is_loaded: bool) -> None:
         self.name = name
         self.model = model
         self.is_apart = is_apart
-        self.crowds: list[Crowd] = []
+        self.waiters: list[Waiters] = []
         self.is_ready = self.is_loaded = is_loaded
         self.is_held = False
         self.has_failed = False
@@ -99,7 +112,7 @@ class ModelState:
 
     @property
     def has_work(self) -> bool:
-        return self.running > 0 or any(crowd.waiting for crowd in self.crowds)
+        return self.running > 0 or any(crowd.waiting for crowd in self.waiters)
 
     def load_seconds(self, now: float) -> float:
         """How long it has been loading, in all."""
@@ -119,7 +132,7 @@ class ModelState:
         self.load_began = None
 
 
-class Loads:
+class ModelResidency:
     """The models of one server. `may_load` tells whether the server could load a model now; `begin` is to start a load, and to call `ended`
     at its end, whatever becomes of it."""
 
@@ -160,14 +173,14 @@ class Loads:
 
     # What is told
 
-    def see(self, shown: Collection[str]) -> bool:
+    def update(self, shown: Collection[str]) -> bool:
         """These are loaded, by the server's word; whether a model became ready by that."""
         became = self._note(shown)
         for state in self.states.values():
             state.has_failed = False
-        return self.look() or became
+        return self.schedule() or became
 
-    def ended(self, state: ModelState, is_loaded: bool, before: Shown | None, after: Shown | None) -> None:
+    def ended(self, state: ModelState, is_loaded: bool, before: LoadedModels | None, after: LoadedModels | None) -> None:
         """The load of `state` is over; this was shown before and after it."""
         now = self._clock()
         state.end(now)
@@ -205,7 +218,7 @@ class Loads:
 
     # What follows
 
-    def look(self) -> bool:
+    def schedule(self) -> bool:
         """Begin the load that is due; whether a model became ready since another needs no room any more."""
         released = False
         if self._next is not None:
@@ -238,7 +251,7 @@ class Loads:
                     other.set(is_held=True)
 
     def _is_wanted(self, state: ModelState) -> bool:
-        return any(crowd.wants(state) for crowd in state.crowds)
+        return any(crowd.wants(state) for crowd in state.waiters)
 
     def _rivals_of(self, state: ModelState) -> list[ModelState]:
         return [other for other in self.states.values() if other.is_loaded and frozenset((other.name, state.name)) in self._rivals]
@@ -259,7 +272,7 @@ class Loads:
             begins = max((self._turn_ends(state, rival) for rival in self._rivals_of(state)), default=now)
             if begins <= now:
                 return state
-            self._look_at(begins)
+            self._schedule_at(begins)
         if wanted:
             return None
         return next((s for s in self.states.values() if s.warm and not s.is_loaded and self._may_load(s.model) and not self._rivals_of(s)), None)
@@ -269,13 +282,13 @@ class Loads:
         ends = max(state.waits_since, rival.ready_since) + self._swap_after()
         return ends if rival.has_work else min(ends, rival.rests_since + REST_SECONDS)
 
-    def _look_at(self, time: float) -> None:
+    def _schedule_at(self, time: float) -> None:
         now = self._clock()
         if time < self._alarm_at or self._alarm_at <= now:
             self._alarm_at = time
-            self._alarm(time - now, self._ring)
+            self._alarm(time - now, self._on_timer)
 
-    def _ring(self) -> None:
+    def _on_timer(self) -> None:
         self._alarm_at = inf
-        if self.look():
+        if self.schedule():
             self._on_ready()

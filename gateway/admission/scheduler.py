@@ -20,7 +20,7 @@ each bound of its place, or (4) gone. Only `Admission` moves it, in these steps,
            given, behind those who wait here. Their turns begin anew: keys and persons stand in the ring as their first ones came. The
            lines that they leave have no more room to run than before, so there nobody is let in.
 
-Invariants. I1: no bound is exceeded, but by one on trial in a `LearnedBound`, and after a limit was lowered. I2: between two steps nobody is in
+Invariants. I1: no bound is exceeded, but by one on trial in a `AdaptiveLimit`, and after a limit was lowered. I2: between two steps nobody is in
 line who could run; so a text never stands behind an image that cannot go, nor a model behind another one's busy server. I3: no more wait than
 `max_queue`, those aside who wait for nothing but a load, and those that were taken over: they had been let into a line. I4: each ticket ends
 once. I5: who left the line is never let in. I6: a ticket in line is in one line of one backend, and only there.
@@ -47,27 +47,27 @@ import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from gateway.admission.concurrency_limits import CONFIRM_SECONDS, TRY_AGAIN_SECONDS, Bound, LearnedBound
+from gateway.admission.concurrency_limits import CONFIRM_SECONDS, TRY_AGAIN_SECONDS, AdaptiveLimit, ConcurrencyLimit
 from gateway.admission.model_residency import ModelState
-from gateway.admission.queues import BATCH_SHARE, Entry, Lane, Limits, OwnLimits, Place, Queue, SharedLane, Station
+from gateway.admission.queues import BATCH_SHARE, AdmissionLimits, Lane, LaneName, Placement, Queue, QueueEntry, ServerSlots, TierLimits
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
 
 RETRY_SECONDS_UNKNOWN = 5
 
 
-class Outlook(NamedTuple):
+class WaitEstimate(NamedTuple):
     """What one who waits can be told: the place in line from 1 on, and the seconds until it runs, None: not known."""
 
-    place: int
+    position: int
     seconds: float | None
     is_loading: bool = False
     """The model is being loaded, which comes before."""
 
 
-class Mover(NamedTuple):
+class Transfer(NamedTuple):
     """One who is in line at `source`, and the queue of another admission where it is to stand."""
 
-    ticket: Entry
+    ticket: QueueEntry
     source: "Admission"
     queue: Queue
 
@@ -81,94 +81,94 @@ class Admission:
 
     def __init__(
         self,
-        stations: Sequence[Station],
-        limits: Limits,
+        servers: Sequence[ServerSlots],
+        limits: AdmissionLimits,
         clock: Callable[[], float],
         alarm: Callable[[float, Callable[[], None]], object],
         canonical: Callable[[str], str] = lambda name: name,
     ) -> None:
-        self._stations = stations
+        self._servers = servers
         self._clock = clock
         self._alarm = alarm
         self._canonical = canonical
         self._limits = limits
-        self._lanes = {name: SharedLane(name, lane) for name, lane in limits.lanes.items()}
-        self._queues: dict[tuple[str, Lane, str, OwnLimits | None], Queue] = {}
+        self._lanes = {name: Lane(name, lane) for name, lane in limits.lanes.items()}
+        self._queues: dict[tuple[str, LaneName, str, TierLimits | None], Queue] = {}
         self._stamp = 0
-        self._in_line = 0
+        self._queued = 0
         self.on_learned: Callable[[], None] = lambda: None
-        for station in stations:
-            station.slots.limit = limits.slots
+        for server in servers:
+            server.slots.limit = limits.slots
 
     def __repr__(self) -> str:
         lanes = ", ".join(f"{name} {self.running(name)}+{self.waiting(name)}" for name in self._lanes)
-        return f"<Admission in flight+waiting: {lanes}; slots {[station.slots for station in self._stations]}>"
+        return f"<Admission in flight+waiting: {lanes}; slots {[server.slots for server in self._servers]}>"
 
     # What there is
 
     @property
-    def lanes(self) -> Sequence[Lane]:
+    def lanes(self) -> Sequence[LaneName]:
         return tuple(self._lanes)
 
-    def running(self, lane: Lane) -> int:
+    def running(self, lane: LaneName) -> int:
         return sum(queue.running for queue in self._lanes[lane].queues)
 
-    def waiting(self, lane: Lane) -> int:
+    def waiting(self, lane: LaneName) -> int:
         return sum(queue.waiting for queue in self._lanes[lane].queues)
 
-    def queue(self, model: str, lane: Lane, tier: str = "", own: OwnLimits | None = None) -> Queue:
+    def queue(self, model: str, lane: LaneName, tier: str = "", own: TierLimits | None = None) -> Queue:
         """Where requests for `model` in `lane` stand; `tier` counts only with limits of its `own`."""
         key = (model, lane, "" if own is None else tier, own)
         found = self._queues.get(key)
         if found is None:
-            shared = self._lanes[lane]
-            own = own or OwnLimits()
-            places = [Place(station, self._bounds(station, model, shared, own), self._state(station, model, shared)) for station in self._stations]
-            room = shared.room if own.max_queue is None else Bound(own.max_queue)
-            found = self._queues[key] = Queue(model, shared, places, room, own.queue_timeout)
-            shared.queues.append(found)
+            wanted_lane = self._lanes[lane]
+            own = own or TierLimits()
+            placements = [Placement(server, self._limits_at(server, model, wanted_lane, own), self._state(server, model, wanted_lane)) for server in self._servers]
+            room = wanted_lane.room if own.max_queue is None else ConcurrencyLimit(own.max_queue)
+            found = self._queues[key] = Queue(model, wanted_lane, placements, room, own.queue_timeout)
+            wanted_lane.queues.append(found)
         return found
 
-    def _state(self, station: Station, model: str, lane: SharedLane) -> ModelState | None:
-        return None if station.loads is None else station.loads.state(self._canonical(model), model, lane.limits.is_apart)
+    def _state(self, server: ServerSlots, model: str, lane: Lane) -> ModelState | None:
+        return None if server.residency is None else server.residency.state(self._canonical(model), model, lane.limits.is_apart)
 
-    def _bounds(self, station: Station, model: str, lane: SharedLane, own: OwnLimits) -> tuple[Bound, ...]:
+    def _limits_at(self, server: ServerSlots, model: str, lane: Lane, own: TierLimits) -> tuple[ConcurrencyLimit, ...]:
         if lane.limits.is_apart:
-            return (station.apart.setdefault(lane.name, Bound(lane.limits.slots or self._limits.slots)),)
-        bounds = [station.slots]
+            return (server.apart.setdefault(lane.name, ConcurrencyLimit(lane.limits.slots or self._limits.slots)),)
+        found = [server.slots]
         if own.slots is not None:
-            bounds.append(Bound(own.slots))
-        bounds.append(self._model_bound(station, model) if own.model_slots is None else Bound(own.model_slots))
+            found.append(ConcurrencyLimit(own.slots))
+        found.append(self._model_limit(server, model) if own.model_slots is None else ConcurrencyLimit(own.model_slots))
         if own.lane_slots is not None:
-            bounds.append(Bound(own.lane_slots))
+            found.append(ConcurrencyLimit(own.lane_slots))
         elif lane.limits.slots is not None:
-            bounds.append(station.lanes.setdefault(lane.name, Bound(lane.limits.slots)))
-        return tuple(bounds)
+            found.append(server.lanes.setdefault(lane.name, ConcurrencyLimit(lane.limits.slots)))
+        return tuple(found)
 
-    def _model_bound(self, station: Station, model: str) -> Bound:
+    def _model_limit(self, server: ServerSlots, model: str) -> ConcurrencyLimit:
         name = self._canonical(model)
-        found = station.models.get(name)
+        found = server.models.get(name)
         if found is None:
             limits = self._limits
-            limit = station.guesses.get(name, limits.first_guess) if limits.model_slots is None else limits.model_slots
-            found = station.models[name] = LearnedBound(limit, limits.model_slots is not None) if limits.can_learn else Bound(limit)
+            limit = server.guesses.get(name, limits.first_guess) if limits.model_slots is None else limits.model_slots
+            found = server.models[name] = AdaptiveLimit(limit, limits.model_slots is not None) if limits.can_learn else ConcurrencyLimit(limit)
         return found
 
-    def change(self, limits: Limits) -> None:
+    def change(self, limits: AdmissionLimits) -> None:
         """Other limits, for the same lanes; what runs goes on. A tier with other limits of its own gets another queue."""
         self._limits = limits
-        for station in self._stations:
-            station.slots.limit = limits.slots
-            for bound in station.models.values():
-                if isinstance(bound, LearnedBound):
-                    bound.is_held = limits.model_slots is not None
-                bound.limit = bound.limit if limits.model_slots is None else limits.model_slots
-            for name, bound in (station.lanes | station.apart).items():
-                bound.limit = limits.lanes[name].slots or limits.slots
+        for server in self._servers:
+            server.slots.limit = limits.slots
+            for current in server.models.values():
+                if isinstance(current, AdaptiveLimit):
+                    current.is_held = limits.model_slots is not None
+                current.limit = current.limit if limits.model_slots is None else limits.model_slots
+            for name, current in (server.lanes | server.apart).items():
+                current.limit = limits.lanes[name].slots or limits.slots
         for name, lane in self._lanes.items():
             lane.limits = limits.lanes[name]
             lane.room.limit = lane.limits.max_queue
-        self._assign()
+        self._admit_next()
 
     def forget(self, kept: Collection[Queue]) -> None:
         """Let go of what only queues need that are not `kept`, where nobody is in them. What was learned of a model stays as a guess."""
@@ -176,19 +176,19 @@ class Admission:
             if queue not in kept and not queue.running and not queue.waiting:
                 del self._queues[key]
                 queue.lane.queues.remove(queue)
-                for place in queue.places:
-                    if place.state is not None:
-                        place.state.crowds.remove(queue)
-        used = {id(bound) for queue in self._queues.values() for place in queue.places for bound in place.bounds}
-        for station in self._stations:
-            for name, bound in [item for item in station.models.items() if id(item[1]) not in used]:
-                del station.models[name]
-                if isinstance(bound, LearnedBound) and not bound.is_held:
-                    station.guesses[name] = bound.limit
+                for placement in queue.placements:
+                    if placement.state is not None:
+                        placement.state.waiters.remove(queue)
+        used = {id(limit) for queue in self._queues.values() for placement in queue.placements for limit in placement.limits}
+        for server in self._servers:
+            for name, limit in [item for item in server.models.items() if id(item[1]) not in used]:
+                del server.models[name]
+                if isinstance(limit, AdaptiveLimit) and not limit.is_held:
+                    server.guesses[name] = limit.limit
 
     # Steps
 
-    def enter(self, ticket: Entry) -> None:
+    def enter(self, ticket: QueueEntry) -> None:
         """Admit `ticket` or put it in line.
 
         Raises:
@@ -197,164 +197,164 @@ class Admission:
             QueueTimeout: the client's deadline cannot be met from this place in line.
         """
         queue = ticket.queue
-        place = self._free(queue)
-        if place is not None:
-            self._start(ticket, place)
+        placement = self._free_placement(queue)
+        if placement is not None:
+            self._start(ticket, placement)
             return
         self._refuse_hopeless(ticket)
-        self._into_line(ticket)
-        if self._on_trial(queue) is not None or self._look_at_loads():
-            self._assign()
+        self._enqueue(ticket)
+        if self._trial_placement(queue) is not None or self._schedule_loads():
+            self._admit_next()
 
-    def leave(self, ticket: Entry) -> None:
+    def leave(self, ticket: QueueEntry) -> None:
         """The request is over, or has left the line."""
-        if ticket.place is not None:
+        if ticket.placement is not None:
             now = self._clock()
             if ticket.is_served:
                 ticket.queue.seconds.append(now - ticket.started)
-            self._stop(ticket, ticket.place, now)
-            self._assign()
-        elif ticket.is_in_line:
-            self._out_of_line(ticket)
+            self._stop(ticket, ticket.placement, now)
+            self._admit_next()
+        elif ticket.is_queued:
+            self._dequeue(ticket)
 
-    def move(self, ticket: Entry) -> bool:
+    def reassign(self, ticket: QueueEntry) -> bool:
         """Give `ticket`, which is in flight, a slot at another server; False when none has room."""
-        here = ticket.place
+        here = ticket.placement
         assert here is not None
-        other = self._free(ticket.queue, besides=here.station)
+        other = self._free_placement(ticket.queue, besides=here.server)
         if other is None:
             return False
         self._stop(ticket, here, self._clock())
         self._start(ticket, other)
-        self._assign()
+        self._admit_next()
         return True
 
-    def take_over(self, movers: "Iterable[Mover]") -> None:
+    def accept_transfers(self, transfers: "Iterable[Transfer]") -> None:
         """Put those who wait for other backends in line here, whatever `max_queue` says; the servers of this one have to serve their models."""
-        for ticket, source, queue in movers:
+        for ticket, source, queue in transfers:
             source.leave(ticket)
             ticket.queue = queue
-            self._into_line(ticket)
-            ticket.taken_over()
-        self._assign()
+            self._enqueue(ticket)
+            ticket.transferred()
+        self._admit_next()
 
     def refresh(self) -> None:
         """A server came up or changed its models: see who can run now."""
-        self._assign()
+        self._admit_next()
 
-    def _assign(self) -> None:
-        while self._in_line:
+    def _admit_next(self) -> None:
+        while self._queued:
             runnable = [
-                (*queue.best(), place, queue)
+                (*queue.next_entry(), placement, queue)
                 for lane in self._lanes.values()
                 for queue in lane.queues
                 if queue.interactive.count or queue.batch.count
-                if (place := self._free(queue) or self._on_trial(queue)) is not None
+                if (placement := self._free_placement(queue) or self._trial_placement(queue)) is not None
             ]
             if not runnable:
-                if self._look_at_loads():
+                if self._schedule_loads():
                     continue
                 return
-            _, ticket, place, queue = min(runnable) if len(runnable) > 1 else runnable[0]
+            _, ticket, placement, queue = min(runnable) if len(runnable) > 1 else runnable[0]
             for *_, other in runnable:
                 other.passed_over += not ticket.claim.is_batch and other.batch.count > 0
             if ticket.claim.is_batch:
                 queue.passed_over = 0
-            self._out_of_line(ticket)
+            self._dequeue(ticket)
             self._stamp += 1
             for other in queue.lane.queues:
-                other.line(ticket.claim).passed_on(ticket.claim, self._stamp)
-            self._start(ticket, place)
+                other.fair_queue(ticket.claim).served(ticket.claim, self._stamp)
+            self._start(ticket, placement)
             ticket.admitted()
 
-    def _into_line(self, ticket: Entry) -> None:
+    def _enqueue(self, ticket: QueueEntry) -> None:
         queue = ticket.queue
         self._stamp += 1
         ticket.arrival = self._stamp
-        ticket.is_in_line = True
-        self._in_line += 1
-        queue.line(ticket.claim).add(ticket, self._stamp)
+        ticket.is_queued = True
+        self._queued += 1
+        queue.fair_queue(ticket.claim).add(ticket, self._stamp)
         queue.room.count += 1
 
-    def _look_at_loads(self) -> bool:
+    def _schedule_loads(self) -> bool:
         """Have loaded what is waited for; whether a model became ready by that."""
-        looks = [station.loads.look() for station in self._stations if station.loads is not None]
+        looks = [server.residency.schedule() for server in self._servers if server.residency is not None]
         return any(looks)
 
-    def _out_of_line(self, ticket: Entry) -> None:
-        ticket.is_in_line = False
-        self._in_line -= 1
-        ticket.queue.line(ticket.claim).remove(ticket)
+    def _dequeue(self, ticket: QueueEntry) -> None:
+        ticket.is_queued = False
+        self._queued -= 1
+        ticket.queue.fair_queue(ticket.claim).remove(ticket)
         ticket.queue.room.count -= 1
 
-    def _start(self, ticket: Entry, place: Place) -> None:
-        ticket.place = place
+    def _start(self, ticket: QueueEntry, placement: Placement) -> None:
+        ticket.placement = placement
         ticket.started = self._clock()
         ticket.queue.running += 1
-        if place.state is not None:
-            place.state.running += 1
-        for bound in place.bounds:
-            bound.count += 1
-        if place.learned is not None:
-            ticket.part = place.learned.began()
+        if placement.state is not None:
+            placement.state.running += 1
+        for limit in placement.limits:
+            limit.count += 1
+        if placement.adaptive is not None:
+            ticket.load_sample = placement.adaptive.began()
 
-    def _stop(self, ticket: Entry, place: Place, now: float) -> None:
-        ticket.place = None
+    def _stop(self, ticket: QueueEntry, placement: Placement, now: float) -> None:
+        ticket.placement = None
         ticket.queue.running -= 1
-        if place.state is not None:
-            place.state.running -= 1
-            place.state.rests_since = now
-        for bound in place.bounds:
-            bound.count -= 1
-        learned, part = place.learned, ticket.part
-        if learned is not None and part is not None:
-            ticket.part = None
-            before = learned.next_try
-            if learned.ended(part, now):
+        if placement.state is not None:
+            placement.state.running -= 1
+            placement.state.rests_since = now
+        for limit in placement.limits:
+            limit.count -= 1
+        adaptive, part = placement.adaptive, ticket.load_sample
+        if adaptive is not None and part is not None:
+            ticket.load_sample = None
+            before = adaptive.next_try
+            if adaptive.ended(part, now):
                 self.on_learned()
-            if learned.next_try > before:
-                self._alarm(TRY_AGAIN_SECONDS, self._assign)
+            if adaptive.next_try > before:
+                self._alarm(TRY_AGAIN_SECONDS, self._admit_next)
 
-    def _free(self, queue: Queue, besides: Station | None = None) -> Place | None:
+    def _free_placement(self, queue: Queue, besides: ServerSlots | None = None) -> Placement | None:
         """The least busy server that can take one of `queue` now."""
-        best: Place | None = None
-        for place in queue.places:
-            station = place.station
-            if station is besides or not station.serves(queue.model) or not station.is_up():
+        best: Placement | None = None
+        for placement in queue.placements:
+            server = placement.server
+            if server is besides or not server.serves(queue.model) or not server.is_up():
                 continue
-            if place.state is not None and not place.state.is_ready and besides is None:
+            if placement.state is not None and not placement.state.is_ready and besides is None:
                 continue
-            for bound in place.bounds:
-                if bound.count >= bound.limit:
+            for limit in placement.limits:
+                if limit.count >= limit.limit:
                     break
             else:
-                if best is None or place.bounds[0].count < best.bounds[0].count:
-                    best = place
+                if best is None or placement.limits[0].count < best.limits[0].count:
+                    best = placement
         return best
 
-    def _on_trial(self, queue: Queue) -> Place | None:
+    def _trial_placement(self, queue: Queue) -> Placement | None:
         """Where one more than is known to be right may be tried."""
-        for place in queue.places:
-            learned = place.learned
-            if learned is None or not learned.may_try(self._clock()) or (place.state is not None and not place.state.is_ready):
+        for placement in queue.placements:
+            adaptive = placement.adaptive
+            if adaptive is None or not adaptive.may_try(self._clock()) or (placement.state is not None and not placement.state.is_ready):
                 continue
-            has_room = all(bound is learned or not bound.is_full for bound in place.bounds)
-            if has_room and place.station.is_up() and place.station.serves(queue.model):
-                return place
+            has_room = all(limit is adaptive or not limit.is_full for limit in placement.limits)
+            if has_room and placement.server.is_up() and placement.server.serves(queue.model):
+                return placement
         return None
 
     # What is learned
 
-    def spoke(self, ticket: Entry) -> None:
+    def first_token(self, ticket: QueueEntry) -> None:
         """The first piece of the answer came."""
-        learned = ticket.place.learned if ticket.place is not None else None
-        if learned is not None and ticket.part is not None and learned.spoke(ticket.part):
-            self._alarm(CONFIRM_SECONDS, lambda: self._confirm(learned))
+        adaptive = ticket.placement.adaptive if ticket.placement is not None else None
+        if adaptive is not None and ticket.load_sample is not None and adaptive.first_token(ticket.load_sample):
+            self._alarm(CONFIRM_SECONDS, lambda: self._confirm(adaptive))
 
-    def _confirm(self, learned: LearnedBound) -> None:
-        if learned.confirm():
+    def _confirm(self, adaptive: AdaptiveLimit) -> None:
+        if adaptive.confirm():
             self.on_learned()
-            self._assign()
+            self._admit_next()
 
     # Time
 
@@ -363,26 +363,26 @@ class Admission:
 
     def retry_after(self, queue: Queue) -> int:
         """Whole seconds, 1 to 60: the line's length times the median service time, spread so that clients do not come back at once."""
-        seconds = queue.wait(queue.waiting)
+        seconds = queue.estimated_wait(queue.waiting)
         if seconds is None:
             return RETRY_SECONDS_UNKNOWN
         return min(60, max(1, math.ceil(seconds * random.uniform(0.8, 1.2))))
 
-    def outlook(self, ticket: Entry) -> Outlook:
+    def wait_estimate(self, ticket: QueueEntry) -> WaitEstimate:
         """Of a ticket that is in line."""
-        ahead = ticket.queue.place_of(ticket, self._clock())
-        return Outlook(ahead + 1, ticket.queue.wait(ahead), ticket.queue.is_loading)
+        ahead = ticket.queue.position_of(ticket, self._clock())
+        return WaitEstimate(ahead + 1, ticket.queue.estimated_wait(ahead), ticket.queue.is_loading)
 
-    def _refuse_hopeless(self, ticket: Entry) -> None:
+    def _refuse_hopeless(self, ticket: QueueEntry) -> None:
         queue, claim = ticket.queue, ticket.claim
-        if not any(place.station.serves(queue.model) for place in queue.places):
+        if not any(placement.server.serves(queue.model) for placement in queue.placements):
             raise ModelNotFound("The model behind this name is not present on its backend.", param="model")
         if queue.room.is_full and not queue.has_slot_but_no_model():
             raise QueueFull("The gateway's queue for this backend is full. Try again later.", retry_after=self.retry_after(queue))
-        service = None if claim.timeout is None else queue.service()
+        service = None if claim.timeout is None else queue.service_seconds()
         if service is None or claim.timeout is None:
             return
-        ahead = queue.line(claim).ahead_of_new(claim.key)
+        ahead = queue.fair_queue(claim).count_ahead_of_new(claim.key)
         if claim.is_batch:
             ahead += min(queue.interactive.count, (BATCH_SHARE - 1) * (ahead + 1))
         if service * (queue.rounds(ahead) + 1) > claim.timeout:

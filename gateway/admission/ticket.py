@@ -4,15 +4,15 @@ import asyncio
 from typing import Self
 
 from gateway.admission.fair_queue import Claim
-from gateway.admission.queues import Entry, Queue, Station
-from gateway.admission.scheduler import Admission, Mover, Outlook
+from gateway.admission.queues import Queue, QueueEntry, ServerSlots
+from gateway.admission.scheduler import Admission, Transfer, WaitEstimate
 from gateway.errors import GatewayError, QueueTimeout
 
 LATE_SECONDS = 0.02
 """Not worth a timer: the end of a wait may come so early."""
 
 
-class Ticket(Entry):
+class Ticket(QueueEntry):
     """One request's place: gives its slot, or its place in line, back on leaving the block, however that comes about.
 
         with Ticket(admission, queue, claim) as ticket:
@@ -28,18 +28,18 @@ class Ticket(Entry):
     _timer: asyncio.TimerHandle
 
     def __init__(self, admission: Admission, queue: Queue, claim: Claim) -> None:
-        Entry.__init__(self, queue, claim)
+        QueueEntry.__init__(self, queue, claim)
         self._admission = admission
         self._waiter: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Ticket {'in flight' if self.place else 'in line' if self.is_in_line else 'gone'} {self.queue!r}>"
+        return f"<Ticket {'in flight' if self.placement else 'in line' if self.is_queued else 'gone'} {self.queue!r}>"
 
     @property
-    def station(self) -> Station:
+    def server(self) -> ServerSlots:
         """Where it runs."""
-        assert self.place is not None
-        return self.place.station
+        assert self.placement is not None
+        return self.placement.server
 
     def __enter__(self) -> Self:
         self._admission.enter(self)
@@ -65,15 +65,15 @@ class Ticket(Entry):
         longest = self.queue.queue_timeout
         seconds = longest if self.claim.timeout is None else min(longest, self.claim.timeout)
         now = self._admission.now()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire, seconds, now, self.queue.load_seconds(now))
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._time_out, seconds, now, self.queue.load_seconds(now))
 
-    def _expire(self, seconds: float, since: float, loaded_before: float) -> None:
+    def _time_out(self, seconds: float, since: float, loaded_before: float) -> None:
         waited = self._admission.now() - since
         left = self.queue.time_left(waited, self.queue.load_seconds(since + waited) - loaded_before)
         if self.claim.timeout is not None:
             left = min(left, self.claim.timeout - waited)
         if left > LATE_SECONDS:
-            self._timer = asyncio.get_running_loop().call_later(left, self._expire, seconds, since, loaded_before)
+            self._timer = asyncio.get_running_loop().call_later(left, self._time_out, seconds, since, loaded_before)
             return
         retry_after = self._admission.retry_after(self.queue)
         is_clients = self.claim.timeout is not None and self.claim.timeout <= self.queue.queue_timeout
@@ -82,7 +82,7 @@ class Ticket(Entry):
 
     def refuse(self, error: GatewayError) -> None:
         """End the wait in line with `error`."""
-        if self.is_in_line and self._waiter is not None and not self._waiter.done():
+        if self.is_queued and self._waiter is not None and not self._waiter.done():
             self._admission.leave(self)
             self._waiter.set_exception(error)
 
@@ -90,12 +90,12 @@ class Ticket(Entry):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def mover(self, admission: Admission, queue: Queue, claim: Claim) -> Mover:
+    def transfer(self, admission: Admission, queue: Queue, claim: Claim) -> Transfer:
         """What `admission.take_over` takes, which has to follow at once; `claim` differs in its timeout alone."""
         source, self._admission, self.claim = self._admission, admission, claim
-        return Mover(self, source, queue)
+        return Transfer(self, source, queue)
 
-    def taken_over(self) -> None:
+    def transferred(self) -> None:
         self._timer.cancel()
         self._start_clock()
 
@@ -104,13 +104,13 @@ class Ticket(Entry):
         """There was no slot at once."""
         return self._waiter is not None
 
-    def move(self) -> bool:
+    def reassign(self) -> bool:
         """To another server, keeping a slot throughout; False when none has room."""
-        return self._admission.move(self)
+        return self._admission.reassign(self)
 
-    def spoke(self) -> None:
+    def first_token(self) -> None:
         """The first piece of the answer came."""
-        self._admission.spoke(self)
+        self._admission.first_token(self)
 
-    def outlook(self) -> Outlook:
-        return self._admission.outlook(self)
+    def wait_estimate(self) -> WaitEstimate:
+        return self._admission.wait_estimate(self)

@@ -19,7 +19,7 @@ LOCAL = "local"
 """Who a caller without a key is."""
 
 
-class Guard:
+class AdminAccess:
     """One guarded part of the gateway; any of `keys` opens it."""
 
     def __init__(self, keys: Iterable[str]) -> None:

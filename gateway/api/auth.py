@@ -19,7 +19,7 @@ class Caller:
 ANYONE = Caller("")
 
 
-class Keys:
+class ApiKeys:
     """The client keys of this gateway; without any, everyone is let in."""
 
     def __init__(self, keys: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ TASK = "x-gateway-task"
 NO_RULE = "no rule holds"
 
 
-class Auto:
+class AutoRules:
     """The rules of the settings, in their order."""
 
     def __init__(self, settings: Settings) -> None:
@@ -39,10 +39,10 @@ def _holds(rule: AutoRule, chat: Chat, task: str | None) -> bool:
         return False
     if rule.tools is not None and rule.tools != bool(chat.offered):
         return False
-    return rule.longer_than is None or length_of(chat) > rule.longer_than
+    return rule.longer_than is None or text_length(chat) > rule.longer_than
 
 
-def length_of(chat: Chat) -> int:
+def text_length(chat: Chat) -> int:
     """Characters of all messages' text; images and tools do not count."""
     return sum(len(message.text) for message in chat.messages)
 

@@ -27,7 +27,7 @@ class Cors:
         """The same as they are sent."""
         return b"".join([b"%b: %b\r\n" % pair for pair in self.headers(fields)]) if self._origins else b""
 
-    def preflight(self, fields: Mapping[bytes, bytes]) -> Headers | None:
+    def preflight_headers(self, fields: Mapping[bytes, bytes]) -> Headers | None:
         """The headers of the 204 to a preflight request; None for what is none, or from another origin. It needs no key."""
         if b"access-control-request-method" not in fields:
             return None

@@ -1,10 +1,10 @@
 """The embeddings endpoint."""
 
-from gateway.api.endpoint import Endpoint, Head
+from gateway.api.endpoint import Endpoint, RequestContext
 from gateway.chat.embedding import Embedding
 from gateway.dialects.openai_embeddings import parse_embedding
 from gateway.relay.embeddings import EmbeddingRelay
-from gateway.relay.requests import Client, EmbeddingRequest
+from gateway.relay.requests import ClientConnection, EmbeddingRequest
 from gateway.telemetry.exchange import EMBEDDINGS
 
 EMBEDDING_PATHS = ("/v1/embeddings", "/embeddings")
@@ -16,10 +16,10 @@ class EmbeddingEndpoint(Endpoint[Embedding]):
     name = EMBEDDINGS
 
     def _parse(self, body: bytes) -> tuple[Embedding, int]:
-        return parse_embedding(body, self._shared.max_text_body), len(body)
+        return parse_embedding(body, self._context.max_text_body), len(body)
 
-    async def _relay(self, client: Client, asked: Embedding, text_size: int, head: Head) -> EmbeddingRelay:
-        route = self._routing.choose_embedding(asked.model)
+    async def _relay(self, client: ClientConnection, asked: Embedding, text_size: int, head: RequestContext) -> EmbeddingRelay:
+        route = self._model_names.choose_embedding(asked.model)
         terms, claim = head.terms, self._claim(head.key_id, head.fields)
         lines = terms.came_through, terms.read_timeout, terms.extra_lines
-        return EmbeddingRelay(self._shared, client, EmbeddingRequest(head.request_id, head.key_id, claim, head.size, route, *lines, asked))
+        return EmbeddingRelay(self._context, client, EmbeddingRequest(head.request_id, head.key_id, claim, head.size, route, *lines, asked))

@@ -9,15 +9,26 @@ from typing import Any, ClassVar, Generic, TypeVar
 from msgspec import Struct
 
 from gateway.admission.fair_queue import Claim
-from gateway.api.auth import Caller, Keys
+from gateway.api.auth import ApiKeys, Caller
 from gateway.api.cors import Cors
-from gateway.api.model_names import Routing
-from gateway.api.request_headers import PRIORITY, SESSION, TIMEOUT, Fields, Terms, _seconds, priority_is_batch, refuse_loop, request_id_of, timeout_of
-from gateway.dialects.json_body import check_json
+from gateway.api.model_names import ModelNames
+from gateway.api.request_headers import (
+    PRIORITY,
+    SESSION,
+    TIMEOUT,
+    Fields,
+    HeaderTerms,
+    _seconds,
+    priority_is_batch,
+    reject_loop,
+    request_id_of,
+    timeout_of,
+)
+from gateway.dialects.json_body import check_media_type
 from gateway.errors import ClientLeft, GatewayError, MethodNotAllowed, RequestTooLarge, ShuttingDown
-from gateway.relay.base import JSON_LINES, LARGE, Relay
-from gateway.relay.context import Surroundings
-from gateway.relay.requests import Client
+from gateway.relay.base import JSON_LINES, YIELD_BYTES, Relay
+from gateway.relay.context import RelayContext
+from gateway.relay.requests import ClientConnection
 from gateway.telemetry.exchange import NONE, Exchange
 from gateway.upstream.server import VIA
 
@@ -26,35 +37,35 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-class Head(Struct, frozen=True, gc=False):
+class RequestContext(Struct, frozen=True, gc=False):
     """What is known of a request beside what it asks for."""
 
     request_id: str
     key_id: str
     size: int
     """Bytes of the body."""
-    terms: Terms
+    terms: HeaderTerms
     fields: Fields
 
 
-Asked = TypeVar("Asked")
+ParsedBody = TypeVar("ParsedBody")
 
 
-class Endpoint(ABC, Generic[Asked]):
+class Endpoint(ABC, Generic[ParsedBody]):
     """One of OpenAI's endpoints: what is the same for all. `Asked` is its parsed body."""
 
     name: ClassVar[str]
     """Its label in the metrics."""
 
-    def __init__(self, shared: Surroundings, keys: Keys, routing: Routing, cors: Cors) -> None:
-        self._shared = shared
+    def __init__(self, context: RelayContext, keys: ApiKeys, model_names: ModelNames, cors: Cors) -> None:
+        self._context = context
         self._keys = keys
-        self._routing = routing
-        self._session_header = (shared.settings.session_header or "").encode()
+        self._model_names = model_names
+        self._session_header = (context.settings.session_header or "").encode()
         self._cors = cors
-        self._user_header = (shared.settings.user_header or "").encode()
+        self._user_header = (context.settings.user_header or "").encode()
         self._plain_claims: dict[str, Claim] = {}
-        self._are_claims_special = bool(self._user_header) or routing.has_batch
+        self._are_claims_special = bool(self._user_header) or model_names.has_batch
         """The settings make a difference between requests of one key."""
         self.is_stopping = False
         """Refuse what is new: the gateway is on its way out."""
@@ -74,48 +85,48 @@ class Endpoint(ABC, Generic[Asked]):
             body = client.whole_body()
             if body is None:
                 body = await self._read(client, fields, receive)
-            elif len(body) > self._shared.settings.max_body:
+            elif len(body) > self._context.settings.max_body:
                 raise self._too_large()
-            if len(body) > LARGE:  # each step on 10 MB takes its milliseconds: others get their turn in between
+            if len(body) > YIELD_BYTES:  # each step on 10 MB takes its milliseconds: others get their turn in between
                 await asyncio.sleep(0)
             size = len(body)
             asked, text_size = self._parse(body)
             del body
             stream = self._is_stream(asked)
-            relay = await self._relay(client, asked, text_size, Head(request_id, caller.key_id, size, terms, fields))
+            relay = await self._relay(client, asked, text_size, RequestContext(request_id, caller.key_id, size, terms, fields))
         except GatewayError as error:
             self._refuse(client, fields, request_id, caller, error, stream, time.perf_counter() - arrived)
             return
         await relay()
 
-    def change(self, routing: Routing) -> None:
+    def change(self, model_names: ModelNames) -> None:
         """The settings have changed, and `shared` has them: go on with these, and with other names."""
-        self._routing = routing
-        self._are_claims_special = bool(self._user_header) or routing.has_batch
+        self._model_names = model_names
+        self._are_claims_special = bool(self._user_header) or model_names.has_batch
 
     @abstractmethod
-    def _parse(self, body: bytes) -> tuple[Asked, int]:
+    def _parse(self, body: bytes) -> tuple[ParsedBody, int]:
         """What is asked for, and how many bytes of the body are text. Raises `GatewayError` for what cannot be served."""
 
-    def _is_stream(self, asked: Asked) -> bool:
+    def _is_stream(self, asked: ParsedBody) -> bool:
         return False
 
     @abstractmethod
-    async def _relay(self, client: Client, asked: Asked, text_size: int, head: Head) -> Relay:
+    async def _relay(self, client: ClientConnection, asked: ParsedBody, text_size: int, head: RequestContext) -> Relay:
         """Who carries it out. Raises `GatewayError`."""
 
-    def _identify(self, scope: Scope, client: Client, fields: Fields) -> Caller:
-        refuse_loop(fields, self._shared.gateway_id)
+    def _identify(self, scope: Scope, client: ClientConnection, fields: Fields) -> Caller:
+        reject_loop(fields, self._context.gateway_id)
         if scope["method"] != "POST":
             raise MethodNotAllowed("POST")
         caller = client.notes["caller"] = self._keys.identify(scope["headers"], fields)
         return caller
 
-    def _terms(self, client: Client, fields: Fields) -> Terms:
-        check_json(fields)
+    def _terms(self, client: ClientConnection, fields: Fields) -> HeaderTerms:
+        check_media_type(fields)
         read_timeout = _seconds(fields.get(b"x-stainless-read-timeout"))
         session = fields.get(SESSION) or fields.get(self._session_header, b"")
-        terms = client.notes["terms"] = Terms(fields.get(VIA, b""), read_timeout, self._cors.header_lines(fields), session)
+        terms = client.notes["terms"] = HeaderTerms(fields.get(VIA, b""), read_timeout, self._cors.header_lines(fields), session)
         return terms
 
     def _claim(self, key_id: str, fields: Fields, model: str | None = None) -> Claim:
@@ -123,17 +134,17 @@ class Endpoint(ABC, Generic[Asked]):
         if not (self._are_claims_special or PRIORITY in fields or TIMEOUT in fields):
             return self._plain_claims.get(key_id) or self._plain_claims.setdefault(key_id, Claim(key_id))
         person, priority, timeout = fields.get(self._user_header, b""), fields.get(PRIORITY), fields.get(TIMEOUT)
-        is_batch = (model is not None and self._routing.is_batch(model)) or (priority is not None and priority_is_batch(priority))
+        is_batch = (model is not None and self._model_names.is_batch(model)) or (priority is not None and priority_is_batch(priority))
         return Claim(key_id, person.decode("latin-1"), is_batch, None if timeout is None else timeout_of(timeout))
 
-    async def _read(self, client: Client, fields: Fields, receive: Receive) -> bytes:
+    async def _read(self, client: ClientConnection, fields: Fields, receive: Receive) -> bytes:
         """The request's body.
 
         Raises:
             RequestTooLarge: more than `max_body` bytes, by its own word or in fact.
             ClientLeft: it did not come whole.
         """
-        limit = self._shared.settings.max_body
+        limit = self._context.settings.max_body
         length = fields.get(b"content-length")
         if length is not None and int(length) > limit:
             raise self._too_large()
@@ -152,15 +163,15 @@ class Endpoint(ABC, Generic[Asked]):
             pieces.append(piece)
 
     def _too_large(self) -> RequestTooLarge:
-        return RequestTooLarge(f"A request may have at most {self._shared.settings.max_body} bytes.")
+        return RequestTooLarge(f"A request may have at most {self._context.settings.max_body} bytes.")
 
     def _refuse(
-        self, client: Client, fields: Fields, request_id: str, caller: Caller | None, error: GatewayError, stream: bool, seconds: float
+        self, client: ClientConnection, fields: Fields, request_id: str, caller: Caller | None, error: GatewayError, stream: bool, seconds: float
     ) -> None:
         if not client.gone:
             lines = b"%b%bx-request-id: %b\r\n%b" % (JSON_LINES, self._cors.header_lines(fields), request_id.encode(), error.header_lines())
             client.answer(error.status, lines, error.envelope())
-        self._shared.on_exchange(
+        self._context.on_exchange(
             Exchange(
                 request_id=request_id,
                 key_id=caller.key_id if caller else "",

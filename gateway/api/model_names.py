@@ -18,7 +18,7 @@ class PublicModel:
     tier: Tier
 
 
-class Routing:
+class ModelNames:
     """Which tier a name means: a tier, an alias, `auto`, or a backend's own name of a model. Names match without regard to case."""
 
     def __init__(self, settings: Settings) -> None:

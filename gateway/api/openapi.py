@@ -51,7 +51,7 @@ td,th{text-align:left;padding:.25rem .75rem .25rem 0;border-bottom:1px solid #ee
 """
 
 
-def add_hot_paths(document: dict[str, Any]) -> None:
+def add_data_paths(document: dict[str, Any]) -> None:
     """Put the raw ASGI paths into OpenAPI's `document`."""
     (chat, embedding), components = msgspec.json.schema_components([Chat, Embedding], ref_template="#/components/schemas/{name}")
     schemas = document.setdefault("components", {}).setdefault("schemas", {})

@@ -5,15 +5,15 @@ from typing import Any
 from prometheus_client.exposition import choose_encoder
 
 from gateway import __version__
-from gateway.admission.concurrency_limits import LearnedBound
-from gateway.api.model_names import Routing
+from gateway.admission.concurrency_limits import AdaptiveLimit
+from gateway.api.model_names import ModelNames
 from gateway.config import Settings, Tier
 from gateway.errors import ModelNotFound
-from gateway.rollout.controller import Steering
+from gateway.rollout.controller import RolloutController
 from gateway.rollout.guard import RolloutGuard
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
-from gateway.upstream.health_checks import Health
+from gateway.upstream.health_checks import HealthChecks
 
 CREATED = 1_767_225_600
 """Unix time: the `created` of every model, the same at each start and on each replica."""
@@ -31,16 +31,16 @@ class Operations:
         self,
         settings: Settings,
         backends: dict[str, Backend],
-        routing: Routing,
-        steering: Steering,
-        health: Health,
+        model_names: ModelNames,
+        controller: RolloutController,
+        health: HealthChecks,
         metrics: Metrics,
         guard: RolloutGuard | None,
     ) -> None:
         self._settings = settings
         self._backends = backends
-        self._routing = routing
-        self.steering = steering
+        self._model_names = model_names
+        self.controller = controller
         self._health = health
         self._metrics = metrics
         self._guard = guard
@@ -48,18 +48,18 @@ class Operations:
         self.last_reload: dict[str, Any] | None = None
         """What came of the last time that the settings were reread."""
 
-    def change(self, settings: Settings, routing: Routing) -> None:
+    def change(self, settings: Settings, model_names: ModelNames) -> None:
         """Tell about other settings from now on."""
         self._settings = settings
-        self._routing = routing
+        self._model_names = model_names
 
-    def tell_reload(self, outcome: dict[str, Any]) -> None:
+    def record_reload(self, outcome: dict[str, Any]) -> None:
         self.last_reload = outcome
 
     # Models
 
     def models(self) -> dict[str, Any]:
-        data = [self._entry(public.name, public.tier.models) for public in self._routing.public_models()]
+        data = [self._entry(public.name, public.tier.models) for public in self._model_names.public_models()]
         data += [self._entry(name, {item.backend: item.model}) for name, item in self._settings.embeddings.items()]
         return {"object": "list", "data": data}
 
@@ -94,7 +94,7 @@ class Operations:
         return any(server.is_well and server.serves(tier.models[backend]) for server in self._backends[backend].servers)
 
     def _active_backend(self, tier_name: str) -> str:
-        return self.steering.rollout.lines[tier_name].position.backend
+        return self.controller.rollout.tiers[tier_name].assignment.backend
 
     def status(self) -> dict[str, Any]:
         """Body of `/ops/status`."""
@@ -103,12 +103,12 @@ class Operations:
             "ready": self.readiness()[1],
             "backends": {backend.name: self._backend_status(backend) for backend in self._backends.values()},
             "tiers": {tier.name: self._tier_status(tier) for tier in self._settings.tiers.values()},
-            "rollout": {"rollback_to": self._settings.rollback_to, "history": self.steering.history()},
+            "rollout": {"rollback_to": self._settings.rollback_to, "history": self.controller.history()},
             "reload": self.last_reload,
         }
 
     def _tier_status(self, tier: Tier) -> dict[str, Any]:
-        view = self.steering.view_tier(tier.name)
+        view = self.controller.view_tier(tier.name)
         return {
             "active_backend": view["backend"],
             "canary": view["canary"],
@@ -145,9 +145,9 @@ class Operations:
                     "running": server.load,
                     "connections": server.pool.open_connections,
                     "models": None if server.discovered is None else sorted(server.discovered),
-                    "loads": None if server.loads is None else {name: state.word for name, state in server.loads.states.items()},
+                    "loads": None if server.residency is None else {name: state.word for name, state in server.residency.states.items()},
                     "model_slots": {
-                        model: {"running": bound.count, "limit": bound.limit, "learned": isinstance(bound, LearnedBound) and not bound.is_held}
+                        model: {"running": bound.count, "limit": bound.limit, "learned": isinstance(bound, AdaptiveLimit) and not bound.is_held}
                         for model, bound in server.models.items()
                     },
                 }

@@ -25,7 +25,7 @@ _random_bits = random.getrandbits
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
-class Terms(Struct, frozen=True, gc=False):
+class HeaderTerms(Struct, frozen=True, gc=False):
     """What the head of a request says beside who sent it: the same for all requests with this head."""
 
     came_through: bytes
@@ -49,7 +49,7 @@ def _random_id() -> str:
     return _random_bits(96).to_bytes(12).hex()  # a third of what formatting costs
 
 
-def refuse_loop(fields: Fields, gateway_id: bytes) -> None:
+def reject_loop(fields: Fields, gateway_id: bytes) -> None:
     """Raises `LoopDetected` for a request that this very gateway has sent."""
     via = fields.get(VIA)
     if via is not None and gateway_id in via:

@@ -9,78 +9,78 @@ from fastapi import Depends, FastAPI, Request
 from msgspec import Struct
 from starlette.requests import ClientDisconnect
 
-from gateway.dialects.json_body import check_json
+from gateway.dialects.json_body import check_media_type
 from gateway.errors import ClientLeft, InvalidJson, InvalidRequest, RequestTooLarge
-from gateway.rollout.controller import Steering
+from gateway.rollout.controller import RolloutController
 from gateway.rollout.preflight.check import LEAST, LONGEST, SECONDS, Preflight
 from gateway.rollout.state import Canary, Percent
 
 MAX_BODY = 64 * 1024
 
-Order = TypeVar("Order", bound=Struct)
+Body = TypeVar("Body", bound=Struct)
 
 
-class CanaryOrder(Struct, forbid_unknown_fields=True):
+class CanaryBody(Struct, forbid_unknown_fields=True):
     backend: str
     percent: Percent
 
 
-class Placement(Struct, forbid_unknown_fields=True):
+class RolloutBody(Struct, forbid_unknown_fields=True):
     """Where to put every tier that is not pinned, or `tier` alone. Without `backend` each stays where it is, beside its canary.
 
     One that is all on the canary's backend goes to the settings' `rollback_to` then.
     """
 
     backend: str | None = None
-    canary: CanaryOrder | None = None
+    canary: CanaryBody | None = None
     tier: str | None = None
 
 
-class Retreat(Struct, forbid_unknown_fields=True):
+class RollbackBody(Struct, forbid_unknown_fields=True):
     """What narrows a rollback."""
 
     tier: str | None = None
     to: str | None = None
 
 
-class Nothing(Struct, forbid_unknown_fields=True):
+class EmptyBody(Struct, forbid_unknown_fields=True):
     """No words are needed."""
 
 
-BODIES: tuple[type[Struct], ...] = (Placement, Retreat, Nothing)
+BODIES: tuple[type[Struct], ...] = (RolloutBody, RollbackBody, EmptyBody)
 
 
-def add_rollout(app: FastAPI, steering: Steering, operator: Callable[[Request], Awaitable[str]]) -> None:
+def add_rollout(app: FastAPI, controller: RolloutController, operator: Callable[[Request], Awaitable[str]]) -> None:
     """The paths under `/ops` that steer; `operator` lets a request pass and says who it is."""
-    rollout = steering.rollout
+    rollout = controller.rollout
     by_operator = Depends(operator)
 
     @app.get("/ops/rollout", dependencies=[by_operator], summary="The roll-out: who serves each tier, and what was changed")
     async def state() -> dict[str, Any]:
-        return steering.view()
+        return controller.view()
 
-    @app.put("/ops/rollout", summary="Move every tier that is not pinned, or one", openapi_extra=_body("Placement"))
+    @app.put("/ops/rollout", summary="Move every tier that is not pinned, or one", openapi_extra=_body_schema("Placement"))
     async def put(request: Request, by: Annotated[str, by_operator]) -> dict[str, Any]:
-        order = await _order(request, Placement, required=True)
+        order = await _read_body(request, RolloutBody, required=True)
         canary = None if order.canary is None else Canary(order.canary.backend, order.canary.percent)
-        return await steering.report(rollout.set(order.backend, canary, tier=order.tier, by=by))
+        return await controller.report(rollout.set(order.backend, canary, tier=order.tier, by=by))
 
-    @app.post("/ops/rollback", summary="Everything wholly back; never refused", openapi_extra=_body("Retreat"))
+    @app.post("/ops/rollback", summary="Everything wholly back; never refused", openapi_extra=_body_schema("Retreat"))
     async def rollback(request: Request, by: Annotated[str, by_operator]) -> dict[str, Any]:
-        order = await _order(request, Retreat)
-        return await steering.report(rollout.rollback(tier=order.tier, to=order.to, by=by))
+        order = await _read_body(request, RollbackBody)
+        return await controller.report(rollout.rollback(tier=order.tier, to=order.to, by=by))
 
-    @app.post("/ops/undo", summary="The state before the last change", openapi_extra=_body("Nothing"))
+    @app.post("/ops/undo", summary="The state before the last change", openapi_extra=_body_schema("Nothing"))
     async def undo(request: Request, by: Annotated[str, by_operator]) -> dict[str, Any]:
-        await _order(request, Nothing)
-        return await steering.report(rollout.undo(by=by))
+        await _read_body(request, EmptyBody)
+        return await controller.report(rollout.undo(by=by))
 
 
-def _body(name: str) -> dict[str, Any]:
+def _body_schema(name: str) -> dict[str, Any]:
     return {"requestBody": {"required": name == "Placement", "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}}
 
 
-async def _order(request: Request, kind: type[Order], *, required: bool = False) -> Order:
+async def _read_body(request: Request, kind: type[Body], *, required: bool = False) -> Body:
     """The request's body; one that is not required may be empty.
 
     Raises:
@@ -97,21 +97,21 @@ async def _order(request: Request, kind: type[Order], *, required: bool = False)
         raise ClientLeft from None
     if not body and not required:
         return kind()
-    check_json(dict(request.scope["headers"]))
+    check_media_type(dict(request.scope["headers"]))
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise _explained(str(error), kind) from None
+        raise _validation_error(str(error), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidJson("The body is not valid JSON.") from None
 
 
-def _explained(text: str, kind: type[Struct]) -> InvalidRequest:
+def _validation_error(text: str, kind: type[Struct]) -> InvalidRequest:
     """msgspec's words, without what the client wrote."""
     reason, _, place = text.partition(" - at `$")
     param = place.rstrip("`").lstrip(".") or None
     if reason.startswith("Object contains unknown field"):
-        known = CanaryOrder if param == "canary" else kind
+        known = CanaryBody if param == "canary" else kind
         return InvalidRequest(f"Unknown key; expected: {', '.join(known.__struct_fields__) or 'none'}.", param=param)
     if reason.startswith("Object missing required field `"):
         param = f"{param}.{reason.split('`')[1]}"

@@ -9,16 +9,16 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from gateway import __version__
-from gateway.api.admin_auth import Guard
-from gateway.api.auth import Keys
-from gateway.api.openapi import add_bodies, add_hot_paths, api_page
+from gateway.api.admin_auth import AdminAccess
+from gateway.api.auth import ApiKeys
+from gateway.api.openapi import add_bodies, add_data_paths, api_page
 from gateway.api.operations import Operations
 from gateway.api.rollout_routes import BODIES, add_preflight, add_rollout
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.rollout.preflight.check import Preflight
 
 
-def build(operations: Operations, preflight: Preflight, keys: Keys, admin: Guard, metrics_guard: Guard) -> FastAPI:
+def build(operations: Operations, preflight: Preflight, keys: ApiKeys, admin: AdminAccess, metrics_guard: AdminAccess) -> FastAPI:
     """The application of everything but the hot paths."""
 
     def client(request: Request) -> None:
@@ -49,7 +49,7 @@ def build(operations: Operations, preflight: Preflight, keys: Keys, admin: Guard
     async def status() -> dict[str, Any]:
         return operations.status()
 
-    add_rollout(app, operations.steering, operator)
+    add_rollout(app, operations.controller, operator)
     add_preflight(app, preflight, operator)
     _add_description(app)
     return app
@@ -118,7 +118,7 @@ def _add_description(app: FastAPI) -> None:
     def describe() -> dict[str, Any]:
         if not described:
             described.update(get_openapi(title=app.title, version=app.version, routes=app.routes))
-            add_hot_paths(described)
+            add_data_paths(described)
             add_bodies(described, BODIES)
         return described
 

@@ -39,11 +39,11 @@ _IN_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=
 
 _numbers = msgspec.json.Decoder(list[float])
 
-Vector = bytes
+EncodedVector = bytes
 """One embedding as JSON: a list of numbers, or base64 in quotes of four bytes a number, the least significant first."""
 
 
-def converted(vector: Vector, in_base64: bool) -> Vector:
+def converted(vector: EncodedVector, in_base64: bool) -> EncodedVector:
     """`vector`, which is some JSON value, in the form that was asked for.
 
     Raises:
@@ -67,7 +67,7 @@ def _little_endian(numbers: "array[float]") -> "array[float]":
     return numbers
 
 
-def width(vector: Vector) -> int:
+def width(vector: EncodedVector) -> int:
     """How many numbers it has."""
     if vector[:1] == b'"':
         return (len(vector) - 2) * 3 // 4 // 4

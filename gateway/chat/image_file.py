@@ -73,11 +73,11 @@ _TRANSPOSE = {
 }
 
 
-class BadPicture(Exception):
+class BadImage(Exception):
     """No whole picture of a known kind and bearable size; the text is the second half of a sentence."""
 
 
-class Picture(NamedTuple):
+class ParsedImage(NamedTuple):
     """A picture of which only the beginning has been read."""
 
     kind: str
@@ -103,10 +103,10 @@ def _reading() -> Iterator[None]:
     """Whatever Pillow thinks of hostile bytes: it has no one class of errors for that."""
     try:
         yield
-    except BadPicture:
+    except BadImage:
         raise
     except Exception as error:
-        raise BadPicture(CUT if "truncated" in str(error) else DAMAGED) from error
+        raise BadImage(CUT if "truncated" in str(error) else DAMAGED) from error
 
 
 def kind_of(data: bytes) -> str | None:
@@ -119,15 +119,15 @@ def kind_of(data: bytes) -> str | None:
     return WEBP if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
-def begin(data: bytes) -> Picture:
+def begin(data: bytes) -> ParsedImage:
     """Read the beginning, and the outline of a PNG or JPEG up to its end.
 
     Raises:
-        BadPicture: of no known kind, cut off, damaged, or larger than `MAX_PIXELS`.
+        BadImage: of no known kind, cut off, damaged, or larger than `MAX_PIXELS`.
     """
     kind = kind_of(data)
     if kind is None:
-        raise BadPicture("it is no PNG, JPEG, WebP or GIF" if data else "it is empty")
+        raise BadImage("it is no PNG, JPEG, WebP or GIF" if data else "it is empty")
     with _reading():
         is_plain = False
         if kind == PNG:
@@ -139,14 +139,14 @@ def begin(data: bytes) -> Picture:
         image = _OPENERS[kind](io.BytesIO(data))
         _check_size(*image.size)
         is_plain = is_plain and image.mode in PLAIN_MODES and _is_upright(image) and shape_for(image.size) == image.size
-    return Picture(kind, data, image, image.width * image.height, is_plain)
+    return ParsedImage(kind, data, image, image.width * image.height, is_plain)
 
 
-def is_taken_as_is(picture: Picture) -> bool:
+def is_taken_as_is(picture: ParsedImage) -> bool:
     """Whether every engine takes a plain picture as it is: its pixels are all there, and none of them is transparent.
 
     Raises:
-        BadPicture: they are not all there.
+        BadImage: they are not all there.
     """
     image = picture.image
     with _reading():
@@ -158,11 +158,11 @@ def is_taken_as_is(picture: Picture) -> bool:
         return opaque and _is_upright(image)  # a PNG may say so after its pixels
 
 
-def convert(picture: Picture) -> bytes:
+def convert(picture: ParsedImage) -> bytes:
     """The same picture as a PNG, or as a JPEG if it was compressed with losses: upright, 8 bits deep, on white, of a shape that all take.
 
     Raises:
-        BadPicture: its pixels are not all there.
+        BadImage: its pixels are not all there.
     """
     kind = JPEG if picture.kind == JPEG or picture.data[12:16] == b"VP8 " else PNG
     with _reading():
@@ -201,9 +201,9 @@ def shape_for(size: tuple[int, int], max_pixels: int | None = None) -> tuple[int
 
 def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
-        raise BadPicture("it has no pixels")
+        raise BadImage("it has no pixels")
     if width * height > MAX_PIXELS:
-        raise BadPicture(f"it has {width} x {height} pixels, and width times height may be {MAX_PIXELS} at most")
+        raise BadImage(f"it has {width} x {height} pixels, and width times height may be {MAX_PIXELS} at most")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -227,12 +227,12 @@ def _walk_png(data: bytes) -> tuple[bool, bytes]:
     kept = [view[:8]]
     for _ in range(MAX_PARTS):
         if len(data) < at + 12:
-            raise BadPicture(CUT)
+            raise BadImage(CUT)
         kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4])
         if len(data) < end:
-            raise BadPicture(CUT)
+            raise BadImage(CUT)
         if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
-            raise BadPicture(DAMAGED)
+            raise BadImage(DAMAGED)
         if kind in (b"acTL", b"fcTL", b"fdAT"):
             is_plain = False
         else:
@@ -242,7 +242,7 @@ def _walk_png(data: bytes) -> tuple[bool, bytes]:
         if kind == b"tRNS" or (kind[:1].isupper() and kind not in (b"IHDR", b"PLTE", b"IDAT")):  # transparency, and what nobody may skip
             is_plain = False
         at = end
-    raise BadPicture(f"it has more than {MAX_PARTS} chunks")
+    raise BadImage(f"it has more than {MAX_PARTS} chunks")
 
 
 def _walk_jpeg(data: bytes) -> bool:
@@ -264,14 +264,14 @@ def _walk_jpeg(data: bytes) -> bool:
         else:
             length = int.from_bytes(data[at : at + 2])
             if length < 2 or len(data) < at + length:
-                raise BadPicture(CUT)
+                raise BadImage(CUT)
             at += length
             in_scan = code == 0xDA
             scans += in_scan
             if scans > MAX_SCANS:
-                raise BadPicture(f"it has more than {MAX_SCANS} scans")
+                raise BadImage(f"it has more than {MAX_SCANS} scans")
             is_plain = is_plain and (code < 0xC3 or code in (0xC4, 0xDA, 0xDB, 0xDD) or 0xE0 <= code <= 0xEF or code == 0xFE)
-    raise BadPicture(f"it has more than {MAX_PARTS} segments")
+    raise BadImage(f"it has more than {MAX_PARTS} segments")
 
 
 def _next_marker(data: bytes, at: int) -> int:
@@ -280,7 +280,7 @@ def _next_marker(data: bytes, at: int) -> int:
         if found:
             return found.start()
         at += STEP - 1
-    raise BadPicture(CUT)
+    raise BadImage(CUT)
 
 
 def _is_upright(image: Image.Image) -> bool:
@@ -338,7 +338,7 @@ def main() -> int:
     try:
         picture = begin(sys.stdin.buffer.read())
         out = AS_IS if picture.is_plain and is_taken_as_is(picture) else convert(picture)
-    except BadPicture as error:
+    except BadImage as error:
         status, out = BAD, str(error).encode()
     sys.stdout.buffer.write(out)
     return status

@@ -15,7 +15,7 @@ import msgspec
 import PIL
 
 from gateway.chat import image_file as picture
-from gateway.chat.image_file import BadPicture, Picture
+from gateway.chat.image_file import BadImage, ParsedImage
 from gateway.chat.request import Chat, ImagePart, ImageUrl, Message
 from gateway.errors import InvalidImage, InvalidImageUrl, InvalidRequest
 
@@ -27,14 +27,14 @@ WORKERS = 2
 CHILD_SECONDS = 120.0
 """Its bound is its own CPU time; this one is for a machine so busy that it gets none."""
 
-CHILD_LOOK = 0.2  # seconds
+CHILD_POLL = 0.2  # seconds
 MAX_HEAD = 512
 TEXT_STEP = 1 << 17  # characters of base64 handled in one call, which holds the GIL: about half a millisecond
 BYTES_STEP = 3 << 15
 BREATH = 1e-4  # a waiting thread gets the GIL at once only from one that sleeps
 
 
-class Images:
+class ImageNormalizer:
     """Checks the images of requests in a few threads of its own. What is costly for all others, or in memory, goes to a process of its own."""
 
     def __init__(self, workers: int = WORKERS) -> None:
@@ -89,7 +89,7 @@ class Images:
             data, is_canonical = decode(url, start)
             found = picture.begin(data)
             converted = self._settle(found, unwanted or threading.Event())
-        except BadPicture as error:
+        except BadImage as error:
             raise InvalidImage(f"'{param}' is no image that can be read: {error}.", param=param) from error
         if converted:
             return data_url(converted), found.pixels
@@ -105,7 +105,7 @@ class Images:
         for child in list(self._children):
             child.kill()
 
-    def _settle(self, found: Picture, unwanted: threading.Event) -> bytes:
+    def _settle(self, found: ParsedImage, unwanted: threading.Event) -> bytes:
         """The picture to use instead; nothing for "as it is"."""
         if found.is_bearable and picture.is_taken_as_is(found):
             return picture.AS_IS
@@ -129,9 +129,9 @@ class Images:
                 with suppress(ProcessLookupError):
                     child.kill()
         if child.returncode == picture.BAD:
-            raise BadPicture(out.decode())
+            raise BadImage(out.decode())
         if child.returncode < 0:
-            raise BadPicture("it takes too long or too much memory to decode")
+            raise BadImage("it takes too long or too much memory to decode")
         if child.returncode:
             raise RuntimeError(f"{picture.__file__} failed: {complaint.decode(errors='replace')[-500:]}")
         return out
@@ -143,11 +143,11 @@ def _communicate(child: subprocess.Popen[bytes], data: bytes, unwanted: threadin
     given: bytes | None = data  # once: what is not written yet is kept
     while True:
         try:
-            return child.communicate(given, CHILD_LOOK)
+            return child.communicate(given, CHILD_POLL)
         except subprocess.TimeoutExpired:
             given = None
             if unwanted.is_set() or time.monotonic() > ends:
-                raise BadPicture("it takes too long to decode") from None
+                raise BadImage("it takes too long to decode") from None
 
 
 def payload_start(url: str, param: str) -> int:
@@ -170,7 +170,7 @@ def decode(url: str, start: int) -> tuple[bytes, bool]:
     White space and missing padding are forgiven, as in every browser (WHATWG Infra, "forgiving-base64 decode"); the engines would not.
 
     Raises:
-        BadPicture: it is no base64.
+        BadImage: it is no base64.
     """
     try:
         try:
@@ -178,7 +178,7 @@ def decode(url: str, start: int) -> tuple[bytes, bool]:
         except ValueError:
             return _decode_forgivingly(url, start), False
     except ValueError:
-        raise BadPicture("its base64 is not valid") from None
+        raise BadImage("its base64 is not valid") from None
     tail = len(data) % 3 or 3
     return data, not data or base64.b64encode(data[-tail:]).decode() == url[-4:]
 

@@ -41,7 +41,7 @@ TYPES = ("object", "array", "string", "number", "boolean", "null")
 """All that a value may be; integers are numbers."""
 
 
-class Document:
+class SchemaDocument:
     """A schema as what its references lead into."""
 
     def __init__(self, root: Schema) -> None:
@@ -120,7 +120,7 @@ def _fault_within(node: Schema) -> str | None:
 
 
 def _fault_of_references(schema: Schema, found: list[Schema]) -> str | None:
-    document, known = Document(schema), {id(node) for node in found}
+    document, known = SchemaDocument(schema), {id(node) for node in found}
     rest = list(found)
     while rest:  # a reference may lead to where no keyword puts a schema
         reference = rest.pop().get("$ref")
@@ -140,7 +140,7 @@ def _fault_of_references(schema: Schema, found: list[Schema]) -> str | None:
     return "refers to itself by '$ref' without an end" if _has_loop(document, found) else None
 
 
-def _has_loop(document: Document, found: list[Schema]) -> bool:
+def _has_loop(document: SchemaDocument, found: list[Schema]) -> bool:
     """Whether a schema of a value needs itself for the same value."""
     after = {id(node): [id(child) for child in _in_place(document, node)] for node in found}
     waiting = dict.fromkeys(after, 0)
@@ -158,7 +158,7 @@ def _has_loop(document: Document, found: list[Schema]) -> bool:
     return done < len(waiting)
 
 
-def _in_place(document: Document, node: Schema) -> Iterator[Schema]:
+def _in_place(document: SchemaDocument, node: Schema) -> Iterator[Schema]:
     reference = node.get("$ref")
     target = document.resolve(reference) if isinstance(reference, str) else None
     if isinstance(target, dict):

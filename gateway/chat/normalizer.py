@@ -24,7 +24,7 @@ _CALL_OPENS = "<tool_call>"
 _json = json.JSONDecoder()
 
 
-class ThoughtSplit:
+class ReasoningSplitter:
     """Takes an answer's text apart where the engine did not: what stands between `<think>` at its beginning and `</think>` is thought.
 
     vLLM without `--reasoning-parser` and Ollama models whose template does not tell send it so.
@@ -83,7 +83,7 @@ def _overlap(text: str, mark: str) -> int:
     return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:size])), 0)
 
 
-class Shaping:
+class Normalizer:
     """One answer. A choice of tool that the client forces is had from Ollama by a grammar, and comes as plain text that is the call; from vLLM
     a forced call that `max_tokens` cut off comes as text too."""
 
@@ -93,7 +93,7 @@ class Shaping:
     )  # fmt: skip
 
     def __init__(self, chat: Chat) -> None:
-        self._split = ThoughtSplit()
+        self._split = ReasoningSplitter()
         self._forced = chat.forced
         self._speaks_in_thought: bool | None = None if _may_speak_in_thought(chat) else False
         """None: not known yet."""
@@ -125,20 +125,20 @@ class Shaping:
         """Plain content needs no shaping from here on."""
         return self._split.over and not self._forced and self._speaks_in_thought is False
 
-    def take(self, deltas: list[Delta]) -> list[Delta]:
+    def normalize(self, deltas: list[Delta]) -> list[Delta]:
         """The deltas to be shown for those that were read. They are changed in place."""
         if self._split.over and not self._shapes_all and self._speaks_in_thought is False:
             return deltas
         shaped: list[Delta] = []
         for delta in deltas:
-            self._shape(delta)
+            self._normalize_delta(delta)
             if delta.is_piece or delta.finish is not None or delta.usage is not None:
                 if self._logprobs:
                     delta.logprobs, self._logprobs = self._logprobs, []
                 shaped.append(delta)
         return shaped
 
-    def _shape(self, delta: Delta) -> None:
+    def _normalize_delta(self, delta: Delta) -> None:
         if delta.logprobs is not None:
             self._logprobs += [_trimmed(logprob, self._tops) for logprob in delta.logprobs]
             delta.logprobs = None

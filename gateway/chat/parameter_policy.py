@@ -37,7 +37,7 @@ def problem(name: str, value: object) -> str | None:
     return None
 
 
-class TierParams:
+class ParameterPolicy:
     """The values are taken as checked by `problem`."""
 
     __slots__ = ("_cap", "_default", "_drop", "_force")

@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 
 from gateway import __version__, config
-from gateway.cli.ops_client import PREFLIGHT_SECONDS, Failed, Remote
-from gateway.cli.tables import finding_lines, show_outcome, show_preflight, show_status
+from gateway.cli.ops_client import PREFLIGHT_SECONDS, OpsClient, OpsError
+from gateway.cli.tables import finding_lines, show_preflight, show_result, show_status
 
 EXIT_BAD = 1
 EXIT_SETTINGS = 2
@@ -72,7 +72,7 @@ def demo_command() -> None:
 @app.command()
 def status(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """Show who serves what, how it does, and what was changed last."""
-    answer = _ask(_remote(config_file), "GET", "/ops/status")
+    answer = _ask(_ops_client(config_file), "GET", "/ops/status")
     print(json.dumps(answer)) if as_json else show_status(answer, Console(width=None if sys.stdout.isatty() else 160))
 
 
@@ -91,7 +91,7 @@ def switch(
     config_file: ConfigFile = None,
 ) -> None:
     """Move every tier that is not pinned to BACKEND, or a part of it."""
-    remote = _remote(config_file)
+    remote = _ops_client(config_file)
     if not force and backend.lower() != _ask(remote, "GET", "/ops/rollout")["rollback_to"].lower():  # the way back is never in doubt
         answer = _preflight(remote, backend, tier, PREFLIGHT_SECONDS)
         lines = finding_lines(answer)
@@ -115,7 +115,7 @@ def verify(
     """Try what is to come before it counts; exit status 1 if it would break."""
     if not preflight:
         _stop_with(["say what to verify: --preflight"])
-    answer = _preflight(_remote(config_file), backend, tier, seconds)
+    answer = _preflight(_ops_client(config_file), backend, tier, seconds)
     print(json.dumps(answer)) if as_json else show_preflight(answer, Console(width=None if sys.stdout.isatty() else 160))
     if answer["breaks"]:
         raise typer.Exit(EXIT_BAD)
@@ -130,13 +130,13 @@ def rollback(
 ) -> None:
     """Everything back at once, canaries cleared."""
     narrowed = {name: value for name, value in (("tier", tier), ("to", to)) if value is not None}
-    _order(_remote(config_file), "POST", "/ops/rollback", narrowed, as_json)
+    _order(_ops_client(config_file), "POST", "/ops/rollback", narrowed, as_json)
 
 
 @app.command()
 def undo(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """Back to the state before the last change; once more takes that back."""
-    _order(_remote(config_file), "POST", "/ops/undo", {}, as_json)
+    _order(_ops_client(config_file), "POST", "/ops/undo", {}, as_json)
 
 
 @app.command("simulate")
@@ -205,32 +205,32 @@ def _load(path: Path | None) -> config.Settings:
         _stop_with(error.lines)
 
 
-def _remote(path: Path | None) -> Remote:
+def _ops_client(path: Path | None) -> OpsClient:
     try:
-        return Remote.of_settings(path)
+        return OpsClient.of_settings(path)
     except config.ConfigError as error:
         _stop_with([*error.lines, "to reach a gateway whatever its settings are, set GATEWAY_URL and GATEWAY_ADMIN_KEY"])
-    except Failed as error:
+    except OpsError as error:
         _stop_with([str(error)])
 
 
-def _ask(remote: Remote, method: str, path: str, order: dict[str, Any] | None = None) -> dict[str, Any]:
+def _ask(remote: OpsClient, method: str, path: str, order: dict[str, Any] | None = None) -> dict[str, Any]:
     try:
-        return remote.ask(method, path, order)
-    except Failed as error:
+        return remote.request(method, path, order)
+    except OpsError as error:
         _stop_with([str(error)], EXIT_BAD)
 
 
-def _preflight(remote: Remote, backend: str | None, tier: str | None, seconds: float) -> dict[str, Any]:
+def _preflight(remote: OpsClient, backend: str | None, tier: str | None, seconds: float) -> dict[str, Any]:
     try:
         return remote.preflight(backend, tier, seconds)
-    except Failed as error:
+    except OpsError as error:
         _stop_with([str(error)], EXIT_BAD)
 
 
-def _order(remote: Remote, method: str, path: str, order: dict[str, Any], as_json: bool) -> None:
+def _order(remote: OpsClient, method: str, path: str, order: dict[str, Any], as_json: bool) -> None:
     answer = _ask(remote, method, path, order)
-    print(json.dumps(answer)) if as_json else show_outcome(answer, Console())
+    print(json.dumps(answer)) if as_json else show_result(answer, Console())
 
 
 def _stop_with(lines: tuple[str, ...] | list[str], status: int = EXIT_SETTINGS) -> NoReturn:

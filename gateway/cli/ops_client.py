@@ -17,11 +17,11 @@ PREFLIGHT_SECONDS, PREFLIGHT_MARGIN = 30.0, 15.0
 """What a check may take, and how much longer its answer is waited for: it may be another one's turn."""
 
 
-class Failed(Exception):
+class OpsError(Exception):
     """The gateway was not reached, or it refused; the text says what to do next."""
 
 
-class Remote:
+class OpsClient:
     """One gateway: its base URL and the admin key, where there is one."""
 
     def __init__(self, base_url: str, key: str | None) -> None:
@@ -29,7 +29,7 @@ class Remote:
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
     @classmethod
-    def of_settings(cls, file: Path | None) -> "Remote":
+    def of_settings(cls, file: Path | None) -> "OpsClient":
         """The gateway at GATEWAY_URL, else the one that `serve` would start with the same settings.
 
         Raises:
@@ -42,11 +42,11 @@ class Remote:
             try:
                 base_url = config.normalise_base_url(url)
             except ValueError as error:
-                raise Failed(f"GATEWAY_URL: {error}") from None
+                raise OpsError(f"GATEWAY_URL: {error}") from None
             return cls(base_url, variables.get("GATEWAY_ADMIN_KEY"))  # whatever else is in the settings: it is another machine's
         settings = config.load(file)
         if not settings.port:
-            raise Failed("GATEWAY_PORT is 0, so nobody knows where the gateway listens; set GATEWAY_URL")
+            raise OpsError("GATEWAY_PORT is 0, so nobody knows where the gateway listens; set GATEWAY_URL")
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         key = settings.admin_key.get_secret_value() if settings.admin_key else None
         return cls(config.normalise_base_url(f"http://{host}:{settings.port}"), key)
@@ -58,9 +58,9 @@ class Remote:
             Failed
         """
         words = {name: value for name, value in (("backend", backend), ("tier", tier), ("seconds", f"{seconds:g}")) if value is not None}
-        return self.ask("POST", f"/ops/preflight?{urlencode(words)}", seconds=seconds + PREFLIGHT_MARGIN)
+        return self.request("POST", f"/ops/preflight?{urlencode(words)}", seconds=seconds + PREFLIGHT_MARGIN)
 
-    def ask(self, method: str, path: str, order: Mapping[str, Any] | None = None, seconds: float = SECONDS) -> dict[str, Any]:
+    def request(self, method: str, path: str, order: Mapping[str, Any] | None = None, seconds: float = SECONDS) -> dict[str, Any]:
         """The gateway's answer, within `seconds` for each step.
 
         Raises:
@@ -70,14 +70,14 @@ class Remote:
             answer = httpx2.request(method, f"{self.base_url}{path}", json=order, headers=self._headers, timeout=seconds, trust_env=False)
             body = answer.json()
         except httpx2.TimeoutException:
-            raise Failed(f"no answer from {self.base_url} within {seconds:g} s; is it the gateway's address? GATEWAY_URL sets another") from None
+            raise OpsError(f"no answer from {self.base_url} within {seconds:g} s; is it the gateway's address? GATEWAY_URL sets another") from None
         except httpx2.HTTPError:
-            raise Failed(f"no gateway can be reached at {self.base_url}; is it running? GATEWAY_URL sets another address") from None
+            raise OpsError(f"no gateway can be reached at {self.base_url}; is it running? GATEWAY_URL sets another address") from None
         except ValueError:
-            raise Failed(f"what answers at {self.base_url} is not this gateway; GATEWAY_URL sets another address") from None
+            raise OpsError(f"what answers at {self.base_url} is not this gateway; GATEWAY_URL sets another address") from None
         if answer.status_code == 200 and isinstance(body, dict) and "tiers" in body:
             return body
-        raise Failed(self._refusal(answer.status_code, body))
+        raise OpsError(self._refusal(answer.status_code, body))
 
     def _refusal(self, status: int, body: object) -> str:
         error = body.get("error") if isinstance(body, dict) else None

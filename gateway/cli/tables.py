@@ -65,13 +65,13 @@ def _reload_lines(reload: Mapping[str, Any]) -> list[str]:
     return [f"{at} the settings were reread; these need a restart:", *(f"  {line}" for line in reload["needs_restart"])]
 
 
-def show_outcome(answer: Mapping[str, Any], console: Console) -> None:
+def show_result(answer: Mapping[str, Any], console: Console) -> None:
     """What an order did."""
     lines = [change_line(answer["history"][0])] if answer["changed"] else ["nothing to change"]
     if answer["moved"]:
         lines.append(f"requests in line that moved along: {answer['moved']}")
     lines += [f"tier {name} stays: {reason}" for name, reason in answer["unmoved"].items()]
-    lines += [f"{name}: {_position(item)}{' (pinned)' if item['pinned'] else ''}" for name, item in answer["tiers"].items()]
+    lines += [f"{name}: {_assignment(item)}{' (pinned)' if item['pinned'] else ''}" for name, item in answer["tiers"].items()]
     if answer["changed"] and not answer["persisted"]:
         lines.append("in force, but not kept: a restart goes back to LLM_BACKEND (see GATEWAY_STATE_FILE)")
     for line in lines:
@@ -79,7 +79,7 @@ def show_outcome(answer: Mapping[str, Any], console: Console) -> None:
 
 
 def change_line(change: Mapping[str, Any]) -> str:
-    moves = ", ".join(f"{tier} from {_position(move['from'])} to {_position(move['to'])}" for tier, move in change["tiers"].items())
+    moves = ", ".join(f"{tier} from {_assignment(move['from'])} to {_assignment(move['to'])}" for tier, move in change["tiers"].items())
     why = f"; {change['why']}" if change.get("why") else ""
     return f"{change['at'][:19].replace('T', ' ')} {change['cause']}{' ' + change['by'] if change['by'] else ''}: {moves}{why}"
 
@@ -91,7 +91,7 @@ def _guard_line(tier: str, guard: Mapping[str, Any]) -> str:
     return f"guard: {tier} on {guard['tested']} compared with {other}, {counts}; nearest: {rule} {worst['evidence']:.2g} of {guard['needed']:.2g}"
 
 
-def _position(position: Mapping[str, Any]) -> str:
+def _assignment(position: Mapping[str, Any]) -> str:
     canary = position.get("canary")
     return str(position["backend"]) + (f" with {canary['percent']:g} % on {canary['backend']}" if canary else "")
 

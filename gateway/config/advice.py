@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from gateway.config.settings import Backend, Settings, Tier
+from gateway.config.settings import BackendSettings, Settings, Tier
 
 SHORT_KEY = 16  # characters; `openssl rand -hex 16` gives twice as many
 
@@ -65,7 +65,7 @@ def _backends(settings: Settings) -> Iterator[str]:
         yield from _limits(key, backend)
 
 
-def _limits(key: str, backend: Backend) -> Iterator[str]:
+def _limits(key: str, backend: BackendSettings) -> Iterator[str]:
     limits = backend.limits
     for name, given in (("model_concurrency", limits.model_concurrency), ("vision_concurrency", limits.vision_concurrency)):
         if given != "auto" and given > limits.max_concurrency:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gateway.config.document import LimitKeys
-from gateway.config.settings import Kind, Limits
+from gateway.config.settings import BackendLimits, Kind
 
 # Ollama runs few requests at once and loads models on demand: few in flight, patient times, one image at a time.
 _OLLAMA: dict[str, Any] = {
@@ -18,11 +18,11 @@ _VLLM: dict[str, Any] = {
 }  # fmt: skip
 
 
-def resolved(kind: Kind, given: LimitKeys) -> Limits:
+def resolved(kind: Kind, given: LimitKeys) -> BackendLimits:
     """All limits of a backend: what was given, else the default of its kind."""
     chosen = dict(_OLLAMA if kind == "ollama" else _VLLM)
     chosen.update({key: value for key in LimitKeys.model_fields if (value := getattr(given, key)) is not None})
     most = chosen["max_concurrency"]
     chosen.setdefault("model_concurrency", most)
     chosen.setdefault("vision_concurrency", most)
-    return Limits(**chosen)
+    return BackendLimits(**chosen)

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from gateway.config.problems import Path, dotted, shown
-from gateway.config.settings import Backend, Settings
+from gateway.config.settings import BackendSettings, Settings
 
 AT_START = (
     "host", "port", "metrics_port", "api_keys", "api_keys_file", "admin_key", "metrics_key", "cors_origins", "user_header", "session_header",
@@ -36,12 +36,12 @@ def compare(now: Settings, read: Settings) -> Differences:
     return Differences(settings, tuple(_lines((), before, after)), waiting)
 
 
-def is_same_place(one: Backend, other: Backend) -> bool:
+def is_same_place(one: BackendSettings, other: BackendSettings) -> bool:
     """The same servers, spoken to in the same way: what else differs can be changed while requests run there."""
     return _place(one) == _place(other)
 
 
-def _place(backend: Backend) -> tuple[object, ...]:
+def _place(backend: BackendSettings) -> tuple[object, ...]:
     return backend.kind, backend.servers, backend.api_key, backend.headers, backend.ca_file
 
 

@@ -36,7 +36,7 @@ Key = Annotated[SecretStr, BeforeValidator(values.key, json_schema_input_type=st
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(values.keys, json_schema_input_type=str | list[str])]
 HeaderName = Annotated[str, BeforeValidator(values.header_name, json_schema_input_type=str)]
 HeaderValue = Annotated[SecretStr, BeforeValidator(values.header_value, json_schema_input_type=str)]
-Origin = Annotated[str, BeforeValidator(values.origin, json_schema_input_type=str)]
+CorsOrigin = Annotated[str, BeforeValidator(values.origin, json_schema_input_type=str)]
 Name = Annotated[str, BeforeValidator(values.name, json_schema_input_type=str)]
 PublicName = Annotated[str, BeforeValidator(values.public_name, json_schema_input_type=str)]
 ModelName = Annotated[str, BeforeValidator(values.model_name, json_schema_input_type=str)]
@@ -63,7 +63,7 @@ Flag = Annotated[bool, BeforeValidator(_flag, json_schema_input_type=bool)]
 Fallback = Annotated[bool | str, BeforeValidator(_fallback, json_schema_input_type=bool | str)]
 
 
-class Document(BaseModel):
+class DocumentSection(BaseModel):
     """A mapping of the file: unknown keys are refused, and a key without a value is as good as absent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, protected_namespaces=())
@@ -76,7 +76,7 @@ class Document(BaseModel):
         return {} if value is None else value
 
 
-class LimitKeys(Document):
+class LimitKeys(DocumentSection):
     """The limits and times of a backend; those without a value have the default of its kind."""
 
     max_concurrency: Count | None = Field(default=None, description="Requests in flight at one server. Default: ollama 4, vllm and openai 128.")
@@ -128,7 +128,7 @@ class LimitOverridesDocument(LimitKeys):
     )
 
 
-class ServerDocument(Document):
+class ServerDocument(DocumentSection):
     """One of several servers behind a backend."""
 
     base_url: str = Field(description="Address, with or without /v1 at the end. Required.")
@@ -144,7 +144,7 @@ class BackendDocument(LimitKeys):
 
     kind: Kind | None = Field(
         default=None,
-        description="Which dialect it speaks: ollama, vllm or openai. Default: its name, where that is ollama or vllm; else required.",
+        description="The API it speaks: ollama, vllm or openai. Default: its name, where that is ollama or vllm; else required.",
     )
     base_url: str | None = Field(
         default=None,
@@ -183,7 +183,7 @@ class BackendDocument(LimitKeys):
     )
 
 
-class AliasDocument(Document):
+class AliasDocument(DocumentSection):
     """Another name for a tier, with its manners."""
 
     name: PublicName = Field(description="The name; `*` takes any name that nothing else takes.")
@@ -191,7 +191,7 @@ class AliasDocument(Document):
     listed: Flag = Field(default=True, description="Whether GET /v1/models names it. Default: true.")
 
 
-class ParamsDocument(Document):
+class ParamsDocument(DocumentSection):
     """What a tier does to a request's parameters."""
 
     default: dict[str, JsonValue] = Field(default_factory=dict, description="Used where the client says nothing. Default: {}.")
@@ -207,7 +207,7 @@ def _overrides(value: object) -> object:
     return {} if value is None else value
 
 
-class TierDocument(Document):
+class TierDocument(DocumentSection):
     """A class of service: the model that stands for it on each backend, and its manners."""
 
     models: dict[str, ModelName] = Field(description="Name of a backend: the model's name there. Required.", min_length=1)
@@ -233,7 +233,7 @@ class TierDocument(Document):
     )
 
 
-class AutoRuleDocument(Document):
+class AutoRuleDocument(DocumentSection):
     """One rule of what the model name `auto` means; it holds where all that it says does."""
 
     tier: str = Field(description="Name of the tier that is taken. Required.")
@@ -245,7 +245,7 @@ class AutoRuleDocument(Document):
     )
 
 
-class EmbeddingDocument(Document):
+class EmbeddingDocument(DocumentSection):
     """An embedding model: pinned, never moved by a roll-out."""
 
     backend: str = Field(description="Name of the backend that serves it. Required.")
@@ -253,7 +253,7 @@ class EmbeddingDocument(Document):
     warm: Flag = Field(default=False, description="Whether it is loaded at the start, where the backend is of kind ollama. Default: false.")
 
 
-class GuardDocument(Document):
+class GuardDocument(DocumentSection):
     """When a canary or a fresh switch is taken back by itself: it does worse than the other side."""
 
     rules: tuple[GuardRule, ...] = Field(
@@ -277,7 +277,7 @@ class GuardDocument(Document):
     false_alarms: Chance = Field(default=0.01, description="The chance that a change that is no worse is taken back. Default: 0.01.")
 
 
-class SettingsDocument(Document):
+class SettingsDocument(DocumentSection):
     """Settings of the gateway. Durations are seconds, or text such as 500ms, 30s, 5m, 1h; sizes are bytes, or text such as 20MiB."""
 
     host: str = Field(
@@ -339,7 +339,7 @@ class SettingsDocument(Document):
     max_text_body: Size = Field(
         default=1024 * 1024, description="Most bytes of a chat's body outside its images: parsing holds up the rest. Default: 1MiB."
     )
-    cors_origins: tuple[Origin, ...] = Field(
+    cors_origins: tuple[CorsOrigin, ...] = Field(
         default=(), description="Origins of browser programs that may call, such as https://chat.example.com; `*`: any. Default: []."
     )
     log_format: Literal["auto", "json", "text"] = Field(

@@ -52,7 +52,7 @@ def read_dotenv(problems: Problems, path: FilePath = FilePath(".env")) -> dict[s
     try:
         return {name: value for name, value in dotenv_values(stream=io.StringIO(read_text(path))).items() if value is not None}
     except ValueError as exc:
-        problems.say(f"{path}: {exc}")
+        problems.add_line(f"{path}: {exc}")
         return {}
 
 
@@ -152,13 +152,13 @@ class VariablesReader:
                 if word.lower() not in fields:
                     prefix = PREFIX + "".join(f"{before}__" for before in words[:index])
                     near = suggest(word, [name.upper() for name in fields], prefix)
-                    self._problems.say(f"{variable}: no such setting{near or '; ' + expected_one_of(fields)} ({self._place})")
+                    self._problems.add_line(f"{variable}: no such setting{near or '; ' + expected_one_of(fields)} ({self._place})")
                     return None
                 path, annotation = (*path, word.lower()), fields[word.lower()].annotation
             elif item is not None and word:
                 path, annotation = (*path, self._names.match(path, word)), item
             else:
-                self._problems.say(f"{variable}: no such setting: nothing stands below {PREFIX}{'__'.join(words[:index])} ({self._place})")
+                self._problems.add_line(f"{variable}: no such setting: nothing stands below {PREFIX}{'__'.join(words[:index])} ({self._place})")
                 return None
         return path, annotation
 

@@ -37,7 +37,7 @@ def load(path: FilePath | None = None, environ: Mapping[str, str] = os.environ) 
     file = path or _config_file(environ, dotenv)
     written = read_yaml(file, problems) if file else {}
     settings = _settings(written, {DOTENV: dotenv, ENVIRONMENT: environ}, problems)
-    return settings.model_copy(update={"file": file, "sources": _told_sources(file, {DOTENV: dotenv, ENVIRONMENT: environ})})
+    return settings.model_copy(update={"file": file, "sources": _report_sources(file, {DOTENV: dotenv, ENVIRONMENT: environ})})
 
 
 def build(document: Mapping[str, Any]) -> Settings:
@@ -243,7 +243,7 @@ def _message(error: ErrorDetails, path: Path) -> str:
     return f"got {shown(path, error['input'])}; {wanted}"
 
 
-def _told_sources(file: FilePath | None, variables: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
+def _report_sources(file: FilePath | None, variables: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
     lines = [f"file: {file}" if file else "no settings file"]
     for place, values in variables.items():
         used = sorted(name for name, value in values.items() if (name in VARIABLES or name.startswith(PREFIX)) and value.strip())

@@ -78,24 +78,24 @@ class Problems:
 
     def add(self, path: Path, message: str) -> None:
         """Say what is wrong at `path`, unless it follows from what was said about the same key already."""
-        if self.told(path):
+        if self.has_reported(path):
             return
         self._told.append(path)
         self.lines.append(f"{self._key(path)}: {message}{self._place(path)}")
 
-    def told(self, path: Path) -> bool:
+    def has_reported(self, path: Path) -> bool:
         """Whether something was said about this key, what is below it or what it is part of."""
         return any(path[: len(told)] == told[: len(path)] for told in self._told)
 
-    def told_whole(self, path: Path) -> bool:
+    def has_reported_whole(self, path: Path) -> bool:
         """Whether something was said about this key as a whole, or what it is part of."""
         return any(path[: len(told)] == told for told in self._told)
 
-    def told_below(self, path: Path) -> list[Path]:
+    def reported_below(self, path: Path) -> list[Path]:
         """The keys below `path` of which something was said."""
         return [told for told in self._told if len(told) > len(path) and told[: len(path)] == path]
 
-    def say(self, line: str) -> None:
+    def add_line(self, line: str) -> None:
         """Say what belongs to no key."""
         self.lines.append(line)
 

@@ -22,13 +22,13 @@ LOOK_SECONDS = 2.0
 STABLE_SECONDS = 1.0
 STEP_SECONDS = 0.2
 
-Cause = Literal["start", "file", "signal"]
+ReloadCause = Literal["start", "file", "signal"]
 """`start`: it may have changed since it was read first."""
 
 _log = logging.getLogger("gateway.reload")
 
 
-class Reload:
+class Reloader:
     """One reread after the other. `now` tells the settings in force, `apply` puts others in force; `tell` gets what came of it, for `/ops/status`."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Reload:
         self._tell = tell
         self._lock = asyncio.Lock()
 
-    async def run(self, read: Callable[[], Settings], cause: Cause) -> None:
+    async def run(self, read: Callable[[], Settings], cause: ReloadCause) -> None:
         """Raises `Unsettled` where `read` does; nothing else: what goes wrong is told, and the old settings stay."""
         async with self._lock:
             now = self._now()
@@ -62,13 +62,13 @@ class Reload:
                 if cause != "start" or found.changed or found.waiting:
                     self._report(cause, found, new)
 
-    def _refuse(self, cause: Cause, reasons: tuple[str, ...]) -> None:
+    def _refuse(self, cause: ReloadCause, reasons: tuple[str, ...]) -> None:
         _log.error("settings reread (%s) and refused; the old ones stay", cause)
         for reason in reasons:
             _log.error("settings: %s", reason)
         self._tell(_view(cause, reasons=reasons))
 
-    def _report(self, cause: Cause, found: Differences, warnings: list[str]) -> None:
+    def _report(self, cause: ReloadCause, found: Differences, warnings: list[str]) -> None:
         _log.info("settings reread (%s): %s", cause, f"{len(found.changed)} changes are in force" if found.changed else "nothing to put in force")
         for line in found.changed:
             _log.info("settings: %s", line)
@@ -83,21 +83,21 @@ class Unsettled(Exception):
     """The file has changed while it was read."""
 
 
-def _view(cause: Cause, changed: tuple[str, ...] = (), waiting: tuple[str, ...] = (), reasons: tuple[str, ...] = ()) -> dict[str, Any]:
+def _view(cause: ReloadCause, changed: tuple[str, ...] = (), waiting: tuple[str, ...] = (), reasons: tuple[str, ...] = ()) -> dict[str, Any]:
     now = time.time()
     at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
     return {"at": at, "cause": cause, "ok": not reasons, "changed": list(changed), "needs_restart": list(waiting), "reasons": list(reasons)}
 
 
-class Follower:
+class FileWatcher:
     """Has the settings reread when `file` has another content than before, and that has settled. A file that is gone or empty changes nothing."""
 
-    def __init__(self, file: Path, reload: Reload, read: Callable[[], Settings]) -> None:
+    def __init__(self, file: Path, reload: Reloader, read: Callable[[], Settings]) -> None:
         self._file = file
         self._reload = reload
         self._read = read
         self._seen: bytes | None = None
-        self._cause: Cause = "start"
+        self._cause: ReloadCause = "start"
         self._is_gone = False
 
     async def run(self) -> None:

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from gateway.config.document import SettingsDocument
 from gateway.config.problems import MASK
-from gateway.config.settings import Backend, Settings, Tier
+from gateway.config.settings import BackendSettings, Settings, Tier
 
 
 def check(settings: Settings) -> list[str]:
@@ -30,7 +30,7 @@ def check(settings: Settings) -> list[str]:
     return lines
 
 
-def _backend_row(backend: Backend) -> list[str]:
+def _backend_row(backend: BackendSettings) -> list[str]:
     limits = backend.limits
     servers = ", ".join(server.base_url for server in backend.servers)
     return [backend.name, backend.kind, servers, str(limits.max_concurrency), str(limits.max_queue)]
@@ -83,7 +83,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _backend_document(backend: Backend) -> dict[str, Any]:
+def _backend_document(backend: BackendSettings) -> dict[str, Any]:
     document: dict[str, Any] = {"kind": backend.kind}
     if len(backend.servers) == 1 and backend.servers[0].models is None:
         document["base_url"] = backend.servers[0].base_url

@@ -11,7 +11,20 @@ from gateway.config import default_limits as limits
 from gateway.config import parsers as values
 from gateway.config.document import BackendDocument, SettingsDocument, TierDocument
 from gateway.config.problems import Path, Problems, expected_one_of, shown
-from gateway.config.settings import Alias, AutoRule, Backend, Embedding, Guard, Kind, LimitOverrides, Params, Server, Settings, Task, Tier
+from gateway.config.settings import (
+    Alias,
+    AutoRule,
+    BackendSettings,
+    EmbeddingSettings,
+    GuardSettings,
+    Kind,
+    LimitOverrides,
+    ParamsSettings,
+    ServerSettings,
+    Settings,
+    Task,
+    Tier,
+)
 from gateway.config.yaml_file import read_text
 
 DEFAULT_URLS = {"ollama": "http://127.0.0.1:11434", "vllm": "http://127.0.0.1:8001"}
@@ -107,13 +120,13 @@ class _Resolver:
         """The backend that a reference means; a problem where there is none."""
         if found := self._backend_names.get(name.lower()):
             return found
-        if name.lower() not in self._broken("backends") and not self._problems.told_whole(("backends",)):
+        if name.lower() not in self._broken("backends") and not self._problems.has_reported_whole(("backends",)):
             self._problems.add(path, f"{name!r} is not a backend; {expected_one_of(self._document.backends, name)}")
         return None
 
     def _broken(self, section: str) -> set[str]:
         """Names, in lower case, of entries that were taken out since something is wrong in them."""
-        return {str(path[1]).lower() for path in self._problems.told_below((section,))}
+        return {str(path[1]).lower() for path in self._problems.reported_below((section,))}
 
     def _public_names(self) -> None:
         """Tiers, aliases and embedding models share the space of names that clients send."""
@@ -137,7 +150,7 @@ class _Resolver:
 
     # Backends
 
-    def _backend(self, name: str, item: BackendDocument) -> Backend | None:
+    def _backend(self, name: str, item: BackendDocument) -> BackendSettings | None:
         path: Path = ("backends", name)
         kind = item.kind or next((kind for kind in get_args(Kind) if kind == name.lower()), None)
         if kind is None:
@@ -156,30 +169,30 @@ class _Resolver:
         if item.ca_file is not None:
             self._readable((*path, "ca_file"), item.ca_file)
         optional = {key: value for key in ("probe_interval", "swap_after", "truncate") if (value := getattr(item, key)) is not None}
-        return Backend(
+        return BackendSettings(
             name=name, kind=kind, servers=servers, limits=limits.resolved(kind, item), api_key=item.api_key, headers=item.headers or {},
             ca_file=item.ca_file, keep_alive=item.keep_alive, num_ctx=item.num_ctx, **optional,
         )  # fmt: skip
 
-    def _servers(self, path: Path, item: BackendDocument, kind: Kind) -> tuple[Server, ...]:
+    def _servers(self, path: Path, item: BackendDocument, kind: Kind) -> tuple[ServerSettings, ...]:
         if item.servers and item.base_url is not None:
             self._problems.add((*path, "servers"), "stands beside base_url; expected one of the two")
             return ()
         if item.servers:
-            found: dict[str, Server] = {}
+            found: dict[str, ServerSettings] = {}
             for index, server in enumerate(item.servers):
                 here = (*path, "servers", index, "base_url")
                 url = self._url(here, server.base_url, kind)
                 if url in found:
                     self._problems.add(here, f"{url!r} stands twice; expected each server once")
                 elif url:
-                    found[url] = Server(base_url=url, models=server.models)
+                    found[url] = ServerSettings(base_url=url, models=server.models)
             return tuple(found.values())
         if item.base_url is None and kind not in DEFAULT_URLS:
             self._problems.add((*path, "base_url"), "missing; expected an address such as https://api.example.com/v1")
             return ()
         url = self._url((*path, "base_url"), item.base_url, kind) if item.base_url is not None else DEFAULT_URLS[kind]
-        return (Server(base_url=url),) if url else ()
+        return (ServerSettings(base_url=url),) if url else ()
 
     def _url(self, path: Path, text: str, kind: Kind) -> str | None:
         try:
@@ -197,12 +210,12 @@ class _Resolver:
 
     # Tiers
 
-    def _active(self, backends: Mapping[str, Backend]) -> str:
+    def _active(self, backends: Mapping[str, BackendSettings]) -> str:
         given = self._document.llm_backend
         if given is not None:
             return self._backend_named(("llm_backend",), given) or ""
         default = self._backend_names.get("ollama") or next(iter(self._document.backends), "")
-        if not default and not self._problems.told(("backends",)):
+        if not default and not self._problems.has_reported(("backends",)):
             self._problems.add(("backends",), "there is none; expected at least one")
         return default
 
@@ -237,7 +250,7 @@ class _Resolver:
             fallback=self._fallback(path, item, models, pin),
             warm=item.warm,
             max_tokens=item.max_tokens,
-            params=Params(**item.params.model_dump()),
+            params=ParamsSettings(**item.params.model_dump()),
             limits=overrides,
         )
 
@@ -268,22 +281,22 @@ class _Resolver:
                 if wrong:
                     self._problems.add((*path, "params", part, name), wrong)
 
-    def _embeddings(self) -> dict[str, Embedding]:
-        found: dict[str, Embedding] = {}
+    def _embeddings(self) -> dict[str, EmbeddingSettings]:
+        found: dict[str, EmbeddingSettings] = {}
         for name, item in self._document.embeddings.items():
             if backend := self._backend_named(("embeddings", name, "backend"), item.backend):
-                found[name] = Embedding(backend=backend, model=item.model, warm=item.warm)
+                found[name] = EmbeddingSettings(backend=backend, model=item.model, warm=item.warm)
         return found
 
-    def _guard(self) -> Guard | None:
+    def _guard(self) -> GuardSettings | None:
         item = self._document.guard
-        return None if item is None else Guard(**item.model_dump() | {"rules": tuple(dict.fromkeys(item.rules))})
+        return None if item is None else GuardSettings(**item.model_dump() | {"rules": tuple(dict.fromkeys(item.rules))})
 
     def _default_tier(self) -> str:
         given = self._document.default_tier
         if given is None:
             tiers = self._document.tiers
-            if not tiers and not self._problems.told(("tiers",)) and not self._problems.told_whole(("backends",)):
+            if not tiers and not self._problems.has_reported(("tiers",)) and not self._problems.has_reported_whole(("backends",)):
                 self._problems.add(("tiers",), "there is none; expected at least one")
             return next(iter(tiers), "")
         return self._tier_named(("default_tier",), given)
@@ -291,7 +304,7 @@ class _Resolver:
     def _tier_named(self, path: Path, name: str) -> str:
         """The tier that a reference means; a problem, and no name, where there is none."""
         tiers = {known.lower(): known for known in self._document.tiers}
-        if name.lower() not in tiers and name.lower() not in self._broken("tiers") and not self._problems.told_whole(("tiers",)):
+        if name.lower() not in tiers and name.lower() not in self._broken("tiers") and not self._problems.has_reported_whole(("tiers",)):
             self._problems.add(path, f"{name!r} is not a tier; {expected_one_of(self._document.tiers, name)}")
         return tiers.get(name.lower(), "")
 
@@ -308,7 +321,7 @@ class _Resolver:
             rules.append(rule)
         return tuple(rules)
 
-    def _rollback_to(self, backends: Mapping[str, Backend], active: str) -> str:
+    def _rollback_to(self, backends: Mapping[str, BackendSettings], active: str) -> str:
         if self._document.rollback_to is not None:
             return self._backend_named(("rollback_to",), self._document.rollback_to) or ""
         return next((name for name, backend in backends.items() if backend.kind == "ollama"), active)

@@ -20,7 +20,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, protected_namespaces=())
 
 
-class Limits(Frozen):
+class BackendLimits(Frozen):
     """How much a server is given at once and how long each step may take: counts of requests, times in seconds."""
 
     max_concurrency: int = Field(description="Requests in flight at one server.")
@@ -53,7 +53,7 @@ class LimitOverrides(Frozen):
     idle_timeout: float | None = None
     total_timeout: float | None = None
 
-    def over(self, limits: Limits) -> Limits:
+    def over(self, limits: BackendLimits) -> BackendLimits:
         """`limits` with these in their place. A lowered `max_concurrency` lowers what cannot be above it."""
         merged = limits.model_copy(update=self.model_dump(exclude_none=True))
         most = merged.max_concurrency
@@ -65,20 +65,20 @@ class LimitOverrides(Frozen):
         return merged.model_copy(update=lowered)
 
 
-class Server(Frozen):
+class ServerSettings(Frozen):
     """One address of a backend."""
 
     base_url: str = Field(description="scheme://host[:port][/prefix], without /v1 and without a slash at the end.")
     models: tuple[str, ...] | None = Field(default=None, description="Models served there; None: what the server says.")
 
 
-class Backend(Frozen):
+class BackendSettings(Frozen):
     """One server, or several that stand behind one name, of one kind."""
 
     name: str
     kind: Kind
-    servers: tuple[Server, ...]
-    limits: Limits
+    servers: tuple[ServerSettings, ...]
+    limits: BackendLimits
     api_key: SecretStr | None = Field(default=None, description="Sent as a bearer key.")
     headers: dict[str, SecretStr] = Field(default_factory=dict, description="Sent with each request; names in lower case.")
     ca_file: Path | None = Field(default=None, description="PEM file of the authorities trusted for https; None: the system's.")
@@ -97,7 +97,7 @@ class Alias(Frozen):
     listed: bool = Field(default=True, description="Whether GET /v1/models names it.")
 
 
-class Params(Frozen):
+class ParamsSettings(Frozen):
     """What a tier does to a request's parameters."""
 
     default: dict[str, Any] = Field(default_factory=dict, description="Used where the client says nothing.")
@@ -115,11 +115,11 @@ class Tier(Frozen):
     fallback: bool | str = Field(default=False, description="Who serves when the active backend cannot: a name, or True: the next.")
     warm: bool = Field(default=False, description="Whether its models of kind ollama are loaded at the start.")
     max_tokens: int | None = Field(default=None, description="Most tokens of an answer; None: the client's word.")
-    params: Params = Params()
+    params: ParamsSettings = ParamsSettings()
     limits: dict[str, LimitOverrides] = Field(default_factory=dict, description="By backend name.")
 
 
-class Embedding(Frozen):
+class EmbeddingSettings(Frozen):
     """An embedding model: pinned, never moved by a roll-out."""
 
     backend: str
@@ -142,7 +142,7 @@ class AutoRule(Frozen):
         return ", ".join(f"{name}={str(value).lower()}" for name, value in given.items())
 
 
-class Guard(Frozen):
+class GuardSettings(Frozen):
     """When a canary or a fresh switch is taken back by itself. Times are in seconds."""
 
     rules: tuple[GuardRule, ...] = Field(description="What is looked at.")
@@ -162,12 +162,12 @@ class Settings(Frozen):
     llm_backend: str = Field(description="Backend of every tier that is not pinned.")
     rollback_to: str = Field(description="Backend that one rollback leads to.")
     rollback_cutoff: float | None = Field(default=None, description="Seconds that a rollback leaves to who is on the backend left; None: all.")
-    backends: dict[str, Backend]
+    backends: dict[str, BackendSettings]
     tiers: dict[str, Tier] = Field(description="In the file's order.")
     default_tier: str = Field(description="What `auto` falls to.")
     auto: tuple[AutoRule, ...] = Field(default=(), description="What `auto` means: the first rule that holds counts, else default_tier.")
-    embeddings: dict[str, Embedding] = Field(default_factory=dict)
-    guard: Guard | None = Field(default=None, description="Takes a roll-out back by itself; None: nobody does.")
+    embeddings: dict[str, EmbeddingSettings] = Field(default_factory=dict)
+    guard: GuardSettings | None = Field(default=None, description="Takes a roll-out back by itself; None: nobody does.")
     commit_after: float = Field(default=45.0, description="Seconds of silence after which a stream's answer begins.")
     heartbeat: float = Field(default=15.0, description="Seconds between two signs of life on a silent answer.")
     waiting_note: bool = Field(default=False, description="Whether a waiting stream is told its place as reasoning text.")
@@ -190,7 +190,7 @@ class Settings(Frozen):
     warnings: tuple[str, ...] = Field(default=(), description="One line each: settings that work but are likely not what was meant.")
     sources: tuple[str, ...] = Field(default=(), description="One line each: where the settings were read from.")
 
-    _limits: dict[tuple[str, str], Limits] = PrivateAttr(default_factory=dict)
+    _limits: dict[tuple[str, str], BackendLimits] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: object) -> None:
         """Merge the limits once: `limits_for` is asked for each request."""
@@ -199,7 +199,7 @@ class Settings(Frozen):
                 override = tier.limits.get(backend.name)
                 self._limits[tier.name, backend.name] = override.over(backend.limits) if override else backend.limits
 
-    def limits_for(self, tier: Tier | str, backend: Backend | str) -> Limits:
+    def limits_for(self, tier: Tier | str, backend: BackendSettings | str) -> BackendLimits:
         """The limits of a tier on a backend: the backend's, with what the tier overrides."""
         tier_name = tier if isinstance(tier, str) else tier.name
         return self._limits[tier_name, backend if isinstance(backend, str) else backend.name]

@@ -7,7 +7,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 
-class Layer(PydanticBaseSettingsSource):
+class MappingSource(PydanticBaseSettingsSource):
     """A mapping in the file's shape, as a source of pydantic-settings."""
 
     def __init__(self, settings_cls: type[BaseSettings], mapping: dict[str, Any]) -> None:
@@ -22,7 +22,7 @@ class Layer(PydanticBaseSettingsSource):
         return self._mapping
 
 
-class Layers(BaseSettings):
+class LayeredSettings(BaseSettings):
     """All sources laid over each other, not validated yet: that is the document's part, which tells all that is wrong at once."""
 
     model_config = SettingsConfigDict(extra="allow")
@@ -30,9 +30,9 @@ class Layers(BaseSettings):
 
 def lay_over(mappings: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """One mapping from several, the first above the others; mappings within them are merged key by key."""
-    ordered = tuple(Layer(Layers, mapping) for mapping in mappings)
+    ordered = tuple(MappingSource(LayeredSettings, mapping) for mapping in mappings)
 
-    class Layered(Layers):
+    class Layered(LayeredSettings):
         @classmethod
         def settings_customise_sources(
             cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource

@@ -34,19 +34,19 @@ def read_yaml(path: FilePath, problems: Problems) -> dict[str, Any]:
             if node is None:
                 return {}
             if not isinstance(node, yaml.MappingNode):
-                problems.say(f"{path}: expected a mapping of settings")
+                problems.add_line(f"{path}: expected a mapping of settings")
                 return {}
             value = _Reader(path.name, loader, problems).value(node, ())
             return value if isinstance(value, dict) else {}
         finally:
             loader.dispose()
     except ValueError as exc:
-        problems.say(f"{path}: {exc}")
+        problems.add_line(f"{path}: {exc}")
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
         # PyYAML quotes what it stumbled over, which can be a key.
         what = re.sub(r"'([^']*)'", lambda quoted: quoted[0] if len(quoted[1]) < 2 else "…", getattr(exc, "problem", None) or "no YAML")
-        problems.say(f"{path}: {what}{f' (line {mark.line + 1})' if mark else ''}")
+        problems.add_line(f"{path}: {what}{f' (line {mark.line + 1})' if mark else ''}")
     return {}
 
 
@@ -76,11 +76,11 @@ class _Reader:
         for key, item in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
-                self._problems.say(f"{self._file}: expected text as a key (line {line})")
+                self._problems.add_line(f"{self._file}: expected text as a key (line {line})")
                 continue
             here = (*path, key.value)
             if id(key) in own and key.value in seen:
-                self._problems.say(f"{dotted(here)}: stands twice ({self._file} lines {seen[key.value]} and {line})")
+                self._problems.add_line(f"{dotted(here)}: stands twice ({self._file} lines {seen[key.value]} and {line})")
             if id(key) in own:
                 seen[key.value] = line
             self._problems.written(here, f"{self._file} line {line}")

@@ -13,7 +13,7 @@ _BACKSLASH = 0x5C
 
 MAX_NESTING_MARKS = 50_000
 """`[` and `{` in a body of more than `LONG` bytes: what has more is a way to keep the parser busy."""
-LONG = 64 * 1024
+LONG_BODY = 64 * 1024
 
 
 _WORDS = {
@@ -22,7 +22,7 @@ _WORDS = {
 _WORD = re.compile(r"\b(?:str|int|float|bool|array|object)\b")
 
 
-def check_json(fields: Mapping[bytes, bytes]) -> None:
+def check_media_type(fields: Mapping[bytes, bytes]) -> None:
     """Raises `UnsupportedMediaType` for a body that is not plain JSON, `InvalidRequest` without one."""
     media_type = fields.get(b"content-type", b"")
     if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":

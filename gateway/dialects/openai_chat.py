@@ -9,7 +9,7 @@ import orjson
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Usage
 from gateway.chat.checks import check
 from gateway.chat.request import Chat
-from gateway.dialects.json_body import LONG, MAX_NESTING_MARKS, explain, without_images
+from gateway.dialects.json_body import LONG_BODY, MAX_NESTING_MARKS, explain, without_images
 from gateway.errors import InvalidJson, RequestTooLarge
 
 _encode = msgspec.json.encode
@@ -40,7 +40,7 @@ def check_text(body: bytes, max_text_body: int) -> int:
     text = body if len(body) <= max_text_body else without_images(body)
     if len(text) > max_text_body:
         raise _too_large(max_text_body)
-    if len(text) > LONG and text.count(b"[") + text.count(b"{") > MAX_NESTING_MARKS:
+    if len(text) > LONG_BODY and text.count(b"[") + text.count(b"{") > MAX_NESTING_MARKS:
         decode(text, max_text_body)  # which may know better what is wrong, and makes no objects of what it skips
         raise RequestTooLarge("The request has too many parts.")
     try:
@@ -107,7 +107,7 @@ def _call_delta_json(call: CallDelta) -> bytes:
     return b'{%b"function":{"arguments":%b}}' % (place, _encode(call.arguments))
 
 
-class StreamView:
+class StreamRenderer:
     """Renders deltas as `chat.completion.chunk` events."""
 
     __slots__ = ("_after", "_after_text", "_before", "_before_text", "_between_texts", "_head", "_wants_usage")
@@ -128,7 +128,7 @@ class StreamView:
         """The role chunk."""
         return self._before + b'{"role":"assistant","content":""}' + self._after
 
-    def beat(self) -> bytes:
+    def keepalive(self) -> bytes:
         """A chunk that adds nothing: keeps proxies and clients waiting (comments break openai-go before 3.43 and Dify's parser)."""
         return self._before + b"{}" + self._after
 

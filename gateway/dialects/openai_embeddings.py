@@ -3,7 +3,7 @@
 import msgspec
 import orjson
 
-from gateway.chat.embedding import MAX_TEXTS, Embedding, Vector
+from gateway.chat.embedding import MAX_TEXTS, Embedding, EncodedVector
 from gateway.dialects.json_body import MAX_NESTING_MARKS, explain
 from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 
@@ -58,7 +58,7 @@ def _explain(text: str) -> InvalidRequest:
 # The answer
 
 
-def render_embeddings(vectors: list[Vector], model: str, prompt_tokens: int) -> bytes:
+def render_embeddings(vectors: list[EncodedVector], model: str, prompt_tokens: int) -> bytes:
     """The answer's body; `model` is the name that the client sent."""
     data = b",".join([b'{"object":"embedding","index":%d,"embedding":%b}' % pair for pair in enumerate(vectors)])
     usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (prompt_tokens, prompt_tokens)

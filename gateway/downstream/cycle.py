@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from gateway.errors import INVALID_REQUEST, SERVER_ERROR, envelope
 
 Scope = dict[str, Any]
-Message = MutableMapping[str, Any]
+AsgiMessage = MutableMapping[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 Hook = Callable[[], None]
 
@@ -22,7 +22,7 @@ _OPEN, _CHUNKED, _COUNTED, _UNTIL_CLOSE, _NO_BODY, _ENDED = range(6)
 _log = logging.getLogger("gateway.front")
 
 
-class Connection(Protocol):
+class CycleOwner(Protocol):
     """What a cycle asks of the door that it came through."""
 
     def resume_body(self) -> None:
@@ -34,11 +34,11 @@ class Connection(Protocol):
     def answered(self) -> None:
         """The last byte of the answer has been handed to the transport."""
 
-    def give_up(self) -> None:
+    def close_after_flush(self) -> None:
         """No whole answer will come: send what was written, then close."""
 
 
-class Cycle:
+class RequestResponseCycle:
     """One exchange on a connection; `scope["extensions"]["gateway.client"]` is this object.
 
     For the application:
@@ -60,7 +60,7 @@ class Cycle:
 
     def __init__(
         self,
-        door: Connection,
+        door: CycleOwner,
         transport: asyncio.Transport,
         fields: dict[bytes, bytes],
         notes: dict[str, Any],
@@ -114,7 +114,7 @@ class Cycle:
         if self._event is not None:
             self._event.set()
 
-    def leave(self) -> None:
+    def client_gone(self) -> None:
         """The client is gone, or as good as gone. Only the first call counts, and none after the answer is whole."""
         if self.gone or self.complete:
             return
@@ -163,11 +163,11 @@ class Cycle:
         self.gone = True
         if not self.started:
             self._transport.write(error_answer(500, None, "The gateway failed to answer.", SERVER_ERROR))
-        self._door.give_up()
+        self._door.close_after_flush()
 
     # ASGI.
 
-    async def receive(self) -> Message:
+    async def receive(self) -> AsgiMessage:
         """The next piece of the body; after its end, `http.disconnect` once the client has left or the answer is whole."""
         if self._continue and not self.gone:
             self._continue = False
@@ -179,7 +179,7 @@ class Cycle:
             await self._changed()
         return {"type": "http.disconnect"}
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: AsgiMessage) -> None:
         """`http.response.start` waits for the first piece of the body, as ASGI asks: both leave in one packet."""
         while self.paused and not self.gone:
             await self._changed()
@@ -236,7 +236,7 @@ class Cycle:
         self._told = True
         return body
 
-    def _take_body(self) -> Message:
+    def _take_body(self) -> AsgiMessage:
         chunks = self._chunks
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         self._chunks = []

@@ -22,9 +22,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
-from gateway.downstream.cycle import Cycle, Scope, error_answer
-from gateway.downstream.request_head import KnownHead, Refused, UpgradeWanted, judge, known_head, too_large, without_upgrade
-from gateway.downstream.write_timeout import NEVER, WriteStall
+from gateway.downstream.cycle import RequestResponseCycle, Scope, error_answer
+from gateway.downstream.request_head import CachedHead, HeadRefused, UpgradeWanted, cache_head, parse_head, too_large, without_upgrade
+from gateway.downstream.write_timeout import NEVER, WriteTimeout
 
 _NEW_SECONDS = 0.5
 _HIGH_WATER = 65536  # bytes, of a body that the application has not read and of an answer that the client has not taken
@@ -33,7 +33,7 @@ _HEAD, _BODY_OF_KNOWN, _BODY, _ANSWER, _LINGER, _CLOSED = range(6)
 
 
 @dataclass(frozen=True)
-class Bounds:
+class ServerLimits:
     """What a client may take. Times in seconds.
 
     The body has `body_seconds` in all, and a second more for every 64 KiB of it that have come. Time in which the door itself does not
@@ -59,26 +59,26 @@ class _SecondRequest(Exception):
     """Bytes of a further request behind a whole one."""
 
 
-class Door(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """One client's connection. Its states: head → body → answer → head …, or → linger → closed.
 
     There is one timer, never earlier than the nearest deadline when it was set and moved forward when it fires, so that a keep-alive
     request costs none.
     """
 
-    bounds = Bounds()
+    bounds = ServerLimits()
     on_message_begin = None  # type: ignore[assignment]  # httptools then calls nothing
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.parser = HttpRequestParser(self)  # uvicorn's own is lenient about data after `Connection: close`
         self._state = _HEAD
-        self._cycle: Cycle | None = None
+        self._cycle: RequestResponseCycle | None = None
         self._scope: Scope | None = None
         self._raw: bytes | bytearray = b""  # the head, as far as it has come
         self._url = b""
         self._host: bytes | None = None  # the last one that was checked
-        self._known: KnownHead | None = None
+        self._known: CachedHead | None = None
         self._received = 0  # bytes of this request
         self._size = 0  # what they should come to; -1 when chunks tell
         self._second_request = False
@@ -90,7 +90,7 @@ class Door(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
         self._write_paused = False
-        self._stall = WriteStall(self.bounds.write_stall_seconds)
+        self._stall = WriteTimeout(self.bounds.write_stall_seconds)
 
     # The transport's calls.
 
@@ -114,7 +114,7 @@ class Door(HttpToolsProtocol):
         if state == _HEAD:
             if self._raw:
                 self._raw += data
-            elif self._known is not None and self._serve_known(self._known, data):
+            elif self._known is not None and self._serve_repeated_head(self._known, data):
                 return
             else:
                 if data[0] in b"\r\n":  # blank lines before a request, RFC 9112 §2.2
@@ -138,7 +138,7 @@ class Door(HttpToolsProtocol):
             self._close()
         else:
             self.transport.abort()  # not close: what the client has not taken would hold the connection
-            cycle.leave()
+            cycle.client_gone()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
@@ -149,18 +149,18 @@ class Door(HttpToolsProtocol):
         self.parser = None  # type: ignore[assignment]  # it holds this object
         cycle, self._cycle = self._cycle, None
         if cycle is not None:
-            cycle.leave()
+            cycle.client_gone()
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        self._watch_writes()
+        self._arm_write_timeout()
         if self._cycle is not None:
             self._cycle.pause()
 
     def resume_writing(self) -> None:
         self._write_paused = False
         if self._state < _LINGER:  # after that, what is left must be taken too
-            self._stall.rest()
+            self._stall.clear()
         if self._cycle is not None:
             self._cycle.resume()
 
@@ -220,7 +220,7 @@ class Door(HttpToolsProtocol):
         elif self._size < 0:
             self._check_overhead()
 
-    def _serve_known(self, known: KnownHead, data: bytes) -> bool:
+    def _serve_repeated_head(self, known: CachedHead, data: bytes) -> bool:
         """Serve a request whose head llhttp has judged before, as soon as its body is whole; False if `data` is not just that, or large."""
         found = known.length_and_rest(data)
         if found is None:
@@ -230,7 +230,7 @@ class Door(HttpToolsProtocol):
         if size != len(body):
             return len(body) < size <= _HIGH_WATER and self._await_body(known, data, size - len(body))
         scope = known.scope(length)
-        cycle = self._cycle = Cycle(
+        cycle = self._cycle = RequestResponseCycle(
             self, self.transport, known.fields(length), known.notes, False, True, not self._last_request, self._write_paused, body
         )
         scope["extensions"] = {"gateway.client": cycle}
@@ -239,7 +239,7 @@ class Door(HttpToolsProtocol):
         cycle.start(self.loop, self.app, scope, self.tasks)
         return True
 
-    def _await_body(self, known: KnownHead, data: bytes, missing: int) -> bool:
+    def _await_body(self, known: CachedHead, data: bytes, missing: int) -> bool:
         """Most clients write head and body one after the other. The application is not told before the body, if it has noted something on this
         head: then it has let it in."""
         if not known.notes:
@@ -263,7 +263,7 @@ class Door(HttpToolsProtocol):
         cause = error.__context__  # what a callback of ours raised
         if cause is None:
             self._refuse(400, "invalid_value", "The request is not valid HTTP/1.1.")
-        elif isinstance(cause, Refused):
+        elif isinstance(cause, HeadRefused):
             self._refuse(*cause.answer)
         elif isinstance(cause, UpgradeWanted):
             self._reread_without_upgrade()
@@ -294,14 +294,14 @@ class Door(HttpToolsProtocol):
         url, self._url = self._url, b""
         raw, bounds = bytes(self._raw), self.bounds
         method = self.parser.get_method()
-        head = judge(raw, method, url, bounds.max_header_bytes, bounds.max_header_count, self._host)
+        head = parse_head(raw, method, url, bounds.max_header_bytes, bounds.max_header_count, self._host)
         self._host = head.fields.get(b"host")
         self._size = head.size
         keep_alive = head.http11 and self.parser.should_keep_alive() and not self._last_request
         scope = {**self._common, **head.scope(self.root_path)}
-        self._known = known_head(raw, head, scope) if keep_alive and method == b"POST" else None
+        self._known = cache_head(raw, head, scope) if keep_alive and method == b"POST" else None
         notes = {} if self._known is None else self._known.notes
-        cycle = self._cycle = Cycle(self, self.transport, head.fields, notes, method == b"HEAD", head.http11, keep_alive, self._write_paused)
+        cycle = self._cycle = RequestResponseCycle(self, self.transport, head.fields, notes, method == b"HEAD", head.http11, keep_alive, self._write_paused)
         self._scope = {**scope, "extensions": {"gateway.client": cycle}}
         self._state = _BODY
 
@@ -345,9 +345,9 @@ class Door(HttpToolsProtocol):
             self._state = _HEAD
             self._arm(self.bounds.keep_alive_seconds)
         else:
-            self.give_up()
+            self.close_after_flush()
 
-    def give_up(self) -> None:
+    def close_after_flush(self) -> None:
         if self._state == _ANSWER and not self._second_request:
             self._close()
         else:
@@ -370,7 +370,7 @@ class Door(HttpToolsProtocol):
             self.transport.write(error_answer(status, code, message))
             self._linger()
         if cycle is not None:
-            cycle.leave()
+            cycle.client_gone()
 
     def _linger(self) -> None:
         """Read on and drop it until the client has closed: unread input would make the kernel reset the connection, and lose the answer."""
@@ -381,14 +381,14 @@ class Door(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._arm(self.bounds.linger_seconds)
-        self._watch_writes()
+        self._arm_write_timeout()
 
     def _close(self) -> None:
         """Close once the answer is sent; `_on_timer` aborts if the client does not take it."""
         self._state = _CLOSED
         self._deadline = NEVER
         self.transport.close()
-        self._watch_writes()
+        self._arm_write_timeout()
 
     # Deadlines.
 
@@ -407,7 +407,7 @@ class Door(HttpToolsProtocol):
     def _on_timer(self) -> None:
         self._timer = None
         now = self.loop.time()
-        if now >= self._stall.deadline and self._stall.has_ended(self.transport.get_write_buffer_size(), now):
+        if now >= self._stall.deadline and self._stall.has_expired(self.transport.get_write_buffer_size(), now):
             self.transport.abort()
         if now >= self._deadline:
             self._deadline = NEVER
@@ -431,12 +431,12 @@ class Door(HttpToolsProtocol):
         else:
             self._close()
 
-    def _watch_writes(self) -> None:
+    def _arm_write_timeout(self) -> None:
         self._stall.watch(self.transport.get_write_buffer_size(), self.loop.time())
         if self._stall.deadline != NEVER:
             self._set_timer(self._stall.deadline)
 
 
-def door(bounds: Bounds) -> type[Door]:
+def bind_limits(bounds: ServerLimits) -> type[HttpProtocol]:
     """The protocol class for `uvicorn.Config(http=...)` with these bounds."""
-    return type("BoundDoor", (Door,), {"bounds": bounds})
+    return type("BoundDoor", (HttpProtocol,), {"bounds": bounds})

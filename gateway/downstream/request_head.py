@@ -13,7 +13,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
 _MAX_DIGITS = 15  # of a length; more is left to llhttp
 
 
-class Refused(Exception):
+class HeadRefused(Exception):
     """A request that is not served: `answer` is status, code, message. Messages never quote the request."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -24,7 +24,7 @@ class UpgradeWanted(Exception):
     """The head asks for another protocol."""
 
 
-class Head(NamedTuple):
+class RequestHead(NamedTuple):
     """A head that has one reading."""
 
     method: bytes
@@ -54,7 +54,7 @@ class Head(NamedTuple):
         }
 
 
-def judge(raw: bytes, method: bytes, url: bytes, max_bytes: int, max_count: int, sound_host: bytes | None) -> Head:
+def parse_head(raw: bytes, method: bytes, url: bytes, max_bytes: int, max_count: int, sound_host: bytes | None) -> RequestHead:
     """The head at the beginning of `raw`, in which llhttp has found `method` and `url`. `sound_host` was found sound before.
 
     Raises:
@@ -82,17 +82,17 @@ def judge(raw: bytes, method: bytes, url: bytes, max_bytes: int, max_count: int,
         size = -1
     else:
         size = end + int(fields.get(b"content-length", 0))
-    return Head(method, split_target(url, method), http11, headers, fields, end, size)
+    return RequestHead(method, split_target(url, method), http11, headers, fields, end, size)
 
 
-def invalid(message: str) -> Refused:
+def invalid(message: str) -> HeadRefused:
     """A 400."""
-    return Refused(400, "invalid_value", message)
+    return HeadRefused(400, "invalid_value", message)
 
 
-def too_large() -> Refused:
+def too_large() -> HeadRefused:
     """A 431."""
-    return Refused(431, "headers_too_large", "The headers of the request are too large, or too many.")
+    return HeadRefused(431, "headers_too_large", "The headers of the request are too large, or too many.")
 
 
 def read_fields(raw: bytes, end: int) -> list[tuple[bytes, bytes]]:
@@ -140,7 +140,7 @@ def without_upgrade(raw: bytes | bytearray) -> bytes:
     return b"\r\n".join(lines) + blank + rest
 
 
-class KnownHead:
+class CachedHead:
     """A head that was found sound, for the requests behind it on the same connection: clients repeat theirs but for the length of the body.
 
     `scope` is what the application was told, without what belongs to one request alone. `notes` is the application's: what it has found
@@ -149,7 +149,7 @@ class KnownHead:
 
     __slots__ = ("_after", "_before", "_fields", "_headers", "_place", "_scope", "notes")
 
-    def __init__(self, before: bytes, after: bytes, head: Head, scope: dict[str, Any]) -> None:
+    def __init__(self, before: bytes, after: bytes, head: RequestHead, scope: dict[str, Any]) -> None:
         self._before = before
         self._after = after
         self._headers = head.headers
@@ -181,9 +181,9 @@ class KnownHead:
         return scope
 
 
-def known_head(raw: bytes, head: Head, scope: dict[str, Any]) -> KnownHead | None:
+def cache_head(raw: bytes, head: RequestHead, scope: dict[str, Any]) -> CachedHead | None:
     """`head`, at the beginning of `raw`, to be known again; None if a body that it announces may not simply follow."""
     length = _LENGTH.search(raw, 0, head.end)
     if length is None or b"expect" in head.fields:
         return None
-    return KnownHead(raw[: length.start(1)], raw[length.end(1) : head.end], head, scope)
+    return CachedHead(raw[: length.start(1)], raw[length.end(1) : head.end], head, scope)

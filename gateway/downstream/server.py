@@ -11,7 +11,7 @@ from types import FrameType
 
 import uvicorn
 
-from gateway.downstream.protocol import Door
+from gateway.downstream.protocol import HttpProtocol
 
 _HALF_OPEN_SECONDS = 60
 _CUTOFF_SECONDS = 1.0
@@ -58,7 +58,7 @@ def _nothing() -> None:
     pass
 
 
-class Server(uvicorn.Server):
+class GracefulServer(uvicorn.Server):
     """uvicorn's server with a drain of its own (reliability M19), for `Door` connections. `on_open` is called once they are accepted.
 
     On the first SIGTERM or SIGINT, or `stop()`: `on_drain()` at once; `drain_delay` seconds of service as before, so that balancers can
@@ -161,7 +161,7 @@ class Server(uvicorn.Server):
     def _is_retiring(self) -> bool:
         """During the delay, over and over since clients still come: no connection is kept for another request."""
         for connection in self.server_state.connections:
-            if isinstance(connection, Door):
+            if isinstance(connection, HttpProtocol):
                 connection.retire()
         return False
 
@@ -178,7 +178,7 @@ class Server(uvicorn.Server):
 
     async def _cut_off(self) -> None:
         for connection in tuple(self.server_state.connections):
-            if isinstance(connection, Door):
+            if isinstance(connection, HttpProtocol):
                 connection.abort()
         tasks = set(self.server_state.tasks)
         if tasks:

@@ -5,7 +5,7 @@ import math
 NEVER = math.inf
 
 
-class WriteStall:
+class WriteTimeout:
     """Looks four times within `seconds` whether what waits for the client has become less.
 
     `deadline` is when to look next, in seconds of the door's clock; `NEVER` while nothing waits.
@@ -23,17 +23,17 @@ class WriteStall:
         """`size` bytes wait for the client."""
         if size and self.deadline == NEVER:
             self._taken_at = now
-            self._look_again(size, now)
+            self._check_progress(size, now)
 
     def add(self, size: int) -> None:
         """So many more were written, although the client does not take what waits already."""
         self._unsent += size
 
-    def rest(self) -> None:
+    def clear(self) -> None:
         """What waits is little enough."""
         self.deadline = NEVER
 
-    def has_ended(self, size: int, now: float) -> bool:
+    def has_expired(self, size: int, now: float) -> bool:
         """Whether the client, for whom `size` bytes wait now, has taken nothing for `seconds`."""
         self.deadline = NEVER
         if size == 0:
@@ -42,9 +42,9 @@ class WriteStall:
             self._taken_at = now
         elif now - self._taken_at >= self._seconds:
             return True
-        self._look_again(size, now)
+        self._check_progress(size, now)
         return False
 
-    def _look_again(self, size: int, now: float) -> None:
+    def _check_progress(self, size: int, now: float) -> None:
         self._unsent = size
         self.deadline = now + self._seconds / 4

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 from msgspec import Raw, Struct
 
-from gateway.chat.embedding import Embedding, Vector
+from gateway.chat.embedding import Embedding, EncodedVector
 from gateway.engines.engine import decode
-from gateway.engines.error_mapping import message_of, refusal
+from gateway.engines.error_mapping import client_error, message_of
 from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
 
 _NO_EMBEDDINGS = re.compile(r"does not support embeddings", re.IGNORECASE)
@@ -21,7 +21,7 @@ _TOO_LONG_LIMIT = re.compile(r"current batch size: (\d{1,9})")
 class Embedded(NamedTuple):
     """A server's answer: the vectors in the order of the texts, as it wrote them."""
 
-    vectors: list[Vector]
+    vectors: list[EncodedVector]
     prompt_tokens: int
 
 
@@ -37,7 +37,7 @@ class Embedder(Protocol):
     def parse(self, body: bytes) -> Embedded | None:
         """An answer with status 200; None: it is none."""
 
-    def refusal(self, status: int, body: bytes) -> GatewayError:
+    def client_error(self, status: int, body: bytes) -> GatewayError:
         """What an answer with another status means to the client."""
 
 
@@ -74,10 +74,10 @@ class OllamaEmbedder:
         parsed = decode(_ollama_answers, body)
         return None if parsed is None else Embedded([bytes(raw) for raw in parsed.embeddings], parsed.prompt_eval_count)
 
-    def refusal(self, status: int, body: bytes) -> GatewayError:
+    def client_error(self, status: int, body: bytes) -> GatewayError:
         """The request is known to be right: a 400 that names no fault of the texts is a failure inside (0.24 and 0.33 say so of a runner that
         dies)."""
-        error = _refusal(status, body)
+        error = _client_error(status, body)
         return UpstreamError("status_4xx") if type(error) is InvalidRequest and error.param is None else error
 
 
@@ -119,11 +119,11 @@ class OpenAiEmbedder:
         tokens = parsed.usage.prompt_tokens if parsed.usage is not None else None
         return Embedded([bytes(item.embedding) for item in data], tokens or 0)
 
-    def refusal(self, status: int, body: bytes) -> GatewayError:
-        return _refusal(status, body)
+    def client_error(self, status: int, body: bytes) -> GatewayError:
+        return _client_error(status, body)
 
 
-def _refusal(status: int, body: bytes) -> GatewayError:
+def _client_error(status: int, body: bytes) -> GatewayError:
     message = message_of(body)
     if status in (400, 404, 500, 501):
         if _NO_EMBEDDINGS.search(message) or (status == 404 and message == "Not Found"):  # a vLLM that serves another kind of model
@@ -135,5 +135,5 @@ def _refusal(status: int, body: bytes) -> GatewayError:
         if _TOO_LONG.search(message):
             limit = _TOO_LONG_LIMIT.search(message)
             return ContextLengthExceeded(int(limit[1]) if limit else None, "input")
-    error = refusal(status, body)
+    error = client_error(status, body)
     return ContextLengthExceeded(error.limit, "input") if isinstance(error, ContextLengthExceeded) else error

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from gateway.chat.answer import Delta
 from gateway.chat.request import Chat
-from gateway.engines.lines import Lines, LineTooLong
+from gateway.engines.lines import LineBuffer, LineTooLong
 from gateway.errors import GatewayError, UpstreamError
 
 MAX_ANSWER = 32 * 1024 * 1024
@@ -36,17 +36,17 @@ class ModelFacts(Struct, frozen=True):
 Models = dict[str, ModelFacts]
 """By each name that the server takes for the model."""
 
-Loaded = dict[str, float]
+LoadedUntil = dict[str, float]
 """What a server has loaded: by canonical name, until when, in Unix time."""
 
 Ask = Callable[[str, str, bytes | None], Awaitable[bytes | None]]
 """Method, path and body to the body of an answer with status 200, or None."""
 
 
-class Reading(Protocol):
+class ResponseReader(Protocol):
     """Reads one streamed answer. `over` becomes True when the backend has said all."""
 
-    over: bool
+    done: bool
     malformed: int
     """Lines that were no event of this backend; dropped."""
     surplus: bool
@@ -62,7 +62,7 @@ class Reading(Protocol):
             InvalidRequest: it finds fault with the request.
         """
 
-    def texts(self, piece: bytes) -> list[bytes] | None:
+    def plain_tokens(self, piece: bytes) -> list[bytes] | None:
         """The short way for what nearly every piece is: its tokens as the insides of JSON strings, when it holds nothing but whole events of
         plain content in the shape that this stream is known to have. None: it has to be fed."""
 
@@ -74,7 +74,7 @@ class Reading(Protocol):
         """
 
 
-class Dialect(Protocol):
+class Engine(Protocol):
     """One kind of server."""
 
     chat_path: str
@@ -94,10 +94,10 @@ class Dialect(Protocol):
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
         """The request's body, for `model` by the name that it has there, asking for a stream or not."""
 
-    def amended(self, chat: Chat, refusal: GatewayError) -> Chat | None:
+    def relaxed(self, chat: Chat, refusal: GatewayError) -> Chat | None:
         """What may be asked instead, without a difference to the client, when the backend refused `chat`; None: nothing."""
 
-    def reading(self) -> Reading: ...
+    def reader(self) -> ResponseReader: ...
 
     def parse_answer(self, body: bytes) -> Delta:
         """A plain answer: all of it in one.
@@ -106,7 +106,7 @@ class Dialect(Protocol):
             UpstreamError: it is none.
         """
 
-    def refusal(self, status: int, body: bytes) -> GatewayError:
+    def client_error(self, status: int, body: bytes) -> GatewayError:
         """What an answer with a status other than 200 means to the client."""
 
     def canonical(self, name: str) -> str:
@@ -115,19 +115,19 @@ class Dialect(Protocol):
     def models(self, body: bytes) -> Models | None:
         """The models in the answer to `models_path`; None if it is no such answer."""
 
-    async def learn(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> Loaded | None:
+    async def probe_models(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> LoadedUntil | None:
         """Put into `models` what else can be found out about those that are `wanted`; `before` is what was known. Gives what is loaded; None: that
         is not told, or everything always is."""
 
 
-class LineReading(ABC):
+class LineReader(ABC):
     """The part of a `Reading` that all kinds share: cutting lines, and stopping where the backend has said all."""
 
-    __slots__ = ("_lines", "failure", "malformed", "over", "surplus")
+    __slots__ = ("_lines", "done", "failure", "malformed", "surplus")
 
     def __init__(self) -> None:
-        self._lines = Lines()
-        self.over = False
+        self._lines = LineBuffer()
+        self.done = False
         self.malformed = 0
         self.surplus = False
         self.failure: GatewayError | None = None
@@ -140,7 +140,7 @@ class LineReading(ABC):
         deltas: list[Delta] = []
         try:
             for line in lines:
-                if self.over:
+                if self.done:
                     self.surplus = True
                     break
                 self._read(line, deltas)
@@ -153,13 +153,13 @@ class LineReading(ABC):
     def end(self) -> list[Delta]:
         deltas: list[Delta] = []
         for line in self._lines.rest():
-            if not self.over:
+            if not self.done:
                 self._read(line, deltas)
-        if not self.over:
+        if not self.done:
             self._end(deltas)
         return deltas
 
-    def texts(self, piece: bytes) -> list[bytes] | None:
+    def plain_tokens(self, piece: bytes) -> list[bytes] | None:
         return None
 
     @abstractmethod

@@ -59,7 +59,7 @@ def message_of(body: bytes) -> str:
     return text
 
 
-def refusal(status: int, body: bytes) -> GatewayError:
+def client_error(status: int, body: bytes) -> GatewayError:
     """The error that the client gets for a backend's answer with `status`, which is not 200."""
     message = message_of(body)
     if status in (400, 413, 422, 500):

@@ -14,7 +14,7 @@ class LineTooLong(ValueError):
     """A line grew past `MAX_LINE` without an end."""
 
 
-class Lines:
+class LineBuffer:
     """Cuts pieces of a body, cut anywhere, into whole lines without their ends. Blank lines are left out."""
 
     __slots__ = ("_rest", "held")

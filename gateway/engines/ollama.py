@@ -11,8 +11,8 @@ from msgspec import Struct
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
 from gateway.chat.request import Chat
-from gateway.engines.engine import Ask, LineReading, Loaded, ModelFacts, Models, broken_off, decode
-from gateway.engines.error_mapping import refusal
+from gateway.engines.engine import Ask, LineReader, LoadedUntil, ModelFacts, Models, broken_off, decode
+from gateway.engines.error_mapping import client_error
 from gateway.engines.ollama_loading import OllamaLoading, canonical, loaded
 from gateway.engines.ollama_request import OllamaRequest
 from gateway.errors import GatewayError, UnsupportedParameter, UpstreamError
@@ -73,7 +73,7 @@ _model_lists = msgspec.json.Decoder(_Models)
 _shown = msgspec.json.Decoder(_Shown)
 
 
-class OllamaReading(LineReading):
+class OllamaReader(LineReader):
     """Reads the lines of `/api/chat`. The end is `done: true`; only a repetition stop may do without."""
 
     __slots__ = ("_calls", "_last", "_pieces", "_run")
@@ -91,7 +91,7 @@ class OllamaReading(LineReading):
             self.malformed += 1
             return
         if read.error:
-            fault = refusal(500, line)
+            fault = client_error(500, line)
             raise broken_off("stream_error") if isinstance(fault, UpstreamError) else fault
         said = read.message
         if said is not None and (said.content or said.thinking or said.tool_calls or read.logprobs):
@@ -99,7 +99,7 @@ class OllamaReading(LineReading):
             calls = None if said.tool_calls is None else self._whole_calls(said.tool_calls)
             deltas.append(Delta(said.content, said.thinking, None, None, calls, read.logprobs))
         if read.done:
-            self.over = True
+            self.done = True
             finish: FinishReason = "length" if read.done_reason == "length" else "stop"
             deltas.append(Delta(finish=finish))
             deltas.append(Delta(usage=Usage(read.prompt_eval_count, read.eval_count)))
@@ -124,7 +124,7 @@ class OllamaReading(LineReading):
     def _end(self, deltas: list[Delta]) -> None:
         if self._run < REPETITION:
             raise broken_off("truncated")
-        self.over = True
+        self.done = True
         deltas.append(Delta(finish="stop"))
         deltas.append(Delta(usage=Usage(0, self._pieces)))
 
@@ -146,20 +146,20 @@ class Ollama:
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
         return OllamaRequest(chat, model, facts, self._num_ctx, self._keep_alive, self._truncate).render()
 
-    def amended(self, chat: Chat, refusal: GatewayError) -> Chat | None:
+    def relaxed(self, chat: Chat, refusal: GatewayError) -> Chat | None:
         """A wish to think is dropped for a model that cannot, as other engines drop it."""
         if isinstance(refusal, UnsupportedParameter) and refusal.param == "reasoning_effort" and chat.effort is not None:
             return msgspec.structs.replace(chat, reasoning_effort=None, reasoning=None, think=None, chat_template_kwargs=None)
         return None
 
-    def reading(self) -> OllamaReading:
-        return OllamaReading()
+    def reader(self) -> OllamaReader:
+        return OllamaReader()
 
     def parse_answer(self, body: bytes) -> Delta:
         raise AssertionError("Ollama is always asked to stream")
 
-    def refusal(self, status: int, body: bytes) -> GatewayError:
-        return refusal(status, body)
+    def client_error(self, status: int, body: bytes) -> GatewayError:
+        return client_error(status, body)
 
     def canonical(self, name: str) -> str:
         return canonical(name)
@@ -175,7 +175,7 @@ class Ollama:
             found[model.name] = found[model.name.removesuffix(":latest")] = ModelFacts(digest=model.digest)
         return found
 
-    async def learn(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> Loaded | None:
+    async def probe_models(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> LoadedUntil | None:
         """What a model can do and the longest context it could have (`/api/show`, once), and the context that it is loaded with (`/api/ps`;
         kept when it is unloaded)."""
         shown = await ask("GET", OllamaLoading.path, None) or b""

@@ -22,10 +22,10 @@ from gateway.chat.request import (
     Tool,
     ToolCall,
 )
-from gateway.engines.engine import Ask, Loaded, ModelFacts, Models, decode
-from gateway.engines.error_mapping import refusal
+from gateway.engines.engine import Ask, LoadedUntil, ModelFacts, Models, decode
+from gateway.engines.error_mapping import client_error
 from gateway.engines.grammar.portable import harmless, portable
-from gateway.engines.openai_response import OpenAiReading, parse_answer
+from gateway.engines.openai_response import OpenAiReader, parse_answer
 from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest
 
 
@@ -75,7 +75,7 @@ class _Format(Struct, omit_defaults=True, gc=False):
     json_schema: NamedSchema | None = None
 
 
-class Request(Struct, omit_defaults=True, kw_only=True):
+class OpenAiRequest(Struct, omit_defaults=True, kw_only=True):
     """What is sent; what has its default is left out."""
 
     model: str
@@ -120,11 +120,11 @@ class OpenAi:
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
         return msgspec.json.encode(self.request(chat, model, facts, stream))
 
-    def request(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> Request:
+    def request(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> OpenAiRequest:
         limit = chat.token_limit
         if limit is not None and facts.context_length is not None and limit >= facts.context_length:
             limit = None  # the rest of the context: what the server takes by itself
-        request = Request(
+        request = OpenAiRequest(
             model=model,
             messages=[_message(message) for message in chat.messages],
             max_tokens=limit,
@@ -147,7 +147,7 @@ class OpenAi:
             self._set_effort(chat, request)
         return request
 
-    def _offer_tools(self, chat: Chat, request: Request) -> None:
+    def _offer_tools(self, chat: Chat, request: OpenAiRequest) -> None:
         request.tools = [_Tool(_with_parameters(tool, harmless).function) for tool in chat.offered]
         if isinstance(chat.tool_choice, Choice):
             request.tool_choice = _Chosen({"name": chat.tool_choice.function.name})
@@ -155,25 +155,25 @@ class OpenAi:
             request.tool_choice = chat.tool_choice
         request.parallel_tool_calls = chat.parallel_tool_calls if request.tools else None
 
-    def _set_effort(self, chat: Chat, request: Request) -> None:
+    def _set_effort(self, chat: Chat, request: OpenAiRequest) -> None:
         """True, as the model likes, is what a server does by itself."""
         request.reasoning_effort = chat.effort if isinstance(chat.effort, str) else None
 
-    def amended(self, chat: Chat, refusal: GatewayError) -> Chat | None:
+    def relaxed(self, chat: Chat, refusal: GatewayError) -> Chat | None:
         """A limit that does not fit beside the prompt is no fault of the prompt's: without one the rest of the context is the limit. vLLM 0.33
         does so itself, earlier ones refuse. A schema that the server cannot follow is asked for in the form that others get."""
         if isinstance(refusal, ContextLengthExceeded) and chat.token_limit is not None:
             return msgspec.structs.replace(chat, max_tokens=None, max_completion_tokens=None)
         return _with_schemas(chat, portable) if type(refusal) is InvalidRequest and refusal.param == "response_format" else None
 
-    def reading(self) -> OpenAiReading:
-        return OpenAiReading(self._known_texts)
+    def reader(self) -> OpenAiReader:
+        return OpenAiReader(self._known_texts)
 
     def parse_answer(self, body: bytes) -> Delta:
         return parse_answer(body)
 
-    def refusal(self, status: int, body: bytes) -> GatewayError:
-        return refusal(status, body)
+    def client_error(self, status: int, body: bytes) -> GatewayError:
+        return client_error(status, body)
 
     def canonical(self, name: str) -> str:
         return name
@@ -182,7 +182,7 @@ class OpenAi:
         parsed = decode(_model_lists, body)
         return None if parsed is None else {model.id: ModelFacts(model.context_length) for model in parsed.data or ()}
 
-    async def learn(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> Loaded | None:
+    async def probe_models(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> LoadedUntil | None:
         """The list tells all."""
         return None
 

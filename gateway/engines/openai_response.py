@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
-from gateway.engines.engine import LineReading, broken_off, decode
+from gateway.engines.engine import LineReader, broken_off, decode
 from gateway.engines.lines import DONE, data_of
 from gateway.errors import UpstreamError
 
@@ -102,7 +102,7 @@ def _is_utf8(text: bytes) -> bool:
     return True
 
 
-class OpenAiReading(LineReading):
+class OpenAiReader(LineReader):
     """Reads `chat.completion.chunk` events. The end is `[DONE]`, or the body's end after a finish reason.
 
     Within one stream the events of plain content are equal but for the text. So the first of them is decoded and its bytes before and after
@@ -122,7 +122,7 @@ class OpenAiReading(LineReading):
         self._skip = self._stop = 0
         self._known = set() if known is None else known
 
-    def texts(self, piece: bytes) -> list[bytes] | None:
+    def plain_tokens(self, piece: bytes) -> list[bytes] | None:
         skip, stop = self._skip, self._stop
         if not skip or piece[:skip] != self._before or piece[stop:] != self._after or self._lines.held:  # slices: cheaper than startswith
             return None
@@ -161,7 +161,7 @@ class OpenAiReading(LineReading):
         if chunk is None:
             if data.strip() == DONE:
                 self._end(deltas)
-                self.over = True
+                self.done = True
             else:
                 self.malformed += 1
             return

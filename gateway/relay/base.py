@@ -12,14 +12,14 @@ from typing import ClassVar
 from msgspec import structs
 
 from gateway.admission.fair_queue import Claim
-from gateway.admission.queues import Lane
+from gateway.admission.queues import LaneName
 from gateway.admission.ticket import Ticket
 from gateway.errors import ClientLeft, ContextLengthExceeded, Crash, GatewayError, InvalidRequest, UpstreamError, UpstreamTimeout
-from gateway.relay.cancel_scope import Watch
-from gateway.relay.context import Surroundings
+from gateway.relay.cancel_scope import CancelScope
+from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
-from gateway.relay.failover import Detour
-from gateway.relay.requests import Client, Request
+from gateway.relay.failover import Failover
+from gateway.relay.requests import ClientConnection, RelayRequest
 from gateway.relay.route import Route
 from gateway.telemetry.exchange import Exchange, Meter
 from gateway.upstream.backend import Backend
@@ -32,7 +32,7 @@ _log = logging.getLogger("gateway.relay")
 NO_FIRST_PIECE = "no first piece"
 
 
-LARGE = 256 * 1024
+YIELD_BYTES = 256 * 1024
 """Bytes of a body from which on the steps of its treatment let others run in between."""
 
 SMALLEST_CONTEXT = 256
@@ -42,7 +42,7 @@ MOST_BYTES_PER_TOKEN = 16
 """Of text, on the safe side: no text but runs of blanks has so many. What has more for each token of the context is refused at once: Ollama
 0.24 takes 17 s to find out."""
 
-EARLY = 0.8
+KEEPALIVE_SHARE = 0.8
 """A plain answer is kept alive from this share of its client's read timeout on."""
 
 JSON_LINES = b"content-type: application/json\r\n"
@@ -60,48 +60,61 @@ class Relay(ABC):
     """The request's field with the text that has to fit the model's context."""
 
     __slots__ = (
-        "_backend", "_client", "_destination", "_detour", "_lane", "_limits", "_meter", "_next_beat", "_request", "_server", "_shared", "_started",
-        "_ticket", "_watch", "look_at",
+        "_backend",
+        "_cancel_scope",
+        "_client",
+        "_context",
+        "_destination",
+        "_failover",
+        "_lane",
+        "_limits",
+        "_meter",
+        "_next_keepalive",
+        "_request",
+        "_server",
+        "_started",
+        "_ticket",
+        "check_at",
     )  # fmt: skip
 
-    def __init__(self, shared: Surroundings, client: Client, request: Request, lane: Lane) -> None:
-        self._shared = shared
+    def __init__(self, context: RelayContext, client: ClientConnection, request: RelayRequest, lane: LaneName) -> None:
+        self._context = context
         self._client = client
         self._request = request
-        self._destination = destination = shared.destination(request.route, self.endpoint)
+        self._destination = destination = context.destination(request.route, self.endpoint)
         self._backend = destination.backend
         self._limits = destination.limits
-        self._detour: Detour | None = None
+        self._failover: Failover | None = None
         self._server: Server | None = None
         self._lane = lane
         self._ticket = self._new_ticket(request.claim)
-        self._meter = Meter(shared.clock, destination.metrics.gaps.observe_gap)
-        self._watch = Watch(client, shared.loop)
-        self.look_at = 0.0
+        self._meter = Meter(context.clock, destination.metrics.gaps.observe_gap)
+        self._cancel_scope = CancelScope(client, context.loop)
+        self.check_at = 0.0
         self._started = False
-        self._next_beat = self._meter.arrived + self._silence_allowed()
+        self._next_keepalive = self._meter.arrived + self._keepalive_after()
 
     def __repr__(self) -> str:
         return f"<Relay {self._destination.route} {self._meter.phase}>"
 
     async def __call__(self) -> None:
         error: GatewayError | None = None
-        self._shared.sweep.add(self)
+        self._context.sweep.add(self)
         try:
-            with self._watch:
+            with self._cancel_scope:
                 self._backend.budget.count(self._meter.arrived)
                 while True:
                     try:
                         self._refuse_hopeless()
                         with self._ticket as ticket:
-                            if ticket.place is None:
+                            if ticket.placement is None:
                                 await ticket.wait()
-                                self.look_at = 0.0
+                                self.check_at = 0.0
                             self._meter.admit()
                             await self._forward(ticket)
                         break
                     except GatewayError as failure:
-                        self._go_on(failure)
+                        self._reroute(failure)
         except GatewayError as raised:
             error = raised
             self._answer_error(error)
@@ -111,7 +124,7 @@ class Relay(ABC):
             places = "".join(traceback.format_tb(crash.__traceback__))  # never its words: they may be the client's
             _log.error("a relay failed by %s:\n%s", type(crash).__name__, places)
         finally:
-            self._shared.sweep.live.discard(self)
+            self._context.sweep.live.discard(self)
             self._client.on_pause = self._client.on_resume = None
             self._record(error)
 
@@ -128,40 +141,40 @@ class Relay(ABC):
     @property
     def is_stranded(self) -> bool:
         """It waits for servers that are all dead."""
-        return self._ticket.is_in_line and self._backend.is_restrained and self._backend.is_away(self._destination.route.model)
+        return self._ticket.is_queued and self._backend.is_restrained and self._backend.is_down(self._destination.route.model)
 
     def cut_off(self, error: GatewayError) -> None:
         """End with `error`: the gateway is stopping."""
-        self._watch.end(error)
+        self._cancel_scope.end(error)
 
     @property
     def generation(self) -> int:
         """Of the settings under which it is where it is."""
         return self._destination.generation
 
-    def leave_line(self, backend: Backend) -> None:
+    def leave_queue(self, backend: Backend) -> None:
         """`backend` takes nothing: who waits for it and may go elsewhere does so."""
         way, model = self._destination.fallback, self._destination.route.model
-        if way is None or backend is not self._backend or not backend.takes_none(model):
+        if way is None or backend is not self._backend or not backend.accepts_none(model):
             return
-        if not self._shared.destination(way, self.endpoint).backend.is_away(way.model):
+        if not self._context.destination(way, self.endpoint).backend.is_down(way.model):
             self._ticket.refuse(backend.unavailable())
 
-    def _go_on(self, failure: GatewayError) -> None:
+    def _reroute(self, failure: GatewayError) -> None:
         """Aim where the request goes after `failure`; raises where it goes nowhere."""
-        if self._detour is None:
+        if self._failover is None:
             if self._destination.fallback is None:
                 raise failure
-            self._detour = Detour(self._shared, self._destination)
-        self._aim(self._led(self._detour.after(failure, self._meter)))
-        self._meter.wait_again()
+            self._failover = Failover(self._context, self._destination)
+        self._retarget(self._follow_rollout(self._failover.destination_after(failure, self._meter)))
+        self._meter.requeue()
         self._ticket = self._new_ticket(self._claim())
 
-    def _led(self, destination: Destination) -> Destination:
+    def _follow_rollout(self, destination: Destination) -> Destination:
         """Where a request gets in line that was to do so at `destination`."""
         return destination
 
-    def _aim(self, destination: Destination) -> None:
+    def _retarget(self, destination: Destination) -> None:
         self._destination = destination
         self._backend, self._limits = destination.backend, destination.limits
         self._meter.observe_gap = destination.metrics.gaps.observe_gap
@@ -170,7 +183,7 @@ class Relay(ABC):
         """With what is left of the client's time."""
         claim = self._request.claim
         if claim.timeout is not None:
-            claim = structs.replace(claim, timeout=max(0.0, self._meter.arrived + claim.timeout - self._shared.clock()))
+            claim = structs.replace(claim, timeout=max(0.0, self._meter.arrived + claim.timeout - self._context.clock()))
         return claim
 
     def _new_ticket(self, claim: Claim) -> Ticket:
@@ -179,18 +192,18 @@ class Relay(ABC):
     def _refuse_hopeless(self) -> None:
         """What the backend would refuse for certain does not wait in its line."""
         model, backend = self._destination.route.model, self._backend
-        if backend.is_restrained and self._detour is None:
+        if backend.is_restrained and self._failover is None:
             may_go = self._destination.fallback is not None
-            if backend.takes_none(model) if may_go else backend.is_away(model):
+            if backend.accepts_none(model) if may_go else backend.is_down(model):
                 raise backend.unavailable()
         if self._request.size > MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT:
-            context = backend.context_length(model)
-            if self._is_longer_than(context):
-                raise ContextLengthExceeded(context, self.text_field)
+            limit = backend.context_length(model)
+            if self._is_longer_than(limit):
+                raise ContextLengthExceeded(limit, self.text_field)
 
-    def _is_longer_than(self, context: int | None) -> bool:
+    def _is_longer_than(self, limit: int | None) -> bool:
         """For certain."""
-        return context is not None and self._text_length() > MOST_BYTES_PER_TOKEN * context
+        return limit is not None and self._text_length() > MOST_BYTES_PER_TOKEN * limit
 
     @abstractmethod
     def _text_length(self) -> int:
@@ -204,7 +217,7 @@ class Relay(ABC):
             WireError, GatewayError: it could not; whatever was sent to the client was sent by this relay's own methods.
         """
 
-    def _amend(self, refusal: InvalidRequest) -> bool:
+    def _relax_request(self, refusal: InvalidRequest) -> bool:
         """Change what will be asked so that the server need not refuse it again; False: there is no other way to ask."""
         return False
 
@@ -212,12 +225,12 @@ class Relay(ABC):
 
     async def _forward(self, ticket: Ticket) -> None:
         while True:
-            server = ticket.station
+            server = ticket.server
             assert isinstance(server, Server)
             self._server = server
-            self._meter.send()
+            self._meter.start_attempt()
             sent = self._meter.last_piece
-            self.look_at = 0.0
+            self.check_at = 0.0
             try:
                 await self._exchange(server)
                 ticket.is_served = True
@@ -226,24 +239,24 @@ class Relay(ABC):
                 return
             except WireError as fault:
                 error = upstream_error(fault)
-                if not self._moves(ticket, server, error, sent, fault.answered):
+                if not self._retry_elsewhere(ticket, server, error, sent, fault.answered):
                     raise error from fault
             except InvalidRequest as refusal:
-                if self._meter.first_piece is not None or not self._amend(refusal):
-                    self._moves(ticket, server, refusal, sent, True)
-                    raise self._completed(refusal, server) from None
+                if self._meter.first_piece is not None or not self._relax_request(refusal):
+                    self._retry_elsewhere(ticket, server, refusal, sent, True)
+                    raise self._with_context_limit(refusal, server) from None
             except GatewayError as error:
-                if not self._moves(ticket, server, error, sent, isinstance(error, UpstreamError)):
+                if not self._retry_elsewhere(ticket, server, error, sent, isinstance(error, UpstreamError)):
                     raise
             finally:
                 self._meter.end_upstream()
 
-    def _moves(self, ticket: Ticket, server: Server, error: GatewayError, sent: float, answered: bool) -> bool:
-        if self._detour is None:
-            self._detour = Detour(self._shared, self._destination)
-        return self._detour.moves(ticket, server, error, self._meter, sent=sent, answered=answered)
+    def _retry_elsewhere(self, ticket: Ticket, server: Server, error: GatewayError, sent: float, answered: bool) -> bool:
+        if self._failover is None:
+            self._failover = Failover(self._context, self._destination)
+        return self._failover.retry_elsewhere(ticket, server, error, self._meter, sent=sent, answered=answered)
 
-    def _completed(self, refusal: InvalidRequest, server: Server) -> InvalidRequest:
+    def _with_context_limit(self, refusal: InvalidRequest, server: Server) -> InvalidRequest:
         """Ollama 0.24 does not say how long a prompt may be."""
         if isinstance(refusal, ContextLengthExceeded) and refusal.limit is None:
             return ContextLengthExceeded(server.facts(self._destination.route.model).context_length, self.text_field)
@@ -252,7 +265,7 @@ class Relay(ABC):
     def _count_stale(self) -> None:
         self._meter.attempts += 1
         self._meter.met_stale = True
-        self._shared.metrics.retries.labels(self._backend.name, "stale").inc()
+        self._context.metrics.retries.labels(self._backend.name, "stale").inc()
 
     # Answer
 
@@ -271,10 +284,10 @@ class Relay(ABC):
         if not self._started:
             self._client.answer(error.status, self._header_lines(JSON_LINES) + error.header_lines(), error.envelope())
             return
-        self._client.write(self._last_words(error))
+        self._client.write(self._trailing_error(error))
         self._client.end()
 
-    def _last_words(self, error: GatewayError) -> bytes:
+    def _trailing_error(self, error: GatewayError) -> bytes:
         """`error` behind what was sent already."""
         return error.envelope()
 
@@ -284,7 +297,7 @@ class Relay(ABC):
 
     def _header_lines(self, content_lines: bytes) -> bytes:
         request, meter = self._request, self._meter
-        queue_ms = ((self._shared.clock() if meter.admitted is None else meter.admitted) - meter.arrived) * 1000
+        queue_ms = ((self._context.clock() if meter.admitted is None else meter.admitted) - meter.arrived) * 1000
         return b"%b%bx-request-id: %b\r\n%bx-gateway-queue-ms: %d\r\nx-gateway-attempts: %d\r\n" % (
             content_lines,
             request.extra_lines,
@@ -296,20 +309,20 @@ class Relay(ABC):
 
     # Time
 
-    def look(self, now: float) -> None:
-        """End the exchange when a deadline has passed, keep a silent one alive. A new phase sets `look_at` to zero: its deadline may be nearer."""
+    def check_deadlines(self, now: float) -> None:
+        """End the exchange when a deadline has passed, keep a silent one alive. A new phase sets `check_at` to zero: its deadline may be nearer."""
         deadline, phase = self._deadline()
         if now >= deadline:
             if phase == NO_FIRST_PIECE and self._server is not None:
                 self._server.circuit.fail("no_first_piece", self._meter.last_piece)
-            self._watch.end(UpstreamTimeout(phase))
-            self.look_at = math.inf
+            self._cancel_scope.end(UpstreamTimeout(phase))
+            self.check_at = math.inf
             return
-        self._next_beat = max(self._next_beat, self._quiet_until())
-        if now >= self._next_beat:
-            self._beat()
-            self._next_beat = now + self._shared.heartbeat
-        self.look_at = min(deadline, self._next_beat)
+        self._next_keepalive = max(self._next_keepalive, self._active_until())
+        if now >= self._next_keepalive:
+            self._send_keepalive()
+            self._next_keepalive = now + self._context.heartbeat
+        self.check_at = min(deadline, self._next_keepalive)
 
     def _deadline(self) -> tuple[float, str]:
         """When the present phase has lasted too long, and its name. A client that does not read stops the backend's clock."""
@@ -326,15 +339,15 @@ class Relay(ABC):
             return min(ends, (meter.last_piece + limits.first_token_timeout, NO_FIRST_PIECE))
         return min(ends, (meter.last_piece + limits.idle_timeout, "no next piece"))
 
-    def _silence_allowed(self) -> float:
+    def _keepalive_after(self) -> float:
         """Seconds after which a silent answer is kept alive."""
-        return math.inf if self._request.read_timeout is None else EARLY * self._request.read_timeout
+        return math.inf if self._request.read_timeout is None else KEEPALIVE_SHARE * self._request.read_timeout
 
-    def _quiet_until(self) -> float:
+    def _active_until(self) -> float:
         """Before then it need not be: the client has seen something of late."""
         return -math.inf
 
-    def _beat(self) -> None:
+    def _send_keepalive(self) -> None:
         if self._client.paused:
             return
         if not self._started:
@@ -360,7 +373,7 @@ class Relay(ABC):
     def _record(self, error: GatewayError | None) -> None:
         meter, request, route = self._meter, self._request, self._destination.route
         duration, queue_wait, upstream, time_to_first_token = meter.times()
-        self._shared.on_exchange(
+        self._context.on_exchange(
             Exchange(
                 request_id=request.id,
                 key_id=request.key_id,

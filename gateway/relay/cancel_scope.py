@@ -8,20 +8,20 @@ from typing import Protocol, Self
 from gateway.errors import ClientLeft, GatewayError
 
 
-class Leaver(Protocol):
+class LeavingClient(Protocol):
     """A client that can leave: `on_leave` is called once, when it does; `gone` tells that it has."""
 
     gone: bool
     on_leave: Callable[[], None] | None
 
 
-class Watch:
+class CancelScope:
     """`with Watch(client, loop) as watch:` raises, out of whatever the body awaits, the error that `end` was given; `ClientLeft` when the
     client leaves. `asyncio.timeout` with more reasons than time."""
 
     __slots__ = ("_cancels", "_client", "_error", "_loop", "_task")
 
-    def __init__(self, client: Leaver, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, client: LeavingClient, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
         self._loop = loop
         self._error: GatewayError | None = None
@@ -33,7 +33,7 @@ class Watch:
         self._task = asyncio.current_task(self._loop)
         assert self._task is not None
         self._cancels = self._task.cancelling()
-        self._client.on_leave = self._left
+        self._client.on_leave = self._client_left
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -49,5 +49,5 @@ class Watch:
             self._error = error
             self._task.cancel()
 
-    def _left(self) -> None:
+    def _client_left(self) -> None:
         self.end(ClientLeft())

@@ -6,20 +6,20 @@ from bisect import bisect_left
 
 from msgspec import structs
 
-from gateway.admission.scheduler import Mover, Outlook
+from gateway.admission.scheduler import Transfer, WaitEstimate
 from gateway.chat.answer import Answer, Delta, assemble
-from gateway.chat.normalizer import Shaping
+from gateway.chat.normalizer import Normalizer
 from gateway.chat.request import LARGE_SCHEMAS
-from gateway.dialects.openai_chat import StreamView, render_answer
-from gateway.engines.engine import MAX_ANSWER, MAX_REFUSAL, Reading
+from gateway.dialects.openai_chat import StreamRenderer, render_answer
+from gateway.engines.engine import MAX_ANSWER, MAX_REFUSAL, ResponseReader
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
-from gateway.relay.base import LARGE, MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, Relay
-from gateway.relay.context import Surroundings
+from gateway.relay.base import MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, YIELD_BYTES, Relay
+from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
-from gateway.relay.requests import ChatRequest, Client
+from gateway.relay.requests import ChatRequest, ClientConnection
 from gateway.telemetry.exchange import CHAT
 from gateway.upstream.connection import Connection, WireError
-from gateway.upstream.failures import JSON, check_headers, upstream_error, with_pause
+from gateway.upstream.failures import JSON, check_headers, upstream_error, with_retry_after
 from gateway.upstream.server import Server
 
 SHORT_ANSWER = 1024
@@ -36,13 +36,13 @@ class ChatRelay(Relay):
     text_field = "messages"
     _request: ChatRequest
 
-    __slots__ = ("_chat", "_collected", "_collected_bytes", "_moved", "_passes", "_shaping", "_silent_since", "_splices", "_view")
+    __slots__ = ("_chat", "_collected", "_collected_bytes", "_moved", "_normalizer", "_passes", "_renderer", "_silent_since", "_splices")
 
-    def __init__(self, shared: Surroundings, client: Client, request: ChatRequest) -> None:
+    def __init__(self, context: RelayContext, client: ClientConnection, request: ChatRequest) -> None:
         self._chat = chat = request.chat
-        self._view = StreamView(request.answer_id, request.created, chat.model, chat.wants_usage) if chat.stream else None
-        super().__init__(shared, client, request, "vision" if chat.has_images else "text")
-        self._shaping: Shaping | None = None
+        self._renderer = StreamRenderer(request.answer_id, request.created, chat.model, chat.wants_usage) if chat.stream else None
+        super().__init__(context, client, request, "vision" if chat.has_images else "text")
+        self._normalizer: Normalizer | None = None
         self._moved = False
         self._passes = False
         """There is nothing to shape."""
@@ -53,8 +53,8 @@ class ChatRelay(Relay):
         self._collected: list[Delta] = []
         self._collected_bytes = 0
 
-    def _go_on(self, failure: GatewayError) -> None:
-        super()._go_on(failure)
+    def _reroute(self, failure: GatewayError) -> None:
+        super()._reroute(failure)
         self._chat = self._request.chat
         self._collected_bytes = 0
 
@@ -75,82 +75,82 @@ class ChatRelay(Relay):
         return self._destination
 
     @property
-    def is_led(self) -> bool:
+    def follows_rollout(self) -> bool:
         """It is where the roll-out has led it, and not where a failure has."""
-        return self._detour is None or not self._detour.has_left
+        return self._failover is None or not self._failover.has_left
 
     @property
-    def is_in_line(self) -> bool:
-        return self._ticket.is_in_line
+    def is_queued(self) -> bool:
+        return self._ticket.is_queued
 
-    def fits(self, destination: Destination) -> bool:
+    def can_be_served_by(self, destination: Destination) -> bool:
         """Whether the model there can serve it, as far as that is known."""
         model, backend = destination.route.model, destination.backend
         if self._lane == "vision" and backend.lacks(model, "vision"):
             return False
         return self._request.size <= MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT or not self._is_longer_than(backend.context_length(model))
 
-    def follow(self, destination: Destination) -> Mover:
+    def requeue_on(self, destination: Destination) -> Transfer:
         """It waits for another backend from now on, whose admission has to take it over at once; it is rendered for that one in its turn."""
-        self._aim(destination)
-        self._follow(destination)
-        return self._ticket.mover(self._backend.admission, destination.queues[self._lane], self._claim())
+        self._retarget(destination)
+        self._move_to(destination)
+        return self._ticket.transfer(self._backend.admission, destination.queues[self._lane], self._claim())
 
-    def _led(self, destination: Destination) -> Destination:
+    def _follow_rollout(self, destination: Destination) -> Destination:
         """The roll-out may have changed while the request had a slot: then no more get in the line that was left."""
-        other = self._shared.lead(self) if self.is_led else None
+        other = self._context.requeue_target(self) if self.follows_rollout else None
         if other is None:
             return destination
-        self._follow(other)
+        self._move_to(other)
         return other
 
-    def _follow(self, destination: Destination) -> None:
+    def _move_to(self, destination: Destination) -> None:
         self._moved = True
         self._request = structs.replace(self._request, route=destination.route)  # what the roll-out chose, for the log and for its guard
-        if self._detour is not None:
-            self._detour.destination = destination
+        if self._failover is not None:
+            self._failover.destination = destination
 
     def _text_length(self) -> int:
         return sum(len(message.text) for message in self._chat.messages)
 
-    def _amend(self, refusal: InvalidRequest) -> bool:
-        amended = self._backend.dialect.amended(self._chat, refusal)
-        if amended is not None:
-            self._chat = amended
-        return amended is not None
+    def _relax_request(self, refusal: InvalidRequest) -> bool:
+        relaxed = self._backend.engine.relaxed(self._chat, refusal)
+        if relaxed is not None:
+            self._chat = relaxed
+        return relaxed is not None
 
     # Forward
 
     async def _exchange(self, server: Server) -> None:
-        dialect = self._backend.dialect
+        engine = self._backend.engine
         limit = self._chat.token_limit
-        streams = self._view is not None or dialect.streams_only or limit is None or limit > SHORT_ANSWER
+        streams = self._renderer is not None or engine.streams_only or limit is None or limit > SHORT_ANSWER
         model = self._destination.route.model
         if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
-            body = await self._shared.in_thread(dialect.render, self._chat, model, server.facts(model), streams)
+            body = await self._context.in_thread(engine.render, self._chat, model, server.facts(model), streams)
         else:
-            body = dialect.render(self._chat, model, server.facts(model), streams)
-        if len(body) > LARGE:
+            body = engine.render(self._chat, model, server.facts(model), streams)
+        if len(body) > YIELD_BYTES:
             await asyncio.sleep(0)
-        head = server.chat_head(self._request.came_through, self._shared.gateway_id)
+        head = server.chat_head(self._request.came_through, self._context.gateway_id)
         asking = server.pool.request(head, body, self._count_stale, self._limits.connect_timeout)
         del body
         with await asking as response:
             if response.status != 200:
-                raise with_pause(dialect.refusal(response.status, await response.read(MAX_REFUSAL)), response)
-            streams = check_headers(response, dialect.stream_type if streams else JSON, self._view is None and not dialect.streams_only)
+                raise with_retry_after(engine.client_error(response.status, await response.read(MAX_REFUSAL)), response)
+            streams = check_headers(response, engine.stream_type if streams else JSON, self._renderer is None and not engine.streams_only)
             if not streams:
                 answer = response.whole(MAX_ANSWER)
-                delta = dialect.parse_answer(await response.read(MAX_ANSWER) if answer is None else answer)
+                delta = engine.parse_answer(await response.read(MAX_ANSWER) if answer is None else answer)
                 self._meter.usage = delta.usage
                 self._meter.has_said = delta.is_piece
-                self._answer(assemble(self._shaped([delta])))
+                self._answer(assemble(self._normalized([delta])))
                 return
-            await self._pump(response, dialect.reading())
+            await self._pump(response, engine.reader())
 
-    async def _pump(self, response: Connection, reading: Reading) -> None:
-        meter, view, write = self._meter, self._view, self._client.write
-        clock, gaps, texts_of = self._shared.clock, self._destination.metrics.gaps, reading.texts
+    async def _pump(self, response: Connection, reader: ResponseReader) -> None:
+        meter, view, write = self._meter, self._renderer, self._client.write
+        clock, gaps, texts_of = self._context.clock, self._destination.metrics.gaps, reader.plain_tokens
         bounds, counts = gaps.bounds, gaps.counts
         before, after = (b"", b"") if view is None else view.around_text
         is_silent = True
@@ -160,7 +160,7 @@ class ChatRelay(Relay):
             nonlocal is_silent
             if not self._splices or view is None or (texts := texts_of(piece)) is None:
                 is_silent = False
-                self._take(piece, reading, response)
+                self._take(piece, reader, response)
                 return
             now = clock()
             gap = now - meter.last_piece
@@ -174,24 +174,24 @@ class ChatRelay(Relay):
                 write(view.splice(texts))
 
         def on_resume() -> None:
-            self._meter.last_piece = self._shared.clock()
-            self.look_at = 0.0
+            self._meter.last_piece = self._context.clock()
+            self.check_at = 0.0
             response.resume()
 
         self._client.on_pause, self._client.on_resume = response.pause, on_resume
         if self._client.paused:
             response.pause()
         try:
-            await response.pump(on_piece)
-            if not reading.over:
-                self._deliver(reading.end())
+            await response.stream(on_piece)
+            if not reader.done:
+                self._deliver(reader.end())
         except WireError as fault:
             if is_silent:  # the head of a stream is no answer: vLLM sends it before it has queued the request
                 raise WireError(fault.fault) from fault
             raise upstream_error(fault) from fault  # what the backend said before is not lost: Ollama's last line may need no line end
         finally:
-            if reading.malformed:
-                self._shared.metrics.upstream_errors.labels(self._backend.name, "malformed").inc(reading.malformed)
+            if reader.malformed:
+                self._context.metrics.upstream_errors.labels(self._backend.name, "malformed").inc(reader.malformed)
         if view is not None:
             write(view.done())
             self._client.end()
@@ -200,19 +200,19 @@ class ChatRelay(Relay):
 
     # Stream back
 
-    def _take(self, piece: bytes, reading: Reading, response: Connection) -> None:
-        if self._view is None:
+    def _take(self, piece: bytes, reader: ResponseReader, response: Connection) -> None:
+        if self._renderer is None:
             self._collected_bytes += len(piece)
             if self._collected_bytes > MAX_ANSWER:
                 raise UpstreamError("too_large")
-        deltas = reading.feed(piece)
+        deltas = reader.feed(piece)
         if deltas:
             self._deliver(deltas)
-        if reading.failure is not None:
-            raise reading.failure
-        if reading.surplus:
-            response.spoil()
-        if reading.over:
+        if reader.failure is not None:
+            raise reader.failure
+        if reader.surplus:
+            response.mark_unusable()
+        if reader.done:
             response.stop()
 
     def _deliver(self, deltas: list[Delta]) -> None:
@@ -222,13 +222,13 @@ class ChatRelay(Relay):
         if deltas[-1].usage is not None:
             meter.usage = deltas[-1].usage
         if is_first:
-            self.look_at = 0.0
-            self._ticket.spoke()
+            self.check_at = 0.0
+            self._ticket.first_token()
             assert self._server is not None
             if self._server.circuit.is_troubled:
                 self._server.circuit.begin_answer()
-        deltas = self._shaped(deltas)
-        view = self._view
+        deltas = self._normalized(deltas)
+        view = self._renderer
         if view is None:
             self._collected += deltas
             return
@@ -237,17 +237,17 @@ class ChatRelay(Relay):
             self._client.write(view.opening())
         self._client.write(b"".join([view.render(delta) for delta in deltas]))
 
-    def _shaped(self, deltas: list[Delta]) -> list[Delta]:
+    def _normalized(self, deltas: list[Delta]) -> list[Delta]:
         if self._passes:
             return deltas
-        if self._shaping is None:
-            if not Shaping.is_needed(self._chat, deltas):
+        if self._normalizer is None:
+            if not Normalizer.is_needed(self._chat, deltas):
                 self._passes = True
-                self._splices = self._view is not None
+                self._splices = self._renderer is not None
                 return deltas
-            self._shaping = Shaping(self._chat)
-        shaped = self._shaping.take(deltas)
-        self._splices = self._shaping.passes and self._view is not None
+            self._normalizer = Normalizer(self._chat)
+        shaped = self._normalizer.normalize(deltas)
+        self._splices = self._normalizer.passes and self._renderer is not None
         if not shaped:
             self._silent_since = self._silent_since or self._meter.last_piece
         else:
@@ -258,36 +258,36 @@ class ChatRelay(Relay):
         self._meter.end_upstream()
         self._answer_json(render_answer(self._request.answer_id, self._request.created, self._chat.model, answer))
 
-    def _last_words(self, error: GatewayError) -> bytes:
-        return super()._last_words(error) if self._view is None else b"data: %b\n\n" % error.envelope()
+    def _trailing_error(self, error: GatewayError) -> bytes:
+        return super()._trailing_error(error) if self._renderer is None else b"data: %b\n\n" % error.envelope()
 
     # Time
 
-    def _silence_allowed(self) -> float:
-        return super()._silence_allowed() if self._view is None else self._shared.commit_after
+    def _keepalive_after(self) -> float:
+        return super()._keepalive_after() if self._renderer is None else self._context.commit_after
 
-    def _quiet_until(self) -> float:
-        if self._view is None or self._meter.first_piece is None:
+    def _active_until(self) -> float:
+        if self._renderer is None or self._meter.first_piece is None:
             return -math.inf
         shown = self._meter.last_piece if self._silent_since is None else self._silent_since
-        return shown + self._silence_allowed()
+        return shown + self._keepalive_after()
 
-    def _beat(self) -> None:
-        if self._view is None:
-            super()._beat()
+    def _send_keepalive(self) -> None:
+        if self._renderer is None:
+            super()._send_keepalive()
         elif not self._client.paused:
-            note = self._shared.waiting_note and self._ticket.is_in_line
+            note = self._context.waiting_note and self._ticket.is_queued
             if not self._started:
                 self._start(STREAM_LINES)
-                self._client.write(self._view.opening())
+                self._client.write(self._renderer.opening())
             elif not note:
-                self._client.write(self._view.beat())
+                self._client.write(self._renderer.keepalive())
             if note:
-                self._client.write(self._view.render(Delta(reasoning=waiting_note(self._ticket.outlook()))))
+                self._client.write(self._renderer.render(Delta(reasoning=waiting_note(self._ticket.wait_estimate()))))
 
     @property
     def _is_stream(self) -> bool:
-        return self._view is not None
+        return self._renderer is not None
 
     @property
     def _has_moved(self) -> bool:
@@ -298,11 +298,11 @@ class ChatRelay(Relay):
         return not self._meter.has_said
 
 
-def waiting_note(outlook: Outlook) -> str:
+def waiting_note(estimate: WaitEstimate) -> str:
     """What a person who waits is told."""
-    if outlook.is_loading:
+    if estimate.is_loading:
         return "The model is being loaded.\n"
-    if outlook.seconds is None:
-        return f"Waiting in line: place {outlook.place}.\n"
-    estimate = f"{math.ceil(outlook.seconds)} s" if outlook.seconds <= 90 else f"{math.ceil(outlook.seconds / 60)} min"
-    return f"Waiting in line: place {outlook.place}, about {estimate}.\n"
+    if estimate.seconds is None:
+        return f"Waiting in line: place {estimate.position}.\n"
+    time = f"{math.ceil(estimate.seconds)} s" if estimate.seconds <= 90 else f"{math.ceil(estimate.seconds / 60)} min"
+    return f"Waiting in line: place {estimate.position}, about {time}.\n"

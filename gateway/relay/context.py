@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from gateway.admission.queues import Queue
 from gateway.config import Settings
-from gateway.relay.destinations import Destination, Era, _leads
+from gateway.relay.destinations import Destination, SettingsSnapshot, _has_route
 from gateway.relay.in_flight import Sweep
 from gateway.relay.route import Route, fallback_route
 from gateway.telemetry.exchange import CHAT, LANES, Exchange
@@ -18,14 +18,14 @@ from gateway.upstream.backend import Backend
 T = TypeVar("T")
 
 
-class Surroundings:
+class RelayContext:
     """What all relays share. Built in the loop that they run in."""
 
     def __init__(
         self, settings: Settings, backends: dict[str, Backend], metrics: Metrics, on_exchange: Callable[[Exchange], None], gateway_id: bytes
     ) -> None:
         self.generation = 0
-        self.past: dict[int, Era] = {}
+        self.past: dict[int, SettingsSnapshot] = {}
         """By generation: what requests that began under it may still need."""
         self.backends = backends
         self.metrics = metrics
@@ -35,7 +35,7 @@ class Surroundings:
         self.loop = asyncio.get_running_loop()
         self.clock = time.monotonic
         self.sweep = Sweep(self.loop, self.clock)
-        self.lead: Callable[[Any], Destination | None] = lambda relay: None
+        self.requeue_target: Callable[[Any], Destination | None] = lambda relay: None
         """Where a chat's relay, which gets in line once more, is to wait instead; None: where it was."""
         self._thread = ThreadPoolExecutor(1, "schemas")
         self._destinations: dict[Route, Destination] = {}
@@ -56,7 +56,7 @@ class Surroundings:
 
     def change(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
         """From now on `settings` count, with these `backends`: one step, between two requests."""
-        self.past[self.generation] = Era(self.settings, dict(self.backends))
+        self.past[self.generation] = SettingsSnapshot(self.settings, dict(self.backends))
         self.generation += 1
         self._take(settings)
         self.backends.clear()
@@ -67,7 +67,7 @@ class Surroundings:
         found = self._destinations.get(route)
         if found is None:
             generation = self._generation_of(route, endpoint)
-            settings, backends = self.past.get(generation) or Era(self.settings, self.backends)
+            settings, backends = self.past.get(generation) or SettingsSnapshot(self.settings, self.backends)
             backend, tier = backends[route.backend], settings.tiers[route.tier] if endpoint == CHAT else None
             limits = backend.settings.limits if tier is None else settings.limits_for(route.tier, route.backend)
             metrics = self.metrics.route(route.tier, route.backend, endpoint)
@@ -80,9 +80,9 @@ class Surroundings:
 
     def _generation_of(self, route: Route, endpoint: str) -> int:
         """The last whose settings have `route`: a request may be on its way to where nothing leads any more."""
-        if not self.past or _leads(self.settings, route, endpoint):
+        if not self.past or _has_route(self.settings, route, endpoint):
             return self.generation
-        return next((number for number in sorted(self.past, reverse=True) if _leads(self.past[number].settings, route, endpoint)), self.generation)
+        return next((number for number in sorted(self.past, reverse=True) if _has_route(self.past[number].settings, route, endpoint)), self.generation)
 
     @property
     def queues(self) -> set[Queue]:

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gateway.admission.queues import Lane, Queue
-from gateway.config import Limits, Settings
+from gateway.admission.queues import LaneName, Queue
+from gateway.config import BackendLimits, Settings
 from gateway.relay.route import Route
 from gateway.telemetry.exchange import CHAT
 from gateway.telemetry.metrics import RouteMetrics
@@ -21,8 +21,8 @@ class Destination:
         self,
         route: Route,
         backend: Backend,
-        queues: dict[Lane, Queue],
-        limits: Limits,
+        queues: dict[LaneName, Queue],
+        limits: BackendLimits,
         metrics: RouteMetrics,
         fallback: Route | None,
         generation: int = 0,
@@ -40,14 +40,14 @@ class Destination:
         self.header_lines = b"x-gateway-tier: %b\r\nx-gateway-backend: %b\r\nx-gateway-model: %b\r\n" % names
 
 
-class Era(NamedTuple):
+class SettingsSnapshot(NamedTuple):
     """What counted once."""
 
     settings: Settings
     backends: dict[str, Backend]
 
 
-def _leads(settings: Settings, route: Route, endpoint: str) -> bool:
+def _has_route(settings: Settings, route: Route, endpoint: str) -> bool:
     if endpoint != CHAT:
         item = settings.embeddings.get(route.tier)
         return item is not None and (item.backend, item.model) == (route.backend, route.model)
@@ -55,11 +55,11 @@ def _leads(settings: Settings, route: Route, endpoint: str) -> bool:
     return tier is not None and tier.models.get(route.backend) == route.model
 
 
-LOOK_SECONDS = 0.5
+CHECK_SECONDS = 0.5
 """How late the end of the last request may be noticed."""
 
 
-class Retirement:
+class GenerationCleanup:
     """`oldest` tells the generation of the oldest request that is under way, and the present one where there is none."""
 
     def __init__(self, oldest: Callable[[], int]) -> None:
@@ -68,7 +68,7 @@ class Retirement:
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Retirement of generations {sorted(self._leaving)}>"
+        return f"<GenerationCleanup of generations {sorted(self._leaving)}>"
 
     def add(self, generation: int, clean_up: Callable[[], None]) -> None:
         """Call `clean_up` once no request of this generation, or of one before, is left."""
@@ -86,7 +86,7 @@ class Retirement:
 
     async def _run(self) -> None:
         while self._leaving:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
             oldest = self._oldest()
             for generation in sorted(number for number in self._leaving if number < oldest):
                 self._leaving.pop(generation)()

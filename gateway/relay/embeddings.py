@@ -3,17 +3,17 @@
 import asyncio
 
 from gateway.chat.answer import Usage
-from gateway.chat.embedding import Vector, converted, width
+from gateway.chat.embedding import EncodedVector, converted, width
 from gateway.dialects.openai_embeddings import render_embeddings
 from gateway.engines.embeddings import Embedded
 from gateway.engines.engine import MAX_REFUSAL
 from gateway.errors import InvalidRequest, UpstreamError
-from gateway.relay.base import LARGE, Relay
-from gateway.relay.context import Surroundings
-from gateway.relay.requests import Client, EmbeddingRequest
+from gateway.relay.base import YIELD_BYTES, Relay
+from gateway.relay.context import RelayContext
+from gateway.relay.requests import ClientConnection, EmbeddingRequest
 from gateway.telemetry.exchange import EMBEDDINGS
 from gateway.upstream.connection import WireError
-from gateway.upstream.failures import check_headers, with_pause
+from gateway.upstream.failures import check_headers, with_retry_after
 from gateway.upstream.server import Server
 
 MAX_EMBEDDINGS = 64 * 1024 * 1024
@@ -29,9 +29,9 @@ class EmbeddingRelay(Relay):
 
     __slots__ = ("_embedding",)
 
-    def __init__(self, shared: Surroundings, client: Client, request: EmbeddingRequest) -> None:
+    def __init__(self, context: RelayContext, client: ClientConnection, request: EmbeddingRequest) -> None:
         self._embedding = request.embedding
-        super().__init__(shared, client, request, "embedding")
+        super().__init__(context, client, request, "embedding")
 
     def _text_length(self) -> int:
         return max(map(len, self._embedding.texts))
@@ -39,12 +39,12 @@ class EmbeddingRelay(Relay):
     async def _exchange(self, server: Server) -> None:
         embedder = self._backend.embedder
         body = embedder.render(self._embedding, self._destination.route.model)
-        head = server.embedding_head(self._request.came_through, self._shared.gateway_id)
-        if len(body) > LARGE:
+        head = server.embedding_head(self._request.came_through, self._context.gateway_id)
+        if len(body) > YIELD_BYTES:
             await asyncio.sleep(0)
         with await server.pool.request(head, body, self._count_stale) as response:
             if response.status != 200:
-                raise with_pause(embedder.refusal(response.status, await response.read(MAX_REFUSAL)), response)
+                raise with_retry_after(embedder.client_error(response.status, await response.read(MAX_REFUSAL)), response)
             check_headers(response)
             try:
                 answer = await response.read(MAX_EMBEDDINGS)
@@ -66,14 +66,14 @@ class EmbeddingRelay(Relay):
         self._meter.usage = Usage(embedded.prompt_tokens, 0)
         self._answer_json(render_embeddings(vectors, self._embedding.model, embedded.prompt_tokens))
 
-    async def _converted(self, vectors: list[Vector]) -> list[Vector]:
+    async def _converted(self, vectors: list[EncodedVector]) -> list[EncodedVector]:
         """In the form that the client asked for; others get their turn in between."""
         done, size = [], 0
         try:
             for vector in vectors:
                 done.append(converted(vector, self._embedding.in_base64))
                 size += len(vector)
-                if size > LARGE:
+                if size > YIELD_BYTES:
                     size = 0
                     await asyncio.sleep(0)
         except ValueError:

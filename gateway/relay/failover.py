@@ -14,23 +14,23 @@ together are one attempt.
 
 from gateway.admission.ticket import Ticket
 from gateway.errors import BackendUnavailable, GatewayError, InvalidRequest, ModelNotFound, UpstreamError
-from gateway.relay.context import Surroundings
+from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.telemetry.exchange import CHAT, Meter
-from gateway.upstream.failures import BROKEN, MISSING, UNSENT, note_failure
+from gateway.upstream.failures import MISSING, SERVER_FAULTS, UNSENT, record_failure
 from gateway.upstream.server import Server
 
 MAX_ATTEMPTS = 2
 """Servers tried for one request; each try may cost a GPU's time."""
 
 
-class Detour:
+class Failover:
     """The way of one request from its first failure on. `destination` is where it goes now."""
 
-    __slots__ = ("_first_failure", "_reason", "_shared", "_waits_again", "destination")
+    __slots__ = ("_context", "_first_failure", "_reason", "_waits_again", "destination")
 
-    def __init__(self, shared: Surroundings, destination: Destination) -> None:
-        self._shared = shared
+    def __init__(self, context: RelayContext, destination: Destination) -> None:
+        self._context = context
         self.destination = destination
         self._first_failure: GatewayError | None = None
         """Of the backend that was left; None: it still is the first."""
@@ -42,28 +42,28 @@ class Detour:
         """It is at another backend than the roll-out's."""
         return self._first_failure is not None
 
-    def moves(self, ticket: Ticket, server: Server, error: GatewayError, meter: Meter, *, sent: float, answered: bool) -> bool:
+    def retry_elsewhere(self, ticket: Ticket, server: Server, error: GatewayError, meter: Meter, *, sent: float, answered: bool) -> bool:
         """The attempt at `server` failed: whether `ticket` has a slot at another server of the backend now.
 
         `answered`: a part of an answer had come before, and not just the head of a stream.
         """
-        reason = self._reason = note_failure(self.destination.backend, self.destination.route.model, server, error, sent)
+        reason = self._reason = record_failure(self.destination.backend, self.destination.route.model, server, error, sent)
         if meter.met_stale and reason in UNSENT:
             meter.attempts -= 1
         if reason is None or meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None:
             return False
-        if not self._may_repeat(reason, sent, meter):
+        if not self._may_retry(reason, sent, meter):
             return False
-        if not answered and ticket.move():
-            self._repeat(reason, sent, meter)
+        if not answered and ticket.reassign():
+            self._count_retry(reason, sent, meter)
             return True
-        if reason in UNSENT and ticket.has_waited and self._other() is None:
-            server.circuit.doubt(reason)
-            self._repeat(reason, sent, meter)
+        if reason in UNSENT and ticket.has_waited and self._fallback() is None:
+            server.circuit.mark_suspect(reason)
+            self._count_retry(reason, sent, meter)
             self._waits_again = True
         return False
 
-    def after(self, failure: GatewayError, meter: Meter) -> Destination:
+    def destination_after(self, failure: GatewayError, meter: Meter) -> Destination:
         """Where the request gets in line next, having left with `failure`.
 
         Raises:
@@ -73,36 +73,36 @@ class Detour:
             self._waits_again = False
             return self.destination
         if self._first_failure is not None:
-            raise _told(self._first_failure, failure)
-        left, other = self.destination, self._other()
-        if meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None or not _is_for_another(failure):
+            raise _client_error(self._first_failure, failure)
+        left, other = self.destination, self._fallback()
+        if meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None or not _may_fall_back(failure):
             raise failure
         if other is None:
-            if meter.attempts or not isinstance(failure, BackendUnavailable) or left.backend.is_away(left.route.model):
+            if meter.attempts or not isinstance(failure, BackendUnavailable) or left.backend.is_down(left.route.model):
                 raise failure
             return left  # not away, but full for a while: it waits there
         if meter.attempts and self._reason is not None:
-            now = self._shared.clock()
-            if not self._may_repeat(self._reason, now, meter):
+            now = self._context.clock()
+            if not self._may_retry(self._reason, now, meter):
                 raise failure
-            self._repeat(self._reason, now, meter)
+            self._count_retry(self._reason, now, meter)
         self._first_failure = failure.with_traceback(None)  # which holds the frames, and they this
         self.destination = other
-        self._shared.metrics.fallbacks.labels(left.route.tier, left.route.backend, other.route.backend).inc()
+        self._context.metrics.fallbacks.labels(left.route.tier, left.route.backend, other.route.backend).inc()
         return other
 
-    def _other(self) -> Destination | None:
+    def _fallback(self) -> Destination | None:
         """Where the tier lets it go, unless nobody is there."""
         way = self.destination.fallback
-        other = None if way is None else self._shared.destination(way, CHAT)  # only tiers have one
-        return None if other is None or other.backend.is_away(other.route.model) else other
+        other = None if way is None else self._context.destination(way, CHAT)  # only tiers have one
+        return None if other is None or other.backend.is_down(other.route.model) else other
 
-    def _may_repeat(self, reason: str, now: float, meter: Meter) -> bool:
+    def _may_retry(self, reason: str, now: float, meter: Meter) -> bool:
         return self._is_free(reason, meter) or self.destination.backend.budget.has_room(now)
 
-    def _repeat(self, reason: str, now: float, meter: Meter) -> None:
+    def _count_retry(self, reason: str, now: float, meter: Meter) -> None:
         """Count a second attempt, wherever it goes."""
-        backend, metrics = self.destination.backend, self._shared.metrics
+        backend, metrics = self.destination.backend, self._context.metrics
         if not self._is_free(reason, meter):
             backend.budget.spend(now)
         metrics.upstream_errors.labels(backend.name, reason).inc()
@@ -113,14 +113,14 @@ class Detour:
         return reason == MISSING or (reason in UNSENT and not meter.met_stale)
 
 
-def _is_for_another(failure: GatewayError) -> bool:
+def _may_fall_back(failure: GatewayError) -> bool:
     """Another backend may do better. A full line or a time-out is the gateway's own word, and no reason to load another backend."""
     if isinstance(failure, UpstreamError):
-        return failure.reason in BROKEN
+        return failure.reason in SERVER_FAULTS
     return isinstance(failure, BackendUnavailable | ModelNotFound)
 
 
-def _told(first: GatewayError, second: GatewayError) -> GatewayError:
+def _client_error(first: GatewayError, second: GatewayError) -> GatewayError:
     """Of the failures of two backends, the one that helps the client: that the second cannot serve the request is none of its business."""
     if isinstance(second, InvalidRequest | ModelNotFound):
         return first

@@ -15,10 +15,10 @@ _log = logging.getLogger("gateway.watch")
 class Watched(Protocol):
     """Something under way that has deadlines."""
 
-    look_at: float
+    check_at: float
     """When `look` is next worth calling, on the sweep's clock."""
 
-    def look(self, now: float) -> None: ...
+    def check_deadlines(self, now: float) -> None: ...
 
 
 class Sweep:
@@ -37,10 +37,10 @@ class Sweep:
 
     def _run(self) -> None:
         now = self._clock()
-        for watched in [watched for watched in self.live if watched.look_at <= now]:
+        for watched in [watched for watched in self.live if watched.check_at <= now]:
             try:
-                watched.look(now)
+                watched.check_deadlines(now)
             except Exception:  # the deadlines of all others hang on this timer
                 _log.exception("a look at an exchange failed; its deadlines are not kept any more")
-                watched.look_at = math.inf
+                watched.check_at = math.inf
         self._timer = self._loop.call_later(SWEEP_SECONDS, self._run) if self.live else None

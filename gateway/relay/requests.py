@@ -11,7 +11,7 @@ from gateway.chat.request import Chat
 from gateway.relay.route import Route
 
 
-class Client(Protocol):
+class ClientConnection(Protocol):
     """The client's side of the exchange, as the door hands it over in `scope["extensions"]["gateway.client"]`. Writing never blocks."""
 
     gone: bool
@@ -28,7 +28,7 @@ class Client(Protocol):
     def answer(self, status: int, header_lines: bytes, body: bytes) -> None: ...
 
 
-class Request(Struct, frozen=True, gc=False):
+class RelayRequest(Struct, frozen=True, gc=False):
     """What was known of a request when its forwarding began. Times in seconds."""
 
     id: str
@@ -44,7 +44,7 @@ class Request(Struct, frozen=True, gc=False):
     """Header lines sent with the answer, whatever it is."""
 
 
-class ChatRequest(Request, frozen=True, gc=False):
+class ChatRequest(RelayRequest, frozen=True, gc=False):
     """One for a chat completion."""
 
     chat: Chat
@@ -58,7 +58,7 @@ class ChatRequest(Request, frozen=True, gc=False):
     """Of a canary, where it cannot be told from `chat` any more."""
 
 
-class EmbeddingRequest(Request, frozen=True, gc=False):
+class EmbeddingRequest(RelayRequest, frozen=True, gc=False):
     """One for embeddings."""
 
     embedding: Embedding

@@ -9,7 +9,7 @@ WHOLE_IMAGE = 64 * 1024
 takes 10 MB no longer."""
 
 
-def bucket_of(key_id: str, session: bytes, chat: Chat, buckets: int) -> int:
+def canary_bucket(key_id: str, session: bytes, chat: Chat, buckets: int) -> int:
     """A number below `buckets`, the same for each turn of a conversation, and evenly spread over conversations.
 
     `session` is the client's own name for it. Without one its beginning has to do: the system message and the first user message with its

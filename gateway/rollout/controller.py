@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from gateway.config import Settings
-from gateway.rollout.state import Change, Outcome, Rollout
+from gateway.rollout.state import Change, Rollout, RolloutResult
 from gateway.state_file import StateFile
 from gateway.telemetry.metrics import Metrics
 
@@ -22,7 +22,7 @@ PERSIST_SECONDS = 1.0
 _log = logging.getLogger("gateway.rollout")
 
 
-class Steering:
+class RolloutController:
     """Keeps the roll-out's changes: in the log, in the metrics, in the state file."""
 
     def __init__(self, rollout: Rollout, state: StateFile, metrics: Metrics, rollback_to: str) -> None:
@@ -34,22 +34,22 @@ class Steering:
         """Of the last change."""
         self.move: Callable[[Change], int] = lambda change: 0
         """Lets those who wait follow a change; how many did."""
-        rollout.listeners.append(self._keep)
+        rollout.listeners.append(self._persist)
         kept = state.get(SECTION)
         if kept is not None:
             restored = rollout.restore(kept)
             for note in restored.notes:
                 _log.warning("%s", note)
             if restored.is_over:  # or the variable's old value would bring it back
-                state.put(SECTION, rollout.kept())
+                state.put(SECTION, rollout.to_persist())
 
-    def _keep(self, change: Change) -> None:
+    def _persist(self, change: Change) -> None:
         by = f" by {change.by}" if change.by else ""
         why = f"; {change.why}" if change.why else ""
         _log.log(logging.WARNING if why else logging.INFO, "roll-out changed (%s%s): %s%s", change.cause, by, change, why)
         for tier, move in change.tiers.items():
             self._metrics.switches.labels(tier, *move.ends, change.cause).inc()
-        self._state.put(SECTION, self.rollout.kept())
+        self._state.put(SECTION, self.rollout.to_persist())
         self._moved = self.move(change)
 
     def reload(self, settings: Settings) -> None:
@@ -57,9 +57,9 @@ class Steering:
         self._rollback_to = settings.rollback_to
         self.rollout.reload(settings)
         if self._state.get(SECTION) is not None:  # with the tiers and the LLM_BACKEND of now
-            self._state.put(SECTION, self.rollout.kept())
+            self._state.put(SECTION, self.rollout.to_persist())
 
-    async def report(self, outcome: Outcome) -> dict[str, Any]:
+    async def report(self, outcome: RolloutResult) -> dict[str, Any]:
         """The answer to an order: the state, whether anything changed, how many in line moved, and whether it outlives a restart."""
         moved = 0 if outcome.change is None else self._moved
         state = self.view()  # before others may give orders
@@ -71,16 +71,16 @@ class Steering:
 
     def view(self) -> dict[str, Any]:
         """Body of `GET /ops/rollout`. The history begins with the last change."""
-        tiers = {name: self.view_tier(name) for name in self.rollout.lines}
+        tiers = {name: self.view_tier(name) for name in self.rollout.tiers}
         return {"rollback_to": self._rollback_to, "tiers": tiers, "history": self.history()}
 
     def view_tier(self, name: str) -> dict[str, Any]:
         """One tier; `share` is counted since its position last changed, null without a canary."""
-        line = self.rollout.lines[name]
-        view: dict[str, Any] = {**msgspec.to_builtins(line.position), "pinned": line.is_pinned, "share": None}
-        if line.canary is not None:
-            percent = round(100 * line.canary_requests / line.requests, 2) if line.requests else None
-            view["share"] = {"requests": line.requests, "canary_requests": line.canary_requests, "percent": percent}
+        tier_route = self.rollout.tiers[name]
+        view: dict[str, Any] = {**msgspec.to_builtins(tier_route.assignment), "pinned": tier_route.is_pinned, "share": None}
+        if tier_route.canary is not None:
+            percent = round(100 * tier_route.canary_requests / tier_route.requests, 2) if tier_route.requests else None
+            view["share"] = {"requests": tier_route.requests, "canary_requests": tier_route.canary_requests, "percent": percent}
         return view
 
     def history(self) -> Any:

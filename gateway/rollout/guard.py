@@ -22,10 +22,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from gateway.config import Guard, Settings
+from gateway.config import GuardSettings, Settings
 from gateway.rollout.guard_rules import SLACK, Rule, Sample, ShareRule, TimeRule, Trial, p95, sample_of
 from gateway.rollout.sequential_test import LONGEST_ROUND
-from gateway.rollout.state import Change, Position, Rollout
+from gateway.rollout.state import Assignment, Change, Rollout
 from gateway.telemetry.exchange import CHAT, NONE, Exchange
 
 RECENT = 2000
@@ -40,10 +40,10 @@ WORDS |= {"errors": "errors", "empty": "empty answers"}
 _log = logging.getLogger("gateway.rollout")
 
 
-class Watch:
+class WatchedTier:
     """One tier since a change. `past` is what the side that was left did before a switch; None for a canary."""
 
-    def __init__(self, tier: str, tested: str, other: str, settings: Guard, chance: float, began: float) -> None:
+    def __init__(self, tier: str, tested: str, other: str, settings: GuardSettings, chance: float, began: float) -> None:
         self.tier = tier
         self.tested = tested
         self.other = other
@@ -62,7 +62,7 @@ class Watch:
     def __repr__(self) -> str:
         return f"<Watch {self.tier}: {self.tested} beside {self.other} {self.trials}>"
 
-    def beside(self, past: deque[Sample]) -> "Watch":
+    def beside(self, past: deque[Sample]) -> "WatchedTier":
         """It is a canary; `past` goes on being filled by the other side."""
         for rule in self._rules():
             if isinstance(rule, TimeRule):
@@ -70,7 +70,7 @@ class Watch:
             self.trials.append(Trial(rule, None))
         return self
 
-    def after(self, past: Sequence[Sample]) -> "Watch":
+    def after(self, past: Sequence[Sample]) -> "WatchedTier":
         """It is a switch."""
         self.past = past
         for rule in self._rules():
@@ -97,7 +97,7 @@ class Watch:
         part = 1.0 if self.past is not None else 6 / (math.pi * self._round) ** 2
         return len(self.trials) / (self._chance * part)
 
-    def take(self, sample: Sample, is_tested: bool, now: float) -> Trial | None:
+    def observe(self, sample: Sample, is_tested: bool, now: float) -> Trial | None:
         """The rule that breaks by it."""
         if sample.arrived < self.began:
             return None
@@ -138,7 +138,7 @@ class RolloutGuard:
     may serve them."""
 
     def __init__(
-        self, settings: Guard, rollout: Rollout, rollback_to: str, pending: Callable[[str, str, float], int], clock: Callable[[], float]
+        self, settings: GuardSettings, rollout: Rollout, rollback_to: str, pending: Callable[[str, str, float], int], clock: Callable[[], float]
     ) -> None:
         self._settings = settings
         self._rollout = rollout
@@ -146,13 +146,13 @@ class RolloutGuard:
         self._pending = pending
         self._clock = clock
         self._recent: dict[tuple[str, str], deque[Sample]] = {}
-        self._watches: dict[str, Watch] = {}
+        self._watched: dict[str, WatchedTier] = {}
         rollout.listeners.append(self._on_change)
         # After a restart canaries are looked at from the beginning; of a switch there is no time before that could be compared.
-        self._watch({name: (line.position, line.position) for name, line in rollout.lines.items() if line.canary is not None})
+        self._start_watching({name: (tier_route.assignment, tier_route.assignment) for name, tier_route in rollout.tiers.items() if tier_route.canary is not None})
 
     def __repr__(self) -> str:
-        return f"<RolloutGuard {list(self._watches.values())}>"
+        return f"<RolloutGuard {list(self._watched.values())}>"
 
     # What changes
 
@@ -161,31 +161,31 @@ class RolloutGuard:
         self._rollback_to = settings.rollback_to
         sides = {(tier.name, backend) for tier in settings.tiers.values() for backend in tier.models}
         self._recent = {side: samples for side, samples in self._recent.items() if side in sides}
-        self._watches = {
-            tier: watch
-            for tier, watch in self._watches.items()
-            if (tier, watch.other) in sides and watch.tested != self._rollback_to and not self._rollout.lines[tier].is_pinned
+        self._watched = {
+            tier: watched
+            for tier, watched in self._watched.items()
+            if (tier, watched.other) in sides and watched.tested != self._rollback_to and not self._rollout.tiers[tier].is_pinned
         }
 
     def _on_change(self, change: Change) -> None:
         for tier in change.tiers:
-            self._watches.pop(tier, None)
+            self._watched.pop(tier, None)
         if change.cause == "operator":
-            self._watch({tier: (move.before, move.after) for tier, move in change.tiers.items()})
+            self._start_watching({tier: (move.before, move.after) for tier, move in change.tiers.items()})
 
-    def _watch(self, moves: dict[str, tuple[Position, Position]]) -> None:
+    def _start_watching(self, moves: dict[str, tuple[Assignment, Assignment]]) -> None:
         found = {tier: sides for tier, (before, after) in moves.items() if (sides := _sides(before, after)) and sides[0] != self._rollback_to}
         for tier, (tested, other, is_canary) in found.items():
             now = self._clock()
-            watch = Watch(tier, tested, other, self._settings, self._settings.false_alarms / len(found), now)
+            watched = WatchedTier(tier, tested, other, self._settings, self._settings.false_alarms / len(found), now)
             if is_canary:
-                self._watches[tier] = watch.beside(self._recent_of(tier, other))
+                self._watched[tier] = watched.beside(self._recent_of(tier, other))
                 continue
             past = [sample for sample in self._recent_of(tier, other) if sample.arrived >= now - self._settings.window]
             if len(past) < self._settings.min_samples:
                 _log.info("the guard does not watch tier %s: %s has served too little of late to compare %s with", tier, other, tested)
                 continue
-            self._watches[tier] = watch.after(past)
+            self._watched[tier] = watched.after(past)
 
     def _recent_of(self, tier: str, backend: str) -> deque[Sample]:
         found = self._recent.get((tier, backend))
@@ -205,56 +205,56 @@ class RolloutGuard:
             if sample is None:
                 continue
             self._recent_of(exchange.tier, exchange.chosen).append(sample)
-            watch = self._watches.get(exchange.tier)
-            if watch is not None and exchange.chosen in (watch.tested, watch.other):
-                self._judge(watch, sample, exchange.chosen == watch.tested, now)
+            watched = self._watched.get(exchange.tier)
+            if watched is not None and exchange.chosen in (watched.tested, watched.other):
+                self._judge(watched, sample, exchange.chosen == watched.tested, now)
 
-    def _judge(self, watch: Watch, sample: Sample, is_tested: bool, now: float) -> None:
-        if watch.past is not None and not is_tested:
+    def _judge(self, watched: WatchedTier, sample: Sample, is_tested: bool, now: float) -> None:
+        if watched.past is not None and not is_tested:
             return
-        if watch.is_over(now):
-            del self._watches[watch.tier]
+        if watched.is_over(now):
+            del self._watched[watched.tier]
             return
-        broken = watch.take(sample, is_tested, now)
-        if broken is None or self._pending(watch.tier, watch.tested, watch.began) > STILL_OUT * watch.finished:
+        broken = watched.observe(sample, is_tested, now)
+        if broken is None or self._pending(watched.tier, watched.tested, watched.began) > STILL_OUT * watched.finished:
             return
-        del self._watches[watch.tier]
-        self._rollout.rollback(tier=watch.tier, to=watch.other, cause="guard", why=self._why(watch, broken))
+        del self._watched[watched.tier]
+        self._rollout.rollback(tier=watched.tier, to=watched.other, cause="guard", why=self._why(watched, broken))
 
-    def _why(self, watch: Watch, trial: Trial) -> str:
+    def _why(self, watched: WatchedTier, trial: Trial) -> str:
         """The rule, and both sides' figures."""
         found, rule = trial.comparison, trial.rule
-        tested = f"{100 * (found.tested.share or 0):.1f} % of {found.tested.count} requests on {watch.tested}"
-        other = f"{100 * (found.other.share or 0):.1f} % of {found.other.count} on {watch.other}"
-        before = " before the switch" if watch.past is not None else ""
+        tested = f"{100 * (found.tested.share or 0):.1f} % of {found.tested.count} requests on {watched.tested}"
+        other = f"{100 * (found.other.share or 0):.1f} % of {found.other.count} on {watched.other}"
+        before = " before the switch" if watched.past is not None else ""
         if isinstance(rule, TimeRule):
             tested, other = f"{tested} above {rule.limit(True):.3f} s", f"{other} above {rule.limit(False):.3f} s"
-            mine, theirs = (_shown(p95(samples, rule.name)) for samples in self._both(watch))
+            mine, theirs = (_shown(p95(samples, rule.name)) for samples in self._both(watched))
             before += f"; p95 {mine} and {theirs}"
         return f"{WORDS[rule.name]}: {tested}, {other}{before}"
 
-    def _both(self, watch: Watch) -> tuple[list[Sample], list[Sample]]:
+    def _both(self, watched: WatchedTier) -> tuple[list[Sample], list[Sample]]:
         mine, theirs = (
-            [sample for sample in self._recent_of(watch.tier, backend) if sample.arrived >= watch.began] for backend in (watch.tested, watch.other)
+            [sample for sample in self._recent_of(watched.tier, backend) if sample.arrived >= watched.began] for backend in (watched.tested, watched.other)
         )
-        return mine, theirs if watch.past is None else list(watch.past)
+        return mine, theirs if watched.past is None else list(watched.past)
 
     def view(self, tier: str) -> dict[str, Any] | None:
         """What is under watch, for `/ops/status`; None where nothing is. `evidence` breaks a rule when it reaches `needed`."""
-        watch = self._watches.get(tier)
-        if watch is None or watch.is_over(self._clock()):
+        watched = self._watched.get(tier)
+        if watched is None or watched.is_over(self._clock()):
             return None
         return {
-            "tested": watch.tested,
-            "other": watch.other,
-            "is_switch": watch.past is not None,
-            "seconds": round(self._clock() - watch.began, 3),
-            "needed": round(watch.needed, 1),
-            "rules": {trial.rule.name: _view_trial(trial) for trial in watch.trials},
+            "tested": watched.tested,
+            "other": watched.other,
+            "is_switch": watched.past is not None,
+            "seconds": round(self._clock() - watched.began, 3),
+            "needed": round(watched.needed, 1),
+            "rules": {trial.rule.name: _view_trial(trial) for trial in watched.trials},
         }
 
 
-def _sides(before: Position, after: Position) -> tuple[str, str, bool] | None:
+def _sides(before: Assignment, after: Assignment) -> tuple[str, str, bool] | None:
     """Who is under test, beside whom, and whether both serve."""
     if after.canary is not None:
         percent = after.canary.percent

@@ -8,7 +8,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from gateway.config import GuardRule
-from gateway.rollout.sequential_test import Comparison
+from gateway.rollout.sequential_test import SequentialTest
 from gateway.telemetry.exchange import Exchange
 
 PAIRS = 1000
@@ -149,7 +149,7 @@ class Trial:
         self.rule = rule
         self.stock = stock
         self._share = 1 if stock is None else max(1, len(stock) // PAIRS)
-        self.comparison = Comparison(rule.margin, rule.expected)
+        self.comparison = SequentialTest(rule.margin, rule.expected)
 
     def __repr__(self) -> str:
         return f"<Trial {self.rule.name} {self.comparison}>"
@@ -171,7 +171,7 @@ class Trial:
         self.comparison.add_tested(hit)
 
     def begin_anew(self) -> None:
-        self.comparison = Comparison(self.rule.margin, self.rule.expected)
+        self.comparison = SequentialTest(self.rule.margin, self.rule.expected)
 
 
 def p95(samples: Iterable[Sample], name: str) -> float | None:

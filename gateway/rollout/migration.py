@@ -22,123 +22,123 @@ import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 
-from gateway.admission.scheduler import Admission, Mover
+from gateway.admission.scheduler import Admission, Transfer
 from gateway.errors import BackendUnavailable
 from gateway.relay.chat import ChatRelay
-from gateway.relay.context import Surroundings
+from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.relay.route import Route
-from gateway.rollout.canary import bucket_of
-from gateway.rollout.state import BUCKETS, Change, Line, Position, backends_of
+from gateway.rollout.canary import canary_bucket
+from gateway.rollout.state import BUCKETS, Assignment, Change, TierRoute, backends_of
 from gateway.telemetry.exchange import CHAT
 from gateway.upstream.backend import Backend
 
-Left = tuple[str, str]
+Departure = tuple[str, str]
 """A tier, and a backend that it has left."""
 
 _log = logging.getLogger("gateway.rollout")
 
 
-class Moves:
+class QueueMigration:
     """Moves what is under way when `lines`, the tiers by name, have changed."""
 
-    def __init__(self, shared: Surroundings, lines: Mapping[str, Line]) -> None:
-        self._shared = shared
-        self._lines = lines
-        self._ends: dict[Left, asyncio.TimerHandle] = {}
+    def __init__(self, context: RelayContext, tiers: Mapping[str, TierRoute]) -> None:
+        self._context = context
+        self._tiers = tiers
+        self._cutoffs: dict[Departure, asyncio.TimerHandle] = {}
 
     def follow(self, change: Change) -> int:
         """How many of those in line have moved."""
         for tier, move in change.tiers.items():
-            self._end_later(tier, move.before, move.after, change.is_rollback)
-        return self._lead(relay for relay in self._relays() if relay.is_in_line and relay.request.route.tier in change.tiers)
+            self._schedule_cutoff(tier, move.before, move.after, change.is_rollback)
+        return self._migrate(relay for relay in self._relays() if relay.is_queued and relay.request.route.tier in change.tiers)
 
-    def leave(self, backend: Backend) -> int:
+    def abandon(self, backend: Backend) -> int:
         """`backend`, which other settings have replaced, is dead: who waits for it goes where his tier is now. How many did."""
-        waiting = (relay for relay in self._relays() if relay.is_in_line and relay.destination.backend is backend)
-        return self._lead(relay for relay in waiting if backend.is_away(relay.destination.route.model))
+        waiting = (relay for relay in self._relays() if relay.is_queued and relay.destination.backend is backend)
+        return self._migrate(relay for relay in waiting if backend.is_down(relay.destination.route.model))
 
-    def _lead(self, relays: Iterable[ChatRelay]) -> int:
-        ways: dict[Route, Destination | None] = {}
+    def _migrate(self, relays: Iterable[ChatRelay]) -> int:
+        known: dict[Route, Destination | None] = {}
         found: list[tuple[float, int, ChatRelay, Destination]] = []
         for relay in relays:
-            destination = self.lead(relay, ways)
+            destination = self.target_for(relay, known)
             if destination is not None:
                 found.append((relay.arrived, len(found), relay, destination))
         found.sort()
-        crowds: dict[Admission, list[Mover]] = {}
+        crowds: dict[Admission, list[Transfer]] = {}
         for *_, relay, destination in found:
-            crowds.setdefault(destination.backend.admission, []).append(relay.follow(destination))
+            crowds.setdefault(destination.backend.admission, []).append(relay.requeue_on(destination))
         for admission, movers in crowds.items():
-            admission.take_over(movers)
+            admission.accept_transfers(movers)
         if found:
             _log.info("requests that waited and follow the roll-out: %d", len(found))
         return len(found)
 
-    def lead(self, relay: ChatRelay, ways: dict[Route, Destination | None] | None = None) -> Destination | None:
+    def target_for(self, relay: ChatRelay, known: dict[Route, Destination | None] | None = None) -> Destination | None:
         """Where `relay`, which is in line or gets in line once more, is to wait; None: where it was. `ways` are known already."""
-        if relay.request.route.tier not in self._lines:
+        if relay.request.route.tier not in self._tiers:
             return None
         route = self._route(relay)
-        ways = {} if ways is None else ways
-        if route not in ways:
-            ways[route] = self._way(route)
-        destination = ways[route]
-        if destination is None or destination.backend is relay.destination.backend or not relay.fits(destination):
+        known = {} if known is None else known
+        if route not in known:
+            known[route] = self._target(route)
+        destination = known[route]
+        if destination is None or destination.backend is relay.destination.backend or not relay.can_be_served_by(destination):
             return None
         return destination
 
     def close(self) -> None:
-        for timer in self._ends.values():
+        for timer in self._cutoffs.values():
             timer.cancel()
-        self._ends.clear()
+        self._cutoffs.clear()
 
     def _relays(self) -> Iterator[ChatRelay]:
         """Those that a roll-out moves, where it has led them."""
-        return (relay for relay in self._shared.sweep.live if isinstance(relay, ChatRelay) and relay.is_led)
+        return (relay for relay in self._context.sweep.live if isinstance(relay, ChatRelay) and relay.follows_rollout)
 
     def _route(self, relay: ChatRelay) -> Route:
         """What the roll-out chooses for its conversation now."""
         request = relay.request
-        line = self._lines[request.route.tier]
-        if line.canary is None:
-            return line.route
+        tier_route = self._tiers[request.route.tier]
+        if tier_route.canary is None:
+            return tier_route.route
         bucket = request.bucket
-        return line.side(bucket_of(request.key_id, request.session, request.chat, BUCKETS) if bucket is None else bucket)
+        return tier_route.side(canary_bucket(request.key_id, request.session, request.chat, BUCKETS) if bucket is None else bucket)
 
-    def _way(self, route: Route) -> Destination | None:
+    def _target(self, route: Route) -> Destination | None:
         """None: nobody there can serve, as far as is known."""
-        destination = self._shared.destination(route, CHAT)
+        destination = self._context.destination(route, CHAT)
         backend = destination.backend
-        is_served = not backend.is_away(route.model) and any(server.serves(route.model) for server in backend.servers)
+        is_served = not backend.is_down(route.model) and any(server.serves(route.model) for server in backend.servers)
         return destination if is_served else None
 
     # The end of those who stay
 
-    def _end_later(self, tier: str, before: Position, after: Position, is_rollback: bool) -> None:
+    def _schedule_cutoff(self, tier: str, before: Assignment, after: Assignment, is_rollback: bool) -> None:
         here = set(backends_of(after))
         for backend in here:
             self._forget((tier, backend))
-        cutoff = self._shared.settings.rollback_cutoff
+        cutoff = self._context.settings.rollback_cutoff
         if is_rollback and cutoff is not None:
-            now = self._shared.clock()
+            now = self._context.clock()
             for backend in set(backends_of(before)) - here:
                 self._forget((tier, backend))
-                self._ends[tier, backend] = self._shared.loop.call_later(cutoff, self._end, (tier, backend), now)
+                self._cutoffs[tier, backend] = self._context.loop.call_later(cutoff, self._cut_off, (tier, backend), now)
 
-    def _forget(self, left: Left) -> None:
-        timer = self._ends.pop(left, None)
+    def _forget(self, left: Departure) -> None:
+        timer = self._cutoffs.pop(left, None)
         if timer is not None:
             timer.cancel()
 
-    def _end(self, left: Left, rolled_back: float) -> None:
+    def _cut_off(self, left: Departure, rolled_back: float) -> None:
         """End those of a tier that were at a backend at the time of the rollback, and still are."""
-        del self._ends[left]
+        del self._cutoffs[left]
         relays = [
             relay for relay in self._relays() if (relay.request.route.tier, relay.destination.route.backend) == left and relay.arrived <= rolled_back
         ]
         for relay in relays:
             relay.cut_off(BackendUnavailable("The gateway has moved to another model backend, and this one had its time. Try again.", retry_after=1))
         if relays:
-            seconds = self._shared.clock() - rolled_back
+            seconds = self._context.clock() - rolled_back
             _log.warning("requests of tier %s cut off at backend %s, %.3g s after the rollback: %d", *left, seconds, len(relays))

@@ -49,7 +49,7 @@ class Tally:
         return self.hits / self.count if self.count else None
 
 
-class Comparison:
+class SequentialTest:
     """Gathers what speaks for the share under test being more than `margin` above the other. `expected` is a first guess of the other."""
 
     __slots__ = ("_bets", "_expected", "_logs", "_margin", "_next_tuning", "_open_other", "_open_tested", "evidence", "other", "tested")

@@ -1,6 +1,6 @@
 """Which backend serves each tier: the active one, perhaps a canary beside it, and what was changed when. Pure: no I/O; the clock is passed in.
 
-Theory of operation. Each tier has one `Position`. A change gives some tiers new positions, all of them in one synchronous call, so that every
+Theory of operation. Each tier has one `Position`. A change gives some tiers new assignments, all of them in one synchronous call, so that every
 request sees either the old state or the new one. There are three changes:
 
 1. `set` moves every tier that is not pinned, or one, or nothing at all where one of them cannot go there.
@@ -27,7 +27,7 @@ BUCKETS = 10_000
 HISTORY = 50
 """Changes that are remembered."""
 
-Cause = Literal["operator", "guard", "start", "reload"]
+ChangeCause = Literal["operator", "guard", "start", "reload"]
 Percent = Annotated[int, Meta(ge=0, le=100)] | Annotated[float, Meta(ge=0, le=100)]
 
 
@@ -38,7 +38,7 @@ class Canary(Struct, frozen=True):
     percent: Percent
 
 
-class Position(Struct, frozen=True):
+class Assignment(Struct, frozen=True):
     """Who serves a tier: `backend`, or the canary for its part."""
 
     backend: str
@@ -51,8 +51,8 @@ class Position(Struct, frozen=True):
 class Move(Struct, frozen=True, rename={"before": "from", "after": "to"}):
     """What a change did to one tier."""
 
-    before: Position
-    after: Position
+    before: Assignment
+    after: Assignment
 
     @property
     def ends(self) -> tuple[str, str]:
@@ -75,7 +75,7 @@ class Change(Struct, frozen=True, omit_defaults=True):
 
     at: str
     by: str
-    cause: Cause
+    cause: ChangeCause
     tiers: dict[str, Move]
     is_rollback: bool = False
     why: str = ""
@@ -84,15 +84,15 @@ class Change(Struct, frozen=True, omit_defaults=True):
         return ", ".join(f"{name} from {move.before} to {move.after}" for name, move in self.tiers.items())
 
 
-class Kept(Struct, frozen=True):
+class PersistedRollout(Struct, frozen=True):
     """What outlives a restart. `llm_backend` is the setting at the time of the last change."""
 
     llm_backend: str
-    tiers: dict[str, Position]
+    tiers: dict[str, Assignment]
     history: list[Change]
 
 
-class Outcome(Struct, frozen=True):
+class RolloutResult(Struct, frozen=True):
     """What became of an order. `unmoved` names tiers that could not follow, and why."""
 
     change: Change | None
@@ -106,29 +106,29 @@ class Restored(Struct, frozen=True):
     is_over: bool = False
 
 
-class Line:
+class TierRoute:
     """One tier as requests see it. `requests` and `canary_requests` count since its position last changed, while there is a canary."""
 
-    __slots__ = ("_canary_buckets", "_canary_route", "_tier", "canary", "canary_requests", "position", "requests", "route")
+    __slots__ = ("_canary_buckets", "_canary_route", "_tier", "assignment", "canary", "canary_requests", "requests", "route")
 
-    def __init__(self, tier: Tier, position: Position) -> None:
+    def __init__(self, tier: Tier, assignment: Assignment) -> None:
         self._tier = tier
-        self.place(position)
+        self.assign(assignment)
 
     def __repr__(self) -> str:
-        return f"<Line {self._tier.name} on {self.position}>"
+        return f"<TierRoute {self._tier.name} on {self.assignment}>"
 
     @property
     def is_pinned(self) -> bool:
         return self._tier.backend is not None
 
-    def place(self, position: Position) -> None:
-        self.position = position
-        self.route = self._route(position.backend)
-        self.canary = position.canary
+    def assign(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.route = self._route(assignment.backend)
+        self.canary = assignment.canary
         self.requests = self.canary_requests = 0
-        self._canary_route = self._route(position.canary.backend) if position.canary else self.route
-        self._canary_buckets = round(position.canary.percent * BUCKETS / 100) if position.canary else 0
+        self._canary_route = self._route(assignment.canary.backend) if assignment.canary else self.route
+        self._canary_buckets = round(assignment.canary.percent * BUCKETS / 100) if assignment.canary else 0
 
     def choose(self, bucket: int) -> Route:
         """The route of a conversation in `bucket`. While there is no canary, `route` says the same at no cost."""
@@ -154,7 +154,7 @@ class Rollout:
         self._clock = clock
         self._tier_names = {name.lower(): name for name in settings.tiers}
         self._backend_names = {name.lower(): name for name in settings.backends}
-        self.lines = {tier.name: Line(tier, Position(tier.backend or settings.llm_backend)) for tier in settings.tiers.values()}
+        self.tiers = {tier.name: TierRoute(tier, Assignment(tier.backend or settings.llm_backend)) for tier in settings.tiers.values()}
         self.history: deque[Change] = deque(maxlen=HISTORY)
         self.listeners: list[Callable[[Change], None]] = []
 
@@ -163,16 +163,16 @@ class Rollout:
 
     def __str__(self) -> str:
         """In words: `vllm`, or each tier with its own."""
-        positions = {str(self.lines[tier.name].position) for tier in self._settings.tiers.values() if tier.backend is None}
-        if len(positions) == 1:
-            return positions.pop()
-        return ", ".join(f"{name} on {line.position}" for name, line in self.lines.items())
+        assignments = {str(self.tiers[tier.name].assignment) for tier in self._settings.tiers.values() if tier.backend is None}
+        if len(assignments) == 1:
+            return assignments.pop()
+        return ", ".join(f"{name} on {tier_route.assignment}" for name, tier_route in self.tiers.items())
 
     # Orders
 
     def set(
-        self, backend: str | None = None, canary: Canary | None = None, *, tier: str | None = None, by: str = "", cause: Cause = "operator"
-    ) -> Outcome:
+        self, backend: str | None = None, canary: Canary | None = None, *, tier: str | None = None, by: str = "", cause: ChangeCause = "operator"
+    ) -> RolloutResult:
         """Put every tier that is not pinned, or `tier` alone, on `backend`; None: where it is. `canary` replaces the one that is there.
 
         A canary of the backend that has all of a tier, with no `backend` named, leaves the rest to `rollback_to`.
@@ -189,12 +189,12 @@ class Rollout:
         elif target is None:
             raise InvalidRequest("Missing required parameter: 'backend'.", param="backend")
         tiers = self._movable() if tier is None else [self._unpinned(tier)]
-        wanted = {item.name: Position(target or self._rest(item, canary), canary) for item in tiers}
+        wanted = {item.name: Assignment(target or self._rest(item, canary), canary) for item in tiers}
         for item in tiers:
             self._check(item, wanted[item.name])
-        return Outcome(self._apply(wanted, by, cause))
+        return RolloutResult(self._apply(wanted, by, cause))
 
-    def rollback(self, *, tier: str | None = None, to: str | None = None, by: str = "", cause: Cause = "operator", why: str = "") -> Outcome:
+    def rollback(self, *, tier: str | None = None, to: str | None = None, by: str = "", cause: ChangeCause = "operator", why: str = "") -> RolloutResult:
         """Put every tier that is not pinned, or `tier` alone, wholly on `to`, else on the settings' `rollback_to`.
 
         A tier without a model there loses its canary and stays where it is.
@@ -204,7 +204,7 @@ class Rollout:
         """
         target = self._settings.rollback_to if to is None else self._backend(to, "to")
         named = None if tier is None else self._tier(tier)
-        wanted: dict[str, Position] = {}
+        wanted: dict[str, Assignment] = {}
         unmoved: dict[str, str] = {}
         for item in self._movable() if named is None else [named]:
             if item.backend is not None:
@@ -212,58 +212,58 @@ class Rollout:
                 continue
             if target not in item.models:
                 unmoved[item.name] = f"it has no model on {target}"
-            wanted[item.name] = Position(target if target in item.models else self.lines[item.name].position.backend)
-        return Outcome(self._apply(wanted, by, cause, is_rollback=True, why=why), unmoved)
+            wanted[item.name] = Assignment(target if target in item.models else self.tiers[item.name].assignment.backend)
+        return RolloutResult(self._apply(wanted, by, cause, is_rollback=True, why=why), unmoved)
 
-    def undo(self, *, by: str = "", cause: Cause = "operator") -> Outcome:
+    def undo(self, *, by: str = "", cause: ChangeCause = "operator") -> RolloutResult:
         """Back to the state before the last change. A tier that the settings do not let go there any more stays."""
         if not self.history:
-            return Outcome(None)
-        wanted: dict[str, Position] = {}
+            return RolloutResult(None)
+        wanted: dict[str, Assignment] = {}
         unmoved: dict[str, str] = {}
         for name, move in self.history[-1].tiers.items():
-            if name in self.lines:
-                reason = self._hindrance(self._settings.tiers[name], move.before)
+            if name in self.tiers:
+                reason = self._reason_against(self._settings.tiers[name], move.before)
                 if reason:
                     unmoved[name] = reason
                 else:
                     wanted[name] = move.before
-        return Outcome(self._apply(wanted, by, cause), unmoved)
+        return RolloutResult(self._apply(wanted, by, cause), unmoved)
 
     def reload(self, settings: Settings) -> Change | None:
         """Go on with other settings. Tiers stay where they are as far as these let them; where `LLM_BACKEND` is another one, it counts for all
         that are not pinned, as at a start. A tier that is new begins where the settings say."""
         is_moved = settings.llm_backend != self._settings.llm_backend
-        before, moves = dict(self.lines), dict[str, Move]()
+        before, moves = dict(self.tiers), dict[str, Move]()
         self._settings = settings
         self._tier_names = {name.lower(): name for name in settings.tiers}
         self._backend_names = {name.lower(): name for name in settings.backends}
-        self.lines.clear()  # in place: who chooses by them has them
+        self.tiers.clear()  # in place: who chooses by them has them
         for tier in settings.tiers.values():
-            here = Position(tier.backend or settings.llm_backend)
+            here = Assignment(tier.backend or settings.llm_backend)
             old = before.get(tier.name)
             if old is not None and tier.backend is None and not is_moved:
-                here = self._nearest(tier, old.position, here)
-            self.lines[tier.name] = Line(tier, here)
-            if old is not None and old.position == here:
-                self.lines[tier.name].requests, self.lines[tier.name].canary_requests = old.requests, old.canary_requests
+                here = self._nearest(tier, old.assignment, here)
+            self.tiers[tier.name] = TierRoute(tier, here)
+            if old is not None and old.assignment == here:
+                self.tiers[tier.name].requests, self.tiers[tier.name].canary_requests = old.requests, old.canary_requests
             elif old is not None:
-                moves[tier.name] = Move(old.position, here)
+                moves[tier.name] = Move(old.assignment, here)
         return self._remember(moves, "", "reload") if moves else None
 
-    def _nearest(self, tier: Tier, position: Position, otherwise: Position) -> Position:
+    def _nearest(self, tier: Tier, assignment: Assignment, otherwise: Assignment) -> Assignment:
         """Of where `tier` is, as much as can stay: all of it, or the backend without its canary."""
-        for possible in (position, Position(position.backend)):
-            if self._hindrance(tier, possible) is None:
+        for possible in (assignment, Assignment(assignment.backend)):
+            if self._reason_against(tier, possible) is None:
                 return possible
         return otherwise
 
     # What is kept
 
-    def kept(self) -> Any:
+    def to_persist(self) -> Any:
         """What `restore` takes, as JSON has it."""
-        tiers = {tier.name: self.lines[tier.name].position for tier in self._movable()}
-        return msgspec.to_builtins(Kept(self._settings.llm_backend, tiers, list(self.history)))
+        tiers = {tier.name: self.tiers[tier.name].assignment for tier in self._movable()}
+        return msgspec.to_builtins(PersistedRollout(self._settings.llm_backend, tiers, list(self.history)))
 
     def restore(self, kept: Any) -> Restored:
         """Take up what was kept before a restart, and say in plain words where it differs from the settings.
@@ -271,7 +271,7 @@ class Rollout:
         It counts unless `LLM_BACKEND` has changed since. Not a change, unless the variable takes tiers away from where an operator had them.
         """
         try:
-            found = msgspec.convert(kept, Kept)
+            found = msgspec.convert(kept, PersistedRollout)
         except msgspec.ValidationError:
             return Restored(["the roll-out in the state file cannot be read; the settings count"])
         self.history.extend(found.history)
@@ -279,13 +279,13 @@ class Rollout:
         if found.llm_backend != variable:
             return self._prefer_variable(found)
         notes = []
-        for name, position in found.tiers.items():
-            reason = self._hindrance(self._settings.tiers[name], position) if name in self.lines else "there is no such tier any more"
+        for name, assignment in found.tiers.items():
+            reason = self._reason_against(self._settings.tiers[name], assignment) if name in self.tiers else "there is no such tier any more"
             if reason is None:
-                self.lines[name].place(position)
+                self.tiers[name].assign(assignment)
             else:
-                notes.append(f"tier {name} was on {position}, but {reason}: the settings count for it")
-        if any(self.lines[tier.name].position != Position(variable) for tier in self._movable()):
+                notes.append(f"tier {name} was on {assignment}, but {reason}: the settings count for it")
+        if any(self.tiers[tier.name].assignment != Assignment(variable) for tier in self._movable()):
             when = f" at {self.history[-1].at}" if self.history else ""
             notes.insert(
                 0,
@@ -294,12 +294,12 @@ class Rollout:
             )
         return Restored(notes)
 
-    def _prefer_variable(self, found: Kept) -> Restored:
+    def _prefer_variable(self, found: PersistedRollout) -> Restored:
         variable = self._settings.llm_backend
         moved = {
-            name: Move(position, self.lines[name].position)
-            for name, position in found.tiers.items()
-            if name in self.lines and self._settings.tiers[name].backend is None and position != self.lines[name].position
+            name: Move(assignment, self.tiers[name].assignment)
+            for name, assignment in found.tiers.items()
+            if name in self.tiers and self._settings.tiers[name].backend is None and assignment != self.tiers[name].assignment
         }
         if moved:
             self._remember(moved, "", "start")
@@ -309,16 +309,16 @@ class Rollout:
 
     # Steps
 
-    def _apply(self, wanted: Mapping[str, Position], by: str, cause: Cause, *, is_rollback: bool = False, why: str = "") -> Change | None:
+    def _apply(self, wanted: Mapping[str, Assignment], by: str, cause: ChangeCause, *, is_rollback: bool = False, why: str = "") -> Change | None:
         """The one place where tiers move. It never waits."""
-        moves = {name: Move(self.lines[name].position, position) for name, position in wanted.items() if self.lines[name].position != position}
+        moves = {name: Move(self.tiers[name].assignment, assignment) for name, assignment in wanted.items() if self.tiers[name].assignment != assignment}
         if not moves:
             return None
         for name, move in moves.items():
-            self.lines[name].place(move.after)
+            self.tiers[name].assign(move.after)
         return self._remember(moves, by, cause, is_rollback=is_rollback, why=why)
 
-    def _remember(self, moves: dict[str, Move], by: str, cause: Cause, *, is_rollback: bool = False, why: str = "") -> Change:
+    def _remember(self, moves: dict[str, Move], by: str, cause: ChangeCause, *, is_rollback: bool = False, why: str = "") -> Change:
         now = self._clock()
         at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
         change = Change(at, by, cause, moves, is_rollback, why)
@@ -330,25 +330,25 @@ class Rollout:
     def _movable(self) -> list[Tier]:
         return [tier for tier in self._settings.tiers.values() if tier.backend is None]
 
-    def _hindrance(self, tier: Tier, position: Position) -> str | None:
+    def _reason_against(self, tier: Tier, assignment: Assignment) -> str | None:
         """Why `tier` cannot be there."""
         if tier.backend is not None:
             return f"it is pinned to {tier.backend}"
-        for backend in backends_of(position):
+        for backend in backends_of(assignment):
             if backend not in tier.models:
                 return f"it has no model on {backend}"
         return None
 
-    def _check(self, tier: Tier, position: Position) -> None:
-        if position.canary is not None and position.canary.backend == position.backend:
-            raise Conflict(f"Tier {tier.name!r} is on {position.backend} already; name 'backend', which is to serve the rest. Nothing was changed.")
-        reason = self._hindrance(tier, position)
+    def _check(self, tier: Tier, assignment: Assignment) -> None:
+        if assignment.canary is not None and assignment.canary.backend == assignment.backend:
+            raise Conflict(f"Tier {tier.name!r} is on {assignment.backend} already; name 'backend', which is to serve the rest. Nothing was changed.")
+        reason = self._reason_against(tier, assignment)
         if reason is not None:
             raise Conflict(f"Tier {tier.name!r} cannot go there: {reason}. Nothing was changed.", param="tier")
 
     def _rest(self, tier: Tier, canary: Canary | None) -> str:
         """Who serves what `canary` leaves, where nobody is named."""
-        here, back = self.lines[tier.name].position.backend, self._settings.rollback_to
+        here, back = self.tiers[tier.name].assignment.backend, self._settings.rollback_to
         return back if canary is not None and canary.backend == here else here
 
     def _unpinned(self, name: str) -> Tier:
@@ -370,15 +370,15 @@ class Rollout:
         return found
 
 
-def backends_of(position: Position) -> Iterable[str]:
+def backends_of(assignment: Assignment) -> Iterable[str]:
     """All that serve a tier there."""
-    yield position.backend
-    if position.canary is not None:
-        yield position.canary.backend
+    yield assignment.backend
+    if assignment.canary is not None:
+        yield assignment.canary.backend
 
 
-def _part(position: Position) -> float:
-    return position.canary.percent if position.canary else 0
+def _part(assignment: Assignment) -> float:
+    return assignment.canary.percent if assignment.canary else 0
 
 
 def _percent(percent: float) -> float:

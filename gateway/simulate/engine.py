@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 
-from gateway.simulate.asgi import Exchange
+from gateway.simulate.asgi import HttpExchange
 from gateway.simulate.clock import Clock
 from gateway.simulate.options import Fault, Options
-from gateway.simulate.text import Answer, Limits, Prompt, answer, compose
+from gateway.simulate.text import GeneratedAnswer, GenerationLimits, Prompt, answer, compose
 
 REMEMBERED = 64  # requests kept for /simulate/requests
 LONGEST_KEPT = 400  # characters of a string in a kept request
@@ -37,7 +37,7 @@ class Refused(Exception):
         self.status = status
 
 
-class Lane:
+class SimulatedLane:
     """Places for requests that run at once; the others wait, first come first served, without a bound."""
 
     def __init__(self, places: int) -> None:
@@ -50,7 +50,7 @@ class Lane:
         self._places.release()
 
 
-class Engine:
+class SimulatedEngine:
     """Counters, lanes and faults of one stand-in. Only one event loop touches it, so nothing here is locked."""
 
     def __init__(self, options: Options) -> None:
@@ -103,7 +103,7 @@ class Engine:
             self._fault_uses = 0
         return fault
 
-    def answer(self, prompt: Prompt, limits: Limits, bare_json_calls: bool = False, variant: int = 0) -> Answer:
+    def answer(self, prompt: Prompt, limits: GenerationLimits, bare_json_calls: bool = False, variant: int = 0) -> GeneratedAnswer:
         """The reply of this generation: the script, where one was set, else composed from the prompt."""
         tokens = self.scripts.popleft() if self.scripts else self._composed(prompt, variant, bare_json_calls)
         return answer(tokens, limits, prompt.thinks, bool(prompt.tools), bare_json_calls)
@@ -121,7 +121,7 @@ class Engine:
             self.waiting -= 1
 
     @asynccontextmanager
-    async def slot(self, lane: Lane, images: int = 0) -> AsyncIterator[Clock]:
+    async def slot(self, lane: SimulatedLane, images: int = 0) -> AsyncIterator[Clock]:
         """Hold a place in `lane`, and have the clock that goes there. With a slow-down, pictures need no place but share their clock."""
         shares = bool(images and self.options.image_slowdown)
         if not shares:
@@ -136,7 +136,7 @@ class Engine:
             if not shares:
                 lane.leave()
 
-    def remember(self, exchange: Exchange) -> None:
+    def remember(self, exchange: HttpExchange) -> None:
         """Keep what came in, long strings cut, so that a test can look at it."""
         try:
             body = _shortened(orjson.loads(exchange.body)) if exchange.body else None
@@ -144,7 +144,7 @@ class Engine:
             body = None
         self.requests.append({"method": exchange.method, "path": exchange.path, "headers": exchange.headers, "body": body})
 
-    async def debug_door(self, exchange: Exchange) -> None:
+    async def debug_endpoint(self, exchange: HttpExchange) -> None:
         """`GET /simulate/state` and `/simulate/requests`; `POST /simulate/fault` ({"kind": null} clears) and `/simulate/answer`."""
         try:
             status, body = 200, self._debug(exchange.method, exchange.path, exchange.body)
@@ -175,7 +175,7 @@ class Engine:
 class Generation:
     """The clock of one reply: when each token is due, and the fault that strikes on the way."""
 
-    def __init__(self, engine: Engine, fault: Fault | None) -> None:
+    def __init__(self, engine: SimulatedEngine, fault: Fault | None) -> None:
         self._engine = engine
         self._fault = fault
         self._clock = engine.clock

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 Kind = Literal["ollama", "vllm"]
-Generation = Literal["0.33", "0.24"]
+OllamaGeneration = Literal["0.33", "0.24"]
 FaultKind = Literal["die", "error", "stall", "status", "truncate"]
 
 # Families that Ollama serves one request at a time whatever OLLAMA_NUM_PARALLEL says (Ollama 0.33, server/sched.go).
@@ -145,7 +145,7 @@ class Options:
     answer_tokens: int = 32
     repeat_word: str = "repeat"  # a question with this and another word is answered by that other word without an end
     faults: tuple[Fault, ...] = ()
-    generation: Generation = "0.33"
+    generation: OllamaGeneration = "0.33"
     parallel: int = 1  # OLLAMA_NUM_PARALLEL
     load_seconds: float = 0.0
     max_loaded: int = 3  # OLLAMA_MAX_LOADED_MODELS

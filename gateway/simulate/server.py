@@ -10,10 +10,10 @@ from typing import Any, Self
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.simulate.engine import Engine
-from gateway.simulate.ollama.app import Ollama
+from gateway.simulate.engine import SimulatedEngine
+from gateway.simulate.ollama.app import OllamaApp
 from gateway.simulate.options import Options
-from gateway.simulate.vllm.app import Vllm
+from gateway.simulate.vllm.app import VllmApp
 
 VLLM_KEEP_ALIVE = 5  # seconds: VLLM_HTTP_TIMEOUT_KEEP_ALIVE
 OLLAMA_KEEP_ALIVE = 24 * 3600  # Go's server sets none
@@ -76,9 +76,9 @@ class _Server(uvicorn.Server):
             await server.wait_closed()
 
 
-def application(options: Options) -> Ollama | Vllm:
+def application(options: Options) -> OllamaApp | VllmApp:
     """The ASGI app of the kind that `options` name."""
-    return Ollama(options) if options.kind == "ollama" else Vllm(options)
+    return OllamaApp(options) if options.kind == "ollama" else VllmApp(options)
 
 
 def _config(app: Any, options: Options, host: str, port: int) -> uvicorn.Config:
@@ -116,7 +116,7 @@ class Running:
         self.port = port
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> SimulatedEngine:
         return self.app.engine
 
     @property

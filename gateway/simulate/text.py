@@ -40,7 +40,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class GenerationLimits:
     tokens: int
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
@@ -62,7 +62,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GeneratedAnswer:
     """A whole reply: one piece for each token, and how it ends (`broken`: given up in a repetition, without a finish)."""
 
     pieces: tuple[Piece, ...]
@@ -137,7 +137,7 @@ def _cut(text: str, size: int) -> list[str]:
     return [text[i : i + size] for i in range(0, len(text), size)]
 
 
-def answer(tokens: Sequence[str], limits: Limits, thinks: bool = False, tools: bool = False, bare_json_calls: bool = False) -> Answer:
+def answer(tokens: Sequence[str], limits: GenerationLimits, thinks: bool = False, tools: bool = False, bare_json_calls: bool = False) -> GeneratedAnswer:
     """The reply that `tokens` become under `limits`: cut at length, stop string or repetition, reasoning and calls told apart."""
     if limits.ignore_end and tokens:
         tokens = list(itertools.islice(itertools.chain(tokens, itertools.cycle(f" {word}" for word in _FILLER)), limits.tokens))
@@ -154,7 +154,7 @@ def answer(tokens: Sequence[str], limits: Limits, thinks: bool = False, tools: b
     content = "".join(piece.text for piece in pieces if piece.kind == "content")
     if tools and not broken:
         calls = _parse_calls(content, bare_json_calls)
-    return Answer(pieces, finish, stop_string, broken, calls)
+    return GeneratedAnswer(pieces, finish, stop_string, broken, calls)
 
 
 def _end_of_repetition(tokens: Sequence[str], most: int) -> int | None:
@@ -167,7 +167,7 @@ def _end_of_repetition(tokens: Sequence[str], most: int) -> int | None:
     return None
 
 
-def _find_stop(tokens: Sequence[str], limits: Limits) -> tuple[int, str] | None:
+def _find_stop(tokens: Sequence[str], limits: GenerationLimits) -> tuple[int, str] | None:
     """Where the stop string is that ends soonest: the engines look after each token."""
     text = "".join(tokens)
     found = [(text.index(stop), stop) for stop in limits.stop if stop and stop in text]

@@ -82,7 +82,7 @@ class Meter:
         self.admitted = self.clock()
         self.phase = "waiting"
 
-    def send(self) -> None:
+    def start_attempt(self) -> None:
         self.attempts += 1
         self.met_stale = False
         self.last_piece = self.clock()
@@ -104,7 +104,7 @@ class Meter:
                 self.observe_gap(now - self.last_piece, tokens)
         self.last_piece = now
 
-    def wait_again(self) -> None:
+    def requeue(self) -> None:
         """Back in line, here or elsewhere: what was sent so far is over."""
         self.admitted = self.sent = self.upstream_ended = None
         self.phase = "queued"

@@ -9,20 +9,18 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from urllib.parse import urlsplit
 
-from gateway.admission.concurrency_limits import LearnedBound
-from gateway.admission.queues import Lane, LaneLimits, Limits, OwnLimits, Queue
+from gateway.admission.concurrency_limits import AdaptiveLimit
+from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, TierLimits
 from gateway.admission.scheduler import Admission
-from gateway.config import Backend as BackendSettings
-from gateway.config import LimitOverrides
-from gateway.config import Server as ServerSettings
+from gateway.config import BackendSettings, LimitOverrides, ServerSettings
 from gateway.engines.embeddings import Embedder, OllamaEmbedder, OpenAiEmbedder
-from gateway.engines.engine import Dialect
+from gateway.engines.engine import Engine
 from gateway.engines.ollama import Ollama
 from gateway.engines.ollama_loading import OllamaLoading
 from gateway.engines.openai import OpenAi
 from gateway.engines.vllm import Vllm
 from gateway.errors import BackendUnavailable
-from gateway.upstream.circuit_breaker import CALM, LEVELS, Circuit, State
+from gateway.upstream.circuit_breaker import CALM, LEVELS, CircuitBreaker, CircuitState
 from gateway.upstream.pool import Origin, Pool
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.server import Server
@@ -45,13 +43,13 @@ class Backend:
         self.name = settings.name
         self.kind = settings.kind
         self.settings = settings
-        self.dialect: Dialect = _dialect(settings)
+        self.engine: Engine = _engine(settings)
         self.embedder: Embedder = _embedder(settings)
         self.loading = _loading(settings)
         """How models are loaded; None: they always are."""
         tls = _tls(settings)
         self.servers = [self._server(number, server, tls) for number, server in enumerate(settings.servers, 1)]
-        self.admission = Admission(self.servers, _limits(settings, num_parallel), time.monotonic, _call_later, self.dialect.canonical)
+        self.admission = Admission(self.servers, _limits(settings, num_parallel), time.monotonic, _call_later, self.engine.canonical)
         self.budget = RetryBudget()
         self.is_restrained = False
         """Some server may not be given requests: only then are `is_away` and `takes_none` worth a call."""
@@ -59,7 +57,7 @@ class Backend:
         """Called when a server's circuit has opened."""
         self._pauses: set[asyncio.TimerHandle] = set()
         for server in self.servers:
-            server.circuit = Circuit(time.monotonic, partial(self._circuit_changed, server))
+            server.circuit = CircuitBreaker(time.monotonic, partial(self._circuit_changed, server))
 
     def __repr__(self) -> str:
         return f"<Backend {self.name}: {self.servers!r}>"
@@ -74,12 +72,12 @@ class Backend:
         """The best of its servers' circuits, as `LEVELS` counts."""
         return min(LEVELS[server.circuit.state] for server in self.servers)
 
-    def is_away(self, model: str) -> bool:
+    def is_down(self, model: str) -> bool:
         """Every server that has `model` is known to be dead."""
         serving = [server for server in self.servers if server.serves(model)]
         return bool(serving) and all(server.circuit.is_open for server in serving)
 
-    def takes_none(self, model: str) -> bool:
+    def accepts_none(self, model: str) -> bool:
         """No server that has `model` may be given requests for now; one that a probe is looking at will be known at once."""
         serving = [server for server in self.servers if server.serves(model)]
         return bool(serving) and not any(server.circuit.state == "suspect" or server.is_up() for server in serving)
@@ -109,7 +107,7 @@ class Backend:
         self.is_restrained = any(server.is_left_out or server.circuit.restrains for server in self.servers)
         self.admission.refresh()
 
-    def _circuit_changed(self, server: Server, was: State, reason: str) -> None:
+    def _circuit_changed(self, server: Server, was: CircuitState, reason: str) -> None:
         state = server.circuit.state
         if server.up is not None:  # what the first probe finds is told apart
             level = logging.WARNING if state in ("suspect", "open") else logging.INFO
@@ -140,7 +138,7 @@ class Backend:
         """By the word of the servers that tell."""
         return any(server.facts(model).lacks(capability) for server in self.servers)
 
-    def queues(self, lanes: Iterable[Lane], tier: str, model: str, overrides: LimitOverrides | None) -> dict[Lane, Queue]:
+    def queues(self, lanes: Iterable[LaneName], tier: str, model: str, overrides: LimitOverrides | None) -> dict[LaneName, Queue]:
         """Where requests of `tier` for `model` stand, by lane."""
         return {lane: self.admission.queue(model, lane, tier, _own(lane, overrides)) for lane in lanes}
 
@@ -148,7 +146,7 @@ class Backend:
         """The limits that were learned, by server and model."""
         return {
             server.name: server.guesses
-            | {model: bound.limit for model, bound in server.models.items() if isinstance(bound, LearnedBound) and not bound.is_held}
+            | {model: bound.limit for model, bound in server.models.items() if isinstance(bound, AdaptiveLimit) and not bound.is_held}
             for server in self.servers
         }
 
@@ -160,7 +158,7 @@ class Backend:
     def change(self, settings: BackendSettings, num_parallel: int | None = None) -> None:
         """Other limits, times and manners for the same servers (`config.is_same_place`); what runs goes on."""
         self.settings = settings
-        self.dialect, self.embedder, self.loading = _dialect(settings), _embedder(settings), _loading(settings)
+        self.engine, self.embedder, self.loading = _engine(settings), _embedder(settings), _loading(settings)
         for server in self.servers:
             server.pool.connect_timeout = settings.limits.connect_timeout
         self.admission.change(_limits(settings, num_parallel))
@@ -177,12 +175,12 @@ class Backend:
         origin = Origin(url.hostname or "", url.port or (443 if secure else 80), tls if secure else None, url.path)
         pool = Pool(origin, connect_timeout=self.settings.limits.connect_timeout, idle_seconds=IDLE_SECONDS[self.kind])
         headers = [("Content-Type", "application/json"), *self.headers()]
-        head, embedding_head = (pool.head("POST", path, headers) for path in (self.dialect.chat_path, self.embedder.path))
+        head, embedding_head = (pool.head("POST", path, headers) for path in (self.engine.chat_path, self.embedder.path))
         name = self.name if len(self.settings.servers) == 1 else f"{self.name}#{number}"
-        return Server(name, settings, pool, head, embedding_head, self.dialect.canonical)
+        return Server(name, settings, pool, head, embedding_head, self.engine.canonical)
 
 
-def _limits(settings: BackendSettings, num_parallel: int | None) -> Limits:
+def _limits(settings: BackendSettings, num_parallel: int | None) -> AdmissionLimits:
     limits = settings.limits
     lanes = {
         "text": LaneLimits(None, limits.max_queue, limits.queue_timeout),
@@ -190,30 +188,30 @@ def _limits(settings: BackendSettings, num_parallel: int | None) -> Limits:
         "embedding": LaneLimits(limits.max_concurrency, limits.max_queue, limits.queue_timeout, is_apart=True),
     }
     model_slots = None if limits.model_concurrency == "auto" else limits.model_concurrency
-    return Limits(limits.max_concurrency, model_slots, lanes, settings.kind == "ollama", num_parallel or 1)
+    return AdmissionLimits(limits.max_concurrency, model_slots, lanes, settings.kind == "ollama", num_parallel or 1)
 
 
-def _own(lane: Lane, overrides: LimitOverrides | None) -> OwnLimits | None:
+def _own(lane: LaneName, overrides: LimitOverrides | None) -> TierLimits | None:
     """What a tier bounds for itself in `lane`; None: nothing."""
     if overrides is None:
         return None
     of_vision = lane == "vision"
     model_slots = overrides.concurrency or overrides.model_concurrency
-    own = OwnLimits(
+    own = TierLimits(
         overrides.max_concurrency,
         None if model_slots == "auto" else model_slots,
         overrides.vision_concurrency if of_vision else None,
         overrides.vision_max_queue if of_vision else overrides.max_queue,
         overrides.vision_queue_timeout if of_vision else overrides.queue_timeout,
     )
-    return None if own == OwnLimits() else own
+    return None if own == TierLimits() else own
 
 
 def _call_later(seconds: float, callback: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_later(seconds, callback)
 
 
-def _dialect(settings: BackendSettings) -> Dialect:
+def _engine(settings: BackendSettings) -> Engine:
     if settings.kind == "ollama":
         return Ollama(settings.keep_alive, settings.num_ctx, settings.truncate)
     return Vllm() if settings.kind == "vllm" else OpenAi()

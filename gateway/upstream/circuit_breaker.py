@@ -22,9 +22,9 @@ from collections.abc import Callable
 from math import inf
 from typing import Literal
 
-State = Literal["closed", "suspect", "half_open", "open"]
+CircuitState = Literal["closed", "suspect", "half_open", "open"]
 
-LEVELS: dict[State, int] = {"closed": 0, "suspect": 1, "half_open": 2, "open": 3}
+LEVELS: dict[CircuitState, int] = {"closed": 0, "suspect": 1, "half_open": 2, "open": 3}
 """What `gateway_circuit_state` shows."""
 
 IN_A_ROW = 3
@@ -38,7 +38,7 @@ CALM = 1.0
 _ALL = (1 << WINDOW) - 1
 
 
-class Circuit:
+class CircuitBreaker:
     """One server's. `on_change` is told of each change of state: the state before, and the reason for the change in a word."""
 
     __slots__ = (
@@ -46,10 +46,10 @@ class Circuit:
         "restrains", "state",
     )  # fmt: skip
 
-    def __init__(self, clock: Callable[[], float], on_change: Callable[[State, str], None] = lambda was, reason: None) -> None:
+    def __init__(self, clock: Callable[[], float], on_change: Callable[[CircuitState, str], None] = lambda was, reason: None) -> None:
         self._clock = clock
         self._on_change = on_change
-        self.state: State = "closed"
+        self.state: CircuitState = "closed"
         self.is_troubled = False
         """Something failed of late: only then does a success have anything to say."""
         self.restrains = False
@@ -115,7 +115,7 @@ class Circuit:
             if (self._in_a_row >= IN_A_ROW or self._recent.bit_count() >= HALF) and self._clock() >= self._calm_until:
                 self._become("suspect", reason)
 
-    def doubt(self, reason: str) -> None:
+    def mark_suspect(self, reason: str) -> None:
         """Let a probe look before anything else goes there."""
         if self.state == "closed":
             self._become("suspect", reason)
@@ -129,7 +129,7 @@ class Circuit:
 
     # What probes tell
 
-    def answered(self) -> None:
+    def probe_answered(self) -> None:
         """The server answered a probe."""
         self._misses = 0
         if self.state == "suspect":
@@ -139,13 +139,13 @@ class Circuit:
         elif self.state != "closed":
             self._become("closed", "probe")
 
-    def missed(self, *, is_sure: bool = False) -> None:
+    def probe_missed(self, *, is_sure: bool = False) -> None:
         """The server did not answer a probe; `is_sure`: it was asked more than once."""
         self._misses += 1
         if self.state == "half_open" or self.state == "suspect" or (self.state == "closed" and (is_sure or self._misses >= MISSES)):
             self._become("open", "probe")
 
-    def _become(self, state: State, reason: str) -> None:
+    def _become(self, state: CircuitState, reason: str) -> None:
         was, self.state = self.state, state
         self._since = self._clock()
         self._recent = self._in_a_row = self._misses = 0

@@ -35,7 +35,7 @@ class WireError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class ConnectionLimits:
     """Limits of one connection, in bytes where no unit is named."""
 
     head: int = 64 * 1024
@@ -46,7 +46,7 @@ class Bounds:
     """Body bytes that may wait for a caller that does not read; then the socket is paused."""
 
 
-class Keeper(Protocol):
+class ConnectionOwner(Protocol):
     """Who owns connections: told of their beginning and end, and handed those that can be used again."""
 
     buffer: memoryview
@@ -54,7 +54,7 @@ class Keeper(Protocol):
 
     def opened(self, connection: "Connection") -> None: ...
     def closed(self, connection: "Connection") -> None: ...
-    def keep(self, connection: "Connection") -> None: ...
+    def release(self, connection: "Connection") -> None: ...
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -66,7 +66,6 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_arrivals",
-        "_bounds",
         "_busy",
         "_draining",
         "_ended",
@@ -79,6 +78,7 @@ class Connection(asyncio.BufferedProtocol):
         "_is_between_chunks",
         "_keeper",
         "_limit",
+        "_limits",
         "_loop",
         "_on_piece",
         "_parser",
@@ -97,10 +97,10 @@ class Connection(asyncio.BufferedProtocol):
         "status",
     )  # fmt: skip
 
-    def __init__(self, keeper: Keeper, loop: asyncio.AbstractEventLoop, bounds: Bounds) -> None:
+    def __init__(self, keeper: ConnectionOwner, loop: asyncio.AbstractEventLoop, bounds: ConnectionLimits) -> None:
         self._keeper = keeper
         self._loop = loop
-        self._bounds = bounds
+        self._limits = bounds
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._timer: asyncio.TimerHandle | None = None
@@ -185,7 +185,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pieces.clear()
         return body
 
-    async def pump(self, on_piece: Callable[[bytes], None]) -> None:
+    async def stream(self, on_piece: Callable[[bytes], None]) -> None:
         """Call `on_piece` with each piece of the body as it comes; return at the body's end, or after `stop`.
 
         `on_piece` runs inside the socket's read callback: it must not block; what it raises is raised here.
@@ -204,7 +204,7 @@ class Connection(asyncio.BufferedProtocol):
         self._is_between_chunks = False
         self._wake()
 
-    def spoil(self) -> None:
+    def mark_unusable(self) -> None:
         """The caller has seen what should not be there: this answer may be read on, but none after it."""
         self._usable = False
 
@@ -252,7 +252,7 @@ class Connection(asyncio.BufferedProtocol):
         self._busy = self._draining = False
         self._regulate()
         if self.is_usable() and self._transport is not None and self._transport.get_write_buffer_size() == 0:
-            self._keeper.keep(self)
+            self._keeper.release(self)
         else:
             self.abort()
 
@@ -308,7 +308,7 @@ class Connection(asyncio.BufferedProtocol):
             if self._unread() > self._limit:
                 self._pieces.clear()
                 self._fail(WireError("too_large", answered=True))
-        elif self._unread() > self._bounds.unread:
+        elif self._unread() > self._limits.unread:
             self._set_full(True)
 
     # asyncio.Protocol
@@ -366,7 +366,7 @@ class Connection(asyncio.BufferedProtocol):
             self.answered = True
             if not (self._head_done or self._full):
                 self._head_bytes += nbytes
-                is_broken = is_broken or self._head_bytes > self._bounds.head
+                is_broken = is_broken or self._head_bytes > self._limits.head
         if self._pieces:
             last = self._pieces[-1]
             self._deliver()
@@ -416,12 +416,12 @@ class Connection(asyncio.BufferedProtocol):
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             self._informational += 1
-            if self._informational > self._bounds.informational:
+            if self._informational > self._limits.informational:
                 self._set_full(True)
             return
         self.status = status
         self._head_done = True
-        if len(self.headers) > self._bounds.headers:
+        if len(self.headers) > self._limits.headers:
             self._fail(WireError("protocol", answered=True))
             return
         self.fields = fields = dict(self.headers)

@@ -18,7 +18,7 @@ from gateway.upstream.server import Server
 UNSENT = frozenset({"connect", "connect_timeout"})
 """Nothing of the request reached the server: trying elsewhere costs nobody anything."""
 
-BROKEN = UNSENT | {"closed", "reset", "protocol", "truncated", "stream_error", "status_5xx"}
+SERVER_FAULTS = UNSENT | {"closed", "reset", "protocol", "truncated", "stream_error", "status_5xx"}
 """Reasons of upstream errors that are the server's own fault. A wrong key or an answer of the wrong kind is no matter of its health."""
 
 BUSY = "busy"
@@ -45,7 +45,7 @@ def retry_seconds(value: bytes, wall_clock: float) -> int | None:
     return min(LONGEST_PAUSE, max(0, math.ceil(seconds)))
 
 
-def with_pause(error: GatewayError, response: Connection) -> GatewayError:
+def with_retry_after(error: GatewayError, response: Connection) -> GatewayError:
     """`error`, which `response` meant; with a full backend's `Retry-After`, which goes on to the client."""
     told = response.fields.get(b"retry-after")
     if told is not None and isinstance(error, BackendUnavailable):
@@ -55,10 +55,10 @@ def with_pause(error: GatewayError, response: Connection) -> GatewayError:
     return error
 
 
-def note_failure(backend: Backend, model: str, server: Server, error: GatewayError, sent: float) -> str | None:
+def record_failure(backend: Backend, model: str, server: Server, error: GatewayError, sent: float) -> str | None:
     """Tell `server` what became of the attempt at `model` that was sent at the time `sent`; the reason in a word, where it may be tried elsewhere."""
     if isinstance(error, UpstreamError):
-        if error.reason not in BROKEN:
+        if error.reason not in SERVER_FAULTS:
             return None
         server.circuit.fail(error.reason, sent)
         return error.reason
@@ -66,7 +66,7 @@ def note_failure(backend: Backend, model: str, server: Server, error: GatewayErr
         backend.pause(server, FULL_SECONDS if error.pause is None else error.pause)
         return BUSY
     if isinstance(error, ModelNotFound):
-        server.miss(model)
+        server.mark_missing(model)
         return MISSING
     if isinstance(error, InvalidRequest) and server.circuit.is_troubled:
         server.circuit.succeed()  # the fault is the request's

@@ -12,7 +12,7 @@ import httpx2
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from gateway.config import Settings
-from gateway.engines.engine import Loaded, Models
+from gateway.engines.engine import LoadedUntil, Models
 from gateway.upstream.backend import Backend
 from gateway.upstream.server import VIA, Server
 
@@ -27,11 +27,11 @@ FIRST_ATTEMPTS = 3
 SURE_ATTEMPTS = 2
 """Of a probe that decides alone, since failed requests speak against the server too."""
 ATTEMPT_WAIT = 0.3
-ODD_TO_LEFT_OUT = 2
+ODD_BEFORE_EXCLUDED = 2
 """Probes in a row that were answered, but not as they should."""
 MAX_LISTED = 8
 
-Finding = Literal["up", "unreachable", "refused_key", "itself", "no_models"]
+ProbeResult = Literal["up", "unreachable", "refused_key", "itself", "no_models"]
 
 _log = logging.getLogger("gateway.health")
 
@@ -44,7 +44,7 @@ class ProbeFailed(Exception):
         self.why = why
 
 
-class Health:
+class HealthChecks:
     """Probes of the backends that something can reach. They move the servers' circuits; `on_change` is called when a server came up or its models
     changed."""
 
@@ -83,7 +83,7 @@ class Health:
 
     # Other settings
 
-    async def meet(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
+    async def probe_new(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
         """Begin to probe those of `backends` too that `settings` lead to; until each server has answered, or has had the time for it."""
         self._settings = settings
         unmet = [backend for backend in reachable(settings, backends) if backend not in self._tasks]
@@ -110,7 +110,7 @@ class Health:
         reports: list[asyncio.Task[None]] = []
         for backend in backends:
             first = [asyncio.create_task(self._first_report(backend, server)) for server in backend.servers]
-            self._tasks[backend] = [*first, *(asyncio.create_task(self._watch(backend, server, met)) for server in backend.servers)]
+            self._tasks[backend] = [*first, *(asyncio.create_task(self._probe_forever(backend, server, met)) for server in backend.servers)]
             reports += first
         late = asyncio.get_running_loop().call_later(READY_SECONDS, met.set)
 
@@ -126,10 +126,10 @@ class Health:
     async def _first_report(self, backend: Backend, server: Server) -> None:
         finding, why = await self._probe(backend, server, FIRST_ATTEMPTS)
         if finding == "unreachable":
-            server.circuit.missed(is_sure=True)
+            server.circuit.probe_missed(is_sure=True)
         self._report(backend, server, finding, why)
 
-    async def _watch(self, backend: Backend, server: Server, met: asyncio.Event) -> None:
+    async def _probe_forever(self, backend: Backend, server: Server, met: asyncio.Event) -> None:
         await met.wait()
         odd = 0
         while True:
@@ -138,11 +138,11 @@ class Health:
             was_up, is_suspect, had = server.up, server.circuit.state == "suspect", server.discovered
             finding, why = await self._probe(backend, server, SURE_ATTEMPTS if is_suspect else 1)
             if finding == "unreachable":
-                server.circuit.missed(is_sure=is_suspect)
+                server.circuit.probe_missed(is_sure=is_suspect)
             else:
-                server.circuit.answered()
+                server.circuit.probe_answered()
             odd = 0 if finding in ("up", "unreachable") else odd + 1
-            if odd >= ODD_TO_LEFT_OUT:
+            if odd >= ODD_BEFORE_EXCLUDED:
                 server.up = False
             if server.up != was_up:
                 self._report(backend, server, finding, why)
@@ -150,7 +150,7 @@ class Health:
             elif finding == "up" and had is not None and had.keys() != (server.discovered or {}).keys():
                 self._report(backend, server, finding, why)
 
-    async def _probe(self, backend: Backend, server: Server, attempts: int) -> tuple[Finding, str]:
+    async def _probe(self, backend: Backend, server: Server, attempts: int) -> tuple[ProbeResult, str]:
         """What one probe found, which is tried so often; and why it found nothing."""
         again = AsyncRetrying(
             stop=stop_after_attempt(attempts), wait=wait_fixed(ATTEMPT_WAIT), retry=retry_if_exception_type(ProbeFailed), reraise=True
@@ -160,35 +160,35 @@ class Health:
         except ProbeFailed as failure:
             return "unreachable", failure.why
 
-    async def _ask(self, backend: Backend, server: Server) -> Finding:
+    async def _ask(self, backend: Backend, server: Server) -> ProbeResult:
         """Whether the server is well, where it says so apart, and its list of models. Tells `server` what there is.
 
         Raises:
             ProbeFailed
         """
-        if backend.dialect.health_path is not None:
-            status, _ = await self._fetch(backend, server, "GET", backend.dialect.health_path)
+        if backend.engine.health_path is not None:
+            status, _ = await self._fetch(backend, server, "GET", backend.engine.health_path)
             if status >= 500 and status != 508:
                 raise ProbeFailed(f"it answers with status {status}")
-        status, content = await self._fetch(backend, server, "GET", backend.dialect.models_path)
+        status, content = await self._fetch(backend, server, "GET", backend.engine.models_path)
         if status == 508:
             return "itself"
         if status in (401, 403):
             return "refused_key"
         if status >= 500:
             raise ProbeFailed(f"it answers with status {status}")
-        models = backend.dialect.models(content) if status == 200 else None
+        models = backend.engine.models(content) if status == 200 else None
         if models is None:
             return "no_models"
-        before, lacked = server.discovered, server.lacks_any
+        before, lacked = server.discovered, server.lacks_a_model
         loaded = await self._learn(backend, server, models)
-        server.found(models)
-        is_ready = server.loads is not None and loaded is not None and server.loads.see(loaded)
+        server.update_models(models)
+        is_ready = server.residency is not None and loaded is not None and server.residency.update(loaded)
         if is_ready or lacked or (before is not None and before != models):
             self._on_change(backend)
         return "up"
 
-    async def _learn(self, backend: Backend, server: Server, models: Models) -> Loaded | None:
+    async def _learn(self, backend: Backend, server: Server, models: Models) -> LoadedUntil | None:
         """What is asked besides only adds to what is known: it fails without a consequence. Gives what is loaded."""
         wanted = [tier.models[backend.name] for tier in self._settings.tiers.values() if backend.name in tier.models]
         wanted += [item.model for item in self._settings.embeddings.values() if item.backend == backend.name]
@@ -200,7 +200,7 @@ class Health:
                 return None
             return content if status == 200 else None
 
-        return await backend.dialect.learn(models, server.discovered or {}, wanted, ask)
+        return await backend.engine.probe_models(models, server.discovered or {}, wanted, ask)
 
     async def _fetch(self, backend: Backend, server: Server, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         """Status and body of the server's answer.
@@ -225,7 +225,7 @@ class Health:
 
     # In plain words
 
-    def _report(self, backend: Backend, server: Server, finding: Finding, why: str) -> None:
+    def _report(self, backend: Backend, server: Server, finding: ProbeResult, why: str) -> None:
         origin = server.pool.origin
         where = f"backend {server.name} ({backend.kind}) at {origin.authority}{origin.prefix}"
         if finding == "up":

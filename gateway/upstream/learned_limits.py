@@ -9,7 +9,7 @@ from gateway.upstream.backend import Backend
 SECTION = "learned"
 
 
-def keep_learned(state: StateFile, backends: Mapping[str, Backend], num_parallel: int | None) -> None:
+def persist_learned_limits(state: StateFile, backends: Mapping[str, Backend], num_parallel: int | None) -> None:
     """Give `backends` what is kept, and keep what they learn from now on. A guess of the settings that has changed since counts more."""
     kept = state.get(SECTION)
     if isinstance(kept, dict) and kept.get("num_parallel") == num_parallel:

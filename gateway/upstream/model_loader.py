@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from functools import partial
 
-from gateway.admission.model_residency import Loads, ModelState, Shown
+from gateway.admission.model_residency import LoadedModels, ModelResidency, ModelState
 from gateway.config import Settings
 from gateway.engines.engine import MAX_REFUSAL
 from gateway.engines.ollama_loading import loaded
@@ -15,19 +15,19 @@ from gateway.errors import BackendUnavailable, Crash, GatewayError, InvalidReque
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import WireError
-from gateway.upstream.failures import BROKEN, UNSENT, note_failure, with_pause
+from gateway.upstream.failures import SERVER_FAULTS, UNSENT, record_failure, with_retry_after
 from gateway.upstream.server import Server
 
 NO_FIRST_PIECE = "no first piece"
 LOOK_SECONDS = 5.0
 """Longest time for the question what is loaded."""
 
-CONNECTION_FAULTS = BROKEN - {"status_5xx"}
+CONNECTION_FAULTS = SERVER_FAULTS - {"status_5xx"}
 
 _log = logging.getLogger("gateway.loader")
 
 
-class Loader:
+class ModelLoader:
     """The loads of one backend, each server's one after the other. It has to be there before the first request."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Loader:
         assert backend.loading is not None
         self._look_heads = {server: server.pool.head("GET", backend.loading.path, backend.headers()) for server in backend.servers}
         for server in backend.servers:
-            server.loads = Loads(
+            server.residency = ModelResidency(
                 time.monotonic,
                 lambda seconds, callback: asyncio.get_running_loop().call_later(seconds, callback),
                 lambda: backend.settings.swap_after,
@@ -57,18 +57,18 @@ class Loader:
         self.change(settings)
 
     def __repr__(self) -> str:
-        return f"<Loader {self._backend.name}: {[server.loads for server in self._backend.servers]}>"
+        return f"<Loader {self._backend.name}: {[server.residency for server in self._backend.servers]}>"
 
     def change(self, settings: Settings) -> None:
         """Go on with other settings, for the same servers."""
         self._settings = settings
-        canonical = self._backend.dialect.canonical
+        canonical = self._backend.engine.canonical
         for server in self._backend.servers:
-            assert server.loads is not None
-            for state in server.loads.states.values():
+            assert server.residency is not None
+            for state in server.residency.states.values():
                 state.warm = False
             for model, is_apart in self._warm():
-                server.loads.state(canonical(model), model, is_apart).warm = True
+                server.residency.state(canonical(model), model, is_apart).warm = True
 
     def stop(self) -> None:
         """Drop what is being loaded."""
@@ -88,7 +88,7 @@ class Loader:
             task.add_done_callback(self._tasks.discard)
 
     async def _load(self, server: Server, state: ModelState) -> None:
-        loads = server.loads
+        loads = server.residency
         assert loads is not None
         sent = time.monotonic()
         before = after = None
@@ -106,7 +106,7 @@ class Loader:
             _log.exception("backend %s: the load of a model failed in the gateway", server.name)
         error = None if failure is None else failure()
         if failure is not None and not isinstance(error, InvalidRequest | BackendUnavailable) and not _is_unsent(error):
-            self._refuse_line(state, failure)
+            self._refuse_waiters(state, failure)
         is_loaded = error is None or isinstance(error, InvalidRequest)  # the requests themselves will be told what is wrong
         loads.ended(state, is_loaded, before, after)
         if error is None:
@@ -115,7 +115,7 @@ class Loader:
         else:
             self._note(server, state, error, sent)
         self._backend.refresh()
-        if loads.look():
+        if loads.schedule():
             self._backend.refresh()
 
     async def _ask(self, server: Server, state: ModelState) -> Callable[[], GatewayError] | None:
@@ -124,14 +124,14 @@ class Loader:
         head = (server.embedding_head if state.is_apart else server.chat_head)(b"", self._gateway_id)
         assert backend.loading is not None
         body = backend.loading.body(model, state.is_apart)
-        refusal = backend.embedder.refusal if state.is_apart else backend.dialect.refusal
+        refusal = backend.embedder.client_error if state.is_apart else backend.engine.client_error
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._longest(model)):
                 with await server.pool.request(head, body) as response:
                     content = await response.read(MAX_REFUSAL)
                     if response.status != 200:
-                        error = with_pause(refusal(response.status, content), response)
+                        error = with_retry_after(refusal(response.status, content), response)
                         return partial(_again, partial(refusal, response.status, content), error)
         except TimeoutError:
             return partial(UpstreamTimeout, NO_FIRST_PIECE)
@@ -154,14 +154,14 @@ class Loader:
         times = [settings.limits_for(tier, name).first_token_timeout for tier in settings.tiers.values() if tier.models.get(name) == model]
         return max(times, default=self._backend.settings.limits.first_token_timeout)
 
-    async def _shown(self, server: Server) -> Shown | None:
+    async def _shown(self, server: Server) -> LoadedModels | None:
         """What is loaded; None: it does not tell."""
         try:
             async with asyncio.timeout(LOOK_SECONDS):
                 with await server.pool.request(self._look_heads[server]) as response:
                     content = await response.read(MAX_REFUSAL)
                     until = loaded(content) if response.status == 200 else None
-                    return None if until is None else Shown(until, _date(response.fields.get(b"date", b"")))
+                    return None if until is None else LoadedModels(until, _date(response.fields.get(b"date", b"")))
         except (WireError, TimeoutError):
             return None
 
@@ -172,22 +172,22 @@ class Loader:
         if isinstance(error, UpstreamTimeout):
             server.circuit.fail("no_first_piece", sent)
         elif isinstance(error, UpstreamError) and _is_unsent(error) and server.circuit.state == "closed":
-            server.circuit.doubt(error.reason)  # those in line wait, as for any server that went away
+            server.circuit.mark_suspect(error.reason)  # those in line wait, as for any server that went away
         else:
-            note_failure(self._backend, state.model, server, error, sent)
+            record_failure(self._backend, state.model, server, error, sent)
         if isinstance(error, BackendUnavailable):
             self._backend.on_away(self._backend)
 
-    def _refuse_line(self, state: ModelState, failure: Callable[[], GatewayError]) -> None:
+    def _refuse_waiters(self, state: ModelState, failure: Callable[[], GatewayError]) -> None:
         """Those who wait for the model get the error, unless another server has still to try."""
         state.has_failed = True
-        crowds = [crowd for crowd in state.crowds if not crowd.may_try_elsewhere(state)]
-        for crowd in crowds:
-            crowd.refuse(failure)
-        if crowds:
+        waiting_queues = [waiters for waiters in state.waiters if not waiters.may_try_elsewhere(state)]
+        for waiters in waiting_queues:
+            waiters.refuse(failure)
+        if waiting_queues:
             for server in self._backend.servers:
-                if server.loads is not None and state.name in server.loads.states:
-                    server.loads.states[state.name].has_failed = False
+                if server.residency is not None and state.name in server.residency.states:
+                    server.residency.states[state.name].has_failed = False
 
 
 def _is_unsent(error: GatewayError | None) -> bool:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gateway.upstream.connection import READ_BYTES, Bounds, Connection, WireError
+from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, WireError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,11 @@ class Pool:
     `idle_seconds` has to stay under the server's own keep-alive, or requests meet connections that the server is closing.
     """
 
-    def __init__(self, origin: Origin, *, connect_timeout: float, idle_seconds: float, bounds: Bounds | None = None) -> None:
+    def __init__(self, origin: Origin, *, connect_timeout: float, idle_seconds: float, bounds: ConnectionLimits | None = None) -> None:
         self.origin = origin
         self.connect_timeout = connect_timeout
         self._idle_seconds = idle_seconds
-        self._bounds = bounds or Bounds()
+        self._limits = bounds or ConnectionLimits()
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
         self.buffer = memoryview(bytearray(READ_BYTES))
@@ -77,7 +77,7 @@ class Pool:
             WireError: no connection, or no whole head of an answer.
         """
         head = b"%bContent-Length: %d\r\n\r\n" % (head, len(body))
-        kept = self.take()
+        kept = self.acquire()
         if kept is not None:
             try:
                 await kept.send(head, body)
@@ -95,7 +95,7 @@ class Pool:
         """A new connection."""
         loop = asyncio.get_running_loop()
         origin = self.origin
-        connection = Connection(self, loop, self._bounds)
+        connection = Connection(self, loop, self._limits)
         try:
             async with asyncio.timeout(self.connect_timeout if connect_timeout is None else connect_timeout):
                 await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.tls)
@@ -109,7 +109,7 @@ class Pool:
             raise
         return connection
 
-    def take(self) -> Connection | None:
+    def acquire(self) -> Connection | None:
         """The connection used last, if one is still good."""
         oldest = time.monotonic() - self._idle_seconds
         while self._idle:
@@ -119,7 +119,7 @@ class Pool:
             connection.abort()
         return None
 
-    def keep(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
         if self._sweep is None:

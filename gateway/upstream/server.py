@@ -4,10 +4,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from gateway.admission.queues import Station
-from gateway.config import Server as ServerSettings
+from gateway.admission.queues import ServerSlots
+from gateway.config import ServerSettings
 from gateway.engines.engine import ModelFacts, Models
-from gateway.upstream.circuit_breaker import Circuit
+from gateway.upstream.circuit_breaker import CircuitBreaker
 from gateway.upstream.pool import Pool
 
 VIA = b"x-gateway-via"
@@ -16,7 +16,7 @@ VIA = b"x-gateway-via"
 _NOTHING = ModelFacts()
 
 
-class Server(Station):
+class Server(ServerSlots):
     """One address of a backend, and what its probes have found there."""
 
     __slots__ = (
@@ -37,7 +37,7 @@ class Server(Station):
         """Models by the server's own word; None while it has not answered."""
         self.up: bool | None = None
         """Whether it answers its probe as it should; None: not asked yet."""
-        self.circuit = Circuit(time.monotonic)
+        self.circuit = CircuitBreaker(time.monotonic)
         self.doubted = asyncio.Event()
         """A probe should look at once."""
         self.is_left_out = False
@@ -69,7 +69,7 @@ class Server(Station):
             found = next((facts for name, facts in self.discovered.items() if self._canonical(name) == wanted), None)
         return found
 
-    def miss(self, model: str) -> None:
+    def mark_missing(self, model: str) -> None:
         """The server said that it does not have `model`: believed until the next probe."""
         self._missing.add(model)
 
@@ -79,11 +79,11 @@ class Server(Station):
         return self.up is not False and not self.circuit.is_open
 
     @property
-    def lacks_any(self) -> bool:
+    def lacks_a_model(self) -> bool:
         """Something was missed since the last probe."""
         return bool(self._missing)
 
-    def found(self, models: Models) -> None:
+    def update_models(self, models: Models) -> None:
         """A probe was answered: these are there."""
         self.discovered = models
         self.up = True

@@ -2,21 +2,21 @@
 
 import pytest
 
-from gateway.admission.concurrency_limits import ENOUGH, TRY_AGAIN_SECONDS, Bound, LearnedBound, Part
+from gateway.admission.concurrency_limits import ENOUGH, TRY_AGAIN_SECONDS, AdaptiveLimit, ConcurrencyLimit, LoadSample
 
 
-def let_in(bound: LearnedBound) -> Part:
+def let_in(bound: AdaptiveLimit) -> LoadSample:
     bound.count += 1
     return bound.began()
 
 
-def out(bound: LearnedBound, part: Part, now: float = 0.0) -> bool:
+def out(bound: AdaptiveLimit, part: LoadSample, now: float = 0.0) -> bool:
     bound.count -= 1
     return bound.ended(part, now)
 
 
 def test_bound_is_full_at_its_limit() -> None:
-    bound = Bound(1)
+    bound = ConcurrencyLimit(1)
     assert not bound.is_full
     bound.count = 1
     assert bound.is_full
@@ -24,7 +24,7 @@ def test_bound_is_full_at_its_limit() -> None:
 
 
 def test_only_one_is_on_trial_and_only_when_the_limit_is_reached() -> None:
-    bound = LearnedBound(1)
+    bound = AdaptiveLimit(1)
     assert not bound.may_try(0)
     let_in(bound)
     assert bound.may_try(0)
@@ -33,10 +33,10 @@ def test_only_one_is_on_trial_and_only_when_the_limit_is_reached() -> None:
 
 
 def test_limit_is_raised_when_more_speak_at_once_for_a_while() -> None:
-    bound = LearnedBound(1)
+    bound = AdaptiveLimit(1)
     first, trial = let_in(bound), let_in(bound)
-    assert not bound.spoke(first)
-    assert bound.spoke(trial)
+    assert not bound.first_token(first)
+    assert bound.first_token(trial)
     assert bound.limit == 1
     assert bound.confirm()
     assert bound.limit == 2
@@ -45,10 +45,10 @@ def test_limit_is_raised_when_more_speak_at_once_for_a_while() -> None:
 
 def test_end_that_was_seen_late_proves_nothing() -> None:
     """The first piece of the one and the end of the other were there together, and were looked at in the wrong order."""
-    bound = LearnedBound(1)
+    bound = AdaptiveLimit(1)
     first, trial = let_in(bound), let_in(bound)
-    bound.spoke(first)
-    assert bound.spoke(trial)
+    bound.first_token(first)
+    assert bound.first_token(trial)
     out(bound, first)
     assert not bound.confirm()
     assert bound.limit == 1
@@ -56,17 +56,17 @@ def test_end_that_was_seen_late_proves_nothing() -> None:
 
 def test_one_that_speaks_while_the_other_has_not_begun_proves_nothing() -> None:
     """After a load an Ollama may take them in another order."""
-    bound = LearnedBound(1)
+    bound = AdaptiveLimit(1)
     let_in(bound)
-    assert not bound.spoke(let_in(bound))
+    assert not bound.first_token(let_in(bound))
 
 
 def test_failed_trial_is_made_again_after_a_minute() -> None:
-    bound = LearnedBound(1)
+    bound = AdaptiveLimit(1)
     first, trial = let_in(bound), let_in(bound)
-    bound.spoke(first)
+    bound.first_token(first)
     assert not out(bound, first, 100.0)
-    bound.spoke(trial)
+    bound.first_token(trial)
     assert bound.limit == 1
     assert not bound.may_try(100.0 + TRY_AGAIN_SECONDS - 1)
     assert bound.may_try(100.0 + TRY_AGAIN_SECONDS)
@@ -74,13 +74,13 @@ def test_failed_trial_is_made_again_after_a_minute() -> None:
 
 @pytest.mark.parametrize("really", [1, 2])
 def test_limit_that_is_too_high_is_lowered_to_what_is_seen(really: int) -> None:
-    bound = LearnedBound(4)
+    bound = AdaptiveLimit(4)
     parts = [let_in(bound) for _ in range(4)]
     for part in parts[:really]:
-        bound.spoke(part)
+        bound.first_token(part)
     changes = 0
     while not out(bound, parts.pop(0)):  # one ends, the next in the server's own line speaks, another comes
-        bound.spoke(parts[really - 1])
+        bound.first_token(parts[really - 1])
         parts.append(let_in(bound))
         changes += 1
     assert bound.limit == really
@@ -88,20 +88,20 @@ def test_limit_that_is_too_high_is_lowered_to_what_is_seen(really: int) -> None:
 
 
 def test_limit_that_is_reached_is_kept() -> None:
-    bound = LearnedBound(3)
+    bound = AdaptiveLimit(3)
     for _ in range(3 * ENOUGH):
         parts = [let_in(bound) for _ in range(3)]
         for part in parts:
-            assert not bound.spoke(part)
+            assert not bound.first_token(part)
         assert not any(out(bound, part) for part in parts)
     assert bound.limit == 3
 
 
 def test_held_limit_learns_nothing() -> None:
-    bound = LearnedBound(1, is_held=True)
+    bound = AdaptiveLimit(1, is_held=True)
     parts = [let_in(bound)]
     assert not bound.may_try(0)
     parts.append(let_in(bound))
     for part in parts:
-        bound.spoke(part)
+        bound.first_token(part)
     assert not bound.confirm()

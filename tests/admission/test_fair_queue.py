@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admission.fair_queue import Claim, Line
+from gateway.admission.fair_queue import Claim, FairQueue
 
 
 @dataclass(eq=False)
@@ -14,23 +14,23 @@ class One:
     name: str = ""
 
 
-def line(*words: str) -> tuple[Line[One], list[One]]:
+def line(*words: str) -> tuple[FairQueue[One], list[One]]:
     """`a`: of key a; `a.x`: of person x behind it."""
-    made: Line[One] = Line()
+    made: FairQueue[One] = FairQueue()
     ones = [One(Claim(*word.split(".")), f"{number}{word}") for number, word in enumerate(words)]
     for stamp, one in enumerate(ones):
         made.add(one, stamp)
     return made, ones
 
 
-def drain(made: Line[One]) -> list[One]:
+def drain(made: FairQueue[One]) -> list[One]:
     order = []
     stamp = 1000
     while made.count:
         _, one = made.head()
         made.remove(one)
         stamp += 1
-        made.passed_on(one.claim, stamp)
+        made.served(one.claim, stamp)
         order.append(one)
     return order
 
@@ -54,16 +54,16 @@ def test_who_leaves_from_the_middle_costs_his_key_nothing() -> None:
 
 def test_key_that_was_served_elsewhere_goes_to_the_end() -> None:
     made, _ = line("a", "b")
-    made.passed_on(Claim("a"), 50)
-    made.passed_on(Claim("nobody"), 51)
+    made.served(Claim("a"), 50)
+    made.served(Claim("nobody"), 51)
     assert made.head() == (1, made.head()[1])
     assert [one.name for one in drain(made)] == ["1b", "0a"]
 
 
 def test_newcomer_is_told_how_many_go_before_him() -> None:
     made, _ = line("a", "a", "a", "b")
-    assert [made.ahead_of_new(key) for key in ("c", "b", "a")] == [2, 3, 4]
-    assert Line[One]().ahead_of_new("a") == 0
+    assert [made.count_ahead_of_new(key) for key in ("c", "b", "a")] == [2, 3, 4]
+    assert FairQueue[One]().count_ahead_of_new("a") == 0
 
 
 words = st.lists(st.sampled_from(("a", "a", "a.x", "a.y", "b", "c.x", "c.y")), max_size=20)

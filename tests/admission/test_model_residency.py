@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.admission.model_residency import REST_SECONDS, Loads, ModelState, Shown
+from gateway.admission.model_residency import REST_SECONDS, LoadedModels, ModelResidency, ModelState
 from gateway.errors import GatewayError
 from tests.fakes.waiting import Clock
 
@@ -34,27 +34,27 @@ class Setup:
         self.clock = Clock()
         self.begun: list[str] = []
         self.able = True
-        self.loads = Loads(self.clock, self.clock.alarm, lambda: SWAP, lambda model: self.able, self._begin, lambda: None)
+        self.loads = ModelResidency(self.clock, self.clock.alarm, lambda: SWAP, lambda model: self.able, self._begin, lambda: None)
         self.states = {name: self.loads.state(name, name, False) for name in "abc"}
         self.crowds = {name: Waiters() for name in "abc"}
         for name, state in self.states.items():
-            state.crowds.append(self.crowds[name])
-        self.loads.see(shown)
+            state.waiters.append(self.crowds[name])
+        self.loads.update(shown)
 
     def _begin(self, state: ModelState) -> None:
         self.begun.append(state.name)
 
     def wait_for(self, name: str) -> None:
         self.crowds[name].waiting += 1
-        self.loads.look()
+        self.loads.schedule()
 
-    def shown(self, *names: str) -> Shown:
-        return Shown(dict.fromkeys(names, 1000.0), 500.0)
+    def shown(self, *names: str) -> LoadedModels:
+        return LoadedModels(dict.fromkeys(names, 1000.0), 500.0)
 
     def end(self, name: str, before: str, after: str) -> None:
         """The load of `name` succeeded; the letters are what was shown."""
         self.loads.ended(self.states[name], True, self.shown(*before), self.shown(*after))
-        self.loads.look()
+        self.loads.schedule()
 
     def ready(self) -> str:
         return "".join(name for name, state in self.states.items() if state.is_ready)
@@ -71,17 +71,17 @@ class Setup:
 
 
 def test_all_is_taken_for_loaded_until_the_server_has_told() -> None:
-    loads = Loads(Clock(), lambda *_: None, lambda: SWAP, lambda model: True, lambda state: None, lambda: None)
+    loads = ModelResidency(Clock(), lambda *_: None, lambda: SWAP, lambda model: True, lambda state: None, lambda: None)
     state = loads.state("a", "a", False)
     assert state.is_ready
-    loads.see([])
+    loads.update([])
     assert not state.is_ready
     assert loads.state("b", "b", False).is_ready is False
 
 
 def test_model_is_loaded_once_for_all_who_wait_and_not_when_nobody_does() -> None:
     setup = Setup()
-    setup.loads.look()
+    setup.loads.schedule()
     assert setup.begun == []
     for _ in range(3):
         setup.wait_for("a")
@@ -106,7 +106,7 @@ def test_load_whose_waiters_have_left_goes_on_and_one_that_was_not_begun_is_drop
     setup.wait_for("a")
     setup.wait_for("b")
     setup.crowds["a"].waiting = setup.crowds["b"].waiting = 0
-    setup.loads.see([])
+    setup.loads.update([])
     assert setup.states["a"].is_loading
     setup.end("a", "", "a")
     assert setup.begun == ["a"]
@@ -115,7 +115,7 @@ def test_load_whose_waiters_have_left_goes_on_and_one_that_was_not_begun_is_drop
 def test_what_a_probe_shows_does_not_end_a_load_under_way() -> None:
     setup = Setup()
     setup.wait_for("a")
-    setup.loads.see(["a"])
+    setup.loads.update(["a"])
     assert setup.ready() == ""
     setup.end("a", "", "a")
     assert setup.ready() == "a"
@@ -126,7 +126,7 @@ def test_model_that_failed_to_load_is_cold_and_tried_again_for_the_next() -> Non
     setup.wait_for("a")
     setup.crowds["a"].waiting = 0
     setup.loads.ended(setup.states["a"], False, None, None)
-    setup.loads.look()
+    setup.loads.schedule()
     assert (setup.begun, setup.ready()) == (["a"], "")
     setup.wait_for("a")
     assert setup.begun == ["a", "a"]
@@ -138,7 +138,7 @@ def test_nothing_is_loaded_at_a_server_that_is_away() -> None:
     setup.wait_for("a")
     assert setup.begun == []
     setup.able = True
-    setup.loads.see([])
+    setup.loads.update([])
     assert setup.begun == ["a"]
 
 
@@ -165,15 +165,15 @@ def test_warm_models_are_loaded_one_after_the_other_behind_those_that_are_waited
     setup.end("a", "c", "ca")
     setup.end("b", "ca", "cab")
     assert setup.begun == ["c", "a", "b"]
-    setup.loads.see([])
+    setup.loads.update([])
     assert setup.begun == ["c", "a", "b"]
 
 
 def test_warm_model_that_is_loaded_already_is_left_alone() -> None:
     setup = Setup("a")
     setup.states["a"].warm = True
-    setup.loads.see(["a"])
-    setup.loads.see([])
+    setup.loads.update(["a"])
+    setup.loads.update([])
     assert setup.begun == []
 
 
@@ -200,7 +200,7 @@ def test_requests_of_the_loaded_one_go_first_for_a_bounded_time_then_the_other()
     setup.clock.pass_time(0.2)
     assert (setup.begun, setup.ready()) == ([], "")
     setup.states["a"].running = 0
-    setup.loads.look()
+    setup.loads.schedule()
     assert setup.begun == ["b"]
 
 
@@ -250,15 +250,15 @@ def test_loaded_one_is_free_again_when_those_who_waited_for_the_other_have_left(
     setup.clock.pass_time(SWAP + 1)
     assert setup.ready() == ""
     setup.crowds["b"].waiting = 0
-    assert setup.loads.look()
+    assert setup.loads.schedule()
     assert setup.ready() == "a"
 
 
 def test_pair_that_is_shown_together_does_not_swap_any_more() -> None:
     setup = Setup("a")
     setup.make_rivals()
-    setup.loads.see(["a", "b"])
-    setup.loads.see(["a"])
+    setup.loads.update(["a", "b"])
+    setup.loads.update(["a"])
     setup.states["a"].running = 1
     setup.wait_for("b")
     assert (setup.begun, setup.ready()) == (["b"], "a")
@@ -269,7 +269,7 @@ def test_model_that_went_when_it_was_due_was_not_evicted(goes: float, running: i
     setup = Setup("a")
     setup.states["a"].running = running
     setup.wait_for("b")
-    setup.loads.ended(setup.states["b"], True, Shown({"a": goes}, 100.0), setup.shown("b"))
+    setup.loads.ended(setup.states["b"], True, LoadedModels({"a": goes}, 100.0), setup.shown("b"))
     setup.states["a"].running, setup.states["b"].running = 0, 1
     setup.wait_for("a")
     assert setup.begun == (["b"] if swaps else ["b", "a"])
@@ -289,7 +289,7 @@ def test_load_that_lasts_gets_room_from_those_not_known_to_fit() -> None:
 
 def test_load_that_lasts_takes_nothing_from_one_that_is_known_to_fit() -> None:
     setup = Setup("a", "b")
-    setup.loads.see(["a"])
+    setup.loads.update(["a"])
     setup.states["a"].running = 1
     setup.wait_for("b")
     setup.clock.pass_time(2 * SWAP)
@@ -310,11 +310,11 @@ def test_three_rivals_have_their_turns_in_the_order_in_which_they_were_waited_fo
         setup.clock.pass_time(1)
     setup.clock.pass_time(SWAP)
     setup.states["a"].running = 0
-    setup.loads.look()
+    setup.loads.schedule()
     setup.end("c", "a", "c")
     setup.states["c"].running = 1
     setup.wait_for("a")
     setup.clock.pass_time(SWAP + 1)
     setup.states["c"].running = 0
-    setup.loads.look()
+    setup.loads.schedule()
     assert setup.begun == ["c", "b"]

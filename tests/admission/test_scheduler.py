@@ -8,7 +8,7 @@ import pytest
 
 from gateway.admission.concurrency_limits import TRY_AGAIN_SECONDS
 from gateway.admission.fair_queue import Claim
-from gateway.admission.queues import BATCH_SHARE, Lane, LaneLimits, Limits, OwnLimits
+from gateway.admission.queues import BATCH_SHARE, AdmissionLimits, LaneLimits, LaneName, TierLimits
 from gateway.admission.ticket import Ticket
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
 from tests.fakes.waiting import FOREVER, Server, Setup, limits, setup
@@ -20,7 +20,7 @@ ANYONE = Claim()
 async def in_line(ticket: Ticket) -> AsyncIterator[asyncio.Task[None]]:
     """A task that waits for `ticket`'s slot."""
     with ticket:
-        assert ticket.place is None
+        assert ticket.placement is None
         task = asyncio.create_task(ticket.wait())
         await asyncio.sleep(0)
         assert not task.done()
@@ -29,7 +29,7 @@ async def in_line(ticket: Ticket) -> AsyncIterator[asyncio.Task[None]]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def served(line: Setup, seconds: float = 1.0, model: str = "m", lane: Lane = "text") -> None:
+def served(line: Setup, seconds: float = 1.0, model: str = "m", lane: LaneName = "text") -> None:
     """One request that took so long."""
     request = line.arrive(model, lane)
     line.clock.now += seconds
@@ -43,7 +43,7 @@ def served(line: Setup, seconds: float = 1.0, model: str = "m", lane: Lane = "te
 def test_request_that_finds_a_slot_does_not_wait() -> None:
     line = setup(Server("m"))
     request = line.arrive()
-    assert request.place is not None
+    assert request.placement is not None
     assert (line.running("text"), line.waiting("text")) == (1, 0)
     line.leave(request)
     assert (line.running("text"), line.servers[0].running) == (0, 0)
@@ -53,7 +53,7 @@ def test_slot_that_comes_free_goes_to_who_came_first() -> None:
     line = setup(Server("m"))
     running, first, second = (line.arrive() for _ in range(3))
     line.leave(running)
-    assert (first.place is not None, second.place is not None) == (True, False)
+    assert (first.placement is not None, second.placement is not None) == (True, False)
     line.leave(first)
     line.leave(second)
     assert line.running("text") == line.waiting("text") == 0
@@ -77,7 +77,7 @@ def test_full_queue_refuses_one_more_and_only_in_its_lane() -> None:
     with pytest.raises(QueueFull) as caught:
         line.arrive()
     assert caught.value.retry_after
-    assert line.arrive(lane="vision").is_in_line
+    assert line.arrive(lane="vision").is_queued
 
 
 def test_model_that_no_server_has_is_refused_at_once() -> None:
@@ -95,7 +95,7 @@ def test_images_go_one_at_a_time_while_texts_pass() -> None:
     line.arrive(), line.arrive()
     assert (line.running("vision"), line.running("text"), line.waiting("vision")) == (1, 2, 1)
     line.leave(first)
-    assert second.place is not None
+    assert second.placement is not None
 
 
 def test_text_does_not_wait_behind_an_image_that_cannot_go() -> None:
@@ -103,15 +103,15 @@ def test_text_does_not_wait_behind_an_image_that_cannot_go() -> None:
     line.arrive(lane="vision")
     running, image, text = line.arrive(), line.arrive(lane="vision"), line.arrive()
     line.leave(running)
-    assert (image.place, text.place is not None) == (None, True)
+    assert (image.placement, text.placement is not None) == (None, True)
 
 
 @pytest.mark.parametrize("lanes", [("text", "vision"), ("vision", "text")])
-def test_lanes_are_served_in_the_order_of_arrival(lanes: tuple[Lane, Lane]) -> None:
+def test_lanes_are_served_in_the_order_of_arrival(lanes: tuple[LaneName, LaneName]) -> None:
     line = setup(Server("m"))
     running, first, second = line.arrive(), line.arrive(lane=lanes[0]), line.arrive(lane=lanes[1])
     line.leave(running)
-    assert (first.place is not None, second.place) == (True, None)
+    assert (first.placement is not None, second.placement) == (True, None)
 
 
 def test_crowd_in_one_lane_does_not_hold_back_another() -> None:
@@ -121,48 +121,48 @@ def test_crowd_in_one_lane_does_not_hold_back_another() -> None:
     image = line.arrive(lane="vision")
     line.leave(running)
     line.leave(crowd[0])
-    assert image.place is not None
+    assert image.placement is not None
 
 
 def test_images_count_against_all_slots_of_a_server() -> None:
     line = setup(Server("m"), slots=1, vision=1)
     line.arrive(lane="vision")
-    assert line.arrive().is_in_line
+    assert line.arrive().is_queued
 
 
 def test_model_has_slots_of_its_own() -> None:
     line = setup(Server("a", "b"), slots=3, model=1)
     line.arrive("a")
-    assert line.arrive("a").is_in_line
-    assert line.arrive("b").place is not None
+    assert line.arrive("a").is_queued
+    assert line.arrive("b").placement is not None
 
 
 def test_names_of_one_model_share_its_slots() -> None:
     line = setup(Server("a", "a:latest"), slots=3, model=1)
     line.arrive("a")
-    assert line.arrive("a:latest").is_in_line
+    assert line.arrive("a:latest").is_queued
 
 
 def test_own_limits_of_a_tier_count_its_own_requests() -> None:
     line = setup(Server("m"), slots=4, model=2, max_queue=5)
-    own = OwnLimits(model_slots=1, max_queue=1, queue_timeout=7.0)
+    own = TierLimits(model_slots=1, max_queue=1, queue_timeout=7.0)
     line.arrive(), line.arrive()
-    assert line.arrive().is_in_line
-    assert line.arrive(tier="pro", own=own).place is not None
-    assert line.arrive(tier="pro", own=own).is_in_line
+    assert line.arrive().is_queued
+    assert line.arrive(tier="pro", own=own).placement is not None
+    assert line.arrive(tier="pro", own=own).is_queued
     with pytest.raises(QueueFull):
         line.arrive(tier="pro", own=own)
-    assert line.arrive().is_in_line
+    assert line.arrive().is_queued
     assert line.admission.queue("m", "text", "pro", own).queue_timeout == 7.0
 
 
 def test_own_slots_of_a_tier_do_not_widen_the_server() -> None:
     line = setup(Server("m"), slots=2, model=2)
-    own = OwnLimits(slots=1, model_slots=8)
+    own = TierLimits(slots=1, model_slots=8)
     line.arrive(tier="pro", own=own)
-    assert line.arrive(tier="pro", own=own).is_in_line
+    assert line.arrive(tier="pro", own=own).is_queued
     line.arrive()
-    assert line.arrive().is_in_line
+    assert line.arrive().is_queued
 
 
 def test_tiers_without_limits_of_their_own_share_a_queue() -> None:
@@ -173,8 +173,8 @@ def test_tiers_without_limits_of_their_own_share_a_queue() -> None:
 def test_lane_of_any_name_can_be_given() -> None:
     line = setup(Server("m"), slots=2, more_lanes={"embedding": 1})
     line.arrive(lane="embedding")
-    assert line.arrive(lane="embedding").is_in_line
-    assert line.arrive().place is not None
+    assert line.arrive(lane="embedding").is_queued
+    assert line.arrive().placement is not None
     assert line.admission.lanes == ("text", "vision", "embedding")
 
 
@@ -189,7 +189,7 @@ def test_greedy_key_does_not_hold_back_another() -> None:
     small = line.arrive(claim=Claim("small"))
     line.leave(running)
     line.leave(line.one_running())
-    assert small.place is not None
+    assert small.placement is not None
 
 
 def test_turns_of_a_key_hold_over_its_models() -> None:
@@ -211,7 +211,7 @@ def test_interactive_comes_before_batch() -> None:
     line = setup(Server("m"))
     running, batch, chat = line.arrive(), line.arrive(claim=Claim(is_batch=True)), line.arrive()
     line.leave(running)
-    assert (chat.place is not None, batch.place) == (True, None)
+    assert (chat.placement is not None, batch.placement) == (True, None)
 
 
 @pytest.mark.parametrize("model", ["m", "other"])
@@ -235,7 +235,7 @@ def test_batch_gets_one_slot_in_ten(model: str) -> None:
 def test_least_busy_server_is_taken_first() -> None:
     one, two = Server("m"), Server("m")
     line = setup(one, two, slots=2)
-    assert {line.arrive().place.station, line.arrive().place.station} == {one, two}
+    assert {line.arrive().placement.server, line.arrive().placement.server} == {one, two}
     line.arrive(), line.arrive()
     assert (one.running, two.running) == (2, 2)
 
@@ -243,21 +243,21 @@ def test_least_busy_server_is_taken_first() -> None:
 def test_request_goes_where_its_model_is() -> None:
     one, two = Server("a"), Server("b")
     line = setup(one, two, slots=2)
-    assert line.arrive("b").place.station is line.arrive("b").place.station is two
+    assert line.arrive("b").placement.server is line.arrive("b").placement.server is two
 
 
 def test_request_does_not_wait_behind_one_for_a_busy_server() -> None:
     line = setup(Server("a"), Server("b"))
     line.arrive("a"), line.arrive("a")
-    assert line.arrive("b").place is not None
+    assert line.arrive("b").placement is not None
 
 
 def test_server_that_is_down_is_left_out_while_another_has_the_model() -> None:
     down, up = Server("m"), Server("m")
     down.up = False
     line = setup(down, up, slots=2)
-    assert line.arrive().place.station is line.arrive().place.station is up
-    assert line.arrive().is_in_line
+    assert line.arrive().placement.server is line.arrive().placement.server is up
+    assert line.arrive().is_queued
 
 
 def test_request_waits_for_a_server_that_is_down() -> None:
@@ -265,24 +265,24 @@ def test_request_waits_for_a_server_that_is_down() -> None:
     server.up = False
     line = setup(server)
     waiting = line.arrive()
-    assert waiting.is_in_line
+    assert waiting.is_queued
     server.up = True
     line.admission.refresh()
-    assert waiting.place is not None
+    assert waiting.placement is not None
 
 
 def test_lane_apart_takes_no_slots_of_the_others() -> None:
     server = Server("m")
     apart = {"text": LaneLimits(None, 10, FOREVER), "aside": LaneLimits(2, 10, FOREVER, is_apart=True)}
-    line = Setup((server,), Limits(1, 1, apart))
+    line = Setup((server,), AdmissionLimits(1, 1, apart))
     crowd = [line.arrive() for _ in range(2)]
     aside = [line.arrive(lane="aside") for _ in range(3)]
-    assert [request.place is not None for request in (*crowd, *aside)] == [True, False, True, True, False]
+    assert [request.placement is not None for request in (*crowd, *aside)] == [True, False, True, True, False]
     assert (server.running, server.load) == (1, 3)
     line.leave(crowd[0])
-    assert aside[2].is_in_line
-    line.admission.change(Limits(1, 1, {**apart, "aside": LaneLimits(3, 10, FOREVER, is_apart=True)}))
-    assert aside[2].place is not None
+    assert aside[2].is_queued
+    line.admission.change(AdmissionLimits(1, 1, {**apart, "aside": LaneLimits(3, 10, FOREVER, is_apart=True)}))
+    assert aside[2].placement is not None
     for request in (crowd[1], *aside):
         line.leave(request)
     assert server.load == 0
@@ -297,7 +297,7 @@ async def test_wait_can_be_ended_with_a_reason() -> None:
             each.refuse(QueueTimeout("elsewhere"))
         with pytest.raises(QueueTimeout, match="elsewhere"):
             await task
-        assert running.place is not None
+        assert running.placement is not None
         assert (running.has_waited, waiting.has_waited) == (False, True)
         assert line.waiting("text") == 0
 
@@ -310,8 +310,8 @@ def test_server_that_comes_up_takes_who_waits() -> None:
     waiting = line.arrive()
     down.up = True
     line.admission.refresh()
-    assert waiting.place is not None
-    assert waiting.place.station is down
+    assert waiting.placement is not None
+    assert waiting.placement.server is down
 
 
 def test_line_is_taken_over_by_another_backend_in_its_order_and_however_full_that_is() -> None:
@@ -322,14 +322,14 @@ def test_line_is_taken_over_by_another_backend_in_its_order_and_however_full_tha
     there.arrive("n")
     there.take_over([batch, *waiting], "n")
     assert (left.waiting("text"), left.running("text")) == (0, 1)
-    assert [request.place is not None for request in (batch, *waiting)] == [False, True, False, False]
+    assert [request.placement is not None for request in (batch, *waiting)] == [False, True, False, False]
     assert (there.waiting("text"), there.running("text")) == (3, 2)
     with pytest.raises(QueueFull):
         there.arrive("n")
     for request in waiting:
         there.leave(request)
-    assert batch.place is not None
-    assert there.arrive("n").is_in_line
+    assert batch.placement is not None
+    assert there.arrive("n").is_queued
 
 
 def test_taken_over_request_stands_behind_those_who_wait_there() -> None:
@@ -339,9 +339,9 @@ def test_taken_over_request_stands_behind_those_who_wait_there() -> None:
     running, first = there.arrive(), there.arrive()
     there.take_over([moved])
     there.leave(running)
-    assert (first.place is not None, moved.is_in_line) == (True, True)
+    assert (first.placement is not None, moved.is_queued) == (True, True)
     there.leave(first)
-    assert (moved.place is not None, moved.admissions, moved.moves) == (True, 1, 1)
+    assert (moved.placement is not None, moved.admissions, moved.moves) == (True, 1, 1)
     there.leave(moved)
     assert left.running("text") == 1
 
@@ -350,12 +350,12 @@ def test_request_moves_to_another_server_with_its_slot() -> None:
     one, two = Server("m"), Server("m")
     line = setup(one, two)
     request = line.arrive()
-    assert line.admission.move(request)
+    assert line.admission.reassign(request)
     assert (one.running, two.running) == (0, 1)
     line.arrive(), line.arrive()
-    assert not line.admission.move(request)
-    assert request.place is not None
-    assert request.place.station is two
+    assert not line.admission.reassign(request)
+    assert request.placement is not None
+    assert request.placement.server is two
 
 
 # Limits that change
@@ -366,8 +366,8 @@ def test_raised_limit_lets_in_who_waits() -> None:
     line.arrive()
     waiting = line.arrive()
     line.admission.change(limits(slots=2, max_queue=3))
-    assert waiting.place is not None
-    assert [line.arrive().is_in_line for _ in range(3)] == [True] * 3
+    assert waiting.placement is not None
+    assert [line.arrive().is_queued for _ in range(3)] == [True] * 3
 
 
 def test_lowered_limit_lets_nobody_in_until_it_is_kept() -> None:
@@ -377,17 +377,17 @@ def test_lowered_limit_lets_nobody_in_until_it_is_kept() -> None:
     line.admission.change(limits(slots=3, vision=1))
     line.leave(running[0])
     line.leave(running[1])
-    assert waiting.is_in_line
+    assert waiting.is_queued
     line.leave(running[2])
-    assert waiting.place is not None
+    assert waiting.placement is not None
 
 
 def test_learned_limit_can_be_set_and_let_go_again() -> None:
     line = setup(Server("m"), slots=4, model=None)
     line.arrive()
     line.admission.change(limits(slots=4, model=2))
-    assert line.arrive().place is not None
-    assert line.arrive().is_in_line
+    assert line.arrive().placement is not None
+    assert line.arrive().is_queued
     assert line.servers[0].models["m"].limit == 2
     line.admission.change(limits(slots=4, model=None))
     assert line.running("text") == 3  # one on trial
@@ -401,13 +401,13 @@ def test_one_more_is_let_in_while_someone_waits_and_the_limit_follows() -> None:
     told = []
     line.admission.on_learned = lambda: told.append(line.servers[0].models["m"].limit)
     first, trial, waiting = line.arrive(), line.arrive(), line.arrive()
-    assert trial.place is not None
-    assert waiting.is_in_line
-    line.admission.spoke(first)
-    line.admission.spoke(trial)
+    assert trial.placement is not None
+    assert waiting.is_queued
+    line.admission.first_token(first)
+    line.admission.first_token(trial)
     line.pass_time(1)
-    assert (told, waiting.place is not None) == ([2], True)  # the next trial
-    line.admission.spoke(waiting)
+    assert (told, waiting.placement is not None) == ([2], True)  # the next trial
+    line.admission.first_token(waiting)
     line.pass_time(1)
     assert told == [2, 3]
 
@@ -415,32 +415,32 @@ def test_one_more_is_let_in_while_someone_waits_and_the_limit_follows() -> None:
 def test_trial_that_fails_is_made_again_after_a_minute() -> None:
     line = setup(Server("m"), slots=4, model=None)
     first, trial, waiting, more = (line.arrive() for _ in range(4))
-    line.admission.spoke(first)
+    line.admission.first_token(first)
     line.leave(first)
-    line.admission.spoke(trial)
+    line.admission.first_token(trial)
     assert (line.running("text"), line.servers[0].models["m"].limit) == (1, 1)
     line.leave(trial)
-    assert waiting.place is not None
-    assert more.is_in_line
+    assert waiting.placement is not None
+    assert more.is_queued
     line.pass_time(TRY_AGAIN_SECONDS)  # nobody comes or goes: the alarm alone
-    assert more.place is not None
+    assert more.placement is not None
 
 
 def test_nothing_is_tried_beyond_the_server_or_the_lane() -> None:
     line = setup(Server("m"), slots=1, model=None)
     line.arrive()
-    assert line.arrive().is_in_line
+    assert line.arrive().is_queued
     line = setup(Server("m"), slots=4, vision=1, model=None)
     line.arrive(lane="vision")
-    assert line.arrive(lane="vision").is_in_line
+    assert line.arrive(lane="vision").is_queued
 
 
 def test_learning_begins_with_what_was_learned_before_else_with_the_guess() -> None:
     server = Server("m", "n")
     server.guesses = {"m": 3}
     line = setup(server, slots=9, model=None, first_guess=2)
-    assert [line.arrive("m").place is not None for _ in range(5)] == [True] * 4 + [False]
-    assert [line.arrive("n").place is not None for _ in range(4)] == [True] * 3 + [False]
+    assert [line.arrive("m").placement is not None for _ in range(5)] == [True] * 4 + [False]
+    assert [line.arrive("n").placement is not None for _ in range(4)] == [True] * 3 + [False]
 
 
 # Time
@@ -478,28 +478,28 @@ def test_deadline_that_the_line_cannot_meet_is_refused_at_once() -> None:
     with pytest.raises(QueueTimeout, match="within 39 seconds") as caught:
         line.arrive(claim=Claim(timeout=39))
     assert caught.value.retry_after
-    assert line.arrive(claim=Claim(timeout=41)).is_in_line
+    assert line.arrive(claim=Claim(timeout=41)).is_queued
     with pytest.raises(QueueTimeout):
         line.arrive(claim=Claim(is_batch=True, timeout=49))
-    assert line.arrive(claim=Claim("another key", timeout=41)).is_in_line  # its turn comes sooner
+    assert line.arrive(claim=Claim("another key", timeout=41)).is_queued  # its turn comes sooner
 
 
 def test_deadline_is_no_reason_against_one_who_finds_a_slot() -> None:
     """Else a measure that is out of date would refuse everybody for ever."""
     line = setup(Server("m"))
     served(line, 100.0)
-    assert line.arrive(claim=Claim(timeout=1)).place is not None
+    assert line.arrive(claim=Claim(timeout=1)).placement is not None
 
 
 def test_those_who_wait_are_told_place_and_estimate() -> None:
     line = setup(Server("m"), slots=2, max_queue=50)
     running = line.arrive(), line.arrive()
     waiting = [line.arrive(claim=Claim("a")) for _ in range(3)] + [line.arrive(claim=Claim("b"))]
-    assert line.admission.outlook(waiting[2])[:2] == (4, None)
+    assert line.admission.wait_estimate(waiting[2])[:2] == (4, None)
     running[0].is_served = True
     line.clock.now += 30
     line.leave(running[0])
-    assert [line.admission.outlook(request)[:2] for request in (waiting[3], waiting[1], waiting[2])] == [(1, 15.0), (2, 30.0), (3, 45.0)]
+    assert [line.admission.wait_estimate(request)[:2] for request in (waiting[3], waiting[1], waiting[2])] == [(1, 15.0), (2, 30.0), (3, 45.0)]
 
 
 # Tickets
@@ -581,7 +581,7 @@ def test_line_that_nobody_needs_any_more_is_forgotten_once_it_is_empty() -> None
     line.admission.forget({kept})
     assert line.waiting("text") == 1
     line.leave(running)
-    assert waiting.place is not None
+    assert waiting.placement is not None
     line.leave(waiting)
     line.admission.forget({kept})
     assert list(line.admission._queues.values()) == [kept]
@@ -601,6 +601,6 @@ def test_what_was_learned_of_a_forgotten_model_is_its_next_guess() -> None:
 
 def test_tier_with_other_limits_of_its_own_gets_another_queue() -> None:
     line = setup(Server("m"), slots=9)
-    first = line.admission.queue("m", "text", "tier", OwnLimits(slots=1))
-    assert line.admission.queue("m", "text", "tier", OwnLimits(slots=1)) is first
-    assert line.admission.queue("m", "text", "tier", OwnLimits(slots=2)) is not first
+    first = line.admission.queue("m", "text", "tier", TierLimits(slots=1))
+    assert line.admission.queue("m", "text", "tier", TierLimits(slots=1)) is first
+    assert line.admission.queue("m", "text", "tier", TierLimits(slots=2)) is not first

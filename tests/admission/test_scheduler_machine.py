@@ -8,17 +8,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gateway.admission.concurrency_limits import LearnedBound
+from gateway.admission.concurrency_limits import AdaptiveLimit
 from gateway.admission.fair_queue import Claim
-from gateway.admission.model_residency import Shown
-from gateway.admission.queues import BATCH_SHARE, Lane, OwnLimits, Queue
+from gateway.admission.model_residency import LoadedModels
+from gateway.admission.queues import BATCH_SHARE, LaneName, Queue, TierLimits
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
 from tests.fakes.waiting import Request, Server, Setup, limits, setup
 
 MODELS = ("a", "b")
-LANES: tuple[Lane, ...] = ("text", "vision")
+LANES: tuple[LaneName, ...] = ("text", "vision")
 MAX_QUEUE = 6
-OWN = OwnLimits(model_slots=1, lane_slots=1, max_queue=2)
+OWN = TierLimits(model_slots=1, lane_slots=1, max_queue=2)
 
 sides = st.integers(0, 1)
 claims = st.builds(
@@ -46,18 +46,18 @@ class AdmissionMachine(RuleBasedStateMachine):
         return [request for line in self.lines for request in line.requests]
 
     def in_line(self) -> list[Request]:
-        return [request for request in self.requests() if request.is_in_line]
+        return [request for request in self.requests() if request.is_queued]
 
     def flying(self) -> list[Request]:
-        return [request for request in self.requests() if request.place is not None]
+        return [request for request in self.requests() if request.placement is not None]
 
     def queues(self) -> list[Queue]:
         return [queue for line in self.lines for queue in line.admission._queues.values()]
 
-    def learned_bounds(self) -> list[LearnedBound]:
+    def learned_bounds(self) -> list[AdaptiveLimit]:
         bounds = [bound for line in self.lines for server in line.servers for bound in server.models.values()]
-        assert all(isinstance(bound, LearnedBound) for bound in bounds)
-        return cast("list[LearnedBound]", bounds)
+        assert all(isinstance(bound, AdaptiveLimit) for bound in bounds)
+        return cast("list[AdaptiveLimit]", bounds)
 
     def end(self, request: Request) -> None:
         request.home.leave(request)
@@ -69,19 +69,19 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def could_run(self, request: Request) -> bool:
         """Said once more in other words than the code's."""
-        places = [place for place in request.queue.places if place.station.serves(request.queue.model) and place.station.is_up()]
+        places = [place for place in request.queue.placements if place.server.serves(request.queue.model) and place.server.is_up()]
         places = [place for place in places if place.state is None or (place.state.is_loaded and not place.state.is_held)]
         return any(all(bound.count < bound.limit for bound in place.bounds) for place in places)
 
     def could_run_if_loaded(self, request: Request, ahead: int = 0) -> bool:
         """Of those in its queue one is `ahead` of its own count: itself."""
         queue = request.queue
-        places = [place for place in queue.places if place.station.serves(queue.model) and place.station.is_up()]
+        places = [place for place in queue.placements if place.server.serves(queue.model) and place.server.is_up()]
         cold = [place for place in places if place.state is not None and not place.state.is_ready]
         return any(all(bound.limit - bound.count > queue.waiting - ahead for bound in place.bounds) for place in cold)
 
     def servers_with_loads(self) -> list[tuple[Setup, Server]]:
-        return [(line, server) for line in self.lines for server in line.servers if server.loads is not None]
+        return [(line, server) for line in self.lines for server in line.servers if server.residency is not None]
 
     def loading(self) -> list[tuple[Setup, Server]]:
         return [(line, server) for line, server in self.servers_with_loads() if server.loading is not None]
@@ -97,29 +97,29 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(data=st.data(), shown=st.sets(st.sampled_from(MODELS)))
     def probe_shows_what_is_loaded(self, data: st.DataObject, shown: set[str]) -> None:
         line, server = data.draw(st.sampled_from(self.servers_with_loads()))
-        assert server.loads is not None
-        if server.loads.see(shown):
+        assert server.residency is not None
+        if server.residency.update(shown):
             line.admission.refresh()
 
     @precondition(lambda self: self.loading())
     @rule(data=st.data(), succeeds=st.booleans(), before=st.sets(st.sampled_from(MODELS)), after=st.none() | st.sets(st.sampled_from(MODELS)))
     def load_ends(self, data: st.DataObject, succeeds: bool, before: set[str], after: set[str] | None) -> None:
         line, server = data.draw(st.sampled_from(self.loading()))
-        state, loads = server.loading, server.loads
+        state, loads = server.loading, server.residency
         assert state is not None
         assert loads is not None
         if not succeeds:
-            for request in [request for request in self.in_line() if any(place.state is state for place in request.queue.places)]:
+            for request in [request for request in self.in_line() if any(place.state is state for place in request.queue.placements)]:
                 self.end(request)
         server.loading = None
-        loads.ended(state, succeeds, Shown(dict.fromkeys(before, 1e9), 0.0), None if after is None else Shown(dict.fromkeys(after, 1e9), 0.0))
+        loads.ended(state, succeeds, LoadedModels(dict.fromkeys(before, 1e9), 0.0), None if after is None else LoadedModels(dict.fromkeys(after, 1e9), 0.0))
         assert state.is_ready == succeeds
         line.admission.refresh()
-        if loads.look():
+        if loads.schedule():
             line.admission.refresh()
 
     @rule(side=sides, model=st.sampled_from(("a", "a", "b", "nowhere")), lane=st.sampled_from(LANES), claim=claims, is_own=st.booleans())
-    def arrive(self, side: int, model: str, lane: Lane, claim: Claim, is_own: bool) -> None:
+    def arrive(self, side: int, model: str, lane: LaneName, claim: Claim, is_own: bool) -> None:
         line = self.lines[side]
         tier, own = ("pro", OWN) if is_own else ("", None)
         queue = line.admission.queue(model, lane, tier, own)
@@ -139,8 +139,8 @@ class AdmissionMachine(RuleBasedStateMachine):
             assert claim.timeout is not None
         else:
             assert is_served
-            assert not could or request.place is not None
-            assert request.place is not None or (request.is_in_line and (room > 0 or self.could_run_if_loaded(probe, 1)))
+            assert not could or request.placement is not None
+            assert request.placement is not None or (request.is_queued and (room > 0 or self.could_run_if_loaded(probe, 1)))
 
     @precondition(lambda self: self.in_line())
     @rule(data=st.data())
@@ -167,18 +167,18 @@ class AdmissionMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def speak(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.flying()))
-        if request.part is not None and not request.part.is_speaking:
-            request.home.admission.spoke(request)
+        if request.load_sample is not None and not request.load_sample.is_streaming:
+            request.home.admission.first_token(request)
 
     @precondition(lambda self: self.flying())
     @rule(data=st.data())
     def move(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.flying()))
-        assert request.place is not None
-        before = request.place.station
-        moved = request.home.admission.move(request)
-        assert request.place is not None
-        assert (request.place.station is not before) == moved
+        assert request.placement is not None
+        before = request.placement.server
+        moved = request.home.admission.reassign(request)
+        assert request.placement is not None
+        assert (request.placement.server is not before) == moved
 
     @precondition(lambda self: self.in_line())
     @rule(data=st.data(), side=sides, model=st.sampled_from(MODELS), is_own=st.booleans())
@@ -190,9 +190,9 @@ class AdmissionMachine(RuleBasedStateMachine):
         before = sum(line.waiting(lane) + line.running(lane) for line in self.lines for lane in LANES)
         stay = [request for request in waiting if request not in movers]
         there.take_over(movers, model, *(("pro", OWN) if is_own else ("", None)))
-        assert all(request.is_in_line or request.place is not None for request in movers)
+        assert all(request.is_queued or request.placement is not None for request in movers)
         assert [request.arrival for request in movers] == sorted(request.arrival for request in movers)
-        assert all(request.is_in_line for request in stay)
+        assert all(request.is_queued for request in stay)
         assert before == sum(line.waiting(lane) + line.running(lane) for line in self.lines for lane in LANES)
         for request in movers:
             self.counts[request.queue.room] = request.queue.room.count
@@ -227,8 +227,8 @@ class AdmissionMachine(RuleBasedStateMachine):
     def every_count_is_that_of_who_is_there(self) -> None:
         flying, waiting = self.flying(), self.in_line()
         queues = self.queues()
-        for bound in {bound for queue in queues for place in queue.places for bound in place.bounds}:
-            assert bound.count == sum(request.place is not None and bound in request.place.bounds for request in flying)
+        for bound in {bound for queue in queues for place in queue.placements for bound in place.bounds}:
+            assert bound.count == sum(request.placement is not None and bound in request.placement.bounds for request in flying)
         for room in {queue.room for queue in queues}:
             assert room.count == sum(request.queue.room is room for request in waiting)
         for line in self.lines:
@@ -239,12 +239,12 @@ class AdmissionMachine(RuleBasedStateMachine):
     @invariant()
     def no_bound_is_exceeded_but_by_a_trial_and_after_it_was_lowered(self) -> None:
         for queue in self.queues():
-            for place in queue.places:
+            for place in queue.placements:
                 for bound in place.bounds:
-                    most = bound.limit + (isinstance(bound, LearnedBound) and not bound.is_held)
+                    most = bound.limit + (isinstance(bound, AdaptiveLimit) and not bound.is_held)
                     assert bound.count <= max(most, self.counts.get(bound, 0))
                     self.counts[bound] = bound.count
-            if all(place.state is None for place in queue.places):
+            if all(place.state is None for place in queue.placements):
                 assert queue.room.count <= max(queue.room.limit, self.counts.get(queue.room, 0))
             self.counts[queue.room] = queue.room.count
 
@@ -255,19 +255,19 @@ class AdmissionMachine(RuleBasedStateMachine):
     @invariant()
     def one_model_is_loaded_at_a_time_and_others_are_held_only_for_it(self) -> None:
         for _, server in self.servers_with_loads():
-            assert server.loads is not None
-            states = list(server.loads.states.values())
+            assert server.residency is not None
+            states = list(server.residency.states.values())
             assert [state for state in states if state.is_loading] == [state for state in states if state is server.loading]
             assert all(state.is_ready == (state.is_loaded and not state.is_held) for state in states)
-            assert server.loads._next is not None or not any(state.is_held for state in states)
+            assert server.residency._next is not None or not any(state.is_held for state in states)
             for state in states:
-                assert state.running == sum(request.place is not None and request.place.state is state for request in self.flying())
+                assert state.running == sum(request.placement is not None and request.placement.state is state for request in self.flying())
 
     @invariant()
     def load_that_is_waited_for_is_begun_or_has_its_time(self) -> None:
         for request in self.in_line():
-            for place in request.queue.places:
-                state, loads = place.state, place.station.loads
+            for place in request.queue.placements:
+                state, loads = place.state, place.server.residency
                 if state is not None and loads is not None and not state.is_loaded and loads._may_load(state.model) and request.queue.wants(state):
                     assert loads._next is not None or request.home.clock.now <= loads._alarm_at < inf
 
@@ -275,20 +275,20 @@ class AdmissionMachine(RuleBasedStateMachine):
     def a_learned_limit_is_no_higher_than_what_was_there_at_once(self) -> None:
         for bound in self.learned_bounds():
             assert 1 <= bound.limit <= 99
-            assert 0 <= bound.speaking <= bound.count
+            assert 0 <= bound.streaming <= bound.count
 
     @invariant()
     def who_is_in_line_is_in_one_line_of_one_backend(self) -> None:
         standing = [request for queue in self.queues() for line in (queue.interactive, queue.batch) for request in line.in_order()]
         assert sorted(map(id, standing)) == sorted(map(id, self.in_line()))
         for line in self.lines:
-            assert {queue for queue in line.admission._queues.values() if queue.waiting} == {r.queue for r in line.requests if r.is_in_line}
-            assert line.admission._in_line == sum(request.is_in_line for request in line.requests)
+            assert {queue for queue in line.admission._queues.values() if queue.waiting} == {r.queue for r in line.requests if r.is_queued}
+            assert line.admission._in_line == sum(request.is_queued for request in line.requests)
 
     @invariant()
     def everybody_is_in_line_in_flight_or_gone(self) -> None:
         for request in self.requests():
-            assert (request.is_in_line, request.place is not None, request in self.gone).count(True) == 1
+            assert (request.is_queued, request.placement is not None, request in self.gone).count(True) == 1
             assert request.admissions <= 1
 
     @invariant()
@@ -296,7 +296,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         """The same need, key, person and priority: by arrival."""
         waiting = self.in_line()
         for request in self.requests():
-            if request.admissions and request.place is not None:
+            if request.admissions and request.placement is not None:
                 likes = [other for other in waiting if other.queue is request.queue and kind(other.claim) == kind(request.claim)]
                 assert all(other.arrival > request.arrival for other in likes)
 
@@ -310,7 +310,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             self.end(alive[0])
         self.time_passes(1000)
         assert all(server.running == 0 for line in self.lines for server in line.servers)
-        assert all(bound.count == bound.speaking == 0 for bound in self.learned_bounds())
+        assert all(bound.count == bound.streaming == 0 for bound in self.learned_bounds())
 
 
 AdmissionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))

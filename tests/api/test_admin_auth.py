@@ -2,11 +2,11 @@
 
 import pytest
 
-from gateway.api.admin_auth import Guard
+from gateway.api.admin_auth import AdminAccess
 from gateway.errors import Forbidden, InvalidApiKey
 
-OPEN = Guard([])
-CLOSED = Guard(["admin-key", "scraper-key"])
+OPEN = AdminAccess([])
+CLOSED = AdminAccess(["admin-key", "scraper-key"])
 
 
 def headers(*pairs: tuple[bytes, bytes], host: bytes = b"127.0.0.1:8080") -> list[tuple[bytes, bytes]]:
@@ -82,4 +82,4 @@ def test_set_key_is_asked_of_this_machine_too(pairs: tuple[tuple[bytes, bytes], 
 
 def test_empty_token_is_not_the_digest_of_nothing() -> None:
     with pytest.raises(InvalidApiKey):
-        Guard(["a"]).check("127.0.0.1", headers((b"authorization", b"Bearer")))
+        AdminAccess(["a"]).check("127.0.0.1", headers((b"authorization", b"Bearer")))

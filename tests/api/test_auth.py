@@ -4,11 +4,11 @@ from hashlib import sha256
 
 import pytest
 
-from gateway.api.auth import ANYONE, Keys, bearer
+from gateway.api.auth import ANYONE, ApiKeys, bearer
 from gateway.errors import InvalidApiKey
 
 KEY = "sk-test-one"
-KEYS = Keys([KEY, "sk-test-zwei-ü"])
+KEYS = ApiKeys([KEY, "sk-test-zwei-ü"])
 
 
 def headers(*values: bytes) -> list[tuple[bytes, bytes]]:
@@ -16,7 +16,7 @@ def headers(*values: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def test_open_gateway_takes_any_key_or_none() -> None:
-    keys = Keys([])
+    keys = ApiKeys([])
     assert keys.is_open
     assert keys.identify(headers()) is ANYONE
     assert keys.identify(headers(b"Bearer whatever")) is ANYONE

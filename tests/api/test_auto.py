@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gateway import config
-from gateway.api.auto import Auto
+from gateway.api.auto import AutoRules
 from gateway.config import ConfigError
 from gateway.errors import InvalidRequest
 from tests.fakes.chats import chat, tool
@@ -52,7 +52,7 @@ def said(text: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
     ],
 )
 def test_first_rule_that_holds_names_the_tier(fields: dict[str, Any], task: bytes | None, tier: str, reason: str) -> None:
-    assert Auto(settings(auto=RULES)).choose(chat(**fields), task) == (tier, reason)
+    assert AutoRules(settings(auto=RULES)).choose(chat(**fields), task) == (tier, reason)
 
 
 @pytest.mark.parametrize(
@@ -65,23 +65,23 @@ def test_first_rule_that_holds_names_the_tier(fields: dict[str, Any], task: byte
     ],
 )
 def test_without_rules_the_tasks_are_names_of_tiers(task: bytes | None, chosen: tuple[str, str]) -> None:
-    assert Auto(settings(default_tier="middle")).choose(chat(), task) == chosen
+    assert AutoRules(settings(default_tier="middle")).choose(chat(), task) == chosen
 
 
 def test_task_that_no_tier_is_named_after_is_served_by_the_default_tier() -> None:
     tiers = {"one": {"models": {"ollama": "o"}, "aliases": ["simple"]}, "two": {"models": {"ollama": "t"}}}
     found = config.build({"tiers": tiers, "default_tier": "two"})
-    assert Auto(found).choose(chat(), b"complex") == ("two", "no rule holds")
+    assert AutoRules(found).choose(chat(), b"complex") == ("two", "no rule holds")
 
 
 def test_empty_list_of_rules_always_means_the_default_tier() -> None:
-    assert Auto(settings(auto=[])).choose(chat(), b"complex") == ("small", "no rule holds")
+    assert AutoRules(settings(auto=[])).choose(chat(), b"complex") == ("small", "no rule holds")
 
 
 @pytest.mark.parametrize("task", [b"hard", b"", b"simple,complex", "köm".encode()])
 def test_task_of_another_word_is_refused(task: bytes) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        Auto(settings()).choose(chat(), task)
+        AutoRules(settings()).choose(chat(), task)
     assert caught.value.param == "x-gateway-task"
     assert "'simple', 'medium' or 'complex'" in caught.value.message
 

@@ -11,7 +11,7 @@ ASKS = {b"access-control-request-method": b"POST", b"access-control-request-head
 def test_without_origins_nothing_is_said() -> None:
     cors = Cors([])
     assert cors.headers({b"origin": APP}) == []
-    assert cors.preflight({b"origin": APP, **ASKS}) is None
+    assert cors.preflight_headers({b"origin": APP, **ASKS}) is None
 
 
 @pytest.mark.parametrize("setting", ["https://app.example", "https://app.example/"])
@@ -27,7 +27,7 @@ def test_listed_origin_may_read(setting: str) -> None:
 def test_other_origin_may_not(origin: bytes) -> None:
     cors = Cors(["https://app.example"])
     assert cors.headers({b"origin": origin}) == []
-    assert cors.preflight({b"origin": origin, **ASKS}) is None
+    assert cors.preflight_headers({b"origin": origin, **ASKS}) is None
 
 
 def test_star_lets_any_origin_read() -> None:
@@ -39,22 +39,22 @@ def test_request_of_a_program_gets_no_header() -> None:
 
 
 def test_preflight_allows_what_was_asked_for() -> None:
-    headers = dict(Cors(["https://app.example"]).preflight({b"origin": APP, **ASKS}) or ())
+    headers = dict(Cors(["https://app.example"]).preflight_headers({b"origin": APP, **ASKS}) or ())
     assert headers[b"access-control-allow-headers"] == ASKS[b"access-control-request-headers"]
     assert b"POST" in headers[b"access-control-allow-methods"]
     assert headers[b"access-control-max-age"] == b"600"
 
 
 def test_preflight_that_asks_for_no_headers_is_told_the_usual() -> None:
-    headers = dict(Cors(["*"]).preflight({b"origin": APP, b"access-control-request-method": b"POST"}) or ())
+    headers = dict(Cors(["*"]).preflight_headers({b"origin": APP, b"access-control-request-method": b"POST"}) or ())
     assert headers[b"access-control-allow-headers"] == b"authorization, content-type"
 
 
 def test_options_without_a_wish_is_no_preflight() -> None:
-    assert Cors(["*"]).preflight({b"origin": APP}) is None
+    assert Cors(["*"]).preflight_headers({b"origin": APP}) is None
 
 
 def test_credentials_are_never_allowed() -> None:
     for cors in (Cors(["*"]), Cors(["https://app.example"])):
-        for headers in (cors.headers({b"origin": APP}), cors.preflight({b"origin": APP, **ASKS}) or []):
+        for headers in (cors.headers({b"origin": APP}), cors.preflight_headers({b"origin": APP, **ASKS}) or []):
             assert b"access-control-allow-credentials" not in dict(headers)

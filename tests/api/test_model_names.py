@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gateway import config
-from gateway.api.model_names import Routing
+from gateway.api.model_names import ModelNames
 from gateway.errors import ModelNotFound
 from gateway.relay.route import Route
 from gateway.rollout.state import Rollout
@@ -24,16 +24,16 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
-def routing(**changes: Any) -> Routing:
-    return Routing(config.build(DOCUMENT | changes))
+def routing(**changes: Any) -> ModelNames:
+    return ModelNames(config.build(DOCUMENT | changes))
 
 
 def route_of(name: str, **changes: Any) -> Route:
     """Where a request for `name` goes at the start."""
-    return Rollout(config.build(DOCUMENT | changes)).lines[tier_of(routing(**changes), name)].route
+    return Rollout(config.build(DOCUMENT | changes)).tiers[tier_of(routing(**changes), name)].route
 
 
-def tier_of(routing: Routing, name: str) -> str:
+def tier_of(routing: ModelNames, name: str) -> str:
     tier = routing.tier(name)
     assert tier is not None
     return tier.name

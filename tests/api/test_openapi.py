@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.api.openapi import CHAT_PATH, EMBEDDING_PATH, ERRORS, add_hot_paths, api_page
+from gateway.api.openapi import CHAT_PATH, EMBEDDING_PATH, ERRORS, add_data_paths, api_page
 
 
 def described() -> dict[str, Any]:
@@ -10,7 +10,7 @@ def described() -> dict[str, Any]:
         "info": {"title": "A <title>", "version": "1"},
         "paths": {"/x": {"get": {"summary": "<b>bold</b>", "responses": {"200": {"description": "<ok>"}}}}},
     }
-    add_hot_paths(document)
+    add_data_paths(document)
     return document
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from gateway import config, simulate
 from gateway.cli.tables import show_status
-from gateway.rollout.state import Position
+from gateway.rollout.state import Assignment
 from tests.fakes.running_gateway import PATIENCE, Running, running, until
 from tests.fakes.stand_ins import stand_in
 
@@ -52,8 +52,8 @@ class Operator:
         return found
 
     @property
-    def position(self) -> Position:
-        return self.gateway.gateway.rollout.lines["standard"].position
+    def assignment(self) -> Assignment:
+        return self.gateway.gateway.rollout.tiers["standard"].assignment
 
 
 @asynccontextmanager
@@ -90,7 +90,7 @@ async def test_canary_with_errors_is_taken_back_and_log_metric_history_and_statu
         assert (watched["tested"], watched["other"], watched["is_switch"]) == ("vllm", "ollama", False)
         assert watched["rules"]["errors"]["tested"]["share"] == 1.0
         await operator.ask(200)
-        assert operator.position == Position("ollama")
+        assert operator.assignment == Assignment("ollama")
         assert set(await operator.ask(40)) == {("ollama", 200)}
         after = await operator.status()
         assert after["tiers"]["standard"]["guard"] is None
@@ -117,7 +117,7 @@ async def test_streams_that_break_off_take_a_canary_back() -> None:
     async with house(simulate.Fault("truncate", after=2, times=0), guard={"rules": ["truncated"]}) as operator:
         await operator.put(**CANARY)
         await operator.ask(200)
-        assert operator.position == Position("ollama")
+        assert operator.assignment == Assignment("ollama")
         assert operator.gateway.gateway.rollout.history[-1].why.startswith("truncated streams: 100.0 %")
 
 
@@ -126,7 +126,7 @@ async def test_dead_canary_that_a_fallback_covers_is_taken_back() -> None:
     async with house(FAILS, tiers=tiers) as operator:
         await operator.put(**CANARY)
         await operator.ask(300)
-        assert operator.position == Position("ollama")
+        assert operator.assignment == Assignment("ollama")
         assert [change.cause for change in operator.gateway.gateway.rollout.history] == ["operator", "guard"]
 
 
@@ -135,7 +135,7 @@ async def test_fresh_switch_is_undone() -> None:
         await operator.ask(100)
         await operator.put(backend="vllm")
         await operator.ask(100)
-        assert operator.position == Position("ollama")
+        assert operator.assignment == Assignment("ollama")
         assert operator.gateway.gateway.rollout.history[-1].why.endswith("on ollama before the switch")
 
 
@@ -151,7 +151,7 @@ async def test_requests_at_fault_themselves_and_clients_that_leave_are_held_agai
         status = await operator.status()
         errors = status["tiers"]["standard"]["guard"]["rules"]["errors"]
         assert (errors["tested"]["share"], errors["other"]["share"]) == (0.0, 0.0)
-        assert operator.position.canary is not None
+        assert operator.assignment.canary is not None
 
 
 async def test_what_the_guard_did_outlives_a_restart(tmp_path: Path) -> None:
@@ -159,12 +159,12 @@ async def test_what_the_guard_did_outlives_a_restart(tmp_path: Path) -> None:
     async with house(FAILS, state_file=str(file)) as operator:
         await operator.put(**CANARY)
         await operator.ask(200)
-        assert operator.position == Position("ollama")
+        assert operator.assignment == Assignment("ollama")
         await operator.gateway.gateway._state.persisted()
         kept = json.loads(file.read_text())
     assert "guard" in json.dumps(kept)
     async with house(state_file=str(file)) as operator:
-        assert operator.position == Position("ollama")
+        assert operator.assignment == Assignment("ollama")
         history = (await operator.status())["rollout"]["history"]
         assert [change["cause"] for change in history] == ["guard", "operator"]
         assert history[0]["why"].startswith("errors")
@@ -174,8 +174,8 @@ async def test_without_the_setting_nothing_is_watched() -> None:
     async with house(FAILS, guard=None) as operator:
         await operator.put(**CANARY)
         await operator.ask(200)
-        assert operator.position == Position("ollama", operator.position.canary)
-        assert operator.position.canary is not None
+        assert operator.assignment == Assignment("ollama", operator.assignment.canary)
+        assert operator.assignment.canary is not None
         assert (await operator.status())["tiers"]["standard"]["guard"] is None
 
 

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from gateway import config, simulate
-from gateway.rollout.state import Position
+from gateway.rollout.state import Assignment
 from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import PATIENCE, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in
@@ -438,4 +438,4 @@ async def test_switching_to_and_fro_under_load_loses_no_request(house: House) ->
         assert {reply.headers["x-gateway-backend"] for reply in replies} == {"vllm", "ollama"}
         assert all(reply.events[-1] == "[DONE]" for reply in replies if reply.is_stream)
         assert gateway.metric("gateway_requests_total", outcome="ok") == gateway.metric("gateway_requests_total") == len(replies) + 60
-        assert gateway.gateway.rollout.lines["standard"].position == Position("ollama")
+        assert gateway.gateway.rollout.tiers["standard"].assignment == Assignment("ollama")

@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 
 from benchmarks import cost, requests
-from benchmarks.load import Client, Job, Outcome, Run
+from benchmarks.load import Client, LoadJob, LoadOutcome, Run
 from benchmarks.process_stats import cpu_seconds, family, resident_bytes
 from benchmarks.report import OURS, THEIRS, Comparison, Target, cost_per, percentile
-from benchmarks.subjects import DidNotRun, Places, gateway_environment, upstream
+from benchmarks.subjects import BenchSetup, DidNotRun, gateway_environment, upstream
 from benchmarks.subjects import gateway as started_gateway
-from benchmarks.upstream import MARK, MODEL, WORDS, Connection, Pace, Upstream, asked
+from benchmarks.upstream import MARK, MODEL, WORDS, Pace, Upstream, UpstreamProtocol, asked
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.0, 1), (0.991, 100)])
@@ -126,7 +126,7 @@ def test_settings_of_whoever_runs_the_bench_do_not_reach_the_gateway(monkeypatch
 
 
 def test_program_that_does_not_start_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
-    places = Places(frozenset(), frozenset(), tmp_path)
+    places = BenchSetup(frozenset(), frozenset(), tmp_path)
     command = [sys.executable, "-c", "raise SystemExit('no such setting')"]
     with pytest.raises(DidNotRun, match="no such setting"), started_gateway(places, 1, command):
         pass
@@ -185,7 +185,7 @@ def test_pace_takes_its_three_keys_and_no_other() -> None:
 async def serving() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Upstream]]:
     """The upstream in this process, and a connection to it."""
     shared = Upstream(MODEL)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(shared), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(lambda: UpstreamProtocol(shared), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     try:
         yield reader, writer, shared
@@ -244,7 +244,7 @@ async def test_tokens_are_counted_however_the_bytes_are_cut() -> None:
         writer.write(requests.chat(MODEL, max_tokens=9, stream=True))
         raw = await reader.readuntil(b"\r\n0\r\n\r\n")
     for step in (1, 5, 100, len(raw)):
-        run = Run(Job("ttft", 0, "", "", 1, 1))
+        run = Run(LoadJob("ttft", 0, "", "", 1, 1))
         client = fed_client(run, raw, step)
         assert (run.tokens, run.answers, run.started, run.outcome.failures) == (9, 1, 1, 0), (step, client, run.outcome)
         assert run.reads == (1 if step == len(raw) else 9) or step == 100
@@ -272,18 +272,18 @@ def fed_client(run: Run, raw: bytes, step: int) -> object:
     ids=["error status", "no [DONE]"],
 )
 async def test_answer_that_is_not_whole_or_not_200_is_a_failure_and_not_a_fast_answer(raw: bytes) -> None:
-    run = Run(Job("streams", 0, "", "", 1, 1))
+    run = Run(LoadJob("streams", 0, "", "", 1, 1))
     fed_client(run, raw, len(raw))
     assert run.outcome.failures == 1
 
 
 @contextmanager
-def bench_alone(tmp_path: Path) -> Iterator[cost.Bench]:
+def bench_alone(tmp_path: Path) -> Iterator[cost.CostBench]:
     """A bench whose one contestant is the cheap upstream itself."""
-    where = Places(frozenset(), frozenset(), tmp_path)
+    where = BenchSetup(frozenset(), frozenset(), tmp_path)
     options = cost.parse(["--rounds", "1", "--seconds", "0.3", "--no-pin"])
     with upstream(where) as direct:
-        bench = cost.Bench(options, where, direct)
+        bench = cost.CostBench(options, where, direct)
         bench.contestants = [direct]
         yield bench
 
@@ -300,7 +300,7 @@ def test_small_run_against_the_upstream_itself(tmp_path: Path) -> None:
         ):
             assert table.values["direct"][0] > 0, table.title
         bench.pace(hold=1)
-        held: Outcome = bench.load(bench.direct, "idle", requests.chat(MODEL, max_tokens=5, stream=True), 20, 0.05)
+        held: LoadOutcome = bench.load(bench.direct, "idle", requests.chat(MODEL, max_tokens=5, stream=True), 20, 0.05)
         assert held.answers == 20
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from benchmarks.switch import Call, Report, Seen, main
+from benchmarks.switch import ObservedRequest, Report, SwitchCall, main
 
-CALLS = [Call(10.0, 10.1, "vllm"), Call(20.0, 20.1, "ollama")]
+CALLS = [SwitchCall(10.0, 10.1, "vllm"), SwitchCall(20.0, 20.1, "ollama")]
 
 
 @pytest.mark.parametrize(
@@ -21,12 +21,12 @@ CALLS = [Call(10.0, 10.1, "vllm"), Call(20.0, 20.1, "ollama")]
     ],
 )
 def test_request_is_astray_that_was_sent_after_an_answer_and_served_by_the_other(sent: float, headers: float, side: str, is_astray: bool) -> None:
-    assert Report(CALLS, seen=[Seen(sent, headers, side, True)]).astray() == is_astray
+    assert Report(CALLS, seen=[ObservedRequest(sent, headers, side, True)]).astray() == is_astray
 
 
 @pytest.mark.parametrize(("queued", "is_astray"), [(0.0, False), (4.9, False), (5.2, True), (14.9, True), (15.2, True)])
 def test_request_is_astray_that_got_its_slot_after_an_answer_on_the_side_that_was_left(queued: float, is_astray: bool) -> None:
-    assert Report(CALLS[:1], seen=[Seen(5.0, 30.0, "ollama", True, queued)]).astray() == is_astray
+    assert Report(CALLS[:1], seen=[ObservedRequest(5.0, 30.0, "ollama", True, queued)]).astray() == is_astray
 
 
 @pytest.mark.parametrize(("moved", "passed"), [([], True), ([3, 1], True), ([3, 0], False)])

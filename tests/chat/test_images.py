@@ -19,7 +19,7 @@ from PIL import Image, ImageChops
 
 from gateway.chat import image_file as picture
 from gateway.chat import images as images_module
-from gateway.chat.images import Images, decode
+from gateway.chat.images import ImageNormalizer, decode
 from gateway.chat.request import Chat, ImagePart, ImageUrl, Message, TextPart
 from gateway.errors import InvalidImage, InvalidImageUrl, InvalidRequest
 
@@ -28,8 +28,8 @@ Size = tuple[int, int]
 
 
 @pytest.fixture(scope="module")
-def images() -> Iterator[Images]:
-    images = Images()
+def images() -> Iterator[ImageNormalizer]:
+    images = ImageNormalizer()
     yield images
     images.close()
 
@@ -158,13 +158,13 @@ CONVERTED = {
 
 
 @pytest.mark.parametrize("name", TAKEN_AS_IS)
-def test_what_all_engines_read_alike_is_handed_on_as_the_same_string(images: Images, name: str) -> None:
+def test_what_all_engines_read_alike_is_handed_on_as_the_same_string(images: ImageNormalizer, name: str) -> None:
     url = url_of(TAKEN_AS_IS[name])
     assert images.check(url, PARAM)[0] is url
 
 
 @pytest.mark.parametrize("name", CONVERTED)
-def test_what_engines_read_differently_becomes_a_plain_picture_of_the_same_view(images: Images, name: str) -> None:
+def test_what_engines_read_differently_becomes_a_plain_picture_of_the_same_view(images: ImageNormalizer, name: str) -> None:
     data, view, may_lose = CONVERTED[name]
     url, pixels = images.check(url_of(data), PARAM)
     result = opened(url)
@@ -186,12 +186,12 @@ def test_what_engines_read_differently_becomes_a_plain_picture_of_the_same_view(
         ((6432, 32), (6432, 33)),
     ],
 )
-def test_tiny_and_threadlike_pictures_are_stretched_to_what_all_engines_take(images: Images, size: Size, expected: Size) -> None:
+def test_tiny_and_threadlike_pictures_are_stretched_to_what_all_engines_take(images: ImageNormalizer, size: Size, expected: Size) -> None:
     result = opened(images.check(url_of(saved(drawing(size), "PNG")), PARAM)[0])
     assert result.size == expected
 
 
-def test_one_pixel_stays_one_colour(images: Images) -> None:
+def test_one_pixel_stays_one_colour(images: ImageNormalizer) -> None:
     result = opened(images.check(url_of(saved(Image.new("RGB", (1, 1), (200, 30, 40)), "PNG")), PARAM)[0])
     assert result.getcolors() == [(32 * 32, (200, 30, 40))]
 
@@ -205,14 +205,14 @@ def test_no_shape_grows_beyond_the_bounds(size: Size) -> None:
     assert max(width, height) <= picture.MAX_CONVERTED_SIDE
 
 
-def test_large_pictures_are_converted_in_a_process_of_their_own(images: Images) -> None:
+def test_large_pictures_are_converted_in_a_process_of_their_own(images: ImageNormalizer) -> None:
     large = drawing((900, 700))
     result = opened(images.check(url_of(saved(large, "WEBP", quality=90)), PARAM)[0])
     assert result.format == "JPEG"
     assert distance(result, large) < 8
 
 
-def refusal(images: Images, url: str) -> str:
+def refusal(images: ImageNormalizer, url: str) -> str:
     with pytest.raises(InvalidImage) as caught:
         images.check(url, PARAM)
     assert caught.value.param == PARAM
@@ -239,7 +239,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_picture_cut_anywhere_is_refused(images: Images, name: str) -> None:
+def test_a_picture_cut_anywhere_is_refused(images: ImageNormalizer, name: str) -> None:
     data = WHOLE[name]
     places = {*range(1, 40), *range(40, len(data), max(1, len(data) // 60)), *range(len(data) - 16, len(data))}
     for place in places:
@@ -247,12 +247,12 @@ def test_a_picture_cut_anywhere_is_refused(images: Images, name: str) -> None:
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
-def test_a_gif_cut_in_its_first_frame_is_refused(images: Images, part: float) -> None:
+def test_a_gif_cut_in_its_first_frame_is_refused(images: ImageNormalizer, part: float) -> None:
     data = saved(PALETTE, "GIF")
     refusal(images, url_of(data[: int(len(data) * part) + 20]))
 
 
-def test_a_png_with_a_wrong_byte_is_refused(images: Images) -> None:
+def test_a_png_with_a_wrong_byte_is_refused(images: ImageNormalizer) -> None:
     for place in range(8, len(PNG), len(PNG) // 100):
         refusal(images, url_of(PNG[:place] + bytes([PNG[place] ^ 4]) + PNG[place + 1 :]))
 
@@ -286,14 +286,14 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_are_refused_before_they_cost_anything(images: Images, name: str) -> None:
+def test_bombs_are_refused_before_they_cost_anything(images: ImageNormalizer, name: str) -> None:
     data, words = BOMBS[name]
     before = time.process_time()
     assert words in refusal(images, url_of(data))
     assert time.process_time() - before < 0.5
 
 
-def test_exif_that_names_gigabytes_costs_nothing(images: Images) -> None:
+def test_exif_that_names_gigabytes_costs_nothing(images: ImageNormalizer) -> None:
     entries = b"".join(struct.pack("<HHII", tag, 2, 60_000, 8) for tag in range(0x9000, 0x9000 + 5000))
     data = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(entries) + 18) + b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 5000) + entries + JPEG[2:]
     url = url_of(data)
@@ -303,16 +303,16 @@ def test_exif_that_names_gigabytes_costs_nothing(images: Images) -> None:
 
 
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "ICO", "PPM", "JPEG2000", "AVIF"])
-def test_other_formats_are_refused_by_name(images: Images, kind: str) -> None:
+def test_other_formats_are_refused_by_name(images: ImageNormalizer, kind: str) -> None:
     assert "no PNG, JPEG, WebP or GIF" in refusal(images, url_of(saved(DRAWING, kind)))
 
 
 @pytest.mark.parametrize("data", [b"\x00", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", bytes(1000)])
-def test_other_bytes_are_refused(images: Images, data: bytes) -> None:
+def test_other_bytes_are_refused(images: ImageNormalizer, data: bytes) -> None:
     assert "no PNG, JPEG, WebP or GIF" in refusal(images, url_of(data))
 
 
-def test_an_empty_picture_is_refused(images: Images) -> None:
+def test_an_empty_picture_is_refused(images: ImageNormalizer) -> None:
     assert "empty" in refusal(images, "data:image/png;base64,")
 
 
@@ -334,13 +334,13 @@ def test_an_empty_picture_is_refused(images: Images) -> None:
         base64.b64encode(PNG).decode(),
     ],
 )
-async def test_what_is_no_data_url_in_base64_is_refused(images: Images, url: str) -> None:
+async def test_what_is_no_data_url_in_base64_is_refused(images: ImageNormalizer, url: str) -> None:
     with pytest.raises(InvalidImageUrl) as caught:
         await images.checked(chat_with(url))
     assert caught.value.param == PARAM
 
 
-def test_the_declared_type_is_not_believed(images: Images) -> None:
+def test_the_declared_type_is_not_believed(images: ImageNormalizer) -> None:
     payload = base64.b64encode(JPEG).decode()
     for head in (
         "data:;base64,",
@@ -366,7 +366,7 @@ def test_base64_with_line_ends_or_without_padding_is_forgiven(length: int) -> No
     assert decode("data:," + text.rstrip("="), 6) == (data, "=" not in text)
 
 
-def test_base64_with_line_ends_leaves_in_canonical_form(images: Images) -> None:
+def test_base64_with_line_ends_leaves_in_canonical_form(images: ImageNormalizer) -> None:
     assert images.check("data:image/png;base64," + base64.encodebytes(PNG).decode(), PARAM)[0] == url_of(PNG)
 
 
@@ -376,27 +376,27 @@ def test_bits_left_over_in_the_last_character_are_not_canonical() -> None:
 
 
 @pytest.mark.parametrize("payload", ["A", "AAAAA", "QQ==QQ==", "iVBO!w0KGgo=", "iVBORw0K-_o=", "iVBOR%77", "=AAA", "é" * 8, "\ud800AAA"])
-def test_broken_base64_is_refused(images: Images, payload: str) -> None:
+def test_broken_base64_is_refused(images: ImageNormalizer, payload: str) -> None:
     assert "base64" in refusal(images, "data:image/png;base64," + payload)
 
 
-def test_padding_between_two_pieces_is_refused(images: Images) -> None:
+def test_padding_between_two_pieces_is_refused(images: ImageNormalizer) -> None:
     text = base64.b64encode(PNG * 200).decode()
     at = images_module.TEXT_STEP
     assert "base64" in refusal(images, "data:image/png;base64," + text[: at - 2] + "==" + text[at:])
 
 
-async def test_a_request_without_images_is_the_same_object(images: Images) -> None:
+async def test_a_request_without_images_is_the_same_object(images: ImageNormalizer) -> None:
     chat = Chat(model="m", messages=[Message("user", "hello"), Message("user", [TextPart("hello")])])
     assert await images.checked(chat) is chat
 
 
-async def test_a_request_whose_images_stay_is_the_same_object(images: Images) -> None:
+async def test_a_request_whose_images_stay_is_the_same_object(images: ImageNormalizer) -> None:
     chat = chat_with(url_of(PNG), url_of(JPEG))
     assert await images.checked(chat) is chat
 
 
-async def test_only_the_image_that_changes_is_replaced(images: Images) -> None:
+async def test_only_the_image_that_changes_is_replaced(images: ImageNormalizer) -> None:
     good, webp = url_of(PNG), url_of(CONVERTED["webp"][0])
     first, second = Message("system", "Be brief."), Message("user", [TextPart("these?"), ImagePart(ImageUrl(good)), ImagePart(ImageUrl(webp))])
     third = Message("user", [ImagePart(ImageUrl(good))])
@@ -411,19 +411,19 @@ async def test_only_the_image_that_changes_is_replaced(images: Images) -> None:
     assert urls_of(chat) == [good, webp, good], "the request itself stays as it was"
 
 
-async def test_the_refusal_names_the_image(images: Images) -> None:
+async def test_the_refusal_names_the_image(images: ImageNormalizer) -> None:
     chat = Chat(model="m", messages=[Message("system", "x"), Message("user", [TextPart("x"), ImagePart(ImageUrl(url_of(PNG[:-5])))])])
     with pytest.raises(InvalidImage) as caught:
         await images.checked(chat)
     assert caught.value.param == "messages[1].content[1].image_url.url"
 
 
-async def test_more_images_than_the_bound_are_refused(images: Images) -> None:
+async def test_more_images_than_the_bound_are_refused(images: ImageNormalizer) -> None:
     with pytest.raises(InvalidRequest, match="500 images"):
         await images.checked(chat_with(*[url_of(PNG)] * 501))
 
 
-async def test_more_pixels_in_all_than_the_bound_are_refused(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_more_pixels_in_all_than_the_bound_are_refused(images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images_module, "MAX_REQUEST_PIXELS", 2 * DRAWING.width * DRAWING.height)
     chat = chat_with(*[url_of(PNG)] * 2)
     assert await images.checked(chat) is chat
@@ -434,16 +434,16 @@ async def test_more_pixels_in_all_than_the_bound_are_refused(images: Images, mon
 async def test_a_client_that_leaves_drops_the_result_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     at_work, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
-    def slow(found: picture.Picture) -> bool:
+    def slow(found: picture.ParsedImage) -> bool:
         at_work.set()
         go_on.wait(10)
         ended.set()
-        raise picture.BadPicture("it came too late")
+        raise picture.BadImage("it came too late")
 
     monkeypatch.setattr(picture, "is_taken_as_is", slow)
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
-    images = Images()
+    images = ImageNormalizer()
     task = asyncio.create_task(images.checked(chat_with(url_of(PNG))))
     assert await asyncio.to_thread(at_work.wait, 10)
     task.cancel()
@@ -466,7 +466,7 @@ async def test_closing_ends_the_process_of_an_image_at_work(monkeypatch: pytest.
         return child
 
     monkeypatch.setattr(images_module.subprocess, "Popen", sleeper)
-    images = Images()
+    images = ImageNormalizer()
     task = asyncio.create_task(images.checked(chat_with(url_of(CONVERTED["gif"][0]))))
     assert await asyncio.to_thread(started.wait, 10)
     images.close()
@@ -474,7 +474,7 @@ async def test_closing_ends_the_process_of_an_image_at_work(monkeypatch: pytest.
         await task
 
 
-def test_a_process_that_cannot_run_is_no_fault_of_the_image(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_run_is_no_fault_of_the_image(images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images_module.PIL, "__file__", "/nowhere/PIL/__init__.py")
     popen = subprocess.Popen
     isolated = "import sys; sys.exit('no Pillow')"
@@ -483,7 +483,7 @@ def test_a_process_that_cannot_run_is_no_fault_of_the_image(images: Images, monk
         images.check(url_of(CONVERTED["gif"][0]), PARAM)
 
 
-async def test_the_loop_goes_on_while_megabytes_are_decoded(images: Images) -> None:
+async def test_the_loop_goes_on_while_megabytes_are_decoded(images: ImageNormalizer) -> None:
     noise = Image.effect_noise((1400, 1000), 60)
     url = url_of(saved(Image.merge("RGB", (noise, noise, noise.transpose(Image.Transpose.ROTATE_180))), "PNG", compress_level=1))
     task = asyncio.ensure_future(images.checked(chat_with(url)))
@@ -500,13 +500,13 @@ BEGINNINGS = [data[:cut] for data in (PNG, JPEG, WHOLE["webp"], WHOLE["webp loss
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(BEGINNINGS), st.binary(max_size=600))
-def test_any_bytes_are_refused_or_become_a_canonical_url(images: Images, beginning: bytes, rest: bytes) -> None:
+def test_any_bytes_are_refused_or_become_a_canonical_url(images: ImageNormalizer, beginning: bytes, rest: bytes) -> None:
     never_another_end(images, beginning + rest)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(WHOLE)), st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=6))
-def test_any_wrong_bytes_are_refused_or_become_a_canonical_url(images: Images, name: str, wrong: list[tuple[int, int]]) -> None:
+def test_any_wrong_bytes_are_refused_or_become_a_canonical_url(images: ImageNormalizer, name: str, wrong: list[tuple[int, int]]) -> None:
     data = bytearray(WHOLE[name])
     for place, value in wrong:
         data[place % len(data)] = value
@@ -515,7 +515,7 @@ def test_any_wrong_bytes_are_refused_or_become_a_canonical_url(images: Images, n
 
 @settings(max_examples=6, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=6))
-def test_any_wrong_bytes_of_a_gif_are_refused_or_become_a_canonical_url(images: Images, wrong: list[tuple[int, int]]) -> None:
+def test_any_wrong_bytes_of_a_gif_are_refused_or_become_a_canonical_url(images: ImageNormalizer, wrong: list[tuple[int, int]]) -> None:
     data = bytearray(CONVERTED["gif animated"][0])
     for place, value in wrong:
         data[6 + place % (len(data) - 6)] = value
@@ -524,11 +524,11 @@ def test_any_wrong_bytes_of_a_gif_are_refused_or_become_a_canonical_url(images: 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=80))
-def test_any_text_for_base64_is_refused(images: Images, payload: str) -> None:
+def test_any_text_for_base64_is_refused(images: ImageNormalizer, payload: str) -> None:
     refusal(images, "data:image/png;base64," + payload)
 
 
-def never_another_end(images: Images, data: bytes) -> None:
+def never_another_end(images: ImageNormalizer, data: bytes) -> None:
     try:
         url, _ = images.check(url_of(data), PARAM)
     except InvalidImage as error:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.chat.json_schema import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_SCHEMA, Document, check
+from gateway.chat.json_schema import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_SCHEMA, SchemaDocument, check
 from gateway.errors import InvalidRequest
 
 PARAM = "response_format.json_schema.schema"
@@ -116,5 +116,5 @@ def test_no_word_of_the_schema_is_told(wrong: dict[str, Any]) -> None:
 )
 def test_reference_is_a_pointer_into_the_document(reference: str, found: Any) -> None:
     root = {"title": "root", "a": {"title": "a"}, "l": [{"title": "first"}, {"title": "second"}], "yes": True}
-    target = Document(root).resolve(reference)
+    target = SchemaDocument(root).resolve(reference)
     assert (target["title"] if isinstance(target, dict) else target) == found

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, TokenLogprob, Usage, assemble
-from gateway.chat.normalizer import MOST_BLANKS, Shaping, ThoughtSplit
+from gateway.chat.normalizer import MOST_BLANKS, Normalizer, ReasoningSplitter
 from gateway.chat.request import Chat
-from gateway.engines.ollama import OllamaReading
-from gateway.engines.openai_response import OpenAiReading
+from gateway.engines.ollama import OllamaReader
+from gateway.engines.openai_response import OpenAiReader
 from tests.engines.recorded import body_of
 from tests.fakes.chats import TIME, chat, named, tool
 from tests.golden import load
@@ -35,8 +35,8 @@ def said(*texts: str, finish: FinishReason = "stop") -> list[Delta]:
 
 def shown(asked: Chat, deltas: Iterable[Delta]) -> list[Delta]:
     """What is shown of an answer that comes delta by delta."""
-    shaping = Shaping(asked)
-    return [one for delta in deltas for one in shaping.take([delta])]
+    shaping = Normalizer(asked)
+    return [one for delta in deltas for one in shaping.normalize([delta])]
 
 
 def streamed(asked: Chat, deltas: Iterable[Delta]) -> Answer:
@@ -45,7 +45,7 @@ def streamed(asked: Chat, deltas: Iterable[Delta]) -> Answer:
 
 def whole(asked: Chat, text: str, finish: FinishReason = "stop", calls: list[CallDelta] | None = None) -> Answer:
     """The same as a plain answer: all in one delta."""
-    return assemble(Shaping(asked).take([Delta(text, "", finish, USAGE, calls)]))
+    return assemble(Normalizer(asked).normalize([Delta(text, "", finish, USAGE, calls)]))
 
 
 def cut(text: str, size: int) -> list[str]:
@@ -61,7 +61,7 @@ def calls_of(answer: Answer) -> list[tuple[str, Any]]:
 
 def split(pieces: Iterable[str]) -> tuple[str, str]:
     """Speech and thought of a text in these pieces."""
-    parts = ThoughtSplit()
+    parts = ReasoningSplitter()
     found = [parts.feed(piece) for piece in pieces] + [parts.rest()]
     return "".join(speech for speech, _ in found), "".join(thought for _, thought in found)
 
@@ -112,7 +112,7 @@ def test_any_cutting_of_any_text_gives_the_same_speech_and_thought(parts: list[s
 
 def test_model_that_says_nothing_but_blanks_is_shown_as_it_speaks() -> None:
     """Seen of a real vLLM: 3,900 blank lines, which came all at the end."""
-    parts = ThoughtSplit()
+    parts = ReasoningSplitter()
     shown = [parts.feed("\n")[0] for _ in range(2 * MOST_BLANKS)]
     assert shown == [""] * MOST_BLANKS + ["\n" * (MOST_BLANKS + 1)] + ["\n"] * (MOST_BLANKS - 1)
 
@@ -168,19 +168,19 @@ def test_thought_that_the_engine_has_told_apart_stays_so() -> None:
     ],
 )
 def test_plain_speech_alone_passes_as_it_is(first: list[Delta], needed: bool) -> None:
-    assert Shaping.is_needed(chat(), first) is needed
+    assert Normalizer.is_needed(chat(), first) is needed
 
 
 @pytest.mark.parametrize("fields", [{"tools": [tool()]}, {"tools": [tool()], "tool_choice": "none"}, {"logprobs": True}])
 def test_answer_with_tools_or_logprobs_is_always_shaped(fields: dict[str, Any]) -> None:
-    assert Shaping.is_needed(chat(**fields), [Delta("Hello")])
+    assert Normalizer.is_needed(chat(**fields), [Delta("Hello")])
 
 
 @pytest.mark.parametrize(("asked", "passes"), [(chat(), True), (FREE, True), (FORCED, False), (ANY_OF_TWO, False)])
 def test_speech_passes_once_it_has_begun_unless_it_is_to_be_a_call(asked: Chat, passes: bool) -> None:
-    shaping = Shaping(asked)
+    shaping = Normalizer(asked)
     assert not shaping.passes
-    shaping.take([Delta("Hello")])
+    shaping.normalize([Delta("Hello")])
     assert shaping.passes is passes
 
 
@@ -434,7 +434,7 @@ def test_no_logprob_is_lost_while_text_is_held_back(asked: Chat, text: str, with
 
 
 def recorded(server: str, case: str, dialect: Literal["ollama", "openai"]) -> list[Delta]:
-    reading = OllamaReading() if dialect == "ollama" else OpenAiReading()
+    reading = OllamaReader() if dialect == "ollama" else OpenAiReader()
     return reading.feed(body_of(load(server)[case]))
 
 
@@ -460,16 +460,16 @@ def test_recorded_forced_call_of_vllm_that_only_thought_has_no_call() -> None:
 
 @pytest.mark.parametrize("value", ['{"city":123456789012345678901234567890}', '{"city":"\\ud83d"}', '{"a":1E2}', '{"a":' * 300 + "1" + "}" * 300])
 def test_arguments_of_a_forced_call_are_the_models_own_text(value: str) -> None:
-    shaping = Shaping(chat(tools=[tool("a"), tool("b")], tool_choice="required"))
-    answer = assemble(shaping.take([Delta('{"name":"a","arguments":' + value + "} \n"), Delta(finish="stop")]))
+    shaping = Normalizer(chat(tools=[tool("a"), tool("b")], tool_choice="required"))
+    answer = assemble(shaping.normalize([Delta('{"name":"a","arguments":' + value + "} \n"), Delta(finish="stop")]))
     assert [(call.name, call.arguments) for call in answer.calls] == [("a", value)]
 
 
 @pytest.mark.parametrize("more", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}])
 def test_what_a_model_told_not_to_think_says_by_a_grammar_is_no_thought(more: dict[str, Any]) -> None:
     """Ollama 0.33 gives it as `thinking`."""
-    shaping = Shaping(chat(reasoning_effort="none", **more))
-    answer = assemble(shaping.take([Delta(reasoning='{"x"'), Delta(reasoning=":1}"), Delta(finish="stop")]))
+    shaping = Normalizer(chat(reasoning_effort="none", **more))
+    answer = assemble(shaping.normalize([Delta(reasoning='{"x"'), Delta(reasoning=":1}"), Delta(finish="stop")]))
     assert answer.reasoning == ""
     assert [call.arguments for call in answer.calls] == ['{"x":1}'] if "tools" in more else answer.content == '{"x":1}'
 
@@ -478,7 +478,7 @@ def test_what_a_model_told_not_to_think_says_by_a_grammar_is_no_thought(more: di
 @pytest.mark.parametrize("deltas", [[Delta("{}", "Let me {see}")], [Delta(reasoning=" Let"), Delta(reasoning=" me {see}"), Delta("{}")]])
 def test_model_that_thinks_all_the_same_is_not_taken_at_its_thought(more: dict[str, Any], deltas: list[Delta]) -> None:
     """A vLLM whose template does not know how to turn it off."""
-    shaping = Shaping(chat(reasoning_effort="none", **more))
-    answer = assemble(shaping.take([*(structs.replace(delta) for delta in deltas), Delta(finish="stop")]))
+    shaping = Normalizer(chat(reasoning_effort="none", **more))
+    answer = assemble(shaping.normalize([*(structs.replace(delta) for delta in deltas), Delta(finish="stop")]))
     assert answer.reasoning.strip() == "Let me {see}"
     assert [call.arguments for call in answer.calls] == ["{}"] if "tools" in more else answer.content == "{}"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gateway import config
-from gateway.chat.parameter_policy import TierParams, problem
+from gateway.chat.parameter_policy import ParameterPolicy, problem
 from gateway.chat.request import Chat
 from gateway.config import ConfigError
 from tests.fakes.chats import chat, tool
@@ -14,7 +14,7 @@ from tests.fakes.chats import chat, tool
 def applied(
     default: dict[str, Any] | None = None, force: dict[str, Any] | None = None, drop: tuple[str, ...] = (), cap: int | None = None, **fields: Any
 ) -> Chat:
-    return TierParams(default or {}, force or {}, drop, cap).apply(chat(**fields))
+    return ParameterPolicy(default or {}, force or {}, drop, cap).apply(chat(**fields))
 
 
 def test_default_stands_where_nothing_was_said() -> None:
@@ -54,12 +54,12 @@ def test_nothing_of_the_conversation_is_changed() -> None:
 
 @pytest.mark.parametrize("params", [({}, {}, ()), ({}, {}, ("unknown",))])
 def test_tier_that_changes_nothing_is_known_as_such(params: tuple[Any, Any, Any]) -> None:
-    assert not TierParams(*params)
+    assert not ParameterPolicy(*params)
 
 
 @pytest.mark.parametrize("params", [({"seed": 1}, {}, ()), ({}, {"seed": 1}, ()), ({}, {}, ("seed",)), ({}, {}, (), 5)])
 def test_tier_that_changes_something_is_known_too(params: tuple[Any, ...]) -> None:
-    assert TierParams(*params)
+    assert ParameterPolicy(*params)
 
 
 # Two names of one thing

@@ -48,7 +48,7 @@ async def gateway(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> AsyncItera
 
 
 def positions(here: Running) -> dict[str, str]:
-    return {name: str(line.position) for name, line in here.gateway.rollout.lines.items()}
+    return {name: str(line.assignment) for name, line in here.gateway.rollout.tiers.items()}
 
 
 async def test_switch_canary_rollback_undo(monkeypatch: pytest.MonkeyPatch) -> None:

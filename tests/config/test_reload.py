@@ -13,7 +13,7 @@ from prometheus_client import generate_latest
 
 from gateway import config
 from gateway.config import ConfigError, Settings, reload
-from gateway.config.reload import Follower
+from gateway.config.reload import FileWatcher
 from tests.fakes.fault_backend import MODEL, TEXT, FaultBackend
 from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import Running, running, until
@@ -67,7 +67,7 @@ class Setup:
 
     @property
     def positions(self) -> dict[str, str]:
-        return {name: str(line.position) for name, line in self.gateway.gateway.rollout.lines.items()}
+        return {name: str(line.assignment) for name, line in self.gateway.gateway.rollout.tiers.items()}
 
     def is_settled(self) -> bool:
         """Nothing is left of earlier settings."""
@@ -452,7 +452,7 @@ class Told:
 @asynccontextmanager
 async def following(file: Path) -> AsyncIterator[Told]:
     told = Told(file)
-    task = asyncio.create_task(Follower(file, reload.Reload(lambda: told.settings, told.apply, told.outcomes.append), told.read).run())
+    task = asyncio.create_task(FileWatcher(file, reload.Reloader(lambda: told.settings, told.apply, told.outcomes.append), told.read).run())
     try:
         await asyncio.sleep(0.4)  # what is there at the start
         assert told.outcomes == []
@@ -559,7 +559,7 @@ async def test_file_that_changes_while_it_is_read_is_read_again(file: Path) -> N
             return settings
 
         told.read = read_late  # type: ignore[method-assign]
-        follower = asyncio.create_task(Follower(file, reload.Reload(lambda: told.settings, told.apply, told.outcomes.append), told.read).run())
+        follower = asyncio.create_task(FileWatcher(file, reload.Reloader(lambda: told.settings, told.apply, told.outcomes.append), told.read).run())
         await until(lambda: told.beat == 3)
         follower.cancel()
         await asyncio.gather(follower, return_exceptions=True)
@@ -606,7 +606,7 @@ async def test_folder_that_is_gone_is_found_again(tmp_path: Path) -> None:
 async def test_what_changed_before_the_follower_began_is_found(file: Path) -> None:
     told = Told(file)
     in_place(file, 7)
-    task = asyncio.create_task(Follower(file, reload.Reload(lambda: told.settings, told.apply, told.outcomes.append), told.read).run())
+    task = asyncio.create_task(FileWatcher(file, reload.Reloader(lambda: told.settings, told.apply, told.outcomes.append), told.read).run())
     await until(lambda: told.beat == 7)
     assert told.outcomes[0]["cause"] == "start"
     task.cancel()
@@ -619,9 +619,9 @@ async def test_pipe_is_not_read_again(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     settings = config.build({})
     told = list[dict[str, Any]]()
-    reread = reload.Reload(lambda: settings, lambda settings: asyncio.sleep(0), told.append)
+    reread = reload.Reloader(lambda: settings, lambda settings: asyncio.sleep(0), told.append)
     async with asyncio.timeout(5):
-        await Follower(pipe, reread, lambda: settings).run()
+        await FileWatcher(pipe, reread, lambda: settings).run()
     with pytest.raises(ConfigError):
         reload.read_whole(pipe, lambda: settings)
 
@@ -630,7 +630,7 @@ async def test_empty_file_does_not_mean_the_defaults_at_a_signal(file: Path) -> 
     settings = config.load(file, {})
     told = list[dict[str, Any]]()
     file.write_bytes(b"")
-    await reload.Reload(lambda: settings, lambda settings: asyncio.sleep(0), told.append).run(
+    await reload.Reloader(lambda: settings, lambda settings: asyncio.sleep(0), told.append).run(
         lambda: reload.read_whole(file, lambda: config.load(file, {})), "signal"
     )
     assert told[0]["reasons"] == [f"{file}: it is gone, empty or cannot be read"]

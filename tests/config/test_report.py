@@ -131,7 +131,7 @@ def test_schema_takes_each_way_to_write_a_value(text: str) -> None:
     jsonschema.validate(yaml.safe_load(text), config.schema())
 
 
-def _models(model: type[BaseModel] = documents.Document) -> list[type[BaseModel]]:
+def _models(model: type[BaseModel] = documents.DocumentSection) -> list[type[BaseModel]]:
     return [model, *(below for item in model.__subclasses__() for below in _models(item))]
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, TokenLogprob, Usage, assemble
-from gateway.dialects.openai_chat import StreamView, render_answer
+from gateway.dialects.openai_chat import StreamRenderer, render_answer
 
 CREATED = 1_795_000_000
 USAGE = Usage(7, 3)
@@ -18,8 +18,8 @@ LOGPROBS = [ChosenLogprob("Hel", -0.25, [72, 101, 108], [TokenLogprob("Hel", -0.
 STREAM = [Delta("Hel"), Delta("lo"), Delta(finish="stop"), Delta(usage=USAGE)]
 
 
-def view(wants_usage: bool = False, model: str = "standard") -> StreamView:
-    return StreamView("chatcmpl-1", CREATED, model, wants_usage)
+def view(wants_usage: bool = False, model: str = "standard") -> StreamRenderer:
+    return StreamRenderer("chatcmpl-1", CREATED, model, wants_usage)
 
 
 def plain(content: str = "", reasoning: str = "", usage: Usage | None = None, **more: Any) -> Any:
@@ -66,7 +66,7 @@ def test_stream_ends_with_done() -> None:
 
 
 def test_beat_adds_nothing() -> None:
-    (chunk,) = events(view().beat())
+    (chunk,) = events(view().keepalive())
     assert chunk["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}]
 
 
@@ -89,7 +89,7 @@ def test_content_and_finish_of_one_event_are_two_chunks() -> None:
 @pytest.mark.parametrize("finish", ["stop", "length", "content_filter", "tool_calls"])
 def test_openais_types_read_every_chunk(finish: Any) -> None:
     deltas = [Delta("a", "b"), Delta(finish=finish), Delta(usage=USAGE)]
-    for chunk in [*rendered(deltas, wants_usage=True), *events(view().beat())]:
+    for chunk in [*rendered(deltas, wants_usage=True), *events(view().keepalive())]:
         ChatCompletionChunk.model_validate(chunk, strict=True)
 
 
@@ -215,7 +215,7 @@ def test_spliced_texts_are_the_chunks_that_would_have_been_rendered(texts: list[
     insides = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in texts]
     assert events(view(wants_usage).splice(insides)) == [
         {**chunk, "choices": [{**chunk["choices"][0], "delta": {"content": text}}]}
-        for text, chunk in zip(texts, events(view(wants_usage).beat() * len(texts)), strict=True)
+        for text, chunk in zip(texts, events(view(wants_usage).keepalive() * len(texts)), strict=True)
     ]
     before, after = view(wants_usage).around_text
     assert view(wants_usage).splice(insides) == b"".join(before + inside + after for inside in insides)

@@ -6,7 +6,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.downstream.cycle import Cycle
+from gateway.downstream.cycle import RequestResponseCycle
 
 
 class FakeDoor:
@@ -26,22 +26,22 @@ class FakeDoor:
     def answered(self) -> None:
         self.events.append("answered")
 
-    def give_up(self) -> None:
+    def close_after_flush(self) -> None:
         self.events.append("give_up")
 
 
-def begun(is_head: bool, http11: bool, keep_alive: bool, body: bytes | None, *, whole: bool) -> tuple[FakeDoor, Cycle]:
+def begun(is_head: bool, http11: bool, keep_alive: bool, body: bytes | None, *, whole: bool) -> tuple[FakeDoor, RequestResponseCycle]:
     """A cycle whose request's body came with its head, or in a call of its own."""
     door = FakeDoor()
     fields = {b"host": b"gateway"}
-    cycle = Cycle(door, cast("asyncio.Transport", door), fields, {}, is_head, http11, keep_alive, False, body if whole else None)
+    cycle = RequestResponseCycle(door, cast("asyncio.Transport", door), fields, {}, is_head, http11, keep_alive, False, body if whole else None)
     if body is not None and not whole:
         cycle.add_body(body)
         cycle.end_body()
     return door, cycle
 
 
-def state(door: FakeDoor, cycle: Cycle) -> tuple[Any, ...]:
+def state(door: FakeDoor, cycle: RequestResponseCycle) -> tuple[Any, ...]:
     return door.sent, door.events, cycle.started, cycle.complete, cycle.keep_alive, cycle.gone, cycle.more_body, cycle.unread, cycle.body_bytes
 
 

@@ -25,12 +25,12 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from gateway.downstream import protocol as front
-from gateway.downstream.cycle import Cycle
-from gateway.downstream.protocol import Bounds, door
-from gateway.downstream.server import Server, listen
+from gateway.downstream.cycle import RequestResponseCycle
+from gateway.downstream.protocol import ServerLimits, bind_limits
+from gateway.downstream.server import GracefulServer, listen
 
 LOOPS = ["asyncio", "uvloop"]
-SHORT = Bounds(idle_seconds=0.2, header_seconds=0.2, body_seconds=0.2, keep_alive_seconds=0.3, write_stall_seconds=0.2, linger_seconds=0.3)
+SHORT = ServerLimits(idle_seconds=0.2, header_seconds=0.2, body_seconds=0.2, keep_alive_seconds=0.3, write_stall_seconds=0.2, linger_seconds=0.3)
 HEAD = b"POST /echo HTTP/1.1\r\nHost: gateway\r\n"
 GET = b"GET /hello HTTP/1.1\r\nHost: gateway\r\n\r\n"
 
@@ -51,7 +51,7 @@ class App:
         self.bodies: list[bytes] = []
         self.left: list[str] = []
         self.ended: list[str] = []
-        self.clients: list[Cycle] = []
+        self.clients: list[RequestResponseCycle] = []
         self.flow: list[str] = []
         self.lifespan: list[str] = []
         self.cut = asyncio.Event()
@@ -91,21 +91,21 @@ class App:
         await send({"type": "http.response.start", "status": status, "headers": [(b"Content-Length", b"%d" % len(body))]})
         await send({"type": "http.response.body", "body": body})
 
-    async def hello(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def hello(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         await self.answer(send, 200, b"hello")
 
-    async def echo(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def echo(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         with contextlib.suppress(ConnectionError):
             await self.answer(send, 200, await self.body(receive))
 
-    async def unauthorized(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def unauthorized(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         await self.answer(send, 401, b"no")
 
-    async def no_length(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def no_length(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"one piece"})
 
-    async def stream(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def stream(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         client.write(b"one")
         client.write(b"")
@@ -113,18 +113,18 @@ class App:
         client.write(b"three")
         await send({"type": "http.response.body", "body": b""})
 
-    async def slow(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def slow(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         """Waits until the test lets it answer, or the client leaves."""
         await self.body(receive)
         while not (self.release.is_set() or client.gone):
             await asyncio.sleep(0.005)
         await self.answer(send, 200, b"slow")
 
-    async def wait(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def wait(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         await self.body(receive)
         assert (await receive())["type"] == "http.disconnect"
 
-    async def endless(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def endless(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         client.on_pause = lambda: self.flow.append("pause")
         client.on_resume = lambda: self.flow.append("resume")
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -135,44 +135,44 @@ class App:
                 client.write(b"x" * 16384)
                 await asyncio.sleep(0)
 
-    async def large(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def large(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         await self.answer(send, 200, b"x" * 30_000_000)
 
-    async def until_cut(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def until_cut(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"begun", "more_body": True})
         await self.cut.wait()
         await send({"type": "http.response.body", "body": b"cut"})
 
-    async def deaf(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def deaf(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         await asyncio.Event().wait()
 
-    async def fail(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def fail(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         raise ValueError("a secret")
 
-    async def fail_late(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def fail_late(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"begun", "more_body": True})
         raise ValueError("a secret")
 
-    async def silent(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def silent(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         pass
 
-    async def injected(self, receive: Any, send: Any, client: Cycle) -> None:
+    async def injected(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"a\r\nset-cookie: b")]})
 
 
 class Gate:
     """A server with the door in a thread of its own."""
 
-    def __init__(self, loop: str, bounds: Bounds, **drain: Any) -> None:
+    def __init__(self, loop: str, bounds: ServerLimits, **drain: Any) -> None:
         self.app = App()
         self.hooks: list[str] = []
         self.on_cutoff: Callable[[], None] = lambda: None
         config = uvicorn.Config(
-            self.app, http=door(bounds), loop=loop, interface="asgi3", ws="none", proxy_headers=False, access_log=False, log_config=None
+            self.app, http=bind_limits(bounds), loop=loop, interface="asgi3", ws="none", proxy_headers=False, access_log=False, log_config=None
         )
-        self.server = Server(config, on_drain=lambda: self.hooks.append("drain"), on_cutoff=self._cutoff, **drain)
+        self.server = GracefulServer(config, on_drain=lambda: self.hooks.append("drain"), on_cutoff=self._cutoff, **drain)
         self.listener = listen("127.0.0.1", 0)
         self.address = self.listener.getsockname()
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
@@ -260,7 +260,7 @@ def loop(request: pytest.FixtureRequest) -> str:
 
 
 @contextlib.contextmanager
-def serving(loop: str, bounds: Bounds = SHORT, **drain: Any) -> Iterator[Gate]:
+def serving(loop: str, bounds: ServerLimits = SHORT, **drain: Any) -> Iterator[Gate]:
     """A gate that is cut off at the end, and must then have neither connection nor task left."""
     gate = Gate(loop, bounds, **drain)
     try:
@@ -286,7 +286,7 @@ def gate(loop: str) -> Iterator[Gate]:
 @pytest.fixture(scope="module", params=LOOPS)
 def calm_gate(request: pytest.FixtureRequest) -> Iterator[Gate]:
     """A gate with the bounds of production."""
-    with serving(request.param, Bounds()) as gate:
+    with serving(request.param, ServerLimits()) as gate:
         yield gate
 
 
@@ -567,7 +567,7 @@ def test_client_that_leaves_before_the_body_of_a_known_head_leaves_nothing(gate:
 
 
 def test_drain_waits_for_the_body_of_a_known_head(loop: str) -> None:
-    with serving(loop, Bounds(), drain_timeout=5) as gate, gate.connect(noted(b"abc")) as client:
+    with serving(loop, ServerLimits(), drain_timeout=5) as gate, gate.connect(noted(b"abc")) as client:
         read_answer(client)
         client.sendall(noted(b"abc")[:-1])
         eventually(lambda: awaits_body(gate))
@@ -620,7 +620,7 @@ def test_requests_of_one_connection_are_served_alike_however_they_are_cut(reques
 
     async def serve() -> None:
         app, transport = App(), Taken()
-        config = uvicorn.Config(app, http=door(Bounds()), interface="asgi3", lifespan="off", log_config=None)
+        config = uvicorn.Config(app, http=bind_limits(ServerLimits()), interface="asgi3", lifespan="off", log_config=None)
         config.load()
         protocol = config.http_protocol_class(config=config, server_state=ServerState(), app_state={})  # type: ignore[operator, call-arg]
         protocol.connection_made(transport)
@@ -733,7 +733,7 @@ def test_body_that_does_not_come_in_time_is_answered_408_and_the_application_tol
 
 
 def test_body_gets_a_second_more_for_every_64_kib(loop: str) -> None:
-    with serving(loop, Bounds(body_seconds=0.1)) as gate, gate.connect(HEAD + b"Content-Length: 200000\r\n\r\n") as client:
+    with serving(loop, ServerLimits(body_seconds=0.1)) as gate, gate.connect(HEAD + b"Content-Length: 200000\r\n\r\n") as client:
         for size in (100000, 50000, 50000):
             client.sendall(b"x" * size)
             time.sleep(0.15)  # the slowness of this client is what is tested
@@ -760,7 +760,7 @@ def test_slow_answer_has_no_deadline_here(gate: Gate) -> None:
 
 def test_thousand_idle_half_head_and_half_body_connections_are_closed_in_time(loop: str) -> None:
     starts = [b"", b"GET / HT", HEAD + b"Content-Length: 5\r\n\r\nab"]
-    with serving(loop, Bounds(idle_seconds=1, header_seconds=1, body_seconds=1, linger_seconds=0.5)) as gate, contextlib.ExitStack() as stack:
+    with serving(loop, ServerLimits(idle_seconds=1, header_seconds=1, body_seconds=1, linger_seconds=0.5)) as gate, contextlib.ExitStack() as stack:
         for number in range(999):
             stack.enter_context(gate.connect(starts[number % 3]))
         assert gate.ask(b"GET /hello HTTP/1.0\r\n\r\n").endswith(b"hello")
@@ -877,7 +877,7 @@ def test_client_that_stops_reading_is_cut_off_after_the_application_has_returned
 
 
 def test_answer_before_the_body_reaches_a_client_that_is_still_sending(loop: str) -> None:
-    with serving(loop, Bounds()) as gate, gate.connect(b"POST /unauthorized HTTP/1.1\r\nHost: a\r\nContent-Length: 20000000\r\n\r\n") as client:
+    with serving(loop, ServerLimits()) as gate, gate.connect(b"POST /unauthorized HTTP/1.1\r\nHost: a\r\nContent-Length: 20000000\r\n\r\n") as client:
         client.sendall(b"x" * 20_000_000)
         status, headers, _ = read_answer(client)
         assert (status, headers["connection"]) == (401, "close")
@@ -921,7 +921,7 @@ def test_endless_chunk_extensions_are_refused(calm_gate: Gate) -> None:
 
 
 def test_drain_finishes_what_runs_and_refuses_nothing_before_the_delay_is_over(loop: str) -> None:
-    with serving(loop, Bounds(), drain_delay=0.3, drain_timeout=5) as gate:
+    with serving(loop, ServerLimits(), drain_delay=0.3, drain_timeout=5) as gate:
         running = gate.connect(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
         kept = gate.connect(GET)
         read_answer(kept)
@@ -946,7 +946,7 @@ def test_drain_finishes_what_runs_and_refuses_nothing_before_the_delay_is_over(l
 
 def test_answer_during_the_delay_ends_its_connection(loop: str) -> None:
     """Who goes on asking is on another connection when the door closes."""
-    with serving(loop, Bounds(), drain_delay=30, drain_timeout=1) as gate, gate.connect(GET) as kept:
+    with serving(loop, ServerLimits(), drain_delay=30, drain_timeout=1) as gate, gate.connect(GET) as kept:
         assert "connection" not in read_answer(kept)[1]
         gate.stop()
         eventually(lambda: gate.hooks == ["drain"], 0.2)
@@ -961,7 +961,7 @@ def test_answer_during_the_delay_ends_its_connection(loop: str) -> None:
 
 
 def test_request_that_is_a_moment_behind_its_connection_is_served(loop: str) -> None:
-    with serving(loop, Bounds(), drain_timeout=5) as gate, gate.connect() as client:
+    with serving(loop, ServerLimits(), drain_timeout=5) as gate, gate.connect() as client:
         eventually(lambda: len(gate.server.server_state.connections) == 1)
         gate.stop()
         eventually(lambda: gate.hooks == ["drain"], 0.2)
@@ -972,7 +972,7 @@ def test_request_that_is_a_moment_behind_its_connection_is_served(loop: str) -> 
 
 
 def test_connection_on_which_nothing_comes_does_not_hold_up_the_end(loop: str) -> None:
-    with serving(loop, Bounds(), drain_timeout=30) as gate, gate.connect() as client:
+    with serving(loop, ServerLimits(), drain_timeout=30) as gate, gate.connect() as client:
         eventually(lambda: len(gate.server.server_state.connections) == 1)
         gate.stop()
         assert client.recv(1) == b""
@@ -981,7 +981,7 @@ def test_connection_on_which_nothing_comes_does_not_hold_up_the_end(loop: str) -
 
 
 def test_cutoff_lets_streams_end_with_a_last_event(loop: str) -> None:
-    with serving(loop, Bounds(), drain_timeout=0.2) as gate:
+    with serving(loop, ServerLimits(), drain_timeout=0.2) as gate:
         gate.on_cutoff = gate.app.cut.set
         clients = [gate.connect(b"GET /until_cut HTTP/1.1\r\nHost: a\r\n\r\n") for _ in range(50)]
         eventually(lambda: len(gate.app.scopes) == 50)
@@ -997,7 +997,7 @@ def test_cutoff_lets_streams_end_with_a_last_event(loop: str) -> None:
 
 
 def test_what_does_not_listen_is_cut_off_within_two_seconds(loop: str) -> None:
-    with serving(loop, Bounds(), drain_timeout=0.1) as gate:
+    with serving(loop, ServerLimits(), drain_timeout=0.1) as gate:
         deaf = gate.connect(b"GET /deaf HTTP/1.1\r\nHost: a\r\n\r\n")
         stalled = gate.connect(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n", receive_buffer=4096)
         eventually(lambda: len(gate.app.scopes) == 2)

@@ -99,7 +99,7 @@ MEANINGS: dict[str, tuple[type[GatewayError], str | None]] = {
 @pytest.mark.parametrize("recording", [recording for recording in at_its_door(RECORDINGS) if recording.status != 200], ids=name)
 def test_recorded_refusal_means_one_of_ours(recording: Recording) -> None:
     """What the gateway never sends, an Ollama refuses as what fails inside it: with 400."""
-    error = embedder(recording).refusal(recording.status, json.dumps(recording.body).encode())
+    error = embedder(recording).client_error(recording.status, json.dumps(recording.body).encode())
     case = recording.case.removeprefix("api_embed_").removeprefix("embeddings_")
     otherwise = UpstreamError if recording.server.startswith("ollama") else InvalidRequest
     kind, param = MEANINGS.get(case, (otherwise, None))
@@ -110,7 +110,7 @@ def test_recorded_refusal_means_one_of_ours(recording: Recording) -> None:
 @pytest.mark.parametrize("recording", [recording for recording in at_its_door(CHATS_ONLY) if recording.method == "POST"], ids=name)
 def test_model_without_embeddings_is_the_same_400_on_all(recording: Recording) -> None:
     body = recording.body if isinstance(recording.body, str) else json.dumps(recording.body)
-    error = embedder(recording).refusal(recording.status, body.encode())
+    error = embedder(recording).client_error(recording.status, body.encode())
     assert (type(error), error.status, error.param) == (UnsupportedParameter, 400, "model")
 
 
@@ -124,7 +124,7 @@ def test_model_without_embeddings_is_the_same_400_on_all(recording: Recording) -
 )
 def test_ollamas_400_for_what_fails_inside_is_502(text: str) -> None:
     """Seen when its runner is killed, on both generations."""
-    error = OllamaEmbedder().refusal(400, b'{"error":"%b"}' % text.encode())
+    error = OllamaEmbedder().client_error(400, b'{"error":"%b"}' % text.encode())
     assert isinstance(error, UpstreamError)
     assert "127" not in error.message
 
@@ -141,7 +141,7 @@ def test_ollamas_400_for_what_fails_inside_is_502(text: str) -> None:
 @pytest.mark.parametrize("kind", EMBEDDERS)
 @pytest.mark.parametrize("status", [400, 500])
 def test_text_that_is_too_long_is_the_same_whatever_it_is_called(kind: str, status: int, text: str, limit: int | None) -> None:
-    error = EMBEDDERS[kind].refusal(status, json.dumps({"error": {"message": text}}).encode())
+    error = EMBEDDERS[kind].client_error(status, json.dumps({"error": {"message": text}}).encode())
     assert isinstance(error, ContextLengthExceeded)
     assert (error.limit, error.param) == (limit, "input")
     assert "context_length_exceeded" in error.message
@@ -149,9 +149,9 @@ def test_text_that_is_too_long_is_the_same_whatever_it_is_called(kind: str, stat
 
 @pytest.mark.parametrize("text", ["only supports dimensions in range [1, 64], got 400.", "only supports Matryoshka dimensions [32, 16], got 4."])
 def test_wrong_number_of_dimensions_is_named(text: str) -> None:
-    error = OpenAiEmbedder().refusal(400, json.dumps({"error": {"message": f"Model 'm' {text}"}}).encode())
+    error = OpenAiEmbedder().client_error(400, json.dumps({"error": {"message": f"Model 'm' {text}"}}).encode())
     assert (type(error), error.param) == (InvalidRequest, "dimensions")
 
 
 def test_full_ollama_is_503() -> None:
-    assert isinstance(OllamaEmbedder().refusal(503, b'{"error":"server busy, please try again."}'), BackendUnavailable)
+    assert isinstance(OllamaEmbedder().client_error(503, b'{"error":"server busy, please try again."}'), BackendUnavailable)

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from gateway import errors
-from gateway.engines.error_mapping import message_of, refusal
+from gateway.engines.error_mapping import client_error, message_of
 from gateway.errors import ContextLengthExceeded, GatewayError, UpstreamError
 from tests.engines.recorded import REFUSALS, error_body, name
 from tests.golden import Recording
@@ -45,14 +45,14 @@ OF_ONE_SERVER: dict[str, type[GatewayError]] = {
 @pytest.mark.parametrize("recording", REFUSALS, ids=name)
 def test_recorded_error_means_one_of_ours(recording: Recording) -> None:
     expected = OF_ONE_SERVER.get(name(recording)) or MEANINGS.get(recording.case, REQUEST)
-    assert type(refusal(recording.status, error_body(recording))) is expected
+    assert type(client_error(recording.status, error_body(recording))) is expected
 
 
 @pytest.mark.parametrize("recording", REFUSALS, ids=name)
 def test_no_word_of_the_backends_comes_through(recording: Recording) -> None:
     """Neither its text nor a model's name, a path, an address or the words of its language."""
     body = error_body(recording)
-    sent = refusal(recording.status, body).envelope().decode().lower()
+    sent = client_error(recording.status, body).envelope().decode().lower()
     said = message_of(body).lower()
     assert not said or said not in sent
     for telling in ("qwen", "llama", "nope", "registry", "127.0.0.1", "json:", "unmarshal", "bytesio", "body.", "localhost", "aliases"):
@@ -64,7 +64,7 @@ def test_no_word_of_the_backends_comes_through(recording: Recording) -> None:
 @pytest.mark.parametrize(("server", "limit"), [("vllm-0.32.0", 2048), ("ollama-0.33", 4096), ("ollama-0.24", None)])
 def test_length_of_the_context_is_told_where_the_backend_tells_it(server: str, limit: int | None) -> None:
     found = {
-        refusal(recording.status, error_body(recording)).message
+        client_error(recording.status, error_body(recording)).message
         for recording in REFUSALS
         if recording.server == server and MEANINGS.get(recording.case) is CONTEXT
     }
@@ -74,7 +74,7 @@ def test_length_of_the_context_is_told_where_the_backend_tells_it(server: str, l
 @pytest.mark.parametrize(("case", "param"), [("api_chat_think", "reasoning_effort"), ("api_chat_tools_unsupported", "tools")])
 def test_feature_that_a_model_lacks_is_named(case: str, param: str) -> None:
     for recording in (recording for recording in REFUSALS if recording.case == case):
-        assert refusal(recording.status, error_body(recording)).param == param
+        assert client_error(recording.status, error_body(recording)).param == param
 
 
 # Seen in source, or on other versions
@@ -90,18 +90,18 @@ def test_feature_that_a_model_lacks_is_named(case: str, param: str) -> None:
 )
 def test_other_versions_words_for_a_full_context(text: str) -> None:
     body = json.dumps({"error": {"message": text, "type": "BadRequestError", "param": None, "code": 400}}).encode()
-    assert isinstance(refusal(400, body), ContextLengthExceeded)
+    assert isinstance(client_error(400, body), ContextLengthExceeded)
 
 
 def test_image_to_a_model_without_eyes_is_named() -> None:
     inner = '{"error":{"code":400,"message":"Multimodal data provided, but model does not support multimodal requests.","type":"x"}}'
     for text in (inner, "m is not a multimodal model", "Failed to create new sequence: this model is missing data required for image input"):
-        assert isinstance(refusal(400, json.dumps({"error": text}).encode()), errors.UnsupportedParameter)
+        assert isinstance(client_error(400, json.dumps({"error": text}).encode()), errors.UnsupportedParameter)
 
 
 def test_more_images_than_a_vllm_was_started_for_are_told_with_their_limit() -> None:
     text = "At most {} image(s) may be provided in one prompt. Set `--limit-mm-per-prompt` to increase this limit. (parameter=image)"
-    few, none = (refusal(400, json.dumps({"error": {"message": text.format(limit)}}).encode()) for limit in (4, 0))
+    few, none = (client_error(400, json.dumps({"error": {"message": text.format(limit)}}).encode()) for limit in (4, 0))
     assert (type(few), few.param, few.message) == (errors.InvalidRequest, "messages", "This model takes 4 images at most in one request.")
     assert isinstance(none, errors.UnsupportedParameter)
 
@@ -127,13 +127,13 @@ def test_more_images_than_a_vllm_was_started_for_are_told_with_their_limit() -> 
     ],
 )
 def test_fault_of_the_request_is_400_whatever_the_engine_makes_of_it(status: int, text: str, param: str) -> None:
-    error = refusal(status, json.dumps({"error": text}).encode())
+    error = client_error(status, json.dumps({"error": text}).encode())
     assert (error.status, error.param) == (400, param)
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_full_backend_is_503_with_a_time_to_come_back(status: int) -> None:
-    error = refusal(status, b'{"error":"server busy, please try again.  maximum pending requests exceeded"}')
+    error = client_error(status, b'{"error":"server busy, please try again.  maximum pending requests exceeded"}')
     assert isinstance(error, errors.BackendUnavailable)
     assert error.retry_after == 5
 
@@ -143,16 +143,16 @@ def test_full_backend_is_503_with_a_time_to_come_back(status: int) -> None:
     [(401, "auth"), (403, "auth"), (405, "status_4xx"), (500, "status_5xx"), (502, "status_5xx"), (504, "status_5xx"), (301, "status_3xx")],
 )
 def test_failure_of_the_backend_is_502_with_a_reason_for_the_metrics(status: int, reason: str) -> None:
-    error = refusal(status, b'{"error":"Unauthorized"}')
+    error = client_error(status, b'{"error":"Unauthorized"}')
     assert isinstance(error, UpstreamError)
     assert error.reason == reason
 
 
 def test_gateway_behind_the_gateway_that_is_itself_is_told_as_such() -> None:
-    assert isinstance(refusal(508, errors.LoopDetected().envelope()), errors.LoopDetected)
+    assert isinstance(client_error(508, errors.LoopDetected().envelope()), errors.LoopDetected)
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"[1, 2]", b'"x"', b"null", b'{"error": {"error": {"error": []}}}', b"<html>", b"[" * 10_000])
 @pytest.mark.parametrize("status", [400, 404, 500, 503])
 def test_any_body_is_read(status: int, body: bytes) -> None:
-    assert refusal(status, body).message
+    assert client_error(status, body).message

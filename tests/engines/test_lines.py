@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engines.lines import MAX_LINE, Lines, LineTooLong, data_of
+from gateway.engines.lines import MAX_LINE, LineBuffer, LineTooLong, data_of
 
 # Letters that other splitters take for line ends: U+2028, U+2029, U+0085, vertical tab, form feed and the separators of ASCII.
 STRANGE = "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e"
@@ -15,7 +15,7 @@ end = st.sampled_from([b"\n", b"\r\n", b"\r", b"\n\n", b"\r\n\r\n"])
 
 
 def read(pieces: list[bytes]) -> list[bytes]:
-    lines = Lines()
+    lines = LineBuffer()
     return [line for piece in pieces for line in lines.feed(piece)] + lines.rest()
 
 
@@ -40,14 +40,14 @@ def test_only_cr_and_lf_end_a_line(strange: str) -> None:
 
 
 def test_line_is_given_as_soon_as_it_is_whole() -> None:
-    lines = Lines()
+    lines = LineBuffer()
     assert lines.feed(b"data: 1\ndata: 2") == [b"data: 1"]
     assert lines.feed(b"\n") == [b"data: 2"]
     assert lines.rest() == []
 
 
 def test_last_line_needs_no_end() -> None:
-    lines = Lines()
+    lines = LineBuffer()
     assert lines.feed(b'{"done"') == []
     assert lines.feed(b":true}") == []
     assert lines.rest() == [b'{"done":true}']
@@ -62,7 +62,7 @@ def test_line_of_the_longest_length_is_taken() -> None:
 
 @pytest.mark.parametrize("size", [MAX_LINE + 1, 1000])
 def test_line_that_never_ends_is_refused_before_it_fills_the_memory(size: int) -> None:
-    lines = Lines()
+    lines = LineBuffer()
     for _ in range(MAX_LINE // size):
         assert lines.feed(b"x" * size) == []
     with pytest.raises(LineTooLong):
@@ -71,8 +71,8 @@ def test_line_that_never_ends_is_refused_before_it_fills_the_memory(size: int) -
 
 def test_too_long_line_that_comes_with_its_end_is_refused() -> None:
     with pytest.raises(LineTooLong):
-        Lines().feed(b"x" * (MAX_LINE + 1) + b"\n")
-    lines = Lines()
+        LineBuffer().feed(b"x" * (MAX_LINE + 1) + b"\n")
+    lines = LineBuffer()
     lines.feed(b"x" * MAX_LINE)
     with pytest.raises(LineTooLong):
         lines.feed(b"x" * 10 + b"\n")

@@ -23,13 +23,13 @@ OLLAMAS = ["ollama-0.33", "ollama-0.24"]
 
 
 def read(body: bytes, size: int | None = None) -> list[Delta]:
-    reading = DIALECT.reading()
+    reader = DIALECT.reader()
     pieces = [body] if size is None else [body[start : start + size] for start in range(0, len(body), size)]
-    deltas = [delta for piece in pieces if not reading.over for delta in reading.feed(piece)]
-    if not reading.over:
-        deltas += reading.end()
-    assert reading.over
-    assert reading.malformed == 0
+    deltas = [delta for piece in pieces if not reader.done for delta in reader.feed(piece)]
+    if not reader.done:
+        deltas += reader.end()
+    assert reader.done
+    assert reader.malformed == 0
     return deltas
 
 
@@ -94,17 +94,17 @@ def test_last_line_needs_no_line_end() -> None:
 
 
 def test_runner_that_dies_in_mid_stream_is_an_error_in_our_words() -> None:
-    reading = DIALECT.reading()
-    assert reading.feed(line("a")) == [Delta("a")]
+    reader = DIALECT.reader()
+    assert reader.feed(line("a")) == [Delta("a")]
     with pytest.raises(UpstreamError) as caught:
-        reading.feed(b'{"error":"an error was encountered while running the model: unexpected EOF"}\n')
+        reader.feed(b'{"error":"an error was encountered while running the model: unexpected EOF"}\n')
     assert caught.value.reason == "stream_error"
     assert caught.value.message == "The model backend failed while generating the response."
 
 
 def test_clients_fault_that_shows_in_the_stream_stays_the_clients() -> None:
     with pytest.raises(ContextLengthExceeded):
-        DIALECT.reading().feed(b'{"error":"the input length exceeds the context length"}\n')
+        DIALECT.reader().feed(b'{"error":"the input length exceeds the context length"}\n')
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("stop", "stop"), ("length", "length"), ("load", "stop"), (None, "stop")])
@@ -121,15 +121,15 @@ def test_nothing_after_the_end_is_read() -> None:
 
 
 def test_line_that_is_no_event_is_dropped_and_counted() -> None:
-    reading = DIALECT.reading()
-    deltas = reading.feed(b"{\n[]\n" + line("a") + b'{"message":7}\n' + END)
-    assert (assemble(deltas).content, reading.malformed, reading.over) == ("a", 3, True)
+    reader = DIALECT.reader()
+    deltas = reader.feed(b"{\n[]\n" + line("a") + b'{"message":7}\n' + END)
+    assert (assemble(deltas).content, reader.malformed, reader.done) == ("a", 3, True)
 
 
 def test_line_without_end_is_an_error() -> None:
-    reading = DIALECT.reading()
+    reader = DIALECT.reader()
     with pytest.raises(UpstreamError) as caught:
-        [reading.feed(b"x" * 100_000) for _ in range(20)]
+        [reader.feed(b"x" * 100_000) for _ in range(20)]
     assert caught.value.reason == "line_too_long"
 
 
@@ -187,13 +187,13 @@ def test_logprobs_of_a_line_without_text_are_not_lost() -> None:
 def test_wish_to_think_is_dropped_when_the_model_turns_out_unable(wish: dict[str, Any]) -> None:
     asked = chat(**wish)
     unable = UnsupportedParameter("This model cannot think.", param="reasoning_effort")
-    assert DIALECT.amended(asked, unable) == chat()
-    assert DIALECT.amended(chat(), unable) is None
+    assert DIALECT.relaxed(asked, unable) == chat()
+    assert DIALECT.relaxed(chat(), unable) is None
 
 
 @pytest.mark.parametrize("refusal", [UnsupportedParameter("x", param="tools"), InvalidRequest("x"), ContextLengthExceeded(4096)])
-def test_other_refusals_are_the_clients(refusal: InvalidRequest) -> None:
-    assert DIALECT.amended(chat(think=True, max_tokens=9), refusal) is None
+def test_other_refusals_are_the_clients(client_error: InvalidRequest) -> None:
+    assert DIALECT.relaxed(chat(think=True, max_tokens=9), client_error) is None
 
 
 # Models
@@ -248,7 +248,7 @@ def listed(digest: str = "d1", capabilities: list[str] | None = None) -> Models:
 
 
 async def learned(server: FakeOllama, models: Models, before: Models | None = None, wanted: str = "llama", dialect: Ollama = DIALECT) -> ModelFacts:
-    await dialect.learn(models, before or {}, [wanted], server.ask)
+    await dialect.probe_models(models, before or {}, [wanted], server.ask)
     return next(facts for name, facts in models.items() if dialect.canonical(name) == dialect.canonical(wanted))
 
 
@@ -311,7 +311,7 @@ async def test_server_that_does_not_tell_leaves_what_was_known() -> None:
 
 async def test_model_that_is_not_there_is_not_asked_about() -> None:
     server, models = FakeOllama({"away": ["completion"]}, {}), listed()
-    await DIALECT.learn(models, {}, ["away"], server.ask)
+    await DIALECT.probe_models(models, {}, ["away"], server.ask)
     assert "away" not in models
     assert server.asked == [("GET", "/api/ps")]
 
@@ -325,7 +325,7 @@ async def test_recorded_answers_tell_context_and_capabilities(server: str) -> No
 
     models = DIALECT.models(json.dumps(recorded["api_tags"].body).encode())
     assert models is not None
-    await DIALECT.learn(models, {}, ["qwen3-vl"], ask)
+    await DIALECT.probe_models(models, {}, ["qwen3-vl"], ask)
     assert models["qwen3-vl"].context_length == 4096
     assert not models["qwen3-vl"].lacks("vision")
     assert models["qwen3-vl"].lacks("thinking")

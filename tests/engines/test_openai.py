@@ -135,11 +135,11 @@ def test_limit_is_sent_as_it_is_where_the_context_is_not_known() -> None:
 
 def test_limit_that_does_not_fit_beside_the_prompt_is_left_out_when_the_backend_refuses_it() -> None:
     asked = chat(max_tokens=4000, max_completion_tokens=4000)
-    amended = DIALECT.amended(asked, ContextLengthExceeded(4096))
+    amended = DIALECT.relaxed(asked, ContextLengthExceeded(4096))
     assert amended is not None
     assert (amended.token_limit, amended.messages) == (None, asked.messages)
-    assert DIALECT.amended(amended, ContextLengthExceeded(4096)) is None
-    assert DIALECT.amended(asked, InvalidRequest("x")) is None
+    assert DIALECT.relaxed(amended, ContextLengthExceeded(4096)) is None
+    assert DIALECT.relaxed(asked, InvalidRequest("x")) is None
 
 
 # Models
@@ -165,17 +165,17 @@ ODD = {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 5
 
 def test_schema_that_the_server_refuses_is_asked_for_once_in_the_form_that_others_get() -> None:
     asked = chat(response_format=schema_format(ODD), tools=[tool(parameters=ODD)], tool_choice="required")
-    amended = DIALECT.amended(asked, UNABLE)
+    amended = DIALECT.relaxed(asked, UNABLE)
     assert isinstance(amended, Chat)
     assert isinstance(amended.response_format, SchemaFormat)
     assert amended.response_format.json_schema.schema == portable(ODD)
     assert [each.function.parameters for each in amended.tools or ()] == [portable(ODD)]
-    assert DIALECT.amended(amended, UNABLE) is None
+    assert DIALECT.relaxed(amended, UNABLE) is None
 
 
 def test_schema_that_is_in_that_form_is_not_asked_for_again() -> None:
-    assert DIALECT.amended(chat(response_format=schema_format(), tools=[tool()]), UNABLE) is None
-    assert DIALECT.amended(chat(), UNABLE) is None
+    assert DIALECT.relaxed(chat(response_format=schema_format(), tools=[tool()]), UNABLE) is None
+    assert DIALECT.relaxed(chat(), UNABLE) is None
 
 
 def test_schema_that_harms_the_server_is_never_sent() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.chat.answer import Delta, Usage, assemble
 from gateway.engines.engine import MAX_ANSWER
 from gateway.engines.openai import OpenAi
-from gateway.engines.openai_response import OpenAiReading
+from gateway.engines.openai_response import OpenAiReader
 from gateway.errors import UpstreamError
 from tests.engines.recorded import CHATS, body_of, name, said, unfolded
 from tests.golden import Recording, load
@@ -30,13 +30,13 @@ PLAIN = [recording for recording in CHATS if not recording.is_stream and recordi
 
 
 def read(body: bytes, size: int | None = None) -> list[Delta]:
-    reading = DIALECT.reading()
+    reader = DIALECT.reader()
     pieces = [body] if size is None else [body[start : start + size] for start in range(0, len(body), size)]
-    deltas = [delta for piece in pieces if not reading.over for delta in reading.feed(piece)]
-    if not reading.over:
-        deltas += reading.end()
-    assert reading.over or deltas[-1].finish or deltas[-1].usage
-    assert reading.malformed == 0
+    deltas = [delta for piece in pieces if not reader.done for delta in reader.feed(piece)]
+    if not reader.done:
+        deltas += reader.end()
+    assert reader.done or deltas[-1].finish or deltas[-1].usage
+    assert reader.malformed == 0
     return deltas
 
 
@@ -67,10 +67,10 @@ def test_recorded_stream_is_read_to_what_it_says(recording: Recording, size: int
 
 @pytest.mark.parametrize("recording", BROKEN_OFF, ids=name)
 def test_recorded_stream_that_was_given_up_is_an_error(recording: Recording) -> None:
-    reading = DIALECT.reading()
-    assert "".join(delta.content for delta in reading.feed(body_of(recording))) == said(recording, "content")
+    reader = DIALECT.reader()
+    assert "".join(delta.content for delta in reader.feed(body_of(recording))) == said(recording, "content")
     with pytest.raises(UpstreamError) as caught:
-        reading.end()
+        reader.end()
     assert caught.value.reason == "truncated"
 
 
@@ -125,13 +125,13 @@ def test_tool_call_that_comes_in_pieces_is_one() -> None:
 
 def test_calls_without_an_index_are_counted() -> None:
     calls = [{"function": {"name": name, "arguments": "{}"}} for name in ("f", "g")]
-    assert [(call.index, call.name) for call in DIALECT.reading().feed(chunk(delta={"tool_calls": calls}))[0].calls or ()] == [(0, "f"), (1, "g")]
+    assert [(call.index, call.name) for call in DIALECT.reader().feed(chunk(delta={"tool_calls": calls}))[0].calls or ()] == [(0, "f"), (1, "g")]
 
 
 def test_logprobs_stand_at_the_tokens_that_they_are_of() -> None:
     entries = [{"token": text, "logprob": -0.5, "bytes": list(text.encode()), "top_logprobs": []} for text in ("a", "b")]
     body = b"".join(chunk(entry["token"], logprobs={"content": [entry]}) for entry in entries)
-    deltas = DIALECT.reading().feed(body)
+    deltas = DIALECT.reader().feed(body)
     assert [(delta.content, [chosen.token for chosen in delta.logprobs or ()]) for delta in deltas] == [("a", ["a"]), ("b", ["b"])]
 
 
@@ -146,24 +146,24 @@ def test_logprobs_of_a_token_without_text_are_not_lost() -> None:
 
 def test_short_way_is_not_taken_where_there_are_logprobs() -> None:
     entry = {"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}]}
-    reading = DIALECT.reading()
+    reader = DIALECT.reader()
     event = chunk("a", logprobs=entry)
-    reading.feed(event)
-    assert reading.texts(event) is None
+    reader.feed(event)
+    assert reader.plain_tokens(event) is None
 
 
 @given(st.lists(st.binary(max_size=40) | st.text(max_size=20).map(lambda text: json.dumps(text, ensure_ascii=False)[1:-1].encode()), max_size=20))
 def test_what_is_known_to_be_sound_is_judged_as_if_it_were_not(insides: list[bytes]) -> None:
-    known, fresh = DIALECT.reading(), [OpenAiReading() for _ in insides]
+    known, fresh = DIALECT.reader(), [OpenAiReader() for _ in insides]
     event = chunk("a").replace(b": ", b":").replace(b", ", b",")
-    for reading in (known, *fresh):
-        reading.feed(event)
-    assert known.texts(event) == [b"a"]
+    for reader in (known, *fresh):
+        reader.feed(event)
+    assert known.plain_tokens(event) == [b"a"]
     before, after = event.split(b'a"', 1)
     events = [b'%b%b"%b' % (before, inside, after) for inside in insides]
-    wanted = [reading.texts(other) for reading, other in zip(fresh, events, strict=True)]
+    wanted = [reader.plain_tokens(other) for reader, other in zip(fresh, events, strict=True)]
     for _ in range(2):
-        assert [known.texts(other) for other in events] == wanted
+        assert [known.plain_tokens(other) for other in events] == wanted
 
 
 # The end of a stream
@@ -182,10 +182,10 @@ def test_stream_without_a_finish_is_an_error(body: bytes) -> None:
 
 @pytest.mark.parametrize("error", [{"message": "EngineCore at /opt/x died", "type": "InternalServerError", "code": 500}, "it broke"])
 def test_error_in_the_stream_ends_it_in_our_words(error: Any) -> None:
-    reading = DIALECT.reading()
-    reading.feed(chunk("a"))
+    reader = DIALECT.reader()
+    reader.feed(chunk("a"))
     with pytest.raises(UpstreamError) as caught:
-        reading.feed(b"data: %b\n\n" % json.dumps({"error": error}).encode() + DONE)
+        reader.feed(b"data: %b\n\n" % json.dumps({"error": error}).encode() + DONE)
     assert caught.value.reason == "stream_error"
     assert caught.value.message == "The model backend failed while generating the response."
 
@@ -216,25 +216,25 @@ def test_usage_on_every_chunk_is_given_once_and_last() -> None:
 def test_role_chunk_is_no_piece() -> None:
     """It may come long before the first token, which the time to first token must not be told by."""
     role = json.dumps({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}).encode()
-    assert DIALECT.reading().feed(b"data: " + role + b"\n\n") == []
+    assert DIALECT.reader().feed(b"data: " + role + b"\n\n") == []
 
 
 @pytest.mark.parametrize("name_of_it", ["reasoning", "reasoning_content"])
 def test_reasoning_is_read_under_both_names(name_of_it: str) -> None:
     event = json.dumps({"choices": [{"index": 0, "delta": {name_of_it: "hm"}, "finish_reason": None}]}).encode()
-    assert DIALECT.reading().feed(b"data: " + event + b"\n\n")[0].reasoning == "hm"
+    assert DIALECT.reader().feed(b"data: " + event + b"\n\n")[0].reasoning == "hm"
 
 
 def test_line_that_is_no_event_is_dropped_and_counted() -> None:
-    reading = DIALECT.reading()
-    deltas = reading.feed(b"data: {\n\n" + b"event: x\n: y\n" + chunk("a", "stop") + b"data: [1]\n\n" + DONE)
-    assert (assemble(deltas).content, reading.malformed, reading.over) == ("a", 2, True)
+    reader = DIALECT.reader()
+    deltas = reader.feed(b"data: {\n\n" + b"event: x\n: y\n" + chunk("a", "stop") + b"data: [1]\n\n" + DONE)
+    assert (assemble(deltas).content, reader.malformed, reader.done) == ("a", 2, True)
 
 
 def test_line_without_end_is_an_error() -> None:
-    reading = DIALECT.reading()
+    reader = DIALECT.reader()
     with pytest.raises(UpstreamError) as caught:
-        [reading.feed(b"data: " + b"x" * 100_000) for _ in range(20)]
+        [reader.feed(b"data: " + b"x" * 100_000) for _ in range(20)]
     assert caught.value.reason == "line_too_long"
 
 

@@ -11,11 +11,11 @@ from typing import Any, Self
 import uvloop
 
 from gateway import config
-from gateway.downstream.protocol import Bounds
+from gateway.downstream.protocol import ServerLimits
 from tests.fakes.fault_backend import MODEL, FaultBackend, Kind
 from tests.fakes.running_gateway import PATIENCE, Running, running
 
-HASTY = Bounds(header_seconds=0.3, body_seconds=0.3, linger_seconds=0.3)
+HASTY = ServerLimits(header_seconds=0.3, body_seconds=0.3, linger_seconds=0.3)
 LONGEST_HEAD = 2**20
 
 
@@ -108,7 +108,7 @@ class Line:
 class House:
     """Gateways by name, each with what stands here of it, all set by variables of the environment alone: `LLM_BACKEND` is `kind`."""
 
-    def __init__(self, kind: Kind, gateways: Mapping[str, Mapping[str, str]], bounds: Mapping[str, Bounds]) -> None:
+    def __init__(self, kind: Kind, gateways: Mapping[str, Mapping[str, str]], bounds: Mapping[str, ServerLimits]) -> None:
         self.kind = kind
         self._wanted = gateways
         self._bounds = bounds

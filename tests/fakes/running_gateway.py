@@ -15,7 +15,7 @@ from openai import AsyncOpenAI
 from gateway import config
 from gateway.app import Gateway
 from gateway.downstream import server as drain
-from gateway.downstream.protocol import Bounds, door
+from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.telemetry.log import ExchangeLog
 from tests.fakes.fault_backend import MODEL, FaultBackend
 
@@ -48,7 +48,7 @@ def settings_for(*backends: FaultBackend, **limits: float) -> config.Settings:
     )
 
 
-class _Server(drain.Server):
+class _Server(drain.GracefulServer):
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
@@ -187,7 +187,7 @@ class Reply:
 
 
 @asynccontextmanager
-async def running(settings: config.Settings, bounds: Bounds | None = None) -> AsyncIterator[Running]:
+async def running(settings: config.Settings, bounds: ServerLimits | None = None) -> AsyncIterator[Running]:
     """A gateway with `settings`, put together as `gateway.run` does. At the end nothing may be left of it: no task, no connection."""
     base_tasks = asyncio.all_tasks()
     log = io.BytesIO()
@@ -195,7 +195,7 @@ async def running(settings: config.Settings, bounds: Bounds | None = None) -> As
     async with Gateway(settings, ExchangeLog(True, log)) as gateway:
         options: dict[str, Any] = {"ws": "none", "lifespan": "off", "access_log": False, "log_config": None}
         options |= {"server_header": False, "date_header": False, "proxy_headers": False}
-        server = _Server(uvicorn.Config(gateway, http=door(bounds or Bounds()), **options), drain_timeout=1)
+        server = _Server(uvicorn.Config(gateway, http=bind_limits(bounds or ServerLimits()), **options), drain_timeout=1)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await until(lambda: server.started and gateway._health.has_asked_all)
         here = Running(gateway, server, listener.getsockname()[1], log)

@@ -5,14 +5,14 @@ from functools import partial
 from typing import Any
 
 from gateway.admission.fair_queue import Claim
-from gateway.admission.model_residency import Loads, ModelState
-from gateway.admission.queues import Entry, Lane, LaneLimits, Limits, OwnLimits, Queue, Station
-from gateway.admission.scheduler import Admission, Mover
+from gateway.admission.model_residency import ModelResidency, ModelState
+from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, QueueEntry, ServerSlots, TierLimits
+from gateway.admission.scheduler import Admission, Transfer
 
 FOREVER = 1e6
 
 
-class Server(Station):
+class Server(ServerSlots):
     def __init__(self, *models: str) -> None:
         super().__init__()
         self.models_there = set(models)
@@ -50,7 +50,7 @@ class Clock:
         self.now = end
 
 
-class Request(Entry):
+class Request(QueueEntry):
     """Counts how often it was let in from the line, and how often another backend took it over; `home` is where it is."""
 
     __slots__ = ("admissions", "home", "moves")
@@ -64,14 +64,14 @@ class Request(Entry):
     def admitted(self) -> None:
         self.admissions += 1
 
-    def taken_over(self) -> None:
+    def transferred(self) -> None:
         self.moves += 1
 
 
 class Setup:
     """An admission, its servers and its clock, and all requests that came."""
 
-    def __init__(self, servers: tuple[Server, ...], limits: Limits) -> None:
+    def __init__(self, servers: tuple[Server, ...], limits: AdmissionLimits) -> None:
         self.servers = servers
         self.clock = Clock()
         self.admission = Admission(servers, limits, self.clock, self.clock.alarm, lambda name: name.removesuffix(":latest"))
@@ -88,27 +88,27 @@ class Setup:
 
         for server in self.servers:
             may_load = partial(lambda server, model: server.is_up() and server.serves(model), server)
-            server.loads = Loads(self.clock, self.clock.alarm, lambda: swap_after, may_load, partial(begin, server), self.admission.refresh)
+            server.residency = ModelResidency(self.clock, self.clock.alarm, lambda: swap_after, may_load, partial(begin, server), self.admission.refresh)
 
-    def arrive(self, model: str = "m", lane: Lane = "text", claim: Claim | None = None, tier: str = "", own: OwnLimits | None = None) -> Request:
+    def arrive(self, model: str = "m", lane: LaneName = "text", claim: Claim | None = None, tier: str = "", own: TierLimits | None = None) -> Request:
         request = Request(self, self.admission.queue(model, lane, tier, own), claim or Claim())
         self.admission.enter(request)
         self.requests.append(request)
         return request
 
-    def take_over(self, requests: Iterable[Request], model: str = "m", tier: str = "", own: OwnLimits | None = None) -> None:
+    def take_over(self, requests: Iterable[Request], model: str = "m", tier: str = "", own: TierLimits | None = None) -> None:
         """Those who wait elsewhere wait here for `model` now."""
         movers = []
         for request in requests:
-            movers.append(Mover(request, request.home.admission, self.admission.queue(model, request.queue.lane.name, tier, own)))
+            movers.append(Transfer(request, request.home.admission, self.admission.queue(model, request.queue.lane.name, tier, own)))
             request.home.requests.remove(request)
             self.requests.append(request)
             request.home = self
-        self.admission.take_over(movers)
+        self.admission.accept_transfers(movers)
 
     def one_running(self) -> Request:
         """The only one in flight of those that came."""
-        (request,) = [request for request in self.requests if request.place is not None]
+        (request,) = [request for request in self.requests if request.placement is not None]
         return request
 
 
@@ -120,10 +120,10 @@ def limits(
     max_queue: int = 10,
     timeout: float = FOREVER,
     first_guess: int = 1,
-    more_lanes: Mapping[Lane, int] = {},
-) -> Limits:
+    more_lanes: Mapping[LaneName, int] = {},
+) -> AdmissionLimits:
     lanes = {"text": None, "vision": vision, **more_lanes}
-    return Limits(slots, model, {lane: LaneLimits(count, max_queue, timeout) for lane, count in lanes.items()}, True, first_guess)
+    return AdmissionLimits(slots, model, {lane: LaneLimits(count, max_queue, timeout) for lane, count in lanes.items()}, True, first_guess)
 
 
 def setup(*servers: Server, **given: Any) -> Setup:

@@ -9,7 +9,7 @@ from math import inf
 import pytest
 
 from gateway.errors import ClientLeft, ShuttingDown
-from gateway.relay.cancel_scope import Watch
+from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.in_flight import SWEEP_SECONDS, Sweep
 from tests.fakes.running_gateway import until
 
@@ -25,8 +25,8 @@ class Client:
             self.on_leave()
 
 
-def watch_of(client: Client) -> Watch:
-    return Watch(client, asyncio.get_running_loop())
+def watch_of(client: Client) -> CancelScope:
+    return CancelScope(client, asyncio.get_running_loop())
 
 
 async def for_ever() -> None:
@@ -102,18 +102,18 @@ async def test_cancellation_from_outside_stays_one() -> None:
 
 
 class Exchange:
-    """`next` is what a look makes of `look_at`; an exception is raised."""
+    """`next` is what a look makes of `check_at`; an exception is raised."""
 
-    def __init__(self, look_at: float = 0.0, then: float | Exception = inf) -> None:
-        self.look_at = look_at
+    def __init__(self, check_at: float = 0.0, then: float | Exception = inf) -> None:
+        self.check_at = check_at
         self.then = then
         self.looks: list[float] = []
 
-    def look(self, now: float) -> None:
+    def check_deadlines(self, now: float) -> None:
         self.looks.append(now)
         if isinstance(self.then, Exception):
             raise self.then
-        self.look_at = self.then
+        self.check_at = self.then
 
 
 def sweep() -> Sweep:
@@ -122,7 +122,7 @@ def sweep() -> Sweep:
 
 async def test_each_is_looked_at_when_it_wants_to_be() -> None:
     now, sweeping = time.monotonic(), sweep()
-    soon, often, never = Exchange(), Exchange(then=0.0), Exchange(look_at=now + 3600)
+    soon, often, never = Exchange(), Exchange(then=0.0), Exchange(check_at=now + 3600)
     for exchange in (soon, often, never):
         sweeping.add(exchange)
     await until(lambda: len(often.looks) >= 3)
@@ -132,11 +132,11 @@ async def test_each_is_looked_at_when_it_wants_to_be() -> None:
 
 
 async def test_late_wish_is_granted_within_a_sweep() -> None:
-    """A new phase sets `look_at` back: its deadline may be nearer."""
+    """A new phase sets `check_at` back: its deadline may be nearer."""
     sweeping, exchange = sweep(), Exchange()
     sweeping.add(exchange)
     await until(lambda: len(exchange.looks) == 1)
-    exchange.look_at = 0.0
+    exchange.check_at = 0.0
     await until(lambda: len(exchange.looks) == 2, patience=SWEEP_SECONDS * 20)
     sweeping.live.clear()
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from gateway.downstream.protocol import Bounds
+from gateway.downstream.protocol import ServerLimits
 from gateway.upstream import health_checks as health
 from tests.fakes.fault_backend import TEXT, FaultBackend, Kind
 from tests.fakes.running_gateway import Raw, Running, open_descriptors, request_bytes, running, settings_for, until
@@ -117,7 +117,7 @@ async def test_client_that_leaves_while_the_gateway_connects_ends_that(monkeypat
         settings = settings.model_copy(update={"backends": {"vllm": altered}})
         async with running(settings) as gateway:
             await until(lambda: len(ended) == 1)  # the probe
-            gateway.gateway._backends["vllm"].servers[0].circuit.answered()
+            gateway.gateway._backends["vllm"].servers[0].circuit.probe_answered()
             async with gateway.sent({"stream": stream}) as raw:
                 await until(lambda: gateway.running == 1)
                 await asyncio.sleep(0.02)
@@ -184,7 +184,7 @@ async def test_client_that_stops_reading_is_bounded_and_cut_off(backend: FaultBa
     """Case 42."""
     backend.mode = "flood"
     stall = 0.4
-    async with running(settings_for(backend, **PATIENT), Bounds(write_stall_seconds=stall)) as gateway, gateway.sent({"stream": True}) as raw:
+    async with running(settings_for(backend, **PATIENT), ServerLimits(write_stall_seconds=stall)) as gateway, gateway.sent({"stream": True}) as raw:
         begun = asyncio.get_running_loop().time()
         raw.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a read transport too
         most = 0

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from gateway import config, simulate
-from gateway.admission.scheduler import Outlook
+from gateway.admission.scheduler import WaitEstimate
 from gateway.errors import UpstreamError
 from gateway.relay.chat import waiting_note
 from gateway.upstream.failures import check_headers
@@ -575,8 +575,8 @@ async def test_stream_that_waits_is_told_its_place_where_that_is_wanted() -> Non
 
 
 def test_note_tells_the_time_in_whole_words() -> None:
-    assert waiting_note(Outlook(2, 51.0, is_loading=True)) == "The model is being loaded.\n"
-    notes = [waiting_note(Outlook(2, seconds)) for seconds in (None, 0.2, 51.0, 255.0)]
+    assert waiting_note(WaitEstimate(2, 51.0, is_loading=True)) == "The model is being loaded.\n"
+    notes = [waiting_note(WaitEstimate(2, seconds)) for seconds in (None, 0.2, 51.0, 255.0)]
     assert notes == [
         "Waiting in line: place 2.\n",
         "Waiting in line: place 2, about 1 s.\n",

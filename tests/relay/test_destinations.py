@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from gateway.relay import destinations as retirement
-from gateway.relay.destinations import Retirement
+from gateway.relay.destinations import GenerationCleanup
 from tests.fakes.running_gateway import until
 
 
@@ -16,7 +16,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_clean_up_waits_for_the_last_request_of_its_generation() -> None:
     oldest, done = [0], list[str]()
-    here = Retirement(lambda: oldest[0])
+    here = GenerationCleanup(lambda: oldest[0])
     here.add(0, lambda: done.append("first"))
     here.add(1, lambda: done.append("second"))
     await asyncio.sleep(0.02)
@@ -31,7 +31,7 @@ async def test_clean_up_waits_for_the_last_request_of_its_generation() -> None:
 
 async def test_nothing_runs_while_nothing_is_to_go() -> None:
     before = asyncio.all_tasks()
-    here = Retirement(lambda: 1)
+    here = GenerationCleanup(lambda: 1)
     here.add(0, lambda: None)
     await until(lambda: asyncio.all_tasks() <= before)
     done = list[str]()
@@ -42,7 +42,7 @@ async def test_nothing_runs_while_nothing_is_to_go() -> None:
 
 async def test_what_is_left_goes_at_the_end() -> None:
     done = list[str]()
-    here = Retirement(lambda: 0)
+    here = GenerationCleanup(lambda: 0)
     here.add(0, lambda: done.append("left"))
     await here.close()
     assert done == ["left"]

@@ -93,7 +93,7 @@ def server_of(gateway: Running, kind: Kind, number: int = 0) -> Server:
 def believe(gateway: Running, kind: Kind) -> None:
     """As if the probes had found it well."""
     for _ in range(2):
-        server_of(gateway, kind).circuit.answered()
+        server_of(gateway, kind).circuit.probe_answered()
 
 
 def check_served_by(reply: Reply, kind: Kind, attempts: int) -> None:
@@ -373,7 +373,7 @@ async def test_requests_wait_for_a_full_server_and_go_on_when_its_pause_is_over(
 async def test_full_backend_is_waited_for_when_the_other_is_away() -> None:
     async with two_backends("vllm") as (gateway, first, second):
         second.die()
-        server_of(gateway, "ollama").circuit.missed(is_sure=True)
+        server_of(gateway, "ollama").circuit.probe_missed(is_sure=True)
         backend_of(gateway, "vllm").pause(server_of(gateway, "vllm"), 0.2)
         check_served_by(await gateway.ask(), "vllm", 1)
         assert len(first.requests) == 1
@@ -465,7 +465,7 @@ async def test_server_that_is_killed_is_left_out_at_once_and_back_after_a_probe(
 async def test_open_circuit_goes_to_the_other_backend_without_a_try(kind: Kind) -> None:
     async with two_backends(kind) as (gateway, first, _):
         first.die()
-        server_of(gateway, kind).circuit.missed(is_sure=True)
+        server_of(gateway, kind).circuit.probe_missed(is_sure=True)
         check_served_by(await gateway.ask(), OTHER[kind], 1)
         assert gateway.metric("gateway_fallbacks_total", from_backend=kind, to_backend=OTHER[kind]) == 1
         assert gateway.metric("gateway_upstream_errors_total") == 0
@@ -529,8 +529,8 @@ async def test_first_pieces_that_do_not_come_speak_against_the_server(kind: Kind
 async def test_half_open_server_gets_one_request_until_it_answers(kind: Kind) -> None:
     async with servers(kind, "silent") as (gateway, (server,)), AsyncExitStack() as clients:
         circuit = server_of(gateway, kind).circuit
-        circuit.missed(is_sure=True)
-        circuit.answered()
+        circuit.probe_missed(is_sure=True)
+        circuit.probe_answered()
         raws = [await clients.enter_async_context(gateway.sent({"stream": True})) for _ in range(5)]
         await until(lambda: gateway.waiting == 4)
         assert len(server.requests) == 1
@@ -582,7 +582,7 @@ async def test_server_that_flaps_leaves_nothing_stuck(kind: Kind, has_fallback: 
 async def test_status_and_metrics_show_the_circuit() -> None:
     async with servers("vllm", "healthy", "healthy") as (gateway, _):
         operations = gateway.gateway._operations
-        server_of(gateway, "vllm").circuit.missed(is_sure=True)
+        server_of(gateway, "vllm").circuit.probe_missed(is_sure=True)
         status = operations.status()["backends"]["vllm"]
         assert [(server["up"], server["circuit"], server["paused"]) for server in status["servers"]] == [
             (False, "open", False),
@@ -590,7 +590,7 @@ async def test_status_and_metrics_show_the_circuit() -> None:
         ]
         operations.exposition("")
         assert (gateway.metric("gateway_backend_up", backend="vllm"), gateway.metric("gateway_circuit_state", backend="vllm")) == (1, 0)
-        server_of(gateway, "vllm", 1).circuit.missed(is_sure=True)
+        server_of(gateway, "vllm", 1).circuit.probe_missed(is_sure=True)
         operations.exposition("")
         assert (gateway.metric("gateway_backend_up", backend="vllm"), gateway.metric("gateway_circuit_state", backend="vllm")) == (0, 3)
         assert operations.readiness() == (200, {"status": "ready", "unserved_tiers": ["standard"]})
@@ -640,7 +640,7 @@ async def test_queued_requests_go_to_the_other_backend_when_theirs_goes_away(kin
         await until(lambda: len(first.requests) == 1)
         waiting = [await clients.enter_async_context(gateway.sent()) for _ in range(3)]
         await until(lambda: gateway.waiting == 3)
-        server_of(gateway, kind).circuit.missed(is_sure=True)
+        server_of(gateway, kind).circuit.probe_missed(is_sure=True)
         for raw in waiting:
             check_served_by(await raw.reply(), OTHER[kind], 1)
         assert len(second.requests) == 3
@@ -650,7 +650,7 @@ async def test_queued_requests_wait_when_the_other_backend_is_away_too(kind: Kin
     limits = {"max_concurrency": 1, "model_concurrency": 1, "probe_interval": 0.1}
     async with two_backends(kind, "silent", **limits) as (gateway, first, second), gateway.sent() as lost, gateway.sent() as waiting:
         second.die()
-        server_of(gateway, OTHER[kind]).circuit.missed(is_sure=True)
+        server_of(gateway, OTHER[kind]).circuit.probe_missed(is_sure=True)
         await until(lambda: (len(first.requests), gateway.waiting) == (1, 1))
         first.mode = "healthy"
         first.die()

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.chat.request import Chat
 from gateway.dialects.openai_chat import decode
-from gateway.rollout.canary import WHOLE_IMAGE, bucket_of
+from gateway.rollout.canary import WHOLE_IMAGE, canary_bucket
 
 BUCKETS = 10_000
 
@@ -21,7 +21,7 @@ def picture(payload: str) -> list[dict[str, Any]]:
 
 
 def bucket(asked: Chat, key_id: str = "key", session: bytes = b"") -> int:
-    return bucket_of(key_id, session, asked, BUCKETS)
+    return canary_bucket(key_id, session, asked, BUCKETS)
 
 
 FIRST = (("system", "Be brief."), ("user", "Hello"))

@@ -11,7 +11,7 @@ import pytest
 
 from gateway import config
 from gateway.rollout.guard import RECENT, RolloutGuard
-from gateway.rollout.state import Canary, Position, Rollout
+from gateway.rollout.state import Assignment, Canary, Rollout
 from gateway.telemetry.exchange import Exchange
 from tests.fakes.exchanges import exchange, failed
 
@@ -22,7 +22,7 @@ DOCUMENT: dict[str, Any] = {
     "backends": {"ollama": {}, "vllm": {}, "cloud": {"kind": "openai", "base_url": "http://127.0.0.1:1"}},
     "state_file": "",
 }
-ON_OLLAMA, ON_VLLM = Position("ollama"), Position("vllm")
+ON_OLLAMA, ON_VLLM = Assignment("ollama"), Assignment("vllm")
 TENTH = Canary("vllm", 10)
 
 
@@ -45,20 +45,20 @@ class House:
 
     def serve(self, count: int, tier: str = "standard", each: float = 0.1, **sides: Callable[[Random], Exchange]) -> int:
         """So many requests of `tier`, each where the roll-out says, until it moves; how many there were."""
-        before = self.rollout.lines[tier].position
+        before = self.rollout.tiers[tier].assignment
         for number in range(count):
             self.now += each
-            line = self.rollout.lines[tier]
-            backend = line.position.backend if line.canary is None else line.choose(self.random.randrange(10_000)).backend
+            line = self.rollout.tiers[tier]
+            backend = line.assignment.backend if line.canary is None else line.choose(self.random.randrange(10_000)).backend
             made = sides[backend](self.random) if backend in sides else exchange(backend)
             self.guard.observe([tiered(made, tier)])
-            if self.rollout.lines[tier].position != before:
+            if self.rollout.tiers[tier].assignment != before:
                 return number + 1
         return count
 
     @property
-    def position(self) -> Position:
-        return self.rollout.lines["standard"].position
+    def assignment(self) -> Assignment:
+        return self.rollout.tiers["standard"].assignment
 
     @property
     def causes(self) -> list[str]:
@@ -90,12 +90,12 @@ def test_canary_with_errors_goes_back_with_cause_and_reason() -> None:
     house = House()
     house.rollout.set(canary=TENTH)
     assert house.serve(2000, vllm=broken) < 1000
-    assert house.position == ON_OLLAMA
+    assert house.assignment == ON_OLLAMA
     change = house.rollout.history[-1]
     assert (change.cause, change.by, list(change.tiers)) == ("guard", "", ["standard"])
     assert change.why.startswith("errors: 100.0 % of 20 requests on vllm, 0.0 % of ")
     assert change.why.endswith("on ollama")
-    assert house.rollout.lines["pro"].position == Position("ollama", TENTH)
+    assert house.rollout.tiers["pro"].assignment == Assignment("ollama", TENTH)
 
 
 def test_equal_canary_stays() -> None:
@@ -146,7 +146,7 @@ def test_slow_canary_goes_back_once_the_grace_is_over_and_both_p95_are_told() ->
     house.rollout.set(canary=TENTH, tier="standard")
     assert house.serve(590, vllm=slow, ollama=quick) == 590
     house.serve(10_000, vllm=slow, ollama=quick)
-    assert house.position == ON_OLLAMA
+    assert house.assignment == ON_OLLAMA
     why = house.rollout.history[-1].why
     assert re.fullmatch(
         r"time to first token: [0-9.]+ % of \d+ requests on vllm above 0\.\d+ s, \d\.\d % of \d+ on ollama above 0\.\d+ s; p95 1\.\d+ s and 0\.\d+ s",
@@ -165,7 +165,7 @@ def test_requests_that_a_fallback_saved_count_against_the_canary() -> None:
     house = House()
     house.rollout.set(canary=TENTH)
     house.serve(1000, vllm=lambda random: exchange("ollama", chosen="vllm"))
-    assert house.position == ON_OLLAMA
+    assert house.assignment == ON_OLLAMA
 
 
 def test_few_samples_decide_nothing() -> None:
@@ -205,14 +205,14 @@ def test_canary_that_turns_bad_after_a_long_time_goes_back() -> None:
     assert view["rules"]["errors"]["tested"]["requests"] < 2000
     assert view["needed"] == pytest.approx(3**2 * 5 * 100 * pi**2 / 6, abs=0.1)
     assert house.serve(1500, vllm=broken) < 1500
-    assert house.position == ON_OLLAMA
+    assert house.assignment == ON_OLLAMA
 
 
 def test_canary_beside_another_backend_than_rollback_to_goes_back_there() -> None:
     house = House()
     house.rollout.set("vllm", Canary("cloud", 20), tier="pro")
     house.serve(1000, "pro", cloud=lambda random: failed("cloud"))
-    assert house.rollout.lines["pro"].position == ON_VLLM
+    assert house.rollout.tiers["pro"].assignment == ON_VLLM
 
 
 # Switches
@@ -223,9 +223,9 @@ def test_fresh_switch_is_compared_with_the_side_before() -> None:
     house.serve(300)
     house.rollout.set("vllm")
     assert house.serve(300, vllm=broken) < 40
-    assert house.position == ON_OLLAMA
+    assert house.assignment == ON_OLLAMA
     assert house.rollout.history[-1].why.endswith("on ollama before the switch")
-    assert house.rollout.lines["pro"].position == ON_VLLM, "it had served nothing before"
+    assert house.rollout.tiers["pro"].assignment == ON_VLLM, "it had served nothing before"
 
 
 def test_slow_switch_goes_back() -> None:
@@ -233,7 +233,7 @@ def test_slow_switch_goes_back() -> None:
     house.serve(1000, ollama=quick)
     house.rollout.set("vllm", tier="standard")
     house.serve(2000, vllm=slow)
-    assert house.position == ON_OLLAMA
+    assert house.assignment == ON_OLLAMA
     assert house.rollout.history[-1].why.startswith("time to first token: ")
     assert " before the switch; p95 1." in house.rollout.history[-1].why
 
@@ -243,7 +243,7 @@ def test_canary_of_everything_is_a_switch() -> None:
     house.serve(300)
     house.rollout.set(canary=Canary("vllm", 100), tier="standard")
     house.serve(300, vllm=broken)
-    assert house.position == ON_OLLAMA
+    assert house.assignment == ON_OLLAMA
 
 
 def test_switch_without_a_time_before_is_not_watched_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
@@ -291,7 +291,7 @@ def test_it_acts_once_and_begins_afresh_with_the_operators_next_change() -> None
         house.guard.observe([failed("vllm")])
     assert house.causes == ["operator", "guard"]
     house.rollout.undo()
-    assert house.position == Position("ollama", TENTH)
+    assert house.assignment == Assignment("ollama", TENTH)
     view = house.guard.view("standard")
     assert view is not None
     assert view["rules"]["errors"] == {"tested": {"requests": 0, "share": None}, "other": {"requests": 0, "share": None}, "evidence": 1.0}
@@ -338,7 +338,7 @@ def test_canary_is_watched_from_the_beginning_after_a_restart() -> None:
     assert view is not None
     assert view["rules"]["errors"]["tested"]["requests"] == 0
     house.serve(2000, vllm=broken)
-    assert house.position == ON_OLLAMA
+    assert house.assignment == ON_OLLAMA
 
 
 def test_chance_of_a_false_alarm_is_divided_among_rules_and_tiers() -> None:
@@ -394,7 +394,7 @@ def test_side_that_new_settings_do_not_have_is_not_gone_back_to() -> None:
     house.rollout.reload(settings)
     house.guard.reload(settings)
     house.guard.observe([tiered(failed("cloud"), "pro") for _ in range(200)])
-    assert (house.guard.view("pro"), house.rollout.lines["pro"].position) == (None, Position("cloud"))
+    assert (house.guard.view("pro"), house.rollout.tiers["pro"].assignment) == (None, Assignment("cloud"))
 
 
 def test_side_that_becomes_the_way_back_is_watched_no_more() -> None:

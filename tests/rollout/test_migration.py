@@ -257,9 +257,9 @@ async def test_what_the_other_cannot_serve_stays_and_is_served_where_it_is(reaso
         (raw,) = await here.waiting({"messages": [{"role": "user", "content": content}]})
         server = here.gateway.gateway._backends["ollama"].servers[0]
         if reason == "away":
-            server.circuit.missed(is_sure=True)
+            server.circuit.probe_missed(is_sure=True)
         elif reason == "no model":
-            server.miss(MODEL)
+            server.mark_missing(MODEL)
         assert await here.rollback() == 0
         assert sum(here.line(here.left).values()) == 1
         here.left.mode = "healthy"
@@ -310,7 +310,7 @@ async def test_canary_moves_the_conversations_that_are_on_its_side(picture: str)
         assert 0 < moved < len(names)
         went = [name for name in names if any(name.encode() in request for request in here.there.requests)]
         here.there.mode = "healthy"
-        lines = here.gateway.gateway.rollout.lines["standard"]
+        lines = here.gateway.gateway.rollout.tiers["standard"]
         assert lines.requests == 0  # they were counted when they came
         sides = {name: relay for relay in here.gateway.live for name in names if name in relay.request.chat.messages[0].text}
         now = {name for name, relay in sides.items() if relay.destination.route.backend == "ollama"}
@@ -455,7 +455,7 @@ async def test_after_the_cutoff_who_runs_ends_with_an_error_and_frees_the_backen
 async def test_cutoff_ends_those_too_who_could_not_move() -> None:
     async with house(rollback_cutoff=0) as here:
         runs, waits = await here.sent(), await here.sent()
-        here.gateway.gateway._backends["ollama"].servers[0].circuit.missed(is_sure=True)
+        here.gateway.gateway._backends["ollama"].servers[0].circuit.probe_missed(is_sure=True)
         assert await here.rollback() == 0
         assert [code(await reply_of(raw)) for raw in (runs, waits)] == ["backend_unavailable"] * 2
         assert len(here.left.requests) == 1

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.rollout.sequential_test import LONGEST_ROUND, Comparison
+from gateway.rollout.sequential_test import LONGEST_ROUND, SequentialTest
 
 SHARES = (0.0, 0.001, 0.02, 0.3, 0.9, 1.0)
 
 
-def with_history(margin: float, history: list[tuple[bool, bool]]) -> Comparison:
-    found = Comparison(margin, 0.01)
+def with_history(margin: float, history: list[tuple[bool, bool]]) -> SequentialTest:
+    found = SequentialTest(margin, 0.01)
     for is_tested, hit in history:
         (found.add_tested if is_tested else found.add_other)(hit)
     return found
@@ -57,7 +57,7 @@ def test_no_round_is_favourable_while_nothing_is_wrong(history: list[tuple[bool,
 def test_looking_after_each_sample_raises_no_more_false_alarms_than_allowed(p: float, q: float, margin: float, part: float) -> None:
     random, alarms, runs, alpha = Random(7), 0, 200, 0.1
     for _ in range(runs):
-        found = Comparison(margin, 0.01)
+        found = SequentialTest(margin, 0.01)
         for _ in range(600):
             (found.add_tested if (tested := random.random() < part) else found.add_other)(random.random() < (p if tested else q))
             if found.evidence >= 1 / alpha:
@@ -68,7 +68,7 @@ def test_looking_after_each_sample_raises_no_more_false_alarms_than_allowed(p: f
 
 @pytest.mark.parametrize(("p", "most"), [(1.0, 30), (0.3, 150), (0.06, 2000)])
 def test_what_is_worse_is_found_and_the_worse_the_sooner(p: float, most: int) -> None:
-    random, found = Random(3), Comparison(0.005, 0.01)
+    random, found = Random(3), SequentialTest(0.005, 0.01)
     while found.evidence < 500:
         tested = random.random() < 0.1
         (found.add_tested if tested else found.add_other)(random.random() < (p if tested else 0.01))
@@ -76,7 +76,7 @@ def test_what_is_worse_is_found_and_the_worse_the_sooner(p: float, most: int) ->
 
 
 def test_what_turns_bad_late_is_found_too() -> None:
-    random, found = Random(3), Comparison(0.005, 0.01)
+    random, found = Random(3), SequentialTest(0.005, 0.01)
     while found.tested.count < 1000:
         (found.add_tested if random.random() < 0.1 else found.add_other)(random.random() < 0.01)
     assert found.evidence < 1
@@ -89,7 +89,7 @@ def test_what_turns_bad_late_is_found_too() -> None:
 
 
 def test_one_side_alone_says_nothing_and_is_remembered_within_bounds() -> None:
-    found = Comparison(0.0, 0.01)
+    found = SequentialTest(0.0, 0.01)
     for _ in range(100_000):
         found.add_tested(True)
     assert (found.evidence, found.tested.count) == (1.0, 0)
@@ -100,17 +100,17 @@ def test_one_side_alone_says_nothing_and_is_remembered_within_bounds() -> None:
 
 def test_long_runs_of_extremes_stay_numbers() -> None:
     for tested, other in product((False, True), repeat=2):
-        found = Comparison(0.0, 0.01)
+        found = SequentialTest(0.0, 0.01)
         for _ in range(20_000):
             found.add_other(other)
             found.add_tested(tested)
         assert found.evidence >= 0
         assert found.evidence > 1e300 if tested > other else found.evidence <= 1
-    assert (found.tested.share, Comparison(0.0, 0.01).tested.share) == (1.0, None)
+    assert (found.tested.share, SequentialTest(0.0, 0.01).tested.share) == (1.0, None)
 
 
 def test_side_that_cannot_be_exceeded_by_the_margin_is_left_alone() -> None:
-    found = Comparison(0.5, 0.01)
+    found = SequentialTest(0.5, 0.01)
     for _ in range(200):
         found.add_other(True)
         found.add_tested(True)

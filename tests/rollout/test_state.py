@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gateway import config
 from gateway.errors import Conflict, GatewayError, InvalidRequest
-from gateway.rollout.state import BUCKETS, HISTORY, Canary, Change, Move, Position, Rollout
+from gateway.rollout.state import BUCKETS, HISTORY, Assignment, Canary, Change, Move, Rollout
 
 DOCUMENT: dict[str, Any] = {
     "llm_backend": "ollama",
@@ -25,22 +25,22 @@ DOCUMENT: dict[str, Any] = {
         "pinned": {"models": {"ollama": "small", "vllm": "Small"}, "backend": "ollama"},
     },
 }
-ON_VLLM = Position("vllm")
-ON_OLLAMA = Position("ollama")
+ON_VLLM = Assignment("vllm")
+ON_OLLAMA = Assignment("ollama")
 
 
 def rollout(**changes: Any) -> Rollout:
     return Rollout(config.build(DOCUMENT | changes), clock=lambda: 1_767_225_600.5)
 
 
-def positions(of: Rollout) -> dict[str, Position]:
-    return {name: line.position for name, line in of.lines.items()}
+def positions(of: Rollout) -> dict[str, Assignment]:
+    return {name: line.assignment for name, line in of.tiers.items()}
 
 
 def restarted(of: Rollout, **changes: Any) -> tuple[Rollout, list[str]]:
     """Another process with what this one kept, as a file holds it."""
     again = rollout(**changes)
-    return again, again.restore(json.loads(json.dumps(of.kept()))).notes
+    return again, again.restore(json.loads(json.dumps(of.to_persist()))).notes
 
 
 # Set
@@ -50,7 +50,7 @@ def test_one_order_moves_every_tier_that_is_not_pinned() -> None:
     here = rollout()
     assert here.set("vllm").change is not None
     assert positions(here) == {"standard": ON_VLLM, "Pro": ON_VLLM, "pinned": ON_OLLAMA}
-    assert (here.lines["Pro"].route.backend, here.lines["Pro"].route.model) == ("vllm", "Large")
+    assert (here.tiers["Pro"].route.backend, here.tiers["Pro"].route.model) == ("vllm", "Large")
     assert str(here) == "vllm"
 
 
@@ -69,7 +69,7 @@ def test_tier_without_a_model_there_lets_nothing_move() -> None:
     assert positions(here) == positions(rollout())
     assert not here.history
     here.set("cloud", tier="Pro")
-    assert here.lines["Pro"].position == Position("cloud")
+    assert here.tiers["Pro"].assignment == Assignment("cloud")
 
 
 @pytest.mark.parametrize(
@@ -98,15 +98,15 @@ def test_canary_without_a_backend_leaves_the_rest_where_it_is() -> None:
     here = rollout()
     here.set("cloud", tier="Pro")
     here.set(canary=Canary("vllm", 10))
-    assert positions(here)["Pro"] == Position("cloud", Canary("vllm", 10))
-    assert positions(here)["standard"] == Position("ollama", Canary("vllm", 10))
+    assert positions(here)["Pro"] == Assignment("cloud", Canary("vllm", 10))
+    assert positions(here)["standard"] == Assignment("ollama", Canary("vllm", 10))
 
 
 def test_canary_of_who_has_everything_leaves_the_rest_to_the_way_back() -> None:
     here = rollout()
     here.set("vllm")
     here.set(canary=Canary("vllm", 10))
-    assert positions(here)["standard"] == Position("ollama", Canary("vllm", 10))
+    assert positions(here)["standard"] == Assignment("ollama", Canary("vllm", 10))
 
 
 def test_canary_of_the_way_back_where_it_has_everything_is_a_conflict() -> None:
@@ -131,7 +131,7 @@ def test_what_changes_nothing_leaves_no_trace() -> None:
 
 def sides(of: Rollout, tier: str = "standard") -> set[int]:
     """The buckets that the canary has."""
-    line = of.lines[tier]
+    line = of.tiers[tier]
     return {bucket for bucket in range(BUCKETS) if line.choose(bucket).backend == "vllm"}
 
 
@@ -155,7 +155,7 @@ def test_more_percent_moves_conversations_one_way_only() -> None:
 def test_real_share_is_counted_from_the_last_change_on() -> None:
     here = rollout()
     here.set("ollama", Canary("vllm", 10))
-    line = here.lines["standard"]
+    line = here.tiers["standard"]
     for bucket in (0, 999, 1000, 5000):
         line.choose(bucket)
     assert (line.requests, line.canary_requests) == (4, 2)
@@ -191,7 +191,7 @@ def test_tier_that_cannot_go_back_loses_its_canary_and_is_named() -> None:
     here.set("ollama", Canary("vllm", 50))
     outcome = here.rollback(to="cloud")
     assert outcome.unmoved == {"standard": "it has no model on cloud"}
-    assert positions(here) == {"standard": ON_OLLAMA, "Pro": Position("cloud"), "pinned": ON_OLLAMA}
+    assert positions(here) == {"standard": ON_OLLAMA, "Pro": Assignment("cloud"), "pinned": ON_OLLAMA}
     assert here.rollback(tier="pinned", to="vllm") == here.rollback(tier="PINNED", to="vllm")
     assert here.rollback(tier="pinned", to="vllm").unmoved == {"pinned": "it is pinned to ollama"}
 
@@ -202,7 +202,7 @@ def test_undo_takes_the_last_change_back_and_a_second_one_takes_that_back() -> N
     here.set("vllm", tier="Pro")
     here.rollback()
     here.undo()
-    assert positions(here) == {"standard": Position("ollama", Canary("vllm", 10)), "Pro": ON_VLLM, "pinned": ON_OLLAMA}
+    assert positions(here) == {"standard": Assignment("ollama", Canary("vllm", 10)), "Pro": ON_VLLM, "pinned": ON_OLLAMA}
     here.undo()
     assert positions(here) == positions(rollout())
 
@@ -232,7 +232,7 @@ def test_history_is_bounded() -> None:
 def test_listeners_see_the_change_in_force() -> None:
     here = rollout()
     seen: list[str] = []
-    here.listeners.append(lambda change: seen.append(here.lines["Pro"].route.backend))
+    here.listeners.append(lambda change: seen.append(here.tiers["Pro"].route.backend))
     here.set("vllm")
     assert seen == ["vllm"]
 
@@ -241,15 +241,15 @@ def test_listeners_see_the_change_in_force() -> None:
     ("before", "after", "ends"),
     [
         (ON_OLLAMA, ON_VLLM, ("ollama", "vllm")),
-        (ON_OLLAMA, Position("ollama", Canary("vllm", 10)), ("ollama", "vllm")),
-        (Position("ollama", Canary("vllm", 10)), Position("ollama", Canary("vllm", 50)), ("ollama", "vllm")),
-        (Position("ollama", Canary("vllm", 50)), Position("ollama", Canary("vllm", 10)), ("vllm", "ollama")),
-        (Position("ollama", Canary("vllm", 50)), ON_OLLAMA, ("vllm", "ollama")),
-        (Position("ollama", Canary("vllm", 50)), ON_VLLM, ("ollama", "vllm")),
-        (Position("ollama", Canary("vllm", 50)), Position("ollama", Canary("cloud", 5)), ("vllm", "cloud")),
+        (ON_OLLAMA, Assignment("ollama", Canary("vllm", 10)), ("ollama", "vllm")),
+        (Assignment("ollama", Canary("vllm", 10)), Assignment("ollama", Canary("vllm", 50)), ("ollama", "vllm")),
+        (Assignment("ollama", Canary("vllm", 50)), Assignment("ollama", Canary("vllm", 10)), ("vllm", "ollama")),
+        (Assignment("ollama", Canary("vllm", 50)), ON_OLLAMA, ("vllm", "ollama")),
+        (Assignment("ollama", Canary("vllm", 50)), ON_VLLM, ("ollama", "vllm")),
+        (Assignment("ollama", Canary("vllm", 50)), Assignment("ollama", Canary("cloud", 5)), ("vllm", "cloud")),
     ],
 )
-def test_move_is_counted_from_who_has_less_to_who_has_more(before: Position, after: Position, ends: tuple[str, str]) -> None:
+def test_move_is_counted_from_who_has_less_to_who_has_more(before: Assignment, after: Assignment, ends: tuple[str, str]) -> None:
     assert Move(before, after).ends == ends
 
 
@@ -275,7 +275,7 @@ def test_what_is_as_the_settings_say_needs_no_words() -> None:
     again, notes = restarted(here)
     assert (positions(again), notes) == (positions(rollout()), [])
     again.undo()
-    assert again.lines["standard"].position == ON_VLLM
+    assert again.tiers["standard"].assignment == ON_VLLM
 
 
 def test_variable_that_has_changed_counts_more() -> None:
@@ -344,7 +344,7 @@ class Operators(RuleBasedStateMachine):
         for name in ("standard", "Pro") if tier is None else (tier,):
             here = before[name].backend
             rest = "ollama" if canary is not None and canary.backend == here else here
-            assert positions(self.rollout)[name] == Position(backend or rest, canary)
+            assert positions(self.rollout)[name] == Assignment(backend or rest, canary)
 
     @rule(tier=tiers, to=st.none() | backends)
     def rollback(self, tier: str | None, to: str | None) -> None:
@@ -352,7 +352,7 @@ class Operators(RuleBasedStateMachine):
         outcome = self.rollout.rollback(tier=tier, to=to)
         for name in ("standard", "Pro") if tier is None else (tier,):
             position = positions(self.rollout)[name]
-            assert position == (Position(to or "ollama") if name not in outcome.unmoved else Position(before[name].backend))
+            assert position == (Assignment(to or "ollama") if name not in outcome.unmoved else Assignment(before[name].backend))
         assert (to or "ollama") == "cloud" or tier == "pinned" or not outcome.unmoved
         assert self.rollout.rollback(tier=tier, to=to).change is None
 
@@ -382,9 +382,9 @@ class Operators(RuleBasedStateMachine):
 
     @invariant()
     def routes_are_the_positions(self) -> None:
-        for line in self.rollout.lines.values():
-            assert line.route.backend == line.position.backend
-            assert line.canary == line.position.canary
+        for line in self.rollout.tiers.values():
+            assert line.route.backend == line.assignment.backend
+            assert line.canary == line.assignment.canary
 
 
 TestOperators = Operators.TestCase
@@ -402,14 +402,14 @@ def test_what_an_operator_set_survives_other_settings() -> None:
     here = rollout()
     here.set("vllm", tier="standard")
     here.set(None, Canary("vllm", 10), tier="Pro")
-    lines, before = here.lines, positions(here)
-    here.lines["Pro"].choose(0)
+    lines, before = here.tiers, positions(here)
+    here.tiers["Pro"].choose(0)
     tiers = DOCUMENT["tiers"] | {"standard": {"models": {"ollama": "smaller", "vllm": "Smaller"}}, "new": {"models": {"ollama": "n"}}}
     assert reloaded(here, tiers=tiers) is None
-    assert here.lines is lines
+    assert here.tiers is lines
     assert positions(here) == before | {"new": ON_OLLAMA}
-    assert here.lines["standard"].route.model == "Smaller"
-    assert here.lines["Pro"].requests == 1
+    assert here.tiers["standard"].route.model == "Smaller"
+    assert here.tiers["Pro"].requests == 1
     assert len(here.history) == 2
 
 
@@ -421,7 +421,7 @@ def test_tier_that_lost_its_place_goes_where_the_settings_say() -> None:
     change = reloaded(here, tiers=tiers)
     assert change is not None
     assert (change.cause, change.by) == ("reload", "")
-    assert change.tiers == {"standard": Move(ON_VLLM, ON_OLLAMA), "Pro": Move(Position("vllm", Canary("cloud", 10)), ON_VLLM)}
+    assert change.tiers == {"standard": Move(ON_VLLM, ON_OLLAMA), "Pro": Move(Assignment("vllm", Canary("cloud", 10)), ON_VLLM)}
     assert positions(here) == {"standard": ON_OLLAMA, "Pro": ON_VLLM, "pinned": ON_OLLAMA}
     assert here.undo().unmoved == {"standard": "it has no model on vllm", "Pro": "it has no model on cloud"}
 
@@ -430,9 +430,9 @@ def test_pin_moves_a_tier_and_its_end_leaves_it_there() -> None:
     here = rollout()
     pinned = DOCUMENT["tiers"] | {"standard": DOCUMENT["tiers"]["standard"] | {"backend": "vllm"}}
     assert reloaded(here, tiers=pinned) is not None
-    assert (positions(here)["standard"], here.lines["standard"].is_pinned) == (ON_VLLM, True)
+    assert (positions(here)["standard"], here.tiers["standard"].is_pinned) == (ON_VLLM, True)
     assert reloaded(here) is None
-    assert (positions(here)["standard"], here.lines["standard"].is_pinned) == (ON_VLLM, False)
+    assert (positions(here)["standard"], here.tiers["standard"].is_pinned) == (ON_VLLM, False)
 
 
 def test_other_llm_backend_counts_as_at_a_start() -> None:
@@ -450,7 +450,7 @@ def test_tier_that_is_gone_is_known_no_more() -> None:
     here = rollout()
     here.set("vllm")
     reloaded(here, tiers={"Pro": DOCUMENT["tiers"]["Pro"]}, backends=DOCUMENT["backends"] | {"more": {"kind": "openai", "base_url": "http://x:1"}})
-    assert list(here.lines) == ["Pro"]
+    assert list(here.tiers) == ["Pro"]
     with pytest.raises(InvalidRequest):
         here.set("ollama", tier="standard")
     here.undo()

@@ -20,7 +20,7 @@ def test_phases_follow_the_request() -> None:
     one, _, _ = meter()
     assert one.phase == "queued"
     one.admit()
-    one.send()
+    one.start_attempt()
     assert one.phase == "waiting"
     one.piece(1)
     assert one.phase == "streaming"
@@ -37,7 +37,7 @@ def test_wait_for_a_slot_counts_to_the_first_token_and_not_to_the_upstream() -> 
     one, clock, _ = meter()
     clock.now += 3
     one.admit()
-    one.send()
+    one.start_attempt()
     clock.now += 2
     one.piece(1)
     clock.now += 4
@@ -48,15 +48,15 @@ def test_wait_for_a_slot_counts_to_the_first_token_and_not_to_the_upstream() -> 
 def test_second_try_counts_from_the_first() -> None:
     one, clock, _ = meter()
     one.admit()
-    one.send()
+    one.start_attempt()
     clock.now += 1
-    one.send()
+    one.start_attempt()
     assert (one.attempts, one.sent, one.last_piece) == (2, 100.0, 101.0)
 
 
 def test_gaps_lie_between_pieces_and_tokens_that_come_together_share_one() -> None:
     one, clock, gaps = meter()
-    one.send()
+    one.start_attempt()
     for seconds, tokens in ((7, 1), (0.5, 1), (0.25, 3)):
         clock.now += seconds
         one.piece(tokens)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from gateway.upstream.circuit_breaker import CALM, HALF, IN_A_ROW, LEVELS, MISSES, WINDOW, Circuit, State
+from gateway.upstream.circuit_breaker import CALM, HALF, IN_A_ROW, LEVELS, MISSES, WINDOW, CircuitBreaker, CircuitState
 
 
 class Clock:
@@ -22,8 +22,8 @@ class Watched:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.changes: list[tuple[State, State, str]] = []
-        self.circuit = Circuit(self.clock, lambda was, reason: self.changes.append((was, self.circuit.state, reason)))
+        self.changes: list[tuple[CircuitState, CircuitState, str]] = []
+        self.circuit = CircuitBreaker(self.clock, lambda was, reason: self.changes.append((was, self.circuit.state, reason)))
 
     def fail(self, times: int = 1) -> None:
         for _ in range(times):
@@ -35,12 +35,12 @@ class Watched:
         return self
 
     def opened(self) -> "Watched":
-        self.suspected().circuit.missed()
+        self.suspected().circuit.probe_missed()
         assert self.circuit.state == "open"
         return self
 
     def half_opened(self) -> "Watched":
-        self.opened().circuit.answered()
+        self.opened().circuit.probe_answered()
         assert self.circuit.state == "half_open"
         return self
 
@@ -92,12 +92,12 @@ def test_failures_are_forgotten_after_twenty_successes(watched: Watched) -> None
 def test_probe_that_succeeds_clears_the_suspicion(watched: Watched) -> None:
     """One bad instant fails everything in flight, and is no death."""
     watched.suspected().fail(128)
-    watched.circuit.answered()
+    watched.circuit.probe_answered()
     assert (watched.circuit.state, watched.circuit.is_troubled, watched.circuit.allows(128)) == ("closed", False, True)
 
 
 def test_probe_that_fails_confirms_the_suspicion(watched: Watched) -> None:
-    watched.suspected().circuit.missed()
+    watched.suspected().circuit.probe_missed()
     assert watched.circuit.is_open
     assert not watched.circuit.allows(0)
 
@@ -109,14 +109,14 @@ def test_stragglers_of_what_was_sent_before_a_change_say_nothing(watched: Watche
     for _ in range(128):
         watched.circuit.fail("reset", sent)
     assert watched.circuit.state == "half_open"
-    watched.circuit.answered()
+    watched.circuit.probe_answered()
     for _ in range(128):
         watched.circuit.fail("reset", sent)
     assert (watched.circuit.state, watched.circuit.is_troubled) == ("closed", False)
 
 
 def test_server_that_fails_requests_but_answers_probes_is_asked_once_a_second_at_most(watched: Watched) -> None:
-    watched.suspected().circuit.answered()
+    watched.suspected().circuit.probe_answered()
     watched.fail(10)
     assert watched.circuit.state == "closed"
     watched.clock.now += CALM
@@ -125,22 +125,22 @@ def test_server_that_fails_requests_but_answers_probes_is_asked_once_a_second_at
 
 
 def test_doubt_asks_for_a_probe_at_once(watched: Watched) -> None:
-    watched.circuit.doubt("connect")
-    watched.circuit.doubt("connect")
+    watched.circuit.mark_suspect("connect")
+    watched.circuit.mark_suspect("connect")
     assert watched.changes == [("closed", "suspect", "connect")]
 
 
 def test_probes_alone_open_after_two_misses_in_a_row(watched: Watched) -> None:
-    watched.circuit.missed()
-    watched.circuit.answered()
+    watched.circuit.probe_missed()
+    watched.circuit.probe_answered()
     for _ in range(MISSES):
         assert watched.circuit.state == "closed"
-        watched.circuit.missed()
+        watched.circuit.probe_missed()
     assert watched.circuit.is_open
 
 
 def test_probe_that_is_sure_opens_at_once(watched: Watched) -> None:
-    watched.circuit.missed(is_sure=True)
+    watched.circuit.probe_missed(is_sure=True)
     assert watched.circuit.is_open
 
 
@@ -152,8 +152,8 @@ def test_half_open_lets_one_request_through_beside_those_left_over(watched: Watc
     assert not circuit.allows(3)
 
 
-@pytest.mark.parametrize("end", [Circuit.succeed, Circuit.begin_answer, Circuit.answered], ids=lambda end: end.__name__)
-def test_half_open_closes_when_the_request_or_the_next_probe_succeeds(watched: Watched, end: Callable[[Circuit], None]) -> None:
+@pytest.mark.parametrize("end", [CircuitBreaker.succeed, CircuitBreaker.begin_answer, CircuitBreaker.probe_answered], ids=lambda end: end.__name__)
+def test_half_open_closes_when_the_request_or_the_next_probe_succeeds(watched: Watched, end: Callable[[CircuitBreaker], None]) -> None:
     end(watched.half_opened().circuit)
     assert (watched.circuit.state, watched.circuit.restrains) == ("closed", False)
 
@@ -164,7 +164,7 @@ def test_half_open_opens_when_the_request_fails(watched: Watched) -> None:
 
 
 def test_half_open_opens_when_the_next_probe_fails(watched: Watched) -> None:
-    watched.half_opened().circuit.missed()
+    watched.half_opened().circuit.probe_missed()
     assert watched.circuit.is_open
 
 
@@ -215,7 +215,7 @@ class CircuitMachine(RuleBasedStateMachine):
         """Let through since the circuit is half open."""
 
     @property
-    def circuit(self) -> Circuit:
+    def circuit(self) -> CircuitBreaker:
         return self.watched.circuit
 
     def noticed(self) -> None:
@@ -263,9 +263,9 @@ class CircuitMachine(RuleBasedStateMachine):
     @rule(well=st.booleans(), is_sure=st.booleans())
     def probe(self, well: bool, is_sure: bool) -> None:
         if well:
-            self.circuit.answered()
+            self.circuit.probe_answered()
         else:
-            self.circuit.missed(is_sure=is_sure)
+            self.circuit.probe_missed(is_sure=is_sure)
         self.noticed()
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 3.0]))
@@ -282,12 +282,12 @@ class CircuitMachine(RuleBasedStateMachine):
     def two_good_probes_and_a_pause_bring_everything_back(self) -> None:
         """No state is without a way out."""
         twin, now = Watched(), self.watched.clock.now
-        for slot in Circuit.__slots__:
+        for slot in CircuitBreaker.__slots__:
             if slot not in ("_clock", "_on_change"):
                 setattr(twin.circuit, slot, getattr(self.circuit, slot))
         twin.clock.now = now + 3
-        twin.circuit.answered()
-        twin.circuit.answered()
+        twin.circuit.probe_answered()
+        twin.circuit.probe_answered()
         assert twin.circuit.state == "closed"
         assert twin.circuit.allows(1000)
         assert not twin.circuit.restrains

@@ -7,23 +7,23 @@ from unittest.mock import MagicMock
 import pytest
 
 from gateway.errors import UpstreamError
-from gateway.relay.failover import Detour
+from gateway.relay.failover import Failover
 from gateway.telemetry.exchange import Meter
 from gateway.upstream.retry_budget import RetryBudget
 
 
-def after_a_refused_connection(budget: RetryBudget, *, met_stale: bool) -> tuple[Detour, Meter, Any]:
+def after_a_refused_connection(budget: RetryBudget, *, met_stale: bool) -> tuple[Failover, Meter, Any]:
     """A request that had waited in line, whose only server takes no connection any more; and the server's circuit."""
     backend: Any = SimpleNamespace(name="vllm", budget=budget)
     destination: Any = SimpleNamespace(backend=backend, route=SimpleNamespace(model="m"), fallback=None)
     ticket: Any = SimpleNamespace(has_waited=True, move=lambda: False)
     server: Any = SimpleNamespace(circuit=MagicMock())
     meter = Meter(lambda: 100.0)
-    meter.send()
+    meter.start_attempt()
     if met_stale:
         meter.attempts, meter.met_stale = 2, True
-    detour = Detour(MagicMock(), destination)
-    assert not detour.moves(ticket, server, UpstreamError("connect"), meter, sent=100.0, answered=False)
+    detour = Failover(MagicMock(), destination)
+    assert not detour.retry_elsewhere(ticket, server, UpstreamError("connect"), meter, sent=100.0, answered=False)
     return detour, meter, server.circuit
 
 
@@ -46,20 +46,20 @@ def spent() -> RetryBudget:
 def test_kept_connection_that_was_stale_and_the_fresh_one_that_was_refused_are_one_attempt(met_stale: bool) -> None:
     detour, meter, circuit = after_a_refused_connection(RetryBudget(), met_stale=met_stale)
     assert meter.attempts == 1
-    assert detour.after(UpstreamError("connect"), meter) is detour.destination, "it waits again"
-    circuit.doubt.assert_called_once_with("connect")
+    assert detour.destination_after(UpstreamError("connect"), meter) is detour.destination, "it waits again"
+    circuit.mark_suspect.assert_called_once_with("connect")
 
 
 def test_request_that_no_server_has_seen_waits_again_without_a_budget() -> None:
     detour, meter, _ = after_a_refused_connection(spent(), met_stale=False)
-    assert detour.after(UpstreamError("connect"), meter) is detour.destination
+    assert detour.destination_after(UpstreamError("connect"), meter) is detour.destination
 
 
 def test_request_that_a_server_may_have_begun_waits_again_only_within_the_budget() -> None:
     detour, meter, circuit = after_a_refused_connection(spent(), met_stale=True)
     with pytest.raises(UpstreamError):
-        detour.after(UpstreamError("connect"), meter)
-    circuit.doubt.assert_not_called()
+        detour.destination_after(UpstreamError("connect"), meter)
+    circuit.mark_suspect.assert_not_called()
 
 
 def test_second_attempt_of_one_that_a_server_may_have_begun_is_counted_in_the_budget() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from gateway import config, simulate
 from gateway.upstream.backend import Backend, build
-from gateway.upstream.health_checks import MAX_LISTED, Health
+from gateway.upstream.health_checks import MAX_LISTED, HealthChecks
 from tests.fakes.fault_backend import MODEL, FaultBackend, Kind
 from tests.fakes.running_gateway import until
 from tests.fakes.stand_ins import stand_in
@@ -39,7 +39,7 @@ async def asked(kind: str, url: str, model: str, changed: list[str] | None = Non
         }
     )
     backends = build(settings.backends.values())
-    async with Health(settings, backends, b"this-gateway", lambda backend: None if changed is None else changed.append(backend.name)) as health:
+    async with HealthChecks(settings, backends, b"this-gateway", lambda backend: None if changed is None else changed.append(backend.name)) as health:
         assert not health.has_asked_all
         await until(lambda: health.has_asked_all)
         assert health.backends == [backends["here"]]

@@ -10,7 +10,7 @@ from gateway.admission.fair_queue import Claim
 from gateway.admission.ticket import Ticket
 from gateway.state_file import StateFile
 from gateway.upstream.backend import Backend, build
-from gateway.upstream.learned_limits import SECTION, keep_learned
+from gateway.upstream.learned_limits import SECTION, persist_learned_limits
 
 
 def backends(num_parallel: int | None = None) -> dict[str, Backend]:
@@ -26,30 +26,30 @@ def learn(found: dict[str, Backend], limit: int) -> None:
 
 
 def limit_of(found: dict[str, Backend], model: str = "llama") -> int:
-    return found["ollama"].admission.queue(model, "text").places[0].bounds[1].limit
+    return found["ollama"].admission.queue(model, "text").placements[0].bounds[1].limit
 
 
 async def test_learned_limit_outlives_a_restart(tmp_path: Path) -> None:
     state = StateFile(tmp_path / "state.json")
-    keep_learned(state, found := backends(), None)
+    persist_learned_limits(state, found := backends(), None)
     learn(found, 3)
     await state.close()
-    keep_learned(StateFile(tmp_path / "state.json"), found := backends(), None)
+    persist_learned_limits(StateFile(tmp_path / "state.json"), found := backends(), None)
     assert (limit_of(found), limit_of(found, "llama"), limit_of(found, "other")) == (3, 3, 1)
 
 
 async def test_setting_that_has_changed_since_counts_more(tmp_path: Path) -> None:
     state = StateFile(None)
-    keep_learned(state, found := backends(), None)
+    persist_learned_limits(state, found := backends(), None)
     learn(found, 3)
-    keep_learned(state, found := backends(2), 2)
+    persist_learned_limits(state, found := backends(2), 2)
     assert limit_of(found) == 2
 
 
 async def test_what_was_learned_of_a_model_that_is_not_used_now_is_kept() -> None:
     state = StateFile(None)
     state.put(SECTION, {"num_parallel": None, "limits": {"ollama": {"ollama": {"old:latest": 4}}}})
-    keep_learned(state, found := backends(), None)
+    persist_learned_limits(state, found := backends(), None)
     learn(found, 2)
     assert state.get(SECTION)["limits"] == {"ollama": {"ollama": {"old:latest": 4, "llama": 2}}}
 
@@ -61,5 +61,5 @@ WRONG = [None, 3, {"ollama": 3}, {"ollama": {"ollama": 3}}, {"ollama": {"ollama"
 async def test_section_of_another_shape_is_no_harm(limits: Any) -> None:
     state = StateFile(None)
     state.put(SECTION, {"num_parallel": None, "limits": limits})
-    keep_learned(state, found := backends(), None)
+    persist_learned_limits(state, found := backends(), None)
     assert limit_of(found) == 1

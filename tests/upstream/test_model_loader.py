@@ -134,7 +134,7 @@ async def test_model_that_went_in_between_is_loaded_again() -> None:
     async with before(keys={"probe_interval": 0.05}, load_seconds=0.05) as (gateway, server):
         await gateway.ask()
         server.app.scheduler.expire(A)
-        state = gateway.gateway._backends["ollama"].servers[0].loads.states["a"]  # type: ignore[union-attr]
+        state = gateway.gateway._backends["ollama"].servers[0].residency.states["a"]  # type: ignore[union-attr]
         await until(lambda: not state.is_ready)
         assert (await gateway.ask()).status == 200
         assert len(loads(server)) == 2

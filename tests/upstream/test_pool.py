@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.upstream import connection as connection_module
-from gateway.upstream.connection import READ_BYTES, Bounds, Connection, WireError
+from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, WireError
 from gateway.upstream.pool import Origin, Pool
 from tests.fakes.fault_backend import TEXT, FaultBackend
 from tests.fakes.running_gateway import until
@@ -71,14 +71,14 @@ class FakeTransport(asyncio.Transport):
 class FakePool(Pool):
     """A pool whose connections lead to a `FakeTransport`, the newest in `transport`."""
 
-    def __init__(self, bounds: Bounds | None = None) -> None:
+    def __init__(self, bounds: ConnectionLimits | None = None) -> None:
         super().__init__(Origin("backend", 80), connect_timeout=1, idle_seconds=30, bounds=bounds)
         self.made = 0
 
     async def connect(self, connect_timeout: float | None = None) -> Connection:
         self.made += 1
         self.transport = FakeTransport()
-        connection = Connection(self, asyncio.get_running_loop(), self._bounds)
+        connection = Connection(self, asyncio.get_running_loop(), self._limits)
         self.transport.connection = connection
         connection.connection_made(self.transport)
         return connection
@@ -139,7 +139,7 @@ async def read_whole(connection: Connection, pieces: list[bytes]) -> None:
 
 
 async def read_pieces(connection: Connection, pieces: list[bytes]) -> None:
-    await connection.pump(pieces.append)
+    await connection.stream(pieces.append)
 
 
 async def outcome(reader: Callable[[Connection, list[bytes]], Awaitable[None]], *reads: bytes) -> tuple[Any, ...]:
@@ -166,7 +166,7 @@ async def outcome(reader: Callable[[Connection, list[bytes]], Awaitable[None]], 
         assert pool.open_connections == 0
         return error.fault, b"".join(pieces)
     await turn()
-    is_kept = pool.open_connections == 1 and pool.take() is not None
+    is_kept = pool.open_connections == 1 and pool.acquire() is not None
     pool.close()
     await turn()
     assert pool.open_connections == 0
@@ -224,7 +224,7 @@ async def backend() -> AsyncIterator[FaultBackend]:
 def pool_for(
     backend: FaultBackend, *, idle_seconds: float = 30, connect_timeout: float = 5, tls: ssl.SSLContext | None = None, **bounds: int
 ) -> Pool:
-    return Pool(Origin(backend.host, backend.port, tls), connect_timeout=connect_timeout, idle_seconds=idle_seconds, bounds=Bounds(**bounds))
+    return Pool(Origin(backend.host, backend.port, tls), connect_timeout=connect_timeout, idle_seconds=idle_seconds, bounds=ConnectionLimits(**bounds))
 
 
 @pytest.fixture
@@ -293,11 +293,11 @@ async def test_byte_that_the_busy_loop_has_not_read_yet_never_reaches_the_next_r
         answering = asyncio.create_task(answer())
         assert await ask(pool) == b"ok"
         with await answering as peer:
-            kept = pool.take()
+            kept = pool.acquire()
             assert kept is not None
-            pool.keep(kept)
+            pool.release(kept)
             peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno")
-            assert pool.take() is None
+            assert pool.acquire() is None
         pool.close()
 
 
@@ -357,7 +357,7 @@ async def test_byte_on_an_idle_connection_closes_it() -> None:
     pool.feed(b"!")
     await turn()
     assert pool.open_connections == 0
-    assert pool.take() is None
+    assert pool.acquire() is None
 
 
 async def exchange_once(pool: FakePool) -> bytes:
@@ -366,7 +366,7 @@ async def exchange_once(pool: FakePool) -> bytes:
 
 
 async def test_informational_answers_without_end_are_not_read_on() -> None:
-    pool = FakePool(Bounds(informational=10))
+    pool = FakePool(ConnectionLimits(informational=10))
     task = asyncio.create_task(exchange_once(pool))
     await turn()
     pool.feed(b"HTTP/1.1 102 Processing\r\n\r\n" * 11)
@@ -389,7 +389,7 @@ async def test_informational_answers_without_end_are_not_read_on() -> None:
     ids=["one header", "many headers", "status line", "name"],
 )
 async def test_head_is_bounded(raw: bytes) -> None:
-    pool = FakePool(Bounds(head=2000, headers=20))
+    pool = FakePool(ConnectionLimits(head=2000, headers=20))
     task = asyncio.create_task(exchange_once(pool))
     await turn()
     for start in range(0, len(raw), 500):
@@ -422,7 +422,7 @@ async def test_whole_body_is_bounded(size: int, is_one_read: bool) -> None:
 
 
 async def test_body_that_nobody_reads_pauses_the_socket() -> None:
-    pool = FakePool(Bounds(unread=UNREAD))
+    pool = FakePool(ConnectionLimits(unread=UNREAD))
     pieces: list[bytes] = []
     task = asyncio.create_task(pool.request())
     await turn()
@@ -432,7 +432,7 @@ async def test_body_that_nobody_reads_pauses_the_socket() -> None:
     assert not pool.transport.is_paused
     pool.feed(b"x")
     assert pool.transport.is_paused
-    pumping = asyncio.create_task(response.pump(pieces.append))
+    pumping = asyncio.create_task(response.stream(pieces.append))
     await turn()
     assert not pool.transport.is_paused
     assert len(b"".join(pieces)) == UNREAD + 1
@@ -450,7 +450,7 @@ async def test_caller_that_cannot_take_more_pauses_the_socket() -> None:
     response = await task
     response.pause()
     assert pool.transport.is_paused
-    pumping = asyncio.create_task(response.pump(lambda piece: None))
+    pumping = asyncio.create_task(response.stream(lambda piece: None))
     await turn()
     assert pool.transport.is_paused
     response.resume()
@@ -463,7 +463,7 @@ async def test_caller_that_cannot_take_more_pauses_the_socket() -> None:
     await turn()
     pool.feed(CHUNKED + b"5\r\nhello\r\n")
     response = await task
-    pumping = asyncio.create_task(response.pump(lambda piece: response.pause()))
+    pumping = asyncio.create_task(response.stream(lambda piece: response.pause()))
     await turn()
     assert pool.transport.is_paused
     pumping.cancel()
@@ -481,7 +481,7 @@ async def test_paused_reader_holds_the_server_back(backend: FaultBackend, pool: 
         response.pause()
 
     with await pool.request(head(pool), STREAM) as response:
-        pumping = asyncio.create_task(response.pump(take))
+        pumping = asyncio.create_task(response.stream(take))
         await until(lambda: size > 0)
         for _ in range(10):
             taken = size
@@ -504,7 +504,7 @@ async def test_what_the_caller_raises_over_a_piece_is_raised_to_it() -> None:
 
     async def exchange() -> None:
         with await pool.request() as response:
-            await response.pump(refuse)
+            await response.stream(refuse)
 
     task = asyncio.create_task(exchange())
     await turn()
@@ -517,7 +517,7 @@ async def test_what_the_caller_raises_over_a_piece_is_raised_to_it() -> None:
 
 async def test_stop_ends_the_pump_and_keeps_the_connection_if_only_the_end_follows(backend: FaultBackend, pool: Pool) -> None:
     with await pool.request(head(pool), STREAM) as response:
-        await response.pump(lambda piece: response.stop() if b"[DONE]" in piece else None)
+        await response.stream(lambda piece: response.stop() if b"[DONE]" in piece else None)
     await until(lambda: len(pool._idle) == 1)
     await ask(pool)
     assert len(backend.peers) == 1
@@ -617,7 +617,7 @@ async def test_cancelling_at_any_moment_leaves_nothing_behind(backend: FaultBack
 
     async def exchange() -> None:
         with await pool.request(head(pool), body) as response:
-            await response.pump(lambda piece: None)
+            await response.stream(lambda piece: None)
 
     for turns in range(MOMENTS):
         if is_warm:

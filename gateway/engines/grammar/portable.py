@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from itertools import chain, count
 from typing import Any
 
-from gateway.chat.json_schema import TYPES, Document, Schema, nodes
+from gateway.chat.json_schema import TYPES, Schema, SchemaDocument, nodes
 from gateway.engines.grammar import ambiguity
 from gateway.engines.grammar import regex as patterns
 
@@ -103,11 +103,11 @@ class _Forms:
     """One result, of one or more documents. Definitions are made of what is referred to, under names that all engines can follow."""
 
     def __init__(self) -> None:
-        self._document = Document({})
+        self._document = SchemaDocument({})
         self._names: dict[int, tuple[str, Schema]] = {}
         """By the schema's identity, which it keeps by being there."""
         self._taken: set[str] = set()
-        self._waiting: list[tuple[Document, str, Schema]] = []
+        self._waiting: list[tuple[SchemaDocument, str, Schema]] = []
         self._definitions: dict[str, Schema] = {}
         self._forms = 0
         self._path = 0
@@ -122,11 +122,11 @@ class _Forms:
         """They need `definitions` beside them, where the document begins."""
         found = []
         for root in roots:
-            self._document, self._path = Document(root), 0
+            self._document, self._path = SchemaDocument(root), 0
             form = self._form(root, 1)
             self._define()
             if id(root) in self._names or any(_odd.sub("-", name) in _RULES for name in form.get("properties", ())):
-                self._document = Document(root)
+                self._document = SchemaDocument(root)
                 form = self._referring(root, "root")
                 self._define()
             found.append(form)

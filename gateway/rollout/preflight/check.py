@@ -12,16 +12,16 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
-from gateway.chat.parameter_policy import TierParams
+from gateway.chat.parameter_policy import ParameterPolicy
 from gateway.config import Settings, Tier
 from gateway.errors import ClientLeft, Conflict, InvalidRequest, ShuttingDown
-from gateway.relay.context import Surroundings
+from gateway.relay.context import RelayContext
 from gateway.relay.route import Route
 from gateway.rollout.preflight import gpu_memory as memory
-from gateway.rollout.preflight.findings import Finding, Place, Side, compare, shared_gpu, way_back
-from gateway.rollout.preflight.gpu_memory import Loaded, Memory
-from gateway.rollout.preflight.probes import YES, Trait, Traits, Tryout, told_of
-from gateway.rollout.state import Line, Rollout
+from gateway.rollout.preflight.findings import BackendFacts, Finding, TierSide, compare, rollback_finding, shared_gpu
+from gateway.rollout.preflight.gpu_memory import GpuMemory, LoadedModel
+from gateway.rollout.preflight.probes import YES, CapabilityProbe, Trait, Traits, reported_trait
+from gateway.rollout.state import Rollout, TierRoute
 from gateway.telemetry.exchange import CHAT
 from gateway.upstream.backend import Backend
 
@@ -40,22 +40,22 @@ class Pair(Struct, frozen=True):
     other: str | None
 
 
-class Check:
+class PreflightCheck:
     """One check of a move to `target`. `deadline` is on the loop's clock."""
 
-    def __init__(self, settings: Settings, shared: Surroundings, target: Backend, pairs: list[Pair], deadline: float) -> None:
+    def __init__(self, settings: Settings, context: RelayContext, target: Backend, pairs: list[Pair], deadline: float) -> None:
         self._settings = settings
-        self._shared = shared
+        self._context = context
         self._target = target
         self._pairs = pairs
         self._deadline = deadline
-        self._memory: dict[str, Memory] = {}
+        self._memory: dict[str, GpuMemory] = {}
         self._traits: dict[tuple[str, str], Traits] = {}
         """By tier and backend."""
 
     async def run(self) -> list[Finding]:
         names = dict.fromkeys([self._target.name, *(pair.other for pair in self._pairs if pair.other), self._settings.rollback_to])
-        backends = [self._shared.backends[name] for name in names]
+        backends = [self._context.backends[name] for name in names]
         await self._look_at_memory(backends)
         unloaded = {pair.tier.name for pair in self._pairs if self._is_unloaded(pair.tier)}
         await asyncio.gather(*(self._try_models(backend) for backend in backends))
@@ -70,8 +70,8 @@ class Check:
         return findings
 
     async def _look_at_memory(self, backends: list[Backend]) -> None:
-        seconds = max(LEAST_LOOK, min(memory.SECONDS, LOOK_SHARE * (self._deadline - self._shared.loop.time())))
-        found = await asyncio.gather(*(memory.ask(backend, self._shared.gateway_id, seconds) for backend in backends))
+        seconds = max(LEAST_LOOK, min(memory.SECONDS, LOOK_SHARE * (self._deadline - self._context.loop.time())))
+        found = await asyncio.gather(*(memory.ask(backend, self._context.gateway_id, seconds) for backend in backends))
         self._memory |= {backend.name: told for backend, told in zip(backends, found, strict=True)}
 
     def _is_unloaded(self, tier: Tier) -> bool:
@@ -99,12 +99,12 @@ class Check:
             await asyncio.gather(*(self._try_model(*group) for group in groups))
 
     async def _try_model(self, route: Route, tier: Tier, names: list[str]) -> None:
-        backend = self._shared.backends[route.backend]
+        backend = self._context.backends[route.backend]
         if backend.kind == "ollama" and backend is not self._target:
             traits = _by_its_word(backend, route.model)
         else:
-            params = TierParams(*_params(tier))
-            traits = await Tryout(self._shared, self._shared.destination(route, CHAT), params, self._deadline).run()
+            params = ParameterPolicy(*_params(tier))
+            traits = await CapabilityProbe(self._context, self._context.destination(route, CHAT), params, self._deadline).run()
         self._traits |= {(name, backend.name): traits for name in names}
 
     def _fault(self, backend: Backend, model: str) -> str:
@@ -120,7 +120,7 @@ class Check:
             return f"has no such model; there is: {listed or 'none'}{' and others' if len(there) > MAX_LISTED else ''}"
         return "asleep" if self._memory[backend.name].is_asleep else ""
 
-    def _side(self, tier: Tier, backend: Backend, was_unloaded: bool = False) -> Side:
+    def _side(self, tier: Tier, backend: Backend, was_unloaded: bool = False) -> TierSide:
         model = tier.models[backend.name]
         loaded = self._memory[backend.name].of(backend, model)
         down = [server.name for server in backend.servers if not server.is_well]
@@ -131,7 +131,7 @@ class Check:
         if was_unloaded and "streaming" in traits:
             left = "" if loaded else "; it is not any more: another may have taken its place"
             remarks.append(f"{model!r} was not loaded, and has been for this check{left}")
-        return Side(
+        return TierSide(
             backend.name,
             backend.kind,
             model,
@@ -149,27 +149,27 @@ class Check:
         if target.name not in tier.models:
             words = f"the settings give it no model on {target.name}: a switch is refused"
             return [Finding(tier.name, "serves", "breaks", target.name, "no model", words=words)]
-        other = None if pair.other is None else self._side(tier, self._shared.backends[pair.other])
+        other = None if pair.other is None else self._side(tier, self._context.backends[pair.other])
         findings = list(compare(tier.name, self._side(tier, target, was_unloaded), other))
-        back = self._shared.backends[self._settings.rollback_to]
+        back = self._context.backends[self._settings.rollback_to]
         if back is not target:
             model = tier.models.get(back.name)
-            findings.append(way_back(tier.name, model, self._place(back), self._loaded_seconds(back, model)))
+            findings.append(rollback_finding(tier.name, model, self._place(back), self._loaded_seconds(back, model)))
         return findings
 
     def _loaded_seconds(self, backend: Backend, model: str | None) -> float | None:
         told = self._memory[backend.name]
         if model is None or told.loaded is None:
             return None
-        found: Loaded | None = told.of(backend, model)
+        found: LoadedModel | None = told.of(backend, model)
         return 0.0 if found is None else found.seconds
 
-    def _place(self, backend: Backend) -> Place:
+    def _place(self, backend: Backend) -> BackendFacts:
         keep_alive = backend.settings.keep_alive
         keeps = keep_alive.startswith("-") if isinstance(keep_alive, str) else keep_alive is not None and keep_alive < 0
         names = {urlsplit(server.base_url).hostname or "" for server in backend.settings.servers}
         hosts = frozenset("loopback" if name in LOOPBACK else name for name in names)
-        return Place(backend.name, backend.kind, hosts, backend.is_up, keeps, self._memory[backend.name])
+        return BackendFacts(backend.name, backend.kind, hosts, backend.is_up, keeps, self._memory[backend.name])
 
 
 def _params(tier: Tier) -> tuple[Mapping[str, object], Mapping[str, object], tuple[str, ...], int | None]:
@@ -180,16 +180,16 @@ def _by_its_word(backend: Backend, model: str) -> Traits:
     """What an Ollama tells of a model that it serves. What it does not tell all of its versions can."""
     traits = dict.fromkeys(("streaming", "usage", "structured_output", "parameters"), YES)
     words = {"vision": "vision", "reasoning": "thinking", "tools": "tools", "forced_tools": "tools"}
-    traits |= {what: told_of(backend, model, word) for what, word in words.items()}
+    traits |= {what: reported_trait(backend, model, word) for what, word in words.items()}
     return traits | {"answers": Trait(None, "up, not asked")}
 
 
 class Preflight:
     """Checks, one at a time: a second caller waits for the first."""
 
-    def __init__(self, shared: Surroundings, rollout: Rollout) -> None:
-        self._shared = shared
-        self._lines: Mapping[str, Line] = rollout.lines
+    def __init__(self, context: RelayContext, rollout: Rollout) -> None:
+        self._context = context
+        self._lines: Mapping[str, TierRoute] = rollout.tiers
         self._turn = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
@@ -211,11 +211,11 @@ class Preflight:
         """
         target = self._backend(backend)
         pairs = [Pair(item, self._other(item, target.name)) for item in self._tiers(tier)]
-        pinned = [item for item in self._shared.settings.tiers.values() if tier is not None and item.name.lower() == tier.lower() and item.backend]
+        pinned = [item for item in self._context.settings.tiers.values() if tier is not None and item.name.lower() == tier.lower() and item.backend]
         async with self._turn:
-            began = self._shared.loop.time()
-            findings = await Check(self._shared.settings, self._shared, target, pairs, began + seconds).run()
-            took = self._shared.loop.time() - began
+            began = self._context.loop.time()
+            findings = await PreflightCheck(self._context.settings, self._context, target, pairs, began + seconds).run()
+            took = self._context.loop.time() - began
         findings += [Finding(item.name, "pinned", "note", target.name, "", words=f"the settings pin it to {item.backend}") for item in pinned]
         return {
             "backend": target.name,
@@ -261,28 +261,28 @@ class Preflight:
 
     def _backend(self, name: str | None) -> Backend:
         """Without a name: the first that a tier could move to, besides the one that a rollback leads to."""
-        used = [backend for backend in self._shared.settings.backends if any(backend in tier.models for tier in self._tiers(None))]
+        used = [backend for backend in self._context.settings.backends if any(backend in tier.models for tier in self._tiers(None))]
         if name is None:
-            found = next((backend for backend in used if backend != self._shared.settings.rollback_to), self._shared.settings.rollback_to)
+            found = next((backend for backend in used if backend != self._context.settings.rollback_to), self._context.settings.rollback_to)
         else:
-            found = next((backend for backend in self._shared.settings.backends if backend.lower() == name.lower()), "")
+            found = next((backend for backend in self._context.settings.backends if backend.lower() == name.lower()), "")
         if not found:
-            raise InvalidRequest(f"'backend' must be one of: {', '.join(self._shared.settings.backends)}.", param="backend")
-        return self._shared.backends[found]
+            raise InvalidRequest(f"'backend' must be one of: {', '.join(self._context.settings.backends)}.", param="backend")
+        return self._context.backends[found]
 
     def _tiers(self, name: str | None) -> list[Tier]:
         """Those that a switch would move."""
-        tiers = list(self._shared.settings.tiers.values())
+        tiers = list(self._context.settings.tiers.values())
         if name is not None:
             tiers = [tier for tier in tiers if tier.name.lower() == name.lower()]
             if not tiers:
-                raise InvalidRequest(f"'tier' must be one of: {', '.join(self._shared.settings.tiers)}.", param="tier")
+                raise InvalidRequest(f"'tier' must be one of: {', '.join(self._context.settings.tiers)}.", param="tier")
         return [tier for tier in tiers if tier.backend is None]
 
     def _other(self, tier: Tier, target: str) -> str | None:
         """Who serves it now; where `target` does already, who would after a rollback."""
-        position = self._lines[tier.name].position
-        candidates = (position.backend, self._shared.settings.rollback_to, *tier.models)
+        assignment = self._lines[tier.name].assignment
+        candidates = (assignment.backend, self._context.settings.rollback_to, *tier.models)
         return next((name for name in candidates if name != target and name in tier.models), None)
 
 

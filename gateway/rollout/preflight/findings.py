@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-from gateway.rollout.preflight.gpu_memory import Memory
+from gateway.rollout.preflight.gpu_memory import GpuMemory
 from gateway.rollout.preflight.probes import IN_TEXT, NONE_SEEN, NOT_FOLLOWED, Trait, Traits
 
 Severity = Literal["breaks", "notices", "note", "fine"]
@@ -28,7 +28,7 @@ class Finding(Struct, frozen=True):
     words: str = ""
 
 
-class Side(Struct, frozen=True):
+class TierSide(Struct, frozen=True):
     """A tier on one backend. `fault` says why it cannot serve, empty: it can; `remark` what is amiss otherwise."""
 
     backend: str
@@ -41,7 +41,7 @@ class Side(Struct, frozen=True):
     is_context_sure: bool = True
 
 
-class Place(Struct, frozen=True):
+class BackendFacts(Struct, frozen=True):
     """A backend as far as its memory goes. `hosts` are the names in its addresses; `keeps`: its settings have Ollama keep models loaded."""
 
     name: str
@@ -49,10 +49,10 @@ class Place(Struct, frozen=True):
     hosts: frozenset[str]
     is_up: bool
     keeps: bool
-    memory: Memory
+    memory: GpuMemory
 
 
-class Matter(NamedTuple):
+class Capability(NamedTuple):
     """What is lost where a side has not what the other has."""
 
     what: str
@@ -62,15 +62,15 @@ class Matter(NamedTuple):
     """Where that side is a vLLM."""
 
 
-MATTERS = (
-    Matter("streaming", "breaks", "streams break off"),
-    Matter("usage", "notices", "streams tell no token counts"),
-    Matter("reasoning", "notices", "no thought comes apart from the answer", "vLLM splits it off with --reasoning-parser"),
-    Matter("tools", "breaks", "requests with tools are refused", "vLLM takes them with --enable-auto-tool-choice and --tool-call-parser"),
-    Matter("forced_tools", "breaks", "requests that force a tool are refused"),
-    Matter("structured_output", "notices", "JSON Schemas are not followed"),
-    Matter("vision", "breaks", "requests with images are refused"),
-    Matter("parameters", "notices", "sampling parameters or log probabilities are refused"),
+CAPABILITIES = (
+    Capability("streaming", "breaks", "streams break off"),
+    Capability("usage", "notices", "streams tell no token counts"),
+    Capability("reasoning", "notices", "no thought comes apart from the answer", "vLLM splits it off with --reasoning-parser"),
+    Capability("tools", "breaks", "requests with tools are refused", "vLLM takes them with --enable-auto-tool-choice and --tool-call-parser"),
+    Capability("forced_tools", "breaks", "requests that force a tool are refused"),
+    Capability("structured_output", "notices", "JSON Schemas are not followed"),
+    Capability("vision", "breaks", "requests with images are refused"),
+    Capability("parameters", "notices", "sampling parameters or log probabilities are refused"),
 )
 UNLIKE = {
     ("forced_tools", NOT_FOLLOWED): "a forced choice of tool is not followed",
@@ -80,7 +80,7 @@ UNLIKE = {
 UNASKED = Trait(None, "not asked")
 
 
-def compare(tier: str, side: Side, other: Side | None) -> Iterator[Finding]:
+def compare(tier: str, side: TierSide, other: TierSide | None) -> Iterator[Finding]:
     """What `side` would change for the clients of `tier`, who are served by `other` now; None: nobody else could."""
     if side.fault:
         yield Finding(
@@ -95,17 +95,17 @@ def compare(tier: str, side: Side, other: Side | None) -> Iterator[Finding]:
         yield Finding(tier, "servers", "note", side.backend, side.remark, words=f"of {side.backend}: {side.remark}")
     yield _context(tier, side, other)
     if answers.has:
-        for matter in MATTERS:
+        for matter in CAPABILITIES:
             yield _matter(tier, matter, side, other)
 
 
-def _named(other: Side | None, value: str | None = None) -> tuple[str | None, str | None]:
+def _named(other: TierSide | None, value: str | None = None) -> tuple[str | None, str | None]:
     if other is None:
         return None, None
     return other.backend, value if value is not None else other.fault or other.traits.get("answers", UNASKED).value
 
 
-def _context(tier: str, side: Side, other: Side | None) -> Finding:
+def _context(tier: str, side: TierSide, other: TierSide | None) -> Finding:
     here, there = side.context, other.context if other else None
     values = (side.backend, _tokens(side), *_named(other, _tokens(other) if other else ""))
     if here is None or there is None or here >= there or other is None:
@@ -117,11 +117,11 @@ def _context(tier: str, side: Side, other: Side | None) -> Finding:
     return Finding(tier, "context", "notices", *values, words=f"prompts of more than {here} tokens are refused (context_length_exceeded)")
 
 
-def _tokens(side: Side) -> str:
+def _tokens(side: TierSide) -> str:
     return "not known" if side.context is None else f"{side.context} tokens" if side.is_context_sure else f"up to {side.context} tokens"
 
 
-def _matter(tier: str, matter: Matter, side: Side, other: Side | None) -> Finding:
+def _matter(tier: str, matter: Capability, side: TierSide, other: TierSide | None) -> Finding:
     here, there = _trait(side, matter.what), UNASKED if other is None else _trait(other, matter.what)
     values = (side.backend, here.value, *_named(other, there.value))
     if here.has or _is_as_before(matter.what, here, there):
@@ -135,7 +135,7 @@ def _matter(tier: str, matter: Matter, side: Side, other: Side | None) -> Findin
     return Finding(tier, matter.what, severity, *values, words=f"{words}; {matter.hint}" if matter.hint and side.kind == "vllm" else words)
 
 
-def _trait(side: Side, what: str) -> Trait:
+def _trait(side: TierSide, what: str) -> Trait:
     """What there was no time for is not known, for the reason that ended the look."""
     return side.traits.get(what) or Trait(None, side.traits.get("unfinished", UNASKED).value)
 
@@ -150,7 +150,7 @@ def _is_as_before(what: str, here: Trait, there: Trait) -> bool:
 # The way back, and room on the GPU
 
 
-def way_back(tier: str, model: str | None, back: Place, loaded_seconds: float | None) -> Finding:
+def rollback_finding(tier: str, model: str | None, back: BackendFacts, loaded_seconds: float | None) -> Finding:
     """What a rollback to `back` would meet. `loaded_seconds`: until Ollama unloads the model; inf: never, 0: it is not loaded, None: not known."""
     if model is None:
         return Finding(tier, "rollback", "note", back.name, "no model", words=f"a rollback leaves it where it is: it has no model on {back.name}")
@@ -175,7 +175,7 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def shared_gpu(target: Place, other: Place) -> Finding | None:
+def shared_gpu(target: BackendFacts, other: BackendFacts) -> Finding | None:
     """Whether both fit the GPU at once, as far as they tell; None where that is no question."""
     if {target.kind, other.kind} != {"ollama", "vllm"}:
         return None
@@ -186,7 +186,7 @@ def shared_gpu(target: Place, other: Place) -> Finding | None:
     return Finding(None, "gpu", "note", *names, words=f"{ollama.name} and {vllm.name} are on one host, perhaps on one GPU: {_fit(ollama, vllm)}")
 
 
-def _fit(ollama: Place, vllm: Place) -> str:
+def _fit(ollama: BackendFacts, vllm: BackendFacts) -> str:
     held, share = ollama.memory.in_gpu, vllm.memory.share
     if not vllm.is_up:
         return (
@@ -214,7 +214,7 @@ def _fit(ollama: Place, vllm: Place) -> str:
     )
 
 
-def _holds(place: Place) -> str:
+def _holds(place: BackendFacts) -> str:
     if not place.is_up:
         return "down"
     if place.kind == "ollama":

@@ -30,7 +30,7 @@ _ASLEEP = re.compile(rb'^vllm:engine_sleep_state\{[^\n]*sleep_state="awake"[^\n]
 _SHARE = re.compile(rb'gpu_memory_utilization="([0-9.]+)"')
 
 
-class Loaded(Struct, frozen=True):
+class LoadedModel(Struct, frozen=True):
     """A model that an Ollama has loaded. `size` and `in_gpu` in bytes; `seconds`: until it is unloaded if nobody asks for it, inf: never."""
 
     name: str
@@ -40,10 +40,10 @@ class Loaded(Struct, frozen=True):
     seconds: float | None
 
 
-class Memory(Struct, frozen=True):
+class GpuMemory(Struct, frozen=True):
     """Of one backend, its servers together; None: it does not tell. `share` is the part of a GPU's memory that vLLM may fill, the largest."""
 
-    loaded: list[Loaded] | None = None
+    loaded: list[LoadedModel] | None = None
     share: float | None = None
     is_asleep: bool = False
     """Every vLLM was put to sleep: its weights are out of the GPU, and a request would find none."""
@@ -53,10 +53,10 @@ class Memory(Struct, frozen=True):
         """Bytes of what is loaded."""
         return sum(item.in_gpu for item in self.loaded or ())
 
-    def of(self, backend: Backend, model: str) -> Loaded | None:
+    def of(self, backend: Backend, model: str) -> LoadedModel | None:
         """The entry of `model`, by any of its names."""
-        wanted = backend.dialect.canonical(model)
-        return next((item for item in self.loaded or () if backend.dialect.canonical(item.name) == wanted), None)
+        wanted = backend.engine.canonical(model)
+        return next((item for item in self.loaded or () if backend.engine.canonical(item.name) == wanted), None)
 
 
 class _Entry(Struct):
@@ -74,16 +74,16 @@ class _Entries(Struct):
 _entries = msgspec.json.Decoder(_Entries)
 
 
-async def ask(backend: Backend, gateway_id: bytes, seconds: float = SECONDS) -> Memory:
+async def ask(backend: Backend, gateway_id: bytes, seconds: float = SECONDS) -> GpuMemory:
     """What the servers of `backend` tell now, those that answer in `seconds`."""
     if backend.kind == "openai":
-        return Memory()
+        return GpuMemory()
     path = "/api/ps" if backend.kind == "ollama" else "/metrics"
     bodies = await asyncio.gather(*(_get(backend, server, path, gateway_id, seconds) for server in backend.servers))
     told = [body for body in bodies if body is not None]
     if backend.kind == "ollama":
-        return Memory(loaded=_loaded(told, datetime.now(UTC)))
-    return Memory(share=max(filter(None, map(share_of, told)), default=None), is_asleep=bool(told) and all(_ASLEEP.search(body) for body in told))
+        return GpuMemory(loaded=_loaded(told, datetime.now(UTC)))
+    return GpuMemory(share=max(filter(None, map(share_of, told)), default=None), is_asleep=bool(told) and all(_ASLEEP.search(body) for body in told))
 
 
 def share_of(metrics: bytes) -> float | None:
@@ -98,12 +98,12 @@ def share_of(metrics: bytes) -> float | None:
     return share if 0 < share <= 1 else None
 
 
-def _loaded(bodies: Iterable[bytes], now: datetime) -> list[Loaded] | None:
+def _loaded(bodies: Iterable[bytes], now: datetime) -> list[LoadedModel] | None:
     lists = [found for body in bodies if (found := decode(_entries, body)) is not None]
     if not lists:
         return None
     entries = [entry for found in lists for entry in found.models or ()]
-    return [Loaded(entry.name, entry.size, entry.size_vram, entry.context_length, _seconds(entry.expires_at, now)) for entry in entries]
+    return [LoadedModel(entry.name, entry.size, entry.size_vram, entry.context_length, _seconds(entry.expires_at, now)) for entry in entries]
 
 
 def _seconds(expires_at: str, now: datetime) -> float | None:

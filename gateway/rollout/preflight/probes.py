@@ -15,8 +15,8 @@ from msgspec import Struct
 from gateway.admission.fair_queue import Claim
 from gateway.admission.ticket import Ticket
 from gateway.chat.answer import Answer, Delta, assemble
-from gateway.chat.normalizer import THOUGHT_CLOSES, THOUGHT_OPENS, Shaping
-from gateway.chat.parameter_policy import TierParams
+from gateway.chat.normalizer import THOUGHT_CLOSES, THOUGHT_OPENS, Normalizer
+from gateway.chat.parameter_policy import ParameterPolicy
 from gateway.chat.request import (
     Chat,
     Choice,
@@ -33,7 +33,7 @@ from gateway.chat.request import (
 )
 from gateway.engines.engine import MAX_REFUSAL
 from gateway.errors import BackendUnavailable, GatewayError, InvalidRequest, ModelNotFound, QueueFull, QueueTimeout, UpstreamError
-from gateway.relay.context import Surroundings
+from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import WireError
@@ -81,7 +81,7 @@ YES = Trait(True, "yes")
 DROPPED = Trait(None, "the tier drops it")
 
 
-class _Said(Struct):
+class _ProbeAnswer(Struct):
     """An answer as a client would be shown it, and whether the engine had told thought from speech."""
 
     shown: Answer
@@ -96,17 +96,17 @@ class _Stopped(Exception):
         self.trait = Trait(has, value)
 
 
-def told_of(backend: Backend, model: str, capability: str) -> Trait:
+def reported_trait(backend: Backend, model: str, capability: str) -> Trait:
     """Whether `model` has what Ollama calls by that word, by the word of `backend`."""
     known = next((told for server in backend.servers if (told := server.facts(model).capabilities) is not None), None)
     return Trait(None, "not told") if known is None else YES if capability in known else Trait(False, "no")
 
 
-class Tryout:
+class CapabilityProbe:
     """One model on one backend. `deadline` is on the loop's clock: nothing waits longer."""
 
-    def __init__(self, shared: Surroundings, destination: Destination, params: TierParams, deadline: float) -> None:
-        self._shared = shared
+    def __init__(self, context: RelayContext, destination: Destination, params: ParameterPolicy, deadline: float) -> None:
+        self._context = context
         self._destination = destination
         self._backend = destination.backend
         self._params = params
@@ -158,7 +158,7 @@ class Tryout:
 
     async def _vision(self) -> Trait:
         """Where the backend tells, it is not asked: images may stand in a long line of their own."""
-        told = told_of(self._backend, self._destination.route.model, "vision")
+        told = reported_trait(self._backend, self._destination.route.model, "vision")
         return await self._taken(_chat([TextPart("What is it?"), ImagePart(ImageUrl(PICTURE))])) if told.has is None else told
 
     async def _shaped(self, chat: Chat, applies: Callable[[Chat], bool], fits: Callable[[Answer], bool | None]) -> Trait:
@@ -179,11 +179,11 @@ class Tryout:
 
     # One request
 
-    async def _ask(self, chat: Chat, tokens: int) -> _Said:
+    async def _ask(self, chat: Chat, tokens: int) -> _ProbeAnswer:
         """Raises `_Stopped` where no time is left or there is no room, else the error that a client would get."""
         chat = self._params.apply(msgspec.structs.replace(chat, max_tokens=tokens, stream=True))
         chat = msgspec.structs.replace(chat, max_tokens=None, max_completion_tokens=min(tokens, chat.token_limit or tokens))
-        seconds = max(0.0, self._deadline - self._shared.loop.time())
+        seconds = max(0.0, self._deadline - self._context.loop.time())
         self._is_sent = self._has_spoken = False
         try:
             async with asyncio.timeout(seconds):
@@ -197,14 +197,14 @@ class Tryout:
                 raise _Stopped(None, "busy: no slot came free in time") from None
             raise _Stopped(False, f"{'no end' if self._has_spoken else 'no first piece'} in time") from None
         thought = _thought(raw)  # before the deltas are shaped, which changes them
-        return _Said(assemble(Shaping(chat).take(raw)), thought)
+        return _ProbeAnswer(assemble(Normalizer(chat).normalize(raw)), thought)
 
     async def _while_alive(self, work: Coroutine[Any, Any, list[Delta]]) -> list[Delta]:
         """Raises `_Stopped` when the probes have found every server dead: nobody need wait on."""
         task = asyncio.create_task(work)
         try:
             while not (await asyncio.wait((task,), timeout=LOOK_SECONDS))[0]:
-                if self._backend.is_away(self._destination.route.model):
+                if self._backend.is_down(self._destination.route.model):
                     raise _Stopped(False, "does not answer")
             return task.result()
         finally:
@@ -214,25 +214,25 @@ class Tryout:
     async def _in_turn(self, chat: Chat, seconds: float) -> list[Delta]:
         queue = self._destination.queues["vision" if chat.has_images else "text"]
         with Ticket(self._backend.admission, queue, Claim(KEY, is_batch=True, timeout=max(0.0, seconds))) as ticket:
-            if ticket.place is None:
+            if ticket.placement is None:
                 await ticket.wait()
             self._is_sent = True
-            server = ticket.station
+            server = ticket.server
             assert isinstance(server, Server)
             for _ in range(AMENDMENTS):
                 try:
-                    return await self._exchange(chat, server, ticket.spoke)
+                    return await self._exchange(chat, server, ticket.first_token)
                 except InvalidRequest as refusal:
-                    amended = self._backend.dialect.amended(chat, refusal)
-                    if amended is None:
+                    relaxed = self._backend.engine.relaxed(chat, refusal)
+                    if relaxed is None:
                         raise
-                    chat = amended
-            return await self._exchange(chat, server, ticket.spoke)
+                    chat = relaxed
+            return await self._exchange(chat, server, ticket.first_token)
 
     async def _exchange(self, chat: Chat, server: Server, spoke: Callable[[], None]) -> list[Delta]:
-        dialect, model = self._backend.dialect, self._destination.route.model
-        body = dialect.render(chat, model, server.facts(model), True)
-        reading = dialect.reading()
+        engine, model = self._backend.engine, self._destination.route.model
+        body = engine.render(chat, model, server.facts(model), True)
+        reader = engine.reader()
         deltas: list[Delta] = []
         size = 0
 
@@ -241,23 +241,23 @@ class Tryout:
             size += len(piece)
             if size > MAX_ANSWER:
                 raise UpstreamError("too_large")
-            deltas.extend(reading.feed(piece))
+            deltas.extend(reader.feed(piece))
             if deltas and not self._has_spoken:
                 self._has_spoken = True
                 spoke()
-            if reading.failure is not None:
-                raise reading.failure
-            if reading.over:
+            if reader.failure is not None:
+                raise reader.failure
+            if reader.done:
                 response.stop()
 
         try:
-            with await server.pool.request(server.chat_head(b"", self._shared.gateway_id), body) as response:
+            with await server.pool.request(server.chat_head(b"", self._context.gateway_id), body) as response:
                 if response.status != 200:
-                    raise dialect.refusal(response.status, await response.read(MAX_REFUSAL))
-                check_headers(response, dialect.stream_type)
-                await response.pump(on_piece)
-                if not reading.over:
-                    deltas.extend(reading.end())
+                    raise engine.client_error(response.status, await response.read(MAX_REFUSAL))
+                check_headers(response, engine.stream_type)
+                await response.stream(on_piece)
+                if not reader.done:
+                    deltas.extend(reader.end())
         except WireError as fault:
             raise upstream_error(fault) from fault
         return deltas

@@ -4,8 +4,8 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from gateway.simulate.asgi import ClientLeft, Exchange, Receive, Scope, Send
-from gateway.simulate.engine import Died, Engine
+from gateway.simulate.asgi import ClientDisconnected, HttpExchange, Receive, Scope, Send
+from gateway.simulate.engine import Died, SimulatedEngine
 from gateway.simulate.ollama.catalog import Catalog, full_name, is_name, stamp
 from gateway.simulate.ollama.embeddings import Embeddings
 from gateway.simulate.ollama.generation import Replies, send
@@ -14,9 +14,9 @@ from gateway.simulate.ollama.requests import (
     NATIVE_GENERATE,
     V1_CHAT,
     V1_COMPLETION,
-    ApiError,
-    DoorError,
+    EndpointError,
     Job,
+    OllamaApiError,
     decode,
     keep_alive,
     native_images,
@@ -37,14 +37,14 @@ from gateway.simulate.text import Prompt
 
 _LOCAL_ORIGIN = re.compile(r"(https?://(localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(:\d+)?|(app|file|tauri)://.*|vscode-(webview|file)://.*)$")
 
-Handler = Callable[[Exchange], Awaitable[None]]
+Handler = Callable[[HttpExchange], Awaitable[None]]
 
 
-class Ollama:
+class OllamaApp:
     """The ASGI app. `engine` has the counters and faults, `scheduler` what is loaded."""
 
     def __init__(self, options: Options) -> None:
-        self.engine = Engine(options)
+        self.engine = SimulatedEngine(options)
         self.scheduler = Scheduler(options, self.engine.clock)
         self._catalog = Catalog(options, self.scheduler)
         self._replies = Replies(self.engine, self.scheduler)
@@ -66,18 +66,18 @@ class Ollama:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
+        exchange = HttpExchange(scope, receive, send)
         try:
             await exchange.read()
             await exchange.while_client_stays(self._answer(exchange), self.engine.count_cancelled)
-        except ClientLeft:
+        except ClientDisconnected:
             return
         except Died:
             await exchange.hang_up()
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _answer(self, exchange: HttpExchange) -> None:
         if exchange.path.startswith("/simulate/"):
-            return await self.engine.debug_door(exchange)
+            return await self.engine.debug_endpoint(exchange)
         self.engine.remember(exchange)
         origin = exchange.headers.get("origin")
         if origin is not None and not _LOCAL_ORIGIN.match(origin):
@@ -89,7 +89,7 @@ class Ollama:
             return await exchange.reply(405, {"allow": methods, "content-type": "text/plain"}, b"405 method not allowed")
         try:
             await handler(exchange)
-        except ApiError as error:
+        except OllamaApiError as error:
             await self._refuse(exchange, error)
 
     def _route(self, path: str) -> tuple[str, Handler | None]:
@@ -97,7 +97,7 @@ class Ollama:
             return "GET", self._v1_model
         return self._routes.get(path, ("GET", None))
 
-    async def _refuse(self, exchange: Exchange, error: ApiError) -> None:
+    async def _refuse(self, exchange: HttpExchange, error: OllamaApiError) -> None:
         openai = exchange.path.startswith("/v1/")
         kind, body = error_body(openai, error.status, error.message, is_by_door(error))
         if error.late:
@@ -108,42 +108,42 @@ class Ollama:
 
     # Lists and small things.
 
-    async def _root(self, exchange: Exchange) -> None:
+    async def _root(self, exchange: HttpExchange) -> None:
         await exchange.reply(200, {"content-type": "text/plain; charset=utf-8"}, b"Ollama is running")
 
-    async def _version(self, exchange: Exchange) -> None:
+    async def _version(self, exchange: HttpExchange) -> None:
         await send(exchange, NATIVE_JSON, dump({"version": "0.33.0" if self._newer else "0.24.0"}))
 
-    async def _tags(self, exchange: Exchange) -> None:
+    async def _tags(self, exchange: HttpExchange) -> None:
         await send(exchange, NATIVE_JSON, dump(self._catalog.tags()))
 
-    async def _ps(self, exchange: Exchange) -> None:
+    async def _ps(self, exchange: HttpExchange) -> None:
         await send(exchange, NATIVE_JSON, dump(self._catalog.ps()))
 
-    async def _show(self, exchange: Exchange) -> None:
+    async def _show(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, "api.ShowRequest", {"model": "string"}, "missing request body")
         name = str(body.get("model") or body.get("name") or "")
         if not name:
-            raise ApiError(400, "model is required")
+            raise OllamaApiError(400, "model is required")
         model = self._catalog.find(name)
         if model is None:
             shown = f"{name}:latest" if self._newer and ":" not in name else name
-            raise ApiError(404, f"model '{shown}' not found")
+            raise OllamaApiError(404, f"model '{shown}' not found")
         await send(exchange, NATIVE_JSON, dump(self._catalog.show(model)))
 
-    async def _v1_models(self, exchange: Exchange) -> None:
+    async def _v1_models(self, exchange: HttpExchange) -> None:
         await send(exchange, "application/json", dump(self._catalog.v1_models()) + b"\n")
 
-    async def _v1_model(self, exchange: Exchange) -> None:
+    async def _v1_model(self, exchange: HttpExchange) -> None:
         name = exchange.path.removeprefix("/v1/models/")
         model = self._catalog.find(name)
         if model is None:
-            raise ApiError(404, f"model '{f'{name}:latest' if self._newer and ':' not in name else name}' not found")
+            raise OllamaApiError(404, f"model '{f'{name}:latest' if self._newer and ':' not in name else name}' not found")
         await send(exchange, "application/json", dump(self._catalog.v1_model(model, name)) + b"\n")
 
     # Generation.
 
-    async def _chat(self, exchange: Exchange) -> None:
+    async def _chat(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, "api.ChatRequest", NATIVE_CHAT, "missing request body")
         messages = native_messages(body)
         images = tuple(image for message in messages for image in native_images(message))
@@ -158,16 +158,16 @@ class Ollama:
         job = self._native_job(body, model, prompt, images, keeps)
         await self._replies.run(exchange, job, NativeChat(job))
 
-    async def _generate(self, exchange: Exchange) -> None:
+    async def _generate(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, "api.GenerateRequest", NATIVE_GENERATE, "missing request body")
         images = tuple(native_images(body))
         think, keeps = native_think(body.get("think")), keep_alive(body)
         top_logprobs(body)
         if not body.get("model"):
-            raise ApiError(404, "model '' not found")
+            raise OllamaApiError(404, "model '' not found")
         model = self._model(str(body["model"]))
         if body.get("suffix"):
-            raise ApiError(400, f"{full_name(model)} does not support insert")
+            raise OllamaApiError(400, f"{full_name(model)} does not support insert")
         system = [("system", str(body["system"]))] if body.get("system") else []
         turns = [*system, ("user", str(body.get("prompt") or ""))]
         prompt = self._prompt(body, model, turns, len(images), think, body.get("format"), body.get("stream") is not False)
@@ -177,10 +177,10 @@ class Ollama:
         job = self._native_job(body, model, prompt, images, keeps)
         await self._replies.run(exchange, job, NativeGenerate(job))
 
-    async def _v1_chat(self, exchange: Exchange) -> None:
+    async def _v1_chat(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, "openai.ChatCompletionRequest", V1_CHAT, "EOF")
         if not body.get("messages"):
-            raise DoorError(400, "[] is too short - 'messages'")
+            raise EndpointError(400, "[] is too short - 'messages'")
         turns, images = v1_messages(body["messages"])
         think = v1_think(body, self.engine.options.generation)
         top_logprobs(body)
@@ -193,11 +193,11 @@ class Ollama:
         else:
             await self._loaded_only(exchange, job, door)
 
-    async def _v1_completion(self, exchange: Exchange) -> None:
+    async def _v1_completion(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, "openai.CompletionRequest", V1_COMPLETION, "EOF")
         model = self._model(str(body.get("model") or ""))
         if body.get("suffix"):
-            raise ApiError(400, f"{full_name(model)} does not support insert")
+            raise OllamaApiError(400, f"{full_name(model)} does not support insert")
         prompt = self._prompt({}, model, [("user", str(body.get("prompt") or ""))], 0, False, None, False)
         job = self._v1_job({**body, "logprobs": None}, model, prompt, ())
         door = V1Completion(job)
@@ -208,21 +208,21 @@ class Ollama:
 
     def _model(self, name: str) -> Model:
         if not name:
-            raise ApiError(400, "model is required")
+            raise OllamaApiError(400, "model is required")
         model = self._catalog.find(name)
         if model is None:
             if name.endswith((":cloud", "-cloud")):
-                raise ApiError(403, "ollama cloud is disabled: remote model is unavailable")
-            raise ApiError(404, f"model '{name}' not found") if is_name(name) else ApiError(400, "invalid model name")
+                raise OllamaApiError(403, "ollama cloud is disabled: remote model is unavailable")
+            raise OllamaApiError(404, f"model '{name}' not found") if is_name(name) else OllamaApiError(400, "invalid model name")
         if model.embedding:
-            raise ApiError(400, f'"{name}" does not support chat')
+            raise OllamaApiError(400, f'"{name}" does not support chat')
         return model
 
     def _prompt(self, body: Mapping[str, Any], model: Model, turns: list[tuple[str, str]], images: int, think: Any, asked: Any, late: bool) -> Prompt:
         if think and not model.thinking:
-            raise ApiError(400, f'"{body.get("model")}" does not support thinking')
+            raise OllamaApiError(400, f'"{body.get("model")}" does not support thinking')
         if body.get("tools") and not model.tools:
-            raise ApiError(400, f"{full_name(model)} does not support tools")
+            raise OllamaApiError(400, f"{full_name(model)} does not support tools")
         if model.family.startswith("qwen3vl"):
             turns = [turn for turn in turns if turn[0] != "developer"]  # its renderer drops them without a word
         thinks = model.always_thinks or (model.thinking and think is not False)
@@ -260,7 +260,7 @@ class Ollama:
             include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
         )
 
-    async def _load_only(self, exchange: Exchange, model: Model, body: dict[str, Any], keeps: float | None, empty: dict[str, Any]) -> None:
+    async def _load_only(self, exchange: HttpExchange, model: Model, body: dict[str, Any], keeps: float | None, empty: dict[str, Any]) -> None:
         if keeps == 0:
             self.scheduler.expire(model)
         else:
@@ -270,7 +270,7 @@ class Ollama:
         line = {"model": body["model"], "created_at": stamp(), **empty, "done": True, "done_reason": reason}
         await send(exchange, NATIVE_JSON, dump(line))
 
-    async def _loaded_only(self, exchange: Exchange, job: Job, door: V1Chat) -> None:
+    async def _loaded_only(self, exchange: HttpExchange, job: Job, door: V1Chat) -> None:
         """What the OpenAI door makes of a request without a word in it."""
         async with self._replies.loaded(job.model, None, None):
             pass

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from gateway.simulate.asgi import Exchange
-from gateway.simulate.engine import Engine, Failed, Refused
+from gateway.simulate.asgi import HttpExchange
+from gateway.simulate.engine import Failed, Refused, SimulatedEngine
 from gateway.simulate.ollama.catalog import Catalog
 from gateway.simulate.ollama.generation import BUSY, Replies, send
-from gateway.simulate.ollama.requests import ApiError, DoorError, decode, keep_alive, native_options
+from gateway.simulate.ollama.requests import EndpointError, OllamaApiError, decode, keep_alive, native_options
 from gateway.simulate.ollama.responses import NATIVE_JSON, dump
 from gateway.simulate.options import Model
 from gateway.simulate.text import count_tokens
@@ -21,13 +21,13 @@ MARKS = 2
 class Embeddings:
     """The embeddings of one server."""
 
-    def __init__(self, engine: Engine, catalog: Catalog, replies: Replies) -> None:
+    def __init__(self, engine: SimulatedEngine, catalog: Catalog, replies: Replies) -> None:
         self._engine = engine
         self._catalog = catalog
         self._replies = replies
         self._newer = engine.options.generation == "0.33"
 
-    async def native(self, exchange: Exchange) -> None:
+    async def native(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, "api.EmbedRequest", NATIVE_EMBED, "missing request body")
         began = self._engine.clock.now()
         vectors, tokens, load = await self._vectors(body)
@@ -37,13 +37,13 @@ class Embeddings:
             answer |= {"total_duration": max(1, int(total * 1e9)), "load_duration": max(1, int(load * 1e9)), "prompt_eval_count": tokens}
         await send(exchange, NATIVE_JSON, dump(answer))
 
-    async def v1(self, exchange: Exchange) -> None:
+    async def v1(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, "openai.EmbedRequest", V1_EMBED, "EOF")
         if body.get("input") in (None, []):
-            raise DoorError(400, "invalid input")
+            raise EndpointError(400, "invalid input")
         form = str(body.get("encoding_format") or "float")
         if form.lower() not in ("float", "base64"):
-            raise DoorError(400, f"Invalid value for 'encoding_format' = {form}. Supported values: ['float', 'base64'].")
+            raise EndpointError(400, f"Invalid value for 'encoding_format' = {form}. Supported values: ['float', 'base64'].")
         asked: dict[str, Any] = {key: body[key] for key in ("model", "input", "dimensions") if key in body}
         if asked["input"] == "":
             asked["input"] = [""]
@@ -63,12 +63,12 @@ class Embeddings:
         try:
             generation = self._engine.begin()
         except Refused as exc:
-            raise ApiError(exc.status, BUSY if exc.status == 503 else "model runner has unexpectedly stopped") from exc
+            raise OllamaApiError(exc.status, BUSY if exc.status == 503 else "model runner has unexpectedly stopped") from exc
         context = native_options(body).get("num_ctx")
         async with self._replies.loaded(model, context, keep_alive(body)) as (runner, load), self._engine.slot(runner.lane) as clock:
             if not model.embedding:
                 newer = "This server does not support embeddings. Start it with `--embeddings`"
-                raise ApiError(501, newer if self._newer else "this model does not support embeddings")
+                raise OllamaApiError(501, newer if self._newer else "this model does not support embeddings")
             tokens = sum(self._fitted(text, runner.context_length, body.get("truncate") is not False) for text in texts)
             await generation.prefill(tokens, 0, clock)
             try:
@@ -76,7 +76,7 @@ class Embeddings:
             except Failed as exc:
                 door = "tokenize" if self._newer else "embedding"
                 text = f'Post "http://127.0.0.1:38671/{door}": EOF'
-                raise ApiError(400, text if self._newer else f"do embedding request: {text}") from exc
+                raise OllamaApiError(400, text if self._newer else f"do embedding request: {text}") from exc
         vectors = [embed(text, model.embedding) for text in texts]
         wanted = body.get("dimensions") or 0
         return [short(unit(vector[:wanted]) if 0 < wanted < len(vector) else vector) for vector in vectors], tokens, load
@@ -85,19 +85,19 @@ class Embeddings:
         name = str(body.get("model") or "")
         model = self._catalog.find(name)
         if model is None:
-            raise ApiError(404, f'model "{name}" not found, try pulling it first' if name else "model '' not found")
+            raise OllamaApiError(404, f'model "{name}" not found, try pulling it first' if name else "model '' not found")
         return model
 
     def _fitted(self, text: str, context: int, truncate: bool) -> int:
         """The tokens of `text`, cut to the context. Raises ApiError where it must not be."""
         tokens = count_tokens(text) + MARKS
         if tokens > context and not truncate:
-            raise ApiError(400, "the input length exceeds the context length")
+            raise OllamaApiError(400, "the input length exceeds the context length")
         return min(tokens, context)
 
 
 def _texts(asked: Any) -> list[str]:
     texts = asked if isinstance(asked, list) else [asked] if asked not in (None, "") else []
     if not all(isinstance(text, str) for text in texts):
-        raise ApiError(400, "invalid input type")
+        raise OllamaApiError(400, "invalid input type")
     return texts

@@ -3,21 +3,21 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from gateway.simulate.asgi import Exchange
+from gateway.simulate.asgi import HttpExchange
 from gateway.simulate.clock import Clock
-from gateway.simulate.engine import Engine, Failed, Generation, Refused, Truncated
-from gateway.simulate.ollama.requests import ApiError, Job, is_picture, runner_refusal
-from gateway.simulate.ollama.responses import Door, Figures, dump
+from gateway.simulate.engine import Failed, Generation, Refused, SimulatedEngine, Truncated
+from gateway.simulate.ollama.requests import Job, OllamaApiError, is_picture, runner_refusal
+from gateway.simulate.ollama.responses import Figures, ResponseFormat, dump
 from gateway.simulate.ollama.scheduler import Busy, Runner, Scheduler
 from gateway.simulate.options import Model
-from gateway.simulate.text import Answer, Piece, Prompt, count_tokens
+from gateway.simulate.text import GeneratedAnswer, Piece, Prompt, count_tokens
 
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 CHUNKED_FROM = 2048  # bytes of an answer that Go's server keeps to learn its length
 TURN_TOKENS = 4
 
 
-async def send(exchange: Exchange, kind: str, body: bytes) -> None:
+async def send(exchange: HttpExchange, kind: str, body: bytes) -> None:
     """A whole answer as Go's server sends it: with its length when it is short."""
     if len(body) > CHUNKED_FROM:
         await exchange.start(200, {"content-type": kind})
@@ -29,7 +29,7 @@ async def send(exchange: Exchange, kind: str, body: bytes) -> None:
 class Replies:
     """The generations of one server."""
 
-    def __init__(self, engine: Engine, scheduler: Scheduler) -> None:
+    def __init__(self, engine: SimulatedEngine, scheduler: Scheduler) -> None:
         self._engine = engine
         self._scheduler = scheduler
         self._newer = engine.options.generation == "0.33"
@@ -42,18 +42,18 @@ class Replies:
             with self._engine.queued():
                 found = await runners.__aenter__()
         except Busy as exc:
-            raise ApiError(503, BUSY) from exc
+            raise OllamaApiError(503, BUSY) from exc
         try:
             yield found
         finally:
             await runners.__aexit__(None, None, None)
 
-    async def run(self, exchange: Exchange, job: Job, door: Door) -> None:
+    async def run(self, exchange: HttpExchange, job: Job, door: ResponseFormat) -> None:
         """Answer `job`. Raises ApiError as long as nothing was sent."""
         try:
             generation = self._engine.begin()
         except Refused as exc:
-            raise ApiError(exc.status, BUSY if exc.status == 503 else "model runner has unexpectedly stopped") from exc
+            raise OllamaApiError(exc.status, BUSY if exc.status == 503 else "model runner has unexpectedly stopped") from exc
         began = self._engine.clock.now()
         async with (
             self.loaded(job.model, job.context_length, job.keep_alive) as (runner, load),
@@ -65,10 +65,10 @@ class Replies:
             except Failed as exc:
                 self._scheduler.crash(runner)  # the next request starts another
                 if not exchange.started:
-                    raise ApiError(500, "an error was encountered while running the model: unexpected EOF") from exc
+                    raise OllamaApiError(500, "an error was encountered while running the model: unexpected EOF") from exc
                 await exchange.end(door.lost())
 
-    async def _reply(self, exchange: Exchange, job: Job, door: Door, work: "_Work") -> None:
+    async def _reply(self, exchange: HttpExchange, job: Job, door: ResponseFormat, work: "_Work") -> None:
         self._check_images(job)
         if job.repeat_penalty == 0 and self._newer:
             raise runner_refusal("Failed to initialize samplers: penalty_repeat must be finite and greater than 0", job.stream)
@@ -90,7 +90,7 @@ class Replies:
         else:
             await self._plain(exchange, door, work.generation, answer, figures)
 
-    async def _stream(self, exchange: Exchange, job: Job, door: Door, generation: Generation, answer: Answer, figures: Callable[[], Figures]) -> None:
+    async def _stream(self, exchange: HttpExchange, job: Job, door: ResponseFormat, generation: Generation, answer: GeneratedAnswer, figures: Callable[[], Figures]) -> None:
         """Headers leave with the first token. A call is held back until it is whole; so is what might become one."""
         content = answer.joined("content")
         held = bool(answer.calls) or (bool(job.prompt.tools) and job.model.bare_json_calls and content.startswith("{"))
@@ -111,19 +111,19 @@ class Replies:
         await self._write(exchange, door, b"")
         await exchange.end(b"" if answer.broken else door.end(answer, figures()))
 
-    async def _write(self, exchange: Exchange, door: Door, data: bytes) -> None:
+    async def _write(self, exchange: HttpExchange, door: ResponseFormat, data: bytes) -> None:
         if not exchange.started:
             await exchange.start(200, {"content-type": door.stream_type})
         if data:
             await exchange.write(data)
 
-    async def _plain(self, exchange: Exchange, door: Door, generation: Generation, answer: Answer, figures: Callable[[], Figures]) -> None:
+    async def _plain(self, exchange: HttpExchange, door: ResponseFormat, generation: Generation, answer: GeneratedAnswer, figures: Callable[[], Figures]) -> None:
         try:
             for number in range(len(answer.pieces)):
                 await generation.token(number)
             await generation.end(len(answer.pieces), answer.finish)
         except Truncated:
-            answer = Answer(answer.pieces, answer.finish, broken=True)
+            answer = GeneratedAnswer(answer.pieces, answer.finish, broken=True)
         await send(exchange, door.plain_type, door.whole(answer, figures()))
 
     def _check_images(self, job: Job) -> None:
@@ -135,7 +135,7 @@ class Replies:
                 raise runner_refusal("Multimodal data provided, but model does not support multimodal requests.", job.stream)
         elif not all(is_picture(image) for image in job.images):
             if not self._newer:
-                raise ApiError(500, "Failed to create new sequence: failed to process inputs: image: unknown format", job.stream)
+                raise OllamaApiError(500, "Failed to create new sequence: failed to process inputs: image: unknown format", job.stream)
             raise runner_refusal("Failed to load image or audio file", job.stream)
 
     def _fitted(self, job: Job, context: int) -> tuple[Prompt, int, int]:
@@ -153,7 +153,7 @@ class Replies:
             return job.prompt, tokens, tokens
         if not job.truncate:
             if not self._newer:
-                raise ApiError(400, "the input length exceeds the context length", job.stream)
+                raise OllamaApiError(400, "the input length exceeds the context length", job.stream)
             message = f"request ({tokens} tokens) exceeds the available context size ({context} tokens), try increasing it"
             raise runner_refusal(message, job.stream, "exceed_context_size_error", n_prompt_tokens=tokens, n_ctx=context)
         kept = context // 2 + 2 if self._newer else context

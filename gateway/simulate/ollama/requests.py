@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.simulate.ollama.go_json import GoError, fit, fit_field, kind_of, parse, seconds, type_of
-from gateway.simulate.options import Generation, Model, Options
-from gateway.simulate.text import Limits, Prompt
+from gateway.simulate.options import Model, OllamaGeneration, Options
+from gateway.simulate.text import GenerationLimits, Prompt
 
 _OPTIONS = "map[string]interface {}"
 _TOOLS = "[]api.Tools=api.Tool"
@@ -66,7 +66,7 @@ _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
 _NO_MESSAGE = "invalid message format"
 
 
-class ApiError(Exception):
+class OllamaApiError(Exception):
     """An answer that is an error. `late`: it comes out of the running model, after a stream has been promised."""
 
     def __init__(self, status: int, message: str, late: bool = False) -> None:
@@ -76,7 +76,7 @@ class ApiError(Exception):
         self.late = late
 
 
-class DoorError(ApiError):
+class EndpointError(OllamaApiError):
     """An error that the OpenAI door finds by itself, before it asks the native handler."""
 
 
@@ -99,9 +99,9 @@ class Job:
     raw: bool = False
     repeat_penalty: float = 1.0
 
-    def limits(self, context_length: int, options: Options) -> Limits:
+    def limits(self, context_length: int, options: Options) -> GenerationLimits:
         unbounded = 10 * context_length
-        return Limits(
+        return GenerationLimits(
             min(self.tokens, unbounded) if self.tokens > 0 else unbounded, self.stop, False, options.repeat_limit, options.generation == "0.24"
         )
 
@@ -113,7 +113,7 @@ def decode(body: bytes, struct: str, fields: Mapping[str, str], empty: str) -> d
         if isinstance(options := found.get("stream_options"), dict):
             fit_field(options.get("include_usage"), "StreamOptions.stream_options.include_usage", "bool")
     except GoError as exc:
-        raise DoorError(400, str(exc).replace("[]api.Tools", "api.Tools")) from exc
+        raise EndpointError(400, str(exc).replace("[]api.Tools", "api.Tools")) from exc
     return found
 
 
@@ -128,7 +128,7 @@ def native_messages(body: dict[str, Any]) -> list[dict[str, Any]]:
                 if isinstance(function := call.get("function"), dict) and not isinstance(function.get("arguments", {}), dict):
                     raise GoError("Value looks like object, but can't find closing '}' symbol")
     except GoError as exc:
-        raise DoorError(400, str(exc)) from exc
+        raise EndpointError(400, str(exc)) from exc
     return messages
 
 
@@ -151,7 +151,7 @@ def _base64(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as exc:
         wrong = _NO_BASE64.search(text)
-        raise DoorError(400, f"illegal base64 data at input byte {wrong.start() if wrong else len(text)}") from exc
+        raise EndpointError(400, f"illegal base64 data at input byte {wrong.start() if wrong else len(text)}") from exc
 
 
 def native_think(value: Any) -> bool | str | None:
@@ -160,8 +160,8 @@ def native_think(value: Any) -> bool | str | None:
     if value is None or isinstance(value, bool) or value in NATIVE_EFFORTS:
         return None if value is None else bool(value) if isinstance(value, bool) else str(value)
     if isinstance(value, str):
-        raise DoorError(400, f'invalid think value: "{value}" (must be {words}, true, or false)')
-    raise DoorError(400, f"think must be a boolean or string ({words}, true, or false)")
+        raise EndpointError(400, f'invalid think value: "{value}" (must be {words}, true, or false)')
+    raise EndpointError(400, f"think must be a boolean or string ({words}, true, or false)")
 
 
 def native_options(body: dict[str, Any]) -> dict[str, Any]:
@@ -170,13 +170,13 @@ def native_options(body: dict[str, Any]) -> dict[str, Any]:
     for key, value in options.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if key in _WHOLE and not is_number:
-            raise ApiError(500, f'option "{key}" must be of type integer')
+            raise OllamaApiError(500, f'option "{key}" must be of type integer')
         if key in _FLOATS and not is_number:
-            raise ApiError(500, f'option "{key}" must be of type float32')
+            raise OllamaApiError(500, f'option "{key}" must be of type float32')
         if key == "stop" and not isinstance(value, list):
-            raise ApiError(500, 'option "stop" must be of type array')
+            raise OllamaApiError(500, 'option "stop" must be of type array')
         if key == "stop" and not all(isinstance(item, str) for item in value):
-            raise ApiError(500, 'option "stop" must be of an array of strings')
+            raise OllamaApiError(500, 'option "stop" must be of an array of strings')
     return {key: int(value) if key in _WHOLE else value for key, value in options.items()}
 
 
@@ -185,14 +185,14 @@ def keep_alive(body: dict[str, Any]) -> float | None:
     try:
         return seconds(body.get("keep_alive"))
     except GoError as exc:
-        raise DoorError(400, str(exc)) from exc
+        raise EndpointError(400, str(exc)) from exc
 
 
 def top_logprobs(body: dict[str, Any]) -> int | None:
     """How many alternatives each token shall have; None when none of it was asked for. Raises ApiError outside 0 to 20."""
     top = body.get("top_logprobs") or 0
     if not 0 <= top <= 20:
-        raise ApiError(400, "top_logprobs must be between 0 and 20")
+        raise OllamaApiError(400, "top_logprobs must be between 0 and 20")
     return int(top) if body.get("logprobs") else None
 
 
@@ -213,7 +213,7 @@ def v1_messages(messages: list[dict[str, Any]]) -> tuple[list[tuple[str, str]], 
         elif message.get("tool_calls"):
             turns.append((role, ""))
         else:
-            raise DoorError(400, f"invalid message content type: {type_of(content)}")
+            raise EndpointError(400, f"invalid message content type: {type_of(content)}")
     return turns, images
 
 
@@ -224,17 +224,17 @@ def _check_arguments(messages: list[dict[str, Any]]) -> None:
             fit_field(arguments, ".messages.tool_calls.function.arguments", "string")
             whole = isinstance(json.loads(arguments), dict)
         except GoError as exc:
-            raise DoorError(400, str(exc)) from exc
+            raise EndpointError(400, str(exc)) from exc
         except ValueError:
             whole = False
         if not whole:
-            raise DoorError(400, "invalid tool call arguments")
+            raise EndpointError(400, "invalid tool call arguments")
 
 
 def _part(part: Any) -> tuple[str, bytes | None]:
     """The text of one content part, or its picture; a sound goes for a picture."""
     if not isinstance(part, dict):
-        raise DoorError(400, _NO_MESSAGE)
+        raise EndpointError(400, _NO_MESSAGE)
     match part.get("type"):
         case "text" if isinstance(part.get("text"), str):
             return part["text"], None
@@ -245,38 +245,38 @@ def _part(part: Any) -> tuple[str, bytes | None]:
             url = source.get("url") if isinstance(source, dict) else source
             if isinstance(url, str):
                 return "", _image(url)
-    raise DoorError(400, _NO_MESSAGE)
+    raise EndpointError(400, _NO_MESSAGE)
 
 
 def _image(url: str) -> bytes:
     if url.startswith(("http://", "https://")):
-        raise DoorError(400, "image URLs are not currently supported, please use base64 encoded data instead")
+        raise EndpointError(400, "image URLs are not currently supported, please use base64 encoded data instead")
     for prefix in IMAGE_PREFIXES:
         if url.startswith(prefix):
-            with contextlib.suppress(DoorError):
+            with contextlib.suppress(EndpointError):
                 return _base64(url.removeprefix(prefix))
-    raise DoorError(400, "invalid image input")
+    raise EndpointError(400, "invalid image input")
 
 
 def is_picture(data: bytes) -> bool:
     return data.startswith(_MAGIC)
 
 
-def v1_think(body: dict[str, Any], generation: Generation) -> bool | str | None:
+def v1_think(body: dict[str, Any], generation: OllamaGeneration) -> bool | str | None:
     """The `think` that `reasoning` or `reasoning_effort` ask for. Raises DoorError for another word."""
     reasoning = body.get("reasoning")
     effort = reasoning.get("effort") if isinstance(reasoning, dict) else body.get("reasoning_effort")
     if not effort:
         return None
     if generation == "0.24" and effort not in (*NATIVE_EFFORTS, "none"):
-        raise DoorError(400, f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", "max", or "none")')
+        raise EndpointError(400, f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", "max", or "none")')
     if effort not in EFFORTS:
         words = ", ".join(f'"{word}"' for word in EFFORTS[1:])
-        raise DoorError(400, f'invalid reasoning value: "{effort}" (must be {words}, or "none")')
+        raise EndpointError(400, f'invalid reasoning value: "{effort}" (must be {words}, or "none")')
     return False if effort == "none" else str(effort)
 
 
-def schema_of(asked: Any, generation: Generation, late: bool) -> Any:
+def schema_of(asked: Any, generation: OllamaGeneration, late: bool) -> Any:
     """The schema that `format` means: itself, some object for "json", none for nothing. Raises ApiError in the runner's words."""
     if asked in (None, ""):
         return None
@@ -284,20 +284,20 @@ def schema_of(asked: Any, generation: Generation, late: bool) -> Any:
         return {"type": "object", "properties": {"answer": {"type": "string"}}}
     if not isinstance(asked, dict):
         shown = json.dumps(json.dumps(asked))
-        raise ApiError(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
+        raise OllamaApiError(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
     if isinstance(asked.get("type"), str) and asked["type"] not in _SCHEMA_TYPES:
         if generation == "0.24":
-            raise ApiError(500, "invalid JSON schema in format", late)
+            raise OllamaApiError(500, "invalid JSON schema in format", late)
         raw = json.dumps(asked, separators=(",", ":"))
         text = f"Field 'json_schema': \"json_schema\": JSON schema conversion failed:\nUnrecognized schema: {raw}"
         raise runner_refusal(text, late)
     return asked
 
 
-def runner_refusal(message: str, late: bool, kind: str = "invalid_request_error", **more: int) -> ApiError:
+def runner_refusal(message: str, late: bool, kind: str = "invalid_request_error", **more: int) -> OllamaApiError:
     """What the runner of 0.33 refuses: JSON in a string."""
     inner = {"error": {"code": 400, "message": message, "type": kind, **more}}
-    return ApiError(400, json.dumps(inner, separators=(",", ":"), ensure_ascii=False), late)
+    return OllamaApiError(400, json.dumps(inner, separators=(",", ":"), ensure_ascii=False), late)
 
 
 def v1_format(response_format: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import orjson
 
 from gateway.simulate.ollama.catalog import stamp
-from gateway.simulate.ollama.requests import DoorError, Job
-from gateway.simulate.text import Answer, Call, Piece, logprob
+from gateway.simulate.ollama.requests import EndpointError, Job
+from gateway.simulate.text import Call, GeneratedAnswer, Piece, logprob
 
 NATIVE_JSON = "application/json; charset=utf-8"
 _GO_ESCAPES = ((b"<", b"\\u003c"), (b">", b"\\u003e"), (b"&", b"\\u0026"))
@@ -54,7 +54,7 @@ class Figures:
 NOTHING = Figures(0, 0, 0, 0, 0, 0)
 
 
-class Door(Protocol):
+class ResponseFormat(Protocol):
     """One way to write a reply: pieces, the calls, the end; or the whole at once."""
 
     plain_type: str
@@ -62,8 +62,8 @@ class Door(Protocol):
 
     def piece(self, piece: Piece) -> bytes: ...
     def calls(self, calls: tuple[Call, ...]) -> bytes: ...
-    def end(self, answer: Answer, figures: Figures) -> bytes: ...
-    def whole(self, answer: Answer, figures: Figures) -> bytes: ...
+    def end(self, answer: GeneratedAnswer, figures: Figures) -> bytes: ...
+    def whole(self, answer: GeneratedAnswer, figures: Figures) -> bytes: ...
     def lost(self) -> bytes: ...
 
 
@@ -85,10 +85,10 @@ class NativeChat:
     def calls(self, calls: tuple[Call, ...]) -> bytes:
         return dump(self._line({"tool_calls": self._calls(calls)}, done=False)) + b"\n"
 
-    def end(self, answer: Answer, figures: Figures) -> bytes:
+    def end(self, answer: GeneratedAnswer, figures: Figures) -> bytes:
         return dump(self._line({}, done=True, done_reason=answer.finish, **self._ending(figures, ()))) + b"\n"
 
-    def whole(self, answer: Answer, figures: Figures) -> bytes:
+    def whole(self, answer: GeneratedAnswer, figures: Figures) -> bytes:
         message: dict[str, Any] = {"content": "" if answer.calls else answer.joined("content")}
         if thinking := answer.joined("thinking"):
             message["thinking"] = thinking
@@ -168,14 +168,14 @@ class V1Chat:
     def calls(self, calls: tuple[Call, ...]) -> bytes:
         return self._delta({"content": "", "tool_calls": self._calls(calls)})
 
-    def end(self, answer: Answer, figures: Figures) -> bytes:
+    def end(self, answer: GeneratedAnswer, figures: Figures) -> bytes:
         finish = "tool_calls" if answer.calls else answer.finish
         data = self._delta({} if self._newer else {"content": ""}, finish)
         if self._job.include_usage:
             data += self._chunk([], usage=figures.usage())
         return data + b"data: [DONE]\n\n"
 
-    def whole(self, answer: Answer, figures: Figures) -> bytes:
+    def whole(self, answer: GeneratedAnswer, figures: Figures) -> bytes:
         message: dict[str, Any] = {"role": "assistant", "content": "" if answer.calls else answer.joined("content")}
         if thinking := answer.joined("thinking"):
             message["reasoning"] = thinking
@@ -233,13 +233,13 @@ class V1Completion(V1Chat):
     def piece(self, piece: Piece) -> bytes:
         return b"data: " + dump(self._text(piece.text, None, None)) + b"\n\n"
 
-    def end(self, answer: Answer, figures: Figures) -> bytes:
+    def end(self, answer: GeneratedAnswer, figures: Figures) -> bytes:
         data = b"data: " + dump(self._text("", answer.finish, None)) + b"\n\n"
         if self._job.include_usage:
             data += b"data: " + dump({**self._text("", None, None), "choices": [], "usage": figures.usage()}) + b"\n\n"
         return data + b"data: [DONE]\n\n"
 
-    def whole(self, answer: Answer, figures: Figures) -> bytes:
+    def whole(self, answer: GeneratedAnswer, figures: Figures) -> bytes:
         return dump(self._text(answer.joined("content"), answer.finish, figures.usage())) + b"\n"
 
     def whole_of_nothing(self, finish: str) -> bytes:
@@ -259,7 +259,7 @@ def error_body(openai: bool, status: int, message: str, by_door: bool = False) -
 
 
 def is_by_door(error: Exception) -> bool:
-    return isinstance(error, DoorError)
+    return isinstance(error, EndpointError)
 
 
 def _call_id() -> str:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from gateway.simulate.clock import Clock
-from gateway.simulate.engine import Lane
+from gateway.simulate.engine import SimulatedLane
 from gateway.simulate.options import Model, Options
 
 DEFAULT_KEEP_ALIVE = 300.0
@@ -28,7 +28,7 @@ class Runner:
     def __init__(self, model: Model, context_length: int, places: int) -> None:
         self.model = model
         self.context_length = context_length
-        self.lane = Lane(places)
+        self.lane = SimulatedLane(places)
         self.keep_alive = DEFAULT_KEEP_ALIVE
         self.refs = 0
         self.expires = 0.0

@@ -7,29 +7,29 @@ from typing import Any
 
 import orjson
 
-from gateway.simulate.asgi import ClientLeft, Exchange, Headers, Receive, Scope, Send
-from gateway.simulate.engine import Died, Engine, Failed, Generation, Lane, Refused, Truncated
+from gateway.simulate.asgi import ClientDisconnected, Headers, HttpExchange, Receive, Scope, Send
+from gateway.simulate.engine import Died, Failed, Generation, Refused, SimulatedEngine, SimulatedLane, Truncated
 from gateway.simulate.options import Model, Options
-from gateway.simulate.text import Answer, count_tokens
+from gateway.simulate.text import GeneratedAnswer, count_tokens
 from gateway.simulate.vllm.embeddings import embedding_job
 from gateway.simulate.vllm.metrics import exposition
 from gateway.simulate.vllm.requests import Job, chat_job, completion_job, decode, known_model
-from gateway.simulate.vllm.responses import DONE, ENGINE_ERROR, Chat, Completion, event
-from gateway.simulate.vllm.validation import ApiError, flaw, invalid
+from gateway.simulate.vllm.responses import DONE, ENGINE_ERROR, ChatRenderer, CompletionRenderer, event
+from gateway.simulate.vllm.validation import VllmApiError, flaw, invalid
 
 JSON = "application/json"
 BUSY = "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
 
-Handler = Callable[[Exchange], Awaitable[None]]
+Handler = Callable[[HttpExchange], Awaitable[None]]
 
 
-class Vllm:
+class VllmApp:
     """The ASGI app: one model, under all the names of `options.models`. `engine` has the counters and faults."""
 
     def __init__(self, options: Options) -> None:
-        self.engine = Engine(options)
+        self.engine = SimulatedEngine(options)
         self._model: Model = options.served[0]
-        self._lane = Lane(options.max_num_seqs)
+        self._lane = SimulatedLane(options.max_num_seqs)
         self._routes: dict[str, tuple[str, Handler]] = {
             "/health": ("GET", self._health),
             "/ping": ("GET", self._health),
@@ -45,18 +45,18 @@ class Vllm:
             self._routes |= {"/v1/chat/completions": ("POST", self._chat), "/v1/completions": ("POST", self._completion)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
+        exchange = HttpExchange(scope, receive, send)
         try:
             await exchange.read()
             await exchange.while_client_stays(self._answer(exchange), self.engine.count_cancelled)
-        except ClientLeft:
+        except ClientDisconnected:
             return
         except Died:
             await exchange.hang_up()
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _answer(self, exchange: HttpExchange) -> None:
         if exchange.path.startswith("/simulate/"):
-            return await self.engine.debug_door(exchange)
+            return await self.engine.debug_endpoint(exchange)
         self.engine.remember(exchange)
         key = self.engine.options.api_key
         if key and exchange.path.startswith("/v1") and exchange.headers.get("authorization") != f"Bearer {key}":
@@ -68,29 +68,29 @@ class Vllm:
             return await self._send(exchange, 405, {"detail": "Method Not Allowed"}, {"allow": method})
         try:
             await handler(exchange)
-        except ApiError as error:
+        except VllmApiError as error:
             await self._send(exchange, error.status, error.body)
 
-    async def _send(self, exchange: Exchange, status: int, body: Any, headers: Headers | None = None) -> None:
+    async def _send(self, exchange: HttpExchange, status: int, body: Any, headers: Headers | None = None) -> None:
         data = body if isinstance(body, bytes) else orjson.dumps(body)
         await exchange.reply(status, {**(headers or {}), "content-type": JSON, **_vary(status)}, data)
 
     # Lists and small things.
 
-    async def _health(self, exchange: Exchange) -> None:
+    async def _health(self, exchange: HttpExchange) -> None:
         await exchange.reply(200, _vary(200), b"")
 
-    async def _version(self, exchange: Exchange) -> None:
+    async def _version(self, exchange: HttpExchange) -> None:
         await self._send(exchange, 200, {"version": "0.32.0"})
 
-    async def _load(self, exchange: Exchange) -> None:
+    async def _load(self, exchange: HttpExchange) -> None:
         await self._send(exchange, 200, {"server_load": 0})  # counts only with --enable-server-load-tracking
 
-    async def _metrics(self, exchange: Exchange) -> None:
+    async def _metrics(self, exchange: HttpExchange) -> None:
         kind = "text/plain; version=1.0.0; charset=utf-8"
         await exchange.reply(200, {"content-type": kind, **_vary(200)}, exposition(self.engine, self._model.name))
 
-    async def _tokenize(self, exchange: Exchange) -> None:
+    async def _tokenize(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, exchange.headers.get("content-type", ""))
         if not {"prompt", "messages"} & set(body):
             raise invalid(*(flaw("missing", f"body.{name}", "Field required", body) for name in ("prompt", "messages")))
@@ -100,7 +100,7 @@ class Vllm:
         answer = {"count": count, "max_model_len": self._model.context_length, "tokens": list(range(1, count + 1)), "token_strs": None}
         await self._send(exchange, 200, answer)
 
-    async def _models(self, exchange: Exchange) -> None:
+    async def _models(self, exchange: HttpExchange) -> None:
         now = int(time.time())
         cards = [
             {
@@ -119,18 +119,18 @@ class Vllm:
 
     # Generation.
 
-    async def _chat(self, exchange: Exchange) -> None:
+    async def _chat(self, exchange: HttpExchange) -> None:
         options = self.engine.options
         body = decode(exchange.body, exchange.headers.get("content-type", ""))
         job = chat_job(body, self._model, options)
-        await self._run(exchange, job, Chat(job, exchange.headers.get("x-request-id"), options.reasoning_parser))
+        await self._run(exchange, job, ChatRenderer(job, exchange.headers.get("x-request-id"), options.reasoning_parser))
 
-    async def _completion(self, exchange: Exchange) -> None:
+    async def _completion(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, exchange.headers.get("content-type", ""))
         job = completion_job(body, self._model, self.engine.options)
-        await self._run(exchange, job, Completion(job, exchange.headers.get("x-request-id")))
+        await self._run(exchange, job, CompletionRenderer(job, exchange.headers.get("x-request-id")))
 
-    async def _embed(self, exchange: Exchange) -> None:
+    async def _embed(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, exchange.headers.get("content-type", ""))
         job = embedding_job(body, self._model, self.engine.options)
         generation = self._begin()
@@ -139,7 +139,7 @@ class Vllm:
             try:
                 await generation.end(0, "stop")
             except Failed as exc:
-                raise ApiError(500, "Internal server error", "InternalServerError") from exc
+                raise VllmApiError(500, "Internal server error", "InternalServerError") from exc
         await self._send(exchange, 200, job.answer(str(body.get("model") or self._model.name)))
 
     def _begin(self) -> Generation:
@@ -147,9 +147,9 @@ class Vllm:
             return self.engine.begin()
         except Refused as exc:
             message, kind = (BUSY, "Service Unavailable") if exc.status == 503 else ("Internal server error", "InternalServerError")
-            raise ApiError(exc.status, message, kind) from exc
+            raise VllmApiError(exc.status, message, kind) from exc
 
-    async def _run(self, exchange: Exchange, job: Job, writer: Chat | Completion) -> None:
+    async def _run(self, exchange: HttpExchange, job: Job, writer: ChatRenderer | CompletionRenderer) -> None:
         generation = self._begin()
         if job.stream:  # vLLM sends its headers before the request even waits
             await exchange.start(200, {"content-type": "text/event-stream; charset=utf-8", **_vary(200)})
@@ -161,7 +161,7 @@ class Vllm:
             else:
                 await self._plain(exchange, writer, generation, answers)
 
-    async def _stream(self, exchange: Exchange, job: Job, writer: Chat | Completion, generation: Generation, answers: list[Answer]) -> None:
+    async def _stream(self, exchange: HttpExchange, job: Job, writer: ChatRenderer | CompletionRenderer, generation: Generation, answers: list[GeneratedAnswer]) -> None:
         deltas = [writer.deltas(i, answer) for i, answer in enumerate(answers)]
         longest = max(len(answer.pieces) for answer in answers)
         try:
@@ -182,14 +182,14 @@ class Vllm:
         rest = b"".join(_rest(delta) for delta in deltas)
         await exchange.end(rest + (writer.usage_chunk(answers) if job.include_usage else b"") + DONE)
 
-    async def _plain(self, exchange: Exchange, writer: Chat | Completion, generation: Generation, answers: list[Answer]) -> None:
+    async def _plain(self, exchange: HttpExchange, writer: ChatRenderer | CompletionRenderer, generation: Generation, answers: list[GeneratedAnswer]) -> None:
         longest = max(len(answer.pieces) for answer in answers)
         try:
             for number in range(longest):
                 await generation.token(number)
             await generation.end(longest, answers[0].finish)
         except Failed as exc:
-            raise ApiError(500, "Internal server error", "InternalServerError") from exc
+            raise VllmApiError(500, "Internal server error", "InternalServerError") from exc
         except Truncated:  # half of the JSON, and a clean end
             whole = writer.whole(answers)
             await exchange.start(200, {"content-type": JSON, **_vary(200)})

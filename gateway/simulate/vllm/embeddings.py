@@ -8,7 +8,7 @@ from typing import Any
 from gateway.simulate.options import Model, Options
 from gateway.simulate.text import count_tokens
 from gateway.simulate.vectors import Vector, embed, packed, unit
-from gateway.simulate.vllm.validation import ApiError, Flaw, flaw, invalid, refused
+from gateway.simulate.vllm.validation import Flaw, VllmApiError, flaw, invalid, refused
 
 FORMATS = ("float", "base64", "bytes", "bytes_only")
 
@@ -53,7 +53,7 @@ def embedding_job(body: dict[str, Any], model: Model, options: Options) -> Embed
     if flaws:
         raise invalid(*flaws)
     if body.get("model") and body["model"] not in [served.name for served in options.served]:
-        raise ApiError(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
+        raise VllmApiError(404, f"The model `{body['model']}` does not exist.", "NotFoundError")
     _check_dimensions(wanted, model)
     texts = _texts(asked)
     if not texts:

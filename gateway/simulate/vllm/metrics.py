@@ -1,9 +1,9 @@
 """The part of vLLM's `/metrics` that a gateway reads, under its names."""
 
-from gateway.simulate.engine import Engine
+from gateway.simulate.engine import SimulatedEngine
 
 
-def exposition(engine: Engine, model: str) -> bytes:
+def exposition(engine: SimulatedEngine, model: str) -> bytes:
     """Prometheus text of the counts of `engine`."""
     labels = f'engine="0",model_name="{model}"'
     lines = []

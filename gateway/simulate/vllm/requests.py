@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.simulate.options import Model, Options
-from gateway.simulate.text import Limits, Prompt, count_tokens
-from gateway.simulate.vllm.validation import ApiError, check_ranges, check_schema, checked, flaw, invalid, refused
+from gateway.simulate.text import GenerationLimits, Prompt, count_tokens
+from gateway.simulate.vllm.validation import VllmApiError, check_ranges, check_schema, checked, flaw, invalid, refused
 
 CHARACTERS_PER_TOKEN = 26  # vLLM refuses by length alone above this, before it counts tokens
 TURN_TOKENS = 4
@@ -23,7 +23,7 @@ class Job:
     model: Model
     prompts: tuple[Prompt, ...]
     prompt_tokens: int
-    limits: Limits
+    limits: GenerationLimits
     stream: bool
     choices: int
     top_logprobs: int | None
@@ -45,7 +45,7 @@ class Job:
 def decode(body: bytes, content_type: str) -> dict[str, Any]:
     """The JSON object in `body`. Raises ApiError as FastAPI does."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise ApiError(400, "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed", "Bad Request")
+        raise VllmApiError(400, "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed", "Bad Request")
     try:
         found = json.loads(body) if body else None
     except json.JSONDecodeError as exc:
@@ -62,7 +62,7 @@ def known_model(body: dict[str, Any], options: Options) -> None:
     """Raises ApiError when `body` names a model that is not served; one without a name is for the first."""
     name, names = body.get("model"), [model.name for model in options.served]
     if name and name not in names:
-        raise ApiError(404, f"The model `{name}` does not exist. Valid aliases: {', '.join(names)}.", "NotFoundError", "model")
+        raise VllmApiError(404, f"The model `{name}` does not exist. Valid aliases: {', '.join(names)}.", "NotFoundError", "model")
 
 
 def chat_job(body: dict[str, Any], model: Model, options: Options) -> Job:
@@ -109,7 +109,7 @@ def completion_job(body: dict[str, Any], model: Model, options: Options) -> Job:
     body = checked({"max_tokens": 16, "messages": [], **body})
     known_model(body, options)
     if body.get("suffix"):
-        raise ApiError(400, "suffix is only supported for models with FIM completion rendering", param="suffix")
+        raise VllmApiError(400, "suffix is only supported for models with FIM completion rendering", param="suffix")
     if not asked and not isinstance(asked, int):
         raise refused("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
     prompts = _prompts(asked)
@@ -191,9 +191,9 @@ def _check_image(part: dict[str, Any], model: Model) -> None:
             host, _, port = rest.removeprefix("//").partition("/")[0].partition(":")
             shown = port or ("443" if scheme == "https" else "80")
             message = f"Cannot connect to host {host}:{shown} ssl:default [Connect call failed ('{host}', {shown})]"
-            raise ApiError(500, message, "InternalServerError")
+            raise VllmApiError(500, message, "InternalServerError")
         case "file":
-            raise ApiError(500, "Cannot load local files without `--allowed-local-media-path`.", "InternalServerError")
+            raise VllmApiError(500, "Cannot load local files without `--allowed-local-media-path`.", "InternalServerError")
         case "data":
             _check_picture(rest)
         case _:
@@ -203,7 +203,7 @@ def _check_image(part: dict[str, Any], model: Model) -> None:
 def _check_picture(rest: str) -> None:
     head, _, text = rest.partition(",")
     if not head.endswith(";base64"):
-        raise ApiError(501, "Only base64 data URLs are supported for now.", "NotImplementedError")
+        raise VllmApiError(501, "Only base64 data URLs are supported for now.", "NotImplementedError")
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as exc:
@@ -227,12 +227,12 @@ def _check_context(turns: tuple[tuple[str, str], ...], images: int, model: Model
     return tokens
 
 
-def _limits(body: dict[str, Any], model: Model, prompt_tokens: int) -> Limits:
+def _limits(body: dict[str, Any], model: Model, prompt_tokens: int) -> GenerationLimits:
     asked = body.get("max_completion_tokens") or body.get("max_tokens")
     room = model.context_length - prompt_tokens
     stop = body.get("stop") or ()
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    return Limits(min(asked or room, room), stops, ignore_end=bool(body.get("ignore_eos")))
+    return GenerationLimits(min(asked or room, room), stops, ignore_end=bool(body.get("ignore_eos")))
 
 
 def _schema(body: dict[str, Any]) -> Any:

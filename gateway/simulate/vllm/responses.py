@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from gateway.simulate.text import Answer, Piece, logprob
+from gateway.simulate.text import GeneratedAnswer, Piece, logprob
 from gateway.simulate.vllm.requests import Job
 
 FINGERPRINT = "vllm-0.32.0-882afe58"
@@ -21,12 +21,12 @@ def event(value: Any) -> bytes:
     return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
-def finish_reason(answer: Answer, named_tool: bool) -> str:
+def finish_reason(answer: GeneratedAnswer, named_tool: bool) -> str:
     """A named tool choice ends with `stop`, every other call with `tool_calls`."""
     return "tool_calls" if answer.calls and not named_tool else answer.finish
 
 
-class Chat:
+class ChatRenderer:
     """One `/v1/chat/completions` answer; `reasons` when the server has a reasoning parser."""
 
     def __init__(self, job: Job, request_id: str | None, reasons: bool) -> None:
@@ -35,7 +35,7 @@ class Chat:
         self._created = int(time.time())
         self._reasons = reasons
 
-    def whole(self, answers: list[Answer]) -> bytes:
+    def whole(self, answers: list[GeneratedAnswer]) -> bytes:
         body = {
             "id": self._id,
             "object": "chat.completion",
@@ -54,7 +54,7 @@ class Chat:
         }
         return orjson.dumps(body)
 
-    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+    def _choice(self, index: int, answer: GeneratedAnswer) -> dict[str, Any]:
         content: str | None = answer.joined("content") or None
         if answer.calls or (content is None and self._job.named_tool):
             content = "" if self._job.named_tool else None
@@ -84,7 +84,7 @@ class Chat:
         choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
         return event(self._chunk([choice], **self._count(0), prompt_token_ids=None, prompt_text=None))
 
-    def deltas(self, index: int, answer: Answer) -> Iterator[bytes]:
+    def deltas(self, index: int, answer: GeneratedAnswer) -> Iterator[bytes]:
         """What goes out for each token of one choice, in turn (nothing for some), and a last one where the model ended by itself.
 
         A reply cut at its length or by a stop string finishes with its last token; one that ended has a chunk more, empty where a parser
@@ -102,7 +102,7 @@ class Chat:
         if last is None or not answer.pieces:
             yield self._delta(index, nothing, (), len(answer.pieces), answer)
 
-    def _delta(self, index: int, delta: dict[str, Any], pieces: tuple[Piece, ...], count: int, ending: Answer | None = None) -> bytes:
+    def _delta(self, index: int, delta: dict[str, Any], pieces: tuple[Piece, ...], count: int, ending: GeneratedAnswer | None = None) -> bytes:
         choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": self._logprobs(pieces) if pieces else None}
         choice["finish_reason"] = finish_reason(ending, self._job.named_tool) if ending else None
         if ending:
@@ -119,14 +119,14 @@ class Chat:
         details = {"completion_tokens_details": None}
         return {"usage": {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens, **details}}
 
-    def usage_chunk(self, answers: list[Answer]) -> bytes:
+    def usage_chunk(self, answers: list[GeneratedAnswer]) -> bytes:
         return event(self._chunk([], usage=self._usage(answers, plain=False), system_fingerprint=FINGERPRINT))
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         head = {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": self._job.model.name}
         return {**head, "choices": choices, **more}
 
-    def _usage(self, answers: list[Answer], plain: bool) -> dict[str, Any]:
+    def _usage(self, answers: list[GeneratedAnswer], plain: bool) -> dict[str, Any]:
         tokens = sum(len(answer.pieces) for answer in answers)
         usage: dict[str, Any] = {
             "prompt_tokens": self._job.prompt_tokens,
@@ -146,7 +146,7 @@ class Chat:
         return None if top is None else {"content": [logprob(piece.token, top, keeps_empty=True) for piece in pieces]}
 
 
-class Completion:
+class CompletionRenderer:
     """One `/v1/completions` answer."""
 
     def __init__(self, job: Job, request_id: str | None) -> None:
@@ -157,14 +157,14 @@ class Completion:
     def _head(self) -> dict[str, Any]:
         return {"id": self._id, "object": "text_completion", "created": self._created, "model": self._job.model.name}
 
-    def whole(self, answers: list[Answer]) -> bytes:
+    def whole(self, answers: list[GeneratedAnswer]) -> bytes:
         choices = [self._choice(i, answer) for i, answer in enumerate(answers)]
         usage = {**self._usage(answers), "prompt_tokens_details": None, "completion_tokens_details": None}
         last = {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
         body = {**self._head(), "choices": choices, "service_tier": None, "system_fingerprint": FINGERPRINT, "usage": usage, **last}
         return orjson.dumps(body)
 
-    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+    def _choice(self, index: int, answer: GeneratedAnswer) -> dict[str, Any]:
         return {
             "index": index,
             "text": answer.joined("content"),
@@ -180,7 +180,7 @@ class Completion:
     def roles(self) -> bytes:
         return b""
 
-    def deltas(self, index: int, answer: Answer) -> Iterator[bytes]:
+    def deltas(self, index: int, answer: GeneratedAnswer) -> Iterator[bytes]:
         offset = 0
         for number, piece in enumerate(answer.pieces):
             ends = number == len(answer.pieces) - 1
@@ -191,10 +191,10 @@ class Completion:
             yield event({**self._head(), "choices": [choice], **more})
             offset += len(piece.token)
 
-    def usage_chunk(self, answers: list[Answer]) -> bytes:
+    def usage_chunk(self, answers: list[GeneratedAnswer]) -> bytes:
         return event({**self._head(), "choices": [], "usage": self._usage(answers), "system_fingerprint": FINGERPRINT})
 
-    def _usage(self, answers: list[Answer]) -> dict[str, int]:
+    def _usage(self, answers: list[GeneratedAnswer]) -> dict[str, int]:
         tokens, prompt_tokens = sum(len(answer.pieces) for answer in answers), self._job.prompt_tokens
         return {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens + tokens, "completion_tokens": tokens}
 

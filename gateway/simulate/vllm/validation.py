@@ -62,7 +62,7 @@ _NO_CONSTRAINT = {
 Flaw = dict[str, Any]
 
 
-class ApiError(Exception):
+class VllmApiError(Exception):
     """An answer that is an error in vLLM's shape; `kind` is its `type`."""
 
     def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> None:
@@ -71,11 +71,11 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
-def refused(message: str, param: str | None = None, **value: Any) -> ApiError:
+def refused(message: str, param: str | None = None, **value: Any) -> VllmApiError:
     """A 400 of vLLM's own checks; with `param`, and `value=…` where it names that too, as its message ends."""
     if param is not None:
         message += f" (parameter={param}" + (f", value={value['value']})" if value else ")")
-    return ApiError(400, message, param=param)
+    return VllmApiError(400, message, param=param)
 
 
 def flaw(kind: str, where: str, message: str, value: Any, **context: Any) -> Flaw:
@@ -84,10 +84,10 @@ def flaw(kind: str, where: str, message: str, value: Any, **context: Any) -> Fla
     return {"type": kind, "loc": where, "msg": message, "input": shown, **({"ctx": context} if context else {})}
 
 
-def invalid(*flaws: Flaw) -> ApiError:
+def invalid(*flaws: Flaw) -> VllmApiError:
     """FastAPI's validation error as vLLM writes it out."""
     head = f"{len(flaws)} validation error{'s' if len(flaws) > 1 else ''}:"
-    return ApiError(400, head + "".join(f"\n  {one}" for one in flaws), "Bad Request", flaws[0]["loc"])
+    return VllmApiError(400, head + "".join(f"\n  {one}" for one in flaws), "Bad Request", flaws[0]["loc"])
 
 
 def checked(body: dict[str, Any]) -> dict[str, Any]:

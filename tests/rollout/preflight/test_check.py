@@ -307,8 +307,8 @@ async def test_vllm_whose_engine_hangs_in_everything_is_not_taken_for_busy() -> 
         async with serving(document(url, ollama.base_url, tiers=tiers)) as (gateway, client):
             server = gateway.gateway._backends["vllm"].servers[0]
             await until(lambda: server.circuit.is_open)
-            server.circuit.answered()
-            server.circuit.answered()
+            server.circuit.probe_answered()
+            server.circuit.probe_answered()
             server.up = True  # as it was before it stopped
             body = (await client.post("/ops/preflight?backend=vllm&seconds=1")).json()
             assert [item["value"] for item in body["findings"] if item["what"] == "serves"] == ["no first piece in time"]
@@ -319,7 +319,7 @@ async def test_backend_that_the_probes_find_dead_meanwhile_is_not_waited_for() -
     async with failing("silent") as (gateway, client, vllm):
         check = asyncio.create_task(client.post("/ops/preflight?backend=vllm&seconds=60"))
         await until(lambda: len(vllm.open_peers) == 1)
-        gateway.gateway._backends["vllm"].servers[0].circuit.missed(is_sure=True)
+        gateway.gateway._backends["vllm"].servers[0].circuit.probe_missed(is_sure=True)
         assert (await check).json()["breaks"]
         await until(lambda: not vllm.open_peers and gateway.is_idle())
 

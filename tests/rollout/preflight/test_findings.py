@@ -5,20 +5,20 @@ from typing import Any
 
 import pytest
 
-from gateway.rollout.preflight.findings import MATTERS, Place, Side, compare, shared_gpu, way_back
-from gateway.rollout.preflight.gpu_memory import Loaded, Memory
+from gateway.rollout.preflight.findings import CAPABILITIES, BackendFacts, TierSide, compare, rollback_finding, shared_gpu
+from gateway.rollout.preflight.gpu_memory import GpuMemory, LoadedModel
 from gateway.rollout.preflight.probes import YES, Trait, Traits
 
-ALL: Traits = {"answers": YES, **{matter.what: YES for matter in MATTERS}}
+ALL: Traits = {"answers": YES, **{matter.what: YES for matter in CAPABILITIES}}
 REFUSED, UNKNOWN = Trait(False, "refused"), Trait(None, "not told")
 
 
-def side(name: str = "vllm", **changes: Any) -> Side:
+def side(name: str = "vllm", **changes: Any) -> TierSide:
     traits = ALL | changes.pop("traits", {})
-    return Side(**{"backend": name, "kind": name, "model": "m", "traits": traits, "context": 4096, **changes})
+    return TierSide(**{"backend": name, "kind": name, "model": "m", "traits": traits, "context": 4096, **changes})
 
 
-def severities(here: Side, there: Side | None) -> dict[str, str]:
+def severities(here: TierSide, there: TierSide | None) -> dict[str, str]:
     return {finding.what: finding.severity for finding in compare("t", here, there)}
 
 
@@ -70,22 +70,22 @@ def test_smaller_context_is_noticed_where_both_are_known() -> None:
 def test_side_that_cannot_serve_is_told_in_one_word() -> None:
     assert severities(side(fault="asleep"), side("ollama")) == {"serves": "breaks"}
     assert severities(side(traits={"answers": REFUSED}), None)["serves"] == "breaks"
-    busy = severities(Side("vllm", "vllm", "m", {"answers": Trait(None, "busy")}), side("ollama"))
+    busy = severities(TierSide("vllm", "vllm", "m", {"answers": Trait(None, "busy")}), side("ollama"))
     assert busy == {"serves": "note", "context": "note"}
 
 
 def test_what_there_was_no_time_for_is_a_note() -> None:
     traits = {"answers": YES, "streaming": YES, "usage": YES, "unfinished": Trait(False, "no end in time")}
-    found = severities(Side("vllm", "vllm", "m", traits, context=4096), side("ollama"))
+    found = severities(TierSide("vllm", "vllm", "m", traits, context=4096), side("ollama"))
     assert set(found.values()) == {"fine", "note"}
 
 
 # The way back
 
 
-def ollama(*loaded: Loaded, **changes: Any) -> Place:
-    return Place(
-        **{"name": "ollama", "kind": "ollama", "hosts": frozenset({"a"}), "is_up": True, "keeps": False, "memory": Memory(list(loaded)), **changes}
+def ollama(*loaded: LoadedModel, **changes: Any) -> BackendFacts:
+    return BackendFacts(
+        **{"name": "ollama", "kind": "ollama", "hosts": frozenset({"a"}), "is_up": True, "keeps": False, "memory": GpuMemory(list(loaded)), **changes}
     )
 
 
@@ -104,26 +104,26 @@ def ollama(*loaded: Loaded, **changes: Any) -> Place:
     ],
 )
 def test_cost_of_a_rollback(seconds: float | None, changes: dict[str, Any], severity: str, value: str) -> None:
-    found = way_back("t", "m", ollama(**changes), seconds)
+    found = rollback_finding("t", "m", ollama(**changes), seconds)
     assert (found.severity, found.value) == (severity, value)
     assert bool(found.words) is (severity != "fine")
 
 
 def test_rollback_that_leads_nowhere_is_told() -> None:
-    assert way_back("t", None, ollama(), None).value == "no model"
+    assert rollback_finding("t", None, ollama(), None).value == "no model"
 
 
 # The GPU
 
 
-def vllm(share: float | None = 0.9, **changes: Any) -> Place:
-    return Place(
-        **{"name": "vllm", "kind": "vllm", "hosts": frozenset({"a", "b"}), "is_up": True, "keeps": False, "memory": Memory(share=share), **changes}
+def vllm(share: float | None = 0.9, **changes: Any) -> BackendFacts:
+    return BackendFacts(
+        **{"name": "vllm", "kind": "vllm", "hosts": frozenset({"a", "b"}), "is_up": True, "keeps": False, "memory": GpuMemory(share=share), **changes}
     )
 
 
-def loaded(in_gpu: int, size: int = 6_000_000_000) -> Loaded:
-    return Loaded("qwen3:8b", size, in_gpu, 4096, 60.0)
+def loaded(in_gpu: int, size: int = 6_000_000_000) -> LoadedModel:
+    return LoadedModel("qwen3:8b", size, in_gpu, 4096, 60.0)
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,12 @@ def loaded(in_gpu: int, size: int = 6_000_000_000) -> Loaded:
         (ollama(loaded(1_500_000_000)), vllm(), "only 25% of 'qwen3:8b'"),
         (ollama(loaded(0)), vllm(), "main memory"),
         (ollama(), vllm(), "is not known"),
-        (ollama(memory=Memory()), vllm(None), "an unknown part"),
+        (ollama(memory=GpuMemory()), vllm(None), "an unknown part"),
         (ollama(loaded(6_000_000_000)), vllm(is_up=False), "may be unable to start while ollama holds 6.0 GB"),
         (ollama(is_up=False), vllm(), "stop vllm and to start ollama"),
     ],
 )
-def test_what_is_known_of_the_gpu_is_said(there: Place, here: Place, words: str) -> None:
+def test_what_is_known_of_the_gpu_is_said(there: BackendFacts, here: BackendFacts, words: str) -> None:
     for pair in ((here, there), (there, here)):
         found = shared_gpu(*pair)
         assert found is not None

@@ -52,7 +52,7 @@ def test_share_of_the_gpu_is_read_where_it_counts(metrics: bytes, share: float |
 
 
 async def test_loaded_model_is_found_by_each_of_its_names() -> None:
-    told = memory.Memory(loaded=memory._loaded([LOADED], NOW))
+    told = memory.GpuMemory(loaded=memory._loaded([LOADED], NOW))
     for name in ("qwen3-vl", "QWEN3-VL:latest", "library/qwen3-vl"):
         found = told.of(ollama(), name)
         assert found is not None
@@ -87,10 +87,10 @@ def test_what_is_no_list_tells_nothing(bodies: list[bytes], loaded: Any) -> None
 
 async def test_server_that_is_away_or_has_no_such_path_tells_nothing() -> None:
     away = ollama()
-    assert await memory.ask(away, b"id") == memory.Memory()
+    assert await memory.ask(away, b"id") == memory.GpuMemory()
     away.close()
     async with FaultBackend("vllm") as other:
         wrong = ollama(other.base_url)
-        wrong.servers[0].found({"m": ModelFacts()})
-        assert await memory.ask(wrong, b"id") == memory.Memory()
+        wrong.servers[0].update_models({"m": ModelFacts()})
+        assert await memory.ask(wrong, b"id") == memory.GpuMemory()
         wrong.close()
