@@ -129,7 +129,11 @@ class AdmissionBench:
         self.gateway = gateway
 
     def client(self, is_straight: bool) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=f"{self._ollama if is_straight else self.gateway}/v1", api_key="any", timeout=READ_TIMEOUT * self.scale)
+        return AsyncOpenAI(
+            base_url=f"{self._ollama if is_straight else self.gateway}/v1",
+            api_key="any",
+            timeout=READ_TIMEOUT * self.scale,
+        )
 
     async def send(self, client: AsyncOpenAI, requests: list[dict[str, Any]], at_once: int) -> CrowdOutcome:
         """All of them, `at_once` at a time."""
@@ -155,7 +159,9 @@ class AdmissionBench:
         """The limit of each model, as the gateway has it now."""
         async with httpx2.AsyncClient(trust_env=False) as http:
             status = (await http.get(f"{self.gateway}/ops/status")).json()
-        return {model: slots["limit"] for model, slots in status["backends"]["ollama"]["servers"][0]["model_slots"].items()}
+        return {
+            model: slots["limit"] for model, slots in status["backends"]["ollama"]["servers"][0]["model_slots"].items()
+        }
 
 
 def image_request(number: int) -> dict[str, Any]:
@@ -185,7 +191,9 @@ async def crowds(bench: AdmissionBench, sizes: tuple[int, ...]) -> bool:
             print(f"  {size:<8}" + "  ".join(_columns(outcome, size) for outcome in (direct, last)))
         rate = (alone.total / 5) / (last.total / sizes[-1])
         is_reached = rate >= RATE and last.failures == 0
-        print(f"  rate with {sizes[-1]} to that one by one: {rate:.3f}   target >= {RATE}, none failed: {mark(is_reached)}\n")
+        print(
+            f"  rate with {sizes[-1]} to that one by one: {rate:.3f}   target >= {RATE}, none failed: {mark(is_reached)}\n"
+        )
         return is_reached
 
 
@@ -206,7 +214,9 @@ async def learning(bench: AdmissionBench) -> bool:
     limits = await bench.limits()
     gain = alone.total / together.total
     is_reached = gain >= SPEED_UP and limits[VISION] == 1
-    print("Three texts at once to one text model, an Ollama with OLLAMA_NUM_PARALLEL=4 that the gateway was not told of")
+    print(
+        "Three texts at once to one text model, an Ollama with OLLAMA_NUM_PARALLEL=4 that the gateway was not told of"
+    )
     print(f"  one by one {alone.total:.1f} s, at once {together.total:.1f} s: {gain:.2f} x; learned: {limits}")
     print(f"  target >= {SPEED_UP} x, and 1 for the vision model: {mark(is_reached)}\n")
     return is_reached
@@ -225,7 +235,9 @@ async def beside(bench: AdmissionBench, texts: int) -> bool:
     ratio = percentile(among.each, 0.99) / percentile(alone.each, 0.99)
     is_reached = ratio <= BESIDE and images_left and not among.failures
     print(f"{texts} texts to a second model beside a crowd of images")
-    print(f"  p99 alone {percentile(alone.each, 0.99):.2f} s, beside it {percentile(among.each, 0.99):.2f} s: {ratio:.2f} x")
+    print(
+        f"  p99 alone {percentile(alone.each, 0.99):.2f} s, beside it {percentile(among.each, 0.99):.2f} s: {ratio:.2f} x"
+    )
     print(f"  target <= {BESIDE} x: {mark(is_reached)}\n")
     return is_reached
 
@@ -237,27 +249,49 @@ async def beside(bench: AdmissionBench, texts: int) -> bool:
 async def running(scale: float, slowdown: float) -> AsyncIterator[AdmissionBench]:
     """A stand-in and a gateway, each a process of its own."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        ollama = stack.enter_context(started(_stand_in(scale, slowdown), Path(folder) / "ollama", r"(http://[\d.:]+)")).url
+        ollama = stack.enter_context(
+            started(_stand_in(scale, slowdown), Path(folder) / "ollama", r"(http://[\d.:]+)")
+        ).url
         settings = Path(folder) / "gateway.json"
         settings.write_text(json.dumps(_settings(ollama, scale)))
         command = ["serve", "--config", str(settings)]
         state = str(Path(folder) / "state.json")
         log = Path(folder) / "gateway"
-        gateway = stack.enter_context(started(command, log, r"serving (http://[\d.:]+)", GATEWAY_PORT="0", GATEWAY_STATE_FILE=state))
+        gateway = stack.enter_context(
+            started(command, log, r"serving (http://[\d.:]+)", GATEWAY_PORT="0", GATEWAY_STATE_FILE=state)
+        )
         yield AdmissionBench(scale, ollama, gateway.url)
 
 
 def _stand_in(scale: float, slowdown: float) -> list[str]:
-    options = {"time_scale": scale, "image_seconds": IMAGE_SECONDS, "image_slowdown": slowdown, "tokens_per_second": 1, "parallel": 4}
+    options = {
+        "time_scale": scale,
+        "image_seconds": IMAGE_SECONDS,
+        "image_slowdown": slowdown,
+        "tokens_per_second": 1,
+        "parallel": 4,
+    }
     given = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
     return ["simulate", "--kind", "ollama", "--model", f"{VISION},vision", "--model", TEXT, *given]
 
 
 def _settings(ollama: str, scale: float) -> dict[str, Any]:
-    times = {"queue_timeout": 300, "vision_queue_timeout": 3600, "first_token_timeout": 300, "idle_timeout": 300, "total_timeout": 3600}
+    times = {
+        "queue_timeout": 300,
+        "vision_queue_timeout": 3600,
+        "first_token_timeout": 300,
+        "idle_timeout": 300,
+        "total_timeout": 3600,
+    }
     return {
         "llm_backend": "ollama",
-        "backends": {"ollama": {"kind": "ollama", "base_url": ollama, **{name: seconds * scale for name, seconds in times.items()}}},
+        "backends": {
+            "ollama": {
+                "kind": "ollama",
+                "base_url": ollama,
+                **{name: seconds * scale for name, seconds in times.items()},
+            }
+        },
         "tiers": {"vision": {"models": {"ollama": VISION}}, "text": {"models": {"ollama": TEXT}}},
         "commit_after": 45 * scale,
         "heartbeat": 15 * scale,

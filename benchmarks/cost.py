@@ -64,7 +64,9 @@ class CostBench:
             options, port = self.options, self.direct.port
             self.contestants = [stack.enter_context(running.gateway(self.places, port, options.gateway_command))]
             if options.vllm_router:
-                self.contestants.append(stack.enter_context(running.vllm_router(self.places, port, options.vllm_router)))
+                self.contestants.append(
+                    stack.enter_context(running.vllm_router(self.places, port, options.vllm_router))
+                )
             return stack.pop_all()
 
     def pace(self, *, interval_ms: float = 10, hold: int = 0, think_ms: float = 0) -> None:
@@ -74,14 +76,33 @@ class CostBench:
             raise DidNotRun("the upstream did not take its pace")
 
     def load(
-        self, who: Subject, kind: str, request: bytes, connections: int, seconds: float, spread: float = 0.0, *, cut: bool = False
+        self,
+        who: Subject,
+        kind: str,
+        request: bytes,
+        connections: int,
+        seconds: float,
+        spread: float = 0.0,
+        *,
+        cut: bool = False,
     ) -> LoadOutcome:
         """Do one job against one contestant, in a process of its own."""
         file = self.places.scratch / "request"
         file.write_bytes(request)
         watch = who.processes()
         result = self.places.scratch / "outcome.json"
-        job = LoadJob(kind, who.port, str(file), str(result), connections, seconds, watch=watch, spread=spread, ping=who.ping, cut=cut)
+        job = LoadJob(
+            kind,
+            who.port,
+            str(file),
+            str(result),
+            connections,
+            seconds,
+            watch=watch,
+            spread=spread,
+            ping=who.ping,
+            cut=cut,
+        )
         command = [sys.executable, "-m", "benchmarks.load", json.dumps(asdict(job))]
         root = str(Path(__file__).resolve().parents[1])
         with pinned(set(self.places.helpers)):
@@ -93,7 +114,9 @@ class CostBench:
             raise DidNotRun(f"the load {kind!r} on {who.name} failed:\n{done.stderr.decode(errors='replace')[-2000:]}")
         outcome = LoadOutcome(**json.loads(result.read_text()))
         if outcome.failures:
-            raise DidNotRun(f"{outcome.failures} failures of {kind!r} on {who.name}, the first: {outcome.first_failure}")
+            raise DidNotRun(
+                f"{outcome.failures} failures of {kind!r} on {who.name}, the first: {outcome.first_failure}"
+            )
         return outcome
 
     def rounds(self, entrants: list[Subject], once: Callable[[Subject], None]) -> None:
@@ -161,7 +184,9 @@ def first_token_time(bench: CostBench, streams: int) -> Comparison:
 
 def image_block(bench: CostBench) -> Comparison:
     """The longest of the pings, sent each millisecond on another connection, while one request with a 10 MB image goes through."""
-    table = Comparison("Longest ping while a request with a 10 MB image goes through", "ms", Target(BLOCKED_MILLISECONDS, ratio=False))
+    table = Comparison(
+        "Longest ping while a request with a 10 MB image goes through", "ms", Target(BLOCKED_MILLISECONDS, ratio=False)
+    )
     image = requests.noise_png(_IMAGE_BYTES)
     bench.pace()
 
@@ -239,8 +264,14 @@ def parse(arguments: list[str]) -> CostOptions:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
     venv = os.environ.get("BENCH_VENV")
     router = str(Path(venv, "bin", "vllm-router").absolute()) if venv else ""
-    parser.add_argument("--vllm-router", default=router, help="the vllm-router program (default: in $BENCH_VENV); empty: our figures alone")
-    parser.add_argument("--gateway-command", default=f"{sys.executable} -m gateway serve", help="what starts the gateway")
+    parser.add_argument(
+        "--vllm-router",
+        default=router,
+        help="the vllm-router program (default: in $BENCH_VENV); empty: our figures alone",
+    )
+    parser.add_argument(
+        "--gateway-command", default=f"{sys.executable} -m gateway serve", help="what starts the gateway"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of each window")
     parser.add_argument("--only", default=",".join(_PARTS), help=f"comma-separated parts of {', '.join(_PARTS)}")
@@ -254,7 +285,9 @@ def parse(arguments: list[str]) -> CostOptions:
     if words.rounds < 1 or words.seconds <= 0:
         parser.error("--rounds must be 1 or more, --seconds more than 0")
     command = shlex.split(words.gateway_command)
-    return CostOptions(words.vllm_router, command, words.rounds, words.seconds, parts, not words.no_pin, words.strict, words.json)
+    return CostOptions(
+        words.vllm_router, command, words.rounds, words.seconds, parts, not words.no_pin, words.strict, words.json
+    )
 
 
 def verdict(tables: list[Comparison], *, strict: bool) -> int:
@@ -267,7 +300,10 @@ def run(options: CostOptions) -> list[Comparison]:
     tables: list[Comparison] = []
     with tempfile.TemporaryDirectory() as scratch:
         where = places(Path(scratch), pin=options.pin)
-        print(f"{OURS} beside vllm-router, the same cheap upstream; {options.rounds} rounds in turn\n{machine(where)}", flush=True)
+        print(
+            f"{OURS} beside vllm-router, the same cheap upstream; {options.rounds} rounds in turn\n{machine(where)}",
+            flush=True,
+        )
         with running.upstream(where) as direct:
             for table in comparisons(CostBench(options, where, direct)):
                 tables.append(table)

@@ -93,20 +93,31 @@ def cases(percent: float) -> list[Case]:
         "fails everything": (replace(usual, errors=1.0), True),
     }
     found = [Case(f"canary, {name}", side, percent, is_bad) for name, (side, is_bad) in worse.items()]
-    found.append(Case("canary, fails everything after 20 min", worse["fails everything"][0], percent, True, turns_bad=1200))
+    found.append(
+        Case("canary, fails everything after 20 min", worse["fails everything"][0], percent, True, turns_bad=1200)
+    )
     switches = ("equal", "5 points more errors", "2 x time to first token", "fails everything")
-    return found + [Case(f"switch, {name}", worse[name][0], 100, worse[name][1], counts=name == "equal") for name in switches]
+    return found + [
+        Case(f"switch, {name}", worse[name][0], 100, worse[name][1], counts=name == "equal") for name in switches
+    ]
 
 
 def simulate(case: Case, options: GuardOptions, random_: random.Random, result: Result) -> None:
     """One canary or switch, until it went back or the time is over."""
     now = [0.0]
-    document = {"tiers": {_TIER: {"models": {OTHER: "a", TESTED: "b"}}}, "llm_backend": OTHER, "guard": {}, "state_file": ""}
+    document = {
+        "tiers": {_TIER: {"models": {OTHER: "a", TESTED: "b"}}},
+        "llm_backend": OTHER,
+        "guard": {},
+        "state_file": "",
+    }
     settings = config.build(document)
     assert settings.guard is not None
     rollout = Rollout(settings)
     under_way = {OTHER: 0, TESTED: 0}
-    guard = RolloutGuard(settings.guard, rollout, settings.rollback_to, lambda tier, backend, since: under_way[backend], lambda: now[0])
+    guard = RolloutGuard(
+        settings.guard, rollout, settings.rollback_to, lambda tier, backend, since: under_way[backend], lambda: now[0]
+    )
     changed = 300.0 if case.percent == 100 else 60.0  # with a time before, for a switch
     ends = changed + options.hours * 3600
     has_changed = False
@@ -199,7 +210,9 @@ def main(arguments: list[str]) -> int:
     words = parser.parse_args(arguments)
     options = GuardOptions(words.runs, words.rate, words.hours, words.seed)
     usual = SideModel()
-    print(f"{options.rate:g} requests a second, {words.percent:g} % of them to the canary, each looked at for {options.hours:g} h at most")
+    print(
+        f"{options.rate:g} requests a second, {words.percent:g} % of them to the canary, each looked at for {options.hours:g} h at most"
+    )
     print(
         f"usual: {usual.errors:.1%} errors, {usual.truncated:.1%} truncated, {usual.empty:.1%} empty, {_FIRST_TOKEN_SECONDS:g} s to the first token"
     )
@@ -216,7 +229,11 @@ def main(arguments: list[str]) -> int:
         print(_line(case, result), flush=True)
         costs.append(result.cost)
         if case.counts:
-            good &= len(result.seconds) == result.runs if case.is_bad else len(result.seconds) <= MOST_FALSE * result.runs / 100
+            good &= (
+                len(result.seconds) == result.runs
+                if case.is_bad
+                else len(result.seconds) <= MOST_FALSE * result.runs / 100
+            )
     print(f"the guard takes {1e6 * sum(costs) / len(costs):.1f} µs of this machine for an exchange")
     return 0 if good else 1
 

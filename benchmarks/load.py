@@ -92,7 +92,9 @@ class Client(asyncio.Protocol):
         self._tokens = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # no isinstance: uvloop's transports are no subclass of it
+        self._transport = cast(
+            "asyncio.Transport", transport
+        )  # no isinstance: uvloop's transports are no subclass of it
         self._send()
 
     def _send(self) -> None:
@@ -200,7 +202,9 @@ class Run:
             due = start + number * self.job.spread / self.job.connections
             if due > loop.time():
                 await asyncio.sleep(due - loop.time())
-            _, client = await loop.create_connection(lambda: Client(self, request, repeat=repeat), "127.0.0.1", self.job.port)
+            _, client = await loop.create_connection(
+                lambda: Client(self, request, repeat=repeat), "127.0.0.1", self.job.port
+            )
             self._open.add(client)
 
     async def measure(self) -> None:
@@ -212,7 +216,11 @@ class Run:
         await asyncio.sleep(self.job.seconds)
         outcome.cpu_seconds = cpu_seconds(self.job.watch) - cpu
         outcome.seconds = time.perf_counter() - start
-        outcome.answers, outcome.tokens, outcome.reads = self.answers - answers, self.tokens - tokens, self.reads - reads
+        outcome.answers, outcome.tokens, outcome.reads = (
+            self.answers - answers,
+            self.tokens - tokens,
+            self.reads - reads,
+        )
         outcome.own_cpu_seconds = time.process_time() - own
         self._measuring = False
         self.ending = True

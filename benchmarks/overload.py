@@ -68,9 +68,19 @@ class ResponseCounts:
 def request_bytes(port: int, model: str, *, stream: bool) -> bytes:
     """One whole request for an answer of `ANSWER_TOKENS`, on a connection that ends with it."""
     prompt = f"{ANSWER_TOKENS} words"
-    body = {"model": model, "stream": stream, "max_tokens": ANSWER_TOKENS, "messages": [{"role": "user", "content": prompt}]}
+    body = {
+        "model": model,
+        "stream": stream,
+        "max_tokens": ANSWER_TOKENS,
+        "messages": [{"role": "user", "content": prompt}],
+    }
     data = json.dumps(body).encode()
-    lines = ["POST /v1/chat/completions HTTP/1.1", f"Host: 127.0.0.1:{port}", "Content-Type: application/json", "Connection: close"]
+    lines = [
+        "POST /v1/chat/completions HTTP/1.1",
+        f"Host: 127.0.0.1:{port}",
+        "Content-Type: application/json",
+        "Connection: close",
+    ]
     return "\r\n".join([*lines, f"Content-Length: {len(data)}", "", ""]).encode() + data
 
 
@@ -119,7 +129,9 @@ async def _answer(port: int, request: bytes, pieces: int = 0) -> tuple[int, byte
 
 
 async def get(port: int, path: str) -> bytes:
-    _, body = await _answer(port, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode())
+    _, body = await _answer(
+        port, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode()
+    )
     return body
 
 
@@ -164,12 +176,18 @@ async def overload(backend: Started, gateway: Started, seconds: float) -> bool:
     refused = [1000 * value for value in seen.seconds.get(503, [])]
     p99 = percentile(refused, 0.99) if refused else float("inf")
     others = {status: len(found) for status, found in seen.seconds.items() if status not in (200, 503)}
-    print(f"Overload: {OVERLOAD} times what the backend serves, for {seconds:g} s; {LANES} lanes, up to {SHORT_LINE} waiting")
+    print(
+        f"Overload: {OVERLOAD} times what the backend serves, for {seconds:g} s; {LANES} lanes, up to {SHORT_LINE} waiting"
+    )
     print(f"  the backend itself {own:8.1f} answers/s\n  sent               {OVERLOAD * own:8.1f} requests/s")
     is_served = goodput >= GOODPUT * own
-    print(f"  served             {goodput:8.1f} answers/s: {goodput / own:.3f} of the backend's own   target >= {GOODPUT}: {mark(is_served)}")
+    print(
+        f"  served             {goodput:8.1f} answers/s: {goodput / own:.3f} of the backend's own   target >= {GOODPUT}: {mark(is_served)}"
+    )
     is_prompt = p99 <= REFUSAL_MILLISECONDS
-    print(f"  refused            {len(refused):8} (503), p99 {p99:.1f} ms   target <= {REFUSAL_MILLISECONDS:g} ms: {mark(is_prompt)}")
+    print(
+        f"  refused            {len(refused):8} (503), p99 {p99:.1f} ms   target <= {REFUSAL_MILLISECONDS:g} ms: {mark(is_prompt)}"
+    )
     print(f"  lost or cut off    {seen.lost:8}; other answers: {others or 'none'}\n")
     return is_served and is_prompt and not seen.lost and not others
 
@@ -211,9 +229,13 @@ async def gauges(port: int) -> dict[str, float]:
     """What runs and waits, the requests counted, by outcome, and those who left, by phase."""
     found: defaultdict[str, float] = defaultdict(float)
     for line in (await get(port, "/metrics")).decode().splitlines():
-        if (sample := re.match(r"gateway_(requests|client_disconnects)_(running|waiting|total)\{(.*)\} (\S+)$", line)) is not None:
+        if (
+            sample := re.match(r"gateway_(requests|client_disconnects)_(running|waiting|total)\{(.*)\} (\S+)$", line)
+        ) is not None:
             label = re.search(r'(?:outcome|phase)="(\w+)"', sample[3])
-            found[(f"left {label[1]}" if sample[1] == "client_disconnects" else label[1]) if label else sample[2]] += float(sample[4])
+            found[(f"left {label[1]}" if sample[1] == "client_disconnects" else label[1]) if label else sample[2]] += (
+                float(sample[4])
+            )
     return found
 
 
@@ -228,16 +250,29 @@ async def leaving(gateway: Started, count: int, seed: int) -> bool:
         if is_clean or time.perf_counter() > deadline:
             break
         await asyncio.sleep(0.05)
-    counted = {name: round(after[name] - before[name]) for name in after if name not in ("running", "waiting") and after[name] > before[name]}
-    print(f"Leaving: {count} requests, {AT_ONCE} at once, {MEAN_TO_LEAVE:.0%} mean to leave at a random moment (seed {seed})")
+    counted = {
+        name: round(after[name] - before[name])
+        for name in after
+        if name not in ("running", "waiting") and after[name] > before[name]
+    }
+    print(
+        f"Leaving: {count} requests, {AT_ONCE} at once, {MEAN_TO_LEAVE:.0%} mean to leave at a random moment (seed {seed})"
+    )
     print(
         f"  left {seen.left}, answered whole {seen.count(200)}, refused {seen.count(503)}, lost or cut off {seen.lost}; the gateway counted {counted}"
     )
     print(
         f"  running {after['running']:g}, waiting {after['waiting']:g}; descriptors {held} before, {holds} after (up to {KEPT} connections are kept)"
     )
-    is_reached = is_clean and not seen.lost and seen.left >= LEAVING * count and all(counted.get(f"left {phase}") for phase in PHASES)
-    print(f"  target: {LEAVING:.0%} left, in every phase; none lost, all slots and places free, no descriptor more: {mark(is_reached)}\n")
+    is_reached = (
+        is_clean
+        and not seen.lost
+        and seen.left >= LEAVING * count
+        and all(counted.get(f"left {phase}") for phase in PHASES)
+    )
+    print(
+        f"  target: {LEAVING:.0%} left, in every phase; none lost, all slots and places free, no descriptor more: {mark(is_reached)}\n"
+    )
     return is_reached
 
 
@@ -250,23 +285,39 @@ def running(max_queue: int) -> Iterator[tuple[Started, Started]]:
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         rate = ANSWER_TOKENS / ANSWER_SECONDS
-        words = ["simulate", "--kind", "vllm", "--model", MODEL, "--max-num-seqs", str(LANES), "--tokens-per-second", f"{rate:g}"]
+        words = [
+            "simulate",
+            "--kind",
+            "vllm",
+            "--model",
+            MODEL,
+            "--max-num-seqs",
+            str(LANES),
+            "--tokens-per-second",
+            f"{rate:g}",
+        ]
         backend = stack.enter_context(started(words, folder / "vllm", r"(http://[\d.:]+)"))
         settings: dict[str, Any] = {
             "llm_backend": "vllm",
-            "backends": {"vllm": {"kind": "vllm", "base_url": backend.url, "max_concurrency": LANES, "max_queue": max_queue}},
+            "backends": {
+                "vllm": {"kind": "vllm", "base_url": backend.url, "max_concurrency": LANES, "max_queue": max_queue}
+            },
             "tiers": {"standard": {"models": {"vllm": MODEL}}},
             "log_format": "text",
         }
         (folder / "gateway.json").write_text(json.dumps(settings))
         command = ["serve", "--config", str(folder / "gateway.json")]
-        gateway = stack.enter_context(started(command, folder / "gateway", r"serving (http://[\d.:]+)", GATEWAY_PORT="0", GATEWAY_STATE_FILE=""))
+        gateway = stack.enter_context(
+            started(command, folder / "gateway", r"serving (http://[\d.:]+)", GATEWAY_PORT="0", GATEWAY_STATE_FILE="")
+        )
         yield backend, gateway
 
 
 def main(arguments: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.overload", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="of each half of the overload")
     parser.add_argument("--requests", type=int, default=10_000, help="that come and go")
     parser.add_argument("--seed", type=int, default=1, help="of the moments at which they go")

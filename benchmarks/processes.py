@@ -32,7 +32,9 @@ def started(words: list[str], log: Path, address: str, **environment: str) -> It
     clean["PYTHONPATH"] = str(Path(__file__).parents[1])
     with log.open("wb") as out:
         command = [sys.executable, "-m", "gateway", *words]
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={**clean, **environment}, cwd=log.parent)  # ourselves
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env={**clean, **environment}, cwd=log.parent
+        )  # ourselves
     try:
         deadline = time.monotonic() + START_SECONDS
         while (found := re.search(address, log.read_text())) is None:

@@ -100,9 +100,13 @@ class Comparison:
         if ratios is not None:
             shown.append(f"  {'ratio':14}{ratios[0]:9.2f}{ratios[1]:9.2f}{'':9}   {OURS} / {THEIRS}")
         if self.uneven():
-            shown.append(f"  NOT COMPARABLE: the load of {', '.join(self.uneven())} was not {self.nominal_rate:,.0f}/s within 2 %")
+            shown.append(
+                f"  NOT COMPARABLE: the load of {', '.join(self.uneven())} was not {self.nominal_rate:,.0f}/s within 2 %"
+            )
         elif not self.comparable():
-            shown.append("  NOT COMPARABLE: one sent more tokens at a time than the other, which is cheaper (too busy a machine does that)")
+            shown.append(
+                "  NOT COMPARABLE: one sent more tokens at a time than the other, which is cheaper (too busy a machine does that)"
+            )
         if self.target is not None:
             what = "ratio of medians" if self.target.ratio else f"{OURS}'s median"
             shown.append(f"  target: {what} <= {self.target.limit:g}: {mark(self.passed())}")

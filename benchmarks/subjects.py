@@ -107,7 +107,15 @@ def gateway(places: BenchSetup, upstream_port: int, command: list[str]) -> Itera
 def vllm_router(places: BenchSetup, upstream_port: int, program: str) -> Iterator[Subject]:
     """vllm-router with one worker, round robin, no tries again and the log quiet: its cheapest setting."""
     port = free_port()
-    command = [program, "--host", "127.0.0.1", "--port", str(port), "--worker-urls", f"http://127.0.0.1:{upstream_port}"]
+    command = [
+        program,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--worker-urls",
+        f"http://127.0.0.1:{upstream_port}",
+    ]
     command += ["--policy", "round_robin", "--prometheus-port", str(free_port()), "--log-level", "error"]
     command += ["--worker-startup-check-interval", "1"]
     with _running(THEIRS, command, dict(os.environ), places, port) as pid:
@@ -115,13 +123,17 @@ def vllm_router(places: BenchSetup, upstream_port: int, program: str) -> Iterato
 
 
 @contextlib.contextmanager
-def _running(name: str, command: list[str], environment: dict[str, str], places: BenchSetup, port: int) -> Iterator[int]:
+def _running(
+    name: str, command: list[str], environment: dict[str, str], places: BenchSetup, port: int
+) -> Iterator[int]:
     log = places.scratch / f"{name}-{port}.log"
     home = places.scratch / f"{name}-{port}"
     home.mkdir()
     with log.open("wb") as output, pinned(set(places.contestant)):
         try:
-            process = subprocess.Popen(command, cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                command, cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
         except OSError as exc:
             raise DidNotRun(f"{name} did not start: {exc}") from exc
     try:

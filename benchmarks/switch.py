@@ -99,8 +99,14 @@ class Report:
         return sides
 
     def lines(self) -> list[str]:
-        times, pings = ([seconds * 1000 for seconds in found] for found in ([call.answered - call.sent for call in self.calls], self.pings))
-        sides = {side: sum(request.side == side for request in self.seen) for side in sorted({request.side for request in self.seen})}
+        times, pings = (
+            [seconds * 1000 for seconds in found]
+            for found in ([call.answered - call.sent for call in self.calls], self.pings)
+        )
+        sides = {
+            side: sum(request.side == side for request in self.seen)
+            for side in sorted({request.side for request in self.seen})
+        }
         return [
             f"calls: {len(times)}; {percentile(times, 0.5):.1f} ms (median), {max(times):.1f} ms (worst); target: {_TARGET_MILLISECONDS:g} ms",
             f"a request for /healthz right before each: {percentile(pings, 0.5):.1f} ms (median), {max(pings):.1f} ms (worst)",
@@ -130,7 +136,9 @@ class Clients:
         """Until `stop`; what is under way then is waited for."""
         async with asyncio.TaskGroup() as group:
             for number in range(self._options.streams):
-                group.create_task(self._streams(number / max(1, self._options.streams) * _STREAM_TOKENS / _TOKENS_PER_SECOND))
+                group.create_task(
+                    self._streams(number / max(1, self._options.streams) * _STREAM_TOKENS / _TOKENS_PER_SECOND)
+                )
             for _ in range(self._options.waiting):
                 group.create_task(self._wait_in_line())
             while not self._over.is_set():
@@ -159,7 +167,12 @@ class Clients:
             return
 
     async def _ask(self, tokens: int, *, stream: bool, tier: str = "standard") -> None:
-        body = {"model": tier, "stream": stream, "max_tokens": tokens, "messages": [{"role": "user", "content": "repeat la"}]}
+        body = {
+            "model": tier,
+            "stream": stream,
+            "max_tokens": tokens,
+            "messages": [{"role": "user", "content": "repeat la"}],
+        }
         sent = time.perf_counter()
         try:
             async with asyncio.timeout(_PATIENCE):
@@ -179,7 +192,9 @@ async def _exchange(port: int, method: str, path: str, body: Any) -> tuple[int, 
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         data = json.dumps(body).encode()
-        fields = f"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\nConnection: close\r\n"
+        fields = (
+            f"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\nConnection: close\r\n"
+        )
         writer.write(f"{method} {path} HTTP/1.1\r\n{fields}\r\n".encode() + data)
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         came = time.perf_counter()
@@ -193,7 +208,13 @@ async def _steer(port: int, options: SwitchOptions) -> dict[str, Any]:
     """Switches and rollbacks in turn, from a process of their own: a busy client would measure itself."""
     words = [f"--{name}={getattr(options, name)}" for name in ("switches", "pause")]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.switch", f"--steer={port}", *words, stdout=PIPE, env=os.environ | {"PYTHONPATH": str(_ROOT)}
+        sys.executable,
+        "-m",
+        "benchmarks.switch",
+        f"--steer={port}",
+        *words,
+        stdout=PIPE,
+        env=os.environ | {"PYTHONPATH": str(_ROOT)},
     )
     out, _ = await process.communicate()
     found: dict[str, Any] = json.loads(out)
@@ -221,9 +242,13 @@ async def _give_orders(port: int, options: SwitchOptions) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _program(*words: str, folder: Path, log: str) -> AsyncIterator[Process]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)} | {"PYTHONPATH": str(_ROOT)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)} | {
+        "PYTHONPATH": str(_ROOT)
+    }
     with (folder / log).open("wb") as err:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "gateway", *words, stdout=PIPE, stderr=err, env=environment, cwd=folder)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "gateway", *words, stdout=PIPE, stderr=err, env=environment, cwd=folder
+        )
     try:
         yield process
     finally:
@@ -241,10 +266,18 @@ async def _stand_in(stack: AsyncExitStack, folder: Path, kind: str, *more: str) 
 async def _gateway(stack: AsyncExitStack, folder: Path, ollama: str, vllm: str) -> int:
     """The port of a gateway in front of the two, once it is ready."""
     limits = dict.fromkeys(("max_concurrency", "model_concurrency", "max_queue"), _PLENTY)
-    backends = {"ollama": {"kind": "ollama", "base_url": ollama, **limits}, "vllm": {"kind": "vllm", "base_url": vllm, **limits}}
+    backends = {
+        "ollama": {"kind": "ollama", "base_url": ollama, **limits},
+        "vllm": {"kind": "vllm", "base_url": vllm, **limits},
+    }
     models = dict.fromkeys(backends, MODEL)
     narrow = {"models": models, "limits": {name: {"concurrency": _NARROW_SLOTS} for name in backends}}
-    document = {"port": 0, "log_format": "json", "backends": backends, "tiers": {"standard": {"models": models}, "narrow": narrow}}
+    document = {
+        "port": 0,
+        "log_format": "json",
+        "backends": backends,
+        "tiers": {"standard": {"models": models}, "narrow": narrow},
+    }
     (folder / "gateway.yaml").write_text(yaml.safe_dump(document))
     await stack.enter_async_context(_program("serve", "--config", "gateway.yaml", folder=folder, log="gateway.log"))
     async with asyncio.timeout(_PATIENCE):
@@ -287,7 +320,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rate", type=float, default=50.0, help="short requests a second")
     parser.add_argument("--switches", type=int, default=20)
     parser.add_argument("--pause", type=float, default=0.5, help="seconds between two of them")
-    parser.add_argument("--waiting", type=int, default=40, help=f"for the tier with {_NARROW_SLOTS} slots at any time; 0: no such line")
+    parser.add_argument(
+        "--waiting", type=int, default=40, help=f"for the tier with {_NARROW_SLOTS} slots at any time; 0: no such line"
+    )
     parser.add_argument("--steer", type=int, default=0, metavar="PORT", help=argparse.SUPPRESS)
     words = parser.parse_args(arguments)
     options = SwitchOptions(words.streams, words.rate, words.switches, words.pause, words.waiting)

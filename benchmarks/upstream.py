@@ -48,7 +48,11 @@ _MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens"\s*:\s*(\d+)')
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 _USAGE = re.compile(rb'"include_usage"\s*:\s*true')
 _COMMON = b"date: Sat, 01 Aug 2026 12:00:00 GMT\r\nserver: uvicorn\r\nvary: Origin\r\n"
-_STREAM_HEAD = b"HTTP/1.1 200 OK\r\n" + _COMMON + b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\n"
+    + _COMMON
+    + b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+)
 _CREATED = 1_785_000_000
 _DEFAULT_TOKENS = 64
 _BODY_TAIL = 4096
@@ -106,7 +110,12 @@ def _json(value: object) -> bytes:
 
 
 def _answer(status: bytes, body: bytes) -> bytes:
-    return b"HTTP/1.1 %b\r\n%bcontent-length: %d\r\ncontent-type: application/json\r\n\r\n%b" % (status, _COMMON, len(body), body)
+    return b"HTTP/1.1 %b\r\n%bcontent-length: %d\r\ncontent-type: application/json\r\n\r\n%b" % (
+        status,
+        _COMMON,
+        len(body),
+        body,
+    )
 
 
 class Shapes:
@@ -117,8 +126,16 @@ class Shapes:
         opening = _json({"object": "chat.completion.chunk", "created": _CREATED, "model": model})[1:-1]
         self._opening = b'","' + opening[1:] + b',"choices":'
         self._words = [_json(word + MARK) for word in WORDS]
-        card: dict[str, object] = {"id": model, "object": "model", "created": _CREATED, "owned_by": "vllm", "root": model}
-        self.models = _answer(b"200 OK", _json({"object": "list", "data": [{**card, "parent": None, "max_model_len": 32768}]}))
+        card: dict[str, object] = {
+            "id": model,
+            "object": "model",
+            "created": _CREATED,
+            "owned_by": "vllm",
+            "root": model,
+        }
+        self.models = _answer(
+            b"200 OK", _json({"object": "list", "data": [{**card, "parent": None, "max_model_len": 32768}]})
+        )
 
     def _event(self, answer_id: bytes, choices: bytes) -> bytes:
         return framed(b'data: {"id":"%b%b%b}\n\n' % (answer_id, self._opening, choices))
@@ -129,7 +146,10 @@ class Shapes:
 
     def token(self, answer_id: bytes, number: int) -> bytes:
         word = self._words[number % len(self._words)]
-        return self._event(answer_id, b'[{"index":0,"delta":{"content":%b},"logprobs":null,"finish_reason":null,"token_ids":null}]' % word)
+        return self._event(
+            answer_id,
+            b'[{"index":0,"delta":{"content":%b},"logprobs":null,"finish_reason":null,"token_ids":null}]' % word,
+        )
 
     def end(self, answer_id: bytes, tokens: int, *, usage: bool) -> bytes:
         """Finish chunk, usage chunk when asked, `[DONE]` and the end of the body: vLLM sends these together with the last token."""
@@ -144,8 +164,22 @@ class Shapes:
     def plain(self, answer_id: bytes, tokens: int) -> bytes:
         """A whole answer: every token of the stream, joined."""
         text = "".join(WORDS[number % len(WORDS)] + MARK for number in range(tokens))
-        message = {"role": "assistant", "content": text, "refusal": None, "annotations": None, "audio": None, "function_call": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length", "stop_reason": None, "token_ids": None}
+        message = {
+            "role": "assistant",
+            "content": text,
+            "refusal": None,
+            "annotations": None,
+            "audio": None,
+            "function_call": None,
+        }
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": "length",
+            "stop_reason": None,
+            "token_ids": None,
+        }
         answer = {
             "id": answer_id.decode(),
             "object": "chat.completion",
@@ -154,7 +188,12 @@ class Shapes:
             "choices": [{**choice, "routed_experts": None}],
             "service_tier": None,
             "system_fingerprint": "vllm-0.32.0-882afe58",
-            "usage": {"prompt_tokens": 40, "total_tokens": 40 + tokens, "completion_tokens": tokens, "prompt_tokens_details": None},
+            "usage": {
+                "prompt_tokens": 40,
+                "total_tokens": 40 + tokens,
+                "completion_tokens": tokens,
+                "prompt_tokens_details": None,
+            },
             "prompt_logprobs": None,
             "prompt_token_ids": None,
             "kv_transfer_params": None,
@@ -197,7 +236,9 @@ class UpstreamProtocol(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # no isinstance: uvloop's transports are no subclass of it
+        self._transport = cast(
+            "asyncio.Transport", transport
+        )  # no isinstance: uvloop's transports are no subclass of it
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:

@@ -8,8 +8,12 @@ from types import FrameType
 def main() -> None:
     """Entry point of the command."""
     if sys.argv[1:2] == ["serve"]:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until settings can be reread; by itself it would kill the process
-        signal.signal(signal.SIGTERM, _leave)  # until the server listens to it; the first process of a container would not even be killed
+        signal.signal(
+            signal.SIGHUP, signal.SIG_IGN
+        )  # until settings can be reread; by itself it would kill the process
+        signal.signal(
+            signal.SIGTERM, _leave
+        )  # until the server listens to it; the first process of a container would not even be killed
     from gateway.cli import commands as cli
 
     cli.main()

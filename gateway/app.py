@@ -59,7 +59,9 @@ class Gateway:
         self._state = StateFile(settings.state_file)
         persist_learned_limits(self._state, self._backends, settings.ollama_num_parallel)
         self.rollout = Rollout(settings)
-        self._controller = controller = RolloutController(self.rollout, self._state, self._metrics, settings.rollback_to)
+        self._controller = controller = RolloutController(
+            self.rollout, self._state, self._metrics, settings.rollback_to
+        )
         gateway_id = os.urandom(8).hex().encode()
         keys = ApiKeys(key.get_secret_value() for key in settings.api_keys)
         model_names = ModelNames(settings)
@@ -74,19 +76,27 @@ class Gateway:
         self._health = HealthChecks(settings, self._backends, gateway_id, _refresh)
         self._retirement = GenerationCleanup(self._oldest_generation)
         self._guard = (
-            None if settings.guard is None else RolloutGuard(settings.guard, self.rollout, settings.rollback_to, self._pending, self._context.clock)
+            None
+            if settings.guard is None
+            else RolloutGuard(settings.guard, self.rollout, settings.rollback_to, self._pending, self._context.clock)
         )
-        self._operations = Operations(settings, self._backends, model_names, controller, self._health, self._metrics, self._guard)
+        self._operations = Operations(
+            settings, self._backends, model_names, controller, self._health, self._metrics, self._guard
+        )
         self._preflight = Preflight(self._context, self.rollout)
         self._cors = Cors(settings.cors_origins)
         self._images = ImageNormalizer()
         self.reload = Reloader(lambda: self._context.settings, self._change, self._operations.record_reload)
         chat = ChatEndpoint(self._context, keys, model_names, self.rollout, self._cors, self._images)
         embeddings = EmbeddingEndpoint(self._context, keys, model_names, self._cors)
-        self._hot: dict[str, Endpoint[Any]] = dict.fromkeys(CHAT_PATHS, chat) | dict.fromkeys(EMBEDDING_PATHS, embeddings)
+        self._hot: dict[str, Endpoint[Any]] = dict.fromkeys(CHAT_PATHS, chat) | dict.fromkeys(
+            EMBEDDING_PATHS, embeddings
+        )
         admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
         scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []
-        self._rest = build_ops(self._operations, self._preflight, keys, AdminAccess(admin), AdminAccess([*admin, *scraper]))
+        self._rest = build_ops(
+            self._operations, self._preflight, keys, AdminAccess(admin), AdminAccess([*admin, *scraper])
+        )
         self.metrics_port_app = build_metrics_port(self._operations)
 
     async def __aenter__(self) -> Self:
@@ -210,7 +220,10 @@ class Gateway:
                 self._metrics.forget(label, name)
 
     def _oldest_generation(self) -> int:
-        return min((relay.generation for relay in self._context.sweep.live if isinstance(relay, Relay)), default=self._context.generation)
+        return min(
+            (relay.generation for relay in self._context.sweep.live if isinstance(relay, Relay)),
+            default=self._context.generation,
+        )
 
     # The end
 
@@ -257,7 +270,9 @@ class Gateway:
     def _pending(self, tier: str, backend: str, since: float) -> int:
         """Not those who wait for the dead: they are no answers that are yet to come."""
         relays = (relay for relay in self._context.sweep.live if isinstance(relay, Relay) and relay.arrived >= since)
-        return sum(relay.route.tier == tier and relay.route.backend == backend and not relay.is_stranded for relay in relays)
+        return sum(
+            relay.route.tier == tier and relay.route.backend == backend and not relay.is_stranded for relay in relays
+        )
 
 
 def _labels(settings: Settings) -> dict[Label, set[str]]:

@@ -28,7 +28,9 @@ FEW_FILES = 4096
 _log = logging.getLogger("gateway.run")
 
 
-def run(settings: Settings, announce: Callable[[str], None] | None = None, reread: Callable[[], Settings] | None = None) -> None:
+def run(
+    settings: Settings, announce: Callable[[str], None] | None = None, reread: Callable[[], Settings] | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT; `announce` is told the base URL once the door is open. `reread` reads the settings anew when their file has
     changed or SIGHUP comes.
 
@@ -39,18 +41,24 @@ def run(settings: Settings, announce: Callable[[str], None] | None = None, rerea
         runner.run(serve(settings, announce, reread))
 
 
-async def serve(settings: Settings, announce: Callable[[str], None] | None = None, reread: Callable[[], Settings] | None = None) -> None:
+async def serve(
+    settings: Settings, announce: Callable[[str], None] | None = None, reread: Callable[[], Settings] | None = None
+) -> None:
     """As `run`, in the loop that runs."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     listener = _listen("GATEWAY_PORT", settings.host, settings.port)
-    beside = None if settings.metrics_port is None else _listen("GATEWAY_METRICS_PORT", settings.host, settings.metrics_port)
+    beside = (
+        None if settings.metrics_port is None else _listen("GATEWAY_METRICS_PORT", settings.host, settings.metrics_port)
+    )
     sink = Sink(sys.stderr.buffer)
     if reread is not None:
         _ignore_hang_up()
     try:
         configure(as_json, sink)
         _allow_open_files()
-        gateway = Gateway(settings, ExchangeLog(as_json, sink))  # its first words are about a roll-out that differs from the settings
+        gateway = Gateway(
+            settings, ExchangeLog(as_json, sink)
+        )  # its first words are about a roll-out that differs from the settings
         for line in settings.sources:
             _log.info("%s", line)
         for line in settings.warnings:
@@ -62,7 +70,9 @@ async def serve(settings: Settings, announce: Callable[[str], None] | None = Non
         sink.close()
 
 
-async def _serve(settings: Settings, gateway: Gateway, listener: socket.socket, announce: Callable[[str], None] | None) -> None:
+async def _serve(
+    settings: Settings, gateway: Gateway, listener: socket.socket, announce: Callable[[str], None] | None
+) -> None:
     def tell() -> None:
         base_url = _url(settings.host, listener)
         _log.info("serving %s; tiers %s; active backend %s", base_url, ", ".join(settings.tiers), gateway.rollout)
@@ -89,7 +99,10 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= allowed < FEW_FILES:
-        _log.warning("only %d files may be open, two for each request that runs: what comes beyond is cut off; raise the limit (ulimit -Hn)", allowed)
+        _log.warning(
+            "only %d files may be open, two for each request that runs: what comes beyond is cut off; raise the limit (ulimit -Hn)",
+            allowed,
+        )
 
 
 class CannotListen(Exception):
@@ -131,7 +144,9 @@ async def _metrics_port(gateway: Gateway, listener: socket.socket | None) -> Asy
 
 
 @asynccontextmanager
-async def _reloading(gateway: Gateway, file: Path | None, reread: Callable[[], Settings] | None) -> AsyncGenerator[None, None]:
+async def _reloading(
+    gateway: Gateway, file: Path | None, reread: Callable[[], Settings] | None
+) -> AsyncGenerator[None, None]:
     """While the block runs, the settings are reread when `file` changes, and on SIGHUP."""
     if reread is None:
         yield

@@ -39,7 +39,8 @@ class StateFile:
             _tidy(path)
             if self._is_safe and not os.access(path.parent, os.W_OK | os.X_OK):
                 _log.warning(
-                    "the state file %s cannot be written: its folder is missing, or closed to this user; changes are lost at a restart", path
+                    "the state file %s cannot be written: its folder is missing, or closed to this user; changes are lost at a restart",
+                    path,
                 )
 
     def __repr__(self) -> str:
@@ -91,7 +92,10 @@ class StateFile:
         if self._is_safe:
             _log.warning("the state file %s is broken; going on as without it", path)
         else:
-            _log.warning("the state file %s is not one of this version of the gateway; it is left alone, and nothing is kept", path)
+            _log.warning(
+                "the state file %s is not one of this version of the gateway; it is left alone, and nothing is kept",
+                path,
+            )
 
     async def _write(self, path: Path) -> None:
         while self._written < self._changes:
@@ -100,7 +104,9 @@ class StateFile:
             try:
                 await asyncio.to_thread(_replace, path, content)
             except OSError as error:
-                _log.warning("the state file %s cannot be written (%s); what changed is lost at a restart", path, error.strerror)
+                _log.warning(
+                    "the state file %s cannot be written (%s); what changed is lost at a restart", path, error.strerror
+                )
                 return
             self._written = changes
 

@@ -10,14 +10,23 @@ import pytest
 import uvloop
 from hypothesis import settings
 
-settings.register_profile("tests", deadline=None, derandomize=True)  # what a change did not break passes as it did before
-settings.register_profile("explore", deadline=None, max_examples=1000)  # `pytest --hypothesis-profile=explore` looks for more
+settings.register_profile(
+    "tests", deadline=None, derandomize=True
+)  # what a change did not break passes as it did before
+settings.register_profile(
+    "explore", deadline=None, max_examples=1000
+)  # `pytest --hypothesis-profile=explore` looks for more
 settings.load_profile("tests")
 
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
 
 
-def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The loops that a test runs in: asyncio's, uvloop's where it is marked `uvloop`, one after the other where it is marked `both_loops`."""
     if item.get_closest_marker("both_loops"):
         return LOOPS

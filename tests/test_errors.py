@@ -5,7 +5,15 @@ import json
 import pytest
 
 from gateway import errors
-from gateway.errors import ClientLeft, ContextLengthExceeded, GatewayError, InvalidApiKey, MethodNotAllowed, UpstreamError, UpstreamTimeout
+from gateway.errors import (
+    ClientLeft,
+    ContextLengthExceeded,
+    GatewayError,
+    InvalidApiKey,
+    MethodNotAllowed,
+    UpstreamError,
+    UpstreamTimeout,
+)
 
 REQUEST = "invalid_request_error"
 # The table of the contract: status, type and code of each answer, and an instance of it.

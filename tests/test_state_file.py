@@ -45,7 +45,9 @@ async def test_what_is_the_same_is_not_written_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [f'{{"{MARK}":1,"one": {{"a"', ""], ids=["torn", "empty"])
-async def test_broken_file_is_ignored_and_written_anew(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_broken_file_is_ignored_and_written_anew(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "state.json"
     path.write_text(content)
     state = StateFile(path)
@@ -57,7 +59,9 @@ async def test_broken_file_is_ignored_and_written_anew(tmp_path: Path, content: 
 
 
 @pytest.mark.parametrize("content", [b'{"theirs": 1}', b"[]", b"\xff\x00", b'{"%b": 2}' % MARK.encode(), b"not JSON"])
-async def test_file_of_somebody_else_is_left_alone(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_file_of_somebody_else_is_left_alone(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "state.json"
     path.write_bytes(content)
     state = StateFile(path)
@@ -69,14 +73,21 @@ async def test_file_of_somebody_else_is_left_alone(tmp_path: Path, content: byte
 
 
 async def test_what_killed_processes_left_is_removed_and_what_may_be_in_use_is_not(tmp_path: Path) -> None:
-    for name, age in ((".state.json.7", 100), (".state.json.8", 1), (".state.json.backup", 100), (".other.json.7", 100)):
+    for name, age in (
+        (".state.json.7", 100),
+        (".state.json.8", 1),
+        (".state.json.backup", 100),
+        (".other.json.7", 100),
+    ):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     StateFile(tmp_path / "state.json")
     assert {path.name for path in tmp_path.iterdir()} == {".state.json.8", ".state.json.backup", ".other.json.7"}
 
 
-async def test_place_that_cannot_be_written_is_told_and_harms_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_place_that_cannot_be_written_is_told_and_harms_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     state = StateFile(tmp_path / "nowhere" / "state.json")
     state.put("one", 1)
     assert not await state.persisted()
@@ -94,7 +105,9 @@ async def test_file_that_cannot_be_read_is_told(tmp_path: Path, caplog: pytest.L
 
 
 @pytest.mark.parametrize("path", [Path("/"), Path()], ids=["root", "here"])
-async def test_folder_in_the_place_of_the_file_is_told_and_harms_nobody(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_folder_in_the_place_of_the_file_is_told_and_harms_nobody(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     state = StateFile(path)
     assert "cannot be read (Is a directory)" in caplog.text
     state.put("one", 1)
@@ -103,7 +116,9 @@ async def test_folder_in_the_place_of_the_file_is_told_and_harms_nobody(path: Pa
     assert state.get("one") == 1
 
 
-async def test_folder_that_is_not_there_is_told_before_anything_is_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_folder_that_is_not_there_is_told_before_anything_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     StateFile(tmp_path / "state.json")
     assert not caplog.text
     StateFile(tmp_path / "missing" / "state.json")

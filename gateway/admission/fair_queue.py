@@ -104,7 +104,9 @@ class FairQueue(Generic[T]):
 
     def in_order(self) -> Iterator[T]:
         """All, in the order in which they would be served if nobody else came. O(n)."""
-        return _by_turns([_by_turns([iter(requests) for requests in turn.persons.values()]) for turn in self._turns.values()])
+        return _by_turns(
+            [_by_turns([iter(requests) for requests in turn.persons.values()]) for turn in self._turns.values()]
+        )
 
 
 def _by_turns(sources: Iterable[Iterator[T]]) -> Iterator[T]:

@@ -180,7 +180,9 @@ class ModelResidency:
             state.has_failed = False
         return self.schedule() or became
 
-    def ended(self, state: ModelState, is_loaded: bool, before: LoadedModels | None, after: LoadedModels | None) -> None:
+    def ended(
+        self, state: ModelState, is_loaded: bool, before: LoadedModels | None, after: LoadedModels | None
+    ) -> None:
         """The load of `state` is over; this was shown before and after it."""
         now = self._clock()
         state.end(now)
@@ -188,7 +190,9 @@ class ModelResidency:
             self._note(after.until)
         if before is not None and after is not None:
             gone = before.until.keys() & self.states.keys() - after.until.keys() - {state.name}
-            evicted = {frozenset((name, state.name)) for name in gone if name in self._used or before.until[name] > after.now}
+            evicted = {
+                frozenset((name, state.name)) for name in gone if name in self._used or before.until[name] > after.now
+            }
             self._rivals |= evicted
             self._friends -= evicted
         state.waits_since = None
@@ -254,7 +258,11 @@ class ModelResidency:
         return any(crowd.wants(state) for crowd in state.waiters)
 
     def _rivals_of(self, state: ModelState) -> list[ModelState]:
-        return [other for other in self.states.values() if other.is_loaded and frozenset((other.name, state.name)) in self._rivals]
+        return [
+            other
+            for other in self.states.values()
+            if other.is_loaded and frozenset((other.name, state.name)) in self._rivals
+        ]
 
     def _choose(self) -> ModelState | None:
         """The one to be loaded next, if its time has come; else an alarm is set for when it has."""
@@ -275,7 +283,14 @@ class ModelResidency:
             self._schedule_at(begins)
         if wanted:
             return None
-        return next((s for s in self.states.values() if s.warm and not s.is_loaded and self._may_load(s.model) and not self._rivals_of(s)), None)
+        return next(
+            (
+                s
+                for s in self.states.values()
+                if s.warm and not s.is_loaded and self._may_load(s.model) and not self._rivals_of(s)
+            ),
+            None,
+        )
 
     def _turn_ends(self, state: ModelState, rival: ModelState) -> float:
         assert state.waits_since is not None

@@ -105,7 +105,9 @@ class Placement:
 
     __slots__ = ("adaptive", "limits", "server", "state")
 
-    def __init__(self, server: ServerSlots, limits: tuple[ConcurrencyLimit, ...], state: ModelState | None = None) -> None:
+    def __init__(
+        self, server: ServerSlots, limits: tuple[ConcurrencyLimit, ...], state: ModelState | None = None
+    ) -> None:
         self.server = server
         self.limits = limits
         self.state = state
@@ -143,9 +145,23 @@ class QueueEntry:
 class Queue:
     """Requests that need the same: who of them waits, how many run, how long service took of late."""
 
-    __slots__ = ("_census", "_own_timeout", "batch", "interactive", "lane", "model", "passed_over", "placements", "room", "running", "seconds")
+    __slots__ = (
+        "_census",
+        "_own_timeout",
+        "batch",
+        "interactive",
+        "lane",
+        "model",
+        "passed_over",
+        "placements",
+        "room",
+        "running",
+        "seconds",
+    )
 
-    def __init__(self, model: str, lane: "Lane", placements: list[Placement], room: ConcurrencyLimit, own_timeout: float | None) -> None:
+    def __init__(
+        self, model: str, lane: "Lane", placements: list[Placement], room: ConcurrencyLimit, own_timeout: float | None
+    ) -> None:
         self.model = model
         self.lane = lane
         self.placements = placements
@@ -189,7 +205,11 @@ class Queue:
 
     def may_try_elsewhere(self, state: ModelState) -> bool:
         """Another server has the model, or could load it and has not failed."""
-        others = [placement for placement in self.placements if placement.state is not state and placement.server.serves(self.model) and placement.server.is_up()]
+        others = [
+            placement
+            for placement in self.placements
+            if placement.state is not state and placement.server.serves(self.model) and placement.server.is_up()
+        ]
         return any(placement.state is None or not placement.state.has_failed for placement in others)
 
     def refuse(self, error: Callable[[], GatewayError]) -> None:

@@ -49,7 +49,17 @@ from typing import NamedTuple
 
 from gateway.admission.concurrency_limits import CONFIRM_SECONDS, TRY_AGAIN_SECONDS, AdaptiveLimit, ConcurrencyLimit
 from gateway.admission.model_residency import ModelState
-from gateway.admission.queues import BATCH_SHARE, AdmissionLimits, Lane, LaneName, Placement, Queue, QueueEntry, ServerSlots, TierLimits
+from gateway.admission.queues import (
+    BATCH_SHARE,
+    AdmissionLimits,
+    Lane,
+    LaneName,
+    Placement,
+    Queue,
+    QueueEntry,
+    ServerSlots,
+    TierLimits,
+)
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
 
 RETRY_SECONDS_UNKNOWN = 5
@@ -123,14 +133,23 @@ class Admission:
         if found is None:
             wanted_lane = self._lanes[lane]
             own = own or TierLimits()
-            placements = [Placement(server, self._limits_at(server, model, wanted_lane, own), self._state(server, model, wanted_lane)) for server in self._servers]
+            placements = [
+                Placement(
+                    server, self._limits_at(server, model, wanted_lane, own), self._state(server, model, wanted_lane)
+                )
+                for server in self._servers
+            ]
             room = wanted_lane.room if own.max_queue is None else ConcurrencyLimit(own.max_queue)
             found = self._queues[key] = Queue(model, wanted_lane, placements, room, own.queue_timeout)
             wanted_lane.queues.append(found)
         return found
 
     def _state(self, server: ServerSlots, model: str, lane: Lane) -> ModelState | None:
-        return None if server.residency is None else server.residency.state(self._canonical(model), model, lane.limits.is_apart)
+        return (
+            None
+            if server.residency is None
+            else server.residency.state(self._canonical(model), model, lane.limits.is_apart)
+        )
 
     def _limits_at(self, server: ServerSlots, model: str, lane: Lane, own: TierLimits) -> tuple[ConcurrencyLimit, ...]:
         if lane.limits.is_apart:
@@ -151,7 +170,9 @@ class Admission:
         if found is None:
             limits = self._limits
             limit = server.guesses.get(name, limits.first_guess) if limits.model_slots is None else limits.model_slots
-            found = server.models[name] = AdaptiveLimit(limit, limits.model_slots is not None) if limits.can_learn else ConcurrencyLimit(limit)
+            found = server.models[name] = (
+                AdaptiveLimit(limit, limits.model_slots is not None) if limits.can_learn else ConcurrencyLimit(limit)
+            )
         return found
 
     def change(self, limits: AdmissionLimits) -> None:
@@ -179,7 +200,9 @@ class Admission:
                 for placement in queue.placements:
                     if placement.state is not None:
                         placement.state.waiters.remove(queue)
-        used = {id(limit) for queue in self._queues.values() for placement in queue.placements for limit in placement.limits}
+        used = {
+            id(limit) for queue in self._queues.values() for placement in queue.placements for limit in placement.limits
+        }
         for server in self._servers:
             for name, limit in [item for item in server.models.items() if id(item[1]) not in used]:
                 del server.models[name]
@@ -336,7 +359,11 @@ class Admission:
         """Where one more than is known to be right may be tried."""
         for placement in queue.placements:
             adaptive = placement.adaptive
-            if adaptive is None or not adaptive.may_try(self._clock()) or (placement.state is not None and not placement.state.is_ready):
+            if (
+                adaptive is None
+                or not adaptive.may_try(self._clock())
+                or (placement.state is not None and not placement.state.is_ready)
+            ):
                 continue
             has_room = all(limit is adaptive or not limit.is_full for limit in placement.limits)
             if has_room and placement.server.is_up() and placement.server.serves(queue.model):
@@ -378,7 +405,9 @@ class Admission:
         if not any(placement.server.serves(queue.model) for placement in queue.placements):
             raise ModelNotFound("The model behind this name is not present on its backend.", param="model")
         if queue.room.is_full and not queue.has_slot_but_no_model():
-            raise QueueFull("The gateway's queue for this backend is full. Try again later.", retry_after=self.retry_after(queue))
+            raise QueueFull(
+                "The gateway's queue for this backend is full. Try again later.", retry_after=self.retry_after(queue)
+            )
         service = None if claim.timeout is None else queue.service_seconds()
         if service is None or claim.timeout is None:
             return

@@ -65,7 +65,9 @@ class Ticket(QueueEntry):
         longest = self.queue.queue_timeout
         seconds = longest if self.claim.timeout is None else min(longest, self.claim.timeout)
         now = self._admission.now()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._time_out, seconds, now, self.queue.load_seconds(now))
+        self._timer = asyncio.get_running_loop().call_later(
+            seconds, self._time_out, seconds, now, self.queue.load_seconds(now)
+        )
 
     def _time_out(self, seconds: float, since: float, loaded_before: float) -> None:
         waited = self._admission.now() - since

@@ -39,7 +39,9 @@ class AdminAccess:
                 raise InvalidApiKey
             return digest.hex()[:8]
         if not _is_local_program(peer, headers):
-            raise Forbidden("Without GATEWAY_ADMIN_KEY only programs on the gateway's own machine may do this. Set the key, or call it from there.")
+            raise Forbidden(
+                "Without GATEWAY_ADMIN_KEY only programs on the gateway's own machine may do this. Set the key, or call it from there."
+            )
         return LOCAL
 
 

@@ -35,7 +35,15 @@ class ChatEndpoint(Endpoint[Chat]):
 
     name = CHAT
 
-    def __init__(self, context: RelayContext, keys: ApiKeys, model_names: ModelNames, rollout: Rollout, cors: Cors, images: ImageNormalizer) -> None:
+    def __init__(
+        self,
+        context: RelayContext,
+        keys: ApiKeys,
+        model_names: ModelNames,
+        rollout: Rollout,
+        cors: Cors,
+        images: ImageNormalizer,
+    ) -> None:
         super().__init__(context, keys, model_names, cors)
         self._lines = rollout.tiers
         self._images = images
@@ -75,7 +83,9 @@ class ChatEndpoint(Endpoint[Chat]):
         if chat.has_images:
             with CancelScope(client, self._context.loop):
                 checked = await self._images.checked(chat)
-            if self._model_names is not model_names:  # the settings have changed meanwhile, and what was found may be gone
+            if (
+                self._model_names is not model_names
+            ):  # the settings have changed meanwhile, and what was found may be gone
                 return await self._relay(client, asked, text_size, given)
             if checked is not chat:  # what was converted does not tell the conversation any more
                 chat, bucket = checked, canary_bucket(head.key_id, head.terms.session, asked, BUCKETS)
@@ -84,7 +94,11 @@ class ChatEndpoint(Endpoint[Chat]):
 
     def _route(self, tier: str, chat: Chat, head: RequestContext) -> Route:
         line = self._lines[tier]
-        return line.route if line.canary is None else line.choose(canary_bucket(head.key_id, head.terms.session, chat, BUCKETS))
+        return (
+            line.route
+            if line.canary is None
+            else line.choose(canary_bucket(head.key_id, head.terms.session, chat, BUCKETS))
+        )
 
     def _request(self, chat: Chat, route: Route, head: RequestContext, bucket: int | None) -> ChatRequest:
         terms = head.terms

@@ -21,7 +21,11 @@ class Cors:
         origin = fields.get(b"origin")
         if origin is None or not self._origins or not (self._any or origin in self._origins):
             return []
-        return [(b"access-control-allow-origin", b"*" if self._any else origin), (b"vary", b"Origin"), (b"access-control-expose-headers", _EXPOSED)]
+        return [
+            (b"access-control-allow-origin", b"*" if self._any else origin),
+            (b"vary", b"Origin"),
+            (b"access-control-expose-headers", _EXPOSED),
+        ]
 
     def header_lines(self, fields: Mapping[bytes, bytes]) -> bytes:
         """The same as they are sent."""

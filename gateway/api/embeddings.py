@@ -18,8 +18,14 @@ class EmbeddingEndpoint(Endpoint[Embedding]):
     def _parse(self, body: bytes) -> tuple[Embedding, int]:
         return parse_embedding(body, self._context.max_text_body), len(body)
 
-    async def _relay(self, client: ClientConnection, asked: Embedding, text_size: int, head: RequestContext) -> EmbeddingRelay:
+    async def _relay(
+        self, client: ClientConnection, asked: Embedding, text_size: int, head: RequestContext
+    ) -> EmbeddingRelay:
         route = self._model_names.choose_embedding(asked.model)
         terms, claim = head.terms, self._claim(head.key_id, head.fields)
         lines = terms.came_through, terms.read_timeout, terms.extra_lines
-        return EmbeddingRelay(self._context, client, EmbeddingRequest(head.request_id, head.key_id, claim, head.size, route, *lines, asked))
+        return EmbeddingRelay(
+            self._context,
+            client,
+            EmbeddingRequest(head.request_id, head.key_id, claim, head.size, route, *lines, asked),
+        )

@@ -93,7 +93,9 @@ class Endpoint(ABC, Generic[ParsedBody]):
             asked, text_size = self._parse(body)
             del body
             stream = self._is_stream(asked)
-            relay = await self._relay(client, asked, text_size, RequestContext(request_id, caller.key_id, size, terms, fields))
+            relay = await self._relay(
+                client, asked, text_size, RequestContext(request_id, caller.key_id, size, terms, fields)
+            )
         except GatewayError as error:
             self._refuse(client, fields, request_id, caller, error, stream, time.perf_counter() - arrived)
             return
@@ -126,7 +128,9 @@ class Endpoint(ABC, Generic[ParsedBody]):
         check_media_type(fields)
         read_timeout = _seconds(fields.get(b"x-stainless-read-timeout"))
         session = fields.get(SESSION) or fields.get(self._session_header, b"")
-        terms = client.notes["terms"] = HeaderTerms(fields.get(VIA, b""), read_timeout, self._cors.header_lines(fields), session)
+        terms = client.notes["terms"] = HeaderTerms(
+            fields.get(VIA, b""), read_timeout, self._cors.header_lines(fields), session
+        )
         return terms
 
     def _claim(self, key_id: str, fields: Fields, model: str | None = None) -> Claim:
@@ -134,7 +138,9 @@ class Endpoint(ABC, Generic[ParsedBody]):
         if not (self._are_claims_special or PRIORITY in fields or TIMEOUT in fields):
             return self._plain_claims.get(key_id) or self._plain_claims.setdefault(key_id, Claim(key_id))
         person, priority, timeout = fields.get(self._user_header, b""), fields.get(PRIORITY), fields.get(TIMEOUT)
-        is_batch = (model is not None and self._model_names.is_batch(model)) or (priority is not None and priority_is_batch(priority))
+        is_batch = (model is not None and self._model_names.is_batch(model)) or (
+            priority is not None and priority_is_batch(priority)
+        )
         return Claim(key_id, person.decode("latin-1"), is_batch, None if timeout is None else timeout_of(timeout))
 
     async def _read(self, client: ClientConnection, fields: Fields, receive: Receive) -> bytes:
@@ -166,10 +172,22 @@ class Endpoint(ABC, Generic[ParsedBody]):
         return RequestTooLarge(f"A request may have at most {self._context.settings.max_body} bytes.")
 
     def _refuse(
-        self, client: ClientConnection, fields: Fields, request_id: str, caller: Caller | None, error: GatewayError, stream: bool, seconds: float
+        self,
+        client: ClientConnection,
+        fields: Fields,
+        request_id: str,
+        caller: Caller | None,
+        error: GatewayError,
+        stream: bool,
+        seconds: float,
     ) -> None:
         if not client.gone:
-            lines = b"%b%bx-request-id: %b\r\n%b" % (JSON_LINES, self._cors.header_lines(fields), request_id.encode(), error.header_lines())
+            lines = b"%b%bx-request-id: %b\r\n%b" % (
+                JSON_LINES,
+                self._cors.header_lines(fields),
+                request_id.encode(),
+                error.header_lines(),
+            )
             client.answer(error.status, lines, error.envelope())
         self._context.on_exchange(
             Exchange(

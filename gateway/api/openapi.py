@@ -53,7 +53,9 @@ td,th{text-align:left;padding:.25rem .75rem .25rem 0;border-bottom:1px solid #ee
 
 def add_data_paths(document: dict[str, Any]) -> None:
     """Put the raw ASGI paths into OpenAPI's `document`."""
-    (chat, embedding), components = msgspec.json.schema_components([Chat, Embedding], ref_template="#/components/schemas/{name}")
+    (chat, embedding), components = msgspec.json.schema_components(
+        [Chat, Embedding], ref_template="#/components/schemas/{name}"
+    )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components)
     schemas["Error"] = ERROR_SCHEMA
@@ -85,7 +87,9 @@ def api_page(document: dict[str, Any]) -> str:
     parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(document['info']['title'])}</title>"]
     parts.append(f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>")
     parts.append(f"<h1>{escape(document['info']['title'])} {escape(document['info']['version'])}</h1>")
-    parts.append("<p>For programs: <a href=/openapi.json>/openapi.json</a>. Send the key as <code>Authorization: Bearer KEY</code>.</p>")
+    parts.append(
+        "<p>For programs: <a href=/openapi.json>/openapi.json</a>. Send the key as <code>Authorization: Bearer KEY</code>.</p>"
+    )
     for path in sorted(document["paths"], key=lambda path: (path != CHAT_PATH, path != EMBEDDING_PATH, path)):
         for method, operation in document["paths"][path].items():
             parts.append(_operation(path, method, operation, document))
@@ -93,18 +97,26 @@ def api_page(document: dict[str, Any]) -> str:
 
 
 def _operation(path: str, method: str, operation: dict[str, Any], document: dict[str, Any]) -> str:
-    parts = [f"<h2><b>{escape(method.upper())}</b> <code>{escape(path)}</code></h2><p>{escape(operation.get('summary', ''))}</p>"]
-    reference = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {}).get("$ref")
+    parts = [
+        f"<h2><b>{escape(method.upper())}</b> <code>{escape(path)}</code></h2><p>{escape(operation.get('summary', ''))}</p>"
+    ]
+    reference = (
+        operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {}).get("$ref")
+    )
     if reference:
         parts.append(_fields(document["components"]["schemas"][reference.rpartition("/")[2]]))
-    rows = "".join(f"<tr><td>{escape(status)}<td>{escape(response['description'])}" for status, response in operation["responses"].items())
+    rows = "".join(
+        f"<tr><td>{escape(status)}<td>{escape(response['description'])}"
+        for status, response in operation["responses"].items()
+    )
     return "".join((*parts, f"<table><tr><th>Status<th>Meaning{rows}</table>"))
 
 
 def _fields(schema: dict[str, Any]) -> str:
     required = set(schema.get("required", ()))
     rows = [
-        f"<tr><td><code>{escape(name)}</code><td>{escape(_type(field))}<td>{_remark(name, required)}" for name, field in schema["properties"].items()
+        f"<tr><td><code>{escape(name)}</code><td>{escape(_type(field))}<td>{_remark(name, required)}"
+        for name, field in schema["properties"].items()
     ]
     return f"<table><tr><th>Field<th>Type<th>{''.join(rows)}</table>"
 
@@ -123,5 +135,9 @@ def _type(field: dict[str, Any]) -> str:
     words = str(field.get("type", "any"))
     if words == "array":
         words = f"array of {_type(field.get('items', {}))}"
-    bounds = [f"{sign} {field[key]}" for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤")) if key in field]
+    bounds = [
+        f"{sign} {field[key]}"
+        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"))
+        if key in field
+    ]
     return words + (f" ({', '.join(bounds)})" if bounds else "")

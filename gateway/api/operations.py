@@ -145,9 +145,15 @@ class Operations:
                     "running": server.load,
                     "connections": server.pool.open_connections,
                     "models": None if server.discovered is None else sorted(server.discovered),
-                    "loads": None if server.residency is None else {name: state.word for name, state in server.residency.states.items()},
+                    "loads": None
+                    if server.residency is None
+                    else {name: state.word for name, state in server.residency.states.items()},
                     "model_slots": {
-                        model: {"running": bound.count, "limit": bound.limit, "learned": isinstance(bound, AdaptiveLimit) and not bound.is_held}
+                        model: {
+                            "running": bound.count,
+                            "limit": bound.limit,
+                            "learned": isinstance(bound, AdaptiveLimit) and not bound.is_held,
+                        }
                         for model, bound in server.models.items()
                     },
                 }
@@ -160,7 +166,13 @@ class Operations:
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Prometheus text or OpenMetrics, as `accept` asks, and its content type."""
         metrics = self._metrics
-        for gauge in (metrics.running, metrics.waiting, metrics.backend_up, metrics.circuit_state, metrics.active_backend):
+        for gauge in (
+            metrics.running,
+            metrics.waiting,
+            metrics.backend_up,
+            metrics.circuit_state,
+            metrics.active_backend,
+        ):
             gauge.clear()  # what is gone from the settings
         for backend in self._health.backends:
             for lane in backend.admission.lanes:  # a name may have two: one that runs out, and its successor

@@ -60,7 +60,9 @@ def priority_is_batch(value: bytes) -> bool:
     """Raises `InvalidRequest` for what is no priority."""
     word = value.strip().lower()
     if word not in (b"interactive", b"batch"):
-        raise InvalidRequest("The header x-gateway-priority has to be 'interactive' or 'batch'.", param=PRIORITY.decode())
+        raise InvalidRequest(
+            "The header x-gateway-priority has to be 'interactive' or 'batch'.", param=PRIORITY.decode()
+        )
     return word == b"batch"
 
 
@@ -71,7 +73,10 @@ def timeout_of(value: bytes) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds <= MAX_TIMEOUT:
-        raise InvalidRequest("The header x-gateway-timeout has to be a number of seconds, more than 0 and at most 86400.", param=TIMEOUT.decode())
+        raise InvalidRequest(
+            "The header x-gateway-timeout has to be a number of seconds, more than 0 and at most 86400.",
+            param=TIMEOUT.decode(),
+        )
     return seconds
 
 

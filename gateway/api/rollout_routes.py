@@ -55,11 +55,15 @@ def add_rollout(app: FastAPI, controller: RolloutController, operator: Callable[
     rollout = controller.rollout
     by_operator = Depends(operator)
 
-    @app.get("/ops/rollout", dependencies=[by_operator], summary="The roll-out: who serves each tier, and what was changed")
+    @app.get(
+        "/ops/rollout", dependencies=[by_operator], summary="The roll-out: who serves each tier, and what was changed"
+    )
     async def state() -> dict[str, Any]:
         return controller.view()
 
-    @app.put("/ops/rollout", summary="Move every tier that is not pinned, or one", openapi_extra=_body_schema("Placement"))
+    @app.put(
+        "/ops/rollout", summary="Move every tier that is not pinned, or one", openapi_extra=_body_schema("Placement")
+    )
     async def put(request: Request, by: Annotated[str, by_operator]) -> dict[str, Any]:
         order = await _read_body(request, RolloutBody, required=True)
         canary = None if order.canary is None else Canary(order.canary.backend, order.canary.percent)
@@ -77,7 +81,12 @@ def add_rollout(app: FastAPI, controller: RolloutController, operator: Callable[
 
 
 def _body_schema(name: str) -> dict[str, Any]:
-    return {"requestBody": {"required": name == "Placement", "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}}
+    return {
+        "requestBody": {
+            "required": name == "Placement",
+            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}},
+        }
+    }
 
 
 async def _read_body(request: Request, kind: type[Body], *, required: bool = False) -> Body:
@@ -124,8 +133,14 @@ def _validation_error(text: str, kind: type[Struct]) -> InvalidRequest:
 def add_preflight(app: FastAPI, preflight: Preflight, operator: Callable[[Request], Awaitable[str]]) -> None:
     """The path under `/ops`; `operator` lets a request pass."""
 
-    @app.post("/ops/preflight", dependencies=[Depends(operator)], summary="What a switch to a backend would break; tries it with a few tokens")
-    async def check(request: Request, backend: str | None = None, tier: str | None = None, seconds: str | None = None) -> dict[str, Any]:
+    @app.post(
+        "/ops/preflight",
+        dependencies=[Depends(operator)],
+        summary="What a switch to a backend would break; tries it with a few tokens",
+    )
+    async def check(
+        request: Request, backend: str | None = None, tier: str | None = None, seconds: str | None = None
+    ) -> dict[str, Any]:
         longest = _seconds(seconds)
 
         async def gone() -> None:

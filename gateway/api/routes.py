@@ -18,7 +18,9 @@ from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.rollout.preflight.check import Preflight
 
 
-def build(operations: Operations, preflight: Preflight, keys: ApiKeys, admin: AdminAccess, metrics_guard: AdminAccess) -> FastAPI:
+def build(
+    operations: Operations, preflight: Preflight, keys: ApiKeys, admin: AdminAccess, metrics_guard: AdminAccess
+) -> FastAPI:
     """The application of everything but the hot paths."""
 
     def client(request: Request) -> None:
@@ -34,11 +36,21 @@ def build(operations: Operations, preflight: Preflight, keys: ApiKeys, admin: Ad
     for prefix in ("/v1", ""):
         in_schema = prefix == "/v1"
 
-        @app.get(f"{prefix}/models", dependencies=[Depends(client)], include_in_schema=in_schema, summary="Tiers, aliases and embedding models")
+        @app.get(
+            f"{prefix}/models",
+            dependencies=[Depends(client)],
+            include_in_schema=in_schema,
+            summary="Tiers, aliases and embedding models",
+        )
         async def models() -> dict[str, Any]:
             return operations.models()
 
-        @app.get(f"{prefix}/models/{{name:path}}", dependencies=[Depends(client)], include_in_schema=in_schema, summary="One of them")
+        @app.get(
+            f"{prefix}/models/{{name:path}}",
+            dependencies=[Depends(client)],
+            include_in_schema=in_schema,
+            summary="One of them",
+        )
         async def model(name: str) -> dict[str, Any]:
             return operations.model(name)
 
@@ -65,7 +77,13 @@ def build_metrics_port(operations: Operations) -> FastAPI:
 
 def _bare_app() -> FastAPI:
     app = FastAPI(
-        title="LLM gateway", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, telemetry={"logs": False}
+        title="LLM gateway",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        telemetry={"logs": False},
     )
 
     @app.exception_handler(GatewayError)
@@ -76,7 +94,9 @@ def _bare_app() -> FastAPI:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         if error.status_code == 405:
-            return await gateway_error(request, MethodNotAllowed(_allowed(app, request.url.path) or (error.headers or {}).get("Allow", "GET")))
+            return await gateway_error(
+                request, MethodNotAllowed(_allowed(app, request.url.path) or (error.headers or {}).get("Allow", "GET"))
+            )
         return await gateway_error(request, NotFound("There is nothing at this path. The API is described at /docs."))
 
     @app.exception_handler(Exception)
@@ -88,7 +108,12 @@ def _bare_app() -> FastAPI:
 
 def _allowed(app: FastAPI, path: str) -> str:
     """All methods of a path: Starlette names those of its first route only."""
-    methods = {method for route in app.routes if isinstance(route, APIRoute) and route.path == path for method in route.methods or ()}
+    methods = {
+        method
+        for route in app.routes
+        if isinstance(route, APIRoute) and route.path == path
+        for method in route.methods or ()
+    }
     return ", ".join(sorted(methods - {"HEAD"}))
 
 

@@ -86,7 +86,13 @@ def assemble(deltas: Sequence[Delta]) -> Answer:
         usage = delta.usage or usage
         for piece in delta.calls or ():
             call = calls.setdefault(piece.index, CallDelta(piece.index))
-            call.id, call.name, call.arguments = call.id or piece.id, call.name or piece.name, call.arguments + piece.arguments
+            call.id, call.name, call.arguments = (
+                call.id or piece.id,
+                call.name or piece.name,
+                call.arguments + piece.arguments,
+            )
         if delta.logprobs is not None:
             logprobs = (logprobs or []) + delta.logprobs
-    return Answer("".join(content), "".join(reasoning), finish, usage, [calls[index] for index in sorted(calls)], logprobs)
+    return Answer(
+        "".join(content), "".join(reasoning), finish, usage, [calls[index] for index in sorted(calls)], logprobs
+    )

@@ -32,13 +32,17 @@ def _check_served(chat: Chat) -> None:
     if chat.n is not None and chat.n > 1:
         refused = "n"
     elif chat.functions or chat.function_call is not None:
-        raise UnsupportedParameter("'functions' and 'function_call' are not served: send 'tools' and 'tool_choice'.", param="functions")
+        raise UnsupportedParameter(
+            "'functions' and 'function_call' are not served: send 'tools' and 'tool_choice'.", param="functions"
+        )
     elif chat.audio is not None:
         refused = "audio"
     elif chat.modalities is not None and chat.modalities != ["text"]:
         refused = "modalities"
     if refused is not None:
-        raise UnsupportedParameter(f"'{refused}' is not served by this gateway, on any backend. Leave it out.", param=refused)
+        raise UnsupportedParameter(
+            f"'{refused}' is not served by this gateway, on any backend. Leave it out.", param=refused
+        )
 
 
 def _check_tools(chat: Chat) -> None:
@@ -47,12 +51,16 @@ def _check_tools(chat: Chat) -> None:
     size = 0
     for index, tool in enumerate(tools):
         if tool.function.name in names:
-            raise InvalidRequest(f"'tools[{index}].function.name' is there twice.", param=f"tools[{index}].function.name")
+            raise InvalidRequest(
+                f"'tools[{index}].function.name' is there twice.", param=f"tools[{index}].function.name"
+            )
         names.add(tool.function.name)
         if tool.function.parameters is not None:
             size += _check_parameters(tool.function.parameters, f"tools[{index}].function.parameters")
             if size > MAX_SCHEMAS:
-                raise InvalidRequest(f"The schemas of 'tools' have more than {MAX_SCHEMAS} bytes in all.", param="tools")
+                raise InvalidRequest(
+                    f"The schemas of 'tools' have more than {MAX_SCHEMAS} bytes in all.", param="tools"
+                )
     if isinstance(chat.tool_choice, Choice) and chat.tool_choice.function.name not in names:
         raise InvalidRequest("'tool_choice' names a function that is not among 'tools'.", param="tool_choice")
     if chat.tool_choice == "required" and not names:
@@ -74,4 +82,6 @@ def _check_turn(message: Message, place: str) -> None:
         for number, part in enumerate(message.content):
             if isinstance(part, ImagePart):
                 here = f"{place}.content[{number}].type"
-                raise UnsupportedParameter(f"'{here}' must be 'text': a turn of role '{message.role}' takes no images.", param=here)
+                raise UnsupportedParameter(
+                    f"'{here}' must be 'text': a turn of role '{message.role}' takes no images.", param=here
+                )

@@ -49,7 +49,9 @@ def converted(vector: EncodedVector, in_base64: bool) -> EncodedVector:
     Raises:
         ValueError: it is in neither.
     """
-    is_list = vector.translate(None, _IN_A_LIST) == b"[]"  # else it may hold null for what is no number, or be one of many for a text
+    is_list = (
+        vector.translate(None, _IN_A_LIST) == b"[]"
+    )  # else it may hold null for what is no number, or be one of many for a text
     if not is_list and vector.translate(None, _IN_BASE64) != b'""':
         raise ValueError
     if is_list is not in_base64:

@@ -151,7 +151,9 @@ def is_taken_as_is(picture: ParsedImage) -> bool:
     image = picture.image
     with _reading():
         if picture.kind == JPEG:
-            image.draft(None, (image.width // 8, image.height // 8))  # all its data is read, yet an eighth of each side is enough to keep
+            image.draft(
+                None, (image.width // 8, image.height // 8)
+            )  # all its data is read, yet an eighth of each side is enough to keep
         image.load()
         # Transparent pixels become white in vLLM and Ollama 0.24, and whatever colour they hide in 0.33.
         opaque = image.mode not in ("RGBA", "LA") or image.getchannel("A").getextrema() == (255, 255)
@@ -239,7 +241,9 @@ def _walk_png(data: bytes) -> tuple[bool, bytes]:
             kept.append(view[at:end])
         if kind == b"IEND":
             return is_plain, data if is_plain else b"".join(kept)
-        if kind == b"tRNS" or (kind[:1].isupper() and kind not in (b"IHDR", b"PLTE", b"IDAT")):  # transparency, and what nobody may skip
+        if kind == b"tRNS" or (
+            kind[:1].isupper() and kind not in (b"IHDR", b"PLTE", b"IDAT")
+        ):  # transparency, and what nobody may skip
             is_plain = False
         at = end
     raise BadImage(f"it has more than {MAX_PARTS} chunks")
@@ -270,7 +274,9 @@ def _walk_jpeg(data: bytes) -> bool:
             scans += in_scan
             if scans > MAX_SCANS:
                 raise BadImage(f"it has more than {MAX_SCANS} scans")
-            is_plain = is_plain and (code < 0xC3 or code in (0xC4, 0xDA, 0xDB, 0xDD) or 0xE0 <= code <= 0xEF or code == 0xFE)
+            is_plain = is_plain and (
+                code < 0xC3 or code in (0xC4, 0xDA, 0xDB, 0xDD) or 0xE0 <= code <= 0xEF or code == 0xFE
+            )
     raise BadImage(f"it has more than {MAX_PARTS} segments")
 
 
@@ -290,7 +296,9 @@ def _is_upright(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> int:
     """What vLLM goes by and Ollama does not. Read here: Pillow would read all tags."""
     exif, xmp = image.info.get("exif"), image.info.get("XML:com.adobe.xmp") or image.info.get("xmp")
-    if exif is None and "Raw profile type exif" in image.info:  # as ImageMagick writes it: a name, a length, hexadecimal digits
+    if (
+        exif is None and "Raw profile type exif" in image.info
+    ):  # as ImageMagick writes it: a name, a length, hexadecimal digits
         try:
             exif = bytes.fromhex("".join(str(image.info["Raw profile type exif"]).split("\n")[3:]))
         except ValueError:

@@ -57,7 +57,9 @@ class ImageNormalizer:
             return chat
         urls = _urls(chat)
         if len(urls) > MAX_IMAGES:
-            raise InvalidRequest(f"A request may have at most {MAX_IMAGES} images; this one has {len(urls)}.", param="messages")
+            raise InvalidRequest(
+                f"A request may have at most {MAX_IMAGES} images; this one has {len(urls)}.", param="messages"
+            )
         for (message, part), url in urls.items():
             payload_start(url, _path(message, part))
         changed: dict[tuple[int, int], str] = {}
@@ -72,7 +74,9 @@ class ImageNormalizer:
                 raise
             pixels += size
             if pixels > MAX_REQUEST_PIXELS:
-                raise InvalidRequest(f"The images of a request may have at most {MAX_REQUEST_PIXELS} pixels in all.", param="messages")
+                raise InvalidRequest(
+                    f"The images of a request may have at most {MAX_REQUEST_PIXELS} pixels in all.", param="messages"
+                )
             if checked is not url:
                 changed[place] = checked
         return _replaced(chat, changed) if changed else chat
@@ -160,7 +164,10 @@ def payload_start(url: str, param: str) -> int:
     start = len(head) + 1
     head = head.lower()
     if not (comma and head.startswith("data:") and head.endswith(";base64")):
-        raise InvalidImageUrl("Images are taken as 'data:image/...;base64,...' URLs only: put the image itself into the request.", param=param)
+        raise InvalidImageUrl(
+            "Images are taken as 'data:image/...;base64,...' URLs only: put the image itself into the request.",
+            param=param,
+        )
     return start
 
 
@@ -239,7 +246,12 @@ def _replaced(chat: Chat, urls: dict[tuple[int, int], str]) -> Chat:
     def with_urls(index: int, message: Message) -> Message:
         if not isinstance(message.content, list) or not any(place == index for place, _ in urls):
             return message
-        parts = [ImagePart(ImageUrl(urls[index, number])) if (index, number) in urls else part for number, part in enumerate(message.content)]
+        parts = [
+            ImagePart(ImageUrl(urls[index, number])) if (index, number) in urls else part
+            for number, part in enumerate(message.content)
+        ]
         return msgspec.structs.replace(message, content=parts)
 
-    return msgspec.structs.replace(chat, messages=[with_urls(index, message) for index, message in enumerate(chat.messages)])
+    return msgspec.structs.replace(
+        chat, messages=[with_urls(index, message) for index, message in enumerate(chat.messages)]
+    )

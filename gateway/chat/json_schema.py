@@ -56,7 +56,10 @@ class SchemaDocument:
         if not pointer.startswith("/"):
             if self._anchors is None:
                 self._anchors = {
-                    name: node for node, _ in nodes(self.root) for key in ("$anchor", "$dynamicAnchor") if isinstance(name := node.get(key), str)
+                    name: node
+                    for node, _ in nodes(self.root)
+                    for key in ("$anchor", "$dynamicAnchor")
+                    if isinstance(name := node.get(key), str)
                 }
             return self._anchors.get(pointer)
         found: Any = self.root
@@ -83,7 +86,9 @@ def check(schema: Schema, param: str) -> int:
     try:
         size = len(orjson.dumps(schema))
     except orjson.JSONEncodeError:
-        raise InvalidRequest(f"'{param}' is nested too deeply, or has numbers that are too large.", param=param) from None
+        raise InvalidRequest(
+            f"'{param}' is nested too deeply, or has numbers that are too large.", param=param
+        ) from None
     wrong = f"has more than {MAX_SCHEMA} bytes" if size > MAX_SCHEMA else _fault(schema)
     if wrong:
         raise InvalidRequest(f"'{param}' {wrong}.", param=param)
@@ -102,7 +107,9 @@ def _fault(schema: Schema) -> str | None:
         return "is not a valid JSON Schema"
     if any(not reference.startswith("#") for reference in _references(schema)):
         return "refers to another document by '$ref'"
-    return next((wrong for node in found if (wrong := _fault_within(node))), None) or _fault_of_references(schema, found)
+    return next((wrong for node in found if (wrong := _fault_within(node))), None) or _fault_of_references(
+        schema, found
+    )
 
 
 def _fault_within(node: Schema) -> str | None:
@@ -165,7 +172,13 @@ def _in_place(document: SchemaDocument, node: Schema) -> Iterator[Schema]:
         yield target
     for name in _IN_PLACE:
         found = node.get(name)
-        children = found if isinstance(found, list) else found.values() if isinstance(found, dict) and name.startswith("depend") else [found]
+        children = (
+            found
+            if isinstance(found, list)
+            else found.values()
+            if isinstance(found, dict) and name.startswith("depend")
+            else [found]
+        )
         yield from (child for child in children if isinstance(child, dict))
 
 
@@ -196,7 +209,9 @@ def _references(schema: object) -> list[str]:
     while rest:
         item = rest.pop()
         if isinstance(item, dict):
-            found.extend(item[name] for name in ("$ref", "$dynamicRef", "$recursiveRef") if isinstance(item.get(name), str))
+            found.extend(
+                item[name] for name in ("$ref", "$dynamicRef", "$recursiveRef") if isinstance(item.get(name), str)
+            )
             rest.extend(item.values())
         elif isinstance(item, list):
             rest.extend(item)

@@ -42,7 +42,13 @@ class ParameterPolicy:
 
     __slots__ = ("_cap", "_default", "_drop", "_force")
 
-    def __init__(self, default: Mapping[str, object], force: Mapping[str, object], drop: Sequence[str], max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        default: Mapping[str, object],
+        force: Mapping[str, object],
+        drop: Sequence[str],
+        max_tokens: int | None = None,
+    ) -> None:
         self._default = {name: msgspec.convert(value, _TYPES[name]) for name, value in default.items()}
         self._force = {name: msgspec.convert(value, _TYPES[name]) for name, value in force.items()}
         self._drop = [name for name in drop if name in _TYPES]

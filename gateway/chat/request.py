@@ -94,7 +94,11 @@ class Message(Struct, frozen=True):
     def text(self) -> str:
         """All text of the turn; parts are joined by a line end, as vLLM joins them for text models."""
         if isinstance(self.content, list):
-            texts = (part.text if isinstance(part, TextPart) else part.refusal for part in self.content if not isinstance(part, ImagePart))
+            texts = (
+                part.text if isinstance(part, TextPart) else part.refusal
+                for part in self.content
+                if not isinstance(part, ImagePart)
+            )
             return "\n".join(texts)
         return self.content or ""
 
@@ -193,7 +197,11 @@ class Chat(Struct, frozen=True, kw_only=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Annotated[str, Meta(min_length=1)] | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=4)] | None = None
+    stop: (
+        Annotated[str, Meta(min_length=1)]
+        | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=4)]
+        | None
+    ) = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None

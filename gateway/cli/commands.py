@@ -20,12 +20,22 @@ from gateway.cli.tables import finding_lines, show_preflight, show_result, show_
 EXIT_BAD = 1
 EXIT_SETTINGS = 2
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file; without one, the environment is enough.", envvar="GATEWAY_CONFIG")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="A YAML file; without one, the environment is enough.", envvar="GATEWAY_CONFIG"),
+]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print what the gateway answered, for programs.")]
-TierName = Annotated[str | None, typer.Option("--tier", help="This tier alone; default: every tier that is not pinned.")]
+TierName = Annotated[
+    str | None, typer.Option("--tier", help="This tier alone; default: every tier that is not pinned.")
+]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="OpenAI's API in front of Ollama and vLLM.")
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="OpenAI's API in front of Ollama and vLLM.",
+)
 config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 app.add_typer(config_app, name="config")
 
@@ -83,7 +93,10 @@ def switch(
     canary: Annotated[
         float | None,
         typer.Option(
-            min=0, max=100, metavar="PERCENT", help="Only so many conversations; the others stay, or go to rollback_to where BACKEND has all."
+            min=0,
+            max=100,
+            metavar="PERCENT",
+            help="Only so many conversations; the others stay, or go to rollback_to where BACKEND has all.",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Without looking first what would break.")] = False,
@@ -92,23 +105,34 @@ def switch(
 ) -> None:
     """Move every tier that is not pinned to BACKEND, or a part of it."""
     remote = _ops_client(config_file)
-    if not force and backend.lower() != _ask(remote, "GET", "/ops/rollout")["rollback_to"].lower():  # the way back is never in doubt
+    if (
+        not force and backend.lower() != _ask(remote, "GET", "/ops/rollout")["rollback_to"].lower()
+    ):  # the way back is never in doubt
         answer = _preflight(remote, backend, tier, PREFLIGHT_SECONDS)
         lines = finding_lines(answer)
         if answer["breaks"]:
             _stop_with([*lines, "nothing was changed; --force switches all the same"], EXIT_BAD)
         for line in lines:
             print(line, file=sys.stderr)
-    order: dict[str, Any] = {"backend": backend} if canary is None else {"canary": {"backend": backend, "percent": canary}}
+    order: dict[str, Any] = (
+        {"backend": backend} if canary is None else {"canary": {"backend": backend, "percent": canary}}
+    )
     _order(remote, "PUT", "/ops/rollout", order | ({} if tier is None else {"tier": tier}), as_json)
 
 
 @app.command()
 def verify(
-    backend: Annotated[str | None, typer.Argument(metavar="[BACKEND]", help="Where to go; default: the first that is not the way back.")] = None,
-    preflight: Annotated[bool, typer.Option("--preflight", help="What a switch to BACKEND would break, and what clients would notice.")] = False,
+    backend: Annotated[
+        str | None,
+        typer.Argument(metavar="[BACKEND]", help="Where to go; default: the first that is not the way back."),
+    ] = None,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="What a switch to BACKEND would break, and what clients would notice.")
+    ] = False,
     tier: TierName = None,
-    seconds: Annotated[float, typer.Option(min=1, max=600, help="Longest look; a model that has to be loaded may need more.")] = PREFLIGHT_SECONDS,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=600, help="Longest look; a model that has to be loaded may need more.")
+    ] = PREFLIGHT_SECONDS,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
@@ -116,7 +140,9 @@ def verify(
     if not preflight:
         _stop_with(["say what to verify: --preflight"])
     answer = _preflight(_ops_client(config_file), backend, tier, seconds)
-    print(json.dumps(answer)) if as_json else show_preflight(answer, Console(width=None if sys.stdout.isatty() else 160))
+    print(json.dumps(answer)) if as_json else show_preflight(
+        answer, Console(width=None if sys.stdout.isatty() else 160)
+    )
     if answer["breaks"]:
         raise typer.Exit(EXIT_BAD)
 
@@ -144,14 +170,19 @@ def simulate_command(
     kind: Annotated[Literal["ollama", "vllm"], typer.Option(help="What to stand in for.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: the system chooses.")] = 0,
     host: str = "127.0.0.1",
-    model: Annotated[list[str] | None, typer.Option(help="NAME[,vision][,tools][,thinking][,context=TOKENS]; may be given again.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="NAME[,vision][,tools][,thinking][,context=TOKENS]; may be given again.")
+    ] = None,
     generation: Annotated[Literal["0.33", "0.24"], typer.Option(help="Which Ollama.")] = "0.33",
     tokens_per_second: Annotated[float, typer.Option(min=0, help="Of one request; 0: as fast as it goes.")] = 0,
     time_to_first_token: Annotated[float, typer.Option(min=0, help="Seconds.")] = 0,
     parallel: Annotated[int, typer.Option(min=1, help="Requests of a text model that the Ollama runs at once.")] = 1,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests that the vLLM runs at once.")] = 256,
     load_seconds: Annotated[float, typer.Option(min=0, help="Time in which the Ollama loads a model.")] = 0,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another option: docs/stand-ins.md lists them.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Another option: docs/stand-ins.md lists them."),
+    ] = None,
 ) -> None:
     """A stand-in that speaks as Ollama or vLLM does."""
     from gateway import simulate
@@ -209,7 +240,9 @@ def _ops_client(path: Path | None) -> OpsClient:
     try:
         return OpsClient.of_settings(path)
     except config.ConfigError as error:
-        _stop_with([*error.lines, "to reach a gateway whatever its settings are, set GATEWAY_URL and GATEWAY_ADMIN_KEY"])
+        _stop_with(
+            [*error.lines, "to reach a gateway whatever its settings are, set GATEWAY_URL and GATEWAY_ADMIN_KEY"]
+        )
     except OpsError as error:
         _stop_with([str(error)])
 

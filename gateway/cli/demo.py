@@ -21,7 +21,9 @@ VLLM_URLS = ("http://127.0.0.1:8001", "http://127.0.0.1:8000")
 STANDIN_TOKENS_PER_SECOND = 30.0  # slow enough to see a stream come
 STANDINS = {
     "ollama": simulate.Model("qwen3-vl:8b", family="qwen3vl", vision=True, tools=True, context_length=32768),
-    "vllm": simulate.Model("Qwen/Qwen3-VL-8B-Instruct", family="qwen3vl", vision=True, tools=True, context_length=32768),
+    "vllm": simulate.Model(
+        "Qwen/Qwen3-VL-8B-Instruct", family="qwen3vl", vision=True, tools=True, context_length=32768
+    ),
 }
 
 
@@ -42,7 +44,9 @@ def run() -> None:
         ConfigError: the environment has wrong settings, or names a file of settings.
     """
     if config.load().file is not None:  # its models are not those of the stand-ins, and its servers would be replaced
-        raise config.ConfigError(["GATEWAY_CONFIG: the demo takes no file of settings; start `gateway serve`, or leave it out"])
+        raise config.ConfigError(
+            ["GATEWAY_CONFIG: the demo takes no file of settings; start `gateway serve`, or leave it out"]
+        )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run())
 
@@ -76,7 +80,9 @@ async def _found_or_stand_in(stack: AsyncExitStack, kind: simulate.Kind, found: 
     if isinstance(found, Found):
         return found
     model = STANDINS[kind]
-    server = await stack.enter_async_context(simulate.running(simulate.Options(kind, (model,), tokens_per_second=STANDIN_TOKENS_PER_SECOND)))
+    server = await stack.enter_async_context(
+        simulate.running(simulate.Options(kind, (model,), tokens_per_second=STANDIN_TOKENS_PER_SECOND))
+    )
     return Found(server.base_url, model.name, f"a stand-in, since {found}")
 
 

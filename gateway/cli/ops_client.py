@@ -43,7 +43,9 @@ class OpsClient:
                 base_url = config.normalise_base_url(url)
             except ValueError as error:
                 raise OpsError(f"GATEWAY_URL: {error}") from None
-            return cls(base_url, variables.get("GATEWAY_ADMIN_KEY"))  # whatever else is in the settings: it is another machine's
+            return cls(
+                base_url, variables.get("GATEWAY_ADMIN_KEY")
+            )  # whatever else is in the settings: it is another machine's
         settings = config.load(file)
         if not settings.port:
             raise OpsError("GATEWAY_PORT is 0, so nobody knows where the gateway listens; set GATEWAY_URL")
@@ -57,24 +59,38 @@ class OpsClient:
         Raises:
             Failed
         """
-        words = {name: value for name, value in (("backend", backend), ("tier", tier), ("seconds", f"{seconds:g}")) if value is not None}
+        words = {
+            name: value
+            for name, value in (("backend", backend), ("tier", tier), ("seconds", f"{seconds:g}"))
+            if value is not None
+        }
         return self.request("POST", f"/ops/preflight?{urlencode(words)}", seconds=seconds + PREFLIGHT_MARGIN)
 
-    def request(self, method: str, path: str, order: Mapping[str, Any] | None = None, seconds: float = SECONDS) -> dict[str, Any]:
+    def request(
+        self, method: str, path: str, order: Mapping[str, Any] | None = None, seconds: float = SECONDS
+    ) -> dict[str, Any]:
         """The gateway's answer, within `seconds` for each step.
 
         Raises:
             Failed
         """
         try:
-            answer = httpx2.request(method, f"{self.base_url}{path}", json=order, headers=self._headers, timeout=seconds, trust_env=False)
+            answer = httpx2.request(
+                method, f"{self.base_url}{path}", json=order, headers=self._headers, timeout=seconds, trust_env=False
+            )
             body = answer.json()
         except httpx2.TimeoutException:
-            raise OpsError(f"no answer from {self.base_url} within {seconds:g} s; is it the gateway's address? GATEWAY_URL sets another") from None
+            raise OpsError(
+                f"no answer from {self.base_url} within {seconds:g} s; is it the gateway's address? GATEWAY_URL sets another"
+            ) from None
         except httpx2.HTTPError:
-            raise OpsError(f"no gateway can be reached at {self.base_url}; is it running? GATEWAY_URL sets another address") from None
+            raise OpsError(
+                f"no gateway can be reached at {self.base_url}; is it running? GATEWAY_URL sets another address"
+            ) from None
         except ValueError:
-            raise OpsError(f"what answers at {self.base_url} is not this gateway; GATEWAY_URL sets another address") from None
+            raise OpsError(
+                f"what answers at {self.base_url} is not this gateway; GATEWAY_URL sets another address"
+            ) from None
         if answer.status_code == 200 and isinstance(body, dict) and "tiers" in body:
             return body
         raise OpsError(self._refusal(answer.status_code, body))

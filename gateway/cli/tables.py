@@ -17,7 +17,9 @@ def finding_lines(answer: Mapping[str, Any]) -> list[str]:
     tiers: dict[tuple[str, str], list[str]] = {}
     for item in answer["findings"]:
         if item["words"]:
-            tiers.setdefault((item["severity"], item["words"]), []).extend([] if item["tier"] is None else [item["tier"]])
+            tiers.setdefault((item["severity"], item["words"]), []).extend(
+                [] if item["tier"] is None else [item["tier"]]
+            )
     order = list(VERDICTS)
     lines = []
     for (severity, words), names in sorted(tiers.items(), key=lambda item: order.index(item[0][0])):
@@ -37,7 +39,11 @@ def show_preflight(answer: Mapping[str, Any], console: Console) -> None:
     for line in finding_lines(answer):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     verdict = "would break" if answer["breaks"] else "breaks nothing that was looked at"
-    console.print(f"a switch to {answer['backend']} {verdict} (looked for {answer['seconds']:.1f} s)", highlight=False, markup=False)
+    console.print(
+        f"a switch to {answer['backend']} {verdict} (looked for {answer['seconds']:.1f} s)",
+        highlight=False,
+        markup=False,
+    )
 
 
 def show_status(status: Mapping[str, Any], console: Console) -> None:
@@ -61,7 +67,10 @@ def _reload_lines(reload: Mapping[str, Any]) -> list[str]:
     """What an operator has to know of the last time that the settings were reread."""
     at = reload["at"][:19].replace("T", " ")
     if not reload["ok"]:
-        return [f"{at} the settings were reread and refused; the old ones stay:", *(f"  {reason}" for reason in reload["reasons"])]
+        return [
+            f"{at} the settings were reread and refused; the old ones stay:",
+            *(f"  {reason}" for reason in reload["reasons"]),
+        ]
     return [f"{at} the settings were reread; these need a restart:", *(f"  {line}" for line in reload["needs_restart"])]
 
 
@@ -71,7 +80,9 @@ def show_result(answer: Mapping[str, Any], console: Console) -> None:
     if answer["moved"]:
         lines.append(f"requests in line that moved along: {answer['moved']}")
     lines += [f"tier {name} stays: {reason}" for name, reason in answer["unmoved"].items()]
-    lines += [f"{name}: {_assignment(item)}{' (pinned)' if item['pinned'] else ''}" for name, item in answer["tiers"].items()]
+    lines += [
+        f"{name}: {_assignment(item)}{' (pinned)' if item['pinned'] else ''}" for name, item in answer["tiers"].items()
+    ]
     if answer["changed"] and not answer["persisted"]:
         lines.append("in force, but not kept: a restart goes back to LLM_BACKEND (see GATEWAY_STATE_FILE)")
     for line in lines:
@@ -79,7 +90,10 @@ def show_result(answer: Mapping[str, Any], console: Console) -> None:
 
 
 def change_line(change: Mapping[str, Any]) -> str:
-    moves = ", ".join(f"{tier} from {_assignment(move['from'])} to {_assignment(move['to'])}" for tier, move in change["tiers"].items())
+    moves = ", ".join(
+        f"{tier} from {_assignment(move['from'])} to {_assignment(move['to'])}"
+        for tier, move in change["tiers"].items()
+    )
     why = f"; {change['why']}" if change.get("why") else ""
     return f"{change['at'][:19].replace('T', ' ')} {change['cause']}{' ' + change['by'] if change['by'] else ''}: {moves}{why}"
 
@@ -97,12 +111,27 @@ def _assignment(position: Mapping[str, Any]) -> str:
 
 
 def _tiers(status: Mapping[str, Any]) -> Table:
-    table = Table("tier", "backend", "serves", "share", "model", "first token p50", "p99", "answer p50", "p99", box=box.SIMPLE_HEAD)
+    table = Table(
+        "tier",
+        "backend",
+        "serves",
+        "share",
+        "model",
+        "first token p50",
+        "p99",
+        "answer p50",
+        "p99",
+        box=box.SIMPLE_HEAD,
+    )
     for name, tier in status["tiers"].items():
         first = True
         for backend, role, share in _sides(tier):
             latency = tier["latency"][backend]
-            times = [_seconds(latency[kind][share_of]) for kind in ("time_to_first_token", "duration") for share_of in ("p50", "p99")]
+            times = [
+                _seconds(latency[kind][share_of])
+                for kind in ("time_to_first_token", "duration")
+                for share_of in ("p50", "p99")
+            ]
             table.add_row(name if first else "", backend, role, share, tier["models"][backend], *times)
             first = False
     return table
@@ -112,7 +141,11 @@ def _sides(tier: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Backend, part and counted share: who serves first, then the canary, then the others."""
     active, canary, share = tier["active_backend"], tier["canary"], tier["share"]
     counted = share["percent"] if share else None
-    yield active, "pinned" if tier["pinned"] else "active", "100 %" if canary is None else _percent(None if counted is None else 100 - counted)
+    yield (
+        active,
+        "pinned" if tier["pinned"] else "active",
+        "100 %" if canary is None else _percent(None if counted is None else 100 - counted),
+    )
     if canary is not None:
         yield canary["backend"], f"canary {canary['percent']:g} %", _percent(counted)
     for backend in tier["models"]:
@@ -124,7 +157,9 @@ def _backends(status: Mapping[str, Any]) -> Table:
     table = Table("backend", "kind", "up", "running", "waiting", box=box.SIMPLE_HEAD)
     for name, backend in status["backends"].items():
         up = {True: "yes", False: "no"}.get(backend["up"], "not asked yet")
-        table.add_row(name, backend["kind"], up, str(sum(backend["running"].values())), str(sum(backend["waiting"].values())))
+        table.add_row(
+            name, backend["kind"], up, str(sum(backend["running"].values())), str(sum(backend["waiting"].values()))
+        )
     return table
 
 

@@ -38,7 +38,10 @@ def _tiers(settings: Settings) -> Iterator[str]:
 
 def _auto(settings: Settings) -> Iterator[str]:
     """An earlier rule that asks for less, or for the same, holds wherever a later one does."""
-    said = [(rule.model_dump(exclude={"tier", "longer_than"}, exclude_none=True).items(), rule.longer_than) for rule in settings.auto]
+    said = [
+        (rule.model_dump(exclude={"tier", "longer_than"}, exclude_none=True).items(), rule.longer_than)
+        for rule in settings.auto
+    ]
     for index, (asked, length) in enumerate(said):
         for before, (earlier, shorter) in enumerate(said[:index]):
             if earlier <= asked and (shorter is None or (length is not None and shorter <= length)):
@@ -67,7 +70,10 @@ def _backends(settings: Settings) -> Iterator[str]:
 
 def _limits(key: str, backend: BackendSettings) -> Iterator[str]:
     limits = backend.limits
-    for name, given in (("model_concurrency", limits.model_concurrency), ("vision_concurrency", limits.vision_concurrency)):
+    for name, given in (
+        ("model_concurrency", limits.model_concurrency),
+        ("vision_concurrency", limits.vision_concurrency),
+    ):
         if given != "auto" and given > limits.max_concurrency:
             yield f"{key}.{name}: {given} is above max_concurrency, which is {limits.max_concurrency} and counts"
 

@@ -31,7 +31,11 @@ class Differences:
 def compare(now: Settings, read: Settings) -> Differences:
     """What `read` changes in `now`. Values that are or may hold secrets are not in the lines."""
     settings = read.model_copy(update={key: getattr(now, key) for key in AT_START})
-    waiting = tuple(f"{key}: {_change((key,), getattr(now, key), getattr(read, key))}" for key in AT_START if getattr(now, key) != getattr(read, key))
+    waiting = tuple(
+        f"{key}: {_change((key,), getattr(now, key), getattr(read, key))}"
+        for key in AT_START
+        if getattr(now, key) != getattr(read, key)
+    )
     before, after = (_tree(each) for each in (now, settings))
     return Differences(settings, tuple(_lines((), before, after)), waiting)
 

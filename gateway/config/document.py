@@ -21,17 +21,31 @@ DurationOrZero = Annotated[float, BeforeValidator(values.duration, json_schema_i
 Size = Annotated[int, BeforeValidator(values.size, json_schema_input_type=_SizeInput)]
 Count = Annotated[int, BeforeValidator(values.count(1), json_schema_input_type=_CountInput)]
 CountOrZero = Annotated[int, BeforeValidator(values.count(0), json_schema_input_type=_CountOrZeroInput)]
-CountOrAuto = Annotated[int | Literal["auto"], BeforeValidator(values.count_or_auto, json_schema_input_type=_CountInput | Literal["auto"])]
+CountOrAuto = Annotated[
+    int | Literal["auto"], BeforeValidator(values.count_or_auto, json_schema_input_type=_CountInput | Literal["auto"])
+]
 Share = Annotated[
-    float, BeforeValidator(values.number(0, 0.5, "a number from 0 to 0.5"), json_schema_input_type=Annotated[float, Field(ge=0, le=0.5)])
+    float,
+    BeforeValidator(
+        values.number(0, 0.5, "a number from 0 to 0.5"), json_schema_input_type=Annotated[float, Field(ge=0, le=0.5)]
+    ),
 ]
 Ratio = Annotated[
-    float, BeforeValidator(values.number(1, 100, "a number from 1 to 100"), json_schema_input_type=Annotated[float, Field(ge=1, le=100)])
+    float,
+    BeforeValidator(
+        values.number(1, 100, "a number from 1 to 100"), json_schema_input_type=Annotated[float, Field(ge=1, le=100)]
+    ),
 ]
 Chance = Annotated[
-    float, BeforeValidator(values.number(1e-6, 0.5, "a number from 0.000001 to 0.5"), json_schema_input_type=Annotated[float, Field(ge=1e-6, le=0.5)])
+    float,
+    BeforeValidator(
+        values.number(1e-6, 0.5, "a number from 0.000001 to 0.5"),
+        json_schema_input_type=Annotated[float, Field(ge=1e-6, le=0.5)],
+    ),
 ]
-Port = Annotated[int, BeforeValidator(values.count(0, 65535), json_schema_input_type=Annotated[int, Field(ge=0, le=65535)])]
+Port = Annotated[
+    int, BeforeValidator(values.count(0, 65535), json_schema_input_type=Annotated[int, Field(ge=0, le=65535)])
+]
 Key = Annotated[SecretStr, BeforeValidator(values.key, json_schema_input_type=str)]
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(values.keys, json_schema_input_type=str | list[str])]
 HeaderName = Annotated[str, BeforeValidator(values.header_name, json_schema_input_type=str)]
@@ -79,7 +93,9 @@ class DocumentSection(BaseModel):
 class LimitKeys(DocumentSection):
     """The limits and times of a backend; those without a value have the default of its kind."""
 
-    max_concurrency: Count | None = Field(default=None, description="Requests in flight at one server. Default: ollama 4, vllm and openai 128.")
+    max_concurrency: Count | None = Field(
+        default=None, description="Requests in flight at one server. Default: ollama 4, vllm and openai 128."
+    )
     model_concurrency: CountOrAuto | None = Field(
         default=None,
         description="Requests in flight for one model at one server. auto (kind ollama alone) learns what the server really does at once, "
@@ -91,7 +107,8 @@ class LimitKeys(DocumentSection):
         "Default: ollama 1, vllm and openai as max_concurrency.",
     )
     max_queue: CountOrZero | None = Field(
-        default=None, description="Requests waiting; one more is refused with 503. Default: ollama 256, vllm and openai 512."
+        default=None,
+        description="Requests waiting; one more is refused with 503. Default: ollama 256, vllm and openai 512.",
     )
     vision_max_queue: CountOrZero | None = Field(
         default=None, description="Requests with images waiting; one more is refused with 503. Default: 512."
@@ -105,7 +122,8 @@ class LimitKeys(DocumentSection):
         description="Longest wait of a request with images, in seconds; one image can take a minute. Default: ollama 3600, vllm and openai 300.",
     )
     connect_timeout: Duration | None = Field(
-        default=None, description="Longest time to connect, in seconds; short, so that a dead server is soon passed by. Default: 2."
+        default=None,
+        description="Longest time to connect, in seconds; short, so that a dead server is soon passed by. Default: 2.",
     )
     first_token_timeout: Duration | None = Field(
         default=None,
@@ -116,7 +134,9 @@ class LimitKeys(DocumentSection):
         description="Between two pieces of the answer, in seconds; Ollama holds a tool call back until it is whole. "
         "Default: ollama 300, vllm and openai 120.",
     )
-    total_timeout: Duration | None = Field(default=None, description="From sending to the end of the answer, in seconds. Default: 3600.")
+    total_timeout: Duration | None = Field(
+        default=None, description="From sending to the end of the answer, in seconds. Default: 3600."
+    )
 
 
 class LimitOverridesDocument(LimitKeys):
@@ -132,7 +152,9 @@ class ServerDocument(DocumentSection):
     """One of several servers behind a backend."""
 
     base_url: str = Field(description="Address, with or without /v1 at the end. Required.")
-    models: tuple[ModelName, ...] | None = Field(default=None, min_length=1, description="Models that it serves. Default: what it says it serves.")
+    models: tuple[ModelName, ...] | None = Field(
+        default=None, min_length=1, description="Models that it serves. Default: what it says it serves."
+    )
 
 
 def _server(value: object) -> object:
@@ -151,7 +173,10 @@ class BackendDocument(LimitKeys):
         description="Address, with or without /v1 at the end. Either this or servers. "
         "Default: ollama http://127.0.0.1:11434, vllm http://127.0.0.1:8001/v1.",
     )
-    servers: tuple[Annotated[ServerDocument, BeforeValidator(_server, json_schema_input_type=ServerDocument | str)], ...] | None = Field(
+    servers: (
+        tuple[Annotated[ServerDocument, BeforeValidator(_server, json_schema_input_type=ServerDocument | str)], ...]
+        | None
+    ) = Field(
         default=None,
         min_length=1,
         description="Several servers behind one name (a vLLM serves one model): among those that serve a model the least busy is taken.",
@@ -160,8 +185,12 @@ class BackendDocument(LimitKeys):
     headers: dict[HeaderName, HeaderValue] | None = Field(
         default=None, description="Further headers sent with each request, for proxies that want them. Default: none."
     )
-    ca_file: Path | None = Field(default=None, description="PEM file of the authorities to trust for https. Default: those of the system.")
-    probe_interval: Duration | None = Field(default=None, description="Time between two health probes, in seconds. Default: 5.")
+    ca_file: Path | None = Field(
+        default=None, description="PEM file of the authorities to trust for https. Default: those of the system."
+    )
+    probe_interval: Duration | None = Field(
+        default=None, description="Time between two health probes, in seconds. Default: 5."
+    )
     swap_after: DurationOrZero | None = Field(
         default=None,
         description="Kind ollama: where two models do not fit into memory at once, how long requests for the loaded one go first while others "
@@ -187,16 +216,22 @@ class AliasDocument(DocumentSection):
     """Another name for a tier, with its manners."""
 
     name: PublicName = Field(description="The name; `*` takes any name that nothing else takes.")
-    priority: Priority = Field(default="interactive", description="interactive, or batch: those wait behind. Default: interactive.")
+    priority: Priority = Field(
+        default="interactive", description="interactive, or batch: those wait behind. Default: interactive."
+    )
     listed: Flag = Field(default=True, description="Whether GET /v1/models names it. Default: true.")
 
 
 class ParamsDocument(DocumentSection):
     """What a tier does to a request's parameters."""
 
-    default: dict[str, JsonValue] = Field(default_factory=dict, description="Used where the client says nothing. Default: {}.")
+    default: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Used where the client says nothing. Default: {}."
+    )
     force: dict[str, JsonValue] = Field(default_factory=dict, description="Used whatever the client says. Default: {}.")
-    drop: tuple[str, ...] = Field(default=(), description="Names of parameters that are never sent upstream. Default: [].")
+    drop: tuple[str, ...] = Field(
+        default=(), description="Names of parameters that are never sent upstream. Default: []."
+    )
 
 
 def _alias(value: object) -> object:
@@ -210,12 +245,15 @@ def _overrides(value: object) -> object:
 class TierDocument(DocumentSection):
     """A class of service: the model that stands for it on each backend, and its manners."""
 
-    models: dict[str, ModelName] = Field(description="Name of a backend: the model's name there. Required.", min_length=1)
-    aliases: tuple[Annotated[AliasDocument, BeforeValidator(_alias, json_schema_input_type=AliasDocument | str)], ...] = Field(
-        default=(), description="Other names that clients may send as model. Default: []."
+    models: dict[str, ModelName] = Field(
+        description="Name of a backend: the model's name there. Required.", min_length=1
     )
+    aliases: tuple[
+        Annotated[AliasDocument, BeforeValidator(_alias, json_schema_input_type=AliasDocument | str)], ...
+    ] = Field(default=(), description="Other names that clients may send as model. Default: [].")
     backend: str | None = Field(
-        default=None, description="Pins the tier to this backend, so that no roll-out moves it. Default: llm_backend, and it moves."
+        default=None,
+        description="Pins the tier to this backend, so that no roll-out moves it. Default: llm_backend, and it moves.",
     )
     fallback: Fallback = Field(
         default=False,
@@ -226,10 +264,15 @@ class TierDocument(DocumentSection):
         default=False,
         description="Whether the tier's models on backends of kind ollama are loaded at the start, one after the other. Default: false.",
     )
-    max_tokens: Count | None = Field(default=None, description="Most tokens of an answer, whatever the client asks. Default: no cap.")
-    params: ParamsDocument = Field(default_factory=ParamsDocument, description="What is done to a request's parameters.")
+    max_tokens: Count | None = Field(
+        default=None, description="Most tokens of an answer, whatever the client asks. Default: no cap."
+    )
+    params: ParamsDocument = Field(
+        default_factory=ParamsDocument, description="What is done to a request's parameters."
+    )
     limits: dict[str, Annotated[LimitOverridesDocument, BeforeValidator(_overrides)]] = Field(
-        default_factory=dict, description="Name of a backend: what this tier changes in its limits and times. Default: {}."
+        default_factory=dict,
+        description="Name of a backend: what this tier changes in its limits and times. Default: {}.",
     )
 
 
@@ -237,11 +280,18 @@ class AutoRuleDocument(DocumentSection):
     """One rule of what the model name `auto` means; it holds where all that it says does."""
 
     tier: str = Field(description="Name of the tier that is taken. Required.")
-    task: Task | None = Field(default=None, description="What the header x-gateway-task says: simple, medium or complex. Default: anything.")
-    images: Flag | None = Field(default=None, description="true: the request has images; false: it has none. Default: either.")
-    tools: Flag | None = Field(default=None, description="true: the request offers tools; false: it does not. Default: either.")
+    task: Task | None = Field(
+        default=None, description="What the header x-gateway-task says: simple, medium or complex. Default: anything."
+    )
+    images: Flag | None = Field(
+        default=None, description="true: the request has images; false: it has none. Default: either."
+    )
+    tools: Flag | None = Field(
+        default=None, description="true: the request offers tools; false: it does not. Default: either."
+    )
     longer_than: CountOrZero | None = Field(
-        default=None, description="The text of all messages together has more characters than this; images do not count. Default: any length."
+        default=None,
+        description="The text of all messages together has more characters than this; images do not count. Default: any length.",
     )
 
 
@@ -250,7 +300,10 @@ class EmbeddingDocument(DocumentSection):
 
     backend: str = Field(description="Name of the backend that serves it. Required.")
     model: ModelName = Field(description="The model's name there. Required.")
-    warm: Flag = Field(default=False, description="Whether it is loaded at the start, where the backend is of kind ollama. Default: false.")
+    warm: Flag = Field(
+        default=False,
+        description="Whether it is loaded at the start, where the backend is of kind ollama. Default: false.",
+    )
 
 
 class GuardDocument(DocumentSection):
@@ -263,7 +316,8 @@ class GuardDocument(DocumentSection):
         "Default: all of them.",
     )
     margin: Share = Field(
-        default=0.005, description="By how much the share of errors, truncated or empty ones may exceed the other side's. Default: 0.005."
+        default=0.005,
+        description="By how much the share of errors, truncated or empty ones may exceed the other side's. Default: 0.005.",
     )
     ratio: Ratio = Field(default=1.5, description="How many times the other side's p95 of a time may be. Default: 1.5.")
     min_samples: Count = Field(default=20, description="Requests of each side before anything is decided. Default: 20.")
@@ -272,9 +326,12 @@ class GuardDocument(DocumentSection):
         description="How far back the side that was left is looked at, and after how long, at the earliest, a canary is judged anew. Default: 30m.",
     )
     grace: DurationOrZero = Field(
-        default=30.0, description="Time from a change on in which times are not looked at: caches are cold, a model loads. Default: 30s."
+        default=30.0,
+        description="Time from a change on in which times are not looked at: caches are cold, a model loads. Default: 30s.",
     )
-    false_alarms: Chance = Field(default=0.01, description="The chance that a change that is no worse is taken back. Default: 0.01.")
+    false_alarms: Chance = Field(
+        default=0.01, description="The chance that a change that is no worse is taken back. Default: 0.01."
+    )
 
 
 class SettingsDocument(DocumentSection):
@@ -287,10 +344,12 @@ class SettingsDocument(DocumentSection):
     )
     port: Port = Field(default=8080, description="Port to listen on; 0: the system chooses one. Default: 8080.")
     llm_backend: str | None = Field(
-        default=None, description="Backend that serves every tier that is not pinned. Default: ollama, or the only other one there is."
+        default=None,
+        description="Backend that serves every tier that is not pinned. Default: ollama, or the only other one there is.",
     )
     rollback_to: str | None = Field(
-        default=None, description="Backend that one rollback leads to. Default: the first of kind ollama, else llm_backend."
+        default=None,
+        description="Backend that one rollback leads to. Default: the first of kind ollama, else llm_backend.",
     )
     rollback_cutoff: DurationOrZero | None = Field(
         default=None,
@@ -307,7 +366,9 @@ class SettingsDocument(DocumentSection):
         description="The classes of service, by name, in the order in which they are shown. "
         "Default: `standard`, made of OLLAMA_MODEL and VLLM_MODEL.",
     )
-    default_tier: str | None = Field(default=None, description="What the model name `auto` falls to. Default: the first tier.")
+    default_tier: str | None = Field(
+        default=None, description="What the model name `auto` falls to. Default: the first tier."
+    )
     auto: tuple[AutoRuleDocument, ...] | None = Field(
         default=None,
         description="Rules for the model name `auto`: the first that holds names the tier; where none does, default_tier. "
@@ -317,30 +378,39 @@ class SettingsDocument(DocumentSection):
         default_factory=dict, description="Embedding models, by the name that clients send. Default: {}."
     )
     guard: GuardDocument | None = Field(
-        default=None, description="Takes a canary or a fresh switch back by itself; `{}` turns it on as it is. Default: none, and nobody does."
+        default=None,
+        description="Takes a canary or a fresh switch back by itself; `{}` turns it on as it is. Default: none, and nobody does.",
     )
     commit_after: DurationOrZero = Field(
         default=45.0,
         description="Silence after which a stream's answer begins, in seconds: below the 60 of common proxies. Default: 45.",
     )
     heartbeat: Duration = Field(
-        default=15.0, description="Time between two signs of life on a silent answer, in seconds: for the same proxies. Default: 15."
+        default=15.0,
+        description="Time between two signs of life on a silent answer, in seconds: for the same proxies. Default: 15.",
     )
     waiting_note: Flag = Field(
-        default=False, description="Whether a stream that waits is told its place and an estimate, as reasoning text. Default: false."
+        default=False,
+        description="Whether a stream that waits is told its place and an estimate, as reasoning text. Default: false.",
     )
     drain_delay: DurationOrZero = Field(
-        default=0.0, description="Time between saying not ready and closing the door, in seconds: for load balancers. Default: 0."
+        default=0.0,
+        description="Time between saying not ready and closing the door, in seconds: for load balancers. Default: 0.",
     )
     drain_timeout: DurationOrZero = Field(
-        default=30.0, description="Time that running requests get at the end, in seconds: what orchestrators grant. Default: 30."
+        default=30.0,
+        description="Time that running requests get at the end, in seconds: what orchestrators grant. Default: 30.",
     )
-    max_body: Size = Field(default=20 * 1024 * 1024, description="Most bytes of a request's body, for images. Default: 20MiB.")
+    max_body: Size = Field(
+        default=20 * 1024 * 1024, description="Most bytes of a request's body, for images. Default: 20MiB."
+    )
     max_text_body: Size = Field(
-        default=1024 * 1024, description="Most bytes of a chat's body outside its images: parsing holds up the rest. Default: 1MiB."
+        default=1024 * 1024,
+        description="Most bytes of a chat's body outside its images: parsing holds up the rest. Default: 1MiB.",
     )
     cors_origins: tuple[CorsOrigin, ...] = Field(
-        default=(), description="Origins of browser programs that may call, such as https://chat.example.com; `*`: any. Default: []."
+        default=(),
+        description="Origins of browser programs that may call, such as https://chat.example.com; `*`: any. Default: [].",
     )
     log_format: Literal["auto", "json", "text"] = Field(
         default="auto", description="json, text, or auto: text on a terminal, else json. Default: auto."
@@ -349,15 +419,23 @@ class SettingsDocument(DocumentSection):
         default=None, description="Header in which a trusted program tells the person, for taking turns. Default: none."
     )
     session_header: HeaderName | None = Field(
-        default=None, description="Header in which a trusted program tells the conversation, for canaries. Default: none."
+        default=None,
+        description="Header in which a trusted program tells the conversation, for canaries. Default: none.",
     )
-    api_keys: Keys | None = Field(default=None, description="Client keys, as a list or comma-separated. Default: none, which is open.")
+    api_keys: Keys | None = Field(
+        default=None, description="Client keys, as a list or comma-separated. Default: none, which is open."
+    )
     api_keys_file: Path | None = Field(
-        default=None, description="File of client keys, one a line, # begins a comment; added to api_keys. Default: none."
+        default=None,
+        description="File of client keys, one a line, # begins a comment; added to api_keys. Default: none.",
     )
-    admin_key: Key | None = Field(default=None, description="Bearer key of /ops and /metrics. Default: none, which is loopback only.")
+    admin_key: Key | None = Field(
+        default=None, description="Bearer key of /ops and /metrics. Default: none, which is loopback only."
+    )
     metrics_key: Key | None = Field(default=None, description="Bearer key of /metrics alone. Default: none.")
-    metrics_port: Port | None = Field(default=None, description="A second port, unguarded, for /metrics, /healthz and /readyz alone. Default: none.")
+    metrics_port: Port | None = Field(
+        default=None, description="A second port, unguarded, for /metrics, /healthz and /readyz alone. Default: none."
+    )
     state_file: str | None = Field(
         default="gateway-state.json",
         description="File in which the roll-out outlives a restart; empty: it does not. Default: gateway-state.json.",

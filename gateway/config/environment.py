@@ -50,7 +50,11 @@ def read_dotenv(problems: Problems, path: FilePath = FilePath(".env")) -> dict[s
     if not path.is_file():
         return {}
     try:
-        return {name: value for name, value in dotenv_values(stream=io.StringIO(read_text(path))).items() if value is not None}
+        return {
+            name: value
+            for name, value in dotenv_values(stream=io.StringIO(read_text(path))).items()
+            if value is not None
+        }
     except ValueError as exc:
         problems.add_line(f"{path}: {exc}")
         return {}
@@ -110,7 +114,9 @@ class VariablesReader:
             if variable.startswith(PREFIX):
                 self._nested(variable, value)
             elif variable.startswith("GATEWAY_") and variable not in VARIABLES and not SERVICE_LINK.fullmatch(variable):
-                near = suggest(variable, (*(name for name in VARIABLES if name.startswith("GATEWAY_")), *_nested_forms()))
+                near = suggest(
+                    variable, (*(name for name in VARIABLES if name.startswith("GATEWAY_")), *_nested_forms())
+                )
                 self._problems.warn(f"{variable}: no such setting, not used{near} ({self._place})")
         _take_back(self._result)
         for section in self._result.get("backends", {}).values():
@@ -120,7 +126,9 @@ class VariablesReader:
 
     def _plain(self, variable: str, value: str) -> None:
         if variable == "GATEWAY_PORT" and value.startswith("tcp://"):
-            self._problems.warn(f"GATEWAY_PORT: not used: Kubernetes set it for a Service named gateway ({self._place})")
+            self._problems.warn(
+                f"GATEWAY_PORT: not used: Kubernetes set it for a Service named gateway ({self._place})"
+            )
         elif variable in PLAIN_VARIABLES and (value.strip() or variable == "GATEWAY_STATE_FILE"):
             self._set((PLAIN_VARIABLES[variable],), value.strip(), variable)
         elif variable in BACKEND_VARIABLES and value.strip():
@@ -128,7 +136,9 @@ class VariablesReader:
             if home := self._homes[kind]:
                 self._set(("backends", home, key), value.strip(), variable)
             else:
-                self._problems.warn(f"{variable}: not used: several backends are of kind {kind}, and none has that name ({self._place})")
+                self._problems.warn(
+                    f"{variable}: not used: several backends are of kind {kind}, and none has that name ({self._place})"
+                )
 
     def _nested(self, variable: str, value: str) -> None:
         found = self._find(variable, variable.removeprefix(PREFIX).split("__"))
@@ -152,13 +162,17 @@ class VariablesReader:
                 if word.lower() not in fields:
                     prefix = PREFIX + "".join(f"{before}__" for before in words[:index])
                     near = suggest(word, [name.upper() for name in fields], prefix)
-                    self._problems.add_line(f"{variable}: no such setting{near or '; ' + expected_one_of(fields)} ({self._place})")
+                    self._problems.add_line(
+                        f"{variable}: no such setting{near or '; ' + expected_one_of(fields)} ({self._place})"
+                    )
                     return None
                 path, annotation = (*path, word.lower()), fields[word.lower()].annotation
             elif item is not None and word:
                 path, annotation = (*path, self._names.match(path, word)), item
             else:
-                self._problems.add_line(f"{variable}: no such setting: nothing stands below {PREFIX}{'__'.join(words[:index])} ({self._place})")
+                self._problems.add_line(
+                    f"{variable}: no such setting: nothing stands below {PREFIX}{'__'.join(words[:index])} ({self._place})"
+                )
                 return None
         return path, annotation
 
@@ -169,7 +183,9 @@ class VariablesReader:
                 node[str(part)] = {}
             node = node[str(part)]
         last = str(path[-1])
-        node[last] = _merged(node[last], value) if isinstance(node.get(last), dict) and isinstance(value, dict) else value
+        node[last] = (
+            _merged(node[last], value) if isinstance(node.get(last), dict) and isinstance(value, dict) else value
+        )
         self._note(path, value, variable)
 
     def _note(self, path: Path, value: Any, label: str) -> None:

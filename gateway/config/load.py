@@ -37,7 +37,9 @@ def load(path: FilePath | None = None, environ: Mapping[str, str] = os.environ) 
     file = path or _config_file(environ, dotenv)
     written = read_yaml(file, problems) if file else {}
     settings = _settings(written, {DOTENV: dotenv, ENVIRONMENT: environ}, problems)
-    return settings.model_copy(update={"file": file, "sources": _report_sources(file, {DOTENV: dotenv, ENVIRONMENT: environ})})
+    return settings.model_copy(
+        update={"file": file, "sources": _report_sources(file, {DOTENV: dotenv, ENVIRONMENT: environ})}
+    )
 
 
 def build(document: Mapping[str, Any]) -> Settings:
@@ -57,12 +59,19 @@ def _config_file(environ: Mapping[str, str], dotenv: Mapping[str, str]) -> FileP
 def _settings(written: dict[str, Any], variables: Mapping[str, Mapping[str, str]], problems: Problems) -> Settings:
     """`variables` by place, the weaker place first."""
     backends, tiers = _mapping(written, "backends"), _mapping(written, "tiers")
-    names = Names(written, (*backends, *(name for name in BUILT_IN if name not in map(str.lower, backends))), tiers or (DEFAULT_TIER,))
+    names = Names(
+        written,
+        (*backends, *(name for name in BUILT_IN if name not in map(str.lower, backends))),
+        tiers or (DEFAULT_TIER,),
+    )
     every = {name: value for values in variables.values() for name, value in values.items() if value.strip()}
     referenced = _referenced(written) | {every.get("LLM_BACKEND", "").strip().lower()}
     homes = {kind: _home(kind, backends, referenced) for kind in BUILT_IN}
     # Read from the weakest on, so that the strongest place is the one that a message names.
-    layers = [written, *(VariablesReader(place, problems, names, homes).read(values) for place, values in variables.items())]
+    layers = [
+        written,
+        *(VariablesReader(place, problems, names, homes).read(values) for place, values in variables.items()),
+    ]
     merged = lay_over(reversed(layers))
     _warn_of_variables(written, every, homes, problems)
     _complete_backends(merged, bool(backends), bool(tiers))
@@ -144,7 +153,9 @@ def _complete_tiers(merged: dict[str, Any], variables: Mapping[str, Mapping[str,
     merged["tiers"] = {DEFAULT_TIER: completed, **{name: tier for name, tier in tiers.items() if name != DEFAULT_TIER}}
 
 
-def _warn_of_variables(written: Mapping[str, Any], every: Mapping[str, str], homes: Mapping[str, str | None], problems: Problems) -> None:
+def _warn_of_variables(
+    written: Mapping[str, Any], every: Mapping[str, str], homes: Mapping[str, str | None], problems: Problems
+) -> None:
     for variable in MODEL_VARIABLES:
         if variable in every and _mapping(written, "tiers"):
             problems.warn(f"{variable}: not used: the file names tiers")
@@ -152,7 +163,9 @@ def _warn_of_variables(written: Mapping[str, Any], every: Mapping[str, str], hom
         backend = _mapping(_mapping(written, "backends"), homes[kind] or "")
         servers = backend.get("servers")
         if f"{kind.upper()}_BASE_URL" in every and isinstance(servers, list) and len(servers) > 1:
-            problems.warn(f"{kind.upper()}_BASE_URL: takes the place of all {len(servers)} servers of backends.{homes[kind]} in the file")
+            problems.warn(
+                f"{kind.upper()}_BASE_URL: takes the place of all {len(servers)} servers of backends.{homes[kind]} in the file"
+            )
 
 
 def _validated(merged: dict[str, Any], problems: Problems) -> SettingsDocument | None:
@@ -208,7 +221,9 @@ def _cut_all(data: Any, paths: list[Path]) -> bool:
     """Take out what stands at `paths`, the outermost of each; False where that is the whole document."""
     outermost = {path for path in paths if not any(path[:end] in paths for end in range(len(path)))}
     # Later places of a list first, so that the earlier ones stay right.
-    for path in sorted(outermost, key=lambda path: [part if isinstance(part, int) else 0 for part in path], reverse=True):
+    for path in sorted(
+        outermost, key=lambda path: [part if isinstance(part, int) else 0 for part in path], reverse=True
+    ):
         if not path:
             return False
         node: Any = data
@@ -246,7 +261,9 @@ def _message(error: ErrorDetails, path: Path) -> str:
 def _report_sources(file: FilePath | None, variables: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
     lines = [f"file: {file}" if file else "no settings file"]
     for place, values in variables.items():
-        used = sorted(name for name, value in values.items() if (name in VARIABLES or name.startswith(PREFIX)) and value.strip())
+        used = sorted(
+            name for name, value in values.items() if (name in VARIABLES or name.startswith(PREFIX)) and value.strip()
+        )
         if used:
             lines.append(f"{place}: {', '.join(used)}")
     return tuple(lines)

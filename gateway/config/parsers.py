@@ -54,7 +54,11 @@ def size(value: object) -> int:
 
 def count(least: int, most: int = 2**31 - 1) -> Callable[[object], int]:
     """A reader of whole numbers from `least` to `most`; unlike pydantic's own, `true` is no number."""
-    words = f"expected a whole number from {least} to {most}" if most < 2**31 - 1 else f"expected a whole number, at least {least}"
+    words = (
+        f"expected a whole number from {least} to {most}"
+        if most < 2**31 - 1
+        else f"expected a whole number, at least {least}"
+    )
 
     def read(value: object) -> int:
         if isinstance(value, str) and re.fullmatch(r"\s*-?\d{1,18}\s*", value, re.ASCII):
@@ -211,7 +215,12 @@ def public_name(value: object) -> str:
 
 def model_name(value: object) -> str:
     """A model's name upstream: it stands in an answer header, hence printable ASCII."""
-    if isinstance(value, str) and value == value.strip() and 0 < len(value) <= 512 and all(" " <= char <= "~" for char in value):
+    if (
+        isinstance(value, str)
+        and value == value.strip()
+        and 0 < len(value) <= 512
+        and all(" " <= char <= "~" for char in value)
+    ):
         return value
     raise ValueError("expected a model's name: printable ASCII text; one that looks like a number stands in quotes")
 

@@ -54,7 +54,13 @@ def shown(path: Path, value: object) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return str(value) if abs(value) < 1e18 else "a huge number"
-    return "a list" if isinstance(value, list | tuple) else "a mapping" if isinstance(value, Mapping) else type(value).__name__
+    return (
+        "a list"
+        if isinstance(value, list | tuple)
+        else "a mapping"
+        if isinstance(value, Mapping)
+        else type(value).__name__
+    )
 
 
 class Problems:

@@ -69,7 +69,11 @@ class Reloader:
         self._tell(_view(cause, reasons=reasons))
 
     def _report(self, cause: ReloadCause, found: Differences, warnings: list[str]) -> None:
-        _log.info("settings reread (%s): %s", cause, f"{len(found.changed)} changes are in force" if found.changed else "nothing to put in force")
+        _log.info(
+            "settings reread (%s): %s",
+            cause,
+            f"{len(found.changed)} changes are in force" if found.changed else "nothing to put in force",
+        )
         for line in found.changed:
             _log.info("settings: %s", line)
         for line in found.waiting:
@@ -83,10 +87,19 @@ class Unsettled(Exception):
     """The file has changed while it was read."""
 
 
-def _view(cause: ReloadCause, changed: tuple[str, ...] = (), waiting: tuple[str, ...] = (), reasons: tuple[str, ...] = ()) -> dict[str, Any]:
+def _view(
+    cause: ReloadCause, changed: tuple[str, ...] = (), waiting: tuple[str, ...] = (), reasons: tuple[str, ...] = ()
+) -> dict[str, Any]:
     now = time.time()
     at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
-    return {"at": at, "cause": cause, "ok": not reasons, "changed": list(changed), "needs_restart": list(waiting), "reasons": list(reasons)}
+    return {
+        "at": at,
+        "cause": cause,
+        "ok": not reasons,
+        "changed": list(changed),
+        "needs_restart": list(waiting),
+        "reasons": list(reasons),
+    }
 
 
 class FileWatcher:
@@ -114,7 +127,9 @@ class FileWatcher:
     async def _watch(self, folders: set[Path]) -> None:
         """Look at each sign of a change in `folders`, until the file is in others."""
         step, timeout = int(STEP_SECONDS * 1000), int(LOOK_SECONDS * 1000)
-        watched = awatch(*folders, watch_filter=None, recursive=False, step=step, rust_timeout=timeout, yield_on_timeout=True)
+        watched = awatch(
+            *folders, watch_filter=None, recursive=False, step=step, rust_timeout=timeout, yield_on_timeout=True
+        )
         async with aclosing(watched):
             await self._look()
             async for _ in watched:

@@ -14,15 +14,26 @@ from gateway.config.settings import BackendSettings, Settings, Tier
 def check(settings: Settings) -> list[str]:
     """Lines for people: what was read from where, backends, tiers, and what is likely not meant."""
     lines = [*settings.sources, ""]
-    lines += _table(["backend", "kind", "servers", "at once", "waiting"], [_backend_row(item) for item in settings.backends.values()])
+    lines += _table(
+        ["backend", "kind", "servers", "at once", "waiting"],
+        [_backend_row(item) for item in settings.backends.values()],
+    )
     lines += [""]
     rows = [_tier_row(tier, settings) for tier in settings.tiers.values()]
     lines += _table(["tier", "served by", "models", "aliases", "fallback"], rows)
     if settings.embeddings:
         lines += [""]
-        lines += _table(["embedding", "backend", "model"], [[name, item.backend, item.model] for name, item in settings.embeddings.items()])
+        lines += _table(
+            ["embedding", "backend", "model"],
+            [[name, item.backend, item.model] for name, item in settings.embeddings.items()],
+        )
     rules = [[f"rule {number}", str(rule), rule.tier] for number, rule in enumerate(settings.auto, 1)]
-    lines += ["", *_table(["auto", "where", "tier"], [*rules, ["else", "no rule holds" if rules else "always", settings.default_tier]])]
+    lines += [
+        "",
+        *_table(
+            ["auto", "where", "tier"], [*rules, ["else", "no rule holds" if rules else "always", settings.default_tier]]
+        ),
+    ]
     lines += ["", f"a rollback leads to {settings.rollback_to}"]
     if settings.guard is not None:
         lines.append(f"the guard looks at {', '.join(settings.guard.rules)}")
@@ -46,7 +57,9 @@ def _tier_row(tier: Tier, settings: Settings) -> list[str]:
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
+    ]
 
 
 def show(settings: Settings) -> str:

@@ -31,7 +31,9 @@ DEFAULT_URLS = {"ollama": "http://127.0.0.1:11434", "vllm": "http://127.0.0.1:80
 ONLY_OLLAMA = ("swap_after", "keep_alive", "num_ctx", "truncate")
 
 # What the gateway writes itself: a value from the settings would break the framing or the authentication.
-OWN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "content-type", "accept-encoding", "te", "upgrade"})
+OWN_HEADERS = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "content-type", "accept-encoding", "te", "upgrade"}
+)
 # What routing and the answer's form depend on: a tier cannot change these.
 OWN_PARAMS = frozenset({"model", "messages", "stream", "stream_options"})
 _NOT_A_TIERS = "'{}' is not for a tier to change; expected another parameter"
@@ -73,7 +75,9 @@ class _Resolver:
 
     def settings(self) -> Settings | None:
         """Everything; the order matters only for the order of the lines."""
-        backends = {name: built for name, item in self._document.backends.items() if (built := self._backend(name, item))}
+        backends = {
+            name: built for name, item in self._document.backends.items() if (built := self._backend(name, item))
+        }
         active = self._active(backends)
         tiers = {name: self._tier(name, item, active) for name, item in self._document.tiers.items()}
         embeddings = self._embeddings()
@@ -88,7 +92,18 @@ class _Resolver:
         plain = {
             key: getattr(self._document, key)
             for key in SettingsDocument.model_fields
-            if key not in ("backends", "tiers", "auto", "embeddings", "guard", "api_keys", "state_file", "ollama_num_parallel", "host")
+            if key
+            not in (
+                "backends",
+                "tiers",
+                "auto",
+                "embeddings",
+                "guard",
+                "api_keys",
+                "state_file",
+                "ollama_num_parallel",
+                "host",
+            )
         }
         return Settings(
             **plain | {"llm_backend": active, "rollback_to": rollback_to, "default_tier": default_tier},
@@ -110,9 +125,13 @@ class _Resolver:
         found: dict[str, str] = {}
         for name in names:
             if name.lower() in found:
-                self._problems.add((section, name), f"{name!r} and {found[name.lower()]!r} are one name; expected different names")
+                self._problems.add(
+                    (section, name), f"{name!r} and {found[name.lower()]!r} are one name; expected different names"
+                )
             elif name.lower() in RESERVED:
-                self._problems.add((section, name), f"{name!r} is reserved: {RESERVED[name.lower()]}; expected another name")
+                self._problems.add(
+                    (section, name), f"{name!r} is reserved: {RESERVED[name.lower()]}; expected another name"
+                )
             found.setdefault(name.lower(), name)
         return found
 
@@ -136,7 +155,9 @@ class _Resolver:
             if lower in RESERVED and (lower == "auto" or (path[0] == "tiers" and len(path) == 2)):
                 self._problems.add(path, f"{name!r} is reserved: {RESERVED[lower]}; expected another name")
             elif lower in taken:
-                self._problems.add(path, f"{name!r} is taken by {taken[lower]}; expected names that differ in more than case")
+                self._problems.add(
+                    path, f"{name!r} is taken by {taken[lower]}; expected names that differ in more than case"
+                )
             taken.setdefault(lower, ".".join(str(part) for part in path[:2]))
 
     def _claims(self) -> Iterable[tuple[Path, str]]:
@@ -160,15 +181,25 @@ class _Resolver:
         servers = self._servers(path, item, kind)
         for key in ONLY_OLLAMA:
             if kind != "ollama" and getattr(item, key) is not None:
-                self._problems.add((*path, key), f"{shown((key,), getattr(item, key))} at kind {kind}; expected only at kind ollama")
+                self._problems.add(
+                    (*path, key), f"{shown((key,), getattr(item, key))} at kind {kind}; expected only at kind ollama"
+                )
         if kind != "ollama" and item.model_concurrency == "auto":
-            self._problems.add((*path, "model_concurrency"), f"'auto' at kind {kind}; expected a whole number, at least 1")
+            self._problems.add(
+                (*path, "model_concurrency"), f"'auto' at kind {kind}; expected a whole number, at least 1"
+            )
         for header in item.headers or {}:
             if header in OWN_HEADERS or (header == "authorization" and item.api_key):
-                self._problems.add((*path, "headers", header), "the gateway writes this header itself; expected another")
+                self._problems.add(
+                    (*path, "headers", header), "the gateway writes this header itself; expected another"
+                )
         if item.ca_file is not None:
             self._readable((*path, "ca_file"), item.ca_file)
-        optional = {key: value for key in ("probe_interval", "swap_after", "truncate") if (value := getattr(item, key)) is not None}
+        optional = {
+            key: value
+            for key in ("probe_interval", "swap_after", "truncate")
+            if (value := getattr(item, key)) is not None
+        }
         return BackendSettings(
             name=name, kind=kind, servers=servers, limits=limits.resolved(kind, item), api_key=item.api_key, headers=item.headers or {},
             ca_file=item.ca_file, keep_alive=item.keep_alive, num_ctx=item.num_ctx, **optional,
@@ -227,7 +258,9 @@ class _Resolver:
                 models[backend] = model
         pin = self._backend_named((*path, "backend"), item.backend) if item.backend is not None else None
         if pin and pin not in models:
-            self._problems.add((*path, "models"), f"tier {name!r} is pinned to {pin!r}, which has no model here; expected models.{pin}")
+            self._problems.add(
+                (*path, "models"), f"tier {name!r} is pinned to {pin!r}, which has no model here; expected models.{pin}"
+            )
         elif not item.backend and active and active not in models:
             self._problems.add(
                 (*path, "models"),
@@ -239,7 +272,8 @@ class _Resolver:
                 overrides[backend] = LimitOverrides(**given.model_dump())
                 if given.model_concurrency == "auto" and self._kinds.get(backend, "ollama") != "ollama":
                     self._problems.add(
-                        (*path, "limits", written, "model_concurrency"), "'auto' is for kind ollama; expected a whole number, at least 1"
+                        (*path, "limits", written, "model_concurrency"),
+                        "'auto' is for kind ollama; expected a whole number, at least 1",
                     )
         self._params(path, item)
         return Tier(
@@ -290,13 +324,19 @@ class _Resolver:
 
     def _guard(self) -> GuardSettings | None:
         item = self._document.guard
-        return None if item is None else GuardSettings(**item.model_dump() | {"rules": tuple(dict.fromkeys(item.rules))})
+        return (
+            None if item is None else GuardSettings(**item.model_dump() | {"rules": tuple(dict.fromkeys(item.rules))})
+        )
 
     def _default_tier(self) -> str:
         given = self._document.default_tier
         if given is None:
             tiers = self._document.tiers
-            if not tiers and not self._problems.has_reported(("tiers",)) and not self._problems.has_reported_whole(("backends",)):
+            if (
+                not tiers
+                and not self._problems.has_reported(("tiers",))
+                and not self._problems.has_reported_whole(("backends",))
+            ):
                 self._problems.add(("tiers",), "there is none; expected at least one")
             return next(iter(tiers), "")
         return self._tier_named(("default_tier",), given)
@@ -304,7 +344,11 @@ class _Resolver:
     def _tier_named(self, path: Path, name: str) -> str:
         """The tier that a reference means; a problem, and no name, where there is none."""
         tiers = {known.lower(): known for known in self._document.tiers}
-        if name.lower() not in tiers and name.lower() not in self._broken("tiers") and not self._problems.has_reported_whole(("tiers",)):
+        if (
+            name.lower() not in tiers
+            and name.lower() not in self._broken("tiers")
+            and not self._problems.has_reported_whole(("tiers",))
+        ):
             self._problems.add(path, f"{name!r} is not a tier; {expected_one_of(self._document.tiers, name)}")
         return tiers.get(name.lower(), "")
 
@@ -317,7 +361,9 @@ class _Resolver:
         for index, item in enumerate(self._document.auto):
             rule = AutoRule(**item.model_dump() | {"tier": self._tier_named(("auto", index, "tier"), item.tier)})
             if not str(rule):
-                self._problems.add(("auto", index), "says of no request that it holds; expected task, images, tools or longer_than")
+                self._problems.add(
+                    ("auto", index), "says of no request that it holds; expected task, images, tools or longer_than"
+                )
             rules.append(rule)
         return tuple(rules)
 
@@ -344,8 +390,15 @@ class _Resolver:
     def _single_values(self) -> None:
         document = self._document
         if document.max_text_body > document.max_body:
-            self._problems.add(("max_text_body",), f"got {document.max_text_body}; expected at most max_body, which is {document.max_body} bytes")
+            self._problems.add(
+                ("max_text_body",),
+                f"got {document.max_text_body}; expected at most max_body, which is {document.max_body} bytes",
+            )
         if document.metrics_port and document.metrics_port == document.port:
-            self._problems.add(("metrics_port",), f"got {document.metrics_port}; expected another port than the gateway's own")
+            self._problems.add(
+                ("metrics_port",), f"got {document.metrics_port}; expected another port than the gateway's own"
+            )
         if document.user_header and document.user_header == document.session_header:
-            self._problems.add(("session_header",), f"got {document.session_header!r}; expected another header than user_header")
+            self._problems.add(
+                ("session_header",), f"got {document.session_header!r}; expected another header than user_header"
+            )

@@ -24,9 +24,13 @@ class BackendLimits(Frozen):
     """How much a server is given at once and how long each step may take: counts of requests, times in seconds."""
 
     max_concurrency: int = Field(description="Requests in flight at one server.")
-    model_concurrency: int | Literal["auto"] = Field(description="Requests in flight for one model at one server; auto: learned.")
+    model_concurrency: int | Literal["auto"] = Field(
+        description="Requests in flight for one model at one server; auto: learned."
+    )
     vision_concurrency: int = Field(description="Requests with images in flight at one server.")
-    concurrency: int | None = Field(default=None, description="A tier's own bound, in place of model_concurrency; None: it has none.")
+    concurrency: int | None = Field(
+        default=None, description="A tier's own bound, in place of model_concurrency; None: it has none."
+    )
     max_queue: int = Field(description="Requests waiting; one more is refused.")
     vision_max_queue: int = Field(description="Requests with images waiting; one more is refused.")
     queue_timeout: float = Field(description="Longest wait, in seconds.")
@@ -80,11 +84,20 @@ class BackendSettings(Frozen):
     servers: tuple[ServerSettings, ...]
     limits: BackendLimits
     api_key: SecretStr | None = Field(default=None, description="Sent as a bearer key.")
-    headers: dict[str, SecretStr] = Field(default_factory=dict, description="Sent with each request; names in lower case.")
-    ca_file: Path | None = Field(default=None, description="PEM file of the authorities trusted for https; None: the system's.")
+    headers: dict[str, SecretStr] = Field(
+        default_factory=dict, description="Sent with each request; names in lower case."
+    )
+    ca_file: Path | None = Field(
+        default=None, description="PEM file of the authorities trusted for https; None: the system's."
+    )
     probe_interval: float = Field(default=5.0, description="Seconds between two health probes.")
-    swap_after: float = Field(default=60.0, description="Ollama: of two models that do not fit at once, seconds in which the loaded one goes first.")
-    keep_alive: int | float | str | None = Field(default=None, description="Ollama: how long a model stays loaded; None: not sent.")
+    swap_after: float = Field(
+        default=60.0,
+        description="Ollama: of two models that do not fit at once, seconds in which the loaded one goes first.",
+    )
+    keep_alive: int | float | str | None = Field(
+        default=None, description="Ollama: how long a model stays loaded; None: not sent."
+    )
     num_ctx: int | None = Field(default=None, description="Ollama: context length in tokens; None: not sent.")
     truncate: bool = Field(default=False, description="Ollama: may cut long prompts without a word.")
 
@@ -111,8 +124,12 @@ class Tier(Frozen):
     name: str
     models: dict[str, str] = Field(description="Backend name to the model's name there, in the file's order.")
     aliases: tuple[Alias, ...] = ()
-    backend: str | None = Field(default=None, description="The backend that it is pinned to; None: it moves with the roll-out.")
-    fallback: bool | str = Field(default=False, description="Who serves when the active backend cannot: a name, or True: the next.")
+    backend: str | None = Field(
+        default=None, description="The backend that it is pinned to; None: it moves with the roll-out."
+    )
+    fallback: bool | str = Field(
+        default=False, description="Who serves when the active backend cannot: a name, or True: the next."
+    )
     warm: bool = Field(default=False, description="Whether its models of kind ollama are loaded at the start.")
     max_tokens: int | None = Field(default=None, description="Most tokens of an answer; None: the client's word.")
     params: ParamsSettings = ParamsSettings()
@@ -149,7 +166,9 @@ class GuardSettings(Frozen):
     margin: float = Field(description="By how much a share may exceed the other side's.")
     ratio: float = Field(description="How many times the other side's a p95 may be.")
     min_samples: int = Field(description="Requests of each side before anything is decided.")
-    window: float = Field(description="How far back the side that was left is looked at, and after how long a canary is judged anew.")
+    window: float = Field(
+        description="How far back the side that was left is looked at, and after how long a canary is judged anew."
+    )
     grace: float = Field(description="From a change on, in which times are not looked at.")
     false_alarms: float = Field(description="The chance that a side that is no worse is taken back.")
 
@@ -161,16 +180,22 @@ class Settings(Frozen):
     port: int = Field(default=8080, description="Port to listen on; 0: the system chooses one.")
     llm_backend: str = Field(description="Backend of every tier that is not pinned.")
     rollback_to: str = Field(description="Backend that one rollback leads to.")
-    rollback_cutoff: float | None = Field(default=None, description="Seconds that a rollback leaves to who is on the backend left; None: all.")
+    rollback_cutoff: float | None = Field(
+        default=None, description="Seconds that a rollback leaves to who is on the backend left; None: all."
+    )
     backends: dict[str, BackendSettings]
     tiers: dict[str, Tier] = Field(description="In the file's order.")
     default_tier: str = Field(description="What `auto` falls to.")
-    auto: tuple[AutoRule, ...] = Field(default=(), description="What `auto` means: the first rule that holds counts, else default_tier.")
+    auto: tuple[AutoRule, ...] = Field(
+        default=(), description="What `auto` means: the first rule that holds counts, else default_tier."
+    )
     embeddings: dict[str, EmbeddingSettings] = Field(default_factory=dict)
     guard: GuardSettings | None = Field(default=None, description="Takes a roll-out back by itself; None: nobody does.")
     commit_after: float = Field(default=45.0, description="Seconds of silence after which a stream's answer begins.")
     heartbeat: float = Field(default=15.0, description="Seconds between two signs of life on a silent answer.")
-    waiting_note: bool = Field(default=False, description="Whether a waiting stream is told its place as reasoning text.")
+    waiting_note: bool = Field(
+        default=False, description="Whether a waiting stream is told its place as reasoning text."
+    )
     drain_delay: float = Field(default=0.0, description="Seconds between not ready and closing the door.")
     drain_timeout: float = Field(default=30.0, description="Seconds that running requests get at the end.")
     max_body: int = Field(default=20 * MIB, description="Most bytes of a request's body.")
@@ -179,15 +204,25 @@ class Settings(Frozen):
     log_format: Literal["auto", "json", "text"] = "auto"
     user_header: str | None = Field(default=None, description="Header that names the person, in lower case.")
     session_header: str | None = Field(default=None, description="Header that names the conversation, in lower case.")
-    api_keys: tuple[SecretStr, ...] = Field(default=(), description="All client keys, those of the keys file with them; none: open.")
+    api_keys: tuple[SecretStr, ...] = Field(
+        default=(), description="All client keys, those of the keys file with them; none: open."
+    )
     api_keys_file: Path | None = None
     admin_key: SecretStr | None = Field(default=None, description="Bearer key of /ops and /metrics.")
     metrics_key: SecretStr | None = Field(default=None, description="Bearer key of /metrics alone.")
-    metrics_port: int | None = Field(default=None, description="A second, unguarded port for /metrics, /healthz, /readyz.")
-    state_file: Path | None = Field(default=Path("gateway-state.json"), description="Where the roll-out outlives a restart; None: not.")
-    ollama_num_parallel: int | None = Field(default=None, description="OLLAMA_NUM_PARALLEL of the Ollama server, where known.")
+    metrics_port: int | None = Field(
+        default=None, description="A second, unguarded port for /metrics, /healthz, /readyz."
+    )
+    state_file: Path | None = Field(
+        default=Path("gateway-state.json"), description="Where the roll-out outlives a restart; None: not."
+    )
+    ollama_num_parallel: int | None = Field(
+        default=None, description="OLLAMA_NUM_PARALLEL of the Ollama server, where known."
+    )
     file: Path | None = Field(default=None, description="The YAML file that they were read from.")
-    warnings: tuple[str, ...] = Field(default=(), description="One line each: settings that work but are likely not what was meant.")
+    warnings: tuple[str, ...] = Field(
+        default=(), description="One line each: settings that work but are likely not what was meant."
+    )
     sources: tuple[str, ...] = Field(default=(), description="One line each: where the settings were read from.")
 
     _limits: dict[tuple[str, str], BackendLimits] = PrivateAttr(default_factory=dict)

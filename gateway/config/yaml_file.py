@@ -45,7 +45,11 @@ def read_yaml(path: FilePath, problems: Problems) -> dict[str, Any]:
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
         # PyYAML quotes what it stumbled over, which can be a key.
-        what = re.sub(r"'([^']*)'", lambda quoted: quoted[0] if len(quoted[1]) < 2 else "…", getattr(exc, "problem", None) or "no YAML")
+        what = re.sub(
+            r"'([^']*)'",
+            lambda quoted: quoted[0] if len(quoted[1]) < 2 else "…",
+            getattr(exc, "problem", None) or "no YAML",
+        )
         problems.add_line(f"{path}: {what}{f' (line {mark.line + 1})' if mark else ''}")
     return {}
 
@@ -80,7 +84,9 @@ class _Reader:
                 continue
             here = (*path, key.value)
             if id(key) in own and key.value in seen:
-                self._problems.add_line(f"{dotted(here)}: stands twice ({self._file} lines {seen[key.value]} and {line})")
+                self._problems.add_line(
+                    f"{dotted(here)}: stands twice ({self._file} lines {seen[key.value]} and {line})"
+                )
             if id(key) in own:
                 seen[key.value] = line
             self._problems.written(here, f"{self._file} line {line}")

@@ -114,7 +114,11 @@ class StreamRenderer:
 
     def __init__(self, id: str, created: int, model: str, wants_usage: bool) -> None:
         self._wants_usage = wants_usage
-        self._head = b'data: {"id":"%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (id.encode(), created, _encode(model))
+        self._head = b'data: {"id":"%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
+            id.encode(),
+            created,
+            _encode(model),
+        )
         self._before = self._head + b'{"index":0,"delta":'
         self._after = b',"logprobs":null,"finish_reason":null}]' + self._tail()
         self._after_text = b'"}' + self._after
@@ -133,8 +137,18 @@ class StreamRenderer:
         return self._before + b"{}" + self._after
 
     def render(self, delta: Delta) -> bytes:
-        if delta.finish is None and delta.usage is None and not delta.reasoning and delta.calls is None and delta.logprobs is None:
-            return b"".join((self._before, b'{"content":', _encode(delta.content), b"}", self._after)) if delta.content else b""
+        if (
+            delta.finish is None
+            and delta.usage is None
+            and not delta.reasoning
+            and delta.calls is None
+            and delta.logprobs is None
+        ):
+            return (
+                b"".join((self._before, b'{"content":', _encode(delta.content), b"}", self._after))
+                if delta.content
+                else b""
+            )
         return self._render_rare(delta)
 
     @property
@@ -180,4 +194,12 @@ def render_answer(id: str, created: int, model: str, answer: Answer) -> bytes:
     return (
         b'{"id":"%b","object":"chat.completion","created":%d,"model":%b,'
         b'"choices":[{"index":0,"message":{%b},"logprobs":%b,"finish_reason":"%b"}],"usage":%b}'
-    ) % (id.encode(), created, _encode(model), b"".join(fields), _logprobs_json(answer.logprobs), answer.finish.encode(), usage)
+    ) % (
+        id.encode(),
+        created,
+        _encode(model),
+        b"".join(fields),
+        _logprobs_json(answer.logprobs),
+        answer.finish.encode(),
+        usage,
+    )

@@ -27,7 +27,10 @@ def parse_embedding(body: bytes, max_text_body: int) -> Embedding:
         raise InvalidJson("The body is not valid JSON.") from None
     except RecursionError:
         raise InvalidJson("The body is nested too deeply.") from None
-    if len(body) > max_text_body and _marks(body) - sum(_marks(text.encode()) for text in embedding.texts) > MAX_NESTING_MARKS:
+    if (
+        len(body) > max_text_body
+        and _marks(body) - sum(_marks(text.encode()) for text in embedding.texts) > MAX_NESTING_MARKS
+    ):
         raise RequestTooLarge("The request has too many parts.")
     try:  # msgspec skips what it does not take without a look
         orjson.loads(body)
@@ -51,7 +54,9 @@ def _explain(text: str) -> InvalidRequest:
             param="input",
         )
     if "length" in text:
-        return InvalidRequest(f"'input' has to be a text that is not empty, or a list of 1 to {MAX_TEXTS} of them.", param=error.param)
+        return InvalidRequest(
+            f"'input' has to be a text that is not empty, or a list of 1 to {MAX_TEXTS} of them.", param=error.param
+        )
     return error
 
 

@@ -218,8 +218,12 @@ class RequestResponseCycle:
         """A whole answer in one call."""
         if self.gone:
             return
-        if self._mode == _OPEN and self.keep_alive and not (self.more_body or self.started):  # nearly all: one write, as `_emit` would make it
-            self._transport.write(b"%b%bcontent-length: %d\r\n\r\n%b" % (_STATUS_LINES[status], header_lines, len(body), body))
+        if (
+            self._mode == _OPEN and self.keep_alive and not (self.more_body or self.started)
+        ):  # nearly all: one write, as `_emit` would make it
+            self._transport.write(
+                b"%b%bcontent-length: %d\r\n\r\n%b" % (_STATUS_LINES[status], header_lines, len(body), body)
+            )
             self.started = self.complete = True
             self._finish()
             self._door.answered()
@@ -326,5 +330,7 @@ class RequestResponseCycle:
 def error_answer(status: int, code: str | None, message: str, kind: str = INVALID_REQUEST) -> bytes:
     """A whole answer in OpenAI's error shape, after which the connection closes."""
     body = envelope(message, kind, None, code)
-    lines = b"content-type: application/json\r\nx-request-id: req-%024x\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    lines = (
+        b"content-type: application/json\r\nx-request-id: req-%024x\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    )
     return _STATUS_LINES[status] + lines % (random.getrandbits(96), len(body)) + body

@@ -23,7 +23,15 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from gateway.downstream.cycle import RequestResponseCycle, Scope, error_answer
-from gateway.downstream.request_head import CachedHead, HeadRefused, UpgradeWanted, cache_head, parse_head, too_large, without_upgrade
+from gateway.downstream.request_head import (
+    CachedHead,
+    HeadRefused,
+    UpgradeWanted,
+    cache_head,
+    parse_head,
+    too_large,
+    without_upgrade,
+)
 from gateway.downstream.write_timeout import NEVER, WriteTimeout
 
 _NEW_SECONDS = 0.5
@@ -69,7 +77,13 @@ class HttpProtocol(HttpToolsProtocol):
     bounds = ServerLimits()
     on_message_begin = None  # type: ignore[assignment]  # httptools then calls nothing
 
-    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.parser = HttpRequestParser(self)  # uvicorn's own is lenient about data after `Connection: close`
         self._state = _HEAD
@@ -231,7 +245,15 @@ class HttpProtocol(HttpToolsProtocol):
             return len(body) < size <= _HIGH_WATER and self._await_body(known, data, size - len(body))
         scope = known.scope(length)
         cycle = self._cycle = RequestResponseCycle(
-            self, self.transport, known.fields(length), known.notes, False, True, not self._last_request, self._write_paused, body
+            self,
+            self.transport,
+            known.fields(length),
+            known.notes,
+            False,
+            True,
+            not self._last_request,
+            self._write_paused,
+            body,
         )
         scope["extensions"] = {"gateway.client": cycle}
         self._state = _ANSWER
@@ -301,7 +323,9 @@ class HttpProtocol(HttpToolsProtocol):
         scope = {**self._common, **head.scope(self.root_path)}
         self._known = cache_head(raw, head, scope) if keep_alive and method == b"POST" else None
         notes = {} if self._known is None else self._known.notes
-        cycle = self._cycle = RequestResponseCycle(self, self.transport, head.fields, notes, method == b"HEAD", head.http11, keep_alive, self._write_paused)
+        cycle = self._cycle = RequestResponseCycle(
+            self, self.transport, head.fields, notes, method == b"HEAD", head.http11, keep_alive, self._write_paused
+        )
         self._scope = {**scope, "extensions": {"gateway.client": cycle}}
         self._state = _BODY
 

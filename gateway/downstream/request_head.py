@@ -54,7 +54,9 @@ class RequestHead(NamedTuple):
         }
 
 
-def parse_head(raw: bytes, method: bytes, url: bytes, max_bytes: int, max_count: int, sound_host: bytes | None) -> RequestHead:
+def parse_head(
+    raw: bytes, method: bytes, url: bytes, max_bytes: int, max_count: int, sound_host: bytes | None
+) -> RequestHead:
     """The head at the beginning of `raw`, in which llhttp has found `method` and `url`. `sound_host` was found sound before.
 
     Raises:

@@ -55,7 +55,9 @@ class OllamaEmbedder:
 
     path = "/api/embed"
 
-    def __init__(self, keep_alive: str | float | None = None, num_ctx: int | None = None, truncate: bool = False) -> None:
+    def __init__(
+        self, keep_alive: str | float | None = None, num_ctx: int | None = None, truncate: bool = False
+    ) -> None:
         self._keep_alive = keep_alive
         self._num_ctx = num_ctx
         self._truncate = truncate
@@ -104,7 +106,11 @@ class OpenAiEmbedder:
     path = "/v1/embeddings"
 
     def render(self, embedding: Embedding, model: str) -> bytes:
-        fields: dict[str, Any] = {"model": model, "input": embedding.texts, "encoding_format": embedding.encoding_format or "float"}
+        fields: dict[str, Any] = {
+            "model": model,
+            "input": embedding.texts,
+            "encoding_format": embedding.encoding_format or "float",
+        }
         if embedding.dimensions is not None:
             fields["dimensions"] = embedding.dimensions
         return msgspec.json.encode(fields)
@@ -126,10 +132,14 @@ class OpenAiEmbedder:
 def _client_error(status: int, body: bytes) -> GatewayError:
     message = message_of(body)
     if status in (400, 404, 500, 501):
-        if _NO_EMBEDDINGS.search(message) or (status == 404 and message == "Not Found"):  # a vLLM that serves another kind of model
+        if _NO_EMBEDDINGS.search(message) or (
+            status == 404 and message == "Not Found"
+        ):  # a vLLM that serves another kind of model
             return UnsupportedParameter("The model behind this name makes no embeddings.", param="model")
         if _NO_MATRYOSHKA.search(message):
-            return UnsupportedParameter("The embeddings of this model cannot be shortened. Leave 'dimensions' out.", param="dimensions")
+            return UnsupportedParameter(
+                "The embeddings of this model cannot be shortened. Leave 'dimensions' out.", param="dimensions"
+            )
         if _BAD_DIMENSIONS.search(message):
             return InvalidRequest("This model has no embeddings of so many dimensions.", param="dimensions")
         if _TOO_LONG.search(message):

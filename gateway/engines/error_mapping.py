@@ -27,17 +27,22 @@ _CONTEXT = re.compile(
     r"maximum context length|context size|exceeds the context|exceed_context_size|longer than the maximum model length|greater than max_model_len",
     re.IGNORECASE,
 )
-_CONTEXT_LIMIT = re.compile(r"(?:maximum context length is |available context size \(|\"n_ctx\":|greater than max_model_len=)(\d{1,9})")
+_CONTEXT_LIMIT = re.compile(
+    r"(?:maximum context length is |available context size \(|\"n_ctx\":|greater than max_model_len=)(\d{1,9})"
+)
 _BAD_IMAGE = re.compile(
     r"failed to load image|cannot identify image|illegal base64|image: unknown format|invalid image|failed to process inputs:|decode webp image:",
     re.IGNORECASE,
 )
-_NO_IMAGES = re.compile(r"not (?:a )?multimodal|does not support (?:multimodal|image)|missing data required for image", re.IGNORECASE)
+_NO_IMAGES = re.compile(
+    r"not (?:a )?multimodal|does not support (?:multimodal|image)|missing data required for image", re.IGNORECASE
+)
 _MANY_IMAGES = re.compile(r"at most (\d{1,4}) image\(s\)", re.IGNORECASE)  # vLLM's --limit-mm-per-prompt
 _NO_THINKING = re.compile(r"does not support thinking", re.IGNORECASE)
 _NO_TOOLS = re.compile(r"does not support tools|tool choice requires|--tool-call-parser", re.IGNORECASE)
 _BAD_GRAMMAR = re.compile(
-    r"grammar|json schema|error parsing regex|structured.output|structural tag|invalid format|failed to load model vocabulary", re.IGNORECASE
+    r"grammar|json schema|error parsing regex|structured.output|structural tag|invalid format|failed to load model vocabulary",
+    re.IGNORECASE,
 )
 
 

@@ -138,7 +138,9 @@ class Ollama:
     streams_only = True
     stream_type = b"application/x-ndjson"
 
-    def __init__(self, keep_alive: str | float | None = None, num_ctx: int | None = None, truncate: bool = False) -> None:
+    def __init__(
+        self, keep_alive: str | float | None = None, num_ctx: int | None = None, truncate: bool = False
+    ) -> None:
         self._keep_alive = keep_alive
         self._num_ctx = num_ctx
         self._truncate = truncate
@@ -148,8 +150,14 @@ class Ollama:
 
     def relaxed(self, chat: Chat, refusal: GatewayError) -> Chat | None:
         """A wish to think is dropped for a model that cannot, as other engines drop it."""
-        if isinstance(refusal, UnsupportedParameter) and refusal.param == "reasoning_effort" and chat.effort is not None:
-            return msgspec.structs.replace(chat, reasoning_effort=None, reasoning=None, think=None, chat_template_kwargs=None)
+        if (
+            isinstance(refusal, UnsupportedParameter)
+            and refusal.param == "reasoning_effort"
+            and chat.effort is not None
+        ):
+            return msgspec.structs.replace(
+                chat, reasoning_effort=None, reasoning=None, think=None, chat_template_kwargs=None
+            )
         return None
 
     def reader(self) -> OllamaReader:
@@ -191,7 +199,10 @@ class Ollama:
             capabilities = known.capabilities if known.digest == facts.digest else None
             length = known.context_length
             if capabilities is None:
-                told = decode(_shown, await ask("POST", "/api/show", msgspec.json.encode({"model": name})) or b"") or _Shown()
+                told = (
+                    decode(_shown, await ask("POST", "/api/show", msgspec.json.encode({"model": name})) or b"")
+                    or _Shown()
+                )
                 capabilities = None if told.capabilities is None else frozenset(told.capabilities)
                 length = told.trained_length
             length = lengths.get(wanted_name) or self._num_ctx or length

@@ -33,7 +33,11 @@ def loaded(body: bytes) -> dict[str, float] | None:
     """What the answer to `/api/ps` shows: canonical names, and when each is due to go, in Unix time, 0: not told. None: it is no such answer. A model
     that is being loaded is not there yet (on 0.24 a moment before its end)."""
     parsed = decode(_decoder, body)
-    return None if parsed is None else {canonical(model.name): _unix_time(model.expires_at) for model in parsed.models or ()}
+    return (
+        None
+        if parsed is None
+        else {canonical(model.name): _unix_time(model.expires_at) for model in parsed.models or ()}
+    )
 
 
 def _unix_time(text: str) -> float:

@@ -29,7 +29,15 @@ _NO_PARAMETERS: Schema = {"type": "object", "properties": {}}
 class OllamaRequest:
     """`num_ctx`, `keep_alive` and `truncate` are the operator's; a `num_ctx` that differs from the loaded one makes Ollama reload."""
 
-    def __init__(self, chat: Chat, model: str, facts: ModelFacts, num_ctx: int | None, keep_alive: str | float | None, truncate: bool) -> None:
+    def __init__(
+        self,
+        chat: Chat,
+        model: str,
+        facts: ModelFacts,
+        num_ctx: int | None,
+        keep_alive: str | float | None,
+        truncate: bool,
+    ) -> None:
         self._chat = chat
         self._model = model
         self._facts = facts
@@ -116,14 +124,19 @@ def _tool(tool: Tool) -> dict[str, Any]:
     function = tool.function
     parameters = _told(_parameters(function))
     parameters.setdefault("properties", {})
-    return {"type": "function", "function": {"name": function.name, "description": function.description or "", "parameters": parameters}}
+    return {
+        "type": "function",
+        "function": {"name": function.name, "description": function.description or "", "parameters": parameters},
+    }
 
 
 def _told(schema: Schema) -> Schema:
     """A tool's schema as Ollama's own structs take it (api/types.go ToolFunctionParameters, ToolProperty): `true` and `false` are none to them."""
     told = dict(schema)
     if isinstance(schema.get("properties"), dict):
-        told["properties"] = {name: _told_within(part) for name, part in schema["properties"].items() if part is not False}
+        told["properties"] = {
+            name: _told_within(part) for name, part in schema["properties"].items() if part is not False
+        }
     if isinstance(schema.get("anyOf"), list):
         told["anyOf"] = [_told_within(part) for part in schema["anyOf"] if part is not False]
     return told
@@ -144,7 +157,10 @@ def _messages(messages: list[Message], sees: bool) -> list[dict[str, Any]]:
     names: dict[str, str] = {}
     rendered = []
     for message in messages:
-        fields: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": _said(message, sees)}
+        fields: dict[str, Any] = {
+            "role": "system" if message.role == "developer" else message.role,
+            "content": _said(message, sees),
+        }
         if message.images:
             fields["images"] = [url.partition(",")[2] for url in message.images]
         if message.role == "assistant" and message.thought:
@@ -152,7 +168,10 @@ def _messages(messages: list[Message], sees: bool) -> list[dict[str, Any]]:
         if message.role == "assistant" and message.tool_calls:
             names.update({call.id: call.function.name for call in message.tool_calls})
             fields["tool_calls"] = [
-                {"id": call.id, "function": {"name": call.function.name, "arguments": msgspec.Raw(call.function.whole_arguments)}}
+                {
+                    "id": call.id,
+                    "function": {"name": call.function.name, "arguments": msgspec.Raw(call.function.whole_arguments)},
+                }
                 for call in message.tool_calls
             ]
         if message.role == "tool" and message.tool_call_id is not None:

@@ -164,7 +164,11 @@ class OpenAi:
         does so itself, earlier ones refuse. A schema that the server cannot follow is asked for in the form that others get."""
         if isinstance(refusal, ContextLengthExceeded) and chat.token_limit is not None:
             return msgspec.structs.replace(chat, max_tokens=None, max_completion_tokens=None)
-        return _with_schemas(chat, portable) if type(refusal) is InvalidRequest and refusal.param == "response_format" else None
+        return (
+            _with_schemas(chat, portable)
+            if type(refusal) is InvalidRequest and refusal.param == "response_format"
+            else None
+        )
 
     def reader(self) -> OpenAiReader:
         return OpenAiReader(self._known_texts)
@@ -205,13 +209,17 @@ def _with_parameters(tool: Tool, form: Callable[[Schema], Schema]) -> Tool:
     parameters = tool.function.parameters
     if not parameters:
         return tool
-    return msgspec.structs.replace(tool, function=msgspec.structs.replace(tool.function, parameters=form({"type": "object"} | parameters)))
+    return msgspec.structs.replace(
+        tool, function=msgspec.structs.replace(tool.function, parameters=form({"type": "object"} | parameters))
+    )
 
 
 def _response_format(chat: Chat) -> _Format | None:
     wanted = chat.response_format
     if isinstance(wanted, SchemaFormat):
-        return _Format("json_schema", msgspec.structs.replace(wanted.json_schema, schema=harmless(wanted.json_schema.schema)))
+        return _Format(
+            "json_schema", msgspec.structs.replace(wanted.json_schema, schema=harmless(wanted.json_schema.schema))
+        )
     return _Format("json_object") if isinstance(wanted, JsonFormat) else None
 
 

@@ -69,7 +69,9 @@ _answers = msgspec.json.Decoder(_Answer)
 
 _CONTENT = b'"delta":{"content":"'
 _json_text = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+')
-_special = re.compile(rb'["\\\x00-\x1f]').search  # a sixth of what `_is_json_text` costs, and nearly every token has none
+_special = re.compile(
+    rb'["\\\x00-\x1f]'
+).search  # a sixth of what `_is_json_text` costs, and nearly every token has none
 _is_json_text = _json_text.fullmatch
 
 _SHORT_TEXT = 32
@@ -88,7 +90,9 @@ def _finish(reason: str) -> FinishReason:
 
 def _calls(calls: list[_Call]) -> list[CallDelta]:
     return [
-        CallDelta(number if call.index is None else call.index, "", call.function.name or "", call.function.arguments or "")
+        CallDelta(
+            number if call.index is None else call.index, "", call.function.name or "", call.function.arguments or ""
+        )
         for number, call in enumerate(calls)
         if call.function is not None
     ]
@@ -124,7 +128,9 @@ class OpenAiReader(LineReader):
 
     def plain_tokens(self, piece: bytes) -> list[bytes] | None:
         skip, stop = self._skip, self._stop
-        if not skip or piece[:skip] != self._before or piece[stop:] != self._after or self._lines.held:  # slices: cheaper than startswith
+        if (
+            not skip or piece[:skip] != self._before or piece[stop:] != self._after or self._lines.held
+        ):  # slices: cheaper than startswith
             return None
         inside = piece[skip:stop]
         return [inside] if inside in self._known else self._checked(inside)
@@ -176,9 +182,15 @@ class OpenAiReader(LineReader):
             content, reasoning = delta.content or "", delta.reasoning or delta.reasoning_content or ""
             calls = None if delta.tool_calls is None else _calls(delta.tool_calls)
             logprobs = None if choice.logprobs is None else choice.logprobs.content
-            if content or reasoning or finish or calls or logprobs:  # a role chunk is no piece: it may come long before the first token
+            if (
+                content or reasoning or finish or calls or logprobs
+            ):  # a role chunk is no piece: it may come long before the first token
                 deltas.append(Delta(content, reasoning, finish, None, calls, logprobs))
-            if content and not (self._before or reasoning or finish or calls or logprobs or chunk.usage) and len(chunk.choices) == 1:
+            if (
+                content
+                and not (self._before or reasoning or finish or calls or logprobs or chunk.usage)
+                and len(chunk.choices) == 1
+            ):
                 self._learn(line)
 
     def _end(self, deltas: list[Delta]) -> None:

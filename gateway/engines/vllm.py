@@ -29,7 +29,9 @@ class Vllm(OpenAi):
         super()._offer_tools(chat, request)
         if chat.forced:
             for tool in request.tools:
-                tool.function = msgspec.structs.replace(tool.function, strict=True, parameters=tool.function.parameters or NO_PARAMETERS)
+                tool.function = msgspec.structs.replace(
+                    tool.function, strict=True, parameters=tool.function.parameters or NO_PARAMETERS
+                )
 
     def _set_effort(self, chat: Chat, request: OpenAiRequest) -> None:
         """Whether to think is an option of the model's template; before 0.16 vLLM knows no effort `none`."""

@@ -14,7 +14,15 @@ from msgspec import structs
 from gateway.admission.fair_queue import Claim
 from gateway.admission.queues import LaneName
 from gateway.admission.ticket import Ticket
-from gateway.errors import ClientLeft, ContextLengthExceeded, Crash, GatewayError, InvalidRequest, UpstreamError, UpstreamTimeout
+from gateway.errors import (
+    ClientLeft,
+    ContextLengthExceeded,
+    Crash,
+    GatewayError,
+    InvalidRequest,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
@@ -141,7 +149,11 @@ class Relay(ABC):
     @property
     def is_stranded(self) -> bool:
         """It waits for servers that are all dead."""
-        return self._ticket.is_queued and self._backend.is_restrained and self._backend.is_down(self._destination.route.model)
+        return (
+            self._ticket.is_queued
+            and self._backend.is_restrained
+            and self._backend.is_down(self._destination.route.model)
+        )
 
     def cut_off(self, error: GatewayError) -> None:
         """End with `error`: the gateway is stopping."""
@@ -183,7 +195,9 @@ class Relay(ABC):
         """With what is left of the client's time."""
         claim = self._request.claim
         if claim.timeout is not None:
-            claim = structs.replace(claim, timeout=max(0.0, self._meter.arrived + claim.timeout - self._context.clock()))
+            claim = structs.replace(
+                claim, timeout=max(0.0, self._meter.arrived + claim.timeout - self._context.clock())
+            )
         return claim
 
     def _new_ticket(self, claim: Claim) -> Ticket:
@@ -251,7 +265,9 @@ class Relay(ABC):
             finally:
                 self._meter.end_upstream()
 
-    def _retry_elsewhere(self, ticket: Ticket, server: Server, error: GatewayError, sent: float, answered: bool) -> bool:
+    def _retry_elsewhere(
+        self, ticket: Ticket, server: Server, error: GatewayError, sent: float, answered: bool
+    ) -> bool:
         if self._failover is None:
             self._failover = Failover(self._context, self._destination)
         return self._failover.retry_elsewhere(ticket, server, error, self._meter, sent=sent, answered=answered)

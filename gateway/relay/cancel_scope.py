@@ -36,7 +36,9 @@ class CancelScope:
         self._client.on_leave = self._client_left
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._client.on_leave = None
         if self._error is not None and kind is asyncio.CancelledError:
             assert self._task is not None

@@ -36,11 +36,23 @@ class ChatRelay(Relay):
     text_field = "messages"
     _request: ChatRequest
 
-    __slots__ = ("_chat", "_collected", "_collected_bytes", "_moved", "_normalizer", "_passes", "_renderer", "_silent_since", "_splices")
+    __slots__ = (
+        "_chat",
+        "_collected",
+        "_collected_bytes",
+        "_moved",
+        "_normalizer",
+        "_passes",
+        "_renderer",
+        "_silent_since",
+        "_splices",
+    )
 
     def __init__(self, context: RelayContext, client: ClientConnection, request: ChatRequest) -> None:
         self._chat = chat = request.chat
-        self._renderer = StreamRenderer(request.answer_id, request.created, chat.model, chat.wants_usage) if chat.stream else None
+        self._renderer = (
+            StreamRenderer(request.answer_id, request.created, chat.model, chat.wants_usage) if chat.stream else None
+        )
         super().__init__(context, client, request, "vision" if chat.has_images else "text")
         self._normalizer: Normalizer | None = None
         self._moved = False
@@ -88,7 +100,9 @@ class ChatRelay(Relay):
         model, backend = destination.route.model, destination.backend
         if self._lane == "vision" and backend.lacks(model, "vision"):
             return False
-        return self._request.size <= MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT or not self._is_longer_than(backend.context_length(model))
+        return self._request.size <= MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT or not self._is_longer_than(
+            backend.context_length(model)
+        )
 
     def requeue_on(self, destination: Destination) -> Transfer:
         """It waits for another backend from now on, whose admission has to take it over at once; it is rendered for that one in its turn."""
@@ -106,7 +120,9 @@ class ChatRelay(Relay):
 
     def _move_to(self, destination: Destination) -> None:
         self._moved = True
-        self._request = structs.replace(self._request, route=destination.route)  # what the roll-out chose, for the log and for its guard
+        self._request = structs.replace(
+            self._request, route=destination.route
+        )  # what the roll-out chose, for the log and for its guard
         if self._failover is not None:
             self._failover.destination = destination
 
@@ -138,7 +154,9 @@ class ChatRelay(Relay):
         with await asking as response:
             if response.status != 200:
                 raise with_retry_after(engine.client_error(response.status, await response.read(MAX_REFUSAL)), response)
-            streams = check_headers(response, engine.stream_type if streams else JSON, self._renderer is None and not engine.streams_only)
+            streams = check_headers(
+                response, engine.stream_type if streams else JSON, self._renderer is None and not engine.streams_only
+            )
             if not streams:
                 answer = response.whole(MAX_ANSWER)
                 delta = engine.parse_answer(await response.read(MAX_ANSWER) if answer is None else answer)
@@ -188,7 +206,9 @@ class ChatRelay(Relay):
         except WireError as fault:
             if is_silent:  # the head of a stream is no answer: vLLM sends it before it has queued the request
                 raise WireError(fault.fault) from fault
-            raise upstream_error(fault) from fault  # what the backend said before is not lost: Ollama's last line may need no line end
+            raise upstream_error(
+                fault
+            ) from fault  # what the backend said before is not lost: Ollama's last line may need no line end
         finally:
             if reader.malformed:
                 self._context.metrics.upstream_errors.labels(self._backend.name, "malformed").inc(reader.malformed)

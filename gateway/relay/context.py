@@ -22,7 +22,12 @@ class RelayContext:
     """What all relays share. Built in the loop that they run in."""
 
     def __init__(
-        self, settings: Settings, backends: dict[str, Backend], metrics: Metrics, on_exchange: Callable[[Exchange], None], gateway_id: bytes
+        self,
+        settings: Settings,
+        backends: dict[str, Backend],
+        metrics: Metrics,
+        on_exchange: Callable[[Exchange], None],
+        gateway_id: bytes,
     ) -> None:
         self.generation = 0
         self.past: dict[int, SettingsSnapshot] = {}
@@ -71,7 +76,9 @@ class RelayContext:
             backend, tier = backends[route.backend], settings.tiers[route.tier] if endpoint == CHAT else None
             limits = backend.settings.limits if tier is None else settings.limits_for(route.tier, route.backend)
             metrics = self.metrics.route(route.tier, route.backend, endpoint)
-            queues = backend.queues(LANES[endpoint], route.tier, route.model, None if tier is None else tier.limits.get(route.backend))
+            queues = backend.queues(
+                LANES[endpoint], route.tier, route.model, None if tier is None else tier.limits.get(route.backend)
+            )
             fallback = None if tier is None else fallback_route(tier, route.backend)
             found = Destination(route, backend, queues, limits, metrics, fallback, generation)
             if generation == self.generation:
@@ -82,7 +89,14 @@ class RelayContext:
         """The last whose settings have `route`: a request may be on its way to where nothing leads any more."""
         if not self.past or _has_route(self.settings, route, endpoint):
             return self.generation
-        return next((number for number in sorted(self.past, reverse=True) if _has_route(self.past[number].settings, route, endpoint)), self.generation)
+        return next(
+            (
+                number
+                for number in sorted(self.past, reverse=True)
+                if _has_route(self.past[number].settings, route, endpoint)
+            ),
+            self.generation,
+        )
 
     @property
     def queues(self) -> set[Queue]:

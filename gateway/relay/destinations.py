@@ -36,7 +36,11 @@ class Destination:
         self.queues = queues
         self.limits = limits
         self.metrics = metrics
-        names = (route.tier.encode(), route.backend.encode(), route.model.encode())  # printable ASCII: gateway.config sees to it
+        names = (
+            route.tier.encode(),
+            route.backend.encode(),
+            route.model.encode(),
+        )  # printable ASCII: gateway.config sees to it
         self.header_lines = b"x-gateway-tier: %b\r\nx-gateway-backend: %b\r\nx-gateway-model: %b\r\n" % names
 
 

@@ -44,14 +44,18 @@ class EmbeddingRelay(Relay):
             await asyncio.sleep(0)
         with await server.pool.request(head, body, self._count_stale) as response:
             if response.status != 200:
-                raise with_retry_after(embedder.client_error(response.status, await response.read(MAX_REFUSAL)), response)
+                raise with_retry_after(
+                    embedder.client_error(response.status, await response.read(MAX_REFUSAL)), response
+                )
             check_headers(response)
             try:
                 answer = await response.read(MAX_EMBEDDINGS)
             except WireError as fault:
                 if fault.fault != "too_large":
                     raise
-                raise InvalidRequest("The embeddings of so many texts are too large for one answer. Send fewer at once.", param="input") from fault
+                raise InvalidRequest(
+                    "The embeddings of so many texts are too large for one answer. Send fewer at once.", param="input"
+                ) from fault
         self._meter.end_upstream()
         await asyncio.sleep(0)
         await self._answer(embedder.parse(answer))

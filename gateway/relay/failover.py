@@ -42,12 +42,16 @@ class Failover:
         """It is at another backend than the roll-out's."""
         return self._first_failure is not None
 
-    def retry_elsewhere(self, ticket: Ticket, server: Server, error: GatewayError, meter: Meter, *, sent: float, answered: bool) -> bool:
+    def retry_elsewhere(
+        self, ticket: Ticket, server: Server, error: GatewayError, meter: Meter, *, sent: float, answered: bool
+    ) -> bool:
         """The attempt at `server` failed: whether `ticket` has a slot at another server of the backend now.
 
         `answered`: a part of an answer had come before, and not just the head of a stream.
         """
-        reason = self._reason = record_failure(self.destination.backend, self.destination.route.model, server, error, sent)
+        reason = self._reason = record_failure(
+            self.destination.backend, self.destination.route.model, server, error, sent
+        )
         if meter.met_stale and reason in UNSENT:
             meter.attempts -= 1
         if reason is None or meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None:

@@ -46,7 +46,9 @@ class RolloutController:
     def _persist(self, change: Change) -> None:
         by = f" by {change.by}" if change.by else ""
         why = f"; {change.why}" if change.why else ""
-        _log.log(logging.WARNING if why else logging.INFO, "roll-out changed (%s%s): %s%s", change.cause, by, change, why)
+        _log.log(
+            logging.WARNING if why else logging.INFO, "roll-out changed (%s%s): %s%s", change.cause, by, change, why
+        )
         for tier, move in change.tiers.items():
             self._metrics.switches.labels(tier, *move.ends, change.cause).inc()
         self._state.put(SECTION, self.rollout.to_persist())
@@ -67,7 +69,13 @@ class RolloutController:
         with suppress(TimeoutError):
             async with asyncio.timeout(PERSIST_SECONDS):
                 persisted = await self._state.persisted()
-        return {"changed": outcome.change is not None, "persisted": persisted, "moved": moved, "unmoved": outcome.unmoved, **state}
+        return {
+            "changed": outcome.change is not None,
+            "persisted": persisted,
+            "moved": moved,
+            "unmoved": outcome.unmoved,
+            **state,
+        }
 
     def view(self) -> dict[str, Any]:
         """Body of `GET /ops/rollout`. The history begins with the last change."""
@@ -77,10 +85,18 @@ class RolloutController:
     def view_tier(self, name: str) -> dict[str, Any]:
         """One tier; `share` is counted since its position last changed, null without a canary."""
         tier_route = self.rollout.tiers[name]
-        view: dict[str, Any] = {**msgspec.to_builtins(tier_route.assignment), "pinned": tier_route.is_pinned, "share": None}
+        view: dict[str, Any] = {
+            **msgspec.to_builtins(tier_route.assignment),
+            "pinned": tier_route.is_pinned,
+            "share": None,
+        }
         if tier_route.canary is not None:
             percent = round(100 * tier_route.canary_requests / tier_route.requests, 2) if tier_route.requests else None
-            view["share"] = {"requests": tier_route.requests, "canary_requests": tier_route.canary_requests, "percent": percent}
+            view["share"] = {
+                "requests": tier_route.requests,
+                "canary_requests": tier_route.canary_requests,
+                "percent": percent,
+            }
         return view
 
     def history(self) -> Any:

@@ -35,7 +35,11 @@ ROUND_SAMPLES = 2000
 STILL_OUT = 4
 """So many requests may be under way at the side under test for each one that is over: failing is often quicker than answering, and at the
 beginning nothing but failures is over."""
-WORDS = {"time_to_first_token": "time to first token", "inter_token_latency": "inter-token latency", "truncated": "truncated streams"}
+WORDS = {
+    "time_to_first_token": "time to first token",
+    "inter_token_latency": "inter-token latency",
+    "truncated": "truncated streams",
+}
 WORDS |= {"errors": "errors", "empty": "empty answers"}
 _log = logging.getLogger("gateway.rollout")
 
@@ -43,7 +47,9 @@ _log = logging.getLogger("gateway.rollout")
 class WatchedTier:
     """One tier since a change. `past` is what the side that was left did before a switch; None for a canary."""
 
-    def __init__(self, tier: str, tested: str, other: str, settings: GuardSettings, chance: float, began: float) -> None:
+    def __init__(
+        self, tier: str, tested: str, other: str, settings: GuardSettings, chance: float, began: float
+    ) -> None:
         self.tier = tier
         self.tested = tested
         self.other = other
@@ -130,7 +136,9 @@ class WatchedTier:
 
     def is_over(self, now: float) -> bool:
         """A switch is no longer fresh."""
-        return self.past is not None and (now - self.began >= self._settings.window or all(trial.is_over for trial in self.trials))
+        return self.past is not None and (
+            now - self.began >= self._settings.window or all(trial.is_over for trial in self.trials)
+        )
 
 
 class RolloutGuard:
@@ -138,7 +146,12 @@ class RolloutGuard:
     may serve them."""
 
     def __init__(
-        self, settings: GuardSettings, rollout: Rollout, rollback_to: str, pending: Callable[[str, str, float], int], clock: Callable[[], float]
+        self,
+        settings: GuardSettings,
+        rollout: Rollout,
+        rollback_to: str,
+        pending: Callable[[str, str, float], int],
+        clock: Callable[[], float],
     ) -> None:
         self._settings = settings
         self._rollout = rollout
@@ -149,7 +162,13 @@ class RolloutGuard:
         self._watched: dict[str, WatchedTier] = {}
         rollout.listeners.append(self._on_change)
         # After a restart canaries are looked at from the beginning; of a switch there is no time before that could be compared.
-        self._start_watching({name: (tier_route.assignment, tier_route.assignment) for name, tier_route in rollout.tiers.items() if tier_route.canary is not None})
+        self._start_watching(
+            {
+                name: (tier_route.assignment, tier_route.assignment)
+                for name, tier_route in rollout.tiers.items()
+                if tier_route.canary is not None
+            }
+        )
 
     def __repr__(self) -> str:
         return f"<RolloutGuard {list(self._watched.values())}>"
@@ -164,7 +183,9 @@ class RolloutGuard:
         self._watched = {
             tier: watched
             for tier, watched in self._watched.items()
-            if (tier, watched.other) in sides and watched.tested != self._rollback_to and not self._rollout.tiers[tier].is_pinned
+            if (tier, watched.other) in sides
+            and watched.tested != self._rollback_to
+            and not self._rollout.tiers[tier].is_pinned
         }
 
     def _on_change(self, change: Change) -> None:
@@ -174,7 +195,11 @@ class RolloutGuard:
             self._start_watching({tier: (move.before, move.after) for tier, move in change.tiers.items()})
 
     def _start_watching(self, moves: dict[str, tuple[Assignment, Assignment]]) -> None:
-        found = {tier: sides for tier, (before, after) in moves.items() if (sides := _sides(before, after)) and sides[0] != self._rollback_to}
+        found = {
+            tier: sides
+            for tier, (before, after) in moves.items()
+            if (sides := _sides(before, after)) and sides[0] != self._rollback_to
+        }
         for tier, (tested, other, is_canary) in found.items():
             now = self._clock()
             watched = WatchedTier(tier, tested, other, self._settings, self._settings.false_alarms / len(found), now)
@@ -183,7 +208,12 @@ class RolloutGuard:
                 continue
             past = [sample for sample in self._recent_of(tier, other) if sample.arrived >= now - self._settings.window]
             if len(past) < self._settings.min_samples:
-                _log.info("the guard does not watch tier %s: %s has served too little of late to compare %s with", tier, other, tested)
+                _log.info(
+                    "the guard does not watch tier %s: %s has served too little of late to compare %s with",
+                    tier,
+                    other,
+                    tested,
+                )
                 continue
             self._watched[tier] = watched.after(past)
 
@@ -235,7 +265,8 @@ class RolloutGuard:
 
     def _both(self, watched: WatchedTier) -> tuple[list[Sample], list[Sample]]:
         mine, theirs = (
-            [sample for sample in self._recent_of(watched.tier, backend) if sample.arrived >= watched.began] for backend in (watched.tested, watched.other)
+            [sample for sample in self._recent_of(watched.tier, backend) if sample.arrived >= watched.began]
+            for backend in (watched.tested, watched.other)
         )
         return mine, theirs if watched.past is None else list(watched.past)
 

@@ -110,7 +110,9 @@ class TimeRule:
 
     def judge(self, sample: Sample) -> bool | None:
         hit = self._is_above(sample, True)
-        if self._until_look <= 0:  # here, so that the bound is older than all that it judges, and the same for both sides of a round
+        if (
+            self._until_look <= 0
+        ):  # here, so that the bound is older than all that it judges, and the same for both sides of a round
             self._look()
         return hit
 
@@ -138,7 +140,9 @@ class TimeRule:
 
     def _look(self) -> None:
         if self._past:
-            self.fix([sample for sample in self._past if getattr(sample, self.name) is not None and not sample.has_left])
+            self.fix(
+                [sample for sample in self._past if getattr(sample, self.name) is not None and not sample.has_left]
+            )
             self._until_look = len(self._past) if self.bound is not None else self._least
 
 
@@ -176,5 +180,7 @@ class Trial:
 
 def p95(samples: Iterable[Sample], name: str) -> float | None:
     """Of a time, in seconds; None without any."""
-    times = sorted(seconds for sample in samples if not sample.has_left and (seconds := getattr(sample, name)) is not None)
+    times = sorted(
+        seconds for sample in samples if not sample.has_left and (seconds := getattr(sample, name)) is not None
+    )
     return times[min(len(times) - 1, int(P95 * len(times)))] if times else None

@@ -51,7 +51,9 @@ class QueueMigration:
         """How many of those in line have moved."""
         for tier, move in change.tiers.items():
             self._schedule_cutoff(tier, move.before, move.after, change.is_rollback)
-        return self._migrate(relay for relay in self._relays() if relay.is_queued and relay.request.route.tier in change.tiers)
+        return self._migrate(
+            relay for relay in self._relays() if relay.is_queued and relay.request.route.tier in change.tiers
+        )
 
     def abandon(self, backend: Backend) -> int:
         """`backend`, which other settings have replaced, is dead: who waits for it goes where his tier is now. How many did."""
@@ -84,7 +86,11 @@ class QueueMigration:
         if route not in known:
             known[route] = self._target(route)
         destination = known[route]
-        if destination is None or destination.backend is relay.destination.backend or not relay.can_be_served_by(destination):
+        if (
+            destination is None
+            or destination.backend is relay.destination.backend
+            or not relay.can_be_served_by(destination)
+        ):
             return None
         return destination
 
@@ -104,7 +110,9 @@ class QueueMigration:
         if tier_route.canary is None:
             return tier_route.route
         bucket = request.bucket
-        return tier_route.side(canary_bucket(request.key_id, request.session, request.chat, BUCKETS) if bucket is None else bucket)
+        return tier_route.side(
+            canary_bucket(request.key_id, request.session, request.chat, BUCKETS) if bucket is None else bucket
+        )
 
     def _target(self, route: Route) -> Destination | None:
         """None: nobody there can serve, as far as is known."""
@@ -124,7 +132,9 @@ class QueueMigration:
             now = self._context.clock()
             for backend in set(backends_of(before)) - here:
                 self._forget((tier, backend))
-                self._cutoffs[tier, backend] = self._context.loop.call_later(cutoff, self._cut_off, (tier, backend), now)
+                self._cutoffs[tier, backend] = self._context.loop.call_later(
+                    cutoff, self._cut_off, (tier, backend), now
+                )
 
     def _forget(self, left: Departure) -> None:
         timer = self._cutoffs.pop(left, None)
@@ -135,10 +145,19 @@ class QueueMigration:
         """End those of a tier that were at a backend at the time of the rollback, and still are."""
         del self._cutoffs[left]
         relays = [
-            relay for relay in self._relays() if (relay.request.route.tier, relay.destination.route.backend) == left and relay.arrived <= rolled_back
+            relay
+            for relay in self._relays()
+            if (relay.request.route.tier, relay.destination.route.backend) == left and relay.arrived <= rolled_back
         ]
         for relay in relays:
-            relay.cut_off(BackendUnavailable("The gateway has moved to another model backend, and this one had its time. Try again.", retry_after=1))
+            relay.cut_off(
+                BackendUnavailable(
+                    "The gateway has moved to another model backend, and this one had its time. Try again.",
+                    retry_after=1,
+                )
+            )
         if relays:
             seconds = self._context.clock() - rolled_back
-            _log.warning("requests of tier %s cut off at backend %s, %.3g s after the rollback: %d", *left, seconds, len(relays))
+            _log.warning(
+                "requests of tier %s cut off at backend %s, %.3g s after the rollback: %d", *left, seconds, len(relays)
+            )

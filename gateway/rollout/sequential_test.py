@@ -52,7 +52,18 @@ class Tally:
 class SequentialTest:
     """Gathers what speaks for the share under test being more than `margin` above the other. `expected` is a first guess of the other."""
 
-    __slots__ = ("_bets", "_expected", "_logs", "_margin", "_next_tuning", "_open_other", "_open_tested", "evidence", "other", "tested")
+    __slots__ = (
+        "_bets",
+        "_expected",
+        "_logs",
+        "_margin",
+        "_next_tuning",
+        "_open_other",
+        "_open_tested",
+        "evidence",
+        "other",
+        "tested",
+    )
 
     def __init__(self, margin: float, expected: float) -> None:
         self._margin = margin

@@ -45,7 +45,11 @@ class Assignment(Struct, frozen=True):
     canary: Canary | None = None
 
     def __str__(self) -> str:
-        return self.backend if self.canary is None else f"{self.backend} with {self.canary.percent:g} % on {self.canary.backend}"
+        return (
+            self.backend
+            if self.canary is None
+            else f"{self.backend} with {self.canary.percent:g} % on {self.canary.backend}"
+        )
 
 
 class Move(Struct, frozen=True, rename={"before": "from", "after": "to"}):
@@ -109,7 +113,16 @@ class Restored(Struct, frozen=True):
 class TierRoute:
     """One tier as requests see it. `requests` and `canary_requests` count since its position last changed, while there is a canary."""
 
-    __slots__ = ("_canary_buckets", "_canary_route", "_tier", "assignment", "canary", "canary_requests", "requests", "route")
+    __slots__ = (
+        "_canary_buckets",
+        "_canary_route",
+        "_tier",
+        "assignment",
+        "canary",
+        "canary_requests",
+        "requests",
+        "route",
+    )
 
     def __init__(self, tier: Tier, assignment: Assignment) -> None:
         self._tier = tier
@@ -154,7 +167,10 @@ class Rollout:
         self._clock = clock
         self._tier_names = {name.lower(): name for name in settings.tiers}
         self._backend_names = {name.lower(): name for name in settings.backends}
-        self.tiers = {tier.name: TierRoute(tier, Assignment(tier.backend or settings.llm_backend)) for tier in settings.tiers.values()}
+        self.tiers = {
+            tier.name: TierRoute(tier, Assignment(tier.backend or settings.llm_backend))
+            for tier in settings.tiers.values()
+        }
         self.history: deque[Change] = deque(maxlen=HISTORY)
         self.listeners: list[Callable[[Change], None]] = []
 
@@ -163,7 +179,9 @@ class Rollout:
 
     def __str__(self) -> str:
         """In words: `vllm`, or each tier with its own."""
-        assignments = {str(self.tiers[tier.name].assignment) for tier in self._settings.tiers.values() if tier.backend is None}
+        assignments = {
+            str(self.tiers[tier.name].assignment) for tier in self._settings.tiers.values() if tier.backend is None
+        }
         if len(assignments) == 1:
             return assignments.pop()
         return ", ".join(f"{name} on {tier_route.assignment}" for name, tier_route in self.tiers.items())
@@ -171,7 +189,13 @@ class Rollout:
     # Orders
 
     def set(
-        self, backend: str | None = None, canary: Canary | None = None, *, tier: str | None = None, by: str = "", cause: ChangeCause = "operator"
+        self,
+        backend: str | None = None,
+        canary: Canary | None = None,
+        *,
+        tier: str | None = None,
+        by: str = "",
+        cause: ChangeCause = "operator",
     ) -> RolloutResult:
         """Put every tier that is not pinned, or `tier` alone, on `backend`; None: where it is. `canary` replaces the one that is there.
 
@@ -194,7 +218,15 @@ class Rollout:
             self._check(item, wanted[item.name])
         return RolloutResult(self._apply(wanted, by, cause))
 
-    def rollback(self, *, tier: str | None = None, to: str | None = None, by: str = "", cause: ChangeCause = "operator", why: str = "") -> RolloutResult:
+    def rollback(
+        self,
+        *,
+        tier: str | None = None,
+        to: str | None = None,
+        by: str = "",
+        cause: ChangeCause = "operator",
+        why: str = "",
+    ) -> RolloutResult:
         """Put every tier that is not pinned, or `tier` alone, wholly on `to`, else on the settings' `rollback_to`.
 
         A tier without a model there loses its canary and stays where it is.
@@ -212,7 +244,9 @@ class Rollout:
                 continue
             if target not in item.models:
                 unmoved[item.name] = f"it has no model on {target}"
-            wanted[item.name] = Assignment(target if target in item.models else self.tiers[item.name].assignment.backend)
+            wanted[item.name] = Assignment(
+                target if target in item.models else self.tiers[item.name].assignment.backend
+            )
         return RolloutResult(self._apply(wanted, by, cause, is_rollback=True, why=why), unmoved)
 
     def undo(self, *, by: str = "", cause: ChangeCause = "operator") -> RolloutResult:
@@ -246,7 +280,10 @@ class Rollout:
                 here = self._nearest(tier, old.assignment, here)
             self.tiers[tier.name] = TierRoute(tier, here)
             if old is not None and old.assignment == here:
-                self.tiers[tier.name].requests, self.tiers[tier.name].canary_requests = old.requests, old.canary_requests
+                self.tiers[tier.name].requests, self.tiers[tier.name].canary_requests = (
+                    old.requests,
+                    old.canary_requests,
+                )
             elif old is not None:
                 moves[tier.name] = Move(old.assignment, here)
         return self._remember(moves, "", "reload") if moves else None
@@ -280,7 +317,11 @@ class Rollout:
             return self._prefer_variable(found)
         notes = []
         for name, assignment in found.tiers.items():
-            reason = self._reason_against(self._settings.tiers[name], assignment) if name in self.tiers else "there is no such tier any more"
+            reason = (
+                self._reason_against(self._settings.tiers[name], assignment)
+                if name in self.tiers
+                else "there is no such tier any more"
+            )
             if reason is None:
                 self.tiers[name].assign(assignment)
             else:
@@ -299,7 +340,9 @@ class Rollout:
         moved = {
             name: Move(assignment, self.tiers[name].assignment)
             for name, assignment in found.tiers.items()
-            if name in self.tiers and self._settings.tiers[name].backend is None and assignment != self.tiers[name].assignment
+            if name in self.tiers
+            and self._settings.tiers[name].backend is None
+            and assignment != self.tiers[name].assignment
         }
         if moved:
             self._remember(moved, "", "start")
@@ -309,16 +352,24 @@ class Rollout:
 
     # Steps
 
-    def _apply(self, wanted: Mapping[str, Assignment], by: str, cause: ChangeCause, *, is_rollback: bool = False, why: str = "") -> Change | None:
+    def _apply(
+        self, wanted: Mapping[str, Assignment], by: str, cause: ChangeCause, *, is_rollback: bool = False, why: str = ""
+    ) -> Change | None:
         """The one place where tiers move. It never waits."""
-        moves = {name: Move(self.tiers[name].assignment, assignment) for name, assignment in wanted.items() if self.tiers[name].assignment != assignment}
+        moves = {
+            name: Move(self.tiers[name].assignment, assignment)
+            for name, assignment in wanted.items()
+            if self.tiers[name].assignment != assignment
+        }
         if not moves:
             return None
         for name, move in moves.items():
             self.tiers[name].assign(move.after)
         return self._remember(moves, by, cause, is_rollback=is_rollback, why=why)
 
-    def _remember(self, moves: dict[str, Move], by: str, cause: ChangeCause, *, is_rollback: bool = False, why: str = "") -> Change:
+    def _remember(
+        self, moves: dict[str, Move], by: str, cause: ChangeCause, *, is_rollback: bool = False, why: str = ""
+    ) -> Change:
         now = self._clock()
         at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
         change = Change(at, by, cause, moves, is_rollback, why)
@@ -341,7 +392,9 @@ class Rollout:
 
     def _check(self, tier: Tier, assignment: Assignment) -> None:
         if assignment.canary is not None and assignment.canary.backend == assignment.backend:
-            raise Conflict(f"Tier {tier.name!r} is on {assignment.backend} already; name 'backend', which is to serve the rest. Nothing was changed.")
+            raise Conflict(
+                f"Tier {tier.name!r} is on {assignment.backend} already; name 'backend', which is to serve the rest. Nothing was changed."
+            )
         reason = self._reason_against(tier, assignment)
         if reason is not None:
             raise Conflict(f"Tier {tier.name!r} cannot go there: {reason}. Nothing was changed.", param="tier")
@@ -354,7 +407,9 @@ class Rollout:
     def _unpinned(self, name: str) -> Tier:
         tier = self._tier(name)
         if tier.backend is not None:
-            raise Conflict(f"Tier {tier.name!r} is pinned to {tier.backend} by the settings. Nothing was changed.", param="tier")
+            raise Conflict(
+                f"Tier {tier.name!r} is pinned to {tier.backend} by the settings. Nothing was changed.", param="tier"
+            )
         return tier
 
     def _tier(self, name: str) -> Tier:
@@ -384,5 +439,7 @@ def _part(assignment: Assignment) -> float:
 def _percent(percent: float) -> float:
     step = 100 / BUCKETS
     if not 0 <= percent <= 100 or abs(percent / step - round(percent / step)) > 1e-6:
-        raise InvalidRequest(f"'canary.percent' must be a number from 0 to 100, in steps of {step:g}.", param="canary.percent")
+        raise InvalidRequest(
+            f"'canary.percent' must be a number from 0 to 100, in steps of {step:g}.", param="canary.percent"
+        )
     return percent

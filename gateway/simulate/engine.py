@@ -103,7 +103,9 @@ class SimulatedEngine:
             self._fault_uses = 0
         return fault
 
-    def answer(self, prompt: Prompt, limits: GenerationLimits, bare_json_calls: bool = False, variant: int = 0) -> GeneratedAnswer:
+    def answer(
+        self, prompt: Prompt, limits: GenerationLimits, bare_json_calls: bool = False, variant: int = 0
+    ) -> GeneratedAnswer:
         """The reply of this generation: the script, where one was set, else composed from the prompt."""
         tokens = self.scripts.popleft() if self.scripts else self._composed(prompt, variant, bare_json_calls)
         return answer(tokens, limits, prompt.thinks, bool(prompt.tools), bare_json_calls)
@@ -142,7 +144,9 @@ class SimulatedEngine:
             body = _shortened(orjson.loads(exchange.body)) if exchange.body else None
         except orjson.JSONDecodeError:
             body = None
-        self.requests.append({"method": exchange.method, "path": exchange.path, "headers": exchange.headers, "body": body})
+        self.requests.append(
+            {"method": exchange.method, "path": exchange.path, "headers": exchange.headers, "body": body}
+        )
 
     async def debug_endpoint(self, exchange: HttpExchange) -> None:
         """`GET /simulate/state` and `/simulate/requests`; `POST /simulate/fault` ({"kind": null} clears) and `/simulate/answer`."""

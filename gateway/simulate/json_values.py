@@ -32,7 +32,11 @@ def instance(schema: Any, word: str, root: Schema | None = None, depth: int = 0)
     if kind in ("string", "integer", "number", "boolean", "null"):
         return _scalar(schema, kind, word)
     properties = schema.get("properties")
-    return {key: instance(part, word, root, depth + 1) for key, part in properties.items()} if isinstance(properties, dict) else {}
+    return (
+        {key: instance(part, word, root, depth + 1) for key, part in properties.items()}
+        if isinstance(properties, dict)
+        else {}
+    )
 
 
 def _scalar(schema: Schema, kind: str, word: str) -> Any:

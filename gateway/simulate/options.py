@@ -9,7 +9,9 @@ OllamaGeneration = Literal["0.33", "0.24"]
 FaultKind = Literal["die", "error", "stall", "status", "truncate"]
 
 # Families that Ollama serves one request at a time whatever OLLAMA_NUM_PARALLEL says (Ollama 0.33, server/sched.go).
-SERIAL_FAMILIES = frozenset({"mllama", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe", "nemotron_h"})
+SERIAL_FAMILIES = frozenset(
+    {"mllama", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe", "nemotron_h"}
+)
 
 # What makes five pictures at once take 397.2 s instead of five times 51 s, as measured on an older Ollama: 5 · 51 · (1 + 4 · x) = 397.2.
 SEED_SLOWDOWN = (397.2 / (5 * 51.0) - 1) / 4
@@ -88,7 +90,9 @@ class Model:
                 case "matryoshka":
                     model = replace(model, matryoshka=True)
                 case _:
-                    expected = "vision, tools, thinking, leaks, context=, trained=, size=, family=, embedding= or matryoshka"
+                    expected = (
+                        "vision, tools, thinking, leaks, context=, trained=, size=, family=, embedding= or matryoshka"
+                    )
                     raise ValueError(f"{word!r} says nothing about a model; expected {expected}")
         return model
 
@@ -159,7 +163,9 @@ class Options:
     asleep: bool = False  # as the metrics tell it
     reasoning_parser: bool = False
     tool_parser: bool = True
-    loose_calls: bool = False  # a forced call of a function that is not `strict` has any JSON for arguments, as a vLLM allows
+    loose_calls: bool = (
+        False  # a forced call of a function that is not `strict` has any JSON for arguments, as a vLLM allows
+    )
     api_key: str = ""
 
     @property

@@ -45,7 +45,9 @@ class GenerationLimits:
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
     gives_up_after: int = 0  # equal tokens that are borne; 0: any number
-    stops_in_order: bool = False  # of several stop strings in a token, the first that was named counts and not the first in the text
+    stops_in_order: bool = (
+        False  # of several stop strings in a token, the first that was named counts and not the first in the text
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,9 @@ def count_tokens(text: str) -> int:
     return (len(text.encode()) + 3) // 4
 
 
-def compose(prompt: Prompt, length: int, variant: int = 0, bare_json_calls: bool = False, repeat_word: str = "repeat") -> list[str]:
+def compose(
+    prompt: Prompt, length: int, variant: int = 0, bare_json_calls: bool = False, repeat_word: str = "repeat"
+) -> list[str]:
     """The tokens of the reply: a digest of all the prompt's words, how many images came, then the question again.
 
     "repeat WORD" in the question (with `repeat_word` for repeat) makes the model say that word without an end, "N words" sets the length; a
@@ -101,7 +105,16 @@ def compose(prompt: Prompt, length: int, variant: int = 0, bare_json_calls: bool
         return head + [f" {repeated[1].strip('.!?')}"] * 100_000
     if asked := _LENGTH.search(prompt.question):
         length = int(asked[1])
-    start = [mark, " saw", f" {prompt.images}", " images", " and", f" {len(prompt.turns)}", " turns", f" ({variant})" if variant else ":"]
+    start = [
+        mark,
+        " saw",
+        f" {prompt.images}",
+        " images",
+        " and",
+        f" {len(prompt.turns)}",
+        " turns",
+        f" ({variant})" if variant else ":",
+    ]
     rest = (f" {word}" for word in itertools.chain(prompt.question.split()[:length], itertools.cycle(_FILLER)))
     return head + list(itertools.islice(itertools.chain(start, rest), length))
 
@@ -137,10 +150,18 @@ def _cut(text: str, size: int) -> list[str]:
     return [text[i : i + size] for i in range(0, len(text), size)]
 
 
-def answer(tokens: Sequence[str], limits: GenerationLimits, thinks: bool = False, tools: bool = False, bare_json_calls: bool = False) -> GeneratedAnswer:
+def answer(
+    tokens: Sequence[str],
+    limits: GenerationLimits,
+    thinks: bool = False,
+    tools: bool = False,
+    bare_json_calls: bool = False,
+) -> GeneratedAnswer:
     """The reply that `tokens` become under `limits`: cut at length, stop string or repetition, reasoning and calls told apart."""
     if limits.ignore_end and tokens:
-        tokens = list(itertools.islice(itertools.chain(tokens, itertools.cycle(f" {word}" for word in _FILLER)), limits.tokens))
+        tokens = list(
+            itertools.islice(itertools.chain(tokens, itertools.cycle(f" {word}" for word in _FILLER)), limits.tokens)
+        )
     kept = list(tokens[: limits.tokens])
     finish: Literal["stop", "length"] = "length" if len(tokens) >= limits.tokens else "stop"
     broken = False
@@ -220,5 +241,7 @@ def logprob(token: str, top: int, keeps_empty: bool) -> dict[str, Any]:
     entry: dict[str, Any] = {"token": token, "logprob": -0.5, "bytes": list(token.encode())}
     others = [token, *(f" {word}" for word in _FILLER)][:top]
     if others or keeps_empty:
-        entry["top_logprobs"] = [{"token": other, "logprob": -0.5 - i, "bytes": list(other.encode())} for i, other in enumerate(others)]
+        entry["top_logprobs"] = [
+            {"token": other, "logprob": -0.5 - i, "bytes": list(other.encode())} for i, other in enumerate(others)
+        ]
     return entry

@@ -119,7 +119,13 @@ class Meter:
 
         Without `round`, which goes by decimal text and costs ten times as much.
         """
-        arrived, admitted, first_piece, sent, ended = self.arrived, self.admitted, self.first_piece, self.sent, self.upstream_ended
+        arrived, admitted, first_piece, sent, ended = (
+            self.arrived,
+            self.admitted,
+            self.first_piece,
+            self.sent,
+            self.upstream_ended,
+        )
         return (
             int((self.clock() - arrived) * 1e6 + 0.5) / 1e6,
             None if admitted is None else int((admitted - arrived) * 1e6 + 0.5) / 1e6,

@@ -26,7 +26,11 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line. Of an exception only its class and where it was raised: its text may hold what a client sent."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {"time": _timestamp(record.created), "level": record.levelname.lower(), "event": record.getMessage()}
+        line: dict[str, object] = {
+            "time": _timestamp(record.created),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = record.exc_info[0].__name__
             line["at"] = _places(record)

@@ -16,7 +16,30 @@ from prometheus_client.registry import Collector
 
 from gateway.telemetry.exchange import CHAT, LANES, NONE, Exchange
 
-TIME_TO_FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560)
+TIME_TO_FIRST_TOKEN = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    640,
+    2560,
+)
 INTER_TOKEN_LATENCY = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 DURATION = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 QUEUE_WAIT = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
@@ -67,7 +90,9 @@ class Histograms(Collector):
     """One histogram metric. Without locks, since only the event loop writes: a fifth of what prometheus-client's own `observe` costs,
     which for every token and four times a request is worth a class."""
 
-    def __init__(self, registry: CollectorRegistry, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]
+    ) -> None:
         self._name, self._text, self._labels, self._bounds = name, text, labels, bounds
         self._series: dict[tuple[str, ...], Histogram] = {}
         registry.register(self)
@@ -153,31 +178,70 @@ class Metrics:
         def histogram(name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> Histograms:
             return Histograms(registry, name, text, labels, bounds)
 
-        self.requests = counter("gateway_requests_total", "Requests, by how they ended.", ("endpoint", *route, "outcome"))
-        self.duration = histogram("gateway_request_duration_seconds", "From the arrival of a request to the end of its answer.", route, DURATION)
-        self.time_to_first_token = histogram(
-            "gateway_time_to_first_token_seconds", "From the arrival of a request to the first piece of its answer.", route, TIME_TO_FIRST_TOKEN
+        self.requests = counter(
+            "gateway_requests_total", "Requests, by how they ended.", ("endpoint", *route, "outcome")
         )
-        self.gaps = histogram("gateway_inter_token_latency_seconds", "Gap between two pieces of an answer.", route, INTER_TOKEN_LATENCY)
+        self.duration = histogram(
+            "gateway_request_duration_seconds",
+            "From the arrival of a request to the end of its answer.",
+            route,
+            DURATION,
+        )
+        self.time_to_first_token = histogram(
+            "gateway_time_to_first_token_seconds",
+            "From the arrival of a request to the first piece of its answer.",
+            route,
+            TIME_TO_FIRST_TOKEN,
+        )
+        self.gaps = histogram(
+            "gateway_inter_token_latency_seconds", "Gap between two pieces of an answer.", route, INTER_TOKEN_LATENCY
+        )
         self.tokens = counter("gateway_tokens_total", "Tokens, as the backends counted them.", (*route, "type"))
-        self.queue_wait = histogram("gateway_queue_wait_seconds", "Wait for a slot of a backend.", ("backend", "lane"), QUEUE_WAIT)
-        self.rejected = counter("gateway_rejected_total", "Requests refused for want of room or a healthy backend.", ("backend", "reason"))
+        self.queue_wait = histogram(
+            "gateway_queue_wait_seconds", "Wait for a slot of a backend.", ("backend", "lane"), QUEUE_WAIT
+        )
+        self.rejected = counter(
+            "gateway_rejected_total", "Requests refused for want of room or a healthy backend.", ("backend", "reason")
+        )
         self.upstream_errors = counter("gateway_upstream_errors_total", "Failures of a backend.", ("backend", "reason"))
         self.retries = counter("gateway_retries_total", "Requests sent once more.", ("backend", "reason"))
         self.fallbacks = counter(
-            "gateway_fallbacks_total", "Requests that another backend was asked to serve.", ("tier", "from_backend", "to_backend")
+            "gateway_fallbacks_total",
+            "Requests that another backend was asked to serve.",
+            ("tier", "from_backend", "to_backend"),
         )
-        self.client_disconnects = counter("gateway_client_disconnects_total", "Clients that left before their answer's end.", ("phase",))
-        self.running = Gauge("gateway_requests_running", "Requests in flight at a backend.", ("backend", "lane"), registry=registry)
-        self.waiting = Gauge("gateway_requests_waiting", "Requests in line for a backend.", ("backend", "lane"), registry=registry)
-        self.backend_up = Gauge("gateway_backend_up", "1 while a server of the backend answers its probe.", ("backend",), registry=registry)
+        self.client_disconnects = counter(
+            "gateway_client_disconnects_total", "Clients that left before their answer's end.", ("phase",)
+        )
+        self.running = Gauge(
+            "gateway_requests_running", "Requests in flight at a backend.", ("backend", "lane"), registry=registry
+        )
+        self.waiting = Gauge(
+            "gateway_requests_waiting", "Requests in line for a backend.", ("backend", "lane"), registry=registry
+        )
+        self.backend_up = Gauge(
+            "gateway_backend_up", "1 while a server of the backend answers its probe.", ("backend",), registry=registry
+        )
         self.circuit_state = Gauge(
-            "gateway_circuit_state", "Of the backend's best server: 0 closed, 1 suspect, 2 half open, 3 open.", ("backend",), registry=registry
+            "gateway_circuit_state",
+            "Of the backend's best server: 0 closed, 1 suspect, 2 half open, 3 open.",
+            ("backend",),
+            registry=registry,
         )
-        self.load_seconds = histogram("gateway_backend_load_seconds", "Time in which a backend loaded a model.", ("backend", "model"), LOAD)
-        self.active_backend = Gauge("gateway_active_backend", "1 for the backend that serves the tier.", route, registry=registry)
-        self.switches = counter("gateway_switches_total", "Moves of a tier, or of a part of it.", ("tier", "from_backend", "to_backend", "cause"))
-        self.overhead = histogram("gateway_overhead_seconds", "Time in the gateway outside the queue and the upstream.", (), OVERHEAD).labels()
+        self.load_seconds = histogram(
+            "gateway_backend_load_seconds", "Time in which a backend loaded a model.", ("backend", "model"), LOAD
+        )
+        self.active_backend = Gauge(
+            "gateway_active_backend", "1 for the backend that serves the tier.", route, registry=registry
+        )
+        self.switches = counter(
+            "gateway_switches_total",
+            "Moves of a tier, or of a part of it.",
+            ("tier", "from_backend", "to_backend", "cause"),
+        )
+        self.overhead = histogram(
+            "gateway_overhead_seconds", "Time in the gateway outside the queue and the upstream.", (), OVERHEAD
+        ).labels()
         Info("gateway_build", "The running version.", registry=registry).info({"version": version})
 
     def route(self, tier: str, backend: str, endpoint: str = CHAT) -> RouteMetrics:

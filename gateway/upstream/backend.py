@@ -49,7 +49,9 @@ class Backend:
         """How models are loaded; None: they always are."""
         tls = _tls(settings)
         self.servers = [self._server(number, server, tls) for number, server in enumerate(settings.servers, 1)]
-        self.admission = Admission(self.servers, _limits(settings, num_parallel), time.monotonic, _call_later, self.engine.canonical)
+        self.admission = Admission(
+            self.servers, _limits(settings, num_parallel), time.monotonic, _call_later, self.engine.canonical
+        )
         self.budget = RetryBudget()
         self.is_restrained = False
         """Some server may not be given requests: only then are `is_away` and `takes_none` worth a call."""
@@ -90,7 +92,9 @@ class Backend:
     def pause(self, server: Server, seconds: float) -> None:
         """Leave `server` alone for so long: it is full, or fails."""
         server.circuit.pause(seconds)
-        timer: asyncio.TimerHandle = asyncio.get_running_loop().call_later(seconds + PAUSE_MARGIN, lambda: self._resume(server, timer))
+        timer: asyncio.TimerHandle = asyncio.get_running_loop().call_later(
+            seconds + PAUSE_MARGIN, lambda: self._resume(server, timer)
+        )
         self._pauses.add(timer)
         self.refresh()
 
@@ -116,7 +120,11 @@ class Backend:
             server.doubted.set()
         if state == "open":
             server.up = False
-        if was == "suspect" and state == "closed" and any(other is not server and other.is_up() for other in self.servers):
+        if (
+            was == "suspect"
+            and state == "closed"
+            and any(other is not server and other.is_up() for other in self.servers)
+        ):
             self.pause(server, CALM)  # failing fast looks idle: it would get all that comes
         self.refresh()
         if state == "open":
@@ -138,7 +146,9 @@ class Backend:
         """By the word of the servers that tell."""
         return any(server.facts(model).lacks(capability) for server in self.servers)
 
-    def queues(self, lanes: Iterable[LaneName], tier: str, model: str, overrides: LimitOverrides | None) -> dict[LaneName, Queue]:
+    def queues(
+        self, lanes: Iterable[LaneName], tier: str, model: str, overrides: LimitOverrides | None
+    ) -> dict[LaneName, Queue]:
         """Where requests of `tier` for `model` stand, by lane."""
         return {lane: self.admission.queue(model, lane, tier, _own(lane, overrides)) for lane in lanes}
 
@@ -146,7 +156,11 @@ class Backend:
         """The limits that were learned, by server and model."""
         return {
             server.name: server.guesses
-            | {model: bound.limit for model, bound in server.models.items() if isinstance(bound, AdaptiveLimit) and not bound.is_held}
+            | {
+                model: bound.limit
+                for model, bound in server.models.items()
+                if isinstance(bound, AdaptiveLimit) and not bound.is_held
+            }
             for server in self.servers
         }
 
@@ -175,7 +189,9 @@ class Backend:
         origin = Origin(url.hostname or "", url.port or (443 if secure else 80), tls if secure else None, url.path)
         pool = Pool(origin, connect_timeout=self.settings.limits.connect_timeout, idle_seconds=IDLE_SECONDS[self.kind])
         headers = [("Content-Type", "application/json"), *self.headers()]
-        head, embedding_head = (pool.head("POST", path, headers) for path in (self.engine.chat_path, self.embedder.path))
+        head, embedding_head = (
+            pool.head("POST", path, headers) for path in (self.engine.chat_path, self.embedder.path)
+        )
         name = self.name if len(self.settings.servers) == 1 else f"{self.name}#{number}"
         return Server(name, settings, pool, head, embedding_head, self.engine.canonical)
 
@@ -222,7 +238,11 @@ def _loading(settings: BackendSettings) -> OllamaLoading | None:
 
 
 def _embedder(settings: BackendSettings) -> Embedder:
-    return OllamaEmbedder(settings.keep_alive, settings.num_ctx, settings.truncate) if settings.kind == "ollama" else OpenAiEmbedder()
+    return (
+        OllamaEmbedder(settings.keep_alive, settings.num_ctx, settings.truncate)
+        if settings.kind == "ollama"
+        else OpenAiEmbedder()
+    )
 
 
 def _tls(settings: BackendSettings) -> ssl.SSLContext | None:

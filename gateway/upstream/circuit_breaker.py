@@ -46,7 +46,9 @@ class CircuitBreaker:
         "restrains", "state",
     )  # fmt: skip
 
-    def __init__(self, clock: Callable[[], float], on_change: Callable[[CircuitState, str], None] = lambda was, reason: None) -> None:
+    def __init__(
+        self, clock: Callable[[], float], on_change: Callable[[CircuitState, str], None] = lambda was, reason: None
+    ) -> None:
         self._clock = clock
         self._on_change = on_change
         self.state: CircuitState = "closed"
@@ -64,7 +66,9 @@ class CircuitBreaker:
 
     def __repr__(self) -> str:
         paused = ", paused" if self.is_paused else ""
-        return f"<Circuit {self.state}, {self._recent.bit_count()} of {WINDOW} failed, {self._in_a_row} in a row{paused}>"
+        return (
+            f"<Circuit {self.state}, {self._recent.bit_count()} of {WINDOW} failed, {self._in_a_row} in a row{paused}>"
+        )
 
     @property
     def is_open(self) -> bool:
@@ -142,7 +146,11 @@ class CircuitBreaker:
     def probe_missed(self, *, is_sure: bool = False) -> None:
         """The server did not answer a probe; `is_sure`: it was asked more than once."""
         self._misses += 1
-        if self.state == "half_open" or self.state == "suspect" or (self.state == "closed" and (is_sure or self._misses >= MISSES)):
+        if (
+            self.state == "half_open"
+            or self.state == "suspect"
+            or (self.state == "closed" and (is_sure or self._misses >= MISSES))
+        ):
             self._become("open", "probe")
 
     def _become(self, state: CircuitState, reason: str) -> None:

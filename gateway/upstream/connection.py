@@ -133,7 +133,9 @@ class Connection(asyncio.BufferedProtocol):
         self._is_between_chunks = False
 
     def __repr__(self) -> str:
-        state = "closed" if self._transport is None else "draining" if self._draining else "busy" if self._busy else "idle"
+        state = (
+            "closed" if self._transport is None else "draining" if self._draining else "busy" if self._busy else "idle"
+        )
         return f"<Connection {state}, status {self.status}, {self._unread()} bytes unread>"
 
     # What the pool and the caller do
@@ -344,7 +346,9 @@ class Connection(asyncio.BufferedProtocol):
             data = self._keeper.buffer[:nbytes].tobytes()
             line = _SIZE_LINES.get(nbytes, b"none")
             start = len(line)
-            if data[:start] == line and data[-2:] == b"\r\n":  # one whole chunk: behind it the parser would stand where it stands
+            if (
+                data[:start] == line and data[-2:] == b"\r\n"
+            ):  # one whole chunk: behind it the parser would stand where it stands
                 try:
                     self._on_piece(data[start:-2])  # type: ignore[misc]  # there is one as long as this is true
                 except Exception as failure:

@@ -48,7 +48,9 @@ class HealthChecks:
     """Probes of the backends that something can reach. They move the servers' circuits; `on_change` is called when a server came up or its models
     changed."""
 
-    def __init__(self, settings: Settings, backends: dict[str, Backend], gateway_id: bytes, on_change: Callable[[Backend], None]) -> None:
+    def __init__(
+        self, settings: Settings, backends: dict[str, Backend], gateway_id: bytes, on_change: Callable[[Backend], None]
+    ) -> None:
         self._settings = settings
         self._gateway_id = gateway_id
         self._on_change = on_change
@@ -110,7 +112,10 @@ class HealthChecks:
         reports: list[asyncio.Task[None]] = []
         for backend in backends:
             first = [asyncio.create_task(self._first_report(backend, server)) for server in backend.servers]
-            self._tasks[backend] = [*first, *(asyncio.create_task(self._probe_forever(backend, server, met)) for server in backend.servers)]
+            self._tasks[backend] = [
+                *first,
+                *(asyncio.create_task(self._probe_forever(backend, server, met)) for server in backend.servers),
+            ]
             reports += first
         late = asyncio.get_running_loop().call_later(READY_SECONDS, met.set)
 
@@ -153,7 +158,10 @@ class HealthChecks:
     async def _probe(self, backend: Backend, server: Server, attempts: int) -> tuple[ProbeResult, str]:
         """What one probe found, which is tried so often; and why it found nothing."""
         again = AsyncRetrying(
-            stop=stop_after_attempt(attempts), wait=wait_fixed(ATTEMPT_WAIT), retry=retry_if_exception_type(ProbeFailed), reraise=True
+            stop=stop_after_attempt(attempts),
+            wait=wait_fixed(ATTEMPT_WAIT),
+            retry=retry_if_exception_type(ProbeFailed),
+            reraise=True,
         )
         try:
             return await again(self._ask, backend, server), ""
@@ -202,7 +210,9 @@ class HealthChecks:
 
         return await backend.engine.probe_models(models, server.discovered or {}, wanted, ask)
 
-    async def _fetch(self, backend: Backend, server: Server, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    async def _fetch(
+        self, backend: Backend, server: Server, method: str, path: str, body: bytes | None = None
+    ) -> tuple[int, bytes]:
         """Status and body of the server's answer.
 
         Raises:
@@ -234,7 +244,11 @@ class HealthChecks:
             if len(backend.servers) == 1 or all(s.discovered is not None for s in backend.servers):
                 self._report_missing(backend)
         elif finding == "itself":
-            _log.error("%s: this is the gateway itself; set the address of the %s server, not the gateway's", where, backend.kind)
+            _log.error(
+                "%s: this is the gateway itself; set the address of the %s server, not the gateway's",
+                where,
+                backend.kind,
+            )
         elif finding == "refused_key":
             _log.error("%s: reachable, but it refuses the key; check the backend's api_key", where)
         elif finding == "no_models":
@@ -244,16 +258,30 @@ class HealthChecks:
 
     def _report_missing(self, backend: Backend) -> None:
         wanted = [(f"tier {tier.name}", tier.models.get(backend.name)) for tier in self._settings.tiers.values()]
-        wanted += [(f"embedding {name}", item.model) for name, item in self._settings.embeddings.items() if item.backend == backend.name]
+        wanted += [
+            (f"embedding {name}", item.model)
+            for name, item in self._settings.embeddings.items()
+            if item.backend == backend.name
+        ]
         for who, model in wanted:
             if model is not None and not any(server.serves(model) for server in backend.servers):
-                there = sorted({name.removesuffix(":latest") for server in backend.servers for name in server.discovered or {}})
-                _log.warning("%s wants the model %r of backend %s, which is not there; there is: %s", who, model, backend.name, _listed(there))
+                there = sorted(
+                    {name.removesuffix(":latest") for server in backend.servers for name in server.discovered or {}}
+                )
+                _log.warning(
+                    "%s wants the model %r of backend %s, which is not there; there is: %s",
+                    who,
+                    model,
+                    backend.name,
+                    _listed(there),
+                )
 
 
 def reachable(settings: Settings, backends: Mapping[str, Backend]) -> list[Backend]:
     """The backends that a tier or an embedding model leads to."""
-    used = {name for tier in settings.tiers.values() for name in tier.models} | {e.backend for e in settings.embeddings.values()}
+    used = {name for tier in settings.tiers.values() for name in tier.models} | {
+        e.backend for e in settings.embeddings.values()
+    }
     return [backend for name, backend in backends.items() if name in used]
 
 

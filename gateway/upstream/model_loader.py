@@ -44,7 +44,9 @@ class ModelLoader:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
         assert backend.loading is not None
-        self._look_heads = {server: server.pool.head("GET", backend.loading.path, backend.headers()) for server in backend.servers}
+        self._look_heads = {
+            server: server.pool.head("GET", backend.loading.path, backend.headers()) for server in backend.servers
+        }
         for server in backend.servers:
             server.residency = ModelResidency(
                 time.monotonic,
@@ -99,7 +101,9 @@ class ModelLoader:
                 sent = time.monotonic()
                 failure = await self._ask(server, state)
                 error = None if failure is None else failure()
-                if not isinstance(error, UpstreamTimeout) and not (isinstance(error, UpstreamError) and error.reason in CONNECTION_FAULTS):
+                if not isinstance(error, UpstreamTimeout) and not (
+                    isinstance(error, UpstreamError) and error.reason in CONNECTION_FAULTS
+                ):
                     after = await self._shown(server)
         except Exception:
             failure = Crash
@@ -107,7 +111,9 @@ class ModelLoader:
         error = None if failure is None else failure()
         if failure is not None and not isinstance(error, InvalidRequest | BackendUnavailable) and not _is_unsent(error):
             self._refuse_waiters(state, failure)
-        is_loaded = error is None or isinstance(error, InvalidRequest)  # the requests themselves will be told what is wrong
+        is_loaded = error is None or isinstance(
+            error, InvalidRequest
+        )  # the requests themselves will be told what is wrong
         loads.ended(state, is_loaded, before, after)
         if error is None:
             if server.circuit.is_troubled:
@@ -145,13 +151,21 @@ class ModelLoader:
     def _warm(self) -> Iterator[tuple[str, bool]]:
         """Models that are loaded without a request, and whether they make embeddings."""
         name = self._backend.name
-        yield from ((tier.models[name], False) for tier in self._settings.tiers.values() if tier.warm and name in tier.models)
-        yield from ((item.model, True) for item in self._settings.embeddings.values() if item.warm and item.backend == name)
+        yield from (
+            (tier.models[name], False) for tier in self._settings.tiers.values() if tier.warm and name in tier.models
+        )
+        yield from (
+            (item.model, True) for item in self._settings.embeddings.values() if item.warm and item.backend == name
+        )
 
     def _longest(self, model: str) -> float:
         """Seconds that its load may take: the longest that a tier waits for a first piece of it."""
         name, settings = self._backend.name, self._settings
-        times = [settings.limits_for(tier, name).first_token_timeout for tier in settings.tiers.values() if tier.models.get(name) == model]
+        times = [
+            settings.limits_for(tier, name).first_token_timeout
+            for tier in settings.tiers.values()
+            if tier.models.get(name) == model
+        ]
         return max(times, default=self._backend.settings.limits.first_token_timeout)
 
     async def _shown(self, server: Server) -> LoadedModels | None:

@@ -42,7 +42,9 @@ class Pool:
     `idle_seconds` has to stay under the server's own keep-alive, or requests meet connections that the server is closing.
     """
 
-    def __init__(self, origin: Origin, *, connect_timeout: float, idle_seconds: float, bounds: ConnectionLimits | None = None) -> None:
+    def __init__(
+        self, origin: Origin, *, connect_timeout: float, idle_seconds: float, bounds: ConnectionLimits | None = None
+    ) -> None:
         self.origin = origin
         self.connect_timeout = connect_timeout
         self._idle_seconds = idle_seconds
@@ -65,10 +67,17 @@ class Pool:
         for name, value in fixed:
             if not (name.isascii() and value.isascii() and (name + value).isprintable()):
                 raise ValueError(f"header {name!r} has a character that cannot be sent")
-        return (f"{method} {self.origin.prefix}{path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fixed)).encode("ascii")
+        return (
+            f"{method} {self.origin.prefix}{path} HTTP/1.1\r\n"
+            + "".join(f"{name}: {value}\r\n" for name, value in fixed)
+        ).encode("ascii")
 
     async def request(
-        self, head: bytes, body: bytes = b"", on_stale: Callable[[], None] = lambda: None, connect_timeout: float | None = None
+        self,
+        head: bytes,
+        body: bytes = b"",
+        on_stale: Callable[[], None] = lambda: None,
+        connect_timeout: float | None = None,
     ) -> Connection:
         """Send one request, `head` as `head()` made it, and wait for the head of its answer: `with await pool.ask(...) as response:`. `on_stale`
         is called when a stale connection was met and the request is sent once more. `connect_timeout` is in seconds; None: the pool's.
@@ -101,7 +110,9 @@ class Pool:
                 await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.tls)
         except BaseException as error:
             connection.abort()
-            connection.connection_lost(None)  # uvloop does not call it after a cancellation that comes together with the connection
+            connection.connection_lost(
+                None
+            )  # uvloop does not call it after a cancellation that comes together with the connection
             if isinstance(error, TimeoutError):
                 raise WireError("connect_timeout") from error
             if isinstance(error, OSError):

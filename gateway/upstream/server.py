@@ -24,7 +24,15 @@ class Server(ServerSlots):
         "is_left_out", "name", "pool", "up",
     )  # fmt: skip
 
-    def __init__(self, name: str, settings: ServerSettings, pool: Pool, head: bytes, embedding_head: bytes, canonical: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: ServerSettings,
+        pool: Pool,
+        head: bytes,
+        embedding_head: bytes,
+        canonical: Callable[[str], str],
+    ) -> None:
         super().__init__()
         self.name = name
         self.pool = pool

@@ -34,7 +34,9 @@ class Setup:
         self.clock = Clock()
         self.begun: list[str] = []
         self.able = True
-        self.loads = ModelResidency(self.clock, self.clock.alarm, lambda: SWAP, lambda model: self.able, self._begin, lambda: None)
+        self.loads = ModelResidency(
+            self.clock, self.clock.alarm, lambda: SWAP, lambda model: self.able, self._begin, lambda: None
+        )
         self.states = {name: self.loads.state(name, name, False) for name in "abc"}
         self.crowds = {name: Waiters() for name in "abc"}
         for name, state in self.states.items():

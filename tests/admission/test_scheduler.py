@@ -452,9 +452,12 @@ def test_without_samples_five_seconds_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "slots", "waiting", "least", "most"), [(10.0, 2, 0, 4, 6), (10.0, 2, 3, 16, 24), (0.001, 8, 0, 1, 1), (500.0, 1, 5, 60, 60)]
+    ("seconds", "slots", "waiting", "least", "most"),
+    [(10.0, 2, 0, 4, 6), (10.0, 2, 3, 16, 24), (0.001, 8, 0, 1, 1), (500.0, 1, 5, 60, 60)],
 )
-def test_retry_after_follows_the_line_and_the_service_time(seconds: float, slots: int, waiting: int, least: int, most: int) -> None:
+def test_retry_after_follows_the_line_and_the_service_time(
+    seconds: float, slots: int, waiting: int, least: int, most: int
+) -> None:
     """(waiting + 1) × median service time ÷ slots × 0.8 to 1.2, within 1 to 60."""
     line = setup(Server("m"), slots=slots)
     for duration in (seconds, seconds, seconds * 50):  # a median, not a mean
@@ -499,7 +502,11 @@ def test_those_who_wait_are_told_place_and_estimate() -> None:
     running[0].is_served = True
     line.clock.now += 30
     line.leave(running[0])
-    assert [line.admission.wait_estimate(request)[:2] for request in (waiting[3], waiting[1], waiting[2])] == [(1, 15.0), (2, 30.0), (3, 45.0)]
+    assert [line.admission.wait_estimate(request)[:2] for request in (waiting[3], waiting[1], waiting[2])] == [
+        (1, 15.0),
+        (2, 30.0),
+        (3, 45.0),
+    ]
 
 
 # Tickets

@@ -22,7 +22,11 @@ OWN = TierLimits(model_slots=1, lane_slots=1, max_queue=2)
 
 sides = st.integers(0, 1)
 claims = st.builds(
-    Claim, st.sampled_from(("one", "two")), st.sampled_from(("", "", "ann", "bob")), st.booleans(), st.sampled_from((None, None, None, 0.5, 100.0))
+    Claim,
+    st.sampled_from(("one", "two")),
+    st.sampled_from(("", "", "ann", "bob")),
+    st.booleans(),
+    st.sampled_from((None, None, None, 0.5, 100.0)),
 )
 
 
@@ -69,8 +73,14 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def could_run(self, request: Request) -> bool:
         """Said once more in other words than the code's."""
-        places = [place for place in request.queue.placements if place.server.serves(request.queue.model) and place.server.is_up()]
-        places = [place for place in places if place.state is None or (place.state.is_loaded and not place.state.is_held)]
+        places = [
+            place
+            for place in request.queue.placements
+            if place.server.serves(request.queue.model) and place.server.is_up()
+        ]
+        places = [
+            place for place in places if place.state is None or (place.state.is_loaded and not place.state.is_held)
+        ]
         return any(all(bound.count < bound.limit for bound in place.bounds) for place in places)
 
     def could_run_if_loaded(self, request: Request, ahead: int = 0) -> bool:
@@ -102,23 +112,41 @@ class AdmissionMachine(RuleBasedStateMachine):
             line.admission.refresh()
 
     @precondition(lambda self: self.loading())
-    @rule(data=st.data(), succeeds=st.booleans(), before=st.sets(st.sampled_from(MODELS)), after=st.none() | st.sets(st.sampled_from(MODELS)))
+    @rule(
+        data=st.data(),
+        succeeds=st.booleans(),
+        before=st.sets(st.sampled_from(MODELS)),
+        after=st.none() | st.sets(st.sampled_from(MODELS)),
+    )
     def load_ends(self, data: st.DataObject, succeeds: bool, before: set[str], after: set[str] | None) -> None:
         line, server = data.draw(st.sampled_from(self.loading()))
         state, loads = server.loading, server.residency
         assert state is not None
         assert loads is not None
         if not succeeds:
-            for request in [request for request in self.in_line() if any(place.state is state for place in request.queue.placements)]:
+            for request in [
+                request for request in self.in_line() if any(place.state is state for place in request.queue.placements)
+            ]:
                 self.end(request)
         server.loading = None
-        loads.ended(state, succeeds, LoadedModels(dict.fromkeys(before, 1e9), 0.0), None if after is None else LoadedModels(dict.fromkeys(after, 1e9), 0.0))
+        loads.ended(
+            state,
+            succeeds,
+            LoadedModels(dict.fromkeys(before, 1e9), 0.0),
+            None if after is None else LoadedModels(dict.fromkeys(after, 1e9), 0.0),
+        )
         assert state.is_ready == succeeds
         line.admission.refresh()
         if loads.schedule():
             line.admission.refresh()
 
-    @rule(side=sides, model=st.sampled_from(("a", "a", "b", "nowhere")), lane=st.sampled_from(LANES), claim=claims, is_own=st.booleans())
+    @rule(
+        side=sides,
+        model=st.sampled_from(("a", "a", "b", "nowhere")),
+        lane=st.sampled_from(LANES),
+        claim=claims,
+        is_own=st.booleans(),
+    )
     def arrive(self, side: int, model: str, lane: LaneName, claim: Claim, is_own: bool) -> None:
         line = self.lines[side]
         tier, own = ("pro", OWN) if is_own else ("", None)
@@ -140,7 +168,9 @@ class AdmissionMachine(RuleBasedStateMachine):
         else:
             assert is_served
             assert not could or request.placement is not None
-            assert request.placement is not None or (request.is_queued and (room > 0 or self.could_run_if_loaded(probe, 1)))
+            assert request.placement is not None or (
+                request.is_queued and (room > 0 or self.could_run_if_loaded(probe, 1))
+            )
 
     @precondition(lambda self: self.in_line())
     @rule(data=st.data())
@@ -185,7 +215,9 @@ class AdmissionMachine(RuleBasedStateMachine):
     def follow_to_the_other_backend(self, data: st.DataObject, side: int, model: str, is_own: bool) -> None:
         """Any of those who wait, in the order of their arrival, and however full it is there."""
         there = self.lines[side]
-        waiting = sorted((request for request in self.in_line() if request.home is not there), key=lambda request: request.arrival)
+        waiting = sorted(
+            (request for request in self.in_line() if request.home is not there), key=lambda request: request.arrival
+        )
         movers = [request for request in waiting if data.draw(st.booleans())]
         before = sum(line.waiting(lane) + line.running(lane) for line in self.lines for lane in LANES)
         stay = [request for request in waiting if request not in movers]
@@ -228,13 +260,19 @@ class AdmissionMachine(RuleBasedStateMachine):
         flying, waiting = self.flying(), self.in_line()
         queues = self.queues()
         for bound in {bound for queue in queues for place in queue.placements for bound in place.bounds}:
-            assert bound.count == sum(request.placement is not None and bound in request.placement.bounds for request in flying)
+            assert bound.count == sum(
+                request.placement is not None and bound in request.placement.bounds for request in flying
+            )
         for room in {queue.room for queue in queues}:
             assert room.count == sum(request.queue.room is room for request in waiting)
         for line in self.lines:
             for lane in LANES:
-                assert line.running(lane) == sum(request.home is line and request.queue.lane.name == lane for request in flying)
-                assert line.waiting(lane) == sum(request.home is line and request.queue.lane.name == lane for request in waiting)
+                assert line.running(lane) == sum(
+                    request.home is line and request.queue.lane.name == lane for request in flying
+                )
+                assert line.waiting(lane) == sum(
+                    request.home is line and request.queue.lane.name == lane for request in waiting
+                )
 
     @invariant()
     def no_bound_is_exceeded_but_by_a_trial_and_after_it_was_lowered(self) -> None:
@@ -257,18 +295,28 @@ class AdmissionMachine(RuleBasedStateMachine):
         for _, server in self.servers_with_loads():
             assert server.residency is not None
             states = list(server.residency.states.values())
-            assert [state for state in states if state.is_loading] == [state for state in states if state is server.loading]
+            assert [state for state in states if state.is_loading] == [
+                state for state in states if state is server.loading
+            ]
             assert all(state.is_ready == (state.is_loaded and not state.is_held) for state in states)
             assert server.residency._next is not None or not any(state.is_held for state in states)
             for state in states:
-                assert state.running == sum(request.placement is not None and request.placement.state is state for request in self.flying())
+                assert state.running == sum(
+                    request.placement is not None and request.placement.state is state for request in self.flying()
+                )
 
     @invariant()
     def load_that_is_waited_for_is_begun_or_has_its_time(self) -> None:
         for request in self.in_line():
             for place in request.queue.placements:
                 state, loads = place.state, place.server.residency
-                if state is not None and loads is not None and not state.is_loaded and loads._may_load(state.model) and request.queue.wants(state):
+                if (
+                    state is not None
+                    and loads is not None
+                    and not state.is_loaded
+                    and loads._may_load(state.model)
+                    and request.queue.wants(state)
+                ):
                     assert loads._next is not None or request.home.clock.now <= loads._alarm_at < inf
 
     @invariant()
@@ -279,10 +327,17 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @invariant()
     def who_is_in_line_is_in_one_line_of_one_backend(self) -> None:
-        standing = [request for queue in self.queues() for line in (queue.interactive, queue.batch) for request in line.in_order()]
+        standing = [
+            request
+            for queue in self.queues()
+            for line in (queue.interactive, queue.batch)
+            for request in line.in_order()
+        ]
         assert sorted(map(id, standing)) == sorted(map(id, self.in_line()))
         for line in self.lines:
-            assert {queue for queue in line.admission._queues.values() if queue.waiting} == {r.queue for r in line.requests if r.is_queued}
+            assert {queue for queue in line.admission._queues.values() if queue.waiting} == {
+                r.queue for r in line.requests if r.is_queued
+            }
             assert line.admission._in_line == sum(request.is_queued for request in line.requests)
 
     @invariant()
@@ -297,7 +352,11 @@ class AdmissionMachine(RuleBasedStateMachine):
         waiting = self.in_line()
         for request in self.requests():
             if request.admissions and request.placement is not None:
-                likes = [other for other in waiting if other.queue is request.queue and kind(other.claim) == kind(request.claim)]
+                likes = [
+                    other
+                    for other in waiting
+                    if other.queue is request.queue and kind(other.claim) == kind(request.claim)
+                ]
                 assert all(other.arrival > request.arrival for other in likes)
 
     @invariant()
@@ -313,5 +372,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert all(bound.count == bound.streaming == 0 for bound in self.learned_bounds())
 
 
-AdmissionMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+AdmissionMachine.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)
 TestAdmission = AdmissionMachine.TestCase

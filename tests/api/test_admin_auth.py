@@ -44,7 +44,17 @@ def test_what_a_proxy_passes_on_is_not(pair: tuple[bytes, bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", [b"", b"evil.example", b"evil.example:8080", b"localhost.evil.example", b"10.0.0.1", b"127.0.0.1.evil.example", b"[", b"user@evil"]
+    "host",
+    [
+        b"",
+        b"evil.example",
+        b"evil.example:8080",
+        b"localhost.evil.example",
+        b"10.0.0.1",
+        b"127.0.0.1.evil.example",
+        b"[",
+        b"user@evil",
+    ],
 )
 def test_host_that_is_not_this_machine_is_not(host: bytes) -> None:
     """A page whose name DNS was bent to this machine sends that name."""
@@ -53,7 +63,15 @@ def test_host_that_is_not_this_machine_is_not(host: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", [b"http://evil.example", b"null", b"https://127.0.0.1:8080", b"http://127.0.0.1:3000", b"http://localhost:8080", b""]
+    "origin",
+    [
+        b"http://evil.example",
+        b"null",
+        b"https://127.0.0.1:8080",
+        b"http://127.0.0.1:3000",
+        b"http://localhost:8080",
+        b"",
+    ],
 )
 def test_page_of_another_origin_is_not(origin: bytes) -> None:
     with pytest.raises(Forbidden):
@@ -73,7 +91,13 @@ def test_any_of_the_keys_opens_from_anywhere(key: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "pairs", [(), ((b"authorization", b"Bearer wrong"),), ((b"authorization", b"Bearer "),), ((b"authorization", b"Basic admin-key"),)]
+    "pairs",
+    [
+        (),
+        ((b"authorization", b"Bearer wrong"),),
+        ((b"authorization", b"Bearer "),),
+        ((b"authorization", b"Basic admin-key"),),
+    ],
 )
 def test_set_key_is_asked_of_this_machine_too(pairs: tuple[tuple[bytes, bytes], ...]) -> None:
     with pytest.raises(InvalidApiKey):

@@ -28,7 +28,9 @@ def test_caller_is_known_by_eight_digits_of_the_digest_alone() -> None:
     assert KEY not in repr(vars(KEYS))
 
 
-@pytest.mark.parametrize("value", [b"Bearer sk-test-one", b"bearer sk-test-one", b"BEARER   sk-test-one  ", "Bearer sk-test-zwei-ü".encode()])
+@pytest.mark.parametrize(
+    "value", [b"Bearer sk-test-one", b"bearer sk-test-one", b"BEARER   sk-test-one  ", "Bearer sk-test-zwei-ü".encode()]
+)
 def test_key_is_taken_whatever_the_case_of_the_scheme(value: bytes) -> None:
     assert KEYS.identify(headers(value)).key_id
 

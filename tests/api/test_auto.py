@@ -48,10 +48,17 @@ def said(text: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
         ({"tools": [tool()], "tool_choice": "none"}, None, "small", "no rule holds"),
         ({"messages": said("x" * 20)}, None, "small", "no rule holds"),
         ({"messages": said("é" * 21)}, None, "Complex", "rule 5: longer_than=20"),
-        ({"messages": [*said("x" * 11), {"role": "assistant", "content": "y" * 10}]}, None, "Complex", "rule 5: longer_than=20"),
+        (
+            {"messages": [*said("x" * 11), {"role": "assistant", "content": "y" * 10}]},
+            None,
+            "Complex",
+            "rule 5: longer_than=20",
+        ),
     ],
 )
-def test_first_rule_that_holds_names_the_tier(fields: dict[str, Any], task: bytes | None, tier: str, reason: str) -> None:
+def test_first_rule_that_holds_names_the_tier(
+    fields: dict[str, Any], task: bytes | None, tier: str, reason: str
+) -> None:
     assert AutoRules(settings(auto=RULES)).choose(chat(**fields), task) == (tier, reason)
 
 
@@ -89,7 +96,10 @@ def test_task_of_another_word_is_refused(task: bytes) -> None:
 @pytest.mark.parametrize(
     ("rules", "line"),
     [
-        ([{"tier": "smal", "images": True}], "auto[0].tier: 'smal' is not a tier; expected one of: small, middle, Complex; did you mean 'small'?"),
+        (
+            [{"tier": "smal", "images": True}],
+            "auto[0].tier: 'smal' is not a tier; expected one of: small, middle, Complex; did you mean 'small'?",
+        ),
         ([{"tier": "small"}], "auto[0]: says of no request that it holds; expected task, images, tools or longer_than"),
         ([{"tier": "small", "task": "hard"}], "auto[0].task: got 'hard'; expected 'simple', 'medium' or 'complex'"),
         ([{"tier": "small", "longer_then": 1}], "auto[0].longer_then: no such key; did you mean 'longer_than'?"),
@@ -121,5 +131,19 @@ def test_rule_that_is_never_reached_is_warned_of() -> None:
 def test_check_explains_what_auto_means() -> None:
     lines = config.check(settings(auto=RULES, default_tier="middle"))
     start = next(index for index, line in enumerate(lines) if line.startswith("auto"))
-    assert [line.split("  ")[0] for line in lines[start + 1 : start + 7]] == ["rule 1", "rule 2", "rule 3", "rule 4", "rule 5", "else"]
-    assert [line.split()[-1] for line in lines[start + 1 : start + 7]] == ["Complex", "Complex", "middle", "middle", "Complex", "middle"]
+    assert [line.split("  ")[0] for line in lines[start + 1 : start + 7]] == [
+        "rule 1",
+        "rule 2",
+        "rule 3",
+        "rule 4",
+        "rule 5",
+        "else",
+    ]
+    assert [line.split()[-1] for line in lines[start + 1 : start + 7]] == [
+        "Complex",
+        "Complex",
+        "middle",
+        "middle",
+        "Complex",
+        "middle",
+    ]

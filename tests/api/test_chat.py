@@ -26,7 +26,9 @@ def document(backend: FaultBackend, **more: Any) -> dict[str, Any]:
     kind = backend.kind
     return {
         "llm_backend": kind,
-        "backends": {kind: {"kind": kind, "servers": [{"base_url": backend.base_url, "models": [MODEL, "big"]}], **TIMES}},
+        "backends": {
+            kind: {"kind": kind, "servers": [{"base_url": backend.base_url, "models": [MODEL, "big"]}], **TIMES}
+        },
         "tiers": {
             "standard": {"models": {kind: MODEL}, "aliases": ["gpt-4o-mini", {"name": "hidden", "listed": False}]},
             "ultra": {"models": {kind: "big"}, "aliases": ["gpt-4o"]},
@@ -43,11 +45,19 @@ async def serving(**more: Any) -> AsyncIterator[tuple[Running, FaultBackend]]:
         yield gateway, backend
 
 
-async def exchange(gateway: Running, headers: Mapping[str, str], body: bytes = b"", *, path: str = "/v1/chat/completions") -> Reply:
+async def exchange(
+    gateway: Running, headers: Mapping[str, str], body: bytes = b"", *, path: str = "/v1/chat/completions"
+) -> Reply:
     """What is answered to these very bytes; the connection stays open, so whoever waits for more bytes waits in vain."""
     async with asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        lines = [f"POST {path} HTTP/1.1", "Host: gateway", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        lines = [
+            f"POST {path} HTTP/1.1",
+            "Host: gateway",
+            *(f"{name}: {value}" for name, value in headers.items()),
+            "",
+            "",
+        ]
         writer.write("\r\n".join(lines).encode() + body)
         try:
             return await Raw(reader, writer).reply()
@@ -55,9 +65,23 @@ async def exchange(gateway: Running, headers: Mapping[str, str], body: bytes = b
             writer.close()
 
 
-async def post(gateway: Running, body: bytes | dict[str, Any], headers: Mapping[str, str] | None = None, path: str = "/v1/chat/completions") -> Reply:
-    data = body if isinstance(body, bytes) else json.dumps({"model": "standard", "messages": [{"role": "user", "content": "x"}]} | body).encode()
-    return await exchange(gateway, {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}, data, path=path)
+async def post(
+    gateway: Running,
+    body: bytes | dict[str, Any],
+    headers: Mapping[str, str] | None = None,
+    path: str = "/v1/chat/completions",
+) -> Reply:
+    data = (
+        body
+        if isinstance(body, bytes)
+        else json.dumps({"model": "standard", "messages": [{"role": "user", "content": "x"}]} | body).encode()
+    )
+    return await exchange(
+        gateway,
+        {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})},
+        data,
+        path=path,
+    )
 
 
 def code(reply: Reply) -> tuple[int, str]:
@@ -114,13 +138,18 @@ async def test_body_that_is_said_to_be_too_large_is_refused_before_it_is_read() 
 async def test_body_that_turns_out_too_large_is_refused() -> None:
     async with serving(max_body="10KiB", max_text_body="10KiB") as (gateway, _):
         chunks = b"800\r\n" + b"x" * 2048 + b"\r\n"
-        reply = await exchange(gateway, {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}, chunks * 6)
+        reply = await exchange(
+            gateway, {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}, chunks * 6
+        )
         assert code(reply) == (413, "request_too_large")
 
 
 async def test_long_text_is_refused_where_a_long_image_is_taken() -> None:
     async with serving(max_text_body="1KiB") as (gateway, _):
-        assert code(await post(gateway, {"messages": [{"role": "user", "content": "x" * 2000}]})) == (413, "request_too_large")
+        assert code(await post(gateway, {"messages": [{"role": "user", "content": "x" * 2000}]})) == (
+            413,
+            "request_too_large",
+        )
         image = {"type": "image_url", "image_url": {"url": picture_url(40, is_noise=True)}}
         assert (await post(gateway, {"messages": [{"role": "user", "content": [image]}]})).status == 200
 
@@ -153,11 +182,16 @@ async def test_json_is_taken_by_any_spelling(media_type: str) -> None:
         ({"messages": []}, (400, "invalid_value")),
         ({"model": None}, (400, "invalid_value")),
         ({"n": 2}, (400, "unsupported_parameter")),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/"}}]}]}, (400, "invalid_image_url")),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/"}}]}]},
+            (400, "invalid_image_url"),
+        ),
         ({"model": CANARY}, (404, "model_not_found")),
     ],
 )
-async def test_request_that_cannot_be_served_is_refused_and_counted_without_its_text(body: Any, expected: tuple[int, str]) -> None:
+async def test_request_that_cannot_be_served_is_refused_and_counted_without_its_text(
+    body: Any, expected: tuple[int, str]
+) -> None:
     async with serving() as (gateway, backend):
         assert code(await post(gateway, body)) == expected
         assert not backend.requests
@@ -168,7 +202,10 @@ async def test_request_that_cannot_be_served_is_refused_and_counted_without_its_
 
 async def test_unknown_parameters_are_ignored_and_not_sent_on() -> None:
     async with serving() as (gateway, backend):
-        reply = await post(gateway, {"user": "u", "logit_bias": {"1": 2}, "prompt_logprobs": 1, "x": {"y": []}, "metadata": {}, "store": True})
+        reply = await post(
+            gateway,
+            {"user": "u", "logit_bias": {"1": 2}, "prompt_logprobs": 1, "x": {"y": []}, "metadata": {}, "store": True},
+        )
         assert reply.status == 200
         sent = json.loads(backend.requests[0].partition(b"\r\n\r\n")[2])
         assert set(sent) == {"model", "messages", "stream", "stream_options"}
@@ -191,7 +228,9 @@ async def test_unknown_parameters_are_ignored_and_not_sent_on() -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
-async def test_name_leads_to_its_tier_and_comes_back_in_the_body(name: str, tier: str, model: str, stream: bool) -> None:
+async def test_name_leads_to_its_tier_and_comes_back_in_the_body(
+    name: str, tier: str, model: str, stream: bool
+) -> None:
     async with serving() as (gateway, backend):
         reply = await post(gateway, {"model": name, "stream": stream})
         assert {key: reply.headers[f"x-gateway-{key}"] for key in ("tier", "backend", "model", "attempts")} == {
@@ -216,8 +255,15 @@ async def test_auto_is_answered_with_the_tier_and_the_reason() -> None:
                 ({"messages": [{"role": "user", "content": CANARY * 10}]}, {}, "standard", "rule 2: longer_than=100"),
             ):
                 reply = await post(gateway, {"model": "auto", "stream": stream, **body}, headers)
-                assert (reply.status, reply.headers["x-gateway-tier"], reply.headers["x-gateway-reason"]) == (200, tier, reason)
-            assert "x-gateway-reason" not in (await post(gateway, {"stream": stream}, {"X-Gateway-Task": "nonsense"})).headers
+                assert (reply.status, reply.headers["x-gateway-tier"], reply.headers["x-gateway-reason"]) == (
+                    200,
+                    tier,
+                    reason,
+                )
+            assert (
+                "x-gateway-reason"
+                not in (await post(gateway, {"stream": stream}, {"X-Gateway-Task": "nonsense"})).headers
+            )
             backend.mode = "status_500"
             assert (await post(gateway, {"model": "auto"})).headers["x-gateway-reason"] == "no rule holds"
 
@@ -267,7 +313,9 @@ async def test_tiers_parameters_are_what_the_backend_gets() -> None:
         settings = document(backend)
         settings["tiers"]["standard"] |= {"params": params, "max_tokens": 50}
         async with running(config.build(settings)) as gateway:
-            assert (await post(gateway, {"temperature": 0, "seed": 9, "stop": ["x"], "max_completion_tokens": 500})).status == 200
+            assert (
+                await post(gateway, {"temperature": 0, "seed": 9, "stop": ["x"], "max_completion_tokens": 500})
+            ).status == 200
             assert (await post(gateway, {"model": "ultra", "seed": 9, "stop": ["x"]})).status == 200
         first, second = (json.loads(request.partition(b"\r\n\r\n")[2]) for request in backend.requests)
     assert {key: first.get(key) for key in ("temperature", "top_p", "seed", "stop", "max_tokens")} == {
@@ -297,7 +345,9 @@ async def test_request_of_another_gateway_is_served_and_goes_on_with_both_ids() 
 
 
 @pytest.mark.parametrize("kind", ["ollama", "vllm"])
-async def test_gateway_whose_backend_is_itself_says_so(kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+async def test_gateway_whose_backend_is_itself_says_so(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A program and the gateway that share one `.env` do that."""
     port, listen = free_port(), drain.listen
     monkeypatch.setattr("gateway.downstream.server.listen", lambda host, _: listen(host, port))
@@ -312,7 +362,10 @@ async def test_gateway_whose_backend_is_itself_says_so(kind: str, monkeypatch: p
     )
     async with running(settings) as gateway:
         for stream in (False, True):
-            assert code(await post(gateway, {"stream": stream}, {"Authorization": f"Bearer {KEY}"})) == (508, "loop_detected")
+            assert code(await post(gateway, {"stream": stream}, {"Authorization": f"Bearer {KEY}"})) == (
+                508,
+                "loop_detected",
+            )
     assert "this is the gateway itself" in caplog.text
 
 
@@ -348,7 +401,9 @@ async def test_listed_origin_may_read_whatever_is_answered(body: dict[str, Any],
     async with serving(cors_origins=["https://app.example"]) as (gateway, _):
         reply = await post(gateway, body, {"Origin": "https://app.example"})
         assert (reply.status, reply.headers["access-control-allow-origin"]) == (status, "https://app.example")
-        assert "access-control-allow-origin" not in (await post(gateway, body, {"Origin": "https://evil.example"})).headers
+        assert (
+            "access-control-allow-origin" not in (await post(gateway, body, {"Origin": "https://evil.example"})).headers
+        )
 
 
 # The end

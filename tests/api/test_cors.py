@@ -23,7 +23,10 @@ def test_listed_origin_may_read(setting: str) -> None:
     assert b"retry-after" in headers[b"access-control-expose-headers"]
 
 
-@pytest.mark.parametrize("origin", [b"https://evil.example", b"http://app.example", b"https://app.example:444", b"https://app.example.evil", b"null"])
+@pytest.mark.parametrize(
+    "origin",
+    [b"https://evil.example", b"http://app.example", b"https://app.example:444", b"https://app.example.evil", b"null"],
+)
 def test_other_origin_may_not(origin: bytes) -> None:
     cors = Cors(["https://app.example"])
     assert cors.headers({b"origin": origin}) == []

@@ -17,7 +17,10 @@ DOCUMENT: dict[str, Any] = {
         "vllm": {"kind": "vllm", "base_url": "http://127.0.0.1:8001"},
     },
     "tiers": {
-        "Standard": {"models": {"ollama": "qwen:2b", "vllm": "Qwen/Small"}, "aliases": ["gpt-4o-mini", {"name": "background", "listed": False}]},
+        "Standard": {
+            "models": {"ollama": "qwen:2b", "vllm": "Qwen/Small"},
+            "aliases": ["gpt-4o-mini", {"name": "background", "listed": False}],
+        },
         "pinned": {"models": {"ollama": "qwen:8b", "vllm": "Qwen/Small"}, "backend": "ollama", "aliases": ["gpt-4o"]},
     },
     "default_tier": "pinned",

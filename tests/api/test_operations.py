@@ -30,7 +30,10 @@ def document(vllm: str = "http://127.0.0.1:1", ollama: str = "http://127.0.0.1:1
         "llm_backend": "vllm",
         "backends": {"vllm": {"kind": "vllm", "base_url": vllm}, "ollama": {"kind": "ollama", "base_url": ollama}},
         "tiers": {
-            "team/Standard": {"models": {"vllm": VLLM_MODEL, "ollama": OLLAMA_MODEL}, "aliases": ["gpt-4o", {"name": "hidden", "listed": False}]},
+            "team/Standard": {
+                "models": {"vllm": VLLM_MODEL, "ollama": OLLAMA_MODEL},
+                "aliases": ["gpt-4o", {"name": "hidden", "listed": False}],
+            },
             "pinned": {"models": {"ollama": "nothing-there"}, "backend": "ollama"},
         },
         "embeddings": {"bge-m3": {"backend": "ollama", "model": "bge-m3"}},
@@ -84,7 +87,9 @@ async def test_models_are_the_public_names_with_one_stable_time() -> None:
             assert (await openai.models.retrieve("gpt-4o")).id == "gpt-4o"
 
 
-@pytest.mark.parametrize("path", ["/v1/models/team/Standard", "/v1/models/team%2FStandard", "/models/TEAM/standard", "/v1/models/bge-m3"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models/team/Standard", "/v1/models/team%2FStandard", "/models/TEAM/standard", "/v1/models/bge-m3"]
+)
 async def test_one_model_is_found_by_its_name(client: httpx2.AsyncClient, path: str) -> None:
     entry = (await client.get(path)).json()
     assert entry["id"] in ("team/Standard", "bge-m3")
@@ -144,7 +149,10 @@ async def test_gateway_that_starts_is_not_ready() -> None:
 
 
 async def test_backend_that_is_away_leaves_the_gateway_ready() -> None:
-    async with running(config.build(document())) as gateway, httpx2.AsyncClient(base_url=gateway.base_url, trust_env=False, verify=False) as client:
+    async with (
+        running(config.build(document())) as gateway,
+        httpx2.AsyncClient(base_url=gateway.base_url, trust_env=False, verify=False) as client,
+    ):
         answer = await client.get("/readyz")
         assert (answer.status_code, answer.json()["unserved_tiers"]) == (200, ["team/Standard", "pinned"])
 
@@ -163,7 +171,10 @@ async def test_status_tells_backends_and_tiers(client: httpx2.AsyncClient) -> No
         "pinned": False,
         "guard": None,
         "models": {"vllm": VLLM_MODEL, "ollama": OLLAMA_MODEL},
-        "latency": {backend: {name: {"p50": None, "p99": None} for name in ("time_to_first_token", "duration")} for backend in ("vllm", "ollama")},
+        "latency": {
+            backend: {name: {"p50": None, "p99": None} for name in ("time_to_first_token", "duration")}
+            for backend in ("vllm", "ollama")
+        },
     }
     assert (status["tiers"]["pinned"]["active_backend"], status["tiers"]["pinned"]["pinned"]) == ("ollama", True)
     vllm = status["backends"]["vllm"]
@@ -186,7 +197,9 @@ async def test_status_tells_backends_and_tiers(client: httpx2.AsyncClient) -> No
     ],
 )
 @pytest.mark.parametrize("path", ["/ops/status", "/metrics"])
-async def test_without_a_key_only_programs_on_this_machine_look_in(client: httpx2.AsyncClient, path: str, headers: dict[str, str]) -> None:
+async def test_without_a_key_only_programs_on_this_machine_look_in(
+    client: httpx2.AsyncClient, path: str, headers: dict[str, str]
+) -> None:
     assert (await client.get(path)).status_code == 200
     assert error_of(await client.get(path, headers=headers)) == (403, "forbidden")
 
@@ -196,7 +209,9 @@ async def test_admin_key_opens_both_and_nothing_else_does() -> None:
         for path in ("/ops/status", "/metrics"):
             for headers in ({}, bearer(KEY), bearer("wrong"), {"authorization": "Bearer"}):
                 assert error_of(await client.get(path, headers=headers)) == (401, "invalid_api_key")
-            assert (await client.get(path, headers=bearer(ADMIN) | {"host": "gateway.example", "via": "proxy"})).status_code == 200
+            assert (
+                await client.get(path, headers=bearer(ADMIN) | {"host": "gateway.example", "via": "proxy"})
+            ).status_code == 200
         assert error_of(await client.get("/v1/models", headers=bearer(ADMIN))) == (401, "invalid_api_key")
 
 
@@ -221,9 +236,14 @@ async def test_metrics_come_as_text_and_as_openmetrics() -> None:
         families = {family.name: family for family in parse_openmetrics(openmetrics.text)}
         up = {sample.labels["backend"]: sample.value for sample in families["gateway_backend_up"].samples}
         assert up == {"vllm": 1, "ollama": 1}
-        active = {(sample.labels["tier"], sample.labels["backend"]): sample.value for sample in families["gateway_active_backend"].samples}
+        active = {
+            (sample.labels["tier"], sample.labels["backend"]): sample.value
+            for sample in families["gateway_active_backend"].samples
+        }
         assert active == {("team/Standard", "vllm"): 1, ("team/Standard", "ollama"): 0, ("pinned", "ollama"): 1}
-        lanes = {(sample.labels["backend"], sample.labels["lane"]) for sample in families["gateway_requests_running"].samples}
+        lanes = {
+            (sample.labels["backend"], sample.labels["lane"]) for sample in families["gateway_requests_running"].samples
+        }
         assert {(backend, lane) for backend in ("vllm", "ollama") for lane in ("text", "vision", "embedding")} == lanes
 
 
@@ -244,14 +264,27 @@ async def test_metrics_port_is_unguarded_and_serves_nothing_else() -> None:
 async def test_description_has_the_raw_paths_and_takes_a_real_request(client: httpx2.AsyncClient) -> None:
     described = (await client.get("/openapi.json")).json()
     assert described["openapi"].startswith("3.1")
-    assert {"/v1/chat/completions", "/v1/models", "/v1/models/{name}", "/healthz", "/readyz", "/metrics", "/ops/status"} <= set(described["paths"])
+    assert {
+        "/v1/chat/completions",
+        "/v1/models",
+        "/v1/models/{name}",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/ops/status",
+    } <= set(described["paths"])
     operation = described["paths"]["/v1/chat/completions"]["post"]
     assert {"200", "400", "401", "404", "413", "415", "502", "503", "504", "508"} <= set(operation["responses"])
-    schema = {**operation["requestBody"]["content"]["application/json"]["schema"], "components": described["components"]}
+    schema = {
+        **operation["requestBody"]["content"]["application/json"]["schema"],
+        "components": described["components"],
+    }
     validator = jsonschema.Draft202012Validator(schema)
     validator.check_schema(schema)
     parts = [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
-    validator.validate({"model": "standard", "messages": [{"role": "user", "content": parts}], "stream": True, "temperature": 0.5})
+    validator.validate(
+        {"model": "standard", "messages": [{"role": "user", "content": parts}], "stream": True, "temperature": 0.5}
+    )
     for wrong in ({"model": "m"}, {"model": "m", "messages": []}, {"model": "m", "messages": [{"role": "robot"}]}):
         assert not validator.is_valid(wrong)
     for reference in _references(described):
@@ -278,7 +311,9 @@ async def test_docs_are_one_page_without_outside_assets(client: httpx2.AsyncClie
 # Wrong paths and methods
 
 
-@pytest.mark.parametrize("path", ["/", "/nowhere", "/v1", "/v1/chat", "/v1/completions", "/ops", "/ops/status/x", "/v2/models"])
+@pytest.mark.parametrize(
+    "path", ["/", "/nowhere", "/v1", "/v1/chat", "/v1/completions", "/ops", "/ops/status/x", "/v2/models"]
+)
 async def test_unknown_path_is_404_in_our_shape(client: httpx2.AsyncClient, path: str) -> None:
     assert error_of(await client.get(path)) == (404, "not_found")
 
@@ -296,7 +331,9 @@ async def test_unknown_path_is_404_in_our_shape(client: httpx2.AsyncClient, path
         ("DELETE", "/ops/status", "GET"),
     ],
 )
-async def test_wrong_method_is_405_and_names_the_right_one(client: httpx2.AsyncClient, method: str, path: str, allowed: str) -> None:
+async def test_wrong_method_is_405_and_names_the_right_one(
+    client: httpx2.AsyncClient, method: str, path: str, allowed: str
+) -> None:
     answer = await client.request(method, path)
     assert error_of(answer) == (405, "method_not_allowed")
     assert answer.headers["allow"] == allowed
@@ -306,7 +343,11 @@ async def test_wrong_method_is_405_and_names_the_right_one(client: httpx2.AsyncC
 
 
 async def test_preflight_needs_no_key() -> None:
-    asks = {"origin": "https://app.example", "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    asks = {
+        "origin": "https://app.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization",
+    }
     async with serving(api_keys=[KEY], cors_origins=["https://app.example"]) as (_, client):
         for path in ("/v1/chat/completions", "/v1/models"):
             answer = await client.options(path, headers=asks)
@@ -325,6 +366,8 @@ async def test_listed_origin_may_read_errors_too(path: str) -> None:
 
 
 async def test_clients_own_request_id_comes_back_if_it_is_sane(client: httpx2.AsyncClient) -> None:
-    assert (await client.get("/healthz", headers={"x-request-id": "abc-1.2:3_4"})).headers["x-request-id"] == "abc-1.2:3_4"
+    assert (await client.get("/healthz", headers={"x-request-id": "abc-1.2:3_4"})).headers[
+        "x-request-id"
+    ] == "abc-1.2:3_4"
     for odd in ("a b", "x" * 129, "<script>", ""):
         assert (await client.get("/healthz", headers={"x-request-id": odd})).headers["x-request-id"].startswith("req-")

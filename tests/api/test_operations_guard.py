@@ -41,7 +41,13 @@ class Operator:
         """So many conversations at once, so many times that all are over; who served each, and the status."""
 
         async def one(number: int) -> tuple[str, int]:
-            body = {"model": "standard", "stream": stream, "max_tokens": 4, "messages": [{"role": "user", "content": f"Hello {number}"}], **more}
+            body = {
+                "model": "standard",
+                "stream": stream,
+                "max_tokens": 4,
+                "messages": [{"role": "user", "content": f"Hello {number}"}],
+                **more,
+            }
             answer = await self.client.post("/v1/chat/completions", json=body)
             return answer.headers.get("x-gateway-backend", ""), answer.status_code
 
@@ -145,7 +151,9 @@ async def test_requests_at_fault_themselves_and_clients_that_leave_are_held_agai
         await operator.put(**CANARY)
         assert {status for _, status in await operator.ask(60, temperature=9)} == {400}
         for number in range(60):
-            async with operator.gateway.sent({"stream": True, "messages": [{"role": "user", "content": f"repeat la {number}"}]}):
+            async with operator.gateway.sent(
+                {"stream": True, "messages": [{"role": "user", "content": f"repeat la {number}"}]}
+            ):
                 pass
         await operator.ask(60)
         status = await operator.status()

@@ -55,7 +55,9 @@ class House:
     async def gateway(self, **changes: Any) -> AsyncIterator["Operator"]:
         async with running(self.settings(**changes)) as gateway:
             headers = {"authorization": f"Bearer {ADMIN}"} if "admin_key" in changes else {}
-            async with httpx2.AsyncClient(base_url=gateway.base_url, timeout=PATIENCE, trust_env=False, verify=False, headers=headers) as client:
+            async with httpx2.AsyncClient(
+                base_url=gateway.base_url, timeout=PATIENCE, trust_env=False, verify=False, headers=headers
+            ) as client:
                 yield Operator(gateway, client)
 
 
@@ -68,7 +70,9 @@ class Operator:
         return answer_of(await self.client.put("/ops/rollout", json=order))
 
     async def rollback(self, **order: Any) -> dict[str, Any]:
-        return answer_of(await self.client.post("/ops/rollback", json=order) if order else await self.client.post("/ops/rollback"))
+        return answer_of(
+            await self.client.post("/ops/rollback", json=order) if order else await self.client.post("/ops/rollback")
+        )
 
     async def undo(self) -> dict[str, Any]:
         return answer_of(await self.client.post("/ops/undo"))
@@ -102,8 +106,12 @@ def on(backend: str, canary: str | None = None, percent: float = 0) -> dict[str,
 
 @pytest.fixture
 async def house() -> AsyncIterator[House]:
-    vllm = simulate.Options("vllm", (simulate.Model(VLLM_MODEL, vision=True),), max_num_seqs=MANY, tokens_per_second=100)
-    ollama = simulate.Options("ollama", (simulate.Model(OLLAMA_MODEL, vision=True),), parallel=MANY, tokens_per_second=100)
+    vllm = simulate.Options(
+        "vllm", (simulate.Model(VLLM_MODEL, vision=True),), max_num_seqs=MANY, tokens_per_second=100
+    )
+    ollama = simulate.Options(
+        "ollama", (simulate.Model(OLLAMA_MODEL, vision=True),), parallel=MANY, tokens_per_second=100
+    )
     async with AsyncExitStack() as stack:
         yield House(await stack.enter_async_context(stand_in(vllm)), await stack.enter_async_context(stand_in(ollama)))
 
@@ -116,7 +124,11 @@ async def test_next_request_goes_where_the_order_says(house: House) -> None:
         assert [await operator.side(), await operator.side("pinned")] == ["ollama", "ollama"]
         answer = await operator.put(backend="vllm")
         assert (answer["changed"], answer["tiers"]["standard"]["backend"], answer["unmoved"]) == (True, "vllm", {})
-        assert [await operator.side(), await operator.side("pro"), await operator.side("pinned")] == ["vllm", "vllm", "ollama"]
+        assert [await operator.side(), await operator.side("pro"), await operator.side("pinned")] == [
+            "vllm",
+            "vllm",
+            "ollama",
+        ]
         assert (await operator.rollback())["changed"]
         assert await operator.side() == "ollama"
         assert not (await operator.rollback())["changed"]
@@ -136,7 +148,11 @@ async def test_one_tier_and_another_way_back(house: House) -> None:
 
 async def test_conflict_changes_nothing(house: House) -> None:
     async with house.gateway() as operator:
-        for order in ({"backend": "cloud"}, {"backend": "vllm", "tier": "pinned"}, {"canary": {"backend": "cloud", "percent": 5}}):
+        for order in (
+            {"backend": "cloud"},
+            {"backend": "vllm", "tier": "pinned"},
+            {"canary": {"backend": "cloud", "percent": 5}},
+        ):
             assert error_of(await operator.client.put("/ops/rollout", json=order))[:2] == (409, "conflict")
         assert await operator.tiers() == dict.fromkeys(("standard", "pro", "pinned"), on("ollama"))
 
@@ -158,7 +174,11 @@ async def test_conflict_changes_nothing(house: House) -> None:
         (b'{"backend": "vllm", "canary": {"backend": "ollama", "percent": "10"}}', "invalid_value", "canary.percent"),
         (b'{"backend": "vllm", "canary": {"backend": "ollama", "percent": 101}}', "invalid_value", "canary.percent"),
         (b'{"backend": "vllm", "canary": {"backend": "ollama", "percent": true}}', "invalid_value", "canary.percent"),
-        (b'{"backend": "vllm", "canary": {"backend": "ollama", "percent": 10, "secret-word": 1}}', "invalid_value", "canary"),
+        (
+            b'{"backend": "vllm", "canary": {"backend": "ollama", "percent": 10, "secret-word": 1}}',
+            "invalid_value",
+            "canary",
+        ),
         (b'{"backend": "vllm", "canary": {"backend": "vllm", "percent": 10}}', "invalid_value", "canary.backend"),
         (b'{"backend": "vllm", "tier": "secret-word"}', "invalid_value", "tier"),
     ],
@@ -173,7 +193,12 @@ async def test_order_that_cannot_be_read_is_400(house: House, order: bytes, code
 
 async def test_narrowed_ways_back_are_checked_too(house: House) -> None:
     async with house.gateway() as operator:
-        for path, order in (("rollback", {"tier": "no"}), ("rollback", {"to": "no"}), ("rollback", {"x": 1}), ("undo", {"tier": "pro"})):
+        for path, order in (
+            ("rollback", {"tier": "no"}),
+            ("rollback", {"to": "no"}),
+            ("rollback", {"x": 1}),
+            ("undo", {"tier": "pro"}),
+        ):
             assert error_of(await operator.client.post(f"/ops/{path}", json=order))[:2] == (400, "invalid_value")
         assert (await operator.client.post("/ops/undo", json={})).status_code == 200
 
@@ -183,14 +208,18 @@ async def test_bodies_are_json_and_short(house: House) -> None:
         order = json.dumps({"backend": "vllm"})
         for media_type in ("text/plain", "application/x-www-form-urlencoded", ""):
             for method, path in (("PUT", "rollout"), ("POST", "rollback")):
-                answer = await operator.client.request(method, f"/ops/{path}", content=order, headers={"content-type": media_type})
+                answer = await operator.client.request(
+                    method, f"/ops/{path}", content=order, headers={"content-type": media_type}
+                )
                 assert error_of(answer)[:2] == (415, "unsupported_media_type")
         assert error_of(await operator.client.put("/ops/rollout", json={"backend": "v" * 70000}))[0] == 413
         wrong = await operator.client.delete("/ops/rollout")
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, PUT")
 
 
-async def test_order_that_breaks_off_changes_nothing_and_is_no_failure(house: House, caplog: pytest.LogCaptureFixture) -> None:
+async def test_order_that_breaks_off_changes_nothing_and_is_no_failure(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
     async with house.gateway() as operator:
         reader, writer = await asyncio.open_connection("127.0.0.1", operator.gateway.port)
         head = b"PUT /ops/rollout HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 19\r\n\r\n"
@@ -214,9 +243,16 @@ async def test_page_on_the_same_machine_moves_nothing(house: House) -> None:
     async with house.gateway() as operator:
         await operator.put(backend="vllm")
         for method, path in CALLS:
-            for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"host": "evil.example"}, {"x-forwarded-for": "127.0.0.1"}):
+            for headers in (
+                {"origin": "http://evil.example"},
+                {"origin": "null"},
+                {"host": "evil.example"},
+                {"x-forwarded-for": "127.0.0.1"},
+            ):
                 body = {"content": b'{"backend": "ollama"}'} if method == "PUT" else {}
-                answer = await operator.client.request(method, f"/ops/{path}", headers={"content-type": "text/plain", **headers}, **body)  # type: ignore[arg-type]
+                answer = await operator.client.request(
+                    method, f"/ops/{path}", headers={"content-type": "text/plain", **headers}, **body
+                )  # type: ignore[arg-type]
                 assert error_of(answer)[:2] == (403, "forbidden")
         assert (await operator.client.get("/ops/rollout")).json()["tiers"]["standard"]["backend"] == "vllm"
 
@@ -225,7 +261,9 @@ async def test_admin_key_is_asked_for_and_its_id_is_kept(house: House) -> None:
     async with house.gateway(admin_key=ADMIN, api_keys=["client-key"], metrics_key="scraper-key") as operator:
         for method, path in CALLS:
             for key in ("client-key", "scraper-key", "wrong"):
-                answer = await operator.client.request(method, f"/ops/{path}", headers={"authorization": f"Bearer {key}"})
+                answer = await operator.client.request(
+                    method, f"/ops/{path}", headers={"authorization": f"Bearer {key}"}
+                )
                 assert error_of(answer)[:2] == (401, "invalid_api_key")
         (change,) = (await operator.put(backend="vllm", tier="standard"))["history"]
         assert (change["cause"], change["by"]) == ("operator", ADMIN_ID)
@@ -272,7 +310,9 @@ async def test_without_a_session_the_beginning_of_the_conversation_decides(house
         assert seen == {"vllm", "ollama"}
 
 
-async def test_request_whose_images_are_checked_goes_where_the_order_says_by_then(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_whose_images_are_checked_goes_where_the_order_says_by_then(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It began before the order, but nothing has gone to a backend yet: after the answer none may begin on the side that was left."""
     async with house.gateway() as operator:
         images = operator.gateway.gateway._images
@@ -302,17 +342,27 @@ async def test_changes_are_counted_logged_and_shown(house: House, caplog: pytest
         await operator.put(backend="vllm")
         await operator.rollback()
         metric = operator.gateway.metric
-        there, back = ({"from_backend": one, "to_backend": other, "cause": "operator"} for one, other in (("ollama", "vllm"), ("vllm", "ollama")))
+        there, back = (
+            {"from_backend": one, "to_backend": other, "cause": "operator"}
+            for one, other in (("ollama", "vllm"), ("vllm", "ollama"))
+        )
         assert metric("gateway_switches_total", tier="standard", **there) == 2
         assert metric("gateway_switches_total", tier="pro", **there) == 1
         assert metric("gateway_switches_total", tier="standard", **back) == 1
         await operator.put(backend="vllm", tier="pro")
         assert (await operator.client.get("/metrics")).status_code == 200
-        active = {tier: metric("gateway_active_backend", tier=tier, backend="vllm") for tier in ("standard", "pro", "pinned")}
+        active = {
+            tier: metric("gateway_active_backend", tier=tier, backend="vllm") for tier in ("standard", "pro", "pinned")
+        }
         assert active == {"standard": 0, "pro": 1, "pinned": 0}
         assert "roll-out changed (operator by local): standard from ollama to ollama with 10 % on vllm" in caplog.text
         history = (await operator.client.get("/ops/status")).json()["rollout"]["history"]
-        assert [list(change["tiers"]) for change in history] == [["pro"], ["standard", "pro"], ["standard", "pro"], ["standard"]]
+        assert [list(change["tiers"]) for change in history] == [
+            ["pro"],
+            ["standard", "pro"],
+            ["standard", "pro"],
+            ["standard"],
+        ]
 
 
 async def test_description_has_the_calls_and_their_bodies(house: House) -> None:
@@ -353,12 +403,19 @@ async def test_way_back_by_variable_and_restart_works_after_an_operators_switch(
         await operator.put(backend="vllm", canary={"backend": "ollama", "percent": 1})
     async with house.gateway(llm_backend="ollama", state_file=file) as operator:
         assert await operator.tiers() == dict.fromkeys(("standard", "pro", "pinned"), on("ollama"))
-        assert operator.gateway.metric("gateway_switches_total", cause="start", tier="pro", from_backend="vllm", to_backend="ollama") == 1
+        assert (
+            operator.gateway.metric(
+                "gateway_switches_total", cause="start", tier="pro", from_backend="vllm", to_backend="ollama"
+            )
+            == 1
+        )
     async with house.gateway(llm_backend="vllm", state_file=file) as operator:
         assert await operator.tiers() == {"standard": on("vllm"), "pro": on("vllm"), "pinned": on("ollama")}
 
 
-async def test_roll_out_that_the_variable_has_ended_does_not_come_back_with_its_old_value(house: House, tmp_path: Path) -> None:
+async def test_roll_out_that_the_variable_has_ended_does_not_come_back_with_its_old_value(
+    house: House, tmp_path: Path
+) -> None:
     file = str(tmp_path / "state.json")
     async with house.gateway(llm_backend="vllm", state_file=file) as operator:
         await operator.rollback()
@@ -378,7 +435,10 @@ async def test_change_that_cannot_be_kept_is_in_force_and_says_so(house: House, 
             assert await operator.side() == "ollama"
 
 
-@pytest.mark.parametrize("content", ['{"llm_gateway_state":1,"rollout":{"llm_ba', '{"theirs": true}', '{"llm_gateway_state":1,"rollout":{"x":1}}'])
+@pytest.mark.parametrize(
+    "content",
+    ['{"llm_gateway_state":1,"rollout":{"llm_ba', '{"theirs": true}', '{"llm_gateway_state":1,"rollout":{"x":1}}'],
+)
 async def test_file_that_is_torn_or_foreign_is_told_and_the_settings_count(
     house: House, tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -390,7 +450,9 @@ async def test_file_that_is_torn_or_foreign_is_told_and_the_settings_count(
         assert (await operator.put(backend="vllm"))["changed"]
 
 
-async def test_answer_does_not_wait_for_a_disk_that_hangs(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_answer_does_not_wait_for_a_disk_that_hangs(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gateway.rollout.controller.PERSIST_SECONDS", 0.05)
     async with house.gateway(state_file=str(tmp_path / "state.json")) as operator:
         state = operator.gateway.gateway._state
@@ -420,15 +482,23 @@ async def test_switching_to_and_fro_under_load_loses_no_request(house: House) ->
             found = []
             while not over.is_set():
                 messages = [{"role": "user", "content": "repeat la"}]
-                found.append(await gateway.ask({"model": "standard", "max_tokens": tokens, "stream": stream, "messages": messages}))
+                found.append(
+                    await gateway.ask(
+                        {"model": "standard", "max_tokens": tokens, "stream": stream, "messages": messages}
+                    )
+                )
             return found
 
-        clients = [asyncio.create_task(client(30, True)) for _ in range(20)] + [asyncio.create_task(client(2, False)) for _ in range(4)]
+        clients = [asyncio.create_task(client(30, True)) for _ in range(20)] + [
+            asyncio.create_task(client(2, False)) for _ in range(4)
+        ]
         for turn in range(20):
             target = "vllm" if turn % 2 == 0 else "ollama"
             await until(lambda: len(gateway.live) >= 20)
             assert (await operator.put(backend=target) if turn % 4 != 3 else await operator.rollback())["changed"]
-            after = await asyncio.gather(*(gateway.ask({"model": "standard", "max_tokens": 1, "stream": True}) for _ in range(3)))
+            after = await asyncio.gather(
+                *(gateway.ask({"model": "standard", "max_tokens": 1, "stream": True}) for _ in range(3))
+            )
             assert [reply.headers["x-gateway-backend"] for reply in after] == [target] * 3
             assert all(reply.error is None for reply in after)
         over.set()
@@ -437,5 +507,9 @@ async def test_switching_to_and_fro_under_load_loses_no_request(house: House) ->
         assert {reply.status for reply in replies} == {200}
         assert {reply.headers["x-gateway-backend"] for reply in replies} == {"vllm", "ollama"}
         assert all(reply.events[-1] == "[DONE]" for reply in replies if reply.is_stream)
-        assert gateway.metric("gateway_requests_total", outcome="ok") == gateway.metric("gateway_requests_total") == len(replies) + 60
+        assert (
+            gateway.metric("gateway_requests_total", outcome="ok")
+            == gateway.metric("gateway_requests_total")
+            == len(replies) + 60
+        )
         assert gateway.gateway.rollout.tiers["standard"].assignment == Assignment("ollama")

@@ -8,7 +8,11 @@ def test_steps_are_measured_with_few_and_with_many() -> None:
 
 
 async def test_crowd_through_the_gateway_is_served_whole_and_in_a_row() -> None:
-    async with admission.running(0.002, admission.SEED_SLOWDOWN) as bench, bench.client(True) as straight, bench.client(False) as through:
+    async with (
+        admission.running(0.002, admission.SEED_SLOWDOWN) as bench,
+        bench.client(True) as straight,
+        bench.client(False) as through,
+    ):
         images = [admission.image_request(number) for number in range(4)]
         alone = await bench.send(straight, images[:1], 1)
         outcome = await bench.send(through, images, 4)

@@ -168,7 +168,10 @@ def test_cpu_clock_of_another_process_counts_its_work_and_its_threads() -> None:
 
 def test_upstream_finds_what_was_asked_on_both_sides_of_a_large_image() -> None:
     image = '"' + "A" * 100_000 + '"'
-    found = asked(b'{"stream": true, "messages": [%b], "max_completion_tokens":12,"stream_options":{"include_usage":true}}' % image.encode())
+    found = asked(
+        b'{"stream": true, "messages": [%b], "max_completion_tokens":12,"stream_options":{"include_usage":true}}'
+        % image.encode()
+    )
     assert (found.stream, found.usage, found.tokens) == (True, True, 12)
     assert asked(b'{"messages":[]}').stream is False
 

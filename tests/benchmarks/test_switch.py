@@ -20,12 +20,16 @@ CALLS = [SwitchCall(10.0, 10.1, "vllm"), SwitchCall(20.0, 20.1, "ollama")]
         (20.2, 20.3, "vllm", True),
     ],
 )
-def test_request_is_astray_that_was_sent_after_an_answer_and_served_by_the_other(sent: float, headers: float, side: str, is_astray: bool) -> None:
+def test_request_is_astray_that_was_sent_after_an_answer_and_served_by_the_other(
+    sent: float, headers: float, side: str, is_astray: bool
+) -> None:
     assert Report(CALLS, seen=[ObservedRequest(sent, headers, side, True)]).astray() == is_astray
 
 
 @pytest.mark.parametrize(("queued", "is_astray"), [(0.0, False), (4.9, False), (5.2, True), (14.9, True), (15.2, True)])
-def test_request_is_astray_that_got_its_slot_after_an_answer_on_the_side_that_was_left(queued: float, is_astray: bool) -> None:
+def test_request_is_astray_that_got_its_slot_after_an_answer_on_the_side_that_was_left(
+    queued: float, is_astray: bool
+) -> None:
     assert Report(CALLS[:1], seen=[ObservedRequest(5.0, 30.0, "ollama", True, queued)]).astray() == is_astray
 
 

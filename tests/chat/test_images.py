@@ -37,7 +37,9 @@ def images() -> Iterator[ImageNormalizer]:
 def drawing(size: Size = (120, 90), seed: int = 1) -> Image.Image:
     """A colourful picture without symmetry."""
     grey = Image.linear_gradient("L").resize(size)
-    image = Image.merge("RGB", (grey, grey.transpose(Image.Transpose.ROTATE_90).resize(size), Image.radial_gradient("L").resize(size)))
+    image = Image.merge(
+        "RGB", (grey, grey.transpose(Image.Transpose.ROTATE_90).resize(size), Image.radial_gradient("L").resize(size))
+    )
     numbers = random.Random(seed)
     image.paste((255, numbers.randrange(256), 0), (0, 0, size[0] // 3, size[1] // 4))
     return image
@@ -133,13 +135,21 @@ TAKEN_AS_IS = {
 # name: bytes, what the result shows, whether losses are in order
 CONVERTED = {
     "png rgba": (saved(VEILED, "PNG"), ON_WHITE, False),
-    "png palette with alpha": (saved(PALETTE, "PNG", transparency=bytes(64)), Image.new("RGB", DRAWING.size, "white"), False),
+    "png palette with alpha": (
+        saved(PALETTE, "PNG", transparency=bytes(64)),
+        Image.new("RGB", DRAWING.size, "white"),
+        False,
+    ),
     "png with a colour for transparency": (
         saved(Image.new("RGB", (40, 40), "red"), "PNG", transparency=(255, 0, 0)),
         Image.new("RGB", (40, 40), "white"),
         False,
     ),
-    "png 16-bit grey": (png((40, 40), 16, 0, (b"\0" + b"\x81\x00" * 40) * 40), Image.new("RGB", (40, 40), (0x81, 0x81, 0x81)), False),
+    "png 16-bit grey": (
+        png((40, 40), 16, 0, (b"\0" + b"\x81\x00" * 40) * 40),
+        Image.new("RGB", (40, 40), (0x81, 0x81, 0x81)),
+        False,
+    ),
     "png turned by exif": (saved(DRAWING, "PNG", exif=exif(6)), DRAWING.transpose(Image.Transpose.ROTATE_270), False),
     "png animated": (saved(DRAWING, "PNG", save_all=True, append_images=[OTHER]), DRAWING, False),
     "png with odd animation": (with_chunk(PNG, b"acTL", b"\0\0\0\0"), DRAWING, False),
@@ -151,7 +161,11 @@ CONVERTED = {
     "gif": (saved(PALETTE, "GIF"), PALETTE, False),
     "gif animated": (saved(PALETTE, "GIF", save_all=True, append_images=[OTHER.quantize(64)]), PALETTE, False),
     **{
-        f"jpeg turned by exif {value}": (saved(DRAWING, "JPEG", quality=95, exif=exif(value)), DRAWING.transpose(how), True)
+        f"jpeg turned by exif {value}": (
+            saved(DRAWING, "JPEG", quality=95, exif=exif(value)),
+            DRAWING.transpose(how),
+            True,
+        )
         for value, how in picture._TRANSPOSE.items()
     },
 }
@@ -164,7 +178,9 @@ def test_what_all_engines_read_alike_is_handed_on_as_the_same_string(images: Ima
 
 
 @pytest.mark.parametrize("name", CONVERTED)
-def test_what_engines_read_differently_becomes_a_plain_picture_of_the_same_view(images: ImageNormalizer, name: str) -> None:
+def test_what_engines_read_differently_becomes_a_plain_picture_of_the_same_view(
+    images: ImageNormalizer, name: str
+) -> None:
     data, view, may_lose = CONVERTED[name]
     url, pixels = images.check(url_of(data), PARAM)
     result = opened(url)
@@ -186,7 +202,9 @@ def test_what_engines_read_differently_becomes_a_plain_picture_of_the_same_view(
         ((6432, 32), (6432, 33)),
     ],
 )
-def test_tiny_and_threadlike_pictures_are_stretched_to_what_all_engines_take(images: ImageNormalizer, size: Size, expected: Size) -> None:
+def test_tiny_and_threadlike_pictures_are_stretched_to_what_all_engines_take(
+    images: ImageNormalizer, size: Size, expected: Size
+) -> None:
     result = opened(images.check(url_of(saved(drawing(size), "PNG")), PARAM)[0])
     assert result.size == expected
 
@@ -277,7 +295,10 @@ def endless_scans() -> bytes:
 BOMBS = {
     "png of 50,000 x 50,000": (png((50_000, 50_000), 1, 0, bytes(6251) * 2000), "50000 x 50000 pixels"),
     "png a little too large": (png((8001, 8000), 1, 0, bytes(1002) * 8000), "8001 x 8000 pixels"),
-    "png of a million chunks": (with_chunk(PNG, b"teSt", b"")[:45] + chunk(b"teSt", b"") * 100_000 + PNG[33:], "chunks"),
+    "png of a million chunks": (
+        with_chunk(PNG, b"teSt", b"")[:45] + chunk(b"teSt", b"") * 100_000 + PNG[33:],
+        "chunks",
+    ),
     "gif": (gif_bomb(), "it is"),
     "webp": (webp_bomb(), "16383 x 16383 pixels"),
     "jpeg of many scans": (endless_scans(), "scans"),
@@ -295,7 +316,15 @@ def test_bombs_are_refused_before_they_cost_anything(images: ImageNormalizer, na
 
 def test_exif_that_names_gigabytes_costs_nothing(images: ImageNormalizer) -> None:
     entries = b"".join(struct.pack("<HHII", tag, 2, 60_000, 8) for tag in range(0x9000, 0x9000 + 5000))
-    data = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(entries) + 18) + b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 5000) + entries + JPEG[2:]
+    data = (
+        JPEG[:2]
+        + b"\xff\xe1"
+        + struct.pack(">H", len(entries) + 18)
+        + b"Exif\0\0II*\0\x08\0\0\0"
+        + struct.pack("<H", 5000)
+        + entries
+        + JPEG[2:]
+    )
     url = url_of(data)
     before = time.process_time()
     assert images.check(url, PARAM)[0] is url
@@ -307,7 +336,9 @@ def test_other_formats_are_refused_by_name(images: ImageNormalizer, kind: str) -
     assert "no PNG, JPEG, WebP or GIF" in refusal(images, url_of(saved(DRAWING, kind)))
 
 
-@pytest.mark.parametrize("data", [b"\x00", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", bytes(1000)])
+@pytest.mark.parametrize(
+    "data", [b"\x00", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", bytes(1000)]
+)
 def test_other_bytes_are_refused(images: ImageNormalizer, data: bytes) -> None:
     assert "no PNG, JPEG, WebP or GIF" in refusal(images, url_of(data))
 
@@ -375,7 +406,9 @@ def test_bits_left_over_in_the_last_character_are_not_canonical() -> None:
     assert decode("data:,QR==", 6) == (b"A", False)
 
 
-@pytest.mark.parametrize("payload", ["A", "AAAAA", "QQ==QQ==", "iVBO!w0KGgo=", "iVBORw0K-_o=", "iVBOR%77", "=AAA", "é" * 8, "\ud800AAA"])
+@pytest.mark.parametrize(
+    "payload", ["A", "AAAAA", "QQ==QQ==", "iVBO!w0KGgo=", "iVBORw0K-_o=", "iVBOR%77", "=AAA", "é" * 8, "\ud800AAA"]
+)
 def test_broken_base64_is_refused(images: ImageNormalizer, payload: str) -> None:
     assert "base64" in refusal(images, "data:image/png;base64," + payload)
 
@@ -398,7 +431,10 @@ async def test_a_request_whose_images_stay_is_the_same_object(images: ImageNorma
 
 async def test_only_the_image_that_changes_is_replaced(images: ImageNormalizer) -> None:
     good, webp = url_of(PNG), url_of(CONVERTED["webp"][0])
-    first, second = Message("system", "Be brief."), Message("user", [TextPart("these?"), ImagePart(ImageUrl(good)), ImagePart(ImageUrl(webp))])
+    first, second = (
+        Message("system", "Be brief."),
+        Message("user", [TextPart("these?"), ImagePart(ImageUrl(good)), ImagePart(ImageUrl(webp))]),
+    )
     third = Message("user", [ImagePart(ImageUrl(good))])
     chat = Chat(model="m", messages=[first, second, third], temperature=0.5)
     result = await images.checked(chat)
@@ -412,7 +448,10 @@ async def test_only_the_image_that_changes_is_replaced(images: ImageNormalizer) 
 
 
 async def test_the_refusal_names_the_image(images: ImageNormalizer) -> None:
-    chat = Chat(model="m", messages=[Message("system", "x"), Message("user", [TextPart("x"), ImagePart(ImageUrl(url_of(PNG[:-5])))])])
+    chat = Chat(
+        model="m",
+        messages=[Message("system", "x"), Message("user", [TextPart("x"), ImagePart(ImageUrl(url_of(PNG[:-5])))])],
+    )
     with pytest.raises(InvalidImage) as caught:
         await images.checked(chat)
     assert caught.value.param == "messages[1].content[1].image_url.url"
@@ -423,7 +462,9 @@ async def test_more_images_than_the_bound_are_refused(images: ImageNormalizer) -
         await images.checked(chat_with(*[url_of(PNG)] * 501))
 
 
-async def test_more_pixels_in_all_than_the_bound_are_refused(images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_more_pixels_in_all_than_the_bound_are_refused(
+    images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images_module, "MAX_REQUEST_PIXELS", 2 * DRAWING.width * DRAWING.height)
     chat = chat_with(*[url_of(PNG)] * 2)
     assert await images.checked(chat) is chat
@@ -474,18 +515,24 @@ async def test_closing_ends_the_process_of_an_image_at_work(monkeypatch: pytest.
         await task
 
 
-def test_a_process_that_cannot_run_is_no_fault_of_the_image(images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_run_is_no_fault_of_the_image(
+    images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images_module.PIL, "__file__", "/nowhere/PIL/__init__.py")
     popen = subprocess.Popen
     isolated = "import sys; sys.exit('no Pillow')"
-    monkeypatch.setattr(images_module.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", isolated], **options))
+    monkeypatch.setattr(
+        images_module.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", isolated], **options)
+    )
     with pytest.raises(RuntimeError, match="no Pillow"):
         images.check(url_of(CONVERTED["gif"][0]), PARAM)
 
 
 async def test_the_loop_goes_on_while_megabytes_are_decoded(images: ImageNormalizer) -> None:
     noise = Image.effect_noise((1400, 1000), 60)
-    url = url_of(saved(Image.merge("RGB", (noise, noise, noise.transpose(Image.Transpose.ROTATE_180))), "PNG", compress_level=1))
+    url = url_of(
+        saved(Image.merge("RGB", (noise, noise, noise.transpose(Image.Transpose.ROTATE_180))), "PNG", compress_level=1)
+    )
     task = asyncio.ensure_future(images.checked(chat_with(url)))
     turns = 0
     while not task.done():
@@ -495,18 +542,29 @@ async def test_the_loop_goes_on_while_megabytes_are_decoded(images: ImageNormali
     assert turns > 20  # with the GIL held throughout it would be a few
 
 
-BEGINNINGS = [data[:cut] for data in (PNG, JPEG, WHOLE["webp"], WHOLE["webp lossless"], WHOLE["webp with alpha"]) for cut in (0, 4, 16, 40, 400)]
+BEGINNINGS = [
+    data[:cut]
+    for data in (PNG, JPEG, WHOLE["webp"], WHOLE["webp lossless"], WHOLE["webp with alpha"])
+    for cut in (0, 4, 16, 40, 400)
+]
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(BEGINNINGS), st.binary(max_size=600))
-def test_any_bytes_are_refused_or_become_a_canonical_url(images: ImageNormalizer, beginning: bytes, rest: bytes) -> None:
+def test_any_bytes_are_refused_or_become_a_canonical_url(
+    images: ImageNormalizer, beginning: bytes, rest: bytes
+) -> None:
     never_another_end(images, beginning + rest)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(sorted(WHOLE)), st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=6))
-def test_any_wrong_bytes_are_refused_or_become_a_canonical_url(images: ImageNormalizer, name: str, wrong: list[tuple[int, int]]) -> None:
+@given(
+    st.sampled_from(sorted(WHOLE)),
+    st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_any_wrong_bytes_are_refused_or_become_a_canonical_url(
+    images: ImageNormalizer, name: str, wrong: list[tuple[int, int]]
+) -> None:
     data = bytearray(WHOLE[name])
     for place, value in wrong:
         data[place % len(data)] = value
@@ -515,7 +573,9 @@ def test_any_wrong_bytes_are_refused_or_become_a_canonical_url(images: ImageNorm
 
 @settings(max_examples=6, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=6))
-def test_any_wrong_bytes_of_a_gif_are_refused_or_become_a_canonical_url(images: ImageNormalizer, wrong: list[tuple[int, int]]) -> None:
+def test_any_wrong_bytes_of_a_gif_are_refused_or_become_a_canonical_url(
+    images: ImageNormalizer, wrong: list[tuple[int, int]]
+) -> None:
     data = bytearray(CONVERTED["gif animated"][0])
     for place, value in wrong:
         data[6 + place % (len(data) - 6)] = value

@@ -24,11 +24,17 @@ def within(schema: Any, **beside: Any) -> dict[str, Any]:
 
 TAKEN: dict[str, dict[str, Any]] = {
     "anything": {},
-    "draft 7": {"$schema": "http://json-schema.org/draft-07/schema#", "items": [INTEGER], "definitions": {"a": {"dependencies": {"a": ["b"]}}}},
+    "draft 7": {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "items": [INTEGER],
+        "definitions": {"a": {"dependencies": {"a": ["b"]}}},
+    },
     "schemas that are true or false": within(True, additionalProperties=False),
     "recursion through a level": {"$defs": {"a": within({"$ref": "#/$defs/a"})}, "$ref": "#/$defs/a"},
     "recursion to the beginning": within({"anyOf": [{"$ref": "#"}, {"type": "null"}]}),
-    "reference to a place that no keyword makes a schema": within({"$ref": "#/components/schemas/A"}, components={"schemas": {"A": INTEGER}}),
+    "reference to a place that no keyword makes a schema": within(
+        {"$ref": "#/components/schemas/A"}, components={"schemas": {"A": INTEGER}}
+    ),
     "reference by an anchor": within({"$ref": "#here"}, **{"$defs": {"a": {"$anchor": "here", "type": "integer"}}}),
     "reference with escapes": within({"$ref": "#/$defs/a~1b%20~0c"}, **{"$defs": {"a/b ~c": INTEGER}}),
     "property of the name $ref": within(INTEGER) | {"properties": {"$ref": {"type": "string"}}},
@@ -58,7 +64,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         within({"$ref": "#/$defs/a"}, **{"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
         "without an end",
     ),
-    "circle through a choice": (within({"$ref": "#/$defs/a"}, **{"$defs": {"a": {"anyOf": [INTEGER, {"$ref": "#/$defs/a"}]}}}), "without an end"),
+    "circle through a choice": (
+        within({"$ref": "#/$defs/a"}, **{"$defs": {"a": {"anyOf": [INTEGER, {"$ref": "#/$defs/a"}]}}}),
+        "without an end",
+    ),
     "circle behind an unknown place": (within({"$ref": "#/x"}, x={"allOf": [{"$ref": "#/x"}]}), "without an end"),
     "too deep": (nested(MAX_DEPTH + 1), "levels"),
     "far too deep": (nested(400), ""),

@@ -90,10 +90,13 @@ def test_thought_at_the_beginning_is_taken_out_wherever_it_is_cut(text: str, spe
     assert split(text) == (speech, thought)
 
 
-bits = st.sampled_from(["<think>", "</think>", "<thi", "nk>", "</", "think", ">", "<", " ", "\n", "a", "é", "🙂"]) | st.text(max_size=3)
-pieces = st.tuples(st.sampled_from([[], [" "], ["<think>"], ["\n", "<think>", "a"], ["<think>", "</think>"]]), st.lists(bits, max_size=10)).map(
-    lambda parts: parts[0] + parts[1]
-)
+bits = st.sampled_from(
+    ["<think>", "</think>", "<thi", "nk>", "</", "think", ">", "<", " ", "\n", "a", "é", "🙂"]
+) | st.text(max_size=3)
+pieces = st.tuples(
+    st.sampled_from([[], [" "], ["<think>"], ["\n", "<think>", "a"], ["<think>", "</think>"]]),
+    st.lists(bits, max_size=10),
+).map(lambda parts: parts[0] + parts[1])
 
 
 def split_at_once(text: str) -> tuple[str, str]:
@@ -119,9 +122,12 @@ def test_model_that_says_nothing_but_blanks_is_shown_as_it_speaks() -> None:
 
 @pytest.mark.parametrize("size", [1, 1000])
 @pytest.mark.parametrize(
-    ("blanks", "expected"), [(MOST_BLANKS, ("yes", "hm")), (MOST_BLANKS + 1, (" " * (MOST_BLANKS + 1) + "<think>hm</think>yes", ""))]
+    ("blanks", "expected"),
+    [(MOST_BLANKS, ("yes", "hm")), (MOST_BLANKS + 1, (" " * (MOST_BLANKS + 1) + "<think>hm</think>yes", ""))],
 )
-def test_thought_begins_after_a_few_blanks_at_most_wherever_it_is_cut(blanks: int, expected: tuple[str, str], size: int) -> None:
+def test_thought_begins_after_a_few_blanks_at_most_wherever_it_is_cut(
+    blanks: int, expected: tuple[str, str], size: int
+) -> None:
     assert split(cut(" " * blanks + "<think>hm</think>yes", size)) == expected
 
 
@@ -171,7 +177,9 @@ def test_plain_speech_alone_passes_as_it_is(first: list[Delta], needed: bool) ->
     assert Normalizer.is_needed(chat(), first) is needed
 
 
-@pytest.mark.parametrize("fields", [{"tools": [tool()]}, {"tools": [tool()], "tool_choice": "none"}, {"logprobs": True}])
+@pytest.mark.parametrize(
+    "fields", [{"tools": [tool()]}, {"tools": [tool()], "tool_choice": "none"}, {"logprobs": True}]
+)
 def test_answer_with_tools_or_logprobs_is_always_shaped(fields: dict[str, Any]) -> None:
     assert Normalizer.is_needed(chat(**fields), [Delta("Hello")])
 
@@ -244,17 +252,24 @@ def test_who_wants_one_call_at_a_time_gets_the_first() -> None:
     ]
     answer = streamed(asked, deltas)
     assert (calls_of(answer), answer.finish) == ([("get_weather", {})], "tool_calls")
-    assert calls_of(whole(asked, "", calls=[CallDelta(0, "", "get_weather", "{}"), CallDelta(1, "", "get_time", "{}")])) == [("get_weather", {})]
+    assert calls_of(
+        whole(asked, "", calls=[CallDelta(0, "", "get_weather", "{}"), CallDelta(1, "", "get_time", "{}")])
+    ) == [("get_weather", {})]
 
 
 @pytest.mark.parametrize("parallel", [None, True])
 def test_who_does_not_say_gets_all_calls(parallel: bool | None) -> None:
     asked = chat(tools=[tool(), tool("get_time")], parallel_tool_calls=parallel)
-    assert len(whole(asked, "", calls=[CallDelta(0, "", "get_weather", "{}"), CallDelta(1, "", "get_time", "{}")]).calls) == 2
+    assert (
+        len(whole(asked, "", calls=[CallDelta(0, "", "get_weather", "{}"), CallDelta(1, "", "get_time", "{}")]).calls)
+        == 2
+    )
 
 
 def test_speech_before_a_free_call_is_shown() -> None:
-    answer = streamed(FREE, [Delta("Let me "), Delta("see."), Delta(calls=[CallDelta(0, "", "get_weather", ARGUMENTS)]), *said()])
+    answer = streamed(
+        FREE, [Delta("Let me "), Delta("see."), Delta(calls=[CallDelta(0, "", "get_weather", ARGUMENTS)]), *said()]
+    )
     assert (answer.content, len(answer.calls), answer.finish) == ("Let me see.", 1, "tool_calls")
 
 
@@ -283,7 +298,10 @@ Take = Callable[[Chat, str, FinishReason], Answer]
 TAKES: list[Any] = [
     pytest.param(whole, id="whole"),
     *(
-        pytest.param(lambda asked, text, finish, size=size: streamed(asked, said(*cut(text, size), finish=finish)), id=f"pieces of {size}")
+        pytest.param(
+            lambda asked, text, finish, size=size: streamed(asked, said(*cut(text, size), finish=finish)),
+            id=f"pieces of {size}",
+        )
         for size in (1, 2, 7)
     ),
 ]
@@ -291,7 +309,9 @@ TAKES: list[Any] = [
 
 @pytest.mark.parametrize("take", TAKES)
 @pytest.mark.parametrize(("asked", "finish"), [(FORCED, "stop"), (ANY_OF_ONE, "tool_calls")], ids=["named", "required"])
-@pytest.mark.parametrize("text", [ARGUMENTS, f" \n{ARGUMENTS}\n", '{\n "city"\n:\n"Oslo"\n}', "<think>why</think>" + ARGUMENTS])
+@pytest.mark.parametrize(
+    "text", [ARGUMENTS, f" \n{ARGUMENTS}\n", '{\n "city"\n:\n"Oslo"\n}', "<think>why</think>" + ARGUMENTS]
+)
 def test_one_forced_function_is_called_with_what_was_said(take: Take, asked: Chat, finish: str, text: str) -> None:
     answer = take(asked, text, "stop")
     assert (answer.content, calls_of(answer), answer.finish) == ("", [("get_weather", {"city": "Oslo"})], finish)
@@ -299,7 +319,9 @@ def test_one_forced_function_is_called_with_what_was_said(take: Take, asked: Cha
 
 
 @pytest.mark.parametrize("take", TAKES)
-@pytest.mark.parametrize("text", [CALL, f"\n{CALL} ", CALL.replace("arguments", "parameters"), f"<tool_call>\n{CALL}\n</tool_call>"])
+@pytest.mark.parametrize(
+    "text", [CALL, f"\n{CALL} ", CALL.replace("arguments", "parameters"), f"<tool_call>\n{CALL}\n</tool_call>"]
+)
 def test_one_of_several_forced_functions_is_called_by_its_name(take: Take, text: str) -> None:
     answer = take(ANY_OF_TWO, text, "stop")
     assert (answer.content, calls_of(answer), answer.finish) == ("", [("get_time", {"zone": "UTC"})], "tool_calls")
@@ -458,14 +480,19 @@ def test_recorded_forced_call_of_vllm_that_only_thought_has_no_call() -> None:
     assert answer.reasoning
 
 
-@pytest.mark.parametrize("value", ['{"city":123456789012345678901234567890}', '{"city":"\\ud83d"}', '{"a":1E2}', '{"a":' * 300 + "1" + "}" * 300])
+@pytest.mark.parametrize(
+    "value",
+    ['{"city":123456789012345678901234567890}', '{"city":"\\ud83d"}', '{"a":1E2}', '{"a":' * 300 + "1" + "}" * 300],
+)
 def test_arguments_of_a_forced_call_are_the_models_own_text(value: str) -> None:
     shaping = Normalizer(chat(tools=[tool("a"), tool("b")], tool_choice="required"))
     answer = assemble(shaping.normalize([Delta('{"name":"a","arguments":' + value + "} \n"), Delta(finish="stop")]))
     assert [(call.name, call.arguments) for call in answer.calls] == [("a", value)]
 
 
-@pytest.mark.parametrize("more", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}])
+@pytest.mark.parametrize(
+    "more", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}]
+)
 def test_what_a_model_told_not_to_think_says_by_a_grammar_is_no_thought(more: dict[str, Any]) -> None:
     """Ollama 0.33 gives it as `thinking`."""
     shaping = Normalizer(chat(reasoning_effort="none", **more))
@@ -474,8 +501,12 @@ def test_what_a_model_told_not_to_think_says_by_a_grammar_is_no_thought(more: di
     assert [call.arguments for call in answer.calls] == ['{"x":1}'] if "tools" in more else answer.content == '{"x":1}'
 
 
-@pytest.mark.parametrize("more", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}])
-@pytest.mark.parametrize("deltas", [[Delta("{}", "Let me {see}")], [Delta(reasoning=" Let"), Delta(reasoning=" me {see}"), Delta("{}")]])
+@pytest.mark.parametrize(
+    "more", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}]
+)
+@pytest.mark.parametrize(
+    "deltas", [[Delta("{}", "Let me {see}")], [Delta(reasoning=" Let"), Delta(reasoning=" me {see}"), Delta("{}")]]
+)
 def test_model_that_thinks_all_the_same_is_not_taken_at_its_thought(more: dict[str, Any], deltas: list[Delta]) -> None:
     """A vLLM whose template does not know how to turn it off."""
     shaping = Normalizer(chat(reasoning_effort="none", **more))

@@ -12,7 +12,11 @@ from tests.fakes.chats import chat, tool
 
 
 def applied(
-    default: dict[str, Any] | None = None, force: dict[str, Any] | None = None, drop: tuple[str, ...] = (), cap: int | None = None, **fields: Any
+    default: dict[str, Any] | None = None,
+    force: dict[str, Any] | None = None,
+    drop: tuple[str, ...] = (),
+    cap: int | None = None,
+    **fields: Any,
 ) -> Chat:
     return ParameterPolicy(default or {}, force or {}, drop, cap).apply(chat(**fields))
 
@@ -48,7 +52,14 @@ def test_tools_that_a_tier_drops_are_offered_to_nobody() -> None:
 
 def test_nothing_of_the_conversation_is_changed() -> None:
     before = chat(stream=True, stream_options={"include_usage": True})
-    after = applied(default={"temperature": 1}, force={"seed": 1}, drop=("stop",), cap=5, stream=True, stream_options={"include_usage": True})
+    after = applied(
+        default={"temperature": 1},
+        force={"seed": 1},
+        drop=("stop",),
+        cap=5,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
     assert (after.model, after.messages, after.stream, after.wants_usage) == (before.model, before.messages, True, True)
 
 
@@ -84,7 +95,9 @@ def test_default_limit_yields_to_either_name_and_a_forced_one_to_none(said: str,
 
 @pytest.mark.parametrize("said", ON)
 @pytest.mark.parametrize("set_", OFF)
-def test_default_on_thinking_yields_to_any_name_and_a_forced_one_to_none(said: dict[str, Any], set_: dict[str, Any]) -> None:
+def test_default_on_thinking_yields_to_any_name_and_a_forced_one_to_none(
+    said: dict[str, Any], set_: dict[str, Any]
+) -> None:
     assert applied(default=set_, **said).effort == "high"
     assert applied(force=set_, **said).effort == "none"
     assert applied(default=set_).effort == "none"
@@ -164,7 +177,9 @@ def test_bad_setting_is_one_line_with_its_place(part: str, name: str, value: Any
     assert "\n" not in line
 
 
-@pytest.mark.parametrize(("name", "value"), [("n", 2), ("functions", [{"name": "f"}]), ("function_call", "auto"), ("audio", {"voice": "x"})])
+@pytest.mark.parametrize(
+    ("name", "value"), [("n", 2), ("functions", [{"name": "f"}]), ("function_call", "auto"), ("audio", {"voice": "x"})]
+)
 @pytest.mark.parametrize("part", ["default", "force"])
 def test_what_is_refused_to_clients_is_no_tiers_to_set(part: str, name: str, value: Any) -> None:
     """It would be taken and do nothing."""

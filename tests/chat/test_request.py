@@ -13,7 +13,13 @@ IMAGE = "data:image/png;base64,iVBORw0KGgo="
 
 def test_smallest_request_says_nothing_else() -> None:
     taken = chat()
-    assert (taken.model, taken.messages[0].text, taken.stream, taken.has_images, taken.wants_usage) == ("standard", "Hello", None, False, False)
+    assert (taken.model, taken.messages[0].text, taken.stream, taken.has_images, taken.wants_usage) == (
+        "standard",
+        "Hello",
+        None,
+        False,
+        False,
+    )
     assert (taken.token_limit, taken.stops, taken.effort, taken.offered, taken.forced) == (None, [], None, [], [])
 
 
@@ -26,7 +32,11 @@ def test_null_is_as_good_as_absent(name: str) -> None:
 
 
 def test_parts_of_a_turn_stay_in_one_turn() -> None:
-    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": IMAGE, "detail": "high"}}, {"type": "text", "text": "b"}]
+    parts = [
+        {"type": "text", "text": "a"},
+        {"type": "image_url", "image_url": {"url": IMAGE, "detail": "high"}},
+        {"type": "text", "text": "b"},
+    ]
     taken = chat(messages=[{"role": "user", "content": parts}])
     assert len(taken.messages) == 1
     assert (taken.messages[0].text, taken.messages[0].images, taken.has_images) == ("a\nb", [IMAGE], True)
@@ -39,7 +49,12 @@ def test_refusal_of_an_earlier_turn_is_its_text() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "thought"),
-    [({}, None), ({"reasoning": "a"}, "a"), ({"reasoning_content": "b"}, "b"), ({"reasoning": "a", "reasoning_content": "b"}, "a")],
+    [
+        ({}, None),
+        ({"reasoning": "a"}, "a"),
+        ({"reasoning_content": "b"}, "b"),
+        ({"reasoning": "a", "reasoning_content": "b"}, "a"),
+    ],
 )
 def test_thought_of_an_earlier_turn_is_taken_under_both_names(fields: dict[str, str], thought: str | None) -> None:
     assert chat(messages=[{"role": "assistant", "content": "x", **fields}]).messages[0].thought == thought
@@ -58,7 +73,10 @@ def test_one_stop_is_a_list_of_one() -> None:
     assert chat(stop=["x", "y"]).stops == ["x", "y"]
 
 
-@pytest.mark.parametrize(("options", "wants"), [(None, False), ({}, False), ({"include_usage": False}, False), ({"include_usage": True}, True)])
+@pytest.mark.parametrize(
+    ("options", "wants"),
+    [(None, False), ({}, False), ({"include_usage": False}, False), ({"include_usage": True}, True)],
+)
 def test_usage_is_given_only_to_who_asks(options: Any, wants: bool) -> None:
     assert chat(stream=True, stream_options=options).wants_usage is wants
 
@@ -66,7 +84,9 @@ def test_usage_is_given_only_to_who_asks(options: Any, wants: bool) -> None:
 # Thinking
 
 
-@pytest.mark.parametrize("off", [{"reasoning_effort": "none"}, {"think": False}, {"chat_template_kwargs": {"enable_thinking": False}}])
+@pytest.mark.parametrize(
+    "off", [{"reasoning_effort": "none"}, {"think": False}, {"chat_template_kwargs": {"enable_thinking": False}}]
+)
 def test_thinking_is_turned_off_by_each_of_three_words_alike(off: dict[str, Any]) -> None:
     assert chat(**off).effort == "none"
 
@@ -96,12 +116,18 @@ def test_effort_is_brought_to_what_all_engines_know(field: str, said: str, meant
 
 def test_openais_word_on_thinking_wins_over_the_engines_own() -> None:
     template = {"enable_thinking": True}
-    assert chat(reasoning_effort="low", reasoning={"effort": "high"}, think=False, chat_template_kwargs=template).effort == "low"
+    assert (
+        chat(reasoning_effort="low", reasoning={"effort": "high"}, think=False, chat_template_kwargs=template).effort
+        == "low"
+    )
     assert chat(reasoning={"effort": "high"}, think=False).effort == "high"
     assert chat(think=False, chat_template_kwargs=template).effort == "none"
 
 
-@pytest.mark.parametrize("unsaid", [{"reasoning": {}}, {"reasoning": {"effort": "odd"}}, {"chat_template_kwargs": {"add_generation_prompt": 1}}])
+@pytest.mark.parametrize(
+    "unsaid",
+    [{"reasoning": {}}, {"reasoning": {"effort": "odd"}}, {"chat_template_kwargs": {"add_generation_prompt": 1}}],
+)
 def test_what_says_nothing_of_thinking_is_nothing(unsaid: dict[str, Any]) -> None:
     assert chat(**unsaid).effort is None
 

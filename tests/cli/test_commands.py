@@ -45,7 +45,13 @@ def test_version_is_printed() -> None:
 
 def test_operators_commands_do_not_wait_for_the_server_to_be_imported() -> None:
     code = "import sys, gateway.cli.commands; print(*({'fastapi', 'uvicorn', 'PIL', 'gateway.simulate', 'gateway.app'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "")
 
 
@@ -72,7 +78,9 @@ def test_command_is_the_module() -> None:
 
 
 @pytest.mark.parametrize(("hard", "told"), [(4096, False), (300, True)])
-def test_gateway_has_as_many_files_as_the_system_lets_and_says_when_these_are_few(tmp_path: Path, hard: int, told: bool) -> None:
+def test_gateway_has_as_many_files_as_the_system_lets_and_says_when_these_are_few(
+    tmp_path: Path, hard: int, told: bool
+) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GATEWAY_PORT": "0", "GATEWAY_STATE_FILE": ""}
     command = ["sh", "-c", f'ulimit -Sn 256; ulimit -Hn {hard}; exec "$0" -m gateway serve', sys.executable]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
@@ -83,7 +91,9 @@ def test_gateway_has_as_many_files_as_the_system_lets_and_says_when_these_are_fe
         limits = Path(f"/proc/{process.pid}/limits").read_text()
         process.terminate()
         process.stderr.read()
-    assert next(line for line in limits.splitlines() if line.startswith("Max open files")).split()[3:5] == [str(hard)] * 2
+    assert (
+        next(line for line in limits.splitlines() if line.startswith("Max open files")).split()[3:5] == [str(hard)] * 2
+    )
     assert (f"only {hard} files may be open" in log) is told
 
 
@@ -104,7 +114,10 @@ def test_help_names_the_commands() -> None:
         assert command in result.stdout
 
 
-@pytest.mark.parametrize("words", [("nonsense",), ("serve", "--nonsense"), ("config", "nonsense"), ("simulate", "--kind", "gpt"), ("simulate",)])
+@pytest.mark.parametrize(
+    "words",
+    [("nonsense",), ("serve", "--nonsense"), ("config", "nonsense"), ("simulate", "--kind", "gpt"), ("simulate",)],
+)
 def test_wrong_words_are_2(words: tuple[str, ...]) -> None:
     assert gateway(*words).exit_code == 2
 
@@ -113,7 +126,9 @@ def test_wrong_words_are_2(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("words", [("serve",), ("demo",), ("config", "check"), ("config", "show")])
-def test_wrong_settings_are_2_with_one_line_each_on_standard_error(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_settings_are_2_with_one_line_each_on_standard_error(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gateway.cli.demo.OLLAMA_URLS", ())
     monkeypatch.setattr("gateway.cli.demo.VLLM_URLS", ())
     result = gateway(*words, GATEWAY_PORT="much", LLM_BACKEND="nowhere")
@@ -160,7 +175,11 @@ def test_schema_takes_the_example() -> None:
 
 def test_serve_serves_on_both_ports_until_sigterm_and_ends_with_0() -> None:
     metrics_port = free_port()
-    variables = {"GATEWAY_ADMIN_KEY": SECRET, "GATEWAY_METRICS_PORT": str(metrics_port), "OLLAMA_BASE_URL": "http://127.0.0.1:1"}
+    variables = {
+        "GATEWAY_ADMIN_KEY": SECRET,
+        "GATEWAY_METRICS_PORT": str(metrics_port),
+        "OLLAMA_BASE_URL": "http://127.0.0.1:1",
+    }
     with run("serve", GATEWAY_PORT="0", GATEWAY__LOG_FORMAT="json", **variables) as process:
         assert process.stderr is not None
         try:
@@ -171,7 +190,12 @@ def test_serve_serves_on_both_ports_until_sigterm_and_ends_with_0() -> None:
             assert status_of(f"{url}/healthz") == 200
             assert status_of(f"{url}/metrics") == 401
             beside = f"http://127.0.0.1:{metrics_port}"
-            assert [status_of(f"{beside}{path}") for path in ("/healthz", "/metrics", "/ops/status", "/v1/models")] == [200, 200, 404, 404]
+            assert [status_of(f"{beside}{path}") for path in ("/healthz", "/metrics", "/ops/status", "/v1/models")] == [
+                200,
+                200,
+                404,
+                404,
+            ]
             assert any("GATEWAY_API_KEYS: there are none" in event["event"] for event in events)
             assert SECRET not in str(events)
         finally:
@@ -210,7 +234,9 @@ def test_stand_in_tells_its_address_and_serves() -> None:
 
 
 def test_any_option_of_a_stand_in_can_be_set() -> None:
-    with run("simulate", "--kind", "ollama", "--model", "llama", "--set", "gpu=yes", "--set", "time_scale=0.5") as process:
+    with run(
+        "simulate", "--kind", "ollama", "--model", "llama", "--set", "gpu=yes", "--set", "time_scale=0.5"
+    ) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline().startswith("http://127.0.0.1:")

@@ -107,10 +107,22 @@ def test_lines_to_copy_have_no_key(keys: str, shown: str) -> None:
 def test_demo_serves_stand_ins_where_there_is_nothing(tmp_path: Path) -> None:
     """The command itself: it tells where it serves, serves both kinds, and ends with status 0 on SIGTERM."""
     nowhere = f"http://127.0.0.1:{free_port()}"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GATEWAY", "LLM_", "OLLAMA_", "VLLM_"))}
-    environment |= {"PYTHONPATH": str(ROOT), "GATEWAY_PORT": "0", "OLLAMA_BASE_URL": nowhere, "VLLM_BASE_URL": nowhere, "LLM_BACKEND": "vllm"}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("GATEWAY", "LLM_", "OLLAMA_", "VLLM_"))
+    }
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "GATEWAY_PORT": "0",
+        "OLLAMA_BASE_URL": nowhere,
+        "VLLM_BASE_URL": nowhere,
+        "LLM_BACKEND": "vllm",
+    }
     command = [sys.executable, "-m", "gateway", "demo"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stdout is not None
         try:
             told: list[str] = []

@@ -119,11 +119,16 @@ async def test_status_tells_of_settings_that_were_refused_or_need_a_restart(monk
         assert "refused; the old ones stay:\n  tirs: no such key" in (await command("status")).stdout
 
 
-async def test_switch_that_would_break_a_tier_is_refused_with_the_list_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_switch_that_would_break_a_tier_is_refused_with_the_list_unless_forced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with gateway(monkeypatch) as here:
         told = await command("switch", "vllm")
         assert (told.exit_code, told.stdout) == (1, "")
-        assert "breaks: tier ultra: vllm cannot serve 'not-there': has no such model; there is: served-model" in told.stderr
+        assert (
+            "breaks: tier ultra: vllm cannot serve 'not-there': has no such model; there is: served-model"
+            in told.stderr
+        )
         assert "--force" in told.stderr
         away = await command("switch", "away")
         assert (away.exit_code, "breaks: tiers standard, ultra: away cannot serve" in away.stderr) == (1, True)
@@ -201,12 +206,23 @@ async def test_without_an_url_the_settings_say_where_it_is(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "words", [("status",), ("switch", "vllm"), ("switch", "vllm", "--force"), ("verify", "--preflight"), ("rollback",), ("undo",)]
+    "words",
+    [
+        ("status",),
+        ("switch", "vllm"),
+        ("switch", "vllm", "--force"),
+        ("verify", "--preflight"),
+        ("rollback",),
+        ("undo",),
+    ],
 )
 async def test_gateway_that_cannot_be_reached_is_1_in_one_line(words: tuple[str, ...]) -> None:
     result = await command(*words, GATEWAY_URL="http://127.0.0.1:1")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "no gateway can be reached at http://127.0.0.1:1; is it running? GATEWAY_URL sets another address\n"
+    assert (
+        result.stderr
+        == "no gateway can be reached at http://127.0.0.1:1; is it running? GATEWAY_URL sets another address\n"
+    )
 
 
 async def test_what_is_no_gateway_is_told() -> None:
@@ -235,7 +251,9 @@ async def test_wrong_words_and_settings_are_2(words: tuple[str, ...], variables:
     assert told in result.stderr
 
 
-async def test_wrong_settings_do_not_stand_in_the_way_where_the_address_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wrong_settings_do_not_stand_in_the_way_where_the_address_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Somebody edits `.env` while the gateway has to go back."""
     async with gateway(monkeypatch):
         assert (await command("rollback", LLM_BACKEND="nowhere")).exit_code == 0

@@ -35,12 +35,24 @@ def test_same_settings_differ_in_nothing() -> None:
     ("more", "told"),
     [
         ({"heartbeat": 5}, ("heartbeat: 5.0, was 15.0",)),
-        ({"tiers": DOCUMENT["tiers"] | {"two": {"models": {"ollama": "c"}}}}, ("tiers.two.models.ollama: 'c', was 'b'",)),
+        (
+            {"tiers": DOCUMENT["tiers"] | {"two": {"models": {"ollama": "c"}}}},
+            ("tiers.two.models.ollama: 'c', was 'b'",),
+        ),
         ({"tiers": DOCUMENT["tiers"] | {"three": {"models": {"ollama": "c"}}}}, ("tiers.three: new",)),
         ({"tiers": {"one": DOCUMENT["tiers"]["one"]}}, ("tiers.two: gone",)),
-        ({"tiers": {"two": DOCUMENT["tiers"]["two"], "one": DOCUMENT["tiers"]["one"]}, "default_tier": "one"}, ("tiers: in another order",)),
-        ({"tiers": DOCUMENT["tiers"] | {"two": {"models": {"ollama": "b"}, "aliases": ["x"]}}}, ("tiers.two.aliases: changed",)),
-        ({"backends": DOCUMENT["backends"] | {"ollama": {"base_url": "http://127.0.0.1:3"}}}, ("backends.ollama.servers: changed",)),
+        (
+            {"tiers": {"two": DOCUMENT["tiers"]["two"], "one": DOCUMENT["tiers"]["one"]}, "default_tier": "one"},
+            ("tiers: in another order",),
+        ),
+        (
+            {"tiers": DOCUMENT["tiers"] | {"two": {"models": {"ollama": "b"}, "aliases": ["x"]}}},
+            ("tiers.two.aliases: changed",),
+        ),
+        (
+            {"backends": DOCUMENT["backends"] | {"ollama": {"base_url": "http://127.0.0.1:3"}}},
+            ("backends.ollama.servers: changed",),
+        ),
         (
             {"backends": DOCUMENT["backends"] | {"ollama": {"base_url": "http://127.0.0.1:1", "max_queue": 3}}},
             ("backends.ollama.max_queue: 3, was 256",),

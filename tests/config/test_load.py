@@ -72,7 +72,12 @@ def warned(settings: Settings) -> list[str]:
 
 def test_without_file_and_variables_there_is_one_tier_on_two_local_backends() -> None:
     settings = load()
-    assert (settings.host, settings.port, settings.llm_backend, settings.rollback_to) == ("127.0.0.1", 8080, "ollama", "ollama")
+    assert (settings.host, settings.port, settings.llm_backend, settings.rollback_to) == (
+        "127.0.0.1",
+        8080,
+        "ollama",
+        "ollama",
+    )
     assert {name: backend.servers[0].base_url for name, backend in settings.backends.items()} == {
         "ollama": "http://127.0.0.1:11434",
         "vllm": "http://127.0.0.1:8001",
@@ -86,12 +91,27 @@ def test_without_file_and_variables_there_is_one_tier_on_two_local_backends() ->
 
 def test_top_level_defaults_are_those_of_the_contract() -> None:
     settings = load()
-    assert (settings.commit_after, settings.heartbeat, settings.drain_delay, settings.drain_timeout) == (45.0, 15.0, 0.0, 30.0)
+    assert (settings.commit_after, settings.heartbeat, settings.drain_delay, settings.drain_timeout) == (
+        45.0,
+        15.0,
+        0.0,
+        30.0,
+    )
     assert settings.rollback_cutoff is None
     assert [load(f"rollback_cutoff: {text}").rollback_cutoff for text in ("0", "1m", "")] == [0.0, 60.0, None]
     assert (settings.max_body, settings.max_text_body) == (20 * 1024 * 1024, 1024 * 1024)
-    assert (settings.cors_origins, settings.log_format, settings.user_header, settings.session_header) == ((), "auto", None, None)
-    assert (settings.api_keys, settings.admin_key, settings.metrics_key, settings.metrics_port) == ((), None, None, None)
+    assert (settings.cors_origins, settings.log_format, settings.user_header, settings.session_header) == (
+        (),
+        "auto",
+        None,
+        None,
+    )
+    assert (settings.api_keys, settings.admin_key, settings.metrics_key, settings.metrics_port) == (
+        (),
+        None,
+        None,
+        None,
+    )
     assert settings.ollama_num_parallel is None
     assert settings.waiting_note is False
 
@@ -134,15 +154,33 @@ def test_plain_variables_reach_their_settings() -> None:
     assert settings.backends["vllm"].servers[0].base_url == "https://gpu"
     assert settings.backends["vllm"].api_key == SecretStr(SECRET)
     assert settings.tiers["standard"].models == {"ollama": "llama3.2:3b", "vllm": "meta/Llama"}
-    assert (settings.host, settings.port, settings.metrics_port, settings.ollama_num_parallel) == ("0.0.0.0", 9000, 9001, 2)
+    assert (settings.host, settings.port, settings.metrics_port, settings.ollama_num_parallel) == (
+        "0.0.0.0",
+        9000,
+        9001,
+        2,
+    )
     assert [key.get_secret_value() for key in settings.api_keys] == [SECRET, "second-key-0123456789"]
     assert settings.state_file == Path("/var/lib/gateway/state.json")
     assert settings.warnings == ()
 
 
 def test_empty_variables_do_not_count_except_the_state_file() -> None:
-    settings = load(environ={"LLM_BACKEND": "", "VLLM_API_KEY": " ", "GATEWAY_API_KEYS": "", "GATEWAY__PORT": "", "GATEWAY_STATE_FILE": ""})
-    assert (settings.llm_backend, settings.backends["vllm"].api_key, settings.api_keys, settings.port) == ("ollama", None, (), 8080)
+    settings = load(
+        environ={
+            "LLM_BACKEND": "",
+            "VLLM_API_KEY": " ",
+            "GATEWAY_API_KEYS": "",
+            "GATEWAY__PORT": "",
+            "GATEWAY_STATE_FILE": "",
+        }
+    )
+    assert (settings.llm_backend, settings.backends["vllm"].api_key, settings.api_keys, settings.port) == (
+        "ollama",
+        None,
+        (),
+        8080,
+    )
     assert settings.state_file is None
 
 
@@ -178,7 +216,11 @@ def test_contract_example_is_taken_whole() -> None:
         "drop": ("logit_bias",),
     }
     servers = settings.backends["vllm"].servers
-    assert [server.base_url for server in servers] == ["http://10.0.0.5:8001", "http://10.0.0.5:8002", "http://10.0.0.6:8003"]
+    assert [server.base_url for server in servers] == [
+        "http://10.0.0.5:8001",
+        "http://10.0.0.5:8002",
+        "http://10.0.0.6:8003",
+    ]
     assert [server.models for server in servers] == [None, None, ("Qwen/Qwen3-VL-8B-Instruct",)]
     assert settings.embeddings["bge-m3"].model_dump() == {"backend": "ollama", "model": "bge-m3", "warm": False}
     assert warned(settings) == []
@@ -192,9 +234,16 @@ def test_tier_limits_stand_above_those_of_the_backend() -> None:
 
 
 def test_lowered_maximum_lowers_what_cannot_be_above_it() -> None:
-    settings = load("tiers: {a: {models: {ollama: x, vllm: y}, limits: {vllm: {max_concurrency: 8, idle_timeout: 5m}}}}")
+    settings = load(
+        "tiers: {a: {models: {ollama: x, vllm: y}, limits: {vllm: {max_concurrency: 8, idle_timeout: 5m}}}}"
+    )
     limits = settings.limits_for("a", "vllm")
-    assert (limits.max_concurrency, limits.model_concurrency, limits.vision_concurrency, limits.idle_timeout) == (8, 8, 8, 300.0)
+    assert (limits.max_concurrency, limits.model_concurrency, limits.vision_concurrency, limits.idle_timeout) == (
+        8,
+        8,
+        8,
+        300.0,
+    )
     assert settings.backends["vllm"].limits.max_concurrency == 128
 
 
@@ -205,13 +254,19 @@ def test_model_and_vision_concurrency_follow_the_maximum_of_a_vllm() -> None:
 
 def test_settings_cannot_be_changed() -> None:
     settings = load(CONTRACT)
-    for part, name in ((settings, "port"), (settings.backends["vllm"], "kind"), (settings.tiers["pro"].limits["vllm"], "concurrency")):
+    for part, name in (
+        (settings, "port"),
+        (settings.backends["vllm"], "kind"),
+        (settings.tiers["pro"].limits["vllm"], "concurrency"),
+    ):
         with pytest.raises(ValidationError):
             setattr(part, name, 1)
 
 
 def test_names_lead_to_backends_and_tiers_without_regard_to_case() -> None:
-    settings = load("llm_backend: VLLM\ndefault_tier: a\ntiers: {A: {models: {Ollama: x, vLLM: y}, limits: {VLLM: {concurrency: 1}}}}")
+    settings = load(
+        "llm_backend: VLLM\ndefault_tier: a\ntiers: {A: {models: {Ollama: x, vLLM: y}, limits: {VLLM: {concurrency: 1}}}}"
+    )
     assert settings.llm_backend == "vllm"
     assert settings.default_tier == "A"
     assert settings.tiers["A"].models == {"ollama": "x", "vllm": "y"}
@@ -273,7 +328,12 @@ def test_environment_wins_for_addresses_keys_and_the_flag() -> None:
     text = CONTRACT + f"admin_key: {SECRET}\napi_keys: [from-the-file-0123456789]\n"
     settings = load(
         text,
-        {"LLM_BACKEND": "vllm", "VLLM_BASE_URL": "http://other:8000", "GATEWAY_API_KEYS": "from-the-environment-01", "OLLAMA_MODEL": "z"},
+        {
+            "LLM_BACKEND": "vllm",
+            "VLLM_BASE_URL": "http://other:8000",
+            "GATEWAY_API_KEYS": "from-the-environment-01",
+            "OLLAMA_MODEL": "z",
+        },
     )
     assert settings.llm_backend == "vllm"
     assert [server.base_url for server in settings.backends["vllm"].servers] == ["http://other:8000"]
@@ -324,7 +384,10 @@ def test_every_key_has_a_form_in_the_environment() -> None:
     ollama = settings.backends["ollama"]
     assert settings.backends["vllm"].limits.max_concurrency == 64
     assert settings.commit_after == 30.0
-    assert [(alias.name, alias.priority) for alias in settings.tiers["pro"].aliases] == [("middle", "interactive"), ("slow", "batch")]
+    assert [(alias.name, alias.priority) for alias in settings.tiers["pro"].aliases] == [
+        ("middle", "interactive"),
+        ("slow", "batch"),
+    ]
     assert [alias.name for alias in settings.tiers["ultra"].aliases] == ["big", "huge"]
     assert settings.tiers["ultra"].fallback == "vllm"
     assert settings.tiers["ultra"].models["ollama"] == "other:1b"
@@ -356,7 +419,9 @@ def test_environment_can_name_a_tier_and_a_backend_of_its_own() -> None:
 
 
 def test_dotenv_stands_between_the_file_and_the_environment() -> None:
-    Path(".env").write_text("LLM_BACKEND=vllm\nexport GATEWAY_HOST='0.0.0.0'\nGATEWAY_PORT=81\nPATH_OF_OTHERS=x\nGATEWAY__HEARTBEAT=7\n")
+    Path(".env").write_text(
+        "LLM_BACKEND=vllm\nexport GATEWAY_HOST='0.0.0.0'\nGATEWAY_PORT=81\nPATH_OF_OTHERS=x\nGATEWAY__HEARTBEAT=7\n"
+    )
     settings = load("port: 80\nhost: a\nheartbeat: 5\n", {"GATEWAY__PORT": "82"})
     assert (settings.llm_backend, settings.host, settings.port, settings.heartbeat) == ("vllm", "0.0.0.0", 82, 7.0)
 
@@ -369,7 +434,9 @@ def test_dotenv_can_name_the_file() -> None:
 
 def test_address_in_the_environment_wins_over_servers_in_dotenv() -> None:
     Path(".env").write_text("GATEWAY__BACKENDS__VLLM__SERVERS=http://a:1,http://b:2\n")
-    assert [server.base_url for server in load(environ={"VLLM_BASE_URL": "http://c:3"}).backends["vllm"].servers] == ["http://c:3"]
+    assert [server.base_url for server in load(environ={"VLLM_BASE_URL": "http://c:3"}).backends["vllm"].servers] == [
+        "http://c:3"
+    ]
 
 
 # What is refused, and in which words
@@ -403,7 +470,9 @@ default_tier: prr
         "GATEWAY__HEARTBEAT: got '0'; expected more than 0, as a duration: seconds, or such as 500ms, 30s, 5m, 1h (.env)",
         "OLLAMA_NUM_PARALLEL: got 'two'; expected a whole number, at least 0 (environment)",
         "tirs: no such key; did you mean 'tiers'? (gateway.yaml line 4)",
-        ("backends.vllm.base_url: got **********; expected an address without user and password; use api_key or headers (gateway.yaml line 6)"),
+        (
+            "backends.vllm.base_url: got **********; expected an address without user and password; use api_key or headers (gateway.yaml line 6)"
+        ),
         "backends.box.kind: missing; expected one of: ollama, vllm, openai (gateway.yaml line 7)",
         "OLLAMA_BASE_URL: got 'ftp://x'; expected an address that begins with http:// or https:// (environment)",
         "llm_backend: 'vlm' is not a backend; expected one of: vllm, box, ollama; did you mean 'vllm'? (gateway.yaml line 2)",
@@ -476,23 +545,47 @@ TIER = "tiers: {pro: {models: {ollama: a, vllm: b}%s}}"
 @pytest.mark.parametrize(
     ("text", "key", "words"),
     [
-        ("rollback_to: vlm", "rollback_to", "'vlm' is not a backend; expected one of: ollama, vllm; did you mean 'vllm'?"),
+        (
+            "rollback_to: vlm",
+            "rollback_to",
+            "'vlm' is not a backend; expected one of: ollama, vllm; did you mean 'vllm'?",
+        ),
         ("default_tier: ultra", "default_tier", "'ultra' is not a tier; expected one of: standard"),
-        ("tiers: {pro: {models: {vllm: b}}}\nllm_backend: ollama", "tiers.pro.models", "tier 'pro' has no model for 'ollama'"),
-        ("tiers: {pro: {models: {ollama: b}, backend: vllm}}", "tiers.pro.models", "tier 'pro' is pinned to 'vllm', which has no model"),
+        (
+            "tiers: {pro: {models: {vllm: b}}}\nllm_backend: ollama",
+            "tiers.pro.models",
+            "tier 'pro' has no model for 'ollama'",
+        ),
+        (
+            "tiers: {pro: {models: {ollama: b}, backend: vllm}}",
+            "tiers.pro.models",
+            "tier 'pro' is pinned to 'vllm', which has no model",
+        ),
         (TIER % ", backend: box", "tiers.pro.backend", "'box' is not a backend; expected one of: ollama, vllm"),
-        ("tiers: {pro: {models: {ollama: b}, fallback: vllm}}", "tiers.pro.fallback", "'vllm' has no model in tier 'pro'"),
+        (
+            "tiers: {pro: {models: {ollama: b}, fallback: vllm}}",
+            "tiers.pro.fallback",
+            "'vllm' has no model in tier 'pro'",
+        ),
         (TIER % ", backend: vllm, fallback: vllm", "tiers.pro.fallback", "pinned to; expected another"),
         (TIER % ", fallback: 3", "tiers.pro.fallback", "got 3; expected true, false or the name of a backend"),
         (TIER % ", limits: {box: {}}", "tiers.pro.limits.box", "'box' is not a backend"),
-        (TIER % ", limits: {vllm: {model_concurrency: auto}}", "tiers.pro.limits.vllm.model_concurrency", "'auto' is for kind ollama"),
+        (
+            TIER % ", limits: {vllm: {model_concurrency: auto}}",
+            "tiers.pro.limits.vllm.model_concurrency",
+            "'auto' is for kind ollama",
+        ),
         (TIER % ", aliases: [PRO]", "tiers.pro.aliases[0]", "'PRO' is taken by tiers.pro"),
         (TIER % ", aliases: [auto]", "tiers.pro.aliases[0]", "'auto' is reserved"),
         (TIER % ", aliases: [5]", "tiers.pro.aliases[0]", "got 5; expected a name: printable text"),
         (TIER % ", max_tokens: 0", "tiers.pro.max_tokens", "got 0; expected a whole number, at least 1"),
         (TIER % ", max_tokens: true", "tiers.pro.max_tokens", "got true; expected a whole number, at least 1"),
         (TIER % ", params: {force: {model: x}}", "tiers.pro.params.force.model", "not for a tier to change"),
-        (TIER % ", params: {force: {seed: 1}, drop: [seed]}", "tiers.pro.params.drop[0]", "'seed' stands under force too"),
+        (
+            TIER % ", params: {force: {seed: 1}, drop: [seed]}",
+            "tiers.pro.params.drop[0]",
+            "'seed' stands under force too",
+        ),
         (TIER % ", models2: {}", "tiers.pro.models2", "no such key; did you mean 'models'?"),
         ("tiers: {pro: {models: {ollama: 3}}}", "tiers.pro.models.ollama", "got 3; expected a model's name"),
         ("tiers: {pro: {models: {ollama: a}}, Pro: {models: {ollama: b}}}", "tiers.Pro", "'Pro' is taken by tiers.pro"),
@@ -506,18 +599,62 @@ TIER = "tiers: {pro: {models: {ollama: a, vllm: b}%s}}"
         ),
         ("embeddings: {e: {backend: box, model: m}}", "embeddings.e.backend", "'box' is not a backend"),
         ("embeddings: {e: {backend: ollama}}", "embeddings.e.model", "missing; expected: The model's name there."),
-        ("embeddings: {standard: {backend: ollama, model: m}}", "embeddings.standard", "'standard' is taken by tiers.standard"),
+        (
+            "embeddings: {standard: {backend: ollama, model: m}}",
+            "embeddings.standard",
+            "'standard' is taken by tiers.standard",
+        ),
         ("backends: {ollama: {}, Ollama: {}}", "backends.Ollama", "'Ollama' and 'ollama' are one name"),
-        ("backends: {vllm: {base_url: a, servers: [b]}}\nllm_backend: ollama", "backends.vllm.servers", "stands beside base_url"),
-        ("backends: {vllm: {servers: []}}\nllm_backend: ollama", "backends.vllm.servers", "got a list; expected at least one entry"),
-        ("backends: {vllm: {servers: [a:1, 'http://a:1/v1']}}\nllm_backend: ollama", "backends.vllm.servers[1].base_url", "stands twice"),
-        ("backends: {vllm: {kind: vlm}}\nllm_backend: ollama", "backends.vllm.kind", "got 'vlm'; expected 'ollama', 'vllm' or 'openai'"),
-        ("backends: {box: {kind: openai}}\nllm_backend: ollama", "backends.box.base_url", "missing; expected an address"),
-        ("backends: {vllm: {num_ctx: 4}}\nllm_backend: ollama", "backends.vllm.num_ctx", "expected only at kind ollama"),
-        ("backends: {vllm: {model_concurrency: auto}}\nllm_backend: ollama", "backends.vllm.model_concurrency", "'auto' at kind vllm"),
-        ("backends: {vllm: {headers: {Host: x}}}\nllm_backend: ollama", "backends.vllm.headers.host", "writes this header itself"),
-        ("backends: {vllm: {headers: {'a b': x}}}\nllm_backend: ollama", "backends.vllm.headers.a b", "expected the name of a header"),
-        ("backends: {ollama: {keep_alive: soon}}", "backends.ollama.keep_alive", "got 'soon'; expected seconds, or a duration"),
+        (
+            "backends: {vllm: {base_url: a, servers: [b]}}\nllm_backend: ollama",
+            "backends.vllm.servers",
+            "stands beside base_url",
+        ),
+        (
+            "backends: {vllm: {servers: []}}\nllm_backend: ollama",
+            "backends.vllm.servers",
+            "got a list; expected at least one entry",
+        ),
+        (
+            "backends: {vllm: {servers: [a:1, 'http://a:1/v1']}}\nllm_backend: ollama",
+            "backends.vllm.servers[1].base_url",
+            "stands twice",
+        ),
+        (
+            "backends: {vllm: {kind: vlm}}\nllm_backend: ollama",
+            "backends.vllm.kind",
+            "got 'vlm'; expected 'ollama', 'vllm' or 'openai'",
+        ),
+        (
+            "backends: {box: {kind: openai}}\nllm_backend: ollama",
+            "backends.box.base_url",
+            "missing; expected an address",
+        ),
+        (
+            "backends: {vllm: {num_ctx: 4}}\nllm_backend: ollama",
+            "backends.vllm.num_ctx",
+            "expected only at kind ollama",
+        ),
+        (
+            "backends: {vllm: {model_concurrency: auto}}\nllm_backend: ollama",
+            "backends.vllm.model_concurrency",
+            "'auto' at kind vllm",
+        ),
+        (
+            "backends: {vllm: {headers: {Host: x}}}\nllm_backend: ollama",
+            "backends.vllm.headers.host",
+            "writes this header itself",
+        ),
+        (
+            "backends: {vllm: {headers: {'a b': x}}}\nllm_backend: ollama",
+            "backends.vllm.headers.a b",
+            "expected the name of a header",
+        ),
+        (
+            "backends: {ollama: {keep_alive: soon}}",
+            "backends.ollama.keep_alive",
+            "got 'soon'; expected seconds, or a duration",
+        ),
         ("backends: {ollama: {ca_file: none.pem}}", "backends.ollama.ca_file", "'none.pem': No such file or directory"),
         ("backends: {ollama: {truncate: 1}}", "backends.ollama.truncate", "got 1; expected true or false"),
         ("commit_after: soon", "commit_after", "got 'soon'; expected a duration"),
@@ -644,12 +781,20 @@ def test_repr_of_settings_hides_keys() -> None:
 def test_keys_file_holds_one_key_a_line_and_comments() -> None:
     Path("keys").write_text("# people\nalice-key-0123456789  # Alice\n\nbob-key-0123456789ab\nalice-key-0123456789\n")
     settings = load(environ={"GATEWAY_API_KEYS_FILE": "keys", "GATEWAY_API_KEYS": SECRET})
-    assert [key.get_secret_value() for key in settings.api_keys] == [SECRET, "alice-key-0123456789", "bob-key-0123456789ab"]
+    assert [key.get_secret_value() for key in settings.api_keys] == [
+        SECRET,
+        "alice-key-0123456789",
+        "bob-key-0123456789ab",
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("", "expected at least one key"), ("# none\n", "expected at least one key"), (f"ok-key\n{SECRET} b\n", "line 2: expected")],
+    [
+        ("", "expected at least one key"),
+        ("# none\n", "expected at least one key"),
+        (f"ok-key\n{SECRET} b\n", "line 2: expected"),
+    ],
 )
 def test_keys_file_without_usable_keys_is_refused(text: str, words: str) -> None:
     Path("keys").write_text(text)
@@ -680,19 +825,43 @@ def test_model_name_of_two_tiers_is_told() -> None:
     ("text", "environ", "words"),
     [
         ("backends: {ollama: {}, box: {kind: vllm}}", {}, None),
-        ("backends: {ollama: {}, box: {kind: vllm}}\ntiers: {a: {models: {ollama: x}}}", {}, "backends.box: no tier uses it"),
-        ("tiers: {a: {models: {ollama: x}, limits: {vllm: {}}}}", {}, "tiers.a.limits.vllm: not used: the tier has no model there"),
-        ("tiers: {a: {models: {ollama: x}, fallback: true}}", {}, "tiers.a.fallback: true, but only one backend has a model"),
+        (
+            "backends: {ollama: {}, box: {kind: vllm}}\ntiers: {a: {models: {ollama: x}}}",
+            {},
+            "backends.box: no tier uses it",
+        ),
+        (
+            "tiers: {a: {models: {ollama: x}, limits: {vllm: {}}}}",
+            {},
+            "tiers.a.limits.vllm: not used: the tier has no model there",
+        ),
+        (
+            "tiers: {a: {models: {ollama: x}, fallback: true}}",
+            {},
+            "tiers.a.fallback: true, but only one backend has a model",
+        ),
         ("llm_backend: vllm\ntiers: {a: {models: {vllm: x}}}", {}, "backends.ollama: no tier uses it"),
-        ("llm_backend: vllm\ntiers: {a: {models: {vllm: x}}}", {}, "tiers.a.models: none for 'ollama', so a rollback leaves"),
+        (
+            "llm_backend: vllm\ntiers: {a: {models: {vllm: x}}}",
+            {},
+            "tiers.a.models: none for 'ollama', so a rollback leaves",
+        ),
         (
             "backends: {ollama: {max_concurrency: 2, model_concurrency: 3}}",
             {},
             "backends.ollama.model_concurrency: 3 is above max_concurrency",
         ),
         (None, {"GATEWAY_API_KEYS": "short"}, "GATEWAY_API_KEYS: a key has fewer than 16 characters"),
-        (None, {"GATEWAY_COMMIT_AFTER": "3"}, "GATEWAY_COMMIT_AFTER: no such setting, not used; did you mean 'GATEWAY__COMMIT_AFTER'?"),
-        (None, {"GATEWAY_APIKEYS": "x"}, "GATEWAY_APIKEYS: no such setting, not used; did you mean 'GATEWAY_API_KEYS'?"),
+        (
+            None,
+            {"GATEWAY_COMMIT_AFTER": "3"},
+            "GATEWAY_COMMIT_AFTER: no such setting, not used; did you mean 'GATEWAY__COMMIT_AFTER'?",
+        ),
+        (
+            None,
+            {"GATEWAY_APIKEYS": "x"},
+            "GATEWAY_APIKEYS: no such setting, not used; did you mean 'GATEWAY_API_KEYS'?",
+        ),
         (None, {"OLLAMA_BASE_URL": "localhost:8080"}, "backends.ollama: its address is this gateway's own"),
     ],
 )
@@ -704,7 +873,11 @@ def test_what_is_likely_not_meant_is_told(text: str | None, environ: dict[str, s
 def test_settings_can_be_built_from_a_mapping_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_BACKEND", "vllm")
     Path(".env").write_text("LLM_BACKEND=vllm")
-    document = {"port": 0, "backends": {"ollama": {"base_url": "http://127.0.0.1:1"}}, "tiers": {"a": {"models": {"ollama": "m"}}}}
+    document = {
+        "port": 0,
+        "backends": {"ollama": {"base_url": "http://127.0.0.1:1"}},
+        "tiers": {"a": {"models": {"ollama": "m"}}},
+    }
     assert config.build(document).llm_backend == "ollama"
     assert document["port"] == 0
     with pytest.raises(ConfigError):
@@ -716,7 +889,13 @@ def test_guard_is_off_unless_named_and_then_has_its_defaults() -> None:
     assert load("guard:").guard is None
     defaults = load("guard: {}").guard
     assert defaults is not None
-    assert (len(defaults.rules), defaults.margin, defaults.ratio, defaults.grace, defaults.false_alarms) == (5, 0.005, 1.5, 30.0, 0.01)
+    assert (len(defaults.rules), defaults.margin, defaults.ratio, defaults.grace, defaults.false_alarms) == (
+        5,
+        0.005,
+        1.5,
+        30.0,
+        0.01,
+    )
     assert load(environ={"GATEWAY__GUARD": "{}"}).guard == defaults
     named = load("guard: {margin: 0.02}", {"GATEWAY__GUARD__RULES": "errors,empty,errors"}).guard
     assert named is not None

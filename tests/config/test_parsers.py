@@ -52,13 +52,24 @@ PREFIXES = st.sampled_from(["", "/openai", "/a/b", "/proxy-1"])
 PORTS = st.one_of(st.none(), st.integers(1, 65535))
 
 
-@given(st.sampled_from(["", "http://", "https://"]), HOSTS, PORTS, PREFIXES, st.sampled_from(["", "/", "/v1", "/v1/", "//", "/v1//"]))
-def test_address_keeps_scheme_host_port_and_prefix(scheme: str, host: str, port: int | None, prefix: str, end: str) -> None:
+@given(
+    st.sampled_from(["", "http://", "https://"]),
+    HOSTS,
+    PORTS,
+    PREFIXES,
+    st.sampled_from(["", "/", "/v1", "/v1/", "//", "/v1//"]),
+)
+def test_address_keeps_scheme_host_port_and_prefix(
+    scheme: str, host: str, port: int | None, prefix: str, end: str
+) -> None:
     number = "" if port is None else f":{port}"
     assert values.base_url(f"{scheme}{host}{number}{prefix}{end}") == f"{scheme or 'http://'}{host}{number}{prefix}"
 
 
-@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=40) | st.from_regex(r"(https?://)?[a-z0-9.:\[\]%@/?#v-]{1,30}", fullmatch=True))
+@given(
+    st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
+    | st.from_regex(r"(https?://)?[a-z0-9.:\[\]%@/?#v-]{1,30}", fullmatch=True)
+)
 @example("http://h/v1/v1")
 @example("//h")
 @example("0/@")
@@ -90,14 +101,18 @@ def test_duration_of_any_text_is_seconds_or_a_refusal(text: str) -> None:
         assert 0 <= values.duration(text) < float("inf")
 
 
-@pytest.mark.parametrize("value", ["-1", "1 d", "1h30m", "inf", "", "1_000", "1e3", "٣", True, None, -1, float("inf"), float("nan"), [1], "9" * 400])
+@pytest.mark.parametrize(
+    "value",
+    ["-1", "1 d", "1h30m", "inf", "", "1_000", "1e3", "٣", True, None, -1, float("inf"), float("nan"), [1], "9" * 400],
+)
 def test_duration_that_cannot_be_meant_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="expected a duration"):
         values.duration(value)
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(1, 1), ("20MiB", 20 * 2**20), ("1MB", 10**6), ("1.5 KiB", 1536), ("7", 7), ("1GB", 10**9), ("12B", 12)]
+    ("value", "expected"),
+    [(1, 1), ("20MiB", 20 * 2**20), ("1MB", 10**6), ("1.5 KiB", 1536), ("7", 7), ("1GB", 10**9), ("12B", 12)],
 )
 def test_size_is_bytes(value: object, expected: int) -> None:
     assert values.size(value) == expected
@@ -109,6 +124,8 @@ def test_size_that_cannot_be_meant_is_refused(value: object) -> None:
         values.size(value)
 
 
-@pytest.mark.parametrize(("value", "expected"), [(-1, -1), ("-1", -1), ("10m", "10m"), ("1h30m", "1h30m"), (300, 300), ("0", 0)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(-1, -1), ("-1", -1), ("10m", "10m"), ("1h30m", "1h30m"), (300, 300), ("0", 0)]
+)
 def test_keep_alive_is_what_ollama_takes(value: object, expected: object) -> None:
     assert values.keep_alive(value) == expected

@@ -20,7 +20,14 @@ from tests.fakes.running_gateway import Running, running, until
 
 pytestmark = pytest.mark.uvloop
 
-TIMES = {"connect_timeout": 5, "first_token_timeout": 5, "idle_timeout": 5, "total_timeout": 20, "queue_timeout": 10, "probe_interval": 60}
+TIMES = {
+    "connect_timeout": 5,
+    "first_token_timeout": 5,
+    "idle_timeout": 5,
+    "total_timeout": 20,
+    "queue_timeout": 10,
+    "probe_interval": 60,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +49,8 @@ class Setup:
     def document(self, **more: Any) -> dict[str, Any]:
         """`ollama=` and `vllm=` go into the backends, the rest to the top."""
         backends = {
-            kind: {"kind": kind, "servers": [{"base_url": backend.base_url, "models": [MODEL, "other"]}], **TIMES} | more.pop(kind, {})
+            kind: {"kind": kind, "servers": [{"base_url": backend.base_url, "models": [MODEL, "other"]}], **TIMES}
+            | more.pop(kind, {})
             for kind, backend in (("ollama", self.ollama), ("vllm", self.vllm))
         }
         document = {
@@ -94,11 +102,17 @@ async def test_tiers_come_go_and_change_between_two_requests() -> None:
     async with serving() as setup:
         ask = setup.gateway.ask
         assert (await ask({"model": "pro"})).status == 404
-        tiers = {"standard": {"models": {"ollama": "other", "vllm": MODEL}}, "pro": {"models": {"ollama": MODEL}, "aliases": ["gpt-4o"]}}
+        tiers = {
+            "standard": {"models": {"ollama": "other", "vllm": MODEL}},
+            "pro": {"models": {"ollama": MODEL}, "aliases": ["gpt-4o"]},
+        }
         outcome = await setup.change(tiers=tiers)
         assert (outcome["ok"], outcome["cause"], outcome["reasons"], outcome["needs_restart"]) == (True, "file", [], [])
         assert outcome["changed"] == ["tiers.standard.models.ollama: 'other', was 'served-model'", "tiers.pro: new"]
-        assert [(await ask({"model": name})).headers["x-gateway-model"] for name in ("standard", "gpt-4o")] == ["other", MODEL]
+        assert [(await ask({"model": name})).headers["x-gateway-model"] for name in ("standard", "gpt-4o")] == [
+            "other",
+            MODEL,
+        ]
         await setup.change(tiers={"pro": tiers["pro"]})
         assert (await ask({"model": "standard"})).status == 404
         assert (await ask({"model": "pro"})).status == 200
@@ -110,20 +124,33 @@ async def test_everything_that_routes_follows() -> None:
     async with serving() as setup:
         more = {
             "auto": [{"tier": "standard", "longer_than": 3}],
-            "tiers": {"first": {"models": {"ollama": MODEL}}, "standard": {"models": {"ollama": MODEL}, "max_tokens": 5}},
+            "tiers": {
+                "first": {"models": {"ollama": MODEL}},
+                "standard": {"models": {"ollama": MODEL}, "max_tokens": 5},
+            },
             "embeddings": {"e": {"backend": "vllm", "model": MODEL}},
             "max_text_body": "1KiB",
         }
         await setup.change(**more)
         reply = await setup.gateway.ask({"model": "auto"})
-        assert (reply.headers["x-gateway-tier"], reply.headers["x-gateway-reason"]) == ("standard", "rule 1: longer_than=3")
+        assert (reply.headers["x-gateway-tier"], reply.headers["x-gateway-reason"]) == (
+            "standard",
+            "rule 1: longer_than=3",
+        )
         assert b'"num_predict":5' in setup.ollama.requests[-1]
         assert (await setup.gateway.ask({"messages": [{"role": "user", "content": "x" * 2000}]})).status == 413
-        assert [entry["id"] for entry in setup.gateway.gateway._operations.models()["data"]] == ["first", "standard", "e"]
+        assert [entry["id"] for entry in setup.gateway.gateway._operations.models()["data"]] == [
+            "first",
+            "standard",
+            "e",
+        ]
 
 
 async def test_limits_change_for_those_who_wait_already() -> None:
-    async with serving(ollama={"max_concurrency": 1, "model_concurrency": 1}) as setup, setup.gateway.sent({"stream": True}) as first:
+    async with (
+        serving(ollama={"max_concurrency": 1, "model_concurrency": 1}) as setup,
+        setup.gateway.sent({"stream": True}) as first,
+    ):
         setup.ollama.script.extend(["slow"])
         await first.head()
         async with setup.gateway.sent({}) as second:
@@ -142,7 +169,14 @@ async def test_limits_change_for_those_who_wait_already() -> None:
 
 async def test_tiers_own_limits_change_and_its_old_line_goes() -> None:
     def own(concurrency: int) -> dict[str, Any]:
-        return {"tiers": {"standard": {"models": {"vllm": MODEL, "ollama": MODEL}, "limits": {"vllm": {"concurrency": concurrency, "max_queue": 0}}}}}
+        return {
+            "tiers": {
+                "standard": {
+                    "models": {"vllm": MODEL, "ollama": MODEL},
+                    "limits": {"vllm": {"concurrency": concurrency, "max_queue": 0}},
+                }
+            }
+        }
 
     async with serving(llm_backend="vllm", **own(1)) as setup:
         setup.vllm.script.extend(["slow", "slow"])
@@ -200,7 +234,11 @@ async def test_who_waits_for_a_dead_backend_that_is_replaced_is_served_by_the_ne
         setup.ollama.script.append("silent")
         replacement = {"servers": [{"base_url": other.base_url}]}
         old = setup.gateway.gateway._backends["ollama"].servers[0]
-        async with setup.gateway.sent({}) as first, setup.gateway.sent({}) as second, setup.gateway.sent({"stream": True}) as third:
+        async with (
+            setup.gateway.sent({}) as first,
+            setup.gateway.sent({}) as second,
+            setup.gateway.sent({"stream": True}) as third,
+        ):
             await until(lambda: setup.gateway.waiting == 2)
             if dies_first:
                 setup.ollama.die()
@@ -246,7 +284,11 @@ async def test_fallback_leads_where_it_led_when_the_request_began() -> None:
                 await setup.change(tiers={"new": {"models": {"ollama": MODEL}}})
                 stream.leave()
                 reply = await waiting.reply()
-                assert (reply.status, reply.headers["x-gateway-backend"], reply.headers["x-gateway-attempts"]) == (200, "vllm", "2")
+                assert (reply.status, reply.headers["x-gateway-backend"], reply.headers["x-gateway-attempts"]) == (
+                    200,
+                    "vllm",
+                    "2",
+                )
         await until(setup.is_settled)
 
 
@@ -268,7 +310,11 @@ async def test_request_whose_images_are_looked_at_is_routed_by_what_holds_then(m
             await setup.change(tiers={"new": {"models": {"ollama": "other"}, "aliases": ["standard"]}})
             may_go.set()
             reply = await raw.reply()
-            assert (reply.status, reply.headers["x-gateway-tier"], reply.headers["x-gateway-model"]) == (200, "new", "other")
+            assert (reply.status, reply.headers["x-gateway-tier"], reply.headers["x-gateway-model"]) == (
+                200,
+                "new",
+                "other",
+            )
 
 
 # The roll-out
@@ -277,13 +323,18 @@ async def test_request_whose_images_are_looked_at_is_routed_by_what_holds_then(m
 async def test_operators_switch_survives_and_moves_are_counted() -> None:
     async with serving() as setup:
         setup.gateway.gateway.rollout.set("vllm")
-        tiers = {"standard": {"models": {"ollama": MODEL, "vllm": "other"}}, "new": {"models": {"ollama": MODEL, "vllm": MODEL}}}
+        tiers = {
+            "standard": {"models": {"ollama": MODEL, "vllm": "other"}},
+            "new": {"models": {"ollama": MODEL, "vllm": MODEL}},
+        }
         await setup.change(tiers=tiers)
         assert setup.positions == {"standard": "vllm", "new": "ollama"}
         assert (await setup.gateway.ask({})).headers["x-gateway-model"] == "other"
         await setup.change(tiers={"standard": {"models": {"ollama": MODEL}}})
         assert setup.positions == {"standard": "ollama"}
-        counted = setup.gateway.metric("gateway_switches_total", tier="standard", from_backend="vllm", to_backend="ollama", cause="reload")
+        counted = setup.gateway.metric(
+            "gateway_switches_total", tier="standard", from_backend="vllm", to_backend="ollama", cause="reload"
+        )
         assert counted == 1
         assert setup.gateway.gateway._operations.status()["rollout"]["history"][0]["cause"] == "reload"
 
@@ -333,7 +384,9 @@ async def test_rollback_leads_where_the_new_settings_say() -> None:
 # What does not apply
 
 
-async def test_invalid_settings_are_refused_with_their_reasons_and_the_old_stay(caplog: pytest.LogCaptureFixture) -> None:
+async def test_invalid_settings_are_refused_with_their_reasons_and_the_old_stay(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with serving() as setup:
         outcome = await setup.change(tiers={"a": {"modls": {}}}, max_body="x")
         assert (outcome["ok"], outcome["changed"]) == (False, [])
@@ -380,7 +433,10 @@ async def test_many_changes_under_load_lose_no_request_and_leave_nothing_behind(
             for _ in range(4):
                 group.create_task(crowd())
             for number in range(30):
-                more: dict[str, Any] = {"ollama": {"max_concurrency": 1 + number % 4}, "llm_backend": ("ollama", "vllm")[number % 2]}
+                more: dict[str, Any] = {
+                    "ollama": {"max_concurrency": 1 + number % 4},
+                    "llm_backend": ("ollama", "vllm")[number % 2],
+                }
                 more["vllm"] = {"headers": {"x-number": str(number % 3)}}  # another place: the backend is built anew
                 tier = {"models": {"ollama": MODEL, "vllm": MODEL}}
                 outcome = await setup.change(tiers={"standard": tier, f"tier{number}": tier}, **more)
@@ -452,7 +508,9 @@ class Told:
 @asynccontextmanager
 async def following(file: Path) -> AsyncIterator[Told]:
     told = Told(file)
-    task = asyncio.create_task(FileWatcher(file, reload.Reloader(lambda: told.settings, told.apply, told.outcomes.append), told.read).run())
+    task = asyncio.create_task(
+        FileWatcher(file, reload.Reloader(lambda: told.settings, told.apply, told.outcomes.append), told.read).run()
+    )
     try:
         await asyncio.sleep(0.4)  # what is there at the start
         assert told.outcomes == []
@@ -545,7 +603,11 @@ async def test_half_of_a_file_is_never_applied(file: Path) -> None:
                 await asyncio.sleep(0.03)
         await until(lambda: told.settings.waiting_note)
         assert len(told.outcomes) == 1
-        assert told.outcomes[0]["changed"] == ["commit_after: 7.0, was 45.0", "heartbeat: 5.0, was 1.0", "waiting_note: true, was false"]
+        assert told.outcomes[0]["changed"] == [
+            "commit_after: 7.0, was 45.0",
+            "heartbeat: 5.0, was 1.0",
+            "waiting_note: true, was false",
+        ]
 
 
 async def test_file_that_changes_while_it_is_read_is_read_again(file: Path) -> None:
@@ -559,14 +621,18 @@ async def test_file_that_changes_while_it_is_read_is_read_again(file: Path) -> N
             return settings
 
         told.read = read_late  # type: ignore[method-assign]
-        follower = asyncio.create_task(FileWatcher(file, reload.Reloader(lambda: told.settings, told.apply, told.outcomes.append), told.read).run())
+        follower = asyncio.create_task(
+            FileWatcher(file, reload.Reloader(lambda: told.settings, told.apply, told.outcomes.append), told.read).run()
+        )
         await until(lambda: told.beat == 3)
         follower.cancel()
         await asyncio.gather(follower, return_exceptions=True)
 
 
 @pytest.mark.parametrize("left", [None, b"", b"# only words\n\n  # of mine\n"])
-async def test_file_that_is_gone_or_empty_changes_nothing(file: Path, left: bytes | None, caplog: pytest.LogCaptureFixture) -> None:
+async def test_file_that_is_gone_or_empty_changes_nothing(
+    file: Path, left: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
     async with following(file) as told:
         if left is None:
             file.unlink()
@@ -606,7 +672,9 @@ async def test_folder_that_is_gone_is_found_again(tmp_path: Path) -> None:
 async def test_what_changed_before_the_follower_began_is_found(file: Path) -> None:
     told = Told(file)
     in_place(file, 7)
-    task = asyncio.create_task(FileWatcher(file, reload.Reloader(lambda: told.settings, told.apply, told.outcomes.append), told.read).run())
+    task = asyncio.create_task(
+        FileWatcher(file, reload.Reloader(lambda: told.settings, told.apply, told.outcomes.append), told.read).run()
+    )
     await until(lambda: told.beat == 7)
     assert told.outcomes[0]["cause"] == "start"
     task.cancel()

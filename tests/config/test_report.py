@@ -82,7 +82,10 @@ def test_check_names_sources_tables_and_warnings() -> None:
     Path(".env").write_text("LLM_BACKEND=ollama\nOTHER=1\n")
     lines = config.check(load(CONTRACT, {"VLLM_API_KEY": SECRET, "HOME": "/"}))
     assert lines[:3] == ["file: gateway.yaml", ".env: LLM_BACKEND", "environment: VLLM_API_KEY"]
-    assert any(re.match(r"ultra +ollama +ollama: qwen3-vl:8b, vllm: .* gpt-4o, complex, background +the next$", line) for line in lines)
+    assert any(
+        re.match(r"ultra +ollama +ollama: qwen3-vl:8b, vllm: .* gpt-4o, complex, background +the next$", line)
+        for line in lines
+    )
     assert any(line.startswith("warning: GATEWAY_API_KEYS") for line in lines)
     assert SECRET not in "\n".join(lines)
 
@@ -95,7 +98,12 @@ def test_shown_settings_read_back_are_the_same(text: str | None) -> None:
 
 
 def test_shown_settings_hide_secrets_and_fit_the_schema() -> None:
-    environ = {"VLLM_API_KEY": SECRET, "GATEWAY_API_KEYS": SECRET, "GATEWAY_METRICS_KEY": SECRET, "GATEWAY_STATE_FILE": ""}
+    environ = {
+        "VLLM_API_KEY": SECRET,
+        "GATEWAY_API_KEYS": SECRET,
+        "GATEWAY_METRICS_KEY": SECRET,
+        "GATEWAY_STATE_FILE": "",
+    }
     shown = config.show(load(CONTRACT, environ | {"GATEWAY__BACKENDS__OLLAMA__HEADERS__X_KEY": SECRET}))
     assert SECRET not in shown
     assert shown.count("**********") == 4
@@ -172,7 +180,17 @@ def test_defaults_in_the_example_file_are_the_real_ones() -> None:
     for name, backend in settings.backends.items():
         for key in documents.LimitKeys.model_fields:
             assert document["backends"][name][key] == getattr(backend.limits, key), (name, key)
-    for key in ("host", "port", "commit_after", "heartbeat", "waiting_note", "drain_delay", "drain_timeout", "log_format", "default_tier"):
+    for key in (
+        "host",
+        "port",
+        "commit_after",
+        "heartbeat",
+        "waiting_note",
+        "drain_delay",
+        "drain_timeout",
+        "log_format",
+        "default_tier",
+    ):
         assert document[key] == getattr(settings, key), key
 
 
@@ -181,9 +199,11 @@ def test_example_environment_names_every_variable_and_changes_nothing() -> None:
     for name in VARIABLES:
         assert re.search(rf"(?m)^# {name}=", text), name
     assert set(config.VARIABLES) == VARIABLES
-    Path(".env").write_text(re.sub(r"(?m)^# (?=[A-Z_]+=)", "", text).replace("GATEWAY__TIERS__STANDARD__ALIASES", "OTHER"))
-    settings = load()
-    assert settings.model_dump(exclude={"file", "sources"}) == load(environ={"GATEWAY_STATE_FILE": "gateway-state.json"}).model_dump(
-        exclude={"file", "sources"}
+    Path(".env").write_text(
+        re.sub(r"(?m)^# (?=[A-Z_]+=)", "", text).replace("GATEWAY__TIERS__STANDARD__ALIASES", "OTHER")
     )
+    settings = load()
+    assert settings.model_dump(exclude={"file", "sources"}) == load(
+        environ={"GATEWAY_STATE_FILE": "gateway-state.json"}
+    ).model_dump(exclude={"file", "sources"})
     assert warned(settings) == []

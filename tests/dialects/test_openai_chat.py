@@ -81,7 +81,19 @@ def test_field_is_taken(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["user", "metadata", "store", "service_tier", "keep_alive", "format", "options", "_debug_render_only", "prompt_logprobs", "priority", "x"],
+    [
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "keep_alive",
+        "format",
+        "options",
+        "_debug_render_only",
+        "prompt_logprobs",
+        "priority",
+        "x",
+    ],
 )
 def test_unknown_field_is_ignored(name: str) -> None:
     assert chat(**{name: {"a": [1]}}) == chat()
@@ -90,7 +102,9 @@ def test_unknown_field_is_ignored(name: str) -> None:
 @pytest.mark.parametrize("where", ["message", "part", "tool", "function", "call"])
 def test_unknown_field_within_is_ignored_too(where: str) -> None:
     extra = {"x-extra": {"a": [1]}}
-    more: dict[str, dict[str, Any]] = {name: extra if name == where else {} for name in ("message", "part", "tool", "function", "call")}
+    more: dict[str, dict[str, Any]] = {
+        name: extra if name == where else {} for name in ("message", "part", "tool", "function", "call")
+    }
     taken = chat(
         messages=[
             {"role": "user", "content": [{"type": "text", "text": "x", **more["part"]}], **more["message"]},
@@ -102,7 +116,9 @@ def test_unknown_field_within_is_ignored_too(where: str) -> None:
     assert taken.offered[0].function.name == "get_weather"
 
 
-@pytest.mark.parametrize("wanted", [{"type": "text"}, {"type": "json_object"}, schema_format(), schema_format(strict=True, description="d")])
+@pytest.mark.parametrize(
+    "wanted", [{"type": "text"}, {"type": "json_object"}, schema_format(), schema_format(strict=True, description="d")]
+)
 def test_format_of_the_answer_is_taken(wanted: dict[str, Any]) -> None:
     assert chat(response_format=wanted).response_format is not None
 
@@ -120,7 +136,10 @@ def test_choice_of_tool_is_taken(choice: Any) -> None:
         {"properties": {"a": True}},
         {"$schema": "http://json-schema.org/draft-07/schema#", "type": "object"},
         {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}},
-        {"definitions": {"a": {"type": "object", "properties": {"a": {"$ref": "#/definitions/a"}}}}, "$ref": "#/definitions/a"},
+        {
+            "definitions": {"a": {"type": "object", "properties": {"a": {"$ref": "#/definitions/a"}}}},
+            "$ref": "#/definitions/a",
+        },
         {"type": "object", "properties": {"$ref": {"type": "string"}}},
         {"type": "object", "properties": {"a": {"type": "integer", "maximum": 2**63 - 1}}},
     ],
@@ -179,7 +198,12 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"[" * 100_000, b'{"model":"m","x":' + b'{"a":' * 100_000, request()[:-1] + b',"x":' + b"[" * 1100 + b"]" * 1100 + b"}"]
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"model":"m","x":' + b'{"a":' * 100_000,
+        request()[:-1] + b',"x":' + b"[" * 1100 + b"]" * 1100 + b"}",
+    ],
 )
 def test_deep_nesting_is_refused(body: bytes) -> None:
     assert isinstance(refused(body), InvalidJson)
@@ -217,7 +241,10 @@ def test_the_same_behind_a_large_image(value: bytes) -> None:
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, "messages[0].content[0].image_url"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "messages[0].content[0].image_url",
+        ),
         ({"messages": [*USER, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls[0].function"),
@@ -268,7 +295,10 @@ def test_the_same_behind_a_large_image(value: bytes) -> None:
         ({"tools": [tool("a"), tool("a")]}, "tools[1].function.name"),
         ({"tools": [tool(parameters={"type": "string"})]}, "tools[0].function.parameters"),
         ({"tools": [tool(parameters={"type": "object", "properties": 7})]}, "tools[0].function.parameters"),
-        ({"tools": [tool(parameters={"properties": {"a": {"$ref": "http://10.0.0.1/x"}}})]}, "tools[0].function.parameters"),
+        (
+            {"tools": [tool(parameters={"properties": {"a": {"$ref": "http://10.0.0.1/x"}}})]},
+            "tools[0].function.parameters",
+        ),
         ({"tools": [tool(parameters={"description": "x" * MAX_SCHEMA})]}, "tools[0].function.parameters"),
         ({"tools": [tool()], "tool_choice": "any"}, "tool_choice"),
         ({"tools": [tool()], "tool_choice": named("other")}, "tool_choice"),
@@ -278,8 +308,14 @@ def test_the_same_behind_a_large_image(value: bytes) -> None:
         ({"response_format": {}}, "response_format.type"),
         ({"response_format": "json"}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}, "response_format.json_schema.schema"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "response_format.json_schema.name"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            "response_format.json_schema.name",
+        ),
         ({"response_format": schema_format({"type": "thing"})}, "response_format.json_schema.schema"),
         ({"response_format": schema_format({"$ref": "file:///etc/passwd"})}, "response_format.json_schema.schema"),
     ],
@@ -298,7 +334,11 @@ def nested(levels: int) -> dict[str, Any]:
     return schema
 
 
-@pytest.mark.parametrize("schema", [nested(150), nested(400), {"maximum": 2**64}, {"enum": [10**30]}], ids=["150 deep", "400 deep", "2^64", "10^30"])
+@pytest.mark.parametrize(
+    "schema",
+    [nested(150), nested(400), {"maximum": 2**64}, {"enum": [10**30]}],
+    ids=["150 deep", "400 deep", "2^64", "10^30"],
+)
 def test_schema_beyond_what_an_engine_takes_is_refused_not_a_failure(schema: dict[str, Any]) -> None:
     """A JSON document may be so deep, and its numbers so large; what we check it with takes neither."""
     for fields, param in (
@@ -328,7 +368,10 @@ def test_missing_field_is_named(name: str) -> None:
         ({"response_format": {"type": "structural_tag"}}, "response_format.type"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
         ({"tools": [tool()], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
-        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "messages[0].content[0].type"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+            "messages[0].content[0].type",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}, "messages[0].content[0].type"),
     ],
 )
@@ -355,8 +398,14 @@ def test_long_body_with_an_image_is_taken() -> None:
 
 
 def test_image_does_not_make_room_for_text() -> None:
-    for fields in ({"tools": [[]] * 1000}, {"metadata": {"a": "x" * 2000}}, {"messages": [WITH_IMAGE, {"role": "user", "content": "x" * 2000}]}):
-        assert isinstance(refused(request(**({"messages": [WITH_IMAGE]} | fields)), max_text_body=1500), RequestTooLarge)
+    for fields in (
+        {"tools": [[]] * 1000},
+        {"metadata": {"a": "x" * 2000}},
+        {"messages": [WITH_IMAGE, {"role": "user", "content": "x" * 2000}]},
+    ):
+        assert isinstance(
+            refused(request(**({"messages": [WITH_IMAGE]} | fields)), max_text_body=1500), RequestTooLarge
+        )
 
 
 def test_text_that_looks_like_an_image_is_text() -> None:
@@ -367,29 +416,61 @@ def test_text_that_looks_like_an_image_is_text() -> None:
 # Nothing of the client's text comes back
 
 CANARY = "c4n4ry"
-PLACES = (CANARY, f"x - at `$.{CANARY}", f"Expected `{CANARY}`", f"`{CANARY}` - at `$.messages[0].role`", f"Object missing required field `{CANARY}`")
-strings = st.sampled_from((*PLACES, "", "user", "text", "image_url", "standard", f"data:image/png;base64,{CANARY}", f"http://{CANARY}/"))
-keys = st.sampled_from((*Chat.__struct_fields__, "role", "content", "type", "text", "image_url", "url", "include_usage", "function", "name", *PLACES))
+PLACES = (
+    CANARY,
+    f"x - at `$.{CANARY}",
+    f"Expected `{CANARY}`",
+    f"`{CANARY}` - at `$.messages[0].role`",
+    f"Object missing required field `{CANARY}`",
+)
+strings = st.sampled_from(
+    (*PLACES, "", "user", "text", "image_url", "standard", f"data:image/png;base64,{CANARY}", f"http://{CANARY}/")
+)
+keys = st.sampled_from(
+    (
+        *Chat.__struct_fields__,
+        "role",
+        "content",
+        "type",
+        "text",
+        "image_url",
+        "url",
+        "include_usage",
+        "function",
+        "name",
+        *PLACES,
+    )
+)
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | strings,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
     max_leaves=12,
 )
-parts = st.fixed_dictionaries({"type": st.sampled_from(("text", "image_url")) | strings}, optional={"text": anything, "image_url": anything})
+parts = st.fixed_dictionaries(
+    {"type": st.sampled_from(("text", "image_url")) | strings}, optional={"text": anything, "image_url": anything}
+)
 messages = st.lists(
     st.fixed_dictionaries(
-        {"role": st.sampled_from(("user", "assistant", "tool")) | strings, "content": strings | st.lists(parts, max_size=2) | anything},
+        {
+            "role": st.sampled_from(("user", "assistant", "tool")) | strings,
+            "content": strings | st.lists(parts, max_size=2) | anything,
+        },
         optional={"tool_calls": anything, "tool_call_id": anything},
     ),
     max_size=2,
 )
-schemas = st.dictionaries(st.sampled_from(("type", "properties", "$ref", "enum", "items", "anyOf", *PLACES)), anything, max_size=4)
+schemas = st.dictionaries(
+    st.sampled_from(("type", "properties", "$ref", "enum", "items", "anyOf", *PLACES)), anything, max_size=4
+)
 functions = st.fixed_dictionaries({"name": strings | st.just("f")}, optional={"parameters": schemas | anything})
 tools = st.lists(st.fixed_dictionaries({"type": st.just("function"), "function": functions}), max_size=2)
-formats = st.fixed_dictionaries({"type": st.just("json_schema"), "json_schema": st.fixed_dictionaries({"name": strings, "schema": schemas})})
+formats = st.fixed_dictionaries(
+    {"type": st.just("json_schema"), "json_schema": st.fixed_dictionaries({"name": strings, "schema": schemas})}
+)
 requests = st.fixed_dictionaries(
     {"model": strings, "messages": messages | anything},
-    optional=dict.fromkeys(Chat.__struct_fields__[2:], anything) | {"tools": tools | anything, "response_format": formats | anything},
+    optional=dict.fromkeys(Chat.__struct_fields__[2:], anything)
+    | {"tools": tools | anything, "response_format": formats | anything},
 )
 
 
@@ -397,7 +478,12 @@ requests = st.fixed_dictionaries(
 def test_text_that_looks_like_the_parsers_own_is_not_repeated(text: str) -> None:
     for message in ({"role": text, "content": "x"}, {"role": "user", "content": [{"type": text}]}):
         assert CANARY not in refused(request(messages=[message])).envelope().decode()
-    for fields in ({"tools": [tool(f"{text} ")]}, {"tool_choice": named(text)}, {"reasoning_effort": text}, {"response_format": {"type": text}}):
+    for fields in (
+        {"tools": [tool(f"{text} ")]},
+        {"tool_choice": named(text)},
+        {"reasoning_effort": text},
+        {"response_format": {"type": text}},
+    ):
         assert CANARY not in refused(request(**fields)).envelope().decode()
 
 

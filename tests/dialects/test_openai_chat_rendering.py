@@ -14,7 +14,11 @@ from gateway.dialects.openai_chat import StreamRenderer, render_answer
 CREATED = 1_795_000_000
 USAGE = Usage(7, 3)
 CALLS = [CallDelta(0, "call_1", "get_weather", '{"city":"Oslo"}'), CallDelta(1, "call_2", "get_time", "{}")]
-LOGPROBS = [ChosenLogprob("Hel", -0.25, [72, 101, 108], [TokenLogprob("Hel", -0.25, [72, 101, 108]), TokenLogprob("é", -1.5, None)])]
+LOGPROBS = [
+    ChosenLogprob(
+        "Hel", -0.25, [72, 101, 108], [TokenLogprob("Hel", -0.25, [72, 101, 108]), TokenLogprob("é", -1.5, None)]
+    )
+]
 STREAM = [Delta("Hel"), Delta("lo"), Delta(finish="stop"), Delta(usage=USAGE)]
 
 
@@ -25,7 +29,9 @@ def view(wants_usage: bool = False, model: str = "standard") -> StreamRenderer:
 def plain(content: str = "", reasoning: str = "", usage: Usage | None = None, **more: Any) -> Any:
     """A whole answer as it is rendered, `finish` stop."""
     fields: dict[str, Any] = {"finish": "stop", "calls": [], "logprobs": None} | more
-    return json.loads(render_answer("chatcmpl-1", CREATED, "standard", Answer(content, reasoning, usage=usage, **fields)))
+    return json.loads(
+        render_answer("chatcmpl-1", CREATED, "standard", Answer(content, reasoning, usage=usage, **fields))
+    )
 
 
 def events(body: bytes) -> list[Any]:
@@ -50,7 +56,9 @@ def test_stream_is_role_then_deltas_then_finish() -> None:
     assert deltas_of(chunks) == [{"role": "assistant", "content": ""}, {"content": "Hel"}, {"content": "lo"}, {}]
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, None, "stop"]
     assert all(chunk["object"] == "chat.completion.chunk" for chunk in chunks)
-    assert {(chunk["id"], chunk["created"], chunk["model"]) for chunk in chunks} == {("chatcmpl-1", CREATED, "standard")}
+    assert {(chunk["id"], chunk["created"], chunk["model"]) for chunk in chunks} == {
+        ("chatcmpl-1", CREATED, "standard")
+    }
 
 
 def test_usage_comes_last_in_a_chunk_without_choices_and_only_if_asked_for() -> None:
@@ -121,9 +129,9 @@ def test_plain_answer_without_counts_says_so() -> None:
 
 
 def test_pieces_make_the_answer() -> None:
-    assert assemble([Delta(reasoning="h"), Delta("a", "m"), Delta("b"), Delta(finish="length"), Delta(usage=USAGE)]) == Answer(
-        "ab", "hm", "length", USAGE, [], None
-    )
+    assert assemble(
+        [Delta(reasoning="h"), Delta("a", "m"), Delta("b"), Delta(finish="length"), Delta(usage=USAGE)]
+    ) == Answer("ab", "hm", "length", USAGE, [], None)
 
 
 # Tool calls
@@ -140,7 +148,10 @@ def test_pieces_of_calls_make_the_calls_in_their_order() -> None:
 
 
 def test_call_begins_with_id_type_and_name_and_goes_on_with_arguments() -> None:
-    begun, on = events(view().render(Delta(calls=[CallDelta(1, "call_1", "f", "")])) + view().render(Delta(calls=[CallDelta(1, arguments='{"a"')])))
+    begun, on = events(
+        view().render(Delta(calls=[CallDelta(1, "call_1", "f", "")]))
+        + view().render(Delta(calls=[CallDelta(1, arguments='{"a"')]))
+    )
     assert begun["choices"][0]["delta"] == {
         "tool_calls": [{"index": 1, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}]
     }
@@ -148,9 +159,17 @@ def test_call_begins_with_id_type_and_name_and_goes_on_with_arguments() -> None:
 
 
 def test_calls_of_a_stream_are_read_by_openais_types() -> None:
-    chunks = rendered([Delta("Let me see."), Delta(calls=CALLS), Delta(finish="tool_calls"), Delta(usage=USAGE)], wants_usage=True)
+    chunks = rendered(
+        [Delta("Let me see."), Delta(calls=CALLS), Delta(finish="tool_calls"), Delta(usage=USAGE)], wants_usage=True
+    )
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None, None, None, None, "tool_calls"]
-    assert [len(delta.get("tool_calls", ())) for delta in deltas_of(chunks)] == [0, 0, 1, 1, 0]  # each piece in a chunk of its own
+    assert [len(delta.get("tool_calls", ())) for delta in deltas_of(chunks)] == [
+        0,
+        0,
+        1,
+        1,
+        0,
+    ]  # each piece in a chunk of its own
     for chunk in chunks:
         ChatCompletionChunk.model_validate(chunk, strict=True)
 
@@ -160,7 +179,8 @@ def test_calls_of_a_plain_answer_are_read_by_openais_types_and_its_content_is_nu
     read = ChatCompletion.model_validate(answer, strict=True)
     assert read.choices[0].message.tool_calls is not None
     assert [call.model_dump() for call in read.choices[0].message.tool_calls] == [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in CALLS
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in CALLS
     ]
     assert answer["choices"][0]["message"]["content"] is None
     assert "index" not in answer["choices"][0]["message"]["tool_calls"][0]
@@ -180,7 +200,10 @@ def test_logprobs_have_openais_full_shape_in_both_views() -> None:
         "token": "Hel",
         "logprob": -0.25,
         "bytes": [72, 101, 108],
-        "top_logprobs": [{"token": "Hel", "logprob": -0.25, "bytes": [72, 101, 108]}, {"token": "é", "logprob": -1.5, "bytes": None}],
+        "top_logprobs": [
+            {"token": "Hel", "logprob": -0.25, "bytes": [72, 101, 108]},
+            {"token": "é", "logprob": -1.5, "bytes": None},
+        ],
     }
     (chunk,) = events(view().render(Delta("Hel", logprobs=LOGPROBS)))
     answer = plain("Hel", logprobs=LOGPROBS)
@@ -195,7 +218,11 @@ def test_logprobs_that_nobody_asked_for_are_null() -> None:
 
 
 def test_logprobs_without_text_and_beside_a_finish_are_shown() -> None:
-    for delta in (Delta(logprobs=LOGPROBS), Delta(finish="stop", logprobs=LOGPROBS), Delta(usage=USAGE, logprobs=LOGPROBS)):
+    for delta in (
+        Delta(logprobs=LOGPROBS),
+        Delta(finish="stop", logprobs=LOGPROBS),
+        Delta(usage=USAGE, logprobs=LOGPROBS),
+    ):
         chunks = events(view(wants_usage=True).render(delta))
         assert chunks[0]["choices"][0]["logprobs"]["content"][0]["token"] == "Hel"
     assert assemble([Delta("a", logprobs=LOGPROBS), Delta(finish="stop", logprobs=LOGPROBS)]).logprobs == LOGPROBS * 2
@@ -205,7 +232,9 @@ def test_logprobs_without_text_and_beside_a_finish_are_shown() -> None:
 
 
 @given(st.text(), st.text(), st.sampled_from([None, "stop", "length"]), st.booleans(), st.booleans())
-def test_one_delta_is_put_together_as_several_are(content: str, reasoning: str, finish: Any, has_usage: bool, has_logprobs: bool) -> None:
+def test_one_delta_is_put_together_as_several_are(
+    content: str, reasoning: str, finish: Any, has_usage: bool, has_logprobs: bool
+) -> None:
     delta = Delta(content, reasoning, finish, USAGE if has_usage else None, None, LOGPROBS if has_logprobs else None)
     assert assemble([delta]) == assemble([delta, Delta()])
 

@@ -46,7 +46,9 @@ def test_token_numbers_are_refused_with_the_way_out(tokens: Any) -> None:
     assert "check_embedding_ctx_length=False" in error.message
 
 
-@pytest.mark.parametrize("empty", ["", [], [""], ["a", ""], ["a"] * (MAX_TEXTS + 1)], ids=["text", "list", "in-list", "second", "too-many"])
+@pytest.mark.parametrize(
+    "empty", ["", [], [""], ["a", ""], ["a"] * (MAX_TEXTS + 1)], ids=["text", "list", "in-list", "second", "too-many"]
+)
 def test_nothing_and_too_much_are_refused_alike_on_every_backend(empty: Any) -> None:
     error = refused({"input": empty})
     assert type(error) is InvalidRequest
@@ -80,7 +82,17 @@ def test_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b'"x"', b"null", b"{} {}", b'{"model":"e","input":"\xff"}', b'{"model":"e","input":"a","x":NaN}', b'{"x":' + b"[" * 100_000],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"x"',
+        b"null",
+        b"{} {}",
+        b'{"model":"e","input":"\xff"}',
+        b'{"model":"e","input":"a","x":NaN}',
+        b'{"x":' + b"[" * 100_000,
+    ],
 )
 def test_what_is_no_json_object_is_told_as_such(body: bytes) -> None:
     assert isinstance(refused(body), (InvalidJson, InvalidRequest))
@@ -105,7 +117,9 @@ def test_vector_is_given_in_the_form_that_was_asked_for(vector: bytes) -> None:
     assert struct.unpack("<3f", raw) == tuple(NUMBERS)
 
 
-@pytest.mark.parametrize("vector", [b"null", b"3", b"{}", b"[null]", b"[[0.5]]", b'["a"]', b"[true]", b'"not base64"', b'"\\""', b'"\xff"'])
+@pytest.mark.parametrize(
+    "vector", [b"null", b"3", b"{}", b"[null]", b"[[0.5]]", b'["a"]', b"[true]", b'"not base64"', b'"\\""', b'"\xff"']
+)
 @pytest.mark.parametrize("in_base64", [False, True])
 def test_what_is_no_vector_does_not_pass_for_one(vector: bytes, in_base64: bool) -> None:
     with pytest.raises(ValueError):
@@ -128,7 +142,10 @@ def test_answer_has_openais_shape_and_the_clients_name() -> None:
     body = json.loads(render_embeddings([b"[0.5]", b"[1]"], 'a "name"', 7))
     assert body == {
         "object": "list",
-        "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}, {"object": "embedding", "index": 1, "embedding": [1]}],
+        "data": [
+            {"object": "embedding", "index": 0, "embedding": [0.5]},
+            {"object": "embedding", "index": 1, "embedding": [1]},
+        ],
         "model": 'a "name"',
         "usage": {"prompt_tokens": 7, "total_tokens": 7},
     }

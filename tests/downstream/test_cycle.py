@@ -30,11 +30,15 @@ class FakeDoor:
         self.events.append("give_up")
 
 
-def begun(is_head: bool, http11: bool, keep_alive: bool, body: bytes | None, *, whole: bool) -> tuple[FakeDoor, RequestResponseCycle]:
+def begun(
+    is_head: bool, http11: bool, keep_alive: bool, body: bytes | None, *, whole: bool
+) -> tuple[FakeDoor, RequestResponseCycle]:
     """A cycle whose request's body came with its head, or in a call of its own."""
     door = FakeDoor()
     fields = {b"host": b"gateway"}
-    cycle = RequestResponseCycle(door, cast("asyncio.Transport", door), fields, {}, is_head, http11, keep_alive, False, body if whole else None)
+    cycle = RequestResponseCycle(
+        door, cast("asyncio.Transport", door), fields, {}, is_head, http11, keep_alive, False, body if whole else None
+    )
     if body is not None and not whole:
         cycle.add_body(body)
         cycle.end_body()
@@ -42,10 +46,27 @@ def begun(is_head: bool, http11: bool, keep_alive: bool, body: bytes | None, *, 
 
 
 def state(door: FakeDoor, cycle: RequestResponseCycle) -> tuple[Any, ...]:
-    return door.sent, door.events, cycle.started, cycle.complete, cycle.keep_alive, cycle.gone, cycle.more_body, cycle.unread, cycle.body_bytes
+    return (
+        door.sent,
+        door.events,
+        cycle.started,
+        cycle.complete,
+        cycle.keep_alive,
+        cycle.gone,
+        cycle.more_body,
+        cycle.unread,
+        cycle.body_bytes,
+    )
 
 
-@given(st.booleans(), st.booleans(), st.booleans(), st.none() | st.binary(max_size=20), st.binary(max_size=300), st.sampled_from([200, 404, 503]))
+@given(
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.none() | st.binary(max_size=20),
+    st.binary(max_size=300),
+    st.sampled_from([200, 404, 503]),
+)
 def test_whole_answer_in_one_call_is_that_in_two(
     is_head: bool, http11: bool, keep_alive: bool, asked: bytes | None, body: bytes, status: int
 ) -> None:

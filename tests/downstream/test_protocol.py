@@ -30,7 +30,14 @@ from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
 
 LOOPS = ["asyncio", "uvloop"]
-SHORT = ServerLimits(idle_seconds=0.2, header_seconds=0.2, body_seconds=0.2, keep_alive_seconds=0.3, write_stall_seconds=0.2, linger_seconds=0.3)
+SHORT = ServerLimits(
+    idle_seconds=0.2,
+    header_seconds=0.2,
+    body_seconds=0.2,
+    keep_alive_seconds=0.3,
+    write_stall_seconds=0.2,
+    linger_seconds=0.3,
+)
 HEAD = b"POST /echo HTTP/1.1\r\nHost: gateway\r\n"
 GET = b"GET /hello HTTP/1.1\r\nHost: gateway\r\n\r\n"
 
@@ -88,7 +95,9 @@ class App:
                 return self.bodies[-1]
 
     async def answer(self, send: Any, status: int, body: bytes) -> None:
-        await send({"type": "http.response.start", "status": status, "headers": [(b"Content-Length", b"%d" % len(body))]})
+        await send(
+            {"type": "http.response.start", "status": status, "headers": [(b"Content-Length", b"%d" % len(body))]}
+        )
         await send({"type": "http.response.body", "body": body})
 
     async def hello(self, receive: Any, send: Any, client: RequestResponseCycle) -> None:
@@ -170,9 +179,18 @@ class Gate:
         self.hooks: list[str] = []
         self.on_cutoff: Callable[[], None] = lambda: None
         config = uvicorn.Config(
-            self.app, http=bind_limits(bounds), loop=loop, interface="asgi3", ws="none", proxy_headers=False, access_log=False, log_config=None
+            self.app,
+            http=bind_limits(bounds),
+            loop=loop,
+            interface="asgi3",
+            ws="none",
+            proxy_headers=False,
+            access_log=False,
+            log_config=None,
         )
-        self.server = GracefulServer(config, on_drain=lambda: self.hooks.append("drain"), on_cutoff=self._cutoff, **drain)
+        self.server = GracefulServer(
+            config, on_drain=lambda: self.hooks.append("drain"), on_cutoff=self._cutoff, **drain
+        )
         self.listener = listen("127.0.0.1", 0)
         self.address = self.listener.getsockname()
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
@@ -361,7 +379,8 @@ REFUSED = {
     "bare LF in the extension": CHUNKED + b"3;a=b\nabc\r\n0\r\n\r\n",
     "bare LF in the trailers": CHUNKED + b"3\r\nabc\r\n0\r\nA: b\n\r\n",
     "length in the trailers": CHUNKED + b"3\r\nabc\r\n0\r\nContent-Length: 5\r\n\r\n",
-    "upgrade of an ambiguous request": HEAD + b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    "upgrade of an ambiguous request": HEAD
+    + b"Upgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
 }
 TOO_LARGE = {
     "101 headers": HEAD + b"".join(b"a%d: b\r\n" % number for number in range(100)) + b"\r\n",
@@ -372,7 +391,9 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("request_bytes", REFUSED.values(), ids=REFUSED.keys())
-def test_request_with_more_than_one_reading_is_refused_before_the_application(calm_gate: Gate, request_bytes: bytes) -> None:
+def test_request_with_more_than_one_reading_is_refused_before_the_application(
+    calm_gate: Gate, request_bytes: bytes
+) -> None:
     seen = len(calm_gate.app.scopes)
     assert_refused(calm_gate.ask(request_bytes), 400, "invalid_value")
     assert len(calm_gate.app.scopes) == seen
@@ -399,7 +420,9 @@ SERVED = {
     "blank line before": b"\r\n" + GET,
     "query": b"GET /hello?a=b%20c HTTP/1.1\r\nHost: a\r\n\r\n",
     "high byte in a header": b"GET /hello HTTP/1.1\r\nHost: a\r\nX: \xe4\r\n\r\n",
-    "100 headers": b"GET /hello HTTP/1.1\r\nHost: a\r\n" + b"".join(b"a%d: b\r\n" % number for number in range(99)) + b"\r\n",
+    "100 headers": b"GET /hello HTTP/1.1\r\nHost: a\r\n"
+    + b"".join(b"a%d: b\r\n" % number for number in range(99))
+    + b"\r\n",
     "OPTIONS *": b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
     "WebSocket": b"GET /hello HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: a\r\n\r\n",
 }
@@ -416,13 +439,23 @@ def test_sound_request_is_served_whole_and_byte_by_byte(calm_gate: Gate, request
 
 
 @pytest.mark.parametrize(
-    "framing", [b"Content-Length: 11\r\n\r\nhello world", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6;a=b\r\n world\r\n0\r\nX: y\r\n\r\n"]
+    "framing",
+    [
+        b"Content-Length: 11\r\n\r\nhello world",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6;a=b\r\n world\r\n0\r\nX: y\r\n\r\n",
+    ],
 )
 @pytest.mark.parametrize(
     "upgrade",
-    [b"", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n", b"UPGRADE:h2c\r\nConnection: upgrade\r\n"],
+    [
+        b"",
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+        b"UPGRADE:h2c\r\nConnection: upgrade\r\n",
+    ],
 )
-def test_body_arrives_whole_with_and_without_an_upgrade_cut_at_every_byte(calm_gate: Gate, framing: bytes, upgrade: bytes) -> None:
+def test_body_arrives_whole_with_and_without_an_upgrade_cut_at_every_byte(
+    calm_gate: Gate, framing: bytes, upgrade: bytes
+) -> None:
     request = HEAD + upgrade + framing
     with calm_gate.connect() as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -448,7 +481,12 @@ def test_requests_with_the_head_of_the_one_before_have_their_own_length_body_and
             assert "connection" not in headers
     for scope, body in zip(calm_gate.app.scopes[seen:], bodies, strict=True):
         length = b"%d" % len(body)
-        assert scope["headers"] == [(b"host", b"gateway"), (b"x-key", b"One"), (b"content-length", length), (b"x-last", b"two")]
+        assert scope["headers"] == [
+            (b"host", b"gateway"),
+            (b"x-key", b"One"),
+            (b"content-length", length),
+            (b"x-last", b"two"),
+        ]
         assert scope["extensions"]["gateway.client"].fields == dict(scope["headers"])
         assert (scope["method"], scope["path"], scope["http_version"]) == ("POST", "/echo", "1.1")
     assert len({id(client) for client in calm_gate.app.clients[-len(bodies) :]}) == len(bodies)
@@ -460,7 +498,11 @@ def test_notes_on_a_head_reach_only_requests_with_the_same_head(calm_gate: Gate)
             client.sendall(HEAD + b"X-Key: %b\r\nContent-Length: 0\r\n\r\n" % key)
             read_answer(client)
             calm_gate.app.clients[-1].notes.setdefault("key", key)
-    assert [client.notes for client in calm_gate.app.clients[-3:]] == [{"key": b"One"}, {"key": b"One"}, {"key": b"Two"}]
+    assert [client.notes for client in calm_gate.app.clients[-3:]] == [
+        {"key": b"One"},
+        {"key": b"One"},
+        {"key": b"Two"},
+    ]
 
 
 @pytest.mark.parametrize("request_bytes", [bad for bad in REFUSED.values() if bad.startswith(HEAD)])
@@ -556,7 +598,9 @@ def test_body_of_a_known_head_that_does_not_come_in_time_is_answered_408(gate: G
 
 
 @pytest.mark.parametrize("leave", [socket.socket.close, lambda client: client.shutdown(socket.SHUT_WR)])
-def test_client_that_leaves_before_the_body_of_a_known_head_leaves_nothing(gate: Gate, leave: Callable[[socket.socket], None]) -> None:
+def test_client_that_leaves_before_the_body_of_a_known_head_leaves_nothing(
+    gate: Gate, leave: Callable[[socket.socket], None]
+) -> None:
     with gate.connect(noted(b"abc")) as client:
         read_answer(client)
         client.sendall(noted(b"abc")[:-1])
@@ -615,12 +659,16 @@ CUTS = st.sets(st.integers(0, 8), max_size=3) | st.sets(st.integers(-70, 8), max
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.binary(max_size=9), CUTS), min_size=1, max_size=6))
-def test_requests_of_one_connection_are_served_alike_however_they_are_cut(requests: list[tuple[bool, bytes, set[int]]]) -> None:
+def test_requests_of_one_connection_are_served_alike_however_they_are_cut(
+    requests: list[tuple[bool, bytes, set[int]]],
+) -> None:
     """Whether the door knows the head, parses it or gathers its body: by turns on the same connection. Cuts are counted from the body's beginning."""
 
     async def serve() -> None:
         app, transport = App(), Taken()
-        config = uvicorn.Config(app, http=bind_limits(ServerLimits()), interface="asgi3", lifespan="off", log_config=None)
+        config = uvicorn.Config(
+            app, http=bind_limits(ServerLimits()), interface="asgi3", lifespan="off", log_config=None
+        )
         config.load()
         protocol = config.http_protocol_class(config=config, server_state=ServerState(), app_state={})  # type: ignore[operator, call-arg]
         protocol.connection_made(transport)
@@ -733,7 +781,10 @@ def test_body_that_does_not_come_in_time_is_answered_408_and_the_application_tol
 
 
 def test_body_gets_a_second_more_for_every_64_kib(loop: str) -> None:
-    with serving(loop, ServerLimits(body_seconds=0.1)) as gate, gate.connect(HEAD + b"Content-Length: 200000\r\n\r\n") as client:
+    with (
+        serving(loop, ServerLimits(body_seconds=0.1)) as gate,
+        gate.connect(HEAD + b"Content-Length: 200000\r\n\r\n") as client,
+    ):
         for size in (100000, 50000, 50000):
             client.sendall(b"x" * size)
             time.sleep(0.15)  # the slowness of this client is what is tested
@@ -760,7 +811,10 @@ def test_slow_answer_has_no_deadline_here(gate: Gate) -> None:
 
 def test_thousand_idle_half_head_and_half_body_connections_are_closed_in_time(loop: str) -> None:
     starts = [b"", b"GET / HT", HEAD + b"Content-Length: 5\r\n\r\nab"]
-    with serving(loop, ServerLimits(idle_seconds=1, header_seconds=1, body_seconds=1, linger_seconds=0.5)) as gate, contextlib.ExitStack() as stack:
+    with (
+        serving(loop, ServerLimits(idle_seconds=1, header_seconds=1, body_seconds=1, linger_seconds=0.5)) as gate,
+        contextlib.ExitStack() as stack,
+    ):
         for number in range(999):
             stack.enter_context(gate.connect(starts[number % 3]))
         assert gate.ask(b"GET /hello HTTP/1.0\r\n\r\n").endswith(b"hello")
@@ -868,7 +922,9 @@ def test_client_that_reads_slowly_is_not_cut_off(gate: Gate) -> None:
 
 @pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
 def test_client_that_stops_reading_is_cut_off_after_the_application_has_returned(gate: Gate, connection: bytes) -> None:
-    with gate.connect(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: " + connection + b"\r\n\r\n", receive_buffer=4096):
+    with gate.connect(
+        b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: " + connection + b"\r\n\r\n", receive_buffer=4096
+    ):
         eventually(lambda: gate.app.ended == ["/large"])
         eventually(lambda: gate.connections == 0)
 
@@ -877,7 +933,10 @@ def test_client_that_stops_reading_is_cut_off_after_the_application_has_returned
 
 
 def test_answer_before_the_body_reaches_a_client_that_is_still_sending(loop: str) -> None:
-    with serving(loop, ServerLimits()) as gate, gate.connect(b"POST /unauthorized HTTP/1.1\r\nHost: a\r\nContent-Length: 20000000\r\n\r\n") as client:
+    with (
+        serving(loop, ServerLimits()) as gate,
+        gate.connect(b"POST /unauthorized HTTP/1.1\r\nHost: a\r\nContent-Length: 20000000\r\n\r\n") as client,
+    ):
         client.sendall(b"x" * 20_000_000)
         status, headers, _ = read_answer(client)
         assert (status, headers["connection"]) == (401, "close")
@@ -1079,7 +1138,9 @@ def test_listening_socket_finds_half_open_clients_within_a_minute() -> None:
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             if sys.platform == "linux":
-                probing = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) * accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT)
+                probing = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) * accepted.getsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_KEEPCNT
+                )
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) + probing <= 60
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
 

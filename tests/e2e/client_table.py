@@ -20,7 +20,9 @@ class Outcomes:
 
     def __init__(self) -> None:
         self.cells: dict[str, dict[str, str]] = {}
-        self.reasons: dict[str, None] = {}  # in order, each once: a gateway that does not start is one reason, not one a program
+        self.reasons: dict[
+            str, None
+        ] = {}  # in order, each once: a gateway that does not start is one reason, not one a program
         self._places: dict[str, tuple[str, str]] = {}
 
     def pytest_addoption(self, parser: pytest.Parser) -> None:
@@ -48,10 +50,19 @@ class Outcomes:
     def table(self) -> str:
         """Programs by engines. An engine of which every program was skipped is not at hand and has no column."""
         engines = list(dict.fromkeys(engine for row in self.cells.values() for engine in row))
-        engines = [engine for engine in engines if any(row.get(engine, SIGNS["skipped"]) != SIGNS["skipped"] for row in self.cells.values())]
+        engines = [
+            engine
+            for engine in engines
+            if any(row.get(engine, SIGNS["skipped"]) != SIGNS["skipped"] for row in self.cells.values())
+        ]
         lines = [["program", *engines], ["---"] * (len(engines) + 1)]
-        lines += [[program, *(row.get(engine, SIGNS["skipped"]) for engine in engines)] for program, row in self.cells.items()]
-        counts = [[row[engine] for row in self.cells.values() if row.get(engine, SIGNS["skipped"]) != SIGNS["skipped"]] for engine in engines]
+        lines += [
+            [program, *(row.get(engine, SIGNS["skipped"]) for engine in engines)] for program, row in self.cells.items()
+        ]
+        counts = [
+            [row[engine] for row in self.cells.values() if row.get(engine, SIGNS["skipped"]) != SIGNS["skipped"]]
+            for engine in engines
+        ]
         lines.append(["**work**", *(f"**{count.count(SIGNS['passed'])} of {len(count)}**" for count in counts)])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

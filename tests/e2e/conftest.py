@@ -23,7 +23,9 @@ TEXT_LANES = 64  # more than a gateway lets through
 TOKENS_PER_SECOND = 300.0
 ANSWER_TOKENS = 64
 
-REAL_VLLM = pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.timeout(600)])  # the first test waits for the start
+REAL_VLLM = pytest.param(
+    "vllm", marks=[pytest.mark.vllm, pytest.mark.timeout(600)]
+)  # the first test waits for the start
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,7 +39,9 @@ def vllms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, En
     venv = vllm_venv()
     models, logs = tiny_models(venv), tmp_path_factory.mktemp("vllm")
     names = [VISION_MODEL, SHARED_MODEL]
-    vision = Vllm(venv, models / "tiny-qwen3-vl", names, log=logs / "vision.log", max_num_seqs=LANES, structured_outputs=True)
+    vision = Vllm(
+        venv, models / "tiny-qwen3-vl", names, log=logs / "vision.log", max_num_seqs=LANES, structured_outputs=True
+    )
     text = Vllm(venv, models / "tiny-qwen3", [TEXT_MODEL, SHARED_MODEL], log=logs / "text.log", max_num_seqs=TEXT_LANES)
     with ExitStack() as stack:
         for server in (vision, text):
@@ -58,7 +62,9 @@ def vllm_venv() -> Path:
     """Where the real vLLM is installed."""
     venv = REPOSITORY / os.environ.get("TEST_VLLM_VENV", ".venv-vllm")
     if not (venv / "bin" / "python").exists():
-        pytest.fail(f"no vLLM in {venv}; run `python tests/real_engines/install_vllm.py {venv.name}`, or name another place in TEST_VLLM_VENV")
+        pytest.fail(
+            f"no vLLM in {venv}; run `python tests/real_engines/install_vllm.py {venv.name}`, or name another place in TEST_VLLM_VENV"
+        )
     return venv
 
 

@@ -40,11 +40,20 @@ def formatted(schema: Any) -> dict[str, Any]:
 
 
 def pictured(url: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": url}}]}]
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": url}}],
+        }
+    ]
 
 
 def called(content: Any) -> list[dict[str, Any]]:
-    return [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "call_1", "content": content}]
+    return [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": content},
+    ]
 
 
 @dataclass(frozen=True)
@@ -225,7 +234,9 @@ class View:
 def view(answer: httpx2.Response) -> View:
     if answer.status_code != 200:
         error = answer.json()["error"]
-        return View(answer.status_code, {name: error[name] for name in ("type", "code", "param")} | {"keys": sorted(error)})
+        return View(
+            answer.status_code, {name: error[name] for name in ("type", "code", "param")} | {"keys": sorted(error)}
+        )
     if answer.headers["content-type"].startswith("text/event-stream"):
         return _stream_view(answer.text)
     body = answer.json()

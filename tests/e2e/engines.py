@@ -16,7 +16,9 @@ from tests.real_engines.vllm import Load, Vllm
 
 Message = dict[str, Any]
 
-LONG_QUESTION = "Write 3900 words about the sea."  # a stand-in takes the number at its word; the others go on by themselves
+LONG_QUESTION = (
+    "Write 3900 words about the sea."  # a stand-in takes the number at its word; the others go on by themselves
+)
 LONG_TOKENS = 3900
 
 
@@ -59,12 +61,22 @@ class Engine:
     def ask(self, messages: Sequence[Message], max_tokens: int) -> Said:
         """Ask the engine itself, at temperature 0."""
         if self.kind == "vllm":
-            body: dict[str, Any] = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
+            body: dict[str, Any] = {
+                "model": self.model,
+                "messages": list(messages),
+                "max_tokens": max_tokens,
+                "temperature": 0,
+            }
             answer = self._post("/v1/chat/completions", body)
             usage = answer["usage"]
             return Said(answer["choices"][0]["message"]["content"], usage["prompt_tokens"], usage["completion_tokens"])
         options = {"num_predict": max_tokens, "temperature": 0}
-        body = {"model": self.model, "messages": [_native(message) for message in messages], "stream": False, "options": options}
+        body = {
+            "model": self.model,
+            "messages": [_native(message) for message in messages],
+            "stream": False,
+            "options": options,
+        }
         answer = self._post("/api/chat", body)
         return Said(answer["message"]["content"], answer["prompt_eval_count"], answer["eval_count"])
 

@@ -34,7 +34,9 @@ class Gateway(Server):
             file.write_text(config)
             environment["GATEWAY_CONFIG"] = str(file)
         command = [sys.executable, "-m", "gateway", "serve"]
-        super().__init__(command, port=port, health_path="/readyz", log=folder / "gateway.log", environment=environment, cwd=folder)
+        super().__init__(
+            command, port=port, health_path="/readyz", log=folder / "gateway.log", environment=environment, cwd=folder
+        )
 
     @property
     def pid(self) -> int:
@@ -44,6 +46,13 @@ class Gateway(Server):
 
     def command(self, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         """The operator's command line, run to its end in `folder`, which has no settings."""
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY), "GATEWAY_URL": self.url, "GATEWAY_ADMIN_KEY": ADMIN_KEY}
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(REPOSITORY),
+            "GATEWAY_URL": self.url,
+            "GATEWAY_ADMIN_KEY": ADMIN_KEY,
+        }
         command = [sys.executable, "-m", "gateway", *words]
-        return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(
+            command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        )

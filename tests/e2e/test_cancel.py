@@ -50,12 +50,17 @@ def test_leaving_a_plain_answer_ends_the_work(gateway: Gateway, client: OpenAI, 
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
-def test_leaving_before_the_first_piece_ends_the_wait(gateway: Gateway, client: OpenAI, observed: Engine, stream: bool) -> None:
+def test_leaving_before_the_first_piece_ends_the_wait(
+    gateway: Gateway, client: OpenAI, observed: Engine, stream: bool
+) -> None:
     """The engine has taken the request and said nothing yet, all its lanes being occupied: a prefill that lasts as long as we like."""
     with observed.no_answer_ended(), observed.fully_occupied():
         with Call(gateway.url, observed.long_request(TIER, stream), KEY):
             observed.wait_for("the request waits at the engine", lambda load: load.waiting == 1)
-        observed.wait_for("it waits no more, the lanes still occupied", lambda load: load.waiting == 0 and load.running == observed.lanes)
+        observed.wait_for(
+            "it waits no more, the lanes still occupied",
+            lambda load: load.waiting == 0 and load.running == observed.lanes,
+        )
     assert_next_is_served(client)
 
 
@@ -68,14 +73,19 @@ def test_many_that_leave_at_once_leave_nothing_behind(gateway: Gateway, client: 
 
 
 def test_closing_a_stream_of_openai_python_ends_the_work(client: OpenAI, observed: Engine) -> None:
-    with observed.no_answer_ended(), client.chat.completions.create(**observed.long_request(TIER, stream=True)) as stream:
+    with (
+        observed.no_answer_ended(),
+        client.chat.completions.create(**observed.long_request(TIER, stream=True)) as stream,
+    ):
         next(iter(stream))
         observed.wait_for("the request runs", lambda load: load.running == 1)
     assert_next_is_served(client)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
-def test_next_one_does_not_wait_for_the_answer_of_one_that_left(gateway: Gateway, client: OpenAI, engine: Engine, stream: bool) -> None:
+def test_next_one_does_not_wait_for_the_answer_of_one_that_left(
+    gateway: Gateway, client: OpenAI, engine: Engine, stream: bool
+) -> None:
     """What every engine shows, even one that counts nothing. A real Ollama serves such a model one request at a time."""
     with Call(gateway.url, engine.long_request(TIER, stream), KEY) as call:
         if stream:

@@ -77,7 +77,9 @@ def test_usage_of_a_plain_answer_is_what_the_engine_counts(client: OpenAI, engin
 
 
 async def test_every_answer_has_an_id_of_its_own(async_client: AsyncOpenAI) -> None:
-    answers = await asyncio.gather(*(async_client.chat.completions.create(model=TIER, messages=HELLO, max_tokens=2) for _ in range(8)))
+    answers = await asyncio.gather(
+        *(async_client.chat.completions.create(model=TIER, messages=HELLO, max_tokens=2) for _ in range(8))
+    )
     assert len({answer.id for answer in answers}) == 8
 
 
@@ -93,7 +95,11 @@ def test_both_names_of_the_token_limit_bind(client: OpenAI, field: str, length: 
 def test_headers_tell_how_the_request_went(client: OpenAI, engine: Engine) -> None:
     answer = client.chat.completions.with_raw_response.create(model="auto", messages=HELLO, max_tokens=2)
     headers = answer.headers
-    assert (headers["x-gateway-tier"], headers["x-gateway-backend"], headers["x-gateway-model"]) == (TIER, engine.kind, engine.model)
+    assert (headers["x-gateway-tier"], headers["x-gateway-backend"], headers["x-gateway-model"]) == (
+        TIER,
+        engine.kind,
+        engine.model,
+    )
     assert headers["x-gateway-attempts"] == "1"
     assert float(headers["x-gateway-queue-ms"]) >= 0
     assert headers["x-request-id"]
@@ -101,8 +107,12 @@ def test_headers_tell_how_the_request_went(client: OpenAI, engine: Engine) -> No
 
 def test_request_id_of_the_client_comes_back(client: OpenAI) -> None:
     sent: Any = {"x-request-id": "order-66"}
-    plain = client.chat.completions.with_raw_response.create(model=TIER, messages=HELLO, max_tokens=2, extra_headers=sent)
-    stream = client.chat.completions.with_raw_response.create(model=TIER, messages=HELLO, max_tokens=2, extra_headers=sent, stream=True)
+    plain = client.chat.completions.with_raw_response.create(
+        model=TIER, messages=HELLO, max_tokens=2, extra_headers=sent
+    )
+    stream = client.chat.completions.with_raw_response.create(
+        model=TIER, messages=HELLO, max_tokens=2, extra_headers=sent, stream=True
+    )
     stream.http_response.read()
     assert (plain.headers["x-request-id"], stream.headers["x-request-id"]) == ("order-66", "order-66")
 
@@ -120,7 +130,11 @@ def test_stream_begins_with_the_role_and_has_one_finish(client: OpenAI) -> None:
 
 
 def test_every_chunk_has_the_clients_model_name_and_one_id(client: OpenAI) -> None:
-    chunks = list(client.chat.completions.create(model="auto", messages=HELLO, max_tokens=8, stream=True, stream_options=USAGE_ASKED))
+    chunks = list(
+        client.chat.completions.create(
+            model="auto", messages=HELLO, max_tokens=8, stream=True, stream_options=USAGE_ASKED
+        )
+    )
     assert {(chunk.object, chunk.model) for chunk in chunks} == {("chat.completion.chunk", "auto")}
     (answer_id,) = {chunk.id for chunk in chunks}
     assert re.fullmatch(r"chatcmpl-\S{8,}", answer_id)
@@ -140,7 +154,9 @@ def test_stream_tells_no_usage_unasked(client: OpenAI) -> None:
 
 def test_usage_of_a_stream_comes_last_and_is_what_the_engine_counts(client: OpenAI, engine: Engine) -> None:
     said = engine.ask(TALK, max_tokens=8)
-    asked = client.chat.completions.create(model=TIER, messages=TALK, max_tokens=8, temperature=0, stream=True, stream_options=USAGE_ASKED)
+    asked = client.chat.completions.create(
+        model=TIER, messages=TALK, max_tokens=8, temperature=0, stream=True, stream_options=USAGE_ASKED
+    )
     *chunks, last = asked
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
     assert last.choices == []
@@ -156,7 +172,9 @@ def test_stream_ends_with_done_after_the_finish(gateway: Gateway) -> None:
 
 
 def test_stream_has_the_headers_too(client: OpenAI, engine: Engine) -> None:
-    answer = client.chat.completions.with_raw_response.create(model=engine.model, messages=HELLO, max_tokens=2, stream=True)
+    answer = client.chat.completions.with_raw_response.create(
+        model=engine.model, messages=HELLO, max_tokens=2, stream=True
+    )
     answer.http_response.read()
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert (answer.headers["x-gateway-tier"], answer.headers["x-gateway-backend"]) == (TIER, engine.kind)
@@ -169,7 +187,9 @@ def test_stream_has_the_headers_too(client: OpenAI, engine: Engine) -> None:
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_both_names_of_the_token_limit_bind_in_a_stream(client: OpenAI, field: str) -> None:
     limit: Any = {field: 5}
-    chunks = client.chat.completions.create(model=TIER, messages=HELLO, temperature=0, stream=True, stream_options=USAGE_ASKED, **limit)
+    chunks = client.chat.completions.create(
+        model=TIER, messages=HELLO, temperature=0, stream=True, stream_options=USAGE_ASKED, **limit
+    )
     *_, finish, last = chunks
     assert last.usage is not None
     assert (finish.choices[0].finish_reason, last.usage.completion_tokens) == ("length", 5)
@@ -210,7 +230,9 @@ def test_content_in_text_parts_is_one_turn(client: OpenAI, engine: Engine) -> No
     parts: Any = [{"role": "user", "content": [{"type": "text", "text": "Say "}, {"type": "text", "text": "hello."}]}]
     answer = client.chat.completions.create(model=TIER, messages=parts, max_tokens=4, temperature=0)
     assert answer.usage is not None
-    assert abs(answer.usage.prompt_tokens - engine.ask(HELLO, 4).prompt_tokens) <= 2  # vLLM joins the parts with a line break
+    assert (
+        abs(answer.usage.prompt_tokens - engine.ask(HELLO, 4).prompt_tokens) <= 2
+    )  # vLLM joins the parts with a line break
 
 
 def test_image_in_a_data_url_is_seen(client: OpenAI, engine: Engine, picture: str) -> None:
@@ -226,7 +248,11 @@ def test_image_in_a_data_url_is_seen(client: OpenAI, engine: Engine, picture: st
 def test_image_in_a_stream(client: OpenAI, engine: Engine, picture: str) -> None:
     if not engine.has_vision:
         pytest.skip(f"{engine.model} takes no images")
-    chunks = list(client.chat.completions.create(model=TIER, messages=ask_about(picture), max_tokens=4, temperature=0, stream=True))
+    chunks = list(
+        client.chat.completions.create(
+            model=TIER, messages=ask_about(picture), max_tokens=4, temperature=0, stream=True
+        )
+    )
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
@@ -303,7 +329,9 @@ def test_too_long_prompt_is_400_and_says_the_word(client: OpenAI, engine: Engine
 @pytest.mark.parametrize("stream", [False, True])
 def test_image_at_an_address_is_400(client: OpenAI, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model=TIER, messages=ask_about("http://127.0.0.1/cat.png"), max_tokens=2, stream=stream)
+        client.chat.completions.create(
+            model=TIER, messages=ask_about("http://127.0.0.1/cat.png"), max_tokens=2, stream=stream
+        )
     assert (caught.value.code, caught.value.type) == ("invalid_image_url", "invalid_request_error")
 
 
@@ -318,7 +346,9 @@ def test_engine_serves_on_after_refusals(client: OpenAI, engine: Engine) -> None
 
 async def test_asynchronous_client_gets_the_same(async_client: AsyncOpenAI) -> None:
     plain = await async_client.chat.completions.create(model=TIER, messages=HELLO, max_tokens=8, temperature=0)
-    stream = await async_client.chat.completions.create(model=TIER, messages=HELLO, max_tokens=8, temperature=0, stream=True)
+    stream = await async_client.chat.completions.create(
+        model=TIER, messages=HELLO, max_tokens=8, temperature=0, stream=True
+    )
     chunks = [chunk async for chunk in stream]
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == plain.choices[0].message.content
@@ -346,7 +376,10 @@ async def chat(gateway: Gateway) -> AsyncIterator[ChatOpenAI]:
             )
 
 
-LANGCHAIN_TALK: list[BaseMessage] = [SystemMessage("You answer in one sentence."), HumanMessage("Which animal is the largest?")]
+LANGCHAIN_TALK: list[BaseMessage] = [
+    SystemMessage("You answer in one sentence."),
+    HumanMessage("Which animal is the largest?"),
+]
 
 
 def check_usage(message: BaseMessage) -> int:

@@ -23,13 +23,24 @@ HAS_LLAMA_INDEX = importlib.util.find_spec("llama_index") is not None and int(op
 if HAS_LLAMA_INDEX:
     from tests.e2e.programs import llama_index
 
-PROGRAMS: tuple[Program, ...] = (*langchain.PROGRAMS, *openai_python.PROGRAMS, *(llama_index.PROGRAMS if HAS_LLAMA_INDEX else ()))
+PROGRAMS: tuple[Program, ...] = (
+    *langchain.PROGRAMS,
+    *openai_python.PROGRAMS,
+    *(llama_index.PROGRAMS if HAS_LLAMA_INDEX else ()),
+)
 TIER = "standard"
 
 STAND_INS = {
-    "vllm-standin": replace(VISION_STAND_IN, models=(Model(VISION_MODEL, family="qwen3vl", vision=True, tools=True, context_length=MAX_MODEL_LEN),)),
-    "ollama-0.33-standin": replace(OLLAMA_STAND_IN, models=(Model("qwen3-vl", family="qwen3vl", vision=True, tools=True),)),
-    "ollama-0.24-standin": replace(OLLAMA_STAND_IN, models=(Model("qwen3-vl", family="qwen3vl", vision=True, tools=True),), generation="0.24"),
+    "vllm-standin": replace(
+        VISION_STAND_IN,
+        models=(Model(VISION_MODEL, family="qwen3vl", vision=True, tools=True, context_length=MAX_MODEL_LEN),),
+    ),
+    "ollama-0.33-standin": replace(
+        OLLAMA_STAND_IN, models=(Model("qwen3-vl", family="qwen3vl", vision=True, tools=True),)
+    ),
+    "ollama-0.24-standin": replace(
+        OLLAMA_STAND_IN, models=(Model("qwen3-vl", family="qwen3vl", vision=True, tools=True),), generation="0.24"
+    ),
 }
 REAL_OLLAMA = pytest.param("ollama", marks=pytest.mark.timeout(300))
 
@@ -52,7 +63,9 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     yield from _before(engine, request.config, tmp_path_factory, picture, is_noise=True)
 
 
-def _before(engine: Engine, config: pytest.Config, folders: pytest.TempPathFactory, picture: str, is_noise: bool) -> Iterator[Place]:
+def _before(
+    engine: Engine, config: pytest.Config, folders: pytest.TempPathFactory, picture: str, is_noise: bool
+) -> Iterator[Place]:
     seen = picture if engine.has_vision else None
     if config.getoption("direct", False):
         yield Place(f"{engine.url}/v1", "any", engine.model, engine.context, seen, is_noise)
@@ -61,7 +74,9 @@ def _before(engine: Engine, config: pytest.Config, folders: pytest.TempPathFacto
         yield Place(f"{gateway.url}/v1", KEY, TIER, engine.context, seen, is_noise)
 
 
-@pytest.mark.parametrize("program", [pytest.param(program, id=f"{program.client}: {program.does}") for program in PROGRAMS])
+@pytest.mark.parametrize(
+    "program", [pytest.param(program, id=f"{program.client}: {program.does}") for program in PROGRAMS]
+)
 def test_program_works(place: Place, program: Program) -> None:
     if program.sees and place.picture is None:
         pytest.skip("the model takes no images")

@@ -17,7 +17,10 @@ OWN_WORDS = ("stop", "length", "tool_calls")
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Case], View]]:
     """What all others are held against: what the client of vLLM's stand-in sees. Each case is asked once."""
-    with stand_in(STAND_INS["vllm-standin"]) as engine, Gateway(tmp_path_factory.mktemp("reference"), engine.settings) as gateway:
+    with (
+        stand_in(STAND_INS["vllm-standin"]) as engine,
+        Gateway(tmp_path_factory.mktemp("reference"), engine.settings) as gateway,
+    ):
         seen: dict[str, View] = {}
 
         def ask(case: Case) -> View:
@@ -60,7 +63,9 @@ def asked(gateway: Gateway, case: Case) -> View:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_client_sees_the_same_whichever_engine_answers(reference: Callable[[Case], View], gateway: Gateway, case: Case) -> None:
+def test_client_sees_the_same_whichever_engine_answers(
+    reference: Callable[[Case], View], gateway: Gateway, case: Case
+) -> None:
     seen, expected = asked(gateway, case), reference(case)
     assert (seen.status, seen.error and (seen.error["code"], seen.error["param"])) == (
         case.status,

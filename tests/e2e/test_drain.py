@@ -42,12 +42,22 @@ class Caller:
         self._port = int(gateway.url.rpartition(":")[2])
         self._writers: list[asyncio.StreamWriter] = []  # let go of, they would close
 
-    async def open(self, body: dict[str, Any] | None = None, path: str = "/v1/chat/completions") -> asyncio.StreamReader:
+    async def open(
+        self, body: dict[str, Any] | None = None, path: str = "/v1/chat/completions"
+    ) -> asyncio.StreamReader:
         """The answer to come, of a connection of its own. Raises OSError where nobody listens."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._writers.append(writer)
-        data = b"" if body is None else json.dumps({"model": "standard", "messages": [{"role": "user", "content": "Go on."}], **body}).encode()
-        lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", "Host: gateway", f"Authorization: Bearer {KEY}"]
+        data = (
+            b""
+            if body is None
+            else json.dumps({"model": "standard", "messages": [{"role": "user", "content": "Go on."}], **body}).encode()
+        )
+        lines = [
+            f"{'GET' if body is None else 'POST'} {path} HTTP/1.1",
+            "Host: gateway",
+            f"Authorization: Bearer {KEY}",
+        ]
         lines += ["Content-Type: application/json", f"Content-Length: {len(data)}", "", ""]
         writer.write("\r\n".join(lines).encode() + data)
         return reader
@@ -79,7 +89,9 @@ async def is_ready(caller: Caller) -> bool:
 @pytest.mark.timeout(120)
 async def test_nothing_is_refused_in_the_delay_and_no_stream_ends_without_a_word(gateway: Gateway) -> None:
     caller, closing = Caller(gateway), asyncio.Event()
-    streams = [await caller.open({"stream": True, "max_tokens": SHORT if number % 2 else LONG}) for number in range(STREAMS)]
+    streams = [
+        await caller.open({"stream": True, "max_tokens": SHORT if number % 2 else LONG}) for number in range(STREAMS)
+    ]
     for stream in streams:
         await stream.readuntil(b'"role":"assistant"')
     asking = asyncio.create_task(crowd(caller, closing))

@@ -32,7 +32,9 @@ embeddings:
 
 
 @pytest.fixture(scope="module", params=[REAL_VLLM, *STAND_INS, pytest.param("ollama", marks=pytest.mark.timeout(300))])
-def embedder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, str]]:
+def embedder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, str, str]]:
     """Kind, address and model of an engine that embeds."""
     name: str = request.param
     if name in STAND_INS:
@@ -40,7 +42,13 @@ def embedder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             yield engine.kind, engine.url, MODEL
     elif name == "vllm":
         venv = vllm_venv()
-        server = Vllm(venv, tiny_models(venv) / "tiny-qwen3", [MODEL], log=tmp_path_factory.mktemp("vllm") / "embeds.log", embeds=True)
+        server = Vllm(
+            venv,
+            tiny_models(venv) / "tiny-qwen3",
+            [MODEL],
+            log=tmp_path_factory.mktemp("vllm") / "embeds.log",
+            embeds=True,
+        )
         try:
             server.start()
             server.wait_until_ready()
@@ -76,7 +84,9 @@ def test_both_forms_hold_the_same_unit_vectors(client: OpenAI) -> None:
     assert (packed.model, packed.usage.prompt_tokens) == ("ours", packed.usage.total_tokens)
     assert packed.usage.prompt_tokens >= 3
     for one, other in zip(packed.data, floats.data, strict=True):
-        assert one.embedding == pytest.approx(other.embedding, abs=0.02)  # an engine may round differently in another batch
+        assert one.embedding == pytest.approx(
+            other.embedding, abs=0.02
+        )  # an engine may round differently in another batch
         assert sum(number * number for number in one.embedding) == pytest.approx(1, abs=0.02)
 
 
@@ -97,6 +107,8 @@ def test_text_that_is_too_long_is_refused_and_not_cut(client: OpenAI) -> None:
 
 def test_langchain_embeds_documents_and_queries(gateway_url: str) -> None:
     with openai.DefaultHttpxClient(timeout=120, trust_env=False) as http:
-        embeddings = OpenAIEmbeddings(base_url=gateway_url, api_key=KEY, model="ours", check_embedding_ctx_length=False, http_client=http)
+        embeddings = OpenAIEmbeddings(
+            base_url=gateway_url, api_key=KEY, model="ours", check_embedding_ctx_length=False, http_client=http
+        )
         documents = embeddings.embed_documents(["one document", "another"])
         assert embeddings.embed_query("one document") == pytest.approx(documents[0], abs=0.02)

@@ -27,7 +27,10 @@ def both(pair: tuple[Engine, Engine], tmp_path_factory: pytest.TempPathFactory) 
                 "ollama": {"kind": "ollama", "base_url": engine.url},
                 "vllm": {
                     "kind": "vllm",
-                    "servers": [{"base_url": vision.url, "models": [VISION_MODEL]}, {"base_url": text.url, "models": [TEXT_MODEL]}],
+                    "servers": [
+                        {"base_url": vision.url, "models": [VISION_MODEL]},
+                        {"base_url": text.url, "models": [TEXT_MODEL]},
+                    ],
                 },
             },
             "tiers": {

@@ -38,14 +38,18 @@ def gateway(engine: Engine, tmp_path: Path) -> Iterator[Gateway]:
 
 
 def status(gateway: Gateway) -> dict[str, Any]:
-    answer = httpx2.get(f"{gateway.url}/ops/status", headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=PATIENCE, trust_env=False)
+    answer = httpx2.get(
+        f"{gateway.url}/ops/status", headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=PATIENCE, trust_env=False
+    )
     return dict(answer.json())
 
 
 def ask(gateway: Gateway, model: str) -> httpx2.Response:
     body = {"model": model, "messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 2}
     headers = {"authorization": f"Bearer {KEY}"}
-    return httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE, trust_env=False)
+    return httpx2.post(
+        f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE, trust_env=False
+    )
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -56,7 +60,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_file_that_changes_is_put_in_force_and_a_wrong_one_is_not(gateway: Gateway, engine: Engine, tmp_path: Path) -> None:
+def test_file_that_changes_is_put_in_force_and_a_wrong_one_is_not(
+    gateway: Gateway, engine: Engine, tmp_path: Path
+) -> None:
     file = tmp_path / "gateway.yaml"
     assert ask(gateway, "pro").status_code == 404
     assert status(gateway)["reload"] is None

@@ -30,7 +30,9 @@ class Installation:
 
     def __init__(self, folder: Path, *engines: Engine) -> None:
         self.folder = folder
-        self._addresses = {name: value for engine in engines for name, value in engine.settings.items() if name != "LLM_BACKEND"}
+        self._addresses = {
+            name: value for engine in engines for name, value in engine.settings.items() if name != "LLM_BACKEND"
+        }
 
     @contextmanager
     def gateway(self, llm_backend: str, **settings: str) -> Iterator[Gateway]:
@@ -42,7 +44,9 @@ class Installation:
 
     def first_words(self) -> str:
         """The two lines that the log of the last start begins with."""
-        return "\n".join(json.loads(line)["event"] for line in (self.folder / "gateway.log").read_text().splitlines()[:2])
+        return "\n".join(
+            json.loads(line)["event"] for line in (self.folder / "gateway.log").read_text().splitlines()[:2]
+        )
 
     def order(self, gateway: Gateway, *words: str) -> None:
         done = gateway.command(self.folder, *words)
@@ -53,7 +57,11 @@ def side(gateway: Gateway) -> str:
     """Who serves a request now."""
     body = {"model": "standard", "messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 2}
     answer = httpx2.post(
-        f"{gateway.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {KEY}"}, timeout=PATIENCE, trust_env=False
+        f"{gateway.url}/v1/chat/completions",
+        json=body,
+        headers={"authorization": f"Bearer {KEY}"},
+        timeout=PATIENCE,
+        trust_env=False,
     )
     assert answer.status_code == 200, answer.text
     return answer.headers["x-gateway-backend"]
@@ -78,8 +86,12 @@ def test_variable_and_restart_lead_back_and_vllm_may_be_stopped(tmp_path: Path) 
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("orders", [["rollback", f"switch {VLLM}"], [f"switch {VLLM} --canary 30"]], ids=["switch", "canary"])
-def test_variable_that_changes_counts_more_than_what_an_operator_did(installation: Installation, orders: list[str]) -> None:
+@pytest.mark.parametrize(
+    "orders", [["rollback", f"switch {VLLM}"], [f"switch {VLLM} --canary 30"]], ids=["switch", "canary"]
+)
+def test_variable_that_changes_counts_more_than_what_an_operator_did(
+    installation: Installation, orders: list[str]
+) -> None:
     with installation.gateway(VLLM) as gateway:
         for order in orders:
             installation.order(gateway, *order.split())
@@ -95,7 +107,9 @@ def test_variable_that_changes_counts_more_than_what_an_operator_did(installatio
 
 
 @pytest.mark.timeout(120)
-def test_operators_switch_counts_more_than_a_variable_that_stays_and_both_ways_out_lead_out(installation: Installation) -> None:
+def test_operators_switch_counts_more_than_a_variable_that_stays_and_both_ways_out_lead_out(
+    installation: Installation,
+) -> None:
     with installation.gateway(OLLAMA) as gateway:
         installation.order(gateway, "switch", VLLM)
     with installation.gateway(OLLAMA) as gateway:
@@ -135,11 +149,15 @@ class Operator:
         self._thread.join()
 
     def _run(self) -> None:
-        with httpx2.Client(headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=PATIENCE, trust_env=False) as client:
+        with httpx2.Client(
+            headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=PATIENCE, trust_env=False
+        ) as client:
             try:
                 while True:
                     self.asked += 1
-                    answer = client.put(self._url, json={"backend": OLLAMA, "canary": {"backend": VLLM, "percent": self.asked / 100}})
+                    answer = client.put(
+                        self._url, json={"backend": OLLAMA, "canary": {"backend": VLLM, "percent": self.asked / 100}}
+                    )
                     if answer.json()["persisted"]:  # a disk that stalls for a second is owned up to
                         self.told = self.asked
             except httpx2.TransportError:
@@ -148,7 +166,12 @@ class Operator:
 
 def percent(gateway: Gateway) -> int:
     """Of the canary, in hundredths; 0 without one."""
-    answer = httpx2.get(f"{gateway.url}/ops/rollout", headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=PATIENCE, trust_env=False)
+    answer = httpx2.get(
+        f"{gateway.url}/ops/rollout",
+        headers={"authorization": f"Bearer {ADMIN_KEY}"},
+        timeout=PATIENCE,
+        trust_env=False,
+    )
     canary = answer.json()["tiers"]["standard"]["canary"]
     return round(canary["percent"] * 100) if canary else 0
 

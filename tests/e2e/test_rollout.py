@@ -27,7 +27,12 @@ OLLAMA, VLLM = "ollama", "vllm"
 CONVERSATIONS = 30
 PATIENCE = 120.0  # seconds: beside other work two cores are slow
 PARALLEL = 4
-OLLAMA_STAND_IN = Options("ollama", (Model(OLLAMA_MODEL, family="qwen3vl", vision=True, tools=True),), tokens_per_second=300, parallel=PARALLEL)
+OLLAMA_STAND_IN = Options(
+    "ollama",
+    (Model(OLLAMA_MODEL, family="qwen3vl", vision=True, tools=True),),
+    tokens_per_second=300,
+    parallel=PARALLEL,
+)
 
 Sides = Mapping[int, str]
 """Who serves each conversation."""
@@ -47,7 +52,12 @@ def vllm(pair: tuple[Engine, Engine]) -> Engine:
 @pytest.fixture
 def gateway(ollama: Engine, vllm: Engine, tmp_path: Path) -> Iterator[Gateway]:
     """Before both, on Ollama, told by the environment. It lets no more through to the vLLM than that runs at once."""
-    settings = {**vllm.settings, **ollama.settings, "GATEWAY__BACKENDS__VLLM__MAX_CONCURRENCY": str(vllm.lanes), "OLLAMA_NUM_PARALLEL": str(PARALLEL)}
+    settings = {
+        **vllm.settings,
+        **ollama.settings,
+        "GATEWAY__BACKENDS__VLLM__MAX_CONCURRENCY": str(vllm.lanes),
+        "OLLAMA_NUM_PARALLEL": str(PARALLEL),
+    }
     with Gateway(tmp_path, settings) as gateway:
         yield gateway
 
@@ -135,7 +145,12 @@ def take(gateway: Gateway, folder: Path, programs: list[Program], words: str) ->
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
     print(f"$ gateway {words}\n{done.stderr}{done.stdout}", end="")
     ended = time.monotonic()
-    wait_until(lambda: min(program.since(ended) for program in programs), lambda calls: calls >= CONVERSATIONS, f"calls after `{words}`", PATIENCE)
+    wait_until(
+        lambda: min(program.since(ended) for program in programs),
+        lambda calls: calls >= CONVERSATIONS,
+        f"calls after `{words}`",
+        PATIENCE,
+    )
     return Step(words, began, ended, time.monotonic())
 
 
@@ -146,7 +161,9 @@ def sides_of(programs: list[Program], step: Step) -> dict[int, str]:
         for call in program.calls:
             if call.sent > step.ended and call.answered < step.left:
                 seen.setdefault(call.conversation, set()).add(call.side)
-    assert {conversation: sides for conversation, sides in seen.items() if len(sides) > 1} == {}, f"on both sides after `{step.words}`"
+    assert {conversation: sides for conversation, sides in seen.items() if len(sides) > 1} == {}, (
+        f"on both sides after `{step.words}`"
+    )
     assert len(seen) == CONVERSATIONS
     return {conversation: sides.pop() for conversation, sides in seen.items()}
 
@@ -156,7 +173,10 @@ def log_of_sides(programs: list[Program], steps: list[Step]) -> str:
     lines = []
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         end = inf if following is None else following.began
-        told = {program.name: "".join(call.side[0] for call in program.calls if step.began <= call.sent < end) for program in programs}
+        told = {
+            program.name: "".join(call.side[0] for call in program.calls if step.began <= call.sent < end)
+            for program in programs
+        }
         lines += [f"{step.words}:", *(f"  {name:<36}{letters}" for name, letters in told.items())]
     return "\n".join(lines)
 
@@ -166,7 +186,11 @@ def check_those_between(programs: list[Program], steps: list[Step], sides: list[
     ends = [*(step.ended for step in steps[1:]), inf]
     for program in programs:
         for call in program.calls:
-            here = [side for step, end, side in zip(steps, ends, sides, strict=True) if step.began < call.answered and call.sent < end]
+            here = [
+                side
+                for step, end, side in zip(steps, ends, sides, strict=True)
+                if step.began < call.answered and call.sent < end
+            ]
             assert call.side in {side[call.conversation] for side in here}, f"{program.name}: {call}"
 
 
@@ -182,13 +206,21 @@ def watched(programs: list[Program], steps: list[Step]) -> Iterator[None]:
 
 
 @pytest.mark.timeout(900)
-def test_steps_to_vllm_and_back_fail_no_call_and_serve_from_the_right_side(gateway: Gateway, vllm: Engine, tmp_path: Path) -> None:
+def test_steps_to_vllm_and_back_fail_no_call_and_serve_from_the_right_side(
+    gateway: Gateway, vllm: Engine, tmp_path: Path
+) -> None:
     folder = tmp_path / "operator"
     folder.mkdir()
     programs = [Program(gateway, model, stream) for model in (TIER, vllm.model) for stream in (False, True)]
     steps: list[Step] = []
     with watched(programs, steps):
-        for words in ("status", "switch vllm", *(f"switch vllm --canary {percent}" for percent in (10, 50, 100)), "rollback", "rollback"):
+        for words in (
+            "status",
+            "switch vllm",
+            *(f"switch vllm --canary {percent}" for percent in (10, 50, 100)),
+            "rollback",
+            "rollback",
+        ):
             step = take(gateway, folder, programs, words)
             steps.append(step)
     assert [program.failure for program in programs] == [None] * len(programs)
@@ -220,21 +252,30 @@ class Crowd(NamedTuple):
 
 def crowd(gateway: Gateway) -> Crowd:
     headers = {"authorization": f"Bearer {ADMIN_KEY}"}
-    backends = httpx2.get(f"{gateway.url}/ops/status", headers=headers, timeout=PATIENCE, trust_env=False).json()["backends"]
+    backends = httpx2.get(f"{gateway.url}/ops/status", headers=headers, timeout=PATIENCE, trust_env=False).json()[
+        "backends"
+    ]
     waiting = {name: sum(backends[name]["waiting"].values()) for name in (VLLM, OLLAMA)}
     return Crowd(sum(backends[VLLM]["running"].values()), waiting[VLLM], waiting[OLLAMA])
 
 
 @pytest.mark.timeout(900)
-def test_rollback_moves_those_in_line_at_once_and_streams_that_run_end_where_they_are(gateway: Gateway, vllm: Engine, tmp_path: Path) -> None:
+def test_rollback_moves_those_in_line_at_once_and_streams_that_run_end_where_they_are(
+    gateway: Gateway, vllm: Engine, tmp_path: Path
+) -> None:
     gateway.command(tmp_path, "switch", VLLM, "--force")
     served = vllm.now().served
     short = {"model": TIER, "messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 4}
     with ExitStack() as calls:
-        streams = [calls.enter_context(Call(gateway.url, vllm.long_request(TIER, stream=True), KEY)) for _ in range(vllm.lanes)]
+        streams = [
+            calls.enter_context(Call(gateway.url, vllm.long_request(TIER, stream=True), KEY)) for _ in range(vllm.lanes)
+        ]
         for stream in streams:
             stream.read_until(b"data: ", times=3)
-        waiting = [calls.enter_context(Call(gateway.url, {**short, "stream": number % 2 == 0}, KEY)) for number in range(WAITING)]
+        waiting = [
+            calls.enter_context(Call(gateway.url, {**short, "stream": number % 2 == 0}, KEY))
+            for number in range(WAITING)
+        ]
         wait_until(lambda: crowd(gateway), lambda found: found == (vllm.lanes, WAITING, 0), "all others wait in line")
         answer = json.loads(gateway.command(tmp_path, "rollback", "--json").stdout)
         assert (answer["changed"], answer["moved"]) == (True, WAITING)

@@ -131,7 +131,9 @@ def test_each_tier_reaches_the_server_that_has_its_model(fronted: Gateway, pair:
     server, other = pair[place], pair[1 - place]
     served, beside = server.now().served, other.now().served
     with client_of(fronted) as client:
-        answer = client.chat.completions.with_raw_response.create(model=tier, messages=HELLO, max_tokens=4, temperature=0)
+        answer = client.chat.completions.with_raw_response.create(
+            model=tier, messages=HELLO, max_tokens=4, temperature=0
+        )
     assert answer.headers["x-gateway-model"] == server.model
     assert answer.headers["x-gateway-tier"] == tier
     assert answer.parse().model == tier
@@ -142,7 +144,9 @@ def test_each_tier_reaches_the_server_that_has_its_model(fronted: Gateway, pair:
 def test_stream_of_each_tier_ends_well(fronted: Gateway) -> None:
     with client_of(fronted) as client:
         for name in ("eyes", "gpt-4o", "words", "auto", "both"):
-            chunks = list(client.chat.completions.create(model=name, messages=HELLO, max_tokens=4, temperature=0, stream=True))
+            chunks = list(
+                client.chat.completions.create(model=name, messages=HELLO, max_tokens=4, temperature=0, stream=True)
+            )
             assert {chunk.model for chunk in chunks} == {name}
             assert chunks[-1].choices[0].finish_reason == "length"
 
@@ -150,7 +154,9 @@ def test_stream_of_each_tier_ends_well(fronted: Gateway) -> None:
 def test_image_goes_to_the_server_that_sees(fronted: Gateway, picture: str) -> None:
     parts: Any = [{"type": "text", "text": "Which colour?"}, {"type": "image_url", "image_url": {"url": picture}}]
     with client_of(fronted) as client:
-        answer = client.chat.completions.create(model="eyes", messages=[{"role": "user", "content": parts}], max_tokens=4, temperature=0)
+        answer = client.chat.completions.create(
+            model="eyes", messages=[{"role": "user", "content": parts}], max_tokens=4, temperature=0
+        )
     assert answer.choices[0].finish_reason == "length"
 
 
@@ -160,7 +166,11 @@ async def test_servers_of_the_same_model_share_the_load_evenly(fronted: Gateway,
     async with AsyncOpenAI(base_url=f"{fronted.url}/v1", api_key=KEY, max_retries=0, timeout=120.0) as client:
         request = pair[0].long_request("both", stream=False) | {"max_tokens": 400}
         await asyncio.gather(*(client.chat.completions.create(**request) for _ in range(6)))
-    wait_until(lambda: served_by(pair), lambda served: served == (before[0] + 3, before[1] + 3), f"three more at each than {before}")
+    wait_until(
+        lambda: served_by(pair),
+        lambda served: served == (before[0] + 3, before[1] + 3),
+        f"three more at each than {before}",
+    )
 
 
 def test_server_that_is_busy_with_another_tier_is_taken_last(fronted: Gateway, pair: Pair) -> None:
@@ -172,7 +182,11 @@ def test_server_that_is_busy_with_another_tier_is_taken_last(fronted: Gateway, p
         vision.wait_for("two run there", lambda load: load.running == 2)
         for _ in range(2):
             client.chat.completions.create(model="both", messages=HELLO, max_tokens=4, temperature=0)
-    wait_until(lambda: served_by(pair), lambda served: served == (before[0], before[1] + 2), f"two more at the idle one than {before}")
+    wait_until(
+        lambda: served_by(pair),
+        lambda served: served == (before[0], before[1] + 2),
+        f"two more at the idle one than {before}",
+    )
 
 
 def test_leaving_ends_the_work_at_whichever_server_it_runs(fronted: Gateway, pair: Pair) -> None:

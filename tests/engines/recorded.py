@@ -44,12 +44,17 @@ def body_of(recording: Recording) -> bytes:
     """The stream as it came."""
     if recording.path == "/api/chat":
         return b"".join(json.dumps(event).encode() + b"\n" for event in unfolded(recording))
-    return b"".join(b"data: " + (event if isinstance(event, str) else json.dumps(event)).encode() + b"\n\n" for event in unfolded(recording))
+    return b"".join(
+        b"data: " + (event if isinstance(event, str) else json.dumps(event)).encode() + b"\n\n"
+        for event in unfolded(recording)
+    )
 
 
 def said(recording: Recording, *keys: str) -> str:
     """What a stream says under any of `keys`."""
-    return "".join(texts(event).get(key) or "" for event in unfolded(recording) if not isinstance(event, str) for key in keys)
+    return "".join(
+        texts(event).get(key) or "" for event in unfolded(recording) if not isinstance(event, str) for key in keys
+    )
 
 
 def error_body(recording: Recording) -> bytes:

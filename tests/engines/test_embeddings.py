@@ -7,14 +7,28 @@ import pytest
 
 from gateway.chat.embedding import Embedding
 from gateway.engines.embeddings import Embedder, OllamaEmbedder, OpenAiEmbedder
-from gateway.errors import BackendUnavailable, ContextLengthExceeded, GatewayError, InvalidRequest, ModelNotFound, UnsupportedParameter, UpstreamError
+from gateway.errors import (
+    BackendUnavailable,
+    ContextLengthExceeded,
+    GatewayError,
+    InvalidRequest,
+    ModelNotFound,
+    UnsupportedParameter,
+    UpstreamError,
+)
 from tests.golden import Recording, load
 from tests.simulate.replaying import recorded
 
 EMBEDDERS: dict[str, Embedder] = {"ollama": OllamaEmbedder(), "vllm": OpenAiEmbedder()}
 PATHS = ("/api/embed", "/v1/embeddings")
-RECORDINGS = [recording for server in ("ollama-0.33-embed", "ollama-0.24-embed", "vllm-embed") for recording in recorded(server).values()]
-CHATS_ONLY = [recording for server in ("vllm-0.32.0", "ollama-0.33", "ollama-0.24") for recording in load(server).values()]
+RECORDINGS = [
+    recording
+    for server in ("ollama-0.33-embed", "ollama-0.24-embed", "vllm-embed")
+    for recording in recorded(server).values()
+]
+CHATS_ONLY = [
+    recording for server in ("vllm-0.32.0", "ollama-0.33", "ollama-0.24") for recording in load(server).values()
+]
 
 
 def embedder(recording: Recording) -> Embedder:
@@ -62,14 +76,18 @@ def test_vllm_is_asked_in_the_clients_form(form: str) -> None:
 # What is answered
 
 
-@pytest.mark.parametrize("recording", [recording for recording in at_its_door(RECORDINGS) if recording.status == 200], ids=name)
+@pytest.mark.parametrize(
+    "recording", [recording for recording in at_its_door(RECORDINGS) if recording.status == 200], ids=name
+)
 def test_recorded_answer_is_read(recording: Recording) -> None:
     answer = embedder(recording).parse(json.dumps(recording.body).encode())
     assert answer is not None
     body = recording.body
     vectors = body.get("embeddings") if "embeddings" in body else [item["embedding"] for item in body["data"]]
     assert [json.loads(vector) for vector in answer.vectors] == vectors
-    assert answer.prompt_tokens == (body.get("prompt_eval_count", 0) if "embeddings" in body else body["usage"]["prompt_tokens"])
+    assert answer.prompt_tokens == (
+        body.get("prompt_eval_count", 0) if "embeddings" in body else body["usage"]["prompt_tokens"]
+    )
 
 
 def test_vectors_are_in_the_order_of_their_index_where_there_is_one() -> None:
@@ -80,7 +98,9 @@ def test_vectors_are_in_the_order_of_their_index_where_there_is_one() -> None:
         assert answer.vectors == expected
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"data":3}', b'{"embeddings":null}', b'{"data":[{}]}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[]", b'{"data":3}', b'{"embeddings":null}', b'{"data":[{}]}', b"\xff", b"[" * 100_000]
+)
 @pytest.mark.parametrize("kind", EMBEDDERS)
 def test_other_document_is_no_answer(kind: str, body: bytes) -> None:
     assert EMBEDDERS[kind].parse(body) is None
@@ -96,7 +116,9 @@ MEANINGS: dict[str, tuple[type[GatewayError], str | None]] = {
 }
 
 
-@pytest.mark.parametrize("recording", [recording for recording in at_its_door(RECORDINGS) if recording.status != 200], ids=name)
+@pytest.mark.parametrize(
+    "recording", [recording for recording in at_its_door(RECORDINGS) if recording.status != 200], ids=name
+)
 def test_recorded_refusal_means_one_of_ours(recording: Recording) -> None:
     """What the gateway never sends, an Ollama refuses as what fails inside it: with 400."""
     error = embedder(recording).client_error(recording.status, json.dumps(recording.body).encode())
@@ -107,7 +129,9 @@ def test_recorded_refusal_means_one_of_ours(recording: Recording) -> None:
     assert "tiny-embed" not in error.message
 
 
-@pytest.mark.parametrize("recording", [recording for recording in at_its_door(CHATS_ONLY) if recording.method == "POST"], ids=name)
+@pytest.mark.parametrize(
+    "recording", [recording for recording in at_its_door(CHATS_ONLY) if recording.method == "POST"], ids=name
+)
 def test_model_without_embeddings_is_the_same_400_on_all(recording: Recording) -> None:
     body = recording.body if isinstance(recording.body, str) else json.dumps(recording.body)
     error = embedder(recording).client_error(recording.status, body.encode())
@@ -135,23 +159,33 @@ def test_ollamas_400_for_what_fails_inside_is_502(text: str) -> None:
         ("input (900 tokens) is too large to process. increase the physical batch size (current batch size: 512)", 512),
         ("input exceeds maximum context length and cannot be truncated further", None),
         ("input after truncation exceeds maximum context length", None),
-        ("This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 input tokens", 2048),
+        (
+            "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 input tokens",
+            2048,
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", EMBEDDERS)
 @pytest.mark.parametrize("status", [400, 500])
-def test_text_that_is_too_long_is_the_same_whatever_it_is_called(kind: str, status: int, text: str, limit: int | None) -> None:
+def test_text_that_is_too_long_is_the_same_whatever_it_is_called(
+    kind: str, status: int, text: str, limit: int | None
+) -> None:
     error = EMBEDDERS[kind].client_error(status, json.dumps({"error": {"message": text}}).encode())
     assert isinstance(error, ContextLengthExceeded)
     assert (error.limit, error.param) == (limit, "input")
     assert "context_length_exceeded" in error.message
 
 
-@pytest.mark.parametrize("text", ["only supports dimensions in range [1, 64], got 400.", "only supports Matryoshka dimensions [32, 16], got 4."])
+@pytest.mark.parametrize(
+    "text",
+    ["only supports dimensions in range [1, 64], got 400.", "only supports Matryoshka dimensions [32, 16], got 4."],
+)
 def test_wrong_number_of_dimensions_is_named(text: str) -> None:
     error = OpenAiEmbedder().client_error(400, json.dumps({"error": {"message": f"Model 'm' {text}"}}).encode())
     assert (type(error), error.param) == (InvalidRequest, "dimensions")
 
 
 def test_full_ollama_is_503() -> None:
-    assert isinstance(OllamaEmbedder().client_error(503, b'{"error":"server busy, please try again."}'), BackendUnavailable)
+    assert isinstance(
+        OllamaEmbedder().client_error(503, b'{"error":"server busy, please try again."}'), BackendUnavailable
+    )

@@ -55,7 +55,19 @@ def test_no_word_of_the_backends_comes_through(recording: Recording) -> None:
     sent = client_error(recording.status, body).envelope().decode().lower()
     said = message_of(body).lower()
     assert not said or said not in sent
-    for telling in ("qwen", "llama", "nope", "registry", "127.0.0.1", "json:", "unmarshal", "bytesio", "body.", "localhost", "aliases"):
+    for telling in (
+        "qwen",
+        "llama",
+        "nope",
+        "registry",
+        "127.0.0.1",
+        "json:",
+        "unmarshal",
+        "bytesio",
+        "body.",
+        "localhost",
+        "aliases",
+    ):
         assert telling not in sent
     ours = set(re.findall(r"[a-z]+", sent)) | {""}
     assert not [path for path in re.findall(r"/[\w./-]+", said) if path.strip("/") in ours]
@@ -71,7 +83,9 @@ def test_length_of_the_context_is_told_where_the_backend_tells_it(server: str, l
     assert found == {ContextLengthExceeded(limit).message}
 
 
-@pytest.mark.parametrize(("case", "param"), [("api_chat_think", "reasoning_effort"), ("api_chat_tools_unsupported", "tools")])
+@pytest.mark.parametrize(
+    ("case", "param"), [("api_chat_think", "reasoning_effort"), ("api_chat_tools_unsupported", "tools")]
+)
 def test_feature_that_a_model_lacks_is_named(case: str, param: str) -> None:
     for recording in (recording for recording in REFUSALS if recording.case == case):
         assert client_error(recording.status, error_body(recording)).param == param
@@ -95,14 +109,22 @@ def test_other_versions_words_for_a_full_context(text: str) -> None:
 
 def test_image_to_a_model_without_eyes_is_named() -> None:
     inner = '{"error":{"code":400,"message":"Multimodal data provided, but model does not support multimodal requests.","type":"x"}}'
-    for text in (inner, "m is not a multimodal model", "Failed to create new sequence: this model is missing data required for image input"):
+    for text in (
+        inner,
+        "m is not a multimodal model",
+        "Failed to create new sequence: this model is missing data required for image input",
+    ):
         assert isinstance(client_error(400, json.dumps({"error": text}).encode()), errors.UnsupportedParameter)
 
 
 def test_more_images_than_a_vllm_was_started_for_are_told_with_their_limit() -> None:
     text = "At most {} image(s) may be provided in one prompt. Set `--limit-mm-per-prompt` to increase this limit. (parameter=image)"
     few, none = (client_error(400, json.dumps({"error": {"message": text.format(limit)}}).encode()) for limit in (4, 0))
-    assert (type(few), few.param, few.message) == (errors.InvalidRequest, "messages", "This model takes 4 images at most in one request.")
+    assert (type(few), few.param, few.message) == (
+        errors.InvalidRequest,
+        "messages",
+        "This model takes 4 images at most in one request.",
+    )
     assert isinstance(none, errors.UnsupportedParameter)
 
 
@@ -119,8 +141,16 @@ def test_more_images_than_a_vllm_was_started_for_are_told_with_their_limit() -> 
         (400, "Invalid structural tag specification.", "response_format"),
         (400, "Grammar error: Unimplemented keys", "response_format"),
         (400, "Error parsing regex: look-around", "response_format"),
-        (400, "Regex uses unsupported feature for structured outputs: Backreferences are unsupported.", "response_format"),
-        (400, "The JSON schema is nested too deeply: objects and arrays may nest at most 100 levels", "response_format"),
+        (
+            400,
+            "Regex uses unsupported feature for structured outputs: Backreferences are unsupported.",
+            "response_format",
+        ),
+        (
+            400,
+            "The JSON schema is nested too deeply: objects and arrays may nest at most 100 levels",
+            "response_format",
+        ),
         (400, "'auto' tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set", "tools"),
         (400, "registry.ollama.ai/library/llama:latest does not support tools", "tools"),
         (400, '"qwen3-vl" does not support thinking', "reasoning_effort"),
@@ -140,7 +170,15 @@ def test_full_backend_is_503_with_a_time_to_come_back(status: int) -> None:
 
 @pytest.mark.parametrize(
     ("status", "reason"),
-    [(401, "auth"), (403, "auth"), (405, "status_4xx"), (500, "status_5xx"), (502, "status_5xx"), (504, "status_5xx"), (301, "status_3xx")],
+    [
+        (401, "auth"),
+        (403, "auth"),
+        (405, "status_4xx"),
+        (500, "status_5xx"),
+        (502, "status_5xx"),
+        (504, "status_5xx"),
+        (301, "status_3xx"),
+    ],
 )
 def test_failure_of_the_backend_is_502_with_a_reason_for_the_metrics(status: int, reason: str) -> None:
     error = client_error(status, b'{"error":"Unauthorized"}')
@@ -152,7 +190,10 @@ def test_gateway_behind_the_gateway_that_is_itself_is_told_as_such() -> None:
     assert isinstance(client_error(508, errors.LoopDetected().envelope()), errors.LoopDetected)
 
 
-@pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"[1, 2]", b'"x"', b"null", b'{"error": {"error": {"error": []}}}', b"<html>", b"[" * 10_000])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\xff\xfe", b"[1, 2]", b'"x"', b"null", b'{"error": {"error": {"error": []}}}', b"<html>", b"[" * 10_000],
+)
 @pytest.mark.parametrize("status", [400, 404, 500, 503])
 def test_any_body_is_read(status: int, body: bytes) -> None:
     assert client_error(status, body).message

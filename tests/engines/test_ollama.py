@@ -34,7 +34,12 @@ def read(body: bytes, size: int | None = None) -> list[Delta]:
 
 
 def line(content: str = "", done: bool = False, **fields: Any) -> bytes:
-    return json.dumps({"model": "m", "message": {"role": "assistant", "content": content}, "done": done, **fields}).encode() + b"\n"
+    return (
+        json.dumps(
+            {"model": "m", "message": {"role": "assistant", "content": content}, "done": done, **fields}
+        ).encode()
+        + b"\n"
+    )
 
 
 END = line(done=True, done_reason="stop", prompt_eval_count=7, eval_count=3)
@@ -145,7 +150,9 @@ def test_any_text_comes_through_however_it_is_cut(texts: list[str], size: int) -
 @pytest.mark.parametrize("size", [None, 1])
 def test_recorded_tool_call_is_read_with_its_arguments_as_text(server: str, size: int | None) -> None:
     answer = assemble(read(body_of(load(server)["api_chat_tool_call_stream"]), size))
-    assert [(call.index, call.name, json.loads(call.arguments)) for call in answer.calls] == [(0, "get_weather", {"city": "Seoul"})]
+    assert [(call.index, call.name, json.loads(call.arguments)) for call in answer.calls] == [
+        (0, "get_weather", {"city": "Seoul"})
+    ]
     assert answer.content == ""
 
 
@@ -156,14 +163,22 @@ def test_recorded_logprobs_are_read_with_their_bytes_and_alternatives(server: st
     answer = assemble(read(json.dumps(body).encode() + b"\n"))
     assert answer.logprobs is not None
     assert [chosen.token for chosen in answer.logprobs] == [entry["token"] for entry in body["logprobs"]]
-    assert all(len(chosen.top_logprobs) == 2 and chosen.bytes == list(chosen.token.encode()) for chosen in answer.logprobs)
+    assert all(
+        len(chosen.top_logprobs) == 2 and chosen.bytes == list(chosen.token.encode()) for chosen in answer.logprobs
+    )
 
 
 def test_calls_of_several_lines_are_counted_on() -> None:
     """Ollama's parsers may begin their indices anew with each line."""
-    lines = [line(message={"content": "", "tool_calls": [{"function": {"index": 0, "name": name, "arguments": {"a": 1}}}]}) for name in "fg"]
+    lines = [
+        line(message={"content": "", "tool_calls": [{"function": {"index": 0, "name": name, "arguments": {"a": 1}}}]})
+        for name in "fg"
+    ]
     answer = assemble(read(b"".join(lines) + END))
-    assert [(call.index, call.name, call.arguments) for call in answer.calls] == [(0, "f", '{"a": 1}'), (1, "g", '{"a": 1}')]
+    assert [(call.index, call.name, call.arguments) for call in answer.calls] == [
+        (0, "f", '{"a": 1}'),
+        (1, "g", '{"a": 1}'),
+    ]
 
 
 def test_call_without_arguments_has_an_empty_object() -> None:
@@ -182,7 +197,13 @@ def test_logprobs_of_a_line_without_text_are_not_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    "wish", [{"reasoning_effort": "low"}, {"reasoning": {"effort": "low"}}, {"think": True}, {"chat_template_kwargs": {"enable_thinking": True}}]
+    "wish",
+    [
+        {"reasoning_effort": "low"},
+        {"reasoning": {"effort": "low"}},
+        {"think": True},
+        {"chat_template_kwargs": {"enable_thinking": True}},
+    ],
 )
 def test_wish_to_think_is_dropped_when_the_model_turns_out_unable(wish: dict[str, Any]) -> None:
     asked = chat(**wish)
@@ -191,7 +212,9 @@ def test_wish_to_think_is_dropped_when_the_model_turns_out_unable(wish: dict[str
     assert DIALECT.relaxed(chat(), unable) is None
 
 
-@pytest.mark.parametrize("refusal", [UnsupportedParameter("x", param="tools"), InvalidRequest("x"), ContextLengthExceeded(4096)])
+@pytest.mark.parametrize(
+    "refusal", [UnsupportedParameter("x", param="tools"), InvalidRequest("x"), ContextLengthExceeded(4096)]
+)
 def test_other_refusals_are_the_clients(client_error: InvalidRequest) -> None:
     assert DIALECT.relaxed(chat(think=True, max_tokens=9), client_error) is None
 
@@ -215,7 +238,9 @@ def test_what_is_no_list_of_models_is_told_apart_from_an_empty_one(body: bytes) 
     assert DIALECT.models(b'{"models":[]}') == DIALECT.models(b'{"models":null}') == {}
 
 
-@pytest.mark.parametrize("spelling", ["llama", "LLAMA", "llama:latest", "library/llama", "registry.ollama.ai/library/llama:latest"])
+@pytest.mark.parametrize(
+    "spelling", ["llama", "LLAMA", "llama:latest", "library/llama", "registry.ollama.ai/library/llama:latest"]
+)
 def test_spellings_of_one_model_are_one(spelling: str) -> None:
     assert DIALECT.canonical(spelling) == "llama"
     assert DIALECT.canonical("llama:8b") == "llama:8b"
@@ -232,7 +257,11 @@ class FakeOllama:
     async def ask(self, method: str, path: str, body: bytes | None) -> bytes | None:
         if path == "/api/ps":
             self.asked.append((method, path))
-            running = None if self.loaded is None else [{"name": name, "context_length": length} for name, length in self.loaded.items()]
+            running = (
+                None
+                if self.loaded is None
+                else [{"name": name, "context_length": length} for name, length in self.loaded.items()]
+            )
             return None if running is None else json.dumps({"models": running}).encode()
         assert (method, path) == ("POST", "/api/show")
         model = json.loads(body or b"")["model"]
@@ -241,13 +270,17 @@ class FakeOllama:
 
 
 def listed(digest: str = "d1", capabilities: list[str] | None = None) -> Models:
-    entry = {"name": "llama:latest", "digest": digest} | ({} if capabilities is None else {"capabilities": capabilities})
+    entry = {"name": "llama:latest", "digest": digest} | (
+        {} if capabilities is None else {"capabilities": capabilities}
+    )
     found = DIALECT.models(json.dumps({"models": [entry, {"name": "other:latest", "digest": "o"}]}).encode())
     assert found is not None
     return found
 
 
-async def learned(server: FakeOllama, models: Models, before: Models | None = None, wanted: str = "llama", dialect: Ollama = DIALECT) -> ModelFacts:
+async def learned(
+    server: FakeOllama, models: Models, before: Models | None = None, wanted: str = "llama", dialect: Ollama = DIALECT
+) -> ModelFacts:
     await dialect.probe_models(models, before or {}, [wanted], server.ask)
     return next(facts for name, facts in models.items() if dialect.canonical(name) == dialect.canonical(wanted))
 

@@ -33,13 +33,24 @@ def test_nothing_is_loaded() -> None:
 
 def test_load_asks_for_nothing_and_sends_what_requests_send() -> None:
     assert json.loads(OllamaLoading().body("a", False)) == {"model": "a", "messages": [], "stream": False}
-    assert json.loads(OllamaLoading("10m", 8192).body("a", True)) == {"model": "a", "input": [], "options": {"num_ctx": 8192}, "keep_alive": "10m"}
+    assert json.loads(OllamaLoading("10m", 8192).body("a", True)) == {
+        "model": "a",
+        "input": [],
+        "options": {"num_ctx": 8192},
+        "keep_alive": "10m",
+    }
 
 
-@pytest.mark.parametrize(("keep_alive", "sent"), [(0, LEAST_KEEP_ALIVE), ("0", LEAST_KEEP_ALIVE), ("0s", LEAST_KEEP_ALIVE), (-1, -1), ("10s", "10s")])
+@pytest.mark.parametrize(
+    ("keep_alive", "sent"),
+    [(0, LEAST_KEEP_ALIVE), ("0", LEAST_KEEP_ALIVE), ("0s", LEAST_KEEP_ALIVE), (-1, -1), ("10s", "10s")],
+)
 def test_keep_alive_of_nothing_is_never_sent_with_a_load(keep_alive: str | int, sent: str | int) -> None:
     assert json.loads(OllamaLoading(keep_alive).body("a", False))["keep_alive"] == sent
 
 
 def test_canonical_name_is_that_of_all_that_ollama_takes() -> None:
-    assert {canonical(name) for name in ("Llama", "llama:latest", "library/llama", "registry.ollama.ai/library/llama:latest")} == {"llama"}
+    assert {
+        canonical(name)
+        for name in ("Llama", "llama:latest", "library/llama", "registry.ollama.ai/library/llama:latest")
+    } == {"llama"}

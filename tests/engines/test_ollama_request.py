@@ -26,7 +26,11 @@ def rendered(facts: ModelFacts = UNKNOWN, dialect: Ollama = OLLAMA, **fields: An
 
 def beside_the_prompt(facts: ModelFacts = UNKNOWN, **fields: Any) -> dict[str, Any]:
     """What is sent more than with every request."""
-    return {key: value for key, value in rendered(facts, **fields).items() if key not in ("model", "messages", "stream", "options", "truncate")}
+    return {
+        key: value
+        for key, value in rendered(facts, **fields).items()
+        if key not in ("model", "messages", "stream", "options", "truncate")
+    }
 
 
 def test_request_is_a_stream_that_is_not_cut_silently() -> None:
@@ -40,15 +44,29 @@ def test_request_is_a_stream_that_is_not_cut_silently() -> None:
 
 
 def test_sampling_goes_into_the_options_by_ollamas_names() -> None:
-    fields = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 7, "presence_penalty": 1.0, "frequency_penalty": -1.0}
+    fields = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.1,
+        "seed": 7,
+        "presence_penalty": 1.0,
+        "frequency_penalty": -1.0,
+    }
     sent = rendered(**fields, repetition_penalty=1.1, max_completion_tokens=9, stop="x")
     assert sent["options"] == fields | {"repeat_penalty": 1.1, "num_predict": 9, "stop": ["x"]}
     assert set(sent) == {"model", "messages", "stream", "options", "truncate"}
 
 
 def test_clients_wish_for_ollamas_own_settings_is_not_sent() -> None:
-    sent = rendered(keep_alive="24h", num_ctx=99, truncate=True, format="json", options={"num_gpu": 0}, raw=True, shift=True)
-    assert (sent["options"], sent["truncate"], set(sent)) == ({}, False, {"model", "messages", "stream", "options", "truncate"})
+    sent = rendered(
+        keep_alive="24h", num_ctx=99, truncate=True, format="json", options={"num_gpu": 0}, raw=True, shift=True
+    )
+    assert (sent["options"], sent["truncate"], set(sent)) == (
+        {},
+        False,
+        {"model", "messages", "stream", "options", "truncate"},
+    )
 
 
 def test_operators_settings_are_sent() -> None:
@@ -63,17 +81,24 @@ def test_operators_settings_are_sent() -> None:
 def test_text_and_image_of_a_turn_are_one_message() -> None:
     """Ollama's own /v1 makes two turns of them."""
     parts = [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "What is it?"}]
-    assert rendered(messages=[{"role": "user", "content": parts}])["messages"] == [{"role": "user", "content": "What is it?", "images": ["AAAA"]}]
+    assert rendered(messages=[{"role": "user", "content": parts}])["messages"] == [
+        {"role": "user", "content": "What is it?", "images": ["AAAA"]}
+    ]
 
 
 def test_several_images_keep_their_order_as_bare_base64() -> None:
-    parts = [{"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}} for kind, data in (("png", "AAAA"), ("jpeg", "BBBB"))]
+    parts = [
+        {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
+        for kind, data in (("png", "AAAA"), ("jpeg", "BBBB"))
+    ]
     assert rendered(messages=[{"role": "user", "content": parts}])["messages"][0]["images"] == ["AAAA", "BBBB"]
 
 
 def test_developer_speaks_as_the_system() -> None:
     """Qwen3-VL's renderer drops a role that it does not know."""
-    assert rendered(messages=[{"role": "developer", "content": "x"}])["messages"] == [{"role": "system", "content": "x"}]
+    assert rendered(messages=[{"role": "developer", "content": "x"}])["messages"] == [
+        {"role": "system", "content": "x"}
+    ]
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
@@ -83,17 +108,24 @@ def test_thought_of_an_earlier_answer_is_sent_by_ollamas_name(field: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sent"), [('{"city":"Oslo"}', {"city": "Oslo"}), ("", {}), ('{"a":[1,2.5,null,"\\u00e9"]}', {"a": [1, 2.5, None, "é"]})]
+    ("arguments", "sent"),
+    [('{"city":"Oslo"}', {"city": "Oslo"}), ("", {}), ('{"a":[1,2.5,null,"\\u00e9"]}', {"a": [1, 2.5, None, "é"]})],
 )
 def test_arguments_of_an_earlier_call_are_an_object(arguments: str, sent: dict[str, Any]) -> None:
-    turn = rendered(messages=[*USER, {"role": "assistant", "content": None, "tool_calls": [called(arguments=arguments)]}])["messages"][1]
+    turn = rendered(
+        messages=[*USER, {"role": "assistant", "content": None, "tool_calls": [called(arguments=arguments)]}]
+    )["messages"][1]
     assert turn["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": sent}
     assert turn["content"] == ""
 
 
 def test_result_of_a_tool_is_told_by_the_functions_name() -> None:
     turns = [
-        {"role": "assistant", "content": None, "tool_calls": [called("one", "{}", "call_1"), called("two", "{}", "call_2")]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [called("one", "{}", "call_1"), called("two", "{}", "call_2")],
+        },
         {"role": "tool", "tool_call_id": "call_2", "content": [{"type": "text", "text": "b"}]},
         {"role": "tool", "tool_call_id": "call_1", "content": "a"},
         {"role": "tool", "tool_call_id": "unknown", "content": "c"},
@@ -131,7 +163,9 @@ def test_nothing_said_of_thinking_is_the_models_own_way() -> None:
     assert "think" not in rendered(THINKS)
 
 
-@pytest.mark.parametrize("fields", [{"reasoning_effort": "high"}, {"reasoning_effort": "none"}, {"think": True}, {"think": False}])
+@pytest.mark.parametrize(
+    "fields", [{"reasoning_effort": "high"}, {"reasoning_effort": "none"}, {"think": True}, {"think": False}]
+)
 def test_wish_to_think_is_dropped_for_a_model_that_cannot(fields: dict[str, Any]) -> None:
     """Ollama refuses it; other engines ignore it."""
     assert beside_the_prompt(CANNOT_THINK, **fields) == {}
@@ -142,7 +176,11 @@ def test_wish_to_think_is_dropped_for_a_model_that_cannot(fields: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("wanted", "sent"),
-    [({"type": "text"}, {}), ({"type": "json_object"}, {"format": "json"}), (schema_format(strict=True), {"format": WEATHER})],
+    [
+        ({"type": "text"}, {}),
+        ({"type": "json_object"}, {"format": "json"}),
+        (schema_format(strict=True), {"format": WEATHER}),
+    ],
 )
 def test_format_of_the_answer_is_a_grammar(wanted: dict[str, Any], sent: dict[str, Any]) -> None:
     assert beside_the_prompt(response_format=wanted) == sent
@@ -184,7 +222,10 @@ def test_named_function_is_forced_among_several() -> None:
 
 
 def test_function_without_parameters_is_forced_by_an_empty_object() -> None:
-    assert rendered(tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="required")["format"] == NO_PARAMETERS
+    assert (
+        rendered(tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="required")["format"]
+        == NO_PARAMETERS
+    )
 
 
 def test_any_of_several_is_forced_by_a_grammar_of_name_and_arguments() -> None:
@@ -220,8 +261,13 @@ def test_logprobs_are_asked_for(fields: dict[str, Any], sent: dict[str, Any]) ->
 
 
 def limit(facts: ModelFacts, text: str = "x", images: int = 0, **fields: Any) -> int | None:
-    parts: list[dict[str, Any]] = [{"type": "text", "text": text}, *([{"type": "image_url", "image_url": {"url": IMAGE}}] * images)]
-    sent: int | None = rendered(facts, messages=[{"role": "user", "content": parts}], **fields)["options"].get("num_predict")
+    parts: list[dict[str, Any]] = [
+        {"type": "text", "text": text},
+        *([{"type": "image_url", "image_url": {"url": IMAGE}}] * images),
+    ]
+    sent: int | None = rendered(facts, messages=[{"role": "user", "content": parts}], **fields)["options"].get(
+        "num_predict"
+    )
     return sent
 
 
@@ -259,7 +305,10 @@ RECURSIVE = {
 
 def test_schema_goes_in_the_form_that_harms_no_engine() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?=x)a$"}, "b": {"$ref": "#"}}}
-    for fields in ({"response_format": schema_format(schema)}, {"tools": [tool(parameters=schema)], "tool_choice": "required"}):
+    for fields in (
+        {"response_format": schema_format(schema)},
+        {"tools": [tool(parameters=schema)], "tool_choice": "required"},
+    ):
         assert rendered(**fields)["format"] == portable(schema)
 
 
@@ -272,7 +321,10 @@ def test_references_of_each_forced_function_lead_to_its_own_definitions() -> Non
 
 def test_large_schema_makes_room_for_its_grammar() -> None:
     """0.24 has as much as four times the schema."""
-    schema = {"type": "object", "properties": {f"p{number}": {"type": "integer", "minimum": -98765, "maximum": 98765} for number in range(100)}}
+    schema = {
+        "type": "object",
+        "properties": {f"p{number}": {"type": "integer", "minimum": -98765, "maximum": 98765} for number in range(100)},
+    }
     sent = rendered(response_format=schema_format(schema))["format"]
     assert sent | {"$comment": ""} == schema | {"$comment": ""}
     assert len(json.dumps(sent)) > 50_000
@@ -284,8 +336,14 @@ def test_large_schema_makes_room_for_its_grammar() -> None:
     [
         ({"properties": {"a": True, "b": False}}, {"type": "object", "properties": {"a": {}}}),
         ({"type": "object"}, {"type": "object", "properties": {}}),
-        ({"properties": {"a": {"anyOf": [True, {"type": "null"}]}}}, {"type": "object", "properties": {"a": {"anyOf": [{}, {"type": "null"}]}}}),
-        ({"properties": {"a": {"properties": {"b": True}}}}, {"type": "object", "properties": {"a": {"properties": {"b": {}}}}}),
+        (
+            {"properties": {"a": {"anyOf": [True, {"type": "null"}]}}},
+            {"type": "object", "properties": {"a": {"anyOf": [{}, {"type": "null"}]}}},
+        ),
+        (
+            {"properties": {"a": {"properties": {"b": True}}}},
+            {"type": "object", "properties": {"a": {"properties": {"b": {}}}}},
+        ),
         (RECURSIVE, RECURSIVE),
     ],
 )

@@ -39,14 +39,29 @@ def test_either_name_of_the_token_limit_is_sent_as_max_tokens() -> None:
 
 
 def test_fields_of_openai_alone_are_sent() -> None:
-    fields = {"temperature": 0.5, "top_p": 0.9, "seed": 7, "presence_penalty": 1.0, "frequency_penalty": -1.0, "stop": ["x"]}
-    engines = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "chat_template_kwargs": {"enable_thinking": True}, "think": True}
+    fields = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "seed": 7,
+        "presence_penalty": 1.0,
+        "frequency_penalty": -1.0,
+        "stop": ["x"],
+    }
+    engines = {
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "chat_template_kwargs": {"enable_thinking": True},
+        "think": True,
+    }
     sent = rendered(**fields, **engines, keep_alive="1h", user="u", n=1, tools=[], logit_bias={"1": 2})
     assert {key: value for key, value in sent.items() if key not in ("model", "messages")} == fields
 
 
 def test_developer_speaks_as_the_system() -> None:
-    assert rendered(messages=[{"role": "developer", "content": "x"}])["messages"] == [{"role": "system", "content": "x"}]
+    assert rendered(messages=[{"role": "developer", "content": "x"}])["messages"] == [
+        {"role": "system", "content": "x"}
+    ]
 
 
 def test_parts_of_text_alone_are_joined() -> None:
@@ -57,33 +72,47 @@ def test_parts_of_text_alone_are_joined() -> None:
 def test_parts_with_an_image_keep_their_order_and_nothing_else() -> None:
     parts = [{"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}, "x": 1}, {"type": "text", "text": "b"}]
     sent = rendered(messages=[{"role": "user", "content": parts}])["messages"]
-    assert sent == [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "b"}]}]
+    assert sent == [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "b"}]}
+    ]
 
 
 def test_tools_are_sent_with_their_choice_and_nothing_else_of_the_clients() -> None:
-    sent = rendered(tools=[tool(description="d", strict=False, x=1) | {"x": 1}], tool_choice="auto", parallel_tool_calls=False)
+    sent = rendered(
+        tools=[tool(description="d", strict=False, x=1) | {"x": 1}], tool_choice="auto", parallel_tool_calls=False
+    )
     function = {"name": "get_weather", "description": "d", "parameters": WEATHER, "strict": False}
     assert sent["tools"] == [{"type": "function", "function": function}]
     assert (sent["tool_choice"], sent["parallel_tool_calls"]) == ("auto", False)
 
 
-@pytest.mark.parametrize(("choice", "expected"), [("required", "required"), (named("get_weather"), named("get_weather")), (None, None)])
+@pytest.mark.parametrize(
+    ("choice", "expected"), [("required", "required"), (named("get_weather"), named("get_weather")), (None, None)]
+)
 def test_choice_of_tool_is_sent(choice: Any, expected: Any) -> None:
     assert rendered(tools=[tool()], tool_choice=choice).get("tool_choice") == expected
 
 
-@pytest.mark.parametrize("fields", [{"tools": []}, {"tools": [tool()], "tool_choice": "none"}, {"tool_choice": "none"}, {"tool_choice": "auto"}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"tools": []}, {"tools": [tool()], "tool_choice": "none"}, {"tool_choice": "none"}, {"tool_choice": "auto"}],
+)
 def test_no_tools_are_none_at_all(fields: dict[str, Any]) -> None:
     """vLLM refuses an empty list."""
     assert set(rendered(**fields, parallel_tool_calls=True)) == {"model", "messages"}
 
 
 def test_logprobs_are_asked_for() -> None:
-    assert {key: value for key, value in rendered(logprobs=True, top_logprobs=3).items() if "log" in key} == {"logprobs": True, "top_logprobs": 3}
+    assert {key: value for key, value in rendered(logprobs=True, top_logprobs=3).items() if "log" in key} == {
+        "logprobs": True,
+        "top_logprobs": 3,
+    }
     assert not [key for key in rendered(logprobs=False) if "log" in key]
 
 
-@pytest.mark.parametrize("wanted", [{"type": "json_object"}, schema_format(), schema_format(strict=True, description="d")])
+@pytest.mark.parametrize(
+    "wanted", [{"type": "json_object"}, schema_format(), schema_format(strict=True, description="d")]
+)
 def test_format_of_the_answer_is_sent(wanted: dict[str, Any]) -> None:
     assert rendered(response_format=wanted)["response_format"] == wanted
 
@@ -93,7 +122,8 @@ def test_plain_format_is_what_there_is_without() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "sent"), [({"think": False}, "none"), ({"reasoning_effort": "xhigh"}, "high"), ({"think": True}, None), ({}, None)]
+    ("fields", "sent"),
+    [({"think": False}, "none"), ({"reasoning_effort": "xhigh"}, "high"), ({"think": True}, None), ({}, None)],
 )
 def test_effort_is_sent_by_openais_name(fields: dict[str, Any], sent: str | None) -> None:
     assert rendered(**fields).get("reasoning_effort") == sent
@@ -180,8 +210,16 @@ def test_schema_that_is_in_that_form_is_not_asked_for_again() -> None:
 
 def test_schema_that_harms_the_server_is_never_sent() -> None:
     harmful = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^a{5000}$"}}}
-    sent = json.loads(DIALECT.render(chat(response_format=schema_format(harmful), tools=[tool(parameters=harmful)]), "m", ModelFacts(), True))
-    assert sent["response_format"]["json_schema"]["schema"] == sent["tools"][0]["function"]["parameters"] == portable(harmful)
+    sent = json.loads(
+        DIALECT.render(
+            chat(response_format=schema_format(harmful), tools=[tool(parameters=harmful)]), "m", ModelFacts(), True
+        )
+    )
+    assert (
+        sent["response_format"]["json_schema"]["schema"]
+        == sent["tools"][0]["function"]["parameters"]
+        == portable(harmful)
+    )
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])

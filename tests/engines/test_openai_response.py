@@ -25,8 +25,16 @@ def events_of(recording: Recording) -> list[Any]:
 
 STREAMS = [recording for recording in CHATS if recording.is_stream and recording.path == "/v1/chat/completions"]
 # Ollama's /v1 ends a stream that it gives up (equal pieces without end) as if it were whole, but without a finish.
-BROKEN_OFF = [one for one in STREAMS if not any(choice["finish_reason"] for event in events_of(one) for choice in event["choices"])]
-PLAIN = [recording for recording in CHATS if not recording.is_stream and recording.status == 200 and recording.path == "/v1/chat/completions"]
+BROKEN_OFF = [
+    one
+    for one in STREAMS
+    if not any(choice["finish_reason"] for event in events_of(one) for choice in event["choices"])
+]
+PLAIN = [
+    recording
+    for recording in CHATS
+    if not recording.is_stream and recording.status == 200 and recording.path == "/v1/chat/completions"
+]
 
 
 def read(body: bytes, size: int | None = None) -> list[Delta]:
@@ -41,7 +49,12 @@ def read(body: bytes, size: int | None = None) -> list[Delta]:
 
 
 def chunk(
-    content: str | None = None, finish: str | None = None, *, delta: dict[str, Any] | None = None, logprobs: Any = None, **fields: Any
+    content: str | None = None,
+    finish: str | None = None,
+    *,
+    delta: dict[str, Any] | None = None,
+    logprobs: Any = None,
+    **fields: Any,
 ) -> bytes:
     said = delta or ({} if content is None else {"content": content})
     choice = {"index": 0, "delta": said, "logprobs": logprobs, "finish_reason": finish}
@@ -61,7 +74,11 @@ def test_recorded_stream_is_read_to_what_it_says(recording: Recording, size: int
     events = events_of(recording)
     finish = next(choice["finish_reason"] for event in events for choice in event["choices"] if choice["finish_reason"])
     usage = next((event["usage"] for event in events if event.get("usage")), None)
-    assert (answer.content, answer.reasoning, answer.finish) == (said(recording, "content"), said(recording, "reasoning"), finish)
+    assert (answer.content, answer.reasoning, answer.finish) == (
+        said(recording, "content"),
+        said(recording, "reasoning"),
+        finish,
+    )
     assert answer.usage == (usage and Usage(usage["prompt_tokens"], usage["completion_tokens"]))
 
 
@@ -84,7 +101,11 @@ def test_recorded_answer_is_read_to_what_it_says(recording: Recording) -> None:
         return
     read = DIALECT.parse_answer(body)
     message = choice["message"]
-    assert (read.content, read.reasoning, read.finish) == (message["content"] or "", message.get("reasoning") or "", choice["finish_reason"])
+    assert (read.content, read.reasoning, read.finish) == (
+        message["content"] or "",
+        message.get("reasoning") or "",
+        choice["finish_reason"],
+    )
     assert read.usage == Usage(usage["prompt_tokens"], usage["completion_tokens"])
     calls = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or ()]
     assert [(call.name, call.arguments) for call in read.calls or ()] == calls
@@ -95,7 +116,9 @@ def test_recorded_answer_is_read_to_what_it_says(recording: Recording) -> None:
 @pytest.mark.parametrize("server", ["ollama-0.33", "ollama-0.24"])
 def test_recorded_tool_call_of_a_stream_is_read(server: str) -> None:
     answer = assemble(read(body_of(load(server)["chat_tool_call_stream"])))
-    assert [(call.index, call.name, call.arguments) for call in answer.calls] == [(0, "get_weather", '{"city":"Seoul"}')]
+    assert [(call.index, call.name, call.arguments) for call in answer.calls] == [
+        (0, "get_weather", '{"city":"Seoul"}')
+    ]
     assert (answer.content, answer.finish) == ("", "tool_calls")
 
 
@@ -104,7 +127,9 @@ def test_recorded_logprobs_are_read_with_their_bytes_and_alternatives(server: st
     read = DIALECT.parse_answer(json.dumps(load(server)["chat_logprobs"].body).encode())
     assert read.logprobs is not None
     assert len(read.logprobs) == 6
-    assert all(len(chosen.top_logprobs) == 2 and chosen.bytes == list(chosen.token.encode()) for chosen in read.logprobs)
+    assert all(
+        len(chosen.top_logprobs) == 2 and chosen.bytes == list(chosen.token.encode()) for chosen in read.logprobs
+    )
 
 
 # Tool calls and logprobs of a stream
@@ -125,20 +150,32 @@ def test_tool_call_that_comes_in_pieces_is_one() -> None:
 
 def test_calls_without_an_index_are_counted() -> None:
     calls = [{"function": {"name": name, "arguments": "{}"}} for name in ("f", "g")]
-    assert [(call.index, call.name) for call in DIALECT.reader().feed(chunk(delta={"tool_calls": calls}))[0].calls or ()] == [(0, "f"), (1, "g")]
+    assert [
+        (call.index, call.name) for call in DIALECT.reader().feed(chunk(delta={"tool_calls": calls}))[0].calls or ()
+    ] == [(0, "f"), (1, "g")]
 
 
 def test_logprobs_stand_at_the_tokens_that_they_are_of() -> None:
-    entries = [{"token": text, "logprob": -0.5, "bytes": list(text.encode()), "top_logprobs": []} for text in ("a", "b")]
+    entries = [
+        {"token": text, "logprob": -0.5, "bytes": list(text.encode()), "top_logprobs": []} for text in ("a", "b")
+    ]
     body = b"".join(chunk(entry["token"], logprobs={"content": [entry]}) for entry in entries)
     deltas = DIALECT.reader().feed(body)
-    assert [(delta.content, [chosen.token for chosen in delta.logprobs or ()]) for delta in deltas] == [("a", ["a"]), ("b", ["b"])]
+    assert [(delta.content, [chosen.token for chosen in delta.logprobs or ()]) for delta in deltas] == [
+        ("a", ["a"]),
+        ("b", ["b"]),
+    ]
 
 
 def test_logprobs_of_a_token_without_text_are_not_lost() -> None:
     """A letter of several bytes comes in several tokens; only the last of them has a text."""
     entries = [{"token": "", "logprob": -0.5, "bytes": [byte]} for byte in "é".encode()]
-    body = chunk("", logprobs={"content": entries[:1]}) + chunk("é", logprobs={"content": entries[1:]}) + chunk(finish="stop") + DONE
+    body = (
+        chunk("", logprobs={"content": entries[:1]})
+        + chunk("é", logprobs={"content": entries[1:]})
+        + chunk(finish="stop")
+        + DONE
+    )
     answer = assemble(read(body))
     assert answer.logprobs is not None
     assert b"".join(bytes(chosen.bytes or ()) for chosen in answer.logprobs).decode() == answer.content == "é"
@@ -152,7 +189,13 @@ def test_short_way_is_not_taken_where_there_are_logprobs() -> None:
     assert reader.plain_tokens(event) is None
 
 
-@given(st.lists(st.binary(max_size=40) | st.text(max_size=20).map(lambda text: json.dumps(text, ensure_ascii=False)[1:-1].encode()), max_size=20))
+@given(
+    st.lists(
+        st.binary(max_size=40)
+        | st.text(max_size=20).map(lambda text: json.dumps(text, ensure_ascii=False)[1:-1].encode()),
+        max_size=20,
+    )
+)
 def test_what_is_known_to_be_sound_is_judged_as_if_it_were_not(insides: list[bytes]) -> None:
     known, fresh = DIALECT.reader(), [OpenAiReader() for _ in insides]
     event = chunk("a").replace(b": ", b":").replace(b", ", b",")
@@ -180,7 +223,9 @@ def test_stream_without_a_finish_is_an_error(body: bytes) -> None:
     assert caught.value.reason == "truncated"
 
 
-@pytest.mark.parametrize("error", [{"message": "EngineCore at /opt/x died", "type": "InternalServerError", "code": 500}, "it broke"])
+@pytest.mark.parametrize(
+    "error", [{"message": "EngineCore at /opt/x died", "type": "InternalServerError", "code": 500}, "it broke"]
+)
 def test_error_in_the_stream_ends_it_in_our_words(error: Any) -> None:
     reader = DIALECT.reader()
     reader.feed(chunk("a"))
@@ -197,7 +242,8 @@ def test_abort_of_the_engine_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [("repetition", "stop"), ("tool_calls", "tool_calls"), ("content_filter", "content_filter"), ("eos", "stop")]
+    ("theirs", "ours"),
+    [("repetition", "stop"), ("tool_calls", "tool_calls"), ("content_filter", "content_filter"), ("eos", "stop")],
 )
 def test_finish_is_one_of_openais(theirs: str, ours: str) -> None:
     assert assemble(read(chunk("a", theirs) + DONE)).finish == ours
@@ -208,14 +254,18 @@ def test_nothing_after_the_end_is_read() -> None:
 
 
 def test_usage_on_every_chunk_is_given_once_and_last() -> None:
-    usages = [{"usage": {"prompt_tokens": 3, "completion_tokens": number, "total_tokens": 3 + number}} for number in (1, 2)]
+    usages = [
+        {"usage": {"prompt_tokens": 3, "completion_tokens": number, "total_tokens": 3 + number}} for number in (1, 2)
+    ]
     deltas = read(chunk("a", **usages[0]) + chunk("b", "stop", **usages[1]) + DONE)
     assert [delta.usage for delta in deltas] == [None, None, Usage(3, 2)]
 
 
 def test_role_chunk_is_no_piece() -> None:
     """It may come long before the first token, which the time to first token must not be told by."""
-    role = json.dumps({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}).encode()
+    role = json.dumps(
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
+    ).encode()
     assert DIALECT.reader().feed(b"data: " + role + b"\n\n") == []
 
 
@@ -248,7 +298,16 @@ def test_any_text_comes_through_however_it_is_cut(texts: list[str], size: int) -
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"{}", b'{"choices":[]}', b'{"choices":[{"message":{"content":"a"},"finish_reason":null}]}', b"<html>"]
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"choices":[]}',
+        b'{"choices":[{"message":{"content":"a"},"finish_reason":null}]}',
+        b"<html>",
+    ],
 )
 def test_what_is_no_answer_is_an_error(body: bytes) -> None:
     with pytest.raises(UpstreamError, match="invalid response"):

@@ -15,7 +15,9 @@ DIALECT = Vllm()
 
 def rendered(**fields: Any) -> dict[str, Any]:
     asked = chat(**fields)
-    sent: dict[str, Any] = json.loads(DIALECT.render(asked, "Qwen/Qwen3-VL-8B-Instruct", ModelFacts(), bool(asked.stream)))
+    sent: dict[str, Any] = json.loads(
+        DIALECT.render(asked, "Qwen/Qwen3-VL-8B-Instruct", ModelFacts(), bool(asked.stream))
+    )
     return sent
 
 
@@ -30,7 +32,16 @@ def test_own_sampling_fields_are_sent_too() -> None:
 
 def test_what_vllm_would_act_on_beside_them_is_not() -> None:
     """vLLM takes extra fields; some of them return the prompt or jump the line."""
-    names = ("priority", "prompt_logprobs", "return_prompt_text", "cache_salt", "mm_processor_kwargs", "ignore_eos", "request_id", "vllm_xargs")
+    names = (
+        "priority",
+        "prompt_logprobs",
+        "return_prompt_text",
+        "cache_salt",
+        "mm_processor_kwargs",
+        "ignore_eos",
+        "request_id",
+        "vllm_xargs",
+    )
     assert beside_the_prompt(**dict.fromkeys(names, 1)) == {}
 
 
@@ -46,10 +57,19 @@ def test_top_p_of_0_is_the_least_that_vllm_takes() -> None:
     [
         ({"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}),
         ({"think": False}, {"chat_template_kwargs": {"enable_thinking": False}}),
-        ({"chat_template_kwargs": {"enable_thinking": False, "x": 1}}, {"chat_template_kwargs": {"enable_thinking": False}}),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False, "x": 1}},
+            {"chat_template_kwargs": {"enable_thinking": False}},
+        ),
         ({"think": True}, {"chat_template_kwargs": {"enable_thinking": True}}),
-        ({"reasoning_effort": "minimal"}, {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "low"}),
-        ({"reasoning": {"effort": "high"}}, {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "high"}),
+        (
+            {"reasoning_effort": "minimal"},
+            {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "low"},
+        ),
+        (
+            {"reasoning": {"effort": "high"}},
+            {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "high"},
+        ),
         ({}, {}),
     ],
 )

@@ -21,7 +21,10 @@ def chat(**fields: Any) -> Chat:
 
 
 def tool(name: str = "get_weather", parameters: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "parameters": WEATHER if parameters is None else parameters, **more}}
+    return {
+        "type": "function",
+        "function": {"name": name, "parameters": WEATHER if parameters is None else parameters, **more},
+    }
 
 
 def called(name: str = "get_weather", arguments: str = '{"city":"Oslo"}', id: str = "call_1") -> dict[str, Any]:
@@ -35,4 +38,7 @@ def named(name: str = "get_weather") -> dict[str, Any]:
 
 
 def schema_format(schema: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": WEATHER if schema is None else schema, **more}}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": WEATHER if schema is None else schema, **more},
+    }

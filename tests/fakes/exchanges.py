@@ -21,5 +21,11 @@ def exchange(backend: str = "vllm", **changes: Any) -> Exchange:
 
 def failed(backend: str = "vllm", **changes: Any) -> Exchange:
     """At once, before a piece."""
-    words = {"outcome": "upstream_error", "status": 502, "code": "upstream_error", "reason": "status_5xx", "phase": "waiting"}
+    words = {
+        "outcome": "upstream_error",
+        "status": 502,
+        "code": "upstream_error",
+        "reason": "status_5xx",
+        "phase": "waiting",
+    }
     return exchange(backend, **words | {"duration": 0.01, "time_to_first_token": None, "usage": None} | changes)

@@ -83,7 +83,9 @@ class FaultBackend:
 
     async def revive(self) -> None:
         """At the same address."""
-        self._server = await asyncio.get_running_loop().create_server(lambda: Peer(self), self.host, self.port, ssl=self.tls)
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: Peer(self), self.host, self.port, ssl=self.tls
+        )
 
     @property
     def base_url(self) -> str:
@@ -123,18 +125,30 @@ class FaultBackend:
     def event(self, text: str = "", *, finish: bool = False) -> bytes:
         """One piece of a streamed answer."""
         if self.kind == "ollama":
-            line: dict[str, object] = {"model": MODEL, "message": {"role": "assistant", "content": text}, "done": finish}
+            line: dict[str, object] = {
+                "model": MODEL,
+                "message": {"role": "assistant", "content": text},
+                "done": finish,
+            }
             if finish:
                 line |= {"done_reason": "stop", "prompt_eval_count": 7, "eval_count": len(WORDS)}
             return json.dumps(line, ensure_ascii=False).encode() + b"\n"
         choice = {"index": 0, "delta": {} if finish else {"content": text}, "finish_reason": "stop" if finish else None}
-        return b"data: " + json.dumps({"id": "c", "model": MODEL, "choices": [choice]}, ensure_ascii=False).encode() + b"\n\n"
+        return (
+            b"data: "
+            + json.dumps({"id": "c", "model": MODEL, "choices": [choice]}, ensure_ascii=False).encode()
+            + b"\n\n"
+        )
 
     def ending(self) -> list[bytes]:
         if self.kind == "ollama":
             return [self.event(finish=True)]
         usage = {"prompt_tokens": 7, "completion_tokens": len(WORDS), "total_tokens": 7 + len(WORDS)}
-        return [self.event(finish=True), b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n", b"data: [DONE]\n\n"]
+        return [
+            self.event(finish=True),
+            b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n",
+            b"data: [DONE]\n\n",
+        ]
 
     def events(self, words: tuple[str, ...] = WORDS) -> list[bytes]:
         return [*(self.event(word) for word in words), *self.ending()]
@@ -148,12 +162,15 @@ class FaultBackend:
         """A plain answer of a vLLM."""
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         return json.dumps(
-            {"id": "c", "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": len(WORDS)}}, ensure_ascii=False
+            {"id": "c", "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": len(WORDS)}},
+            ensure_ascii=False,
         ).encode()
 
     def models(self) -> bytes:
         if self.kind == "ollama":
-            return json.dumps({"models": [{"name": MODEL, "details": {}, "context_length": self.context_length}]}).encode()
+            return json.dumps(
+                {"models": [{"name": MODEL, "details": {}, "context_length": self.context_length}]}
+            ).encode()
         return json.dumps({"data": [{"id": MODEL, "max_model_len": self.context_length}]}).encode()
 
     def shown(self) -> bytes:
@@ -207,7 +224,9 @@ class Peer(asyncio.Protocol):
     async def _serve(self, request: bytes, body: bytes) -> None:
         if not request.startswith(b"POST") or request.startswith(b"POST /api/show "):
             self.backend.probes += 1
-            self.answer(200, b"application/json", self.backend.models() if request.startswith(b"GET") else self.backend.shown())
+            self.answer(
+                200, b"application/json", self.backend.models() if request.startswith(b"GET") else self.backend.shown()
+            )
             self.transport.close()
             return
         self.streams = self.backend.kind == "ollama" or b'"stream":true' in body
@@ -222,7 +241,10 @@ class Peer(asyncio.Protocol):
     # What modes are made of
 
     def head(self, status: int, media_type: bytes, *fields: bytes) -> None:
-        self.transport.write(b"HTTP/1.1 %d Any\r\ncontent-type: %b\r\n%b\r\n" % (status, media_type, b"".join(field + b"\r\n" for field in fields)))
+        self.transport.write(
+            b"HTTP/1.1 %d Any\r\ncontent-type: %b\r\n%b\r\n"
+            % (status, media_type, b"".join(field + b"\r\n" for field in fields))
+        )
 
     def answer(self, status: int, media_type: bytes, body: bytes, *fields: bytes) -> None:
         self.head(status, media_type, b"content-length: %d" % len(body), *fields)
@@ -569,7 +591,9 @@ async def bad_chunk(peer: Peer) -> None:
     """In one packet with what came before it."""
     peer.open_stream()
     await asyncio.sleep(0.002)
-    peer.transport.write(b"".join(chunked(peer.backend.event(word)) for word in WORDS) + b"zz\r\n%b\r\n" % CANARY.encode())
+    peer.transport.write(
+        b"".join(chunked(peer.backend.event(word)) for word in WORDS) + b"zz\r\n%b\r\n" % CANARY.encode()
+    )
     await for_ever()
 
 
@@ -593,7 +617,10 @@ async def malformed(peer: Peer) -> None:
     peer.open_stream()
     for event in peer.backend.events():
         peer.chunk(
-            b"dat: x\nda\x00ta\n: note\nretry: 1\n" + (b"data: \x00\n" if peer.backend.kind == "vllm" else b"\x00\n") + event.rstrip(b"\n") + b"\n"
+            b"dat: x\nda\x00ta\n: note\nretry: 1\n"
+            + (b"data: \x00\n" if peer.backend.kind == "vllm" else b"\x00\n")
+            + event.rstrip(b"\n")
+            + b"\n"
         )
     peer.end_stream()
 
@@ -628,7 +655,11 @@ async def odd_text(peer: Peer) -> None:
 async def error_then_done(peer: Peer) -> None:
     """In one packet with the words before it."""
     peer.open_stream()
-    peer.transport.write(b"".join(chunked(event) for event in [*(peer.backend.event(word) for word in WORDS), peer.backend.error_event()]))
+    peer.transport.write(
+        b"".join(
+            chunked(event) for event in [*(peer.backend.event(word) for word in WORDS), peer.backend.error_event()]
+        )
+    )
     for event in peer.backend.ending():
         peer.chunk(event)
     peer.end_stream()
@@ -655,4 +686,6 @@ async def done_then_open(peer: Peer) -> None:
 async def tiny_chunks(peer: Peer) -> None:
     peer.open_stream()
     event = peer.backend.event("x")
-    peer.transport.write(chunked(event) * TINY_CHUNKS + b"".join(chunked(event) for event in peer.backend.ending()) + b"0\r\n\r\n")
+    peer.transport.write(
+        chunked(event) * TINY_CHUNKS + b"".join(chunked(event) for event in peer.backend.ending()) + b"0\r\n\r\n"
+    )

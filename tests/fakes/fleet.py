@@ -108,7 +108,9 @@ class Line:
 class House:
     """Gateways by name, each with what stands here of it, all set by variables of the environment alone: `LLM_BACKEND` is `kind`."""
 
-    def __init__(self, kind: Kind, gateways: Mapping[str, Mapping[str, str]], bounds: Mapping[str, ServerLimits]) -> None:
+    def __init__(
+        self, kind: Kind, gateways: Mapping[str, Mapping[str, str]], bounds: Mapping[str, ServerLimits]
+    ) -> None:
         self.kind = kind
         self._wanted = gateways
         self._bounds = bounds

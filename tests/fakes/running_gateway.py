@@ -22,7 +22,14 @@ from tests.fakes.fault_backend import MODEL, FaultBackend
 PATIENCE = 5.0
 """Seconds until a condition that does not come true is a failure."""
 PROMPT = [{"role": "user", "content": "Hello?"}]
-TIMES = {"connect_timeout": 5, "first_token_timeout": 0.5, "idle_timeout": 0.5, "total_timeout": 1, "queue_timeout": 5, "probe_interval": 60}
+TIMES = {
+    "connect_timeout": 5,
+    "first_token_timeout": 0.5,
+    "idle_timeout": 0.5,
+    "total_timeout": 1,
+    "queue_timeout": 5,
+    "probe_interval": 60,
+}
 """Short, so that each deadline can be waited for; seconds."""
 
 
@@ -89,23 +96,41 @@ class Running:
 
     @property
     def upstream_connections(self) -> int:
-        return sum(server.pool.open_connections for backend in self.gateway._backends.values() for server in backend.servers)
+        return sum(
+            server.pool.open_connections for backend in self.gateway._backends.values() for server in backend.servers
+        )
 
     @property
     def running(self) -> int:
-        return sum(backend.admission.running(lane) for backend in self.gateway._backends.values() for lane in backend.admission.lanes)
+        return sum(
+            backend.admission.running(lane)
+            for backend in self.gateway._backends.values()
+            for lane in backend.admission.lanes
+        )
 
     @property
     def waiting(self) -> int:
-        return sum(backend.admission.waiting(lane) for backend in self.gateway._backends.values() for lane in backend.admission.lanes)
+        return sum(
+            backend.admission.waiting(lane)
+            for backend in self.gateway._backends.values()
+            for lane in backend.admission.lanes
+        )
 
     def is_idle(self) -> bool:
         """No request holds anything; idle connections may be kept."""
         idle = sum(len(server.pool._idle) for backend in self.gateway._backends.values() for server in backend.servers)
-        return not (self.running or self.waiting or self.live or self.server.server_state.tasks or self.upstream_connections - idle)
+        return not (
+            self.running
+            or self.waiting
+            or self.live
+            or self.server.server_state.tasks
+            or self.upstream_connections - idle
+        )
 
     @asynccontextmanager
-    async def sent(self, body: Mapping[str, Any] | None = None, *headers: str, behind: bytes = b"") -> AsyncIterator["Raw"]:
+    async def sent(
+        self, body: Mapping[str, Any] | None = None, *headers: str, behind: bytes = b""
+    ) -> AsyncIterator["Raw"]:
         """A chat request on a connection of its own, with more `headers` and with `behind` after it; a block that ends leaves without a word."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)
         raw = Raw(reader, writer)
@@ -124,7 +149,13 @@ class Running:
 
 def request_bytes(body: Mapping[str, Any], *headers: str) -> bytes:
     data = json.dumps({"model": "standard", "messages": PROMPT, "max_tokens": 64, **body}).encode()
-    lines = ["POST /v1/chat/completions HTTP/1.1", "Host: gateway", "Content-Type: application/json", f"Content-Length: {len(data)}", *headers]
+    lines = [
+        "POST /v1/chat/completions HTTP/1.1",
+        "Host: gateway",
+        "Content-Type: application/json",
+        f"Content-Length: {len(data)}",
+        *headers,
+    ]
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 
@@ -142,7 +173,9 @@ class Raw:
 
     async def head(self) -> tuple[int, dict[str, str]]:
         lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        return int(lines[0].split()[1]), {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
+        return int(lines[0].split()[1]), {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)
+        }
 
     async def reply(self) -> "Reply":
         """A whole answer. A body whose framing is not ended is an error of the gateway's."""
@@ -177,7 +210,12 @@ class Reply:
         """What the model said."""
         if not self.is_stream:
             return str(json.loads(self.body)["choices"][0]["message"]["content"])
-        return "".join(choice["delta"].get("content", "") for event in self.events if "choices" in event for choice in event["choices"])
+        return "".join(
+            choice["delta"].get("content", "")
+            for event in self.events
+            if "choices" in event
+            for choice in event["choices"]
+        )
 
     @property
     def error(self) -> dict[str, Any] | None:
@@ -195,7 +233,9 @@ async def running(settings: config.Settings, bounds: ServerLimits | None = None)
     async with Gateway(settings, ExchangeLog(True, log)) as gateway:
         options: dict[str, Any] = {"ws": "none", "lifespan": "off", "access_log": False, "log_config": None}
         options |= {"server_header": False, "date_header": False, "proxy_headers": False}
-        server = _Server(uvicorn.Config(gateway, http=bind_limits(bounds or ServerLimits()), **options), drain_timeout=1)
+        server = _Server(
+            uvicorn.Config(gateway, http=bind_limits(bounds or ServerLimits()), **options), drain_timeout=1
+        )
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await until(lambda: server.started and gateway._health.has_asked_all)
         here = Running(gateway, server, listener.getsockname()[1], log)

@@ -74,7 +74,9 @@ class Setup:
     def __init__(self, servers: tuple[Server, ...], limits: AdmissionLimits) -> None:
         self.servers = servers
         self.clock = Clock()
-        self.admission = Admission(servers, limits, self.clock, self.clock.alarm, lambda name: name.removesuffix(":latest"))
+        self.admission = Admission(
+            servers, limits, self.clock, self.clock.alarm, lambda name: name.removesuffix(":latest")
+        )
         self.running, self.waiting = self.admission.running, self.admission.waiting
         self.leave, self.pass_time = self.admission.leave, self.clock.pass_time
         self.requests: list[Request] = []
@@ -88,19 +90,39 @@ class Setup:
 
         for server in self.servers:
             may_load = partial(lambda server, model: server.is_up() and server.serves(model), server)
-            server.residency = ModelResidency(self.clock, self.clock.alarm, lambda: swap_after, may_load, partial(begin, server), self.admission.refresh)
+            server.residency = ModelResidency(
+                self.clock,
+                self.clock.alarm,
+                lambda: swap_after,
+                may_load,
+                partial(begin, server),
+                self.admission.refresh,
+            )
 
-    def arrive(self, model: str = "m", lane: LaneName = "text", claim: Claim | None = None, tier: str = "", own: TierLimits | None = None) -> Request:
+    def arrive(
+        self,
+        model: str = "m",
+        lane: LaneName = "text",
+        claim: Claim | None = None,
+        tier: str = "",
+        own: TierLimits | None = None,
+    ) -> Request:
         request = Request(self, self.admission.queue(model, lane, tier, own), claim or Claim())
         self.admission.enter(request)
         self.requests.append(request)
         return request
 
-    def take_over(self, requests: Iterable[Request], model: str = "m", tier: str = "", own: TierLimits | None = None) -> None:
+    def take_over(
+        self, requests: Iterable[Request], model: str = "m", tier: str = "", own: TierLimits | None = None
+    ) -> None:
         """Those who wait elsewhere wait here for `model` now."""
         movers = []
         for request in requests:
-            movers.append(Transfer(request, request.home.admission, self.admission.queue(model, request.queue.lane.name, tier, own)))
+            movers.append(
+                Transfer(
+                    request, request.home.admission, self.admission.queue(model, request.queue.lane.name, tier, own)
+                )
+            )
             request.home.requests.remove(request)
             self.requests.append(request)
             request.home = self
@@ -123,7 +145,9 @@ def limits(
     more_lanes: Mapping[LaneName, int] = {},
 ) -> AdmissionLimits:
     lanes = {"text": None, "vision": vision, **more_lanes}
-    return AdmissionLimits(slots, model, {lane: LaneLimits(count, max_queue, timeout) for lane, count in lanes.items()}, True, first_guess)
+    return AdmissionLimits(
+        slots, model, {lane: LaneLimits(count, max_queue, timeout) for lane, count in lanes.items()}, True, first_guess
+    )
 
 
 def setup(*servers: Server, **given: Any) -> Setup:

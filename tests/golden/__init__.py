@@ -38,7 +38,9 @@ class Recording:
         """The request's body as it was sent."""
         if self.request_body is None:
             return None
-        return self.request_body.encode() if isinstance(self.request_body, str) else json.dumps(self.request_body).encode()
+        return (
+            self.request_body.encode() if isinstance(self.request_body, str) else json.dumps(self.request_body).encode()
+        )
 
     @property
     def pieces(self) -> list[str]:

@@ -59,7 +59,11 @@ def tempting() -> Iterator[socket.socket]:
 def message(method: str, path: str, *headers: str | bytes, body: bytes = b"", host: str = "Host: gateway") -> bytes:
     """A request with just these headers."""
     lines = [f"{method} {path} HTTP/1.1", host, *headers]
-    return b"\r\n".join([line.encode("latin-1") if isinstance(line, str) else line for line in lines if line]) + b"\r\n\r\n" + body
+    return (
+        b"\r\n".join([line.encode("latin-1") if isinstance(line, str) else line for line in lines if line])
+        + b"\r\n\r\n"
+        + body
+    )
 
 
 def post(body: bytes | dict[str, Any] | None = None, *headers: str | bytes, media: tuple[str, ...] = JSON) -> bytes:
@@ -120,7 +124,14 @@ class Case:
         return f"{self.number} {self.name}"
 
 
-def refused(number: int, name: str, data: bytes | Callable[[], bytes], param: str | None = None, code: str = "invalid_value", **more: Any) -> Case:
+def refused(
+    number: int,
+    name: str,
+    data: bytes | Callable[[], bytes],
+    param: str | None = None,
+    code: str = "invalid_value",
+    **more: Any,
+) -> Case:
     return Case(number, name, data, 400, code, param, **more)
 
 
@@ -151,7 +162,9 @@ CASES = [
     no_json(48, "100,000 deep", with_field("x", b"[" * 100_000 + b"]" * 100_000)),
     no_json(48, "100,000 open", post(b'{"a":' * 100_000)),
     refused(48, "schema 150 deep", chat(tools=[tool(parameters=nested(150))]), "tools[0].function.parameters"),
-    refused(48, "schema 400 deep", chat(response_format=schema_format(nested(400))), "response_format.json_schema.schema"),
+    refused(
+        48, "schema 400 deep", chat(response_format=schema_format(nested(400))), "response_format.json_schema.schema"
+    ),
     *(
         no_json(49, f"{text} as {name}", with_field(name, text.encode()))
         for text in ("NaN", "Infinity", "-Infinity", "1e999")
@@ -162,7 +175,12 @@ CASES = [
         refused(50, f"2^64 as {name}", with_field(name, b"18446744073709551616"), name)
         for name in ("seed", "max_tokens", "temperature", "top_k", "n")
     ),
-    refused(50, "2^64 in a schema", chat(tools=[tool(parameters={"type": "object", "maximum": 2**64})]), "tools[0].function.parameters"),
+    refused(
+        50,
+        "2^64 in a schema",
+        chat(tools=[tool(parameters={"type": "object", "maximum": 2**64})]),
+        "tools[0].function.parameters",
+    ),
     no_json(51, "lone surrogate in the prompt", with_content(SURROGATE)),
     no_json(51, "lone surrogate in an ignored field", with_field("x", SURROGATE)),
     no_json(51, "lone surrogate as a key", post(DATA[:-1] + b",%b:1}" % SURROGATE)),
@@ -178,8 +196,21 @@ CASES = [
     Case(53, "last of two models unknown", post(DATA[:-1] + b',"model":"nope"}'), 404, "model_not_found", "model"),
     # 54 and 55: the model
     *(
-        Case(54, f"{name} in the model", chat(model=model), 404, "model_not_found", "model", says=lambda answer: "x-evil" not in answer.headers)
-        for name, model in (("NUL", "standard\0"), ("CRLF", "standard\r\nX-Evil: 1"), ("LF", f"{MODEL}\n"), ("quote", 'standard"} 1\n'))
+        Case(
+            54,
+            f"{name} in the model",
+            chat(model=model),
+            404,
+            "model_not_found",
+            "model",
+            says=lambda answer: "x-evil" not in answer.headers,
+        )
+        for name, model in (
+            ("NUL", "standard\0"),
+            ("CRLF", "standard\r\nX-Evil: 1"),
+            ("LF", f"{MODEL}\n"),
+            ("quote", 'standard"} 1\n'),
+        )
     ),
     refused(55, "no model", post({"messages": SAID["messages"]}), "model"),
     refused(55, "null for a model", chat(model=None), "model"),
@@ -190,7 +221,10 @@ CASES = [
     Case(56, "text/plain", post(media=("Content-Type: text/plain",)), 415, "unsupported_media_type"),
     Case(56, "no type", post(media=()), 415, "unsupported_media_type"),
     Case(56, "form", post(media=("Content-Type: application/x-www-form-urlencoded",)), 415, "unsupported_media_type"),
-    *(Case(57, name, post(None, f"Content-Encoding: {name}"), 415, "unsupported_media_type") for name in ("gzip", "br", "deflate", "zstd")),
+    *(
+        Case(57, name, post(None, f"Content-Encoding: {name}"), 415, "unsupported_media_type")
+        for name in ("gzip", "br", "deflate", "zstd")
+    ),
     Case(
         58,
         "too large by its length",
@@ -211,7 +245,9 @@ CASES = [
     Case(
         58,
         "too large in chunks",
-        message("POST", "/v1/chat/completions", *JSON, "Transfer-Encoding: chunked", body=chunked(b"x" * BODY_LIMIT, b"x")),
+        message(
+            "POST", "/v1/chat/completions", *JSON, "Transfer-Encoding: chunked", body=chunked(b"x" * BODY_LIMIT, b"x")
+        ),
         413,
         "request_too_large",
         gateway="narrow",
@@ -236,7 +272,13 @@ CASES = [
         is_closed=True,
     ),
     # 60 to 64: HTTP
-    raw(60, "101 headers", HEAD + "".join(f"A{number}: b\r\n" for number in range(100)) + "\r\n", 431, "headers_too_large"),
+    raw(
+        60,
+        "101 headers",
+        HEAD + "".join(f"A{number}: b\r\n" for number in range(100)) + "\r\n",
+        431,
+        "headers_too_large",
+    ),
     raw(60, "header of 64 KiB", HEAD + f"A: {'b' * 65536}\r\n\r\n", 431, "headers_too_large"),
     *(
         raw(61, name, HEAD + lines + "\r\n" + body)
@@ -262,13 +304,27 @@ CASES = [
     Case(
         63,
         "WebSocket",
-        message("GET", "/v1/realtime", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Key: a", "Sec-WebSocket-Version: 13"),
+        message(
+            "GET",
+            "/v1/realtime",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Key: a",
+            "Sec-WebSocket-Version: 13",
+        ),
         404,
         "not_found",
     ),
     served(63, "h2c", post(None, "Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAA")),
     *(
-        Case(64, f"{method} on chat", message(method, "/v1/chat/completions"), 405, "method_not_allowed", says=lambda a: a.headers["allow"] == "POST")
+        Case(
+            64,
+            f"{method} on chat",
+            message(method, "/v1/chat/completions"),
+            405,
+            "method_not_allowed",
+            says=lambda a: a.headers["allow"] == "POST",
+        )
         for method in ("GET", "PUT", "DELETE", "PATCH")
     ),
     Case(
@@ -297,7 +353,10 @@ CASES = [
         for param, fields in (
             ("messages[0].content", {"messages": [{"role": "user", "content": {CANARY: CANARY}}]}),
             ("messages[0].role", {"messages": [{"role": CANARY, "content": CANARY}]}),
-            ("messages[0].content[0].text", {"messages": [{"role": "user", "content": [{"type": "text", "text": [CANARY]}]}]}),
+            (
+                "messages[0].content[0].text",
+                {"messages": [{"role": "user", "content": [{"type": "text", "text": [CANARY]}]}]},
+            ),
             ("messages", {"messages": CANARY}),
             ("stop", {"stop": {CANARY: 1}}),
             ("temperature", {"temperature": CANARY}),
@@ -307,7 +366,14 @@ CASES = [
     ),
     # 66 and 67: keys, before the body is read
     *(
-        Case(66, name, message("POST", "/v1/chat/completions", *JSON, *lines, "Content-Length: 100000"), 401, "invalid_api_key", gateway="locked")
+        Case(
+            66,
+            name,
+            message("POST", "/v1/chat/completions", *JSON, *lines, "Content-Length: 100000"),
+            401,
+            "invalid_api_key",
+            gateway="locked",
+        )
         for name, lines in (
             ("no key", ()),
             ("wrong key", ("Authorization: Bearer wrong",)),
@@ -373,30 +439,64 @@ CASES = [
         for name in ("max_tokens", "max_completion_tokens")
         for value in (-1, 0, 10**12, "5", 1.5, True)
     ),
-    refused(70, "logit_bias of 100,000", lambda: chat(logit_bias={str(token): 1 for token in range(100_000)}), "logit_bias", gateway="roomy"),
-    refused(70, "10,000 tools", lambda: chat(tools=[tool(f"f{number}") for number in range(10_000)]), "tools", gateway="roomy"),
+    refused(
+        70,
+        "logit_bias of 100,000",
+        lambda: chat(logit_bias={str(token): 1 for token in range(100_000)}),
+        "logit_bias",
+        gateway="roomy",
+    ),
+    refused(
+        70,
+        "10,000 tools",
+        lambda: chat(tools=[tool(f"f{number}") for number in range(10_000)]),
+        "tools",
+        gateway="roomy",
+    ),
     refused(70, "100,000 messages", lambda: chat(messages=SAID["messages"] * 100_000), "messages", gateway="roomy"),
     Case(70, "100,000 messages, as it is", lambda: chat(messages=SAID["messages"] * 100_000), 413, "request_too_large"),
     refused(70, "129 tools", chat(tools=[tool(f"f{number}") for number in range(129)]), "tools"),
     refused(70, "5 stops", chat(stop=["a"] * 5), "stop"),
     refused(70, "top_logprobs of 21", chat(logprobs=True, top_logprobs=21), "top_logprobs"),
-    refused(70, "schema of 65 KiB", chat(response_format=schema_format({"description": "x" * 66_000})), "response_format.json_schema.schema"),
+    refused(
+        70,
+        "schema of 65 KiB",
+        chat(response_format=schema_format({"description": "x" * 66_000})),
+        "response_format.json_schema.schema",
+    ),
     # 71: streams
     refused(71, "stream yes", chat(stream="yes"), "stream"),
     refused(71, "stream 1", chat(stream=1), "stream"),
-    served(71, "stream_options without a stream", chat(stream_options={"include_usage": True}), says=lambda answer: b'"choices"' in answer.body),
+    served(
+        71,
+        "stream_options without a stream",
+        chat(stream_options={"include_usage": True}),
+        says=lambda answer: b'"choices"' in answer.body,
+    ),
     served(71, "stream_options with stream false", chat(stream=False, stream_options={"include_usage": True})),
     # 73 and 74: headers
     Case(
         73,
         "Expect with a bad key",
-        message("POST", "/v1/chat/completions", *JSON, "Authorization: Bearer wrong", "Expect: 100-continue", f"Content-Length: {len(DATA)}"),
+        message(
+            "POST",
+            "/v1/chat/completions",
+            *JSON,
+            "Authorization: Bearer wrong",
+            "Expect: 100-continue",
+            f"Content-Length: {len(DATA)}",
+        ),
         401,
         "invalid_api_key",
         gateway="locked",
     ),
     *(
-        served(74, f"id {name}", post(None, value), says=lambda answer: bool(re.fullmatch(OWN_ID, answer.headers["x-request-id"])))
+        served(
+            74,
+            f"id {name}",
+            post(None, value),
+            says=lambda answer: bool(re.fullmatch(OWN_ID, answer.headers["x-request-id"])),
+        )
         for name, value in (
             ("of 10 KB", "X-Request-Id: " + "a" * 10_000),
             ("of other letters", b"X-Request-Id: \xc3\xa9\xff"),
@@ -406,7 +506,12 @@ CASES = [
     ),
     raw(74, "id with a bare CR", HEAD + "X-Request-Id: a\rX-Evil: 1\r\nContent-Length: 0\r\n\r\n"),
     raw(74, "id with a NUL", HEAD + "X-Request-Id: a\0\r\nContent-Length: 0\r\n\r\n"),
-    served(74, "id that is sane", post(None, "X-Request-Id: a-1"), says=lambda answer: answer.headers["x-request-id"] == "a-1"),
+    served(
+        74,
+        "id that is sane",
+        post(None, "X-Request-Id: a-1"),
+        says=lambda answer: answer.headers["x-request-id"] == "a-1",
+    ),
 ]
 
 
@@ -423,7 +528,11 @@ def test_bad_request_is_answered_by_the_contract_and_reaches_no_backend(house: H
     assert answer.headers["x-request-id"]
     if case.code is not None:
         error = answer.error
-        assert (error["code"], error["param"], error["type"]) == (case.code, case.param, BY_CODE.get(case.code, "invalid_request_error"))
+        assert (error["code"], error["param"], error["type"]) == (
+            case.code,
+            case.param,
+            BY_CODE.get(case.code, "invalid_request_error"),
+        )
         assert CANARY not in answer.body.decode()
         assert KEY not in answer.body.decode()
 
@@ -431,7 +540,11 @@ def test_bad_request_is_answered_by_the_contract_and_reaches_no_backend(house: H
 def test_request_that_is_served_goes_to_the_backend_that_is_named_alone(house: House) -> None:
     before = {kind: len(backend.requests) for kind, backend in house.backends.items()}
     assert house.ask(post(b'{"model":"nope",' + DATA[1:])).status == 200
-    assert {kind: len(backend.requests) - before[kind] for kind, backend in house.backends.items()} == {"ollama": 0, "vllm": 0, house.kind: 1}
+    assert {kind: len(backend.requests) - before[kind] for kind, backend in house.backends.items()} == {
+        "ollama": 0,
+        "vllm": 0,
+        house.kind: 1,
+    }
     sent = house.backends[house.kind].requests[-1].partition(b"\r\n\r\n")[2]
     assert sent.count(b'"model"') == 1  # case 53: written anew, so nobody reads the other one
     assert json.loads(sent)["model"] == MODEL
@@ -463,14 +576,31 @@ STEERING = (
 def test_field_that_would_steer_a_proxy_is_dropped(house: House, tempting: socket.socket, name: str) -> None:
     """Case 69."""
     url = f"http://127.0.0.1:{tempting.getsockname()[1]}"
-    answer = house.ask(chat(**{name: {"url": url, "api_base": url, "base_url": url} if name in ("extra_body", "extra_headers", "metadata") else url}))
+    answer = house.ask(
+        chat(
+            **{
+                name: {"url": url, "api_base": url, "base_url": url}
+                if name in ("extra_body", "extra_headers", "metadata")
+                else url
+            }
+        )
+    )
     assert answer.status == 200
     assert url.encode() not in house.backends[house.kind].requests[-1]
 
 
 @pytest.mark.parametrize(
     "name",
-    ["X-Portkey-Custom-Host", "X-Forwarded-Host", "X-Api-Base", "OpenAI-Base-Url", "Helicone-Target-Url", "X-Original-Url", "Forwarded", "Cookie"],
+    [
+        "X-Portkey-Custom-Host",
+        "X-Forwarded-Host",
+        "X-Api-Base",
+        "OpenAI-Base-Url",
+        "Helicone-Target-Url",
+        "X-Original-Url",
+        "Forwarded",
+        "Cookie",
+    ],
 )
 def test_header_that_would_steer_a_proxy_is_dropped(house: House, tempting: socket.socket, name: str) -> None:
     """Case 69."""
@@ -502,7 +632,9 @@ def test_bad_key_is_refused_within_5_ms(house: House, key: str) -> None:
     with house.line("locked") as line:
         for _ in range(20):
             begun = time.perf_counter()
-            line.send(message("POST", "/v1/chat/completions", *JSON, f"Authorization: Bearer {key}", "Content-Length: 0"))
+            line.send(
+                message("POST", "/v1/chat/completions", *JSON, f"Authorization: Bearer {key}", "Content-Length: 0")
+            )
             assert line.answer().status == 401
             took.append(time.perf_counter() - begun)
     assert min(took) <= 0.005
@@ -517,7 +649,9 @@ def samples(house: House) -> set[str]:
     """Names and labels of all series."""
     answer = house.ask(message("GET", "/metrics", host="Host: 127.0.0.1"))
     assert answer.status == 200
-    return {line.rpartition(b" ")[0].decode() for line in answer.body.splitlines() if line and not line.startswith(b"#")}
+    return {
+        line.rpartition(b" ")[0].decode() for line in answer.body.splitlines() if line and not line.startswith(b"#")
+    }
 
 
 def resident(house: House) -> int:
@@ -562,7 +696,10 @@ RICH: dict[str, Any] = {
         {"role": "system", "content": "Be brief."},
         {
             "role": "user",
-            "content": [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": picture_url(), "detail": "low"}}],
+            "content": [
+                {"type": "text", "text": "What is it?"},
+                {"type": "image_url", "image_url": {"url": picture_url(), "detail": "low"}},
+            ],
         },
         {"role": "assistant", "content": None, "tool_calls": [called()]},
         {"role": "tool", "tool_call_id": "call_1", "content": "12 C"},
@@ -594,14 +731,20 @@ def places(value: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 NUMBERS = [0, -1, 1, 2, 0.5, -0.0, 1e-320, 1e308, 2**31, 2**53 + 1, 2**63, 2**64, -(2**64), 10**30]
 anything = st.recursive(
-    st.none() | st.booleans() | st.sampled_from(NUMBERS) | st.sampled_from(["", "\0", "user", "tool", "none", "required", "é🙂", "x" * 300, "$ref"]),
+    st.none()
+    | st.booleans()
+    | st.sampled_from(NUMBERS)
+    | st.sampled_from(["", "\0", "user", "tool", "none", "required", "é🙂", "x" * 300, "$ref"]),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "text", "name", "function", "$ref", "properties", ""]), inner)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "text", "name", "function", "$ref", "properties", ""]), inner)
     ),
     max_leaves=6,
 )
 changes = st.lists(
-    st.tuples(st.sampled_from(places(RICH)), st.sampled_from(["set", "drop", "wrap", "twice", "deep"]), anything), min_size=1, max_size=3
+    st.tuples(st.sampled_from(places(RICH)), st.sampled_from(["set", "drop", "wrap", "twice", "deep"]), anything),
+    min_size=1,
+    max_size=3,
 )
 
 
@@ -650,12 +793,20 @@ def test_request_that_is_varied_is_good_before(house: House) -> None:
 
 @quickly
 @given(changes)
-def test_any_change_of_a_good_request_is_served_or_refused(house: House, changes: list[tuple[tuple[Any, ...], str, Any]]) -> None:
+def test_any_change_of_a_good_request_is_served_or_refused(
+    house: House, changes: list[tuple[tuple[Any, ...], str, Any]]
+) -> None:
     check(house, post(mutated(changes)))
 
 
 @quickly
-@given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from(["cut", "put", "flip"]), st.binary(max_size=4)), min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1), st.sampled_from(["cut", "put", "flip"]), st.binary(max_size=4)),
+        min_size=1,
+        max_size=3,
+    )
+)
 def test_any_change_of_its_bytes_is_served_or_refused(house: House, edits: list[tuple[float, str, bytes]]) -> None:
     body = json.dumps(RICH).encode()
     for share, manner, data in edits:

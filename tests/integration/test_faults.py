@@ -116,7 +116,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize("mode", WRONG)
-async def test_answer_that_makes_no_sense_is_a_502(gateway: Running, backend: FaultBackend, stream: bool, mode: str) -> None:
+async def test_answer_that_makes_no_sense_is_a_502(
+    gateway: Running, backend: FaultBackend, stream: bool, mode: str
+) -> None:
     backend.mode = mode
     reply = await gateway.ask({"stream": stream})
     assert (reply.status, reply.is_stream, reply.error and reply.error["code"]) == (502, False, "upstream_error")
@@ -126,8 +128,12 @@ async def test_answer_that_makes_no_sense_is_a_502(gateway: Running, backend: Fa
     await check_as_before(gateway, backend, stream)
 
 
-@pytest.mark.parametrize("mode", [pytest.param("silent", id="7-never-replies"), pytest.param("informational_flood", id="10-flood-of-102")])
-async def test_no_first_piece_is_a_504_at_its_limit(gateway: Running, backend: FaultBackend, stream: bool, mode: str) -> None:
+@pytest.mark.parametrize(
+    "mode", [pytest.param("silent", id="7-never-replies"), pytest.param("informational_flood", id="10-flood-of-102")]
+)
+async def test_no_first_piece_is_a_504_at_its_limit(
+    gateway: Running, backend: FaultBackend, stream: bool, mode: str
+) -> None:
     backend.mode = mode
     begun = now()
     reply = await gateway.ask({"stream": stream})
@@ -135,14 +141,20 @@ async def test_no_first_piece_is_a_504_at_its_limit(gateway: Running, backend: F
     await check_closed(backend)
     limit = deadline(backend, stream, "first_token_timeout")
     assert limit <= took <= limit + LIMIT_TOLERANCE
-    assert (reply.status, reply.error and reply.error["code"], reply.headers["x-should-retry"]) == (504, "upstream_timeout", "false")
+    assert (reply.status, reply.error and reply.error["code"], reply.headers["x-should-retry"]) == (
+        504,
+        "upstream_timeout",
+        "false",
+    )
     assert len(backend.requests) == 1
     assert gateway.metric("gateway_requests_total", outcome="timeout") == 1
     await check_as_before(gateway, backend, stream)
 
 
 @pytest.mark.parametrize(("mode", "reason"), [("close", "closed"), ("rst", "reset")])
-async def test_backend_that_ends_before_a_byte_is_replaced_by_another_once(backend: FaultBackend, stream: bool, mode: str, reason: str) -> None:
+async def test_backend_that_ends_before_a_byte_is_replaced_by_another_once(
+    backend: FaultBackend, stream: bool, mode: str, reason: str
+) -> None:
     """Cases 5 and 6 where there is another server."""
     async with FaultBackend(backend.kind) as other, running(settings_for(backend, other)) as gateway:
         backend.mode = mode
@@ -156,10 +168,18 @@ async def test_backend_that_ends_before_a_byte_is_replaced_by_another_once(backe
 @pytest.mark.parametrize("mode", ["close", "rst"])
 async def test_two_servers_are_tried_and_no_more(backend: FaultBackend, stream: bool, mode: str) -> None:
     kind = backend.kind
-    async with FaultBackend(kind, mode) as second, FaultBackend(kind, mode) as third, running(settings_for(backend, second, third)) as gateway:
+    async with (
+        FaultBackend(kind, mode) as second,
+        FaultBackend(kind, mode) as third,
+        running(settings_for(backend, second, third)) as gateway,
+    ):
         backend.mode = mode
         reply = await gateway.ask({"stream": stream})
-        assert (reply.status, reply.error and reply.error["code"], reply.headers["x-gateway-attempts"]) == (502, "upstream_error", "2")
+        assert (reply.status, reply.error and reply.error["code"], reply.headers["x-gateway-attempts"]) == (
+            502,
+            "upstream_error",
+            "2",
+        )
         assert [len(server.requests) for server in (backend, second, third)] == [1, 1, 0]
         await until(gateway.is_idle)
 
@@ -192,7 +212,9 @@ async def test_plain_answer_above_32_mib_is_a_502_and_not_read_on(gateway: Runni
 
 
 @pytest.mark.parametrize("mode", ["surplus", "late_surplus"])
-async def test_bytes_after_an_answer_never_reach_the_next_request(gateway: Running, backend: FaultBackend, stream: bool, mode: str) -> None:
+async def test_bytes_after_an_answer_never_reach_the_next_request(
+    gateway: Running, backend: FaultBackend, stream: bool, mode: str
+) -> None:
     """Case 22."""
     backend.script.append(mode)
     first = await gateway.ask({"stream": stream})
@@ -207,7 +229,9 @@ async def test_bytes_after_an_answer_never_reach_the_next_request(gateway: Runni
     await check_as_before(gateway, backend, stream)
 
 
-async def test_connection_that_closes_under_a_request_is_not_the_clients_problem(gateway: Running, backend: FaultBackend, stream: bool) -> None:
+async def test_connection_that_closes_under_a_request_is_not_the_clients_problem(
+    gateway: Running, backend: FaultBackend, stream: bool
+) -> None:
     """Case 23: the backend closes an idle connection just as a request comes on it."""
     backend.mode = "stale"
     replies = [await gateway.ask({"stream": stream}) for _ in range(2)]
@@ -218,7 +242,9 @@ async def test_connection_that_closes_under_a_request_is_not_the_clients_problem
     await check_as_before(gateway, backend, stream)
 
 
-async def test_request_on_a_kept_connection_of_a_server_that_dies_goes_to_another(backend: FaultBackend, stream: bool) -> None:
+async def test_request_on_a_kept_connection_of_a_server_that_dies_goes_to_another(
+    backend: FaultBackend, stream: bool
+) -> None:
     """Cases 6 and 23 together: what looks like a stale connection is a dead server."""
     async with FaultBackend(backend.kind) as other, running(settings_for(backend, other)) as gateway:
         assert (await gateway.ask({"stream": stream})).status == 200
@@ -236,7 +262,9 @@ async def test_request_on_a_kept_connection_of_a_server_that_dies_goes_to_anothe
 
 
 @pytest.mark.parametrize("mode", ["close", "rst"])
-async def test_request_that_a_server_has_taken_twice_goes_nowhere_else(backend: FaultBackend, stream: bool, mode: str) -> None:
+async def test_request_that_a_server_has_taken_twice_goes_nowhere_else(
+    backend: FaultBackend, stream: bool, mode: str
+) -> None:
     """On the kept connection and on a fresh one: it may have cost a GPU's time each time."""
     async with FaultBackend(backend.kind) as other, running(settings_for(backend, other)) as gateway:
         assert (await gateway.ask({"stream": stream})).status == 200
@@ -247,9 +275,15 @@ async def test_request_that_a_server_has_taken_twice_goes_nowhere_else(backend: 
         await until(gateway.is_idle)
 
 
-async def test_request_on_a_kept_connection_is_tried_on_two_servers_and_no_more(backend: FaultBackend, stream: bool) -> None:
+async def test_request_on_a_kept_connection_is_tried_on_two_servers_and_no_more(
+    backend: FaultBackend, stream: bool
+) -> None:
     kind = backend.kind
-    async with FaultBackend(kind, "rst") as second, FaultBackend(kind) as third, running(settings_for(backend, second, third)) as gateway:
+    async with (
+        FaultBackend(kind, "rst") as second,
+        FaultBackend(kind) as third,
+        running(settings_for(backend, second, third)) as gateway,
+    ):
         assert (await gateway.ask({"stream": stream})).status == 200
         backend.mode = "silent"
         async with gateway.sent({"stream": stream}) as raw:
@@ -275,7 +309,9 @@ BROKEN_OFF = [
 
 
 @pytest.mark.parametrize(("mode", "code"), BROKEN_OFF)
-async def test_stream_that_breaks_off_keeps_its_pieces_and_ends_with_one_error(gateway: Running, backend: FaultBackend, mode: str, code: str) -> None:
+async def test_stream_that_breaks_off_keeps_its_pieces_and_ends_with_one_error(
+    gateway: Running, backend: FaultBackend, mode: str, code: str
+) -> None:
     backend.mode = mode
     begun = now()
     reply = await gateway.ask({"stream": True})
@@ -302,7 +338,9 @@ async def test_stream_that_breaks_off_keeps_its_pieces_and_ends_with_one_error(g
 
 
 @pytest.mark.parametrize(("mode", "code"), BROKEN_OFF)
-async def test_plain_answer_that_breaks_off_is_an_error_status(gateway: Running, backend: FaultBackend, mode: str, code: str) -> None:
+async def test_plain_answer_that_breaks_off_is_an_error_status(
+    gateway: Running, backend: FaultBackend, mode: str, code: str
+) -> None:
     if backend.kind == "vllm" and mode in ("long_line", "error_then_done"):
         pytest.skip("a plain answer of a vLLM has no lines and no events")
     backend.mode = mode
@@ -314,7 +352,9 @@ async def test_plain_answer_that_breaks_off_is_an_error_status(gateway: Running,
 
 
 @pytest.mark.parametrize(("mode", "code"), BROKEN_OFF[:5])
-async def test_openai_python_sees_that_a_stream_broke_off(gateway: Running, backend: FaultBackend, mode: str, code: str) -> None:
+async def test_openai_python_sees_that_a_stream_broke_off(
+    gateway: Running, backend: FaultBackend, mode: str, code: str
+) -> None:
     """Cases 25 to 29: the client's own library raises, after the pieces that came."""
     backend.mode = mode
     text = ""
@@ -328,7 +368,9 @@ async def test_openai_python_sees_that_a_stream_broke_off(gateway: Running, back
 
 
 @pytest.mark.parametrize(("mode", "code"), BROKEN_OFF[:5])
-async def test_openai_python_sees_that_a_plain_answer_broke_off(gateway: Running, backend: FaultBackend, mode: str, code: str) -> None:
+async def test_openai_python_sees_that_a_plain_answer_broke_off(
+    gateway: Running, backend: FaultBackend, mode: str, code: str
+) -> None:
     backend.mode = mode
     async with gateway.openai() as client:
         with pytest.raises(openai.InternalServerError) as raised:
@@ -365,7 +407,9 @@ async def test_nothing_after_the_backends_end_reaches_the_client(gateway: Runnin
     await check_as_before(gateway, backend, True)
 
 
-async def test_answer_ends_with_the_backends_end_though_the_body_stays_open(gateway: Running, backend: FaultBackend) -> None:
+async def test_answer_ends_with_the_backends_end_though_the_body_stays_open(
+    gateway: Running, backend: FaultBackend
+) -> None:
     """Case 34: the connection kept open."""
     backend.mode = "done_then_open"
     begun = now()
@@ -394,7 +438,9 @@ async def test_ten_thousand_chunks_at_once_do_not_hold_up_others(backend: FaultB
                     body += await raw.reader.read(2**18)
             pinging.cancel()
             await asyncio.gather(pinging, return_exceptions=True)
-            assert (body.count(b'"content":"x"') if stream else body.count(b"x" * TINY_CHUNKS)) == (TINY_CHUNKS if stream else 1)
+            assert (body.count(b'"content":"x"') if stream else body.count(b"x" * TINY_CHUNKS)) == (
+                TINY_CHUNKS if stream else 1
+            )
             worst.append(max(gaps))
     assert min(worst) <= LAG
 
@@ -407,7 +453,11 @@ async def ping(gateway: Running, gaps: list[float]) -> None:
             begun = now()
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
             head = await reader.readuntil(b"\r\n\r\n")
-            length = next(int(line.partition(b":")[2]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+            length = next(
+                int(line.partition(b":")[2])
+                for line in head.lower().split(b"\r\n")
+                if line.startswith(b"content-length")
+            )
             await reader.readexactly(length)
             gaps.append(now() - begun)
     finally:
@@ -415,15 +465,23 @@ async def ping(gateway: Running, gaps: list[float]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["early_413", "early_400", "early_close"])
-async def test_answer_before_the_end_of_the_request_is_mapped_at_once(gateway: Running, backend: FaultBackend, stream: bool, mode: str) -> None:
+async def test_answer_before_the_end_of_the_request_is_mapped_at_once(
+    gateway: Running, backend: FaultBackend, stream: bool, mode: str
+) -> None:
     """Case 36: the backend refuses a request of some megabytes before it has read them."""
     backend.mode = mode
     picture = picture_url(1400, is_noise=True)
-    content: list[dict[str, Any]] = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": picture}}]
+    content: list[dict[str, Any]] = [
+        {"type": "text", "text": "?"},
+        {"type": "image_url", "image_url": {"url": picture}},
+    ]
     begun = now()
     reply = await gateway.ask({"stream": stream, "messages": [{"role": "user", "content": content}]})
     assert now() - begun <= 2
-    assert (reply.status, reply.error and reply.error["type"]) == (413 if mode == "early_413" else 400, "invalid_request_error")
+    assert (reply.status, reply.error and reply.error["type"]) == (
+        413 if mode == "early_413" else 400,
+        "invalid_request_error",
+    )
     check_neutral(reply, backend)
     assert len(backend.requests[0]) < len(picture)
     await until(lambda: not backend.open_peers)

@@ -14,7 +14,11 @@ from tests.fakes.stand_ins import stand_in
 
 pytestmark = pytest.mark.uvloop
 
-MODELS = (simulate.Model("a", vision=True, size=4), simulate.Model("b", size=4), simulate.Model("e", embedding=8, size=1))
+MODELS = (
+    simulate.Model("a", vision=True, size=4),
+    simulate.Model("b", size=4),
+    simulate.Model("e", embedding=8, size=1),
+)
 ROUNDS = 40
 ORDERS: tuple[tuple[str, str, Any], ...] = (
     ("PUT", "/ops/rollout", {"backend": "vllm"}),
@@ -36,14 +40,22 @@ def settings(ollama: str, vllm: str) -> config.Settings:
         "two": {"models": {"ollama": "b", "vllm": "m"}},
         "three": {"models": {"ollama": "a", "vllm": "m"}, "limits": {"ollama": {"concurrency": 1}}},
     }
-    more = {"guard": {}, "rollback_cutoff": 1, "embeddings": {"e": {"backend": "ollama", "model": "e"}}, "state_file": ""}
+    more = {
+        "guard": {},
+        "rollback_cutoff": 1,
+        "embeddings": {"e": {"backend": "ollama", "model": "e"}},
+        "state_file": "",
+    }
     return config.build({"llm_backend": "vllm", "backends": backends, "tiers": tiers, **more})
 
 
 async def chat(gateway: Running, random: Random, number: int) -> Reply | None:
     """None: the client left."""
     body = {"model": f"{random.choice(['one', 'two', 'three'])}", "stream": random.random() < 0.6, "max_tokens": 20}
-    async with asyncio.timeout(2 * PATIENCE), gateway.sent({**body, "messages": [{"role": "user", "content": f"repeat la {number}"}]}) as raw:
+    async with (
+        asyncio.timeout(2 * PATIENCE),
+        gateway.sent({**body, "messages": [{"role": "user", "content": f"repeat la {number}"}]}) as raw,
+    ):
         if random.random() < 0.3:
             await asyncio.sleep(random.expovariate(3))
             return None
@@ -57,7 +69,10 @@ async def test_all_at_once_loses_no_request_and_leaves_nothing_behind(monkeypatc
     async with AsyncExitStack() as stack:
         ollama = simulate.Options("ollama", MODELS, load_seconds=0.2, max_loaded=1, parallel=4, tokens_per_second=300)
         vllm = simulate.Options("vllm", (simulate.Model("m", vision=True),), tokens_per_second=100)
-        sides = [[(await stack.enter_async_context(stand_in(options))).base_url for _ in range(2)] for options in (ollama, vllm)]
+        sides = [
+            [(await stack.enter_async_context(stand_in(options))).base_url for _ in range(2)]
+            for options in (ollama, vllm)
+        ]
         mortal = await stack.enter_async_context(AsyncExitStack())
         sides[1].append((await mortal.enter_async_context(stand_in(vllm))).base_url)
         gateway = await stack.enter_async_context(running(settings(sides[0][0], sides[1][2])))

@@ -43,7 +43,9 @@ def requirements_without_torch(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         listed = HeaderParser().parsestr(archive.read(name).decode()).get_all("Requires-Dist", [])
-    return [line for line in listed if "extra ==" not in line and not re.match(r"torch(vision|audio|codec)?(?![\w-])", line)]
+    return [
+        line for line in listed if "extra ==" not in line and not re.match(r"torch(vision|audio|codec)?(?![\w-])", line)
+    ]
 
 
 def install(folder: Path) -> None:

@@ -30,7 +30,9 @@ def main(command: list[str]) -> int:
     threading.Thread(target=end_when_let_go, daemon=True).start()
     status = process.wait()
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)  # the session's other members; its number is not given anew while one of them lives
+        os.killpg(
+            process.pid, signal.SIGKILL
+        )  # the session's other members; its number is not given anew while one of them lives
     return status if status >= 0 else 128 - status
 
 

@@ -94,7 +94,9 @@ def write_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY_SIZE, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(Path(__file__).read_text(encoding="utf-8").splitlines(), trainer)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=TURN_END, pad_token=END_OF_TEXT)
     wrapped.chat_template = CHAT_TEMPLATE
@@ -103,7 +105,11 @@ def write_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    unsaid = [token for token in range(VOCABULARY_SIZE) if token < len(SPECIAL_TOKENS) or "\N{REPLACEMENT CHARACTER}" in tokenizer.decode([token])]
+    unsaid = [
+        token
+        for token in range(VOCABULARY_SIZE)
+        if token < len(SPECIAL_TOKENS) or "\N{REPLACEMENT CHARACTER}" in tokenizer.decode([token])
+    ]
     with torch.no_grad():
         model.get_output_embeddings().weight[unsaid] = 0
     model.to(torch.bfloat16).save_pretrained(folder)

@@ -50,7 +50,16 @@ class Server:
 
     start_seconds = 60.0
 
-    def __init__(self, command: Sequence[str | Path], *, port: int, health_path: str, log: Path, environment: Mapping[str, str], cwd: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        *,
+        port: int,
+        health_path: str,
+        log: Path,
+        environment: Mapping[str, str],
+        cwd: Path,
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         self._command = [str(part) for part in command]
@@ -81,8 +90,12 @@ class Server:
         deadline = time.monotonic() + self.start_seconds
         with httpx2.Client(trust_env=False, timeout=2.0) as client:
             while not self._answers(client):
-                assert self._process.poll() is None, f"{self!r} ended with status {self._process.returncode}\n{self.tail()}"
-                assert time.monotonic() < deadline, f"{self!r} was not ready within {self.start_seconds} s\n{self.tail()}"
+                assert self._process.poll() is None, (
+                    f"{self!r} ended with status {self._process.returncode}\n{self.tail()}"
+                )
+                assert time.monotonic() < deadline, (
+                    f"{self!r} was not ready within {self.start_seconds} s\n{self.tail()}"
+                )
                 time.sleep(0.1)
 
     def stop(self) -> None:

@@ -34,7 +34,9 @@ def test_server_is_ready_inside_the_block_and_gone_after_it(tmp_path: Path) -> N
 
 def test_server_that_ends_at_once_shows_its_last_lines(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such model')"]
-    server = Server(command, port=free_port(), health_path="/", log=tmp_path / "log", environment=os.environ, cwd=tmp_path)
+    server = Server(
+        command, port=free_port(), health_path="/", log=tmp_path / "log", environment=os.environ, cwd=tmp_path
+    )
     with pytest.raises(AssertionError, match="no such model"), server:
         pass
 

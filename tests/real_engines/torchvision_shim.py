@@ -22,7 +22,9 @@ class DeclaresOperators(MetaPathFinder):
     library: Any = None
     has_noticed = False
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname == "torchvision" and not self.has_noticed:
             self.has_noticed = True  # first, should the import of torch look for torchvision too
             from torch.library import Library  # here, since a .pth file runs at every start of this Python

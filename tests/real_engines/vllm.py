@@ -56,7 +56,11 @@ class Vllm(Server):
         command: list[str | Path] = [venv / "bin" / "python", "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", model, "--served-model-name", *names, "--enforce-eager"]
         command += ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(max_num_seqs)]
-        command += ["--runner", "pooling", "--convert", "embed"] if embeds else ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+        command += (
+            ["--runner", "pooling", "--convert", "embed"]
+            if embeds
+            else ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+        )
         command += ["--host", "127.0.0.1", "--port", str(port)]
         if reasoning_parser:
             command += ["--reasoning-parser", reasoning_parser]

@@ -74,7 +74,9 @@ async def check_next_is_served(gateway: Running, backend: FaultBackend) -> None:
     assert (reply.status, reply.text) == (200, TEXT)
 
 
-async def test_client_that_leaves_the_queue_frees_its_place(gateway: Running, backend: FaultBackend, stream: bool) -> None:
+async def test_client_that_leaves_the_queue_frees_its_place(
+    gateway: Running, backend: FaultBackend, stream: bool
+) -> None:
     """Case 37: the backend never hears of it."""
     async with gateway.sent({"stream": True}):
         await until(lambda: len(backend.requests) == 1)
@@ -87,7 +89,9 @@ async def test_client_that_leaves_the_queue_frees_its_place(gateway: Running, ba
     assert len(backend.requests) == 1
 
 
-async def test_client_that_leaves_before_the_first_piece_ends_the_upstream_request(gateway: Running, backend: FaultBackend, stream: bool) -> None:
+async def test_client_that_leaves_before_the_first_piece_ends_the_upstream_request(
+    gateway: Running, backend: FaultBackend, stream: bool
+) -> None:
     """Cases 38 and 40: prefill, and a plain answer under way."""
     backend.mode = "silent"
     async with gateway.sent({"stream": stream}) as raw:
@@ -97,7 +101,9 @@ async def test_client_that_leaves_before_the_first_piece_ends_the_upstream_reque
     await check_next_is_served(gateway, backend)
 
 
-async def test_client_that_leaves_while_the_gateway_connects_ends_that(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+async def test_client_that_leaves_while_the_gateway_connects_ends_that(
+    monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
     """Case 38: here the backend's handshake of TLS never ends."""
     monkeypatch.setattr(health, "PROBE_SECONDS", 0.05)
     monkeypatch.setattr(health, "FIRST_ATTEMPTS", 1)
@@ -112,7 +118,11 @@ async def test_client_that_leaves_while_the_gateway_connects_ends_that(monkeypat
     async with server:
         backend = FaultBackend("vllm", tls=None, port=server.sockets[0].getsockname()[1])
         settings = settings_for(backend, **PATIENT, connect_timeout=20)
-        secure = settings.backends["vllm"].servers[0].model_copy(update={"base_url": backend.base_url.replace("http:", "https:")})
+        secure = (
+            settings.backends["vllm"]
+            .servers[0]
+            .model_copy(update={"base_url": backend.base_url.replace("http:", "https:")})
+        )
         altered = settings.backends["vllm"].model_copy(update={"servers": (secure,)})
         settings = settings.model_copy(update={"backends": {"vllm": altered}})
         async with running(settings) as gateway:
@@ -125,7 +135,9 @@ async def test_client_that_leaves_while_the_gateway_connects_ends_that(monkeypat
             await until(lambda: len(ended) == 2, patience=AT_ONCE)
 
 
-async def test_client_that_leaves_in_mid_stream_ends_the_upstream_request(gateway: Running, backend: FaultBackend) -> None:
+async def test_client_that_leaves_in_mid_stream_ends_the_upstream_request(
+    gateway: Running, backend: FaultBackend
+) -> None:
     """Case 39."""
     async with gateway.sent({"stream": True}) as raw:
         await raw.head()
@@ -135,7 +147,9 @@ async def test_client_that_leaves_in_mid_stream_ends_the_upstream_request(gatewa
     await check_next_is_served(gateway, backend)
 
 
-async def test_client_that_leaves_with_a_second_request_behind_is_seen_too(gateway: Running, backend: FaultBackend) -> None:
+async def test_client_that_leaves_with_a_second_request_behind_is_seen_too(
+    gateway: Running, backend: FaultBackend
+) -> None:
     """Case 39: the second request never runs."""
     async with gateway.sent({"stream": True}, behind=request_bytes({"stream": True})) as raw:
         await raw.head()
@@ -146,7 +160,9 @@ async def test_client_that_leaves_with_a_second_request_behind_is_seen_too(gatew
     await check_next_is_served(gateway, backend)
 
 
-async def test_client_that_leaves_a_plain_answer_ends_the_upstream_request(gateway: Running, backend: FaultBackend) -> None:
+async def test_client_that_leaves_a_plain_answer_ends_the_upstream_request(
+    gateway: Running, backend: FaultBackend
+) -> None:
     """Case 40: of an Ollama the pieces are under way already, of a vLLM nothing is."""
     async with gateway.sent({"stream": False}) as raw:
         await until(lambda: bool(backend.requests))
@@ -176,7 +192,10 @@ async def test_client_whose_cable_is_pulled_is_found_out_by_the_kernel(gateway: 
                 return accepted.getsockopt(socket.IPPROTO_TCP, name)
 
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            assert option(socket.TCP_KEEPIDLE) + option(socket.TCP_KEEPINTVL) * option(socket.TCP_KEEPCNT) <= HALF_OPEN_SECONDS
+            assert (
+                option(socket.TCP_KEEPIDLE) + option(socket.TCP_KEEPINTVL) * option(socket.TCP_KEEPCNT)
+                <= HALF_OPEN_SECONDS
+            )
             assert 0 < option(socket.TCP_USER_TIMEOUT) <= HALF_OPEN_SECONDS * 1000
 
 
@@ -184,13 +203,19 @@ async def test_client_that_stops_reading_is_bounded_and_cut_off(backend: FaultBa
     """Case 42."""
     backend.mode = "flood"
     stall = 0.4
-    async with running(settings_for(backend, **PATIENT), ServerLimits(write_stall_seconds=stall)) as gateway, gateway.sent({"stream": True}) as raw:
+    async with (
+        running(settings_for(backend, **PATIENT), ServerLimits(write_stall_seconds=stall)) as gateway,
+        gateway.sent({"stream": True}) as raw,
+    ):
         begun = asyncio.get_running_loop().time()
         raw.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a read transport too
         most = 0
         await until(lambda: bool(gateway.server.server_state.connections))
         (connection,) = gateway.server.server_state.connections
-        for end, option in ((raw.writer, socket.SO_RCVBUF), (connection, socket.SO_SNDBUF)):  # soon full, whatever else the machine does
+        for end, option in (
+            (raw.writer, socket.SO_RCVBUF),
+            (connection, socket.SO_SNDBUF),
+        ):  # soon full, whatever else the machine does
             end.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, 4096)
 
         def is_over() -> bool:
@@ -248,7 +273,10 @@ async def test_five_hundred_clients_that_leave_at_random_leave_nothing_behind(ba
         await until(gateway.is_idle)
         assert backend.most_at_once <= limit
         assert (gateway.running, gateway.waiting) == (0, 0)
-        phases = {phase: gateway.metric("gateway_client_disconnects_total", phase=phase) for phase in ("queued", "waiting", "streaming")}
+        phases = {
+            phase: gateway.metric("gateway_client_disconnects_total", phase=phase)
+            for phase in ("queued", "waiting", "streaming")
+        }
         assert all(phases.values()), phases
         assert gateway.metric("gateway_requests_total", outcome="ok") + sum(phases.values()) == LEAVERS
         backend.script.clear()

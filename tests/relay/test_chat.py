@@ -23,7 +23,12 @@ pytestmark = pytest.mark.uvloop
 
 Kind = Literal["ollama", "vllm"]
 KINDS = ["ollama", "vllm"]
-IMAGE = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": picture_url()}}]}]
+IMAGE = [
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": picture_url()}}],
+    }
+]
 PATIENT: dict[str, Any] = {"first_token_timeout": 60, "idle_timeout": 60, "total_timeout": 60}
 EMPTY_DELTA = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
 
@@ -45,7 +50,10 @@ def settings(kind: Kind, urls: list[str], top: dict[str, Any], limits: dict[str,
 async def serving(
     kind: Kind, mode: str = "healthy", *, top: dict[str, Any] | None = None, **limits: Any
 ) -> AsyncIterator[tuple[Running, FaultBackend]]:
-    async with FaultBackend(kind, mode) as backend, running(settings(kind, [backend.base_url], top or {}, limits)) as gateway:
+    async with (
+        FaultBackend(kind, mode) as backend,
+        running(settings(kind, [backend.base_url], top or {}, limits)) as gateway,
+    ):
         yield gateway, backend
 
 
@@ -53,7 +61,10 @@ async def serving(
 async def in_front_of(
     options: simulate.Options, *, top: dict[str, Any] | None = None, **limits: Any
 ) -> AsyncIterator[tuple[Running, simulate.Running]]:
-    async with stand_in(options) as server, running(settings(options.kind, [server.base_url], top or {}, limits)) as gateway:
+    async with (
+        stand_in(options) as server,
+        running(settings(options.kind, [server.base_url], top or {}, limits)) as gateway,
+    ):
         yield gateway, server
 
 
@@ -99,7 +110,11 @@ async def test_stream_is_the_same_whichever_backend_serves(kind: Kind) -> None:
 async def test_usage_comes_last_where_it_was_asked_for(kind: Kind) -> None:
     async with serving(kind) as (gateway, _):
         *_, usage, done = (await gateway.ask({"stream": True, "stream_options": {"include_usage": True}})).events
-        assert (usage["choices"], usage["usage"], done) == ([], {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}, "[DONE]")
+        assert (usage["choices"], usage["usage"], done) == (
+            [],
+            {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12},
+            "[DONE]",
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,7 +135,10 @@ async def test_answer_that_says_nothing_is_told_from_one_that_does(kind: Kind, b
             assert (await gateway.ask(body)).status == 200
         await until(gateway.is_idle)
         told = [line for line in gateway.exchanges() if line["event"] == "exchange"]
-        assert [(line["outcome"], line["empty"], line["chosen"]) for line in told] == [("ok", False, kind), ("ok", True, kind)]
+        assert [(line["outcome"], line["empty"], line["chosen"]) for line in told] == [
+            ("ok", False, kind),
+            ("ok", True, kind),
+        ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,7 +185,10 @@ async def test_stream_that_began_before_the_backend_spoke_ends_with_its_error() 
 
 async def test_stream_that_waits_in_line_begins_too() -> None:
     top = {"commit_after": 0.05, "heartbeat": 0.05}
-    async with serving("vllm", "silent", top=top, max_concurrency=1, **PATIENT) as (gateway, _), gateway.sent({"stream": True}):
+    async with (
+        serving("vllm", "silent", top=top, max_concurrency=1, **PATIENT) as (gateway, _),
+        gateway.sent({"stream": True}),
+    ):
         await until(lambda: gateway.running == 1)
         async with gateway.sent({"stream": True}) as waiting, asyncio.timeout(PATIENCE):
             status, headers = await waiting.head()
@@ -182,7 +203,10 @@ async def test_quick_stream_has_no_beat() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_plain_answer_is_kept_alive_by_blanks_for_who_would_give_up(kind: Kind) -> None:
-    async with in_front_of(options(kind, time_to_first_token=1.1), top={"heartbeat": 0.05}, **PATIENT) as (gateway, server):
+    async with in_front_of(options(kind, time_to_first_token=1.1), top={"heartbeat": 0.05}, **PATIENT) as (
+        gateway,
+        server,
+    ):
         server.engine.say(["Good", " day"])
         async with with_header(gateway, {}, "x-stainless-read-timeout: 1") as raw, asyncio.timeout(PATIENCE):
             reply = await raw.reply()
@@ -202,7 +226,11 @@ async def test_error_after_the_first_blank_is_in_the_body() -> None:
 
 @pytest.mark.parametrize("value", ["600", "soon", "-1", "nan", "inf", "1e99", ""])
 async def test_header_of_the_read_timeout_is_never_a_reason_to_refuse(value: str) -> None:
-    async with serving("vllm") as (gateway, _), with_header(gateway, {}, f"x-stainless-read-timeout: {value}") as raw, asyncio.timeout(PATIENCE):
+    async with (
+        serving("vllm") as (gateway, _),
+        with_header(gateway, {}, f"x-stainless-read-timeout: {value}") as raw,
+        asyncio.timeout(PATIENCE),
+    ):
         assert (await raw.reply()).text == TEXT
 
 
@@ -275,7 +303,10 @@ async def test_prompt_that_is_too_long_is_the_same_error_whichever_backend_serve
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("status", "expected"), [(500, (502, "upstream_error")), (503, (503, "backend_unavailable"))])
 async def test_status_of_the_backend_becomes_ours(kind: Kind, status: int, expected: tuple[int, str]) -> None:
-    async with in_front_of(options(kind, faults=(simulate.Fault("status", status=status, times=0),)), **PATIENT) as (gateway, _):
+    async with in_front_of(options(kind, faults=(simulate.Fault("status", status=status, times=0),)), **PATIENT) as (
+        gateway,
+        _,
+    ):
         for stream in (False, True):
             reply = await gateway.ask({"stream": stream})
             assert (reply.status, code(reply)) == expected
@@ -313,7 +344,10 @@ async def test_line_that_is_no_event_is_counted() -> None:
 
 # One dialect
 
-TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("get_weather", "get_time")]
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+    for name in ("get_weather", "get_time")
+]
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
 
 
@@ -322,11 +356,14 @@ def message_of(reply: Reply) -> tuple[dict[str, Any], str]:
     if not reply.is_stream:
         choice = json.loads(reply.body)["choices"][0]
         calls = [call["function"] for call in choice["message"].get("tool_calls") or ()]
-        return {key: choice["message"].get(key) or "" for key in ("content", "reasoning", "reasoning_content")} | {"calls": calls}, choice[
-            "finish_reason"
-        ]
+        return {key: choice["message"].get(key) or "" for key in ("content", "reasoning", "reasoning_content")} | {
+            "calls": calls
+        }, choice["finish_reason"]
     choices = [event["choices"][0] for event in reply.events if event != "[DONE]"]
-    message: dict[str, Any] = {key: "".join(one["delta"].get(key) or "" for one in choices) for key in ("content", "reasoning", "reasoning_content")}
+    message: dict[str, Any] = {
+        key: "".join(one["delta"].get(key) or "" for one in choices)
+        for key in ("content", "reasoning", "reasoning_content")
+    }
     calls = [call for one in choices for call in one["delta"].get("tool_calls", ())]
     names = [call["function"]["name"] for call in calls if "id" in call]
     arguments = "".join(call["function"]["arguments"] for call in calls)
@@ -335,12 +372,23 @@ def message_of(reply: Reply) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
-@pytest.mark.parametrize(("tools", "choice", "finish"), [(TOOLS, NAMED, "stop"), (TOOLS[:1], "required", "tool_calls")], ids=["named", "required"])
-async def test_forced_call_is_one_whichever_backend_serves(kind: Kind, stream: bool, tools: Any, choice: Any, finish: str) -> None:
+@pytest.mark.parametrize(
+    ("tools", "choice", "finish"),
+    [(TOOLS, NAMED, "stop"), (TOOLS[:1], "required", "tool_calls")],
+    ids=["named", "required"],
+)
+async def test_forced_call_is_one_whichever_backend_serves(
+    kind: Kind, stream: bool, tools: Any, choice: Any, finish: str
+) -> None:
     async with serving(kind, "forced") as (gateway, _):
         message, found = message_of(await gateway.ask({"stream": stream, "tools": tools, "tool_choice": choice}))
         (call,) = message["calls"]
-        assert (call["name"], json.loads(call["arguments"]), message["content"], found) == ("get_weather", {"city": "Oslo"}, "", finish)
+        assert (call["name"], json.loads(call["arguments"]), message["content"], found) == (
+            "get_weather",
+            {"city": "Oslo"},
+            "",
+            finish,
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -348,7 +396,12 @@ async def test_forced_call_is_one_whichever_backend_serves(kind: Kind, stream: b
 async def test_thought_is_told_apart_whichever_backend_serves(kind: Kind, stream: bool) -> None:
     async with serving(kind, "thinks") as (gateway, _):
         message, finish = message_of(await gateway.ask({"stream": stream}))
-        assert (message["content"], message["reasoning"], message["reasoning_content"], finish) == ("Hello", "why", "why", "stop")
+        assert (message["content"], message["reasoning"], message["reasoning_content"], finish) == (
+            "Hello",
+            "why",
+            "why",
+            "stop",
+        )
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
@@ -380,7 +433,10 @@ async def test_wish_to_think_is_dropped_where_the_model_turns_out_unable(stream:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_hopeless_length_is_refused_before_any_backend_sees_it(kind: Kind) -> None:
-    async with FaultBackend(kind, context_length=512) as backend, running(settings(kind, [backend.base_url], {}, {})) as gateway:
+    async with (
+        FaultBackend(kind, context_length=512) as backend,
+        running(settings(kind, [backend.base_url], {}, {})) as gateway,
+    ):
         reply = await gateway.ask({"messages": [{"role": "user", "content": "x" * 9000}]})
         assert (reply.status, code(reply), backend.requests) == (400, "context_length_exceeded", [])
         assert reply.error is not None
@@ -390,7 +446,10 @@ async def test_hopeless_length_is_refused_before_any_backend_sees_it(kind: Kind)
 
 
 async def test_image_for_a_model_without_eyes_is_refused_before_the_backend_sees_it() -> None:
-    async with FaultBackend("ollama", capabilities=("completion",)) as backend, running(settings("ollama", [backend.base_url], {}, {})) as gateway:
+    async with (
+        FaultBackend("ollama", capabilities=("completion",)) as backend,
+        running(settings("ollama", [backend.base_url], {}, {})) as gateway,
+    ):
         reply = await gateway.ask({"messages": IMAGE})
         assert (reply.status, code(reply), backend.requests) == (400, "unsupported_parameter", [])
 
@@ -399,7 +458,11 @@ async def test_answer_that_is_held_back_beats_meanwhile() -> None:
     """One of several forced functions is known only when its text is whole."""
     body = {"stream": True, "tools": TOOLS, "tool_choice": "required"}
     top = {"commit_after": 0.05, "heartbeat": 0.05}
-    async with serving("ollama", "slow", top=top, **PATIENT) as (gateway, _), gateway.sent(body) as raw, asyncio.timeout(PATIENCE):
+    async with (
+        serving("ollama", "slow", top=top, **PATIENT) as (gateway, _),
+        gateway.sent(body) as raw,
+        asyncio.timeout(PATIENCE),
+    ):
         await raw.head()
         for _ in range(3):
             seen = await raw.reader.readuntil(b'"delta":{}')
@@ -410,7 +473,10 @@ async def test_answer_that_is_held_back_beats_meanwhile() -> None:
 
 
 async def test_full_queue_and_long_wait_are_503_with_a_time_to_come_back() -> None:
-    async with serving("vllm", "silent", max_concurrency=1, max_queue=1, **PATIENT | {"queue_timeout": 0.5}) as (gateway, _), gateway.sent({}):
+    async with (
+        serving("vllm", "silent", max_concurrency=1, max_queue=1, **PATIENT | {"queue_timeout": 0.5}) as (gateway, _),
+        gateway.sent({}),
+    ):
         await until(lambda: gateway.running == 1)
         async with gateway.sent({}) as waiting:
             await until(lambda: gateway.waiting == 1)
@@ -427,7 +493,10 @@ async def test_full_queue_and_long_wait_are_503_with_a_time_to_come_back() -> No
 
 
 async def test_images_go_to_ollama_one_at_a_time_while_texts_pass() -> None:
-    async with serving("ollama", "silent", model_concurrency=4, **PATIENT) as (gateway, backend), AsyncExitStack() as clients:
+    async with (
+        serving("ollama", "silent", model_concurrency=4, **PATIENT) as (gateway, backend),
+        AsyncExitStack() as clients,
+    ):
         for _ in range(2):
             await clients.enter_async_context(gateway.sent({"messages": IMAGE}))
         await until(lambda: gateway.waiting == 1)
@@ -451,7 +520,9 @@ async def test_images_go_to_vllm_all_at_once() -> None:
 
 
 @asynccontextmanager
-async def servers(*modes: str, top: dict[str, Any] | None = None, **limits: Any) -> AsyncIterator[tuple[Running, FaultBackend, FaultBackend]]:
+async def servers(
+    *modes: str, top: dict[str, Any] | None = None, **limits: Any
+) -> AsyncIterator[tuple[Running, FaultBackend, FaultBackend]]:
     """Two servers behind one backend."""
     async with AsyncExitStack() as stack:
         one, two = [await stack.enter_async_context(FaultBackend("vllm", mode)) for mode in modes]
@@ -505,7 +576,10 @@ async def test_answer_that_began_is_not_asked_for_again() -> None:
 async def test_silent_stream_that_began_may_still_move_to_the_other_server() -> None:
     """The role chunk is ours: failing over stays possible until the backend's first piece."""
     top = {"commit_after": 0.05, "heartbeat": 0.05}
-    async with servers("silent", "healthy", top=top, **PATIENT) as (gateway, one, two), gateway.sent({"stream": True}) as raw:
+    async with (
+        servers("silent", "healthy", top=top, **PATIENT) as (gateway, one, two),
+        gateway.sent({"stream": True}) as raw,
+    ):
         async with asyncio.timeout(PATIENCE):
             status, _ = await raw.head()
             await raw.reader.readuntil(b'"delta":{}')
@@ -597,7 +671,10 @@ async def test_plain_answer_is_kept_alive_in_line() -> None:
 
 
 async def test_request_past_its_clients_deadline_ends_with_504_and_frees_its_slot() -> None:
-    async with serving("ollama", "silent", **PATIENT) as (gateway, _), with_header(gateway, {}, "X-Gateway-Timeout: 0.2") as raw:
+    async with (
+        serving("ollama", "silent", **PATIENT) as (gateway, _),
+        with_header(gateway, {}, "X-Gateway-Timeout: 0.2") as raw,
+    ):
         reply = await asyncio.wait_for(raw.reply(), PATIENCE)
         assert (reply.status, code(reply), reply.headers["x-should-retry"]) == (504, "upstream_timeout", "false")
         await until(lambda: gateway.running == 0)
@@ -613,18 +690,29 @@ async def test_one_who_waits_past_the_clients_deadline_gets_503() -> None:
         assert gateway.waiting == 0
 
 
-@pytest.mark.parametrize("header", ["X-Gateway-Timeout: soon", "X-Gateway-Timeout: 0", "X-Gateway-Timeout: nan", "X-Gateway-Priority: high"])
+@pytest.mark.parametrize(
+    "header", ["X-Gateway-Timeout: soon", "X-Gateway-Timeout: 0", "X-Gateway-Timeout: nan", "X-Gateway-Priority: high"]
+)
 async def test_wish_that_means_nothing_is_refused(header: str) -> None:
     async with serving("ollama") as (gateway, backend), with_header(gateway, {}, header) as raw:
         reply = await asyncio.wait_for(raw.reply(), PATIENCE)
-        assert (reply.status, code(reply), reply.error["param"] if reply.error else None) == (400, "invalid_value", header.partition(":")[0].lower())
+        assert (reply.status, code(reply), reply.error["param"] if reply.error else None) == (
+            400,
+            "invalid_value",
+            header.partition(":")[0].lower(),
+        )
         assert not backend.requests
 
 
 @pytest.mark.parametrize("wish", ["header", "alias"])
 async def test_batch_waits_behind_interactive(wish: str) -> None:
-    top = {"tiers": {"standard": {"models": {"ollama": MODEL}, "aliases": [{"name": "background", "priority": "batch"}]}}}
-    async with serving("ollama", "silent", top=top, **PATIENT, model_concurrency=1) as (gateway, backend), AsyncExitStack() as clients:
+    top = {
+        "tiers": {"standard": {"models": {"ollama": MODEL}, "aliases": [{"name": "background", "priority": "batch"}]}}
+    }
+    async with (
+        serving("ollama", "silent", top=top, **PATIENT, model_concurrency=1) as (gateway, backend),
+        AsyncExitStack() as clients,
+    ):
         first = await clients.enter_async_context(gateway.sent({}))
         await until(lambda: len(backend.requests) == 1)
         body, header = ({}, "X-Gateway-Priority: batch") if wish == "header" else ({"model": "background"}, "X-Any: 1")
@@ -640,12 +728,17 @@ async def test_batch_waits_behind_interactive(wish: str) -> None:
 
 async def test_persons_behind_one_key_take_turns() -> None:
     top = {"user_header": "X-Person"}
-    async with serving("ollama", "silent", top=top, **PATIENT, model_concurrency=1) as (gateway, backend), AsyncExitStack() as clients:
+    async with (
+        serving("ollama", "silent", top=top, **PATIENT, model_concurrency=1) as (gateway, backend),
+        AsyncExitStack() as clients,
+    ):
         order = [await clients.enter_async_context(with_header(gateway, {}, "X-Person: ann"))]
         await until(lambda: len(backend.requests) == 1)
         for number, person in enumerate(("ann", "ann", "bob"), 1):
             content = [{"role": "user", "content": f"{person}{number}"}]
-            order.append(await clients.enter_async_context(with_header(gateway, {"messages": content}, f"X-Person: {person}")))
+            order.append(
+                await clients.enter_async_context(with_header(gateway, {"messages": content}, f"X-Person: {person}"))
+            )
             await until(lambda: gateway.waiting == number)  # noqa: B023  # looked at before it changes
         order[0].leave()
         await until(lambda: len(backend.requests) == 2)

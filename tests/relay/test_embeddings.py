@@ -53,21 +53,35 @@ async def before(
 
 
 @asynccontextmanager
-async def serving(kind: Kind, *, top: Mapping[str, Any] | None = None, **options: Any) -> AsyncIterator[tuple[Running, StandIn]]:
+async def serving(
+    kind: Kind, *, top: Mapping[str, Any] | None = None, **options: Any
+) -> AsyncIterator[tuple[Running, StandIn]]:
     """Chats and embeddings on one Ollama, on two vLLMs: such a one serves one model."""
     limits = {key: options.pop(key) for key in list(options) if key.endswith(("_timeout", "_queue", "_concurrency"))}
     async with AsyncExitStack() as stack:
         models = (EMBEDDING, CHAT) if kind == "ollama" else (EMBEDDING,)
         server = await stack.enter_async_context(stand_in(Options(kind, models, **options)))
-        chats = None if kind == "ollama" else (await stack.enter_async_context(stand_in(Options(kind, (CHAT,))))).base_url
+        chats = (
+            None if kind == "ollama" else (await stack.enter_async_context(stand_in(Options(kind, (CHAT,))))).base_url
+        )
         yield await stack.enter_async_context(before(kind, server.base_url, chats, top, **limits)), server
 
 
 @asynccontextmanager
-async def sent(gateway: Running, body: Mapping[str, Any] | bytes, *headers: str, path: str = "/v1/embeddings") -> AsyncIterator[Raw]:
+async def sent(
+    gateway: Running, body: Mapping[str, Any] | bytes, *headers: str, path: str = "/v1/embeddings"
+) -> AsyncIterator[Raw]:
     data = body if isinstance(body, bytes) else json.dumps({"model": "ours", "input": "a text", **body}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=2**24)
-    lines = [f"POST {path} HTTP/1.1", "Host: gateway", "Content-Type: application/json", f"Content-Length: {len(data)}", *headers, "", ""]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: gateway",
+        "Content-Type: application/json",
+        f"Content-Length: {len(data)}",
+        *headers,
+        "",
+        "",
+    ]
     writer.write("\r\n".join(lines).encode() + data)
     try:
         yield Raw(reader, writer)
@@ -76,7 +90,11 @@ async def sent(gateway: Running, body: Mapping[str, Any] | bytes, *headers: str,
 
 
 async def ask(
-    gateway: Running, body: Mapping[str, Any] | bytes, *headers: str, path: str = "/v1/embeddings", patience: float = 2 * PATIENCE
+    gateway: Running,
+    body: Mapping[str, Any] | bytes,
+    *headers: str,
+    path: str = "/v1/embeddings",
+    patience: float = 2 * PATIENCE,
 ) -> Reply:
     async with asyncio.timeout(patience), sent(gateway, body, *headers, path=path) as raw:
         return await raw.reply()
@@ -109,8 +127,12 @@ async def test_answer_has_openais_shape_whichever_backend_serves(kind: Kind, pat
 @pytest.mark.parametrize("kind", KINDS)
 async def test_base64_holds_the_same_numbers(kind: Kind) -> None:
     async with serving(kind) as (gateway, _):
-        floats, packed = [json.loads((await ask(gateway, {"encoding_format": form})).body)["data"][0] for form in ("float", "base64")]
-        assert struct.unpack(f"<{WIDTH}f", b64decode(packed["embedding"])) == pytest.approx(floats["embedding"], abs=1e-7)
+        floats, packed = [
+            json.loads((await ask(gateway, {"encoding_format": form})).body)["data"][0] for form in ("float", "base64")
+        ]
+        assert struct.unpack(f"<{WIDTH}f", b64decode(packed["embedding"])) == pytest.approx(
+            floats["embedding"], abs=1e-7
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,7 +149,8 @@ async def test_headers_metrics_and_log_are_those_of_any_exchange(kind: Kind) -> 
     async with serving(kind) as (gateway, _):
         reply = await ask(gateway, {}, "X-Request-Id: mine")
         told = {
-            name: reply.headers[name] for name in ("x-request-id", "x-gateway-tier", "x-gateway-backend", "x-gateway-model", "x-gateway-attempts")
+            name: reply.headers[name]
+            for name in ("x-request-id", "x-gateway-tier", "x-gateway-backend", "x-gateway-model", "x-gateway-attempts")
         }
         assert list(told.values()) == ["mine", "ours", "box", EMBEDDING.name, "1"]
         assert int(reply.headers["x-gateway-queue-ms"]) >= 0
@@ -152,7 +175,13 @@ async def test_ollama_gets_what_the_settings_say_of_it() -> None:
     async with stand_in(options) as server, before("ollama", server.base_url, keep_alive="5m", num_ctx=256) as gateway:
         assert (await ask(gateway, {})).status == 200
         body = server.engine.requests[-1]["body"]
-        assert body == {"model": EMBEDDING.name, "input": ["a text"], "keep_alive": "5m", "truncate": False, "options": {"num_ctx": 256}}
+        assert body == {
+            "model": EMBEDDING.name,
+            "input": ["a text"],
+            "keep_alive": "5m",
+            "truncate": False,
+            "options": {"num_ctx": 256},
+        }
 
 
 async def test_large_batch_is_served_while_others_are() -> None:
@@ -181,7 +210,9 @@ async def test_openai_python_embeds(kind: Kind) -> None:
 @pytest.fixture
 def tokens_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiktoken fetches its tables when they are first wanted; here a token is a byte."""
-    table = tiktoken.Encoding("bytes", pat_str=r"\S+|\s+", mergeable_ranks={bytes([byte]): byte for byte in range(256)}, special_tokens={})
+    table = tiktoken.Encoding(
+        "bytes", pat_str=r"\S+|\s+", mergeable_ranks={bytes([byte]): byte for byte in range(256)}, special_tokens={}
+    )
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: table)
 
 
@@ -189,7 +220,12 @@ def tokens_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_langchain_embeds_text_and_is_told_of_its_token_numbers(kind: Kind) -> None:
     async with serving(kind) as (gateway, _), openai.DefaultAsyncHttpxClient(trust_env=False) as http:
-        settings: dict[str, Any] = {"base_url": f"{gateway.base_url}/v1", "api_key": "any", "model": "ours", "http_async_client": http}
+        settings: dict[str, Any] = {
+            "base_url": f"{gateway.base_url}/v1",
+            "api_key": "any",
+            "model": "ours",
+            "http_async_client": http,
+        }
         embeddings = OpenAIEmbeddings(check_embedding_ctx_length=False, **settings)
         documents = await embeddings.aembed_documents(["a text", "another"])
         assert [len(vector) for vector in documents] == [WIDTH, WIDTH]
@@ -289,7 +325,9 @@ async def test_gateway_that_leads_to_itself_is_found_out() -> None:
 async def test_failure_of_the_backend_is_a_502(kind: Kind, fault: Any, status: int) -> None:
     async with serving(kind) as (gateway, server):
         assert (await ask(gateway, {})).status == 200
-        server.engine.inject(Fault(fault, times=2 if fault == "die" else 1))  # a kept connection may have died: that is tried once more
+        server.engine.inject(
+            Fault(fault, times=2 if fault == "die" else 1)
+        )  # a kept connection may have died: that is tried once more
         assert code(await ask(gateway, {})) == (status, "upstream_error")
         assert (await ask(gateway, {})).status == 200
         await until(gateway.is_idle)
@@ -312,7 +350,13 @@ async def test_server_that_dies_gives_its_embeddings_to_another() -> None:
         dying.engine.inject(Fault("die"))
         document = {
             "llm_backend": "box",
-            "backends": {"box": {"kind": "vllm", "servers": [{"base_url": server.base_url} for server in (dying, other)], **TIMES}},
+            "backends": {
+                "box": {
+                    "kind": "vllm",
+                    "servers": [{"base_url": server.base_url} for server in (dying, other)],
+                    **TIMES,
+                }
+            },
             "tiers": {"standard": {"models": {"box": CHAT.name}}},
             "embeddings": {"ours": {"backend": "box", "model": EMBEDDING.name}},
             "state_file": "",
@@ -323,7 +367,9 @@ async def test_server_that_dies_gives_its_embeddings_to_another() -> None:
         assert gateway.metric("gateway_retries_total", backend="box") == 1
 
 
-@pytest.mark.parametrize("mode", ["close", "rst", "garbage", "html", "redirect", "truncated", "invalid_json", "bomb", "healthy", "early_413"])
+@pytest.mark.parametrize(
+    "mode", ["close", "rst", "garbage", "html", "redirect", "truncated", "invalid_json", "bomb", "healthy", "early_413"]
+)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_answer_that_is_none_never_passes_for_one(kind: Kind, mode: str) -> None:
     async with FaultBackend(kind, mode) as backend:
@@ -348,8 +394,14 @@ async def test_wrong_number_or_kind_of_vectors_is_a_502(answer: Any) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         if head.startswith(b"POST"):
             await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
-        body = json.dumps({"embeddings": answer} if head.startswith(b"POST /api/embed ") else {"models": [{"name": EMBEDDING.name}]}).encode()
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        body = json.dumps(
+            {"embeddings": answer} if head.startswith(b"POST /api/embed ") else {"models": [{"name": EMBEDDING.name}]}
+        ).encode()
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+            % len(body)
+            + body
+        )
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
@@ -393,7 +445,10 @@ async def test_long_wait_is_kept_alive_for_a_client_that_names_its_time(kind: Ki
 
 @pytest.mark.parametrize("crowd_is_chats", [True, False], ids=["chats", "embeddings"])
 async def test_neither_chats_nor_embeddings_keep_the_other_waiting(crowd_is_chats: bool) -> None:
-    async with serving("ollama", max_concurrency=2, model_concurrency=2, parallel=8) as (gateway, server), AsyncExitStack() as crowd:
+    async with (
+        serving("ollama", max_concurrency=2, model_concurrency=2, parallel=8) as (gateway, server),
+        AsyncExitStack() as crowd,
+    ):
         server.engine.inject(Fault("stall", times=2))
         for _ in range(6):
             await crowd.enter_async_context(gateway.sent() if crowd_is_chats else sent(gateway, {}))

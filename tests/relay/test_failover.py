@@ -26,7 +26,12 @@ from tests.real_engines.process import free_port
 
 pytestmark = pytest.mark.uvloop
 
-IMAGE = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": picture_url()}}]}]
+IMAGE = [
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": picture_url()}}],
+    }
+]
 OTHER: dict[Kind, Kind] = {"ollama": "vllm", "vllm": "ollama"}
 AT_ONCE = 0.25
 """Seconds in which nothing is waited for."""
@@ -43,7 +48,9 @@ def stream(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-def settings(kind: Kind, urls: list[str], other_url: str | None = None, tier: dict[str, Any] | None = None, **limits: Any) -> config.Settings:
+def settings(
+    kind: Kind, urls: list[str], other_url: str | None = None, tier: dict[str, Any] | None = None, **limits: Any
+) -> config.Settings:
     """A tier on the backend `kind` at `urls`; it may fall back to the other kind at `other_url`."""
     times = {**TIMES, "first_token_timeout": 5, "idle_timeout": 5, "total_timeout": 10}  # no test here is about these
     backends: dict[str, Any] = {kind: {"kind": kind, "servers": [{"base_url": url} for url in urls], **times, **limits}}
@@ -71,7 +78,11 @@ async def two_backends(
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(FaultBackend(kind, mode))
         second = await stack.enter_async_context(FaultBackend(OTHER[kind], other_mode))
-        yield await stack.enter_async_context(running(settings(kind, [first.base_url], second.base_url, **more))), first, second
+        yield (
+            await stack.enter_async_context(running(settings(kind, [first.base_url], second.base_url, **more))),
+            first,
+            second,
+        )
 
 
 @asynccontextmanager
@@ -79,7 +90,10 @@ async def servers(kind: Kind, *modes: str, **limits: Any) -> AsyncIterator[tuple
     """One backend, no fallback."""
     async with AsyncExitStack() as stack:
         found = [await stack.enter_async_context(FaultBackend(kind, mode)) for mode in modes]
-        yield await stack.enter_async_context(running(settings(kind, [server.base_url for server in found], **limits))), found
+        yield (
+            await stack.enter_async_context(running(settings(kind, [server.base_url for server in found], **limits))),
+            found,
+        )
 
 
 def backend_of(gateway: Running, kind: Kind) -> Backend:
@@ -99,7 +113,11 @@ def believe(gateway: Running, kind: Kind) -> None:
 def check_served_by(reply: Reply, kind: Kind, attempts: int) -> None:
     headers = reply.headers
     assert (reply.status, reply.text, reply.error) == (200, TEXT, None)
-    assert (headers["x-gateway-backend"], headers["x-gateway-model"], headers["x-gateway-attempts"]) == (kind, MODEL, str(attempts))
+    assert (headers["x-gateway-backend"], headers["x-gateway-model"], headers["x-gateway-attempts"]) == (
+        kind,
+        MODEL,
+        str(attempts),
+    )
 
 
 def code(reply: Reply) -> str | None:
@@ -115,7 +133,9 @@ async def test_connection_refused_goes_to_the_other_backend(kind: Kind, stream: 
         first.die()
         check_served_by(await gateway.ask({"stream": stream}), OTHER[kind], 2)
         assert len(second.requests) == 1
-        assert gateway.metric("gateway_fallbacks_total", tier="standard", from_backend=kind, to_backend=OTHER[kind]) == 1
+        assert (
+            gateway.metric("gateway_fallbacks_total", tier="standard", from_backend=kind, to_backend=OTHER[kind]) == 1
+        )
         assert gateway.metric("gateway_retries_total", backend=kind, reason="connect") == 1
         assert gateway.metric("gateway_upstream_errors_total", backend=kind, reason="connect") == 1
         assert gateway.metric("gateway_requests_total", backend=OTHER[kind], outcome="ok") == 1
@@ -206,8 +226,12 @@ async def test_tier_has_a_time_of_its_own_to_connect() -> None:
 # Failures before the first piece
 
 
-@pytest.mark.parametrize(("mode", "reason"), [("close", "closed"), ("rst", "reset"), ("breaks", "status_5xx"), ("garbage", "protocol")])
-async def test_failure_before_the_first_piece_goes_to_the_other_backend(kind: Kind, stream: bool, mode: str, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "reason"), [("close", "closed"), ("rst", "reset"), ("breaks", "status_5xx"), ("garbage", "protocol")]
+)
+async def test_failure_before_the_first_piece_goes_to_the_other_backend(
+    kind: Kind, stream: bool, mode: str, reason: str
+) -> None:
     """Cases 5, 6, 8 and 12."""
     async with two_backends(kind, mode) as (gateway, first, second):
         check_served_by(await gateway.ask({"stream": stream}), OTHER[kind], 2)
@@ -281,7 +305,9 @@ async def test_clients_deadline_does_not_begin_anew_at_the_other_backend() -> No
 
 async def test_silent_stream_that_began_may_still_go_to_the_other_backend() -> None:
     async with FaultBackend("vllm", "silent") as first, FaultBackend("ollama") as second:
-        built = settings("vllm", [first.base_url], second.base_url).model_copy(update={"commit_after": 0.05, "heartbeat": 0.05})
+        built = settings("vllm", [first.base_url], second.base_url).model_copy(
+            update={"commit_after": 0.05, "heartbeat": 0.05}
+        )
         async with running(built) as gateway, gateway.sent({"stream": True}) as raw, asyncio.timeout(5):
             status, _ = await raw.head()
             await raw.reader.readuntil(b'"delta":{}')
@@ -343,7 +369,9 @@ async def test_full_backend_is_passed_over(kind: Kind, stream: bool, mode: str) 
         ("limited_garbage", 1, 60),
     ],
 )  # fmt: skip
-async def test_full_backend_with_no_other_is_a_503_with_its_own_time(kind: Kind, mode: str, least: int, most: int) -> None:
+async def test_full_backend_with_no_other_is_a_503_with_its_own_time(
+    kind: Kind, mode: str, least: int, most: int
+) -> None:
     """Cases 13 and 14: it is full, not broken, and left alone for so long."""
     async with servers(kind, mode) as (gateway, _):
         reply = await gateway.ask()
@@ -473,7 +501,10 @@ async def test_open_circuit_goes_to_the_other_backend_without_a_try(kind: Kind) 
 
 async def test_one_bad_instant_among_many_in_flight_is_no_death(kind: Kind) -> None:
     """The probe finds the server well, and the next request is served."""
-    async with servers(kind, "silent", max_concurrency=40, model_concurrency=40, queue_timeout=5) as (gateway, (server,)):
+    async with servers(kind, "silent", max_concurrency=40, model_concurrency=40, queue_timeout=5) as (
+        gateway,
+        (server,),
+    ):
         asked = [asyncio.create_task(gateway.ask()) for _ in range(40)]
         await until(lambda: len(server.requests) == 40)
         server.mode = "healthy"
@@ -485,7 +516,9 @@ async def test_one_bad_instant_among_many_in_flight_is_no_death(kind: Kind) -> N
 
 
 @pytest.mark.parametrize("mode", ["breaks", "truncated", "rst"])
-async def test_failures_make_suspect_and_a_good_probe_clears(kind: Kind, mode: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_failures_make_suspect_and_a_good_probe_clears(
+    kind: Kind, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "gateway.circuit")
     async with servers(kind, mode) as (gateway, (server,)):
         for _ in range(IN_A_ROW):
@@ -570,7 +603,9 @@ async def test_server_that_flaps_leaves_nothing_stuck(kind: Kind, has_fallback: 
         over = True
         async with asyncio.timeout(20):
             await asyncio.gather(*clients)
-        await until(lambda: server_of(gateway, kind).circuit.state == "closed", patience=20)  # a probe may have to time out first
+        await until(
+            lambda: server_of(gateway, kind).circuit.state == "closed", patience=20
+        )  # a probe may have to time out first
         replies = await asyncio.gather(*(gateway.ask() for _ in range(12)))
         assert {(reply.status, reply.headers["x-gateway-backend"]) for reply in replies} == {(200, kind)}
         await until(gateway.is_idle)
@@ -589,10 +624,16 @@ async def test_status_and_metrics_show_the_circuit() -> None:
             (True, "closed", False),
         ]
         operations.exposition("")
-        assert (gateway.metric("gateway_backend_up", backend="vllm"), gateway.metric("gateway_circuit_state", backend="vllm")) == (1, 0)
+        assert (
+            gateway.metric("gateway_backend_up", backend="vllm"),
+            gateway.metric("gateway_circuit_state", backend="vllm"),
+        ) == (1, 0)
         server_of(gateway, "vllm", 1).circuit.probe_missed(is_sure=True)
         operations.exposition("")
-        assert (gateway.metric("gateway_backend_up", backend="vllm"), gateway.metric("gateway_circuit_state", backend="vllm")) == (0, 3)
+        assert (
+            gateway.metric("gateway_backend_up", backend="vllm"),
+            gateway.metric("gateway_circuit_state", backend="vllm"),
+        ) == (0, 3)
         assert operations.readiness() == (200, {"status": "ready", "unserved_tiers": ["standard"]})
 
 
@@ -636,7 +677,11 @@ async def test_queued_requests_are_refused_when_the_backend_stays_away(kind: Kin
 
 async def test_queued_requests_go_to_the_other_backend_when_theirs_goes_away(kind: Kind) -> None:
     limits = {"max_concurrency": 1, "model_concurrency": 1}
-    async with two_backends(kind, "silent", **limits) as (gateway, first, second), gateway.sent(), AsyncExitStack() as clients:
+    async with (
+        two_backends(kind, "silent", **limits) as (gateway, first, second),
+        gateway.sent(),
+        AsyncExitStack() as clients,
+    ):
         await until(lambda: len(first.requests) == 1)
         waiting = [await clients.enter_async_context(gateway.sent()) for _ in range(3)]
         await until(lambda: gateway.waiting == 3)
@@ -648,7 +693,11 @@ async def test_queued_requests_go_to_the_other_backend_when_theirs_goes_away(kin
 
 async def test_queued_requests_wait_when_the_other_backend_is_away_too(kind: Kind) -> None:
     limits = {"max_concurrency": 1, "model_concurrency": 1, "probe_interval": 0.1}
-    async with two_backends(kind, "silent", **limits) as (gateway, first, second), gateway.sent() as lost, gateway.sent() as waiting:
+    async with (
+        two_backends(kind, "silent", **limits) as (gateway, first, second),
+        gateway.sent() as lost,
+        gateway.sent() as waiting,
+    ):
         second.die()
         server_of(gateway, OTHER[kind]).circuit.probe_missed(is_sure=True)
         await until(lambda: (len(first.requests), gateway.waiting) == (1, 1))

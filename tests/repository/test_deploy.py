@@ -18,7 +18,20 @@ FOREIGN_VARIABLES = {"OLLAMA_HOST", "HF_TOKEN"}
 ASKED = {"GPU_COUNT", "GPU_SHARE", "HF_TOKEN", "MAX_MODEL_LEN", "OLLAMA_IMAGE", "PUBLISH_ADDRESS", "VLLM_IMAGE"}
 # The keys of a service that the compose specification knows and that we use; another is likely misspelt.
 KNOWN_KEYS = {
-    *("build", "cap_drop", "command", "depends_on", "deploy", "entrypoint", "environment", "healthcheck", "image", "ipc", "networks", "ports"),
+    *(
+        "build",
+        "cap_drop",
+        "command",
+        "depends_on",
+        "deploy",
+        "entrypoint",
+        "environment",
+        "healthcheck",
+        "image",
+        "ipc",
+        "networks",
+        "ports",
+    ),
     *("profiles", "read_only", "restart", "security_opt", "stop_grace_period", "volumes"),
 }
 
@@ -33,7 +46,9 @@ def compose() -> dict[str, Any]:
 def started_by(compose: dict[str, Any], *profiles: str) -> set[str]:
     """The services that `docker compose` starts under these profiles: those that name one of them, and those that name none."""
     services = compose["services"].items()
-    return {name for name, service in services if not service.get("profiles") or set(service["profiles"]) & set(profiles)}
+    return {
+        name for name, service in services if not service.get("profiles") or set(service["profiles"]) & set(profiles)
+    }
 
 
 def substituted(text: str) -> str:
@@ -85,7 +100,9 @@ def test_gpus_are_reserved_where_they_are_used(compose: dict[str, Any]) -> None:
 
 
 def test_named_volumes_are_declared(compose: dict[str, Any]) -> None:
-    used = {volume.partition(":")[0] for service in compose["services"].values() for volume in service.get("volumes", ())}
+    used = {
+        volume.partition(":")[0] for service in compose["services"].values() for volume in service.get("volumes", ())
+    }
     assert used == set(compose["volumes"])
 
 
@@ -103,12 +120,19 @@ def test_what_the_compose_file_asks_is_known() -> None:
 
 def test_engines_get_only_their_own_variables(compose: dict[str, Any]) -> None:
     for name in (*ENGINES, "ollama-pull"):
-        assert set(compose["services"][name]["environment"]) <= FOREIGN_VARIABLES | {"OLLAMA_NUM_PARALLEL", "VLLM_API_KEY"}
+        assert set(compose["services"][name]["environment"]) <= FOREIGN_VARIABLES | {
+            "OLLAMA_NUM_PARALLEL",
+            "VLLM_API_KEY",
+        }
 
 
 def test_addresses_of_the_gateway_are_those_of_the_services(compose: dict[str, Any]) -> None:
     environment = compose["services"]["gateway"]["environment"]
-    assert environment["OLLAMA_BASE_URL"] == compose["services"]["ollama-pull"]["environment"]["OLLAMA_HOST"] == "http://ollama:11434"
+    assert (
+        environment["OLLAMA_BASE_URL"]
+        == compose["services"]["ollama-pull"]["environment"]["OLLAMA_HOST"]
+        == "http://ollama:11434"
+    )
     assert compose["services"]["ollama-cpu"]["networks"]["default"]["aliases"] == ["ollama"]
     assert environment["VLLM_BASE_URL"] == "http://vllm:8000/v1"
     assert "--port=8000" in compose["services"]["vllm"]["command"]

@@ -11,7 +11,9 @@ from gateway.config import VARIABLES
 from gateway.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
-MODULES = sorted(path.relative_to(ROOT / "gateway") for path in (ROOT / "gateway").rglob("*.py") if path.name != "__init__.py")
+MODULES = sorted(
+    path.relative_to(ROOT / "gateway") for path in (ROOT / "gateway").rglob("*.py") if path.name != "__init__.py"
+)
 # Tested as a whole, by the tests of what they make up.
 PARTS = {
     "config": "test_config.py",
@@ -65,7 +67,9 @@ def test_variable_is_in_the_example(variable: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_module_has_its_tests(module: Path) -> None:
-    part = PARTS.get(module.parts[0]) or ELSEWHERE.get(module.as_posix()) or str(module.with_name(f"test_{module.name}"))
+    part = (
+        PARTS.get(module.parts[0]) or ELSEWHERE.get(module.as_posix()) or str(module.with_name(f"test_{module.name}"))
+    )
     assert (ROOT / "tests" / part).exists()
 
 

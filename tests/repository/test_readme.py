@@ -10,7 +10,11 @@ from gateway.cli.demo import STANDINS, Found, _welcome
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.ko.md")
-DOCUMENTS = [*READMES, "CHANGELOG.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    *READMES,
+    "CHANGELOG.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
+]
 WORDS = "a stand-in, since none was found on this machine"
 
 
@@ -65,4 +69,6 @@ def test_link_leads_somewhere(name: str) -> None:
         file = (ROOT / name).parent / path if path else ROOT / name
         assert file.exists(), target
         if anchor:
-            assert anchor in {slug(heading) for heading in re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)}, target
+            assert anchor in {slug(heading) for heading in re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)}, (
+                target
+            )

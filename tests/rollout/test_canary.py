@@ -13,11 +13,19 @@ BUCKETS = 10_000
 
 
 def chat(*messages: tuple[str, Any]) -> Chat:
-    return decode(json.dumps({"model": "m", "messages": [{"role": role, "content": content} for role, content in messages]}).encode(), 2**24)
+    return decode(
+        json.dumps(
+            {"model": "m", "messages": [{"role": role, "content": content} for role, content in messages]}
+        ).encode(),
+        2**24,
+    )
 
 
 def picture(payload: str) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": "Look"}, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{payload}"}}]
+    return [
+        {"type": "text", "text": "Look"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{payload}"}},
+    ]
 
 
 def bucket(asked: Chat, key_id: str = "key", session: bytes = b"") -> int:
@@ -50,10 +58,13 @@ def test_another_beginning_is_another_conversation(other: tuple[tuple[str, str],
 def test_images_of_the_first_question_count() -> None:
     small, large = "A" * 100, "B" * WHOLE_IMAGE
     found = {
-        bucket(chat(("user", picture(payload)))) for payload in (small, small[:-1] + "C", large, large + "BBBB", large[:-1] + "C", "C" + large[1:])
+        bucket(chat(("user", picture(payload))))
+        for payload in (small, small[:-1] + "C", large, large + "BBBB", large[:-1] + "C", "C" + large[1:])
     }
     assert len(found) == 6
-    assert bucket(chat(("user", picture(large)))) == bucket(chat(("user", picture(large)), ("assistant", "A cat"), ("user", "Sure?")))
+    assert bucket(chat(("user", picture(large)))) == bucket(
+        chat(("user", picture(large)), ("assistant", "A cat"), ("user", "Sure?"))
+    )
 
 
 def test_session_counts_more_than_words() -> None:

@@ -41,15 +41,25 @@ class House:
 
     def new_guard(self) -> RolloutGuard:
         assert self.settings.guard is not None
-        return RolloutGuard(self.settings.guard, self.rollout, self.settings.rollback_to, lambda tier, backend, since: self.pending, lambda: self.now)
+        return RolloutGuard(
+            self.settings.guard,
+            self.rollout,
+            self.settings.rollback_to,
+            lambda tier, backend, since: self.pending,
+            lambda: self.now,
+        )
 
-    def serve(self, count: int, tier: str = "standard", each: float = 0.1, **sides: Callable[[Random], Exchange]) -> int:
+    def serve(
+        self, count: int, tier: str = "standard", each: float = 0.1, **sides: Callable[[Random], Exchange]
+    ) -> int:
         """So many requests of `tier`, each where the roll-out says, until it moves; how many there were."""
         before = self.rollout.tiers[tier].assignment
         for number in range(count):
             self.now += each
             line = self.rollout.tiers[tier]
-            backend = line.assignment.backend if line.canary is None else line.choose(self.random.randrange(10_000)).backend
+            backend = (
+                line.assignment.backend if line.canary is None else line.choose(self.random.randrange(10_000)).backend
+            )
             made = sides[backend](self.random) if backend in sides else exchange(backend)
             self.guard.observe([tiered(made, tier)])
             if self.rollout.tiers[tier].assignment != before:
@@ -132,7 +142,9 @@ def test_each_rule_breaks_alone_and_only_where_it_is_named(rule: str, bad: Calla
     house.rollout.set(canary=TENTH)
     house.serve(5000, vllm=bad)
     assert house.causes == ["operator", "guard"]
-    others = [name for name in ("errors", "truncated", "empty", "time_to_first_token", "inter_token_latency") if name != rule]
+    others = [
+        name for name in ("errors", "truncated", "empty", "time_to_first_token", "inter_token_latency") if name != rule
+    ]
     if rule == "truncated":
         others.remove("errors")
     house = House(rules=others)
@@ -253,7 +265,10 @@ def test_switch_without_a_time_before_is_not_watched_and_that_is_said(caplog: py
     house.rollout.set("vllm", tier="standard")
     house.serve(500, vllm=broken)
     assert house.causes == ["operator"]
-    assert "the guard does not watch tier standard: ollama has served too little of late to compare vllm with" in caplog.text
+    assert (
+        "the guard does not watch tier standard: ollama has served too little of late to compare vllm with"
+        in caplog.text
+    )
 
 
 def test_what_the_side_did_long_ago_is_not_compared() -> None:
@@ -294,7 +309,11 @@ def test_it_acts_once_and_begins_afresh_with_the_operators_next_change() -> None
     assert house.assignment == Assignment("ollama", TENTH)
     view = house.guard.view("standard")
     assert view is not None
-    assert view["rules"]["errors"] == {"tested": {"requests": 0, "share": None}, "other": {"requests": 0, "share": None}, "evidence": 1.0}
+    assert view["rules"]["errors"] == {
+        "tested": {"requests": 0, "share": None},
+        "other": {"requests": 0, "share": None},
+        "evidence": 1.0,
+    }
     house.serve(2000, vllm=broken)
     assert house.causes == ["operator", "guard", "operator", "guard"]
 
@@ -390,7 +409,12 @@ def test_side_that_new_settings_do_not_have_is_not_gone_back_to() -> None:
     house.rollout.set("cloud", tier="pro")
     assert house.guard.view("pro") is not None
     document = {**DOCUMENT, "backends": {"ollama": {}, "cloud": DOCUMENT["backends"]["cloud"]}}
-    settings = config.build({**document, "tiers": {"standard": {"models": {"ollama": "a"}}, "pro": {"models": {"ollama": "a", "cloud": "c"}}}})
+    settings = config.build(
+        {
+            **document,
+            "tiers": {"standard": {"models": {"ollama": "a"}}, "pro": {"models": {"ollama": "a", "cloud": "c"}}},
+        }
+    )
     house.rollout.reload(settings)
     house.guard.reload(settings)
     house.guard.observe([tiered(failed("cloud"), "pro") for _ in range(200)])

@@ -19,7 +19,13 @@ from tests.fakes.running_gateway import PATIENCE, Raw, Reply, Running, running, 
 
 pytestmark = pytest.mark.uvloop
 
-PATIENT = {"first_token_timeout": 60, "idle_timeout": 60, "total_timeout": 60, "queue_timeout": 60, "probe_interval": 60}
+PATIENT = {
+    "first_token_timeout": 60,
+    "idle_timeout": 60,
+    "total_timeout": 60,
+    "queue_timeout": 60,
+    "probe_interval": 60,
+}
 ONE: dict[str, Any] = {"max_concurrency": 1, "model_concurrency": 1}
 PICTURE = {"type": "image_url", "image_url": {"url": picture_url()}}
 OTHER: dict[Kind, Kind] = {"ollama": "vllm", "vllm": "ollama"}
@@ -46,7 +52,9 @@ class House:
         return [await self.sent(body) for body in bodies]
 
     async def order(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        async with httpx2.AsyncClient(base_url=self.gateway.base_url, trust_env=False, verify=False, timeout=PATIENCE) as client:
+        async with httpx2.AsyncClient(
+            base_url=self.gateway.base_url, trust_env=False, verify=False, timeout=PATIENCE
+        ) as client:
             answer = await client.request(method, path, json=body)
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
@@ -89,7 +97,14 @@ async def house(
             "rollback_to": new.kind,
             "backends": {
                 kind: {"kind": kind, "base_url": old.base_url, **PATIENT, **ONE, **(left or {})},
-                new.kind: {"kind": new.kind, "base_url": new.base_url, **PATIENT, "max_concurrency": 8, "model_concurrency": 8, **(there or {})},
+                new.kind: {
+                    "kind": new.kind,
+                    "base_url": new.base_url,
+                    **PATIENT,
+                    "max_concurrency": 8,
+                    "model_concurrency": 8,
+                    **(there or {}),
+                },
             },
             "tiers": {"standard": {"models": {kind: MODEL, new.kind: MODEL}, **(tier or {})}, **(others or {})},
             "log_format": "json",
@@ -150,11 +165,21 @@ async def test_moved_requests_are_counted_once_and_for_the_backend_that_served(k
             await reply_of(raw)
         await until(lambda: here.gateway.running == 1)
         metric = here.gateway.metric
-        assert metric("gateway_requests_total", backend=here.there.kind, outcome="ok") == metric("gateway_requests_total") == 3
-        assert metric("gateway_queue_wait_seconds_count", backend=here.there.kind, lane="text") == metric("gateway_queue_wait_seconds_count") == 3
+        assert (
+            metric("gateway_requests_total", backend=here.there.kind, outcome="ok")
+            == metric("gateway_requests_total")
+            == 3
+        )
+        assert (
+            metric("gateway_queue_wait_seconds_count", backend=here.there.kind, lane="text")
+            == metric("gateway_queue_wait_seconds_count")
+            == 3
+        )
         assert metric("gateway_overhead_seconds_sum") < 3
         assert metric("gateway_fallbacks_total") == metric("gateway_retries_total") == 0
-        assert [(line["chosen"], line["backend"], line["moved"]) for line in here.gateway.exchanges()] == [(here.there.kind,) * 2 + (True,)] * 3
+        assert [(line["chosen"], line["backend"], line["moved"]) for line in here.gateway.exchanges()] == [
+            (here.there.kind,) * 2 + (True,)
+        ] * 3
         assert here.line(here.left) == here.line(here.there) == {}
 
 
@@ -167,8 +192,14 @@ async def test_gauges_show_who_waits_where_by_lane() -> None:
         assert here.gateway.metric("gateway_requests_waiting", backend="vllm") == 3
         assert await here.rollback() == 3
         operations.exposition("")
-        waiting = {lane: here.gateway.metric("gateway_requests_waiting", backend="ollama", lane=lane) for lane in ("text", "vision")}
-        assert (waiting, here.gateway.metric("gateway_requests_waiting", backend="vllm")) == ({"text": 1, "vision": 1}, 0)
+        waiting = {
+            lane: here.gateway.metric("gateway_requests_waiting", backend="ollama", lane=lane)
+            for lane in ("text", "vision")
+        }
+        assert (waiting, here.gateway.metric("gateway_requests_waiting", backend="vllm")) == (
+            {"text": 1, "vision": 1},
+            0,
+        )
 
 
 async def test_images_wait_in_the_lane_of_the_other_side() -> None:
@@ -200,7 +231,9 @@ async def test_order_of_arrival_and_priority_are_kept() -> None:
         assert await here.rollback() == 9
         for raw in waiting:
             assert (await reply_of(raw)).status == 200
-        said = [json.loads(request.partition(b"\r\n\r\n")[2])["messages"][0]["content"] for request in here.there.requests]
+        said = [
+            json.loads(request.partition(b"\r\n\r\n")[2])["messages"][0]["content"] for request in here.there.requests
+        ]
         assert said == [f"number {number}" for number in range(8)] + ["later"]
 
 
@@ -213,8 +246,13 @@ async def test_clock_of_the_line_begins_anew_and_that_of_the_client_does_not() -
         here.gateway.gateway.rollout.rollback()
         assert (here.line(here.left), here.line(here.there)) == ({}, {"text": 2})
         late = [await reply_of(raw) for raw in (hasty, patient)]
-        assert [(reply.status, code(reply), reply.headers["x-gateway-backend"]) for reply in late] == [(503, "queue_timeout", "ollama")] * 2
-        told = ["No slot came free in the time that the client gave. Try again later.", "No slot came free within 1 seconds. Try again later."]
+        assert [(reply.status, code(reply), reply.headers["x-gateway-backend"]) for reply in late] == [
+            (503, "queue_timeout", "ollama")
+        ] * 2
+        told = [
+            "No slot came free in the time that the client gave. Try again later.",
+            "No slot came free within 1 seconds. Try again later.",
+        ]
         assert [reply.error and reply.error["message"] for reply in late] == told
         early = 1000 * LATE_SECONDS
         assert 800 - early <= int(late[0].headers["x-gateway-queue-ms"]) < 1300
@@ -249,7 +287,9 @@ async def test_client_that_leaves_after_the_move_frees_its_place() -> None:
 
 @pytest.mark.parametrize("reason", ["away", "no model", "blind", "too long"])
 async def test_what_the_other_cannot_serve_stays_and_is_served_where_it_is(reason: str) -> None:
-    facts: dict[str, Any] = {"blind": {"capabilities": ("completion",)}, "too long": {"context_length": 512}}.get(reason, {})
+    facts: dict[str, Any] = {"blind": {"capabilities": ("completion",)}, "too long": {"context_length": 512}}.get(
+        reason, {}
+    )
     async with house(facts=facts) as here:
         runs = await here.sent()
         await until(lambda: len(here.left.requests) == 1)
@@ -270,7 +310,10 @@ async def test_what_the_other_cannot_serve_stays_and_is_served_where_it_is(reaso
 
 
 async def test_tier_that_does_not_move_keeps_its_line() -> None:
-    others = {"pinned": {"models": {"vllm": MODEL, "ollama": MODEL}, "backend": "vllm"}, "pro": {"models": {"vllm": MODEL, "ollama": MODEL}}}
+    others = {
+        "pinned": {"models": {"vllm": MODEL, "ollama": MODEL}, "backend": "vllm"},
+        "pro": {"models": {"vllm": MODEL, "ollama": MODEL}},
+    }
     async with house(others=others) as here:
         await here.sent()
         await here.waiting({"model": "pinned"}, {"model": "pro"}, {"model": "standard"})
@@ -299,7 +342,9 @@ async def test_canary_moves_the_conversations_that_are_on_its_side(picture: str)
     url = {"none": None, "as it is": picture_url(), "converted": picture_url(8)}[picture]
     pictures = [] if url is None else [{"type": "image_url", "image_url": {"url": url}}]
     names = [f"conversation {number:02}" for number in range(16)]
-    bodies = {name: {"messages": [{"role": "user", "content": [*pictures, {"type": "text", "text": name}]}]} for name in names}
+    bodies = {
+        name: {"messages": [{"role": "user", "content": [*pictures, {"type": "text", "text": name}]}]} for name in names
+    }
     async with house("vllm", mode="silent", there={"vision_concurrency": 8}) as here:
         await here.sent()
         for body in bodies.values():
@@ -312,7 +357,9 @@ async def test_canary_moves_the_conversations_that_are_on_its_side(picture: str)
         here.there.mode = "healthy"
         lines = here.gateway.gateway.rollout.tiers["standard"]
         assert lines.requests == 0  # they were counted when they came
-        sides = {name: relay for relay in here.gateway.live for name in names if name in relay.request.chat.messages[0].text}
+        sides = {
+            name: relay for relay in here.gateway.live for name in names if name in relay.request.chat.messages[0].text
+        }
         now = {name for name, relay in sides.items() if relay.destination.route.backend == "ollama"}
         assert set(went) <= now
         assert len(now) == moved
@@ -363,7 +410,9 @@ async def test_request_that_waits_once_more_for_a_dead_server_moves() -> None:
         await until(here.gateway.is_idle)
 
 
-async def test_request_that_meets_a_dead_server_after_the_move_waits_where_the_tier_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_that_meets_a_dead_server_after_the_move_waits_where_the_tier_is_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     gate = asyncio.Event()
 
     async def connect(connect_timeout: float) -> None:
@@ -379,7 +428,12 @@ async def test_request_that_meets_a_dead_server_after_the_move_waits_where_the_t
         assert await here.rollback() == 0
         gate.set()
         reply = await reply_of(waiting)
-        assert (reply.status, reply.text, reply.headers["x-gateway-backend"], reply.headers["x-gateway-attempts"]) == (200, TEXT, "ollama", "2")
+        assert (reply.status, reply.text, reply.headers["x-gateway-backend"], reply.headers["x-gateway-attempts"]) == (
+            200,
+            TEXT,
+            "ollama",
+            "2",
+        )
         await until(here.gateway.is_idle)
         assert here.gateway.metric("gateway_requests_total", backend="ollama", outcome="ok") == 1
 
@@ -409,7 +463,9 @@ async def test_long_line_of_a_dead_backend_does_not_keep_the_guard_from_moving_i
 
 async def test_nothing_is_lost_or_left_when_a_crowd_is_moved_to_and_fro() -> None:
     random = Random(7)
-    async with house(first="brief", mode="brief", left={**ONE, "max_queue": 999}, there={**ONE, "max_queue": 999}) as here:
+    async with house(
+        first="brief", mode="brief", left={**ONE, "max_queue": 999}, there={**ONE, "max_queue": 999}
+    ) as here:
 
         async def client(number: int) -> int:
             async with here.gateway.sent({"stream": number % 2 == 0}) as raw:
@@ -424,7 +480,11 @@ async def test_nothing_is_lost_or_left_when_a_crowd_is_moved_to_and_fro() -> Non
             before = len(here.left.requests) + len(here.there.requests)
             rollout.set(random.choice(["vllm", "ollama"]))
             moved += here.gateway.gateway._operations.steering._moved
-            await until(lambda: len(here.left.requests) + len(here.there.requests) > before or all(task.done() for task in tasks))  # noqa: B023
+            await until(
+                lambda: (
+                    len(here.left.requests) + len(here.there.requests) > before or all(task.done() for task in tasks)
+                )
+            )  # noqa: B023
         assert sorted({task.result() for task in tasks}) == [0, 200]
         assert moved > 150
         await until(here.gateway.is_idle)
@@ -435,7 +495,9 @@ async def test_nothing_is_lost_or_left_when_a_crowd_is_moved_to_and_fro() -> Non
 
 
 async def test_after_the_cutoff_who_runs_ends_with_an_error_and_frees_the_backend(kind: Kind) -> None:
-    async with house(kind, first="slow", left={"max_concurrency": 3, "model_concurrency": 3}, rollback_cutoff=0.2) as here:
+    async with house(
+        kind, first="slow", left={"max_concurrency": 3, "model_concurrency": 3}, rollback_cutoff=0.2
+    ) as here:
         stream, plain = await here.sent({"stream": True}), await here.sent({})
         await stream.reader.readuntil(b"word")
         await until(lambda: len(here.left.requests) == 2)

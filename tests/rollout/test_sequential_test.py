@@ -36,7 +36,9 @@ def after_round(margin: float, history: list[tuple[bool, bool]], others: list[bo
     st.sampled_from(SHARES),
     st.sampled_from(SHARES),
 )
-def test_no_round_is_favourable_while_nothing_is_wrong(history: list[tuple[bool, bool]], m: int, margin: float, p: float, q: float) -> None:
+def test_no_round_is_favourable_while_nothing_is_wrong(
+    history: list[tuple[bool, bool]], m: int, margin: float, p: float, q: float
+) -> None:
     """Whatever came before; by adding up every outcome of the round. This is what the chance of a false alarm rests on."""
     p = min(p, q + margin)
     history = [*history, (True, False), (False, False)]  # no round is open
@@ -48,18 +50,26 @@ def test_no_round_is_favourable_while_nothing_is_wrong(history: list[tuple[bool,
     expected = 0.0
     for hit, hits in product((False, True), range(m + 1)):
         chance = (p if hit else 1 - p) * comb(m, hits) * q**hits * (1 - q) ** (m - hits)
-        expected += chance * after_round(margin, history, [number < hits for number in range(m)], hit) if chance else 0.0
+        expected += (
+            chance * after_round(margin, history, [number < hits for number in range(m)], hit) if chance else 0.0
+        )
     assert expected <= before * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("p", "q", "margin"), [(0.05, 0.05, 0.0), (0.03, 0.02, 0.01), (0.0, 0.5, 0.0), (1.0, 1.0, 0.0)])
+@pytest.mark.parametrize(
+    ("p", "q", "margin"), [(0.05, 0.05, 0.0), (0.03, 0.02, 0.01), (0.0, 0.5, 0.0), (1.0, 1.0, 0.0)]
+)
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
-def test_looking_after_each_sample_raises_no_more_false_alarms_than_allowed(p: float, q: float, margin: float, part: float) -> None:
+def test_looking_after_each_sample_raises_no_more_false_alarms_than_allowed(
+    p: float, q: float, margin: float, part: float
+) -> None:
     random, alarms, runs, alpha = Random(7), 0, 200, 0.1
     for _ in range(runs):
         found = SequentialTest(margin, 0.01)
         for _ in range(600):
-            (found.add_tested if (tested := random.random() < part) else found.add_other)(random.random() < (p if tested else q))
+            (found.add_tested if (tested := random.random() < part) else found.add_other)(
+                random.random() < (p if tested else q)
+            )
             if found.evidence >= 1 / alpha:
                 alarms += 1
                 break

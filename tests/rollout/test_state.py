@@ -63,7 +63,11 @@ def test_one_tier_is_moved_alone_whatever_the_case_of_its_name() -> None:
 
 def test_tier_without_a_model_there_lets_nothing_move() -> None:
     here = rollout()
-    for order in ({"backend": "cloud"}, {"backend": "ollama", "canary": Canary("cloud", 10)}, {"backend": "vllm", "tier": "pinned"}):
+    for order in (
+        {"backend": "cloud"},
+        {"backend": "ollama", "canary": Canary("cloud", 10)},
+        {"backend": "vllm", "tier": "pinned"},
+    ):
         with pytest.raises(Conflict, match="Nothing was changed"):
             here.set(**order)  # type: ignore[arg-type]
     assert positions(here) == positions(rollout())
@@ -202,7 +206,11 @@ def test_undo_takes_the_last_change_back_and_a_second_one_takes_that_back() -> N
     here.set("vllm", tier="Pro")
     here.rollback()
     here.undo()
-    assert positions(here) == {"standard": Assignment("ollama", Canary("vllm", 10)), "Pro": ON_VLLM, "pinned": ON_OLLAMA}
+    assert positions(here) == {
+        "standard": Assignment("ollama", Canary("vllm", 10)),
+        "Pro": ON_VLLM,
+        "pinned": ON_OLLAMA,
+    }
     here.undo()
     assert positions(here) == positions(rollout())
 
@@ -249,7 +257,9 @@ def test_listeners_see_the_change_in_force() -> None:
         (Assignment("ollama", Canary("vllm", 50)), Assignment("ollama", Canary("cloud", 5)), ("vllm", "cloud")),
     ],
 )
-def test_move_is_counted_from_who_has_less_to_who_has_more(before: Assignment, after: Assignment, ends: tuple[str, str]) -> None:
+def test_move_is_counted_from_who_has_less_to_who_has_more(
+    before: Assignment, after: Assignment, ends: tuple[str, str]
+) -> None:
     assert Move(before, after).ends == ends
 
 
@@ -311,7 +321,9 @@ def test_what_the_settings_do_not_allow_any_more_is_left_out_and_said() -> None:
     assert outcome.change is None
 
 
-@pytest.mark.parametrize("kept", [None, [], {"llm_backend": "ollama"}, {"llm_backend": 1, "tiers": {}, "history": []}, "text"])
+@pytest.mark.parametrize(
+    "kept", [None, [], {"llm_backend": "ollama"}, {"llm_backend": 1, "tiers": {}, "history": []}, "text"]
+)
 def test_section_that_is_no_roll_out_is_said_and_left_out(kept: Any) -> None:
     here = rollout()
     assert "cannot be read" in here.restore(kept).notes[0]
@@ -352,7 +364,9 @@ class Operators(RuleBasedStateMachine):
         outcome = self.rollout.rollback(tier=tier, to=to)
         for name in ("standard", "Pro") if tier is None else (tier,):
             position = positions(self.rollout)[name]
-            assert position == (Assignment(to or "ollama") if name not in outcome.unmoved else Assignment(before[name].backend))
+            assert position == (
+                Assignment(to or "ollama") if name not in outcome.unmoved else Assignment(before[name].backend)
+            )
         assert (to or "ollama") == "cloud" or tier == "pinned" or not outcome.unmoved
         assert self.rollout.rollback(tier=tier, to=to).change is None
 
@@ -404,7 +418,10 @@ def test_what_an_operator_set_survives_other_settings() -> None:
     here.set(None, Canary("vllm", 10), tier="Pro")
     lines, before = here.tiers, positions(here)
     here.tiers["Pro"].choose(0)
-    tiers = DOCUMENT["tiers"] | {"standard": {"models": {"ollama": "smaller", "vllm": "Smaller"}}, "new": {"models": {"ollama": "n"}}}
+    tiers = DOCUMENT["tiers"] | {
+        "standard": {"models": {"ollama": "smaller", "vllm": "Smaller"}},
+        "new": {"models": {"ollama": "n"}},
+    }
     assert reloaded(here, tiers=tiers) is None
     assert here.tiers is lines
     assert positions(here) == before | {"new": ON_OLLAMA}
@@ -417,11 +434,17 @@ def test_tier_that_lost_its_place_goes_where_the_settings_say() -> None:
     here = rollout()
     here.set("vllm", tier="standard")
     here.set("vllm", Canary("cloud", 10), tier="Pro")
-    tiers = DOCUMENT["tiers"] | {"standard": {"models": {"ollama": "small"}}, "Pro": {"models": {"ollama": "large", "vllm": "Large"}}}
+    tiers = DOCUMENT["tiers"] | {
+        "standard": {"models": {"ollama": "small"}},
+        "Pro": {"models": {"ollama": "large", "vllm": "Large"}},
+    }
     change = reloaded(here, tiers=tiers)
     assert change is not None
     assert (change.cause, change.by) == ("reload", "")
-    assert change.tiers == {"standard": Move(ON_VLLM, ON_OLLAMA), "Pro": Move(Assignment("vllm", Canary("cloud", 10)), ON_VLLM)}
+    assert change.tiers == {
+        "standard": Move(ON_VLLM, ON_OLLAMA),
+        "Pro": Move(Assignment("vllm", Canary("cloud", 10)), ON_VLLM),
+    }
     assert positions(here) == {"standard": ON_OLLAMA, "Pro": ON_VLLM, "pinned": ON_OLLAMA}
     assert here.undo().unmoved == {"standard": "it has no model on vllm", "Pro": "it has no model on cloud"}
 
@@ -449,7 +472,11 @@ def test_other_llm_backend_counts_as_at_a_start() -> None:
 def test_tier_that_is_gone_is_known_no_more() -> None:
     here = rollout()
     here.set("vllm")
-    reloaded(here, tiers={"Pro": DOCUMENT["tiers"]["Pro"]}, backends=DOCUMENT["backends"] | {"more": {"kind": "openai", "base_url": "http://x:1"}})
+    reloaded(
+        here,
+        tiers={"Pro": DOCUMENT["tiers"]["Pro"]},
+        backends=DOCUMENT["backends"] | {"more": {"kind": "openai", "base_url": "http://x:1"}},
+    )
     assert list(here.tiers) == ["Pro"]
     with pytest.raises(InvalidRequest):
         here.set("ollama", tier="standard")

@@ -93,7 +93,11 @@ def _compare_json(ours: dict[str, Any], recording: Recording) -> None:
 
 def _loose(model: dict[str, Any]) -> Any:
     """The shape of an entry of a list of models, whose family and abilities are its own."""
-    return re.sub(r"'(completion|tools|thinking|llama|qwen3\w*)'", "…", repr(shape({**model, "capabilities": bool(model.get("capabilities"))})))
+    return re.sub(
+        r"'(completion|tools|thinking|llama|qwen3\w*)'",
+        "…",
+        repr(shape({**model, "capabilities": bool(model.get("capabilities"))})),
+    )
 
 
 def _headers(headers: Any) -> dict[str, str]:
@@ -112,7 +116,9 @@ def words_of(recording: Recording) -> list[str]:
     body = recording.body
     message = (body.get("choices") or [{}])[0]
     message = (
-        message.get("message") or body.get("message") or {"content": message.get("text") or body.get("response"), "thinking": body.get("thinking")}
+        message.get("message")
+        or body.get("message")
+        or {"content": message.get("text") or body.get("response"), "thinking": body.get("thinking")}
     )
     if message.get("tool_calls"):
         return _called(message["tool_calls"][0])

@@ -20,7 +20,14 @@ async def look(server: Running, model: str = "qwen3-vl") -> float:
     """The pretended seconds that one picture takes, by the answer's own account."""
     messages = [{"role": "user", "content": "What is it?", "images": [picture()]}]
     async with client(server) as http:
-        return float((await http.post("/api/chat", json={"model": model, "messages": messages, "stream": False})).json()["total_duration"]) / 1e9
+        return (
+            float(
+                (await http.post("/api/chat", json={"model": model, "messages": messages, "stream": False})).json()[
+                    "total_duration"
+                ]
+            )
+            / 1e9
+        )
 
 
 async def timed(*work: Any) -> float:
@@ -56,7 +63,9 @@ async def test_one_picture_after_the_other_is_not_slowed_down() -> None:
 async def test_text_is_not_slowed_down_by_pictures() -> None:
     async with running(options(image_slowdown=SEED_SLOWDOWN)) as server, client(server) as http:
         pictures = [asyncio.create_task(look(server)) for _ in range(5)]
-        answer = (await http.post("/api/chat", json={"model": "llama", "messages": user("Hello"), "stream": False})).json()
+        answer = (
+            await http.post("/api/chat", json={"model": "llama", "messages": user("Hello"), "stream": False})
+        ).json()
         await asyncio.gather(*pictures)
     assert answer["total_duration"] < 40e9
 

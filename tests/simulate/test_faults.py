@@ -10,7 +10,11 @@ from gateway.simulate import Fault, Options, Running, running
 from tests.golden import events
 from tests.simulate.doors import client, sent, until, user
 
-DOORS = {"ollama": ("/api/chat", "llama"), "ollama v1": ("/v1/chat/completions", "llama"), "vllm": ("/v1/chat/completions", None)}
+DOORS = {
+    "ollama": ("/api/chat", "llama"),
+    "ollama v1": ("/v1/chat/completions", "llama"),
+    "vllm": ("/v1/chat/completions", None),
+}
 EACH = pytest.mark.parametrize("door", DOORS)
 
 
@@ -39,7 +43,10 @@ async def test_die_closes_the_connection_and_the_next_request_is_served(door: st
 
 @EACH
 async def test_die_in_a_stream_lets_the_tokens_before_it_through(door: str) -> None:
-    async with running(options(door, Fault("die", after=3))) as server, sent(server, DOORS[door][0], body(door, True)) as reader:
+    async with (
+        running(options(door, Fault("die", after=3))) as server,
+        sent(server, DOORS[door][0], body(door, True)) as reader,
+    ):
         received = await reader.read()
     assert b" images" not in received
     assert b" saw" in received
@@ -50,7 +57,11 @@ async def test_error_in_a_stream_is_a_line_to_the_native_door_and_a_chunk_withou
     async with running(options("ollama", Fault("error", after=2, times=2))) as server:
         native = events((await post(server, "ollama", True)).text)
         openai = events((await post(server, "ollama v1", True)).text)
-    assert [line.get("error") for line in native] == [None, None, "an error was encountered while running the model: unexpected EOF"]
+    assert [line.get("error") for line in native] == [
+        None,
+        None,
+        "an error was encountered while running the model: unexpected EOF",
+    ]
     assert [chunk["model"] for chunk in openai] == ["llama", "llama", ""]
     assert openai[-1]["choices"] == [{"index": 0, "delta": {"content": ""}, "finish_reason": None}]
 

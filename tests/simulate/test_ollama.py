@@ -33,7 +33,10 @@ async def test_reply_begins_with_the_digest_of_the_prompt_and_the_number_of_its_
 
 
 async def test_v1_makes_a_turn_of_each_content_part() -> None:
-    parts = [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture()}"}}]
+    parts = [
+        {"type": "text", "text": "What?"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture()}"}},
+    ]
     async with running(Options("ollama")) as server, client(server) as http:
         body = {"model": "qwen3-vl", "messages": [{"role": "user", "content": parts}]}
         answer = (await http.post("/v1/chat/completions", json=body)).json()
@@ -96,7 +99,10 @@ async def test_loaded_model_has_a_queue_without_a_bound() -> None:
 
 async def test_other_num_ctx_reloads() -> None:
     async with running(Options("ollama", load_seconds=0.1)) as server:
-        loads = [(await chat(server, "llama", "Hi", options={"num_ctx": size}))["load_duration"] for size in (4096, 4096, 2048, 2048)]
+        loads = [
+            (await chat(server, "llama", "Hi", options={"num_ctx": size}))["load_duration"]
+            for size in (4096, 4096, 2048, 2048)
+        ]
     assert [load > 50e6 for load in loads] == [True, False, True, False]
 
 
@@ -125,7 +131,9 @@ async def test_what_provokes_a_repetition_and_how_much_of_it_is_borne_can_be_set
         assert (await chat(server, "llama", "Stutter yes"))["message"]["content"] == " yes" * 4
         assert (await chat(server, "llama", "Repeat yes"))["done"] is True
     async with running(Options("ollama", repeat_limit=0)) as server:
-        assert (await chat(server, "llama", "Repeat yes", options={"num_predict": 90}))["message"]["content"] == " yes" * 90
+        assert (await chat(server, "llama", "Repeat yes", options={"num_predict": 90}))["message"][
+            "content"
+        ] == " yes" * 90
 
 
 async def test_question_with_a_word_of_a_tools_name_is_answered_by_a_call_and_its_result_by_words() -> None:
@@ -141,7 +149,10 @@ async def test_question_with_a_word_of_a_tools_name_is_answered_by_a_call_and_it
 
 
 async def test_format_makes_the_reply_a_value_of_the_schema() -> None:
-    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 7}, "tags": {"type": "array", "items": {"enum": ["a"]}}}}
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "minimum": 7}, "tags": {"type": "array", "items": {"enum": ["a"]}}},
+    }
     async with running(Options("ollama")) as server:
         answer = await chat(server, "qwen3-vl", "Hello", format=schema)
     assert json.loads(answer["message"]["content"]) == {"n": 7, "tags": ["a"]}
@@ -168,7 +179,9 @@ async def test_image_to_a_text_model_is_refused_by_the_newer_and_left_out_by_the
     answers = {}
     for generation in ("0.33", "0.24"):
         async with running(Options("ollama", generation=generation)) as server, client(server) as http:
-            answers[generation] = await http.post("/api/chat", json={"model": "llama", "messages": messages, "stream": False})
+            answers[generation] = await http.post(
+                "/api/chat", json={"model": "llama", "messages": messages, "stream": False}
+            )
     assert answers["0.33"].status_code == 400
     assert json.loads(answers["0.33"].json()["error"])["error"]["message"].startswith("Multimodal data provided")
     assert answers["0.24"].json()["message"]["content"].startswith(digest("What?"))
@@ -178,7 +191,9 @@ async def test_content_that_is_no_text_is_refused_as_go_does() -> None:
     async with running(Options("ollama")) as server, client(server) as http:
         messages = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
         response = await http.post("/api/chat", json={"model": "llama", "messages": messages})
-    assert response.json() == {"error": "json: cannot unmarshal array into Go struct field ChatRequest.messages.content of type string"}
+    assert response.json() == {
+        "error": "json: cannot unmarshal array into Go struct field ChatRequest.messages.content of type string"
+    }
 
 
 async def test_speed_and_time_to_first_token_are_kept() -> None:
@@ -190,6 +205,8 @@ async def test_speed_and_time_to_first_token_are_kept() -> None:
 
 
 def test_model_is_read_from_a_line_of_words() -> None:
-    assert Model.parse("a:7b,vision,tools,context=8192") == Model("a:7b", family="qwen3vl", vision=True, tools=True, context_length=8192)
+    assert Model.parse("a:7b,vision,tools,context=8192") == Model(
+        "a:7b", family="qwen3vl", vision=True, tools=True, context_length=8192
+    )
     with pytest.raises(ValueError, match="'flying' says nothing"):
         Model.parse("a,flying")

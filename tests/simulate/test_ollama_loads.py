@@ -15,7 +15,9 @@ def options(**more: Any) -> Options:
 
 async def chat(server: Running, model: str, **more: Any) -> int:
     async with client(server) as http:
-        return (await http.post("/api/chat", json={"model": model, "messages": user("Hello"), "stream": False, **more})).status_code
+        return (
+            await http.post("/api/chat", json={"model": model, "messages": user("Hello"), "stream": False, **more})
+        ).status_code
 
 
 async def loaded(server: Running) -> list[str]:

@@ -27,15 +27,38 @@ ODDITIES = [recording for server in OPTIONS if server != "vllm-0.32.0" for recor
 
 # vLLM says what each kind of message, part, tool or format would have needed; the stand-in says it of one. Or the words are a grammar's.
 IN_OTHER_WORDS = {
-    *("messages_number_in", "messages_no_role", "messages_content_number", "messages_content_null", "call_arguments_object"),
-    *("part_unknown", "part_no_type", "part_text_missing", "part_text_number", "part_string", "image_no_url", "image_url_string"),
+    *(
+        "messages_number_in",
+        "messages_no_role",
+        "messages_content_number",
+        "messages_content_null",
+        "call_arguments_object",
+    ),
+    *(
+        "part_unknown",
+        "part_no_type",
+        "part_text_missing",
+        "part_text_number",
+        "part_string",
+        "image_no_url",
+        "image_url_string",
+    ),
     *("format_schema_bad_type", "embeddings_number", "embeddings_missing"),
 }
 INTERLEAVED = {"n_two_stream"}  # by which choice had a token to show
 BEGUN_CALL = [*"<tool_call>", "\n"]  # what a forced call cut off so early had said
-SAID = dict.fromkeys(("forced_named_cut_stream", "forced_required_cut_stream", "forced_required_cut_early_stream"), BEGUN_CALL)
+SAID = dict.fromkeys(
+    ("forced_named_cut_stream", "forced_required_cut_stream", "forced_required_cut_early_stream"), BEGUN_CALL
+)
 SAID |= {
-    "forced_named_strict_stream": ["<tool_call>\n", '{"name": "get_weather", ', '"arguments": {"', 'city": "Rome"', "}}\n", "</tool_call>"],
+    "forced_named_strict_stream": [
+        "<tool_call>\n",
+        '{"name": "get_weather", ',
+        '"arguments": {"',
+        'city": "Rome"',
+        "}}\n",
+        "</tool_call>",
+    ],
     "api_forced_by_format_two": ['{"name": "get_time", ', '"parameters": {"zone": "x"}, "more": '],
 }
 

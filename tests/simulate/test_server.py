@@ -14,7 +14,9 @@ KINDS = pytest.mark.parametrize("kind", ["ollama", "vllm"])
 
 @KINDS
 async def test_stop_ends_open_requests_and_idle_connections_at_once(kind: str) -> None:
-    options = Options("vllm", faults=(Fault("stall", times=0),)) if kind == "vllm" else Options("ollama", load_seconds=60)
+    options = (
+        Options("vllm", faults=(Fault("stall", times=0),)) if kind == "vllm" else Options("ollama", load_seconds=60)
+    )
     server = running(options)
     async with server, client(server) as http:
         await http.get("/v1/models")

@@ -39,7 +39,9 @@ async def test_as_many_choices_as_asked_for_stream_side_by_side() -> None:
         body = {"model": MODEL, "messages": user("Hello"), "n": 2, "temperature": 1, "stream": True, "max_tokens": 9}
         response = await http.post(CHAT, json=body)
     found = [event for event in events(response.text) if event != "[DONE]"]
-    texts = ["".join(c["delta"].get("content", "") for e in found for c in e["choices"] if c["index"] == i) for i in (0, 1)]
+    texts = [
+        "".join(c["delta"].get("content", "") for e in found for c in e["choices"] if c["index"] == i) for i in (0, 1)
+    ]
     assert texts[0] != texts[1]
     assert sum(choice["finish_reason"] == "length" for event in found for choice in event["choices"]) == 2
 
@@ -52,13 +54,19 @@ async def test_ignore_eos_makes_the_length_exact() -> None:
 
 @pytest.mark.parametrize(
     ("choice", "finish"),
-    [("auto", "tool_calls"), ("required", "tool_calls"), ({"type": "function", "function": {"name": "get_weather"}}, "stop")],
+    [
+        ("auto", "tool_calls"),
+        ("required", "tool_calls"),
+        ({"type": "function", "function": {"name": "get_weather"}}, "stop"),
+    ],
 )
 async def test_call_comes_whole_or_in_deltas_that_make_the_same(choice: Any, finish: str) -> None:
     more = {"tools": [TOOL], "tool_choice": choice}
     async with running(Options("vllm")) as server, client(server) as http:
         plain = (await chat(server, "The weather?", **more))["choices"][0]
-        response = await http.post(CHAT, json={"model": MODEL, "messages": user("The weather?"), "stream": True, **more})
+        response = await http.post(
+            CHAT, json={"model": MODEL, "messages": user("The weather?"), "stream": True, **more}
+        )
     deltas = [choice["delta"] for event in events(response.text) if event != "[DONE]" for choice in event["choices"]]
     functions = [call["function"] for delta in deltas for call in delta.get("tool_calls", ())]
     (call,) = plain["message"]["tool_calls"]
@@ -78,7 +86,13 @@ async def test_call_that_is_cut_off_stays_content() -> None:
 
 async def test_call_that_is_cut_off_shows_in_a_stream_as_far_as_it_came() -> None:
     async with running(Options("vllm")) as server, client(server) as http:
-        body = {"model": MODEL, "messages": user("The weather?"), "stream": True, "tools": [TOOL], "tool_choice": "required"}
+        body = {
+            "model": MODEL,
+            "messages": user("The weather?"),
+            "stream": True,
+            "tools": [TOOL],
+            "tool_choice": "required",
+        }
         ends = {}
         for tokens in (1, 3):
             found = events((await http.post(CHAT, json={**body, "max_tokens": tokens})).text)
@@ -113,7 +127,9 @@ async def test_usage_is_on_each_chunk_only_when_asked_for() -> None:
 async def test_reasoning_is_told_apart_and_can_be_switched_off() -> None:
     async with running(Options("vllm", reasoning_parser=True)) as server:
         with_thought = (await chat(server, "Hello"))["choices"][0]["message"]
-        without = (await chat(server, "Hello", chat_template_kwargs={"enable_thinking": False}))["choices"][0]["message"]
+        without = (await chat(server, "Hello", chat_template_kwargs={"enable_thinking": False}))["choices"][0][
+            "message"
+        ]
     assert (with_thought["reasoning"], without["reasoning"]) == ("Let me think about it.", None)
     assert with_thought["content"] == without["content"]
 
@@ -151,7 +167,9 @@ async def test_metrics_show_who_runs_and_who_waits_and_fall_when_clients_leave()
 async def test_many_are_served_and_none_refused() -> None:
     async with running(Options("vllm", max_num_seqs=4)) as server:
         answers = await asyncio.gather(*(chat(server, f"Hello {i}") for i in range(20)))
-    assert [answer["choices"][0]["message"]["content"][:8] for answer in answers] == [digest(f"Hello {i}") for i in range(20)]
+    assert [answer["choices"][0]["message"]["content"][:8] for answer in answers] == [
+        digest(f"Hello {i}") for i in range(20)
+    ]
 
 
 async def test_key_guards_v1_alone() -> None:
@@ -164,7 +182,9 @@ async def test_key_guards_v1_alone() -> None:
 
 async def test_every_name_is_served_as_the_first() -> None:
     async with running(Options("vllm", models=(Model("first"), Model("alias")))) as server, client(server) as http:
-        answer = await http.post(CHAT, json={"model": "alias", "messages": user("Hello")}, headers={"x-request-id": "mine"})
+        answer = await http.post(
+            CHAT, json={"model": "alias", "messages": user("Hello")}, headers={"x-request-id": "mine"}
+        )
         assert (answer.json()["model"], answer.json()["id"]) == ("first", "chatcmpl-mine")
         assert [card["id"] for card in (await http.get("/v1/models")).json()["data"]] == ["first", "alias"]
 

@@ -28,12 +28,18 @@ def test_thirty_equal_tokens_are_borne_and_one_more_is_not() -> None:
 
 def test_end_of_thought_parts_reasoning_from_content_and_is_neither() -> None:
     found = answer(["hm", "</think>", "yes"], GenerationLimits(9), thinks=True)
-    assert [(piece.kind, piece.text) for piece in found.pieces] == [("thinking", "hm"), ("nothing", ""), ("content", "yes")]
+    assert [(piece.kind, piece.text) for piece in found.pieces] == [
+        ("thinking", "hm"),
+        ("nothing", ""),
+        ("content", "yes"),
+    ]
 
 
 def test_call_is_read_in_either_syntax_and_only_when_whole() -> None:
     call = '{"name": "f", "arguments": {"a": 1}}'
-    assert answer([f"<tool_call>{call}", "</tool_call>"], GenerationLimits(9), tools=True).calls[0].arguments == {"a": 1}
+    assert answer([f"<tool_call>{call}", "</tool_call>"], GenerationLimits(9), tools=True).calls[0].arguments == {
+        "a": 1
+    }
     assert answer([call], GenerationLimits(9), tools=True, bare_json_calls=True).calls[0].name == "f"
     assert not answer([f"<tool_call>{call}", "</tool_call>"], GenerationLimits(1), tools=True).calls
     assert not answer([call], GenerationLimits(9), tools=False, bare_json_calls=True).calls

@@ -36,13 +36,31 @@ def failed_record(message: str = "it %s") -> logging.LogRecord:
 def test_exchange_is_one_line_of_json() -> None:
     out = io.BytesIO()
     log = ExchangeLog(True, out)
-    log.write([EXCHANGE, replace(EXCHANGE, status=404, code="model_not_found", usage=None, time_to_first_token=None, queue_wait=None)])
+    log.write(
+        [
+            EXCHANGE,
+            replace(
+                EXCHANGE, status=404, code="model_not_found", usage=None, time_to_first_token=None, queue_wait=None
+            ),
+        ]
+    )
     first, second = map(json.loads, out.getvalue().splitlines())
-    assert (first["event"], first["level"], first["request_id"], first["tier"], first["backend"]) == ("exchange", "info", "r", "standard", "vllm")
+    assert (first["event"], first["level"], first["request_id"], first["tier"], first["backend"]) == (
+        "exchange",
+        "info",
+        "r",
+        "standard",
+        "vllm",
+    )
     assert (first["duration"], first["queue_wait"], first["time_to_first_token"]) == (2.0, 0.5, 0.7)
     assert first["usage"] == {"prompt_tokens": 10, "completion_tokens": 4}
     assert first["time"].endswith("Z")
-    assert (second["status"], second["code"], second["time_to_first_token"], second["usage"]) == (404, "model_not_found", None, None)
+    assert (second["status"], second["code"], second["time_to_first_token"], second["usage"]) == (
+        404,
+        "model_not_found",
+        None,
+        None,
+    )
 
 
 def test_exchange_is_one_line_for_people() -> None:

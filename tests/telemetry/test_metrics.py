@@ -136,16 +136,26 @@ def test_exchange_counts_its_tokens_times_and_outcome(metrics: Metrics) -> None:
     ("changes", "name", "labels"),
     [
         ({"outcome": "cancelled", "phase": "queued"}, "gateway_client_disconnects_total", {"phase": "queued"}),
-        ({"outcome": "rejected", "code": "queue_full"}, "gateway_rejected_total", {"backend": "vllm", "reason": "queue_full"}),
+        (
+            {"outcome": "rejected", "code": "queue_full"},
+            "gateway_rejected_total",
+            {"backend": "vllm", "reason": "queue_full"},
+        ),
         (
             {"outcome": "upstream_error", "code": "upstream_error", "reason": "reset"},
             "gateway_upstream_errors_total",
             {"backend": "vllm", "reason": "reset"},
         ),
-        ({"outcome": "timeout", "code": "upstream_timeout"}, "gateway_upstream_errors_total", {"backend": "vllm", "reason": "upstream_timeout"}),
+        (
+            {"outcome": "timeout", "code": "upstream_timeout"},
+            "gateway_upstream_errors_total",
+            {"backend": "vllm", "reason": "upstream_timeout"},
+        ),
     ],
 )
-def test_bad_end_is_counted_by_its_reason(metrics: Metrics, changes: dict[str, Any], name: str, labels: dict[str, str]) -> None:
+def test_bad_end_is_counted_by_its_reason(
+    metrics: Metrics, changes: dict[str, Any], name: str, labels: dict[str, str]
+) -> None:
     metrics.record(replace(EXCHANGE, **changes))
     assert value(metrics, name, **labels) == 1
 
@@ -157,7 +167,9 @@ def test_answer_without_pieces_has_no_time_to_first_token(metrics: Metrics) -> N
 
 def test_request_that_was_never_routed_has_no_times(metrics: Metrics) -> None:
     metrics.record(replace(EXCHANGE, tier=NONE, backend=NONE, outcome="client_error", queue_wait=None, usage=None))
-    assert value(metrics, "gateway_requests_total", endpoint="chat", tier=NONE, backend=NONE, outcome="client_error") == 1
+    assert (
+        value(metrics, "gateway_requests_total", endpoint="chat", tier=NONE, backend=NONE, outcome="client_error") == 1
+    )
     assert value(metrics, "gateway_request_duration_seconds_count", tier=NONE, backend=NONE) is None
 
 
@@ -173,11 +185,22 @@ def test_gaps_of_tokens_that_come_together_are_none(metrics: Metrics) -> None:
 
 def test_gap_on_a_bound_lies_in_its_bucket(metrics: Metrics) -> None:
     metrics.gaps.labels("standard", "vllm").observe_gap(0.025, 1)
-    assert value(metrics, "gateway_inter_token_latency_seconds_bucket", le="0.025", tier="standard", backend="vllm") == 1
+    assert (
+        value(metrics, "gateway_inter_token_latency_seconds_bucket", le="0.025", tier="standard", backend="vllm") == 1
+    )
 
 
 def test_ten_thousand_unknown_models_add_no_series(metrics: Metrics) -> None:
-    refused = replace(EXCHANGE, tier=NONE, backend=NONE, outcome="client_error", status=404, code="model_not_found", usage=None, queue_wait=None)
+    refused = replace(
+        EXCHANGE,
+        tier=NONE,
+        backend=NONE,
+        outcome="client_error",
+        status=404,
+        code="model_not_found",
+        usage=None,
+        queue_wait=None,
+    )
     metrics.record(refused)
     before = len(generate_latest(metrics.registry).splitlines())
     for number in range(10_000):
@@ -198,7 +221,9 @@ def test_series_of_what_is_gone_are_dropped_and_no_other() -> None:
     metrics.forget("backend", "vllm")
     metrics.forget("backend", "never-there")
     samples = [sample for family in metrics.registry.collect() for sample in family.samples]
-    routes = {(sample.labels.get("tier"), sample.labels.get("backend")) for sample in samples if "backend" in sample.labels}
+    routes = {
+        (sample.labels.get("tier"), sample.labels.get("backend")) for sample in samples if "backend" in sample.labels
+    }
     assert routes == {("two", "ollama"), (None, "ollama")}
     assert {sample.labels["tier"] for sample in samples if sample.name == "gateway_switches_total"} == {"two"}
     assert metrics.route("one", "ollama").ok == 0

@@ -23,7 +23,9 @@ class Watched:
     def __init__(self) -> None:
         self.clock = Clock()
         self.changes: list[tuple[CircuitState, CircuitState, str]] = []
-        self.circuit = CircuitBreaker(self.clock, lambda was, reason: self.changes.append((was, self.circuit.state, reason)))
+        self.circuit = CircuitBreaker(
+            self.clock, lambda was, reason: self.changes.append((was, self.circuit.state, reason))
+        )
 
     def fail(self, times: int = 1) -> None:
         for _ in range(times):
@@ -52,7 +54,12 @@ def watched() -> Watched:
 
 def test_new_circuit_lets_everything_through_without_a_question(watched: Watched) -> None:
     circuit = watched.circuit
-    assert (circuit.state, circuit.restrains, circuit.is_troubled, circuit.allows(1000)) == ("closed", False, False, True)
+    assert (circuit.state, circuit.restrains, circuit.is_troubled, circuit.allows(1000)) == (
+        "closed",
+        False,
+        False,
+        True,
+    )
 
 
 def test_three_failures_in_a_row_ask_for_a_probe(watched: Watched) -> None:
@@ -152,8 +159,14 @@ def test_half_open_lets_one_request_through_beside_those_left_over(watched: Watc
     assert not circuit.allows(3)
 
 
-@pytest.mark.parametrize("end", [CircuitBreaker.succeed, CircuitBreaker.begin_answer, CircuitBreaker.probe_answered], ids=lambda end: end.__name__)
-def test_half_open_closes_when_the_request_or_the_next_probe_succeeds(watched: Watched, end: Callable[[CircuitBreaker], None]) -> None:
+@pytest.mark.parametrize(
+    "end",
+    [CircuitBreaker.succeed, CircuitBreaker.begin_answer, CircuitBreaker.probe_answered],
+    ids=lambda end: end.__name__,
+)
+def test_half_open_closes_when_the_request_or_the_next_probe_succeeds(
+    watched: Watched, end: Callable[[CircuitBreaker], None]
+) -> None:
     end(watched.half_opened().circuit)
     assert (watched.circuit.state, watched.circuit.restrains) == ("closed", False)
 

@@ -29,17 +29,24 @@ def _all_is_heard(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @asynccontextmanager
-async def asked(kind: str, url: str, model: str, changed: list[str] | None = None, **more: Any) -> AsyncIterator[Backend]:
+async def asked(
+    kind: str, url: str, model: str, changed: list[str] | None = None, **more: Any
+) -> AsyncIterator[Backend]:
     """A backend of `kind` at `url` whose first probe is over, watched while the block runs."""
     settings = config.build(
         {
             "llm_backend": "here",
-            "backends": {"here": {"kind": kind, "base_url": url, **more}, "unused": {"kind": "vllm", "base_url": "http://127.0.0.1:1"}},
+            "backends": {
+                "here": {"kind": kind, "base_url": url, **more},
+                "unused": {"kind": "vllm", "base_url": "http://127.0.0.1:1"},
+            },
             "tiers": {"standard": {"models": {"here": model}}},
         }
     )
     backends = build(settings.backends.values())
-    async with HealthChecks(settings, backends, b"this-gateway", lambda backend: None if changed is None else changed.append(backend.name)) as health:
+    async with HealthChecks(
+        settings, backends, b"this-gateway", lambda backend: None if changed is None else changed.append(backend.name)
+    ) as health:
         assert not health.has_asked_all
         await until(lambda: health.has_asked_all)
         assert health.backends == [backends["here"]]
@@ -55,7 +62,10 @@ async def test_server_is_told_reachable_with_its_models(caplog: pytest.LogCaptur
 
 async def test_probe_spends_no_token_and_tells_who_asks() -> None:
     async with stand_in(VLLM) as server, asked("vllm", server.base_url, "Qwen/A"):
-        assert [(request["method"], request["path"]) for request in server.engine.requests] == [("GET", "/health"), ("GET", "/v1/models")]
+        assert [(request["method"], request["path"]) for request in server.engine.requests] == [
+            ("GET", "/health"),
+            ("GET", "/v1/models"),
+        ]
         assert {request["headers"]["x-gateway-via"] for request in server.engine.requests} == {"this-gateway"}
 
 
@@ -67,8 +77,15 @@ async def test_context_of_a_model_is_learned(kind: Kind) -> None:
 
 
 async def test_capabilities_of_a_model_are_learned() -> None:
-    async with FaultBackend("ollama", capabilities=("completion", "tools")) as server, asked("ollama", server.base_url, MODEL) as backend:
-        assert (backend.lacks(MODEL, "vision"), backend.lacks(MODEL, "tools"), backend.lacks("another", "vision")) == (True, False, False)
+    async with (
+        FaultBackend("ollama", capabilities=("completion", "tools")) as server,
+        asked("ollama", server.base_url, MODEL) as backend,
+    ):
+        assert (backend.lacks(MODEL, "vision"), backend.lacks(MODEL, "tools"), backend.lacks("another", "vision")) == (
+            True,
+            False,
+            False,
+        )
 
 
 @pytest.mark.parametrize("kind", ["ollama", "vllm"])
@@ -81,7 +98,10 @@ async def test_model_that_goes_or_comes_later_is_told_too(kind: Kind, caplog: py
         server.models = lambda: of_another  # type: ignore[method-assign]
         await until(lambda: len(caplog.messages) == 3)
         assert caplog.messages[1].endswith("reachable, models there: another")
-        assert caplog.messages[2] == f"tier standard wants the model {MODEL!r} of backend here, which is not there; there is: another"
+        assert (
+            caplog.messages[2]
+            == f"tier standard wants the model {MODEL!r} of backend here, which is not there; there is: another"
+        )
         assert backend.is_up
         server.models = lambda: there  # type: ignore[method-assign]
         await until(lambda: len(caplog.messages) == 4)
@@ -90,7 +110,10 @@ async def test_model_that_goes_or_comes_later_is_told_too(kind: Kind, caplog: py
 
 async def test_what_a_model_can_follows_its_change() -> None:
     """Another model under the same name, another context after a load."""
-    async with FaultBackend("ollama", context_length=512) as server, asked("ollama", server.base_url, MODEL, probe_interval=0.02) as backend:
+    async with (
+        FaultBackend("ollama", context_length=512) as server,
+        asked("ollama", server.base_url, MODEL, probe_interval=0.02) as backend,
+    ):
         server.context_length = 1024
         await until(lambda: backend.context_length(MODEL) == 1024)
         server.context_length = None
@@ -112,10 +135,16 @@ async def test_server_that_does_not_tell_more_than_its_models_is_up() -> None:
 
 async def test_missing_model_is_told_with_what_there_is_instead(caplog: pytest.LogCaptureFixture) -> None:
     async with stand_in(OLLAMA) as server, asked("ollama", server.base_url, "qwen:14b") as backend:
-        assert caplog.messages[-1] == "tier standard wants the model 'qwen:14b' of backend here, which is not there; there is: llama, qwen:8b"
+        assert (
+            caplog.messages[-1]
+            == "tier standard wants the model 'qwen:14b' of backend here, which is not there; there is: llama, qwen:8b"
+        )
         assert not backend.servers[0].serves("qwen:14b")
         assert backend.servers[0].serves("llama")
-        assert all(backend.servers[0].serves(name) for name in ("llama:latest", "LLAMA", "library/llama", "registry.ollama.ai/library/llama"))
+        assert all(
+            backend.servers[0].serves(name)
+            for name in ("llama:latest", "LLAMA", "library/llama", "registry.ollama.ai/library/llama")
+        )
 
 
 @asynccontextmanager
@@ -148,7 +177,9 @@ async def raw_server(head: bytes, piece: bytes, pause: float) -> AsyncIterator[s
         await asyncio.gather(*running, return_exceptions=True)
 
 
-async def test_server_that_drips_its_answer_does_not_keep_the_gateway_from_being_ready(caplog: pytest.LogCaptureFixture) -> None:
+async def test_server_that_drips_its_answer_does_not_keep_the_gateway_from_being_ready(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
     async with raw_server(head, b" ", 0.05) as url, asked("vllm", url, "Qwen/A"):
         pass  # `asked` waits until the gateway is ready, for `PATIENCE` at most
@@ -175,7 +206,9 @@ async def test_long_list_of_models_is_cut(caplog: pytest.LogCaptureFixture) -> N
 async def test_server_that_is_away_is_told_and_found_when_it_comes(caplog: pytest.LogCaptureFixture) -> None:
     port, changed = free_port(), list[str]()
     async with asked("vllm", f"http://127.0.0.1:{port}", "Qwen/A", changed, probe_interval=0.02) as backend:
-        assert caplog.messages == [f"backend here (vllm) at 127.0.0.1:{port}: not reachable: no connection; requests to it fail until it is"]
+        assert caplog.messages == [
+            f"backend here (vllm) at 127.0.0.1:{port}: not reachable: no connection; requests to it fail until it is"
+        ]
         assert not backend.is_up
         async with stand_in(VLLM, port):
             await until(lambda: backend.is_up and changed == ["here"])
@@ -185,13 +218,18 @@ async def test_server_that_is_away_is_told_and_found_when_it_comes(caplog: pytes
         assert "not reachable" in caplog.messages[-1]
 
 
-async def test_certificate_that_nobody_vouches_for_is_told_and_taken_with_its_ca_file(caplog: pytest.LogCaptureFixture) -> None:
+async def test_certificate_that_nobody_vouches_for_is_told_and_taken_with_its_ca_file(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(PEM)
     async with FaultBackend("vllm", tls=context) as server:
         url = f"https://127.0.0.1:{server.port}"
         async with asked("vllm", url, MODEL):
-            assert "not reachable: its certificate is not trusted (self-signed certificate); the backend's ca_file" in caplog.messages[0]
+            assert (
+                "not reachable: its certificate is not trusted (self-signed certificate); the backend's ca_file"
+                in caplog.messages[0]
+            )
         async with asked("vllm", url, MODEL, ca_file=str(PEM)):
             assert "reachable, models there" in caplog.messages[1]
 
@@ -204,7 +242,10 @@ async def test_server_without_tls_and_a_name_that_is_not_known_are_told(caplog: 
 
 
 async def test_server_that_is_not_well_is_told_with_its_status(caplog: pytest.LogCaptureFixture) -> None:
-    async with raw_server(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", b"", 0.05) as url, asked("vllm", url, "Qwen/A"):
+    async with (
+        raw_server(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", b"", 0.05) as url,
+        asked("vllm", url, "Qwen/A"),
+    ):
         assert "not reachable: it answers with status 503" in caplog.messages[0]
 
 
@@ -235,7 +276,9 @@ async def _page() -> AsyncIterator[str]:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\nconnection: close\r\n\r\n<html>")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\nconnection: close\r\n\r\n<html>"
+        )
         await writer.drain()
         writer.close()
 

@@ -54,7 +54,14 @@ async def test_what_was_learned_of_a_model_that_is_not_used_now_is_kept() -> Non
     assert state.get(SECTION)["limits"] == {"ollama": {"ollama": {"old:latest": 4, "llama": 2}}}
 
 
-WRONG = [None, 3, {"ollama": 3}, {"ollama": {"ollama": 3}}, {"ollama": {"ollama": {"llama": "3"}}}, {"gone": {"x": {"y": 1}}}]
+WRONG = [
+    None,
+    3,
+    {"ollama": 3},
+    {"ollama": {"ollama": 3}},
+    {"ollama": {"ollama": {"llama": "3"}}},
+    {"gone": {"x": {"y": 1}}},
+]
 
 
 @pytest.mark.parametrize("limits", WRONG)

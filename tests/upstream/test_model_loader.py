@@ -23,7 +23,9 @@ EMBEDDING = Model("e", embedding=8, size=1)
 PATIENT = {**TIMES, "first_token_timeout": 10, "idle_timeout": 5, "total_timeout": 30, "queue_timeout": 10}
 
 
-def document(url: str, *more_urls: str, tier: Mapping[str, Any] | None = None, other_url: str | None = None, **keys: Any) -> dict[str, Any]:
+def document(
+    url: str, *more_urls: str, tier: Mapping[str, Any] | None = None, other_url: str | None = None, **keys: Any
+) -> dict[str, Any]:
     """Tiers `standard` and `b` for the models a and b."""
     servers = [{"base_url": one} for one in (url, *more_urls)]
     backends: dict[str, Any] = {"ollama": {"kind": "ollama", "servers": servers, **PATIENT, **keys}}
@@ -48,7 +50,12 @@ async def before(
     """A gateway before a stand-in for an Ollama with nothing loaded."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(stand_in(Options("ollama", (A, B, EMBEDDING), **options)))
-        yield await stack.enter_async_context(running(config.build(document(server.base_url, tier=tier, **(keys or {}))))), server
+        yield (
+            await stack.enter_async_context(
+                running(config.build(document(server.base_url, tier=tier, **(keys or {}))))
+            ),
+            server,
+        )
 
 
 def loads(server: StandIn, path: str = "/api/chat") -> list[dict[str, Any]]:
@@ -90,7 +97,9 @@ async def test_load_goes_on_when_every_client_has_left() -> None:
 async def test_load_asks_with_the_operators_context_and_keep_alive_so_that_nothing_is_loaded_again() -> None:
     async with before(keys={"num_ctx": 2048, "keep_alive": "9m"}) as (gateway, server):
         await gateway.ask()
-        assert loads(server) == [{"model": "a", "messages": [], "stream": False, "options": {"num_ctx": 2048}, "keep_alive": "9m"}]
+        assert loads(server) == [
+            {"model": "a", "messages": [], "stream": False, "options": {"num_ctx": 2048}, "keep_alive": "9m"}
+        ]
         (runner,) = server.app.scheduler.runners()
         assert runner.context_length == 2048
 
@@ -116,7 +125,11 @@ async def test_embedding_model_is_loaded_by_its_own_door() -> None:
     async with before(load_seconds=0.2) as (gateway, server):
         data = json.dumps({"model": "ours", "input": "a text"}).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        writer.write(b"POST /v1/embeddings HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+        writer.write(
+            b"POST /v1/embeddings HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            % len(data)
+            + data
+        )
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         writer.close()
         assert len(loads(server, "/api/embed")) == 1
@@ -153,7 +166,9 @@ async def test_request_that_comes_before_the_gateway_knows_that_its_model_went_i
 
 async def test_time_of_the_load_is_not_waiting() -> None:
     async with before(load_seconds=0.6, keys={"queue_timeout": 0.2}) as (gateway, _):
-        replies = await asyncio.gather(*(gateway.ask({"model": model}) for model in ("standard", "standard", "standard")))
+        replies = await asyncio.gather(
+            *(gateway.ask({"model": model}) for model in ("standard", "standard", "standard"))
+        )
         assert [reply.status for reply in replies] == [200] * 3
         assert all(int(reply.headers["x-gateway-queue-ms"]) >= 500 for reply in replies)
 
@@ -191,7 +206,16 @@ async def test_stream_that_waits_for_a_load_is_kept_alive() -> None:
         gateway.gateway._shared.commit_after = gateway.gateway._shared.heartbeat = 0.05
         reply = await gateway.ask({"stream": True})
         assert (reply.status, reply.events[-1]) == (200, "[DONE]")
-        assert len([event for event in reply.events[:-1] if event["choices"] and not any(event["choices"][0]["delta"].values())]) >= 2
+        assert (
+            len(
+                [
+                    event
+                    for event in reply.events[:-1]
+                    if event["choices"] and not any(event["choices"][0]["delta"].values())
+                ]
+            )
+            >= 2
+        )
 
 
 # Loads that fail
@@ -220,7 +244,12 @@ class Scripted:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = int(next((line.split(":")[1] for line in head.split("\r\n") if line.lower().startswith("content-length")), "0"))
+            length = int(
+                next(
+                    (line.split(":")[1] for line in head.split("\r\n") if line.lower().startswith("content-length")),
+                    "0",
+                )
+            )
             body = json.loads(await reader.readexactly(length) or b"{}")
             if head.startswith("POST /api/chat ") and not body["messages"]:
                 self.loads += 1
@@ -229,7 +258,8 @@ class Scripted:
             if answer is not None:
                 status, kind, content = answer
                 writer.write(
-                    f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n".encode() + content
+                    f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n".encode()
+                    + content
                 )
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -285,7 +315,9 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("answer", "status", "code"), FAILURES)
-async def test_all_who_wait_for_a_load_that_fails_get_its_error(answer: tuple[int, bytes] | None, status: int, code: str | None) -> None:
+async def test_all_who_wait_for_a_load_that_fails_get_its_error(
+    answer: tuple[int, bytes] | None, status: int, code: str | None
+) -> None:
     async with scripted() as (gateway, (server,)):
         server.answer = answer
         replies = await asked(gateway, server, 5)
@@ -312,7 +344,9 @@ async def test_those_who_wait_for_a_load_at_a_server_that_is_gone_are_served_whe
         station = gateway.gateway._backends["ollama"].servers[0]
         await until(lambda: station.circuit.is_open)
         assert gateway.waiting == 3
-        back = await stack.enter_async_context(stand_in(Options("ollama", (A,)), int(server.base_url.rsplit(":", 1)[1])))
+        back = await stack.enter_async_context(
+            stand_in(Options("ollama", (A,)), int(server.base_url.rsplit(":", 1)[1]))
+        )
         station.doubted.set()  # a probe is due
         assert [reply.status for reply in await asyncio.gather(*asking)] == [200] * 3
         assert len(loads(back)) == 1
@@ -349,7 +383,10 @@ async def test_server_that_is_busy_with_other_loads_is_asked_again_while_they_wa
 
 @pytest.mark.parametrize("status", [500, 503])
 async def test_those_who_wait_are_served_by_the_other_backend_where_the_tier_allows(status: int) -> None:
-    async with FaultBackend("vllm") as other, scripted(other_url=other.base_url, tier={"fallback": True}) as (gateway, (server,)):
+    async with (
+        FaultBackend("vllm") as other,
+        scripted(other_url=other.base_url, tier={"fallback": True}) as (gateway, (server,)),
+    ):
         server.answer = (status, b'{"error":"no"}')
         replies = await asked(gateway, server, 4)
         assert [(reply.status, reply.headers["x-gateway-backend"]) for reply in replies] == [(200, "vllm")] * 4
@@ -394,7 +431,10 @@ async def test_gateway_that_stops_drops_the_load() -> None:
 async def test_warm_models_are_loaded_at_the_start_one_after_the_other_without_delaying_readiness() -> None:
     tiers = {"tiers": {"standard": {"models": {"ollama": "a"}, "warm": True}, "b": {"models": {"ollama": "b"}}}}
     tiers |= {"embeddings": {"ours": {"backend": "ollama", "model": "e", "warm": True}}}
-    async with stand_in(Options("ollama", (A, B, EMBEDDING), load_seconds=0.4, max_queue=0)) as server, AsyncExitStack() as stack:
+    async with (
+        stand_in(Options("ollama", (A, B, EMBEDDING), load_seconds=0.4, max_queue=0)) as server,
+        AsyncExitStack() as stack,
+    ):
         gateway = await stack.enter_async_context(running(config.build(document(server.base_url) | tiers)))
         assert loaded(server) == []
         await until(lambda: sorted(loaded(server)) == ["a", "e"])
@@ -406,7 +446,10 @@ async def test_warm_models_are_loaded_at_the_start_one_after_the_other_without_d
 
 
 async def test_two_models_in_the_memory_of_one_take_turns() -> None:
-    async with before(memory=4, load_seconds=0.1, time_to_first_token=0.05, keys={"swap_after": 1}) as (gateway, server):
+    async with before(memory=4, load_seconds=0.1, time_to_first_token=0.05, keys={"swap_after": 1}) as (
+        gateway,
+        server,
+    ):
         assert [(await gateway.ask({"model": model})).status for model in ("standard", "b", "standard")] == [200] * 3
         began = len(loads(server))
         replies = await asyncio.gather(*(gateway.ask({"model": model}) for model in ("standard", "b") * 8))
@@ -415,7 +458,9 @@ async def test_two_models_in_the_memory_of_one_take_turns() -> None:
 
 
 async def test_model_that_waits_gets_its_turn_from_one_that_is_never_at_rest() -> None:
-    async with before(memory=4, parallel=2, time_to_first_token=0.1, keys={"swap_after": 0.5, "model_concurrency": 2}) as (gateway, _):
+    async with before(
+        memory=4, parallel=2, time_to_first_token=0.1, keys={"swap_after": 0.5, "model_concurrency": 2}
+    ) as (gateway, _):
         assert [(await gateway.ask({"model": model})).status for model in ("standard", "b", "standard")] == [200] * 3
         is_over = asyncio.Event()
 

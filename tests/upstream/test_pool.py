@@ -185,15 +185,38 @@ async def test_answer_is_read_the_same_wherever_its_bytes_are_cut(answer: str) -
             assert got == wanted, f"cut after {raw[:cut]!r}"
 
 
-NASTY = st.lists(st.sampled_from([b"\n", b"\r\n", b"a\n", b"1", b"3\r\n", b"0\r\n", b"\n\n", b"data: x\n\n", b"b" * 300]), min_size=1, max_size=4)
+NASTY = st.lists(
+    st.sampled_from([b"\n", b"\r\n", b"a\n", b"1", b"3\r\n", b"0\r\n", b"\n\n", b"data: x\n\n", b"b" * 300]),
+    min_size=1,
+    max_size=4,
+)
 BETWEEN = st.sampled_from(
-    [b"", b"", b"", b"", b"1\r\naXX", b"1\r\n\n\r\n", b"0\r\n\r\n", b"01\r\na\r\n", b"1;a=b\r\na\r\n", b"2\r\na\n\n\r\n", b"\r\n", b"!"]
+    [
+        b"",
+        b"",
+        b"",
+        b"",
+        b"1\r\naXX",
+        b"1\r\n\n\r\n",
+        b"0\r\n\r\n",
+        b"01\r\na\r\n",
+        b"1;a=b\r\na\r\n",
+        b"2\r\na\n\n\r\n",
+        b"\r\n",
+        b"!",
+    ]
 )
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(NASTY.map(b"".join), BETWEEN), min_size=1, max_size=8), st.lists(st.integers(0, 400), max_size=2), st.booleans())
-def test_chunks_that_pass_the_parser_by_are_read_as_it_reads_them(pieces: list[tuple[bytes, bytes]], cuts: list[int], is_whole: bool) -> None:
+@given(
+    st.lists(st.tuples(NASTY.map(b"".join), BETWEEN), min_size=1, max_size=8),
+    st.lists(st.integers(0, 400), max_size=2),
+    st.booleans(),
+)
+def test_chunks_that_pass_the_parser_by_are_read_as_it_reads_them(
+    pieces: list[tuple[bytes, bytes]], cuts: list[int], is_whole: bool
+) -> None:
     """Each chunk is a read of its own, as servers send tokens, but where it is cut."""
     whole = [OK + b"Transfer-Encoding: chunked\r\n\r\n"]
     whole += [read for piece, between in pieces for read in (b"%x\r\n%b\r\n" % (len(piece), piece), between) if read]
@@ -222,9 +245,19 @@ async def backend() -> AsyncIterator[FaultBackend]:
 
 
 def pool_for(
-    backend: FaultBackend, *, idle_seconds: float = 30, connect_timeout: float = 5, tls: ssl.SSLContext | None = None, **bounds: int
+    backend: FaultBackend,
+    *,
+    idle_seconds: float = 30,
+    connect_timeout: float = 5,
+    tls: ssl.SSLContext | None = None,
+    **bounds: int,
 ) -> Pool:
-    return Pool(Origin(backend.host, backend.port, tls), connect_timeout=connect_timeout, idle_seconds=idle_seconds, bounds=ConnectionLimits(**bounds))
+    return Pool(
+        Origin(backend.host, backend.port, tls),
+        connect_timeout=connect_timeout,
+        idle_seconds=idle_seconds,
+        bounds=ConnectionLimits(**bounds),
+    )
 
 
 @pytest.fixture
@@ -334,9 +367,13 @@ async def test_connection_that_has_answered_a_byte_is_not_tried_again(backend: F
     assert len(backend.requests) == 2
 
 
-@pytest.mark.parametrize("mode", ["surplus", "truncated", "garbage", "bad_chunk", "killed", "big_header", "many_headers"])
+@pytest.mark.parametrize(
+    "mode", ["surplus", "truncated", "garbage", "bad_chunk", "killed", "big_header", "many_headers"]
+)
 @pytest.mark.parametrize("body", [REQUEST, STREAM], ids=["plain", "stream"])
-async def test_connection_that_saw_anything_unexpected_is_never_used_again(backend: FaultBackend, pool: Pool, mode: str, body: bytes) -> None:
+async def test_connection_that_saw_anything_unexpected_is_never_used_again(
+    backend: FaultBackend, pool: Pool, mode: str, body: bytes
+) -> None:
     backend.script.append(mode)
     with suppress(WireError), await pool.request(head(pool), body) as response:
         async with asyncio.timeout(0.2):
@@ -385,7 +422,12 @@ async def test_informational_answers_without_end_are_not_read_on() -> None:
 
 @pytest.mark.parametrize(
     "raw",
-    [OK + b"A: " + b"b" * 3000 + b"\r\n\r\n", OK + b"A: b\r\n" * 30 + b"\r\n", b"HTTP/1.1 200 " + b"O" * 3000, OK + b"A" * 3000],
+    [
+        OK + b"A: " + b"b" * 3000 + b"\r\n\r\n",
+        OK + b"A: b\r\n" * 30 + b"\r\n",
+        b"HTTP/1.1 200 " + b"O" * 3000,
+        OK + b"A" * 3000,
+    ],
     ids=["one header", "many headers", "status line", "name"],
 )
 async def test_head_is_bounded(raw: bytes) -> None:
@@ -515,7 +557,9 @@ async def test_what_the_caller_raises_over_a_piece_is_raised_to_it() -> None:
     assert pool.open_connections == 0
 
 
-async def test_stop_ends_the_pump_and_keeps_the_connection_if_only_the_end_follows(backend: FaultBackend, pool: Pool) -> None:
+async def test_stop_ends_the_pump_and_keeps_the_connection_if_only_the_end_follows(
+    backend: FaultBackend, pool: Pool
+) -> None:
     with await pool.request(head(pool), STREAM) as response:
         await response.stream(lambda piece: response.stop() if b"[DONE]" in piece else None)
     await until(lambda: len(pool._idle) == 1)
@@ -538,7 +582,11 @@ async def test_refused_connection_is_told() -> None:
 async def test_connection_that_does_not_come_about_is_given_up_in_time() -> None:
     """Here the handshake of TLS gets no answer; a lost SYN looks the same."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        pool = Pool(Origin("127.0.0.1", server.getsockname()[1], ssl.create_default_context()), connect_timeout=0.1, idle_seconds=1)
+        pool = Pool(
+            Origin("127.0.0.1", server.getsockname()[1], ssl.create_default_context()),
+            connect_timeout=0.1,
+            idle_seconds=1,
+        )
         begun = asyncio.get_running_loop().time()
         with pytest.raises(WireError) as raised:
             await ask(pool)
@@ -611,7 +659,9 @@ MOMENTS = 40
 @pytest.mark.parametrize("mode", ["healthy", "silent", "stall", "flood", "close", "stale"])
 @pytest.mark.parametrize("body", [REQUEST, STREAM], ids=["plain", "stream"])
 @pytest.mark.parametrize("is_warm", [True, False], ids=["kept", "fresh"])
-async def test_cancelling_at_any_moment_leaves_nothing_behind(backend: FaultBackend, mode: str, body: bytes, is_warm: bool) -> None:
+async def test_cancelling_at_any_moment_leaves_nothing_behind(
+    backend: FaultBackend, mode: str, body: bytes, is_warm: bool
+) -> None:
     tasks = asyncio.all_tasks()
     pool = pool_for(backend)
 

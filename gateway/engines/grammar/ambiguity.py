@@ -136,7 +136,13 @@ def _first(leaf: Schema) -> str | None:
 def _type(leaf: Schema) -> str | None:
     named = leaf.get("type")
     if named is None:
-        return "object" if leaf.keys() & {"properties", "additionalProperties"} else "array" if leaf.keys() & {"items", "prefixItems"} else None
+        return (
+            "object"
+            if leaf.keys() & {"properties", "additionalProperties"}
+            else "array"
+            if leaf.keys() & {"items", "prefixItems"}
+            else None
+        )
     return named if isinstance(named, str) else None
 
 

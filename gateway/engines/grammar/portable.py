@@ -147,7 +147,9 @@ class _Forms:
         name, _ = self._names.get(id(target), ("", None))
         if not name:
             numbered = (f"def-{number}" for number in count(len(self._names)))
-            name = next(name for name in chain([hint], numbered) if _plain_name(name) and _odd.sub("-", name) not in self._taken)
+            name = next(
+                name for name in chain([hint], numbered) if _plain_name(name) and _odd.sub("-", name) not in self._taken
+            )
             self._names[id(target)] = (name, target)
             self._taken.add(_odd.sub("-", name))
             self._waiting.append((self._document, name, target))
@@ -220,13 +222,17 @@ class _Forms:
 
     def _choice(self, schema: Schema, choices: list[Any], depth: int) -> Schema:
         """Any of `choices`: `oneOf` of looser schemas would be tighter. What stands beside them holds for each."""
-        beside = {key: value for key, value in schema.items() if key not in _ANNOTATIONS and key not in ("anyOf", "oneOf")}
+        beside = {
+            key: value for key, value in schema.items() if key not in _ANNOTATIONS and key not in ("anyOf", "oneOf")
+        }
         forms: list[Schema] = []
         for choice in choices:
             if choice is False:
                 continue
             if beside and isinstance(choice, dict) and not (beside.keys() == {"type"} and "$ref" in choice):
-                choice = _both(beside, self._inlined(choice, depth) if "$ref" in choice else self._merged(choice, depth))
+                choice = _both(
+                    beside, self._inlined(choice, depth) if "$ref" in choice else self._merged(choice, depth)
+                )
             form = self._form(choice, depth + 1)
             if form == anything():
                 return form
@@ -274,24 +280,39 @@ class _Forms:
         is_cut = False
         if isinstance(properties, dict):
             wanted = schema.get("required")
-            required = [name for name in dict.fromkeys(wanted if isinstance(wanted, list) else ()) if isinstance(name, str) and name in properties]
+            required = [
+                name
+                for name in dict.fromkeys(wanted if isinstance(wanted, list) else ())
+                if isinstance(name, str) and name in properties
+            ]
             if "$ref" in properties or any(len(name) > MAX_NAME for name in properties):
                 return {}
             is_cut = len(properties) - len(required) > MAX_OPTIONAL
-            kept = {name: part for name, part in properties.items() if part is not False and not (is_cut and name not in required)}
+            kept = {
+                name: part
+                for name, part in properties.items()
+                if part is not False and not (is_cut and name not in required)
+            }
             form["properties"] = {name: self._member(name, part, depth + 1) for name, part in kept.items()}
             required = [name for name in required if name in kept]
             if required:
                 form["required"] = required
         others = True if is_cut else self._others(schema, depth)
         names = form.get("properties", {})
-        if others is not None and (others is False or (all(map(_trie_safe, names)) and sum(map(len, names)) <= MAX_NAMES)):
+        if others is not None and (
+            others is False or (all(map(_trie_safe, names)) and sum(map(len, names)) <= MAX_NAMES)
+        ):
             form["additionalProperties"] = others
         return form
 
     def _member(self, name: str, schema: Any, depth: int) -> Schema:
         """A property's form."""
-        if self._path + len(name) > MAX_PATH and isinstance(schema, dict) and not schema.keys().isdisjoint(_COMPOUND) and "$ref" not in schema:
+        if (
+            self._path + len(name) > MAX_PATH
+            and isinstance(schema, dict)
+            and not schema.keys().isdisjoint(_COMPOUND)
+            and "$ref" not in schema
+        ):
             return self._referring(schema, "")
         self._path += len(name) + 1
         form = self._form(schema, depth)
@@ -321,8 +342,15 @@ class _Forms:
             if items is False:
                 most = len(first) if most is None else min(most, len(first))
             closed = items is None or items is False
-            if closed and least <= len(first) and (most is None or most >= len(first)) and all(part is not False for part in first):
-                return {"prefixItems": [self._form(part, depth + 1) for part in first]} | self._bounds("Items", least, most)
+            if (
+                closed
+                and least <= len(first)
+                and (most is None or most >= len(first))
+                and all(part is not False for part in first)
+            ):
+                return {"prefixItems": [self._form(part, depth + 1) for part in first]} | self._bounds(
+                    "Items", least, most
+                )
             form = self._choice({}, [*first, True if items is None else items], depth)
         elif items is False:
             form, most = anything(), 0
@@ -408,7 +436,9 @@ def _holds_reference(value: Any) -> bool:
 
 def _numbers(schema: Schema, type: str) -> Schema:
     """For integers, bounds that they can meet: the converter cuts off what follows the point, on the wrong side below zero."""
-    low, above, high, below = (_finite(schema.get(name)) for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"))
+    low, above, high, below = (
+        _finite(schema.get(name)) for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+    )
     if type == "number":
         named = {"minimum": low, "exclusiveMinimum": above, "maximum": high, "exclusiveMaximum": below}
         bounds = {name: bound for name, bound in named.items() if bound is not None}
@@ -425,7 +455,9 @@ def _numbers(schema: Schema, type: str) -> Schema:
 
 
 def _finite(value: object) -> float | int | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_INTEGER else None
+    return (
+        value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_INTEGER else None
+    )
 
 
 def _length(value: object) -> int | None:

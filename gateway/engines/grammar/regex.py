@@ -96,7 +96,9 @@ class _Reader:
             parts.append(self._repeated(self._atom()))
         if not parts:
             raise _NotPortable
-        return _Part("".join(part.text for part in parts), all(part.is_empty for part in parts), sum(part.cost for part in parts))
+        return _Part(
+            "".join(part.text for part in parts), all(part.is_empty for part in parts), sum(part.cost for part in parts)
+        )
 
     def _atom(self) -> _Part:
         char = self._next()
@@ -106,7 +108,9 @@ class _Reader:
             return _Part(_class_text(self._class()))
         if char == "\\":
             ranges = self._escape()
-            return _char(ranges[0][0]) if len(ranges) == 1 and ranges[0][0] == ranges[0][1] else _Part(_class_text(ranges))
+            return (
+                _char(ranges[0][0]) if len(ranges) == 1 and ranges[0][0] == ranges[0][1] else _Part(_class_text(ranges))
+            )
         if char in ".^$*+?{}]":
             raise _NotPortable
         return _char(_checked(ord(char)))
@@ -127,16 +131,27 @@ class _Reader:
             parts.append(self._sequence())
         self._needs(")")
         self._depth -= 1
-        return _Part(f"({'|'.join(part.text for part in parts)})", any(part.is_empty for part in parts), sum(part.cost for part in parts) + 1)
+        return _Part(
+            f"({'|'.join(part.text for part in parts)})",
+            any(part.is_empty for part in parts),
+            sum(part.cost for part in parts) + 1,
+        )
 
     def _repeated(self, part: _Part) -> _Part:
         least, most = self._quantifier()
         if (least, most) == (1, 1):
             return part
-        if (part.is_empty and most != 1) or max(least, most or 0) > MAX_COUNT or most == 0 or (most is not None and most < least):
+        if (
+            (part.is_empty and most != 1)
+            or max(least, most or 0) > MAX_COUNT
+            or most == 0
+            or (most is not None and most < least)
+        ):
             raise _NotPortable
         text = part.text if part.char is None else _class_text([(part.char, part.char)])
-        return _Part(text + _quantifier_text(least, most), part.is_empty or least == 0, part.cost * max(least, most or 2))
+        return _Part(
+            text + _quantifier_text(least, most), part.is_empty or least == 0, part.cost * max(least, most or 2)
+        )
 
     def _quantifier(self) -> tuple[int, int | None]:
         """How often what stands before is there: at least and at most."""
@@ -174,7 +189,12 @@ class _Reader:
         found: Ranges = []
         while not self.takes("]"):
             low = self._member()
-            if len(low) == 1 and low[0][0] == low[0][1] and self._peek() == "-" and self._text[self._at + 1 : self._at + 2] != "]":
+            if (
+                len(low) == 1
+                and low[0][0] == low[0][1]
+                and self._peek() == "-"
+                and self._text[self._at + 1 : self._at + 2] != "]"
+            ):
                 self._at += 1
                 high = self._member()
                 if len(high) != 1 or high[0][0] != high[0][1] or high[0][0] < low[0][0]:
@@ -229,7 +249,10 @@ def _class_text(ranges: Ranges) -> str:
     has_caret = any(first <= 0x5E <= last for first, last in split)
     if has_caret and not pieces:
         return "[-^]" if has_dash else r"(\^)"
-    text = "".join(_member_text(first) if first == last else f"{_member_text(first)}-{_member_text(last)}" for first, last in pieces)
+    text = "".join(
+        _member_text(first) if first == last else f"{_member_text(first)}-{_member_text(last)}"
+        for first, last in pieces
+    )
     return f"[{text}{'^' if has_caret else ''}{'-' if has_dash else ''}]"
 
 

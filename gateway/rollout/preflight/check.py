@@ -43,7 +43,9 @@ class Pair(Struct, frozen=True):
 class PreflightCheck:
     """One check of a move to `target`. `deadline` is on the loop's clock."""
 
-    def __init__(self, settings: Settings, context: RelayContext, target: Backend, pairs: list[Pair], deadline: float) -> None:
+    def __init__(
+        self, settings: Settings, context: RelayContext, target: Backend, pairs: list[Pair], deadline: float
+    ) -> None:
         self._settings = settings
         self._context = context
         self._target = target
@@ -54,14 +56,18 @@ class PreflightCheck:
         """By tier and backend."""
 
     async def run(self) -> list[Finding]:
-        names = dict.fromkeys([self._target.name, *(pair.other for pair in self._pairs if pair.other), self._settings.rollback_to])
+        names = dict.fromkeys(
+            [self._target.name, *(pair.other for pair in self._pairs if pair.other), self._settings.rollback_to]
+        )
         backends = [self._context.backends[name] for name in names]
         await self._look_at_memory(backends)
         unloaded = {pair.tier.name for pair in self._pairs if self._is_unloaded(pair.tier)}
         await asyncio.gather(*(self._try_models(backend) for backend in backends))
         if unloaded:  # it may be loaded now, and tell its context
             await self._look_at_memory([self._target])
-        findings = [finding for pair in self._pairs for finding in self._tier_findings(pair, pair.tier.name in unloaded)]
+        findings = [
+            finding for pair in self._pairs for finding in self._tier_findings(pair, pair.tier.name in unloaded)
+        ]
         here = self._place(self._target)
         for backend in backends[1:]:
             finding = shared_gpu(here, self._place(backend))
@@ -87,7 +93,10 @@ class PreflightCheck:
             tier, model = pair.tier, pair.tier.models.get(backend.name)
             if model is None or backend.name not in (self._target.name, pair.other) or self._fault(backend, model):
                 continue
-            alike = next((names for route, other, names in groups if (route.model, _params(other)) == (model, _params(tier))), None)
+            alike = next(
+                (names for route, other, names in groups if (route.model, _params(other)) == (model, _params(tier))),
+                None,
+            )
             if alike is not None:
                 alike.append(tier.name)
             else:
@@ -104,7 +113,9 @@ class PreflightCheck:
             traits = _by_its_word(backend, route.model)
         else:
             params = ParameterPolicy(*_params(tier))
-            traits = await CapabilityProbe(self._context, self._context.destination(route, CHAT), params, self._deadline).run()
+            traits = await CapabilityProbe(
+                self._context, self._context.destination(route, CHAT), params, self._deadline
+            ).run()
         self._traits |= {(name, backend.name): traits for name in names}
 
     def _fault(self, backend: Backend, model: str) -> str:
@@ -211,12 +222,19 @@ class Preflight:
         """
         target = self._backend(backend)
         pairs = [Pair(item, self._other(item, target.name)) for item in self._tiers(tier)]
-        pinned = [item for item in self._context.settings.tiers.values() if tier is not None and item.name.lower() == tier.lower() and item.backend]
+        pinned = [
+            item
+            for item in self._context.settings.tiers.values()
+            if tier is not None and item.name.lower() == tier.lower() and item.backend
+        ]
         async with self._turn:
             began = self._context.loop.time()
             findings = await PreflightCheck(self._context.settings, self._context, target, pairs, began + seconds).run()
             took = self._context.loop.time() - began
-        findings += [Finding(item.name, "pinned", "note", target.name, "", words=f"the settings pin it to {item.backend}") for item in pinned]
+        findings += [
+            Finding(item.name, "pinned", "note", target.name, "", words=f"the settings pin it to {item.backend}")
+            for item in pinned
+        ]
         return {
             "backend": target.name,
             "breaks": any(finding.severity == "breaks" for finding in findings),
@@ -232,7 +250,9 @@ class Preflight:
             "findings": msgspec.to_builtins(findings),
         }
 
-    async def unless(self, gone: Coroutine[Any, Any, None], work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    async def unless(
+        self, gone: Coroutine[Any, Any, None], work: Coroutine[Any, Any, dict[str, Any]]
+    ) -> dict[str, Any]:
         """What `work` gives.
 
         Raises:
@@ -261,13 +281,24 @@ class Preflight:
 
     def _backend(self, name: str | None) -> Backend:
         """Without a name: the first that a tier could move to, besides the one that a rollback leads to."""
-        used = [backend for backend in self._context.settings.backends if any(backend in tier.models for tier in self._tiers(None))]
+        used = [
+            backend
+            for backend in self._context.settings.backends
+            if any(backend in tier.models for tier in self._tiers(None))
+        ]
         if name is None:
-            found = next((backend for backend in used if backend != self._context.settings.rollback_to), self._context.settings.rollback_to)
+            found = next(
+                (backend for backend in used if backend != self._context.settings.rollback_to),
+                self._context.settings.rollback_to,
+            )
         else:
-            found = next((backend for backend in self._context.settings.backends if backend.lower() == name.lower()), "")
+            found = next(
+                (backend for backend in self._context.settings.backends if backend.lower() == name.lower()), ""
+            )
         if not found:
-            raise InvalidRequest(f"'backend' must be one of: {', '.join(self._context.settings.backends)}.", param="backend")
+            raise InvalidRequest(
+                f"'backend' must be one of: {', '.join(self._context.settings.backends)}.", param="backend"
+            )
         return self._context.backends[found]
 
     def _tiers(self, name: str | None) -> list[Tier]:

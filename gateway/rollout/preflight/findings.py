@@ -65,8 +65,15 @@ class Capability(NamedTuple):
 CAPABILITIES = (
     Capability("streaming", "breaks", "streams break off"),
     Capability("usage", "notices", "streams tell no token counts"),
-    Capability("reasoning", "notices", "no thought comes apart from the answer", "vLLM splits it off with --reasoning-parser"),
-    Capability("tools", "breaks", "requests with tools are refused", "vLLM takes them with --enable-auto-tool-choice and --tool-call-parser"),
+    Capability(
+        "reasoning", "notices", "no thought comes apart from the answer", "vLLM splits it off with --reasoning-parser"
+    ),
+    Capability(
+        "tools",
+        "breaks",
+        "requests with tools are refused",
+        "vLLM takes them with --enable-auto-tool-choice and --tool-call-parser",
+    ),
     Capability("forced_tools", "breaks", "requests that force a tool are refused"),
     Capability("structured_output", "notices", "JSON Schemas are not followed"),
     Capability("vision", "breaks", "requests with images are refused"),
@@ -74,7 +81,10 @@ CAPABILITIES = (
 )
 UNLIKE = {
     ("forced_tools", NOT_FOLLOWED): "a forced choice of tool is not followed",
-    ("reasoning", IN_TEXT): "the model's thought stands in its answer's text (the gateway takes apart only what begins with <think>)",
+    (
+        "reasoning",
+        IN_TEXT,
+    ): "the model's thought stands in its answer's text (the gateway takes apart only what begins with <think>)",
 }
 """Other words, by what was seen."""
 UNASKED = Trait(None, "not asked")
@@ -84,7 +94,13 @@ def compare(tier: str, side: TierSide, other: TierSide | None) -> Iterator[Findi
     """What `side` would change for the clients of `tier`, who are served by `other` now; None: nobody else could."""
     if side.fault:
         yield Finding(
-            tier, "serves", "breaks", side.backend, side.fault, *_named(other), words=f"{side.backend} cannot serve {side.model!r}: {side.fault}"
+            tier,
+            "serves",
+            "breaks",
+            side.backend,
+            side.fault,
+            *_named(other),
+            words=f"{side.backend} cannot serve {side.model!r}: {side.fault}",
         )
         return
     answers = side.traits.get("answers", UNASKED)
@@ -109,16 +125,38 @@ def _context(tier: str, side: TierSide, other: TierSide | None) -> Finding:
     here, there = side.context, other.context if other else None
     values = (side.backend, _tokens(side), *_named(other, _tokens(other) if other else ""))
     if here is None or there is None or here >= there or other is None:
-        return Finding(tier, "context", "note" if here is None else "fine", *values, words="" if here else "its context length is not known")
+        return Finding(
+            tier,
+            "context",
+            "note" if here is None else "fine",
+            *values,
+            words="" if here else "its context length is not known",
+        )
     if not (side.is_context_sure and other.is_context_sure):
         return Finding(
-            tier, "context", "note", *values, words="the context may be smaller: a model that Ollama has not loaded tells only the longest"
+            tier,
+            "context",
+            "note",
+            *values,
+            words="the context may be smaller: a model that Ollama has not loaded tells only the longest",
         )
-    return Finding(tier, "context", "notices", *values, words=f"prompts of more than {here} tokens are refused (context_length_exceeded)")
+    return Finding(
+        tier,
+        "context",
+        "notices",
+        *values,
+        words=f"prompts of more than {here} tokens are refused (context_length_exceeded)",
+    )
 
 
 def _tokens(side: TierSide) -> str:
-    return "not known" if side.context is None else f"{side.context} tokens" if side.is_context_sure else f"up to {side.context} tokens"
+    return (
+        "not known"
+        if side.context is None
+        else f"{side.context} tokens"
+        if side.is_context_sure
+        else f"up to {side.context} tokens"
+    )
 
 
 def _matter(tier: str, matter: Capability, side: TierSide, other: TierSide | None) -> Finding:
@@ -127,12 +165,20 @@ def _matter(tier: str, matter: Capability, side: TierSide, other: TierSide | Non
     if here.has or _is_as_before(matter.what, here, there):
         return Finding(tier, matter.what, "fine", *values)
     if here.has is None and here.value != NONE_SEEN:
-        return Finding(tier, matter.what, "note", *values, words=f"whether {matter.words} could not be found out: {here.value}")
+        return Finding(
+            tier, matter.what, "note", *values, words=f"whether {matter.words} could not be found out: {here.value}"
+        )
     severity = matter.lost
     if severity == "breaks" and matter.what != "streaming" and (there.has is None or here.value == NOT_FOLLOWED):
         severity = "notices"
     words = UNLIKE.get((matter.what, here.value), matter.words)
-    return Finding(tier, matter.what, severity, *values, words=f"{words}; {matter.hint}" if matter.hint and side.kind == "vllm" else words)
+    return Finding(
+        tier,
+        matter.what,
+        severity,
+        *values,
+        words=f"{words}; {matter.hint}" if matter.hint and side.kind == "vllm" else words,
+    )
 
 
 def _trait(side: TierSide, what: str) -> Trait:
@@ -153,9 +199,23 @@ def _is_as_before(what: str, here: Trait, there: Trait) -> bool:
 def rollback_finding(tier: str, model: str | None, back: BackendFacts, loaded_seconds: float | None) -> Finding:
     """What a rollback to `back` would meet. `loaded_seconds`: until Ollama unloads the model; inf: never, 0: it is not loaded, None: not known."""
     if model is None:
-        return Finding(tier, "rollback", "note", back.name, "no model", words=f"a rollback leaves it where it is: it has no model on {back.name}")
+        return Finding(
+            tier,
+            "rollback",
+            "note",
+            back.name,
+            "no model",
+            words=f"a rollback leaves it where it is: it has no model on {back.name}",
+        )
     if not back.is_up:
-        return Finding(tier, "rollback", "note", back.name, "down", words=f"{back.name} does not answer now: a rollback would lead to nothing")
+        return Finding(
+            tier,
+            "rollback",
+            "note",
+            back.name,
+            "down",
+            words=f"{back.name} does not answer now: a rollback would lead to nothing",
+        )
     if back.kind != "ollama":
         return Finding(tier, "rollback", "fine", back.name, "up")
     if loaded_seconds == 0:
@@ -164,10 +224,22 @@ def rollback_finding(tier: str, model: str | None, back: BackendFacts, loaded_se
     if loaded_seconds == inf or back.keeps:
         return Finding(tier, "rollback", "fine", back.name, "stays loaded")
     if loaded_seconds is None:
-        return Finding(tier, "rollback", "note", back.name, "not known", words=f"{back.name} does not tell whether {model!r} is loaded")
+        return Finding(
+            tier,
+            "rollback",
+            "note",
+            back.name,
+            "not known",
+            words=f"{back.name} does not tell whether {model!r} is loaded",
+        )
     words = f"{back.name} unloads {model!r} {_span(loaded_seconds)} from now, unless it is asked: after that a rollback begins with a load. "
     return Finding(
-        tier, "rollback", "note", back.name, f"loaded for {_span(loaded_seconds)}", words=f"{words}`keep_alive: -1` of that backend keeps it loaded"
+        tier,
+        "rollback",
+        "note",
+        back.name,
+        f"loaded for {_span(loaded_seconds)}",
+        words=f"{words}`keep_alive: -1` of that backend keeps it loaded",
     )
 
 
@@ -183,17 +255,27 @@ def shared_gpu(target: BackendFacts, other: BackendFacts) -> Finding | None:
     names = (target.name, _holds(target), other.name, _holds(other))
     if not target.hosts & other.hosts:
         return Finding(None, "gpu", "fine", *names, words="")
-    return Finding(None, "gpu", "note", *names, words=f"{ollama.name} and {vllm.name} are on one host, perhaps on one GPU: {_fit(ollama, vllm)}")
+    return Finding(
+        None,
+        "gpu",
+        "note",
+        *names,
+        words=f"{ollama.name} and {vllm.name} are on one host, perhaps on one GPU: {_fit(ollama, vllm)}",
+    )
 
 
 def _fit(ollama: BackendFacts, vllm: BackendFacts) -> str:
     held, share = ollama.memory.in_gpu, vllm.memory.share
     if not vllm.is_up:
         return (
-            f"{vllm.name} is down, and may be unable to start while {ollama.name} holds {held / GB:.1f} GB there" if held else f"{vllm.name} is down"
+            f"{vllm.name} is down, and may be unable to start while {ollama.name} holds {held / GB:.1f} GB there"
+            if held
+            else f"{vllm.name} is down"
         )
     if not ollama.is_up:
-        return f"{ollama.name} is down; if both do not fit, the way back is to stop {vllm.name} and to start {ollama.name}"
+        return (
+            f"{ollama.name} is down; if both do not fit, the way back is to stop {vllm.name} and to start {ollama.name}"
+        )
     if ollama.memory.loaded is None or not ollama.memory.loaded:
         given = "an unknown part" if share is None else f"up to {share:.0%}"
         return (
@@ -219,4 +301,10 @@ def _holds(place: BackendFacts) -> str:
         return "down"
     if place.kind == "ollama":
         return "not known" if place.memory.loaded is None else f"{place.memory.in_gpu / GB:.1f} GB"
-    return "asleep" if place.memory.is_asleep else "not known" if place.memory.share is None else f"{place.memory.share:.0%}"
+    return (
+        "asleep"
+        if place.memory.is_asleep
+        else "not known"
+        if place.memory.share is None
+        else f"{place.memory.share:.0%}"
+    )

@@ -83,7 +83,10 @@ async def ask(backend: Backend, gateway_id: bytes, seconds: float = SECONDS) -> 
     told = [body for body in bodies if body is not None]
     if backend.kind == "ollama":
         return GpuMemory(loaded=_loaded(told, datetime.now(UTC)))
-    return GpuMemory(share=max(filter(None, map(share_of, told)), default=None), is_asleep=bool(told) and all(_ASLEEP.search(body) for body in told))
+    return GpuMemory(
+        share=max(filter(None, map(share_of, told)), default=None),
+        is_asleep=bool(told) and all(_ASLEEP.search(body) for body in told),
+    )
 
 
 def share_of(metrics: bytes) -> float | None:
@@ -103,7 +106,10 @@ def _loaded(bodies: Iterable[bytes], now: datetime) -> list[LoadedModel] | None:
     if not lists:
         return None
     entries = [entry for found in lists for entry in found.models or ()]
-    return [LoadedModel(entry.name, entry.size, entry.size_vram, entry.context_length, _seconds(entry.expires_at, now)) for entry in entries]
+    return [
+        LoadedModel(entry.name, entry.size, entry.size_vram, entry.context_length, _seconds(entry.expires_at, now))
+        for entry in entries
+    ]
 
 
 def _seconds(expires_at: str, now: datetime) -> float | None:

@@ -32,7 +32,15 @@ from gateway.chat.request import (
     Tool,
 )
 from gateway.engines.engine import MAX_REFUSAL
-from gateway.errors import BackendUnavailable, GatewayError, InvalidRequest, ModelNotFound, QueueFull, QueueTimeout, UpstreamError
+from gateway.errors import (
+    BackendUnavailable,
+    GatewayError,
+    InvalidRequest,
+    ModelNotFound,
+    QueueFull,
+    QueueTimeout,
+    UpstreamError,
+)
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.upstream.backend import Backend
@@ -61,7 +69,12 @@ PICTURE = (
 )
 """64 × 64 pixels of red: models of the Qwen family take nothing under 32."""
 
-OBJECT = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+OBJECT = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
 FUNCTION = Function("report", "Reports whether all is well.", OBJECT)
 
 
@@ -105,7 +118,9 @@ def reported_trait(backend: Backend, model: str, capability: str) -> Trait:
 class CapabilityProbe:
     """One model on one backend. `deadline` is on the loop's clock: nothing waits longer."""
 
-    def __init__(self, context: RelayContext, destination: Destination, params: ParameterPolicy, deadline: float) -> None:
+    def __init__(
+        self, context: RelayContext, destination: Destination, params: ParameterPolicy, deadline: float
+    ) -> None:
         self._context = context
         self._destination = destination
         self._backend = destination.backend
@@ -141,12 +156,16 @@ class CapabilityProbe:
 
     async def _go_on(self, traits: Traits) -> None:
         tools = [Tool(FUNCTION, "function")]
-        traits["tools"] = await self._taken(_chat("Report.", tools=tools, tool_choice="auto"), lambda chat: bool(chat.offered))
+        traits["tools"] = await self._taken(
+            _chat("Report.", tools=tools, tool_choice="auto"), lambda chat: bool(chat.offered)
+        )
         forced = _chat("Report.", tools=tools, tool_choice=Choice(ChosenFunction(FUNCTION.name), "function"))
         traits["forced_tools"] = await self._shaped(forced, lambda chat: bool(chat.forced), _is_call)
         schema = SchemaFormat(NamedSchema("report", OBJECT, strict=True))
         asked = _chat("Is all well? Answer in JSON.", response_format=schema)
-        traits["structured_output"] = await self._shaped(asked, lambda chat: chat.response_format is not None, _is_structured)
+        traits["structured_output"] = await self._shaped(
+            asked, lambda chat: chat.response_format is not None, _is_structured
+        )
         traits["parameters"] = await self._taken(_sampled())
         traits["vision"] = await self._vision()
 
@@ -159,15 +178,23 @@ class CapabilityProbe:
     async def _vision(self) -> Trait:
         """Where the backend tells, it is not asked: images may stand in a long line of their own."""
         told = reported_trait(self._backend, self._destination.route.model, "vision")
-        return await self._taken(_chat([TextPart("What is it?"), ImagePart(ImageUrl(PICTURE))])) if told.has is None else told
+        return (
+            await self._taken(_chat([TextPart("What is it?"), ImagePart(ImageUrl(PICTURE))]))
+            if told.has is None
+            else told
+        )
 
-    async def _shaped(self, chat: Chat, applies: Callable[[Chat], bool], fits: Callable[[Answer], bool | None]) -> Trait:
+    async def _shaped(
+        self, chat: Chat, applies: Callable[[Chat], bool], fits: Callable[[Answer], bool | None]
+    ) -> Trait:
         """Whether the answer has the shape that was asked for. A thought would use up the tokens; other servers may refuse the word."""
         if self._backend.kind != "openai":
             chat = msgspec.structs.replace(chat, reasoning_effort="none")
         return await self._tried(chat, SHAPE_TOKENS, applies, fits)
 
-    async def _tried(self, chat: Chat, tokens: int, applies: Callable[[Chat], bool], fits: Callable[[Answer], bool | None]) -> Trait:
+    async def _tried(
+        self, chat: Chat, tokens: int, applies: Callable[[Chat], bool], fits: Callable[[Answer], bool | None]
+    ) -> Trait:
         if not applies(self._params.apply(chat)):
             return DROPPED
         try:
@@ -182,7 +209,9 @@ class CapabilityProbe:
     async def _ask(self, chat: Chat, tokens: int) -> _ProbeAnswer:
         """Raises `_Stopped` where no time is left or there is no room, else the error that a client would get."""
         chat = self._params.apply(msgspec.structs.replace(chat, max_tokens=tokens, stream=True))
-        chat = msgspec.structs.replace(chat, max_tokens=None, max_completion_tokens=min(tokens, chat.token_limit or tokens))
+        chat = msgspec.structs.replace(
+            chat, max_tokens=None, max_completion_tokens=min(tokens, chat.token_limit or tokens)
+        )
         seconds = max(0.0, self._deadline - self._context.loop.time())
         self._is_sent = self._has_spoken = False
         try:
@@ -270,7 +299,15 @@ def _chat(content: str | list[TextPart | ImagePart | RefusalPart], **more: Any) 
 def _sampled() -> Chat:
     """With the parameters that programs commonly send."""
     return _chat(
-        "Say hello.", temperature=0.5, top_p=0.9, seed=1, stop=["###"], presence_penalty=0.1, frequency_penalty=0.1, logprobs=True, top_logprobs=2
+        "Say hello.",
+        temperature=0.5,
+        top_p=0.9,
+        seed=1,
+        stop=["###"],
+        presence_penalty=0.1,
+        frequency_penalty=0.1,
+        logprobs=True,
+        top_logprobs=2,
     )
 
 

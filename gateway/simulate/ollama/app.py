@@ -30,12 +30,23 @@ from gateway.simulate.ollama.requests import (
     v1_messages,
     v1_think,
 )
-from gateway.simulate.ollama.responses import NATIVE_JSON, NativeChat, NativeGenerate, V1Chat, V1Completion, dump, error_body, is_by_door
+from gateway.simulate.ollama.responses import (
+    NATIVE_JSON,
+    NativeChat,
+    NativeGenerate,
+    V1Chat,
+    V1Completion,
+    dump,
+    error_body,
+    is_by_door,
+)
 from gateway.simulate.ollama.scheduler import Scheduler
 from gateway.simulate.options import Model, Options
 from gateway.simulate.text import Prompt
 
-_LOCAL_ORIGIN = re.compile(r"(https?://(localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(:\d+)?|(app|file|tauri)://.*|vscode-(webview|file)://.*)$")
+_LOCAL_ORIGIN = re.compile(
+    r"(https?://(localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(:\d+)?|(app|file|tauri)://.*|vscode-(webview|file)://.*)$"
+)
 
 Handler = Callable[[HttpExchange], Awaitable[None]]
 
@@ -86,7 +97,9 @@ class OllamaApp:
         if handler is None:
             return await exchange.reply(404, {"content-type": "text/plain"}, b"404 page not found")
         if exchange.method not in methods.split(", "):
-            return await exchange.reply(405, {"allow": methods, "content-type": "text/plain"}, b"405 method not allowed")
+            return await exchange.reply(
+                405, {"allow": methods, "content-type": "text/plain"}, b"405 method not allowed"
+            )
         try:
             await handler(exchange)
         except OllamaApiError as error:
@@ -138,7 +151,9 @@ class OllamaApp:
         name = exchange.path.removeprefix("/v1/models/")
         model = self._catalog.find(name)
         if model is None:
-            raise OllamaApiError(404, f"model '{f'{name}:latest' if self._newer and ':' not in name else name}' not found")
+            raise OllamaApiError(
+                404, f"model '{f'{name}:latest' if self._newer and ':' not in name else name}' not found"
+            )
         await send(exchange, "application/json", dump(self._catalog.v1_model(model, name)) + b"\n")
 
     # Generation.
@@ -151,7 +166,9 @@ class OllamaApp:
         top_logprobs(body)
         model = self._model(str(body.get("model") or ""))
         turns = [(str(message.get("role", "")).lower(), str(message.get("content") or "")) for message in messages]
-        prompt = self._prompt(body, model, turns, len(images), think, body.get("format"), body.get("stream") is not False)
+        prompt = self._prompt(
+            body, model, turns, len(images), think, body.get("format"), body.get("stream") is not False
+        )
         if not messages:
             await self._load_only(exchange, model, body, keeps, {"message": {"role": "assistant", "content": ""}})
             return
@@ -170,7 +187,9 @@ class OllamaApp:
             raise OllamaApiError(400, f"{full_name(model)} does not support insert")
         system = [("system", str(body["system"]))] if body.get("system") else []
         turns = [*system, ("user", str(body.get("prompt") or ""))]
-        prompt = self._prompt(body, model, turns, len(images), think, body.get("format"), body.get("stream") is not False)
+        prompt = self._prompt(
+            body, model, turns, len(images), think, body.get("format"), body.get("stream") is not False
+        )
         if not body.get("prompt"):
             await self._load_only(exchange, model, body, keeps, {"response": ""})
             return
@@ -185,7 +204,9 @@ class OllamaApp:
         think = v1_think(body, self.engine.options.generation)
         top_logprobs(body)
         model = self._model(str(body.get("model") or ""))
-        prompt = self._prompt(body, model, turns, len(images), think, v1_format(body.get("response_format")), body.get("stream") is True)
+        prompt = self._prompt(
+            body, model, turns, len(images), think, v1_format(body.get("response_format")), body.get("stream") is True
+        )
         job = self._v1_job(body, model, prompt, tuple(images))
         door = V1Chat(job, self._newer)
         if turns:
@@ -213,12 +234,25 @@ class OllamaApp:
         if model is None:
             if name.endswith((":cloud", "-cloud")):
                 raise OllamaApiError(403, "ollama cloud is disabled: remote model is unavailable")
-            raise OllamaApiError(404, f"model '{name}' not found") if is_name(name) else OllamaApiError(400, "invalid model name")
+            raise (
+                OllamaApiError(404, f"model '{name}' not found")
+                if is_name(name)
+                else OllamaApiError(400, "invalid model name")
+            )
         if model.embedding:
             raise OllamaApiError(400, f'"{name}" does not support chat')
         return model
 
-    def _prompt(self, body: Mapping[str, Any], model: Model, turns: list[tuple[str, str]], images: int, think: Any, asked: Any, late: bool) -> Prompt:
+    def _prompt(
+        self,
+        body: Mapping[str, Any],
+        model: Model,
+        turns: list[tuple[str, str]],
+        images: int,
+        think: Any,
+        asked: Any,
+        late: bool,
+    ) -> Prompt:
         if think and not model.thinking:
             raise OllamaApiError(400, f'"{body.get("model")}" does not support thinking')
         if body.get("tools") and not model.tools:
@@ -227,9 +261,13 @@ class OllamaApp:
             turns = [turn for turn in turns if turn[0] != "developer"]  # its renderer drops them without a word
         thinks = model.always_thinks or (model.thinking and think is not False)
         schema = schema_of(asked, self.engine.options.generation, late)
-        return Prompt(tuple(turns), images, tuple(body.get("tools") or ()), schema, None, thinks and not model.leaks, model.leaks)
+        return Prompt(
+            tuple(turns), images, tuple(body.get("tools") or ()), schema, None, thinks and not model.leaks, model.leaks
+        )
 
-    def _native_job(self, body: dict[str, Any], model: Model, prompt: Prompt, images: tuple[bytes, ...], keeps: float | None) -> Job:
+    def _native_job(
+        self, body: dict[str, Any], model: Model, prompt: Prompt, images: tuple[bytes, ...], keeps: float | None
+    ) -> Job:
         options = native_options(body)
         return Job(
             asked=str(body["model"]),
@@ -260,7 +298,9 @@ class OllamaApp:
             include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
         )
 
-    async def _load_only(self, exchange: HttpExchange, model: Model, body: dict[str, Any], keeps: float | None, empty: dict[str, Any]) -> None:
+    async def _load_only(
+        self, exchange: HttpExchange, model: Model, body: dict[str, Any], keeps: float | None, empty: dict[str, Any]
+    ) -> None:
         if keeps == 0:
             self.scheduler.expire(model)
         else:

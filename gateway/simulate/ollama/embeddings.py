@@ -34,7 +34,11 @@ class Embeddings:
         answer: dict[str, Any] = {"model": body["model"], "embeddings": vectors}
         if vectors:
             total = self._engine.clock.now() - began
-            answer |= {"total_duration": max(1, int(total * 1e9)), "load_duration": max(1, int(load * 1e9)), "prompt_eval_count": tokens}
+            answer |= {
+                "total_duration": max(1, int(total * 1e9)),
+                "load_duration": max(1, int(load * 1e9)),
+                "prompt_eval_count": tokens,
+            }
         await send(exchange, NATIVE_JSON, dump(answer))
 
     async def v1(self, exchange: HttpExchange) -> None:
@@ -43,15 +47,23 @@ class Embeddings:
             raise EndpointError(400, "invalid input")
         form = str(body.get("encoding_format") or "float")
         if form.lower() not in ("float", "base64"):
-            raise EndpointError(400, f"Invalid value for 'encoding_format' = {form}. Supported values: ['float', 'base64'].")
+            raise EndpointError(
+                400, f"Invalid value for 'encoding_format' = {form}. Supported values: ['float', 'base64']."
+            )
         asked: dict[str, Any] = {key: body[key] for key in ("model", "input", "dimensions") if key in body}
         if asked["input"] == "":
             asked["input"] = [""]
         vectors, tokens, _ = await self._vectors(asked)
         shown = [packed(vector) if form.lower() == "base64" else vector for vector in vectors]
-        data = [{"object": "embedding", "embedding": embedding, "index": index} for index, embedding in enumerate(shown)]
+        data = [
+            {"object": "embedding", "embedding": embedding, "index": index} for index, embedding in enumerate(shown)
+        ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        await send(exchange, "application/json", dump({"object": "list", "data": data, "model": body["model"], "usage": usage}) + b"\n")
+        await send(
+            exchange,
+            "application/json",
+            dump({"object": "list", "data": data, "model": body["model"], "usage": usage}) + b"\n",
+        )
 
     async def _vectors(self, body: dict[str, Any]) -> tuple[list[Vector], int, float]:
         """The embeddings, the tokens of the texts, and the seconds that the load took."""
@@ -63,9 +75,14 @@ class Embeddings:
         try:
             generation = self._engine.begin()
         except Refused as exc:
-            raise OllamaApiError(exc.status, BUSY if exc.status == 503 else "model runner has unexpectedly stopped") from exc
+            raise OllamaApiError(
+                exc.status, BUSY if exc.status == 503 else "model runner has unexpectedly stopped"
+            ) from exc
         context = native_options(body).get("num_ctx")
-        async with self._replies.loaded(model, context, keep_alive(body)) as (runner, load), self._engine.slot(runner.lane) as clock:
+        async with (
+            self._replies.loaded(model, context, keep_alive(body)) as (runner, load),
+            self._engine.slot(runner.lane) as clock,
+        ):
             if not model.embedding:
                 newer = "This server does not support embeddings. Start it with `--embeddings`"
                 raise OllamaApiError(501, newer if self._newer else "this model does not support embeddings")
@@ -79,13 +96,19 @@ class Embeddings:
                 raise OllamaApiError(400, text if self._newer else f"do embedding request: {text}") from exc
         vectors = [embed(text, model.embedding) for text in texts]
         wanted = body.get("dimensions") or 0
-        return [short(unit(vector[:wanted]) if 0 < wanted < len(vector) else vector) for vector in vectors], tokens, load
+        return (
+            [short(unit(vector[:wanted]) if 0 < wanted < len(vector) else vector) for vector in vectors],
+            tokens,
+            load,
+        )
 
     def _model(self, body: dict[str, Any]) -> Model:
         name = str(body.get("model") or "")
         model = self._catalog.find(name)
         if model is None:
-            raise OllamaApiError(404, f'model "{name}" not found, try pulling it first' if name else "model '' not found")
+            raise OllamaApiError(
+                404, f'model "{name}" not found, try pulling it first' if name else "model '' not found"
+            )
         return model
 
     def _fitted(self, text: str, context: int, truncate: bool) -> int:

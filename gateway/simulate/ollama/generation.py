@@ -35,7 +35,9 @@ class Replies:
         self._newer = engine.options.generation == "0.33"
 
     @asynccontextmanager
-    async def loaded(self, model: Model, context_length: int | None, keep_alive: float | None) -> AsyncIterator[tuple[Runner, float]]:
+    async def loaded(
+        self, model: Model, context_length: int | None, keep_alive: float | None
+    ) -> AsyncIterator[tuple[Runner, float]]:
         """The runner of `model` while the block runs, and the seconds that it took. Raises ApiError when too many wait for a load."""
         runners = self._scheduler.runner(model, context_length, keep_alive)
         try:
@@ -53,7 +55,9 @@ class Replies:
         try:
             generation = self._engine.begin()
         except Refused as exc:
-            raise OllamaApiError(exc.status, BUSY if exc.status == 503 else "model runner has unexpectedly stopped") from exc
+            raise OllamaApiError(
+                exc.status, BUSY if exc.status == 503 else "model runner has unexpectedly stopped"
+            ) from exc
         began = self._engine.clock.now()
         async with (
             self.loaded(job.model, job.context_length, job.keep_alive) as (runner, load),
@@ -61,19 +65,27 @@ class Replies:
         ):
             waited = self._engine.clock.now() - began - load
             try:
-                await self._reply(exchange, job, door, _Work(generation, clock, runner.context_length, load, load + waited))
+                await self._reply(
+                    exchange, job, door, _Work(generation, clock, runner.context_length, load, load + waited)
+                )
             except Failed as exc:
                 self._scheduler.crash(runner)  # the next request starts another
                 if not exchange.started:
-                    raise OllamaApiError(500, "an error was encountered while running the model: unexpected EOF") from exc
+                    raise OllamaApiError(
+                        500, "an error was encountered while running the model: unexpected EOF"
+                    ) from exc
                 await exchange.end(door.lost())
 
     async def _reply(self, exchange: HttpExchange, job: Job, door: ResponseFormat, work: "_Work") -> None:
         self._check_images(job)
         if job.repeat_penalty == 0 and self._newer:
-            raise runner_refusal("Failed to initialize samplers: penalty_repeat must be finite and greater than 0", job.stream)
+            raise runner_refusal(
+                "Failed to initialize samplers: penalty_repeat must be finite and greater than 0", job.stream
+            )
         prompt, prompt_tokens, read_tokens = self._fitted(job, work.context_length)
-        answer = self._engine.answer(prompt, job.limits(work.context_length, self._engine.options), job.model.bare_json_calls)
+        answer = self._engine.answer(
+            prompt, job.limits(work.context_length, self._engine.options), job.model.bare_json_calls
+        )
         now = self._engine.clock.now
         before = now()
         await work.generation.prefill(read_tokens, len(job.images), work.clock)
@@ -83,14 +95,29 @@ class Replies:
             tokens, prefill = now() - first, first - before
             if not self._newer and len(answer.pieces) == 1:
                 tokens = 0.0  # counted from the first token's end
-            return Figures(prompt_tokens, len(answer.pieces), _ns(work.before + prefill + tokens), _ns(work.load), _ns(prefill), _ns(tokens))
+            return Figures(
+                prompt_tokens,
+                len(answer.pieces),
+                _ns(work.before + prefill + tokens),
+                _ns(work.load),
+                _ns(prefill),
+                _ns(tokens),
+            )
 
         if job.stream:
             await self._stream(exchange, job, door, work.generation, answer, figures)
         else:
             await self._plain(exchange, door, work.generation, answer, figures)
 
-    async def _stream(self, exchange: HttpExchange, job: Job, door: ResponseFormat, generation: Generation, answer: GeneratedAnswer, figures: Callable[[], Figures]) -> None:
+    async def _stream(
+        self,
+        exchange: HttpExchange,
+        job: Job,
+        door: ResponseFormat,
+        generation: Generation,
+        answer: GeneratedAnswer,
+        figures: Callable[[], Figures],
+    ) -> None:
         """Headers leave with the first token. A call is held back until it is whole; so is what might become one."""
         content = answer.joined("content")
         held = bool(answer.calls) or (bool(job.prompt.tools) and job.model.bare_json_calls and content.startswith("{"))
@@ -117,7 +144,14 @@ class Replies:
         if data:
             await exchange.write(data)
 
-    async def _plain(self, exchange: HttpExchange, door: ResponseFormat, generation: Generation, answer: GeneratedAnswer, figures: Callable[[], Figures]) -> None:
+    async def _plain(
+        self,
+        exchange: HttpExchange,
+        door: ResponseFormat,
+        generation: Generation,
+        answer: GeneratedAnswer,
+        figures: Callable[[], Figures],
+    ) -> None:
         try:
             for number in range(len(answer.pieces)):
                 await generation.token(number)
@@ -132,10 +166,14 @@ class Replies:
             return
         if not job.model.vision:
             if self._newer:
-                raise runner_refusal("Multimodal data provided, but model does not support multimodal requests.", job.stream)
+                raise runner_refusal(
+                    "Multimodal data provided, but model does not support multimodal requests.", job.stream
+                )
         elif not all(is_picture(image) for image in job.images):
             if not self._newer:
-                raise OllamaApiError(500, "Failed to create new sequence: failed to process inputs: image: unknown format", job.stream)
+                raise OllamaApiError(
+                    500, "Failed to create new sequence: failed to process inputs: image: unknown format", job.stream
+                )
             raise runner_refusal("Failed to load image or audio file", job.stream)
 
     def _fitted(self, job: Job, context: int) -> tuple[Prompt, int, int]:
@@ -154,10 +192,16 @@ class Replies:
         if not job.truncate:
             if not self._newer:
                 raise OllamaApiError(400, "the input length exceeds the context length", job.stream)
-            message = f"request ({tokens} tokens) exceeds the available context size ({context} tokens), try increasing it"
-            raise runner_refusal(message, job.stream, "exceed_context_size_error", n_prompt_tokens=tokens, n_ctx=context)
+            message = (
+                f"request ({tokens} tokens) exceeds the available context size ({context} tokens), try increasing it"
+            )
+            raise runner_refusal(
+                message, job.stream, "exceed_context_size_error", n_prompt_tokens=tokens, n_ctx=context
+            )
         kept = context // 2 + 2 if self._newer else context
-        cut = Prompt((("user", text.encode()[-4 * kept :].decode(errors="ignore")),), job.prompt.images, thinks=job.prompt.thinks)
+        cut = Prompt(
+            (("user", text.encode()[-4 * kept :].decode(errors="ignore")),), job.prompt.images, thinks=job.prompt.thinks
+        )
         return cut, kept, kept if self._newer else tokens
 
 

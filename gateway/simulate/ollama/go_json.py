@@ -52,9 +52,15 @@ def fit_field(value: Any, where: str, kind: str) -> None:
             raise GoError(f"json: cannot unmarshal {kind_of(value)} into Go struct field {where} of type {listed}")
         wrong = next((one for one in value if not isinstance(one, dict)), None)
         if wrong is not None:
-            raise GoError(f"json: cannot unmarshal {kind_of(wrong)} into Go struct field {where} of type {item or listed[2:]}")
+            raise GoError(
+                f"json: cannot unmarshal {kind_of(wrong)} into Go struct field {where} of type {item or listed[2:]}"
+            )
     elif not _fits(value, kind):
-        shown = f"number {value}" if kind == "int" and isinstance(value, (int, float)) and not isinstance(value, bool) else kind_of(value)
+        shown = (
+            f"number {value}"
+            if kind == "int" and isinstance(value, (int, float)) and not isinstance(value, bool)
+            else kind_of(value)
+        )
         raise GoError(f"json: cannot unmarshal {shown} into Go struct field {where} of type {kind}")
 
 
@@ -68,7 +74,13 @@ def kind_of(value: Any) -> str:
 
 def type_of(value: Any) -> str:
     """The Go type that a value of any kind is decoded to."""
-    for types, name in ((bool, "bool"), ((int, float), "float64"), (str, "string"), (list, "[]interface {}"), (dict, "map[string]interface {}")):
+    for types, name in (
+        (bool, "bool"),
+        ((int, float), "float64"),
+        (str, "string"),
+        (list, "[]interface {}"),
+        (dict, "map[string]interface {}"),
+    ):
         if isinstance(value, types):
             return name
     return "<nil>"

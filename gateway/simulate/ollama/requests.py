@@ -54,11 +54,29 @@ V1_CHAT = {
     "logprobs": "bool",
     "top_logprobs": "int",
 }
-V1_COMPLETION = {"model": "string", "prompt": "string", "suffix": "string", "stream": "bool", "max_tokens": "int", "temperature": "float32"}
+V1_COMPLETION = {
+    "model": "string",
+    "prompt": "string",
+    "suffix": "string",
+    "stream": "bool",
+    "max_tokens": "int",
+    "temperature": "float32",
+}
 IMAGE_PREFIXES = (*tuple(f"data:image/{kind};base64," for kind in ("jpeg", "jpg", "png", "webp")), "data:;base64,")
 NATIVE_EFFORTS = ("high", "medium", "low", "max")
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "ultra", "max")
-_WHOLE = ("num_predict", "seed", "top_k", "num_ctx", "num_keep", "repeat_last_n", "num_batch", "num_gpu", "main_gpu", "num_thread")
+_WHOLE = (
+    "num_predict",
+    "seed",
+    "top_k",
+    "num_ctx",
+    "num_keep",
+    "repeat_last_n",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "num_thread",
+)
 _FLOATS = ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 _SCHEMA_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 _NO_BASE64 = re.compile(r"[^A-Za-z0-9+/=]")
@@ -102,7 +120,11 @@ class Job:
     def limits(self, context_length: int, options: Options) -> GenerationLimits:
         unbounded = 10 * context_length
         return GenerationLimits(
-            min(self.tokens, unbounded) if self.tokens > 0 else unbounded, self.stop, False, options.repeat_limit, options.generation == "0.24"
+            min(self.tokens, unbounded) if self.tokens > 0 else unbounded,
+            self.stop,
+            False,
+            options.repeat_limit,
+            options.generation == "0.24",
         )
 
 
@@ -125,7 +147,9 @@ def native_messages(body: dict[str, Any]) -> list[dict[str, Any]]:
             fit_field(message.get("content"), "ChatRequest.messages.content", "string")
             _fit_images(message.get("images"))
             for call in message.get("tool_calls") or ():
-                if isinstance(function := call.get("function"), dict) and not isinstance(function.get("arguments", {}), dict):
+                if isinstance(function := call.get("function"), dict) and not isinstance(
+                    function.get("arguments", {}), dict
+                ):
                     raise GoError("Value looks like object, but can't find closing '}' symbol")
     except GoError as exc:
         raise EndpointError(400, str(exc)) from exc
@@ -269,7 +293,9 @@ def v1_think(body: dict[str, Any], generation: OllamaGeneration) -> bool | str |
     if not effort:
         return None
     if generation == "0.24" and effort not in (*NATIVE_EFFORTS, "none"):
-        raise EndpointError(400, f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", "max", or "none")')
+        raise EndpointError(
+            400, f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", "max", or "none")'
+        )
     if effort not in EFFORTS:
         words = ", ".join(f'"{word}"' for word in EFFORTS[1:])
         raise EndpointError(400, f'invalid reasoning value: "{effort}" (must be {words}, or "none")')
@@ -306,7 +332,11 @@ def v1_format(response_format: Any) -> Any:
         return None
     if response_format.get("type") == "json_object":
         return "json"
-    return (response_format.get("json_schema") or {}).get("schema") if response_format.get("type") == "json_schema" else None
+    return (
+        (response_format.get("json_schema") or {}).get("schema")
+        if response_format.get("type") == "json_schema"
+        else None
+    )
 
 
 def strings(value: Any) -> tuple[str, ...]:

@@ -48,7 +48,11 @@ class Figures:
         return {name: count for name, count in counts.items() if count}
 
     def usage(self) -> dict[str, int]:
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.tokens, "total_tokens": self.prompt_tokens + self.tokens}
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.tokens,
+            "total_tokens": self.prompt_tokens + self.tokens,
+        }
 
 
 NOTHING = Figures(0, 0, 0, 0, 0, 0)
@@ -77,7 +81,12 @@ class NativeChat:
         self._job = job
 
     def _line(self, message: dict[str, Any], **more: Any) -> dict[str, Any]:
-        return {"model": self._job.asked, "created_at": stamp(), "message": {"role": "assistant", "content": "", **message}, **more}
+        return {
+            "model": self._job.asked,
+            "created_at": stamp(),
+            "message": {"role": "assistant", "content": "", **message},
+            **more,
+        }
 
     def piece(self, piece: Piece) -> bytes:
         return dump(self._line({piece.kind: piece.text}, done=False, **self._logprobs((piece,)))) + b"\n"
@@ -118,12 +127,22 @@ class NativeGenerate(NativeChat):
 
     def _line(self, message: dict[str, Any], **more: Any) -> dict[str, Any]:
         thinking = {"thinking": message["thinking"]} if "thinking" in message else {}
-        return {"model": self._job.asked, "created_at": stamp(), "response": message.get("content", ""), **thinking, **more}
+        return {
+            "model": self._job.asked,
+            "created_at": stamp(),
+            "response": message.get("content", ""),
+            **thinking,
+            **more,
+        }
 
     def _ending(self, figures: Figures, pieces: tuple[Piece, ...]) -> dict[str, Any]:
         """The prompt and the reply in tokens come along, for a next request to go on from, unless the prompt was given raw."""
         tokens = list(range(1, figures.prompt_tokens + figures.tokens + 1))
-        return {**({} if self._job.raw else {"context": tokens}), **figures.native(), **(self._logprobs(pieces) if pieces else {})}
+        return {
+            **({} if self._job.raw else {"context": tokens}),
+            **figures.native(),
+            **(self._logprobs(pieces) if pieces else {}),
+        }
 
     def calls(self, calls: tuple[Call, ...]) -> bytes:
         raise AssertionError("a completion has no tools")
@@ -207,11 +226,18 @@ class V1Chat:
 
     def _logprobs(self, pieces: tuple[Piece, ...]) -> dict[str, Any]:
         top = self._job.top_logprobs
-        return {} if top is None else {"logprobs": {"content": [logprob(piece.token, top, keeps_empty=False) for piece in pieces]}}
+        return (
+            {}
+            if top is None
+            else {"logprobs": {"content": [logprob(piece.token, top, keeps_empty=False) for piece in pieces]}}
+        )
 
     def _calls(self, calls: tuple[Call, ...]) -> list[dict[str, Any]]:
         functions = ({"name": call.name, "arguments": dump(call.arguments).decode()} for call in calls)
-        return [{"id": _call_id(), "index": i, "type": "function", "function": function} for i, function in enumerate(functions)]
+        return [
+            {"id": _call_id(), "index": i, "type": "function", "function": function}
+            for i, function in enumerate(functions)
+        ]
 
 
 class V1Completion(V1Chat):

@@ -75,7 +75,9 @@ class Scheduler:
         self._unload(runner)
 
     @asynccontextmanager
-    async def runner(self, model: Model, context_length: int | None, keep_alive: float | None) -> AsyncIterator[tuple[Runner, float]]:
+    async def runner(
+        self, model: Model, context_length: int | None, keep_alive: float | None
+    ) -> AsyncIterator[tuple[Runner, float]]:
         """A runner of `model` with that context, kept while the block runs, and the seconds that it took to have it.
 
         Raises:
@@ -133,7 +135,10 @@ class Scheduler:
         fits = len(others) < self._options.max_loaded and (not self._options.memory or size <= self._options.memory)
         if fits or not others:
             return None
-        by_patience = sorted(others, key=lambda runner: (runner.keep_alive if runner.keep_alive >= 0 else float("inf"), runner.model.tagged))
+        by_patience = sorted(
+            others,
+            key=lambda runner: (runner.keep_alive if runner.keep_alive >= 0 else float("inf"), runner.model.tagged),
+        )
         return next((runner for runner in by_patience if not runner.refs), by_patience[0])
 
     async def _see_off(self, victim: Runner) -> None:

@@ -42,7 +42,10 @@ class VllmApp:
         if self._model.embedding:
             self._routes["/v1/embeddings"] = ("POST", self._embed)
         else:
-            self._routes |= {"/v1/chat/completions": ("POST", self._chat), "/v1/completions": ("POST", self._completion)}
+            self._routes |= {
+                "/v1/chat/completions": ("POST", self._chat),
+                "/v1/completions": ("POST", self._completion),
+            }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = HttpExchange(scope, receive, send)
@@ -97,7 +100,12 @@ class VllmApp:
         known_model(body, self.engine.options)
         messages = body.get("messages") or [{"content": body.get("prompt", "")}]
         count = count_tokens("\n".join(str(message.get("content") or "") for message in messages))
-        answer = {"count": count, "max_model_len": self._model.context_length, "tokens": list(range(1, count + 1)), "token_strs": None}
+        answer = {
+            "count": count,
+            "max_model_len": self._model.context_length,
+            "tokens": list(range(1, count + 1)),
+            "token_strs": None,
+        }
         await self._send(exchange, 200, answer)
 
     async def _models(self, exchange: HttpExchange) -> None:
@@ -123,7 +131,9 @@ class VllmApp:
         options = self.engine.options
         body = decode(exchange.body, exchange.headers.get("content-type", ""))
         job = chat_job(body, self._model, options)
-        await self._run(exchange, job, ChatRenderer(job, exchange.headers.get("x-request-id"), options.reasoning_parser))
+        await self._run(
+            exchange, job, ChatRenderer(job, exchange.headers.get("x-request-id"), options.reasoning_parser)
+        )
 
     async def _completion(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, exchange.headers.get("content-type", ""))
@@ -146,7 +156,9 @@ class VllmApp:
         try:
             return self.engine.begin()
         except Refused as exc:
-            message, kind = (BUSY, "Service Unavailable") if exc.status == 503 else ("Internal server error", "InternalServerError")
+            message, kind = (
+                (BUSY, "Service Unavailable") if exc.status == 503 else ("Internal server error", "InternalServerError")
+            )
             raise VllmApiError(exc.status, message, kind) from exc
 
     async def _run(self, exchange: HttpExchange, job: Job, writer: ChatRenderer | CompletionRenderer) -> None:
@@ -154,14 +166,23 @@ class VllmApp:
         if job.stream:  # vLLM sends its headers before the request even waits
             await exchange.start(200, {"content-type": "text/event-stream; charset=utf-8", **_vary(200)})
         async with self.engine.slot(self._lane) as clock:
-            answers = [self.engine.answer(prompt, job.limits, variant=i % job.choices) for i, prompt in enumerate(job.replies)]
+            answers = [
+                self.engine.answer(prompt, job.limits, variant=i % job.choices) for i, prompt in enumerate(job.replies)
+            ]
             await generation.prefill(job.prompt_tokens, job.prompt.images, clock)
             if job.stream:
                 await self._stream(exchange, job, writer, generation, answers)
             else:
                 await self._plain(exchange, writer, generation, answers)
 
-    async def _stream(self, exchange: HttpExchange, job: Job, writer: ChatRenderer | CompletionRenderer, generation: Generation, answers: list[GeneratedAnswer]) -> None:
+    async def _stream(
+        self,
+        exchange: HttpExchange,
+        job: Job,
+        writer: ChatRenderer | CompletionRenderer,
+        generation: Generation,
+        answers: list[GeneratedAnswer],
+    ) -> None:
         deltas = [writer.deltas(i, answer) for i, answer in enumerate(answers)]
         longest = max(len(answer.pieces) for answer in answers)
         try:
@@ -182,7 +203,13 @@ class VllmApp:
         rest = b"".join(_rest(delta) for delta in deltas)
         await exchange.end(rest + (writer.usage_chunk(answers) if job.include_usage else b"") + DONE)
 
-    async def _plain(self, exchange: HttpExchange, writer: ChatRenderer | CompletionRenderer, generation: Generation, answers: list[GeneratedAnswer]) -> None:
+    async def _plain(
+        self,
+        exchange: HttpExchange,
+        writer: ChatRenderer | CompletionRenderer,
+        generation: Generation,
+        answers: list[GeneratedAnswer],
+    ) -> None:
         longest = max(len(answer.pieces) for answer in answers)
         try:
             for number in range(longest):

@@ -25,7 +25,9 @@ class EmbeddingJob:
 
     def answer(self, name: str) -> dict[str, Any]:
         """The body, under the model's `name`."""
-        data = [{"index": i, "object": "embedding", "embedding": self._shown(text)} for i, text in enumerate(self.texts)]
+        data = [
+            {"index": i, "object": "embedding", "embedding": self._shown(text)} for i, text in enumerate(self.texts)
+        ]
         details = dict.fromkeys(("prompt_tokens_details", "completion_tokens_details"))
         usage = {"prompt_tokens": self.tokens, "total_tokens": self.tokens, "completion_tokens": 0, **details}
         head = {"id": f"embd-{secrets.token_hex(8)}", "object": "list", "created": int(time.time()), "model": name}
@@ -49,7 +51,9 @@ def embedding_job(body: dict[str, Any], model: Model, options: Options) -> Embed
     if form not in FORMATS:
         *others, last = (repr(word) for word in FORMATS)
         expected = f"{', '.join(others)} or {last}"
-        flaws.append(flaw("literal_error", "body.encoding_format", f"Input should be {expected}", form, expected=expected))
+        flaws.append(
+            flaw("literal_error", "body.encoding_format", f"Input should be {expected}", form, expected=expected)
+        )
     if flaws:
         raise invalid(*flaws)
     if body.get("model") and body["model"] not in [served.name for served in options.served]:

@@ -19,7 +19,11 @@ def exposition(engine: SimulatedEngine, model: str) -> bytes:
         ("prompt_tokens_total", "counter", "Number of prefill tokens processed.", engine.prompt_tokens),
         ("generation_tokens_total", "counter", "Number of generation tokens processed.", engine.generation_tokens),
     ):
-        lines += [f"# HELP vllm:{name} {help_text}", f"# TYPE vllm:{name} {kind}", f"vllm:{name}{{{labels}}} {float(value)}"]
+        lines += [
+            f"# HELP vllm:{name} {help_text}",
+            f"# TYPE vllm:{name} {kind}",
+            f"vllm:{name}{{{labels}}} {float(value)}",
+        ]
     lines += [
         "# HELP vllm:cache_config_info Information of the LLMEngine CacheConfig",
         "# TYPE vllm:cache_config_info gauge",

@@ -45,7 +45,9 @@ class Job:
 def decode(body: bytes, content_type: str) -> dict[str, Any]:
     """The JSON object in `body`. Raises ApiError as FastAPI does."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise VllmApiError(400, "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed", "Bad Request")
+        raise VllmApiError(
+            400, "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed", "Bad Request"
+        )
     try:
         found = json.loads(body) if body else None
     except json.JSONDecodeError as exc:
@@ -62,7 +64,9 @@ def known_model(body: dict[str, Any], options: Options) -> None:
     """Raises ApiError when `body` names a model that is not served; one without a name is for the first."""
     name, names = body.get("model"), [model.name for model in options.served]
     if name and name not in names:
-        raise VllmApiError(404, f"The model `{name}` does not exist. Valid aliases: {', '.join(names)}.", "NotFoundError", "model")
+        raise VllmApiError(
+            404, f"The model `{name}` does not exist. Valid aliases: {', '.join(names)}.", "NotFoundError", "model"
+        )
 
 
 def chat_job(body: dict[str, Any], model: Model, options: Options) -> Job:
@@ -77,7 +81,9 @@ def chat_job(body: dict[str, Any], model: Model, options: Options) -> Job:
     check_ranges(body, model.context_length)
     stream_options = body.get("stream_options") or {}
     thinks, leaks = _thoughts(body, model, options)
-    prompt = Prompt(turns, images, tools, _schema(body), forced, thinks, leaks, forced_strictly=strict or not options.loose_calls)
+    prompt = Prompt(
+        turns, images, tools, _schema(body), forced, thinks, leaks, forced_strictly=strict or not options.loose_calls
+    )
     return Job(
         model=model,
         prompts=(prompt,),
@@ -98,7 +104,9 @@ def _thoughts(body: dict[str, Any], model: Model, options: Options) -> tuple[boo
     told = (body.get("chat_template_kwargs") or {}).get("enable_thinking")
     effort = body.get("reasoning_effort")
     wanted = told is not False if told is not None else effort != "none"
-    return options.reasoning_parser and wanted, (model.thinking or model.leaks) and not options.reasoning_parser and wanted
+    return options.reasoning_parser and wanted, (
+        model.thinking or model.leaks
+    ) and not options.reasoning_parser and wanted
 
 
 def completion_job(body: dict[str, Any], model: Model, options: Options) -> Job:
@@ -117,7 +125,19 @@ def completion_job(body: dict[str, Any], model: Model, options: Options) -> Job:
     check_ranges(body, model.context_length)
     limits = _limits(body, model, tokens)
     usage = bool((body.get("stream_options") or {}).get("include_usage"))
-    return Job(model, prompts, tokens, limits, bool(body.get("stream")), int(body.get("n") or 1), logprobs, usage, False, False, False)
+    return Job(
+        model,
+        prompts,
+        tokens,
+        limits,
+        bool(body.get("stream")),
+        int(body.get("n") or 1),
+        logprobs,
+        usage,
+        False,
+        False,
+        False,
+    )
 
 
 def _prompts(asked: Any) -> tuple[Prompt, ...]:
@@ -171,7 +191,11 @@ def _part_text(part: Any) -> str | None:
             return None
         if part.get("type") == "input_audio":
             raise refused("At most 0 audio(s) may be provided in one prompt.", "audio")
-    message = "Field required [type=missing" if isinstance(part, dict) else "Input should be a valid dictionary [type=dict_type"
+    message = (
+        "Field required [type=missing"
+        if isinstance(part, dict)
+        else "Input should be a valid dictionary [type=dict_type"
+    )
     raise refused(f"1 validation error for ValidatorIterator\n0.ChatCompletionContentPartTextParam\n  {message}]")
 
 
@@ -193,7 +217,9 @@ def _check_image(part: dict[str, Any], model: Model) -> None:
             message = f"Cannot connect to host {host}:{shown} ssl:default [Connect call failed ('{host}', {shown})]"
             raise VllmApiError(500, message, "InternalServerError")
         case "file":
-            raise VllmApiError(500, "Cannot load local files without `--allowed-local-media-path`.", "InternalServerError")
+            raise VllmApiError(
+                500, "Cannot load local files without `--allowed-local-media-path`.", "InternalServerError"
+            )
         case "data":
             _check_picture(rest)
         case _:

@@ -14,7 +14,9 @@ from gateway.simulate.vllm.requests import Job
 
 FINGERPRINT = "vllm-0.32.0-882afe58"
 DONE = b"data: [DONE]\n\n"
-ENGINE_ERROR = {"error": {"message": "Internal server error", "type": "InternalServerError", "param": None, "code": 500}}
+ENGINE_ERROR = {
+    "error": {"message": "Internal server error", "type": "InternalServerError", "param": None, "code": 500}
+}
 
 
 def event(value: Any) -> bytes:
@@ -62,7 +64,11 @@ class ChatRenderer:
         message: dict[str, Any] = {"role": "assistant", "content": content, **nothing}
         if answer.calls:
             message["tool_calls"] = [
-                {"id": _tool_id(), "type": "function", "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}}
+                {
+                    "id": _tool_id(),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+                }
                 for call in answer.calls
             ]
         message["reasoning"] = answer.joined("thinking") or None
@@ -81,7 +87,12 @@ class ChatRenderer:
         return b"".join(self._role(index) for index in range(self._job.choices))
 
     def _role(self, index: int) -> bytes:
-        choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        choice = {
+            "index": index,
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": None,
+        }
         return event(self._chunk([choice], **self._count(0), prompt_token_ids=None, prompt_text=None))
 
     def deltas(self, index: int, answer: GeneratedAnswer) -> Iterator[bytes]:
@@ -102,8 +113,19 @@ class ChatRenderer:
         if last is None or not answer.pieces:
             yield self._delta(index, nothing, (), len(answer.pieces), answer)
 
-    def _delta(self, index: int, delta: dict[str, Any], pieces: tuple[Piece, ...], count: int, ending: GeneratedAnswer | None = None) -> bytes:
-        choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": self._logprobs(pieces) if pieces else None}
+    def _delta(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        pieces: tuple[Piece, ...],
+        count: int,
+        ending: GeneratedAnswer | None = None,
+    ) -> bytes:
+        choice: dict[str, Any] = {
+            "index": index,
+            "delta": delta,
+            "logprobs": self._logprobs(pieces) if pieces else None,
+        }
         choice["finish_reason"] = finish_reason(ending, self._job.named_tool) if ending else None
         if ending:
             choice["stop_reason"] = ending.stop_string
@@ -117,13 +139,20 @@ class ChatRenderer:
             return {}
         prompt = self._job.prompt_tokens
         details = {"completion_tokens_details": None}
-        return {"usage": {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens, **details}}
+        return {
+            "usage": {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens, **details}
+        }
 
     def usage_chunk(self, answers: list[GeneratedAnswer]) -> bytes:
         return event(self._chunk([], usage=self._usage(answers, plain=False), system_fingerprint=FINGERPRINT))
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        head = {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": self._job.model.name}
+        head = {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._job.model.name,
+        }
         return {**head, "choices": choices, **more}
 
     def _usage(self, answers: list[GeneratedAnswer], plain: bool) -> dict[str, Any]:
@@ -161,7 +190,14 @@ class CompletionRenderer:
         choices = [self._choice(i, answer) for i, answer in enumerate(answers)]
         usage = {**self._usage(answers), "prompt_tokens_details": None, "completion_tokens_details": None}
         last = {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
-        body = {**self._head(), "choices": choices, "service_tier": None, "system_fingerprint": FINGERPRINT, "usage": usage, **last}
+        body = {
+            **self._head(),
+            "choices": choices,
+            "service_tier": None,
+            "system_fingerprint": FINGERPRINT,
+            "usage": usage,
+            **last,
+        }
         return orjson.dumps(body)
 
     def _choice(self, index: int, answer: GeneratedAnswer) -> dict[str, Any]:
@@ -185,7 +221,10 @@ class CompletionRenderer:
         for number, piece in enumerate(answer.pieces):
             ends = number == len(answer.pieces) - 1
             choice = {"index": index, "text": piece.text, "logprobs": self._logprobs((piece,), offset)}
-            choice |= {"finish_reason": answer.finish if ends else None, "stop_reason": answer.stop_string if ends else None}
+            choice |= {
+                "finish_reason": answer.finish if ends else None,
+                "stop_reason": answer.stop_string if ends else None,
+            }
             choice |= {"prompt_token_ids": None, "token_ids": None}
             more = {"system_fingerprint": FINGERPRINT} if ends and not self._job.include_usage else {}
             yield event({**self._head(), "choices": [choice], **more})
@@ -232,7 +271,9 @@ class CallReader:
             return deltas
         if self._sent is None:
             self._sent = 0
-            deltas.append(self._call({"id": _tool_id(), "type": "function", "index": self._index, "function": {"name": head[1]}}))
+            deltas.append(
+                self._call({"id": _tool_id(), "type": "function", "index": self._index, "function": {"name": head[1]}})
+            )
         raw = self._text.removeprefix("<tool_call>")[head.end() :]
         arguments = _first_value(raw)
         if len(arguments) > self._sent:

@@ -98,7 +98,9 @@ def checked(body: dict[str, Any]) -> dict[str, Any]:
         raise refused("Stream options can only be defined when `stream=True`.", "stream_options")
     asked = body.get("response_format")
     if isinstance(asked, dict) and asked.get("type") == "json_schema" and asked.get("json_schema") is None:
-        raise refused("When response_format type is 'json_schema', the 'json_schema' field must be provided.", "response_format")
+        raise refused(
+            "When response_format type is 'json_schema', the 'json_schema' field must be provided.", "response_format"
+        )
     if "messages" not in body:
         raise invalid(flaw("missing", "body.messages", "Field required", body))
     if body["messages"] is None:
@@ -110,7 +112,11 @@ def checked(body: dict[str, Any]) -> dict[str, Any]:
             taken[key] = _taken(kind, f"body.{key}", taken[key], flaws)
     seed = taken.get("seed")
     if not flaws and seed is not None and seed > _SEEDS[1]:
-        flaws.append(flaw("less_than_equal", "body.seed", f"Input should be less than or equal to {_SEEDS[1]}", seed, le=_SEEDS[1]))
+        flaws.append(
+            flaw(
+                "less_than_equal", "body.seed", f"Input should be less than or equal to {_SEEDS[1]}", seed, le=_SEEDS[1]
+            )
+        )
     flaws += _message_flaws(taken["messages"])
     if flaws:
         raise invalid(*flaws)
@@ -119,7 +125,9 @@ def checked(body: dict[str, Any]) -> dict[str, Any]:
 
 def _check_tool_choice(body: dict[str, Any]) -> None:
     if body.get("tools") == []:
-        raise refused("`tools` must not be an empty array. Either provide at least one tool or omit the field entirely.", "tools")
+        raise refused(
+            "`tools` must not be an empty array. Either provide at least one tool or omit the field entirely.", "tools"
+        )
     choice = body.get("tool_choice")
     if choice in (None, "none"):
         return
@@ -128,7 +136,10 @@ def _check_tool_choice(body: dict[str, Any]) -> None:
     if choice in ("auto", "required"):
         return
     if not isinstance(choice, dict):
-        raise refused(f'Invalid value for `tool_choice`: {choice}! Only named tools, "none", "auto" or "required" are supported.', "tool_choice")
+        raise refused(
+            f'Invalid value for `tool_choice`: {choice}! Only named tools, "none", "auto" or "required" are supported.',
+            "tool_choice",
+        )
     usage = 'Correct usage: `{"type": "function", "function": {"name": "my_function"}}`'
     function = choice.get("function")
     if not isinstance(function, dict):
@@ -183,22 +194,33 @@ def _scalar(kind: str, where: str, value: Any, flaws: list[Flaw]) -> Any:
     if kind == "bool":
         word = str(value).lower()
         if word not in _YES + _NO:
-            flaws.append(flaw("bool_parsing", where, "Input should be a valid boolean, unable to interpret input", value))
+            flaws.append(
+                flaw("bool_parsing", where, "Input should be a valid boolean, unable to interpret input", value)
+            )
         return word in _YES
     try:
         number = float(value) if kind == "float" or isinstance(value, float) else int(value)
     except ValueError:
         flaws.append(
-            flaw(f"{kind}_parsing", where, f"Input should be a valid {noun}, unable to parse string as a{'n' * (kind == 'int')} {noun}", value)
+            flaw(
+                f"{kind}_parsing",
+                where,
+                f"Input should be a valid {noun}, unable to parse string as a{'n' * (kind == 'int')} {noun}",
+                value,
+            )
         )
         return value
     if kind == "int" and number != int(number):
-        flaws.append(flaw("int_from_float", where, "Input should be a valid integer, got a number with a fractional part", value))
+        flaws.append(
+            flaw("int_from_float", where, "Input should be a valid integer, got a number with a fractional part", value)
+        )
     return number if kind == "float" or number != int(number) else int(number)
 
 
 def _no_model(where: str, value: Any) -> Flaw:
-    return flaw("model_attributes_type", where, "Input should be a valid dictionary or object to extract fields from", value)
+    return flaw(
+        "model_attributes_type", where, "Input should be a valid dictionary or object to extract fields from", value
+    )
 
 
 def _literal(where: str, value: Any, words: tuple[str, ...]) -> Flaw:
@@ -214,10 +236,16 @@ def _stop_flaws(where: str, value: Any) -> Iterator[Flaw]:
     if not isinstance(value, list):
         yield from (no_string, flaw("list_type", where, "Input should be a valid list", value))
         return
-    wrong = [flaw("string_type", f"{where}.{i}", "Input should be a valid string", item) for i, item in enumerate(value) if not isinstance(item, str)]
+    wrong = [
+        flaw("string_type", f"{where}.{i}", "Input should be a valid string", item)
+        for i, item in enumerate(value)
+        if not isinstance(item, str)
+    ]
     if len(value) > MOST_STOPS:
         message = f"List should have at most {MOST_STOPS} items after validation, not {len(value)}"
-        wrong.append(flaw("too_long", where, message, value, field_type="List", max_length=MOST_STOPS, actual_length=len(value)))
+        wrong.append(
+            flaw("too_long", where, message, value, field_type="List", max_length=MOST_STOPS, actual_length=len(value))
+        )
     if wrong:
         yield from (no_string, *wrong)
 
@@ -288,7 +316,12 @@ def _message_flaws(messages: Any) -> Iterator[Flaw]:
         for call in message.get("tool_calls") or () if isinstance(message, dict) else ():
             arguments = call.get("function", {}).get("arguments", "")
             if not isinstance(arguments, str):
-                yield flaw("string_type", "body.0.ChatCompletionMessageFunctionToolCallParam.function", "Input should be a valid string", arguments)
+                yield flaw(
+                    "string_type",
+                    "body.0.ChatCompletionMessageFunctionToolCallParam.function",
+                    "Input should be a valid string",
+                    arguments,
+                )
 
 
 def check_ranges(body: dict[str, Any], most_tokens: int) -> None:
@@ -296,7 +329,9 @@ def check_ranges(body: dict[str, Any], most_tokens: int) -> None:
     key = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
     asked = body.get(key)
     if asked is not None and asked > most_tokens:
-        message = f"{key}={asked} cannot be greater than max_model_len={most_tokens}. Please request fewer output tokens."
+        message = (
+            f"{key}={asked} cannot be greater than max_model_len={most_tokens}. Please request fewer output tokens."
+        )
         raise refused(message, key, value=asked)
     choices = 1 if body.get("n") is None else body["n"]
     if choices < 1:
@@ -319,7 +354,11 @@ def check_ranges(body: dict[str, Any], most_tokens: int) -> None:
         raise refused(f"n must be 1 when using greedy sampling, got {choices}.")
     top = body.get("top_logprobs") or 0
     if top > MOST_LOGPROBS:
-        raise refused(f"Requested sample logprobs of {top}, which is greater than max allowed: {MOST_LOGPROBS}", "logprobs", value=top)
+        raise refused(
+            f"Requested sample logprobs of {top}, which is greater than max allowed: {MOST_LOGPROBS}",
+            "logprobs",
+            value=top,
+        )
 
 
 def _check_sampling(body: dict[str, Any]) -> None:
@@ -328,7 +367,9 @@ def _check_sampling(body: dict[str, Any]) -> None:
         raise refused(f"repetition_penalty must be greater than zero, got {penalty}.")
     temperature = body.get("temperature")
     if temperature is not None and not 0 <= temperature <= 2:
-        should = "a finite number" if not math.isfinite(temperature) else "non-negative" if temperature < 0 else "in [0, 2]"
+        should = (
+            "a finite number" if not math.isfinite(temperature) else "non-negative" if temperature < 0 else "in [0, 2]"
+        )
         raise refused(f"temperature must be {should}, got {temperature}.", "temperature", value=temperature)
     top_p = body.get("top_p")
     if top_p is not None and not 0 < top_p <= 1:
@@ -345,7 +386,11 @@ def _check_sampling(body: dict[str, Any]) -> None:
 def _check_bias(bias: dict[str, Any]) -> None:
     wrong = [key for key in bias if not key.lstrip("-").isdigit()]
     if wrong:
-        raise refused(f"logit_bias contains key(s) that cannot be converted to integer token IDs: {wrong}", "logit_bias", value=wrong)
+        raise refused(
+            f"logit_bias contains key(s) that cannot be converted to integer token IDs: {wrong}",
+            "logit_bias",
+            value=wrong,
+        )
     far = [int(key) for key in bias if not 0 <= int(key) < VOCABULARY]
     if far:
         message = f"token_id(s) {far} in logit_bias contain out-of-vocab token ids. Vocabulary size: {VOCABULARY}"
@@ -358,7 +403,9 @@ def check_schema(asked: dict[str, Any]) -> None:
         return
     schema = asked["json_schema"].get("schema")
     if schema is None:
-        raise refused(f"You must use one kind of structured outputs constraint but none are specified: {_NO_CONSTRAINT}")
+        raise refused(
+            f"You must use one kind of structured outputs constraint but none are specified: {_NO_CONSTRAINT}"
+        )
     kind = schema.get("type")
     if isinstance(kind, str) and kind not in _SCHEMA_TYPES:
         raise refused(f'Failed to transform json schema into a grammar: Unsupported type "{kind}"')

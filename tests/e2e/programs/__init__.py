@@ -2,4 +2,6 @@
 
 import pytest
 
-pytest.register_assert_rewrite(f"{__name__}.langchain", f"{__name__}.llama_index", f"{__name__}.openai_python", f"{__name__}.place")
+pytest.register_assert_rewrite(
+    f"{__name__}.langchain", f"{__name__}.llama_index", f"{__name__}.openai_python", f"{__name__}.place"
+)

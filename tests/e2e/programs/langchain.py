@@ -38,7 +38,12 @@ def chat(place: Place, max_tokens: int = 8, **more: Any) -> Iterator[ChatOpenAI]
 
 
 def _chat(place: Place, max_tokens: int, **more: Any) -> ChatOpenAI:
-    settings: dict[str, Any] = {"base_url": place.url, "api_key": place.key, "model": place.model, "max_tokens": max_tokens}
+    settings: dict[str, Any] = {
+        "base_url": place.url,
+        "api_key": place.key,
+        "model": place.model,
+        "max_tokens": max_tokens,
+    }
     settings |= SAMPLING if max_tokens == ROOM else {"temperature": 0}
     return ChatOpenAI(**settings, max_retries=0, **more)
 
@@ -190,7 +195,11 @@ def tool_result(place: Place) -> None:
     costs = []
     with chat(place, 8) as llm:
         for result in ("Sun.", "Sun, then some rain, then snow, and at last a strong wind from the east."):
-            talk = [HumanMessage(WEATHER_QUESTION), AIMessage("", tool_calls=[call]), ToolMessage(result, tool_call_id="call_1")]
+            talk = [
+                HumanMessage(WEATHER_QUESTION),
+                AIMessage("", tool_calls=[call]),
+                ToolMessage(result, tool_call_id="call_1"),
+            ]
             answer = llm.bind_tools([Weather]).invoke(talk)
             assert answer.response_metadata["finish_reason"] in ("stop", "length", "tool_calls")
             costs.append(prompt_tokens(answer))
@@ -198,7 +207,10 @@ def tool_result(place: Place) -> None:
 
 
 def image(place: Place) -> None:
-    parts: list[Any] = [{"type": "text", "text": "Which colour is this?"}, {"type": "image_url", "image_url": {"url": place.picture}}]
+    parts: list[Any] = [
+        {"type": "text", "text": "Which colour is this?"},
+        {"type": "image_url", "image_url": {"url": place.picture}},
+    ]
     with chat(place) as llm:
         seen, blind = llm.invoke([HumanMessage(parts)]), llm.invoke([HumanMessage(parts[:1])])
     assert seen.content

@@ -25,7 +25,10 @@ from tests.e2e.programs.place import (
     check_arguments,
 )
 
-TALK = [ChatMessage(role="system", content="You answer in one sentence."), ChatMessage(role="user", content="Which animal is the largest?")]
+TALK = [
+    ChatMessage(role="system", content="You answer in one sentence."),
+    ChatMessage(role="user", content="Which animal is the largest?"),
+]
 PET = PromptTemplate(PET_QUESTION)
 
 
@@ -36,8 +39,18 @@ def llm_of(place: Place, max_tokens: int = 8, **more: Any) -> Iterator[OpenAILik
 
 
 def _llm(place: Place, max_tokens: int, **more: Any) -> OpenAILike:
-    settings: dict[str, Any] = {"api_base": place.url, "api_key": place.key, "model": place.model, "max_tokens": max_tokens, **more}
-    settings |= {"temperature": 1, "additional_kwargs": {"seed": SAMPLING["seed"]}} if max_tokens == ROOM else {"temperature": 0}
+    settings: dict[str, Any] = {
+        "api_base": place.url,
+        "api_key": place.key,
+        "model": place.model,
+        "max_tokens": max_tokens,
+        **more,
+    }
+    settings |= (
+        {"temperature": 1, "additional_kwargs": {"seed": SAMPLING["seed"]}}
+        if max_tokens == ROOM
+        else {"temperature": 0}
+    )
     kinds = {"is_chat_model": True, "is_function_calling_model": True, "context_window": place.context}
     return OpenAILike(max_retries=0, timeout=SECONDS, **kinds, **settings)
 
@@ -119,7 +132,9 @@ def image(place: Place) -> None:
     data = base64.b64decode(place.picture.partition(",")[2])
     question = TextBlock(text="Which colour is this?")
     with llm_of(place) as llm:
-        seen = llm.chat([ChatMessage(role="user", blocks=[question, ImageBlock(image=data, image_mimetype="image/png")])])
+        seen = llm.chat(
+            [ChatMessage(role="user", blocks=[question, ImageBlock(image=data, image_mimetype="image/png")])]
+        )
         blind = llm.chat([ChatMessage(role="user", blocks=[question])])
     assert seen.additional_kwargs["prompt_tokens"] > blind.additional_kwargs["prompt_tokens"]
 

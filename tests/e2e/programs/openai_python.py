@@ -29,7 +29,10 @@ from tests.e2e.programs.place import (
 PET: list[Any] = [{"role": "user", "content": PET_QUESTION}]
 WEATHER: list[Any] = [{"role": "user", "content": WEATHER_QUESTION}]
 TOOLS: list[Any] = [
-    {"type": "function", "function": {"name": tool.__name__, "description": tool.__doc__, "parameters": tool.model_json_schema()}}
+    {
+        "type": "function",
+        "function": {"name": tool.__name__, "description": tool.__doc__, "parameters": tool.model_json_schema()},
+    }
     for tool in (Weather, Clock)
 ]
 USAGE_ASKED: Any = {"include_usage": True}
@@ -39,14 +42,18 @@ USAGE_ASKED: Any = {"include_usage": True}
 def client_of(place: Place, key: str | None = None) -> Iterator[OpenAI]:
     with (
         openai.DefaultHttpxClient(timeout=SECONDS, trust_env=False) as http,
-        OpenAI(base_url=place.url, api_key=key or place.key, max_retries=0, timeout=SECONDS, http_client=http) as client,
+        OpenAI(
+            base_url=place.url, api_key=key or place.key, max_retries=0, timeout=SECONDS, http_client=http
+        ) as client,
     ):
         yield client
 
 
 def parse(place: Place) -> None:
     with client_of(place) as client:
-        answer = client.chat.completions.parse(model=place.model, messages=PET, response_format=Animal, max_tokens=ROOM, **SAMPLING)
+        answer = client.chat.completions.parse(
+            model=place.model, messages=PET, response_format=Animal, max_tokens=ROOM, **SAMPLING
+        )
     assert isinstance(answer.choices[0].message.parsed, Animal)
     assert answer.choices[0].finish_reason == "stop"
 
@@ -54,7 +61,12 @@ def parse(place: Place) -> None:
 def parse_tool(place: Place) -> None:
     with client_of(place) as client:
         answer = client.chat.completions.parse(
-            model=place.model, messages=HELLO, tools=[openai.pydantic_function_tool(Weather)], tool_choice="required", max_tokens=ROOM, **SAMPLING
+            model=place.model,
+            messages=HELLO,
+            tools=[openai.pydantic_function_tool(Weather)],
+            tool_choice="required",
+            max_tokens=ROOM,
+            **SAMPLING,
         )
     calls = answer.choices[0].message.tool_calls
     assert calls
@@ -62,9 +74,14 @@ def parse_tool(place: Place) -> None:
 
 
 def stream_helper(place: Place) -> None:
-    with client_of(place) as client, client.chat.completions.stream(model=place.model, messages=HELLO, max_tokens=8, temperature=0) as stream:
+    with (
+        client_of(place) as client,
+        client.chat.completions.stream(model=place.model, messages=HELLO, max_tokens=8, temperature=0) as stream,
+    ):
         events = list(stream)
-        final = stream.current_completion_snapshot  # `get_final_completion` raises where the answer was cut at its length
+        final = (
+            stream.current_completion_snapshot
+        )  # `get_final_completion` raises where the answer was cut at its length
     said = "".join(event.delta for event in events if event.type == "content.delta")
     (done,) = [event for event in events if event.type == "content.done"]
     assert said == done.content == final.choices[0].message.content
@@ -75,7 +92,9 @@ def stream_helper(place: Place) -> None:
 def stream_helper_with_a_schema(place: Place) -> None:
     with (
         client_of(place) as client,
-        client.chat.completions.stream(model=place.model, messages=PET, response_format=Animal, max_tokens=ROOM, **SAMPLING) as stream,
+        client.chat.completions.stream(
+            model=place.model, messages=PET, response_format=Animal, max_tokens=ROOM, **SAMPLING
+        ) as stream,
     ):
         (done,) = [event for event in stream if event.type == "content.done"]
     assert isinstance(done.parsed, Animal)
@@ -83,7 +102,14 @@ def stream_helper_with_a_schema(place: Place) -> None:
 
 def stream_helper_with_a_tool(place: Place) -> None:
     tools = [openai.pydantic_function_tool(Weather)]
-    asked: dict[str, Any] = {"model": place.model, "messages": HELLO, "tools": tools, "tool_choice": "required", "max_tokens": ROOM, **SAMPLING}
+    asked: dict[str, Any] = {
+        "model": place.model,
+        "messages": HELLO,
+        "tools": tools,
+        "tool_choice": "required",
+        "max_tokens": ROOM,
+        **SAMPLING,
+    }
     with client_of(place) as client, client.chat.completions.stream(**asked) as stream:
         done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
     assert done
@@ -96,7 +122,10 @@ def bad_request(place: Place) -> None:
 
 
 def bad_image(place: Place) -> None:
-    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "http://127.0.0.1/cat.png"}}]
+    parts = [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": "http://127.0.0.1/cat.png"}},
+    ]
     error = _refusal(place, openai.BadRequestError, messages=[{"role": "user", "content": parts}])
     assert (error.code, error.type) == ("invalid_image_url", "invalid_request_error")
 
@@ -111,7 +140,9 @@ def wrong_key(place: Place) -> None:
     assert (error.code, error.type) == ("invalid_api_key", "authentication_error")
 
 
-def _refusal(place: Place, expected: type[openai.APIStatusError], *, key: str | None = None, **asked: Any) -> openai.APIStatusError:
+def _refusal(
+    place: Place, expected: type[openai.APIStatusError], *, key: str | None = None, **asked: Any
+) -> openai.APIStatusError:
     """What a plain request and a stream are refused with: the same."""
     errors = []
     for is_stream in (False, True):
@@ -119,18 +150,33 @@ def _refusal(place: Place, expected: type[openai.APIStatusError], *, key: str | 
             client.chat.completions.create(**{"model": place.model, "max_tokens": 2, "stream": is_stream, **asked})
         errors.append(caught.value)
     plain, streamed = errors
-    assert (plain.message, plain.code, plain.param, plain.type) == (streamed.message, streamed.code, streamed.param, streamed.type)
+    assert (plain.message, plain.code, plain.param, plain.type) == (
+        streamed.message,
+        streamed.code,
+        streamed.param,
+        streamed.type,
+    )
     return plain
 
 
 def seed(place: Place) -> None:
     with client_of(place) as client:
-        answers = [client.chat.completions.create(model=place.model, messages=HELLO, max_tokens=8, temperature=1, seed=7) for _ in range(2)]
+        answers = [
+            client.chat.completions.create(model=place.model, messages=HELLO, max_tokens=8, temperature=1, seed=7)
+            for _ in range(2)
+        ]
     assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
 
 
 def logprobs(place: Place) -> None:
-    asked: dict[str, Any] = {"model": place.model, "messages": HELLO, "max_tokens": 6, "temperature": 0, "logprobs": True, "top_logprobs": 2}
+    asked: dict[str, Any] = {
+        "model": place.model,
+        "messages": HELLO,
+        "max_tokens": 6,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
     with client_of(place) as client:
         answer = client.chat.completions.create(**asked)
         chunks = list(client.chat.completions.create(**asked, stream=True))
@@ -173,7 +219,9 @@ def stop(place: Place) -> None:
 
 def max_completion_tokens(place: Place) -> None:
     with client_of(place) as client:
-        answer = client.chat.completions.create(model=place.model, messages=HELLO, max_completion_tokens=5, temperature=0)
+        answer = client.chat.completions.create(
+            model=place.model, messages=HELLO, max_completion_tokens=5, temperature=0
+        )
     assert answer.usage is not None
     assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 5)
 
@@ -187,7 +235,10 @@ def usage_of_a_stream(place: Place) -> None:
     assert last.choices == []
     assert last.usage is not None
     assert plain.usage is not None
-    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (plain.usage.prompt_tokens, plain.usage.completion_tokens)
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (
+        plain.usage.prompt_tokens,
+        plain.usage.completion_tokens,
+    )
 
 
 def tool_stream(place: Place) -> None:
@@ -195,7 +246,13 @@ def tool_stream(place: Place) -> None:
     with client_of(place) as client:
         chunks = list(
             client.chat.completions.create(
-                model=place.model, messages=HELLO, tools=TOOLS, tool_choice="required", max_tokens=ROOM, stream=True, **SAMPLING
+                model=place.model,
+                messages=HELLO,
+                tools=TOOLS,
+                tool_choice="required",
+                max_tokens=ROOM,
+                stream=True,
+                **SAMPLING,
             )
         )
     calls = _added_up(chunks)
@@ -206,7 +263,9 @@ def tool_stream(place: Place) -> None:
         assert isinstance(json.loads(call["arguments"]), dict)
     assert chunks[0].choices[0].delta.role == "assistant"
     assert not any(choice.delta.content for chunk in chunks for choice in chunk.choices)
-    assert [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason] == ["tool_calls"]
+    assert [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason] == [
+        "tool_calls"
+    ]
 
 
 def _added_up(chunks: list[ChatCompletionChunk]) -> dict[int, dict[str, str]]:
@@ -226,7 +285,13 @@ def _added_up(chunks: list[ChatCompletionChunk]) -> dict[int, dict[str, str]]:
 
 
 def no_tool(place: Place) -> None:
-    asked: dict[str, Any] = {"model": place.model, "messages": WEATHER, "tools": TOOLS, "tool_choice": "none", "max_tokens": 16}
+    asked: dict[str, Any] = {
+        "model": place.model,
+        "messages": WEATHER,
+        "tools": TOOLS,
+        "tool_choice": "none",
+        "max_tokens": 16,
+    }
     with client_of(place) as client:
         choice = client.chat.completions.create(**asked).choices[0]
         chunks = list(client.chat.completions.create(**asked, stream=True))

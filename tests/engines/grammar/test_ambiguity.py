@@ -32,7 +32,9 @@ def test_two_arrays_that_lead_back_become_any_array() -> None:
 
 
 def test_two_objects_that_lead_back_and_begin_alike_become_any_object() -> None:
-    assert limit(record({"a": AGAIN}, "a"), record({"a": AGAIN, "b": INTEGER}, "a"), INTEGER) == {"anyOf": [INTEGER, {"type": "object"}]}
+    assert limit(record({"a": AGAIN}, "a"), record({"a": AGAIN, "b": INTEGER}, "a"), INTEGER) == {
+        "anyOf": [INTEGER, {"type": "object"}]
+    }
     assert limit(record({"a": AGAIN}), record({"b": AGAIN}, "b")) == {"type": "object"}
 
 
@@ -49,7 +51,10 @@ def test_it_does_not_matter_through_what_they_lead_back() -> None:
     [
         (record({"and": AGAIN}, "and"), record({"or": AGAIN}, "or")),
         (record({"op": {"const": "+"}, "a": AGAIN}, "op"), record({"op": {"const": "-"}, "a": AGAIN}, "op")),
-        (record({"op": {"enum": ["+"]}, "a": AGAIN}, "op"), record({"op": {"$ref": "#/$defs/minus"}, "a": AGAIN}, "op")),
+        (
+            record({"op": {"enum": ["+"]}, "a": AGAIN}, "op"),
+            record({"op": {"$ref": "#/$defs/minus"}, "a": AGAIN}, "op"),
+        ),
         (record({"a": AGAIN}, "a"), array(AGAIN)),
         (record({"name": STRING, "children": array(AGAIN)}, "name"), record({"name": STRING}, "name")),
     ],
@@ -91,4 +96,7 @@ def test_choice_of_very_many_alike_is_any_of_their_type() -> None:
 
 def test_only_definitions_that_are_referred_to_are_needed() -> None:
     definitions = {"a": array({"$ref": "#/$defs/b"}), "b": INTEGER, "c": array({"$ref": "#/$defs/a"})}
-    assert needed([record({"x": {"anyOf": [{"$ref": "#/$defs/a"}, STRING]}})], definitions) == {"a": definitions["a"], "b": INTEGER}
+    assert needed([record({"x": {"anyOf": [{"$ref": "#/$defs/a"}, STRING]}})], definitions) == {
+        "a": definitions["a"],
+        "b": INTEGER,
+    }

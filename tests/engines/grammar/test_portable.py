@@ -10,7 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.chat.json_schema import check
-from gateway.engines.grammar.portable import MAX_COUNT, MAX_COUNTS, MAX_INTEGER, MAX_OPTIONAL, anything, harmless, portable, portable_calls
+from gateway.engines.grammar.portable import (
+    MAX_COUNT,
+    MAX_COUNTS,
+    MAX_INTEGER,
+    MAX_OPTIONAL,
+    anything,
+    harmless,
+    portable,
+    portable_calls,
+)
 from gateway.errors import InvalidRequest
 
 INTEGER: dict[str, Any] = {"type": "integer"}
@@ -30,7 +39,12 @@ def record(properties: dict[str, Any], *required: str, **more: Any) -> dict[str,
 
 # The same
 
-TREE = {"$defs": {"Node": record({"next": {"anyOf": [{"$ref": "#/$defs/Node"}, NULL], "default": None}, "n": INTEGER}, "n")}, "$ref": "#/$defs/Node"}
+TREE = {
+    "$defs": {
+        "Node": record({"next": {"anyOf": [{"$ref": "#/$defs/Node"}, NULL], "default": None}, "n": INTEGER}, "n")
+    },
+    "$ref": "#/$defs/Node",
+}
 SAME: dict[str, dict[str, Any]] = {
     "object": record({"a": STRING, "b": INTEGER}, "a", additionalProperties=False, title="T", description="d"),
     "record": {"type": "object", "additionalProperties": INTEGER},
@@ -120,11 +134,17 @@ def test_schema_is_sent_in_the_words_of_all_engines(schema: Any, sent: dict[str,
 
 def test_object_with_too_many_optional_properties_keeps_the_required_ones() -> None:
     names = [f"p{number}" for number in range(MAX_OPTIONAL + 2)]
-    assert portable(record(dict.fromkeys(names, INTEGER), "p7")) == record({"p7": INTEGER}, "p7", additionalProperties=True)
+    assert portable(record(dict.fromkeys(names, INTEGER), "p7")) == record(
+        {"p7": INTEGER}, "p7", additionalProperties=True
+    )
 
 
 def test_bounds_of_one_schema_have_a_limit_together() -> None:
-    sent = portable(record({f"p{number}": {"type": "string", "maxLength": MAX_COUNT} for number in range(MAX_COUNTS // MAX_COUNT + 5)}))
+    sent = portable(
+        record(
+            {f"p{number}": {"type": "string", "maxLength": MAX_COUNT} for number in range(MAX_COUNTS // MAX_COUNT + 5)}
+        )
+    )
     assert sum(part.get("maxLength", 0) for part in sent["properties"].values()) == MAX_COUNTS
 
 
@@ -133,11 +153,17 @@ def test_bounds_of_one_schema_have_a_limit_together() -> None:
 
 def test_reference_to_the_beginning_leads_to_a_definition() -> None:
     sent = portable(record({"a": {"anyOf": [{"$ref": "#"}, NULL]}}))
-    assert sent == {"$ref": "#/$defs/root", "$defs": {"root": record({"a": {"anyOf": [{"$ref": "#/$defs/root"}, NULL]}})}}
+    assert sent == {
+        "$ref": "#/$defs/root",
+        "$defs": {"root": record({"a": {"anyOf": [{"$ref": "#/$defs/root"}, NULL]}})},
+    }
 
 
 def test_reference_to_anywhere_leads_to_a_definition() -> None:
-    schema = record({"a": {"$ref": "#/components/a~1b"}, "b": {"$ref": "#/definitions/c"}, "d": {"$ref": "#here"}}, components={"a/b": INTEGER})
+    schema = record(
+        {"a": {"$ref": "#/components/a~1b"}, "b": {"$ref": "#/definitions/c"}, "d": {"$ref": "#here"}},
+        components={"a/b": INTEGER},
+    )
     schema |= {"definitions": {"c": STRING, "unused": {"not": {}}}, "$defs": {"x": {"$anchor": "here", "type": "null"}}}
     sent = portable(schema)
     names = [part["$ref"].removeprefix("#/$defs/") for part in sent["properties"].values()]
@@ -146,8 +172,14 @@ def test_reference_to_anywhere_leads_to_a_definition() -> None:
 
 
 def test_references_that_one_engine_takes_for_the_same_have_names_of_their_own() -> None:
-    sent = portable(record({"a": {"$ref": "#/$defs/x_y"}, "b": {"$ref": "#/$defs/x-y"}}) | {"$defs": {"x_y": INTEGER, "x-y": STRING}})
-    assert [sent["$defs"][part["$ref"].removeprefix("#/$defs/")] for part in sent["properties"].values()] == [INTEGER, STRING]
+    sent = portable(
+        record({"a": {"$ref": "#/$defs/x_y"}, "b": {"$ref": "#/$defs/x-y"}})
+        | {"$defs": {"x_y": INTEGER, "x-y": STRING}}
+    )
+    assert [sent["$defs"][part["$ref"].removeprefix("#/$defs/")] for part in sent["properties"].values()] == [
+        INTEGER,
+        STRING,
+    ]
     assert len({name.replace("_", "-") for name in sent["$defs"]}) == 2
 
 
@@ -180,7 +212,9 @@ def test_allof_that_leads_back_to_itself_is_written_out_only_so_far() -> None:
 
 def test_recursion_with_two_ways_on_is_any_value_of_its_type() -> None:
     twice = {"anyOf": [array({"$ref": "#/$defs/t"}), array({"$ref": "#/$defs/t"}, minItems=1), INTEGER]}
-    assert portable(record({"a": {"$ref": "#/$defs/t"}}) | {"$defs": {"t": twice}})["$defs"]["t"] == {"anyOf": [INTEGER, {"type": "array"}]}
+    assert portable(record({"a": {"$ref": "#/$defs/t"}}) | {"$defs": {"t": twice}})["$defs"]["t"] == {
+        "anyOf": [INTEGER, {"type": "array"}]
+    }
 
 
 def test_choices_within_choices_have_a_limit() -> None:
@@ -193,7 +227,12 @@ def test_choices_within_choices_have_a_limit() -> None:
 
 def woven(number: int) -> dict[str, Any]:
     """A definition that leads on and back."""
-    return {"anyOf": [array({"$ref": f"#/$defs/D{number + 1}"}), array({"$ref": f"#/$defs/D{number // 2}"}, minItems=number)]}
+    return {
+        "anyOf": [
+            array({"$ref": f"#/$defs/D{number + 1}"}),
+            array({"$ref": f"#/$defs/D{number // 2}"}, minItems=number),
+        ]
+    }
 
 
 @pytest.mark.parametrize(
@@ -201,7 +240,10 @@ def woven(number: int) -> dict[str, Any]:
     [
         {"$ref": "#/$defs/D0", "$defs": {f"D{number}": woven(number) for number in range(250)} | {"D250": INTEGER}},
         record({str(number): record({"x" * 200: record({"y": INTEGER})}) for number in range(100)}),
-        {"allOf": [{"$ref": "#/$defs/a"}] * 1000, "$defs": {"a": record({f"p{number}": INTEGER for number in range(300)})}},
+        {
+            "allOf": [{"$ref": "#/$defs/a"}] * 1000,
+            "$defs": {"a": record({f"p{number}": INTEGER for number in range(300)})},
+        },
         {"anyOf": [record({"a": {"const": number}}, "a") for number in range(300)]},
     ],
     ids=["definitions", "names", "allOf", "anyOf"],
@@ -244,7 +286,14 @@ def test_schema_that_harms_vllm_is_sent_in_its_portable_form(schema: dict[str, A
 
 
 @pytest.mark.parametrize(
-    "schema", [{"pattern": r"\d{1,128}x{3}"}, {"format": "email"}, {"multipleOf": 3}, {"not": {}}, record({"a": INTEGER}, minProperties=1)]
+    "schema",
+    [
+        {"pattern": r"\d{1,128}x{3}"},
+        {"format": "email"},
+        {"multipleOf": 3},
+        {"not": {}},
+        record({"a": INTEGER}, minProperties=1),
+    ],
 )
 def test_schema_that_does_not_is_sent_to_vllm_as_it_is(schema: dict[str, Any]) -> None:
     assert harmless(record({"a": schema})) == record({"a": schema})
@@ -257,7 +306,9 @@ NUMBERS = st.sampled_from([0, 1, 2, 3, 1.5, -1.5, 1000, 2**53 - 1, -(2**62), 1e3
 COUNTS = st.sampled_from([0, 1, 2, 3, 3.0, MAX_COUNT, HUGE])
 TYPES = st.sampled_from(["object", "array", "string", "integer", "number", "boolean", "null"])
 SCALARS = st.sampled_from([0, 1, 2, -1, 1.5, "a", "ab", "12", "", None, True, False, "2020-01-01"])
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=5)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=5
+)
 PATTERNS = st.sampled_from(["a", "^a$", "^(?:ab|c)$", r"^\d+$", "^(?=a)a$", "^a{2,1000}$", "^.*$"])
 REFERENCES = st.sampled_from(["#", "#/$defs/a", "#/$defs/b", "#/definitions/c"])
 
@@ -303,11 +354,19 @@ def test_any_schema_that_is_taken_becomes_one_that_takes_no_less(schema: dict[st
             assert loose.is_valid(value)
 
 
-KEYS = st.sampled_from(["a", "b", "type", "properties", "items", "anyOf", "$ref", "enum", "allOf", "minItems", "required", "pattern"])
-JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12)
+KEYS = st.sampled_from(
+    ["a", "b", "type", "properties", "items", "anyOf", "$ref", "enum", "allOf", "minItems", "required", "pattern"]
+)
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.dictionaries(st.sampled_from(["type", "properties", "anyOf", "allOf", "$ref", "$defs", "enum", "items"]), JSON, max_size=4))
+@given(
+    st.dictionaries(
+        st.sampled_from(["type", "properties", "anyOf", "allOf", "$ref", "$defs", "enum", "items"]), JSON, max_size=4
+    )
+)
 def test_what_is_no_schema_at_all_is_no_failure(schema: dict[str, Any]) -> None:
     assert is_schema(portable(schema))

@@ -49,10 +49,33 @@ def test_pattern_in_their_words_stays_as_it_is(pattern: str) -> None:
 
 
 ATOMS = st.sampled_from(
-    ["a", "b", "-", ".", r"\.", r"\d", r"\w", "[a-c]", "[^a]", r"[\w-]", "é", r"\^", "^", "[+-.]", "]", "(?:", "(", ")", "|", " "]
+    [
+        "a",
+        "b",
+        "-",
+        ".",
+        r"\.",
+        r"\d",
+        r"\w",
+        "[a-c]",
+        "[^a]",
+        r"[\w-]",
+        "é",
+        r"\^",
+        "^",
+        "[+-.]",
+        "]",
+        "(?:",
+        "(",
+        ")",
+        "|",
+        " ",
+    ]
 )
 QUANTIFIERS = st.sampled_from(["", "", "", "*", "+", "?", "{2}", "{1,3}", "{0}", "+?"])
-PATTERNS = st.lists(st.tuples(ATOMS, QUANTIFIERS), max_size=6).map(lambda pairs: f"^{''.join(atom + quantifier for atom, quantifier in pairs)}$")
+PATTERNS = st.lists(st.tuples(ATOMS, QUANTIFIERS), max_size=6).map(
+    lambda pairs: f"^{''.join(atom + quantifier for atom, quantifier in pairs)}$"
+)
 
 
 @settings(deadline=None, max_examples=300)

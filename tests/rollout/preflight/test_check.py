@@ -27,14 +27,18 @@ CHAT_PATHS = ("/v1/chat/completions", "/api/chat")
 class Checked:
     """A gateway whose tier `standard` is on Ollama, and what its preflight says of vLLM."""
 
-    def __init__(self, gateway: Running, client: httpx2.AsyncClient, vllm: simulate.Running, ollama: simulate.Running) -> None:
+    def __init__(
+        self, gateway: Running, client: httpx2.AsyncClient, vllm: simulate.Running, ollama: simulate.Running
+    ) -> None:
         self.gateway = gateway
         self.client = client
         self.vllm = vllm
         self.ollama = ollama
 
     async def check(self, backend: str = "vllm", seconds: float = PATIENCE, **more: str) -> "Report":
-        answer = await self.client.post("/ops/preflight", params={"backend": backend, "seconds": f"{seconds:g}", **more})
+        answer = await self.client.post(
+            "/ops/preflight", params={"backend": backend, "seconds": f"{seconds:g}", **more}
+        )
         assert answer.status_code == 200, answer.text
         return Report(answer.json())
 
@@ -82,7 +86,9 @@ async def serving(settings: dict[str, Any]) -> AsyncIterator[tuple[Running, http
 
 
 @asynccontextmanager
-async def before(vllm: simulate.Model = CAPABLE, ollama: simulate.Model = CAPABLE, **changes: Any) -> AsyncIterator[Checked]:
+async def before(
+    vllm: simulate.Model = CAPABLE, ollama: simulate.Model = CAPABLE, **changes: Any
+) -> AsyncIterator[Checked]:
     """`changes` are options of the vLLM where it has them, else of the settings."""
     of_vllm = {name: changes.pop(name) for name in list(changes) if name in simulate.Options.__dataclass_fields__}
     async with AsyncExitStack() as stack:
@@ -97,7 +103,9 @@ def generations(server: simulate.Running) -> int:
 
 
 def model(**changes: Any) -> simulate.Model:
-    return simulate.Model(**{"name": NAME, "family": "qwen3", "vision": True, "tools": True, "context_length": 8192, **changes})
+    return simulate.Model(
+        **{"name": NAME, "family": "qwen3", "vision": True, "tools": True, "context_length": 8192, **changes}
+    )
 
 
 # What differs
@@ -108,7 +116,18 @@ async def test_sides_that_can_the_same_differ_in_nothing() -> None:
         await here.gateway.ask()  # Ollama has it loaded
         report = await here.check()
         assert (report.body["breaks"], report.breaks, report.notices) == (False, [], [])
-        asked = ("serves", "context", "streaming", "usage", "reasoning", "tools", "forced_tools", "structured_output", "vision", "parameters")
+        asked = (
+            "serves",
+            "context",
+            "streaming",
+            "usage",
+            "reasoning",
+            "tools",
+            "forced_tools",
+            "structured_output",
+            "vision",
+            "parameters",
+        )
         assert {what: report.of(what)["severity"] for what in asked} == dict.fromkeys(asked, "fine")
         assert (report.of("context")["value"], report.of("context")["other_value"]) == ("8192 tokens", "8192 tokens")
         assert report.body["tiers"] == {"standard": {"model": NAME, "other": "ollama", "other_model": NAME}}
@@ -162,7 +181,9 @@ async def test_model_that_is_not_there_breaks_and_what_is_there_is_named() -> No
 
 
 async def test_tier_without_a_model_there_breaks() -> None:
-    async with before(tiers={"standard": {"models": {"ollama": NAME, "vllm": NAME}}, "ultra": {"models": {"ollama": NAME}}}) as here:
+    async with before(
+        tiers={"standard": {"models": {"ollama": NAME, "vllm": NAME}}, "ultra": {"models": {"ollama": NAME}}}
+    ) as here:
         report = await here.check()
         assert report.of("serves", "ultra")["severity"] == "breaks"
         assert report.of("serves", "standard")["severity"] == "fine"
@@ -201,11 +222,18 @@ async def test_sleeping_vllm_breaks_and_is_not_asked() -> None:
 
 
 async def test_parameter_that_a_tier_drops_is_not_judged() -> None:
-    tiers = {"standard": {"models": {"ollama": NAME, "vllm": NAME}, "params": {"drop": ["tools", "tool_choice", "response_format"]}}}
+    tiers = {
+        "standard": {
+            "models": {"ollama": NAME, "vllm": NAME},
+            "params": {"drop": ["tools", "tool_choice", "response_format"]},
+        }
+    }
     async with before(tool_parser=False, tiers=tiers) as here:
         report = await here.check()
         assert report.breaks == []
-        assert {report.of(what)["value"] for what in ("tools", "forced_tools", "structured_output")} == {"the tier drops it"}
+        assert {report.of(what)["value"] for what in ("tools", "forced_tools", "structured_output")} == {
+            "the tier drops it"
+        }
 
 
 # What it costs, and what it leaves alone
@@ -238,7 +266,10 @@ async def test_models_that_do_not_fit_an_ollama_together_are_told() -> None:
         stand_in(simulate.Options("vllm", (model(name="any"),))) as vllm,
     ):
         tiers = {name: {"models": {"vllm": "any", "ollama": name}} for name in ("one", "two")}
-        async with serving(document(vllm.base_url, ollama.base_url, tiers=tiers, llm_backend="vllm")) as (gateway, client):
+        async with serving(document(vllm.base_url, ollama.base_url, tiers=tiers, llm_backend="vllm")) as (
+            gateway,
+            client,
+        ):
             report = await Checked(gateway, client, vllm, ollama).check("ollama")
             assert report.breaks == []
             assert "it is not any more" in report.of("servers", "one")["words"]
@@ -311,7 +342,9 @@ async def test_vllm_whose_engine_hangs_in_everything_is_not_taken_for_busy() -> 
             server.circuit.probe_answered()
             server.up = True  # as it was before it stopped
             body = (await client.post("/ops/preflight?backend=vllm&seconds=1")).json()
-            assert [item["value"] for item in body["findings"] if item["what"] == "serves"] == ["no first piece in time"]
+            assert [item["value"] for item in body["findings"] if item["what"] == "serves"] == [
+                "no first piece in time"
+            ]
             assert body["seconds"] < 2.5
 
 
@@ -358,7 +391,11 @@ async def test_gateway_that_stops_does_not_wait_for_a_check() -> None:
 
 
 @pytest.mark.parametrize(
-    "others", [{"backends": {"vllm": {"api_key": "other"}}}, {"llm_backend": "ollama", "tiers": {"else": {"models": {"ollama": MODEL}}}}]
+    "others",
+    [
+        {"backends": {"vllm": {"api_key": "other"}}},
+        {"llm_backend": "ollama", "tiers": {"else": {"models": {"ollama": MODEL}}}},
+    ],
 )
 async def test_check_that_other_settings_overtake_ends_and_says_so(others: dict[str, Any]) -> None:
     """It could only tell of servers, or tiers, that are not there any more."""

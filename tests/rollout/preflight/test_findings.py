@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from gateway.rollout.preflight.findings import CAPABILITIES, BackendFacts, TierSide, compare, rollback_finding, shared_gpu
+from gateway.rollout.preflight.findings import (
+    CAPABILITIES,
+    BackendFacts,
+    TierSide,
+    compare,
+    rollback_finding,
+    shared_gpu,
+)
 from gateway.rollout.preflight.gpu_memory import GpuMemory, LoadedModel
 from gateway.rollout.preflight.probes import YES, Trait, Traits
 
@@ -85,7 +92,15 @@ def test_what_there_was_no_time_for_is_a_note() -> None:
 
 def ollama(*loaded: LoadedModel, **changes: Any) -> BackendFacts:
     return BackendFacts(
-        **{"name": "ollama", "kind": "ollama", "hosts": frozenset({"a"}), "is_up": True, "keeps": False, "memory": GpuMemory(list(loaded)), **changes}
+        **{
+            "name": "ollama",
+            "kind": "ollama",
+            "hosts": frozenset({"a"}),
+            "is_up": True,
+            "keeps": False,
+            "memory": GpuMemory(list(loaded)),
+            **changes,
+        }
     )
 
 
@@ -118,7 +133,15 @@ def test_rollback_that_leads_nowhere_is_told() -> None:
 
 def vllm(share: float | None = 0.9, **changes: Any) -> BackendFacts:
     return BackendFacts(
-        **{"name": "vllm", "kind": "vllm", "hosts": frozenset({"a", "b"}), "is_up": True, "keeps": False, "memory": GpuMemory(share=share), **changes}
+        **{
+            "name": "vllm",
+            "kind": "vllm",
+            "hosts": frozenset({"a", "b"}),
+            "is_up": True,
+            "keeps": False,
+            "memory": GpuMemory(share=share),
+            **changes,
+        }
     )
 
 
@@ -129,7 +152,11 @@ def loaded(in_gpu: int, size: int = 6_000_000_000) -> LoadedModel:
 @pytest.mark.parametrize(
     ("there", "here", "words"),
     [
-        (ollama(loaded(6_000_000_000)), vllm(), "holds 6.0 GB there and vllm may take 90%: together that needs 60 GB or more"),
+        (
+            ollama(loaded(6_000_000_000)),
+            vllm(),
+            "holds 6.0 GB there and vllm may take 90%: together that needs 60 GB or more",
+        ),
         (ollama(loaded(6_000_000_000)), vllm(None), "both fit now"),
         (ollama(loaded(1_500_000_000)), vllm(), "only 25% of 'qwen3:8b'"),
         (ollama(loaded(0)), vllm(), "main memory"),

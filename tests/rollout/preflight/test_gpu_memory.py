@@ -31,7 +31,9 @@ NOW = datetime(2026, 11, 21, 17, 43, 26, tzinfo=UTC)
 
 
 def ollama(url: str = "http://127.0.0.1:1") -> Backend:
-    settings = config.build({"backends": {"ollama": {"kind": "ollama", "base_url": url}}, "tiers": {"t": {"models": {"ollama": "m"}}}})
+    settings = config.build(
+        {"backends": {"ollama": {"kind": "ollama", "base_url": url}}, "tiers": {"t": {"models": {"ollama": "m"}}}}
+    )
     return build(settings.backends.values())["ollama"]
 
 
@@ -56,7 +58,12 @@ async def test_loaded_model_is_found_by_each_of_its_names() -> None:
     for name in ("qwen3-vl", "QWEN3-VL:latest", "library/qwen3-vl"):
         found = told.of(ollama(), name)
         assert found is not None
-        assert (found.size, found.in_gpu, found.context_length, round(found.seconds or 0)) == (96364133, 50000000, 4096, 61)
+        assert (found.size, found.in_gpu, found.context_length, round(found.seconds or 0)) == (
+            96364133,
+            50000000,
+            4096,
+            61,
+        )
     assert told.of(ollama(), "qwen3") is None
     assert told.in_gpu == 50000000
 
@@ -79,7 +86,8 @@ def test_time_of_unloading(expires_at: str, seconds: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bodies", "loaded"), [([], None), ([b"[]"], None), ([b"<html>"], None), ([b'{"models":null}'], []), ([b"x", b'{"models":[]}'], [])]
+    ("bodies", "loaded"),
+    [([], None), ([b"[]"], None), ([b"<html>"], None), ([b'{"models":null}'], []), ([b"x", b'{"models":[]}'], [])],
 )
 def test_what_is_no_list_tells_nothing(bodies: list[bytes], loaded: Any) -> None:
     assert memory._loaded(bodies, NOW) == loaded
