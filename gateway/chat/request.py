@@ -234,7 +234,7 @@ class Chat(Struct, frozen=True, kw_only=True):
 
     @property
     def has_images(self) -> bool:
-        for message in self.messages:  # noqa: SIM110 - no generator where all is text
+        for message in self.messages:
             if type(message.content) is list and any(isinstance(part, ImagePart) for part in message.content):
                 return True
         return False

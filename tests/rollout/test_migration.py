@@ -479,12 +479,12 @@ async def test_nothing_is_lost_or_left_when_a_crowd_is_moved_to_and_fro() -> Non
         while not all(task.done() for task in tasks):
             before = len(here.left.requests) + len(here.there.requests)
             rollout.set(random.choice(["vllm", "ollama"]))
-            moved += here.gateway.gateway._operations.steering._moved
+            moved += here.gateway.gateway._operations.controller._moved
             await until(
-                lambda: (
+                lambda before=before: (
                     len(here.left.requests) + len(here.there.requests) > before or all(task.done() for task in tasks)
                 )
-            )  # noqa: B023
+            )
         assert sorted({task.result() for task in tasks}) == [0, 200]
         assert moved > 150
         await until(here.gateway.is_idle)
