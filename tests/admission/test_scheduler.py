@@ -11,7 +11,7 @@ from gateway.admission.fair_queue import Claim
 from gateway.admission.queues import BATCH_SHARE, AdmissionLimits, LaneLimits, LaneName, TierLimits
 from gateway.admission.ticket import Ticket
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
-from tests.fakes.waiting import FOREVER, Server, Setup, limits, setup
+from tests.fakes.admission import FOREVER, Server, Setup, limits, setup
 
 ANYONE = Claim()
 
@@ -188,7 +188,7 @@ def test_greedy_key_does_not_hold_back_another() -> None:
         line.arrive(claim=Claim("greedy"))
     small = line.arrive(claim=Claim("small"))
     line.leave(running)
-    line.leave(line.one_running())
+    line.leave(line.only_running())
     assert small.placement is not None
 
 
@@ -202,8 +202,8 @@ def test_turns_of_a_key_hold_over_its_models() -> None:
     line.leave(running)
     keys = []
     for _ in range(6):
-        keys.append(line.one_running().claim.key)
-        line.leave(line.one_running())
+        keys.append(line.only_running().claim.key)
+        line.leave(line.only_running())
     assert keys == ["greedy", "small"] * 3
 
 
@@ -224,8 +224,8 @@ def test_batch_gets_one_slot_in_ten(model: str) -> None:
         line.arrive(model, claim=Claim(is_batch=True))
     order = []
     for _ in range(40):
-        line.leave(line.one_running())
-        order.append(line.one_running().claim.is_batch)
+        line.leave(line.only_running())
+        order.append(line.only_running().claim.is_batch)
     assert order == ([False] * (BATCH_SHARE - 1) + [True]) * 4
 
 
@@ -320,7 +320,7 @@ def test_line_is_taken_over_by_another_backend_in_its_order_and_however_full_tha
     batch = left.arrive(claim=Claim(is_batch=True))
     waiting = [left.arrive() for _ in range(3)]
     there.arrive("n")
-    there.take_over([batch, *waiting], "n")
+    there.accept_transfers([batch, *waiting], "n")
     assert (left.waiting("text"), left.running("text")) == (0, 1)
     assert [request.placement is not None for request in (batch, *waiting)] == [False, True, False, False]
     assert (there.waiting("text"), there.running("text")) == (3, 2)
@@ -337,11 +337,11 @@ def test_taken_over_request_stands_behind_those_who_wait_there() -> None:
     left.arrive()
     moved = left.arrive()
     running, first = there.arrive(), there.arrive()
-    there.take_over([moved])
+    there.accept_transfers([moved])
     there.leave(running)
     assert (first.placement is not None, moved.is_queued) == (True, True)
     there.leave(first)
-    assert (moved.placement is not None, moved.admissions, moved.moves) == (True, 1, 1)
+    assert (moved.placement is not None, moved.admissions, moved.transfers) == (True, 1, 1)
     there.leave(moved)
     assert left.running("text") == 1
 

@@ -13,7 +13,7 @@ from gateway.admission.fair_queue import Claim
 from gateway.admission.model_residency import LoadedModels
 from gateway.admission.queues import BATCH_SHARE, LaneName, Queue, TierLimits
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
-from tests.fakes.waiting import Request, Server, Setup, limits, setup
+from tests.fakes.admission import Request, Server, Setup, limits, setup
 
 MODELS = ("a", "b")
 LANES: tuple[LaneName, ...] = ("text", "vision")
@@ -64,7 +64,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         return cast("list[AdaptiveLimit]", bounds)
 
     def end(self, request: Request) -> None:
-        request.home.leave(request)
+        request.setup.leave(request)
         self.gone.add(request)
 
     def time_passes(self, seconds: float) -> None:
@@ -101,7 +101,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @initialize(with_loads=st.sets(sides))
     def begin(self, with_loads: set[int]) -> None:
         for side in with_loads:
-            self.lines[side].have_loads()
+            self.lines[side].enable_loading()
 
     @precondition(lambda self: any(self.servers_with_loads()))
     @rule(data=st.data(), shown=st.sets(st.sampled_from(MODELS)))
@@ -153,7 +153,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         queue = line.admission.queue(model, lane, tier, own)
         probe = Request(line, queue, claim)
         could, room = self.could_run(probe), queue.room.limit - queue.room.count
-        is_served = any(model in server.models_there for server in line.servers)
+        is_served = any(model in server.available_models for server in line.servers)
         try:
             request = line.arrive(model, lane, claim, tier, own)
         except ModelNotFound:
@@ -190,7 +190,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def leave_again(self, data: st.DataObject) -> None:
         before = [repr(line.admission) for line in self.lines]
         request = data.draw(st.sampled_from(sorted(self.gone, key=id)))
-        request.home.leave(request)
+        request.setup.leave(request)
         assert [repr(line.admission) for line in self.lines] == before
 
     @precondition(lambda self: self.flying())
@@ -198,7 +198,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def speak(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.flying()))
         if request.load_sample is not None and not request.load_sample.is_streaming:
-            request.home.admission.first_token(request)
+            request.setup.admission.first_token(request)
 
     @precondition(lambda self: self.flying())
     @rule(data=st.data())
@@ -206,7 +206,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         request = data.draw(st.sampled_from(self.flying()))
         assert request.placement is not None
         before = request.placement.server
-        moved = request.home.admission.reassign(request)
+        moved = request.setup.admission.reassign(request)
         assert request.placement is not None
         assert (request.placement.server is not before) == moved
 
@@ -216,12 +216,12 @@ class AdmissionMachine(RuleBasedStateMachine):
         """Any of those who wait, in the order of their arrival, and however full it is there."""
         there = self.lines[side]
         waiting = sorted(
-            (request for request in self.in_line() if request.home is not there), key=lambda request: request.arrival
+            (request for request in self.in_line() if request.setup is not there), key=lambda request: request.arrival
         )
         movers = [request for request in waiting if data.draw(st.booleans())]
         before = sum(line.waiting(lane) + line.running(lane) for line in self.lines for lane in LANES)
         stay = [request for request in waiting if request not in movers]
-        there.take_over(movers, model, *(("pro", OWN) if is_own else ("", None)))
+        there.accept_transfers(movers, model, *(("pro", OWN) if is_own else ("", None)))
         assert all(request.is_queued or request.placement is not None for request in movers)
         assert [request.arrival for request in movers] == sorted(request.arrival for request in movers)
         assert all(request.is_queued for request in stay)
@@ -240,7 +240,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule(side=sides, number=st.integers(0, 1), models=st.sets(st.sampled_from(MODELS)))
     def server_changes_its_models(self, side: int, number: int, models: set[str]) -> None:
-        self.lines[side].servers[number].models_there = models
+        self.lines[side].servers[number].available_models = models
         self.lines[side].admission.refresh()
 
     @rule(
@@ -268,10 +268,10 @@ class AdmissionMachine(RuleBasedStateMachine):
         for line in self.lines:
             for lane in LANES:
                 assert line.running(lane) == sum(
-                    request.home is line and request.queue.lane.name == lane for request in flying
+                    request.setup is line and request.queue.lane.name == lane for request in flying
                 )
                 assert line.waiting(lane) == sum(
-                    request.home is line and request.queue.lane.name == lane for request in waiting
+                    request.setup is line and request.queue.lane.name == lane for request in waiting
                 )
 
     @invariant()
@@ -317,7 +317,7 @@ class AdmissionMachine(RuleBasedStateMachine):
                     and loads._may_load(state.model)
                     and request.queue.wants(state)
                 ):
-                    assert loads._next is not None or request.home.clock.now <= loads._alarm_at < inf
+                    assert loads._next is not None or request.setup.clock.now <= loads._alarm_at < inf
 
     @invariant()
     def a_learned_limit_is_no_higher_than_what_was_there_at_once(self) -> None:

@@ -12,7 +12,7 @@ from gateway import config
 from gateway.api.request_headers import request_id_of
 from gateway.downstream import server as drain
 from tests.fakes.fault_backend import MODEL, FaultBackend
-from tests.fakes.pictures import picture_url
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, TIMES, Raw, Reply, Running, request_bytes, running
 from tests.real_engines.process import free_port
 
@@ -150,7 +150,7 @@ async def test_long_text_is_refused_where_a_long_image_is_taken() -> None:
             413,
             "request_too_large",
         )
-        image = {"type": "image_url", "image_url": {"url": picture_url(40, is_noise=True)}}
+        image = {"type": "image_url", "image_url": {"url": png_data_url(40, is_noise=True)}}
         assert (await post(gateway, {"messages": [{"role": "user", "content": [image]}]})).status == 200
 
 

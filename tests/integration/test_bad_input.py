@@ -20,7 +20,7 @@ from gateway.errors import GatewayError
 from tests.fakes.chats import MIB, WEATHER, called, schema_format, tool
 from tests.fakes.fault_backend import MODEL
 from tests.fakes.fleet import HASTY, Answer, House
-from tests.fakes.pictures import picture_url
+from tests.fakes.images import png_data_url
 
 CANARY = "the-canary-of-a-prompt"
 KEY = "the-key-of-a-client"
@@ -429,8 +429,8 @@ CASES = [
     ),
     refused(68, "no base64", image("data:image/png;base64,%%%%"), IMAGE, "invalid_image"),
     refused(68, "nothing in it", image("data:image/png;base64,"), IMAGE, "invalid_image"),
-    refused(68, "cut off", image(picture_url(is_noise=True)[:2000]), IMAGE, "invalid_image"),
-    served(68, "good image", image(picture_url())),
+    refused(68, "cut off", image(png_data_url(is_noise=True)[:2000]), IMAGE, "invalid_image"),
+    served(68, "good image", image(png_data_url())),
     # 70: too much of everything
     refused(70, "n of a million", chat(n=1_000_000), "n"),
     refused(70, "n of 2", chat(n=2), "n", "unsupported_parameter"),
@@ -698,7 +698,7 @@ RICH: dict[str, Any] = {
             "role": "user",
             "content": [
                 {"type": "text", "text": "What is it?"},
-                {"type": "image_url", "image_url": {"url": picture_url(), "detail": "low"}},
+                {"type": "image_url", "image_url": {"url": png_data_url(), "detail": "low"}},
             ],
         },
         {"role": "assistant", "content": None, "tool_calls": [called()]},

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.upstream import connection
 from tests.fakes.fault_backend import CANARY, ODD_TEXT, TEXT, TINY_CHUNKS, WORDS, FaultBackend, Kind
-from tests.fakes.pictures import picture_url
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PROMPT, TIMES, Reply, Running, running, settings_for, until
 
 pytestmark = pytest.mark.uvloop
@@ -470,7 +470,7 @@ async def test_answer_before_the_end_of_the_request_is_mapped_at_once(
 ) -> None:
     """Case 36: the backend refuses a request of some megabytes before it has read them."""
     backend.mode = mode
-    picture = picture_url(1400, is_noise=True)
+    picture = png_data_url(1400, is_noise=True)
     content: list[dict[str, Any]] = [
         {"type": "text", "text": "?"},
         {"type": "image_url", "image_url": {"url": picture}},

@@ -15,7 +15,7 @@ from gateway.errors import UpstreamError
 from gateway.relay.chat import waiting_note
 from gateway.upstream.failures import check_headers
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend
-from tests.fakes.pictures import picture_url
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, PROMPT, TIMES, Raw, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in
 
@@ -26,7 +26,7 @@ KINDS = ["ollama", "vllm"]
 IMAGE = [
     {
         "role": "user",
-        "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": picture_url()}}],
+        "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": png_data_url()}}],
     }
 ]
 PATIENT: dict[str, Any] = {"first_token_timeout": 60, "idle_timeout": 60, "total_timeout": 60}

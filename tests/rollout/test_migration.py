@@ -14,7 +14,7 @@ from gateway import config
 from gateway.admission.ticket import LATE_SECONDS
 from gateway.upstream.connection import WireError
 from tests.fakes.fault_backend import MODEL, TEXT, FaultBackend, Kind
-from tests.fakes.pictures import picture_url
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, Raw, Reply, Running, running, until
 
 pytestmark = pytest.mark.uvloop
@@ -27,7 +27,7 @@ PATIENT = {
     "probe_interval": 60,
 }
 ONE: dict[str, Any] = {"max_concurrency": 1, "model_concurrency": 1}
-PICTURE = {"type": "image_url", "image_url": {"url": picture_url()}}
+PICTURE = {"type": "image_url", "image_url": {"url": png_data_url()}}
 OTHER: dict[Kind, Kind] = {"ollama": "vllm", "vllm": "ollama"}
 
 
@@ -339,7 +339,7 @@ async def test_every_change_moves_and_undo_moves_back(kind: Kind) -> None:
 @pytest.mark.parametrize("picture", ["none", "as it is", "converted"])
 async def test_canary_moves_the_conversations_that_are_on_its_side(picture: str) -> None:
     """Those who wait are put where each of them would go if it came again."""
-    url = {"none": None, "as it is": picture_url(), "converted": picture_url(8)}[picture]
+    url = {"none": None, "as it is": png_data_url(), "converted": png_data_url(8)}[picture]
     pictures = [] if url is None else [{"type": "image_url", "image_url": {"url": url}}]
     names = [f"conversation {number:02}" for number in range(16)]
     bodies = {
