@@ -43,7 +43,9 @@ ELSEWHERE = {
 
 
 def documents() -> str:
-    return "\n".join(path.read_text() for path in [*ROOT.glob("README.md"), *sorted(ROOT.glob("docs/*.md"))])
+    """The pages for users: the README and docs/, without the decision records."""
+    pages = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path.parent.name != "adr"]
+    return "\n".join(path.read_text() for path in [ROOT / "README.md", *pages])
 
 
 def metric_names() -> list[str]:
