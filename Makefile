@@ -10,8 +10,13 @@ CLIENTS_VENV ?= .venv-clients
 # `make test PARALLEL=` for a single process.
 PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 
+# uv installs the large environments: several times faster than pip, and without a cache of 7 GB left behind.
+UV_INSTALL := $(BIN)/uv pip install --quiet --no-cache --require-hashes
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock" --upgrade
+
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients bench-cost bench-admission bench-overload bench-switch bench-guard lock help
+.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-switch bench-guard lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, with its Ollama and vLLM or with stand-ins
 	@$(BIN)/python -m gateway demo
@@ -35,6 +40,8 @@ test-vllm: $(VENV)/dev $(VLLM_VENV)/ready  ## Run the tests on a real vLLM (inst
 test-clients: $(CLIENTS_VENV)/ready  ## Run the client programs that require an older openai (LlamaIndex)
 	$(CLIENTS_VENV)/bin/python -m pytest -m "not vllm" tests/e2e/test_clients.py
 
+prepare: $(CLIENTS_VENV)/ready $(VLLM_VENV)/ready  ## Install what test-clients and test-vllm need
+
 bench-cost: $(VENV)/dev $(BENCH_VENV)/ready  ## Measure the CPU cost of a request and a token, next to vllm-router
 	BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m benchmarks.cost
 
@@ -51,11 +58,10 @@ bench-guard: $(VENV)/dev  ## Run the guard on simulated canaries: which ones it 
 	@$(BIN)/python -m benchmarks.guard
 
 lock: $(VENV)/dev  ## Update requirements/ from pyproject.toml
-	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -o requirements/runtime.txt pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -c requirements/runtime.txt --group dev -o requirements/dev.txt pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -c requirements/runtime.txt --group dev -o requirements/clients.txt pyproject.toml requirements/clients.in
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -o requirements/bench.txt requirements/bench.in
+	$(COMPILE) -o requirements/runtime.txt pyproject.toml
+	$(COMPILE) -c requirements/runtime.txt --group dev -o requirements/dev.txt pyproject.toml
+	$(COMPILE) -c requirements/runtime.txt --group dev -o requirements/clients.txt pyproject.toml requirements/clients.in
+	$(COMPILE) -o requirements/bench.txt requirements/bench.in
 
 help:  ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -72,16 +78,16 @@ $(VENV)/dev: $(VENV)/runtime requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@
 
-$(VLLM_VENV)/ready: tests/real_engines/install_vllm.py
-	$(PYTHON) tests/real_engines/install_vllm.py $(VLLM_VENV)
+$(VLLM_VENV)/ready: tests/real_engines/install_vllm.py | $(VENV)/dev
+	$(BIN)/python tests/real_engines/install_vllm.py $(VLLM_VENV)
 	@touch $@
 
-$(BENCH_VENV)/ready: requirements/bench.txt
-	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
-	@$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+$(BENCH_VENV)/ready: requirements/bench.txt | $(VENV)/dev
+	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv --without-pip $(BENCH_VENV)
+	@$(UV_INSTALL) --python $(BENCH_VENV)/bin/python -r requirements/bench.txt
 	@touch $@
 
-$(CLIENTS_VENV)/ready: requirements/clients.txt
-	@test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(CLIENTS_VENV)
-	@$(CLIENTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/clients.txt
+$(CLIENTS_VENV)/ready: requirements/clients.txt | $(VENV)/dev
+	@test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv --without-pip $(CLIENTS_VENV)
+	@$(UV_INSTALL) --python $(CLIENTS_VENV)/bin/python -r requirements/clients.txt
 	@touch $@
