@@ -80,7 +80,11 @@ class Setup:
     def is_settled(self) -> bool:
         """Nothing is left of earlier settings."""
         gateway = self.gateway.gateway
-        return not (gateway._shared.past or gateway._health.unused or gateway._retirement._leaving)
+        return not (
+            gateway._reconfiguration._destinations.past
+            or gateway._health.unused
+            or gateway._reconfiguration._cleanup._leaving
+        )
 
     def exposition(self) -> str:
         return self.gateway.gateway._operations.exposition("")[0].decode()
