@@ -4,8 +4,10 @@ import base64
 import random
 import struct
 import zlib
+from functools import cache
 
 
+@cache
 def png_data_url(size: int = 64, *, is_noise: bool = False) -> str:
     """Return a square PNG as a `data:` URL.
 

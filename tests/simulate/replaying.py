@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 
 from gateway.simulate import Options, Running, running
-from tests.golden import PICTURE_MARK, Recording, events, picture, shape, shapes_in_turn
+from tests.golden import PICTURE_MARK, Recording, events, picture, shape, consecutive_shapes
 
 LENGTHS = ("content-length", "transfer-encoding")
 # Keys compared only in part: the stand-in has only what a gateway reads. The same holds for the
@@ -81,8 +81,8 @@ def compare_bodies(response: httpx2.Response, recording: Recording, in_order: bo
     """Check that the shapes are equal; for a stream, in the same order if `in_order`."""
     if recording.is_stream:
         ours, theirs = (
-            shapes_in_turn(events(response.text)),
-            shapes_in_turn([run if isinstance(run, str) else run["first"] for run in recording.body]),
+            consecutive_shapes(events(response.text)),
+            consecutive_shapes([run if isinstance(run, str) else run["first"] for run in recording.body]),
         )
         if in_order:
             assert ours == theirs
