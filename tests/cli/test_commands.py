@@ -94,7 +94,7 @@ def test_gateway_has_as_many_files_as_the_system_lets_and_says_when_these_are_fe
     assert (
         next(line for line in limits.splitlines() if line.startswith("Max open files")).split()[3:5] == [str(hard)] * 2
     )
-    assert (f"only {hard} files may be open" in log) is told
+    assert (f"the limit of open files is only {hard}" in log) is told
 
 
 def test_port_that_is_taken_is_named_by_its_own_variable() -> None:

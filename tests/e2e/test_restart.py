@@ -192,4 +192,4 @@ def test_kill_in_the_middle_of_a_change_loses_nothing_that_was_acknowledged(inst
         json.loads((installation.folder / "state.json").read_bytes())
     with installation.gateway(OLLAMA) as gateway:
         assert told <= percent(gateway) <= asked
-    assert "is broken" not in (installation.folder / "gateway.log").read_text()
+    assert "is damaged" not in (installation.folder / "gateway.log").read_text()
