@@ -86,7 +86,7 @@ def _is_own_address(url: str, settings: Settings) -> bool:
 
 def _keys(settings: Settings) -> Iterator[str]:
     if not settings.api_keys:
-        yield "GATEWAY_API_KEYS: there are none, so the gateway is open: any key or none is taken"
+        yield "GATEWAY_API_KEYS: not set, so the gateway is open: it accepts requests with any key or none"
     groups: tuple[tuple[str, tuple[SecretStr | None, ...]], ...] = (
         ("GATEWAY_API_KEYS", settings.api_keys),
         ("GATEWAY_ADMIN_KEY", (settings.admin_key,)),

@@ -813,7 +813,9 @@ def test_admin_key_must_not_be_a_client_key() -> None:
 
 
 def test_open_gateway_is_told() -> None:
-    assert load().warnings == ("GATEWAY_API_KEYS: there are none, so the gateway is open: any key or none is taken",)
+    assert load().warnings == (
+        "GATEWAY_API_KEYS: not set, so the gateway is open: it accepts requests with any key or none",
+    )
 
 
 def test_model_name_of_two_tiers_is_told() -> None:
