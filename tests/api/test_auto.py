@@ -100,10 +100,10 @@ def test_task_of_another_word_is_refused(task: bytes) -> None:
             [{"tier": "smal", "images": True}],
             "auto[0].tier: 'smal' is not a tier; expected one of: small, middle, Complex; did you mean 'small'?",
         ),
-        ([{"tier": "small"}], "auto[0]: says of no request that it holds; expected task, images, tools or longer_than"),
+        ([{"tier": "small"}], "auto[0]: the rule has no condition; expected task, images, tools or longer_than"),
         ([{"tier": "small", "task": "hard"}], "auto[0].task: got 'hard'; expected 'simple', 'medium' or 'complex'"),
-        ([{"tier": "small", "longer_then": 1}], "auto[0].longer_then: no such key; did you mean 'longer_than'?"),
-        ([{"tier": "small", "longer_than": -1}], "auto[0].longer_than: got -1; expected a whole number, at least 0"),
+        ([{"tier": "small", "longer_then": 1}], "auto[0].longer_then: unknown key; did you mean 'longer_than'?"),
+        ([{"tier": "small", "longer_than": -1}], "auto[0].longer_than: got -1; expected a whole number of at least 0"),
         ([{"images": True}], "auto[0].tier: missing; expected: Name of the tier that is taken."),
     ],
 )
@@ -123,8 +123,8 @@ def test_rule_that_is_never_reached_is_warned_of() -> None:
     ]
     warned = [line for line in settings(auto=rules).warnings if line.startswith("auto")]
     assert warned == [
-        "auto[1]: never reached: wherever it holds, auto[0] does",
-        "auto[4]: never reached: wherever it holds, auto[3] does",
+        "auto[1]: never reached: auto[0] holds whenever it does",
+        "auto[4]: never reached: auto[3] holds whenever it does",
     ]
 
 

@@ -166,8 +166,8 @@ def lines(params: dict[str, Any]) -> list[str]:
         ("reasoning_effort", "hard", "got 'hard'"),
         ("response_format", {"type": "xml"}, "got {'type': 'xml'}"),
         ("stop", ["a"] * 5, "got ['a'"),
-        ("stream", True, "'stream' is not for a tier to change"),
-        ("messages", [], "'messages' is not for a tier to change"),
+        ("stream", True, "a tier cannot change 'stream'"),
+        ("messages", [], "a tier cannot change 'messages'"),
     ],
 )
 def test_bad_setting_is_one_line_with_its_place(part: str, name: str, value: Any, words: str) -> None:

@@ -47,7 +47,7 @@ async def test_status_shows_settings_that_were_refused_or_need_a_restart(monkeyp
         assert "need a restart:\n  port: 1, was" in (await command("status")).stdout
         document["tirs"] = {}
         await here.gateway.reload.run(read, "file")
-        assert "refused; the old ones stay in force:\n  tirs: no such key" in (await command("status")).stdout
+        assert "refused; the old ones stay in force:\n  tirs: unknown key" in (await command("status")).stdout
 
 
 async def test_preflight_check_is_a_table_and_exits_with_1_if_a_tier_would_break(

@@ -74,7 +74,7 @@ def test_file_that_changes_is_put_in_force_and_a_wrong_one_is_not(
     assert ask(gateway, "pro").status_code == 200
     log = (tmp_path / "gateway.log").read_text()
     assert "settings: tiers.pro: new" in log
-    assert "settings: tirs: no such key; did you mean 'tiers'? (gateway.yaml line 1)" in log
+    assert "settings: tirs: unknown key; did you mean 'tiers'? (gateway.yaml line 1)" in log
 
 
 @pytest.mark.timeout(120)
