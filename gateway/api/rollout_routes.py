@@ -62,29 +62,33 @@ def add_rollout(app: FastAPI, controller: RolloutController, operator: Callable[
         return controller.view()
 
     @app.put(
-        "/ops/rollout", summary="Move every tier that is not pinned, or one", openapi_extra=_body_schema("Placement")
+        "/ops/rollout",
+        summary="Move every tier that is not pinned, or one",
+        openapi_extra=_body_schema(RolloutBody, required=True),
     )
     async def put(request: Request, by: Annotated[str, by_operator]) -> dict[str, Any]:
         order = await _read_body(request, RolloutBody, required=True)
         canary = None if order.canary is None else Canary(order.canary.backend, order.canary.percent)
         return await controller.report(rollout.set(order.backend, canary, tier=order.tier, by=by))
 
-    @app.post("/ops/rollback", summary="Everything wholly back; never refused", openapi_extra=_body_schema("Retreat"))
+    @app.post(
+        "/ops/rollback", summary="Everything wholly back; never refused", openapi_extra=_body_schema(RollbackBody)
+    )
     async def rollback(request: Request, by: Annotated[str, by_operator]) -> dict[str, Any]:
         order = await _read_body(request, RollbackBody)
         return await controller.report(rollout.rollback(tier=order.tier, to=order.to, by=by))
 
-    @app.post("/ops/undo", summary="The state before the last change", openapi_extra=_body_schema("Nothing"))
+    @app.post("/ops/undo", summary="The state before the last change", openapi_extra=_body_schema(EmptyBody))
     async def undo(request: Request, by: Annotated[str, by_operator]) -> dict[str, Any]:
         await _read_body(request, EmptyBody)
         return await controller.report(rollout.undo(by=by))
 
 
-def _body_schema(name: str) -> dict[str, Any]:
+def _body_schema(kind: type[Struct], *, required: bool = False) -> dict[str, Any]:
     return {
         "requestBody": {
-            "required": name == "Placement",
-            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}},
+            "required": required,
+            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}},
         }
     }
 

@@ -104,7 +104,7 @@ def test_task_of_another_word_is_refused(task: bytes) -> None:
         ([{"tier": "small", "task": "hard"}], "auto[0].task: got 'hard'; expected 'simple', 'medium' or 'complex'"),
         ([{"tier": "small", "longer_then": 1}], "auto[0].longer_then: unknown key; did you mean 'longer_than'?"),
         ([{"tier": "small", "longer_than": -1}], "auto[0].longer_than: got -1; expected a whole number of at least 0"),
-        ([{"images": True}], "auto[0].tier: missing; expected: Name of the tier that is taken."),
+        ([{"images": True}], "auto[0].tier: missing; expected: Name of the tier that the rule selects."),
     ],
 )
 def test_rule_that_cannot_be_is_told(rules: list[dict[str, Any]], line: str) -> None:

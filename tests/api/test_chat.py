@@ -333,7 +333,7 @@ async def test_tiers_parameters_are_what_the_backend_gets() -> None:
 
 async def test_request_that_this_gateway_sent_is_508() -> None:
     async with serving(api_keys=[KEY]) as (gateway, _):
-        gateway_id = gateway.gateway._shared.gateway_id.decode()
+        gateway_id = gateway.gateway._context.gateway_id.decode()
         for via in (gateway_id, f"other, {gateway_id}"):
             assert code(await post(gateway, {}, {"x-gateway-via": via})) == (508, "loop_detected")
 
@@ -341,7 +341,7 @@ async def test_request_that_this_gateway_sent_is_508() -> None:
 async def test_request_of_another_gateway_is_served_and_goes_on_with_both_ids() -> None:
     async with serving() as (gateway, backend):
         assert (await post(gateway, {}, {"x-gateway-via": "another"})).status == 200
-        assert b"X-Gateway-Via: another, " + gateway.gateway._shared.gateway_id in backend.requests[0]
+        assert b"X-Gateway-Via: another, " + gateway.gateway._context.gateway_id in backend.requests[0]
 
 
 @pytest.mark.parametrize("kind", ["ollama", "vllm"])

@@ -369,10 +369,10 @@ async def test_description_has_the_calls_and_their_bodies(house: House) -> None:
     async with house.gateway() as operator:
         described = (await operator.client.get("/openapi.json")).json()
         assert {"get", "put"} == set(described["paths"]["/ops/rollout"])
-        for path, name in (("rollback", "Retreat"), ("undo", "Nothing")):
+        for path, name in (("rollback", "RollbackBody"), ("undo", "EmptyBody")):
             body = described["paths"][f"/ops/{path}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
             assert body == {"$ref": f"#/components/schemas/{name}"}
-        assert set(described["components"]["schemas"]["Placement"]["properties"]) == {"backend", "canary", "tier"}
+        assert set(described["components"]["schemas"]["RolloutBody"]["properties"]) == {"backend", "canary", "tier"}
         page = (await operator.client.get("/docs")).text
         assert "/ops/rollback" in page
 

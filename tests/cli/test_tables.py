@@ -12,9 +12,9 @@ pytestmark = pytest.mark.usefixtures("empty_environment")
 
 async def test_number_of_migrated_requests_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     async with gateway(monkeypatch) as here:
-        monkeypatch.setattr(here.gateway._operations.controller, "move", lambda change: 3)
+        monkeypatch.setattr(here.gateway._operations.controller, "_migrate", lambda change: 3)
         assert "queued requests that migrated: 3" in (await command("switch", "vllm", "--tier", "standard")).stdout
-        monkeypatch.setattr(here.gateway._operations.controller, "move", lambda change: 0)
+        monkeypatch.setattr(here.gateway._operations.controller, "_migrate", lambda change: 0)
         assert "migrated" not in (await command("rollback")).stdout
 
 
