@@ -1,4 +1,7 @@
-"""Log lines of exchanges and of the gateway, and what they must never contain."""
+"""Log lines of exchanges and of the gateway, and what they must never contain.
+
+Covers: gateway/telemetry/recorder.py
+"""
 
 import io
 import json
