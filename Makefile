@@ -1,4 +1,4 @@
-# The one door, for people and CI. `make help` lists the targets.
+# The entry point for developers and CI. `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,81 +6,88 @@ VLLM_VENV ?= .venv-vllm
 BENCH_VENV ?= .venv-bench
 CLIENTS_VENV ?= .venv-clients
 
-# A process of tests for each processor, 8 at most; the tests of a file stay together. In one process: make test PARALLEL=
+# Tests run in one process per processor, at most 8; all tests of a file share a process. Use
+# `make test PARALLEL=` for a single process.
 PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 
-.DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients bench-cost bench-admission bench-overload bench-switch bench-guard lock help
+# uv installs the large environments: several times faster than pip, and without a cache of 7 GB left behind.
+UV_INSTALL := $(BIN)/uv pip install --quiet --no-cache --require-hashes
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock" --upgrade
 
-run: $(VENV)/runtime  ## Serve on this machine, in front of an Ollama and a vLLM or stand-ins for them
+.DEFAULT_GOAL := help
+.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-switch bench-guard lock help
+
+run: $(VENV)/runtime  ## Serve on this machine, with its Ollama and vLLM or with stand-ins
 	@$(BIN)/python -m gateway demo
 
-test: $(VENV)/dev  ## Run the tests, without a real engine
+test: $(VENV)/dev  ## Run the tests without a real engine
 	@$(BIN)/python -m pytest -m "not vllm" $(PARALLEL)
 
-check: $(VENV)/dev  ## Lint, types, layers
+check: $(VENV)/dev  ## Check style, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fix: $(VENV)/dev  ## Put right what a program can
+fix: $(VENV)/dev  ## Apply automatic fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-vllm: $(VENV)/dev $(VLLM_VENV)/ready  ## Run the tests on a real vLLM (the first time installs it: 7 GB, some minutes)
+test-vllm: $(VENV)/dev $(VLLM_VENV)/ready  ## Run the tests on a real vLLM (installed on first use: 7 GB, some minutes)
 	TEST_VLLM_VENV=$(VLLM_VENV) $(BIN)/python -m pytest -m vllm
 
-test-clients: $(CLIENTS_VENV)/ready  ## Run the programs of clients that want an older openai (LlamaIndex)
+test-clients: $(CLIENTS_VENV)/ready  ## Run the client programs that require an older openai (LlamaIndex)
 	$(CLIENTS_VENV)/bin/python -m pytest -m "not vllm" tests/e2e/test_clients.py
 
-bench-cost: $(VENV)/dev $(BENCH_VENV)/ready  ## CPU cost of a request and a token, beside vllm-router
+prepare: $(CLIENTS_VENV)/ready $(VLLM_VENV)/ready  ## Install what test-clients and test-vllm need
+
+bench-cost: $(VENV)/dev $(BENCH_VENV)/ready  ## Measure the CPU cost of a request and a token, next to vllm-router
 	BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m benchmarks.cost
 
-bench-admission: $(VENV)/dev  ## The waiting line: cost of a step, and crowds before an Ollama with and without it
+bench-admission: $(VENV)/dev  ## Measure the queue: cost of a step, and load on an Ollama with and without it
 	$(BIN)/python -m benchmarks.admission
 
-bench-overload: $(VENV)/dev  ## Four times what the backend serves, and 10,000 requests of which 60 % leave
+bench-overload: $(VENV)/dev  ## Measure overload: four times the capacity, and 10,000 requests of which 60 % disconnect
 	@$(BIN)/python -m benchmarks.overload
 
-bench-switch: $(VENV)/dev  ## Switch to and fro under load: how long a call takes, and what the clients see
+bench-switch: $(VENV)/dev  ## Measure switching under load: how long a call takes, and what clients see
 	@$(BIN)/python -m benchmarks.switch
 
-bench-guard: $(VENV)/dev  ## The guard before simulated canaries: which it takes back, and when
+bench-guard: $(VENV)/dev  ## Run the guard on simulated canaries: which ones it rolls back, and when
 	@$(BIN)/python -m benchmarks.guard
 
-lock: $(VENV)/dev  ## Renew requirements/ from pyproject.toml
-	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -o requirements/runtime.txt pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -c requirements/runtime.txt --group dev -o requirements/dev.txt pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -c requirements/runtime.txt --group dev -o requirements/clients.txt pyproject.toml requirements/clients.in
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -o requirements/bench.txt requirements/bench.in
+lock: $(VENV)/dev  ## Update requirements/ from pyproject.toml
+	$(COMPILE) -o requirements/runtime.txt pyproject.toml
+	$(COMPILE) -c requirements/runtime.txt --group dev -o requirements/dev.txt pyproject.toml
+	$(COMPILE) -c requirements/runtime.txt --group dev -o requirements/clients.txt pyproject.toml requirements/clients.in
+	$(COMPILE) -o requirements/bench.txt requirements/bench.in
 
 help:  ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 $(VENV)/runtime: requirements/runtime.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.12 ...")'
-	@echo "Installing what requirements/runtime.txt locks into $(VENV), this once ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required; try: make PYTHON=python3.12 ...")'
+	@echo "Installing the packages of requirements/runtime.txt into $(VENV) (first run only) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt
 	@touch $@
 
 $(VENV)/dev: $(VENV)/runtime requirements/dev.txt
-	@echo "Installing what requirements/dev.txt locks, this once ..."
+	@echo "Installing the packages of requirements/dev.txt (first run only) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@
 
-$(VLLM_VENV)/ready: tests/real_engines/install_vllm.py
-	$(PYTHON) tests/real_engines/install_vllm.py $(VLLM_VENV)
+$(VLLM_VENV)/ready: tests/real_engines/install_vllm.py | $(VENV)/dev
+	$(BIN)/python tests/real_engines/install_vllm.py $(VLLM_VENV)
 	@touch $@
 
-$(BENCH_VENV)/ready: requirements/bench.txt
-	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
-	@$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bench.txt
+$(BENCH_VENV)/ready: requirements/bench.txt | $(VENV)/dev
+	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv --without-pip $(BENCH_VENV)
+	@$(UV_INSTALL) --python $(BENCH_VENV)/bin/python -r requirements/bench.txt
 	@touch $@
 
-$(CLIENTS_VENV)/ready: requirements/clients.txt
-	@test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv $(CLIENTS_VENV)
-	@$(CLIENTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/clients.txt
+$(CLIENTS_VENV)/ready: requirements/clients.txt | $(VENV)/dev
+	@test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv --without-pip $(CLIENTS_VENV)
+	@$(UV_INSTALL) --python $(CLIENTS_VENV)/bin/python -r requirements/clients.txt
 	@touch $@

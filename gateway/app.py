@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping
 from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -18,114 +19,141 @@ from gateway.api.model_names import ModelNames
 from gateway.api.operations import Operations
 from gateway.api.paths import CHAT_PATHS, EMBEDDING_PATHS
 from gateway.api.request_headers import reject_loop, request_id_of
-from gateway.api.routes import build as build_ops
-from gateway.api.routes import build_metrics_port
+from gateway.api.routes import build, build_metrics_port
 from gateway.chat.images import ImageNormalizer
-from gateway.config import BackendSettings, Settings, is_same_place
+from gateway.config import Settings
 from gateway.config.reload import Reloader
+from gateway.downstream.cycle import RequestResponseCycle
 from gateway.errors import GatewayError, ShuttingDown
-from gateway.relay.base import Relay
+from gateway.reconfigure import Reconfiguration
 from gateway.relay.context import RelayContext
-from gateway.relay.destinations import GenerationCleanup
+from gateway.relay.destinations import Destinations
+from gateway.relay.in_flight import InFlight
+from gateway.relay.requests import ClientConnection
 from gateway.rollout.controller import RolloutController
 from gateway.rollout.guard import RolloutGuard
 from gateway.rollout.migration import QueueMigration
 from gateway.rollout.preflight.check import Preflight
 from gateway.rollout.state import Rollout
 from gateway.state_file import StateFile
-from gateway.telemetry.exchange import Exchange
 from gateway.telemetry.log import ExchangeLog
-from gateway.telemetry.metrics import Label, Metrics
-from gateway.upstream.backend import Backend, build
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.recorder import ExchangeRecorder
+from gateway.upstream.backend import Backend
+from gateway.upstream.backends import Backends
 from gateway.upstream.health_checks import HealthChecks
-from gateway.upstream.learned_limits import persist_learned_limits
-from gateway.upstream.model_loader import ModelLoader
-
-SETTLE_SECONDS = 0.2
-"""How late an exchange that is over may show in the log; a scrape of the metrics does not wait."""
+from gateway.upstream.learned_limits import LearnedLimits
 
 
 class Gateway:
     """The whole gateway as one ASGI application; `async with` it while it serves."""
 
     def __init__(self, settings: Settings, log: ExchangeLog) -> None:
-        self._over: list[Exchange] = []
-        self._settling: asyncio.TimerHandle | None = None
-        registry = CollectorRegistry()
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=registry)
-        self._log = log
-        self._metrics = Metrics(registry, __version__, self.settle)
-        self._backends = build(settings.backends.values(), settings.ollama_num_parallel)
-        self._state = StateFile(settings.state_file)
-        persist_learned_limits(self._state, self._backends, settings.ollama_num_parallel)
-        self.rollout = Rollout(settings)
-        self._controller = controller = RolloutController(
-            self.rollout, self._state, self._metrics, settings.rollback_to
-        )
+        clock = time.monotonic
         gateway_id = os.urandom(8).hex().encode()
-        keys = ApiKeys(key.get_secret_value() for key in settings.api_keys)
+        self._metrics = metrics = Metrics(_registry(), __version__, self.settle)
+        self._state = StateFile(settings.state_file)
+        self._backends: dict[str, Backend] = {}
+        """The backends in force, by name. Filled by `Backends`, changed in place with the settings."""
+        self._in_flight = InFlight(asyncio.get_running_loop(), clock)
+        destinations = Destinations(settings, self._backends, metrics)
+
+        self.rollout = Rollout(settings)
+        self._migration = QueueMigration(destinations, self._in_flight, self.rollout.tiers, clock)
+        controller = RolloutController(self.rollout, self._state, metrics, settings.rollback_to, self._migration.follow)
+        guard: RolloutGuard | None = None
+        if settings.guard is not None:
+            guard = RolloutGuard(
+                settings.guard, self.rollout, settings.rollback_to, self._in_flight.count_pending, clock
+            )
+        self._recorder = ExchangeRecorder(metrics, log, [guard.observe] if guard else [])
+
+        learned_limits = LearnedLimits(self._state, self._backends, settings.ollama_num_parallel)
+        self._backend_set = Backends(
+            self._backends,
+            settings,
+            metrics,
+            gateway_id,
+            on_down=self._migration.on_backend_down,
+            on_learned=learned_limits.save,
+        )
+        learned_limits.restore()
+        self._health = HealthChecks(settings, self._backends, gateway_id, Backend.refresh)
+
+        self._context = context = RelayContext(
+            settings,
+            destinations=destinations,
+            in_flight=self._in_flight,
+            metrics=metrics,
+            clock=clock,
+            requeue_target=self._migration.target_for,
+            on_exchange=self._recorder.record,
+            gateway_id=gateway_id,
+        )
+        self._preflight = Preflight(context, self.rollout)
         model_names = ModelNames(settings)
-        self._context = RelayContext(settings, self._backends, self._metrics, self._on_exchange, gateway_id)
-        for backend in self._backends.values():
-            backend.on_away = self._leave_lines
-        self._migration = QueueMigration(self._context, self.rollout.tiers)
-        controller.move = self._migration.follow
-        self._context.requeue_target = self._migration.target_for
-        self._loaders: dict[Backend, ModelLoader] = {}
-        self._add_loaders(settings, self._backends.values())
-        self._health = HealthChecks(settings, self._backends, gateway_id, _refresh)
-        self._retirement = GenerationCleanup(self._oldest_generation)
-        self._guard = (
-            None
-            if settings.guard is None
-            else RolloutGuard(settings.guard, self.rollout, settings.rollback_to, self._pending, self._context.clock)
-        )
-        self._operations = Operations(
-            settings, self._backends, model_names, controller, self._health, self._metrics, self._guard
-        )
-        self._preflight = Preflight(self._context, self.rollout)
+        self._operations = Operations(settings, self._backends, model_names, controller, self._health, metrics, guard)
+
+        keys = ApiKeys(key.get_secret_value() for key in settings.api_keys)
         self._cors = Cors(settings.cors_origins)
         self._images = ImageNormalizer()
-        self.reload = Reloader(lambda: self._context.settings, self._change, self._operations.record_reload)
-        chat = ChatEndpoint(self._context, keys, model_names, self.rollout, self._cors, self._images)
-        embeddings = EmbeddingEndpoint(self._context, keys, model_names, self._cors)
-        self._hot: dict[str, Endpoint[Any]] = dict.fromkeys(CHAT_PATHS, chat) | dict.fromkeys(
-            EMBEDDING_PATHS, embeddings
-        )
+        chat = ChatEndpoint(context, keys, model_names, self.rollout, self._cors, self._images)
+        embeddings = EmbeddingEndpoint(context, keys, model_names, self._cors)
+        self._endpoints: dict[str, Endpoint[Any]] = {
+            **dict.fromkeys(CHAT_PATHS, chat),
+            **dict.fromkeys(EMBEDDING_PATHS, embeddings),
+        }
         admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
         scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []
-        self._rest = build_ops(
-            self._operations, self._preflight, keys, AdminAccess(admin), AdminAccess([*admin, *scraper])
-        )
+        self._rest = build(self._operations, self._preflight, keys, AdminAccess(admin), AdminAccess([*admin, *scraper]))
         self.metrics_port_app = build_metrics_port(self._operations)
+
+        self._reconfiguration = Reconfiguration(
+            backends=self._backend_set,
+            learned_limits=learned_limits,
+            health=self._health,
+            destinations=destinations,
+            in_flight=self._in_flight,
+            context=context,
+            controller=controller,
+            migration=self._migration,
+            guard=guard,
+            preflight=self._preflight,
+            endpoints=[chat, embeddings],
+            operations=self._operations,
+            metrics=metrics,
+            recorder=self._recorder,
+        )
+        self.reload = Reloader(
+            lambda: destinations.settings, self._reconfiguration.apply, self._operations.record_reload
+        )
 
     async def __aenter__(self) -> Self:
         await self._health.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._guard = None  # what ends now, we end
+        self._recorder.detach_observers()
         await self._health.__aexit__()
         self._migration.close()
-        for loader in list(self._loaders.values()):  # a backend may be dropped meanwhile
-            await loader.close()
-        await self._retirement.close()
+        await self._backend_set.close()
+        await self._reconfiguration.close()
         for backend in self._backends.values():
             backend.close()
         await self._state.close()
         self._images.close()
         self._context.close()
-        self.settle()
+        self._recorder.settle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        fields: Mapping[bytes, bytes] = scope["extensions"]["gateway.client"].fields
+        client: ClientConnection = scope["extensions"]["gateway.client"]
+        fields = client.fields
         if scope["method"] == "OPTIONS":
             headers = self._cors.preflight_headers(fields)
             if headers is not None:
                 await _answer(send, 204, headers, b"")
                 return
-        endpoint = self._hot.get(scope["path"])
+        endpoint = self._endpoints.get(scope["path"])
         if endpoint is not None:
             await endpoint(scope, receive, send)
         else:
@@ -146,145 +174,35 @@ class Gateway:
 
         await self._rest(scope, receive, send_with_headers)  # type: ignore[arg-type]  # Starlette wants mutable mappings
 
-    # Other settings
-
-    async def _change(self, settings: Settings) -> None:
-        """Put `settings` in force, with what `config.compare` lets change. Nothing has changed where it raises.
-
-        Backends whose servers are others are built anew, and asked what they have before anything goes there. Then all changes in one step, between
-        two requests. What is under way goes on with what it has; when that is over, what nobody needs any more is let go.
-        """
-        num_parallel = settings.ollama_num_parallel
-        backends = {name: self._kept(item) or Backend(item, num_parallel) for name, item in settings.backends.items()}
-        new = [backend for backend in backends.values() if backend not in self._backends.values()]
-        self._add_loaders(settings, new)
-        try:
-            await self._health.probe_new(settings, backends)
-        except BaseException:
-            for backend in new:
-                self._drop(backend)
-            raise
-        for backend in new:
-            backend.on_away = self._leave_lines
-        leaving = [backend for backend in self._backends.values() if backend not in backends.values()]
-        labels = _labels(self._context.settings)
-        for name, item in settings.backends.items():
-            if backends[name] not in new:
-                backends[name].change(item, num_parallel)
-            if (loader := self._loaders.get(backends[name])) is not None:
-                loader.change(settings)
-        generation = self._context.generation
-        self._context.change(settings, backends)
-        persist_learned_limits(self._state, self._backends, num_parallel)
-        self._controller.reload(settings)
-        if self._guard is not None:
-            self._guard.reload(settings)
-        model_names = ModelNames(settings)
-        for endpoint in self._hot.values():
-            endpoint.change(model_names)
-        self._health.change(settings, self._backends)
-        self._operations.change(settings, model_names)
-        self._preflight.change()
-        for backend in leaving:
-            self._migration.abandon(backend)
-        self._retirement.add(generation, lambda: self._let_go(generation, leaving, labels))
-
-    def _add_loaders(self, settings: Settings, backends: Iterable[Backend]) -> None:
-        for backend in backends:
-            if backend.loading is not None:
-                self._loaders[backend] = ModelLoader(backend, settings, self._metrics, self._context.gateway_id)
-
-    def _drop(self, backend: Backend) -> None:
-        self._health.forget(backend)
-        if (loader := self._loaders.pop(backend, None)) is not None:
-            loader.stop()
-        backend.close()
-
-    def _kept(self, item: BackendSettings) -> Backend | None:
-        backend = self._backends.get(item.name)
-        return backend if backend is not None and is_same_place(backend.settings, item) else None
-
-    def _let_go(self, generation: int, leaving: list[Backend], labels: dict[Label, set[str]]) -> None:
-        """No request is left that began under the settings of `generation`."""
-        era = self._context.past.pop(generation)
-        for backend in leaving:
-            self._drop(backend)
-        needed = {backend for later in self._context.past.values() for backend in later.backends.values()}
-        for backend in {*era.backends.values()}.intersection(self._health.unused) - needed:
-            self._health.forget(backend)
-        for backend in self._backends.values():
-            backend.admission.forget(self._context.queues)
-        self.settle()
-        there = _labels(self._context.settings)
-        for label, names in labels.items():
-            for name in names - there[label]:
-                self._metrics.forget(label, name)
-
-    def _oldest_generation(self) -> int:
-        return min(
-            (relay.generation for relay in self._context.sweep.live if isinstance(relay, Relay)),
-            default=self._context.generation,
-        )
-
-    # The end
-
     def begin_drain(self) -> None:
-        """Not ready any more; what comes is still served until the door closes."""
+        """Report not ready from now on; requests are still served until the listening socket closes."""
         self._operations.is_stopping = True
         self._preflight.stop()
 
     def cut_off(self) -> None:
-        """Streams end with an error event now, the waiting are answered 503."""
-        for endpoint in self._hot.values():
+        """End what still runs: streams with an error event, queued and new requests with 503."""
+        for endpoint in self._endpoints.values():
             endpoint.is_stopping = True
-        for relay in list(self._context.sweep.live):
-            assert isinstance(relay, Relay)
+        for relay in list(self._in_flight):
             relay.cut_off(ShuttingDown())
 
-    def _leave_lines(self, backend: Backend) -> None:
-        """Who waits for a backend that went away may be served by another, or by the one in its place."""
-        if backend not in self._backends.values():
-            self._migration.abandon(backend)
-        for relay in list(self._context.sweep.live):
-            assert isinstance(relay, Relay)
-            relay.leave_queue(backend)
-
-    # The record of what is over
-
-    def _on_exchange(self, exchange: Exchange) -> None:
-        self._over.append(exchange)
-        if self._settling is None:
-            self._settling = self._context.loop.call_later(SETTLE_SECONDS, self.settle)
-
     def settle(self) -> None:
-        """Count and log what has ended since the last time. Many at once: cheaper than one by one, each with the caches cold."""
-        if self._settling is not None:
-            self._settling.cancel()
-            self._settling = None
-        over, self._over = self._over, []
-        for exchange in over:
-            self._metrics.record(exchange)
-        self._log.write(over)
-        if self._guard is not None:
-            self._guard.observe(over)
-
-    def _pending(self, tier: str, backend: str, since: float) -> int:
-        """Not those who wait for the dead: they are no answers that are yet to come."""
-        relays = (relay for relay in self._context.sweep.live if isinstance(relay, Relay) and relay.arrived >= since)
-        return sum(
-            relay.route.tier == tier and relay.route.backend == backend and not relay.is_stranded for relay in relays
-        )
+        """Count and log what has finished so far."""
+        self._recorder.settle()
 
 
-def _labels(settings: Settings) -> dict[Label, set[str]]:
-    """What the metrics may name."""
-    return {"tier": {*settings.tiers, *settings.embeddings}, "backend": {*settings.backends}}
-
-
-def _refresh(backend: Backend) -> None:
-    backend.refresh()
+def _registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    for collector in (ProcessCollector, PlatformCollector, GCCollector):
+        collector(registry=registry)
+    return registry
 
 
 async def _answer(send: Send, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _is_client_connection(cycle: RequestResponseCycle) -> ClientConnection:
+    """Proves to the type checker that the HTTP server hands over what the endpoints and relays ask for."""
+    return cycle

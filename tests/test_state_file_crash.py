@@ -14,10 +14,10 @@ KILLS = int(os.environ.get("TEST_KILLS", "8"))
 WRITER = """
 import asyncio, os, sys
 from pathlib import Path
-from gateway.state import State
+from gateway.state_file import StateFile
 
 async def main():
-    state = State(Path(sys.argv[1]))
+    state = StateFile(Path(sys.argv[1]))
     number = (state.get("rollout") or {"number": 0})["number"]
     while True:
         number += 1

@@ -96,6 +96,7 @@ class Admission:
         clock: Callable[[], float],
         alarm: Callable[[float, Callable[[], None]], object],
         canonical: Callable[[str], str] = lambda name: name,
+        on_learned: Callable[[], None] = lambda: None,
     ) -> None:
         self._servers = servers
         self._clock = clock
@@ -106,7 +107,7 @@ class Admission:
         self._queues: dict[tuple[str, LaneName, str, TierLimits | None], Queue] = {}
         self._stamp = 0
         self._queued = 0
-        self.on_learned: Callable[[], None] = lambda: None
+        self._on_learned = on_learned
         for server in servers:
             server.slots.limit = limits.slots
 
@@ -334,7 +335,7 @@ class Admission:
             ticket.load_sample = None
             before = adaptive.next_try
             if adaptive.ended(part, now):
-                self.on_learned()
+                self._on_learned()
             if adaptive.next_try > before:
                 self._alarm(TRY_AGAIN_SECONDS, self._admit_next)
 
@@ -380,7 +381,7 @@ class Admission:
 
     def _confirm(self, adaptive: AdaptiveLimit) -> None:
         if adaptive.confirm():
-            self.on_learned()
+            self._on_learned()
             self._admit_next()
 
     # Time

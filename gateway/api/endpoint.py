@@ -71,8 +71,8 @@ class Endpoint(ABC, Generic[ParsedBody]):
         """True while the gateway shuts down: new requests are refused."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = scope["extensions"]["gateway.client"]
-        fields: Fields = client.fields
+        client: ClientConnection = scope["extensions"]["gateway.client"]
+        fields = client.fields
         arrived = time.perf_counter()
         request_id = request_id_of(fields)
         caller: Caller | None = None

@@ -27,6 +27,7 @@ from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.relay.failover import Failover
+from gateway.relay.in_flight import Requeueable
 from gateway.relay.requests import ClientConnection, RelayRequest
 from gateway.relay.route import Route
 from gateway.telemetry.exchange import Exchange, Meter
@@ -107,7 +108,7 @@ class Relay(ABC):
 
     async def __call__(self) -> None:
         error: GatewayError | None = None
-        self._context.sweep.add(self)
+        self._context.in_flight.add(self)
         try:
             with self._cancel_scope:
                 self._backend.budget.count(self._meter.arrived)
@@ -132,7 +133,7 @@ class Relay(ABC):
             places = "".join(traceback.format_tb(crash.__traceback__))  # never its words: they may be the client's
             _log.error("a relay failed by %s:\n%s", type(crash).__name__, places)
         finally:
-            self._context.sweep.live.discard(self)
+            self._context.in_flight.discard(self)
             self._client.on_pause = self._client.on_resume = None
             self._record(error)
 
@@ -154,6 +155,9 @@ class Relay(ABC):
             and self._backend.is_restrained
             and self._backend.is_down(self._destination.route.model)
         )
+
+    def as_requeueable(self) -> Requeueable | None:
+        return None
 
     def cut_off(self, error: GatewayError) -> None:
         """End with `error`: the gateway is stopping."""

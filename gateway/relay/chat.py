@@ -16,6 +16,7 @@ from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter, U
 from gateway.relay.base import MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, YIELD_BYTES, Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
+from gateway.relay.in_flight import Requeueable
 from gateway.relay.requests import ChatRequest, ClientConnection
 from gateway.telemetry.exchange import CHAT
 from gateway.upstream.connection import Connection, WireError
@@ -90,6 +91,9 @@ class ChatRelay(Relay):
     def follows_rollout(self) -> bool:
         """It is where the roll-out has led it, and not where a failure has."""
         return self._failover is None or not self._failover.has_left
+
+    def as_requeueable(self) -> Requeueable | None:
+        return self if self.follows_rollout else None
 
     @property
     def is_queued(self) -> bool:

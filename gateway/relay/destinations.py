@@ -1,19 +1,26 @@
-"""Destinations, the values that all exchanges of one route share, and the clean-up of settings that are no longer in force."""
+"""Destinations: what all exchanges of one route share, by generation of the settings.
+
+A destination is built once for each route and looked up by each request. Settings that are no longer in force stay
+available to the requests that began under them.
+"""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from gateway.admission.queues import LaneName, Queue
 from gateway.config import BackendLimits, Settings
-from gateway.relay.route import Route
-from gateway.telemetry.exchange import CHAT
-from gateway.telemetry.metrics import RouteMetrics
+from gateway.relay.route import Route, fallback_route
+from gateway.telemetry.exchange import CHAT, LANES
+from gateway.telemetry.metrics import Metrics, RouteMetrics
 from gateway.upstream.backend import Backend
+
+CHECK_SECONDS = 0.5
+"""Interval at which `GenerationCleanup` looks whether the last request of a generation has ended."""
 
 
 class Destination:
-    """What all exchanges of one tier, or of one embedding model, on one backend share, looked up once."""
+    """Backend, queues, limits and metrics that all exchanges of one tier (or embedding model) on one backend share."""
 
     __slots__ = ("backend", "fallback", "generation", "header_lines", "limits", "metrics", "queues", "route")
 
@@ -29,9 +36,9 @@ class Destination:
     ) -> None:
         self.route = route
         self.generation = generation
-        """Of the settings that it is made of."""
+        """Generation of the settings that it was built from."""
         self.fallback = fallback
-        """Where the tier lets requests go that `backend` cannot serve."""
+        """Route to the backend that serves the tier where `backend` cannot; None: there is no fallback."""
         self.backend = backend
         self.queues = queues
         self.limits = limits
@@ -40,15 +47,79 @@ class Destination:
             route.tier.encode(),
             route.backend.encode(),
             route.model.encode(),
-        )  # printable ASCII: gateway.config sees to it
+        )  # gateway.config ensures printable ASCII
         self.header_lines = b"x-gateway-tier: %b\r\nx-gateway-backend: %b\r\nx-gateway-model: %b\r\n" % names
 
 
 class SettingsSnapshot(NamedTuple):
-    """What counted once."""
+    """Settings that were in force before, and the backends that belong to them."""
 
     settings: Settings
     backends: dict[str, Backend]
+
+
+class Destinations:
+    """The destination of each route, under the settings in force or the last earlier ones that had the route.
+
+    Settings have generations. Requests that began under an earlier generation may still need its destinations, so
+    `past` keeps a snapshot of each one until `GenerationCleanup` has seen its last request end.
+    """
+
+    def __init__(self, settings: Settings, backends: dict[str, Backend], metrics: Metrics) -> None:
+        self.settings = settings
+        self.backends = backends
+        """By name. Changed in place, so everything that holds this dict sees the backends in force."""
+        self.generation = 0
+        self.past: dict[int, SettingsSnapshot] = {}
+        self._metrics = metrics
+        self._found: dict[Route, Destination] = {}
+
+    def __repr__(self) -> str:
+        return f"<Destinations of generation {self.generation}, {len(self.past)} earlier ones in use>"
+
+    def get(self, route: Route, endpoint: str) -> Destination:
+        found = self._found.get(route)
+        if found is None:
+            found = self._build(route, endpoint)
+            if found.generation == self.generation:
+                self._found[route] = found
+        return found
+
+    def change(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
+        """Put `settings` and `backends` in force, in one step between two requests."""
+        self.past[self.generation] = SettingsSnapshot(self.settings, dict(self.backends))
+        self.generation += 1
+        self.settings = settings
+        self.backends.clear()
+        self.backends.update(backends)
+        self._found.clear()
+
+    @property
+    def queues(self) -> set[Queue]:
+        """The queues that new requests may enter."""
+        return {queue for found in self._found.values() for queue in found.queues.values()}
+
+    def _build(self, route: Route, endpoint: str) -> Destination:
+        generation = self._generation_of(route, endpoint)
+        settings, backends = self.past.get(generation) or SettingsSnapshot(self.settings, self.backends)
+        backend = backends[route.backend]
+        metrics = self._metrics.route(route.tier, route.backend, endpoint)
+        if endpoint != CHAT:
+            queues = backend.queues(LANES[endpoint], route.tier, route.model, None)
+            return Destination(route, backend, queues, backend.settings.limits, metrics, None, generation)
+        tier = settings.tiers[route.tier]
+        queues = backend.queues(LANES[endpoint], route.tier, route.model, tier.limits.get(route.backend))
+        limits = settings.limits_for(route.tier, route.backend)
+        return Destination(route, backend, queues, limits, metrics, fallback_route(tier, route.backend), generation)
+
+    def _generation_of(self, route: Route, endpoint: str) -> int:
+        """Return the last generation that has `route`: a request may be on its way to one that is gone."""
+        if not self.past or _has_route(self.settings, route, endpoint):
+            return self.generation
+        for number in sorted(self.past, reverse=True):
+            if _has_route(self.past[number].settings, route, endpoint):
+                return number
+        return self.generation
 
 
 def _has_route(settings: Settings, route: Route, endpoint: str) -> bool:
@@ -59,12 +130,11 @@ def _has_route(settings: Settings, route: Route, endpoint: str) -> bool:
     return tier is not None and tier.models.get(route.backend) == route.model
 
 
-CHECK_SECONDS = 0.5
-"""How late the end of the last request may be noticed."""
-
-
 class GenerationCleanup:
-    """`oldest` tells the generation of the oldest request that is under way, and the present one where there is none."""
+    """Releases what earlier settings needed, once the last request that began under them has ended.
+
+    `oldest` returns the generation of the oldest request in flight, or the present one without requests.
+    """
 
     def __init__(self, oldest: Callable[[], int]) -> None:
         self._oldest = oldest
@@ -75,13 +145,13 @@ class GenerationCleanup:
         return f"<GenerationCleanup of generations {sorted(self._leaving)}>"
 
     def add(self, generation: int, clean_up: Callable[[], None]) -> None:
-        """Call `clean_up` once no request of this generation, or of one before, is left."""
+        """Call `clean_up` once no request of this generation, or of an earlier one, is in flight."""
         self._leaving[generation] = clean_up
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """No request is left: clean up what there is."""
+        """Clean up every generation at once: no request is in flight any more."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

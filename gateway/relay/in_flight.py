@@ -1,46 +1,122 @@
 """The relays in flight, and the one timer that checks their deadlines."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
-SWEEP_SECONDS = 0.05
-"""How late a deadline may be noticed."""
+from gateway.admission.scheduler import Transfer
+from gateway.errors import GatewayError
+from gateway.relay.destinations import Destination
+from gateway.relay.requests import ChatRequest
+from gateway.relay.route import Route
+from gateway.upstream.backend import Backend
 
-_log = logging.getLogger("gateway.watch")
+CHECK_SECONDS = 0.05
+"""Interval of the deadline checks: a deadline is noticed this much late at most."""
+
+_log = logging.getLogger("gateway.relay")
 
 
-class Watched(Protocol):
-    """Something under way that has deadlines."""
+class RelayInFlight(Protocol):
+    """A relay as the rest of the gateway sees it while it runs."""
 
     check_at: float
-    """When `look` is next worth calling, on the sweep's clock."""
+    """Time, on the clock of `InFlight`, from which `check_deadlines` is worth calling."""
 
-    def check_deadlines(self, now: float) -> None: ...
+    @property
+    def route(self) -> Route: ...
+    @property
+    def arrived(self) -> float: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def is_stranded(self) -> bool: ...
+
+    def check_deadlines(self, now: float) -> None:
+        """End the relay where a deadline has passed, send a keep-alive where one is due."""
+
+    def cut_off(self, error: GatewayError) -> None:
+        """End the relay with `error`."""
+
+    def leave_queue(self, backend: Backend) -> None:
+        """Stop waiting for `backend`, which is down, where a fallback can serve the request."""
+
+    def as_requeueable(self) -> Requeueable | None:
+        """Return the relay for queue migration, or None where it does not follow the roll-out."""
 
 
-class Sweep:
-    """Looks after all that is under way, twenty times a second: one timer for any number of deadlines, and none while nothing is."""
+class Requeueable(RelayInFlight, Protocol):
+    """A relay whose request can move to the queue of another backend."""
+
+    @property
+    def request(self) -> ChatRequest: ...
+    @property
+    def destination(self) -> Destination: ...
+    @property
+    def is_queued(self) -> bool: ...
+
+    def can_be_served_by(self, destination: Destination) -> bool:
+        """Return whether the model at `destination` can serve the request, as far as is known."""
+
+    def requeue_on(self, destination: Destination) -> Transfer:
+        """Retarget the queued request; the admission of `destination` has to accept the transfer at once."""
+
+
+class InFlight:
+    """The relays in flight. One timer serves all their deadlines, and it runs only while there are relays.
+
+    Iterate over `list(in_flight)` where the body may end a relay.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]) -> None:
         self._loop = loop
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
-        self.live: set[Watched] = set()
+        self._relays: set[RelayInFlight] = set()
+        self.discard: Callable[[RelayInFlight], None] = self._relays.discard
+        """Remove a relay that has ended. Bound once: no further call on the hot path."""
 
-    def add(self, watched: Watched) -> None:
-        self.live.add(watched)
+    def __repr__(self) -> str:
+        return f"<InFlight {len(self._relays)}>"
+
+    def __iter__(self) -> Iterator[RelayInFlight]:
+        return iter(self._relays)
+
+    def __len__(self) -> int:
+        return len(self._relays)
+
+    def add(self, relay: RelayInFlight) -> None:
+        self._relays.add(relay)
         if self._timer is None:
-            self._timer = self._loop.call_later(SWEEP_SECONDS, self._run)
+            self._timer = self._loop.call_later(CHECK_SECONDS, self._check)
 
-    def _run(self) -> None:
+    def oldest_generation(self, default: int) -> int:
+        """Return the oldest generation of settings that a relay still uses; `default` without relays."""
+        return min((relay.generation for relay in self._relays), default=default)
+
+    def count_pending(self, tier: str, backend: str, since: float) -> int:
+        """Count the requests of `tier` that arrived at `backend` after `since` and may still be answered.
+
+        Requests that wait for servers which are all down are not counted: they produce no answer soon.
+        """
+        return sum(
+            relay.arrived >= since
+            and relay.route.tier == tier
+            and relay.route.backend == backend
+            and not relay.is_stranded
+            for relay in self._relays
+        )
+
+    def _check(self) -> None:
         now = self._clock()
-        for watched in [watched for watched in self.live if watched.check_at <= now]:
+        for relay in [relay for relay in self._relays if relay.check_at <= now]:
             try:
-                watched.check_deadlines(now)
-            except Exception:  # the deadlines of all others hang on this timer
-                _log.exception("a look at an exchange failed; its deadlines are not kept any more")
-                watched.check_at = math.inf
-        self._timer = self._loop.call_later(SWEEP_SECONDS, self._run) if self.live else None
+                relay.check_deadlines(now)
+            except Exception:  # the deadlines of all other relays depend on this timer
+                _log.exception("checking the deadlines of a relay failed; they are no longer enforced")
+                relay.check_at = math.inf
+        self._timer = self._loop.call_later(CHECK_SECONDS, self._check) if self._relays else None

@@ -1,6 +1,6 @@
 """The requests that the API hands to a relay, and the client connection that a relay writes to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -12,7 +12,10 @@ from gateway.relay.route import Route
 
 
 class ClientConnection(Protocol):
-    """The client's side of the exchange, as the door hands it over in `scope["extensions"]["gateway.client"]`. Writing never blocks."""
+    """The client's side of an exchange: the HTTP server puts it into `scope["extensions"]["gateway.client"]`.
+
+    Writing never blocks.
+    """
 
     gone: bool
     paused: bool
@@ -20,6 +23,10 @@ class ClientConnection(Protocol):
     on_leave: Callable[[], None] | None
     on_pause: Callable[[], None] | None
     on_resume: Callable[[], None] | None
+
+    @property
+    def fields(self) -> Mapping[bytes, bytes]:
+        """Request header fields, names in lower case."""
 
     def whole_body(self) -> bytes | None: ...
     def open(self, status: int, header_lines: bytes) -> None: ...

@@ -25,15 +25,22 @@ _log = logging.getLogger("gateway.rollout")
 class RolloutController:
     """Keeps the roll-out's changes: in the log, in the metrics, in the state file."""
 
-    def __init__(self, rollout: Rollout, state: StateFile, metrics: Metrics, rollback_to: str) -> None:
+    def __init__(
+        self,
+        rollout: Rollout,
+        state: StateFile,
+        metrics: Metrics,
+        rollback_to: str,
+        migrate: Callable[[Change], int] = lambda change: 0,
+    ) -> None:
         self.rollout = rollout
         self._state = state
         self._metrics = metrics
         self._rollback_to = rollback_to
         self._moved = 0
         """Of the last change."""
-        self.move: Callable[[Change], int] = lambda change: 0
-        """Lets those who wait follow a change; how many did."""
+        self._migrate = migrate
+        """Moves queued requests after a change; returns how many moved."""
         rollout.listeners.append(self._persist)
         kept = state.get(SECTION)
         if kept is not None:
@@ -52,7 +59,7 @@ class RolloutController:
         for tier, move in change.tiers.items():
             self._metrics.switches.labels(tier, *move.ends, change.cause).inc()
         self._state.put(SECTION, self.rollout.to_persist())
-        self._moved = self.move(change)
+        self._moved = self._migrate(change)
 
     def reload(self, settings: Settings) -> None:
         """Go on with other settings; what an operator has set stays as far as they let it."""

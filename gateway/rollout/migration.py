@@ -20,13 +20,13 @@ backend afterwards is none of this.
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from gateway.admission.scheduler import Admission, Transfer
 from gateway.errors import BackendUnavailable
-from gateway.relay.chat import ChatRelay
-from gateway.relay.context import RelayContext
-from gateway.relay.destinations import Destination
+from gateway.relay.destinations import Destination, Destinations
+from gateway.relay.in_flight import InFlight, Requeueable
 from gateway.relay.route import Route
 from gateway.rollout.canary import canary_bucket
 from gateway.rollout.state import BUCKETS, Assignment, Change, TierRoute, backends_of
@@ -42,9 +42,18 @@ _log = logging.getLogger("gateway.rollout")
 class QueueMigration:
     """Moves what is under way when `lines`, the tiers by name, have changed."""
 
-    def __init__(self, context: RelayContext, tiers: Mapping[str, TierRoute]) -> None:
-        self._context = context
+    def __init__(
+        self,
+        destinations: Destinations,
+        in_flight: InFlight,
+        tiers: Mapping[str, TierRoute],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._destinations = destinations
+        self._in_flight = in_flight
         self._tiers = tiers
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
         self._cutoffs: dict[Departure, asyncio.TimerHandle] = {}
 
     def follow(self, change: Change) -> int:
@@ -60,9 +69,16 @@ class QueueMigration:
         waiting = (relay for relay in self._relays() if relay.is_queued and relay.destination.backend is backend)
         return self._migrate(relay for relay in waiting if backend.is_down(relay.destination.route.model))
 
-    def _migrate(self, relays: Iterable[ChatRelay]) -> int:
+    def on_backend_down(self, backend: Backend) -> None:
+        """Let requests that wait for `backend` be served elsewhere: by its replacement, or by a fallback."""
+        if backend not in self._destinations.backends.values():
+            self.abandon(backend)
+        for relay in list(self._in_flight):
+            relay.leave_queue(backend)
+
+    def _migrate(self, relays: Iterable[Requeueable]) -> int:
         known: dict[Route, Destination | None] = {}
-        found: list[tuple[float, int, ChatRelay, Destination]] = []
+        found: list[tuple[float, int, Requeueable, Destination]] = []
         for relay in relays:
             destination = self.target_for(relay, known)
             if destination is not None:
@@ -77,7 +93,9 @@ class QueueMigration:
             _log.info("requests that waited and follow the roll-out: %d", len(found))
         return len(found)
 
-    def target_for(self, relay: ChatRelay, known: dict[Route, Destination | None] | None = None) -> Destination | None:
+    def target_for(
+        self, relay: Requeueable, known: dict[Route, Destination | None] | None = None
+    ) -> Destination | None:
         """Where `relay`, which is in line or gets in line once more, is to wait; None: where it was. `ways` are known already."""
         if relay.request.route.tier not in self._tiers:
             return None
@@ -99,11 +117,12 @@ class QueueMigration:
             timer.cancel()
         self._cutoffs.clear()
 
-    def _relays(self) -> Iterator[ChatRelay]:
+    def _relays(self) -> Iterator[Requeueable]:
         """Those that a roll-out moves, where it has led them."""
-        return (relay for relay in self._context.sweep.live if isinstance(relay, ChatRelay) and relay.follows_rollout)
+        found = (relay.as_requeueable() for relay in self._in_flight)
+        return (relay for relay in found if relay is not None)
 
-    def _route(self, relay: ChatRelay) -> Route:
+    def _route(self, relay: Requeueable) -> Route:
         """What the roll-out chooses for its conversation now."""
         request = relay.request
         tier_route = self._tiers[request.route.tier]
@@ -116,7 +135,7 @@ class QueueMigration:
 
     def _target(self, route: Route) -> Destination | None:
         """None: nobody there can serve, as far as is known."""
-        destination = self._context.destination(route, CHAT)
+        destination = self._destinations.get(route, CHAT)
         backend = destination.backend
         is_served = not backend.is_down(route.model) and any(server.serves(route.model) for server in backend.servers)
         return destination if is_served else None
@@ -127,14 +146,12 @@ class QueueMigration:
         here = set(backends_of(after))
         for backend in here:
             self._forget((tier, backend))
-        cutoff = self._context.settings.rollback_cutoff
+        cutoff = self._destinations.settings.rollback_cutoff
         if is_rollback and cutoff is not None:
-            now = self._context.clock()
+            now = self._clock()
             for backend in set(backends_of(before)) - here:
                 self._forget((tier, backend))
-                self._cutoffs[tier, backend] = self._context.loop.call_later(
-                    cutoff, self._cut_off, (tier, backend), now
-                )
+                self._cutoffs[tier, backend] = self._loop.call_later(cutoff, self._cut_off, (tier, backend), now)
 
     def _forget(self, left: Departure) -> None:
         timer = self._cutoffs.pop(left, None)
@@ -157,7 +174,7 @@ class QueueMigration:
                 )
             )
         if relays:
-            seconds = self._context.clock() - rolled_back
+            seconds = self._clock() - rolled_back
             _log.warning(
                 "requests of tier %s cut off at backend %s, %.3g s after the rollback: %d", *left, seconds, len(relays)
             )

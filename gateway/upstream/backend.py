@@ -39,7 +39,14 @@ _log = logging.getLogger("gateway.circuit")
 class Backend:
     """What stands behind one name of the settings."""
 
-    def __init__(self, settings: BackendSettings, num_parallel: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: BackendSettings,
+        num_parallel: int | None = None,
+        *,
+        on_down: Callable[["Backend"], None] = lambda backend: None,
+        on_learned: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name = settings.name
         self.kind = settings.kind
         self.settings = settings
@@ -50,13 +57,18 @@ class Backend:
         tls = _tls(settings)
         self.servers = [self._server(number, server, tls) for number, server in enumerate(settings.servers, 1)]
         self.admission = Admission(
-            self.servers, _limits(settings, num_parallel), time.monotonic, _call_later, self.engine.canonical
+            self.servers,
+            _limits(settings, num_parallel),
+            time.monotonic,
+            _call_later,
+            self.engine.canonical,
+            on_learned,
         )
         self.budget = RetryBudget()
         self.is_restrained = False
-        """Some server may not be given requests: only then are `is_away` and `takes_none` worth a call."""
-        self.on_away: Callable[[Backend], None] = lambda backend: None
-        """Called when a server's circuit has opened."""
+        """Some server may not be given requests: only then are `is_down` and `accepts_none` worth a call."""
+        self.on_down = on_down
+        """Called when the circuit breaker of a server has opened."""
         self._pauses: set[asyncio.TimerHandle] = set()
         for server in self.servers:
             server.circuit = CircuitBreaker(time.monotonic, partial(self._circuit_changed, server))
@@ -128,7 +140,7 @@ class Backend:
             self.pause(server, CALM)  # failing fast looks idle: it would get all that comes
         self.refresh()
         if state == "open":
-            self.on_away(self)
+            self.on_down(self)
 
     def headers(self) -> list[tuple[str, str]]:
         """What the settings send with each request to this backend."""
@@ -249,8 +261,3 @@ def _tls(settings: BackendSettings) -> ssl.SSLContext | None:
     if not any(server.base_url.startswith("https:") for server in settings.servers):
         return None
     return ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)
-
-
-def build(settings: Iterable[BackendSettings], num_parallel: int | None = None) -> dict[str, Backend]:
-    """The backends of the settings, by name; `num_parallel` is what Ollama was started with, where that is known."""
-    return {backend.name: Backend(backend, num_parallel) for backend in settings}

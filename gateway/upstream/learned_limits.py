@@ -1,4 +1,4 @@
-"""Keeps the learned limits of backends over a restart, in the state's section `learned`."""
+"""Keeps the learned concurrency limits of backends over a restart, in the section `learned` of the state file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,24 +9,35 @@ from gateway.upstream.backend import Backend
 SECTION = "learned"
 
 
-def persist_learned_limits(state: StateFile, backends: Mapping[str, Backend], num_parallel: int | None) -> None:
-    """Give `backends` what is kept, and keep what they learn from now on. A guess of the settings that has changed since counts more."""
-    kept = state.get(SECTION)
-    if isinstance(kept, dict) and kept.get("num_parallel") == num_parallel:
-        for name, learned in _sound(kept.get("limits")).items():
-            if name in backends:
-                backends[name].recall(learned)
+class LearnedLimits:
+    """The learned limits of `backends`, which holds the backends in force and may change in place.
 
-    def save() -> None:
-        limits = {name: learned for name, backend in backends.items() if any((learned := backend.learned()).values())}
-        state.put(SECTION, {"num_parallel": num_parallel, "limits": limits})
+    `num_parallel` is the setting OLLAMA_NUM_PARALLEL. Limits that were learned under another value of it are ignored.
+    """
 
-    for backend in backends.values():
-        backend.admission.on_learned = save
+    def __init__(self, state: StateFile, backends: Mapping[str, Backend], num_parallel: int | None) -> None:
+        self._state = state
+        self._backends = backends
+        self._num_parallel = num_parallel
+
+    def restore(self) -> None:
+        """Give the backends what the state file has. Call it before a backend gets its first request."""
+        kept = self._state.get(SECTION)
+        if isinstance(kept, dict) and kept.get("num_parallel") == self._num_parallel:
+            for name, learned in _well_formed(kept.get("limits")).items():
+                if name in self._backends:
+                    self._backends[name].recall(learned)
+
+    def save(self) -> None:
+        """Write what the backends have learned."""
+        limits = {
+            name: learned for name, backend in self._backends.items() if any((learned := backend.learned()).values())
+        }
+        self._state.put(SECTION, {"num_parallel": self._num_parallel, "limits": limits})
 
 
-def _sound(limits: Any) -> dict[str, dict[str, dict[str, int]]]:
-    """Of what the file says, what has the right shape: backend, server, model, a number from 1 on."""
+def _well_formed(limits: Any) -> dict[str, dict[str, dict[str, int]]]:
+    """Return the well-formed entries of `limits`: backend, server, model, a number from 1 to 1024."""
     if not isinstance(limits, dict):
         return {}
     return {

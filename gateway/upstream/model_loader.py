@@ -190,7 +190,7 @@ class ModelLoader:
         else:
             record_failure(self._backend, state.model, server, error, sent)
         if isinstance(error, BackendUnavailable):
-            self._backend.on_away(self._backend)
+            self._backend.on_down(self._backend)
 
     def _refuse_waiters(self, state: ModelState, failure: Callable[[], GatewayError]) -> None:
         """Those who wait for the model get the error, unless another server has still to try."""

@@ -20,7 +20,7 @@ def test_bound_is_full_at_its_limit() -> None:
     assert not bound.is_full
     bound.count = 1
     assert bound.is_full
-    assert repr(bound) == "<Bound 1/1>"
+    assert repr(bound) == "<ConcurrencyLimit 1/1>"
 
 
 def test_only_one_is_on_trial_and_only_when_the_limit_is_reached() -> None:

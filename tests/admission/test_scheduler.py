@@ -399,7 +399,7 @@ def test_learned_limit_can_be_set_and_let_go_again() -> None:
 def test_one_more_is_let_in_while_someone_waits_and_the_limit_follows() -> None:
     line = setup(Server("m"), slots=4, model=None)
     told = []
-    line.admission.on_learned = lambda: told.append(line.servers[0].models["m"].limit)
+    line.admission._on_learned = lambda: told.append(line.servers[0].models["m"].limit)
     first, trial, waiting = line.arrive(), line.arrive(), line.arrive()
     assert trial.placement is not None
     assert waiting.is_queued
@@ -571,7 +571,7 @@ async def test_waiting_ends_after_the_queue_timeout_or_the_clients_own(timeout: 
 def test_representations_show_the_state() -> None:
     line = setup(Server("m"))
     first, second = ticket(line).__enter__(), ticket(line).__enter__()
-    assert repr(line.admission) == "<Admission in flight+waiting: text 1+1, vision 0+0; slots [<Bound 1/1>]>"
+    assert repr(line.admission) == "<Admission in flight+waiting: text 1+1, vision 0+0; slots [<ConcurrencyLimit 1/1>]>"
     assert repr(first) == "<Ticket in flight <Queue m text 1 in flight, 1 waiting>>"
     assert "in line" in repr(second)
     line.admission.leave(first)

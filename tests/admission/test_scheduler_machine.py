@@ -59,9 +59,9 @@ class AdmissionMachine(RuleBasedStateMachine):
         return [queue for line in self.lines for queue in line.admission._queues.values()]
 
     def learned_bounds(self) -> list[AdaptiveLimit]:
-        bounds = [bound for line in self.lines for server in line.servers for bound in server.models.values()]
-        assert all(isinstance(bound, AdaptiveLimit) for bound in bounds)
-        return cast("list[AdaptiveLimit]", bounds)
+        limits = [bound for line in self.lines for server in line.servers for bound in server.models.values()]
+        assert all(isinstance(bound, AdaptiveLimit) for bound in limits)
+        return cast("list[AdaptiveLimit]", limits)
 
     def end(self, request: Request) -> None:
         request.home.leave(request)
@@ -81,14 +81,14 @@ class AdmissionMachine(RuleBasedStateMachine):
         places = [
             place for place in places if place.state is None or (place.state.is_loaded and not place.state.is_held)
         ]
-        return any(all(bound.count < bound.limit for bound in place.bounds) for place in places)
+        return any(all(bound.count < bound.limit for bound in place.limits) for place in places)
 
     def could_run_if_loaded(self, request: Request, ahead: int = 0) -> bool:
         """Of those in its queue one is `ahead` of its own count: itself."""
         queue = request.queue
         places = [place for place in queue.placements if place.server.serves(queue.model) and place.server.is_up()]
         cold = [place for place in places if place.state is not None and not place.state.is_ready]
-        return any(all(bound.limit - bound.count > queue.waiting - ahead for bound in place.bounds) for place in cold)
+        return any(all(bound.limit - bound.count > queue.waiting - ahead for bound in place.limits) for place in cold)
 
     def servers_with_loads(self) -> list[tuple[Setup, Server]]:
         return [(line, server) for line in self.lines for server in line.servers if server.residency is not None]
@@ -259,9 +259,9 @@ class AdmissionMachine(RuleBasedStateMachine):
     def every_count_is_that_of_who_is_there(self) -> None:
         flying, waiting = self.flying(), self.in_line()
         queues = self.queues()
-        for bound in {bound for queue in queues for place in queue.placements for bound in place.bounds}:
+        for bound in {bound for queue in queues for place in queue.placements for bound in place.limits}:
             assert bound.count == sum(
-                request.placement is not None and bound in request.placement.bounds for request in flying
+                request.placement is not None and bound in request.placement.limits for request in flying
             )
         for room in {queue.room for queue in queues}:
             assert room.count == sum(request.queue.room is room for request in waiting)
@@ -278,7 +278,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def no_bound_is_exceeded_but_by_a_trial_and_after_it_was_lowered(self) -> None:
         for queue in self.queues():
             for place in queue.placements:
-                for bound in place.bounds:
+                for bound in place.limits:
                     most = bound.limit + (isinstance(bound, AdaptiveLimit) and not bound.is_held)
                     assert bound.count <= max(most, self.counts.get(bound, 0))
                     self.counts[bound] = bound.count
@@ -338,7 +338,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             assert {queue for queue in line.admission._queues.values() if queue.waiting} == {
                 r.queue for r in line.requests if r.is_queued
             }
-            assert line.admission._in_line == sum(request.is_queued for request in line.requests)
+            assert line.admission._queued == sum(request.is_queued for request in line.requests)
 
     @invariant()
     def everybody_is_in_line_in_flight_or_gone(self) -> None:

@@ -191,7 +191,11 @@ async def test_pending_counts_requests_in_flight_since_the_change() -> None:
     async with guarded() as operator:
         gateway = operator.gateway.gateway
         async with operator.gateway.sent({"stream": True, "messages": [{"role": "user", "content": "repeat la"}]}):
-            await until(lambda: gateway._pending("standard", "ollama", 0.0) == 1)
-            assert gateway._pending("standard", "vllm", 0.0) == gateway._pending("other", "ollama", 0.0) == 0
-            assert gateway._pending("standard", "ollama", gateway._context.clock()) == 0
-        await until(lambda: gateway._pending("standard", "ollama", 0.0) == 0)
+            await until(lambda: gateway._in_flight.count_pending("standard", "ollama", 0.0) == 1)
+            assert (
+                gateway._in_flight.count_pending("standard", "vllm", 0.0)
+                == gateway._in_flight.count_pending("other", "ollama", 0.0)
+                == 0
+            )
+            assert gateway._in_flight.count_pending("standard", "ollama", gateway._context.clock()) == 0
+        await until(lambda: gateway._in_flight.count_pending("standard", "ollama", 0.0) == 0)

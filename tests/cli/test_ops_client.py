@@ -72,9 +72,9 @@ async def test_switch_canary_rollback_undo(monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_requests_that_moved_along_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     async with gateway(monkeypatch) as here:
-        monkeypatch.setattr(here.gateway._operations.steering, "move", lambda change: 3)
+        monkeypatch.setattr(here.gateway._operations.controller, "_migrate", lambda change: 3)
         assert "requests in line that moved along: 3" in (await command("switch", "vllm", "--tier", "standard")).stdout
-        monkeypatch.setattr(here.gateway._operations.steering, "move", lambda change: 0)
+        monkeypatch.setattr(here.gateway._operations.controller, "_migrate", lambda change: 0)
         assert "moved along" not in (await command("rollback")).stdout
 
 

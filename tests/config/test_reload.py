@@ -32,7 +32,7 @@ TIMES = {
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.relay.destinations.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.relay.destinations.CHECK_SECONDS", 0.01)
     monkeypatch.setattr(reload, "STABLE_SECONDS", 0.1)
     monkeypatch.setattr(reload, "LOOK_SECONDS", 0.2)
     monkeypatch.setattr(reload, "STEP_SECONDS", 0.05)
@@ -80,7 +80,11 @@ class Setup:
     def is_settled(self) -> bool:
         """Nothing is left of earlier settings."""
         gateway = self.gateway.gateway
-        return not (gateway._shared.past or gateway._health.unused or gateway._retirement._leaving)
+        return not (
+            gateway._reconfiguration._destinations.past
+            or gateway._health.unused
+            or gateway._reconfiguration._cleanup._leaving
+        )
 
     def exposition(self) -> str:
         return self.gateway.gateway._operations.exposition("")[0].decode()

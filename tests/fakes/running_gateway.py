@@ -92,7 +92,7 @@ class Running:
     @property
     def live(self) -> set[Any]:
         """The exchanges under way."""
-        return self.gateway._shared.sweep.live
+        return set(self.gateway._in_flight)
 
     @property
     def upstream_connections(self) -> int:

@@ -64,7 +64,7 @@ async def chat(gateway: Running, random: Random, number: int) -> Reply | None:
 
 @pytest.mark.timeout(120)
 async def test_all_at_once_loses_no_request_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.relay.destinations.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("gateway.relay.destinations.CHECK_SECONDS", 0.05)
     random = Random(11)
     async with AsyncExitStack() as stack:
         ollama = simulate.Options("ollama", MODELS, load_seconds=0.2, max_loaded=1, parallel=4, tokens_per_second=300)
@@ -101,5 +101,5 @@ async def test_all_at_once_loses_no_request_and_leaves_nothing_behind(monkeypatc
         answers = [answer for answer in await asyncio.gather(*besides) if answer is not None]
         assert {answer.status_code for answer in answers} <= {200, 409, 502, 503}
         await until(gateway.is_idle)
-        await until(lambda: not gateway.gateway._shared.past)
+        await until(lambda: not gateway.gateway._reconfiguration._destinations.past)
         assert len(gateway.exchanges()) == gateway.metric("gateway_requests_total") == len(asking) + ROUNDS

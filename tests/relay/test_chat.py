@@ -775,7 +775,7 @@ async def test_fault_of_our_own_is_told_and_logged_without_its_words(
     def fail(*_: object) -> None:
         raise ValueError(CANARY)
 
-    monkeypatch.setattr("gateway.chat.normalizer.Shaping.take", fail)
+    monkeypatch.setattr("gateway.chat.normalizer.Normalizer.normalize", fail)
     tools = [{"type": "function", "function": {"name": "f"}}]
     async with serving("ollama") as (gateway, _):
         reply = await gateway.ask({"stream": stream, "tools": tools})

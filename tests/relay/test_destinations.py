@@ -4,14 +4,14 @@ import asyncio
 
 import pytest
 
-from gateway.relay import destinations as retirement
+from gateway.relay import destinations
 from gateway.relay.destinations import GenerationCleanup
 from tests.fakes.running_gateway import until
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retirement, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(destinations, "CHECK_SECONDS", 0.001)
 
 
 async def test_clean_up_waits_for_the_last_request_of_its_generation() -> None:

@@ -313,7 +313,7 @@ async def test_key_is_asked_for_and_other_methods_are_refused() -> None:
 
 async def test_gateway_that_leads_to_itself_is_found_out() -> None:
     async with serving("vllm") as (gateway, _):
-        own = gateway.gateway._shared.gateway_id.decode()
+        own = gateway.gateway._context.gateway_id.decode()
         assert code(await ask(gateway, {}, f"X-Gateway-Via: {own}")) == (508, "loop_detected")
 
 

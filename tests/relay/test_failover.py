@@ -333,7 +333,7 @@ async def test_retries_are_a_tenth_of_the_requests_and_three_in_any_case() -> No
         assert [reply.status for reply in replies].count(200) == len(second.requests) == LEAST
         assert len(first.requests) == 30
         for _ in range(50):
-            backend_of(gateway, "vllm").budget.count(gateway.gateway._shared.clock())
+            backend_of(gateway, "vllm").budget.count(gateway.gateway._context.clock())
         replies = [await gateway.ask() for _ in range(20)]
         assert LEAST < len(second.requests) <= 10
 

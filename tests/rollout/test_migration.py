@@ -529,15 +529,15 @@ async def test_cutoff_does_not_come_once_the_tier_is_back_nor_after_a_switch() -
         stream = await here.sent({"stream": True})
         await stream.reader.readuntil(b"word")
         await here.rollback()
-        moves = here.gateway.gateway._moves
-        assert len(moves._ends) == 1
+        moves = here.gateway.gateway._migration
+        assert len(moves._cutoffs) == 1
         await here.order("POST", "/ops/undo")
-        assert not moves._ends
+        assert not moves._cutoffs
         await here.put(backend="ollama")
-        assert not moves._ends
+        assert not moves._cutoffs
         await here.put(backend="vllm")
         await here.rollback()
-        assert len(moves._ends) == 1
+        assert len(moves._cutoffs) == 1
         assert (await here.order("POST", "/ops/rollback"))["changed"] is False
         await asyncio.wait_for(stream.reader.readuntil(b"backend_unavailable"), PATIENCE)
 
@@ -561,7 +561,7 @@ async def test_without_a_cutoff_who_runs_may_run() -> None:
         stream = await here.sent({"stream": True})
         await stream.reader.readuntil(b"word")
         await here.rollback()
-        assert not here.gateway.gateway._moves._ends
+        assert not here.gateway.gateway._migration._cutoffs
         for _ in range(20):
             await asyncio.wait_for(stream.reader.readuntil(b"word"), PATIENCE)
 
@@ -570,7 +570,7 @@ async def test_gateway_that_ends_forgets_its_cutoffs() -> None:
     async with house(rollback_cutoff=60) as here:
         await here.sent()
         await here.rollback()
-        moves = here.gateway.gateway._moves
-        (timer,) = moves._ends.values()
+        moves = here.gateway.gateway._migration
+        (timer,) = moves._cutoffs.values()
     assert timer.cancelled()
-    assert not moves._ends
+    assert not moves._cutoffs

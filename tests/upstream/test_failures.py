@@ -16,7 +16,7 @@ def after_a_refused_connection(budget: RetryBudget, *, met_stale: bool) -> tuple
     """A request that had waited in line, whose only server takes no connection any more; and the server's circuit."""
     backend: Any = SimpleNamespace(name="vllm", budget=budget)
     destination: Any = SimpleNamespace(backend=backend, route=SimpleNamespace(model="m"), fallback=None)
-    ticket: Any = SimpleNamespace(has_waited=True, move=lambda: False)
+    ticket: Any = SimpleNamespace(has_waited=True, reassign=lambda: False)
     server: Any = SimpleNamespace(circuit=MagicMock())
     meter = Meter(lambda: 100.0)
     meter.start_attempt()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway import config, simulate
-from gateway.upstream.backend import Backend, build
+from gateway.upstream.backend import Backend
 from gateway.upstream.health_checks import MAX_LISTED, HealthChecks
 from tests.fakes.fault_backend import MODEL, FaultBackend, Kind
 from tests.fakes.running_gateway import until
@@ -43,7 +43,7 @@ async def asked(
             "tiers": {"standard": {"models": {"here": model}}},
         }
     )
-    backends = build(settings.backends.values())
+    backends = {name: Backend(item) for name, item in settings.backends.items()}
     async with HealthChecks(
         settings, backends, b"this-gateway", lambda backend: None if changed is None else changed.append(backend.name)
     ) as health:

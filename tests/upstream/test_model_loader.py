@@ -203,7 +203,7 @@ async def test_clients_own_deadline_counts_the_load() -> None:
 
 async def test_stream_that_waits_for_a_load_is_kept_alive() -> None:
     async with before(load_seconds=0.5) as (gateway, _):
-        gateway.gateway._shared.commit_after = gateway.gateway._shared.heartbeat = 0.05
+        gateway.gateway._context.commit_after = gateway.gateway._context.heartbeat = 0.05
         reply = await gateway.ask({"stream": True})
         assert (reply.status, reply.events[-1]) == (200, "[DONE]")
         assert (

@@ -91,7 +91,7 @@ class FakePool(Pool):
                 self.transport.connection.get_buffer(-1)[: len(part)] = part
                 self.transport.connection.buffer_updated(len(part))
 
-    def request(self) -> Any:
+    def ask(self) -> Any:
         return self.request(self.head("POST", "/", []), REQUEST)
 
 
@@ -148,7 +148,7 @@ async def outcome(reader: Callable[[Connection, list[bytes]], Awaitable[None]], 
     pieces: list[bytes] = []
 
     async def exchange() -> int:
-        with await pool.request() as connection:
+        with await pool.ask() as connection:
             await reader(connection, pieces)
             return int(connection.status)
 
@@ -398,7 +398,7 @@ async def test_byte_on_an_idle_connection_closes_it() -> None:
 
 
 async def exchange_once(pool: FakePool) -> bytes:
-    with await pool.request() as response:
+    with await pool.ask() as response:
         return bytes(await response.read(LIMIT))
 
 
@@ -466,7 +466,7 @@ async def test_whole_body_is_bounded(size: int, is_one_read: bool) -> None:
 async def test_body_that_nobody_reads_pauses_the_socket() -> None:
     pool = FakePool(ConnectionLimits(unread=UNREAD))
     pieces: list[bytes] = []
-    task = asyncio.create_task(pool.request())
+    task = asyncio.create_task(pool.ask())
     await turn()
     pool.feed(CHUNKED)
     response = await task
@@ -486,7 +486,7 @@ async def test_body_that_nobody_reads_pauses_the_socket() -> None:
 async def test_caller_that_cannot_take_more_pauses_the_socket() -> None:
     """Also one that says so within the very first piece, and before it reads at all."""
     pool = FakePool()
-    task = asyncio.create_task(pool.request())
+    task = asyncio.create_task(pool.ask())
     await turn()
     pool.feed(CHUNKED + b"5\r\nhello\r\n")
     response = await task
@@ -501,7 +501,7 @@ async def test_caller_that_cannot_take_more_pauses_the_socket() -> None:
     response.abort()
     await asyncio.gather(pumping, return_exceptions=True)
 
-    task = asyncio.create_task(pool.request())
+    task = asyncio.create_task(pool.ask())
     await turn()
     pool.feed(CHUNKED + b"5\r\nhello\r\n")
     response = await task
@@ -545,7 +545,7 @@ async def test_what_the_caller_raises_over_a_piece_is_raised_to_it() -> None:
     pool = FakePool()
 
     async def exchange() -> None:
-        with await pool.request() as response:
+        with await pool.ask() as response:
             await response.stream(refuse)
 
     task = asyncio.create_task(exchange())

@@ -10,7 +10,7 @@ import pytest
 from gateway import config
 from gateway.engines.engine import ModelFacts
 from gateway.rollout.preflight import gpu_memory as memory
-from gateway.upstream.backend import Backend, build
+from gateway.upstream.backend import Backend
 from tests.fakes.fault_backend import FaultBackend
 
 # vLLM 0.32 on a CPU, some labels left out; there the size of the KV cache is always given.
@@ -34,7 +34,7 @@ def ollama(url: str = "http://127.0.0.1:1") -> Backend:
     settings = config.build(
         {"backends": {"ollama": {"kind": "ollama", "base_url": url}}, "tiers": {"t": {"models": {"ollama": "m"}}}}
     )
-    return build(settings.backends.values())["ollama"]
+    return Backend(settings.backends["ollama"])
 
 
 @pytest.mark.parametrize(

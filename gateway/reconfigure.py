@@ -1,0 +1,129 @@
+"""Puts new settings in force while requests run: build, probe, swap, and clean up when nothing needs the old ones."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from gateway.api.endpoint import Endpoint
+from gateway.api.model_names import ModelNames
+from gateway.api.operations import Operations
+from gateway.config import Settings
+from gateway.relay.context import RelayContext
+from gateway.relay.destinations import Destinations, GenerationCleanup
+from gateway.relay.in_flight import InFlight
+from gateway.rollout.controller import RolloutController
+from gateway.rollout.guard import RolloutGuard
+from gateway.rollout.migration import QueueMigration
+from gateway.rollout.preflight.check import Preflight
+from gateway.telemetry.metrics import Label, Metrics
+from gateway.telemetry.recorder import ExchangeRecorder
+from gateway.upstream.backend import Backend
+from gateway.upstream.backends import Backends
+from gateway.upstream.health_checks import HealthChecks
+from gateway.upstream.learned_limits import LearnedLimits
+
+
+class Reconfiguration:
+    """Applies new settings in one step between two requests. Requests in flight go on with what they have.
+
+    Backends whose servers differ are built anew and probed before anything is sent there. When the last request that
+    began under the old settings has ended, what only those settings needed is released.
+    """
+
+    def __init__(
+        self,
+        *,
+        backends: Backends,
+        learned_limits: LearnedLimits,
+        health: HealthChecks,
+        destinations: Destinations,
+        in_flight: InFlight,
+        context: RelayContext,
+        controller: RolloutController,
+        migration: QueueMigration,
+        guard: RolloutGuard | None,
+        preflight: Preflight,
+        endpoints: Sequence[Endpoint[Any]],
+        operations: Operations,
+        metrics: Metrics,
+        recorder: ExchangeRecorder,
+    ) -> None:
+        self._backends = backends
+        self._learned_limits = learned_limits
+        self._health = health
+        self._destinations = destinations
+        self._context = context
+        self._controller = controller
+        self._migration = migration
+        self._guard = guard
+        self._preflight = preflight
+        self._endpoints = endpoints
+        self._operations = operations
+        self._metrics = metrics
+        self._recorder = recorder
+        self._cleanup = GenerationCleanup(lambda: in_flight.oldest_generation(destinations.generation))
+
+    async def apply(self, settings: Settings) -> None:
+        """Put `settings` in force as far as `config.compare` lets them change. Nothing has changed where it raises."""
+        with ExitStack() as undo:
+            backends = self._build(settings, undo)
+            await self._health.probe_new(settings, backends)
+            undo.pop_all()
+        before, generation = self._destinations.settings, self._destinations.generation
+        leaving = [backend for backend in self._backends.current.values() if backend not in backends.values()]
+        self._swap(settings, backends)
+        for backend in leaving:
+            self._migration.abandon(backend)
+        self._cleanup.add(generation, lambda: self._retire(generation, before, leaving))
+
+    async def close(self) -> None:
+        await self._cleanup.close()
+
+    def _build(self, settings: Settings, undo: ExitStack) -> dict[str, Backend]:
+        in_force = list(self._backends.current.values())
+        backends = self._backends.built_for(settings)
+        for backend in backends.values():
+            if backend not in in_force:
+                undo.callback(self._drop, backend)
+        return backends
+
+    def _swap(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
+        """Change everything that depends on the settings. Awaits nothing, so no request sees a half of it."""
+        self._backends.change(settings, backends)
+        self._destinations.change(settings, backends)
+        self._context.change(settings)
+        self._learned_limits.restore()
+        self._controller.reload(settings)
+        if self._guard is not None:
+            self._guard.reload(settings)
+        model_names = ModelNames(settings)
+        for endpoint in self._endpoints:
+            endpoint.change(model_names)
+        self._health.change(settings, self._backends.current)
+        self._operations.change(settings, model_names)
+        self._preflight.change()
+
+    def _retire(self, generation: int, before: Settings, leaving: Sequence[Backend]) -> None:
+        """Release what only the settings `before`, of `generation`, needed: no request uses them any more."""
+        snapshot = self._destinations.past.pop(generation)
+        for backend in leaving:
+            self._drop(backend)
+        needed = {backend for later in self._destinations.past.values() for backend in later.backends.values()}
+        for backend in {*snapshot.backends.values()}.intersection(self._health.unused) - needed:
+            self._health.forget(backend)
+        for backend in self._backends.current.values():
+            backend.admission.forget(self._destinations.queues)
+        self._recorder.settle()
+        in_use = _labels(self._destinations.settings)
+        for label, names in _labels(before).items():
+            for name in names - in_use[label]:
+                self._metrics.forget(label, name)
+
+    def _drop(self, backend: Backend) -> None:
+        self._health.forget(backend)
+        self._backends.drop(backend)
+
+
+def _labels(settings: Settings) -> dict[Label, set[str]]:
+    """Return the label values that the metrics may have under `settings`."""
+    return {"tier": {*settings.tiers, *settings.embeddings}, "backend": {*settings.backends}}

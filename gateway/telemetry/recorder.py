@@ -1,0 +1,49 @@
+"""Records finished exchanges in batches: counts them, logs them, and hands them to observers."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from gateway.telemetry.exchange import Exchange
+from gateway.telemetry.log import ExchangeLog
+from gateway.telemetry.metrics import Metrics
+
+SETTLE_SECONDS = 0.2
+"""Longest time from the end of an exchange to its log line. A scrape of the metrics does not wait for it."""
+
+Observer = Callable[[Sequence[Exchange]], None]
+
+
+class ExchangeRecorder:
+    """Collects finished exchanges and records them together: cheaper than one by one, each with cold caches."""
+
+    def __init__(self, metrics: Metrics, log: ExchangeLog, observers: Sequence[Observer] = ()) -> None:
+        self._metrics = metrics
+        self._log = log
+        self._observers = list(observers)
+        self._loop = asyncio.get_running_loop()
+        self._finished: list[Exchange] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<ExchangeRecorder {len(self._finished)} to record>"
+
+    def record(self, exchange: Exchange) -> None:
+        self._finished.append(exchange)
+        if self._timer is None:
+            self._timer = self._loop.call_later(SETTLE_SECONDS, self.settle)
+
+    def settle(self) -> None:
+        """Count and log what has finished since the last time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        finished, self._finished = self._finished, []
+        for exchange in finished:
+            self._metrics.record(exchange)
+        self._log.write(finished)
+        for observe in self._observers:
+            observe(finished)
+
+    def detach_observers(self) -> None:
+        """Stop telling observers: the gateway ends the remaining exchanges itself, so they say nothing of a backend."""
+        self._observers.clear()
