@@ -215,8 +215,8 @@ def test_wish_to_think_is_dropped_when_the_model_turns_out_unable(wish: dict[str
 @pytest.mark.parametrize(
     "refusal", [UnsupportedParameter("x", param="tools"), InvalidRequest("x"), ContextLengthExceeded(4096)]
 )
-def test_other_refusals_are_the_clients(client_error: InvalidRequest) -> None:
-    assert DIALECT.relaxed(chat(think=True, max_tokens=9), client_error) is None
+def test_other_refusals_are_the_clients(refusal: InvalidRequest) -> None:
+    assert DIALECT.relaxed(chat(think=True, max_tokens=9), refusal) is None
 
 
 # Models
