@@ -123,7 +123,7 @@ def test_more_images_than_a_vllm_was_started_for_are_told_with_their_limit() -> 
     assert (type(few), few.param, few.message) == (
         errors.InvalidRequest,
         "messages",
-        "This model takes 4 images at most in one request.",
+        "This model accepts at most 4 images in one request.",
     )
     assert isinstance(none, errors.UnsupportedParameter)
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gateway.engines.ollama_loading import LEAST_KEEP_ALIVE, OllamaLoading, canonical, loaded
+from gateway.engines.ollama_loading import MIN_KEEP_ALIVE, OllamaLoading, canonical, loaded
 
 PS = (
     b'{"models":[{"name":"llama:latest","model":"llama:latest","size":3021312,"digest":"9a9a","expires_at":"2026-11-21T17:45:07.453677062Z",'
@@ -43,7 +43,7 @@ def test_load_asks_for_nothing_and_sends_what_requests_send() -> None:
 
 @pytest.mark.parametrize(
     ("keep_alive", "sent"),
-    [(0, LEAST_KEEP_ALIVE), ("0", LEAST_KEEP_ALIVE), ("0s", LEAST_KEEP_ALIVE), (-1, -1), ("10s", "10s")],
+    [(0, MIN_KEEP_ALIVE), ("0", MIN_KEEP_ALIVE), ("0s", MIN_KEEP_ALIVE), (-1, -1), ("10s", "10s")],
 )
 def test_keep_alive_of_nothing_is_never_sent_with_a_load(keep_alive: str | int, sent: str | int) -> None:
     assert json.loads(OllamaLoading(keep_alive).body("a", False))["keep_alive"] == sent

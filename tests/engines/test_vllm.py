@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.engines.engine import ModelFacts
-from gateway.engines.vllm import LEAST_TOP_P, Vllm
+from gateway.engines.vllm import MIN_TOP_P, Vllm
 from tests.fakes.chats import chat, named, tool
 from tests.golden import load
 
@@ -46,7 +46,7 @@ def test_what_vllm_would_act_on_beside_them_is_not() -> None:
 
 
 def test_top_p_of_0_is_the_least_that_vllm_takes() -> None:
-    assert rendered(top_p=0)["top_p"] == LEAST_TOP_P > 0
+    assert rendered(top_p=0)["top_p"] == MIN_TOP_P > 0
 
 
 # Thinking

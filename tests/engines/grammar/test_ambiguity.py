@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.grammar.ambiguity import MAX_ALIKE, MAX_WAYS, limited, needed
+from gateway.engines.grammar.ambiguity import MAX_ALIKE, MAX_PARSES, limit_ambiguity, referenced
 
 INTEGER: dict[str, Any] = {"type": "integer"}
 STRING: dict[str, Any] = {"type": "string"}
@@ -23,7 +23,7 @@ def record(properties: dict[str, Any], *required: str) -> dict[str, Any]:
 def limit(*choices: dict[str, Any], **definitions: dict[str, Any]) -> dict[str, Any]:
     """The definition `t` of a choice of `choices`, which refer to it."""
     all_of_them = copy.deepcopy({"t": {"anyOf": list(choices)}} | definitions)
-    limited([AGAIN], all_of_them)
+    limit_ambiguity([AGAIN], all_of_them)
     return all_of_them["t"]
 
 
@@ -78,9 +78,9 @@ def depth(schema: dict[str, Any]) -> int:
 
 
 def test_choices_within_choices_are_kept_up_to_so_many_ways() -> None:
-    levels = MAX_WAYS.bit_length() - 1
+    levels = MAX_PARSES.bit_length() - 1
     few, many = nested(levels), nested(levels + 1)
-    limited([few, many], {})
+    limit_ambiguity([few, many], {})
     assert depth(few) == levels
     assert many == {"type": "array"}
 
@@ -89,14 +89,14 @@ def test_choice_of_very_many_alike_is_any_of_their_type() -> None:
     choices = {"anyOf": [record({"a": {"const": number}}, "a") for number in range(MAX_ALIKE + 1)]}
     few = {"anyOf": choices["anyOf"][: MAX_ALIKE // 2]}
     before = copy.deepcopy(few)
-    limited([choices, few], {})
+    limit_ambiguity([choices, few], {})
     assert choices == {"type": "object"}
     assert few == before
 
 
 def test_only_definitions_that_are_referred_to_are_needed() -> None:
     definitions = {"a": array({"$ref": "#/$defs/b"}), "b": INTEGER, "c": array({"$ref": "#/$defs/a"})}
-    assert needed([record({"x": {"anyOf": [{"$ref": "#/$defs/a"}, STRING]}})], definitions) == {
+    assert referenced([record({"x": {"anyOf": [{"$ref": "#/$defs/a"}, STRING]}})], definitions) == {
         "a": definitions["a"],
         "b": INTEGER,
     }
