@@ -333,14 +333,14 @@ def test_exif_that_names_gigabytes_costs_nothing(images: ImageNormalizer) -> Non
 
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "ICO", "PPM", "JPEG2000", "AVIF"])
 def test_other_formats_are_refused_by_name(images: ImageNormalizer, kind: str) -> None:
-    assert "no PNG, JPEG, WebP or GIF" in refusal(images, url_of(saved(DRAWING, kind)))
+    assert "not a PNG, JPEG, WebP or GIF" in refusal(images, url_of(saved(DRAWING, kind)))
 
 
 @pytest.mark.parametrize(
     "data", [b"\x00", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", bytes(1000)]
 )
 def test_other_bytes_are_refused(images: ImageNormalizer, data: bytes) -> None:
-    assert "no PNG, JPEG, WebP or GIF" in refusal(images, url_of(data))
+    assert "not a PNG, JPEG, WebP or GIF" in refusal(images, url_of(data))
 
 
 def test_an_empty_picture_is_refused(images: ImageNormalizer) -> None:
@@ -468,7 +468,7 @@ async def test_more_pixels_in_all_than_the_bound_are_refused(
     monkeypatch.setattr(images_module, "MAX_REQUEST_PIXELS", 2 * DRAWING.width * DRAWING.height)
     chat = chat_with(*[url_of(PNG)] * 2)
     assert await images.checked(chat) is chat
-    with pytest.raises(InvalidRequest, match="pixels in all"):
+    with pytest.raises(InvalidRequest, match="pixels in total"):
         await images.checked(chat_with(*[url_of(PNG)] * 3))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, TokenLogprob, Usage, assemble
-from gateway.chat.normalizer import MOST_BLANKS, Normalizer, ReasoningSplitter
+from gateway.chat.normalizer import MAX_LEADING_BLANKS, Normalizer, ReasoningSplitter
 from gateway.chat.request import Chat
 from gateway.engines.ollama import OllamaReader
 from gateway.engines.openai_response import OpenAiReader
@@ -101,7 +101,7 @@ pieces = st.tuples(
 
 def split_at_once(text: str) -> tuple[str, str]:
     """What is meant, on the whole text."""
-    found = re.fullmatch(rf"\s{{0,{MOST_BLANKS}}}<think>(.*?)(?:</think>\s*(.*))?", text, re.DOTALL)
+    found = re.fullmatch(rf"\s{{0,{MAX_LEADING_BLANKS}}}<think>(.*?)(?:</think>\s*(.*))?", text, re.DOTALL)
     return (text, "") if found is None else (found[2] or "", found[1])
 
 
@@ -116,14 +116,17 @@ def test_any_cutting_of_any_text_gives_the_same_speech_and_thought(parts: list[s
 def test_model_that_says_nothing_but_blanks_is_shown_as_it_speaks() -> None:
     """Seen of a real vLLM: 3,900 blank lines, which came all at the end."""
     parts = ReasoningSplitter()
-    shown = [parts.feed("\n")[0] for _ in range(2 * MOST_BLANKS)]
-    assert shown == [""] * MOST_BLANKS + ["\n" * (MOST_BLANKS + 1)] + ["\n"] * (MOST_BLANKS - 1)
+    shown = [parts.feed("\n")[0] for _ in range(2 * MAX_LEADING_BLANKS)]
+    assert shown == [""] * MAX_LEADING_BLANKS + ["\n" * (MAX_LEADING_BLANKS + 1)] + ["\n"] * (MAX_LEADING_BLANKS - 1)
 
 
 @pytest.mark.parametrize("size", [1, 1000])
 @pytest.mark.parametrize(
     ("blanks", "expected"),
-    [(MOST_BLANKS, ("yes", "hm")), (MOST_BLANKS + 1, (" " * (MOST_BLANKS + 1) + "<think>hm</think>yes", ""))],
+    [
+        (MAX_LEADING_BLANKS, ("yes", "hm")),
+        (MAX_LEADING_BLANKS + 1, (" " * (MAX_LEADING_BLANKS + 1) + "<think>hm</think>yes", "")),
+    ],
 )
 def test_thought_begins_after_a_few_blanks_at_most_wherever_it_is_cut(
     blanks: int, expected: tuple[str, str], size: int

@@ -159,7 +159,7 @@ def lines(params: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("heat", 1, "'heat' is not a parameter that the gateway takes"),
+        ("heat", 1, "'heat' is not a parameter that the gateway accepts"),
         ("temperature", 9, "got 9"),
         ("temperature", "hot", "got 'hot'"),
         ("max_tokens", 0, "got 0"),
