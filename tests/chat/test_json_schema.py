@@ -79,12 +79,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("schema", TAKEN.values(), ids=TAKEN)
-def test_schema_is_taken(schema: dict[str, Any]) -> None:
+def test_valid_schema_is_accepted(schema: dict[str, Any]) -> None:
     check(schema, PARAM)
 
 
 @pytest.mark.parametrize(("schema", "words"), REFUSED.values(), ids=REFUSED)
-def test_schema_is_refused_by_its_path(schema: dict[str, Any], words: str) -> None:
+def test_rejected_schema_is_named_by_its_path(schema: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         check(schema, PARAM)
     assert caught.value.param == PARAM
@@ -103,7 +103,7 @@ def test_schema_is_refused_by_its_path(schema: dict[str, Any], words: str) -> No
         {"$ref": "#/properties/secret"},
     ],
 )
-def test_no_word_of_the_schema_is_told(wrong: dict[str, Any]) -> None:
+def test_message_does_not_repeat_the_schema(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as caught:
         check({"properties": {"secret": {"description": "secret"} | wrong}}, PARAM)
     assert "secret" not in caught.value.message
@@ -123,7 +123,7 @@ def test_no_word_of_the_schema_is_told(wrong: dict[str, Any]) -> None:
         ("#/yes", True),
     ],
 )
-def test_reference_is_a_pointer_into_the_document(reference: str, found: Any) -> None:
+def test_reference_is_resolved_as_a_json_pointer(reference: str, found: Any) -> None:
     root = {"title": "root", "a": {"title": "a"}, "l": [{"title": "first"}, {"title": "second"}], "yes": True}
     target = SchemaDocument(root).resolve(reference)
     assert (target["title"] if isinstance(target, dict) else target) == found

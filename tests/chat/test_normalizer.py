@@ -83,7 +83,7 @@ def split(pieces: Iterable[str]) -> tuple[str, str]:
         ("<think>a</think>b <think>c</think>", "b <think>c</think>", "a"),
     ],
 )
-def test_thought_at_the_beginning_is_taken_out_wherever_it_is_cut(text: str, speech: str, thought: str) -> None:
+def test_reasoning_at_the_start_is_split_off_however_the_text_is_split(text: str, speech: str, thought: str) -> None:
     assert split([text]) == (speech, thought)
     for place in range(len(text) + 1):
         assert split([text[:place], text[place:]]) == (speech, thought)
@@ -106,14 +106,14 @@ def split_at_once(text: str) -> tuple[str, str]:
 
 
 @given(pieces, st.lists(st.integers(0, 60), max_size=6))
-def test_any_cutting_of_any_text_gives_the_same_speech_and_thought(parts: list[str], places: list[int]) -> None:
+def test_content_and_reasoning_do_not_depend_on_how_the_text_is_split(parts: list[str], places: list[int]) -> None:
     text = "".join(parts)
     cuts = [0, *sorted(place for place in places if place <= len(text)), len(text)]
     assert split([text[start:end] for start, end in pairwise(cuts)]) == split_at_once(text)
     assert split(parts) == split([text]) == split(text) == split_at_once(text)
 
 
-def test_model_that_says_nothing_but_blanks_is_shown_as_it_speaks() -> None:
+def test_whitespace_only_answer_is_streamed() -> None:
     """Seen of a real vLLM: 3,900 blank lines, which came all at the end."""
     parts = ReasoningSplitter()
     shown = [parts.feed("\n")[0] for _ in range(2 * MAX_LEADING_BLANKS)]
@@ -128,33 +128,33 @@ def test_model_that_says_nothing_but_blanks_is_shown_as_it_speaks() -> None:
         (MAX_LEADING_BLANKS + 1, (" " * (MAX_LEADING_BLANKS + 1) + "<think>hm</think>yes", "")),
     ],
 )
-def test_thought_begins_after_a_few_blanks_at_most_wherever_it_is_cut(
+def test_reasoning_starts_after_a_limited_amount_of_whitespace(
     blanks: int, expected: tuple[str, str], size: int
 ) -> None:
     assert split(cut(" " * blanks + "<think>hm</think>yes", size)) == expected
 
 
-def test_speech_is_not_held_back_once_it_is_known_to_be_speech() -> None:
+def test_content_is_not_held_back_once_it_has_begun() -> None:
     assert [delta.content for delta in shown(chat(), said("Hel", "lo <", "think>"))][:3] == ["Hel", "lo <", "think>"]
 
 
-def test_thought_is_shown_as_it_comes() -> None:
+def test_reasoning_is_streamed_as_it_arrives() -> None:
     assert [delta.reasoning for delta in shown(chat(), said("<think>", "wh", "y"))][:2] == ["wh", "y"]
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_thought_of_an_answer_is_its_reasoning(size: int) -> None:
+def test_text_between_think_tags_is_the_reasoning(size: int) -> None:
     text = "<think>why</think>Hello"
     for answer in (streamed(chat(), said(*cut(text, size))), whole(chat(), text)):
         assert (answer.content, answer.reasoning, answer.finish, answer.usage) == ("Hello", "why", "stop", USAGE)
 
 
-def test_thought_that_is_cut_off_stays_thought() -> None:
+def test_truncated_reasoning_stays_reasoning() -> None:
     answer = streamed(chat(), said("<think>wh", "y</thi", finish="length"))
     assert (answer.content, answer.reasoning, answer.finish) == ("", "why</thi", "length")
 
 
-def test_thought_that_the_engine_has_told_apart_stays_so() -> None:
+def test_reasoning_split_by_the_engine_is_unchanged() -> None:
     answer = streamed(chat(), [Delta(reasoning="why"), Delta("Hel"), Delta("lo"), *said()])
     assert (answer.content, answer.reasoning) == ("Hello", "why")
 
@@ -176,19 +176,19 @@ def test_thought_that_the_engine_has_told_apart_stays_so() -> None:
         ([Delta(calls=[CallDelta(0, "", "f", "{}")])], True),
     ],
 )
-def test_plain_speech_alone_passes_as_it_is(first: list[Delta], needed: bool) -> None:
+def test_only_plain_content_needs_no_normalisation(first: list[Delta], needed: bool) -> None:
     assert Normalizer.is_needed(chat(), first) is needed
 
 
 @pytest.mark.parametrize(
     "fields", [{"tools": [tool()]}, {"tools": [tool()], "tool_choice": "none"}, {"logprobs": True}]
 )
-def test_answer_with_tools_or_logprobs_is_always_shaped(fields: dict[str, Any]) -> None:
+def test_answer_with_tools_or_logprobs_needs_normalisation(fields: dict[str, Any]) -> None:
     assert Normalizer.is_needed(chat(**fields), [Delta("Hello")])
 
 
 @pytest.mark.parametrize(("asked", "passes"), [(chat(), True), (FREE, True), (FORCED, False), (ANY_OF_TWO, False)])
-def test_speech_passes_once_it_has_begun_unless_it_is_to_be_a_call(asked: Chat, passes: bool) -> None:
+def test_content_passes_once_it_has_begun_unless_a_call_is_forced(asked: Chat, passes: bool) -> None:
     shaping = Normalizer(asked)
     assert not shaping.passes
     shaping.normalize([Delta("Hello")])
@@ -198,7 +198,7 @@ def test_speech_passes_once_it_has_begun_unless_it_is_to_be_a_call(asked: Chat, 
 # Calls of the model's own
 
 
-def test_calls_get_ids_of_ours_and_numbers_from_0() -> None:
+def test_calls_get_the_gateways_ids_and_indices_from_zero() -> None:
     deltas = [
         Delta(calls=[CallDelta(3, "theirs", "get_weather", "")]),
         Delta(calls=[CallDelta(3, "", "", '{"city":')]),
@@ -219,7 +219,7 @@ def test_calls_get_ids_of_ours_and_numbers_from_0() -> None:
     assert all(re.fullmatch(r"call_[0-9a-f]{24}", one) for one in ids)
 
 
-def test_name_that_an_engine_repeats_is_told_once() -> None:
+def test_repeated_call_name_is_sent_once() -> None:
     """Earlier versions of vLLM say it with each piece of a named call."""
     pieces = [Delta(calls=[CallDelta(0, "", "get_weather", piece)]) for piece in cut(ARGUMENTS, 4)]
     found = shown(FORCED, [*pieces, Delta(finish="stop")])
@@ -236,7 +236,7 @@ def test_name_that_an_engine_repeats_is_told_once() -> None:
     ],
     ids=["free", "named", "required"],
 )
-def test_call_begins_with_its_name_and_goes_on_with_its_arguments(asked: Chat, deltas: list[Delta]) -> None:
+def test_call_starts_with_its_name_and_continues_with_its_arguments(asked: Chat, deltas: list[Delta]) -> None:
     """The order that OpenAI keeps: one piece with id and name, and no arguments yet; then pieces with arguments alone."""
     first, *rest = [call for delta in shown(asked, deltas) for call in delta.calls or ()]
     assert first.id
@@ -245,7 +245,7 @@ def test_call_begins_with_its_name_and_goes_on_with_its_arguments(asked: Chat, d
     assert all(call.arguments and not call.id and not call.name for call in rest)
 
 
-def test_who_wants_one_call_at_a_time_gets_the_first() -> None:
+def test_only_the_first_call_is_kept_without_parallel_calls() -> None:
     asked = chat(tools=[tool(), tool("get_time")], parallel_tool_calls=False)
     deltas = [
         Delta(calls=[CallDelta(0, "", "get_weather", "{")]),
@@ -261,7 +261,7 @@ def test_who_wants_one_call_at_a_time_gets_the_first() -> None:
 
 
 @pytest.mark.parametrize("parallel", [None, True])
-def test_who_does_not_say_gets_all_calls(parallel: bool | None) -> None:
+def test_all_calls_are_kept_by_default(parallel: bool | None) -> None:
     asked = chat(tools=[tool(), tool("get_time")], parallel_tool_calls=parallel)
     assert (
         len(whole(asked, "", calls=[CallDelta(0, "", "get_weather", "{}"), CallDelta(1, "", "get_time", "{}")]).calls)
@@ -269,7 +269,7 @@ def test_who_does_not_say_gets_all_calls(parallel: bool | None) -> None:
     )
 
 
-def test_speech_before_a_free_call_is_shown() -> None:
+def test_content_before_a_free_call_is_kept() -> None:
     answer = streamed(
         FREE, [Delta("Let me "), Delta("see."), Delta(calls=[CallDelta(0, "", "get_weather", ARGUMENTS)]), *said()]
     )
@@ -290,7 +290,7 @@ def test_speech_before_a_free_call_is_shown() -> None:
         (FREE, False, "content_filter", "content_filter"),
     ],
 )
-def test_finish_is_by_openais_rules(asked: Chat, has_call: bool, theirs: FinishReason, ours: str) -> None:
+def test_finish_reason_follows_openais_rules(asked: Chat, has_call: bool, theirs: FinishReason, ours: str) -> None:
     calls = [Delta(calls=[CallDelta(0, "", "get_time", "{}")])] if has_call else []
     assert streamed(asked, [*calls, Delta(finish=theirs)]).finish == ours
 
@@ -315,7 +315,9 @@ TAKES: list[Any] = [
 @pytest.mark.parametrize(
     "text", [ARGUMENTS, f" \n{ARGUMENTS}\n", '{\n "city"\n:\n"Oslo"\n}', "<think>why</think>" + ARGUMENTS]
 )
-def test_one_forced_function_is_called_with_what_was_said(take: Take, asked: Chat, finish: str, text: str) -> None:
+def test_text_becomes_the_arguments_of_the_only_forced_function(
+    take: Take, asked: Chat, finish: str, text: str
+) -> None:
     answer = take(asked, text, "stop")
     assert (answer.content, calls_of(answer), answer.finish) == ("", [("get_weather", {"city": "Oslo"})], finish)
     assert re.fullmatch(r"call_[0-9a-f]{24}", answer.calls[0].id)
@@ -325,20 +327,20 @@ def test_one_forced_function_is_called_with_what_was_said(take: Take, asked: Cha
 @pytest.mark.parametrize(
     "text", [CALL, f"\n{CALL} ", CALL.replace("arguments", "parameters"), f"<tool_call>\n{CALL}\n</tool_call>"]
 )
-def test_one_of_several_forced_functions_is_called_by_its_name(take: Take, text: str) -> None:
+def test_text_becomes_a_call_of_the_named_function_among_several(take: Take, text: str) -> None:
     answer = take(ANY_OF_TWO, text, "stop")
     assert (answer.content, calls_of(answer), answer.finish) == ("", [("get_time", {"zone": "UTC"})], "tool_calls")
 
 
 @pytest.mark.parametrize("take", TAKES)
 @pytest.mark.parametrize("asked", [FORCED, ANY_OF_ONE], ids=["named", "required"])
-def test_forced_call_in_the_syntax_of_the_model_is_a_call(take: Take, asked: Chat) -> None:
+def test_forced_call_in_the_models_own_syntax_is_recognised(take: Take, asked: Chat) -> None:
     text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
     assert calls_of(take(asked, text, "stop")) == [("get_weather", {"city": "Oslo"})]
 
 
 @pytest.mark.parametrize("take", TAKES)
-def test_marks_of_a_call_within_its_arguments_stay_there(take: Take) -> None:
+def test_call_tags_within_the_arguments_are_kept(take: Take) -> None:
     arguments = {"zone": "<tool_call></tool_call>"}
     text = json.dumps({"name": "get_time", "arguments": arguments})
     for one in (text, f"<tool_call>\n{text}\n</tool_call>"):
@@ -346,7 +348,7 @@ def test_marks_of_a_call_within_its_arguments_stay_there(take: Take) -> None:
 
 
 @pytest.mark.parametrize("take", TAKES)
-def test_arguments_of_one_forced_function_that_were_cut_off_are_what_came(take: Take) -> None:
+def test_truncated_arguments_of_the_only_forced_function_are_kept(take: Take) -> None:
     answer = take(FORCED, '{"city": "Os', "length")
     assert (answer.content, [(call.name, call.arguments) for call in answer.calls], answer.finish) == (
         "",
@@ -356,7 +358,7 @@ def test_arguments_of_one_forced_function_that_were_cut_off_are_what_came(take: 
 
 
 @pytest.mark.parametrize("take", TAKES)
-def test_one_forced_function_is_called_though_not_even_its_arguments_came(take: Take) -> None:
+def test_only_forced_function_is_called_even_without_arguments(take: Take) -> None:
     answer = take(FORCED, "", "length")
     assert ([(call.name, call.arguments) for call in answer.calls], answer.finish) == ([("get_weather", "")], "length")
 
@@ -374,7 +376,7 @@ CUT_OFF = [
 
 @pytest.mark.parametrize("take", TAKES)
 @pytest.mark.parametrize(("text", "arguments"), CUT_OFF)
-def test_call_of_several_functions_that_was_cut_off_is_what_came_of_it(take: Take, text: str, arguments: str) -> None:
+def test_truncated_call_among_several_functions_is_kept(take: Take, text: str, arguments: str) -> None:
     """vLLM gives a forced call that `max_tokens` cut off as plain content."""
     answer = take(ANY_OF_TWO, text, "length")
     assert (answer.content, answer.finish) == ("", "length")
@@ -384,30 +386,30 @@ def test_call_of_several_functions_that_was_cut_off_is_what_came_of_it(take: Tak
 
 @pytest.mark.parametrize("take", TAKES)
 @pytest.mark.parametrize("text", ["", " ", "{", '{"na', "<tool_call>", '<tool_call>\n{"name": "get_t'])
-def test_call_of_which_not_even_the_name_came_is_none(take: Take, text: str) -> None:
+def test_call_truncated_before_its_name_is_dropped(take: Take, text: str) -> None:
     answer = take(ANY_OF_TWO, text, "length")
     assert (answer.calls, answer.finish) == ([], "length")
 
 
 @pytest.mark.parametrize("place", range(1, len(CALL)))
-def test_call_is_the_same_wherever_its_text_is_cut(place: int) -> None:
+def test_call_does_not_depend_on_how_its_text_is_split(place: int) -> None:
     assert calls_of(streamed(ANY_OF_TWO, said(CALL[:place], CALL[place:]))) == [("get_time", {"zone": "UTC"})]
 
 
-def test_arguments_of_the_only_function_are_shown_as_they_come() -> None:
+def test_arguments_of_the_only_function_are_streamed_as_they_arrive() -> None:
     found = shown(FORCED, said(*cut(ARGUMENTS, 4)))
     assert sum(bool(delta.calls) for delta in found) == len(cut(ARGUMENTS, 4))
     assert not any(delta.content for delta in found)
 
 
-def test_bare_json_that_ollama_reads_as_a_call_is_that_call() -> None:
+def test_bare_json_that_ollama_parses_as_a_call_is_kept_as_a_call() -> None:
     """A model whose own syntax of calls is bare JSON."""
     deltas = [Delta(calls=[CallDelta(0, "", "get_time", '{"zone":"UTC"}')]), *said()]
     answer = streamed(ANY_OF_TWO, deltas)
     assert (calls_of(answer), answer.content, answer.finish) == ([("get_time", {"zone": "UTC"})], "", "tool_calls")
 
 
-def test_thought_before_a_forced_call_is_no_part_of_it() -> None:
+def test_reasoning_before_a_forced_call_is_not_part_of_it() -> None:
     answer = streamed(FORCED, [Delta(reasoning="why"), Delta(ARGUMENTS), *said()])
     assert (answer.reasoning, calls_of(answer)) == ("why", [("get_weather", {"city": "Oslo"})])
 
@@ -421,14 +423,14 @@ def logprob(token: str, tops: int = 0, raw: bool = True) -> ChosenLogprob:
 
 
 @pytest.mark.parametrize(("asked_for", "given_back"), [(None, 0), (0, 0), (2, 2), (5, 3)])
-def test_alternatives_are_as_many_as_were_asked_for(asked_for: int | None, given_back: int) -> None:
+def test_logprobs_have_the_requested_number_of_alternatives(asked_for: int | None, given_back: int) -> None:
     asked = chat(logprobs=True, top_logprobs=asked_for)
     answer = streamed(asked, [Delta("a", logprobs=[logprob("a", 3)]), *said()])
     assert answer.logprobs is not None
     assert len(answer.logprobs[0].top_logprobs) == given_back
 
 
-def test_bytes_of_a_token_are_told_where_the_engine_does_not() -> None:
+def test_missing_bytes_of_a_token_are_added() -> None:
     answer = streamed(chat(logprobs=True), [Delta("é", logprobs=[logprob("é", raw=False)]), *said()])
     assert answer.logprobs is not None
     assert answer.logprobs[0].bytes == [0xC3, 0xA9]
@@ -446,7 +448,7 @@ def test_bytes_of_a_token_are_told_where_the_engine_does_not() -> None:
     ],
 )
 @pytest.mark.parametrize("with_finish", [False, True])
-def test_no_logprob_is_lost_while_text_is_held_back(asked: Chat, text: str, with_finish: bool) -> None:
+def test_logprobs_of_held_back_text_are_kept(asked: Chat, text: str, with_finish: bool) -> None:
     deltas = [Delta(letter, logprobs=[logprob(letter)]) for letter in text]
     if with_finish:
         deltas[-1].finish = "stop"
@@ -472,12 +474,12 @@ def test_recorded_forced_call_of_ollama_becomes_a_call(server: str) -> None:
 
 
 @pytest.mark.parametrize("server", ["ollama-0.33", "ollama-0.24"])
-def test_recorded_call_of_ollama_ends_as_openais(server: str) -> None:
+def test_recorded_call_of_ollama_finishes_with_tool_calls(server: str) -> None:
     answer = streamed(FREE, recorded(server, "api_chat_tool_call_stream", "ollama"))
     assert (calls_of(answer), answer.finish) == ([("get_weather", {"city": "Seoul"})], "tool_calls")
 
 
-def test_recorded_forced_call_of_vllm_that_only_thought_has_no_call() -> None:
+def test_recorded_forced_call_of_vllm_with_only_reasoning_has_no_call() -> None:
     answer = streamed(FORCED, recorded("vllm-0.32.0", "chat_tools_named_stream", "openai"))
     assert (answer.calls, answer.content, answer.finish) == ([], "", "length")
     assert answer.reasoning
@@ -487,7 +489,7 @@ def test_recorded_forced_call_of_vllm_that_only_thought_has_no_call() -> None:
     "value",
     ['{"city":123456789012345678901234567890}', '{"city":"\\ud83d"}', '{"a":1E2}', '{"a":' * 300 + "1" + "}" * 300],
 )
-def test_arguments_of_a_forced_call_are_the_models_own_text(value: str) -> None:
+def test_arguments_of_a_forced_call_are_unchanged(value: str) -> None:
     shaping = Normalizer(chat(tools=[tool("a"), tool("b")], tool_choice="required"))
     answer = assemble(shaping.normalize([Delta('{"name":"a","arguments":' + value + "} \n"), Delta(finish="stop")]))
     assert [(call.name, call.arguments) for call in answer.calls] == [("a", value)]
@@ -496,7 +498,7 @@ def test_arguments_of_a_forced_call_are_the_models_own_text(value: str) -> None:
 @pytest.mark.parametrize(
     "more", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}]
 )
-def test_what_a_model_told_not_to_think_says_by_a_grammar_is_no_thought(more: dict[str, Any]) -> None:
+def test_grammar_output_sent_as_reasoning_becomes_the_answer(more: dict[str, Any]) -> None:
     """Ollama 0.33 gives it as `thinking`."""
     shaping = Normalizer(chat(reasoning_effort="none", **more))
     answer = assemble(shaping.normalize([Delta(reasoning='{"x"'), Delta(reasoning=":1}"), Delta(finish="stop")]))
@@ -510,7 +512,7 @@ def test_what_a_model_told_not_to_think_says_by_a_grammar_is_no_thought(more: di
 @pytest.mark.parametrize(
     "deltas", [[Delta("{}", "Let me {see}")], [Delta(reasoning=" Let"), Delta(reasoning=" me {see}"), Delta("{}")]]
 )
-def test_model_that_thinks_all_the_same_is_not_taken_at_its_thought(more: dict[str, Any], deltas: list[Delta]) -> None:
+def test_real_reasoning_of_a_model_told_not_to_think_stays_reasoning(more: dict[str, Any], deltas: list[Delta]) -> None:
     """A vLLM whose template does not know how to turn it off."""
     shaping = Normalizer(chat(reasoning_effort="none", **more))
     answer = assemble(shaping.normalize([*(structs.replace(delta) for delta in deltas), Delta(finish="stop")]))

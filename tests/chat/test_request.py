@@ -11,7 +11,7 @@ from tests.fakes.chats import chat, named, tool
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
 
 
-def test_smallest_request_says_nothing_else() -> None:
+def test_minimal_request_sets_nothing_else() -> None:
     taken = chat()
     assert (taken.model, taken.messages[0].text, taken.stream, taken.has_images, taken.wants_usage) == (
         "standard",
@@ -24,14 +24,14 @@ def test_smallest_request_says_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in Chat.__struct_fields__ if name not in ("model", "messages")])
-def test_null_is_as_good_as_absent(name: str) -> None:
+def test_null_field_counts_as_absent(name: str) -> None:
     assert chat(**{name: None}) == chat()
 
 
 # Turns
 
 
-def test_parts_of_a_turn_stay_in_one_turn() -> None:
+def test_content_parts_stay_in_one_message() -> None:
     parts = [
         {"type": "text", "text": "a"},
         {"type": "image_url", "image_url": {"url": IMAGE, "detail": "high"}},
@@ -42,7 +42,7 @@ def test_parts_of_a_turn_stay_in_one_turn() -> None:
     assert (taken.messages[0].text, taken.messages[0].images, taken.has_images) == ("a\nb", [IMAGE], True)
 
 
-def test_refusal_of_an_earlier_turn_is_its_text() -> None:
+def test_refusal_part_is_text_of_the_message() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "no"}]
     assert chat(messages=[{"role": "assistant", "content": parts}]).messages[0].text == "a\nno"
 
@@ -56,19 +56,19 @@ def test_refusal_of_an_earlier_turn_is_its_text() -> None:
         ({"reasoning": "a", "reasoning_content": "b"}, "a"),
     ],
 )
-def test_thought_of_an_earlier_turn_is_taken_under_both_names(fields: dict[str, str], thought: str | None) -> None:
+def test_earlier_reasoning_is_accepted_under_both_names(fields: dict[str, str], thought: str | None) -> None:
     assert chat(messages=[{"role": "assistant", "content": "x", **fields}]).messages[0].thought == thought
 
 
 # Limits
 
 
-def test_newer_name_of_the_token_limit_wins() -> None:
+def test_newer_name_of_the_token_limit_takes_precedence() -> None:
     assert chat(max_tokens=5, max_completion_tokens=7).token_limit == 7
     assert chat(max_tokens=5).token_limit == 5
 
 
-def test_one_stop_is_a_list_of_one() -> None:
+def test_single_stop_becomes_a_list() -> None:
     assert chat(stop="x").stops == ["x"]
     assert chat(stop=["x", "y"]).stops == ["x", "y"]
 
@@ -77,7 +77,7 @@ def test_one_stop_is_a_list_of_one() -> None:
     ("options", "wants"),
     [(None, False), ({}, False), ({"include_usage": False}, False), ({"include_usage": True}, True)],
 )
-def test_usage_is_given_only_to_who_asks(options: Any, wants: bool) -> None:
+def test_usage_is_wanted_only_if_requested(options: Any, wants: bool) -> None:
     assert chat(stream=True, stream_options=options).wants_usage is wants
 
 
@@ -87,7 +87,7 @@ def test_usage_is_given_only_to_who_asks(options: Any, wants: bool) -> None:
 @pytest.mark.parametrize(
     "off", [{"reasoning_effort": "none"}, {"think": False}, {"chat_template_kwargs": {"enable_thinking": False}}]
 )
-def test_thinking_is_turned_off_by_each_of_three_words_alike(off: dict[str, Any]) -> None:
+def test_thinking_can_be_turned_off_with_three_fields(off: dict[str, Any]) -> None:
     assert chat(**off).effort == "none"
 
 
@@ -110,11 +110,11 @@ def test_thinking_is_turned_on_without_an_effort(on: dict[str, Any]) -> None:
     ],
 )
 @pytest.mark.parametrize("field", ["reasoning_effort", "reasoning", "think"])
-def test_effort_is_brought_to_what_all_engines_know(field: str, said: str, meant: str) -> None:
+def test_effort_is_mapped_to_one_that_all_engines_support(field: str, said: str, meant: str) -> None:
     assert chat(**{field: {"effort": said} if field == "reasoning" else said}).effort == meant
 
 
-def test_openais_word_on_thinking_wins_over_the_engines_own() -> None:
+def test_openais_thinking_field_takes_precedence_over_the_engines() -> None:
     template = {"enable_thinking": True}
     assert (
         chat(reasoning_effort="low", reasoning={"effort": "high"}, think=False, chat_template_kwargs=template).effort
@@ -128,7 +128,7 @@ def test_openais_word_on_thinking_wins_over_the_engines_own() -> None:
     "unsaid",
     [{"reasoning": {}}, {"reasoning": {"effort": "odd"}}, {"chat_template_kwargs": {"add_generation_prompt": 1}}],
 )
-def test_what_says_nothing_of_thinking_is_nothing(unsaid: dict[str, Any]) -> None:
+def test_unknown_thinking_options_set_no_effort(unsaid: dict[str, Any]) -> None:
     assert chat(**unsaid).effort is None
 
 
@@ -147,14 +147,14 @@ BOTH = [tool("one"), tool("two")]
         (named("two"), ["one", "two"], ["two"]),
     ],
 )
-def test_choice_of_tool_offers_and_forces(choice: Any, offered: list[str], forced: list[str]) -> None:
+def test_tool_choice_decides_offered_and_forced_functions(choice: Any, offered: list[str], forced: list[str]) -> None:
     taken = chat(tools=BOTH, tool_choice=choice)
     assert [one.function.name for one in taken.offered] == offered
     assert [one.name for one in taken.forced] == forced
 
 
 @pytest.mark.parametrize("choice", [None, "none", "auto"])
-def test_empty_list_of_tools_is_none(choice: str | None) -> None:
+def test_empty_list_of_tools_offers_and_forces_nothing(choice: str | None) -> None:
     taken = chat(tools=[], tool_choice=choice)
     assert (taken.offered, taken.forced) == ([], [])
 
@@ -174,7 +174,7 @@ def test_empty_list_of_tools_is_none(choice: str | None) -> None:
         ('{"a":' * 65 + "1" + "}" * 65, None),
     ],
 )
-def test_arguments_that_are_no_object_go_back_to_the_model_inside_one(said: str, sent: bytes | None) -> None:
+def test_arguments_that_are_not_an_object_are_wrapped_in_one(said: str, sent: bytes | None) -> None:
     """A call may have been cut off, and Ollama and the templates read JSON."""
     whole = CalledFunction("f", said).whole_arguments
     assert isinstance(json.loads(whole), dict)

@@ -52,18 +52,18 @@ def rendered(embedder: Embedder, **fields: Any) -> dict[str, Any]:
 # What is asked
 
 
-def test_ollama_gets_a_list_and_is_told_not_to_cut() -> None:
+def test_ollama_request_sends_texts_as_a_list_and_disables_truncation() -> None:
     assert rendered(OllamaEmbedder()) == {"model": "theirs", "input": ["a"], "truncate": False}
     assert rendered(OllamaEmbedder(), input=["a", "b"], dimensions=8, encoding_format="base64")["dimensions"] == 8
 
 
-def test_ollama_gets_the_operators_settings_as_a_chat_does() -> None:
+def test_ollama_request_carries_the_operators_settings() -> None:
     body = rendered(OllamaEmbedder("30m", 8192, truncate=True))
     assert body == {"model": "theirs", "input": ["a"], "keep_alive": "30m", "options": {"num_ctx": 8192}}
 
 
 @pytest.mark.parametrize("form", ["float", "base64"])
-def test_vllm_is_asked_in_the_clients_form(form: str) -> None:
+def test_vllm_request_uses_the_clients_encoding_format(form: str) -> None:
     assert rendered(OpenAiEmbedder(), encoding_format=form, dimensions=8) == {
         "model": "theirs",
         "input": ["a"],
@@ -79,7 +79,7 @@ def test_vllm_is_asked_in_the_clients_form(form: str) -> None:
 @pytest.mark.parametrize(
     "recording", [recording for recording in at_its_door(RECORDINGS) if recording.status == 200], ids=name
 )
-def test_recorded_answer_is_read(recording: Recording) -> None:
+def test_recorded_answer_is_parsed(recording: Recording) -> None:
     answer = embedder(recording).parse(json.dumps(recording.body).encode())
     assert answer is not None
     body = recording.body
@@ -90,7 +90,7 @@ def test_recorded_answer_is_read(recording: Recording) -> None:
     )
 
 
-def test_vectors_are_in_the_order_of_their_index_where_there_is_one() -> None:
+def test_vectors_are_sorted_by_index_if_present() -> None:
     data = [{"embedding": [2], "index": 1}, {"embedding": [1], "index": 0}]
     for found, expected in ((data, [b"[1]", b"[2]"]), ([{"embedding": [2]}, {"embedding": [1]}], [b"[2]", b"[1]"])):
         answer = OpenAiEmbedder().parse(json.dumps({"data": found}).replace(" ", "").encode())
@@ -102,7 +102,7 @@ def test_vectors_are_in_the_order_of_their_index_where_there_is_one() -> None:
     "body", [b"", b"{}", b"[]", b'{"data":3}', b'{"embeddings":null}', b'{"data":[{}]}', b"\xff", b"[" * 100_000]
 )
 @pytest.mark.parametrize("kind", EMBEDDERS)
-def test_other_document_is_no_answer(kind: str, body: bytes) -> None:
+def test_other_document_is_not_an_answer(kind: str, body: bytes) -> None:
     assert EMBEDDERS[kind].parse(body) is None
 
 
@@ -119,7 +119,7 @@ MEANINGS: dict[str, tuple[type[GatewayError], str | None]] = {
 @pytest.mark.parametrize(
     "recording", [recording for recording in at_its_door(RECORDINGS) if recording.status != 200], ids=name
 )
-def test_recorded_refusal_means_one_of_ours(recording: Recording) -> None:
+def test_recorded_error_maps_to_a_gateway_error(recording: Recording) -> None:
     """What the gateway never sends, an Ollama refuses as what fails inside it: with 400."""
     error = embedder(recording).client_error(recording.status, json.dumps(recording.body).encode())
     case = recording.case.removeprefix("api_embed_").removeprefix("embeddings_")
@@ -132,7 +132,7 @@ def test_recorded_refusal_means_one_of_ours(recording: Recording) -> None:
 @pytest.mark.parametrize(
     "recording", [recording for recording in at_its_door(CHATS_ONLY) if recording.method == "POST"], ids=name
 )
-def test_model_without_embeddings_is_the_same_400_on_all(recording: Recording) -> None:
+def test_model_without_embeddings_is_the_same_400_on_every_engine(recording: Recording) -> None:
     body = recording.body if isinstance(recording.body, str) else json.dumps(recording.body)
     error = embedder(recording).client_error(recording.status, body.encode())
     assert (type(error), error.status, error.param) == (UnsupportedParameter, 400, "model")
@@ -146,7 +146,7 @@ def test_model_without_embeddings_is_the_same_400_on_all(recording: Recording) -
         "embedding contains NaN or Inf values",
     ],
 )
-def test_ollamas_400_for_what_fails_inside_is_502(text: str) -> None:
+def test_ollamas_400_for_an_internal_failure_becomes_502(text: str) -> None:
     """Seen when its runner is killed, on both generations."""
     error = OllamaEmbedder().client_error(400, b'{"error":"%b"}' % text.encode())
     assert isinstance(error, UpstreamError)
@@ -167,9 +167,7 @@ def test_ollamas_400_for_what_fails_inside_is_502(text: str) -> None:
 )
 @pytest.mark.parametrize("kind", EMBEDDERS)
 @pytest.mark.parametrize("status", [400, 500])
-def test_text_that_is_too_long_is_the_same_whatever_it_is_called(
-    kind: str, status: int, text: str, limit: int | None
-) -> None:
+def test_too_long_text_is_the_same_error_on_every_engine(kind: str, status: int, text: str, limit: int | None) -> None:
     error = EMBEDDERS[kind].client_error(status, json.dumps({"error": {"message": text}}).encode())
     assert isinstance(error, ContextLengthExceeded)
     assert (error.limit, error.param) == (limit, "input")
@@ -180,12 +178,12 @@ def test_text_that_is_too_long_is_the_same_whatever_it_is_called(
     "text",
     ["only supports dimensions in range [1, 64], got 400.", "only supports Matryoshka dimensions [32, 16], got 4."],
 )
-def test_wrong_number_of_dimensions_is_named(text: str) -> None:
+def test_unsupported_dimensions_are_an_invalid_request(text: str) -> None:
     error = OpenAiEmbedder().client_error(400, json.dumps({"error": {"message": f"Model 'm' {text}"}}).encode())
     assert (type(error), error.param) == (InvalidRequest, "dimensions")
 
 
-def test_full_ollama_is_503() -> None:
+def test_busy_ollama_is_503() -> None:
     assert isinstance(
         OllamaEmbedder().client_error(503, b'{"error":"server busy, please try again."}'), BackendUnavailable
     )

@@ -50,7 +50,7 @@ END = line(done=True, done_reason="stop", prompt_eval_count=7, eval_count=3)
 
 @pytest.mark.parametrize("recording", WHOLE, ids=name)
 @pytest.mark.parametrize("size", [None, 1, 777])
-def test_recorded_stream_is_read_to_what_it_says(recording: Recording, size: int | None) -> None:
+def test_recorded_stream_is_read_completely(recording: Recording, size: int | None) -> None:
     answer = assemble(read(body_of(recording), size))
     last = unfolded(recording)[-1]
     assert (answer.content, answer.reasoning) == (said(recording, "content"), said(recording, "thinking"))
@@ -60,7 +60,7 @@ def test_recorded_stream_is_read_to_what_it_says(recording: Recording, size: int
 
 @pytest.mark.parametrize("recording", GIVEN_UP, ids=name)
 @pytest.mark.parametrize("size", [None, 777])
-def test_recorded_stream_that_repeats_itself_ends_with_a_stop(recording: Recording, size: int | None) -> None:
+def test_recorded_repetition_stop_is_a_normal_end(recording: Recording, size: int | None) -> None:
     """Ollama ends it without a last line: we count its pieces ourselves."""
     assert "repetition" in recording.case
     answer = assemble(read(body_of(recording), size))
@@ -72,7 +72,7 @@ def test_recorded_stream_that_repeats_itself_ends_with_a_stop(recording: Recordi
 
 
 @pytest.mark.parametrize(("count", "is_whole"), [(REPETITION, True), (REPETITION - 1, False)])
-def test_thirty_equal_pieces_may_be_the_end(count: int, is_whole: bool) -> None:
+def test_stream_may_end_after_thirty_equal_pieces(count: int, is_whole: bool) -> None:
     """Compared without the white space around them, as Ollama does."""
     body = line("other") + b"".join(line(" a" if number % 2 else "a ") for number in range(count))
     if is_whole:
@@ -82,13 +82,13 @@ def test_thirty_equal_pieces_may_be_the_end(count: int, is_whole: bool) -> None:
         read(body)
 
 
-def test_equal_pieces_before_the_last_are_no_end() -> None:
+def test_equal_pieces_followed_by_another_are_not_an_end() -> None:
     with pytest.raises(UpstreamError):
         read(line("a") * 40 + line("b"))
 
 
 @pytest.mark.parametrize("body", [b"", b"\n", line("a"), line("a") + line("b")])
-def test_end_without_done_is_an_error(body: bytes) -> None:
+def test_stream_that_ends_without_done_is_an_error(body: bytes) -> None:
     with pytest.raises(UpstreamError, match="failed while generating") as caught:
         read(body)
     assert caught.value.reason == "truncated"
@@ -98,7 +98,7 @@ def test_last_line_needs_no_line_end() -> None:
     assert assemble(read(line("a") + END.rstrip())).usage == Usage(7, 3)
 
 
-def test_runner_that_dies_in_mid_stream_is_an_error_in_our_words() -> None:
+def test_runner_crash_in_mid_stream_is_an_error_in_the_gateways_words() -> None:
     reader = DIALECT.reader()
     assert reader.feed(line("a")) == [Delta("a")]
     with pytest.raises(UpstreamError) as caught:
@@ -107,13 +107,13 @@ def test_runner_that_dies_in_mid_stream_is_an_error_in_our_words() -> None:
     assert caught.value.message == "The model backend failed while generating the response."
 
 
-def test_clients_fault_that_shows_in_the_stream_stays_the_clients() -> None:
+def test_client_error_in_the_stream_stays_a_client_error() -> None:
     with pytest.raises(ContextLengthExceeded):
         DIALECT.reader().feed(b'{"error":"the input length exceeds the context length"}\n')
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("stop", "stop"), ("length", "length"), ("load", "stop"), (None, "stop")])
-def test_finish_is_one_of_openais(theirs: str | None, ours: str) -> None:
+def test_finish_reason_is_one_of_openais(theirs: str | None, ours: str) -> None:
     assert assemble(read(line("a") + line(done=True, done_reason=theirs))).finish == ours
 
 
@@ -121,17 +121,17 @@ def test_content_of_the_last_line_is_not_lost() -> None:
     assert assemble(read(line("a") + line("b", done=True, done_reason="stop"))).content == "ab"
 
 
-def test_nothing_after_the_end_is_read() -> None:
+def test_bytes_after_the_end_are_ignored() -> None:
     assert assemble(read(line("a") + END + line("b"))).content == "a"
 
 
-def test_line_that_is_no_event_is_dropped_and_counted() -> None:
+def test_malformed_line_is_dropped_and_counted() -> None:
     reader = DIALECT.reader()
     deltas = reader.feed(b"{\n[]\n" + line("a") + b'{"message":7}\n' + END)
     assert (assemble(deltas).content, reader.malformed, reader.done) == ("a", 3, True)
 
 
-def test_line_without_end_is_an_error() -> None:
+def test_endless_line_is_an_error() -> None:
     reader = DIALECT.reader()
     with pytest.raises(UpstreamError) as caught:
         [reader.feed(b"x" * 100_000) for _ in range(20)]
@@ -139,7 +139,7 @@ def test_line_without_end_is_an_error() -> None:
 
 
 @given(st.lists(st.text(max_size=8), max_size=6), st.integers(1, 40))
-def test_any_text_comes_through_however_it_is_cut(texts: list[str], size: int) -> None:
+def test_any_text_is_read_unchanged_however_the_body_is_split(texts: list[str], size: int) -> None:
     assert assemble(read(b"".join(map(line, texts)) + END, size)).content == "".join(texts)
 
 
@@ -168,7 +168,7 @@ def test_recorded_logprobs_are_read_with_their_bytes_and_alternatives(server: st
     )
 
 
-def test_calls_of_several_lines_are_counted_on() -> None:
+def test_calls_in_several_lines_are_numbered_consecutively() -> None:
     """Ollama's parsers may begin their indices anew with each line."""
     lines = [
         line(message={"content": "", "tool_calls": [{"function": {"index": 0, "name": name, "arguments": {"a": 1}}}]})
@@ -205,7 +205,7 @@ def test_logprobs_of_a_line_without_text_are_not_lost() -> None:
         {"chat_template_kwargs": {"enable_thinking": True}},
     ],
 )
-def test_wish_to_think_is_dropped_when_the_model_turns_out_unable(wish: dict[str, Any]) -> None:
+def test_relaxed_request_drops_thinking_if_the_model_does_not_support_it(wish: dict[str, Any]) -> None:
     asked = chat(**wish)
     unable = UnsupportedParameter("This model cannot think.", param="reasoning_effort")
     assert DIALECT.relaxed(asked, unable) == chat()
@@ -215,7 +215,7 @@ def test_wish_to_think_is_dropped_when_the_model_turns_out_unable(wish: dict[str
 @pytest.mark.parametrize(
     "refusal", [UnsupportedParameter("x", param="tools"), InvalidRequest("x"), ContextLengthExceeded(4096)]
 )
-def test_other_refusals_are_the_clients(refusal: InvalidRequest) -> None:
+def test_other_errors_go_to_the_client(refusal: InvalidRequest) -> None:
     assert DIALECT.relaxed(chat(think=True, max_tokens=9), refusal) is None
 
 
@@ -223,7 +223,7 @@ def test_other_refusals_are_the_clients(refusal: InvalidRequest) -> None:
 
 
 @pytest.mark.parametrize("server", OLLAMAS)
-def test_recorded_models_are_read_with_and_without_the_tag(server: str) -> None:
+def test_recorded_models_are_listed_with_and_without_the_tag(server: str) -> None:
     recording = load(server)["api_tags"]
     found = DIALECT.models(json.dumps(recording.body).encode())
     assert found is not None
@@ -233,7 +233,7 @@ def test_recorded_models_are_read_with_and_without_the_tag(server: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"<html>", b"[]", b'{"models":7}'])
-def test_what_is_no_list_of_models_is_told_apart_from_an_empty_one(body: bytes) -> None:
+def test_invalid_model_list_differs_from_an_empty_one(body: bytes) -> None:
     assert DIALECT.models(body) is None
     assert DIALECT.models(b'{"models":[]}') == DIALECT.models(b'{"models":null}') == {}
 
@@ -241,7 +241,7 @@ def test_what_is_no_list_of_models_is_told_apart_from_an_empty_one(body: bytes) 
 @pytest.mark.parametrize(
     "spelling", ["llama", "LLAMA", "llama:latest", "library/llama", "registry.ollama.ai/library/llama:latest"]
 )
-def test_spellings_of_one_model_are_one(spelling: str) -> None:
+def test_spellings_of_a_model_have_one_canonical_name(spelling: str) -> None:
     assert DIALECT.canonical(spelling) == "llama"
     assert DIALECT.canonical("llama:8b") == "llama:8b"
 
@@ -285,12 +285,12 @@ async def learned(
     return next(facts for name, facts in models.items() if dialect.canonical(name) == dialect.canonical(wanted))
 
 
-async def test_context_is_what_the_model_is_loaded_with() -> None:
+async def test_context_length_is_that_of_the_loaded_model() -> None:
     facts = await learned(FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192}), listed())
     assert facts == ModelFacts(8192, frozenset({"completion"}), "d1")
 
 
-async def test_context_is_remembered_when_the_model_is_unloaded_and_follows_when_it_is_loaded_anew() -> None:
+async def test_context_length_is_kept_after_unloading_and_updated_by_the_next_load() -> None:
     server = FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192})
     before = listed()
     await learned(server, before)
@@ -301,18 +301,18 @@ async def test_context_is_remembered_when_the_model_is_unloaded_and_follows_when
     assert (await learned(server, listed(), after)).context_length == 4096
 
 
-async def test_context_that_the_operator_sets_is_known_before_the_first_load() -> None:
+async def test_operators_num_ctx_is_known_before_the_first_load() -> None:
     assert (await learned(FakeOllama(loaded={}), listed(), dialect=Ollama(num_ctx=16384))).context_length == 16384
 
 
-async def test_capabilities_that_the_list_leaves_out_are_not_missing() -> None:
+async def test_capabilities_missing_from_the_model_list_are_not_lacking() -> None:
     """Recorded on 0.33: the list tells of qwen3-vl `completion` and `tools`, `/api/show` of `vision` too."""
     models = listed(capabilities=["completion", "tools"])
     assert not (await learned(FakeOllama({"llama": ["completion", "vision", "tools"]}, {}), models)).lacks("vision")
     assert not (await learned(FakeOllama(), listed(capabilities=["completion", "tools"]))).lacks("vision")
 
 
-async def test_capabilities_are_asked_for_once_and_again_when_the_model_has_changed() -> None:
+async def test_capabilities_are_probed_again_only_if_the_model_changes() -> None:
     server = FakeOllama({"llama": ["completion"]}, {})
     before = listed()
     await learned(server, before)
@@ -324,7 +324,7 @@ async def test_capabilities_are_asked_for_once_and_again_when_the_model_has_chan
     assert server.asked.count(("/api/show", "llama")) == 2
 
 
-async def test_only_models_of_a_tier_are_asked_about() -> None:
+async def test_only_wanted_models_are_probed() -> None:
     server = FakeOllama({"llama": ["completion"], "other": ["completion"]}, {})
     await learned(server, listed())
     assert ("/api/show", "other") not in server.asked
@@ -335,14 +335,14 @@ async def test_model_is_found_by_any_spelling() -> None:
     assert await learned(server, listed(), wanted="library/LLAMA") == ModelFacts(8192, frozenset({"completion"}), "d1")
 
 
-async def test_server_that_does_not_tell_leaves_what_was_known() -> None:
+async def test_silent_server_keeps_the_known_facts() -> None:
     before = listed()
     await learned(FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192}), before)
     assert await learned(FakeOllama(), listed(), before) == ModelFacts(8192, frozenset({"completion"}), "d1")
     assert await learned(FakeOllama(), listed()) == ModelFacts(None, None, "d1")
 
 
-async def test_model_that_is_not_there_is_not_asked_about() -> None:
+async def test_missing_model_is_not_probed() -> None:
     server, models = FakeOllama({"away": ["completion"]}, {}), listed()
     await DIALECT.probe_models(models, {}, ["away"], server.ask)
     assert "away" not in models
@@ -350,7 +350,7 @@ async def test_model_that_is_not_there_is_not_asked_about() -> None:
 
 
 @pytest.mark.parametrize("server", OLLAMAS)
-async def test_recorded_answers_tell_context_and_capabilities(server: str) -> None:
+async def test_recorded_answers_contain_context_and_capabilities(server: str) -> None:
     recorded = load(server)
 
     async def ask(method: str, path: str, body: bytes | None) -> bytes | None:

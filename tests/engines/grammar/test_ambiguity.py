@@ -27,18 +27,18 @@ def limit(*choices: dict[str, Any], **definitions: dict[str, Any]) -> dict[str, 
     return all_of_them["t"]
 
 
-def test_two_arrays_that_lead_back_become_any_array() -> None:
+def test_two_recursive_arrays_become_any_array() -> None:
     assert limit(array(AGAIN), array(AGAIN, minItems=1), INTEGER) == {"anyOf": [INTEGER, {"type": "array"}]}
 
 
-def test_two_objects_that_lead_back_and_begin_alike_become_any_object() -> None:
+def test_two_recursive_objects_that_begin_alike_become_any_object() -> None:
     assert limit(record({"a": AGAIN}, "a"), record({"a": AGAIN, "b": INTEGER}, "a"), INTEGER) == {
         "anyOf": [INTEGER, {"type": "object"}]
     }
     assert limit(record({"a": AGAIN}), record({"b": AGAIN}, "b")) == {"type": "object"}
 
 
-def test_it_does_not_matter_through_what_they_lead_back() -> None:
+def test_indirect_recursion_is_recognised() -> None:
     through = {"other": {"anyOf": [array({"anyOf": [STRING, AGAIN]}), INTEGER]}, "last": array(AGAIN)}
     choices = [{"$ref": "#/$defs/last"}, array({"$ref": "#/$defs/other"})]
     assert limit(*choices, **through) == {"type": "array"}
@@ -60,7 +60,7 @@ def test_it_does_not_matter_through_what_they_lead_back() -> None:
     ],
     ids=["property", "value", "value elsewhere", "type", "one alone"],
 )
-def test_ways_that_are_told_apart_stay(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_distinguishable_choices_stay(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert limit(one, other, minus={"const": "-"}) == {"anyOf": [one, other]}
 
 
@@ -77,7 +77,7 @@ def depth(schema: dict[str, Any]) -> int:
     return depth(schema["items"]) if "items" in schema else 0
 
 
-def test_choices_within_choices_are_kept_up_to_so_many_ways() -> None:
+def test_nested_choices_are_kept_up_to_the_limit() -> None:
     levels = MAX_PARSES.bit_length() - 1
     few, many = nested(levels), nested(levels + 1)
     limit_ambiguity([few, many], {})
@@ -85,7 +85,7 @@ def test_choices_within_choices_are_kept_up_to_so_many_ways() -> None:
     assert many == {"type": "array"}
 
 
-def test_choice_of_very_many_alike_is_any_of_their_type() -> None:
+def test_choice_of_too_many_alike_becomes_any_of_their_type() -> None:
     choices = {"anyOf": [record({"a": {"const": number}}, "a") for number in range(MAX_ALIKE + 1)]}
     few = {"anyOf": choices["anyOf"][: MAX_ALIKE // 2]}
     before = copy.deepcopy(few)
@@ -94,7 +94,7 @@ def test_choice_of_very_many_alike_is_any_of_their_type() -> None:
     assert few == before
 
 
-def test_only_definitions_that_are_referred_to_are_needed() -> None:
+def test_only_referenced_definitions_are_kept() -> None:
     definitions = {"a": array({"$ref": "#/$defs/b"}), "b": INTEGER, "c": array({"$ref": "#/$defs/a"})}
     assert referenced([record({"x": {"anyOf": [{"$ref": "#/$defs/a"}, STRING]}})], definitions) == {
         "a": definitions["a"],

@@ -66,11 +66,11 @@ SAME: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("schema", SAME.values(), ids=SAME)
-def test_common_schema_is_sent_as_it_is(schema: dict[str, Any]) -> None:
+def test_common_schema_is_unchanged(schema: dict[str, Any]) -> None:
     assert portable(schema) == schema
 
 
-def test_order_of_the_properties_stays() -> None:
+def test_order_of_properties_is_kept() -> None:
     assert list(portable(record({"b": STRING, "a": STRING, "c": STRING}))["properties"]) == ["b", "a", "c"]
 
 
@@ -128,7 +128,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("schema", "sent"), OTHER.values(), ids=OTHER)
-def test_schema_is_sent_in_the_words_of_all_engines(schema: Any, sent: dict[str, Any]) -> None:
+def test_schema_is_converted_to_keywords_that_all_engines_support(schema: Any, sent: dict[str, Any]) -> None:
     assert portable(record({"x": schema}, "x")) == record({"x": sent}, "x")
 
 
@@ -139,7 +139,7 @@ def test_object_with_too_many_optional_properties_keeps_the_required_ones() -> N
     )
 
 
-def test_bounds_of_one_schema_have_a_limit_together() -> None:
+def test_sum_of_all_bounds_is_limited() -> None:
     sent = portable(
         record(
             {f"p{number}": {"type": "string", "maxLength": MAX_COUNT} for number in range(MAX_COUNTS // MAX_COUNT + 5)}
@@ -151,7 +151,7 @@ def test_bounds_of_one_schema_have_a_limit_together() -> None:
 # References
 
 
-def test_reference_to_the_beginning_leads_to_a_definition() -> None:
+def test_reference_to_the_root_becomes_a_definition() -> None:
     sent = portable(record({"a": {"anyOf": [{"$ref": "#"}, NULL]}}))
     assert sent == {
         "$ref": "#/$defs/root",
@@ -159,7 +159,7 @@ def test_reference_to_the_beginning_leads_to_a_definition() -> None:
     }
 
 
-def test_reference_to_anywhere_leads_to_a_definition() -> None:
+def test_reference_to_any_place_becomes_a_definition() -> None:
     schema = record(
         {"a": {"$ref": "#/components/a~1b"}, "b": {"$ref": "#/definitions/c"}, "d": {"$ref": "#here"}},
         components={"a/b": INTEGER},
@@ -171,7 +171,7 @@ def test_reference_to_anywhere_leads_to_a_definition() -> None:
     assert len(sent["$defs"]) == 3
 
 
-def test_references_that_one_engine_takes_for_the_same_have_names_of_their_own() -> None:
+def test_references_with_colliding_rule_names_get_distinct_names() -> None:
     sent = portable(
         record({"a": {"$ref": "#/$defs/x_y"}, "b": {"$ref": "#/$defs/x-y"}})
         | {"$defs": {"x_y": INTEGER, "x-y": STRING}}
@@ -184,19 +184,19 @@ def test_references_that_one_engine_takes_for_the_same_have_names_of_their_own()
 
 
 @pytest.mark.parametrize("name", ["", "decimal_part", "string", "space", "root"])
-def test_property_does_not_take_the_place_of_an_engines_own_rule(name: str) -> None:
+def test_property_does_not_replace_the_converters_own_rule(name: str) -> None:
     schema = record({name: STRING})
     assert portable(schema) == {"$ref": "#/$defs/root", "$defs": {"root": schema}}
 
 
-def test_long_way_to_a_schema_is_cut_by_a_definition() -> None:
+def test_long_path_is_shortened_by_a_definition() -> None:
     schema = INTEGER
     for number in range(10):
         schema = record({f"{number}" * 100: schema, "b": INTEGER})
     assert len(portable(schema)["$defs"]) >= 9
 
 
-def test_allof_that_leads_back_to_itself_is_written_out_only_so_far() -> None:
+def test_expansion_of_recursive_allof_is_limited() -> None:
     node = {
         "allOf": [
             {"$ref": "#/$defs/base"},
@@ -210,14 +210,14 @@ def test_allof_that_leads_back_to_itself_is_written_out_only_so_far() -> None:
 # Choices that stay open
 
 
-def test_recursion_with_two_ways_on_is_any_value_of_its_type() -> None:
+def test_ambiguous_recursion_becomes_any_value_of_its_type() -> None:
     twice = {"anyOf": [array({"$ref": "#/$defs/t"}), array({"$ref": "#/$defs/t"}, minItems=1), INTEGER]}
     assert portable(record({"a": {"$ref": "#/$defs/t"}}) | {"$defs": {"t": twice}})["$defs"]["t"] == {
         "anyOf": [INTEGER, {"type": "array"}]
     }
 
 
-def test_choices_within_choices_have_a_limit() -> None:
+def test_nested_choices_are_limited() -> None:
     schema: dict[str, Any] = INTEGER
     for number in range(8):
         schema = {"anyOf": [array(schema), array(schema, minItems=number + 1)]}
@@ -248,7 +248,7 @@ def woven(number: int) -> dict[str, Any]:
     ],
     ids=["definitions", "names", "allOf", "anyOf"],
 )
-def test_large_schema_stays_in_bounds(schema: dict[str, Any]) -> None:
+def test_large_schema_grows_at_most_twofold(schema: dict[str, Any]) -> None:
     check(schema, "p")
     assert len(json.dumps(portable(schema))) < 2 * len(json.dumps(schema))
 
@@ -256,7 +256,7 @@ def test_large_schema_stays_in_bounds(schema: dict[str, Any]) -> None:
 # Calls
 
 
-def test_call_has_the_references_of_each_function() -> None:
+def test_call_keeps_the_definitions_of_each_function_apart() -> None:
     one = record({"a": {"$ref": "#/$defs/x"}}) | {"$defs": {"x": INTEGER}}
     other = record({"a": {"$ref": "#/$defs/x"}, "b": {"$ref": "#"}}) | {"$defs": {"x": STRING}}
     sent = portable_calls([("f", one), ("g", other)])
@@ -281,7 +281,7 @@ def test_call_has_the_references_of_each_function() -> None:
         record({f"p{number}": INTEGER for number in range(30)}, minProperties=15),
     ],
 )
-def test_schema_that_harms_vllm_is_sent_in_its_portable_form(schema: dict[str, Any]) -> None:
+def test_schema_that_harms_vllm_becomes_portable(schema: dict[str, Any]) -> None:
     assert harmless(record({"a": schema})) == portable(record({"a": schema}))
 
 
@@ -295,7 +295,7 @@ def test_schema_that_harms_vllm_is_sent_in_its_portable_form(schema: dict[str, A
         record({"a": INTEGER}, minProperties=1),
     ],
 )
-def test_schema_that_does_not_is_sent_to_vllm_as_it_is(schema: dict[str, Any]) -> None:
+def test_harmless_schema_is_unchanged(schema: dict[str, Any]) -> None:
     assert harmless(record({"a": schema})) == record({"a": schema})
 
 
@@ -337,7 +337,9 @@ DOCUMENTS = st.tuples(SCHEMAS.filter(lambda schema: isinstance(schema, dict)), S
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(DOCUMENTS, st.lists(VALUES, min_size=10, max_size=20))
-def test_any_schema_that_is_taken_becomes_one_that_takes_no_less(schema: dict[str, Any], values: list[Any]) -> None:
+def test_any_accepted_schema_becomes_one_that_accepts_at_least_as_much(
+    schema: dict[str, Any], values: list[Any]
+) -> None:
     try:
         check(schema, "p")
     except InvalidRequest:
@@ -368,5 +370,5 @@ JSON = st.recursive(
         st.sampled_from(["type", "properties", "anyOf", "allOf", "$ref", "$defs", "enum", "items"]), JSON, max_size=4
     )
 )
-def test_what_is_no_schema_at_all_is_no_failure(schema: dict[str, Any]) -> None:
+def test_invalid_schema_does_not_fail(schema: dict[str, Any]) -> None:
     assert is_schema(portable(schema))

@@ -34,17 +34,17 @@ DROPPED = [
 
 
 @pytest.mark.parametrize(("pattern", "sent"), KEPT.items(), ids=KEPT)
-def test_pattern_is_sent_in_the_words_of_all_engines(pattern: str, sent: str) -> None:
+def test_pattern_is_converted_to_syntax_that_all_engines_support(pattern: str, sent: str) -> None:
     assert portable(pattern) == sent
 
 
 @pytest.mark.parametrize("pattern", DROPPED)
-def test_pattern_that_an_engine_misreads_or_dies_of_is_dropped(pattern: str) -> None:
+def test_pattern_that_misleads_or_crashes_an_engine_is_dropped(pattern: str) -> None:
     assert portable(pattern) is None
 
 
 @pytest.mark.parametrize("pattern", KEPT.values())
-def test_pattern_in_their_words_stays_as_it_is(pattern: str) -> None:
+def test_portable_pattern_is_unchanged(pattern: str) -> None:
     assert portable(pattern) == pattern
 
 
@@ -80,7 +80,7 @@ PATTERNS = st.lists(st.tuples(ATOMS, QUANTIFIERS), max_size=6).map(
 
 @settings(deadline=None, max_examples=300)
 @given(PATTERNS, st.lists(st.text("ab-. é^_1+,", max_size=5), min_size=5, max_size=5))
-def test_pattern_that_is_sent_matches_the_same_texts(pattern: str, texts: list[str]) -> None:
+def test_portable_pattern_matches_the_same_texts(pattern: str, texts: list[str]) -> None:
     sent = portable(pattern)
     if sent is None:
         return
