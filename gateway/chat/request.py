@@ -132,7 +132,7 @@ class Message(Struct, frozen=True):
         return []
 
     @property
-    def thought(self) -> str | None:
+    def reasoning_text(self) -> str | None:
         return self.reasoning if self.reasoning is not None else self.reasoning_content
 
 

@@ -188,8 +188,8 @@ def _messages(messages: list[Message], has_vision: bool) -> list[dict[str, Any]]
         }
         if message.images:
             fields["images"] = [url.partition(",")[2] for url in message.images]
-        if message.role == "assistant" and message.thought:
-            fields["thinking"] = message.thought
+        if message.role == "assistant" and message.reasoning_text:
+            fields["thinking"] = message.reasoning_text
         if message.role == "assistant" and message.tool_calls:
             names.update({call.id: call.function.name for call in message.tool_calls})
             fields["tool_calls"] = [

@@ -246,7 +246,7 @@ def _message(message: Message) -> _RequestMessage:
         rendered.content = [part for part in content if isinstance(part, TextPart | ImagePart)]
     if role == "assistant":
         rendered.tool_calls = [_with_whole_arguments(call) for call in message.tool_calls or ()]
-        rendered.reasoning = message.thought
+        rendered.reasoning = message.reasoning_text
     elif role == "tool":
         rendered.tool_call_id = message.tool_call_id
     return rendered

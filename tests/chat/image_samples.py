@@ -18,7 +18,7 @@ Size = tuple[int, int]
 
 
 def drawing(size: Size = (120, 90), seed: int = 1) -> Image.Image:
-    """A colourful picture without symmetry."""
+    """Return a colourful image without symmetry."""
     grey = Image.linear_gradient("L").resize(size)
     image = Image.merge(
         "RGB", (grey, grey.transpose(Image.Transpose.ROTATE_90).resize(size), Image.radial_gradient("L").resize(size))
@@ -58,7 +58,7 @@ def url_of(data: bytes) -> str:
 
 
 def opened(url: str) -> Image.Image:
-    """The picture in a canonical URL of a PNG or JPEG."""
+    """Decode the image in a canonical URL of a PNG or JPEG."""
     head, _, payload = url.partition(",")
     image = Image.open(io.BytesIO(base64.b64decode(payload, validate=True)))
     assert head == f"data:image/{str(image.format).lower()};base64"
@@ -68,23 +68,23 @@ def opened(url: str) -> Image.Image:
 
 
 def distance(one: Image.Image, other: Image.Image) -> float:
-    """The mean difference of their pixels, 0 to 255."""
+    """Return the mean difference of the pixels, from 0 to 255."""
     assert one.size == other.size
     counts = ImageChops.difference(one.convert("RGB"), other.convert("RGB")).convert("L").histogram()
     return sum(value * count for value, count in enumerate(counts)) / (one.width * one.height)
 
 
-def refusal(images: ImageNormalizer, url: str) -> str:
+def rejection_message(images: ImageNormalizer, url: str) -> str:
     with pytest.raises(InvalidImage) as caught:
         images.check(url, PARAM)
     assert caught.value.param == PARAM
     assert PARAM in caught.value.message
-    no_warning_behind(caught.value)
+    assert_no_warning_behind(caught.value)
     return caught.value.message
 
 
-def no_warning_behind(error: InvalidImage) -> None:
-    """Warnings are errors in tests; outside of them one would reach standard error."""
+def assert_no_warning_behind(error: InvalidImage) -> None:
+    """Check that Pillow's warning is not the cause. Outside of tests it would reach standard error."""
     assert error.__cause__ is not None
     assert not isinstance(error.__cause__.__cause__, Warning)
 
@@ -99,7 +99,7 @@ PNG = saved(DRAWING, "PNG")
 JPEG = saved(DRAWING, "JPEG", quality=90)
 OTHER = drawing(seed=2)
 
-TAKEN_AS_IS = {
+UNCHANGED = {
     "png": PNG,
     "png grey": saved(GREY, "PNG"),
     "png 1 bit": saved(DRAWING.convert("1"), "PNG"),

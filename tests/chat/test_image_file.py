@@ -18,25 +18,25 @@ from tests.chat.image_samples import (
     PALETTE,
     PARAM,
     PNG,
-    TAKEN_AS_IS,
+    UNCHANGED,
     WHOLE,
     Size,
+    assert_no_warning_behind,
     chunk,
     distance,
     drawing,
-    no_warning_behind,
     opened,
     png,
-    refusal,
+    rejection_message,
     saved,
     url_of,
     with_chunk,
 )
 
 
-@pytest.mark.parametrize("name", TAKEN_AS_IS)
+@pytest.mark.parametrize("name", UNCHANGED)
 def test_image_that_all_engines_read_alike_is_unchanged(images: ImageNormalizer, name: str) -> None:
-    url = url_of(TAKEN_AS_IS[name])
+    url = url_of(UNCHANGED[name])
     assert images.check(url, PARAM)[0] is url
 
 
@@ -44,12 +44,14 @@ def test_image_that_all_engines_read_alike_is_unchanged(images: ImageNormalizer,
 def test_image_that_engines_read_differently_is_converted_and_looks_the_same(
     images: ImageNormalizer, name: str
 ) -> None:
-    data, view, may_lose = CONVERTED[name]
+    data, expected, is_lossy = CONVERTED[name]
     url, pixels = images.check(url_of(data), PARAM)
     result = opened(url)
     assert result.mode in ("L", "RGB")
-    assert distance(result, view) <= (6.0 if may_lose else 0.5)  # half a step: alpha is rounded one way or the other
-    assert pixels == view.width * view.height
+    assert distance(result, expected) <= (
+        6.0 if is_lossy else 0.5
+    )  # half a step, since decoders round alpha differently
+    assert pixels == expected.width * expected.height
     assert images.check(url, PARAM)[0] is url, "the result itself is in the plain form"
 
 
@@ -89,22 +91,22 @@ def test_image_truncated_anywhere_is_rejected(images: ImageNormalizer, name: str
     data = WHOLE[name]
     places = {*range(1, 40), *range(40, len(data), max(1, len(data) // 60)), *range(len(data) - 16, len(data))}
     for place in places:
-        refusal(images, url_of(data[:place]))
+        rejection_message(images, url_of(data[:place]))
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9])
 def test_gif_truncated_in_its_first_frame_is_rejected(images: ImageNormalizer, part: float) -> None:
     data = saved(PALETTE, "GIF")
-    refusal(images, url_of(data[: int(len(data) * part) + 20]))
+    rejection_message(images, url_of(data[: int(len(data) * part) + 20]))
 
 
 def test_png_with_a_wrong_byte_is_rejected(images: ImageNormalizer) -> None:
     for place in range(8, len(PNG), len(PNG) // 100):
-        refusal(images, url_of(PNG[:place] + bytes([PNG[place] ^ 4]) + PNG[place + 1 :]))
+        rejection_message(images, url_of(PNG[:place] + bytes([PNG[place] ^ 4]) + PNG[place + 1 :]))
 
 
 def gif_bomb() -> bytes:
-    """A screen of one pixel, the first frame of 60,000 by 60,000."""
+    """Return a GIF with a screen of one pixel and a first frame of 60,000 by 60,000."""
     head = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + bytes(6)
     return head + b"," + struct.pack("<HHHHB", 0, 0, 60_000, 60_000, 0) + b"\x02\x02\x44\x01\x00;"
 
@@ -138,7 +140,7 @@ BOMBS = {
 def test_decompression_bomb_is_rejected_cheaply(images: ImageNormalizer, name: str) -> None:
     data, words = BOMBS[name]
     before = time.process_time()
-    assert words in refusal(images, url_of(data))
+    assert words in rejection_message(images, url_of(data))
     assert time.process_time() - before < 0.5
 
 
@@ -161,18 +163,18 @@ def test_exif_that_names_gigabytes_is_cheap(images: ImageNormalizer) -> None:
 
 @pytest.mark.parametrize("kind", ["BMP", "TIFF", "ICO", "PPM", "JPEG2000", "AVIF"])
 def test_other_format_is_rejected(images: ImageNormalizer, kind: str) -> None:
-    assert "not a PNG, JPEG, WebP or GIF" in refusal(images, url_of(saved(DRAWING, kind)))
+    assert "not a PNG, JPEG, WebP or GIF" in rejection_message(images, url_of(saved(DRAWING, kind)))
 
 
 @pytest.mark.parametrize(
     "data", [b"\x00", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", bytes(1000)]
 )
 def test_bytes_that_are_not_an_image_are_rejected(images: ImageNormalizer, data: bytes) -> None:
-    assert "not a PNG, JPEG, WebP or GIF" in refusal(images, url_of(data))
+    assert "not a PNG, JPEG, WebP or GIF" in rejection_message(images, url_of(data))
 
 
 def test_empty_image_is_rejected(images: ImageNormalizer) -> None:
-    assert "empty" in refusal(images, "data:image/png;base64,")
+    assert "empty" in rejection_message(images, "data:image/png;base64,")
 
 
 BEGINNINGS = [
@@ -187,7 +189,7 @@ BEGINNINGS = [
 def test_any_bytes_are_rejected_or_become_a_canonical_url(
     images: ImageNormalizer, beginning: bytes, rest: bytes
 ) -> None:
-    never_another_end(images, beginning + rest)
+    assert_rejected_or_canonical(images, beginning + rest)
 
 
 @settings(max_examples=200, deadline=None)
@@ -201,7 +203,7 @@ def test_any_corruption_is_rejected_or_becomes_a_canonical_url(
     data = bytearray(WHOLE[name])
     for place, value in wrong:
         data[place % len(data)] = value
-    never_another_end(images, bytes(data))
+    assert_rejected_or_canonical(images, bytes(data))
 
 
 @settings(max_examples=6, deadline=None)
@@ -212,13 +214,13 @@ def test_any_corruption_of_a_gif_is_rejected_or_becomes_a_canonical_url(
     data = bytearray(CONVERTED["gif animated"][0])
     for place, value in wrong:
         data[6 + place % (len(data) - 6)] = value
-    never_another_end(images, bytes(data))
+    assert_rejected_or_canonical(images, bytes(data))
 
 
-def never_another_end(images: ImageNormalizer, data: bytes) -> None:
+def assert_rejected_or_canonical(images: ImageNormalizer, data: bytes) -> None:
     try:
         url, _ = images.check(url_of(data), PARAM)
     except InvalidImage as error:
-        no_warning_behind(error)
+        assert_no_warning_behind(error)
     else:
         opened(url)

@@ -1,4 +1,4 @@
-"""What becomes of an image: taken as it is, written anew, or refused by name, and nothing else ever."""
+"""Tests of the images of a request: URLs, base64, limits, threads and processes."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ from tests.chat.image_samples import (
     distance,
     drawing,
     opened,
-    refusal,
+    rejection_message,
     saved,
     url_of,
 )
@@ -110,13 +110,13 @@ def test_leftover_bits_in_the_last_character_are_not_canonical() -> None:
     "payload", ["A", "AAAAA", "QQ==QQ==", "iVBO!w0KGgo=", "iVBORw0K-_o=", "iVBOR%77", "=AAA", "é" * 8, "\ud800AAA"]
 )
 def test_invalid_base64_is_rejected(images: ImageNormalizer, payload: str) -> None:
-    assert "base64" in refusal(images, "data:image/png;base64," + payload)
+    assert "base64" in rejection_message(images, "data:image/png;base64," + payload)
 
 
 def test_padding_between_two_pieces_is_rejected(images: ImageNormalizer) -> None:
     text = base64.b64encode(PNG * 200).decode()
     at = images_module.TEXT_STEP
-    assert "base64" in refusal(images, "data:image/png;base64," + text[: at - 2] + "==" + text[at:])
+    assert "base64" in rejection_message(images, "data:image/png;base64," + text[: at - 2] + "==" + text[at:])
 
 
 async def test_request_without_images_is_the_same_object(images: ImageNormalizer) -> None:
@@ -173,11 +173,11 @@ async def test_more_pixels_in_total_than_the_maximum_are_rejected(
 
 
 async def test_result_for_a_client_that_left_is_dropped_silently(monkeypatch: pytest.MonkeyPatch) -> None:
-    at_work, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    at_work, released, ended = threading.Event(), threading.Event(), threading.Event()
 
     def slow(found: image_file.ParsedImage) -> bool:
         at_work.set()
-        go_on.wait(10)
+        released.wait(10)
         ended.set()
         raise image_file.BadImage("it came too late")
 
@@ -190,7 +190,7 @@ async def test_result_for_a_client_that_left_is_dropped_silently(monkeypatch: py
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    go_on.set()
+    released.set()
     assert await asyncio.to_thread(ended.wait, 10)
     images._pool.shutdown(wait=True)
     await asyncio.sleep(0)
@@ -234,15 +234,15 @@ async def test_event_loop_runs_while_megabytes_are_decoded(images: ImageNormaliz
         saved(Image.merge("RGB", (noise, noise, noise.transpose(Image.Transpose.ROTATE_180))), "PNG", compress_level=1)
     )
     task = asyncio.ensure_future(images.checked(chat_with(url)))
-    turns = 0
+    iterations = 0
     while not task.done():
         await asyncio.sleep(0.001)
-        turns += 1
+        iterations += 1
     assert urls_of(task.result())[0] is url
-    assert turns > 20  # with the GIL held throughout it would be a few
+    assert iterations > 20  # only a few if the GIL were held throughout
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=80))
 def test_any_text_as_base64_is_rejected(images: ImageNormalizer, payload: str) -> None:
-    refusal(images, "data:image/png;base64," + payload)
+    rejection_message(images, "data:image/png;base64," + payload)

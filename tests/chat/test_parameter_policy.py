@@ -1,4 +1,4 @@
-"""What a tier does to a request's parameters, and which settings of that are refused."""
+"""Tests of a tier's parameter changes, and of the settings for them."""
 
 from typing import Any
 
@@ -33,8 +33,8 @@ def test_forced_value_always_applies() -> None:
 
 
 def test_dropped_parameter_is_removed() -> None:
-    taken = applied(drop=("seed", "logprobs", "top_logprobs"), seed=7, logprobs=True, top_logprobs=2, temperature=1)
-    assert (taken.seed, taken.logprobs, taken.top_logprobs, taken.temperature) == (None, None, None, 1)
+    result = applied(drop=("seed", "logprobs", "top_logprobs"), seed=7, logprobs=True, top_logprobs=2, temperature=1)
+    assert (result.seed, result.logprobs, result.top_logprobs, result.temperature) == (None, None, None, 1)
 
 
 def test_dropped_parameter_gets_the_default() -> None:
@@ -46,8 +46,8 @@ def test_unknown_name_to_drop_is_ignored() -> None:
 
 
 def test_dropped_tools_are_not_offered() -> None:
-    taken = applied(drop=("tools",), tools=[tool()], tool_choice="required")
-    assert (taken.offered, taken.forced) == ([], [])
+    result = applied(drop=("tools",), tools=[tool()], tool_choice="required")
+    assert (result.offered, result.forced) == ([], [])
 
 
 def test_conversation_is_unchanged() -> None:
@@ -73,7 +73,7 @@ def test_policy_with_changes_is_true(params: tuple[Any, ...]) -> None:
     assert ParameterPolicy(*params)
 
 
-# Two names of one thing
+# Synonyms
 
 TOKENS = ("max_tokens", "max_completion_tokens")
 OFF: list[dict[str, Any]] = [
@@ -85,35 +85,35 @@ OFF: list[dict[str, Any]] = [
 ON: list[dict[str, Any]] = [{"reasoning_effort": "high"}, {"reasoning": {"effort": "high"}}, {"think": "high"}]
 
 
-@pytest.mark.parametrize("said", TOKENS)
-@pytest.mark.parametrize("set_", TOKENS)
-def test_either_token_limit_overrides_a_default_but_not_a_forced_one(said: str, set_: str) -> None:
-    assert applied(default={set_: 100}, **{said: 7}).token_limit == 7
-    assert applied(force={set_: 100}, **{said: 7}).token_limit == 100
-    assert applied(default={set_: 100}).token_limit == 100
+@pytest.mark.parametrize("sent", TOKENS)
+@pytest.mark.parametrize("setting", TOKENS)
+def test_either_token_limit_overrides_a_default_but_not_a_forced_one(sent: str, setting: str) -> None:
+    assert applied(default={setting: 100}, **{sent: 7}).token_limit == 7
+    assert applied(force={setting: 100}, **{sent: 7}).token_limit == 100
+    assert applied(default={setting: 100}).token_limit == 100
 
 
-@pytest.mark.parametrize("said", ON)
-@pytest.mark.parametrize("set_", OFF)
+@pytest.mark.parametrize("sent", ON)
+@pytest.mark.parametrize("setting", OFF)
 def test_any_thinking_field_overrides_a_default_but_not_a_forced_one(
-    said: dict[str, Any], set_: dict[str, Any]
+    sent: dict[str, Any], setting: dict[str, Any]
 ) -> None:
-    assert applied(default=set_, **said).effort == "high"
-    assert applied(force=set_, **said).effort == "none"
-    assert applied(default=set_).effort == "none"
+    assert applied(default=setting, **sent).effort == "high"
+    assert applied(force=setting, **sent).effort == "none"
+    assert applied(default=setting).effort == "none"
 
 
 def test_default_applies_if_its_synonyms_are_dropped() -> None:
     assert applied(default={"reasoning_effort": "none"}, drop=("think",), think=True).effort == "none"
 
 
-# The cap
+# Cap
 
 
-@pytest.mark.parametrize("said", TOKENS)
-@pytest.mark.parametrize(("limit", "taken"), [(5, 5), (100, 100), (101, 100)])
-def test_cap_applies_to_either_name_of_the_token_limit(said: str, limit: int, taken: int) -> None:
-    assert applied(cap=100, **{said: limit}).token_limit == taken
+@pytest.mark.parametrize("sent", TOKENS)
+@pytest.mark.parametrize(("limit", "result"), [(5, 5), (100, 100), (101, 100)])
+def test_cap_applies_to_either_name_of_the_token_limit(sent: str, limit: int, result: int) -> None:
+    assert applied(cap=100, **{sent: limit}).token_limit == result
 
 
 def test_cap_applies_without_a_token_limit() -> None:
@@ -155,9 +155,9 @@ def lines(params: dict[str, Any]) -> list[str]:
     return list(caught.value.lines)
 
 
-@pytest.mark.parametrize("part", ["default", "force"])
+@pytest.mark.parametrize("section", ["default", "force"])
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "message"),
     [
         ("heat", 1, "'heat' is not a parameter that the gateway accepts"),
         ("temperature", 9, "got 9"),
@@ -170,21 +170,23 @@ def lines(params: dict[str, Any]) -> list[str]:
         ("messages", [], "'messages' is not for a tier to change"),
     ],
 )
-def test_invalid_setting_is_reported_in_one_line_with_its_path(part: str, name: str, value: Any, words: str) -> None:
-    (line,) = lines({part: {name: value}})
-    assert line.startswith(f"{TIER}.{part}.{name}:")
-    assert words in line
+def test_invalid_setting_is_reported_in_one_line_with_its_path(
+    section: str, name: str, value: Any, message: str
+) -> None:
+    (line,) = lines({section: {name: value}})
+    assert line.startswith(f"{TIER}.{section}.{name}:")
+    assert message in line
     assert "\n" not in line
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("n", 2), ("functions", [{"name": "f"}]), ("function_call", "auto"), ("audio", {"voice": "x"})]
 )
-@pytest.mark.parametrize("part", ["default", "force"])
-def test_tier_cannot_set_what_clients_cannot_send(part: str, name: str, value: Any) -> None:
-    """It would be taken and do nothing."""
-    (line,) = lines({part: {name: value}})
-    assert line.startswith(f"{TIER}.{part}.{name}:")
+@pytest.mark.parametrize("section", ["default", "force"])
+def test_tier_cannot_set_what_clients_cannot_send(section: str, name: str, value: Any) -> None:
+    """It would be accepted and have no effect."""
+    (line,) = lines({section: {name: value}})
+    assert line.startswith(f"{TIER}.{section}.{name}:")
 
 
 def test_each_invalid_setting_has_its_own_line() -> None:

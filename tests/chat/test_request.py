@@ -1,4 +1,4 @@
-"""What a parsed request says: turns, limits, thinking, tools."""
+"""Tests of the canonical chat request: messages, limits, thinking and tools."""
 
 import json
 from typing import Any
@@ -12,15 +12,15 @@ IMAGE = "data:image/png;base64,iVBORw0KGgo="
 
 
 def test_minimal_request_sets_nothing_else() -> None:
-    taken = chat()
-    assert (taken.model, taken.messages[0].text, taken.stream, taken.has_images, taken.wants_usage) == (
+    parsed = chat()
+    assert (parsed.model, parsed.messages[0].text, parsed.stream, parsed.has_images, parsed.wants_usage) == (
         "standard",
         "Hello",
         None,
         False,
         False,
     )
-    assert (taken.token_limit, taken.stops, taken.effort, taken.offered, taken.forced) == (None, [], None, [], [])
+    assert (parsed.token_limit, parsed.stops, parsed.effort, parsed.offered, parsed.forced) == (None, [], None, [], [])
 
 
 @pytest.mark.parametrize("name", [name for name in Chat.__struct_fields__ if name not in ("model", "messages")])
@@ -28,7 +28,7 @@ def test_null_field_counts_as_absent(name: str) -> None:
     assert chat(**{name: None}) == chat()
 
 
-# Turns
+# Messages
 
 
 def test_content_parts_stay_in_one_message() -> None:
@@ -37,9 +37,9 @@ def test_content_parts_stay_in_one_message() -> None:
         {"type": "image_url", "image_url": {"url": IMAGE, "detail": "high"}},
         {"type": "text", "text": "b"},
     ]
-    taken = chat(messages=[{"role": "user", "content": parts}])
-    assert len(taken.messages) == 1
-    assert (taken.messages[0].text, taken.messages[0].images, taken.has_images) == ("a\nb", [IMAGE], True)
+    parsed = chat(messages=[{"role": "user", "content": parts}])
+    assert len(parsed.messages) == 1
+    assert (parsed.messages[0].text, parsed.messages[0].images, parsed.has_images) == ("a\nb", [IMAGE], True)
 
 
 def test_refusal_part_is_text_of_the_message() -> None:
@@ -48,7 +48,7 @@ def test_refusal_part_is_text_of_the_message() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "thought"),
+    ("fields", "reasoning"),
     [
         ({}, None),
         ({"reasoning": "a"}, "a"),
@@ -56,8 +56,8 @@ def test_refusal_part_is_text_of_the_message() -> None:
         ({"reasoning": "a", "reasoning_content": "b"}, "a"),
     ],
 )
-def test_earlier_reasoning_is_accepted_under_both_names(fields: dict[str, str], thought: str | None) -> None:
-    assert chat(messages=[{"role": "assistant", "content": "x", **fields}]).messages[0].thought == thought
+def test_earlier_reasoning_is_accepted_under_both_names(fields: dict[str, str], reasoning: str | None) -> None:
+    assert chat(messages=[{"role": "assistant", "content": "x", **fields}]).messages[0].reasoning_text == reasoning
 
 
 # Limits
@@ -97,7 +97,7 @@ def test_thinking_is_turned_on_without_an_effort(on: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("effort", "expected"),
     [
         ("none", "none"),
         ("minimal", "low"),
@@ -110,8 +110,8 @@ def test_thinking_is_turned_on_without_an_effort(on: dict[str, Any]) -> None:
     ],
 )
 @pytest.mark.parametrize("field", ["reasoning_effort", "reasoning", "think"])
-def test_effort_is_mapped_to_one_that_all_engines_support(field: str, said: str, meant: str) -> None:
-    assert chat(**{field: {"effort": said} if field == "reasoning" else said}).effort == meant
+def test_effort_is_mapped_to_one_that_all_engines_support(field: str, effort: str, expected: str) -> None:
+    assert chat(**{field: {"effort": effort} if field == "reasoning" else effort}).effort == expected
 
 
 def test_openais_thinking_field_takes_precedence_over_the_engines() -> None:
@@ -125,11 +125,11 @@ def test_openais_thinking_field_takes_precedence_over_the_engines() -> None:
 
 
 @pytest.mark.parametrize(
-    "unsaid",
+    "fields",
     [{"reasoning": {}}, {"reasoning": {"effort": "odd"}}, {"chat_template_kwargs": {"add_generation_prompt": 1}}],
 )
-def test_unknown_thinking_options_set_no_effort(unsaid: dict[str, Any]) -> None:
-    assert chat(**unsaid).effort is None
+def test_unknown_thinking_options_set_no_effort(fields: dict[str, Any]) -> None:
+    assert chat(**fields).effort is None
 
 
 # Tools
@@ -148,22 +148,22 @@ BOTH = [tool("one"), tool("two")]
     ],
 )
 def test_tool_choice_decides_offered_and_forced_functions(choice: Any, offered: list[str], forced: list[str]) -> None:
-    taken = chat(tools=BOTH, tool_choice=choice)
-    assert [one.function.name for one in taken.offered] == offered
-    assert [one.name for one in taken.forced] == forced
+    parsed = chat(tools=BOTH, tool_choice=choice)
+    assert [one.function.name for one in parsed.offered] == offered
+    assert [one.name for one in parsed.forced] == forced
 
 
 @pytest.mark.parametrize("choice", [None, "none", "auto"])
 def test_empty_list_of_tools_offers_and_forces_nothing(choice: str | None) -> None:
-    taken = chat(tools=[], tool_choice=choice)
-    assert (taken.offered, taken.forced) == ([], [])
+    parsed = chat(tools=[], tool_choice=choice)
+    assert (parsed.offered, parsed.forced) == ([], [])
 
 
-# Calls of earlier turns
+# Earlier calls
 
 
 @pytest.mark.parametrize(
-    ("said", "sent"),
+    ("arguments", "expected"),
     [
         ('{"a": 1}', b'{"a": 1}'),
         ("", b"{}"),
@@ -174,8 +174,10 @@ def test_empty_list_of_tools_offers_and_forces_nothing(choice: str | None) -> No
         ('{"a":' * 65 + "1" + "}" * 65, None),
     ],
 )
-def test_arguments_that_are_not_an_object_are_wrapped_in_one(said: str, sent: bytes | None) -> None:
-    """A call may have been cut off, and Ollama and the templates read JSON."""
-    whole = CalledFunction("f", said).whole_arguments
+def test_arguments_that_are_not_an_object_are_wrapped_in_one(arguments: str, expected: bytes | None) -> None:
+    """The call may have been truncated, and Ollama and the templates parse JSON."""
+    whole = CalledFunction("f", arguments).whole_arguments
     assert isinstance(json.loads(whole), dict)
-    assert whole == (json.dumps({"arguments": said}, separators=(",", ":")).encode() if sent is None else sent)
+    assert whole == (
+        json.dumps({"arguments": arguments}, separators=(",", ":")).encode() if expected is None else expected
+    )

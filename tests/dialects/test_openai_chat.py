@@ -1,4 +1,4 @@
-"""What is taken of a request, what is refused and in which words."""
+"""Tests of parsing chat requests: what is accepted, what is rejected, and the messages."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestToo
 from tests.fakes.chats import MIB, USER, called, chat, named, request, schema_format, tool
 
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
-# A body of this size and more is let through for its image alone.
+# A body of this size and more is only accepted because of its image.
 WITH_IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE + "A" * 2000}}]}
 
 
@@ -24,7 +24,7 @@ def rejected(body: bytes, max_text_body: int = MIB) -> GatewayError:
 
 
 def outcome(body: bytes) -> GatewayError | None:
-    """None for what is taken; whatever is no `GatewayError` is a failure of the test."""
+    """Return the error, or None for an accepted body. Any other exception fails the test."""
     try:
         parse(body, MIB)
     except GatewayError as error:
@@ -32,7 +32,7 @@ def outcome(body: bytes) -> GatewayError | None:
     return None
 
 
-# Taken
+# Accepted
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
@@ -101,18 +101,22 @@ def test_unknown_field_is_ignored(name: str) -> None:
 @pytest.mark.parametrize("where", ["message", "part", "tool", "function", "call"])
 def test_unknown_nested_field_is_ignored(where: str) -> None:
     extra = {"x-extra": {"a": [1]}}
-    more: dict[str, dict[str, Any]] = {
+    extra_by_place: dict[str, dict[str, Any]] = {
         name: extra if name == where else {} for name in ("message", "part", "tool", "function", "call")
     }
-    taken = chat(
+    parsed = chat(
         messages=[
-            {"role": "user", "content": [{"type": "text", "text": "x", **more["part"]}], **more["message"]},
-            {"role": "assistant", "content": None, "tool_calls": [called() | more["call"]]},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "x", **extra_by_place["part"]}],
+                **extra_by_place["message"],
+            },
+            {"role": "assistant", "content": None, "tool_calls": [called() | extra_by_place["call"]]},
         ],
-        tools=[tool(**more["function"]) | more["tool"]],
+        tools=[tool(**extra_by_place["function"]) | extra_by_place["tool"]],
     )
-    assert taken.messages[0].text == "x"
-    assert taken.offered[0].function.name == "get_weather"
+    assert parsed.messages[0].text == "x"
+    assert parsed.offered[0].function.name == "get_weather"
 
 
 @pytest.mark.parametrize(
@@ -133,22 +137,22 @@ def test_function_without_parameters_is_accepted() -> None:
 
 @pytest.mark.parametrize("arguments", ["", "{}", '{"a": [1, null, "\\u0000"]}'])
 def test_tool_call_and_its_result_are_accepted(arguments: str) -> None:
-    turns = [
+    messages = [
         {"role": "assistant", "content": None, "tool_calls": [called(arguments=arguments)]},
         {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "12 C"}]},
     ]
-    taken = chat(messages=[*USER, *turns])
-    assert taken.messages[1].tool_calls is not None
-    assert (taken.messages[1].tool_calls[0].function.arguments, taken.messages[2].text) == (arguments, "12 C")
+    parsed = chat(messages=[*USER, *messages])
+    assert parsed.messages[1].tool_calls is not None
+    assert (parsed.messages[1].tool_calls[0].function.arguments, parsed.messages[2].text) == (arguments, "12 C")
 
 
 def test_last_of_duplicate_fields_wins() -> None:
     body = b'{"model":"first","model":"standard","messages":[{"role":"user","content":"a"}],"seed":1,"seed":2}'
-    taken = parse(body, MIB)
-    assert (taken.model, taken.seed) == ("standard", 2)
+    parsed = parse(body, MIB)
+    assert (parsed.model, parsed.seed) == ("standard", 2)
 
 
-# Refused
+# Rejected
 
 
 @pytest.mark.parametrize(
@@ -309,7 +313,7 @@ def test_parse_runs_the_checks() -> None:
     assert rejected(request(top_logprobs=2)).param == "top_logprobs"
 
 
-# Bounds
+# Limits
 
 
 def test_long_body_without_an_image_is_rejected() -> None:
@@ -340,7 +344,7 @@ def test_text_that_looks_like_an_image_counts_as_text() -> None:
     assert isinstance(rejected(body, max_text_body=1000), RequestTooLarge)
 
 
-# Nothing of the client's text comes back
+# Messages that do not repeat the client's text
 
 CANARY = "c4n4ry"
 PLACES = (

@@ -1,4 +1,4 @@
-"""What the client gets: the same shape whichever backend serves, as OpenAI's own library reads it."""
+"""Tests of rendering answers: OpenAI's own library accepts them, whatever the backend."""
 
 import json
 from typing import Any
@@ -22,12 +22,12 @@ LOGPROBS = [
 STREAM = [Delta("Hel"), Delta("lo"), Delta(finish="stop"), Delta(usage=USAGE)]
 
 
-def view(wants_usage: bool = False, model: str = "standard") -> StreamRenderer:
+def renderer(wants_usage: bool = False, model: str = "standard") -> StreamRenderer:
     return StreamRenderer("chatcmpl-1", CREATED, model, wants_usage)
 
 
 def plain(content: str = "", reasoning: str = "", usage: Usage | None = None, **more: Any) -> Any:
-    """A whole answer as it is rendered, `finish` stop."""
+    """Return a whole answer as it is rendered, with finish reason `stop`."""
     fields: dict[str, Any] = {"finish": "stop", "calls": [], "logprobs": None} | more
     return json.loads(
         render_answer("chatcmpl-1", CREATED, "standard", Answer(content, reasoning, usage=usage, **fields))
@@ -35,7 +35,7 @@ def plain(content: str = "", reasoning: str = "", usage: Usage | None = None, **
 
 
 def events(body: bytes) -> list[Any]:
-    """The documents of a stream; each is one `data:` line and a blank one."""
+    """Parse the events of a stream. Each is one `data:` line and a blank line."""
     parts = body.split(b"\n\n")
     assert parts.pop() == b""
     assert all(part.startswith(b"data: ") and b"\n" not in part for part in parts)
@@ -43,7 +43,7 @@ def events(body: bytes) -> list[Any]:
 
 
 def rendered(deltas: list[Delta], wants_usage: bool = False) -> list[Any]:
-    stream = view(wants_usage)
+    stream = renderer(wants_usage)
     return events(stream.opening() + b"".join(map(stream.render, deltas)))
 
 
@@ -70,26 +70,26 @@ def test_usage_is_the_last_chunk_and_only_sent_if_requested() -> None:
 
 
 def test_stream_ends_with_done() -> None:
-    assert view().done() == b"data: [DONE]\n\n"
+    assert renderer().done() == b"data: [DONE]\n\n"
 
 
 def test_keepalive_adds_nothing() -> None:
-    (chunk,) = events(view().keepalive())
+    (chunk,) = events(renderer().keepalive())
     assert chunk["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}]
 
 
 def test_empty_delta_is_not_sent() -> None:
-    assert view().render(Delta()) == b""
+    assert renderer().render(Delta()) == b""
 
 
 def test_reasoning_is_sent_under_both_names() -> None:
-    (chunk,) = events(view().render(Delta(reasoning="hm")))
+    (chunk,) = events(renderer().render(Delta(reasoning="hm")))
     assert chunk["choices"][0]["delta"] == {"reasoning": "hm", "reasoning_content": "hm"}
 
 
 def test_content_and_finish_of_one_event_become_two_chunks() -> None:
-    """Ollama before 0.32.6 puts both into one."""
-    chunks = events(view().render(Delta("end", finish="length")))
+    """Ollama before 0.32.6 sends both in one event."""
+    chunks = events(renderer().render(Delta("end", finish="length")))
     assert deltas_of(chunks) == [{"content": "end"}, {}]
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, "length"]
 
@@ -97,13 +97,13 @@ def test_content_and_finish_of_one_event_become_two_chunks() -> None:
 @pytest.mark.parametrize("finish", ["stop", "length", "content_filter", "tool_calls"])
 def test_openais_types_accept_every_chunk(finish: Any) -> None:
     deltas = [Delta("a", "b"), Delta(finish=finish), Delta(usage=USAGE)]
-    for chunk in [*rendered(deltas, wants_usage=True), *events(view().keepalive())]:
+    for chunk in [*rendered(deltas, wants_usage=True), *events(renderer().keepalive())]:
         ChatCompletionChunk.model_validate(chunk, strict=True)
 
 
 @given(st.text(max_size=40), st.text(max_size=40), st.text(min_size=1, max_size=20))
 def test_any_text_is_rendered_unchanged(content: str, reasoning: str, model: str) -> None:
-    stream = view(model=model)
+    stream = renderer(model=model)
     body = stream.render(Delta(content, reasoning, "stop"))
     found = deltas_of(events(body))
     assert "".join(delta.get("content", "") for delta in found) == content
@@ -132,14 +132,14 @@ def test_plain_answer_without_token_counts_has_null_usage() -> None:
 
 
 def test_call_starts_with_id_type_and_name_and_continues_with_arguments() -> None:
-    begun, on = events(
-        view().render(Delta(calls=[CallDelta(1, "call_1", "f", "")]))
-        + view().render(Delta(calls=[CallDelta(1, arguments='{"a"')]))
+    first, second = events(
+        renderer().render(Delta(calls=[CallDelta(1, "call_1", "f", "")]))
+        + renderer().render(Delta(calls=[CallDelta(1, arguments='{"a"')]))
     )
-    assert begun["choices"][0]["delta"] == {
+    assert first["choices"][0]["delta"] == {
         "tool_calls": [{"index": 1, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}]
     }
-    assert on["choices"][0]["delta"] == {"tool_calls": [{"index": 1, "function": {"arguments": '{"a"'}}]}
+    assert second["choices"][0]["delta"] == {"tool_calls": [{"index": 1, "function": {"arguments": '{"a"'}}]}
 
 
 def test_openais_types_accept_streamed_calls() -> None:
@@ -153,7 +153,7 @@ def test_openais_types_accept_streamed_calls() -> None:
         1,
         1,
         0,
-    ]  # each piece in a chunk of its own
+    ]
     for chunk in chunks:
         ChatCompletionChunk.model_validate(chunk, strict=True)
 
@@ -189,7 +189,7 @@ def test_logprobs_have_openais_shape_streamed_and_plain() -> None:
             {"token": "é", "logprob": -1.5, "bytes": None},
         ],
     }
-    (chunk,) = events(view().render(Delta("Hel", logprobs=LOGPROBS)))
+    (chunk,) = events(renderer().render(Delta("Hel", logprobs=LOGPROBS)))
     answer = plain("Hel", logprobs=LOGPROBS)
     assert chunk["choices"][0]["logprobs"] == answer["choices"][0]["logprobs"] == {"content": [shape], "refusal": None}
     ChatCompletionChunk.model_validate(chunk, strict=True)
@@ -207,19 +207,19 @@ def test_logprobs_without_text_or_next_to_a_finish_are_rendered() -> None:
         Delta(finish="stop", logprobs=LOGPROBS),
         Delta(usage=USAGE, logprobs=LOGPROBS),
     ):
-        chunks = events(view(wants_usage=True).render(delta))
+        chunks = events(renderer(wants_usage=True).render(delta))
         assert chunks[0]["choices"][0]["logprobs"]["content"][0]["token"] == "Hel"
 
 
-# The fast path
+# Fast path
 
 
 @given(st.lists(st.text(max_size=8), min_size=1, max_size=5), st.booleans())
 def test_spliced_texts_equal_rendered_chunks(texts: list[str], wants_usage: bool) -> None:
     insides = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in texts]
-    assert events(view(wants_usage).splice(insides)) == [
+    assert events(renderer(wants_usage).splice(insides)) == [
         {**chunk, "choices": [{**chunk["choices"][0], "delta": {"content": text}}]}
-        for text, chunk in zip(texts, events(view(wants_usage).keepalive() * len(texts)), strict=True)
+        for text, chunk in zip(texts, events(renderer(wants_usage).keepalive() * len(texts)), strict=True)
     ]
-    before, after = view(wants_usage).around_text
-    assert view(wants_usage).splice(insides) == b"".join(before + inside + after for inside in insides)
+    before, after = renderer(wants_usage).around_text
+    assert renderer(wants_usage).splice(insides) == b"".join(before + inside + after for inside in insides)

@@ -1,4 +1,4 @@
-"""A request for embeddings, read; an answer, written."""
+"""Tests of parsing embeddings requests and rendering the answers."""
 
 import json
 from typing import Any
@@ -102,7 +102,7 @@ def test_body_made_large_by_something_other_than_text_is_rejected() -> None:
     assert isinstance(refused({"input": "a", "more": [[]] * 500_000}), RequestTooLarge)
 
 
-# The answer
+# Answers
 
 
 def test_answer_has_openais_shape_and_the_clients_model_name() -> None:

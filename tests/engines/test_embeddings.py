@@ -1,4 +1,4 @@
-"""What each kind of server is asked for embeddings, and what its answers mean."""
+"""Tests of each engine's embeddings: requests, answers and errors."""
 
 import json
 from typing import Any
@@ -35,37 +35,39 @@ def embedder(recording: Recording) -> Embedder:
     return EMBEDDERS[recording.server.partition("-")[0]]
 
 
-def at_its_door(recordings: list[Recording]) -> list[Recording]:
-    """Those of the path that the gateway uses on that kind of server."""
+def on_engines_path(recordings: list[Recording]) -> list[Recording]:
+    """Return the recordings of the path that the gateway uses for that engine."""
     return [recording for recording in recordings if recording.path == embedder(recording).path]
 
 
-def name(recording: Recording) -> str:
+def recording_id(recording: Recording) -> str:
     return f"{recording.server}/{recording.case}"
 
 
 def rendered(embedder: Embedder, **fields: Any) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(embedder.render(Embedding(**{"model": "ours", "input": "a"} | fields), "theirs"))
+    body: dict[str, Any] = json.loads(
+        embedder.render(Embedding(**{"model": "gateway-name", "input": "a"} | fields), "server-name")
+    )
     return body
 
 
-# What is asked
+# Requests
 
 
 def test_ollama_request_sends_texts_as_a_list_and_disables_truncation() -> None:
-    assert rendered(OllamaEmbedder()) == {"model": "theirs", "input": ["a"], "truncate": False}
+    assert rendered(OllamaEmbedder()) == {"model": "server-name", "input": ["a"], "truncate": False}
     assert rendered(OllamaEmbedder(), input=["a", "b"], dimensions=8, encoding_format="base64")["dimensions"] == 8
 
 
 def test_ollama_request_carries_the_operators_settings() -> None:
     body = rendered(OllamaEmbedder("30m", 8192, truncate=True))
-    assert body == {"model": "theirs", "input": ["a"], "keep_alive": "30m", "options": {"num_ctx": 8192}}
+    assert body == {"model": "server-name", "input": ["a"], "keep_alive": "30m", "options": {"num_ctx": 8192}}
 
 
 @pytest.mark.parametrize("form", ["float", "base64"])
 def test_vllm_request_uses_the_clients_encoding_format(form: str) -> None:
     assert rendered(OpenAiEmbedder(), encoding_format=form, dimensions=8) == {
-        "model": "theirs",
+        "model": "server-name",
         "input": ["a"],
         "encoding_format": form,
         "dimensions": 8,
@@ -73,11 +75,11 @@ def test_vllm_request_uses_the_clients_encoding_format(form: str) -> None:
     assert rendered(OpenAiEmbedder())["encoding_format"] == "float"
 
 
-# What is answered
+# Answers
 
 
 @pytest.mark.parametrize(
-    "recording", [recording for recording in at_its_door(RECORDINGS) if recording.status == 200], ids=name
+    "recording", [recording for recording in on_engines_path(RECORDINGS) if recording.status == 200], ids=recording_id
 )
 def test_recorded_answer_is_parsed(recording: Recording) -> None:
     answer = embedder(recording).parse(json.dumps(recording.body).encode())
@@ -106,7 +108,7 @@ def test_other_document_is_not_an_answer(kind: str, body: bytes) -> None:
     assert EMBEDDERS[kind].parse(body) is None
 
 
-# What is refused
+# Errors
 
 MEANINGS: dict[str, tuple[type[GatewayError], str | None]] = {
     "dimensions": (UnsupportedParameter, "dimensions"),
@@ -117,20 +119,22 @@ MEANINGS: dict[str, tuple[type[GatewayError], str | None]] = {
 
 
 @pytest.mark.parametrize(
-    "recording", [recording for recording in at_its_door(RECORDINGS) if recording.status != 200], ids=name
+    "recording", [recording for recording in on_engines_path(RECORDINGS) if recording.status != 200], ids=recording_id
 )
 def test_recorded_error_maps_to_a_gateway_error(recording: Recording) -> None:
-    """What the gateway never sends, an Ollama refuses as what fails inside it: with 400."""
+    """Ollama answers 400 for an internal failure and for requests that the gateway never sends."""
     error = embedder(recording).client_error(recording.status, json.dumps(recording.body).encode())
     case = recording.case.removeprefix("api_embed_").removeprefix("embeddings_")
-    otherwise = UpstreamError if recording.server.startswith("ollama") else InvalidRequest
-    kind, param = MEANINGS.get(case, (otherwise, None))
+    default = UpstreamError if recording.server.startswith("ollama") else InvalidRequest
+    kind, param = MEANINGS.get(case, (default, None))
     assert (type(error), getattr(error, "param", None)) == (kind, param)
     assert "tiny-embed" not in error.message
 
 
 @pytest.mark.parametrize(
-    "recording", [recording for recording in at_its_door(CHATS_ONLY) if recording.method == "POST"], ids=name
+    "recording",
+    [recording for recording in on_engines_path(CHATS_ONLY) if recording.method == "POST"],
+    ids=recording_id,
 )
 def test_model_without_embeddings_is_the_same_400_on_every_engine(recording: Recording) -> None:
     body = recording.body if isinstance(recording.body, str) else json.dumps(recording.body)
@@ -147,7 +151,7 @@ def test_model_without_embeddings_is_the_same_400_on_every_engine(recording: Rec
     ],
 )
 def test_ollamas_400_for_an_internal_failure_becomes_502(text: str) -> None:
-    """Seen when its runner is killed, on both generations."""
+    """Seen on both generations when the runner is killed."""
     error = OllamaEmbedder().client_error(400, b'{"error":"%b"}' % text.encode())
     assert isinstance(error, UpstreamError)
     assert "127" not in error.message
@@ -160,7 +164,10 @@ def test_ollamas_400_for_an_internal_failure_becomes_502(text: str) -> None:
         ("input exceeds maximum context length and cannot be truncated further", None),
         ("input after truncation exceeds maximum context length", None),
         (
-            "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 input tokens",
+            (
+                "This model's maximum context length is 2048 tokens. "
+                "However, your prompt contains at least 2049 input tokens"
+            ),
             2048,
         ),
     ],

@@ -1,4 +1,4 @@
-"""What a backend's error means to a client: every recorded one, and nothing of its words comes through."""
+"""Tests of the errors that clients get for a backend's errors, including all recorded ones."""
 
 import json
 import re
@@ -8,12 +8,12 @@ import pytest
 from gateway import errors
 from gateway.engines.error_mapping import client_error, message_of
 from gateway.errors import ContextLengthExceeded, GatewayError, UpstreamError
-from tests.engines.recorded import REFUSALS, error_body, name
+from tests.engines.recorded import ERRORS, error_body, recording_id
 from tests.golden import Recording
 
 CONTEXT, IMAGE, REQUEST = ContextLengthExceeded, errors.InvalidImage, errors.InvalidRequest
 NO_MODEL, UNSUPPORTED = errors.ModelNotFound, errors.UnsupportedParameter
-# What is not named here is no fault that the engine names: 400 for a request that it cannot take.
+# A case not listed here is 400 for a request that the engine rejects for another reason.
 MEANINGS: dict[str, type[GatewayError]] = {
     "api_chat_image_bad": IMAGE,
     "api_chat_image_not_base64": IMAGE,
@@ -42,20 +42,20 @@ OF_ONE_SERVER: dict[str, type[GatewayError]] = {
 }
 
 
-@pytest.mark.parametrize("recording", REFUSALS, ids=name)
+@pytest.mark.parametrize("recording", ERRORS, ids=recording_id)
 def test_recorded_error_maps_to_a_gateway_error(recording: Recording) -> None:
-    expected = OF_ONE_SERVER.get(name(recording)) or MEANINGS.get(recording.case, REQUEST)
+    expected = OF_ONE_SERVER.get(recording_id(recording)) or MEANINGS.get(recording.case, REQUEST)
     assert type(client_error(recording.status, error_body(recording))) is expected
 
 
-@pytest.mark.parametrize("recording", REFUSALS, ids=name)
+@pytest.mark.parametrize("recording", ERRORS, ids=recording_id)
 def test_message_contains_none_of_the_backends_words(recording: Recording) -> None:
-    """Neither its text nor a model's name, a path, an address or the words of its language."""
+    """This covers its text, model names, paths, addresses and words of its language."""
     body = error_body(recording)
     sent = client_error(recording.status, body).envelope().decode().lower()
-    said = message_of(body).lower()
-    assert not said or said not in sent
-    for telling in (
+    message = message_of(body).lower()
+    assert not message or message not in sent
+    for word in (
         "qwen",
         "llama",
         "nope",
@@ -68,16 +68,16 @@ def test_message_contains_none_of_the_backends_words(recording: Recording) -> No
         "localhost",
         "aliases",
     ):
-        assert telling not in sent
-    ours = set(re.findall(r"[a-z]+", sent)) | {""}
-    assert not [path for path in re.findall(r"/[\w./-]+", said) if path.strip("/") in ours]
+        assert word not in sent
+    own_words = set(re.findall(r"[a-z]+", sent)) | {""}
+    assert not [path for path in re.findall(r"/[\w./-]+", message) if path.strip("/") in own_words]
 
 
 @pytest.mark.parametrize(("server", "limit"), [("vllm-0.32.0", 2048), ("ollama-0.33", 4096), ("ollama-0.24", None)])
 def test_message_contains_the_context_length_if_the_backend_reports_it(server: str, limit: int | None) -> None:
     found = {
         client_error(recording.status, error_body(recording)).message
-        for recording in REFUSALS
+        for recording in ERRORS
         if recording.server == server and MEANINGS.get(recording.case) is CONTEXT
     }
     assert found == {ContextLengthExceeded(limit).message}
@@ -87,18 +87,24 @@ def test_message_contains_the_context_length_if_the_backend_reports_it(server: s
     ("case", "param"), [("api_chat_think", "reasoning_effort"), ("api_chat_tools_unsupported", "tools")]
 )
 def test_unsupported_feature_is_named_by_param(case: str, param: str) -> None:
-    for recording in (recording for recording in REFUSALS if recording.case == case):
+    for recording in (recording for recording in ERRORS if recording.case == case):
         assert client_error(recording.status, error_body(recording)).param == param
 
 
-# Seen in source, or on other versions
+# Seen in source code, or on other versions
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "'max_tokens' or 'max_completion_tokens' is too large: 9000. This model's maximum context length is 4096 tokens and your request has 7",
-        "This model's maximum context length is 4096 tokens. However, you requested 9000 output tokens and your prompt contains at least 7",
+        (
+            "'max_tokens' or 'max_completion_tokens' is too large: 9000. "
+            "This model's maximum context length is 4096 tokens and your request has 7"
+        ),
+        (
+            "This model's maximum context length is 4096 tokens. "
+            "However, you requested 9000 output tokens and your prompt contains at least 7"
+        ),
         "The prompt (total length 9000) is longer than the maximum model length of 4096.",
     ],
 )
@@ -108,7 +114,10 @@ def test_context_errors_of_other_versions_are_recognised(text: str) -> None:
 
 
 def test_image_for_a_model_without_vision_is_unsupported() -> None:
-    inner = '{"error":{"code":400,"message":"Multimodal data provided, but model does not support multimodal requests.","type":"x"}}'
+    inner = (
+        '{"error":{"code":400,"message":"Multimodal data provided, but model does not support multimodal requests.",'
+        '"type":"x"}}'
+    )
     for text in (
         inner,
         "m is not a multimodal model",
@@ -118,7 +127,10 @@ def test_image_for_a_model_without_vision_is_unsupported() -> None:
 
 
 def test_vllms_image_limit_is_in_the_message() -> None:
-    text = "At most {} image(s) may be provided in one prompt. Set `--limit-mm-per-prompt` to increase this limit. (parameter=image)"
+    text = (
+        "At most {} image(s) may be provided in one prompt. Set `--limit-mm-per-prompt` to increase this limit. "
+        "(parameter=image)"
+    )
     few, none = (client_error(400, json.dumps({"error": {"message": text.format(limit)}}).encode()) for limit in (4, 0))
     assert (type(few), few.param, few.message) == (
         errors.InvalidRequest,

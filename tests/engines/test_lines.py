@@ -1,4 +1,4 @@
-"""Bytes to lines, however the network cuts them."""
+"""Tests of line splitting, however the network splits the bytes."""
 
 import itertools
 
@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from gateway.engines.lines import MAX_LINE, LineBuffer, LineTooLong, data_of
 
-# Letters that other splitters take for line ends: U+2028, U+2029, U+0085, vertical tab, form feed and the separators of ASCII.
+# Characters that other splitters take for line ends: U+2028, U+2029, U+0085, vertical tab, form
+# feed and ASCII's separators.
 STRANGE = "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e"
 text = st.text(st.sampled_from('ab :{}"' + STRANGE), max_size=12).map(str.encode)
 end = st.sampled_from([b"\n", b"\r\n", b"\r", b"\n\n", b"\r\n\r\n"])

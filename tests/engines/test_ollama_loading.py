@@ -1,4 +1,4 @@
-"""How an Ollama is told to load, and what it says that it has loaded; words recorded from 0.24 and 0.33."""
+"""Tests of loading models on Ollama; answers recorded from 0.24 and 0.33."""
 
 import json
 
@@ -7,7 +7,8 @@ import pytest
 from gateway.engines.ollama_loading import MIN_KEEP_ALIVE, OllamaLoading, canonical, loaded
 
 PS = (
-    b'{"models":[{"name":"llama:latest","model":"llama:latest","size":3021312,"digest":"9a9a","expires_at":"2026-11-21T17:45:07.453677062Z",'
+    b'{"models":[{"name":"llama:latest","model":"llama:latest","size":3021312,"digest":"9a9a",'
+    b'"expires_at":"2026-11-21T17:45:07.453677062Z",'
     b'"size_vram":0,"context_length":4096},{"name":"Library/Qwen3:8b","expires_at":"2319-03-02T17:45:07.5+01:00"}]}'
 )
 

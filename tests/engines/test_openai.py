@@ -1,4 +1,4 @@
-"""Kind `openai`: what is sent, and what the server tells of its models."""
+"""Tests of kind `openai`: requests, model lists and relaxed requests."""
 
 import json
 from typing import Any
@@ -12,14 +12,14 @@ from gateway.engines.openai import OpenAi
 from gateway.errors import ContextLengthExceeded, InvalidRequest
 from tests.fakes.chats import USER, WEATHER, called, chat, named, schema_format, tool
 
-DIALECT = OpenAi()
+ENGINE = OpenAi()
 UNKNOWN = ModelFacts()
 IMAGE = "data:image/png;base64,AAAA"
 
 
-def rendered(facts: ModelFacts = UNKNOWN, dialect: OpenAi = DIALECT, **fields: Any) -> dict[str, Any]:
-    asked = chat(**fields)
-    sent: dict[str, Any] = json.loads(dialect.render(asked, "the-model", facts, bool(asked.stream)))
+def rendered(facts: ModelFacts = UNKNOWN, engine: OpenAi = ENGINE, **fields: Any) -> dict[str, Any]:
+    request = chat(**fields)
+    sent: dict[str, Any] = json.loads(engine.render(request, "the-model", facts, bool(request.stream)))
     return sent
 
 
@@ -98,7 +98,7 @@ def test_tool_choice_is_sent(choice: Any, expected: Any) -> None:
     [{"tools": []}, {"tools": [tool()], "tool_choice": "none"}, {"tool_choice": "none"}, {"tool_choice": "auto"}],
 )
 def test_tool_fields_are_omitted_without_tools(fields: dict[str, Any]) -> None:
-    """vLLM refuses an empty list."""
+    """vLLM rejects an empty list."""
     assert set(rendered(**fields, parallel_tool_calls=True)) == {"model", "messages"}
 
 
@@ -130,11 +130,11 @@ def test_effort_is_sent_as_reasoning_effort(fields: dict[str, Any], sent: str | 
 
 
 def test_earlier_calls_and_results_are_sent() -> None:
-    turns = [
+    messages = [
         {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [called(arguments="")]},
         {"role": "tool", "tool_call_id": "call_1", "content": "12 C"},
     ]
-    sent = rendered(messages=[*USER, *turns])["messages"]
+    sent = rendered(messages=[*USER, *messages])["messages"]
     assert sent[1]["content"] == ""
     assert sent[1]["reasoning"] == "hm"
     assert sent[1]["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": "{}"}
@@ -144,11 +144,11 @@ def test_earlier_calls_and_results_are_sent() -> None:
 
 def test_messages_with_content_parts_keep_their_calls_and_ids() -> None:
     text = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    turns = [
+    messages = [
         {"role": "assistant", "content": text, "reasoning": "hm", "tool_calls": [called()]},
         {"role": "tool", "tool_call_id": "call_1", "content": text},
     ]
-    sent = rendered(messages=[*USER, *turns])["messages"]
+    sent = rendered(messages=[*USER, *messages])["messages"]
     assert (sent[1]["content"], sent[1].get("reasoning")) == ("a\nb", "hm")
     assert [call["id"] for call in sent[1].get("tool_calls", [])] == ["call_1"]
     assert sent[2] == {"role": "tool", "content": "a\nb", "tool_call_id": "call_1"}
@@ -164,29 +164,29 @@ def test_token_limit_is_sent_unchanged_if_the_context_is_unknown() -> None:
 
 
 def test_relaxed_request_drops_a_token_limit_that_does_not_fit_next_to_the_prompt() -> None:
-    asked = chat(max_tokens=4000, max_completion_tokens=4000)
-    amended = DIALECT.relaxed(asked, ContextLengthExceeded(4096))
-    assert amended is not None
-    assert (amended.token_limit, amended.messages) == (None, asked.messages)
-    assert DIALECT.relaxed(amended, ContextLengthExceeded(4096)) is None
-    assert DIALECT.relaxed(asked, InvalidRequest("x")) is None
+    request = chat(max_tokens=4000, max_completion_tokens=4000)
+    relaxed = ENGINE.relaxed(request, ContextLengthExceeded(4096))
+    assert relaxed is not None
+    assert (relaxed.token_limit, relaxed.messages) == (None, request.messages)
+    assert ENGINE.relaxed(relaxed, ContextLengthExceeded(4096)) is None
+    assert ENGINE.relaxed(request, InvalidRequest("x")) is None
 
 
 # Models
 
 
 def test_models_are_listed_with_their_context_length() -> None:
-    found = DIALECT.models(b'{"object":"list","data":[{"id":"a","max_model_len":4096},{"id":"b"}]}')
+    found = ENGINE.models(b'{"object":"list","data":[{"id":"a","max_model_len":4096},{"id":"b"}]}')
     assert found == {"a": ModelFacts(4096), "b": ModelFacts()}
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"<html>", b"[]", b'{"data":7}'])
 def test_invalid_model_list_differs_from_an_empty_one(body: bytes) -> None:
-    assert DIALECT.models(body) is None
-    assert DIALECT.models(b'{"data":[]}') == DIALECT.models(b'{"data":null}') == {}
+    assert ENGINE.models(body) is None
+    assert ENGINE.models(b'{"data":[]}') == ENGINE.models(b'{"data":null}') == {}
 
 
-# Schemas that the server refuses
+# Schemas that the server rejects
 
 
 UNABLE = InvalidRequest("x", param="response_format")
@@ -194,24 +194,24 @@ ODD = {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 5
 
 
 def test_rejected_schema_is_sent_once_more_in_its_portable_form() -> None:
-    asked = chat(response_format=schema_format(ODD), tools=[tool(parameters=ODD)], tool_choice="required")
-    amended = DIALECT.relaxed(asked, UNABLE)
-    assert isinstance(amended, Chat)
-    assert isinstance(amended.response_format, SchemaFormat)
-    assert amended.response_format.json_schema.schema == portable(ODD)
-    assert [each.function.parameters for each in amended.tools or ()] == [portable(ODD)]
-    assert DIALECT.relaxed(amended, UNABLE) is None
+    request = chat(response_format=schema_format(ODD), tools=[tool(parameters=ODD)], tool_choice="required")
+    relaxed = ENGINE.relaxed(request, UNABLE)
+    assert isinstance(relaxed, Chat)
+    assert isinstance(relaxed.response_format, SchemaFormat)
+    assert relaxed.response_format.json_schema.schema == portable(ODD)
+    assert [each.function.parameters for each in relaxed.tools or ()] == [portable(ODD)]
+    assert ENGINE.relaxed(relaxed, UNABLE) is None
 
 
 def test_rejected_portable_schema_is_not_sent_again() -> None:
-    assert DIALECT.relaxed(chat(response_format=schema_format(), tools=[tool()]), UNABLE) is None
-    assert DIALECT.relaxed(chat(), UNABLE) is None
+    assert ENGINE.relaxed(chat(response_format=schema_format(), tools=[tool()]), UNABLE) is None
+    assert ENGINE.relaxed(chat(), UNABLE) is None
 
 
 def test_harmful_schema_is_sent_in_its_portable_form() -> None:
     harmful = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^a{5000}$"}}}
     sent = json.loads(
-        DIALECT.render(
+        ENGINE.render(
             chat(response_format=schema_format(harmful), tools=[tool(parameters=harmful)]), "m", ModelFacts(), True
         )
     )
@@ -224,6 +224,8 @@ def test_harmful_schema_is_sent_in_its_portable_form() -> None:
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
 def test_plain_text_is_sent_like_a_single_text_part(role: str) -> None:
-    turns = [{"role": role, "content": content} for content in ("hi", [{"type": "text", "text": "hi"}])]
-    plain, parted = (DIALECT.request(chat(messages=[turn, *USER]), "m", UNKNOWN, False).messages for turn in turns)
+    messages = [{"role": role, "content": content} for content in ("hi", [{"type": "text", "text": "hi"}])]
+    plain, parted = (
+        ENGINE.request(chat(messages=[message, *USER]), "m", UNKNOWN, False).messages for message in messages
+    )
     assert plain == parted

@@ -1,4 +1,4 @@
-"""How many ways to read a text stay open in a grammar."""
+"""Tests of the limit on simultaneous parses of a grammar."""
 
 import copy
 from typing import Any
@@ -21,7 +21,7 @@ def record(properties: dict[str, Any], *required: str) -> dict[str, Any]:
 
 
 def limit(*choices: dict[str, Any], **definitions: dict[str, Any]) -> dict[str, Any]:
-    """The definition `t` of a choice of `choices`, which refer to it."""
+    """Return the definition `t`, a choice of `choices` that refer to it, after limiting."""
     all_of_them = copy.deepcopy({"t": {"anyOf": list(choices)}} | definitions)
     limit_ambiguity([AGAIN], all_of_them)
     return all_of_them["t"]

@@ -1,4 +1,4 @@
-"""Schemas as they are sent to the engines: the same where that is possible, never tighter."""
+"""Tests of portable schemas: equal to the original where possible, and never stricter."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ def record(properties: dict[str, Any], *required: str, **more: Any) -> dict[str,
     return {"type": "object", "properties": properties} | ({"required": list(required)} if required else {}) | more
 
 
-# The same
+# Unchanged schemas
 
 TREE = {
     "$defs": {
@@ -45,12 +45,12 @@ TREE = {
     },
     "$ref": "#/$defs/Node",
 }
-SAME: dict[str, dict[str, Any]] = {
+UNCHANGED: dict[str, dict[str, Any]] = {
     "object": record({"a": STRING, "b": INTEGER}, "a", additionalProperties=False, title="T", description="d"),
     "record": {"type": "object", "additionalProperties": INTEGER},
     "open object": record({"a": STRING}, additionalProperties=True),
-    "recursion, as pydantic has it": TREE,
-    "optional, as pydantic has it": record({"a": {"anyOf": [STRING, NULL], "default": None, "title": "A"}}),
+    "recursion as in pydantic": TREE,
+    "optional as in pydantic": record({"a": {"anyOf": [STRING, NULL], "default": None, "title": "A"}}),
     "literal": record({"kind": {"const": "cat", "type": "string", "title": "Kind"}}, "kind"),
     "enum": {"enum": ["a", 1, 1.5, None, True, {"b": [1]}]},
     "tuple": {"type": "array", "prefixItems": [INTEGER, STRING], "minItems": 2, "maxItems": 2},
@@ -65,7 +65,7 @@ SAME: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("schema", SAME.values(), ids=SAME)
+@pytest.mark.parametrize("schema", UNCHANGED.values(), ids=UNCHANGED)
 def test_common_schema_is_unchanged(schema: dict[str, Any]) -> None:
     assert portable(schema) == schema
 
@@ -74,60 +74,87 @@ def test_order_of_properties_is_kept() -> None:
     assert list(portable(record({"b": STRING, "a": STRING, "c": STRING}))["properties"]) == ["b", "a", "c"]
 
 
-# In other words
+# Converted schemas
 
 HUGE = 100_000
 LONG = {"k" * 201 + str(number): INTEGER for number in range(4)}
-OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
+CONVERTED: dict[str, tuple[Any, dict[str, Any]]] = {
     "true": (True, ANY),
     "{}": ({}, ANY),
-    "no keyword that tells a type": ({"minimum": 3, "description": "d"}, ANY | {"description": "d"}),
+    "no keyword that implies a type": ({"minimum": 3, "description": "d"}, ANY | {"description": "d"}),
     "not": ({"not": STRING}, ANY),
     "if": ({"type": "string", "if": STRING, "then": {"minLength": 2}}, STRING),
     "oneOf": ({"oneOf": [STRING, INTEGER]}, {"anyOf": [STRING, INTEGER]}),
-    "choice within a choice": ({"anyOf": [{"anyOf": [STRING, INTEGER]}, INTEGER]}, {"anyOf": [STRING, INTEGER]}),
+    "nested choice": ({"anyOf": [{"anyOf": [STRING, INTEGER]}, INTEGER]}, {"anyOf": [STRING, INTEGER]}),
     "choice of one": ({"anyOf": [STRING, False]}, STRING),
     "choice of anything": ({"anyOf": [STRING, {}]}, ANY),
-    "what stands beside a choice": (
+    "keywords next to a choice": (
         record({"b": INTEGER, "c": INTEGER}, anyOf=[{"required": ["b"]}, {"required": ["c"]}]),
         {"anyOf": [record({"b": INTEGER, "c": INTEGER}, "b"), record({"b": INTEGER, "c": INTEGER}, "c")]},
     ),
-    "allOf": ({"allOf": [record({"b": INTEGER}, "b"), {"properties": {"c": STRING}}]}, record({"b": INTEGER, "c": STRING}, "b")),
-    "types with bounds": ({"type": ["integer", "null"], "minimum": 1}, {"anyOf": [{"type": "integer", "minimum": 1}, NULL]}),
+    "allOf": (
+        {"allOf": [record({"b": INTEGER}, "b"), {"properties": {"c": STRING}}]},
+        record({"b": INTEGER, "c": STRING}, "b"),
+    ),
+    "types with bounds": (
+        {"type": ["integer", "null"], "minimum": 1},
+        {"anyOf": [{"type": "integer", "minimum": 1}, NULL]},
+    ),
     "unknown format": ({"type": "string", "format": "email", "maxLength": 9}, {"type": "string", "maxLength": 9}),
-    "pattern that is not portable": ({"type": "string", "pattern": "^(?=x)a$", "minLength": 2}, {"type": "string", "minLength": 2}),
+    "pattern that is not portable": (
+        {"type": "string", "pattern": "^(?=x)a$", "minLength": 2},
+        {"type": "string", "minLength": 2},
+    ),
     "long length": ({"type": "string", "maxLength": HUGE, "minLength": 1}, {"type": "string", "minLength": 1}),
     "many items": (array(INTEGER, minItems=HUGE, maxItems=2 * HUGE), array(INTEGER)),
-    "length without a type of items": ({"type": "array", "minItems": 2}, array(ANY, minItems=2)),
+    "length without items": ({"type": "array", "minItems": 2}, array(ANY, minItems=2)),
     "no items": ({"type": "array", "items": False}, array(ANY, maxItems=0)),
-    "unique items": (array(INTEGER, uniqueItems=True, contains=INTEGER), array(INTEGER)),
-    "closed tuple": ({"type": "array", "prefixItems": [INTEGER], "items": False}, {"type": "array", "prefixItems": [INTEGER], "maxItems": 1}),
-    "tuple of draft 7": ({"type": "array", "items": [INTEGER, STRING]}, {"type": "array", "prefixItems": [INTEGER, STRING]}),
+    "uniqueItems and contains": (array(INTEGER, uniqueItems=True, contains=INTEGER), array(INTEGER)),
+    "closed tuple": (
+        {"type": "array", "prefixItems": [INTEGER], "items": False},
+        {"type": "array", "prefixItems": [INTEGER], "maxItems": 1},
+    ),
+    "tuple of draft 7": (
+        {"type": "array", "items": [INTEGER, STRING]},
+        {"type": "array", "prefixItems": [INTEGER, STRING]},
+    ),
     "open tuple": ({"type": "array", "prefixItems": [INTEGER], "items": STRING}, array({"anyOf": [INTEGER, STRING]})),
     "integer above a fraction": ({"type": "integer", "exclusiveMinimum": -1.5}, {"type": "integer", "minimum": -1}),
     "integer below a fraction": ({"type": "integer", "exclusiveMaximum": 1.5}, {"type": "integer", "maximum": 1}),
-    "zod's integer": ({"type": "integer", "exclusiveMinimum": 0, "maximum": 2**53 - 1}, {"type": "integer", "minimum": 1}),
-    "integer between none": ({"type": "integer", "minimum": 1.2, "maximum": 1.8}, INTEGER),
-    "multiple": ({"type": "integer", "multipleOf": 5}, INTEGER),
-    "any other property": (record({"a": INTEGER}, additionalProperties={}), record({"a": INTEGER}, additionalProperties=True)),
-    "properties by pattern": (
+    "zod's integer": (
+        {"type": "integer", "exclusiveMinimum": 0, "maximum": 2**53 - 1},
+        {"type": "integer", "minimum": 1},
+    ),
+    "bounds without an integer in between": ({"type": "integer", "minimum": 1.2, "maximum": 1.8}, INTEGER),
+    "multipleOf": ({"type": "integer", "multipleOf": 5}, INTEGER),
+    "any additional property": (
+        record({"a": INTEGER}, additionalProperties={}),
+        record({"a": INTEGER}, additionalProperties=True),
+    ),
+    "pattern properties": (
         {"type": "object", "patternProperties": {"^a": INTEGER}, "additionalProperties": False},
         {"type": "object", "additionalProperties": INTEGER},
     ),
-    "others beside an odd name": (record({"é-ä": INTEGER}, additionalProperties=STRING), record({"é-ä": INTEGER})),
-    "others beside long names": (record(LONG, additionalProperties=True), record(LONG)),
+    "additional properties next to an unusual name": (
+        record({"é-ä": INTEGER}, additionalProperties=STRING),
+        record({"é-ä": INTEGER}),
+    ),
+    "additional properties next to long names": (record(LONG, additionalProperties=True), record(LONG)),
     "forbidden property": (record({"a": False, "b": INTEGER}, "a", "b"), record({"b": INTEGER}, "b")),
     "required but not described": (record({"a": INTEGER}, "a", "z"), record({"a": INTEGER}, "a")),
-    "property of the name $ref": (record({"$ref": STRING, "a": INTEGER}), {"type": "object"}),
+    "property named $ref": (record({"$ref": STRING, "a": INTEGER}), {"type": "object"}),
     "value with a $ref": ({"enum": [{"a": {"$ref": "#/x"}}, 1]}, ANY),
     "values of several types": ({"type": ["string", "null"], "enum": ["a", None]}, {"enum": ["a", None]}),
-    "default that is no scalar": ({"type": "integer", "default": {"$ref": 1}, "examples": [1]}, INTEGER),
-    "keywords of the newest draft": (record({"a": INTEGER}, unevaluatedProperties=False, dependentRequired={"a": ["b"]}), record({"a": INTEGER})),
-    "names by a schema": (record({"a": INTEGER}, propertyNames=STRING), record({"a": INTEGER})),
+    "default that is not a scalar": ({"type": "integer", "default": {"$ref": 1}, "examples": [1]}, INTEGER),
+    "keywords of the newest draft": (
+        record({"a": INTEGER}, unevaluatedProperties=False, dependentRequired={"a": ["b"]}),
+        record({"a": INTEGER}),
+    ),
+    "property names": (record({"a": INTEGER}, propertyNames=STRING), record({"a": INTEGER})),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("schema", "sent"), OTHER.values(), ids=OTHER)
+@pytest.mark.parametrize(("schema", "sent"), CONVERTED.values(), ids=CONVERTED)
 def test_schema_is_converted_to_keywords_that_all_engines_support(schema: Any, sent: dict[str, Any]) -> None:
     assert portable(record({"x": schema}, "x")) == record({"x": sent}, "x")
 
@@ -207,7 +234,7 @@ def test_expansion_of_recursive_allof_is_limited() -> None:
     assert len(json.dumps(sent)) < 10_000
 
 
-# Choices that stay open
+# Ambiguous choices
 
 
 def test_ambiguous_recursion_becomes_any_value_of_its_type() -> None:
@@ -225,8 +252,8 @@ def test_nested_choices_are_limited() -> None:
     assert len(json.dumps(portable(record({"a": schema})))) < 2_000
 
 
-def woven(number: int) -> dict[str, Any]:
-    """A definition that leads on and back."""
+def cross_referencing(number: int) -> dict[str, Any]:
+    """Return a definition that refers to a later and to an earlier one."""
     return {
         "anyOf": [
             array({"$ref": f"#/$defs/D{number + 1}"}),
@@ -238,7 +265,10 @@ def woven(number: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "schema",
     [
-        {"$ref": "#/$defs/D0", "$defs": {f"D{number}": woven(number) for number in range(250)} | {"D250": INTEGER}},
+        {
+            "$ref": "#/$defs/D0",
+            "$defs": {f"D{number}": cross_referencing(number) for number in range(250)} | {"D250": INTEGER},
+        },
         record({str(number): record({"x" * 200: record({"y": INTEGER})}) for number in range(100)}),
         {
             "allOf": [{"$ref": "#/$defs/a"}] * 1000,
@@ -269,7 +299,7 @@ def test_call_keeps_the_definitions_of_each_function_apart() -> None:
     assert not takes({"name": "h", "arguments": {}})
 
 
-# What harms vLLM
+# Schemas that harm vLLM
 
 
 @pytest.mark.parametrize(
@@ -317,13 +347,15 @@ def keywords(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     some = st.lists(inner, min_size=1, max_size=3)
     named = st.dictionaries(NAMES, inner, max_size=3)
     found: dict[str, st.SearchStrategy[Any]] = {
-        "type": TYPES | st.lists(TYPES, min_size=1, max_size=3, unique=True), "enum": st.lists(VALUES, min_size=1, max_size=3), "const": VALUES,
+        "type": TYPES | st.lists(TYPES, min_size=1, max_size=3, unique=True),
+        "enum": st.lists(VALUES, min_size=1, max_size=3), "const": VALUES,
         "properties": named, "required": st.lists(NAMES, max_size=2, unique=True), "additionalProperties": inner,
         "patternProperties": st.just({"^a": {}}),
-        "items": inner, "prefixItems": some, "anyOf": some, "oneOf": some, "allOf": some, "not": inner, "if": inner, "$ref": REFERENCES,
-        "minLength": COUNTS, "maxLength": COUNTS, "minItems": COUNTS, "maxItems": COUNTS, "minimum": NUMBERS, "maximum": NUMBERS,
-        "exclusiveMinimum": NUMBERS, "pattern": PATTERNS, "format": st.sampled_from(["date", "email"]), "uniqueItems": st.just(True),
-        "contains": inner, "default": VALUES, "title": st.just("t"),
+        "items": inner, "prefixItems": some, "anyOf": some, "oneOf": some, "allOf": some, "not": inner, "if": inner,
+        "$ref": REFERENCES, "minLength": COUNTS, "maxLength": COUNTS, "minItems": COUNTS, "maxItems": COUNTS,
+        "minimum": NUMBERS, "maximum": NUMBERS, "exclusiveMinimum": NUMBERS, "pattern": PATTERNS,
+        "format": st.sampled_from(["date", "email"]), "uniqueItems": st.just(True), "contains": inner,
+        "default": VALUES, "title": st.just("t"),
     }  # fmt: skip
     pair = st.sampled_from(sorted(found)).flatmap(lambda name: st.tuples(st.just(name), found[name]))
     return st.lists(pair, min_size=1, max_size=4).map(dict)
