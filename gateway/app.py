@@ -11,12 +11,13 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from gateway import __version__
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys
-from gateway.api.chat import CHAT_PATHS, ChatEndpoint
+from gateway.api.chat import ChatEndpoint
 from gateway.api.cors import Cors
-from gateway.api.embeddings import EMBEDDING_PATHS, EmbeddingEndpoint
+from gateway.api.embeddings import EmbeddingEndpoint
 from gateway.api.endpoint import Endpoint, Receive, Scope, Send
 from gateway.api.model_names import ModelNames
 from gateway.api.operations import Operations
+from gateway.api.paths import CHAT_PATHS, EMBEDDING_PATHS
 from gateway.api.request_headers import reject_loop, request_id_of
 from gateway.api.routes import build, build_metrics_port
 from gateway.chat.images import ImageNormalizer

@@ -36,7 +36,7 @@ async def gateway(backend: FaultBackend, caplog: pytest.LogCaptureFixture) -> As
     """One request at a time, no deadline in the way. The loop warns of writes to a connection that is gone: there are none."""
     async with running(settings_for(backend, **PATIENT, max_concurrency=1)) as gateway:
         yield gateway
-    assert [record for record in caplog.records if record.name in ("asyncio", "gateway.front")] == []
+    assert [record for record in caplog.records if record.name in ("asyncio", "gateway.downstream")] == []
 
 
 @pytest.fixture(params=[True, False], ids=["stream", "plain"])
