@@ -1,4 +1,4 @@
-"""The gateway's process: sockets, signals, open files and garbage collection, until it has drained."""
+"""Process of the gateway: sockets, signals, open files and garbage collection."""
 
 import asyncio
 import gc
@@ -137,7 +137,7 @@ class _MetricsServer(GracefulServer):
 
 @asynccontextmanager
 async def _metrics_port(gateway: Gateway, listener: socket.socket | None) -> AsyncGenerator[None, None]:
-    """Serve the second port, if `GATEWAY_METRICS_PORT` is set, until the main server has drained."""
+    """Serve the port GATEWAY_METRICS_PORT, if it is set, until the main server has drained."""
     if listener is None:
         yield
         return

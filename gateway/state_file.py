@@ -20,7 +20,7 @@ MARK = "llm_gateway_state"
 VERSION = 1
 MAX_BYTES = 4 * 1024 * 1024
 LEFT_SECONDS = 60.0
-"""Age from which a temporary file must be left over from a killed process: no write takes so long."""
+"""Age from which a temporary file must be a killed process's: no write takes so long."""
 
 _log = logging.getLogger("gateway.state_file")
 

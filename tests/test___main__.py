@@ -19,7 +19,10 @@ os._exit(7)
 
 @pytest.mark.parametrize(("name", "status"), [("SIGHUP", 7), ("SIGTERM", 0)])
 def test_signal_during_the_imports_does_not_kill_the_gateway(tmp_path: Path, name: str, status: int) -> None:
-    """A supervisor may reload or stop the gateway right after the start; in a container SIGTERM would be lost."""
+    """A supervisor may reload or stop the gateway right after its start.
+
+    In a container SIGTERM would be lost.
+    """
     (tmp_path / "typer.py").write_text(SLOW_IMPORT.format(name=name))
     with process("serve", PYTHONPATH=f"{tmp_path}:{ROOT}") as started:
         assert started.wait(20) == status

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("empty_environment")
 
 
 def status_of(url: str) -> int:
-    """Return the status of a GET, retried until something listens: one port opens after the other."""
+    """Return the status of a GET, retried until the port is open: one opens after the other."""
     for attempt in tenacity.Retrying(stop=tenacity.stop_after_delay(10), wait=tenacity.wait_fixed(0.05), reraise=True):
         with attempt:
             return httpx2.get(url, trust_env=False, timeout=20).status_code

@@ -1,4 +1,4 @@
-"""Commands of `gateway`: `serve`, `demo`, `status`, `switch`, `verify`, `rollback`, `undo`, `config`, `simulate`.
+"""Command line of `gateway`: one function for each command.
 
 Exit status: 0 for success, 1 if the command ran and the result is bad, 2 for an invalid command
 line or invalid settings. A command imports what only it needs by itself, so that a rollback does
@@ -23,7 +23,7 @@ EXIT_SETTINGS = 2
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="YAML file of settings. The environment alone is enough.", envvar="GATEWAY_CONFIG"),
+    typer.Option("--config", help="Optional YAML file of settings.", envvar="GATEWAY_CONFIG"),
 ]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's response as JSON.")]
@@ -66,7 +66,7 @@ def serve(config_file: ConfigFile = None) -> None:
 
 @app.command("demo")
 def demo_command() -> None:
-    """Run the gateway in front of Ollama and vLLM on this machine, with stand-ins for missing ones."""
+    """Run the gateway in front of Ollama and vLLM on this machine, or stand-ins for them."""
     from gateway.cli import demo
     from gateway.serve import CannotListen
 

@@ -43,7 +43,7 @@ def run() -> None:
         CannotListen: the address is in use.
         ConfigError: the environment has invalid settings, or names a settings file.
     """
-    # The models of a settings file are not those of the stand-ins, and its servers would be replaced.
+    # A settings file names other models than the stand-ins have, and its servers would be replaced.
     if config.load().file is not None:
         raise config.ConfigError(
             ["GATEWAY_CONFIG: the demo does not use a settings file; run `gateway serve`, or unset GATEWAY_CONFIG"]

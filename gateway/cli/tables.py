@@ -67,7 +67,7 @@ def show_status(status: Mapping[str, Any], console: Console) -> None:
 
 
 def _reload_lines(reload: Mapping[str, Any]) -> list[str]:
-    """Return the reasons for which reread settings were refused, or the changes that need a restart."""
+    """Return why reread settings were refused, or which changes need a restart."""
     at = reload["at"][:19].replace("T", " ")
     if not reload["ok"]:
         return [
@@ -139,7 +139,7 @@ def _tiers(status: Mapping[str, Any]) -> Table:
 
 
 def _sides(tier: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield backend, role and measured share: the active backend, then the canary, then the others."""
+    """Yield backend, role and measured share: first the active backend, then the canary."""
     active, canary, share = tier["active_backend"], tier["canary"], tier["share"]
     counted = share["percent"] if share else None
     yield (

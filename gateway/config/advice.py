@@ -1,4 +1,4 @@
-"""Warnings about settings that work but are probably unintended. Pure: a function of the settings."""
+"""Warnings about settings that work but are probably unintended. Pure."""
 
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -40,7 +40,7 @@ def _tiers(settings: Settings) -> Iterator[str]:
 
 
 def _auto(settings: Settings) -> Iterator[str]:
-    """Warn of each rule that an earlier one, with the same or fewer conditions, makes unreachable."""
+    """Warn of each rule that an earlier one with the same or fewer conditions shadows."""
     rules = [
         (rule.model_dump(exclude={"tier", "longer_than"}, exclude_none=True).items(), rule.longer_than)
         for rule in settings.auto

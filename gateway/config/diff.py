@@ -1,4 +1,4 @@
-"""Differences between the settings in force and reread ones, and which of them need a restart. Pure."""
+"""Differences between the settings in force and reread ones, some of which need a restart. Pure."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Differences:
 
 
 def compare(current: Settings, reread: Settings) -> Differences:
-    """Return what `reread` changes in `current`; the lines never contain values that may be secret."""
+    """Return what `reread` changes in `current`; no line contains a value that may be secret."""
     settings = reread.model_copy(update={key: getattr(current, key) for key in AT_START})
     waiting = tuple(
         f"{key}: {_change((key,), getattr(current, key), getattr(reread, key))}"

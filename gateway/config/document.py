@@ -72,7 +72,8 @@ class GuardDocument(DocumentSection):
 class SettingsDocument(DocumentSection):
     """Settings of the gateway.
 
-    Durations are seconds, or text such as 500ms, 30s, 5m, 1h. Sizes are bytes, or text such as 20MiB.
+    Durations are seconds, or text such as 500ms, 30s, 5m, 1h. Sizes are bytes, or text such as
+    20MiB.
     """
 
     host: str = Field(
@@ -200,7 +201,7 @@ class SettingsDocument(DocumentSection):
     @model_validator(mode="before")
     @classmethod
     def _keep_empty_state_file(cls, value: Any) -> Any:
-        """Let an empty `state_file:` turn the file off; elsewhere an empty value means the default."""
+        """Let an empty `state_file:` turn the file off; other empty values mean the default."""
         if isinstance(value, dict) and value.get("state_file", "") is None:
             return value | {"state_file": ""}
         return value

@@ -1,4 +1,4 @@
-"""Settings from `.env` and the environment: turns variables into a mapping in the shape of the file."""
+"""Settings from `.env` and the environment, as a mapping in the shape of the file."""
 
 import io
 import json
@@ -42,7 +42,8 @@ VARIABLES = (*PLAIN_VARIABLES, *BACKEND_VARIABLES, *MODEL_VARIABLES, *OTHER_VARI
 # to tcp://address:port.
 SERVICE_LINK = re.compile(r"GATEWAY_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
 
-# Keys that exclude each other: a source that sets one of them clears the other in sources of lower precedence.
+# Keys that exclude each other: a source that sets one of them clears the other in the sources of
+# lower precedence.
 EITHER_OR = (("base_url", "servers"), ("api_keys", "api_keys_file"))
 
 
@@ -62,7 +63,7 @@ def read_dotenv(problems: Problems, path: FilePath = FilePath(".env")) -> dict[s
 
 
 class Names:
-    """Names of tiers, backends and the like in the file, for variables that spell them in capitals."""
+    """Names of tiers, backends and others, for variables that spell them in capitals."""
 
     def __init__(self, document: Mapping[str, Any], backends: Iterable[str], tiers: Iterable[str]) -> None:
         self._document = document

@@ -73,7 +73,7 @@ Fallback = Annotated[bool | str, BeforeValidator(_fallback, json_schema_input_ty
 
 
 class DocumentSection(BaseModel):
-    """A mapping of the file. Unknown keys are refused, and a key without a value counts as absent."""
+    """A mapping in the file. Unknown keys are refused; a key without a value counts as absent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, protected_namespaces=())
 

@@ -1,4 +1,4 @@
-"""Reading of the file of client keys."""
+"""File of client keys."""
 
 from pathlib import Path
 

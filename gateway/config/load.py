@@ -1,4 +1,4 @@
-"""Loading of the settings: reads and merges all sources, validates, and reports all mistakes at once."""
+"""Settings loader: reads and merges all sources, and reports all mistakes at once."""
 
 import copy
 import os
@@ -61,7 +61,7 @@ def _config_file(environ: Mapping[str, str], dotenv: Mapping[str, str]) -> FileP
 
 
 def _settings(written: dict[str, Any], variables: Mapping[str, Mapping[str, str]], problems: Problems) -> Settings:
-    """Merge the file's content `written` with `variables`, which are ordered by rising precedence."""
+    """Merge the content of the file with `variables`, which are ordered by rising precedence."""
     backends, tiers = _mapping(written, "backends"), _mapping(written, "tiers")
     names = Names(
         written,
@@ -106,7 +106,7 @@ def _referenced(document: Mapping[str, Any]) -> set[str]:
 
 
 def _home(kind: str, backends: Mapping[str, Any], referenced: set[str]) -> str | None:
-    """Return the backend to which the variables of `kind` apply, None if the file makes it ambiguous."""
+    """Return the backend to which the variables of `kind` apply, None if that is ambiguous."""
     by_name = next((name for name in backends if name.lower() == kind), None)
     if by_name or not backends or kind in referenced:
         return by_name or kind
@@ -137,7 +137,7 @@ def _complete_backends(merged: dict[str, Any], file_names_backends: bool, file_n
 
 
 def _complete_tiers(merged: dict[str, Any], variables: Mapping[str, Mapping[str, str]], problems: Problems) -> None:
-    """Add the tier `standard` with OLLAMA_MODEL and VLLM_MODEL; variables may have set other keys of it."""
+    """Add the tier `standard` with OLLAMA_MODEL and VLLM_MODEL to what variables have set of it."""
     tiers = merged.get("tiers") or {}
     if not isinstance(tiers, dict) or not isinstance(merged["backends"], dict):
         return
@@ -214,7 +214,7 @@ def _located(loc: Iterable[int | str], data: Any) -> tuple[Path, Path]:
 
 
 def _fill(data: Any, path: Path, key: Path) -> bool:
-    """Put a placeholder at the required `key` of the section at `path`; return whether there is one.
+    """Put a placeholder at a required `key` of the section at `path`; return whether there is one.
 
     The missing key has been reported, so mistakes that follow from the placeholder are not.
     """

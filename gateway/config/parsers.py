@@ -20,7 +20,8 @@ HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?")
 PREFIX = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
 ENDPOINT = re.compile(r"/(chat/completions|completions|embeddings|api/(chat|generate|tags|embed))$")
 
-# Default port of each engine, for addresses that have neither a scheme nor a port, as in OLLAMA_HOST.
+# Default port of each engine, for addresses that have neither a scheme nor a port, as in
+# OLLAMA_HOST.
 BARE_PORTS = {"ollama": 11434, "vllm": 8000}
 
 
@@ -179,7 +180,7 @@ def header_value(value: object) -> str:
 
 
 def key(value: object) -> str:
-    """Return a key for `Authorization: Bearer`: visible ASCII, the only text that HTTP clients can send."""
+    """Return a key for `Authorization: Bearer`: visible ASCII, all that HTTP clients can send."""
     if isinstance(value, str) and value and all("!" <= char <= "~" for char in value):
         return value
     raise ValueError("expected visible ASCII characters, without blanks")
@@ -233,7 +234,7 @@ def model_name(value: object) -> str:
 
 
 def keep_alive(value: object) -> int | float | str:
-    """Return Ollama's `keep_alive`: seconds as a number (negative: forever), or a duration as Go writes it."""
+    """Return Ollama's `keep_alive`: seconds (negative: forever), or a duration as Go writes it."""
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
         return value
     if isinstance(value, str):

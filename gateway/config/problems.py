@@ -93,18 +93,18 @@ class Problems:
         self._origins[path] = (variable, place)
 
     def add(self, path: Path, message: str) -> None:
-        """Report a mistake at `path`, unless it follows from one that was reported for the same key."""
+        """Report a mistake at `path`, unless one was reported there, above it or below it."""
         if self.has_reported(path):
             return
         self._reported.append(path)
         self.lines.append(f"{self._key(path)}: {message}{self._place(path)}")
 
     def has_reported(self, path: Path) -> bool:
-        """Return whether a mistake was reported for this key, below it, or for a key that contains it."""
+        """Return whether a mistake was reported for this key, above it or below it."""
         return any(path[: len(reported)] == reported[: len(path)] for reported in self._reported)
 
     def has_reported_whole(self, path: Path) -> bool:
-        """Return whether a mistake was reported for this key as a whole, or for one that contains it."""
+        """Return whether a mistake was reported for this key as a whole, or above it."""
         return any(path[: len(reported)] == reported for reported in self._reported)
 
     def reported_below(self, path: Path) -> list[Path]:

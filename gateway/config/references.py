@@ -21,7 +21,7 @@ class References:
         return self._backend_names.get(name.lower())
 
     def backend(self, path: Path, name: str) -> str | None:
-        """Return the backend that `name` at `path` refers to; without one, report a problem."""
+        """Return the backend that `name` at `path` refers to, else report it and return None."""
         if found := self.find_backend(name):
             return found
         if name.lower() not in self._invalid("backends") and not self._problems.has_reported_whole(("backends",)):
@@ -29,7 +29,7 @@ class References:
         return None
 
     def tier(self, path: Path, name: str) -> str:
-        """Return the tier that `name` at `path` refers to; without one, report a problem and return ""."""
+        """Return the tier that `name` at `path` refers to, else report it and return ""."""
         tiers = {known.lower(): known for known in self._document.tiers}
         if (
             name.lower() not in tiers
@@ -40,7 +40,7 @@ class References:
         return tiers.get(name.lower(), "")
 
     def check_public_names(self) -> None:
-        """Report names that clients could not tell apart: tiers, aliases and embedding models share them."""
+        """Report names of tiers, aliases and embedding models that clients could not tell apart."""
         taken: dict[str, str] = {}
         for path, name in self._public_names():
             lower = name.lower()
@@ -78,5 +78,5 @@ class References:
         return found
 
     def _invalid(self, section: str) -> set[str]:
-        """Return the names, in lower case, of entries that were removed because of a mistake in them."""
+        """Return the names, in lower case, of entries that were removed as invalid."""
         return {str(path[1]).lower() for path in self._problems.reported_below((section,))}

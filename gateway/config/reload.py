@@ -1,4 +1,4 @@
-"""Rereading of the settings while the gateway runs: applies what differs, and reports the result.
+"""Reload of the settings while the gateway runs: applies what differs, and reports the result.
 
 `FileWatcher` notices changes of the file. Editors write in place (truncate, then write), or write
 another file and rename it; Kubernetes swaps a symbolic link of a folder above. So the folders are
@@ -30,7 +30,7 @@ _log = logging.getLogger("gateway.config")
 
 
 class Reloader:
-    """Rereads the settings, one reread at a time.
+    """Reader of changed settings, one reread at a time.
 
     `current` returns the settings in force, `apply` puts others in force, and `record` gets the
     result, for `/ops/status`.
@@ -114,7 +114,7 @@ def _result(
 
 
 class FileWatcher:
-    """Rereads the settings when the content of `file` has changed and settled.
+    """Watcher that has the settings reread when the content of `file` has changed and settled.
 
     A file that is missing or empty changes nothing.
     """
@@ -128,13 +128,13 @@ class FileWatcher:
         self._is_missing = False
 
     async def run(self) -> None:
-        """Watch the file until cancelled. A pipe is not watched, because it can be read only once."""
+        """Watch the file until cancelled; not a pipe, which can be read only once."""
         if await asyncio.to_thread(lambda: self._file.exists() and not self._file.is_file()):
             return
         while True:
             try:
                 await self._watch(await asyncio.to_thread(self._folders))
-            except (OSError, RuntimeError):  # a folder is missing, or the system's limit of watches is reached
+            except (OSError, RuntimeError):  # a missing folder, or the system's limit of watches
                 await asyncio.sleep(LOOK_SECONDS)
                 await self._check()
 
@@ -152,7 +152,7 @@ class FileWatcher:
                     return
 
     def _folders(self) -> set[Path]:
-        """Return the folder of the file's name and that of the file itself; links may separate them."""
+        """Return the folders of the file's name and of the file itself; links may separate them."""
         return {folder for folder in (self._file.absolute().parent, self._file.resolve().parent) if folder.is_dir()}
 
     async def _check(self) -> None:
@@ -174,7 +174,7 @@ class FileWatcher:
         self._is_missing = False
 
     async def _content(self) -> bytes | None:
-        """Read the file in a thread, so that a network share that hangs does not block the event loop."""
+        """Read the file in a thread, so that a hanging share does not block the event loop."""
         return await asyncio.to_thread(content_of, self._file)
 
     def _read_settled(self) -> Settings:

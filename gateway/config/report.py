@@ -130,6 +130,6 @@ def _tier_document(tier: Tier) -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON Schema of the YAML file, for editors; descriptions have units and defaults."""
+    """Return the JSON Schema of the YAML file, for editors; it describes units and defaults."""
     found = SettingsDocument.model_json_schema(mode="validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | found | {"title": "Gateway settings"}

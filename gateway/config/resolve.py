@@ -1,4 +1,4 @@
-"""Resolution of the document to the settings: fills in defaults, follows names, finds contradictions.
+"""Resolution of the document to the settings: defaults, references and contradictions.
 
 Reads only the files that the settings name.
 """
@@ -24,12 +24,12 @@ _RESOLVED = frozenset(
 
 
 def resolve(document: SettingsDocument, problems: Problems) -> Settings | None:
-    """Return the settings that a document describes; None, with reasons in `problems`, if it is invalid."""
+    """Return the settings that a document describes, None if `problems` has a mistake."""
     return _Resolver(document, problems).settings()
 
 
 class _Resolver:
-    """Converter of one document; it resolves section after section, and later ones use earlier ones."""
+    """Converter of one document; each section may use the ones resolved before it."""
 
     def __init__(self, document: SettingsDocument, problems: Problems) -> None:
         self._document = document

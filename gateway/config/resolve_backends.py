@@ -1,4 +1,7 @@
-"""Resolution of the section `backends`: kinds, addresses and defaults. Reads only the files that it names."""
+"""Resolution of the section `backends`: kinds, addresses and defaults.
+
+Reads only the files that the section names.
+"""
 
 from pathlib import Path as FilePath
 from typing import get_args
@@ -11,7 +14,8 @@ from gateway.config.settings import BackendSettings, Kind, ServerSettings
 DEFAULT_URLS = {"ollama": "http://127.0.0.1:11434", "vllm": "http://127.0.0.1:8001"}
 ONLY_OLLAMA = ("swap_after", "keep_alive", "num_ctx", "truncate")
 
-# Headers that the gateway sets itself: a value from the settings would break the framing or the authentication.
+# Headers that the gateway sets itself: a value from the settings would break the framing or the
+# authentication.
 OWN_HEADERS = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "content-type", "accept-encoding", "te", "upgrade"}
 )
@@ -24,7 +28,7 @@ class BackendResolver:
         self._problems = problems
 
     def resolve(self, name: str, item: BackendDocument) -> BackendSettings | None:
-        """Return the settings of a backend, None if its kind is unknown; mistakes go to `problems`."""
+        """Return the settings of a backend, None if its kind is unknown; report mistakes."""
         path: Path = ("backends", name)
         kind = item.kind or next((kind for kind in get_args(Kind) if kind == name.lower()), None)
         if kind is None:

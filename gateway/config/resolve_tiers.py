@@ -28,7 +28,7 @@ class TierResolver:
         self._active = active
 
     def resolve(self, name: str, item: TierDocument) -> Tier:
-        """Return the settings of a tier; mistakes go to `problems`."""
+        """Return the settings of a tier; report mistakes."""
         path: Path = ("tiers", name)
         models: dict[str, str] = {}
         for written, model in item.models.items():

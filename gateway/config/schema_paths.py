@@ -27,7 +27,7 @@ def unwrapped(annotation: Any) -> Any:
 
 
 def branch(annotation: Any) -> tuple[type[BaseModel] | None, Any]:
-    """Return the model of a section, or the type of a mapping's values; both are None for a leaf."""
+    """Return the model of a section, or the type of a mapping's values; neither for a leaf."""
     plain = unwrapped(annotation)
     if isinstance(plain, type) and issubclass(plain, BaseModel):
         return plain, None

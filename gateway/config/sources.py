@@ -1,4 +1,4 @@
-"""Merging of the sources with pydantic-settings: environment, then `.env`, then the file."""
+"""Sources of the settings, merged with pydantic-settings: environment, `.env`, then the file."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +15,7 @@ class MappingSource(PydanticBaseSettingsSource):
         self._mapping = mapping
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """Return nothing: this method is unused, because the source returns its mapping as a whole."""
+        """Return nothing; unused, because the source returns its mapping as a whole."""
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
@@ -23,7 +23,7 @@ class MappingSource(PydanticBaseSettingsSource):
 
 
 class LayeredSettings(BaseSettings):
-    """Merged sources, not validated yet: the document does that, and reports all mistakes at once."""
+    """Merged sources, unvalidated: the document validates them and reports all mistakes at once."""
 
     model_config = SettingsConfigDict(extra="allow")
 

@@ -1,4 +1,4 @@
-"""Reading of the YAML file: its values, the line of each key, and mistakes in its syntax."""
+"""YAML file: its values, the line of each key, and mistakes in its syntax."""
 
 import re
 from pathlib import Path as FilePath

@@ -1,4 +1,4 @@
-"""Timing of one exchange: a `Meter` while it runs, a frozen `Exchange` record at its end. No I/O."""
+"""Timing of one exchange: a `Meter` while it runs, a frozen `Exchange` at its end. No I/O."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -69,7 +69,7 @@ class Meter:
     def __init__(self, clock: Callable[[], float], observe_gap: Callable[[float, int], None] | None = None) -> None:
         self.clock = clock
         self.observe_gap = observe_gap
-        """Called for each gap between pieces: its seconds, and the number of tokens that ended it."""
+        """Called for each gap between pieces with its seconds and the number of tokens after it."""
         self.arrived = clock()
         self.admitted: float | None = None
         self.sent: float | None = None
@@ -114,7 +114,7 @@ class Meter:
         self.last_piece = now
 
     def requeue(self) -> None:
-        """Return to the phase `queued`, for this backend or another, and discard the times so far."""
+        """Return to the phase `queued`, for any backend, and discard the times of attempts."""
         self.admitted = self.sent = self.upstream_ended = None
         self.phase = "queued"
 

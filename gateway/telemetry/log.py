@@ -80,7 +80,7 @@ class Writable(Protocol):
 
 
 class Sink:
-    """Writer with a thread of its own, so that a stalled reader or a full disk does not block callers.
+    """Writer with its own thread, so that a stalled reader or a full disk does not block callers.
 
     Lines that do not fit into its queue are lost.
     """
@@ -96,14 +96,14 @@ class Sink:
             self._pending.put_nowait(data)
 
     def close(self) -> None:
-        """Write the pending lines, then stop the thread; each wait lasts at most `CLOSE_SECONDS`."""
+        """Write the pending lines and stop the thread; each wait lasts at most `CLOSE_SECONDS`."""
         with suppress(queue.Full):
             self._pending.put(None, timeout=CLOSE_SECONDS)
             self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         while (data := self._pending.get()) is not None:
-            with suppress(OSError, ValueError):  # closed, or the disk is full: the next line may fit
+            with suppress(OSError, ValueError):  # closed, or disk full: the next line may fit
                 self._out.write(data)
                 self._out.flush()
 

@@ -46,7 +46,7 @@ class Histogram:
         self.total += seconds
 
     def quantile(self, share: float) -> float | None:
-        """Return the value that `share` of the observations do not exceed, None without observations.
+        """Return the value that `share` of the observations do not exceed, None if there are none.
 
         The value is interpolated linearly within its bucket.
         """

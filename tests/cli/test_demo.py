@@ -1,4 +1,4 @@
-"""`gateway demo`: engines found on the machine, stand-ins for the others, and the printed welcome."""
+"""`gateway demo`: engines on the machine, stand-ins for the others, and its output."""
 
 import json
 import os
@@ -105,7 +105,7 @@ def test_printed_commands_do_not_contain_a_key(keys: str, shown: str) -> None:
 
 
 def test_demo_serves_stand_ins_if_there_are_no_engines(tmp_path: Path) -> None:
-    """Run the command: it prints its address, serves both kinds, and exits with status 0 on SIGTERM."""
+    """The command prints its address, serves both kinds, and exits with status 0 on SIGTERM."""
     nowhere = f"http://127.0.0.1:{free_port()}"
     environment = {
         name: value

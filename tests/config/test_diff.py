@@ -1,4 +1,4 @@
-"""Differences between settings: the lines that describe them, and the changes that need a restart."""
+"""Differences between settings: lines that describe them, and changes that need a restart."""
 
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def test_key_that_needs_a_restart_keeps_its_value() -> None:
 
 
 def test_every_setting_either_applies_at_once_or_needs_a_restart() -> None:
-    """A new setting must be added here: a change at run time reaches its users, or needs a restart."""
+    """A new setting must be added here: a change applies at run time, or needs a restart."""
     at_once = {
         "llm_backend", "rollback_to", "backends", "tiers", "default_tier", "auto", "embeddings", "commit_after",
         "heartbeat", "waiting_note", "max_body", "max_text_body", "rollback_cutoff",

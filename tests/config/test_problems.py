@@ -1,4 +1,4 @@
-"""Messages about mistakes never contain secrets."""
+"""Messages about mistakes: they never contain secrets."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Settings that change while the gateway runs: they apply between two requests, without failures."""
+"""Settings that change while the gateway runs: they apply between two requests."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ class Setup:
         self.gateway: Running
 
     def document(self, **more: Any) -> dict[str, Any]:
-        """Return settings; `ollama=` and `vllm=` go into the backends, the rest to the top level."""
+        """Return settings; `ollama` and `vllm` go into the backends, the rest to the top level."""
         backends = {
             kind: {"kind": kind, "servers": [{"base_url": backend.base_url, "models": [MODEL, "other"]}], **TIMES}
             | more.pop(kind, {})
@@ -197,7 +197,7 @@ async def test_limits_of_a_tier_change_and_its_old_queue_is_removed() -> None:
 
 
 async def test_stream_continues_when_its_backend_is_replaced() -> None:
-    """The address changes: running requests stay on the old server, new ones go to the new server."""
+    """The address changes: running requests stay on the old server, new ones use the new one."""
     async with FaultBackend("ollama") as other, serving() as setup:
         setup.ollama.mode = "slow"
         async with setup.gateway.sent({"stream": True}) as stream:

@@ -1,4 +1,4 @@
-"""Output of `gateway config check`, `show` and `schema`, and the example files, which must match the code."""
+"""Output of `gateway config check`, `show` and `schema`; example files that match the code."""
 
 import re
 from pathlib import Path
