@@ -18,7 +18,7 @@ from gateway.api.request_headers import (
     TIMEOUT,
     Fields,
     HeaderTerms,
-    _seconds,
+    seconds_of,
     priority_is_batch,
     reject_loop,
     request_id_of,
@@ -134,7 +134,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
 
     def _terms(self, client: ClientConnection, fields: Fields) -> HeaderTerms:
         check_media_type(fields)
-        read_timeout = _seconds(fields.get(b"x-stainless-read-timeout"))
+        read_timeout = seconds_of(fields.get(b"x-stainless-read-timeout"))
         session = fields.get(SESSION) or fields.get(self._session_header, b"")
         terms = client.notes["terms"] = HeaderTerms(
             fields.get(VIA, b""), read_timeout, self._cors.header_lines(fields), session

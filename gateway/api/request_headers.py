@@ -92,7 +92,7 @@ def timeout_of(value: bytes) -> float:
     return seconds
 
 
-def _seconds(value: bytes | None) -> float | None:
+def seconds_of(value: bytes | None) -> float | None:
     """Return the header value in seconds; None if it is not a number from 1 to 86400."""
     if value is None:
         return None

@@ -395,7 +395,8 @@ def main() -> int:
     """
     os.nice(10)  # the gateway has priority
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    if sys.platform != "darwin":  # macOS refuses to limit the address space
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     status = 0
     try:
         parsed = begin(sys.stdin.buffer.read())

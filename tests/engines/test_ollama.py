@@ -218,7 +218,7 @@ def test_relaxed_request_drops_thinking_if_the_model_does_not_support_it(wish: d
 
 
 @pytest.mark.parametrize(
-    "client_error", [UnsupportedParameter("x", param="tools"), InvalidRequest("x"), ContextLengthExceeded(4096)]
+    "refusal", [UnsupportedParameter("x", param="tools"), InvalidRequest("x"), ContextLengthExceeded(4096)]
 )
 def test_other_errors_go_to_the_client(refusal: InvalidRequest) -> None:
     assert ENGINE.relaxed(chat(think=True, max_tokens=9), refusal) is None
