@@ -213,7 +213,7 @@ def _limits(settings: BackendSettings, num_parallel: int | None) -> AdmissionLim
     lanes = {
         "text": LaneLimits(None, limits.max_queue, limits.queue_timeout),
         "vision": LaneLimits(limits.vision_concurrency, limits.vision_max_queue, limits.vision_queue_timeout),
-        "embedding": LaneLimits(limits.max_concurrency, limits.max_queue, limits.queue_timeout, is_apart=True),
+        "embedding": LaneLimits(limits.max_concurrency, limits.max_queue, limits.queue_timeout, is_separate=True),
     }
     model_slots = None if limits.model_concurrency == "auto" else limits.model_concurrency
     return AdmissionLimits(limits.max_concurrency, model_slots, lanes, settings.kind == "ollama", num_parallel or 1)

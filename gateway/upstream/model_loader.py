@@ -69,8 +69,8 @@ class ModelLoader:
             assert server.residency is not None
             for state in server.residency.states.values():
                 state.warm = False
-            for model, is_apart in self._warm():
-                server.residency.state(canonical(model), model, is_apart).warm = True
+            for model, is_embedding in self._warm():
+                server.residency.state(canonical(model), model, is_embedding).warm = True
 
     def stop(self) -> None:
         """Drop what is being loaded."""
@@ -127,10 +127,10 @@ class ModelLoader:
     async def _ask(self, server: Server, state: ModelState) -> Callable[[], GatewayError] | None:
         """What makes the error of those who wait; None: it is loaded."""
         backend, model = self._backend, state.model
-        head = (server.embedding_head if state.is_apart else server.chat_head)(b"", self._gateway_id)
+        head = (server.embedding_head if state.is_embedding else server.chat_head)(b"", self._gateway_id)
         assert backend.loading is not None
-        body = backend.loading.body(model, state.is_apart)
-        refusal = backend.embedder.client_error if state.is_apart else backend.engine.client_error
+        body = backend.loading.body(model, state.is_embedding)
+        refusal = backend.embedder.client_error if state.is_embedding else backend.engine.client_error
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._longest(model)):
