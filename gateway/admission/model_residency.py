@@ -102,7 +102,7 @@ class ModelState:
         "waiters",
         "wanted_since",
         "warm",
-    )  # fmt: skip
+    )
 
     def __init__(self, name: str, model: str, is_embedding: bool, is_loaded: bool) -> None:
         self.name = name
