@@ -7,8 +7,8 @@ A circuit is `closed` while the server is healthy.
 
 1. Failed exchanges make it `suspect`: `IN_A_ROW` failures in a row, or half of the last `WINDOW`
    exchanges. The server then gets no new requests until a probe has checked it. The probe is
-   requested at once. A failed moment is not yet a dead server, although it fails everything in
-   flight.
+   requested at once. One bad moment fails everything in flight, but does not mean that the server
+   is dead.
 2. If the probe succeeds, the circuit is `closed` again, the counts start over, and it does not
    become suspect for `CALM` seconds. If the probe fails, the circuit is `open`.
 3. `MISSES` failed probes in a row open the circuit even without traffic.
@@ -19,8 +19,8 @@ A circuit is `closed` while the server is healthy.
 An exchange that was sent before the last change of state says nothing about the time since, so its
 failure is not counted. Thus the stragglers of a server that died do not bring down its successor.
 
-A server that reports to be full is paused: it gets no requests for a while. A pause does not change
-the state, except that it closes a `half_open` circuit, because a full server is alive.
+A server that reports that it is full is paused: it gets no requests for a while. A pause does not
+change the state, except that it closes a `half_open` circuit, because a full server is alive.
 
 Invariants: `open` and `suspect` last until the next probe, `half_open` until the probe after that,
 and a pause until its time is up. So every state ends as long as there are probes. `restrains` is
@@ -40,7 +40,7 @@ IN_A_ROW = 3
 WINDOW = 20
 WINDOW_FAILURES = WINDOW // 2
 MISSES = 2
-"""Failed probes in a row that open the circuit of a server that nothing else speaks against."""
+"""Failed probes in a row that open the circuit of a server without other signs of trouble."""
 CALM = 1.0
 """Seconds after a probe cleared a suspect server in which it does not become suspect again.
 

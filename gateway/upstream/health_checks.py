@@ -34,7 +34,7 @@ It is still probed after that.
 """
 FIRST_ATTEMPTS = 3
 SURE_ATTEMPTS = 2
-"""Attempts of a probe that decides alone, because failed requests speak against the server too."""
+"""Attempts of the probe that decides on a suspect server, whose requests have failed too."""
 ATTEMPT_WAIT = 0.3
 WRONG_ANSWERS_BEFORE_EXCLUDED = 2
 """Number of wrong answers in a row after which a server is excluded."""
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class ProbeFailed(Exception):
-    """No complete answer in time. `why` says it in plain words."""
+    """Failed probe: no usable answer in time. `why` is the reason in plain words."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)

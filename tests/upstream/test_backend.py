@@ -84,7 +84,11 @@ def queue_of(backend: Backend, lane: str, overrides: LimitOverrides | None, tier
     return backend.queues([lane], tier, MODEL, overrides)[lane]
 
 
-@pytest.mark.parametrize("overrides", [None, LimitOverrides(), LimitOverrides(idle_timeout=1.0)])
+@pytest.mark.parametrize(
+    "overrides",
+    [None, LimitOverrides(), LimitOverrides(idle_timeout=1.0)],
+    ids=["none", "empty", "of another kind"],
+)
 def test_tiers_without_queue_limits_share_a_queue(overrides: LimitOverrides | None) -> None:
     here = backend()
     assert queue_of(here, "text", overrides, "one") is queue_of(here, "text", None, "two")

@@ -300,8 +300,8 @@ async def test_size_of_the_head_is_limited(raw: bytes) -> None:
     assert pool.open_connections == 0
 
 
-@pytest.mark.parametrize("size", [LIMIT, LIMIT + 1])
-@pytest.mark.parametrize("is_one_read", [True, False])
+@pytest.mark.parametrize("size", [LIMIT, LIMIT + 1], ids=["at the limit", "over the limit"])
+@pytest.mark.parametrize("is_one_read", [True, False], ids=["one read", "two reads"])
 async def test_size_of_the_body_is_limited(size: int, is_one_read: bool) -> None:
     pool = FakePool()
     task = asyncio.create_task(exchange_once(pool))

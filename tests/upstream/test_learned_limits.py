@@ -61,17 +61,17 @@ async def test_learned_limit_of_an_unused_model_is_kept() -> None:
     assert state.get(SECTION)["limits"] == {"ollama": {"ollama": {"old:latest": 4, "llama": 2}}}
 
 
-MALFORMED = [
-    None,
-    3,
-    {"ollama": 3},
-    {"ollama": {"ollama": 3}},
-    {"ollama": {"ollama": {"llama": "3"}}},
-    {"gone": {"x": {"y": 1}}},
-]
+MALFORMED = {
+    "nothing": None,
+    "a number": 3,
+    "a number for a backend": {"ollama": 3},
+    "a number for a server": {"ollama": {"ollama": 3}},
+    "a string for a model": {"ollama": {"ollama": {"llama": "3"}}},
+    "an unknown backend": {"gone": {"x": {"y": 1}}},
+}
 
 
-@pytest.mark.parametrize("limits", MALFORMED)
+@pytest.mark.parametrize("limits", MALFORMED.values(), ids=MALFORMED)
 async def test_malformed_section_is_ignored(limits: Any) -> None:
     state = StateFile(None)
     state.put(SECTION, {"num_parallel": None, "limits": limits})

@@ -280,7 +280,7 @@ def test_authority_has_the_port_only_if_it_is_not_the_default() -> None:
     assert [origin.authority for origin in origins] == ["h", "h", "[::1]:8000", "h:80"]
 
 
-@pytest.mark.parametrize("value", ["a\r\nb: c", "a\nb", "é", "a\x00"])
+@pytest.mark.parametrize("value", ["a\r\nb: c", "a\nb", "é", "a\x00"], ids=["CRLF", "LF", "not ASCII", "NUL"])
 async def test_header_that_could_become_two_is_refused(value: str) -> None:
     pool = Pool(Origin("backend", 80), connect_timeout=1, idle_seconds=30)
     with pytest.raises(ValueError, match="cannot be sent"):
