@@ -519,13 +519,13 @@ async def test_one_bad_instant_among_many_in_flight_is_no_death(kind: Kind) -> N
 async def test_failures_make_suspect_and_a_good_probe_clears(
     kind: Kind, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "gateway.circuit")
+    caplog.set_level("INFO", "gateway.upstream.backend")
     async with servers(kind, mode) as (gateway, (server,)):
         for _ in range(IN_A_ROW):
             assert (await gateway.ask()).status == 502
         circuit = server_of(gateway, kind).circuit
         await until(lambda: circuit.state == "closed")
-        told = [record.getMessage() for record in caplog.records if record.name == "gateway.circuit"]
+        told = [record.getMessage() for record in caplog.records if record.name == "gateway.upstream.backend"]
         assert [message.split("(")[0] for message in told] == [
             f"backend {kind}: circuit suspect, was closed ",
             f"backend {kind}: circuit closed, was suspect ",

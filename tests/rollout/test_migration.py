@@ -250,7 +250,7 @@ async def test_clock_of_the_line_begins_anew_and_that_of_the_client_does_not() -
             (503, "queue_timeout", "ollama")
         ] * 2
         told = [
-            "No slot came free in the time that the client gave. Try again later.",
+            "No slot came free within the client's deadline (x-gateway-timeout). Try again later.",
             "No slot came free within 1 seconds. Try again later.",
         ]
         assert [reply.error and reply.error["message"] for reply in late] == told
