@@ -15,10 +15,9 @@ from gateway.errors import BackendUnavailable, Crash, GatewayError, InvalidReque
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import WireError
-from gateway.upstream.failures import SERVER_FAULTS, UNSENT, record_failure, with_retry_after
+from gateway.upstream.failures import NO_FIRST_PIECE, SERVER_FAULTS, UNSENT, record_failure, with_retry_after
 from gateway.upstream.server import Server
 
-NO_FIRST_PIECE = "no first piece"
 LOOK_SECONDS = 5.0
 """Longest time for the question what is loaded."""
 

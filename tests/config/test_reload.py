@@ -32,7 +32,7 @@ TIMES = {
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.relay.destinations.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.relay.destinations.CHECK_SECONDS", 0.01)
     monkeypatch.setattr(reload, "STABLE_SECONDS", 0.1)
     monkeypatch.setattr(reload, "LOOK_SECONDS", 0.2)
     monkeypatch.setattr(reload, "STEP_SECONDS", 0.05)

@@ -64,7 +64,7 @@ async def chat(gateway: Running, random: Random, number: int) -> Reply | None:
 
 @pytest.mark.timeout(120)
 async def test_all_at_once_loses_no_request_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.relay.destinations.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("gateway.relay.destinations.CHECK_SECONDS", 0.05)
     random = Random(11)
     async with AsyncExitStack() as stack:
         ollama = simulate.Options("ollama", MODELS, load_seconds=0.2, max_loaded=1, parallel=4, tokens_per_second=300)
