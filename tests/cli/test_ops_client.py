@@ -126,7 +126,7 @@ async def test_switch_that_would_break_a_tier_is_refused_with_the_list_unless_fo
         told = await command("switch", "vllm")
         assert (told.exit_code, told.stdout) == (1, "")
         assert (
-            "breaks: tier ultra: vllm cannot serve 'not-there': has no such model; there is: served-model"
+            "breaks: tier ultra: vllm cannot serve 'not-there': does not have the model; it has: served-model"
             in told.stderr
         )
         assert "--force" in told.stderr
