@@ -222,8 +222,7 @@ class ChatRelay(Relay):
         except WireError as fault:
             if is_silent:  # the head of a stream is not an answer: vLLM sends it before it has queued the request
                 raise WireError(fault.fault) from fault
-            # What has arrived counts as an answer that began: Ollama's last line may need no line
-            # end.
+            # What has arrived counts as an answer: Ollama's last line may need no line end.
             raise upstream_error(fault) from fault
         finally:
             if reader.malformed:

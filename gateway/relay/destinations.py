@@ -71,8 +71,7 @@ class Destinations:
     def __init__(self, settings: Settings, backends: dict[str, Backend], metrics: Metrics) -> None:
         self.settings = settings
         self.backends = backends
-        """By name. Changed in place, so everything that holds this dict sees the backends in
-        force."""
+        """Backends in force, by name. The dict is changed in place, since others hold it."""
         self.generation = 0
         self.past: dict[int, SettingsSnapshot] = {}
         self._metrics = metrics

@@ -50,9 +50,9 @@ class Failover:
     def retry_elsewhere(
         self, ticket: Ticket, server: Server, error: GatewayError, meter: Meter, *, sent: float, answered: bool
     ) -> bool:
-        """Record that the attempt at `server` failed; return whether `ticket` now has a slot at
-        another server of the same backend.
+        """Record the failed attempt at `server`, and look for another server of the backend.
 
+        Return whether `ticket` has a slot there now, so that the request can be sent again.
         `sent` is the time at which the attempt began. `answered` is true if part of an answer had
         arrived, and not only the head of a stream.
         """

@@ -47,7 +47,7 @@ class RelayRequest(Struct, frozen=True, gc=False):
     came_through: bytes
     """The client's own `x-gateway-via` header: ids of the gateways that the request has passed."""
     read_timeout: float | None
-    """How long the client waits for a plain answer, if it says so."""
+    """Seconds that the client waits for a plain answer, if it says so."""
     extra_lines: bytes
     """Header lines that are sent with the answer, whatever it is."""
 

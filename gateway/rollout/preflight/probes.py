@@ -62,7 +62,7 @@ CHECK_SECONDS = 0.5
 """Interval at which a pending probe checks whether health checks have found its servers down."""
 
 MAX_RELAXATIONS = 2
-"""How often a refused request is relaxed and sent again."""
+"""Number of times that a refused request is relaxed and sent again."""
 
 IMAGE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAT0lEQVR42u3PQQkAAAgEsEty/aMYywi+hcEKLNO+"

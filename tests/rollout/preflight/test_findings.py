@@ -129,7 +129,9 @@ def ollama(*loaded: LoadedModel, **changes: Any) -> BackendFacts:
         "vllm",
     ],
 )
-def test_cost_of_a_rollback(seconds: float | None, changes: dict[str, Any], severity: str, value: str) -> None:
+def test_rollback_finding_depends_on_what_is_loaded(
+    seconds: float | None, changes: dict[str, Any], severity: str, value: str
+) -> None:
     found = rollback_finding("t", "m", ollama(**changes), seconds)
     assert (found.severity, found.value) == (severity, value)
     assert bool(found.words) is (severity != "fine")
