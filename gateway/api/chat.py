@@ -21,8 +21,9 @@ from gateway.relay.chat import ChatRelay
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ChatRequest, ClientConnection
 from gateway.relay.route import Route
+from gateway.rollout.assignment import BUCKETS
 from gateway.rollout.canary import canary_bucket
-from gateway.rollout.state import BUCKETS, Rollout
+from gateway.rollout.state import Rollout
 from gateway.telemetry.exchange import CHAT
 
 TASK_FIELD = TASK.encode()

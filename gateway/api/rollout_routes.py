@@ -11,9 +11,9 @@ from starlette.requests import ClientDisconnect
 
 from gateway.dialects.json_body import check_media_type
 from gateway.errors import ClientLeft, InvalidJson, InvalidRequest, RequestTooLarge
+from gateway.rollout.assignment import Canary, Percent
 from gateway.rollout.controller import RolloutController
 from gateway.rollout.preflight.check import LEAST, LONGEST, SECONDS, Preflight
-from gateway.rollout.state import Canary, Percent
 
 MAX_BODY = 64 * 1024
 

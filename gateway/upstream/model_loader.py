@@ -18,10 +18,9 @@ from gateway.errors import BackendUnavailable, Crash, GatewayError, InvalidReque
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import WireError
-from gateway.upstream.failures import SERVER_FAULTS, UNSENT, record_failure, with_retry_after
+from gateway.upstream.failures import NO_FIRST_PIECE, SERVER_FAULTS, UNSENT, record_failure, with_retry_after
 from gateway.upstream.server import Server
 
-NO_FIRST_PIECE = "no first piece"
 REPORT_TIMEOUT_SECONDS = 5.0
 """Timeout of the request that asks which models are loaded."""
 

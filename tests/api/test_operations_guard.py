@@ -13,7 +13,7 @@ import pytest
 
 from gateway import config, simulate
 from gateway.cli.tables import show_status
-from gateway.rollout.state import Assignment
+from gateway.rollout.assignment import Assignment
 from tests.fakes.running_gateway import PATIENCE, Running, running, until
 from tests.fakes.stand_ins import stand_in
 

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from gateway import config, simulate
-from gateway.rollout.state import Assignment
+from gateway.rollout.assignment import Assignment
 from tests.fakes.pictures import picture_url
 from tests.fakes.running_gateway import PATIENCE, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in

@@ -98,7 +98,7 @@ def test_variable_that_changes_counts_more_than_what_an_operator_did(
     with installation.gateway(OLLAMA) as gateway:
         assert side(gateway) == OLLAMA
         assert "LLM_BACKEND is ollama and was vllm" in installation.first_words()
-        assert "the variable counts" in installation.first_words()
+        assert "the variable takes precedence" in installation.first_words()
     with installation.gateway(OLLAMA) as gateway:
         assert side(gateway) == OLLAMA
     assert "LLM_BACKEND is" not in installation.first_words()
