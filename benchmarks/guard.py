@@ -17,8 +17,9 @@ from benchmarks.report import percentile
 from gateway import config
 from gateway.chat.answer import Usage
 from gateway.errors import Outcome
+from gateway.rollout.assignment import Canary
 from gateway.rollout.guard import RolloutGuard
-from gateway.rollout.state import Canary, Rollout
+from gateway.rollout.state import Rollout
 from gateway.telemetry.exchange import CHAT, Exchange, Phase
 
 MOST_FALSE = 1

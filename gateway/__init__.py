@@ -1,3 +1,3 @@
-"""A gateway with OpenAI's API in front of Ollama and vLLM."""
+"""LLM gateway: OpenAI's API in front of Ollama and vLLM."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,7 @@
-"""The `gateway` command, and `python -m gateway`. Sees to the signals first: importing the rest takes a second."""
+"""The `gateway` command and `python -m gateway`.
+
+For `serve`, signal handlers are installed before the rest is imported, which takes a second.
+"""
 
 import signal
 import sys
@@ -6,20 +9,18 @@ from types import FrameType
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command line."""
     if sys.argv[1:2] == ["serve"]:
-        signal.signal(
-            signal.SIGHUP, signal.SIG_IGN
-        )  # until settings can be reread; by itself it would kill the process
-        signal.signal(
-            signal.SIGTERM, _leave
-        )  # until the server listens to it; the first process of a container would not even be killed
-    from gateway.cli import commands as cli
+        # Until the settings can be reread: SIGHUP would kill the process by default.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Until the server handles it: by default, SIGTERM would not even end PID 1 of a container.
+        signal.signal(signal.SIGTERM, _exit)
+    from gateway.cli import commands
 
-    cli.main()
+    commands.main()
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 

@@ -1,4 +1,4 @@
-"""The composition root: builds each part once, passes it in, and owns the life of the process."""
+"""The composition root: builds each part once, passes it in, and is the ASGI application."""
 
 import asyncio
 import os
@@ -11,12 +11,13 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from gateway import __version__
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys
-from gateway.api.chat import CHAT_PATHS, ChatEndpoint
+from gateway.api.chat import ChatEndpoint
 from gateway.api.cors import Cors
-from gateway.api.embeddings import EMBEDDING_PATHS, EmbeddingEndpoint
+from gateway.api.embeddings import EmbeddingEndpoint
 from gateway.api.endpoint import Endpoint, Receive, Scope, Send
 from gateway.api.model_names import ModelNames
 from gateway.api.operations import Operations
+from gateway.api.paths import CHAT_PATHS, EMBEDDING_PATHS
 from gateway.api.request_headers import reject_loop, request_id_of
 from gateway.api.routes import build, build_metrics_port
 from gateway.chat.images import ImageNormalizer
@@ -53,7 +54,8 @@ class Gateway:
         self._metrics = metrics = Metrics(_registry(), __version__, self.settle)
         self._state = StateFile(settings.state_file)
         self._backends: dict[str, Backend] = {}
-        """The backends in force, by name. Filled by `Backends`, changed in place with the settings."""
+        """Backends in force, by name. `Backends` fills the dict; a change of the settings updates
+        it in place."""
         self._in_flight = InFlight(asyncio.get_running_loop(), clock)
         destinations = Destinations(settings, self._backends, metrics)
 
@@ -171,22 +173,22 @@ class Gateway:
                 message = {**message, "headers": [*message.get("headers", ()), *extra]}
             await send(message)
 
-        await self._rest(scope, receive, send_with_headers)  # type: ignore[arg-type]  # Starlette wants mutable mappings
+        await self._rest(scope, receive, send_with_headers)  # type: ignore[arg-type]  # mutable in Starlette
 
     def begin_drain(self) -> None:
-        """Report not ready from now on; requests are still served until the listening socket closes."""
+        """Report "not ready" from now on. Requests are served until the listening socket closes."""
         self._operations.is_stopping = True
         self._preflight.stop()
 
     def cut_off(self) -> None:
-        """End what still runs: streams with an error event, queued and new requests with 503."""
+        """End all requests: streams with an error event, queued and new requests with 503."""
         for endpoint in self._endpoints.values():
             endpoint.is_stopping = True
         for relay in list(self._in_flight):
             relay.cut_off(ShuttingDown())
 
     def settle(self) -> None:
-        """Count and log what has finished so far."""
+        """Count and log the exchanges that have finished so far."""
         self._recorder.settle()
 
 
@@ -203,5 +205,5 @@ async def _answer(send: Send, status: int, headers: list[tuple[bytes, bytes]], b
 
 
 def _is_client_connection(cycle: RequestResponseCycle) -> ClientConnection:
-    """Proves to the type checker that the HTTP server hands over what the endpoints and relays ask for."""
+    """Prove to the type checker that the HTTP server's cycle is a `ClientConnection`."""
     return cycle

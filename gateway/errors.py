@@ -1,16 +1,23 @@
-"""Every answer other than success that a client can get, as one tree.
+"""All errors that a client can get, as one tree of exceptions.
 
     GatewayError
-    ├─ InvalidRequest 400          ├─ InvalidJson, UnsupportedParameter, InvalidImage, InvalidImageUrl, ContextLengthExceeded
-    ├─ InvalidApiKey 401           Forbidden 403        ModelNotFound 404     NotFound 404     MethodNotAllowed 405
-    ├─ RequestTimeout 408          Conflict 409         RequestTooLarge 413  UnsupportedMediaType 415   HeadersTooLarge 431
-    ├─ UpstreamError 502           LoopDetected 508
-    ├─ QueueFull, QueueTimeout, BackendUnavailable, ShuttingDown 503
-    ├─ UpstreamTimeout 504
+    ├─ InvalidRequest 400
+    │  ├─ InvalidJson, UnsupportedParameter, InvalidImage, InvalidImageUrl
+    │  └─ ContextLengthExceeded
+    ├─ InvalidApiKey 401, Forbidden 403
+    ├─ ModelNotFound 404, NotFound 404, MethodNotAllowed 405
+    ├─ RequestTimeout 408, Conflict 409, RequestTooLarge 413
+    ├─ UnsupportedMediaType 415, HeadersTooLarge 431
+    ├─ ClientLeft 499            counted and logged, never sent
     ├─ Crash 500
-    └─ ClientLeft 499              counted and logged, never sent
+    ├─ UpstreamError 502
+    ├─ Overloaded 503
+    │  └─ QueueFull, QueueTimeout, BackendUnavailable, ShuttingDown
+    ├─ UpstreamTimeout 504
+    └─ LoopDetected 508
 
-A message names the thing and what to do next; never a host, a path, a prompt, a completion or a key.
+A message says what is wrong and what to do next. It never contains a host, a path, a prompt, a
+completion or a key.
 """
 
 from collections.abc import Mapping
@@ -19,16 +26,16 @@ from typing import ClassVar, Literal
 import orjson
 
 Outcome = Literal["ok", "client_error", "rejected", "upstream_error", "timeout", "cancelled"]
-"""How an exchange ended; a label of `gateway_requests_total`."""
+"""Result of an exchange; a label of `gateway_requests_total`."""
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 
 
 class GatewayError(Exception):
-    """One answer that a client can get: `status`, `type`, `code` and `param` of OpenAI's error object.
+    """An error answer: the HTTP status, and `type`, `code` and `param` of OpenAI's error object.
 
-    `retry_after` is in whole seconds. `headers` come on top of the common ones.
+    `retry_after` is in whole seconds. `headers` are sent in addition to the common ones.
     """
 
     status: ClassVar[int] = 500
@@ -44,28 +51,28 @@ class GatewayError(Exception):
         self.retry_after = retry_after
 
     def envelope(self) -> bytes:
-        """The JSON body: `{"error": {"message", "type", "param", "code"}}`."""
+        """Return the JSON body: `{"error": {"message", "type", "param", "code"}}`."""
         return envelope(self.message, self.type, self.param, self.code)
 
     def answer_headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers that belong to this error, lower case."""
+        """Return the headers that belong to this error, with lower-case names."""
         pairs = [(name.encode(), value.encode()) for name, value in self.headers.items()]
         if self.retry_after is not None:
             pairs.append((b"retry-after", b"%d" % self.retry_after))
         return pairs
 
     def header_lines(self) -> bytes:
-        """The same as they are sent."""
+        """Return the lines of `answer_headers` as they are sent."""
         return b"".join([b"%b: %b\r\n" % pair for pair in self.answer_headers()])
 
 
 def envelope(message: str, type: str, param: str | None, code: str | None) -> bytes:
-    """OpenAI's error object as JSON."""
+    """Return OpenAI's error object as JSON."""
     return orjson.dumps({"error": {"message": message, "type": type, "param": param, "code": code}})
 
 
 class Crash(GatewayError):
-    """A fault of the gateway itself."""
+    """An internal error of the gateway."""
 
     outcome = "upstream_error"
 
@@ -96,14 +103,18 @@ class InvalidImageUrl(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The message carries the code too: LangChain raises its own error by that word in the text. `param` is `messages` or `input`."""
+    """The prompt and the answer do not fit into the model's context.
+
+    The message also contains the code, because LangChain recognises the error by that word in the
+    text. `param` is `messages` or `input`.
+    """
 
     code = "context_length_exceeded"
 
     def __init__(self, limit: int | None = None, param: str = "messages") -> None:
         known = f"This model's maximum context length is {limit} tokens. " if limit else ""
-        what = "The messages and the tokens to generate do" if param == "messages" else "A text of the input does"
-        super().__init__(f"{known}{what} not fit the model's context (context_length_exceeded).", param=param)
+        what = "The messages and the tokens to generate do" if param == "messages" else "One of the input texts does"
+        super().__init__(f"{known}{what} not fit into the model's context (context_length_exceeded).", param=param)
         self.limit = limit
 
 
@@ -141,7 +152,7 @@ class MethodNotAllowed(GatewayError):
     code = "method_not_allowed"
 
     def __init__(self, allowed: str) -> None:
-        super().__init__(f"This path takes {allowed} only.")
+        super().__init__(f"Method not allowed. Use {allowed} for this path.")
         self.allowed = allowed
 
     def answer_headers(self) -> list[tuple[bytes, bytes]]:
@@ -155,7 +166,7 @@ class RequestTimeout(GatewayError):
 
 
 class Conflict(GatewayError):
-    """A roll-out that a tier cannot follow, or a check that new settings have overtaken."""
+    """A roll-out that a tier cannot follow, or a preflight check outdated by new settings."""
 
     status = 409
     type = INVALID_REQUEST
@@ -205,7 +216,7 @@ class LoopDetected(GatewayError):
 
 
 class Overloaded(GatewayError):
-    """503 with `Retry-After`: this gateway or the backend has no room."""
+    """503 with `Retry-After`: the gateway or the backend cannot take the request now."""
 
     status = 503
     outcome = "rejected"
@@ -220,7 +231,10 @@ class QueueTimeout(Overloaded):
 
 
 class BackendUnavailable(Overloaded):
-    """No healthy server, or the backend itself says that it is full: for `pause` seconds, where it says so."""
+    """No server is healthy, or the backend reports that it is full.
+
+    `pause` is the number of seconds for which it says to be full, None if it does not say.
+    """
 
     code = "backend_unavailable"
     pause: float | None = None
@@ -234,7 +248,10 @@ class ShuttingDown(Overloaded):
 
 
 class UpstreamTimeout(GatewayError):
-    """No first piece, no next piece, or no end in time. Not to be tried again: the next try would wait as long."""
+    """No first piece, no next piece, or no end of the answer in time.
+
+    Tells clients not to retry, because the next attempt would wait as long.
+    """
 
     status = 504
     code = "upstream_timeout"
@@ -251,4 +268,4 @@ class ClientLeft(GatewayError):
     outcome = "cancelled"
 
     def __init__(self) -> None:
-        super().__init__("The client left.")
+        super().__init__("The client disconnected.")

@@ -1,4 +1,4 @@
-"""Puts new settings in force while requests run: build, probe, swap, and clean up when nothing needs the old ones."""
+"""Reconfiguration while requests run: build, probe, swap, and clean up what is no longer used."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -24,10 +24,11 @@ from gateway.upstream.learned_limits import LearnedLimits
 
 
 class Reconfiguration:
-    """Applies new settings in one step between two requests. Requests in flight go on with what they have.
+    """Applies new settings in one step between two requests. Those in flight keep what they have.
 
-    Backends whose servers differ are built anew and probed before anything is sent there. When the last request that
-    began under the old settings has ended, what only those settings needed is released.
+    A backend whose servers differ is rebuilt, and probed before any request goes there. Once the
+    last request that began under the old settings has ended, what only those settings needed is
+    released.
     """
 
     def __init__(
@@ -64,7 +65,10 @@ class Reconfiguration:
         self._cleanup = GenerationCleanup(lambda: in_flight.oldest_generation(destinations.generation))
 
     async def apply(self, settings: Settings) -> None:
-        """Put `settings` in force as far as `config.compare` lets them change. Nothing has changed where it raises."""
+        """Put `settings` in force, as far as `config.compare` lets them change.
+
+        If it raises, nothing has changed.
+        """
         with ExitStack() as undo:
             backends = self._build(settings, undo)
             await self._health.probe_new(settings, backends)
@@ -88,7 +92,10 @@ class Reconfiguration:
         return backends
 
     def _swap(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
-        """Change everything that depends on the settings. Awaits nothing, so no request sees a half of it."""
+        """Change everything that depends on the settings.
+
+        It awaits nothing, so no request sees only half of the change.
+        """
         self._backends.change(settings, backends)
         self._destinations.change(settings, backends)
         self._context.change(settings)
@@ -104,7 +111,7 @@ class Reconfiguration:
         self._preflight.change()
 
     def _retire(self, generation: int, before: Settings, leaving: Sequence[Backend]) -> None:
-        """Release what only the settings `before`, of `generation`, needed: no request uses them any more."""
+        """Release what only the settings `before`, of `generation`, needed: they are unused now."""
         snapshot = self._destinations.past.pop(generation)
         for backend in leaving:
             self._drop(backend)
@@ -125,5 +132,5 @@ class Reconfiguration:
 
 
 def _labels(settings: Settings) -> dict[Label, set[str]]:
-    """Return the label values that the metrics may have under `settings`."""
+    """Return the label values that metrics may have under `settings`."""
     return {"tier": {*settings.tiers, *settings.embeddings}, "backend": {*settings.backends}}

@@ -1,4 +1,4 @@
-"""Runs a gateway on its sockets until a signal ends it."""
+"""Process of the gateway: sockets, signals, open files and garbage collection."""
 
 import asyncio
 import gc
@@ -23,19 +23,21 @@ from gateway.telemetry.log import ExchangeLog, Sink, configure
 
 METRICS_DRAIN_SECONDS = 1.0
 FEW_FILES = 4096
-"""With fewer, default limits let more clients wait and be served than there are files for."""
+"""With fewer open files, the default limits allow more queued and running requests than fit."""
 
-_log = logging.getLogger("gateway.run")
+_log = logging.getLogger("gateway.serve")
 
 
 def run(
     settings: Settings, announce: Callable[[str], None] | None = None, reread: Callable[[], Settings] | None = None
 ) -> None:
-    """Serve until SIGTERM or SIGINT; `announce` is told the base URL once the door is open. `reread` reads the settings anew when their file has
-    changed or SIGHUP comes.
+    """Serve until SIGTERM or SIGINT.
+
+    `announce` is called with the base URL once the gateway accepts connections. `reread` loads the
+    settings again; it is called when their file changes, and on SIGHUP.
 
     Raises:
-        CannotListen: an address is taken, or no address.
+        CannotListen: an address is in use or invalid.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, announce, reread))
@@ -44,26 +46,25 @@ def run(
 async def serve(
     settings: Settings, announce: Callable[[str], None] | None = None, reread: Callable[[], Settings] | None = None
 ) -> None:
-    """As `run`, in the loop that runs."""
+    """Serve as `run` does, in the running event loop."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     listener = _listen("GATEWAY_PORT", settings.host, settings.port)
-    beside = (
+    metrics_listener = (
         None if settings.metrics_port is None else _listen("GATEWAY_METRICS_PORT", settings.host, settings.metrics_port)
     )
     sink = Sink(sys.stderr.buffer)
     if reread is not None:
-        _ignore_hang_up()
+        _ignore_sighup()
     try:
         configure(as_json, sink)
-        _allow_open_files()
-        gateway = Gateway(
-            settings, ExchangeLog(as_json, sink)
-        )  # its first words are about a roll-out that differs from the settings
+        _raise_file_limit()
+        # First, so that the log begins with a roll-out that differs from the settings.
+        gateway = Gateway(settings, ExchangeLog(as_json, sink))
         for line in settings.sources:
             _log.info("%s", line)
         for line in settings.warnings:
             _log.warning("%s", line)
-        async with gateway, _metrics_port(gateway, beside), _reloading(gateway, settings.file, reread):
+        async with gateway, _metrics_port(gateway, metrics_listener), _reloading(gateway, settings.file, reread):
             await _serve(settings, gateway, listener, announce)
         _log.info("stopped")
     finally:
@@ -73,7 +74,7 @@ async def serve(
 async def _serve(
     settings: Settings, gateway: Gateway, listener: socket.socket, announce: Callable[[str], None] | None
 ) -> None:
-    def tell() -> None:
+    def report_open() -> None:
         base_url = _url(settings.host, listener)
         _log.info("serving %s; tiers %s; active backend %s", base_url, ", ".join(settings.tiers), gateway.rollout)
         if announce is not None:
@@ -83,30 +84,35 @@ async def _serve(
         _config(gateway),
         drain_delay=settings.drain_delay,
         drain_timeout=settings.drain_timeout,
-        on_open=tell,
+        on_open=report_open,
         on_drain=gateway.begin_drain,
         on_cutoff=gateway.cut_off,
     )
     gc.collect()
-    gc.freeze()  # what is there now stays: no collection need walk it again while requests wait
+    gc.freeze()  # these objects stay, so no collection needs to walk them while requests wait
     await server.serve(sockets=[listener])
 
 
-def _allow_open_files() -> None:
-    """As many as the system lets: a client takes one, and one more while it is served. A login shell commonly gives 1024 to who does not ask."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # macOS says that there is no limit, and has one
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def _raise_file_limit() -> None:
+    """Raise the soft limit of open files to the hard limit, and warn if it is low.
+
+    A client connection takes one file, and a second one while its request is served. The soft limit
+    of a login shell is commonly 1024.
+    """
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS reports no hard limit, but has one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= allowed < FEW_FILES:
         _log.warning(
-            "only %d files may be open, two for each request that runs: what comes beyond is cut off; raise the limit (ulimit -Hn)",
+            "the limit of open files is only %d, and a running request takes two; connections beyond the limit "
+            "are closed without an answer; raise the limit (ulimit -Hn)",
             allowed,
         )
 
 
 class CannotListen(Exception):
-    """An address that cannot be had; the text says which variable names it."""
+    """An address that cannot be listened on; the text names the variable that sets it."""
 
 
 def _listen(variable: str, host: str, port: int) -> socket.socket:
@@ -122,7 +128,7 @@ def _url(host: str, listener: socket.socket) -> str:
 
 
 class _MetricsServer(GracefulServer):
-    """A server whose end is called by `stop`: signals are the main one's."""
+    """Server that ends when `stop` is called; the main server handles the signals."""
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -131,11 +137,11 @@ class _MetricsServer(GracefulServer):
 
 @asynccontextmanager
 async def _metrics_port(gateway: Gateway, listener: socket.socket | None) -> AsyncGenerator[None, None]:
-    """The second port, where `GATEWAY_METRICS_PORT` asks for one; it serves until the main one has drained."""
+    """Serve the port GATEWAY_METRICS_PORT, if it is set, until the main server has drained."""
     if listener is None:
         yield
         return
-    _log.info("metrics at http://%s:%d/metrics, unguarded", *listener.getsockname()[:2])
+    _log.info("metrics at http://%s:%d/metrics, without authentication", *listener.getsockname()[:2])
     server = _MetricsServer(_config(gateway.metrics_port_app), drain_timeout=METRICS_DRAIN_SECONDS)
     async with asyncio.TaskGroup() as group:
         group.create_task(server.serve(sockets=[listener]))
@@ -147,14 +153,14 @@ async def _metrics_port(gateway: Gateway, listener: socket.socket | None) -> Asy
 async def _reloading(
     gateway: Gateway, file: Path | None, reread: Callable[[], Settings] | None
 ) -> AsyncGenerator[None, None]:
-    """While the block runs, the settings are reread when `file` changes, and on SIGHUP."""
+    """Reread the settings when `file` changes, and on SIGHUP, while the block runs."""
     if reread is None:
         yield
         return
     loop = asyncio.get_running_loop()
-    hung_up = asyncio.Event()
-    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
-    tasks = [asyncio.create_task(_on_signal(gateway, hung_up, lambda: read_whole(file, reread)))]
+    signalled = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, signalled.set)
+    tasks = [asyncio.create_task(_reload_on_signal(gateway, signalled, lambda: read_whole(file, reread)))]
     if file is not None:
         tasks.append(asyncio.create_task(FileWatcher(file, gateway.reload, reread).run()))
     try:
@@ -164,18 +170,21 @@ async def _reloading(
             task.cancel()
         await asyncio.wait(tasks)
         loop.remove_signal_handler(signal.SIGHUP)
-        _ignore_hang_up()
+        _ignore_sighup()
 
 
-def _ignore_hang_up() -> None:
-    """Before settings can be reread, and after: by itself the signal would kill the process, with what is not written yet."""
+def _ignore_sighup() -> None:
+    """Ignore SIGHUP before and after the time in which it rereads the settings.
+
+    By default it would kill the process, and lose what is not written yet.
+    """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-async def _on_signal(gateway: Gateway, hung_up: asyncio.Event, reread: Callable[[], Settings]) -> None:
+async def _reload_on_signal(gateway: Gateway, signalled: asyncio.Event, reread: Callable[[], Settings]) -> None:
     while True:
-        await hung_up.wait()
-        hung_up.clear()
+        await signalled.wait()
+        signalled.clear()
         await gateway.reload.run(reread, "signal")
 
 

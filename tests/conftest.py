@@ -1,4 +1,4 @@
-"""The event loops that tests run in, a heap that is quick to walk, and a place without anybody's settings."""
+"""Shared set-up: event loops, garbage collection and an empty environment."""
 
 import asyncio
 import gc
@@ -10,12 +10,10 @@ import pytest
 import uvloop
 from hypothesis import settings
 
-settings.register_profile(
-    "tests", deadline=None, derandomize=True
-)  # what a change did not break passes as it did before
-settings.register_profile(
-    "explore", deadline=None, max_examples=1000
-)  # `pytest --hypothesis-profile=explore` looks for more
+# The same examples in each run, so that a change fails only tests that it breaks.
+settings.register_profile("tests", deadline=None, derandomize=True)
+# For a longer search: `pytest --hypothesis-profile=explore`.
+settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("tests")
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -27,7 +25,11 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The loops that a test runs in: asyncio's, uvloop's where it is marked `uvloop`, one after the other where it is marked `both_loops`."""
+    """Return the event loops in which a test runs.
+
+    It is asyncio's by default, uvloop's with the marker `uvloop`, and both in turn with the marker
+    `both_loops`.
+    """
     if item.get_closest_marker("both_loops"):
         return LOOPS
     name = "uvloop" if item.get_closest_marker("uvloop") else "asyncio"
@@ -35,15 +37,18 @@ def pytest_asyncio_loop_factories(
 
 
 def pytest_collection_finish() -> None:
-    """Some 400,000 objects of pytest's and of the libraries stay to the end. To walk them takes a quarter of a second, in the midst of whatever
-    a test waits for; the gateway, too, freezes what it starts with."""
+    """Freeze the objects that exist before the first test.
+
+    Some 400,000 objects of pytest and the libraries live to the end. A collection that walks them
+    takes a quarter of a second, while a test waits for something. The gateway freezes its own, too.
+    """
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture
 def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No setting of whoever runs the tests, in an empty folder."""
+    """Remove the gateway's variables from the environment, and change to an empty folder."""
     for name in os.environ:
         if name.startswith(("GATEWAY", "LLM_", "OLLAMA_", "VLLM_")):
             monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""Every answer other than success: OpenAI's shape, the contract's status, type and code."""
+"""Error answers: the shape of OpenAI's error object, and the documented status, type and code."""
 
 import json
 
@@ -16,7 +16,7 @@ from gateway.errors import (
 )
 
 REQUEST = "invalid_request_error"
-# The table of the contract: status, type and code of each answer, and an instance of it.
+# Status, type and code of each error as documented, and an instance of it.
 TABLE = [
     (400, REQUEST, "invalid_json", errors.InvalidJson("m")),
     (400, REQUEST, "invalid_value", errors.InvalidRequest("m", param="n")),
@@ -46,7 +46,9 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("status", "type", "code", "error"), TABLE, ids=[code or "crash" for _, _, code, _ in TABLE])
-def test_each_error_is_what_the_contract_says(status: int, type: str, code: str | None, error: GatewayError) -> None:
+def test_error_has_the_documented_status_type_and_code(
+    status: int, type: str, code: str | None, error: GatewayError
+) -> None:
     body = json.loads(error.envelope())
     assert (error.status, body["error"]["type"], body["error"]["code"]) == (status, type, code)
     assert list(body) == ["error"]
@@ -55,7 +57,7 @@ def test_each_error_is_what_the_contract_says(status: int, type: str, code: str 
     assert body["error"]["param"] == error.param
 
 
-def test_table_has_every_error_that_is_sent() -> None:
+def test_table_lists_every_error_that_is_sent() -> None:
     def leaves(kind: type[GatewayError]) -> set[type[GatewayError]]:
         below = set().union(*map(leaves, kind.__subclasses__())) if kind.__subclasses__() else set()
         return below if kind is errors.Overloaded else below | {kind}
@@ -64,26 +66,26 @@ def test_table_has_every_error_that_is_sent() -> None:
 
 
 @pytest.mark.parametrize("error", [error for status, *_, error in TABLE if status == 503], ids=lambda error: error.code)
-def test_503_tells_when_to_come_back(error: GatewayError) -> None:
+def test_503_has_a_retry_after_header(error: GatewayError) -> None:
     assert (b"retry-after", b"%d" % (error.retry_after or 0)) in error.answer_headers()
     assert error.retry_after
 
 
-def test_upstream_timeout_is_not_to_be_tried_again() -> None:
+def test_upstream_timeout_tells_clients_not_to_retry() -> None:
     assert UpstreamTimeout("no end").answer_headers() == [(b"x-should-retry", b"false")]
 
 
-def test_wrong_method_names_the_right_one() -> None:
+def test_method_not_allowed_names_the_allowed_methods() -> None:
     assert (b"allow", b"GET, POST") in MethodNotAllowed("GET, POST").answer_headers()
 
 
-def test_missing_key_names_the_scheme() -> None:
+def test_invalid_api_key_names_the_authentication_scheme() -> None:
     assert (b"www-authenticate", b"Bearer") in InvalidApiKey().answer_headers()
 
 
 @pytest.mark.parametrize("limit", [None, 4096])
-def test_message_of_a_context_exceeded_carries_the_code(limit: int | None) -> None:
-    """LangChain tells it from other errors by this word in the text."""
+def test_message_about_the_context_length_contains_the_code(limit: int | None) -> None:
+    """LangChain recognises the error by this word in the text."""
     message = ContextLengthExceeded(limit).message
     assert "context_length_exceeded" in message
     assert ("4096" in message) == (limit is not None)

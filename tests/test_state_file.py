@@ -1,4 +1,4 @@
-"""What is kept comes back; a file that is broken or another's does no harm."""
+"""State file: sections survive a restart; a damaged or foreign file is handled safely."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ import pytest
 from gateway.state_file import MARK, StateFile
 
 
-async def test_what_was_put_comes_back(tmp_path: Path) -> None:
+async def test_sections_survive_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     state = StateFile(path)
     state.put("one", {"a": 1})
@@ -21,10 +21,10 @@ async def test_what_was_put_comes_back(tmp_path: Path) -> None:
     again = StateFile(path)
     assert (again.get("one"), again.get("two"), again.get("three")) == ({"a": 2}, [1, 2], None)
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
-    assert repr(again) == f"<State {path} ['one', 'two'], 0 to write>"
+    assert repr(again) == f"<StateFile {path} ['one', 'two'], 0 to write>"
 
 
-async def test_section_of_another_version_is_kept(tmp_path: Path) -> None:
+async def test_section_that_this_version_does_not_know_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.write_text(f'{{"{MARK}":1,"later": {{"x": 1}}}}')
     state = StateFile(path)
@@ -33,7 +33,7 @@ async def test_section_of_another_version_is_kept(tmp_path: Path) -> None:
     assert StateFile(path).get("later") == {"x": 1}
 
 
-async def test_what_is_the_same_is_not_written_again(tmp_path: Path) -> None:
+async def test_unchanged_value_is_not_written_again(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     state = StateFile(path)
     state.put("one", 1)
@@ -45,34 +45,34 @@ async def test_what_is_the_same_is_not_written_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [f'{{"{MARK}":1,"one": {{"a"', ""], ids=["torn", "empty"])
-async def test_broken_file_is_ignored_and_written_anew(
+async def test_damaged_file_is_ignored_and_replaced(
     tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "state.json"
     path.write_text(content)
     state = StateFile(path)
     assert state.get("one") is None
-    assert ("is broken" in caplog.text) == bool(content)
+    assert ("is damaged" in caplog.text) == bool(content)
     state.put("one", 1)
     assert await state.persisted()
     assert StateFile(path).get("one") == 1
 
 
 @pytest.mark.parametrize("content", [b'{"theirs": 1}', b"[]", b"\xff\x00", b'{"%b": 2}' % MARK.encode(), b"not JSON"])
-async def test_file_of_somebody_else_is_left_alone(
+async def test_file_that_the_gateway_did_not_write_is_left_unchanged(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "state.json"
     path.write_bytes(content)
     state = StateFile(path)
-    assert "it is left alone" in caplog.text
+    assert "it is left unchanged" in caplog.text
     state.put("one", 1)
     assert not await state.persisted()
     assert path.read_bytes() == content
     assert state.get("one") == 1
 
 
-async def test_what_killed_processes_left_is_removed_and_what_may_be_in_use_is_not(tmp_path: Path) -> None:
+async def test_old_temporary_files_of_killed_processes_are_removed_and_young_ones_are_not(tmp_path: Path) -> None:
     for name, age in (
         (".state.json.7", 100),
         (".state.json.8", 1),
@@ -85,7 +85,7 @@ async def test_what_killed_processes_left_is_removed_and_what_may_be_in_use_is_n
     assert {path.name for path in tmp_path.iterdir()} == {".state.json.8", ".state.json.backup", ".other.json.7"}
 
 
-async def test_place_that_cannot_be_written_is_told_and_harms_nobody(
+async def test_file_that_cannot_be_written_is_reported_and_written_once_it_can_be(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = StateFile(tmp_path / "nowhere" / "state.json")
@@ -97,7 +97,7 @@ async def test_place_that_cannot_be_written_is_told_and_harms_nobody(
     assert await state.persisted()
 
 
-async def test_file_that_cannot_be_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_file_that_cannot_be_read_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     (tmp_path / "state.json").mkdir()
     StateFile(tmp_path / "state.json")
@@ -105,7 +105,7 @@ async def test_file_that_cannot_be_read_is_told(tmp_path: Path, caplog: pytest.L
 
 
 @pytest.mark.parametrize("path", [Path("/"), Path()], ids=["root", "here"])
-async def test_folder_in_the_place_of_the_file_is_told_and_harms_nobody(
+async def test_folder_in_place_of_the_file_is_reported_and_does_no_harm(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = StateFile(path)
@@ -116,16 +116,14 @@ async def test_folder_in_the_place_of_the_file_is_told_and_harms_nobody(
     assert state.get("one") == 1
 
 
-async def test_folder_that_is_not_there_is_told_before_anything_is_lost(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_missing_folder_is_reported_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     StateFile(tmp_path / "state.json")
     assert not caplog.text
     StateFile(tmp_path / "missing" / "state.json")
-    assert "its folder is missing, or closed to this user" in caplog.text
+    assert "its folder is missing or not writable for this user" in caplog.text
 
 
-async def test_without_a_file_nothing_is_kept() -> None:
+async def test_without_a_file_values_are_kept_in_memory_only() -> None:
     state = StateFile(None)
     state.put("one", 1)
     assert state.get("one") == 1

@@ -1,4 +1,4 @@
-"""A process that is killed while it writes its state leaves a whole file, and nothing that it has acknowledged is lost."""
+"""Crash safety of the state file: a killed writer leaves a complete file, and nothing is lost."""
 
 import os
 import random
@@ -14,10 +14,10 @@ KILLS = int(os.environ.get("TEST_KILLS", "8"))
 WRITER = """
 import asyncio, os, sys
 from pathlib import Path
-from gateway.state import State
+from gateway.state_file import StateFile
 
 async def main():
-    state = State(Path(sys.argv[1]))
+    state = StateFile(Path(sys.argv[1]))
     number = (state.get("rollout") or {"number": 0})["number"]
     while True:
         number += 1
@@ -29,7 +29,7 @@ asyncio.run(main())
 """
 
 
-def test_kill_in_the_middle_of_a_change_loses_nothing_acknowledged(tmp_path: Path) -> None:
+def test_kill_during_a_write_loses_no_acknowledged_value(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     for _ in range(KILLS):
         command = [sys.executable, "-c", WRITER, str(path)]
@@ -38,7 +38,7 @@ def test_kill_in_the_middle_of_a_change_loses_nothing_acknowledged(tmp_path: Pat
             first = process.stdout.readline()
             time.sleep(random.random() * 0.03)
             process.kill()
-            told = (first + process.stdout.read()).splitlines()
+            acknowledged = (first + process.stdout.read()).splitlines()
         kept = StateFile(path).get("rollout")
-        assert kept["number"] >= int(told[-1])
+        assert kept["number"] >= int(acknowledged[-1])
         assert len(kept["history"]) == 100

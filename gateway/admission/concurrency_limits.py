@@ -1,24 +1,34 @@
-"""How many may be at it at once: a `Bound` that is set, and one that learns what an Ollama really does. Pure: no clock of its own.
+"""Concurrency limits: a fixed one, and one that learns how much an Ollama runs in parallel.
 
-Ollama does not say how many requests of a model it runs at once (`OLLAMA_NUM_PARALLEL`, and 1 for some families whatever that says); the others
-wait inside, where nobody sees them or can put them in order. It shows in one thing only: k answers that come at the same time, piece by piece,
-prove that k run at once. So a `AdaptiveLimit` counts the answers between their first piece and their end ("speaking").
+Pure: no clock of its own.
 
-Up: while someone waits, one more than `limit` is let in on trial. When more than `limit` speak at once, and still do `CONFIRM_SECONDS` later, the
-limit is that number. (An end and a first piece that reach a busy gateway together may be seen in the wrong order; hence the second look.) When one
-ends before that, the trial has failed, and the next is made after `TRY_AGAIN_SECONDS`.
+Ollama does not report how many requests for a model it runs in parallel (`OLLAMA_NUM_PARALLEL`, but
+only 1 for some model families, whatever that variable says). The other requests wait inside the
+server, where the gateway can neither see nor order them. Only one observation helps: k answers that
+stream at the same time prove that k requests run in parallel. So an `AdaptiveLimit` counts the
+answers that are between their first token and their end ("streaming").
 
-Down: a limit may be too high, from a setting or from before a restart of the server. When `ENOUGH` requests have filled the limit and
-begun to speak, and never did as many speak at once as the limit allows, it is lowered to the most that did.
+Raising. While a request is queued, one more than `limit` is admitted on trial. If more than `limit`
+answers stream at once, and still do `CONFIRM_SECONDS` later, their number becomes the limit. The
+second look is needed because a busy gateway may process the end of one answer and the first token
+of another in the wrong order, if both arrive together. If a request ends before the limit was
+raised, the trial has failed, and the next one may start after `TRY_AGAIN_SECONDS`.
+
+Lowering. A limit may be too high, because of a setting or because the server has restarted. When
+`REQUESTS_BEFORE_LOWERING` requests have filled the limit and begun to stream, and never as many
+streamed at once as the limit allows, the limit is lowered to the highest number that did.
 """
 
 CONFIRM_SECONDS = 0.05
 TRY_AGAIN_SECONDS = 60.0
-ENOUGH = 8
+REQUESTS_BEFORE_LOWERING = 8
 
 
 class ConcurrencyLimit:
-    """At most `limit` at once; `count` are there now. It may be over the limit after the limit was lowered."""
+    """Limit on requests in flight, with their current `count`.
+
+    The count may exceed the limit after the limit was lowered.
+    """
 
     __slots__ = ("count", "limit")
 
@@ -35,76 +45,79 @@ class ConcurrencyLimit:
 
 
 class LoadSample:
-    """What one request has to do with a `AdaptiveLimit`."""
+    """State of one request in an `AdaptiveLimit`."""
 
     __slots__ = ("filled", "is_streaming")
 
     def __init__(self, filled: bool) -> None:
         self.filled = filled
-        """The limit was reached with it."""
+        """True if the request reached the limit when it was admitted."""
         self.is_streaming = False
 
 
 class AdaptiveLimit(ConcurrencyLimit):
-    """A limit that follows what is seen."""
+    """Concurrency limit that follows what is observed."""
 
-    __slots__ = ("_most", "_trial", "_unproven", "is_held", "next_try", "streaming")
+    __slots__ = ("_most_streaming", "_trial", "_unproven", "is_held", "next_try", "streaming")
 
     def __init__(self, limit: int, is_held: bool = False) -> None:
         super().__init__(limit)
         self.streaming = 0
         self.next_try = 0.0
-        """When the next trial may begin, on the clock of who asks."""
+        """Earliest time of the next trial, on the caller's clock."""
         self.is_held = is_held
-        """The limit is set for now, and nothing is learned."""
+        """True while the limit is set by the operator, so that nothing is learned."""
         self._trial: LoadSample | None = None
         self._unproven = 0
-        self._most = 0
+        self._most_streaming = 0
 
     def may_try(self, now: float) -> bool:
         return self.count == self.limit and self._trial is None and now >= self.next_try and not self.is_held
 
     def began(self) -> LoadSample:
-        """A request was let in and counted."""
-        part = LoadSample(self.count >= self.limit)
+        """Record that a request was admitted and counted."""
+        sample = LoadSample(self.count >= self.limit)
         if self.count > self.limit:
-            self._trial = part
-        return part
+            self._trial = sample
+        return sample
 
-    def first_token(self, part: LoadSample) -> bool:
-        """Its first piece came. True: look again in `CONFIRM_SECONDS`, with `confirm`."""
-        part.is_streaming = True
+    def first_token(self, sample: LoadSample) -> bool:
+        """Record the first token of an answer.
+
+        Return whether to call `confirm` in `CONFIRM_SECONDS`.
+        """
+        sample.is_streaming = True
         self.streaming += 1
-        self._most = max(self._most, self.streaming)
+        self._most_streaming = max(self._most_streaming, self.streaming)
         if self.streaming >= self.limit:
-            self._forget()
-        elif part.filled:
+            self._reset_evidence()
+        elif sample.filled:
             self._unproven += 1
         return self.streaming > self.limit
 
     def confirm(self) -> bool:
-        """True: more than `limit` speak still, and the limit was raised."""
+        """Raise the limit if more than `limit` answers still stream. Return whether it rose."""
         if self.streaming <= self.limit or self.is_held:
             return False
         self.limit = self.streaming
         self._trial = None
         self.next_try = 0.0
-        self._forget()
+        self._reset_evidence()
         return True
 
-    def ended(self, part: LoadSample, now: float) -> bool:
-        """A request is over, and counted off. True: the limit was lowered."""
-        if part.is_streaming:
+    def ended(self, sample: LoadSample, now: float) -> bool:
+        """Record the end of a request that is no longer counted. Return whether the limit fell."""
+        if sample.is_streaming:
             self.streaming -= 1
         if self._trial is not None:
             self._trial = None
             self.next_try = now + TRY_AGAIN_SECONDS
-        if self._unproven < ENOUGH or self.limit == 1 or self.is_held:
+        if self._unproven < REQUESTS_BEFORE_LOWERING or self.limit == 1 or self.is_held:
             return False
-        self.limit = max(1, self._most)
+        self.limit = max(1, self._most_streaming)
         self.next_try = now + TRY_AGAIN_SECONDS
-        self._forget()
+        self._reset_evidence()
         return True
 
-    def _forget(self) -> None:
-        self._unproven = self._most = 0
+    def _reset_evidence(self) -> None:
+        self._unproven = self._most_streaming = 0

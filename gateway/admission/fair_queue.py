@@ -1,8 +1,12 @@
-"""The order in which those who wait come to their turn: keys by turns, behind a key its persons by turns, then by arrival. Pure: no clock.
+"""Fair queue: round robin over keys, then over the persons of a key, then by arrival.
 
-A `Line` is a ring of keys, a key is a ring of persons, a person is a file of requests. Whoever was served goes to the end of his ring, so
-that a key with a thousand requests is served as often as a key with two. A key bears a stamp: when it came to the end of the ring it is in.
-Stamps are drawn from one counter, so they compare across lines. Every step is O(1), also for one who leaves from the middle.
+Pure: no clock.
+
+A `FairQueue` is a ring of keys. Each key has a ring of persons, and each person has a list of
+requests in the order of arrival. A key or person that was served goes to the end of its ring, so a
+key with a thousand requests is served as often as a key with two. Each key carries a stamp, which
+records when it went to the end of the ring. All stamps come from one counter, so they can be
+compared across queues. Adding, serving and removing are O(1), even from the middle of the queue.
 """
 
 from collections import OrderedDict
@@ -13,18 +17,18 @@ from msgspec import Struct
 
 
 class Claim(Struct, frozen=True, gc=False):
-    """Whose request it is and what it asks of the line."""
+    """Owner, priority and deadline of a request."""
 
     key: str = ""
     person: str = ""
-    """Whom a trusted program names behind its key."""
+    """Person that a trusted program names behind its key."""
     is_batch: bool = False
     timeout: float | None = None
-    """Seconds from now in which the client wants the whole answer."""
+    """Seconds from now within which the client wants the whole answer."""
 
 
 class Claimant(Protocol):
-    """What stands in a line."""
+    """Item of a fair queue."""
 
     claim: Claim
 
@@ -32,8 +36,8 @@ class Claimant(Protocol):
 T = TypeVar("T", bound=Claimant)
 
 
-class _Turn(Generic[T]):
-    """A key's place in the ring, and who waits behind it."""
+class _KeyQueue(Generic[T]):
+    """A key's entry in the ring, with its requests by person."""
 
     __slots__ = ("count", "persons", "stamp")
 
@@ -44,78 +48,82 @@ class _Turn(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Those who wait for the same slots with the same priority."""
+    """Queue of the requests that wait for the same slots with the same priority."""
 
-    __slots__ = ("_turns", "count")
+    __slots__ = ("_keys", "count")
 
     def __init__(self) -> None:
         self.count = 0
-        self._turns: OrderedDict[str, _Turn[T]] = OrderedDict()
+        self._keys: OrderedDict[str, _KeyQueue[T]] = OrderedDict()
 
     def __repr__(self) -> str:
-        return f"<Line {self.count} of {len(self._turns)} keys>"
+        return f"<FairQueue {self.count} of {len(self._keys)} keys>"
 
-    def add(self, waiter: T, stamp: int) -> None:
-        """To the end; `stamp` is for a key of whom nobody waits yet."""
-        key, person = waiter.claim.key, waiter.claim.person
-        turn = self._turns.get(key)
-        if turn is None:
-            turn = self._turns[key] = _Turn(stamp)
-        requests = turn.persons.get(person)
+    def add(self, item: T, stamp: int) -> None:
+        """Append a request. `stamp` is used if its key has no requests in the queue yet."""
+        key, person = item.claim.key, item.claim.person
+        entry = self._keys.get(key)
+        if entry is None:
+            entry = self._keys[key] = _KeyQueue(stamp)
+        requests = entry.persons.get(person)
         if requests is None:
-            requests = turn.persons[person] = OrderedDict()
-        requests[waiter] = None
-        turn.count += 1
+            requests = entry.persons[person] = OrderedDict()
+        requests[item] = None
+        entry.count += 1
         self.count += 1
 
     def head(self) -> tuple[int, T]:
-        """Whose turn it is, with the stamp of its key. There has to be one."""
-        turn = next(iter(self._turns.values()))
-        return turn.stamp, next(iter(next(iter(turn.persons.values()))))
+        """Return the next request and the stamp of its key. The queue must not be empty."""
+        entry = next(iter(self._keys.values()))
+        return entry.stamp, next(iter(next(iter(entry.persons.values()))))
 
-    def remove(self, waiter: T) -> None:
-        """It leaves, or its turn has come: then `passed_on` is to be called besides."""
-        key, person = waiter.claim.key, waiter.claim.person
-        turn = self._turns[key]
-        requests = turn.persons[person]
-        del requests[waiter]
+    def remove(self, item: T) -> None:
+        """Remove a request that left or is being served. In the latter case, call `served` too."""
+        key, person = item.claim.key, item.claim.person
+        entry = self._keys[key]
+        requests = entry.persons[person]
+        del requests[item]
         self.count -= 1
-        turn.count -= 1
+        entry.count -= 1
         if not requests:
-            del turn.persons[person]
-            if not turn.count:
-                del self._turns[key]
+            del entry.persons[person]
+            if not entry.count:
+                del self._keys[key]
 
     def served(self, claim: Claim, stamp: int) -> None:
-        """One of this key was served, here or in another line: it goes to the end of the ring, and so does the person in the key's."""
-        turn = self._turns.get(claim.key)
-        if turn is not None:
-            turn.stamp = stamp
-            self._turns.move_to_end(claim.key)
-            if claim.person in turn.persons:
-                turn.persons.move_to_end(claim.person)
+        """Move the key of `claim` to the end of the ring, and the person to the end of the key's.
+
+        Call it when a request with this claim was served, from this queue or another one.
+        """
+        entry = self._keys.get(claim.key)
+        if entry is not None:
+            entry.stamp = stamp
+            self._keys.move_to_end(claim.key)
+            if claim.person in entry.persons:
+                entry.persons.move_to_end(claim.person)
 
     def count_ahead_of_new(self, key: str) -> int:
-        """How many are served before one more of `key` would be, if nobody else came."""
-        turn = self._turns.get(key)
-        mine = 0 if turn is None else turn.count
-        others = len(self._turns) - (turn is not None)
+        """Return how many requests are served before a new one of `key`, if no others arrive."""
+        entry = self._keys.get(key)
+        mine = 0 if entry is None else entry.count
+        others = len(self._keys) - (entry is not None)
         return min(self.count, mine + others * (mine + 1))
 
     def in_order(self) -> Iterator[T]:
-        """All, in the order in which they would be served if nobody else came. O(n)."""
-        return _by_turns(
-            [_by_turns([iter(requests) for requests in turn.persons.values()]) for turn in self._turns.values()]
+        """Iterate over all requests in the order of service, if no others arrive. O(n)."""
+        return _round_robin(
+            [_round_robin([iter(requests) for requests in entry.persons.values()]) for entry in self._keys.values()]
         )
 
 
-def _by_turns(sources: Iterable[Iterator[T]]) -> Iterator[T]:
-    left = list(sources)
-    while left:
-        still = []
-        for source in left:
+def _round_robin(sources: Iterable[Iterator[T]]) -> Iterator[T]:
+    """Yield one item of each source in turn, until all sources are exhausted."""
+    remaining = list(sources)
+    while remaining:
+        unfinished = []
+        for source in remaining:
             for item in source:
                 yield item
-                still.append(source)
+                unfinished.append(source)
                 break
-        left = still
+        remaining = unfinished

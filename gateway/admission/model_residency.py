@@ -1,27 +1,42 @@
-"""Which models one Ollama has loaded, which is loaded next, and who makes room for it. Synchronous: it decides; `loader.py` loads.
+"""Model residency of one Ollama: which models are loaded, which is next, and which make room.
 
-Why. An Ollama loads a model within the request that asks for it, and drops the load when that client leaves. A load beside a load may be refused.
-Where memory is short a load evicts another model, once that has no request left; and requests for that one pass by the load that waits.
-So a request for a model that is not loaded waits in line, and the gateway loads the model for all who do, under a request of its own.
+Synchronous: it decides, and `upstream/model_loader.py` loads.
 
-What is known. `see` is told what `/api/ps` shows, `ended` how a load went. Before the first word all models are taken for loaded: nothing
-is then done but what was done without this. Knowledge may be out of date: then a request is slow, or a load is done at once.
+Reasons. Ollama loads a model as part of the request that asks for it, and drops the load when that
+client disconnects. It may refuse a load while another one is running. If memory is short, a load
+evicts another model, once that model has no requests left, and requests for that model overtake the
+waiting load. So requests for a model that is not loaded stay queued, and the gateway loads the
+model for all of them with a request of its own.
 
-States. A model is (1) loaded, and `is_ready`; (2) loaded but held: it makes room; (3) cold; (4) loading. `look` moves them, and is called when
-somebody gets in line, when somebody leaves while others wait, and with each probe:
+Knowledge. `update` receives what `/api/ps` reports, and `ended` the outcome of a load. Before the
+first report, all models count as loaded. The gateway then does nothing that it would not do without
+this module. Reports may be outdated: then a request is slow, or a load ends at once.
 
-  cold → loading   when somebody waits for it, none other is loading, and those who make room for it are at rest. The one that waits the longest
-                   is next; what is only to be warm comes behind those.
-  loaded → held    when a rival is next.
-  loading → loaded, or cold, and held → loaded: `ended`.
+States. A model is (1) loaded, and `is_ready`; (2) loaded but held: it makes room; (3) cold; (4)
+loading. `schedule` moves models between states. It is called when a request is queued, when a
+request leaves while others wait, and with each probe:
 
-Rivals. Two models are rivals when the load of one was seen to evict the other: it was shown before and not after, and was not due to go. They are
-rivals no more when both are shown at once. While a rival is loaded and has work, or had some a moment ago, a model waits up to `swap_after`
-seconds: since it has been waited for, and since the other was loaded, so that each has that long in turn. Of models that are not known to fit
-together, those at work are held too when a load has taken longer than `swap_after`: it may be waiting for them, without an end.
+  cold → loading            if requests wait for the model, no other model is loading, and the
+                            models that make room for it are idle. The model that has been wanted
+                            the longest is next. Models that only need to be warm come after those.
+  loaded → held             if a rival is next.
+  loading → loaded or cold  by `ended`.
+  held → loaded             by `ended`, or by `schedule` once the next model is not wanted any more.
 
-Invariants. L1: at most one is loading, and who is held is held for that one or for the next. L2: a model that somebody waits for and could have is
-loaded after a bounded time: each hold has an end. L3: `is_ready` is true exactly when it is loaded and not held.
+Rivals. Two models are rivals if loading one was seen to evict the other: the other was reported
+before the load and not after it, and it was at work or not yet due to expire. They stop being
+rivals when both are reported at the same time. While a rival is loaded and has work, or had some a
+moment ago, a model waits up to `swap_after` seconds, from the later of two times: when the model
+was first wanted, and when the rival was loaded. So each has that long in turn. A load that takes
+longer than `swap_after` may be waiting, without end, for models at work. So these are then held
+too, unless they are known to fit together with the new model.
+
+Invariants.
+
+L1: At most one model is loading, and models are held only for that one or for the next.
+L2: A model that requests wait for, and that the server can load, is loaded after a bounded time:
+    each hold has an end.
+L3: `is_ready` is true exactly if the model is loaded and not held.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -31,40 +46,51 @@ from typing import NamedTuple, Protocol
 
 from gateway.errors import GatewayError
 
-REST_SECONDS = 1.0
-"""A model is done when it had nothing to do for so long: a program that asks on and on leaves gaps, and a load takes longer than such a one."""
+IDLE_AFTER_SECONDS = 1.0
+"""Seconds without work after which a model is idle.
+
+A program that sends one request after the other leaves gaps, and a load takes longer than such a
+gap.
+"""
 
 
 class Waiters(Protocol):
-    """Those who wait for one model and need the same."""
+    """Queue of requests that wait for one model and need the same limits."""
 
     @property
     def waiting(self) -> int: ...
 
     def wants(self, state: "ModelState") -> bool:
-        """Somebody waits who would be better off if the model was loaded there."""
+        """Return whether a request would start sooner if the model were loaded on that server."""
 
     def may_try_elsewhere(self, state: "ModelState") -> bool:
-        """Another server has the model, or could load it and has not failed."""
+        """Return whether another server has the model, or could load it and has not failed."""
 
     def refuse(self, error: Callable[[], GatewayError]) -> None:
-        """End the wait of all."""
+        """End the wait of all requests with an error."""
 
 
 class LoadedModels(NamedTuple):
-    """What a server says that it has loaded: until when, by canonical name, and the time there, both in Unix time."""
+    """Loaded models that a server reports: expiry times by canonical name, and the server's time.
+
+    All times are Unix times.
+    """
 
     until: Mapping[str, float]
     now: float
 
 
 class ModelState:
-    """One model at one server. `name` is canonical, `model` what the settings call it; `is_apart`: it makes embeddings."""
+    """State of one model on one server.
+
+    `name` is the canonical name, `model` the name in the settings.
+    """
 
     __slots__ = (
         "_load_seconds",
         "has_failed",
-        "is_apart",
+        "idle_since",
+        "is_embedding",
         "is_held",
         "is_loaded",
         "is_ready",
@@ -72,28 +98,27 @@ class ModelState:
         "model",
         "name",
         "ready_since",
-        "rests_since",
         "running",
         "waiters",
-        "waits_since",
+        "wanted_since",
         "warm",
-    )  # fmt: skip
+    )
 
-    def __init__(self, name: str, model: str, is_apart: bool, is_loaded: bool) -> None:
+    def __init__(self, name: str, model: str, is_embedding: bool, is_loaded: bool) -> None:
         self.name = name
         self.model = model
-        self.is_apart = is_apart
+        self.is_embedding = is_embedding
         self.waiters: list[Waiters] = []
         self.is_ready = self.is_loaded = is_loaded
         self.is_held = False
         self.has_failed = False
-        """Another server is to try, before this one does again."""
+        """True if the load failed and another server has to try before this one does again."""
         self.running = 0
-        self.rests_since = -inf
-        """When the last of those running ended."""
+        self.idle_since = -inf
+        """Time at which the last request in flight ended."""
         self.warm = False
-        """To be loaded though nobody waits."""
-        self.waits_since: float | None = None
+        """True if the model is to be loaded even if no request waits for it."""
+        self.wanted_since: float | None = None
         self.ready_since = -inf
         self.load_began: float | None = None
         self._load_seconds = 0.0
@@ -103,7 +128,7 @@ class ModelState:
 
     @property
     def word(self) -> str:
-        """Its state in a word."""
+        """State in one word, for the status report."""
         return "loading" if self.is_loading else "cold" if not self.is_loaded else "held" if self.is_held else "loaded"
 
     @property
@@ -112,14 +137,14 @@ class ModelState:
 
     @property
     def has_work(self) -> bool:
-        return self.running > 0 or any(crowd.waiting for crowd in self.waiters)
+        return self.running > 0 or any(queue.waiting for queue in self.waiters)
 
     def load_seconds(self, now: float) -> float:
-        """How long it has been loading, in all."""
+        """Return how long the model has been loading in total."""
         return self._load_seconds + (0.0 if self.load_began is None else now - self.load_began)
 
     def set(self, *, is_loaded: bool | None = None, is_held: bool | None = None) -> bool:
-        """Whether it became ready."""
+        """Set the given flags. Return whether the model became ready."""
         was = self.is_ready
         self.is_loaded = self.is_loaded if is_loaded is None else is_loaded
         self.is_held = self.is_held if is_held is None else is_held
@@ -127,103 +152,111 @@ class ModelState:
         return self.is_ready and not was
 
     def end(self, now: float) -> None:
-        """Of its load."""
+        """End the load."""
         self._load_seconds = self.load_seconds(now)
         self.load_began = None
 
 
 class ModelResidency:
-    """The models of one server. `may_load` tells whether the server could load a model now; `begin` is to start a load, and to call `ended`
-    at its end, whatever becomes of it."""
+    """The models of one server.
+
+    - `may_load` returns whether the server could load a model now.
+    - `begin_load` starts a load, and must call `ended` when the load is over, whatever its outcome.
+    """
 
     def __init__(
         self,
         clock: Callable[[], float],
-        alarm: Callable[[float, Callable[[], object]], object],
+        call_later: Callable[[float, Callable[[], object]], object],
         swap_after: Callable[[], float],
         may_load: Callable[[str], bool],
-        begin: Callable[[ModelState], None],
+        begin_load: Callable[[ModelState], None],
         on_ready: Callable[[], None],
     ) -> None:
         self._clock = clock
-        self._alarm = alarm
+        self._call_later = call_later
         self._swap_after = swap_after
         self._may_load = may_load
-        self._begin = begin
+        self._begin_load = begin_load
         self._on_ready = on_ready
         self.states: dict[str, ModelState] = {}
-        self._shown: Collection[str] | None = None
+        self._reported: Collection[str] | None = None
         self._next: ModelState | None = None
-        self._used: set[str] = set()
-        """At work when the load began."""
+        self._busy_at_start: set[str] = set()
+        """Models that were at work when the load began."""
         self._rivals: set[frozenset[str]] = set()
-        self._friends: set[frozenset[str]] = set()
-        """Pairs that were shown together."""
-        self._alarm_at = inf
+        self._compatible: set[frozenset[str]] = set()
+        """Pairs of models that were reported at the same time."""
+        self._timer_due = inf
 
     def __repr__(self) -> str:
-        return f"<Loads {list(self.states.values())}, next {self._next}>"
+        return f"<ModelResidency {list(self.states.values())}, next {self._next}>"
 
-    def state(self, name: str, model: str, is_apart: bool) -> ModelState:
-        found = self.states.get(name)
-        if found is None:
-            is_loaded = self._shown is None or name in self._shown
-            found = self.states[name] = ModelState(name, model, is_apart, is_loaded)
-        return found
+    def state(self, name: str, model: str, is_embedding: bool) -> ModelState:
+        state = self.states.get(name)
+        if state is None:
+            is_loaded = self._reported is None or name in self._reported
+            state = self.states[name] = ModelState(name, model, is_embedding, is_loaded)
+        return state
 
-    # What is told
+    # Reports
 
-    def update(self, shown: Collection[str]) -> bool:
-        """These are loaded, by the server's word; whether a model became ready by that."""
-        became = self._note(shown)
+    def update(self, reported: Collection[str]) -> bool:
+        """Apply the server's report of its loaded models. Return whether a model became ready."""
+        became_ready = self._apply_report(reported)
         for state in self.states.values():
             state.has_failed = False
-        return self.schedule() or became
+        return self.schedule() or became_ready
 
     def ended(
         self, state: ModelState, is_loaded: bool, before: LoadedModels | None, after: LoadedModels | None
     ) -> None:
-        """The load of `state` is over; this was shown before and after it."""
+        """Record the end of the load of `state`, with reports from before and after the load."""
         now = self._clock()
         state.end(now)
         if after is not None:
-            self._note(after.until)
+            self._apply_report(after.until)
         if before is not None and after is not None:
             gone = before.until.keys() & self.states.keys() - after.until.keys() - {state.name}
             evicted = {
-                frozenset((name, state.name)) for name in gone if name in self._used or before.until[name] > after.now
+                frozenset((name, state.name))
+                for name in gone
+                if name in self._busy_at_start or before.until[name] > after.now
             }
             self._rivals |= evicted
-            self._friends -= evicted
-        state.waits_since = None
+            self._compatible -= evicted
+        state.wanted_since = None
         state.warm = False
         state.ready_since = now
         state.set(is_loaded=is_loaded)
         self._next = None
         self._release()
 
-    def _note(self, shown: Collection[str]) -> bool:
-        self._shown = shown
-        became = False
+    def _apply_report(self, reported: Collection[str]) -> bool:
+        self._reported = reported
+        became_ready = False
         for state in self.states.values():
             if not state.is_loading:
-                if not state.is_loaded and state.name in shown:
+                if not state.is_loaded and state.name in reported:
                     state.ready_since = self._clock()
-                became |= state.set(is_loaded=state.name in shown)
+                became_ready |= state.set(is_loaded=state.name in reported)
                 state.warm = state.warm and not state.is_loaded
-        together = {frozenset(pair) for pair in combinations((name for name in self.states if name in shown), 2)}
+        together = {frozenset(pair) for pair in combinations((name for name in self.states if name in reported), 2)}
         self._rivals -= together
-        self._friends |= together
-        return became
+        self._compatible |= together
+        return became_ready
 
     def _release(self) -> bool:
-        became = [state.set(is_held=False) for state in self.states.values()]
-        return any(became)
+        became_ready = [state.set(is_held=False) for state in self.states.values()]
+        return any(became_ready)
 
-    # What follows
+    # Decisions
 
     def schedule(self) -> bool:
-        """Begin the load that is due; whether a model became ready since another needs no room any more."""
+        """Begin the load that is due.
+
+        Return whether a model became ready because another one no longer needs room.
+        """
         released = False
         if self._next is not None:
             if self._next.is_loading:
@@ -232,7 +265,7 @@ class ModelResidency:
                 self._next = None
                 released = self._release()
         if self._next is None:
-            self._next = self._choose()
+            self._next = self._choose_next()
             if self._next is None:
                 return released
             for state in self._rivals_of(self._next):
@@ -242,20 +275,20 @@ class ModelResidency:
         return released
 
     def _start(self, state: ModelState) -> None:
-        self._used = {other.name for other in self.states.values() if other.running}
+        self._busy_at_start = {other.name for other in self.states.values() if other.running}
         state.load_began = began = self._clock()
-        self._alarm(self._swap_after(), lambda: self._press(state, began))
-        self._begin(state)
+        self._call_later(self._swap_after(), lambda: self._hold_busy_models(state, began))
+        self._begin_load(state)
 
-    def _press(self, state: ModelState, began: float) -> None:
-        """The load that `began` then takes long: nothing new for those that it may be waiting for."""
+    def _hold_busy_models(self, state: ModelState, began: float) -> None:
+        """Hold the models that the load begun at `began` may be waiting for, if it still runs."""
         if state.load_began == began:
             for other in self.states.values():
-                if other.is_loaded and other.has_work and frozenset((other.name, state.name)) not in self._friends:
+                if other.is_loaded and other.has_work and frozenset((other.name, state.name)) not in self._compatible:
                     other.set(is_held=True)
 
     def _is_wanted(self, state: ModelState) -> bool:
-        return any(crowd.wants(state) for crowd in state.waiters)
+        return any(queue.wants(state) for queue in state.waiters)
 
     def _rivals_of(self, state: ModelState) -> list[ModelState]:
         return [
@@ -264,20 +297,20 @@ class ModelResidency:
             if other.is_loaded and frozenset((other.name, state.name)) in self._rivals
         ]
 
-    def _choose(self) -> ModelState | None:
-        """The one to be loaded next, if its time has come; else an alarm is set for when it has."""
+    def _choose_next(self) -> ModelState | None:
+        """Return the model to load next, if one is due. Otherwise set a timer for the next one."""
         now = self._clock()
         wanted = []
         for state in self.states.values():
             if state.is_loaded or not self._may_load(state.model):
                 continue
             if self._is_wanted(state):
-                state.waits_since = now if state.waits_since is None else state.waits_since
+                state.wanted_since = now if state.wanted_since is None else state.wanted_since
                 wanted.append(state)
             else:
-                state.waits_since = None
-        for state in sorted(wanted, key=lambda state: state.waits_since or 0.0):
-            begins = max((self._turn_ends(state, rival) for rival in self._rivals_of(state)), default=now)
+                state.wanted_since = None
+        for state in sorted(wanted, key=lambda state: state.wanted_since or 0.0):
+            begins = max((self._turn_end(state, rival) for rival in self._rivals_of(state)), default=now)
             if begins <= now:
                 return state
             self._schedule_at(begins)
@@ -285,25 +318,25 @@ class ModelResidency:
             return None
         return next(
             (
-                s
-                for s in self.states.values()
-                if s.warm and not s.is_loaded and self._may_load(s.model) and not self._rivals_of(s)
+                state
+                for state in self.states.values()
+                if state.warm and not state.is_loaded and self._may_load(state.model) and not self._rivals_of(state)
             ),
             None,
         )
 
-    def _turn_ends(self, state: ModelState, rival: ModelState) -> float:
-        assert state.waits_since is not None
-        ends = max(state.waits_since, rival.ready_since) + self._swap_after()
-        return ends if rival.has_work else min(ends, rival.rests_since + REST_SECONDS)
+    def _turn_end(self, state: ModelState, rival: ModelState) -> float:
+        assert state.wanted_since is not None
+        ends = max(state.wanted_since, rival.ready_since) + self._swap_after()
+        return ends if rival.has_work else min(ends, rival.idle_since + IDLE_AFTER_SECONDS)
 
     def _schedule_at(self, time: float) -> None:
         now = self._clock()
-        if time < self._alarm_at or self._alarm_at <= now:
-            self._alarm_at = time
-            self._alarm(time - now, self._on_timer)
+        if time < self._timer_due or self._timer_due <= now:
+            self._timer_due = time
+            self._call_later(time - now, self._on_timer)
 
     def _on_timer(self) -> None:
-        self._alarm_at = inf
+        self._timer_due = inf
         if self.schedule():
             self._on_ready()

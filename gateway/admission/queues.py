@@ -1,4 +1,7 @@
-"""What admission decides over: servers with their bounds, the queues before them, and the requests in these. Pure; the steps are `admission.py`'s."""
+"""Data of admission: servers with their limits, queues, and the requests in them.
+
+Pure. The steps that change this data are in `scheduler.py`.
+"""
 
 import math
 import statistics
@@ -13,33 +16,39 @@ from gateway.admission.model_residency import ModelResidency, ModelState
 from gateway.errors import GatewayError
 
 LaneName = str
-"""`text`, `vision`, or another that the backend was given."""
+"""Lane: `text`, `vision`, or another one that the backend is given."""
 
 SERVICE_SAMPLES = 64
 BATCH_SHARE = 10
-"""One slot in so many is for batch, while some of it waits."""
-CENSUS_SECONDS = 1.0
-"""How old a place in line may be that is told to who waits there."""
+"""Batch requests get one in this many slots while any of them wait."""
+POSITION_AGE_SECONDS = 1.0
+"""Maximum age of a queue position that is reported to a waiting client."""
 
-LOADING_SECONDS = 0.25
-"""How often one looks who waits for a load and has no time left besides."""
+LOADING_CHECK_SECONDS = 0.25
+"""Interval of timeout checks once a request has used up its wait while its model loads."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaneLimits:
-    """`slots` at each server, None: no fewer than the server has; at most `max_queue` waiting, none for longer than `queue_timeout` seconds."""
+    """Limits of a lane: `slots` on each server, queued requests, and seconds in the queue.
+
+    `slots` is None if the lane may use all slots of a server.
+    """
 
     slots: int | None
     max_queue: int
     queue_timeout: float
-    is_apart: bool = False
-    """Its `slots` are besides the server's and the models': they do not count together."""
+    is_separate: bool = False
+    """True if `slots` are separate: they do not count toward the server or its models."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
-    """Of a backend: `slots` at each server, of them `model_slots` for each model; None: learned, beginning with `first_guess`, which `can_learn`
-    has to allow."""
+    """Limits of a backend: `slots` on each server, and `model_slots` of them for each model.
+
+    If `model_slots` is None, the limit is learned, starting at `first_guess`. This requires
+    `can_learn`.
+    """
 
     slots: int
     model_slots: int | None
@@ -50,7 +59,10 @@ class AdmissionLimits:
 
 @dataclass(frozen=True, slots=True)
 class TierLimits:
-    """What a tier bounds for its own requests, None: nothing. `slots` come on top of the server's own, the others in place of the shared ones."""
+    """Limits that a tier sets for its own requests. None means that the tier sets no such limit.
+
+    `slots` applies in addition to the server's slots. The others replace the shared limits.
+    """
 
     slots: int | None = None
     model_slots: int | None = None
@@ -60,48 +72,54 @@ class TierLimits:
 
 
 class ServerSlots(ABC):
-    """A server as admission sees it: what runs there, and what could."""
+    """A server as admission sees it: what runs there, and what could run."""
 
-    __slots__ = ("apart", "guesses", "lanes", "models", "residency", "slots")
+    __slots__ = ("guesses", "lanes", "models", "residency", "separate_lanes", "slots")
 
     def __init__(self) -> None:
         self.slots = ConcurrencyLimit(0)
         self.models: dict[str, ConcurrencyLimit] = {}
-        """By the model's canonical name."""
+        """Model limits by canonical name."""
         self.lanes: dict[LaneName, ConcurrencyLimit] = {}
-        """Of those that have some of the slots."""
-        self.apart: dict[LaneName, ConcurrencyLimit] = {}
-        """Of those that have slots besides."""
+        """Limits of the lanes that are restricted to some of the server's slots."""
+        self.separate_lanes: dict[LaneName, ConcurrencyLimit] = {}
+        """Limits of the lanes with separate slots."""
         self.guesses: dict[str, int] = {}
-        """What was learned of models before this start, by canonical name."""
+        """Model limits learned earlier, by canonical name."""
         self.residency: ModelResidency | None = None
-        """What it has loaded; None: nothing has to be."""
+        """Loaded models, or None if the server does not have to load models."""
 
     @property
     def running(self) -> int:
-        """In the slots that all share."""
+        """Number of requests in the server's shared slots."""
         return self.slots.count
 
     @property
     def load(self) -> int:
-        """All that runs there."""
-        return self.slots.count + sum(limit.count for limit in self.apart.values())
+        """Number of requests on the server, including those in separate lanes."""
+        return self.slots.count + sum(limit.count for limit in self.separate_lanes.values())
 
     def lane_limit(self, lane: LaneName) -> ConcurrencyLimit:
-        """What all in `lane` have at this server together."""
-        return self.apart.get(lane) or self.lanes.get(lane) or self.slots
+        """Return the limit that all requests of `lane` share on this server."""
+        return self.separate_lanes.get(lane) or self.lanes.get(lane) or self.slots
 
     @abstractmethod
     def serves(self, model: str) -> bool:
-        """Whether `model`, by its name there, is to be had here."""
+        """Return whether the server has `model`, given by the name that it uses there."""
 
     @abstractmethod
     def is_up(self) -> bool:
-        """Whether it may be given one request more, its slots aside; asked before each."""
+        """Return whether the server may get one more request, apart from its slots.
+
+        Called before each request.
+        """
 
 
 class Placement:
-    """A server, and what one kind of request needs there: bounds, and the model where that has to be loaded."""
+    """A server, and the limits and the model state that the requests of one queue need there.
+
+    `state` is None if the server does not have to load models.
+    """
 
     __slots__ = ("adaptive", "limits", "server", "state")
 
@@ -115,7 +133,7 @@ class Placement:
 
 
 class QueueEntry:
-    """One request, as the state machine knows it: new, in line, in flight or gone."""
+    """One request as the state machine sees it: new, queued, in flight or gone."""
 
     __slots__ = ("arrival", "claim", "is_queued", "is_served", "load_sample", "placement", "queue", "started")
 
@@ -128,26 +146,26 @@ class QueueEntry:
         self.is_queued = False
         self.placement: Placement | None = None
         self.load_sample: LoadSample | None = None
-        """In a learned limit."""
+        """The request's state in an adaptive limit."""
         self.is_served = False
-        """The answer came whole: only then does its time tell how long service takes."""
+        """True if the whole answer arrived. Only then does its duration count as a service time."""
 
     def admitted(self) -> None:
-        """It was in line, and has a place now."""
+        """React to leaving the queue with a slot."""
 
     def transferred(self) -> None:
-        """It is in the line of another backend now."""
+        """React to being moved to a queue of another backend."""
 
     def refuse(self, error: GatewayError) -> None:
-        """End its wait in line with `error`."""
+        """End the wait in the queue with `error`."""
 
 
 class Queue:
-    """Requests that need the same: who of them waits, how many run, how long service took of late."""
+    """Requests that need the same limits: the waiting ones, and how many run and for how long."""
 
     __slots__ = (
-        "_census",
         "_own_timeout",
+        "_positions",
         "batch",
         "interactive",
         "lane",
@@ -156,7 +174,7 @@ class Queue:
         "placements",
         "room",
         "running",
-        "seconds",
+        "service_times",
     )
 
     def __init__(
@@ -170,10 +188,10 @@ class Queue:
         self.interactive: FairQueue[QueueEntry] = FairQueue()
         self.batch: FairQueue[QueueEntry] = FairQueue()
         self.passed_over = 0
-        """How often the batch that waits has seen another take a slot that it could have had."""
+        """Number of slots in a row that batch requests could have used and others got."""
         self.running = 0
-        self.seconds: deque[float] = deque(maxlen=SERVICE_SAMPLES)
-        self._census: tuple[float, dict[QueueEntry, int]] = (-math.inf, {})
+        self.service_times: deque[float] = deque(maxlen=SERVICE_SAMPLES)
+        self._positions: tuple[float, dict[QueueEntry, int]] = (-math.inf, {})
         for placement in placements:
             if placement.state is not None:
                 placement.state.waiters.append(self)
@@ -190,7 +208,11 @@ class Queue:
         return self.lane.limits.queue_timeout if self._own_timeout is None else self._own_timeout
 
     def wants(self, state: ModelState) -> bool:
-        """Somebody waits who would be better off if `state` was loaded: none other is being, and none that is has this one as its equal."""
+        """Return whether loading `state` would let a waiting request start sooner.
+
+        It would not if the last load of `state` failed, if another server is loading the model
+        already, or if the model is ready elsewhere and the limits at `state` have no room.
+        """
         if not self.waiting or state.has_failed:
             return False
         has_room, is_served = False, False
@@ -204,7 +226,7 @@ class Queue:
         return has_room or not is_served
 
     def may_try_elsewhere(self, state: ModelState) -> bool:
-        """Another server has the model, or could load it and has not failed."""
+        """Return whether another server has the model, or could load it and has not failed."""
         others = [
             placement
             for placement in self.placements
@@ -213,76 +235,100 @@ class Queue:
         return any(placement.state is None or not placement.state.has_failed for placement in others)
 
     def refuse(self, error: Callable[[], GatewayError]) -> None:
-        """End the wait of all who are in line."""
+        """End the wait of all queued requests with an error."""
         for ticket in [*self.interactive.in_order(), *self.batch.in_order()]:
             ticket.refuse(error())
 
     def has_slot_but_no_model(self) -> bool:
-        """One more could run, beside those who wait here, if the model was loaded."""
+        """Return whether one more request than those queued could run if the model were loaded."""
         return any(
-            placement.state is not None and not placement.state.is_ready and placement.server.serves(self.model) and placement.server.is_up()
+            placement.state is not None
+            and not placement.state.is_ready
+            and placement.server.serves(self.model)
+            and placement.server.is_up()
             and min(limit.limit - limit.count for limit in placement.limits) > self.waiting
             for placement in self.placements
-        )  # fmt: skip
+        )
 
     @property
     def is_loading(self) -> bool:
-        """The model is, somewhere."""
+        """True if any server is loading the model."""
         return any(placement.state is not None and placement.state.is_loading for placement in self.placements)
 
     def load_seconds(self, now: float) -> float:
-        """How long the model has been loading, in all."""
+        """Return how long the model has been loading in total, over all servers."""
         return sum(placement.state.load_seconds(now) for placement in self.placements if placement.state is not None)
 
     def time_left(self, waited: float, loading: float) -> float:
-        """Of the longest wait, for one who `waited` so long, in which the model was `loading` so long; while it still is, some time is left."""
-        return max(self.queue_timeout - (waited - loading), LOADING_SECONDS if self.is_loading else 0.0)
+        """Return the rest of the queue timeout for a request that has `waited` this many seconds.
+
+        The model was `loading` for part of that time, which does not count. As long as it still
+        loads, the result is at least `LOADING_CHECK_SECONDS`.
+        """
+        return max(self.queue_timeout - (waited - loading), LOADING_CHECK_SECONDS if self.is_loading else 0.0)
 
     def fair_queue(self, claim: Claim) -> "FairQueue[QueueEntry]":
         return self.batch if claim.is_batch else self.interactive
 
     def next_entry(self) -> "tuple[tuple[int, int, int], QueueEntry]":
-        """Who is next here, and what he is worth beside those of other queues: the least goes first."""
+        """Return the sort key and the head of this queue.
+
+        The head with the smallest sort key of all queues runs next.
+        """
         if not self.batch.count:
-            level, line = 1, self.interactive
+            level, queue = 1, self.interactive
         elif self.passed_over >= BATCH_SHARE - 1:
-            level, line = 0, self.batch
+            level, queue = 0, self.batch
         else:
-            level, line = (1, self.interactive) if self.interactive.count else (2, self.batch)
-        stamp, ticket = line.head()
+            level, queue = (1, self.interactive) if self.interactive.count else (2, self.batch)
+        stamp, ticket = queue.head()
         return (level, stamp, ticket.arrival), ticket
 
     def position_of(self, ticket: "QueueEntry", now: float) -> int:
-        """From 0 on. All places are counted at once, and kept for a second: who asks are many."""
-        if now - self._census[0] > CENSUS_SECONDS or ticket not in self._census[1]:
-            placements = {waiter: number for number, waiter in enumerate(self.interactive.in_order())}
-            others = len(placements)
-            for number, waiter in enumerate(self.batch.in_order()):
-                placements[waiter] = number + min(others, (BATCH_SHARE - 1) * (number + 1))
-            self._census = now, placements
-        return self._census[1][ticket]
+        """Return the position of `ticket` in the queue, starting at 0.
+
+        All positions are computed at once and cached for `POSITION_AGE_SECONDS`, because many requests
+        ask for theirs.
+        """
+        if now - self._positions[0] > POSITION_AGE_SECONDS or ticket not in self._positions[1]:
+            positions = {entry: number for number, entry in enumerate(self.interactive.in_order())}
+            others = len(positions)
+            for number, entry in enumerate(self.batch.in_order()):
+                positions[entry] = number + min(others, (BATCH_SHARE - 1) * (number + 1))
+            self._positions = now, positions
+        return self._positions[1][ticket]
 
     def service_seconds(self) -> float | None:
-        """The median service time in seconds: of this queue, else of its lane; None without a measure."""
-        samples = self.seconds or [seconds for queue in self.lane.queues for seconds in queue.seconds]
+        """Return the median service time in seconds, of this queue or else of its lane.
+
+        Return None if no service time is known.
+        """
+        samples = self.service_times or [seconds for queue in self.lane.queues for seconds in queue.service_times]
         return statistics.median(samples) if samples else None
 
     def rounds(self, ahead: int) -> float:
-        """How often service has to take its time until so many `ahead` are through: by the slots of this queue, and by those of the lane."""
+        """Return the number of service times that pass until `ahead` requests have been served.
+
+        The larger of two estimates counts: by the slots of this queue, and by those of the whole
+        lane.
+        """
         placements = [placement for placement in self.placements if placement.server.serves(self.model)]
         own = sum(min(limit.limit for limit in placement.limits) for placement in placements)
         in_lane = sum(placement.server.lane_limit(self.lane.name).limit for placement in placements)
-        crowd = ahead * self.lane.waiting / self.waiting if self.waiting else ahead
-        return max(ahead / max(1, own), crowd / max(1, in_lane))
+        ahead_in_lane = ahead * self.lane.waiting / self.waiting if self.waiting else ahead
+        return max(ahead / max(1, own), ahead_in_lane / max(1, in_lane))
 
     def estimated_wait(self, ahead: int) -> float | None:
-        """Seconds until one with so many `ahead` of it has a slot, should each take the median; None without a measure."""
+        """Estimate the seconds until a request with `ahead` others before it gets a slot.
+
+        Each request is taken to need the median service time. Return None if none is known.
+        """
         service = self.service_seconds()
         return None if service is None else service * self.rounds(ahead + 1)
 
 
 class Lane:
-    """The queues of one lane, and the room for all who wait in them."""
+    """The queues of one lane, and the number of requests that may wait in them."""
 
     def __init__(self, name: LaneName, limits: LaneLimits) -> None:
         self.name = name

@@ -1,45 +1,81 @@
-"""Which request may go upstream now, at which server, and which waits. Synchronous: it decides; waiting happens in `tickets.py`.
+"""Admission: decides which request runs now, on which server, and which one waits.
 
-Slots. A backend has servers. A request holds, for as long as it runs: a slot of its server; a slot of its model there, or of its tier there
-where the tier has a bound of its own; and in a lane that has slots of its own (images on Ollama) one of those. In a lane that is apart
-(embeddings) it holds one of the lane's slots there and nothing else. Each is a `Bound`: a limit and a
-count. The bounds that one request needs at one server are a `Place`; what needs the same bounds is a `Queue`: one lane of one model,
-for all tiers without bounds of their own together, and for each tier with such apart. There are as many queues as the settings make,
-however many requests wait.
+Synchronous: it decides, and `ticket.py` waits.
 
-States. A ticket is (1) new, (2) in line: in exactly one `Line` of its queue and counted once in the queue's `room`, (3) in flight: counted once in
-each bound of its place, or (4) gone. Only `Admission` moves it, in these steps, none of which awaits:
+Slots. A backend has servers. While a request runs, it holds:
 
-  enter    1 → 3 when a place has room, 1 → 2 when none has, 1 → 4 with an error when no server has the model, the line is full, or the
-           client's deadline cannot be met. One who finds room overtakes nobody who could run: by I2 there is none.
-  leave    2 → 4, or 3 → 4, which frees slots: then `_assign`. Of a ticket that is gone: nothing happens, so it may be called twice.
-  _assign  2 → 3, until nobody in line can run. Called after every step that can make room: leave, move, a server that came up or
-           has other models (`refresh`), a limit that was changed or learned; and after `take_over`.
-  move     3 → 3, at another server.
-  take_over  2 → 2 or 3, from the lines of other backends into this one's: the roll-out leads there now. All of them in one step, in the order
-           given, behind those who wait here. Their turns begin anew: keys and persons stand in the ring as their first ones came. The
-           lines that they leave have no more room to run than before, so there nobody is let in.
+- a slot of its server;
+- a slot of its model on that server, or of its tier there, if the tier has a limit of its own;
+- in a lane with slots of its own (images on Ollama), one of these slots too.
 
-Invariants. I1: no bound is exceeded, but by one on trial in a `AdaptiveLimit`, and after a limit was lowered. I2: between two steps nobody is in
-line who could run; so a text never stands behind an image that cannot go, nor a model behind another one's busy server. I3: no more wait than
-`max_queue`, those aside who wait for nothing but a load, and those that were taken over: they had been let into a line. I4: each ticket ends
-once. I5: who left the line is never let in. I6: a ticket in line is in one line of one backend, and only there.
+In a separate lane (embeddings), a request holds one of the lane's slots on that server and nothing
+else. Each of these is a `ConcurrencyLimit`: a limit and a count. The limits that a request needs on
+one server form a `Placement`. Requests that need the same limits share a `Queue`. For each lane of
+each model, there is one queue for all tiers without limits of their own, and one more for each tier
+with such limits. The number of queues depends on the settings, not on the number of waiting
+requests.
 
-Who is next. All in one queue need the same, so only the heads of queues are asked: the step costs the number of queues, not of requests.
-Among the heads that can run: interactive before batch; then the key that has waited for its turn the longest (`turns.py`); keys go on in all
-queues of a lane when they are served in one, lanes do not wait for each other. A batch head that was passed over `BATCH_SHARE - 1` times, when it
-could have run, goes first: it gets one slot in ten.
+States. A ticket is in one of four states:
 
-A server that is not up gets nothing: who needs it waits until it is, or is told by the relay that the backend is away.
+1. new;
+2. queued: it is in exactly one `FairQueue` of its queue, and counted once in the queue's `room`;
+3. in flight: it is counted once in each limit of its placement;
+4. gone.
 
-Loads. Where models have to be loaded (Ollama), a place has the `ModelState` of its model there, and takes somebody from the line only while that is
-ready; who moves from another server may come before. When somebody waits whom only this keeps back, `Loads.look` sees to the load (`loads.py`):
-after each arrival in line, and at the end of `_assign`. So I2 reads: nobody in line could run, and who could run but for a load has that
-seen to. A load needs no slot. Time in which the model loads is not counted as waiting, but for the client's own deadline.
+Only `Admission` moves tickets between states, in the following steps. None of them awaits.
 
-Time. What service takes is measured per queue, of those who were served whole. From its median come `Retry-After`, the estimate for those who
-wait, and the refusal of deadlines that cannot be met. It is never a reason against one who finds a free slot: a measure that is
-out of date would not be renewed.
+  enter             1 → 3 if a placement has room, 1 → 2 if none has. 1 → 4 with an error if no
+                    server has the model, the queue is full, or the client's deadline cannot be met.
+                    A request that finds room overtakes no other that could run: by I2, no such
+                    request is queued.
+  leave             2 → 4, or 3 → 4. The latter frees slots, so `_admit_next` follows. For a ticket
+                    that is gone it does nothing, so it may be called twice.
+  _admit_next       2 → 3, until no queued request can run. Called after every step that can make
+                    room: `leave`, `reassign`, `refresh` (a server came up or its models changed), a
+                    changed or learned limit; and after `accept_transfers`.
+  reassign          3 → 3, on another server.
+  accept_transfers  2 → 2 or 3, from the queues of other backends into the queues of this one,
+                    because the roll-out now leads here. It moves all tickets in one step, in the
+                    given order, behind the requests queued here. Their turns start over: keys and
+                    persons enter the ring in the order of their first requests. The queues that
+                    they leave have no more free slots than before, so nothing is admitted there.
+
+Invariants.
+
+I1: No limit is exceeded, except by one request on trial in an `AdaptiveLimit`, and after a limit
+    was lowered.
+I2: Between two steps, no queued request could run. So a text request never waits behind an image
+    that cannot run, and a request for one model never waits behind the busy server of another.
+I3: At most `max_queue` requests wait. Not counted are requests that wait for nothing but a load,
+    and transferred ones, which a queue had accepted already.
+I4: Each ticket ends once.
+I5: A ticket that left its queue is never admitted.
+I6: A queued ticket is in one queue of one backend, and nowhere else.
+
+Order. All requests in a queue need the same limits, so only the heads of the queues are compared.
+The cost of a step grows with the number of queues, not of requests. Of the heads that can run,
+interactive requests come before batch requests. Next comes the key that has waited the longest for
+its turn (`fair_queue.py`). When a key is served from one queue, it goes to the end of the ring in
+all queues of the lane. Lanes do not wait for each other. A batch head that was passed over
+`BATCH_SHARE - 1` times, although it could have run, goes first, so batch requests get one slot in
+ten.
+
+A server that is not up gets no requests. Requests that need it stay queued until it is up, or until
+the relay ends their wait because the backend is down.
+
+Model loads. Where models have to be loaded (Ollama), a placement has the `ModelState` of its model
+on that server, and takes requests from the queue only while that state is ready. A request that is
+reassigned from another server may run there before that. If a load is all that holds a queued
+request back, `ModelResidency.schedule` takes care of the load (`model_residency.py`). It runs after
+each arrival in a queue and at the end of `_admit_next`. So with loads, I2 reads: no queued request
+could run, and where only a load is missing, the load has been taken care of. A load needs no slot.
+The time that a model takes to load does not count as waiting, except toward the client's own
+deadline.
+
+Time. Service times are measured per queue, over the requests that got their whole answer. Their
+median gives `Retry-After`, the estimates for queued requests, and the refusal of deadlines that
+cannot be met. It is never a reason to refuse a request that finds a free slot, because then an
+outdated median would never be renewed.
 """
 
 import math
@@ -66,16 +102,19 @@ RETRY_SECONDS_UNKNOWN = 5
 
 
 class WaitEstimate(NamedTuple):
-    """What one who waits can be told: the place in line from 1 on, and the seconds until it runs, None: not known."""
+    """Estimate for a queued request: its position from 1 on, and the seconds until it runs.
+
+    `seconds` is None if no service time is known.
+    """
 
     position: int
     seconds: float | None
     is_loading: bool = False
-    """The model is being loaded, which comes before."""
+    """True if the model is being loaded, which comes first."""
 
 
 class Transfer(NamedTuple):
-    """One who is in line at `source`, and the queue of another admission where it is to stand."""
+    """A ticket that is queued at `source`, and the queue of another admission that it joins."""
 
     ticket: QueueEntry
     source: "Admission"
@@ -83,10 +122,12 @@ class Transfer(NamedTuple):
 
 
 class Admission:
-    """The slots and the lines of one backend.
+    """Slots and queues of one backend.
 
-    `clock` is monotonic, in seconds; `alarm` calls back after so many seconds; `canonical` makes one of the names that a server takes for a model;
-    `on_learned` is called when a learned limit changed.
+    - `clock` returns monotonic time in seconds.
+    - `call_later` calls a function after a number of seconds.
+    - `canonical` maps the names that a server accepts for a model to one of them.
+    - `on_learned` is called when a learned limit has changed.
     """
 
     def __init__(
@@ -94,13 +135,13 @@ class Admission:
         servers: Sequence[ServerSlots],
         limits: AdmissionLimits,
         clock: Callable[[], float],
-        alarm: Callable[[float, Callable[[], None]], object],
+        call_later: Callable[[float, Callable[[], None]], object],
         canonical: Callable[[str], str] = lambda name: name,
         on_learned: Callable[[], None] = lambda: None,
     ) -> None:
         self._servers = servers
         self._clock = clock
-        self._alarm = alarm
+        self._call_later = call_later
         self._canonical = canonical
         self._limits = limits
         self._lanes = {name: Lane(name, lane) for name, lane in limits.lanes.items()}
@@ -115,7 +156,7 @@ class Admission:
         lanes = ", ".join(f"{name} {self.running(name)}+{self.waiting(name)}" for name in self._lanes)
         return f"<Admission in flight+waiting: {lanes}; slots {[server.slots for server in self._servers]}>"
 
-    # What there is
+    # Lanes, queues and limits
 
     @property
     def lanes(self) -> Sequence[LaneName]:
@@ -128,56 +169,68 @@ class Admission:
         return sum(queue.waiting for queue in self._lanes[lane].queues)
 
     def queue(self, model: str, lane: LaneName, tier: str = "", own: TierLimits | None = None) -> Queue:
-        """Where requests for `model` in `lane` stand; `tier` counts only with limits of its `own`."""
+        """Return the queue of requests for `model` in `lane`.
+
+        `tier` matters only if the tier has limits of its `own`.
+        """
         key = (model, lane, "" if own is None else tier, own)
-        found = self._queues.get(key)
-        if found is None:
-            wanted_lane = self._lanes[lane]
+        queue = self._queues.get(key)
+        if queue is None:
+            shared_lane = self._lanes[lane]
             own = own or TierLimits()
             placements = [
                 Placement(
-                    server, self._limits_at(server, model, wanted_lane, own), self._state(server, model, wanted_lane)
+                    server,
+                    self._limits_at(server, model, shared_lane, own),
+                    self._model_state(server, model, shared_lane),
                 )
                 for server in self._servers
             ]
-            room = wanted_lane.room if own.max_queue is None else ConcurrencyLimit(own.max_queue)
-            found = self._queues[key] = Queue(model, wanted_lane, placements, room, own.queue_timeout)
-            wanted_lane.queues.append(found)
-        return found
+            room = shared_lane.room if own.max_queue is None else ConcurrencyLimit(own.max_queue)
+            queue = self._queues[key] = Queue(model, shared_lane, placements, room, own.queue_timeout)
+            shared_lane.queues.append(queue)
+        return queue
 
-    def _state(self, server: ServerSlots, model: str, lane: Lane) -> ModelState | None:
+    def _model_state(self, server: ServerSlots, model: str, lane: Lane) -> ModelState | None:
         return (
             None
             if server.residency is None
-            else server.residency.state(self._canonical(model), model, lane.limits.is_apart)
+            else server.residency.state(self._canonical(model), model, lane.limits.is_separate)
         )
 
     def _limits_at(self, server: ServerSlots, model: str, lane: Lane, own: TierLimits) -> tuple[ConcurrencyLimit, ...]:
-        if lane.limits.is_apart:
-            return (server.apart.setdefault(lane.name, ConcurrencyLimit(lane.limits.slots or self._limits.slots)),)
-        found = [server.slots]
+        if lane.limits.is_separate:
+            return (
+                server.separate_lanes.setdefault(lane.name, ConcurrencyLimit(lane.limits.slots or self._limits.slots)),
+            )
+        limits = [server.slots]
         if own.slots is not None:
-            found.append(ConcurrencyLimit(own.slots))
-        found.append(self._model_limit(server, model) if own.model_slots is None else ConcurrencyLimit(own.model_slots))
+            limits.append(ConcurrencyLimit(own.slots))
+        limits.append(
+            self._model_limit(server, model) if own.model_slots is None else ConcurrencyLimit(own.model_slots)
+        )
         if own.lane_slots is not None:
-            found.append(ConcurrencyLimit(own.lane_slots))
+            limits.append(ConcurrencyLimit(own.lane_slots))
         elif lane.limits.slots is not None:
-            found.append(server.lanes.setdefault(lane.name, ConcurrencyLimit(lane.limits.slots)))
-        return tuple(found)
+            limits.append(server.lanes.setdefault(lane.name, ConcurrencyLimit(lane.limits.slots)))
+        return tuple(limits)
 
     def _model_limit(self, server: ServerSlots, model: str) -> ConcurrencyLimit:
         name = self._canonical(model)
-        found = server.models.get(name)
-        if found is None:
+        limit = server.models.get(name)
+        if limit is None:
             limits = self._limits
-            limit = server.guesses.get(name, limits.first_guess) if limits.model_slots is None else limits.model_slots
-            found = server.models[name] = (
-                AdaptiveLimit(limit, limits.model_slots is not None) if limits.can_learn else ConcurrencyLimit(limit)
+            slots = server.guesses.get(name, limits.first_guess) if limits.model_slots is None else limits.model_slots
+            limit = server.models[name] = (
+                AdaptiveLimit(slots, limits.model_slots is not None) if limits.can_learn else ConcurrencyLimit(slots)
             )
-        return found
+        return limit
 
     def change(self, limits: AdmissionLimits) -> None:
-        """Other limits, for the same lanes; what runs goes on. A tier with other limits of its own gets another queue."""
+        """Apply other limits to the same lanes. Requests in flight continue.
+
+        A tier whose own limits change gets another queue.
+        """
         self._limits = limits
         for server in self._servers:
             server.slots.limit = limits.slots
@@ -185,7 +238,7 @@ class Admission:
                 if isinstance(current, AdaptiveLimit):
                     current.is_held = limits.model_slots is not None
                 current.limit = current.limit if limits.model_slots is None else limits.model_slots
-            for name, current in (server.lanes | server.apart).items():
+            for name, current in (server.lanes | server.separate_lanes).items():
                 current.limit = limits.lanes[name].slots or limits.slots
         for name, lane in self._lanes.items():
             lane.limits = limits.lanes[name]
@@ -193,7 +246,10 @@ class Admission:
         self._admit_next()
 
     def forget(self, kept: Collection[Queue]) -> None:
-        """Let go of what only queues need that are not `kept`, where nobody is in them. What was learned of a model stays as a guess."""
+        """Drop the empty queues that are not in `kept`, and everything that only they need.
+
+        A limit that was learned for a model is kept as the next guess.
+        """
         for key, queue in list(self._queues.items()):
             if queue not in kept and not queue.running and not queue.waiting:
                 del self._queues[key]
@@ -213,12 +269,12 @@ class Admission:
     # Steps
 
     def enter(self, ticket: QueueEntry) -> None:
-        """Admit `ticket` or put it in line.
+        """Admit `ticket` or queue it.
 
         Raises:
             ModelNotFound: no server has the model.
-            QueueFull: `max_queue` requests wait already.
-            QueueTimeout: the client's deadline cannot be met from this place in line.
+            QueueFull: `max_queue` requests are waiting already.
+            QueueTimeout: the client's deadline cannot be met from this position in the queue.
         """
         queue = ticket.queue
         placement = self._free_placement(queue)
@@ -231,30 +287,36 @@ class Admission:
             self._admit_next()
 
     def leave(self, ticket: QueueEntry) -> None:
-        """The request is over, or has left the line."""
+        """End a request in flight, or remove a queued one."""
         if ticket.placement is not None:
             now = self._clock()
             if ticket.is_served:
-                ticket.queue.seconds.append(now - ticket.started)
+                ticket.queue.service_times.append(now - ticket.started)
             self._stop(ticket, ticket.placement, now)
             self._admit_next()
         elif ticket.is_queued:
             self._dequeue(ticket)
 
     def reassign(self, ticket: QueueEntry) -> bool:
-        """Give `ticket`, which is in flight, a slot at another server; False when none has room."""
-        here = ticket.placement
-        assert here is not None
-        other = self._free_placement(ticket.queue, besides=here.server)
+        """Give `ticket`, which is in flight, a slot on another server.
+
+        Return False if no other server has room.
+        """
+        current = ticket.placement
+        assert current is not None
+        other = self._free_placement(ticket.queue, excluding=current.server)
         if other is None:
             return False
-        self._stop(ticket, here, self._clock())
+        self._stop(ticket, current, self._clock())
         self._start(ticket, other)
         self._admit_next()
         return True
 
     def accept_transfers(self, transfers: "Iterable[Transfer]") -> None:
-        """Put those who wait for other backends in line here, whatever `max_queue` says; the servers of this one have to serve their models."""
+        """Queue requests here that wait for other backends, regardless of `max_queue`.
+
+        The servers of this backend must serve the models of their queues.
+        """
         for ticket, source, queue in transfers:
             source.leave(ticket)
             ticket.queue = queue
@@ -263,7 +325,7 @@ class Admission:
         self._admit_next()
 
     def refresh(self) -> None:
-        """A server came up or changed its models: see who can run now."""
+        """Admit the requests that can run now that a server came up or changed its models."""
         self._admit_next()
 
     def _admit_next(self) -> None:
@@ -301,9 +363,9 @@ class Admission:
         queue.room.count += 1
 
     def _schedule_loads(self) -> bool:
-        """Have loaded what is waited for; whether a model became ready by that."""
-        looks = [server.residency.schedule() for server in self._servers if server.residency is not None]
-        return any(looks)
+        """Start the loads that queued requests wait for. Return whether a model became ready."""
+        became_ready = [server.residency.schedule() for server in self._servers if server.residency is not None]
+        return any(became_ready)
 
     def _dequeue(self, ticket: QueueEntry) -> None:
         ticket.is_queued = False
@@ -327,26 +389,26 @@ class Admission:
         ticket.queue.running -= 1
         if placement.state is not None:
             placement.state.running -= 1
-            placement.state.rests_since = now
+            placement.state.idle_since = now
         for limit in placement.limits:
             limit.count -= 1
-        adaptive, part = placement.adaptive, ticket.load_sample
-        if adaptive is not None and part is not None:
+        adaptive, sample = placement.adaptive, ticket.load_sample
+        if adaptive is not None and sample is not None:
             ticket.load_sample = None
             before = adaptive.next_try
-            if adaptive.ended(part, now):
+            if adaptive.ended(sample, now):
                 self._on_learned()
             if adaptive.next_try > before:
-                self._alarm(TRY_AGAIN_SECONDS, self._admit_next)
+                self._call_later(TRY_AGAIN_SECONDS, self._admit_next)
 
-    def _free_placement(self, queue: Queue, besides: ServerSlots | None = None) -> Placement | None:
-        """The least busy server that can take one of `queue` now."""
+    def _free_placement(self, queue: Queue, excluding: ServerSlots | None = None) -> Placement | None:
+        """Return the placement on the least busy server that can take a request of `queue` now."""
         best: Placement | None = None
         for placement in queue.placements:
             server = placement.server
-            if server is besides or not server.serves(queue.model) or not server.is_up():
+            if server is excluding or not server.serves(queue.model) or not server.is_up():
                 continue
-            if placement.state is not None and not placement.state.is_ready and besides is None:
+            if placement.state is not None and not placement.state.is_ready and excluding is None:
                 continue
             for limit in placement.limits:
                 if limit.count >= limit.limit:
@@ -357,7 +419,7 @@ class Admission:
         return best
 
     def _trial_placement(self, queue: Queue) -> Placement | None:
-        """Where one more than is known to be right may be tried."""
+        """Return a placement where one request more than the learned limit may be tried."""
         for placement in queue.placements:
             adaptive = placement.adaptive
             if (
@@ -371,13 +433,13 @@ class Admission:
                 return placement
         return None
 
-    # What is learned
+    # Learning
 
     def first_token(self, ticket: QueueEntry) -> None:
-        """The first piece of the answer came."""
+        """Record the first token of the answer."""
         adaptive = ticket.placement.adaptive if ticket.placement is not None else None
         if adaptive is not None and ticket.load_sample is not None and adaptive.first_token(ticket.load_sample):
-            self._alarm(CONFIRM_SECONDS, lambda: self._confirm(adaptive))
+            self._call_later(CONFIRM_SECONDS, lambda: self._confirm(adaptive))
 
     def _confirm(self, adaptive: AdaptiveLimit) -> None:
         if adaptive.confirm():
@@ -390,14 +452,18 @@ class Admission:
         return self._clock()
 
     def retry_after(self, queue: Queue) -> int:
-        """Whole seconds, 1 to 60: the line's length times the median service time, spread so that clients do not come back at once."""
+        """Return the `Retry-After` for a refused request: whole seconds, from 1 to 60.
+
+        This is the estimated wait behind all queued requests, randomised so that clients do not
+        come back all at once.
+        """
         seconds = queue.estimated_wait(queue.waiting)
         if seconds is None:
             return RETRY_SECONDS_UNKNOWN
         return min(60, max(1, math.ceil(seconds * random.uniform(0.8, 1.2))))
 
     def wait_estimate(self, ticket: QueueEntry) -> WaitEstimate:
-        """Of a ticket that is in line."""
+        """Return the estimate for a queued ticket."""
         ahead = ticket.queue.position_of(ticket, self._clock())
         return WaitEstimate(ahead + 1, ticket.queue.estimated_wait(ahead), ticket.queue.is_loading)
 
@@ -417,6 +483,7 @@ class Admission:
             ahead += min(queue.interactive.count, (BATCH_SHARE - 1) * (ahead + 1))
         if service * (queue.rounds(ahead) + 1) > claim.timeout:
             raise QueueTimeout(
-                f"The line is too long for an answer within {claim.timeout:g} seconds. Try again later, or allow more time.",
+                f"The queue is too long for an answer within {claim.timeout:g} seconds. "
+                "Try again later, or allow more time.",
                 retry_after=self.retry_after(queue),
             )

@@ -1,4 +1,4 @@
-"""One request's way through admission, with the waiting and the time-outs that `admission.py` leaves out."""
+"""One request's way through admission, with the waiting and timeouts that `scheduler.py` omits."""
 
 import asyncio
 from typing import Self
@@ -9,14 +9,14 @@ from gateway.admission.scheduler import Admission, Transfer, WaitEstimate
 from gateway.errors import GatewayError, QueueTimeout
 
 LATE_SECONDS = 0.02
-"""Not worth a timer: the end of a wait may come so early."""
+"""Tolerance of the queue timeout: a wait may end this much early, to save a further timer."""
 
 
 class Ticket(QueueEntry):
-    """One request's place: gives its slot, or its place in line, back on leaving the block, however that comes about.
+    """A request's slot or position in a queue, released when the `with` block is left in any way.
 
         with Ticket(admission, queue, claim) as ticket:
-            if ticket.place is None:
+            if ticket.placement is None:
                 await ticket.wait()
 
     Raises, on entering:
@@ -33,11 +33,11 @@ class Ticket(QueueEntry):
         self._waiter: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<Ticket {'in flight' if self.placement else 'in line' if self.is_queued else 'gone'} {self.queue!r}>"
+        return f"<Ticket {'in flight' if self.placement else 'queued' if self.is_queued else 'gone'} {self.queue!r}>"
 
     @property
     def server(self) -> ServerSlots:
-        """Where it runs."""
+        """Server that the request runs on. The request must be in flight."""
         assert self.placement is not None
         return self.placement.server
 
@@ -49,41 +49,45 @@ class Ticket(QueueEntry):
         self._admission.leave(self)
 
     async def wait(self) -> None:
-        """Until it has a slot.
+        """Wait for a slot.
+
+        Time during which the model loads does not count toward `queue_timeout`. It does count
+        toward the client's own timeout.
 
         Raises:
-            QueueTimeout: none came free in `queue_timeout` seconds, those aside in which the model was loading, or in the time that the client gives.
+            QueueTimeout: no slot came free within `queue_timeout` seconds, or within the client's
+                timeout.
         """
         self._waiter = asyncio.get_running_loop().create_future()
-        self._start_clock()
+        self._start_timer()
         try:
             await self._waiter
         finally:
             self._timer.cancel()
 
-    def _start_clock(self) -> None:
+    def _start_timer(self) -> None:
         longest = self.queue.queue_timeout
         seconds = longest if self.claim.timeout is None else min(longest, self.claim.timeout)
         now = self._admission.now()
         self._timer = asyncio.get_running_loop().call_later(
-            seconds, self._time_out, seconds, now, self.queue.load_seconds(now)
+            seconds, self._on_timeout, seconds, now, self.queue.load_seconds(now)
         )
 
-    def _time_out(self, seconds: float, since: float, loaded_before: float) -> None:
+    def _on_timeout(self, seconds: float, since: float, loaded_before: float) -> None:
         waited = self._admission.now() - since
         left = self.queue.time_left(waited, self.queue.load_seconds(since + waited) - loaded_before)
         if self.claim.timeout is not None:
             left = min(left, self.claim.timeout - waited)
         if left > LATE_SECONDS:
-            self._timer = asyncio.get_running_loop().call_later(left, self._time_out, seconds, since, loaded_before)
+            self._timer = asyncio.get_running_loop().call_later(left, self._on_timeout, seconds, since, loaded_before)
             return
         retry_after = self._admission.retry_after(self.queue)
-        is_clients = self.claim.timeout is not None and self.claim.timeout <= self.queue.queue_timeout
-        within = "in the time that the client gave" if is_clients else f"within {seconds:g} seconds"
-        self.refuse(QueueTimeout(f"No slot came free {within}. Try again later.", retry_after=retry_after))
+        is_client_timeout = self.claim.timeout is not None and self.claim.timeout <= self.queue.queue_timeout
+        limit = "the client's deadline (x-gateway-timeout)" if is_client_timeout else f"{seconds:g} seconds"
+        self.refuse(QueueTimeout(f"No slot came free within {limit}. Try again later.", retry_after=retry_after))
 
     def refuse(self, error: GatewayError) -> None:
-        """End the wait in line with `error`."""
+        """End the wait in the queue with `error`."""
         if self.is_queued and self._waiter is not None and not self._waiter.done():
             self._admission.leave(self)
             self._waiter.set_exception(error)
@@ -93,25 +97,29 @@ class Ticket(QueueEntry):
             self._waiter.set_result(None)
 
     def transfer(self, admission: Admission, queue: Queue, claim: Claim) -> Transfer:
-        """What `admission.take_over` takes, which has to follow at once; `claim` differs in its timeout alone."""
+        """Return the transfer of this ticket to `queue` of `admission`.
+
+        Pass it to `admission.accept_transfers` immediately afterwards. `claim` replaces the
+        ticket's claim and may differ from it only in its timeout.
+        """
         source, self._admission, self.claim = self._admission, admission, claim
         return Transfer(self, source, queue)
 
     def transferred(self) -> None:
         self._timer.cancel()
-        self._start_clock()
+        self._start_timer()
 
     @property
     def has_waited(self) -> bool:
-        """There was no slot at once."""
+        """True if there was no free slot on arrival."""
         return self._waiter is not None
 
     def reassign(self) -> bool:
-        """To another server, keeping a slot throughout; False when none has room."""
+        """Move to another server, holding a slot throughout. Return False if no server has room."""
         return self._admission.reassign(self)
 
     def first_token(self) -> None:
-        """The first piece of the answer came."""
+        """Record the first token of the answer."""
         self._admission.first_token(self)
 
     def wait_estimate(self) -> WaitEstimate:

@@ -1,7 +1,9 @@
-"""Who may use `/ops` and `/metrics`. Pure.
+"""Admin authorisation: access to `/ops` and `/metrics`. Pure.
 
-With a key: `Authorization: Bearer`. Without one: callers on loopback, and of them only programs on this machine that speak to it directly; a
-web page open in a browser here (a foreign `Origin`, or a `Host` that DNS was bent to) and what a proxy passes on are not.
+With a key configured, a request needs it as `Authorization: Bearer`. Without one, only local
+programs that connect directly over loopback have access. A web page in a local browser does not (it
+sends a foreign `Origin`, or with DNS rebinding a foreign `Host`), and neither does a request that a
+proxy has forwarded.
 """
 
 import hmac
@@ -16,21 +18,23 @@ from gateway.errors import Forbidden, InvalidApiKey
 _FORWARDING = (b"forwarded", b"via")
 
 LOCAL = "local"
-"""Who a caller without a key is."""
+"""Identity of a caller that is admitted without a key."""
 
 
 class AdminAccess:
-    """One guarded part of the gateway; any of `keys` opens it."""
+    """Access to one protected part of the gateway; each of `keys` grants it."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = [sha256(key.encode()).digest() for key in keys]
 
     def check(self, peer: str | None, headers: Headers) -> str:
-        """Let the request pass and say who it is, by the key's id; `peer` is the address that it came from.
+        """Authorise the request and return the id of its key, or `LOCAL`.
+
+        `peer` is the address that the request came from.
 
         Raises:
-            InvalidApiKey: a key is set, and this is not it.
-            Forbidden: none is set, and the caller is not a program on this machine.
+            InvalidApiKey: Keys are configured, and the request has none of them.
+            Forbidden: No key is configured, and the caller is not a local program.
         """
         if self._digests:
             key = bearer(headers)
@@ -40,7 +44,8 @@ class AdminAccess:
             return digest.hex()[:8]
         if not _is_local_program(peer, headers):
             raise Forbidden(
-                "Without GATEWAY_ADMIN_KEY only programs on the gateway's own machine may do this. Set the key, or call it from there."
+                "Without GATEWAY_ADMIN_KEY, only programs on the gateway's own machine have access. "
+                "Set the key, or send the request from that machine."
             )
         return LOCAL
 

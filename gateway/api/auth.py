@@ -1,4 +1,4 @@
-"""Who calls: an API key to a `Caller`. Keys are kept as SHA-256 digests only."""
+"""Client authentication: from an API key to a `Caller`. Only SHA-256 digests of keys are kept."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,16 +11,17 @@ Headers = list[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`key_id`: the first 8 hex digits of the key's digest, for logs; empty on an open gateway."""
+    """Client that sent a request."""
 
     key_id: str
+    """First 8 hex digits of the key's digest, for logs; empty on a gateway without keys."""
 
 
 ANYONE = Caller("")
 
 
 class ApiKeys:
-    """The client keys of this gateway; without any, everyone is let in."""
+    """Client keys of this gateway; without any, every request is accepted."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         digests = [sha256(key.encode()).digest() for key in keys]
@@ -31,14 +32,13 @@ class ApiKeys:
         return not self._callers
 
     def identify(self, headers: Headers, fields: Mapping[bytes, bytes] | None = None) -> Caller:
-        """The caller whose key the `Authorization: Bearer` header holds (RFC 6750 section 2.1).
+        """Return the caller whose key is in `Authorization: Bearer` (RFC 6750 section 2.1).
 
-        `fields` are the same headers as a dict, where somebody has made one already.
-
-        The digest is looked up, so the time it takes tells nothing of a key.
+        `fields` are the same headers as a dict, if the caller already has one. The lookup is by
+        digest, so its duration reveals nothing about a key.
 
         Raises:
-            InvalidApiKey: no such header, more than one, or a key that is none of ours.
+            InvalidApiKey: The header is missing or repeated, or the key is unknown.
         """
         if not self._callers:
             return ANYONE
@@ -51,7 +51,7 @@ class ApiKeys:
 
 
 def bearer(headers: Headers) -> bytes | None:
-    """The token of the one `Authorization: Bearer` header; None without one, and with two."""
+    """Return the token of `Authorization: Bearer`; None if the header is missing or repeated."""
     found: bytes | None = None
     for name, value in headers:
         if name == b"authorization":

@@ -1,4 +1,4 @@
-"""Which tier the model name `auto` means for a request, and why. Pure: no I/O, no clock."""
+"""Choice of a tier for requests for the model `auto`. Pure: no I/O, no clock."""
 
 from typing import get_args
 
@@ -7,27 +7,29 @@ from gateway.config import AutoRule, Settings, Task
 from gateway.errors import InvalidRequest
 
 TASK = "x-gateway-task"
-"""Request header with a client's word for how hard its request is."""
+"""Request header in which a client states how difficult its request is."""
 
 NO_RULE = "no rule holds"
 
 
 class AutoRules:
-    """The rules of the settings, in their order."""
+    """Rules of the setting `auto`, in their order."""
 
     def __init__(self, settings: Settings) -> None:
         self._rules = [(rule, f"rule {number}: {rule}") for number, rule in enumerate(settings.auto, 1)]
         self._default_tier = settings.default_tier
 
     def choose(self, chat: Chat, task: bytes | None) -> tuple[str, str]:
-        """The tier's name, and the reason in words of the settings alone; `task` is what the client said.
+        """Return the name of the tier and the reason, which contains only words of the settings.
+
+        `task` is the value of the request header.
 
         Raises:
-            InvalidRequest: `task` is no word for it.
+            InvalidRequest: `task` is not one of the known values.
         """
-        said = None if task is None else task_of(task)
+        task_name = None if task is None else task_of(task)
         for rule, reason in self._rules:
-            if _holds(rule, chat, said):
+            if _holds(rule, chat, task_name):
                 return rule.tier, reason
         return self._default_tier, NO_RULE
 
@@ -43,13 +45,17 @@ def _holds(rule: AutoRule, chat: Chat, task: str | None) -> bool:
 
 
 def text_length(chat: Chat) -> int:
-    """Characters of all messages' text; images and tools do not count."""
+    """Return the number of characters in the text of all messages, without images and tools."""
     return sum(len(message.text) for message in chat.messages)
 
 
 def task_of(value: bytes) -> str:
-    """Raises `InvalidRequest` for another word."""
+    """Return the task that the header value names.
+
+    Raises:
+        InvalidRequest: The value is unknown.
+    """
     word = value.strip().lower().decode("latin-1")
     if word not in get_args(Task):
-        raise InvalidRequest(f"The header {TASK} has to be 'simple', 'medium' or 'complex'.", param=TASK)
+        raise InvalidRequest(f"The header {TASK} must be 'simple', 'medium' or 'complex'.", param=TASK)
     return word

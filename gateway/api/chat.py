@@ -1,4 +1,4 @@
-"""The chat completions endpoint."""
+"""Chat completions endpoint."""
 
 import time
 
@@ -9,7 +9,7 @@ from gateway.api.auto import TASK, AutoRules
 from gateway.api.cors import Cors
 from gateway.api.endpoint import Endpoint, RequestContext
 from gateway.api.model_names import ModelNames
-from gateway.api.request_headers import _random_id
+from gateway.api.request_headers import random_id
 from gateway.chat.checks import check
 from gateway.chat.images import ImageNormalizer
 from gateway.chat.parameter_policy import ParameterPolicy
@@ -21,13 +21,12 @@ from gateway.relay.chat import ChatRelay
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ChatRequest, ClientConnection
 from gateway.relay.route import Route
+from gateway.rollout.assignment import BUCKETS
 from gateway.rollout.canary import canary_bucket
-from gateway.rollout.state import BUCKETS, Rollout
+from gateway.rollout.state import Rollout
 from gateway.telemetry.exchange import CHAT
 
 TASK_FIELD = TASK.encode()
-
-CHAT_PATHS = ("/v1/chat/completions", "/chat/completions")
 
 
 class ChatEndpoint(Endpoint[Chat]):
@@ -45,17 +44,17 @@ class ChatEndpoint(Endpoint[Chat]):
         images: ImageNormalizer,
     ) -> None:
         super().__init__(context, keys, model_names, cors)
-        self._lines = rollout.tiers
+        self._tier_routes = rollout.tiers
         self._images = images
-        self._take(context.settings)
+        self._apply(context.settings)
 
-    def _take(self, settings: Settings) -> None:
+    def _apply(self, settings: Settings) -> None:
         self._auto = AutoRules(settings)
         self._params = {tier.name: params for tier in settings.tiers.values() if (params := _tier_params(tier))}
 
     def change(self, model_names: ModelNames) -> None:
         super().change(model_names)
-        self._take(self._context.settings)
+        self._apply(self._context.settings)
 
     def _parse(self, body: bytes) -> tuple[Chat, int]:
         max_text_body = self._context.max_text_body
@@ -71,7 +70,7 @@ class ChatEndpoint(Endpoint[Chat]):
                 await self._context.in_thread(check, asked)
         else:
             check(asked)
-        model_names, given = self._model_names, head
+        model_names, original_head = self._model_names, head
         named = model_names.tier(asked.model)
         if named is not None:
             tier = named.name
@@ -83,21 +82,20 @@ class ChatEndpoint(Endpoint[Chat]):
         if chat.has_images:
             with CancelScope(client, self._context.loop):
                 checked = await self._images.checked(chat)
-            if (
-                self._model_names is not model_names
-            ):  # the settings have changed meanwhile, and what was found may be gone
-                return await self._relay(client, asked, text_size, given)
-            if checked is not chat:  # what was converted does not tell the conversation any more
+            if self._model_names is not model_names:
+                # The settings changed in the meantime, and may no longer have this tier or model.
+                return await self._relay(client, asked, text_size, original_head)
+            if checked is not chat:  # converted images no longer identify the conversation
                 chat, bucket = checked, canary_bucket(head.key_id, head.terms.session, asked, BUCKETS)
-        # Nothing waits from here on: once the roll-out has changed, no request begins on the side that was left.
+        # No await from here on: after a roll-out change no request begins on the previous backend.
         return ChatRelay(self._context, client, self._request(chat, self._route(tier, asked, head), head, bucket))
 
     def _route(self, tier: str, chat: Chat, head: RequestContext) -> Route:
-        line = self._lines[tier]
+        tier_route = self._tier_routes[tier]
         return (
-            line.route
-            if line.canary is None
-            else line.choose(canary_bucket(head.key_id, head.terms.session, chat, BUCKETS))
+            tier_route.route
+            if tier_route.canary is None
+            else tier_route.choose(canary_bucket(head.key_id, head.terms.session, chat, BUCKETS))
         )
 
     def _request(self, chat: Chat, route: Route, head: RequestContext, bucket: int | None) -> ChatRequest:
@@ -112,7 +110,7 @@ class ChatEndpoint(Endpoint[Chat]):
             terms.read_timeout,
             terms.extra_lines,
             chat,
-            "chatcmpl-" + _random_id(),
+            "chatcmpl-" + random_id(),
             int(time.time()),
             terms.session,
             bucket,
@@ -120,7 +118,7 @@ class ChatEndpoint(Endpoint[Chat]):
 
 
 def _with_line(head: RequestContext, line: bytes) -> RequestContext:
-    """`head`, with one more line for the answer."""
+    """Return `head` with one more header line for the response."""
     return structs.replace(head, terms=structs.replace(head.terms, extra_lines=head.terms.extra_lines + line))
 
 

@@ -1,23 +1,32 @@
-"""Cross-origin answers for browser programs (WHATWG Fetch, 3.3), for the origins of the settings. Pure."""
+"""Cross-origin resource sharing for browser programs (WHATWG Fetch, 3.3). Pure."""
 
 from collections.abc import Iterable, Mapping
 
 Headers = list[tuple[bytes, bytes]]
 
 _METHODS = b"GET, POST, OPTIONS"
-_EXPOSED = b"x-request-id, x-gateway-tier, x-gateway-reason, x-gateway-backend, x-gateway-model, x-gateway-queue-ms, x-gateway-attempts, retry-after"
+_EXPOSED = (
+    b"x-request-id, x-gateway-tier, x-gateway-reason, x-gateway-backend, x-gateway-model, x-gateway-queue-ms, "
+    b"x-gateway-attempts, retry-after"
+)
 _MAX_AGE = b"600"
 
 
 class Cors:
-    """Which origins may read our answers. Credentials are never allowed: keys travel in a header that the program sets."""
+    """CORS headers for the origins in the settings.
+
+    Credentials are never allowed: programs send their key in a header that they set themselves.
+    """
 
     def __init__(self, origins: Iterable[str]) -> None:
         self._origins = frozenset(origin.rstrip("/").encode() for origin in origins)
         self._any = b"*" in self._origins
 
     def headers(self, fields: Mapping[bytes, bytes]) -> Headers:
-        """What an answer to a request with the header `fields` carries; nothing for a request from no or another origin."""
+        """Return the response headers for a request with the header `fields`.
+
+        The list is empty if the request has no `Origin`, or one that is not allowed.
+        """
         origin = fields.get(b"origin")
         if origin is None or not self._origins or not (self._any or origin in self._origins):
             return []
@@ -28,11 +37,14 @@ class Cors:
         ]
 
     def header_lines(self, fields: Mapping[bytes, bytes]) -> bytes:
-        """The same as they are sent."""
+        """Return the headers as the bytes that are sent."""
         return b"".join([b"%b: %b\r\n" % pair for pair in self.headers(fields)]) if self._origins else b""
 
     def preflight_headers(self, fields: Mapping[bytes, bytes]) -> Headers | None:
-        """The headers of the 204 to a preflight request; None for what is none, or from another origin. It needs no key."""
+        """Return the headers of the 204 response to a preflight request, which needs no key.
+
+        Return None if the request is not a preflight request or its origin is not allowed.
+        """
         if b"access-control-request-method" not in fields:
             return None
         headers = self.headers(fields)

@@ -1,4 +1,4 @@
-"""The embeddings endpoint."""
+"""Embeddings endpoint."""
 
 from gateway.api.endpoint import Endpoint, RequestContext
 from gateway.chat.embedding import Embedding
@@ -6,8 +6,6 @@ from gateway.dialects.openai_embeddings import parse_embedding
 from gateway.relay.embeddings import EmbeddingRelay
 from gateway.relay.requests import ClientConnection, EmbeddingRequest
 from gateway.telemetry.exchange import EMBEDDINGS
-
-EMBEDDING_PATHS = ("/v1/embeddings", "/embeddings")
 
 
 class EmbeddingEndpoint(Endpoint[Embedding]):

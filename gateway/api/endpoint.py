@@ -1,4 +1,4 @@
-"""The hot endpoints as raw ASGI: identify, parse, route, then hand over to a `Relay`."""
+"""Data endpoints as raw ASGI: authenticate, parse, route, then hand over to a `Relay`."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from gateway.api.request_headers import (
     TIMEOUT,
     Fields,
     HeaderTerms,
-    _seconds,
+    seconds_of,
     priority_is_batch,
     reject_loop,
     request_id_of,
@@ -38,12 +38,12 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class RequestContext(Struct, frozen=True, gc=False):
-    """What is known of a request beside what it asks for."""
+    """Metadata of a request: everything but its parsed body."""
 
     request_id: str
     key_id: str
     size: int
-    """Bytes of the body."""
+    """Size of the body in bytes."""
     terms: HeaderTerms
     fields: Fields
 
@@ -52,10 +52,10 @@ ParsedBody = TypeVar("ParsedBody")
 
 
 class Endpoint(ABC, Generic[ParsedBody]):
-    """One of OpenAI's endpoints: what is the same for all. `Asked` is its parsed body."""
+    """Base of OpenAI's endpoints; `ParsedBody` is the type of the parsed request body."""
 
     name: ClassVar[str]
-    """Its label in the metrics."""
+    """Label of the endpoint in the metrics."""
 
     def __init__(self, context: RelayContext, keys: ApiKeys, model_names: ModelNames, cors: Cors) -> None:
         self._context = context
@@ -66,9 +66,9 @@ class Endpoint(ABC, Generic[ParsedBody]):
         self._user_header = (context.settings.user_header or "").encode()
         self._plain_claims: dict[str, Claim] = {}
         self._are_claims_special = bool(self._user_header) or model_names.has_batch
-        """The settings make a difference between requests of one key."""
+        """True if the settings treat requests of one key differently (by person or priority)."""
         self.is_stopping = False
-        """Refuse what is new: the gateway is on its way out."""
+        """True while the gateway shuts down: new requests are refused."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client: ClientConnection = scope["extensions"]["gateway.client"]
@@ -87,7 +87,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
                 body = await self._read(client, fields, receive)
             elif len(body) > self._context.settings.max_body:
                 raise self._too_large()
-            if len(body) > YIELD_BYTES:  # each step on 10 MB takes its milliseconds: others get their turn in between
+            if len(body) > YIELD_BYTES:  # each step on 10 MB takes milliseconds: let others run in between
                 await asyncio.sleep(0)
             size = len(body)
             asked, text_size = self._parse(body)
@@ -102,20 +102,28 @@ class Endpoint(ABC, Generic[ParsedBody]):
         await relay()
 
     def change(self, model_names: ModelNames) -> None:
-        """The settings have changed, and `shared` has them: go on with these, and with other names."""
+        """Apply changed settings, which the context already holds, and the new `model_names`."""
         self._model_names = model_names
         self._are_claims_special = bool(self._user_header) or model_names.has_batch
 
     @abstractmethod
     def _parse(self, body: bytes) -> tuple[ParsedBody, int]:
-        """What is asked for, and how many bytes of the body are text. Raises `GatewayError` for what cannot be served."""
+        """Return the parsed body, and how many bytes of it are text.
+
+        Raises:
+            GatewayError: The request cannot be served.
+        """
 
     def _is_stream(self, asked: ParsedBody) -> bool:
         return False
 
     @abstractmethod
     async def _relay(self, client: ClientConnection, asked: ParsedBody, text_size: int, head: RequestContext) -> Relay:
-        """Who carries it out. Raises `GatewayError`."""
+        """Return the relay that carries out the request.
+
+        Raises:
+            GatewayError: The request cannot be served.
+        """
 
     def _identify(self, scope: Scope, client: ClientConnection, fields: Fields) -> Caller:
         reject_loop(fields, self._context.gateway_id)
@@ -126,7 +134,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
 
     def _terms(self, client: ClientConnection, fields: Fields) -> HeaderTerms:
         check_media_type(fields)
-        read_timeout = _seconds(fields.get(b"x-stainless-read-timeout"))
+        read_timeout = seconds_of(fields.get(b"x-stainless-read-timeout"))
         session = fields.get(SESSION) or fields.get(self._session_header, b"")
         terms = client.notes["terms"] = HeaderTerms(
             fields.get(VIA, b""), read_timeout, self._cors.header_lines(fields), session
@@ -134,7 +142,11 @@ class Endpoint(ABC, Generic[ParsedBody]):
         return terms
 
     def _claim(self, key_id: str, fields: Fields, model: str | None = None) -> Claim:
-        """What the request asks of the line. Most ask for nothing: those of a key share one claim. The name `model` may be one of low priority."""
+        """Return what the request asks of the queue.
+
+        Most requests ask for nothing special: those of a key share one claim. `model` is the name
+        in the request, which may be an alias with batch priority.
+        """
         if not (self._are_claims_special or PRIORITY in fields or TIMEOUT in fields):
             return self._plain_claims.get(key_id) or self._plain_claims.setdefault(key_id, Claim(key_id))
         person, priority, timeout = fields.get(self._user_header, b""), fields.get(PRIORITY), fields.get(TIMEOUT)
@@ -144,11 +156,11 @@ class Endpoint(ABC, Generic[ParsedBody]):
         return Claim(key_id, person.decode("latin-1"), is_batch, None if timeout is None else timeout_of(timeout))
 
     async def _read(self, client: ClientConnection, fields: Fields, receive: Receive) -> bytes:
-        """The request's body.
+        """Read the request body.
 
         Raises:
-            RequestTooLarge: more than `max_body` bytes, by its own word or in fact.
-            ClientLeft: it did not come whole.
+            RequestTooLarge: The announced or the actual size exceeds `max_body` bytes.
+            ClientLeft: The client disconnected before the body was complete.
         """
         limit = self._context.settings.max_body
         length = fields.get(b"content-length")
@@ -169,7 +181,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
             pieces.append(piece)
 
     def _too_large(self) -> RequestTooLarge:
-        return RequestTooLarge(f"A request may have at most {self._context.settings.max_body} bytes.")
+        return RequestTooLarge(f"The request body may have at most {self._context.settings.max_body} bytes.")
 
     def _refuse(
         self,

@@ -1,4 +1,7 @@
-"""The name that a client asks for to the tier that it means. Pure: no I/O, no clock."""
+"""Mapping of the model name in a request to a tier or an embedding route.
+
+Pure: no I/O, no clock.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,29 +15,32 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class PublicModel:
-    """One entry of `GET /v1/models`: a name and the tier that it stands for."""
+    """Entry of `GET /v1/models`: a name and its tier."""
 
     name: str
     tier: Tier
 
 
 class ModelNames:
-    """Which tier a name means: a tier, an alias, `auto`, or a backend's own name of a model. Names match without regard to case."""
+    """Model names that clients can use.
+
+    A name is a tier, an alias, `auto`, or a backend's own name for a model. Case is ignored.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._rest: Tier | None = None
-        """Who takes any other name: the tier with the alias `*`."""
+        self._catch_all: Tier | None = None
+        """Tier for any other name: the one with the alias `*`."""
         self._tiers: dict[str, Tier | None] = {AUTO: None}
         self._batch: set[str] = set()
-        """Aliases, in lower case, whose requests wait behind the others."""
+        """Aliases with batch priority, in lower case."""
         tiers = list(settings.tiers.values())
         for tier in tiers:
             self._tiers.setdefault(tier.name.lower(), tier)
         for tier in tiers:
             for alias in tier.aliases:
                 if alias.name == "*":
-                    self._rest = tier
+                    self._catch_all = tier
                 if alias.priority == "batch":
                     self._batch.add(alias.name.lower())
                 self._tiers.setdefault(alias.name.lower(), tier)
@@ -49,46 +55,48 @@ class ModelNames:
             self._embeddings.setdefault(route.model.lower(), route)
 
     def tier(self, name: str) -> Tier | None:
-        """The tier that `name` means; None: `auto`, which says that the request decides.
+        """Return the tier for `name`; None for `auto`, where the request decides.
 
         Raises:
-            ModelNotFound: it means none; the message has the public names.
+            ModelNotFound: No tier has this name. The message lists the public names.
         """
         tier = self._tiers.get(name.lower())
         if tier is not None or name.lower() == AUTO:
             return tier
         if name.lower() in self._embeddings:
-            raise ModelNotFound("This model makes embeddings: send it to /v1/embeddings.", param="model")
-        if self._rest is None:
+            raise ModelNotFound("This is an embedding model. Send the request to /v1/embeddings.", param="model")
+        if self._catch_all is None:
             names = ", ".join(f"'{public.name}'" for public in self.public_models())
-            raise ModelNotFound(f"The model you asked for does not exist here. Models: {names}.", param="model")
-        return self._rest
+            raise ModelNotFound(f"The requested model does not exist. Available models: {names}.", param="model")
+        return self._catch_all
 
     @property
     def has_batch(self) -> bool:
-        """Whether there is an alias of low priority."""
+        """True if an alias has batch priority."""
         return bool(self._batch)
 
     def is_batch(self, name: str) -> bool:
-        """Whether `name` is one."""
+        """Return whether `name` is an alias with batch priority."""
         lower = name.lower()
         return lower in self._batch or ("*" in self._batch and lower not in self._tiers)
 
     def choose_embedding(self, name: str) -> Route:
-        """The route of a request for embeddings by `name`: one under `embeddings`, or a backend's own name of its model.
+        """Return the route of an embedding request for `name`.
+
+        The name is a key of the setting `embeddings`, or a backend's own name for such a model.
 
         Raises:
-            ModelNotFound: it means none; the message has the public names.
+            ModelNotFound: No embedding model has this name. The message lists the public names.
         """
         route = self._embeddings.get(name.lower())
         if route is None:
-            names = ", ".join(f"'{name}'" for name in self._settings.embeddings) or "none are set up"
-            what = "makes no embeddings" if name.lower() in self._tiers else "does not exist here"
-            raise ModelNotFound(f"The model you asked for {what}. Embedding models: {names}.", param="model")
+            names = ", ".join(f"'{name}'" for name in self._settings.embeddings) or "none are configured"
+            reason = "does not support embeddings" if name.lower() in self._tiers else "does not exist"
+            raise ModelNotFound(f"The requested model {reason}. Embedding models: {names}.", param="model")
         return route
 
     def public_models(self) -> Iterator[PublicModel]:
-        """Tiers and listed aliases, in the order of the settings."""
+        """Yield the tiers and their listed aliases, in the order of the settings."""
         for tier in self._settings.tiers.values():
             yield PublicModel(tier.name, tier)
             for alias in tier.aliases:

@@ -1,4 +1,4 @@
-"""What is not hot, on FastAPI: the lists of models, health, metrics, the operator's part, and the API's own description."""
+"""Models, health, status and metrics: the responses about the gateway itself."""
 
 from typing import Any
 
@@ -16,16 +16,21 @@ from gateway.upstream.backend import Backend
 from gateway.upstream.health_checks import HealthChecks
 
 CREATED = 1_767_225_600
-"""Unix time: the `created` of every model, the same at each start and on each replica."""
-
+"""`created` of every model, in Unix time: the same at each start and on each replica."""
 
 SHOWN_LIMITS = (
-    "max_concurrency", "model_concurrency", "vision_concurrency", "max_queue", "vision_max_queue", "queue_timeout", "vision_queue_timeout",
-)  # fmt: skip
+    "max_concurrency",
+    "model_concurrency",
+    "vision_concurrency",
+    "max_queue",
+    "vision_max_queue",
+    "queue_timeout",
+    "vision_queue_timeout",
+)
 
 
 class Operations:
-    """Answers about the gateway itself. `is_ready` is False while it starts or drains."""
+    """Source of the responses about the gateway itself."""
 
     def __init__(
         self,
@@ -46,10 +51,10 @@ class Operations:
         self._guard = guard
         self.is_stopping = False
         self.last_reload: dict[str, Any] | None = None
-        """What came of the last time that the settings were reread."""
+        """Outcome of the last reload of the settings."""
 
     def change(self, settings: Settings, model_names: ModelNames) -> None:
-        """Tell about other settings from now on."""
+        """Report on the changed settings from now on."""
         self._settings = settings
         self._model_names = model_names
 
@@ -64,25 +69,29 @@ class Operations:
         return {"object": "list", "data": data}
 
     def model(self, name: str) -> dict[str, Any]:
-        """Raises `ModelNotFound`."""
+        """Return the entry for one model.
+
+        Raises:
+            ModelNotFound: No public model has this name.
+        """
         for entry in self.models()["data"]:
             if entry["id"].lower() == name.lower():
                 return dict(entry)
-        raise ModelNotFound("This model does not exist here. GET /v1/models lists those that do.", param="model")
+        raise ModelNotFound("This model does not exist. GET /v1/models lists the available models.", param="model")
 
     def _entry(self, name: str, models: dict[str, str]) -> dict[str, Any]:
-        """`models` is the model's name on each of its backends."""
+        """Return the entry for `name`; `models` maps each backend to the model's name there."""
         entry: dict[str, Any] = {"id": name, "object": "model", "created": CREATED, "owned_by": "gateway"}
         known = [self._backends[backend].context_length(model) for backend, model in models.items()]
         lengths = [length for length in known if length is not None]
-        if lengths:  # the smaller side's, so that a switch breaks nobody
+        if lengths:  # the smallest, so that switching backends does not break a client
             entry["context_length"] = entry["max_model_len"] = min(lengths)
         return entry
 
     # Health
 
     def readiness(self) -> tuple[int, dict[str, Any]]:
-        """Status and body of `/readyz`."""
+        """Return the status and the body of `/readyz`."""
         if self.is_stopping or not self._health.has_asked_all:
             return 503, {"status": "draining" if self.is_stopping else "starting", "unserved_tiers": []}
         unserved = [tier.name for tier in self._settings.tiers.values() if not self._is_served(tier.name)]
@@ -97,7 +106,7 @@ class Operations:
         return self.controller.rollout.tiers[tier_name].assignment.backend
 
     def status(self) -> dict[str, Any]:
-        """Body of `/ops/status`."""
+        """Return the body of `/ops/status`."""
         return {
             "version": __version__,
             "ready": self.readiness()[1],
@@ -120,7 +129,10 @@ class Operations:
         }
 
     def _latency(self, tier: str, backend: str) -> dict[str, Any]:
-        """Seconds, guessed from the histograms' buckets, since the start; null without samples."""
+        """Return percentiles since the start, in seconds; null without samples.
+
+        They are estimated from the buckets of the histograms.
+        """
         series = {"time_to_first_token": self._metrics.time_to_first_token, "duration": self._metrics.duration}
         return {
             name: {f"p{share}": _rounded(histograms.quantile((tier, backend), share / 100)) for share in (50, 99)}
@@ -164,7 +176,10 @@ class Operations:
     # Metrics
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Prometheus text or OpenMetrics, as `accept` asks, and its content type."""
+        """Return the metrics as Prometheus text or OpenMetrics, and the content type.
+
+        `accept` is the request header that chooses the format.
+        """
         metrics = self._metrics
         for gauge in (
             metrics.running,
@@ -173,9 +188,9 @@ class Operations:
             metrics.circuit_state,
             metrics.active_backend,
         ):
-            gauge.clear()  # what is gone from the settings
+            gauge.clear()  # removes series that are no longer in the settings
         for backend in self._health.backends:
-            for lane in backend.admission.lanes:  # a name may have two: one that runs out, and its successor
+            for lane in backend.admission.lanes:  # a name may have two backends: one drains, one replaces it
                 metrics.running.labels(backend.name, lane).inc(backend.admission.running(lane))
                 metrics.waiting.labels(backend.name, lane).inc(backend.admission.waiting(lane))
             metrics.backend_up.labels(backend.name).set(backend.is_up)

@@ -26,62 +26,74 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class HeaderTerms(Struct, frozen=True, gc=False):
-    """What the head of a request says beside who sent it: the same for all requests with this head."""
+    """Values derived from a request head, apart from the caller; equal for all requests with it."""
 
     came_through: bytes
+    """Value of `x-gateway-via`: the ids of the gateways that have forwarded the request."""
     read_timeout: float | None
-    """How long the client waits for a plain answer, where it says so."""
+    """Seconds that the client waits for a plain response, if it states them."""
     extra_lines: bytes
-    """Header lines sent with the answer, whatever it is."""
+    """Header lines sent with every response."""
     session: bytes
     """The client's name for the conversation; empty without one."""
 
 
 def request_id_of(fields: Fields) -> str:
-    """The client's own `X-Request-Id` if it is short and plain, else a new one."""
+    """Return the client's own `X-Request-Id` if it is short and plain, else a new one."""
     given = fields.get(b"x-request-id")
     if given is not None and _SANE_ID.fullmatch(given):
         return given.decode()
-    return "req-" + _random_id()
+    return "req-" + random_id()
 
 
-def _random_id() -> str:
-    return _random_bits(96).to_bytes(12).hex()  # a third of what formatting costs
+def random_id() -> str:
+    """Return 24 random hex digits."""
+    return _random_bits(96).to_bytes(12).hex()  # a third of the cost of formatting
 
 
 def reject_loop(fields: Fields, gateway_id: bytes) -> None:
-    """Raises `LoopDetected` for a request that this very gateway has sent."""
+    """Refuse a request that this gateway itself has sent.
+
+    Raises:
+        LoopDetected: `x-gateway-via` contains `gateway_id`.
+    """
     via = fields.get(VIA)
     if via is not None and gateway_id in via:
         raise LoopDetected
 
 
 def priority_is_batch(value: bytes) -> bool:
-    """Raises `InvalidRequest` for what is no priority."""
+    """Return whether the header value is `batch`.
+
+    Raises:
+        InvalidRequest: The value is not a known priority.
+    """
     word = value.strip().lower()
     if word not in (b"interactive", b"batch"):
-        raise InvalidRequest(
-            "The header x-gateway-priority has to be 'interactive' or 'batch'.", param=PRIORITY.decode()
-        )
+        raise InvalidRequest("The header x-gateway-priority must be 'interactive' or 'batch'.", param=PRIORITY.decode())
     return word == b"batch"
 
 
 def timeout_of(value: bytes) -> float:
-    """Raises `InvalidRequest` for what is no number of seconds."""
+    """Return the header value in seconds.
+
+    Raises:
+        InvalidRequest: The value is not a number of seconds, or is out of range.
+    """
     try:
         seconds = float(value)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds <= MAX_TIMEOUT:
         raise InvalidRequest(
-            "The header x-gateway-timeout has to be a number of seconds, more than 0 and at most 86400.",
+            "The header x-gateway-timeout must be a number of seconds, more than 0 and at most 86400.",
             param=TIMEOUT.decode(),
         )
     return seconds
 
 
-def _seconds(value: bytes | None) -> float | None:
-    """A header's number of seconds; None for what is none, or out of reason."""
+def seconds_of(value: bytes | None) -> float | None:
+    """Return the header value in seconds; None if it is not a number from 1 to 86400."""
     if value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The operator's routes for the roll-out and the preflight."""
+"""Routes of the operator for the roll-out and the preflight check."""
 
 from collections.abc import Awaitable, Callable
 from math import inf
@@ -11,9 +11,9 @@ from starlette.requests import ClientDisconnect
 
 from gateway.dialects.json_body import check_media_type
 from gateway.errors import ClientLeft, InvalidJson, InvalidRequest, RequestTooLarge
+from gateway.rollout.assignment import Canary, Percent
 from gateway.rollout.controller import RolloutController
 from gateway.rollout.preflight.check import LEAST, LONGEST, SECONDS, Preflight
-from gateway.rollout.state import Canary, Percent
 
 MAX_BODY = 64 * 1024
 
@@ -21,14 +21,17 @@ Body = TypeVar("Body", bound=Struct)
 
 
 class CanaryBody(Struct, forbid_unknown_fields=True):
+    """Canary in the body of `PUT /ops/rollout`."""
+
     backend: str
     percent: Percent
 
 
 class RolloutBody(Struct, forbid_unknown_fields=True):
-    """Where to put every tier that is not pinned, or `tier` alone. Without `backend` each stays where it is, beside its canary.
+    """Body of `PUT /ops/rollout`: the backend of all tiers that are not pinned, or of one `tier`.
 
-    One that is all on the canary's backend goes to the settings' `rollback_to` then.
+    Without `backend`, each tier stays on its backend and gets the canary beside it. A tier that is
+    entirely on the canary's backend then moves to the backend in the setting `rollback_to`.
     """
 
     backend: str | None = None
@@ -37,71 +40,81 @@ class RolloutBody(Struct, forbid_unknown_fields=True):
 
 
 class RollbackBody(Struct, forbid_unknown_fields=True):
-    """What narrows a rollback."""
+    """Body of `POST /ops/rollback`: limits it to one tier, or sets its target backend."""
 
     tier: str | None = None
     to: str | None = None
 
 
 class EmptyBody(Struct, forbid_unknown_fields=True):
-    """No words are needed."""
+    """Body of requests without parameters."""
 
 
 BODIES: tuple[type[Struct], ...] = (RolloutBody, RollbackBody, EmptyBody)
 
 
 def add_rollout(app: FastAPI, controller: RolloutController, operator: Callable[[Request], Awaitable[str]]) -> None:
-    """The paths under `/ops` that steer; `operator` lets a request pass and says who it is."""
+    """Add the `/ops` paths that change the roll-out.
+
+    `operator` authorises a request and returns the id of its key.
+    """
     rollout = controller.rollout
     by_operator = Depends(operator)
 
     @app.get(
-        "/ops/rollout", dependencies=[by_operator], summary="The roll-out: who serves each tier, and what was changed"
+        "/ops/rollout",
+        dependencies=[by_operator],
+        summary="Show the roll-out: the backend of each tier, and the history of changes",
     )
     async def state() -> dict[str, Any]:
         return controller.view()
 
     @app.put(
-        "/ops/rollout", summary="Move every tier that is not pinned, or one", openapi_extra=_body_schema("Placement")
+        "/ops/rollout",
+        summary="Move all tiers that are not pinned, or one tier, to a backend",
+        openapi_extra=_body_schema(RolloutBody, required=True),
     )
     async def put(request: Request, by: Annotated[str, by_operator]) -> dict[str, Any]:
         order = await _read_body(request, RolloutBody, required=True)
         canary = None if order.canary is None else Canary(order.canary.backend, order.canary.percent)
         return await controller.report(rollout.set(order.backend, canary, tier=order.tier, by=by))
 
-    @app.post("/ops/rollback", summary="Everything wholly back; never refused", openapi_extra=_body_schema("Retreat"))
+    @app.post(
+        "/ops/rollback",
+        summary="Roll back all tiers that are not pinned, and end their canaries; never refused",
+        openapi_extra=_body_schema(RollbackBody),
+    )
     async def rollback(request: Request, by: Annotated[str, by_operator]) -> dict[str, Any]:
         order = await _read_body(request, RollbackBody)
         return await controller.report(rollout.rollback(tier=order.tier, to=order.to, by=by))
 
-    @app.post("/ops/undo", summary="The state before the last change", openapi_extra=_body_schema("Nothing"))
+    @app.post("/ops/undo", summary="Undo the last change of the roll-out", openapi_extra=_body_schema(EmptyBody))
     async def undo(request: Request, by: Annotated[str, by_operator]) -> dict[str, Any]:
         await _read_body(request, EmptyBody)
         return await controller.report(rollout.undo(by=by))
 
 
-def _body_schema(name: str) -> dict[str, Any]:
-    return {
-        "requestBody": {
-            "required": name == "Placement",
-            "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}},
-        }
-    }
+def _body_schema(kind: type[Struct], *, required: bool = False) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 async def _read_body(request: Request, kind: type[Body], *, required: bool = False) -> Body:
-    """The request's body; one that is not required may be empty.
+    """Read and decode the request body; it may be empty unless it is `required`.
 
     Raises:
-        UnsupportedMediaType, RequestTooLarge, InvalidJson, InvalidRequest
-        ClientLeft: it did not come whole.
+        UnsupportedMediaType: The body is not sent as uncompressed JSON.
+        RequestTooLarge: The body has more than `MAX_BODY` bytes.
+        InvalidJson: The body is not a JSON object.
+        InvalidRequest: A field is unknown, missing or invalid.
+        ClientLeft: The client disconnected before the body was complete.
     """
     body = b""
     try:
         async for piece in request.stream():
             body += piece
             if len(body) > MAX_BODY:
-                raise RequestTooLarge(f"An order may have at most {MAX_BODY} bytes.")
+                raise RequestTooLarge(f"The request body may have at most {MAX_BODY} bytes.")
     except ClientDisconnect:
         raise ClientLeft from None
     if not body and not required:
@@ -116,12 +129,12 @@ async def _read_body(request: Request, kind: type[Body], *, required: bool = Fal
 
 
 def _validation_error(text: str, kind: type[Struct]) -> InvalidRequest:
-    """msgspec's words, without what the client wrote."""
+    """Return msgspec's error without the text that the client sent."""
     reason, _, place = text.partition(" - at `$")
     param = place.rstrip("`").lstrip(".") or None
     if reason.startswith("Object contains unknown field"):
         known = CanaryBody if param == "canary" else kind
-        return InvalidRequest(f"Unknown key; expected: {', '.join(known.__struct_fields__) or 'none'}.", param=param)
+        return InvalidRequest(f"Unknown field; expected: {', '.join(known.__struct_fields__) or 'none'}.", param=param)
     if reason.startswith("Object missing required field `"):
         param = f"{param}.{reason.split('`')[1]}"
         return InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
@@ -131,12 +144,12 @@ def _validation_error(text: str, kind: type[Struct]) -> InvalidRequest:
 
 
 def add_preflight(app: FastAPI, preflight: Preflight, operator: Callable[[Request], Awaitable[str]]) -> None:
-    """The path under `/ops`; `operator` lets a request pass."""
+    """Add `/ops/preflight`; `operator` authorises a request."""
 
     @app.post(
         "/ops/preflight",
         dependencies=[Depends(operator)],
-        summary="What a switch to a backend would break; tries it with a few tokens",
+        summary="Check what a switch to a backend would break; generates a few tokens there",
     )
     async def check(
         request: Request, backend: str | None = None, tier: str | None = None, seconds: str | None = None

@@ -1,4 +1,4 @@
-"""The FastAPI application: probes, models, metrics, `/ops` and the OpenAPI document."""
+"""FastAPI application: health probes, models, metrics, `/ops` and the OpenAPI document."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ from gateway.rollout.preflight.check import Preflight
 def build(
     operations: Operations, preflight: Preflight, keys: ApiKeys, admin: AdminAccess, metrics_guard: AdminAccess
 ) -> FastAPI:
-    """The application of everything but the hot paths."""
+    """Build the application for everything but the data endpoints."""
 
     def client(request: Request) -> None:
         keys.identify(request.scope["headers"])
@@ -40,7 +40,7 @@ def build(
             f"{prefix}/models",
             dependencies=[Depends(client)],
             include_in_schema=in_schema,
-            summary="Tiers, aliases and embedding models",
+            summary="List the tiers, aliases and embedding models",
         )
         async def models() -> dict[str, Any]:
             return operations.models()
@@ -49,7 +49,7 @@ def build(
             f"{prefix}/models/{{name:path}}",
             dependencies=[Depends(client)],
             include_in_schema=in_schema,
-            summary="One of them",
+            summary="Show one model",
         )
         async def model(name: str) -> dict[str, Any]:
             return operations.model(name)
@@ -57,7 +57,7 @@ def build(
     _add_probes(app, operations)
     _add_metrics(app, operations, [Depends(scraper)])
 
-    @app.get("/ops/status", dependencies=[Depends(operator)], summary="Backends, tiers and what runs")
+    @app.get("/ops/status", dependencies=[Depends(operator)], summary="Show backends, tiers and requests in flight")
     async def status() -> dict[str, Any]:
         return operations.status()
 
@@ -68,7 +68,7 @@ def build(
 
 
 def build_metrics_port(operations: Operations) -> FastAPI:
-    """The application of `GATEWAY_METRICS_PORT`: unguarded."""
+    """Build the application of `GATEWAY_METRICS_PORT`, which needs no key."""
     app = _bare_app()
     _add_probes(app, operations)
     _add_metrics(app, operations, [])
@@ -97,7 +97,9 @@ def _bare_app() -> FastAPI:
             return await gateway_error(
                 request, MethodNotAllowed(_allowed(app, request.url.path) or (error.headers or {}).get("Allow", "GET"))
             )
-        return await gateway_error(request, NotFound("There is nothing at this path. The API is described at /docs."))
+        return await gateway_error(
+            request, NotFound("There is no endpoint at this path. See /docs for a description of the API.")
+        )
 
     @app.exception_handler(Exception)
     async def failure(request: Request, error: Exception) -> Response:
@@ -107,7 +109,7 @@ def _bare_app() -> FastAPI:
 
 
 def _allowed(app: FastAPI, path: str) -> str:
-    """All methods of a path: Starlette names those of its first route only."""
+    """Return all methods of a path: Starlette reports only those of its first route."""
     methods = {
         method
         for route in app.routes
@@ -119,19 +121,24 @@ def _allowed(app: FastAPI, path: str) -> str:
 
 def _add_probes(app: FastAPI, operations: Operations) -> None:
     @app.head("/healthz", include_in_schema=False)
-    @app.get("/healthz", summary="200 while the process lives")
+    @app.get("/healthz", summary="Liveness: 200 while the process runs")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.head("/readyz", include_in_schema=False)
-    @app.get("/readyz", summary="503 while starting or draining; names tiers that cannot be served now")
+    @app.get("/readyz", summary="Readiness: 503 while starting or draining; lists tiers that cannot be served")
     async def readyz() -> JSONResponse:
         status, body = operations.readiness()
         return JSONResponse(body, status)
 
 
 def _add_metrics(app: FastAPI, operations: Operations, guards: list[Any]) -> None:
-    @app.get("/metrics", dependencies=guards, summary="Prometheus text or OpenMetrics", response_class=Response)
+    @app.get(
+        "/metrics",
+        dependencies=guards,
+        summary="Show metrics as Prometheus text or OpenMetrics",
+        response_class=Response,
+    )
     async def metrics(request: Request) -> Response:
         body, content_type = operations.exposition(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})

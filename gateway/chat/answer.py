@@ -1,4 +1,4 @@
-"""The canonical answer that every engine reads into and every client dialect renders. Pure: no I/O, no clock."""
+"""Canonical answer: engines parse into it, client dialects render it. Pure: no I/O, no clock."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,14 +9,14 @@ FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 
 class Usage(Struct, frozen=True, gc=False):
-    """Tokens, as the backend counted them."""
+    """Token counts reported by the backend."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
 class TokenLogprob(Struct, frozen=True, gc=False):
-    """One of the tokens that the model could have said."""
+    """One of the tokens that the model considered."""
 
     token: str
     logprob: float
@@ -24,7 +24,7 @@ class TokenLogprob(Struct, frozen=True, gc=False):
 
 
 class ChosenLogprob(Struct, gc=False):
-    """The token that it said, and the likeliest ones in its place."""
+    """The token that the model chose, and the likeliest alternatives."""
 
     token: str
     logprob: float
@@ -33,7 +33,11 @@ class ChosenLogprob(Struct, gc=False):
 
 
 class CallDelta(Struct, gc=False):
-    """A piece of a tool call. `id` and `name` stand in the first piece of a call alone; `arguments` are to be strung together."""
+    """Piece of a tool call.
+
+    Only the first piece of a call has `id` and `name`. The `arguments` of all pieces are
+    concatenated.
+    """
 
     index: int
     id: str = ""
@@ -42,7 +46,7 @@ class CallDelta(Struct, gc=False):
 
 
 class Delta(Struct, gc=False):
-    """What one event of a backend adds to the answer."""
+    """Addition to the answer by one event of a backend."""
 
     content: str = ""
     reasoning: str = ""
@@ -53,12 +57,12 @@ class Delta(Struct, gc=False):
 
     @property
     def is_piece(self) -> bool:
-        """Whether the model has said something in it."""
+        """Return whether the delta contains model output."""
         return bool(self.content or self.reasoning or self.calls or self.logprobs)
 
 
 class Answer(Struct):
-    """A whole answer."""
+    """Complete answer."""
 
     content: str
     reasoning: str
@@ -69,7 +73,7 @@ class Answer(Struct):
 
 
 def assemble(deltas: Sequence[Delta]) -> Answer:
-    """Put the pieces of a stream together."""
+    """Combine the deltas of an answer."""
     if len(deltas) == 1 and deltas[0].calls is None:  # a plain answer
         whole = deltas[0]
         return Answer(whole.content, whole.reasoning, whole.finish or "stop", whole.usage, [], whole.logprobs)

@@ -1,47 +1,49 @@
 """Checks of a `Chat` that its field types cannot express. Pure: no I/O, no clock."""
 
-from gateway.chat import json_schema as schemas
+from gateway.chat import json_schema
 from gateway.chat.request import Chat, Choice, ImagePart, Message, SchemaFormat
 from gateway.errors import InvalidRequest, UnsupportedParameter
 
 MAX_SCHEMAS = 128 * 1024
-"""Bytes of all JSON Schemas of a request."""
+"""Maximum size of all JSON Schemas in a request, in bytes."""
 
 
 def check(chat: Chat) -> None:
-    """What the shapes alone do not say.
+    """Check what the field types cannot express.
 
     Raises:
-        InvalidRequest, UnsupportedParameter
+        InvalidRequest: fields are missing or contradict each other, or a JSON Schema is rejected.
+        UnsupportedParameter: the request asks for something that no backend serves.
     """
-    _check_served(chat)
+    _check_supported(chat)
     if chat.top_logprobs and not chat.logprobs:
-        raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
+        raise InvalidRequest("'top_logprobs' requires 'logprobs' to be true.", param="top_logprobs")
     if chat.tools is not None or chat.tool_choice is not None:
         _check_tools(chat)
     if isinstance(chat.response_format, SchemaFormat):
-        schemas.check(chat.response_format.json_schema.schema, "response_format.json_schema.schema")
+        json_schema.check(chat.response_format.json_schema.schema, "response_format.json_schema.schema")
     for index, message in enumerate(chat.messages):
         is_text = type(message.content) is str
         if (message.role == "tool") if is_text else (message.role != "user" or message.content is None):
-            _check_turn(message, f"messages[{index}]")
+            _check_message(message, f"messages[{index}]")
 
 
-def _check_served(chat: Chat) -> None:
-    refused: str | None = None
+def _check_supported(chat: Chat) -> None:
+    unsupported: str | None = None
     if chat.n is not None and chat.n > 1:
-        refused = "n"
+        unsupported = "n"
     elif chat.functions or chat.function_call is not None:
         raise UnsupportedParameter(
-            "'functions' and 'function_call' are not served: send 'tools' and 'tool_choice'.", param="functions"
+            "'functions' and 'function_call' are not supported: send 'tools' and 'tool_choice' instead.",
+            param="functions",
         )
     elif chat.audio is not None:
-        refused = "audio"
+        unsupported = "audio"
     elif chat.modalities is not None and chat.modalities != ["text"]:
-        refused = "modalities"
-    if refused is not None:
+        unsupported = "modalities"
+    if unsupported is not None:
         raise UnsupportedParameter(
-            f"'{refused}' is not served by this gateway, on any backend. Leave it out.", param=refused
+            f"'{unsupported}' is not supported by this gateway on any backend. Leave it out.", param=unsupported
         )
 
 
@@ -52,36 +54,38 @@ def _check_tools(chat: Chat) -> None:
     for index, tool in enumerate(tools):
         if tool.function.name in names:
             raise InvalidRequest(
-                f"'tools[{index}].function.name' is there twice.", param=f"tools[{index}].function.name"
+                f"'tools[{index}].function.name' repeats the name of an earlier tool.",
+                param=f"tools[{index}].function.name",
             )
         names.add(tool.function.name)
         if tool.function.parameters is not None:
             size += _check_parameters(tool.function.parameters, f"tools[{index}].function.parameters")
             if size > MAX_SCHEMAS:
                 raise InvalidRequest(
-                    f"The schemas of 'tools' have more than {MAX_SCHEMAS} bytes in all.", param="tools"
+                    f"The schemas in 'tools' have more than {MAX_SCHEMAS} bytes in total.", param="tools"
                 )
     if isinstance(chat.tool_choice, Choice) and chat.tool_choice.function.name not in names:
-        raise InvalidRequest("'tool_choice' names a function that is not among 'tools'.", param="tool_choice")
+        raise InvalidRequest("'tool_choice' names a function that is not in 'tools'.", param="tool_choice")
     if chat.tool_choice == "required" and not names:
-        raise InvalidRequest("'tool_choice' needs 'tools'.", param="tool_choice")
+        raise InvalidRequest("'tool_choice' requires 'tools'.", param="tool_choice")
 
 
 def _check_parameters(parameters: dict[str, object], param: str) -> int:
     if parameters.get("type", "object") != "object":
         raise InvalidRequest(f"'{param}' must be the JSON Schema of an object.", param=param)
-    return schemas.check(parameters, param)
+    return json_schema.check(parameters, param)
 
 
-def _check_turn(message: Message, place: str) -> None:
+def _check_message(message: Message, path: str) -> None:
     if message.role == "tool" and message.tool_call_id is None:
-        raise InvalidRequest(f"Missing required parameter: '{place}.tool_call_id'.", param=f"{place}.tool_call_id")
+        raise InvalidRequest(f"Missing required parameter: '{path}.tool_call_id'.", param=f"{path}.tool_call_id")
     if message.content is None and not (message.role == "assistant" and message.tool_calls):
-        raise InvalidRequest(f"Missing required parameter: '{place}.content'.", param=f"{place}.content")
+        raise InvalidRequest(f"Missing required parameter: '{path}.content'.", param=f"{path}.content")
     if message.role in ("system", "developer") and isinstance(message.content, list):
-        for number, part in enumerate(message.content):
+        for position, part in enumerate(message.content):
             if isinstance(part, ImagePart):
-                here = f"{place}.content[{number}].type"
+                param = f"{path}.content[{position}].type"
                 raise UnsupportedParameter(
-                    f"'{here}' must be 'text': a turn of role '{message.role}' takes no images.", param=here
+                    f"'{param}' must be 'text': a message with role '{message.role}' cannot contain images.",
+                    param=param,
                 )

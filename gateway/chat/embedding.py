@@ -1,4 +1,4 @@
-"""The canonical embeddings request, and vectors as JSON. Pure: no I/O, no clock."""
+"""Canonical embeddings request, and vectors as JSON. Pure: no I/O, no clock."""
 
 import base64
 import sys
@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 MAX_TEXTS = 2048
-"""As many as OpenAI takes in one request."""
+"""Maximum number of texts in a request, the same as OpenAI's."""
 
 MAX_DIMENSIONS = 65_536
 
@@ -17,7 +17,7 @@ Text = Annotated[str, Meta(min_length=1)]
 
 
 class Embedding(Struct, frozen=True, kw_only=True):
-    """One parsed request. Other fields, as `user`, are ignored."""
+    """One parsed request. Other fields, such as `user`, are ignored."""
 
     model: Text
     input: Text | Annotated[list[Text], Meta(min_length=1, max_length=MAX_TEXTS)]
@@ -33,26 +33,28 @@ class Embedding(Struct, frozen=True, kw_only=True):
         return self.encoding_format == "base64"
 
 
-_IN_A_LIST = b"0123456789+-.eE, \t\r\n"
+_LIST_CHARACTERS = b"0123456789+-.eE, \t\r\n"
 
-_IN_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\\"  # some write `\/`
+_BASE64_CHARACTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\\"  # some servers write `\/`
 
 _numbers = msgspec.json.Decoder(list[float])
 
 EncodedVector = bytes
-"""One embedding as JSON: a list of numbers, or base64 in quotes of four bytes a number, the least significant first."""
+"""One embedding as JSON.
+
+It is a list of numbers, or quoted base64 of four bytes per number, least significant byte first.
+"""
 
 
 def converted(vector: EncodedVector, in_base64: bool) -> EncodedVector:
-    """`vector`, which is some JSON value, in the form that was asked for.
+    """Return `vector`, which is any JSON value, in the requested format.
 
     Raises:
-        ValueError: it is in neither.
+        ValueError: it is neither a list of numbers nor base64.
     """
-    is_list = (
-        vector.translate(None, _IN_A_LIST) == b"[]"
-    )  # else it may hold null for what is no number, or be one of many for a text
-    if not is_list and vector.translate(None, _IN_BASE64) != b'""':
+    # Anything else could contain null for non-numbers, or several vectors for one text.
+    is_list = vector.translate(None, _LIST_CHARACTERS) == b"[]"
+    if not is_list and vector.translate(None, _BASE64_CHARACTERS) != b'""':
         raise ValueError
     if is_list is not in_base64:
         return vector
@@ -70,7 +72,7 @@ def _little_endian(numbers: "array[float]") -> "array[float]":
 
 
 def width(vector: EncodedVector) -> int:
-    """How many numbers it has."""
+    """Return the number of dimensions."""
     if vector[:1] == b'"':
         return (len(vector) - 2) * 3 // 4 // 4
     return vector.count(b",") + 1

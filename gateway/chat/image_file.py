@@ -1,13 +1,17 @@
-"""One picture: whether its bytes are a whole one that every engine reads alike, and if not, another that is. It knows Pillow and nothing of
-the gateway, so that it also runs as a script, in a process of its own: `python picture.py SITE_PACKAGES`, bytes in, bytes out.
+"""Check and conversion of one image, so that every engine reads it alike.
 
-What "alike" means was tried on Ollama 0.24 (Go's decoders), Ollama 0.33 (stb_image) and vLLM 0.32 (Pillow): see docs/dialect.md.
+The module depends on Pillow and on nothing of the gateway, because it also runs as a script in a
+process of its own: `python image_file.py SITE_PACKAGES`, with the image on standard input and the
+result on standard output.
+
+"Alike" was tested on Ollama 0.24 (Go's decoders), Ollama 0.33 (stb_image) and vLLM 0.32 (Pillow):
+see docs/dialect.md.
 """
 
 import sys
 
 if __name__ == "__main__":
-    sys.path.append(sys.argv[1])  # where Pillow is: the process starts without the environment that may have said so
+    sys.path.append(sys.argv[1])  # Pillow's location: the process has no environment that could name it
 
 import io
 import os
@@ -22,24 +26,43 @@ from typing import NamedTuple
 from PIL import GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 MAX_PIXELS = 64_000_000
-"""8000 × 8000, more than a phone's 50 megapixels; it takes 256 MB to decode. All three engines take that much."""
+"""Maximum number of pixels: 8000 × 8000, more than a phone's 50 megapixels.
+
+Decoding so many takes 256 MB. All three engines accept them.
+"""
 MAX_CONVERTED_PIXELS = 1 << 24
-"""What has to be written anew is made no larger: Qwen3-VL's own processing shrinks to this, so nothing is lost."""
+"""Maximum number of pixels of a converted image.
+
+Nothing is lost, because Qwen3-VL's own processing shrinks images to this size.
+"""
 MAX_CONVERTED_SIDE = 1 << 14
 MIN_SIDE = 32
-"""Ollama 0.24's runner dies, with all that it works on, of a Qwen3-VL image that is less than 32 pixels wide or high (28 for Qwen2.5-VL)."""
+"""Minimum width and height.
+
+Ollama 0.24's runner crashes, with all requests in progress, on a Qwen3-VL image that is less than
+32 pixels wide or high (28 for Qwen2.5-VL).
+"""
 MAX_ASPECT = 200
-"""Above it the same runner dies and vLLM answers 400: Qwen's `smart_resize`."""
+"""Maximum aspect ratio.
+
+Above it, the same runner crashes and vLLM answers 400: Qwen's `smart_resize`.
+"""
 LIGHT_PIXELS = 1 << 18
 LIGHT_BYTES = 1 << 20
 PLAIN_PIXELS = 1 << 24
 MAX_PARTS = 4096
-"""Chunks of a PNG or segments of a JPEG; real ones have up to some hundred. Each costs a turn of a loop in Python."""
-MAX_SCANS = 100
-"""A progressive JPEG has about ten. Each one goes over all pixels, and takes hardly any bytes."""
-STEP = 1 << 18  # bytes searched in one call: others get the GIL in between
+"""Maximum number of PNG chunks or JPEG segments. Real files have up to a few hundred.
 
-CUT = "it is cut off"
+Each costs one iteration of a Python loop.
+"""
+MAX_SCANS = 100
+"""Maximum number of scans of a progressive JPEG. Typical files have about ten.
+
+Each scan goes over all pixels but takes hardly any bytes.
+"""
+STEP = 1 << 18  # bytes searched in one call: the GIL is free in between
+
+CUT = "it is truncated"
 DAMAGED = "it is damaged"
 BAD, AS_IS = 3, b""
 CPU_SECONDS, MEMORY = 30, 2 << 30
@@ -49,11 +72,12 @@ PLAIN_MODES = ("1", "L", "P", "RGB", "RGBA", "LA")
 
 class _JpegFile(JpegImagePlugin.JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
-        """Leave it: Pillow reads all tags for this, and a few KB of them can name gigabytes."""
+        """Do nothing. Pillow reads all tags for this, and a few KB of tags can name gigabytes."""
 
 
 PNG, JPEG, GIF, WEBP = "png", "jpeg", "gif", "webp"
-# Not Image.open: that one knows more formats, loads them all at first use, and warns of what is refused here anyway.
+# Used instead of Image.open, which supports more formats, loads all of them on first use, and warns
+# about files that are rejected here anyway.
 _OPENERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     PNG: PngImagePlugin.PngImageFile,
     JPEG: _JpegFile,
@@ -74,33 +98,45 @@ _TRANSPOSE = {
 
 
 class BadImage(Exception):
-    """No whole picture of a known kind and bearable size; the text is the second half of a sentence."""
+    """Incomplete image, unsupported format or excessive size.
+
+    The text of the exception is the second half of a sentence.
+    """
 
 
 class ParsedImage(NamedTuple):
-    """A picture of which only the beginning has been read."""
+    """Image of which only the beginning has been read."""
 
     kind: str
     data: bytes
     image: ImageFile.ImageFile
     pixels: int
     is_plain: bool
-    """By its outer form every engine takes it; its pixels have not been looked at."""
+    """True if every engine accepts its structure. Its pixels have not been decoded."""
 
     @property
     def is_light(self) -> bool:
-        """Little enough to be decoded and written while others wait: Pillow holds the GIL while it decodes WebP and while it writes PNG."""
+        """Return whether the image is small enough to block other threads while it is converted.
+
+        Pillow holds the GIL while it decodes WebP and while it encodes PNG.
+        """
         return self.pixels <= LIGHT_PIXELS and len(self.data) <= LIGHT_BYTES and self.kind != GIF
 
     @property
     def is_bearable(self) -> bool:
-        """Pillow lets go of the GIL while it decodes these, and they take 64 MB at most."""
+        """Return whether the image is small enough to be decoded in a thread.
+
+        Pillow releases the GIL while it decodes such an image, which takes at most 64 MB.
+        """
         return self.is_plain and self.pixels <= PLAIN_PIXELS
 
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Whatever Pillow thinks of hostile bytes: it has no one class of errors for that."""
+    """Turn every exception into `BadImage`.
+
+    Pillow has no base class for its errors on hostile input.
+    """
     try:
         yield
     except BadImage:
@@ -120,21 +156,23 @@ def kind_of(data: bytes) -> str | None:
 
 
 def begin(data: bytes) -> ParsedImage:
-    """Read the beginning, and the outline of a PNG or JPEG up to its end.
+    """Read the beginning, and for PNG and JPEG the structure up to the end.
 
     Raises:
-        BadImage: of no known kind, cut off, damaged, or larger than `MAX_PIXELS`.
+        BadImage: the format is unknown, or the image is truncated, damaged, or larger than
+            `MAX_PIXELS`.
     """
     kind = kind_of(data)
     if kind is None:
-        raise BadImage("it is no PNG, JPEG, WebP or GIF" if data else "it is empty")
+        raise BadImage("it is not a PNG, JPEG, WebP or GIF" if data else "it is empty")
     with _reading():
         is_plain = False
         if kind == PNG:
             is_plain, data = _walk_png(data)
         elif kind == JPEG:
+            # The WebP decoder allocates memory for all pixels when it is opened.
             is_plain = _walk_jpeg(data)
-        elif kind == WEBP:  # its decoder takes the memory for all pixels when it is opened
+        elif kind == WEBP:
             _check_size(*_webp_size(data))
         image = _OPENERS[kind](io.BytesIO(data))
         _check_size(*image.size)
@@ -142,37 +180,42 @@ def begin(data: bytes) -> ParsedImage:
     return ParsedImage(kind, data, image, image.width * image.height, is_plain)
 
 
-def is_taken_as_is(picture: ParsedImage) -> bool:
-    """Whether every engine takes a plain picture as it is: its pixels are all there, and none of them is transparent.
+def is_taken_as_is(parsed: ParsedImage) -> bool:
+    """Return whether every engine accepts a plain image unchanged.
+
+    This is the case if all of its pixels can be decoded and none is transparent.
 
     Raises:
-        BadImage: they are not all there.
+        BadImage: pixels are missing.
     """
-    image = picture.image
+    image = parsed.image
     with _reading():
-        if picture.kind == JPEG:
-            image.draft(
-                None, (image.width // 8, image.height // 8)
-            )  # all its data is read, yet an eighth of each side is enough to keep
+        if parsed.kind == JPEG:
+            # All data is read, but an eighth of each side is enough to keep.
+            image.draft(None, (image.width // 8, image.height // 8))
         image.load()
-        # Transparent pixels become white in vLLM and Ollama 0.24, and whatever colour they hide in 0.33.
+        # Transparent pixels become white in vLLM and Ollama 0.24, and show their hidden colour in
+        # 0.33.
         opaque = image.mode not in ("RGBA", "LA") or image.getchannel("A").getextrema() == (255, 255)
-        return opaque and _is_upright(image)  # a PNG may say so after its pixels
+        return opaque and _is_upright(image)  # a PNG may contain the orientation after its pixels
 
 
-def convert(picture: ParsedImage) -> bytes:
-    """The same picture as a PNG, or as a JPEG if it was compressed with losses: upright, 8 bits deep, on white, of a shape that all take.
+def convert(parsed: ParsedImage) -> bytes:
+    """Convert the image to a PNG, or to a JPEG if it was compressed lossily.
+
+    The result is upright, 8 bits deep, on a white background, and of a shape that all engines
+    accept.
 
     Raises:
-        BadImage: its pixels are not all there.
+        BadImage: pixels are missing.
     """
-    kind = JPEG if picture.kind == JPEG or picture.data[12:16] == b"VP8 " else PNG
+    kind = JPEG if parsed.kind == JPEG or parsed.data[12:16] == b"VP8 " else PNG
     with _reading():
-        image: Image.Image = picture.image
-        if picture.kind == JPEG:
-            picture.image.draft(None, shape_for(image.size, MAX_CONVERTED_PIXELS))
+        image: Image.Image = parsed.image
+        if parsed.kind == JPEG:
+            parsed.image.draft(None, shape_for(image.size, MAX_CONVERTED_PIXELS))
         image.load()
-        orientation = _TRANSPOSE.get(_orientation(picture.image))
+        orientation = _TRANSPOSE.get(_orientation(parsed.image))
         image = _opaque(image)
         shape = shape_for(image.size, MAX_CONVERTED_PIXELS)
         if image.size != shape:
@@ -180,7 +223,8 @@ def convert(picture: ParsedImage) -> bytes:
         if orientation is not None:
             image = image.transpose(orientation)
         out = io.BytesIO()
-        # No metadata of the old one: an orientation would turn it twice. No chroma subsampling: each decoder undoes that in its own way.
+        # Drop the metadata, because its orientation would rotate the image twice. Do not subsample
+        # the chroma, because decoders undo that differently.
         if kind == JPEG:
             image.save(out, "JPEG", quality=95, subsampling=0)
         else:
@@ -189,9 +233,11 @@ def convert(picture: ParsedImage) -> bytes:
 
 
 def shape_for(size: tuple[int, int], max_pixels: int | None = None) -> tuple[int, int]:
-    """The nearest width and height that all engines take: not narrow, not like a thread, and no more than `max_pixels`.
+    """Return the nearest width and height that all engines accept.
 
-    The short side is stretched, as Qwen's own processing does within its bounds; padding would turn a spot of one colour into a dot.
+    Neither side is too short, the ratio is not extreme, and the area is at most `max_pixels`. The
+    short side is stretched, as Qwen's own processing does within its bounds; padding would turn an
+    area of one colour into a dot.
     """
     width, height = size
     if max_pixels is not None:
@@ -205,11 +251,11 @@ def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise BadImage("it has no pixels")
     if width * height > MAX_PIXELS:
-        raise BadImage(f"it has {width} x {height} pixels, and width times height may be {MAX_PIXELS} at most")
+        raise BadImage(f"it has {width} x {height} pixels; width times height may be at most {MAX_PIXELS}")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Of the canvas (https://developers.google.com/speed/webp/docs/riff_container)."""
+    """Return the size of the canvas (https://developers.google.com/speed/webp/docs/riff_container)."""
     if data[12:16] == b"VP8X":
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
     if data[12:16] == b"VP8L":
@@ -220,12 +266,13 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _walk_png(data: bytes) -> tuple[bool, bytes]:
-    """Whether nothing in its chunks makes engines differ, and the picture without its animation: Pillow warns of odd ones, others show none.
+    """Return whether all engines read the chunks alike, and the image without its animation.
 
-    Go checks the checksums and the end, Pillow neither.
+    Pillow warns about malformed animations, and other decoders ignore animations. Go verifies the
+    checksums and the end of the file, Pillow neither.
     """
     view = memoryview(data)
-    at, is_plain = 8, data[24] <= 8  # vLLM cuts 16-bit greys off at 255
+    at, is_plain = 8, data[24] <= 8  # vLLM clips 16-bit grey at 255
     kept = [view[:8]]
     for _ in range(MAX_PARTS):
         if len(data) < at + 12:
@@ -241,18 +288,19 @@ def _walk_png(data: bytes) -> tuple[bool, bytes]:
             kept.append(view[at:end])
         if kind == b"IEND":
             return is_plain, data if is_plain else b"".join(kept)
-        if kind == b"tRNS" or (
-            kind[:1].isupper() and kind not in (b"IHDR", b"PLTE", b"IDAT")
-        ):  # transparency, and what nobody may skip
+        # Transparency, and critical chunks, which no decoder may skip.
+        if kind == b"tRNS" or (kind[:1].isupper() and kind not in (b"IHDR", b"PLTE", b"IDAT")):
             is_plain = False
         at = end
     raise BadImage(f"it has more than {MAX_PARTS} chunks")
 
 
 def _walk_jpeg(data: bytes) -> bool:
-    """Whether it is sequential or progressive Huffman code with nothing odd between its markers: where libjpeg only warns, Go may refuse.
+    """Return whether it is a sequential or progressive Huffman JPEG without oddities.
 
-    Damage inside the code itself is not seen here, and libjpeg makes some picture of it.
+
+    Where libjpeg only warns, Go may reject the image. Damage inside the coded data is not detected
+    here, and libjpeg decodes it to some image.
     """
     at, is_plain, in_scan, scans = 2, True, False, 0
     for _ in range(MAX_PARTS):
@@ -261,7 +309,7 @@ def _walk_jpeg(data: bytes) -> bool:
         code, at = data[found + 1], found + 2
         if code == 0xD9:
             return is_plain and scans > 0
-        if code == 0xFF:  # a marker may have any number of these in front
+        if code == 0xFF:  # any number of 0xFF bytes may precede a marker
             at -= 1
         elif code < 0xC0 or code == 0xD8:
             is_plain = False
@@ -294,11 +342,13 @@ def _is_upright(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """What vLLM goes by and Ollama does not. Read here: Pillow would read all tags."""
+    """Return the orientation, which vLLM applies and Ollama does not.
+
+    It is read here because Pillow would read all tags.
+    """
     exif, xmp = image.info.get("exif"), image.info.get("XML:com.adobe.xmp") or image.info.get("xmp")
-    if (
-        exif is None and "Raw profile type exif" in image.info
-    ):  # as ImageMagick writes it: a name, a length, hexadecimal digits
+    # ImageMagick's format: a name, a length, hexadecimal digits.
+    if exif is None and "Raw profile type exif" in image.info:
         try:
             exif = bytes.fromhex("".join(str(image.info["Raw profile type exif"]).split("\n")[3:]))
         except ValueError:
@@ -311,7 +361,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _exif_orientation(tiff: bytes) -> int | None:
-    """Tag 0x0112 of the first directory (TIFF 6.0, section 2)."""
+    """Return tag 0x0112 of the first directory (TIFF 6.0, section 2)."""
     order = "<" if tiff[:2] == b"II" else ">"
     try:
         at: int = struct.unpack_from(order + "I", tiff, 4)[0]
@@ -326,11 +376,11 @@ def _exif_orientation(tiff: bytes) -> int | None:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """8-bit grey or RGB; what is transparent lies on white, as in vLLM."""
+    """Return the image as 8-bit grey or RGB. Transparent pixels become white, as in vLLM."""
     if image.mode.startswith("I"):
-        return image.point(lambda value: value * (1 / 256)).convert("L")  # Pillow alone would cut off at 255
+        return image.point(lambda value: value * (1 / 256)).convert("L")  # Pillow alone would clip at 255
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image if image.mode == "RGBA" else image.convert("RGBA")  # of 64 million pixels a copy is 256 MB
+        image = image if image.mode == "RGBA" else image.convert("RGBA")  # a copy of 64 million pixels takes 256 MB
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image)
         return white
@@ -338,14 +388,19 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def main() -> int:
-    """Status 0 with the picture to use instead on standard output, nothing for "as it is"; status 3 with what is wrong."""
-    os.nice(10)  # the gateway goes first
+    """Convert the image on standard input. Return the exit status.
+
+    0: standard output has the image to use instead, or nothing if the input can be used as it is.
+    3: standard output has the reason why the image is rejected.
+    """
+    os.nice(10)  # the gateway has priority
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    if sys.platform != "darwin":  # macOS refuses to limit the address space
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     status = 0
     try:
-        picture = begin(sys.stdin.buffer.read())
-        out = AS_IS if picture.is_plain and is_taken_as_is(picture) else convert(picture)
+        parsed = begin(sys.stdin.buffer.read())
+        out = AS_IS if parsed.is_plain and is_taken_as_is(parsed) else convert(parsed)
     except BadImage as error:
         status, out = BAD, str(error).encode()
     sys.stdout.buffer.write(out)

@@ -1,4 +1,8 @@
-"""The images of a request: each `data:` URL is decoded once, in a thread, and leaves as one that every engine reads alike, or not at all."""
+"""Images of a request: check and conversion of its `data:` URLs.
+
+Each URL is decoded once, in a thread. The result is an image that every engine reads alike, or an
+error.
+"""
 
 import asyncio
 import base64
@@ -14,28 +18,37 @@ from pathlib import Path
 import msgspec
 import PIL
 
-from gateway.chat import image_file as picture
+from gateway.chat import image_file
 from gateway.chat.image_file import BadImage, ParsedImage
 from gateway.chat.request import Chat, ImagePart, ImageUrl, Message
 from gateway.errors import InvalidImage, InvalidImageUrl, InvalidRequest
 
 MAX_IMAGES = 500
-"""In one request, as OpenAI has it; vLLM's own bound is 999."""
+"""Maximum number of images in a request, the same as OpenAI's. vLLM's own limit is 999."""
 MAX_REQUEST_PIXELS = 500_000_000
-"""Of all images of a request together: a few KB can hold 64 million, and each million takes a thread some 10 ms."""
+"""Maximum number of pixels of all images in a request.
+
+A few KB can contain 64 million pixels, and each million takes a thread about 10 ms.
+"""
 WORKERS = 2
 CHILD_SECONDS = 120.0
-"""Its bound is its own CPU time; this one is for a machine so busy that it gets none."""
+"""Time limit for the child process in seconds.
+
+Its actual limit is its own CPU time. This one is for a machine too busy to give it any.
+"""
 
 CHILD_POLL = 0.2  # seconds
 MAX_HEAD = 512
-TEXT_STEP = 1 << 17  # characters of base64 handled in one call, which holds the GIL: about half a millisecond
+TEXT_STEP = 1 << 17  # base64 characters decoded in one call, which holds the GIL for about half a millisecond
 BYTES_STEP = 3 << 15
-BREATH = 1e-4  # a waiting thread gets the GIL at once only from one that sleeps
+GIL_PAUSE = 1e-4  # seconds; a waiting thread gets the GIL immediately only if this one sleeps
 
 
 class ImageNormalizer:
-    """Checks the images of requests in a few threads of its own. What is costly for all others, or in memory, goes to a process of its own."""
+    """Checks the images of requests in a small thread pool.
+
+    Work that would block other threads, or needs much memory, runs in a process of its own.
+    """
 
     def __init__(self, workers: int = WORKERS) -> None:
         self._pool = ThreadPoolExecutor(workers, "images")
@@ -43,15 +56,19 @@ class ImageNormalizer:
         self._closing = threading.Event()
 
     async def checked(self, chat: Chat) -> Chat:
-        """`chat`, its images whole and fit for every engine: the same object if they were so already.
+        """Return `chat` with complete images that every engine accepts.
 
-        One image of a request after the other, so that requests take turns. If this is cancelled, an image at work in a thread is worked on to
-        its end, which is near; a process is ended.
+        This is the same object if no image changes. Images of a request are checked one after the
+        other, so that requests share the threads. On cancellation, the image in progress is
+        finished in its thread, which takes little time; a child process is killed.
 
         Raises:
-            InvalidImageUrl: an image is no `data:` URL in base64; nothing is ever fetched for a client.
-            InvalidImage: its bytes are no whole PNG, JPEG, WebP or GIF of up to `picture.MAX_PIXELS`.
-            InvalidRequest: more than `MAX_IMAGES`, or more than `MAX_REQUEST_PIXELS` in all.
+            InvalidImageUrl: an image is not a `data:` URL in base64. The gateway never fetches
+                images.
+            InvalidImage: an image is not a complete PNG, JPEG, WebP or GIF of up to
+                `image_file.MAX_PIXELS`.
+            InvalidRequest: more than `MAX_IMAGES` images, or more than `MAX_REQUEST_PIXELS` in
+                total.
         """
         if not chat.has_images:
             return chat
@@ -75,15 +92,17 @@ class ImageNormalizer:
             pixels += size
             if pixels > MAX_REQUEST_PIXELS:
                 raise InvalidRequest(
-                    f"The images of a request may have at most {MAX_REQUEST_PIXELS} pixels in all.", param="messages"
+                    f"The images of a request may have at most {MAX_REQUEST_PIXELS} pixels in total.", param="messages"
                 )
             if checked is not url:
                 changed[place] = checked
         return _replaced(chat, changed) if changed else chat
 
     def check(self, url: str, param: str, unwanted: threading.Event | None = None) -> tuple[str, int]:
-        """The URL to send instead of `url`, the same string if it can be, and the number of pixels. Takes its time: not for the event loop.
-        Nobody waits for it any more once `unwanted` is set.
+        """Return the URL to send instead of `url`, and the number of pixels.
+
+        The URL is the same string if possible. This is slow: do not call it in the event loop. Once
+        `unwanted` is set, the result is no longer needed.
 
         Raises:
             InvalidImageUrl, InvalidImage: see `checked`.
@@ -91,93 +110,96 @@ class ImageNormalizer:
         start = payload_start(url, param)
         try:
             data, is_canonical = decode(url, start)
-            found = picture.begin(data)
-            converted = self._settle(found, unwanted or threading.Event())
+            image = image_file.begin(data)
+            converted = self._converted_or_same(image, unwanted or threading.Event())
         except BadImage as error:
-            raise InvalidImage(f"'{param}' is no image that can be read: {error}.", param=param) from error
+            raise InvalidImage(f"'{param}' is not a readable image: {error}.", param=param) from error
         if converted:
-            return data_url(converted), found.pixels
+            return data_url(converted), image.pixels
         if not is_canonical:
-            return data_url(data), found.pixels
-        head = f"data:image/{found.kind};base64,"
-        return (url if url.startswith(head) and start == len(head) else head + url[start:]), found.pixels
+            return data_url(data), image.pixels
+        head = f"data:image/{image.kind};base64,"
+        return (url if url.startswith(head) and start == len(head) else head + url[start:]), image.pixels
 
     def close(self) -> None:
-        """End the threads and processes; images at work are lost."""
+        """Stop the threads and processes. Images in progress are lost."""
         self._closing.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         for child in list(self._children):
             child.kill()
 
-    def _settle(self, found: ParsedImage, unwanted: threading.Event) -> bytes:
-        """The picture to use instead; nothing for "as it is"."""
-        if found.is_bearable and picture.is_taken_as_is(found):
-            return picture.AS_IS
-        if found.is_light:
-            return picture.convert(found)
-        return self._in_child(found.data, unwanted)
+    def _converted_or_same(self, image: ParsedImage, unwanted: threading.Event) -> bytes:
+        """Return the image to use instead, or nothing if it can be used as it is."""
+        if image.is_bearable and image_file.is_taken_as_is(image):
+            return image_file.AS_IS
+        if image.is_light:
+            return image_file.convert(image)
+        return self._in_child(image.data, unwanted)
 
     def _in_child(self, data: bytes, unwanted: threading.Event) -> bytes:
-        """The same in a process of its own, with bounds on its time and memory, without the gateway's secrets."""
+        """Convert the image in a child process, with limits on time and memory and without secrets."""
         site = str(Path(PIL.__file__).parents[1])
-        command = [sys.executable, "-I", "-W", "ignore", picture.__file__, site]
+        command = [sys.executable, "-I", "-W", "ignore", image_file.__file__, site]
         pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env={}) as child:  # noqa: S603 - all of it is ours
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env={}) as child:  # noqa: S603 - trusted
             self._children.add(child)
             try:
                 if self._closing.is_set():
                     child.kill()
-                out, complaint = _communicate(child, data, unwanted)
+                out, errors = _communicate(child, data, unwanted)
             finally:
                 self._children.discard(child)
                 with suppress(ProcessLookupError):
                     child.kill()
-        if child.returncode == picture.BAD:
+        if child.returncode == image_file.BAD:
             raise BadImage(out.decode())
         if child.returncode < 0:
             raise BadImage("it takes too long or too much memory to decode")
         if child.returncode:
-            raise RuntimeError(f"{picture.__file__} failed: {complaint.decode(errors='replace')[-500:]}")
+            raise RuntimeError(f"{image_file.__file__} failed: {errors.decode(errors='replace')[-500:]}")
         return out
 
 
 def _communicate(child: subprocess.Popen[bytes], data: bytes, unwanted: threading.Event) -> tuple[bytes, bytes]:
-    """What the child said; it is ended when nobody waits for it any more."""
+    """Return the child's output. The child is killed once the result is unwanted."""
     ends = time.monotonic() + CHILD_SECONDS
-    given: bytes | None = data  # once: what is not written yet is kept
+    unsent: bytes | None = data  # sent once: the pipe keeps what it has not written yet
     while True:
         try:
-            return child.communicate(given, CHILD_POLL)
+            return child.communicate(unsent, CHILD_POLL)
         except subprocess.TimeoutExpired:
-            given = None
+            unsent = None
             if unwanted.is_set() or time.monotonic() > ends:
                 raise BadImage("it takes too long to decode") from None
 
 
 def payload_start(url: str, param: str) -> int:
-    """Where the base64 of a `data:` URL (RFC 2397) begins. The media type is not believed, so any will do.
+    """Return where the base64 of a `data:` URL (RFC 2397) begins.
+
+    The declared media type is ignored.
 
     Raises:
-        InvalidImageUrl: it is no such URL.
+        InvalidImageUrl: it is not such a URL.
     """
     head, comma, _ = url[:MAX_HEAD].partition(",")
     start = len(head) + 1
     head = head.lower()
     if not (comma and head.startswith("data:") and head.endswith(";base64")):
         raise InvalidImageUrl(
-            "Images are taken as 'data:image/...;base64,...' URLs only: put the image itself into the request.",
+            "Images must be 'data:image/...;base64,...' URLs: put the image itself into the request.",
             param=param,
         )
     return start
 
 
 def decode(url: str, start: int) -> tuple[bytes, bool]:
-    """The bytes, and whether the base64 from `start` is just what they encode to.
+    """Decode the base64 from `start`, and return whether it is the canonical encoding.
 
-    White space and missing padding are forgiven, as in every browser (WHATWG Infra, "forgiving-base64 decode"); the engines would not.
+    Whitespace and missing padding are accepted, as in every browser (WHATWG Infra,
+    "forgiving-base64 decode"), but not by the engines.
 
     Raises:
-        BadImage: it is no base64.
+        BadImage: it is not base64.
     """
     try:
         try:
@@ -196,7 +218,7 @@ def _decode_strictly(url: str, start: int) -> bytes:
         if at > start:
             if len(pieces[-1]) % 3:
                 raise ValueError("padding in the middle")
-            time.sleep(BREATH)
+            time.sleep(GIL_PAUSE)
         pieces.append(binascii.a2b_base64(url[at : at + TEXT_STEP], strict_mode=True))
     return b"".join(pieces)
 
@@ -206,29 +228,29 @@ def _decode_forgivingly(url: str, start: int) -> bytes:
     rest = ""
     for at in range(start, len(url), TEXT_STEP):
         text = rest + "".join(url[at : at + TEXT_STEP].split())
-        whole = max(0, len(text) - 4) // 4 * 4  # the last ones may be padding
+        whole = max(0, len(text) - 4) // 4 * 4  # the last characters may be padding
         pieces.append(binascii.a2b_base64(text[:whole], strict_mode=True))
         if len(pieces[-1]) % 3:
             raise ValueError("padding in the middle")
         rest = text[whole:]
-        time.sleep(BREATH)
+        time.sleep(GIL_PAUSE)
     rest = rest.rstrip("=")
     pieces.append(binascii.a2b_base64(rest + "=" * (-len(rest) % 4), strict_mode=True))
     return b"".join(pieces)
 
 
 def data_url(data: bytes) -> str:
-    """The canonical `data:` URL of a PNG or JPEG."""
-    pieces = [f"data:image/{picture.kind_of(data)};base64,"]
+    """Return the canonical `data:` URL of a PNG or JPEG."""
+    pieces = [f"data:image/{image_file.kind_of(data)};base64,"]
     for at in range(0, len(data), BYTES_STEP):
         pieces.append(base64.b64encode(data[at : at + BYTES_STEP]).decode())
         if len(data) > BYTES_STEP:
-            time.sleep(BREATH)
+            time.sleep(GIL_PAUSE)
     return "".join(pieces)
 
 
 def _urls(chat: Chat) -> dict[tuple[int, int], str]:
-    """Every image's URL by the places of its message and of its part."""
+    """Return the URL of every image by the indices of its message and content part."""
     return {
         (index, number): part.image_url.url
         for index, message in enumerate(chat.messages)

@@ -1,4 +1,4 @@
-"""JSON Schemas of clients: what is taken, and the form that every engine follows. Pure; what a schema names is never fetched."""
+"""JSON Schemas of clients: checks and `$ref` resolution. Pure; no referenced document is fetched."""
 
 import re
 from collections.abc import Iterator
@@ -11,45 +11,54 @@ import orjson
 from gateway.errors import InvalidRequest
 
 MAX_SCHEMA = 32 * 1024
-"""Bytes of one JSON Schema: an engine compiles a grammar of it before its first token."""
+"""Maximum size of a JSON Schema in bytes.
+
+An engine compiles a grammar of it before the first token.
+"""
 MAX_DEPTH = 32
-"""Schemas in schemas."""
+"""Maximum nesting of schemas."""
 MAX_NODES = 4000
-"""Schemas in one schema, with itself."""
+"""Maximum number of schemas in a schema, including itself."""
 MAX_NAME = 256
-"""Characters of a property's name. A longer one of odd characters overflows the stack of llama.cpp's converter."""
+"""Maximum length of a property name in characters.
+
+A longer one of unusual characters overflows the stack of llama.cpp's converter.
+"""
 
 _BOUNDS = (
     ("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"), ("minimum", "maximum"),
     ("exclusiveMinimum", "maximum"), ("minimum", "exclusiveMaximum"), ("exclusiveMinimum", "exclusiveMaximum"),
 )  # fmt: skip
 _SINGLE = (
-    "items", "additionalItems", "additionalProperties", "unevaluatedItems", "unevaluatedProperties", "contains", "propertyNames", "not", "if",
-    "then", "else", "contentSchema",
+    "items", "additionalItems", "additionalProperties", "unevaluatedItems", "unevaluatedProperties", "contains",
+    "propertyNames", "not", "if", "then", "else", "contentSchema",
 )  # fmt: skip
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _MAPS = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
-_IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies")
-"""Keywords whose schemas are of the very value that the schema with them is of."""
+_SAME_VALUE_KEYWORDS = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies")
+"""Keywords whose schemas apply to the same value as the schema with the keyword."""
 
 _is_schema = jsonschema_rs.Draft202012Validator({"$ref": "https://json-schema.org/draft/2020-12/schema"}).is_valid
 _is_older_schema = jsonschema_rs.Draft7Validator({"$ref": "http://json-schema.org/draft-07/schema#"}).is_valid
-"""Both documents come with the library."""
+"""Validators of schemas. The library contains both meta-schemas."""
 
 Schema = dict[str, Any]
 TYPES = ("object", "array", "string", "number", "boolean", "null")
-"""All that a value may be; integers are numbers."""
+"""All JSON types; integers are numbers."""
 
 
 class SchemaDocument:
-    """A schema as what its references lead into."""
+    """Root schema that references are resolved against."""
 
     def __init__(self, root: Schema) -> None:
         self.root = root
         self._anchors: dict[str, Schema] | None = None
 
     def resolve(self, reference: str) -> Any:
-        """The schema that `reference` leads to, by a JSON pointer or an anchor; None for one that leads to none."""
+        """Return the schema that `reference`, a JSON pointer or an anchor, leads to.
+
+        Return None if it leads nowhere.
+        """
         pointer = unquote(reference.removeprefix("#"))
         if not pointer:
             return self.root
@@ -75,13 +84,14 @@ class SchemaDocument:
 
 
 def check(schema: Schema, param: str) -> int:
-    """How many bytes the schema has.
+    """Check a client's schema and return its size in bytes.
 
-    Refused is what is no schema of draft 7 or 2020-12, what no value can meet, and what would harm an engine. `param` is its path in the
-    request; no word of the schema is told.
+    Rejects schemas that are not valid in draft 7 or 2020-12, that no value can satisfy, or that
+    would harm an engine. `param` is the path of the schema in the request. The message does not
+    repeat the schema's text.
 
     Raises:
-        InvalidRequest
+        InvalidRequest: the schema is rejected.
     """
     try:
         size = len(orjson.dumps(schema))
@@ -89,67 +99,67 @@ def check(schema: Schema, param: str) -> int:
         raise InvalidRequest(
             f"'{param}' is nested too deeply, or has numbers that are too large.", param=param
         ) from None
-    wrong = f"has more than {MAX_SCHEMA} bytes" if size > MAX_SCHEMA else _fault(schema)
-    if wrong:
-        raise InvalidRequest(f"'{param}' {wrong}.", param=param)
+    fault = f"has more than {MAX_SCHEMA} bytes" if size > MAX_SCHEMA else _find_fault(schema)
+    if fault:
+        raise InvalidRequest(f"'{param}' {fault}.", param=param)
     return size
 
 
-def _fault(schema: Schema) -> str | None:
+def _find_fault(schema: Schema) -> str | None:
     found: list[Schema] = []
     for node, depth in nodes(schema):
         found.append(node)
         if depth > MAX_DEPTH:
-            return f"has more than {MAX_DEPTH} levels"
+            return f"is nested more than {MAX_DEPTH} levels deep"
         if len(found) > MAX_NODES:
-            return f"has more than {MAX_NODES} parts"
+            return f"has more than {MAX_NODES} subschemas"
     if not (_is_schema(schema) or _is_older_schema(schema)):
         return "is not a valid JSON Schema"
     if any(not reference.startswith("#") for reference in _references(schema)):
-        return "refers to another document by '$ref'"
-    return next((wrong for node in found if (wrong := _fault_within(node))), None) or _fault_of_references(
+        return "refers to another document with '$ref'"
+    return next((fault for node in found if (fault := _find_fault_within(node))), None) or _find_reference_fault(
         schema, found
     )
 
 
-def _fault_within(node: Schema) -> str | None:
-    """What a meta-schema does not see."""
+def _find_fault_within(node: Schema) -> str | None:
+    """Return a fault that the meta-schemas do not detect."""
     if any(isinstance(node.get(name), list) and not node[name] for name in ("enum", "anyOf", "oneOf", "allOf")):
-        return "has an empty choice"
+        return "has an empty 'enum', 'anyOf', 'oneOf' or 'allOf'"
     for low, high in _BOUNDS:
         least, most = _number(node.get(low)), _number(node.get(high))
         if least is not None and most is not None and (least > most or (least == most and "exclusive" in low + high)):
-            return f"has a '{low}' that its '{high}' does not allow"
+            return f"has a '{low}' that contradicts its '{high}'"
     properties = node.get("properties")
     if isinstance(properties, dict) and any(len(name) > MAX_NAME for name in properties):
-        return f"has a property's name of more than {MAX_NAME} characters"
+        return f"has a property name of more than {MAX_NAME} characters"
     return None
 
 
-def _fault_of_references(schema: Schema, found: list[Schema]) -> str | None:
+def _find_reference_fault(schema: Schema, found: list[Schema]) -> str | None:
     document, known = SchemaDocument(schema), {id(node) for node in found}
     rest = list(found)
-    while rest:  # a reference may lead to where no keyword puts a schema
+    while rest:  # a reference may lead to a place that no keyword defines as a schema
         reference = rest.pop().get("$ref")
         if not isinstance(reference, str):
             continue
         target = document.resolve(reference)
         if target is None:
-            return "refers by '$ref' to what it does not have"
+            return "has a '$ref' that cannot be resolved"
         if isinstance(target, dict) and id(target) not in known:
             if not (_is_schema(target) or _is_older_schema(target)):
-                return "refers by '$ref' to what is no JSON Schema"
+                return "has a '$ref' to something that is not a JSON Schema"
             for node, _ in nodes(target):
                 if id(node) not in known:
                     known.add(id(node))
                     found.append(node)
                     rest.append(node)
-    return "refers to itself by '$ref' without an end" if _has_loop(document, found) else None
+    return "has an endless '$ref' loop" if _has_loop(document, found) else None
 
 
 def _has_loop(document: SchemaDocument, found: list[Schema]) -> bool:
-    """Whether a schema of a value needs itself for the same value."""
-    after = {id(node): [id(child) for child in _in_place(document, node)] for node in found}
+    """Return whether the check of a value against a schema depends on itself."""
+    after = {id(node): [id(child) for child in _same_value_schemas(document, node)] for node in found}
     waiting = dict.fromkeys(after, 0)
     for children in after.values():
         for child in children:
@@ -165,12 +175,12 @@ def _has_loop(document: SchemaDocument, found: list[Schema]) -> bool:
     return done < len(waiting)
 
 
-def _in_place(document: SchemaDocument, node: Schema) -> Iterator[Schema]:
+def _same_value_schemas(document: SchemaDocument, node: Schema) -> Iterator[Schema]:
     reference = node.get("$ref")
     target = document.resolve(reference) if isinstance(reference, str) else None
     if isinstance(target, dict):
         yield target
-    for name in _IN_PLACE:
+    for name in _SAME_VALUE_KEYWORDS:
         found = node.get(name)
         children = (
             found
@@ -183,7 +193,10 @@ def _in_place(document: SchemaDocument, node: Schema) -> Iterator[Schema]:
 
 
 def nodes(schema: object) -> Iterator[tuple[Schema, int]]:
-    """Each schema in `schema`, and how deep it is; what only looks like one, as in `enum`, is none."""
+    """Yield each schema within `schema` with its depth.
+
+    Values that only look like schemas, for example in `enum`, are skipped.
+    """
     rest = [(schema, 1)]
     while rest:
         node, depth = rest.pop()

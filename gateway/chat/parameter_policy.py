@@ -1,4 +1,7 @@
-"""What a tier does to a request's parameters: defaults, forced values, dropped ones. Pure: no I/O, no clock."""
+"""A tier's changes to request parameters: defaults, forced and dropped ones.
+
+Pure: no I/O, no clock.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,22 +17,25 @@ _TYPES = {field.name: field.type for field in msgspec.structs.fields(Chat)}
 _TOKENS = ("max_completion_tokens", "max_tokens")
 _THINKING = ("reasoning_effort", "reasoning", "think", "chat_template_kwargs")
 
-_NEED_OTHERS = frozenset({"tool_choice", "top_logprobs"})
-"""Fields that are right or wrong only beside others."""
+_DEPENDENT = frozenset({"tool_choice", "top_logprobs"})
+"""Fields that are only valid in combination with others."""
 
-_OTHER_NAMES = {name: names for names in (_TOKENS, _THINKING) for name in names}
-"""Fields that say the same: who sets one of them unsays the others."""
+_SYNONYMS = {name: names for names in (_TOKENS, _THINKING) for name in names}
+"""Fields with the same meaning. Setting one of them replaces the others."""
 
 
 def problem(name: str, value: object) -> str | None:
-    """What is wrong with giving the parameter `name` this value, for the settings' report; None: nothing is."""
+    """Return what is wrong with this value for the parameter `name`, or None.
+
+    For the report on invalid settings.
+    """
     expected = _TYPES.get(name)
     if expected is None or name in REFUSED:
-        return f"{name!r} is not a parameter that the gateway takes"
+        return f"{name!r} is not a parameter that the gateway accepts"
     try:
-        taken = msgspec.convert(value, expected)
-        if name not in _NEED_OTHERS:
-            checks.check(Chat(model="any", messages=[Message("user", "any")], **{name: taken}))
+        converted = msgspec.convert(value, expected)
+        if name not in _DEPENDENT:
+            checks.check(Chat(model="any", messages=[Message("user", "any")], **{name: converted}))
     except msgspec.ValidationError as error:
         return f"got {value!r}: {str(error).replace('`', '')}"
     except GatewayError as error:
@@ -38,7 +44,7 @@ def problem(name: str, value: object) -> str | None:
 
 
 class ParameterPolicy:
-    """The values are taken as checked by `problem`."""
+    """Parameter changes of one tier. `problem` must have accepted the values."""
 
     __slots__ = ("_cap", "_default", "_drop", "_force")
 
@@ -58,11 +64,11 @@ class ParameterPolicy:
         return bool(self._default or self._force or self._drop or self._cap)
 
     def apply(self, chat: Chat) -> Chat:
-        """Drop, then defaults for what nothing was said of, then forced values, then the cap."""
+        """Drop parameters, then apply defaults for unset ones, then forced values, then the cap."""
         changes: dict[str, Any] = dict.fromkeys(self._drop)
-        changes |= {name: value for name, value in self._default.items() if self._is_unsaid(chat, name)}
+        changes |= {name: value for name, value in self._default.items() if self._is_unset(chat, name)}
         for name, value in self._force.items():
-            changes.update(dict.fromkeys(_OTHER_NAMES.get(name, ())))
+            changes.update(dict.fromkeys(_SYNONYMS.get(name, ())))
             changes[name] = value
         if changes:
             chat = msgspec.structs.replace(chat, **changes)
@@ -70,5 +76,5 @@ class ParameterPolicy:
             chat = msgspec.structs.replace(chat, max_completion_tokens=self._cap, max_tokens=None)
         return chat
 
-    def _is_unsaid(self, chat: Chat, name: str) -> bool:
-        return all(getattr(chat, other) is None or other in self._drop for other in _OTHER_NAMES.get(name, (name,)))
+    def _is_unset(self, chat: Chat, name: str) -> bool:
+        return all(getattr(chat, other) is None or other in self._drop for other in _SYNONYMS.get(name, (name,)))

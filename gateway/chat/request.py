@@ -1,7 +1,10 @@
-"""The shapes of OpenAI's chat completions request that we take. Pure: no I/O, no clock; `parsing.py` makes a `Chat` of bytes.
+"""Canonical chat request, with the fields of OpenAI's chat completions. Pure: no I/O, no clock.
 
-Fields are taken by allow-list and rendered anew for each backend, so nothing that a client made up reaches one. What we do not know is
-ignored, as OpenAI's own clients expect; what would change the shape of the answer and is not served is refused by name.
+`dialects/openai_chat.py` decodes a `Chat` from bytes.
+
+Fields are on an allow-list and are rendered anew for each backend, so an invented field never
+reaches one. Unknown fields are ignored, as OpenAI's clients expect. Unsupported fields that would
+change the shape of the answer are rejected by name.
 """
 
 import re
@@ -14,15 +17,21 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 PositiveInt = Annotated[int, Meta(ge=1, le=10_000_000)]
 FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 REFUSED = frozenset({"functions", "function_call", "audio"})
-"""Fields that are read only to be refused."""
+"""Fields that are only read to reject them."""
 _brackets = re.compile(r"[\[\]{}]").findall
 
 LARGE_SCHEMAS = 8 * 1024
-"""Bytes of a request with JSON Schemas from which on these are worked on in a thread: hostile ones take most of a second."""
+"""Size in bytes from which a request with JSON Schemas is processed in a thread.
+
+Hostile schemas take most of a second.
+"""
 UNUSED = frozenset({"logit_bias"})
-"""Fields that are checked and then left out: the engines number their tokens differently, and Ollama has nothing like it."""
+"""Fields that are checked and then dropped.
+
+The engines number their tokens differently, and Ollama has no such field.
+"""
 Effort = Literal["none", "low", "medium", "high"]
-"""How much a model is to think: what all engines know of OpenAI's words."""
+"""Reasoning efforts in OpenAI's words that all engines support."""
 
 
 class ImageUrl(Struct, frozen=True):
@@ -45,14 +54,21 @@ MAX_ARGUMENTS_DEPTH = 64
 
 
 class CalledFunction(Struct, frozen=True):
-    """A model may have made up the name, and its arguments may have been cut off: what it said goes back to it all the same."""
+    """Function of an earlier call.
+
+    It is sent back to the model as it is, even if the model invented the name or the arguments were
+    truncated.
+    """
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]
     arguments: str
 
     @property
     def whole_arguments(self) -> bytes:
-        """The JSON of an object, which templates and Ollama ask for; what is none goes into one."""
+        """Return the arguments as a JSON object, which templates and Ollama require.
+
+        Arguments of any other form are wrapped in one.
+        """
         text = self.arguments.strip()
         if not text:
             return b"{}"
@@ -64,7 +80,7 @@ class CalledFunction(Struct, frozen=True):
 
 
 def _depth(text: str) -> int:
-    """How deep the JSON in `text` is nested, at most: brackets within strings count too."""
+    """Return the maximum nesting of the JSON in `text`. Brackets within strings count too."""
     deepest = now = 0
     for mark in _brackets(text):
         now += 1 if mark in "[{" else -1
@@ -73,7 +89,7 @@ def _depth(text: str) -> int:
 
 
 class ToolCall(Struct, frozen=True):
-    """A call that the model made in an earlier turn."""
+    """Tool call in an earlier message of the model."""
 
     id: str
     function: CalledFunction
@@ -81,7 +97,10 @@ class ToolCall(Struct, frozen=True):
 
 
 class Message(Struct, frozen=True):
-    """One turn. `content` is None only for an assistant's turn that was nothing but tool calls."""
+    """One message of the conversation.
+
+    `content` is None only for an assistant message that contains nothing but tool calls.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart | ImagePart | RefusalPart] | None = None
@@ -92,7 +111,10 @@ class Message(Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """All text of the turn; parts are joined by a line end, as vLLM joins them for text models."""
+        """Return the text of the message.
+
+        Parts are joined by a line end, as vLLM does for text models.
+        """
         if isinstance(self.content, list):
             texts = (
                 part.text if isinstance(part, TextPart) else part.refusal
@@ -104,13 +126,13 @@ class Message(Struct, frozen=True):
 
     @property
     def images(self) -> list[str]:
-        """The `data:` URLs of the turn, in order."""
+        """Return the `data:` URLs of the message's images, in order."""
         if isinstance(self.content, list):
             return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
         return []
 
     @property
-    def thought(self) -> str | None:
+    def reasoning_text(self) -> str | None:
         return self.reasoning if self.reasoning is not None else self.reasoning_content
 
 
@@ -119,7 +141,10 @@ class StreamOptions(Struct, frozen=True):
 
 
 class Function(Struct, frozen=True, omit_defaults=True):
-    """`parameters` is a JSON Schema of an object; None: the function takes nothing."""
+    """Function that the model may call.
+
+    `parameters` is the JSON Schema of an object, or None if the function has no parameters.
+    """
 
     name: FunctionName
     description: str | None = None
@@ -137,7 +162,7 @@ class ChosenFunction(Struct, frozen=True):
 
 
 class Choice(Struct, frozen=True):
-    """The function that the model has to call."""
+    """Choice of the function that the model must call."""
 
     function: ChosenFunction
     type: Literal["function"]
@@ -163,25 +188,29 @@ class SchemaFormat(Struct, frozen=True, tag="json_schema"):
 
 
 class Reasoning(Struct, frozen=True):
-    """The form of OpenAI's Responses API, which some programs send here too."""
+    """Reasoning options in the form of OpenAI's Responses API, which some programs send here too."""
 
     effort: str | None = None
 
 
 class TemplateOptions(Struct, frozen=True):
-    """The one option of a chat template that is taken: whether the model is to think."""
+    """The only supported chat template option: whether the model thinks."""
 
     enable_thinking: bool | None = None
 
 
 _EFFORTS: dict[str, Effort] = {
-    "none": "none", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high", "ultra": "high",
+    "none": "none", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high",
+    "ultra": "high",
 }  # fmt: skip
 EffortWord = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
 
 
 class Chat(Struct, frozen=True, kw_only=True):
-    """One parsed request; what waits in a queue, rendered for a backend only when it is admitted there."""
+    """One parsed request.
+
+    While queued it is kept in this form; it is rendered when a backend admits it.
+    """
 
     model: Annotated[str, Meta(min_length=1)]
     messages: Annotated[list[Message], Meta(min_length=1, max_length=2048)]
@@ -221,7 +250,7 @@ class Chat(Struct, frozen=True, kw_only=True):
 
     @property
     def token_limit(self) -> int | None:
-        """The newer name wins, as OpenAI and vLLM have it."""
+        """Return the token limit. The newer name takes precedence, as at OpenAI and vLLM."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
@@ -241,7 +270,11 @@ class Chat(Struct, frozen=True, kw_only=True):
 
     @property
     def effort(self) -> Effort | bool | None:
-        """How much to think; True: as the model likes; None: nothing was said. OpenAI's word wins over the engines' own."""
+        """Return the reasoning effort.
+
+        True leaves the effort to the model, and None means that the request does not set it.
+        OpenAI's field takes precedence over the engines' own.
+        """
         if self.reasoning_effort is not None:
             return _EFFORTS[self.reasoning_effort]
         if self.reasoning is not None and self.reasoning.effort in _EFFORTS:
@@ -258,12 +291,12 @@ class Chat(Struct, frozen=True, kw_only=True):
 
     @property
     def offered(self) -> list[Tool]:
-        """The tools that the model is to know of."""
+        """Return the tools offered to the model."""
         return [] if self.tools is None or self.tool_choice == "none" else self.tools
 
     @property
     def forced(self) -> list[Function]:
-        """The functions of which the model has to call one; none: it is free."""
+        """Return the functions of which the model must call one. Empty if it may choose freely."""
         if self.tools is None:
             return []
         if isinstance(self.tool_choice, Choice):

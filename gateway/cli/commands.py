@@ -1,7 +1,8 @@
-"""The command line: `gateway serve`, `demo`, `status`, `switch`, `verify`, `rollback`, `undo`, `config`, `simulate`.
+"""Command line of `gateway`: one function for each command.
 
-Exit status 0 done, 1 it ran and the answer is bad, 2 wrong words or settings. What only one command needs it imports by itself: who has to roll
-back does not wait for a web framework.
+Exit status: 0 for success, 1 if the command ran and the result is bad, 2 for an invalid command
+line or invalid settings. A command imports what only it needs by itself, so that a rollback does
+not wait for a web framework to be imported.
 """
 
 import asyncio
@@ -22,13 +23,11 @@ EXIT_SETTINGS = 2
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="A YAML file; without one, the environment is enough.", envvar="GATEWAY_CONFIG"),
+    typer.Option("--config", help="Optional YAML file of settings.", envvar="GATEWAY_CONFIG"),
 ]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print what the gateway answered, for programs.")]
-TierName = Annotated[
-    str | None, typer.Option("--tier", help="This tier alone; default: every tier that is not pinned.")
-]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the gateway's response as JSON.")]
+TierName = Annotated[str | None, typer.Option("--tier", help="Only this tier. Default: every tier that is not pinned.")]
 
 app = typer.Typer(
     add_completion=False,
@@ -36,17 +35,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="OpenAI's API in front of Ollama and vLLM.",
 )
-config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
+config_app = typer.Typer(no_args_is_help=True, help="Check and print the settings.")
 app.add_typer(config_app, name="config")
 
 
 def main() -> None:
-    """Run the command line, and exit."""
+    """Run the command line and exit."""
     app()
 
 
 @app.callback(invoke_without_command=True)
-def top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """OpenAI's API in front of Ollama and vLLM."""
     if version:
         print(__version__)
@@ -55,7 +54,7 @@ def top(version: Annotated[bool, typer.Option("--version", help="Print the versi
 
 @app.command()
 def serve(config_file: ConfigFile = None) -> None:
-    """Serve on GATEWAY_HOST:GATEWAY_PORT until SIGTERM or SIGINT."""
+    """Run the gateway on GATEWAY_HOST:GATEWAY_PORT until SIGTERM or SIGINT."""
     from gateway.serve import CannotListen, run
 
     settings = _load(config_file)
@@ -67,7 +66,7 @@ def serve(config_file: ConfigFile = None) -> None:
 
 @app.command("demo")
 def demo_command() -> None:
-    """Serve in front of an Ollama and a vLLM on this machine, or stand-ins for what is not there."""
+    """Run the gateway in front of Ollama and vLLM on this machine, or stand-ins for them."""
     from gateway.cli import demo
     from gateway.serve import CannotListen
 
@@ -81,14 +80,14 @@ def demo_command() -> None:
 
 @app.command()
 def status(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """Show who serves what, how it does, and what was changed last."""
-    answer = _ask(_ops_client(config_file), "GET", "/ops/status")
+    """Show which backend serves each tier, its load and latencies, and the last changes."""
+    answer = _request(_ops_client(config_file), "GET", "/ops/status")
     print(json.dumps(answer)) if as_json else show_status(answer, Console(width=None if sys.stdout.isatty() else 160))
 
 
 @app.command()
 def switch(
-    backend: Annotated[str, typer.Argument(metavar="BACKEND", help="Where to go, such as vllm.")],
+    backend: Annotated[str, typer.Argument(metavar="BACKEND", help="Backend to move to, such as vllm.")],
     tier: TierName = None,
     canary: Annotated[
         float | None,
@@ -96,49 +95,50 @@ def switch(
             min=0,
             max=100,
             metavar="PERCENT",
-            help="Only so many conversations; the others stay, or go to rollback_to where BACKEND has all.",
+            help="Move only this share of the conversations. "
+            "The others stay, or go to rollback_to if BACKEND serves all of them.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Without looking first what would break.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Skip the preflight check.")] = False,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Move every tier that is not pinned to BACKEND, or a part of it."""
-    remote = _ops_client(config_file)
-    if (
-        not force and backend.lower() != _ask(remote, "GET", "/ops/rollout")["rollback_to"].lower()
-    ):  # the way back is never in doubt
-        answer = _preflight(remote, backend, tier, PREFLIGHT_SECONDS)
+    """Move every tier that is not pinned, or a share of its conversations, to BACKEND."""
+    client = _ops_client(config_file)
+    # A switch to `rollback_to` is never checked: the way back must stay open.
+    if not force and backend.lower() != _request(client, "GET", "/ops/rollout")["rollback_to"].lower():
+        answer = _preflight(client, backend, tier, PREFLIGHT_SECONDS)
         lines = finding_lines(answer)
         if answer["breaks"]:
-            _stop_with([*lines, "nothing was changed; --force switches all the same"], EXIT_BAD)
+            _stop_with([*lines, "nothing was changed; use --force to switch anyway"], EXIT_BAD)
         for line in lines:
             print(line, file=sys.stderr)
-    order: dict[str, Any] = (
+    body: dict[str, Any] = (
         {"backend": backend} if canary is None else {"canary": {"backend": backend, "percent": canary}}
     )
-    _order(remote, "PUT", "/ops/rollout", order | ({} if tier is None else {"tier": tier}), as_json)
+    _change(client, "PUT", "/ops/rollout", body | ({} if tier is None else {"tier": tier}), as_json)
 
 
 @app.command()
 def verify(
     backend: Annotated[
         str | None,
-        typer.Argument(metavar="[BACKEND]", help="Where to go; default: the first that is not the way back."),
+        typer.Argument(metavar="[BACKEND]", help="Backend to check. Default: the first one that is not rollback_to."),
     ] = None,
     preflight: Annotated[
-        bool, typer.Option("--preflight", help="What a switch to BACKEND would break, and what clients would notice.")
+        bool,
+        typer.Option("--preflight", help="Report what a switch to BACKEND would break, and what clients would notice."),
     ] = False,
     tier: TierName = None,
     seconds: Annotated[
-        float, typer.Option(min=1, max=600, help="Longest look; a model that has to be loaded may need more.")
+        float, typer.Option(min=1, max=600, help="Longest duration of the check. Loading a model may need more.")
     ] = PREFLIGHT_SECONDS,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Try what is to come before it counts; exit status 1 if it would break."""
+    """Check a change before it is made. The exit status is 1 if it would break a tier."""
     if not preflight:
-        _stop_with(["say what to verify: --preflight"])
+        _stop_with(["nothing to verify; use --preflight to check a switch"])
     answer = _preflight(_ops_client(config_file), backend, tier, seconds)
     print(json.dumps(answer)) if as_json else show_preflight(
         answer, Console(width=None if sys.stdout.isatty() else 160)
@@ -150,41 +150,41 @@ def verify(
 @app.command()
 def rollback(
     tier: TierName = None,
-    to: Annotated[str | None, typer.Option("--to", help="Another backend than the settings' rollback_to.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="Backend to roll back to. Default: rollback_to.")] = None,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Everything back at once, canaries cleared."""
-    narrowed = {name: value for name, value in (("tier", tier), ("to", to)) if value is not None}
-    _order(_ops_client(config_file), "POST", "/ops/rollback", narrowed, as_json)
+    """Move every tier that is not pinned back to rollback_to at once, and clear canaries."""
+    body = {name: value for name, value in (("tier", tier), ("to", to)) if value is not None}
+    _change(_ops_client(config_file), "POST", "/ops/rollback", body, as_json)
 
 
 @app.command()
 def undo(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
-    """Back to the state before the last change; once more takes that back."""
-    _order(_ops_client(config_file), "POST", "/ops/undo", {}, as_json)
+    """Restore the state before the last change. A second undo reverts the first."""
+    _change(_ops_client(config_file), "POST", "/ops/undo", {}, as_json)
 
 
 @app.command("simulate")
 def simulate_command(
-    kind: Annotated[Literal["ollama", "vllm"], typer.Option(help="What to stand in for.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: the system chooses.")] = 0,
-    host: str = "127.0.0.1",
+    kind: Annotated[Literal["ollama", "vllm"], typer.Option(help="Engine to imitate.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: the system chooses.")] = 0,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     model: Annotated[
-        list[str] | None, typer.Option(help="NAME[,vision][,tools][,thinking][,context=TOKENS]; may be given again.")
+        list[str] | None, typer.Option(help="NAME[,vision][,tools][,thinking][,context=TOKENS]. Can be repeated.")
     ] = None,
-    generation: Annotated[Literal["0.33", "0.24"], typer.Option(help="Which Ollama.")] = "0.33",
-    tokens_per_second: Annotated[float, typer.Option(min=0, help="Of one request; 0: as fast as it goes.")] = 0,
-    time_to_first_token: Annotated[float, typer.Option(min=0, help="Seconds.")] = 0,
-    parallel: Annotated[int, typer.Option(min=1, help="Requests of a text model that the Ollama runs at once.")] = 1,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests that the vLLM runs at once.")] = 256,
-    load_seconds: Annotated[float, typer.Option(min=0, help="Time in which the Ollama loads a model.")] = 0,
+    generation: Annotated[Literal["0.33", "0.24"], typer.Option(help="Version of Ollama.")] = "0.33",
+    tokens_per_second: Annotated[float, typer.Option(min=0, help="Speed of one request. 0: no limit.")] = 0,
+    time_to_first_token: Annotated[float, typer.Option(min=0, help="Seconds before the first token.")] = 0,
+    parallel: Annotated[int, typer.Option(min=1, help="Requests of a text model that Ollama runs at once.")] = 1,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests that vLLM runs at once.")] = 256,
+    load_seconds: Annotated[float, typer.Option(min=0, help="Seconds that Ollama takes to load a model.")] = 0,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Another option: docs/stand-ins.md lists them."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Further option; docs/stand-ins.md lists them."),
     ] = None,
 ) -> None:
-    """A stand-in that speaks as Ollama or vLLM does."""
+    """Run a stand-in that answers like Ollama or vLLM."""
     from gateway import simulate
 
     try:
@@ -213,13 +213,13 @@ def simulate_command(
 
 @config_app.command("check")
 def config_check(config_file: ConfigFile = None) -> None:
-    """Say what the settings mean; exit status 2 if they are wrong."""
+    """Explain the settings. The exit status is 2 if they are invalid."""
     print("\n".join(config.check(_load(config_file))))
 
 
 @config_app.command("show")
 def config_show(config_file: ConfigFile = None) -> None:
-    """Print the settings in effect as YAML, secrets hidden."""
+    """Print the settings in effect as YAML, with secrets hidden."""
     print(config.show(_load(config_file)), end="")
 
 
@@ -241,28 +241,28 @@ def _ops_client(path: Path | None) -> OpsClient:
         return OpsClient.of_settings(path)
     except config.ConfigError as error:
         _stop_with(
-            [*error.lines, "to reach a gateway whatever its settings are, set GATEWAY_URL and GATEWAY_ADMIN_KEY"]
+            [*error.lines, "to call a gateway without reading its settings, set GATEWAY_URL and GATEWAY_ADMIN_KEY"]
         )
     except OpsError as error:
         _stop_with([str(error)])
 
 
-def _ask(remote: OpsClient, method: str, path: str, order: dict[str, Any] | None = None) -> dict[str, Any]:
+def _request(client: OpsClient, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     try:
-        return remote.request(method, path, order)
+        return client.request(method, path, body)
     except OpsError as error:
         _stop_with([str(error)], EXIT_BAD)
 
 
-def _preflight(remote: OpsClient, backend: str | None, tier: str | None, seconds: float) -> dict[str, Any]:
+def _preflight(client: OpsClient, backend: str | None, tier: str | None, seconds: float) -> dict[str, Any]:
     try:
-        return remote.preflight(backend, tier, seconds)
+        return client.preflight(backend, tier, seconds)
     except OpsError as error:
         _stop_with([str(error)], EXIT_BAD)
 
 
-def _order(remote: OpsClient, method: str, path: str, order: dict[str, Any], as_json: bool) -> None:
-    answer = _ask(remote, method, path, order)
+def _change(client: OpsClient, method: str, path: str, body: dict[str, Any], as_json: bool) -> None:
+    answer = _request(client, method, path, body)
     print(json.dumps(answer)) if as_json else show_result(answer, Console())
 
 

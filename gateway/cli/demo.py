@@ -1,4 +1,4 @@
-"""`gateway demo`: a gateway to talk to within a minute, in front of what runs on this machine, or of stand-ins."""
+"""`gateway demo`: a gateway to try out, in front of the engines on this machine or of stand-ins."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from gateway.serve import serve
 PROBE_SECONDS = 1.0
 OLLAMA_URLS = ("http://127.0.0.1:11434",)
 VLLM_URLS = ("http://127.0.0.1:8001", "http://127.0.0.1:8000")
-STANDIN_TOKENS_PER_SECOND = 30.0  # slow enough to see a stream come
+STANDIN_TOKENS_PER_SECOND = 30.0  # slow enough to watch a stream
 STANDINS = {
     "ollama": simulate.Model("qwen3-vl:8b", family="qwen3vl", vision=True, tools=True, context_length=32768),
     "vllm": simulate.Model(
@@ -29,7 +29,7 @@ STANDINS = {
 
 @dataclass(frozen=True)
 class Found:
-    """A server to stand behind the demo, and a model there."""
+    """A server for the demo and a model on it; `what` describes the server in the demo's output."""
 
     base_url: str
     model: str
@@ -40,12 +40,13 @@ def run() -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        CannotListen: the address is taken.
-        ConfigError: the environment has wrong settings, or names a file of settings.
+        CannotListen: the address is in use.
+        ConfigError: the environment has invalid settings, or names a settings file.
     """
-    if config.load().file is not None:  # its models are not those of the stand-ins, and its servers would be replaced
+    # A settings file names other models than the stand-ins have, and its servers would be replaced.
+    if config.load().file is not None:
         raise config.ConfigError(
-            ["GATEWAY_CONFIG: the demo takes no file of settings; start `gateway serve`, or leave it out"]
+            ["GATEWAY_CONFIG: the demo does not use a settings file; run `gateway serve`, or unset GATEWAY_CONFIG"]
         )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run())
@@ -61,7 +62,7 @@ async def _run() -> None:
 
 
 def _variables() -> dict[str, str]:
-    """The environment over `.env`, as `serve` has them."""
+    """Return the variables of `.env` and the environment; the environment takes precedence."""
     return {name: value for name, value in dotenv_values(".env").items() if value} | dict(os.environ)
 
 
@@ -87,20 +88,20 @@ async def _found_or_stand_in(stack: AsyncExitStack, kind: simulate.Kind, found: 
 
 
 async def _find_ollama() -> Found | str:
-    """The words say why there is none."""
-    wanted, without = _variables().get("OLLAMA_MODEL"), ""
+    """Return the first Ollama that has a model, else a text that says why there is none."""
+    wanted, without_models = _variables().get("OLLAMA_MODEL"), ""
     for url in _candidates("OLLAMA_BASE_URL", OLLAMA_URLS):
         listed = await _get(f"{url}/api/tags")
         names = [model["name"] for model in listed.get("models") or []] if listed else []
         if names:
             return Found(url, wanted or names[0].removesuffix(":latest"), f"found at {url}")
         if listed and "models" in listed:
-            without = f"the one at {url} has no model yet; `ollama pull` gets one"
-    return without or _none_found("OLLAMA_BASE_URL")
+            without_models = f"the one at {url} has no models; `ollama pull` downloads one"
+    return without_models or _none_found("OLLAMA_BASE_URL")
 
 
 async def _find_vllm() -> Found | str:
-    """The words say why there is none."""
+    """Return the first vLLM, else a text that says why there is none."""
     wanted, key = _variables().get("VLLM_MODEL"), _variables().get("VLLM_API_KEY")
     refused = ""
     for url in _candidates("VLLM_BASE_URL", VLLM_URLS):
@@ -109,7 +110,7 @@ async def _find_vllm() -> Found | str:
         if names:
             return Found(url, wanted or names[0], f"found at {url}")
         if listed == {"error": "Unauthorized"}:
-            refused = f"the one at {url} refuses {'this' if key else 'to answer without a'} VLLM_API_KEY"
+            refused = f"the one at {url} {'rejects this' if key else 'requires a'} VLLM_API_KEY"
     return refused or _none_found("VLLM_BASE_URL")
 
 
@@ -118,13 +119,13 @@ def _none_found(variable: str) -> str:
     return f"none answers at {given}" if given else "none was found on this machine"
 
 
-def _candidates(variable: str, usual: tuple[str, ...]) -> tuple[str, ...]:
+def _candidates(variable: str, defaults: tuple[str, ...]) -> tuple[str, ...]:
     given = _variables().get(variable)
-    return (config.normalise_base_url(given),) if given else usual
+    return (config.normalise_base_url(given),) if given else defaults
 
 
 async def _get(url: str, key: str | None = None) -> dict[str, Any] | None:
-    """A JSON object, or None for whatever else answers there, or nothing."""
+    """Return the JSON object that the URL answers with, None for any other answer or none."""
     headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
     try:
         async with httpx2.AsyncClient(trust_env=False, timeout=PROBE_SECONDS) as client:
@@ -157,7 +158,7 @@ def _welcome(base_url: str, settings: config.Settings, ollama: Found, vllm: Foun
     chat = ChatOpenAI(base_url="{base_url}/v1", api_key="{key}", model="{settings.default_tier}")
     print(chat.invoke("Hello!").content)
 
-  The same from {other}, and back, without a restart:
+  To move to {other} and back, without a restart:
 
     {command} switch {other}
     {command} undo

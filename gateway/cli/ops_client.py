@@ -1,4 +1,4 @@
-"""The HTTP client that the commands use to call `/ops` of a running gateway."""
+"""HTTP client with which the commands call `/ops` of a running gateway."""
 
 import os
 from collections.abc import Mapping
@@ -12,17 +12,21 @@ from dotenv import dotenv_values
 from gateway import config
 
 SECONDS = 10.0
+"""Timeout for each step of a call."""
 
 PREFLIGHT_SECONDS, PREFLIGHT_MARGIN = 30.0, 15.0
-"""What a check may take, and how much longer its answer is waited for: it may be another one's turn."""
+"""Duration of a preflight check, and additional time to wait for its result.
+
+The margin covers the wait for another check, because one runs at a time.
+"""
 
 
 class OpsError(Exception):
-    """The gateway was not reached, or it refused; the text says what to do next."""
+    """The gateway could not be reached, or it refused; the text says what to do next."""
 
 
 class OpsClient:
-    """One gateway: its base URL and the admin key, where there is one."""
+    """Client of one gateway, by its base URL and its admin key, if it has one."""
 
     def __init__(self, base_url: str, key: str | None) -> None:
         self.base_url = base_url
@@ -30,11 +34,13 @@ class OpsClient:
 
     @classmethod
     def of_settings(cls, file: Path | None) -> "OpsClient":
-        """The gateway at GATEWAY_URL, else the one that `serve` would start with the same settings.
+        """Return a client of the gateway at GATEWAY_URL, else of the one that `serve` would start.
+
+        With GATEWAY_URL the settings are not read: they may be those of another machine.
 
         Raises:
-            ConfigError: the settings are wrong, or GATEWAY_URL is.
-            Failed: nothing says where it is.
+            ConfigError: the settings are invalid.
+            OpsError: GATEWAY_URL is invalid, or the settings do not say where the gateway listens.
         """
         variables = {**dotenv_values(".env"), **os.environ}
         url = (variables.get("GATEWAY_URL") or "").strip()
@@ -43,62 +49,62 @@ class OpsClient:
                 base_url = config.normalise_base_url(url)
             except ValueError as error:
                 raise OpsError(f"GATEWAY_URL: {error}") from None
-            return cls(
-                base_url, variables.get("GATEWAY_ADMIN_KEY")
-            )  # whatever else is in the settings: it is another machine's
+            return cls(base_url, variables.get("GATEWAY_ADMIN_KEY"))
         settings = config.load(file)
         if not settings.port:
-            raise OpsError("GATEWAY_PORT is 0, so nobody knows where the gateway listens; set GATEWAY_URL")
+            raise OpsError("GATEWAY_PORT is 0, so the gateway's port is unknown; set GATEWAY_URL")
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         key = settings.admin_key.get_secret_value() if settings.admin_key else None
         return cls(config.normalise_base_url(f"http://{host}:{settings.port}"), key)
 
     def preflight(self, backend: str | None, tier: str | None, seconds: float = PREFLIGHT_SECONDS) -> dict[str, Any]:
-        """What a switch to `backend` would break, by the gateway's own look at it.
+        """Return the gateway's report on what a switch to `backend` would break.
 
         Raises:
-            Failed
+            OpsError: the gateway could not be reached, or it refused.
         """
-        words = {
+        query = {
             name: value
             for name, value in (("backend", backend), ("tier", tier), ("seconds", f"{seconds:g}"))
             if value is not None
         }
-        return self.request("POST", f"/ops/preflight?{urlencode(words)}", seconds=seconds + PREFLIGHT_MARGIN)
+        return self.request("POST", f"/ops/preflight?{urlencode(query)}", seconds=seconds + PREFLIGHT_MARGIN)
 
     def request(
-        self, method: str, path: str, order: Mapping[str, Any] | None = None, seconds: float = SECONDS
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = SECONDS
     ) -> dict[str, Any]:
-        """The gateway's answer, within `seconds` for each step.
+        """Return the gateway's answer, waiting at most `seconds` for each step.
 
         Raises:
-            Failed
+            OpsError: the gateway could not be reached, or it refused.
         """
         try:
-            answer = httpx2.request(
-                method, f"{self.base_url}{path}", json=order, headers=self._headers, timeout=seconds, trust_env=False
+            response = httpx2.request(
+                method, f"{self.base_url}{path}", json=body, headers=self._headers, timeout=seconds, trust_env=False
             )
-            body = answer.json()
+            answer = response.json()
         except httpx2.TimeoutException:
             raise OpsError(
-                f"no answer from {self.base_url} within {seconds:g} s; is it the gateway's address? GATEWAY_URL sets another"
+                f"no answer from {self.base_url} within {seconds:g} s; "
+                "if the gateway has another address, set GATEWAY_URL"
             ) from None
         except httpx2.HTTPError:
             raise OpsError(
-                f"no gateway can be reached at {self.base_url}; is it running? GATEWAY_URL sets another address"
+                f"cannot reach a gateway at {self.base_url}; start it, or set GATEWAY_URL to its address"
             ) from None
         except ValueError:
-            raise OpsError(
-                f"what answers at {self.base_url} is not this gateway; GATEWAY_URL sets another address"
-            ) from None
-        if answer.status_code == 200 and isinstance(body, dict) and "tiers" in body:
-            return body
-        raise OpsError(self._refusal(answer.status_code, body))
+            raise OpsError(self._not_a_gateway()) from None
+        if response.status_code == 200 and isinstance(answer, dict) and "tiers" in answer:
+            return answer
+        raise OpsError(self._refusal(response.status_code, answer))
 
-    def _refusal(self, status: int, body: object) -> str:
-        error = body.get("error") if isinstance(body, dict) else None
+    def _not_a_gateway(self) -> str:
+        return f"the server at {self.base_url} is not an LLM gateway; set GATEWAY_URL to the gateway's address"
+
+    def _refusal(self, status: int, answer: object) -> str:
+        error = answer.get("error") if isinstance(answer, dict) else None
         if status == 200 or not isinstance(error, dict):
-            return f"what answers at {self.base_url} is not this gateway; GATEWAY_URL sets another address"
+            return self._not_a_gateway()
         if status == 401:
             return "the gateway refuses the key; set GATEWAY_ADMIN_KEY to its admin key"
         return f"{error.get('message')} ({status} {error.get('code')})"

@@ -1,4 +1,4 @@
-"""Speaks to a running gateway's `/ops` for the command line, and lays what it says out for people."""
+"""Tables and lines in which the command line shows what `/ops` of a gateway answers."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,12 +8,15 @@ from rich.console import Console, Group
 from rich.table import Table
 
 LATEST = 5
-"""Changes that `status` shows."""
+"""Number of changes that `status` shows."""
 VERDICTS = {"breaks": "breaks", "notices": "clients notice", "note": "note", "fine": "ok"}
 
 
 def finding_lines(answer: Mapping[str, Any]) -> list[str]:
-    """What a preflight found that is worth a word, the worst first; what is the same for several tiers once."""
+    """Return the findings of a preflight check that have words, the most severe first.
+
+    A finding that is the same for several tiers is one line.
+    """
     tiers: dict[tuple[str, str], list[str]] = {}
     for item in answer["findings"]:
         if item["words"]:
@@ -23,31 +26,31 @@ def finding_lines(answer: Mapping[str, Any]) -> list[str]:
     order = list(VERDICTS)
     lines = []
     for (severity, words), names in sorted(tiers.items(), key=lambda item: order.index(item[0][0])):
-        whose = f"{'tiers' if len(names) > 1 else 'tier'} {', '.join(names)}: " if names else ""
-        lines.append(f"{VERDICTS[severity]}: {whose}{words}")
+        prefix = f"{'tiers' if len(names) > 1 else 'tier'} {', '.join(names)}: " if names else ""
+        lines.append(f"{VERDICTS[severity]}: {prefix}{words}")
     return lines
 
 
 def show_preflight(answer: Mapping[str, Any], console: Console) -> None:
-    """All that was compared as a table, and in words what differs."""
-    table = Table("tier", "what", "verdict", "there", "now", box=box.SIMPLE_HEAD)
+    """Print all findings as a table, and those that have words as lines."""
+    table = Table("tier", "check", "verdict", "new", "current", box=box.SIMPLE_HEAD)
     for item in answer["findings"]:
-        there = f"{item['backend']}: {item['value']}"
-        now = f"{item['other']}: {item['other_value']}" if item["other"] else "-"
-        table.add_row(item["tier"] or "-", item["what"].replace("_", " "), VERDICTS[item["severity"]], there, now)
+        new = f"{item['backend']}: {item['value']}"
+        current = f"{item['other']}: {item['other_value']}" if item["other"] else "-"
+        table.add_row(item["tier"] or "-", item["what"].replace("_", " "), VERDICTS[item["severity"]], new, current)
     console.print(table, markup=False)
     for line in finding_lines(answer):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    verdict = "would break" if answer["breaks"] else "breaks nothing that was looked at"
+    verdict = "would break a tier" if answer["breaks"] else "breaks nothing that was checked"
     console.print(
-        f"a switch to {answer['backend']} {verdict} (looked for {answer['seconds']:.1f} s)",
+        f"a switch to {answer['backend']} {verdict} (the check took {answer['seconds']:.1f} s)",
         highlight=False,
         markup=False,
     )
 
 
 def show_status(status: Mapping[str, Any], console: Console) -> None:
-    """Tiers with both sides, backends, and what was changed last."""
+    """Print the tiers with their backends, the backends, and the last changes."""
     console.print(Group(_tiers(status), _backends(status)))
     for name, tier in status["tiers"].items():
         if tier.get("guard"):
@@ -56,81 +59,79 @@ def show_status(status: Mapping[str, Any], console: Console) -> None:
     for change in history[:LATEST]:
         console.print(change_line(change), soft_wrap=True, highlight=False, markup=False)
     if len(history) > LATEST:
-        console.print(f"and {len(history) - LATEST} changes before (gateway status --json)")
+        console.print(f"and {len(history) - LATEST} earlier changes (see gateway status --json)")
     reload = status.get("reload")
     if reload is not None and not (reload["ok"] and not reload["needs_restart"]):
         console.print("\n".join(_reload_lines(reload)), soft_wrap=True, highlight=False, markup=False)
-    console.print(f"one `gateway rollback` leads to {status['rollout']['rollback_to']}", highlight=False)
+    console.print(f"`gateway rollback` leads to {status['rollout']['rollback_to']}", highlight=False)
 
 
 def _reload_lines(reload: Mapping[str, Any]) -> list[str]:
-    """What an operator has to know of the last time that the settings were reread."""
+    """Return why reread settings were refused, or which changes need a restart."""
     at = reload["at"][:19].replace("T", " ")
     if not reload["ok"]:
         return [
-            f"{at} the settings were reread and refused; the old ones stay:",
+            f"{at} the settings were reread and refused; the old ones stay in force:",
             *(f"  {reason}" for reason in reload["reasons"]),
         ]
     return [f"{at} the settings were reread; these need a restart:", *(f"  {line}" for line in reload["needs_restart"])]
 
 
 def show_result(answer: Mapping[str, Any], console: Console) -> None:
-    """What an order did."""
-    lines = [change_line(answer["history"][0])] if answer["changed"] else ["nothing to change"]
+    """Print what a change of the roll-out did."""
+    lines = [change_line(answer["history"][0])] if answer["changed"] else ["nothing changed"]
     if answer["moved"]:
-        lines.append(f"requests in line that moved along: {answer['moved']}")
-    lines += [f"tier {name} stays: {reason}" for name, reason in answer["unmoved"].items()]
+        lines.append(f"queued requests that migrated: {answer['moved']}")
+    lines += [f"tier {name} stays where it is: {reason}" for name, reason in answer["unmoved"].items()]
     lines += [
         f"{name}: {_assignment(item)}{' (pinned)' if item['pinned'] else ''}" for name, item in answer["tiers"].items()
     ]
     if answer["changed"] and not answer["persisted"]:
-        lines.append("in force, but not kept: a restart goes back to LLM_BACKEND (see GATEWAY_STATE_FILE)")
+        lines.append(
+            "the change is in force but not saved: after a restart LLM_BACKEND applies again (see GATEWAY_STATE_FILE)"
+        )
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def change_line(change: Mapping[str, Any]) -> str:
+    """Return one line for a change: its time, its cause, and the moves of the tiers."""
     moves = ", ".join(
         f"{tier} from {_assignment(move['from'])} to {_assignment(move['to'])}"
         for tier, move in change["tiers"].items()
     )
+    at, by = change["at"][:19].replace("T", " "), f" {change['by']}" if change["by"] else ""
     why = f"; {change['why']}" if change.get("why") else ""
-    return f"{change['at'][:19].replace('T', ' ')} {change['cause']}{' ' + change['by'] if change['by'] else ''}: {moves}{why}"
+    return f"{at} {change['cause']}{by}: {moves}{why}"
 
 
 def _guard_line(tier: str, guard: Mapping[str, Any]) -> str:
     rule, worst = max(guard["rules"].items(), key=lambda item: float(item[1]["evidence"]))
-    counts = f"{max(item['tested']['requests'] for item in guard['rules'].values())} requests so far"
+    requests = max(item["tested"]["requests"] for item in guard["rules"].values())
     other = f"{guard['other']} before" if guard["is_switch"] else guard["other"]
-    return f"guard: {tier} on {guard['tested']} compared with {other}, {counts}; nearest: {rule} {worst['evidence']:.2g} of {guard['needed']:.2g}"
+    return (
+        f"guard: {tier} on {guard['tested']} compared with {other}, {requests} requests so far; "
+        f"strongest evidence: {rule} {worst['evidence']:.2g} of {guard['needed']:.2g} needed"
+    )
 
 
-def _assignment(position: Mapping[str, Any]) -> str:
-    canary = position.get("canary")
-    return str(position["backend"]) + (f" with {canary['percent']:g} % on {canary['backend']}" if canary else "")
+def _assignment(assignment: Mapping[str, Any]) -> str:
+    canary = assignment.get("canary")
+    return str(assignment["backend"]) + (f" with {canary['percent']:g} % on {canary['backend']}" if canary else "")
 
 
 def _tiers(status: Mapping[str, Any]) -> Table:
     table = Table(
-        "tier",
-        "backend",
-        "serves",
-        "share",
-        "model",
-        "first token p50",
-        "p99",
-        "answer p50",
-        "p99",
-        box=box.SIMPLE_HEAD,
+        "tier", "backend", "role", "share", "model", "first token p50", "p99", "answer p50", "p99", box=box.SIMPLE_HEAD
     )
     for name, tier in status["tiers"].items():
         first = True
         for backend, role, share in _sides(tier):
             latency = tier["latency"][backend]
             times = [
-                _seconds(latency[kind][share_of])
+                _seconds(latency[kind][quantile])
                 for kind in ("time_to_first_token", "duration")
-                for share_of in ("p50", "p99")
+                for quantile in ("p50", "p99")
             ]
             table.add_row(name if first else "", backend, role, share, tier["models"][backend], *times)
             first = False
@@ -138,7 +139,7 @@ def _tiers(status: Mapping[str, Any]) -> Table:
 
 
 def _sides(tier: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Backend, part and counted share: who serves first, then the canary, then the others."""
+    """Yield backend, role and measured share: first the active backend, then the canary."""
     active, canary, share = tier["active_backend"], tier["canary"], tier["share"]
     counted = share["percent"] if share else None
     yield (
@@ -156,7 +157,7 @@ def _sides(tier: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _backends(status: Mapping[str, Any]) -> Table:
     table = Table("backend", "kind", "up", "running", "waiting", box=box.SIMPLE_HEAD)
     for name, backend in status["backends"].items():
-        up = {True: "yes", False: "no"}.get(backend["up"], "not asked yet")
+        up = {True: "yes", False: "no"}.get(backend["up"], "not probed yet")
         table.add_row(
             name, backend["kind"], up, str(sum(backend["running"].values())), str(sum(backend["waiting"].values()))
         )

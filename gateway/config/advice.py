@@ -1,4 +1,4 @@
-"""Settings that work but are likely not what was meant. Pure: a function of the settings."""
+"""Warnings about settings that work but are probably unintended. Pure."""
 
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -7,11 +7,11 @@ from pydantic import SecretStr
 
 from gateway.config.settings import BackendSettings, Settings, Tier
 
-SHORT_KEY = 16  # characters; `openssl rand -hex 16` gives twice as many
+SHORT_KEY = 16  # characters; `openssl rand -hex 16` prints twice as many
 
 
 def advice(settings: Settings) -> tuple[str, ...]:
-    """One line for each thing that an operator should look at."""
+    """Return one line for each setting that an operator should look at."""
     return (*_shared_models(settings), *_tiers(settings), *_auto(settings), *_backends(settings), *_keys(settings))
 
 
@@ -21,31 +21,35 @@ def _shared_models(settings: Settings) -> Iterator[str]:
         for model in dict.fromkeys(tier.models.values()):
             first = owners.setdefault(model, tier.name)
             if first != tier.name:
-                yield f"tiers.{tier.name}.models: {model!r} stands in tier {first!r} too; a request for that name means {first!r}"
+                yield (
+                    f"tiers.{tier.name}.models: {model!r} is also a model of tier {first!r}; "
+                    f"a request for that name is served by {first!r}"
+                )
 
 
 def _tiers(settings: Settings) -> Iterator[str]:
     for tier in settings.tiers.values():
         key = f"tiers.{tier.name}"
         if tier.fallback is True and len(tier.models) == 1:
-            yield f"{key}.fallback: true, but only one backend has a model, so nothing can take over"
+            yield f"{key}.fallback: true, but only one backend has a model, so there is nothing to fall back to"
         if tier.backend is None and settings.rollback_to not in tier.models:
-            yield f"{key}.models: none for {settings.rollback_to!r}, so a rollback leaves this tier where it is"
+            yield f"{key}.models: no model for {settings.rollback_to!r}, so a rollback does not move this tier"
         for name in tier.limits:
             if name not in tier.models:
-                yield f"{key}.limits.{name}: not used: the tier has no model there"
+                yield f"{key}.limits.{name}: ignored: the tier has no model on this backend"
 
 
 def _auto(settings: Settings) -> Iterator[str]:
-    """An earlier rule that asks for less, or for the same, holds wherever a later one does."""
-    said = [
+    """Warn of each rule that an earlier one with the same or fewer conditions shadows."""
+    rules = [
         (rule.model_dump(exclude={"tier", "longer_than"}, exclude_none=True).items(), rule.longer_than)
         for rule in settings.auto
     ]
-    for index, (asked, length) in enumerate(said):
-        for before, (earlier, shorter) in enumerate(said[:index]):
-            if earlier <= asked and (shorter is None or (length is not None and shorter <= length)):
-                yield f"auto[{index}]: never reached: wherever it holds, auto[{before}] does"
+    for index, (conditions, length) in enumerate(rules):
+        for before, (earlier_conditions, earlier_length) in enumerate(rules[:index]):
+            is_shorter = earlier_length is None or (length is not None and earlier_length <= length)
+            if earlier_conditions <= conditions and is_shorter:
+                yield f"auto[{index}]: never reached: auto[{before}] holds whenever it does"
                 break
 
 
@@ -64,7 +68,7 @@ def _backends(settings: Settings) -> Iterator[str]:
         if backend.name not in used:
             yield f"{key}: no tier uses it"
         if any(_is_own_address(server.base_url, settings) for server in backend.servers):
-            yield f"{key}: its address is this gateway's own; requests would go in a circle"
+            yield f"{key}: its address is the gateway's own; the gateway would send requests to itself"
         yield from _limits(key, backend)
 
 
@@ -75,7 +79,7 @@ def _limits(key: str, backend: BackendSettings) -> Iterator[str]:
         ("vision_concurrency", limits.vision_concurrency),
     ):
         if given != "auto" and given > limits.max_concurrency:
-            yield f"{key}.{name}: {given} is above max_concurrency, which is {limits.max_concurrency} and counts"
+            yield f"{key}.{name}: {given} is above max_concurrency, so the limit is {limits.max_concurrency}"
 
 
 def _is_own_address(url: str, settings: Settings) -> bool:
@@ -86,7 +90,7 @@ def _is_own_address(url: str, settings: Settings) -> bool:
 
 def _keys(settings: Settings) -> Iterator[str]:
     if not settings.api_keys:
-        yield "GATEWAY_API_KEYS: there are none, so the gateway is open: any key or none is taken"
+        yield "GATEWAY_API_KEYS: not set, so the gateway is open: it accepts requests with any key or none"
     groups: tuple[tuple[str, tuple[SecretStr | None, ...]], ...] = (
         ("GATEWAY_API_KEYS", settings.api_keys),
         ("GATEWAY_ADMIN_KEY", (settings.admin_key,)),
@@ -94,4 +98,4 @@ def _keys(settings: Settings) -> Iterator[str]:
     )
     for label, keys in groups:
         if any(key is not None and len(key.get_secret_value()) < SHORT_KEY for key in keys):
-            yield f"{label}: a key has fewer than {SHORT_KEY} characters and can be guessed"
+            yield f"{label}: a key has fewer than {SHORT_KEY} characters, so it could be guessed"

@@ -1,4 +1,4 @@
-"""What differs between the settings in force and those that were reread, and which of it counts before a restart. Pure."""
+"""Differences between the settings in force and reread ones, some of which need a restart. Pure."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,38 +10,48 @@ from gateway.config.problems import Path, dotted, shown
 from gateway.config.settings import BackendSettings, Settings
 
 AT_START = (
-    "host", "port", "metrics_port", "api_keys", "api_keys_file", "admin_key", "metrics_key", "cors_origins", "user_header", "session_header",
-    "log_format", "state_file", "ollama_num_parallel", "drain_delay", "drain_timeout", "guard",
+    "host", "port", "metrics_port", "api_keys", "api_keys_file", "admin_key", "metrics_key", "cors_origins",
+    "user_header", "session_header", "log_format", "state_file", "ollama_num_parallel", "drain_delay", "drain_timeout",
+    "guard",
 )  # fmt: skip
-"""Keys that count from the next start on: the door, the keys' guards, the roll-out's and the log are built of them."""
+"""Keys whose changes take effect at the next start.
+
+The HTTP server, the checks of keys, the guard and the log are built from them once.
+"""
 
 _ABOUT_THE_SOURCES = frozenset({"file", "sources", "warnings"})
 
 
 @dataclass(frozen=True)
 class Differences:
-    """`settings`: what is to be in force now, which are the reread ones but for `AT_START`. The others are lines for people."""
+    """Result of a comparison: the settings to put in force, and the changes as lines for people.
+
+    `settings` are the reread ones, with the old values of the keys in `AT_START`.
+    """
 
     settings: Settings
     changed: tuple[str, ...]
     waiting: tuple[str, ...]
-    """What needs a restart."""
+    """Changes that need a restart."""
 
 
-def compare(now: Settings, read: Settings) -> Differences:
-    """What `read` changes in `now`. Values that are or may hold secrets are not in the lines."""
-    settings = read.model_copy(update={key: getattr(now, key) for key in AT_START})
+def compare(current: Settings, reread: Settings) -> Differences:
+    """Return what `reread` changes in `current`; no line contains a value that may be secret."""
+    settings = reread.model_copy(update={key: getattr(current, key) for key in AT_START})
     waiting = tuple(
-        f"{key}: {_change((key,), getattr(now, key), getattr(read, key))}"
+        f"{key}: {_change((key,), getattr(current, key), getattr(reread, key))}"
         for key in AT_START
-        if getattr(now, key) != getattr(read, key)
+        if getattr(current, key) != getattr(reread, key)
     )
-    before, after = (_tree(each) for each in (now, settings))
+    before, after = (_tree(each) for each in (current, settings))
     return Differences(settings, tuple(_lines((), before, after)), waiting)
 
 
 def is_same_place(one: BackendSettings, other: BackendSettings) -> bool:
-    """The same servers, spoken to in the same way: what else differs can be changed while requests run there."""
+    """Return whether both name the same servers, reached in the same way.
+
+    Anything else can change while requests run there.
+    """
     return _place(one) == _place(other)
 
 
@@ -51,7 +61,7 @@ def _place(backend: BackendSettings) -> tuple[object, ...]:
 
 def _tree(settings: Settings) -> dict[str, Any]:
     tree = settings.model_dump(exclude={*_ABOUT_THE_SOURCES, *AT_START})
-    for backend in tree["backends"].values():  # as the file has it
+    for backend in tree["backends"].values():  # the file has limits beside the other keys
         backend |= backend.pop("limits")
     return tree
 
@@ -63,7 +73,7 @@ def _lines(path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> I
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _lines(here, old, new)
             if list(old) != list(new) and set(old) == set(new):
-                yield f"{dotted(here)}: in another order"
+                yield f"{dotted(here)}: the order changed"
         elif old != new:
             yield f"{dotted(here)}: {_change(here, old, new)}"
 
@@ -71,7 +81,7 @@ def _lines(path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> I
 def _change(path: Path, old: object, new: object) -> str:
     if _is_plain(old) and _is_plain(new):
         return f"{shown(path, new)}, was {shown(path, old)}"
-    return "new" if old is None else "gone" if new is None else "changed"
+    return "new" if old is None else "removed" if new is None else "changed"
 
 
 def _is_plain(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Reads `.env` and the environment: variables turned into a mapping in the file's shape, with what is wrong told."""
+"""Settings from `.env` and the environment, as a mapping in the shape of the file."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from gateway.config.yaml_file import read_text
 
 PREFIX = "GATEWAY__"
 
-# Variables that stand for one key each. Those of a backend are in BACKEND_VARIABLES.
+# Variables for one top-level key each. Those of backends are in BACKEND_VARIABLES.
 PLAIN_VARIABLES = {
     "LLM_BACKEND": "llm_backend",
     "OLLAMA_NUM_PARALLEL": "ollama_num_parallel",
@@ -38,15 +38,17 @@ MODEL_VARIABLES = {"OLLAMA_MODEL": "ollama", "VLLM_MODEL": "vllm"}
 OTHER_VARIABLES = ("GATEWAY_CONFIG", "GATEWAY_URL")
 VARIABLES = (*PLAIN_VARIABLES, *BACKEND_VARIABLES, *MODEL_VARIABLES, *OTHER_VARIABLES)
 
-# Kubernetes sets these in each container beside a Service named `gateway`; GATEWAY_PORT is then tcp://address:port.
+# Kubernetes sets these in every container if there is a Service named `gateway`, and GATEWAY_PORT
+# to tcp://address:port.
 SERVICE_LINK = re.compile(r"GATEWAY_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
 
-# Two ways to say one thing: a source that says one of them takes the other back from the sources below.
+# Keys that exclude each other: a source that sets one of them clears the other in the sources of
+# lower precedence.
 EITHER_OR = (("base_url", "servers"), ("api_keys", "api_keys_file"))
 
 
 def read_dotenv(problems: Problems, path: FilePath = FilePath(".env")) -> dict[str, str]:
-    """The variables of a `.env` file, none where there is no such file."""
+    """Return the variables of a `.env` file, none if the file does not exist."""
     if not path.is_file():
         return {}
     try:
@@ -61,7 +63,7 @@ def read_dotenv(problems: Problems, path: FilePath = FilePath(".env")) -> dict[s
 
 
 class Names:
-    """The names that the file gives to tiers, backends and the like, for variables that spell them in capitals."""
+    """Names of tiers, backends and others, for variables that spell them in capitals."""
 
     def __init__(self, document: Mapping[str, Any], backends: Iterable[str], tiers: Iterable[str]) -> None:
         self._document = document
@@ -69,11 +71,14 @@ class Names:
         self._tiers = tuple(tiers)
 
     def match(self, path: Path, word: str) -> str:
-        """The name under `path` that `word` stands for, in any case and with `_` for what variables cannot spell; else `word`."""
+        """Return the name under `path` that `word` spells, else `word` in lower case.
+
+        The case does not matter, and `_` may replace characters that variables cannot have.
+        """
         known = self._known(path)
-        for fold in (str.lower, _folded):
+        for normalise in (str.lower, _as_in_variables):
             for name in known:
-                if fold(name) == fold(word):
+                if normalise(name) == normalise(word):
                     return name
         return word.lower()
 
@@ -88,15 +93,16 @@ class Names:
         return tuple(node) if isinstance(node, dict) else ()
 
 
-def _folded(name: str) -> str:
+def _as_in_variables(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "_", name.lower())
 
 
 class VariablesReader:
-    """Turns the variables of one place into a mapping: `LLM_BACKEND` and its like, and above them `GATEWAY__SECTION__KEY`.
+    """Reader that turns the variables of one place into a mapping in the shape of the file.
 
-    Empty variables do not count: `${X:-}` of a compose file is no value. `homes` says which backend `OLLAMA_BASE_URL` and
-    its like are about.
+    Plain variables such as `LLM_BACKEND` are read first; `GATEWAY__SECTION__KEY` takes precedence
+    over them. Empty variables count as unset, as `${X:-}` in a compose file means. `homes` has the
+    backend to which `OLLAMA_BASE_URL` and `VLLM_BASE_URL` apply, by kind.
     """
 
     def __init__(self, place: str, problems: Problems, names: Names, homes: Mapping[str, str | None]) -> None:
@@ -107,28 +113,24 @@ class VariablesReader:
         self._result: dict[str, Any] = {}
 
     def read(self, variables: Mapping[str, str]) -> dict[str, Any]:
-        """The mapping; to be called once."""
+        """Return the mapping. Call this once."""
         for variable, value in variables.items():
             self._plain(variable, value)
         for variable, value in variables.items():
             if variable.startswith(PREFIX):
                 self._nested(variable, value)
             elif variable.startswith("GATEWAY_") and variable not in VARIABLES and not SERVICE_LINK.fullmatch(variable):
-                near = suggest(
-                    variable, (*(name for name in VARIABLES if name.startswith("GATEWAY_")), *_nested_forms())
-                )
-                self._problems.warn(f"{variable}: no such setting, not used{near} ({self._place})")
-        _take_back(self._result)
+                known = (*(name for name in VARIABLES if name.startswith("GATEWAY_")), *_nested_variables())
+                self._problems.warn(f"{variable}: ignored: unknown setting{suggest(variable, known)} ({self._place})")
+        _clear_alternatives(self._result)
         for section in self._result.get("backends", {}).values():
             if isinstance(section, dict):
-                _take_back(section)
+                _clear_alternatives(section)
         return self._result
 
     def _plain(self, variable: str, value: str) -> None:
         if variable == "GATEWAY_PORT" and value.startswith("tcp://"):
-            self._problems.warn(
-                f"GATEWAY_PORT: not used: Kubernetes set it for a Service named gateway ({self._place})"
-            )
+            self._problems.warn(f"GATEWAY_PORT: ignored: Kubernetes set it for a Service named gateway ({self._place})")
         elif variable in PLAIN_VARIABLES and (value.strip() or variable == "GATEWAY_STATE_FILE"):
             self._set((PLAIN_VARIABLES[variable],), value.strip(), variable)
         elif variable in BACKEND_VARIABLES and value.strip():
@@ -137,7 +139,8 @@ class VariablesReader:
                 self._set(("backends", home, key), value.strip(), variable)
             else:
                 self._problems.warn(
-                    f"{variable}: not used: several backends are of kind {kind}, and none has that name ({self._place})"
+                    f"{variable}: ignored: several backends are of kind {kind}, and none is named {kind} "
+                    f"({self._place})"
                 )
 
     def _nested(self, variable: str, value: str) -> None:
@@ -148,11 +151,11 @@ class VariablesReader:
         try:
             self._set(path, _parsed(value.strip(), annotation), variable)
         except ValueError as exc:
-            self._problems.written(path, self._place, variable)
+            self._problems.record_origin(path, self._place, variable)
             self._problems.add(path, str(exc))
 
     def _find(self, variable: str, words: list[str]) -> tuple[Path, Any] | None:
-        """Follow the words down the document's types."""
+        """Return the key that the words of a variable name, and its type."""
         path: Path = ()
         annotation: Any = SettingsDocument
         for index, word in enumerate(words):
@@ -161,18 +164,17 @@ class VariablesReader:
                 fields = model.model_fields
                 if word.lower() not in fields:
                     prefix = PREFIX + "".join(f"{before}__" for before in words[:index])
-                    near = suggest(word, [name.upper() for name in fields], prefix)
+                    suggestion = suggest(word, [name.upper() for name in fields], prefix)
                     self._problems.add_line(
-                        f"{variable}: no such setting{near or '; ' + expected_one_of(fields)} ({self._place})"
+                        f"{variable}: unknown setting{suggestion or '; ' + expected_one_of(fields)} ({self._place})"
                     )
                     return None
                 path, annotation = (*path, word.lower()), fields[word.lower()].annotation
             elif item is not None and word:
                 path, annotation = (*path, self._names.match(path, word)), item
             else:
-                self._problems.add_line(
-                    f"{variable}: no such setting: nothing stands below {PREFIX}{'__'.join(words[:index])} ({self._place})"
-                )
+                parent = PREFIX + "__".join(words[:index])
+                self._problems.add_line(f"{variable}: unknown setting: {parent} has no keys below it ({self._place})")
                 return None
         return path, annotation
 
@@ -186,24 +188,25 @@ class VariablesReader:
         node[last] = (
             _merged(node[last], value) if isinstance(node.get(last), dict) and isinstance(value, dict) else value
         )
-        self._note(path, value, variable)
+        self._record_origin(path, value, variable)
 
-    def _note(self, path: Path, value: Any, label: str) -> None:
-        self._problems.written(path, self._place, label, whole=not isinstance(value, dict))
+    def _record_origin(self, path: Path, value: Any, variable: str) -> None:
+        self._problems.record_origin(path, self._place, variable, whole=not isinstance(value, dict))
         if isinstance(value, dict):
             for key, item in value.items():
-                self._note((*path, key), item, f"{label}.{key}")
+                self._record_origin((*path, key), item, f"{variable}.{key}")
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    result = dict(below)
-    for key, value in above.items():
+def _merged(lower: dict[str, Any], higher: dict[str, Any]) -> dict[str, Any]:
+    """Merge two mappings key by key; `higher` takes precedence."""
+    result = dict(lower)
+    for key, value in higher.items():
         old = result.get(key)
         result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
 
 
-def _take_back(section: dict[str, Any]) -> None:
+def _clear_alternatives(section: dict[str, Any]) -> None:
     for pair in EITHER_OR:
         given = [key for key in pair if key in section]
         if len(given) == 1:
@@ -211,13 +214,16 @@ def _take_back(section: dict[str, Any]) -> None:
 
 
 def _parsed(text: str, annotation: Any) -> Any:
-    """A variable's text as the value that the file would hold: JSON for lists, mappings and free values, else the text itself."""
+    """Return the value that the file would have in place of a variable's text.
+
+    Lists, mappings and values of any type are JSON; for all others it is the text itself.
+    """
     model, item = branch(annotation)
     if model is not None or item is not None:
         return _json(text, dict, 'expected a JSON object, such as {"key": "value"}')
     if is_list(annotation):
         if text.startswith("["):
-            return _json(text, list, 'expected a JSON list, such as ["a", "b"], or text with commas')
+            return _json(text, list, 'expected a JSON list, such as ["a", "b"], or comma-separated text')
         return [part.strip() for part in text.split(",")]
     if "JsonValue" in str(unwrapped(annotation)):
         try:
@@ -237,5 +243,5 @@ def _json(text: str, kind: type, message: str) -> Any:
     return value
 
 
-def _nested_forms() -> list[str]:
+def _nested_variables() -> list[str]:
     return [PREFIX + name.upper() for name in SettingsDocument.model_fields]

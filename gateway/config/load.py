@@ -1,4 +1,4 @@
-"""Loads the settings: reads all sources, lays them over each other, validates, and tells all that is wrong at once."""
+"""Settings loader: reads and merges all sources, and reports all mistakes at once."""
 
 import copy
 import os
@@ -16,7 +16,7 @@ from gateway.config.problems import Path, Problems, expected_one_of, shown, sugg
 from gateway.config.resolve import resolve
 from gateway.config.schema_paths import model_at
 from gateway.config.settings import Settings
-from gateway.config.sources import lay_over
+from gateway.config.sources import merge
 from gateway.config.yaml_file import read_yaml
 
 BUILT_IN = ("ollama", "vllm")
@@ -27,10 +27,12 @@ DOTENV = ".env"
 
 
 def load(path: FilePath | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings from the YAML file at `path` (else GATEWAY_CONFIG, else none), `.env` in the working directory, and `environ`.
+    """Load the settings from the YAML file, `.env` in the working directory, and `environ`.
+
+    The YAML file is the one at `path`, else the one that GATEWAY_CONFIG names, else none.
 
     Raises:
-        ConfigError: with a line for each thing that is wrong.
+        ConfigError: the settings are invalid; it has one line for each mistake.
     """
     problems = Problems()
     dotenv = read_dotenv(problems)
@@ -43,10 +45,12 @@ def load(path: FilePath | None = None, environ: Mapping[str, str] = os.environ) 
 
 
 def build(document: Mapping[str, Any]) -> Settings:
-    """The settings that a mapping in the file's shape stands for, without any file or variable; for tests and programs.
+    """Build settings from a mapping in the shape of the file, without files or variables.
+
+    For tests and programs.
 
     Raises:
-        ConfigError: as `load`.
+        ConfigError: the settings are invalid; it has one line for each mistake.
     """
     return _settings(copy.deepcopy(dict(document)), {}, Problems())
 
@@ -57,7 +61,7 @@ def _config_file(environ: Mapping[str, str], dotenv: Mapping[str, str]) -> FileP
 
 
 def _settings(written: dict[str, Any], variables: Mapping[str, Mapping[str, str]], problems: Problems) -> Settings:
-    """`variables` by place, the weaker place first."""
+    """Merge the content of the file with `variables`, which are ordered by rising precedence."""
     backends, tiers = _mapping(written, "backends"), _mapping(written, "tiers")
     names = Names(
         written,
@@ -67,13 +71,13 @@ def _settings(written: dict[str, Any], variables: Mapping[str, Mapping[str, str]
     every = {name: value for values in variables.values() for name, value in values.items() if value.strip()}
     referenced = _referenced(written) | {every.get("LLM_BACKEND", "").strip().lower()}
     homes = {kind: _home(kind, backends, referenced) for kind in BUILT_IN}
-    # Read from the weakest on, so that the strongest place is the one that a message names.
+    # Read in the order of rising precedence, so that a message names the source that takes effect.
     layers = [
         written,
         *(VariablesReader(place, problems, names, homes).read(values) for place, values in variables.items()),
     ]
-    merged = lay_over(reversed(layers))
-    _warn_of_variables(written, every, homes, problems)
+    merged = merge(reversed(layers))
+    _warn_about_variables(written, every, homes, problems)
     _complete_backends(merged, bool(backends), bool(tiers))
     if not tiers:
         _complete_tiers(merged, variables, problems)
@@ -90,7 +94,7 @@ def _mapping(document: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _referenced(document: Mapping[str, Any]) -> set[str]:
-    """All names, in lower case, that stand where the name of a backend belongs."""
+    """Return all names, in lower case, that the document uses as names of backends."""
     found = [document.get("llm_backend"), document.get("rollback_to")]
     for tier in _mapping(document, "tiers").values():
         if isinstance(tier, dict):
@@ -102,7 +106,7 @@ def _referenced(document: Mapping[str, Any]) -> set[str]:
 
 
 def _home(kind: str, backends: Mapping[str, Any], referenced: set[str]) -> str | None:
-    """The backend that `OLLAMA_BASE_URL` or its like is about; None where the file leaves that open."""
+    """Return the backend to which the variables of `kind` apply, None if that is ambiguous."""
     by_name = next((name for name in backends if name.lower() == kind), None)
     if by_name or not backends or kind in referenced:
         return by_name or kind
@@ -111,14 +115,14 @@ def _home(kind: str, backends: Mapping[str, Any], referenced: set[str]) -> str |
 
 
 def _kind(name: str, backend: object) -> str:
-    """The kind of a backend that is not validated yet."""
+    """Return the kind of a backend that is not validated yet."""
     return str(_mapping({"backend": backend}, "backend").get("kind") or name.lower())
 
 
 def _complete_backends(merged: dict[str, Any], file_names_backends: bool, file_names_tiers: bool) -> None:
-    """Put in the built-in backends: both where the file names none, else those that something refers to.
+    """Add the built-in backends: both if the file names none, else those that something refers to.
 
-    Where the file names no tiers, the tier `standard` refers to one of each kind.
+    If the file does not name tiers, the tier `standard` refers to one backend of each kind.
     """
     given = merged.get("backends") or {}
     if not isinstance(given, dict):
@@ -133,7 +137,7 @@ def _complete_backends(merged: dict[str, Any], file_names_backends: bool, file_n
 
 
 def _complete_tiers(merged: dict[str, Any], variables: Mapping[str, Mapping[str, str]], problems: Problems) -> None:
-    """Put in the tier `standard`, made of OLLAMA_MODEL and VLLM_MODEL; variables may have given it more."""
+    """Add the tier `standard` with OLLAMA_MODEL and VLLM_MODEL to what variables have set of it."""
     tiers = merged.get("tiers") or {}
     if not isinstance(tiers, dict) or not isinstance(merged["backends"], dict):
         return
@@ -143,34 +147,37 @@ def _complete_tiers(merged: dict[str, Any], variables: Mapping[str, Mapping[str,
         if kind not in DEFAULT_MODELS:
             continue
         models[name] = DEFAULT_MODELS[kind]
-        variable = next(variable for variable, of in MODEL_VARIABLES.items() if of == kind)
+        variable = next(name for name, variable_kind in MODEL_VARIABLES.items() if variable_kind == kind)
         for place, values in variables.items():
             if values.get(variable, "").strip():
                 models[name] = values[variable].strip()
-                problems.written(("tiers", DEFAULT_TIER, "models", name), place, variable)
+                problems.record_origin(("tiers", DEFAULT_TIER, "models", name), place, variable)
     standard = _mapping(tiers, DEFAULT_TIER)
     completed = {**standard, "models": {**models, **_mapping(standard, "models")}}
     merged["tiers"] = {DEFAULT_TIER: completed, **{name: tier for name, tier in tiers.items() if name != DEFAULT_TIER}}
 
 
-def _warn_of_variables(
+def _warn_about_variables(
     written: Mapping[str, Any], every: Mapping[str, str], homes: Mapping[str, str | None], problems: Problems
 ) -> None:
     for variable in MODEL_VARIABLES:
         if variable in every and _mapping(written, "tiers"):
-            problems.warn(f"{variable}: not used: the file names tiers")
+            problems.warn(f"{variable}: ignored: the file defines tiers")
     for kind in BUILT_IN:
         backend = _mapping(_mapping(written, "backends"), homes[kind] or "")
         servers = backend.get("servers")
         if f"{kind.upper()}_BASE_URL" in every and isinstance(servers, list) and len(servers) > 1:
             problems.warn(
-                f"{kind.upper()}_BASE_URL: takes the place of all {len(servers)} servers of backends.{homes[kind]} in the file"
+                f"{kind.upper()}_BASE_URL: replaces all {len(servers)} servers of backends.{homes[kind]} in the file"
             )
 
 
 def _validated(merged: dict[str, Any], problems: Problems) -> SettingsDocument | None:
-    """The document, without what is wrong in it and with something in place of what is missing, so that the rest can be checked too; None where
-    nothing is left to check."""
+    """Return the document, None if nothing of it is valid.
+
+    Invalid entries are removed, and missing keys get a placeholder, so that the rest can be checked
+    as well.
+    """
     data = copy.deepcopy(merged)
     filled: set[Path] = set()
     while True:
@@ -178,21 +185,24 @@ def _validated(merged: dict[str, Any], problems: Problems) -> SettingsDocument |
             return SettingsDocument.model_validate(data)
         except ValidationError as exc:
             errors = exc.errors(include_url=False)
-        wrong: list[Path] = []
+        invalid: list[Path] = []
         for error in errors:
             found, key = _located(error["loc"], data)
             path = (*found, *key)
             problems.add(path, _message(error, path))
             if error["type"] == "missing" and path not in filled and _fill(data, found, key):
-                filled.add(path)  # once: what is put in may be wrong there itself
+                filled.add(path)  # only once, because the placeholder itself may be invalid
             else:
-                wrong.append(found)
-        if not _cut_all(data, wrong):
+                invalid.append(found)
+        if not _remove_all(data, invalid):
             return None
 
 
 def _located(loc: Iterable[int | str], data: Any) -> tuple[Path, Path]:
-    """Where an error stands in the data, and below it the key that is missing there; pydantic's own marks in `loc` are left out."""
+    """Return the path of an error in the data, and the key that is missing there.
+
+    Entries of `loc` that are not keys but pydantic's own are left out.
+    """
     path: Path = ()
     node: Any = data
     for part in loc:
@@ -204,23 +214,25 @@ def _located(loc: Iterable[int | str], data: Any) -> tuple[Path, Path]:
 
 
 def _fill(data: Any, path: Path, key: Path) -> bool:
-    """Put something in at the required `key` of what stands at `path`. What does not go together with it is nobody's mistake, and is not told: the
-    key was told already."""
+    """Put a placeholder at a required `key` of the section at `path`; return whether there is one.
+
+    The missing key has been reported, so mistakes that follow from the placeholder are not.
+    """
     node = data
     for part in path:
         node = node[part]
     models = dict.fromkeys(_mapping(data, "backends"), "any")
-    filling = {"models": models, "base_url": "localhost"}.get(str(key[-1]), "any") if key else None
-    if not filling:
+    placeholder = {"models": models, "base_url": "localhost"}.get(str(key[-1]), "any") if key else None
+    if not placeholder:
         return False
-    node[key[-1]] = filling
+    node[key[-1]] = placeholder
     return True
 
 
-def _cut_all(data: Any, paths: list[Path]) -> bool:
-    """Take out what stands at `paths`, the outermost of each; False where that is the whole document."""
+def _remove_all(data: Any, paths: list[Path]) -> bool:
+    """Remove the entries at `paths`; return False if one of them is the whole document."""
     outermost = {path for path in paths if not any(path[:end] in paths for end in range(len(path)))}
-    # Later places of a list first, so that the earlier ones stay right.
+    # Later items of a list first, so that the indexes of earlier ones stay valid.
     for path in sorted(
         outermost, key=lambda path: [part if isinstance(part, int) else 0 for part in path], reverse=True
     ):
@@ -234,19 +246,19 @@ def _cut_all(data: Any, paths: list[Path]) -> bool:
 
 
 def _message(error: ErrorDetails, path: Path) -> str:
-    """One pydantic error in our words: the value, and what was expected."""
+    """Return the message for a pydantic error: the value, and what was expected."""
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
         model = model_at(path[:-1])
         known = list(model.model_fields) if model else []
-        return f"no such key{suggest(str(path[-1]), known) or '; ' + expected_one_of(known)}"
+        return f"unknown key{suggest(str(path[-1]), known) or '; ' + expected_one_of(known)}"
     if kind == "missing":
         model = model_at(path[:-1])
         field = model.model_fields.get(str(path[-1])) if model else None
         return f"missing; expected: {(field.description or '').removesuffix(' Required.') if field else 'a value'}"
-    wanted = {
+    expectation = {
         "value_error": str(context.get("error", error["msg"])),
-        "string_type": "expected text; what looks like a number or a date stands in quotes",
+        "string_type": "expected text; put text that looks like a number or a date in quotes",
         "path_type": "expected the path of a file",
         "string_too_short": "expected some text",
         "too_short": "expected at least one entry",
@@ -254,8 +266,8 @@ def _message(error: ErrorDetails, path: Path) -> str:
         "model_type": "expected a mapping of keys",
         "dict_type": "expected a mapping of keys",
         "tuple_type": "expected a list",
-    }.get(kind, f"expected otherwise: {error['msg']}")
-    return f"got {shown(path, error['input'])}; {wanted}"
+    }.get(kind, f"invalid value: {error['msg']}")
+    return f"got {shown(path, error['input'])}; {expectation}"
 
 
 def _report_sources(file: FilePath | None, variables: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:

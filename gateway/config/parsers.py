@@ -1,4 +1,7 @@
-"""Text to values: durations, sizes, addresses, header names, keys. Pure; each raises ValueError that says what was expected."""
+"""Parsers of single values: durations, sizes, addresses, header names, keys.
+
+Pure. Each raises a ValueError that says what was expected.
+"""
 
 import ipaddress
 import re
@@ -6,23 +9,24 @@ from collections.abc import Callable
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION_PATTERN = r"^\s*\d+(\.\d+)?\s*(ms|s|m|h)?\s*$"
-DURATION = "a duration: seconds, or such as 500ms, 30s, 5m, 1h"
+DURATION = "a duration: seconds, or text such as 500ms, 30s, 5m, 1h"
 
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 SIZE_PATTERN = r"^\s*\d+(\.\d+)?\s*(B|[KMG]i?B)?\s*$"
-SIZE = "a size: bytes, or such as 512KiB, 20MiB, 1MB"
+SIZE = "a size: bytes, or text such as 512KiB, 20MiB, 1MB"
 
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?")
 PREFIX = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
 ENDPOINT = re.compile(r"/(chat/completions|completions|embeddings|api/(chat|generate|tags|embed))$")
 
-# What `OLLAMA_HOST`-like forms without a scheme and a port mean: the engine's own default.
+# Default port of each engine, for addresses that have neither a scheme nor a port, as in
+# OLLAMA_HOST.
 BARE_PORTS = {"ollama": 11434, "vllm": 8000}
 
 
 def duration(value: object) -> float:
-    """Seconds from a number, `30s`, `5m`, `1h` or `500ms`."""
+    """Return the seconds of a number, `30s`, `5m`, `1h` or `500ms`."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
         return float(value)
     if isinstance(value, str) and (match := re.fullmatch(DURATION_PATTERN, value, re.ASCII)):
@@ -33,7 +37,7 @@ def duration(value: object) -> float:
 
 
 def positive_duration(value: object) -> float:
-    """As `duration`, but never 0: a deadline of 0 would fail every request."""
+    """Return a duration that is not 0, because a deadline of 0 would fail every request."""
     seconds = duration(value)
     if seconds <= 0:
         raise ValueError(f"expected more than 0, as {DURATION}")
@@ -41,7 +45,7 @@ def positive_duration(value: object) -> float:
 
 
 def size(value: object) -> int:
-    """Bytes from a whole number, `20MiB` or `1MB`."""
+    """Return the bytes of a whole number, `20MiB` or `1MB`."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     if isinstance(value, str) and (match := re.fullmatch(SIZE_PATTERN, value, re.ASCII)):
@@ -52,53 +56,57 @@ def size(value: object) -> int:
     raise ValueError(f"expected {SIZE}")
 
 
-def count(least: int, most: int = 2**31 - 1) -> Callable[[object], int]:
-    """A reader of whole numbers from `least` to `most`; unlike pydantic's own, `true` is no number."""
-    words = (
-        f"expected a whole number from {least} to {most}"
-        if most < 2**31 - 1
-        else f"expected a whole number, at least {least}"
+def count(minimum: int, maximum: int = 2**31 - 1) -> Callable[[object], int]:
+    """Return a parser of whole numbers from `minimum` to `maximum`.
+
+    Unlike pydantic's own, it does not accept `true` as a number.
+    """
+    expectation = (
+        f"expected a whole number from {minimum} to {maximum}"
+        if maximum < 2**31 - 1
+        else f"expected a whole number of at least {minimum}"
     )
 
-    def read(value: object) -> int:
+    def parse(value: object) -> int:
         if isinstance(value, str) and re.fullmatch(r"\s*-?\d{1,18}\s*", value, re.ASCII):
             value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+        if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum:
             return value
-        raise ValueError(words)
+        raise ValueError(expectation)
 
-    return read
+    return parse
 
 
-def number(least: float, most: float, words: str) -> Callable[[object], float]:
-    """A reader of numbers from `least` to `most`; `words` say what was expected."""
+def number(minimum: float, maximum: float, expectation: str) -> Callable[[object], float]:
+    """Return a parser of numbers from `minimum` to `maximum`; `expectation` is for its error."""
 
-    def read(value: object) -> float:
+    def parse(value: object) -> float:
         if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.\d+)?\s*", value, re.ASCII):
             value = float(value)
-        if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
+        if isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value <= maximum:
             return float(value)
-        raise ValueError(f"expected {words}")
+        raise ValueError(f"expected {expectation}")
 
-    return read
+    return parse
 
 
 def count_or_auto(value: object) -> int | str:
-    """A whole number of at least 1, or the word `auto`."""
+    """Return a whole number of at least 1, or the word `auto`."""
     if isinstance(value, str) and value.strip().lower() == "auto":
         return "auto"
     try:
         return count(1)(value)
     except ValueError:
-        raise ValueError("expected a whole number, at least 1, or auto") from None
+        raise ValueError("expected a whole number of at least 1, or auto") from None
 
 
 def base_url(value: object, bare_port: int | None = None) -> str:
-    """`scheme://host[:port][/prefix]`, from all the ways in which people write a server's address.
+    """Return `scheme://host[:port][/prefix]` for a server's address in any common notation.
 
-    Taken off: blanks around it, slashes and `/v1` at the end. No scheme: http, and where then no port is given either,
-    `bare_port`. `0.0.0.0` and `[::]` say where a server listens, not where it is reached: loopback. Refused: user and
-    password (use `api_key` or `headers`), query, fragment, other schemes. Doing it twice changes nothing.
+    Surrounding blanks, and slashes and `/v1` at the end, are removed. Without a scheme it is http;
+    without a scheme and a port, the port is `bare_port`. `0.0.0.0` and `[::]` say where a server
+    listens, not where it can be reached, and become loopback. User and password (use `api_key` or
+    `headers`), a query, a fragment and other schemes are refused. The function is idempotent.
     """
     if not isinstance(value, str) or not value.strip():
         raise ValueError("expected an address such as http://127.0.0.1:11434")
@@ -107,7 +115,7 @@ def base_url(value: object, bare_port: int | None = None) -> str:
     if not marker:
         scheme, rest = "http", text
     elif (scheme := scheme.lower()) not in ("http", "https"):
-        raise ValueError("expected an address that begins with http:// or https://")
+        raise ValueError("expected an address that starts with http:// or https://")
     authority, slash, path = rest.partition("/")
     if "@" in authority:
         raise ValueError("expected an address without user and password; use api_key or headers")
@@ -122,7 +130,7 @@ def base_url(value: object, bare_port: int | None = None) -> str:
 def _host_and_port(authority: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"(?P<host>\[[^\[\]]*\]|[^:\[\]]*)(?::(?P<port>\d{1,5})?)?", authority, re.ASCII)
     if match is None:
-        raise ValueError("expected host or host:port; an IPv6 address stands in brackets, such as http://[::1]:11434")
+        raise ValueError("expected host or host:port; put an IPv6 address in brackets, such as http://[::1]:11434")
     port = int(match["port"]) if match["port"] else None
     if port is not None and not 1 <= port <= 65535:
         raise ValueError("expected a port from 1 to 65535")
@@ -149,49 +157,49 @@ def _host_and_port(authority: str) -> tuple[str, int | None]:
 
 def _prefix(path: str) -> str:
     if ENDPOINT.search(path.rstrip("/")):
-        raise ValueError("expected the server's base address, without the endpoint")
+        raise ValueError("expected the server's base address, without the path of an endpoint")
     while path.endswith(("/", "/v1")):
         path = path.rstrip("/").removesuffix("/v1")
     if not PREFIX.fullmatch(path):
-        raise ValueError("expected a path of plain characters")
+        raise ValueError("expected a path of plain URL characters")
     return path
 
 
 def header_name(value: object) -> str:
-    """A header's name, in lower case."""
+    """Return a header's name in lower case."""
     if isinstance(value, str) and TOKEN.fullmatch(value.strip()):
         return value.strip().lower()
     raise ValueError("expected the name of a header")
 
 
 def header_value(value: object) -> str:
-    """A header's value: printable ASCII, without blanks around it."""
+    """Return a header's value: printable ASCII, without surrounding blanks."""
     if isinstance(value, str) and value.strip() and all(" " <= char <= "~" for char in value.strip()):
         return value.strip()
-    raise ValueError("expected text of printable ASCII characters")
+    raise ValueError("expected printable ASCII text")
 
 
 def key(value: object) -> str:
-    """A secret that goes into `Authorization: Bearer`: visible ASCII, since HTTP clients cannot send anything else."""
+    """Return a key for `Authorization: Bearer`: visible ASCII, all that HTTP clients can send."""
     if isinstance(value, str) and value and all("!" <= char <= "~" for char in value):
         return value
     raise ValueError("expected visible ASCII characters, without blanks")
 
 
 def keys(value: object) -> tuple[str, ...]:
-    """Keys from a list or from comma-separated text, each once, in order."""
+    """Return the keys of a list or of comma-separated text, in order and without duplicates."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
     if not isinstance(value, list | tuple) or not value:
-        raise ValueError("expected keys, comma-separated")
+        raise ValueError("expected comma-separated keys")
     try:
         return tuple(dict.fromkeys(key(item) for item in value))
     except ValueError:
-        raise ValueError("expected keys of visible ASCII characters, comma-separated, none of them blank") from None
+        raise ValueError("expected comma-separated keys of visible ASCII characters, none of them empty") from None
 
 
 def origin(value: object) -> str:
-    """A browser's origin as it is sent: `https://host[:port]`, or `*`."""
+    """Return an origin as browsers send it, `https://host[:port]`, or `*`."""
     if isinstance(value, str):
         text = value.strip().rstrip("/").lower()
         if text == "*" or re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s,@]+", text, re.ASCII):
@@ -200,21 +208,21 @@ def origin(value: object) -> str:
 
 
 def name(value: object) -> str:
-    """The name of a tier or a backend: it stands in headers and metric labels."""
+    """Return the name of a tier or backend, which must fit into headers and metric labels."""
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}", value):
         return value
     raise ValueError("expected a name of letters, digits and . _ : / @ + -")
 
 
 def public_name(value: object) -> str:
-    """A name that clients send as `model`: printable text of any script."""
+    """Return a name that clients send as `model`: printable text of any script."""
     if isinstance(value, str) and value == value.strip() and 0 < len(value) <= 256 and value.isprintable():
         return value
-    raise ValueError("expected a name: printable text; one that looks like a number stands in quotes")
+    raise ValueError("expected a name of printable text; put one that looks like a number in quotes")
 
 
 def model_name(value: object) -> str:
-    """A model's name upstream: it stands in an answer header, hence printable ASCII."""
+    """Return a model's name upstream: printable ASCII, because it is sent in a response header."""
     if (
         isinstance(value, str)
         and value == value.strip()
@@ -222,11 +230,11 @@ def model_name(value: object) -> str:
         and all(" " <= char <= "~" for char in value)
     ):
         return value
-    raise ValueError("expected a model's name: printable ASCII text; one that looks like a number stands in quotes")
+    raise ValueError("expected a model name of printable ASCII text; put one that looks like a number in quotes")
 
 
 def keep_alive(value: object) -> int | float | str:
-    """Ollama's keep_alive: seconds as a number (negative: for ever), or a duration as Go writes it."""
+    """Return Ollama's `keep_alive`: seconds (negative: forever), or a duration as Go writes it."""
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
         return value
     if isinstance(value, str):
@@ -235,4 +243,4 @@ def keep_alive(value: object) -> int | float | str:
             return int(text)
         if re.fullmatch(r"-?(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+", text):
             return text
-    raise ValueError("expected seconds, or a duration such as 10m; negative: for ever")
+    raise ValueError("expected seconds, or a duration such as 10m; a negative value means forever")

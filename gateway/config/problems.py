@@ -1,4 +1,7 @@
-"""What is wrong with the settings: collected, so that all is told at once, one line each. Pure; knows where each key was written."""
+"""Mistakes in the settings, collected so that all are reported at once, one line each.
+
+Pure. Knows where each key was written.
+"""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -10,7 +13,11 @@ MASK = "**********"
 
 
 class ConfigError(Exception):
-    """The settings cannot be used; `lines` say why, one line each: key, value, what was expected. Secrets are never in them."""
+    """The settings are invalid.
+
+    `lines` has one line for each mistake: key, value, and what was expected. They never contain
+    secrets.
+    """
 
     def __init__(self, lines: Iterable[str]) -> None:
         self.lines = tuple(lines)
@@ -18,7 +25,7 @@ class ConfigError(Exception):
 
 
 def dotted(path: Path) -> str:
-    """`("tiers", "pro", "aliases", 0)` as `tiers.pro.aliases[0]`."""
+    """Return `("tiers", "pro", "aliases", 0)` as `tiers.pro.aliases[0]`."""
     text = ""
     for part in path:
         word = str(part) if str(part).isprintable() else repr(part)
@@ -26,21 +33,24 @@ def dotted(path: Path) -> str:
     return text
 
 
-def suggest(word: str, known: Iterable[str], before: str = "") -> str:
-    """`; did you mean 'x'?`, or nothing where nothing is near. `before` is what stands before each of the names, and makes none of them nearer."""
+def suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return `; did you mean 'x'?` with the most similar name, or nothing if no name is similar.
+
+    `prefix` is put before the name; it does not count for the similarity.
+    """
     by_lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    return f"; did you mean {before + by_lower[near[0]]!r}?" if near else ""
+    similar = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {prefix + by_lower[similar[0]]!r}?" if similar else ""
 
 
 def expected_one_of(names: Iterable[str], word: str = "") -> str:
-    """`expected one of: a, b`, with the nearest named where `word` is near one."""
+    """Return `expected one of: a, b`, with a suggestion if `word` is similar to one of them."""
     listed = list(names)
     return f"expected one of: {', '.join(listed)}{suggest(word, listed) if word else ''}"
 
 
 def shown(path: Path, value: object) -> str:
-    """A value for people: short, and hidden where it is or may hold a secret."""
+    """Return a value for people: shortened, and hidden if it may contain a secret."""
     if any(part in SECRET_KEYS for part in path):
         return MASK
     if isinstance(value, str):
@@ -64,70 +74,71 @@ def shown(path: Path, value: object) -> str:
 
 
 class Problems:
-    """The lines so far, and where each key was written."""
+    """Mistakes and warnings so far, and the origin of each key."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.warnings: list[str] = []
-        self._labels: dict[Path, tuple[str, str]] = {}
-        self._told: list[Path] = []
+        self._origins: dict[Path, tuple[str, str]] = {}
+        self._reported: list[Path] = []
 
-    def written(self, path: Path, place: str, variable: str = "", *, whole: bool = False) -> None:
-        """Remember that the value at `path` comes from `place`, by `variable` where it is the environment.
+    def record_origin(self, path: Path, place: str, variable: str = "", *, whole: bool = False) -> None:
+        """Remember that the value at `path` comes from `place`, and from `variable` if it has one.
 
-        `whole`: it takes the place of all that was written below `path`.
+        With `whole` it replaces everything that was written below `path`.
         """
         if whole:
-            for deeper in [known for known in self._labels if known[: len(path)] == path]:
-                del self._labels[deeper]
-        self._labels[path] = (variable, place)
+            for deeper in [known for known in self._origins if known[: len(path)] == path]:
+                del self._origins[deeper]
+        self._origins[path] = (variable, place)
 
     def add(self, path: Path, message: str) -> None:
-        """Say what is wrong at `path`, unless it follows from what was said about the same key already."""
+        """Report a mistake at `path`, unless one was reported there, above it or below it."""
         if self.has_reported(path):
             return
-        self._told.append(path)
+        self._reported.append(path)
         self.lines.append(f"{self._key(path)}: {message}{self._place(path)}")
 
     def has_reported(self, path: Path) -> bool:
-        """Whether something was said about this key, what is below it or what it is part of."""
-        return any(path[: len(told)] == told[: len(path)] for told in self._told)
+        """Return whether a mistake was reported for this key, above it or below it."""
+        return any(path[: len(reported)] == reported[: len(path)] for reported in self._reported)
 
     def has_reported_whole(self, path: Path) -> bool:
-        """Whether something was said about this key as a whole, or what it is part of."""
-        return any(path[: len(told)] == told for told in self._told)
+        """Return whether a mistake was reported for this key as a whole, or above it."""
+        return any(path[: len(reported)] == reported for reported in self._reported)
 
     def reported_below(self, path: Path) -> list[Path]:
-        """The keys below `path` of which something was said."""
-        return [told for told in self._told if len(told) > len(path) and told[: len(path)] == path]
+        """Return the keys below `path` for which a mistake was reported."""
+        return [reported for reported in self._reported if len(reported) > len(path) and reported[: len(path)] == path]
 
     def add_line(self, line: str) -> None:
-        """Say what belongs to no key."""
+        """Report a mistake that does not belong to a key."""
         self.lines.append(line)
 
     def warn(self, line: str) -> None:
-        """What works, but is likely not what was meant."""
+        """Warn of something that works but is probably unintended."""
         if line not in self.warnings:
             self.warnings.append(line)
 
     def raise_any(self) -> None:
-        """Raise ConfigError if anything is wrong."""
+        """Raise ConfigError if there are mistakes."""
         if self.lines:
             raise ConfigError(dict.fromkeys(self.lines))
 
-    def _label(self, path: Path) -> tuple[Path, str, str]:
+    def _origin(self, path: Path) -> tuple[Path, str, str]:
+        """Return the path of the nearest key with a known origin, its variable and its place."""
         for end in range(len(path), 0, -1):
-            if label := self._labels.get(path[:end]):
-                return path[:end], *label
+            if origin := self._origins.get(path[:end]):
+                return path[:end], *origin
         return (), "", ""
 
     def _key(self, path: Path) -> str:
-        found, variable, _ = self._label(path)
+        found, variable, _ = self._origin(path)
         if not variable:
             return dotted(path)
         rest = dotted(path[len(found) :])
         return f"{variable}{'' if rest.startswith('[') or not rest else '.'}{rest}"
 
     def _place(self, path: Path) -> str:
-        place = self._label(path)[2]
+        place = self._origin(path)[2]
         return f" ({place})" if place else ""

@@ -1,9 +1,10 @@
-"""Rereads the settings while the gateway runs: reads them, has what differs put in force, and tells what came of it.
+"""Reload of the settings while the gateway runs: applies what differs, and reports the result.
 
-`Follower` notices that the file has changed. Editors write in place (truncate, then write), or write another file and rename it, and Kubernetes swaps
-a symbolic link of a folder above. So the folders are watched and not the file, what counts is its content, and it has to stay the same for
-`STABLE_SECONDS` before it is taken: until then it may be half written. Where the system does not tell of changes (a mounted file, a share),
-a look each `LOOK_SECONDS` finds them.
+`FileWatcher` notices changes of the file. Editors write in place (truncate, then write), or write
+another file and rename it; Kubernetes swaps a symbolic link of a folder above. So the folders are
+watched and not the file, only its content counts, and the content must stay the same for
+`STABLE_SECONDS` before it is read, because until then it may be half written. If the system does
+not report changes (a mounted file, a network share), a check every `LOOK_SECONDS` finds them.
 """
 
 import asyncio
@@ -23,71 +24,81 @@ STABLE_SECONDS = 1.0
 STEP_SECONDS = 0.2
 
 ReloadCause = Literal["start", "file", "signal"]
-"""`start`: it may have changed since it was read first."""
+"""Reason for a reread; `start`: the file may have changed since it was first read."""
 
-_log = logging.getLogger("gateway.reload")
+_log = logging.getLogger("gateway.config")
 
 
 class Reloader:
-    """One reread after the other. `now` tells the settings in force, `apply` puts others in force; `tell` gets what came of it, for `/ops/status`."""
+    """Reader of changed settings, one reread at a time.
+
+    `current` returns the settings in force, `apply` puts others in force, and `record` gets the
+    result, for `/ops/status`.
+    """
 
     def __init__(
         self,
-        now: Callable[[], Settings],
+        current: Callable[[], Settings],
         apply: Callable[[Settings], Awaitable[None]],
-        tell: Callable[[dict[str, Any]], None],
+        record: Callable[[dict[str, Any]], None],
     ) -> None:
-        self._now = now
+        self._current = current
         self._apply = apply
-        self._tell = tell
+        self._record = record
         self._lock = asyncio.Lock()
 
     async def run(self, read: Callable[[], Settings], cause: ReloadCause) -> None:
-        """Raises `Unsettled` where `read` does; nothing else: what goes wrong is told, and the old settings stay."""
+        """Reread the settings with `read`, and apply them.
+
+        If that fails, the old settings stay in force and the reasons are reported.
+
+        Raises:
+            Unsettled: `read` raised it.
+        """
         async with self._lock:
-            now = self._now()
+            current = self._current()
             try:
-                found = compare(now, await asyncio.to_thread(read))
+                found = compare(current, await asyncio.to_thread(read))
                 if found.changed:
                     await self._apply(found.settings)
             except ConfigError as error:
                 self._refuse(cause, error.lines)
             except Unsettled:
                 raise
-            except Exception as error:  # a file of authorities that is none, say
+            except Exception as error:  # for example, `ca_file` is not a certificate file
                 _log.debug("reload failed", exc_info=True)
-                self._refuse(cause, (f"they cannot be put in force: {type(error).__name__}",))
+                self._refuse(cause, (f"the settings cannot be put in force: {type(error).__name__}",))
             else:
-                new = [line for line in found.settings.warnings if line not in now.warnings]
+                new_warnings = [line for line in found.settings.warnings if line not in current.warnings]
                 if cause != "start" or found.changed or found.waiting:
-                    self._report(cause, found, new)
+                    self._report(cause, found, new_warnings)
 
     def _refuse(self, cause: ReloadCause, reasons: tuple[str, ...]) -> None:
-        _log.error("settings reread (%s) and refused; the old ones stay", cause)
+        _log.error("settings reread (%s) and refused; the old ones stay in force", cause)
         for reason in reasons:
             _log.error("settings: %s", reason)
-        self._tell(_view(cause, reasons=reasons))
+        self._record(_result(cause, reasons=reasons))
 
     def _report(self, cause: ReloadCause, found: Differences, warnings: list[str]) -> None:
         _log.info(
             "settings reread (%s): %s",
             cause,
-            f"{len(found.changed)} changes are in force" if found.changed else "nothing to put in force",
+            f"changes in force: {len(found.changed)}" if found.changed else "nothing changed",
         )
         for line in found.changed:
             _log.info("settings: %s", line)
         for line in found.waiting:
-            _log.warning("settings: %s; this needs a restart", line)
+            _log.warning("settings: %s; this change needs a restart", line)
         for line in warnings:
             _log.warning("%s", line)
-        self._tell(_view(cause, changed=found.changed, waiting=found.waiting))
+        self._record(_result(cause, changed=found.changed, waiting=found.waiting))
 
 
 class Unsettled(Exception):
-    """The file has changed while it was read."""
+    """The file changed while it was read."""
 
 
-def _view(
+def _result(
     cause: ReloadCause, changed: tuple[str, ...] = (), waiting: tuple[str, ...] = (), reasons: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     now = time.time()
@@ -103,45 +114,49 @@ def _view(
 
 
 class FileWatcher:
-    """Has the settings reread when `file` has another content than before, and that has settled. A file that is gone or empty changes nothing."""
+    """Watcher that has the settings reread when the content of `file` has changed and settled.
 
-    def __init__(self, file: Path, reload: Reloader, read: Callable[[], Settings]) -> None:
+    A file that is missing or empty changes nothing.
+    """
+
+    def __init__(self, file: Path, reloader: Reloader, read: Callable[[], Settings]) -> None:
         self._file = file
-        self._reload = reload
+        self._reloader = reloader
         self._read = read
         self._seen: bytes | None = None
         self._cause: ReloadCause = "start"
-        self._is_gone = False
+        self._is_missing = False
 
     async def run(self) -> None:
-        """Until it is cancelled; not at all for a pipe, which is read once."""
+        """Watch the file until cancelled; not a pipe, which can be read only once."""
         if await asyncio.to_thread(lambda: self._file.exists() and not self._file.is_file()):
             return
         while True:
             try:
                 await self._watch(await asyncio.to_thread(self._folders))
-            except (OSError, RuntimeError):  # a folder is gone, or the system watches too much already
+            except (OSError, RuntimeError):  # a missing folder, or the system's limit of watches
                 await asyncio.sleep(LOOK_SECONDS)
-                await self._look()
+                await self._check()
 
     async def _watch(self, folders: set[Path]) -> None:
-        """Look at each sign of a change in `folders`, until the file is in others."""
+        """Check the file at each change in `folders`, until the file is in other folders."""
         step, timeout = int(STEP_SECONDS * 1000), int(LOOK_SECONDS * 1000)
         watched = awatch(
             *folders, watch_filter=None, recursive=False, step=step, rust_timeout=timeout, yield_on_timeout=True
         )
         async with aclosing(watched):
-            await self._look()
+            await self._check()
             async for _ in watched:
-                await self._look()
+                await self._check()
                 if await asyncio.to_thread(self._folders) != folders:
                     return
 
     def _folders(self) -> set[Path]:
-        """That of the file's name, and that of the file: links may lead elsewhere."""
+        """Return the folders of the file's name and of the file itself; links may separate them."""
         return {folder for folder in (self._file.absolute().parent, self._file.resolve().parent) if folder.is_dir()}
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
+        """Reread the settings if the content has changed, once it has settled."""
         content = await self._content()
         while content != self._seen:
             await asyncio.sleep(STABLE_SECONDS)
@@ -149,17 +164,17 @@ class FileWatcher:
             if content != before:
                 continue
             if content is None:
-                self._tell_gone()
+                self._report_missing()
                 return
             self._seen = content
             with suppress(Unsettled):
-                await self._reload.run(self._read_settled, self._cause)
+                await self._reloader.run(self._read_settled, self._cause)
             self._cause = "file"
             content = await self._content()
-        self._is_gone = False
+        self._is_missing = False
 
     async def _content(self) -> bytes | None:
-        """In a thread: a share that hangs holds up nobody."""
+        """Read the file in a thread, so that a hanging share does not block the event loop."""
         return await asyncio.to_thread(content_of, self._file)
 
     def _read_settled(self) -> Settings:
@@ -169,25 +184,29 @@ class FileWatcher:
             if content_of(self._file) != self._seen:
                 raise Unsettled
 
-    def _tell_gone(self) -> None:
-        if not self._is_gone:
-            _log.warning("the settings' file %s is gone, empty or cannot be read; nothing changes", self._file)
-        self._is_gone = True
+    def _report_missing(self) -> None:
+        if not self._is_missing:
+            _log.warning("the settings file %s is missing, empty or unreadable; nothing changes", self._file)
+        self._is_missing = True
 
 
 def read_whole(file: Path | None, read: Callable[[], Settings]) -> Settings:
-    """What `read` says, where there is something in `file`: an empty one would mean the defaults.
+    """Return the settings from `read`, unless `file` is empty: that would mean the defaults.
 
     Raises:
-        ConfigError
+        ConfigError: the file is missing, empty or unreadable, or its settings are invalid.
     """
     if file is not None and content_of(file) is None:
-        raise ConfigError([f"{file}: it is gone, empty or cannot be read"])
+        raise ConfigError([f"{file}: the file is missing, empty or unreadable"])
     return read()
 
 
 def content_of(file: Path) -> bytes | None:
-    """None: it is not there, cannot be read, is a pipe, or has nothing in it but comments, as one that is about to be written."""
+    """Return the content of a file, None if it has no settings.
+
+    That is a file that is missing or unreadable, a pipe, or a file with nothing but comments, which
+    may be about to be written.
+    """
     try:
         content = file.read_bytes() if file.is_file() else b""
     except OSError:

@@ -1,4 +1,7 @@
-"""The settings for people and editors: what `gateway config check`, `show` and `schema` print. Pure; secrets are hidden."""
+"""Output of `gateway config check`, `show` and `schema`, for people and editors.
+
+Pure; secrets are hidden.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,10 @@ from gateway.config.settings import BackendSettings, Settings, Tier
 
 
 def check(settings: Settings) -> list[str]:
-    """Lines for people: what was read from where, backends, tiers, and what is likely not meant."""
+    """Return lines for people: the sources, tables of backends, tiers and rules, and warnings."""
     lines = [*settings.sources, ""]
     lines += _table(
-        ["backend", "kind", "servers", "at once", "waiting"],
+        ["backend", "kind", "servers", "concurrency", "queue"],
         [_backend_row(item) for item in settings.backends.values()],
     )
     lines += [""]
@@ -28,15 +31,11 @@ def check(settings: Settings) -> list[str]:
             [[name, item.backend, item.model] for name, item in settings.embeddings.items()],
         )
     rules = [[f"rule {number}", str(rule), rule.tier] for number, rule in enumerate(settings.auto, 1)]
-    lines += [
-        "",
-        *_table(
-            ["auto", "where", "tier"], [*rules, ["else", "no rule holds" if rules else "always", settings.default_tier]]
-        ),
-    ]
+    rules.append(["else", "no rule holds" if rules else "always", settings.default_tier])
+    lines += ["", *_table(["auto", "condition", "tier"], rules)]
     lines += ["", f"a rollback leads to {settings.rollback_to}"]
     if settings.guard is not None:
-        lines.append(f"the guard looks at {', '.join(settings.guard.rules)}")
+        lines.append(f"the guard compares {', '.join(settings.guard.rules)}")
     lines += [f"warning: {warning}" for warning in settings.warnings]
     return lines
 
@@ -63,7 +62,10 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def show(settings: Settings) -> str:
-    """The settings in force as YAML, in the file's shape with every default put in; secrets are hidden."""
+    """Return the settings in force as YAML in the shape of the file, with all defaults filled in.
+
+    Secrets are hidden.
+    """
     document: dict[str, Any] = {}
     for key in SettingsDocument.model_fields:
         value = getattr(settings, key)
@@ -128,6 +130,6 @@ def _tier_document(tier: Tier) -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of the YAML file, for editors: units and defaults stand in the descriptions."""
+    """Return the JSON Schema of the YAML file, for editors; it describes units and defaults."""
     found = SettingsDocument.model_json_schema(mode="validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | found | {"title": "Gateway settings"}

@@ -1,4 +1,7 @@
-"""Walks the types of the document: which model stands at a key, for suggestions and for variables that name a key. Pure."""
+"""Lookup in the types of the settings document: which model belongs to a key.
+
+Used for suggestions, and for variables that name a key. Pure.
+"""
 
 import types
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -10,7 +13,7 @@ from gateway.config.problems import Path
 
 
 def unwrapped(annotation: Any) -> Any:
-    """A type without its `Annotated` and without `| None`."""
+    """Return a type without its `Annotated` and without `| None`."""
     while True:
         if get_origin(annotation) is Annotated:
             annotation = get_args(annotation)[0]
@@ -24,7 +27,7 @@ def unwrapped(annotation: Any) -> Any:
 
 
 def branch(annotation: Any) -> tuple[type[BaseModel] | None, Any]:
-    """The model that stands here, or the type of a mapping's values; neither for a leaf."""
+    """Return the model of a section, or the type of a mapping's values; neither for a leaf."""
     plain = unwrapped(annotation)
     if isinstance(plain, type) and issubclass(plain, BaseModel):
         return plain, None
@@ -32,12 +35,12 @@ def branch(annotation: Any) -> tuple[type[BaseModel] | None, Any]:
 
 
 def is_list(annotation: Any) -> bool:
-    """Whether a list stands here."""
+    """Return whether the type is that of a list."""
     return get_origin(unwrapped(annotation)) is tuple
 
 
 def model_at(path: Path) -> type[BaseModel] | None:
-    """The model that stands at `path`; None where there is none."""
+    """Return the model of the section at `path`, None if there is none."""
     annotation: Any = SettingsDocument
     for part in path:
         model, item = branch(annotation)

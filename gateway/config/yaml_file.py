@@ -1,4 +1,4 @@
-"""Reads the YAML file: values, the line of each key, and what is wrong with the file itself."""
+"""YAML file: its values, the line of each key, and mistakes in its syntax."""
 
 import re
 from pathlib import Path as FilePath
@@ -12,10 +12,10 @@ MAX_DEPTH = 30
 
 
 def read_text(path: FilePath) -> str:
-    """A file's text, UTF-8 with or without a byte order mark.
+    """Return a file's text; it is UTF-8, with or without a byte order mark.
 
     Raises:
-        ValueError: it cannot be read; the message says why.
+        ValueError: the file cannot be read; the message says why.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -26,7 +26,7 @@ def read_text(path: FilePath) -> str:
 
 
 def read_yaml(path: FilePath, problems: Problems) -> dict[str, Any]:
-    """The mapping of a YAML file; each key's line goes to `problems`, and so does what is wrong."""
+    """Return the mapping in a YAML file; `problems` gets the line of each key, and mistakes."""
     try:
         loader = yaml.SafeLoader(read_text(path))
         try:
@@ -44,18 +44,21 @@ def read_yaml(path: FilePath, problems: Problems) -> dict[str, Any]:
         problems.add_line(f"{path}: {exc}")
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
-        # PyYAML quotes what it stumbled over, which can be a key.
-        what = re.sub(
+        # PyYAML quotes the text that it could not parse, which may be an API key.
+        message = re.sub(
             r"'([^']*)'",
             lambda quoted: quoted[0] if len(quoted[1]) < 2 else "…",
-            getattr(exc, "problem", None) or "no YAML",
+            getattr(exc, "problem", None) or "not valid YAML",
         )
-        problems.add_line(f"{path}: {what}{f' (line {mark.line + 1})' if mark else ''}")
+        problems.add_line(f"{path}: {message}{f' (line {mark.line + 1})' if mark else ''}")
     return {}
 
 
 class _Reader:
-    """Turns YAML nodes into values; keys stay text (`on:` is a tier's name, not true), doubled keys are told."""
+    """Converter of YAML nodes to values.
+
+    Keys stay text, so that `on:` is a tier's name and not true. Duplicate keys are reported.
+    """
 
     def __init__(self, file: str, loader: yaml.SafeLoader, problems: Problems) -> None:
         self._file = file
@@ -64,12 +67,12 @@ class _Reader:
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         if len(path) > MAX_DEPTH:
-            raise ValueError(f"nested too deep (line {node.start_mark.line + 1})")
+            raise ValueError(f"nested too deeply (line {node.start_mark.line + 1})")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             items = enumerate(node.value)
-            return [self.value(self._noted(item, (*path, index)), (*path, index)) for index, item in items]
+            return [self.value(self._with_origin(item, (*path, index)), (*path, index)) for index, item in items]
         return self._loader.construct_object(node)
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
@@ -80,19 +83,19 @@ class _Reader:
         for key, item in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
-                self._problems.add_line(f"{self._file}: expected text as a key (line {line})")
+                self._problems.add_line(f"{self._file}: expected a key that is text (line {line})")
                 continue
             here = (*path, key.value)
             if id(key) in own and key.value in seen:
                 self._problems.add_line(
-                    f"{dotted(here)}: stands twice ({self._file} lines {seen[key.value]} and {line})"
+                    f"{dotted(here)}: duplicate key ({self._file} lines {seen[key.value]} and {line})"
                 )
             if id(key) in own:
                 seen[key.value] = line
-            self._problems.written(here, f"{self._file} line {line}")
+            self._problems.record_origin(here, f"{self._file} line {line}")
             mapping[key.value] = self.value(item, here)
         return mapping
 
-    def _noted(self, node: yaml.Node, path: Path) -> yaml.Node:
-        self._problems.written(path, f"{self._file} line {node.start_mark.line + 1}")
+    def _with_origin(self, node: yaml.Node, path: Path) -> yaml.Node:
+        self._problems.record_origin(path, f"{self._file} line {node.start_mark.line + 1}")
         return node

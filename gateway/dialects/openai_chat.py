@@ -1,6 +1,7 @@
-"""OpenAI's chat completions: bytes to a `Chat`, an answer to bytes, the same whichever backend serves. Pure: no I/O, no clock.
+"""OpenAI's chat completions: bytes to a `Chat`, an answer to bytes. Pure: no I/O, no clock.
 
-A stream is always: role chunk, deltas, one chunk with the finish reason, usage if it was asked for, `[DONE]`.
+The result does not depend on the backend. A stream always consists of a role chunk, deltas, one
+chunk with the finish reason, the usage if requested, and `[DONE]`.
 """
 
 import msgspec
@@ -17,10 +18,10 @@ _decoder = msgspec.json.Decoder(Chat)
 
 
 def parse(body: bytes, max_text_body: int) -> Chat:
-    """The request in `body`: the three steps below in one.
+    """Parse the request in `body`: `check_text`, `decode` and `check` in one call.
 
     Raises:
-        RequestTooLarge, InvalidJson, InvalidRequest, UnsupportedParameter
+        RequestTooLarge, InvalidJson, InvalidRequest, UnsupportedParameter: see those functions.
     """
     check_text(body, max_text_body)
     chat = decode(body, max_text_body)
@@ -29,20 +30,21 @@ def parse(body: bytes, max_text_body: int) -> Chat:
 
 
 def check_text(body: bytes, max_text_body: int) -> int:
-    """Look at what is not an image; how many bytes that is.
+    """Check everything but the images, and return its size in bytes.
 
-    msgspec skips the fields that it does not take without a look: numbers and text there may be such that no JSON has them.
+    msgspec skips fields that are not in its types without checking them: their numbers and text may
+    be invalid JSON.
 
     Raises:
-        RequestTooLarge: more than `max_text_body` bytes, or too many parts.
-        InvalidJson: it is no JSON.
+        RequestTooLarge: more than `max_text_body` bytes, or too many arrays and objects.
+        InvalidJson: the body is not JSON.
     """
     text = body if len(body) <= max_text_body else without_images(body)
     if len(text) > max_text_body:
         raise _too_large(max_text_body)
     if len(text) > LONG_BODY and text.count(b"[") + text.count(b"{") > MAX_NESTING_MARKS:
-        decode(text, max_text_body)  # which may know better what is wrong, and makes no objects of what it skips
-        raise RequestTooLarge("The request has too many parts.")
+        decode(text, max_text_body)  # may raise a better error, and creates no objects for skipped fields
+        raise RequestTooLarge("The request has too many JSON arrays and objects.")
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -51,13 +53,13 @@ def check_text(body: bytes, max_text_body: int) -> int:
 
 
 def decode(body: bytes, max_text_body: int) -> Chat:
-    """The request in a body that `check_text` has let pass.
+    """Decode the request in a body that `check_text` has accepted.
 
     Raises:
-        RequestTooLarge: what looked like images in the body was text.
-        InvalidJson: no JSON object.
+        RequestTooLarge: text in the body looked like images.
+        InvalidJson: the body is not a JSON object.
         InvalidRequest: a field is missing, of the wrong type or out of range; `param` is its path.
-        UnsupportedParameter: it asks for what the gateway does not serve.
+        UnsupportedParameter: the request uses a variant that the gateway does not support.
     """
     try:
         chat = _decoder.decode(body)
@@ -73,10 +75,10 @@ def decode(body: bytes, max_text_body: int) -> Chat:
 
 
 def _too_large(max_text_body: int) -> RequestTooLarge:
-    return RequestTooLarge(f"A request may have at most {max_text_body} bytes beside its images.")
+    return RequestTooLarge(f"A request may have at most {max_text_body} bytes, not counting its images.")
 
 
-# The answer
+# Answers
 
 
 def _usage_json(usage: Usage) -> bytes:
@@ -85,7 +87,10 @@ def _usage_json(usage: Usage) -> bytes:
 
 
 def _reasoning_json(reasoning: str) -> bytes:
-    """Under both names: vLLM before 0.12 and many clients say `reasoning_content`, Ollama and later vLLM `reasoning`."""
+    """Render the reasoning under both names.
+
+    vLLM before 0.12 and many clients use `reasoning_content`, Ollama and later vLLM `reasoning`.
+    """
     text = _encode(reasoning)
     return b'"reasoning":%b,"reasoning_content":%b' % (text, text)
 
@@ -94,17 +99,17 @@ def _logprobs_json(logprobs: list[ChosenLogprob] | None) -> bytes:
     return b"null" if logprobs is None else b'{"content":%b,"refusal":null}' % _encode(logprobs)
 
 
-def _call_json(call: CallDelta, place: bytes) -> bytes:
-    """A call's first piece or the whole of it; `place` is what stands before the id."""
+def _call_json(call: CallDelta, prefix: bytes) -> bytes:
+    """Render the first piece of a call or all of it. `prefix` precedes the id."""
     function = b'{"name":%b,"arguments":%b}' % (_encode(call.name), _encode(call.arguments))
-    return b'{%b"id":"%b","type":"function","function":%b}' % (place, call.id.encode(), function)
+    return b'{%b"id":"%b","type":"function","function":%b}' % (prefix, call.id.encode(), function)
 
 
 def _call_delta_json(call: CallDelta) -> bytes:
-    place = b'"index":%d,' % call.index
+    prefix = b'"index":%d,' % call.index
     if call.id:
-        return _call_json(call, place)
-    return b'{%b"function":{"arguments":%b}}' % (place, _encode(call.arguments))
+        return _call_json(call, prefix)
+    return b'{%b"function":{"arguments":%b}}' % (prefix, _encode(call.arguments))
 
 
 class StreamRenderer:
@@ -129,11 +134,14 @@ class StreamRenderer:
         return b',"usage":null}\n\n' if self._wants_usage else b"}\n\n"
 
     def opening(self) -> bytes:
-        """The role chunk."""
+        """Return the role chunk."""
         return self._before + b'{"role":"assistant","content":""}' + self._after
 
     def keepalive(self) -> bytes:
-        """A chunk that adds nothing: keeps proxies and clients waiting (comments break openai-go before 3.43 and Dify's parser)."""
+        """Return a chunk without content, so that proxies and clients keep waiting.
+
+        Comments would break openai-go before 3.43 and Dify's parser.
+        """
         return self._before + b"{}" + self._after
 
     def render(self, delta: Delta) -> bytes:
@@ -153,11 +161,14 @@ class StreamRenderer:
 
     @property
     def around_text(self) -> tuple[bytes, bytes]:
-        """What stands before and behind a text, as the inside of a JSON string, in a chunk of its own."""
+        """Return the bytes before and after a text in a chunk.
+
+        The text is the content of a JSON string.
+        """
         return self._before_text, self._after_text
 
     def splice(self, texts: list[bytes]) -> bytes:
-        """A chunk for each of `texts`, the insides of JSON strings."""
+        """Return a chunk for each of `texts`, the contents of JSON strings."""
         return b'%b%b"}%b' % (self._before_text, self._between_texts.join(texts), self._after)
 
     def _render_rare(self, delta: Delta) -> bytes:
@@ -183,7 +194,7 @@ class StreamRenderer:
 
 
 def render_answer(id: str, created: int, model: str, answer: Answer) -> bytes:
-    """A `chat.completion` object."""
+    """Render a `chat.completion` object."""
     content = b"null" if answer.calls and not answer.content else _encode(answer.content)
     fields = [b'"role":"assistant","content":', content, b',"refusal":null']
     if answer.reasoning:

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings request and its answer: bytes to an `Embedding`, vectors to bytes. Pure: no I/O, no clock."""
+"""OpenAI's embeddings: bytes to an `Embedding`, vectors to bytes. Pure: no I/O, no clock."""
 
 import msgspec
 import orjson
@@ -11,13 +11,13 @@ _decoder = msgspec.json.Decoder(Embedding)
 
 
 def parse_embedding(body: bytes, max_text_body: int) -> Embedding:
-    """The request in `body`, which may be as long as any: a batch of texts is what it is for.
+    """Parse the request in `body`, of any length, because batches of texts are its purpose.
 
     Raises:
-        InvalidJson: no JSON, or no JSON object.
+        InvalidJson: the body is not JSON, or not a JSON object.
         InvalidRequest: a field is missing, of the wrong type or out of range; `param` is its name.
-        UnsupportedParameter: token numbers in place of text.
-        RequestTooLarge: it is large by other than text.
+        UnsupportedParameter: the input consists of token numbers instead of text.
+        RequestTooLarge: something other than text makes the body large.
     """
     try:
         embedding = _decoder.decode(body)
@@ -31,8 +31,8 @@ def parse_embedding(body: bytes, max_text_body: int) -> Embedding:
         len(body) > max_text_body
         and _marks(body) - sum(_marks(text.encode()) for text in embedding.texts) > MAX_NESTING_MARKS
     ):
-        raise RequestTooLarge("The request has too many parts.")
-    try:  # msgspec skips what it does not take without a look
+        raise RequestTooLarge("The request has too many JSON arrays and objects.")
+    try:  # msgspec skips fields that are not in its types without checking them
         orjson.loads(body)
     except orjson.JSONDecodeError:
         raise InvalidJson("The body is not valid JSON.") from None
@@ -49,22 +49,22 @@ def _explain(text: str) -> InvalidRequest:
         return error
     if error.param != "input" and ("got `int`" in text or "got `array`" in text):
         return UnsupportedParameter(
-            "'input' has to be text: token numbers mean another thing to each model. With LangChain's OpenAIEmbeddings set "
-            "check_embedding_ctx_length=False, which makes it send text.",
+            "'input' must be text: token numbers mean something else to each model. With LangChain's OpenAIEmbeddings, "
+            "set check_embedding_ctx_length=False to make it send text.",
             param="input",
         )
     if "length" in text:
         return InvalidRequest(
-            f"'input' has to be a text that is not empty, or a list of 1 to {MAX_TEXTS} of them.", param=error.param
+            f"'input' must be a non-empty string, or a list of 1 to {MAX_TEXTS} of them.", param=error.param
         )
     return error
 
 
-# The answer
+# Answers
 
 
 def render_embeddings(vectors: list[EncodedVector], model: str, prompt_tokens: int) -> bytes:
-    """The answer's body; `model` is the name that the client sent."""
+    """Render the answer. `model` is the name that the client sent."""
     data = b",".join([b'{"object":"embedding","index":%d,"embedding":%b}' % pair for pair in enumerate(vectors)])
     usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (prompt_tokens, prompt_tokens)
     return b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (data, msgspec.json.encode(model), usage)

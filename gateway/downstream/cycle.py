@@ -1,4 +1,7 @@
-"""One request and its answer as an ASGI application sees them, with a synchronous side door for the hot path. No parsing, no deadlines."""
+"""Request/response cycle: one ASGI exchange, plus synchronous calls for the hot path.
+
+No parsing and no deadlines.
+"""
 
 import asyncio
 import logging
@@ -16,51 +19,56 @@ Hook = Callable[[], None]
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
-# How the body of an answer is delimited; `_OPEN` until the first piece of it is known, `_ENDED` after the last.
-_OPEN, _CHUNKED, _COUNTED, _UNTIL_CLOSE, _NO_BODY, _ENDED = range(6)
+# How the response body is delimited: `_UNDECIDED` until its first piece is known, `_ENDED` after
+# its last.
+_UNDECIDED, _CHUNKED, _CONTENT_LENGTH, _UNTIL_CLOSE, _NO_BODY, _ENDED = range(6)
 
-_log = logging.getLogger("gateway.front")
+_log = logging.getLogger("gateway.downstream")
 
 
 class CycleOwner(Protocol):
-    """What a cycle asks of the door that it came through."""
+    """The connection that a cycle belongs to, as the cycle uses it."""
 
     def resume_body(self) -> None:
-        """The application wants more of the body."""
+        """Read more of the request body: the application waits for it."""
 
     def add_unsent(self, size: int) -> None:
-        """So many bytes were written although the client does not take what waits already."""
+        """Count `size` bytes that were written while the write buffer was over its limit."""
 
     def answered(self) -> None:
-        """The last byte of the answer has been handed to the transport."""
+        """Go on to the next request: the last byte of the response is in the transport."""
 
     def close_after_flush(self) -> None:
-        """No whole answer will come: send what was written, then close."""
+        """Send what was written, then close: the response will not be completed."""
 
 
 class RequestResponseCycle:
-    """One exchange on a connection; `scope["extensions"]["gateway.client"]` is this object.
+    """One request and its response; `scope["extensions"]["gateway.client"]` is this object.
 
-    For the application:
-        fields: the request's headers by lower-case name; of a repeated one the last (`len(scope["headers"])` is larger then).
-        notes: empty, or what the application has put there for an earlier request on this connection whose head was the same but for the
-            length of its body.
-        gone: the client has left, or the door has refused the rest of its request. Writes do nothing from then on.
-        on_leave: called once and synchronously when `gone` becomes true before the answer is whole.
-        paused: more than 64 KiB of the answer wait for the client. `send` waits by itself; who uses `write` must look.
+    Interface for the application:
+        fields: the request headers by lower-case name. A repeated name has its last value;
+            `len(scope["headers"])` is larger then.
+        notes: a dict for the application. It is empty, or as the application left it for an
+            earlier request on this connection whose head differs at most in its content length.
+        gone: True once the client has disconnected, or the server has refused the rest of its
+            request. Writes do nothing from then on.
+        on_leave: called once, synchronously, when `gone` becomes true before the response is
+            complete.
+        paused: True while more than 64 KiB of the response wait for the client. `send` waits by
+            itself; callers of `write` must check.
         on_pause, on_resume: called when `paused` changes.
-        write: one piece of the body, without a turn of the loop.
+        write: sends one piece of the body without yielding to the event loop.
     """
 
     __slots__ = (
-        "_chunks", "_continue", "_door", "_event", "_head", "_http11", "_left", "_mode", "_task", "_told", "_transport",
-        "body_bytes", "complete", "fields", "gone", "keep_alive", "more_body", "notes", "on_leave", "on_pause", "on_resume", "paused",
-        "started", "unread",
+        "_body_taken", "_chunks", "_event", "_head", "_http11", "_mode", "_owner", "_remaining", "_send_continue",
+        "_task", "_transport", "body_bytes", "complete", "fields", "gone", "keep_alive", "more_body", "notes",
+        "on_leave", "on_pause", "on_resume", "paused", "started", "unread",
     )  # fmt: skip
 
     def __init__(
         self,
-        door: CycleOwner,
+        owner: CycleOwner,
         transport: asyncio.Transport,
         fields: dict[bytes, bytes],
         notes: dict[str, Any],
@@ -70,8 +78,11 @@ class RequestResponseCycle:
         paused: bool,
         body: bytes | None = None,
     ) -> None:
-        """`body`: of a request that is whole; None: it is to come, by `add_body` and `end_body`."""
-        self._door = door
+        """Begin an exchange.
+
+        `body` is the complete request body; with None it follows by `add_body` and `end_body`.
+        """
+        self._owner = owner
         self._transport = transport
         self._http11 = http11
         self._event: asyncio.Event | None = None
@@ -83,39 +94,42 @@ class RequestResponseCycle:
         self.paused = paused
         self.on_pause: Hook | None = None
         self.on_resume: Hook | None = None
-        # The request's body.
+        # The request body.
         self._chunks: list[bytes] = [] if body is None else [body]
         self.unread = self.body_bytes = 0 if body is None else len(body)
         self.more_body = body is None
-        self._told = False
-        self._continue = b"expect" in fields and http11 and fields[b"expect"].lower() == b"100-continue"
-        # The answer.
+        self._body_taken = False
+        self._send_continue = b"expect" in fields and http11 and fields[b"expect"].lower() == b"100-continue"
+        # The response.
         self._head = b""
-        self._mode = _NO_BODY if is_head else _OPEN
-        self._left = 0
+        self._mode = _NO_BODY if is_head else _UNDECIDED
+        self._remaining = 0
         self.started = False
         self.complete = False
 
-    # What the door tells.
+    # Called by the connection.
 
     def add_body(self, data: bytes) -> None:
-        """A piece of the request's body has come."""
+        """Add a piece of the request body."""
         self._chunks.append(data)
         self.unread += len(data)
         self.body_bytes += len(data)
-        self._continue = False
+        self._send_continue = False
         if self._event is not None:
             self._event.set()
 
     def end_body(self) -> None:
-        """The request is whole."""
+        """Mark the request as complete."""
         self.more_body = False
-        self._continue = False
+        self._send_continue = False
         if self._event is not None:
             self._event.set()
 
     def client_gone(self) -> None:
-        """The client is gone, or as good as gone. Only the first call counts, and none after the answer is whole."""
+        """Record that the client has disconnected, or counts as disconnected.
+
+        Only the first call has an effect, and only before the response is complete.
+        """
         if self.gone or self.complete:
             return
         on_leave = self.on_leave
@@ -125,13 +139,13 @@ class RequestResponseCycle:
             on_leave()
 
     def pause(self) -> None:
-        """The client takes the answer more slowly than it is written."""
+        """Pause writing: the client reads more slowly than the application writes."""
         self.paused = True
         if self.on_pause is not None:
             self.on_pause()
 
     def resume(self) -> None:
-        """There is room for more of the answer."""
+        """Resume writing: the write buffer has room again."""
         self.paused = False
         if self._event is not None:
             self._event.set()
@@ -141,7 +155,7 @@ class RequestResponseCycle:
     # The application's task.
 
     def start(self, loop: asyncio.AbstractEventLoop, app: App, scope: Scope, tasks: set[asyncio.Task[None]]) -> None:
-        """Run the application in a task, which is in `tasks` as long as it runs."""
+        """Run the application in a task, which stays in `tasks` while it runs."""
         self._task = loop.create_task(self._run(app, scope, tasks))
         tasks.add(self._task)
 
@@ -149,40 +163,48 @@ class RequestResponseCycle:
         try:
             await app(scope, self.receive, self.send)
             if not (self.complete or self.gone):
-                _log.error("the application returned before its answer was whole")
+                _log.error("the application returned before it completed its response")
         except Exception:
-            _log.exception("the application failed")
+            _log.exception("the application raised an exception")
         finally:
-            # Cheaper than a done callback, which costs a turn of the loop for each request.
+            # Cheaper than a done callback, which costs each request a turn of the event loop.
             tasks.discard(self._task)
             if not (self.complete or self.gone):
-                self._break_off()
+                self._abandon()
 
-    def _break_off(self) -> None:
+    def _abandon(self) -> None:
         self._finish()
         self.gone = True
         if not self.started:
             self._transport.write(error_answer(500, None, "The gateway failed to answer.", SERVER_ERROR))
-        self._door.close_after_flush()
+        self._owner.close_after_flush()
 
     # ASGI.
 
     async def receive(self) -> AsgiMessage:
-        """The next piece of the body; after its end, `http.disconnect` once the client has left or the answer is whole."""
-        if self._continue and not self.gone:
-            self._continue = False
+        """Return the next piece of the body.
+
+        After its end, return `http.disconnect` once the client has disconnected or the response is
+        complete.
+        """
+        if self._send_continue and not self.gone:
+            self._send_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not (self.gone or self.complete):
-            if self._chunks or not (self.more_body or self._told):
+            if self._chunks or not (self.more_body or self._body_taken):
                 return self._take_body()
-            self._door.resume_body()
-            await self._changed()
+            self._owner.resume_body()
+            await self._wait_for_change()
         return {"type": "http.disconnect"}
 
     async def send(self, message: AsgiMessage) -> None:
-        """`http.response.start` waits for the first piece of the body, as ASGI asks: both leave in one packet."""
+        """Send an ASGI message.
+
+        `http.response.start` is held until the first piece of the body, as ASGI requires, so that
+        both leave in one packet.
+        """
         while self.paused and not self.gone:
-            await self._changed()
+            await self._wait_for_change()
         if self.gone:
             return
         kind = message["type"]
@@ -191,10 +213,13 @@ class RequestResponseCycle:
         elif kind == "http.response.start" and not self._head:
             self._begin(message["status"], message.get("headers", ()))
         else:
-            raise RuntimeError(f"the application sent {kind!r} out of turn")
+            raise RuntimeError(f"unexpected ASGI message {kind!r} from the application")
 
     def write(self, data: bytes) -> None:
-        """Send `data` as one piece of the body after `http.response.start`; nothing if it is empty or the client is gone."""
+        """Send `data` as one piece of the body, after `http.response.start`.
+
+        Does nothing if `data` is empty or the client is gone.
+        """
         if self.gone or not data:
             return
         if self._mode == _CHUNKED:
@@ -202,42 +227,47 @@ class RequestResponseCycle:
         else:
             self._emit(data, True)
         if self.paused:
-            self._door.add_unsent(len(data))
+            self._owner.add_unsent(len(data))
 
     def open(self, status: int, header_lines: bytes) -> None:
-        """`http.response.start` without waiting; the head leaves with the first `write`. `header_lines` are whole lines, without framing."""
+        """Set the response head without waiting; the first `write` sends it.
+
+        `header_lines` are complete lines, without the headers that frame the body.
+        """
         if not self.gone:
             self._head = _STATUS_LINES[status] + header_lines
 
     def end(self) -> None:
-        """The answer is whole."""
+        """Complete the response."""
         if not self.gone:
             self._emit(b"", False)
 
     def answer(self, status: int, header_lines: bytes, body: bytes) -> None:
-        """A whole answer in one call."""
+        """Send a complete response in one call."""
         if self.gone:
             return
-        if (
-            self._mode == _OPEN and self.keep_alive and not (self.more_body or self.started)
-        ):  # nearly all: one write, as `_emit` would make it
+        if self._mode == _UNDECIDED and self.keep_alive and not (self.more_body or self.started):
+            # Nearly all responses: one write with the bytes that `_emit` would produce.
             self._transport.write(
                 b"%b%bcontent-length: %d\r\n\r\n%b" % (_STATUS_LINES[status], header_lines, len(body), body)
             )
             self.started = self.complete = True
             self._finish()
-            self._door.answered()
+            self._owner.answered()
             return
         self._head = _STATUS_LINES[status] + header_lines
         self._emit(body, False)
 
     def whole_body(self) -> bytes | None:
-        """The request's body in one piece, without a turn of the loop; None if it has not come in one, or `receive` has given it already."""
+        """Return the request body if it is complete and in one piece, without waiting.
+
+        Otherwise, or if `receive` has already returned it, return None.
+        """
         if self.more_body or self.gone or len(self._chunks) != 1:
             return None
         body = self._chunks.pop()
         self.unread = 0
-        self._told = True
+        self._body_taken = True
         return body
 
     def _take_body(self) -> AsgiMessage:
@@ -245,17 +275,20 @@ class RequestResponseCycle:
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         self._chunks = []
         self.unread = 0
-        self._told = not self.more_body
+        self._body_taken = not self.more_body
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
-    async def _changed(self) -> None:
-        """Wait until anything happens; the hot path never comes here, so it pays for no event."""
+    async def _wait_for_change(self) -> None:
+        """Wait for any change of state.
+
+        The hot path never waits, so the event is created here and not in the constructor.
+        """
         if self._event is None:
             self._event = asyncio.Event()
         self._event.clear()
         await self._event.wait()
 
-    # The answer's bytes.
+    # The bytes of the response.
 
     def _begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
@@ -264,27 +297,27 @@ class RequestResponseCycle:
         for name, value in headers:
             name = name.lower()
             if name in _FRAMING:
-                if name != b"content-length":  # the other two are the server's own
+                if name != b"content-length":  # the server sets the other two itself
                     self.keep_alive = self.keep_alive and not (name == b"connection" and b"close" in value.lower())
                     continue
-                if self._mode == _OPEN:
-                    self._mode = _COUNTED
-                    self._left = int(value)
+                if self._mode == _UNDECIDED:
+                    self._mode = _CONTENT_LENGTH
+                    self._remaining = int(value)
             lines.append(b"%b: %b\r\n" % (name, value))
         head = b"".join(lines)
         if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
-            raise RuntimeError("a header of the answer holds a line end or NUL")
+            raise RuntimeError("a response header contains a line break or NUL")
         self._head = head
 
     def _end_head(self, size: int, more: bool) -> bytes:
-        """The head, now that the first piece of the body is known."""
+        """Return the complete head, now that the first piece of the body is known."""
         if not self._head:
             raise RuntimeError("the application sent a body before http.response.start")
         head = self._head
-        if self._mode == _OPEN:
+        if self._mode == _UNDECIDED:
             if not more:
-                self._mode = _COUNTED
-                self._left = size
+                self._mode = _CONTENT_LENGTH
+                self._remaining = size
                 head += b"content-length: %d\r\n" % size
             elif self._http11:
                 self._mode = _CHUNKED
@@ -297,17 +330,17 @@ class RequestResponseCycle:
 
     def _emit(self, data: bytes, more: bool) -> None:
         if self._mode == _ENDED:
-            raise RuntimeError("the answer is whole already")
+            raise RuntimeError("the response is already complete")
         out = b"" if self.started else self._end_head(len(data), more)
         if self._mode == _CHUNKED:
             if data:
                 out = b"%b%x\r\n%b\r\n" % (out, len(data), data)
             if not more:
                 out += b"0\r\n\r\n"
-        elif self._mode == _COUNTED:
-            self._left -= len(data)
-            if self._left < 0 or (self._left and not more):
-                raise RuntimeError("the length of the answer differs from its content-length")
+        elif self._mode == _CONTENT_LENGTH:
+            self._remaining -= len(data)
+            if self._remaining < 0 or (self._remaining and not more):
+                raise RuntimeError("the length of the response body differs from its content-length")
             out += data
         elif self._mode == _UNTIL_CLOSE:
             out += data
@@ -317,10 +350,10 @@ class RequestResponseCycle:
         if not more:
             self.complete = True
             self._finish()
-            self._door.answered()
+            self._owner.answered()
 
     def _finish(self) -> None:
-        """Nothing more will be sent. The hooks go, since they hold what the application holds."""
+        """Allow no further bytes, and drop the hooks, which hold references to the application."""
         self._mode = _ENDED
         self.on_leave = self.on_pause = self.on_resume = None
         if self._event is not None:
@@ -328,7 +361,7 @@ class RequestResponseCycle:
 
 
 def error_answer(status: int, code: str | None, message: str, kind: str = INVALID_REQUEST) -> bytes:
-    """A whole answer in OpenAI's error shape, after which the connection closes."""
+    """Return a complete response in OpenAI's error format, with `Connection: close`."""
     body = envelope(message, kind, None, code)
     lines = (
         b"content-type: application/json\r\nx-request-id: req-%024x\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"

@@ -1,14 +1,18 @@
-"""The door: uvicorn's httptools protocol with deadlines, bounds, strict framing, write stalls and errors in our shape.
+"""HTTP/1.1 protocol: uvicorn's httptools protocol with timeouts, size limits and strict framing.
 
-What it does that uvicorn does not (facts of uvicorn 0.54, httptools 0.9):
+Differences from uvicorn (as of uvicorn 0.54 and httptools 0.9):
 
-- Head and body have deadlines, the head has bounds, and a client that takes no byte of its answer is cut off.
-- A head goes to the application only if its framing has one reading. llhttp, with no leniency, refuses most of what has two,
-  `framing.py` the rest. All refusals are JSON and close the connection, and nothing of the request is echoed.
-- A second request before the first answer is whole is dropped, and the connection closes after the first. Reading goes on, so a
-  client that leaves is still seen.
-- End of input means that the client has left, even if it only closed its sending side: no known client of this API half-closes.
-- `Upgrade` is taken out of the head before the parser sees it, since httptools hands over no body once it has seen one.
+- Head and body have deadlines, the size of the head is limited, and a client that takes no byte of
+  its response is cut off.
+- A head reaches the application only if its framing is unambiguous. llhttp, without leniency,
+  refuses most ambiguous heads, and `request_head.py` the rest. Refusals are JSON in OpenAI's error
+  format, close the connection and never echo the request.
+- A second request that arrives before the first response is complete is dropped, and the
+  connection closes after the first response. Reading continues, so that a disconnect is noticed.
+- End of input counts as a disconnect, even if the client has only closed its sending side: no known
+  client of this API half-closes.
+- `Upgrade` headers are removed and the head is parsed again, since httptools does not deliver the
+  body of a request that has one.
 """
 
 import asyncio
@@ -34,18 +38,19 @@ from gateway.downstream.request_head import (
 )
 from gateway.downstream.write_timeout import NEVER, WriteTimeout
 
-_NEW_SECONDS = 0.5
-_HIGH_WATER = 65536  # bytes, of a body that the application has not read and of an answer that the client has not taken
+_NEW_CONNECTION_SECONDS = 0.5
+_HIGH_WATER = 65536  # bytes: of the request body not yet read, and of the response not yet sent
 _BODY_BYTES_PER_SECOND = 65536
-_HEAD, _BODY_OF_KNOWN, _BODY, _ANSWER, _LINGER, _CLOSED = range(6)
+_HEAD, _BODY_OF_CACHED_HEAD, _BODY, _RESPONSE, _LINGER, _CLOSED = range(6)
 
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """What a client may take. Times in seconds.
+    """Limits on the time and the header size that a client may use; times in seconds.
 
-    The body has `body_seconds` in all, and a second more for every 64 KiB of it that have come. Time in which the door itself does not
-    read, because the application leaves 64 KiB unread, does not count.
+    The body has `body_seconds` in all, plus a second for every 64 KiB that have arrived. Time in
+    which the server itself pauses reading, because the application has left 64 KiB unread, does not
+    count.
     """
 
     idle_seconds: float = 10
@@ -54,28 +59,34 @@ class ServerLimits:
     """From the first byte of a head to its end."""
     body_seconds: float = 30
     keep_alive_seconds: float = 75
-    """From an answer to the next request; longer than clients and proxies commonly keep a connection (60)."""
+    """From a response to the next request.
+
+    Longer than clients and proxies commonly keep a connection (60).
+    """
     write_stall_seconds: float = 60
-    """Without one byte of a waiting answer taken; found out within a quarter more."""
+    """Time in which the client takes no byte of the response; detected within a quarter more."""
     linger_seconds: float = 5
-    """After an answer that came before the end of its request: so long the rest is read, since closing at once would reset the answer."""
+    """Time for reading the rest of a request that was answered before its end.
+
+    Closing at once would reset the connection, and the client could lose the response.
+    """
     max_header_bytes: int = 65536
     max_header_count: int = 100
 
 
 class _SecondRequest(Exception):
-    """Bytes of a further request behind a whole one."""
+    """Raised for the start of another request behind a complete one."""
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One client's connection. Its states: head → body → answer → head …, or → linger → closed.
+    """Connection of one client. Its states: head → body → response → head …, or → linger → closed.
 
-    There is one timer, never earlier than the nearest deadline when it was set and moved forward when it fires, so that a keep-alive
-    request costs none.
+    A connection has one timer. It is set for a deadline only if it would otherwise fire too late,
+    and moves on to the next deadline when it fires, so that a keep-alive request sets no timer.
     """
 
-    bounds = ServerLimits()
-    on_message_begin = None  # type: ignore[assignment]  # httptools then calls nothing
+    limits = ServerLimits()
+    on_message_begin = None  # type: ignore[assignment]  # httptools then skips the callback
 
     def __init__(
         self,
@@ -85,35 +96,35 @@ class HttpProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.parser = HttpRequestParser(self)  # uvicorn's own is lenient about data after `Connection: close`
+        self.parser = HttpRequestParser(self)  # uvicorn's accepts data after `Connection: close`
         self._state = _HEAD
         self._cycle: RequestResponseCycle | None = None
         self._scope: Scope | None = None
-        self._raw: bytes | bytearray = b""  # the head, as far as it has come
+        self._raw: bytes | bytearray = b""  # the part of the head that has arrived
         self._url = b""
-        self._host: bytes | None = None  # the last one that was checked
-        self._known: CachedHead | None = None
-        self._received = 0  # bytes of this request
-        self._size = 0  # what they should come to; -1 when chunks tell
+        self._valid_host: bytes | None = None  # the last Host that passed the check
+        self._cached_head: CachedHead | None = None
+        self._received = 0  # bytes of this request so far
+        self._size = 0  # bytes of the whole request; -1 with chunked encoding
         self._second_request = False
         self._last_request = False
-        self._opened = 0.0
-        self._body_since = 0.0
+        self._connected_at = 0.0
+        self._body_started_at = 0.0
         self._read_paused_at: float | None = None
         self._deadline = NEVER
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
         self._write_paused = False
-        self._stall = WriteTimeout(self.bounds.write_stall_seconds)
+        self._write_timeout = WriteTimeout(self.limits.write_stall_seconds)
 
-    # The transport's calls.
+    # Called by the transport.
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        self._opened = self.loop.time()
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        self._connected_at = self.loop.time()
         self.connections.add(self)
         self.transport = transport
         transport.set_write_buffer_limits(high=_HIGH_WATER)
-        self._common = {
+        self._connection_scope = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
             "server": get_local_addr(transport),
@@ -121,14 +132,14 @@ class HttpProtocol(HttpToolsProtocol):
             "scheme": "https" if is_ssl(transport) else "http",
             "root_path": self.root_path,
         }
-        self._arm(self.bounds.idle_seconds)
+        self._arm(self.limits.idle_seconds)
 
     def data_received(self, data: bytes) -> None:
         state = self._state
         if state == _HEAD:
             if self._raw:
                 self._raw += data
-            elif self._known is not None and self._serve_repeated_head(self._known, data):
+            elif self._cached_head is not None and self._serve_repeated_head(self._cached_head, data):
                 return
             else:
                 if data[0] in b"\r\n":  # blank lines before a request, RFC 9112 §2.2
@@ -141,9 +152,9 @@ class HttpProtocol(HttpToolsProtocol):
         elif state == _BODY:
             self._received += len(data)
             self._parse(data)
-        elif state == _BODY_OF_KNOWN:
-            self._gather(data)
-        elif state == _ANSWER and data.strip(b"\r\n"):
+        elif state == _BODY_OF_CACHED_HEAD:
+            self._buffer_body(data)
+        elif state == _RESPONSE and data.strip(b"\r\n"):
             self._drop_second_request()
 
     def eof_received(self) -> None:
@@ -151,7 +162,7 @@ class HttpProtocol(HttpToolsProtocol):
         if cycle is None or cycle.complete or cycle.gone:
             self._close()
         else:
-            self.transport.abort()  # not close: what the client has not taken would hold the connection
+            self.transport.abort()  # not close, which would wait for the client to read the rest
             cycle.client_gone()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -160,7 +171,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.parser = None  # type: ignore[assignment]  # it holds this object
+        self.parser = None  # type: ignore[assignment]  # it holds a reference to this object
         cycle, self._cycle = self._cycle, None
         if cycle is not None:
             cycle.client_gone()
@@ -173,37 +184,46 @@ class HttpProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        if self._state < _LINGER:  # after that, what is left must be taken too
-            self._stall.clear()
+        if self._state < _LINGER:  # later, the rest must be taken in time too
+            self._write_timeout.clear()
         if self._cycle is not None:
             self._cycle.resume()
 
-    # The server's calls.
+    # Called by the server.
 
     def retire(self) -> None:
-        """Close after the next answer, which says so: a client that goes on has moved to another connection before this one is closed."""
+        """Close after the next response, which announces it with `Connection: close`.
+
+        The client then opens another connection before this one is closed.
+        """
         self._last_request = True
         if self._state != _HEAD and self._cycle is not None:
             self._cycle.keep_alive = False
 
     def shutdown(self) -> None:
-        """Close after the running request, or at once if none has begun. May be called again; a request that is on its way is waited for."""
+        """Close after the request in flight, or at once if none has begun.
+
+        A request that is still arriving is served. May be called repeatedly.
+        """
         self.retire()
-        if self._state == _HEAD and not self._raw and self._is_silent() and not self._is_new():
+        if self._state == _HEAD and not self._raw and self._is_input_empty() and not self._is_new():
             self._close()
 
-    def _is_silent(self) -> bool:
-        """No bytes wait to be read: what the loop has not read yet would be lost."""
+    def _is_input_empty(self) -> bool:
+        """Return whether the socket has no unread bytes, which closing would lose."""
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
         return not poll.poll(0)
 
     def _is_new(self) -> bool:
-        """The client has just connected; its first request is a round trip behind."""
-        return self._cycle is None and self.loop.time() < self._opened + _NEW_SECONDS
+        """Return whether the client has just connected.
+
+        Its first request arrives a round trip later.
+        """
+        return self._cycle is None and self.loop.time() < self._connected_at + _NEW_CONNECTION_SECONDS
 
     def abort(self) -> None:
-        """Close at once, whatever is unsent."""
+        """Close at once and discard unsent bytes."""
         self.transport.abort()
 
     # Parsing.
@@ -212,12 +232,13 @@ class HttpProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except HttpParserError as error:
-            if self._state != _ANSWER:
+            if self._state != _RESPONSE:
                 self._refuse_or_reread(error)
                 return
-            self._drop_second_request()  # the request is whole: what follows it does not parse, or must not be parsed yet
+            # The request is complete: what follows it does not parse, or must not be parsed yet.
+            self._drop_second_request()
         if self._state == _HEAD:
-            self._await_head()
+            self._await_rest_of_head()
             return
         if self._scope is not None:
             assert self._cycle is not None
@@ -225,30 +246,34 @@ class HttpProtocol(HttpToolsProtocol):
             self._raw = b""
             self._cycle.start(self.loop, self.app, scope, self.tasks)
             if self._state == _BODY:
-                self._body_since = self.loop.time()
-                self._arm(self.bounds.body_seconds)
-        if self._state == _ANSWER:
+                self._body_started_at = self.loop.time()
+                self._arm(self.limits.body_seconds)
+        if self._state == _RESPONSE:
             surplus = self._received - self._size if self._size >= 0 else int(data[-1] != 10)
             if surplus and data[-surplus:].strip(b"\r\n"):
                 self._drop_second_request()
         elif self._size < 0:
-            self._check_overhead()
+            self._check_chunk_overhead()
 
-    def _serve_repeated_head(self, known: CachedHead, data: bytes) -> bool:
-        """Serve a request whose head llhttp has judged before, as soon as its body is whole; False if `data` is not just that, or large."""
-        found = known.length_and_rest(data)
+    def _serve_repeated_head(self, cached: CachedHead, data: bytes) -> bool:
+        """Serve a request that repeats a head which llhttp has already checked.
+
+        The application is called once the body is complete. Return False if `data` is something
+        else, or if the body is large.
+        """
+        found = cached.length_and_rest(data)
         if found is None:
             return False
         length, body = found
         size = int(length)
         if size != len(body):
-            return len(body) < size <= _HIGH_WATER and self._await_body(known, data, size - len(body))
-        scope = known.scope(length)
+            return len(body) < size <= _HIGH_WATER and self._await_body(cached, data, size - len(body))
+        scope = cached.scope(length)
         cycle = self._cycle = RequestResponseCycle(
             self,
             self.transport,
-            known.fields(length),
-            known.notes,
+            cached.fields(length),
+            cached.notes,
             False,
             True,
             not self._last_request,
@@ -256,33 +281,36 @@ class HttpProtocol(HttpToolsProtocol):
             body,
         )
         scope["extensions"] = {"gateway.client": cycle}
-        self._state = _ANSWER
+        self._state = _RESPONSE
         self._deadline = NEVER
         cycle.start(self.loop, self.app, scope, self.tasks)
         return True
 
-    def _await_body(self, known: CachedHead, data: bytes, missing: int) -> bool:
-        """Most clients write head and body one after the other. The application is not told before the body, if it has noted something on this
-        head: then it has let it in."""
-        if not known.notes:
+    def _await_body(self, cached: CachedHead, data: bytes, missing: int) -> bool:
+        """Buffer the request until its body is complete; return whether it does so.
+
+        Most clients write head and body separately. The request is buffered only if the application
+        has notes on its head: it has then admitted such a request before.
+        """
+        if not cached.notes:
             return False
-        self._state = _BODY_OF_KNOWN
+        self._state = _BODY_OF_CACHED_HEAD
         self._raw = bytearray(data)
         self._received = len(data)
         self._size = len(data) + missing
-        self._body_since = self.loop.time()
-        self._arm(self.bounds.body_seconds)
+        self._body_started_at = self.loop.time()
+        self._arm(self.limits.body_seconds)
         return True
 
-    def _gather(self, data: bytes) -> None:
+    def _buffer_body(self, data: bytes) -> None:
         self._raw += data
         self._received += len(data)
         if self._received >= self._size:
             raw, self._raw, self._state = bytes(self._raw), b"", _HEAD
-            self.data_received(raw)  # as though it had come in one
+            self.data_received(raw)  # as if it had arrived in one piece
 
     def _refuse_or_reread(self, error: HttpParserError) -> None:
-        cause = error.__context__  # what a callback of ours raised
+        cause = error.__context__  # the exception that one of our callbacks raised
         if cause is None:
             self._refuse(400, "invalid_value", "The request is not valid HTTP/1.1.")
         elif isinstance(cause, HeadRefused):
@@ -298,43 +326,45 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser = HttpRequestParser(self)
         self._parse(self._raw)
 
-    def _await_head(self) -> None:
-        if len(self._raw) > self.bounds.max_header_bytes:
+    def _await_rest_of_head(self) -> None:
+        if len(self._raw) > self.limits.max_header_bytes:
             self._refuse(*too_large().answer)
-        elif isinstance(self._raw, bytes):  # its first piece
+        elif isinstance(self._raw, bytes):  # the first piece
             self._raw = bytearray(self._raw)
-            self._arm(self.bounds.header_seconds)
+            self._arm(self.limits.header_seconds)
 
     def on_url(self, url: bytes) -> None:
         if self._state != _HEAD:
             raise _SecondRequest
         self._url += url
 
-    on_header = None  # type: ignore[assignment]  # uvicorn's; httptools calls what is there, and `judge` reads them for less
+    # Disables uvicorn's callback: `parse_head` reads the headers at a lower cost.
+    on_header = None  # type: ignore[assignment]
 
     def on_headers_complete(self) -> None:
         url, self._url = self._url, b""
-        raw, bounds = bytes(self._raw), self.bounds
+        raw, limits = bytes(self._raw), self.limits
         method = self.parser.get_method()
-        head = parse_head(raw, method, url, bounds.max_header_bytes, bounds.max_header_count, self._host)
-        self._host = head.fields.get(b"host")
+        head = parse_head(raw, method, url, limits.max_header_bytes, limits.max_header_count, self._valid_host)
+        self._valid_host = head.fields.get(b"host")
         self._size = head.size
         keep_alive = head.http11 and self.parser.should_keep_alive() and not self._last_request
-        scope = {**self._common, **head.scope(self.root_path)}
-        self._known = cache_head(raw, head, scope) if keep_alive and method == b"POST" else None
-        notes = {} if self._known is None else self._known.notes
+        scope = {**self._connection_scope, **head.scope(self.root_path)}
+        self._cached_head = cache_head(raw, head, scope) if keep_alive and method == b"POST" else None
+        notes = {} if self._cached_head is None else self._cached_head.notes
         cycle = self._cycle = RequestResponseCycle(
             self, self.transport, head.fields, notes, method == b"HEAD", head.http11, keep_alive, self._write_paused
         )
         self._scope = {**scope, "extensions": {"gateway.client": cycle}}
         self._state = _BODY
 
-    def _check_overhead(self) -> None:
-        """Chunk extensions and trailers reach nobody; without a bound they could come for ever."""
+    def _check_chunk_overhead(self) -> None:
+        """Limit chunk extensions and trailers, which are discarded and could be endless."""
         assert self._cycle is not None
         body = self._cycle.body_bytes
-        if self._received - body > 2 * self.bounds.max_header_bytes + 8 * body:  # chunks of one byte take 5 bytes each
-            self._refuse(400, "invalid_value", "The chunks of the request's body hold too little.")
+        # A chunk of one byte has 5 bytes of framing.
+        if self._received - body > 2 * self.limits.max_header_bytes + 8 * body:
+            self._refuse(400, "invalid_value", "The chunked encoding of the request body has too much overhead.")
 
     def on_body(self, body: bytes) -> None:
         assert self._cycle is not None
@@ -345,39 +375,39 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         assert self._cycle is not None
-        self._state = _ANSWER
+        self._state = _RESPONSE
         self._deadline = NEVER
-        self.resume_body()  # else nobody would see the client leave
+        self.resume_body()  # otherwise a disconnect would not be noticed
         self._cycle.end_body()
 
-    # The cycle's calls.
+    # Called by the cycle.
 
     def resume_body(self) -> None:
         if self._read_paused_at is not None:
-            self._body_since += self.loop.time() - self._read_paused_at
+            self._body_started_at += self.loop.time() - self._read_paused_at
             self._read_paused_at = None
             if not self.transport.is_closing():
                 self.transport.resume_reading()
 
     def add_unsent(self, size: int) -> None:
-        self._stall.add(size)
+        self._write_timeout.add(size)
 
     def answered(self) -> None:
         self.server_state.total_requests += 1
         assert self._cycle is not None
-        if self._state == _ANSWER and self._cycle.keep_alive:
+        if self._state == _RESPONSE and self._cycle.keep_alive:
             self._state = _HEAD
-            self._arm(self.bounds.keep_alive_seconds)
+            self._arm(self.limits.keep_alive_seconds)
         else:
             self.close_after_flush()
 
     def close_after_flush(self) -> None:
-        if self._state == _ANSWER and not self._second_request:
+        if self._state == _RESPONSE and not self._second_request:
             self._close()
         else:
             self._linger()
 
-    # Endings.
+    # Closing.
 
     def _drop_second_request(self) -> None:
         assert self._cycle is not None
@@ -385,7 +415,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._cycle.keep_alive = False
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        """Answer instead of the application, which has seen nothing or is told that its client is gone."""
+        """Respond with an error in place of the application.
+
+        The application has not been called, or learns that its client is gone.
+        """
         cycle = self._cycle
         self._scope = None
         if cycle is not None and cycle.started and not cycle.complete:
@@ -397,18 +430,22 @@ class HttpProtocol(HttpToolsProtocol):
             cycle.client_gone()
 
     def _linger(self) -> None:
-        """Read on and drop it until the client has closed: unread input would make the kernel reset the connection, and lose the answer."""
+        """Read and discard input until the client closes the connection.
+
+        Unread input would make the kernel reset the connection, and the client would lose the
+        response.
+        """
         self._state = _LINGER
         self.resume_body()
         if self.transport.is_closing():
             return
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._arm(self.bounds.linger_seconds)
+        self._arm(self.limits.linger_seconds)
         self._arm_write_timeout()
 
     def _close(self) -> None:
-        """Close once the answer is sent; `_on_timer` aborts if the client does not take it."""
+        """Close once the response is sent; `_on_timer` aborts if the client does not take it."""
         self._state = _CLOSED
         self._deadline = NEVER
         self.transport.close()
@@ -431,36 +468,38 @@ class HttpProtocol(HttpToolsProtocol):
     def _on_timer(self) -> None:
         self._timer = None
         now = self.loop.time()
-        if now >= self._stall.deadline and self._stall.has_expired(self.transport.get_write_buffer_size(), now):
+        if now >= self._write_timeout.deadline and self._write_timeout.has_expired(
+            self.transport.get_write_buffer_size(), now
+        ):
             self.transport.abort()
         if now >= self._deadline:
             self._deadline = NEVER
             self._on_deadline(now)
-        nearest = min(self._deadline, self._stall.deadline)
+        nearest = min(self._deadline, self._write_timeout.deadline)
         if nearest != NEVER and not (self._state == _CLOSED and self.transport.get_write_buffer_size() == 0):
             self._set_timer(nearest)
 
     def _on_deadline(self, now: float) -> None:
-        if self._state in (_BODY, _BODY_OF_KNOWN):
+        if self._state in (_BODY, _BODY_OF_CACHED_HEAD):
             if self._read_paused_at is not None:
-                self._arm(self.bounds.body_seconds)
+                self._arm(self.limits.body_seconds)
                 return
-            allowed = self.bounds.body_seconds + self._received / _BODY_BYTES_PER_SECOND
-            if now < self._body_since + allowed:
-                self._deadline = self._body_since + allowed
+            allowed = self.limits.body_seconds + self._received / _BODY_BYTES_PER_SECOND
+            if now < self._body_started_at + allowed:
+                self._deadline = self._body_started_at + allowed
                 return
-            self._refuse(408, "request_timeout", "The body of the request did not come in time.")
+            self._refuse(408, "request_timeout", "The request body did not arrive in time.")
         elif self._state == _HEAD and self._raw:
-            self._refuse(408, "request_timeout", "The headers of the request did not come in time.")
+            self._refuse(408, "request_timeout", "The request headers did not arrive in time.")
         else:
             self._close()
 
     def _arm_write_timeout(self) -> None:
-        self._stall.watch(self.transport.get_write_buffer_size(), self.loop.time())
-        if self._stall.deadline != NEVER:
-            self._set_timer(self._stall.deadline)
+        self._write_timeout.watch(self.transport.get_write_buffer_size(), self.loop.time())
+        if self._write_timeout.deadline != NEVER:
+            self._set_timer(self._write_timeout.deadline)
 
 
-def bind_limits(bounds: ServerLimits) -> type[HttpProtocol]:
-    """The protocol class for `uvicorn.Config(http=...)` with these bounds."""
-    return type("BoundDoor", (HttpProtocol,), {"bounds": bounds})
+def bind_limits(limits: ServerLimits) -> type[HttpProtocol]:
+    """Return the protocol class with these limits, for `uvicorn.Config(http=...)`."""
+    return type("LimitedHttpProtocol", (HttpProtocol,), {"limits": limits})

@@ -1,7 +1,10 @@
-"""Which request heads have exactly one reading. Pure: it judges what llhttp has parsed, and says what llhttp lets pass.
+"""Request heads: parsing, checks against request smuggling, and a cache of the previous head.
 
-llhttp without leniency (httptools 0.9) refuses by itself: two lengths, a length beside chunks, a length that is no number, line ends other
-than CRLF, folded lines, a blank before the colon, control characters, bad chunk sizes. The tests of the door hold it to that.
+Pure: it checks what llhttp has parsed, and rejects the ambiguous heads that llhttp accepts.
+
+llhttp without leniency (httptools 0.9) itself rejects two lengths, a length beside chunks, a length
+that is not a number, line ends other than CRLF, folded lines, a space before the colon, control
+characters and bad chunk sizes. tests/downstream/test_request_head.py verifies this.
 """
 
 import re
@@ -10,38 +13,41 @@ from urllib.parse import unquote
 
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
-_MAX_DIGITS = 15  # of a length; more is left to llhttp
+_MAX_DIGITS = 15  # of a content length in a cached head; llhttp parses heads with longer ones
 
 
 class HeadRefused(Exception):
-    """A request that is not served: `answer` is status, code, message. Messages never quote the request."""
+    """Refusal of a request: `answer` is the status, the error code and the message.
+
+    Messages never quote the request.
+    """
 
     def __init__(self, status: int, code: str, message: str) -> None:
         self.answer = (status, code, message)
 
 
 class UpgradeWanted(Exception):
-    """The head asks for another protocol."""
+    """Signal that the head contains an `Upgrade` header."""
 
 
 class RequestHead(NamedTuple):
-    """A head that has one reading."""
+    """Request head that has exactly one interpretation."""
 
     method: bytes
     target: tuple[bytes, bytes]
     """Path and query."""
     http11: bool
     headers: list[tuple[bytes, bytes]]
-    """Names in lower case."""
+    """Names are in lower case."""
     fields: dict[bytes, bytes]
-    """The same by name; of a repeated one the last."""
+    """The headers by name; a repeated name has its last value."""
     end: int
-    """Bytes of the head."""
+    """Length of the head in bytes."""
     size: int
-    """Of the whole request; -1 when chunks tell."""
+    """Length of the whole request in bytes; -1 with chunked encoding."""
 
     def scope(self, root_path: str) -> dict[str, Any]:
-        """What ASGI tells an application of it."""
+        """Return the keys of the ASGI scope that come from the head."""
         raw_path, query = self.target
         path = raw_path.decode("ascii")
         return {
@@ -55,13 +61,15 @@ class RequestHead(NamedTuple):
 
 
 def parse_head(
-    raw: bytes, method: bytes, url: bytes, max_bytes: int, max_count: int, sound_host: bytes | None
+    raw: bytes, method: bytes, url: bytes, max_bytes: int, max_count: int, valid_host: bytes | None
 ) -> RequestHead:
-    """The head at the beginning of `raw`, in which llhttp has found `method` and `url`. `sound_host` was found sound before.
+    """Parse the head at the start of `raw`, in which llhttp has found `method` and `url`.
+
+    `valid_host` is a Host value that has already passed the check.
 
     Raises:
-        Refused: it has more than one reading, or more bytes or headers than it may.
-        UpgradeWanted
+        HeadRefused: The head is ambiguous, or has too many bytes or headers.
+        UpgradeWanted: The head contains an `Upgrade` header.
     """
     end = raw.find(b"\r\n\r\n") + 4
     headers = read_fields(raw, end)
@@ -74,13 +82,13 @@ def parse_head(
     if not http11:
         check_http10(raw, method, url, fields)
     host = fields.get(b"host")
-    if (host is None and http11) or (host is not None and host != sound_host):
+    if (host is None and http11) or (host is not None and host != valid_host):
         check_host(host)
     if len(fields) != len(headers):
         check_repeats(headers)
     if b"transfer-encoding" in fields:
         if fields[b"transfer-encoding"].lower() != b"chunked":
-            raise invalid("The only Transfer-Encoding that is served is 'chunked'.")
+            raise invalid("Unsupported Transfer-Encoding: only 'chunked' is accepted.")
         size = -1
     else:
         size = end + int(fields.get(b"content-length", 0))
@@ -88,19 +96,21 @@ def parse_head(
 
 
 def invalid(message: str) -> HeadRefused:
-    """A 400."""
+    """Return a refusal with status 400."""
     return HeadRefused(400, "invalid_value", message)
 
 
 def too_large() -> HeadRefused:
-    """A 431."""
-    return HeadRefused(431, "headers_too_large", "The headers of the request are too large, or too many.")
+    """Return a refusal with status 431."""
+    return HeadRefused(431, "headers_too_large", "The request headers are too large or too many.")
 
 
 def read_fields(raw: bytes, end: int) -> list[tuple[bytes, bytes]]:
-    """The headers of a head that llhttp has found sound, and that ends at `end`: names in lower case, values without blanks around them.
+    """Return the headers of a head that llhttp has accepted and that ends at `end`.
 
-    Cut and stripped in C: a quarter of what two searches cost, and these were cheaper than a callback for each.
+    Names are in lower case, values without surrounding spaces and tabs. The split and strip calls
+    run in C and cost a quarter of two searches per header, which in turn were cheaper than a parser
+    callback per header.
     """
     lines = raw[: end - 4].split(b"\r\n")
     del lines[0]
@@ -108,27 +118,40 @@ def read_fields(raw: bytes, end: int) -> list[tuple[bytes, bytes]]:
 
 
 def check_http10(raw: bytes | bytearray, method: bytes, url: bytes, fields: dict[bytes, bytes]) -> None:
-    """For a head that is not plainly 1.1: llhttp takes 0.9, 2.0, RTSP, ICE and further blanks in the request line too."""
+    """Check a head whose request line is not exactly one of HTTP/1.1.
+
+    llhttp also accepts HTTP/0.9, HTTP/2.0, RTSP, ICE and additional spaces in the request line.
+    """
     if not raw.startswith(b"%b %b HTTP/1.0\r\n" % (method, url)):
-        raise invalid("The request line is not one of HTTP/1.1.")
+        raise invalid("The request line is not valid HTTP/1.1.")
     if b"transfer-encoding" in fields:
-        raise invalid("HTTP/1.0 knows no Transfer-Encoding.")
+        raise invalid("HTTP/1.0 does not support Transfer-Encoding.")
 
 
 def check_host(host: bytes | None) -> None:
-    """RFC 9112 §3.2; an empty one is refused too, since every `http:` address has a host."""
+    """Check the Host header (RFC 9112 §3.2).
+
+    An empty one is refused too, since every `http:` address has a host.
+    """
     if host is None or _HOST.fullmatch(host) is None:
-        raise invalid("The request needs one Host header with a host name or address.")
+        raise invalid("The request must have one Host header with a valid host name or address.")
 
 
 def check_repeats(headers: list[tuple[bytes, bytes]]) -> None:
-    """For a head in which a name comes twice; llhttp has refused repeated lengths and encodings."""
+    """Check a head with a repeated header name.
+
+    llhttp has already refused repeated content lengths and transfer encodings.
+    """
     if [name for name, _ in headers].count(b"host") > 1:
         raise invalid("The request has more than one Host header.")
 
 
 def split_target(url: bytes, method: bytes) -> tuple[bytes, bytes]:
-    """Path and query of a target in origin form. No absolute form: nobody takes this gateway for his proxy, and its authority could differ."""
+    """Return the path and the query of a target in origin form.
+
+    The absolute form is refused: clients do not use this gateway as a forward proxy, and the
+    authority in the target could differ from Host.
+    """
     path, _, query = url.partition(b"?")
     if b"#" in url or method == b"CONNECT" or not (path.startswith(b"/") or (path == b"*" and method == b"OPTIONS")):
         raise invalid("The request target must be a path that begins with '/'.")
@@ -136,20 +159,21 @@ def split_target(url: bytes, method: bytes) -> tuple[bytes, bytes]:
 
 
 def without_upgrade(raw: bytes | bytearray) -> bytes:
-    """The same request without its wish for another protocol, which RFC 9110 §7.8 lets a server ignore."""
+    """Return the request without its Upgrade headers, which a server may ignore (RFC 9110 §7.8)."""
     head, blank, rest = bytes(raw).partition(b"\r\n\r\n")
     lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"upgrade:")]
     return b"\r\n".join(lines) + blank + rest
 
 
 class CachedHead:
-    """A head that was found sound, for the requests behind it on the same connection: clients repeat theirs but for the length of the body.
+    """Valid head, kept for the next requests on its connection.
 
-    `scope` is what the application was told, without what belongs to one request alone. `notes` is the application's: what it has found
-    out from these headers, with which no `Content-Length` may have to do.
+    Clients usually repeat a head, except for its content length. The scope is kept without what
+    belongs to a single request. `notes` holds what the application has derived from the headers; it
+    must not depend on `Content-Length`.
     """
 
-    __slots__ = ("_after", "_before", "_fields", "_headers", "_place", "_scope", "notes")
+    __slots__ = ("_after", "_before", "_fields", "_headers", "_length_index", "_scope", "notes")
 
     def __init__(self, before: bytes, after: bytes, head: RequestHead, scope: dict[str, Any]) -> None:
         self._before = before
@@ -157,11 +181,14 @@ class CachedHead:
         self._headers = head.headers
         self._fields = head.fields
         self._scope = scope
-        self._place = [name for name, _ in head.headers].index(b"content-length")
+        self._length_index = [name for name, _ in head.headers].index(b"content-length")
         self.notes: dict[str, Any] = {}
 
     def length_and_rest(self, data: bytes) -> tuple[bytes, bytes] | None:
-        """The digits of the length, and what follows the head, if `data` begins with this head."""
+        """Return the digits of the content length and the bytes after the head.
+
+        Return None if `data` does not begin with this head.
+        """
         before, after = self._before, self._after
         if not data.startswith(before):
             return None
@@ -177,14 +204,18 @@ class CachedHead:
 
     def scope(self, length: bytes) -> dict[str, Any]:
         headers = self._headers.copy()
-        headers[self._place] = (b"content-length", length)
+        headers[self._length_index] = (b"content-length", length)
         scope = self._scope.copy()
         scope["headers"] = headers
         return scope
 
 
 def cache_head(raw: bytes, head: RequestHead, scope: dict[str, Any]) -> CachedHead | None:
-    """`head`, at the beginning of `raw`, to be known again; None if a body that it announces may not simply follow."""
+    """Return a cache entry for `head`, which is at the start of `raw`.
+
+    Return None if the head has no content length, or if its client waits for `100 Continue` before
+    it sends the body.
+    """
     length = _LENGTH.search(raw, 0, head.end)
     if length is None or b"expect" in head.fields:
         return None

@@ -1,4 +1,4 @@
-"""The listening socket, and a server that stops without losing a request."""
+"""Listening socket, and a server with graceful shutdown."""
 
 import asyncio
 import logging
@@ -16,21 +16,22 @@ from gateway.downstream.protocol import HttpProtocol
 _HALF_OPEN_SECONDS = 60
 _CUTOFF_SECONDS = 1.0
 _CANCEL_SECONDS = 0.3
-_TOTAL_SECONDS = 1.8  # what may pass besides the delay and the timeout; 2 s are promised
+_TOTAL_SECONDS = 1.8  # on top of the drain delay and timeout; the documented bound is 2 s
 _POLL_SECONDS = 0.02
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_log = logging.getLogger("gateway.front")
+_log = logging.getLogger("gateway.downstream")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound TCP socket for `Server.serve(sockets=[...])`; port 0 lets the system choose.
+    """Return a bound TCP socket for `GracefulServer.serve(sockets=[...])`.
 
-    Its options pass to the accepted sockets on Linux, so a client whose cable was pulled is found out within a minute: by keep-alive
-    probes while nothing is sent, by TCP_USER_TIMEOUT while something is.
+    With port 0 the system chooses the port. On Linux accepted sockets inherit the options, so a
+    client whose cable was pulled is detected within a minute: by keep-alive probes while nothing is
+    sent, by TCP_USER_TIMEOUT while something is.
 
     Raises:
-        OSError: the name has no address, or the address cannot be taken.
+        OSError: The name has no address, or the address is not available.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -40,7 +41,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for name, value in (  # macOS lacks some
+        for name, value in (  # macOS does not have all of them
             ("TCP_KEEPIDLE", 30),
             ("TCP_KEEPINTVL", 10),
             ("TCP_KEEPCNT", 3),
@@ -56,20 +57,31 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
 class GracefulServer(uvicorn.Server):
-    """uvicorn's server with a drain of its own (reliability M19), for `Door` connections. `on_open` is called once they are accepted.
+    """uvicorn server with its own graceful shutdown, for `HttpProtocol` connections.
 
-    On the first SIGTERM or SIGINT, or `stop()`: `on_drain()` at once; `drain_delay` seconds of service as before, so that balancers can
-    see it, but each answer ends its connection; then no new connections, and `drain_timeout` seconds for the requests that run; then
-    `on_cutoff()`, whose last events get up to a second; then what is left is cut off. The second signal cuts off at once. In all at most
-    `drain_delay + drain_timeout + 2` s. The application's shutdown runs when all its tasks are done; if one outlives its cancellation, it
-    does not run.
-    The process is not killed by the signal again afterwards, as uvicorn does: `run` returns, and its caller sets the exit status. Signals that
-    come later still are ignored: what is left to do is short, and to be done.
+    `on_open` is called once connections are accepted. The first SIGTERM or SIGINT, or `stop()`,
+    begins the drain:
+
+    1. `on_drain()` is called at once.
+    2. For `drain_delay` seconds requests are served as before, so that load balancers can notice,
+       but each response closes its connection.
+    3. New connections are refused, and requests in flight have `drain_timeout` seconds to finish.
+    4. If any are left, `on_cutoff()` is called, and the last events that it causes have up to a
+       second.
+    5. The remaining requests are cut off.
+
+    The second signal goes to step 5 at once. In all, the drain takes at most
+    `drain_delay + drain_timeout + 2` seconds. The application's shutdown runs when all its tasks
+    are done; it does not run if one outlives its cancellation.
+
+    Unlike uvicorn, the server does not raise the signal again afterwards: `run` returns, and its
+    caller sets the exit status. Later signals are ignored, since the remaining work is short and
+    must be completed.
     """
 
     def __init__(
@@ -78,9 +90,9 @@ class GracefulServer(uvicorn.Server):
         *,
         drain_delay: float = 0,
         drain_timeout: float = 30,
-        on_open: Callable[[], None] = _nothing,
-        on_drain: Callable[[], None] = _nothing,
-        on_cutoff: Callable[[], None] = _nothing,
+        on_open: Callable[[], None] = _do_nothing,
+        on_drain: Callable[[], None] = _do_nothing,
+        on_cutoff: Callable[[], None] = _do_nothing,
     ) -> None:
         super().__init__(config)
         self._drain_delay = drain_delay
@@ -92,14 +104,17 @@ class GracefulServer(uvicorn.Server):
         self._signalled = asyncio.Event()
 
     def stop(self) -> None:
-        """Begin the drain, or end it if it has begun. From the loop's thread; `handle_exit` does the same for a signal."""
+        """Begin the drain, or cut it short if it has begun.
+
+        Call it from the event loop's thread; `handle_exit` does the same for a signal.
+        """
         self.force_exit = self.should_exit
         self.should_exit = True
         self._signalled.set()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        if threading.current_thread() is not threading.main_thread():  # others cannot
+        if threading.current_thread() is not threading.main_thread():  # only the main thread can set handlers
             yield
             return
         for number in _SIGNALS:
@@ -112,7 +127,7 @@ class GracefulServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._loop is None:
-            self.should_exit = True  # still starting: leave when that is done
+            self.should_exit = True  # the server is still starting: it exits afterwards
         else:
             self._loop.call_soon_threadsafe(self.stop)
 
@@ -131,51 +146,58 @@ class GracefulServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
-        begun = loop.time()
-        self._loop = loop  # a signal during the start leaves `main_loop` out
-        self._call(self._on_drain)
-        await self._until(begun + self._drain_delay, self._is_retiring)
+        started_at = loop.time()
+        self._loop = loop  # `main_loop` has not run if a signal came during the start
+        self._run_hook(self._on_drain)
+        await self._wait_until(started_at + self._drain_delay, self._retire_connections)
         for server in self.servers:
             server.close()
         for listener in sockets or ():
             listener.close()
-        await self._until(begun + self._drain_delay + self._drain_timeout, self._is_idle)
+        await self._wait_until(started_at + self._drain_delay + self._drain_timeout, self._is_idle)
         if not self._is_idle() and not self.force_exit:
-            self._call(self._on_cutoff)
-            await self._until(loop.time() + _CUTOFF_SECONDS, self._is_idle)
+            self._run_hook(self._on_cutoff)
+            await self._wait_until(loop.time() + _CUTOFF_SECONDS, self._is_idle)
         await self._cut_off()
         if self.server_state.tasks:
-            _log.error("%d requests outlived their cancellation", len(self.server_state.tasks))
+            _log.error("%d requests did not end after they were cancelled", len(self.server_state.tasks))
             return
-        end = begun + self._drain_delay + self._drain_timeout + _TOTAL_SECONDS
+        end = started_at + self._drain_delay + self._drain_timeout + _TOTAL_SECONDS
         try:
             async with asyncio.timeout_at(end):
                 await self.lifespan.shutdown()
         except TimeoutError:
-            _log.error("the application's shutdown did not end in time")
+            _log.error("the application's shutdown timed out")
 
-    def _call(self, hook: Callable[[], None]) -> None:
+    def _run_hook(self, hook: Callable[[], None]) -> None:
         try:
             hook()
         except Exception:
-            _log.exception("a hook of the drain failed; the drain goes on")
+            _log.exception("a shutdown hook raised an exception; the shutdown continues")
 
-    def _is_retiring(self) -> bool:
-        """During the delay, over and over since clients still come: no connection is kept for another request."""
+    def _retire_connections(self) -> bool:
+        """Tell every connection to close after its next response; return False.
+
+        Called repeatedly during the drain delay, since clients still connect.
+        """
         for connection in self.server_state.connections:
             if isinstance(connection, HttpProtocol):
                 connection.retire()
         return False
 
     def _is_idle(self) -> bool:
-        """Asked again and again, since a connection that was accepted late must be told too."""
+        """Shut down every connection; return whether no connection and no task is left.
+
+        Called repeatedly, since connections that were accepted late must be shut down too.
+        """
         for connection in tuple(self.server_state.connections):
             connection.shutdown()
         return not (self.server_state.connections or self.server_state.tasks)
 
-    async def _until(self, deadline: float, done: Callable[[], bool]) -> None:
+    async def _wait_until(self, deadline: float, done: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
-        while not (done() or self.force_exit or loop.time() >= deadline):  # noqa: ASYNC110 - uvicorn's sets tell of no change
+        # Polls, since uvicorn's sets do not signal changes.
+        while not (done() or self.force_exit or loop.time() >= deadline):  # noqa: ASYNC110
             await asyncio.sleep(min(_POLL_SECONDS, max(0, deadline - loop.time())))
 
     async def _cut_off(self) -> None:
@@ -184,7 +206,8 @@ class GracefulServer(uvicorn.Server):
                 connection.abort()
         tasks = set(self.server_state.tasks)
         if tasks:
-            # The connections' loss is told to the applications first; cancelling is for those that do not listen.
+            # An application first learns that its connection is lost; one that does not react is
+            # cancelled.
             await asyncio.wait(tasks, timeout=0.1)
             for task in tasks:
                 task.cancel()

@@ -1,4 +1,7 @@
-"""When a client that takes no byte of its answer is given up. Pure: the door has the clock and the transport."""
+"""Timeout for clients that do not read their response.
+
+Pure: the protocol owns the clock and the transport.
+"""
 
 import math
 
@@ -6,41 +9,45 @@ NEVER = math.inf
 
 
 class WriteTimeout:
-    """Looks four times within `seconds` whether what waits for the client has become less.
+    """Check, four times within `seconds`, that the number of unsent bytes decreases.
 
-    `deadline` is when to look next, in seconds of the door's clock; `NEVER` while nothing waits.
+    `deadline` is the time of the next check, in seconds of the event loop's clock; `NEVER` while
+    nothing waits.
     """
 
-    __slots__ = ("_seconds", "_taken_at", "_unsent", "deadline")
+    __slots__ = ("_progress_at", "_seconds", "_unsent", "deadline")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._unsent = 0
-        self._taken_at = 0.0
+        self._progress_at = 0.0
         self.deadline = NEVER
 
     def watch(self, size: int, now: float) -> None:
-        """`size` bytes wait for the client."""
+        """Begin to watch if `size` unsent bytes wait for the client and no check is due yet."""
         if size and self.deadline == NEVER:
-            self._taken_at = now
+            self._progress_at = now
             self._check_progress(size, now)
 
     def add(self, size: int) -> None:
-        """So many more were written, although the client does not take what waits already."""
+        """Add `size` bytes that were written while others were unsent."""
         self._unsent += size
 
     def clear(self) -> None:
-        """What waits is little enough."""
+        """Stop watching: few enough bytes are unsent."""
         self.deadline = NEVER
 
     def has_expired(self, size: int, now: float) -> bool:
-        """Whether the client, for whom `size` bytes wait now, has taken nothing for `seconds`."""
+        """Return whether the client has taken no byte for `seconds`.
+
+        `size` is the number of bytes that are unsent at `now`.
+        """
         self.deadline = NEVER
         if size == 0:
             return False
         if size < self._unsent:
-            self._taken_at = now
-        elif now - self._taken_at >= self._seconds:
+            self._progress_at = now
+        elif now - self._progress_at >= self._seconds:
             return True
         self._check_progress(size, now)
         return False

@@ -1,4 +1,4 @@
-"""How each kind of server is asked for embeddings, how it answers, and what its refusals mean."""
+"""Embeddings requests per engine: rendering, parsing answers, and mapping errors."""
 
 import re
 from typing import Any, NamedTuple, Protocol
@@ -19,26 +19,29 @@ _TOO_LONG_LIMIT = re.compile(r"current batch size: (\d{1,9})")
 
 
 class Embedded(NamedTuple):
-    """A server's answer: the vectors in the order of the texts, as it wrote them."""
+    """Parsed answer of a server: the vectors in the order of the texts, as the server wrote them."""
 
     vectors: list[EncodedVector]
     prompt_tokens: int
 
 
 class Embedder(Protocol):
-    """The part of a kind of server that makes embeddings."""
+    """Embeddings part of an engine."""
 
     path: str
-    """Below the server's prefix."""
+    """Path below the server's prefix."""
 
     def render(self, embedding: Embedding, model: str) -> bytes:
-        """The request's body, for `model` by the name that it has there."""
+        """Return the request body for `model`, which is the name that the server uses."""
 
     def parse(self, body: bytes) -> Embedded | None:
-        """An answer with status 200; None: it is none."""
+        """Parse the body of an answer with status 200.
+
+        Return None if it is not an embeddings answer.
+        """
 
     def client_error(self, status: int, body: bytes) -> GatewayError:
-        """What an answer with another status means to the client."""
+        """Map an answer with any other status to the error that the client gets."""
 
 
 class _OllamaAnswer(Struct):
@@ -50,8 +53,11 @@ _ollama_answers = msgspec.json.Decoder(_OllamaAnswer)
 
 
 class OllamaEmbedder:
-    """Kind `ollama`: `/api/embed` (server/routes.go EmbedHandler, 0.24 to 0.33). Its `/v1` cuts long texts without a word and knows neither
-    `keep_alive` nor `num_ctx`. The settings are the operator's, the same as a chat's."""
+    """Embeddings of kind `ollama`: `/api/embed` (server/routes.go EmbedHandler, 0.24 to 0.33).
+
+    Ollama's `/v1` truncates long texts silently and supports neither `keep_alive` nor `num_ctx`.
+    These settings and `truncate` come from the operator, as for chats.
+    """
 
     path = "/api/embed"
 
@@ -77,8 +83,11 @@ class OllamaEmbedder:
         return None if parsed is None else Embedded([bytes(raw) for raw in parsed.embeddings], parsed.prompt_eval_count)
 
     def client_error(self, status: int, body: bytes) -> GatewayError:
-        """The request is known to be right: a 400 that names no fault of the texts is a failure inside (0.24 and 0.33 say so of a runner that
-        dies)."""
+        """Map an error; the request itself is known to be valid.
+
+        A 400 that does not blame the texts is therefore an internal failure: 0.24 and 0.33 answer
+        400 when a runner dies.
+        """
         error = _client_error(status, body)
         return UpstreamError("status_4xx") if type(error) is InvalidRequest and error.param is None else error
 
@@ -101,7 +110,7 @@ _openai_answers = msgspec.json.Decoder(_OpenAiAnswer)
 
 
 class OpenAiEmbedder:
-    """Kinds `vllm` and `openai`: `/v1/embeddings`."""
+    """Embeddings of kinds `vllm` and `openai`: `/v1/embeddings`."""
 
     path = "/v1/embeddings"
 
@@ -120,7 +129,7 @@ class OpenAiEmbedder:
         if parsed is None:
             return None
         data = parsed.data
-        if any(item.index != place for place, item in enumerate(data)) and all(item.index >= 0 for item in data):
+        if any(item.index != position for position, item in enumerate(data)) and all(item.index >= 0 for item in data):
             data = sorted(data, key=lambda item: item.index)
         tokens = parsed.usage.prompt_tokens if parsed.usage is not None else None
         return Embedded([bytes(item.embedding) for item in data], tokens or 0)
@@ -132,16 +141,15 @@ class OpenAiEmbedder:
 def _client_error(status: int, body: bytes) -> GatewayError:
     message = message_of(body)
     if status in (400, 404, 500, 501):
-        if _NO_EMBEDDINGS.search(message) or (
-            status == 404 and message == "Not Found"
-        ):  # a vLLM that serves another kind of model
-            return UnsupportedParameter("The model behind this name makes no embeddings.", param="model")
+        # A bare 404 is a vLLM that serves another kind of model.
+        if _NO_EMBEDDINGS.search(message) or (status == 404 and message == "Not Found"):
+            return UnsupportedParameter("The model behind this name does not make embeddings.", param="model")
         if _NO_MATRYOSHKA.search(message):
             return UnsupportedParameter(
                 "The embeddings of this model cannot be shortened. Leave 'dimensions' out.", param="dimensions"
             )
         if _BAD_DIMENSIONS.search(message):
-            return InvalidRequest("This model has no embeddings of so many dimensions.", param="dimensions")
+            return InvalidRequest("This model does not support this number of dimensions.", param="dimensions")
         if _TOO_LONG.search(message):
             limit = _TOO_LONG_LIMIT.search(message)
             return ContextLengthExceeded(int(limit[1]) if limit else None, "input")

@@ -1,4 +1,4 @@
-"""What the relay asks of a kind of server, and what the kinds share."""
+"""Interface between the relay and an engine, and the code that the engines share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
@@ -13,75 +13,83 @@ from gateway.engines.lines import LineBuffer, LineTooLong
 from gateway.errors import GatewayError, UpstreamError
 
 MAX_ANSWER = 32 * 1024 * 1024
-"""Bytes of a plain answer; more is no answer of a model."""
+"""Maximum size of a plain answer in bytes. No model writes more."""
 
 MAX_REFUSAL = 64 * 1024
-"""Bytes read of an answer that is an error."""
+"""Maximum number of bytes read of an error answer."""
 
 
 class ModelFacts(Struct, frozen=True):
-    """What a server tells of one of its models; None: it does not tell."""
+    """Facts that a server reports about one of its models. None means not reported."""
 
     context_length: int | None = None
-    """Tokens of prompt and answer together that a request has room for now."""
+    """Number of tokens for prompt and answer together, as the model is served now."""
     capabilities: frozenset[str] | None = None
-    """By Ollama's words: `completion`, `vision`, `tools`, `thinking`, `embedding`."""
+    """Capabilities in Ollama's words: `completion`, `vision`, `tools`, `thinking`, `embedding`."""
     digest: str = ""
-    """Changes when the model does."""
+    """Digest that changes when the model changes."""
 
     def lacks(self, capability: str) -> bool:
         return self.capabilities is not None and capability not in self.capabilities
 
 
 Models = dict[str, ModelFacts]
-"""By each name that the server takes for the model."""
+"""Models by every name that the server accepts for them."""
 
 LoadedUntil = dict[str, float]
-"""What a server has loaded: by canonical name, until when, in Unix time."""
+"""Loaded models: canonical name to the Unix time at which the server unloads the model."""
 
 Ask = Callable[[str, str, bytes | None], Awaitable[bytes | None]]
-"""Method, path and body to the body of an answer with status 200, or None."""
+"""Callable from method, path and body to the body of an answer with status 200, or None."""
 
 
 class ResponseReader(Protocol):
-    """Reads one streamed answer. `over` becomes True when the backend has said all."""
+    """Reader of one streamed answer. Sets `done` when the backend has sent everything."""
 
     done: bool
     malformed: int
-    """Lines that were no event of this backend; dropped."""
+    """Number of dropped lines that were not events of this engine."""
     surplus: bool
-    """Something came after the end."""
+    """True if anything followed the end of the answer."""
     failure: GatewayError | None
-    """What went wrong behind the deltas that `feed` has returned: they came first, however the bytes were cut."""
+    """Failure that follows the deltas returned by `feed`.
+
+    The deltas come first, however the bytes were split.
+    """
 
     def feed(self, piece: bytes) -> list[Delta]:
-        """The deltas in the next bytes of the body.
+        """Return the deltas in the next bytes of the body.
 
-        Raises, when no delta came before it in `piece`; else it is in `failure`:
-            UpstreamError: the backend reports a failure, or what it sends cannot be read.
-            InvalidRequest: it finds fault with the request.
+        If deltas precede the failure in `piece`, it is stored in `failure` instead of raised.
+
+        Raises:
+            UpstreamError: the backend reports a failure, or sends something unreadable.
+            InvalidRequest: the backend rejects the request.
         """
 
     def plain_tokens(self, piece: bytes) -> list[bytes] | None:
-        """The short way for what nearly every piece is: its tokens as the insides of JSON strings, when it holds nothing but whole events of
-        plain content in the shape that this stream is known to have. None: it has to be fed."""
+        """Return the tokens of `piece` as the contents of JSON strings, or None.
+
+        This is the fast path for almost every piece: it works if `piece` consists of whole events
+        of plain content, in the form already seen in this stream. On None, call `feed`.
+        """
 
     def end(self) -> list[Delta]:
-        """The body has ended.
+        """Finish reading at the end of the body.
 
         Raises:
-            UpstreamError: it ended without the backend's mark of a normal end.
+            UpstreamError: the body ended without the backend's end-of-answer marker.
         """
 
 
 class Engine(Protocol):
-    """One kind of server."""
+    """Engine: the code for one kind of server."""
 
     chat_path: str
-    """Below the server's prefix."""
+    """Path below the server's prefix."""
 
     streams_only: bool
-    """There is no other way of asking than for a stream."""
+    """True if the engine can only be asked for a stream."""
 
     stream_type: bytes
     """Media type of a streamed answer."""
@@ -89,39 +97,48 @@ class Engine(Protocol):
     models_path: str
 
     health_path: str | None
-    """Tells more than the list of models whether the server is well; None: nothing does."""
+    """Path with more information about the server's health than the model list, or None."""
 
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
-        """The request's body, for `model` by the name that it has there, asking for a stream or not."""
+        """Return the request body for `model`, which is the name that the server uses.
 
-    def relaxed(self, chat: Chat, refusal: GatewayError) -> Chat | None:
-        """What may be asked instead, without a difference to the client, when the backend refused `chat`; None: nothing."""
+        `stream` selects a streamed or a plain answer.
+        """
+
+    def relaxed(self, chat: Chat, error: GatewayError) -> Chat | None:
+        """Return a request to send instead after the backend refused `chat`.
+
+        The client must not notice the difference. Return None if no such request exists.
+        """
 
     def reader(self) -> ResponseReader: ...
 
     def parse_answer(self, body: bytes) -> Delta:
-        """A plain answer: all of it in one.
+        """Parse a plain answer into a single delta.
 
         Raises:
-            UpstreamError: it is none.
+            UpstreamError: the body is not an answer.
         """
 
     def client_error(self, status: int, body: bytes) -> GatewayError:
-        """What an answer with a status other than 200 means to the client."""
+        """Map an answer with a status other than 200 to the error that the client gets."""
 
     def canonical(self, name: str) -> str:
-        """The one of a model's names that stands for all that the server takes for it."""
+        """Return the one name that represents all names the server accepts for the model."""
 
     def models(self, body: bytes) -> Models | None:
-        """The models in the answer to `models_path`; None if it is no such answer."""
+        """Parse the answer to `models_path`. Return None if it is not a model list."""
 
     async def probe_models(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> LoadedUntil | None:
-        """Put into `models` what else can be found out about those that are `wanted`; `before` is what was known. Gives what is loaded; None: that
-        is not told, or everything always is."""
+        """Add to `models` what else the server reports about the `wanted` models.
+
+        `before` holds the facts from the previous probe. Returns the loaded models, or None if the
+        server does not report them or keeps every model loaded.
+        """
 
 
 class LineReader(ABC):
-    """The part of a `Reading` that all kinds share: cutting lines, and stopping where the backend has said all."""
+    """Base of all response readers: splits lines, and stops at the backend's end of the answer."""
 
     __slots__ = ("_lines", "done", "failure", "malformed", "surplus")
 
@@ -164,15 +181,15 @@ class LineReader(ABC):
 
     @abstractmethod
     def _read(self, line: bytes, deltas: list[Delta]) -> None:
-        """Append what `line` says; set `over` at the backend's own mark of the end."""
+        """Append the deltas in `line`. Set `done` at the backend's end-of-answer marker."""
 
     @abstractmethod
     def _end(self, deltas: list[Delta]) -> None:
-        """The body ended without that mark: append what makes it a normal end all the same, or raise."""
+        """Handle a body without that marker: append the deltas of a normal end, or raise."""
 
 
 def broken_off(reason: str) -> UpstreamError:
-    """The backend failed in the middle of an answer."""
+    """Return the error for a backend that failed in the middle of an answer."""
     return UpstreamError(reason, "The model backend failed while generating the response.")
 
 
@@ -180,7 +197,7 @@ T = TypeVar("T")
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
-    """The document in `body`, or None if it is not of the decoder's shape."""
+    """Decode `body`. Return None if it does not match the decoder's type."""
     try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -1,6 +1,7 @@
-"""What a backend's error means to a client, in our own words: a backend's text may hold its host, its paths, its names or the prompt.
+"""Mapping of a backend's errors to the gateway's own errors and messages.
 
-Seen on Ollama 0.24 and 0.33 and vLLM 0.11 to 0.33; tests/golden/ has the recordings.
+The backend's text is never passed on: it may contain its host, paths, names or the prompt. Seen on
+Ollama 0.24 and 0.33 and vLLM 0.11 to 0.33; tests/golden/ has the recordings.
 """
 
 import re
@@ -21,17 +22,19 @@ from gateway.errors import (
 )
 
 BUSY_SECONDS = 5
-"""`Retry-After` for a backend that is full and does not say for how long; none of them does."""
+"""`Retry-After` in seconds for a busy backend. No engine reports how long it will be busy."""
 
 _CONTEXT = re.compile(
-    r"maximum context length|context size|exceeds the context|exceed_context_size|longer than the maximum model length|greater than max_model_len",
+    r"maximum context length|context size|exceeds the context|exceed_context_size"
+    r"|longer than the maximum model length|greater than max_model_len",
     re.IGNORECASE,
 )
 _CONTEXT_LIMIT = re.compile(
     r"(?:maximum context length is |available context size \(|\"n_ctx\":|greater than max_model_len=)(\d{1,9})"
 )
 _BAD_IMAGE = re.compile(
-    r"failed to load image|cannot identify image|illegal base64|image: unknown format|invalid image|failed to process inputs:|decode webp image:",
+    r"failed to load image|cannot identify image|illegal base64|image: unknown format|invalid image"
+    r"|failed to process inputs:|decode webp image:",
     re.IGNORECASE,
 )
 _NO_IMAGES = re.compile(
@@ -41,13 +44,17 @@ _MANY_IMAGES = re.compile(r"at most (\d{1,4}) image\(s\)", re.IGNORECASE)  # vLL
 _NO_THINKING = re.compile(r"does not support thinking", re.IGNORECASE)
 _NO_TOOLS = re.compile(r"does not support tools|tool choice requires|--tool-call-parser", re.IGNORECASE)
 _BAD_GRAMMAR = re.compile(
-    r"grammar|json schema|error parsing regex|structured.output|structural tag|invalid format|failed to load model vocabulary",
+    r"grammar|json schema|error parsing regex|structured.output|structural tag|invalid format"
+    r"|failed to load model vocabulary",
     re.IGNORECASE,
 )
 
 
 def message_of(body: bytes) -> str:
-    """The error's text, out of every wrapping that the engines use; JSON in a string too (Ollama 0.33's runner)."""
+    """Extract the error text from any of the engines' wrappings.
+
+    Ollama 0.33's runner also nests JSON in a string.
+    """
     text = body.decode("utf-8", "replace")
     for _ in range(4):
         try:
@@ -65,7 +72,7 @@ def message_of(body: bytes) -> str:
 
 
 def client_error(status: int, body: bytes) -> GatewayError:
-    """The error that the client gets for a backend's answer with `status`, which is not 200."""
+    """Return the client's error for a backend's answer with `status`, which is not 200."""
     message = message_of(body)
     if status in (400, 413, 422, 500):
         fault = _client_fault(message)
@@ -74,7 +81,7 @@ def client_error(status: int, body: bytes) -> GatewayError:
     if status == 413:
         return RequestTooLarge("The request is too large for the model backend.")
     if status in (400, 422):
-        return InvalidRequest("The model backend refused the request as invalid.")
+        return InvalidRequest("The model backend rejected the request as invalid.")
     if status == 404:
         return ModelNotFound("The model behind this name is not present on its backend.", param="model")
     if status in (429, 503):
@@ -85,21 +92,27 @@ def client_error(status: int, body: bytes) -> GatewayError:
 
 
 def _client_fault(message: str) -> GatewayError | None:
-    """A fault of the request itself, which either engine may report under 400 or 500."""
+    """Return the error for a fault of the request itself. Engines report these as 400 or 500."""
     if _CONTEXT.search(message):
         limit = _CONTEXT_LIMIT.search(message)
         return ContextLengthExceeded(int(limit[1]) if limit else None)
     if _BAD_IMAGE.search(message):
-        return InvalidImage("An image of the request cannot be read.", param="messages")
-    most = _MANY_IMAGES.search(message)
-    if most and int(most[1]):
-        return InvalidRequest(f"This model takes {most[1]} images at most in one request.", param="messages")
-    if most or _NO_IMAGES.search(message):
+        return InvalidImage(
+            "An image in the request cannot be read. Send it as an intact PNG, JPEG, WebP or GIF.", param="messages"
+        )
+    image_limit = _MANY_IMAGES.search(message)
+    if image_limit and int(image_limit[1]):
+        return InvalidRequest(f"This model accepts at most {image_limit[1]} images in one request.", param="messages")
+    if image_limit or _NO_IMAGES.search(message):
         return UnsupportedParameter("This model does not take images.", param="messages")
     if _NO_THINKING.search(message):
-        return UnsupportedParameter("This model cannot think.", param="reasoning_effort")
+        return UnsupportedParameter(
+            "This model does not support thinking. Leave 'reasoning_effort' out.", param="reasoning_effort"
+        )
     if _NO_TOOLS.search(message):
-        return UnsupportedParameter("This model does not take tools.", param="tools")
+        return UnsupportedParameter("This model does not support tools. Leave 'tools' out.", param="tools")
     if _BAD_GRAMMAR.search(message):
-        return InvalidRequest("The model backend cannot follow this JSON Schema.", param="response_format")
+        return InvalidRequest(
+            "The model backend does not support this JSON Schema. Simplify it.", param="response_format"
+        )
     return None

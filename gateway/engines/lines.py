@@ -1,34 +1,35 @@
-"""Bytes to lines: the framing that server-sent events and NDJSON share. Pure: no I/O, no clock.
+"""Line splitting for server-sent events and NDJSON. Pure: no I/O, no clock.
 
-Every server behind this gateway writes one JSON document a line, so an event needs no blank line to end it, and a line that is no
-`data:` field is none of ours (comments, `event:`, `id:`). Lines end at CR and LF only: JSON strings may hold U+2028, U+2029 and U+0085.
+Every supported server writes one JSON document per line. An event therefore needs no blank line to
+end it, and lines other than `data:` fields (comments, `event:`, `id:`) are ignored. Lines end at CR
+and LF only: JSON strings may contain U+2028, U+2029 and U+0085.
 """
 
 MAX_LINE = 1024 * 1024
-"""Bytes. A longer line is no token of a model."""
+"""Maximum line length in bytes. No token of a model is longer."""
 
 DONE = b"[DONE]"
 
 
 class LineTooLong(ValueError):
-    """A line grew past `MAX_LINE` without an end."""
+    """A line exceeded `MAX_LINE` bytes."""
 
 
 class LineBuffer:
-    """Cuts pieces of a body, cut anywhere, into whole lines without their ends. Blank lines are left out."""
+    """Splits the pieces of a body into complete lines without their line ends. Skips blank lines."""
 
     __slots__ = ("_rest", "held")
 
     def __init__(self) -> None:
         self._rest: list[bytes] = []
         self.held = 0
-        """Bytes of the line under way."""
+        """Number of bytes buffered for the incomplete line."""
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The lines that `piece` completes.
+        """Return the lines that `piece` completes.
 
         Raises:
-            LineTooLong: the line under way has more than `MAX_LINE` bytes.
+            LineTooLong: a line has more than `MAX_LINE` bytes.
         """
         if b"\r" in piece:
             piece = piece.replace(b"\r", b"\n")
@@ -41,7 +42,7 @@ class LineBuffer:
         return lines
 
     def _join(self, piece: bytes, end: int) -> bytes:
-        """What was left over and `piece` up to its last line end, keeping the tail for later."""
+        """Return the buffered bytes plus `piece` up to its last line end. Buffer the tail."""
         whole = b""
         if end >= 0:
             whole = b"".join((*self._rest, piece[:end]))
@@ -55,14 +56,17 @@ class LineBuffer:
         return whole
 
     def rest(self) -> list[bytes]:
-        """What stands after the last line end when the body is over: a last line without an end."""
+        """Return the last line of a body that does not end with a line end, if there is one."""
         whole = b"".join(self._rest)
         self._rest, self.held = [], 0
         return [whole] if whole else []
 
 
 def data_of(line: bytes) -> bytes | None:
-    """The value of a `data` field, None for any other line (WHATWG HTML, 9.2.6: one space after the colon is not part of it)."""
+    """Return the value of a `data` field, or None for any other line.
+
+    One space after the colon is not part of the value (WHATWG HTML, 9.2.6).
+    """
     if not line.startswith(b"data:"):
         return None
     return line[6:] if line.startswith(b" ", 5) else line[5:]

@@ -1,6 +1,7 @@
-"""Kind `ollama`: `/api/chat`, always as a stream of NDJSON (docs/adr/0003).
+"""Kind `ollama`: `/api/chat`, always as an NDJSON stream (docs/adr/0003).
 
-Ollama's own `/v1` swallows errors in mid-stream, makes two turns of a text with an image and ignores `max_completion_tokens`.
+Ollama's own `/v1` swallows errors in mid-stream, splits a text with an image into two messages, and
+ignores `max_completion_tokens`.
 """
 
 from collections.abc import Iterable
@@ -18,7 +19,10 @@ from gateway.engines.ollama_request import OllamaRequest
 from gateway.errors import GatewayError, UnsupportedParameter, UpstreamError
 
 REPETITION = 30
-"""Ollama 0.24 and 0.33 end a stream, without a last line, after more than this many equal pieces (llm/llama_server.go)."""
+"""Limit of equal pieces in a row.
+
+After more than this, Ollama 0.24 and 0.33 end the stream without a last line (llm/llama_server.go).
+"""
 
 
 class _Function(Struct, gc=False):
@@ -30,14 +34,14 @@ class _Call(Struct, gc=False):
     function: _Function
 
 
-class _Said(Struct, gc=False):
+class _Message(Struct, gc=False):
     content: str = ""
     thinking: str = ""
     tool_calls: list[_Call] | None = None
 
 
 class _Line(Struct, gc=False):
-    message: _Said | None = None
+    message: _Message | None = None
     done: bool = False
     done_reason: str | None = None
     prompt_eval_count: int = 0
@@ -50,62 +54,65 @@ class _Model(Struct):
     name: str
     digest: str = ""
     context_length: int | None = None
-    """In the list of what is loaded, `/api/ps`: what it was loaded with."""
+    """Context length that the model was loaded with. Only present in `/api/ps`."""
 
 
 class _Models(Struct):
     models: list[_Model] | None
 
 
-class _Shown(Struct):
+class _ModelDetails(Struct):
     capabilities: list[str] | None = None
     model_info: dict[str, Any] = {}
 
     @property
     def trained_length(self) -> int | None:
-        """The longest context that the model could have, under a key with the name of its architecture."""
+        """Maximum context length of the model. Its key contains the name of the architecture."""
         found = next((value for name, value in self.model_info.items() if name.endswith(".context_length")), None)
         return found if isinstance(found, int) else None
 
 
 _lines = msgspec.json.Decoder(_Line)
 _model_lists = msgspec.json.Decoder(_Models)
-_shown = msgspec.json.Decoder(_Shown)
+_model_details = msgspec.json.Decoder(_ModelDetails)
 
 
 class OllamaReader(LineReader):
-    """Reads the lines of `/api/chat`. The end is `done: true`; only a repetition stop may do without."""
+    """Reader of `/api/chat` lines. The end is `done: true`; only a repetition stop lacks it."""
 
-    __slots__ = ("_calls", "_last", "_pieces", "_run")
+    __slots__ = ("_calls", "_last", "_pieces", "_repeats")
 
     def __init__(self) -> None:
         super().__init__()
         self._last = ""
-        self._run = 0
+        self._repeats = 0
         self._pieces = 0
         self._calls = 0
 
     def _read(self, line: bytes, deltas: list[Delta]) -> None:
-        read = decode(_lines, line)
-        if read is None:
+        parsed = decode(_lines, line)
+        if parsed is None:
             self.malformed += 1
             return
-        if read.error:
+        if parsed.error:
             fault = client_error(500, line)
             raise broken_off("stream_error") if isinstance(fault, UpstreamError) else fault
-        said = read.message
-        if said is not None and (said.content or said.thinking or said.tool_calls or read.logprobs):
-            self._count(said.content or said.thinking)
-            calls = None if said.tool_calls is None else self._whole_calls(said.tool_calls)
-            deltas.append(Delta(said.content, said.thinking, None, None, calls, read.logprobs))
-        if read.done:
+        message = parsed.message
+        if message is not None and (message.content or message.thinking or message.tool_calls or parsed.logprobs):
+            self._count(message.content or message.thinking)
+            calls = None if message.tool_calls is None else self._whole_calls(message.tool_calls)
+            deltas.append(Delta(message.content, message.thinking, None, None, calls, parsed.logprobs))
+        if parsed.done:
             self.done = True
-            finish: FinishReason = "length" if read.done_reason == "length" else "stop"
+            finish: FinishReason = "length" if parsed.done_reason == "length" else "stop"
             deltas.append(Delta(finish=finish))
-            deltas.append(Delta(usage=Usage(read.prompt_eval_count, read.eval_count)))
+            deltas.append(Delta(usage=Usage(parsed.prompt_eval_count, parsed.eval_count)))
 
     def _whole_calls(self, calls: list[_Call]) -> list[CallDelta]:
-        """Ollama gives a call whole, its arguments as an object; the indices of its parsers may begin anew with each line."""
+        """Convert Ollama's calls, each complete, with its arguments as an object.
+
+        Some of Ollama's parsers restart the indices with every line, so they are numbered here.
+        """
         first = self._calls
         self._calls += len(calls)
         return [
@@ -117,12 +124,12 @@ class OllamaReader(LineReader):
         self._pieces += 1
         text = text.strip()
         if text == self._last:
-            self._run += 1
+            self._repeats += 1
         else:
-            self._last, self._run = text, 1
+            self._last, self._repeats = text, 1
 
     def _end(self, deltas: list[Delta]) -> None:
-        if self._run < REPETITION:
+        if self._repeats < REPETITION:
             raise broken_off("truncated")
         self.done = True
         deltas.append(Delta(finish="stop"))
@@ -130,7 +137,10 @@ class OllamaReader(LineReader):
 
 
 class Ollama:
-    """`keep_alive`, `num_ctx` and `truncate` are the operator's; a `num_ctx` that differs from the loaded one makes Ollama reload."""
+    """Engine `ollama`. The operator sets `keep_alive`, `num_ctx` and `truncate`.
+
+    A `num_ctx` other than the loaded one makes Ollama reload the model.
+    """
 
     chat_path = "/api/chat"
     models_path = "/api/tags"
@@ -148,13 +158,9 @@ class Ollama:
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
         return OllamaRequest(chat, model, facts, self._num_ctx, self._keep_alive, self._truncate).render()
 
-    def relaxed(self, chat: Chat, refusal: GatewayError) -> Chat | None:
-        """A wish to think is dropped for a model that cannot, as other engines drop it."""
-        if (
-            isinstance(refusal, UnsupportedParameter)
-            and refusal.param == "reasoning_effort"
-            and chat.effort is not None
-        ):
+    def relaxed(self, chat: Chat, error: GatewayError) -> Chat | None:
+        """Drop the thinking parameters for a model that does not support them, as other engines do."""
+        if isinstance(error, UnsupportedParameter) and error.param == "reasoning_effort" and chat.effort is not None:
             return msgspec.structs.replace(
                 chat, reasoning_effort=None, reasoning=None, think=None, chat_template_kwargs=None
             )
@@ -173,8 +179,10 @@ class Ollama:
         return canonical(name)
 
     def models(self, body: bytes) -> Models | None:
-        """Under the full name, and without `:latest`, as both are taken. The capabilities that 0.33 lists here leave out `vision` and
-        `thinking`."""
+        """Return the models under their full names and also without `:latest`; Ollama accepts both.
+
+        The capabilities in this list (0.33) are ignored: they lack `vision` and `thinking`.
+        """
         parsed = decode(_model_lists, body)
         if parsed is None:
             return None
@@ -184,10 +192,14 @@ class Ollama:
         return found
 
     async def probe_models(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> LoadedUntil | None:
-        """What a model can do and the longest context it could have (`/api/show`, once), and the context that it is loaded with (`/api/ps`;
-        kept when it is unloaded)."""
-        shown = await ask("GET", OllamaLoading.path, None) or b""
-        running = decode(_model_lists, shown)
+        """Probe capabilities and context length of the wanted models.
+
+        `/api/show`, asked once per digest, has the capabilities and the maximum context. `/api/ps`
+        has the context that the model is loaded with, which is remembered after the model is
+        unloaded.
+        """
+        running_body = await ask("GET", OllamaLoading.path, None) or b""
+        running = decode(_model_lists, running_body)
         lengths = {canonical(model.name): model.context_length for model in (running and running.models) or ()}
         known_before = {canonical(name): facts for name, facts in before.items()}
         for name in wanted:
@@ -199,12 +211,12 @@ class Ollama:
             capabilities = known.capabilities if known.digest == facts.digest else None
             length = known.context_length
             if capabilities is None:
-                told = (
-                    decode(_shown, await ask("POST", "/api/show", msgspec.json.encode({"model": name})) or b"")
-                    or _Shown()
+                details = (
+                    decode(_model_details, await ask("POST", "/api/show", msgspec.json.encode({"model": name})) or b"")
+                    or _ModelDetails()
                 )
-                capabilities = None if told.capabilities is None else frozenset(told.capabilities)
-                length = told.trained_length
+                capabilities = None if details.capabilities is None else frozenset(details.capabilities)
+                length = details.trained_length
             length = lengths.get(wanted_name) or self._num_ctx or length
             models.update(dict.fromkeys(listed, ModelFacts(length, capabilities, facts.digest)))
-        return loaded(shown)
+        return loaded(running_body)

@@ -1,4 +1,4 @@
-"""How an Ollama is told to load a model, and how it tells what it has loaded (0.24 and 0.33)."""
+"""Loading models on Ollama, and listing the loaded ones (0.24 and 0.33)."""
 
 from datetime import datetime
 from typing import Any
@@ -8,8 +8,12 @@ from msgspec import Struct
 
 from gateway.engines.engine import decode
 
-LEAST_KEEP_ALIVE = 30
-"""Seconds. To be kept for no time is an order to unload, in a request that asks for nothing; the requests themselves bring the operator's own."""
+MIN_KEEP_ALIVE = 30
+"""Minimum `keep_alive` in seconds for a load.
+
+With a `keep_alive` of zero, a request without content tells Ollama to unload the model. The
+requests that follow carry the operator's own value.
+"""
 
 
 class _Loaded(Struct):
@@ -25,13 +29,20 @@ _decoder = msgspec.json.Decoder(_LoadedModels)
 
 
 def canonical(name: str) -> str:
-    """Ollama takes any case, and leaves out its own registry, the namespace `library` and the tag `latest` (types/model/name.go)."""
+    """Return the canonical form of an Ollama model name.
+
+    Ollama ignores case, and its own registry, the namespace `library` and the tag `latest` are
+    optional (types/model/name.go).
+    """
     return name.lower().removeprefix("registry.ollama.ai/").removeprefix("library/").removesuffix(":latest")
 
 
 def loaded(body: bytes) -> dict[str, float] | None:
-    """What the answer to `/api/ps` shows: canonical names, and when each is due to go, in Unix time, 0: not told. None: it is no such answer. A model
-    that is being loaded is not there yet (on 0.24 a moment before its end)."""
+    """Parse the answer to `/api/ps`: canonical names to the Unix time at which each model expires.
+
+    0 if Ollama does not report the time. Returns None if `body` is not such an answer. A model that
+    is still loading is not listed (on 0.24 it appears a moment before loading finishes).
+    """
     parsed = decode(_decoder, body)
     return (
         None
@@ -48,22 +59,29 @@ def _unix_time(text: str) -> float:
 
 
 class OllamaLoading:
-    """A request without messages loads the model and says nothing. With the operator's `keep_alive` and `num_ctx`, as all requests have them, or the
-    next one would load it again."""
+    """Request that loads a model: one without messages loads it and generates nothing.
+
+    It carries the operator's `keep_alive` and `num_ctx` like every other request. Otherwise the
+    next request would reload the model.
+    """
 
     path = "/api/ps"
 
     def __init__(self, keep_alive: str | float | None = None, num_ctx: int | None = None) -> None:
-        self._more: dict[str, Any] = {} if num_ctx is None else {"options": {"num_ctx": num_ctx}}
+        self._options: dict[str, Any] = {} if num_ctx is None else {"options": {"num_ctx": num_ctx}}
         if keep_alive is not None:
-            self._more["keep_alive"] = LEAST_KEEP_ALIVE if _is_nothing(keep_alive) else keep_alive
+            self._options["keep_alive"] = MIN_KEEP_ALIVE if _is_zero(keep_alive) else keep_alive
 
     def body(self, model: str, is_apart: bool) -> bytes:
-        """For `/api/embed` if the model makes embeddings, which is all that such a model may be asked for; else for `/api/chat`."""
+        """Return the request body.
+
+        It is for `/api/embed` if the model makes embeddings (`is_apart`), because such a model
+        supports nothing else. Otherwise it is for `/api/chat`.
+        """
         asked = {"input": []} if is_apart else {"messages": [], "stream": False}
-        return msgspec.json.encode({"model": model, **asked, **self._more})
+        return msgspec.json.encode({"model": model, **asked, **self._options})
 
 
-def _is_nothing(keep_alive: str | float) -> bool:
-    """`0`, `0s`, `0h0m`."""
+def _is_zero(keep_alive: str | float) -> bool:
+    """Return whether the duration is zero, for example `0`, `0s` or `0h0m`."""
     return not any(digit in "123456789" for digit in str(keep_alive))

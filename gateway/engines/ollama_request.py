@@ -1,4 +1,4 @@
-"""A chat as Ollama's `/api/chat` takes it (api/types.go ChatRequest, 0.24 to 0.33). Pure."""
+"""Rendering of a chat for Ollama's `/api/chat` (api/types.go ChatRequest, 0.24 to 0.33). Pure."""
 
 import re
 from typing import Any
@@ -11,23 +11,26 @@ from gateway.engines.engine import ModelFacts
 from gateway.engines.grammar.portable import portable, portable_calls
 
 BYTES_PER_TOKEN = 4
-"""Of the prompt, for the guess at how much room it leaves."""
+"""Estimated bytes of prompt per token. Used to estimate how much of the context is left."""
 IMAGE_TOKENS = 1024
-"""Of one image, at least, on 0.33 (llama.cpp's `--image-min-tokens`)."""
-LEAST_ROOM = 0.25
-"""Share of the context that a long prompt is taken to leave: the guess may be wrong."""
+"""Minimum tokens per image on 0.33 (llama.cpp's `--image-min-tokens`)."""
+MIN_ROOM = 0.25
+"""Share of the context assumed to be left by a long prompt, since the estimate may be wrong."""
 
 GRAMMAR_ROOM = 32 * 1024
-"""Bytes of a grammar that fit in any case."""
+"""Bytes of a grammar that always fit."""
 GROWTH, DIGIT_GROWTH = 12, 250
-"""Bytes of a grammar for a byte of its schema and for a digit of a bound, at most (measured: 10 and 200)."""
+"""Maximum grammar bytes per byte of schema and per digit of a bound (measured: 10 and 200)."""
 
 _integer_bounds = re.compile(rb'"(?:minimum|maximum)":-?([0-9]+)').findall
 _NO_PARAMETERS: Schema = {"type": "object", "properties": {}}
 
 
 class OllamaRequest:
-    """`num_ctx`, `keep_alive` and `truncate` are the operator's; a `num_ctx` that differs from the loaded one makes Ollama reload."""
+    """Renders one request. The operator sets `num_ctx`, `keep_alive` and `truncate`.
+
+    A `num_ctx` other than the loaded one makes Ollama reload the model.
+    """
 
     def __init__(
         self,
@@ -82,23 +85,29 @@ class OllamaRequest:
         return {name: value for name, value in options.items() if value is not None}
 
     def _token_limit(self) -> int | None:
-        """At a full context Ollama forgets the beginning and runs on, up to ten contexts; other engines end there."""
+        """Limit the answer to the rest of the context, where other engines stop.
+
+        When the context is full, Ollama drops its beginning and continues, up to ten contexts.
+        """
         limit, context = self._chat.token_limit, self._facts.context_length
         if context is None:
             return limit
         messages = self._chat.messages
         prompt = sum(len(message.text) // BYTES_PER_TOKEN + IMAGE_TOKENS * len(message.images) for message in messages)
-        room = max(context - prompt, int(context * LEAST_ROOM))
+        room = max(context - prompt, int(context * MIN_ROOM))
         return room if limit is None else min(limit, room)
 
     def _format(self) -> Any:
-        """The grammar of the answer. It is also how a choice of tool is forced, which Ollama has no word for."""
+        """Return the grammar of the answer.
+
+        It also forces a tool call, because Ollama has no parameter for that.
+        """
         forced, wanted = self._chat.forced, self._chat.response_format
         if forced:
             functions = [(function.name, _parameters(function)) for function in forced]
-            return _with_room(portable(functions[0][1]) if len(functions) == 1 else portable_calls(functions))
+            return _padded(portable(functions[0][1]) if len(functions) == 1 else portable_calls(functions))
         if isinstance(wanted, SchemaFormat):
-            return _with_room(portable(wanted.json_schema.schema))
+            return _padded(portable(wanted.json_schema.schema))
         return "json" if isinstance(wanted, JsonFormat) else None
 
     def _think(self) -> bool | str | None:
@@ -108,9 +117,12 @@ class OllamaRequest:
         return False if effort == "none" else effort
 
 
-def _with_room(schema: Schema) -> Schema:
-    """0.24 cuts off a grammar that is longer than 32 KiB and than four times its schema (llama/llama.go SchemaToGrammar): so the schema is made
-    longer."""
+def _padded(schema: Schema) -> Schema:
+    """Pad the schema so that its grammar is not truncated.
+
+    0.24 truncates a grammar that exceeds both 32 KiB and four times the length of its schema
+    (llama/llama.go SchemaToGrammar).
+    """
     text = msgspec.json.encode(schema)
     needed = GROWTH * len(text) + DIGIT_GROWTH * sum(map(len, _integer_bounds(text)))
     return schema if needed < GRAMMAR_ROOM else schema | {"$comment": " " * max(0, needed // 4 - len(text))}
@@ -122,7 +134,7 @@ def _parameters(function: Function) -> Schema:
 
 def _tool(tool: Tool) -> dict[str, Any]:
     function = tool.function
-    parameters = _told(_parameters(function))
+    parameters = _ollama_schema(_parameters(function))
     parameters.setdefault("properties", {})
     return {
         "type": "function",
@@ -130,41 +142,54 @@ def _tool(tool: Tool) -> dict[str, Any]:
     }
 
 
-def _told(schema: Schema) -> Schema:
-    """A tool's schema as Ollama's own structs take it (api/types.go ToolFunctionParameters, ToolProperty): `true` and `false` are none to them."""
-    told = dict(schema)
+def _ollama_schema(schema: Schema) -> Schema:
+    """Return a tool's schema in the form of Ollama's own structs.
+
+    They do not accept `true` and `false` as schemas (api/types.go ToolFunctionParameters,
+    ToolProperty).
+    """
+    converted = dict(schema)
     if isinstance(schema.get("properties"), dict):
-        told["properties"] = {
-            name: _told_within(part) for name, part in schema["properties"].items() if part is not False
+        converted["properties"] = {
+            name: _ollama_subschema(subschema)
+            for name, subschema in schema["properties"].items()
+            if subschema is not False
         }
     if isinstance(schema.get("anyOf"), list):
-        told["anyOf"] = [_told_within(part) for part in schema["anyOf"] if part is not False]
-    return told
+        converted["anyOf"] = [_ollama_subschema(subschema) for subschema in schema["anyOf"] if subschema is not False]
+    return converted
 
 
-def _told_within(part: object) -> Schema:
-    return _told(part) if isinstance(part, dict) else {}
+def _ollama_subschema(subschema: object) -> Schema:
+    return _ollama_schema(subschema) if isinstance(subschema, dict) else {}
 
 
-def _said(message: Message, sees: bool) -> str:
-    """To a model with eyes Ollama puts an image where the text says `[img-0]`, and refuses the text when there is none."""
-    return message.text.replace("[img", "[\u2060img") if sees else message.text
+def _escaped_text(message: Message, has_vision: bool) -> str:
+    """Return the text of the message, with image placeholders escaped for vision models.
+
+    For these models, Ollama replaces `[img-0]` in the text with an image, and
+    rejects the text if that image does not exist.
+    """
+    return message.text.replace("[img", "[\u2060img") if has_vision else message.text
 
 
-def _messages(messages: list[Message], sees: bool) -> list[dict[str, Any]]:
-    """Text and images of one turn in one message; images as bare base64. Qwen3-VL's renderer drops the role `developer`. A tool's answer
-    goes by the name of the function, which OpenAI's form tells only in the call."""
+def _messages(messages: list[Message], has_vision: bool) -> list[dict[str, Any]]:
+    """Render the messages: text and images of a message together, images as bare base64.
+
+    The role `developer` becomes `system` because Qwen3-VL's renderer drops it. A tool result needs
+    the name of its function, which in OpenAI's format only the call contains.
+    """
     names: dict[str, str] = {}
     rendered = []
     for message in messages:
         fields: dict[str, Any] = {
             "role": "system" if message.role == "developer" else message.role,
-            "content": _said(message, sees),
+            "content": _escaped_text(message, has_vision),
         }
         if message.images:
             fields["images"] = [url.partition(",")[2] for url in message.images]
-        if message.role == "assistant" and message.thought:
-            fields["thinking"] = message.thought
+        if message.role == "assistant" and message.reasoning_text:
+            fields["thinking"] = message.reasoning_text
         if message.role == "assistant" and message.tool_calls:
             names.update({call.id: call.function.name for call in message.tool_calls})
             fields["tool_calls"] = [

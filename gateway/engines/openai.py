@@ -1,4 +1,4 @@
-"""Servers that speak OpenAI's chat completions themselves: kind `openai`, and the base of `vllm`."""
+"""Kind `openai`: servers with OpenAI's chat completions API. Also the base of `vllm`."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -30,7 +30,7 @@ from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest
 
 
 class _Meta(Struct):
-    """Of llama.cpp's server."""
+    """Metadata that llama.cpp's server adds."""
 
     n_ctx: int | None = None
 
@@ -52,7 +52,7 @@ class _Models(Struct):
 _model_lists = msgspec.json.Decoder(_Models)
 
 
-class _Turn(Struct, omit_defaults=True, gc=False):
+class _RequestMessage(Struct, omit_defaults=True, gc=False):
     role: str
     content: str | list[TextPart | ImagePart]
     tool_calls: list[ToolCall] = []
@@ -65,7 +65,7 @@ class _Tool(Struct, gc=False):
     type: str = "function"
 
 
-class _Chosen(Struct, gc=False):
+class _NamedTool(Struct, gc=False):
     function: dict[str, str]
     type: str = "function"
 
@@ -76,10 +76,10 @@ class _Format(Struct, omit_defaults=True, gc=False):
 
 
 class OpenAiRequest(Struct, omit_defaults=True, kw_only=True):
-    """What is sent; what has its default is left out."""
+    """Request body. Fields with their default value are omitted."""
 
     model: str
-    messages: list[_Turn]
+    messages: list[_RequestMessage]
     max_tokens: int | None = None
     stop: list[str] = []
     temperature: float | None = None
@@ -93,7 +93,7 @@ class OpenAiRequest(Struct, omit_defaults=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[_Tool] = []
-    tool_choice: str | _Chosen | None = None
+    tool_choice: str | _NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: _Format | None = None
     reasoning_effort: str | None = None
@@ -106,7 +106,7 @@ _WITH_USAGE = StreamOptions(include_usage=True)
 
 
 class OpenAi:
-    """Kind `openai`: only fields that are OpenAI's own are sent."""
+    """Engine `openai`. Sends only fields that OpenAI itself defines."""
 
     chat_path = "/v1/chat/completions"
     models_path = "/v1/models"
@@ -123,7 +123,7 @@ class OpenAi:
     def request(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> OpenAiRequest:
         limit = chat.token_limit
         if limit is not None and facts.context_length is not None and limit >= facts.context_length:
-            limit = None  # the rest of the context: what the server takes by itself
+            limit = None  # the server's default: the rest of the context
         request = OpenAiRequest(
             model=model,
             messages=[_message(message) for message in chat.messages],
@@ -138,7 +138,7 @@ class OpenAi:
             stream_options=_WITH_USAGE if stream else None,
         )
         if chat.logprobs:
-            request.logprobs, request.top_logprobs = True, chat.top_logprobs or 1  # llama.cpp gives none for 0
+            request.logprobs, request.top_logprobs = True, chat.top_logprobs or 1  # llama.cpp returns none for 0
         if chat.tools:
             self._offer_tools(chat, request)
         if chat.response_format is not None:
@@ -150,23 +150,31 @@ class OpenAi:
     def _offer_tools(self, chat: Chat, request: OpenAiRequest) -> None:
         request.tools = [_Tool(_with_parameters(tool, harmless).function) for tool in chat.offered]
         if isinstance(chat.tool_choice, Choice):
-            request.tool_choice = _Chosen({"name": chat.tool_choice.function.name})
+            request.tool_choice = _NamedTool({"name": chat.tool_choice.function.name})
         elif request.tools:
             request.tool_choice = chat.tool_choice
         request.parallel_tool_calls = chat.parallel_tool_calls if request.tools else None
 
     def _set_effort(self, chat: Chat, request: OpenAiRequest) -> None:
-        """True, as the model likes, is what a server does by itself."""
+        """Send the effort if it is a word.
+
+        True means the model's default, which servers use anyway.
+        """
         request.reasoning_effort = chat.effort if isinstance(chat.effort, str) else None
 
-    def relaxed(self, chat: Chat, refusal: GatewayError) -> Chat | None:
-        """A limit that does not fit beside the prompt is no fault of the prompt's: without one the rest of the context is the limit. vLLM 0.33
-        does so itself, earlier ones refuse. A schema that the server cannot follow is asked for in the form that others get."""
-        if isinstance(refusal, ContextLengthExceeded) and chat.token_limit is not None:
+    def relaxed(self, chat: Chat, error: GatewayError) -> Chat | None:
+        """Return a request without the token limit or with simpler schemas.
+
+        A token limit that does not fit next to the prompt is not the prompt's fault: without it,
+        the rest of the context is the limit. vLLM 0.33 does this itself, earlier versions refuse
+        the request. If the server does not support a schema, use the portable form that other
+        engines get.
+        """
+        if isinstance(error, ContextLengthExceeded) and chat.token_limit is not None:
             return msgspec.structs.replace(chat, max_tokens=None, max_completion_tokens=None)
         return (
             _with_schemas(chat, portable)
-            if type(refusal) is InvalidRequest and refusal.param == "response_format"
+            if type(error) is InvalidRequest and error.param == "response_format"
             else None
         )
 
@@ -187,30 +195,30 @@ class OpenAi:
         return None if parsed is None else {model.id: ModelFacts(model.context_length) for model in parsed.data or ()}
 
     async def probe_models(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> LoadedUntil | None:
-        """The list tells all."""
+        """Do nothing: the model list contains everything."""
         return None
 
 
-def _with_schemas(chat: Chat, form: Callable[[Schema], Schema]) -> Chat | None:
-    """`chat` with each of its schemas in another form; None where none differs."""
+def _with_schemas(chat: Chat, convert: Callable[[Schema], Schema]) -> Chat | None:
+    """Return `chat` with `convert` applied to each of its schemas. None if no schema changes."""
     changed: dict[str, Any] = {}
     wanted = chat.response_format
     if isinstance(wanted, SchemaFormat):
-        schema = form(wanted.json_schema.schema)
+        schema = convert(wanted.json_schema.schema)
         if schema != wanted.json_schema.schema:
             changed["response_format"] = SchemaFormat(msgspec.structs.replace(wanted.json_schema, schema=schema))
-    tools = [_with_parameters(tool, form) for tool in chat.tools or ()]
+    tools = [_with_parameters(tool, convert) for tool in chat.tools or ()]
     if tools != (chat.tools or []):
         changed["tools"] = tools
     return msgspec.structs.replace(chat, **changed) if changed else None
 
 
-def _with_parameters(tool: Tool, form: Callable[[Schema], Schema]) -> Tool:
+def _with_parameters(tool: Tool, convert: Callable[[Schema], Schema]) -> Tool:
     parameters = tool.function.parameters
     if not parameters:
         return tool
     return msgspec.structs.replace(
-        tool, function=msgspec.structs.replace(tool.function, parameters=form({"type": "object"} | parameters))
+        tool, function=msgspec.structs.replace(tool.function, parameters=convert({"type": "object"} | parameters))
     )
 
 
@@ -223,24 +231,28 @@ def _response_format(chat: Chat) -> _Format | None:
     return _Format("json_object") if isinstance(wanted, JsonFormat) else None
 
 
-def _message(message: Message) -> _Turn:
-    """`developer` becomes `system`: some chat templates drop a role that they do not know. Parts that are all text become one text."""
+def _message(message: Message) -> _RequestMessage:
+    """Render a message.
+
+    `developer` becomes `system`, because some chat templates drop unknown roles. Text parts without
+    images are joined into a single text.
+    """
     content = message.content
-    if type(content) is str and (message.role == "user" or message.role == "system"):  # most turns
-        return _Turn(message.role, content)
+    if type(content) is str and (message.role == "user" or message.role == "system"):  # most messages
+        return _RequestMessage(message.role, content)
     role = "system" if message.role == "developer" else message.role
-    turn = _Turn(role, message.text)
+    rendered = _RequestMessage(role, message.text)
     if isinstance(content, list) and message.images:
-        turn.content = [part for part in content if isinstance(part, TextPart | ImagePart)]
+        rendered.content = [part for part in content if isinstance(part, TextPart | ImagePart)]
     if role == "assistant":
-        turn.tool_calls = [_whole(call) for call in message.tool_calls or ()]
-        turn.reasoning = message.thought
+        rendered.tool_calls = [_with_whole_arguments(call) for call in message.tool_calls or ()]
+        rendered.reasoning = message.reasoning_text
     elif role == "tool":
-        turn.tool_call_id = message.tool_call_id
-    return turn
+        rendered.tool_call_id = message.tool_call_id
+    return rendered
 
 
-def _whole(call: ToolCall) -> ToolCall:
-    """Templates read the arguments as JSON."""
+def _with_whole_arguments(call: ToolCall) -> ToolCall:
+    """Complete the arguments of a call: templates parse them as JSON."""
     function = call.function
     return ToolCall(call.id, msgspec.structs.replace(function, arguments=function.whole_arguments.decode()))

@@ -1,4 +1,4 @@
-"""What servers of OpenAI's API say, as deltas: `chat.completion.chunk` events and plain answers. Pure."""
+"""Reader of OpenAI-compatible answers: `chat.completion.chunk` events and plain answers. Pure."""
 
 import re
 from typing import Any
@@ -43,7 +43,7 @@ class _Usage(Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
-    def ours(self) -> Usage:
+    def to_usage(self) -> Usage:
         return Usage(self.prompt_tokens or 0, self.completion_tokens or 0)
 
 
@@ -69,20 +69,22 @@ _answers = msgspec.json.Decoder(_Answer)
 
 _CONTENT = b'"delta":{"content":"'
 _json_text = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+')
-_special = re.compile(
-    rb'["\\\x00-\x1f]'
-).search  # a sixth of what `_is_json_text` costs, and nearly every token has none
+# A sixth of the cost of `_is_json_text`, and enough for almost every token.
+_special = re.compile(rb'["\\\x00-\x1f]').search
 _is_json_text = _json_text.fullmatch
 
 _SHORT_TEXT = 32
-_MOST_KNOWN = 10_000
-"""Texts of tokens, 32 bytes at most, that are remembered as sound: about 1 MiB."""
+_MAX_KNOWN = 10_000
+"""Maximum number of remembered valid token texts of at most 32 bytes: about 1 MiB."""
 
 _FINISH: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter", "tool_calls": "tool_calls"}
 
 
 def _finish(reason: str) -> FinishReason:
-    """vLLM adds `abort` (its engine gave the request up) and `repetition` to OpenAI's reasons."""
+    """Map the finish reason.
+
+    vLLM adds `abort` (its engine gave up the request) and `repetition` to OpenAI's reasons.
+    """
     if reason == "abort":
         raise broken_off("aborted")
     return _FINISH.get(reason, "stop")
@@ -107,16 +109,23 @@ def _is_utf8(text: bytes) -> bool:
 
 
 class OpenAiReader(LineReader):
-    """Reads `chat.completion.chunk` events. The end is `[DONE]`, or the body's end after a finish reason.
+    """Reader of `chat.completion.chunk` events.
 
-    Within one stream the events of plain content are equal but for the text. So the first of them is decoded and its bytes before and after
-    the text kept; while pieces begin and end with these, and what lies between is nothing but JSON text, there is nothing to decode.
+    The answer ends at `[DONE]`, or at the end of the body after a finish reason.
+
+    Within a stream, plain content events are identical except for the text. The reader therefore
+    decodes the first one and keeps the bytes before and after its text. A later piece that starts
+    and ends with these bytes, and has only JSON text in between, needs no decoding.
     """
 
     __slots__ = ("_after", "_before", "_between", "_finished", "_known", "_skip", "_stop", "_usage")
 
     def __init__(self, known: set[bytes] | None = None) -> None:
-        """`known` are insides of JSON strings that were found sound, in any stream: a model says few tokens most of the time."""
+        """Initialise the reader.
+
+        `known` holds contents of JSON strings that were found valid in any stream. Models mostly
+        repeat a small number of tokens.
+        """
         super().__init__()
         self._finished = False
         self._usage: _Usage | None = None
@@ -128,30 +137,32 @@ class OpenAiReader(LineReader):
 
     def plain_tokens(self, piece: bytes) -> list[bytes] | None:
         skip, stop = self._skip, self._stop
-        if (
-            not skip or piece[:skip] != self._before or piece[stop:] != self._after or self._lines.held
-        ):  # slices: cheaper than startswith
+        # Slices are cheaper than startswith.
+        if not skip or piece[:skip] != self._before or piece[stop:] != self._after or self._lines.held:
             return None
-        inside = piece[skip:stop]
-        return [inside] if inside in self._known else self._checked(inside)
+        text = piece[skip:stop]
+        return [text] if text in self._known else self._validated(text)
 
-    def _checked(self, inside: bytes) -> list[bytes] | None:
-        """One text, or several with `_between` between them; None for what is no text."""
-        if _special(inside) is None or _is_json_text(inside):
-            texts = [inside]
+    def _validated(self, text: bytes) -> list[bytes] | None:
+        """Return one text, or several separated by `_between`.
+
+        None if they are not valid JSON text.
+        """
+        if _special(text) is None or _is_json_text(text):
+            texts = [text]
         else:
-            texts = inside.split(self._between)
-            inside = b"".join(texts)
-            if not _is_json_text(inside):
+            texts = text.split(self._between)
+            text = b"".join(texts)
+            if not _is_json_text(text):
                 return None
-        if not (inside.isascii() or _is_utf8(inside)):
+        if not (text.isascii() or _is_utf8(text)):
             return None
-        if len(inside) <= _SHORT_TEXT and len(texts) == 1 and len(self._known) < _MOST_KNOWN:
-            self._known.add(inside)
+        if len(text) <= _SHORT_TEXT and len(texts) == 1 and len(self._known) < _MAX_KNOWN:
+            self._known.add(text)
         return texts
 
-    def _learn(self, line: bytes) -> None:
-        """`line` was decoded to content alone."""
+    def _learn_frame(self, line: bytes) -> None:
+        """Remember the bytes around the text of `line`, which was decoded to content alone."""
         start = line.find(_CONTENT) + len(_CONTENT)
         text = _json_text.match(line, start)
         if text is not None and line.count(_CONTENT) == 1 and line.startswith(b'"', text.end()):
@@ -173,7 +184,7 @@ class OpenAiReader(LineReader):
             return
         if chunk.error:
             raise broken_off("stream_error")
-        if chunk.usage is not None:  # given last, once: a server may put it on every chunk
+        if chunk.usage is not None:  # reported last and once, since a server may send it on every chunk
             self._usage = chunk.usage
         for choice in chunk.choices:
             delta = choice.delta
@@ -182,29 +193,28 @@ class OpenAiReader(LineReader):
             content, reasoning = delta.content or "", delta.reasoning or delta.reasoning_content or ""
             calls = None if delta.tool_calls is None else _calls(delta.tool_calls)
             logprobs = None if choice.logprobs is None else choice.logprobs.content
-            if (
-                content or reasoning or finish or calls or logprobs
-            ):  # a role chunk is no piece: it may come long before the first token
+            # A role chunk does not count: it may precede the first token by a long time.
+            if content or reasoning or finish or calls or logprobs:
                 deltas.append(Delta(content, reasoning, finish, None, calls, logprobs))
             if (
                 content
                 and not (self._before or reasoning or finish or calls or logprobs or chunk.usage)
                 and len(chunk.choices) == 1
             ):
-                self._learn(line)
+                self._learn_frame(line)
 
     def _end(self, deltas: list[Delta]) -> None:
         if not self._finished:
             raise broken_off("truncated")
         if self._usage is not None:
-            deltas.append(Delta(usage=self._usage.ours()))
+            deltas.append(Delta(usage=self._usage.to_usage()))
 
 
 def parse_answer(body: bytes) -> Delta:
-    """A plain answer.
+    """Parse a plain answer.
 
     Raises:
-        UpstreamError: it is none.
+        UpstreamError: the body is not an answer.
     """
     parsed = decode(_answers, body)
     if parsed is None or not parsed.choices or parsed.choices[0].finish_reason is None:
@@ -216,7 +226,7 @@ def parse_answer(body: bytes) -> Delta:
         message.content or "",
         message.reasoning or message.reasoning_content or "",
         _finish(choice.finish_reason),
-        None if parsed.usage is None else parsed.usage.ours(),
+        None if parsed.usage is None else parsed.usage.to_usage(),
         _calls(message.tool_calls) if message.tool_calls else None,
         None if choice.logprobs is None else choice.logprobs.content,
     )

@@ -1,4 +1,7 @@
-"""Kind `vllm`: OpenAI's API and vLLM's own fields (vllm/entrypoints/openai/chat_completion/protocol.py, 0.32)."""
+"""Kind `vllm`: OpenAI's API plus vLLM's own fields.
+
+See vllm/entrypoints/openai/chat_completion/protocol.py, 0.32.
+"""
 
 import msgspec
 
@@ -8,10 +11,16 @@ from gateway.engines.engine import ModelFacts
 from gateway.engines.openai import OpenAi, OpenAiRequest
 
 NO_PARAMETERS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
-"""Without a schema a forced call's arguments were `true`, or `0` (seen on 0.32)."""
+"""Schema of a function without parameters.
 
-LEAST_TOP_P = 1e-6
-"""vLLM refuses 0, which OpenAI and Ollama take: the likeliest token alone."""
+Without a schema, the arguments of a forced call were `true` or `0` (seen on 0.32).
+"""
+
+MIN_TOP_P = 1e-6
+"""Smallest `top_p` that vLLM accepts: the likeliest token alone.
+
+vLLM rejects 0, unlike OpenAI and Ollama.
+"""
 
 
 class Vllm(OpenAi):
@@ -21,11 +30,14 @@ class Vllm(OpenAi):
         request = super().request(chat, model, facts, stream)
         request.top_k, request.min_p, request.repetition_penalty = chat.top_k, chat.min_p, chat.repetition_penalty
         if chat.top_p == 0:
-            request.top_p = LEAST_TOP_P
+            request.top_p = MIN_TOP_P
         return request
 
     def _offer_tools(self, chat: Chat, request: OpenAiRequest) -> None:
-        """Without `strict` a forced call's arguments may be any JSON: a list, a number (seen on 0.32)."""
+        """Offer the tools, with `strict` for a forced call.
+
+        Without it, the arguments may be any JSON, such as a list or a number (seen on 0.32).
+        """
         super()._offer_tools(chat, request)
         if chat.forced:
             for tool in request.tools:
@@ -34,7 +46,11 @@ class Vllm(OpenAi):
                 )
 
     def _set_effort(self, chat: Chat, request: OpenAiRequest) -> None:
-        """Whether to think is an option of the model's template; before 0.16 vLLM knows no effort `none`."""
+        """Set whether and how much to think.
+
+        Thinking is an option of the model's template; before 0.16, vLLM does not know the effort
+        `none`.
+        """
         effort = chat.effort
         request.chat_template_kwargs = {"enable_thinking": effort != "none"}
         request.reasoning_effort = effort if isinstance(effort, str) and effort != "none" else None

@@ -1,6 +1,7 @@
-"""Carries out one request: admit, forward, answer, meter. Owns all that the request holds; `api.py` has decided where it goes.
+"""The relay of one request, whose route is decided: admits, forwards, answers and meters it.
 
-What differs between the endpoints, asking a server and reading what it says, is in `chat_relay.py` and `embedding_relay.py`.
+The base class owns everything that a request holds. What differs between the endpoints, sending the
+request to a server and reading the answer, is in `chat.py` and `embeddings.py`.
 """
 
 import logging
@@ -33,40 +34,39 @@ from gateway.relay.route import Route
 from gateway.telemetry.exchange import Exchange, Meter
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import WireError
-from gateway.upstream.failures import upstream_error
+from gateway.upstream.failures import NO_FIRST_PIECE, upstream_error
 from gateway.upstream.server import Server
 
 _log = logging.getLogger("gateway.relay")
 
-NO_FIRST_PIECE = "no first piece"
-
-
 YIELD_BYTES = 256 * 1024
-"""Bytes of a body from which on the steps of its treatment let others run in between."""
+"""Bodies larger than this (bytes) yield to the event loop between steps."""
 
 SMALLEST_CONTEXT = 256
-"""Tokens. No model worth serving has less; a request that fits any is not looked at further."""
+"""Tokens. No model worth serving has a smaller context: the length of a request that fits into it
+is not checked."""
 
 MOST_BYTES_PER_TOKEN = 16
-"""Of text, on the safe side: no text but runs of blanks has so many. What has more for each token of the context is refused at once: Ollama
-0.24 takes 17 s to find out."""
+"""Upper bound for text: only runs of blanks have as many bytes in a token. A text with more bytes
+than this for each token of the context is refused at once; Ollama 0.24 takes 17 s to find out."""
 
 KEEPALIVE_SHARE = 0.8
-"""A plain answer is kept alive from this share of its client's read timeout on."""
+"""Share of the client's read timeout after which a plain answer is kept alive."""
 
 JSON_LINES = b"content-type: application/json\r\n"
 
 
 class Relay(ABC):
-    """One exchange. `await relay()` answers the client, whatever happens; it raises only when it is cancelled from outside.
+    """One exchange. `await relay()` answers the client; it raises only if cancelled from outside.
 
-    A subclass says what is asked of a server and how its answer is read: `_exchange`. It answers plainly, with JSON, if not told otherwise.
+    A subclass implements `_exchange`: it sends the request to a server and reads the answer.
+    Answers are plain JSON unless the subclass overrides that.
     """
 
     endpoint: ClassVar[str]
-    """Its label in the metrics."""
+    """Label of the endpoint in the metrics."""
     text_field: ClassVar[str]
-    """The request's field with the text that has to fit the model's context."""
+    """Request field with the text that has to fit the model's context."""
 
     __slots__ = (
         "_backend",
@@ -130,8 +130,8 @@ class Relay(ABC):
         except Exception as crash:
             error = Crash()
             self._answer_error(error)
-            places = "".join(traceback.format_tb(crash.__traceback__))  # never its words: they may be the client's
-            _log.error("a relay failed by %s:\n%s", type(crash).__name__, places)
+            trace = "".join(traceback.format_tb(crash.__traceback__))  # without the message: it may quote the client
+            _log.error("a relay failed with %s:\n%s", type(crash).__name__, trace)
         finally:
             self._context.in_flight.discard(self)
             self._client.on_pause = self._client.on_resume = None
@@ -139,17 +139,17 @@ class Relay(ABC):
 
     @property
     def route(self) -> Route:
-        """What the roll-out chose."""
+        """The route that the roll-out chose."""
         return self._request.route
 
     @property
     def arrived(self) -> float:
-        """By the clock of all."""
+        """Time of arrival, on the clock that all relays share."""
         return self._meter.arrived
 
     @property
     def is_stranded(self) -> bool:
-        """It waits for servers that are all dead."""
+        """True if the request is queued for servers that are all down."""
         return (
             self._ticket.is_queued
             and self._backend.is_restrained
@@ -160,24 +160,28 @@ class Relay(ABC):
         return None
 
     def cut_off(self, error: GatewayError) -> None:
-        """End with `error`: the gateway is stopping."""
+        """End the relay with `error`: the gateway stops, or `rollback_cutoff` has passed."""
         self._cancel_scope.end(error)
 
     @property
     def generation(self) -> int:
-        """Of the settings under which it is where it is."""
+        """Generation of the settings that the request's destination belongs to."""
         return self._destination.generation
 
     def leave_queue(self, backend: Backend) -> None:
-        """`backend` takes nothing: who waits for it and may go elsewhere does so."""
-        way, model = self._destination.fallback, self._destination.route.model
-        if way is None or backend is not self._backend or not backend.accepts_none(model):
+        """Stop waiting for `backend` if it accepts no requests and a fallback is up."""
+        fallback, model = self._destination.fallback, self._destination.route.model
+        if fallback is None or backend is not self._backend or not backend.accepts_none(model):
             return
-        if not self._context.destination(way, self.endpoint).backend.is_down(way.model):
+        if not self._context.destination(fallback, self.endpoint).backend.is_down(fallback.model):
             self._ticket.refuse(backend.unavailable())
 
     def _reroute(self, failure: GatewayError) -> None:
-        """Aim where the request goes after `failure`; raises where it goes nowhere."""
+        """Retarget the request after `failure` and give it a new ticket.
+
+        Raises:
+            GatewayError: the request has nowhere else to go; this is what the client gets.
+        """
         if self._failover is None:
             if self._destination.fallback is None:
                 raise failure
@@ -187,7 +191,7 @@ class Relay(ABC):
         self._ticket = self._new_ticket(self._claim())
 
     def _follow_rollout(self, destination: Destination) -> Destination:
-        """Where a request gets in line that was to do so at `destination`."""
+        """Return the destination to queue at in place of `destination`; here always the same."""
         return destination
 
     def _retarget(self, destination: Destination) -> None:
@@ -196,7 +200,7 @@ class Relay(ABC):
         self._meter.observe_gap = destination.metrics.gaps.observe_gap
 
     def _claim(self) -> Claim:
-        """With what is left of the client's time."""
+        """Return the request's claim, with the time that the client's deadline still leaves."""
         claim = self._request.claim
         if claim.timeout is not None:
             claim = structs.replace(
@@ -208,11 +212,11 @@ class Relay(ABC):
         return Ticket(self._backend.admission, self._destination.queues[self._lane], claim)
 
     def _refuse_hopeless(self) -> None:
-        """What the backend would refuse for certain does not wait in its line."""
+        """Refuse at once what the backend would certainly refuse after the queue."""
         model, backend = self._destination.route.model, self._backend
         if backend.is_restrained and self._failover is None:
-            may_go = self._destination.fallback is not None
-            if backend.accepts_none(model) if may_go else backend.is_down(model):
+            has_fallback = self._destination.fallback is not None
+            if backend.accepts_none(model) if has_fallback else backend.is_down(model):
                 raise backend.unavailable()
         if self._request.size > MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT:
             limit = backend.context_length(model)
@@ -220,23 +224,30 @@ class Relay(ABC):
                 raise ContextLengthExceeded(limit, self.text_field)
 
     def _is_longer_than(self, limit: int | None) -> bool:
-        """For certain."""
+        """Return whether the text certainly has more than `limit` tokens."""
         return limit is not None and self._text_length() > MOST_BYTES_PER_TOKEN * limit
 
     @abstractmethod
     def _text_length(self) -> int:
-        """Of the longest text that has to fit the model's context."""
+        """Return the length, in characters, of the text that has to fit the model's context.
+
+        Of several texts, the longest counts.
+        """
 
     @abstractmethod
     async def _exchange(self, server: Server) -> None:
-        """Ask `server` and answer the client.
+        """Send the request to `server` and answer the client.
 
         Raises:
-            WireError, GatewayError: it could not; whatever was sent to the client was sent by this relay's own methods.
+            WireError, GatewayError: the exchange failed. What the client has received by then was
+                sent through this relay's own methods.
         """
 
     def _relax_request(self, refusal: InvalidRequest) -> bool:
-        """Change what will be asked so that the server need not refuse it again; False: there is no other way to ask."""
+        """Relax the request so that the server need not refuse it again.
+
+        Return False if there is no other way to ask.
+        """
         return False
 
     # Forward
@@ -277,7 +288,7 @@ class Relay(ABC):
         return self._failover.retry_elsewhere(ticket, server, error, self._meter, sent=sent, answered=answered)
 
     def _with_context_limit(self, refusal: InvalidRequest, server: Server) -> InvalidRequest:
-        """Ollama 0.24 does not say how long a prompt may be."""
+        """Add the context length to `refusal`: Ollama 0.24 does not state it."""
         if isinstance(refusal, ContextLengthExceeded) and refusal.limit is None:
             return ContextLengthExceeded(server.facts(self._destination.route.model).context_length, self.text_field)
         return refusal
@@ -298,7 +309,10 @@ class Relay(ABC):
             self._client.answer(200, self._header_lines(JSON_LINES), body)
 
     def _answer_error(self, error: GatewayError) -> None:
-        """A status before the first byte, one last event or the JSON after it; nothing to a client that left."""
+        """Send a status before the first byte, and one last event or the JSON after it.
+
+        A client that left gets nothing.
+        """
         if isinstance(error, ClientLeft):
             return
         if not self._started:
@@ -308,7 +322,7 @@ class Relay(ABC):
         self._client.end()
 
     def _trailing_error(self, error: GatewayError) -> bytes:
-        """`error` behind what was sent already."""
+        """Render `error` to follow what was already sent."""
         return error.envelope()
 
     def _start(self, content_lines: bytes) -> None:
@@ -330,7 +344,10 @@ class Relay(ABC):
     # Time
 
     def check_deadlines(self, now: float) -> None:
-        """End the exchange when a deadline has passed, keep a silent one alive. A new phase sets `check_at` to zero: its deadline may be nearer."""
+        """End the exchange if a deadline has passed; send a keep-alive if it has been silent.
+
+        A new phase resets `check_at` to zero, because its deadline may be earlier.
+        """
         deadline, phase = self._deadline()
         if now >= deadline:
             if phase == NO_FIRST_PIECE and self._server is not None:
@@ -345,26 +362,29 @@ class Relay(ABC):
         self.check_at = min(deadline, self._next_keepalive)
 
     def _deadline(self) -> tuple[float, str]:
-        """When the present phase has lasted too long, and its name. A client that does not read stops the backend's clock."""
+        """Return the deadline of the current phase, and what to tell the client when it passes.
+
+        While the client does not read, the backend's own deadlines do not count.
+        """
         meter, limits = self._meter, self._limits
         if meter.sent is None:
             return math.inf, ""
         ends = meter.sent + limits.total_timeout, "no end"
         timeout = self._request.claim.timeout
         if timeout is not None:
-            ends = min(ends, (meter.arrived + timeout, "no end in the time that the client gave"))
+            ends = min(ends, (meter.arrived + timeout, "no end within the client's timeout"))
         if self._client.paused:
             return ends
         if meter.first_piece is None:
             return min(ends, (meter.last_piece + limits.first_token_timeout, NO_FIRST_PIECE))
-        return min(ends, (meter.last_piece + limits.idle_timeout, "no next piece"))
+        return min(ends, (meter.last_piece + limits.idle_timeout, "no next token"))
 
     def _keepalive_after(self) -> float:
-        """Seconds after which a silent answer is kept alive."""
+        """Return the seconds of silence after which an answer is kept alive."""
         return math.inf if self._request.read_timeout is None else KEEPALIVE_SHARE * self._request.read_timeout
 
     def _active_until(self) -> float:
-        """Before then it need not be: the client has seen something of late."""
+        """Return the time until which no keep-alive is needed, as something has been sent."""
         return -math.inf
 
     def _send_keepalive(self) -> None:
@@ -380,12 +400,12 @@ class Relay(ABC):
 
     @property
     def _has_moved(self) -> bool:
-        """The roll-out has led it elsewhere while it waited."""
+        """True if the roll-out moved the request to another backend's queue."""
         return False
 
     @property
     def _is_empty(self) -> bool:
-        """The model has said nothing."""
+        """True if the model said nothing."""
         return False
 
     # Meter

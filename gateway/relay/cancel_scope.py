@@ -1,4 +1,4 @@
-"""Ends waiting for a reason: a client left, a deadline passed, the gateway is stopping."""
+"""A cancel scope with a reason: the client left, a deadline passed, or the gateway is stopping."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,15 +9,20 @@ from gateway.errors import ClientLeft, GatewayError
 
 
 class LeavingClient(Protocol):
-    """A client that can leave: `on_leave` is called once, when it does; `gone` tells that it has."""
+    """A client that can leave. When it does, `gone` becomes true and `on_leave` is called once."""
 
     gone: bool
     on_leave: Callable[[], None] | None
 
 
 class CancelScope:
-    """`with Watch(client, loop) as watch:` raises, out of whatever the body awaits, the error that `end` was given; `ClientLeft` when the
-    client leaves. `asyncio.timeout` with more reasons than time."""
+    """Context manager that interrupts what its body awaits; `asyncio.timeout` with more reasons.
+
+        with CancelScope(client, loop) as scope:
+            ...
+
+    The block raises the error that `end` was given, or `ClientLeft` when the client leaves.
+    """
 
     __slots__ = ("_cancels", "_client", "_error", "_loop", "_task")
 
@@ -42,11 +47,12 @@ class CancelScope:
         self._client.on_leave = None
         if self._error is not None and kind is asyncio.CancelledError:
             assert self._task is not None
-            if self._task.uncancel() <= self._cancels:  # else somebody cancels from outside too, and comes first
+            # A cancellation from outside takes precedence.
+            if self._task.uncancel() <= self._cancels:
                 raise self._error from None
 
     def end(self, error: GatewayError) -> None:
-        """Raise `error` in the body, at its next await. Only the first call counts."""
+        """Raise `error` in the body at its next await. Only the first call counts."""
         if self._error is None and self._task is not None:
             self._error = error
             self._task.cancel()

@@ -1,4 +1,4 @@
-"""Carries out one chat request: what is asked of the server, and how its answer goes to the client, as a stream or whole."""
+"""The relay of one chat request: gets the completion from a server, streams it or answers whole."""
 
 import asyncio
 import math
@@ -24,8 +24,9 @@ from gateway.upstream.failures import JSON, check_headers, upstream_error, with_
 from gateway.upstream.server import Server
 
 SHORT_ANSWER = 1024
-"""Tokens. A plain answer that may be longer is asked for as a stream and put together: a backend at work on it can then be told from one that
-hangs. A shorter one stays plain, which is cheaper, and has to come within `first_token_timeout`."""
+"""Tokens. A plain answer that may be longer is requested as a stream and assembled, so that a
+backend that is generating can be told from one that hangs. A shorter one stays plain, which is
+cheaper, and has to arrive within `first_token_timeout`."""
 
 STREAM_LINES = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
@@ -41,9 +42,9 @@ class ChatRelay(Relay):
         "_chat",
         "_collected",
         "_collected_bytes",
+        "_is_passthrough",
         "_moved",
         "_normalizer",
-        "_passes",
         "_renderer",
         "_silent_since",
         "_splices",
@@ -57,12 +58,14 @@ class ChatRelay(Relay):
         super().__init__(context, client, request, "vision" if chat.has_images else "text")
         self._normalizer: Normalizer | None = None
         self._moved = False
-        self._passes = False
-        """There is nothing to shape."""
+        self._is_passthrough = False
+        """True once it is known that the answer needs no normalising."""
         self._splices = False
-        """Plain content of a stream may pass by as it is."""
+        """True while plain content of a stream may go to the client without being parsed into
+        deltas."""
         self._silent_since: float | None = None
-        """Pieces come, but nothing that could be shown yet."""
+        """Time since which pieces have arrived without anything to show; None: there was
+        something."""
         self._collected: list[Delta] = []
         self._collected_bytes = 0
 
@@ -74,7 +77,7 @@ class ChatRelay(Relay):
     def _refuse_hopeless(self) -> None:
         super()._refuse_hopeless()
         if self._lane == "vision" and self._backend.lacks(self._destination.route.model, "vision"):
-            raise UnsupportedParameter("This model does not take images.", param="messages")
+            raise UnsupportedParameter("This model does not accept images.", param="messages")
 
     # The roll-out
 
@@ -84,12 +87,12 @@ class ChatRelay(Relay):
 
     @property
     def destination(self) -> Destination:
-        """Where it is."""
+        """The destination that the request is queued for or runs at."""
         return self._destination
 
     @property
     def follows_rollout(self) -> bool:
-        """It is where the roll-out has led it, and not where a failure has."""
+        """True if the roll-out chose the request's backend, and not a failover."""
         return self._failover is None or not self._failover.has_left
 
     def as_requeueable(self) -> Requeueable | None:
@@ -100,7 +103,7 @@ class ChatRelay(Relay):
         return self._ticket.is_queued
 
     def can_be_served_by(self, destination: Destination) -> bool:
-        """Whether the model there can serve it, as far as that is known."""
+        """Return whether the model at `destination` can serve the request, as far as is known."""
         model, backend = destination.route.model, destination.backend
         if self._lane == "vision" and backend.lacks(model, "vision"):
             return False
@@ -109,13 +112,20 @@ class ChatRelay(Relay):
         )
 
     def requeue_on(self, destination: Destination) -> Transfer:
-        """It waits for another backend from now on, whose admission has to take it over at once; it is rendered for that one in its turn."""
+        """Retarget the queued request; `destination` has to accept the transfer at once.
+
+        The request is rendered for the new backend when it gets a slot there.
+        """
         self._retarget(destination)
         self._move_to(destination)
         return self._ticket.transfer(self._backend.admission, destination.queues[self._lane], self._claim())
 
     def _follow_rollout(self, destination: Destination) -> Destination:
-        """The roll-out may have changed while the request had a slot: then no more get in the line that was left."""
+        """Return the destination where the roll-out would send the request now.
+
+        The roll-out may have changed while the request had a slot, and no request may join the
+        queue of a backend that its tier has left.
+        """
         other = self._context.requeue_target(self) if self.follows_rollout else None
         if other is None:
             return destination
@@ -124,9 +134,8 @@ class ChatRelay(Relay):
 
     def _move_to(self, destination: Destination) -> None:
         self._moved = True
-        self._request = structs.replace(
-            self._request, route=destination.route
-        )  # what the roll-out chose, for the log and for its guard
+        # The route is the roll-out's choice, for the log and for the guard.
+        self._request = structs.replace(self._request, route=destination.route)
         if self._failover is not None:
             self._failover.destination = destination
 
@@ -171,16 +180,19 @@ class ChatRelay(Relay):
             await self._pump(response, engine.reader())
 
     async def _pump(self, response: Connection, reader: ResponseReader) -> None:
-        meter, view, write = self._meter, self._renderer, self._client.write
+        meter, renderer, write = self._meter, self._renderer, self._client.write
         clock, gaps, texts_of = self._context.clock, self._destination.metrics.gaps, reader.plain_tokens
         bounds, counts = gaps.bounds, gaps.counts
-        before, after = (b"", b"") if view is None else view.around_text
+        before, after = (b"", b"") if renderer is None else renderer.around_text
         is_silent = True
 
         def on_piece(piece: bytes) -> None:
-            """The way of every token: in one function what `observe_gap` and `splice` do, since a call costs more than its work."""
+            """Handle one piece: every token comes through here.
+
+            `observe_gap` and `splice` are inlined, since a call costs more than what it does.
+            """
             nonlocal is_silent
-            if not self._splices or view is None or (texts := texts_of(piece)) is None:
+            if not self._splices or renderer is None or (texts := texts_of(piece)) is None:
                 is_silent = False
                 self._take(piece, reader, response)
                 return
@@ -193,7 +205,7 @@ class ChatRelay(Relay):
                 write(before + texts[0] + after)
             else:
                 gaps.observe_gap(gap, len(texts))
-                write(view.splice(texts))
+                write(renderer.splice(texts))
 
         def on_resume() -> None:
             self._meter.last_piece = self._context.clock()
@@ -208,16 +220,15 @@ class ChatRelay(Relay):
             if not reader.done:
                 self._deliver(reader.end())
         except WireError as fault:
-            if is_silent:  # the head of a stream is no answer: vLLM sends it before it has queued the request
+            if is_silent:  # the head of a stream is not an answer: vLLM sends it before it has queued the request
                 raise WireError(fault.fault) from fault
-            raise upstream_error(
-                fault
-            ) from fault  # what the backend said before is not lost: Ollama's last line may need no line end
+            # What has arrived counts as an answer: Ollama's last line may need no line end.
+            raise upstream_error(fault) from fault
         finally:
             if reader.malformed:
                 self._context.metrics.upstream_errors.labels(self._backend.name, "malformed").inc(reader.malformed)
-        if view is not None:
-            write(view.done())
+        if renderer is not None:
+            write(renderer.done())
             self._client.end()
         else:
             self._answer(assemble(self._collected))
@@ -252,31 +263,31 @@ class ChatRelay(Relay):
             if self._server.circuit.is_troubled:
                 self._server.circuit.begin_answer()
         deltas = self._normalized(deltas)
-        view = self._renderer
-        if view is None:
+        renderer = self._renderer
+        if renderer is None:
             self._collected += deltas
             return
         if not self._started:
             self._start(STREAM_LINES)
-            self._client.write(view.opening())
-        self._client.write(b"".join([view.render(delta) for delta in deltas]))
+            self._client.write(renderer.opening())
+        self._client.write(b"".join([renderer.render(delta) for delta in deltas]))
 
     def _normalized(self, deltas: list[Delta]) -> list[Delta]:
-        if self._passes:
+        if self._is_passthrough:
             return deltas
         if self._normalizer is None:
             if not Normalizer.is_needed(self._chat, deltas):
-                self._passes = True
+                self._is_passthrough = True
                 self._splices = self._renderer is not None
                 return deltas
             self._normalizer = Normalizer(self._chat)
-        shaped = self._normalizer.normalize(deltas)
+        normalized = self._normalizer.normalize(deltas)
         self._splices = self._normalizer.passes and self._renderer is not None
-        if not shaped:
+        if not normalized:
             self._silent_since = self._silent_since or self._meter.last_piece
         else:
             self._silent_since = None
-        return shaped
+        return normalized
 
     def _answer(self, answer: Answer) -> None:
         self._meter.end_upstream()
@@ -293,8 +304,8 @@ class ChatRelay(Relay):
     def _active_until(self) -> float:
         if self._renderer is None or self._meter.first_piece is None:
             return -math.inf
-        shown = self._meter.last_piece if self._silent_since is None else self._silent_since
-        return shown + self._keepalive_after()
+        last_shown = self._meter.last_piece if self._silent_since is None else self._silent_since
+        return last_shown + self._keepalive_after()
 
     def _send_keepalive(self) -> None:
         if self._renderer is None:
@@ -323,10 +334,10 @@ class ChatRelay(Relay):
 
 
 def waiting_note(estimate: WaitEstimate) -> str:
-    """What a person who waits is told."""
+    """Return the note that tells a person the position in the queue and the expected wait."""
     if estimate.is_loading:
-        return "The model is being loaded.\n"
+        return "The model is loading.\n"
     if estimate.seconds is None:
-        return f"Waiting in line: place {estimate.position}.\n"
+        return f"Queued at position {estimate.position}.\n"
     time = f"{math.ceil(estimate.seconds)} s" if estimate.seconds <= 90 else f"{math.ceil(estimate.seconds / 60)} min"
-    return f"Waiting in line: place {estimate.position}, about {time}.\n"
+    return f"Queued at position {estimate.position}, about {time} to wait.\n"

@@ -1,4 +1,4 @@
-"""What all relays share."""
+"""The context that all relays share."""
 
 import asyncio
 import time
@@ -16,12 +16,14 @@ T = TypeVar("T")
 
 
 class RelayContext:
-    """What all relays share: destinations, settings, clock, metrics and the registry of relays in flight.
+    """Destinations, settings, clock, metrics and the registry of relays in flight.
 
-    Built in the event loop that the relays run in.
+    It is built in the event loop that the relays run in.
 
-    - `requeue_target` returns where a chat that is about to be queued again has to wait, or None for where it was.
+    - `requeue_target` returns the destination for a chat that is about to queue again, or None if
+      the chat stays at the one that it has.
     - `on_exchange` receives the record of each exchange when it ends.
+    - `gateway_id` identifies this gateway to others, so that a request cannot go round in a loop.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class RelayContext:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = clock
-        self.destination = destinations.get  # bound once: a request pays for one look-up
+        self.destination = destinations.get  # bound once: it costs a request one look-up
         self.backends = destinations.backends
         self.in_flight = in_flight
         self.metrics = metrics
@@ -49,11 +51,11 @@ class RelayContext:
         self.change(settings)
 
     def in_thread(self, work: Callable[..., T], *arguments: object) -> "asyncio.Future[T]":
-        """Run `work` in the worker thread. There is one: Python's threads share one processor anyway."""
+        """Run `work` in the only worker thread: Python's threads share one processor anyway."""
         return self.loop.run_in_executor(self._thread, work, *arguments)
 
     def change(self, settings: Settings) -> None:
-        """Use `settings` from now on."""
+        """Put `settings` in force."""
         self.settings = settings
         self.max_text_body = settings.max_text_body
         self.commit_after = settings.commit_after

@@ -1,7 +1,7 @@
 """Destinations: what all exchanges of one route share, by generation of the settings.
 
-A destination is built once for each route and looked up by each request. Settings that are no longer in force stay
-available to the requests that began under them.
+A destination is built once for each route and looked up by each request. Settings that are no
+longer in force stay available to the requests that began under them.
 """
 
 import asyncio
@@ -16,11 +16,15 @@ from gateway.telemetry.metrics import Metrics, RouteMetrics
 from gateway.upstream.backend import Backend
 
 CHECK_SECONDS = 0.5
-"""Interval at which `GenerationCleanup` looks whether the last request of a generation has ended."""
+"""Interval at which `GenerationCleanup` checks whether the last request of a generation has
+ended."""
 
 
 class Destination:
-    """Backend, queues, limits and metrics that all exchanges of one tier (or embedding model) on one backend share."""
+    """Backend, queues, limits and metrics that all exchanges of one route share.
+
+    A route is a tier, or an embedding model, on a backend.
+    """
 
     __slots__ = ("backend", "fallback", "generation", "header_lines", "limits", "metrics", "queues", "route")
 
@@ -38,51 +42,50 @@ class Destination:
         self.generation = generation
         """Generation of the settings that it was built from."""
         self.fallback = fallback
-        """Route to the backend that serves the tier where `backend` cannot; None: there is no fallback."""
+        """Route to the backend that serves the tier when `backend` cannot; None without a
+        fallback."""
         self.backend = backend
         self.queues = queues
         self.limits = limits
         self.metrics = metrics
-        names = (
-            route.tier.encode(),
-            route.backend.encode(),
-            route.model.encode(),
-        )  # gateway.config ensures printable ASCII
+        # Printable ASCII: `gateway.config` rejects other names.
+        names = (route.tier.encode(), route.backend.encode(), route.model.encode())
         self.header_lines = b"x-gateway-tier: %b\r\nx-gateway-backend: %b\r\nx-gateway-model: %b\r\n" % names
 
 
 class SettingsSnapshot(NamedTuple):
-    """Settings that were in force before, and the backends that belong to them."""
+    """Settings that were in force earlier, and the backends that belong to them."""
 
     settings: Settings
     backends: dict[str, Backend]
 
 
 class Destinations:
-    """The destination of each route, under the settings in force or the last earlier ones that had the route.
+    """The destination of each route, under the last settings that have the route.
 
-    Settings have generations. Requests that began under an earlier generation may still need its destinations, so
-    `past` keeps a snapshot of each one until `GenerationCleanup` has seen its last request end.
+    Settings have generations. Requests that began under an earlier generation may still need its
+    destinations, so `past` keeps a snapshot of each one until `GenerationCleanup` has seen its last
+    request end.
     """
 
     def __init__(self, settings: Settings, backends: dict[str, Backend], metrics: Metrics) -> None:
         self.settings = settings
         self.backends = backends
-        """By name. Changed in place, so everything that holds this dict sees the backends in force."""
+        """Backends in force, by name. The dict is changed in place, since others hold it."""
         self.generation = 0
         self.past: dict[int, SettingsSnapshot] = {}
         self._metrics = metrics
-        self._found: dict[Route, Destination] = {}
+        self._destinations: dict[Route, Destination] = {}
 
     def __repr__(self) -> str:
         return f"<Destinations of generation {self.generation}, {len(self.past)} earlier ones in use>"
 
     def get(self, route: Route, endpoint: str) -> Destination:
-        found = self._found.get(route)
+        found = self._destinations.get(route)
         if found is None:
             found = self._build(route, endpoint)
             if found.generation == self.generation:
-                self._found[route] = found
+                self._destinations[route] = found
         return found
 
     def change(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
@@ -92,12 +95,12 @@ class Destinations:
         self.settings = settings
         self.backends.clear()
         self.backends.update(backends)
-        self._found.clear()
+        self._destinations.clear()
 
     @property
     def queues(self) -> set[Queue]:
         """The queues that new requests may enter."""
-        return {queue for found in self._found.values() for queue in found.queues.values()}
+        return {queue for destination in self._destinations.values() for queue in destination.queues.values()}
 
     def _build(self, route: Route, endpoint: str) -> Destination:
         generation = self._generation_of(route, endpoint)
@@ -113,7 +116,7 @@ class Destinations:
         return Destination(route, backend, queues, limits, metrics, fallback_route(tier, route.backend), generation)
 
     def _generation_of(self, route: Route, endpoint: str) -> int:
-        """Return the last generation that has `route`: a request may be on its way to one that is gone."""
+        """Return the last generation that has `route`: the settings may have removed it since."""
         if not self.past or _has_route(self.settings, route, endpoint):
             return self.generation
         for number in sorted(self.past, reverse=True):
@@ -133,7 +136,8 @@ def _has_route(settings: Settings, route: Route, endpoint: str) -> bool:
 class GenerationCleanup:
     """Releases what earlier settings needed, once the last request that began under them has ended.
 
-    `oldest` returns the generation of the oldest request in flight, or the present one without requests.
+    `oldest` returns the oldest generation that a request in flight uses, or the current one without
+    requests.
     """
 
     def __init__(self, oldest: Callable[[], int]) -> None:
@@ -145,13 +149,13 @@ class GenerationCleanup:
         return f"<GenerationCleanup of generations {sorted(self._leaving)}>"
 
     def add(self, generation: int, clean_up: Callable[[], None]) -> None:
-        """Call `clean_up` once no request of this generation, or of an earlier one, is in flight."""
+        """Call `clean_up` once no request of this or an earlier generation is in flight."""
         self._leaving[generation] = clean_up
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        """Clean up every generation at once: no request is in flight any more."""
+        """Clean up every generation at once: no request is in flight any longer."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

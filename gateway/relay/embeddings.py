@@ -1,4 +1,4 @@
-"""Carries out one request for embeddings."""
+"""The relay of one request for embeddings."""
 
 import asyncio
 
@@ -17,11 +17,12 @@ from gateway.upstream.failures import check_headers, with_retry_after
 from gateway.upstream.server import Server
 
 MAX_EMBEDDINGS = 64 * 1024 * 1024
-"""Bytes of an answer: 2,048 texts of 1,024 numbers each in the longest form that an engine writes them."""
+"""Bytes of an answer: 2,048 texts with 1,024 numbers each, in the longest form that an engine
+writes."""
 
 
 class EmbeddingRelay(Relay):
-    """One request for embeddings, in a lane of its own: neither waits behind chats nor keeps them waiting."""
+    """One request for embeddings, in a lane of its own: it does not delay chats, nor they it."""
 
     endpoint = EMBEDDINGS
     text_field = "input"
@@ -54,7 +55,8 @@ class EmbeddingRelay(Relay):
                 if fault.fault != "too_large":
                     raise
                 raise InvalidRequest(
-                    "The embeddings of so many texts are too large for one answer. Send fewer at once.", param="input"
+                    "The embeddings of these texts are too large for one answer. Send fewer texts in one request.",
+                    param="input",
                 ) from fault
         self._meter.end_upstream()
         await asyncio.sleep(0)
@@ -64,14 +66,14 @@ class EmbeddingRelay(Relay):
         if embedded is None or len(embedded.vectors) != len(self._embedding.texts):
             raise _malformed()
         wanted, found = self._embedding.dimensions, width(embedded.vectors[0])
-        if wanted is not None and found != wanted:  # Ollama gives what there is
+        if wanted is not None and found != wanted:  # Ollama answers with the dimensions that the model has
             raise InvalidRequest(f"This model's embeddings have {found} dimensions.", param="dimensions")
         vectors = await self._converted(embedded.vectors)
         self._meter.usage = Usage(embedded.prompt_tokens, 0)
         self._answer_json(render_embeddings(vectors, self._embedding.model, embedded.prompt_tokens))
 
     async def _converted(self, vectors: list[EncodedVector]) -> list[EncodedVector]:
-        """In the form that the client asked for; others get their turn in between."""
+        """Encode the vectors as the client asked, and yield to the event loop in between."""
         done, size = [], 0
         try:
             for vector in vectors:

@@ -1,15 +1,20 @@
-"""What a failed attempt means: to the server's circuit, and for where the request may go next. Decides; awaits nothing.
+"""Failover: where a request goes after a failed attempt. Decides; awaits nothing.
 
-An attempt is a request sent to a server. There are `MAX_ATTEMPTS` of them at most, whatever the way from one to the next:
+Theory of operation. An attempt is a request sent to a server. A request has at most `MAX_ATTEMPTS`
+of them. From one attempt to the next, it goes:
 
-1. to another server of the same backend: nothing came back from this one but perhaps the head of a stream, or it is full, or lacks the model;
-2. to the other backend, where the tier allows one: this one is away, full, lacks the model, or broke before its first piece;
-3. back into the line that it came from: it had waited there, and met a server that was gone.
+1. to another server of the same backend, if this one sent nothing back (except perhaps the head of
+   a stream), is full, or lacks the model;
+2. to another backend, if the tier has a fallback and this backend is down, is full, lacks the
+   model, or failed before its first piece;
+3. back to the queue that it came from, if it had waited there and then met a server that was gone.
 
-Where the first attempt reached a server, the second is a retry, and has to find room in the backend's budget.
+If the first attempt reached a server, the second one is a retry and needs room in the backend's
+retry budget.
 
-A kept connection of a server that dies looks stale, so the request would be sent to it once more, on a fresh one. Where nobody takes that, both
-together are one attempt.
+A pooled connection of a server that dies looks stale, so the request is sent to that server once
+more, on a new connection. If that connection cannot be made, both tries together count as one
+attempt.
 """
 
 from gateway.admission.ticket import Ticket
@@ -21,33 +26,35 @@ from gateway.upstream.failures import MISSING, SERVER_FAULTS, UNSENT, record_fai
 from gateway.upstream.server import Server
 
 MAX_ATTEMPTS = 2
-"""Servers tried for one request; each try may cost a GPU's time."""
+"""Servers that are tried for one request. Each try may cost GPU time."""
 
 
 class Failover:
-    """The way of one request from its first failure on. `destination` is where it goes now."""
+    """Failover state of one request from its first failure on. `destination` is the current one."""
 
-    __slots__ = ("_context", "_first_failure", "_reason", "_waits_again", "destination")
+    __slots__ = ("_context", "_first_failure", "_reason", "_requeues", "destination")
 
     def __init__(self, context: RelayContext, destination: Destination) -> None:
         self._context = context
         self.destination = destination
         self._first_failure: GatewayError | None = None
-        """Of the backend that was left; None: it still is the first."""
+        """Failure of the first backend; None while the request is still there."""
         self._reason: str | None = None
-        self._waits_again = False
+        self._requeues = False
 
     @property
     def has_left(self) -> bool:
-        """It is at another backend than the roll-out's."""
+        """True if the request has fallen back to a backend that the roll-out did not choose."""
         return self._first_failure is not None
 
     def retry_elsewhere(
         self, ticket: Ticket, server: Server, error: GatewayError, meter: Meter, *, sent: float, answered: bool
     ) -> bool:
-        """The attempt at `server` failed: whether `ticket` has a slot at another server of the backend now.
+        """Record the failed attempt at `server`, and look for another server of the backend.
 
-        `answered`: a part of an answer had come before, and not just the head of a stream.
+        Return whether `ticket` has a slot there now, so that the request can be sent again.
+        `sent` is the time at which the attempt began. `answered` is true if part of an answer had
+        arrived, and not only the head of a stream.
         """
         reason = self._reason = record_failure(
             self.destination.backend, self.destination.route.model, server, error, sent
@@ -64,17 +71,17 @@ class Failover:
         if reason in UNSENT and ticket.has_waited and self._fallback() is None:
             server.circuit.mark_suspect(reason)
             self._count_retry(reason, sent, meter)
-            self._waits_again = True
+            self._requeues = True
         return False
 
     def destination_after(self, failure: GatewayError, meter: Meter) -> Destination:
-        """Where the request gets in line next, having left with `failure`.
+        """Return the destination to queue at after `failure`.
 
         Raises:
-            GatewayError: nowhere; this is what the client gets.
+            GatewayError: there is none; this is what the client gets.
         """
-        if self._waits_again:
-            self._waits_again = False
+        if self._requeues:
+            self._requeues = False
             return self.destination
         if self._first_failure is not None:
             raise _client_error(self._first_failure, failure)
@@ -84,28 +91,29 @@ class Failover:
         if other is None:
             if meter.attempts or not isinstance(failure, BackendUnavailable) or left.backend.is_down(left.route.model):
                 raise failure
-            return left  # not away, but full for a while: it waits there
+            return left  # the backend is not down, only full for a while: the request waits for it
         if meter.attempts and self._reason is not None:
             now = self._context.clock()
             if not self._may_retry(self._reason, now, meter):
                 raise failure
             self._count_retry(self._reason, now, meter)
-        self._first_failure = failure.with_traceback(None)  # which holds the frames, and they this
+        # A traceback would hold the frames, and the frames hold this object.
+        self._first_failure = failure.with_traceback(None)
         self.destination = other
         self._context.metrics.fallbacks.labels(left.route.tier, left.route.backend, other.route.backend).inc()
         return other
 
     def _fallback(self) -> Destination | None:
-        """Where the tier lets it go, unless nobody is there."""
-        way = self.destination.fallback
-        other = None if way is None else self._context.destination(way, CHAT)  # only tiers have one
+        """Return the destination that the tier falls back to, unless it is down."""
+        route = self.destination.fallback
+        other = None if route is None else self._context.destination(route, CHAT)  # only chats have fallbacks
         return None if other is None or other.backend.is_down(other.route.model) else other
 
     def _may_retry(self, reason: str, now: float, meter: Meter) -> bool:
         return self._is_free(reason, meter) or self.destination.backend.budget.has_room(now)
 
     def _count_retry(self, reason: str, now: float, meter: Meter) -> None:
-        """Count a second attempt, wherever it goes."""
+        """Count a second attempt, wherever it goes, and charge the budget for it."""
         backend, metrics = self.destination.backend, self._context.metrics
         if not self._is_free(reason, meter):
             backend.budget.spend(now)
@@ -113,19 +121,26 @@ class Failover:
         metrics.retries.labels(backend.name, reason).inc()
 
     def _is_free(self, reason: str, meter: Meter) -> bool:
-        """It has cost no server anything yet."""
+        """Return whether the failed attempt has cost no server anything."""
         return reason == MISSING or (reason in UNSENT and not meter.met_stale)
 
 
 def _may_fall_back(failure: GatewayError) -> bool:
-    """Another backend may do better. A full line or a time-out is the gateway's own word, and no reason to load another backend."""
+    """Return whether another backend may do better.
+
+    A full queue or a timeout is the gateway's own decision, and not a reason to burden another
+    backend.
+    """
     if isinstance(failure, UpstreamError):
         return failure.reason in SERVER_FAULTS
     return isinstance(failure, BackendUnavailable | ModelNotFound)
 
 
 def _client_error(first: GatewayError, second: GatewayError) -> GatewayError:
-    """Of the failures of two backends, the one that helps the client: that the second cannot serve the request is none of its business."""
+    """Return the more helpful of two backends' failures.
+
+    That the second backend cannot serve such a request does not concern the client.
+    """
     if isinstance(second, InvalidRequest | ModelNotFound):
         return first
     if isinstance(first, BackendUnavailable):

@@ -16,7 +16,7 @@ from gateway.relay.route import Route
 from gateway.upstream.backend import Backend
 
 CHECK_SECONDS = 0.05
-"""Interval of the deadline checks: a deadline is noticed this much late at most."""
+"""Interval of the deadline checks, and so the longest delay until a passed deadline is noticed."""
 
 _log = logging.getLogger("gateway.relay")
 
@@ -37,16 +37,16 @@ class RelayInFlight(Protocol):
     def is_stranded(self) -> bool: ...
 
     def check_deadlines(self, now: float) -> None:
-        """End the relay where a deadline has passed, send a keep-alive where one is due."""
+        """End the relay if a deadline has passed; send a keep-alive if one is due."""
 
     def cut_off(self, error: GatewayError) -> None:
         """End the relay with `error`."""
 
     def leave_queue(self, backend: Backend) -> None:
-        """Stop waiting for `backend`, which is down, where a fallback can serve the request."""
+        """Stop waiting for `backend`, which is down, if a fallback can serve the request."""
 
     def as_requeueable(self) -> Requeueable | None:
-        """Return the relay for queue migration, or None where it does not follow the roll-out."""
+        """Return the relay for queue migration, or None if it does not follow the roll-out."""
 
 
 class Requeueable(RelayInFlight, Protocol):
@@ -63,13 +63,13 @@ class Requeueable(RelayInFlight, Protocol):
         """Return whether the model at `destination` can serve the request, as far as is known."""
 
     def requeue_on(self, destination: Destination) -> Transfer:
-        """Retarget the queued request; the admission of `destination` has to accept the transfer at once."""
+        """Retarget the queued request; `destination` has to accept the transfer at once."""
 
 
 class InFlight:
-    """The relays in flight. One timer serves all their deadlines, and it runs only while there are relays.
+    """The relays in flight. One timer checks their deadlines; it runs only while there are relays.
 
-    Iterate over `list(in_flight)` where the body may end a relay.
+    Iterate over `list(in_flight)` if the loop's body may end a relay.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]) -> None:
@@ -78,7 +78,7 @@ class InFlight:
         self._timer: asyncio.TimerHandle | None = None
         self._relays: set[RelayInFlight] = set()
         self.discard: Callable[[RelayInFlight], None] = self._relays.discard
-        """Remove a relay that has ended. Bound once: no further call on the hot path."""
+        """Remove a relay that has ended. Bound once, so the hot path makes one call."""
 
     def __repr__(self) -> str:
         return f"<InFlight {len(self._relays)}>"
@@ -95,13 +95,13 @@ class InFlight:
             self._timer = self._loop.call_later(CHECK_SECONDS, self._check)
 
     def oldest_generation(self, default: int) -> int:
-        """Return the oldest generation of settings that a relay still uses; `default` without relays."""
+        """Return the oldest generation of settings that a relay uses; `default` without relays."""
         return min((relay.generation for relay in self._relays), default=default)
 
     def count_pending(self, tier: str, backend: str, since: float) -> int:
-        """Count the requests of `tier` that arrived at `backend` after `since` and may still be answered.
+        """Count the pending requests of `tier` on `backend` that arrived since `since`.
 
-        Requests that wait for servers which are all down are not counted: they produce no answer soon.
+        Requests that wait for servers which are all down do not count: their answers are not near.
         """
         return sum(
             relay.arrived >= since
@@ -117,6 +117,6 @@ class InFlight:
             try:
                 relay.check_deadlines(now)
             except Exception:  # the deadlines of all other relays depend on this timer
-                _log.exception("checking the deadlines of a relay failed; they are no longer enforced")
+                _log.exception("the deadline check of a relay failed; its deadlines are no longer enforced")
                 relay.check_at = math.inf
         self._timer = self._loop.call_later(CHECK_SECONDS, self._check) if self._relays else None

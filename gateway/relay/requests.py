@@ -12,9 +12,9 @@ from gateway.relay.route import Route
 
 
 class ClientConnection(Protocol):
-    """The client's side of an exchange: the HTTP server puts it into `scope["extensions"]["gateway.client"]`.
+    """The client's side of an exchange. Writing never blocks.
 
-    Writing never blocks.
+    The HTTP server passes it in `scope["extensions"]["gateway.client"]`.
     """
 
     gone: bool
@@ -36,36 +36,37 @@ class ClientConnection(Protocol):
 
 
 class RelayRequest(Struct, frozen=True, gc=False):
-    """What was known of a request when its forwarding began. Times in seconds."""
+    """A request as it is known when its relay begins. Times are in seconds."""
 
     id: str
     key_id: str
     claim: Claim
     size: int
-    """Bytes of the request's body."""
+    """Size of the request body, in bytes."""
     route: Route
     came_through: bytes
+    """The client's own `x-gateway-via` header: ids of the gateways that the request has passed."""
     read_timeout: float | None
-    """How long the client waits for a plain answer, where it says so."""
+    """Seconds that the client waits for a plain answer, if it says so."""
     extra_lines: bytes
-    """Header lines sent with the answer, whatever it is."""
+    """Header lines that are sent with the answer, whatever it is."""
 
 
 class ChatRequest(RelayRequest, frozen=True, gc=False):
-    """One for a chat completion."""
+    """A request for a chat completion."""
 
     chat: Chat
     answer_id: str
-    """The `id` in the answer's body."""
+    """Value of `id` in the body of the answer."""
     created: int
-    """Unix time."""
+    """Value of `created` in the body of the answer, in Unix time."""
     session: bytes = b""
-    """The client's name for the conversation; empty without one."""
+    """The client's name for the conversation; empty if it gave none."""
     bucket: int | None = None
-    """Of a canary, where it cannot be told from `chat` any more."""
+    """Canary bucket, if it can no longer be computed from `chat`."""
 
 
 class EmbeddingRequest(RelayRequest, frozen=True, gc=False):
-    """One for embeddings."""
+    """A request for embeddings."""
 
     embedding: Embedding

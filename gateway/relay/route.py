@@ -6,7 +6,10 @@ from gateway.config import Tier
 
 
 class Route(Struct, frozen=True, gc=False):
-    """The choice for one request. `model` is the name on the backend. Of embeddings, `tier` is the name under `embeddings`: they have no tier."""
+    """The choice for one request. `model` is the model's name on the backend.
+
+    Embeddings have no tier: theirs is the name under `embeddings` in the settings.
+    """
 
     tier: str
     backend: str
@@ -14,7 +17,10 @@ class Route(Struct, frozen=True, gc=False):
 
 
 def fallback_route(tier: Tier, backend: str) -> Route | None:
-    """Who serves `tier` where `backend` cannot: the one that the tier names, or the next under its models; None: nobody."""
+    """Return the route that serves `tier` when `backend` cannot, or None if there is none.
+
+    It leads to the backend that the tier names, or to the next one under its `models`.
+    """
     if tier.fallback is False:
         return None
     names = list(tier.models)

@@ -1,19 +1,20 @@
-"""Which conversation a request belongs to, as a bucket of a canary. Pure."""
+"""Canary bucketing: every turn of a conversation gets the same bucket. Pure: no I/O, no clock."""
 
 from hashlib import sha256
 
 from gateway.chat.request import Chat, Message
 
 WHOLE_IMAGE = 64 * 1024
-"""Characters of an image up to which all of it tells; of a larger one its length and both ends do, which no two pictures share, and which
-takes 10 MB no longer."""
+"""Characters of an image URL up to which all of it is hashed. Of a longer one, the length and both
+ends are, which no two images share, so that 10 MB take no longer."""
 
 
 def canary_bucket(key_id: str, session: bytes, chat: Chat, buckets: int) -> int:
-    """A number below `buckets`, the same for each turn of a conversation, and evenly spread over conversations.
+    """Return a number below `buckets`, the same for every turn of a conversation.
 
-    `session` is the client's own name for it. Without one its beginning has to do: the system message and the first user message with its
-    images, which every turn sends again.
+    Conversations are spread evenly over the buckets. `session` is the client's own name for the
+    conversation. Without one, its beginning identifies it: the system message and the first user
+    message with its images, which every turn sends again.
     """
     digest = sha256(b"%d:%b" % (len(key_id), key_id.encode()))
     if session:
@@ -27,7 +28,10 @@ def canary_bucket(key_id: str, session: bytes, chat: Chat, buckets: int) -> int:
 
 
 def _beginning(messages: list[Message]) -> list[Message]:
-    """The first user message, and the system message where one stands before it: one that comes later is no part of the beginning."""
+    """Return the first user message, preceded by the system message if there is one.
+
+    A system message after the first user message is not part of the beginning.
+    """
     found: list[Message] = []
     for message in messages:
         if message.role == "user":

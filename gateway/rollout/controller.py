@@ -1,4 +1,4 @@
-"""The operator's calls that move the roll-out: each change is logged, counted and kept; `rollout.py` decides."""
+"""The roll-out controller: logs, counts and persists each change that `state.py` decides."""
 
 import asyncio
 import logging
@@ -9,21 +9,24 @@ from typing import Any
 import msgspec
 
 from gateway.config import Settings
-from gateway.rollout.state import Change, Rollout, RolloutResult
+from gateway.rollout.assignment import Change, RolloutResult
+from gateway.rollout.state import Rollout
 from gateway.state_file import StateFile
 from gateway.telemetry.metrics import Metrics
 
 SECTION = "rollout"
-"""Of the state file."""
+"""Section of the state file."""
 PERSIST_SECONDS = 1.0
-"""How long an answer waits for a disk. The change is in force already."""
-
+"""Longest time that an answer waits for the disk. The change is already in force."""
 
 _log = logging.getLogger("gateway.rollout")
 
 
 class RolloutController:
-    """Keeps the roll-out's changes: in the log, in the metrics, in the state file."""
+    """Logs, counts and persists the changes of the roll-out, and migrates queued requests.
+
+    `migrate` moves queued requests after a change and returns how many moved.
+    """
 
     def __init__(
         self,
@@ -38,16 +41,15 @@ class RolloutController:
         self._metrics = metrics
         self._rollback_to = rollback_to
         self._moved = 0
-        """Of the last change."""
+        """Requests that moved with the last change."""
         self._migrate = migrate
-        """Moves queued requests after a change; returns how many moved."""
         rollout.listeners.append(self._persist)
         kept = state.get(SECTION)
         if kept is not None:
             restored = rollout.restore(kept)
             for note in restored.notes:
                 _log.warning("%s", note)
-            if restored.is_over:  # or the variable's old value would bring it back
+            if restored.is_over:  # otherwise the variable's old value would bring it back
                 state.put(SECTION, rollout.to_persist())
 
     def _persist(self, change: Change) -> None:
@@ -62,16 +64,20 @@ class RolloutController:
         self._moved = self._migrate(change)
 
     def reload(self, settings: Settings) -> None:
-        """Go on with other settings; what an operator has set stays as far as they let it."""
+        """Put other settings in force. What an operator has set stays as far as they allow."""
         self._rollback_to = settings.rollback_to
         self.rollout.reload(settings)
-        if self._state.get(SECTION) is not None:  # with the tiers and the LLM_BACKEND of now
+        if self._state.get(SECTION) is not None:  # with the current tiers and LLM_BACKEND
             self._state.put(SECTION, self.rollout.to_persist())
 
     async def report(self, outcome: RolloutResult) -> dict[str, Any]:
-        """The answer to an order: the state, whether anything changed, how many in line moved, and whether it outlives a restart."""
+        """Return the answer to an order.
+
+        It has the state, whether anything changed, how many queued requests moved, and whether the
+        change survives a restart.
+        """
         moved = 0 if outcome.change is None else self._moved
-        state = self.view()  # before others may give orders
+        state = self.view()  # before another order may change it
         persisted = False
         with suppress(TimeoutError):
             async with asyncio.timeout(PERSIST_SECONDS):
@@ -85,12 +91,12 @@ class RolloutController:
         }
 
     def view(self) -> dict[str, Any]:
-        """Body of `GET /ops/rollout`. The history begins with the last change."""
+        """Return the body of `GET /ops/rollout`. The history begins with the last change."""
         tiers = {name: self.view_tier(name) for name in self.rollout.tiers}
         return {"rollback_to": self._rollback_to, "tiers": tiers, "history": self.history()}
 
     def view_tier(self, name: str) -> dict[str, Any]:
-        """One tier; `share` is counted since its position last changed, null without a canary."""
+        """Return one tier. `share` counts since the last change; it is null without a canary."""
         tier_route = self.rollout.tiers[name]
         view: dict[str, Any] = {
             **msgspec.to_builtins(tier_route.assignment),

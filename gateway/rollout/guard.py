@@ -1,19 +1,28 @@
-"""Takes a canary, or a fresh switch, back when it does worse than the other side. Synchronous; the clock is passed in.
+"""The guard: rolls a canary or a fresh switch back automatically if it performs worse.
 
-Theory of operation. An operator's change puts a tier under watch, where it gives a part of the tier, or all of it, to a backend other than
-`rollback_to`: the way back is never stood in the way of. Every exchange of the tier that is over is a sample of the side that the roll-out chose
-for it, wherever a fallback took it then.
+Synchronous; the clock is passed in.
 
-1. A canary is compared with the other part of the tier: samples of both that arrived since the change. The test begins anew after a while, each
-   time with less of the chance of a false alarm (6 / (pi n)^2 of it for the n-th), so that one that turns bad after days of good is found, too.
-2. A switch of everything has nothing beside it. It is compared with what the side that was left did right before: each of those samples
-   is used once, and when they are used up, or `window` has passed, the switch is no longer fresh, and is left alone.
-3. Each rule is a share of yes and no (`gateway.evidence`). A time counts as yes when it is above the p95 of the other side, and under test above
-   `ratio` times that. The bound is made of samples before those that it judges.
-4. A rule breaks when its evidence reaches one over its part of `false_alarms`: that is divided among the rules, the tiers of one change and
-   the rounds. Then the tier goes wholly to the other side, as one change of the roll-out. Whatever changes a tier ends its watch.
+Theory of operation. An operator's change puts a tier under watch if it gives part of the tier, or
+all of it, to a backend other than `rollback_to`: the guard never opposes a way back. Every finished
+exchange of the tier is a sample of the side that the roll-out chose for it, even if a fallback
+served it.
 
-What is no backend's fault is no sample: a request at fault itself, a full or slow line of the gateway's own, a client that leaves.
+1. A canary is compared with the other part of the tier, by samples of both sides that arrived since
+   the change. The test restarts from time to time, each time with less of the probability of a
+   false alarm (6 / (pi n)^2 of it in the n-th round). So a canary that turns bad after good days is
+   found, too.
+2. A switch of a whole tier has nothing beside it. It is compared with the samples of the side that
+   it left, from right before the switch. Each of these is used once. When they are used up, or
+   `window` has passed, the switch is no longer fresh and is left alone.
+3. Each rule is a share of yes and no (`sequential_test.py`). A time counts as a yes if it is above
+   the p95 of the other side; on the side under test, if it is above `ratio` times that. The bound
+   comes from samples older than those that it judges.
+4. A rule breaks when its evidence reaches 1 over its part of `false_alarms`, which is divided among
+   the rules, the tiers of one change and the rounds. The tier then goes wholly to the other side,
+   as one change of the roll-out. Any change of a tier ends its watch.
+
+What is not a backend's fault is not a sample: a request that is itself at fault, a full or slow
+queue of the gateway, a client that leaves.
 """
 
 import logging
@@ -23,29 +32,35 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from gateway.config import GuardSettings, Settings
+from gateway.rollout.assignment import Assignment, Change
 from gateway.rollout.guard_rules import SLACK, Rule, Sample, ShareRule, TimeRule, Trial, p95, sample_of
 from gateway.rollout.sequential_test import LONGEST_ROUND
-from gateway.rollout.state import Assignment, Change, Rollout
+from gateway.rollout.state import Rollout
 from gateway.telemetry.exchange import CHAT, NONE, Exchange
 
 RECENT = 2000
-"""Samples of a side of a tier that are remembered."""
+"""Samples that are kept of each side of a tier."""
 ROUND_SAMPLES = 2000
-"""Of the side under test, in which a canary's test does not begin anew, however long they take."""
-STILL_OUT = 4
-"""So many requests may be under way at the side under test for each one that is over: failing is often quicker than answering, and at the
-beginning nothing but failures is over."""
-WORDS = {
+"""Samples of the side under test before a canary's test may restart, however long they take."""
+MAX_PENDING_RATIO = 4
+"""Pending requests that the side under test may have for each finished one before a rule can break.
+Failing is often faster than answering: at the beginning, only failures have finished."""
+RULE_NAMES = {
     "time_to_first_token": "time to first token",
     "inter_token_latency": "inter-token latency",
     "truncated": "truncated streams",
+    "errors": "errors",
+    "empty": "empty answers",
 }
-WORDS |= {"errors": "errors", "empty": "empty answers"}
+
 _log = logging.getLogger("gateway.rollout")
 
 
 class WatchedTier:
-    """One tier since a change. `past` is what the side that was left did before a switch; None for a canary."""
+    """One tier since a change.
+
+    `past` has the samples of the side that a switch left, from before it; None for a canary.
+    """
 
     def __init__(
         self, tier: str, tested: str, other: str, settings: GuardSettings, chance: float, began: float
@@ -55,34 +70,34 @@ class WatchedTier:
         self.other = other
         self.began = began
         self.finished = 0
-        """Requests of the side under test."""
+        """Finished requests of the side under test."""
         self.past: Sequence[Sample] | None = None
         self.trials: list[Trial] = []
         self._others: list[Sample] = []
-        """Those of the other side since the last one under test."""
+        """Samples of the other side since the last one of the side under test."""
         self._settings = settings
         self._chance = chance
         self._round = 1
         self._round_began = began
 
     def __repr__(self) -> str:
-        return f"<Watch {self.tier}: {self.tested} beside {self.other} {self.trials}>"
+        return f"<WatchedTier {self.tier}: {self.tested} against {self.other} {self.trials}>"
 
-    def beside(self, past: deque[Sample]) -> "WatchedTier":
-        """It is a canary; `past` goes on being filled by the other side."""
+    def as_canary(self, past: deque[Sample]) -> "WatchedTier":
+        """Compare a canary with the other side, whose samples continue to fill `past`."""
         for rule in self._rules():
             if isinstance(rule, TimeRule):
                 rule.learn_from(past)
             self.trials.append(Trial(rule, None))
         return self
 
-    def after(self, past: Sequence[Sample]) -> "WatchedTier":
-        """It is a switch."""
+    def as_switch(self, past: Sequence[Sample]) -> "WatchedTier":
+        """Compare a switch with `past`, the samples from before it."""
         self.past = past
         for rule in self._rules():
-            if isinstance(rule, TimeRule):  # the bound of one half, then the other half beside it
+            if isinstance(rule, TimeRule):  # one half gives the bound, the other half the baseline
                 known = [sample for sample in past if getattr(sample, rule.name) is not None and not sample.has_left]
-                rule.fix(known[: len(known) // 2])
+                rule.set_bound(known[: len(known) // 2])
                 hits = rule.judge_past(known[len(known) // 2 :])
             else:
                 hits = [hit for hit in map(rule.judge, past) if hit is not None]
@@ -104,7 +119,7 @@ class WatchedTier:
         return len(self.trials) / (self._chance * part)
 
     def observe(self, sample: Sample, is_tested: bool, now: float) -> Trial | None:
-        """The rule that breaks by it."""
+        """Add `sample`; return the trial whose rule it breaks, if any."""
         if sample.arrived < self.began:
             return None
         if not is_tested:
@@ -115,12 +130,12 @@ class WatchedTier:
         for trial in self.trials:
             trial.take(sample, self._others)
         self._others.clear()
-        least, needed = self._settings.min_samples, self.needed
+        min_samples, needed = self._settings.min_samples, self.needed
         for trial in self.trials:
-            found = trial.comparison
-            if found.evidence >= needed and found.tested.count >= least and found.other.count >= least:
+            test = trial.test
+            if test.evidence >= needed and test.tested.count >= min_samples and test.other.count >= min_samples:
                 return trial
-        if self.past is None and now - self._round_began >= self._settings.window and self._has_many:
+        if self.past is None and now - self._round_began >= self._settings.window and self._has_full_round:
             self._begin_round(now)
         return None
 
@@ -128,22 +143,25 @@ class WatchedTier:
         self._round += 1
         self._round_began = now
         for trial in self.trials:
-            trial.begin_anew()
+            trial.restart()
 
     @property
-    def _has_many(self) -> bool:
-        return max(trial.comparison.tested.count for trial in self.trials) >= ROUND_SAMPLES
+    def _has_full_round(self) -> bool:
+        return max(trial.test.tested.count for trial in self.trials) >= ROUND_SAMPLES
 
     def is_over(self, now: float) -> bool:
-        """A switch is no longer fresh."""
+        """Return whether a switch is no longer fresh."""
         return self.past is not None and (
             now - self.began >= self._settings.window or all(trial.is_over for trial in self.trials)
         )
 
 
 class RolloutGuard:
-    """Watches all tiers. `pending` says how many requests of a tier, arrived since a time, are under way to a backend, or in line where somebody
-    may serve them."""
+    """Watches all tiers.
+
+    `pending` returns how many requests of a tier on a backend, arrived since a time, are in flight
+    or queued where a server may serve them.
+    """
 
     def __init__(
         self,
@@ -161,7 +179,8 @@ class RolloutGuard:
         self._recent: dict[tuple[str, str], deque[Sample]] = {}
         self._watched: dict[str, WatchedTier] = {}
         rollout.listeners.append(self._on_change)
-        # After a restart canaries are looked at from the beginning; of a switch there is no time before that could be compared.
+        # After a restart, canaries are watched from the beginning. A switch is not: there are no
+        # samples from before it.
         self._start_watching(
             {
                 name: (tier_route.assignment, tier_route.assignment)
@@ -173,10 +192,10 @@ class RolloutGuard:
     def __repr__(self) -> str:
         return f"<RolloutGuard {list(self._watched.values())}>"
 
-    # What changes
+    # Changes
 
     def reload(self, settings: Settings) -> None:
-        """The settings are others: tiers may be gone, or a tier's models, and the way back may lead elsewhere."""
+        """Put other settings in force. Tiers and models may be gone, `rollback_to` may differ."""
         self._rollback_to = settings.rollback_to
         sides = {(tier.name, backend) for tier in settings.tiers.values() for backend in tier.models}
         self._recent = {side: samples for side, samples in self._recent.items() if side in sides}
@@ -204,18 +223,18 @@ class RolloutGuard:
             now = self._clock()
             watched = WatchedTier(tier, tested, other, self._settings, self._settings.false_alarms / len(found), now)
             if is_canary:
-                self._watched[tier] = watched.beside(self._recent_of(tier, other))
+                self._watched[tier] = watched.as_canary(self._recent_of(tier, other))
                 continue
             past = [sample for sample in self._recent_of(tier, other) if sample.arrived >= now - self._settings.window]
             if len(past) < self._settings.min_samples:
                 _log.info(
-                    "the guard does not watch tier %s: %s has served too little of late to compare %s with",
+                    "the guard does not watch tier %s: %s has served too few requests recently to compare %s with",
                     tier,
                     other,
                     tested,
                 )
                 continue
-            self._watched[tier] = watched.after(past)
+            self._watched[tier] = watched.as_switch(past)
 
     def _recent_of(self, tier: str, backend: str) -> deque[Sample]:
         found = self._recent.get((tier, backend))
@@ -223,10 +242,10 @@ class RolloutGuard:
             found = self._recent[tier, backend] = deque(maxlen=RECENT)
         return found
 
-    # What is over
+    # Finished exchanges
 
     def observe(self, exchanges: Iterable[Exchange]) -> None:
-        """These are over, just now."""
+        """Judge `exchanges`, which have just finished."""
         now = self._clock()
         for exchange in exchanges:
             if exchange.endpoint != CHAT or exchange.chosen == NONE:
@@ -246,32 +265,38 @@ class RolloutGuard:
             del self._watched[watched.tier]
             return
         broken = watched.observe(sample, is_tested, now)
-        if broken is None or self._pending(watched.tier, watched.tested, watched.began) > STILL_OUT * watched.finished:
+        if (
+            broken is None
+            or self._pending(watched.tier, watched.tested, watched.began) > MAX_PENDING_RATIO * watched.finished
+        ):
             return
         del self._watched[watched.tier]
         self._rollout.rollback(tier=watched.tier, to=watched.other, cause="guard", why=self._why(watched, broken))
 
     def _why(self, watched: WatchedTier, trial: Trial) -> str:
-        """The rule, and both sides' figures."""
-        found, rule = trial.comparison, trial.rule
-        tested = f"{100 * (found.tested.share or 0):.1f} % of {found.tested.count} requests on {watched.tested}"
-        other = f"{100 * (found.other.share or 0):.1f} % of {found.other.count} on {watched.other}"
+        """Return the rule and both sides' figures, in words."""
+        test, rule = trial.test, trial.rule
+        tested = f"{100 * (test.tested.share or 0):.1f} % of {test.tested.count} requests on {watched.tested}"
+        other = f"{100 * (test.other.share or 0):.1f} % of {test.other.count} on {watched.other}"
         before = " before the switch" if watched.past is not None else ""
         if isinstance(rule, TimeRule):
             tested, other = f"{tested} above {rule.limit(True):.3f} s", f"{other} above {rule.limit(False):.3f} s"
-            mine, theirs = (_shown(p95(samples, rule.name)) for samples in self._both(watched))
-            before += f"; p95 {mine} and {theirs}"
-        return f"{WORDS[rule.name]}: {tested}, {other}{before}"
+            p95_tested, p95_other = (_seconds(p95(samples, rule.name)) for samples in self._samples_of(watched))
+            before += f"; p95 {p95_tested} and {p95_other}"
+        return f"{RULE_NAMES[rule.name]}: {tested}, {other}{before}"
 
-    def _both(self, watched: WatchedTier) -> tuple[list[Sample], list[Sample]]:
-        mine, theirs = (
+    def _samples_of(self, watched: WatchedTier) -> tuple[list[Sample], list[Sample]]:
+        tested, other = (
             [sample for sample in self._recent_of(watched.tier, backend) if sample.arrived >= watched.began]
             for backend in (watched.tested, watched.other)
         )
-        return mine, theirs if watched.past is None else list(watched.past)
+        return tested, other if watched.past is None else list(watched.past)
 
     def view(self, tier: str) -> dict[str, Any] | None:
-        """What is under watch, for `/ops/status`; None where nothing is. `evidence` breaks a rule when it reaches `needed`."""
+        """Return what is watched on `tier`, for `/ops/status`, or None.
+
+        A rule breaks when its `evidence` reaches `needed`.
+        """
         watched = self._watched.get(tier)
         if watched is None or watched.is_over(self._clock()):
             return None
@@ -286,7 +311,7 @@ class RolloutGuard:
 
 
 def _sides(before: Assignment, after: Assignment) -> tuple[str, str, bool] | None:
-    """Who is under test, beside whom, and whether both serve."""
+    """Return the backend under test, the one to compare it with, and whether both serve."""
     if after.canary is not None:
         percent = after.canary.percent
         return (after.canary.backend, after.backend, percent < 100) if percent else None
@@ -294,15 +319,15 @@ def _sides(before: Assignment, after: Assignment) -> tuple[str, str, bool] | Non
 
 
 def _view_trial(trial: Trial) -> dict[str, Any]:
-    found = trial.comparison
+    test = trial.test
     view: dict[str, Any] = {
         side: {"requests": tally.count, "share": None if tally.share is None else round(tally.share, 4)}
-        for side, tally in (("tested", found.tested), ("other", found.other))
+        for side, tally in (("tested", test.tested), ("other", test.other))
     }
     if isinstance(trial.rule, TimeRule):
         view["bound"] = trial.rule.bound
-    return view | {"evidence": round(found.evidence, 3)}
+    return view | {"evidence": round(test.evidence, 3)}
 
 
-def _shown(seconds: float | None) -> str:
+def _seconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.3f} s"

@@ -1,21 +1,26 @@
-"""Requests follow the roll-out: those in line go to the backend that serves their tier now, those that run may be given so many seconds.
+"""Queue migration: queued requests follow the roll-out, and a rollback may cut running ones off.
 
-Theory of operation. `follow` is told of each change in the step that makes it, so no request sees the new state beside an old line. Of the tiers that
-have moved, who waits for a backend that would not be chosen for him any more is put into the other one's line, in the order of arrival; admission
-lets in who can run there. Three kinds of request stay where they are:
+Theory of operation. `follow` is called with each change, in the step that makes the change, so no
+request sees the new state together with an old queue. In the tiers that moved, a queued request
+whose backend would no longer be chosen for it is put into the queue of the new backend, in order of
+arrival. Admission then admits what can run there. Three kinds of request stay where they are:
 
-1. one that has its slot: it runs, or is about to;
-2. one that the other backend cannot serve, as far as is known: it is away, lacks the model, has no eyes for images, or too short a context;
-3. one that a failure has led elsewhere (`forwarding.py`): the roll-out did not choose for it.
+1. a request that has its slot: it runs, or is about to;
+2. a request that the other backend cannot serve, as far as is known: the backend is down, or lacks
+   the model, or the model takes no images or has too short a context;
+3. a request that a failure has sent elsewhere (`gateway/relay/failover.py`): the roll-out did not
+   choose its backend.
 
-Where other settings have put another server in a backend's place, who waits for the old one is served there; when that is dead, he goes where his
-tier is now (`leave`).
+If new settings have put another server in a backend's place, requests that are queued for the old
+one are served there. If the old one is down, they go where their tier is now (`abandon`).
 
-A request that had its slot when the roll-out moved, met a server that was gone, and gets in line once more, does so where it would go now (`lead`).
+A request may have had its slot when the roll-out moved, then meet a server that is gone, and have
+to queue again. It joins the queue where the roll-out would send it now (`target_for`).
 
-Once `rollback_cutoff` has passed after a rollback, who is still at a backend that the tier has left ends with an error, running or in line.
-Not, when the tier has come back there meanwhile; and a second rollback gives its own time. A failure that leads a request to that
-backend afterwards is none of this.
+Once `rollback_cutoff` has passed after a rollback, requests that are still at a backend that their
+tier has left end with an error, whether running or queued. They do not if the tier has returned to
+that backend in the meantime, and a second rollback sets its own cutoff. The cutoff does not apply
+to a request that a failure sends to that backend afterwards.
 """
 
 import asyncio
@@ -28,19 +33,19 @@ from gateway.errors import BackendUnavailable
 from gateway.relay.destinations import Destination, Destinations
 from gateway.relay.in_flight import InFlight, Requeueable
 from gateway.relay.route import Route
+from gateway.rollout.assignment import BUCKETS, Assignment, Change, TierRoute, backends_of
 from gateway.rollout.canary import canary_bucket
-from gateway.rollout.state import BUCKETS, Assignment, Change, TierRoute, backends_of
 from gateway.telemetry.exchange import CHAT
 from gateway.upstream.backend import Backend
 
 Departure = tuple[str, str]
-"""A tier, and a backend that it has left."""
+"""A tier, and the backend that it has left."""
 
 _log = logging.getLogger("gateway.rollout")
 
 
 class QueueMigration:
-    """Moves what is under way when `lines`, the tiers by name, have changed."""
+    """Moves queued requests when one of `tiers`, by name, has changed."""
 
     def __init__(
         self,
@@ -57,7 +62,7 @@ class QueueMigration:
         self._cutoffs: dict[Departure, asyncio.TimerHandle] = {}
 
     def follow(self, change: Change) -> int:
-        """How many of those in line have moved."""
+        """Move queued requests after `change`; return how many moved."""
         for tier, move in change.tiers.items():
             self._schedule_cutoff(tier, move.before, move.after, change.is_rollback)
         return self._migrate(
@@ -65,12 +70,15 @@ class QueueMigration:
         )
 
     def abandon(self, backend: Backend) -> int:
-        """`backend`, which other settings have replaced, is dead: who waits for it goes where his tier is now. How many did."""
-        waiting = (relay for relay in self._relays() if relay.is_queued and relay.destination.backend is backend)
-        return self._migrate(relay for relay in waiting if backend.is_down(relay.destination.route.model))
+        """Move requests away from `backend`, which new settings have replaced, if it is down.
+
+        Return how many moved.
+        """
+        queued = (relay for relay in self._relays() if relay.is_queued and relay.destination.backend is backend)
+        return self._migrate(relay for relay in queued if backend.is_down(relay.destination.route.model))
 
     def on_backend_down(self, backend: Backend) -> None:
-        """Let requests that wait for `backend` be served elsewhere: by its replacement, or by a fallback."""
+        """Let requests that are queued for `backend` be served by its replacement or a fallback."""
         if backend not in self._destinations.backends.values():
             self.abandon(backend)
         for relay in list(self._in_flight):
@@ -84,19 +92,22 @@ class QueueMigration:
             if destination is not None:
                 found.append((relay.arrived, len(found), relay, destination))
         found.sort()
-        crowds: dict[Admission, list[Transfer]] = {}
+        transfers: dict[Admission, list[Transfer]] = {}
         for *_, relay, destination in found:
-            crowds.setdefault(destination.backend.admission, []).append(relay.requeue_on(destination))
-        for admission, movers in crowds.items():
-            admission.accept_transfers(movers)
+            transfers.setdefault(destination.backend.admission, []).append(relay.requeue_on(destination))
+        for admission, transferred in transfers.items():
+            admission.accept_transfers(transferred)
         if found:
-            _log.info("requests that waited and follow the roll-out: %d", len(found))
+            _log.info("moved %d queued requests to the new backend", len(found))
         return len(found)
 
     def target_for(
         self, relay: Requeueable, known: dict[Route, Destination | None] | None = None
     ) -> Destination | None:
-        """Where `relay`, which is in line or gets in line once more, is to wait; None: where it was. `ways` are known already."""
+        """Return the destination that `relay`, which is queued or about to be, has to move to.
+
+        None means that it stays. `known` has the destinations of routes that were looked up before.
+        """
         if relay.request.route.tier not in self._tiers:
             return None
         route = self._route(relay)
@@ -118,12 +129,12 @@ class QueueMigration:
         self._cutoffs.clear()
 
     def _relays(self) -> Iterator[Requeueable]:
-        """Those that a roll-out moves, where it has led them."""
+        """Yield the relays that follow the roll-out."""
         found = (relay.as_requeueable() for relay in self._in_flight)
         return (relay for relay in found if relay is not None)
 
     def _route(self, relay: Requeueable) -> Route:
-        """What the roll-out chooses for its conversation now."""
+        """Return the route that the roll-out would choose now for the request's conversation."""
         request = relay.request
         tier_route = self._tiers[request.route.tier]
         if tier_route.canary is None:
@@ -134,32 +145,32 @@ class QueueMigration:
         )
 
     def _target(self, route: Route) -> Destination | None:
-        """None: nobody there can serve, as far as is known."""
+        """Return the destination of `route`, or None if no server there is known to serve it."""
         destination = self._destinations.get(route, CHAT)
         backend = destination.backend
         is_served = not backend.is_down(route.model) and any(server.serves(route.model) for server in backend.servers)
         return destination if is_served else None
 
-    # The end of those who stay
+    # Cutoff after a rollback
 
     def _schedule_cutoff(self, tier: str, before: Assignment, after: Assignment, is_rollback: bool) -> None:
-        here = set(backends_of(after))
-        for backend in here:
-            self._forget((tier, backend))
+        serving = set(backends_of(after))
+        for backend in serving:
+            self._cancel_cutoff((tier, backend))
         cutoff = self._destinations.settings.rollback_cutoff
         if is_rollback and cutoff is not None:
             now = self._clock()
-            for backend in set(backends_of(before)) - here:
-                self._forget((tier, backend))
+            for backend in set(backends_of(before)) - serving:
+                self._cancel_cutoff((tier, backend))
                 self._cutoffs[tier, backend] = self._loop.call_later(cutoff, self._cut_off, (tier, backend), now)
 
-    def _forget(self, left: Departure) -> None:
+    def _cancel_cutoff(self, left: Departure) -> None:
         timer = self._cutoffs.pop(left, None)
         if timer is not None:
             timer.cancel()
 
     def _cut_off(self, left: Departure, rolled_back: float) -> None:
-        """End those of a tier that were at a backend at the time of the rollback, and still are."""
+        """End the requests of a tier that are still at a backend since before the rollback."""
         del self._cutoffs[left]
         relays = [
             relay
@@ -169,12 +180,12 @@ class QueueMigration:
         for relay in relays:
             relay.cut_off(
                 BackendUnavailable(
-                    "The gateway has moved to another model backend, and this one had its time. Try again.",
+                    "This request was cut off because its model moved to another backend. Try again.",
                     retry_after=1,
                 )
             )
         if relays:
             seconds = self._clock() - rolled_back
             _log.warning(
-                "requests of tier %s cut off at backend %s, %.3g s after the rollback: %d", *left, seconds, len(relays)
+                "cut off %d requests of tier %s on backend %s, %.3g s after the rollback", len(relays), *left, seconds
             )

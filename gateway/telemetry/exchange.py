@@ -1,4 +1,4 @@
-"""One exchange's clock: marks while it runs, a frozen `Exchange` when it is over. No I/O."""
+"""Timing of one exchange: a `Meter` while it runs, a frozen `Exchange` at its end. No I/O."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -11,19 +11,22 @@ from gateway.errors import Outcome
 Phase = Literal["queued", "waiting", "streaming"]
 
 CHAT = "chat"
-"""The endpoint label of chat completions."""
+"""Value of the label `endpoint` for chat completions."""
 
 EMBEDDINGS = "embeddings"
 
 LANES = {CHAT: ("text", "vision"), EMBEDDINGS: ("embedding",)}
-"""Of each endpoint."""
+"""The lanes of each endpoint."""
 
 NONE = "none"
-"""The label of what a request did not get to have: a tier, a backend."""
+"""Label value for a tier or backend that the request was never assigned."""
 
 
 class Exchange(Struct, frozen=True, gc=False, kw_only=True):
-    """One request and its answer, for the log and the metrics. Times are in seconds; labels come from the settings, never from a request."""
+    """Record of one request and its answer, for the log and the metrics.
+
+    Times are in seconds. Label values come from the settings, never from a request.
+    """
 
     request_id: str
     key_id: str
@@ -31,9 +34,9 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
     tier: str
     backend: str
     chosen: str = NONE
-    """The backend that the roll-out chose: another one than `backend` after a fallback."""
+    """The backend that the roll-out chose; differs from `backend` after a fallback."""
     moved: bool = False
-    """It had waited in the line of another backend, and moved along with the roll-out."""
+    """Whether the request was queued for another backend and migrated with the roll-out."""
     model: str
     lane: str
     stream: bool
@@ -42,7 +45,7 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
     reason: str | None
     outcome: Outcome
     empty: bool = False
-    """It ended well, but the model had said nothing."""
+    """Whether the exchange succeeded although the model produced no output."""
     phase: Phase
     duration: float
     queue_wait: float | None
@@ -53,28 +56,34 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Meter:
-    """Marks made by the relay as it goes. `clock` is monotonic, in seconds."""
+    """Timestamps and counts that the relay sets while an exchange runs.
+
+    `clock` is monotonic, in seconds.
+    """
 
     __slots__ = (
-        "admitted", "arrived", "attempts", "clock", "first_piece", "has_said", "last_piece", "met_stale", "observe_gap", "phase", "sent",
-        "upstream_ended", "usage",
+        "admitted", "arrived", "attempts", "clock", "first_piece", "has_said", "last_piece", "met_stale",
+        "observe_gap", "phase", "sent", "upstream_ended", "usage",
     )  # fmt: skip
 
     def __init__(self, clock: Callable[[], float], observe_gap: Callable[[float, int], None] | None = None) -> None:
         self.clock = clock
         self.observe_gap = observe_gap
-        """Told of each gap between pieces: seconds, and how many tokens came at its end."""
+        """Called for each gap between pieces with its seconds and the number of tokens after it."""
         self.arrived = clock()
         self.admitted: float | None = None
         self.sent: float | None = None
         self.first_piece: float | None = None
         self.last_piece = 0.0
         self.has_said = False
-        """The model: something."""
+        """Whether the model has produced any output."""
         self.upstream_ended: float | None = None
         self.attempts = 0
         self.met_stale = False
-        """In this attempt: a kept connection closed before a byte came, which counts as one of its own."""
+        """Whether a reused connection closed in this attempt before a byte of the answer arrived.
+
+        That failure counts as an attempt of its own.
+        """
         self.usage: Usage | None = None
         self.phase: Phase = "queued"
 
@@ -90,7 +99,7 @@ class Meter:
             self.sent = self.last_piece
 
     def piece(self, tokens: int) -> None:
-        """A piece of the answer came, with so many tokens in it."""
+        """Record that a piece of the answer arrived with this number of tokens."""
         now = self.clock()
         if self.first_piece is None:
             self.first_piece = now
@@ -105,7 +114,7 @@ class Meter:
         self.last_piece = now
 
     def requeue(self) -> None:
-        """Back in line, here or elsewhere: what was sent so far is over."""
+        """Return to the phase `queued`, for any backend, and discard the times of attempts."""
         self.admitted = self.sent = self.upstream_ended = None
         self.phase = "queued"
 
@@ -114,10 +123,13 @@ class Meter:
             self.upstream_ended = self.clock()
 
     def times(self) -> tuple[float, float | None, float, float | None]:
-        """In seconds, to six places: from the arrival up to now; in line, None for what was never admitted; at the backend; from the arrival to
-        the first piece, the wait in line included: what the client sees.
+        """Return the times of the exchange so far, in seconds to six decimal places.
 
-        Without `round`, which goes by decimal text and costs ten times as much.
+        The tuple has: the time since the arrival; the time in the queue, None if the request was
+        never admitted; the time at the backend; and the time from the arrival to the first piece,
+        which includes the queue, as the client sees it.
+
+        Does not use `round`, which goes through decimal text and costs ten times as much.
         """
         arrived, admitted, first_piece, sent, ended = (
             self.arrived,

@@ -1,4 +1,7 @@
-"""Logs on standard error: one line for each exchange, and plain sentences for the operator. No prompt, completion or key is ever given to it."""
+"""Logs on standard error: one line for each exchange, and plain sentences for the operator.
+
+No caller passes a prompt, a completion or a key to the log.
+"""
 
 import logging
 import queue
@@ -15,7 +18,7 @@ import orjson
 from gateway.telemetry.exchange import Exchange
 
 MAX_PENDING = 1000
-"""Writes that may wait for a log that is not read."""
+"""Maximum number of writes that wait while nothing reads the log."""
 
 CLOSE_SECONDS = 1.0
 
@@ -23,7 +26,10 @@ _encode = msgspec.json.encode
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line. Of an exception only its class and where it was raised: its text may hold what a client sent."""
+    """Formatter that writes one JSON object per line.
+
+    Of an exception it logs only the class and the place, because the text may contain client data.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -38,10 +44,11 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """For people at a terminal."""
+    """Formatter for people at a terminal; of an exception it logs what `JsonFormatter` does."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.levelname.lower():7} {record.getMessage()}"
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = f"{clock} {record.levelname.lower():7} {record.getMessage()}"
         if record.exc_info and record.exc_info[0] is not None:
             text += f" [{record.exc_info[0].__name__} at {', '.join(_places(record))}]"
         return text
@@ -67,13 +74,16 @@ def _timestamp(seconds: float) -> str:
 
 
 class Writable(Protocol):
-    """Where lines go."""
+    """Destination of log lines."""
 
     def write(self, data: bytes, /) -> object: ...
 
 
 class Sink:
-    """Writes from a thread of its own: a reader that stalls, or a full disk, stops nobody. What finds no place in its queue is lost."""
+    """Writer with its own thread, so that a stalled reader or a full disk does not block callers.
+
+    Lines that do not fit into its queue are lost.
+    """
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
@@ -86,20 +96,20 @@ class Sink:
             self._pending.put_nowait(data)
 
     def close(self) -> None:
-        """Write what is pending, for a second at most."""
+        """Write the pending lines and stop the thread; each wait lasts at most `CLOSE_SECONDS`."""
         with suppress(queue.Full):
             self._pending.put(None, timeout=CLOSE_SECONDS)
             self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         while (data := self._pending.get()) is not None:
-            with suppress(OSError, ValueError):  # closed, or full: the next line may fit again
+            with suppress(OSError, ValueError):  # closed, or disk full: the next line may fit
                 self._out.write(data)
                 self._out.flush()
 
 
 class SinkHandler(logging.Handler):
-    """Hands log records to where lines go."""
+    """Logging handler that writes formatted records to a `Writable`."""
 
     def __init__(self, out: Writable) -> None:
         super().__init__()
@@ -110,7 +120,7 @@ class SinkHandler(logging.Handler):
 
 
 def configure(as_json: bool, out: Writable) -> None:
-    """Send the logs of the gateway, and warnings of the libraries, to `out`."""
+    """Send the gateway's logs and the libraries' warnings to `out`."""
     handler = SinkHandler(out)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     root = logging.getLogger()
@@ -120,14 +130,14 @@ def configure(as_json: bool, out: Writable) -> None:
 
 
 class ExchangeLog:
-    """Writes one line for each exchange."""
+    """Log of exchanges, one line each."""
 
     def __init__(self, as_json: bool, out: Writable) -> None:
         self._lines = _json_lines if as_json else _text_lines
         self._out = out
 
     def write(self, exchanges: Sequence[Exchange]) -> None:
-        """Write the lines of `exchanges` together: one system call for many."""
+        """Write the lines of all `exchanges` in one system call."""
         if exchanges:
             self._out.write(self._lines(exchanges))
 

@@ -1,7 +1,8 @@
-"""Every Prometheus metric, declared once, on a registry that is passed in.
+"""All Prometheus metrics, declared once, on a registry that is passed in.
 
-Labels come from closed sets: tiers, backends and outcomes of the settings and this code. Buckets are vLLM's own (vllm/v1/metrics/buckets.py,
-0.33), so that one dashboard lays its histograms beside ours.
+Label values come from closed sets: tiers and backends from the settings, outcomes from the code.
+Buckets are vLLM's own (vllm/v1/metrics/buckets.py, 0.33), so that one dashboard can show its
+histograms next to the gateway's.
 """
 
 from bisect import bisect_left
@@ -17,29 +18,9 @@ from prometheus_client.registry import Collector
 from gateway.telemetry.exchange import CHAT, LANES, NONE, Exchange
 
 TIME_TO_FIRST_TOKEN = (
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    7.5,
-    10,
-    20,
-    40,
-    80,
-    160,
-    640,
-    2560,
-)
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5,
+    7.5, 10, 20, 40, 80, 160, 640, 2560,
+)  # fmt: skip
 INTER_TOKEN_LATENCY = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 DURATION = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 QUEUE_WAIT = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
@@ -47,11 +28,11 @@ LOAD = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 OVERHEAD = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1)
 
 Label = Literal["tier", "backend"]
-"""Those whose values the settings name."""
+"""Labels whose values are names from the settings."""
 
 
 class Histogram:
-    """One labelled series of `Histograms`."""
+    """One series of `Histograms`: the observations for one set of label values."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -65,7 +46,10 @@ class Histogram:
         self.total += seconds
 
     def quantile(self, share: float) -> float | None:
-        """The value that `share` of the observations do not exceed, guessed evenly inside its bucket; None without any."""
+        """Return the value that `share` of the observations do not exceed, None if there are none.
+
+        The value is interpolated linearly within its bucket.
+        """
         wanted = share * sum(self.counts)
         if not wanted:
             return None
@@ -78,7 +62,10 @@ class Histogram:
         return low
 
     def observe_gap(self, seconds: float, tokens: int) -> None:
-        """A gap of `seconds` before the first of `tokens` that came together; the others came without a gap."""
+        """Record `tokens` that arrived together after a gap of `seconds`.
+
+        The gap counts for the first of them; the others count as gaps of 0 seconds.
+        """
         counts = self.counts
         counts[bisect_left(self.bounds, seconds)] += 1
         if tokens > 1:
@@ -87,8 +74,11 @@ class Histogram:
 
 
 class Histograms(Collector):
-    """One histogram metric. Without locks, since only the event loop writes: a fifth of what prometheus-client's own `observe` costs,
-    which for every token and four times a request is worth a class."""
+    """One histogram metric with all its series.
+
+    It does not take locks, because only the event loop writes. An observation costs a fifth of
+    prometheus-client's own `observe`, and there is one for every token and four for every request.
+    """
 
     def __init__(
         self, registry: CollectorRegistry, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]
@@ -104,13 +94,13 @@ class Histograms(Collector):
         return series
 
     def forget(self, label: str, value: str) -> None:
-        """Drop the series with this value, where there is such a label."""
+        """Drop the series whose `label` has this value, if the metric has that label."""
         if label in self._labels:
             place = self._labels.index(label)
             self._series = {labels: series for labels, series in self._series.items() if labels[place] != value}
 
     def quantile(self, labels: tuple[str, ...], share: float) -> float | None:
-        """Of one series, which need not be there."""
+        """Return the quantile of one series, None if the series does not exist or is empty."""
         series = self._series.get(labels)
         return None if series is None else series.quantile(share)
 
@@ -127,28 +117,31 @@ class Histograms(Collector):
 
 @dataclass(slots=True)
 class RouteMetrics:
-    """The series of one (tier, backend) at one endpoint, bound once; the counters of what is usual are plain numbers until somebody looks."""
+    """Series of one tier on one backend at one endpoint, looked up once.
+
+    Counters that change with every successful request are plain numbers until `publish`.
+    """
 
     duration: Histogram
     time_to_first_token: Histogram
     gaps: Histogram
     queue_wait: dict[str, Histogram]
-    """By lane."""
+    """Histograms by lane."""
     counters: tuple[Counter, Counter, Counter]
-    """Of requests that ended well, prompt tokens, completion tokens."""
+    """Counters of successful requests, prompt tokens and completion tokens."""
     ok: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
     def publish(self) -> None:
-        """Hand the numbers over to the counters."""
+        """Add the numbers to the counters, and reset them."""
         for counter, amount in zip(self.counters, (self.ok, self.prompt_tokens, self.completion_tokens), strict=True):
             counter.inc(amount)
         self.ok = self.prompt_tokens = self.completion_tokens = 0
 
 
-class _First(Collector):
-    """Runs `prepare` before the other collectors are read; it has to be registered before them."""
+class _Preparation(Collector):
+    """Collector that runs `prepare` before the others are read; it must be registered first."""
 
     def __init__(self, registry: CollectorRegistry, prepare: Callable[[], None]) -> None:
         self._prepare = prepare
@@ -160,14 +153,17 @@ class _First(Collector):
 
 
 class Metrics:
-    """All metrics of the gateway. `settle` is called before they are read, for who counts late."""
+    """All metrics of the gateway.
+
+    `settle` is called before they are read, so that exchanges that were recorded late are counted.
+    """
 
     def __init__(self, registry: CollectorRegistry, version: str, settle: Callable[[], None] = lambda: None) -> None:
         self.registry = registry
         self._settle = settle
         self._routes: dict[tuple[str, str, str], RouteMetrics] = {}
         self._counters: dict[Counter, tuple[str, ...]] = {}
-        _First(registry, self._publish)
+        _Preparation(registry, self._publish)
         route = ("tier", "backend")
 
         def counter(name: str, text: str, labels: Sequence[str] = ()) -> Counter:
@@ -178,69 +174,75 @@ class Metrics:
         def histogram(name: str, text: str, labels: Sequence[str], bounds: Sequence[float]) -> Histograms:
             return Histograms(registry, name, text, labels, bounds)
 
-        self.requests = counter(
-            "gateway_requests_total", "Requests, by how they ended.", ("endpoint", *route, "outcome")
-        )
+        self.requests = counter("gateway_requests_total", "Requests by outcome.", ("endpoint", *route, "outcome"))
         self.duration = histogram(
             "gateway_request_duration_seconds",
-            "From the arrival of a request to the end of its answer.",
+            "Time from the arrival of a request to the end of its answer.",
             route,
             DURATION,
         )
         self.time_to_first_token = histogram(
             "gateway_time_to_first_token_seconds",
-            "From the arrival of a request to the first piece of its answer.",
+            "Time from the arrival of a request to the first piece of its answer.",
             route,
             TIME_TO_FIRST_TOKEN,
         )
         self.gaps = histogram(
-            "gateway_inter_token_latency_seconds", "Gap between two pieces of an answer.", route, INTER_TOKEN_LATENCY
+            "gateway_inter_token_latency_seconds", "Time between two tokens of an answer.", route, INTER_TOKEN_LATENCY
         )
-        self.tokens = counter("gateway_tokens_total", "Tokens, as the backends counted them.", (*route, "type"))
+        self.tokens = counter("gateway_tokens_total", "Tokens as counted by the backends.", (*route, "type"))
         self.queue_wait = histogram(
-            "gateway_queue_wait_seconds", "Wait for a slot of a backend.", ("backend", "lane"), QUEUE_WAIT
+            "gateway_queue_wait_seconds",
+            "Time that requests waited for a slot of a backend.",
+            ("backend", "lane"),
+            QUEUE_WAIT,
         )
         self.rejected = counter(
-            "gateway_rejected_total", "Requests refused for want of room or a healthy backend.", ("backend", "reason")
+            "gateway_rejected_total",
+            "Requests refused for lack of capacity or of a healthy backend.",
+            ("backend", "reason"),
         )
         self.upstream_errors = counter("gateway_upstream_errors_total", "Failures of a backend.", ("backend", "reason"))
-        self.retries = counter("gateway_retries_total", "Requests sent once more.", ("backend", "reason"))
+        self.retries = counter("gateway_retries_total", "Retries of a request.", ("backend", "reason"))
         self.fallbacks = counter(
             "gateway_fallbacks_total",
-            "Requests that another backend was asked to serve.",
+            "Requests sent to another backend by a fallback.",
             ("tier", "from_backend", "to_backend"),
         )
         self.client_disconnects = counter(
-            "gateway_client_disconnects_total", "Clients that left before their answer's end.", ("phase",)
+            "gateway_client_disconnects_total", "Clients that disconnected before the end of their answer.", ("phase",)
         )
         self.running = Gauge(
             "gateway_requests_running", "Requests in flight at a backend.", ("backend", "lane"), registry=registry
         )
         self.waiting = Gauge(
-            "gateway_requests_waiting", "Requests in line for a backend.", ("backend", "lane"), registry=registry
+            "gateway_requests_waiting", "Requests queued for a backend.", ("backend", "lane"), registry=registry
         )
         self.backend_up = Gauge(
-            "gateway_backend_up", "1 while a server of the backend answers its probe.", ("backend",), registry=registry
+            "gateway_backend_up", "1 while a server of the backend answers its probes.", ("backend",), registry=registry
         )
         self.circuit_state = Gauge(
             "gateway_circuit_state",
-            "Of the backend's best server: 0 closed, 1 suspect, 2 half open, 3 open.",
+            "Circuit breaker of the backend's best server: 0 closed, 1 suspect, 2 half open, 3 open.",
             ("backend",),
             registry=registry,
         )
         self.load_seconds = histogram(
-            "gateway_backend_load_seconds", "Time in which a backend loaded a model.", ("backend", "model"), LOAD
+            "gateway_backend_load_seconds", "Time that a backend took to load a model.", ("backend", "model"), LOAD
         )
         self.active_backend = Gauge(
-            "gateway_active_backend", "1 for the backend that serves the tier.", route, registry=registry
+            "gateway_active_backend",
+            "1 for the active backend of the tier, 0 for its others.",
+            route,
+            registry=registry,
         )
         self.switches = counter(
             "gateway_switches_total",
-            "Moves of a tier, or of a part of it.",
+            "Moves of a tier, or of a share of it, to another backend.",
             ("tier", "from_backend", "to_backend", "cause"),
         )
         self.overhead = histogram(
-            "gateway_overhead_seconds", "Time in the gateway outside the queue and the upstream.", (), OVERHEAD
+            "gateway_overhead_seconds", "Time in the gateway, without the queue and the upstream.", (), OVERHEAD
         ).labels()
         Info("gateway_build", "The running version.", registry=registry).info({"version": version})
 
@@ -261,7 +263,10 @@ class Metrics:
         return bound
 
     def forget(self, label: Label, value: str) -> None:
-        """Drop the counts of a tier or of a backend that the settings have no more; nobody may count there again with what was bound before."""
+        """Drop the series of a tier or backend that the settings no longer contain.
+
+        The caller must not use a `RouteMetrics` of that tier or backend afterwards.
+        """
         place = 0 if label == "tier" else 1
         self._routes = {route: bound for route, bound in self._routes.items() if route[place] != value}
         for histograms in (self.duration, self.time_to_first_token, self.gaps, self.queue_wait, self.load_seconds):
@@ -273,7 +278,7 @@ class Metrics:
                     counter.remove(*found)
 
     def record(self, exchange: Exchange) -> None:
-        """Count one exchange that is over."""
+        """Count an exchange that has ended."""
         if exchange.outcome != "ok":
             self._record_failure(exchange)
         if exchange.backend == NONE:

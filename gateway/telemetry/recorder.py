@@ -1,4 +1,4 @@
-"""Records finished exchanges in batches: counts them, logs them, and hands them to observers."""
+"""The recorder of finished exchanges: counts, logs and passes them on to observers, in batches."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -8,13 +8,17 @@ from gateway.telemetry.log import ExchangeLog
 from gateway.telemetry.metrics import Metrics
 
 SETTLE_SECONDS = 0.2
-"""Longest time from the end of an exchange to its log line. A scrape of the metrics does not wait for it."""
+"""Longest time from the end of an exchange to its log line. A scrape of the metrics does not wait
+for it."""
 
 Observer = Callable[[Sequence[Exchange]], None]
 
 
 class ExchangeRecorder:
-    """Collects finished exchanges and records them together: cheaper than one by one, each with cold caches."""
+    """Collects finished exchanges and records them together, which is cheaper than one by one.
+
+    Each exchange recorded on its own would find cold caches.
+    """
 
     def __init__(self, metrics: Metrics, log: ExchangeLog, observers: Sequence[Observer] = ()) -> None:
         self._metrics = metrics
@@ -33,7 +37,7 @@ class ExchangeRecorder:
             self._timer = self._loop.call_later(SETTLE_SECONDS, self.settle)
 
     def settle(self) -> None:
-        """Count and log what has finished since the last time."""
+        """Record the exchanges that have finished since the last batch."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -45,5 +49,8 @@ class ExchangeRecorder:
             observe(finished)
 
     def detach_observers(self) -> None:
-        """Stop telling observers: the gateway ends the remaining exchanges itself, so they say nothing of a backend."""
+        """Stop informing observers, since the gateway ends the remaining exchanges itself.
+
+        How those end says nothing about a backend.
+        """
         self._observers.clear()

@@ -1,4 +1,4 @@
-"""A backend at run time: its servers, their connections and circuits, and the line before them."""
+"""A backend at run time: its servers, with their connections and circuit breakers, and queues."""
 
 import asyncio
 import logging
@@ -26,18 +26,25 @@ from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.server import Server
 
 IDLE_SECONDS = {"ollama": 30.0, "vllm": 2.5, "openai": 2.5}
-"""Half of what the servers keep an idle connection: vLLM 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), uvicorn's default for others, Ollama for ever."""
+"""Seconds that an idle connection is kept, by kind: half of what the servers keep it.
+
+vLLM keeps it for 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), other servers for uvicorn's default, Ollama
+for ever.
+"""
 
 
 PAUSE_MARGIN = 0.01
-"""Seconds. The loop's clock is a little coarser than the one that ends a pause."""
+"""Seconds added to the timer of a pause.
+
+The loop's clock is a little coarser than the clock that ends the pause.
+"""
 
 
-_log = logging.getLogger("gateway.circuit")
+_log = logging.getLogger(__name__)
 
 
 class Backend:
-    """What stands behind one name of the settings."""
+    """A named group of servers, as a backend in HAProxy."""
 
     def __init__(
         self,
@@ -50,15 +57,15 @@ class Backend:
         self.name = settings.name
         self.kind = settings.kind
         self.settings = settings
-        self.engine: Engine = _engine(settings)
-        self.embedder: Embedder = _embedder(settings)
-        self.loading = _loading(settings)
-        """How models are loaded; None: they always are."""
-        tls = _tls(settings)
-        self.servers = [self._server(number, server, tls) for number, server in enumerate(settings.servers, 1)]
+        self.engine: Engine = _build_engine(settings)
+        self.embedder: Embedder = _build_embedder(settings)
+        self.loading = _build_loading(settings)
+        """Requests that load models, or None if the servers always have their models loaded."""
+        tls = _tls_context(settings)
+        self.servers = [self._build_server(number, server, tls) for number, server in enumerate(settings.servers, 1)]
         self.admission = Admission(
             self.servers,
-            _limits(settings, num_parallel),
+            _admission_limits(settings, num_parallel),
             time.monotonic,
             _call_later,
             self.engine.canonical,
@@ -66,7 +73,10 @@ class Backend:
         )
         self.budget = RetryBudget()
         self.is_restrained = False
-        """Some server may not be given requests: only then are `is_down` and `accepts_none` worth a call."""
+        """True if some server may not get requests.
+
+        Only then is it worth calling `is_down` and `accepts_none`.
+        """
         self.on_down = on_down
         """Called when the circuit breaker of a server has opened."""
         self._pauses: set[asyncio.TimerHandle] = set()
@@ -78,31 +88,34 @@ class Backend:
 
     @property
     def is_up(self) -> bool:
-        """A server of it is well."""
+        """True if at least one server is healthy."""
         return any(server.is_well for server in self.servers)
 
     @property
     def circuit_level(self) -> int:
-        """The best of its servers' circuits, as `LEVELS` counts."""
+        """Level of the best circuit breaker of all servers, as in `LEVELS`."""
         return min(LEVELS[server.circuit.state] for server in self.servers)
 
     def is_down(self, model: str) -> bool:
-        """Every server that has `model` is known to be dead."""
+        """Return whether the circuit breaker of every server that has `model` is open."""
         serving = [server for server in self.servers if server.serves(model)]
         return bool(serving) and all(server.circuit.is_open for server in serving)
 
     def accepts_none(self, model: str) -> bool:
-        """No server that has `model` may be given requests for now; one that a probe is looking at will be known at once."""
+        """Return whether no server that has `model` may get requests at present.
+
+        A suspect server counts as accepting requests, because a probe is about to decide on it.
+        """
         serving = [server for server in self.servers if server.serves(model)]
         return bool(serving) and not any(server.circuit.state == "suspect" or server.is_up() for server in serving)
 
     def unavailable(self) -> BackendUnavailable:
-        """What a request gets that nobody can serve."""
+        """Return the error for a request that no server can serve."""
         seconds = max(1, math.ceil(self.settings.probe_interval))
         return BackendUnavailable("No server of the model backend is available. Try again later.", retry_after=seconds)
 
     def pause(self, server: Server, seconds: float) -> None:
-        """Leave `server` alone for so long: it is full, or fails."""
+        """Send no requests to `server` for a number of seconds, because it is full or failing."""
         server.circuit.pause(seconds)
         timer: asyncio.TimerHandle = asyncio.get_running_loop().call_later(
             seconds + PAUSE_MARGIN, lambda: self._resume(server, timer)
@@ -112,20 +125,20 @@ class Backend:
 
     def _resume(self, server: Server, timer: asyncio.TimerHandle) -> None:
         self._pauses.discard(timer)
-        server.circuit.allows(server.load)  # notices that the pause is over
+        server.circuit.allows(server.load)  # ends the pause
         self.refresh()
 
     def refresh(self) -> None:
-        """A server came or went, or its models changed: see who can run now."""
-        is_any_well = self.is_up
+        """Admit the requests that can run after a server came, went or changed its models."""
+        any_is_well = self.is_up
         for server in self.servers:
-            server.is_left_out = is_any_well and server.up is False
-        self.is_restrained = any(server.is_left_out or server.circuit.restrains for server in self.servers)
+            server.is_excluded = any_is_well and server.up is False
+        self.is_restrained = any(server.is_excluded or server.circuit.restrains for server in self.servers)
         self.admission.refresh()
 
     def _circuit_changed(self, server: Server, was: CircuitState, reason: str) -> None:
         state = server.circuit.state
-        if server.up is not None:  # what the first probe finds is told apart
+        if server.up is not None:  # the result of the first probe has its own log line
             level = logging.WARNING if state in ("suspect", "open") else logging.INFO
             _log.log(level, "backend %s: circuit %s, was %s (%s)", server.name, state, was, reason)
         if state == "suspect":
@@ -137,57 +150,65 @@ class Backend:
             and state == "closed"
             and any(other is not server and other.is_up() for other in self.servers)
         ):
-            self.pause(server, CALM)  # failing fast looks idle: it would get all that comes
+            self.pause(server, CALM)  # a server that fails fast looks idle and would get every request
         self.refresh()
         if state == "open":
             self.on_down(self)
 
     def headers(self) -> list[tuple[str, str]]:
-        """What the settings send with each request to this backend."""
+        """Return the headers that the settings add to each request to this backend."""
         headers = [(name, value.get_secret_value()) for name, value in self.settings.headers.items()]
         if self.settings.api_key is not None:
             headers.append(("Authorization", f"Bearer {self.settings.api_key.get_secret_value()}"))
         return headers
 
     def context_length(self, model: str) -> int | None:
-        """The smallest that a server of this backend tells for `model`, in tokens."""
+        """Return the smallest context length in tokens that a server reports for `model`.
+
+        Return None if no server reports one.
+        """
         known = [length for server in self.servers if (length := server.facts(model).context_length) is not None]
         return min(known, default=None)
 
     def lacks(self, model: str, capability: str) -> bool:
-        """By the word of the servers that tell."""
+        """Return whether a server reports that `model` lacks `capability`."""
         return any(server.facts(model).lacks(capability) for server in self.servers)
 
     def queues(
         self, lanes: Iterable[LaneName], tier: str, model: str, overrides: LimitOverrides | None
     ) -> dict[LaneName, Queue]:
-        """Where requests of `tier` for `model` stand, by lane."""
-        return {lane: self.admission.queue(model, lane, tier, _own(lane, overrides)) for lane in lanes}
+        """Return the queues for requests of `tier` for `model`, by lane."""
+        return {lane: self.admission.queue(model, lane, tier, _tier_limits(lane, overrides)) for lane in lanes}
 
     def learned(self) -> dict[str, dict[str, int]]:
-        """The limits that were learned, by server and model."""
+        """Return the learned limits by server and model."""
         return {
             server.name: server.guesses
             | {
-                model: bound.limit
-                for model, bound in server.models.items()
-                if isinstance(bound, AdaptiveLimit) and not bound.is_held
+                model: limit.limit
+                for model, limit in server.models.items()
+                if isinstance(limit, AdaptiveLimit) and not limit.is_held
             }
             for server in self.servers
         }
 
     def recall(self, learned: Mapping[str, Mapping[str, int]]) -> None:
-        """Begin with what `learned` was before; to be called before the first request."""
+        """Start with limits that were learned earlier. Call it before the first request."""
         for server in self.servers:
             server.guesses = dict(learned.get(server.name, {}))
 
     def change(self, settings: BackendSettings, num_parallel: int | None = None) -> None:
-        """Other limits, times and manners for the same servers (`config.is_same_place`); what runs goes on."""
+        """Apply other limits, times and options to the same servers. Requests in flight continue.
+
+        The servers of `settings` have to be the same (`config.is_same_place`).
+        """
         self.settings = settings
-        self.engine, self.embedder, self.loading = _engine(settings), _embedder(settings), _loading(settings)
+        self.engine = _build_engine(settings)
+        self.embedder = _build_embedder(settings)
+        self.loading = _build_loading(settings)
         for server in self.servers:
             server.pool.connect_timeout = settings.limits.connect_timeout
-        self.admission.change(_limits(settings, num_parallel))
+        self.admission.change(_admission_limits(settings, num_parallel))
 
     def close(self) -> None:
         for timer in self._pauses:
@@ -195,7 +216,7 @@ class Backend:
         for server in self.servers:
             server.pool.close()
 
-    def _server(self, number: int, settings: ServerSettings, tls: ssl.SSLContext | None) -> Server:
+    def _build_server(self, number: int, settings: ServerSettings, tls: ssl.SSLContext | None) -> Server:
         url = urlsplit(settings.base_url)
         secure = url.scheme == "https"
         origin = Origin(url.hostname or "", url.port or (443 if secure else 80), tls if secure else None, url.path)
@@ -208,29 +229,29 @@ class Backend:
         return Server(name, settings, pool, head, embedding_head, self.engine.canonical)
 
 
-def _limits(settings: BackendSettings, num_parallel: int | None) -> AdmissionLimits:
+def _admission_limits(settings: BackendSettings, num_parallel: int | None) -> AdmissionLimits:
     limits = settings.limits
     lanes = {
         "text": LaneLimits(None, limits.max_queue, limits.queue_timeout),
         "vision": LaneLimits(limits.vision_concurrency, limits.vision_max_queue, limits.vision_queue_timeout),
-        "embedding": LaneLimits(limits.max_concurrency, limits.max_queue, limits.queue_timeout, is_apart=True),
+        "embedding": LaneLimits(limits.max_concurrency, limits.max_queue, limits.queue_timeout, is_separate=True),
     }
     model_slots = None if limits.model_concurrency == "auto" else limits.model_concurrency
     return AdmissionLimits(limits.max_concurrency, model_slots, lanes, settings.kind == "ollama", num_parallel or 1)
 
 
-def _own(lane: LaneName, overrides: LimitOverrides | None) -> TierLimits | None:
-    """What a tier bounds for itself in `lane`; None: nothing."""
+def _tier_limits(lane: LaneName, overrides: LimitOverrides | None) -> TierLimits | None:
+    """Return the limits that a tier sets for itself in `lane`, or None if it sets none."""
     if overrides is None:
         return None
-    of_vision = lane == "vision"
+    is_vision = lane == "vision"
     model_slots = overrides.concurrency or overrides.model_concurrency
     own = TierLimits(
         overrides.max_concurrency,
         None if model_slots == "auto" else model_slots,
-        overrides.vision_concurrency if of_vision else None,
-        overrides.vision_max_queue if of_vision else overrides.max_queue,
-        overrides.vision_queue_timeout if of_vision else overrides.queue_timeout,
+        overrides.vision_concurrency if is_vision else None,
+        overrides.vision_max_queue if is_vision else overrides.max_queue,
+        overrides.vision_queue_timeout if is_vision else overrides.queue_timeout,
     )
     return None if own == TierLimits() else own
 
@@ -239,17 +260,17 @@ def _call_later(seconds: float, callback: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_later(seconds, callback)
 
 
-def _engine(settings: BackendSettings) -> Engine:
+def _build_engine(settings: BackendSettings) -> Engine:
     if settings.kind == "ollama":
         return Ollama(settings.keep_alive, settings.num_ctx, settings.truncate)
     return Vllm() if settings.kind == "vllm" else OpenAi()
 
 
-def _loading(settings: BackendSettings) -> OllamaLoading | None:
+def _build_loading(settings: BackendSettings) -> OllamaLoading | None:
     return OllamaLoading(settings.keep_alive, settings.num_ctx) if settings.kind == "ollama" else None
 
 
-def _embedder(settings: BackendSettings) -> Embedder:
+def _build_embedder(settings: BackendSettings) -> Embedder:
     return (
         OllamaEmbedder(settings.keep_alive, settings.num_ctx, settings.truncate)
         if settings.kind == "ollama"
@@ -257,7 +278,7 @@ def _embedder(settings: BackendSettings) -> Embedder:
     )
 
 
-def _tls(settings: BackendSettings) -> ssl.SSLContext | None:
+def _tls_context(settings: BackendSettings) -> ssl.SSLContext | None:
     if not any(server.base_url.startswith("https:") for server in settings.servers):
         return None
     return ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)

@@ -1,21 +1,30 @@
-"""Whether a server may be given requests: a synchronous state machine, fed by the ends of exchanges and by probes. Pure but for its clock.
+"""Circuit breaker: decides whether a server may get requests.
 
-How it works. A circuit is `closed` while all is well.
+A synchronous state machine, driven by the ends of exchanges and by probes. Pure, except for its
+clock.
 
-1. Failures of exchanges make it `suspect`: `IN_A_ROW` of them one after the other, or half of the last `WINDOW`. Nothing new goes to the server
-   until a probe has looked, which is asked for at once: one bad instant fails everything in flight, and is no death.
-2. The probe finds it well: `closed` again, with a clean slate, and no new suspicion for `CALM` seconds. The probe fails: `open`.
-3. `MISSES` probes in a row that fail open it without any traffic, too.
-4. `open`: nothing goes there. The first probe that succeeds makes it `half_open`.
-5. `half_open`: one request goes there at a time. When one succeeds, or the next probe does, it is `closed`; when either fails, `open`.
+A circuit is `closed` while the server is healthy.
 
-An exchange that was sent before the state changed says nothing about the time since: its failure is not counted. So the stragglers of a server
-that died do not bring down the one that came in its place.
+1. Failed exchanges make it `suspect`: `IN_A_ROW` failures in a row, or half of the last `WINDOW`
+   exchanges. The server then gets no new requests until a probe has checked it. The probe is
+   requested at once. One bad moment fails everything in flight, but does not mean that the server
+   is dead.
+2. If the probe succeeds, the circuit is `closed` again, the counts start over, and it does not
+   become suspect for `CALM` seconds. If the probe fails, the circuit is `open`.
+3. `MISSES` failed probes in a row open the circuit even without traffic.
+4. `open`: the server gets no requests. The first successful probe makes the circuit `half_open`.
+5. `half_open`: the server gets one request at a time. If a request or the next probe succeeds, the
+   circuit is `closed`. If either fails, it is `open`.
 
-A server that says that it is full is paused: nothing goes there for a time, and the state stays what it is.
+An exchange that was sent before the last change of state says nothing about the time since, so its
+failure is not counted. Thus the stragglers of a server that died do not bring down its successor.
 
-Invariants: `open` and `suspect` last until the next probe, `half_open` until the one after it, a pause until its time, so each state has an end
-as long as there are probes. `restrains` is true exactly when `allows` could say no.
+A server that reports that it is full is paused: it gets no requests for a while. A pause does not
+change the state, except that it closes a `half_open` circuit, because a full server is alive.
+
+Invariants: `open` and `suspect` last until the next probe, `half_open` until the probe after that,
+and a pause until its time is up. So every state ends as long as there are probes. `restrains` is
+true exactly if `allows` could return False.
 """
 
 from collections.abc import Callable
@@ -25,26 +34,43 @@ from typing import Literal
 CircuitState = Literal["closed", "suspect", "half_open", "open"]
 
 LEVELS: dict[CircuitState, int] = {"closed": 0, "suspect": 1, "half_open": 2, "open": 3}
-"""What `gateway_circuit_state` shows."""
+"""Values of the metric `gateway_circuit_state`."""
 
 IN_A_ROW = 3
 WINDOW = 20
-HALF = WINDOW // 2
+WINDOW_FAILURES = WINDOW // 2
 MISSES = 2
-"""Probes of a server that nothing else speaks against."""
+"""Failed probes in a row that open the circuit of a server without other signs of trouble."""
 CALM = 1.0
-"""Seconds after a probe has cleared a server in which it is not asked again for the same: a server can fail each request and answer each probe."""
+"""Seconds after a probe cleared a suspect server in which it does not become suspect again.
+
+A server can fail every request and still answer every probe.
+"""
 
 _ALL = (1 << WINDOW) - 1
 
 
 class CircuitBreaker:
-    """One server's. `on_change` is told of each change of state: the state before, and the reason for the change in a word."""
+    """Circuit breaker of one server.
+
+    `on_change` is called after each change of state, with the previous state and the reason in a
+    word.
+    """
 
     __slots__ = (
-        "_calm_until", "_clock", "_in_a_row", "_left_over", "_misses", "_on_change", "_paused_until", "_recent", "_since", "is_troubled",
-        "restrains", "state",
-    )  # fmt: skip
+        "_calm_until",
+        "_changed_at",
+        "_clock",
+        "_in_a_row",
+        "_leftover",
+        "_misses",
+        "_on_change",
+        "_paused_until",
+        "_recent",
+        "is_troubled",
+        "restrains",
+        "state",
+    )
 
     def __init__(
         self, clock: Callable[[], float], on_change: Callable[[CircuitState, str], None] = lambda was, reason: None
@@ -53,21 +79,22 @@ class CircuitBreaker:
         self._on_change = on_change
         self.state: CircuitState = "closed"
         self.is_troubled = False
-        """Something failed of late: only then does a success have anything to say."""
+        """True if something failed recently. Only then does a success have to be recorded."""
         self.restrains = False
-        """`allows` has to be asked; where it is False, anything goes."""
-        self._since = -inf
+        """True if `allows` has to be asked. Otherwise every request is allowed."""
+        self._changed_at = -inf
         self._calm_until = -inf
         self._paused_until = -inf
-        self._recent = 0  # a bit for each of the last exchanges, 1 for a failure; what is not known is taken for well
+        self._recent = 0  # one bit per recent exchange, 1 for a failure; unknown ones count as successes
         self._in_a_row = 0
         self._misses = 0
-        self._left_over = inf
+        self._leftover = inf
 
     def __repr__(self) -> str:
         paused = ", paused" if self.is_paused else ""
         return (
-            f"<Circuit {self.state}, {self._recent.bit_count()} of {WINDOW} failed, {self._in_a_row} in a row{paused}>"
+            f"<CircuitBreaker {self.state}, {self._recent.bit_count()} of {WINDOW} failed, "
+            f"{self._in_a_row} in a row{paused}>"
         )
 
     @property
@@ -79,88 +106,93 @@ class CircuitBreaker:
         return self._clock() < self._paused_until
 
     def allows(self, running: int) -> bool:
-        """Whether one request more may go there beside the `running`."""
+        """Return whether the server may get one more request beside the `running` ones."""
         if self._paused_until > -inf:
             if self.is_paused:
                 return False
             self._paused_until = -inf
-            self._settle()
-        if self.state == "half_open":  # those left over from before do not count as the one that is tried
-            self._left_over = min(self._left_over, running)
-            return running <= self._left_over
+            self._update_flags()
+        if self.state == "half_open":  # requests left over from before do not count as the trial request
+            self._leftover = min(self._leftover, running)
+            return running <= self._leftover
         return self.state == "closed"
 
-    # What exchanges tell
+    # Results of exchanges
 
     def succeed(self) -> None:
-        """An exchange ended well. Needs to be told only while `is_troubled`."""
+        """Record a successful exchange. Required only while `is_troubled`."""
         if self.state == "half_open":
-            self._become("closed", "answered")
+            self._change_to("closed", "answered")
         elif self.state == "closed":
             self._recent = self._recent << 1 & _ALL
             self._in_a_row = 0
-            self._settle()
+            self._update_flags()
 
     def begin_answer(self) -> None:
-        """The first piece of an answer came: enough for a server that is tried. Needs to be told only while `is_troubled`."""
+        """Record the first token of an answer, which closes a half-open circuit.
+
+        Required only while `is_troubled`.
+        """
         if self.state == "half_open":
-            self._become("closed", "answered")
+            self._change_to("closed", "answered")
 
     def fail(self, reason: str, sent: float) -> None:
-        """An exchange that was sent at the time `sent` failed, by the server's fault."""
-        if sent < self._since:
+        """Record that an exchange, sent at the time `sent`, failed through the server's fault."""
+        if sent < self._changed_at:
             return
         if self.state == "half_open":
-            self._become("open", reason)
+            self._change_to("open", reason)
         elif self.state == "closed":
             self._recent = (self._recent << 1 | 1) & _ALL
             self._in_a_row += 1
-            self._settle()
-            if (self._in_a_row >= IN_A_ROW or self._recent.bit_count() >= HALF) and self._clock() >= self._calm_until:
-                self._become("suspect", reason)
+            self._update_flags()
+            if (
+                self._in_a_row >= IN_A_ROW or self._recent.bit_count() >= WINDOW_FAILURES
+            ) and self._clock() >= self._calm_until:
+                self._change_to("suspect", reason)
 
     def mark_suspect(self, reason: str) -> None:
-        """Let a probe look before anything else goes there."""
+        """Send nothing more to the server until a probe has checked it."""
         if self.state == "closed":
-            self._become("suspect", reason)
+            self._change_to("suspect", reason)
 
     def pause(self, seconds: float) -> None:
-        """The server is full: nothing more for so long. A pause is never made shorter."""
+        """Send nothing more to the full server for `seconds`. Never shortens a pause."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
         if self.state == "half_open":
-            self._become("closed", "answered")
-        self._settle()
+            self._change_to("closed", "answered")
+        self._update_flags()
 
-    # What probes tell
+    # Results of probes
 
     def probe_answered(self) -> None:
-        """The server answered a probe."""
+        """Record an answered probe."""
         self._misses = 0
         if self.state == "suspect":
             self._calm_until = self._clock() + CALM
         if self.state == "open":
-            self._become("half_open", "probe")
+            self._change_to("half_open", "probe")
         elif self.state != "closed":
-            self._become("closed", "probe")
+            self._change_to("closed", "probe")
 
     def probe_missed(self, *, is_sure: bool = False) -> None:
-        """The server did not answer a probe; `is_sure`: it was asked more than once."""
+        """Record a failed probe. `is_sure` means that the server was asked more than once."""
         self._misses += 1
         if (
             self.state == "half_open"
             or self.state == "suspect"
             or (self.state == "closed" and (is_sure or self._misses >= MISSES))
         ):
-            self._become("open", "probe")
+            self._change_to("open", "probe")
 
-    def _become(self, state: CircuitState, reason: str) -> None:
+    def _change_to(self, state: CircuitState, reason: str) -> None:
         was, self.state = self.state, state
-        self._since = self._clock()
+        self._changed_at = self._clock()
         self._recent = self._in_a_row = self._misses = 0
-        self._left_over = inf
-        self._settle()
+        self._leftover = inf
+        self._update_flags()
         self._on_change(was, reason)
 
-    def _settle(self) -> None:
+    def _update_flags(self) -> None:
         self.is_troubled = self._recent != 0 or self.state != "closed"
         self.restrains = self.state != "closed" or self._paused_until > -inf

@@ -1,7 +1,8 @@
-"""One HTTP/1.1 connection to a server: an asyncio protocol on httptools that reads one answer at a time.
+"""HTTP/1.1 connection to a server: an asyncio protocol on httptools, for one answer at a time.
 
-A connection that saw anything unexpected (a byte too many, a broken head, a body cut short) is closed and never used again. Nothing grows
-without bound: head, informational answers, body and unread pieces each have their limit. gateway/wire.py keeps the pool.
+A connection that saw anything unexpected (a byte too many, a broken head, a truncated body) is
+closed and never used again. Nothing grows without bound: the head, informational answers, the body
+and unread pieces each have their limit. `pool.py` keeps the connections.
 """
 
 import asyncio
@@ -15,18 +16,25 @@ import httptools
 WireFault = Literal["connect", "connect_timeout", "closed", "reset", "protocol", "truncated", "too_large"]
 
 READ_BYTES = 32 * 1024
-"""Read from a socket at once. What is parsed, and rendered anew for the client, in one go comes to a few times that, and libuv reads up
-to 32 times before it turns to others: this bounds both a client's unsent bytes and the time in which nobody else is served."""
+"""Maximum number of bytes per read from a socket.
+
+The bytes of one read grow to a few times that when they are parsed and rendered for the client, and
+libuv reads up to 32 times before it turns to other sockets. So this limits both a client's unsent
+bytes and the time during which nothing else is served.
+"""
 
 _SIZE_LINES = {len(line) + size + 2: line for size in range(1, 2048) for line in (b"%x\r\n" % size,)}
-"""The first line of an HTTP chunk by the bytes of the whole chunk: for those that a token makes."""
+"""Size line of an HTTP chunk by the length of the whole chunk, for chunks as small as a token."""
 
 DRAIN_SECONDS = 1.0
-"""How long a connection may take to end its body after the caller has seen all that it wanted, and still be kept."""
+"""Time to wait for the end of the body once the caller has all that it needs.
+
+A connection that takes longer is closed.
+"""
 
 
 class WireError(Exception):
-    """The exchange failed. `answered`: at least one byte of the answer had come."""
+    """Failed exchange. `answered` is True if at least one byte of the answer had arrived."""
 
     def __init__(self, fault: WireFault, answered: bool = False) -> None:
         super().__init__(fault)
@@ -36,21 +44,21 @@ class WireError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Limits of one connection, in bytes where no unit is named."""
+    """Limits of one connection, in bytes unless another unit is named."""
 
     head: int = 64 * 1024
     headers: int = 200
     informational: int = 100
-    """1xx answers read before the connection is left alone until the caller's deadline."""
+    """Number of 1xx answers after which nothing more is read, until the caller's deadline."""
     unread: int = 256 * 1024
-    """Body bytes that may wait for a caller that does not read; then the socket is paused."""
+    """Bytes of a body that may wait for a caller that does not read; then the socket is paused."""
 
 
 class ConnectionOwner(Protocol):
-    """Who owns connections: told of their beginning and end, and handed those that can be used again."""
+    """Owner of connections: learns of their start and end, and gets the reusable ones back."""
 
     buffer: memoryview
-    """All connections read into it in turn: what a read brings is parsed before the next begins."""
+    """Buffer for the reads of all connections. A read is parsed before the next one begins."""
 
     def opened(self, connection: "Connection") -> None: ...
     def closed(self, connection: "Connection") -> None: ...
@@ -60,34 +68,34 @@ class ConnectionOwner(Protocol):
 class Connection(asyncio.BufferedProtocol):
     """One connection, and the answer that is being read from it.
 
-    `status`, `headers` and `fields` (the headers as a dict, names in lower case) are those of the answer, once `Pool.exchange` has handed
-    the connection out.
+    `status`, `headers` and `fields` (the headers as a dict with lower-case names) are those of the
+    answer, once `Pool.request` has returned the connection.
     """
 
     __slots__ = (
-        "_arrivals",
         "_busy",
         "_draining",
         "_ended",
         "_failure",
-        "_full",
         "_head_bytes",
         "_head_done",
-        "_held",
         "_informational",
         "_is_between_chunks",
-        "_keeper",
-        "_limit",
+        "_is_full",
+        "_is_held",
         "_limits",
         "_loop",
+        "_max_body",
         "_on_piece",
+        "_owner",
         "_parser",
         "_paused",
         "_pieces",
+        "_readable",
         "_stopped",
         "_timer",
-        "_to_eof",
         "_transport",
+        "_until_close",
         "_usable",
         "_waiter",
         "answered",
@@ -95,21 +103,21 @@ class Connection(asyncio.BufferedProtocol):
         "headers",
         "idle_since",
         "status",
-    )  # fmt: skip
+    )
 
-    def __init__(self, keeper: ConnectionOwner, loop: asyncio.AbstractEventLoop, bounds: ConnectionLimits) -> None:
-        self._keeper = keeper
+    def __init__(self, owner: ConnectionOwner, loop: asyncio.AbstractEventLoop, limits: ConnectionLimits) -> None:
+        self._owner = owner
         self._loop = loop
-        self._limits = bounds
+        self._limits = limits
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False
         self._draining = False
-        self._held = False  # by the caller
-        self._full = False  # more is unread than may be
-        self._paused = False  # the socket, for either reason
-        self._arrivals = select.poll()
+        self._is_held = False  # paused by the caller
+        self._is_full = False  # paused because too much is unread
+        self._paused = False  # the socket is paused, for either reason
+        self._readable = select.poll()
         self._usable = True
         self._waiter: asyncio.Future[None] | None = None
         self.idle_since = 0.0
@@ -124,11 +132,11 @@ class Connection(asyncio.BufferedProtocol):
         self._head_bytes = 0
         self._informational = 0
         self._ended = False
-        self._to_eof = False
+        self._until_close = False
         self._stopped = False
         self._failure: BaseException | None = None
         self._pieces: list[bytes] = []
-        self._limit: int | None = None
+        self._max_body: int | None = None
         self._on_piece: Callable[[bytes], None] | None = None
         self._is_between_chunks = False
 
@@ -138,10 +146,13 @@ class Connection(asyncio.BufferedProtocol):
         )
         return f"<Connection {state}, status {self.status}, {self._unread()} bytes unread>"
 
-    # What the pool and the caller do
+    # Called by the pool and by the user of the connection
 
     async def send(self, head: bytes, body: bytes) -> None:
-        """Send one request and wait for the head of its answer. A failure, or a cancellation, closes the connection."""
+        """Send one request and wait for the head of its answer.
+
+        A failure or a cancellation closes the connection.
+        """
         self._reset()
         self._busy = True
         if self._transport is None:
@@ -163,21 +174,24 @@ class Connection(asyncio.BufferedProtocol):
         self.release()
 
     def whole(self, limit: int) -> bytes | None:
-        """The body, if all of it came together with the head: as `read`, without waiting. None: it has to be read."""
+        """Return the body if all of it arrived with the head, without waiting.
+
+        Return None if it has to be read, or is longer than `limit` bytes.
+        """
         if self._ended and len(self._pieces) == 1 and len(self._pieces[0]) <= limit and self._failure is None:
             return self._pieces.pop()
         return None
 
     async def read(self, limit: int) -> bytes:
-        """The whole body.
+        """Return the whole body.
 
         Raises:
-            WireError: it was cut short, broken or longer than `limit` bytes.
+            WireError: the body is truncated, malformed or longer than `limit` bytes.
         """
         whole = self.whole(limit)
         if whole is not None:
             return whole
-        self._limit = limit
+        self._max_body = limit
         self._set_full(False)
         self._check_unread()
         while not self._ended:
@@ -188,9 +202,10 @@ class Connection(asyncio.BufferedProtocol):
         return body
 
     async def stream(self, on_piece: Callable[[bytes], None]) -> None:
-        """Call `on_piece` with each piece of the body as it comes; return at the body's end, or after `stop`.
+        """Call `on_piece` with each piece of the body as it arrives, until its end or until `stop`.
 
-        `on_piece` runs inside the socket's read callback: it must not block; what it raises is raised here.
+        `on_piece` runs inside the socket's read callback, so it must not block. Its exceptions are
+        raised here.
         """
         self._on_piece = on_piece
         self._set_full(False)
@@ -201,42 +216,45 @@ class Connection(asyncio.BufferedProtocol):
         self._raise_failure()
 
     def stop(self) -> None:
-        """The caller has all that it wants: end `pump`. The rest of the body may only be its end."""
+        """End `stream`: the caller has all that it needs. Only the end of the body may follow."""
         self._stopped = True
         self._is_between_chunks = False
         self._wake()
 
     def mark_unusable(self) -> None:
-        """The caller has seen what should not be there: this answer may be read on, but none after it."""
+        """Never reuse this connection, because the caller saw something unexpected.
+
+        The present answer may be read on.
+        """
         self._usable = False
 
     def pause(self) -> None:
-        """Stop reading from the socket: the caller cannot take more."""
-        self._held = True
-        self._regulate()
+        """Stop reading from the socket, because the caller cannot take more."""
+        self._is_held = True
+        self._update_reading()
 
     def resume(self) -> None:
-        """Read on after `pause`."""
-        self._held = False
-        self._regulate()
+        """Continue to read after `pause`."""
+        self._is_held = False
+        self._update_reading()
 
     def release(self) -> None:
-        """The caller is done: back into the pool if the answer ended cleanly, else closed."""
+        """Return the connection to the pool if the answer ended cleanly, otherwise close it."""
         self._on_piece = None
         self._is_between_chunks = False
         self._pieces.clear()
-        self._held = self._full = False
+        self._is_held = self._is_full = False
         if self._ended:
-            self._settle()
+            self._finish()
         elif self._stopped and self.is_usable():
             self._draining = True
-            self._regulate()
+            self._update_reading()
             self._timer = self._loop.call_later(DRAIN_SECONDS, self.abort)
         else:
             self.abort()
 
     def abort(self) -> None:
-        """Close at once and forget what was read."""
+        """Close the connection at once, without reading what is left."""
         self._usable = False
         self._cancel_timer()
         if self._transport is not None:
@@ -246,15 +264,19 @@ class Connection(asyncio.BufferedProtocol):
         return self._usable and self._transport is not None and not self._transport.is_closing()
 
     def is_silent(self) -> bool:
-        """Nothing waits in the socket that the loop, busy with others, has not read yet: no close, and no byte that nobody asked for."""
-        return not self._arrivals.poll(0)
+        """Return whether the socket has nothing to read.
 
-    def _settle(self) -> None:
+        A busy loop may not have noticed yet that the server closed the connection or sent a byte
+        that was not requested.
+        """
+        return not self._readable.poll(0)
+
+    def _finish(self) -> None:
         self._cancel_timer()
         self._busy = self._draining = False
-        self._regulate()
+        self._update_reading()
         if self.is_usable() and self._transport is not None and self._transport.get_write_buffer_size() == 0:
-            self._keeper.release(self)
+            self._owner.release(self)
         else:
             self.abort()
 
@@ -264,7 +286,11 @@ class Connection(asyncio.BufferedProtocol):
             self._timer = None
 
     async def _wait(self) -> None:
-        """Until anything happens. A failure is raised only here: what came before it is not lost, however the bytes were cut."""
+        """Wait until anything happens.
+
+        A failure is raised only here, so that what arrived before it is not lost, however the bytes
+        were split.
+        """
         self._raise_failure()
         self._waiter = self._loop.create_future()
         try:
@@ -281,12 +307,12 @@ class Connection(asyncio.BufferedProtocol):
             self._waiter.set_result(None)
 
     def _set_full(self, full: bool) -> None:
-        self._full = full
-        self._regulate()
+        self._is_full = full
+        self._update_reading()
 
-    def _regulate(self) -> None:
-        """Read from the socket unless somebody wants a pause."""
-        paused = self._held or self._full
+    def _update_reading(self) -> None:
+        """Read from the socket unless there is a reason to pause."""
+        paused = self._is_held or self._is_full
         if paused == self._paused or self._transport is None:
             return
         self._paused = paused
@@ -306,8 +332,8 @@ class Connection(asyncio.BufferedProtocol):
         return sum(map(len, self._pieces))
 
     def _check_unread(self) -> None:
-        if self._limit is not None:
-            if self._unread() > self._limit:
+        if self._max_body is not None:
+            if self._unread() > self._max_body:
                 self._pieces.clear()
                 self._fail(WireError("too_large", answered=True))
         elif self._unread() > self._limits.unread:
@@ -316,22 +342,22 @@ class Connection(asyncio.BufferedProtocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if not self._usable:  # given up while it was being made
+        if not self._usable:  # aborted while it was being made
             cast("asyncio.Transport", transport).abort()
             return
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
-        self._arrivals.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-        self._keeper.opened(self)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
+        self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self._owner.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._usable = False
         self._cancel_timer()
-        self._parser = None  # it holds this object: break the cycle
-        self._keeper.closed(self)
+        self._parser = None  # the parser refers to this object: break the cycle
+        self._owner.closed(self)
         if not self._busy or self._ended or self._stopped:
             return
-        if self._to_eof and exc is None:
+        if self._until_close and exc is None:
             self._ended = True
         elif self._failure is None:
             fault: WireFault = "truncated" if self._head_done else "reset" if exc is not None else "closed"
@@ -339,60 +365,62 @@ class Connection(asyncio.BufferedProtocol):
         self._wake()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._keeper.buffer
+        return self._owner.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._is_between_chunks:
-            data = self._keeper.buffer[:nbytes].tobytes()
+            data = self._owner.buffer[:nbytes].tobytes()
             line = _SIZE_LINES.get(nbytes, b"none")
             start = len(line)
-            if (
-                data[:start] == line and data[-2:] == b"\r\n"
-            ):  # one whole chunk: behind it the parser would stand where it stands
+            # Exactly one whole chunk: the parser would be in the same state after it.
+            if data[:start] == line and data[-2:] == b"\r\n":
                 try:
-                    self._on_piece(data[start:-2])  # type: ignore[misc]  # there is one as long as this is true
+                    self._on_piece(data[start:-2])  # type: ignore[misc]  # set while _is_between_chunks is True
                 except Exception as failure:
                     self._fail(failure)
                 return
             self._is_between_chunks = False
-        if not self._busy:  # nobody asked for this byte: whoever took the connection next would take it for the answer
+        if not self._busy:  # an unrequested byte: the next user of the connection would take it for the answer
             self.abort()
             return
         if self._parser is None or self._failure is not None:
             return
         is_broken = False
         try:
-            self._parser.feed_data(self._keeper.buffer[:nbytes])
+            self._parser.feed_data(self._owner.buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             is_broken = True
             self._usable = False
         if not self.answered or not self._head_done:
             self.answered = True
-            if not (self._head_done or self._full):
+            if not (self._head_done or self._is_full):
                 self._head_bytes += nbytes
                 is_broken = is_broken or self._head_bytes > self._limits.head
         if self._pieces:
             last = self._pieces[-1]
             self._deliver()
             if self._on_piece is not None and last.endswith(b"\n"):
-                self._look_for_boundary(last, nbytes)
+                self._detect_boundary(last, nbytes)
         if is_broken or self._draining:
             self._after_end(is_broken)
 
-    def _look_for_boundary(self, last: bytes, nbytes: int) -> None:
-        """Where the body's `last` piece ends with its line, and the read with CRLF behind it, a chunk has ended and none has begun: a size line
-        holds no line feed but its own. From there on whole chunks need no parser."""
-        is_outside = not last.endswith(b"\r\n") and self._keeper.buffer[nbytes - 3 : nbytes].tobytes() == b"\n\r\n"
+    def _detect_boundary(self, last: bytes, nbytes: int) -> None:
+        """Detect that one chunk has ended and the next has not begun: chunks then skip the parser.
+
+        This is so if the `last` piece of the body ends with a line feed and the read ends with that
+        line feed and CRLF, because a size line holds no line feed except its own.
+        """
+        is_outside = not last.endswith(b"\r\n") and self._owner.buffer[nbytes - 3 : nbytes].tobytes() == b"\n\r\n"
         self._is_between_chunks = is_outside and not (self._ended or self._stopped or self._failure is not None)
 
     def _after_end(self, is_broken: bool) -> None:
         if is_broken and not (self._ended or self._stopped):
             self._fail(WireError("protocol", answered=True))
         if self._draining and (self._ended or is_broken):
-            self._settle()
+            self._finish()
 
     def _deliver(self) -> None:
-        """Hand on what one read brought, in one call: ten thousand tiny chunks are one piece."""
+        """Pass on the pieces of one read in one call: ten thousand tiny chunks become one piece."""
         pieces = self._pieces
         if self._on_piece is None:
             self._check_unread()
@@ -404,7 +432,7 @@ class Connection(asyncio.BufferedProtocol):
         except Exception as failure:
             self._fail(failure)
 
-    # httptools callbacks; what they raise would come back as a parser's error, so they do not raise
+    # httptools callbacks. They do not raise, because an exception would come back as a parser error.
 
     def on_message_begin(self) -> None:
         if self._ended:  # a second answer to one request
@@ -429,15 +457,15 @@ class Connection(asyncio.BufferedProtocol):
             self._fail(WireError("protocol", answered=True))
             return
         self.fields = fields = dict(self.headers)
-        self._to_eof = not (b"content-length" in fields or b"transfer-encoding" in fields or status in (204, 304))
-        if self._to_eof or not self._parser.should_keep_alive():
+        self._until_close = not (b"content-length" in fields or b"transfer-encoding" in fields or status in (204, 304))
+        if self._until_close or not self._parser.should_keep_alive():
             self._usable = False
         self._wake()
 
     def on_body(self, piece: bytes) -> None:
         if not (self._ended or self._stopped or self._failure is not None):
             self._pieces.append(piece)
-        elif self._stopped and not self._ended:  # more than the end came after the end
+        elif self._stopped and not self._ended:  # more than the end of the body followed
             self._usable = False
             if self._draining:
                 self.abort()

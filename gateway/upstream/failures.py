@@ -1,4 +1,4 @@
-"""What a failed attempt means for the server it was sent to. Decides; awaits nothing."""
+"""Meaning of a failed attempt for the server that it was sent to. Decides, and awaits nothing."""
 
 import math
 import time
@@ -16,25 +16,32 @@ from gateway.upstream.connection import Connection, WireError
 from gateway.upstream.server import Server
 
 UNSENT = frozenset({"connect", "connect_timeout"})
-"""Nothing of the request reached the server: trying elsewhere costs nobody anything."""
+"""Reasons for which nothing of the request has reached the server, so a retry elsewhere is free."""
 
 SERVER_FAULTS = UNSENT | {"closed", "reset", "protocol", "truncated", "stream_error", "status_5xx"}
-"""Reasons of upstream errors that are the server's own fault. A wrong key or an answer of the wrong kind is no matter of its health."""
+"""Reasons of upstream errors that are the server's fault.
+
+A wrong key or an answer of the wrong kind says nothing about the server's health.
+"""
 
 BUSY = "busy"
 
 MISSING = "model_not_found"
 
+NO_FIRST_PIECE = "no first token"
+"""Words for the client when `first_token_timeout` has passed."""
+
 FULL_SECONDS = 1.0
-"""Pause of a server that is full and does not say for how long."""
+"""Pause of a full server that does not say how long it stays full."""
 
 LONGEST_PAUSE = 120
 
 
 def retry_seconds(value: bytes, wall_clock: float) -> int | None:
-    """A backend's `Retry-After` (RFC 9110 section 10.2.3: seconds, or a date), within 0 to `LONGEST_PAUSE`; None for what is neither.
+    """Parse a backend's `Retry-After` (RFC 9110 section 10.2.3: seconds or a date).
 
-    `wall_clock` is in Unix time.
+    Return seconds from 0 to `LONGEST_PAUSE`, or None if `value` is neither. `wall_clock` is in Unix
+    time.
     """
     if value.isdigit():
         return min(LONGEST_PAUSE, int(value[:6]))
@@ -46,17 +53,23 @@ def retry_seconds(value: bytes, wall_clock: float) -> int | None:
 
 
 def with_retry_after(error: GatewayError, response: Connection) -> GatewayError:
-    """`error`, which `response` meant; with a full backend's `Retry-After`, which goes on to the client."""
-    told = response.fields.get(b"retry-after")
-    if told is not None and isinstance(error, BackendUnavailable):
-        seconds = retry_seconds(told, time.time())
+    """Return `error`, with the `Retry-After` of `response` if it means that the backend is full.
+
+    The client gets this `Retry-After` too.
+    """
+    header = response.fields.get(b"retry-after")
+    if header is not None and isinstance(error, BackendUnavailable):
+        seconds = retry_seconds(header, time.time())
         if seconds is not None:
             error.pause, error.retry_after = seconds, max(1, seconds)
     return error
 
 
 def record_failure(backend: Backend, model: str, server: Server, error: GatewayError, sent: float) -> str | None:
-    """Tell `server` what became of the attempt at `model` that was sent at the time `sent`; the reason in a word, where it may be tried elsewhere."""
+    """Record the failure of an attempt at `model` on `server` that was sent at the time `sent`.
+
+    Return the reason in a word if the request may be tried elsewhere, otherwise None.
+    """
     if isinstance(error, UpstreamError):
         if error.reason not in SERVER_FAULTS:
             return None
@@ -69,7 +82,7 @@ def record_failure(backend: Backend, model: str, server: Server, error: GatewayE
         server.mark_missing(model)
         return MISSING
     if isinstance(error, InvalidRequest) and server.circuit.is_troubled:
-        server.circuit.succeed()  # the fault is the request's
+        server.circuit.succeed()  # the request is at fault
     return None
 
 
@@ -77,18 +90,24 @@ JSON = b"application/json"
 
 
 def check_headers(response: Connection, media_type: bytes = JSON, takes_plain: bool = False) -> bool:
-    """Whether the answer is a stream. A server may answer a wish for a stream plainly, which does for who `takes_plain`."""
+    """Check the type and encoding of an answer. Return whether it is a stream.
+
+    With `takes_plain`, a plain answer is accepted although a stream was requested.
+
+    Raises:
+        UpstreamError: the answer has an unexpected content type or content encoding.
+    """
     fields = response.fields
     if fields.get(b"content-encoding", b"identity").lower() != b"identity":
         raise UpstreamError("content_encoding", "The model backend returned an invalid response.")
-    found = fields.get(b"content-type", media_type).lower()
-    if found.startswith(media_type):
+    content_type = fields.get(b"content-type", media_type).lower()
+    if content_type.startswith(media_type):
         return media_type != JSON
-    if takes_plain and found.startswith(JSON):
+    if takes_plain and content_type.startswith(JSON):
         return False
     raise UpstreamError("content_type", "The model backend returned an invalid response.")
 
 
 def upstream_error(fault: WireError) -> UpstreamError:
-    """What a failure of the connection means to the client."""
+    """Return the error that the client gets for a failed connection."""
     return UpstreamError(fault.fault)

@@ -1,4 +1,7 @@
-"""Asks each server, without spending a token, whether it lives and which models it has, and says at the start in plain words what it found."""
+"""Health checks: probe each server for its health and its models, without spending a token.
+
+The log says in plain words what the first probes found, and what has changed since.
+"""
 
 import asyncio
 import logging
@@ -17,27 +20,33 @@ from gateway.upstream.backend import Backend
 from gateway.upstream.server import VIA, Server
 
 PROBE_SECONDS = 2.0
-"""For each step of a probe: connecting, TLS, each read. httpx2 closes what it gives up in time; cancelled in a TLS handshake it does not."""
+"""Timeout of each step of a probe: connecting, TLS, each read.
+
+httpx2 closes a connection that times out, but not one that is cancelled during a TLS handshake.
+"""
 PROBE_STEPS = 3
-"""A probe has so many times that in all, however many reads its answer takes."""
+"""Limit of a whole probe, in multiples of `PROBE_SECONDS`, however many reads its answer takes."""
 MAX_PROBE = 1024 * 1024  # bytes
 READY_SECONDS = 2.5
-"""How long a server that does not answer keeps the gateway from being ready; it is asked on all the same."""
+"""Time for which a server that does not answer keeps the gateway from being ready.
+
+It is still probed after that.
+"""
 FIRST_ATTEMPTS = 3
 SURE_ATTEMPTS = 2
-"""Of a probe that decides alone, since failed requests speak against the server too."""
+"""Attempts of the probe that decides on a suspect server, whose requests have failed too."""
 ATTEMPT_WAIT = 0.3
-ODD_BEFORE_EXCLUDED = 2
-"""Probes in a row that were answered, but not as they should."""
+WRONG_ANSWERS_BEFORE_EXCLUDED = 2
+"""Number of wrong answers in a row after which a server is excluded."""
 MAX_LISTED = 8
 
 ProbeResult = Literal["up", "unreachable", "refused_key", "itself", "no_models"]
 
-_log = logging.getLogger("gateway.health")
+_log = logging.getLogger(__name__)
 
 
 class ProbeFailed(Exception):
-    """No whole answer in time; `why` in plain words."""
+    """Failed probe: no usable answer in time. `why` is the reason in plain words."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
@@ -45,8 +54,11 @@ class ProbeFailed(Exception):
 
 
 class HealthChecks:
-    """Probes of the backends that something can reach. They move the servers' circuits; `on_change` is called when a server came up or its models
-    changed."""
+    """Probes of the backends that a route leads to.
+
+    The probes drive the circuit breakers of the servers. `on_change` is called when a server came
+    up or its models changed.
+    """
 
     def __init__(
         self, settings: Settings, backends: dict[str, Backend], gateway_id: bytes, on_change: Callable[[Backend], None]
@@ -56,25 +68,25 @@ class HealthChecks:
         self._on_change = on_change
         self._backends = reachable(settings, backends)
         self._tasks: dict[Backend, list[asyncio.Task[None]]] = {}
-        self._first: asyncio.Event = asyncio.Event()
+        self._all_asked: asyncio.Event = asyncio.Event()
 
     @property
     def backends(self) -> list[Backend]:
-        """Those that are probed; those that are on their way out come first."""
+        """Backends that are probed. Those on their way out come first."""
         return [*self.unused, *self._backends]
 
     @property
     def unused(self) -> list[Backend]:
-        """Those that nothing leads to any more."""
+        """Probed backends that no route leads to any more."""
         return [backend for backend in self._tasks if backend not in self._backends]
 
     @property
     def has_asked_all(self) -> bool:
-        """Every server has been asked once, whatever it said."""
-        return self._first.is_set()
+        """True once every server has been probed, or has had `READY_SECONDS` to answer."""
+        return self._all_asked.is_set()
 
     async def __aenter__(self) -> Self:
-        self._begin(self._backends, self._first)
+        self._start_probes(self._backends, self._all_asked)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -83,96 +95,111 @@ class HealthChecks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    # Other settings
+    # New settings
 
     async def probe_new(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
-        """Begin to probe those of `backends` too that `settings` lead to; until each server has answered, or has had the time for it."""
+        """Start to probe the backends that `settings` lead to and that are not probed yet.
+
+        Wait until each of their servers has answered, or has had `READY_SECONDS` to answer.
+        """
         self._settings = settings
-        unmet = [backend for backend in reachable(settings, backends) if backend not in self._tasks]
-        met = asyncio.Event()
-        self._begin(unmet, met)
-        await met.wait()
+        new = [backend for backend in reachable(settings, backends) if backend not in self._tasks]
+        all_asked = asyncio.Event()
+        self._start_probes(new, all_asked)
+        await all_asked.wait()
 
     def change(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
-        """Those that were met are in use now. The others that were are probed on until `forget`."""
+        """Put backends in use that `probe_new` has probed. The others are probed until `forget`."""
         for backend in self._backends:
             if backend in backends.values() and all(server.discovered is not None for server in backend.servers):
                 self._report_missing(backend)
         self._backends = reachable(settings, backends)
 
     def forget(self, backend: Backend) -> None:
-        """It is asked no more."""
+        """Stop probing `backend`."""
         for task in self._tasks.pop(backend, ()):
             task.cancel()
 
     # Probes
 
-    def _begin(self, backends: list[Backend], met: asyncio.Event) -> None:
-        """Probe `backends`; `met` is set when all were asked once."""
+    def _start_probes(self, backends: list[Backend], all_asked: asyncio.Event) -> None:
+        """Start to probe `backends`.
+
+        Set `all_asked` after the first probe of each server, or after `READY_SECONDS`.
+        """
         reports: list[asyncio.Task[None]] = []
         for backend in backends:
-            first = [asyncio.create_task(self._first_report(backend, server)) for server in backend.servers]
+            first = [asyncio.create_task(self._first_probe(backend, server)) for server in backend.servers]
             self._tasks[backend] = [
                 *first,
-                *(asyncio.create_task(self._probe_forever(backend, server, met)) for server in backend.servers),
+                *(asyncio.create_task(self._probe_forever(backend, server, all_asked)) for server in backend.servers),
             ]
             reports += first
-        late = asyncio.get_running_loop().call_later(READY_SECONDS, met.set)
+        late = asyncio.get_running_loop().call_later(READY_SECONDS, all_asked.set)
 
-        def look(_: object = None) -> None:
+        def check_done(_: object = None) -> None:
             if all(report.done() for report in reports):
                 late.cancel()
-                met.set()
+                all_asked.set()
 
         for report in reports:
-            report.add_done_callback(look)
-        look()
+            report.add_done_callback(check_done)
+        check_done()
 
-    async def _first_report(self, backend: Backend, server: Server) -> None:
-        finding, why = await self._probe(backend, server, FIRST_ATTEMPTS)
-        if finding == "unreachable":
+    async def _first_probe(self, backend: Backend, server: Server) -> None:
+        result, why = await self._probe(backend, server, FIRST_ATTEMPTS)
+        if result == "unreachable":
             server.circuit.probe_missed(is_sure=True)
-        self._report(backend, server, finding, why)
+        self._report(backend, server, result, why)
 
-    async def _probe_forever(self, backend: Backend, server: Server, met: asyncio.Event) -> None:
-        await met.wait()
-        odd = 0
+    async def _probe_forever(self, backend: Backend, server: Server, all_asked: asyncio.Event) -> None:
+        await all_asked.wait()
+        wrong_answers = 0
         while True:
-            await _until_set(server.doubted, backend.settings.probe_interval)
+            await _wait_until_set(server.doubted, backend.settings.probe_interval)
             server.doubted.clear()
-            was_up, is_suspect, had = server.up, server.circuit.state == "suspect", server.discovered
-            finding, why = await self._probe(backend, server, SURE_ATTEMPTS if is_suspect else 1)
-            if finding == "unreachable":
+            was_up, is_suspect, models_before = server.up, server.circuit.state == "suspect", server.discovered
+            result, why = await self._probe(backend, server, SURE_ATTEMPTS if is_suspect else 1)
+            if result == "unreachable":
                 server.circuit.probe_missed(is_sure=is_suspect)
             else:
                 server.circuit.probe_answered()
-            odd = 0 if finding in ("up", "unreachable") else odd + 1
-            if odd >= ODD_BEFORE_EXCLUDED:
+            wrong_answers = 0 if result in ("up", "unreachable") else wrong_answers + 1
+            if wrong_answers >= WRONG_ANSWERS_BEFORE_EXCLUDED:
                 server.up = False
             if server.up != was_up:
-                self._report(backend, server, finding, why)
+                self._report(backend, server, result, why)
                 self._on_change(backend)
-            elif finding == "up" and had is not None and had.keys() != (server.discovered or {}).keys():
-                self._report(backend, server, finding, why)
+            elif (
+                result == "up"
+                and models_before is not None
+                and models_before.keys() != (server.discovered or {}).keys()
+            ):
+                self._report(backend, server, result, why)
 
     async def _probe(self, backend: Backend, server: Server, attempts: int) -> tuple[ProbeResult, str]:
-        """What one probe found, which is tried so often; and why it found nothing."""
-        again = AsyncRetrying(
+        """Probe a server with up to `attempts` attempts.
+
+        Return the result, and the reason if the server is unreachable.
+        """
+        retrying = AsyncRetrying(
             stop=stop_after_attempt(attempts),
             wait=wait_fixed(ATTEMPT_WAIT),
             retry=retry_if_exception_type(ProbeFailed),
             reraise=True,
         )
         try:
-            return await again(self._ask, backend, server), ""
+            return await retrying(self._ask, backend, server), ""
         except ProbeFailed as failure:
             return "unreachable", failure.why
 
     async def _ask(self, backend: Backend, server: Server) -> ProbeResult:
-        """Whether the server is well, where it says so apart, and its list of models. Tells `server` what there is.
+        """Ask a server for its models, and first for its health if it has a path for that.
+
+        Update `server` with the answers.
 
         Raises:
-            ProbeFailed
+            ProbeFailed: the server did not answer in time, or answered with a server error.
         """
         if backend.engine.health_path is not None:
             status, _ = await self._fetch(backend, server, "GET", backend.engine.health_path)
@@ -189,15 +216,18 @@ class HealthChecks:
         if models is None:
             return "no_models"
         before, lacked = server.discovered, server.lacks_a_model
-        loaded = await self._learn(backend, server, models)
+        loaded = await self._probe_models(backend, server, models)
         server.update_models(models)
         is_ready = server.residency is not None and loaded is not None and server.residency.update(loaded)
         if is_ready or lacked or (before is not None and before != models):
             self._on_change(backend)
         return "up"
 
-    async def _learn(self, backend: Backend, server: Server, models: Models) -> LoadedUntil | None:
-        """What is asked besides only adds to what is known: it fails without a consequence. Gives what is loaded."""
+    async def _probe_models(self, backend: Backend, server: Server, models: Models) -> LoadedUntil | None:
+        """Ask a server for more facts about its `models`. Return the loaded ones.
+
+        The answers only add to what is known, so a failure has no consequence.
+        """
         wanted = [tier.models[backend.name] for tier in self._settings.tiers.values() if backend.name in tier.models]
         wanted += [item.model for item in self._settings.embeddings.values() if item.backend == backend.name]
 
@@ -213,10 +243,10 @@ class HealthChecks:
     async def _fetch(
         self, backend: Backend, server: Server, method: str, path: str, body: bytes | None = None
     ) -> tuple[int, bytes]:
-        """Status and body of the server's answer.
+        """Return the status and the body of a server's answer.
 
         Raises:
-            ProbeFailed
+            ProbeFailed: there was no complete answer in time.
         """
         origin = server.pool.origin
         url = f"{'https' if origin.tls else 'http'}://{origin.authority}{origin.prefix}{path}"
@@ -231,27 +261,27 @@ class HealthChecks:
             ):
                 return answer.status_code, await _read(answer)
         except (httpx2.HTTPError, TimeoutError) as error:
-            raise ProbeFailed(_why(error)) from error
+            raise ProbeFailed(_describe(error)) from error
 
-    # In plain words
+    # Log messages
 
-    def _report(self, backend: Backend, server: Server, finding: ProbeResult, why: str) -> None:
+    def _report(self, backend: Backend, server: Server, result: ProbeResult, why: str) -> None:
         origin = server.pool.origin
         where = f"backend {server.name} ({backend.kind}) at {origin.authority}{origin.prefix}"
-        if finding == "up":
+        if result == "up":
             models = sorted({name.removesuffix(":latest") for name in server.discovered or {}})
-            _log.info("%s: reachable, models there: %s", where, _listed(models))
+            _log.info("%s: reachable, models there: %s", where, _format_names(models))
             if len(backend.servers) == 1 or all(s.discovered is not None for s in backend.servers):
                 self._report_missing(backend)
-        elif finding == "itself":
+        elif result == "itself":
             _log.error(
                 "%s: this is the gateway itself; set the address of the %s server, not the gateway's",
                 where,
                 backend.kind,
             )
-        elif finding == "refused_key":
+        elif result == "refused_key":
             _log.error("%s: reachable, but it refuses the key; check the backend's api_key", where)
-        elif finding == "no_models":
+        elif result == "no_models":
             _log.error("%s: something answers there, but not a server of kind %s", where, backend.kind)
         else:
             _log.warning("%s: not reachable: %s; requests to it fail until it is", where, why)
@@ -263,53 +293,56 @@ class HealthChecks:
             for name, item in self._settings.embeddings.items()
             if item.backend == backend.name
         ]
-        for who, model in wanted:
+        for wanted_by, model in wanted:
             if model is not None and not any(server.serves(model) for server in backend.servers):
-                there = sorted(
+                available = sorted(
                     {name.removesuffix(":latest") for server in backend.servers for name in server.discovered or {}}
                 )
                 _log.warning(
-                    "%s wants the model %r of backend %s, which is not there; there is: %s",
-                    who,
+                    "%s needs the model %r, which backend %s does not have; it has: %s",
+                    wanted_by,
                     model,
                     backend.name,
-                    _listed(there),
+                    _format_names(available),
                 )
 
 
 def reachable(settings: Settings, backends: Mapping[str, Backend]) -> list[Backend]:
-    """The backends that a tier or an embedding model leads to."""
+    """Return the backends that a tier or an embedding model leads to."""
     used = {name for tier in settings.tiers.values() for name in tier.models} | {
         e.backend for e in settings.embeddings.values()
     }
     return [backend for name, backend in backends.items() if name in used]
 
 
-def _why(error: Exception) -> str:
-    """What kept a probe from an answer, for the log. The errors of sockets and of TLS stand at the end of what raised `error`."""
+def _describe(error: Exception) -> str:
+    """Describe in plain words, for the log, why a probe got no answer.
+
+    Errors of sockets and of TLS are at the end of the chain of causes of `error`.
+    """
     if isinstance(error, httpx2.TimeoutException | TimeoutError):
         return "no answer in time"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"its certificate is not trusted ({cause.verify_message}); the backend's ca_file can name who vouches for it"
+            return f"its certificate is not trusted ({cause.verify_message}); set the backend's ca_file to its CA"
         if isinstance(cause, ssl.SSLError):
-            return "it does not speak TLS as https needs it"
+            return "the TLS handshake failed; check that it serves https"
         if isinstance(cause, socket.gaierror):
-            return "its host name is not known"
+            return "its host name cannot be resolved"
         cause = cause.__cause__ or cause.__context__
-    return "no connection" if isinstance(error, httpx2.ConnectError) else "its answer broke off, or was no HTTP"
+    return "no connection" if isinstance(error, httpx2.ConnectError) else "its answer is incomplete or not HTTP"
 
 
-async def _until_set(event: asyncio.Event, seconds: float) -> None:
-    """Until `event` is set, `seconds` at the longest."""
+async def _wait_until_set(event: asyncio.Event, seconds: float) -> None:
+    """Wait until `event` is set, for at most `seconds`."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
 
 
 async def _read(answer: httpx2.Response) -> bytes:
-    """The body as it was sent; what is longer than `MAX_PROBE` is no list of models."""
+    """Return the body as it was sent, or nothing if it is too long for a list of models."""
     content = b""
     async for piece in answer.aiter_raw():
         content += piece
@@ -318,8 +351,8 @@ async def _read(answer: httpx2.Response) -> bytes:
     return content
 
 
-def _listed(names: list[str]) -> str:
-    """For the log: a server could put line ends into its names."""
+def _format_names(names: list[str]) -> str:
+    """Format `names` for the log. A server could put line ends into its names."""
     if not names:
         return "none"
     names = [name if name.isprintable() else ascii(name) for name in names]

@@ -1,4 +1,4 @@
-"""Keeps the learned concurrency limits of backends over a restart, in the section `learned` of the state file."""
+"""Learned limits: keeps them over a restart, in the section `learned` of the state file."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,7 @@
-"""Loads the models of an Ollama under requests of the gateway's own, which go on when clients leave. When is decided in `loads.py`."""
+"""Loads the models of an Ollama by requests of the gateway's own, which go on when clients leave.
+
+`admission/model_residency.py` decides when to load which model.
+"""
 
 import asyncio
 import logging
@@ -15,20 +18,22 @@ from gateway.errors import BackendUnavailable, Crash, GatewayError, InvalidReque
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import WireError
-from gateway.upstream.failures import SERVER_FAULTS, UNSENT, record_failure, with_retry_after
+from gateway.upstream.failures import NO_FIRST_PIECE, SERVER_FAULTS, UNSENT, record_failure, with_retry_after
 from gateway.upstream.server import Server
 
-NO_FIRST_PIECE = "no first piece"
-LOOK_SECONDS = 5.0
-"""Longest time for the question what is loaded."""
+REPORT_TIMEOUT_SECONDS = 5.0
+"""Timeout of the request that asks which models are loaded."""
 
 CONNECTION_FAULTS = SERVER_FAULTS - {"status_5xx"}
 
-_log = logging.getLogger("gateway.loader")
+_log = logging.getLogger(__name__)
 
 
 class ModelLoader:
-    """The loads of one backend, each server's one after the other. It has to be there before the first request."""
+    """Model loads of one backend, one at a time on each server.
+
+    Create it before the backend gets its first request.
+    """
 
     def __init__(
         self,
@@ -44,7 +49,7 @@ class ModelLoader:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
         assert backend.loading is not None
-        self._look_heads = {
+        self._report_heads = {
             server: server.pool.head("GET", backend.loading.path, backend.headers()) for server in backend.servers
         }
         for server in backend.servers:
@@ -53,92 +58,91 @@ class ModelLoader:
                 lambda seconds, callback: asyncio.get_running_loop().call_later(seconds, callback),
                 lambda: backend.settings.swap_after,
                 partial(_may_load, server),
-                partial(self._begin, server),
+                partial(self._start_load, server),
                 backend.refresh,
             )
         self.change(settings)
 
     def __repr__(self) -> str:
-        return f"<Loader {self._backend.name}: {[server.residency for server in self._backend.servers]}>"
+        return f"<ModelLoader {self._backend.name}: {[server.residency for server in self._backend.servers]}>"
 
     def change(self, settings: Settings) -> None:
-        """Go on with other settings, for the same servers."""
+        """Apply other settings to the same servers."""
         self._settings = settings
         canonical = self._backend.engine.canonical
         for server in self._backend.servers:
             assert server.residency is not None
             for state in server.residency.states.values():
                 state.warm = False
-            for model, is_apart in self._warm():
-                server.residency.state(canonical(model), model, is_apart).warm = True
+            for model, is_embedding in self._warm_models():
+                server.residency.state(canonical(model), model, is_embedding).warm = True
 
     def stop(self) -> None:
-        """Drop what is being loaded."""
+        """Cancel the loads in progress."""
         self._is_closed = True
         for task in self._tasks:
             task.cancel()
 
     async def close(self) -> None:
-        """Drop what is being loaded, and wait until it is."""
+        """Cancel the loads in progress, and wait for their end."""
         self.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _begin(self, server: Server, state: ModelState) -> None:
+    def _start_load(self, server: Server, state: ModelState) -> None:
         if not self._is_closed:
             task = asyncio.get_running_loop().create_task(self._load(server, state))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
     async def _load(self, server: Server, state: ModelState) -> None:
-        loads = server.residency
-        assert loads is not None
+        residency = server.residency
+        assert residency is not None
         sent = time.monotonic()
         before = after = None
         failure: Callable[[], GatewayError] | None = None
         try:
-            before = await self._shown(server)
+            before = await self._loaded_models(server)
             if before is None or state.name not in before.until:
                 sent = time.monotonic()
-                failure = await self._ask(server, state)
+                failure = await self._send_load(server, state)
                 error = None if failure is None else failure()
                 if not isinstance(error, UpstreamTimeout) and not (
                     isinstance(error, UpstreamError) and error.reason in CONNECTION_FAULTS
                 ):
-                    after = await self._shown(server)
+                    after = await self._loaded_models(server)
         except Exception:
             failure = Crash
-            _log.exception("backend %s: the load of a model failed in the gateway", server.name)
+            _log.exception("backend %s: loading a model failed inside the gateway", server.name)
         error = None if failure is None else failure()
         if failure is not None and not isinstance(error, InvalidRequest | BackendUnavailable) and not _is_unsent(error):
             self._refuse_waiters(state, failure)
-        is_loaded = error is None or isinstance(
-            error, InvalidRequest
-        )  # the requests themselves will be told what is wrong
-        loads.ended(state, is_loaded, before, after)
+        # After an InvalidRequest, the requests themselves find out what is wrong.
+        is_loaded = error is None or isinstance(error, InvalidRequest)
+        residency.ended(state, is_loaded, before, after)
         if error is None:
             if server.circuit.is_troubled:
                 server.circuit.succeed()
         else:
-            self._note(server, state, error, sent)
+            self._record_failed_load(server, state, error, sent)
         self._backend.refresh()
-        if loads.schedule():
+        if residency.schedule():
             self._backend.refresh()
 
-    async def _ask(self, server: Server, state: ModelState) -> Callable[[], GatewayError] | None:
-        """What makes the error of those who wait; None: it is loaded."""
+    async def _send_load(self, server: Server, state: ModelState) -> Callable[[], GatewayError] | None:
+        """Send the load. Return a factory of the error for waiting requests, or None on success."""
         backend, model = self._backend, state.model
-        head = (server.embedding_head if state.is_apart else server.chat_head)(b"", self._gateway_id)
+        head = (server.embedding_head if state.is_embedding else server.chat_head)(b"", self._gateway_id)
         assert backend.loading is not None
-        body = backend.loading.body(model, state.is_apart)
-        refusal = backend.embedder.client_error if state.is_apart else backend.engine.client_error
+        body = backend.loading.body(model, state.is_embedding)
+        client_error = backend.embedder.client_error if state.is_embedding else backend.engine.client_error
         began = time.monotonic()
         try:
-            async with asyncio.timeout(self._longest(model)):
+            async with asyncio.timeout(self._load_timeout(model)):
                 with await server.pool.request(head, body) as response:
                     content = await response.read(MAX_REFUSAL)
                     if response.status != 200:
-                        error = with_retry_after(refusal(response.status, content), response)
-                        return partial(_again, partial(refusal, response.status, content), error)
+                        error = with_retry_after(client_error(response.status, content), response)
+                        return partial(_repeat, partial(client_error, response.status, content), error)
         except TimeoutError:
             return partial(UpstreamTimeout, NO_FIRST_PIECE)
         except WireError as fault:
@@ -148,8 +152,8 @@ class ModelLoader:
         _log.info("backend %s: loaded the model %r in %.1f s", server.name, model, took)
         return None
 
-    def _warm(self) -> Iterator[tuple[str, bool]]:
-        """Models that are loaded without a request, and whether they make embeddings."""
+    def _warm_models(self) -> Iterator[tuple[str, bool]]:
+        """Yield the models to load without a request, and whether each is an embedding model."""
         name = self._backend.name
         yield from (
             (tier.models[name], False) for tier in self._settings.tiers.values() if tier.warm and name in tier.models
@@ -158,8 +162,8 @@ class ModelLoader:
             (item.model, True) for item in self._settings.embeddings.values() if item.warm and item.backend == name
         )
 
-    def _longest(self, model: str) -> float:
-        """Seconds that its load may take: the longest that a tier waits for a first piece of it."""
+    def _load_timeout(self, model: str) -> float:
+        """Return the timeout of a load in seconds: the longest `first_token_timeout` of a tier."""
         name, settings = self._backend.name, self._settings
         times = [
             settings.limits_for(tier, name).first_token_timeout
@@ -168,32 +172,32 @@ class ModelLoader:
         ]
         return max(times, default=self._backend.settings.limits.first_token_timeout)
 
-    async def _shown(self, server: Server) -> LoadedModels | None:
-        """What is loaded; None: it does not tell."""
+    async def _loaded_models(self, server: Server) -> LoadedModels | None:
+        """Return the loaded models that the server reports, or None if it does not answer."""
         try:
-            async with asyncio.timeout(LOOK_SECONDS):
-                with await server.pool.request(self._look_heads[server]) as response:
+            async with asyncio.timeout(REPORT_TIMEOUT_SECONDS):
+                with await server.pool.request(self._report_heads[server]) as response:
                     content = await response.read(MAX_REFUSAL)
                     until = loaded(content) if response.status == 200 else None
-                    return None if until is None else LoadedModels(until, _date(response.fields.get(b"date", b"")))
+                    return None if until is None else LoadedModels(until, _unix_time(response.fields.get(b"date", b"")))
         except (WireError, TimeoutError):
             return None
 
-    def _note(self, server: Server, state: ModelState, error: GatewayError, sent: float) -> None:
-        """What a failed load means to the server's circuit, and to those who may go elsewhere."""
+    def _record_failed_load(self, server: Server, state: ModelState, error: GatewayError, sent: float) -> None:
+        """Record a failed load in the server's circuit. Let requests go elsewhere if it was busy."""
         reason = error.reason if isinstance(error, UpstreamError) else error.code
         _log.warning("backend %s: the model %r was not loaded (%s)", server.name, state.model, reason)
         if isinstance(error, UpstreamTimeout):
             server.circuit.fail("no_first_piece", sent)
         elif isinstance(error, UpstreamError) and _is_unsent(error) and server.circuit.state == "closed":
-            server.circuit.mark_suspect(error.reason)  # those in line wait, as for any server that went away
+            server.circuit.mark_suspect(error.reason)  # queued requests keep waiting
         else:
             record_failure(self._backend, state.model, server, error, sent)
         if isinstance(error, BackendUnavailable):
             self._backend.on_down(self._backend)
 
     def _refuse_waiters(self, state: ModelState, failure: Callable[[], GatewayError]) -> None:
-        """Those who wait for the model get the error, unless another server has still to try."""
+        """End the wait for the model with the error, unless another server has still to try."""
         state.has_failed = True
         waiting_queues = [waiters for waiters in state.waiters if not waiters.may_try_elsewhere(state)]
         for waiters in waiting_queues:
@@ -212,17 +216,17 @@ def _may_load(server: Server, model: str) -> bool:
     return server.is_up() and server.serves(model)
 
 
-def _again(refusal: Callable[[], GatewayError], first: GatewayError) -> GatewayError:
-    """The same error anew: each who gets it changes it."""
-    error = refusal()
+def _repeat(client_error: Callable[[], GatewayError], first: GatewayError) -> GatewayError:
+    """Return the error anew: each request that gets it changes it."""
+    error = client_error()
     error.retry_after = first.retry_after
     if isinstance(error, BackendUnavailable) and isinstance(first, BackendUnavailable):
         error.pause = first.pause
     return error
 
 
-def _date(value: bytes) -> float:
-    """A `Date` header in Unix time; this machine's where there is none."""
+def _unix_time(value: bytes) -> float:
+    """Parse a `Date` header to Unix time, or return this machine's time if that fails."""
     try:
         return parsedate_to_datetime(value.decode("latin-1")).timestamp()
     except ValueError:

@@ -1,14 +1,18 @@
-"""HTTP/1.1 connections to one server: a keep-alive pool, and one exchange at a time on each connection.
+"""Connection pool of one server: HTTP/1.1 with keep-alive, one exchange at a time per connection.
 
-The promises, each with its reason in docs/adr/0002:
+Guarantees, with their reasons in docs/adr/0002:
 
-- A connection that saw anything unexpected (a byte too many, a broken head, a body cut short) is closed and never used again, so
-  that no byte of one answer can reach the next (RFC 9112 section 6.3).
-- A connection taken from the pool that closes before one byte of the answer came was stale: the request is sent once more on a fresh one.
-- Leaving `with await pool.ask(...)` in any way, cancellation included, leaves no connection, timer or buffer behind.
-- Nothing grows without bound: head, informational answers, body and unread pieces each have their limit.
+- A connection that saw anything unexpected (a byte too many, a broken head, a truncated body) is
+  closed and never used again, so that no byte of one answer can reach the next (RFC 9112 section
+  6.3).
+- A pooled connection that closes before the first byte of the answer was stale: the request is sent
+  once more, on a fresh connection.
+- Leaving `with await pool.request(...)` in any way, cancellation included, leaves no connection,
+  timer or buffer behind.
+- Nothing grows without bound: the head, informational answers, the body and unread pieces each have
+  their limit.
 
-Deadlines other than the one for connecting are the caller's: cancel the task.
+The only deadline here is the one for connecting. For any other, the caller cancels the task.
 """
 
 import asyncio
@@ -22,7 +26,7 @@ from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a server is: what to connect to, and what stands before each path."""
+    """Address of a server: host and port to connect to, and the prefix of every path."""
 
     host: str
     port: int
@@ -31,28 +35,29 @@ class Origin:
 
     @property
     def authority(self) -> str:
-        """The Host header (RFC 9110 section 7.2)."""
+        """Value of the Host header (RFC 9110 section 7.2)."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
 class Pool:
-    """The connections to one server. Unbounded by itself: admission bounds what is in flight.
+    """Connections to one server. Admission limits their number, by limiting requests in flight.
 
-    `idle_seconds` has to stay under the server's own keep-alive, or requests meet connections that the server is closing.
+    `idle_seconds` has to be shorter than the server's own keep-alive. Otherwise requests meet
+    connections that the server is closing.
     """
 
     def __init__(
-        self, origin: Origin, *, connect_timeout: float, idle_seconds: float, bounds: ConnectionLimits | None = None
+        self, origin: Origin, *, connect_timeout: float, idle_seconds: float, limits: ConnectionLimits | None = None
     ) -> None:
         self.origin = origin
         self.connect_timeout = connect_timeout
         self._idle_seconds = idle_seconds
-        self._limits = bounds or ConnectionLimits()
+        self._limits = limits or ConnectionLimits()
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
         self.buffer = memoryview(bytearray(READ_BYTES))
-        self._sweep: asyncio.TimerHandle | None = None
+        self._expiry_timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Pool {len(self._open)} open, {len(self._idle)} idle>"
@@ -62,7 +67,11 @@ class Pool:
         return len(self._open)
 
     def head(self, method: str, path: str, headers: Sequence[tuple[str, str]]) -> bytes:
-        """The constant part of a request's head, without Content-Length and the blank line."""
+        """Return the constant part of a request's head, without Content-Length and the blank line.
+
+        Raises:
+            ValueError: a header has a character that cannot be sent.
+        """
         fixed = [("Host", self.origin.authority), ("Accept-Encoding", "identity"), ("User-Agent", "gateway"), *headers]
         for name, value in fixed:
             if not (name.isascii() and value.isascii() and (name + value).isprintable()):
@@ -79,11 +88,15 @@ class Pool:
         on_stale: Callable[[], None] = lambda: None,
         connect_timeout: float | None = None,
     ) -> Connection:
-        """Send one request, `head` as `head()` made it, and wait for the head of its answer: `with await pool.ask(...) as response:`. `on_stale`
-        is called when a stale connection was met and the request is sent once more. `connect_timeout` is in seconds; None: the pool's.
+        """Send one request and wait for the head of its answer.
+
+            with await pool.request(...) as response:
+
+        `head` comes from `head()`. `on_stale` is called if a pooled connection was stale and the
+        request is sent once more. `connect_timeout` is in seconds; None means the pool's own.
 
         Raises:
-            WireError: no connection, or no whole head of an answer.
+            WireError: there was no connection, or no complete head of an answer.
         """
         head = b"%bContent-Length: %d\r\n\r\n" % (head, len(body))
         kept = self.acquire()
@@ -101,7 +114,7 @@ class Pool:
         return fresh
 
     async def connect(self, connect_timeout: float | None = None) -> Connection:
-        """A new connection."""
+        """Open a new connection."""
         loop = asyncio.get_running_loop()
         origin = self.origin
         connection = Connection(self, loop, self._limits)
@@ -110,9 +123,7 @@ class Pool:
                 await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.tls)
         except BaseException as error:
             connection.abort()
-            connection.connection_lost(
-                None
-            )  # uvloop does not call it after a cancellation that comes together with the connection
+            connection.connection_lost(None)  # uvloop omits it if it is cancelled just as the connection is made
             if isinstance(error, TimeoutError):
                 raise WireError("connect_timeout") from error
             if isinstance(error, OSError):
@@ -121,7 +132,7 @@ class Pool:
         return connection
 
     def acquire(self) -> Connection | None:
-        """The connection used last, if one is still good."""
+        """Return the most recently used idle connection that is still good, or None."""
         oldest = time.monotonic() - self._idle_seconds
         while self._idle:
             connection = self._idle.pop()
@@ -133,8 +144,8 @@ class Pool:
     def release(self, connection: Connection) -> None:
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
-        if self._sweep is None:
-            self._sweep = asyncio.get_running_loop().call_later(self._idle_seconds, self._close_expired)
+        if self._expiry_timer is None:
+            self._expiry_timer = asyncio.get_running_loop().call_later(self._idle_seconds, self._close_expired)
 
     def _close_expired(self) -> None:
         oldest = time.monotonic() - self._idle_seconds
@@ -143,7 +154,7 @@ class Pool:
                 connection.abort()
         self._idle = [connection for connection in self._idle if connection.idle_since > oldest]
         delay = self._idle[0].idle_since - oldest if self._idle else 0.0
-        self._sweep = asyncio.get_running_loop().call_later(delay, self._close_expired) if self._idle else None
+        self._expiry_timer = asyncio.get_running_loop().call_later(delay, self._close_expired) if self._idle else None
 
     def opened(self, connection: Connection) -> None:
         self._open.add(connection)
@@ -154,10 +165,10 @@ class Pool:
             self._idle.remove(connection)
 
     def close(self) -> None:
-        """Close every connection, those in use too."""
-        if self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
+        """Close all connections, including those in use."""
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
+            self._expiry_timer = None
         for connection in list(self._open):
             connection.abort()
         self._idle.clear()

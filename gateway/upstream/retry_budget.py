@@ -1,13 +1,16 @@
-"""How many requests may be sent a second time: a share of those that came of late, so that retries never become a storm. Synchronous."""
+"""Retry budget: limits retries to a share of recent requests, so that they never become a storm.
+
+Synchronous.
+"""
 
 SHARE = 0.1
 LEAST = 3
-"""So many in any case: a share of few requests is none."""
+"""Number of retries that are always allowed. A share of few requests would be none."""
 SECONDS = 10
 
 
 class RetryBudget:
-    """Retries over the last `SECONDS` seconds, each kept in a count of its own."""
+    """Budget for retries over the last `SECONDS` seconds, with one count per second."""
 
     __slots__ = ("_requests", "_retries", "_second")
 
@@ -23,24 +26,24 @@ class RetryBudget:
         return max(LEAST, int(SHARE * sum(self._requests)))
 
     def count(self, now: float) -> None:
-        """A request came. `now` is on a monotonic clock, in seconds."""
+        """Count a request. `now` is monotonic time in seconds."""
         second = int(now)
         if second != self._second:
-            self._turn(second)
+            self._advance(second)
         self._requests[second % SECONDS] += 1
 
     def has_room(self, now: float) -> bool:
-        """Whether one more may be sent a second time."""
-        self._turn(int(now))
+        """Return whether one more retry is allowed."""
+        self._advance(int(now))
         return sum(self._retries) < self.allowed()
 
     def spend(self, now: float) -> None:
-        """One was."""
-        self._turn(int(now))
+        """Count a retry."""
+        self._advance(int(now))
         self._retries[self._second % SECONDS] += 1
 
-    def _turn(self, second: int) -> None:
-        """Forget what is too old."""
+    def _advance(self, second: int) -> None:
+        """Drop the counts that are too old."""
         for passed in range(max(self._second, second - SECONDS) + 1, second + 1):
             self._requests[passed % SECONDS] = self._retries[passed % SECONDS] = 0
         self._second = second

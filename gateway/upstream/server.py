@@ -11,18 +11,29 @@ from gateway.upstream.circuit_breaker import CircuitBreaker
 from gateway.upstream.pool import Pool
 
 VIA = b"x-gateway-via"
-"""Request header with the ids of the gateways that a request has come through."""
+"""Request header with the ids of the gateways that a request has passed through."""
 
-_NOTHING = ModelFacts()
+_NO_FACTS = ModelFacts()
 
 
 class Server(ServerSlots):
-    """One address of a backend, and what its probes have found there."""
+    """A server of a backend, and what its probes have found."""
 
     __slots__ = (
-        "_canonical", "_configured", "_embedding_head", "_head", "_missing", "_own_head", "circuit", "discovered", "doubted",
-        "is_left_out", "name", "pool", "up",
-    )  # fmt: skip
+        "_canonical",
+        "_configured",
+        "_direct_head",
+        "_embedding_head",
+        "_head",
+        "_missing",
+        "circuit",
+        "discovered",
+        "doubted",
+        "is_excluded",
+        "name",
+        "pool",
+        "up",
+    )
 
     def __init__(
         self,
@@ -38,37 +49,40 @@ class Server(ServerSlots):
         self.pool = pool
         self._head = head
         self._embedding_head = embedding_head
-        self._own_head: bytes | None = None  # of what came through no other gateway
+        self._direct_head: bytes | None = None  # for requests that came through no other gateway
         self._configured = settings.models
         self._canonical = canonical
         self.discovered: Models | None = None
-        """Models by the server's own word; None while it has not answered."""
+        """Models that the server reports, or None until it has answered a probe."""
         self.up: bool | None = None
-        """Whether it answers its probe as it should; None: not asked yet."""
+        """True if the server answers its probes as expected; None until it was asked."""
         self.circuit = CircuitBreaker(time.monotonic)
         self.doubted = asyncio.Event()
-        """A probe should look at once."""
-        self.is_left_out = False
-        """It lives but is of no use, and another is."""
+        """Set to request a probe at once."""
+        self.is_excluded = False
+        """True if the server does not answer as expected while another server is healthy."""
         self._missing: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<Server {self.name}, {self.load} in flight, up {self.up}, {self.circuit!r}>"
 
     def serves(self, model: str) -> bool:
-        """A server that has told nothing yet is taken at the settings' word."""
+        """Return whether the server has `model`.
+
+        Until it has answered a probe, a server without models in the settings counts as having all.
+        """
         if self._missing and model in self._missing:
             return False
         if self._configured is not None:
             return model in self._configured
-        return self.discovered is None or self._listed(model) is not None
+        return self.discovered is None or self._find_facts(model) is not None
 
     def facts(self, model: str) -> ModelFacts:
-        """What the server tells of `model`."""
-        return self._listed(model) or _NOTHING
+        """Return the facts that the server reports about `model`."""
+        return self._find_facts(model) or _NO_FACTS
 
-    def _listed(self, model: str) -> ModelFacts | None:
-        """Of what the server says that it has, the one that it would take for `model`."""
+    def _find_facts(self, model: str) -> ModelFacts | None:
+        """Return the facts of the reported model that the server would use for the name `model`."""
         if self.discovered is None:
             return None
         found = self.discovered.get(model)
@@ -78,40 +92,43 @@ class Server(ServerSlots):
         return found
 
     def mark_missing(self, model: str) -> None:
-        """The server said that it does not have `model`: believed until the next probe."""
+        """Record that the server denied having `model`. This holds until the next probe."""
         self._missing.add(model)
 
     @property
     def is_well(self) -> bool:
-        """It answers its probe, or has not been asked."""
+        """True if the server is up, or was not asked yet, and its circuit is not open."""
         return self.up is not False and not self.circuit.is_open
 
     @property
     def lacks_a_model(self) -> bool:
-        """Something was missed since the last probe."""
+        """True if a request found a model missing since the last probe."""
         return bool(self._missing)
 
     def update_models(self, models: Models) -> None:
-        """A probe was answered: these are there."""
+        """Record the answer to a probe: the models of the server."""
         self.discovered = models
         self.up = True
         self._missing.clear()
 
     def is_up(self) -> bool:
-        """Whether it may be given one request more, its slots aside."""
+        """Return whether the server may get one more request, apart from its slots."""
         circuit = self.circuit
-        return not self.is_left_out and (not circuit.restrains or circuit.allows(self.load))
+        return not self.is_excluded and (not circuit.restrains or circuit.allows(self.load))
 
     def chat_head(self, came_through: bytes, gateway_id: bytes) -> bytes:
-        """The head of a chat request; `came_through` is the client's own `x-gateway-via`."""
+        """Return the head of a chat request.
+
+        `came_through` is the client's own `x-gateway-via`.
+        """
         if came_through:
             return b"%bX-Gateway-Via: %b\r\n" % (self._head, _via(came_through, gateway_id))
-        if self._own_head is None:
-            self._own_head = b"%bX-Gateway-Via: %b\r\n" % (self._head, gateway_id)
-        return self._own_head
+        if self._direct_head is None:
+            self._direct_head = b"%bX-Gateway-Via: %b\r\n" % (self._head, gateway_id)
+        return self._direct_head
 
     def embedding_head(self, came_through: bytes, gateway_id: bytes) -> bytes:
-        """The head of a request for embeddings, likewise."""
+        """Return the head of a request for embeddings, like `chat_head`."""
         return b"%bX-Gateway-Via: %b\r\n" % (self._embedding_head, _via(came_through, gateway_id))
 
 

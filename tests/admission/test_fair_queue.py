@@ -1,4 +1,4 @@
-"""Keys by turns, persons by turns, then by arrival."""
+"""Order of service: keys in turn, the persons of a key in turn, then by arrival."""
 
 from dataclasses import dataclass
 
@@ -9,79 +9,82 @@ from gateway.admission.fair_queue import Claim, FairQueue
 
 
 @dataclass(eq=False)
-class One:
+class Item:
     claim: Claim
     name: str = ""
 
 
-def line(*words: str) -> tuple[FairQueue[One], list[One]]:
-    """`a`: of key a; `a.x`: of person x behind it."""
-    made: FairQueue[One] = FairQueue()
-    ones = [One(Claim(*word.split(".")), f"{number}{word}") for number, word in enumerate(words)]
-    for stamp, one in enumerate(ones):
-        made.add(one, stamp)
-    return made, ones
+def queue_of(*owners: str) -> tuple[FairQueue[Item], list[Item]]:
+    """Return a queue with a request for each owner, and these requests.
+
+    The owner `a` is the key a, and `a.x` is person x behind that key.
+    """
+    queue: FairQueue[Item] = FairQueue()
+    items = [Item(Claim(*word.split(".")), f"{number}{word}") for number, word in enumerate(owners)]
+    for stamp, item in enumerate(items):
+        queue.add(item, stamp)
+    return queue, items
 
 
-def drain(made: FairQueue[One]) -> list[One]:
+def drain(queue: FairQueue[Item]) -> list[Item]:
     order = []
     stamp = 1000
-    while made.count:
-        _, one = made.head()
-        made.remove(one)
+    while queue.count:
+        _, item = queue.head()
+        queue.remove(item)
         stamp += 1
-        made.served(one.claim, stamp)
-        order.append(one)
+        queue.served(item.claim, stamp)
+        order.append(item)
     return order
 
 
 def test_keys_take_turns() -> None:
-    made, _ = line("a", "a", "a", "b", "c", "c")
-    assert [one.name for one in drain(made)] == ["0a", "3b", "4c", "1a", "5c", "2a"]
+    queue, _ = queue_of("a", "a", "a", "b", "c", "c")
+    assert [item.name for item in drain(queue)] == ["0a", "3b", "4c", "1a", "5c", "2a"]
 
 
-def test_persons_behind_a_key_take_turns() -> None:
-    made, _ = line("k.x", "k.x", "k.x", "k.y", "z")
-    assert [one.name for one in drain(made)] == ["0k.x", "4z", "3k.y", "1k.x", "2k.x"]
+def test_persons_of_a_key_take_turns() -> None:
+    queue, _ = queue_of("k.x", "k.x", "k.x", "k.y", "z")
+    assert [item.name for item in drain(queue)] == ["0k.x", "4z", "3k.y", "1k.x", "2k.x"]
 
 
-def test_who_leaves_from_the_middle_costs_his_key_nothing() -> None:
-    made, ones = line("a", "a", "b", "a")
-    made.remove(ones[0])
-    made.remove(ones[1])
-    assert [one.name for one in drain(made)] == ["3a", "2b"]
+def test_removal_from_the_middle_does_not_cost_the_key_its_turn() -> None:
+    queue, items = queue_of("a", "a", "b", "a")
+    queue.remove(items[0])
+    queue.remove(items[1])
+    assert [item.name for item in drain(queue)] == ["3a", "2b"]
 
 
-def test_key_that_was_served_elsewhere_goes_to_the_end() -> None:
-    made, _ = line("a", "b")
-    made.served(Claim("a"), 50)
-    made.served(Claim("nobody"), 51)
-    assert made.head() == (1, made.head()[1])
-    assert [one.name for one in drain(made)] == ["1b", "0a"]
+def test_key_served_from_another_queue_goes_to_the_end() -> None:
+    queue, _ = queue_of("a", "b")
+    queue.served(Claim("a"), 50)
+    queue.served(Claim("nobody"), 51)
+    assert queue.head() == (1, queue.head()[1])
+    assert [item.name for item in drain(queue)] == ["1b", "0a"]
 
 
-def test_newcomer_is_told_how_many_go_before_him() -> None:
-    made, _ = line("a", "a", "a", "b")
-    assert [made.count_ahead_of_new(key) for key in ("c", "b", "a")] == [2, 3, 4]
-    assert FairQueue[One]().count_ahead_of_new("a") == 0
+def test_count_ahead_of_a_new_request_depends_on_its_key() -> None:
+    queue, _ = queue_of("a", "a", "a", "b")
+    assert [queue.count_ahead_of_new(key) for key in ("c", "b", "a")] == [2, 3, 4]
+    assert FairQueue[Item]().count_ahead_of_new("a") == 0
 
 
-words = st.lists(st.sampled_from(("a", "a", "a.x", "a.y", "b", "c.x", "c.y")), max_size=20)
+owners = st.lists(st.sampled_from(("a", "a", "a.x", "a.y", "b", "c.x", "c.y")), max_size=20)
 
 
-@given(words)
-def test_order_that_is_told_is_the_order_of_service(given: list[str]) -> None:
-    made, _ = line(*given)
-    told = list(made.in_order())
-    assert drain(made) == told
-    assert repr(made) == "<Line 0 of 0 keys>"
+@given(owners)
+def test_in_order_is_the_order_of_service(given: list[str]) -> None:
+    queue, _ = queue_of(*given)
+    expected = list(queue.in_order())
+    assert drain(queue) == expected
+    assert repr(queue) == "<FairQueue 0 of 0 keys>"
 
 
-@given(words, st.data())
-def test_line_holds_exactly_those_who_came_and_have_not_left(given: list[str], data: st.DataObject) -> None:
-    made, ones = line(*given)
-    for one in data.draw(st.lists(st.sampled_from(ones), unique_by=id)) if ones else []:
-        made.remove(one)
-        ones.remove(one)
-    assert made.count == len(ones)
-    assert set(drain(made)) == set(ones)
+@given(owners, st.data())
+def test_queue_holds_exactly_the_requests_added_and_not_removed(given: list[str], data: st.DataObject) -> None:
+    queue, items = queue_of(*given)
+    for item in data.draw(st.lists(st.sampled_from(items), unique_by=id)) if items else []:
+        queue.remove(item)
+        items.remove(item)
+    assert queue.count == len(items)
+    assert set(drain(queue)) == set(items)

@@ -1,10 +1,10 @@
-"""Which model is loaded when, and who makes room: steps of the state machine, on a clock that the test sets."""
+"""Decisions about loading models and making room, as steps of a state machine on a manual clock."""
 
 from collections.abc import Callable
 
 import pytest
 
-from gateway.admission.model_residency import REST_SECONDS, LoadedModels, ModelResidency, ModelState
+from gateway.admission.model_residency import IDLE_AFTER_SECONDS, LoadedModels, ModelResidency, ModelState
 from gateway.errors import GatewayError
 from tests.fakes.admission import Clock
 
@@ -12,7 +12,7 @@ SWAP = 10.0
 
 
 class Waiters:
-    """A crowd whose size the test sets."""
+    """Waiting requests whose number the test sets."""
 
     def __init__(self) -> None:
         self.waiting = 0
@@ -28,123 +28,125 @@ class Waiters:
 
 
 class Setup:
-    """One server with the models a, b and c."""
+    """Model residency of one server with the models a, b and c."""
 
-    def __init__(self, *shown: str) -> None:
+    def __init__(self, *report: str) -> None:
         self.clock = Clock()
-        self.begun: list[str] = []
-        self.able = True
-        self.loads = ModelResidency(
-            self.clock, self.clock.alarm, lambda: SWAP, lambda model: self.able, self._begin, lambda: None
+        self.started: list[str] = []
+        self.can_load = True
+        self.residency = ModelResidency(
+            self.clock, self.clock.alarm, lambda: SWAP, lambda model: self.can_load, self._begin, lambda: None
         )
-        self.states = {name: self.loads.state(name, name, False) for name in "abc"}
-        self.crowds = {name: Waiters() for name in "abc"}
+        self.states = {name: self.residency.state(name, name, False) for name in "abc"}
+        self.waiters = {name: Waiters() for name in "abc"}
         for name, state in self.states.items():
-            state.waiters.append(self.crowds[name])
-        self.loads.update(shown)
+            state.waiters.append(self.waiters[name])
+        self.residency.update(report)
 
     def _begin(self, state: ModelState) -> None:
-        self.begun.append(state.name)
+        self.started.append(state.name)
 
     def wait_for(self, name: str) -> None:
-        self.crowds[name].waiting += 1
-        self.loads.schedule()
+        self.waiters[name].waiting += 1
+        self.residency.schedule()
 
-    def shown(self, *names: str) -> LoadedModels:
+    def report(self, *names: str) -> LoadedModels:
         return LoadedModels(dict.fromkeys(names, 1000.0), 500.0)
 
     def end(self, name: str, before: str, after: str) -> None:
-        """The load of `name` succeeded; the letters are what was shown."""
-        self.loads.ended(self.states[name], True, self.shown(*before), self.shown(*after))
-        self.loads.schedule()
+        """End the load of `name` with success; `before` and `after` name the reported models."""
+        self.residency.ended(self.states[name], True, self.report(*before), self.report(*after))
+        self.residency.schedule()
 
     def ready(self) -> str:
         return "".join(name for name, state in self.states.items() if state.is_ready)
 
     def make_rivals(self) -> None:
-        """a is loaded, and known to be evicted by a load of b, and the other way round."""
+        """Load a, after loading a and b was seen to evict the other one."""
         self.wait_for("b")
         self.end("b", "a", "b")
-        self.crowds["b"].waiting = 0
+        self.waiters["b"].waiting = 0
         self.wait_for("a")
         self.end("a", "b", "a")
-        self.crowds["a"].waiting = 0
-        self.begun.clear()
+        self.waiters["a"].waiting = 0
+        self.started.clear()
 
 
-def test_all_is_taken_for_loaded_until_the_server_has_told() -> None:
-    loads = ModelResidency(Clock(), lambda *_: None, lambda: SWAP, lambda model: True, lambda state: None, lambda: None)
-    state = loads.state("a", "a", False)
+def test_models_count_as_loaded_until_the_first_report() -> None:
+    residency = ModelResidency(
+        Clock(), lambda *_: None, lambda: SWAP, lambda model: True, lambda state: None, lambda: None
+    )
+    state = residency.state("a", "a", False)
     assert state.is_ready
-    loads.update([])
+    residency.update([])
     assert not state.is_ready
-    assert loads.state("b", "b", False).is_ready is False
+    assert residency.state("b", "b", False).is_ready is False
 
 
-def test_model_is_loaded_once_for_all_who_wait_and_not_when_nobody_does() -> None:
+def test_model_is_loaded_once_for_all_waiting_requests_and_only_if_there_are_any() -> None:
     setup = Setup()
-    setup.loads.schedule()
-    assert setup.begun == []
+    setup.residency.schedule()
+    assert setup.started == []
     for _ in range(3):
         setup.wait_for("a")
-    assert setup.begun == ["a"]
+    assert setup.started == ["a"]
     setup.end("a", "", "a")
     assert setup.ready() == "a"
 
 
-def test_loads_are_one_at_a_time_and_who_waits_the_longest_is_next() -> None:
+def test_models_load_one_at_a_time_and_the_longest_wanted_is_next() -> None:
     setup = Setup()
     for name in "cab":
         setup.wait_for(name)
         setup.clock.pass_time(1)
-    assert setup.begun == ["c"]
+    assert setup.started == ["c"]
     setup.end("c", "", "c")
     setup.end("a", "c", "ca")
-    assert setup.begun == ["c", "a", "b"]
+    assert setup.started == ["c", "a", "b"]
 
 
-def test_load_whose_waiters_have_left_goes_on_and_one_that_was_not_begun_is_dropped() -> None:
+def test_running_load_continues_without_waiting_requests_and_a_pending_one_is_dropped() -> None:
     setup = Setup()
     setup.wait_for("a")
     setup.wait_for("b")
-    setup.crowds["a"].waiting = setup.crowds["b"].waiting = 0
-    setup.loads.update([])
+    setup.waiters["a"].waiting = setup.waiters["b"].waiting = 0
+    setup.residency.update([])
     assert setup.states["a"].is_loading
     setup.end("a", "", "a")
-    assert setup.begun == ["a"]
+    assert setup.started == ["a"]
 
 
-def test_what_a_probe_shows_does_not_end_a_load_under_way() -> None:
+def test_report_of_a_probe_does_not_end_a_running_load() -> None:
     setup = Setup()
     setup.wait_for("a")
-    setup.loads.update(["a"])
+    setup.residency.update(["a"])
     assert setup.ready() == ""
     setup.end("a", "", "a")
     assert setup.ready() == "a"
 
 
-def test_model_that_failed_to_load_is_cold_and_tried_again_for_the_next() -> None:
+def test_model_that_failed_to_load_is_cold_and_loaded_again_for_the_next_request() -> None:
     setup = Setup()
     setup.wait_for("a")
-    setup.crowds["a"].waiting = 0
-    setup.loads.ended(setup.states["a"], False, None, None)
-    setup.loads.schedule()
-    assert (setup.begun, setup.ready()) == (["a"], "")
+    setup.waiters["a"].waiting = 0
+    setup.residency.ended(setup.states["a"], False, None, None)
+    setup.residency.schedule()
+    assert (setup.started, setup.ready()) == (["a"], "")
     setup.wait_for("a")
-    assert setup.begun == ["a", "a"]
+    assert setup.started == ["a", "a"]
 
 
-def test_nothing_is_loaded_at_a_server_that_is_away() -> None:
+def test_nothing_is_loaded_on_a_server_that_is_down() -> None:
     setup = Setup()
-    setup.able = False
+    setup.can_load = False
     setup.wait_for("a")
-    assert setup.begun == []
-    setup.able = True
-    setup.loads.update([])
-    assert setup.begun == ["a"]
+    assert setup.started == []
+    setup.can_load = True
+    setup.residency.update([])
+    assert setup.started == ["a"]
 
 
-def test_time_of_loading_is_told_while_it_lasts_and_after() -> None:
+def test_load_seconds_are_counted_during_and_after_the_load() -> None:
     setup = Setup()
     setup.wait_for("a")
     setup.clock.pass_time(3)
@@ -154,59 +156,59 @@ def test_time_of_loading_is_told_while_it_lasts_and_after() -> None:
     assert setup.states["a"].load_seconds(setup.clock.now) == 3
 
 
-# Warm
+# Warm models
 
 
-def test_warm_models_are_loaded_one_after_the_other_behind_those_that_are_waited_for() -> None:
+def test_warm_models_are_loaded_one_by_one_after_the_wanted_models() -> None:
     setup = Setup()
     setup.states["a"].warm = setup.states["b"].warm = True
     setup.wait_for("c")
-    assert setup.begun == ["c"]
+    assert setup.started == ["c"]
     setup.end("c", "", "c")
-    setup.crowds["c"].waiting = 0
+    setup.waiters["c"].waiting = 0
     setup.end("a", "c", "ca")
     setup.end("b", "ca", "cab")
-    assert setup.begun == ["c", "a", "b"]
-    setup.loads.update([])
-    assert setup.begun == ["c", "a", "b"]
+    assert setup.started == ["c", "a", "b"]
+    setup.residency.update([])
+    assert setup.started == ["c", "a", "b"]
 
 
-def test_warm_model_that_is_loaded_already_is_left_alone() -> None:
+def test_warm_model_that_is_loaded_is_not_loaded_again() -> None:
     setup = Setup("a")
     setup.states["a"].warm = True
-    setup.loads.update(["a"])
-    setup.loads.update([])
-    assert setup.begun == []
+    setup.residency.update(["a"])
+    setup.residency.update([])
+    assert setup.started == []
 
 
-# Swapping
+# Rivals
 
 
 def test_models_that_fit_together_do_not_wait_for_each_other() -> None:
     setup = Setup("a")
     setup.states["a"].running = 1
     setup.wait_for("b")
-    assert (setup.begun, setup.ready()) == (["b"], "a")
+    assert (setup.started, setup.ready()) == (["b"], "a")
     setup.end("b", "a", "ab")
     assert setup.ready() == "ab"
 
 
-def test_requests_of_the_loaded_one_go_first_for_a_bounded_time_then_the_other() -> None:
+def test_loaded_model_runs_requests_for_swap_after_seconds_and_then_makes_room() -> None:
     setup = Setup("a")
     setup.make_rivals()
     setup.states["a"].running = 1
     setup.clock.pass_time(SWAP)
     setup.wait_for("b")
     setup.clock.pass_time(SWAP - 0.1)
-    assert (setup.begun, setup.ready()) == ([], "a")
+    assert (setup.started, setup.ready()) == ([], "a")
     setup.clock.pass_time(0.2)
-    assert (setup.begun, setup.ready()) == ([], "")
+    assert (setup.started, setup.ready()) == ([], "")
     setup.states["a"].running = 0
-    setup.loads.schedule()
-    assert setup.begun == ["b"]
+    setup.residency.schedule()
+    assert setup.started == ["b"]
 
 
-def test_loaded_one_has_its_time_from_when_it_was_loaded() -> None:
+def test_swap_after_counts_from_when_the_loaded_model_was_loaded() -> None:
     setup = Setup("a")
     setup.make_rivals()
     setup.states["a"].running = 1
@@ -214,70 +216,76 @@ def test_loaded_one_has_its_time_from_when_it_was_loaded() -> None:
     setup.clock.pass_time(SWAP + 1)
     setup.states["a"].running = 0
     setup.wait_for("a")
-    assert setup.begun == ["b"]
+    assert setup.started == ["b"]
     setup.clock.pass_time(50)
     setup.end("b", "a", "b")
     setup.clock.pass_time(SWAP - 0.1)
-    assert setup.begun == ["b"]
+    assert setup.started == ["b"]
     setup.clock.pass_time(0.2)
-    assert setup.begun == ["b", "a"]
+    assert setup.started == ["b", "a"]
 
 
-def test_loaded_one_without_work_makes_room_after_a_moment() -> None:
+def test_loaded_model_without_work_makes_room_after_a_moment() -> None:
     setup = Setup("a")
     setup.make_rivals()
     setup.clock.pass_time(5)
-    setup.states["a"].rests_since = setup.clock.now
+    setup.states["a"].idle_since = setup.clock.now
     setup.wait_for("b")
-    setup.clock.pass_time(REST_SECONDS - 0.1)
-    assert setup.begun == []
+    setup.clock.pass_time(IDLE_AFTER_SECONDS - 0.1)
+    assert setup.started == []
     setup.clock.pass_time(0.2)
-    assert setup.begun == ["b"]
+    assert setup.started == ["b"]
 
 
-def test_loaded_one_that_has_rested_makes_room_at_once() -> None:
+def test_idle_model_makes_room_at_once() -> None:
     setup = Setup("a")
     setup.make_rivals()
-    setup.states["a"].rests_since = setup.clock.now
-    setup.clock.pass_time(REST_SECONDS)
+    setup.states["a"].idle_since = setup.clock.now
+    setup.clock.pass_time(IDLE_AFTER_SECONDS)
     setup.wait_for("b")
-    assert setup.begun == ["b"]
+    assert setup.started == ["b"]
 
 
-def test_loaded_one_is_free_again_when_those_who_waited_for_the_other_have_left() -> None:
+def test_held_model_is_released_when_the_requests_for_its_rival_have_left() -> None:
     setup = Setup("a")
     setup.make_rivals()
     setup.states["a"].running = 1
     setup.wait_for("b")
     setup.clock.pass_time(SWAP + 1)
     assert setup.ready() == ""
-    setup.crowds["b"].waiting = 0
-    assert setup.loads.schedule()
+    setup.waiters["b"].waiting = 0
+    assert setup.residency.schedule()
     assert setup.ready() == "a"
 
 
-def test_pair_that_is_shown_together_does_not_swap_any_more() -> None:
+def test_models_reported_together_are_no_longer_rivals() -> None:
     setup = Setup("a")
     setup.make_rivals()
-    setup.loads.update(["a", "b"])
-    setup.loads.update(["a"])
+    setup.residency.update(["a", "b"])
+    setup.residency.update(["a"])
     setup.states["a"].running = 1
     setup.wait_for("b")
-    assert (setup.begun, setup.ready()) == (["b"], "a")
+    assert (setup.started, setup.ready()) == (["b"], "a")
 
 
-@pytest.mark.parametrize(("goes", "running", "swaps"), [(1000.0, 0, True), (400.0, 1, True), (400.0, 0, False)])
-def test_model_that_went_when_it_was_due_was_not_evicted(goes: float, running: int, swaps: bool) -> None:
+@pytest.mark.parametrize(
+    ("expires", "running", "is_rival"),
+    [(1000.0, 0, True), (400.0, 1, True), (400.0, 0, False)],
+    ids=["not due to expire", "at work", "idle and due to expire"],
+)
+def test_model_that_went_was_evicted_unless_it_was_idle_and_due_to_expire(
+    expires: float, running: int, is_rival: bool
+) -> None:
     setup = Setup("a")
     setup.states["a"].running = running
     setup.wait_for("b")
-    setup.loads.ended(setup.states["b"], True, LoadedModels({"a": goes}, 100.0), setup.shown("b"))
+    setup.residency.ended(setup.states["b"], True, LoadedModels({"a": expires}, 100.0), setup.report("b"))
     setup.states["a"].running, setup.states["b"].running = 0, 1
     setup.wait_for("a")
-    assert setup.begun == (["b"] if swaps else ["b", "a"])
+    assert setup.started == (["b"] if is_rival else ["b", "a"])
 
 
-def test_load_that_lasts_gets_room_from_those_not_known_to_fit() -> None:
+def test_slow_load_holds_busy_models_that_are_not_known_to_fit() -> None:
     setup = Setup("a")
     setup.states["a"].running = 1
     setup.wait_for("b")
@@ -289,34 +297,34 @@ def test_load_that_lasts_gets_room_from_those_not_known_to_fit() -> None:
     assert setup.ready() == "ab"
 
 
-def test_load_that_lasts_takes_nothing_from_one_that_is_known_to_fit() -> None:
+def test_slow_load_does_not_hold_a_model_that_is_known_to_fit() -> None:
     setup = Setup("a", "b")
-    setup.loads.update(["a"])
+    setup.residency.update(["a"])
     setup.states["a"].running = 1
     setup.wait_for("b")
     setup.clock.pass_time(2 * SWAP)
     assert setup.ready() == "a"
 
 
-def test_three_rivals_have_their_turns_in_the_order_in_which_they_were_waited_for() -> None:
+def test_three_rivals_take_turns_in_the_order_in_which_they_were_wanted() -> None:
     setup = Setup("a")
     pairs = [("b", "a"), ("c", "b"), ("a", "c"), ("c", "a"), ("b", "c"), ("a", "b")]
     for name, before in pairs:
         setup.wait_for(name)
         setup.end(name, before, name)
-        setup.crowds[name].waiting = 0
-    setup.begun.clear()
+        setup.waiters[name].waiting = 0
+    setup.started.clear()
     setup.states["a"].running = 1
     for name in "cb":
         setup.wait_for(name)
         setup.clock.pass_time(1)
     setup.clock.pass_time(SWAP)
     setup.states["a"].running = 0
-    setup.loads.schedule()
+    setup.residency.schedule()
     setup.end("c", "a", "c")
     setup.states["c"].running = 1
     setup.wait_for("a")
     setup.clock.pass_time(SWAP + 1)
     setup.states["c"].running = 0
-    setup.loads.schedule()
-    assert setup.begun == ["c", "b"]
+    setup.residency.schedule()
+    assert setup.started == ["c", "b"]

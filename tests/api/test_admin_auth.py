@@ -1,4 +1,4 @@
-"""Who may use `/ops` and `/metrics`."""
+"""Admin authorisation, with and without keys."""
 
 import pytest
 
@@ -18,12 +18,12 @@ def headers(*pairs: tuple[bytes, bytes], host: bytes = b"127.0.0.1:8080") -> lis
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
 @pytest.mark.parametrize("host", [b"127.0.0.1:8080", b"localhost", b"LocalHost:8080", b"[::1]:8080", b"127.0.0.1"])
-def test_program_on_this_machine_is_let_in(peer: str, host: bytes) -> None:
+def test_local_program_has_access(peer: str, host: bytes) -> None:
     OPEN.check(peer, headers(host=host))
 
 
 @pytest.mark.parametrize("peer", [None, "10.0.0.1", "::2", "::ffff:10.0.0.1", "192.168.1.5", "", "testclient"])
-def test_caller_from_elsewhere_is_not(peer: str | None) -> None:
+def test_remote_caller_is_refused(peer: str | None) -> None:
     with pytest.raises(Forbidden):
         OPEN.check(peer, headers())
 
@@ -37,8 +37,9 @@ def test_caller_from_elsewhere_is_not(peer: str | None) -> None:
         (b"forwarded", b"for=127.0.0.1"),
         (b"via", b"1.1 proxy"),
     ],
+    ids=lambda pair: pair[0].decode(),
 )
-def test_what_a_proxy_passes_on_is_not(pair: tuple[bytes, bytes]) -> None:
+def test_request_forwarded_by_a_proxy_is_refused(pair: tuple[bytes, bytes]) -> None:
     with pytest.raises(Forbidden):
         OPEN.check("127.0.0.1", headers(pair))
 
@@ -56,8 +57,8 @@ def test_what_a_proxy_passes_on_is_not(pair: tuple[bytes, bytes]) -> None:
         b"user@evil",
     ],
 )
-def test_host_that_is_not_this_machine_is_not(host: bytes) -> None:
-    """A page whose name DNS was bent to this machine sends that name."""
+def test_foreign_host_header_is_refused(host: bytes) -> None:
+    """After DNS rebinding, a web page sends its own host name."""
     with pytest.raises(Forbidden):
         OPEN.check("127.0.0.1", headers(host=host))
 
@@ -73,12 +74,12 @@ def test_host_that_is_not_this_machine_is_not(host: bytes) -> None:
         b"",
     ],
 )
-def test_page_of_another_origin_is_not(origin: bytes) -> None:
+def test_page_of_another_origin_is_refused(origin: bytes) -> None:
     with pytest.raises(Forbidden):
         OPEN.check("127.0.0.1", headers((b"origin", origin)))
 
 
-def test_own_page_is_let_in() -> None:
+def test_page_of_the_gateway_itself_has_access() -> None:
     OPEN.check("127.0.0.1", headers((b"origin", b"http://127.0.0.1:8080")))
 
 
@@ -86,7 +87,7 @@ def test_own_page_is_let_in() -> None:
 
 
 @pytest.mark.parametrize("key", [b"admin-key", b"scraper-key"])
-def test_any_of_the_keys_opens_from_anywhere(key: bytes) -> None:
+def test_each_key_grants_access_from_anywhere(key: bytes) -> None:
     CLOSED.check("10.0.0.1", headers((b"authorization", b"Bearer " + key), (b"via", b"proxy"), host=b"gateway.example"))
 
 
@@ -98,12 +99,13 @@ def test_any_of_the_keys_opens_from_anywhere(key: bytes) -> None:
         ((b"authorization", b"Bearer "),),
         ((b"authorization", b"Basic admin-key"),),
     ],
+    ids=["no header", "wrong key", "empty key", "Basic"],
 )
-def test_set_key_is_asked_of_this_machine_too(pairs: tuple[tuple[bytes, bytes], ...]) -> None:
+def test_local_program_needs_the_key_if_one_is_configured(pairs: tuple[tuple[bytes, bytes], ...]) -> None:
     with pytest.raises(InvalidApiKey):
         CLOSED.check("127.0.0.1", headers(*pairs))
 
 
-def test_empty_token_is_not_the_digest_of_nothing() -> None:
+def test_empty_token_is_refused() -> None:
     with pytest.raises(InvalidApiKey):
         AdminAccess(["a"]).check("127.0.0.1", headers((b"authorization", b"Bearer")))

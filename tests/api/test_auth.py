@@ -1,4 +1,4 @@
-"""Who calls."""
+"""Client authentication."""
 
 from hashlib import sha256
 
@@ -15,14 +15,14 @@ def headers(*values: bytes) -> list[tuple[bytes, bytes]]:
     return [(b"host", b"x"), *((b"authorization", value) for value in values)]
 
 
-def test_open_gateway_takes_any_key_or_none() -> None:
+def test_gateway_without_keys_accepts_any_key_or_none() -> None:
     keys = ApiKeys([])
     assert keys.is_open
     assert keys.identify(headers()) is ANYONE
     assert keys.identify(headers(b"Bearer whatever")) is ANYONE
 
 
-def test_caller_is_known_by_eight_digits_of_the_digest_alone() -> None:
+def test_caller_id_is_eight_digits_of_the_digest_and_no_key_is_stored() -> None:
     caller = KEYS.identify(headers(b"Bearer " + KEY.encode()))
     assert caller.key_id == sha256(KEY.encode()).hexdigest()[:8]
     assert KEY not in repr(vars(KEYS))
@@ -31,7 +31,7 @@ def test_caller_is_known_by_eight_digits_of_the_digest_alone() -> None:
 @pytest.mark.parametrize(
     "value", [b"Bearer sk-test-one", b"bearer sk-test-one", b"BEARER   sk-test-one  ", "Bearer sk-test-zwei-ü".encode()]
 )
-def test_key_is_taken_whatever_the_case_of_the_scheme(value: bytes) -> None:
+def test_scheme_is_case_insensitive(value: bytes) -> None:
     assert KEYS.identify(headers(value)).key_id
 
 
@@ -50,8 +50,21 @@ def test_key_is_taken_whatever_the_case_of_the_scheme(value: bytes) -> None:
         (b"Bearer sk-test-one", b"Bearer sk-test-one"),
         (b"Bearer \xff\xfe",),
     ],
+    ids=[
+        "no header",
+        "empty header",
+        "no token",
+        "empty token",
+        "no scheme",
+        "Basic",
+        "beginning of a key",
+        "key and more",
+        "key in other case",
+        "two headers",
+        "not UTF-8",
+    ],
 )
-def test_anything_else_is_refused(values: tuple[bytes, ...]) -> None:
+def test_missing_or_wrong_key_is_refused(values: tuple[bytes, ...]) -> None:
     with pytest.raises(InvalidApiKey):
         KEYS.identify(headers(*values))
 

@@ -1,4 +1,4 @@
-"""What the model name `auto` means, and why."""
+"""The rules that choose a tier for the model name `auto`."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def settings(**more: Any) -> config.Settings:
     return config.build({"tiers": TIERS, **more})
 
 
-def said(text: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
+def user_message(text: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "text", "text": text}, *parts]}]
 
 
@@ -41,22 +41,36 @@ def said(text: str, *parts: dict[str, Any]) -> list[dict[str, Any]]:
         ({}, b"complex", "Complex", "rule 1: task=complex"),
         ({}, b" COMPLEX ", "Complex", "rule 1: task=complex"),
         ({}, b"simple", "small", "no rule holds"),
-        ({"messages": said("look", IMAGE)}, None, "middle", "rule 3: images=true"),
-        ({"messages": said("look at this", IMAGE)}, None, "Complex", "rule 2: images=true, longer_than=10"),
-        ({"messages": said("look at this", IMAGE)}, b"complex", "Complex", "rule 1: task=complex"),
+        ({"messages": user_message("look", IMAGE)}, None, "middle", "rule 3: images=true"),
+        ({"messages": user_message("look at this", IMAGE)}, None, "Complex", "rule 2: images=true, longer_than=10"),
+        ({"messages": user_message("look at this", IMAGE)}, b"complex", "Complex", "rule 1: task=complex"),
         ({"tools": [tool()]}, None, "middle", "rule 4: tools=true"),
         ({"tools": [tool()], "tool_choice": "none"}, None, "small", "no rule holds"),
-        ({"messages": said("x" * 20)}, None, "small", "no rule holds"),
-        ({"messages": said("é" * 21)}, None, "Complex", "rule 5: longer_than=20"),
+        ({"messages": user_message("x" * 20)}, None, "small", "no rule holds"),
+        ({"messages": user_message("é" * 21)}, None, "Complex", "rule 5: longer_than=20"),
         (
-            {"messages": [*said("x" * 11), {"role": "assistant", "content": "y" * 10}]},
+            {"messages": [*user_message("x" * 11), {"role": "assistant", "content": "y" * 10}]},
             None,
             "Complex",
             "rule 5: longer_than=20",
         ),
     ],
+    ids=[
+        "nothing special",
+        "task",
+        "task in other case",
+        "task without a rule",
+        "image",
+        "image and long text",
+        "task before images",
+        "tools",
+        "tools not allowed",
+        "text of exactly the limit",
+        "long text",
+        "long text in two messages",
+    ],
 )
-def test_first_rule_that_holds_names_the_tier(
+def test_first_matching_rule_selects_the_tier(
     fields: dict[str, Any], task: bytes | None, tier: str, reason: str
 ) -> None:
     assert AutoRules(settings(auto=RULES)).choose(chat(**fields), task) == (tier, reason)
@@ -71,22 +85,22 @@ def test_first_rule_that_holds_names_the_tier(
         (None, ("middle", "no rule holds")),
     ],
 )
-def test_without_rules_the_tasks_are_names_of_tiers(task: bytes | None, chosen: tuple[str, str]) -> None:
+def test_without_rules_a_task_selects_the_tier_of_that_name(task: bytes | None, chosen: tuple[str, str]) -> None:
     assert AutoRules(settings(default_tier="middle")).choose(chat(), task) == chosen
 
 
-def test_task_that_no_tier_is_named_after_is_served_by_the_default_tier() -> None:
+def test_task_without_a_tier_of_that_name_selects_the_default_tier() -> None:
     tiers = {"one": {"models": {"ollama": "o"}, "aliases": ["simple"]}, "two": {"models": {"ollama": "t"}}}
     found = config.build({"tiers": tiers, "default_tier": "two"})
     assert AutoRules(found).choose(chat(), b"complex") == ("two", "no rule holds")
 
 
-def test_empty_list_of_rules_always_means_the_default_tier() -> None:
+def test_empty_list_of_rules_selects_the_default_tier() -> None:
     assert AutoRules(settings(auto=[])).choose(chat(), b"complex") == ("small", "no rule holds")
 
 
 @pytest.mark.parametrize("task", [b"hard", b"", b"simple,complex", "köm".encode()])
-def test_task_of_another_word_is_refused(task: bytes) -> None:
+def test_unknown_task_is_refused(task: bytes) -> None:
     with pytest.raises(InvalidRequest) as caught:
         AutoRules(settings()).choose(chat(), task)
     assert caught.value.param == "x-gateway-task"
@@ -100,20 +114,21 @@ def test_task_of_another_word_is_refused(task: bytes) -> None:
             [{"tier": "smal", "images": True}],
             "auto[0].tier: 'smal' is not a tier; expected one of: small, middle, Complex; did you mean 'small'?",
         ),
-        ([{"tier": "small"}], "auto[0]: says of no request that it holds; expected task, images, tools or longer_than"),
+        ([{"tier": "small"}], "auto[0]: the rule has no condition; expected task, images, tools or longer_than"),
         ([{"tier": "small", "task": "hard"}], "auto[0].task: got 'hard'; expected 'simple', 'medium' or 'complex'"),
-        ([{"tier": "small", "longer_then": 1}], "auto[0].longer_then: no such key; did you mean 'longer_than'?"),
-        ([{"tier": "small", "longer_than": -1}], "auto[0].longer_than: got -1; expected a whole number, at least 0"),
-        ([{"images": True}], "auto[0].tier: missing; expected: Name of the tier that is taken."),
+        ([{"tier": "small", "longer_then": 1}], "auto[0].longer_then: unknown key; did you mean 'longer_than'?"),
+        ([{"tier": "small", "longer_than": -1}], "auto[0].longer_than: got -1; expected a whole number of at least 0"),
+        ([{"images": True}], "auto[0].tier: missing; expected: Name of the tier that the rule selects."),
     ],
+    ids=["unknown tier", "no condition", "unknown task", "unknown key", "negative length", "no tier"],
 )
-def test_rule_that_cannot_be_is_told(rules: list[dict[str, Any]], line: str) -> None:
+def test_invalid_rule_is_reported(rules: list[dict[str, Any]], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         settings(auto=rules)
     assert caught.value.lines == (line,)
 
 
-def test_rule_that_is_never_reached_is_warned_of() -> None:
+def test_unreachable_rule_causes_a_warning() -> None:
     rules: list[dict[str, Any]] = [
         {"tier": "small", "longer_than": 5},
         {"tier": "middle", "longer_than": 9, "images": True},
@@ -123,12 +138,12 @@ def test_rule_that_is_never_reached_is_warned_of() -> None:
     ]
     warned = [line for line in settings(auto=rules).warnings if line.startswith("auto")]
     assert warned == [
-        "auto[1]: never reached: wherever it holds, auto[0] does",
-        "auto[4]: never reached: wherever it holds, auto[3] does",
+        "auto[1]: never reached: auto[0] holds whenever it does",
+        "auto[4]: never reached: auto[3] holds whenever it does",
     ]
 
 
-def test_check_explains_what_auto_means() -> None:
+def test_config_check_explains_the_rules() -> None:
     lines = config.check(settings(auto=RULES, default_tier="middle"))
     start = next(index for index, line in enumerate(lines) if line.startswith("auto"))
     assert [line.split("  ")[0] for line in lines[start + 1 : start + 7]] == [

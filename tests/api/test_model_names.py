@@ -1,4 +1,4 @@
-"""Which tier a name means, and where its requests go."""
+"""Model names of clients, and the routes that they select."""
 
 from typing import Any
 
@@ -27,17 +27,17 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
-def routing(**changes: Any) -> ModelNames:
+def model_names(**changes: Any) -> ModelNames:
     return ModelNames(config.build(DOCUMENT | changes))
 
 
 def route_of(name: str, **changes: Any) -> Route:
-    """Where a request for `name` goes at the start."""
-    return Rollout(config.build(DOCUMENT | changes)).tiers[tier_of(routing(**changes), name)].route
+    """Return the route of a request for `name` before any roll-out change."""
+    return Rollout(config.build(DOCUMENT | changes)).tiers[tier_of(model_names(**changes), name)].route
 
 
-def tier_of(routing: ModelNames, name: str) -> str:
-    tier = routing.tier(name)
+def tier_of(model_names: ModelNames, name: str) -> str:
+    tier = model_names.tier(name)
     assert tier is not None
     return tier.name
 
@@ -56,20 +56,20 @@ def tier_of(routing: ModelNames, name: str) -> str:
         ("qwen/small", Route("Standard", "vllm", "Qwen/Small")),
     ],
 )
-def test_name_leads_to_its_route(name: str, route: Route) -> None:
+def test_name_selects_its_route(name: str, route: Route) -> None:
     assert route_of(name) == route
 
 
 @pytest.mark.parametrize("name", ["auto", "Auto", "AUTO"])
 def test_auto_leaves_the_tier_to_the_request(name: str) -> None:
-    assert routing().tier(name) is None
+    assert model_names().tier(name) is None
     starred = {"a": {"models": {"vllm": "m"}, "aliases": [{"name": "*", "priority": "batch"}]}}
-    found = routing(tiers=starred, default_tier="a")
+    found = model_names(tiers=starred, default_tier="a")
     assert found.tier(name) is None
     assert not found.is_batch(name)
 
 
-def test_flag_moves_all_tiers_that_are_not_pinned() -> None:
+def test_llm_backend_moves_all_tiers_that_are_not_pinned() -> None:
     assert route_of("standard", llm_backend="ollama") == Route("Standard", "ollama", "qwen:2b")
     assert route_of("pinned", llm_backend="ollama").backend == "ollama"
 
@@ -79,34 +79,34 @@ def test_backends_own_name_of_a_model_works_whichever_backend_serves() -> None:
     assert route_of("Qwen/Small", llm_backend="ollama") == Route("Standard", "ollama", "qwen:2b")
 
 
-def test_public_name_wins_over_a_backends_name() -> None:
+def test_public_name_takes_precedence_over_a_backends_name() -> None:
     tiers = {"a": {"models": {"vllm": "b"}}, "b": {"models": {"vllm": "c"}}}
-    assert tier_of(routing(tiers=tiers, default_tier="a"), "b") == "b"
+    assert tier_of(model_names(tiers=tiers, default_tier="a"), "b") == "b"
 
 
 @pytest.mark.parametrize("name", ["nope", "*", "gpt-4", "standard ", "", "qwen"])
-def test_unknown_name_is_told_the_public_ones(name: str) -> None:
+def test_error_for_an_unknown_name_lists_the_public_names(name: str) -> None:
     with pytest.raises(ModelNotFound) as caught:
-        routing().tier(name)
+        model_names().tier(name)
     assert caught.value.param == "model"
     assert "'Standard', 'gpt-4o-mini', 'pinned', 'gpt-4o'" in caught.value.message
     assert "background" not in caught.value.message
     assert "Qwen" not in caught.value.message
 
 
-def test_unknown_name_is_not_repeated() -> None:
+def test_unknown_name_is_not_echoed() -> None:
     with pytest.raises(ModelNotFound) as caught:
-        routing().tier("a-secret-that-was-sent")
+        model_names().tier("a-secret-that-was-sent")
     assert "a-secret" not in caught.value.message
 
 
-def test_star_takes_any_other_name_and_is_not_listed() -> None:
+def test_wildcard_alias_accepts_any_other_name_and_is_not_listed() -> None:
     tiers = {"a": {"models": {"vllm": "m"}}, "b": {"models": {"vllm": "n"}, "aliases": ["*"]}}
-    found = routing(tiers=tiers, default_tier="a")
+    found = model_names(tiers=tiers, default_tier="a")
     assert tier_of(found, "whatever") == "b"
     assert tier_of(found, "a") == "a"
     assert [public.name for public in found.public_models()] == ["a", "b"]
 
 
 def test_tiers_and_listed_aliases_are_public_in_the_files_order() -> None:
-    assert [public.name for public in routing().public_models()] == ["Standard", "gpt-4o-mini", "pinned", "gpt-4o"]
+    assert [public.name for public in model_names().public_models()] == ["Standard", "gpt-4o-mini", "pinned", "gpt-4o"]

@@ -1,11 +1,15 @@
-"""The API's description as a document and as a page."""
+"""The OpenAPI document and its HTML page.
+
+Covers: gateway/api/paths.py
+"""
 
 from typing import Any
 
-from gateway.api.openapi import CHAT_PATH, EMBEDDING_PATH, ERRORS, add_data_paths, api_page
+from gateway.api.openapi import ERRORS, add_data_paths, api_page
+from gateway.api.paths import CHAT_PATH, EMBEDDING_PATH
 
 
-def described() -> dict[str, Any]:
+def example_document() -> dict[str, Any]:
     document: dict[str, Any] = {
         "info": {"title": "A <title>", "version": "1"},
         "paths": {"/x": {"get": {"summary": "<b>bold</b>", "responses": {"200": {"description": "<ok>"}}}}},
@@ -15,7 +19,7 @@ def described() -> dict[str, Any]:
 
 
 def test_chat_is_added_with_its_fields_and_errors() -> None:
-    document = described()
+    document = example_document()
     operation = document["paths"][CHAT_PATH]["post"]
     reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
     chat = document["components"]["schemas"][reference.rpartition("/")[2]]
@@ -25,7 +29,7 @@ def test_chat_is_added_with_its_fields_and_errors() -> None:
 
 
 def test_embeddings_are_added_with_their_fields() -> None:
-    document = described()
+    document = example_document()
     schema = document["paths"][EMBEDDING_PATH]["post"]["requestBody"]["content"]["application/json"]["schema"]
     embedding = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     assert embedding["required"] == ["model", "input"]
@@ -33,19 +37,19 @@ def test_embeddings_are_added_with_their_fields() -> None:
     assert page.index(CHAT_PATH) < page.index(EMBEDDING_PATH) < page.index("<code>/x</code>")
 
 
-def test_adding_keeps_what_is_there() -> None:
-    assert "/x" in described()["paths"]
+def test_existing_paths_are_kept() -> None:
+    assert "/x" in example_document()["paths"]
 
 
 def test_page_shows_each_path_field_and_status_chat_first() -> None:
-    page = api_page(described())
+    page = api_page(example_document())
     assert page.index(CHAT_PATH) < page.index("<code>/x</code>")
     for shown in ("temperature", "messages", "required", "(≥ 0, ≤ 2)", "array of", *map(str, ERRORS)):
         assert shown in page
 
 
 def test_page_escapes_what_it_shows() -> None:
-    page = api_page(described())
+    page = api_page(example_document())
     for raw in ("<title>A <title>", "<b>bold", "<ok>"):
         assert raw not in page
     assert "&lt;ok&gt;" in page

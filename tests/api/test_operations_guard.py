@@ -1,4 +1,4 @@
-"""The guard in a whole gateway, before stand-ins: what goes back by itself, and what says so."""
+"""The guard in a whole gateway in front of stand-ins: automatic rollback, and its reporting."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ import pytest
 
 from gateway import config, simulate
 from gateway.cli.tables import show_status
-from gateway.rollout.state import Assignment
+from gateway.rollout.assignment import Assignment
 from tests.fakes.running_gateway import PATIENCE, Running, running, until
 from tests.fakes.stand_ins import stand_in
 
@@ -38,7 +38,7 @@ class Operator:
         return found
 
     async def ask(self, count: int, *, stream: bool = True, **more: Any) -> list[tuple[str, int]]:
-        """So many conversations at once, so many times that all are over; who served each, and the status."""
+        """Send `count` conversations, 20 at a time; return the backend and the status of each."""
 
         async def one(number: int) -> tuple[str, int]:
             body = {
@@ -63,8 +63,8 @@ class Operator:
 
 
 @asynccontextmanager
-async def house(*faults: simulate.Fault, **changes: Any) -> AsyncIterator[Operator]:
-    """`faults` are of the vLLM."""
+async def guarded(*faults: simulate.Fault, **changes: Any) -> AsyncIterator[Operator]:
+    """Run a gateway with the guard, in front of an Ollama and a vLLM with `faults`."""
     vllm = simulate.Options("vllm", (simulate.Model(VLLM_MODEL),), max_num_seqs=MANY, faults=faults)
     ollama = simulate.Options("ollama", (simulate.Model(OLLAMA_MODEL),), parallel=MANY)
     async with AsyncExitStack() as stack:
@@ -82,14 +82,14 @@ async def house(*faults: simulate.Fault, **changes: Any) -> AsyncIterator[Operat
         yield Operator(gateway, await stack.enter_async_context(client))
 
 
-async def test_canary_with_errors_is_taken_back_and_log_metric_history_and_status_say_so(
+async def test_rollback_of_a_failing_canary_is_in_log_metric_history_and_status(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.INFO, "gateway.rollout")
-    async with house(FAILS) as operator:
-        await operator.ask(1)  # Ollama has loaded its model, and answers in turns with the other side from now on
+    async with guarded(FAILS) as operator:
+        await operator.ask(1)  # Ollama loads its model, so that both sides respond alternately afterwards
         await operator.put(**CANARY)
-        for _ in range(2):  # whatever order the first come back in, the second ones of vLLM follow some of both
+        for _ in range(2):  # in whatever order the first responses arrive, vLLM's second ones follow both
             await operator.ask(10)
         before = await operator.status()
         watched = before["tiers"]["standard"]["guard"]
@@ -106,10 +106,10 @@ async def test_canary_with_errors_is_taken_back_and_log_metric_history_and_statu
         assert "why" not in older[0]
         moved = {"tier": "standard", "from_backend": "vllm", "to_backend": "ollama", "cause": "guard"}
         assert operator.gateway.metric("gateway_switches_total", **moved) == 1
-        told = [record for record in caplog.records if "(guard)" in record.getMessage()]
-        assert [record.levelname for record in told] == ["WARNING"]
+        warnings = [record for record in caplog.records if "(guard)" in record.getMessage()]
+        assert [record.levelname for record in warnings] == ["WARNING"]
         moves = "standard from ollama with 50 % on vllm to ollama"
-        assert told[0].getMessage() == f"roll-out changed (guard): {moves}; {change['why']}"
+        assert warnings[0].getMessage() == f"roll-out changed (guard): {moves}; {change['why']}"
         from rich.console import Console
 
         show_status(before, Console(width=160))
@@ -119,25 +119,25 @@ async def test_canary_with_errors_is_taken_back_and_log_metric_history_and_statu
         assert f"guard: {moves}; errors: 100.0 % of" in shown
 
 
-async def test_streams_that_break_off_take_a_canary_back() -> None:
-    async with house(simulate.Fault("truncate", after=2, times=0), guard={"rules": ["truncated"]}) as operator:
+async def test_truncated_streams_roll_back_a_canary() -> None:
+    async with guarded(simulate.Fault("truncate", after=2, times=0), guard={"rules": ["truncated"]}) as operator:
         await operator.put(**CANARY)
         await operator.ask(200)
         assert operator.assignment == Assignment("ollama")
         assert operator.gateway.gateway.rollout.history[-1].why.startswith("truncated streams: 100.0 %")
 
 
-async def test_dead_canary_that_a_fallback_covers_is_taken_back() -> None:
+async def test_failing_canary_is_rolled_back_although_a_fallback_serves_its_requests() -> None:
     tiers = {"standard": {"models": {"vllm": VLLM_MODEL, "ollama": OLLAMA_MODEL}, "fallback": True}}
-    async with house(FAILS, tiers=tiers) as operator:
+    async with guarded(FAILS, tiers=tiers) as operator:
         await operator.put(**CANARY)
         await operator.ask(300)
         assert operator.assignment == Assignment("ollama")
         assert [change.cause for change in operator.gateway.gateway.rollout.history] == ["operator", "guard"]
 
 
-async def test_fresh_switch_is_undone() -> None:
-    async with house(FAILS) as operator:
+async def test_failing_switch_is_rolled_back() -> None:
+    async with guarded(FAILS) as operator:
         await operator.ask(100)
         await operator.put(backend="vllm")
         await operator.ask(100)
@@ -145,8 +145,8 @@ async def test_fresh_switch_is_undone() -> None:
         assert operator.gateway.gateway.rollout.history[-1].why.endswith("on ollama before the switch")
 
 
-async def test_requests_at_fault_themselves_and_clients_that_leave_are_held_against_nobody() -> None:
-    async with house() as operator:
+async def test_invalid_requests_and_disconnects_do_not_count_as_errors() -> None:
+    async with guarded() as operator:
         await operator.put(canary={"backend": "vllm", "percent": 100})
         await operator.put(**CANARY)
         assert {status for _, status in await operator.ask(60, temperature=9)} == {400}
@@ -162,24 +162,24 @@ async def test_requests_at_fault_themselves_and_clients_that_leave_are_held_agai
         assert operator.assignment.canary is not None
 
 
-async def test_what_the_guard_did_outlives_a_restart(tmp_path: Path) -> None:
+async def test_rollback_by_the_guard_survives_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "state.json"
-    async with house(FAILS, state_file=str(file)) as operator:
+    async with guarded(FAILS, state_file=str(file)) as operator:
         await operator.put(**CANARY)
         await operator.ask(200)
         assert operator.assignment == Assignment("ollama")
         await operator.gateway.gateway._state.persisted()
         kept = json.loads(file.read_text())
     assert "guard" in json.dumps(kept)
-    async with house(state_file=str(file)) as operator:
+    async with guarded(state_file=str(file)) as operator:
         assert operator.assignment == Assignment("ollama")
         history = (await operator.status())["rollout"]["history"]
         assert [change["cause"] for change in history] == ["guard", "operator"]
         assert history[0]["why"].startswith("errors")
 
 
-async def test_without_the_setting_nothing_is_watched() -> None:
-    async with house(FAILS, guard=None) as operator:
+async def test_without_the_setting_no_canary_is_rolled_back() -> None:
+    async with guarded(FAILS, guard=None) as operator:
         await operator.put(**CANARY)
         await operator.ask(200)
         assert operator.assignment == Assignment("ollama", operator.assignment.canary)
@@ -187,8 +187,8 @@ async def test_without_the_setting_nothing_is_watched() -> None:
         assert (await operator.status())["tiers"]["standard"]["guard"] is None
 
 
-async def test_requests_under_way_since_the_change_are_known() -> None:
-    async with house() as operator:
+async def test_pending_counts_requests_in_flight_since_the_change() -> None:
+    async with guarded() as operator:
         gateway = operator.gateway.gateway
         async with operator.gateway.sent({"stream": True, "messages": [{"role": "user", "content": "repeat la"}]}):
             await until(lambda: gateway._in_flight.count_pending("standard", "ollama", 0.0) == 1)

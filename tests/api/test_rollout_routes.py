@@ -1,4 +1,4 @@
-"""The operator's calls on real sockets: who may, what they answer, what requests see, what outlives a restart."""
+"""Roll-out routes on real sockets: access, validation, effect on requests, and restarts."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from gateway import config, simulate
-from gateway.rollout.state import Assignment
+from gateway.rollout.assignment import Assignment
 from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in
@@ -25,8 +25,8 @@ VLLM_MODEL, OLLAMA_MODEL = "Qwen/Qwen3-VL-8B-Instruct", "qwen3-vl"
 MANY = 500
 
 
-class House:
-    """Both stand-ins, and gateways in front of them, one after the other."""
+class TwoEngines:
+    """Two stand-ins, and gateways in front of them, one after the other."""
 
     def __init__(self, vllm: simulate.Running, ollama: simulate.Running) -> None:
         self.vllm = vllm
@@ -78,7 +78,7 @@ class Operator:
         return answer_of(await self.client.post("/ops/undo"))
 
     async def side(self, tier: str = "standard", **more: Any) -> str:
-        """The backend that serves a request now."""
+        """Send a request and return the backend that served it."""
         reply = await self.gateway.ask({"model": tier, **more})
         assert reply.status == 200
         return reply.headers["x-gateway-backend"]
@@ -105,7 +105,7 @@ def on(backend: str, canary: str | None = None, percent: float = 0) -> dict[str,
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
+async def engines() -> AsyncIterator[TwoEngines]:
     vllm = simulate.Options(
         "vllm", (simulate.Model(VLLM_MODEL, vision=True),), max_num_seqs=MANY, tokens_per_second=100
     )
@@ -113,14 +113,16 @@ async def house() -> AsyncIterator[House]:
         "ollama", (simulate.Model(OLLAMA_MODEL, vision=True),), parallel=MANY, tokens_per_second=100
     )
     async with AsyncExitStack() as stack:
-        yield House(await stack.enter_async_context(stand_in(vllm)), await stack.enter_async_context(stand_in(ollama)))
+        yield TwoEngines(
+            await stack.enter_async_context(stand_in(vllm)), await stack.enter_async_context(stand_in(ollama))
+        )
 
 
-# Orders
+# Changes
 
 
-async def test_next_request_goes_where_the_order_says(house: House) -> None:
-    async with house.gateway() as operator:
+async def test_next_request_goes_to_the_backend_that_was_set(engines: TwoEngines) -> None:
+    async with engines.gateway() as operator:
         assert [await operator.side(), await operator.side("pinned")] == ["ollama", "ollama"]
         answer = await operator.put(backend="vllm")
         assert (answer["changed"], answer["tiers"]["standard"]["backend"], answer["unmoved"]) == (True, "vllm", {})
@@ -136,8 +138,8 @@ async def test_next_request_goes_where_the_order_says(house: House) -> None:
         assert await operator.side() == "vllm"
 
 
-async def test_one_tier_and_another_way_back(house: House) -> None:
-    async with house.gateway() as operator:
+async def test_rollback_of_one_tier_and_to_another_backend(engines: TwoEngines) -> None:
+    async with engines.gateway() as operator:
         await operator.put(backend="cloud", tier="PRO")
         answer = await operator.rollback(to="vllm", tier="pro")
         assert await operator.tiers() == {"standard": on("ollama"), "pro": on("vllm"), "pinned": on("ollama")}
@@ -146,8 +148,8 @@ async def test_one_tier_and_another_way_back(house: House) -> None:
         assert answer["unmoved"] == {"standard": "it has no model on cloud"}
 
 
-async def test_conflict_changes_nothing(house: House) -> None:
-    async with house.gateway() as operator:
+async def test_conflict_changes_nothing(engines: TwoEngines) -> None:
+    async with engines.gateway() as operator:
         for order in (
             {"backend": "cloud"},
             {"backend": "vllm", "tier": "pinned"},
@@ -182,17 +184,36 @@ async def test_conflict_changes_nothing(house: House) -> None:
         (b'{"backend": "vllm", "canary": {"backend": "vllm", "percent": 10}}', "invalid_value", "canary.backend"),
         (b'{"backend": "vllm", "tier": "secret-word"}', "invalid_value", "tier"),
     ],
+    ids=[
+        "empty",
+        "broken JSON",
+        "array",
+        "string",
+        "not UTF-8",
+        "deep nesting",
+        "no field",
+        "backend not a string",
+        "unknown backend",
+        "unknown field",
+        "canary without percent",
+        "percent as a string",
+        "percent over 100",
+        "percent as a boolean",
+        "unknown field of the canary",
+        "canary on the same backend",
+        "unknown tier",
+    ],
 )
-async def test_order_that_cannot_be_read_is_400(house: House, order: bytes, code: str, param: str | None) -> None:
-    async with house.gateway() as operator:
+async def test_invalid_body_is_400(engines: TwoEngines, order: bytes, code: str, param: str | None) -> None:
+    async with engines.gateway() as operator:
         answer = await operator.client.put("/ops/rollout", content=order, headers={"content-type": "application/json"})
         assert error_of(answer) == (400, code, param)
         assert "secret-word" not in answer.text
         assert not operator.gateway.gateway.rollout.history
 
 
-async def test_narrowed_ways_back_are_checked_too(house: House) -> None:
-    async with house.gateway() as operator:
+async def test_bodies_of_rollback_and_undo_are_validated(engines: TwoEngines) -> None:
+    async with engines.gateway() as operator:
         for path, order in (
             ("rollback", {"tier": "no"}),
             ("rollback", {"to": "no"}),
@@ -203,8 +224,8 @@ async def test_narrowed_ways_back_are_checked_too(house: House) -> None:
         assert (await operator.client.post("/ops/undo", json={})).status_code == 200
 
 
-async def test_bodies_are_json_and_short(house: House) -> None:
-    async with house.gateway() as operator:
+async def test_bodies_must_be_json_and_small(engines: TwoEngines) -> None:
+    async with engines.gateway() as operator:
         order = json.dumps({"backend": "vllm"})
         for media_type in ("text/plain", "application/x-www-form-urlencoded", ""):
             for method, path in (("PUT", "rollout"), ("POST", "rollback")):
@@ -217,13 +238,13 @@ async def test_bodies_are_json_and_short(house: House) -> None:
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, PUT")
 
 
-async def test_order_that_breaks_off_changes_nothing_and_is_no_failure(
-    house: House, caplog: pytest.LogCaptureFixture
+async def test_disconnect_during_the_body_changes_nothing_and_logs_no_error(
+    engines: TwoEngines, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with house.gateway() as operator:
+    async with engines.gateway() as operator:
         reader, writer = await asyncio.open_connection("127.0.0.1", operator.gateway.port)
-        head = b"PUT /ops/rollout HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 19\r\n\r\n"
-        writer.write(head + b'{"backend": "vllm"')
+        head = b"PUT /ops/rollout HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        writer.write(head + b'Content-Length: 19\r\n\r\n{"backend": "vllm"')
         server = operator.gateway.server.server_state
         await until(lambda: bool(server.tasks))
         writer.close()
@@ -233,14 +254,14 @@ async def test_order_that_breaks_off_changes_nothing_and_is_no_failure(
         assert not await reader.read()
 
 
-# Who may
+# Access
 
 CALLS = (("GET", "rollout"), ("PUT", "rollout"), ("POST", "rollback"), ("POST", "undo"))
 
 
-async def test_page_on_the_same_machine_moves_nothing(house: House) -> None:
-    """A browser sends the page's origin with whatever a page posts; a name that DNS was bent to shows in Host."""
-    async with house.gateway() as operator:
+async def test_web_page_in_a_local_browser_cannot_change_the_roll_out(engines: TwoEngines) -> None:
+    """A browser sends the origin of the page; after DNS rebinding, Host has the page's name."""
+    async with engines.gateway() as operator:
         await operator.put(backend="vllm")
         for method, path in CALLS:
             for headers in (
@@ -257,8 +278,8 @@ async def test_page_on_the_same_machine_moves_nothing(house: House) -> None:
         assert (await operator.client.get("/ops/rollout")).json()["tiers"]["standard"]["backend"] == "vllm"
 
 
-async def test_admin_key_is_asked_for_and_its_id_is_kept(house: House) -> None:
-    async with house.gateway(admin_key=ADMIN, api_keys=["client-key"], metrics_key="scraper-key") as operator:
+async def test_admin_key_is_required_and_its_id_is_recorded(engines: TwoEngines) -> None:
+    async with engines.gateway(admin_key=ADMIN, api_keys=["client-key"], metrics_key="scraper-key") as operator:
         for method, path in CALLS:
             for key in ("client-key", "scraper-key", "wrong"):
                 answer = await operator.client.request(
@@ -273,8 +294,8 @@ async def test_admin_key_is_asked_for_and_its_id_is_kept(house: House) -> None:
 # Canary
 
 
-async def test_conversation_stays_on_its_side_and_the_share_is_shown(house: House) -> None:
-    async with house.gateway(session_header="x-chat-id") as operator:
+async def test_conversation_stays_on_its_side_of_the_canary_and_the_share_is_shown(engines: TwoEngines) -> None:
+    async with engines.gateway(session_header="x-chat-id") as operator:
         await operator.put(backend="ollama", canary={"backend": "vllm", "percent": 30})
 
         async def side(**headers: str) -> str:
@@ -297,8 +318,8 @@ async def test_conversation_stays_on_its_side_and_the_share_is_shown(house: Hous
         assert {await side(**{"x-gateway-session": name}) for name in first} == {"ollama"}
 
 
-async def test_without_a_session_the_beginning_of_the_conversation_decides(house: House) -> None:
-    async with house.gateway() as operator:
+async def test_without_a_session_the_first_messages_decide_the_side(engines: TwoEngines) -> None:
+    async with engines.gateway() as operator:
         await operator.put(canary={"backend": "vllm", "percent": 50})
         seen = set()
         for word in "abcdefghij":
@@ -310,11 +331,14 @@ async def test_without_a_session_the_beginning_of_the_conversation_decides(house
         assert seen == {"vllm", "ollama"}
 
 
-async def test_request_whose_images_are_checked_goes_where_the_order_says_by_then(
-    house: House, monkeypatch: pytest.MonkeyPatch
+async def test_request_whose_images_are_being_checked_follows_a_roll_out_change(
+    engines: TwoEngines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It began before the order, but nothing has gone to a backend yet: after the answer none may begin on the side that was left."""
-    async with house.gateway() as operator:
+    """The request arrived before the change, but has not been sent to a backend yet.
+
+    After the response to the change, no request may begin on the previous backend.
+    """
+    async with engines.gateway() as operator:
         images = operator.gateway.gateway._images
         checking, go_on, really = asyncio.Event(), asyncio.Event(), images.checked
 
@@ -332,12 +356,12 @@ async def test_request_whose_images_are_checked_goes_where_the_order_says_by_the
         assert await asked == "vllm"
 
 
-# What is counted, logged and shown
+# Metrics, log and status
 
 
-async def test_changes_are_counted_logged_and_shown(house: House, caplog: pytest.LogCaptureFixture) -> None:
+async def test_changes_are_counted_logged_and_shown(engines: TwoEngines, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gateway.rollout")
-    async with house.gateway() as operator:
+    async with engines.gateway() as operator:
         await operator.put(backend="ollama", canary={"backend": "vllm", "percent": 10}, tier="standard")
         await operator.put(backend="vllm")
         await operator.rollback()
@@ -365,43 +389,47 @@ async def test_changes_are_counted_logged_and_shown(house: House, caplog: pytest
         ]
 
 
-async def test_description_has_the_calls_and_their_bodies(house: House) -> None:
-    async with house.gateway() as operator:
+async def test_openapi_document_has_the_paths_and_their_bodies(engines: TwoEngines) -> None:
+    async with engines.gateway() as operator:
         described = (await operator.client.get("/openapi.json")).json()
         assert {"get", "put"} == set(described["paths"]["/ops/rollout"])
-        for path, name in (("rollback", "Retreat"), ("undo", "Nothing")):
+        for path, name in (("rollback", "RollbackBody"), ("undo", "EmptyBody")):
             body = described["paths"][f"/ops/{path}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
             assert body == {"$ref": f"#/components/schemas/{name}"}
-        assert set(described["components"]["schemas"]["Placement"]["properties"]) == {"backend", "canary", "tier"}
+        assert set(described["components"]["schemas"]["RolloutBody"]["properties"]) == {"backend", "canary", "tier"}
         page = (await operator.client.get("/docs")).text
         assert "/ops/rollback" in page
 
 
-# Over a restart
+# Restarts
 
 
-async def test_order_outlives_a_restart(house: House, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_roll_out_survives_a_restart(
+    engines: TwoEngines, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = str(tmp_path / "state.json")
-    async with house.gateway(state_file=file) as operator:
+    async with engines.gateway(state_file=file) as operator:
         answer = await operator.put(backend="vllm", canary={"backend": "ollama", "percent": 20}, tier="standard")
         assert answer["persisted"]
-        kept = await operator.tiers()
-    async with house.gateway(state_file=file) as operator:
-        assert await operator.tiers() == kept
+        before_restart = await operator.tiers()
+    async with engines.gateway(state_file=file) as operator:
+        assert await operator.tiers() == before_restart
         assert "LLM_BACKEND is ollama, but the roll-out that was set" in caplog.text
         assert (await operator.rollback())["persisted"]
     caplog.clear()
-    async with house.gateway(state_file=file) as operator:
+    async with engines.gateway(state_file=file) as operator:
         assert await operator.side() == "ollama"
         assert "LLM_BACKEND" not in caplog.text
 
 
-async def test_way_back_by_variable_and_restart_works_after_an_operators_switch(house: House, tmp_path: Path) -> None:
+async def test_rollback_by_variable_and_restart_overrides_an_operators_change(
+    engines: TwoEngines, tmp_path: Path
+) -> None:
     file = str(tmp_path / "state.json")
-    async with house.gateway(llm_backend="vllm", state_file=file) as operator:
+    async with engines.gateway(llm_backend="vllm", state_file=file) as operator:
         assert await operator.side() == "vllm"
         await operator.put(backend="vllm", canary={"backend": "ollama", "percent": 1})
-    async with house.gateway(llm_backend="ollama", state_file=file) as operator:
+    async with engines.gateway(llm_backend="ollama", state_file=file) as operator:
         assert await operator.tiers() == dict.fromkeys(("standard", "pro", "pinned"), on("ollama"))
         assert (
             operator.gateway.metric(
@@ -409,25 +437,25 @@ async def test_way_back_by_variable_and_restart_works_after_an_operators_switch(
             )
             == 1
         )
-    async with house.gateway(llm_backend="vllm", state_file=file) as operator:
+    async with engines.gateway(llm_backend="vllm", state_file=file) as operator:
         assert await operator.tiers() == {"standard": on("vllm"), "pro": on("vllm"), "pinned": on("ollama")}
 
 
-async def test_roll_out_that_the_variable_has_ended_does_not_come_back_with_its_old_value(
-    house: House, tmp_path: Path
+async def test_roll_out_ended_by_the_variable_does_not_return_with_the_old_value(
+    engines: TwoEngines, tmp_path: Path
 ) -> None:
     file = str(tmp_path / "state.json")
-    async with house.gateway(llm_backend="vllm", state_file=file) as operator:
+    async with engines.gateway(llm_backend="vllm", state_file=file) as operator:
         await operator.rollback()
-    async with house.gateway(llm_backend="ollama", state_file=file):
+    async with engines.gateway(llm_backend="ollama", state_file=file):
         pass
-    async with house.gateway(llm_backend="vllm", state_file=file) as operator:
+    async with engines.gateway(llm_backend="vllm", state_file=file) as operator:
         assert (await operator.tiers())["standard"] == on("vllm")
 
 
-async def test_change_that_cannot_be_kept_is_in_force_and_says_so(house: House, tmp_path: Path) -> None:
+async def test_change_that_cannot_be_persisted_takes_effect_and_says_so(engines: TwoEngines, tmp_path: Path) -> None:
     for file in ("", str(tmp_path / "nowhere" / "state.json")):
-        async with house.gateway(state_file=file) as operator:
+        async with engines.gateway(state_file=file) as operator:
             answer = await operator.put(backend="vllm")
             assert (answer["changed"], answer["persisted"]) == (True, False)
             assert await operator.side() == "vllm"
@@ -438,23 +466,24 @@ async def test_change_that_cannot_be_kept_is_in_force_and_says_so(house: House, 
 @pytest.mark.parametrize(
     "content",
     ['{"llm_gateway_state":1,"rollout":{"llm_ba', '{"theirs": true}', '{"llm_gateway_state":1,"rollout":{"x":1}}'],
+    ids=["truncated", "foreign", "other fields"],
 )
-async def test_file_that_is_torn_or_foreign_is_told_and_the_settings_count(
-    house: House, tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+async def test_damaged_or_foreign_state_file_is_reported_and_the_settings_apply(
+    engines: TwoEngines, tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "state.json"
     file.write_text(content)
-    async with house.gateway(state_file=str(file)) as operator:
+    async with engines.gateway(state_file=str(file)) as operator:
         assert await operator.side() == "ollama"
         assert "state file" in caplog.text
         assert (await operator.put(backend="vllm"))["changed"]
 
 
-async def test_answer_does_not_wait_for_a_disk_that_hangs(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_response_does_not_wait_for_a_hanging_disk(
+    engines: TwoEngines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.rollout.controller.PERSIST_SECONDS", 0.05)
-    async with house.gateway(state_file=str(tmp_path / "state.json")) as operator:
+    async with engines.gateway(state_file=str(tmp_path / "state.json")) as operator:
         state = operator.gateway.gateway._state
         disk = asyncio.Event()
         really = state.persisted
@@ -472,9 +501,12 @@ async def test_answer_does_not_wait_for_a_disk_that_hangs(
 # Under load
 
 
-async def test_switching_to_and_fro_under_load_loses_no_request(house: House) -> None:
-    """Streams are open and requests run all the while; those sent after an answer are on the new side, all of them."""
-    async with house.gateway() as operator:
+async def test_switching_back_and_forth_under_load_loses_no_request(engines: TwoEngines) -> None:
+    """Streams and requests are in flight throughout.
+
+    Every request sent after the response to a change goes to the new backend.
+    """
+    async with engines.gateway() as operator:
         gateway = operator.gateway
         over = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Which JSON Schemas are taken, and what is told of those that are not."""
+"""Tests of the checks of clients' JSON Schemas, and of reference resolution."""
 
 from typing import Any
 
@@ -18,73 +18,71 @@ def nested(levels: int) -> dict[str, Any]:
     return schema
 
 
-def within(schema: Any, **beside: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": {"a": schema}, "required": ["a"]} | beside
+def within(schema: Any, **siblings: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"a": schema}, "required": ["a"]} | siblings
 
 
-TAKEN: dict[str, dict[str, Any]] = {
+ACCEPTED: dict[str, dict[str, Any]] = {
     "anything": {},
     "draft 7": {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "items": [INTEGER],
         "definitions": {"a": {"dependencies": {"a": ["b"]}}},
     },
-    "schemas that are true or false": within(True, additionalProperties=False),
-    "recursion through a level": {"$defs": {"a": within({"$ref": "#/$defs/a"})}, "$ref": "#/$defs/a"},
-    "recursion to the beginning": within({"anyOf": [{"$ref": "#"}, {"type": "null"}]}),
-    "reference to a place that no keyword makes a schema": within(
-        {"$ref": "#/components/schemas/A"}, components={"schemas": {"A": INTEGER}}
-    ),
+    "boolean schemas": within(True, additionalProperties=False),
+    "recursion through a property": {"$defs": {"a": within({"$ref": "#/$defs/a"})}, "$ref": "#/$defs/a"},
+    "recursion to the root": within({"anyOf": [{"$ref": "#"}, {"type": "null"}]}),
+    "reference outside keywords": within({"$ref": "#/components/schemas/A"}, components={"schemas": {"A": INTEGER}}),
     "reference by an anchor": within({"$ref": "#here"}, **{"$defs": {"a": {"$anchor": "here", "type": "integer"}}}),
     "reference with escapes": within({"$ref": "#/$defs/a~1b%20~0c"}, **{"$defs": {"a/b ~c": INTEGER}}),
-    "property of the name $ref": within(INTEGER) | {"properties": {"$ref": {"type": "string"}}},
+    "property named $ref": within(INTEGER) | {"properties": {"$ref": {"type": "string"}}},
     "bounds that leave one value": {"type": "integer", "minimum": 3, "maximum": 3, "minLength": 0, "maxLength": 0},
     "as deep as allowed": nested(MAX_DEPTH),
     "value that looks like a schema": {"const": {"enum": [], "minLength": 5, "maxLength": 1}},
     "64-bit bounds": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
 }
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+REJECTED: dict[str, tuple[dict[str, Any], str]] = {
     "wrong type": ({"type": "thing"}, "is not a valid JSON Schema"),
-    "wrong within": (within({"minLength": "3"}), "is not a valid JSON Schema"),
-    "no choice of anyOf": (within({"anyOf": []}), ""),
-    "no choice of enum": (within({"enum": []}), "empty choice"),
+    "invalid subschema": (within({"minLength": "3"}), "is not a valid JSON Schema"),
+    "empty anyOf": (within({"anyOf": []}), ""),
+    "empty enum": (within({"enum": []}), "an empty 'enum'"),
     "lengths": (within({"minLength": 3, "maxLength": 2}), "'minLength'"),
     "items": (within({"minItems": 3, "maxItems": 2}), "'minItems'"),
     "numbers": (within({"minimum": 5, "maximum": 1}), "'minimum'"),
-    "open bounds": (within({"minimum": 5, "exclusiveMaximum": 5}), "'exclusiveMaximum'"),
+    "exclusive bounds": (within({"minimum": 5, "exclusiveMaximum": 5}), "'exclusiveMaximum'"),
     "properties": (within({"minProperties": 5, "maxProperties": 1}), "'minProperties'"),
     "another document": (within({"$ref": "https://example.com/x.json"}), "another document"),
     "file": (within({"$dynamicRef": "file:///etc/passwd"}), "another document"),
-    "reference to nothing": (within({"$ref": "#/$defs/a"}), "does not have"),
-    "reference to an anchor that is not there": (within({"$ref": "#nowhere"}), "does not have"),
-    "reference to a text": (within({"$ref": "#/title"}, title="x"), "does not have"),
-    "reference to what is no schema": (within({"$ref": "#/x"}, x={"type": 7}), "no JSON Schema"),
-    "reference to itself": ({"$ref": "#"}, "without an end"),
-    "references in a circle": (
+    "reference to nothing": (within({"$ref": "#/$defs/a"}), "cannot be resolved"),
+    "reference to a missing anchor": (within({"$ref": "#nowhere"}), "cannot be resolved"),
+    "reference to a string": (within({"$ref": "#/title"}, title="x"), "cannot be resolved"),
+    "reference to something that is not a schema": (within({"$ref": "#/x"}, x={"type": 7}), "not a JSON Schema"),
+    "reference to itself": ({"$ref": "#"}, "endless"),
+    "circular references": (
         within({"$ref": "#/$defs/a"}, **{"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}),
-        "without an end",
+        "endless",
     ),
-    "circle through a choice": (
+    "circular reference through a choice": (
         within({"$ref": "#/$defs/a"}, **{"$defs": {"a": {"anyOf": [INTEGER, {"$ref": "#/$defs/a"}]}}}),
-        "without an end",
+        "endless",
     ),
-    "circle behind an unknown place": (within({"$ref": "#/x"}, x={"allOf": [{"$ref": "#/x"}]}), "without an end"),
+    "circular reference outside keywords": (within({"$ref": "#/x"}, x={"allOf": [{"$ref": "#/x"}]}), "endless"),
     "too deep": (nested(MAX_DEPTH + 1), "levels"),
     "far too deep": (nested(400), ""),
-    "too many": ({"anyOf": [{}] * (MAX_NODES + 1)}, "parts"),
+    "too many": ({"anyOf": [{}] * (MAX_NODES + 1)}, "subschemas"),
     "too long": ({"description": "x" * MAX_SCHEMA}, "bytes"),
-    "too long a name": ({"properties": {"_" * (MAX_NAME + 1): INTEGER}}, "characters"),
+    "too long property name": ({"properties": {"_" * (MAX_NAME + 1): INTEGER}}, "characters"),
     "number beyond 64 bits": ({"maximum": 10**30}, ""),
 }
 
 
-@pytest.mark.parametrize("schema", TAKEN.values(), ids=TAKEN)
-def test_schema_is_taken(schema: dict[str, Any]) -> None:
+@pytest.mark.parametrize("schema", ACCEPTED.values(), ids=ACCEPTED)
+def test_valid_schema_is_accepted(schema: dict[str, Any]) -> None:
     check(schema, PARAM)
 
 
-@pytest.mark.parametrize(("schema", "words"), REFUSED.values(), ids=REFUSED)
-def test_schema_is_refused_by_its_path(schema: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize(("schema", "words"), REJECTED.values(), ids=REJECTED)
+def test_rejected_schema_is_named_by_its_path(schema: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         check(schema, PARAM)
     assert caught.value.param == PARAM
@@ -93,7 +91,7 @@ def test_schema_is_refused_by_its_path(schema: dict[str, Any], words: str) -> No
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "fault",
     [
         {"minLength": 2, "maxLength": 1},
         {"$ref": "#/$defs/secret"},
@@ -103,9 +101,9 @@ def test_schema_is_refused_by_its_path(schema: dict[str, Any], words: str) -> No
         {"$ref": "#/properties/secret"},
     ],
 )
-def test_no_word_of_the_schema_is_told(wrong: dict[str, Any]) -> None:
+def test_message_does_not_repeat_the_schema(fault: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        check({"properties": {"secret": {"description": "secret"} | wrong}}, PARAM)
+        check({"properties": {"secret": {"description": "secret"} | fault}}, PARAM)
     assert "secret" not in caught.value.message
 
 
@@ -123,7 +121,7 @@ def test_no_word_of_the_schema_is_told(wrong: dict[str, Any]) -> None:
         ("#/yes", True),
     ],
 )
-def test_reference_is_a_pointer_into_the_document(reference: str, found: Any) -> None:
+def test_reference_is_resolved_as_a_json_pointer(reference: str, found: Any) -> None:
     root = {"title": "root", "a": {"title": "a"}, "l": [{"title": "first"}, {"title": "second"}], "yes": True}
     target = SchemaDocument(root).resolve(reference)
     assert (target["title"] if isinstance(target, dict) else target) == found

@@ -1,4 +1,4 @@
-"""The answers of all engines made one: thought apart from speech, calls in OpenAI's form, reasons by its rules."""
+"""Tests of the normalisation of answers: reasoning, tool calls, finish reasons and logprobs."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, TokenLogprob, Usage, assemble
-from gateway.chat.normalizer import MOST_BLANKS, Normalizer, ReasoningSplitter
+from gateway.chat.normalizer import MAX_LEADING_BLANKS, Normalizer, ReasoningSplitter
 from gateway.chat.request import Chat
 from gateway.engines.ollama import OllamaReader
 from gateway.engines.openai_response import OpenAiReader
@@ -29,26 +29,28 @@ ARGUMENTS = '{"city": "Oslo"}'
 CALL = json.dumps({"name": "get_time", "arguments": {"zone": "UTC"}})
 
 
-def said(*texts: str, finish: FinishReason = "stop") -> list[Delta]:
+def text_deltas(*texts: str, finish: FinishReason = "stop") -> list[Delta]:
     return [*(Delta(text) for text in texts), Delta(finish=finish), Delta(usage=USAGE)]
 
 
-def shown(asked: Chat, deltas: Iterable[Delta]) -> list[Delta]:
-    """What is shown of an answer that comes delta by delta."""
-    shaping = Normalizer(asked)
-    return [one for delta in deltas for one in shaping.normalize([delta])]
+def normalized(chat_request: Chat, deltas: Iterable[Delta]) -> list[Delta]:
+    """Return the deltas shown for an answer that arrives delta by delta."""
+    normalizer = Normalizer(chat_request)
+    return [one for delta in deltas for one in normalizer.normalize([delta])]
 
 
-def streamed(asked: Chat, deltas: Iterable[Delta]) -> Answer:
-    return assemble(shown(asked, deltas))
+def streamed_answer(chat_request: Chat, deltas: Iterable[Delta]) -> Answer:
+    return assemble(normalized(chat_request, deltas))
 
 
-def whole(asked: Chat, text: str, finish: FinishReason = "stop", calls: list[CallDelta] | None = None) -> Answer:
-    """The same as a plain answer: all in one delta."""
-    return assemble(Normalizer(asked).normalize([Delta(text, "", finish, USAGE, calls)]))
+def plain_answer(
+    chat_request: Chat, text: str, finish: FinishReason = "stop", calls: list[CallDelta] | None = None
+) -> Answer:
+    """Return the answer for the same text in a single delta, as a plain answer."""
+    return assemble(Normalizer(chat_request).normalize([Delta(text, "", finish, USAGE, calls)]))
 
 
-def cut(text: str, size: int) -> list[str]:
+def split_evenly(text: str, size: int) -> list[str]:
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
@@ -56,18 +58,18 @@ def calls_of(answer: Answer) -> list[tuple[str, Any]]:
     return [(call.name, json.loads(call.arguments)) for call in answer.calls]
 
 
-# Thought and speech
+# Reasoning and content
 
 
-def split(pieces: Iterable[str]) -> tuple[str, str]:
-    """Speech and thought of a text in these pieces."""
-    parts = ReasoningSplitter()
-    found = [parts.feed(piece) for piece in pieces] + [parts.rest()]
-    return "".join(speech for speech, _ in found), "".join(thought for _, thought in found)
+def split_pieces(pieces: Iterable[str]) -> tuple[str, str]:
+    """Return content and reasoning of a text in these pieces."""
+    splitter = ReasoningSplitter()
+    found = [splitter.feed(piece) for piece in pieces] + [splitter.rest()]
+    return "".join(content for content, _ in found), "".join(reasoning for _, reasoning in found)
 
 
 @pytest.mark.parametrize(
-    ("text", "speech", "thought"),
+    ("text", "content", "reasoning"),
     [
         ("<think>why</think>Hello", "Hello", "why"),
         ("\n<think>why</think>\n\nHello", "Hello", "why"),
@@ -83,80 +85,87 @@ def split(pieces: Iterable[str]) -> tuple[str, str]:
         ("<think>a</think>b <think>c</think>", "b <think>c</think>", "a"),
     ],
 )
-def test_thought_at_the_beginning_is_taken_out_wherever_it_is_cut(text: str, speech: str, thought: str) -> None:
-    assert split([text]) == (speech, thought)
+def test_reasoning_at_the_start_is_split_off_however_the_text_is_split(text: str, content: str, reasoning: str) -> None:
+    assert split_pieces([text]) == (content, reasoning)
     for place in range(len(text) + 1):
-        assert split([text[:place], text[place:]]) == (speech, thought)
-    assert split(text) == (speech, thought)
+        assert split_pieces([text[:place], text[place:]]) == (content, reasoning)
+    assert split_pieces(text) == (content, reasoning)
 
 
-bits = st.sampled_from(
+fragments = st.sampled_from(
     ["<think>", "</think>", "<thi", "nk>", "</", "think", ">", "<", " ", "\n", "a", "é", "🙂"]
 ) | st.text(max_size=3)
 pieces = st.tuples(
     st.sampled_from([[], [" "], ["<think>"], ["\n", "<think>", "a"], ["<think>", "</think>"]]),
-    st.lists(bits, max_size=10),
+    st.lists(fragments, max_size=10),
 ).map(lambda parts: parts[0] + parts[1])
 
 
-def split_at_once(text: str) -> tuple[str, str]:
-    """What is meant, on the whole text."""
-    found = re.fullmatch(rf"\s{{0,{MOST_BLANKS}}}<think>(.*?)(?:</think>\s*(.*))?", text, re.DOTALL)
+def expected_split(text: str) -> tuple[str, str]:
+    """Return the expected result, computed from the whole text."""
+    found = re.fullmatch(rf"\s{{0,{MAX_LEADING_BLANKS}}}<think>(.*?)(?:</think>\s*(.*))?", text, re.DOTALL)
     return (text, "") if found is None else (found[2] or "", found[1])
 
 
 @given(pieces, st.lists(st.integers(0, 60), max_size=6))
-def test_any_cutting_of_any_text_gives_the_same_speech_and_thought(parts: list[str], places: list[int]) -> None:
+def test_content_and_reasoning_do_not_depend_on_how_the_text_is_split(parts: list[str], places: list[int]) -> None:
     text = "".join(parts)
     cuts = [0, *sorted(place for place in places if place <= len(text)), len(text)]
-    assert split([text[start:end] for start, end in pairwise(cuts)]) == split_at_once(text)
-    assert split(parts) == split([text]) == split(text) == split_at_once(text)
+    assert split_pieces([text[start:end] for start, end in pairwise(cuts)]) == expected_split(text)
+    assert split_pieces(parts) == split_pieces([text]) == split_pieces(text) == expected_split(text)
 
 
-def test_model_that_says_nothing_but_blanks_is_shown_as_it_speaks() -> None:
-    """Seen of a real vLLM: 3,900 blank lines, which came all at the end."""
-    parts = ReasoningSplitter()
-    shown = [parts.feed("\n")[0] for _ in range(2 * MOST_BLANKS)]
-    assert shown == [""] * MOST_BLANKS + ["\n" * (MOST_BLANKS + 1)] + ["\n"] * (MOST_BLANKS - 1)
+def test_whitespace_only_answer_is_streamed() -> None:
+    """Seen with a real vLLM: 3,900 blank lines, all of which arrived at the end."""
+    splitter = ReasoningSplitter()
+    contents = [splitter.feed("\n")[0] for _ in range(2 * MAX_LEADING_BLANKS)]
+    assert contents == [""] * MAX_LEADING_BLANKS + ["\n" * (MAX_LEADING_BLANKS + 1)] + ["\n"] * (MAX_LEADING_BLANKS - 1)
 
 
 @pytest.mark.parametrize("size", [1, 1000])
 @pytest.mark.parametrize(
     ("blanks", "expected"),
-    [(MOST_BLANKS, ("yes", "hm")), (MOST_BLANKS + 1, (" " * (MOST_BLANKS + 1) + "<think>hm</think>yes", ""))],
+    [
+        (MAX_LEADING_BLANKS, ("yes", "hm")),
+        (MAX_LEADING_BLANKS + 1, (" " * (MAX_LEADING_BLANKS + 1) + "<think>hm</think>yes", "")),
+    ],
 )
-def test_thought_begins_after_a_few_blanks_at_most_wherever_it_is_cut(
+def test_reasoning_starts_after_a_limited_amount_of_whitespace(
     blanks: int, expected: tuple[str, str], size: int
 ) -> None:
-    assert split(cut(" " * blanks + "<think>hm</think>yes", size)) == expected
+    assert split_pieces(split_evenly(" " * blanks + "<think>hm</think>yes", size)) == expected
 
 
-def test_speech_is_not_held_back_once_it_is_known_to_be_speech() -> None:
-    assert [delta.content for delta in shown(chat(), said("Hel", "lo <", "think>"))][:3] == ["Hel", "lo <", "think>"]
+def test_content_is_not_held_back_once_it_has_begun() -> None:
+    assert [delta.content for delta in normalized(chat(), text_deltas("Hel", "lo <", "think>"))][:3] == [
+        "Hel",
+        "lo <",
+        "think>",
+    ]
 
 
-def test_thought_is_shown_as_it_comes() -> None:
-    assert [delta.reasoning for delta in shown(chat(), said("<think>", "wh", "y"))][:2] == ["wh", "y"]
+def test_reasoning_is_streamed_as_it_arrives() -> None:
+    assert [delta.reasoning for delta in normalized(chat(), text_deltas("<think>", "wh", "y"))][:2] == ["wh", "y"]
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_thought_of_an_answer_is_its_reasoning(size: int) -> None:
+def test_text_between_think_tags_is_the_reasoning(size: int) -> None:
     text = "<think>why</think>Hello"
-    for answer in (streamed(chat(), said(*cut(text, size))), whole(chat(), text)):
+    for answer in (streamed_answer(chat(), text_deltas(*split_evenly(text, size))), plain_answer(chat(), text)):
         assert (answer.content, answer.reasoning, answer.finish, answer.usage) == ("Hello", "why", "stop", USAGE)
 
 
-def test_thought_that_is_cut_off_stays_thought() -> None:
-    answer = streamed(chat(), said("<think>wh", "y</thi", finish="length"))
+def test_truncated_reasoning_stays_reasoning() -> None:
+    answer = streamed_answer(chat(), text_deltas("<think>wh", "y</thi", finish="length"))
     assert (answer.content, answer.reasoning, answer.finish) == ("", "why</thi", "length")
 
 
-def test_thought_that_the_engine_has_told_apart_stays_so() -> None:
-    answer = streamed(chat(), [Delta(reasoning="why"), Delta("Hel"), Delta("lo"), *said()])
+def test_reasoning_split_by_the_engine_is_unchanged() -> None:
+    answer = streamed_answer(chat(), [Delta(reasoning="why"), Delta("Hel"), Delta("lo"), *text_deltas()])
     assert (answer.content, answer.reasoning) == ("Hello", "why")
 
 
-# What needs no shaping
+# Answers that need no normalisation
 
 
 @pytest.mark.parametrize(
@@ -173,36 +182,38 @@ def test_thought_that_the_engine_has_told_apart_stays_so() -> None:
         ([Delta(calls=[CallDelta(0, "", "f", "{}")])], True),
     ],
 )
-def test_plain_speech_alone_passes_as_it_is(first: list[Delta], needed: bool) -> None:
+def test_only_plain_content_needs_no_normalisation(first: list[Delta], needed: bool) -> None:
     assert Normalizer.is_needed(chat(), first) is needed
 
 
 @pytest.mark.parametrize(
     "fields", [{"tools": [tool()]}, {"tools": [tool()], "tool_choice": "none"}, {"logprobs": True}]
 )
-def test_answer_with_tools_or_logprobs_is_always_shaped(fields: dict[str, Any]) -> None:
+def test_answer_with_tools_or_logprobs_needs_normalisation(fields: dict[str, Any]) -> None:
     assert Normalizer.is_needed(chat(**fields), [Delta("Hello")])
 
 
-@pytest.mark.parametrize(("asked", "passes"), [(chat(), True), (FREE, True), (FORCED, False), (ANY_OF_TWO, False)])
-def test_speech_passes_once_it_has_begun_unless_it_is_to_be_a_call(asked: Chat, passes: bool) -> None:
-    shaping = Normalizer(asked)
-    assert not shaping.passes
-    shaping.normalize([Delta("Hello")])
-    assert shaping.passes is passes
+@pytest.mark.parametrize(
+    ("chat_request", "passes"), [(chat(), True), (FREE, True), (FORCED, False), (ANY_OF_TWO, False)]
+)
+def test_content_passes_once_it_has_begun_unless_a_call_is_forced(chat_request: Chat, passes: bool) -> None:
+    normalizer = Normalizer(chat_request)
+    assert not normalizer.passes
+    normalizer.normalize([Delta("Hello")])
+    assert normalizer.passes is passes
 
 
-# Calls of the model's own
+# Free calls
 
 
-def test_calls_get_ids_of_ours_and_numbers_from_0() -> None:
+def test_calls_get_the_gateways_ids_and_indices_from_zero() -> None:
     deltas = [
-        Delta(calls=[CallDelta(3, "theirs", "get_weather", "")]),
+        Delta(calls=[CallDelta(3, "engine", "get_weather", "")]),
         Delta(calls=[CallDelta(3, "", "", '{"city":')]),
-        Delta(calls=[CallDelta(3, "", "", '"Oslo"}'), CallDelta(5, "theirs", "get_time", "{}")]),
+        Delta(calls=[CallDelta(3, "", "", '"Oslo"}'), CallDelta(5, "engine", "get_time", "{}")]),
         Delta(finish="tool_calls"),
     ]
-    found = shown(FREE, deltas)
+    found = normalized(FREE, deltas)
     assert [[(call.index, bool(call.id), call.name) for call in delta.calls or ()] for delta in found] == [
         [(0, True, "get_weather")],
         [(0, False, "")],
@@ -216,90 +227,101 @@ def test_calls_get_ids_of_ours_and_numbers_from_0() -> None:
     assert all(re.fullmatch(r"call_[0-9a-f]{24}", one) for one in ids)
 
 
-def test_name_that_an_engine_repeats_is_told_once() -> None:
-    """Earlier versions of vLLM say it with each piece of a named call."""
-    pieces = [Delta(calls=[CallDelta(0, "", "get_weather", piece)]) for piece in cut(ARGUMENTS, 4)]
-    found = shown(FORCED, [*pieces, Delta(finish="stop")])
+def test_repeated_call_name_is_sent_once() -> None:
+    """Earlier versions of vLLM repeat it in each piece of a named call."""
+    pieces = [Delta(calls=[CallDelta(0, "", "get_weather", piece)]) for piece in split_evenly(ARGUMENTS, 4)]
+    found = normalized(FORCED, [*pieces, Delta(finish="stop")])
     assert [call.name for delta in found for call in delta.calls or ()] == ["get_weather", *[""] * len(pieces)]
     assert calls_of(assemble(found)) == [("get_weather", {"city": "Oslo"})]
 
 
 @pytest.mark.parametrize(
-    ("asked", "deltas"),
+    ("chat_request", "deltas"),
     [
         (FREE, [Delta(calls=[CallDelta(0, "", "get_weather", ARGUMENTS)]), Delta(finish="stop")]),
-        (FORCED, said(ARGUMENTS)),
-        (ANY_OF_TWO, said(CALL)),
+        (FORCED, text_deltas(ARGUMENTS)),
+        (ANY_OF_TWO, text_deltas(CALL)),
     ],
     ids=["free", "named", "required"],
 )
-def test_call_begins_with_its_name_and_goes_on_with_its_arguments(asked: Chat, deltas: list[Delta]) -> None:
-    """The order that OpenAI keeps: one piece with id and name, and no arguments yet; then pieces with arguments alone."""
-    first, *rest = [call for delta in shown(asked, deltas) for call in delta.calls or ()]
+def test_call_starts_with_its_name_and_continues_with_its_arguments(chat_request: Chat, deltas: list[Delta]) -> None:
+    """As at OpenAI, the first piece has id and name only, and the others have arguments only."""
+    first, *rest = [call for delta in normalized(chat_request, deltas) for call in delta.calls or ()]
     assert first.id
     assert (bool(first.name), first.arguments) == (True, "")
     assert rest
     assert all(call.arguments and not call.id and not call.name for call in rest)
 
 
-def test_who_wants_one_call_at_a_time_gets_the_first() -> None:
-    asked = chat(tools=[tool(), tool("get_time")], parallel_tool_calls=False)
+def test_only_the_first_call_is_kept_without_parallel_calls() -> None:
+    chat_request = chat(tools=[tool(), tool("get_time")], parallel_tool_calls=False)
     deltas = [
         Delta(calls=[CallDelta(0, "", "get_weather", "{")]),
         Delta(calls=[CallDelta(1, "", "get_time", "{"), CallDelta(0, "", "", "}")]),
         Delta(calls=[CallDelta(1, "", "", "}")]),
         Delta(finish="tool_calls"),
     ]
-    answer = streamed(asked, deltas)
+    answer = streamed_answer(chat_request, deltas)
     assert (calls_of(answer), answer.finish) == ([("get_weather", {})], "tool_calls")
     assert calls_of(
-        whole(asked, "", calls=[CallDelta(0, "", "get_weather", "{}"), CallDelta(1, "", "get_time", "{}")])
+        plain_answer(
+            chat_request, "", calls=[CallDelta(0, "", "get_weather", "{}"), CallDelta(1, "", "get_time", "{}")]
+        )
     ) == [("get_weather", {})]
 
 
 @pytest.mark.parametrize("parallel", [None, True])
-def test_who_does_not_say_gets_all_calls(parallel: bool | None) -> None:
-    asked = chat(tools=[tool(), tool("get_time")], parallel_tool_calls=parallel)
+def test_all_calls_are_kept_by_default(parallel: bool | None) -> None:
+    chat_request = chat(tools=[tool(), tool("get_time")], parallel_tool_calls=parallel)
     assert (
-        len(whole(asked, "", calls=[CallDelta(0, "", "get_weather", "{}"), CallDelta(1, "", "get_time", "{}")]).calls)
+        len(
+            plain_answer(
+                chat_request, "", calls=[CallDelta(0, "", "get_weather", "{}"), CallDelta(1, "", "get_time", "{}")]
+            ).calls
+        )
         == 2
     )
 
 
-def test_speech_before_a_free_call_is_shown() -> None:
-    answer = streamed(
-        FREE, [Delta("Let me "), Delta("see."), Delta(calls=[CallDelta(0, "", "get_weather", ARGUMENTS)]), *said()]
+def test_content_before_a_free_call_is_kept() -> None:
+    answer = streamed_answer(
+        FREE,
+        [Delta("Let me "), Delta("see."), Delta(calls=[CallDelta(0, "", "get_weather", ARGUMENTS)]), *text_deltas()],
     )
     assert (answer.content, len(answer.calls), answer.finish) == ("Let me see.", 1, "tool_calls")
 
 
 @pytest.mark.parametrize(
-    ("asked", "has_call", "theirs", "ours"),
+    ("chat_request", "has_call", "engine_reason", "expected"),
     [
-        (FREE, True, "stop", "tool_calls"),  # Ollama's
+        (FREE, True, "stop", "tool_calls"),  # Ollama
         (FREE, True, "tool_calls", "tool_calls"),
         (FREE, True, "length", "length"),
         (FREE, False, "stop", "stop"),
         (FREE, False, "tool_calls", "stop"),
         (ANY_OF_TWO, True, "stop", "tool_calls"),
-        (FORCED, True, "stop", "stop"),  # OpenAI's, for a function that the client named
+        (FORCED, True, "stop", "stop"),  # OpenAI, for a function that the client named
         (FORCED, True, "tool_calls", "stop"),
         (FREE, False, "content_filter", "content_filter"),
     ],
 )
-def test_finish_is_by_openais_rules(asked: Chat, has_call: bool, theirs: FinishReason, ours: str) -> None:
+def test_finish_reason_follows_openais_rules(
+    chat_request: Chat, has_call: bool, engine_reason: FinishReason, expected: str
+) -> None:
     calls = [Delta(calls=[CallDelta(0, "", "get_time", "{}")])] if has_call else []
-    assert streamed(asked, [*calls, Delta(finish=theirs)]).finish == ours
+    assert streamed_answer(chat_request, [*calls, Delta(finish=engine_reason)]).finish == expected
 
 
-# Forced calls that come as text
+# Forced calls that arrive as text
 
-Take = Callable[[Chat, str, FinishReason], Answer]
-TAKES: list[Any] = [
-    pytest.param(whole, id="whole"),
+Delivery = Callable[[Chat, str, FinishReason], Answer]
+DELIVERIES: list[Any] = [
+    pytest.param(plain_answer, id="whole"),
     *(
         pytest.param(
-            lambda asked, text, finish, size=size: streamed(asked, said(*cut(text, size), finish=finish)),
+            lambda chat_request, text, finish, size=size: streamed_answer(
+                chat_request, text_deltas(*split_evenly(text, size), finish=finish)
+            ),
             id=f"pieces of {size}",
         )
         for size in (1, 2, 7)
@@ -307,44 +329,48 @@ TAKES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("take", TAKES)
-@pytest.mark.parametrize(("asked", "finish"), [(FORCED, "stop"), (ANY_OF_ONE, "tool_calls")], ids=["named", "required"])
+@pytest.mark.parametrize("deliver", DELIVERIES)
+@pytest.mark.parametrize(
+    ("chat_request", "finish"), [(FORCED, "stop"), (ANY_OF_ONE, "tool_calls")], ids=["named", "required"]
+)
 @pytest.mark.parametrize(
     "text", [ARGUMENTS, f" \n{ARGUMENTS}\n", '{\n "city"\n:\n"Oslo"\n}', "<think>why</think>" + ARGUMENTS]
 )
-def test_one_forced_function_is_called_with_what_was_said(take: Take, asked: Chat, finish: str, text: str) -> None:
-    answer = take(asked, text, "stop")
+def test_text_becomes_the_arguments_of_the_only_forced_function(
+    deliver: Delivery, chat_request: Chat, finish: str, text: str
+) -> None:
+    answer = deliver(chat_request, text, "stop")
     assert (answer.content, calls_of(answer), answer.finish) == ("", [("get_weather", {"city": "Oslo"})], finish)
     assert re.fullmatch(r"call_[0-9a-f]{24}", answer.calls[0].id)
 
 
-@pytest.mark.parametrize("take", TAKES)
+@pytest.mark.parametrize("deliver", DELIVERIES)
 @pytest.mark.parametrize(
     "text", [CALL, f"\n{CALL} ", CALL.replace("arguments", "parameters"), f"<tool_call>\n{CALL}\n</tool_call>"]
 )
-def test_one_of_several_forced_functions_is_called_by_its_name(take: Take, text: str) -> None:
-    answer = take(ANY_OF_TWO, text, "stop")
+def test_text_becomes_a_call_of_the_named_function_among_several(deliver: Delivery, text: str) -> None:
+    answer = deliver(ANY_OF_TWO, text, "stop")
     assert (answer.content, calls_of(answer), answer.finish) == ("", [("get_time", {"zone": "UTC"})], "tool_calls")
 
 
-@pytest.mark.parametrize("take", TAKES)
-@pytest.mark.parametrize("asked", [FORCED, ANY_OF_ONE], ids=["named", "required"])
-def test_forced_call_in_the_syntax_of_the_model_is_a_call(take: Take, asked: Chat) -> None:
+@pytest.mark.parametrize("deliver", DELIVERIES)
+@pytest.mark.parametrize("chat_request", [FORCED, ANY_OF_ONE], ids=["named", "required"])
+def test_forced_call_in_the_models_own_syntax_is_recognised(deliver: Delivery, chat_request: Chat) -> None:
     text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
-    assert calls_of(take(asked, text, "stop")) == [("get_weather", {"city": "Oslo"})]
+    assert calls_of(deliver(chat_request, text, "stop")) == [("get_weather", {"city": "Oslo"})]
 
 
-@pytest.mark.parametrize("take", TAKES)
-def test_marks_of_a_call_within_its_arguments_stay_there(take: Take) -> None:
+@pytest.mark.parametrize("deliver", DELIVERIES)
+def test_call_tags_within_the_arguments_are_kept(deliver: Delivery) -> None:
     arguments = {"zone": "<tool_call></tool_call>"}
     text = json.dumps({"name": "get_time", "arguments": arguments})
     for one in (text, f"<tool_call>\n{text}\n</tool_call>"):
-        assert calls_of(take(ANY_OF_TWO, one, "stop")) == [("get_time", arguments)]
+        assert calls_of(deliver(ANY_OF_TWO, one, "stop")) == [("get_time", arguments)]
 
 
-@pytest.mark.parametrize("take", TAKES)
-def test_arguments_of_one_forced_function_that_were_cut_off_are_what_came(take: Take) -> None:
-    answer = take(FORCED, '{"city": "Os', "length")
+@pytest.mark.parametrize("deliver", DELIVERIES)
+def test_truncated_arguments_of_the_only_forced_function_are_kept(deliver: Delivery) -> None:
+    answer = deliver(FORCED, '{"city": "Os', "length")
     assert (answer.content, [(call.name, call.arguments) for call in answer.calls], answer.finish) == (
         "",
         [("get_weather", '{"city": "Os')],
@@ -352,9 +378,9 @@ def test_arguments_of_one_forced_function_that_were_cut_off_are_what_came(take: 
     )
 
 
-@pytest.mark.parametrize("take", TAKES)
-def test_one_forced_function_is_called_though_not_even_its_arguments_came(take: Take) -> None:
-    answer = take(FORCED, "", "length")
+@pytest.mark.parametrize("deliver", DELIVERIES)
+def test_only_forced_function_is_called_even_without_arguments(deliver: Delivery) -> None:
+    answer = deliver(FORCED, "", "length")
     assert ([(call.name, call.arguments) for call in answer.calls], answer.finish) == ([("get_weather", "")], "length")
 
 
@@ -369,43 +395,45 @@ CUT_OFF = [
 ]
 
 
-@pytest.mark.parametrize("take", TAKES)
+@pytest.mark.parametrize("deliver", DELIVERIES)
 @pytest.mark.parametrize(("text", "arguments"), CUT_OFF)
-def test_call_of_several_functions_that_was_cut_off_is_what_came_of_it(take: Take, text: str, arguments: str) -> None:
-    """vLLM gives a forced call that `max_tokens` cut off as plain content."""
-    answer = take(ANY_OF_TWO, text, "length")
+def test_truncated_call_among_several_functions_is_kept(deliver: Delivery, text: str, arguments: str) -> None:
+    """vLLM sends a forced call that `max_tokens` cut off as plain content."""
+    answer = deliver(ANY_OF_TWO, text, "length")
     assert (answer.content, answer.finish) == ("", "length")
     assert [call.name for call in answer.calls] == ["get_time"]
     assert answer.calls[0].arguments.replace(" ", "") == arguments.replace(" ", "")
 
 
-@pytest.mark.parametrize("take", TAKES)
+@pytest.mark.parametrize("deliver", DELIVERIES)
 @pytest.mark.parametrize("text", ["", " ", "{", '{"na', "<tool_call>", '<tool_call>\n{"name": "get_t'])
-def test_call_of_which_not_even_the_name_came_is_none(take: Take, text: str) -> None:
-    answer = take(ANY_OF_TWO, text, "length")
+def test_call_truncated_before_its_name_is_dropped(deliver: Delivery, text: str) -> None:
+    answer = deliver(ANY_OF_TWO, text, "length")
     assert (answer.calls, answer.finish) == ([], "length")
 
 
 @pytest.mark.parametrize("place", range(1, len(CALL)))
-def test_call_is_the_same_wherever_its_text_is_cut(place: int) -> None:
-    assert calls_of(streamed(ANY_OF_TWO, said(CALL[:place], CALL[place:]))) == [("get_time", {"zone": "UTC"})]
+def test_call_does_not_depend_on_how_its_text_is_split(place: int) -> None:
+    assert calls_of(streamed_answer(ANY_OF_TWO, text_deltas(CALL[:place], CALL[place:]))) == [
+        ("get_time", {"zone": "UTC"})
+    ]
 
 
-def test_arguments_of_the_only_function_are_shown_as_they_come() -> None:
-    found = shown(FORCED, said(*cut(ARGUMENTS, 4)))
-    assert sum(bool(delta.calls) for delta in found) == len(cut(ARGUMENTS, 4))
+def test_arguments_of_the_only_function_are_streamed_as_they_arrive() -> None:
+    found = normalized(FORCED, text_deltas(*split_evenly(ARGUMENTS, 4)))
+    assert sum(bool(delta.calls) for delta in found) == len(split_evenly(ARGUMENTS, 4))
     assert not any(delta.content for delta in found)
 
 
-def test_bare_json_that_ollama_reads_as_a_call_is_that_call() -> None:
-    """A model whose own syntax of calls is bare JSON."""
-    deltas = [Delta(calls=[CallDelta(0, "", "get_time", '{"zone":"UTC"}')]), *said()]
-    answer = streamed(ANY_OF_TWO, deltas)
+def test_bare_json_that_ollama_parses_as_a_call_is_kept_as_a_call() -> None:
+    """Seen with models whose own call syntax is bare JSON."""
+    deltas = [Delta(calls=[CallDelta(0, "", "get_time", '{"zone":"UTC"}')]), *text_deltas()]
+    answer = streamed_answer(ANY_OF_TWO, deltas)
     assert (calls_of(answer), answer.content, answer.finish) == ([("get_time", {"zone": "UTC"})], "", "tool_calls")
 
 
-def test_thought_before_a_forced_call_is_no_part_of_it() -> None:
-    answer = streamed(FORCED, [Delta(reasoning="why"), Delta(ARGUMENTS), *said()])
+def test_reasoning_before_a_forced_call_is_not_part_of_it() -> None:
+    answer = streamed_answer(FORCED, [Delta(reasoning="why"), Delta(ARGUMENTS), *text_deltas()])
     assert (answer.reasoning, calls_of(answer)) == ("why", [("get_weather", {"city": "Oslo"})])
 
 
@@ -417,22 +445,22 @@ def logprob(token: str, tops: int = 0, raw: bool = True) -> ChosenLogprob:
     return ChosenLogprob(token, -0.5, found, [TokenLogprob(str(number), -1.0, None) for number in range(tops)])
 
 
-@pytest.mark.parametrize(("asked_for", "given_back"), [(None, 0), (0, 0), (2, 2), (5, 3)])
-def test_alternatives_are_as_many_as_were_asked_for(asked_for: int | None, given_back: int) -> None:
-    asked = chat(logprobs=True, top_logprobs=asked_for)
-    answer = streamed(asked, [Delta("a", logprobs=[logprob("a", 3)]), *said()])
+@pytest.mark.parametrize(("requested", "expected_count"), [(None, 0), (0, 0), (2, 2), (5, 3)])
+def test_logprobs_have_the_requested_number_of_alternatives(requested: int | None, expected_count: int) -> None:
+    chat_request = chat(logprobs=True, top_logprobs=requested)
+    answer = streamed_answer(chat_request, [Delta("a", logprobs=[logprob("a", 3)]), *text_deltas()])
     assert answer.logprobs is not None
-    assert len(answer.logprobs[0].top_logprobs) == given_back
+    assert len(answer.logprobs[0].top_logprobs) == expected_count
 
 
-def test_bytes_of_a_token_are_told_where_the_engine_does_not() -> None:
-    answer = streamed(chat(logprobs=True), [Delta("é", logprobs=[logprob("é", raw=False)]), *said()])
+def test_missing_bytes_of_a_token_are_added() -> None:
+    answer = streamed_answer(chat(logprobs=True), [Delta("é", logprobs=[logprob("é", raw=False)]), *text_deltas()])
     assert answer.logprobs is not None
     assert answer.logprobs[0].bytes == [0xC3, 0xA9]
 
 
 @pytest.mark.parametrize(
-    ("asked", "text"),
+    ("chat_request", "text"),
     [
         (chat(logprobs=True), "<think>why</think>Hello"),
         (chat(logprobs=True), "<thin"),
@@ -443,39 +471,39 @@ def test_bytes_of_a_token_are_told_where_the_engine_does_not() -> None:
     ],
 )
 @pytest.mark.parametrize("with_finish", [False, True])
-def test_no_logprob_is_lost_while_text_is_held_back(asked: Chat, text: str, with_finish: bool) -> None:
+def test_logprobs_of_held_back_text_are_kept(chat_request: Chat, text: str, with_finish: bool) -> None:
     deltas = [Delta(letter, logprobs=[logprob(letter)]) for letter in text]
     if with_finish:
         deltas[-1].finish = "stop"
-    answer = streamed(asked, deltas + ([] if with_finish else said()))
+    answer = streamed_answer(chat_request, deltas + ([] if with_finish else text_deltas()))
     assert answer.logprobs is not None
     assert "".join(one.token for one in answer.logprobs) == text
 
 
-# Recorded
+# Recordings
 
 
 def recorded(server: str, case: str, dialect: Literal["ollama", "openai"]) -> list[Delta]:
-    reading = OllamaReader() if dialect == "ollama" else OpenAiReader()
-    return reading.feed(body_of(load(server)[case]))
+    reader = OllamaReader() if dialect == "ollama" else OpenAiReader()
+    return reader.feed(body_of(load(server)[case]))
 
 
 @pytest.mark.parametrize("server", ["ollama-0.33", "ollama-0.24"])
 def test_recorded_forced_call_of_ollama_becomes_a_call(server: str) -> None:
-    answer = streamed(FORCED, recorded(server, "api_chat_tool_forced_by_format_stream", "ollama"))
+    answer = streamed_answer(FORCED, recorded(server, "api_chat_tool_forced_by_format_stream", "ollama"))
     assert answer.content == ""
     assert [call.name for call in answer.calls] == ["get_weather"]
     assert set(json.loads(answer.calls[0].arguments)) == {"city"}
 
 
 @pytest.mark.parametrize("server", ["ollama-0.33", "ollama-0.24"])
-def test_recorded_call_of_ollama_ends_as_openais(server: str) -> None:
-    answer = streamed(FREE, recorded(server, "api_chat_tool_call_stream", "ollama"))
+def test_recorded_call_of_ollama_finishes_with_tool_calls(server: str) -> None:
+    answer = streamed_answer(FREE, recorded(server, "api_chat_tool_call_stream", "ollama"))
     assert (calls_of(answer), answer.finish) == ([("get_weather", {"city": "Seoul"})], "tool_calls")
 
 
-def test_recorded_forced_call_of_vllm_that_only_thought_has_no_call() -> None:
-    answer = streamed(FORCED, recorded("vllm-0.32.0", "chat_tools_named_stream", "openai"))
+def test_recorded_forced_call_of_vllm_with_only_reasoning_has_no_call() -> None:
+    answer = streamed_answer(FORCED, recorded("vllm-0.32.0", "chat_tools_named_stream", "openai"))
     assert (answer.calls, answer.content, answer.finish) == ([], "", "length")
     assert answer.reasoning
 
@@ -484,32 +512,36 @@ def test_recorded_forced_call_of_vllm_that_only_thought_has_no_call() -> None:
     "value",
     ['{"city":123456789012345678901234567890}', '{"city":"\\ud83d"}', '{"a":1E2}', '{"a":' * 300 + "1" + "}" * 300],
 )
-def test_arguments_of_a_forced_call_are_the_models_own_text(value: str) -> None:
-    shaping = Normalizer(chat(tools=[tool("a"), tool("b")], tool_choice="required"))
-    answer = assemble(shaping.normalize([Delta('{"name":"a","arguments":' + value + "} \n"), Delta(finish="stop")]))
+def test_arguments_of_a_forced_call_are_unchanged(value: str) -> None:
+    normalizer = Normalizer(chat(tools=[tool("a"), tool("b")], tool_choice="required"))
+    answer = assemble(normalizer.normalize([Delta('{"name":"a","arguments":' + value + "} \n"), Delta(finish="stop")]))
     assert [(call.name, call.arguments) for call in answer.calls] == [("a", value)]
 
 
 @pytest.mark.parametrize(
-    "more", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}]
+    "fields", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}]
 )
-def test_what_a_model_told_not_to_think_says_by_a_grammar_is_no_thought(more: dict[str, Any]) -> None:
-    """Ollama 0.33 gives it as `thinking`."""
-    shaping = Normalizer(chat(reasoning_effort="none", **more))
-    answer = assemble(shaping.normalize([Delta(reasoning='{"x"'), Delta(reasoning=":1}"), Delta(finish="stop")]))
+def test_grammar_output_sent_as_reasoning_becomes_the_answer(fields: dict[str, Any]) -> None:
+    """Ollama 0.33 sends it as `thinking`."""
+    normalizer = Normalizer(chat(reasoning_effort="none", **fields))
+    answer = assemble(normalizer.normalize([Delta(reasoning='{"x"'), Delta(reasoning=":1}"), Delta(finish="stop")]))
     assert answer.reasoning == ""
-    assert [call.arguments for call in answer.calls] == ['{"x":1}'] if "tools" in more else answer.content == '{"x":1}'
+    assert (
+        [call.arguments for call in answer.calls] == ['{"x":1}'] if "tools" in fields else answer.content == '{"x":1}'
+    )
 
 
 @pytest.mark.parametrize(
-    "more", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}]
+    "fields", [{"response_format": {"type": "json_object"}}, {"tools": [tool("a")], "tool_choice": "required"}]
 )
 @pytest.mark.parametrize(
     "deltas", [[Delta("{}", "Let me {see}")], [Delta(reasoning=" Let"), Delta(reasoning=" me {see}"), Delta("{}")]]
 )
-def test_model_that_thinks_all_the_same_is_not_taken_at_its_thought(more: dict[str, Any], deltas: list[Delta]) -> None:
-    """A vLLM whose template does not know how to turn it off."""
-    shaping = Normalizer(chat(reasoning_effort="none", **more))
-    answer = assemble(shaping.normalize([*(structs.replace(delta) for delta in deltas), Delta(finish="stop")]))
+def test_real_reasoning_of_a_model_told_not_to_think_stays_reasoning(
+    fields: dict[str, Any], deltas: list[Delta]
+) -> None:
+    """This happens on a vLLM whose template cannot turn thinking off."""
+    normalizer = Normalizer(chat(reasoning_effort="none", **fields))
+    answer = assemble(normalizer.normalize([*(structs.replace(delta) for delta in deltas), Delta(finish="stop")]))
     assert answer.reasoning.strip() == "Let me {see}"
-    assert [call.arguments for call in answer.calls] == ["{}"] if "tools" in more else answer.content == "{}"
+    assert [call.arguments for call in answer.calls] == ["{}"] if "tools" in fields else answer.content == "{}"

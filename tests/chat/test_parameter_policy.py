@@ -1,4 +1,4 @@
-"""What a tier does to a request's parameters, and which settings of that are refused."""
+"""Tests of a tier's parameter changes, and of the settings for them."""
 
 from typing import Any
 
@@ -21,36 +21,36 @@ def applied(
     return ParameterPolicy(default or {}, force or {}, drop, cap).apply(chat(**fields))
 
 
-def test_default_stands_where_nothing_was_said() -> None:
+def test_default_applies_to_unset_parameters() -> None:
     assert applied(default={"temperature": 0.7}).temperature == 0.7
     assert applied(default={"temperature": 0.7}, temperature=None).temperature == 0.7
     assert applied(default={"temperature": 0.7}, temperature=0).temperature == 0
 
 
-def test_forced_value_stands_whatever_was_said() -> None:
+def test_forced_value_always_applies() -> None:
     assert applied(force={"temperature": 0.7}).temperature == 0.7
     assert applied(force={"temperature": 0.7}, temperature=0).temperature == 0.7
 
 
-def test_dropped_parameter_is_gone() -> None:
-    taken = applied(drop=("seed", "logprobs", "top_logprobs"), seed=7, logprobs=True, top_logprobs=2, temperature=1)
-    assert (taken.seed, taken.logprobs, taken.top_logprobs, taken.temperature) == (None, None, None, 1)
+def test_dropped_parameter_is_removed() -> None:
+    result = applied(drop=("seed", "logprobs", "top_logprobs"), seed=7, logprobs=True, top_logprobs=2, temperature=1)
+    assert (result.seed, result.logprobs, result.top_logprobs, result.temperature) == (None, None, None, 1)
 
 
 def test_dropped_parameter_gets_the_default() -> None:
     assert applied(default={"seed": 1}, drop=("seed",), seed=7).seed == 1
 
 
-def test_name_to_drop_that_we_do_not_take_drops_nothing() -> None:
+def test_unknown_name_to_drop_is_ignored() -> None:
     assert applied(drop=("prompt_logprobs",), seed=7) == chat(seed=7)
 
 
-def test_tools_that_a_tier_drops_are_offered_to_nobody() -> None:
-    taken = applied(drop=("tools",), tools=[tool()], tool_choice="required")
-    assert (taken.offered, taken.forced) == ([], [])
+def test_dropped_tools_are_not_offered() -> None:
+    result = applied(drop=("tools",), tools=[tool()], tool_choice="required")
+    assert (result.offered, result.forced) == ([], [])
 
 
-def test_nothing_of_the_conversation_is_changed() -> None:
+def test_conversation_is_unchanged() -> None:
     before = chat(stream=True, stream_options={"include_usage": True})
     after = applied(
         default={"temperature": 1},
@@ -64,16 +64,16 @@ def test_nothing_of_the_conversation_is_changed() -> None:
 
 
 @pytest.mark.parametrize("params", [({}, {}, ()), ({}, {}, ("unknown",))])
-def test_tier_that_changes_nothing_is_known_as_such(params: tuple[Any, Any, Any]) -> None:
+def test_policy_without_changes_is_false(params: tuple[Any, Any, Any]) -> None:
     assert not ParameterPolicy(*params)
 
 
 @pytest.mark.parametrize("params", [({"seed": 1}, {}, ()), ({}, {"seed": 1}, ()), ({}, {}, ("seed",)), ({}, {}, (), 5)])
-def test_tier_that_changes_something_is_known_too(params: tuple[Any, ...]) -> None:
+def test_policy_with_changes_is_true(params: tuple[Any, ...]) -> None:
     assert ParameterPolicy(*params)
 
 
-# Two names of one thing
+# Synonyms
 
 TOKENS = ("max_tokens", "max_completion_tokens")
 OFF: list[dict[str, Any]] = [
@@ -85,42 +85,42 @@ OFF: list[dict[str, Any]] = [
 ON: list[dict[str, Any]] = [{"reasoning_effort": "high"}, {"reasoning": {"effort": "high"}}, {"think": "high"}]
 
 
-@pytest.mark.parametrize("said", TOKENS)
-@pytest.mark.parametrize("set_", TOKENS)
-def test_default_limit_yields_to_either_name_and_a_forced_one_to_none(said: str, set_: str) -> None:
-    assert applied(default={set_: 100}, **{said: 7}).token_limit == 7
-    assert applied(force={set_: 100}, **{said: 7}).token_limit == 100
-    assert applied(default={set_: 100}).token_limit == 100
+@pytest.mark.parametrize("sent", TOKENS)
+@pytest.mark.parametrize("setting", TOKENS)
+def test_either_token_limit_overrides_a_default_but_not_a_forced_one(sent: str, setting: str) -> None:
+    assert applied(default={setting: 100}, **{sent: 7}).token_limit == 7
+    assert applied(force={setting: 100}, **{sent: 7}).token_limit == 100
+    assert applied(default={setting: 100}).token_limit == 100
 
 
-@pytest.mark.parametrize("said", ON)
-@pytest.mark.parametrize("set_", OFF)
-def test_default_on_thinking_yields_to_any_name_and_a_forced_one_to_none(
-    said: dict[str, Any], set_: dict[str, Any]
+@pytest.mark.parametrize("sent", ON)
+@pytest.mark.parametrize("setting", OFF)
+def test_any_thinking_field_overrides_a_default_but_not_a_forced_one(
+    sent: dict[str, Any], setting: dict[str, Any]
 ) -> None:
-    assert applied(default=set_, **said).effort == "high"
-    assert applied(force=set_, **said).effort == "none"
-    assert applied(default=set_).effort == "none"
+    assert applied(default=setting, **sent).effort == "high"
+    assert applied(force=setting, **sent).effort == "none"
+    assert applied(default=setting).effort == "none"
 
 
-def test_default_stands_where_all_that_was_said_of_it_is_dropped() -> None:
+def test_default_applies_if_its_synonyms_are_dropped() -> None:
     assert applied(default={"reasoning_effort": "none"}, drop=("think",), think=True).effort == "none"
 
 
-# The cap
+# Cap
 
 
-@pytest.mark.parametrize("said", TOKENS)
-@pytest.mark.parametrize(("limit", "taken"), [(5, 5), (100, 100), (101, 100)])
-def test_limit_is_at_most_the_cap_under_either_name(said: str, limit: int, taken: int) -> None:
-    assert applied(cap=100, **{said: limit}).token_limit == taken
+@pytest.mark.parametrize("sent", TOKENS)
+@pytest.mark.parametrize(("limit", "result"), [(5, 5), (100, 100), (101, 100)])
+def test_cap_applies_to_either_name_of_the_token_limit(sent: str, limit: int, result: int) -> None:
+    assert applied(cap=100, **{sent: limit}).token_limit == result
 
 
-def test_answer_without_a_limit_gets_the_cap() -> None:
+def test_cap_applies_without_a_token_limit() -> None:
     assert applied(cap=100).token_limit == 100
 
 
-def test_cap_holds_for_the_tiers_own_values_too() -> None:
+def test_cap_applies_to_the_tiers_own_values() -> None:
     assert applied(default={"max_tokens": 500}, cap=100).token_limit == 100
     assert applied(force={"max_tokens": 500}, cap=100).token_limit == 100
 
@@ -141,7 +141,7 @@ def test_cap_holds_for_the_tiers_own_values_too() -> None:
         ("max_tokens", 5),
     ],
 )
-def test_value_that_a_client_may_send_is_one_that_a_tier_may_set(name: str, value: Any) -> None:
+def test_tier_may_set_any_value_that_a_client_may_send(name: str, value: Any) -> None:
     assert problem(name, value) is None
     assert getattr(applied(force={name: value}), name) == getattr(chat(**{name: value}), name)
 
@@ -155,39 +155,41 @@ def lines(params: dict[str, Any]) -> list[str]:
     return list(caught.value.lines)
 
 
-@pytest.mark.parametrize("part", ["default", "force"])
+@pytest.mark.parametrize("section", ["default", "force"])
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "message"),
     [
-        ("heat", 1, "'heat' is not a parameter that the gateway takes"),
+        ("heat", 1, "'heat' is not a parameter that the gateway accepts"),
         ("temperature", 9, "got 9"),
         ("temperature", "hot", "got 'hot'"),
         ("max_tokens", 0, "got 0"),
         ("reasoning_effort", "hard", "got 'hard'"),
         ("response_format", {"type": "xml"}, "got {'type': 'xml'}"),
         ("stop", ["a"] * 5, "got ['a'"),
-        ("stream", True, "'stream' is not for a tier to change"),
-        ("messages", [], "'messages' is not for a tier to change"),
+        ("stream", True, "a tier cannot change 'stream'"),
+        ("messages", [], "a tier cannot change 'messages'"),
     ],
 )
-def test_bad_setting_is_one_line_with_its_place(part: str, name: str, value: Any, words: str) -> None:
-    (line,) = lines({part: {name: value}})
-    assert line.startswith(f"{TIER}.{part}.{name}:")
-    assert words in line
+def test_invalid_setting_is_reported_in_one_line_with_its_path(
+    section: str, name: str, value: Any, message: str
+) -> None:
+    (line,) = lines({section: {name: value}})
+    assert line.startswith(f"{TIER}.{section}.{name}:")
+    assert message in line
     assert "\n" not in line
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("n", 2), ("functions", [{"name": "f"}]), ("function_call", "auto"), ("audio", {"voice": "x"})]
 )
-@pytest.mark.parametrize("part", ["default", "force"])
-def test_what_is_refused_to_clients_is_no_tiers_to_set(part: str, name: str, value: Any) -> None:
-    """It would be taken and do nothing."""
-    (line,) = lines({part: {name: value}})
-    assert line.startswith(f"{TIER}.{part}.{name}:")
+@pytest.mark.parametrize("section", ["default", "force"])
+def test_tier_cannot_set_what_clients_cannot_send(section: str, name: str, value: Any) -> None:
+    """It would be accepted and have no effect."""
+    (line,) = lines({section: {name: value}})
+    assert line.startswith(f"{TIER}.{section}.{name}:")
 
 
-def test_each_bad_setting_has_a_line_of_its_own() -> None:
+def test_each_invalid_setting_has_its_own_line() -> None:
     found = lines({"default": {"heat": 1, "top_p": 2}, "force": {"seed": 1, "min_p": 5}, "drop": ["seed", "model"]})
     places = [line.partition(":")[0].removeprefix(f"{TIER}.") for line in found]
     assert sorted(places) == ["default.heat", "default.top_p", "drop[0]", "drop[1]", "force.min_p"]

@@ -1,4 +1,4 @@
-"""What a parsed request says: turns, limits, thinking, tools."""
+"""Tests of the canonical chat request: messages, limits, thinking and tools."""
 
 import json
 from typing import Any
@@ -11,44 +11,44 @@ from tests.fakes.chats import chat, named, tool
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
 
 
-def test_smallest_request_says_nothing_else() -> None:
-    taken = chat()
-    assert (taken.model, taken.messages[0].text, taken.stream, taken.has_images, taken.wants_usage) == (
+def test_minimal_request_sets_nothing_else() -> None:
+    parsed = chat()
+    assert (parsed.model, parsed.messages[0].text, parsed.stream, parsed.has_images, parsed.wants_usage) == (
         "standard",
         "Hello",
         None,
         False,
         False,
     )
-    assert (taken.token_limit, taken.stops, taken.effort, taken.offered, taken.forced) == (None, [], None, [], [])
+    assert (parsed.token_limit, parsed.stops, parsed.effort, parsed.offered, parsed.forced) == (None, [], None, [], [])
 
 
 @pytest.mark.parametrize("name", [name for name in Chat.__struct_fields__ if name not in ("model", "messages")])
-def test_null_is_as_good_as_absent(name: str) -> None:
+def test_null_field_counts_as_absent(name: str) -> None:
     assert chat(**{name: None}) == chat()
 
 
-# Turns
+# Messages
 
 
-def test_parts_of_a_turn_stay_in_one_turn() -> None:
+def test_content_parts_stay_in_one_message() -> None:
     parts = [
         {"type": "text", "text": "a"},
         {"type": "image_url", "image_url": {"url": IMAGE, "detail": "high"}},
         {"type": "text", "text": "b"},
     ]
-    taken = chat(messages=[{"role": "user", "content": parts}])
-    assert len(taken.messages) == 1
-    assert (taken.messages[0].text, taken.messages[0].images, taken.has_images) == ("a\nb", [IMAGE], True)
+    parsed = chat(messages=[{"role": "user", "content": parts}])
+    assert len(parsed.messages) == 1
+    assert (parsed.messages[0].text, parsed.messages[0].images, parsed.has_images) == ("a\nb", [IMAGE], True)
 
 
-def test_refusal_of_an_earlier_turn_is_its_text() -> None:
+def test_refusal_part_is_text_of_the_message() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "no"}]
     assert chat(messages=[{"role": "assistant", "content": parts}]).messages[0].text == "a\nno"
 
 
 @pytest.mark.parametrize(
-    ("fields", "thought"),
+    ("fields", "reasoning"),
     [
         ({}, None),
         ({"reasoning": "a"}, "a"),
@@ -56,19 +56,19 @@ def test_refusal_of_an_earlier_turn_is_its_text() -> None:
         ({"reasoning": "a", "reasoning_content": "b"}, "a"),
     ],
 )
-def test_thought_of_an_earlier_turn_is_taken_under_both_names(fields: dict[str, str], thought: str | None) -> None:
-    assert chat(messages=[{"role": "assistant", "content": "x", **fields}]).messages[0].thought == thought
+def test_earlier_reasoning_is_accepted_under_both_names(fields: dict[str, str], reasoning: str | None) -> None:
+    assert chat(messages=[{"role": "assistant", "content": "x", **fields}]).messages[0].reasoning_text == reasoning
 
 
 # Limits
 
 
-def test_newer_name_of_the_token_limit_wins() -> None:
+def test_newer_name_of_the_token_limit_takes_precedence() -> None:
     assert chat(max_tokens=5, max_completion_tokens=7).token_limit == 7
     assert chat(max_tokens=5).token_limit == 5
 
 
-def test_one_stop_is_a_list_of_one() -> None:
+def test_single_stop_becomes_a_list() -> None:
     assert chat(stop="x").stops == ["x"]
     assert chat(stop=["x", "y"]).stops == ["x", "y"]
 
@@ -77,7 +77,7 @@ def test_one_stop_is_a_list_of_one() -> None:
     ("options", "wants"),
     [(None, False), ({}, False), ({"include_usage": False}, False), ({"include_usage": True}, True)],
 )
-def test_usage_is_given_only_to_who_asks(options: Any, wants: bool) -> None:
+def test_usage_is_wanted_only_if_requested(options: Any, wants: bool) -> None:
     assert chat(stream=True, stream_options=options).wants_usage is wants
 
 
@@ -87,7 +87,7 @@ def test_usage_is_given_only_to_who_asks(options: Any, wants: bool) -> None:
 @pytest.mark.parametrize(
     "off", [{"reasoning_effort": "none"}, {"think": False}, {"chat_template_kwargs": {"enable_thinking": False}}]
 )
-def test_thinking_is_turned_off_by_each_of_three_words_alike(off: dict[str, Any]) -> None:
+def test_thinking_can_be_turned_off_with_three_fields(off: dict[str, Any]) -> None:
     assert chat(**off).effort == "none"
 
 
@@ -97,7 +97,7 @@ def test_thinking_is_turned_on_without_an_effort(on: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("effort", "expected"),
     [
         ("none", "none"),
         ("minimal", "low"),
@@ -110,11 +110,11 @@ def test_thinking_is_turned_on_without_an_effort(on: dict[str, Any]) -> None:
     ],
 )
 @pytest.mark.parametrize("field", ["reasoning_effort", "reasoning", "think"])
-def test_effort_is_brought_to_what_all_engines_know(field: str, said: str, meant: str) -> None:
-    assert chat(**{field: {"effort": said} if field == "reasoning" else said}).effort == meant
+def test_effort_is_mapped_to_one_that_all_engines_support(field: str, effort: str, expected: str) -> None:
+    assert chat(**{field: {"effort": effort} if field == "reasoning" else effort}).effort == expected
 
 
-def test_openais_word_on_thinking_wins_over_the_engines_own() -> None:
+def test_openais_thinking_field_takes_precedence_over_the_engines() -> None:
     template = {"enable_thinking": True}
     assert (
         chat(reasoning_effort="low", reasoning={"effort": "high"}, think=False, chat_template_kwargs=template).effort
@@ -125,11 +125,11 @@ def test_openais_word_on_thinking_wins_over_the_engines_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "unsaid",
+    "fields",
     [{"reasoning": {}}, {"reasoning": {"effort": "odd"}}, {"chat_template_kwargs": {"add_generation_prompt": 1}}],
 )
-def test_what_says_nothing_of_thinking_is_nothing(unsaid: dict[str, Any]) -> None:
-    assert chat(**unsaid).effort is None
+def test_unknown_thinking_options_set_no_effort(fields: dict[str, Any]) -> None:
+    assert chat(**fields).effort is None
 
 
 # Tools
@@ -147,23 +147,23 @@ BOTH = [tool("one"), tool("two")]
         (named("two"), ["one", "two"], ["two"]),
     ],
 )
-def test_choice_of_tool_offers_and_forces(choice: Any, offered: list[str], forced: list[str]) -> None:
-    taken = chat(tools=BOTH, tool_choice=choice)
-    assert [one.function.name for one in taken.offered] == offered
-    assert [one.name for one in taken.forced] == forced
+def test_tool_choice_decides_offered_and_forced_functions(choice: Any, offered: list[str], forced: list[str]) -> None:
+    parsed = chat(tools=BOTH, tool_choice=choice)
+    assert [one.function.name for one in parsed.offered] == offered
+    assert [one.name for one in parsed.forced] == forced
 
 
 @pytest.mark.parametrize("choice", [None, "none", "auto"])
-def test_empty_list_of_tools_is_none(choice: str | None) -> None:
-    taken = chat(tools=[], tool_choice=choice)
-    assert (taken.offered, taken.forced) == ([], [])
+def test_empty_list_of_tools_offers_and_forces_nothing(choice: str | None) -> None:
+    parsed = chat(tools=[], tool_choice=choice)
+    assert (parsed.offered, parsed.forced) == ([], [])
 
 
-# Calls of earlier turns
+# Earlier calls
 
 
 @pytest.mark.parametrize(
-    ("said", "sent"),
+    ("arguments", "expected"),
     [
         ('{"a": 1}', b'{"a": 1}'),
         ("", b"{}"),
@@ -174,8 +174,10 @@ def test_empty_list_of_tools_is_none(choice: str | None) -> None:
         ('{"a":' * 65 + "1" + "}" * 65, None),
     ],
 )
-def test_arguments_that_are_no_object_go_back_to_the_model_inside_one(said: str, sent: bytes | None) -> None:
-    """A call may have been cut off, and Ollama and the templates read JSON."""
-    whole = CalledFunction("f", said).whole_arguments
+def test_arguments_that_are_not_an_object_are_wrapped_in_one(arguments: str, expected: bytes | None) -> None:
+    """The call may have been truncated, and Ollama and the templates parse JSON."""
+    whole = CalledFunction("f", arguments).whole_arguments
     assert isinstance(json.loads(whole), dict)
-    assert whole == (json.dumps({"arguments": said}, separators=(",", ":")).encode() if sent is None else sent)
+    assert whole == (
+        json.dumps({"arguments": arguments}, separators=(",", ":")).encode() if expected is None else expected
+    )

@@ -1,50 +1,33 @@
-"""The command line: exit status 0 done, 1 it ran and the answer is bad, 2 wrong words or settings."""
+"""Commands of `gateway`: their output and their exit status 0, 1 or 2."""
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import httpx2
 import jsonschema
 import pytest
-import tenacity
 import yaml
-from typer.testing import CliRunner, Result
 
 from gateway import __version__
-from gateway.cli.commands import app
-from tests.real_engines.process import free_port
-
-ROOT = Path(__file__).parents[2]
-SECRET = "a-key-that-nobody-may-see"
-
+from tests.cli.harness import ROOT, SECRET, assignments, command, gateway, invoke, process
 
 pytestmark = pytest.mark.usefixtures("empty_environment")
 
 
-def gateway(*words: str, **variables: str) -> Result:
-    return CliRunner().invoke(app, words, env=variables)
-
-
-def run(*words: str, **variables: str) -> subprocess.Popen[str]:
-    """The command as a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    command = [sys.executable, "-m", "gateway", *words]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def test_version_is_printed() -> None:
-    result = gateway("--version")
+    result = invoke("--version")
     assert (result.exit_code, result.stdout.strip()) == (0, __version__)
 
 
-def test_operators_commands_do_not_wait_for_the_server_to_be_imported() -> None:
-    code = "import sys, gateway.cli.commands; print(*({'fastapi', 'uvicorn', 'PIL', 'gateway.simulate', 'gateway.app'} & set(sys.modules)))"
+def test_operators_commands_do_not_import_the_server() -> None:
+    code = (
+        "import sys, gateway.cli.commands; "
+        "print(*({'fastapi', 'uvicorn', 'PIL', 'gateway.simulate', 'gateway.app'} & set(sys.modules)))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -55,83 +38,31 @@ def test_operators_commands_do_not_wait_for_the_server_to_be_imported() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "")
 
 
-HEAVY = """
-import os, signal
-os.kill(os.getpid(), signal.{name})
-os._exit(7)
-"""
-"""What stands in for the first thing that takes long to import."""
-
-
-@pytest.mark.parametrize(("name", "status"), [("SIGHUP", 7), ("SIGTERM", 0)])
-def test_signal_while_the_gateway_is_imported_does_not_kill_it(tmp_path: Path, name: str, status: int) -> None:
-    """A supervisor may reload or stop what it has only just started; in a container SIGTERM would be lost."""
-    (tmp_path / "typer.py").write_text(HEAVY.format(name=name))
-    with run("serve", PYTHONPATH=f"{tmp_path}:{ROOT}") as process:
-        assert process.wait(20) == status
-
-
-def test_command_is_the_module() -> None:
-    """Both see to the signals first."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"gateway": "gateway.__main__:main"}
-
-
-@pytest.mark.parametrize(("hard", "told"), [(4096, False), (300, True)])
-def test_gateway_has_as_many_files_as_the_system_lets_and_says_when_these_are_few(
-    tmp_path: Path, hard: int, told: bool
-) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GATEWAY_PORT": "0", "GATEWAY_STATE_FILE": ""}
-    command = ["sh", "-c", f'ulimit -Sn 256; ulimit -Hn {hard}; exec "$0" -m gateway serve', sys.executable]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        log = ""
-        while "serving http" not in log:
-            log += process.stderr.readline()
-        limits = Path(f"/proc/{process.pid}/limits").read_text()
-        process.terminate()
-        process.stderr.read()
-    assert (
-        next(line for line in limits.splitlines() if line.startswith("Max open files")).split()[3:5] == [str(hard)] * 2
-    )
-    assert (f"only {hard} files may be open" in log) is told
-
-
-def test_port_that_is_taken_is_named_by_its_own_variable() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        for variable, others in (("GATEWAY_PORT", {}), ("GATEWAY_METRICS_PORT", {"GATEWAY_PORT": "0"})):
-            with run("serve", **{variable: port, **others}) as process:
-                _, told = process.communicate(timeout=20)
-            assert process.returncode == 2
-            assert told.splitlines()[-1].startswith(f"{variable}: cannot listen on 127.0.0.1:{port}: ")
-
-
-def test_help_names_the_commands() -> None:
-    result = gateway("--help")
+def test_help_lists_the_commands() -> None:
+    result = invoke("--help")
     assert result.exit_code == 0
-    for command in ("serve", "demo", "status", "switch", "verify", "rollback", "undo", "config", "simulate"):
-        assert command in result.stdout
+    for name in ("serve", "demo", "status", "switch", "verify", "rollback", "undo", "config", "simulate"):
+        assert name in result.stdout
 
 
 @pytest.mark.parametrize(
     "words",
     [("nonsense",), ("serve", "--nonsense"), ("config", "nonsense"), ("simulate", "--kind", "gpt"), ("simulate",)],
 )
-def test_wrong_words_are_2(words: tuple[str, ...]) -> None:
-    assert gateway(*words).exit_code == 2
+def test_invalid_arguments_exit_with_2(words: tuple[str, ...]) -> None:
+    assert invoke(*words).exit_code == 2
 
 
 # Settings
 
 
 @pytest.mark.parametrize("words", [("serve",), ("demo",), ("config", "check"), ("config", "show")])
-def test_wrong_settings_are_2_with_one_line_each_on_standard_error(
+def test_invalid_settings_exit_with_2_and_one_line_each_on_standard_error(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.cli.demo.OLLAMA_URLS", ())
     monkeypatch.setattr("gateway.cli.demo.VLLM_URLS", ())
-    result = gateway(*words, GATEWAY_PORT="much", LLM_BACKEND="nowhere")
+    result = invoke(*words, GATEWAY_PORT="much", LLM_BACKEND="nowhere")
     assert (result.exit_code, result.stdout) == (2, "")
     port, backend = result.stderr.splitlines()
     assert "GATEWAY_PORT" in port
@@ -141,113 +72,136 @@ def test_wrong_settings_are_2_with_one_line_each_on_standard_error(
     assert "expected" in backend
 
 
-def test_file_that_is_not_there_is_2() -> None:
-    result = gateway("config", "check", "--config", "nowhere.yaml")
+def test_missing_settings_file_exits_with_2() -> None:
+    result = invoke("config", "check", "--config", "nowhere.yaml")
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
     assert "nowhere.yaml" in result.stderr
 
 
-def test_good_settings_are_told_and_0() -> None:
-    result = gateway("config", "check")
+def test_valid_settings_are_explained() -> None:
+    result = invoke("config", "check")
     assert result.exit_code == 0
     assert "standard" in result.stdout
 
 
-def test_settings_are_shown_without_secrets_as_a_file_that_can_be_used() -> None:
+def test_shown_settings_hide_secrets_and_are_a_valid_file() -> None:
     Path("mine.yaml").write_text(f"admin_key: {SECRET}\nheartbeat: 7s\n")
-    result = gateway("config", "show", "--config", "mine.yaml", GATEWAY_API_KEYS=f"{SECRET}-2")
+    result = invoke("config", "show", "--config", "mine.yaml", GATEWAY_API_KEYS=f"{SECRET}-2")
     assert result.exit_code == 0
     assert SECRET not in result.stdout
     assert yaml.safe_load(result.stdout)["heartbeat"] in (7, "7s")
 
 
-def test_schema_takes_the_example() -> None:
-    result = gateway("config", "schema")
+def test_schema_accepts_the_example_file() -> None:
+    result = invoke("config", "schema")
     assert result.exit_code == 0
     schema = json.loads(result.stdout)
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(yaml.safe_load((ROOT / "gateway.example.yaml").read_text()), schema)
 
 
-# Processes
+# Stand-ins
 
 
-def test_serve_serves_on_both_ports_until_sigterm_and_ends_with_0() -> None:
-    metrics_port = free_port()
-    variables = {
-        "GATEWAY_ADMIN_KEY": SECRET,
-        "GATEWAY_METRICS_PORT": str(metrics_port),
-        "OLLAMA_BASE_URL": "http://127.0.0.1:1",
-    }
-    with run("serve", GATEWAY_PORT="0", GATEWAY__LOG_FORMAT="json", **variables) as process:
-        assert process.stderr is not None
+def test_stand_in_prints_its_address_and_serves() -> None:
+    with process("simulate", "--kind", "ollama", "--model", "llama,tools,context=1000") as started:
+        assert started.stdout is not None
         try:
-            events: list[dict[str, str]] = []
-            while not events or not events[-1]["event"].startswith("serving "):
-                events.append(json.loads(process.stderr.readline()))
-            url = events[-1]["event"].split()[1].rstrip(";")
-            assert status_of(f"{url}/healthz") == 200
-            assert status_of(f"{url}/metrics") == 401
-            beside = f"http://127.0.0.1:{metrics_port}"
-            assert [status_of(f"{beside}{path}") for path in ("/healthz", "/metrics", "/ops/status", "/v1/models")] == [
-                200,
-                200,
-                404,
-                404,
-            ]
-            assert any("GATEWAY_API_KEYS: there are none" in event["event"] for event in events)
-            assert SECRET not in str(events)
-        finally:
-            process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-
-
-def status_of(url: str) -> int:
-    """Tried again while nothing listens there: a port opens a moment after the other."""
-    for attempt in tenacity.Retrying(stop=tenacity.stop_after_delay(10), wait=tenacity.wait_fixed(0.05), reraise=True):
-        with attempt:
-            return httpx2.get(url, trust_env=False, timeout=20).status_code
-    raise AssertionError
-
-
-def test_port_that_is_taken_is_2_with_one_line() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        with run("serve", GATEWAY_PORT=port) as process:
-            _, told = process.communicate(timeout=20)
-    assert process.returncode == 2
-    assert "Traceback" not in told
-    assert told.splitlines()[-1].startswith(f"GATEWAY_PORT: cannot listen on 127.0.0.1:{port}")
-
-
-def test_stand_in_tells_its_address_and_serves() -> None:
-    with run("simulate", "--kind", "ollama", "--model", "llama,tools,context=1000") as process:
-        assert process.stdout is not None
-        try:
-            url = process.stdout.readline().strip()
+            url = started.stdout.readline().strip()
             listed = httpx2.get(f"{url}/api/tags", trust_env=False, timeout=20).json()
             assert [model["name"] for model in listed["models"]] == ["llama:latest"]
         finally:
-            process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+            started.send_signal(signal.SIGTERM)
+        started.communicate(timeout=20)
 
 
 def test_any_option_of_a_stand_in_can_be_set() -> None:
-    with run(
+    with process(
         "simulate", "--kind", "ollama", "--model", "llama", "--set", "gpu=yes", "--set", "time_scale=0.5"
-    ) as process:
-        assert process.stdout is not None
+    ) as started:
+        assert started.stdout is not None
         try:
-            assert process.stdout.readline().startswith("http://127.0.0.1:")
+            assert started.stdout.readline().startswith("http://127.0.0.1:")
         finally:
-            process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
-    result = gateway("simulate", "--kind", "ollama", "--set", "gpu=maybe")
+            started.send_signal(signal.SIGTERM)
+        started.communicate(timeout=20)
+    result = invoke("simulate", "--kind", "ollama", "--set", "gpu=maybe")
     assert (result.exit_code, result.stderr) == (2, "--set: 'gpu=maybe': gpu is yes or no\n")
 
 
-def test_model_that_says_nonsense_is_2() -> None:
-    result = gateway("simulate", "--kind", "vllm", "--model", "m,wings")
+def test_model_of_a_stand_in_with_an_unknown_property_exits_with_2() -> None:
+    result = invoke("simulate", "--kind", "vllm", "--model", "m,wings")
     assert result.exit_code == 2
     assert result.stderr.startswith("--model: 'wings'")
+
+
+# The roll-out
+
+
+async def test_switch_canary_rollback_and_undo_move_tiers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        canary = await command("switch", "vllm", "--tier", "standard", "--canary", "12.5")
+        assert canary.exit_code == 0
+        assert "standard from ollama to ollama with 12.5 % on vllm" in canary.stdout
+        assert "in force but not saved" in canary.stdout
+        assert assignments(here)["standard"] == "ollama with 12.5 % on vllm"
+        assert (await command("switch", "VLLM", "--tier", "Standard")).exit_code == 0
+        assert assignments(here) == {"standard": "vllm", "ultra": "ollama", "pinned": "ollama"}
+        assert "standard from vllm to ollama" in (await command("rollback")).stdout
+        again = await command("rollback")
+        assert (again.exit_code, "nothing changed" in again.stdout) == (0, True)
+        assert (await command("undo")).exit_code == 0
+        assert assignments(here)["standard"] == "vllm"
+        narrowed = await command("rollback", "--tier", "standard", "--to", "away")
+        assert narrowed.exit_code == 0
+        assert assignments(here) == {"standard": "away", "ultra": "ollama", "pinned": "ollama"}
+
+
+async def test_json_output_is_the_response_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch):
+        for words in (("switch", "vllm", "--tier", "standard"), ("undo",), ("rollback",)):
+            body = json.loads((await command(*words, "--json")).stdout)
+            assert {"changed", "persisted", "moved", "unmoved", "tiers", "history"} <= set(body)
+        body = json.loads((await command("status", "--json")).stdout)
+        assert {"backends", "tiers", "rollout"} <= set(body)
+
+
+async def test_switch_that_would_break_a_tier_is_refused_with_the_findings_unless_forced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with gateway(monkeypatch) as here:
+        refused = await command("switch", "vllm")
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert (
+            "breaks: tier ultra: vllm cannot serve 'not-there': has no such model; there is: served-model"
+            in refused.stderr
+        )
+        assert "--force" in refused.stderr
+        away = await command("switch", "away")
+        assert (away.exit_code, "breaks: tiers standard, ultra: away cannot serve" in away.stderr) == (1, True)
+        assert assignments(here) == {"standard": "ollama", "ultra": "ollama", "pinned": "ollama"}
+        assert (await command("switch", "vllm", "--force")).exit_code == 0
+        assert assignments(here) == {"standard": "vllm", "ultra": "vllm", "pinned": "ollama"}
+
+
+async def test_switch_prints_what_clients_will_notice_and_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        switched = await command("switch", "vllm", "--tier", "standard", "--json")
+        assert switched.exit_code == 0
+        assert "note: tier standard: " in switched.stderr
+        assert json.loads(switched.stdout)["changed"]
+        assert assignments(here)["standard"] == "vllm"
+
+
+async def test_switch_to_rollback_to_runs_no_preflight_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch, llm_backend="vllm", rollback_to="away") as here:
+        switched = await command("switch", "AWAY")
+        assert (switched.exit_code, switched.stderr) == (0, "")
+        assert assignments(here)["standard"] == "away"
+
+
+async def test_rollback_to_a_backend_that_is_down_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch, rollback_to="away") as here:
+        assert (await command("rollback")).exit_code == 0
+        assert assignments(here) == {"standard": "away", "ultra": "away", "pinned": "ollama"}

@@ -1,4 +1,4 @@
-"""`gateway demo`: what it finds on the machine, what it puts in its place, and what it tells."""
+"""`gateway demo`: engines on the machine, stand-ins for the others, and its output."""
 
 import json
 import os
@@ -30,23 +30,23 @@ def _empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(demo, "VLLM_URLS", ())
 
 
-async def test_nothing_on_the_machine_is_nothing_found() -> None:
+async def test_without_engines_on_the_machine_none_is_found() -> None:
     assert await demo._find_ollama() == await demo._find_vllm() == "none was found on this machine"
 
 
-async def test_ollama_without_a_model_is_not_said_to_be_away(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ollama_without_models_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FaultBackend("ollama") as server:
         server.models = lambda: b'{"models":null}'  # type: ignore[method-assign]
         monkeypatch.setattr(demo, "OLLAMA_URLS", (server.base_url,))
-        assert await demo._find_ollama() == f"the one at {server.base_url} has no model yet; `ollama pull` gets one"
+        assert await demo._find_ollama() == f"the one at {server.base_url} has no models; `ollama pull` downloads one"
 
 
 async def test_vllm_behind_a_key_is_found_with_that_key(monkeypatch: pytest.MonkeyPatch) -> None:
     async with stand_in(simulate.Options("vllm", api_key="right")) as server:
         monkeypatch.setenv("VLLM_BASE_URL", server.base_url)
-        assert await demo._find_vllm() == f"the one at {server.base_url} refuses to answer without a VLLM_API_KEY"
+        assert await demo._find_vllm() == f"the one at {server.base_url} requires a VLLM_API_KEY"
         monkeypatch.setenv("VLLM_API_KEY", "wrong")
-        assert await demo._find_vllm() == f"the one at {server.base_url} refuses this VLLM_API_KEY"
+        assert await demo._find_vllm() == f"the one at {server.base_url} rejects this VLLM_API_KEY"
         monkeypatch.setenv("VLLM_API_KEY", "right")
         found = await demo._find_vllm()
         assert isinstance(found, Found)
@@ -59,7 +59,7 @@ async def test_ollama_on_the_machine_is_found_with_its_first_model(monkeypatch: 
         assert await demo._find_ollama() == Found(server.base_url, "llama", f"found at {server.base_url}")
 
 
-async def test_vllm_is_told_from_other_servers_of_the_same_api(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_vllm_is_distinguished_from_other_servers_with_the_same_api(monkeypatch: pytest.MonkeyPatch) -> None:
     async with stand_in(simulate.Options("vllm")) as vllm, stand_in(simulate.Options("ollama")) as ollama:
         monkeypatch.setattr(demo, "VLLM_URLS", (ollama.base_url, vllm.base_url))
         found = await demo._find_vllm()
@@ -71,10 +71,10 @@ async def test_vllm_is_told_from_other_servers_of_the_same_api(monkeypatch: pyte
     ("variable", "value", "words"),
     [
         ("OLLAMA_BASE_URL", "http://[::1", "OLLAMA_BASE_URL: got 'http://[::1'; expected host or host:port"),
-        ("GATEWAY_CONFIG", "gateway.yaml", "GATEWAY_CONFIG: the demo takes no file of settings"),
+        ("GATEWAY_CONFIG", "gateway.yaml", "GATEWAY_CONFIG: the demo does not use a settings file"),
     ],
 )
-def test_what_the_demo_cannot_use_is_told_before_it_looks_around(
+def test_settings_that_the_demo_cannot_use_are_refused_before_it_probes(
     variable: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "gateway.yaml").write_text("heartbeat: 10")
@@ -84,7 +84,7 @@ def test_what_the_demo_cannot_use_is_told_before_it_looks_around(
     assert [line for line in raised.value.lines if line.startswith(words)] == list(raised.value.lines)
 
 
-async def test_address_and_model_of_the_environment_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_address_and_model_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     async with stand_in(simulate.Options("ollama")) as server:
         monkeypatch.setenv("OLLAMA_BASE_URL", f"{server.base_url}/v1/")
         monkeypatch.setenv("OLLAMA_MODEL", "qwen3:8b")
@@ -94,7 +94,7 @@ async def test_address_and_model_of_the_environment_are_taken(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("keys", "shown"), [("", "any"), ("a-secret-key", "YOUR-KEY")])
-def test_lines_to_copy_have_no_key(keys: str, shown: str) -> None:
+def test_printed_commands_do_not_contain_a_key(keys: str, shown: str) -> None:
     settings = config.load(environ={"GATEWAY_API_KEYS": keys})
     found = Found("http://x", "m", "found")
     text = demo._welcome("http://127.0.0.1:9", settings, found, found)
@@ -104,8 +104,8 @@ def test_lines_to_copy_have_no_key(keys: str, shown: str) -> None:
     assert "GATEWAY_URL=http://127.0.0.1:9 .venv/bin/python -m gateway switch vllm" in text
 
 
-def test_demo_serves_stand_ins_where_there_is_nothing(tmp_path: Path) -> None:
-    """The command itself: it tells where it serves, serves both kinds, and ends with status 0 on SIGTERM."""
+def test_demo_serves_stand_ins_if_there_are_no_engines(tmp_path: Path) -> None:
+    """The command prints its address, serves both kinds, and exits with status 0 on SIGTERM."""
     nowhere = f"http://127.0.0.1:{free_port()}"
     environment = {
         name: value
@@ -125,17 +125,17 @@ def test_demo_serves_stand_ins_where_there_is_nothing(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         try:
-            told: list[str] = []
-            while not any("gateway undo" in line for line in told):
-                told.append(process.stdout.readline())
-                assert told[-1], "it ended early"
-            url = next(word for line in told for word in line.split() if word.startswith("http")).rstrip(",")
+            printed: list[str] = []
+            while not any("gateway undo" in line for line in printed):
+                printed.append(process.stdout.readline())
+                assert printed[-1], "the demo exited early"
+            url = next(word for line in printed for word in line.split() if word.startswith("http")).rstrip(",")
             body = {"model": "auto", "messages": [{"role": "user", "content": "Say 3 words."}]}
             answer = httpx2.post(f"{url}/chat/completions", json=body, timeout=20, trust_env=False)
             assert answer.status_code == 200, answer.text
             assert json.loads(answer.content)["choices"][0]["message"]["content"]
             assert answer.headers["x-gateway-backend"] == "vllm"
-            assert sum("a stand-in, since none answers at" in line for line in told) == 2
+            assert sum("a stand-in, since none answers at" in line for line in printed) == 2
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0

@@ -1,4 +1,4 @@
-"""What a reread file changes, in words, and what of it waits for a restart."""
+"""Differences between settings: lines that describe them, and changes that need a restart."""
 
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ def lines(**more: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return found.changed, found.waiting
 
 
-def test_same_settings_differ_in_nothing() -> None:
+def test_equal_settings_have_no_differences() -> None:
     assert lines() == ((), ())
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "described"),
     [
         ({"heartbeat": 5}, ("heartbeat: 5.0, was 15.0",)),
         (
@@ -40,10 +40,10 @@ def test_same_settings_differ_in_nothing() -> None:
             ("tiers.two.models.ollama: 'c', was 'b'",),
         ),
         ({"tiers": DOCUMENT["tiers"] | {"three": {"models": {"ollama": "c"}}}}, ("tiers.three: new",)),
-        ({"tiers": {"one": DOCUMENT["tiers"]["one"]}}, ("tiers.two: gone",)),
+        ({"tiers": {"one": DOCUMENT["tiers"]["one"]}}, ("tiers.two: removed",)),
         (
             {"tiers": {"two": DOCUMENT["tiers"]["two"], "one": DOCUMENT["tiers"]["one"]}, "default_tier": "one"},
-            ("tiers: in another order",),
+            ("tiers: the order changed",),
         ),
         (
             {"tiers": DOCUMENT["tiers"] | {"two": {"models": {"ollama": "b"}, "aliases": ["x"]}}},
@@ -61,40 +61,40 @@ def test_same_settings_differ_in_nothing() -> None:
         ({"llm_backend": "ollama", "default_tier": "two"}, ("default_tier: 'two', was 'one'",)),
     ],
 )
-def test_each_change_is_told_with_its_key(more: dict[str, Any], told: tuple[str, ...]) -> None:
-    assert lines(**more) == (told, ())
+def test_change_is_described_with_its_key(more: dict[str, Any], described: tuple[str, ...]) -> None:
+    assert lines(**more) == (described, ())
 
 
-def test_secret_that_changed_is_not_told() -> None:
+def test_changed_secret_is_not_shown() -> None:
     backends = DOCUMENT["backends"] | {"vllm": {"base_url": "http://127.0.0.1:2", "api_key": "another-s3cret-0123456"}}
-    told, waiting = lines(backends=backends, api_keys=["another-s3cret-0123457"])
-    assert (told, waiting) == (("backends.vllm.api_key: changed",), ("api_keys: changed",))
+    described, waiting = lines(backends=backends, api_keys=["another-s3cret-0123457"])
+    assert (described, waiting) == (("backends.vllm.api_key: changed",), ("api_keys: changed",))
 
 
-def test_what_counts_from_the_start_stays_as_it_was() -> None:
+def test_key_that_needs_a_restart_keeps_its_value() -> None:
     found = compare(config.build(DOCUMENT), changed(port=9999, host="0.0.0.0", drain_timeout=5, heartbeat=5))
     assert found.waiting == ("host: '0.0.0.0', was '127.0.0.1'", "port: 9999, was 8080", "drain_timeout: 5.0, was 30.0")
     assert (found.settings.port, found.settings.host, found.settings.heartbeat) == (8080, "127.0.0.1", 5.0)
     assert compare(found.settings, changed(port=9999, heartbeat=5)).waiting == ("port: 9999, was 8080",)
 
 
-def test_every_setting_is_either_changed_or_waits() -> None:
-    """A new key of the settings has to be thought of: whether a change at run time reaches those who act on it."""
-    reached = {
-        "llm_backend", "rollback_to", "backends", "tiers", "default_tier", "auto", "embeddings", "commit_after", "heartbeat", "waiting_note",
-        "max_body", "max_text_body", "rollback_cutoff",
+def test_every_setting_either_applies_at_once_or_needs_a_restart() -> None:
+    """A new setting must be added here: a change applies at run time, or needs a restart."""
+    at_once = {
+        "llm_backend", "rollback_to", "backends", "tiers", "default_tier", "auto", "embeddings", "commit_after",
+        "heartbeat", "waiting_note", "max_body", "max_text_body", "rollback_cutoff",
     }  # fmt: skip
-    assert reached | set(AT_START) | {"file", "sources", "warnings"} == set(Settings.model_fields)
+    assert at_once | set(AT_START) | {"file", "sources", "warnings"} == set(Settings.model_fields)
 
 
-def test_limits_of_the_tiers_are_merged_anew() -> None:
+def test_limits_of_tiers_are_merged_again() -> None:
     limited = {"one": {"models": {"ollama": "a"}, "limits": {"ollama": {"concurrency": 2}}}}
     found = compare(config.build(DOCUMENT), changed(tiers=limited, port=1))
     assert found.settings.limits_for("one", "ollama").concurrency == 2
     assert found.changed[0] == "tiers.one.models.vllm: nothing, was 'A'"
 
 
-def test_file_is_no_difference(tmp_path: Path) -> None:
+def test_the_file_itself_is_not_a_difference(tmp_path: Path) -> None:
     file = tmp_path / "gateway.yaml"
     file.write_text("heartbeat: 15\n")
     read = config.load(file, {})

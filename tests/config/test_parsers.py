@@ -1,4 +1,4 @@
-"""Durations, sizes, addresses and other values of the settings: all the ways in which people write them."""
+"""Parsers of durations, sizes, addresses and other values, in every common notation."""
 
 import contextlib
 import re
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.config import parsers as values
+from gateway.config import parsers
 
 
 @pytest.mark.parametrize(
@@ -32,19 +32,20 @@ from gateway.config import parsers as values
         ("http://모델.example", "http://xn--bo1b89k.example"),
     ],
 )
-def test_address_is_taken_in_all_the_ways_people_write_it(text: str, url: str) -> None:
-    assert values.base_url(text, 11434) == url
+def test_address_is_accepted_in_every_common_notation(text: str, url: str) -> None:
+    assert parsers.base_url(text, 11434) == url
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "http://", "ftp://h", "unix:///x", "http://u@h", "u:p@h", "http://h?x", "http://h#x", "http://h:0", "http://h:65536", "http://h:x",
-     "::1", "http://::1:80", "http://[::1", "http://[h]", "http://[fe80::1%25eth0]", "http://a b", "http://a..b", "http://h/a b", "http://h\n/",
-     "http://h/v1/chat/completions", "http://h:11434/api/chat", "http://-h", "http://h\\x", "http://h/\u00e9", "http://h//x", None, 80],
+    ["", " ", "http://", "ftp://h", "unix:///x", "http://u@h", "u:p@h", "http://h?x", "http://h#x", "http://h:0",
+     "http://h:65536", "http://h:x", "::1", "http://::1:80", "http://[::1", "http://[h]", "http://[fe80::1%25eth0]",
+     "http://a b", "http://a..b", "http://h/a b", "http://h\n/", "http://h/v1/chat/completions",
+     "http://h:11434/api/chat", "http://-h", "http://h\\x", "http://h/\u00e9", "http://h//x", None, 80],
 )  # fmt: skip
-def test_address_that_cannot_be_meant_is_refused(text: object) -> None:
+def test_invalid_address_is_refused(text: object) -> None:
     with pytest.raises(ValueError, match="expected"):
-        values.base_url(text)
+        parsers.base_url(text)
 
 
 HOSTS = st.sampled_from(["localhost", "10.0.0.5", "gpu-1.lan", "[::1]", "[2001:db8::7]", "my_box"])
@@ -63,7 +64,7 @@ def test_address_keeps_scheme_host_port_and_prefix(
     scheme: str, host: str, port: int | None, prefix: str, end: str
 ) -> None:
     number = "" if port is None else f":{port}"
-    assert values.base_url(f"{scheme}{host}{number}{prefix}{end}") == f"{scheme or 'http://'}{host}{number}{prefix}"
+    assert parsers.base_url(f"{scheme}{host}{number}{prefix}{end}") == f"{scheme or 'http://'}{host}{number}{prefix}"
 
 
 @given(
@@ -74,12 +75,12 @@ def test_address_keeps_scheme_host_port_and_prefix(
 @example("//h")
 @example("0/@")
 @example("http://ＥＸＡＭＰＬＥ.com")
-def test_address_taken_twice_is_the_same_and_nothing_but_a_refusal_is_raised(text: str) -> None:
+def test_parsing_an_address_is_idempotent_and_raises_only_value_errors(text: str) -> None:
     try:
-        url = values.base_url(text, 8000)
+        url = parsers.base_url(text, 8000)
     except ValueError:
         return
-    assert values.base_url(url) == url
+    assert parsers.base_url(url) == url
     assert re.fullmatch(r"https?://[!-~]+", url)
     assert not re.search(r"://[^/]*@|[?#]|/v1$|/$", url)
 
@@ -91,41 +92,41 @@ def test_address_taken_twice_is_the_same_and_nothing_but_a_refusal_is_raised(tex
 )
 def test_duration_is_its_number_times_its_unit(number: float, unit: str, blank: str) -> None:
     seconds = number * {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit]
-    assert values.duration(f"{number:.3f}{blank}{unit}") == pytest.approx(seconds)
-    assert values.duration(number) == number
+    assert parsers.duration(f"{number:.3f}{blank}{unit}") == pytest.approx(seconds)
+    assert parsers.duration(number) == number
 
 
 @given(st.text(max_size=12))
-def test_duration_of_any_text_is_seconds_or_a_refusal(text: str) -> None:
+def test_duration_of_any_text_is_seconds_or_a_value_error(text: str) -> None:
     with contextlib.suppress(ValueError):
-        assert 0 <= values.duration(text) < float("inf")
+        assert 0 <= parsers.duration(text) < float("inf")
 
 
 @pytest.mark.parametrize(
     "value",
     ["-1", "1 d", "1h30m", "inf", "", "1_000", "1e3", "٣", True, None, -1, float("inf"), float("nan"), [1], "9" * 400],
 )
-def test_duration_that_cannot_be_meant_is_refused(value: object) -> None:
+def test_invalid_duration_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="expected a duration"):
-        values.duration(value)
+        parsers.duration(value)
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(1, 1), ("20MiB", 20 * 2**20), ("1MB", 10**6), ("1.5 KiB", 1536), ("7", 7), ("1GB", 10**9), ("12B", 12)],
 )
-def test_size_is_bytes(value: object, expected: int) -> None:
-    assert values.size(value) == expected
+def test_size_is_converted_to_bytes(value: object, expected: int) -> None:
+    assert parsers.size(value) == expected
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "20m", "0", "x", None, "9" * 30])
-def test_size_that_cannot_be_meant_is_refused(value: object) -> None:
+def test_invalid_size_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="expected a size"):
-        values.size(value)
+        parsers.size(value)
 
 
 @pytest.mark.parametrize(
     ("value", "expected"), [(-1, -1), ("-1", -1), ("10m", "10m"), ("1h30m", "1h30m"), (300, 300), ("0", 0)]
 )
-def test_keep_alive_is_what_ollama_takes(value: object, expected: object) -> None:
-    assert values.keep_alive(value) == expected
+def test_keep_alive_is_converted_to_what_ollama_accepts(value: object, expected: object) -> None:
+    assert parsers.keep_alive(value) == expected

@@ -1,4 +1,4 @@
-"""Settings that change while the gateway runs: between two requests, and without a request that notices."""
+"""Settings that change while the gateway runs: they apply between two requests."""
 
 import asyncio
 import json
@@ -31,8 +31,8 @@ TIMES = {
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.relay.destinations.LOOK_SECONDS", 0.01)
+def _short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.relay.destinations.CHECK_SECONDS", 0.01)
     monkeypatch.setattr(reload, "STABLE_SECONDS", 0.1)
     monkeypatch.setattr(reload, "LOOK_SECONDS", 0.2)
     monkeypatch.setattr(reload, "STEP_SECONDS", 0.05)
@@ -47,7 +47,7 @@ class Setup:
         self.gateway: Running
 
     def document(self, **more: Any) -> dict[str, Any]:
-        """`ollama=` and `vllm=` go into the backends, the rest to the top."""
+        """Return settings; `ollama` and `vllm` go into the backends, the rest to the top level."""
         backends = {
             kind: {"kind": kind, "servers": [{"base_url": backend.base_url, "models": [MODEL, "other"]}], **TIMES}
             | more.pop(kind, {})
@@ -63,7 +63,7 @@ class Setup:
         return document | more
 
     async def change(self, **more: Any) -> dict[str, Any]:
-        """Reread; what `/ops/status` says of it."""
+        """Reread the settings, and return what `/ops/status` reports about it."""
         await self.gateway.gateway.reload.run(lambda: config.build(self.document(**more)), "file")
         return self.outcome
 
@@ -74,11 +74,11 @@ class Setup:
         return dict(status["reload"])
 
     @property
-    def positions(self) -> dict[str, str]:
-        return {name: str(line.assignment) for name, line in self.gateway.gateway.rollout.tiers.items()}
+    def assignments(self) -> dict[str, str]:
+        return {name: str(route.assignment) for name, route in self.gateway.gateway.rollout.tiers.items()}
 
     def is_settled(self) -> bool:
-        """Nothing is left of earlier settings."""
+        """Return whether nothing is left of earlier settings."""
         gateway = self.gateway.gateway
         return not (
             gateway._reconfiguration._destinations.past
@@ -99,10 +99,10 @@ async def serving(**more: Any) -> AsyncIterator[Setup]:
             yield setup
 
 
-# What applies
+# Changes that apply at once
 
 
-async def test_tiers_come_go_and_change_between_two_requests() -> None:
+async def test_tiers_are_added_removed_and_changed_between_two_requests() -> None:
     async with serving() as setup:
         ask = setup.gateway.ask
         assert (await ask({"model": "pro"})).status == 404
@@ -120,11 +120,11 @@ async def test_tiers_come_go_and_change_between_two_requests() -> None:
         await setup.change(tiers={"pro": tiers["pro"]})
         assert (await ask({"model": "standard"})).status == 404
         assert (await ask({"model": "pro"})).status == 200
-        assert setup.positions == {"pro": "ollama"}
+        assert setup.assignments == {"pro": "ollama"}
 
 
-async def test_everything_that_routes_follows() -> None:
-    """Rules of auto, a tier's params, embeddings, bounds of a body, and what is listed."""
+async def test_everything_that_affects_routing_changes() -> None:
+    """Rules of `auto`, a tier's parameters, embeddings, size limits, and the list of models."""
     async with serving() as setup:
         more = {
             "auto": [{"tier": "standard", "longer_than": 3}],
@@ -150,7 +150,7 @@ async def test_everything_that_routes_follows() -> None:
         ]
 
 
-async def test_limits_change_for_those_who_wait_already() -> None:
+async def test_new_limits_apply_to_queued_requests() -> None:
     async with (
         serving(ollama={"max_concurrency": 1, "model_concurrency": 1}) as setup,
         setup.gateway.sent({"stream": True}) as first,
@@ -171,7 +171,7 @@ async def test_limits_change_for_those_who_wait_already() -> None:
         assert (reply.status, reply.error["code"]) == (503, "queue_full")
 
 
-async def test_tiers_own_limits_change_and_its_old_line_goes() -> None:
+async def test_limits_of_a_tier_change_and_its_old_queue_is_removed() -> None:
     def own(concurrency: int) -> dict[str, Any]:
         return {
             "tiers": {
@@ -196,8 +196,8 @@ async def test_tiers_own_limits_change_and_its_old_line_goes() -> None:
         await until(lambda: len(backend.admission._queues) == 2)  # text and vision of the one tier
 
 
-async def test_stream_goes_on_where_its_backend_is_replaced() -> None:
-    """Another address: what runs stays at the old one and is not cut; what comes goes to the new one."""
+async def test_stream_continues_when_its_backend_is_replaced() -> None:
+    """The address changes: running requests stay on the old server, new ones use the new one."""
     async with FaultBackend("ollama") as other, serving() as setup:
         setup.ollama.mode = "slow"
         async with setup.gateway.sent({"stream": True}) as stream:
@@ -217,7 +217,7 @@ async def test_stream_goes_on_where_its_backend_is_replaced() -> None:
         assert setup.gateway.running == 0
 
 
-async def test_who_waits_for_a_backend_that_is_replaced_is_served_there() -> None:
+async def test_request_queued_for_a_replaced_backend_is_served_by_the_old_one() -> None:
     async with FaultBackend("ollama") as other, serving(ollama={"max_concurrency": 1}) as setup:
         setup.ollama.script.append("slow")
         async with setup.gateway.sent({"stream": True}) as stream:
@@ -232,8 +232,8 @@ async def test_who_waits_for_a_backend_that_is_replaced_is_served_there() -> Non
 
 
 @pytest.mark.parametrize("dies_first", [True, False])
-async def test_who_waits_for_a_dead_backend_that_is_replaced_is_served_by_the_new_one(dies_first: bool) -> None:
-    """It is what an operator does about a server that is gone."""
+async def test_request_queued_for_a_dead_replaced_backend_is_served_by_the_new_one(dies_first: bool) -> None:
+    """An operator replaces a server that is gone in this way."""
     async with FaultBackend("ollama") as other, serving(ollama={"max_concurrency": 1}) as setup:
         setup.ollama.script.append("silent")
         replacement = {"servers": [{"base_url": other.base_url}]}
@@ -260,7 +260,7 @@ async def test_who_waits_for_a_dead_backend_that_is_replaced_is_served_by_the_ne
         assert setup.gateway.metric("gateway_requests_total", outcome="ok") == 2
 
 
-async def test_request_under_way_goes_on_when_its_tier_and_its_backend_are_gone() -> None:
+async def test_running_request_continues_when_its_tier_and_backend_are_removed() -> None:
     async with serving(llm_backend="vllm") as setup:
         setup.vllm.mode = "slow"
         async with setup.gateway.sent({"stream": True}) as stream:
@@ -277,7 +277,7 @@ async def test_request_under_way_goes_on_when_its_tier_and_its_backend_are_gone(
         assert list(setup.gateway.gateway._backends) == ["ollama"]
 
 
-async def test_fallback_leads_where_it_led_when_the_request_began() -> None:
+async def test_fallback_follows_the_settings_of_the_start_of_the_request() -> None:
     tiers = {"standard": {"models": {"ollama": MODEL, "vllm": MODEL}, "fallback": True}}
     async with serving(tiers=tiers, ollama={"max_concurrency": 1}) as setup:
         setup.ollama.script.extend(["slow", "rst"])
@@ -296,7 +296,9 @@ async def test_fallback_leads_where_it_led_when_the_request_began() -> None:
         await until(setup.is_settled)
 
 
-async def test_request_whose_images_are_looked_at_is_routed_by_what_holds_then(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_whose_images_are_being_checked_is_routed_by_the_new_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with serving() as setup:
         setup.ollama.capabilities = setup.vllm.capabilities
         images = setup.gateway.gateway._images
@@ -324,7 +326,7 @@ async def test_request_whose_images_are_looked_at_is_routed_by_what_holds_then(m
 # The roll-out
 
 
-async def test_operators_switch_survives_and_moves_are_counted() -> None:
+async def test_switch_of_an_operator_survives_and_forced_moves_are_counted() -> None:
     async with serving() as setup:
         setup.gateway.gateway.rollout.set("vllm")
         tiers = {
@@ -332,10 +334,10 @@ async def test_operators_switch_survives_and_moves_are_counted() -> None:
             "new": {"models": {"ollama": MODEL, "vllm": MODEL}},
         }
         await setup.change(tiers=tiers)
-        assert setup.positions == {"standard": "vllm", "new": "ollama"}
+        assert setup.assignments == {"standard": "vllm", "new": "ollama"}
         assert (await setup.gateway.ask({})).headers["x-gateway-model"] == "other"
         await setup.change(tiers={"standard": {"models": {"ollama": MODEL}}})
-        assert setup.positions == {"standard": "ollama"}
+        assert setup.assignments == {"standard": "ollama"}
         counted = setup.gateway.metric(
             "gateway_switches_total", tier="standard", from_backend="vllm", to_backend="ollama", cause="reload"
         )
@@ -343,7 +345,7 @@ async def test_operators_switch_survives_and_moves_are_counted() -> None:
         assert setup.gateway.gateway._operations.status()["rollout"]["history"][0]["cause"] == "reload"
 
 
-async def test_what_was_set_outlives_a_restart_after_a_reload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_roll_out_survives_a_restart_after_a_reload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     more: dict[str, Any] = {"state_file": str(tmp_path / "state.json")}
     tiers = {name: {"models": {"ollama": MODEL, "vllm": MODEL}} for name in ("standard", "new")}
     async with FaultBackend("ollama") as ollama, FaultBackend("vllm") as vllm:
@@ -351,19 +353,19 @@ async def test_what_was_set_outlives_a_restart_after_a_reload(tmp_path: Path, ca
         async with running(config.build(setup.document(**more))) as setup.gateway:
             setup.gateway.gateway.rollout.set("vllm")
             await setup.change(**more, tiers=tiers)
-            assert setup.positions == {"standard": "vllm", "new": "ollama"}
+            assert setup.assignments == {"standard": "vllm", "new": "ollama"}
         async with running(config.build(setup.document(**more, tiers=tiers))) as setup.gateway:
-            assert setup.positions == {"standard": "vllm", "new": "ollama"}
+            assert setup.assignments == {"standard": "vllm", "new": "ollama"}
             more["llm_backend"] = "vllm"
             await setup.change(**more, tiers=tiers)
-            assert setup.positions == {"standard": "vllm", "new": "vllm"}
+            assert setup.assignments == {"standard": "vllm", "new": "vllm"}
         caplog.clear()
         async with running(config.build(setup.document(**more, tiers=tiers))) as setup.gateway:
-            assert setup.positions == {"standard": "vllm", "new": "vllm"}
+            assert setup.assignments == {"standard": "vllm", "new": "vllm"}
             assert "LLM_BACKEND" not in caplog.text
 
 
-async def test_new_backend_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_new_backend_that_does_not_answer_delays_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.upstream.health_checks.READY_SECONDS", 0.5)
     async with serving() as setup:
         document = setup.document(tiers={"standard": {"models": {"ollama": MODEL, "far": "m"}}})
@@ -377,18 +379,18 @@ async def test_new_backend_that_does_not_answer_holds_up_nobody(monkeypatch: pyt
         assert (await setup.gateway.ask({})).status == 200
 
 
-async def test_rollback_leads_where_the_new_settings_say() -> None:
+async def test_rollback_leads_to_the_target_of_the_new_settings() -> None:
     async with serving() as setup:
         await setup.change(rollback_to="vllm")
         setup.gateway.gateway.rollout.rollback()
-        assert setup.positions == {"standard": "vllm"}
+        assert setup.assignments == {"standard": "vllm"}
         assert setup.gateway.gateway._operations.status()["rollout"]["rollback_to"] == "vllm"
 
 
-# What does not apply
+# Changes that are refused or need a restart
 
 
-async def test_invalid_settings_are_refused_with_their_reasons_and_the_old_stay(
+async def test_invalid_settings_are_refused_with_reasons_and_the_old_ones_stay(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with serving() as setup:
@@ -397,34 +399,34 @@ async def test_invalid_settings_are_refused_with_their_reasons_and_the_old_stay(
         assert any("modls" in reason for reason in outcome["reasons"])
         assert len(outcome["reasons"]) == 3
         assert (await setup.gateway.ask({})).status == 200
-        told = [record.getMessage() for record in caplog.records if record.name == "gateway.reload"]
-        assert told[0] == "settings reread (file) and refused; the old ones stay"
-        assert len(told) == 4
+        logged = [record.getMessage() for record in caplog.records if record.name == "gateway.config"]
+        assert logged[0] == "settings reread (file) and refused; the old ones stay in force"
+        assert len(logged) == 4
 
 
-async def test_what_needs_a_restart_is_named_and_the_rest_applies(caplog: pytest.LogCaptureFixture) -> None:
+async def test_changes_that_need_a_restart_are_named_and_the_others_apply(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as setup:
         outcome = await setup.change(port=1234, admin_key="an-operators-key-0001", heartbeat=3)
         assert outcome["changed"] == ["heartbeat: 3.0, was 15.0"]
         assert outcome["needs_restart"] == ["port: 1234, was 8080", "admin_key: new"]
-        assert "settings: port: 1234, was 8080; this needs a restart" in caplog.messages
+        assert "settings: port: 1234, was 8080; this change needs a restart" in caplog.messages
         assert "an-operators-key-0001" not in caplog.text
         assert (await setup.gateway.ask({})).status == 200
 
 
-async def test_authorities_that_are_none_change_nothing(tmp_path: Path) -> None:
+async def test_invalid_certificate_file_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "own.pem"
     file.write_text("no certificate")
     async with serving() as setup:
         outcome = await setup.change(vllm={"servers": [{"base_url": "https://127.0.0.1:1"}], "ca_file": str(file)})
-        assert outcome["reasons"] == ["they cannot be put in force: SSLError"]
+        assert outcome["reasons"] == ["the settings cannot be put in force: SSLError"]
         assert (await setup.gateway.ask({})).status == 200
 
 
-# What is left
+# Cleaning up
 
 
-async def test_many_changes_under_load_lose_no_request_and_leave_nothing_behind() -> None:
+async def test_many_changes_under_load_fail_no_request_and_leave_nothing_behind() -> None:
     async with serving() as setup:
         setup.ollama.mode = setup.vllm.mode = "brief"
         over, statuses = asyncio.Event(), list[int]()
@@ -441,7 +443,7 @@ async def test_many_changes_under_load_lose_no_request_and_leave_nothing_behind(
                     "ollama": {"max_concurrency": 1 + number % 4},
                     "llm_backend": ("ollama", "vllm")[number % 2],
                 }
-                more["vllm"] = {"headers": {"x-number": str(number % 3)}}  # another place: the backend is built anew
+                more["vllm"] = {"headers": {"x-number": str(number % 3)}}  # the backend is replaced
                 tier = {"models": {"ollama": MODEL, "vllm": MODEL}}
                 outcome = await setup.change(tiers={"standard": tier, f"tier{number}": tier}, **more)
                 assert outcome["ok"]
@@ -453,30 +455,30 @@ async def test_many_changes_under_load_lose_no_request_and_leave_nothing_behind(
         await until(setup.is_settled)
         gateway = setup.gateway.gateway
         setup.exposition()
-        told = generate_latest(gateway._metrics.registry).decode()
-        assert "tier9" not in told
-        assert 'gateway_active_backend{backend="ollama",tier="standard"} 1.0' in told
+        exposition = generate_latest(gateway._metrics.registry).decode()
+        assert "tier9" not in exposition
+        assert 'gateway_active_backend{backend="ollama",tier="standard"} 1.0' in exposition
         assert {key[0] for key in gateway._metrics._routes} <= {"standard"}
         assert len(gateway._health._tasks) == 2
         assert [len(backend.admission._queues) for backend in gateway._backends.values()] <= [2, 2]
         assert len(gateway._backends["ollama"].servers[0].models) <= 1
 
 
-async def test_gauges_of_what_is_gone_go() -> None:
+async def test_series_of_removed_tiers_and_backends_are_dropped() -> None:
     async with serving() as setup:
         assert 'tier="standard"' in setup.exposition()
         document = setup.document(tiers={"new": {"models": {"ollama": MODEL}}})
         del document["backends"]["vllm"]
         await setup.gateway.gateway.reload.run(lambda: config.build(document), "file")
         await until(setup.is_settled)
-        told = setup.exposition()
-        assert 'gateway_active_backend{backend="ollama",tier="new"} 1.0' in told
-        assert 'tier="standard"' not in told
-        assert 'backend="vllm"' not in told
+        exposition = setup.exposition()
+        assert 'gateway_active_backend{backend="ollama",tier="new"} 1.0' in exposition
+        assert 'tier="standard"' not in exposition
+        assert 'backend="vllm"' not in exposition
 
 
-async def test_gateway_that_ends_in_the_middle_of_a_change_ends() -> None:
-    """A new backend that does not answer is waited for."""
+async def test_change_can_be_cancelled_while_a_new_backend_is_probed() -> None:
+    """The gateway may stop during a change that waits for a backend that does not answer."""
     async with FaultBackend("vllm") as silent, serving() as setup:
         silent.mode = "silent"
         change = asyncio.create_task(setup.change(vllm={"servers": [{"base_url": "http://192.0.2.1:9"}]}))
@@ -490,12 +492,12 @@ async def test_gateway_that_ends_in_the_middle_of_a_change_ends() -> None:
 # The file
 
 
-class Told:
-    """What a follower had reread."""
+class Watched:
+    """A settings file that is watched, and the results of the rereads."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.outcomes: list[dict[str, Any]] = []
+        self.results: list[dict[str, Any]] = []
         self.settings = self.read()
 
     def read(self) -> Settings:
@@ -505,109 +507,111 @@ class Told:
         self.settings = settings
 
     @property
-    def beat(self) -> float:
+    def heartbeat(self) -> float:
         return self.settings.heartbeat
 
 
 @asynccontextmanager
-async def following(file: Path) -> AsyncIterator[Told]:
-    told = Told(file)
+async def watching(file: Path) -> AsyncIterator[Watched]:
+    watched = Watched(file)
     task = asyncio.create_task(
-        FileWatcher(file, reload.Reloader(lambda: told.settings, told.apply, told.outcomes.append), told.read).run()
+        FileWatcher(
+            file, reload.Reloader(lambda: watched.settings, watched.apply, watched.results.append), watched.read
+        ).run()
     )
     try:
-        await asyncio.sleep(0.4)  # what is there at the start
-        assert told.outcomes == []
-        yield told
+        await asyncio.sleep(0.4)  # the first check
+        assert watched.results == []
+        yield watched
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
 
 
-def text(heartbeat: int) -> str:
+def content(heartbeat: int) -> str:
     return f"# written by a test\nheartbeat: {heartbeat}\n"
 
 
-def in_place(file: Path, heartbeat: int) -> None:
-    file.write_text(text(heartbeat))
+def write_in_place(file: Path, heartbeat: int) -> None:
+    file.write_text(content(heartbeat))
 
 
-def renamed(file: Path, heartbeat: int) -> None:
+def write_and_rename(file: Path, heartbeat: int) -> None:
     other = file.with_name(".new~")
-    other.write_text(text(heartbeat))
+    other.write_text(content(heartbeat))
     other.replace(file)
 
 
-def moved_away_first(file: Path, heartbeat: int) -> None:
+def move_away_and_write(file: Path, heartbeat: int) -> None:
     file.rename(file.with_name("gateway.yaml~"))
-    file.write_text(text(heartbeat))
+    file.write_text(content(heartbeat))
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "gateway.yaml"
-    in_place(file, 1)
+    write_in_place(file, 1)
     return file
 
 
-@pytest.mark.parametrize("write", [in_place, renamed, moved_away_first])
-async def test_each_way_to_write_a_file_is_noticed(file: Path, write: Callable[[Path, int], None]) -> None:
-    async with following(file) as told:
+@pytest.mark.parametrize("write", [write_in_place, write_and_rename, move_away_and_write])
+async def test_change_is_noticed_however_the_file_is_written(file: Path, write: Callable[[Path, int], None]) -> None:
+    async with watching(file) as watched:
         for heartbeat in (2, 3):
             write(file, heartbeat)
-            await until(lambda beat=heartbeat: told.beat == beat)  # type: ignore[misc]
-        assert [outcome["ok"] for outcome in told.outcomes] == [True, True]
+            await until(lambda expected=heartbeat: watched.heartbeat == expected)  # type: ignore[misc]
+        assert [outcome["ok"] for outcome in watched.results] == [True, True]
 
 
-async def test_config_map_of_kubernetes_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is a link into `..data`, which is a link to a folder, and is swapped."""
+async def test_change_of_a_kubernetes_config_map_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is a link into `..data`, a link to a folder that Kubernetes swaps."""
     monkeypatch.chdir(tmp_path)
 
     def publish(heartbeat: int) -> None:
         folder = tmp_path / f"..{heartbeat}"
         folder.mkdir()
-        (folder / "gateway.yaml").write_text(text(heartbeat))
+        (folder / "gateway.yaml").write_text(content(heartbeat))
         (tmp_path / "..data_tmp").symlink_to(folder.name)
         (tmp_path / "..data_tmp").rename(tmp_path / "..data")
 
     publish(1)
     file = tmp_path / "gateway.yaml"
     file.symlink_to(Path("..data") / "gateway.yaml")
-    async with following(file) as told:
+    async with watching(file) as watched:
         for heartbeat in (2, 3):
             publish(heartbeat)
             for old in (tmp_path / f"..{heartbeat - 1}").iterdir():
                 old.unlink()
             (tmp_path / f"..{heartbeat - 1}").rmdir()
-            await until(lambda beat=heartbeat: told.beat == beat)  # type: ignore[misc]
-        assert all(outcome["ok"] for outcome in told.outcomes)
+            await until(lambda expected=heartbeat: watched.heartbeat == expected)  # type: ignore[misc]
+        assert all(outcome["ok"] for outcome in watched.results)
 
 
-async def test_file_behind_a_link_to_another_folder_is_followed(file: Path, tmp_path: Path) -> None:
+async def test_change_of_a_file_behind_a_link_is_noticed(file: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     there = tmp_path / "there" / "real.yaml"
-    in_place(there, 1)
+    write_in_place(there, 1)
     file.unlink()
     file.symlink_to(there)
-    async with following(file) as told:
-        in_place(there, 2)
-        await until(lambda: told.beat == 2)
+    async with watching(file) as watched:
+        write_in_place(there, 2)
+        await until(lambda: watched.heartbeat == 2)
 
 
-async def test_half_of_a_file_is_never_applied(file: Path) -> None:
-    """Each part of it would be good settings by itself."""
-    async with following(file) as told:
+async def test_half_written_file_is_never_applied(file: Path) -> None:
+    """Each part of the file would be valid settings."""
+    async with watching(file) as watched:
         with file.open("w") as out:
             for key in ("heartbeat: 5\n", "commit_after: 7\n", "drain_timeout: 9\n", "waiting_note: true\n"):
                 out.write(key)
                 out.flush()
                 os.fsync(out.fileno())
                 await asyncio.sleep(0.03)
-        await until(lambda: told.settings.waiting_note)
-        assert len(told.outcomes) == 1
-        assert told.outcomes[0]["changed"] == [
+        await until(lambda: watched.settings.waiting_note)
+        assert len(watched.results) == 1
+        assert watched.results[0]["changed"] == [
             "commit_after: 7.0, was 45.0",
             "heartbeat: 5.0, was 1.0",
             "waiting_note: true, was false",
@@ -615,8 +619,8 @@ async def test_half_of_a_file_is_never_applied(file: Path) -> None:
 
 
 async def test_file_that_changes_while_it_is_read_is_read_again(file: Path) -> None:
-    async with following(file) as told:
-        read, texts = told.read, [text(3)]
+    async with watching(file) as watched:
+        read, texts = watched.read, [content(3)]
 
         def read_late() -> Settings:
             settings = read()
@@ -624,20 +628,22 @@ async def test_file_that_changes_while_it_is_read_is_read_again(file: Path) -> N
                 file.write_text(texts.pop())
             return settings
 
-        told.read = read_late  # type: ignore[method-assign]
-        follower = asyncio.create_task(
-            FileWatcher(file, reload.Reloader(lambda: told.settings, told.apply, told.outcomes.append), told.read).run()
+        watched.read = read_late  # type: ignore[method-assign]
+        watcher = asyncio.create_task(
+            FileWatcher(
+                file, reload.Reloader(lambda: watched.settings, watched.apply, watched.results.append), watched.read
+            ).run()
         )
-        await until(lambda: told.beat == 3)
-        follower.cancel()
-        await asyncio.gather(follower, return_exceptions=True)
+        await until(lambda: watched.heartbeat == 3)
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
 
 
-@pytest.mark.parametrize("left", [None, b"", b"# only words\n\n  # of mine\n"])
-async def test_file_that_is_gone_or_empty_changes_nothing(
+@pytest.mark.parametrize("left", [None, b"", b"# only a comment\n\n  # and another\n"])
+async def test_missing_or_empty_file_changes_nothing(
     file: Path, left: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with following(file) as told:
+    async with watching(file) as watched:
         if left is None:
             file.unlink()
         else:
@@ -645,64 +651,68 @@ async def test_file_that_is_gone_or_empty_changes_nothing(
         await until(lambda: "nothing changes" in caplog.text)
         await asyncio.sleep(0.5)
         assert caplog.text.count("nothing changes") == 1
-        assert (told.beat, told.outcomes) == (1, [])
-        in_place(file, 4)
-        await until(lambda: told.beat == 4)
+        assert (watched.heartbeat, watched.results) == (1, [])
+        write_in_place(file, 4)
+        await until(lambda: watched.heartbeat == 4)
 
 
-async def test_invalid_file_is_refused_once_and_mended(file: Path) -> None:
-    async with following(file) as told:
+async def test_invalid_file_is_refused_once_and_accepted_when_corrected(file: Path) -> None:
+    async with watching(file) as watched:
         file.write_text("hartbeat: 1\n")
-        await until(lambda: len(told.outcomes) == 1)
-        assert told.outcomes[0]["reasons"] == ["hartbeat: no such key; did you mean 'heartbeat'? (gateway.yaml line 1)"]
+        await until(lambda: len(watched.results) == 1)
+        assert watched.results[0]["reasons"] == [
+            "hartbeat: unknown key; did you mean 'heartbeat'? (gateway.yaml line 1)"
+        ]
         await asyncio.sleep(0.5)
-        assert len(told.outcomes) == 1
-        in_place(file, 2)
-        await until(lambda: told.beat == 2)
+        assert len(watched.results) == 1
+        write_in_place(file, 2)
+        await until(lambda: watched.heartbeat == 2)
 
 
-async def test_folder_that_is_gone_is_found_again(tmp_path: Path) -> None:
+async def test_file_is_watched_again_after_its_folder_was_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "etc"
     folder.mkdir()
-    in_place(folder / "gateway.yaml", 1)
-    async with following(folder / "gateway.yaml") as told:
+    write_in_place(folder / "gateway.yaml", 1)
+    async with watching(folder / "gateway.yaml") as watched:
         folder.rename(tmp_path / "old")
         await asyncio.sleep(0.5)
         folder.mkdir()
-        in_place(folder / "gateway.yaml", 2)
-        await until(lambda: told.beat == 2)
+        write_in_place(folder / "gateway.yaml", 2)
+        await until(lambda: watched.heartbeat == 2)
 
 
-async def test_what_changed_before_the_follower_began_is_found(file: Path) -> None:
-    told = Told(file)
-    in_place(file, 7)
+async def test_change_before_the_watch_began_is_noticed(file: Path) -> None:
+    watched = Watched(file)
+    write_in_place(file, 7)
     task = asyncio.create_task(
-        FileWatcher(file, reload.Reloader(lambda: told.settings, told.apply, told.outcomes.append), told.read).run()
+        FileWatcher(
+            file, reload.Reloader(lambda: watched.settings, watched.apply, watched.results.append), watched.read
+        ).run()
     )
-    await until(lambda: told.beat == 7)
-    assert told.outcomes[0]["cause"] == "start"
+    await until(lambda: watched.heartbeat == 7)
+    assert watched.results[0]["cause"] == "start"
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_pipe_is_not_read_again(tmp_path: Path) -> None:
-    """To read one that nobody writes to would wait for ever."""
+async def test_pipe_is_not_watched(tmp_path: Path) -> None:
+    """Reading a pipe without a writer would block forever."""
     pipe = tmp_path / "gateway.yaml"
     os.mkfifo(pipe)
     settings = config.build({})
-    told = list[dict[str, Any]]()
-    reread = reload.Reloader(lambda: settings, lambda settings: asyncio.sleep(0), told.append)
+    results = list[dict[str, Any]]()
+    reread = reload.Reloader(lambda: settings, lambda settings: asyncio.sleep(0), results.append)
     async with asyncio.timeout(5):
         await FileWatcher(pipe, reread, lambda: settings).run()
     with pytest.raises(ConfigError):
         reload.read_whole(pipe, lambda: settings)
 
 
-async def test_empty_file_does_not_mean_the_defaults_at_a_signal(file: Path) -> None:
+async def test_empty_file_at_a_signal_is_refused_and_does_not_mean_the_defaults(file: Path) -> None:
     settings = config.load(file, {})
-    told = list[dict[str, Any]]()
+    results = list[dict[str, Any]]()
     file.write_bytes(b"")
-    await reload.Reloader(lambda: settings, lambda settings: asyncio.sleep(0), told.append).run(
+    await reload.Reloader(lambda: settings, lambda settings: asyncio.sleep(0), results.append).run(
         lambda: reload.read_whole(file, lambda: config.load(file, {})), "signal"
     )
-    assert told[0]["reasons"] == [f"{file}: it is gone, empty or cannot be read"]
+    assert results[0]["reasons"] == [f"{file}: the file is missing, empty or unreadable"]

@@ -1,7 +1,6 @@
-"""What `gateway config check`, `show` and `schema` print, and the example files: they must not drift from the code."""
+"""Output of `gateway config check`, `show` and `schema`; example files that match the code."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,76 +10,24 @@ import yaml
 from pydantic import BaseModel
 
 from gateway import config
-from gateway.config import Settings
-from gateway.config import document as documents
+from gateway.config.document import SettingsDocument
+from gateway.config.document_backends import LimitKeys
+from gateway.config.field_types import DocumentSection
+from tests.config.harness import EXAMPLE, SECRET, load, warned
 
 ROOT = Path(__file__).parents[2]
-CONTRACT = """
-llm_backend: ollama
-rollback_to: ollama
-backends:
-  ollama: {kind: ollama, base_url: http://127.0.0.1:11434}
-  vllm:
-    kind: vllm
-    servers:
-      - {base_url: http://10.0.0.5:8001/v1}
-      - {base_url: http://10.0.0.5:8002/v1}
-      - {base_url: http://10.0.0.6:8003/v1, models: ["Qwen/Qwen3-VL-8B-Instruct"]}
-tiers:
-  standard: {models: {ollama: "qwen3-vl:2b", vllm: "Qwen/Qwen3-VL-2B-Instruct"}, aliases: [gpt-4o-mini, simple]}
-  pro:      {models: {ollama: "qwen3-vl:4b", vllm: "Qwen/Qwen3-VL-4B-Instruct"}, aliases: [medium], limits: {vllm: {concurrency: 20}}}
-  ultra:
-    models: {ollama: "qwen3-vl:8b", vllm: "Qwen/Qwen3-VL-8B-Instruct"}
-    aliases: [gpt-4o, complex, {name: background, priority: batch, listed: false}]
-    fallback: true
-    warm: true
-    params: {default: {temperature: 0.7}, force: {reasoning_effort: none}, drop: [logit_bias]}
-default_tier: standard
-embeddings:
-  bge-m3: {backend: ollama, model: "bge-m3"}
-"""
 VARIABLES = {
-    "LLM_BACKEND",
-    "OLLAMA_BASE_URL",
-    "OLLAMA_MODEL",
-    "VLLM_BASE_URL",
-    "VLLM_MODEL",
-    "VLLM_API_KEY",
-    "OLLAMA_NUM_PARALLEL",
-    "GATEWAY_HOST",
-    "GATEWAY_PORT",
-    "GATEWAY_CONFIG",
-    "GATEWAY_API_KEYS",
-    "GATEWAY_API_KEYS_FILE",
-    "GATEWAY_ADMIN_KEY",
-    "GATEWAY_METRICS_KEY",
-    "GATEWAY_METRICS_PORT",
-    "GATEWAY_STATE_FILE",
+    "LLM_BACKEND", "OLLAMA_BASE_URL", "OLLAMA_MODEL", "VLLM_BASE_URL", "VLLM_MODEL", "VLLM_API_KEY",
+    "OLLAMA_NUM_PARALLEL", "GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_CONFIG", "GATEWAY_API_KEYS",
+    "GATEWAY_API_KEYS_FILE", "GATEWAY_ADMIN_KEY", "GATEWAY_METRICS_KEY", "GATEWAY_METRICS_PORT", "GATEWAY_STATE_FILE",
     "GATEWAY_URL",
-}
-SECRET = "s3cret-of-a-client-0123456789"
+}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("empty_environment")
 
 
-@pytest.fixture(autouse=True)
-def _empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def load(text: str | None = None, environ: Mapping[str, str] | None = None) -> Settings:
-    file = None
-    if text is not None:
-        file = Path("gateway.yaml")
-        file.write_text(text, encoding="utf-8")
-    return config.load(file, environ or {})
-
-
-def warned(settings: Settings) -> list[str]:
-    return [line for line in settings.warnings if "the gateway is open" not in line]
-
-
-def test_check_names_sources_tables_and_warnings() -> None:
+def test_check_prints_sources_tables_and_warnings() -> None:
     Path(".env").write_text("LLM_BACKEND=ollama\nOTHER=1\n")
-    lines = config.check(load(CONTRACT, {"VLLM_API_KEY": SECRET, "HOME": "/"}))
+    lines = config.check(load(EXAMPLE, {"VLLM_API_KEY": SECRET, "HOME": "/"}))
     assert lines[:3] == ["file: gateway.yaml", ".env: LLM_BACKEND", "environment: VLLM_API_KEY"]
     assert any(
         re.match(r"ultra +ollama +ollama: qwen3-vl:8b, vllm: .* gpt-4o, complex, background +the next$", line)
@@ -90,38 +37,39 @@ def test_check_names_sources_tables_and_warnings() -> None:
     assert SECRET not in "\n".join(lines)
 
 
-@pytest.mark.parametrize("text", [None, CONTRACT, (ROOT / "gateway.example.yaml").read_text(encoding="utf-8")])
-def test_shown_settings_read_back_are_the_same(text: str | None) -> None:
+@pytest.mark.parametrize("text", [None, EXAMPLE, (ROOT / "gateway.example.yaml").read_text(encoding="utf-8")])
+def test_shown_settings_can_be_loaded_again_unchanged(text: str | None) -> None:
     settings = load(text)
     again = load(config.show(settings))
     assert again.model_dump(exclude={"file", "sources"}) == settings.model_dump(exclude={"file", "sources"})
 
 
-def test_shown_settings_hide_secrets_and_fit_the_schema() -> None:
+def test_shown_settings_hide_secrets_and_match_the_schema() -> None:
     environ = {
         "VLLM_API_KEY": SECRET,
         "GATEWAY_API_KEYS": SECRET,
         "GATEWAY_METRICS_KEY": SECRET,
         "GATEWAY_STATE_FILE": "",
     }
-    shown = config.show(load(CONTRACT, environ | {"GATEWAY__BACKENDS__OLLAMA__HEADERS__X_KEY": SECRET}))
+    shown = config.show(load(EXAMPLE, environ | {"GATEWAY__BACKENDS__OLLAMA__HEADERS__X_KEY": SECRET}))
     assert SECRET not in shown
     assert shown.count("**********") == 4
     jsonschema.validate(yaml.safe_load(shown), config.schema())
 
 
-def test_schema_is_valid_and_takes_the_contract_and_the_example() -> None:
+def test_schema_is_valid_and_accepts_the_examples() -> None:
     schema = config.schema()
     jsonschema.Draft202012Validator.check_schema(schema)
-    for text in (CONTRACT, (ROOT / "gateway.example.yaml").read_text(encoding="utf-8")):
+    for text in (EXAMPLE, (ROOT / "gateway.example.yaml").read_text(encoding="utf-8")):
         jsonschema.validate(yaml.safe_load(text), schema)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["tirs: {}", "commit_after: 30x", "port: 70000", "backends: {vllm: {kind: x}}", "backends: {vllm: {max_queue: -1}}", "tiers: {a: {}}",
-     "guard: {margin: 0.9}", "guard: {rules: [luck]}", "guard: {ratio: 0.5}", "guard: {false_alarms: 0}", "guard: {rules: []}",
-     "max_body: 20m", "tiers: {a: {models: {o: x}, limits: {o: {conc: 1}}}}", "backends: {o: {model_concurrency: often}}"],
+    ["tirs: {}", "commit_after: 30x", "port: 70000", "backends: {vllm: {kind: x}}",
+     "backends: {vllm: {max_queue: -1}}", "tiers: {a: {}}", "guard: {margin: 0.9}", "guard: {rules: [luck]}",
+     "guard: {ratio: 0.5}", "guard: {false_alarms: 0}", "guard: {rules: []}", "max_body: 20m",
+     "tiers: {a: {models: {o: x}, limits: {o: {conc: 1}}}}", "backends: {o: {model_concurrency: often}}"],
 )  # fmt: skip
 def test_schema_refuses_what_the_gateway_refuses(text: str) -> None:
     with pytest.raises(jsonschema.ValidationError):
@@ -135,15 +83,15 @@ def test_schema_refuses_what_the_gateway_refuses(text: str) -> None:
      "tiers: {a: {models: {o: x}, fallback: true}}",
      "tiers: {a: {models: {o: x}, fallback: o, aliases: [x, {name: y}]}}", "backends: {o: {keep_alive: -1}}"],
 )  # fmt: skip
-def test_schema_takes_each_way_to_write_a_value(text: str) -> None:
+def test_schema_accepts_every_notation_of_a_value(text: str) -> None:
     jsonschema.validate(yaml.safe_load(text), config.schema())
 
 
-def _models(model: type[BaseModel] = documents.DocumentSection) -> list[type[BaseModel]]:
+def _models(model: type[BaseModel] = DocumentSection) -> list[type[BaseModel]]:
     return [model, *(below for item in model.__subclasses__() for below in _models(item))]
 
 
-def test_each_setting_has_a_description_with_its_default() -> None:
+def test_every_setting_has_a_description_with_its_default() -> None:
     for model in _models():
         for name, field in model.model_fields.items():
             description = field.description or ""
@@ -163,10 +111,10 @@ def test_example_file_shows_every_key() -> None:
             assert re.search(rf"\b{name}:", text), (model.__name__, name)
 
 
-def test_example_file_fits_the_schema_with_every_key_uncommented() -> None:
+def test_example_file_with_every_key_uncommented_matches_the_schema() -> None:
     document: dict[str, Any] = yaml.safe_load(_uncommented((ROOT / "gateway.example.yaml").read_text(encoding="utf-8")))
     jsonschema.validate(document, config.schema())
-    assert set(document) == set(documents.SettingsDocument.model_fields)
+    assert set(document) == set(SettingsDocument.model_fields)
 
 
 def test_example_file_changes_nothing() -> None:
@@ -174,11 +122,11 @@ def test_example_file_changes_nothing() -> None:
     assert settings.model_dump(exclude={"file", "sources"}) == load().model_dump(exclude={"file", "sources"})
 
 
-def test_defaults_in_the_example_file_are_the_real_ones() -> None:
+def test_defaults_in_the_example_file_equal_the_real_ones() -> None:
     document = yaml.safe_load(_uncommented((ROOT / "gateway.example.yaml").read_text(encoding="utf-8")))
     settings = load()
     for name, backend in settings.backends.items():
-        for key in documents.LimitKeys.model_fields:
+        for key in LimitKeys.model_fields:
             assert document["backends"][name][key] == getattr(backend.limits, key), (name, key)
     for key in (
         "host",
@@ -194,7 +142,7 @@ def test_defaults_in_the_example_file_are_the_real_ones() -> None:
         assert document[key] == getattr(settings, key), key
 
 
-def test_example_environment_names_every_variable_and_changes_nothing() -> None:
+def test_example_environment_lists_every_variable_and_changes_nothing() -> None:
     text = (ROOT / ".env.example").read_text(encoding="utf-8")
     for name in VARIABLES:
         assert re.search(rf"(?m)^# {name}=", text), name

@@ -1,4 +1,4 @@
-"""What is taken of a request, what is refused and in which words."""
+"""Tests of parsing chat requests: what is accepted, what is rejected, and the messages."""
 
 import json
 from typing import Any
@@ -7,25 +7,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.chat.json_schema import MAX_SCHEMA
 from gateway.chat.request import Chat
 from gateway.dialects.openai_chat import parse
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 from tests.fakes.chats import MIB, USER, called, chat, named, request, schema_format, tool
 
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
-# A body of this size and more is let through for its image alone.
+# A body of this size and more is only accepted because of its image.
 WITH_IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE + "A" * 2000}}]}
 
 
-def refused(body: bytes, max_text_body: int = MIB) -> GatewayError:
+def rejected(body: bytes, max_text_body: int = MIB) -> GatewayError:
     with pytest.raises(GatewayError) as caught:
         parse(body, max_text_body)
     return caught.value
 
 
 def outcome(body: bytes) -> GatewayError | None:
-    """None for what is taken; whatever is no `GatewayError` is a failure of the test."""
+    """Return the error, or None for an accepted body. Any other exception fails the test."""
     try:
         parse(body, MIB)
     except GatewayError as error:
@@ -33,11 +32,11 @@ def outcome(body: bytes) -> GatewayError | None:
     return None
 
 
-# Taken
+# Accepted
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
-def test_roles_are_taken(role: str) -> None:
+def test_role_is_accepted(role: str) -> None:
     assert chat(messages=[{"role": role, "content": "x"}]).messages[0].role == role
 
 
@@ -75,7 +74,7 @@ def test_roles_are_taken(role: str) -> None:
         ("functions", []),
     ],
 )
-def test_field_is_taken(name: str, value: Any) -> None:
+def test_field_is_accepted(name: str, value: Any) -> None:
     assert getattr(chat(**{name: value}), name) == value
 
 
@@ -100,76 +99,60 @@ def test_unknown_field_is_ignored(name: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["message", "part", "tool", "function", "call"])
-def test_unknown_field_within_is_ignored_too(where: str) -> None:
+def test_unknown_nested_field_is_ignored(where: str) -> None:
     extra = {"x-extra": {"a": [1]}}
-    more: dict[str, dict[str, Any]] = {
+    extra_by_place: dict[str, dict[str, Any]] = {
         name: extra if name == where else {} for name in ("message", "part", "tool", "function", "call")
     }
-    taken = chat(
+    parsed = chat(
         messages=[
-            {"role": "user", "content": [{"type": "text", "text": "x", **more["part"]}], **more["message"]},
-            {"role": "assistant", "content": None, "tool_calls": [called() | more["call"]]},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "x", **extra_by_place["part"]}],
+                **extra_by_place["message"],
+            },
+            {"role": "assistant", "content": None, "tool_calls": [called() | extra_by_place["call"]]},
         ],
-        tools=[tool(**more["function"]) | more["tool"]],
+        tools=[tool(**extra_by_place["function"]) | extra_by_place["tool"]],
     )
-    assert taken.messages[0].text == "x"
-    assert taken.offered[0].function.name == "get_weather"
+    assert parsed.messages[0].text == "x"
+    assert parsed.offered[0].function.name == "get_weather"
 
 
 @pytest.mark.parametrize(
     "wanted", [{"type": "text"}, {"type": "json_object"}, schema_format(), schema_format(strict=True, description="d")]
 )
-def test_format_of_the_answer_is_taken(wanted: dict[str, Any]) -> None:
+def test_response_format_is_accepted(wanted: dict[str, Any]) -> None:
     assert chat(response_format=wanted).response_format is not None
 
 
 @pytest.mark.parametrize("choice", [None, "none", "auto", "required", named()])
-def test_choice_of_tool_is_taken(choice: Any) -> None:
+def test_tool_choice_is_accepted(choice: Any) -> None:
     assert chat(tools=[tool()], tool_choice=choice).tools
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {},
-        {"type": "object"},
-        {"properties": {"a": True}},
-        {"$schema": "http://json-schema.org/draft-07/schema#", "type": "object"},
-        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}},
-        {
-            "definitions": {"a": {"type": "object", "properties": {"a": {"$ref": "#/definitions/a"}}}},
-            "$ref": "#/definitions/a",
-        },
-        {"type": "object", "properties": {"$ref": {"type": "string"}}},
-        {"type": "object", "properties": {"a": {"type": "integer", "maximum": 2**63 - 1}}},
-    ],
-)
-def test_schema_of_either_draft_is_taken_and_its_own_references_too(schema: dict[str, Any]) -> None:
-    assert chat(tools=[tool(parameters=schema)], response_format=schema_format(schema)).tools
-
-
-def test_function_without_parameters_is_taken() -> None:
+def test_function_without_parameters_is_accepted() -> None:
     assert chat(tools=[{"type": "function", "function": {"name": "f"}}]).offered[0].function.parameters is None
 
 
 @pytest.mark.parametrize("arguments", ["", "{}", '{"a": [1, null, "\\u0000"]}'])
-def test_turns_of_a_tool_call_and_its_result_are_taken(arguments: str) -> None:
-    turns = [
+def test_tool_call_and_its_result_are_accepted(arguments: str) -> None:
+    messages = [
         {"role": "assistant", "content": None, "tool_calls": [called(arguments=arguments)]},
         {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "12 C"}]},
     ]
-    taken = chat(messages=[*USER, *turns])
-    assert taken.messages[1].tool_calls is not None
-    assert (taken.messages[1].tool_calls[0].function.arguments, taken.messages[2].text) == (arguments, "12 C")
+    parsed = chat(messages=[*USER, *messages])
+    assert parsed.messages[1].tool_calls is not None
+    assert (parsed.messages[1].tool_calls[0].function.arguments, parsed.messages[2].text) == (arguments, "12 C")
 
 
-def test_last_of_two_equal_fields_wins() -> None:
+def test_last_of_duplicate_fields_wins() -> None:
     body = b'{"model":"first","model":"standard","messages":[{"role":"user","content":"a"}],"seed":1,"seed":2}'
-    taken = parse(body, MIB)
-    assert (taken.model, taken.seed) == ("standard", 2)
+    parsed = parse(body, MIB)
+    assert (parsed.model, parsed.seed) == ("standard", 2)
 
 
-# Refused
+# Rejected
 
 
 @pytest.mark.parametrize(
@@ -186,15 +169,15 @@ def test_last_of_two_equal_fields_wins() -> None:
         request().decode().encode("utf-16"),
     ],
 )
-def test_what_is_no_json_is_refused(body: bytes) -> None:
-    error = refused(body)
+def test_body_that_is_not_json_is_rejected(body: bytes) -> None:
+    error = rejected(body)
     assert isinstance(error, InvalidJson)
     assert error.message == "The body is not valid JSON."
 
 
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"x"', b"null", b"true"])
-def test_what_is_no_object_is_refused(body: bytes) -> None:
-    assert isinstance(refused(body), InvalidJson)
+def test_body_that_is_not_an_object_is_rejected(body: bytes) -> None:
+    assert isinstance(rejected(body), InvalidJson)
 
 
 @pytest.mark.parametrize(
@@ -205,22 +188,22 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
         request()[:-1] + b',"x":' + b"[" * 1100 + b"]" * 1100 + b"}",
     ],
 )
-def test_deep_nesting_is_refused(body: bytes) -> None:
-    assert isinstance(refused(body), InvalidJson)
+def test_deep_nesting_is_rejected(body: bytes) -> None:
+    assert isinstance(rejected(body), InvalidJson)
 
 
 BAD_JSON = [b"NaN", b"Infinity", b"1e999", b"9" * 5000, b'"\\ud800"', b'"\xff"', b"[1,]", b"'x'", b"01"]
 
 
 @pytest.mark.parametrize("value", BAD_JSON)
-def test_what_no_json_has_is_refused_even_where_it_would_be_ignored(value: bytes) -> None:
-    assert isinstance(refused(request()[:-1] + b',"x":%b}' % value), InvalidJson)
+def test_invalid_json_in_an_ignored_field_is_rejected(value: bytes) -> None:
+    assert isinstance(rejected(request()[:-1] + b',"x":%b}' % value), InvalidJson)
 
 
 @pytest.mark.parametrize("value", BAD_JSON)
-def test_the_same_behind_a_large_image(value: bytes) -> None:
+def test_invalid_json_after_a_large_image_is_rejected(value: bytes) -> None:
     body = request(messages=[WITH_IMAGE])[:-1] + b',"x":%b}' % value
-    assert isinstance(refused(body, max_text_body=len(body) - 1500), InvalidJson)
+    assert isinstance(rejected(body, max_text_body=len(body) - 1500), InvalidJson)
 
 
 @pytest.mark.parametrize(
@@ -234,10 +217,6 @@ def test_the_same_behind_a_large_image(value: bytes) -> None:
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"content": "x"}]}, "messages[0].role"),
-        ({"messages": [*USER, {"role": "user"}]}, "messages[1].content"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
-        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
-        ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
@@ -245,7 +224,6 @@ def test_the_same_behind_a_large_image(value: bytes) -> None:
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
             "messages[0].content[0].image_url",
         ),
-        ({"messages": [*USER, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages[0].tool_calls[0].function"),
         ({"temperature": 2.1}, "temperature"),
@@ -278,8 +256,6 @@ def test_the_same_behind_a_large_image(value: bytes) -> None:
         ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
         ({"logprobs": 5}, "logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"top_logprobs": 2}, "top_logprobs"),
-        ({"logprobs": False, "top_logprobs": 2}, "top_logprobs"),
         ({"logit_bias": {"1": 101}}, "logit_bias[...]"),
         ({"logit_bias": [1]}, "logit_bias"),
         ({"reasoning_effort": "hard"}, "reasoning_effort"),
@@ -292,19 +268,7 @@ def test_the_same_behind_a_large_image(value: bytes) -> None:
         ({"tools": [tool("")]}, "tools[0].function.name"),
         ({"tools": [tool("a b")]}, "tools[0].function.name"),
         ({"tools": [tool("x" * 65)]}, "tools[0].function.name"),
-        ({"tools": [tool("a"), tool("a")]}, "tools[1].function.name"),
-        ({"tools": [tool(parameters={"type": "string"})]}, "tools[0].function.parameters"),
-        ({"tools": [tool(parameters={"type": "object", "properties": 7})]}, "tools[0].function.parameters"),
-        (
-            {"tools": [tool(parameters={"properties": {"a": {"$ref": "http://10.0.0.1/x"}}})]},
-            "tools[0].function.parameters",
-        ),
-        ({"tools": [tool(parameters={"description": "x" * MAX_SCHEMA})]}, "tools[0].function.parameters"),
         ({"tools": [tool()], "tool_choice": "any"}, "tool_choice"),
-        ({"tools": [tool()], "tool_choice": named("other")}, "tool_choice"),
-        ({"tool_choice": named()}, "tool_choice"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"tools": [], "tool_choice": "required"}, "tool_choice"),
         ({"response_format": {}}, "response_format.type"),
         ({"response_format": "json"}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
@@ -316,55 +280,18 @@ def test_the_same_behind_a_large_image(value: bytes) -> None:
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
             "response_format.json_schema.name",
         ),
-        ({"response_format": schema_format({"type": "thing"})}, "response_format.json_schema.schema"),
-        ({"response_format": schema_format({"$ref": "file:///etc/passwd"})}, "response_format.json_schema.schema"),
     ],
 )
-def test_wrong_value_is_refused_by_its_path(fields: dict[str, Any], param: str) -> None:
-    error = refused(request(**fields))
+def test_invalid_value_is_named_by_its_path(fields: dict[str, Any], param: str) -> None:
+    error = rejected(request(**fields))
     assert type(error) is InvalidRequest
     assert error.param == param
     assert f"'{param}'" in error.message
 
 
-def nested(levels: int) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "object"}
-    for _ in range(levels):
-        schema = {"type": "object", "properties": {"a": schema}}
-    return schema
-
-
-@pytest.mark.parametrize(
-    "schema",
-    [nested(150), nested(400), {"maximum": 2**64}, {"enum": [10**30]}],
-    ids=["150 deep", "400 deep", "2^64", "10^30"],
-)
-def test_schema_beyond_what_an_engine_takes_is_refused_not_a_failure(schema: dict[str, Any]) -> None:
-    """A JSON document may be so deep, and its numbers so large; what we check it with takes neither."""
-    for fields, param in (
-        ({"tools": [tool(parameters=schema)]}, "tools[0].function.parameters"),
-        ({"response_format": schema_format(schema)}, "response_format.json_schema.schema"),
-    ):
-        error = refused(request(**fields))
-        assert (error.code, error.param) == ("invalid_value", param)
-
-
-@pytest.mark.parametrize("name", ["model", "messages"])
-def test_missing_field_is_named(name: str) -> None:
-    body = json.loads(request())
-    del body[name]
-    error = refused(json.dumps(body).encode())
-    assert (error.code, error.param, error.message) == ("invalid_value", name, f"Missing required parameter: '{name}'.")
-
-
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"n": 2}, "n"),
-        ({"functions": [{"name": "f"}]}, "functions"),
-        ({"function_call": "auto"}, "functions"),
-        ({"audio": {"voice": "x"}}, "audio"),
-        ({"modalities": ["text", "audio"]}, "modalities"),
         ({"response_format": {"type": "structural_tag"}}, "response_format.type"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
         ({"tools": [tool()], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
@@ -375,25 +302,29 @@ def test_missing_field_is_named(name: str) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}, "messages[0].content[0].type"),
     ],
 )
-def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
-    error = refused(request(**fields))
+def test_unsupported_feature_is_named_by_its_path(fields: dict[str, Any], param: str) -> None:
+    error = rejected(request(**fields))
     assert isinstance(error, UnsupportedParameter)
     assert error.param == param
     assert f"'{param}'" in error.message
 
 
-# Bounds
+def test_parse_runs_the_checks() -> None:
+    assert rejected(request(top_logprobs=2)).param == "top_logprobs"
 
 
-def test_long_body_without_an_image_is_refused() -> None:
+# Limits
+
+
+def test_long_body_without_an_image_is_rejected() -> None:
     body = request(messages=[{"role": "user", "content": "x" * 1000}])
-    error = refused(body, max_text_body=len(body) - 1)
+    error = rejected(body, max_text_body=len(body) - 1)
     assert isinstance(error, RequestTooLarge)
     assert str(len(body) - 1) in error.message
     assert parse(body, len(body)).messages[0].text
 
 
-def test_long_body_with_an_image_is_taken() -> None:
+def test_long_body_with_an_image_is_accepted() -> None:
     assert parse(request(messages=[WITH_IMAGE]), 1000).has_images
 
 
@@ -404,16 +335,16 @@ def test_image_does_not_make_room_for_text() -> None:
         {"messages": [WITH_IMAGE, {"role": "user", "content": "x" * 2000}]},
     ):
         assert isinstance(
-            refused(request(**({"messages": [WITH_IMAGE]} | fields)), max_text_body=1500), RequestTooLarge
+            rejected(request(**({"messages": [WITH_IMAGE]} | fields)), max_text_body=1500), RequestTooLarge
         )
 
 
-def test_text_that_looks_like_an_image_is_text() -> None:
+def test_text_that_looks_like_an_image_counts_as_text() -> None:
     body = request(messages=[{"role": "user", "content": "data:image/png;base64," + "x" * 5000}])
-    assert isinstance(refused(body, max_text_body=1000), RequestTooLarge)
+    assert isinstance(rejected(body, max_text_body=1000), RequestTooLarge)
 
 
-# Nothing of the client's text comes back
+# Messages that do not repeat the client's text
 
 CANARY = "c4n4ry"
 PLACES = (
@@ -477,24 +408,24 @@ requests = st.fixed_dictionaries(
 @pytest.mark.parametrize("text", PLACES)
 def test_text_that_looks_like_the_parsers_own_is_not_repeated(text: str) -> None:
     for message in ({"role": text, "content": "x"}, {"role": "user", "content": [{"type": text}]}):
-        assert CANARY not in refused(request(messages=[message])).envelope().decode()
+        assert CANARY not in rejected(request(messages=[message])).envelope().decode()
     for fields in (
         {"tools": [tool(f"{text} ")]},
         {"tool_choice": named(text)},
         {"reasoning_effort": text},
         {"response_format": {"type": text}},
     ):
-        assert CANARY not in refused(request(**fields)).envelope().decode()
+        assert CANARY not in rejected(request(**fields)).envelope().decode()
 
 
 @given(requests | anything)
 @settings(max_examples=120, suppress_health_check=list(HealthCheck), deadline=None)
-def test_no_refusal_repeats_what_was_sent(body: Any) -> None:
+def test_no_error_repeats_the_request(body: Any) -> None:
     error = outcome(json.dumps(body).encode())
     assert error is None or (error.status == 400 and CANARY not in error.envelope().decode())
 
 
 @given(st.binary(max_size=60) | st.text(st.sampled_from('{}[]":,\\ue0123model'), max_size=60).map(str.encode))
-def test_any_bytes_are_read_or_refused(body: bytes) -> None:
+def test_any_bytes_are_parsed_or_rejected(body: bytes) -> None:
     error = outcome(body)
     assert error is None or error.status == 400

@@ -1,4 +1,4 @@
-"""What the client gets: the same shape whichever backend serves, as OpenAI's own library reads it."""
+"""Tests of rendering answers: OpenAI's own library accepts them, whatever the backend."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, TokenLogprob, Usage, assemble
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, TokenLogprob, Usage
 from gateway.dialects.openai_chat import StreamRenderer, render_answer
 
 CREATED = 1_795_000_000
@@ -22,12 +22,12 @@ LOGPROBS = [
 STREAM = [Delta("Hel"), Delta("lo"), Delta(finish="stop"), Delta(usage=USAGE)]
 
 
-def view(wants_usage: bool = False, model: str = "standard") -> StreamRenderer:
+def renderer(wants_usage: bool = False, model: str = "standard") -> StreamRenderer:
     return StreamRenderer("chatcmpl-1", CREATED, model, wants_usage)
 
 
 def plain(content: str = "", reasoning: str = "", usage: Usage | None = None, **more: Any) -> Any:
-    """A whole answer as it is rendered, `finish` stop."""
+    """Return a whole answer as it is rendered, with finish reason `stop`."""
     fields: dict[str, Any] = {"finish": "stop", "calls": [], "logprobs": None} | more
     return json.loads(
         render_answer("chatcmpl-1", CREATED, "standard", Answer(content, reasoning, usage=usage, **fields))
@@ -35,7 +35,7 @@ def plain(content: str = "", reasoning: str = "", usage: Usage | None = None, **
 
 
 def events(body: bytes) -> list[Any]:
-    """The documents of a stream; each is one `data:` line and a blank one."""
+    """Parse the events of a stream. Each is one `data:` line and a blank line."""
     parts = body.split(b"\n\n")
     assert parts.pop() == b""
     assert all(part.startswith(b"data: ") and b"\n" not in part for part in parts)
@@ -43,7 +43,7 @@ def events(body: bytes) -> list[Any]:
 
 
 def rendered(deltas: list[Delta], wants_usage: bool = False) -> list[Any]:
-    stream = view(wants_usage)
+    stream = renderer(wants_usage)
     return events(stream.opening() + b"".join(map(stream.render, deltas)))
 
 
@@ -51,7 +51,7 @@ def deltas_of(chunks: list[Any]) -> list[Any]:
     return [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
 
 
-def test_stream_is_role_then_deltas_then_finish() -> None:
+def test_stream_consists_of_role_deltas_and_finish() -> None:
     chunks = rendered(STREAM)
     assert deltas_of(chunks) == [{"role": "assistant", "content": ""}, {"content": "Hel"}, {"content": "lo"}, {}]
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, None, "stop"]
@@ -61,7 +61,7 @@ def test_stream_is_role_then_deltas_then_finish() -> None:
     }
 
 
-def test_usage_comes_last_in_a_chunk_without_choices_and_only_if_asked_for() -> None:
+def test_usage_is_the_last_chunk_and_only_sent_if_requested() -> None:
     *rest, last = rendered(STREAM, wants_usage=True)
     assert last["choices"] == []
     assert last["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
@@ -70,40 +70,40 @@ def test_usage_comes_last_in_a_chunk_without_choices_and_only_if_asked_for() -> 
 
 
 def test_stream_ends_with_done() -> None:
-    assert view().done() == b"data: [DONE]\n\n"
+    assert renderer().done() == b"data: [DONE]\n\n"
 
 
-def test_beat_adds_nothing() -> None:
-    (chunk,) = events(view().keepalive())
+def test_keepalive_adds_nothing() -> None:
+    (chunk,) = events(renderer().keepalive())
     assert chunk["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}]
 
 
 def test_empty_delta_is_not_sent() -> None:
-    assert view().render(Delta()) == b""
+    assert renderer().render(Delta()) == b""
 
 
-def test_reasoning_goes_under_both_names() -> None:
-    (chunk,) = events(view().render(Delta(reasoning="hm")))
+def test_reasoning_is_sent_under_both_names() -> None:
+    (chunk,) = events(renderer().render(Delta(reasoning="hm")))
     assert chunk["choices"][0]["delta"] == {"reasoning": "hm", "reasoning_content": "hm"}
 
 
-def test_content_and_finish_of_one_event_are_two_chunks() -> None:
-    """Ollama before 0.32.6 puts both into one."""
-    chunks = events(view().render(Delta("end", finish="length")))
+def test_content_and_finish_of_one_event_become_two_chunks() -> None:
+    """Ollama before 0.32.6 sends both in one event."""
+    chunks = events(renderer().render(Delta("end", finish="length")))
     assert deltas_of(chunks) == [{"content": "end"}, {}]
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, "length"]
 
 
 @pytest.mark.parametrize("finish", ["stop", "length", "content_filter", "tool_calls"])
-def test_openais_types_read_every_chunk(finish: Any) -> None:
+def test_openais_types_accept_every_chunk(finish: Any) -> None:
     deltas = [Delta("a", "b"), Delta(finish=finish), Delta(usage=USAGE)]
-    for chunk in [*rendered(deltas, wants_usage=True), *events(view().keepalive())]:
+    for chunk in [*rendered(deltas, wants_usage=True), *events(renderer().keepalive())]:
         ChatCompletionChunk.model_validate(chunk, strict=True)
 
 
 @given(st.text(max_size=40), st.text(max_size=40), st.text(min_size=1, max_size=20))
-def test_any_text_comes_through_unchanged(content: str, reasoning: str, model: str) -> None:
-    stream = view(model=model)
+def test_any_text_is_rendered_unchanged(content: str, reasoning: str, model: str) -> None:
+    stream = renderer(model=model)
     body = stream.render(Delta(content, reasoning, "stop"))
     found = deltas_of(events(body))
     assert "".join(delta.get("content", "") for delta in found) == content
@@ -114,7 +114,7 @@ def test_any_text_comes_through_unchanged(content: str, reasoning: str, model: s
     assert (message["content"], message.get("reasoning", ""), answer["model"]) == (content, reasoning, model)
 
 
-def test_plain_answer_is_read_by_openais_types() -> None:
+def test_openais_types_accept_a_plain_answer() -> None:
     body = render_answer("chatcmpl-1", CREATED, "standard", Answer("Hello", "", "length", USAGE, [], None))
     answer = ChatCompletion.model_validate_json(body, strict=True)
     assert (answer.id, answer.model, answer.created) == ("chatcmpl-1", "standard", CREATED)
@@ -124,41 +124,25 @@ def test_plain_answer_is_read_by_openais_types() -> None:
     assert "reasoning" not in json.loads(body)["choices"][0]["message"]
 
 
-def test_plain_answer_without_counts_says_so() -> None:
+def test_plain_answer_without_token_counts_has_null_usage() -> None:
     assert plain()["usage"] is None
-
-
-def test_pieces_make_the_answer() -> None:
-    assert assemble(
-        [Delta(reasoning="h"), Delta("a", "m"), Delta("b"), Delta(finish="length"), Delta(usage=USAGE)]
-    ) == Answer("ab", "hm", "length", USAGE, [], None)
 
 
 # Tool calls
 
 
-def test_pieces_of_calls_make_the_calls_in_their_order() -> None:
-    pieces = [
-        Delta(calls=[CallDelta(1, "b", "g", "{")]),
-        Delta(calls=[CallDelta(0, "a", "f", ""), CallDelta(1, arguments="}")]),
-        Delta(calls=[CallDelta(0, arguments="{}")]),
-        Delta(finish="tool_calls"),
-    ]
-    assert assemble(pieces).calls == [CallDelta(0, "a", "f", "{}"), CallDelta(1, "b", "g", "{}")]
-
-
-def test_call_begins_with_id_type_and_name_and_goes_on_with_arguments() -> None:
-    begun, on = events(
-        view().render(Delta(calls=[CallDelta(1, "call_1", "f", "")]))
-        + view().render(Delta(calls=[CallDelta(1, arguments='{"a"')]))
+def test_call_starts_with_id_type_and_name_and_continues_with_arguments() -> None:
+    first, second = events(
+        renderer().render(Delta(calls=[CallDelta(1, "call_1", "f", "")]))
+        + renderer().render(Delta(calls=[CallDelta(1, arguments='{"a"')]))
     )
-    assert begun["choices"][0]["delta"] == {
+    assert first["choices"][0]["delta"] == {
         "tool_calls": [{"index": 1, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}]
     }
-    assert on["choices"][0]["delta"] == {"tool_calls": [{"index": 1, "function": {"arguments": '{"a"'}}]}
+    assert second["choices"][0]["delta"] == {"tool_calls": [{"index": 1, "function": {"arguments": '{"a"'}}]}
 
 
-def test_calls_of_a_stream_are_read_by_openais_types() -> None:
+def test_openais_types_accept_streamed_calls() -> None:
     chunks = rendered(
         [Delta("Let me see."), Delta(calls=CALLS), Delta(finish="tool_calls"), Delta(usage=USAGE)], wants_usage=True
     )
@@ -169,12 +153,12 @@ def test_calls_of_a_stream_are_read_by_openais_types() -> None:
         1,
         1,
         0,
-    ]  # each piece in a chunk of its own
+    ]
     for chunk in chunks:
         ChatCompletionChunk.model_validate(chunk, strict=True)
 
 
-def test_calls_of_a_plain_answer_are_read_by_openais_types_and_its_content_is_null() -> None:
+def test_openais_types_accept_calls_of_a_plain_answer_with_null_content() -> None:
     answer = plain(calls=CALLS, finish="tool_calls")
     read = ChatCompletion.model_validate(answer, strict=True)
     assert read.choices[0].message.tool_calls is not None
@@ -186,7 +170,7 @@ def test_calls_of_a_plain_answer_are_read_by_openais_types_and_its_content_is_nu
     assert "index" not in answer["choices"][0]["message"]["tool_calls"][0]
 
 
-def test_speech_beside_a_call_is_kept_and_an_answer_without_calls_has_no_such_field() -> None:
+def test_content_next_to_a_call_is_kept_and_answers_without_calls_lack_the_field() -> None:
     assert plain("Let me see.", calls=CALLS)["choices"][0]["message"]["content"] == "Let me see."
     message = plain()["choices"][0]["message"]
     assert (message["content"], "tool_calls" in message) == ("", False)
@@ -195,7 +179,7 @@ def test_speech_beside_a_call_is_kept_and_an_answer_without_calls_has_no_such_fi
 # Logprobs
 
 
-def test_logprobs_have_openais_full_shape_in_both_views() -> None:
+def test_logprobs_have_openais_shape_streamed_and_plain() -> None:
     shape = {
         "token": "Hel",
         "logprob": -0.25,
@@ -205,46 +189,37 @@ def test_logprobs_have_openais_full_shape_in_both_views() -> None:
             {"token": "é", "logprob": -1.5, "bytes": None},
         ],
     }
-    (chunk,) = events(view().render(Delta("Hel", logprobs=LOGPROBS)))
+    (chunk,) = events(renderer().render(Delta("Hel", logprobs=LOGPROBS)))
     answer = plain("Hel", logprobs=LOGPROBS)
     assert chunk["choices"][0]["logprobs"] == answer["choices"][0]["logprobs"] == {"content": [shape], "refusal": None}
     ChatCompletionChunk.model_validate(chunk, strict=True)
     ChatCompletion.model_validate(answer, strict=True)
 
 
-def test_logprobs_that_nobody_asked_for_are_null() -> None:
+def test_unrequested_logprobs_are_null() -> None:
     assert plain()["choices"][0]["logprobs"] is None
     assert all(chunk["choices"][0]["logprobs"] is None for chunk in rendered(STREAM))
 
 
-def test_logprobs_without_text_and_beside_a_finish_are_shown() -> None:
+def test_logprobs_without_text_or_next_to_a_finish_are_rendered() -> None:
     for delta in (
         Delta(logprobs=LOGPROBS),
         Delta(finish="stop", logprobs=LOGPROBS),
         Delta(usage=USAGE, logprobs=LOGPROBS),
     ):
-        chunks = events(view(wants_usage=True).render(delta))
+        chunks = events(renderer(wants_usage=True).render(delta))
         assert chunks[0]["choices"][0]["logprobs"]["content"][0]["token"] == "Hel"
-    assert assemble([Delta("a", logprobs=LOGPROBS), Delta(finish="stop", logprobs=LOGPROBS)]).logprobs == LOGPROBS * 2
 
 
-# The short way
-
-
-@given(st.text(), st.text(), st.sampled_from([None, "stop", "length"]), st.booleans(), st.booleans())
-def test_one_delta_is_put_together_as_several_are(
-    content: str, reasoning: str, finish: Any, has_usage: bool, has_logprobs: bool
-) -> None:
-    delta = Delta(content, reasoning, finish, USAGE if has_usage else None, None, LOGPROBS if has_logprobs else None)
-    assert assemble([delta]) == assemble([delta, Delta()])
+# Fast path
 
 
 @given(st.lists(st.text(max_size=8), min_size=1, max_size=5), st.booleans())
-def test_spliced_texts_are_the_chunks_that_would_have_been_rendered(texts: list[str], wants_usage: bool) -> None:
+def test_spliced_texts_equal_rendered_chunks(texts: list[str], wants_usage: bool) -> None:
     insides = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in texts]
-    assert events(view(wants_usage).splice(insides)) == [
+    assert events(renderer(wants_usage).splice(insides)) == [
         {**chunk, "choices": [{**chunk["choices"][0], "delta": {"content": text}}]}
-        for text, chunk in zip(texts, events(view(wants_usage).keepalive() * len(texts)), strict=True)
+        for text, chunk in zip(texts, events(renderer(wants_usage).keepalive() * len(texts)), strict=True)
     ]
-    before, after = view(wants_usage).around_text
-    assert view(wants_usage).splice(insides) == b"".join(before + inside + after for inside in insides)
+    before, after = renderer(wants_usage).around_text
+    assert renderer(wants_usage).splice(insides) == b"".join(before + inside + after for inside in insides)

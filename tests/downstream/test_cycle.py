@@ -1,15 +1,21 @@
-"""The short ways of an answer give the bytes of the long ones."""
+"""The request/response cycle: framing of responses, and shortcuts that send the same bytes."""
 
 import asyncio
+import json
+import logging
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.downstream.cycle import RequestResponseCycle
+from tests.downstream.server_thread import ServerThread, read_response
 
 
-class FakeDoor:
+class FakeOwner:
+    """Connection and transport in one: records what is written and which methods are called."""
+
     def __init__(self) -> None:
         self.sent = b""
         self.events: list[str] = []
@@ -27,28 +33,28 @@ class FakeDoor:
         self.events.append("answered")
 
     def close_after_flush(self) -> None:
-        self.events.append("give_up")
+        self.events.append("close_after_flush")
 
 
 def begun(
     is_head: bool, http11: bool, keep_alive: bool, body: bytes | None, *, whole: bool
-) -> tuple[FakeDoor, RequestResponseCycle]:
-    """A cycle whose request's body came with its head, or in a call of its own."""
-    door = FakeDoor()
+) -> tuple[FakeOwner, RequestResponseCycle]:
+    """Return a cycle whose request body came with the head (`whole`), or in a call of its own."""
+    owner = FakeOwner()
     fields = {b"host": b"gateway"}
     cycle = RequestResponseCycle(
-        door, cast("asyncio.Transport", door), fields, {}, is_head, http11, keep_alive, False, body if whole else None
+        owner, cast("asyncio.Transport", owner), fields, {}, is_head, http11, keep_alive, False, body if whole else None
     )
     if body is not None and not whole:
         cycle.add_body(body)
         cycle.end_body()
-    return door, cycle
+    return owner, cycle
 
 
-def state(door: FakeDoor, cycle: RequestResponseCycle) -> tuple[Any, ...]:
+def state(owner: FakeOwner, cycle: RequestResponseCycle) -> tuple[Any, ...]:
     return (
-        door.sent,
-        door.events,
+        owner.sent,
+        owner.events,
         cycle.started,
         cycle.complete,
         cycle.keep_alive,
@@ -67,16 +73,63 @@ def state(door: FakeDoor, cycle: RequestResponseCycle) -> tuple[Any, ...]:
     st.binary(max_size=300),
     st.sampled_from([200, 404, 503]),
 )
-def test_whole_answer_in_one_call_is_that_in_two(
+def test_answer_sends_the_same_bytes_as_open_and_send(
     is_head: bool, http11: bool, keep_alive: bool, asked: bytes | None, body: bytes, status: int
 ) -> None:
-    door, cycle = begun(is_head, http11, keep_alive and http11, asked, whole=True)
+    owner, cycle = begun(is_head, http11, keep_alive and http11, asked, whole=True)
     assert cycle.whole_body() == asked
     cycle.answer(status, b"x-a: b\r\n", body)
 
-    other_door, other = begun(is_head, http11, keep_alive and http11, asked, whole=False)
+    other_owner, other = begun(is_head, http11, keep_alive and http11, asked, whole=False)
     assert other.whole_body() == asked
     other.open(status, b"x-a: b\r\n")
     asyncio.run(other.send({"type": "http.response.body", "body": body}))
-    assert state(door, cycle) == state(other_door, other)
-    assert door.sent
+    assert state(owner, cycle) == state(other_owner, other)
+    assert owner.sent
+
+
+def test_response_without_a_content_length_gets_one(default_server: ServerThread) -> None:
+    with default_server.connect(b"GET /no_length HTTP/1.1\r\nHost: a\r\n\r\n") as client:
+        assert read_response(client)[2] == b"one piece"
+
+
+def test_stream_is_chunked_in_http11_and_ends_with_the_connection_in_http10(default_server: ServerThread) -> None:
+    answer = default_server.ask(b"GET /stream HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert answer.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n")
+    assert b"transfer-encoding: chunked\r\n" in answer
+    answer = default_server.ask(b"GET /stream HTTP/1.0\r\n\r\n")
+    assert answer.endswith(b"connection: close\r\n\r\nonetwothree")
+    assert b"transfer-encoding" not in answer
+
+
+def test_head_request_gets_no_body(default_server: ServerThread) -> None:
+    answer = default_server.ask(b"HEAD /hello HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert answer == b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("path", [b"fail", b"silent", b"injected"])
+def test_application_failure_before_the_response_gives_500_without_the_cause(
+    default_server: ServerThread, path: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.CRITICAL, "gateway.downstream"):
+        answer = default_server.ask(b"GET /" + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "server_error"
+    assert b"secret" not in answer
+    assert b"cookie" not in answer
+
+
+def test_application_failure_in_mid_stream_leaves_the_stream_unterminated(default_server: ServerThread) -> None:
+    answer = default_server.ask(b"GET /fail_late HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert answer.endswith(b"5\r\nbegun\r\n")
+
+
+def test_100_continue_is_sent_only_if_the_application_reads_the_body(default_server: ServerThread) -> None:
+    expect = b"HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    with default_server.connect(b"POST /echo " + expect) as client:
+        assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"ab")
+        assert read_response(client)[2] == b"ab"
+    with default_server.connect(b"POST /unauthorized " + expect) as client:
+        assert read_response(client)[0] == 401
+        assert client.recv(1) == b""

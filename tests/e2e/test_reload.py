@@ -70,7 +70,7 @@ def test_changed_file_is_applied_and_an_invalid_one_is_not(gateway: Gateway, eng
     assert ask(gateway, "pro").status_code == 200
     log = (tmp_path / "gateway.log").read_text()
     assert "settings: tiers.pro: new" in log
-    assert "settings: tirs: no such key; did you mean 'tiers'? (gateway.yaml line 1)" in log
+    assert "settings: tirs: unknown key; did you mean 'tiers'? (gateway.yaml line 1)" in log
 
 
 @pytest.mark.timeout(120)

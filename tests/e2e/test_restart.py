@@ -117,7 +117,7 @@ def test_changed_variable_takes_precedence_over_an_operators_change(
     with installation.gateway(OLLAMA) as gateway:
         assert active_backend(gateway) == OLLAMA
         assert "LLM_BACKEND is ollama and was vllm" in installation.first_log_lines()
-        assert "the variable counts" in installation.first_log_lines()
+        assert "the variable takes precedence" in installation.first_log_lines()
     with installation.gateway(OLLAMA) as gateway:
         assert active_backend(gateway) == OLLAMA
     assert "LLM_BACKEND is" not in installation.first_log_lines()
@@ -204,4 +204,4 @@ def test_kill_during_a_change_loses_no_acknowledged_change(installation: Install
         json.loads((installation.folder / "state.json").read_bytes())
     with installation.gateway(OLLAMA) as gateway:
         assert acknowledged <= percent(gateway) <= requested
-    assert "is broken" not in (installation.folder / "gateway.log").read_text()
+    assert "is damaged" not in (installation.folder / "gateway.log").read_text()

@@ -1,4 +1,4 @@
-"""What each kind of server is asked for embeddings, and what its answers mean."""
+"""Tests of each engine's embeddings: requests, answers and errors."""
 
 import json
 from typing import Any
@@ -35,37 +35,39 @@ def embedder(recording: Recording) -> Embedder:
     return EMBEDDERS[recording.server.partition("-")[0]]
 
 
-def at_its_door(recordings: list[Recording]) -> list[Recording]:
-    """Those of the path that the gateway uses on that kind of server."""
+def on_engines_path(recordings: list[Recording]) -> list[Recording]:
+    """Return the recordings of the path that the gateway uses for that engine."""
     return [recording for recording in recordings if recording.path == embedder(recording).path]
 
 
-def name(recording: Recording) -> str:
+def recording_id(recording: Recording) -> str:
     return f"{recording.server}/{recording.case}"
 
 
 def rendered(embedder: Embedder, **fields: Any) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(embedder.render(Embedding(**{"model": "ours", "input": "a"} | fields), "theirs"))
+    body: dict[str, Any] = json.loads(
+        embedder.render(Embedding(**{"model": "gateway-name", "input": "a"} | fields), "server-name")
+    )
     return body
 
 
-# What is asked
+# Requests
 
 
-def test_ollama_gets_a_list_and_is_told_not_to_cut() -> None:
-    assert rendered(OllamaEmbedder()) == {"model": "theirs", "input": ["a"], "truncate": False}
+def test_ollama_request_sends_texts_as_a_list_and_disables_truncation() -> None:
+    assert rendered(OllamaEmbedder()) == {"model": "server-name", "input": ["a"], "truncate": False}
     assert rendered(OllamaEmbedder(), input=["a", "b"], dimensions=8, encoding_format="base64")["dimensions"] == 8
 
 
-def test_ollama_gets_the_operators_settings_as_a_chat_does() -> None:
+def test_ollama_request_carries_the_operators_settings() -> None:
     body = rendered(OllamaEmbedder("30m", 8192, truncate=True))
-    assert body == {"model": "theirs", "input": ["a"], "keep_alive": "30m", "options": {"num_ctx": 8192}}
+    assert body == {"model": "server-name", "input": ["a"], "keep_alive": "30m", "options": {"num_ctx": 8192}}
 
 
 @pytest.mark.parametrize("form", ["float", "base64"])
-def test_vllm_is_asked_in_the_clients_form(form: str) -> None:
+def test_vllm_request_uses_the_clients_encoding_format(form: str) -> None:
     assert rendered(OpenAiEmbedder(), encoding_format=form, dimensions=8) == {
-        "model": "theirs",
+        "model": "server-name",
         "input": ["a"],
         "encoding_format": form,
         "dimensions": 8,
@@ -73,13 +75,13 @@ def test_vllm_is_asked_in_the_clients_form(form: str) -> None:
     assert rendered(OpenAiEmbedder())["encoding_format"] == "float"
 
 
-# What is answered
+# Answers
 
 
 @pytest.mark.parametrize(
-    "recording", [recording for recording in at_its_door(RECORDINGS) if recording.status == 200], ids=name
+    "recording", [recording for recording in on_engines_path(RECORDINGS) if recording.status == 200], ids=recording_id
 )
-def test_recorded_answer_is_read(recording: Recording) -> None:
+def test_recorded_answer_is_parsed(recording: Recording) -> None:
     answer = embedder(recording).parse(json.dumps(recording.body).encode())
     assert answer is not None
     body = recording.body
@@ -90,7 +92,7 @@ def test_recorded_answer_is_read(recording: Recording) -> None:
     )
 
 
-def test_vectors_are_in_the_order_of_their_index_where_there_is_one() -> None:
+def test_vectors_are_sorted_by_index_if_present() -> None:
     data = [{"embedding": [2], "index": 1}, {"embedding": [1], "index": 0}]
     for found, expected in ((data, [b"[1]", b"[2]"]), ([{"embedding": [2]}, {"embedding": [1]}], [b"[2]", b"[1]"])):
         answer = OpenAiEmbedder().parse(json.dumps({"data": found}).replace(" ", "").encode())
@@ -102,11 +104,11 @@ def test_vectors_are_in_the_order_of_their_index_where_there_is_one() -> None:
     "body", [b"", b"{}", b"[]", b'{"data":3}', b'{"embeddings":null}', b'{"data":[{}]}', b"\xff", b"[" * 100_000]
 )
 @pytest.mark.parametrize("kind", EMBEDDERS)
-def test_other_document_is_no_answer(kind: str, body: bytes) -> None:
+def test_other_document_is_not_an_answer(kind: str, body: bytes) -> None:
     assert EMBEDDERS[kind].parse(body) is None
 
 
-# What is refused
+# Errors
 
 MEANINGS: dict[str, tuple[type[GatewayError], str | None]] = {
     "dimensions": (UnsupportedParameter, "dimensions"),
@@ -117,22 +119,24 @@ MEANINGS: dict[str, tuple[type[GatewayError], str | None]] = {
 
 
 @pytest.mark.parametrize(
-    "recording", [recording for recording in at_its_door(RECORDINGS) if recording.status != 200], ids=name
+    "recording", [recording for recording in on_engines_path(RECORDINGS) if recording.status != 200], ids=recording_id
 )
-def test_recorded_refusal_means_one_of_ours(recording: Recording) -> None:
-    """What the gateway never sends, an Ollama refuses as what fails inside it: with 400."""
+def test_recorded_error_maps_to_a_gateway_error(recording: Recording) -> None:
+    """Ollama answers 400 for an internal failure and for requests that the gateway never sends."""
     error = embedder(recording).client_error(recording.status, json.dumps(recording.body).encode())
     case = recording.case.removeprefix("api_embed_").removeprefix("embeddings_")
-    otherwise = UpstreamError if recording.server.startswith("ollama") else InvalidRequest
-    kind, param = MEANINGS.get(case, (otherwise, None))
+    default = UpstreamError if recording.server.startswith("ollama") else InvalidRequest
+    kind, param = MEANINGS.get(case, (default, None))
     assert (type(error), getattr(error, "param", None)) == (kind, param)
     assert "tiny-embed" not in error.message
 
 
 @pytest.mark.parametrize(
-    "recording", [recording for recording in at_its_door(CHATS_ONLY) if recording.method == "POST"], ids=name
+    "recording",
+    [recording for recording in on_engines_path(CHATS_ONLY) if recording.method == "POST"],
+    ids=recording_id,
 )
-def test_model_without_embeddings_is_the_same_400_on_all(recording: Recording) -> None:
+def test_model_without_embeddings_is_the_same_400_on_every_engine(recording: Recording) -> None:
     body = recording.body if isinstance(recording.body, str) else json.dumps(recording.body)
     error = embedder(recording).client_error(recording.status, body.encode())
     assert (type(error), error.status, error.param) == (UnsupportedParameter, 400, "model")
@@ -146,8 +150,8 @@ def test_model_without_embeddings_is_the_same_400_on_all(recording: Recording) -
         "embedding contains NaN or Inf values",
     ],
 )
-def test_ollamas_400_for_what_fails_inside_is_502(text: str) -> None:
-    """Seen when its runner is killed, on both generations."""
+def test_ollamas_400_for_an_internal_failure_becomes_502(text: str) -> None:
+    """Seen on both generations when the runner is killed."""
     error = OllamaEmbedder().client_error(400, b'{"error":"%b"}' % text.encode())
     assert isinstance(error, UpstreamError)
     assert "127" not in error.message
@@ -160,16 +164,17 @@ def test_ollamas_400_for_what_fails_inside_is_502(text: str) -> None:
         ("input exceeds maximum context length and cannot be truncated further", None),
         ("input after truncation exceeds maximum context length", None),
         (
-            "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 input tokens",
+            (
+                "This model's maximum context length is 2048 tokens. "
+                "However, your prompt contains at least 2049 input tokens"
+            ),
             2048,
         ),
     ],
 )
 @pytest.mark.parametrize("kind", EMBEDDERS)
 @pytest.mark.parametrize("status", [400, 500])
-def test_text_that_is_too_long_is_the_same_whatever_it_is_called(
-    kind: str, status: int, text: str, limit: int | None
-) -> None:
+def test_too_long_text_is_the_same_error_on_every_engine(kind: str, status: int, text: str, limit: int | None) -> None:
     error = EMBEDDERS[kind].client_error(status, json.dumps({"error": {"message": text}}).encode())
     assert isinstance(error, ContextLengthExceeded)
     assert (error.limit, error.param) == (limit, "input")
@@ -180,12 +185,12 @@ def test_text_that_is_too_long_is_the_same_whatever_it_is_called(
     "text",
     ["only supports dimensions in range [1, 64], got 400.", "only supports Matryoshka dimensions [32, 16], got 4."],
 )
-def test_wrong_number_of_dimensions_is_named(text: str) -> None:
+def test_unsupported_dimensions_are_an_invalid_request(text: str) -> None:
     error = OpenAiEmbedder().client_error(400, json.dumps({"error": {"message": f"Model 'm' {text}"}}).encode())
     assert (type(error), error.param) == (InvalidRequest, "dimensions")
 
 
-def test_full_ollama_is_503() -> None:
+def test_busy_ollama_is_503() -> None:
     assert isinstance(
         OllamaEmbedder().client_error(503, b'{"error":"server busy, please try again."}'), BackendUnavailable
     )

@@ -1,4 +1,4 @@
-"""What a backend's error means to a client: every recorded one, and nothing of its words comes through."""
+"""Tests of the errors that clients get for a backend's errors, including all recorded ones."""
 
 import json
 import re
@@ -8,12 +8,12 @@ import pytest
 from gateway import errors
 from gateway.engines.error_mapping import client_error, message_of
 from gateway.errors import ContextLengthExceeded, GatewayError, UpstreamError
-from tests.engines.recorded import REFUSALS, error_body, name
+from tests.engines.recorded import ERRORS, error_body, recording_id
 from tests.golden import Recording
 
 CONTEXT, IMAGE, REQUEST = ContextLengthExceeded, errors.InvalidImage, errors.InvalidRequest
 NO_MODEL, UNSUPPORTED = errors.ModelNotFound, errors.UnsupportedParameter
-# What is not named here is no fault that the engine names: 400 for a request that it cannot take.
+# A case not listed here is 400 for a request that the engine rejects for another reason.
 MEANINGS: dict[str, type[GatewayError]] = {
     "api_chat_image_bad": IMAGE,
     "api_chat_image_not_base64": IMAGE,
@@ -42,20 +42,20 @@ OF_ONE_SERVER: dict[str, type[GatewayError]] = {
 }
 
 
-@pytest.mark.parametrize("recording", REFUSALS, ids=name)
-def test_recorded_error_means_one_of_ours(recording: Recording) -> None:
-    expected = OF_ONE_SERVER.get(name(recording)) or MEANINGS.get(recording.case, REQUEST)
+@pytest.mark.parametrize("recording", ERRORS, ids=recording_id)
+def test_recorded_error_maps_to_a_gateway_error(recording: Recording) -> None:
+    expected = OF_ONE_SERVER.get(recording_id(recording)) or MEANINGS.get(recording.case, REQUEST)
     assert type(client_error(recording.status, error_body(recording))) is expected
 
 
-@pytest.mark.parametrize("recording", REFUSALS, ids=name)
-def test_no_word_of_the_backends_comes_through(recording: Recording) -> None:
-    """Neither its text nor a model's name, a path, an address or the words of its language."""
+@pytest.mark.parametrize("recording", ERRORS, ids=recording_id)
+def test_message_contains_none_of_the_backends_words(recording: Recording) -> None:
+    """This covers its text, model names, paths, addresses and words of its language."""
     body = error_body(recording)
     sent = client_error(recording.status, body).envelope().decode().lower()
-    said = message_of(body).lower()
-    assert not said or said not in sent
-    for telling in (
+    message = message_of(body).lower()
+    assert not message or message not in sent
+    for word in (
         "qwen",
         "llama",
         "nope",
@@ -68,16 +68,16 @@ def test_no_word_of_the_backends_comes_through(recording: Recording) -> None:
         "localhost",
         "aliases",
     ):
-        assert telling not in sent
-    ours = set(re.findall(r"[a-z]+", sent)) | {""}
-    assert not [path for path in re.findall(r"/[\w./-]+", said) if path.strip("/") in ours]
+        assert word not in sent
+    own_words = set(re.findall(r"[a-z]+", sent)) | {""}
+    assert not [path for path in re.findall(r"/[\w./-]+", message) if path.strip("/") in own_words]
 
 
 @pytest.mark.parametrize(("server", "limit"), [("vllm-0.32.0", 2048), ("ollama-0.33", 4096), ("ollama-0.24", None)])
-def test_length_of_the_context_is_told_where_the_backend_tells_it(server: str, limit: int | None) -> None:
+def test_message_contains_the_context_length_if_the_backend_reports_it(server: str, limit: int | None) -> None:
     found = {
         client_error(recording.status, error_body(recording)).message
-        for recording in REFUSALS
+        for recording in ERRORS
         if recording.server == server and MEANINGS.get(recording.case) is CONTEXT
     }
     assert found == {ContextLengthExceeded(limit).message}
@@ -86,29 +86,38 @@ def test_length_of_the_context_is_told_where_the_backend_tells_it(server: str, l
 @pytest.mark.parametrize(
     ("case", "param"), [("api_chat_think", "reasoning_effort"), ("api_chat_tools_unsupported", "tools")]
 )
-def test_feature_that_a_model_lacks_is_named(case: str, param: str) -> None:
-    for recording in (recording for recording in REFUSALS if recording.case == case):
+def test_unsupported_feature_is_named_by_param(case: str, param: str) -> None:
+    for recording in (recording for recording in ERRORS if recording.case == case):
         assert client_error(recording.status, error_body(recording)).param == param
 
 
-# Seen in source, or on other versions
+# Seen in source code, or on other versions
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "'max_tokens' or 'max_completion_tokens' is too large: 9000. This model's maximum context length is 4096 tokens and your request has 7",
-        "This model's maximum context length is 4096 tokens. However, you requested 9000 output tokens and your prompt contains at least 7",
+        (
+            "'max_tokens' or 'max_completion_tokens' is too large: 9000. "
+            "This model's maximum context length is 4096 tokens and your request has 7"
+        ),
+        (
+            "This model's maximum context length is 4096 tokens. "
+            "However, you requested 9000 output tokens and your prompt contains at least 7"
+        ),
         "The prompt (total length 9000) is longer than the maximum model length of 4096.",
     ],
 )
-def test_other_versions_words_for_a_full_context(text: str) -> None:
+def test_context_errors_of_other_versions_are_recognised(text: str) -> None:
     body = json.dumps({"error": {"message": text, "type": "BadRequestError", "param": None, "code": 400}}).encode()
     assert isinstance(client_error(400, body), ContextLengthExceeded)
 
 
-def test_image_to_a_model_without_eyes_is_named() -> None:
-    inner = '{"error":{"code":400,"message":"Multimodal data provided, but model does not support multimodal requests.","type":"x"}}'
+def test_image_for_a_model_without_vision_is_unsupported() -> None:
+    inner = (
+        '{"error":{"code":400,"message":"Multimodal data provided, but model does not support multimodal requests.",'
+        '"type":"x"}}'
+    )
     for text in (
         inner,
         "m is not a multimodal model",
@@ -117,13 +126,16 @@ def test_image_to_a_model_without_eyes_is_named() -> None:
         assert isinstance(client_error(400, json.dumps({"error": text}).encode()), errors.UnsupportedParameter)
 
 
-def test_more_images_than_a_vllm_was_started_for_are_told_with_their_limit() -> None:
-    text = "At most {} image(s) may be provided in one prompt. Set `--limit-mm-per-prompt` to increase this limit. (parameter=image)"
+def test_vllms_image_limit_is_in_the_message() -> None:
+    text = (
+        "At most {} image(s) may be provided in one prompt. Set `--limit-mm-per-prompt` to increase this limit. "
+        "(parameter=image)"
+    )
     few, none = (client_error(400, json.dumps({"error": {"message": text.format(limit)}}).encode()) for limit in (4, 0))
     assert (type(few), few.param, few.message) == (
         errors.InvalidRequest,
         "messages",
-        "This model takes 4 images at most in one request.",
+        "This model accepts at most 4 images in one request.",
     )
     assert isinstance(none, errors.UnsupportedParameter)
 
@@ -156,13 +168,13 @@ def test_more_images_than_a_vllm_was_started_for_are_told_with_their_limit() -> 
         (400, '"qwen3-vl" does not support thinking', "reasoning_effort"),
     ],
 )
-def test_fault_of_the_request_is_400_whatever_the_engine_makes_of_it(status: int, text: str, param: str) -> None:
+def test_fault_of_the_request_is_400_for_any_engine_status(status: int, text: str, param: str) -> None:
     error = client_error(status, json.dumps({"error": text}).encode())
     assert (error.status, error.param) == (400, param)
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_full_backend_is_503_with_a_time_to_come_back(status: int) -> None:
+def test_busy_backend_is_503_with_retry_after(status: int) -> None:
     error = client_error(status, b'{"error":"server busy, please try again.  maximum pending requests exceeded"}')
     assert isinstance(error, errors.BackendUnavailable)
     assert error.retry_after == 5
@@ -180,13 +192,13 @@ def test_full_backend_is_503_with_a_time_to_come_back(status: int) -> None:
         (301, "status_3xx"),
     ],
 )
-def test_failure_of_the_backend_is_502_with_a_reason_for_the_metrics(status: int, reason: str) -> None:
+def test_backend_failure_is_502_with_a_reason_for_the_metrics(status: int, reason: str) -> None:
     error = client_error(status, b'{"error":"Unauthorized"}')
     assert isinstance(error, UpstreamError)
     assert error.reason == reason
 
 
-def test_gateway_behind_the_gateway_that_is_itself_is_told_as_such() -> None:
+def test_loop_through_this_gateway_stays_a_loop_error() -> None:
     assert isinstance(client_error(508, errors.LoopDetected().envelope()), errors.LoopDetected)
 
 
@@ -195,5 +207,5 @@ def test_gateway_behind_the_gateway_that_is_itself_is_told_as_such() -> None:
     [b"", b"\xff\xfe", b"[1, 2]", b'"x"', b"null", b'{"error": {"error": {"error": []}}}', b"<html>", b"[" * 10_000],
 )
 @pytest.mark.parametrize("status", [400, 404, 500, 503])
-def test_any_body_is_read(status: int, body: bytes) -> None:
+def test_any_error_body_is_accepted(status: int, body: bytes) -> None:
     assert client_error(status, body).message

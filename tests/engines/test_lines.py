@@ -1,4 +1,4 @@
-"""Bytes to lines, however the network cuts them."""
+"""Tests of line splitting, however the network splits the bytes."""
 
 import itertools
 
@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from gateway.engines.lines import MAX_LINE, LineBuffer, LineTooLong, data_of
 
-# Letters that other splitters take for line ends: U+2028, U+2029, U+0085, vertical tab, form feed and the separators of ASCII.
+# Characters that other splitters take for line ends: U+2028, U+2029, U+0085, vertical tab, form
+# feed and ASCII's separators.
 STRANGE = "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e"
 text = st.text(st.sampled_from('ab :{}"' + STRANGE), max_size=12).map(str.encode)
 end = st.sampled_from([b"\n", b"\r\n", b"\r", b"\n\n", b"\r\n\r\n"])
@@ -25,7 +26,9 @@ def cut(body: bytes, places: list[int]) -> list[bytes]:
 
 
 @given(st.lists(st.tuples(text, end), max_size=8), text, st.lists(st.integers(0, 500), max_size=20))
-def test_any_cut_gives_the_same_lines(lines: list[tuple[bytes, bytes]], last: bytes, places: list[int]) -> None:
+def test_lines_do_not_depend_on_how_the_body_is_split(
+    lines: list[tuple[bytes, bytes]], last: bytes, places: list[int]
+) -> None:
     body = b"".join(line + ending for line, ending in lines) + last
     expected = [line for line in (*(line for line, _ in lines), last) if line]
     assert read([body]) == expected
@@ -39,14 +42,14 @@ def test_only_cr_and_lf_end_a_line(strange: str) -> None:
     assert read([line + b"\n\n"]) == [line]
 
 
-def test_line_is_given_as_soon_as_it_is_whole() -> None:
+def test_line_is_returned_as_soon_as_it_is_complete() -> None:
     lines = LineBuffer()
     assert lines.feed(b"data: 1\ndata: 2") == [b"data: 1"]
     assert lines.feed(b"\n") == [b"data: 2"]
     assert lines.rest() == []
 
 
-def test_last_line_needs_no_end() -> None:
+def test_last_line_needs_no_line_end() -> None:
     lines = LineBuffer()
     assert lines.feed(b'{"done"') == []
     assert lines.feed(b":true}") == []
@@ -54,14 +57,14 @@ def test_last_line_needs_no_end() -> None:
     assert lines.rest() == []
 
 
-def test_line_of_the_longest_length_is_taken() -> None:
+def test_line_of_the_maximum_length_is_accepted() -> None:
     line = b"x" * MAX_LINE
     assert read([line + b"\n"]) == [line]
     assert read([line[:100], line[100:], b"\n"]) == [line]
 
 
 @pytest.mark.parametrize("size", [MAX_LINE + 1, 1000])
-def test_line_that_never_ends_is_refused_before_it_fills_the_memory(size: int) -> None:
+def test_endless_line_is_rejected_before_it_fills_the_memory(size: int) -> None:
     lines = LineBuffer()
     for _ in range(MAX_LINE // size):
         assert lines.feed(b"x" * size) == []
@@ -69,7 +72,7 @@ def test_line_that_never_ends_is_refused_before_it_fills_the_memory(size: int) -
         lines.feed(b"x" * size)
 
 
-def test_too_long_line_that_comes_with_its_end_is_refused() -> None:
+def test_complete_but_too_long_line_is_rejected() -> None:
     with pytest.raises(LineTooLong):
         LineBuffer().feed(b"x" * (MAX_LINE + 1) + b"\n")
     lines = LineBuffer()
@@ -78,7 +81,7 @@ def test_too_long_line_that_comes_with_its_end_is_refused() -> None:
         lines.feed(b"x" * 10 + b"\n")
 
 
-def test_many_short_lines_may_be_longer_than_one() -> None:
+def test_many_short_lines_may_exceed_the_line_limit_together() -> None:
     assert len(read([b"data: 1\n\n" * (MAX_LINE // 4)])) == MAX_LINE // 4
 
 

@@ -1,4 +1,4 @@
-"""Kind `ollama`: every recorded answer of `/api/chat` read to what it says, and what is learned of the models."""
+"""Tests of kind `ollama`: reading every recorded `/api/chat` answer, and probing models."""
 
 import json
 from typing import Any
@@ -11,19 +11,19 @@ from gateway.chat.answer import Delta, Usage, assemble
 from gateway.engines.engine import ModelFacts, Models
 from gateway.engines.ollama import REPETITION, Ollama
 from gateway.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter, UpstreamError
-from tests.engines.recorded import CHATS, body_of, name, said, unfolded
+from tests.engines.recorded import CHATS, body_of, recorded_text, recording_id, unfold
 from tests.fakes.chats import chat
 from tests.golden import Recording, load
 
-DIALECT = Ollama()
+ENGINE = Ollama()
 STREAMS = [recording for recording in CHATS if recording.is_stream and recording.path == "/api/chat"]
-WHOLE = [recording for recording in STREAMS if unfolded(recording)[-1]["done"]]
-GIVEN_UP = [recording for recording in STREAMS if recording not in WHOLE]
+COMPLETE = [recording for recording in STREAMS if unfold(recording)[-1]["done"]]
+REPEATED = [recording for recording in STREAMS if recording not in COMPLETE]
 OLLAMAS = ["ollama-0.33", "ollama-0.24"]
 
 
 def read(body: bytes, size: int | None = None) -> list[Delta]:
-    reader = DIALECT.reader()
+    reader = ENGINE.reader()
     pieces = [body] if size is None else [body[start : start + size] for start in range(0, len(body), size)]
     deltas = [delta for piece in pieces if not reader.done for delta in reader.feed(piece)]
     if not reader.done:
@@ -45,35 +45,38 @@ def line(content: str = "", done: bool = False, **fields: Any) -> bytes:
 END = line(done=True, done_reason="stop", prompt_eval_count=7, eval_count=3)
 
 
-# Recorded
+# Recordings
 
 
-@pytest.mark.parametrize("recording", WHOLE, ids=name)
+@pytest.mark.parametrize("recording", COMPLETE, ids=recording_id)
 @pytest.mark.parametrize("size", [None, 1, 777])
-def test_recorded_stream_is_read_to_what_it_says(recording: Recording, size: int | None) -> None:
+def test_recorded_stream_is_read_completely(recording: Recording, size: int | None) -> None:
     answer = assemble(read(body_of(recording), size))
-    last = unfolded(recording)[-1]
-    assert (answer.content, answer.reasoning) == (said(recording, "content"), said(recording, "thinking"))
+    last = unfold(recording)[-1]
+    assert (answer.content, answer.reasoning) == (
+        recorded_text(recording, "content"),
+        recorded_text(recording, "thinking"),
+    )
     assert answer.finish == last["done_reason"]
     assert answer.usage == Usage(last["prompt_eval_count"], last["eval_count"])
 
 
-@pytest.mark.parametrize("recording", GIVEN_UP, ids=name)
+@pytest.mark.parametrize("recording", REPEATED, ids=recording_id)
 @pytest.mark.parametrize("size", [None, 777])
-def test_recorded_stream_that_repeats_itself_ends_with_a_stop(recording: Recording, size: int | None) -> None:
-    """Ollama ends it without a last line: we count its pieces ourselves."""
+def test_recorded_repetition_stop_is_a_normal_end(recording: Recording, size: int | None) -> None:
+    """Ollama ends it without a last line, so the reader counts the pieces itself."""
     assert "repetition" in recording.case
     answer = assemble(read(body_of(recording), size))
-    assert (answer.content, answer.finish) == (said(recording, "content"), "stop")
-    assert answer.usage == Usage(0, len(unfolded(recording)))
+    assert (answer.content, answer.finish) == (recorded_text(recording, "content"), "stop")
+    assert answer.usage == Usage(0, len(unfold(recording)))
 
 
-# The end of a stream
+# End of a stream
 
 
 @pytest.mark.parametrize(("count", "is_whole"), [(REPETITION, True), (REPETITION - 1, False)])
-def test_thirty_equal_pieces_may_be_the_end(count: int, is_whole: bool) -> None:
-    """Compared without the white space around them, as Ollama does."""
+def test_stream_may_end_after_thirty_equal_pieces(count: int, is_whole: bool) -> None:
+    """Surrounding whitespace is ignored, as in Ollama."""
     body = line("other") + b"".join(line(" a" if number % 2 else "a ") for number in range(count))
     if is_whole:
         assert assemble(read(body)).usage == Usage(0, count + 1)
@@ -82,13 +85,13 @@ def test_thirty_equal_pieces_may_be_the_end(count: int, is_whole: bool) -> None:
         read(body)
 
 
-def test_equal_pieces_before_the_last_are_no_end() -> None:
+def test_equal_pieces_followed_by_another_are_not_an_end() -> None:
     with pytest.raises(UpstreamError):
         read(line("a") * 40 + line("b"))
 
 
 @pytest.mark.parametrize("body", [b"", b"\n", line("a"), line("a") + line("b")])
-def test_end_without_done_is_an_error(body: bytes) -> None:
+def test_stream_that_ends_without_done_is_an_error(body: bytes) -> None:
     with pytest.raises(UpstreamError, match="failed while generating") as caught:
         read(body)
     assert caught.value.reason == "truncated"
@@ -98,8 +101,8 @@ def test_last_line_needs_no_line_end() -> None:
     assert assemble(read(line("a") + END.rstrip())).usage == Usage(7, 3)
 
 
-def test_runner_that_dies_in_mid_stream_is_an_error_in_our_words() -> None:
-    reader = DIALECT.reader()
+def test_runner_crash_in_mid_stream_is_an_error_in_the_gateways_words() -> None:
+    reader = ENGINE.reader()
     assert reader.feed(line("a")) == [Delta("a")]
     with pytest.raises(UpstreamError) as caught:
         reader.feed(b'{"error":"an error was encountered while running the model: unexpected EOF"}\n')
@@ -107,39 +110,41 @@ def test_runner_that_dies_in_mid_stream_is_an_error_in_our_words() -> None:
     assert caught.value.message == "The model backend failed while generating the response."
 
 
-def test_clients_fault_that_shows_in_the_stream_stays_the_clients() -> None:
+def test_client_error_in_the_stream_stays_a_client_error() -> None:
     with pytest.raises(ContextLengthExceeded):
-        DIALECT.reader().feed(b'{"error":"the input length exceeds the context length"}\n')
+        ENGINE.reader().feed(b'{"error":"the input length exceeds the context length"}\n')
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [("stop", "stop"), ("length", "length"), ("load", "stop"), (None, "stop")])
-def test_finish_is_one_of_openais(theirs: str | None, ours: str) -> None:
-    assert assemble(read(line("a") + line(done=True, done_reason=theirs))).finish == ours
+@pytest.mark.parametrize(
+    ("engine_reason", "expected"), [("stop", "stop"), ("length", "length"), ("load", "stop"), (None, "stop")]
+)
+def test_finish_reason_is_one_of_openais(engine_reason: str | None, expected: str) -> None:
+    assert assemble(read(line("a") + line(done=True, done_reason=engine_reason))).finish == expected
 
 
 def test_content_of_the_last_line_is_not_lost() -> None:
     assert assemble(read(line("a") + line("b", done=True, done_reason="stop"))).content == "ab"
 
 
-def test_nothing_after_the_end_is_read() -> None:
+def test_bytes_after_the_end_are_ignored() -> None:
     assert assemble(read(line("a") + END + line("b"))).content == "a"
 
 
-def test_line_that_is_no_event_is_dropped_and_counted() -> None:
-    reader = DIALECT.reader()
+def test_malformed_line_is_dropped_and_counted() -> None:
+    reader = ENGINE.reader()
     deltas = reader.feed(b"{\n[]\n" + line("a") + b'{"message":7}\n' + END)
     assert (assemble(deltas).content, reader.malformed, reader.done) == ("a", 3, True)
 
 
-def test_line_without_end_is_an_error() -> None:
-    reader = DIALECT.reader()
+def test_endless_line_is_an_error() -> None:
+    reader = ENGINE.reader()
     with pytest.raises(UpstreamError) as caught:
         [reader.feed(b"x" * 100_000) for _ in range(20)]
     assert caught.value.reason == "line_too_long"
 
 
 @given(st.lists(st.text(max_size=8), max_size=6), st.integers(1, 40))
-def test_any_text_comes_through_however_it_is_cut(texts: list[str], size: int) -> None:
+def test_any_text_is_read_unchanged_however_the_body_is_split(texts: list[str], size: int) -> None:
     assert assemble(read(b"".join(map(line, texts)) + END, size)).content == "".join(texts)
 
 
@@ -158,7 +163,7 @@ def test_recorded_tool_call_is_read_with_its_arguments_as_text(server: str, size
 
 @pytest.mark.parametrize("server", OLLAMAS)
 def test_recorded_logprobs_are_read_with_their_bytes_and_alternatives(server: str) -> None:
-    """The plain answer has all of them in one line, as the last line of a stream could have."""
+    """The plain answer has all of them in one line, as the last line of a stream may have."""
     body = load(server)["api_chat_logprobs"].body
     answer = assemble(read(json.dumps(body).encode() + b"\n"))
     assert answer.logprobs is not None
@@ -168,8 +173,8 @@ def test_recorded_logprobs_are_read_with_their_bytes_and_alternatives(server: st
     )
 
 
-def test_calls_of_several_lines_are_counted_on() -> None:
-    """Ollama's parsers may begin their indices anew with each line."""
+def test_calls_in_several_lines_are_numbered_consecutively() -> None:
+    """Some of Ollama's parsers restart the indices with every line."""
     lines = [
         line(message={"content": "", "tool_calls": [{"function": {"index": 0, "name": name, "arguments": {"a": 1}}}]})
         for name in "fg"
@@ -193,7 +198,7 @@ def test_logprobs_of_a_line_without_text_are_not_lost() -> None:
     assert b"".join(bytes(chosen.bytes or ()) for chosen in answer.logprobs).decode() == answer.content == "é"
 
 
-# A wish that the model cannot fulfil
+# Requests without thinking for a model that does not support it
 
 
 @pytest.mark.parametrize(
@@ -205,27 +210,27 @@ def test_logprobs_of_a_line_without_text_are_not_lost() -> None:
         {"chat_template_kwargs": {"enable_thinking": True}},
     ],
 )
-def test_wish_to_think_is_dropped_when_the_model_turns_out_unable(wish: dict[str, Any]) -> None:
-    asked = chat(**wish)
+def test_relaxed_request_drops_thinking_if_the_model_does_not_support_it(wish: dict[str, Any]) -> None:
+    request = chat(**wish)
     unable = UnsupportedParameter("This model cannot think.", param="reasoning_effort")
-    assert DIALECT.relaxed(asked, unable) == chat()
-    assert DIALECT.relaxed(chat(), unable) is None
+    assert ENGINE.relaxed(request, unable) == chat()
+    assert ENGINE.relaxed(chat(), unable) is None
 
 
 @pytest.mark.parametrize(
     "refusal", [UnsupportedParameter("x", param="tools"), InvalidRequest("x"), ContextLengthExceeded(4096)]
 )
-def test_other_refusals_are_the_clients(client_error: InvalidRequest) -> None:
-    assert DIALECT.relaxed(chat(think=True, max_tokens=9), client_error) is None
+def test_other_errors_go_to_the_client(refusal: InvalidRequest) -> None:
+    assert ENGINE.relaxed(chat(think=True, max_tokens=9), refusal) is None
 
 
 # Models
 
 
 @pytest.mark.parametrize("server", OLLAMAS)
-def test_recorded_models_are_read_with_and_without_the_tag(server: str) -> None:
+def test_recorded_models_are_listed_with_and_without_the_tag(server: str) -> None:
     recording = load(server)["api_tags"]
-    found = DIALECT.models(json.dumps(recording.body).encode())
+    found = ENGINE.models(json.dumps(recording.body).encode())
     assert found is not None
     assert {"llama", "llama:latest", "qwen3-vl", "qwen3-vl:latest"} <= set(found)
     for entry in recording.body["models"]:
@@ -233,30 +238,33 @@ def test_recorded_models_are_read_with_and_without_the_tag(server: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"<html>", b"[]", b'{"models":7}'])
-def test_what_is_no_list_of_models_is_told_apart_from_an_empty_one(body: bytes) -> None:
-    assert DIALECT.models(body) is None
-    assert DIALECT.models(b'{"models":[]}') == DIALECT.models(b'{"models":null}') == {}
+def test_invalid_model_list_differs_from_an_empty_one(body: bytes) -> None:
+    assert ENGINE.models(body) is None
+    assert ENGINE.models(b'{"models":[]}') == ENGINE.models(b'{"models":null}') == {}
 
 
 @pytest.mark.parametrize(
     "spelling", ["llama", "LLAMA", "llama:latest", "library/llama", "registry.ollama.ai/library/llama:latest"]
 )
-def test_spellings_of_one_model_are_one(spelling: str) -> None:
-    assert DIALECT.canonical(spelling) == "llama"
-    assert DIALECT.canonical("llama:8b") == "llama:8b"
+def test_spellings_of_a_model_have_one_canonical_name(spelling: str) -> None:
+    assert ENGINE.canonical(spelling) == "llama"
+    assert ENGINE.canonical("llama:8b") == "llama:8b"
 
 
 class FakeOllama:
-    """What is asked beside the list of models; notes each question. What is None, or not named, it does not answer."""
+    """Fake of the probed endpoints that records the requests.
+
+    It does not answer for None or unknown models.
+    """
 
     def __init__(self, shown: dict[str, list[str]] | None = None, loaded: dict[str, int] | None = None) -> None:
         self.shown = shown or {}
         self.loaded = loaded
-        self.asked: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str]] = []
 
     async def ask(self, method: str, path: str, body: bytes | None) -> bytes | None:
         if path == "/api/ps":
-            self.asked.append((method, path))
+            self.requests.append((method, path))
             running = (
                 None
                 if self.loaded is None
@@ -265,7 +273,7 @@ class FakeOllama:
             return None if running is None else json.dumps({"models": running}).encode()
         assert (method, path) == ("POST", "/api/show")
         model = json.loads(body or b"")["model"]
-        self.asked.append((path, model))
+        self.requests.append((path, model))
         return json.dumps({"capabilities": self.shown[model]}).encode() if model in self.shown else None
 
 
@@ -273,92 +281,92 @@ def listed(digest: str = "d1", capabilities: list[str] | None = None) -> Models:
     entry = {"name": "llama:latest", "digest": digest} | (
         {} if capabilities is None else {"capabilities": capabilities}
     )
-    found = DIALECT.models(json.dumps({"models": [entry, {"name": "other:latest", "digest": "o"}]}).encode())
+    found = ENGINE.models(json.dumps({"models": [entry, {"name": "other:latest", "digest": "o"}]}).encode())
     assert found is not None
     return found
 
 
-async def learned(
-    server: FakeOllama, models: Models, before: Models | None = None, wanted: str = "llama", dialect: Ollama = DIALECT
+async def probed(
+    server: FakeOllama, models: Models, before: Models | None = None, wanted: str = "llama", engine: Ollama = ENGINE
 ) -> ModelFacts:
-    await dialect.probe_models(models, before or {}, [wanted], server.ask)
-    return next(facts for name, facts in models.items() if dialect.canonical(name) == dialect.canonical(wanted))
+    await engine.probe_models(models, before or {}, [wanted], server.ask)
+    return next(facts for name, facts in models.items() if engine.canonical(name) == engine.canonical(wanted))
 
 
-async def test_context_is_what_the_model_is_loaded_with() -> None:
-    facts = await learned(FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192}), listed())
+async def test_context_length_is_that_of_the_loaded_model() -> None:
+    facts = await probed(FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192}), listed())
     assert facts == ModelFacts(8192, frozenset({"completion"}), "d1")
 
 
-async def test_context_is_remembered_when_the_model_is_unloaded_and_follows_when_it_is_loaded_anew() -> None:
+async def test_context_length_is_kept_after_unloading_and_updated_by_the_next_load() -> None:
     server = FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192})
     before = listed()
-    await learned(server, before)
+    await probed(server, before)
     server.loaded = {}
     after = listed()
-    assert (await learned(server, after, before)).context_length == 8192
+    assert (await probed(server, after, before)).context_length == 8192
     server.loaded = {"llama:latest": 4096}
-    assert (await learned(server, listed(), after)).context_length == 4096
+    assert (await probed(server, listed(), after)).context_length == 4096
 
 
-async def test_context_that_the_operator_sets_is_known_before_the_first_load() -> None:
-    assert (await learned(FakeOllama(loaded={}), listed(), dialect=Ollama(num_ctx=16384))).context_length == 16384
+async def test_operators_num_ctx_is_known_before_the_first_load() -> None:
+    assert (await probed(FakeOllama(loaded={}), listed(), engine=Ollama(num_ctx=16384))).context_length == 16384
 
 
-async def test_capabilities_that_the_list_leaves_out_are_not_missing() -> None:
-    """Recorded on 0.33: the list tells of qwen3-vl `completion` and `tools`, `/api/show` of `vision` too."""
+async def test_capabilities_missing_from_the_model_list_are_not_lacking() -> None:
+    """Recorded on 0.33 for qwen3-vl: only `/api/show` has `vision`, the list does not."""
     models = listed(capabilities=["completion", "tools"])
-    assert not (await learned(FakeOllama({"llama": ["completion", "vision", "tools"]}, {}), models)).lacks("vision")
-    assert not (await learned(FakeOllama(), listed(capabilities=["completion", "tools"]))).lacks("vision")
+    assert not (await probed(FakeOllama({"llama": ["completion", "vision", "tools"]}, {}), models)).lacks("vision")
+    assert not (await probed(FakeOllama(), listed(capabilities=["completion", "tools"]))).lacks("vision")
 
 
-async def test_capabilities_are_asked_for_once_and_again_when_the_model_has_changed() -> None:
+async def test_capabilities_are_probed_again_only_if_the_model_changes() -> None:
     server = FakeOllama({"llama": ["completion"]}, {})
     before = listed()
-    await learned(server, before)
+    await probed(server, before)
     after = listed()
-    assert (await learned(server, after, before)).capabilities == {"completion"}
-    assert server.asked.count(("/api/show", "llama")) == 1
+    assert (await probed(server, after, before)).capabilities == {"completion"}
+    assert server.requests.count(("/api/show", "llama")) == 1
     server.shown["llama"] = ["completion", "thinking"]
-    assert (await learned(server, listed("d2"), after)).capabilities == {"completion", "thinking"}
-    assert server.asked.count(("/api/show", "llama")) == 2
+    assert (await probed(server, listed("d2"), after)).capabilities == {"completion", "thinking"}
+    assert server.requests.count(("/api/show", "llama")) == 2
 
 
-async def test_only_models_of_a_tier_are_asked_about() -> None:
+async def test_only_wanted_models_are_probed() -> None:
     server = FakeOllama({"llama": ["completion"], "other": ["completion"]}, {})
-    await learned(server, listed())
-    assert ("/api/show", "other") not in server.asked
+    await probed(server, listed())
+    assert ("/api/show", "other") not in server.requests
 
 
 async def test_model_is_found_by_any_spelling() -> None:
     server = FakeOllama({"library/LLAMA": ["completion"]}, {"llama:latest": 8192})
-    assert await learned(server, listed(), wanted="library/LLAMA") == ModelFacts(8192, frozenset({"completion"}), "d1")
+    assert await probed(server, listed(), wanted="library/LLAMA") == ModelFacts(8192, frozenset({"completion"}), "d1")
 
 
-async def test_server_that_does_not_tell_leaves_what_was_known() -> None:
+async def test_silent_server_keeps_the_known_facts() -> None:
     before = listed()
-    await learned(FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192}), before)
-    assert await learned(FakeOllama(), listed(), before) == ModelFacts(8192, frozenset({"completion"}), "d1")
-    assert await learned(FakeOllama(), listed()) == ModelFacts(None, None, "d1")
+    await probed(FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192}), before)
+    assert await probed(FakeOllama(), listed(), before) == ModelFacts(8192, frozenset({"completion"}), "d1")
+    assert await probed(FakeOllama(), listed()) == ModelFacts(None, None, "d1")
 
 
-async def test_model_that_is_not_there_is_not_asked_about() -> None:
+async def test_missing_model_is_not_probed() -> None:
     server, models = FakeOllama({"away": ["completion"]}, {}), listed()
-    await DIALECT.probe_models(models, {}, ["away"], server.ask)
+    await ENGINE.probe_models(models, {}, ["away"], server.ask)
     assert "away" not in models
-    assert server.asked == [("GET", "/api/ps")]
+    assert server.requests == [("GET", "/api/ps")]
 
 
 @pytest.mark.parametrize("server", OLLAMAS)
-async def test_recorded_answers_tell_context_and_capabilities(server: str) -> None:
+async def test_recorded_answers_contain_context_and_capabilities(server: str) -> None:
     recorded = load(server)
 
     async def ask(method: str, path: str, body: bytes | None) -> bytes | None:
         return json.dumps(recorded["api_ps" if path == "/api/ps" else "api_show"].body).encode()
 
-    models = DIALECT.models(json.dumps(recorded["api_tags"].body).encode())
+    models = ENGINE.models(json.dumps(recorded["api_tags"].body).encode())
     assert models is not None
-    await DIALECT.probe_models(models, {}, ["qwen3-vl"], ask)
+    await ENGINE.probe_models(models, {}, ["qwen3-vl"], ask)
     assert models["qwen3-vl"].context_length == 4096
     assert not models["qwen3-vl"].lacks("vision")
     assert models["qwen3-vl"].lacks("thinking")

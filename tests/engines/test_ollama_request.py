@@ -1,4 +1,4 @@
-"""A chat as it is sent to `/api/chat`."""
+"""Tests of rendering a chat for `/api/chat`."""
 
 import json
 from typing import Any
@@ -15,17 +15,17 @@ IMAGE = "data:image/png;base64,AAAA"
 THINKS = ModelFacts(capabilities=frozenset({"completion", "thinking"}))
 CANNOT_THINK = ModelFacts(capabilities=frozenset({"completion"}))
 UNKNOWN = ModelFacts()
-OLLAMA = Ollama()
+ENGINE = Ollama()
 NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
-def rendered(facts: ModelFacts = UNKNOWN, dialect: Ollama = OLLAMA, **fields: Any) -> dict[str, Any]:
-    sent: dict[str, Any] = json.loads(dialect.render(chat(**fields), "qwen3-vl:8b", facts, True))
+def rendered(facts: ModelFacts = UNKNOWN, engine: Ollama = ENGINE, **fields: Any) -> dict[str, Any]:
+    sent: dict[str, Any] = json.loads(engine.render(chat(**fields), "qwen3-vl:8b", facts, True))
     return sent
 
 
-def beside_the_prompt(facts: ModelFacts = UNKNOWN, **fields: Any) -> dict[str, Any]:
-    """What is sent more than with every request."""
+def extra_fields(facts: ModelFacts = UNKNOWN, **fields: Any) -> dict[str, Any]:
+    """Return the fields that are not part of every request."""
     return {
         key: value
         for key, value in rendered(facts, **fields).items()
@@ -33,7 +33,7 @@ def beside_the_prompt(facts: ModelFacts = UNKNOWN, **fields: Any) -> dict[str, A
     }
 
 
-def test_request_is_a_stream_that_is_not_cut_silently() -> None:
+def test_request_streams_and_disables_truncation() -> None:
     assert rendered() == {
         "model": "qwen3-vl:8b",
         "messages": [{"role": "user", "content": "Hello"}],
@@ -43,7 +43,7 @@ def test_request_is_a_stream_that_is_not_cut_silently() -> None:
     }
 
 
-def test_sampling_goes_into_the_options_by_ollamas_names() -> None:
+def test_sampling_parameters_are_sent_as_ollama_options() -> None:
     fields = {
         "temperature": 0.5,
         "top_p": 0.9,
@@ -58,7 +58,7 @@ def test_sampling_goes_into_the_options_by_ollamas_names() -> None:
     assert set(sent) == {"model", "messages", "stream", "options", "truncate"}
 
 
-def test_clients_wish_for_ollamas_own_settings_is_not_sent() -> None:
+def test_ollama_settings_of_the_client_are_not_sent() -> None:
     sent = rendered(
         keep_alive="24h", num_ctx=99, truncate=True, format="json", options={"num_gpu": 0}, raw=True, shift=True
     )
@@ -70,16 +70,16 @@ def test_clients_wish_for_ollamas_own_settings_is_not_sent() -> None:
 
 
 def test_operators_settings_are_sent() -> None:
-    sent = rendered(dialect=Ollama(keep_alive=-1, num_ctx=8192, truncate=True))
+    sent = rendered(engine=Ollama(keep_alive=-1, num_ctx=8192, truncate=True))
     assert (sent["keep_alive"], sent["options"]) == (-1, {"num_ctx": 8192})
     assert "truncate" not in sent
 
 
-# Turns
+# Messages
 
 
-def test_text_and_image_of_a_turn_are_one_message() -> None:
-    """Ollama's own /v1 makes two turns of them."""
+def test_text_and_image_of_a_message_stay_together() -> None:
+    """Ollama's own /v1 splits them into two messages."""
     parts = [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "What is it?"}]
     assert rendered(messages=[{"role": "user", "content": parts}])["messages"] == [
         {"role": "user", "content": "What is it?", "images": ["AAAA"]}
@@ -94,15 +94,15 @@ def test_several_images_keep_their_order_as_bare_base64() -> None:
     assert rendered(messages=[{"role": "user", "content": parts}])["messages"][0]["images"] == ["AAAA", "BBBB"]
 
 
-def test_developer_speaks_as_the_system() -> None:
-    """Qwen3-VL's renderer drops a role that it does not know."""
+def test_developer_role_is_sent_as_system() -> None:
+    """Qwen3-VL's renderer drops unknown roles."""
     assert rendered(messages=[{"role": "developer", "content": "x"}])["messages"] == [
         {"role": "system", "content": "x"}
     ]
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
-def test_thought_of_an_earlier_answer_is_sent_by_ollamas_name(field: str) -> None:
+def test_earlier_reasoning_is_sent_as_thinking(field: str) -> None:
     sent = rendered(messages=[{"role": "assistant", "content": "x", field: "hm"}])["messages"]
     assert sent == [{"role": "assistant", "content": "x", "thinking": "hm"}]
 
@@ -111,16 +111,16 @@ def test_thought_of_an_earlier_answer_is_sent_by_ollamas_name(field: str) -> Non
     ("arguments", "sent"),
     [('{"city":"Oslo"}', {"city": "Oslo"}), ("", {}), ('{"a":[1,2.5,null,"\\u00e9"]}', {"a": [1, 2.5, None, "é"]})],
 )
-def test_arguments_of_an_earlier_call_are_an_object(arguments: str, sent: dict[str, Any]) -> None:
-    turn = rendered(
+def test_arguments_of_an_earlier_call_are_sent_as_an_object(arguments: str, sent: dict[str, Any]) -> None:
+    message = rendered(
         messages=[*USER, {"role": "assistant", "content": None, "tool_calls": [called(arguments=arguments)]}]
     )["messages"][1]
-    assert turn["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": sent}
-    assert turn["content"] == ""
+    assert message["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": sent}
+    assert message["content"] == ""
 
 
-def test_result_of_a_tool_is_told_by_the_functions_name() -> None:
-    turns = [
+def test_tool_result_is_sent_with_the_functions_name() -> None:
+    messages = [
         {
             "role": "assistant",
             "content": None,
@@ -130,8 +130,8 @@ def test_result_of_a_tool_is_told_by_the_functions_name() -> None:
         {"role": "tool", "tool_call_id": "call_1", "content": "a"},
         {"role": "tool", "tool_call_id": "unknown", "content": "c"},
     ]
-    sent = rendered(messages=[*USER, *turns])["messages"][2:]
-    assert [(turn["content"], turn.get("tool_name"), turn["tool_call_id"]) for turn in sent] == [
+    sent = rendered(messages=[*USER, *messages])["messages"][2:]
+    assert [(message["content"], message.get("tool_name"), message["tool_call_id"]) for message in sent] == [
         ("b", "two", "call_2"),
         ("a", "one", "call_1"),
         ("c", None, "unknown"),
@@ -155,20 +155,20 @@ def test_result_of_a_tool_is_told_by_the_functions_name() -> None:
     ],
 )
 @pytest.mark.parametrize("facts", [THINKS, UNKNOWN], ids=["thinks", "unknown"])
-def test_effort_is_think(facts: ModelFacts, fields: dict[str, Any], sent: Any) -> None:
-    assert beside_the_prompt(facts, **fields) == {"think": sent}
+def test_reasoning_effort_is_sent_as_think(facts: ModelFacts, fields: dict[str, Any], sent: Any) -> None:
+    assert extra_fields(facts, **fields) == {"think": sent}
 
 
-def test_nothing_said_of_thinking_is_the_models_own_way() -> None:
+def test_unset_effort_is_not_sent() -> None:
     assert "think" not in rendered(THINKS)
 
 
 @pytest.mark.parametrize(
     "fields", [{"reasoning_effort": "high"}, {"reasoning_effort": "none"}, {"think": True}, {"think": False}]
 )
-def test_wish_to_think_is_dropped_for_a_model_that_cannot(fields: dict[str, Any]) -> None:
-    """Ollama refuses it; other engines ignore it."""
-    assert beside_the_prompt(CANNOT_THINK, **fields) == {}
+def test_effort_is_dropped_for_a_model_without_thinking(fields: dict[str, Any]) -> None:
+    """Ollama rejects it; other engines ignore it."""
+    assert extra_fields(CANNOT_THINK, **fields) == {}
 
 
 # Format
@@ -182,14 +182,14 @@ def test_wish_to_think_is_dropped_for_a_model_that_cannot(fields: dict[str, Any]
         (schema_format(strict=True), {"format": WEATHER}),
     ],
 )
-def test_format_of_the_answer_is_a_grammar(wanted: dict[str, Any], sent: dict[str, Any]) -> None:
-    assert beside_the_prompt(response_format=wanted) == sent
+def test_response_format_is_sent_as_format(wanted: dict[str, Any], sent: dict[str, Any]) -> None:
+    assert extra_fields(response_format=wanted) == sent
 
 
 # Tools
 
 
-def test_tools_are_sent_as_ollama_reads_them() -> None:
+def test_tools_are_sent_in_ollamas_form() -> None:
     sent = rendered(tools=[tool(description="d", strict=True), {"type": "function", "function": {"name": "f"}}])
     assert sent["tools"] == [
         {"type": "function", "function": {"name": "get_weather", "description": "d", "parameters": WEATHER}},
@@ -199,17 +199,17 @@ def test_tools_are_sent_as_ollama_reads_them() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"tools": []}, {"tools": [tool()], "tool_choice": "none"}, {"tool_choice": "auto"}])
-def test_tools_that_may_not_be_called_are_not_told(fields: dict[str, Any]) -> None:
-    assert beside_the_prompt(**fields) == {}
+def test_tools_that_must_not_be_called_are_not_sent(fields: dict[str, Any]) -> None:
+    assert extra_fields(**fields) == {}
 
 
-def test_parameters_of_the_tools_are_no_fields_of_ollama() -> None:
-    sent = beside_the_prompt(tools=[tool()], tool_choice="auto", parallel_tool_calls=False)
+def test_tool_parameters_unknown_to_ollama_are_not_sent() -> None:
+    sent = extra_fields(tools=[tool()], tool_choice="auto", parallel_tool_calls=False)
     assert set(sent) == {"tools"}
 
 
 @pytest.mark.parametrize("choice", ["required", named()])
-def test_one_function_is_forced_by_the_grammar_of_its_arguments(choice: Any) -> None:
+def test_single_function_is_forced_by_the_grammar_of_its_arguments(choice: Any) -> None:
     sent = rendered(tools=[tool()], tool_choice=choice)
     assert sent["format"] == WEATHER
     assert len(sent["tools"]) == 1
@@ -228,7 +228,7 @@ def test_function_without_parameters_is_forced_by_an_empty_object() -> None:
     )
 
 
-def test_any_of_several_is_forced_by_a_grammar_of_name_and_arguments() -> None:
+def test_choice_of_functions_is_forced_by_a_grammar_of_name_and_arguments() -> None:
     forms = rendered(tools=[tool(), tool("get_time", TIME)], tool_choice="required")["format"]["anyOf"]
     assert [form["properties"] for form in forms] == [
         {"name": {"const": "get_weather"}, "arguments": WEATHER},
@@ -237,7 +237,7 @@ def test_any_of_several_is_forced_by_a_grammar_of_name_and_arguments() -> None:
     assert all(form["required"] == ["name", "arguments"] and form["additionalProperties"] is False for form in forms)
 
 
-def test_forced_call_goes_before_the_format_of_the_answer() -> None:
+def test_forced_call_takes_precedence_over_the_response_format() -> None:
     assert rendered(tools=[tool()], tool_choice="required", response_format=schema_format(TIME))["format"] == WEATHER
 
 
@@ -253,14 +253,14 @@ def test_forced_call_goes_before_the_format_of_the_answer() -> None:
         ({"logprobs": False, "top_logprobs": 0}, {}),
     ],
 )
-def test_logprobs_are_asked_for(fields: dict[str, Any], sent: dict[str, Any]) -> None:
-    assert beside_the_prompt(**fields) == sent
+def test_logprobs_are_requested(fields: dict[str, Any], sent: dict[str, Any]) -> None:
+    assert extra_fields(**fields) == sent
 
 
 # Lengths
 
 
-def limit(facts: ModelFacts, text: str = "x", images: int = 0, **fields: Any) -> int | None:
+def token_limit(facts: ModelFacts, text: str = "x", images: int = 0, **fields: Any) -> int | None:
     parts: list[dict[str, Any]] = [
         {"type": "text", "text": text},
         *([{"type": "image_url", "image_url": {"url": IMAGE}}] * images),
@@ -272,28 +272,28 @@ def limit(facts: ModelFacts, text: str = "x", images: int = 0, **fields: Any) ->
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
-def test_limit_within_the_context_is_sent_as_it_is(field: str) -> None:
-    assert limit(ModelFacts(4096), **{field: 4095}) == 4095
+def test_token_limit_within_the_context_is_sent_unchanged(field: str) -> None:
+    assert token_limit(ModelFacts(4096), **{field: 4095}) == 4095
 
 
 @pytest.mark.parametrize("fields", [{}, {"max_tokens": 8192}, {"max_tokens": 10_000_000}])
-def test_limit_beyond_the_context_is_what_is_left_of_it(fields: dict[str, Any]) -> None:
-    """Without one Ollama runs on for ten contexts and forgets the beginning."""
-    assert limit(ModelFacts(4096), "x" * 400, **fields) == 4096 - 100
-    assert limit(ModelFacts(8192), images=2, **fields) == 8192 - 2 * IMAGE_TOKENS
+def test_token_limit_beyond_the_context_becomes_the_rest_of_it(fields: dict[str, Any]) -> None:
+    """Without a limit, Ollama continues for ten contexts and drops the beginning."""
+    assert token_limit(ModelFacts(4096), "x" * 400, **fields) == 4096 - 100
+    assert token_limit(ModelFacts(8192), images=2, **fields) == 8192 - 2 * IMAGE_TOKENS
 
 
 def test_long_prompt_still_leaves_a_quarter_of_the_context() -> None:
-    """The guess at its length may be wrong; what does not fit is refused by Ollama."""
-    assert limit(ModelFacts(4096), "x" * 100_000) == 1024
+    """The estimate of its length may be wrong. Ollama rejects what does not fit."""
+    assert token_limit(ModelFacts(4096), "x" * 100_000) == 1024
 
 
-def test_limit_is_the_clients_where_the_context_is_not_known() -> None:
-    assert limit(UNKNOWN, max_tokens=10_000_000) == 10_000_000
-    assert limit(UNKNOWN) is None
+def test_token_limit_is_the_clients_if_the_context_is_unknown() -> None:
+    assert token_limit(UNKNOWN, max_tokens=10_000_000) == 10_000_000
+    assert token_limit(UNKNOWN) is None
 
 
-# Schemas that Ollama would not take
+# Schemas that Ollama would reject
 
 
 RECURSIVE = {
@@ -303,7 +303,7 @@ RECURSIVE = {
 }
 
 
-def test_schema_goes_in_the_form_that_harms_no_engine() -> None:
+def test_schema_is_sent_in_its_portable_form() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?=x)a$"}, "b": {"$ref": "#"}}}
     for fields in (
         {"response_format": schema_format(schema)},
@@ -312,15 +312,15 @@ def test_schema_goes_in_the_form_that_harms_no_engine() -> None:
         assert rendered(**fields)["format"] == portable(schema)
 
 
-def test_references_of_each_forced_function_lead_to_its_own_definitions() -> None:
+def test_references_of_each_forced_function_resolve_to_its_own_definitions() -> None:
     other = {**RECURSIVE, "$defs": {"node": {"type": "integer"}}}
     sent = rendered(tools=[tool("f", RECURSIVE), tool("g", other)], tool_choice="required")["format"]
     assert sent == portable_calls([("f", RECURSIVE), ("g", other)])
     assert len(sent["$defs"]) == 2
 
 
-def test_large_schema_makes_room_for_its_grammar() -> None:
-    """0.24 has as much as four times the schema."""
+def test_large_schema_is_padded_to_make_room_for_its_grammar() -> None:
+    """0.24 allows a grammar four times as long as the schema."""
     schema = {
         "type": "object",
         "properties": {f"p{number}": {"type": "integer", "minimum": -98765, "maximum": 98765} for number in range(100)},
@@ -332,7 +332,7 @@ def test_large_schema_makes_room_for_its_grammar() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameters", "told"),
+    ("parameters", "expected"),
     [
         ({"properties": {"a": True, "b": False}}, {"type": "object", "properties": {"a": {}}}),
         ({"type": "object"}, {"type": "object", "properties": {}}),
@@ -347,5 +347,7 @@ def test_large_schema_makes_room_for_its_grammar() -> None:
         (RECURSIVE, RECURSIVE),
     ],
 )
-def test_tool_is_told_as_ollamas_own_structs_take_it(parameters: dict[str, Any], told: dict[str, Any]) -> None:
-    assert rendered(tools=[tool(parameters=parameters)])["tools"][0]["function"]["parameters"] == told
+def test_tool_schema_is_sent_in_the_form_of_ollamas_structs(
+    parameters: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert rendered(tools=[tool(parameters=parameters)])["tools"][0]["function"]["parameters"] == expected

@@ -1,4 +1,4 @@
-"""Kind `openai`: what is sent, and what the server tells of its models."""
+"""Tests of kind `openai`: requests, model lists and relaxed requests."""
 
 import json
 from typing import Any
@@ -12,22 +12,22 @@ from gateway.engines.openai import OpenAi
 from gateway.errors import ContextLengthExceeded, InvalidRequest
 from tests.fakes.chats import USER, WEATHER, called, chat, named, schema_format, tool
 
-DIALECT = OpenAi()
+ENGINE = OpenAi()
 UNKNOWN = ModelFacts()
 IMAGE = "data:image/png;base64,AAAA"
 
 
-def rendered(facts: ModelFacts = UNKNOWN, dialect: OpenAi = DIALECT, **fields: Any) -> dict[str, Any]:
-    asked = chat(**fields)
-    sent: dict[str, Any] = json.loads(dialect.render(asked, "the-model", facts, bool(asked.stream)))
+def rendered(facts: ModelFacts = UNKNOWN, engine: OpenAi = ENGINE, **fields: Any) -> dict[str, Any]:
+    request = chat(**fields)
+    sent: dict[str, Any] = json.loads(engine.render(request, "the-model", facts, bool(request.stream)))
     return sent
 
 
-def test_only_what_was_asked_for_is_sent() -> None:
+def test_only_requested_fields_are_sent() -> None:
     assert rendered() == {"model": "the-model", "messages": [{"role": "user", "content": "Hello"}]}
 
 
-def test_usage_is_always_asked_for_in_a_stream_and_never_without() -> None:
+def test_usage_is_requested_for_every_stream_and_only_for_streams() -> None:
     assert rendered(stream=True)["stream_options"] == {"include_usage": True}
     assert rendered(stream=True, stream_options={"include_usage": False})["stream_options"] == {"include_usage": True}
     assert "stream_options" not in rendered(stream_options={"include_usage": True})
@@ -38,7 +38,7 @@ def test_either_name_of_the_token_limit_is_sent_as_max_tokens() -> None:
     assert "max_completion_tokens" not in rendered(max_completion_tokens=5)
 
 
-def test_fields_of_openai_alone_are_sent() -> None:
+def test_only_openais_own_fields_are_sent() -> None:
     fields = {
         "temperature": 0.5,
         "top_p": 0.9,
@@ -58,18 +58,18 @@ def test_fields_of_openai_alone_are_sent() -> None:
     assert {key: value for key, value in sent.items() if key not in ("model", "messages")} == fields
 
 
-def test_developer_speaks_as_the_system() -> None:
+def test_developer_role_is_sent_as_system() -> None:
     assert rendered(messages=[{"role": "developer", "content": "x"}])["messages"] == [
         {"role": "system", "content": "x"}
     ]
 
 
-def test_parts_of_text_alone_are_joined() -> None:
+def test_text_parts_are_joined() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert rendered(messages=[{"role": "user", "content": parts}])["messages"] == [{"role": "user", "content": "a\nb"}]
 
 
-def test_parts_with_an_image_keep_their_order_and_nothing_else() -> None:
+def test_parts_with_an_image_keep_their_order_and_drop_unknown_fields() -> None:
     parts = [{"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}, "x": 1}, {"type": "text", "text": "b"}]
     sent = rendered(messages=[{"role": "user", "content": parts}])["messages"]
     assert sent == [
@@ -77,7 +77,7 @@ def test_parts_with_an_image_keep_their_order_and_nothing_else() -> None:
     ]
 
 
-def test_tools_are_sent_with_their_choice_and_nothing_else_of_the_clients() -> None:
+def test_tools_are_sent_with_their_choice_and_without_unknown_fields() -> None:
     sent = rendered(
         tools=[tool(description="d", strict=False, x=1) | {"x": 1}], tool_choice="auto", parallel_tool_calls=False
     )
@@ -89,7 +89,7 @@ def test_tools_are_sent_with_their_choice_and_nothing_else_of_the_clients() -> N
 @pytest.mark.parametrize(
     ("choice", "expected"), [("required", "required"), (named("get_weather"), named("get_weather")), (None, None)]
 )
-def test_choice_of_tool_is_sent(choice: Any, expected: Any) -> None:
+def test_tool_choice_is_sent(choice: Any, expected: Any) -> None:
     assert rendered(tools=[tool()], tool_choice=choice).get("tool_choice") == expected
 
 
@@ -97,12 +97,12 @@ def test_choice_of_tool_is_sent(choice: Any, expected: Any) -> None:
     "fields",
     [{"tools": []}, {"tools": [tool()], "tool_choice": "none"}, {"tool_choice": "none"}, {"tool_choice": "auto"}],
 )
-def test_no_tools_are_none_at_all(fields: dict[str, Any]) -> None:
-    """vLLM refuses an empty list."""
+def test_tool_fields_are_omitted_without_tools(fields: dict[str, Any]) -> None:
+    """vLLM rejects an empty list."""
     assert set(rendered(**fields, parallel_tool_calls=True)) == {"model", "messages"}
 
 
-def test_logprobs_are_asked_for() -> None:
+def test_logprobs_are_requested() -> None:
     assert {key: value for key, value in rendered(logprobs=True, top_logprobs=3).items() if "log" in key} == {
         "logprobs": True,
         "top_logprobs": 3,
@@ -113,11 +113,11 @@ def test_logprobs_are_asked_for() -> None:
 @pytest.mark.parametrize(
     "wanted", [{"type": "json_object"}, schema_format(), schema_format(strict=True, description="d")]
 )
-def test_format_of_the_answer_is_sent(wanted: dict[str, Any]) -> None:
+def test_response_format_is_sent(wanted: dict[str, Any]) -> None:
     assert rendered(response_format=wanted)["response_format"] == wanted
 
 
-def test_plain_format_is_what_there_is_without() -> None:
+def test_text_response_format_is_omitted() -> None:
     assert "response_format" not in rendered(response_format={"type": "text"})
 
 
@@ -125,16 +125,16 @@ def test_plain_format_is_what_there_is_without() -> None:
     ("fields", "sent"),
     [({"think": False}, "none"), ({"reasoning_effort": "xhigh"}, "high"), ({"think": True}, None), ({}, None)],
 )
-def test_effort_is_sent_by_openais_name(fields: dict[str, Any], sent: str | None) -> None:
+def test_effort_is_sent_as_reasoning_effort(fields: dict[str, Any], sent: str | None) -> None:
     assert rendered(**fields).get("reasoning_effort") == sent
 
 
-def test_calls_and_results_of_earlier_turns_are_sent() -> None:
-    turns = [
+def test_earlier_calls_and_results_are_sent() -> None:
+    messages = [
         {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [called(arguments="")]},
         {"role": "tool", "tool_call_id": "call_1", "content": "12 C"},
     ]
-    sent = rendered(messages=[*USER, *turns])["messages"]
+    sent = rendered(messages=[*USER, *messages])["messages"]
     assert sent[1]["content"] == ""
     assert sent[1]["reasoning"] == "hm"
     assert sent[1]["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": "{}"}
@@ -142,76 +142,76 @@ def test_calls_and_results_of_earlier_turns_are_sent() -> None:
     assert sent[2] == {"role": "tool", "content": "12 C", "tool_call_id": "call_1"}
 
 
-def test_turns_whose_content_is_a_list_keep_their_calls_and_ids() -> None:
+def test_messages_with_content_parts_keep_their_calls_and_ids() -> None:
     text = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    turns = [
+    messages = [
         {"role": "assistant", "content": text, "reasoning": "hm", "tool_calls": [called()]},
         {"role": "tool", "tool_call_id": "call_1", "content": text},
     ]
-    sent = rendered(messages=[*USER, *turns])["messages"]
+    sent = rendered(messages=[*USER, *messages])["messages"]
     assert (sent[1]["content"], sent[1].get("reasoning")) == ("a\nb", "hm")
     assert [call["id"] for call in sent[1].get("tool_calls", [])] == ["call_1"]
     assert sent[2] == {"role": "tool", "content": "a\nb", "tool_call_id": "call_1"}
 
 
 @pytest.mark.parametrize(("limit", "sent"), [(4095, 4095), (4096, None), (9000, None), (None, None)])
-def test_limit_beyond_the_context_is_the_rest_of_the_context(limit: int | None, sent: int | None) -> None:
+def test_token_limit_beyond_the_context_is_omitted(limit: int | None, sent: int | None) -> None:
     assert rendered(ModelFacts(4096), max_tokens=limit).get("max_tokens") == sent
 
 
-def test_limit_is_sent_as_it_is_where_the_context_is_not_known() -> None:
+def test_token_limit_is_sent_unchanged_if_the_context_is_unknown() -> None:
     assert rendered(max_tokens=9000)["max_tokens"] == 9000
 
 
-def test_limit_that_does_not_fit_beside_the_prompt_is_left_out_when_the_backend_refuses_it() -> None:
-    asked = chat(max_tokens=4000, max_completion_tokens=4000)
-    amended = DIALECT.relaxed(asked, ContextLengthExceeded(4096))
-    assert amended is not None
-    assert (amended.token_limit, amended.messages) == (None, asked.messages)
-    assert DIALECT.relaxed(amended, ContextLengthExceeded(4096)) is None
-    assert DIALECT.relaxed(asked, InvalidRequest("x")) is None
+def test_relaxed_request_drops_a_token_limit_that_does_not_fit_next_to_the_prompt() -> None:
+    request = chat(max_tokens=4000, max_completion_tokens=4000)
+    relaxed = ENGINE.relaxed(request, ContextLengthExceeded(4096))
+    assert relaxed is not None
+    assert (relaxed.token_limit, relaxed.messages) == (None, request.messages)
+    assert ENGINE.relaxed(relaxed, ContextLengthExceeded(4096)) is None
+    assert ENGINE.relaxed(request, InvalidRequest("x")) is None
 
 
 # Models
 
 
-def test_models_are_read_with_their_context() -> None:
-    found = DIALECT.models(b'{"object":"list","data":[{"id":"a","max_model_len":4096},{"id":"b"}]}')
+def test_models_are_listed_with_their_context_length() -> None:
+    found = ENGINE.models(b'{"object":"list","data":[{"id":"a","max_model_len":4096},{"id":"b"}]}')
     assert found == {"a": ModelFacts(4096), "b": ModelFacts()}
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"<html>", b"[]", b'{"data":7}'])
-def test_what_is_no_list_of_models_is_told_apart_from_an_empty_one(body: bytes) -> None:
-    assert DIALECT.models(body) is None
-    assert DIALECT.models(b'{"data":[]}') == DIALECT.models(b'{"data":null}') == {}
+def test_invalid_model_list_differs_from_an_empty_one(body: bytes) -> None:
+    assert ENGINE.models(body) is None
+    assert ENGINE.models(b'{"data":[]}') == ENGINE.models(b'{"data":null}') == {}
 
 
-# Schemas that the server refuses
+# Schemas that the server rejects
 
 
 UNABLE = InvalidRequest("x", param="response_format")
 ODD = {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 5}}, "uniqueItems": True}
 
 
-def test_schema_that_the_server_refuses_is_asked_for_once_in_the_form_that_others_get() -> None:
-    asked = chat(response_format=schema_format(ODD), tools=[tool(parameters=ODD)], tool_choice="required")
-    amended = DIALECT.relaxed(asked, UNABLE)
-    assert isinstance(amended, Chat)
-    assert isinstance(amended.response_format, SchemaFormat)
-    assert amended.response_format.json_schema.schema == portable(ODD)
-    assert [each.function.parameters for each in amended.tools or ()] == [portable(ODD)]
-    assert DIALECT.relaxed(amended, UNABLE) is None
+def test_rejected_schema_is_sent_once_more_in_its_portable_form() -> None:
+    request = chat(response_format=schema_format(ODD), tools=[tool(parameters=ODD)], tool_choice="required")
+    relaxed = ENGINE.relaxed(request, UNABLE)
+    assert isinstance(relaxed, Chat)
+    assert isinstance(relaxed.response_format, SchemaFormat)
+    assert relaxed.response_format.json_schema.schema == portable(ODD)
+    assert [each.function.parameters for each in relaxed.tools or ()] == [portable(ODD)]
+    assert ENGINE.relaxed(relaxed, UNABLE) is None
 
 
-def test_schema_that_is_in_that_form_is_not_asked_for_again() -> None:
-    assert DIALECT.relaxed(chat(response_format=schema_format(), tools=[tool()]), UNABLE) is None
-    assert DIALECT.relaxed(chat(), UNABLE) is None
+def test_rejected_portable_schema_is_not_sent_again() -> None:
+    assert ENGINE.relaxed(chat(response_format=schema_format(), tools=[tool()]), UNABLE) is None
+    assert ENGINE.relaxed(chat(), UNABLE) is None
 
 
-def test_schema_that_harms_the_server_is_never_sent() -> None:
+def test_harmful_schema_is_sent_in_its_portable_form() -> None:
     harmful = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^a{5000}$"}}}
     sent = json.loads(
-        DIALECT.render(
+        ENGINE.render(
             chat(response_format=schema_format(harmful), tools=[tool(parameters=harmful)]), "m", ModelFacts(), True
         )
     )
@@ -223,7 +223,9 @@ def test_schema_that_harms_the_server_is_never_sent() -> None:
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
-def test_turn_of_plain_text_is_sent_as_that_of_one_part(role: str) -> None:
-    turns = [{"role": role, "content": content} for content in ("hi", [{"type": "text", "text": "hi"}])]
-    plain, parted = (DIALECT.request(chat(messages=[turn, *USER]), "m", UNKNOWN, False).messages for turn in turns)
+def test_plain_text_is_sent_like_a_single_text_part(role: str) -> None:
+    messages = [{"role": role, "content": content} for content in ("hi", [{"type": "text", "text": "hi"}])]
+    plain, parted = (
+        ENGINE.request(chat(messages=[message, *USER]), "m", UNKNOWN, False).messages for message in messages
+    )
     assert plain == parted

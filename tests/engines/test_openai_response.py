@@ -1,4 +1,4 @@
-"""Every recorded answer of a server of OpenAI's API is read to what it says."""
+"""Tests of reading OpenAI-compatible answers, including every recorded one."""
 
 import json
 from typing import Any
@@ -13,19 +13,20 @@ from gateway.engines.engine import MAX_ANSWER
 from gateway.engines.openai import OpenAi
 from gateway.engines.openai_response import OpenAiReader
 from gateway.errors import UpstreamError
-from tests.engines.recorded import CHATS, body_of, name, said, unfolded
+from tests.engines.recorded import CHATS, body_of, recorded_text, recording_id, unfold
 from tests.golden import Recording, load
 
-DIALECT = OpenAi()
+ENGINE = OpenAi()
 
 
 def events_of(recording: Recording) -> list[Any]:
-    return [event for event in unfolded(recording) if not isinstance(event, str)]
+    return [event for event in unfold(recording) if not isinstance(event, str)]
 
 
 STREAMS = [recording for recording in CHATS if recording.is_stream and recording.path == "/v1/chat/completions"]
-# Ollama's /v1 ends a stream that it gives up (equal pieces without end) as if it were whole, but without a finish.
-BROKEN_OFF = [
+# When Ollama's /v1 gives up a stream (endless equal pieces), it looks complete but has no finish
+# reason.
+GIVEN_UP = [
     one
     for one in STREAMS
     if not any(choice["finish_reason"] for event in events_of(one) for choice in event["choices"])
@@ -38,7 +39,7 @@ PLAIN = [
 
 
 def read(body: bytes, size: int | None = None) -> list[Delta]:
-    reader = DIALECT.reader()
+    reader = ENGINE.reader()
     pieces = [body] if size is None else [body[start : start + size] for start in range(0, len(body), size)]
     deltas = [delta for piece in pieces if not reader.done for delta in reader.feed(piece)]
     if not reader.done:
@@ -56,50 +57,50 @@ def chunk(
     logprobs: Any = None,
     **fields: Any,
 ) -> bytes:
-    said = delta or ({} if content is None else {"content": content})
-    choice = {"index": 0, "delta": said, "logprobs": logprobs, "finish_reason": finish}
+    rendered = delta or ({} if content is None else {"content": content})
+    choice = {"index": 0, "delta": rendered, "logprobs": logprobs, "finish_reason": finish}
     return b"data: %b\n\n" % json.dumps({"choices": [choice], **fields}).encode()
 
 
 DONE = b"data: [DONE]\n\n"
 
 
-# Recorded
+# Recordings
 
 
-@pytest.mark.parametrize("recording", [one for one in STREAMS if one not in BROKEN_OFF], ids=name)
+@pytest.mark.parametrize("recording", [one for one in STREAMS if one not in GIVEN_UP], ids=recording_id)
 @pytest.mark.parametrize("size", [None, 1, 777])
-def test_recorded_stream_is_read_to_what_it_says(recording: Recording, size: int | None) -> None:
+def test_recorded_stream_is_read_completely(recording: Recording, size: int | None) -> None:
     answer = assemble(read(body_of(recording), size))
     events = events_of(recording)
     finish = next(choice["finish_reason"] for event in events for choice in event["choices"] if choice["finish_reason"])
     usage = next((event["usage"] for event in events if event.get("usage")), None)
     assert (answer.content, answer.reasoning, answer.finish) == (
-        said(recording, "content"),
-        said(recording, "reasoning"),
+        recorded_text(recording, "content"),
+        recorded_text(recording, "reasoning"),
         finish,
     )
     assert answer.usage == (usage and Usage(usage["prompt_tokens"], usage["completion_tokens"]))
 
 
-@pytest.mark.parametrize("recording", BROKEN_OFF, ids=name)
-def test_recorded_stream_that_was_given_up_is_an_error(recording: Recording) -> None:
-    reader = DIALECT.reader()
-    assert "".join(delta.content for delta in reader.feed(body_of(recording))) == said(recording, "content")
+@pytest.mark.parametrize("recording", GIVEN_UP, ids=recording_id)
+def test_recorded_stream_without_a_finish_reason_is_an_error(recording: Recording) -> None:
+    reader = ENGINE.reader()
+    assert "".join(delta.content for delta in reader.feed(body_of(recording))) == recorded_text(recording, "content")
     with pytest.raises(UpstreamError) as caught:
         reader.end()
     assert caught.value.reason == "truncated"
 
 
-@pytest.mark.parametrize("recording", PLAIN, ids=name)
-def test_recorded_answer_is_read_to_what_it_says(recording: Recording) -> None:
+@pytest.mark.parametrize("recording", PLAIN, ids=recording_id)
+def test_recorded_answer_is_read_completely(recording: Recording) -> None:
     body = json.dumps(recording.body).encode()
     choice, usage = recording.body["choices"][0], recording.body["usage"]
-    if choice["finish_reason"] is None:  # given up by Ollama
+    if choice["finish_reason"] is None:  # Ollama gave it up
         with pytest.raises(UpstreamError):
-            DIALECT.parse_answer(body)
+            ENGINE.parse_answer(body)
         return
-    read = DIALECT.parse_answer(body)
+    read = ENGINE.parse_answer(body)
     message = choice["message"]
     assert (read.content, read.reasoning, read.finish) == (
         message["content"] or "",
@@ -114,7 +115,7 @@ def test_recorded_answer_is_read_to_what_it_says(recording: Recording) -> None:
 
 
 @pytest.mark.parametrize("server", ["ollama-0.33", "ollama-0.24"])
-def test_recorded_tool_call_of_a_stream_is_read(server: str) -> None:
+def test_recorded_streamed_tool_call_is_read(server: str) -> None:
     answer = assemble(read(body_of(load(server)["chat_tool_call_stream"])))
     assert [(call.index, call.name, call.arguments) for call in answer.calls] == [
         (0, "get_weather", '{"city":"Seoul"}')
@@ -124,7 +125,7 @@ def test_recorded_tool_call_of_a_stream_is_read(server: str) -> None:
 
 @pytest.mark.parametrize("server", ["vllm-0.32.0", "ollama-0.33", "ollama-0.24"])
 def test_recorded_logprobs_are_read_with_their_bytes_and_alternatives(server: str) -> None:
-    read = DIALECT.parse_answer(json.dumps(load(server)["chat_logprobs"].body).encode())
+    read = ENGINE.parse_answer(json.dumps(load(server)["chat_logprobs"].body).encode())
     assert read.logprobs is not None
     assert len(read.logprobs) == 6
     assert all(
@@ -132,10 +133,10 @@ def test_recorded_logprobs_are_read_with_their_bytes_and_alternatives(server: st
     )
 
 
-# Tool calls and logprobs of a stream
+# Streamed tool calls and logprobs
 
 
-def test_tool_call_that_comes_in_pieces_is_one() -> None:
+def test_tool_call_in_pieces_is_combined() -> None:
     pieces: list[dict[str, Any]] = [
         {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ""}},
         {"index": 0, "function": {"arguments": '{"a"'}},
@@ -148,19 +149,19 @@ def test_tool_call_that_comes_in_pieces_is_one() -> None:
     assert answer.finish == "tool_calls"
 
 
-def test_calls_without_an_index_are_counted() -> None:
+def test_calls_without_an_index_are_numbered() -> None:
     calls = [{"function": {"name": name, "arguments": "{}"}} for name in ("f", "g")]
     assert [
-        (call.index, call.name) for call in DIALECT.reader().feed(chunk(delta={"tool_calls": calls}))[0].calls or ()
+        (call.index, call.name) for call in ENGINE.reader().feed(chunk(delta={"tool_calls": calls}))[0].calls or ()
     ] == [(0, "f"), (1, "g")]
 
 
-def test_logprobs_stand_at_the_tokens_that_they_are_of() -> None:
+def test_logprobs_stay_with_their_tokens() -> None:
     entries = [
         {"token": text, "logprob": -0.5, "bytes": list(text.encode()), "top_logprobs": []} for text in ("a", "b")
     ]
     body = b"".join(chunk(entry["token"], logprobs={"content": [entry]}) for entry in entries)
-    deltas = DIALECT.reader().feed(body)
+    deltas = ENGINE.reader().feed(body)
     assert [(delta.content, [chosen.token for chosen in delta.logprobs or ()]) for delta in deltas] == [
         ("a", ["a"]),
         ("b", ["b"]),
@@ -168,7 +169,7 @@ def test_logprobs_stand_at_the_tokens_that_they_are_of() -> None:
 
 
 def test_logprobs_of_a_token_without_text_are_not_lost() -> None:
-    """A letter of several bytes comes in several tokens; only the last of them has a text."""
+    """A character of several bytes arrives as several tokens; only the last has text."""
     entries = [{"token": "", "logprob": -0.5, "bytes": [byte]} for byte in "é".encode()]
     body = (
         chunk("", logprobs={"content": entries[:1]})
@@ -181,9 +182,9 @@ def test_logprobs_of_a_token_without_text_are_not_lost() -> None:
     assert b"".join(bytes(chosen.bytes or ()) for chosen in answer.logprobs).decode() == answer.content == "é"
 
 
-def test_short_way_is_not_taken_where_there_are_logprobs() -> None:
+def test_fast_path_is_not_used_with_logprobs() -> None:
     entry = {"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}]}
-    reader = DIALECT.reader()
+    reader = ENGINE.reader()
     event = chunk("a", logprobs=entry)
     reader.feed(event)
     assert reader.plain_tokens(event) is None
@@ -196,8 +197,8 @@ def test_short_way_is_not_taken_where_there_are_logprobs() -> None:
         max_size=20,
     )
 )
-def test_what_is_known_to_be_sound_is_judged_as_if_it_were_not(insides: list[bytes]) -> None:
-    known, fresh = DIALECT.reader(), [OpenAiReader() for _ in insides]
+def test_remembered_texts_do_not_change_the_result(insides: list[bytes]) -> None:
+    known, fresh = ENGINE.reader(), [OpenAiReader() for _ in insides]
     event = chunk("a").replace(b": ", b":").replace(b", ", b",")
     for reader in (known, *fresh):
         reader.feed(event)
@@ -209,15 +210,15 @@ def test_what_is_known_to_be_sound_is_judged_as_if_it_were_not(insides: list[byt
         assert [known.plain_tokens(other) for other in events] == wanted
 
 
-# The end of a stream
+# End of a stream
 
 
-def test_stream_without_done_is_whole_after_its_finish() -> None:
+def test_stream_may_end_without_done_after_a_finish_reason() -> None:
     assert assemble(read(chunk("a") + chunk(finish="stop"))).content == "a"
 
 
 @pytest.mark.parametrize("body", [b"", chunk("a"), chunk("a") + DONE, DONE, b": ping\n\n"])
-def test_stream_without_a_finish_is_an_error(body: bytes) -> None:
+def test_stream_without_a_finish_reason_is_an_error(body: bytes) -> None:
     with pytest.raises(UpstreamError, match="failed while generating") as caught:
         read(body)
     assert caught.value.reason == "truncated"
@@ -226,8 +227,8 @@ def test_stream_without_a_finish_is_an_error(body: bytes) -> None:
 @pytest.mark.parametrize(
     "error", [{"message": "EngineCore at /opt/x died", "type": "InternalServerError", "code": 500}, "it broke"]
 )
-def test_error_in_the_stream_ends_it_in_our_words(error: Any) -> None:
-    reader = DIALECT.reader()
+def test_error_in_the_stream_ends_it_in_the_gateways_words(error: Any) -> None:
+    reader = ENGINE.reader()
     reader.feed(chunk("a"))
     with pytest.raises(UpstreamError) as caught:
         reader.feed(b"data: %b\n\n" % json.dumps({"error": error}).encode() + DONE)
@@ -235,25 +236,25 @@ def test_error_in_the_stream_ends_it_in_our_words(error: Any) -> None:
     assert caught.value.message == "The model backend failed while generating the response."
 
 
-def test_abort_of_the_engine_is_an_error() -> None:
+def test_abort_by_the_engine_is_an_error() -> None:
     with pytest.raises(UpstreamError) as caught:
         read(chunk("a", "abort") + DONE)
     assert caught.value.reason == "aborted"
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("engine_reason", "expected"),
     [("repetition", "stop"), ("tool_calls", "tool_calls"), ("content_filter", "content_filter"), ("eos", "stop")],
 )
-def test_finish_is_one_of_openais(theirs: str, ours: str) -> None:
-    assert assemble(read(chunk("a", theirs) + DONE)).finish == ours
+def test_finish_reason_is_one_of_openais(engine_reason: str, expected: str) -> None:
+    assert assemble(read(chunk("a", engine_reason) + DONE)).finish == expected
 
 
-def test_nothing_after_the_end_is_read() -> None:
+def test_bytes_after_the_end_are_ignored() -> None:
     assert assemble(read(chunk("a") + chunk(finish="stop") + DONE + chunk("b") + b"data: rubbish\n\n")).content == "a"
 
 
-def test_usage_on_every_chunk_is_given_once_and_last() -> None:
+def test_usage_on_every_chunk_is_reported_once_and_last() -> None:
     usages = [
         {"usage": {"prompt_tokens": 3, "completion_tokens": number, "total_tokens": 3 + number}} for number in (1, 2)
     ]
@@ -261,40 +262,40 @@ def test_usage_on_every_chunk_is_given_once_and_last() -> None:
     assert [delta.usage for delta in deltas] == [None, None, Usage(3, 2)]
 
 
-def test_role_chunk_is_no_piece() -> None:
-    """It may come long before the first token, which the time to first token must not be told by."""
+def test_role_chunk_is_not_output() -> None:
+    """It may precede the first token by a long time, and must not count as the first token."""
     role = json.dumps(
         {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
     ).encode()
-    assert DIALECT.reader().feed(b"data: " + role + b"\n\n") == []
+    assert ENGINE.reader().feed(b"data: " + role + b"\n\n") == []
 
 
-@pytest.mark.parametrize("name_of_it", ["reasoning", "reasoning_content"])
-def test_reasoning_is_read_under_both_names(name_of_it: str) -> None:
-    event = json.dumps({"choices": [{"index": 0, "delta": {name_of_it: "hm"}, "finish_reason": None}]}).encode()
-    assert DIALECT.reader().feed(b"data: " + event + b"\n\n")[0].reasoning == "hm"
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_reasoning_is_read_under_both_names(field: str) -> None:
+    event = json.dumps({"choices": [{"index": 0, "delta": {field: "hm"}, "finish_reason": None}]}).encode()
+    assert ENGINE.reader().feed(b"data: " + event + b"\n\n")[0].reasoning == "hm"
 
 
-def test_line_that_is_no_event_is_dropped_and_counted() -> None:
-    reader = DIALECT.reader()
+def test_malformed_line_is_dropped_and_counted() -> None:
+    reader = ENGINE.reader()
     deltas = reader.feed(b"data: {\n\n" + b"event: x\n: y\n" + chunk("a", "stop") + b"data: [1]\n\n" + DONE)
     assert (assemble(deltas).content, reader.malformed, reader.done) == ("a", 2, True)
 
 
-def test_line_without_end_is_an_error() -> None:
-    reader = DIALECT.reader()
+def test_endless_line_is_an_error() -> None:
+    reader = ENGINE.reader()
     with pytest.raises(UpstreamError) as caught:
         [reader.feed(b"data: " + b"x" * 100_000) for _ in range(20)]
     assert caught.value.reason == "line_too_long"
 
 
 @given(st.lists(st.text(max_size=8), max_size=6), st.integers(1, 40))
-def test_any_text_comes_through_however_it_is_cut(texts: list[str], size: int) -> None:
+def test_any_text_is_read_unchanged_however_the_body_is_split(texts: list[str], size: int) -> None:
     body = b"".join(map(chunk, texts)) + chunk(finish="stop") + DONE
     assert assemble(read(body, size)).content == "".join(texts)
 
 
-# A plain answer
+# Plain answers
 
 
 @pytest.mark.parametrize(
@@ -309,10 +310,10 @@ def test_any_text_comes_through_however_it_is_cut(texts: list[str], size: int) -
         b"<html>",
     ],
 )
-def test_what_is_no_answer_is_an_error(body: bytes) -> None:
+def test_body_that_is_not_an_answer_is_an_error(body: bytes) -> None:
     with pytest.raises(UpstreamError, match="invalid response"):
-        DIALECT.parse_answer(body)
+        ENGINE.parse_answer(body)
 
 
-def test_answer_may_be_long() -> None:
+def test_answers_may_exceed_ten_megabytes() -> None:
     assert MAX_ANSWER > 10_000_000

@@ -1,4 +1,4 @@
-"""Kind `vllm`: OpenAI's API with vLLM's own fields."""
+"""Tests of kind `vllm`: OpenAI's API with vLLM's own fields."""
 
 import json
 from typing import Any
@@ -6,32 +6,32 @@ from typing import Any
 import pytest
 
 from gateway.engines.engine import ModelFacts
-from gateway.engines.vllm import LEAST_TOP_P, Vllm
+from gateway.engines.vllm import MIN_TOP_P, Vllm
 from tests.fakes.chats import chat, named, tool
 from tests.golden import load
 
-DIALECT = Vllm()
+ENGINE = Vllm()
 
 
 def rendered(**fields: Any) -> dict[str, Any]:
-    asked = chat(**fields)
+    request = chat(**fields)
     sent: dict[str, Any] = json.loads(
-        DIALECT.render(asked, "Qwen/Qwen3-VL-8B-Instruct", ModelFacts(), bool(asked.stream))
+        ENGINE.render(request, "Qwen/Qwen3-VL-8B-Instruct", ModelFacts(), bool(request.stream))
     )
     return sent
 
 
-def beside_the_prompt(**fields: Any) -> dict[str, Any]:
+def extra_fields(**fields: Any) -> dict[str, Any]:
     return {key: value for key, value in rendered(**fields).items() if key not in ("model", "messages")}
 
 
-def test_own_sampling_fields_are_sent_too() -> None:
+def test_vllms_sampling_fields_are_sent() -> None:
     fields = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
-    assert beside_the_prompt(**fields) == fields
+    assert extra_fields(**fields) == fields
 
 
-def test_what_vllm_would_act_on_beside_them_is_not() -> None:
-    """vLLM takes extra fields; some of them return the prompt or jump the line."""
+def test_other_vllm_fields_are_not_sent() -> None:
+    """vLLM accepts extra fields, some of which return the prompt or change the request's priority."""
     names = (
         "priority",
         "prompt_logprobs",
@@ -42,11 +42,11 @@ def test_what_vllm_would_act_on_beside_them_is_not() -> None:
         "request_id",
         "vllm_xargs",
     )
-    assert beside_the_prompt(**dict.fromkeys(names, 1)) == {}
+    assert extra_fields(**dict.fromkeys(names, 1)) == {}
 
 
-def test_top_p_of_0_is_the_least_that_vllm_takes() -> None:
-    assert rendered(top_p=0)["top_p"] == LEAST_TOP_P > 0
+def test_top_p_of_zero_is_sent_as_the_minimum_that_vllm_accepts() -> None:
+    assert rendered(top_p=0)["top_p"] == MIN_TOP_P > 0
 
 
 # Thinking
@@ -73,23 +73,23 @@ def test_top_p_of_0_is_the_least_that_vllm_takes() -> None:
         ({}, {}),
     ],
 )
-def test_wish_to_think_or_not_goes_to_the_template_too(fields: dict[str, Any], sent: dict[str, Any]) -> None:
-    assert beside_the_prompt(**fields) == sent
+def test_thinking_is_also_set_in_the_chat_template(fields: dict[str, Any], sent: dict[str, Any]) -> None:
+    assert extra_fields(**fields) == sent
 
 
 # Tools
 
 
 @pytest.mark.parametrize("choice", ["required", named("one")])
-def test_forced_call_follows_its_schema(choice: Any) -> None:
-    """Without `strict` the arguments may be any JSON."""
+def test_forced_call_is_strict(choice: Any) -> None:
+    """Without `strict`, the arguments may be any JSON."""
     sent = rendered(tools=[tool("one", strict=False), tool("two")], tool_choice=choice)
     assert all(one["function"]["strict"] is True for one in sent["tools"])
     assert sent["tool_choice"] == choice
 
 
 @pytest.mark.parametrize("choice", [None, "auto"])
-def test_free_choice_is_as_strict_as_the_client_has_it(choice: str | None) -> None:
+def test_free_choice_keeps_the_clients_strict(choice: str | None) -> None:
     sent = rendered(tools=[tool("one", strict=False), tool("two")], tool_choice=choice)
     assert [one["function"].get("strict") for one in sent["tools"]] == [False, None]
 
@@ -97,7 +97,7 @@ def test_free_choice_is_as_strict_as_the_client_has_it(choice: str | None) -> No
 # Models
 
 
-def test_recorded_models_are_read() -> None:
+def test_recorded_models_are_listed() -> None:
     recording = load("vllm-0.32.0")["models"]
-    found = DIALECT.models(json.dumps(recording.body).encode())
+    found = ENGINE.models(json.dumps(recording.body).encode())
     assert found == {entry["id"]: ModelFacts(entry["max_model_len"]) for entry in recording.body["data"]}

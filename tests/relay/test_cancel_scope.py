@@ -1,4 +1,4 @@
-"""Ends waiting for a reason."""
+"""A cancel scope interrupts what its body awaits, with a reason."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,70 +20,67 @@ class Client:
             self.on_leave()
 
 
-def watch_of(client: Client) -> CancelScope:
+def scope_of(client: Client) -> CancelScope:
     return CancelScope(client, asyncio.get_running_loop())
 
 
-async def for_ever() -> None:
+async def forever() -> None:
     await asyncio.get_running_loop().create_future()
-
-
-# One task
 
 
 async def test_client_that_leaves_ends_the_wait() -> None:
     client = Client()
     asyncio.get_running_loop().call_soon(client.leave)
-    with pytest.raises(ClientLeft), watch_of(client):
-        await for_ever()
+    with pytest.raises(ClientLeft), scope_of(client):
+        await forever()
 
 
-async def test_client_that_had_left_already_is_seen_at_once() -> None:
+async def test_body_does_not_begin_if_the_client_has_already_left() -> None:
     client = Client()
     client.leave()
-    with pytest.raises(ClientLeft), watch_of(client):
+    with pytest.raises(ClientLeft), scope_of(client):
         pytest.fail("the body began")
 
 
-async def test_first_reason_counts() -> None:
+async def test_first_reason_wins() -> None:
     client = Client()
-    watch = watch_of(client)
-    asyncio.get_running_loop().call_soon(watch.end, ShuttingDown())
+    scope = scope_of(client)
+    asyncio.get_running_loop().call_soon(scope.end, ShuttingDown())
     asyncio.get_running_loop().call_soon(client.leave)
-    with pytest.raises(ShuttingDown), watch:
-        await for_ever()
+    with pytest.raises(ShuttingDown), scope:
+        await forever()
 
 
-async def test_client_may_leave_after_the_end() -> None:
+async def test_client_that_leaves_after_the_block_is_ignored() -> None:
     client = Client()
-    with watch_of(client):
+    with scope_of(client):
         pass
     assert client.on_leave is None
     client.leave()
     await asyncio.sleep(0)
 
 
-async def test_error_of_the_body_comes_through() -> None:
-    with pytest.raises(ValueError, match="it broke"), watch_of(Client()):
+async def test_error_raised_by_the_body_propagates() -> None:
+    with pytest.raises(ValueError, match="it broke"), scope_of(Client()):
         raise ValueError("it broke")
 
 
-async def test_task_goes_on_after_the_end() -> None:
-    """It was cancelled to wake it up; its own next wait is not."""
+async def test_task_is_not_cancelled_after_the_block() -> None:
+    """The cancellation that woke the task up does not reach its next await."""
     client = Client()
     asyncio.get_running_loop().call_soon(client.leave)
-    with pytest.raises(ClientLeft), watch_of(client):
-        await for_ever()
+    with pytest.raises(ClientLeft), scope_of(client):
+        await forever()
     await asyncio.sleep(0)
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
 
 
-async def test_cancellation_from_outside_stays_one() -> None:
+async def test_cancellation_from_outside_takes_precedence() -> None:
     async def body() -> None:
-        with watch_of(Client()):
-            await for_ever()
+        with scope_of(Client()):
+            await forever()
 
     task = asyncio.create_task(body())
     await asyncio.sleep(0)

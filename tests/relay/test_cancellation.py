@@ -1,4 +1,7 @@
-"""Clients that leave, stall or half-close, through the whole gateway on real sockets: 37 to 42 of the table of faults."""
+"""Clients that leave, stall or half-close, through the whole gateway on real sockets.
+
+Case numbers are those of the table of faults: 37 to 42.
+"""
 
 import asyncio
 import os
@@ -10,6 +13,7 @@ from contextlib import suppress
 
 import pytest
 
+from gateway.downstream import cycle
 from gateway.downstream.protocol import ServerLimits
 from gateway.upstream import health_checks as health
 from tests.fakes.fault_backend import TEXT, FaultBackend, Kind
@@ -18,7 +22,7 @@ from tests.fakes.running_gateway import Raw, Running, open_descriptors, request_
 pytestmark = pytest.mark.uvloop
 
 AT_ONCE = 0.1
-"""Seconds from a client's leaving until the backend sees it, and all that the request held is free."""
+"""Seconds from a client's disconnect until the backend sees it and the request holds nothing."""
 HALF_OPEN_SECONDS = 60
 PER_STREAM_BYTES = 256 * 1024
 PATIENT = {"first_token_timeout": 30, "idle_timeout": 30, "total_timeout": 30, "queue_timeout": 30}
@@ -33,10 +37,13 @@ async def backend(request: pytest.FixtureRequest) -> AsyncIterator[FaultBackend]
 
 @pytest.fixture
 async def gateway(backend: FaultBackend, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Running]:
-    """One request at a time, no deadline in the way. The loop warns of writes to a connection that is gone: there are none."""
+    """A gateway that serves one request at a time, without deadlines in the way.
+
+    The event loop and the HTTP server warn of writes to a closed connection: there are none.
+    """
     async with running(settings_for(backend, **PATIENT, max_concurrency=1)) as gateway:
         yield gateway
-    assert [record for record in caplog.records if record.name in ("asyncio", "gateway.front")] == []
+    assert [record for record in caplog.records if record.name in ("asyncio", cycle._log.name)] == []
 
 
 @pytest.fixture(params=[True, False], ids=["stream", "plain"])
@@ -45,7 +52,7 @@ def stream(request: pytest.FixtureRequest) -> bool:
 
 
 async def check_left(gateway: Running, raw: Raw, phase: str, others: int = 0) -> None:
-    """The client leaves: within `AT_ONCE` nothing is held for it any more, and it is counted."""
+    """Let the client leave; check that the request then holds nothing and is counted."""
     left = raw.leave()
     await until(lambda: len(gateway.live) == others)
     assert asyncio.get_running_loop().time() - left <= AT_ONCE
@@ -62,7 +69,7 @@ async def check_left(gateway: Running, raw: Raw, phase: str, others: int = 0) ->
 
 
 async def check_closed(backend: FaultBackend) -> None:
-    """The backend sees the only connection closed, at once."""
+    """Check that the backend sees its only connection closed at once."""
     (peer,) = backend.peers
     await until(lambda: peer.closed_at is not None, patience=AT_ONCE)
     assert backend.most_at_once == 1
@@ -77,7 +84,7 @@ async def check_next_is_served(gateway: Running, backend: FaultBackend) -> None:
 async def test_client_that_leaves_the_queue_frees_its_place(
     gateway: Running, backend: FaultBackend, stream: bool
 ) -> None:
-    """Case 37: the backend never hears of it."""
+    """Case 37: the backend never sees the request."""
     async with gateway.sent({"stream": True}):
         await until(lambda: len(backend.requests) == 1)
         async with gateway.sent({"stream": stream}) as raw:
@@ -89,10 +96,10 @@ async def test_client_that_leaves_the_queue_frees_its_place(
     assert len(backend.requests) == 1
 
 
-async def test_client_that_leaves_before_the_first_piece_ends_the_upstream_request(
+async def test_client_that_leaves_before_the_first_token_ends_the_upstream_request(
     gateway: Running, backend: FaultBackend, stream: bool
 ) -> None:
-    """Cases 38 and 40: prefill, and a plain answer under way."""
+    """Cases 38 and 40: during prefill, and during a plain answer."""
     backend.mode = "silent"
     async with gateway.sent({"stream": stream}) as raw:
         await until(lambda: len(backend.requests) == 1)
@@ -101,10 +108,10 @@ async def test_client_that_leaves_before_the_first_piece_ends_the_upstream_reque
     await check_next_is_served(gateway, backend)
 
 
-async def test_client_that_leaves_while_the_gateway_connects_ends_that(
+async def test_client_that_leaves_while_the_gateway_connects_ends_the_attempt(
     monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    """Case 38: here the backend's handshake of TLS never ends."""
+    """Case 38; here the backend's TLS handshake never ends."""
     monkeypatch.setattr(health, "PROBE_SECONDS", 0.05)
     monkeypatch.setattr(health, "FIRST_ATTEMPTS", 1)
     ended: list[float] = []
@@ -147,10 +154,8 @@ async def test_client_that_leaves_in_mid_stream_ends_the_upstream_request(
     await check_next_is_served(gateway, backend)
 
 
-async def test_client_that_leaves_with_a_second_request_behind_is_seen_too(
-    gateway: Running, backend: FaultBackend
-) -> None:
-    """Case 39: the second request never runs."""
+async def test_client_that_leaves_with_a_pipelined_request_is_noticed(gateway: Running, backend: FaultBackend) -> None:
+    """Case 39; the second request never runs."""
     async with gateway.sent({"stream": True}, behind=request_bytes({"stream": True})) as raw:
         await raw.head()
         await raw.reader.readuntil(b"word")
@@ -163,7 +168,7 @@ async def test_client_that_leaves_with_a_second_request_behind_is_seen_too(
 async def test_client_that_leaves_a_plain_answer_ends_the_upstream_request(
     gateway: Running, backend: FaultBackend
 ) -> None:
-    """Case 40: of an Ollama the pieces are under way already, of a vLLM nothing is."""
+    """Case 40: pieces of Ollama's answer have arrived by then, nothing of vLLM's."""
     async with gateway.sent({"stream": False}) as raw:
         await until(lambda: bool(backend.requests))
         if backend.kind == "ollama":
@@ -181,8 +186,8 @@ async def test_client_that_closes_only_its_sending_side_has_left(gateway: Runnin
         await until(gateway.is_idle)
 
 
-async def test_client_whose_cable_is_pulled_is_found_out_by_the_kernel(gateway: Running, backend: FaultBackend) -> None:
-    """Case 41: by probes while nothing is sent, by the user timeout while something is."""
+async def test_kernel_detects_a_client_whose_cable_is_pulled(gateway: Running, backend: FaultBackend) -> None:
+    """Case 41: by TCP keep-alive while nothing is sent, by `TCP_USER_TIMEOUT` while data is."""
     async with gateway.sent({"stream": True}) as raw:
         await raw.head()
         (connection,) = gateway.server.server_state.connections
@@ -199,7 +204,7 @@ async def test_client_whose_cable_is_pulled_is_found_out_by_the_kernel(gateway: 
             assert 0 < option(socket.TCP_USER_TIMEOUT) <= HALF_OPEN_SECONDS * 1000
 
 
-async def test_client_that_stops_reading_is_bounded_and_cut_off(backend: FaultBackend) -> None:
+async def test_client_that_stops_reading_is_buffered_within_bounds_and_cut_off(backend: FaultBackend) -> None:
     """Case 42."""
     backend.mode = "flood"
     stall = 0.4
@@ -212,10 +217,8 @@ async def test_client_that_stops_reading_is_bounded_and_cut_off(backend: FaultBa
         most = 0
         await until(lambda: bool(gateway.server.server_state.connections))
         (connection,) = gateway.server.server_state.connections
-        for end, option in (
-            (raw.writer, socket.SO_RCVBUF),
-            (connection, socket.SO_SNDBUF),
-        ):  # soon full, whatever else the machine does
+        # Small buffers fill up soon, whatever else the machine does.
+        for end, option in ((raw.writer, socket.SO_RCVBUF), (connection, socket.SO_SNDBUF)):
             end.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, option, 4096)
 
         def is_over() -> bool:
@@ -233,8 +236,8 @@ async def test_client_that_stops_reading_is_bounded_and_cut_off(backend: FaultBa
         assert gateway.exchanges()[-1]["status"] == 499
 
 
-async def test_client_that_reads_slowly_holds_the_backend_back(backend: FaultBackend) -> None:
-    """Back-pressure through the whole gateway: a client that takes little does not fill its memory, whatever the backend sends."""
+async def test_slow_reader_slows_the_backend_down(backend: FaultBackend) -> None:
+    """Back-pressure reaches through the gateway: a slow reader does not fill its memory."""
     backend.mode = "flood"
     async with running(settings_for(backend, **PATIENT)) as gateway, gateway.sent({"stream": True}) as raw:
         await raw.head()
@@ -250,8 +253,8 @@ LEAVERS = 500
 TOGETHER = 50
 
 
-async def test_five_hundred_clients_that_leave_at_random_leave_nothing_behind(backend: FaultBackend) -> None:
-    """In all four phases: in line, waiting, streaming, and a plain answer under way."""
+async def test_five_hundred_clients_that_leave_at_random_leak_nothing(backend: FaultBackend) -> None:
+    """Clients leave in all four phases: queued, waiting, streaming, and during a plain answer."""
     chance = random.Random(20261121)
     limit = 4
     descriptors = open_descriptors()

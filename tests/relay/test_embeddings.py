@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings` through the whole gateway on real sockets, before both kinds of backend."""
+"""`POST /v1/embeddings` through the whole gateway on real sockets, with both engines."""
 
 import asyncio
 import json
@@ -33,7 +33,10 @@ CHAT = Model("chat-model")
 async def before(
     kind: str, base_url: str, chat_url: str | None = None, top: Mapping[str, Any] | None = None, **limits: Any
 ) -> AsyncIterator[Running]:
-    """A gateway with the embedding model `ours` on backend `box` and the tier `standard` on another (or the same)."""
+    """Start a gateway with the embedding model `ours` on backend `box`.
+
+    The tier `standard` is on the backend at `chat_url`, or on the same one without.
+    """
     patient = {**TIMES, "first_token_timeout": 30, "total_timeout": 30, **limits}
     backends = {"box": {"kind": kind, "base_url": base_url, **patient}}
     if chat_url is not None:
@@ -56,7 +59,7 @@ async def before(
 async def serving(
     kind: Kind, *, top: Mapping[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[tuple[Running, StandIn]]:
-    """Chats and embeddings on one Ollama, on two vLLMs: such a one serves one model."""
+    """Serve chats and embeddings from one Ollama, or from two vLLMs with one model each."""
     limits = {key: options.pop(key) for key in list(options) if key.endswith(("_timeout", "_queue", "_concurrency"))}
     async with AsyncExitStack() as stack:
         models = (EMBEDDING, CHAT) if kind == "ollama" else (EMBEDDING,)
@@ -111,9 +114,9 @@ def code(reply: Reply) -> tuple[int, str]:
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings"])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_answer_has_openais_shape_whichever_backend_serves(kind: Kind, path: str) -> None:
+async def test_answer_has_openais_shape_with_every_engine(kind: Kind, path: str) -> None:
     async with serving(kind) as (gateway, _):
-        reply = await ask(gateway, {"input": ["a text", "another"], "user": "somebody"}, path=path)
+        reply = await ask(gateway, {"input": ["a text", "another"], "user": "someone"}, path=path)
         body = json.loads(reply.body)
         assert list(body) == ["object", "data", "model", "usage"]
         assert (body["object"], body["model"]) == ("list", "ours")
@@ -125,7 +128,7 @@ async def test_answer_has_openais_shape_whichever_backend_serves(kind: Kind, pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_base64_holds_the_same_numbers(kind: Kind) -> None:
+async def test_base64_has_the_same_numbers(kind: Kind) -> None:
     async with serving(kind) as (gateway, _):
         floats, packed = [
             json.loads((await ask(gateway, {"encoding_format": form})).body)["data"][0] for form in ("float", "base64")
@@ -145,7 +148,7 @@ async def test_dimensions_are_passed_on(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_headers_metrics_and_log_are_those_of_any_exchange(kind: Kind) -> None:
+async def test_exchange_has_the_usual_headers_metrics_and_log_line(kind: Kind) -> None:
     async with serving(kind) as (gateway, _):
         reply = await ask(gateway, {}, "X-Request-Id: mine")
         told = {
@@ -170,7 +173,7 @@ async def test_headers_metrics_and_log_are_those_of_any_exchange(kind: Kind) -> 
         ]
 
 
-async def test_ollama_gets_what_the_settings_say_of_it() -> None:
+async def test_ollama_gets_keep_alive_and_context_from_the_settings() -> None:
     options = Options("ollama", (EMBEDDING, CHAT))
     async with stand_in(options) as server, before("ollama", server.base_url, keep_alive="5m", num_ctx=256) as gateway:
         assert (await ask(gateway, {})).status == 200
@@ -184,7 +187,7 @@ async def test_ollama_gets_what_the_settings_say_of_it() -> None:
         }
 
 
-async def test_large_batch_is_served_while_others_are() -> None:
+async def test_large_batch_does_not_block_other_requests() -> None:
     async with serving("ollama") as (gateway, _):
         texts = [f"text {number} [{{" + "words " * 200 for number in range(MAX_TEXTS)]
         batch = asyncio.create_task(ask(gateway, {"input": texts}, patience=6 * PATIENCE))
@@ -197,7 +200,7 @@ async def test_large_batch_is_served_while_others_are() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_openai_python_embeds(kind: Kind) -> None:
-    """It asks for base64 unless told otherwise."""
+    """The client asks for base64 unless told otherwise."""
     async with serving(kind) as (gateway, _), gateway.openai() as client:
         answer = await client.embeddings.create(model="ours", input=["a text", "another"])
         floats = await client.embeddings.create(model="ours", input="a text", encoding_format="float", dimensions=WIDTH)
@@ -209,7 +212,7 @@ async def test_openai_python_embeds(kind: Kind) -> None:
 
 @pytest.fixture
 def tokens_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiktoken fetches its tables when they are first wanted; here a token is a byte."""
+    """Replace tiktoken's tables, which it would download: here a token is a byte."""
     table = tiktoken.Encoding(
         "bytes", pat_str=r"\S+|\s+", mergeable_ranks={bytes([byte]): byte for byte in range(256)}, special_tokens={}
     )
@@ -218,7 +221,7 @@ def tokens_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("tokens_of_bytes")
 @pytest.mark.parametrize("kind", KINDS)
-async def test_langchain_embeds_text_and_is_told_of_its_token_numbers(kind: Kind) -> None:
+async def test_langchain_embeds_text_and_gets_a_clear_error_for_token_numbers(kind: Kind) -> None:
     async with serving(kind) as (gateway, _), openai.DefaultAsyncHttpxClient(trust_env=False) as http:
         settings: dict[str, Any] = {
             "base_url": f"{gateway.base_url}/v1",
@@ -234,12 +237,12 @@ async def test_langchain_embeds_text_and_is_told_of_its_token_numbers(kind: Kind
             await OpenAIEmbeddings(**settings).aembed_documents(["a text"])
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_names_of_one_endpoint_are_not_served_at_the_other(kind: Kind) -> None:
-    """Not even where an alias takes any name."""
+async def test_model_names_of_one_endpoint_are_unknown_to_the_other(kind: Kind) -> None:
+    """This holds even if an alias takes any name."""
     async with serving(kind) as (gateway, server):
         seen = len(server.engine.requests)
         for name in ("standard", "auto", CHAT.name, "nobody"):
@@ -255,7 +258,7 @@ async def test_names_of_one_endpoint_are_not_served_at_the_other(kind: Kind) -> 
         assert [request["path"] for request in list(server.engine.requests)[seen:] if request["method"] == "POST"] == []
 
 
-async def test_name_is_taken_in_any_case_and_so_is_the_backends_own() -> None:
+async def test_model_name_ignores_case_and_may_be_the_backends_own() -> None:
     async with serving("vllm") as (gateway, _):
         for name in ("Ours", EMBEDDING.name):
             assert json.loads((await ask(gateway, {"model": name})).body)["model"] == name
@@ -273,9 +276,10 @@ async def test_name_is_taken_in_any_case_and_so_is_the_backends_own() -> None:
         b'{"input":"a"}',
         b'{"model":"ours","input":"\xff"}',
     ],
+    ids=["empty", "cut-off", "not-an-object", "no-input", "tokens", "empty-text", "no-model", "not-utf-8"],
 )
 @pytest.mark.parametrize("kind", KINDS)
-async def test_bad_request_is_400_and_reaches_no_backend(kind: Kind, body: bytes) -> None:
+async def test_invalid_request_is_a_400_and_reaches_no_backend(kind: Kind, body: bytes) -> None:
     async with serving(kind) as (gateway, server):
         assert (await ask(gateway, body)).status == 400
         assert all(request["method"] == "GET" or request["path"] == "/api/show" for request in server.engine.requests)
@@ -283,8 +287,8 @@ async def test_bad_request_is_400_and_reaches_no_backend(kind: Kind, body: bytes
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_text_longer_than_the_context_is_the_same_error_on_both(kind: Kind) -> None:
-    """Short enough that only the backend can tell, and so long that it need not be asked."""
+async def test_text_longer_than_the_context_is_the_same_error_with_every_engine(kind: Kind) -> None:
+    """One text is short enough that only the backend can tell, one so long that it is not asked."""
     async with serving(kind) as (gateway, server):
         for words in (1000, 5000):
             seen = len(server.engine.requests)
@@ -294,13 +298,13 @@ async def test_text_longer_than_the_context_is_the_same_error_on_both(kind: Kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_model_without_embeddings_is_a_400_that_says_so(kind: Kind) -> None:
+async def test_model_that_makes_no_embeddings_is_a_400(kind: Kind) -> None:
     async with stand_in(Options(kind, (Model(EMBEDDING.name),))) as server, before(kind, server.base_url) as gateway:
         reply = await ask(gateway, {})
         assert (*code(reply), reply.error and reply.error["param"]) == (400, "unsupported_parameter", "model")
 
 
-async def test_key_is_asked_for_and_other_methods_are_refused() -> None:
+async def test_key_is_required_and_other_methods_are_refused() -> None:
     async with serving("vllm", top={"api_keys": ["the-key"]}) as (gateway, _):
         assert code(await ask(gateway, {})) == (401, "invalid_api_key")
         assert (await ask(gateway, {}, "Authorization: Bearer the-key")).status == 200
@@ -311,7 +315,7 @@ async def test_key_is_asked_for_and_other_methods_are_refused() -> None:
         assert (reply.status, reply.headers["allow"]) == (405, "POST")
 
 
-async def test_gateway_that_leads_to_itself_is_found_out() -> None:
+async def test_request_from_the_gateway_itself_is_a_loop() -> None:
     async with serving("vllm") as (gateway, _):
         own = gateway.gateway._context.gateway_id.decode()
         assert code(await ask(gateway, {}, f"X-Gateway-Via: {own}")) == (508, "loop_detected")
@@ -325,9 +329,8 @@ async def test_gateway_that_leads_to_itself_is_found_out() -> None:
 async def test_failure_of_the_backend_is_a_502(kind: Kind, fault: Any, status: int) -> None:
     async with serving(kind) as (gateway, server):
         assert (await ask(gateway, {})).status == 200
-        server.engine.inject(
-            Fault(fault, times=2 if fault == "die" else 1)
-        )  # a kept connection may have died: that is tried once more
+        # A pooled connection may have died, so the request is sent once more on a new one.
+        server.engine.inject(Fault(fault, times=2 if fault == "die" else 1))
         assert code(await ask(gateway, {})) == (status, "upstream_error")
         assert (await ask(gateway, {})).status == 200
         await until(gateway.is_idle)
@@ -335,7 +338,7 @@ async def test_failure_of_the_backend_is_a_502(kind: Kind, fault: Any, status: i
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_backend_that_is_away_is_a_503_at_once(kind: Kind) -> None:
+async def test_backend_that_is_down_is_a_503_at_once(kind: Kind) -> None:
     async with before(kind, f"http://127.0.0.1:{free_port()}") as gateway:
         (server,) = gateway.gateway._backends["box"].servers
         await until(lambda: server.circuit.is_open)
@@ -343,7 +346,7 @@ async def test_backend_that_is_away_is_a_503_at_once(kind: Kind) -> None:
         assert (*code(reply), reply.headers["x-gateway-attempts"]) == (503, "backend_unavailable", "0")
 
 
-async def test_server_that_dies_gives_its_embeddings_to_another() -> None:
+async def test_embeddings_fail_over_to_another_server() -> None:
     async with AsyncExitStack() as stack:
         models = (EMBEDDING,)
         dying, other = [await stack.enter_async_context(stand_in(Options("vllm", models))) for _ in range(2)]
@@ -371,7 +374,7 @@ async def test_server_that_dies_gives_its_embeddings_to_another() -> None:
     "mode", ["close", "rst", "garbage", "html", "redirect", "truncated", "invalid_json", "bomb", "healthy", "early_413"]
 )
 @pytest.mark.parametrize("kind", KINDS)
-async def test_answer_that_is_none_never_passes_for_one(kind: Kind, mode: str) -> None:
+async def test_malformed_answer_is_never_passed_on(kind: Kind, mode: str) -> None:
     async with FaultBackend(kind, mode) as backend:
         servers = [{"base_url": backend.base_url, "models": [EMBEDDING.name, CHAT.name]}]
         document = {
@@ -388,7 +391,11 @@ async def test_answer_that_is_none_never_passes_for_one(kind: Kind, mode: str) -
             await until(gateway.is_idle)
 
 
-@pytest.mark.parametrize("answer", [[], [[0.5]] * 2, [[None]], [["a"]], [0.5]])
+@pytest.mark.parametrize(
+    "answer",
+    [[], [[0.5]] * 2, [[None]], [["a"]], [0.5]],
+    ids=["none", "too-many", "null", "text", "not-a-vector"],
+)
 async def test_wrong_number_or_kind_of_vectors_is_a_502(answer: Any) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -411,7 +418,7 @@ async def test_wrong_number_or_kind_of_vectors_is_a_502(answer: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_backend_that_stays_silent_is_given_up_in_time(kind: Kind) -> None:
+async def test_silent_backend_is_a_504(kind: Kind) -> None:
     async with serving(kind, first_token_timeout=0.3) as (gateway, server):
         server.engine.inject(Fault("stall"))
         reply = await ask(gateway, {})
@@ -421,7 +428,7 @@ async def test_backend_that_stays_silent_is_given_up_in_time(kind: Kind) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_client_that_leaves_ends_the_work_at_the_backend(kind: Kind) -> None:
+async def test_client_that_leaves_ends_the_upstream_request(kind: Kind) -> None:
     async with serving(kind) as (gateway, server):
         server.engine.inject(Fault("stall"))
         async with sent(gateway, {}) as raw:
@@ -433,7 +440,7 @@ async def test_client_that_leaves_ends_the_work_at_the_backend(kind: Kind) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_long_wait_is_kept_alive_for_a_client_that_names_its_time(kind: Kind) -> None:
+async def test_answer_is_kept_alive_for_a_client_that_names_its_read_timeout(kind: Kind) -> None:
     async with serving(kind, top={"heartbeat": 0.1}, time_to_first_token=1.5) as (gateway, _):
         reply = await ask(gateway, {}, "X-Stainless-Read-Timeout: 1")
         assert reply.body.startswith(b" ")
@@ -444,7 +451,7 @@ async def test_long_wait_is_kept_alive_for_a_client_that_names_its_time(kind: Ki
 
 
 @pytest.mark.parametrize("crowd_is_chats", [True, False], ids=["chats", "embeddings"])
-async def test_neither_chats_nor_embeddings_keep_the_other_waiting(crowd_is_chats: bool) -> None:
+async def test_chats_and_embeddings_do_not_delay_each_other(crowd_is_chats: bool) -> None:
     async with (
         serving("ollama", max_concurrency=2, model_concurrency=2, parallel=8) as (gateway, server),
         AsyncExitStack() as crowd,
@@ -458,10 +465,10 @@ async def test_neither_chats_nor_embeddings_keep_the_other_waiting(crowd_is_chat
         assert (admission.running(lane), admission.waiting(lane)) == (2, 4)
         reply = await (ask(gateway, {}) if crowd_is_chats else gateway.ask())
         assert reply.status == 200
-        assert int(reply.headers["x-gateway-queue-ms"]) < 500  # the model is loaded first
+        assert int(reply.headers["x-gateway-queue-ms"]) < 500  # its model is loaded first
 
 
-async def test_line_of_embeddings_is_bounded() -> None:
+async def test_queue_of_embeddings_is_bounded() -> None:
     async with serving("vllm", max_concurrency=1, max_queue=1) as (gateway, server), AsyncExitStack() as crowd:
         server.engine.inject(Fault("stall", times=0))
         for _ in range(2):
@@ -473,7 +480,7 @@ async def test_line_of_embeddings_is_bounded() -> None:
         assert gateway.metric("gateway_rejected_total", backend="box", reason="queue_full") == 1
 
 
-async def test_gateway_that_stops_answers_what_waits_and_refuses_what_comes() -> None:
+async def test_shutdown_ends_running_requests_and_refuses_new_ones() -> None:
     async with serving("vllm") as (gateway, server), sent(gateway, {}) as raw:
         server.engine.inject(Fault("stall"))
         await until(lambda: server.engine.running == 1)
@@ -482,7 +489,7 @@ async def test_gateway_that_stops_answers_what_waits_and_refuses_what_comes() ->
         assert code(await ask(gateway, {})) == (503, "shutting_down")
 
 
-# Beside it
+# Models
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -492,8 +499,8 @@ async def test_embedding_model_is_listed_with_its_context(kind: Kind) -> None:
         assert (entry["id"], entry["context_length"], entry["max_model_len"]) == ("ours", 512, 512)
 
 
-async def test_missing_embedding_model_is_told_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("WARNING", "gateway.health")
+async def test_missing_embedding_model_is_logged_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "gateway.upstream.health_checks")
     async with stand_in(Options("ollama", (CHAT,))) as server, before("ollama", server.base_url) as gateway:
-        assert f"embedding ours wants the model '{EMBEDDING.name}'" in caplog.text
+        assert f"embedding ours needs the model '{EMBEDDING.name}'" in caplog.text
         assert code(await ask(gateway, {})) == (404, "model_not_found")

@@ -1,5 +1,7 @@
-"""A server that fails before its first piece: who serves instead, how often it is tried, and what the client is told; on real sockets. The numbers
-are those of the table of faults: 1 to 6, 12 to 16 and 24."""
+"""Failover on real sockets: which server or backend serves instead, and what the client gets.
+
+Case numbers are those of the table of faults: 1 to 6, 12 to 16 and 24.
+"""
 
 import asyncio
 import socket
@@ -34,7 +36,7 @@ IMAGE = [
 ]
 OTHER: dict[Kind, Kind] = {"ollama": "vllm", "vllm": "ollama"}
 AT_ONCE = 0.25
-"""Seconds in which nothing is waited for."""
+"""Upper bound, in seconds, for an answer that waits for nothing."""
 
 
 @pytest.fixture(params=["ollama", "vllm"])
@@ -51,8 +53,9 @@ def stream(request: pytest.FixtureRequest) -> bool:
 def settings(
     kind: Kind, urls: list[str], other_url: str | None = None, tier: dict[str, Any] | None = None, **limits: Any
 ) -> config.Settings:
-    """A tier on the backend `kind` at `urls`; it may fall back to the other kind at `other_url`."""
-    times = {**TIMES, "first_token_timeout": 5, "idle_timeout": 5, "total_timeout": 10}  # no test here is about these
+    """Build settings with a tier on the backend `kind` at `urls`, and a fallback at `other_url`."""
+    # No test here is about these timeouts.
+    times = {**TIMES, "first_token_timeout": 5, "idle_timeout": 5, "total_timeout": 10}
     backends: dict[str, Any] = {kind: {"kind": kind, "servers": [{"base_url": url} for url in urls], **times, **limits}}
     models: dict[str, str] = {kind: MODEL}
     if other_url is not None:
@@ -74,7 +77,7 @@ def settings(
 async def two_backends(
     kind: Kind, mode: str = "healthy", other_mode: str = "healthy", **more: Any
 ) -> AsyncIterator[tuple[Running, FaultBackend, FaultBackend]]:
-    """The tier may fall back from the first to the second."""
+    """Start a gateway whose tier may fall back from the first backend to the second."""
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(FaultBackend(kind, mode))
         second = await stack.enter_async_context(FaultBackend(OTHER[kind], other_mode))
@@ -87,7 +90,7 @@ async def two_backends(
 
 @asynccontextmanager
 async def servers(kind: Kind, *modes: str, **limits: Any) -> AsyncIterator[tuple[Running, list[FaultBackend]]]:
-    """One backend, no fallback."""
+    """Start a gateway with one backend of several servers, without a fallback."""
     async with AsyncExitStack() as stack:
         found = [await stack.enter_async_context(FaultBackend(kind, mode)) for mode in modes]
         yield (
@@ -104,8 +107,8 @@ def server_of(gateway: Running, kind: Kind, number: int = 0) -> Server:
     return backend_of(gateway, kind).servers[number]
 
 
-def believe(gateway: Running, kind: Kind) -> None:
-    """As if the probes had found it well."""
+def mark_healthy(gateway: Running, kind: Kind) -> None:
+    """Close the circuit, as if probes had found the server healthy."""
     for _ in range(2):
         server_of(gateway, kind).circuit.probe_answered()
 
@@ -144,8 +147,10 @@ async def test_connection_refused_goes_to_the_other_backend(kind: Kind, stream: 
         assert (line["backend"], line["attempts"], line["status"]) == (OTHER[kind], 2, 200)
 
 
-async def test_connection_refused_everywhere_is_a_502_and_once_it_is_known_a_503(kind: Kind, stream: bool) -> None:
-    """Case 2: no server is tried any more then, and the time to come back is that of the next probe."""
+async def test_connection_refused_everywhere_is_a_502_and_a_503_once_the_circuit_is_open(
+    kind: Kind, stream: bool
+) -> None:
+    """Case 2; while the circuit is open, `Retry-After` is the time to the next probe."""
     async with servers(kind, "healthy", probe_interval=7.5) as (gateway, (server,)):
         server.die()
         for _ in range(IN_A_ROW):
@@ -164,30 +169,30 @@ async def test_connection_refused_everywhere_is_a_502_and_once_it_is_known_a_503
         assert gateway.metric("gateway_rejected_total", backend=kind, reason="backend_unavailable") == 1
 
 
-async def test_server_that_is_away_at_the_start_is_a_503() -> None:
+async def test_server_that_is_down_at_the_start_is_a_503() -> None:
     async with running(settings("ollama", [f"http://127.0.0.1:{free_port()}"])) as gateway:
         reply = await gateway.ask()
         assert (reply.status, code(reply), reply.headers["retry-after"]) == (503, "backend_unavailable", "60")
 
 
-async def test_name_that_does_not_resolve_is_like_a_refused_connection() -> None:
+async def test_unresolvable_name_is_treated_as_a_refused_connection() -> None:
     """Case 3."""
     nowhere = "http://backend.invalid:1"
     async with FaultBackend("vllm") as other, running(settings("ollama", [nowhere], other.base_url)) as gateway:
         check_served_by(await gateway.ask(), "vllm", 1)
-        believe(gateway, "ollama")
+        mark_healthy(gateway, "ollama")
         check_served_by(await gateway.ask(), "vllm", 2)
         assert gateway.metric("gateway_retries_total", backend="ollama", reason="connect") == 1
     async with running(settings("ollama", [nowhere])) as gateway:
-        believe(gateway, "ollama")
+        mark_healthy(gateway, "ollama")
         reply = await gateway.ask()
         assert (reply.status, code(reply)) == (502, "upstream_error")
         assert b"backend.invalid" not in reply.body
 
 
 @contextmanager
-def deaf_port() -> Any:
-    """Its kernel drops every SYN: the line of those that nobody accepts is full."""
+def unresponsive_port() -> Any:
+    """Yield a port where the kernel drops every SYN, because its accept backlog is full."""
     with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -197,39 +202,39 @@ def deaf_port() -> Any:
         yield listener.getsockname()[1]
 
 
-async def test_connection_that_is_never_made_goes_to_the_other_backend() -> None:
+async def test_connect_timeout_goes_to_the_other_backend() -> None:
     """Case 4."""
     async with AsyncExitStack() as stack:
-        port = stack.enter_context(deaf_port())
+        port = stack.enter_context(unresponsive_port())
         other = await stack.enter_async_context(FaultBackend("vllm"))
         built = settings("ollama", [f"http://127.0.0.1:{port}"], other.base_url, connect_timeout=0.2)
         gateway = await stack.enter_async_context(running(built))
-        believe(gateway, "ollama")
+        mark_healthy(gateway, "ollama")
         begun = asyncio.get_running_loop().time()
         check_served_by(await gateway.ask(), "vllm", 2)
         assert 0.2 <= asyncio.get_running_loop().time() - begun <= 0.2 + AT_ONCE
         assert gateway.metric("gateway_retries_total", backend="ollama", reason="connect_timeout") == 1
 
 
-async def test_tier_has_a_time_of_its_own_to_connect() -> None:
+async def test_tier_may_override_the_connect_timeout() -> None:
     async with AsyncExitStack() as stack:
-        port = stack.enter_context(deaf_port())
+        port = stack.enter_context(unresponsive_port())
         other = await stack.enter_async_context(FaultBackend("vllm"))
         own = {"limits": {"ollama": {"connect_timeout": 0.2}}}
         built = settings("ollama", [f"http://127.0.0.1:{port}"], other.base_url, tier=own, connect_timeout=30)
         gateway = await stack.enter_async_context(running(built))
-        believe(gateway, "ollama")
+        mark_healthy(gateway, "ollama")
         check_served_by(await gateway.ask(), "vllm", 2)
         assert gateway.metric("gateway_retries_total", backend="ollama", reason="connect_timeout") == 1
 
 
-# Failures before the first piece
+# Failures before the first token
 
 
 @pytest.mark.parametrize(
     ("mode", "reason"), [("close", "closed"), ("rst", "reset"), ("breaks", "status_5xx"), ("garbage", "protocol")]
 )
-async def test_failure_before_the_first_piece_goes_to_the_other_backend(
+async def test_failure_before_the_first_token_goes_to_the_other_backend(
     kind: Kind, stream: bool, mode: str, reason: str
 ) -> None:
     """Cases 5, 6, 8 and 12."""
@@ -241,15 +246,15 @@ async def test_failure_before_the_first_piece_goes_to_the_other_backend(
         await until(gateway.is_idle)
 
 
-async def test_500_without_a_fallback_is_a_502_in_our_own_words(kind: Kind, stream: bool) -> None:
-    """Case 12; a request that breaks one server is not given to the next of the same kind."""
+async def test_500_without_a_fallback_is_a_502_with_the_gateways_message(kind: Kind, stream: bool) -> None:
+    """Case 12; after a 5xx the request is not sent to the next server of the same backend."""
     async with servers(kind, "breaks", "breaks") as (gateway, (one, two)):
         reply = await gateway.ask({"stream": stream})
         assert (reply.status, code(reply), CANARY in reply.body.decode()) == (502, "upstream_error", False)
         assert len(one.requests) + len(two.requests) == 1
 
 
-async def test_request_is_sent_twice_at_most(kind: Kind, stream: bool) -> None:
+async def test_request_is_sent_at_most_twice(kind: Kind, stream: bool) -> None:
     async with two_backends(kind, "breaks", "breaks") as (gateway, first, second):
         reply = await gateway.ask({"stream": stream})
         assert (reply.status, code(reply)) == (502, "upstream_error")
@@ -258,21 +263,21 @@ async def test_request_is_sent_twice_at_most(kind: Kind, stream: bool) -> None:
         assert (len(first.requests), len(second.requests)) == (1, 1)
 
 
-async def test_answer_that_began_stays_where_it_is(kind: Kind) -> None:
+async def test_answer_that_has_begun_does_not_fall_back(kind: Kind) -> None:
     async with two_backends(kind, "killed") as (gateway, _, second):
         reply = await gateway.ask({"stream": True})
         assert (reply.status, code(reply)) == (200, "upstream_error")
         assert not second.requests
 
 
-async def test_time_out_does_not_go_to_the_other_backend(kind: Kind) -> None:
+async def test_timeout_does_not_go_to_the_other_backend(kind: Kind) -> None:
     async with two_backends(kind, "silent", first_token_timeout=0.2) as (gateway, _, second):
         reply = await gateway.ask()
         assert (reply.status, code(reply)) == (504, "upstream_timeout")
         assert not second.requests
 
 
-async def test_fault_of_the_client_does_not_go_to_the_other_backend(kind: Kind) -> None:
+async def test_client_error_does_not_go_to_the_other_backend(kind: Kind) -> None:
     async with two_backends(kind, "too_long") as (gateway, _, second):
         reply = await gateway.ask()
         assert (reply.status, code(reply)) == (400, "context_length_exceeded")
@@ -280,7 +285,7 @@ async def test_fault_of_the_client_does_not_go_to_the_other_backend(kind: Kind) 
         assert not server_of(gateway, kind).circuit.is_troubled
 
 
-async def test_tier_without_a_fallback_has_none() -> None:
+async def test_fallback_false_disables_the_fallback() -> None:
     async with two_backends("vllm", "breaks", tier={"fallback": False}) as (gateway, _, second):
         reply = await gateway.ask()
         assert (reply.status, reply.headers["x-gateway-attempts"], len(second.requests)) == (502, "1", 0)
@@ -291,7 +296,7 @@ async def test_fallback_may_be_named() -> None:
         check_served_by(await gateway.ask(), "ollama", 2)
 
 
-async def test_clients_deadline_does_not_begin_anew_at_the_other_backend() -> None:
+async def test_clients_deadline_does_not_restart_on_the_other_backend() -> None:
     async with two_backends("vllm", "breaks") as (gateway, _, _second):
         admission = backend_of(gateway, "ollama").admission
         with ExitStack() as taken:
@@ -303,7 +308,7 @@ async def test_clients_deadline_does_not_begin_anew_at_the_other_backend() -> No
                 assert 0 < relay._ticket.claim.timeout < 30
 
 
-async def test_silent_stream_that_began_may_still_go_to_the_other_backend() -> None:
+async def test_committed_stream_without_a_token_can_still_fall_back() -> None:
     async with FaultBackend("vllm", "silent") as first, FaultBackend("ollama") as second:
         built = settings("vllm", [first.base_url], second.base_url).model_copy(
             update={"commit_after": 0.05, "heartbeat": 0.05}
@@ -316,8 +321,8 @@ async def test_silent_stream_that_began_may_still_go_to_the_other_backend() -> N
             assert (status, b"Hello" in rest, b"error" in rest) == (200, True, False)
 
 
-async def test_what_the_other_backend_cannot_serve_ends_with_the_first_failure() -> None:
-    """Its want of eyes is not the client's fault."""
+async def test_request_that_the_fallback_cannot_serve_ends_with_the_first_failure() -> None:
+    """That the fallback's model takes no images is not the client's fault."""
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(FaultBackend("vllm", "breaks"))
         second = await stack.enter_async_context(FaultBackend("ollama", capabilities=("completion",)))
@@ -327,7 +332,7 @@ async def test_what_the_other_backend_cannot_serve_ends_with_the_first_failure()
         assert not second.requests
 
 
-async def test_retries_are_a_tenth_of_the_requests_and_three_in_any_case() -> None:
+async def test_retry_budget_is_a_tenth_of_the_requests_and_at_least_three() -> None:
     async with two_backends("vllm", "breaks") as (gateway, first, second):
         replies = [await gateway.ask() for _ in range(30)]
         assert [reply.status for reply in replies].count(200) == len(second.requests) == LEAST
@@ -338,8 +343,8 @@ async def test_retries_are_a_tenth_of_the_requests_and_three_in_any_case() -> No
         assert LEAST < len(second.requests) <= 10
 
 
-async def test_connections_that_are_refused_need_no_budget() -> None:
-    """Nothing was sent: all are served, and none twice."""
+async def test_refused_connections_need_no_retry_budget() -> None:
+    """Nothing was sent, so all requests are served, each of them once."""
     async with two_backends("vllm") as (gateway, first, second):
         first.die()
         replies = await asyncio.gather(*(gateway.ask() for _ in range(20)))
@@ -351,8 +356,8 @@ async def test_connections_that_are_refused_need_no_budget() -> None:
 
 
 @pytest.mark.parametrize("mode", ["full", "limited_for_seven"])
-async def test_full_backend_is_passed_over(kind: Kind, stream: bool, mode: str) -> None:
-    """Cases 13 and 14; the second request does not even ask."""
+async def test_full_backend_falls_back(kind: Kind, stream: bool, mode: str) -> None:
+    """Cases 13 and 14; the second request is not even sent to the full backend."""
     async with two_backends(kind, mode) as (gateway, first, _):
         check_served_by(await gateway.ask({"stream": stream}), OTHER[kind], 2)
         check_served_by(await gateway.ask({"stream": stream}), OTHER[kind], 1)
@@ -365,14 +370,18 @@ async def test_full_backend_is_passed_over(kind: Kind, stream: bool, mode: str) 
 @pytest.mark.parametrize(
     ("mode", "least", "most"),
     [
-        ("full", 1, 60), ("full_for_seven", 7, 7), ("limited_for_seven", 7, 7), ("limited_until", 35, 41), ("limited_for_ever", 120, 120),
+        ("full", 1, 60),
+        ("full_for_seven", 7, 7),
+        ("limited_for_seven", 7, 7),
+        ("limited_until", 35, 41),
+        ("limited_for_ever", 120, 120),
         ("limited_garbage", 1, 60),
     ],
-)  # fmt: skip
-async def test_full_backend_with_no_other_is_a_503_with_its_own_time(
+)
+async def test_full_backend_without_a_fallback_is_a_503_with_its_retry_after(
     kind: Kind, mode: str, least: int, most: int
 ) -> None:
-    """Cases 13 and 14: it is full, not broken, and left alone for so long."""
+    """Cases 13 and 14: a full backend is paused for that time, and its circuit stays closed."""
     async with servers(kind, mode) as (gateway, _):
         reply = await gateway.ask()
         assert (reply.status, code(reply)) == (503, "backend_unavailable")
@@ -381,7 +390,7 @@ async def test_full_backend_with_no_other_is_a_503_with_its_own_time(
         assert (circuit.state, circuit.is_paused, circuit.is_troubled) == ("closed", True, False)
 
 
-async def test_server_that_refuses_fast_does_not_look_idle(kind: Kind) -> None:
+async def test_server_that_is_full_does_not_attract_requests(kind: Kind) -> None:
     async with servers(kind, "limited_for_seven", "healthy") as (gateway, (full, other)):
         for attempts in ("2", "1", "1", "1"):
             reply = await gateway.ask()
@@ -389,7 +398,7 @@ async def test_server_that_refuses_fast_does_not_look_idle(kind: Kind) -> None:
         assert (len(full.requests), len(other.requests)) == (1, 4)
 
 
-async def test_requests_wait_for_a_full_server_and_go_on_when_its_pause_is_over(kind: Kind) -> None:
+async def test_requests_queue_for_a_full_server_until_its_pause_is_over(kind: Kind) -> None:
     async with servers(kind, "full") as (gateway, (server,)):
         assert (await gateway.ask()).status == 503
         server.mode = "healthy"
@@ -398,7 +407,7 @@ async def test_requests_wait_for_a_full_server_and_go_on_when_its_pause_is_over(
         assert int(reply.headers["x-gateway-queue-ms"]) >= 500
 
 
-async def test_full_backend_is_waited_for_when_the_other_is_away() -> None:
+async def test_request_waits_for_a_full_backend_if_the_fallback_is_down() -> None:
     async with two_backends("vllm") as (gateway, first, second):
         second.die()
         server_of(gateway, "ollama").circuit.probe_missed(is_sure=True)
@@ -407,7 +416,7 @@ async def test_full_backend_is_waited_for_when_the_other_is_away() -> None:
         assert len(first.requests) == 1
 
 
-async def test_both_full_tells_the_longer_time() -> None:
+async def test_two_full_backends_answer_with_the_longer_retry_after() -> None:
     async with two_backends("vllm", "limited_for_seven", "full") as (gateway, _, _second):
         reply = await gateway.ask()
         assert (reply.status, code(reply), reply.headers["retry-after"]) == (503, "backend_unavailable", "7")
@@ -416,20 +425,43 @@ async def test_both_full_tells_the_longer_time() -> None:
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
-        (b"7", 7), (b"0", 0), (b"121", LONGEST_PAUSE), (b"9" * 5000, LONGEST_PAUSE), (formatdate(1_000_030, usegmt=True).encode(), 30),
-        (formatdate(999_000, usegmt=True).encode(), 0), (b"", None), (b"soon", None), (b"-7", None), (b"7.5", None), (b"\xff\xb2", None),
+        (b"7", 7),
+        (b"0", 0),
+        (b"121", LONGEST_PAUSE),
+        (b"9" * 5000, LONGEST_PAUSE),
+        (formatdate(1_000_030, usegmt=True).encode(), 30),
+        (formatdate(999_000, usegmt=True).encode(), 0),
+        (b"", None),
+        (b"soon", None),
+        (b"-7", None),
+        (b"7.5", None),
+        (b"\xff\xb2", None),
         (b"Mon, 99 Foo 2026 25:61:61 GMT", None),
     ],
-)  # fmt: skip
-def test_time_to_come_back_is_seconds_or_a_date_or_nothing(value: bytes, seconds: int | None) -> None:
+    ids=[
+        "seconds",
+        "zero",
+        "above-the-maximum",
+        "huge",
+        "date",
+        "past-date",
+        "empty",
+        "word",
+        "negative",
+        "fraction",
+        "bytes",
+        "bad-date",
+    ],
+)
+def test_retry_after_is_seconds_a_date_or_ignored(value: bytes, seconds: int | None) -> None:
     assert retry_seconds(value, 1_000_000) == seconds
 
 
-# A wrong key, a missing model
+# Wrong keys and missing models
 
 
-async def test_refused_key_is_a_502_and_counted(kind: Kind, stream: bool) -> None:
-    """Case 15: never a 401, which would tell the client that its own key is wrong."""
+async def test_key_refused_by_the_backend_is_a_502_and_counted(kind: Kind, stream: bool) -> None:
+    """Case 15; never a 401, which would tell the client that its own key is wrong."""
     async with servers(kind, "locked") as (gateway, _):
         for _ in range(2 * IN_A_ROW):
             reply = await gateway.ask({"stream": stream})
@@ -438,7 +470,7 @@ async def test_refused_key_is_a_502_and_counted(kind: Kind, stream: bool) -> Non
         assert server_of(gateway, kind).circuit.state == "closed"
 
 
-async def test_model_that_one_server_lacks_is_asked_of_the_other_until_the_next_probe(kind: Kind, stream: bool) -> None:
+async def test_model_missing_on_one_server_goes_to_the_other_until_the_next_probe(kind: Kind, stream: bool) -> None:
     """Case 16."""
     async with servers(kind, "missing", "healthy") as (gateway, (lacking, other)):
         for attempts in ("2", "1", "1"):
@@ -451,8 +483,8 @@ async def test_model_that_one_server_lacks_is_asked_of_the_other_until_the_next_
         await until(lambda: server.serves(MODEL))
 
 
-async def test_model_that_no_server_has_is_a_404(kind: Kind, stream: bool) -> None:
-    """Case 16: all."""
+async def test_model_missing_on_all_servers_is_a_404(kind: Kind, stream: bool) -> None:
+    """Case 16, on all servers."""
     async with servers(kind, "missing", "missing") as (gateway, found):
         for _ in range(2):
             reply = await gateway.ask({"stream": stream})
@@ -460,8 +492,8 @@ async def test_model_that_no_server_has_is_a_404(kind: Kind, stream: bool) -> No
         assert [len(server.requests) for server in found] == [1, 1]
 
 
-async def test_model_that_the_backend_lacks_is_asked_of_the_other_backend(kind: Kind) -> None:
-    """Case 16 where the tier allows another."""
+async def test_model_missing_on_the_backend_goes_to_the_other_backend(kind: Kind) -> None:
+    """Case 16, with a fallback."""
     async with two_backends(kind, "missing") as (gateway, first, _):
         check_served_by(await gateway.ask(), OTHER[kind], 2)
         check_served_by(await gateway.ask(), OTHER[kind], 1)
@@ -471,10 +503,10 @@ async def test_model_that_the_backend_lacks_is_asked_of_the_other_backend(kind: 
         assert (reply.status, code(reply)) == (404, "model_not_found")
 
 
-# The circuit
+# The circuit breaker
 
 
-async def test_server_that_is_killed_is_left_out_at_once_and_back_after_a_probe(kind: Kind) -> None:
+async def test_killed_server_is_left_out_at_once_and_used_again_after_a_probe(kind: Kind) -> None:
     async with servers(kind, "healthy", "healthy", probe_interval=0.1) as (gateway, (one, two)):
         one.die()
         begun = asyncio.get_running_loop().time()
@@ -490,7 +522,7 @@ async def test_server_that_is_killed_is_left_out_at_once_and_back_after_a_probe(
         assert one.requests
 
 
-async def test_open_circuit_goes_to_the_other_backend_without_a_try(kind: Kind) -> None:
+async def test_open_circuit_goes_to_the_other_backend_without_an_attempt(kind: Kind) -> None:
     async with two_backends(kind) as (gateway, first, _):
         first.die()
         server_of(gateway, kind).circuit.probe_missed(is_sure=True)
@@ -499,8 +531,8 @@ async def test_open_circuit_goes_to_the_other_backend_without_a_try(kind: Kind) 
         assert gateway.metric("gateway_upstream_errors_total") == 0
 
 
-async def test_one_bad_instant_among_many_in_flight_is_no_death(kind: Kind) -> None:
-    """The probe finds the server well, and the next request is served."""
+async def test_simultaneous_failures_of_many_requests_do_not_open_the_circuit(kind: Kind) -> None:
+    """A probe finds the server healthy, and the next request is served."""
     async with servers(kind, "silent", max_concurrency=40, model_concurrency=40, queue_timeout=5) as (
         gateway,
         (server,),
@@ -516,16 +548,16 @@ async def test_one_bad_instant_among_many_in_flight_is_no_death(kind: Kind) -> N
 
 
 @pytest.mark.parametrize("mode", ["breaks", "truncated", "rst"])
-async def test_failures_make_suspect_and_a_good_probe_clears(
+async def test_failures_make_the_circuit_suspect_and_a_good_probe_closes_it(
     kind: Kind, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "gateway.circuit")
+    caplog.set_level("INFO", "gateway.upstream.backend")
     async with servers(kind, mode) as (gateway, (server,)):
         for _ in range(IN_A_ROW):
             assert (await gateway.ask()).status == 502
         circuit = server_of(gateway, kind).circuit
         await until(lambda: circuit.state == "closed")
-        told = [record.getMessage() for record in caplog.records if record.name == "gateway.circuit"]
+        told = [record.getMessage() for record in caplog.records if record.name == "gateway.upstream.backend"]
         assert [message.split("(")[0] for message in told] == [
             f"backend {kind}: circuit suspect, was closed ",
             f"backend {kind}: circuit closed, was suspect ",
@@ -534,8 +566,8 @@ async def test_failures_make_suspect_and_a_good_probe_clears(
         assert (await gateway.ask()).status == 200
 
 
-async def test_server_that_fails_fast_does_not_draw_all_requests(kind: Kind) -> None:
-    """It answers its probes, so its circuit stays closed; but failing makes it the least busy."""
+async def test_server_that_fails_fast_does_not_attract_all_requests(kind: Kind) -> None:
+    """It answers probes, so its circuit stays closed; but failing fast makes it the least busy."""
     async with servers(kind, "breaks", "healthy") as (gateway, (broken, other)):
         replies = [await gateway.ask() for _ in range(IN_A_ROW)]
         assert [reply.status for reply in replies] == [502] * IN_A_ROW
@@ -544,16 +576,16 @@ async def test_server_that_fails_fast_does_not_draw_all_requests(kind: Kind) -> 
         assert (len(broken.requests), len(other.requests)) == (IN_A_ROW, 20)
 
 
-async def test_clients_that_leave_do_not_speak_against_the_server(kind: Kind) -> None:
+async def test_clients_that_leave_do_not_count_against_the_server(kind: Kind) -> None:
     async with servers(kind, "silent") as (gateway, (server,)):
         for number in range(2 * IN_A_ROW):
             async with gateway.sent():
-                await until(lambda: len(server.requests) == number + 1)  # noqa: B023  # awaited in the turn of the loop
+                await until(lambda: len(server.requests) == number + 1)  # noqa: B023  # awaited before it changes
         await until(gateway.is_idle)
         assert not server_of(gateway, kind).circuit.is_troubled
 
 
-async def test_first_pieces_that_do_not_come_speak_against_the_server(kind: Kind) -> None:
+async def test_first_token_timeout_counts_against_the_server(kind: Kind) -> None:
     async with servers(kind, "silent", first_token_timeout=0.05) as (gateway, _):
         assert (await gateway.ask()).status == 504
         assert server_of(gateway, kind).circuit.is_troubled
@@ -568,7 +600,7 @@ async def test_half_open_server_gets_one_request_until_it_answers(kind: Kind) ->
         await until(lambda: gateway.waiting == 4)
         assert len(server.requests) == 1
         server.mode = "healthy"
-        raws[0].leave()  # it told nothing: another is let through
+        raws[0].leave()  # without a result, so another request is let through
         for raw in raws[1:]:
             assert (await raw.reply()).text == TEXT
         assert circuit.state == "closed"
@@ -578,8 +610,8 @@ FLAPPING = [200, 499, 502, 503]
 
 
 @pytest.mark.parametrize("has_fallback", [False, True], ids=["alone", "fallback"])
-async def test_server_that_flaps_leaves_nothing_stuck(kind: Kind, has_fallback: bool) -> None:
-    """Case 80, faster: after its last return everybody is served, and nothing is held."""
+async def test_flapping_server_leaves_no_request_stuck(kind: Kind, has_fallback: bool) -> None:
+    """Case 80, faster: after its last return every request is served and nothing is held."""
     limits = {"max_concurrency": 4, "model_concurrency": 4, "probe_interval": 0.05, "queue_timeout": 5}
     tier = {"fallback": has_fallback}
     async with two_backends(kind, "brief", tier=tier, **limits) as (gateway, first, _):
@@ -603,9 +635,8 @@ async def test_server_that_flaps_leaves_nothing_stuck(kind: Kind, has_fallback: 
         over = True
         async with asyncio.timeout(20):
             await asyncio.gather(*clients)
-        await until(
-            lambda: server_of(gateway, kind).circuit.state == "closed", patience=20
-        )  # a probe may have to time out first
+        # A probe may have to time out first.
+        await until(lambda: server_of(gateway, kind).circuit.state == "closed", patience=20)
         replies = await asyncio.gather(*(gateway.ask() for _ in range(12)))
         assert {(reply.status, reply.headers["x-gateway-backend"]) for reply in replies} == {(200, kind)}
         await until(gateway.is_idle)
@@ -637,11 +668,11 @@ async def test_status_and_metrics_show_the_circuit() -> None:
         assert operations.readiness() == (200, {"status": "ready", "unserved_tiers": ["standard"]})
 
 
-# Waiting
+# Queued requests
 
 
 async def test_queued_requests_wait_for_a_backend_that_restarts(kind: Kind) -> None:
-    """Case 24: the one that ran is lost, those that waited are not."""
+    """Case 24: the request that ran is lost, those in the queue are not."""
     async with (
         servers(kind, "silent", max_concurrency=1, model_concurrency=1, probe_interval=0.1) as (gateway, (server,)),
         AsyncExitStack() as clients,
@@ -664,8 +695,8 @@ async def test_queued_requests_wait_for_a_backend_that_restarts(kind: Kind) -> N
         await until(gateway.is_idle)
 
 
-async def test_queued_requests_are_refused_when_the_backend_stays_away(kind: Kind) -> None:
-    """Case 24: after `queue_timeout`."""
+async def test_queued_requests_are_refused_if_the_backend_stays_down(kind: Kind) -> None:
+    """Case 24, after `queue_timeout`."""
     limits = {"max_concurrency": 1, "model_concurrency": 1, "queue_timeout": 0.3, "probe_interval": 0.1}
     async with servers(kind, "silent", **limits) as (gateway, (server,)), gateway.sent(), gateway.sent() as waiting:
         await until(lambda: gateway.waiting == 1)
@@ -675,7 +706,7 @@ async def test_queued_requests_are_refused_when_the_backend_stays_away(kind: Kin
         assert int(reply.headers["retry-after"]) > 0
 
 
-async def test_queued_requests_go_to_the_other_backend_when_theirs_goes_away(kind: Kind) -> None:
+async def test_queued_requests_fall_back_when_their_backend_goes_down(kind: Kind) -> None:
     limits = {"max_concurrency": 1, "model_concurrency": 1}
     async with (
         two_backends(kind, "silent", **limits) as (gateway, first, second),
@@ -691,7 +722,7 @@ async def test_queued_requests_go_to_the_other_backend_when_theirs_goes_away(kin
         assert len(second.requests) == 3
 
 
-async def test_queued_requests_wait_when_the_other_backend_is_away_too(kind: Kind) -> None:
+async def test_queued_requests_wait_if_the_fallback_is_down_too(kind: Kind) -> None:
     limits = {"max_concurrency": 1, "model_concurrency": 1, "probe_interval": 0.1}
     async with (
         two_backends(kind, "silent", **limits) as (gateway, first, second),

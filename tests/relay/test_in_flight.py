@@ -1,4 +1,4 @@
-"""The registry of relays in flight checks their deadlines, and answers what the gateway asks of all of them."""
+"""The registry of relays in flight, its deadline checks and its counts."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ ROUTE = Route("standard", "ollama", "llama")
 
 
 class FakeRelay:
-    """`then` is what a check makes of `check_at`; an exception is raised."""
+    """A relay whose check sets `check_at` to `then`, or raises it if it is an exception."""
 
     generation = 0
     arrived = 0.0
@@ -86,7 +86,7 @@ async def test_timer_runs_only_while_relays_are_in_flight(in_flight: InFlight, a
     await until(lambda: len(again.checks) == 1)
 
 
-async def test_relay_whose_check_fails_does_not_cost_the_others_their_deadlines(
+async def test_failing_check_of_one_relay_does_not_stop_the_checks_of_others(
     add: Add, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad, good = add(then=ValueError("it broke")), add(then=0.0)
@@ -110,7 +110,7 @@ async def test_oldest_generation_is_the_default_without_relays(in_flight: InFlig
     assert in_flight.oldest_generation(7) == 3
 
 
-async def test_pending_counts_a_tiers_recent_requests_at_a_backend_unless_stranded(
+async def test_pending_counts_recent_requests_of_a_tier_on_a_backend_unless_stranded(
     in_flight: InFlight, add: Add
 ) -> None:
     add(arrived=10.0)

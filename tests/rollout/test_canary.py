@@ -1,4 +1,4 @@
-"""A conversation has one bucket from its first turn to its last."""
+"""Every turn of a conversation has the same canary bucket."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ def chat(*messages: tuple[str, Any]) -> Chat:
     )
 
 
-def picture(payload: str) -> list[dict[str, Any]]:
+def with_image(payload: str) -> list[dict[str, Any]]:
     return [
         {"type": "text", "text": "Look"},
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{payload}"}},
@@ -35,7 +35,7 @@ def bucket(asked: Chat, key_id: str = "key", session: bytes = b"") -> int:
 FIRST = (("system", "Be brief."), ("user", "Hello"))
 
 
-def test_every_turn_of_a_conversation_has_the_bucket_of_its_first() -> None:
+def test_every_turn_of_a_conversation_has_the_bucket_of_the_first() -> None:
     first = bucket(chat(*FIRST))
     assert bucket(chat(*FIRST, ("assistant", "Hi"), ("user", "And then?"))) == first
     assert bucket(chat(*FIRST, ("assistant", "Hi"), ("system", "Summary: …"), ("user", "More"))) == first
@@ -50,24 +50,25 @@ def test_every_turn_of_a_conversation_has_the_bucket_of_its_first() -> None:
         (("user", "Be brief."), ("user", "Hello")),
         (("system", "Be brief.Hello"), ("user", "")),
     ],
+    ids=["system-message", "user-message", "no-system-message", "other-role", "same-text-joined"],
 )
-def test_another_beginning_is_another_conversation(other: tuple[tuple[str, str], ...]) -> None:
+def test_different_beginning_is_a_different_conversation(other: tuple[tuple[str, str], ...]) -> None:
     assert bucket(chat(*other)) != bucket(chat(*FIRST))
 
 
-def test_images_of_the_first_question_count() -> None:
+def test_images_of_the_first_user_message_identify_the_conversation() -> None:
     small, large = "A" * 100, "B" * WHOLE_IMAGE
     found = {
-        bucket(chat(("user", picture(payload))))
+        bucket(chat(("user", with_image(payload))))
         for payload in (small, small[:-1] + "C", large, large + "BBBB", large[:-1] + "C", "C" + large[1:])
     }
     assert len(found) == 6
-    assert bucket(chat(("user", picture(large)))) == bucket(
-        chat(("user", picture(large)), ("assistant", "A cat"), ("user", "Sure?"))
+    assert bucket(chat(("user", with_image(large)))) == bucket(
+        chat(("user", with_image(large)), ("assistant", "A cat"), ("user", "Sure?"))
     )
 
 
-def test_session_counts_more_than_words() -> None:
+def test_session_takes_precedence_over_the_messages() -> None:
     assert bucket(chat(("user", "a")), session=b"s") == bucket(chat(("user", "b")), session=b"s")
     assert bucket(chat(("user", "a")), session=b"s") != bucket(chat(("user", "a")), session=b"t")
 
@@ -77,11 +78,11 @@ def test_keys_do_not_share_conversations() -> None:
     assert bucket(chat(*FIRST), "one", b"1") != bucket(chat(*FIRST), "two", b"1")
 
 
-def test_conversation_without_a_question_has_one_too() -> None:
+def test_conversation_without_a_user_message_has_a_bucket() -> None:
     assert bucket(chat(("system", "a"))) == bucket(chat(("system", "a"), ("assistant", "b")))
 
 
-def test_buckets_are_even() -> None:
-    """Of 4,000 conversations a tenth lies below a tenth of the buckets, give or take five standard deviations."""
+def test_conversations_are_spread_evenly_over_the_buckets() -> None:
+    """A tenth of 4,000 conversations is in a tenth of the buckets, within five deviations."""
     below = sum(bucket(chat(("user", str(number)))) < BUCKETS // 10 for number in range(4000))
     assert 400 - 95 < below < 400 + 95

@@ -1,4 +1,4 @@
-"""A canary, or a fresh switch, that does worse goes back by itself, once; nothing else does."""
+"""A canary or a fresh switch that performs worse is rolled back automatically, once."""
 
 import logging
 import re
@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from gateway import config
+from gateway.rollout.assignment import Assignment, Canary
 from gateway.rollout.guard import RECENT, RolloutGuard
-from gateway.rollout.state import Assignment, Canary, Rollout
+from gateway.rollout.state import Rollout
 from gateway.telemetry.exchange import Exchange
 from tests.fakes.exchanges import exchange, failed
 
@@ -26,8 +27,8 @@ ON_OLLAMA, ON_VLLM = Assignment("ollama"), Assignment("vllm")
 TENTH = Canary("vllm", 10)
 
 
-class House:
-    """A roll-out with its guard, a clock that is set, and requests that are drawn."""
+class Guarded:
+    """A roll-out with its guard, a clock that the test sets, and simulated requests."""
 
     def __init__(self, **guard: Any) -> None:
         settings = config.build({**DOCUMENT, "guard": guard})
@@ -52,13 +53,18 @@ class House:
     def serve(
         self, count: int, tier: str = "standard", each: float = 0.1, **sides: Callable[[Random], Exchange]
     ) -> int:
-        """So many requests of `tier`, each where the roll-out says, until it moves; how many there were."""
+        """Serve `count` requests of `tier` where the roll-out sends them, or until the tier moves.
+
+        Return how many were served.
+        """
         before = self.rollout.tiers[tier].assignment
         for number in range(count):
             self.now += each
-            line = self.rollout.tiers[tier]
+            route = self.rollout.tiers[tier]
             backend = (
-                line.assignment.backend if line.canary is None else line.choose(self.random.randrange(10_000)).backend
+                route.assignment.backend
+                if route.canary is None
+                else route.choose(self.random.randrange(10_000)).backend
             )
             made = sides[backend](self.random) if backend in sides else exchange(backend)
             self.guard.observe([tiered(made, tier)])
@@ -96,35 +102,35 @@ def quick(random: Random) -> Exchange:
 # Canaries
 
 
-def test_canary_with_errors_goes_back_with_cause_and_reason() -> None:
-    house = House()
-    house.rollout.set(canary=TENTH)
-    assert house.serve(2000, vllm=broken) < 1000
-    assert house.assignment == ON_OLLAMA
-    change = house.rollout.history[-1]
+def test_canary_with_errors_is_rolled_back_with_cause_and_reason() -> None:
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH)
+    assert guarded.serve(2000, vllm=broken) < 1000
+    assert guarded.assignment == ON_OLLAMA
+    change = guarded.rollout.history[-1]
     assert (change.cause, change.by, list(change.tiers)) == ("guard", "", ["standard"])
     assert change.why.startswith("errors: 100.0 % of 20 requests on vllm, 0.0 % of ")
     assert change.why.endswith("on ollama")
-    assert house.rollout.tiers["pro"].assignment == Assignment("ollama", TENTH)
+    assert guarded.rollout.tiers["pro"].assignment == Assignment("ollama", TENTH)
 
 
-def test_equal_canary_stays() -> None:
-    house = House()
-    house.rollout.set(canary=TENTH)
+def test_canary_that_is_as_good_stays() -> None:
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH)
     share = 0.1
 
     def side(backend: str) -> Callable[[Random], Exchange]:
         return lambda random: failed(backend) if random.random() < share else exchange(backend)
 
-    house.serve(20_000, vllm=side("vllm"), ollama=side("ollama"))
-    assert house.causes == ["operator"]
+    guarded.serve(20_000, vllm=side("vllm"), ollama=side("ollama"))
+    assert guarded.causes == ["operator"]
 
 
 def test_canary_that_is_better_stays() -> None:
-    house = House()
-    house.rollout.set(canary=TENTH)
-    house.serve(3000, ollama=lambda random: failed("ollama"))
-    assert house.causes == ["operator"]
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH)
+    guarded.serve(3000, ollama=lambda random: failed("ollama"))
+    assert guarded.causes == ["operator"]
 
 
 @pytest.mark.parametrize(
@@ -137,277 +143,282 @@ def test_canary_that_is_better_stays() -> None:
         ("inter_token_latency", lambda random: exchange("vllm", duration=2.25)),
     ],
 )
-def test_each_rule_breaks_alone_and_only_where_it_is_named(rule: str, bad: Callable[[Random], Exchange]) -> None:
-    house = House(rules=[rule])
-    house.rollout.set(canary=TENTH)
-    house.serve(5000, vllm=bad)
-    assert house.causes == ["operator", "guard"]
+def test_each_rule_breaks_alone_and_only_if_it_is_enabled(rule: str, bad: Callable[[Random], Exchange]) -> None:
+    guarded = Guarded(rules=[rule])
+    guarded.rollout.set(canary=TENTH)
+    guarded.serve(5000, vllm=bad)
+    assert guarded.causes == ["operator", "guard"]
     others = [
         name for name in ("errors", "truncated", "empty", "time_to_first_token", "inter_token_latency") if name != rule
     ]
     if rule == "truncated":
         others.remove("errors")
-    house = House(rules=others)
-    house.rollout.set(canary=TENTH)
-    house.serve(5000, vllm=bad)
-    assert house.causes == ["operator"]
+    guarded = Guarded(rules=others)
+    guarded.rollout.set(canary=TENTH)
+    guarded.serve(5000, vllm=bad)
+    assert guarded.causes == ["operator"]
 
 
-def test_slow_canary_goes_back_once_the_grace_is_over_and_both_p95_are_told() -> None:
-    house = House(grace="60s")
-    house.rollout.set(canary=TENTH, tier="standard")
-    assert house.serve(590, vllm=slow, ollama=quick) == 590
-    house.serve(10_000, vllm=slow, ollama=quick)
-    assert house.assignment == ON_OLLAMA
-    why = house.rollout.history[-1].why
+def test_slow_canary_is_rolled_back_after_the_grace_with_both_p95() -> None:
+    guarded = Guarded(grace="60s")
+    guarded.rollout.set(canary=TENTH, tier="standard")
+    assert guarded.serve(590, vllm=slow, ollama=quick) == 590
+    guarded.serve(10_000, vllm=slow, ollama=quick)
+    assert guarded.assignment == ON_OLLAMA
+    why = guarded.rollout.history[-1].why
     assert re.fullmatch(
-        r"time to first token: [0-9.]+ % of \d+ requests on vllm above 0\.\d+ s, \d\.\d % of \d+ on ollama above 0\.\d+ s; p95 1\.\d+ s and 0\.\d+ s",
+        r"time to first token: [0-9.]+ % of \d+ requests on vllm above 0\.\d+ s, "
+        r"\d\.\d % of \d+ on ollama above 0\.\d+ s; p95 1\.\d+ s and 0\.\d+ s",
         why,
     )
 
 
-def test_bigger_ratio_lets_the_same_canary_be() -> None:
-    house = House(ratio=5)
-    house.rollout.set(canary=TENTH)
-    house.serve(10_000, vllm=slow, ollama=quick)
-    assert house.causes == ["operator"]
+def test_larger_ratio_keeps_the_same_canary() -> None:
+    guarded = Guarded(ratio=5)
+    guarded.rollout.set(canary=TENTH)
+    guarded.serve(10_000, vllm=slow, ollama=quick)
+    assert guarded.causes == ["operator"]
 
 
-def test_requests_that_a_fallback_saved_count_against_the_canary() -> None:
-    house = House()
-    house.rollout.set(canary=TENTH)
-    house.serve(1000, vllm=lambda random: exchange("ollama", chosen="vllm"))
-    assert house.assignment == ON_OLLAMA
+def test_requests_served_by_a_fallback_count_against_the_canary() -> None:
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH)
+    guarded.serve(1000, vllm=lambda random: exchange("ollama", chosen="vllm"))
+    assert guarded.assignment == ON_OLLAMA
 
 
-def test_few_samples_decide_nothing() -> None:
-    house = House(min_samples=50)
-    house.rollout.set(canary=Canary("vllm", 50))
-    house.serve(2000, vllm=broken)
-    counts = re.findall(r"of (\d+)", house.rollout.history[-1].why)
+def test_nothing_is_decided_before_min_samples() -> None:
+    guarded = Guarded(min_samples=50)
+    guarded.rollout.set(canary=Canary("vllm", 50))
+    guarded.serve(2000, vllm=broken)
+    counts = re.findall(r"of (\d+)", guarded.rollout.history[-1].why)
     assert min(map(int, counts)) >= 50
 
 
-def test_failures_that_are_only_quicker_than_answers_wait_for_those() -> None:
-    """At the beginning nothing else is over: 2,000 others are under way."""
-    house = House()
-    house.rollout.set(canary=TENTH)
-    house.pending = 2000
-    house.serve(1000, vllm=broken)
-    assert house.causes == ["operator"]
-    house.pending = 3
-    house.serve(100, vllm=broken)
-    assert house.causes == ["operator", "guard"]
+def test_failures_that_are_only_faster_than_answers_wait_for_the_answers() -> None:
+    """At the beginning only failures have finished: 2,000 other requests are in flight."""
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH)
+    guarded.pending = 2000
+    guarded.serve(1000, vllm=broken)
+    assert guarded.causes == ["operator"]
+    guarded.pending = 3
+    guarded.serve(100, vllm=broken)
+    assert guarded.causes == ["operator", "guard"]
 
 
-def test_only_requests_that_came_since_the_change_count() -> None:
-    house = House()
-    house.rollout.set(canary=TENTH)
+def test_only_requests_that_arrived_since_the_change_count() -> None:
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH)
     for _ in range(1000):
-        house.guard.observe([failed("vllm", duration=100.0), exchange("ollama")])
-    assert house.causes == ["operator"]
+        guarded.guard.observe([failed("vllm", duration=100.0), exchange("ollama")])
+    assert guarded.causes == ["operator"]
 
 
-def test_canary_that_turns_bad_after_a_long_time_goes_back() -> None:
-    house = House(window="10m")
-    house.rollout.set(canary=TENTH, tier="standard")
-    house.serve(42_000)
-    view = house.guard.view("standard")
+def test_canary_that_turns_bad_after_a_long_time_is_rolled_back() -> None:
+    guarded = Guarded(window="10m")
+    guarded.rollout.set(canary=TENTH, tier="standard")
+    guarded.serve(42_000)
+    view = guarded.guard.view("standard")
     assert view is not None
     assert view["rules"]["errors"]["tested"]["requests"] < 2000
     assert view["needed"] == pytest.approx(3**2 * 5 * 100 * pi**2 / 6, abs=0.1)
-    assert house.serve(1500, vllm=broken) < 1500
-    assert house.assignment == ON_OLLAMA
+    assert guarded.serve(1500, vllm=broken) < 1500
+    assert guarded.assignment == ON_OLLAMA
 
 
-def test_canary_beside_another_backend_than_rollback_to_goes_back_there() -> None:
-    house = House()
-    house.rollout.set("vllm", Canary("cloud", 20), tier="pro")
-    house.serve(1000, "pro", cloud=lambda random: failed("cloud"))
-    assert house.rollout.tiers["pro"].assignment == ON_VLLM
+def test_canary_is_rolled_back_to_the_backend_beside_it() -> None:
+    guarded = Guarded()
+    guarded.rollout.set("vllm", Canary("cloud", 20), tier="pro")
+    guarded.serve(1000, "pro", cloud=lambda random: failed("cloud"))
+    assert guarded.rollout.tiers["pro"].assignment == ON_VLLM
 
 
 # Switches
 
 
-def test_fresh_switch_is_compared_with_the_side_before() -> None:
-    house = House()
-    house.serve(300)
-    house.rollout.set("vllm")
-    assert house.serve(300, vllm=broken) < 40
-    assert house.assignment == ON_OLLAMA
-    assert house.rollout.history[-1].why.endswith("on ollama before the switch")
-    assert house.rollout.tiers["pro"].assignment == ON_VLLM, "it had served nothing before"
+def test_fresh_switch_is_compared_with_the_samples_from_before() -> None:
+    guarded = Guarded()
+    guarded.serve(300)
+    guarded.rollout.set("vllm")
+    assert guarded.serve(300, vllm=broken) < 40
+    assert guarded.assignment == ON_OLLAMA
+    assert guarded.rollout.history[-1].why.endswith("on ollama before the switch")
+    assert guarded.rollout.tiers["pro"].assignment == ON_VLLM, "it had served nothing before"
 
 
-def test_slow_switch_goes_back() -> None:
-    house = House()
-    house.serve(1000, ollama=quick)
-    house.rollout.set("vllm", tier="standard")
-    house.serve(2000, vllm=slow)
-    assert house.assignment == ON_OLLAMA
-    assert house.rollout.history[-1].why.startswith("time to first token: ")
-    assert " before the switch; p95 1." in house.rollout.history[-1].why
+def test_slow_switch_is_rolled_back() -> None:
+    guarded = Guarded()
+    guarded.serve(1000, ollama=quick)
+    guarded.rollout.set("vllm", tier="standard")
+    guarded.serve(2000, vllm=slow)
+    assert guarded.assignment == ON_OLLAMA
+    assert guarded.rollout.history[-1].why.startswith("time to first token: ")
+    assert " before the switch; p95 1." in guarded.rollout.history[-1].why
 
 
-def test_canary_of_everything_is_a_switch() -> None:
-    house = House()
-    house.serve(300)
-    house.rollout.set(canary=Canary("vllm", 100), tier="standard")
-    house.serve(300, vllm=broken)
-    assert house.assignment == ON_OLLAMA
+def test_canary_of_100_percent_is_a_switch() -> None:
+    guarded = Guarded()
+    guarded.serve(300)
+    guarded.rollout.set(canary=Canary("vllm", 100), tier="standard")
+    guarded.serve(300, vllm=broken)
+    assert guarded.assignment == ON_OLLAMA
 
 
-def test_switch_without_a_time_before_is_not_watched_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_switch_without_earlier_samples_is_not_watched_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gateway.rollout")
-    house = House()
-    house.serve(10)
-    house.rollout.set("vllm", tier="standard")
-    house.serve(500, vllm=broken)
-    assert house.causes == ["operator"]
+    guarded = Guarded()
+    guarded.serve(10)
+    guarded.rollout.set("vllm", tier="standard")
+    guarded.serve(500, vllm=broken)
+    assert guarded.causes == ["operator"]
     assert (
-        "the guard does not watch tier standard: ollama has served too little of late to compare vllm with"
+        "the guard does not watch tier standard: ollama has served too few requests recently to compare vllm with"
         in caplog.text
     )
 
 
-def test_what_the_side_did_long_ago_is_not_compared() -> None:
-    house = House(window="1m")
-    house.serve(300)
-    house.now += 61
-    house.rollout.set("vllm", tier="standard")
-    assert house.guard.view("standard") is None
+def test_samples_older_than_the_window_are_not_compared() -> None:
+    guarded = Guarded(window="1m")
+    guarded.serve(300)
+    guarded.now += 61
+    guarded.rollout.set("vllm", tier="standard")
+    assert guarded.guard.view("standard") is None
 
 
-def test_switch_that_went_well_is_left_alone_after_a_while() -> None:
-    house = House()
-    house.serve(100)
-    house.rollout.set("vllm", tier="standard")
-    house.serve(500)
-    assert house.guard.view("standard") is None
-    house.serve(500, vllm=broken)
-    assert house.causes == ["operator"]
-    house = House(window="1m")
-    house.serve(500)
-    house.rollout.set("vllm", tier="standard")
-    house.now += 61
-    house.serve(500, vllm=broken)
-    assert house.causes == ["operator"]
+def test_switch_that_went_well_is_not_watched_any_longer() -> None:
+    guarded = Guarded()
+    guarded.serve(100)
+    guarded.rollout.set("vllm", tier="standard")
+    guarded.serve(500)
+    assert guarded.guard.view("standard") is None
+    guarded.serve(500, vllm=broken)
+    assert guarded.causes == ["operator"]
+    guarded = Guarded(window="1m")
+    guarded.serve(500)
+    guarded.rollout.set("vllm", tier="standard")
+    guarded.now += 61
+    guarded.serve(500, vllm=broken)
+    assert guarded.causes == ["operator"]
 
 
 # The operator
 
 
-def test_it_acts_once_and_begins_afresh_with_the_operators_next_change() -> None:
-    house = House()
-    house.rollout.set(canary=TENTH, tier="standard")
-    house.serve(2000, vllm=broken)
-    for _ in range(200):  # what was under way there
-        house.guard.observe([failed("vllm")])
-    assert house.causes == ["operator", "guard"]
-    house.rollout.undo()
-    assert house.assignment == Assignment("ollama", TENTH)
-    view = house.guard.view("standard")
+def test_guard_acts_once_and_starts_again_with_the_operators_next_change() -> None:
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH, tier="standard")
+    guarded.serve(2000, vllm=broken)
+    for _ in range(200):  # those that were in flight there
+        guarded.guard.observe([failed("vllm")])
+    assert guarded.causes == ["operator", "guard"]
+    guarded.rollout.undo()
+    assert guarded.assignment == Assignment("ollama", TENTH)
+    view = guarded.guard.view("standard")
     assert view is not None
     assert view["rules"]["errors"] == {
         "tested": {"requests": 0, "share": None},
         "other": {"requests": 0, "share": None},
         "evidence": 1.0,
     }
-    house.serve(2000, vllm=broken)
-    assert house.causes == ["operator", "guard", "operator", "guard"]
+    guarded.serve(2000, vllm=broken)
+    assert guarded.causes == ["operator", "guard", "operator", "guard"]
 
 
-def test_operators_change_ends_the_watch_of_the_tiers_that_it_moves() -> None:
-    house = House()
-    house.rollout.set(canary=TENTH)
-    house.rollout.rollback(tier="standard")
-    assert house.guard.view("standard") is None
-    assert house.guard.view("pro") is not None
+def test_operators_change_ends_the_watch_of_the_tiers_it_moves() -> None:
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH)
+    guarded.rollout.rollback(tier="standard")
+    assert guarded.guard.view("standard") is None
+    assert guarded.guard.view("pro") is not None
 
 
-def test_way_back_is_never_stood_in_the_way_of() -> None:
-    house = House()
-    house.rollout.set("vllm", cause="start")
-    house.serve(300)
-    for order in (house.rollout.rollback, house.rollout.undo, lambda: house.rollout.set(canary=Canary("ollama", 50))):
+def test_way_back_to_rollback_to_is_never_opposed() -> None:
+    guarded = Guarded()
+    guarded.rollout.set("vllm", cause="start")
+    guarded.serve(300)
+    for order in (
+        guarded.rollout.rollback,
+        guarded.rollout.undo,
+        lambda: guarded.rollout.set(canary=Canary("ollama", 50)),
+    ):
         order()
-        house.serve(500, ollama=lambda random: failed("ollama"), vllm=lambda random: exchange("vllm"))
-    assert set(house.causes) == {"start", "operator"}
+        guarded.serve(500, ollama=lambda random: failed("ollama"), vllm=lambda random: exchange("vllm"))
+    assert set(guarded.causes) == {"start", "operator"}
 
 
-def test_canary_of_nobody_and_changes_that_nobody_ordered_are_not_watched() -> None:
-    house = House()
-    house.rollout.set(canary=Canary("vllm", 0))
-    assert house.guard.view("standard") is None
-    house.rollout.set(canary=TENTH, cause="reload")
-    assert house.guard.view("standard") is None
+def test_canary_of_0_percent_and_automatic_changes_are_not_watched() -> None:
+    guarded = Guarded()
+    guarded.rollout.set(canary=Canary("vllm", 0))
+    assert guarded.guard.view("standard") is None
+    guarded.rollout.set(canary=TENTH, cause="reload")
+    assert guarded.guard.view("standard") is None
 
 
-# Over a restart, and what is shown
+# Restarts, and what is shown
 
 
-def test_canary_is_watched_from_the_beginning_after_a_restart() -> None:
-    house = House()
-    house.rollout.set(canary=TENTH, tier="standard")
-    house.serve(100, vllm=broken)
-    house.rollout.listeners.clear()
-    house.guard = house.new_guard()
-    view = house.guard.view("standard")
+def test_canary_is_watched_from_the_start_after_a_restart() -> None:
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH, tier="standard")
+    guarded.serve(100, vllm=broken)
+    guarded.rollout.listeners.clear()
+    guarded.guard = guarded.new_guard()
+    view = guarded.guard.view("standard")
     assert view is not None
     assert view["rules"]["errors"]["tested"]["requests"] == 0
-    house.serve(2000, vllm=broken)
-    assert house.assignment == ON_OLLAMA
+    guarded.serve(2000, vllm=broken)
+    assert guarded.assignment == ON_OLLAMA
 
 
-def test_chance_of_a_false_alarm_is_divided_among_rules_and_tiers() -> None:
-    house = House(false_alarms=0.01, rules=["errors", "empty"])
-    house.serve(100)
-    house.rollout.set("vllm", tier="standard")
-    view = house.guard.view("standard")
+def test_false_alarm_probability_is_divided_among_rules_and_tiers() -> None:
+    guarded = Guarded(false_alarms=0.01, rules=["errors", "empty"])
+    guarded.serve(100)
+    guarded.rollout.set("vllm", tier="standard")
+    view = guarded.guard.view("standard")
     assert view is not None
     assert (view["needed"], view["is_switch"]) == (200, True)
-    house = House(false_alarms=0.01, rules=["errors"])
-    house.rollout.set(canary=TENTH)
-    view = house.guard.view("standard")
+    guarded = Guarded(false_alarms=0.01, rules=["errors"])
+    guarded.rollout.set(canary=TENTH)
+    view = guarded.guard.view("standard")
     assert view is not None
     assert view["needed"] == pytest.approx(2 * 164.5, abs=0.1)
 
 
-def test_other_endpoints_and_requests_without_a_route_are_nobodys() -> None:
-    house = House()
-    house.rollout.set(canary=TENTH)
+def test_other_endpoints_and_requests_without_a_route_are_ignored() -> None:
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH)
     for _ in range(300):
-        house.guard.observe([failed("vllm", endpoint="embeddings"), failed("none"), exchange("ollama")])
-    view = house.guard.view("standard")
+        guarded.guard.observe([failed("vllm", endpoint="embeddings"), failed("none"), exchange("ollama")])
+    view = guarded.guard.view("standard")
     assert view is not None
     assert view["rules"]["errors"]["tested"]["requests"] == 0
 
 
-def test_memory_is_bounded() -> None:
-    house = House()
-    house.serve(3 * RECENT)
-    assert [len(samples) for samples in house.guard._recent.values()] == [RECENT]
+def test_number_of_kept_samples_is_bounded() -> None:
+    guarded = Guarded()
+    guarded.serve(3 * RECENT)
+    assert [len(samples) for samples in guarded.guard._recent.values()] == [RECENT]
 
 
-def test_tier_that_new_settings_do_not_have_is_watched_no_more() -> None:
-    house = House()
-    house.rollout.set(canary=TENTH)
-    house.serve(10)
+def test_tier_removed_from_the_settings_is_not_watched_any_longer() -> None:
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH)
+    guarded.serve(10)
     settings = config.build({**DOCUMENT, "tiers": {"pro": DOCUMENT["tiers"]["pro"]}})
-    house.rollout.reload(settings)
-    house.guard.reload(settings)
-    house.guard.observe([tiered(failed("vllm"), "standard") for _ in range(200)])
-    assert (house.guard.view("standard"), house.causes) == (None, ["operator"])
-    assert house.serve(2000, tier="pro", vllm=broken) < 1000
+    guarded.rollout.reload(settings)
+    guarded.guard.reload(settings)
+    guarded.guard.observe([tiered(failed("vllm"), "standard") for _ in range(200)])
+    assert (guarded.guard.view("standard"), guarded.causes) == (None, ["operator"])
+    assert guarded.serve(2000, tier="pro", vllm=broken) < 1000
 
 
-def test_side_that_new_settings_do_not_have_is_not_gone_back_to() -> None:
-    house = House()
-    house.rollout.set("vllm", tier="pro")
-    house.serve(100, tier="pro")
-    house.rollout.set("cloud", tier="pro")
-    assert house.guard.view("pro") is not None
+def test_tier_is_not_rolled_back_to_a_side_removed_from_the_settings() -> None:
+    guarded = Guarded()
+    guarded.rollout.set("vllm", tier="pro")
+    guarded.serve(100, tier="pro")
+    guarded.rollout.set("cloud", tier="pro")
+    assert guarded.guard.view("pro") is not None
     document = {**DOCUMENT, "backends": {"ollama": {}, "cloud": DOCUMENT["backends"]["cloud"]}}
     settings = config.build(
         {
@@ -415,16 +426,16 @@ def test_side_that_new_settings_do_not_have_is_not_gone_back_to() -> None:
             "tiers": {"standard": {"models": {"ollama": "a"}}, "pro": {"models": {"ollama": "a", "cloud": "c"}}},
         }
     )
-    house.rollout.reload(settings)
-    house.guard.reload(settings)
-    house.guard.observe([tiered(failed("cloud"), "pro") for _ in range(200)])
-    assert (house.guard.view("pro"), house.rollout.tiers["pro"].assignment) == (None, Assignment("cloud"))
+    guarded.rollout.reload(settings)
+    guarded.guard.reload(settings)
+    guarded.guard.observe([tiered(failed("cloud"), "pro") for _ in range(200)])
+    assert (guarded.guard.view("pro"), guarded.rollout.tiers["pro"].assignment) == (None, Assignment("cloud"))
 
 
-def test_side_that_becomes_the_way_back_is_watched_no_more() -> None:
-    house = House()
-    house.rollout.set(canary=TENTH, tier="standard")
+def test_side_that_becomes_rollback_to_is_not_watched_any_longer() -> None:
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH, tier="standard")
     settings = config.build({**DOCUMENT, "rollback_to": "vllm"})
-    house.rollout.reload(settings)
-    house.guard.reload(settings)
-    assert house.guard.view("standard") is None
+    guarded.rollout.reload(settings)
+    guarded.guard.reload(settings)
+    assert guarded.guard.view("standard") is None

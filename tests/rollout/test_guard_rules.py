@@ -1,4 +1,4 @@
-"""What an exchange says of its side, and when a time counts as too long."""
+"""Samples and rules of the guard: what an exchange says about its side, and what is bad."""
 
 from collections import deque
 from typing import Any
@@ -20,20 +20,20 @@ def rule(bound: float | None = 1.0) -> TimeRule:
     return found
 
 
-def test_good_answer_tells_all_its_times() -> None:
+def test_good_answer_has_both_times() -> None:
     assert sample_of(exchange(), 7.0) == Sample(7.0, False, False, False, 0.25, 0.01)
     assert sample_of(exchange(empty=True), 7.0) == Sample(7.0, False, False, True, 0.25, 0.01)
 
 
-def test_plain_answers_and_short_ones_tell_no_times_that_could_be_compared() -> None:
-    """A plain answer of a vLLM has no first piece, one of an Ollama has."""
+def test_plain_and_short_answers_have_no_comparable_times() -> None:
+    """A plain answer from vLLM has no first token, one from Ollama has."""
     assert sample_of(exchange(stream=False), 7.0) == Sample(7.0, False, False, False, None, None)
     assert sample_of(exchange(usage=Usage(10, 3)), 7.0) == Sample(7.0, False, False, False, 0.25, None)
     assert sample_of(exchange(usage=None), 7.0) == Sample(7.0, False, False, False, 0.25, None)
 
 
-def test_request_that_moved_tells_everything_but_its_wait() -> None:
-    """A part of it was the wait in the line of the side that was left."""
+def test_migrated_request_says_nothing_about_its_time_to_first_token() -> None:
+    """That time includes the wait in the queue of the side that was left."""
     assert sample_of(exchange(moved=True), 7.0) == Sample(7.0, False, False, False, None, 0.01)
     assert sample_of(failed(moved=True), 7.0) == Sample(7.0, True, False, None, None, None)
     assert sample_of(exchange(moved=True, outcome="cancelled", status=499), 7.0) is None
@@ -49,8 +49,9 @@ def test_request_that_moved_tells_everything_but_its_wait() -> None:
         ({"reason": "truncated", "phase": "streaming"}, True),
         ({"outcome": "timeout", "code": "upstream_timeout", "reason": None, "phase": "streaming"}, True),
     ],
+    ids=["5xx", "timeout", "unavailable", "model-missing", "truncated", "timeout-in-the-stream"],
 )
-def test_what_a_backend_does_not_bring_is_its_failure(changes: dict[str, Any], truncated: bool) -> None:
+def test_failure_of_the_backend_is_an_error_sample(changes: dict[str, Any], truncated: bool) -> None:
     assert sample_of(failed(**changes), 7.0) == Sample(7.0, True, truncated, None, None, None)
 
 
@@ -64,16 +65,17 @@ def test_what_a_backend_does_not_bring_is_its_failure(changes: dict[str, Any], t
         {"outcome": "rejected", "code": "shutting_down"},
         {"outcome": "cancelled", "code": None, "stream": False},
     ],
+    ids=["invalid", "too-long", "queue-full", "queue-timeout", "shutdown", "client-left"],
 )
-def test_what_is_no_backends_fault_is_no_sample(changes: dict[str, Any]) -> None:
+def test_failure_without_the_backends_fault_is_not_a_sample(changes: dict[str, Any]) -> None:
     assert sample_of(failed(**changes), 7.0) is None
 
 
-def test_request_that_a_fallback_served_is_a_failure_of_the_side_it_was_meant_for() -> None:
+def test_request_served_by_a_fallback_is_a_failure_of_the_chosen_side() -> None:
     assert sample_of(exchange("ollama", chosen="vllm"), 7.0) == Sample(7.0, True, False, None, None, None)
 
 
-def test_client_that_left_is_no_failure_but_may_have_waited_too_long() -> None:
+def test_client_that_left_is_not_a_failure_but_may_have_waited_too_long() -> None:
     left = sample_of(failed(outcome="cancelled", code=None, duration=3.0), 7.0)
     assert left == Sample(7.0, None, None, None, 3.0, None, has_left=True)
     assert ShareRule("errors", 0.01).judge(left) is None
@@ -84,7 +86,7 @@ def test_client_that_left_is_no_failure_but_may_have_waited_too_long() -> None:
     assert in_the_middle == Sample(7.0, None, None, None, 0.25, None)
 
 
-def test_time_counts_above_the_others_p95_and_under_test_above_the_ratio() -> None:
+def test_time_counts_above_the_other_sides_p95_and_under_test_above_the_ratio() -> None:
     found = rule(1.0)
     assert found.count([took(0.9), took(1.1), took(None), took(0.5, has_left=True)]) == (2, 1)
     assert [found.judge(took(seconds)) for seconds in (1.1, 1.4, 1.6)] == [False, False, True]
@@ -95,7 +97,7 @@ def test_few_milliseconds_never_count() -> None:
     assert [rule(0.01).judge(took(seconds)) for seconds in (0.02, 0.055, 0.07)] == [False, False, True]
 
 
-def test_times_of_the_first_seconds_do_not_count() -> None:
+def test_times_within_the_grace_do_not_count() -> None:
     assert rule().judge(took(9.0, arrived=49.0)) is None
 
 
@@ -123,4 +125,4 @@ def test_each_sample_from_before_a_switch_is_used_once() -> None:
     for _ in range(50):
         trial.take(took(1.0), [])
     assert trial.is_over
-    assert (trial.comparison.tested.count, trial.comparison.other.count) == (1000, 2000)
+    assert (trial.test.tested.count, trial.test.other.count) == (1000, 2000)

@@ -1,4 +1,7 @@
-"""Requests follow the roll-out: who waits goes to the other backend, who runs may finish, or gets so many seconds; on real sockets."""
+"""Queue migration on real sockets: queued requests follow the roll-out, running ones finish.
+
+After a rollback, `rollback_cutoff` may end what still runs.
+"""
 
 import asyncio
 import json
@@ -31,24 +34,24 @@ PICTURE = {"type": "image_url", "image_url": {"url": png_data_url()}}
 OTHER: dict[Kind, Kind] = {"ollama": "vllm", "vllm": "ollama"}
 
 
-class House:
-    """A gateway whose tier is on `left`, which has one slot and somebody in it, and `there`, where the roll-out may lead."""
+class Migrating:
+    """A gateway whose tier is on `old`, with a single slot, and may move to `new`."""
 
-    def __init__(self, gateway: Running, left: FaultBackend, there: FaultBackend, stack: AsyncExitStack) -> None:
+    def __init__(self, gateway: Running, old: FaultBackend, new: FaultBackend, stack: AsyncExitStack) -> None:
         self.gateway = gateway
-        self.left = left
-        self.there = there
+        self.old = old
+        self.new = new
         self._stack = stack
 
     async def sent(self, body: dict[str, Any] | None = None, *headers: str) -> Raw:
-        """A client that stays to the end of the test, and is in line or at a backend when this returns."""
+        """Send a request that stays until the test ends; return once it is queued or running."""
         count = len(self.gateway.live)
         raw = await self._stack.enter_async_context(self.gateway.sent(body, *headers))
         await until(lambda: len(self.gateway.live) > count)
         return raw
 
-    async def waiting(self, *bodies: dict[str, Any]) -> list[Raw]:
-        """Clients in line, in this order."""
+    async def queue(self, *bodies: dict[str, Any]) -> list[Raw]:
+        """Send requests one after the other."""
         return [await self.sent(body) for body in bodies]
 
     async def order(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
@@ -61,7 +64,7 @@ class House:
         return found
 
     async def rollback(self) -> int:
-        """How many moved, by the answer."""
+        """Roll back; return how many requests moved, according to the answer."""
         moved: int = (await self.order("POST", "/ops/rollback"))["moved"]
         return moved
 
@@ -69,26 +72,30 @@ class House:
         moved: int = (await self.order("PUT", "/ops/rollout", order))["moved"]
         return moved
 
-    def line(self, backend: FaultBackend) -> dict[str, int]:
-        """Who waits there, by lane."""
+    def queued(self, backend: FaultBackend) -> dict[str, int]:
+        """Return the number of requests queued for `backend`, by lane."""
         admission = self.gateway.gateway._backends[backend.kind].admission
         return {lane: admission.waiting(lane) for lane in admission.lanes if admission.waiting(lane)}
 
 
 @asynccontextmanager
-async def house(
+async def migrating(
     kind: Kind = "vllm",
     *,
     first: str = "silent",
     mode: str = "healthy",
-    there: dict[str, Any] | None = None,
-    left: dict[str, Any] | None = None,
+    of_new: dict[str, Any] | None = None,
+    of_old: dict[str, Any] | None = None,
     tier: dict[str, Any] | None = None,
     others: dict[str, Any] | None = None,
     facts: dict[str, Any] | None = None,
     **top: Any,
-) -> AsyncIterator[House]:
-    """`first` is how the tier's backend takes requests, `mode` how the other one does; `facts` are told of the model there."""
+) -> AsyncIterator[Migrating]:
+    """Start a gateway before an old backend in mode `first` and a new one in `mode`.
+
+    `of_old` and `of_new` are settings of the two backends; `facts` are what the new one reports
+    about its model.
+    """
     async with AsyncExitStack() as stack:
         old = await stack.enter_async_context(FaultBackend(kind, first))
         new = await stack.enter_async_context(FaultBackend(OTHER[kind], mode, **(facts or {})))
@@ -96,14 +103,14 @@ async def house(
             "llm_backend": kind,
             "rollback_to": new.kind,
             "backends": {
-                kind: {"kind": kind, "base_url": old.base_url, **PATIENT, **ONE, **(left or {})},
+                kind: {"kind": kind, "base_url": old.base_url, **PATIENT, **ONE, **(of_old or {})},
                 new.kind: {
                     "kind": new.kind,
                     "base_url": new.base_url,
                     **PATIENT,
                     "max_concurrency": 8,
                     "model_concurrency": 8,
-                    **(there or {}),
+                    **(of_new or {}),
                 },
             },
             "tiers": {"standard": {"models": {kind: MODEL, new.kind: MODEL}, **(tier or {})}, **(others or {})},
@@ -112,7 +119,7 @@ async def house(
         }
         gateway = await stack.enter_async_context(running(config.build(document | top)))
         clients = await stack.enter_async_context(AsyncExitStack())
-        yield House(gateway, old, new, clients)
+        yield Migrating(gateway, old, new, clients)
 
 
 async def reply_of(raw: Raw) -> Reply:
@@ -134,123 +141,123 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return kind
 
 
-# Who waits
+# Queued requests
 
 
-async def test_who_waits_is_served_by_the_other_backend_and_who_runs_where_he_is(kind: Kind) -> None:
-    async with house(kind, first="slow") as here:
-        runs = await here.sent({"stream": True})
+async def test_queued_requests_move_to_the_other_backend_and_running_ones_stay(kind: Kind) -> None:
+    async with migrating(kind, first="slow") as setup:
+        runs = await setup.sent({"stream": True})
         await runs.reader.readuntil(b"word")
-        waiting = await here.waiting({"stream": True}, {}, {"stream": True}, {})
-        assert here.line(here.left) == {"text": 4}
-        assert await here.rollback() == 4
+        waiting = await setup.queue({"stream": True}, {}, {"stream": True}, {})
+        assert setup.queued(setup.old) == {"text": 4}
+        assert await setup.rollback() == 4
         for raw in waiting:
             reply = await reply_of(raw)
             assert (reply.status, reply.text) == (200, TEXT)
             names = [reply.headers[f"x-gateway-{name}"] for name in ("backend", "model", "attempts")]
-            assert names == [here.there.kind, MODEL, "1"]
-        paths = {request.split(b" ")[1] for request in here.there.requests}
+            assert names == [setup.new.kind, MODEL, "1"]
+        paths = {request.split(b" ")[1] for request in setup.new.requests}
         assert paths == {b"/api/chat" if kind == "vllm" else b"/v1/chat/completions"}
-        assert (len(here.left.requests), len(here.there.requests)) == (1, 4)
-        await asyncio.wait_for(runs.reader.readuntil(b"word"), PATIENCE)  # and goes on
-        assert here.gateway.running == 1
+        assert (len(setup.old.requests), len(setup.new.requests)) == (1, 4)
+        await asyncio.wait_for(runs.reader.readuntil(b"word"), PATIENCE)  # still running
+        assert setup.gateway.running == 1
 
 
-async def test_moved_requests_are_counted_once_and_for_the_backend_that_served(kind: Kind) -> None:
-    async with house(kind) as here:
-        await here.sent()
-        waiting = await here.waiting({}, {}, {})
-        await here.rollback()
+async def test_moved_requests_are_counted_once_for_the_backend_that_served_them(kind: Kind) -> None:
+    async with migrating(kind) as setup:
+        await setup.sent()
+        waiting = await setup.queue({}, {}, {})
+        await setup.rollback()
         for raw in waiting:
             await reply_of(raw)
-        await until(lambda: here.gateway.running == 1)
-        metric = here.gateway.metric
+        await until(lambda: setup.gateway.running == 1)
+        metric = setup.gateway.metric
         assert (
-            metric("gateway_requests_total", backend=here.there.kind, outcome="ok")
+            metric("gateway_requests_total", backend=setup.new.kind, outcome="ok")
             == metric("gateway_requests_total")
             == 3
         )
         assert (
-            metric("gateway_queue_wait_seconds_count", backend=here.there.kind, lane="text")
+            metric("gateway_queue_wait_seconds_count", backend=setup.new.kind, lane="text")
             == metric("gateway_queue_wait_seconds_count")
             == 3
         )
         assert metric("gateway_overhead_seconds_sum") < 3
         assert metric("gateway_fallbacks_total") == metric("gateway_retries_total") == 0
-        assert [(line["chosen"], line["backend"], line["moved"]) for line in here.gateway.exchanges()] == [
-            (here.there.kind,) * 2 + (True,)
+        assert [(line["chosen"], line["backend"], line["moved"]) for line in setup.gateway.exchanges()] == [
+            (setup.new.kind,) * 2 + (True,)
         ] * 3
-        assert here.line(here.left) == here.line(here.there) == {}
+        assert setup.queued(setup.old) == setup.queued(setup.new) == {}
 
 
-async def test_gauges_show_who_waits_where_by_lane() -> None:
-    async with house(mode="silent", there={**ONE}) as here:
-        await here.sent()
-        await here.waiting({}, {"messages": [{"role": "user", "content": [PICTURE]}]}, {})
-        operations = here.gateway.gateway._operations
+async def test_gauges_show_queued_requests_by_backend_and_lane() -> None:
+    async with migrating(mode="silent", of_new={**ONE}) as setup:
+        await setup.sent()
+        await setup.queue({}, {"messages": [{"role": "user", "content": [PICTURE]}]}, {})
+        operations = setup.gateway.gateway._operations
         operations.exposition("")
-        assert here.gateway.metric("gateway_requests_waiting", backend="vllm") == 3
-        assert await here.rollback() == 3
+        assert setup.gateway.metric("gateway_requests_waiting", backend="vllm") == 3
+        assert await setup.rollback() == 3
         operations.exposition("")
         waiting = {
-            lane: here.gateway.metric("gateway_requests_waiting", backend="ollama", lane=lane)
+            lane: setup.gateway.metric("gateway_requests_waiting", backend="ollama", lane=lane)
             for lane in ("text", "vision")
         }
-        assert (waiting, here.gateway.metric("gateway_requests_waiting", backend="vllm")) == (
+        assert (waiting, setup.gateway.metric("gateway_requests_waiting", backend="vllm")) == (
             {"text": 1, "vision": 1},
             0,
         )
 
 
-async def test_images_wait_in_the_lane_of_the_other_side() -> None:
-    async with house(mode="silent") as here:
-        await here.sent()
+async def test_moved_images_queue_in_the_vision_lane_of_the_other_backend() -> None:
+    async with migrating(mode="silent") as setup:
+        await setup.sent()
         image = {"messages": [{"role": "user", "content": [PICTURE]}]}
-        await here.waiting(image, image, image, {}, {})
-        assert await here.rollback() == 5
-        await until(lambda: len(here.there.requests) == 3)
-        assert here.line(here.there) == {"vision": 2}
-        assert sum(b'"images"' in request for request in here.there.requests) == 1
+        await setup.queue(image, image, image, {}, {})
+        assert await setup.rollback() == 5
+        await until(lambda: len(setup.new.requests) == 3)
+        assert setup.queued(setup.new) == {"vision": 2}
+        assert sum(b'"images"' in request for request in setup.new.requests) == 1
 
 
-async def test_no_line_is_too_full_for_those_who_move() -> None:
-    async with house(mode="silent", there={**ONE, "max_queue": 1}) as here:
-        await here.sent()
-        await here.waiting(*[{}] * 5)
-        assert await here.rollback() == 5
-        assert here.line(here.there) == {"text": 4}
-        refused = await here.gateway.ask()
+async def test_moved_requests_are_exempt_from_max_queue() -> None:
+    async with migrating(mode="silent", of_new={**ONE, "max_queue": 1}) as setup:
+        await setup.sent()
+        await setup.queue(*[{}] * 5)
+        assert await setup.rollback() == 5
+        assert setup.queued(setup.new) == {"text": 4}
+        refused = await setup.gateway.ask()
         assert (refused.status, code(refused), refused.headers["x-gateway-backend"]) == (503, "queue_full", "ollama")
 
 
 async def test_order_of_arrival_and_priority_are_kept() -> None:
-    async with house(mode="brief", there=ONE) as here:
-        await here.sent()
-        waiting = [await here.sent(saying("later"), "X-Gateway-Priority: batch")]
-        waiting += await here.waiting(*[saying(f"number {number}") for number in range(8)])
-        assert await here.rollback() == 9
+    async with migrating(mode="brief", of_new=ONE) as setup:
+        await setup.sent()
+        waiting = [await setup.sent(saying("later"), "X-Gateway-Priority: batch")]
+        waiting += await setup.queue(*[saying(f"number {number}") for number in range(8)])
+        assert await setup.rollback() == 9
         for raw in waiting:
             assert (await reply_of(raw)).status == 200
         said = [
-            json.loads(request.partition(b"\r\n\r\n")[2])["messages"][0]["content"] for request in here.there.requests
+            json.loads(request.partition(b"\r\n\r\n")[2])["messages"][0]["content"] for request in setup.new.requests
         ]
         assert said == [f"number {number}" for number in range(8)] + ["later"]
 
 
-async def test_clock_of_the_line_begins_anew_and_that_of_the_client_does_not() -> None:
-    async with house(mode="silent", left={"queue_timeout": 1}, there={**ONE, "queue_timeout": 1}) as here:
-        await here.sent()
-        _, patient = await here.sent(), await here.sent()
-        hasty = await here.sent({}, "X-Gateway-Timeout: 0.8")
-        await until(lambda: all(relay._meter.clock() - relay.arrived > 0.4 for relay in here.gateway.live))
-        here.gateway.gateway.rollout.rollback()
-        assert (here.line(here.left), here.line(here.there)) == ({}, {"text": 2})
+async def test_queue_timeout_restarts_with_the_move_and_the_clients_deadline_does_not() -> None:
+    async with migrating(mode="silent", of_old={"queue_timeout": 1}, of_new={**ONE, "queue_timeout": 1}) as setup:
+        await setup.sent()
+        _, patient = await setup.sent(), await setup.sent()
+        hasty = await setup.sent({}, "X-Gateway-Timeout: 0.8")
+        await until(lambda: all(relay._meter.clock() - relay.arrived > 0.4 for relay in setup.gateway.live))
+        setup.gateway.gateway.rollout.rollback()
+        assert (setup.queued(setup.old), setup.queued(setup.new)) == ({}, {"text": 2})
         late = [await reply_of(raw) for raw in (hasty, patient)]
         assert [(reply.status, code(reply), reply.headers["x-gateway-backend"]) for reply in late] == [
             (503, "queue_timeout", "ollama")
         ] * 2
         told = [
-            "No slot came free in the time that the client gave. Try again later.",
+            "No slot came free within the client's deadline (x-gateway-timeout). Try again later.",
             "No slot came free within 1 seconds. Try again later.",
         ]
         assert [reply.error and reply.error["message"] for reply in late] == told
@@ -259,158 +266,158 @@ async def test_clock_of_the_line_begins_anew_and_that_of_the_client_does_not() -
         assert 1400 - early <= int(late[1].headers["x-gateway-queue-ms"]) < 1900
 
 
-async def test_stream_that_began_in_line_goes_on_with_the_answer_of_the_other() -> None:
-    async with house(commit_after=0.05, heartbeat=0.05) as here:
-        await here.sent()
-        raw = await here.sent({"stream": True})
+async def test_committed_stream_continues_with_the_answer_of_the_other_backend() -> None:
+    async with migrating(commit_after=0.05, heartbeat=0.05) as setup:
+        await setup.sent()
+        raw = await setup.sent({"stream": True})
         status, headers = await asyncio.wait_for(raw.head(), PATIENCE)
-        assert (status, headers["x-gateway-backend"]) == (200, "vllm")  # true when it left
-        assert await here.rollback() == 1
+        assert (status, headers["x-gateway-backend"]) == (200, "vllm")  # true when the headers were sent
+        assert await setup.rollback() == 1
         rest = await asyncio.wait_for(raw.reader.readuntil(b"[DONE]"), PATIENCE)
         assert rest.count(b'"role":"assistant"') == 1
         assert b"Hello" in rest
 
 
 async def test_client_that_leaves_after_the_move_frees_its_place() -> None:
-    async with house(mode="silent", there=ONE) as here:
-        await here.sent()
-        waiting = await here.waiting({}, {}, {})
-        await here.rollback()
-        assert here.line(here.there) == {"text": 2}
+    async with migrating(mode="silent", of_new=ONE) as setup:
+        await setup.sent()
+        waiting = await setup.queue({}, {}, {})
+        await setup.rollback()
+        assert setup.queued(setup.new) == {"text": 2}
         waiting[2].leave()
-        await until(lambda: here.line(here.there) == {"text": 1})
+        await until(lambda: setup.queued(setup.new) == {"text": 1})
         waiting[0].leave()
-        await until(lambda: (len(here.there.requests), here.line(here.there)) == (2, {}))
+        await until(lambda: (len(setup.new.requests), setup.queued(setup.new)) == (2, {}))
         waiting[1].leave()
-        await until(lambda: here.gateway.running == 1)
+        await until(lambda: setup.gateway.running == 1)
 
 
-@pytest.mark.parametrize("reason", ["away", "no model", "blind", "too long"])
-async def test_what_the_other_cannot_serve_stays_and_is_served_where_it_is(reason: str) -> None:
-    facts: dict[str, Any] = {"blind": {"capabilities": ("completion",)}, "too long": {"context_length": 512}}.get(
+@pytest.mark.parametrize("reason", ["down", "no-model", "no-images", "too-long"])
+async def test_request_that_the_other_backend_cannot_serve_stays(reason: str) -> None:
+    facts: dict[str, Any] = {"no-images": {"capabilities": ("completion",)}, "too-long": {"context_length": 512}}.get(
         reason, {}
     )
-    async with house(facts=facts) as here:
-        runs = await here.sent()
-        await until(lambda: len(here.left.requests) == 1)
-        content = [PICTURE] if reason == "blind" else "word " * 20_000
-        (raw,) = await here.waiting({"messages": [{"role": "user", "content": content}]})
-        server = here.gateway.gateway._backends["ollama"].servers[0]
-        if reason == "away":
+    async with migrating(facts=facts) as setup:
+        runs = await setup.sent()
+        await until(lambda: len(setup.old.requests) == 1)
+        content = [PICTURE] if reason == "no-images" else "word " * 20_000
+        (raw,) = await setup.queue({"messages": [{"role": "user", "content": content}]})
+        server = setup.gateway.gateway._backends["ollama"].servers[0]
+        if reason == "down":
             server.circuit.probe_missed(is_sure=True)
-        elif reason == "no model":
+        elif reason == "no-model":
             server.mark_missing(MODEL)
-        assert await here.rollback() == 0
-        assert sum(here.line(here.left).values()) == 1
-        here.left.mode = "healthy"
+        assert await setup.rollback() == 0
+        assert sum(setup.queued(setup.old).values()) == 1
+        setup.old.mode = "healthy"
         runs.leave()
         reply = await reply_of(raw)
         assert (reply.status, reply.text, reply.headers["x-gateway-backend"]) == (200, TEXT, "vllm")
-        assert not here.there.requests
+        assert not setup.new.requests
 
 
-async def test_tier_that_does_not_move_keeps_its_line() -> None:
+async def test_tier_that_does_not_move_keeps_its_queue() -> None:
     others = {
         "pinned": {"models": {"vllm": MODEL, "ollama": MODEL}, "backend": "vllm"},
         "pro": {"models": {"vllm": MODEL, "ollama": MODEL}},
     }
-    async with house(others=others) as here:
-        await here.sent()
-        await here.waiting({"model": "pinned"}, {"model": "pro"}, {"model": "standard"})
-        assert (await here.order("POST", "/ops/rollback", {"tier": "pro"}))["moved"] == 1
-        assert here.line(here.left) == {"text": 2}
-        again = await here.order("POST", "/ops/rollback", {"tier": "pro"})
+    async with migrating(others=others) as setup:
+        await setup.sent()
+        await setup.queue({"model": "pinned"}, {"model": "pro"}, {"model": "standard"})
+        assert (await setup.order("POST", "/ops/rollback", {"tier": "pro"}))["moved"] == 1
+        assert setup.queued(setup.old) == {"text": 2}
+        again = await setup.order("POST", "/ops/rollback", {"tier": "pro"})
         assert (again["changed"], again["moved"]) == (False, 0)
-        assert await here.rollback() == 1
-        assert here.line(here.left) == {"text": 1}
+        assert await setup.rollback() == 1
+        assert setup.queued(setup.old) == {"text": 1}
 
 
 async def test_every_change_moves_and_undo_moves_back(kind: Kind) -> None:
-    async with house(kind, mode="silent", there=ONE) as here:
-        await here.sent()
-        await here.waiting({}, {}, {})
-        assert await here.put(backend=here.there.kind) == 3
-        assert (here.line(here.left), here.line(here.there)) == ({}, {"text": 2})
-        assert (await here.order("POST", "/ops/undo"))["moved"] == 2
-        assert (here.line(here.left), here.line(here.there)) == ({"text": 2}, {})
-        assert await here.put(backend=here.there.kind) == 2
+    async with migrating(kind, mode="silent", of_new=ONE) as setup:
+        await setup.sent()
+        await setup.queue({}, {}, {})
+        assert await setup.put(backend=setup.new.kind) == 3
+        assert (setup.queued(setup.old), setup.queued(setup.new)) == ({}, {"text": 2})
+        assert (await setup.order("POST", "/ops/undo"))["moved"] == 2
+        assert (setup.queued(setup.old), setup.queued(setup.new)) == ({"text": 2}, {})
+        assert await setup.put(backend=setup.new.kind) == 2
 
 
-@pytest.mark.parametrize("picture", ["none", "as it is", "converted"])
-async def test_canary_moves_the_conversations_that_are_on_its_side(picture: str) -> None:
-    """Those who wait are put where each of them would go if it came again."""
-    url = {"none": None, "as it is": png_data_url(), "converted": png_data_url(8)}[picture]
-    pictures = [] if url is None else [{"type": "image_url", "image_url": {"url": url}}]
+@pytest.mark.parametrize("image", ["none", "unchanged", "converted"])
+async def test_canary_moves_the_conversations_in_its_buckets(image: str) -> None:
+    """Each queued request moves to where it would go if it arrived now."""
+    url = {"none": None, "unchanged": png_data_url(), "converted": png_data_url(8)}[image]
+    images = [] if url is None else [{"type": "image_url", "image_url": {"url": url}}]
     names = [f"conversation {number:02}" for number in range(16)]
     bodies = {
-        name: {"messages": [{"role": "user", "content": [*pictures, {"type": "text", "text": name}]}]} for name in names
+        name: {"messages": [{"role": "user", "content": [*images, {"type": "text", "text": name}]}]} for name in names
     }
-    async with house("vllm", mode="silent", there={"vision_concurrency": 8}) as here:
-        await here.sent()
+    async with migrating("vllm", mode="silent", of_new={"vision_concurrency": 8}) as setup:
+        await setup.sent()
         for body in bodies.values():
-            await here.sent(body)
-        await until(lambda: sum(here.line(here.left).values()) == len(names))
-        moved = await here.put(canary={"backend": "ollama", "percent": 50})
-        await until(lambda: len(here.there.requests) == min(moved, 8))
+            await setup.sent(body)
+        await until(lambda: sum(setup.queued(setup.old).values()) == len(names))
+        moved = await setup.put(canary={"backend": "ollama", "percent": 50})
+        await until(lambda: len(setup.new.requests) == min(moved, 8))
         assert 0 < moved < len(names)
-        went = [name for name in names if any(name.encode() in request for request in here.there.requests)]
-        here.there.mode = "healthy"
-        lines = here.gateway.gateway.rollout.tiers["standard"]
-        assert lines.requests == 0  # they were counted when they came
+        went = [name for name in names if any(name.encode() in request for request in setup.new.requests)]
+        setup.new.mode = "healthy"
+        tier = setup.gateway.gateway.rollout.tiers["standard"]
+        assert tier.requests == 0  # they were counted when they arrived
         sides = {
-            name: relay for relay in here.gateway.live for name in names if name in relay.request.chat.messages[0].text
+            name: relay for relay in setup.gateway.live for name in names if name in relay.request.chat.messages[0].text
         }
         now = {name for name, relay in sides.items() if relay.destination.route.backend == "ollama"}
         assert set(went) <= now
         assert len(now) == moved
-        before = lines.canary_requests
+        before = tier.canary_requests
         for name in names:
-            async with here.gateway.sent(bodies[name]):
-                await until(lambda: lines.requests == names.index(name) + 1)  # noqa: B023 - awaited at once
-            went_there = lines.canary_requests > before
-            before = lines.canary_requests
-            assert went_there == (name in now)
-        assert await here.put(backend="ollama") == len(names) - moved
+            async with setup.gateway.sent(bodies[name]):
+                await until(lambda: tier.requests == names.index(name) + 1)  # noqa: B023  # awaited at once
+            is_canary = tier.canary_requests > before
+            before = tier.canary_requests
+            assert is_canary == (name in now)
+        assert await setup.put(backend="ollama") == len(names) - moved
 
 
-async def test_named_conversation_moves_by_its_name() -> None:
-    async with house(mode="silent") as here:
-        await here.sent()
+async def test_conversation_with_a_session_header_moves_by_its_session() -> None:
+    async with migrating(mode="silent") as setup:
+        await setup.sent()
         for number in range(20):
-            await here.sent({}, f"X-Gateway-Session: {number}")
-        moved = await here.put(canary={"backend": "ollama", "percent": 40})
+            await setup.sent({}, f"X-Gateway-Session: {number}")
+        moved = await setup.put(canary={"backend": "ollama", "percent": 40})
         assert 0 < moved < 20
-        assert here.line(here.left) == {"text": 20 - moved}
+        assert setup.queued(setup.old) == {"text": 20 - moved}
 
 
-async def test_request_that_a_failure_has_led_elsewhere_stays_there() -> None:
-    """It waits at its tier's fallback; that the tier goes back to where it failed is no news for it."""
-    async with house(first="rst", mode="silent", there=ONE, tier={"fallback": "ollama"}) as here:
-        await here.sent()
-        await until(lambda: len(here.there.requests) == 1)
-        await here.sent()
-        await until(lambda: here.line(here.there) == {"text": 1})
-        assert await here.rollback() == 0
-        assert (await here.order("POST", "/ops/undo"))["moved"] == 0
-        assert here.line(here.there) == {"text": 1}
+async def test_request_that_fell_back_stays_at_its_fallback() -> None:
+    """The backend where it failed may serve the tier again: that does not move the request."""
+    async with migrating(first="rst", mode="silent", of_new=ONE, tier={"fallback": "ollama"}) as setup:
+        await setup.sent()
+        await until(lambda: len(setup.new.requests) == 1)
+        await setup.sent()
+        await until(lambda: setup.queued(setup.new) == {"text": 1})
+        assert await setup.rollback() == 0
+        assert (await setup.order("POST", "/ops/undo"))["moved"] == 0
+        assert setup.queued(setup.new) == {"text": 1}
 
 
-async def test_request_that_waits_once_more_for_a_dead_server_moves() -> None:
-    async with house(left={"probe_interval": 0.1}) as here:
-        await here.sent()
-        waiting = await here.waiting({}, {})
-        here.left.die()
-        server = here.gateway.gateway._backends["vllm"].servers[0]
+async def test_request_requeued_for_a_dead_server_moves() -> None:
+    async with migrating(of_old={"probe_interval": 0.1}) as setup:
+        await setup.sent()
+        waiting = await setup.queue({}, {})
+        setup.old.die()
+        server = setup.gateway.gateway._backends["vllm"].servers[0]
         await until(lambda: server.circuit.is_open)
-        await until(lambda: here.line(here.left) == {"text": 2})
-        assert await here.rollback() == 2
+        await until(lambda: setup.queued(setup.old) == {"text": 2})
+        assert await setup.rollback() == 2
         for raw in waiting:
             reply = await reply_of(raw)
             assert (reply.status, reply.text, reply.headers["x-gateway-backend"]) == (200, TEXT, "ollama")
-        await until(here.gateway.is_idle)
+        await until(setup.gateway.is_idle)
 
 
-async def test_request_that_meets_a_dead_server_after_the_move_waits_where_the_tier_is_now(
+async def test_request_that_meets_a_dead_server_after_a_switch_requeues_on_the_new_backend(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gate = asyncio.Event()
@@ -419,13 +426,13 @@ async def test_request_that_meets_a_dead_server_after_the_move_waits_where_the_t
         await gate.wait()
         raise WireError("connect_timeout")
 
-    async with house() as here:
-        first = await here.sent()
-        (waiting,) = await here.waiting({})
-        monkeypatch.setattr(here.gateway.gateway._backends["vllm"].servers[0].pool, "connect", connect)
+    async with migrating() as setup:
+        first = await setup.sent()
+        (waiting,) = await setup.queue({})
+        monkeypatch.setattr(setup.gateway.gateway._backends["vllm"].servers[0].pool, "connect", connect)
         first.leave()
-        await until(lambda: here.line(here.left) == {})
-        assert await here.rollback() == 0
+        await until(lambda: setup.queued(setup.old) == {})
+        assert await setup.rollback() == 0
         gate.set()
         reply = await reply_of(waiting)
         assert (reply.status, reply.text, reply.headers["x-gateway-backend"], reply.headers["x-gateway-attempts"]) == (
@@ -434,143 +441,143 @@ async def test_request_that_meets_a_dead_server_after_the_move_waits_where_the_t
             "ollama",
             "2",
         )
-        await until(here.gateway.is_idle)
-        assert here.gateway.metric("gateway_requests_total", backend="ollama", outcome="ok") == 1
+        await until(setup.gateway.is_idle)
+        assert setup.gateway.metric("gateway_requests_total", backend="ollama", outcome="ok") == 1
 
 
-async def test_long_line_of_a_dead_backend_does_not_keep_the_guard_from_moving_it() -> None:
+async def test_long_queue_of_a_dead_backend_does_not_keep_the_guard_from_rolling_back() -> None:
     guard = {"rules": ["errors"], "min_samples": 5}
-    async with house(left={"probe_interval": 0.1}, guard=guard) as here:
-        await here.rollback()
+    async with migrating(of_old={"probe_interval": 0.1}, guard=guard) as setup:
+        await setup.rollback()
         for _ in range(20):
-            assert (await here.gateway.ask()).status == 200
-        here.gateway.gateway.settle()
-        await here.put(backend="vllm")
-        await here.sent()
-        waiting = await here.waiting(*[{}] * 60)
-        here.left.die()
-        server = here.gateway.gateway._backends["vllm"].servers[0]
+            assert (await setup.gateway.ask()).status == 200
+        setup.gateway.gateway.settle()
+        await setup.put(backend="vllm")
+        await setup.sent()
+        waiting = await setup.queue(*[{}] * 60)
+        setup.old.die()
+        server = setup.gateway.gateway._backends["vllm"].servers[0]
         await until(lambda: server.circuit.is_open)
-        for _ in range(12):  # fewer than a fourth of those who wait
-            assert (await here.gateway.ask()).status == 503
-            here.gateway.gateway.settle()
-            if here.gateway.gateway.rollout.history[-1].cause == "guard":
+        for _ in range(12):  # fewer than a fourth of the queued ones
+            assert (await setup.gateway.ask()).status == 503
+            setup.gateway.gateway.settle()
+            if setup.gateway.gateway.rollout.history[-1].cause == "guard":
                 break
-        assert here.line(here.left) == {}
+        assert setup.queued(setup.old) == {}
         assert {(await reply_of(raw)).headers["x-gateway-backend"] for raw in waiting} == {"ollama"}
-        await until(here.gateway.is_idle)
+        await until(setup.gateway.is_idle)
 
 
-async def test_nothing_is_lost_or_left_when_a_crowd_is_moved_to_and_fro() -> None:
+async def test_no_request_is_lost_when_many_are_moved_back_and_forth() -> None:
     random = Random(7)
-    async with house(
-        first="brief", mode="brief", left={**ONE, "max_queue": 999}, there={**ONE, "max_queue": 999}
-    ) as here:
+    async with migrating(
+        first="brief", mode="brief", of_old={**ONE, "max_queue": 999}, of_new={**ONE, "max_queue": 999}
+    ) as setup:
 
         async def client(number: int) -> int:
-            async with here.gateway.sent({"stream": number % 2 == 0}) as raw:
+            async with setup.gateway.sent({"stream": number % 2 == 0}) as raw:
                 if number % 5 == 0:
                     await asyncio.sleep(random.random() / 10)
                     return 0
                 return (await raw.reply()).status
 
         tasks = [asyncio.create_task(client(number)) for number in range(150)]
-        rollout, moved = here.gateway.gateway.rollout, 0
+        rollout, moved = setup.gateway.gateway.rollout, 0
         while not all(task.done() for task in tasks):
-            before = len(here.left.requests) + len(here.there.requests)
+            before = len(setup.old.requests) + len(setup.new.requests)
             rollout.set(random.choice(["vllm", "ollama"]))
-            moved += here.gateway.gateway._operations.controller._moved
+            moved += setup.gateway.gateway._operations.controller._moved
             await until(
                 lambda before=before: (
-                    len(here.left.requests) + len(here.there.requests) > before or all(task.done() for task in tasks)
+                    len(setup.old.requests) + len(setup.new.requests) > before or all(task.done() for task in tasks)
                 )
             )
         assert sorted({task.result() for task in tasks}) == [0, 200]
         assert moved > 150
-        await until(here.gateway.is_idle)
-        assert min(len(here.left.requests), len(here.there.requests)) > 10
+        await until(setup.gateway.is_idle)
+        assert min(len(setup.old.requests), len(setup.new.requests)) > 10
 
 
-# Who runs
+# Running requests
 
 
-async def test_after_the_cutoff_who_runs_ends_with_an_error_and_frees_the_backend(kind: Kind) -> None:
-    async with house(
-        kind, first="slow", left={"max_concurrency": 3, "model_concurrency": 3}, rollback_cutoff=0.2
-    ) as here:
-        stream, plain = await here.sent({"stream": True}), await here.sent({})
+async def test_cutoff_ends_running_requests_with_an_error_and_frees_the_backend(kind: Kind) -> None:
+    async with migrating(
+        kind, first="slow", of_old={"max_concurrency": 3, "model_concurrency": 3}, rollback_cutoff=0.2
+    ) as setup:
+        stream, plain = await setup.sent({"stream": True}), await setup.sent({})
         await stream.reader.readuntil(b"word")
-        await until(lambda: len(here.left.requests) == 2)
-        assert await here.rollback() == 0
-        later = await here.gateway.ask()
-        assert later.headers["x-gateway-backend"] == here.there.kind
+        await until(lambda: len(setup.old.requests) == 2)
+        assert await setup.rollback() == 0
+        later = await setup.gateway.ask()
+        assert later.headers["x-gateway-backend"] == setup.new.kind
         rest = await asyncio.wait_for(stream.reader.readuntil(b"0\r\n\r\n"), PATIENCE)
         assert b'"code":"backend_unavailable"' in rest
         assert b"[DONE]" not in rest
         reply = await reply_of(plain)
         assert (reply.status, code(reply), reply.headers["retry-after"]) == (503, "backend_unavailable", "1")
-        await until(here.gateway.is_idle)
-        await until(lambda: not here.left.open_peers)
-        assert here.gateway.metric("gateway_rejected_total", backend=kind, reason="backend_unavailable") == 2
+        await until(setup.gateway.is_idle)
+        await until(lambda: not setup.old.open_peers)
+        assert setup.gateway.metric("gateway_rejected_total", backend=kind, reason="backend_unavailable") == 2
 
 
-async def test_cutoff_ends_those_too_who_could_not_move() -> None:
-    async with house(rollback_cutoff=0) as here:
-        runs, waits = await here.sent(), await here.sent()
-        here.gateway.gateway._backends["ollama"].servers[0].circuit.probe_missed(is_sure=True)
-        assert await here.rollback() == 0
+async def test_cutoff_ends_requests_that_could_not_move() -> None:
+    async with migrating(rollback_cutoff=0) as setup:
+        runs, waits = await setup.sent(), await setup.sent()
+        setup.gateway.gateway._backends["ollama"].servers[0].circuit.probe_missed(is_sure=True)
+        assert await setup.rollback() == 0
         assert [code(await reply_of(raw)) for raw in (runs, waits)] == ["backend_unavailable"] * 2
-        assert len(here.left.requests) == 1
-        await until(here.gateway.is_idle)
+        assert len(setup.old.requests) == 1
+        await until(setup.gateway.is_idle)
 
 
-async def test_cutoff_does_not_come_once_the_tier_is_back_nor_after_a_switch() -> None:
-    async with house(first="slow", rollback_cutoff=0.1) as here:
-        stream = await here.sent({"stream": True})
+async def test_cutoff_is_cancelled_when_the_tier_returns_and_not_set_by_a_switch() -> None:
+    async with migrating(first="slow", rollback_cutoff=0.1) as setup:
+        stream = await setup.sent({"stream": True})
         await stream.reader.readuntil(b"word")
-        await here.rollback()
-        moves = here.gateway.gateway._migration
-        assert len(moves._cutoffs) == 1
-        await here.order("POST", "/ops/undo")
-        assert not moves._cutoffs
-        await here.put(backend="ollama")
-        assert not moves._cutoffs
-        await here.put(backend="vllm")
-        await here.rollback()
-        assert len(moves._cutoffs) == 1
-        assert (await here.order("POST", "/ops/rollback"))["changed"] is False
+        await setup.rollback()
+        migration = setup.gateway.gateway._migration
+        assert len(migration._cutoffs) == 1
+        await setup.order("POST", "/ops/undo")
+        assert not migration._cutoffs
+        await setup.put(backend="ollama")
+        assert not migration._cutoffs
+        await setup.put(backend="vllm")
+        await setup.rollback()
+        assert len(migration._cutoffs) == 1
+        assert (await setup.order("POST", "/ops/rollback"))["changed"] is False
         await asyncio.wait_for(stream.reader.readuntil(b"backend_unavailable"), PATIENCE)
 
 
-async def test_cutoff_spares_who_came_there_by_a_failure_later() -> None:
+async def test_cutoff_spares_requests_that_fell_back_there_later() -> None:
     slots = {"max_concurrency": 3, "model_concurrency": 3}
-    async with house(first="slow", mode="rst", tier={"fallback": True}, rollback_cutoff=0.2, left=slots) as here:
-        old = await here.sent({"stream": True})
+    async with migrating(first="slow", mode="rst", tier={"fallback": True}, rollback_cutoff=0.2, of_old=slots) as setup:
+        old = await setup.sent({"stream": True})
         await old.reader.readuntil(b"word")
-        await here.rollback()
-        new = await here.sent({"stream": True})
+        await setup.rollback()
+        new = await setup.sent({"stream": True})
         _, headers = await asyncio.wait_for(new.head(), PATIENCE)
         assert headers["x-gateway-backend"] == "vllm"
         await asyncio.wait_for(old.reader.readuntil(b"backend_unavailable"), PATIENCE)
         await asyncio.wait_for(new.reader.readuntil(b"word"), PATIENCE)
-        assert here.gateway.running == 1
+        assert setup.gateway.running == 1
 
 
-async def test_without_a_cutoff_who_runs_may_run() -> None:
-    async with house(first="slow") as here:
-        stream = await here.sent({"stream": True})
+async def test_running_requests_finish_without_a_cutoff() -> None:
+    async with migrating(first="slow") as setup:
+        stream = await setup.sent({"stream": True})
         await stream.reader.readuntil(b"word")
-        await here.rollback()
-        assert not here.gateway.gateway._migration._cutoffs
+        await setup.rollback()
+        assert not setup.gateway.gateway._migration._cutoffs
         for _ in range(20):
             await asyncio.wait_for(stream.reader.readuntil(b"word"), PATIENCE)
 
 
-async def test_gateway_that_ends_forgets_its_cutoffs() -> None:
-    async with house(rollback_cutoff=60) as here:
-        await here.sent()
-        await here.rollback()
-        moves = here.gateway.gateway._migration
-        (timer,) = moves._cutoffs.values()
+async def test_shutdown_cancels_the_cutoffs() -> None:
+    async with migrating(rollback_cutoff=60) as setup:
+        await setup.sent()
+        await setup.rollback()
+        migration = setup.gateway.gateway._migration
+        (timer,) = migration._cutoffs.values()
     assert timer.cancelled()
-    assert not moves._cutoffs
+    assert not migration._cutoffs

@@ -1,4 +1,4 @@
-"""The bet against a side is never favourable while nothing is wrong, and grows when something is."""
+"""The stake does not grow on average while nothing is wrong, and grows if something is."""
 
 from itertools import product
 from math import comb
@@ -21,7 +21,7 @@ def with_history(margin: float, history: list[tuple[bool, bool]]) -> SequentialT
 
 
 def after_round(margin: float, history: list[tuple[bool, bool]], others: list[bool], hit: bool) -> float:
-    """The stake when a round of `others` and one sample under test has followed the history."""
+    """Return the stake after `history` and a round of `others` and one sample under test."""
     found = with_history(margin, history)
     for other in others:
         found.add_other(other)
@@ -36,12 +36,12 @@ def after_round(margin: float, history: list[tuple[bool, bool]], others: list[bo
     st.sampled_from(SHARES),
     st.sampled_from(SHARES),
 )
-def test_no_round_is_favourable_while_nothing_is_wrong(
+def test_stake_does_not_grow_on_average_while_nothing_is_wrong(
     history: list[tuple[bool, bool]], m: int, margin: float, p: float, q: float
 ) -> None:
-    """Whatever came before; by adding up every outcome of the round. This is what the chance of a false alarm rests on."""
+    """The guarantee on false alarms rests on this; all outcomes of a round are added up."""
     p = min(p, q + margin)
-    history = [*history, (True, False), (False, False)]  # no round is open
+    history = [*history, (True, False), (False, False)]  # both sides have samples, so no round is open
     if with_history(margin, history)._open_other.count:
         history = [*history, (True, False)]
     if with_history(margin, history)._open_tested.count:
@@ -60,7 +60,7 @@ def test_no_round_is_favourable_while_nothing_is_wrong(
     ("p", "q", "margin"), [(0.05, 0.05, 0.0), (0.03, 0.02, 0.01), (0.0, 0.5, 0.0), (1.0, 1.0, 0.0)]
 )
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
-def test_looking_after_each_sample_raises_no_more_false_alarms_than_allowed(
+def test_evaluation_after_each_sample_keeps_the_false_alarm_rate(
     p: float, q: float, margin: float, part: float
 ) -> None:
     random, alarms, runs, alpha = Random(7), 0, 200, 0.1
@@ -77,7 +77,7 @@ def test_looking_after_each_sample_raises_no_more_false_alarms_than_allowed(
 
 
 @pytest.mark.parametrize(("p", "most"), [(1.0, 30), (0.3, 150), (0.06, 2000)])
-def test_what_is_worse_is_found_and_the_worse_the_sooner(p: float, most: int) -> None:
+def test_difference_is_found_and_a_larger_one_sooner(p: float, most: int) -> None:
     random, found = Random(3), SequentialTest(0.005, 0.01)
     while found.evidence < 500:
         tested = random.random() < 0.1
@@ -85,7 +85,7 @@ def test_what_is_worse_is_found_and_the_worse_the_sooner(p: float, most: int) ->
     assert found.tested.count <= most
 
 
-def test_what_turns_bad_late_is_found_too() -> None:
+def test_difference_that_begins_late_is_found() -> None:
     random, found = Random(3), SequentialTest(0.005, 0.01)
     while found.tested.count < 1000:
         (found.add_tested if random.random() < 0.1 else found.add_other)(random.random() < 0.01)
@@ -98,7 +98,7 @@ def test_what_turns_bad_late_is_found_too() -> None:
         assert found.tested.count < 1100
 
 
-def test_one_side_alone_says_nothing_and_is_remembered_within_bounds() -> None:
+def test_samples_of_one_side_alone_say_nothing_and_are_bounded() -> None:
     found = SequentialTest(0.0, 0.01)
     for _ in range(100_000):
         found.add_tested(True)
@@ -108,7 +108,7 @@ def test_one_side_alone_says_nothing_and_is_remembered_within_bounds() -> None:
     assert found.evidence > 1
 
 
-def test_long_runs_of_extremes_stay_numbers() -> None:
+def test_long_runs_of_equal_samples_do_not_overflow() -> None:
     for tested, other in product((False, True), repeat=2):
         found = SequentialTest(0.0, 0.01)
         for _ in range(20_000):
@@ -119,7 +119,7 @@ def test_long_runs_of_extremes_stay_numbers() -> None:
     assert (found.tested.share, SequentialTest(0.0, 0.01).tested.share) == (1.0, None)
 
 
-def test_side_that_cannot_be_exceeded_by_the_margin_is_left_alone() -> None:
+def test_share_that_cannot_be_exceeded_by_the_margin_gives_no_evidence() -> None:
     found = SequentialTest(0.5, 0.01)
     for _ in range(200):
         found.add_other(True)

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 
 from gateway.simulate import Options, Running, running
-from tests.golden import PICTURE_MARK, Recording, events, picture, shape, consecutive_shapes
+from tests.golden import PICTURE_MARK, Recording, consecutive_shapes, events, picture, shape
 
 LENGTHS = ("content-length", "transfer-encoding")
 # Keys compared only in part: the stand-in has only what a gateway reads. The same holds for the

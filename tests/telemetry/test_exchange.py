@@ -1,4 +1,4 @@
-"""One exchange's clock."""
+"""The meter of one exchange: phases, times, and gaps between tokens."""
 
 from gateway.telemetry.exchange import Meter
 
@@ -16,7 +16,7 @@ def meter() -> tuple[Meter, Clock, list[tuple[float, int]]]:
     return Meter(clock, lambda seconds, tokens: gaps.append((seconds, tokens))), clock, gaps
 
 
-def test_phases_follow_the_request() -> None:
+def test_phase_follows_the_steps_of_a_request() -> None:
     one, _, _ = meter()
     assert one.phase == "queued"
     one.admit()
@@ -26,14 +26,14 @@ def test_phases_follow_the_request() -> None:
     assert one.phase == "streaming"
 
 
-def test_what_never_happened_has_no_time() -> None:
+def test_steps_that_never_happened_have_no_time() -> None:
     one, clock, _ = meter()
     clock.now += 5
     one.end_upstream()
     assert (one.times(), one.attempts) == ((5, None, 0.0, None), 0)
 
 
-def test_wait_for_a_slot_counts_to_the_first_token_and_not_to_the_upstream() -> None:
+def test_time_in_the_queue_counts_towards_the_first_token_and_not_towards_the_upstream() -> None:
     one, clock, _ = meter()
     clock.now += 3
     one.admit()
@@ -45,7 +45,7 @@ def test_wait_for_a_slot_counts_to_the_first_token_and_not_to_the_upstream() -> 
     assert one.times() == (9, 3, 6, 5)
 
 
-def test_second_try_counts_from_the_first() -> None:
+def test_time_at_the_upstream_starts_with_the_first_attempt() -> None:
     one, clock, _ = meter()
     one.admit()
     one.start_attempt()
@@ -54,7 +54,7 @@ def test_second_try_counts_from_the_first() -> None:
     assert (one.attempts, one.sent, one.last_piece) == (2, 100.0, 101.0)
 
 
-def test_gaps_lie_between_pieces_and_tokens_that_come_together_share_one() -> None:
+def test_gap_is_measured_between_pieces_and_reported_once_for_tokens_that_arrive_together() -> None:
     one, clock, gaps = meter()
     one.start_attempt()
     for seconds, tokens in ((7, 1), (0.5, 1), (0.25, 3)):
@@ -63,14 +63,14 @@ def test_gaps_lie_between_pieces_and_tokens_that_come_together_share_one() -> No
     assert gaps == [(0.5, 1), (0.25, 3)]
 
 
-def test_of_tokens_that_come_first_together_all_but_one_have_no_gap() -> None:
+def test_first_piece_with_several_tokens_reports_a_gap_of_zero_for_all_but_the_first() -> None:
     one, _, gaps = meter()
     one.piece(3)
     assert gaps == [(0.0, 2)]
 
 
-def test_piece_without_a_token_has_no_gap() -> None:
-    """A finish alone, first or last."""
+def test_piece_without_tokens_reports_no_gap() -> None:
+    """Such a piece has only a finish reason; it may be the first or the last one."""
     one, clock, gaps = meter()
     one.piece(0)
     clock.now += 1

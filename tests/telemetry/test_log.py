@@ -1,4 +1,7 @@
-"""What is logged, and what never is."""
+"""Log lines of exchanges and of the gateway, and what they must never contain.
+
+Covers: gateway/telemetry/recorder.py
+"""
 
 import io
 import json
@@ -63,7 +66,7 @@ def test_exchange_is_one_line_of_json() -> None:
     )
 
 
-def test_exchange_is_one_line_for_people() -> None:
+def test_exchange_is_one_line_of_text() -> None:
     out = io.BytesIO()
     log = ExchangeLog(False, out)
     log.write([replace(EXCHANGE, usage=Usage(10, 4)), replace(EXCHANGE, status=503, code="queue_full", usage=None)])
@@ -80,7 +83,7 @@ class Counting(io.BytesIO):
         return super().write(data)
 
 
-def test_lines_are_written_together() -> None:
+def test_exchanges_that_ended_together_are_written_in_one_call() -> None:
     out = Counting()
     log = ExchangeLog(True, out)
     log.write([EXCHANGE] * 3)
@@ -88,17 +91,17 @@ def test_lines_are_written_together() -> None:
     assert (out.writes, out.getvalue().count(b"\n")) == (1, 3)
 
 
-async def test_exchange_is_in_the_log_soon_after_its_end() -> None:
+async def test_exchange_is_logged_soon_after_it_ends() -> None:
     async with FaultBackend("vllm") as backend, running(settings_for(backend)) as gateway:
         await gateway.ask()
         await until(lambda: gateway.log.getvalue().count(b"\n") == 1)
 
 
-# Sentences
+# Messages
 
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()], ids=["json", "text"])
-def test_exception_is_logged_by_its_class_and_place_without_its_text(formatter: logging.Formatter) -> None:
+def test_exception_is_logged_with_its_class_and_place_but_not_its_text(formatter: logging.Formatter) -> None:
     line = formatter.format(failed_record())
     assert "it broke" in line
     assert "ValueError" in line
@@ -107,7 +110,7 @@ def test_exception_is_logged_by_its_class_and_place_without_its_text(formatter: 
     assert "\n" not in line
 
 
-def test_json_line_is_an_object_with_time_level_and_event() -> None:
+def test_json_line_has_time_level_and_event() -> None:
     line = json.loads(JsonFormatter().format(failed_record("it\n%s")))
     assert list(line) == ["time", "level", "event", "exception", "at"]
     assert (line["level"], line["event"]) == ("error", "it\nbroke")
@@ -125,7 +128,7 @@ def _restored() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_restored")
-def test_sentences_of_the_gateway_and_warnings_of_libraries_are_logged() -> None:
+def test_messages_of_the_gateway_and_warnings_of_libraries_are_logged() -> None:
     out = BytesIO()
     configure(as_json=True, out=out)
     logging.getLogger("gateway.x").info("ours")
@@ -135,8 +138,8 @@ def test_sentences_of_the_gateway_and_warnings_of_libraries_are_logged() -> None
     assert events == ["ours", "warned"]
 
 
-def test_log_that_nobody_reads_stops_nobody() -> None:
-    """A pipe that is full blocks its writer: that is the sink's thread, and what comes then is lost, not waited for."""
+def test_log_that_nothing_reads_does_not_block_the_gateway() -> None:
+    """A full pipe blocks only the sink's thread; further lines are dropped."""
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb"), os.fdopen(writer, "wb", buffering=0) as out:
         sink = Sink(out)
@@ -144,7 +147,7 @@ def test_log_that_nobody_reads_stops_nobody() -> None:
             sink.write(b"x" * 1000)
 
 
-def test_log_that_cannot_be_written_stops_nobody() -> None:
+def test_log_that_cannot_be_written_does_not_block_the_gateway() -> None:
     with Path("/dev/full").open("wb") as out:
         sink = Sink(out)
         sink.write(b"lost\n")
@@ -153,7 +156,7 @@ def test_log_that_cannot_be_written_stops_nobody() -> None:
             out.close()
 
 
-def test_lines_are_written_before_the_sink_is_closed() -> None:
+def test_closing_the_sink_writes_the_pending_lines() -> None:
     out = BytesIO()
     sink = Sink(out)
     sink.write(b"first\n")
@@ -165,11 +168,11 @@ def test_lines_are_written_before_the_sink_is_closed() -> None:
 # The whole gateway
 
 PATIENT = {"first_token_timeout": 10, "idle_timeout": 10, "total_timeout": 20}
-"""None of these exchanges is to end by time, on a busy machine either; one that hung would."""
+"""Timeouts long enough for a busy machine, so that an exchange times out only if it hangs."""
 
 
 @pytest.mark.parametrize("kind", ["ollama", "vllm"])
-async def test_no_line_has_prompt_completion_or_key(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_log_line_contains_a_prompt_a_completion_or_a_key(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     prompt = [{"role": "user", "content": CANARY}]
     bodies: list[dict[str, object]] = [

@@ -1,4 +1,4 @@
-"""The metrics: exactly the contract's names, labels and buckets, and no series that a client could add."""
+"""Metrics: documented names, labels and buckets, and no series that a client could add."""
 
 import gc
 from math import inf
@@ -17,8 +17,8 @@ from gateway.telemetry.metrics import Metrics
 
 ROUTE = ("tier", "backend")
 LANE = ("backend", "lane")
-# The contract's table. A histogram's `le` is left out.
-CONTRACT: dict[str, tuple[str, tuple[str, ...]]] = {
+# Names, types and labels as documented, without the label `le` of histograms.
+DOCUMENTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_requests": ("counter", ("endpoint", *ROUTE, "outcome")),
     "gateway_request_duration_seconds": ("histogram", ROUTE),
     "gateway_time_to_first_token_seconds": ("histogram", ROUTE),
@@ -40,18 +40,23 @@ CONTRACT: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_overhead_seconds": ("histogram", ()),
     "gateway_build": ("info", ("version",)),
 }
-# vLLM's own (vllm/v1/metrics/buckets.py), so that one dashboard lays both side by side.
+# vLLM's own buckets (vllm/v1/metrics/buckets.py), so that one dashboard can show both.
 VLLM_BUCKETS = {
     "gateway_time_to_first_token_seconds": [
         0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560
     ],
-    "gateway_inter_token_latency_seconds": [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80],
-    "gateway_request_duration_seconds": [0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680],
+    "gateway_inter_token_latency_seconds": [
+        0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80
+    ],
+    "gateway_request_duration_seconds": [
+        0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680
+    ],
 }  # fmt: skip
 
 EXCHANGE = Exchange(
-    request_id="r", key_id="", endpoint="chat", tier="standard", backend="vllm", model="m", lane="text", stream=True, status=200, code=None,
-    reason=None, outcome="ok", phase="streaming", duration=2.0, queue_wait=0.5, upstream=1.2, time_to_first_token=0.7, usage=Usage(10, 4), attempts=1,
+    request_id="r", key_id="", endpoint="chat", tier="standard", backend="vllm", model="m", lane="text",
+    stream=True, status=200, code=None, reason=None, outcome="ok", phase="streaming", duration=2.0, queue_wait=0.5,
+    upstream=1.2, time_to_first_token=0.7, usage=Usage(10, 4), attempts=1,
 )  # fmt: skip
 
 
@@ -61,7 +66,7 @@ def metrics() -> Metrics:
 
 
 def touched(metrics: Metrics) -> Metrics:
-    """Every series that there is a way to."""
+    """Metrics in which every series has been created."""
     for outcome in ("ok", "cancelled", "rejected", "upstream_error", "timeout", "client_error"):
         metrics.record(replace(EXCHANGE, outcome=outcome, code="queue_full"))
     metrics.route("standard", "vllm").gaps.observe_gap(0.03, 1)
@@ -84,40 +89,40 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
 # Names, labels, buckets
 
 
-def test_names_types_and_labels_are_the_contracts(metrics: Metrics) -> None:
+def test_names_types_and_labels_are_the_documented_ones(metrics: Metrics) -> None:
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
     for family in touched(metrics).registry.collect():
         labels = {tuple(label for label in sample.labels if label != "le") for sample in family.samples}
         assert len(labels) == 1, family.name
         found[family.name] = (family.type, labels.pop())
-    assert found == CONTRACT
+    assert found == DOCUMENTED
 
 
 @pytest.mark.parametrize("name", VLLM_BUCKETS)
-def test_buckets_are_vllms(metrics: Metrics, name: str) -> None:
+def test_buckets_equal_those_of_vllm(metrics: Metrics, name: str) -> None:
     (family,) = [family for family in touched(metrics).registry.collect() if family.name == name]
     bounds = [float(sample.labels["le"]) for sample in family.samples if sample.name.endswith("_bucket")]
     assert bounds == [*VLLM_BUCKETS[name], inf]
 
 
 @pytest.mark.parametrize("parse", ["text", "openmetrics"])
-def test_exposition_is_read_by_prometheus_own_parser(metrics: Metrics, parse: str) -> None:
+def test_prometheus_own_parser_reads_the_exposition(metrics: Metrics, parse: str) -> None:
     registry = touched(metrics).registry
     if parse == "text":
         families = list(parse_text(generate_latest(registry).decode()))
     else:
         families = list(parse_openmetrics(generate_openmetrics(registry).decode()))
     names = {family.name for family in families}
-    assert set(CONTRACT) - {"gateway_build"} <= names
+    assert set(DOCUMENTED) - {"gateway_build"} <= names
     for family in families:
         assert family.documentation
 
 
-def test_version_is_told(metrics: Metrics) -> None:
+def test_build_info_has_the_version(metrics: Metrics) -> None:
     assert value(metrics, "gateway_build_info", version="1.2.3") == 1
 
 
-# What an exchange counts
+# Recording an exchange
 
 
 def test_exchange_counts_its_tokens_times_and_outcome(metrics: Metrics) -> None:
@@ -153,19 +158,19 @@ def test_exchange_counts_its_tokens_times_and_outcome(metrics: Metrics) -> None:
         ),
     ],
 )
-def test_bad_end_is_counted_by_its_reason(
+def test_failure_is_counted_with_its_reason(
     metrics: Metrics, changes: dict[str, Any], name: str, labels: dict[str, str]
 ) -> None:
     metrics.record(replace(EXCHANGE, **changes))
     assert value(metrics, name, **labels) == 1
 
 
-def test_answer_without_pieces_has_no_time_to_first_token(metrics: Metrics) -> None:
+def test_answer_that_is_not_streamed_has_no_time_to_first_token(metrics: Metrics) -> None:
     metrics.record(replace(EXCHANGE, time_to_first_token=None))
     assert not value(metrics, "gateway_time_to_first_token_seconds_count", tier="standard", backend="vllm")
 
 
-def test_request_that_was_never_routed_has_no_times(metrics: Metrics) -> None:
+def test_request_that_was_never_routed_is_counted_without_times(metrics: Metrics) -> None:
     metrics.record(replace(EXCHANGE, tier=NONE, backend=NONE, outcome="client_error", queue_wait=None, usage=None))
     assert (
         value(metrics, "gateway_requests_total", endpoint="chat", tier=NONE, backend=NONE, outcome="client_error") == 1
@@ -173,7 +178,7 @@ def test_request_that_was_never_routed_has_no_times(metrics: Metrics) -> None:
     assert value(metrics, "gateway_request_duration_seconds_count", tier=NONE, backend=NONE) is None
 
 
-def test_gaps_of_tokens_that_come_together_are_none(metrics: Metrics) -> None:
+def test_tokens_that_arrive_together_count_as_gaps_of_zero(metrics: Metrics) -> None:
     series = metrics.gaps.labels("standard", "vllm")
     series.observe_gap(0.06, 3)
     route = {"tier": "standard", "backend": "vllm"}
@@ -183,7 +188,7 @@ def test_gaps_of_tokens_that_come_together_are_none(metrics: Metrics) -> None:
     assert value(metrics, "gateway_inter_token_latency_seconds_sum", **route) == 0.06
 
 
-def test_gap_on_a_bound_lies_in_its_bucket(metrics: Metrics) -> None:
+def test_gap_that_equals_a_bound_falls_into_its_bucket(metrics: Metrics) -> None:
     metrics.gaps.labels("standard", "vllm").observe_gap(0.025, 1)
     assert (
         value(metrics, "gateway_inter_token_latency_seconds_bucket", le="0.025", tier="standard", backend="vllm") == 1
@@ -209,7 +214,7 @@ def test_ten_thousand_unknown_models_add_no_series(metrics: Metrics) -> None:
     assert len(generate_latest(metrics.registry).splitlines()) == before
 
 
-def test_series_of_what_is_gone_are_dropped_and_no_other() -> None:
+def test_forget_drops_the_series_of_a_tier_or_backend_and_no_others() -> None:
     metrics = Metrics(CollectorRegistry(), "0")
     for tier, backend in (("one", "ollama"), ("two", "ollama"), ("two", "vllm")):
         metrics.route(tier, backend).ok = 3

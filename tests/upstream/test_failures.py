@@ -1,69 +1,155 @@
-"""What a failed attempt means for where a request goes next: decided without a socket."""
+"""Meaning of a failed attempt for its server, decided without sockets.
 
+`retry_seconds` and `check_headers` are tested too where the relay uses them, in tests/relay.
+"""
+
+from email.utils import formatdate
+from time import time
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
 
-from gateway.errors import UpstreamError
-from gateway.relay.failover import Failover
-from gateway.telemetry.exchange import Meter
-from gateway.upstream.retry_budget import RetryBudget
+from gateway.errors import (
+    BackendUnavailable,
+    GatewayError,
+    InvalidRequest,
+    ModelNotFound,
+    QueueTimeout,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from gateway.upstream.connection import WireError
+from gateway.upstream.failures import (
+    BUSY,
+    FULL_SECONDS,
+    LONGEST_PAUSE,
+    MISSING,
+    SERVER_FAULTS,
+    check_headers,
+    record_failure,
+    upstream_error,
+    with_retry_after,
+)
+
+EVENTS = b"text/event-stream"
 
 
-def after_a_refused_connection(budget: RetryBudget, *, met_stale: bool) -> tuple[Failover, Meter, Any]:
-    """A request that had waited in line, whose only server takes no connection any more; and the server's circuit."""
-    backend: Any = SimpleNamespace(name="vllm", budget=budget)
-    destination: Any = SimpleNamespace(backend=backend, route=SimpleNamespace(model="m"), fallback=None)
-    ticket: Any = SimpleNamespace(has_waited=True, reassign=lambda: False)
-    server: Any = SimpleNamespace(circuit=MagicMock())
-    meter = Meter(lambda: 100.0)
-    meter.start_attempt()
-    if met_stale:
-        meter.attempts, meter.met_stale = 2, True
-    detour = Failover(MagicMock(), destination)
-    assert not detour.retry_elsewhere(ticket, server, UpstreamError("connect"), meter, sent=100.0, answered=False)
-    return detour, meter, server.circuit
+def record(error: GatewayError, *, is_troubled: bool = True) -> tuple[str | None, Any, Any]:
+    """Record `error` for a server. Return the reason for a retry, the backend and the server."""
+    backend, server = MagicMock(), MagicMock()
+    server.circuit.is_troubled = is_troubled
+    return record_failure(backend, "llama", server, error, 100.0), backend, server
 
 
-def use_up(budget: RetryBudget) -> int:
-    """How many more were allowed."""
-    left = 0
-    while budget.has_room(100.0):
-        budget.spend(100.0)
-        left += 1
-    return left
+@pytest.mark.parametrize("reason", sorted(SERVER_FAULTS))
+def test_fault_of_the_server_counts_in_its_circuit_and_may_be_retried(reason: str) -> None:
+    result, _, server = record(UpstreamError(reason))
+    assert result == reason
+    server.circuit.fail.assert_called_once_with(reason, 100.0)
 
 
-def spent() -> RetryBudget:
-    budget = RetryBudget()
-    use_up(budget)
-    return budget
+@pytest.mark.parametrize("reason", ["auth", "content_type", "malformed"])
+def test_fault_of_the_settings_or_of_the_kind_of_server_counts_nowhere(reason: str) -> None:
+    result, backend, server = record(UpstreamError(reason))
+    assert result is None
+    assert (backend.mock_calls, server.mock_calls) == ([], [])
 
 
-@pytest.mark.parametrize("met_stale", [False, True])
-def test_kept_connection_that_was_stale_and_the_fresh_one_that_was_refused_are_one_attempt(met_stale: bool) -> None:
-    detour, meter, circuit = after_a_refused_connection(RetryBudget(), met_stale=met_stale)
-    assert meter.attempts == 1
-    assert detour.destination_after(UpstreamError("connect"), meter) is detour.destination, "it waits again"
-    circuit.mark_suspect.assert_called_once_with("connect")
+@pytest.mark.parametrize(("pause", "seconds"), [(None, FULL_SECONDS), (7, 7), (0, 0)], ids=["no time", "time", "zero"])
+def test_full_server_is_paused_for_the_time_that_it_names(pause: float | None, seconds: float) -> None:
+    error = BackendUnavailable("full")
+    error.pause = pause
+    result, backend, server = record(error)
+    assert result == BUSY
+    backend.pause.assert_called_once_with(server, seconds)
+    assert server.mock_calls == []
 
 
-def test_request_that_no_server_has_seen_waits_again_without_a_budget() -> None:
-    detour, meter, _ = after_a_refused_connection(spent(), met_stale=False)
-    assert detour.destination_after(UpstreamError("connect"), meter) is detour.destination
+def test_model_that_the_server_denies_is_marked_as_missing() -> None:
+    result, _, server = record(ModelNotFound("no such model"))
+    assert result == MISSING
+    server.mark_missing.assert_called_once_with("llama")
 
 
-def test_request_that_a_server_may_have_begun_waits_again_only_within_the_budget() -> None:
-    detour, meter, circuit = after_a_refused_connection(spent(), met_stale=True)
-    with pytest.raises(UpstreamError):
-        detour.destination_after(UpstreamError("connect"), meter)
-    circuit.mark_suspect.assert_not_called()
+@pytest.mark.parametrize("is_troubled", [True, False], ids=["after failures", "without failures"])
+def test_refused_request_shows_that_the_server_is_alive(is_troubled: bool) -> None:
+    result, _, server = record(InvalidRequest("too long"), is_troubled=is_troubled)
+    assert result is None
+    assert server.circuit.succeed.called is is_troubled
 
 
-def test_second_attempt_of_one_that_a_server_may_have_begun_is_counted_in_the_budget() -> None:
-    budget, free = RetryBudget(), RetryBudget()
-    after_a_refused_connection(budget, met_stale=True)
-    after_a_refused_connection(free, met_stale=False)
-    assert use_up(budget) == use_up(free) - 1
+@pytest.mark.parametrize("error", [UpstreamTimeout("no first piece"), QueueTimeout("late")], ids=["upstream", "queue"])
+def test_timeout_is_not_retried(error: GatewayError) -> None:
+    result, backend, server = record(error)
+    assert result is None
+    assert (backend.mock_calls, server.mock_calls) == ([], [])
+
+
+def answer(**fields: bytes) -> Any:
+    return SimpleNamespace(fields={name.replace("_", "-").encode(): value for name, value in fields.items()})
+
+
+@pytest.mark.parametrize(
+    ("value", "pause", "retry_after"),
+    [(b"7", 7, 7), (b"0", 0, 1), (b"9999", LONGEST_PAUSE, LONGEST_PAUSE), (b"soon", None, None)],
+    ids=["seconds", "zero", "too long", "malformed"],
+)
+def test_retry_after_of_a_full_backend_is_the_pause_and_reaches_the_client(
+    value: bytes, pause: int | None, retry_after: int | None
+) -> None:
+    error = BackendUnavailable("full")
+    assert with_retry_after(error, answer(retry_after=value)) is error
+    assert (error.pause, error.retry_after) == (pause, retry_after)
+
+
+def test_retry_after_may_be_a_date() -> None:
+    error = BackendUnavailable("full")
+    with_retry_after(error, answer(retry_after=formatdate(time() + 30, usegmt=True).encode()))
+    assert error.pause is not None
+    assert 28 <= error.pause <= 30
+
+
+def test_retry_after_of_any_other_error_is_ignored() -> None:
+    error = UpstreamError("status_5xx")
+    with_retry_after(error, answer(retry_after=b"7"))
+    assert error.retry_after is None
+    unavailable = BackendUnavailable("full", retry_after=3)
+    with_retry_after(unavailable, answer())
+    assert (unavailable.pause, unavailable.retry_after) == (None, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "media_type", "streams"),
+    [
+        ({"content_type": b"application/json; charset=utf-8"}, b"application/json", False),
+        ({}, b"application/json", False),
+        ({"content_type": b"Text/Event-Stream"}, EVENTS, True),
+        ({"content_encoding": b"Identity", "content_type": EVENTS}, EVENTS, True),
+    ],
+    ids=["JSON", "no type", "stream", "identity"],
+)
+def test_type_of_the_answer_says_whether_it_is_a_stream(
+    fields: dict[str, bytes], media_type: bytes, streams: bool
+) -> None:
+    assert check_headers(answer(**fields), media_type) is streams
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"content_type": b"text/html"}, "content_type"),
+        ({"content_type": b"application/json"}, "content_type"),
+        ({"content_encoding": b"gzip", "content_type": EVENTS}, "content_encoding"),
+    ],
+    ids=["HTML", "plain answer", "compressed"],
+)
+def test_answer_of_another_type_or_encoding_is_an_error(fields: dict[str, bytes], reason: str) -> None:
+    with pytest.raises(UpstreamError) as raised:
+        check_headers(answer(**fields), EVENTS)
+    assert raised.value.reason == reason
+
+
+def test_failed_connection_is_an_upstream_error_with_its_fault_as_the_reason() -> None:
+    assert upstream_error(WireError("reset")).reason == "reset"

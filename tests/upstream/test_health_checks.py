@@ -1,4 +1,4 @@
-"""What the gateway finds out about its backends, and says in plain words."""
+"""Health checks: what they find out about the servers, and what the log says about it."""
 
 import asyncio
 import logging
@@ -24,15 +24,15 @@ OLLAMA = simulate.Options("ollama", (simulate.Model("qwen:8b"), simulate.Model("
 
 
 @pytest.fixture(autouse=True)
-def _all_is_heard(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "gateway.health")
+def _capture_info_messages(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gateway.upstream.health_checks")
 
 
 @asynccontextmanager
-async def asked(
+async def probed_backend(
     kind: str, url: str, model: str, changed: list[str] | None = None, **more: Any
 ) -> AsyncIterator[Backend]:
-    """A backend of `kind` at `url` whose first probe is over, watched while the block runs."""
+    """Yield a backend of `kind` at `url` after its first probe. It is probed while the block runs."""
     settings = config.build(
         {
             "llm_backend": "here",
@@ -53,15 +53,15 @@ async def asked(
         yield backends["here"]
 
 
-async def test_server_is_told_reachable_with_its_models(caplog: pytest.LogCaptureFixture) -> None:
-    async with stand_in(VLLM) as server, asked("vllm", server.base_url, "Qwen/A") as backend:
+async def test_reachable_server_is_logged_with_its_models(caplog: pytest.LogCaptureFixture) -> None:
+    async with stand_in(VLLM) as server, probed_backend("vllm", server.base_url, "Qwen/A") as backend:
         assert caplog.messages == [f"backend here (vllm) at 127.0.0.1:{server.port}: reachable, models there: Qwen/A"]
         assert backend.is_up
         assert backend.context_length("Qwen/A") == 2048
 
 
-async def test_probe_spends_no_token_and_tells_who_asks() -> None:
-    async with stand_in(VLLM) as server, asked("vllm", server.base_url, "Qwen/A"):
+async def test_probe_spends_no_token_and_carries_the_gateway_id() -> None:
+    async with stand_in(VLLM) as server, probed_backend("vllm", server.base_url, "Qwen/A"):
         assert [(request["method"], request["path"]) for request in server.engine.requests] == [
             ("GET", "/health"),
             ("GET", "/v1/models"),
@@ -70,16 +70,19 @@ async def test_probe_spends_no_token_and_tells_who_asks() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ollama", "vllm"])
-async def test_context_of_a_model_is_learned(kind: Kind) -> None:
-    async with FaultBackend(kind, context_length=512) as server, asked(kind, server.base_url, MODEL) as backend:
+async def test_context_length_of_a_model_is_probed(kind: Kind) -> None:
+    async with (
+        FaultBackend(kind, context_length=512) as server,
+        probed_backend(kind, server.base_url, MODEL) as backend,
+    ):
         assert backend.context_length(MODEL) == 512
         assert backend.context_length("another") is None
 
 
-async def test_capabilities_of_a_model_are_learned() -> None:
+async def test_capabilities_of_a_model_are_probed() -> None:
     async with (
         FaultBackend("ollama", capabilities=("completion", "tools")) as server,
-        asked("ollama", server.base_url, MODEL) as backend,
+        probed_backend("ollama", server.base_url, MODEL) as backend,
     ):
         assert (backend.lacks(MODEL, "vision"), backend.lacks(MODEL, "tools"), backend.lacks("another", "vision")) == (
             True,
@@ -89,30 +92,33 @@ async def test_capabilities_of_a_model_are_learned() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ollama", "vllm"])
-async def test_model_that_goes_or_comes_later_is_told_too(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
-    async with FaultBackend(kind) as server, asked(kind, server.base_url, MODEL, probe_interval=0.02) as backend:
-        there, of_another = server.models(), server.models().replace(MODEL.encode(), b"another")
+async def test_model_that_disappears_or_appears_later_is_logged(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    async with (
+        FaultBackend(kind) as server,
+        probed_backend(kind, server.base_url, MODEL, probe_interval=0.02) as backend,
+    ):
+        present, replaced = server.models(), server.models().replace(MODEL.encode(), b"another")
         seen = server.probes
         await until(lambda: server.probes > seen + 4)
         assert len(caplog.messages) == 1  # nothing has changed
-        server.models = lambda: of_another  # type: ignore[method-assign]
+        server.models = lambda: replaced  # type: ignore[method-assign]
         await until(lambda: len(caplog.messages) == 3)
         assert caplog.messages[1].endswith("reachable, models there: another")
         assert (
             caplog.messages[2]
-            == f"tier standard wants the model {MODEL!r} of backend here, which is not there; there is: another"
+            == f"tier standard needs the model {MODEL!r}, which backend here does not have; it has: another"
         )
         assert backend.is_up
-        server.models = lambda: there  # type: ignore[method-assign]
+        server.models = lambda: present  # type: ignore[method-assign]
         await until(lambda: len(caplog.messages) == 4)
         assert caplog.messages[3].endswith(f"reachable, models there: {MODEL}")
 
 
-async def test_what_a_model_can_follows_its_change() -> None:
-    """Another model under the same name, another context after a load."""
+async def test_facts_of_a_model_are_updated_when_it_changes() -> None:
+    """The name may stand for another model, and a load may change the context length."""
     async with (
         FaultBackend("ollama", context_length=512) as server,
-        asked("ollama", server.base_url, MODEL, probe_interval=0.02) as backend,
+        probed_backend("ollama", server.base_url, MODEL, probe_interval=0.02) as backend,
     ):
         server.context_length = 1024
         await until(lambda: backend.context_length(MODEL) == 1024)
@@ -122,22 +128,22 @@ async def test_what_a_model_can_follows_its_change() -> None:
         assert backend.context_length(MODEL) == 1024
 
 
-async def test_wanted_model_is_listed_once_however_it_is_spelt(caplog: pytest.LogCaptureFixture) -> None:
-    async with stand_in(OLLAMA) as server, asked("ollama", server.base_url, "library/LLAMA"):
+async def test_model_is_listed_once_however_the_settings_spell_it(caplog: pytest.LogCaptureFixture) -> None:
+    async with stand_in(OLLAMA) as server, probed_backend("ollama", server.base_url, "library/LLAMA"):
         assert caplog.messages[0].endswith("models there: llama, qwen:8b")
 
 
-async def test_server_that_does_not_tell_more_than_its_models_is_up() -> None:
-    async with stand_in(VLLM) as server, asked("openai", server.base_url, "Qwen/A") as backend:
+async def test_server_that_reports_nothing_but_its_models_is_up() -> None:
+    async with stand_in(VLLM) as server, probed_backend("openai", server.base_url, "Qwen/A") as backend:
         assert backend.is_up
         assert not backend.lacks("Qwen/A", "vision")
 
 
-async def test_missing_model_is_told_with_what_there_is_instead(caplog: pytest.LogCaptureFixture) -> None:
-    async with stand_in(OLLAMA) as server, asked("ollama", server.base_url, "qwen:14b") as backend:
+async def test_missing_model_is_logged_with_the_available_ones(caplog: pytest.LogCaptureFixture) -> None:
+    async with stand_in(OLLAMA) as server, probed_backend("ollama", server.base_url, "qwen:14b") as backend:
         assert (
             caplog.messages[-1]
-            == "tier standard wants the model 'qwen:14b' of backend here, which is not there; there is: llama, qwen:8b"
+            == "tier standard needs the model 'qwen:14b', which backend here does not have; it has: llama, qwen:8b"
         )
         assert not backend.servers[0].serves("qwen:14b")
         assert backend.servers[0].serves("llama")
@@ -149,7 +155,7 @@ async def test_missing_model_is_told_with_what_there_is_instead(caplog: pytest.L
 
 @asynccontextmanager
 async def raw_server(head: bytes, piece: bytes, pause: float) -> AsyncIterator[str]:
-    """A server that answers `head`, and then `piece` again and again with a `pause` of seconds, as long as it is let."""
+    """Run a server that answers with `head` and then repeats `piece` every `pause` seconds."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answers.append(asyncio.current_task())
@@ -181,31 +187,31 @@ async def test_server_that_drips_its_answer_does_not_keep_the_gateway_from_being
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
-    async with raw_server(head, b" ", 0.05) as url, asked("vllm", url, "Qwen/A"):
-        pass  # `asked` waits until the gateway is ready, for `PATIENCE` at most
+    async with raw_server(head, b" ", 0.05) as url, probed_backend("vllm", url, "Qwen/A"):
+        pass  # `probed_backend` waits until the gateway is ready, for `PATIENCE` at most
     assert not any("reachable, models" in message for message in caplog.messages)
 
 
-async def test_server_that_sends_without_end_is_no_server_of_models(caplog: pytest.LogCaptureFixture) -> None:
-    async with raw_server(b"HTTP/1.1 200 OK\r\n\r\n", b"[" * 65536, 0) as url, asked("vllm", url, "Qwen/A"):
+async def test_endless_answer_is_not_a_list_of_models(caplog: pytest.LogCaptureFixture) -> None:
+    async with raw_server(b"HTTP/1.1 200 OK\r\n\r\n", b"[" * 65536, 0) as url, probed_backend("vllm", url, "Qwen/A"):
         assert "not a server of kind vllm" in caplog.messages[0]
 
 
-async def test_names_of_models_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_model_names_cannot_forge_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
     forged = simulate.Options("vllm", (simulate.Model("m\nforged line"),))
-    async with stand_in(forged) as server, asked("vllm", server.base_url, "m"):
+    async with stand_in(forged) as server, probed_backend("vllm", server.base_url, "m"):
         assert all(message.isprintable() for message in caplog.messages)
 
 
-async def test_long_list_of_models_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+async def test_long_list_of_models_is_shortened(caplog: pytest.LogCaptureFixture) -> None:
     many = simulate.Options("ollama", tuple(simulate.Model(f"model-{number:02}") for number in range(MAX_LISTED + 3)))
-    async with stand_in(many) as server, asked("ollama", server.base_url, "model-00"):
+    async with stand_in(many) as server, probed_backend("ollama", server.base_url, "model-00"):
         assert caplog.messages[0].endswith("model-07 and 3 more")
 
 
-async def test_server_that_is_away_is_told_and_found_when_it_comes(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unreachable_server_is_logged_and_found_when_it_comes_up(caplog: pytest.LogCaptureFixture) -> None:
     port, changed = free_port(), list[str]()
-    async with asked("vllm", f"http://127.0.0.1:{port}", "Qwen/A", changed, probe_interval=0.02) as backend:
+    async with probed_backend("vllm", f"http://127.0.0.1:{port}", "Qwen/A", changed, probe_interval=0.02) as backend:
         assert caplog.messages == [
             f"backend here (vllm) at 127.0.0.1:{port}: not reachable: no connection; requests to it fail until it is"
         ]
@@ -218,61 +224,61 @@ async def test_server_that_is_away_is_told_and_found_when_it_comes(caplog: pytes
         assert "not reachable" in caplog.messages[-1]
 
 
-async def test_certificate_that_nobody_vouches_for_is_told_and_taken_with_its_ca_file(
+async def test_untrusted_certificate_is_logged_and_accepted_with_its_ca_file(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(PEM)
     async with FaultBackend("vllm", tls=context) as server:
         url = f"https://127.0.0.1:{server.port}"
-        async with asked("vllm", url, MODEL):
+        async with probed_backend("vllm", url, MODEL):
             assert (
-                "not reachable: its certificate is not trusted (self-signed certificate); the backend's ca_file"
+                "not reachable: its certificate is not trusted (self-signed certificate); set the backend's ca_file"
                 in caplog.messages[0]
             )
-        async with asked("vllm", url, MODEL, ca_file=str(PEM)):
+        async with probed_backend("vllm", url, MODEL, ca_file=str(PEM)):
             assert "reachable, models there" in caplog.messages[1]
 
 
-async def test_server_without_tls_and_a_name_that_is_not_known_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    async with stand_in(VLLM) as server, asked("vllm", server.base_url.replace("http:", "https:"), "Qwen/A"):
-        assert "not reachable: it does not speak TLS as https needs it" in caplog.messages[0]
-    async with asked("vllm", "http://no-such-host.invalid:1", "Qwen/A"):
-        assert "not reachable: its host name is not known" in caplog.messages[1]
+async def test_server_without_tls_and_an_unknown_host_name_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with stand_in(VLLM) as server, probed_backend("vllm", server.base_url.replace("http:", "https:"), "Qwen/A"):
+        assert "not reachable: the TLS handshake failed; check that it serves https" in caplog.messages[0]
+    async with probed_backend("vllm", "http://no-such-host.invalid:1", "Qwen/A"):
+        assert "not reachable: its host name cannot be resolved" in caplog.messages[1]
 
 
-async def test_server_that_is_not_well_is_told_with_its_status(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unhealthy_server_is_logged_with_its_status(caplog: pytest.LogCaptureFixture) -> None:
     async with (
         raw_server(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", b"", 0.05) as url,
-        asked("vllm", url, "Qwen/A"),
+        probed_backend("vllm", url, "Qwen/A"),
     ):
         assert "not reachable: it answers with status 503" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("kind", ["ollama", "vllm"])
-async def test_wrong_kind_of_server_is_told(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    async with _page() as url, asked(kind, url, "m"):
+async def test_wrong_kind_of_server_is_logged(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with web_server() as url, probed_backend(kind, url, "m"):
         assert f"something answers there, but not a server of kind {kind}" in caplog.messages[0]
 
 
-async def test_vllm_at_ollamas_address_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    async with stand_in(VLLM) as server, asked("ollama", server.base_url, "m"):
+async def test_vllm_at_the_address_of_an_ollama_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with stand_in(VLLM) as server, probed_backend("ollama", server.base_url, "m"):
         assert "something answers there, but not a server of kind ollama" in caplog.messages[0]
 
 
-async def test_wrong_key_is_told_without_the_key(caplog: pytest.LogCaptureFixture) -> None:
+async def test_refused_key_is_logged_without_the_key(caplog: pytest.LogCaptureFixture) -> None:
     locked = simulate.Options("vllm", VLLM.models, api_key="right")
     async with stand_in(locked) as server:
-        async with asked("vllm", server.base_url, "Qwen/A", api_key="wrong-key-of-here"):
+        async with probed_backend("vllm", server.base_url, "Qwen/A", api_key="wrong-key-of-here"):
             assert "reachable, but it refuses the key" in caplog.messages[0]
             assert "wrong-key" not in caplog.text
-        async with asked("vllm", server.base_url, "Qwen/A", api_key="right"):
+        async with probed_backend("vllm", server.base_url, "Qwen/A", api_key="right"):
             assert "reachable, models there" in caplog.messages[-1]
 
 
 @asynccontextmanager
-async def _page() -> AsyncIterator[str]:
-    """A web server that has a page for every path."""
+async def web_server() -> AsyncIterator[str]:
+    """Run a web server that answers every path with a page."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

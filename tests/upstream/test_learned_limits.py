@@ -1,4 +1,4 @@
-"""Learned limits outlive a restart."""
+"""Learned limits survive a restart."""
 
 from pathlib import Path
 from typing import Any
@@ -19,71 +19,71 @@ def backends(num_parallel: int | None = None) -> dict[str, Backend]:
     return {name: Backend(item, num_parallel) for name, item in settings.backends.items()}
 
 
-def restored(state: StateFile, found: dict[str, Backend], num_parallel: int | None) -> LearnedLimits:
-    limits = LearnedLimits(state, found, num_parallel)
+def restored(state: StateFile, in_force: dict[str, Backend], num_parallel: int | None) -> LearnedLimits:
+    limits = LearnedLimits(state, in_force, num_parallel)
     limits.restore()
     return limits
 
 
-def learn(limits: LearnedLimits, found: dict[str, Backend], limit: int) -> None:
-    admission = found["ollama"].admission
+def learn(limits: LearnedLimits, in_force: dict[str, Backend], limit: int) -> None:
+    admission = in_force["ollama"].admission
     with Ticket(admission, admission.queue("llama", "text"), Claim()):
-        found["ollama"].servers[0].models["llama"].limit = limit
+        in_force["ollama"].servers[0].models["llama"].limit = limit
     limits.save()
 
 
-def limit_of(found: dict[str, Backend], model: str = "llama") -> int:
-    return found["ollama"].admission.queue(model, "text").placements[0].limits[1].limit
+def limit_of(in_force: dict[str, Backend], model: str = "llama") -> int:
+    return in_force["ollama"].admission.queue(model, "text").placements[0].limits[1].limit
 
 
 async def test_learned_limit_outlives_a_restart(tmp_path: Path) -> None:
     state = StateFile(tmp_path / "state.json")
-    limits = restored(state, found := backends(), None)
-    learn(limits, found, 3)
+    limits = restored(state, in_force := backends(), None)
+    learn(limits, in_force, 3)
     await state.close()
-    restored(StateFile(tmp_path / "state.json"), found := backends(), None)
-    assert (limit_of(found), limit_of(found, "llama"), limit_of(found, "other")) == (3, 3, 1)
+    restored(StateFile(tmp_path / "state.json"), in_force := backends(), None)
+    assert (limit_of(in_force), limit_of(in_force, "llama"), limit_of(in_force, "other")) == (3, 3, 1)
 
 
-async def test_setting_that_has_changed_since_counts_more(tmp_path: Path) -> None:
+async def test_changed_setting_takes_precedence_over_learned_limits(tmp_path: Path) -> None:
     state = StateFile(None)
-    limits = restored(state, found := backends(), None)
-    learn(limits, found, 3)
-    restored(state, found := backends(2), 2)
-    assert limit_of(found) == 2
+    limits = restored(state, in_force := backends(), None)
+    learn(limits, in_force, 3)
+    restored(state, in_force := backends(2), 2)
+    assert limit_of(in_force) == 2
 
 
-async def test_what_was_learned_of_a_model_that_is_not_used_now_is_kept() -> None:
+async def test_learned_limit_of_an_unused_model_is_kept() -> None:
     state = StateFile(None)
     state.put(SECTION, {"num_parallel": None, "limits": {"ollama": {"ollama": {"old:latest": 4}}}})
-    limits = restored(state, found := backends(), None)
-    learn(limits, found, 2)
+    limits = restored(state, in_force := backends(), None)
+    learn(limits, in_force, 2)
     assert state.get(SECTION)["limits"] == {"ollama": {"ollama": {"old:latest": 4, "llama": 2}}}
 
 
-WRONG = [
-    None,
-    3,
-    {"ollama": 3},
-    {"ollama": {"ollama": 3}},
-    {"ollama": {"ollama": {"llama": "3"}}},
-    {"gone": {"x": {"y": 1}}},
-]
+MALFORMED = {
+    "nothing": None,
+    "a number": 3,
+    "a number for a backend": {"ollama": 3},
+    "a number for a server": {"ollama": {"ollama": 3}},
+    "a string for a model": {"ollama": {"ollama": {"llama": "3"}}},
+    "an unknown backend": {"gone": {"x": {"y": 1}}},
+}
 
 
-@pytest.mark.parametrize("limits", WRONG)
-async def test_section_of_another_shape_is_no_harm(limits: Any) -> None:
+@pytest.mark.parametrize("limits", MALFORMED.values(), ids=MALFORMED)
+async def test_malformed_section_is_ignored(limits: Any) -> None:
     state = StateFile(None)
     state.put(SECTION, {"num_parallel": None, "limits": limits})
-    restored(state, found := backends(), None)
-    assert limit_of(found) == 1
+    restored(state, in_force := backends(), None)
+    assert limit_of(in_force) == 1
 
 
 async def test_limit_is_saved_when_a_backend_learns_it() -> None:
-    state, found = StateFile(None), dict[str, Backend]()
-    limits = LearnedLimits(state, found, None)
+    state, in_force = StateFile(None), dict[str, Backend]()
+    limits = LearnedLimits(state, in_force, None)
     settings = config.build({"tiers": {"standard": {"models": {"ollama": "llama"}}}})
-    found["ollama"] = backend = Backend(settings.backends["ollama"], on_learned=limits.save)
+    in_force["ollama"] = backend = Backend(settings.backends["ollama"], on_learned=limits.save)
     queue = backend.admission.queue("llama", "text")
     with Ticket(backend.admission, queue, Claim()) as first, Ticket(backend.admission, queue, Claim()) as trial:
         first.first_token()

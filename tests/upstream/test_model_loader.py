@@ -1,5 +1,7 @@
-"""Cold loads of an Ollama through the whole gateway, on real sockets: before stand-ins with an Ollama's manners, and before one whose loads the test
-answers itself."""
+"""Loading of models on Ollama through the whole gateway, on real sockets.
+
+The servers are stand-ins that behave like Ollama, and a scripted one whose loads the test answers.
+"""
 
 import asyncio
 import json
@@ -26,7 +28,7 @@ PATIENT = {**TIMES, "first_token_timeout": 10, "idle_timeout": 5, "total_timeout
 def document(
     url: str, *more_urls: str, tier: Mapping[str, Any] | None = None, other_url: str | None = None, **keys: Any
 ) -> dict[str, Any]:
-    """Tiers `standard` and `b` for the models a and b."""
+    """Return settings with the tiers `standard` and `b` for the models a and b."""
     servers = [{"base_url": one} for one in (url, *more_urls)]
     backends: dict[str, Any] = {"ollama": {"kind": "ollama", "servers": servers, **PATIENT, **keys}}
     models = {"ollama": "a"}
@@ -44,10 +46,10 @@ def document(
 
 
 @asynccontextmanager
-async def before(
+async def gateway_before_ollama(
     *, tier: Mapping[str, Any] | None = None, keys: Mapping[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[tuple[Running, StandIn]]:
-    """A gateway before a stand-in for an Ollama with nothing loaded."""
+    """Run a gateway in front of a stand-in for an Ollama that has nothing loaded."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(stand_in(Options("ollama", (A, B, EMBEDDING), **options)))
         yield (
@@ -59,7 +61,7 @@ async def before(
 
 
 def loads(server: StandIn, path: str = "/api/chat") -> list[dict[str, Any]]:
-    """The bodies of the requests that asked for nothing."""
+    """Return the bodies of the requests without messages or input: the loads."""
     bodies = [request["body"] for request in server.engine.requests if request["path"] == path]
     return [body for body in bodies if not body.get("messages") and not body.get("input")]
 
@@ -68,11 +70,11 @@ def loaded(server: StandIn) -> list[str]:
     return [runner.model.name for runner in server.app.scheduler.runners()]
 
 
-# One load, for all, that goes on
+# One load for all requests
 
 
-async def test_cold_model_is_loaded_once_for_all_who_wait_for_it() -> None:
-    async with before(load_seconds=0.3, parallel=4, max_queue=0) as (gateway, server):
+async def test_cold_model_is_loaded_once_for_all_waiting_requests() -> None:
+    async with gateway_before_ollama(load_seconds=0.3, parallel=4, max_queue=0) as (gateway, server):
         replies = await asyncio.gather(*(gateway.ask({"stream": number % 2 == 0}) for number in range(8)))
         assert [reply.status for reply in replies] == [200] * 8
         assert len(loads(server)) == 1
@@ -82,8 +84,8 @@ async def test_cold_model_is_loaded_once_for_all_who_wait_for_it() -> None:
         assert len(loads(server)) == 1
 
 
-async def test_load_goes_on_when_every_client_has_left() -> None:
-    async with before(load_seconds=0.5) as (gateway, server):
+async def test_load_continues_when_every_client_has_left() -> None:
+    async with gateway_before_ollama(load_seconds=0.5) as (gateway, server):
         async with gateway.sent(), gateway.sent():
             await until(lambda: gateway.waiting == 2 and server.engine.waiting == 1)
         await until(lambda: gateway.waiting == 0)
@@ -94,8 +96,8 @@ async def test_load_goes_on_when_every_client_has_left() -> None:
         assert gateway.metric("gateway_client_disconnects_total", phase="queued") == 2
 
 
-async def test_load_asks_with_the_operators_context_and_keep_alive_so_that_nothing_is_loaded_again() -> None:
-    async with before(keys={"num_ctx": 2048, "keep_alive": "9m"}) as (gateway, server):
+async def test_load_uses_the_num_ctx_and_keep_alive_of_the_settings() -> None:
+    async with gateway_before_ollama(keys={"num_ctx": 2048, "keep_alive": "9m"}) as (gateway, server):
         await gateway.ask()
         assert loads(server) == [
             {"model": "a", "messages": [], "stream": False, "options": {"num_ctx": 2048}, "keep_alive": "9m"}
@@ -104,14 +106,14 @@ async def test_load_asks_with_the_operators_context_and_keep_alive_so_that_nothi
         assert runner.context_length == 2048
 
 
-async def test_keep_alive_of_nothing_does_not_make_the_load_an_order_to_unload() -> None:
-    async with before(keys={"keep_alive": 0}) as (gateway, server):
+async def test_keep_alive_of_zero_does_not_turn_the_load_into_an_unload() -> None:
+    async with gateway_before_ollama(keys={"keep_alive": 0}) as (gateway, server):
         assert (await gateway.ask()).status == 200
         assert [body["keep_alive"] for body in loads(server)] == [30]
         await until(lambda: loaded(server) == [])
 
 
-async def test_model_that_is_loaded_already_is_not_loaded_by_the_gateway() -> None:
+async def test_loaded_model_is_not_loaded_again() -> None:
     async with stand_in(Options("ollama", (A, B))) as server:
         async with running(config.build(document(server.base_url))) as gateway:
             await gateway.ask()
@@ -121,8 +123,8 @@ async def test_model_that_is_loaded_already_is_not_loaded_by_the_gateway() -> No
         assert len(loads(server)) == 1
 
 
-async def test_embedding_model_is_loaded_by_its_own_door() -> None:
-    async with before(load_seconds=0.2) as (gateway, server):
+async def test_embedding_model_is_loaded_by_its_own_endpoint() -> None:
+    async with gateway_before_ollama(load_seconds=0.2) as (gateway, server):
         data = json.dumps({"model": "ours", "input": "a text"}).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(
@@ -136,15 +138,15 @@ async def test_embedding_model_is_loaded_by_its_own_door() -> None:
         assert loads(server) == []
 
 
-async def test_loads_are_one_at_a_time_at_a_server() -> None:
-    async with before(load_seconds=0.3, max_queue=0) as (gateway, server):
+async def test_server_loads_one_model_at_a_time() -> None:
+    async with gateway_before_ollama(load_seconds=0.3, max_queue=0) as (gateway, server):
         replies = await asyncio.gather(*(gateway.ask({"model": model}) for model in ("standard", "b") * 3))
         assert [reply.status for reply in replies] == [200] * 6
         assert sorted(body["model"] for body in loads(server)) == ["a", "b"]
 
 
-async def test_model_that_went_in_between_is_loaded_again() -> None:
-    async with before(keys={"probe_interval": 0.05}, load_seconds=0.05) as (gateway, server):
+async def test_model_that_was_unloaded_is_loaded_again() -> None:
+    async with gateway_before_ollama(keys={"probe_interval": 0.05}, load_seconds=0.05) as (gateway, server):
         await gateway.ask()
         server.app.scheduler.expire(A)
         state = gateway.gateway._backends["ollama"].servers[0].residency.states["a"]  # type: ignore[union-attr]
@@ -153,19 +155,19 @@ async def test_model_that_went_in_between_is_loaded_again() -> None:
         assert len(loads(server)) == 2
 
 
-async def test_request_that_comes_before_the_gateway_knows_that_its_model_went_is_only_slow() -> None:
-    async with before(load_seconds=0.05) as (gateway, server):
+async def test_request_before_the_gateway_notices_an_unloaded_model_is_only_slow() -> None:
+    async with gateway_before_ollama(load_seconds=0.05) as (gateway, server):
         await gateway.ask()
         server.app.scheduler.expire(A)
         assert (await gateway.ask()).status == 200
         assert len(loads(server)) == 1
 
 
-# Time
+# Timeouts
 
 
-async def test_time_of_the_load_is_not_waiting() -> None:
-    async with before(load_seconds=0.6, keys={"queue_timeout": 0.2}) as (gateway, _):
+async def test_load_does_not_count_toward_the_queue_timeout() -> None:
+    async with gateway_before_ollama(load_seconds=0.6, keys={"queue_timeout": 0.2}) as (gateway, _):
         replies = await asyncio.gather(
             *(gateway.ask({"model": model}) for model in ("standard", "standard", "standard"))
         )
@@ -173,8 +175,11 @@ async def test_time_of_the_load_is_not_waiting() -> None:
         assert all(int(reply.headers["x-gateway-queue-ms"]) >= 500 for reply in replies)
 
 
-async def test_wait_before_and_behind_the_load_still_counts() -> None:
-    async with before(load_seconds=0.4, keys={"queue_timeout": 0.2, "model_concurrency": 1}) as (gateway, server):
+async def test_wait_before_and_after_the_load_counts_toward_the_queue_timeout() -> None:
+    async with gateway_before_ollama(load_seconds=0.4, keys={"queue_timeout": 0.2, "model_concurrency": 1}) as (
+        gateway,
+        server,
+    ):
         server.engine.inject(Fault("stall"))
         async with gateway.sent():
             reply = await gateway.ask()
@@ -182,19 +187,22 @@ async def test_wait_before_and_behind_the_load_still_counts() -> None:
             assert gateway.exchanges()[-1]["duration"] >= 0.55
 
 
-async def test_no_time_to_wait_at_all_still_lets_the_model_be_loaded() -> None:
-    async with before(load_seconds=0.3, keys={"queue_timeout": 0}) as (gateway, _):
+async def test_queue_timeout_of_zero_still_allows_a_load() -> None:
+    async with gateway_before_ollama(load_seconds=0.3, keys={"queue_timeout": 0}) as (gateway, _):
         assert (await gateway.ask()).status == 200
 
 
-async def test_no_room_to_wait_at_all_still_lets_the_model_be_loaded_for_as_many_as_may_run() -> None:
-    async with before(load_seconds=0.3, parallel=2, keys={"max_queue": 0, "model_concurrency": 2}) as (gateway, _):
+async def test_max_queue_of_zero_still_allows_a_load_for_as_many_requests_as_may_run() -> None:
+    async with gateway_before_ollama(load_seconds=0.3, parallel=2, keys={"max_queue": 0, "model_concurrency": 2}) as (
+        gateway,
+        _,
+    ):
         replies = await asyncio.gather(*(gateway.ask() for _ in range(4)))
         assert sorted(reply.status for reply in replies) == [200, 200, 503, 503]
 
 
-async def test_clients_own_deadline_counts_the_load() -> None:
-    async with before(load_seconds=1) as (gateway, server):
+async def test_load_counts_toward_the_client_deadline() -> None:
+    async with gateway_before_ollama(load_seconds=1) as (gateway, server):
         async with gateway.sent({}, "X-Gateway-Timeout: 0.2") as raw:
             reply = await raw.reply()
             assert (reply.status, reply.error and reply.error["code"]) == (503, "queue_timeout")
@@ -202,7 +210,7 @@ async def test_clients_own_deadline_counts_the_load() -> None:
 
 
 async def test_stream_that_waits_for_a_load_is_kept_alive() -> None:
-    async with before(load_seconds=0.5) as (gateway, _):
+    async with gateway_before_ollama(load_seconds=0.5) as (gateway, _):
         gateway.gateway._context.commit_after = gateway.gateway._context.heartbeat = 0.05
         reply = await gateway.ask({"stream": True})
         assert (reply.status, reply.events[-1]) == (200, "[DONE]")
@@ -221,8 +229,11 @@ async def test_stream_that_waits_for_a_load_is_kept_alive() -> None:
 # Loads that fail
 
 
-class Scripted:
-    """An Ollama with the models a and b, whose loads are answered by `answer`: a status and a body, or `None` for no answer."""
+class ScriptedOllama:
+    """An Ollama with the models a and b.
+
+    It answers loads with `answer`: a status and a body, or None for no answer.
+    """
 
     def __init__(self) -> None:
         self.answer: tuple[int, bytes] | None = (500, b'{"error":"llama runner process has terminated: exit status 2"}')
@@ -253,14 +264,12 @@ class Scripted:
             body = json.loads(await reader.readexactly(length) or b"{}")
             if head.startswith("POST /api/chat ") and not body["messages"]:
                 self.loads += 1
-                await _first(self.may_answer.wait(), reader.read())
+                await _first_completed(self.may_answer.wait(), reader.read())
             answer = self._answer(head.split()[1], body)
             if answer is not None:
                 status, kind, content = answer
-                writer.write(
-                    f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n".encode()
-                    + content
-                )
+                head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(content)}\r\n"
+                writer.write(f"{head}Connection: close\r\n\r\n".encode() + content)
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -276,13 +285,16 @@ class Scripted:
             return None if self.answer is None else (self.answer[0], "application/json", self.answer[1])
         if path == "/api/chat":
             self.chats += 1
-            lines = b'{"message":{"content":"well"},"done":false}\n{"message":{"content":""},"done":true,"done_reason":"stop"}\n'
-            return 200, "application/x-ndjson", lines
+            lines = (
+                b'{"message":{"content":"well"},"done":false}\n',
+                b'{"message":{"content":""},"done":true,"done_reason":"stop"}\n',
+            )
+            return 200, "application/x-ndjson", b"".join(lines)
         return 404, "application/json", b"{}"
 
 
-async def _first(*waits: Coroutine[Any, Any, object]) -> None:
-    """Until one of `waits` is over."""
+async def _first_completed(*waits: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of `waits` is over."""
     tasks = [asyncio.create_task(wait) for wait in waits]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
@@ -291,22 +303,24 @@ async def _first(*waits: Coroutine[Any, Any, object]) -> None:
 
 
 @asynccontextmanager
-async def scripted(*, count: int = 1, **more: Any) -> AsyncIterator[tuple[Running, list[Scripted]]]:
+async def gateway_before_scripted(
+    *, count: int = 1, **more: Any
+) -> AsyncIterator[tuple[Running, list[ScriptedOllama]]]:
     async with AsyncExitStack() as stack:
-        servers = [await stack.enter_async_context(Scripted()) for _ in range(count)]
+        servers = [await stack.enter_async_context(ScriptedOllama()) for _ in range(count)]
         settings = config.build(document(*(server.base_url for server in servers), **more))
         yield await stack.enter_async_context(running(settings)), servers
 
 
-async def asked(gateway: Running, server: Scripted, count: int) -> list[Reply]:
-    """What so many get who all wait for one load."""
+async def replies_to_waiting(gateway: Running, server: ScriptedOllama, count: int) -> list[Reply]:
+    """Return the replies to `count` requests that all wait for one load."""
     asking = [asyncio.create_task(gateway.ask({"stream": number % 2 == 0})) for number in range(count)]
     await until(lambda: gateway.waiting == count and server.loads == 1)
     server.may_answer.set()
     return await asyncio.gather(*asking)
 
 
-FAILURES = [
+LOAD_ANSWERS = [
     ((500, b'{"error":"llama runner process has terminated: exit status 2"}'), 502, "upstream_error"),
     ((404, b'{"error":"model \'a\' not found"}'), 404, "model_not_found"),
     ((200, b"{"), 200, None),
@@ -314,53 +328,53 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "status", "code"), FAILURES)
-async def test_all_who_wait_for_a_load_that_fails_get_its_error(
+@pytest.mark.parametrize(("answer", "status", "code"), LOAD_ANSWERS, ids=["500", "404", "200", "no answer"])
+async def test_all_requests_that_wait_for_a_load_get_its_outcome(
     answer: tuple[int, bytes] | None, status: int, code: str | None
 ) -> None:
-    async with scripted() as (gateway, (server,)):
+    async with gateway_before_scripted() as (gateway, (server,)):
         server.answer = answer
-        replies = await asked(gateway, server, 5)
+        replies = await replies_to_waiting(gateway, server, 5)
         assert {(reply.status, reply.error and reply.error["code"]) for reply in replies} == {(status, code)}
         assert server.loads == 1
         await until(gateway.is_idle)
 
 
-async def test_next_request_tries_the_load_again() -> None:
-    async with scripted() as (gateway, (server,)):
-        await asked(gateway, server, 3)
+async def test_next_request_repeats_a_failed_load() -> None:
+    async with gateway_before_scripted() as (gateway, (server,)):
+        await replies_to_waiting(gateway, server, 3)
         server.answer = (200, b"{}")
         assert (await gateway.ask()).status == 200
         assert (server.loads, server.chats) == (2, 1)
 
 
-async def test_those_who_wait_for_a_load_at_a_server_that_is_gone_are_served_when_it_is_back() -> None:
+async def test_requests_that_wait_for_a_load_on_a_dead_server_are_served_when_it_is_back() -> None:
     async with AsyncExitStack() as stack:
         life = await stack.enter_async_context(AsyncExitStack())
         server = await life.enter_async_context(stand_in(Options("ollama", (A,))))
         gateway = await stack.enter_async_context(running(config.build(document(server.base_url))))
         await life.aclose()
         asking = [asyncio.create_task(gateway.ask()) for _ in range(3)]
-        station = gateway.gateway._backends["ollama"].servers[0]
-        await until(lambda: station.circuit.is_open)
+        ollama_server = gateway.gateway._backends["ollama"].servers[0]
+        await until(lambda: ollama_server.circuit.is_open)
         assert gateway.waiting == 3
         back = await stack.enter_async_context(
             stand_in(Options("ollama", (A,)), int(server.base_url.rsplit(":", 1)[1]))
         )
-        station.doubted.set()  # a probe is due
+        ollama_server.doubted.set()  # a probe is due
         assert [reply.status for reply in await asyncio.gather(*asking)] == [200] * 3
         assert len(loads(back)) == 1
 
 
-async def test_load_that_takes_too_long_is_given_up_with_504() -> None:
-    async with scripted(first_token_timeout=0.3) as (gateway, (server,)):
+async def test_load_that_takes_too_long_ends_with_504() -> None:
+    async with gateway_before_scripted(first_token_timeout=0.3) as (gateway, (server,)):
         replies = await asyncio.gather(*(gateway.ask() for _ in range(3)))
         assert [(reply.status, reply.headers["x-should-retry"]) for reply in replies] == [(504, "false")] * 3
         assert server.loads == 1
 
 
 async def test_three_failed_loads_make_the_server_suspect() -> None:
-    async with scripted() as (gateway, (server,)):
+    async with gateway_before_scripted() as (gateway, (server,)):
         server.may_answer.set()
         circuit = gateway.gateway._backends["ollama"].servers[0].circuit
         changes: list[str] = []
@@ -371,8 +385,8 @@ async def test_three_failed_loads_make_the_server_suspect() -> None:
         assert circuit.state == "suspect"
 
 
-async def test_server_that_is_busy_with_other_loads_is_asked_again_while_they_wait() -> None:
-    async with scripted() as (gateway, (server,)):
+async def test_load_on_a_busy_server_is_repeated_while_requests_wait() -> None:
+    async with gateway_before_scripted() as (gateway, (server,)):
         server.answer = (503, b'{"error":"server busy, please try again.  maximum pending requests exceeded"}')
         server.may_answer.set()
         asking = asyncio.create_task(gateway.ask())
@@ -382,20 +396,20 @@ async def test_server_that_is_busy_with_other_loads_is_asked_again_while_they_wa
 
 
 @pytest.mark.parametrize("status", [500, 503])
-async def test_those_who_wait_are_served_by_the_other_backend_where_the_tier_allows(status: int) -> None:
+async def test_waiting_requests_fall_back_to_the_other_backend_if_the_tier_allows_it(status: int) -> None:
     async with (
         FaultBackend("vllm") as other,
-        scripted(other_url=other.base_url, tier={"fallback": True}) as (gateway, (server,)),
+        gateway_before_scripted(other_url=other.base_url, tier={"fallback": True}) as (gateway, (server,)),
     ):
         server.answer = (status, b'{"error":"no"}')
-        replies = await asked(gateway, server, 4)
+        replies = await replies_to_waiting(gateway, server, 4)
         assert [(reply.status, reply.headers["x-gateway-backend"]) for reply in replies] == [(200, "vllm")] * 4
         assert gateway.metric("gateway_fallbacks_total", tier="standard") == 4
         assert server.chats == 0
 
 
-async def test_second_server_loads_what_the_first_could_not() -> None:
-    async with scripted(count=2) as (gateway, servers):
+async def test_second_server_loads_the_model_that_the_first_one_could_not() -> None:
+    async with gateway_before_scripted(count=2) as (gateway, servers):
         for server in servers:
             server.may_answer.set()
         servers[1].answer = (200, b"{}")
@@ -404,8 +418,8 @@ async def test_second_server_loads_what_the_first_could_not() -> None:
         assert servers[1].chats == 3
 
 
-async def test_all_servers_are_tried_once_before_those_who_wait_get_the_error() -> None:
-    async with scripted(count=3) as (gateway, servers):
+async def test_every_server_is_tried_once_before_waiting_requests_get_the_error() -> None:
+    async with gateway_before_scripted(count=3) as (gateway, servers):
         for server in servers:
             server.may_answer.set()
         replies = await asyncio.gather(*(gateway.ask() for _ in range(3)))
@@ -413,22 +427,22 @@ async def test_all_servers_are_tried_once_before_those_who_wait_get_the_error() 
         assert [server.loads for server in servers] == [1, 1, 1]
 
 
-async def test_load_that_is_refused_as_invalid_is_left_to_the_requests_themselves() -> None:
-    async with scripted() as (gateway, (server,)):
+async def test_load_refused_as_invalid_leaves_the_error_to_the_requests() -> None:
+    async with gateway_before_scripted() as (gateway, (server,)):
         server.answer = (400, b'{"error":"\\"a\\" does not support chat"}')
         server.may_answer.set()
         assert (await gateway.ask()).status == 200
 
 
-async def test_gateway_that_stops_drops_the_load() -> None:
-    async with scripted() as (gateway, (server,)), gateway.sent():
+async def test_stopping_the_gateway_cancels_the_load() -> None:
+    async with gateway_before_scripted() as (gateway, (server,)), gateway.sent():
         await until(lambda: server.loads == 1)
 
 
-# Warm
+# Warm models
 
 
-async def test_warm_models_are_loaded_at_the_start_one_after_the_other_without_delaying_readiness() -> None:
+async def test_warm_models_are_loaded_one_by_one_at_the_start_without_delaying_readiness() -> None:
     tiers = {"tiers": {"standard": {"models": {"ollama": "a"}, "warm": True}, "b": {"models": {"ollama": "b"}}}}
     tiers |= {"embeddings": {"ours": {"backend": "ollama", "model": "e", "warm": True}}}
     async with (
@@ -442,11 +456,11 @@ async def test_warm_models_are_loaded_at_the_start_one_after_the_other_without_d
         await until(lambda: gateway.metric("gateway_backend_load_seconds_count") == 2)
 
 
-# Swapping
+# Rivals
 
 
-async def test_two_models_in_the_memory_of_one_take_turns() -> None:
-    async with before(memory=4, load_seconds=0.1, time_to_first_token=0.05, keys={"swap_after": 1}) as (
+async def test_two_models_in_memory_for_one_take_turns() -> None:
+    async with gateway_before_ollama(memory=4, load_seconds=0.1, time_to_first_token=0.05, keys={"swap_after": 1}) as (
         gateway,
         server,
     ):
@@ -454,11 +468,11 @@ async def test_two_models_in_the_memory_of_one_take_turns() -> None:
         began = len(loads(server))
         replies = await asyncio.gather(*(gateway.ask({"model": model}) for model in ("standard", "b") * 8))
         assert [reply.status for reply in replies] == [200] * 16
-        assert len(loads(server)) - began <= 2  # without turns it could be 15
+        assert len(loads(server)) - began <= 2  # without taking turns, it could be 15
 
 
-async def test_model_that_waits_gets_its_turn_from_one_that_is_never_at_rest() -> None:
-    async with before(
+async def test_waiting_model_gets_its_turn_from_one_that_is_never_idle() -> None:
+    async with gateway_before_ollama(
         memory=4, parallel=2, time_to_first_token=0.1, keys={"swap_after": 0.5, "model_concurrency": 2}
     ) as (gateway, _):
         assert [(await gateway.ask({"model": model})).status for model in ("standard", "b", "standard")] == [200] * 3
@@ -467,10 +481,10 @@ async def test_model_that_waits_gets_its_turn_from_one_that_is_never_at_rest() -
         async def keep_asking() -> list[int]:
             return [(await gateway.ask()).status for _ in iter(is_over.is_set, True)]
 
-        crowd = [asyncio.create_task(keep_asking()) for _ in range(4)]
+        asking = [asyncio.create_task(keep_asking()) for _ in range(4)]
         await until(lambda: gateway.running == 2)
         reply = await gateway.ask({"model": "b"})
         is_over.set()
         assert reply.status == 200
         assert 300 < int(reply.headers["x-gateway-queue-ms"]) < 3000
-        assert {status for statuses in await asyncio.gather(*crowd) for status in statuses} == {200}
+        assert {status for statuses in await asyncio.gather(*asking) for status in statuses} == {200}

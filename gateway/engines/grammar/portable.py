@@ -1,7 +1,10 @@
-"""JSON Schemas in the form that every engine makes a grammar of: the same where it can be, looser where not, never tighter. Pure.
+"""Portable JSON Schemas: the form that every engine can turn into a grammar. Pure.
 
-Most of what is here is due to llama.cpp's converter (common/json-schema-to-grammar.cpp), which Ollama runs in its own process (0.24) or in the
-model's (0.33): it stops at keywords that it does not know, reads some against their meaning, and some schemas kill it or keep it busy for ever.
+A portable schema equals the original where possible, is looser where not, and is never stricter.
+
+Most rules here are due to llama.cpp's converter (common/json-schema-to-grammar.cpp), which Ollama
+runs in its own process (0.24) or in the model's (0.33). It stops at unknown keywords and
+misinterprets others, and some schemas crash or hang it.
 """
 
 import math
@@ -11,67 +14,95 @@ from itertools import chain, count
 from typing import Any
 
 from gateway.chat.json_schema import TYPES, Schema, SchemaDocument, nodes
-from gateway.engines.grammar import ambiguity
-from gateway.engines.grammar import regex as patterns
+from gateway.engines.grammar import ambiguity, regex
 
 MAX_COUNT = 1000
-"""Of a bound on a length: llama.cpp makes a rule of each, and refuses from 2000 on."""
+"""Maximum length bound. llama.cpp makes a rule per unit, and rejects 2000 and more."""
 MAX_COUNTS = 20_000
-"""Of all bounds of a schema."""
+"""Maximum sum of all length bounds of a schema."""
 MAX_OPTIONAL = 128
-"""Properties of one object that may be left out: the converter's work grows with the third power (600 take 1 s, 2000 take 36 s)."""
+"""Maximum number of optional properties of an object.
+
+The converter's work grows with the third power: 600 take 1 s, 2000 take 36 s.
+"""
 MAX_INTEGER = 10**15
-"""Of a bound on a number. Near 2^63 the converter never ends; `2^53 - 1`, which zod puts everywhere, is no bound that any model meets."""
+"""Maximum bound on a number.
+
+Near 2^63 the converter never ends. `2^53 - 1`, which zod adds everywhere, is not a bound that any
+model reaches.
+"""
 MAX_FORMS = 5000
-"""Schemas in the result: choices within choices are multiplied out."""
+"""Maximum number of schemas in the result. Nested choices are multiplied out."""
 MAX_COUNTED = 16
-"""Properties of an object with `minProperties`, on vLLM."""
+"""Maximum number of properties of an object with `minProperties` or `maxProperties`, on vLLM."""
 MAX_DEPTH = 48
 MERGED_LEVELS = 8
-"""Added to the depth by `allOf`: what refers to itself there is written out."""
+"""Depth added by an `allOf`, because recursive references in it are expanded."""
 MAX_NAMES = 800
-"""Characters of the names of an object that may have others: of each the converter makes a rule, to keep it out of the others."""
+"""Maximum length of all property names of an object with additional properties, in characters.
+
+The converter makes a rule of each character, to exclude these names from the additional ones.
+"""
 MAX_PATH = 64
-"""Characters of the names that lead to a schema: the converter names its rules by them. What is further down gets a name of its own."""
+"""Maximum length of the property names on the path to a schema, in characters.
+
+The converter names its rules after this path. Deeper schemas become definitions with their own
+names.
+"""
 MAX_NAME = 256
 FORMATS = frozenset({"date", "time", "date-time", "uuid"})
-"""What llama.cpp knows; others it passes over, and vLLM refuses those that it does not know."""
+"""Formats that llama.cpp knows. It ignores others, and vLLM rejects those that it does not know."""
 
 _ALL_TYPES = frozenset(TYPES) | {"integer"}
 _ANNOTATIONS = frozenset(
-    {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id", "id", "$anchor",
-     "$dynamicAnchor", "$defs", "definitions", "$vocabulary"}
+    {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema",
+     "$id", "id", "$anchor", "$dynamicAnchor", "$defs", "definitions", "$vocabulary"}
 )  # fmt: skip
 _COMPOUND = ("properties", "items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf")
 _ARRAY_GROUP = ("items", "prefixItems", "additionalItems")
 _plain_name = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 _trie_safe = re.compile(r"[A-Za-z0-9_ .,:;/@#$%&*+=!?~'<>(){}|`]*").fullmatch
-"""Names that the converter may put into classes of characters, one by one."""
+"""Property names that the converter can put into character classes, one character at a time."""
 _repetitions = re.compile(r"[{,](\d{1,19})(?=[,}])").findall
-_odd = re.compile("[^a-zA-Z0-9-]+")
+_not_in_rule_name = re.compile("[^a-zA-Z0-9-]+")
 _RULES = frozenset(
-    {"", "root", "space", "boolean", "decimal-part", "integral-part", "number", "integer", "value", "object", "array", "uuid", "char", "string",
-     "null", "date", "time", "date-time", "date-string", "time-string", "date-time-string", "dot"}
+    {"", "root", "space", "boolean", "decimal-part", "integral-part", "number", "integer", "value", "object", "array",
+     "uuid", "char", "string", "null", "date", "time", "date-time", "date-string", "time-string", "date-time-string",
+     "dot"}
 )  # fmt: skip
-"""The converter's own rules, which a property of the outermost object would take the place of."""
+"""The converter's own rules.
+
+A property of the root object with such a name would replace the rule.
+"""
 
 
 def portable(schema: Schema) -> Schema:
-    """`schema`, which `schemas.check` has taken, for any engine. What is valid under `schema` is so under the result."""
-    return _Forms().whole([schema])[0]
+    """Return `schema` in the form that works on any engine.
+
+    `json_schema.check` must have accepted it. Values valid under `schema` are valid under the
+    result.
+    """
+    return _Converter().documents([schema])[0]
 
 
 def harmless(schema: Schema) -> Schema:
-    """`schema` itself where vLLM takes it without harm: it refuses what it cannot follow. Else its portable form."""
+    """Return `schema` unchanged if vLLM can handle it safely, otherwise its portable form.
+
+    vLLM rejects schemas that it does not support.
+    """
     return portable(schema) if any(_is_harmful(node) for node, _ in nodes(schema)) else schema
 
 
 def _is_harmful(node: Schema) -> bool:
-    """xgrammar 0.2.8 fails on long repetitions while it compiles, after vLLM has taken the request; with a least number of properties it
-    counts the ways to choose them (15 of 30: for ever)."""
-    described = node.get("patternProperties")
-    for pattern in (node.get("pattern"), *(described if isinstance(described, dict) else ())):
-        if isinstance(pattern, str) and any(int(number) > patterns.MAX_COUNT for number in _repetitions(pattern)):
+    """Return whether a schema node harms vLLM.
+
+    xgrammar 0.2.8 fails on long repetitions while compiling, after vLLM has accepted the request.
+    With a minimum number of properties, it enumerates the ways to choose them (15 of 30 take
+    forever).
+    """
+    by_pattern = node.get("patternProperties")
+    for pattern in (node.get("pattern"), *(by_pattern if isinstance(by_pattern, dict) else ())):
+        if isinstance(pattern, str) and any(int(number) > regex.MAX_COUNT for number in _repetitions(pattern)):
             return True
     properties = node.get("properties")
     is_large = isinstance(properties, dict) and len(properties) > MAX_COUNTED
@@ -79,8 +110,11 @@ def _is_harmful(node: Schema) -> bool:
 
 
 def portable_calls(functions: Iterable[tuple[str, Schema]]) -> Schema:
-    """A call of one of the functions, of which each has a name and the schema of its arguments: `{"name": ..., "arguments": {...}}`."""
-    forms = _Forms()
+    """Return the schema for a call of one of `functions`, given as names and argument schemas.
+
+    The call has the form `{"name": ..., "arguments": {...}}`.
+    """
+    converter = _Converter()
     named = list(functions)
     calls = [
         {
@@ -89,106 +123,117 @@ def portable_calls(functions: Iterable[tuple[str, Schema]]) -> Schema:
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        for (name, _), arguments in zip(named, forms.parts([schema for _, schema in named]), strict=True)
+        for (name, _), arguments in zip(named, converter.parts([schema for _, schema in named]), strict=True)
     ]
-    return {"anyOf": calls} | forms.definitions()
+    return {"anyOf": calls} | converter.definitions()
 
 
 def anything() -> Schema:
-    """Any value. `{}` is any object to llama.cpp."""
+    """Return the schema of any value. To llama.cpp, `{}` means any object."""
     return {"type": list(TYPES)}
 
 
-class _Forms:
-    """One result, of one or more documents. Definitions are made of what is referred to, under names that all engines can follow."""
+class _Converter:
+    """Conversion of one or more documents into one result.
+
+    Referenced schemas become definitions, under names that all engines accept.
+    """
 
     def __init__(self) -> None:
         self._document = SchemaDocument({})
         self._names: dict[int, tuple[str, Schema]] = {}
-        """By the schema's identity, which it keeps by being there."""
+        """Name by the schema's identity. Holding the schema keeps its identity unique."""
         self._taken: set[str] = set()
-        self._waiting: list[tuple[SchemaDocument, str, Schema]] = []
+        self._pending: list[tuple[SchemaDocument, str, Schema]] = []
         self._definitions: dict[str, Schema] = {}
-        self._forms = 0
+        self._schema_count = 0
         self._path = 0
-        self._counts = 0
+        self._bound_sum = 0
 
-    def whole(self, roots: list[Schema]) -> list[Schema]:
-        """Each with all that it needs."""
+    def documents(self, roots: list[Schema]) -> list[Schema]:
+        """Convert each root into a complete document."""
         parts = self.parts(roots)
         return [part | self.definitions() for part in parts]
 
     def parts(self, roots: list[Schema]) -> list[Schema]:
-        """They need `definitions` beside them, where the document begins."""
+        """Convert the roots. They need `definitions` next to them at the root of the document."""
         found = []
         for root in roots:
             self._document, self._path = SchemaDocument(root), 0
-            form = self._form(root, 1)
-            self._define()
-            if id(root) in self._names or any(_odd.sub("-", name) in _RULES for name in form.get("properties", ())):
+            form = self._convert(root, 1)
+            self._define_pending()
+            if id(root) in self._names or any(
+                _not_in_rule_name.sub("-", name) in _RULES for name in form.get("properties", ())
+            ):
                 self._document = SchemaDocument(root)
-                form = self._referring(root, "root")
-                self._define()
+                form = self._reference_to(root, "root")
+                self._define_pending()
             found.append(form)
-        ambiguity.limited(found, self._definitions)
-        self._definitions = ambiguity.needed(found, self._definitions)
+        ambiguity.limit_ambiguity(found, self._definitions)
+        self._definitions = ambiguity.referenced(found, self._definitions)
         return found
 
     def definitions(self) -> Schema:
         return {"$defs": self._definitions} if self._definitions else {}
 
-    def _define(self) -> None:
-        while self._waiting:
-            self._document, name, schema = self._waiting.pop()
+    def _define_pending(self) -> None:
+        while self._pending:
+            self._document, name, schema = self._pending.pop()
             self._path = 0
-            self._definitions[name] = self._form(schema, 1)
+            self._definitions[name] = self._convert(schema, 1)
 
-    def _referring(self, target: Schema, hint: str) -> Schema:
+    def _reference_to(self, target: Schema, hint: str) -> Schema:
         name, _ = self._names.get(id(target), ("", None))
         if not name:
             numbered = (f"def-{number}" for number in count(len(self._names)))
             name = next(
-                name for name in chain([hint], numbered) if _plain_name(name) and _odd.sub("-", name) not in self._taken
+                name
+                for name in chain([hint], numbered)
+                if _plain_name(name) and _not_in_rule_name.sub("-", name) not in self._taken
             )
             self._names[id(target)] = (name, target)
-            self._taken.add(_odd.sub("-", name))
-            self._waiting.append((self._document, name, target))
+            self._taken.add(_not_in_rule_name.sub("-", name))
+            self._pending.append((self._document, name, target))
         return {"$ref": f"#/$defs/{name}"}
 
-    def _form(self, schema: object, depth: int) -> Schema:
-        self._forms += 1
-        if not isinstance(schema, dict) or depth > MAX_DEPTH or self._forms > MAX_FORMS:
+    def _convert(self, schema: object, depth: int) -> Schema:
+        self._schema_count += 1
+        if not isinstance(schema, dict) or depth > MAX_DEPTH or self._schema_count > MAX_FORMS:
             return anything()
         if "allOf" in schema:
-            schema = self._merged(schema, depth)
+            schema = self._merge_all_of(schema, depth)
             depth += MERGED_LEVELS
-        told = {key: schema[key] for key in ("title", "description") if isinstance(schema.get(key), str)}
+        annotations = {key: schema[key] for key in ("title", "description") if isinstance(schema.get(key), str)}
         if "default" in schema and not isinstance(schema["default"], dict | list):
-            told["default"] = schema["default"]
+            annotations["default"] = schema["default"]
         reference = schema.get("$ref")
-        form = self._reference(reference) if isinstance(reference, str) else self._constraints(schema, depth)
-        return form | told
+        form = (
+            self._convert_reference(reference)
+            if isinstance(reference, str)
+            else self._convert_constraints(schema, depth)
+        )
+        return form | annotations
 
-    def _constraints(self, schema: Schema, depth: int) -> Schema:
+    def _convert_constraints(self, schema: Schema, depth: int) -> Schema:
         choices = schema.get("anyOf") if isinstance(schema.get("anyOf"), list) else schema.get("oneOf")
         if isinstance(choices, list):
-            return self._choice(schema, choices, depth)
+            return self._convert_choice(schema, choices, depth)
         types = _types(schema)
         values = [schema["const"]] if "const" in schema else schema.get("enum")
         if isinstance(values, list):
             return _values(schema, values, types)
-        return self._typed(schema, types, depth)
+        return self._convert_type(schema, types, depth)
 
-    # References, and schemas of the same value
+    # References, and schemas that apply to the same value
 
-    def _reference(self, reference: str) -> Schema:
-        target = self._target(reference)
+    def _convert_reference(self, reference: str) -> Schema:
+        target = self._resolve(reference)
         if not isinstance(target, dict):
             return anything()
-        return self._referring(target, reference.rpartition("/")[2] if "/" in reference else "root")
+        return self._reference_to(target, reference.rpartition("/")[2] if "/" in reference else "root")
 
-    def _target(self, reference: str) -> Any:
-        """What is behind it and all references that follow."""
+    def _resolve(self, reference: str) -> Any:
+        """Follow the reference and all references that it leads to."""
         for _ in range(MAX_DEPTH):
             target = self._document.resolve(reference)
             if not isinstance(target, dict) or not isinstance(target.get("$ref"), str):
@@ -196,44 +241,48 @@ class _Forms:
             reference = target["$ref"]
         return None
 
-    def _merged(self, schema: Schema, depth: int) -> Schema:
-        """Without `allOf`: all that it says is of one value, and only one of the engines knows how to tell."""
+    def _merge_all_of(self, schema: Schema, depth: int) -> Schema:
+        """Merge `allOf` into the rest of the schema, because only one of the engines supports it."""
         parts = schema.get("allOf")
         if not isinstance(parts, list):
             return schema
-        if depth > MAX_DEPTH or self._forms > MAX_FORMS:
+        if depth > MAX_DEPTH or self._schema_count > MAX_FORMS:
             return {}
         own = {key: value for key, value in schema.items() if key != "allOf"}
         if len(parts) == 1 and isinstance(parts[0], dict) and "$ref" in parts[0] and _ANNOTATIONS.issuperset(own):
             return parts[0] | own
-        result = self._inlined(own, depth)
+        result = self._inline(own, depth)
         for part in parts:
-            self._forms += 1
+            self._schema_count += 1
             if isinstance(part, dict):
-                result = _both(result, self._inlined(part, depth + 1))
+                result = _merge(result, self._inline(part, depth + 1))
         return result
 
-    def _inlined(self, schema: Schema, depth: int) -> Schema:
-        """What a reference leads to in its place."""
+    def _inline(self, schema: Schema, depth: int) -> Schema:
+        """Replace a reference by its target."""
         if isinstance(schema.get("$ref"), str):
-            target = self._target(schema["$ref"])
+            target = self._resolve(schema["$ref"])
             schema = target if isinstance(target, dict) else {}
-        return self._merged(schema, depth + 1)
+        return self._merge_all_of(schema, depth + 1)
 
-    def _choice(self, schema: Schema, choices: list[Any], depth: int) -> Schema:
-        """Any of `choices`: `oneOf` of looser schemas would be tighter. What stands beside them holds for each."""
-        beside = {
+    def _convert_choice(self, schema: Schema, choices: list[Any], depth: int) -> Schema:
+        """Convert a choice between `choices`.
+
+        `oneOf` becomes `anyOf`: `oneOf` of looser schemas would be stricter. Keywords next to the
+        choice apply to every alternative.
+        """
+        siblings = {
             key: value for key, value in schema.items() if key not in _ANNOTATIONS and key not in ("anyOf", "oneOf")
         }
         forms: list[Schema] = []
         for choice in choices:
             if choice is False:
                 continue
-            if beside and isinstance(choice, dict) and not (beside.keys() == {"type"} and "$ref" in choice):
-                choice = _both(
-                    beside, self._inlined(choice, depth) if "$ref" in choice else self._merged(choice, depth)
+            if siblings and isinstance(choice, dict) and not (siblings.keys() == {"type"} and "$ref" in choice):
+                choice = _merge(
+                    siblings, self._inline(choice, depth) if "$ref" in choice else self._merge_all_of(choice, depth)
                 )
-            form = self._form(choice, depth + 1)
+            form = self._convert(choice, depth + 1)
             if form == anything():
                 return form
             for part in form["anyOf"] if form.keys() == {"anyOf"} else [form]:
@@ -243,30 +292,37 @@ class _Forms:
             return anything()
         return forms[0] if len(forms) == 1 else {"anyOf": forms}
 
-    # One type
+    # Single types
 
-    def _typed(self, schema: Schema, types: list[str], depth: int) -> Schema:
+    def _convert_type(self, schema: Schema, types: list[str], depth: int) -> Schema:
         if len(types) > 1 or not types:
-            return self._of_several(schema, types, depth)
+            return self._convert_types(schema, types, depth)
         form: Schema = {"type": types[0]}
         if types[0] == "object":
-            form |= self._object(schema, depth)
+            form |= self._convert_object(schema, depth)
         elif types[0] == "array":
-            form |= self._array(schema, depth)
+            form |= self._convert_array(schema, depth)
         elif types[0] == "string":
-            form |= self._string(schema)
+            form |= self._convert_string(schema)
         elif types[0] in ("integer", "number"):
             form |= _numbers(schema, types[0])
         return form
 
-    def _of_several(self, schema: Schema, types: list[str], depth: int) -> Schema:
-        """A schema without a type is one of an object, an array or a string where its keywords are; so all engines read it."""
+    def _convert_types(self, schema: Schema, types: list[str], depth: int) -> Schema:
+        """Convert a schema with several types or without a type.
+
+        Without a type, the keywords decide between object, array and string, as in all engines.
+        """
         if types:
-            forms = [self._typed(schema, [name], depth) for name in types]
+            forms = [self._convert_type(schema, [name], depth) for name in types]
             if all(len(form) == 1 for form in forms):
                 return {"type": types}
             return {"anyOf": forms}
-        for form in (self._object(schema, depth), self._array(schema, depth), self._string(schema)):
+        for form in (
+            self._convert_object(schema, depth),
+            self._convert_array(schema, depth),
+            self._convert_string(schema),
+        ):
             if (
                 form.keys() & {"properties", "additionalProperties", "items", "prefixItems", "pattern", "format"}
                 and form.get("additionalProperties") is not True
@@ -274,10 +330,10 @@ class _Forms:
                 return form
         return anything()
 
-    def _object(self, schema: Schema, depth: int) -> Schema:
+    def _convert_object(self, schema: Schema, depth: int) -> Schema:
         properties = schema.get("properties")
         form: Schema = {}
-        is_cut = False
+        is_truncated = False
         if isinstance(properties, dict):
             wanted = schema.get("required")
             required = [
@@ -287,53 +343,56 @@ class _Forms:
             ]
             if "$ref" in properties or any(len(name) > MAX_NAME for name in properties):
                 return {}
-            is_cut = len(properties) - len(required) > MAX_OPTIONAL
+            is_truncated = len(properties) - len(required) > MAX_OPTIONAL
             kept = {
                 name: part
                 for name, part in properties.items()
-                if part is not False and not (is_cut and name not in required)
+                if part is not False and not (is_truncated and name not in required)
             }
-            form["properties"] = {name: self._member(name, part, depth + 1) for name, part in kept.items()}
+            form["properties"] = {name: self._convert_property(name, part, depth + 1) for name, part in kept.items()}
             required = [name for name in required if name in kept]
             if required:
                 form["required"] = required
-        others = True if is_cut else self._others(schema, depth)
+        additional = True if is_truncated else self._additional_properties(schema, depth)
         names = form.get("properties", {})
-        if others is not None and (
-            others is False or (all(map(_trie_safe, names)) and sum(map(len, names)) <= MAX_NAMES)
+        if additional is not None and (
+            additional is False or (all(map(_trie_safe, names)) and sum(map(len, names)) <= MAX_NAMES)
         ):
-            form["additionalProperties"] = others
+            form["additionalProperties"] = additional
         return form
 
-    def _member(self, name: str, schema: Any, depth: int) -> Schema:
-        """A property's form."""
+    def _convert_property(self, name: str, schema: Any, depth: int) -> Schema:
+        """Convert the schema of a property."""
         if (
             self._path + len(name) > MAX_PATH
             and isinstance(schema, dict)
             and not schema.keys().isdisjoint(_COMPOUND)
             and "$ref" not in schema
         ):
-            return self._referring(schema, "")
+            return self._reference_to(schema, "")
         self._path += len(name) + 1
-        form = self._form(schema, depth)
+        form = self._convert(schema, depth)
         self._path -= len(name) + 1
         return form
 
-    def _others(self, schema: Schema, depth: int) -> Schema | bool | None:
-        """What properties without a schema of their own may be; those that a pattern describes are among them. None: nothing is said."""
-        others, described = schema.get("additionalProperties"), schema.get("patternProperties")
-        if isinstance(described, dict) and described:
-            if others is None or others is True or len(described) > MAX_OPTIONAL:
-                return True
-            choices = [*described.values(), others]
-            form = self._choice({}, [choice for choice in choices if choice is not False], depth)
-            return True if form == anything() else form
-        if isinstance(others, dict):
-            form = self._form(others, depth + 1)
-            return True if form == anything() else form
-        return others if isinstance(others, bool) else None
+    def _additional_properties(self, schema: Schema, depth: int) -> Schema | bool | None:
+        """Convert the schema of properties without their own, including those matched by a pattern.
 
-    def _array(self, schema: Schema, depth: int) -> Schema:
+        Return None if the schema does not restrict them.
+        """
+        additional, by_pattern = schema.get("additionalProperties"), schema.get("patternProperties")
+        if isinstance(by_pattern, dict) and by_pattern:
+            if additional is None or additional is True or len(by_pattern) > MAX_OPTIONAL:
+                return True
+            choices = [*by_pattern.values(), additional]
+            form = self._convert_choice({}, [choice for choice in choices if choice is not False], depth)
+            return True if form == anything() else form
+        if isinstance(additional, dict):
+            form = self._convert(additional, depth + 1)
+            return True if form == anything() else form
+        return additional if isinstance(additional, bool) else None
+
+    def _convert_array(self, schema: Schema, depth: int) -> Schema:
         items, first = schema.get("items"), schema.get("prefixItems")
         if isinstance(items, list):  # draft 7
             items, first = schema.get("additionalItems"), items
@@ -348,21 +407,21 @@ class _Forms:
                 and (most is None or most >= len(first))
                 and all(part is not False for part in first)
             ):
-                return {"prefixItems": [self._form(part, depth + 1) for part in first]} | self._bounds(
+                return {"prefixItems": [self._convert(part, depth + 1) for part in first]} | self._bounds(
                     "Items", least, most
                 )
-            form = self._choice({}, [*first, True if items is None else items], depth)
+            form = self._convert_choice({}, [*first, True if items is None else items], depth)
         elif items is False:
             form, most = anything(), 0
         else:
-            form = self._form(items, depth + 1) if isinstance(items, dict) else anything()
+            form = self._convert(items, depth + 1) if isinstance(items, dict) else anything()
         bounds = self._bounds("Items", least, most)
         return {"items": form} | bounds if bounds or form != anything() else {}
 
-    def _string(self, schema: Schema) -> Schema:
+    def _convert_string(self, schema: Schema) -> Schema:
         pattern = schema.get("pattern")
         if isinstance(pattern, str):
-            pattern = patterns.portable(pattern)
+            pattern = regex.portable(pattern)
             if pattern is not None:
                 return {"pattern": pattern}
         if isinstance(schema.get("format"), str) and schema["format"] in FORMATS:
@@ -370,23 +429,31 @@ class _Forms:
         return self._bounds("Length", _length(schema.get("minLength")) or 0, _length(schema.get("maxLength")))
 
     def _bounds(self, what: str, least: int, most: int | None) -> Schema:
-        """Bounds that are not too large, alone or together; none where they contradict each other, which hangs or kills llama.cpp."""
+        """Return the bounds that are not too large, alone or in total.
+
+        Return no bounds if they contradict each other, which hangs or crashes llama.cpp.
+        """
         bounds: Schema = {}
         if most is not None and most < least:
             return bounds
         for name, bound in ((f"min{what}", least or None), (f"max{what}", most)):
-            if bound is not None and bound <= MAX_COUNT and self._counts + bound <= MAX_COUNTS:
-                self._counts += bound
+            if bound is not None and bound <= MAX_COUNT and self._bound_sum + bound <= MAX_COUNTS:
+                self._bound_sum += bound
                 bounds[name] = bound
         return bounds
 
 
-def _both(one: Schema, other: Schema) -> Schema:
-    """What holds for a value of which both hold: exactly, or looser where they speak of the same."""
+def _merge(one: Schema, other: Schema) -> Schema:
+    """Merge two schemas that apply to the same value.
+
+    The result is exact, or looser where both restrict the same thing.
+    """
     merged = one | other
-    mine, theirs = one.get("properties"), other.get("properties")
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        merged["properties"] = {name: _of_both(mine, theirs, name) for name in mine | theirs}
+    one_properties, other_properties = one.get("properties"), other.get("properties")
+    if isinstance(one_properties, dict) and isinstance(other_properties, dict):
+        merged["properties"] = {
+            name: _merge_property(one_properties, other_properties, name) for name in one_properties | other_properties
+        }
     if isinstance(one.get("required"), list) and isinstance(other.get("required"), list):
         merged["required"] = [*one["required"], *other["required"]]
     if any(key in other for key in _ARRAY_GROUP):
@@ -405,22 +472,27 @@ def _both(one: Schema, other: Schema) -> Schema:
     return merged
 
 
-def _of_both(mine: Schema, theirs: Schema, name: str) -> Any:
-    """A property that one forbids is forbidden."""
-    if mine.get(name) is False or theirs.get(name) is False:
+def _merge_property(one_properties: Schema, other_properties: Schema, name: str) -> Any:
+    """Merge the two schemas of a property. Forbidden by one means forbidden."""
+    if one_properties.get(name) is False or other_properties.get(name) is False:
         return False
-    return theirs[name] if theirs.get(name, True) not in (True, {}) else mine.get(name, True)
+    return (
+        other_properties[name] if other_properties.get(name, True) not in (True, {}) else one_properties.get(name, True)
+    )
 
 
 def _types(schema: Schema) -> list[str]:
-    """The types that it names; none: it names none."""
+    """Return the types that the schema names, or an empty list."""
     named = schema.get("type")
     found = [named] if isinstance(named, str) else named if isinstance(named, list) else []
     return list(dict.fromkeys(name for name in found if isinstance(name, str) and name in _ALL_TYPES))
 
 
 def _values(schema: Schema, values: list[Any], types: list[str]) -> Schema:
-    """The converter follows a `$ref` in a value too."""
+    """Convert `const` and `enum`.
+
+    Values with a `$ref` inside are dropped, because the converter would follow it.
+    """
     typed: Schema = {"type": types[0] if len(types) == 1 else types} if types else anything()
     if not values or any(_holds_reference(value) for value in values):
         return typed
@@ -435,7 +507,10 @@ def _holds_reference(value: Any) -> bool:
 
 
 def _numbers(schema: Schema, type: str) -> Schema:
-    """For integers, bounds that they can meet: the converter cuts off what follows the point, on the wrong side below zero."""
+    """Return the bounds of a number, rounded to the next integers for type `integer`.
+
+    The converter truncates fractions, which is wrong below zero.
+    """
     low, above, high, below = (
         _finite(schema.get(name)) for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
     )
@@ -461,7 +536,7 @@ def _finite(value: object) -> float | int | None:
 
 
 def _length(value: object) -> int | None:
-    """A bound on a length. `3.0` is one."""
+    """Return a length bound as an integer. `3.0` counts as one."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MAX_INTEGER:
         return None
     return math.ceil(value)

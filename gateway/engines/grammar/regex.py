@@ -1,21 +1,27 @@
-"""Regular expressions in the form that the engines' grammars follow: llama.cpp copies a pattern into its grammar nearly as it stands.
+"""Portable regular expressions: the subset that all engines' grammars support.
 
-What llama.cpp's converter (common/json-schema-to-grammar.cpp, both generations) makes of a pattern is no check of a text but a recipe for one, as the
-text stands in JSON. So it has to begin with `^` and end with `$`; `.`, `[^a]`, `\\s` and a literal quote would let the model
-end the string or break it by a line end; classes like `\\d` it does not know, look-arounds and empty repetitions kill it.
+llama.cpp copies a pattern into its grammar almost unchanged. Its converter
+(common/json-schema-to-grammar.cpp, both generations) uses a pattern to generate a text, not to
+check one, in the form that the text has in JSON. A pattern must therefore begin with `^` and end
+with `$`. `.`, `[^a]`, `\\s` and a literal quote would let the model end the string or break it with
+a line end. The converter does not support classes like `\\d`; look-arounds and empty repetitions
+crash it.
 """
 
 from msgspec import Struct
 
 MAX_COUNT = 128
-"""Of one repetition. Above it xgrammar 0.2.8, which vLLM 0.32 has, fails when it compiles the grammar; llama.cpp takes 2000."""
+"""Maximum count of a repetition.
+
+Above it, xgrammar 0.2.8 (in vLLM 0.32) fails while compiling the grammar. llama.cpp accepts 2000.
+"""
 MAX_COST = 1000
-"""Of a pattern: its characters, each as often as it may be repeated. Each becomes a rule."""
+"""Maximum cost of a pattern: its characters times their repetitions. Each becomes a rule."""
 MAX_DEPTH = 16
-"""Groups in groups."""
+"""Maximum nesting of groups."""
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/:,;@#%&=!~'<>` ")
-"""Characters that mean themselves in every engine's patterns."""
+"""Characters that stand for themselves in every engine's patterns."""
 _DIGITS = (0x30, 0x39)
 _CLASSES = {"d": [_DIGITS], "w": [_DIGITS, (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]}
 
@@ -23,14 +29,14 @@ Ranges = list[tuple[int, int]]
 
 
 class _Part(Struct, gc=False):
-    """A piece of the pattern, rendered anew."""
+    """Rendered piece of a pattern."""
 
     text: str
     is_empty: bool = False
-    """It may match nothing."""
+    """True if the piece can match nothing."""
     cost: int = 1
     char: int | None = None
-    """The one character that it is."""
+    """The character, if the piece is a single one."""
 
 
 class _NotPortable(Exception):
@@ -38,11 +44,11 @@ class _NotPortable(Exception):
 
 
 def portable(pattern: str) -> str | None:
-    """A pattern that matches the same texts, and that every engine follows; None: there is none."""
+    """Return an equivalent pattern that every engine supports, or None."""
     try:
         reader = _Reader(pattern)
         parts = [reader.anchored()]
-        while reader.takes("|"):
+        while reader.accepts("|"):
             parts.append(reader.anchored())
         reader.end()
     except _NotPortable:
@@ -53,14 +59,14 @@ def portable(pattern: str) -> str | None:
 
 
 class _Reader:
-    """Reads what of ECMA-262 can be had everywhere; raises _NotPortable for anything else."""
+    """Parser for the portable subset of ECMA-262. Raises `_NotPortable` for anything else."""
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
         self._depth = 0
 
-    def takes(self, mark: str) -> bool:
+    def accepts(self, mark: str) -> bool:
         found = self._text.startswith(mark, self._at)
         if found:
             self._at += len(mark)
@@ -71,14 +77,14 @@ class _Reader:
             raise _NotPortable
 
     def anchored(self) -> _Part:
-        """One whole alternative of the pattern, without its anchors."""
-        self._needs("^")
+        """Parse one alternative of the whole pattern. The result does not contain its anchors."""
+        self._expect("^")
         part = self._sequence()
-        self._needs("$")
+        self._expect("$")
         return part
 
-    def _needs(self, mark: str) -> None:
-        if not self.takes(mark):
+    def _expect(self, mark: str) -> None:
+        if not self.accepts(mark):
             raise _NotPortable
 
     def _next(self) -> str:
@@ -116,9 +122,9 @@ class _Reader:
         return _char(_checked(ord(char)))
 
     def _group(self) -> _Part:
-        if self.takes("?") and not self.takes(":"):
-            self.takes("P")
-            self._needs("<")
+        if self.accepts("?") and not self.accepts(":"):
+            self.accepts("P")
+            self._expect("<")
             if self._peek() in ("=", "!"):
                 raise _NotPortable
             while self._next() != ">":
@@ -127,9 +133,9 @@ class _Reader:
         if self._depth > MAX_DEPTH:
             raise _NotPortable
         parts = [self._sequence()]
-        while self.takes("|"):
+        while self.accepts("|"):
             parts.append(self._sequence())
-        self._needs(")")
+        self._expect(")")
         self._depth -= 1
         return _Part(
             f"({'|'.join(part.text for part in parts)})",
@@ -154,23 +160,23 @@ class _Reader:
         )
 
     def _quantifier(self) -> tuple[int, int | None]:
-        """How often what stands before is there: at least and at most."""
-        if self.takes("*"):
+        """Parse a quantifier. Return the minimum and maximum number of repetitions."""
+        if self.accepts("*"):
             bounds: tuple[int, int | None] = (0, None)
-        elif self.takes("+"):
+        elif self.accepts("+"):
             bounds = (1, None)
-        elif self.takes("?"):
+        elif self.accepts("?"):
             bounds = (0, 1)
-        elif self.takes("{"):
+        elif self.accepts("{"):
             least = self._count()
             most: int | None = least
-            if self.takes(","):
+            if self.accepts(","):
                 most = None if self._peek() == "}" else self._count()
-            self._needs("}")
+            self._expect("}")
             bounds = (least, most)
         else:
             return 1, 1
-        self.takes("?")  # lazy: the same texts
+        self.accepts("?")  # lazy: matches the same texts
         if self._peek() in ("*", "+", "?", "{"):
             raise _NotPortable
         return bounds
@@ -187,7 +193,7 @@ class _Reader:
         if self._peek() == "^":
             raise _NotPortable
         found: Ranges = []
-        while not self.takes("]"):
+        while not self.accepts("]"):
             low = self._member()
             if (
                 len(low) == 1
@@ -224,7 +230,10 @@ class _Reader:
 
 
 def _checked(code: int) -> int:
-    """A character that stands in JSON as it is. Half of a pair that JavaScript writes is none."""
+    """Return `code` if JSON writes the character unescaped.
+
+    Half of a surrogate pair is not portable.
+    """
     if code < 0x20 or code in (0x22, 0x5C, 0x7F) or 0xD800 <= code <= 0xDFFF:
         raise _NotPortable
     return code
@@ -236,7 +245,10 @@ def _char(code: int) -> _Part:
 
 
 def _class_text(ranges: Ranges) -> str:
-    """A class without what one of the readers takes for an operator: `^` at its beginning, `-` within, two of a kind in a row."""
+    """Return a character class without anything that an engine could take for an operator.
+
+    These are `^` at the start, `-` inside, and two of a kind in a row.
+    """
     merged: Ranges = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1] + 1:

@@ -1,7 +1,9 @@
-"""The check before a switch: asks the backend that is to serve, and the one that does now, and says what would break and what clients would notice.
+"""The preflight check before a switch: what would break, and what clients would notice.
 
-It runs where the gateway runs, since nobody else may reach the backends. It spends a few tokens; nothing it does moves a tier or a circuit. An Ollama
-that is not the one to serve is asked for its lists alone, which tell what it can do: nothing is loaded there, and nobody waits for it.
+It probes the backend that is to serve and the one that serves now. It runs in the gateway, since
+only the gateway may be able to reach the backends. It spends a few tokens, and moves no tier and no
+circuit breaker. An Ollama that is not to serve is only asked for its lists, which tell what it can
+do: no model is loaded there, and no request waits for it.
 """
 
 import asyncio
@@ -17,31 +19,37 @@ from gateway.config import Settings, Tier
 from gateway.errors import ClientLeft, Conflict, InvalidRequest, ShuttingDown
 from gateway.relay.context import RelayContext
 from gateway.relay.route import Route
-from gateway.rollout.preflight import gpu_memory as memory
+from gateway.rollout.assignment import TierRoute
+from gateway.rollout.preflight import gpu_memory
 from gateway.rollout.preflight.findings import BackendFacts, Finding, TierSide, compare, rollback_finding, shared_gpu
 from gateway.rollout.preflight.gpu_memory import GpuMemory, LoadedModel
 from gateway.rollout.preflight.probes import YES, CapabilityProbe, Trait, Traits, reported_trait
-from gateway.rollout.state import Rollout, TierRoute
+from gateway.rollout.state import Rollout
 from gateway.telemetry.exchange import CHAT
 from gateway.upstream.backend import Backend
 
 SECONDS, LEAST, LONGEST = 30.0, 1.0, 600.0
-"""What a check may take, both sides at the same time: by itself, and as the caller may set it."""
-LOOK_SHARE, LEAST_LOOK = 0.25, 0.2
-"""Of the time that is left for what is told besides, so that a server that hangs in that is still tried; the least of it in seconds."""
+"""Time limit of a check, in seconds: the default, and the bounds of what a caller may set."""
+MEMORY_SHARE, MIN_MEMORY_SECONDS = 0.25, 0.2
+"""Share of the remaining time for reading the memory, so that a server that hangs in this is still
+probed; and the least, in seconds."""
 MAX_LISTED = 5
+"""Models that a finding lists."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Pair(Struct, frozen=True):
-    """A tier that would move: who serves it now, or would after a rollback; None: nobody else has a model for it."""
+    """A tier that would move, and the backend that serves it now or would after a rollback.
+
+    `other` is None if no other backend has a model for the tier.
+    """
 
     tier: Tier
     other: str | None
 
 
 class PreflightCheck:
-    """One check of a move to `target`. `deadline` is on the loop's clock."""
+    """One check of a move to `target`. `deadline` is on the event loop's clock."""
 
     def __init__(
         self, settings: Settings, context: RelayContext, target: Backend, pairs: list[Pair], deadline: float
@@ -53,64 +61,70 @@ class PreflightCheck:
         self._deadline = deadline
         self._memory: dict[str, GpuMemory] = {}
         self._traits: dict[tuple[str, str], Traits] = {}
-        """By tier and backend."""
+        """Traits by tier and backend."""
 
     async def run(self) -> list[Finding]:
         names = dict.fromkeys(
             [self._target.name, *(pair.other for pair in self._pairs if pair.other), self._settings.rollback_to]
         )
         backends = [self._context.backends[name] for name in names]
-        await self._look_at_memory(backends)
+        await self._read_memory(backends)
         unloaded = {pair.tier.name for pair in self._pairs if self._is_unloaded(pair.tier)}
-        await asyncio.gather(*(self._try_models(backend) for backend in backends))
-        if unloaded:  # it may be loaded now, and tell its context
-            await self._look_at_memory([self._target])
+        await asyncio.gather(*(self._probe_models(backend) for backend in backends))
+        if unloaded:  # the model may be loaded now, and its context known
+            await self._read_memory([self._target])
         findings = [
             finding for pair in self._pairs for finding in self._tier_findings(pair, pair.tier.name in unloaded)
         ]
-        here = self._place(self._target)
+        target = self._backend_facts(self._target)
         for backend in backends[1:]:
-            finding = shared_gpu(here, self._place(backend))
+            finding = shared_gpu(target, self._backend_facts(backend))
             if finding is not None:
                 findings.append(finding)
         return findings
 
-    async def _look_at_memory(self, backends: list[Backend]) -> None:
-        seconds = max(LEAST_LOOK, min(memory.SECONDS, LOOK_SHARE * (self._deadline - self._context.loop.time())))
-        found = await asyncio.gather(*(memory.ask(backend, self._context.gateway_id, seconds) for backend in backends))
-        self._memory |= {backend.name: told for backend, told in zip(backends, found, strict=True)}
+    async def _read_memory(self, backends: list[Backend]) -> None:
+        left = self._deadline - self._context.loop.time()
+        seconds = max(MIN_MEMORY_SECONDS, min(gpu_memory.SECONDS, MEMORY_SHARE * left))
+        found = await asyncio.gather(
+            *(gpu_memory.query(backend, self._context.gateway_id, seconds) for backend in backends)
+        )
+        self._memory |= {backend.name: memory for backend, memory in zip(backends, found, strict=True)}
 
     def _is_unloaded(self, tier: Tier) -> bool:
-        model, told = tier.models.get(self._target.name), self._memory[self._target.name]
-        return model is not None and told.loaded is not None and told.of(self._target, model) is None
+        model, memory = tier.models.get(self._target.name), self._memory[self._target.name]
+        return model is not None and memory.loaded is not None and memory.of(self._target, model) is None
 
-    # What a side can do
+    # Capabilities of a side
 
-    async def _try_models(self, backend: Backend) -> None:
-        """All tiers' models there: on an Ollama one after the other, since each may take the place of another."""
+    async def _probe_models(self, backend: Backend) -> None:
+        """Probe the models of all tiers on `backend`.
+
+        On Ollama one after the other, since loading one may unload another.
+        """
         groups: list[tuple[Route, Tier, list[str]]] = []
         for pair in self._pairs:
             tier, model = pair.tier, pair.tier.models.get(backend.name)
             if model is None or backend.name not in (self._target.name, pair.other) or self._fault(backend, model):
                 continue
-            alike = next(
+            same = next(
                 (names for route, other, names in groups if (route.model, _params(other)) == (model, _params(tier))),
                 None,
             )
-            if alike is not None:
-                alike.append(tier.name)
+            if same is not None:
+                same.append(tier.name)
             else:
                 groups.append((Route(tier.name, backend.name, model), tier, [tier.name]))
         if backend.kind == "ollama":
             for group in groups:
-                await self._try_model(*group)
+                await self._probe_model(*group)
         else:
-            await asyncio.gather(*(self._try_model(*group) for group in groups))
+            await asyncio.gather(*(self._probe_model(*group) for group in groups))
 
-    async def _try_model(self, route: Route, tier: Tier, names: list[str]) -> None:
+    async def _probe_model(self, route: Route, tier: Tier, names: list[str]) -> None:
         backend = self._context.backends[route.backend]
         if backend.kind == "ollama" and backend is not self._target:
-            traits = _by_its_word(backend, route.model)
+            traits = _reported_traits(backend, route.model)
         else:
             params = ParameterPolicy(*_params(tier))
             traits = await CapabilityProbe(
@@ -119,16 +133,17 @@ class PreflightCheck:
         self._traits |= {(name, backend.name): traits for name in names}
 
     def _fault(self, backend: Backend, model: str) -> str:
-        """Why `backend` cannot serve `model`; empty: it may."""
-        well = [server for server in backend.servers if server.is_well]
-        if not well:
+        """Return why `backend` cannot serve `model`; empty if it may."""
+        healthy = [server for server in backend.servers if server.is_well]
+        if not healthy:
             if any(server.up is False and not server.circuit.is_open for server in backend.servers):
-                return f"refuses the key, or is no server of kind {backend.kind}"
+                return f"rejects the API key, or is not a server of kind {backend.kind}"
             return "does not answer"
-        if not any(server.serves(model) for server in well):
-            there = sorted({name.removesuffix(":latest") for server in well for name in server.discovered or {}})
-            listed = ", ".join(name if name.isprintable() else ascii(name) for name in there[:MAX_LISTED])
-            return f"has no such model; there is: {listed or 'none'}{' and others' if len(there) > MAX_LISTED else ''}"
+        if not any(server.serves(model) for server in healthy):
+            models = sorted({name.removesuffix(":latest") for server in healthy for name in server.discovered or {}})
+            listed = ", ".join(name if name.isprintable() else ascii(name) for name in models[:MAX_LISTED])
+            others = " and others" if len(models) > MAX_LISTED else ""
+            return f"does not have the model; it has: {listed or 'none'}{others}"
         return "asleep" if self._memory[backend.name].is_asleep else ""
 
     def _side(self, tier: Tier, backend: Backend, was_unloaded: bool = False) -> TierSide:
@@ -140,8 +155,8 @@ class PreflightCheck:
         remarks += [f"{', '.join(lacking)} without {model!r}"] if lacking else []
         traits = self._traits.get((tier.name, backend.name), {})
         if was_unloaded and "streaming" in traits:
-            left = "" if loaded else "; it is not any more: another may have taken its place"
-            remarks.append(f"{model!r} was not loaded, and has been for this check{left}")
+            unloaded = "" if loaded else ", but it is unloaded again: another model may have taken its place"
+            remarks.append(f"{model!r} was not loaded, and this check loaded it{unloaded}")
         return TierSide(
             backend.name,
             backend.kind,
@@ -153,72 +168,78 @@ class PreflightCheck:
             backend.kind != "ollama" or loaded is not None or backend.settings.num_ctx is not None,
         )
 
-    # What follows
+    # Findings
 
     def _tier_findings(self, pair: Pair, was_unloaded: bool) -> list[Finding]:
         tier, target = pair.tier, self._target
         if target.name not in tier.models:
-            words = f"the settings give it no model on {target.name}: a switch is refused"
+            words = f"it has no model on {target.name} in the settings: a switch is refused"
             return [Finding(tier.name, "serves", "breaks", target.name, "no model", words=words)]
         other = None if pair.other is None else self._side(tier, self._context.backends[pair.other])
         findings = list(compare(tier.name, self._side(tier, target, was_unloaded), other))
-        back = self._context.backends[self._settings.rollback_to]
-        if back is not target:
-            model = tier.models.get(back.name)
-            findings.append(rollback_finding(tier.name, model, self._place(back), self._loaded_seconds(back, model)))
+        rollback_to = self._context.backends[self._settings.rollback_to]
+        if rollback_to is not target:
+            model = tier.models.get(rollback_to.name)
+            facts, seconds = self._backend_facts(rollback_to), self._loaded_seconds(rollback_to, model)
+            findings.append(rollback_finding(tier.name, model, facts, seconds))
         return findings
 
     def _loaded_seconds(self, backend: Backend, model: str | None) -> float | None:
-        told = self._memory[backend.name]
-        if model is None or told.loaded is None:
+        memory = self._memory[backend.name]
+        if model is None or memory.loaded is None:
             return None
-        found: LoadedModel | None = told.of(backend, model)
+        found: LoadedModel | None = memory.of(backend, model)
         return 0.0 if found is None else found.seconds
 
-    def _place(self, backend: Backend) -> BackendFacts:
+    def _backend_facts(self, backend: Backend) -> BackendFacts:
         keep_alive = backend.settings.keep_alive
-        keeps = keep_alive.startswith("-") if isinstance(keep_alive, str) else keep_alive is not None and keep_alive < 0
+        keeps_loaded = (
+            keep_alive.startswith("-") if isinstance(keep_alive, str) else keep_alive is not None and keep_alive < 0
+        )
         names = {urlsplit(server.base_url).hostname or "" for server in backend.settings.servers}
         hosts = frozenset("loopback" if name in LOOPBACK else name for name in names)
-        return BackendFacts(backend.name, backend.kind, hosts, backend.is_up, keeps, self._memory[backend.name])
+        return BackendFacts(backend.name, backend.kind, hosts, backend.is_up, keeps_loaded, self._memory[backend.name])
 
 
 def _params(tier: Tier) -> tuple[Mapping[str, object], Mapping[str, object], tuple[str, ...], int | None]:
     return tier.params.default, tier.params.force, tier.params.drop, tier.max_tokens
 
 
-def _by_its_word(backend: Backend, model: str) -> Traits:
-    """What an Ollama tells of a model that it serves. What it does not tell all of its versions can."""
+def _reported_traits(backend: Backend, model: str) -> Traits:
+    """Return what an Ollama reports about a model; all its versions can do the rest."""
     traits = dict.fromkeys(("streaming", "usage", "structured_output", "parameters"), YES)
-    words = {"vision": "vision", "reasoning": "thinking", "tools": "tools", "forced_tools": "tools"}
-    traits |= {what: reported_trait(backend, model, word) for what, word in words.items()}
-    return traits | {"answers": Trait(None, "up, not asked")}
+    names = {"vision": "vision", "reasoning": "thinking", "tools": "tools", "forced_tools": "tools"}
+    traits |= {what: reported_trait(backend, model, name) for what, name in names.items()}
+    return traits | {"answers": Trait(None, "up, not probed")}
 
 
 class Preflight:
-    """Checks, one at a time: a second caller waits for the first."""
+    """Runs preflight checks, one at a time: a second caller waits for the first."""
 
     def __init__(self, context: RelayContext, rollout: Rollout) -> None:
         self._context = context
-        self._lines: Mapping[str, TierRoute] = rollout.tiers
-        self._turn = asyncio.Lock()
+        self._tier_routes: Mapping[str, TierRoute] = rollout.tiers
+        self._lock = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
 
     def stop(self) -> None:
-        """What runs ends with `ShuttingDown`."""
+        """End running checks with `ShuttingDown`."""
         self._stopping.set()
 
     def change(self) -> None:
-        """The settings are others: what runs ends with `Conflict`, since it would tell of tiers and servers that are not these."""
+        """End running checks with `Conflict`, since the settings have changed.
+
+        Their findings would be about tiers and servers of earlier settings.
+        """
         self._changed.set()
         self._changed = asyncio.Event()
 
     async def check(self, backend: str | None, tier: str | None, seconds: float) -> dict[str, Any]:
-        """The answer's body: whether a tier would break, what was found, and the sides' models.
+        """Return the body of the answer: whether a tier would break, the findings, and both models.
 
         Raises:
-            InvalidRequest: a name means nothing.
+            InvalidRequest: a name is unknown.
         """
         target = self._backend(backend)
         pairs = [Pair(item, self._other(item, target.name)) for item in self._tiers(tier)]
@@ -227,12 +248,14 @@ class Preflight:
             for item in self._context.settings.tiers.values()
             if tier is not None and item.name.lower() == tier.lower() and item.backend
         ]
-        async with self._turn:
+        async with self._lock:
             began = self._context.loop.time()
             findings = await PreflightCheck(self._context.settings, self._context, target, pairs, began + seconds).run()
             took = self._context.loop.time() - began
         findings += [
-            Finding(item.name, "pinned", "note", target.name, "", words=f"the settings pin it to {item.backend}")
+            Finding(
+                item.name, "pinned", "note", target.name, "", words=f"it is pinned to {item.backend} in the settings"
+            )
             for item in pinned
         ]
         return {
@@ -253,11 +276,11 @@ class Preflight:
     async def unless(
         self, gone: Coroutine[Any, Any, None], work: Coroutine[Any, Any, dict[str, Any]]
     ) -> dict[str, Any]:
-        """What `work` gives.
+        """Return the result of `work`.
 
         Raises:
-            ClientLeft: `gone` ended before.
-            ShuttingDown
+            ClientLeft: `gone` ended first.
+            ShuttingDown: `stop` was called.
             Conflict: the settings have changed.
         """
         changed = self._changed
@@ -267,8 +290,8 @@ class Preflight:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if stopping.done() and not working.done():
                 raise ShuttingDown
-            if changed.is_set():  # even where there is an answer: it may be about what is closed by now
-                raise Conflict("The settings have changed during the check, which tells nothing now. Ask again.")
+            if changed.is_set():  # even with a result: it may be about servers that are closed by now
+                raise Conflict("The settings changed during the check, so its findings do not apply. Run it again.")
             if leaving.done() and not working.done():
                 raise ClientLeft
             return working.result() or {}
@@ -280,7 +303,7 @@ class Preflight:
     # Names
 
     def _backend(self, name: str | None) -> Backend:
-        """Without a name: the first that a tier could move to, besides the one that a rollback leads to."""
+        """Return the named backend; by default the first that tiers have, except `rollback_to`."""
         used = [
             backend
             for backend in self._context.settings.backends
@@ -302,7 +325,7 @@ class Preflight:
         return self._context.backends[found]
 
     def _tiers(self, name: str | None) -> list[Tier]:
-        """Those that a switch would move."""
+        """Return the tiers that a switch would move."""
         tiers = list(self._context.settings.tiers.values())
         if name is not None:
             tiers = [tier for tier in tiers if tier.name.lower() == name.lower()]
@@ -311,8 +334,8 @@ class Preflight:
         return [tier for tier in tiers if tier.backend is None]
 
     def _other(self, tier: Tier, target: str) -> str | None:
-        """Who serves it now; where `target` does already, who would after a rollback."""
-        assignment = self._lines[tier.name].assignment
+        """Return the backend that serves `tier` now or, if that is `target`, after a rollback."""
+        assignment = self._tier_routes[tier.name].assignment
         candidates = (assignment.backend, self._context.settings.rollback_to, *tier.models)
         return next((name for name in candidates if name != target and name in tier.models), None)
 

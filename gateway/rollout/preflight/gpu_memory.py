@@ -1,6 +1,6 @@
-"""What the engines hold in memory, by their own word: Ollama lists what it has loaded (`/api/ps`), vLLM tells its share of the GPU among its metrics.
+"""GPU memory as engines report it: Ollama's loaded models (`/api/ps`), vLLM's share (metrics).
 
-Neither tells how much memory the GPU has, nor which GPU it is.
+Neither reports how much memory the GPU has, or which GPU it is.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from gateway.upstream.connection import WireError
 from gateway.upstream.server import VIA, Server
 
 SECONDS = 3.0
-"""For a server's answer, at most."""
+"""Longest wait for a server's answer."""
 MAX_LIST = 4 * 1024 * 1024
 """Bytes of a list or of metrics."""
-FOR_EVER = 10 * 365 * 86400
-"""Seconds. Ollama gives a model that stays loaded a date in the year 2318 or later."""
+FOREVER = 10 * 365 * 86400
+"""Seconds. Ollama gives a model that stays loaded an expiry in the year 2318 or later."""
 
 _CACHE = re.compile(rb"^vllm:cache_config_info\{([^\n]*)\} ", re.MULTILINE)
 _CACHE_BYTES = re.compile(rb'kv_cache_memory_bytes="[0-9]')
@@ -31,7 +31,12 @@ _SHARE = re.compile(rb'gpu_memory_utilization="([0-9.]+)"')
 
 
 class LoadedModel(Struct, frozen=True):
-    """A model that an Ollama has loaded. `size` and `in_gpu` in bytes; `seconds`: until it is unloaded if nobody asks for it, inf: never."""
+    """A model that an Ollama has loaded.
+
+    `size` and `in_gpu` are in bytes. `seconds` is the time until it is unloaded if no request
+    comes:
+    inf for never, None if that is unknown.
+    """
 
     name: str
     size: int
@@ -41,20 +46,23 @@ class LoadedModel(Struct, frozen=True):
 
 
 class GpuMemory(Struct, frozen=True):
-    """Of one backend, its servers together; None: it does not tell. `share` is the part of a GPU's memory that vLLM may fill, the largest."""
+    """GPU memory of one backend, all servers together. None: the backend does not report it.
+
+    `share` is the part of a GPU's memory that vLLM may fill; of several servers, the largest.
+    """
 
     loaded: list[LoadedModel] | None = None
     share: float | None = None
     is_asleep: bool = False
-    """Every vLLM was put to sleep: its weights are out of the GPU, and a request would find none."""
+    """True if every vLLM sleeps: its weights are not in the GPU, and a request would fail."""
 
     @property
     def in_gpu(self) -> int:
-        """Bytes of what is loaded."""
+        """Bytes of all loaded models in GPU memory."""
         return sum(item.in_gpu for item in self.loaded or ())
 
     def of(self, backend: Backend, model: str) -> LoadedModel | None:
-        """The entry of `model`, by any of its names."""
+        """Return the entry of `model`, by any of its names."""
         wanted = backend.engine.canonical(model)
         return next((item for item in self.loaded or () if backend.engine.canonical(item.name) == wanted), None)
 
@@ -74,24 +82,27 @@ class _Entries(Struct):
 _entries = msgspec.json.Decoder(_Entries)
 
 
-async def ask(backend: Backend, gateway_id: bytes, seconds: float = SECONDS) -> GpuMemory:
-    """What the servers of `backend` tell now, those that answer in `seconds`."""
+async def query(backend: Backend, gateway_id: bytes, seconds: float = SECONDS) -> GpuMemory:
+    """Ask the servers of `backend`; those that do not answer within `seconds` are left out."""
     if backend.kind == "openai":
         return GpuMemory()
     path = "/api/ps" if backend.kind == "ollama" else "/metrics"
     bodies = await asyncio.gather(*(_get(backend, server, path, gateway_id, seconds) for server in backend.servers))
-    told = [body for body in bodies if body is not None]
+    answers = [body for body in bodies if body is not None]
     if backend.kind == "ollama":
-        return GpuMemory(loaded=_loaded(told, datetime.now(UTC)))
+        return GpuMemory(loaded=_loaded(answers, datetime.now(UTC)))
     return GpuMemory(
-        share=max(filter(None, map(share_of, told)), default=None),
-        is_asleep=bool(told) and all(_ASLEEP.search(body) for body in told),
+        share=max(filter(None, map(share_of, answers)), default=None),
+        is_asleep=bool(answers) and all(_ASLEEP.search(body) for body in answers),
     )
 
 
 def share_of(metrics: bytes) -> float | None:
-    """vLLM's `--gpu-memory-utilization`, a label of `vllm:cache_config_info` (0.3.3 to 0.33). It bounds nothing where the size of the KV cache was
-    given instead, as a vLLM on a CPU always has it."""
+    """Return vLLM's `--gpu-memory-utilization`, from `vllm:cache_config_info` (0.3.3 to 0.33).
+
+    Return None if the size of the KV cache was set instead, as it always is on a CPU: the share
+    then bounds nothing.
+    """
     info = _CACHE.search(metrics)
     found = _SHARE.search(info[1]) if info and not _CACHE_BYTES.search(info[1]) else None
     try:
@@ -113,17 +124,20 @@ def _loaded(bodies: Iterable[bytes], now: datetime) -> list[LoadedModel] | None:
 
 
 def _seconds(expires_at: str, now: datetime) -> float | None:
-    """Go's zero date, which a model has that is in use, tells nothing."""
+    """Return the seconds until `expires_at`; inf for never.
+
+    Return None for Go's zero date, which a model in use has: it says nothing.
+    """
     try:
         at = datetime.fromisoformat(expires_at)
         seconds = (at - now).total_seconds()
     except (ValueError, TypeError, OverflowError):
         return None
-    return None if seconds < 0 else inf if seconds > FOR_EVER else seconds
+    return None if seconds < 0 else inf if seconds > FOREVER else seconds
 
 
 async def _get(backend: Backend, server: Server, path: str, gateway_id: bytes, seconds: float) -> bytes | None:
-    """The body of an answer with status 200."""
+    """Return the body of an answer with status 200, else None."""
     if not server.is_well:
         return None
     head = server.pool.head("GET", path, [*backend.headers(), (VIA.decode(), gateway_id.decode())])

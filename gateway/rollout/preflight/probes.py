@@ -1,7 +1,8 @@
-"""Tries a model on a backend with a handful of tiny requests, for the preflight: what comes back, and what is refused.
+"""Capability probes of the preflight check: tries a model on a backend with a few tiny requests.
 
-A request takes its place in the line as any other does, with the priority of a batch, so that clients go first. It counts in no metric, moves no
-circuit and goes nowhere else when it fails. What the model says is not looked at, only its shape: a random or a small one says anything.
+A probe queues like any other request, with batch priority, so that clients go first. It counts in
+no metric, moves no circuit breaker and does not fail over. Only the shape of an answer is judged,
+never its words: a random or a small model may say anything.
 """
 
 import asyncio
@@ -45,49 +46,50 @@ from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import WireError
-from gateway.upstream.failures import check_headers, upstream_error
+from gateway.upstream.failures import NO_FIRST_PIECE, check_headers, upstream_error
 from gateway.upstream.server import Server
 
 KEY = "preflight"
-"""Whose turn it is in the line; no key's id is of this form."""
+"""Key of the probes in the fair queue. No API key has an id of this form."""
 
 MAX_ANSWER = 1024 * 1024
-"""Bytes; so few tokens take no more, whatever a server wraps them in."""
+"""Bytes. So few tokens take less, whatever a server wraps them in."""
 
 ANSWER_TOKENS, SHAPE_TOKENS = 24, 48
-"""Enough to see a thought begin, and to end an object of one field."""
+"""Enough for reasoning to begin, and for an object with one field to end."""
 
-LOOK_SECONDS = 0.5
-"""How often a request that is not answered is asked about at the probes."""
+CHECK_SECONDS = 0.5
+"""Interval at which a pending probe checks whether health checks have found its servers down."""
 
-AMENDMENTS = 2
-"""Other ways of asking that are tried."""
+MAX_RELAXATIONS = 2
+"""Number of times that a refused request is relaxed and sent again."""
 
-PICTURE = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAT0lEQVR42u3PQQkAAAgEsEty/aMYywi+hcEKLNO+FgEBAQEB"
-    "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQGBywLKp0DxvxLbjwAAAABJRU5ErkJggg=="
+IMAGE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAT0lEQVR42u3PQQkAAAgEsEty/aMYywi+hcEKLNO+"
+    "FgEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQGBywLKp0DxvxLbjwAAAABJRU5ErkJggg=="
 )
-"""64 × 64 pixels of red: models of the Qwen family take nothing under 32."""
+"""64 × 64 red pixels: models of the Qwen family accept nothing under 32."""
 
-OBJECT = {
+SCHEMA = {
     "type": "object",
     "properties": {"ok": {"type": "boolean"}},
     "required": ["ok"],
     "additionalProperties": False,
 }
-FUNCTION = Function("report", "Reports whether all is well.", OBJECT)
+FUNCTION = Function("report", "Reports whether all is well.", SCHEMA)
 
 
 class Trait(Struct, frozen=True):
-    """What is known of one side in one matter: `has` is None where it is not known, `value` says it in a few words."""
+    """One capability of one side, in a few words. `has` is None if it is unknown."""
 
     has: bool | None
     value: str
 
 
 Traits = dict[str, Trait]
-"""By the matter: `answers`, `streaming`, `usage`, `reasoning`, `tools`, `forced_tools`, `structured_output`, `vision`, `parameters`; where there
-was no time for all, `unfinished` says why."""
+"""Traits by name: `answers`, `streaming`, `usage`, `reasoning`, `tools`, `forced_tools`,
+`structured_output`, `vision`, `parameters`. If the probes did not reach all of them, `unfinished`
+says why."""
 
 NOT_FOLLOWED, NONE_SEEN, IN_TEXT = "not followed", "none seen", "in the answer's text"
 YES = Trait(True, "yes")
@@ -95,14 +97,14 @@ DROPPED = Trait(None, "the tier drops it")
 
 
 class _ProbeAnswer(Struct):
-    """An answer as a client would be shown it, and whether the engine had told thought from speech."""
+    """An answer as a client would see it, and whether the engine had separated the reasoning."""
 
-    shown: Answer
-    thought: Trait
+    answer: Answer
+    reasoning: Trait
 
 
-class _Stopped(Exception):
-    """Nothing more can be found out now; `trait` says why."""
+class _Unfinished(Exception):
+    """The probes cannot go on; `trait` says why."""
 
     def __init__(self, has: bool | None, value: str) -> None:
         super().__init__(value)
@@ -110,13 +112,13 @@ class _Stopped(Exception):
 
 
 def reported_trait(backend: Backend, model: str, capability: str) -> Trait:
-    """Whether `model` has what Ollama calls by that word, by the word of `backend`."""
-    known = next((told for server in backend.servers if (told := server.facts(model).capabilities) is not None), None)
-    return Trait(None, "not told") if known is None else YES if capability in known else Trait(False, "no")
+    """Return whether `backend` reports `capability`, as Ollama names it, for `model`."""
+    known = next((found for server in backend.servers if (found := server.facts(model).capabilities) is not None), None)
+    return Trait(None, "not reported") if known is None else YES if capability in known else Trait(False, "no")
 
 
 class CapabilityProbe:
-    """One model on one backend. `deadline` is on the loop's clock: nothing waits longer."""
+    """Probes one model on one backend, until `deadline` at most, on the event loop's clock."""
 
     def __init__(
         self, context: RelayContext, destination: Destination, params: ParameterPolicy, deadline: float
@@ -127,120 +129,136 @@ class CapabilityProbe:
         self._params = params
         self._deadline = deadline
         self._is_sent = False
-        self._has_spoken = False
+        self._has_started = False
 
     async def run(self) -> Traits:
-        """What could be found out; where the backend does not answer, that alone."""
+        """Return the traits that could be determined; only `answers` if there is no answer."""
         traits: Traits = {}
         try:
-            await self._begin(traits)
+            await self._probe_stream(traits)
             if "usage" in traits:
-                await self._go_on(traits)
-        except _Stopped as stop:
-            traits["unfinished" if "answers" in traits else "answers"] = stop.trait
+                await self._probe_capabilities(traits)
+        except _Unfinished as unfinished:
+            traits["unfinished" if "answers" in traits else "answers"] = unfinished.trait
         return traits
 
-    async def _begin(self, traits: Traits) -> None:
-        """A plain stream, as most programs ask for it. It is the first request, and may find the model not loaded."""
+    async def _probe_stream(self, traits: Traits) -> None:
+        """Probe a plain stream, which most programs use. This first request may load the model."""
         try:
-            said = await self._ask(_chat("Say hello."), ANSWER_TOKENS)
+            probed = await self._ask(_chat("Say hello."), ANSWER_TOKENS)
         except GatewayError as error:
-            traits["answers"] = Trait(self._has_spoken, "yes" if self._has_spoken else _reason(error))
-            if self._has_spoken:
+            traits["answers"] = Trait(self._has_started, "yes" if self._has_started else _reason(error))
+            if self._has_started:
                 traits["streaming"] = Trait(False, f"breaks off ({_reason(error)})")
             return
         traits["answers"] = traits["streaming"] = YES
-        usage = said.shown.usage
+        usage = probed.answer.usage
         traits["usage"] = YES if usage is not None and usage.completion_tokens else Trait(False, "none")
-        traits["reasoning"] = said.thought
+        traits["reasoning"] = probed.reasoning
 
-    async def _go_on(self, traits: Traits) -> None:
+    async def _probe_capabilities(self, traits: Traits) -> None:
         tools = [Tool(FUNCTION, "function")]
-        traits["tools"] = await self._taken(
+        traits["tools"] = await self._accepted(
             _chat("Report.", tools=tools, tool_choice="auto"), lambda chat: bool(chat.offered)
         )
         forced = _chat("Report.", tools=tools, tool_choice=Choice(ChosenFunction(FUNCTION.name), "function"))
-        traits["forced_tools"] = await self._shaped(forced, lambda chat: bool(chat.forced), _is_call)
-        schema = SchemaFormat(NamedSchema("report", OBJECT, strict=True))
+        traits["forced_tools"] = await self._conforms(forced, lambda chat: bool(chat.forced), _is_call)
+        schema = SchemaFormat(NamedSchema("report", SCHEMA, strict=True))
         asked = _chat("Is all well? Answer in JSON.", response_format=schema)
-        traits["structured_output"] = await self._shaped(
+        traits["structured_output"] = await self._conforms(
             asked, lambda chat: chat.response_format is not None, _is_structured
         )
-        traits["parameters"] = await self._taken(_sampled())
+        traits["parameters"] = await self._accepted(_sampled())
         traits["vision"] = await self._vision()
 
-    # One matter
+    # One capability
 
-    async def _taken(self, chat: Chat, applies: Callable[[Chat], bool] = lambda chat: True) -> Trait:
-        """Whether the request is taken at all."""
-        return await self._tried(chat, 1, applies, lambda answer: True)
+    async def _accepted(self, chat: Chat, applies: Callable[[Chat], bool] = lambda chat: True) -> Trait:
+        """Return whether the backend accepts the request."""
+        return await self._probe(chat, 1, applies, lambda answer: True)
 
     async def _vision(self) -> Trait:
-        """Where the backend tells, it is not asked: images may stand in a long line of their own."""
-        told = reported_trait(self._backend, self._destination.route.model, "vision")
+        """Return whether images are accepted. The backend's own report is used if there is one.
+
+        Probes with images might wait in a long queue.
+        """
+        reported = reported_trait(self._backend, self._destination.route.model, "vision")
         return (
-            await self._taken(_chat([TextPart("What is it?"), ImagePart(ImageUrl(PICTURE))]))
-            if told.has is None
-            else told
+            await self._accepted(_chat([TextPart("What is it?"), ImagePart(ImageUrl(IMAGE))]))
+            if reported.has is None
+            else reported
         )
 
-    async def _shaped(
-        self, chat: Chat, applies: Callable[[Chat], bool], fits: Callable[[Answer], bool | None]
+    async def _conforms(
+        self, chat: Chat, applies: Callable[[Chat], bool], conforms: Callable[[Answer], bool | None]
     ) -> Trait:
-        """Whether the answer has the shape that was asked for. A thought would use up the tokens; other servers may refuse the word."""
+        """Return whether the answer has the shape that was asked for.
+
+        Reasoning is turned off, since it would use up the tokens. Servers of kind `openai` may
+        refuse that parameter, so they do not get it.
+        """
         if self._backend.kind != "openai":
             chat = msgspec.structs.replace(chat, reasoning_effort="none")
-        return await self._tried(chat, SHAPE_TOKENS, applies, fits)
+        return await self._probe(chat, SHAPE_TOKENS, applies, conforms)
 
-    async def _tried(
-        self, chat: Chat, tokens: int, applies: Callable[[Chat], bool], fits: Callable[[Answer], bool | None]
+    async def _probe(
+        self, chat: Chat, tokens: int, applies: Callable[[Chat], bool], conforms: Callable[[Answer], bool | None]
     ) -> Trait:
         if not applies(self._params.apply(chat)):
             return DROPPED
         try:
-            said = await self._ask(chat, tokens)
+            probed = await self._ask(chat, tokens)
         except GatewayError as error:
             return Trait(False if isinstance(error, InvalidRequest) else None, _reason(error))
-        has = fits(said.shown)
+        has = conforms(probed.answer)
         return Trait(has, "not seen in so few tokens" if has is None else "yes" if has else NOT_FOLLOWED)
 
     # One request
 
     async def _ask(self, chat: Chat, tokens: int) -> _ProbeAnswer:
-        """Raises `_Stopped` where no time is left or there is no room, else the error that a client would get."""
+        """Send one request and return its answer.
+
+        Raises:
+            _Unfinished: no time is left, or there is no room.
+            GatewayError: the error that a client would get.
+        """
         chat = self._params.apply(msgspec.structs.replace(chat, max_tokens=tokens, stream=True))
         chat = msgspec.structs.replace(
             chat, max_tokens=None, max_completion_tokens=min(tokens, chat.token_limit or tokens)
         )
         seconds = max(0.0, self._deadline - self._context.loop.time())
-        self._is_sent = self._has_spoken = False
+        self._is_sent = self._has_started = False
         try:
             async with asyncio.timeout(seconds):
-                raw = await self._while_alive(self._in_turn(chat, seconds))
+                deltas = await self._while_alive(self._queue_and_send(chat, seconds))
         except (QueueTimeout, QueueFull):
-            raise _Stopped(None, "busy: no slot came free in time") from None
+            raise _Unfinished(None, "busy: no slot came free in time") from None
         except BackendUnavailable:
-            raise _Stopped(None, "it says that it is full") from None
+            raise _Unfinished(None, "it reports that it is full") from None
         except TimeoutError:
             if not self._is_sent:
-                raise _Stopped(None, "busy: no slot came free in time") from None
-            raise _Stopped(False, f"{'no end' if self._has_spoken else 'no first piece'} in time") from None
-        thought = _thought(raw)  # before the deltas are shaped, which changes them
-        return _ProbeAnswer(assemble(Normalizer(chat).normalize(raw)), thought)
+                raise _Unfinished(None, "busy: no slot came free in time") from None
+            raise _Unfinished(False, f"{'no end' if self._has_started else NO_FIRST_PIECE} in time") from None
+        reasoning = _reasoning(deltas)  # before the normaliser changes the deltas
+        return _ProbeAnswer(assemble(Normalizer(chat).normalize(deltas)), reasoning)
 
     async def _while_alive(self, work: Coroutine[Any, Any, list[Delta]]) -> list[Delta]:
-        """Raises `_Stopped` when the probes have found every server dead: nobody need wait on."""
+        """Return the result of `work`.
+
+        Raises:
+            _Unfinished: health checks have found every server down in the meantime.
+        """
         task = asyncio.create_task(work)
         try:
-            while not (await asyncio.wait((task,), timeout=LOOK_SECONDS))[0]:
+            while not (await asyncio.wait((task,), timeout=CHECK_SECONDS))[0]:
                 if self._backend.is_down(self._destination.route.model):
-                    raise _Stopped(False, "does not answer")
+                    raise _Unfinished(False, "does not answer")
             return task.result()
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def _in_turn(self, chat: Chat, seconds: float) -> list[Delta]:
+    async def _queue_and_send(self, chat: Chat, seconds: float) -> list[Delta]:
         queue = self._destination.queues["vision" if chat.has_images else "text"]
         with Ticket(self._backend.admission, queue, Claim(KEY, is_batch=True, timeout=max(0.0, seconds))) as ticket:
             if ticket.placement is None:
@@ -248,7 +266,7 @@ class CapabilityProbe:
             self._is_sent = True
             server = ticket.server
             assert isinstance(server, Server)
-            for _ in range(AMENDMENTS):
+            for _ in range(MAX_RELAXATIONS):
                 try:
                     return await self._exchange(chat, server, ticket.first_token)
                 except InvalidRequest as refusal:
@@ -258,7 +276,7 @@ class CapabilityProbe:
                     chat = relaxed
             return await self._exchange(chat, server, ticket.first_token)
 
-    async def _exchange(self, chat: Chat, server: Server, spoke: Callable[[], None]) -> list[Delta]:
+    async def _exchange(self, chat: Chat, server: Server, on_first_token: Callable[[], None]) -> list[Delta]:
         engine, model = self._backend.engine, self._destination.route.model
         body = engine.render(chat, model, server.facts(model), True)
         reader = engine.reader()
@@ -271,9 +289,9 @@ class CapabilityProbe:
             if size > MAX_ANSWER:
                 raise UpstreamError("too_large")
             deltas.extend(reader.feed(piece))
-            if deltas and not self._has_spoken:
-                self._has_spoken = True
-                spoke()
+            if deltas and not self._has_started:
+                self._has_started = True
+                on_first_token()
             if reader.failure is not None:
                 raise reader.failure
             if reader.done:
@@ -297,7 +315,7 @@ def _chat(content: str | list[TextPart | ImagePart | RefusalPart], **more: Any) 
 
 
 def _sampled() -> Chat:
-    """With the parameters that programs commonly send."""
+    """Return a chat with the parameters that programs commonly send."""
     return _chat(
         "Say hello.",
         temperature=0.5,
@@ -312,25 +330,25 @@ def _sampled() -> Chat:
 
 
 def _reason(error: GatewayError) -> str:
-    """In a few words, without a server's own."""
+    """Describe `error` in a few words, without the server's own."""
     if isinstance(error, UpstreamError):
         return f"fails ({error.reason})"
     if isinstance(error, ModelNotFound):
-        return "the model is not there"
+        return "the model is missing"
     return f"refused ({error.code}{f', {error.param}' if error.param else ''})"
 
 
-def _thought(raw: list[Delta]) -> Trait:
-    speech = "".join(delta.content for delta in raw)
-    if any(delta.reasoning for delta in raw):
-        return Trait(True, "split off")
-    if speech.lstrip().startswith(THOUGHT_OPENS) or THOUGHT_CLOSES in speech:
+def _reasoning(deltas: list[Delta]) -> Trait:
+    content = "".join(delta.content for delta in deltas)
+    if any(delta.reasoning for delta in deltas):
+        return Trait(True, "separate")
+    if content.lstrip().startswith(THOUGHT_OPENS) or THOUGHT_CLOSES in content:
         return Trait(False, IN_TEXT)
     return Trait(None, NONE_SEEN)
 
 
 def _is_call(answer: Answer) -> bool | None:
-    """A call of the function, its arguments an object as far as they came."""
+    """Return whether the function was called with an object; None if cut off before that."""
     if not answer.calls:
         return None if answer.finish == "length" and not answer.content else False
     return answer.calls[0].name == FUNCTION.name and _is_object(answer.calls[0].arguments, answer)

@@ -1,11 +1,11 @@
-"""How many ways to read a text stay open in a grammar."""
+"""Tests of the limit on simultaneous parses of a grammar."""
 
 import copy
 from typing import Any
 
 import pytest
 
-from gateway.engines.grammar.ambiguity import MAX_ALIKE, MAX_WAYS, limited, needed
+from gateway.engines.grammar.ambiguity import MAX_ALIKE, MAX_PARSES, limit_ambiguity, referenced
 
 INTEGER: dict[str, Any] = {"type": "integer"}
 STRING: dict[str, Any] = {"type": "string"}
@@ -21,24 +21,24 @@ def record(properties: dict[str, Any], *required: str) -> dict[str, Any]:
 
 
 def limit(*choices: dict[str, Any], **definitions: dict[str, Any]) -> dict[str, Any]:
-    """The definition `t` of a choice of `choices`, which refer to it."""
+    """Return the definition `t`, a choice of `choices` that refer to it, after limiting."""
     all_of_them = copy.deepcopy({"t": {"anyOf": list(choices)}} | definitions)
-    limited([AGAIN], all_of_them)
+    limit_ambiguity([AGAIN], all_of_them)
     return all_of_them["t"]
 
 
-def test_two_arrays_that_lead_back_become_any_array() -> None:
+def test_two_recursive_arrays_become_any_array() -> None:
     assert limit(array(AGAIN), array(AGAIN, minItems=1), INTEGER) == {"anyOf": [INTEGER, {"type": "array"}]}
 
 
-def test_two_objects_that_lead_back_and_begin_alike_become_any_object() -> None:
+def test_two_recursive_objects_that_begin_alike_become_any_object() -> None:
     assert limit(record({"a": AGAIN}, "a"), record({"a": AGAIN, "b": INTEGER}, "a"), INTEGER) == {
         "anyOf": [INTEGER, {"type": "object"}]
     }
     assert limit(record({"a": AGAIN}), record({"b": AGAIN}, "b")) == {"type": "object"}
 
 
-def test_it_does_not_matter_through_what_they_lead_back() -> None:
+def test_indirect_recursion_is_recognised() -> None:
     through = {"other": {"anyOf": [array({"anyOf": [STRING, AGAIN]}), INTEGER]}, "last": array(AGAIN)}
     choices = [{"$ref": "#/$defs/last"}, array({"$ref": "#/$defs/other"})]
     assert limit(*choices, **through) == {"type": "array"}
@@ -60,7 +60,7 @@ def test_it_does_not_matter_through_what_they_lead_back() -> None:
     ],
     ids=["property", "value", "value elsewhere", "type", "one alone"],
 )
-def test_ways_that_are_told_apart_stay(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_distinguishable_choices_stay(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert limit(one, other, minus={"const": "-"}) == {"anyOf": [one, other]}
 
 
@@ -77,26 +77,26 @@ def depth(schema: dict[str, Any]) -> int:
     return depth(schema["items"]) if "items" in schema else 0
 
 
-def test_choices_within_choices_are_kept_up_to_so_many_ways() -> None:
-    levels = MAX_WAYS.bit_length() - 1
+def test_nested_choices_are_kept_up_to_the_limit() -> None:
+    levels = MAX_PARSES.bit_length() - 1
     few, many = nested(levels), nested(levels + 1)
-    limited([few, many], {})
+    limit_ambiguity([few, many], {})
     assert depth(few) == levels
     assert many == {"type": "array"}
 
 
-def test_choice_of_very_many_alike_is_any_of_their_type() -> None:
+def test_choice_of_too_many_alike_becomes_any_of_their_type() -> None:
     choices = {"anyOf": [record({"a": {"const": number}}, "a") for number in range(MAX_ALIKE + 1)]}
     few = {"anyOf": choices["anyOf"][: MAX_ALIKE // 2]}
     before = copy.deepcopy(few)
-    limited([choices, few], {})
+    limit_ambiguity([choices, few], {})
     assert choices == {"type": "object"}
     assert few == before
 
 
-def test_only_definitions_that_are_referred_to_are_needed() -> None:
+def test_only_referenced_definitions_are_kept() -> None:
     definitions = {"a": array({"$ref": "#/$defs/b"}), "b": INTEGER, "c": array({"$ref": "#/$defs/a"})}
-    assert needed([record({"x": {"anyOf": [{"$ref": "#/$defs/a"}, STRING]}})], definitions) == {
+    assert referenced([record({"x": {"anyOf": [{"$ref": "#/$defs/a"}, STRING]}})], definitions) == {
         "a": definitions["a"],
         "b": INTEGER,
     }

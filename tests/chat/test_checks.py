@@ -1,0 +1,120 @@
+"""Tests of the checks that a request's field types cannot express."""
+
+from typing import Any
+
+import pytest
+
+from gateway.chat.checks import check
+from gateway.chat.json_schema import MAX_SCHEMA
+from gateway.dialects.openai_chat import decode
+from gateway.errors import InvalidRequest, UnsupportedParameter
+from tests.fakes.chats import MIB, USER, chat, named, request, schema_format, tool
+
+TEXT = {"type": "text", "text": "x"}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+
+
+def rejected(**fields: Any) -> InvalidRequest:
+    """Return the error of `check` for a request that can be decoded."""
+    asked = decode(request(**fields), MIB)
+    with pytest.raises(InvalidRequest) as caught:
+        check(asked)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": [*USER, {"role": "user"}]}, "messages[1].content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]}, "messages[0].content"),
+        ({"messages": [*USER, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 2}, "top_logprobs"),
+        ({"tools": [tool("a"), tool("a")]}, "tools[1].function.name"),
+        ({"tools": [tool(parameters={"type": "string"})]}, "tools[0].function.parameters"),
+        ({"tools": [tool(parameters={"type": "object", "properties": 7})]}, "tools[0].function.parameters"),
+        (
+            {"tools": [tool(parameters={"properties": {"a": {"$ref": "http://10.0.0.1/x"}}})]},
+            "tools[0].function.parameters",
+        ),
+        ({"tools": [tool(parameters={"description": "x" * MAX_SCHEMA})]}, "tools[0].function.parameters"),
+        ({"tools": [tool()], "tool_choice": named("other")}, "tool_choice"),
+        ({"tool_choice": named()}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+        ({"response_format": schema_format({"type": "thing"})}, "response_format.json_schema.schema"),
+        ({"response_format": schema_format({"$ref": "file:///etc/passwd"})}, "response_format.json_schema.schema"),
+        (
+            {"tools": [tool(f"f{number}", {"description": "x" * (MAX_SCHEMA - 100)}) for number in range(5)]},
+            "tools",
+        ),
+    ],
+)
+def test_invalid_value_is_named_by_its_path(fields: dict[str, Any], param: str) -> None:
+    error = rejected(**fields)
+    assert type(error) is InvalidRequest
+    assert error.param == param
+    assert f"'{param}'" in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"function_call": "auto"}, "functions"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"messages": [{"role": "system", "content": [IMAGE]}, *USER]}, "messages[0].content[0].type"),
+        ({"messages": [*USER, {"role": "developer", "content": [TEXT, IMAGE]}]}, "messages[1].content[1].type"),
+    ],
+)
+def test_unsupported_feature_is_named_by_its_path(fields: dict[str, Any], param: str) -> None:
+    error = rejected(**fields)
+    assert isinstance(error, UnsupportedParameter)
+    assert error.param == param
+    assert f"'{param}'" in error.message
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object"},
+        {"properties": {"a": True}},
+        {"$schema": "http://json-schema.org/draft-07/schema#", "type": "object"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}},
+        {
+            "definitions": {"a": {"type": "object", "properties": {"a": {"$ref": "#/definitions/a"}}}},
+            "$ref": "#/definitions/a",
+        },
+        {"type": "object", "properties": {"$ref": {"type": "string"}}},
+        {"type": "object", "properties": {"a": {"type": "integer", "maximum": 2**63 - 1}}},
+    ],
+)
+def test_schema_of_either_draft_and_its_references_are_accepted(schema: dict[str, Any]) -> None:
+    assert chat(tools=[tool(parameters=schema)], response_format=schema_format(schema)).tools
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [nested(150), nested(400), {"maximum": 2**64}, {"enum": [10**30]}],
+    ids=["150 deep", "400 deep", "2^64", "10^30"],
+)
+def test_schema_beyond_the_validators_limits_is_rejected(schema: dict[str, Any]) -> None:
+    """JSON allows such depth and numbers; the library that validates schemas does not."""
+    for fields, param in (
+        ({"tools": [tool(parameters=schema)]}, "tools[0].function.parameters"),
+        ({"response_format": schema_format(schema)}, "response_format.json_schema.schema"),
+    ):
+        error = rejected(**fields)
+        assert (error.code, error.param) == ("invalid_value", param)

@@ -1,0 +1,69 @@
+"""What the commands print about the status, a change, and a preflight check."""
+
+import json
+
+import pytest
+
+from gateway import config
+from tests.cli.harness import assignments, command, gateway
+
+pytestmark = pytest.mark.usefixtures("empty_environment")
+
+
+async def test_number_of_migrated_requests_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        monkeypatch.setattr(here.gateway._operations.controller, "_migrate", lambda change: 3)
+        assert "queued requests that migrated: 3" in (await command("switch", "vllm", "--tier", "standard")).stdout
+        monkeypatch.setattr(here.gateway._operations.controller, "_migrate", lambda change: 0)
+        assert "migrated" not in (await command("rollback")).stdout
+
+
+async def test_status_shows_both_sides_of_each_tier(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        assert (await here.ask({"stream": True})).status == 200
+        here.gateway.settle()
+        await command("switch", "vllm", "--tier", "standard", "--canary", "10")
+        status = await command("status")
+        assert status.exit_code == 0
+        lines = status.stdout.splitlines()
+        rows = {tuple(line.split()[:2]): line for line in lines}
+        assert "active" in rows["standard", "ollama"]
+        assert "ms" in rows["standard", "ollama"]
+        assert any("vllm" in line and "canary 10 %" in line and "no request yet" in line for line in lines)
+        assert "pinned" in rows["pinned", "ollama"]
+        assert rows["away", "openai"].split() == ["away", "openai", "no", "0", "0"]
+        assert "operator local: standard from ollama to ollama with 10 % on vllm" in status.stdout
+        assert "leads to ollama" in status.stdout
+
+
+async def test_status_shows_settings_that_were_refused_or_need_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        document = {"port": 1, "backends": {"vllm": {}}, "tiers": {"standard": {"models": {"vllm": "m"}}}}
+
+        def read() -> config.Settings:
+            return config.build(document)
+
+        await here.gateway.reload.run(read, "file")
+        assert "need a restart:\n  port: 1, was" in (await command("status")).stdout
+        document["tirs"] = {}
+        await here.gateway.reload.run(read, "file")
+        assert "refused; the old ones stay in force:\n  tirs: unknown key" in (await command("status")).stdout
+
+
+async def test_preflight_check_is_a_table_and_exits_with_1_if_a_tier_would_break(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with gateway(monkeypatch) as here:
+        result = await command("verify", "--preflight", "vllm", "--seconds", "5")
+        assert result.exit_code == 1
+        rows = [line.split() for line in result.stdout.splitlines()]
+        assert ["ultra", "serves", "breaks"] in [row[:3] for row in rows]
+        assert ["standard", "serves", "ok"] in [row[:3] for row in rows]
+        assert "a switch to vllm would break" in result.stdout
+        one = await command("verify", "--preflight", "vllm", "--tier", "standard")
+        assert (one.exit_code, "breaks nothing" in one.stdout) == (0, True)
+        body = json.loads((await command("verify", "--preflight", "away", "--json")).stdout)
+        assert body["breaks"]
+        assert {"backend", "findings", "seconds", "tiers"} <= set(body)
+        assert assignments(here) == {"standard": "ollama", "ultra": "ollama", "pinned": "ollama"}
+        assert (await command("verify")).exit_code == 2

@@ -1,0 +1,260 @@
+"""A backend: its servers and queues, learned limits, and what a change of a circuit breaker leads to."""
+
+import logging
+import time
+from typing import Any
+
+import pytest
+
+from gateway import config
+from gateway.admission.fair_queue import Claim
+from gateway.admission.queues import Queue
+from gateway.admission.ticket import Ticket
+from gateway.config import LimitOverrides
+from gateway.engines.engine import ModelFacts
+from gateway.upstream.backend import Backend
+from gateway.upstream.circuit_breaker import IN_A_ROW, LEVELS
+
+MODEL = "llama"
+
+
+def backend(*, kind: str = "vllm", servers: int = 2, **keys: Any) -> Backend:
+    """Return a backend of `kind` whose servers are never asked for anything."""
+    addresses = [{"base_url": f"http://127.0.0.1:{number + 1}"} for number in range(servers)]
+    settings = config.build(
+        {
+            "llm_backend": "here",
+            "backends": {"here": {"kind": kind, "servers": addresses, **keys}},
+            "tiers": {"standard": {"models": {"here": MODEL}}},
+        }
+    )
+    return Backend(settings.backends["here"])
+
+
+def open_circuit(backend: Backend, number: int = 0) -> None:
+    backend.servers[number].circuit.probe_missed(is_sure=True)
+
+
+def ticket(backend: Backend) -> Ticket:
+    return Ticket(backend.admission, backend.admission.queue(MODEL, "text"), Claim())
+
+
+# Servers
+
+
+@pytest.mark.parametrize(("servers", "names"), [(1, ["here"]), (2, ["here#1", "here#2"])], ids=["one", "two"])
+def test_servers_are_numbered_if_there_are_several(servers: int, names: list[str]) -> None:
+    assert [server.name for server in backend(servers=servers).servers] == names
+
+
+def test_settings_headers_and_the_key_are_sent_with_every_request() -> None:
+    here = backend(api_key="secret", headers={"X-Extra": "1"})
+    assert here.headers() == [("x-extra", "1"), ("Authorization", "Bearer secret")]
+    head = here.servers[0].chat_head(b"", b"me")
+    assert head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:1\r\n")
+    assert b"\r\nx-extra: 1\r\nAuthorization: Bearer secret\r\n" in head
+
+
+def test_smallest_context_length_of_the_servers_counts() -> None:
+    here = backend()
+    assert here.context_length(MODEL) is None
+    here.servers[0].update_models({MODEL: ModelFacts(context_length=2048)})
+    assert here.context_length(MODEL) == 2048
+    here.servers[1].update_models({MODEL: ModelFacts(context_length=512)})
+    assert here.context_length(MODEL) == 512
+
+
+def test_model_lacks_a_capability_if_one_server_says_so() -> None:
+    here = backend()
+    assert not here.lacks(MODEL, "vision")
+    here.servers[0].update_models({MODEL: ModelFacts(capabilities=frozenset({"vision"}))})
+    assert not here.lacks(MODEL, "vision")
+    here.servers[1].update_models({MODEL: ModelFacts(capabilities=frozenset())})
+    assert here.lacks(MODEL, "vision")
+
+
+def test_unavailable_backend_asks_clients_to_wait_for_a_probe() -> None:
+    assert backend(probe_interval=2.5).unavailable().retry_after == 3
+
+
+# Queues and limits
+
+
+def queue_of(backend: Backend, lane: str, overrides: LimitOverrides | None, tier: str = "standard") -> Queue:
+    return backend.queues([lane], tier, MODEL, overrides)[lane]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [None, LimitOverrides(), LimitOverrides(idle_timeout=1.0)],
+    ids=["none", "empty", "of another kind"],
+)
+def test_tiers_without_queue_limits_share_a_queue(overrides: LimitOverrides | None) -> None:
+    here = backend()
+    assert queue_of(here, "text", overrides, "one") is queue_of(here, "text", None, "two")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "limits"),
+    [
+        (LimitOverrides(max_concurrency=3), [8, 3, 5]),
+        (LimitOverrides(model_concurrency=2), [8, 2]),
+        (LimitOverrides(concurrency=4, model_concurrency=2), [8, 4]),
+        (LimitOverrides(model_concurrency="auto", max_queue=1), [8, 5]),
+    ],
+    ids=["max_concurrency", "model_concurrency", "concurrency", "auto"],
+)
+def test_limits_of_a_tier_add_to_those_of_the_server_or_replace_the_others(
+    overrides: LimitOverrides, limits: list[int]
+) -> None:
+    """In the text lane these are: the server's, the tier's own for the server, and the model's."""
+    here = backend(max_concurrency=8, model_concurrency=5)
+    placement = queue_of(here, "text", overrides).placements[0]
+    assert [limit.limit for limit in placement.limits] == limits
+
+
+def test_vision_limits_of_a_tier_apply_to_the_vision_lane_only() -> None:
+    here = backend()
+    overrides = LimitOverrides(vision_concurrency=1, vision_max_queue=2, vision_queue_timeout=3.0, queue_timeout=4.0)
+    text, vision = queue_of(here, "text", overrides), queue_of(here, "vision", overrides)
+    assert (text.queue_timeout, vision.queue_timeout) == (4.0, 3.0)
+    assert vision.room.limit == 2
+    assert vision.placements[0].limits[-1].limit == 1
+    assert text.room is queue_of(here, "text", None).room
+
+
+def test_learned_limits_are_kept_by_server_and_model_and_recalled_as_guesses() -> None:
+    here = backend(kind="ollama")
+    queue_of(here, "text", None)
+    here.servers[1].models[MODEL].limit = 3
+    learned = here.learned()
+    assert learned == {"here#1": {MODEL: 1}, "here#2": {MODEL: 3}}
+    again = backend(kind="ollama")
+    again.recall(learned)
+    assert [placement.limits[1].limit for placement in queue_of(again, "text", None).placements] == [1, 3]
+    assert again.learned() == learned
+
+
+def test_limit_that_the_settings_fix_is_not_learned() -> None:
+    here = backend(kind="ollama", model_concurrency=2)
+    queue_of(here, "text", None)
+    assert here.learned() == {"here#1": {}, "here#2": {}}
+
+
+# Health
+
+
+def test_backend_is_down_when_the_circuits_of_all_servers_with_the_model_are_open() -> None:
+    here = backend()
+    open_circuit(here)
+    assert (here.is_up, here.is_down(MODEL)) == (True, False)
+    here.servers[1].mark_missing(MODEL)
+    assert here.is_down(MODEL)
+    here.servers[0].mark_missing(MODEL)
+    assert not here.is_down(MODEL), "no server has the model"
+    open_circuit(here, 1)
+    assert not here.is_up
+
+
+def test_suspect_server_counts_as_accepting_because_a_probe_decides_soon() -> None:
+    here = backend(servers=1)
+    circuit = here.servers[0].circuit
+    assert not here.is_restrained
+    circuit.mark_suspect("connect")
+    assert (here.is_restrained, here.accepts_none(MODEL), here.is_down(MODEL)) == (True, False, False)
+    circuit.probe_missed()
+    assert (here.is_restrained, here.accepts_none(MODEL), here.is_down(MODEL)) == (True, True, True)
+    circuit.probe_answered()
+    circuit.probe_answered()
+    assert (here.is_restrained, here.accepts_none(MODEL)) == (False, False)
+
+
+def test_level_is_that_of_the_best_circuit() -> None:
+    here = backend()
+    open_circuit(here)
+    assert here.circuit_level == LEVELS["closed"]
+    here.servers[1].circuit.mark_suspect("connect")
+    assert here.circuit_level == LEVELS["suspect"]
+
+
+def test_server_that_answers_wrongly_is_excluded_while_another_is_well() -> None:
+    here = backend()
+    first, second = here.servers
+    first.up = False
+    here.refresh()
+    assert (first.is_excluded, second.is_excluded, here.is_restrained) == (True, False, True)
+    second.up = False
+    here.refresh()
+    assert (first.is_excluded, second.is_excluded) == (False, False)
+
+
+def test_suspicion_requests_a_probe_at_once() -> None:
+    here = backend(servers=1)
+    here.servers[0].circuit.mark_suspect("reset")
+    assert here.servers[0].doubted.is_set()
+
+
+def test_open_circuit_is_reported_and_the_server_is_no_longer_up() -> None:
+    down: list[Backend] = []
+    settings = backend(servers=1).settings
+    here = Backend(settings, on_down=down.append)
+    here.servers[0].circuit.mark_suspect("reset")
+    assert down == []
+    here.servers[0].circuit.probe_missed()
+    assert (down, here.servers[0].up) == ([here], False)
+
+
+def test_changes_of_a_circuit_are_logged_after_the_first_probe(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gateway.upstream.backend")
+    here = backend()
+    server = here.servers[1]
+    server.circuit.mark_suspect("reset")
+    assert caplog.messages == []
+    server.up = True
+    server.circuit.probe_missed()
+    server.circuit.probe_answered()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "backend here#2: circuit open, was suspect (probe)"),
+        ("INFO", "backend here#2: circuit half_open, was open (probe)"),
+    ]
+
+
+async def test_server_that_fails_fast_is_paused_after_a_probe_cleared_it_if_another_is_up() -> None:
+    alone, pair = backend(servers=1), backend()
+    for here in (alone, pair):
+        circuit = here.servers[0].circuit
+        for _ in range(IN_A_ROW):
+            circuit.fail("reset", time.monotonic())
+        circuit.probe_answered()
+        assert circuit.state == "closed"
+    assert not alone.servers[0].circuit.is_paused
+    assert pair.servers[0].circuit.is_paused
+    pair.close()
+
+
+async def test_request_waits_for_the_end_of_a_pause() -> None:
+    here = backend(servers=1)
+    here.pause(here.servers[0], 0.02)
+    assert (here.is_restrained, here.accepts_none(MODEL), here.is_down(MODEL)) == (True, True, False)
+    with ticket(here) as waiting:
+        assert waiting.is_queued
+        await waiting.wait()
+        assert waiting.server is here.servers[0]
+    assert not here.is_restrained
+
+
+async def test_closed_backend_cancels_the_ends_of_its_pauses() -> None:
+    here = backend(servers=1)
+    here.pause(here.servers[0], 60)
+    (timer,) = here._pauses
+    here.close()
+    assert timer.cancelled()
+
+
+async def test_change_applies_to_the_same_servers_and_admits_queued_requests() -> None:
+    here = backend(servers=1, max_concurrency=1)
+    with ticket(here), ticket(here) as waiting:
+        assert waiting.is_queued
+        here.change(backend(servers=1, max_concurrency=2, connect_timeout=9).settings)
+        assert waiting.placement is not None
+        assert here.servers[0].pool.connect_timeout == 9

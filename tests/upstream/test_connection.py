@@ -1,0 +1,390 @@
+"""Connections: what they read however the bytes are split, and the limits of what they keep."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.upstream import connection as connection_module
+from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, WireError
+from gateway.upstream.pool import Origin, Pool
+
+pytestmark = pytest.mark.both_loops
+
+REQUEST = b'{"model":"served-model"}'
+LIMIT = 1000
+UNREAD = 4000
+
+
+class FakeTransport(asyncio.Transport):
+    """Transport that records what is written and passes on what the test feeds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = socket.socketpair()
+        self.written = b""
+        self.is_paused = False
+        self.connection: Connection | None = None
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.ends[0] if name == "socket" else default
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return self.connection is None
+
+    def pause_reading(self) -> None:
+        assert not self.is_paused
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        assert self.is_paused
+        self.is_paused = False
+
+    def abort(self) -> None:
+        self.lose(None)
+
+    def lose(self, exc: Exception | None) -> None:
+        connection, self.connection = self.connection, None
+        for end in self.ends:
+            end.close()
+        if connection is not None:
+            asyncio.get_running_loop().call_soon(connection.connection_lost, exc)
+
+
+class FakePool(Pool):
+    """Pool whose connections use a `FakeTransport`; `transport` is the newest one."""
+
+    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+        super().__init__(Origin("backend", 80), connect_timeout=1, idle_seconds=30, limits=limits)
+        self.made = 0
+
+    async def connect(self, connect_timeout: float | None = None) -> Connection:
+        self.made += 1
+        self.transport = FakeTransport()
+        connection = Connection(self, asyncio.get_running_loop(), self._limits)
+        self.transport.connection = connection
+        connection.connection_made(self.transport)
+        return connection
+
+    def feed(self, data: bytes) -> None:
+        """Deliver `data` as one read of the socket, or as several if it is too long for one."""
+        for start in range(0, len(data), READ_BYTES):
+            part = data[start : start + READ_BYTES]
+            if self.transport.connection is not None:
+                self.transport.connection.get_buffer(-1)[: len(part)] = part
+                self.transport.connection.buffer_updated(len(part))
+
+    def ask(self) -> Any:
+        return self.request(self.head("POST", "/", []), REQUEST)
+
+
+async def run_loop() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def chunked(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (*pieces, b""))
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+INFORMATIONAL = b"HTTP/1.1 102 P\r\nA: b\r\n\r\n"
+KEPT, CLOSED = True, False
+# Bytes from the server, and what the caller gets: status, body and whether the connection is kept;
+# or the fault, and the body before it.
+ANSWERS = {
+    "with a length": (OK + b"Content-Length: 5\r\n\r\nhello", (200, b"hello", KEPT)),
+    "empty": (OK + b"Content-Length: 0\r\n\r\n", (200, b"", KEPT)),
+    "in chunks": (CHUNKED + chunked(b"hel", b"lo"), (200, b"hello", KEPT)),
+    "in chunks of lines": (CHUNKED + chunked(b"a\n\n", b"b\n\n", b"\r\n"), (200, b"a\n\nb\n\n\r\n", KEPT)),
+    "with chunk extensions and trailers": (CHUNKED + b"5;a=b\r\nhello\r\n0\r\nX-T: 1\r\n\r\n", (200, b"hello", KEPT)),
+    "after informational answers": (
+        INFORMATIONAL * 3 + OK + b"Content-Length: 5\r\n\r\nhello", (200, b"hello", KEPT),
+    ),
+    "delimited by the end of the connection": (OK + b"\r\nhello", (200, b"hello", CLOSED)),
+    "of HTTP/1.0": (b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello", (200, b"hello", CLOSED)),
+    "with connection close": (OK + b"Connection: close\r\nContent-Length: 5\r\n\r\nhello", (200, b"hello", CLOSED)),
+    "without a body": (b"HTTP/1.1 204 No\r\n\r\n", (204, b"", KEPT)),
+    "without a body but with bytes after it": (b"HTTP/1.1 204 No\r\n\r\nhello", (204, b"", CLOSED)),
+    "with a byte too many": (OK + b"Content-Length: 5\r\n\r\nhello!", (200, b"hello", CLOSED)),
+    "in chunks with a byte too many": (CHUNKED + chunked(b"hello") + b"!", (200, b"hello", CLOSED)),
+    "sent twice": ((OK + b"Content-Length: 5\r\n\r\nhello") * 2, (200, b"hello", CLOSED)),
+    "too short": (OK + b"Content-Length: 6\r\n\r\nhello", ("truncated", b"hello")),
+    "in chunks without an end": (CHUNKED + chunked(b"hello")[:-5], ("truncated", b"hello")),
+    "with a bad chunk size": (CHUNKED + chunked(b"hello")[:-5] + b"zz\r\n", ("protocol", b"hello")),
+    "truncated in its head": (OK + b"Content-Le", ("closed", b"")),
+    "that is not HTTP": (b"\x00\xffhello\r\n\r\n", ("protocol", b"")),
+    "with two lengths": (OK + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", ("protocol", b"")),
+    "with a length and chunks": (
+        OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"hello"), ("protocol", b""),
+    ),
+    "that switches protocols": (
+        b"HTTP/1.1 101 S\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\nPRI", ("protocol", b""),
+    ),
+}  # fmt: skip
+
+
+async def read_whole(connection: Connection, pieces: list[bytes]) -> None:
+    pieces.append(await connection.read(LIMIT))
+
+
+async def read_pieces(connection: Connection, pieces: list[bytes]) -> None:
+    await connection.stream(pieces.append)
+
+
+async def outcome(reader: Callable[[Connection, list[bytes]], Awaitable[None]], *reads: bytes) -> tuple[Any, ...]:
+    """Return the outcome of an exchange whose answer arrives in these reads.
+
+    The server closes the connection after the last one.
+    """
+    pool = FakePool()
+    pieces: list[bytes] = []
+
+    async def exchange() -> int:
+        with await pool.ask() as connection:
+            await reader(connection, pieces)
+            return int(connection.status)
+
+    task = asyncio.create_task(exchange())
+    await run_loop()
+    for data in reads:
+        pool.feed(data)
+        await run_loop()
+    if not task.done():
+        pool.transport.lose(None)
+    try:
+        status = await task
+    except WireError as error:
+        await run_loop()
+        assert pool.open_connections == 0
+        return error.fault, b"".join(pieces)
+    await run_loop()
+    is_kept = pool.open_connections == 1 and pool.acquire() is not None
+    pool.close()
+    await run_loop()
+    assert pool.open_connections == 0
+    return status, b"".join(pieces), is_kept
+
+
+async def exchange_once(pool: FakePool) -> bytes:
+    with await pool.ask() as response:
+        return bytes(await response.read(LIMIT))
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_answer_is_read_the_same_however_its_bytes_are_split(answer: str) -> None:
+    raw, expected = ANSWERS[answer]
+    for reader in (read_pieces, read_whole):
+        wanted = (expected[0], b"") if reader is read_whole and len(expected) == 2 else expected
+        assert await outcome(reader, raw) == wanted
+        assert await outcome(reader, *(raw[index : index + 1] for index in range(len(raw)))) == wanted
+        for cut in range(1, len(raw)):
+            got = await outcome(reader, raw[:cut], raw[cut:])
+            assert got == wanted, f"cut after {raw[:cut]!r}"
+
+
+TRICKY = st.lists(
+    st.sampled_from([b"\n", b"\r\n", b"a\n", b"1", b"3\r\n", b"0\r\n", b"\n\n", b"data: x\n\n", b"b" * 300]),
+    min_size=1,
+    max_size=4,
+)
+SEPARATORS = st.sampled_from(
+    [
+        b"",
+        b"",
+        b"",
+        b"",
+        b"1\r\naXX",
+        b"1\r\n\n\r\n",
+        b"0\r\n\r\n",
+        b"01\r\na\r\n",
+        b"1;a=b\r\na\r\n",
+        b"2\r\na\n\n\r\n",
+        b"\r\n",
+        b"!",
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(TRICKY.map(b"".join), SEPARATORS), min_size=1, max_size=8),
+    st.lists(st.integers(0, 400), max_size=2),
+    st.booleans(),
+)
+def test_chunks_that_skip_the_parser_are_read_as_the_parser_reads_them(
+    pieces: list[tuple[bytes, bytes]], cuts: list[int], is_whole: bool
+) -> None:
+    """Each chunk is a read of its own, as servers send tokens, unless it is cut."""
+    whole = [OK + b"Transfer-Encoding: chunked\r\n\r\n"]
+    whole += [read for piece, between in pieces for read in (b"%x\r\n%b\r\n" % (len(piece), piece), between) if read]
+    reads = whole + [b"0\r\n\r\n"] * is_whole
+    for cut in cuts:
+        index = cut % len(reads)
+        reads[index : index + 1] = [part for part in (reads[index][:cut], reads[index][cut:]) if part]
+    with pytest.MonkeyPatch.context() as patch:
+        got = asyncio.run(outcome(read_pieces, *reads))
+        patch.setattr(connection_module, "_SIZE_LINES", {})
+        assert asyncio.run(outcome(read_pieces, *reads)) == got
+
+
+async def test_chunk_inside_a_chunk_is_content() -> None:
+    reads = CHUNKED, b"a\r\nx\n\r\n", b"1\r\na\r\n", b"\r\n0\r\n\r\n"
+    assert await outcome(read_pieces, *reads) == (200, b"x\n\r\n1\r\na\r\n", KEPT)
+
+
+async def test_byte_on_an_idle_connection_closes_it() -> None:
+    pool = FakePool()
+    task = asyncio.create_task(exchange_once(pool))
+    await run_loop()
+    pool.feed(OK + b"Content-Length: 0\r\n\r\n")
+    await task
+    assert pool.open_connections == 1
+    pool.feed(b"!")
+    await run_loop()
+    assert pool.open_connections == 0
+    assert pool.acquire() is None
+
+
+# Limits and back-pressure
+
+
+async def test_endless_informational_answers_pause_the_socket() -> None:
+    pool = FakePool(ConnectionLimits(informational=10))
+    task = asyncio.create_task(exchange_once(pool))
+    await run_loop()
+    pool.feed(b"HTTP/1.1 102 Processing\r\n\r\n" * 11)
+    await run_loop()
+    assert pool.transport.is_paused
+    assert not task.done()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    await run_loop()
+    assert pool.open_connections == 0
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        OK + b"A: " + b"b" * 3000 + b"\r\n\r\n",
+        OK + b"A: b\r\n" * 30 + b"\r\n",
+        b"HTTP/1.1 200 " + b"O" * 3000,
+        OK + b"A" * 3000,
+    ],
+    ids=["one header", "many headers", "status line", "name"],
+)
+async def test_size_of_the_head_is_limited(raw: bytes) -> None:
+    pool = FakePool(ConnectionLimits(head=2000, headers=20))
+    task = asyncio.create_task(exchange_once(pool))
+    await run_loop()
+    for start in range(0, len(raw), 500):
+        pool.feed(raw[start : start + 500])
+    pool.feed(b"Content-Length: 0\r\n\r\n")
+    with pytest.raises(WireError) as raised:
+        await task
+    assert raised.value.fault == "protocol"
+    await run_loop()
+    assert pool.open_connections == 0
+
+
+@pytest.mark.parametrize("size", [LIMIT, LIMIT + 1], ids=["at the limit", "over the limit"])
+@pytest.mark.parametrize("is_one_read", [True, False], ids=["one read", "two reads"])
+async def test_size_of_the_body_is_limited(size: int, is_one_read: bool) -> None:
+    pool = FakePool()
+    task = asyncio.create_task(exchange_once(pool))
+    await run_loop()
+    answer = OK + b"Content-Length: %d\r\n\r\n" % size + b"x" * size
+    for part in [answer] if is_one_read else [answer[:100], answer[100:]]:
+        pool.feed(part)
+        await run_loop()
+    if size == LIMIT:
+        assert len(await task) == size
+        pool.close()
+        return
+    with pytest.raises(WireError) as raised:
+        await task
+    assert raised.value.fault == "too_large"
+
+
+async def test_unread_body_pauses_the_socket() -> None:
+    pool = FakePool(ConnectionLimits(unread=UNREAD))
+    pieces: list[bytes] = []
+    task = asyncio.create_task(pool.ask())
+    await run_loop()
+    pool.feed(CHUNKED)
+    response = await task
+    pool.feed(b"1000\r\n" + b"x" * UNREAD)
+    assert not pool.transport.is_paused
+    pool.feed(b"x")
+    assert pool.transport.is_paused
+    streaming = asyncio.create_task(response.stream(pieces.append))
+    await run_loop()
+    assert not pool.transport.is_paused
+    assert len(b"".join(pieces)) == UNREAD + 1
+    streaming.cancel()
+    response.abort()
+    await asyncio.gather(streaming, return_exceptions=True)
+
+
+async def test_caller_that_cannot_take_more_pauses_the_socket() -> None:
+    """This holds before it reads at all, and within its very first piece."""
+    pool = FakePool()
+    task = asyncio.create_task(pool.ask())
+    await run_loop()
+    pool.feed(CHUNKED + b"5\r\nhello\r\n")
+    response = await task
+    response.pause()
+    assert pool.transport.is_paused
+    streaming = asyncio.create_task(response.stream(lambda piece: None))
+    await run_loop()
+    assert pool.transport.is_paused
+    response.resume()
+    assert not pool.transport.is_paused
+    streaming.cancel()
+    response.abort()
+    await asyncio.gather(streaming, return_exceptions=True)
+
+    task = asyncio.create_task(pool.ask())
+    await run_loop()
+    pool.feed(CHUNKED + b"5\r\nhello\r\n")
+    response = await task
+    streaming = asyncio.create_task(response.stream(lambda piece: response.pause()))
+    await run_loop()
+    assert pool.transport.is_paused
+    streaming.cancel()
+    response.abort()
+    await asyncio.gather(streaming, return_exceptions=True)
+
+
+async def test_exception_about_a_piece_is_raised_to_the_caller() -> None:
+    """This holds even if the whole answer arrived with its head."""
+
+    def refuse(piece: bytes) -> None:
+        raise ValueError("no")
+
+    pool = FakePool()
+
+    async def exchange() -> None:
+        with await pool.ask() as response:
+            await response.stream(refuse)
+
+    task = asyncio.create_task(exchange())
+    await run_loop()
+    pool.feed(OK + b"Content-Length: 5\r\n\r\nhello")
+    with pytest.raises(ValueError, match="no"):
+        await task
+    await run_loop()
+    assert pool.open_connections == 0
