@@ -28,7 +28,7 @@ from tests.real_engines.process import wait_until
 TIER, OLLAMA_MODEL = "standard", "qwen3-vl"
 OLLAMA, VLLM = "ollama", "vllm"
 CONVERSATIONS = 30
-PATIENCE = 120.0  # seconds; two cores are slow beside other work
+PATIENCE = 120.0  # seconds; two cores that also do other work are slow
 PARALLEL = 4
 OLLAMA_STAND_IN = Options(
     "ollama",

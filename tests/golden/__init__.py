@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 SERVERS = ("vllm-0.32.0", "ollama-0.33", "ollama-0.24")
-PICTURE_MARK = "<base64 of a 64x64 png>"
+PNG_MARK = "<base64 of a 64x64 png>"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Recording:
 
 
 @cache
-def picture() -> str:
+def png_base64() -> str:
     """Return a PNG of 64 by 64 pixels in base64."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -91,7 +91,7 @@ def load(server: str) -> dict[str, Recording]:
 
 def _unfold(value: Any) -> Any:
     if isinstance(value, str):
-        return value.replace(PICTURE_MARK, picture())
+        return value.replace(PNG_MARK, png_base64())
     if isinstance(value, list):
         return [_unfold(item) for item in value]
     if isinstance(value, dict):

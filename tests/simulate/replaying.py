@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 
 from gateway.simulate import Options, Running, running
-from tests.golden import PICTURE_MARK, Recording, consecutive_shapes, events, picture, shape
+from tests.golden import PNG_MARK, Recording, consecutive_shapes, events, png_base64, shape
 
 LENGTHS = ("content-length", "transfer-encoding")
 # Keys compared only in part: the stand-in has only what a gateway reads. The same holds for the
@@ -22,7 +22,7 @@ PARTIAL_KEYS = {"api_show": ("model_info", "tensors"), "api_show_thinking": ("mo
 
 def recorded(server: str) -> dict[str, Recording]:
     """Load the recordings of tiny models in `recorded/`, in the form of those in `tests/golden`."""
-    text = (Path(__file__).parent / "recorded" / f"{server}.json").read_text().replace(PICTURE_MARK, picture())
+    text = (Path(__file__).parent / "recorded" / f"{server}.json").read_text().replace(PNG_MARK, png_base64())
     return {
         case: Recording(
             server,

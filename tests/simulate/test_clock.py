@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.simulate import SEED_SLOWDOWN, Options, Running, running
-from tests.golden import picture
+from tests.golden import png_base64
 from tests.simulate.endpoints import client, user
 
 SCALE = 0.002  # 51 s take a tenth of a second
@@ -18,7 +18,7 @@ def options(scale: float = SCALE, **more: Any) -> Options:
 
 async def send_image(server: Running, model: str = "qwen3-vl") -> float:
     """Send one image and return the simulated seconds that the response reports."""
-    messages = [{"role": "user", "content": "What is it?", "images": [picture()]}]
+    messages = [{"role": "user", "content": "What is it?", "images": [png_base64()]}]
     async with client(server) as http:
         response = await http.post("/api/chat", json={"model": model, "messages": messages, "stream": False})
     return float(response.json()["total_duration"]) / 1e9
@@ -41,7 +41,7 @@ async def test_time_scale_shortens_the_wait_but_not_the_reported_duration() -> N
     ("slowdown", "least"), [(0.0, 255.0), (SEED_SLOWDOWN, 397.2)], ids=["without slowdown", "with slowdown"]
 )
 async def test_five_images_at_once_take_as_long_as_measured(slowdown: float, least: float) -> None:
-    scale = SCALE * 4  # what the five requests themselves cost is little beside the time that passes
+    scale = SCALE * 4  # makes the CPU time of the five requests negligible
     async with running(options(scale, image_slowdown=slowdown)) as server:
         assert least <= await timed(*(send_image(server) for _ in range(5))) / scale < least * 1.25
 

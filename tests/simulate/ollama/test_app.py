@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.simulate import Fault, Model, Options, Running, digest, running
-from tests.golden import picture
+from tests.golden import png_base64
 from tests.simulate.endpoints import client, sent, until, user
 
 TOOL = {
@@ -30,7 +30,7 @@ async def chat(server: Running, model: str, text: str, **more: Any) -> dict[str,
 
 async def test_reply_begins_with_the_prompt_digest_and_the_number_of_images() -> None:
     async with running(Options("ollama")) as server, client(server) as http:
-        messages = [{"role": "user", "content": "What is it?", "images": [picture(), picture()]}]
+        messages = [{"role": "user", "content": "What is it?", "images": [png_base64(), png_base64()]}]
         body = (await http.post("/api/chat", json={"model": "qwen3-vl", "messages": messages, "stream": False})).json()
     assert body["message"]["content"].startswith(f"{digest('What is it?')} saw 2 images and 1 turns: What is it?")
     assert (body["done_reason"], body["eval_count"]) == ("stop", 32)
@@ -39,7 +39,7 @@ async def test_reply_begins_with_the_prompt_digest_and_the_number_of_images() ->
 async def test_v1_makes_each_content_part_a_turn() -> None:
     parts = [
         {"type": "text", "text": "What?"},
-        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture()}"}},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png_base64()}"}},
     ]
     async with running(Options("ollama")) as server, client(server) as http:
         body = {"model": "qwen3-vl", "messages": [{"role": "user", "content": parts}]}
@@ -179,7 +179,7 @@ async def test_leaking_model_has_its_reasoning_in_the_content() -> None:
 
 
 async def test_image_to_a_text_model_is_refused_by_0_33_and_ignored_by_0_24() -> None:
-    messages = [{"role": "user", "content": "What?", "images": [picture()]}]
+    messages = [{"role": "user", "content": "What?", "images": [png_base64()]}]
     answers = {}
     for generation in ("0.33", "0.24"):
         async with running(Options("ollama", generation=generation)) as server, client(server) as http:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.simulate import Fault, Model, Options, Running, digest, running
-from tests.golden import events, picture
+from tests.golden import events, png_base64
 from tests.simulate.endpoints import client, sent, until, user
 
 MODEL = "Qwen/Qwen3-VL-8B-Instruct"
@@ -29,7 +29,7 @@ async def chat(server: Running, text: str, **more: Any) -> dict[str, Any]:
 
 
 async def test_reply_begins_with_the_prompt_digest_and_the_number_of_images() -> None:
-    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture()}"}}
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png_base64()}"}}
     async with running(Options("vllm")) as server, client(server) as http:
         messages = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, image]}]
         (choice,) = (await http.post(CHAT, json={"model": MODEL, "messages": messages})).json()["choices"]
