@@ -1,4 +1,7 @@
-"""Stand-ins that speak as Ollama and vLLM do, with settable speed, parallelism and faults. Imports nothing else of the gateway."""
+"""Stand-ins for Ollama and vLLM with configurable speed, parallelism and faults.
+
+Imports no other package of the gateway.
+"""
 
 from gateway.simulate.ollama.app import OllamaApp
 from gateway.simulate.options import SEED_SLOWDOWN, Fault, Kind, Model, OllamaGeneration, Options

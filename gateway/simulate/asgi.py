@@ -1,4 +1,4 @@
-"""Raw ASGI for the stand-ins: one request read whole, one answer written, and the watch for a client that leaves."""
+"""Raw ASGI for the stand-ins: read a whole request, write its response, notice a disconnect."""
 
 import asyncio
 import contextlib
@@ -13,11 +13,11 @@ Headers = dict[str, str]
 
 
 class ClientDisconnected(Exception):
-    """The client closed its connection before the answer was whole."""
+    """The client closed its connection before the response was complete."""
 
 
 class HttpExchange:
-    """One request and its answer."""
+    """One request and its response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method = str(scope["method"])
@@ -31,7 +31,11 @@ class HttpExchange:
         self._send = send
 
     async def read(self) -> bytes:
-        """Take in the whole body. Raises ClientLeft when it never comes."""
+        """Read the whole body.
+
+        Raises:
+            ClientDisconnected: the client left before the body was complete.
+        """
         parts = []
         while True:
             message = await self._receive()
@@ -55,38 +59,39 @@ class HttpExchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def reply(self, status: int, headers: Headers, body: bytes) -> None:
-        """A whole answer with its length."""
+        """Send a complete response with its `content-length`."""
         await self.start(status, {**headers, "content-length": str(len(body))})
         await self.end(body)
 
-    async def hang_up(self) -> None:
-        """Close the connection as a killed process does: what was written still goes, nothing more comes."""
+    async def drop_connection(self) -> None:
+        """Close the connection as a killed process does: bytes already written still leave."""
         transport: asyncio.Transport = self._state["transport"]
         transport.close()
-        await self._gone()
+        await self._wait_for_disconnect()
 
-    async def while_client_stays(self, work: Coroutine[Any, Any, None], left: Callable[[], None]) -> None:
-        """Do `work`, or cancel it the moment the client leaves: calls `left` before, so that who sees the work gone sees why.
+    async def run_until_disconnect(self, work: Coroutine[Any, Any, None], on_disconnect: Callable[[], None]) -> None:
+        """Run `work`, and cancel it as soon as the client disconnects.
 
-        The body must have been read.
+        `on_disconnect` is called before the cancellation, so an observer that sees the work gone
+        can already see why. The body must have been read.
 
         Raises:
-            ClientLeft: the work was cancelled.
+            ClientDisconnected: the client left and the work was cancelled.
         """
-        doing = asyncio.create_task(work)
-        watching = asyncio.create_task(self._gone())
+        working = asyncio.create_task(work)
+        watching = asyncio.create_task(self._wait_for_disconnect())
         try:
-            await asyncio.wait({doing, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if not doing.done() and not self.ended:
-                left()
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done() and not self.ended:
+                on_disconnect()
                 raise ClientDisconnected
-            await doing
+            await working
         finally:
-            for task in (doing, watching):
+            for task in (working, watching):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
 
-    async def _gone(self) -> None:
+    async def _wait_for_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass

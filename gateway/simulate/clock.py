@@ -1,4 +1,4 @@
-"""The pretended time of a stand-in: real time stretched or shortened, and slowed down by the work that shares it."""
+"""Simulated time of a stand-in: real time, scaled, and slowed down by work that shares it."""
 
 import asyncio
 import contextlib
@@ -6,37 +6,38 @@ from collections.abc import Iterator
 
 
 class Clock:
-    """Seconds of pretended time: each takes `scale` real ones.
+    """Clock of simulated seconds, each of which takes `scale` real seconds.
 
-    Work under `sharing` shares the machine: k pieces of it at once each go k times slower, and once more by `slowdown` for each beyond the
-    first. Five images of 51 s then end together after 5 · 51 · (1 + 4 · slowdown) s. Only one event loop touches it.
+    Work under `sharing` shares the machine: k pieces at once each run k times slower, and slower
+    again by a factor of `1 + slowdown * (k - 1)`. Five images of 51 s therefore end together after
+    5 · 51 · (1 + 4 · slowdown) s. Used by a single event loop only.
     """
 
     def __init__(self, scale: float, slowdown: float = 0.0) -> None:
         self._scale = scale
         self._slowdown = slowdown
         self._sharers = 0
-        self._mark: float | None = None  # real time at which `_done` was so much
-        self._done = 0.0
+        self._mark: float | None = None  # real time at which `_elapsed` was last updated
+        self._elapsed = 0.0
         self._changed = asyncio.Event()
 
     def now(self) -> float:
-        """Pretended seconds since some moment."""
+        """Return the simulated seconds since an arbitrary moment."""
         real = asyncio.get_running_loop().time()
         passed = 0.0 if self._mark is None else real - self._mark
-        self._done += passed / self._pace if self._pace else 0.0
+        self._elapsed += passed / self._pace if self._pace else 0.0
         self._mark = real
-        return self._done
+        return self._elapsed
 
     @property
     def _pace(self) -> float:
-        """Real seconds for a pretended one."""
+        """Real seconds for one simulated second."""
         alone = self._scale * max(1, self._sharers)
         return alone * (1 + self._slowdown * max(0, self._sharers - 1))
 
     @contextlib.contextmanager
     def sharing(self) -> Iterator[None]:
-        """Be one more piece of work that shares this clock."""
+        """Count the block as one more piece of work that shares this clock."""
         self._share(1)
         try:
             yield
@@ -53,13 +54,13 @@ class Clock:
         await self.until(self.now() + seconds)
 
     async def until(self, due: float) -> None:
-        """Wait until `now()` is `due`. Gives way to others in any case."""
+        """Wait until `now()` is `due`. Yields to the event loop at least once."""
         await asyncio.sleep(0)
         while (left := due - self.now()) > 0 and self._pace:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left * self._pace)
 
     async def wait(self, event: asyncio.Event, seconds: float | None) -> None:
-        """Wait for `event`, but no longer than `seconds`."""
+        """Wait for `event`, at most `seconds` (None: without a limit)."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(event.wait(), None if seconds is None else max(0.0, seconds) * self._pace)

@@ -1,4 +1,6 @@
-"""What both stand-ins share: lanes with a queue, the clock of a generation, faults, counters, and the doors under /simulate/."""
+"""The parts that both stand-ins share: request slots, generation timing, faults, counters and the
+control endpoints under `/simulate/`.
+"""
 
 import asyncio
 from collections import deque
@@ -13,24 +15,24 @@ from gateway.simulate.clock import Clock
 from gateway.simulate.options import Fault, Options
 from gateway.simulate.text import GeneratedAnswer, GenerationLimits, Prompt, answer, compose
 
-REMEMBERED = 64  # requests kept for /simulate/requests
-LONGEST_KEPT = 400  # characters of a string in a kept request
+MAX_RECORDED_REQUESTS = 64  # requests kept for /simulate/requests
+MAX_RECORDED_STRING = 400  # characters; longer strings of a recorded request are shortened
 
 
 class Died(Exception):
-    """The connection is to be closed without another byte."""
+    """Fault: close the connection without another byte."""
 
 
 class Failed(Exception):
-    """The runner broke in mid-generation."""
+    """Fault: the model runner failed in the middle of a generation."""
 
 
 class Truncated(Exception):
-    """The body is to end cleanly without its last word."""
+    """Fault: end the body cleanly, but without its final event."""
 
 
 class Refused(Exception):
-    """A fault asks for this status before anything else."""
+    """Fault: answer with `status` and nothing else."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -38,20 +40,23 @@ class Refused(Exception):
 
 
 class SimulatedLane:
-    """Places for requests that run at once; the others wait, first come first served, without a bound."""
+    """Slots for concurrent requests; the others wait in an unbounded FIFO queue."""
 
-    def __init__(self, places: int) -> None:
-        self._places = asyncio.Semaphore(places)  # noqa: TID251  # the limit of the engine that is played, not one of the gateway's
+    def __init__(self, slots: int) -> None:
+        self._slots = asyncio.Semaphore(slots)  # noqa: TID251  # a limit of the simulated engine, not of the gateway
 
     async def enter(self) -> None:
-        await self._places.acquire()
+        await self._slots.acquire()
 
     def leave(self) -> None:
-        self._places.release()
+        self._slots.release()
 
 
 class SimulatedEngine:
-    """Counters, lanes and faults of one stand-in. Only one event loop touches it, so nothing here is locked."""
+    """Counters, slots and faults of one stand-in.
+
+    A single event loop uses it, so it needs no locks.
+    """
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -66,28 +71,36 @@ class SimulatedEngine:
         self.finished: dict[str, int] = {}
         self.faults: deque[Fault] = deque(options.faults)
         self.scripts: deque[list[str]] = deque()
-        self.requests: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
+        self.requests: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDED_REQUESTS)
         self._fault_uses = 0
 
     def __repr__(self) -> str:
-        return f"<Engine {self.options.kind} {self.running} running, {self.waiting} waiting, {self.served} served, {self.cancelled} cancelled>"
+        counts = ", ".join(f"{count} {name}" for name, count in self.state().items())
+        return f"<SimulatedEngine {self.options.kind} {counts}>"
 
     def state(self) -> dict[str, int]:
         return {"running": self.running, "waiting": self.waiting, "served": self.served, "cancelled": self.cancelled}
 
     def inject(self, fault: Fault) -> None:
-        """Let `fault` happen to the generations that start from now on, after those injected before."""
+        """Apply `fault` to generations that start from now on, after the faults injected before."""
         self.faults.append(fault)
 
     def say(self, tokens: Sequence[str]) -> None:
-        """Let the next generation say exactly `tokens` (then it would end by itself); `</think>` ends the reasoning of a model that thinks."""
+        """Make the next generation emit exactly `tokens` and then end.
+
+        A `</think>` token ends the reasoning of a thinking model.
+        """
         self.scripts.append(list(tokens))
 
     def count_cancelled(self) -> None:
         self.cancelled += 1
 
     def begin(self) -> "Generation":
-        """The clock and fault of one generation. Raises Refused when the fault is a status."""
+        """Start one generation with the next fault.
+
+        Raises:
+            Refused: the fault is a status.
+        """
         fault = self._next_fault()
         if fault is not None and fault.kind == "status":
             raise Refused(fault.status)
@@ -106,7 +119,7 @@ class SimulatedEngine:
     def answer(
         self, prompt: Prompt, limits: GenerationLimits, bare_json_calls: bool = False, variant: int = 0
     ) -> GeneratedAnswer:
-        """The reply of this generation: the script, where one was set, else composed from the prompt."""
+        """Return the scripted answer if one was set, else an answer composed from the prompt."""
         tokens = self.scripts.popleft() if self.scripts else self._composed(prompt, variant, bare_json_calls)
         return answer(tokens, limits, prompt.thinks, bool(prompt.tools), bare_json_calls)
 
@@ -124,7 +137,10 @@ class SimulatedEngine:
 
     @asynccontextmanager
     async def slot(self, lane: SimulatedLane, images: int = 0) -> AsyncIterator[Clock]:
-        """Hold a place in `lane`, and have the clock that goes there. With a slow-down, pictures need no place but share their clock."""
+        """Hold a slot of `lane` and yield the clock that times the work there.
+
+        With `image_slowdown`, requests with images take no slot and share a clock instead.
+        """
         shares = bool(images and self.options.image_slowdown)
         if not shares:
             with self.queued():
@@ -138,8 +154,8 @@ class SimulatedEngine:
             if not shares:
                 lane.leave()
 
-    def remember(self, exchange: HttpExchange) -> None:
-        """Keep what came in, long strings cut, so that a test can look at it."""
+    def record(self, exchange: HttpExchange) -> None:
+        """Keep the request for `/simulate/requests`, with long strings shortened."""
         try:
             body = _shortened(orjson.loads(exchange.body)) if exchange.body else None
         except orjson.JSONDecodeError:
@@ -149,7 +165,11 @@ class SimulatedEngine:
         )
 
     async def debug_endpoint(self, exchange: HttpExchange) -> None:
-        """`GET /simulate/state` and `/simulate/requests`; `POST /simulate/fault` ({"kind": null} clears) and `/simulate/answer`."""
+        """Serve `GET /simulate/state` and `/simulate/requests`, `POST /simulate/fault` and
+        `/simulate/answer`.
+
+        A fault of `{"kind": null}` clears all faults.
+        """
         try:
             status, body = 200, self._debug(exchange.method, exchange.path, exchange.body)
         except ValueError as exc:
@@ -173,11 +193,11 @@ class SimulatedEngine:
             case "POST", "/simulate/answer":
                 self.say(orjson.loads(body)["tokens"])
                 return {"answers": len(self.scripts)}
-        raise ValueError(f"there is no {method} {path}")
+        raise ValueError(f"unknown endpoint: {method} {path}")
 
 
 class Generation:
-    """The clock of one reply: when each token is due, and the fault that strikes on the way."""
+    """Timing of one reply: when each token is due, and which fault interrupts it."""
 
     def __init__(self, engine: SimulatedEngine, fault: Fault | None) -> None:
         self._engine = engine
@@ -186,7 +206,10 @@ class Generation:
         self._began = 0.0
 
     async def prefill(self, tokens: int, images: int, clock: Clock) -> None:
-        """Read the prompt of `tokens` tokens and `images` pictures; from here on `clock` goes."""
+        """Wait as long as the prefill of `tokens` tokens and `images` images takes.
+
+        From here on `clock` times the generation.
+        """
         options = self._engine.options
         self._clock = clock
         seconds = options.time_to_first_token + images * options.image_seconds
@@ -198,21 +221,29 @@ class Generation:
         self._began = due
 
     async def token(self, number: int) -> None:
-        """Wait until token `number` (from 0) is due. Raises Died, Failed or Truncated where the fault strikes."""
+        """Wait until token `number` (from 0) is due.
+
+        Raises:
+            Died, Failed, Truncated: the fault applies from this token on.
+        """
         if self._fault is not None and number >= self._fault.after:
-            await self._strike(self._fault)
+            await self._apply(self._fault)
         speed = self._engine.options.tokens_per_second
         await self._clock.until(self._began + number / speed if speed else 0.0)
         self._engine.generation_tokens += 1
 
     async def end(self, number: int, finish: str) -> None:
-        """After the last of `number` tokens."""
+        """Finish the generation after its last token, and count it by its `finish` reason.
+
+        Raises:
+            Died, Failed, Truncated: the fault applies after all tokens.
+        """
         if self._fault is not None:
-            await self._strike(self._fault)
+            await self._apply(self._fault)
         self._engine.served += 1
         self._engine.finished[finish] = self._engine.finished.get(finish, 0) + 1
 
-    async def _strike(self, fault: Fault) -> None:
+    async def _apply(self, fault: Fault) -> None:
         match fault.kind:
             case "die":
                 raise Died
@@ -226,7 +257,7 @@ class Generation:
 
 def _shortened(value: Any) -> Any:
     if isinstance(value, str):
-        return value if len(value) <= LONGEST_KEPT else f"{value[:60]}… {len(value)} characters"
+        return value if len(value) <= MAX_RECORDED_STRING else f"{value[:60]}… {len(value)} characters"
     if isinstance(value, list):
         return [_shortened(item) for item in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A value that satisfies a JSON Schema, as a grammar makes a model write one. Pure."""
+"""Generates a value that satisfies a JSON Schema, as grammar-guided decoding would. Pure."""
 
 from typing import Any
 
@@ -6,7 +6,11 @@ Schema = dict[str, Any]
 
 
 def instance(schema: Any, word: str, root: Schema | None = None, depth: int = 0) -> Any:
-    """One value for `schema`; free strings are `word`, cut or padded to the bounds. Knows what OpenAI's strict mode knows."""
+    """Return one value that satisfies `schema`.
+
+    Free strings are `word`, truncated or padded to the length bounds. Supports the keywords of
+    OpenAI's strict mode.
+    """
     if not isinstance(schema, dict) or depth > 16:
         return {}
     root = schema if root is None else root
@@ -51,7 +55,7 @@ def _scalar(schema: Schema, kind: str, word: str) -> Any:
 
 
 def _bound(schema: Schema, key: str, default: int) -> Any:
-    """A number of the schema; what is none counts as not said."""
+    """Return the numeric keyword `key`, or `default` where it is missing or not a number."""
     value = schema.get(key, default)
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else default
 

@@ -1,4 +1,4 @@
-"""What a stand-in is told before it starts: its models, its speed, its limits, its faults."""
+"""Options of a stand-in: its models, speed, limits and faults."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -8,12 +8,14 @@ Kind = Literal["ollama", "vllm"]
 OllamaGeneration = Literal["0.33", "0.24"]
 FaultKind = Literal["die", "error", "stall", "status", "truncate"]
 
-# Families that Ollama serves one request at a time whatever OLLAMA_NUM_PARALLEL says (Ollama 0.33, server/sched.go).
+# Families that Ollama serves one request at a time, whatever OLLAMA_NUM_PARALLEL says
+# (Ollama 0.33, server/sched.go).
 SERIAL_FAMILIES = frozenset(
     {"mllama", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe", "nemotron_h"}
 )
 
-# What makes five pictures at once take 397.2 s instead of five times 51 s, as measured on an older Ollama: 5 · 51 · (1 + 4 · x) = 397.2.
+# The slowdown x with which five images at once take 397.2 s instead of 5 · 51 s, as measured on an
+# older Ollama: 5 · 51 · (1 + 4 · x) = 397.2.
 SEED_SLOWDOWN = (397.2 / (5 * 51.0) - 1) / 4
 
 
@@ -21,11 +23,15 @@ SEED_SLOWDOWN = (397.2 / (5 * 51.0) - 1) / 4
 class Model:
     """A model that a stand-in serves.
 
-    `always_thinks` is a model that reasons even under `think: false`; `leaks` one whose reasoning, from `<think>` to `</think>`, its engine
-    takes for a part of the answer; `bare_json_calls` one that writes a tool call as plain JSON
-    and not inside `<tool_call>`. `context_length` is what an Ollama loads it with unless asked otherwise and a vLLM's whole context, in tokens;
-    `trained` is the longest that it could have (0: the same). `size` is bytes of memory. `embedding` is the width of the vectors of a model that
-    makes embeddings and nothing else (0: one that answers), `matryoshka` says that a vLLM may cut them.
+    Attributes:
+        always_thinks: it reasons even under `think: false`.
+        leaks: its engine returns the reasoning, from `<think>` to `</think>`, as content.
+        bare_json_calls: it writes a tool call as plain JSON, not inside `<tool_call>`.
+        context_length: tokens; the context of a vLLM, and the one that an Ollama loads by default.
+        trained: the longest context that it can be loaded with, in tokens (0: `context_length`).
+        size: bytes of memory.
+        embedding: vector width of an embedding-only model (0: a generative model).
+        matryoshka: a vLLM may shorten its vectors.
     """
 
     name: str
@@ -44,12 +50,12 @@ class Model:
 
     @property
     def longest(self) -> int:
-        """The longest context that it can be loaded with."""
+        """Longest context that the model can be loaded with, in tokens."""
         return self.trained or self.context_length
 
     @property
     def tagged(self) -> str:
-        """The name as Ollama lists it, with its tag."""
+        """Name with its tag, as Ollama lists it."""
         return self.name if ":" in self.name else f"{self.name}:latest"
 
     @property
@@ -58,11 +64,13 @@ class Model:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """A model from `NAME[,vision][,tools][,thinking][,leaks][,context=TOKENS][,trained=TOKENS][,size=BYTES][,family=NAME]`
-        or, for embeddings, with `[,embedding=WIDTH][,matryoshka]`.
+        """Parse `NAME` followed by comma-separated options.
+
+        Options: `vision`, `tools`, `thinking`, `leaks`, `context=TOKENS`, `trained=TOKENS`,
+        `size=BYTES`, `family=NAME`, and for embeddings `embedding=WIDTH` and `matryoshka`.
 
         Raises:
-            ValueError: a word that is none of these.
+            ValueError: an option is unknown.
         """
         name, *words = text.split(",")
         model = cls(name)
@@ -93,16 +101,17 @@ class Model:
                     expected = (
                         "vision, tools, thinking, leaks, context=, trained=, size=, family=, embedding= or matryoshka"
                     )
-                    raise ValueError(f"{word!r} says nothing about a model; expected {expected}")
+                    raise ValueError(f"unknown model option {word!r}; expected {expected}")
         return model
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that goes wrong in a generation, once `after` tokens have left.
+    """A failure of the next `times` generations (0: of all) after `after` tokens.
 
-    `die` closes the connection, `error` fails in mid-stream as that engine does, `stall` sends no further byte, `status` answers `status`
-    before anything else, `truncate` ends the body cleanly without its last word. It happens to the next `times` generations, for ever with 0.
+    Kinds: `die` closes the connection; `error` fails in mid-stream as that engine does; `stall`
+    sends no further byte; `status` answers with `status` and nothing else; `truncate` ends the body
+    cleanly, but without its final event.
     """
 
     kind: FaultKind
@@ -112,13 +121,17 @@ class Fault:
 
     @classmethod
     def from_json(cls, body: Mapping[str, object]) -> Self:
-        """A fault from the body of `POST /simulate/fault`. Raises ValueError where it is none."""
+        """Parse the body of `POST /simulate/fault`.
+
+        Raises:
+            ValueError: the body does not describe a fault.
+        """
         kind = body.get("kind")
         if kind not in get_args(FaultKind):
-            raise ValueError(f"kind {kind!r} is none of {', '.join(get_args(FaultKind))}")
+            raise ValueError(f"unknown fault kind {kind!r}; expected one of {', '.join(get_args(FaultKind))}")
         numbers = {key: body[key] for key in ("after", "times", "status") if key in body}
         if not all(isinstance(number, int) for number in numbers.values()) or set(body) - {"kind", *numbers}:
-            raise ValueError("a fault has kind, after, times and status, the last three whole numbers")
+            raise ValueError("a fault takes kind, after, times and status; the last three are integers")
         return cls(kind, **numbers)  # type: ignore[arg-type]  # checked just above
 
 
@@ -134,9 +147,11 @@ VLLM_MODELS = (Model("Qwen/Qwen3-VL-8B-Instruct", family="qwen3vl", vision=True,
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a stand-in behaves. Times are seconds of its own time, of which each takes `time_scale` real ones; a speed of 0 is as fast as it goes.
+    """Behaviour of a stand-in.
 
-    A vLLM serves one model: the first of `models`; further names there are its aliases.
+    Times are simulated seconds, each of which takes `time_scale` real seconds. A speed of 0 means
+    as fast as possible. A vLLM serves one model, the first of `models`; the other names are aliases
+    of it.
     """
 
     kind: Kind
@@ -145,9 +160,9 @@ class Options:
     tokens_per_second: float = 0.0
     time_to_first_token: float = 0.0
     prefill_tokens_per_second: float = 0.0
-    image_seconds: float = 0.0  # for each picture, before the first token
+    image_seconds: float = 0.0  # for each image, before the first token
     answer_tokens: int = 32
-    repeat_word: str = "repeat"  # a question with this and another word is answered by that other word without an end
+    repeat_word: str = "repeat"  # "repeat X" in the question makes the model repeat X without end
     faults: tuple[Fault, ...] = ()
     generation: OllamaGeneration = "0.33"
     parallel: int = 1  # OLLAMA_NUM_PARALLEL
@@ -155,17 +170,18 @@ class Options:
     max_loaded: int = 3  # OLLAMA_MAX_LOADED_MODELS
     memory: int = 0  # bytes for all loaded models; 0: any number
     gpu: bool = False  # whether /api/ps shows the models in a GPU's memory
-    max_queue: int = 512  # OLLAMA_MAX_QUEUE: counts only those who wait for a load
-    repeat_limit: int = 30  # Ollama gives up a reply after more equal tokens than this; 0: never
-    image_slowdown: float = 0.0  # above 0, requests with pictures run all at once, each slower by this part for each other: see SEED_SLOWDOWN
+    max_queue: int = 512  # OLLAMA_MAX_QUEUE: requests that may wait for a load
+    repeat_limit: int = 30  # equal tokens in a row after which Ollama aborts a reply; 0: never
+    # Above 0, requests with images all run at once, each slowed down by this share for each other
+    # one.
+    image_slowdown: float = 0.0
     max_num_seqs: int = 256
-    gpu_share: float = 0.92  # --gpu-memory-utilization, as the metrics tell it
-    asleep: bool = False  # as the metrics tell it
+    gpu_share: float = 0.92  # --gpu-memory-utilization, reported in the metrics
+    asleep: bool = False  # reported in the metrics only
     reasoning_parser: bool = False
     tool_parser: bool = True
-    loose_calls: bool = (
-        False  # a forced call of a function that is not `strict` has any JSON for arguments, as a vLLM allows
-    )
+    # As a vLLM allows: a forced call of a function without `strict` may have any JSON as arguments.
+    loose_calls: bool = False
     api_key: str = ""
 
     @property
@@ -173,20 +189,22 @@ class Options:
         return self.models or (OLLAMA_MODELS if self.kind == "ollama" else VLLM_MODELS)
 
     def with_settings(self, settings: Iterable[str]) -> Self:
-        """These options with some changed, each given as `name=value` for a field that is a number, a word or yes/no.
+        """Return a copy with each `name=value` of `settings` applied.
+
+        Fields may be numbers, strings or booleans (`yes` or `no`).
 
         Raises:
-            ValueError: no such field, or a value that is not of its kind.
+            ValueError: there is no such field, or the value does not have its type.
         """
         changes: dict[str, Any] = {}
         for setting in settings:
             name, given, value = setting.partition("=")
             now = getattr(self, name, None)
             if not given or name in ("kind", "generation") or not isinstance(now, (bool, int, float, str)):
-                raise ValueError(f"{setting!r} sets nothing; expected name=value")
+                raise ValueError(f"unknown option {setting!r}; expected name=value")
             if isinstance(now, bool):
                 if value not in ("yes", "no"):
-                    raise ValueError(f"{setting!r}: {name} is yes or no")
+                    raise ValueError(f"{setting!r}: {name} must be yes or no")
                 changes[name] = value == "yes"
             else:
                 changes[name] = type(now)(value)

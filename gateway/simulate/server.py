@@ -1,4 +1,4 @@
-"""Stand-ins on real sockets: uvicorn in this event loop, for the command line and for tests."""
+"""Stand-ins on real sockets: uvicorn in the current event loop, for the command line and tests."""
 
 import asyncio
 import contextlib
@@ -16,13 +16,13 @@ from gateway.simulate.options import Options
 from gateway.simulate.vllm.app import VllmApp
 
 VLLM_KEEP_ALIVE = 5  # seconds: VLLM_HTTP_TIMEOUT_KEEP_ALIVE
-OLLAMA_KEEP_ALIVE = 24 * 3600  # Go's server sets none
+OLLAMA_KEEP_ALIVE = 24 * 3600  # seconds; Go's server has no limit
 
 
 class _Protocol(HttpToolsProtocol):
-    """Hands the transport to the app, which closes it when it plays dead."""
+    """Passes the transport to the app, which closes it to simulate a dead server."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself has it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         super().connection_made(transport)
         self.app_state = {**self.app_state, "transport": transport}
 
@@ -31,8 +31,8 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, takes_signals: bool, started: Callable[[int], None]) -> None:
         super().__init__(config)
         self._takes_signals = takes_signals
-        self._tell = started
-        self._told_to_stop = asyncio.Event()
+        self._on_started = started
+        self._stop_requested = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -42,26 +42,26 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._tell(self.servers[0].sockets[0].getsockname()[1])
+            self._on_started(self.servers[0].sockets[0].getsockname()[1])
 
     async def main_loop(self) -> None:
-        """As uvicorn's own, but `stop` need not wait for the next tick."""
+        """Do as uvicorn's `main_loop` does, but wake up as soon as `stop` is called."""
         counter = 0
         try:
             while not await self.on_tick(counter):
                 counter = (counter + 1) % 864_000
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._told_to_stop.wait(), 0.1)
+                    await asyncio.wait_for(self._stop_requested.wait(), 0.1)
         except asyncio.CancelledError:
             await self.shutdown()
             raise
 
     def stop(self) -> None:
         self.should_exit = True
-        self._told_to_stop.set()
+        self._stop_requested.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End at once, as a killed server does: nothing is drained."""
+        """Stop at once, as a killed server does, without draining."""
         for server in self.servers:
             server.close()
         tasks = list(self.server_state.tasks)
@@ -71,13 +71,13 @@ class _Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         while self.server_state.connections:  # noqa: ASYNC110  # uvicorn has no event for it
-            await asyncio.sleep(0)  # each turn of the loop tells some that they are lost
+            await asyncio.sleep(0)  # each turn of the loop calls connection_lost of some
         for server in self.servers:
             await server.wait_closed()
 
 
 def application(options: Options) -> OllamaApp | VllmApp:
-    """The ASGI app of the kind that `options` name."""
+    """Return the ASGI app for `options.kind`."""
     return OllamaApp(options) if options.kind == "ollama" else VllmApp(options)
 
 
@@ -99,15 +99,18 @@ def _config(app: Any, options: Options, host: str, port: int) -> uvicorn.Config:
 
 
 async def serve(options: Options, host: str, port: int, started: Callable[[int], None] | None = None) -> None:
-    """Serve until SIGINT or SIGTERM; `started` is told the port once the door is open (port 0: the system chooses)."""
+    """Serve until SIGINT or SIGTERM.
+
+    Calls `started` with the port once the server listens. With port 0 the system chooses one.
+    """
     config = _config(application(options), options, host, port)
     await _Server(config, takes_signals=True, started=started or (lambda _: None)).serve()
 
 
 class Running:
-    """A stand-in that serves while its `async with` block runs, on a loopback port that the system chose.
+    """A stand-in that serves on a loopback port while its `async with` block runs.
 
-    `base_url` has no path; `engine` is the live `Engine`: its counters, `inject` and `say`.
+    `base_url` has no path. `engine` is the live engine, for its counters, `inject` and `say`.
     """
 
     def __init__(self, options: Options, port: int = 0) -> None:
@@ -141,11 +144,14 @@ class Running:
         await self.stop()
 
     async def stop(self) -> None:
-        """Close the door and every connection, as a server that was killed; safe to call twice."""
+        """Close the listener and every connection, as a killed server does. Safe to call twice."""
         self._server.stop()
         await self._serving
 
 
 def running(options: Options, port: int = 0) -> Running:
-    """`async with running(options) as server: server.base_url`."""
+    """Return a stand-in to be used as `async with running(options) as server`.
+
+    With port 0 the system chooses one.
+    """
     return Running(options, port)

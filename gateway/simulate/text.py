@@ -1,4 +1,4 @@
-"""What the pretended model says: words that follow from the prompt alone, cut as the engines cut them. Pure."""
+"""Text of the simulated model: depends on the prompt only, ends where the engines end it. Pure."""
 
 import hashlib
 import itertools
@@ -18,7 +18,12 @@ _THOUGHT = ("Let", " me", " think", " about", " it", ".")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request as the model sees it: (role, text) turns, pictures counted, tools as OpenAI writes them."""
+    """A request as the model sees it.
+
+    `turns` are (role, text) pairs, `images` is their number, `tools` are in OpenAI's form. `leaks`:
+    the reasoning becomes part of the content. `forced_strictly`: the arguments of a forced call
+    follow the tool's schema.
+    """
 
     turns: tuple[tuple[str, str], ...]
     images: int = 0
@@ -35,23 +40,32 @@ class Prompt:
 
     @property
     def question(self) -> str:
-        """The last thing the user said."""
+        """Last non-empty user turn."""
         return next((text for role, text in reversed(self.turns) if role == "user" and text), "")
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationLimits:
+    """Where a reply ends.
+
+    Attributes:
+        ignore_end: go on to `tokens` tokens, whatever the reply is.
+        repeat_limit: equal tokens in a row that are allowed (0: any number).
+        stops_in_order: of several stop strings found after a token, report the first in `stop`
+            instead of the one that ends first in the text.
+    """
+
     tokens: int
     stop: tuple[str, ...] = ()
     ignore_end: bool = False
-    gives_up_after: int = 0  # equal tokens that are borne; 0: any number
-    stops_in_order: bool = (
-        False  # of several stop strings in a token, the first that was named counts and not the first in the text
-    )
+    repeat_limit: int = 0
+    stops_in_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
+    """One token of a reply, and the text that it adds to the reasoning or to the content."""
+
     kind: Literal["thinking", "content", "nothing"]
     text: str
     token: str
@@ -59,13 +73,18 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Call:
+    """A tool call found in the content."""
+
     name: str
     arguments: Any
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedAnswer:
-    """A whole reply: one piece for each token, and how it ends (`broken`: given up in a repetition, without a finish)."""
+    """A complete reply: one piece for each token, and how it ends.
+
+    `broken`: aborted because of a repetition, without a finish reason.
+    """
 
     pieces: tuple[Piece, ...]
     finish: Literal["stop", "length"]
@@ -74,26 +93,29 @@ class GeneratedAnswer:
     calls: tuple[Call, ...] = field(default=())
 
     def joined(self, kind: str) -> str:
+        """Return the text of all pieces of this kind."""
         return "".join(piece.text for piece in self.pieces if piece.kind == kind)
 
 
 def digest(text: str) -> str:
-    """Eight hex digits that stand for the words of a prompt, whatever blanks lie between them."""
+    """Return eight hex digits that identify the words of a prompt; whitespace does not matter."""
     return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:8]
 
 
 def count_tokens(text: str) -> int:
-    """Tokens in `text`, at four bytes each."""
+    """Count the tokens of `text`, at four bytes each."""
     return (len(text.encode()) + 3) // 4
 
 
 def compose(
     prompt: Prompt, length: int, variant: int = 0, bare_json_calls: bool = False, repeat_word: str = "repeat"
 ) -> list[str]:
-    """The tokens of the reply: a digest of all the prompt's words, how many images came, then the question again.
+    """Return the tokens of the reply: a digest of the prompt, the number of images and turns, then
+    the question again.
 
-    "repeat WORD" in the question (with `repeat_word` for repeat) makes the model say that word without an end, "N words" sets the length; a
-    tool is called when the question has a word of its name, and `prompt.schema` makes the reply a value of that schema.
+    In the question, "repeat WORD" (with `repeat_word` in place of "repeat") makes the model repeat
+    that word without end, and "N words" sets the length. A tool is called when the question
+    contains a word of its name. With `prompt.schema` the reply is a value of that schema.
     """
     head = [*(["<think>"] if prompt.leaks else []), *_THOUGHT, END_OF_THOUGHT] if prompt.thinks or prompt.leaks else []
     mark = digest(prompt.text)
@@ -120,13 +142,13 @@ def compose(
 
 
 def tool_name(tool: dict[str, Any]) -> str:
-    """The name of a tool's function, empty where it has none: an Ollama minds that little."""
+    """Return the name of a tool's function; empty if it has none, which Ollama accepts."""
     function = tool.get("function")
     return str(function.get("name") or "") if isinstance(function, dict) else ""
 
 
 def _called_tool(prompt: Prompt) -> str | None:
-    """The tool whose name shares a word with the question; none once a tool has answered."""
+    """Return the tool whose name shares a word with the question; None after a tool result."""
     if not prompt.tools or prompt.schema is not None or prompt.turns[-1][0] == "tool":
         return None
     said = set(re.findall(r"\w+", prompt.question.lower()))
@@ -157,7 +179,11 @@ def answer(
     tools: bool = False,
     bare_json_calls: bool = False,
 ) -> GeneratedAnswer:
-    """The reply that `tokens` become under `limits`: cut at length, stop string or repetition, reasoning and calls told apart."""
+    """Return the reply that `tokens` become under `limits`.
+
+    It ends at the length, a stop string or a repetition; reasoning and tool calls are separated
+    from the content.
+    """
     if limits.ignore_end and tokens:
         tokens = list(
             itertools.islice(itertools.chain(tokens, itertools.cycle(f" {word}" for word in _FILLER)), limits.tokens)
@@ -165,12 +191,12 @@ def answer(
     kept = list(tokens[: limits.tokens])
     finish: Literal["stop", "length"] = "length" if len(tokens) >= limits.tokens else "stop"
     broken = False
-    if limits.gives_up_after and (end := _end_of_repetition(kept, limits.gives_up_after)):
+    if limits.repeat_limit and (end := _end_of_repetition(kept, limits.repeat_limit)):
         kept, broken = kept[:end], True
     stop_at, stop_string = _find_stop(kept, limits) or (None, None)
     if stop_at is not None and stop_string is not None:
         kept, finish = _until(kept, stop_at + len(stop_string)), "stop"
-    pieces = tuple(_sorted_pieces(kept, stop_at, thinks))
+    pieces = tuple(_classified_pieces(kept, stop_at, thinks))
     calls: tuple[Call, ...] = ()
     content = "".join(piece.text for piece in pieces if piece.kind == "content")
     if tools and not broken:
@@ -189,7 +215,7 @@ def _end_of_repetition(tokens: Sequence[str], most: int) -> int | None:
 
 
 def _find_stop(tokens: Sequence[str], limits: GenerationLimits) -> tuple[int, str] | None:
-    """Where the stop string is that ends soonest: the engines look after each token."""
+    """Find the stop string that ends first: the engines check after each token."""
     text = "".join(tokens)
     found = [(text.index(stop), stop) for stop in limits.stop if stop and stop in text]
     first = min(found, key=lambda hit: hit[0] + len(hit[1]), default=None)
@@ -200,7 +226,7 @@ def _find_stop(tokens: Sequence[str], limits: GenerationLimits) -> tuple[int, st
 
 
 def _until(tokens: Sequence[str], end: int) -> list[str]:
-    """The tokens up to the one in which the stop string ends: they were all computed and are all counted."""
+    """Return the tokens up to the end of the stop string: all of them count as generated."""
     total = 0
     for i, token in enumerate(tokens):
         total += len(token)
@@ -209,7 +235,7 @@ def _until(tokens: Sequence[str], end: int) -> list[str]:
     return list(tokens)
 
 
-def _sorted_pieces(tokens: Sequence[str], stop_at: int | None, thinks: bool) -> Iterable[Piece]:
+def _classified_pieces(tokens: Sequence[str], stop_at: int | None, thinks: bool) -> Iterable[Piece]:
     thinking, position = thinks, 0
     for token in tokens:
         text = token if stop_at is None else token[: max(0, stop_at - position)]
@@ -222,7 +248,7 @@ def _sorted_pieces(tokens: Sequence[str], stop_at: int | None, thinks: bool) -> 
 
 
 def _parse_calls(content: str, bare_json: bool) -> tuple[Call, ...]:
-    """Whole calls in the content, or none: one that was cut off stays content."""
+    """Return the complete calls in the content, or none if one was cut off and stays content."""
     sources = [content] if bare_json else re.findall(r"<tool_call>(.*?)</tool_call>", content, re.DOTALL)
     calls = []
     for source in sources:
@@ -237,7 +263,10 @@ def _parse_calls(content: str, bare_json: bool) -> tuple[Call, ...]:
 
 
 def logprob(token: str, top: int, keeps_empty: bool) -> dict[str, Any]:
-    """OpenAI's log probability entry for `token` with `top` alternatives (Ollama leaves an empty list out)."""
+    """Return OpenAI's log probability entry for `token` with `top` alternatives.
+
+    With `keeps_empty` an empty list of alternatives is kept (vLLM), else left out (Ollama).
+    """
     entry: dict[str, Any] = {"token": token, "logprob": -0.5, "bytes": list(token.encode())}
     others = [token, *(f" {word}" for word in _FILLER)][:top]
     if others or keeps_empty:

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.admission.model_residency import IDLE_AFTER_SECONDS, LoadedModels, ModelResidency, ModelState
 from gateway.errors import GatewayError
-from tests.fakes.waiting import Clock
+from tests.fakes.admission import Clock
 
 SWAP = 10.0
 

@@ -5,7 +5,7 @@ import pytest
 from gateway.admission.fair_queue import Claim
 from gateway.admission.queues import POSITION_AGE_SECONDS, LaneName
 from gateway.errors import QueueTimeout
-from tests.fakes.waiting import Server, Setup, setup
+from tests.fakes.admission import Server, Setup, setup
 
 
 def serve_one(backend: Setup, seconds: float = 1.0, model: str = "m", lane: LaneName = "text") -> None:

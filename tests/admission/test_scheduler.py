@@ -9,7 +9,7 @@ from gateway.admission.concurrency_limits import TRY_AGAIN_SECONDS
 from gateway.admission.fair_queue import Claim
 from gateway.admission.queues import BATCH_SHARE, AdmissionLimits, LaneLimits, LaneName, TierLimits
 from gateway.errors import ModelNotFound, QueueFull
-from tests.fakes.waiting import FOREVER, Server, Setup, limits, setup
+from tests.fakes.admission import FOREVER, Server, Setup, limits, setup
 
 # Slots and queues
 
@@ -162,7 +162,7 @@ def test_key_with_many_requests_does_not_hold_back_another_key() -> None:
         backend.arrive(claim=Claim("greedy"))
     small = backend.arrive(claim=Claim("small"))
     backend.leave(running)
-    backend.leave(backend.one_running())
+    backend.leave(backend.only_running())
     assert small.placement is not None
 
 
@@ -176,8 +176,8 @@ def test_key_has_one_turn_for_all_its_models() -> None:
     backend.leave(running)
     keys = []
     for _ in range(6):
-        keys.append(backend.one_running().claim.key)
-        backend.leave(backend.one_running())
+        keys.append(backend.only_running().claim.key)
+        backend.leave(backend.only_running())
     assert keys == ["greedy", "small"] * 3
 
 
@@ -198,8 +198,8 @@ def test_batch_gets_one_slot_in_ten(model: str) -> None:
         backend.arrive(model, claim=Claim(is_batch=True))
     order = []
     for _ in range(40):
-        backend.leave(backend.one_running())
-        order.append(backend.one_running().claim.is_batch)
+        backend.leave(backend.only_running())
+        order.append(backend.only_running().claim.is_batch)
     assert order == ([False] * (BATCH_SHARE - 1) + [True]) * 4
 
 
@@ -280,7 +280,7 @@ def test_transferred_requests_keep_their_order_and_may_exceed_max_queue() -> Non
     batch = left.arrive(claim=Claim(is_batch=True))
     waiting = [left.arrive() for _ in range(3)]
     there.arrive("n")
-    there.take_over([batch, *waiting], "n")
+    there.accept_transfers([batch, *waiting], "n")
     assert (left.waiting("text"), left.running("text")) == (0, 1)
     assert [request.placement is not None for request in (batch, *waiting)] == [False, True, False, False]
     assert (there.waiting("text"), there.running("text")) == (3, 2)
@@ -297,11 +297,11 @@ def test_transferred_request_queues_behind_the_requests_already_there() -> None:
     left.arrive()
     moved = left.arrive()
     running, first = there.arrive(), there.arrive()
-    there.take_over([moved])
+    there.accept_transfers([moved])
     there.leave(running)
     assert (first.placement is not None, moved.is_queued) == (True, True)
     there.leave(first)
-    assert (moved.placement is not None, moved.admissions, moved.moves) == (True, 1, 1)
+    assert (moved.placement is not None, moved.admissions, moved.transfers) == (True, 1, 1)
     there.leave(moved)
     assert left.running("text") == 1
 

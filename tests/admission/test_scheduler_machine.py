@@ -17,7 +17,7 @@ from gateway.admission.fair_queue import Claim
 from gateway.admission.model_residency import LoadedModels
 from gateway.admission.queues import BATCH_SHARE, LaneName, Queue, TierLimits
 from gateway.errors import ModelNotFound, QueueFull, QueueTimeout
-from tests.fakes.waiting import Request, Server, Setup, limits, setup
+from tests.fakes.admission import Request, Server, Setup, limits, setup
 
 MODELS = ("a", "b")
 LANES: tuple[LaneName, ...] = ("text", "vision")
@@ -68,7 +68,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         return cast("list[AdaptiveLimit]", limits)
 
     def end(self, request: Request) -> None:
-        request.home.leave(request)
+        request.setup.leave(request)
         self.gone.add(request)
 
     def time_passes(self, seconds: float) -> None:
@@ -118,7 +118,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     @initialize(sides_with_loads=st.sets(sides))
     def begin(self, sides_with_loads: set[int]) -> None:
         for side in sides_with_loads:
-            self.backends[side].have_loads()
+            self.backends[side].enable_loading()
 
     @precondition(lambda self: any(self.servers_with_residency()))
     @rule(data=st.data(), report=st.sets(st.sampled_from(MODELS)))
@@ -172,7 +172,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         queue = backend.admission.queue(model, lane, tier, own)
         candidate = Request(backend, queue, claim)
         could_run_at_once, room = self.could_run(candidate), queue.room.limit - queue.room.count
-        is_served = any(model in server.models_there for server in backend.servers)
+        is_served = any(model in server.available_models for server in backend.servers)
         try:
             request = backend.arrive(model, lane, claim, tier, own)
         except ModelNotFound:
@@ -209,7 +209,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def leave_again(self, data: st.DataObject) -> None:
         before = [repr(backend.admission) for backend in self.backends]
         request = data.draw(st.sampled_from(sorted(self.gone, key=id)))
-        request.home.leave(request)
+        request.setup.leave(request)
         assert [repr(backend.admission) for backend in self.backends] == before
 
     @precondition(lambda self: self.in_flight())
@@ -217,7 +217,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def first_token(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.in_flight()))
         if request.load_sample is not None and not request.load_sample.is_streaming:
-            request.home.admission.first_token(request)
+            request.setup.admission.first_token(request)
 
     @precondition(lambda self: self.in_flight())
     @rule(data=st.data())
@@ -225,7 +225,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         request = data.draw(st.sampled_from(self.in_flight()))
         assert request.placement is not None
         before = request.placement.server
-        was_reassigned = request.home.admission.reassign(request)
+        was_reassigned = request.setup.admission.reassign(request)
         assert request.placement is not None
         assert (request.placement.server is not before) == was_reassigned
 
@@ -235,12 +235,12 @@ class AdmissionMachine(RuleBasedStateMachine):
         """Transfer any of the waiting requests in order of arrival, however full the target is."""
         target = self.backends[side]
         waiting = sorted(
-            (request for request in self.queued() if request.home is not target), key=lambda request: request.arrival
+            (request for request in self.queued() if request.setup is not target), key=lambda request: request.arrival
         )
         transferred = [request for request in waiting if data.draw(st.booleans())]
         before = sum(backend.waiting(lane) + backend.running(lane) for backend in self.backends for lane in LANES)
         staying = [request for request in waiting if request not in transferred]
-        target.take_over(transferred, model, *(("pro", OWN) if is_own else ("", None)))
+        target.accept_transfers(transferred, model, *(("pro", OWN) if is_own else ("", None)))
         assert all(request.is_queued or request.placement is not None for request in transferred)
         assert [request.arrival for request in transferred] == sorted(request.arrival for request in transferred)
         assert all(request.is_queued for request in staying)
@@ -261,7 +261,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule(side=sides, number=st.integers(0, 1), models=st.sets(st.sampled_from(MODELS)))
     def server_changes_its_models(self, side: int, number: int, models: set[str]) -> None:
-        self.backends[side].servers[number].models_there = models
+        self.backends[side].servers[number].available_models = models
         self.backends[side].admission.refresh()
 
     @rule(
@@ -289,10 +289,10 @@ class AdmissionMachine(RuleBasedStateMachine):
         for backend in self.backends:
             for lane in LANES:
                 assert backend.running(lane) == sum(
-                    request.home is backend and request.queue.lane.name == lane for request in in_flight
+                    request.setup is backend and request.queue.lane.name == lane for request in in_flight
                 )
                 assert backend.waiting(lane) == sum(
-                    request.home is backend and request.queue.lane.name == lane for request in waiting
+                    request.setup is backend and request.queue.lane.name == lane for request in waiting
                 )
 
     @invariant()
@@ -338,7 +338,7 @@ class AdmissionMachine(RuleBasedStateMachine):
                     and residency._may_load(state.model)
                     and request.queue.wants(state)
                 ):
-                    assert residency._next is not None or request.home.clock.now <= residency._timer_due < inf
+                    assert residency._next is not None or request.setup.clock.now <= residency._timer_due < inf
 
     @invariant()
     def learned_limit_stays_within_its_bounds(self) -> None:

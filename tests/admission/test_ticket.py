@@ -9,7 +9,7 @@ import pytest
 from gateway.admission.fair_queue import Claim
 from gateway.admission.ticket import Ticket
 from gateway.errors import QueueTimeout
-from tests.fakes.waiting import FOREVER, Server, Setup, setup
+from tests.fakes.admission import FOREVER, Server, Setup, setup
 
 ANYONE = Claim()
 

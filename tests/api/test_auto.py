@@ -9,7 +9,7 @@ from gateway.api.auto import AutoRules
 from gateway.config import ConfigError
 from gateway.errors import InvalidRequest
 from tests.fakes.chats import chat, tool
-from tests.fakes.pictures import picture_url
+from tests.fakes.images import png_data_url
 
 TIERS: dict[str, Any] = {
     "small": {"models": {"ollama": "s"}, "aliases": ["simple"]},
@@ -23,7 +23,7 @@ RULES: list[dict[str, Any]] = [
     {"tier": "middle", "tools": True},
     {"tier": "Complex", "longer_than": 20},
 ]
-IMAGE = {"type": "image_url", "image_url": {"url": picture_url()}}
+IMAGE = {"type": "image_url", "image_url": {"url": png_data_url()}}
 
 
 def settings(**more: Any) -> config.Settings:

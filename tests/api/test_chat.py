@@ -9,7 +9,7 @@ import pytest
 from gateway import config
 from tests.api.one_backend import CANARY, code, document, post, serving
 from tests.fakes.fault_backend import MODEL, FaultBackend
-from tests.fakes.pictures import picture_url
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, Raw, request_bytes, running
 
 pytestmark = pytest.mark.uvloop
@@ -24,7 +24,7 @@ async def test_text_limit_does_not_count_images() -> None:
             413,
             "request_too_large",
         )
-        image = {"type": "image_url", "image_url": {"url": picture_url(40, is_noise=True)}}
+        image = {"type": "image_url", "image_url": {"url": png_data_url(40, is_noise=True)}}
         assert (await post(gateway, {"messages": [{"role": "user", "content": [image]}]})).status == 200
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from gateway import config, simulate
 from gateway.rollout.assignment import Assignment
-from tests.fakes.pictures import picture_url
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in
 
@@ -348,7 +348,7 @@ async def test_request_whose_images_are_being_checked_follows_a_roll_out_change(
             return await really(chat)
 
         monkeypatch.setattr(images, "checked", checked)
-        content = [{"type": "image_url", "image_url": {"url": picture_url()}}, {"type": "text", "text": "What is it?"}]
+        content = [{"type": "image_url", "image_url": {"url": png_data_url()}}, {"type": "text", "text": "What is it?"}]
         asked = asyncio.create_task(operator.side(messages=[{"role": "user", "content": content}]))
         await checking.wait()
         await operator.put(backend="vllm")

@@ -15,7 +15,7 @@ from gateway import config
 from gateway.config import ConfigError, Settings, reload
 from gateway.config.reload import FileWatcher
 from tests.fakes.fault_backend import MODEL, TEXT, FaultBackend
-from tests.fakes.pictures import picture_url
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import Running, running, until
 
 pytestmark = pytest.mark.uvloop
@@ -310,7 +310,7 @@ async def test_request_whose_images_are_being_checked_is_routed_by_the_new_setti
             return await look(chat)
 
         monkeypatch.setattr(images, "checked", checked)
-        content = [{"type": "image_url", "image_url": {"url": picture_url()}}]
+        content = [{"type": "image_url", "image_url": {"url": png_data_url()}}]
         async with setup.gateway.sent({"messages": [{"role": "user", "content": content}]}) as raw:
             await began.wait()
             await setup.change(tiers={"new": {"models": {"ollama": "other"}, "aliases": ["standard"]}})

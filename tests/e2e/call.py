@@ -1,4 +1,6 @@
-"""One chat completion asked for on a socket of its own, for what client libraries do not let a test do: leave at a chosen moment."""
+"""A chat completion on a raw socket, which can be closed at a chosen moment, unlike a client
+library.
+"""
 
 import json
 import socket
@@ -7,7 +9,10 @@ from urllib.parse import urlsplit
 
 
 class Call:
-    """`POST /v1/chat/completions` to `url`, sent when this is made. As a context manager it leaves at the end."""
+    """A `POST /v1/chat/completions` to `url`, sent on construction.
+
+    As a context manager it closes the connection at the end.
+    """
 
     def __init__(self, url: str, body: dict[str, Any], key: str | None = None) -> None:
         address = urlsplit(url)
@@ -23,15 +28,15 @@ class Call:
         self._socket.sendall("\r\n".join([*head, "", ""]).encode() + data)
 
     def read_until(self, wanted: bytes, times: int = 1) -> bytes:
-        """All that came so far, once `wanted` is in it `times` times.
+        """Read until `wanted` has arrived `times` times, and return everything received so far.
 
         Raises:
-            AssertionError: the answer ended before.
-            TimeoutError: nothing came for 60 seconds.
+            AssertionError: the response ended before.
+            TimeoutError: nothing arrived for 60 seconds.
         """
         while self._received.count(wanted) < times:
             data = self._socket.recv(65_536)
-            assert data, f"the answer ended without {wanted!r} {times} times: {self._received[-500:]!r}"
+            assert data, f"the response ended before {times} times {wanted!r}: {self._received[-500:]!r}"
             self._received += data
         return self._received
 

@@ -1,7 +1,8 @@
-"""Prints which client programs work on which engines as a table in Markdown: `python -m tests.e2e.client_table`.
+"""Print a Markdown table of which client programs work on which engines.
 
-It runs `test_clients.py` as `make test` and `make test-vllm` do; further words go to pytest (`-m "not vllm"`, `-k openai`). `--direct`
-leaves the gateway out, to show what the engines do by themselves; `--why` lists what failed, and by which line.
+Run it with `python -m tests.e2e.client_table`. It runs `test_clients.py` as `make test` and
+`make test-vllm` do. Other arguments go to pytest (`-m "not vllm"`, `-k openai`). `--direct` leaves
+out the gateway, to show what the engines do themselves. `--why` lists each failure with its line.
 """
 
 import sys
@@ -16,30 +17,32 @@ SIGNS = {"passed": "✓", "failed": "✗", "skipped": "–"}
 
 
 class Outcomes:
-    """A plugin of pytest that remembers how each program went on each engine."""
+    """Pytest plugin that records the outcome of each program on each engine."""
 
     def __init__(self) -> None:
         self.cells: dict[str, dict[str, str]] = {}
-        self.reasons: dict[
-            str, None
-        ] = {}  # in order, each once: a gateway that does not start is one reason, not one a program
-        self._places: dict[str, tuple[str, str]] = {}
+        # In order and without repetition: a gateway that does not start is one reason, not one for
+        # each program.
+        self.reasons: dict[str, None] = {}
+        self._cells_by_test: dict[str, tuple[str, str]] = {}
 
     def pytest_addoption(self, parser: pytest.Parser) -> None:
-        parser.addoption("--direct", action="store_true", dest="direct", help="leave the gateway out")
+        parser.addoption("--direct", action="store_true", dest="direct", help="leave out the gateway")
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
             call: Any = getattr(item, "callspec", None)
             if call is not None:
                 program = call.params["program"]
-                self._places[item.nodeid] = (f"{program.client}: {program.does}", call.params["place"])
+                self._cells_by_test[item.nodeid] = (f"{program.client}: {program.action}", call.params["tool_engine"])
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test may be reported up to three times: what is not well counts, else the call itself."""
-        if report.nodeid not in self._places or (report.when != "call" and report.passed):
+        """Record a report. Of a test's up to three reports, a failure or a skip counts, else the
+        call.
+        """
+        if report.nodeid not in self._cells_by_test or (report.when != "call" and report.passed):
             return
-        program, engine = self._places[report.nodeid]
+        program, engine = self._cells_by_test[report.nodeid]
         self.cells.setdefault(program, {})[engine] = SIGNS[report.outcome]
         if report.failed:
             crash = getattr(report.longrepr, "reprcrash", None)
@@ -48,7 +51,9 @@ class Outcomes:
             self.reasons[f"{what}: {reason.splitlines()[0][:300]}"] = None
 
     def table(self) -> str:
-        """Programs by engines. An engine of which every program was skipped is not at hand and has no column."""
+        """Return the table. An engine on which every program was skipped is not available and has
+        no column.
+        """
         engines = list(dict.fromkeys(engine for row in self.cells.values() for engine in row))
         engines = [
             engine
@@ -67,14 +72,14 @@ class Outcomes:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(words: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     outcomes = Outcomes()
-    options = [word for word in words if word != "--why"]
+    options = [argument for argument in arguments if argument != "--why"]
     tests = str(Path(__file__).with_name("test_clients.py"))
-    with redirect_stdout(sys.stderr):  # so that a table which goes into a file is nothing but that
+    with redirect_stdout(sys.stderr):  # so that stdout has only the table
         status = pytest.main(["-q", "--tb=no", tests, *options], plugins=[outcomes])
     print(outcomes.table())
-    if "--why" in words:
+    if "--why" in arguments:
         print("", *(f"- {reason}" for reason in outcomes.reasons), sep="\n")
     return int(status)
 

@@ -1,4 +1,7 @@
-"""The dialect as a table: what a client may send, and what it gets, whichever engine serves. `python -m tests.e2e.dialect` prints it for the docs."""
+"""Table of requests and responses that are the same on every engine.
+
+`python -m tests.e2e.dialect` prints it for docs/dialect.md.
+"""
 
 import base64
 import io
@@ -13,7 +16,7 @@ from PIL import Image
 USER = {"role": "user", "content": "Say hello."}
 
 
-def picture(form: str = "PNG", size: tuple[int, int] = (64, 64), mode: str = "RGB") -> str:
+def image_url(form: str = "PNG", size: tuple[int, int] = (64, 64), mode: str = "RGB") -> str:
     file = io.BytesIO()
     Image.new(mode, size, 120 if mode in ("L", "P", "I;16") else (200, 30, 30, 128)[: len(mode)]).save(file, form)
     return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -39,7 +42,7 @@ def formatted(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 
 
-def pictured(url: str) -> list[dict[str, Any]]:
+def image_message(url: str) -> list[dict[str, Any]]:
     return [
         {
             "role": "user",
@@ -58,8 +61,13 @@ def called(content: Any) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Case:
-    """One request. `status`, `code` and `param` are what every engine's client gets; `calls` whether the answer has tool calls, None: as the
-    model likes. Without `same_shape` the engines tell more or less of it. Where `finish` is None the model's own words decide how it ends."""
+    """One request and the response that every engine's client gets.
+
+    Attributes:
+        calls: whether the answer has tool calls; None if the model decides.
+        finish: the finish reason; None if the model's text decides.
+        same_shape: whether fields and chunks are the same on every engine.
+    """
 
     name: str
     fields: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +92,7 @@ def refused(name: str, fields: dict[str, Any], code: str, param: str | None, not
 
 
 def _both(name: str, fields: dict[str, Any], **rest: Any) -> list[Case]:
-    """Plain and streamed."""
+    """Return the case as a plain request and as a stream."""
     return [Case(name, fields, **rest), Case(f"{name}, streamed", {**fields, "stream": True}, **rest)]
 
 
@@ -95,73 +103,178 @@ CASES: list[Case] = [
     *_both("plain", {}),
     Case("stream with usage", {"stream": True, "stream_options": {"include_usage": True}}),
     Case("stream_options without stream", {"stream_options": {"include_usage": True}}, note="ignored"),
-    Case("max_completion_tokens", {"max_completion_tokens": 5, "max_tokens": 50}, finish="length", note="wins over `max_tokens`"),
-    Case("max_tokens beyond the context", {"max_tokens": 9_000_000, "stop": ["a", "e", "o", " "]}, note="the rest of the context"),
+    Case(
+        "max_completion_tokens",
+        {"max_completion_tokens": 5, "max_tokens": 50},
+        finish="length",
+        note="wins over `max_tokens`",
+    ),
+    Case(
+        "max_tokens beyond the context",
+        {"max_tokens": 9_000_000, "stop": ["a", "e", "o", " "]},
+        note="the rest of the context",
+    ),
     *_both("logprobs with alternatives", {"logprobs": True, "top_logprobs": 2}),
     Case("logprobs without top_logprobs", {"logprobs": True}, note="`top_logprobs` is an empty list"),
-    Case("sampling parameters", {"temperature": 2, "top_p": 0.5, "presence_penalty": 1, "frequency_penalty": -1, "seed": 1}),
-    Case("sampling parameters of the engines", {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.2},
-        note="not in OpenAI's API; both engines have them"),
+    Case(
+        "sampling parameters",
+        {"temperature": 2, "top_p": 0.5, "presence_penalty": 1, "frequency_penalty": -1, "seed": 1},
+    ),
+    Case(
+        "sampling parameters of the engines",
+        {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.2},
+        note="not in OpenAI's API; both engines have them",
+    ),
     Case("top_p 0", {"top_p": 0}, note="sent as 0.000001: vLLM refuses 0"),
     Case("negative seed", {"seed": -5}),
     Case("stop as a string", {"stop": "zzzz"}),
     Case("stop with four strings", {"stop": ["zzzz", "yyyy", "xxxx", "wwww"]}),
     Case("logit_bias", {"logit_bias": {"5": 1}}, note="validated, then ignored: Ollama has no equivalent"),
     Case("n 1", {"n": 1}),
-    Case("OpenAI fields without effect here", {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"}, note="ignored"),
+    Case(
+        "OpenAI fields without effect here",
+        {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"},
+        note="ignored",
+    ),
     Case("Ollama fields", {"keep_alive": -1, "options": {"num_ctx": 9}, "format": "json"}, note="ignored"),
-    Case("unknown fields", {"prompt_logprobs": 1, "_debug_render_only": True, "priority": 1}, note="never sent to a backend"),
-    Case("role developer", {"messages": [{"role": "developer", "content": "Be short."}, USER]}, note="sent as `system`"),
-    Case("content in text parts", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]}),
+    Case(
+        "unknown fields",
+        {"prompt_logprobs": 1, "_debug_render_only": True, "priority": 1},
+        note="never sent to a backend",
+    ),
+    Case(
+        "role developer", {"messages": [{"role": "developer", "content": "Be short."}, USER]}, note="sent as `system`"
+    ),
+    Case(
+        "content in text parts",
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
+    ),
     Case("message with a name", {"messages": [{**USER, "name": "Kim"}]}, note="dropped"),
-    Case("last message from the assistant", {"messages": [USER, {"role": "assistant", "content": "Hi"}]},
-        note="vLLM begins a new turn, Ollama continues the message"),
-    Case("reasoning in an earlier message", {"messages": [USER, {"role": "assistant", "content": "Hi", "reasoning": "hm"}, USER]}),
+    Case(
+        "last message from the assistant",
+        {"messages": [USER, {"role": "assistant", "content": "Hi"}]},
+        note="vLLM begins a new turn, Ollama continues the message",
+    ),
+    Case(
+        "reasoning in an earlier message",
+        {"messages": [USER, {"role": "assistant", "content": "Hi", "reasoning": "hm"}, USER]},
+    ),
     # Tools
     *_both("tool_choice with a function name", {"tools": [WEATHER, TIME], "tool_choice": NAMED, **_FORCED}, calls=True),
-    *_both("tool_choice required, two tools", {"tools": [WEATHER, TIME], "tool_choice": "required", **_FORCED}, calls=True),
+    *_both(
+        "tool_choice required, two tools", {"tools": [WEATHER, TIME], "tool_choice": "required", **_FORCED}, calls=True
+    ),
     *_both("tool_choice required, one tool", {"tools": [WEATHER], "tool_choice": "required", **_FORCED}, calls=True),
-    *_both("forced tool call cut off by max_tokens", {"tools": [WEATHER], "tool_choice": NAMED, "max_tokens": 2}, finish="length", calls=True,
-        same_shape=False, note="as much of the call as the engine returns"),
+    *_both(
+        "forced tool call cut off by max_tokens",
+        {"tools": [WEATHER], "tool_choice": NAMED, "max_tokens": 2},
+        finish="length",
+        calls=True,
+        same_shape=False,
+        note="as much of the call as the engine returns",
+    ),
     *_both("tools without tool_choice", {"tools": [WEATHER]}, calls=None, same_shape=False),
-    Case("parallel_tool_calls false", {"tools": [WEATHER], "tool_choice": NAMED, "parallel_tool_calls": False, **_FORCED}, calls=True),
+    Case(
+        "parallel_tool_calls false",
+        {"tools": [WEATHER], "tool_choice": NAMED, "parallel_tool_calls": False, **_FORCED},
+        calls=True,
+    ),
     Case("tool_choice none", {"tools": [WEATHER], "tool_choice": "none"}),
     Case("empty tools list", {"tools": []}, note="treated as absent"),
     Case("tool result", {"messages": called("sunny"), "tools": [WEATHER]}, calls=None, same_shape=False),
     Case("tool result in text parts", {"messages": called([{"type": "text", "text": "sunny"}])}),
     *[
-        Case(f"earlier tool call {how}", {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [
-            {"id": "a", "type": "function", "function": {"name": name, "arguments": arguments}}]}, USER]})
+        Case(
+            f"earlier tool call {how}",
+            {
+                "messages": [
+                    USER,
+                    {
+                        "role": "assistant",
+                        "content": "",
+                        "tool_calls": [
+                            {"id": "a", "type": "function", "function": {"name": name, "arguments": arguments}}
+                        ],
+                    },
+                    USER,
+                ]
+            },
+        )
         for how, name, arguments in (
             ("with truncated arguments", "f", '{"city":'),
             ("without arguments", "f", ""),
             ("with an invalid name", "get weather!", "{}"),
         )
     ],
-    Case("user message with tool calls", {"messages": [{**USER, "tool_calls": [{"id": "a", "type": "function", "function": {
-        "name": "f", "arguments": "{bad"}}]}]}, note="the calls are ignored"),
-    Case("image placeholder in text", {"messages": [{"role": "user", "content": "What is [img-0]?"}]},
-        note="escaped: Ollama would take it for an image"),
-    *_both("forced function without parameters", {"tools": [{"type": "function", "function": {"name": "refresh"}}],
-        "tool_choice": "required", **_FORCED}, calls=True),
-    Case("tool without parameters", {"tools": [{"type": "function", "function": {"name": "now"}}]}, calls=None, same_shape=False),
+    Case(
+        "user message with tool calls",
+        {
+            "messages": [
+                {
+                    **USER,
+                    "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{bad"}}],
+                }
+            ]
+        },
+        note="the calls are ignored",
+    ),
+    Case(
+        "image placeholder in text",
+        {"messages": [{"role": "user", "content": "What is [img-0]?"}]},
+        note="escaped: Ollama would take it for an image",
+    ),
+    *_both(
+        "forced function without parameters",
+        {"tools": [{"type": "function", "function": {"name": "refresh"}}], "tool_choice": "required", **_FORCED},
+        calls=True,
+    ),
+    Case(
+        "tool without parameters",
+        {"tools": [{"type": "function", "function": {"name": "now"}}]},
+        calls=None,
+        same_shape=False,
+    ),
     # Structured output
-    *_both("response_format json_schema", {"response_format": formatted(SCHEMA), "max_tokens": 60, "temperature": 1, "seed": 3}),
+    *_both(
+        "response_format json_schema",
+        {"response_format": formatted(SCHEMA), "max_tokens": 60, "temperature": 1, "seed": 3},
+    ),
     Case("response_format json_object", {"response_format": {"type": "json_object"}}),
     Case("response_format text", {"response_format": {"type": "text"}}),
     # Thinking
-    *[Case(f"reasoning_effort {effort}", {"reasoning_effort": effort}) for effort in ("none", "minimal", "low", "medium", "high", "xhigh")],
+    *[
+        Case(f"reasoning_effort {effort}", {"reasoning_effort": effort})
+        for effort in ("none", "minimal", "low", "medium", "high", "xhigh")
+    ],
     Case("reasoning.effort", {"reasoning": {"effort": "low"}}, note="the Responses API's form"),
     Case("think false", {"think": False}, note="Ollama's parameter"),
     Case("think true", {"think": True}, note="dropped if the model cannot think"),
     Case("enable_thinking false", {"chat_template_kwargs": {"enable_thinking": False}}, note="vLLM's parameter"),
     # Images
-    *_both("image", {"messages": pictured(picture())}),
-    *[Case(f"{form} image", {"messages": pictured(picture(form))}) for form in ("JPEG", "WEBP", "GIF")],
-    *[Case(f"PNG image in Pillow mode {mode}", {"messages": pictured(picture("PNG", mode=mode))}) for mode in ("L", "P", "RGBA", "I;16")],
-    Case("image of 1 × 1 pixel", {"messages": pictured(picture(size=(1, 1)))}, note="enlarged: it crashes Ollama 0.24's runner"),
-    Case("image of 2000 × 4 pixels", {"messages": pictured(picture(size=(2000, 4)))}, note="stretched: vLLM refuses it"),
-    Case("image with detail", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": picture(), "detail": "low"}}]}]}),
+    *_both("image", {"messages": image_message(image_url())}),
+    *[Case(f"{form} image", {"messages": image_message(image_url(form))}) for form in ("JPEG", "WEBP", "GIF")],
+    *[
+        Case(f"PNG image in Pillow mode {mode}", {"messages": image_message(image_url("PNG", mode=mode))})
+        for mode in ("L", "P", "RGBA", "I;16")
+    ],
+    Case(
+        "image of 1 × 1 pixel",
+        {"messages": image_message(image_url(size=(1, 1)))},
+        note="enlarged: it crashes Ollama 0.24's runner",
+    ),
+    Case(
+        "image of 2000 × 4 pixels",
+        {"messages": image_message(image_url(size=(2000, 4)))},
+        note="stretched: vLLM refuses it",
+    ),
+    Case(
+        "image with detail",
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": image_url(), "detail": "low"}}]}
+            ]
+        },
+    ),
     # Refused
     Case("unknown model", {"model": "gpt-none"}, 404, "model_not_found", "model"),
     refused("missing model", {"model": None}, _INVALID, "model"),
@@ -190,9 +303,20 @@ CASES: list[Case] = [
     refused("messages as a string", {"messages": "hello"}, _INVALID, "messages"),
     refused("message without content", {"messages": [{"role": "user"}]}, _INVALID, "messages[0].content"),
     refused("unknown role", {"messages": [{"role": "robot", "content": "x"}]}, _INVALID, "messages[0].role"),
-    refused("role function", {"messages": [{"role": "function", "name": "f", "content": "x"}]}, _INVALID, "messages[0].role", "predates tools"),
+    refused(
+        "role function",
+        {"messages": [{"role": "function", "name": "f", "content": "x"}]},
+        _INVALID,
+        "messages[0].role",
+        "predates tools",
+    ),
     refused("content as a number", {"messages": [{"role": "user", "content": 5}]}, _INVALID, "messages[0].content"),
-    refused("audio input", {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, _UNSUPPORTED, "messages[0].content[0].type"),
+    refused(
+        "audio input",
+        {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+        _UNSUPPORTED,
+        "messages[0].content[0].type",
+    ),
     refused("audio output", {"modalities": ["text", "audio"]}, _UNSUPPORTED, "modalities"),
     refused("functions", {"functions": [{"name": "f"}]}, _UNSUPPORTED, "functions", "predates tools"),
     refused("tool_choice without tools", {"tool_choice": "required"}, _INVALID, "tool_choice"),
@@ -201,43 +325,104 @@ CASES: list[Case] = [
     refused("unknown tool type", {"tools": [{"type": "custom"}]}, _UNSUPPORTED, "tools[0].type"),
     refused("tool name with a space", {"tools": [function("a b", "c", "d")]}, _INVALID, "tools[0].function.name"),
     refused("129 tools", {"tools": [function(f"f{number}", "c", "d") for number in range(129)]}, _INVALID, "tools"),
-    refused("tool result without tool_call_id", {"messages": [USER, {"role": "tool", "content": "x"}]}, _INVALID, "messages[1].tool_call_id"),
+    refused(
+        "tool result without tool_call_id",
+        {"messages": [USER, {"role": "tool", "content": "x"}]},
+        _INVALID,
+        "messages[1].tool_call_id",
+    ),
     refused("unknown response_format", {"response_format": {"type": "xml"}}, _UNSUPPORTED, "response_format.type"),
-    refused("json_schema without a schema", {"response_format": {"type": "json_schema"}}, _INVALID, "response_format.json_schema"),
-    refused("invalid JSON Schema", {"response_format": formatted({"type": "strng"})}, _INVALID, "response_format.json_schema.schema"),
-    refused("JSON Schema with a remote $ref", {"response_format": formatted({"$ref": "http://127.0.0.1/x"})}, _INVALID,
-        "response_format.json_schema.schema"),
+    refused(
+        "json_schema without a schema",
+        {"response_format": {"type": "json_schema"}},
+        _INVALID,
+        "response_format.json_schema",
+    ),
+    refused(
+        "invalid JSON Schema",
+        {"response_format": formatted({"type": "strng"})},
+        _INVALID,
+        "response_format.json_schema.schema",
+    ),
+    refused(
+        "JSON Schema with a remote $ref",
+        {"response_format": formatted({"$ref": "http://127.0.0.1/x"})},
+        _INVALID,
+        "response_format.json_schema.schema",
+    ),
     refused("unknown reasoning_effort", {"reasoning_effort": "silly"}, _INVALID, "reasoning_effort"),
-    refused("image by http URL", {"messages": pictured("http://127.0.0.1/a.png")}, "invalid_image_url", "messages[0].content[1].image_url.url"),
-    refused("image by file URL", {"messages": pictured("file:///a.png")}, "invalid_image_url", "messages[0].content[1].image_url.url"),
-    refused("image in a system message", {"messages": [{**pictured(picture())[0], "role": "system"}, USER]}, _UNSUPPORTED,
-        "messages[0].content[1].type"),
-    refused("image data that is not an image", {"messages": pictured("data:image/png;base64,aGVsbG8=")}, _IMAGE,
-        "messages[0].content[1].image_url.url"),
-    refused("image data that is not base64", {"messages": pictured("data:image/png;base64,!!!!")}, _IMAGE, "messages[0].content[1].image_url.url"),
-    refused("truncated image", {"messages": pictured(picture()[:120])}, _IMAGE, "messages[0].content[1].image_url.url"),
-    refused("prompt too long", {"messages": [{"role": "user", "content": "hello " * 60_000}]}, "context_length_exceeded", "messages"),
-    refused("prompt too long, streamed", {"messages": [{"role": "user", "content": "hello " * 60_000}], "stream": True},
-        "context_length_exceeded", "messages"),
-    refused("prompt far too long", {"messages": [{"role": "user", "content": " " * 900_000}]}, "context_length_exceeded", "messages",
-        "refused before a backend is asked"),
-]  # fmt: skip
+    refused(
+        "image by http URL",
+        {"messages": image_message("http://127.0.0.1/a.png")},
+        "invalid_image_url",
+        "messages[0].content[1].image_url.url",
+    ),
+    refused(
+        "image by file URL",
+        {"messages": image_message("file:///a.png")},
+        "invalid_image_url",
+        "messages[0].content[1].image_url.url",
+    ),
+    refused(
+        "image in a system message",
+        {"messages": [{**image_message(image_url())[0], "role": "system"}, USER]},
+        _UNSUPPORTED,
+        "messages[0].content[1].type",
+    ),
+    refused(
+        "image data that is not an image",
+        {"messages": image_message("data:image/png;base64,aGVsbG8=")},
+        _IMAGE,
+        "messages[0].content[1].image_url.url",
+    ),
+    refused(
+        "image data that is not base64",
+        {"messages": image_message("data:image/png;base64,!!!!")},
+        _IMAGE,
+        "messages[0].content[1].image_url.url",
+    ),
+    refused(
+        "truncated image",
+        {"messages": image_message(image_url()[:120])},
+        _IMAGE,
+        "messages[0].content[1].image_url.url",
+    ),
+    refused(
+        "prompt too long",
+        {"messages": [{"role": "user", "content": "hello " * 60_000}]},
+        "context_length_exceeded",
+        "messages",
+    ),
+    refused(
+        "prompt too long, streamed",
+        {"messages": [{"role": "user", "content": "hello " * 60_000}], "stream": True},
+        "context_length_exceeded",
+        "messages",
+    ),
+    refused(
+        "prompt far too long",
+        {"messages": [{"role": "user", "content": " " * 900_000}]},
+        "context_length_exceeded",
+        "messages",
+        "refused before a backend is asked",
+    ),
+]
 
 
 @dataclass
 class View:
-    """What a client sees of an answer, without what is the model's own: its words, its numbers."""
+    """A response as the client sees it, without the model's text and numbers."""
 
     status: int
     error: dict[str, Any] | None = None
     keys: Any = None
-    """Names and types of a plain answer's fields."""
+    """Names and types of the fields of a plain answer."""
     events: list[Any] = field(default_factory=list)
-    """Names and types of a stream's chunks in their order, equal neighbours as one."""
+    """Names and types of the fields of a stream's chunks in order; equal neighbours count once."""
     finish: str | None = None
     has_calls: bool = False
     counts_agree: bool = True
-    """prompt and completion make the total."""
+    """The tokens of prompt and completion add up to the total."""
 
 
 def view(answer: httpx2.Response) -> View:
@@ -250,8 +435,13 @@ def view(answer: httpx2.Response) -> View:
         return _stream_view(answer.text)
     body = answer.json()
     choice = body["choices"][0]
-    return View(200, keys=_types(body), finish=choice["finish_reason"], has_calls=bool(choice["message"].get("tool_calls")),
-                counts_agree=_agrees(body["usage"]))  # fmt: skip
+    return View(
+        200,
+        keys=_types(body),
+        finish=choice["finish_reason"],
+        has_calls=bool(choice["message"].get("tool_calls")),
+        counts_agree=_agrees(body["usage"]),
+    )
 
 
 def _stream_view(text: str) -> View:
@@ -290,7 +480,7 @@ def _types(value: Any, name: str = "") -> Any:
 
 
 def table() -> str:
-    """The cases as Markdown."""
+    """Return the cases as a Markdown table."""
     lines = ["| request | answer | |", "|---|---|---|"]
     for case in CASES:
         answer = str(case.status) if case.status == 200 else f"{case.status} `{case.code}`, `{case.param}`"

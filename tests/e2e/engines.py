@@ -1,4 +1,6 @@
-"""The engines behind the gateway: where they are, what they count, what they themselves say when asked past it."""
+"""Engines behind the gateway: their addresses, their load, and their own answers without the
+gateway.
+"""
 
 import asyncio
 import threading
@@ -11,19 +13,19 @@ import httpx2
 
 from gateway.simulate import Options, running
 from tests.e2e.call import Call
+from tests.e2e.gateway import PLAIN_HTTP
 from tests.real_engines.process import wait_until
 from tests.real_engines.vllm import Load, Vllm
 
 Message = dict[str, Any]
 
-LONG_QUESTION = (
-    "Write 3900 words about the sea."  # a stand-in takes the number at its word; the others go on by themselves
-)
+# A stand-in writes exactly as many words; the other engines just write a long answer.
+LONG_QUESTION = "Write 3900 words about the sea."
 LONG_TOKENS = 3900
 
 
-class Said(NamedTuple):
-    """An engine's own answer, past the gateway."""
+class DirectAnswer(NamedTuple):
+    """An engine's own answer, without the gateway."""
 
     text: str
     prompt_tokens: int
@@ -32,34 +34,36 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True)
 class Engine:
-    """One server of `kind` at `url` (without a path). `lanes` requests run at once there; `context` is in tokens.
+    """One server of `kind` at `url` (without a path).
 
-    `load` is None where the engine tells nobody. `long_sampling` keeps a long answer from ending early.
+    It runs `slots` requests at once; `context` is in tokens. `load` is None if the engine does not
+    report its load. `long_sampling` keeps a long answer from ending early.
     """
 
     kind: Literal["ollama", "vllm"]
     url: str
     model: str
     context: int
-    lanes: int
+    slots: int
     load: Callable[[], Load] | None = None
     has_vision: bool = True
+    is_real: bool = False
     long_sampling: dict[str, Any] = field(default_factory=lambda: {"temperature": 0})
 
     @property
     def settings(self) -> dict[str, str]:
-        """What a user would put into the environment to have the gateway use it."""
+        """Environment variables with which a user makes the gateway use this engine."""
         if self.kind == "vllm":
             return {"LLM_BACKEND": "vllm", "VLLM_BASE_URL": f"{self.url}/v1", "VLLM_MODEL": self.model}
         return {"LLM_BACKEND": "ollama", "OLLAMA_BASE_URL": self.url, "OLLAMA_MODEL": self.model}
 
     def long_request(self, model: str, stream: bool) -> dict[str, Any]:
-        """A request that keeps an engine busy for some seconds."""
+        """Return a request that keeps an engine busy for some seconds."""
         messages = [{"role": "user", "content": LONG_QUESTION}]
         return {"model": model, "messages": messages, "max_tokens": LONG_TOKENS, "stream": stream, **self.long_sampling}
 
-    def ask(self, messages: Sequence[Message], max_tokens: int) -> Said:
-        """Ask the engine itself, at temperature 0."""
+    def ask(self, messages: Sequence[Message], max_tokens: int) -> DirectAnswer:
+        """Ask the engine directly, at temperature 0."""
         if self.kind == "vllm":
             body: dict[str, Any] = {
                 "model": self.model,
@@ -69,7 +73,9 @@ class Engine:
             }
             answer = self._post("/v1/chat/completions", body)
             usage = answer["usage"]
-            return Said(answer["choices"][0]["message"]["content"], usage["prompt_tokens"], usage["completion_tokens"])
+            return DirectAnswer(
+                answer["choices"][0]["message"]["content"], usage["prompt_tokens"], usage["completion_tokens"]
+            )
         options = {"num_predict": max_tokens, "temperature": 0}
         body = {
             "model": self.model,
@@ -78,46 +84,49 @@ class Engine:
             "options": options,
         }
         answer = self._post("/api/chat", body)
-        return Said(answer["message"]["content"], answer["prompt_eval_count"], answer["eval_count"])
+        return DirectAnswer(answer["message"]["content"], answer["prompt_eval_count"], answer["eval_count"])
 
     @contextmanager
     def fully_occupied(self) -> Iterator[None]:
-        """Every lane taken by a long answer that somebody else reads."""
+        """Occupy every slot with a long answer to another client."""
         with ExitStack() as calls:
-            for _ in range(self.lanes):
+            for _ in range(self.slots):
                 calls.enter_context(Call(self.url, self.long_request(self.model, stream=True) | {"ignore_eos": True}))
-            self.wait_for("every lane is taken", lambda load: load.running == self.lanes)
+            self.wait_for("every slot is taken", lambda load: load.running == self.slots)
             yield
 
     def wait_for(self, what: str, condition: Callable[[Load], bool], seconds: float = 20.0) -> None:
-        wait_until(self.now, condition, f"{what} ({self.url})", seconds)
+        """Wait until `condition` holds for the engine's load."""
+        wait_until(self.current_load, condition, f"{what} ({self.url})", seconds)
 
     @contextmanager
-    def no_answer_ended(self) -> Iterator[None]:
-        """What is asked for in the block is given up, not finished: the engine falls idle, and counts no answer more than before.
+    def aborts_all_answers(self) -> Iterator[None]:
+        """Check that the engine aborts all answers requested in the block instead of finishing
+        them.
 
-        That it falls idle alone would prove nothing, since every answer ends some day.
+        It must become idle without having served an answer more. Becoming idle alone would prove
+        nothing, because every answer ends at some time.
         """
-        served = self.now().served
+        served = self.current_load().served
         yield
         self.wait_until_idle()
-        assert self.now().served == served, "the engine has worked on to the end of an answer that nobody wanted"
+        assert self.current_load().served == served, "the engine has finished an answer whose client had left"
 
-    def now(self) -> Load:
-        assert self.load is not None, f"this {self.kind} does not tell its load"
+    def current_load(self) -> Load:
+        assert self.load is not None, f"this {self.kind} does not report its load"
         return self.load()
 
     def wait_until_idle(self) -> None:
-        self.wait_for("the engine works on nothing", lambda load: load.running == load.waiting == 0)
+        self.wait_for("the engine is idle", lambda load: load.running == load.waiting == 0)
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        answer = httpx2.post(self.url + path, json=body, timeout=120.0, trust_env=False)
+        answer = httpx2.post(self.url + path, json=body, timeout=120.0, **PLAIN_HTTP)
         answer.raise_for_status()
         return answer.json()
 
 
 def _native(message: Message) -> Message:
-    """A message of OpenAI's as Ollama's own API has it."""
+    """Convert an OpenAI message to Ollama's native API."""
     content = message["content"]
     if isinstance(content, str):
         return message
@@ -126,13 +135,13 @@ def _native(message: Message) -> Message:
     return {"role": message["role"], "content": text, "images": images}
 
 
-def from_vllm(server: Vllm, model: str, lanes: int, context: int, has_vision: bool) -> Engine:
-    return Engine("vllm", server.url, model, context, lanes, server.load, has_vision)
+def from_vllm(server: Vllm, model: str, slots: int, context: int, has_vision: bool) -> Engine:
+    return Engine("vllm", server.url, model, context, slots, server.load, has_vision, is_real=True)
 
 
 @contextmanager
 def stand_in(options: Options) -> Iterator[Engine]:
-    """A stand-in on a thread of its own, with an event loop of its own."""
+    """Serve a stand-in on a thread with its own event loop."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name=f"stand-in of {options.kind}")
     thread.start()
@@ -144,12 +153,12 @@ def stand_in(options: Options) -> Iterator[Engine]:
     try:
         do(server.__aenter__())
         model = options.served[0]
-        lanes = options.max_num_seqs if options.kind == "vllm" else options.parallel
+        slots = options.max_num_seqs if options.kind == "vllm" else options.parallel
 
         def load() -> Load:
             return Load(server.engine.running, server.engine.waiting, server.engine.served)
 
-        yield Engine(options.kind, server.base_url, model.name, model.context_length, lanes, load, model.vision)
+        yield Engine(options.kind, server.base_url, model.name, model.context_length, slots, load, model.vision)
     finally:
         do(server.__aexit__(None, None, None))
         loop.call_soon_threadsafe(loop.stop)
@@ -158,13 +167,15 @@ def stand_in(options: Options) -> Iterator[Engine]:
 
 
 def real_ollama(url: str, model: str) -> Engine:
-    """An Ollama that runs somewhere; it loads `model` first, since only a loaded model tells its context."""
+    """Return a running Ollama, after loading `model`: only a loaded model reports its context."""
     url = url.rstrip("/").removesuffix("/v1")
-    with httpx2.Client(base_url=url, timeout=600.0, trust_env=False) as client:
+    with httpx2.Client(base_url=url, timeout=600.0, **PLAIN_HTTP) as client:
         client.post("/api/chat", json={"model": model, "messages": []}).raise_for_status()
         shown = client.post("/api/show", json={"model": model}).raise_for_status().json()
         loaded = client.get("/api/ps").raise_for_status().json()["models"]
     names = {model, f"{model}:latest"}
     context = next(entry["context_length"] for entry in loaded if entry["name"] in names)
-    # With random weights and temperature 0 an answer is one token over and over, and Ollama gives up after 30 of them.
-    return Engine("ollama", url, model, context, 1, None, "vision" in shown.get("capabilities", []), {"temperature": 1})
+    # With random weights and temperature 0 an answer repeats one token, and Ollama aborts after 30
+    # of them.
+    has_vision = "vision" in shown.get("capabilities", [])
+    return Engine("ollama", url, model, context, 1, None, has_vision, is_real=True, long_sampling={"temperature": 1})

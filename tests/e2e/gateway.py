@@ -1,25 +1,39 @@
-"""The gateway under test, started as a user starts it: its command, its settings in the environment, perhaps a file beside them."""
+"""The gateway under test, started as a user starts it: by its command, with settings in the
+environment and optionally in a YAML file.
+"""
 
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import openai
+from openai import AsyncOpenAI, OpenAI
 
 from tests.real_engines.process import Server, free_port
 
 REPOSITORY = Path(__file__).parents[2]
 KEY, OTHER_KEY, ADMIN_KEY = "client-key-one", "client-key-two", "operator-key"
-# Whoever runs the tests may have settings of their own; none of them may reach the gateway under test.
-FOREIGN = ("GATEWAY", "LLM_", "OLLAMA_", "VLLM_", "TEST_")
+PLAIN_HTTP: dict[str, Any] = {"verify": False, "trust_env": False}
+"""Options of HTTP clients: to load the CA certificates costs 30 ms for each, and nothing here uses
+TLS.
+"""
+# The environment of the tests may have such settings; none of them may reach the gateway under
+# test.
+EXCLUDED_PREFIXES = ("GATEWAY", "LLM_", "OLLAMA_", "VLLM_", "TEST_")
 
 
 class Gateway(Server):
-    """`python -m gateway serve` with `settings`, in `folder`, where its state, its log and its YAML file (text in `config`) lie."""
+    """`python -m gateway serve` with `settings` in the environment.
+
+    `folder` has its state file, its log and, if `config` is given, its YAML file with that text.
+    """
 
     def __init__(self, folder: Path, settings: Mapping[str, str], config: str | None = None) -> None:
         port = free_port()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(EXCLUDED_PREFIXES)}
         environment |= {
             "PYTHONPATH": str(REPOSITORY),
             "GATEWAY_HOST": "127.0.0.1",
@@ -38,21 +52,31 @@ class Gateway(Server):
             command, port=port, health_path="/readyz", log=folder / "gateway.log", environment=environment, cwd=folder
         )
 
+    def openai(self, key: str = KEY, path: str = "/v1") -> OpenAI:
+        """Return a client of openai-python without retries."""
+        http = openai.DefaultHttpxClient(timeout=120.0, **PLAIN_HTTP)
+        return OpenAI(base_url=f"{self.url}{path}", api_key=key, max_retries=0, http_client=http)
+
+    def async_openai(self) -> AsyncOpenAI:
+        """Return an asynchronous client of openai-python without retries."""
+        http = openai.DefaultAsyncHttpxClient(timeout=240.0, **PLAIN_HTTP)
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, http_client=http)
+
     @property
     def pid(self) -> int:
-        """Of the gateway itself, not of its leash."""
+        """Process id of the gateway itself, not of its leash."""
         assert self._process is not None
         return int(Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text())
 
-    def command(self, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-        """The operator's command line, run to its end in `folder`, which has no settings."""
+    def command(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run an operator's command to its end, in `folder`, which has no settings."""
         environment = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(REPOSITORY),
             "GATEWAY_URL": self.url,
             "GATEWAY_ADMIN_KEY": ADMIN_KEY,
         }
-        command = [sys.executable, "-m", "gateway", *words]
+        command = [sys.executable, "-m", "gateway", *arguments]
         return subprocess.run(
             command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False
         )

@@ -1,4 +1,4 @@
-"""A client that leaves ends the engine's work, in every phase, streaming or not; what it held serves the next."""
+"""A client that leaves cancels the engine's work in every phase, and frees its slot."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ TIER = "standard"
 
 @pytest.fixture(autouse=True)
 def idle_engine(engine: Engine) -> Iterator[None]:
-    """Nothing of another test is under way, and nothing of this one stays."""
+    """Check that the engine is idle before and after each test."""
     if engine.load:
         engine.wait_until_idle()
     yield
@@ -26,7 +26,7 @@ def idle_engine(engine: Engine) -> Iterator[None]:
 @pytest.fixture
 def observed(engine: Engine) -> Engine:
     if engine.load is None:
-        pytest.skip(f"a real {engine.kind} does not tell what it works on")
+        pytest.skip(f"a real {engine.kind} does not report its load")
     return engine
 
 
@@ -36,45 +36,45 @@ def assert_next_is_served(client: OpenAI, seconds: float = 20.0) -> None:
     assert answer.choices[0].finish_reason == "length"
 
 
-def test_leaving_in_the_stream_ends_the_work(gateway: Gateway, client: OpenAI, observed: Engine) -> None:
-    with observed.no_answer_ended(), Call(gateway.url, observed.long_request(TIER, stream=True), KEY) as call:
+def test_disconnect_during_a_stream_cancels_the_work(gateway: Gateway, client: OpenAI, observed: Engine) -> None:
+    with observed.aborts_all_answers(), Call(gateway.url, observed.long_request(TIER, stream=True), KEY) as call:
         call.read_until(b"data: ", times=5)
         observed.wait_for("the request runs", lambda load: load.running == 1)
     assert_next_is_served(client)
 
 
-def test_leaving_a_plain_answer_ends_the_work(gateway: Gateway, client: OpenAI, observed: Engine) -> None:
-    with observed.no_answer_ended(), Call(gateway.url, observed.long_request(TIER, stream=False), KEY):
+def test_disconnect_during_a_plain_answer_cancels_the_work(gateway: Gateway, client: OpenAI, observed: Engine) -> None:
+    with observed.aborts_all_answers(), Call(gateway.url, observed.long_request(TIER, stream=False), KEY):
         observed.wait_for("the request runs", lambda load: load.running == 1)
     assert_next_is_served(client)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
-def test_leaving_before_the_first_piece_ends_the_wait(
+def test_disconnect_before_the_first_token_cancels_the_request(
     gateway: Gateway, client: OpenAI, observed: Engine, stream: bool
 ) -> None:
-    """The engine has taken the request and said nothing yet, all its lanes being occupied: a prefill that lasts as long as we like."""
-    with observed.no_answer_ended(), observed.fully_occupied():
+    """All slots of the engine are occupied, so the request waits there as in an endless prefill."""
+    with observed.aborts_all_answers(), observed.fully_occupied():
         with Call(gateway.url, observed.long_request(TIER, stream), KEY):
             observed.wait_for("the request waits at the engine", lambda load: load.waiting == 1)
         observed.wait_for(
-            "it waits no more, the lanes still occupied",
-            lambda load: load.waiting == 0 and load.running == observed.lanes,
+            "it no longer waits, and the slots are still occupied",
+            lambda load: load.waiting == 0 and load.running == observed.slots,
         )
     assert_next_is_served(client)
 
 
-def test_many_that_leave_at_once_leave_nothing_behind(gateway: Gateway, client: OpenAI, observed: Engine) -> None:
-    with observed.no_answer_ended(), ExitStack() as calls:
+def test_simultaneous_disconnects_leave_nothing_behind(gateway: Gateway, client: OpenAI, observed: Engine) -> None:
+    with observed.aborts_all_answers(), ExitStack() as calls:
         for number in range(8):
             calls.enter_context(Call(gateway.url, observed.long_request(TIER, stream=number % 2 == 0), KEY))
-        observed.wait_for("the lanes are taken", lambda load: load.running == observed.lanes)
+        observed.wait_for("the slots are taken", lambda load: load.running == observed.slots)
     assert_next_is_served(client)
 
 
-def test_closing_a_stream_of_openai_python_ends_the_work(client: OpenAI, observed: Engine) -> None:
+def test_closing_a_stream_of_openai_python_cancels_the_work(client: OpenAI, observed: Engine) -> None:
     with (
-        observed.no_answer_ended(),
+        observed.aborts_all_answers(),
         client.chat.completions.create(**observed.long_request(TIER, stream=True)) as stream,
     ):
         next(iter(stream))
@@ -83,10 +83,12 @@ def test_closing_a_stream_of_openai_python_ends_the_work(client: OpenAI, observe
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
-def test_next_one_does_not_wait_for_the_answer_of_one_that_left(
+def test_next_request_does_not_wait_for_a_cancelled_answer(
     gateway: Gateway, client: OpenAI, engine: Engine, stream: bool
 ) -> None:
-    """What every engine shows, even one that counts nothing. A real Ollama serves such a model one request at a time."""
+    """Works even for an engine that does not report its load: a real Ollama serves such a model one
+    request at a time.
+    """
     with Call(gateway.url, engine.long_request(TIER, stream), KEY) as call:
         if stream:
             call.read_until(b"data: ", times=3)

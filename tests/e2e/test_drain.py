@@ -1,4 +1,6 @@
-"""SIGTERM to the gateway as a user starts it, in the middle of work: nothing is refused before it says so, and every stream has an end."""
+"""SIGTERM under load: no request is refused before /readyz says so, and every stream gets an
+end.
+"""
 
 import asyncio
 import json
@@ -23,7 +25,7 @@ BACKEND = replace(VISION_STAND_IN, tokens_per_second=10, answer_tokens=LONG, max
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    """Half of the streams take 2 s there, the others would take minutes."""
+    """An engine on which half of the streams take 2 s, and the others would take minutes."""
     with stand_in(BACKEND) as engine:
         yield engine
 
@@ -36,16 +38,20 @@ def gateway(engine: Engine, tmp_path: Path) -> Iterator[Gateway]:
 
 
 class Caller:
-    """Calls the gateway on raw sockets, so that what ends a body is seen."""
+    """Client on raw sockets, which show how each body ends."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._port = int(gateway.url.rpartition(":")[2])
-        self._writers: list[asyncio.StreamWriter] = []  # let go of, they would close
+        self._writers: list[asyncio.StreamWriter] = []  # keeps the connections open
 
     async def open(
         self, body: dict[str, Any] | None = None, path: str = "/v1/chat/completions"
     ) -> asyncio.StreamReader:
-        """The answer to come, of a connection of its own. Raises OSError where nobody listens."""
+        """Send a request on a new connection and return its response stream.
+
+        Raises:
+            OSError: the gateway does not listen.
+        """
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._writers.append(writer)
         data = (
@@ -73,8 +79,8 @@ class Caller:
         return int(head.split()[1])
 
 
-async def crowd(caller: Caller, until: asyncio.Event) -> list[int | BaseException]:
-    """Short requests, so many a second; what became of each."""
+async def send_short_requests(caller: Caller, until: asyncio.Event) -> list[int | BaseException]:
+    """Send `PER_SECOND` short requests a second and return the status or the error of each."""
     calls: list[asyncio.Task[int]] = []
     while not until.is_set():
         calls.append(asyncio.create_task(caller.status({"max_tokens": 1})))
@@ -87,19 +93,19 @@ async def is_ready(caller: Caller) -> bool:
 
 
 @pytest.mark.timeout(120)
-async def test_nothing_is_refused_in_the_delay_and_no_stream_ends_without_a_word(gateway: Gateway) -> None:
+async def test_drain_refuses_nothing_during_the_delay_and_ends_every_stream_explicitly(gateway: Gateway) -> None:
     caller, closing = Caller(gateway), asyncio.Event()
     streams = [
         await caller.open({"stream": True, "max_tokens": SHORT if number % 2 else LONG}) for number in range(STREAMS)
     ]
     for stream in streams:
         await stream.readuntil(b'"role":"assistant"')
-    asking = asyncio.create_task(crowd(caller, closing))
+    sending = asyncio.create_task(send_short_requests(caller, closing))
     await asyncio.sleep(0.2)
     process = gateway._process
     assert process is not None
     assert process.stdin is not None
-    process.stdin.close()  # its leash sends SIGTERM
+    process.stdin.close()  # makes its leash send SIGTERM
     begun = time.monotonic()
     async with asyncio.timeout(DELAY / 3):
         while await is_ready(caller):
@@ -107,7 +113,7 @@ async def test_nothing_is_refused_in_the_delay_and_no_stream_ends_without_a_word
     late = asyncio.create_task(caller.open({"stream": True, "max_tokens": 2}))
     await asyncio.sleep(begun + DELAY * 0.8 - time.monotonic())
     closing.set()
-    outcomes = await asking
+    outcomes = await sending
     assert len(outcomes) > PER_SECOND * DELAY / 2
     assert outcomes == [200] * len(outcomes)
     assert (await (await late).read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")

@@ -1,4 +1,7 @@
-"""The check before a switch, against every vLLM at hand beside an Ollama's stand-in: what a real one takes is not taken for refused."""
+"""Preflight check of a switch from an Ollama stand-in to every available vLLM.
+
+The check must not report a capability of a real vLLM as missing.
+"""
 
 import json
 from collections.abc import Iterator
@@ -16,8 +19,8 @@ OLLAMA_MODEL = "qwen3-vl"
 
 
 @pytest.fixture(scope="module")
-def both(pair: tuple[Engine, Engine], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A tier whose model has images on both sides, and one whose model on vLLM has none."""
+def gateway(pair: tuple[Engine, Engine], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway with two tiers: one accepts images on both backends, the other only on Ollama."""
     vision, text = pair
     ollama = Options("ollama", (Model(OLLAMA_MODEL, family="qwen3vl", vision=True, tools=True),))
     with stand_in(ollama) as engine:
@@ -46,10 +49,10 @@ def severities(body: dict[str, Any], tier: str) -> dict[str, str]:
     return {item["what"]: item["severity"] for item in body["findings"] if item["tier"] == tier}
 
 
-def test_what_the_engine_can_is_found_and_what_it_cannot_breaks(both: Gateway, tmp_path: Path) -> None:
-    told = both.command(tmp_path, "verify", "--preflight", "vllm", "--seconds", "120", "--json")
-    assert told.returncode == 1, told.stderr
-    body = json.loads(told.stdout)
+def test_capabilities_are_fine_and_a_missing_one_breaks(gateway: Gateway, tmp_path: Path) -> None:
+    checked = gateway.command(tmp_path, "verify", "--preflight", "vllm", "--seconds", "120", "--json")
+    assert checked.returncode == 1, checked.stderr
+    body = json.loads(checked.stdout)
     standard, text = severities(body, "standard"), severities(body, "text")
     able = ("serves", "streaming", "usage", "tools", "forced_tools", "structured_output", "vision", "parameters")
     assert {what: standard[what] for what in able} == dict.fromkeys(able, "fine"), body
@@ -57,10 +60,10 @@ def test_what_the_engine_can_is_found_and_what_it_cannot_breaks(both: Gateway, t
     assert {text[what] for what in ("serves", "streaming", "usage", "tools", "parameters")} == {"fine"}, body
 
 
-def test_switch_of_the_tier_that_would_break_is_refused_and_of_the_other_is_done(both: Gateway, tmp_path: Path) -> None:
-    refused = both.command(tmp_path, "switch", "vllm")
+def test_switch_of_a_breaking_tier_is_refused_and_of_another_succeeds(gateway: Gateway, tmp_path: Path) -> None:
+    refused = gateway.command(tmp_path, "switch", "vllm")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "breaks: tier text: requests with images are refused" in refused.stderr
-    done = both.command(tmp_path, "switch", "vllm", "--tier", "standard")
+    done = gateway.command(tmp_path, "switch", "vllm", "--tier", "standard")
     assert done.returncode == 0, done.stderr
-    assert both.command(tmp_path, "rollback").returncode == 0
+    assert gateway.command(tmp_path, "rollback").returncode == 0

@@ -1,4 +1,4 @@
-"""The settings' file changes under a gateway as a user starts it."""
+"""Reload of changed settings by a running gateway."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ import yaml
 
 from tests.e2e.conftest import TEXT_MODEL, TEXT_STAND_IN
 from tests.e2e.engines import Engine, stand_in
-from tests.e2e.gateway import ADMIN_KEY, KEY, Gateway
+from tests.e2e.gateway import ADMIN_KEY, KEY, PLAIN_HTTP, Gateway
 
 PATIENCE = 20.0
 
@@ -39,7 +39,7 @@ def gateway(engine: Engine, tmp_path: Path) -> Iterator[Gateway]:
 
 def status(gateway: Gateway) -> dict[str, Any]:
     answer = httpx2.get(
-        f"{gateway.url}/ops/status", headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=PATIENCE, trust_env=False
+        f"{gateway.url}/ops/status", headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=PATIENCE, **PLAIN_HTTP
     )
     return dict(answer.json())
 
@@ -47,9 +47,7 @@ def status(gateway: Gateway) -> dict[str, Any]:
 def ask(gateway: Gateway, model: str) -> httpx2.Response:
     body = {"model": model, "messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 2}
     headers = {"authorization": f"Bearer {KEY}"}
-    return httpx2.post(
-        f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE, trust_env=False
-    )
+    return httpx2.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=PATIENCE, **PLAIN_HTTP)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -60,9 +58,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_file_that_changes_is_put_in_force_and_a_wrong_one_is_not(
-    gateway: Gateway, engine: Engine, tmp_path: Path
-) -> None:
+def test_changed_file_is_applied_and_an_invalid_one_is_not(gateway: Gateway, engine: Engine, tmp_path: Path) -> None:
     file = tmp_path / "gateway.yaml"
     assert ask(gateway, "pro").status_code == 404
     assert status(gateway)["reload"] is None
@@ -78,8 +74,10 @@ def test_file_that_changes_is_put_in_force_and_a_wrong_one_is_not(
 
 
 @pytest.mark.timeout(120)
-def test_hang_ups_during_the_end_do_not_kill_the_gateway(engine: Engine, tmp_path: Path) -> None:
-    """A supervisor that reloads on each change of a file does not know that the gateway is on its way out."""
+def test_sighup_during_shutdown_does_not_kill_the_gateway(engine: Engine, tmp_path: Path) -> None:
+    """A supervisor that sends SIGHUP for each file change does not know that the gateway is
+    stopping.
+    """
     with Gateway(tmp_path, engine.settings) as gateway:
         leash = gateway._process
         assert leash is not None
@@ -95,7 +93,7 @@ def test_hang_ups_during_the_end_do_not_kill_the_gateway(engine: Engine, tmp_pat
 
 
 @pytest.mark.timeout(120)
-def test_hang_up_rereads_the_variables_of_the_folder_too(engine: Engine, tmp_path: Path) -> None:
+def test_sighup_also_rereads_the_env_file(engine: Engine, tmp_path: Path) -> None:
     with Gateway(tmp_path, engine.settings) as gateway:
         (tmp_path / ".env").write_text("GATEWAY__HEARTBEAT=7\nGATEWAY_METRICS_PORT=1\n")
         os.kill(gateway.pid, signal.SIGHUP)

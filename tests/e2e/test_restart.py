@@ -1,4 +1,4 @@
-"""The way back that everybody knows: another `LLM_BACKEND` in `.env`, and a restart. Also after an operator has switched, and after a kill."""
+"""Restarts with a changed `LLM_BACKEND` in `.env`, after an operator's switch, and after a kill."""
 
 import json
 import os
@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 from gateway.simulate import Model, Options
 from tests.e2e.engines import Engine, stand_in
-from tests.e2e.gateway import ADMIN_KEY, KEY, Gateway
+from tests.e2e.gateway import ADMIN_KEY, KEY, PLAIN_HTTP, Gateway
 from tests.real_engines.process import wait_until
 
 OLLAMA, VLLM = "ollama", "vllm"
@@ -23,10 +24,11 @@ OLLAMA_STAND_IN = Options(OLLAMA, (Model("qwen3"),))
 VLLM_STAND_IN = Options(VLLM, (Model("Qwen/Qwen3-8B"),))
 PATIENCE = 30.0
 KILLS = int(os.environ.get("TEST_KILLS", "3"))
+AS_OPERATOR: dict[str, Any] = {"headers": {"authorization": f"Bearer {ADMIN_KEY}"}, "timeout": PATIENCE, **PLAIN_HTTP}
 
 
 class Installation:
-    """A folder with `.env` and the state file, and what the gateway there says, one start after the other."""
+    """A folder with `.env` and the state file, for several starts of the gateway."""
 
     def __init__(self, folder: Path, *engines: Engine) -> None:
         self.folder = folder
@@ -36,32 +38,44 @@ class Installation:
 
     @contextmanager
     def gateway(self, llm_backend: str, **settings: str) -> Iterator[Gateway]:
-        """From its start with this `LLM_BACKEND` to its end by SIGTERM."""
+        """Start a gateway with this `LLM_BACKEND`, and stop it with SIGTERM at the end of the
+        block.
+        """
         lines = {**self._addresses, "LLM_BACKEND": llm_backend}
         (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
         with Gateway(self.folder, settings) as gateway:
             yield gateway
 
-    def first_words(self) -> str:
-        """The two lines that the log of the last start begins with."""
+    def first_log_lines(self) -> str:
+        """Return the first two log lines of the last start."""
         return "\n".join(
             json.loads(line)["event"] for line in (self.folder / "gateway.log").read_text().splitlines()[:2]
         )
 
-    def order(self, gateway: Gateway, *words: str) -> None:
-        done = gateway.command(self.folder, *words)
-        assert done.returncode == 0, done.stderr
+
+def set_rollout(gateway: Gateway, rollout: dict[str, Any]) -> None:
+    """Change the roll-out as an operator does; it must be persisted."""
+    answer = httpx2.put(f"{gateway.url}/ops/rollout", json=rollout, **AS_OPERATOR)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["persisted"]
 
 
-def side(gateway: Gateway) -> str:
-    """Who serves a request now."""
+def roll_back(gateway: Gateway) -> None:
+    """Roll back as an operator does; it must be persisted."""
+    answer = httpx2.post(f"{gateway.url}/ops/rollback", json={}, **AS_OPERATOR)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["persisted"]
+
+
+def active_backend(gateway: Gateway) -> str:
+    """Send a request and return the backend that served it."""
     body = {"model": "standard", "messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 2}
     answer = httpx2.post(
         f"{gateway.url}/v1/chat/completions",
         json=body,
         headers={"authorization": f"Bearer {KEY}"},
         timeout=PATIENCE,
-        trust_env=False,
+        **PLAIN_HTTP,
     )
     assert answer.status_code == 200, answer.text
     return answer.headers["x-gateway-backend"]
@@ -74,122 +88,120 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
 
 
 @pytest.mark.timeout(120)
-def test_variable_and_restart_lead_back_and_vllm_may_be_stopped(tmp_path: Path) -> None:
+def test_variable_and_restart_roll_back_even_if_vllm_stops(tmp_path: Path) -> None:
     with stand_in(OLLAMA_STAND_IN) as ollama, ExitStack() as stack:
-        here = Installation(tmp_path, ollama, stack.enter_context(stand_in(VLLM_STAND_IN)))
-        with here.gateway(VLLM) as gateway:
-            assert side(gateway) == VLLM
-        with here.gateway(OLLAMA) as gateway:
+        installation = Installation(tmp_path, ollama, stack.enter_context(stand_in(VLLM_STAND_IN)))
+        with installation.gateway(VLLM) as gateway:
+            assert active_backend(gateway) == VLLM
+        with installation.gateway(OLLAMA) as gateway:
             stack.close()
-            assert side(gateway) == OLLAMA
-        assert "LLM_BACKEND is" not in here.first_words()
+            assert active_backend(gateway) == OLLAMA
+        assert "LLM_BACKEND is" not in installation.first_log_lines()
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    "orders", [["rollback", f"switch {VLLM}"], [f"switch {VLLM} --canary 30"]], ids=["switch", "canary"]
+    "changes",
+    [["rollback", {"backend": VLLM}], [{"canary": {"backend": VLLM, "percent": 30}}]],
+    ids=["switch", "canary"],
 )
-def test_variable_that_changes_counts_more_than_what_an_operator_did(
-    installation: Installation, orders: list[str]
+def test_changed_variable_takes_precedence_over_an_operators_change(
+    installation: Installation, changes: list[Any]
 ) -> None:
     with installation.gateway(VLLM) as gateway:
-        for order in orders:
-            installation.order(gateway, *order.split())
+        for change in changes:
+            if change == "rollback":
+                roll_back(gateway)
+            else:
+                set_rollout(gateway, change)
     with installation.gateway(OLLAMA) as gateway:
-        assert side(gateway) == OLLAMA
-        assert "LLM_BACKEND is ollama and was vllm" in installation.first_words()
-        assert "the variable takes precedence" in installation.first_words()
+        assert active_backend(gateway) == OLLAMA
+        assert "LLM_BACKEND is ollama and was vllm" in installation.first_log_lines()
+        assert "the variable takes precedence" in installation.first_log_lines()
     with installation.gateway(OLLAMA) as gateway:
-        assert side(gateway) == OLLAMA
-    assert "LLM_BACKEND is" not in installation.first_words()
+        assert active_backend(gateway) == OLLAMA
+    assert "LLM_BACKEND is" not in installation.first_log_lines()
     with installation.gateway(VLLM) as gateway:
-        assert side(gateway) == VLLM
+        assert active_backend(gateway) == VLLM
 
 
 @pytest.mark.timeout(120)
-def test_operators_switch_counts_more_than_a_variable_that_stays_and_both_ways_out_lead_out(
+def test_operators_switch_takes_precedence_over_an_unchanged_variable_and_can_be_undone_in_both_ways(
     installation: Installation,
 ) -> None:
     with installation.gateway(OLLAMA) as gateway:
-        installation.order(gateway, "switch", VLLM)
+        set_rollout(gateway, {"backend": VLLM})
     with installation.gateway(OLLAMA) as gateway:
-        assert side(gateway) == VLLM
-        words = installation.first_words()
-        assert "LLM_BACKEND is ollama, but the roll-out that was set" in words
-        assert "`gateway rollback`" in words
-        assert "an empty GATEWAY_STATE_FILE" in words
+        assert active_backend(gateway) == VLLM
+        lines = installation.first_log_lines()
+        assert "LLM_BACKEND is ollama, but the roll-out that was set" in lines
+        assert "`gateway rollback`" in lines
+        assert "an empty GATEWAY_STATE_FILE" in lines
     with installation.gateway(OLLAMA, GATEWAY_STATE_FILE="") as gateway:
-        assert side(gateway) == OLLAMA
+        assert active_backend(gateway) == OLLAMA
     with installation.gateway(OLLAMA) as gateway:
-        assert side(gateway) == VLLM
-        installation.order(gateway, "rollback")
-        assert side(gateway) == OLLAMA
+        assert active_backend(gateway) == VLLM
+        roll_back(gateway)
+        assert active_backend(gateway) == OLLAMA
     with installation.gateway(OLLAMA) as gateway:
-        assert side(gateway) == OLLAMA
-    assert "LLM_BACKEND is" not in installation.first_words()
+        assert active_backend(gateway) == OLLAMA
+    assert "LLM_BACKEND is" not in installation.first_log_lines()
 
 
-# Kill -9
+# SIGKILL
 
 
 class Operator:
-    """Gives one order after the other on a thread of its own, until nobody answers any more."""
+    """Changes the canary's percentage on a thread of its own, until the gateway no longer
+    answers.
+    """
 
     def __init__(self, gateway: Gateway, first: int) -> None:
-        self.asked = self.told = first
-        """Percent of the canary, in hundredths: of the last order, and of the last that was acknowledged as kept."""
+        self.requested = self.acknowledged = first
+        """Hundredths of a percent, as last requested and as last acknowledged as persisted."""
         self._url = f"{gateway.url}/ops/rollout"
         self._thread = threading.Thread(target=self._run, name="operator")
         self._thread.start()
 
-    def wait_for(self, told: int) -> None:
-        wait_until(lambda: self.told, lambda now: now >= told, "orders are followed", PATIENCE)
+    def wait_for(self, acknowledged: int) -> None:
+        wait_until(lambda: self.acknowledged, lambda now: now >= acknowledged, "changes are acknowledged", PATIENCE)
 
     def join(self) -> None:
         self._thread.join()
 
     def _run(self) -> None:
-        with httpx2.Client(
-            headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=PATIENCE, trust_env=False
-        ) as client:
+        with httpx2.Client(headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=PATIENCE, **PLAIN_HTTP) as client:
             try:
                 while True:
-                    self.asked += 1
-                    answer = client.put(
-                        self._url, json={"backend": OLLAMA, "canary": {"backend": VLLM, "percent": self.asked / 100}}
-                    )
-                    if answer.json()["persisted"]:  # a disk that stalls for a second is owned up to
-                        self.told = self.asked
+                    self.requested += 1
+                    canary = {"backend": VLLM, "percent": self.requested / 100}
+                    answer = client.put(self._url, json={"backend": OLLAMA, "canary": canary})
+                    if answer.json()["persisted"]:  # false if the disk stalls for a second
+                        self.acknowledged = self.requested
             except httpx2.TransportError:
                 return
 
 
 def percent(gateway: Gateway) -> int:
-    """Of the canary, in hundredths; 0 without one."""
-    answer = httpx2.get(
-        f"{gateway.url}/ops/rollout",
-        headers={"authorization": f"Bearer {ADMIN_KEY}"},
-        timeout=PATIENCE,
-        trust_env=False,
-    )
-    canary = answer.json()["tiers"]["standard"]["canary"]
+    """Return the canary's percentage in hundredths of a percent; 0 without a canary."""
+    canary = httpx2.get(f"{gateway.url}/ops/rollout", **AS_OPERATOR).json()["tiers"]["standard"]["canary"]
     return round(canary["percent"] * 100) if canary else 0
 
 
 @pytest.mark.timeout(60 + 20 * KILLS)
-def test_kill_in_the_middle_of_a_change_loses_nothing_that_was_acknowledged(installation: Installation) -> None:
-    told = asked = 0
+def test_kill_during_a_change_loses_no_acknowledged_change(installation: Installation) -> None:
+    acknowledged = requested = 0
     for _ in range(KILLS):
         with installation.gateway(OLLAMA) as gateway:
-            here = percent(gateway)
-            assert told <= here <= asked, "what was acknowledged is lost, or what nobody asked for is there"
-            operator = Operator(gateway, here)
-            operator.wait_for(here + 3)
+            restored = percent(gateway)
+            assert acknowledged <= restored <= requested, "an acknowledged change is lost, or one was never requested"
+            operator = Operator(gateway, restored)
+            operator.wait_for(restored + 3)
             time.sleep(random.random() * 0.02)
             os.kill(gateway.pid, signal.SIGKILL)
             operator.join()
-            told, asked = operator.told, operator.asked
+            acknowledged, requested = operator.acknowledged, operator.requested
         json.loads((installation.folder / "state.json").read_bytes())
     with installation.gateway(OLLAMA) as gateway:
-        assert told <= percent(gateway) <= asked
+        assert acknowledged <= percent(gateway) <= requested
     assert "is damaged" not in (installation.folder / "gateway.log").read_text()

@@ -1,1 +1,4 @@
-"""Stand-ins for what the gateway's parts meet. `self_signed.pem` is a throw-away key and its certificate, for TLS on loopback."""
+"""Fakes for the tests of several packages: servers, clients, clocks, requests.
+
+`self_signed.pem` is a throw-away private key with its certificate, for TLS on loopback.
+"""

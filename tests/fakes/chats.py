@@ -1,4 +1,4 @@
-"""Chat requests of the tests' own, as bytes and parsed."""
+"""Chat requests for tests, as bytes and parsed."""
 
 import json
 from typing import Any
@@ -13,10 +13,12 @@ TIME: dict[str, Any] = {"type": "object", "properties": {"zone": {"type": "strin
 
 
 def request(**fields: Any) -> bytes:
+    """Return the body of a minimal chat request with these fields."""
     return json.dumps({"model": "standard", "messages": USER} | fields).encode()
 
 
 def chat(**fields: Any) -> Chat:
+    """Return the parsed `request(**fields)`."""
     return parse(request(**fields), MIB)
 
 
@@ -28,12 +30,12 @@ def tool(name: str = "get_weather", parameters: dict[str, Any] | None = None, **
 
 
 def called(name: str = "get_weather", arguments: str = '{"city":"Oslo"}', id: str = "call_1") -> dict[str, Any]:
-    """A call of an earlier turn."""
+    """Return a tool call of an earlier message."""
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def named(name: str = "get_weather") -> dict[str, Any]:
-    """The choice of one function."""
+    """Return a `tool_choice` that names one function."""
     return {"type": "function", "function": {"name": name}}
 
 

@@ -1,4 +1,7 @@
-"""An Ollama or a vLLM on a raw socket that fails in every way TCP and HTTP know, and keeps a record of what it was sent and when it was left."""
+"""An Ollama or a vLLM on a raw socket that can fail in every way that TCP and HTTP allow.
+
+It records the requests that it receives and when their connections close.
+"""
 
 import asyncio
 import gzip
@@ -19,12 +22,13 @@ Kind = Literal["ollama", "vllm"]
 MODEL = "served-model"
 WORDS = ("Hello", " there", ",", " client", ".")
 TEXT = "".join(WORDS)
-ODD_TEXT = "a\u2028b\u2029c\x85d é ß 漢字 🙂"  # what cuts lines in some libraries, and letters of two to four bytes
+# Characters that some libraries take for line ends, and characters of two to four bytes.
+ODD_TEXT = "a\u2028b\u2029c\x85d é ß 漢字 🙂"
 ODD_PIECES = tuple(ODD_TEXT)
 CANARY = "secret-of-the-backend"
-"""Stands in every broken answer; no client may see it."""
+"""Part of every broken response; no client may see it."""
 CAPABLE = ("completion", "vision", "tools", "thinking")
-"""What an Ollama shows of the model."""
+"""Capabilities of the model, as an Ollama lists them."""
 FORCED = ('{"city"', ": ", '"Oslo', '"}')
 THOUGHT = ("<th", "ink>why", "</think>\n", "Hel", "lo")
 TINY_CHUNKS = 10_000
@@ -36,7 +40,10 @@ HUGE = 33 * 1024 * 1024
 
 @dataclass(eq=False, repr=False)
 class FaultBackend:
-    """Modes are the functions of `MODES`, by name. A chat request gets the next of `script`, and `mode` when that is used up."""
+    """A server whose responses follow a mode, which is the name of a function in `MODES`.
+
+    Each chat request takes the next mode of `script`, or `mode` once that is used up.
+    """
 
     kind: Kind
     mode: str = "healthy"
@@ -45,19 +52,20 @@ class FaultBackend:
     tls: ssl.SSLContext | None = None
     port: int = 0
     requests: list[bytes] = field(default_factory=list)
-    """Chat requests, head and body as they came; probes are not recorded."""
+    """Chat requests, head and body as received; probes are not recorded."""
     peers: list["Peer"] = field(default_factory=list)
-    """Connections that a chat request came on, in that order."""
+    """Connections that carried a chat request, in the order of their first one."""
     probes: int = 0
     most_at_once: int = 0
     context_length: int | None = None
-    """Of the model, as the probes are told."""
+    """The model's context in tokens, as reported to probes."""
     capabilities: tuple[str, ...] = CAPABLE
     _at_once: int = 0
     _open: set["Peer"] = field(default_factory=set)
 
     def __repr__(self) -> str:
-        return f"<FaultBackend {self.kind} {self.coming_mode}, {len(self.requests)} requests, {len(self.open_peers)} connections open>"
+        counts = f"{len(self.requests)} requests, {len(self.open_peers)} connections open"
+        return f"<FaultBackend {self.kind} {self.next_mode_name}, {counts}>"
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -76,13 +84,13 @@ class FaultBackend:
         await self._server.wait_closed()
 
     def die(self) -> None:
-        """As a process that is killed: no listener and no connection is left."""
+        """Close the listener and reset all connections, as a killed process does."""
         self._server.close()
         for peer in list(self._open):
             peer.reset()
 
     async def revive(self) -> None:
-        """At the same address."""
+        """Listen again at the same address."""
         self._server = await asyncio.get_running_loop().create_server(
             lambda: Peer(self), self.host, self.port, ssl=self.tls
         )
@@ -94,14 +102,14 @@ class FaultBackend:
 
     @property
     def open_peers(self) -> list["Peer"]:
-        """Connections that carried a chat request and are not closed."""
+        """Connections that carried a chat request and are still open."""
         return [peer for peer in self.peers if peer.closed_at is None]
 
     @property
-    def coming_mode(self) -> str:
+    def next_mode_name(self) -> str:
         return self.script[0] if self.script else self.mode
 
-    def next_mode(self) -> "Mode":
+    def take_mode(self) -> "Mode":
         return MODES[self.script.popleft() if self.script else self.mode]
 
     def opened(self, peer: "Peer") -> None:
@@ -120,10 +128,10 @@ class FaultBackend:
     def end(self) -> None:
         self._at_once -= 1
 
-    # What the kinds say
+    # Responses of each kind of engine
 
     def event(self, text: str = "", *, finish: bool = False) -> bytes:
-        """One piece of a streamed answer."""
+        """Return one event of a streamed answer."""
         if self.kind == "ollama":
             line: dict[str, object] = {
                 "model": MODEL,
@@ -159,7 +167,7 @@ class FaultBackend:
         return b'data: {"error":{"message":"%b","type":"InternalServerError","code":500}}\n\n' % CANARY.encode()
 
     def document(self, text: str = TEXT) -> bytes:
-        """A plain answer of a vLLM."""
+        """Return a plain answer of a vLLM."""
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         return json.dumps(
             {"id": "c", "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": len(WORDS)}},
@@ -178,7 +186,7 @@ class FaultBackend:
 
 
 class Peer(asyncio.Protocol):
-    """One connection of the gateway's. `closed_at` is in the loop's time."""
+    """One connection of the gateway. `closed_at` is in the loop's time."""
 
     transport: asyncio.Transport
 
@@ -193,7 +201,7 @@ class Peer(asyncio.Protocol):
         self._can_write.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]  # uvloop's is no subclass
+        self.transport = transport  # type: ignore[assignment]  # uvloop's is not a subclass
         self.backend.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -215,7 +223,7 @@ class Peer(asyncio.Protocol):
         if not separator or self.task is not None:
             return
         fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-        if len(body) < int(fields.get(b"content-length", 0)) and self.backend.coming_mode not in EARLY:
+        if len(body) < int(fields.get(b"content-length", 0)) and self.backend.next_mode_name not in EARLY:
             return
         request = bytes(self._received)
         self._received.clear()
@@ -232,13 +240,13 @@ class Peer(asyncio.Protocol):
         self.streams = self.backend.kind == "ollama" or b'"stream":true' in body
         self.backend.begin(self, request)
         try:
-            await self.backend.next_mode()(self)
+            await self.backend.take_mode()(self)
             self.served += 1
         finally:
             self.backend.end()
             self.task = None
 
-    # What modes are made of
+    # Building blocks of the modes
 
     def head(self, status: int, media_type: bytes, *fields: bytes) -> None:
         self.transport.write(
@@ -265,20 +273,23 @@ class Peer(asyncio.Protocol):
     def end_stream(self) -> None:
         self.transport.write(b"0\r\n\r\n")
 
-    async def pieces(self) -> None:
-        """The head and all words but the end, each in a packet of its own."""
+    async def send_words(self) -> None:
+        """Send the head and all words, each in a packet of its own, but not the end."""
         self.open_stream()
         for word in WORDS:
             self.chunk(self.backend.event(word))
             await asyncio.sleep(0.002)
 
-    async def room(self) -> None:
-        """A turn of the loop at least, so that a connection that is lost ends the mode."""
+    async def wait_until_writable(self) -> None:
+        """Wait until the transport accepts more data.
+
+        Yields to the event loop at least once, so a lost connection ends the mode.
+        """
         await asyncio.sleep(0)
         await self._can_write.wait()
 
     def reset(self) -> None:
-        """RST in place of FIN."""
+        """Close the connection with RST instead of FIN."""
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
@@ -290,7 +301,7 @@ def chunked(data: bytes) -> bytes:
 Mode = Callable[[Peer], Awaitable[None]]
 MODES: dict[str, Mode] = {}
 EARLY = {"early_413", "early_400", "early_close"}
-"""These answer before they have read the body."""
+"""Modes that respond before they have read the body."""
 
 
 def mode(function: Mode) -> Mode:
@@ -328,19 +339,19 @@ async def say(peer: Peer, words: tuple[str, ...]) -> None:
 
 @mode
 async def forced(peer: Peer) -> None:
-    """The arguments of a call as plain text: what a grammar gives."""
+    """Send the arguments of a tool call as plain text, as grammar-guided decoding does."""
     await say(peer, FORCED)
 
 
 @mode
 async def thinks(peer: Peer) -> None:
-    """Does not tell its thoughts apart."""
+    """Send the reasoning as part of the content."""
     await say(peer, THOUGHT)
 
 
 @mode
 async def wordless(peer: Peer) -> None:
-    """An answer that ends well and says nothing."""
+    """Send an empty answer that ends normally."""
     await say(peer, ())
 
 
@@ -357,7 +368,7 @@ async def cannot_think(peer: Peer) -> None:
 
 @mode
 async def slow(peer: Peer) -> None:
-    """A stream of a word every 5 ms until it is left; a plain answer never comes."""
+    """Stream a word every 5 ms until the client leaves; never send a plain answer."""
     if not peer.streams:
         await for_ever()
     peer.open_stream()
@@ -368,19 +379,19 @@ async def slow(peer: Peer) -> None:
 
 @mode
 async def brief(peer: Peer) -> None:
-    """Healthy, but it takes a while: others wait in line meanwhile."""
+    """Answer after 10 ms, while other requests are queued."""
     await asyncio.sleep(0.01)
     await healthy(peer)
 
 
 @mode
 async def flood(peer: Peer) -> None:
-    """As many words as the socket takes."""
+    """Stream as many words as the socket accepts."""
     peer.open_stream()
     event = peer.backend.event("word ") * 50
     for _ in range(FLOOD_BYTES // len(event)):
         peer.chunk(event)
-        await peer.room()
+        await peer.wait_until_writable()
     await for_ever()
 
 
@@ -426,7 +437,7 @@ async def many_headers(peer: Peer) -> None:
 async def informational_flood(peer: Peer) -> None:
     while True:
         peer.transport.write(b"HTTP/1.1 102 Processing\r\n\r\n" * 50)
-        await peer.room()
+        await peer.wait_until_writable()
         await asyncio.sleep(0.001)
 
 
@@ -442,7 +453,7 @@ async def html(peer: Peer) -> None:
 
 @mode
 async def truncated(peer: Peer) -> None:
-    """Less than Content-Length says."""
+    """Send less than Content-Length announces."""
     body = peer.backend.document() if not peer.streams else peer.backend.event(CANARY)
     peer.head(200, peer.media_type, b"content-length: %d" % (len(body) + 100))
     peer.transport.write(body[: len(body) // 2])
@@ -457,7 +468,7 @@ async def invalid_json(peer: Peer) -> None:
 
 @cache
 def _bomb() -> bytes:
-    return gzip.compress(b" " * (BOMB_BYTES // 50)) * 50  # members one after the other are one file
+    return gzip.compress(b" " * (BOMB_BYTES // 50)) * 50  # concatenated gzip members form one file
 
 
 @mode
@@ -471,18 +482,18 @@ async def huge(peer: Peer) -> None:
         peer.head(200, peer.media_type, b"content-length: %d" % HUGE)
         for _ in range(HUGE // 65536):
             peer.transport.write(b" " * 65536)
-            await peer.room()
+            await peer.wait_until_writable()
         await for_ever()
     peer.open_stream()
     event = peer.backend.event("x" * 60_000)
     while True:
         peer.chunk(event)
-        await peer.room()
+        await peer.wait_until_writable()
 
 
 @mode
 async def head_alone(peer: Peer) -> None:
-    """As a vLLM that dies in prefill: it sends the head of a stream before it has queued the request."""
+    """Die like a vLLM in prefill: it sends the head of a stream before it queues the request."""
     peer.open_stream()
     await asyncio.sleep(0.005)
     peer.reset()
@@ -498,14 +509,14 @@ async def role_alone(peer: Peer) -> None:
 
 @mode
 async def surplus(peer: Peer) -> None:
-    """A healthy answer, and in the same packet one that nobody asked for."""
+    """Send a healthy answer, and in the same packet another one without a request."""
     await healthy(peer)
     peer.answer(200, peer.media_type, peer.backend.document(CANARY))
 
 
 @mode
 async def late_surplus(peer: Peer) -> None:
-    """The same a moment later, when the connection is idle."""
+    """Send the additional answer a moment later, when the connection is idle."""
     await healthy(peer)
     await asyncio.sleep(0.005)
     peer.answer(200, peer.media_type, peer.backend.document(CANARY))
@@ -513,7 +524,7 @@ async def late_surplus(peer: Peer) -> None:
 
 @mode
 async def stale(peer: Peer) -> None:
-    """Healthy to the first request of a connection; closes as a second one arrives."""
+    """Answer the first request of a connection, and close it when a second one arrives."""
     if peer.served:
         peer.transport.close()
     else:
@@ -523,7 +534,7 @@ async def stale(peer: Peer) -> None:
 @mode
 async def early_413(peer: Peer) -> None:
     peer.answer(413, b"application/json", b'{"error":"%b"}' % CANARY.encode(), b"connection: close")
-    await asyncio.sleep(0.2)  # it reads on, as servers do, lest the answer be lost
+    await asyncio.sleep(0.05)  # read on, as servers do, so that the answer is not lost
     peer.transport.close()
 
 
@@ -531,13 +542,13 @@ async def early_413(peer: Peer) -> None:
 async def early_400(peer: Peer) -> None:
     peer.transport.pause_reading()
     peer.answer(400, b"application/json", b'{"error":"%b"}' % CANARY.encode())
-    await asyncio.sleep(0.2)
+    await asyncio.sleep(0.05)
     peer.transport.resume_reading()
 
 
 @mode
 async def early_close(peer: Peer) -> None:
-    """Closed with most of the request unread: the kernel sends a reset behind the answer."""
+    """Answer and close with most of the request unread, so the kernel sends a reset after it."""
     peer.answer(400, b"application/json", b'{"error":"%b"}' % CANARY.encode())
     peer.transport.close()
 
@@ -572,13 +583,13 @@ refusal("limited_garbage", 429, lambda: b"retry-after: soon")
 
 @mode
 async def killed(peer: Peer) -> None:
-    await peer.pieces()
+    await peer.send_words()
     peer.reset()
 
 
 @mode
 async def cut(peer: Peer) -> None:
-    """The end of the connection is the only mark of the end, and comes too early."""
+    """Close too early; without a length or chunks, only the close marks the end of the body."""
     peer.head(200, peer.media_type, b"connection: close")
     for word in WORDS:
         peer.transport.write(peer.backend.event(word))
@@ -588,7 +599,7 @@ async def cut(peer: Peer) -> None:
 
 @mode
 async def bad_chunk(peer: Peer) -> None:
-    """In one packet with what came before it."""
+    """Send an invalid chunk size in the same packet as valid chunks."""
     peer.open_stream()
     await asyncio.sleep(0.002)
     peer.transport.write(
@@ -599,13 +610,13 @@ async def bad_chunk(peer: Peer) -> None:
 
 @mode
 async def stall(peer: Peer) -> None:
-    await peer.pieces()
+    await peer.send_words()
     await for_ever()
 
 
 @mode
 async def drip(peer: Peer) -> None:
-    await peer.pieces()
+    await peer.send_words()
     while True:
         peer.chunk(peer.backend.event("."))
         await asyncio.sleep(0.02)
@@ -613,7 +624,7 @@ async def drip(peer: Peer) -> None:
 
 @mode
 async def malformed(peer: Peer) -> None:
-    """Lines that are no events, and no blank lines between those that are."""
+    """Send lines that are not events, without blank lines between the events."""
     peer.open_stream()
     for event in peer.backend.events():
         peer.chunk(
@@ -627,18 +638,18 @@ async def malformed(peer: Peer) -> None:
 
 @mode
 async def long_line(peer: Peer) -> None:
-    await peer.pieces()
+    await peer.send_words()
     part = b"data: " if peer.backend.kind == "vllm" else b'{"message":"'
     for _ in range(LONG_LINE // 65536):
         peer.chunk(part + b"x" * 65536)
         part = b""
-        await peer.room()
+        await peer.wait_until_writable()
     await for_ever()
 
 
 @mode
 async def odd_text(peer: Peer) -> None:
-    """Every byte in a chunk of its own, some packets ending within a letter."""
+    """Send every byte in its own chunk; some packets end within a character."""
     if not peer.streams:
         peer.answer(200, peer.media_type, peer.backend.document(ODD_TEXT))
         return
@@ -653,7 +664,7 @@ async def odd_text(peer: Peer) -> None:
 
 @mode
 async def error_then_done(peer: Peer) -> None:
-    """In one packet with the words before it."""
+    """Send an error event in the same packet as the words before it, then a normal end."""
     peer.open_stream()
     peer.transport.write(
         b"".join(

@@ -1,4 +1,6 @@
-"""Gateways with both backends behind them, in an event loop of their own on another thread, and a blocking client that sends any bytes."""
+"""Gateways with both backends, on a thread with its own event loop, and a blocking client that can
+send any bytes.
+"""
 
 import asyncio
 import json
@@ -16,11 +18,10 @@ from tests.fakes.fault_backend import MODEL, FaultBackend, Kind
 from tests.fakes.running_gateway import PATIENCE, Running, running
 
 HASTY = ServerLimits(header_seconds=0.3, body_seconds=0.3, linger_seconds=0.3)
-LONGEST_HEAD = 2**20
 
 
 class Answer:
-    """One whole answer; headers by lower-case name."""
+    """One complete response; header names are in lower case."""
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.status = status
@@ -32,7 +33,7 @@ class Answer:
 
     @property
     def error(self) -> dict[str, Any]:
-        """The error object, whose shape is checked."""
+        """Error object, after a check of its shape."""
         assert self.headers["content-type"] == "application/json"
         document = json.loads(self.body)
         assert list(document) == ["error"]
@@ -43,8 +44,8 @@ class Answer:
         return error
 
 
-class Line:
-    """One connection of a client's."""
+class Connection:
+    """One client connection."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
@@ -58,11 +59,14 @@ class Line:
         self._socket.close()
 
     def send(self, data: bytes) -> None:
-        """As much as is taken: who is refused need not be heard out."""
+        """Send as much as the gateway accepts: it may refuse a request before it has read all of
+        it.
+        """
         with suppress(BrokenPipeError, ConnectionResetError):
             self._socket.sendall(data)
 
     def answer(self) -> Answer:
+        """Read the next response."""
         head, _, rest = self._until(b"\r\n\r\n").partition(b"\r\n\r\n")
         self._received = rest
         first, *lines = head.decode("latin-1").split("\r\n")
@@ -70,7 +74,7 @@ class Line:
         return Answer(int(first.split()[1]), headers, self._body(headers))
 
     def is_closed(self) -> bool:
-        """Wait for the other side to close; nothing may come before."""
+        """Wait until the gateway closes, and return whether it sent nothing before that."""
         try:
             return self._received == b"" and self._socket.recv(1) == b""
         except ConnectionResetError:
@@ -105,19 +109,24 @@ class Line:
         self._received += data
 
 
-class House:
-    """Gateways by name, each with what stands here of it, all set by variables of the environment alone: `LLM_BACKEND` is `kind`."""
+class Fleet:
+    """Gateways by name, in front of the same two backends, configured by environment variables
+    only.
+
+    `gateways` has the variables of each gateway, `limits` the HTTP limits of some. `LLM_BACKEND` is
+    `kind`.
+    """
 
     def __init__(
-        self, kind: Kind, gateways: Mapping[str, Mapping[str, str]], bounds: Mapping[str, ServerLimits]
+        self, kind: Kind, gateways: Mapping[str, Mapping[str, str]], limits: Mapping[str, ServerLimits]
     ) -> None:
         self.kind = kind
-        self._wanted = gateways
-        self._bounds = bounds
+        self._environments = gateways
+        self._limits = limits
         self.backends: dict[str, FaultBackend] = {}
         self.gateways: dict[str, Running] = {}
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._live, name=f"house of {kind}")
+        self._thread = threading.Thread(target=self._run, name=f"fleet on {kind}")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -131,39 +140,40 @@ class House:
 
     @property
     def calls(self) -> int:
-        """Chat requests that a backend has got."""
+        """Chat requests that reached a backend."""
         return sum(len(backend.requests) for backend in self.backends.values())
 
-    def line(self, gateway: str = "open") -> Line:
-        return Line(self.gateways[gateway].port)
+    def connect(self, gateway: str = "open") -> Connection:
+        return Connection(self.gateways[gateway].port)
 
     def ask(self, data: bytes, gateway: str = "open") -> Answer:
-        with self.line(gateway) as line:
-            line.send(data)
-            return line.answer()
+        """Send one request on a new connection and return the response."""
+        with self.connect(gateway) as connection:
+            connection.send(data)
+            return connection.answer()
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(self._stay())
+            runner.run(self._serve())
 
-    async def _stay(self) -> None:
+    async def _serve(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         try:
-            async with self._built():
+            async with self._started():
                 self._ready.set()
                 await self._over.wait()
         finally:
             self._ready.set()
 
     @asynccontextmanager
-    async def _built(self) -> AsyncIterator[None]:
+    async def _started(self) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             for kind in ("ollama", "vllm"):
                 self.backends[kind] = await stack.enter_async_context(FaultBackend(kind))
             environ = {"LLM_BACKEND": self.kind, "GATEWAY_STATE_FILE": "", "GATEWAY__LOG_FORMAT": "json"}
             for kind, backend in self.backends.items():
                 environ |= {f"{kind.upper()}_BASE_URL": backend.base_url, f"{kind.upper()}_MODEL": MODEL}
-            for name, more in self._wanted.items():
-                settings = config.load(None, environ | more)
-                self.gateways[name] = await stack.enter_async_context(running(settings, self._bounds.get(name)))
+            for name, own in self._environments.items():
+                settings = config.load(None, environ | own)
+                self.gateways[name] = await stack.enter_async_context(running(settings, self._limits.get(name)))
             yield

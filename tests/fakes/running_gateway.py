@@ -1,4 +1,4 @@
-"""The whole gateway in this process, on real sockets, in front of backends of the test's own, and the ways in which a test talks to it."""
+"""A complete gateway in this process, on real sockets, and clients for it."""
 
 import asyncio
 import gc
@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from gateway import config
 from gateway.app import Gateway
-from gateway.downstream import server as drain
 from gateway.downstream.protocol import ServerLimits, bind_limits
+from gateway.downstream.server import GracefulServer, listen
 from gateway.telemetry.log import ExchangeLog
 from tests.fakes.fault_backend import MODEL, FaultBackend
 
 PATIENCE = 5.0
-"""Seconds until a condition that does not come true is a failure."""
+"""Seconds after which a condition that has not come true is a failure."""
 PROMPT = [{"role": "user", "content": "Hello?"}]
 TIMES = {
     "connect_timeout": 5,
@@ -30,18 +30,18 @@ TIMES = {
     "queue_timeout": 5,
     "probe_interval": 60,
 }
-"""Short, so that each deadline can be waited for; seconds."""
+"""Timeouts in seconds, short enough for tests to wait for each of them."""
 
 
 async def until(condition: Callable[[], bool], patience: float = PATIENCE) -> None:
-    """Wait until `condition` holds, looking after every turn of the loop."""
+    """Wait until `condition` holds, and check it about every millisecond."""
     async with asyncio.timeout(patience):
         while not condition():
             await asyncio.sleep(0.001)
 
 
 def settings_for(*backends: FaultBackend, **limits: float) -> config.Settings:
-    """One tier, `standard`, on one backend with these servers."""
+    """Return settings with one tier, `standard`, on one backend with these servers."""
     kind = backends[0].kind
     servers = [{"base_url": backend.base_url, "models": [MODEL]} for backend in backends]
     return config.build(
@@ -55,7 +55,7 @@ def settings_for(*backends: FaultBackend, **limits: float) -> config.Settings:
     )
 
 
-class _Server(drain.GracefulServer):
+class _Server(GracefulServer):
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
@@ -75,23 +75,24 @@ class Running:
         return f"http://127.0.0.1:{self.port}"
 
     def openai(self) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=f"{self.base_url}/v1", api_key="any", max_retries=0, timeout=PATIENCE)
+        http = DefaultAsyncHttpxClient(timeout=PATIENCE, verify=False)  # to load the CA certificates takes 30 ms
+        return AsyncOpenAI(base_url=f"{self.base_url}/v1", api_key="any", max_retries=0, http_client=http)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of the samples that have these labels."""
+        """Return the sum of the samples that have these labels."""
         self.gateway.settle()
         registry = self.gateway._metrics.registry
         samples = [sample for family in registry.collect() for sample in family.samples if sample.name == name]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
     def exchanges(self) -> list[dict[str, Any]]:
-        """The lines of the log so far."""
+        """Return the exchange log so far."""
         self.gateway.settle()
         return [json.loads(line) for line in self.log.getvalue().splitlines()]
 
     @property
     def live(self) -> set[Any]:
-        """The exchanges under way."""
+        """Exchanges in flight."""
         return set(self.gateway._in_flight)
 
     @property
@@ -117,7 +118,9 @@ class Running:
         )
 
     def is_idle(self) -> bool:
-        """No request holds anything; idle connections may be kept."""
+        """Return whether no request holds a slot, a task or a connection; idle connections may stay
+        open.
+        """
         idle = sum(len(server.pool._idle) for backend in self.gateway._backends.values() for server in backend.servers)
         return not (
             self.running
@@ -131,7 +134,10 @@ class Running:
     async def sent(
         self, body: Mapping[str, Any] | None = None, *headers: str, behind: bytes = b""
     ) -> AsyncIterator["Raw"]:
-        """A chat request on a connection of its own, with more `headers` and with `behind` after it; a block that ends leaves without a word."""
+        """Send a chat request on a new connection, with more `headers`, and with `behind` after it.
+
+        At the end of the block the client disconnects.
+        """
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)
         raw = Raw(reader, writer)
         try:
@@ -143,11 +149,13 @@ class Running:
                 await writer.wait_closed()
 
     async def ask(self, body: Mapping[str, Any] | None = None) -> "Reply":
+        """Send a chat request on a new connection and return its response."""
         async with asyncio.timeout(PATIENCE), self.sent(body) as raw:
             return await raw.reply()
 
 
 def request_bytes(body: Mapping[str, Any], *headers: str) -> bytes:
+    """Return a chat request with these fields and headers."""
     data = json.dumps({"model": "standard", "messages": PROMPT, "max_tokens": 64, **body}).encode()
     lines = [
         "POST /v1/chat/completions HTTP/1.1",
@@ -160,25 +168,30 @@ def request_bytes(body: Mapping[str, Any], *headers: str) -> bytes:
 
 
 class Raw:
-    """The client's side of one connection."""
+    """Client side of one connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
 
     def leave(self) -> float:
-        """Close, as a program that ends does; the loop's time."""
+        """Close the connection, as a program that exits does; return the loop's time."""
         self.writer.close()
         return asyncio.get_running_loop().time()
 
     async def head(self) -> tuple[int, dict[str, str]]:
+        """Read the status and the headers, whose names are in lower case."""
         lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         return int(lines[0].split()[1]), {
             name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)
         }
 
     async def reply(self) -> "Reply":
-        """A whole answer. A body whose framing is not ended is an error of the gateway's."""
+        """Read a complete response.
+
+        Raises:
+            asyncio.IncompleteReadError: the gateway closed before the body was complete.
+        """
         status, headers = await self.head()
         if headers.get("transfer-encoding") != "chunked":
             return Reply(status, headers, await self.reader.readexactly(int(headers["content-length"])))
@@ -197,7 +210,7 @@ class Reply:
 
     @property
     def events(self) -> list[Any]:
-        """The events of a stream; `[DONE]` as that text."""
+        """Events of a stream; `[DONE]` stays a string."""
         values = [event.removeprefix("data: ") for event in self.body.decode().split("\n\n") if event]
         return [value if value == "[DONE]" else json.loads(value) for value in values]
 
@@ -207,7 +220,7 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """What the model said."""
+        """Content of the answer, streamed or not."""
         if not self.is_stream:
             return str(json.loads(self.body)["choices"][0]["message"]["content"])
         return "".join(
@@ -219,35 +232,39 @@ class Reply:
 
     @property
     def error(self) -> dict[str, Any] | None:
-        """The error object: of the whole answer, or in the last event."""
+        """Error object of the body or of the last event."""
         value = self.events[-1] if self.is_stream else json.loads(self.body)
         return value.get("error") if isinstance(value, dict) else None
 
 
 @asynccontextmanager
-async def running(settings: config.Settings, bounds: ServerLimits | None = None) -> AsyncIterator[Running]:
-    """A gateway with `settings`, put together as `gateway.run` does. At the end nothing may be left of it: no task, no connection."""
+async def running(settings: config.Settings, limits: ServerLimits | None = None) -> AsyncIterator[Running]:
+    """Serve a gateway with `settings`, set up as `gateway.serve` does.
+
+    At the end it must have left no task and no connection behind.
+    """
     base_tasks = asyncio.all_tasks()
     log = io.BytesIO()
-    listener = drain.listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     async with Gateway(settings, ExchangeLog(True, log)) as gateway:
         options: dict[str, Any] = {"ws": "none", "lifespan": "off", "access_log": False, "log_config": None}
         options |= {"server_header": False, "date_header": False, "proxy_headers": False}
         server = _Server(
-            uvicorn.Config(gateway, http=bind_limits(bounds or ServerLimits()), **options), drain_timeout=1
+            uvicorn.Config(gateway, http=bind_limits(limits or ServerLimits()), **options), drain_timeout=1
         )
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await until(lambda: server.started and gateway._health.has_asked_all)
-        here = Running(gateway, server, listener.getsockname()[1], log)
+        running_gateway = Running(gateway, server, listener.getsockname()[1], log)
         try:
-            yield here
+            yield running_gateway
         finally:
             server.stop()
             await serving
-    ours = base_tasks | {asyncio.current_task()}  # a fixture's end runs in another task than its beginning
-    await until(lambda: here.upstream_connections == 0 and asyncio.all_tasks() <= ours)
+    expected = base_tasks | {asyncio.current_task()}  # a fixture's teardown runs in another task than its setup
+    await until(lambda: running_gateway.upstream_connections == 0 and asyncio.all_tasks() <= expected)
 
 
 def open_descriptors() -> int:
+    """Count the open file descriptors of this process."""
     gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))

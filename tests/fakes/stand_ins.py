@@ -1,9 +1,10 @@
-"""Stand-ins of `gateway.simulate` in an event loop of their own, as servers are: beside the gateway's, on another thread."""
+"""Stand-ins of `gateway.simulate`, each on a thread with its own event loop."""
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 from gateway import simulate
 
@@ -12,14 +13,18 @@ PATIENCE = 10.0
 
 @asynccontextmanager
 async def stand_in(options: simulate.Options, port: int = 0) -> AsyncIterator[simulate.Running]:
-    """A stand-in that serves while the block runs; its engine may be read, and given faults and words, from the test's thread."""
+    """Serve a stand-in during the block.
+
+    Its engine may be read and given faults and answers from the test's thread.
+    """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name=f"stand-in of {options.kind}")
     thread.start()
     server = simulate.running(options, port)
 
-    async def do(coroutine: object) -> None:
-        await asyncio.wait_for(asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop)), PATIENCE)  # type: ignore[arg-type]
+    async def do(coroutine: Coroutine[Any, Any, Any]) -> None:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        await asyncio.wait_for(asyncio.wrap_future(future), PATIENCE)
 
     try:
         await do(server.__aenter__())

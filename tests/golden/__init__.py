@@ -1,7 +1,8 @@
-"""What running engines answered, in a compact form: requests, statuses, headers and bodies, long runs folded.
+"""Recorded responses of real engines, in a compact form.
 
-In the files a request's `{"$repeat": [text, n]}` stands for that text n times. A stream's body is a list of runs: the first event of
-consecutive events of one shape as it came, and in `pieces` the texts of all of them, `[text, n]` for n equal ones.
+In the files, `{"$repeat": [text, n]}` in a request stands for n times that text. The body of a
+stream is a list of runs. A run is a sequence of events of one shape: it has the first event as
+received, and in `pieces` the texts of all of them, with `[text, n]` for n equal texts.
 """
 
 import base64
@@ -20,7 +21,10 @@ PICTURE_MARK = "<base64 of a 64x64 png>"
 
 @dataclass(frozen=True)
 class Recording:
-    """One exchange. `body` is text, a JSON value, or for a stream the list of its `Run`s (with `[DONE]` as a plain string)."""
+    """One exchange.
+
+    `body` is text, a JSON value, or the list of runs of a stream, in which `[DONE]` is a string.
+    """
 
     server: str
     case: str
@@ -35,7 +39,7 @@ class Recording:
 
     @property
     def content(self) -> bytes | None:
-        """The request's body as it was sent."""
+        """Request body as sent."""
         if self.request_body is None:
             return None
         return (
@@ -44,7 +48,7 @@ class Recording:
 
     @property
     def pieces(self) -> list[str]:
-        """The texts of a stream, one for each event that had any."""
+        """Texts of a stream, one for each event with a text."""
         texts: list[str] = []
         for run in self.body:
             for piece in run.get("pieces", ()) if isinstance(run, dict) else ():
@@ -54,7 +58,7 @@ class Recording:
 
 @cache
 def picture() -> str:
-    """A 64 by 64 PNG in base64."""
+    """Return a PNG of 64 by 64 pixels in base64."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -66,7 +70,7 @@ def picture() -> str:
 
 
 def load(server: str) -> dict[str, Recording]:
-    """All recordings of one of `SERVERS`, by case."""
+    """Load all recordings of one of `SERVERS`, by case."""
     source = json.loads((Path(__file__).parent / server / "recordings.json").read_text())
     return {
         case: Recording(
@@ -99,9 +103,11 @@ def _unfold(value: Any) -> Any:
 
 
 def shape(value: Any, key: str = "") -> Any:
-    """What two answers of one kind have in common: keys in their order, types, emptiness, and the exact words of what is no free text.
+    """Return what two responses of one kind have in common.
 
-    Numbers in error messages are `#`. The items of a list count as a set of shapes.
+    That is: the keys in their order, the types, whether values are empty or zero, and the exact
+    strings of the keys in `EXACT`, in which numbers in error messages become `#`. The items of a
+    list count as a set of shapes.
     """
     if isinstance(value, dict):
         return tuple((name, shape(item, name)) for name, item in value.items())
@@ -136,18 +142,18 @@ EXACT = frozenset(
 
 
 def events(body: str) -> list[Any]:
-    """The events of an NDJSON or SSE body, parsed; `[DONE]` stays text."""
+    """Parse the events of an NDJSON or SSE body; `[DONE]` stays a string."""
     if body.startswith("data: "):
         datas = [part.removeprefix("data: ") for part in body.split("\n\n") if part]
         return [data if data == "[DONE]" else json.loads(data) for data in datas]
     return [json.loads(line) for line in body.splitlines() if line]
 
 
-def shapes_in_turn(found: list[Any]) -> list[Any]:
-    """The shapes of events, equal neighbours once."""
-    turns: list[Any] = []
+def consecutive_shapes(found: list[Any]) -> list[Any]:
+    """Return the shapes of events, each sequence of equal shapes once."""
+    shapes: list[Any] = []
     for event in found:
         one = event if isinstance(event, str) else shape(event)
-        if not turns or turns[-1] != one:
-            turns.append(one)
-    return turns
+        if not shapes or shapes[-1] != one:
+            shapes.append(one)
+    return shapes

@@ -88,7 +88,7 @@ class Server:
         """
         assert self._process is not None, "not started"
         deadline = time.monotonic() + self.start_seconds
-        with httpx2.Client(trust_env=False, timeout=2.0) as client:
+        with httpx2.Client(trust_env=False, verify=False, timeout=2.0) as client:
             while not self._answers(client):
                 assert self._process.poll() is None, (
                     f"{self!r} ended with status {self._process.returncode}\n{self.tail()}"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from gateway import config, simulate
 from tests.fakes.fault_backend import MODEL, FaultBackend
-from tests.fakes.pictures import picture_url
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PROMPT, TIMES, Raw, Reply, Running, running
 from tests.fakes.stand_ins import stand_in
 
@@ -17,7 +17,7 @@ KINDS = ["ollama", "vllm"]
 IMAGE = [
     {
         "role": "user",
-        "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": picture_url()}}],
+        "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": png_data_url()}}],
     }
 ]
 PATIENT: dict[str, Any] = {"first_token_timeout": 60, "idle_timeout": 60, "total_timeout": 60}

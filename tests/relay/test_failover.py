@@ -22,7 +22,7 @@ from gateway.upstream.failures import LONGEST_PAUSE, retry_seconds
 from gateway.upstream.retry_budget import LEAST
 from gateway.upstream.server import Server
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend, Kind
-from tests.fakes.pictures import picture_url
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import TIMES, Reply, Running, running, until
 from tests.real_engines.process import free_port
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.uvloop
 IMAGE = [
     {
         "role": "user",
-        "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": picture_url()}}],
+        "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": png_data_url()}}],
     }
 ]
 OTHER: dict[Kind, Kind] = {"ollama": "vllm", "vllm": "ollama"}

@@ -17,7 +17,7 @@ from gateway import config
 from gateway.admission.ticket import LATE_SECONDS
 from gateway.upstream.connection import WireError
 from tests.fakes.fault_backend import MODEL, TEXT, FaultBackend, Kind
-from tests.fakes.pictures import picture_url
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, Raw, Reply, Running, running, until
 
 pytestmark = pytest.mark.uvloop
@@ -30,7 +30,7 @@ PATIENT = {
     "probe_interval": 60,
 }
 ONE: dict[str, Any] = {"max_concurrency": 1, "model_concurrency": 1}
-PICTURE = {"type": "image_url", "image_url": {"url": picture_url()}}
+PICTURE = {"type": "image_url", "image_url": {"url": png_data_url()}}
 OTHER: dict[Kind, Kind] = {"ollama": "vllm", "vllm": "ollama"}
 
 
@@ -346,7 +346,7 @@ async def test_every_change_moves_and_undo_moves_back(kind: Kind) -> None:
 @pytest.mark.parametrize("image", ["none", "unchanged", "converted"])
 async def test_canary_moves_the_conversations_in_its_buckets(image: str) -> None:
     """Each queued request moves to where it would go if it arrived now."""
-    url = {"none": None, "unchanged": picture_url(), "converted": picture_url(8)}[image]
+    url = {"none": None, "unchanged": png_data_url(), "converted": png_data_url(8)}[image]
     images = [] if url is None else [{"type": "image_url", "image_url": {"url": url}}]
     names = [f"conversation {number:02}" for number in range(16)]
     bodies = {

@@ -1,22 +1,27 @@
-"""Playing a recorded exchange to a stand-in: the words that its model shall say, the request, and what must come back the same."""
+"""Replay of recorded exchanges to a stand-in: its model's text, the request, and the comparison of
+the responses.
+"""
 
 import json
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
-from gateway.simulate import Options, running
-from tests.golden import PICTURE_MARK, Recording, events, picture, shape, shapes_in_turn
+from gateway.simulate import Options, Running, running
+from tests.golden import PICTURE_MARK, Recording, consecutive_shapes, events, picture, shape
 
 LENGTHS = ("content-length", "transfer-encoding")
-# Compared only in part: of these the stand-in has but what a gateway reads (vLLM's metrics likewise: a part of the names).
-PARTLY = {"api_show": ("model_info", "tensors"), "api_show_thinking": ("model_info", "tensors")}
+# Keys compared only in part: the stand-in has only what a gateway reads. The same holds for the
+# names of vLLM's metrics.
+PARTIAL_KEYS = {"api_show": ("model_info", "tensors"), "api_show_thinking": ("model_info", "tensors")}
 
 
 def recorded(server: str) -> dict[str, Recording]:
-    """The recordings of single requests in `recorded/`, made of tiny models; in the form of those in `tests/golden`."""
+    """Load the recordings of tiny models in `recorded/`, in the form of those in `tests/golden`."""
     text = (Path(__file__).parent / "recorded" / f"{server}.json").read_text().replace(PICTURE_MARK, picture())
     return {
         case: Recording(
@@ -35,16 +40,36 @@ def recorded(server: str) -> dict[str, Recording]:
     }
 
 
-async def play(recording: Recording, options: Options, said: list[str] | None = None) -> httpx2.Response:
-    """What a stand-in answers to the recording's request when its model says the recorded words (or `said`)."""
-    async with running(options) as server:
-        if words := said or words_of(recording):
-            server.engine.say(words)
-        async with httpx2.AsyncClient(base_url=server.base_url, timeout=20, verify=False) as client:
-            if recording.case == "api_ps":
-                await client.post("/api/generate", json={"model": "qwen3-vl"})
-            headers = {"content-type": "application/json", **recording.request_headers}
-            return await client.request(recording.method, recording.path, content=recording.content, headers=headers)
+class Replayer:
+    """A stand-in with a client, to which recordings are replayed one after the other."""
+
+    def __init__(self, server: Running, client: httpx2.AsyncClient) -> None:
+        self._server = server
+        self._client = client
+
+    async def replay(self, recording: Recording, tokens: list[str] | None = None) -> httpx2.Response:
+        """Send the recorded request while the model produces `tokens`, by default the recorded
+        text.
+        """
+        self._server.engine.scripts.clear()  # an earlier request that was refused has not used its script
+        if script := tokens or tokens_of(recording):
+            self._server.engine.say(script)
+        headers = {"content-type": "application/json", **recording.request_headers}
+        return await self._client.request(recording.method, recording.path, content=recording.content, headers=headers)
+
+    async def load(self, model: str) -> None:
+        """Have an Ollama load `model`."""
+        await self._client.post("/api/generate", json={"model": model})
+
+
+@asynccontextmanager
+async def replayer(options: Options) -> AsyncIterator[Replayer]:
+    """Start a stand-in and a client of it."""
+    async with (
+        running(options) as server,
+        httpx2.AsyncClient(base_url=server.base_url, timeout=20, verify=False) as client,
+    ):
+        yield Replayer(server, client)
 
 
 def compare_heads(response: httpx2.Response, recording: Recording) -> None:
@@ -53,11 +78,11 @@ def compare_heads(response: httpx2.Response, recording: Recording) -> None:
 
 
 def compare_bodies(response: httpx2.Response, recording: Recording, in_order: bool = True) -> None:
-    """The shapes are the same; of a stream, one after the other, or only which there are."""
+    """Check that the shapes are equal; for a stream, in the same order if `in_order`."""
     if recording.is_stream:
         ours, theirs = (
-            shapes_in_turn(events(response.text)),
-            shapes_in_turn([run if isinstance(run, str) else run["first"] for run in recording.body]),
+            consecutive_shapes(events(response.text)),
+            consecutive_shapes([run if isinstance(run, str) else run["first"] for run in recording.body]),
         )
         if in_order:
             assert ours == theirs
@@ -74,14 +99,14 @@ def compare_bodies(response: httpx2.Response, recording: Recording, in_order: bo
 
 
 def compare_errors(response: httpx2.Response, recording: Recording) -> None:
-    """The kind and field of an error, whatever its words."""
+    """Check that the errors are equal except for their messages."""
     ours, theirs = response.json()["error"], recording.body["error"]
     assert {**ours, "message": ""} == {**theirs, "message": ""}
 
 
 def _compare_json(ours: dict[str, Any], recording: Recording) -> None:
     theirs = dict(recording.body)
-    for key in PARTLY.get(recording.case, ()):
+    for key in PARTIAL_KEYS.get(recording.case, ()):
         assert set(ours[key]) <= set(theirs[key]) if isinstance(ours[key], dict) else ours[key]
         ours, theirs = {**ours, key: None}, {**theirs, key: None}
     for key in ("models", "data"):
@@ -92,7 +117,7 @@ def _compare_json(ours: dict[str, Any], recording: Recording) -> None:
 
 
 def _loose(model: dict[str, Any]) -> Any:
-    """The shape of an entry of a list of models, whose family and abilities are its own."""
+    """Return the shape of an entry of a model list, without the model's family and capabilities."""
     return re.sub(
         r"'(completion|tools|thinking|llama|qwen3\w*)'",
         "…",
@@ -101,18 +126,18 @@ def _loose(model: dict[str, Any]) -> Any:
 
 
 def _headers(headers: Any) -> dict[str, str]:
-    """What was recorded of headers, the length reduced to whether there is one."""
+    """Return the comparable headers, without the value of the length."""
     kept = {name.lower(): value for name, value in headers.items() if name.lower() not in ("date", "connection")}
     return {name: "" if name in LENGTHS else value for name, value in kept.items()}
 
 
-def words_of(recording: Recording) -> list[str]:
-    """The tokens that make a model say what was recorded."""
+def tokens_of(recording: Recording) -> list[str]:
+    """Return the tokens that make the simulated model produce the recorded text."""
     if recording.status != 200 or recording.method != "POST":
         return []
     if recording.is_stream:
         called = next((call for run in recording.body if isinstance(run, dict) for call in _calls(run["first"])), None)
-        return _called(called) if called else recording.pieces
+        return _call_tokens(called) if called else recording.pieces
     body = recording.body
     message = (body.get("choices") or [{}])[0]
     message = (
@@ -121,9 +146,9 @@ def words_of(recording: Recording) -> list[str]:
         or {"content": message.get("text") or body.get("response"), "thinking": body.get("thinking")}
     )
     if message.get("tool_calls"):
-        return _called(message["tool_calls"][0])
+        return _call_tokens(message["tool_calls"][0])
     text = message.get("content") or message.get("reasoning") or message.get("thinking") or ""
-    return _tokens(text, recording)
+    return _text_tokens(text, recording)
 
 
 def _calls(event: dict[str, Any]) -> list[Any]:
@@ -131,15 +156,19 @@ def _calls(event: dict[str, Any]) -> list[Any]:
     return list(message.get("tool_calls") or ())
 
 
-def _called(call: dict[str, Any]) -> list[str]:
+def _call_tokens(call: dict[str, Any]) -> list[str]:
     arguments = call["function"].get("arguments", "{}")
     arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
     text = json.dumps({"name": call["function"]["name"], "parameters": arguments})
     return [text[:9], text[9:]]
 
 
-def _tokens(text: str, recording: Recording) -> list[str]:
-    """The text in as many tokens as were counted; with its stop string put back; in equal ones where it ended for those."""
+def _text_tokens(text: str, recording: Recording) -> list[str]:
+    """Split the text into as many tokens as the recording counted.
+
+    A stop string that the engine removed is added again. A text that was aborted because of a
+    repetition is split into equal tokens.
+    """
     request, choice = recording.request_body, (recording.body.get("choices") or [{}])[0]
     stop = request.get("stop") or request.get("options", {}).get("stop")
     count = recording.body.get("eval_count") or (recording.body.get("usage") or {}).get("completion_tokens") or 0

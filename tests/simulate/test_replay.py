@@ -1,14 +1,24 @@
-"""Each recording's request, sent to the stand-in of its server: the same status, headers and shape of the body come back.
+"""Replay of every recorded request: the stand-in returns the same status, headers and body shape.
 
-The words of a recorded reply were a model's noise; the stand-in is given those very words to say, so that all that follows from them
-(stop strings, repetition, calls, reasoning, the finish) must come out as it did.
+The text of a recorded reply is a model's noise. The stand-in is made to produce that very text, so
+everything that depends on it (stop strings, repetition, tool calls, reasoning, the finish reason)
+must be as recorded.
+
+Covers: gateway/simulate/ollama/
+Covers: gateway/simulate/vllm/
 """
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+
 import pytest
+import pytest_asyncio
 
 from gateway.simulate import Model, Options
 from tests.golden import SERVERS, Recording, load
-from tests.simulate.replaying import compare_bodies, compare_errors, compare_heads, play, recorded
+from tests.simulate.replaying import Replayer, compare_bodies, compare_errors, compare_heads, recorded, replayer
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 VLLM_MODEL = Model("Qwen/Qwen3-VL-8B-Instruct", family="qwen3vl", vision=True, tools=True, context_length=2048)
 EMBEDDING_MODELS = (Model("embed", embedding=64, context_length=256),)
@@ -22,11 +32,15 @@ OPTIONS = {
     "ollama-0.33-embed": Options("ollama", models=EMBEDDING_MODELS, generation="0.33"),
     "ollama-0.24-embed": Options("ollama", models=EMBEDDING_MODELS, generation="0.24"),
 }
+StandIn = Callable[[str], Awaitable[Replayer]]
 RECORDINGS = [recording for server in SERVERS for recording in load(server).values()]
-ODDITIES = [recording for server in OPTIONS if server != "vllm-0.32.0" for recording in recorded(server).values()]
+UNUSUAL_REQUESTS = [
+    recording for server in OPTIONS if server != "vllm-0.32.0" for recording in recorded(server).values()
+]
 
-# vLLM says what each kind of message, part, tool or format would have needed; the stand-in says it of one. Or the words are a grammar's.
-IN_OTHER_WORDS = {
+# vLLM lists what each type of message, part, tool or format would have needed, the stand-in only
+# one of them; some messages come from the grammar compiler.
+OTHER_MESSAGE = {
     *(
         "messages_number_in",
         "messages_no_role",
@@ -45,12 +59,12 @@ IN_OTHER_WORDS = {
     ),
     *("format_schema_bad_type", "embeddings_number", "embeddings_missing"),
 }
-INTERLEAVED = {"n_two_stream"}  # by which choice had a token to show
-BEGUN_CALL = [*"<tool_call>", "\n"]  # what a forced call cut off so early had said
-SAID = dict.fromkeys(
+INTERLEAVED = {"n_two_stream"}  # the order of the chunks depends on which choice had a token
+BEGUN_CALL = [*"<tool_call>", "\n"]  # the text of a forced call that was cut off that early
+TOKENS = dict.fromkeys(
     ("forced_named_cut_stream", "forced_required_cut_stream", "forced_required_cut_early_stream"), BEGUN_CALL
 )
-SAID |= {
+TOKENS |= {
     "forced_named_strict_stream": [
         "<tool_call>\n",
         '{"name": "get_weather", ',
@@ -63,23 +77,43 @@ SAID |= {
 }
 
 
-def ids(recording: Recording) -> str:
+def recording_id(recording: Recording) -> str:
     return f"{recording.server}/{recording.case}"
 
 
-@pytest.mark.parametrize("recording", RECORDINGS, ids=ids)
-async def test_stand_in_answers_as_the_recorded_server_did(recording: Recording) -> None:
-    response = await play(recording, OPTIONS[recording.server])
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stand_in() -> AsyncIterator[StandIn]:
+    """Return the stand-in of a recorded server, which all recordings of that server share."""
+    async with AsyncExitStack() as stack:
+        started: dict[str, Replayer] = {}
+
+        async def stand_in_of(server: str) -> Replayer:
+            if server not in started:
+                started[server] = await stack.enter_async_context(replayer(OPTIONS[server]))
+            return started[server]
+
+        yield stand_in_of
+
+
+@pytest.mark.parametrize("recording", RECORDINGS, ids=recording_id)
+async def test_stand_in_answers_as_recorded(stand_in: StandIn, recording: Recording) -> None:
+    if recording.case == "api_ps":  # lists all loaded models, so it needs a server of its own
+        async with replayer(OPTIONS[recording.server]) as fresh:
+            await fresh.load("qwen3-vl")
+            response = await fresh.replay(recording)
+    else:
+        response = await (await stand_in(recording.server)).replay(recording)
     compare_heads(response, recording)
     compare_bodies(response, recording)
 
 
-@pytest.mark.parametrize("recording", ODDITIES, ids=ids)
-async def test_odd_request_is_taken_or_refused_as_by_the_recorded_server(recording: Recording) -> None:
-    cut_short = recording.server == "ollama-0.33" and recording.case == "api_forced_by_format_two"
-    response = await play(recording, OPTIONS[recording.server], None if cut_short else SAID.get(recording.case))
+@pytest.mark.parametrize("recording", UNUSUAL_REQUESTS, ids=recording_id)
+async def test_unusual_request_is_accepted_or_refused_as_recorded(stand_in: StandIn, recording: Recording) -> None:
+    is_cut_off = recording.server == "ollama-0.33" and recording.case == "api_forced_by_format_two"
+    tokens = None if is_cut_off else TOKENS.get(recording.case)
+    response = await (await stand_in(recording.server)).replay(recording, tokens)
     compare_heads(response, recording)
-    if recording.case in IN_OTHER_WORDS and recording.server.startswith("vllm"):
+    if recording.case in OTHER_MESSAGE and recording.server.startswith("vllm"):
         compare_errors(response, recording)
     else:
         compare_bodies(response, recording, in_order=recording.case not in INTERLEAVED)

@@ -1,4 +1,4 @@
-"""Serving: a port from the system, a clean stop whatever is still open, and the port told once the door is open."""
+"""Serving on a system-chosen port, and stopping with requests and connections still open."""
 
 import asyncio
 import gc
@@ -7,13 +7,13 @@ import httpx2
 import pytest
 
 from gateway.simulate import Fault, Options, running, serve
-from tests.simulate.doors import client, sent, until, user
+from tests.simulate.endpoints import client, sent, until, user
 
 KINDS = pytest.mark.parametrize("kind", ["ollama", "vllm"])
 
 
 @KINDS
-async def test_stop_ends_open_requests_and_idle_connections_at_once(kind: str) -> None:
+async def test_stop_ends_open_requests_and_idle_connections_immediately(kind: str) -> None:
     options = (
         Options("vllm", faults=(Fault("stall", times=0),)) if kind == "vllm" else Options("ollama", load_seconds=60)
     )
@@ -31,14 +31,14 @@ async def test_stop_ends_open_requests_and_idle_connections_at_once(kind: str) -
             await http.get("/v1/models")
 
 
-async def test_stopped_server_can_be_followed_by_another_on_its_port() -> None:
+async def test_port_can_be_reused_after_a_stop() -> None:
     async with running(Options("vllm")) as first:
         port = first.port
     async with running(Options("vllm"), port) as second, client(second) as http:
         assert (second.port, (await http.get("/health")).status_code) == (port, 200)
 
 
-async def test_serve_tells_its_port_and_ends_when_cancelled() -> None:
+async def test_serve_reports_its_port_and_ends_when_cancelled() -> None:
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     serving = asyncio.create_task(serve(Options("ollama"), "127.0.0.1", 0, port.set_result))
     async with httpx2.AsyncClient(verify=False) as http:

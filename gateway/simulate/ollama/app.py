@@ -1,4 +1,4 @@
-"""A stand-in that speaks as Ollama 0.33 or 0.24 does, at both of its doors."""
+"""Stand-in for Ollama 0.33 or 0.24, with its native and its OpenAI-compatible API."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -6,9 +6,9 @@ from typing import Any
 
 from gateway.simulate.asgi import ClientDisconnected, HttpExchange, Receive, Scope, Send
 from gateway.simulate.engine import Died, SimulatedEngine
-from gateway.simulate.ollama.catalog import Catalog, full_name, is_name, stamp
+from gateway.simulate.ollama.catalog import Catalog, full_name, go_timestamp, is_name
 from gateway.simulate.ollama.embeddings import Embeddings
-from gateway.simulate.ollama.generation import Replies, send
+from gateway.simulate.ollama.generation import Generations, send
 from gateway.simulate.ollama.requests import (
     NATIVE_CHAT,
     NATIVE_GENERATE,
@@ -38,7 +38,7 @@ from gateway.simulate.ollama.responses import (
     V1Completion,
     dump,
     error_body,
-    is_by_door,
+    is_endpoint_error,
 )
 from gateway.simulate.ollama.scheduler import Scheduler
 from gateway.simulate.options import Model, Options
@@ -52,14 +52,17 @@ Handler = Callable[[HttpExchange], Awaitable[None]]
 
 
 class OllamaApp:
-    """The ASGI app. `engine` has the counters and faults, `scheduler` what is loaded."""
+    """ASGI app of the stand-in.
+
+    `engine` has the counters and faults, `scheduler` the loaded models.
+    """
 
     def __init__(self, options: Options) -> None:
         self.engine = SimulatedEngine(options)
         self.scheduler = Scheduler(options, self.engine.clock)
         self._catalog = Catalog(options, self.scheduler)
-        self._replies = Replies(self.engine, self.scheduler)
-        self._embeddings = Embeddings(self.engine, self._catalog, self._replies)
+        self._generations = Generations(self.engine, self.scheduler)
+        self._embeddings = Embeddings(self.engine, self._catalog, self._generations)
         self._newer = options.generation == "0.33"
         self._routes: dict[str, tuple[str, Handler]] = {
             "/": ("HEAD, GET", self._root),
@@ -80,16 +83,16 @@ class OllamaApp:
         exchange = HttpExchange(scope, receive, send)
         try:
             await exchange.read()
-            await exchange.while_client_stays(self._answer(exchange), self.engine.count_cancelled)
+            await exchange.run_until_disconnect(self._answer(exchange), self.engine.count_cancelled)
         except ClientDisconnected:
             return
         except Died:
-            await exchange.hang_up()
+            await exchange.drop_connection()
 
     async def _answer(self, exchange: HttpExchange) -> None:
         if exchange.path.startswith("/simulate/"):
             return await self.engine.debug_endpoint(exchange)
-        self.engine.remember(exchange)
+        self.engine.record(exchange)
         origin = exchange.headers.get("origin")
         if origin is not None and not _LOCAL_ORIGIN.match(origin):
             return await exchange.reply(403, {}, b"")
@@ -103,23 +106,23 @@ class OllamaApp:
         try:
             await handler(exchange)
         except OllamaApiError as error:
-            await self._refuse(exchange, error)
+            await self._send_error(exchange, error)
 
     def _route(self, path: str) -> tuple[str, Handler | None]:
         if path.startswith("/v1/models/") and "/" not in path.removeprefix("/v1/models/"):
             return "GET", self._v1_model
         return self._routes.get(path, ("GET", None))
 
-    async def _refuse(self, exchange: HttpExchange, error: OllamaApiError) -> None:
+    async def _send_error(self, exchange: HttpExchange, error: OllamaApiError) -> None:
         openai = exchange.path.startswith("/v1/")
-        kind, body = error_body(openai, error.status, error.message, is_by_door(error))
+        kind, body = error_body(openai, error.status, error.message, is_endpoint_error(error))
         if error.late:
             await exchange.start(error.status, {"content-type": "application/json"})
             await exchange.end(body)
         else:
             await exchange.reply(error.status, {"content-type": kind}, body)
 
-    # Lists and small things.
+    # Model lists, version, liveness
 
     async def _root(self, exchange: HttpExchange) -> None:
         await exchange.reply(200, {"content-type": "text/plain; charset=utf-8"}, b"Ollama is running")
@@ -156,13 +159,13 @@ class OllamaApp:
             )
         await send(exchange, "application/json", dump(self._catalog.v1_model(model, name)) + b"\n")
 
-    # Generation.
+    # Generation
 
     async def _chat(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, "api.ChatRequest", NATIVE_CHAT, "missing request body")
         messages = native_messages(body)
         images = tuple(image for message in messages for image in native_images(message))
-        think, keeps = native_think(body.get("think")), keep_alive(body)
+        think, keep_alive_seconds = native_think(body.get("think")), keep_alive(body)
         top_logprobs(body)
         model = self._model(str(body.get("model") or ""))
         turns = [(str(message.get("role", "")).lower(), str(message.get("content") or "")) for message in messages]
@@ -170,15 +173,17 @@ class OllamaApp:
             body, model, turns, len(images), think, body.get("format"), body.get("stream") is not False
         )
         if not messages:
-            await self._load_only(exchange, model, body, keeps, {"message": {"role": "assistant", "content": ""}})
+            await self._load_native(
+                exchange, model, body, keep_alive_seconds, {"message": {"role": "assistant", "content": ""}}
+            )
             return
-        job = self._native_job(body, model, prompt, images, keeps)
-        await self._replies.run(exchange, job, NativeChat(job))
+        job = self._native_job(body, model, prompt, images, keep_alive_seconds)
+        await self._generations.run(exchange, job, NativeChat(job))
 
     async def _generate(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, "api.GenerateRequest", NATIVE_GENERATE, "missing request body")
         images = tuple(native_images(body))
-        think, keeps = native_think(body.get("think")), keep_alive(body)
+        think, keep_alive_seconds = native_think(body.get("think")), keep_alive(body)
         top_logprobs(body)
         if not body.get("model"):
             raise OllamaApiError(404, "model '' not found")
@@ -191,10 +196,10 @@ class OllamaApp:
             body, model, turns, len(images), think, body.get("format"), body.get("stream") is not False
         )
         if not body.get("prompt"):
-            await self._load_only(exchange, model, body, keeps, {"response": ""})
+            await self._load_native(exchange, model, body, keep_alive_seconds, {"response": ""})
             return
-        job = self._native_job(body, model, prompt, images, keeps)
-        await self._replies.run(exchange, job, NativeGenerate(job))
+        job = self._native_job(body, model, prompt, images, keep_alive_seconds)
+        await self._generations.run(exchange, job, NativeGenerate(job))
 
     async def _v1_chat(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, "openai.ChatCompletionRequest", V1_CHAT, "EOF")
@@ -208,11 +213,11 @@ class OllamaApp:
             body, model, turns, len(images), think, v1_format(body.get("response_format")), body.get("stream") is True
         )
         job = self._v1_job(body, model, prompt, tuple(images))
-        door = V1Chat(job, self._newer)
+        renderer = V1Chat(job, self._newer)
         if turns:
-            await self._replies.run(exchange, job, door)
+            await self._generations.run(exchange, job, renderer)
         else:
-            await self._loaded_only(exchange, job, door)
+            await self._load_v1(exchange, job, renderer)
 
     async def _v1_completion(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, "openai.CompletionRequest", V1_COMPLETION, "EOF")
@@ -221,11 +226,11 @@ class OllamaApp:
             raise OllamaApiError(400, f"{full_name(model)} does not support insert")
         prompt = self._prompt({}, model, [("user", str(body.get("prompt") or ""))], 0, False, None, False)
         job = self._v1_job({**body, "logprobs": None}, model, prompt, ())
-        door = V1Completion(job)
+        renderer = V1Completion(job)
         if body.get("prompt"):
-            await self._replies.run(exchange, job, door)
+            await self._generations.run(exchange, job, renderer)
         else:
-            await self._loaded_only(exchange, job, door)
+            await self._load_v1(exchange, job, renderer)
 
     def _model(self, name: str) -> Model:
         if not name:
@@ -250,7 +255,7 @@ class OllamaApp:
         turns: list[tuple[str, str]],
         images: int,
         think: Any,
-        asked: Any,
+        output_format: Any,
         late: bool,
     ) -> Prompt:
         if think and not model.thinking:
@@ -258,19 +263,24 @@ class OllamaApp:
         if body.get("tools") and not model.tools:
             raise OllamaApiError(400, f"{full_name(model)} does not support tools")
         if model.family.startswith("qwen3vl"):
-            turns = [turn for turn in turns if turn[0] != "developer"]  # its renderer drops them without a word
+            turns = [turn for turn in turns if turn[0] != "developer"]  # its renderer drops them silently
         thinks = model.always_thinks or (model.thinking and think is not False)
-        schema = schema_of(asked, self.engine.options.generation, late)
+        schema = schema_of(output_format, self.engine.options.generation, late)
         return Prompt(
             tuple(turns), images, tuple(body.get("tools") or ()), schema, None, thinks and not model.leaks, model.leaks
         )
 
     def _native_job(
-        self, body: dict[str, Any], model: Model, prompt: Prompt, images: tuple[bytes, ...], keeps: float | None
+        self,
+        body: dict[str, Any],
+        model: Model,
+        prompt: Prompt,
+        images: tuple[bytes, ...],
+        keep_alive_seconds: float | None,
     ) -> Job:
         options = native_options(body)
         return Job(
-            asked=str(body["model"]),
+            requested_model=str(body["model"]),
             model=model,
             prompt=prompt,
             images=images,
@@ -279,7 +289,7 @@ class OllamaApp:
             stream=body.get("stream") is not False,
             truncate=body.get("truncate") is not False,
             context_length=options.get("num_ctx"),
-            keep_alive=keeps,
+            keep_alive=keep_alive_seconds,
             top_logprobs=top_logprobs(body),
             raw=body.get("raw") is True,
             repeat_penalty=options.get("repeat_penalty", 1.0),
@@ -287,7 +297,7 @@ class OllamaApp:
 
     def _v1_job(self, body: dict[str, Any], model: Model, prompt: Prompt, images: tuple[bytes, ...]) -> Job:
         return Job(
-            asked=str(body["model"]),
+            requested_model=str(body["model"]),
             model=model,
             prompt=prompt,
             images=images,
@@ -298,20 +308,25 @@ class OllamaApp:
             include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
         )
 
-    async def _load_only(
-        self, exchange: HttpExchange, model: Model, body: dict[str, Any], keeps: float | None, empty: dict[str, Any]
+    async def _load_native(
+        self,
+        exchange: HttpExchange,
+        model: Model,
+        body: dict[str, Any],
+        keep_alive_seconds: float | None,
+        empty: dict[str, Any],
     ) -> None:
-        if keeps == 0:
+        if keep_alive_seconds == 0:
             self.scheduler.expire(model)
         else:
-            async with self._replies.loaded(model, native_options(body).get("num_ctx"), keeps):
+            async with self._generations.loaded(model, native_options(body).get("num_ctx"), keep_alive_seconds):
                 pass
-        reason = "unload" if keeps == 0 else "load"
-        line = {"model": body["model"], "created_at": stamp(), **empty, "done": True, "done_reason": reason}
+        reason = "unload" if keep_alive_seconds == 0 else "load"
+        line = {"model": body["model"], "created_at": go_timestamp(), **empty, "done": True, "done_reason": reason}
         await send(exchange, NATIVE_JSON, dump(line))
 
-    async def _loaded_only(self, exchange: HttpExchange, job: Job, door: V1Chat) -> None:
-        """What the OpenAI door makes of a request without a word in it."""
-        async with self._replies.loaded(job.model, None, None):
+    async def _load_v1(self, exchange: HttpExchange, job: Job, renderer: V1Chat) -> None:
+        """Load the model and answer as the OpenAI API answers a request without any text."""
+        async with self._generations.loaded(job.model, None, None):
             pass
-        await send(exchange, door.plain_type, door.whole_of_nothing("load"))
+        await send(exchange, renderer.plain_type, renderer.empty("load"))

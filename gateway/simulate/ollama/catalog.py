@@ -1,4 +1,4 @@
-"""Ollama's models: which there are, and what its lists say of them and of those that are loaded."""
+"""Models of the Ollama stand-in, and the bodies that list and describe them."""
 
 import hashlib
 import re
@@ -9,37 +9,37 @@ from typing import Any
 from gateway.simulate.ollama.scheduler import Runner, Scheduler
 from gateway.simulate.options import Model, Options
 
-FOR_EVER = "2319-03-03T09:29:37.047750274Z"  # what Ollama shows for keep_alive -1
+NEVER_EXPIRES = "2319-03-03T09:29:37.047750274Z"  # Ollama's `expires_at` for keep_alive -1
 _NAME = re.compile(r"(?:[\w.:-]+/)?(?:[\w-]+/)?[\w.-]+(?::[\w.-]+)?")
 
 
-def stamp(when: float | None = None) -> str:
-    """A time as Go writes it, with nanoseconds."""
+def go_timestamp(when: float | None = None) -> str:
+    """Format a time, by default now, as Go does: with nanoseconds."""
     when = time.time() if when is None else when
     return f"{datetime.fromtimestamp(when, UTC):%Y-%m-%dT%H:%M:%S}.{int(when % 1 * 1e9):09d}Z"
 
 
 def is_name(name: str) -> bool:
-    """Whether Ollama takes this for the name of a model at all."""
+    """Return whether Ollama accepts this as a model name."""
     return bool(_NAME.fullmatch(name)) and not name.startswith(".")
 
 
 class Catalog:
-    """The models of one server, and what its lists say of them."""
+    """Models of one server, and the response bodies that describe them."""
 
     def __init__(self, options: Options, scheduler: Scheduler) -> None:
         self._options = options
         self._scheduler = scheduler
-        self._began = time.time()
+        self._started_at = time.time()
 
     def find(self, name: str) -> Model | None:
-        """The model of that name, whether with its registry and tag or without."""
+        """Return the model of that name, with or without its registry and tag."""
         short = name.strip().removeprefix("registry.ollama.ai/").removeprefix("library/")
         tagged = short if ":" in short else f"{short}:latest"
         return next((model for model in self._options.served if model.tagged.lower() == tagged.lower()), None)
 
     def tags(self) -> dict[str, Any]:
-        """The body of `GET /api/tags`, newest first."""
+        """Return the body of `GET /api/tags`, newest model first."""
         newer = self._options.generation == "0.33"
         models = []
         for i, model in enumerate(self._options.served):
@@ -49,7 +49,7 @@ class Catalog:
             entry = {
                 "name": model.tagged,
                 "model": model.tagged,
-                "modified_at": stamp(self._began - i),
+                "modified_at": go_timestamp(self._started_at - i),
                 "size": 444054,
                 "digest": _digest(model),
                 "details": details,
@@ -60,7 +60,7 @@ class Catalog:
         return {"models": models}
 
     def ps(self) -> dict[str, Any]:
-        """The body of `GET /api/ps`."""
+        """Return the body of `GET /api/ps`."""
         return {"models": [self._runner(runner) for runner in self._scheduler.runners()]}
 
     def _runner(self, runner: Runner) -> dict[str, Any]:
@@ -71,13 +71,17 @@ class Catalog:
             "size": model.size,
             "digest": _digest(model),
             "details": _details(model),
-            "expires_at": FOR_EVER if left is None else stamp(time.time() + left * self._options.time_scale),
+            "expires_at": NEVER_EXPIRES
+            if left is None
+            else go_timestamp(time.time() + left * self._options.time_scale),
             "size_vram": model.size if self._options.gpu else 0,
             "context_length": runner.context_length,
         }
 
     def show(self, model: Model) -> dict[str, Any]:
-        """The body of `POST /api/show`; of `model_info` and `tensors` only what says something here."""
+        """Return the body of `POST /api/show`, with only the meaningful part of `model_info` and
+        `tensors`.
+        """
         kind = model.family
         info: dict[str, Any] = {
             "general.architecture": kind,
@@ -99,30 +103,30 @@ class Catalog:
             "model_info": info,
             "tensors": [{"name": "token_embd.weight", "type": "F16", "shape": [64, 1024]}],
             "capabilities": capabilities(model),
-            "modified_at": stamp(self._began),
+            "modified_at": go_timestamp(self._started_at),
         }
 
     def v1_models(self) -> dict[str, Any]:
-        """The body of `GET /v1/models`; `data` is null when there are none."""
+        """Return the body of `GET /v1/models`; `data` is null without models."""
         return {
             "object": "list",
             "data": [self.v1_model(model, model.tagged) for model in self._options.served] or None,
         }
 
     def v1_model(self, model: Model, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": int(self._began), "owned_by": "library"}
+        return {"id": name, "object": "model", "created": int(self._started_at), "owned_by": "library"}
 
 
 def capabilities(model: Model) -> list[str]:
-    """What Ollama says that a model can do, in its order."""
+    """Return the model's capabilities in Ollama's order."""
     if model.embedding:
         return ["embedding"]
     words = {"completion": True, "vision": model.vision, "tools": model.tools, "thinking": model.thinking}
-    return [word for word, there in words.items() if there]
+    return [word for word, is_capable in words.items() if is_capable]
 
 
 def full_name(model: Model) -> str:
-    """The name with its registry, as some of Ollama's errors have it."""
+    """Return the name with its registry, as it appears in some of Ollama's errors."""
     return f"registry.ollama.ai/{model.tagged}" if "/" in model.name else f"registry.ollama.ai/library/{model.tagged}"
 
 

@@ -1,11 +1,14 @@
-"""Embeddings as an Ollama makes them, at both of its doors (Ollama, server/routes.go EmbedHandler, 0.24 and 0.33)."""
+"""Ollama's embeddings, native and OpenAI-compatible.
+
+Follows EmbedHandler in Ollama's server/routes.go, 0.24 and 0.33.
+"""
 
 from typing import Any
 
 from gateway.simulate.asgi import HttpExchange
 from gateway.simulate.engine import Failed, Refused, SimulatedEngine
 from gateway.simulate.ollama.catalog import Catalog
-from gateway.simulate.ollama.generation import BUSY, Replies, send
+from gateway.simulate.ollama.generation import BUSY, Generations, send
 from gateway.simulate.ollama.requests import EndpointError, OllamaApiError, decode, keep_alive, native_options
 from gateway.simulate.ollama.responses import NATIVE_JSON, dump
 from gateway.simulate.options import Model
@@ -14,17 +17,17 @@ from gateway.simulate.vectors import Vector, embed, packed, short, unit
 
 NATIVE_EMBED = {"model": "string", "truncate": "bool", "dimensions": "int", "options": "map[string]interface {}"}
 V1_EMBED = {"model": "string", "dimensions": "int", "encoding_format": "string"}
-MARKS = 2
-"""Tokens around each text."""
+SPECIAL_TOKENS = 2
+"""Tokens that the model adds around each text."""
 
 
 class Embeddings:
-    """The embeddings of one server."""
+    """Embedding endpoints of one server."""
 
-    def __init__(self, engine: SimulatedEngine, catalog: Catalog, replies: Replies) -> None:
+    def __init__(self, engine: SimulatedEngine, catalog: Catalog, generations: Generations) -> None:
         self._engine = engine
         self._catalog = catalog
-        self._replies = replies
+        self._generations = generations
         self._newer = engine.options.generation == "0.33"
 
     async def native(self, exchange: HttpExchange) -> None:
@@ -50,13 +53,13 @@ class Embeddings:
             raise EndpointError(
                 400, f"Invalid value for 'encoding_format' = {form}. Supported values: ['float', 'base64']."
             )
-        asked: dict[str, Any] = {key: body[key] for key in ("model", "input", "dimensions") if key in body}
-        if asked["input"] == "":
-            asked["input"] = [""]
-        vectors, tokens, _ = await self._vectors(asked)
-        shown = [packed(vector) if form.lower() == "base64" else vector for vector in vectors]
+        native: dict[str, Any] = {key: body[key] for key in ("model", "input", "dimensions") if key in body}
+        if native["input"] == "":
+            native["input"] = [""]
+        vectors, tokens, _ = await self._vectors(native)
+        encoded = [packed(vector) if form.lower() == "base64" else vector for vector in vectors]
         data = [
-            {"object": "embedding", "embedding": embedding, "index": index} for index, embedding in enumerate(shown)
+            {"object": "embedding", "embedding": embedding, "index": index} for index, embedding in enumerate(encoded)
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         await send(
@@ -66,11 +69,14 @@ class Embeddings:
         )
 
     async def _vectors(self, body: dict[str, Any]) -> tuple[list[Vector], int, float]:
-        """The embeddings, the tokens of the texts, and the seconds that the load took."""
+        """Return the embeddings, the number of tokens, and the seconds that the load took."""
         texts = _texts(body.get("input"))
         model = self._model(body)
-        if not texts:  # the model is loaded, and not asked
-            async with self._replies.loaded(model, native_options(body).get("num_ctx"), keep_alive(body)) as (_, load):
+        if not texts:  # the request only loads the model
+            async with self._generations.loaded(model, native_options(body).get("num_ctx"), keep_alive(body)) as (
+                _,
+                load,
+            ):
                 return [], 0, load
         try:
             generation = self._engine.begin()
@@ -80,7 +86,7 @@ class Embeddings:
             ) from exc
         context = native_options(body).get("num_ctx")
         async with (
-            self._replies.loaded(model, context, keep_alive(body)) as (runner, load),
+            self._generations.loaded(model, context, keep_alive(body)) as (runner, load),
             self._engine.slot(runner.lane) as clock,
         ):
             if not model.embedding:
@@ -91,8 +97,8 @@ class Embeddings:
             try:
                 await generation.end(0, "stop")
             except Failed as exc:
-                door = "tokenize" if self._newer else "embedding"
-                text = f'Post "http://127.0.0.1:38671/{door}": EOF'
+                endpoint = "tokenize" if self._newer else "embedding"
+                text = f'Post "http://127.0.0.1:38671/{endpoint}": EOF'
                 raise OllamaApiError(400, text if self._newer else f"do embedding request: {text}") from exc
         vectors = [embed(text, model.embedding) for text in texts]
         wanted = body.get("dimensions") or 0
@@ -112,15 +118,19 @@ class Embeddings:
         return model
 
     def _fitted(self, text: str, context: int, truncate: bool) -> int:
-        """The tokens of `text`, cut to the context. Raises ApiError where it must not be."""
-        tokens = count_tokens(text) + MARKS
+        """Return the number of tokens of `text`, truncated to the context.
+
+        Raises:
+            OllamaApiError: it is longer, and `truncate` is false.
+        """
+        tokens = count_tokens(text) + SPECIAL_TOKENS
         if tokens > context and not truncate:
             raise OllamaApiError(400, "the input length exceeds the context length")
         return min(tokens, context)
 
 
-def _texts(asked: Any) -> list[str]:
-    texts = asked if isinstance(asked, list) else [asked] if asked not in (None, "") else []
+def _texts(value: Any) -> list[str]:
+    texts = value if isinstance(value, list) else [value] if value not in (None, "") else []
     if not all(isinstance(text, str) for text in texts):
         raise OllamaApiError(400, "invalid input type")
     return texts

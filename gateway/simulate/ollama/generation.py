@@ -1,4 +1,6 @@
-"""How Ollama makes a reply: a runner, a place at it, the prompt cut to its context, then the tokens, through whichever door they were asked."""
+"""One generation on the Ollama stand-in: get a runner, take one of its slots, truncate the prompt
+to the context, then render the tokens in the format of the endpoint.
+"""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -6,19 +8,19 @@ from contextlib import asynccontextmanager
 from gateway.simulate.asgi import HttpExchange
 from gateway.simulate.clock import Clock
 from gateway.simulate.engine import Failed, Generation, Refused, SimulatedEngine, Truncated
-from gateway.simulate.ollama.requests import Job, OllamaApiError, is_picture, runner_refusal
-from gateway.simulate.ollama.responses import Figures, ResponseFormat, dump
-from gateway.simulate.ollama.scheduler import Busy, Runner, Scheduler
+from gateway.simulate.ollama.requests import Job, OllamaApiError, is_image, runner_refusal
+from gateway.simulate.ollama.responses import Figures, Renderer, dump
+from gateway.simulate.ollama.scheduler import Runner, Scheduler, TooManyPending
 from gateway.simulate.options import Model
 from gateway.simulate.text import GeneratedAnswer, Piece, Prompt, count_tokens
 
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
-CHUNKED_FROM = 2048  # bytes of an answer that Go's server keeps to learn its length
+CHUNKED_FROM = 2048  # bytes; Go's server buffers up to this many to find out the content-length
 TURN_TOKENS = 4
 
 
 async def send(exchange: HttpExchange, kind: str, body: bytes) -> None:
-    """A whole answer as Go's server sends it: with its length when it is short."""
+    """Send a complete response as Go's server does: with a content-length only if it is short."""
     if len(body) > CHUNKED_FROM:
         await exchange.start(200, {"content-type": kind})
         await exchange.end(body)
@@ -26,8 +28,8 @@ async def send(exchange: HttpExchange, kind: str, body: bytes) -> None:
         await exchange.reply(200, {"content-type": kind}, body)
 
 
-class Replies:
-    """The generations of one server."""
+class Generations:
+    """Generations of one server."""
 
     def __init__(self, engine: SimulatedEngine, scheduler: Scheduler) -> None:
         self._engine = engine
@@ -38,20 +40,29 @@ class Replies:
     async def loaded(
         self, model: Model, context_length: int | None, keep_alive: float | None
     ) -> AsyncIterator[tuple[Runner, float]]:
-        """The runner of `model` while the block runs, and the seconds that it took. Raises ApiError when too many wait for a load."""
+        """Keep a runner of `model` loaded during the block; yield it and the seconds that the load
+        took.
+
+        Raises:
+            OllamaApiError: too many requests wait for a load.
+        """
         runners = self._scheduler.runner(model, context_length, keep_alive)
         try:
             with self._engine.queued():
                 found = await runners.__aenter__()
-        except Busy as exc:
+        except TooManyPending as exc:
             raise OllamaApiError(503, BUSY) from exc
         try:
             yield found
         finally:
             await runners.__aexit__(None, None, None)
 
-    async def run(self, exchange: HttpExchange, job: Job, door: ResponseFormat) -> None:
-        """Answer `job`. Raises ApiError as long as nothing was sent."""
+    async def run(self, exchange: HttpExchange, job: Job, renderer: Renderer) -> None:
+        """Answer `job`.
+
+        Raises:
+            OllamaApiError: it failed before anything was sent.
+        """
         try:
             generation = self._engine.begin()
         except Refused as exc:
@@ -66,17 +77,17 @@ class Replies:
             waited = self._engine.clock.now() - began - load
             try:
                 await self._reply(
-                    exchange, job, door, _Work(generation, clock, runner.context_length, load, load + waited)
+                    exchange, job, renderer, _Work(generation, clock, runner.context_length, load, load + waited)
                 )
             except Failed as exc:
-                self._scheduler.crash(runner)  # the next request starts another
+                self._scheduler.crash(runner)  # the next request loads the model again
                 if not exchange.started:
                     raise OllamaApiError(
                         500, "an error was encountered while running the model: unexpected EOF"
                     ) from exc
-                await exchange.end(door.lost())
+                await exchange.end(renderer.crash())
 
-    async def _reply(self, exchange: HttpExchange, job: Job, door: ResponseFormat, work: "_Work") -> None:
+    async def _reply(self, exchange: HttpExchange, job: Job, renderer: Renderer, work: "_Work") -> None:
         self._check_images(job)
         if job.repeat_penalty == 0 and self._newer:
             raise runner_refusal(
@@ -94,7 +105,7 @@ class Replies:
         def figures() -> Figures:
             tokens, prefill = now() - first, first - before
             if not self._newer and len(answer.pieces) == 1:
-                tokens = 0.0  # counted from the first token's end
+                tokens = 0.0  # the older version counts from the end of the first token
             return Figures(
                 prompt_tokens,
                 len(answer.pieces),
@@ -105,49 +116,52 @@ class Replies:
             )
 
         if job.stream:
-            await self._stream(exchange, job, door, work.generation, answer, figures)
+            await self._stream(exchange, job, renderer, work.generation, answer, figures)
         else:
-            await self._plain(exchange, door, work.generation, answer, figures)
+            await self._plain(exchange, renderer, work.generation, answer, figures)
 
     async def _stream(
         self,
         exchange: HttpExchange,
         job: Job,
-        door: ResponseFormat,
+        renderer: Renderer,
         generation: Generation,
         answer: GeneratedAnswer,
         figures: Callable[[], Figures],
     ) -> None:
-        """Headers leave with the first token. A call is held back until it is whole; so is what might become one."""
+        """Stream the reply; the headers leave with the first token.
+
+        A tool call, or content that may become one, is held back until it is complete.
+        """
         content = answer.joined("content")
         held = bool(answer.calls) or (bool(job.prompt.tools) and job.model.bare_json_calls and content.startswith("{"))
         try:
             for number, piece in enumerate(answer.pieces):
                 await generation.token(number)
                 if piece.kind == "thinking" or (piece.kind == "content" and not held):
-                    await self._write(exchange, door, door.piece(piece))
+                    await self._write(exchange, renderer, renderer.piece(piece))
             if answer.calls:
-                await self._write(exchange, door, door.calls(answer.calls))
+                await self._write(exchange, renderer, renderer.calls(answer.calls))
             elif held:
-                await self._write(exchange, door, door.piece(Piece("content", content, content)))
+                await self._write(exchange, renderer, renderer.piece(Piece("content", content, content)))
             await generation.end(len(answer.pieces), "length" if answer.finish == "length" else "stop")
         except Truncated:
-            await self._write(exchange, door, b"")
+            await self._write(exchange, renderer, b"")
             await exchange.end()
             return
-        await self._write(exchange, door, b"")
-        await exchange.end(b"" if answer.broken else door.end(answer, figures()))
+        await self._write(exchange, renderer, b"")
+        await exchange.end(b"" if answer.broken else renderer.end(answer, figures()))
 
-    async def _write(self, exchange: HttpExchange, door: ResponseFormat, data: bytes) -> None:
+    async def _write(self, exchange: HttpExchange, renderer: Renderer, data: bytes) -> None:
         if not exchange.started:
-            await exchange.start(200, {"content-type": door.stream_type})
+            await exchange.start(200, {"content-type": renderer.stream_type})
         if data:
             await exchange.write(data)
 
     async def _plain(
         self,
         exchange: HttpExchange,
-        door: ResponseFormat,
+        renderer: Renderer,
         generation: Generation,
         answer: GeneratedAnswer,
         figures: Callable[[], Figures],
@@ -158,10 +172,12 @@ class Replies:
             await generation.end(len(answer.pieces), answer.finish)
         except Truncated:
             answer = GeneratedAnswer(answer.pieces, answer.finish, broken=True)
-        await send(exchange, door.plain_type, door.whole(answer, figures()))
+        await send(exchange, renderer.plain_type, renderer.body(answer, figures()))
 
     def _check_images(self, job: Job) -> None:
-        """The older one leaves out pictures without a word when the model takes none."""
+        """Reject images that the model cannot use; the older version silently ignores them for a
+        text model.
+        """
         if not job.images:
             return
         if not job.model.vision:
@@ -169,7 +185,7 @@ class Replies:
                 raise runner_refusal(
                     "Multimodal data provided, but model does not support multimodal requests.", job.stream
                 )
-        elif not all(is_picture(image) for image in job.images):
+        elif not all(is_image(image) for image in job.images):
             if not self._newer:
                 raise OllamaApiError(
                     500, "Failed to create new sequence: failed to process inputs: image: unknown format", job.stream
@@ -177,16 +193,18 @@ class Replies:
             raise runner_refusal("Failed to load image or audio file", job.stream)
 
     def _fitted(self, job: Job, context: int) -> tuple[Prompt, int, int]:
-        """The prompt cut to the context, its tokens, and the tokens that had to be read for that (the older runner reads all).
+        """Return the prompt truncated to the context, its tokens, and the tokens that were read.
+
+        The older runner reads the whole prompt before it truncates.
 
         Raises:
-            ApiError: it is too long and `truncate` is false.
+            OllamaApiError: the prompt is too long, and `truncate` is false.
         """
         text = job.prompt.text
-        around = len(job.prompt.turns) * TURN_TOKENS + job.prompt.images * (1024 if self._newer else 6)
+        overhead = len(job.prompt.turns) * TURN_TOKENS + job.prompt.images * (1024 if self._newer else 6)
         if job.prompt.tools:
-            around += count_tokens(dump(list(job.prompt.tools)).decode())
-        tokens = count_tokens(text) + around
+            overhead += count_tokens(dump(list(job.prompt.tools)).decode())
+        tokens = count_tokens(text) + overhead
         if tokens <= context:
             return job.prompt, tokens, tokens
         if not job.truncate:
@@ -206,7 +224,9 @@ class Replies:
 
 
 class _Work:
-    """A generation at a runner: its clock, the context, and the seconds that went before it, the load's among them."""
+    """A generation on a runner: its clock, the context in tokens, and the seconds spent before it,
+    of which `load` is the load.
+    """
 
     def __init__(self, generation: Generation, clock: Clock, context_length: int, load: float, before: float) -> None:
         self.generation = generation

@@ -1,4 +1,4 @@
-"""JSON as Go takes it into a struct, and Go's words for what does not fit. Pure."""
+"""JSON decoding into Go structs, with Go's error messages. Pure."""
 
 import json
 import re
@@ -10,11 +10,15 @@ _DURATION = re.compile(r"[-+]?(\d+(\.\d*)?(ns|us|ms|s|m|h))+|[-+]?0")
 
 
 class GoError(ValueError):
-    """What Go says of a value; the text is the answer's message."""
+    """A Go decoding error; its text is the message of the response."""
 
 
 def parse(body: bytes, empty: str) -> Any:
-    """The first JSON value in `body`; what follows it is not looked at. Raises GoError, with `empty` when there is nothing."""
+    """Return the first JSON value in `body` and ignore the rest.
+
+    Raises:
+        GoError: the value is not valid JSON. If the body is empty, the message is `empty`.
+    """
     text = body.decode(errors="replace").lstrip()
     if not text:
         raise GoError(empty)
@@ -31,7 +35,13 @@ def _refuse_constant(word: str) -> NoReturn:
 
 
 def fit(value: Any, struct: str, fields: Mapping[str, str]) -> dict[str, Any]:
-    """The object `value` when each of its `fields` has its Go type; no value at all is an empty one. Raises GoError."""
+    """Return the object `value` after checking the Go type of each of its `fields`.
+
+    None counts as an empty object.
+
+    Raises:
+        GoError: `value` is not an object, or a field has another type.
+    """
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -43,7 +53,14 @@ def fit(value: Any, struct: str, fields: Mapping[str, str]) -> dict[str, Any]:
 
 
 def fit_field(value: Any, where: str, kind: str) -> None:
-    """Raises GoError when `value` does not go into a field of the Go type `kind`; a list's items are objects of its type, or of the one after "="."""
+    """Check that `value` fits a field of the Go type `kind`.
+
+    The items of a list must be objects. The error names the list's item type, or the type after
+    "=" in `kind`.
+
+    Raises:
+        GoError: it does not fit.
+    """
     if value is None:
         return
     if kind.startswith("[]"):
@@ -65,7 +82,7 @@ def fit_field(value: Any, where: str, kind: str) -> None:
 
 
 def kind_of(value: Any) -> str:
-    """What Go's decoder calls the kind of a value."""
+    """Return the name of the value's JSON kind in Go's decoder errors."""
     for types, name in ((bool, "bool"), ((int, float), "number"), (str, "string"), (list, "array")):
         if isinstance(value, types):
             return name
@@ -73,7 +90,7 @@ def kind_of(value: Any) -> str:
 
 
 def type_of(value: Any) -> str:
-    """The Go type that a value of any kind is decoded to."""
+    """Return the Go type that the value has when decoded into `any`."""
     for types, name in (
         (bool, "bool"),
         ((int, float), "float64"),
@@ -100,10 +117,12 @@ def _fits(value: Any, kind: str) -> bool:
 
 
 def seconds(value: Any) -> float | None:
-    """The duration that `keep_alive` asks for: a number of seconds, or Go's form ("5m", "1h30m"); below 0 for ever; None for nothing.
+    """Parse the duration of `keep_alive`: seconds, or Go's form ("5m", "1h30m").
+
+    Negative values mean forever. Returns None for None.
 
     Raises:
-        GoError: it is neither.
+        GoError: the value is neither.
     """
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""What comes in at Ollama's doors: fields, messages, pictures, options, and the job that a request asks for. Pure."""
+"""Parsing of requests to the Ollama stand-in: fields, messages, images, options. Pure."""
 
 import base64
 import binascii
@@ -65,7 +65,7 @@ V1_COMPLETION = {
 IMAGE_PREFIXES = (*tuple(f"data:image/{kind};base64," for kind in ("jpeg", "jpg", "png", "webp")), "data:;base64,")
 NATIVE_EFFORTS = ("high", "medium", "low", "max")
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "ultra", "max")
-_WHOLE = (
+_INTEGERS = (
     "num_predict",
     "seed",
     "top_k",
@@ -79,13 +79,13 @@ _WHOLE = (
 )
 _FLOATS = ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 _SCHEMA_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
-_NO_BASE64 = re.compile(r"[^A-Za-z0-9+/=]")
+_NON_BASE64 = re.compile(r"[^A-Za-z0-9+/=]")
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")
-_NO_MESSAGE = "invalid message format"
+_INVALID_MESSAGE = "invalid message format"
 
 
 class OllamaApiError(Exception):
-    """An answer that is an error. `late`: it comes out of the running model, after a stream has been promised."""
+    """An error response. `late`: the model runner raises it, after a stream has been promised."""
 
     def __init__(self, status: int, message: str, late: bool = False) -> None:
         super().__init__(message)
@@ -95,14 +95,14 @@ class OllamaApiError(Exception):
 
 
 class EndpointError(OllamaApiError):
-    """An error that the OpenAI door finds by itself, before it asks the native handler."""
+    """An error that the endpoint finds itself, before the request reaches the native handler."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One generation, whichever door it came in by."""
+    """One generation, whichever endpoint it was requested from."""
 
-    asked: str
+    requested_model: str
     model: Model
     prompt: Prompt
     images: tuple[bytes, ...]
@@ -129,7 +129,11 @@ class Job:
 
 
 def decode(body: bytes, struct: str, fields: Mapping[str, str], empty: str) -> dict[str, Any]:
-    """The JSON object in `body`, with Go's words where it is none or a field has another type."""
+    """Decode the JSON object in `body`.
+
+    Raises:
+        EndpointError: it is not an object, or a field has another type; the message is Go's.
+    """
     try:
         found = fit(parse(body, empty), struct, fields)
         if isinstance(options := found.get("stream_options"), dict):
@@ -140,7 +144,12 @@ def decode(body: bytes, struct: str, fields: Mapping[str, str], empty: str) -> d
 
 
 def native_messages(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The messages of `/api/chat`, whose contents are text and whose calls have objects for arguments; else DoorError in Go's words."""
+    """Return the messages of an `/api/chat` body.
+
+    Raises:
+        EndpointError: content is not text, images are not a list of strings, or the arguments of a
+            tool call are not an object; the message is Go's.
+    """
     messages: list[dict[str, Any]] = body.get("messages") or []
     try:
         for message in messages:
@@ -166,7 +175,11 @@ def _fit_images(images: Any) -> None:
 
 
 def native_images(message: dict[str, Any]) -> list[bytes]:
-    """The pictures of a message, decoded. Raises DoorError with Go's words for what is no base64."""
+    """Decode the images of a message.
+
+    Raises:
+        EndpointError: an image is not valid base64; the message is Go's.
+    """
     return [_base64(image) for image in message.get("images") or ()]
 
 
@@ -174,12 +187,16 @@ def _base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as exc:
-        wrong = _NO_BASE64.search(text)
+        wrong = _NON_BASE64.search(text)
         raise EndpointError(400, f"illegal base64 data at input byte {wrong.start() if wrong else len(text)}") from exc
 
 
 def native_think(value: Any) -> bool | str | None:
-    """The `think` of a native body. Raises DoorError for what it cannot be."""
+    """Return the `think` value of a native body.
+
+    Raises:
+        EndpointError: the value is not supported.
+    """
     words = ", ".join(f'"{word}"' for word in NATIVE_EFFORTS)
     if value is None or isinstance(value, bool) or value in NATIVE_EFFORTS:
         return None if value is None else bool(value) if isinstance(value, bool) else str(value)
@@ -189,11 +206,15 @@ def native_think(value: Any) -> bool | str | None:
 
 
 def native_options(body: dict[str, Any]) -> dict[str, Any]:
-    """The `options` with whole numbers whole. Raises ApiError for one of another type, a 500 as Ollama has it."""
+    """Return the `options`, with integer options as integers.
+
+    Raises:
+        OllamaApiError: an option has another type (a 500, as in Ollama).
+    """
     options = {key: value for key, value in (body.get("options") or {}).items() if value is not None}
     for key, value in options.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if key in _WHOLE and not is_number:
+        if key in _INTEGERS and not is_number:
             raise OllamaApiError(500, f'option "{key}" must be of type integer')
         if key in _FLOATS and not is_number:
             raise OllamaApiError(500, f'option "{key}" must be of type float32')
@@ -201,11 +222,15 @@ def native_options(body: dict[str, Any]) -> dict[str, Any]:
             raise OllamaApiError(500, 'option "stop" must be of type array')
         if key == "stop" and not all(isinstance(item, str) for item in value):
             raise OllamaApiError(500, 'option "stop" must be of an array of strings')
-    return {key: int(value) if key in _WHOLE else value for key, value in options.items()}
+    return {key: int(value) if key in _INTEGERS else value for key, value in options.items()}
 
 
 def keep_alive(body: dict[str, Any]) -> float | None:
-    """Seconds that `keep_alive` asks for, below 0 for ever. Raises DoorError in Go's words."""
+    """Return the seconds of `keep_alive`; negative means forever.
+
+    Raises:
+        EndpointError: it is not a duration; the message is Go's.
+    """
     try:
         return seconds(body.get("keep_alive"))
     except GoError as exc:
@@ -213,7 +238,11 @@ def keep_alive(body: dict[str, Any]) -> float | None:
 
 
 def top_logprobs(body: dict[str, Any]) -> int | None:
-    """How many alternatives each token shall have; None when none of it was asked for. Raises ApiError outside 0 to 20."""
+    """Return the number of alternatives for each token; None without `logprobs`.
+
+    Raises:
+        OllamaApiError: the number is outside 0 to 20.
+    """
     top = body.get("top_logprobs") or 0
     if not 0 <= top <= 20:
         raise OllamaApiError(400, "top_logprobs must be between 0 and 20")
@@ -221,7 +250,10 @@ def top_logprobs(body: dict[str, Any]) -> int | None:
 
 
 def v1_messages(messages: list[dict[str, Any]]) -> tuple[list[tuple[str, str]], list[bytes]]:
-    """The turns and pictures of OpenAI messages: each part of a content list becomes a turn of its own (Ollama, openai/openai.go)."""
+    """Return the turns and images of OpenAI messages.
+
+    Each part of a content list becomes a turn of its own, as in Ollama's openai/openai.go.
+    """
     turns: list[tuple[str, str]] = []
     images: list[bytes] = []
     _check_arguments(messages)
@@ -246,19 +278,19 @@ def _check_arguments(messages: list[dict[str, Any]]) -> None:
         arguments = call.get("function", {}).get("arguments", "")
         try:
             fit_field(arguments, ".messages.tool_calls.function.arguments", "string")
-            whole = isinstance(json.loads(arguments), dict)
+            is_object = isinstance(json.loads(arguments), dict)
         except GoError as exc:
             raise EndpointError(400, str(exc)) from exc
         except ValueError:
-            whole = False
-        if not whole:
+            is_object = False
+        if not is_object:
             raise EndpointError(400, "invalid tool call arguments")
 
 
 def _part(part: Any) -> tuple[str, bytes | None]:
-    """The text of one content part, or its picture; a sound goes for a picture."""
+    """Return the text or the image of one content part. Audio counts as an image."""
     if not isinstance(part, dict):
-        raise EndpointError(400, _NO_MESSAGE)
+        raise EndpointError(400, _INVALID_MESSAGE)
     match part.get("type"):
         case "text" if isinstance(part.get("text"), str):
             return part["text"], None
@@ -269,7 +301,7 @@ def _part(part: Any) -> tuple[str, bytes | None]:
             url = source.get("url") if isinstance(source, dict) else source
             if isinstance(url, str):
                 return "", _image(url)
-    raise EndpointError(400, _NO_MESSAGE)
+    raise EndpointError(400, _INVALID_MESSAGE)
 
 
 def _image(url: str) -> bytes:
@@ -282,12 +314,17 @@ def _image(url: str) -> bytes:
     raise EndpointError(400, "invalid image input")
 
 
-def is_picture(data: bytes) -> bool:
+def is_image(data: bytes) -> bool:
+    """Return whether the data begins like an image file."""
     return data.startswith(_MAGIC)
 
 
 def v1_think(body: dict[str, Any], generation: OllamaGeneration) -> bool | str | None:
-    """The `think` that `reasoning` or `reasoning_effort` ask for. Raises DoorError for another word."""
+    """Return the `think` value that `reasoning` or `reasoning_effort` stand for.
+
+    Raises:
+        EndpointError: the effort is not supported.
+    """
     reasoning = body.get("reasoning")
     effort = reasoning.get("effort") if isinstance(reasoning, dict) else body.get("reasoning_effort")
     if not effort:
@@ -302,32 +339,38 @@ def v1_think(body: dict[str, Any], generation: OllamaGeneration) -> bool | str |
     return False if effort == "none" else str(effort)
 
 
-def schema_of(asked: Any, generation: OllamaGeneration, late: bool) -> Any:
-    """The schema that `format` means: itself, some object for "json", none for nothing. Raises ApiError in the runner's words."""
-    if asked in (None, ""):
+def schema_of(output_format: Any, generation: OllamaGeneration, late: bool) -> Any:
+    """Return the JSON Schema that `format` stands for; None without one.
+
+    "json" stands for an arbitrary object.
+
+    Raises:
+        OllamaApiError: the format or its schema is invalid; the message is the runner's.
+    """
+    if output_format in (None, ""):
         return None
-    if asked == "json":
+    if output_format == "json":
         return {"type": "object", "properties": {"answer": {"type": "string"}}}
-    if not isinstance(asked, dict):
-        shown = json.dumps(json.dumps(asked))
+    if not isinstance(output_format, dict):
+        shown = json.dumps(json.dumps(output_format))
         raise OllamaApiError(500, f'invalid format: {shown}; expected "json" or a valid JSON Schema object')
-    if isinstance(asked.get("type"), str) and asked["type"] not in _SCHEMA_TYPES:
+    if isinstance(output_format.get("type"), str) and output_format["type"] not in _SCHEMA_TYPES:
         if generation == "0.24":
             raise OllamaApiError(500, "invalid JSON schema in format", late)
-        raw = json.dumps(asked, separators=(",", ":"))
+        raw = json.dumps(output_format, separators=(",", ":"))
         text = f"Field 'json_schema': \"json_schema\": JSON schema conversion failed:\nUnrecognized schema: {raw}"
         raise runner_refusal(text, late)
-    return asked
+    return output_format
 
 
 def runner_refusal(message: str, late: bool, kind: str = "invalid_request_error", **more: int) -> OllamaApiError:
-    """What the runner of 0.33 refuses: JSON in a string."""
+    """Return an error of the runner of 0.33, whose message is JSON in a string."""
     inner = {"error": {"code": 400, "message": message, "type": kind, **more}}
     return OllamaApiError(400, json.dumps(inner, separators=(",", ":"), ensure_ascii=False), late)
 
 
 def v1_format(response_format: Any) -> Any:
-    """The `format` that a `response_format` becomes; one without a schema is no bound at all."""
+    """Return the `format` for a `response_format`. Without a schema nothing is enforced."""
     if not isinstance(response_format, dict):
         return None
     if response_format.get("type") == "json_object":
@@ -340,5 +383,7 @@ def v1_format(response_format: Any) -> Any:
 
 
 def strings(value: Any) -> tuple[str, ...]:
-    """`stop` as Ollama takes it: one or several; what is no string is dropped."""
+    """Return `stop` as Ollama accepts it: one string or a list, from which non-strings are
+    dropped.
+    """
     return tuple(item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str))

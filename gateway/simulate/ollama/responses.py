@@ -1,4 +1,6 @@
-"""How Ollama writes an answer: its own NDJSON, and the OpenAI form, each in the order of Go's structs."""
+"""Rendering of Ollama's responses, native and OpenAI-compatible, keys in the order of Go's
+structs.
+"""
 
 import random
 import time
@@ -7,17 +9,17 @@ from typing import Any, Protocol
 
 import orjson
 
-from gateway.simulate.ollama.catalog import stamp
+from gateway.simulate.ollama.catalog import go_timestamp
 from gateway.simulate.ollama.requests import EndpointError, Job
 from gateway.simulate.text import Call, GeneratedAnswer, Piece, logprob
 
 NATIVE_JSON = "application/json; charset=utf-8"
 _GO_ESCAPES = ((b"<", b"\\u003c"), (b">", b"\\u003e"), (b"&", b"\\u0026"))
-_RUNNER_LOST = "an error was encountered while running the model: unexpected EOF"
+_RUNNER_CRASHED = "an error was encountered while running the model: unexpected EOF"
 
 
 def dump(value: Any) -> bytes:
-    """JSON as Go writes it."""
+    """Encode as JSON with Go's HTML escapes."""
     data = orjson.dumps(value)
     for plain, escaped in _GO_ESCAPES:
         data = data.replace(plain, escaped)
@@ -36,7 +38,7 @@ class Figures:
     generation: int
 
     def native(self) -> dict[str, int]:
-        """As the native doors have them: what is 0 is left out."""
+        """Return them as the native endpoints do: zeros are left out."""
         counts = {
             "total_duration": self.total,
             "load_duration": self.load,
@@ -55,11 +57,14 @@ class Figures:
         }
 
 
-NOTHING = Figures(0, 0, 0, 0, 0, 0)
+ZERO = Figures(0, 0, 0, 0, 0, 0)
 
 
-class ResponseFormat(Protocol):
-    """One way to write a reply: pieces, the calls, the end; or the whole at once."""
+class Renderer(Protocol):
+    """Format of a reply: streamed as pieces, tool calls and an end, or as a complete body.
+
+    `crash` is the last event of a stream whose runner has failed.
+    """
 
     plain_type: str
     stream_type: str
@@ -67,8 +72,8 @@ class ResponseFormat(Protocol):
     def piece(self, piece: Piece) -> bytes: ...
     def calls(self, calls: tuple[Call, ...]) -> bytes: ...
     def end(self, answer: GeneratedAnswer, figures: Figures) -> bytes: ...
-    def whole(self, answer: GeneratedAnswer, figures: Figures) -> bytes: ...
-    def lost(self) -> bytes: ...
+    def body(self, answer: GeneratedAnswer, figures: Figures) -> bytes: ...
+    def crash(self) -> bytes: ...
 
 
 class NativeChat:
@@ -82,8 +87,8 @@ class NativeChat:
 
     def _line(self, message: dict[str, Any], **more: Any) -> dict[str, Any]:
         return {
-            "model": self._job.asked,
-            "created_at": stamp(),
+            "model": self._job.requested_model,
+            "created_at": go_timestamp(),
             "message": {"role": "assistant", "content": "", **message},
             **more,
         }
@@ -97,7 +102,7 @@ class NativeChat:
     def end(self, answer: GeneratedAnswer, figures: Figures) -> bytes:
         return dump(self._line({}, done=True, done_reason=answer.finish, **self._ending(figures, ()))) + b"\n"
 
-    def whole(self, answer: GeneratedAnswer, figures: Figures) -> bytes:
+    def body(self, answer: GeneratedAnswer, figures: Figures) -> bytes:
         message: dict[str, Any] = {"content": "" if answer.calls else answer.joined("content")}
         if thinking := answer.joined("thinking"):
             message["thinking"] = thinking
@@ -110,8 +115,8 @@ class NativeChat:
     def _ending(self, figures: Figures, pieces: tuple[Piece, ...]) -> dict[str, Any]:
         return {**(self._logprobs(pieces) if pieces else {}), **figures.native()}
 
-    def lost(self) -> bytes:
-        return dump({"error": _RUNNER_LOST}) + b"\n"
+    def crash(self) -> bytes:
+        return dump({"error": _RUNNER_CRASHED}) + b"\n"
 
     def _logprobs(self, pieces: tuple[Piece, ...]) -> dict[str, Any]:
         top = self._job.top_logprobs
@@ -128,15 +133,17 @@ class NativeGenerate(NativeChat):
     def _line(self, message: dict[str, Any], **more: Any) -> dict[str, Any]:
         thinking = {"thinking": message["thinking"]} if "thinking" in message else {}
         return {
-            "model": self._job.asked,
-            "created_at": stamp(),
+            "model": self._job.requested_model,
+            "created_at": go_timestamp(),
             "response": message.get("content", ""),
             **thinking,
             **more,
         }
 
     def _ending(self, figures: Figures, pieces: tuple[Piece, ...]) -> dict[str, Any]:
-        """The prompt and the reply in tokens come along, for a next request to go on from, unless the prompt was given raw."""
+        """Add the tokens of prompt and reply as `context` for a follow-up request, unless the
+        prompt was raw.
+        """
         tokens = list(range(1, figures.prompt_tokens + figures.tokens + 1))
         return {
             **({} if self._job.raw else {"context": tokens}),
@@ -145,11 +152,15 @@ class NativeGenerate(NativeChat):
         }
 
     def calls(self, calls: tuple[Call, ...]) -> bytes:
-        raise AssertionError("a completion has no tools")
+        raise AssertionError("a completion has no tool calls")
 
 
 class V1Chat:
-    """`POST /v1/chat/completions`. Ollama from 0.32.6 on names the role once and finishes in a chunk of its own; before, each delta has both."""
+    """`POST /v1/chat/completions`.
+
+    From 0.32.6 on, Ollama sends the role once and the finish reason in a chunk of its own; before,
+    every delta had the role.
+    """
 
     plain_type = "application/json"
     stream_type = "text/event-stream"
@@ -165,7 +176,7 @@ class V1Chat:
             "id": self._id,
             "object": "chat.completion.chunk",
             "created": int(time.time()),
-            "model": self._job.asked if model is None else model,
+            "model": self._job.requested_model if model is None else model,
             "system_fingerprint": "fp_ollama",
             "choices": choices,
             **more,
@@ -194,34 +205,34 @@ class V1Chat:
             data += self._chunk([], usage=figures.usage())
         return data + b"data: [DONE]\n\n"
 
-    def whole(self, answer: GeneratedAnswer, figures: Figures) -> bytes:
+    def body(self, answer: GeneratedAnswer, figures: Figures) -> bytes:
         message: dict[str, Any] = {"role": "assistant", "content": "" if answer.calls else answer.joined("content")}
         if thinking := answer.joined("thinking"):
             message["reasoning"] = thinking
         if answer.calls:
             message["tool_calls"] = self._calls(answer.calls)
         finish = None if answer.broken else "tool_calls" if answer.calls else answer.finish
-        usage = NOTHING.usage() if answer.broken else figures.usage()
+        usage = ZERO.usage() if answer.broken else figures.usage()
         return self._completion(message, finish, usage, **self._logprobs(answer.pieces))
 
-    def whole_of_nothing(self, finish: str) -> bytes:
-        """The answer to a request that only made the model load."""
-        return self._completion({"role": "assistant", "content": ""}, finish, NOTHING.usage())
+    def empty(self, finish: str) -> bytes:
+        """Return the response to a request that only loads the model."""
+        return self._completion({"role": "assistant", "content": ""}, finish, ZERO.usage())
 
     def _completion(self, message: dict[str, Any], finish: str | None, usage: dict[str, int], **more: Any) -> bytes:
         body = {
             "id": self._id,
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": self._job.asked,
+            "model": self._job.requested_model,
             "system_fingerprint": "fp_ollama",
             "choices": [{"index": 0, "message": message, "finish_reason": finish, **more}],
             "usage": usage,
         }
         return dump(body) + b"\n"
 
-    def lost(self) -> bytes:
-        """The error is swallowed: one empty chunk without a model, and no [DONE]."""
+    def crash(self) -> bytes:
+        """Return one empty chunk without a model and without `[DONE]`: Ollama hides the error."""
         return self._delta({"content": ""}, model="")
 
     def _logprobs(self, pieces: tuple[Piece, ...]) -> dict[str, Any]:
@@ -248,13 +259,15 @@ class V1Completion(V1Chat):
         self._id = self._id.removeprefix("chat")
 
     def _text(self, text: str, finish: str | None, usage: dict[str, int] | None) -> dict[str, Any]:
-        """A chunk when there is no `usage`, else the whole; they have their keys in different orders."""
+        """Return a complete body if there is a `usage`, else a chunk; their keys differ in
+        order.
+        """
         head = {"id": self._id, "object": "text_completion", "created": int(time.time())}
-        model = {"model": self._job.asked, "system_fingerprint": "fp_ollama"}
+        model = {"model": self._job.requested_model, "system_fingerprint": "fp_ollama"}
         choices = {"choices": [{"text": text, "index": 0, "finish_reason": finish}]}
         if usage is not None:
             return {**head, **model, **choices, "usage": usage}
-        return {**head, **choices, **model, **({"usage": NOTHING.usage()} if self._job.include_usage else {})}
+        return {**head, **choices, **model, **({"usage": ZERO.usage()} if self._job.include_usage else {})}
 
     def piece(self, piece: Piece) -> bytes:
         return b"data: " + dump(self._text(piece.text, None, None)) + b"\n\n"
@@ -265,26 +278,31 @@ class V1Completion(V1Chat):
             data += b"data: " + dump({**self._text("", None, None), "choices": [], "usage": figures.usage()}) + b"\n\n"
         return data + b"data: [DONE]\n\n"
 
-    def whole(self, answer: GeneratedAnswer, figures: Figures) -> bytes:
+    def body(self, answer: GeneratedAnswer, figures: Figures) -> bytes:
         return dump(self._text(answer.joined("content"), answer.finish, figures.usage())) + b"\n"
 
-    def whole_of_nothing(self, finish: str) -> bytes:
-        return dump(self._text("", finish, NOTHING.usage())) + b"\n"
+    def empty(self, finish: str) -> bytes:
+        return dump(self._text("", finish, ZERO.usage())) + b"\n"
 
-    def lost(self) -> bytes:
+    def crash(self) -> bytes:
         return b"data: " + dump(self._text("", None, None)) + b"\n\n"
 
 
-def error_body(openai: bool, status: int, message: str, by_door: bool = False) -> tuple[str, bytes]:
-    """Content type and body of an error. What the OpenAI door passes on from within ends with a line feed and names no charset."""
+def error_body(openai: bool, status: int, message: str, from_endpoint: bool = False) -> tuple[str, bytes]:
+    """Return the content type and body of an error.
+
+    Errors that the OpenAI-compatible endpoint passes on from the native handler end with a line
+    feed and name no charset.
+    """
     if not openai:
         return NATIVE_JSON, dump({"error": message})
     kind = {400: "invalid_request_error", 404: "not_found_error"}.get(status, "api_error")
     body = dump({"error": {"message": message, "type": kind, "param": None, "code": None}})
-    return (NATIVE_JSON, body) if by_door else ("application/json", body + b"\n")
+    return (NATIVE_JSON, body) if from_endpoint else ("application/json", body + b"\n")
 
 
-def is_by_door(error: Exception) -> bool:
+def is_endpoint_error(error: Exception) -> bool:
+    """Return whether the endpoint itself found the error, not the native handler."""
     return isinstance(error, EndpointError)
 
 

@@ -1,8 +1,10 @@
-"""Ollama's runners: what is loaded, what a load waits for, and what has to go for it (Ollama, server/sched.go, and as seen on real ones).
+"""Ollama's runners: which models are loaded, and which must be evicted for a load.
 
-Loads are made one at a time, each in the request that asked for it: it ends when that client leaves, and then no runner is there. Requests for
-a model that is loaded pass by, also those for a runner that has been told to go; it goes when none of them is left. One that brings a
-`keep_alive` of its own keeps it there for that long, and who waits for its place waits on.
+Follows Ollama's server/sched.go and observations of real servers. Loads run one at a time, each in
+the request that needs it; if that client leaves, the load is aborted. Requests for a loaded model
+do not wait for a load of another, not even if their runner is about to be evicted: it is unloaded
+when its last request has ended. A request with its own `keep_alive` keeps that runner for so long,
+and the load that needs its memory waits on.
 """
 
 import asyncio
@@ -18,31 +20,38 @@ LEAST_CONTEXT = 4
 LEAST_CONTEXT_OF_VISION = 2048
 
 
-class Busy(Exception):
+class TooManyPending(Exception):
     """Too many requests wait for a load."""
 
 
 class Runner:
-    """A loaded model. `refs` requests are at it, running or in its line; `expires` is the clock's time at which it goes when idle."""
+    """A loaded model.
 
-    def __init__(self, model: Model, context_length: int, places: int) -> None:
+    `refs` counts its requests, running or queued. `expires` is the clock's time at which it is
+    unloaded if idle.
+    """
+
+    def __init__(self, model: Model, context_length: int, slots: int) -> None:
         self.model = model
         self.context_length = context_length
-        self.lane = SimulatedLane(places)
+        self.lane = SimulatedLane(slots)
         self.keep_alive = DEFAULT_KEEP_ALIVE
         self.refs = 0
         self.expires = 0.0
-        self.gone = False
+        self.is_unloaded = False
         self.changed = asyncio.Event()
 
-    def tell(self) -> None:
-        """Let those look again who wait for this one to go."""
+    def notify(self) -> None:
+        """Wake up the load that waits for this runner to be unloaded."""
         self.changed.set()
         self.changed = asyncio.Event()
 
 
 class Scheduler:
-    """The runners of one server. Only one event loop touches it, so nothing here is locked but the loads."""
+    """Runners of one server.
+
+    A single event loop uses it, so only the loads need a lock.
+    """
 
     def __init__(self, options: Options, clock: Clock) -> None:
         self._options = options
@@ -52,7 +61,7 @@ class Scheduler:
         self._pending = 0
 
     def runners(self) -> list[Runner]:
-        """Those that there are now; the ones past their time are gone."""
+        """Unload the expired runners and return the others."""
         now = self._clock.now()
         for runner in list(self._runners.values()):
             if not runner.refs and runner.keep_alive >= 0 and runner.expires <= now:
@@ -60,28 +69,29 @@ class Scheduler:
         return list(self._runners.values())
 
     def expires_in(self, runner: Runner) -> float | None:
-        """Seconds that an idle runner stays, from its last use; None for ever."""
+        """Return the seconds until a runner expires if it stays idle; None for never."""
         if runner.keep_alive < 0:
             return None
         return runner.keep_alive if runner.refs else max(0.0, runner.expires - self._clock.now())
 
     def expire(self, model: Model) -> None:
-        """Have the model go when its last request is done."""
+        """Unload the model as soon as its last request has ended."""
         if runner := self._runners.get(model.tagged):
-            self._dismiss(runner)
+            self._expire(runner)
 
     def crash(self, runner: Runner) -> None:
-        """The runner is no more, whoever was at it."""
+        """Unload the runner at once, even if it has requests."""
         self._unload(runner)
 
     @asynccontextmanager
     async def runner(
         self, model: Model, context_length: int | None, keep_alive: float | None
     ) -> AsyncIterator[tuple[Runner, float]]:
-        """A runner of `model` with that context, kept while the block runs, and the seconds that it took to have it.
+        """Keep a runner of `model` with that context during the block; yield it and the seconds it
+        took.
 
         Raises:
-            Busy: `max_queue` requests wait for the load that is going on.
+            TooManyPending: `max_queue` requests already wait for the current load.
         """
         began = self._clock.now()
         wanted = self._context(model, context_length)
@@ -96,7 +106,7 @@ class Scheduler:
             runner.expires = self._clock.now() + runner.keep_alive
             if not runner.refs and not runner.keep_alive:
                 self._unload(runner)
-            runner.tell()
+            runner.notify()
 
     def _context(self, model: Model, asked: int | None) -> int:
         least = LEAST_CONTEXT_OF_VISION if model.vision else LEAST_CONTEXT
@@ -109,25 +119,29 @@ class Scheduler:
 
     async def _load(self, model: Model, context_length: int) -> Runner:
         if self._pending > self._options.max_queue:
-            raise Busy
+            raise TooManyPending
         self._pending += 1
         try:
             async with self._loading:
                 while (runner := self._usable(model, context_length)) is None:
-                    victim = self._in_the_way(model)
+                    victim = self._victim_for(model)
                     if victim is not None:
-                        await self._see_off(victim)
+                        await self._evict(victim)
                         continue
                     await self._clock.sleep(self._options.load_seconds)
-                    places = 1 if model.is_serial else self._options.parallel
-                    runner = self._runners[model.tagged] = Runner(model, context_length, places)
+                    slots = 1 if model.is_serial else self._options.parallel
+                    runner = self._runners[model.tagged] = Runner(model, context_length, slots)
                     runner.expires = self._clock.now() + runner.keep_alive
                 return runner
         finally:
             self._pending -= 1
 
-    def _in_the_way(self, model: Model) -> Runner | None:
-        """The runner that must go before `model` can be loaded: its own of another shape, else an idle one, the shortest kept first."""
+    def _victim_for(self, model: Model) -> Runner | None:
+        """Return the runner to evict before `model` can be loaded; None if it fits.
+
+        That is the model's own runner with another context, else the one with the shortest
+        `keep_alive`, idle ones first.
+        """
         if own := self._runners.get(model.tagged):
             return own
         others = self.runners()
@@ -135,20 +149,21 @@ class Scheduler:
         fits = len(others) < self._options.max_loaded and (not self._options.memory or size <= self._options.memory)
         if fits or not others:
             return None
-        by_patience = sorted(
+        by_keep_alive = sorted(
             others,
             key=lambda runner: (runner.keep_alive if runner.keep_alive >= 0 else float("inf"), runner.model.tagged),
         )
-        return next((runner for runner in by_patience if not runner.refs), by_patience[0])
+        return next((runner for runner in by_keep_alive if not runner.refs), by_keep_alive[0])
 
-    async def _see_off(self, victim: Runner) -> None:
-        self._dismiss(victim)
-        while not victim.gone:
+    async def _evict(self, victim: Runner) -> None:
+        """Expire `victim` and wait until it is unloaded."""
+        self._expire(victim)
+        while not victim.is_unloaded:
             seconds = None if victim.refs else self.expires_in(victim)
             await self._clock.wait(victim.changed, seconds)
             self.runners()
 
-    def _dismiss(self, runner: Runner) -> None:
+    def _expire(self, runner: Runner) -> None:
         runner.keep_alive = 0.0
         if not runner.refs:
             self._unload(runner)
@@ -156,5 +171,5 @@ class Scheduler:
     def _unload(self, runner: Runner) -> None:
         if self._runners.get(runner.model.tagged) is runner:
             del self._runners[runner.model.tagged]
-        runner.gone = True
-        runner.tell()
+        runner.is_unloaded = True
+        runner.notify()

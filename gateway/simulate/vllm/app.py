@@ -1,4 +1,4 @@
-"""A stand-in that speaks as vLLM 0.32's OpenAI server does."""
+"""Stand-in for the OpenAI server of vLLM 0.32."""
 
 import secrets
 import time
@@ -12,10 +12,10 @@ from gateway.simulate.engine import Died, Failed, Generation, Refused, Simulated
 from gateway.simulate.options import Model, Options
 from gateway.simulate.text import GeneratedAnswer, count_tokens
 from gateway.simulate.vllm.embeddings import embedding_job
+from gateway.simulate.vllm.errors import VllmApiError, error_detail, validation_failed
 from gateway.simulate.vllm.metrics import exposition
-from gateway.simulate.vllm.requests import Job, chat_job, completion_job, decode, known_model
+from gateway.simulate.vllm.requests import Job, chat_job, check_model, completion_job, decode
 from gateway.simulate.vllm.responses import DONE, ENGINE_ERROR, ChatRenderer, CompletionRenderer, event
-from gateway.simulate.vllm.validation import VllmApiError, flaw, invalid
 
 JSON = "application/json"
 BUSY = "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
@@ -24,7 +24,10 @@ Handler = Callable[[HttpExchange], Awaitable[None]]
 
 
 class VllmApp:
-    """The ASGI app: one model, under all the names of `options.models`. `engine` has the counters and faults."""
+    """ASGI app of the stand-in: one model under all names of `options.models`.
+
+    `engine` has the counters and faults.
+    """
 
     def __init__(self, options: Options) -> None:
         self.engine = SimulatedEngine(options)
@@ -51,16 +54,16 @@ class VllmApp:
         exchange = HttpExchange(scope, receive, send)
         try:
             await exchange.read()
-            await exchange.while_client_stays(self._answer(exchange), self.engine.count_cancelled)
+            await exchange.run_until_disconnect(self._answer(exchange), self.engine.count_cancelled)
         except ClientDisconnected:
             return
         except Died:
-            await exchange.hang_up()
+            await exchange.drop_connection()
 
     async def _answer(self, exchange: HttpExchange) -> None:
         if exchange.path.startswith("/simulate/"):
             return await self.engine.debug_endpoint(exchange)
-        self.engine.remember(exchange)
+        self.engine.record(exchange)
         key = self.engine.options.api_key
         if key and exchange.path.startswith("/v1") and exchange.headers.get("authorization") != f"Bearer {key}":
             return await self._send(exchange, 401, {"error": "Unauthorized"})
@@ -78,7 +81,7 @@ class VllmApp:
         data = body if isinstance(body, bytes) else orjson.dumps(body)
         await exchange.reply(status, {**(headers or {}), "content-type": JSON, **_vary(status)}, data)
 
-    # Lists and small things.
+    # Liveness, version, metrics, models
 
     async def _health(self, exchange: HttpExchange) -> None:
         await exchange.reply(200, _vary(200), b"")
@@ -96,8 +99,11 @@ class VllmApp:
     async def _tokenize(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, exchange.headers.get("content-type", ""))
         if not {"prompt", "messages"} & set(body):
-            raise invalid(*(flaw("missing", f"body.{name}", "Field required", body) for name in ("prompt", "messages")))
-        known_model(body, self.engine.options)
+            missing = (
+                error_detail("missing", f"body.{name}", "Field required", body) for name in ("prompt", "messages")
+            )
+            raise validation_failed(*missing)
+        check_model(body, self.engine.options)
         messages = body.get("messages") or [{"content": body.get("prompt", "")}]
         count = count_tokens("\n".join(str(message.get("content") or "") for message in messages))
         answer = {
@@ -125,7 +131,7 @@ class VllmApp:
         ]
         await self._send(exchange, 200, {"object": "list", "data": cards})
 
-    # Generation.
+    # Generation
 
     async def _chat(self, exchange: HttpExchange) -> None:
         options = self.engine.options
@@ -161,9 +167,9 @@ class VllmApp:
             )
             raise VllmApiError(exc.status, message, kind) from exc
 
-    async def _run(self, exchange: HttpExchange, job: Job, writer: ChatRenderer | CompletionRenderer) -> None:
+    async def _run(self, exchange: HttpExchange, job: Job, renderer: ChatRenderer | CompletionRenderer) -> None:
         generation = self._begin()
-        if job.stream:  # vLLM sends its headers before the request even waits
+        if job.stream:  # vLLM sends the response headers before it queues the request
             await exchange.start(200, {"content-type": "text/event-stream; charset=utf-8", **_vary(200)})
         async with self.engine.slot(self._lane) as clock:
             answers = [
@@ -171,26 +177,26 @@ class VllmApp:
             ]
             await generation.prefill(job.prompt_tokens, job.prompt.images, clock)
             if job.stream:
-                await self._stream(exchange, job, writer, generation, answers)
+                await self._stream(exchange, job, renderer, generation, answers)
             else:
-                await self._plain(exchange, writer, generation, answers)
+                await self._plain(exchange, renderer, generation, answers)
 
     async def _stream(
         self,
         exchange: HttpExchange,
         job: Job,
-        writer: ChatRenderer | CompletionRenderer,
+        renderer: ChatRenderer | CompletionRenderer,
         generation: Generation,
         answers: list[GeneratedAnswer],
     ) -> None:
-        deltas = [writer.deltas(i, answer) for i, answer in enumerate(answers)]
+        deltas = [renderer.deltas(i, answer) for i, answer in enumerate(answers)]
         longest = max(len(answer.pieces) for answer in answers)
         try:
             for number in range(longest):
                 await generation.token(number)
                 data = b"".join(next(delta, b"") for delta in deltas)
                 if number == 0:
-                    data = writer.roles() + data
+                    data = renderer.roles() + data
                 if data:
                     await exchange.write(data)
             await generation.end(longest, answers[0].finish)
@@ -201,12 +207,12 @@ class VllmApp:
             await exchange.end()
             return
         rest = b"".join(_rest(delta) for delta in deltas)
-        await exchange.end(rest + (writer.usage_chunk(answers) if job.include_usage else b"") + DONE)
+        await exchange.end(rest + (renderer.usage_chunk(answers) if job.include_usage else b"") + DONE)
 
     async def _plain(
         self,
         exchange: HttpExchange,
-        writer: ChatRenderer | CompletionRenderer,
+        renderer: ChatRenderer | CompletionRenderer,
         generation: Generation,
         answers: list[GeneratedAnswer],
     ) -> None:
@@ -217,12 +223,12 @@ class VllmApp:
             await generation.end(longest, answers[0].finish)
         except Failed as exc:
             raise VllmApiError(500, "Internal server error", "InternalServerError") from exc
-        except Truncated:  # half of the JSON, and a clean end
-            whole = writer.whole(answers)
+        except Truncated:  # half of the JSON, then a clean end
+            body = renderer.body(answers)
             await exchange.start(200, {"content-type": JSON, **_vary(200)})
-            await exchange.end(whole[: len(whole) // 2])
+            await exchange.end(body[: len(body) // 2])
             return
-        await self._send(exchange, 200, writer.whole(answers))
+        await self._send(exchange, 200, renderer.body(answers))
 
 
 def _rest(deltas: Iterator[bytes]) -> bytes:
@@ -230,7 +236,7 @@ def _rest(deltas: Iterator[bytes]) -> bytes:
 
 
 def _vary(status: int) -> Headers:
-    """CORS's header, on all but what the outermost handler answers."""
+    """Return the CORS header, which only the outermost handler's errors lack."""
     return {} if status == 500 else {"vary": "Origin"}
 
 

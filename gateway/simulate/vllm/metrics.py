@@ -1,11 +1,12 @@
-"""The part of vLLM's `/metrics` that a gateway reads, under its names."""
+"""The part of vLLM's `/metrics` that a gateway reads, with vLLM's names."""
 
 from gateway.simulate.engine import SimulatedEngine
 
 
 def exposition(engine: SimulatedEngine, model: str) -> bytes:
-    """Prometheus text of the counts of `engine`."""
+    """Return the counters of `engine` in Prometheus' text format."""
     labels = f'engine="0",model_name="{model}"'
+    config_labels = f'block_size="16",engine="0",gpu_memory_utilization="{engine.options.gpu_share}"'
     lines = []
     for name, kind, help_text, value in (
         ("num_requests_running", "gauge", "Number of requests in model execution batches.", engine.running),
@@ -27,7 +28,7 @@ def exposition(engine: SimulatedEngine, model: str) -> bytes:
     lines += [
         "# HELP vllm:cache_config_info Information of the LLMEngine CacheConfig",
         "# TYPE vllm:cache_config_info gauge",
-        f'vllm:cache_config_info{{block_size="16",engine="0",gpu_memory_utilization="{engine.options.gpu_share}",kv_cache_memory_bytes="None"}} 1.0',
+        f'vllm:cache_config_info{{{config_labels},kv_cache_memory_bytes="None"}} 1.0',
         "# HELP vllm:engine_sleep_state Engine sleep state",
         "# TYPE vllm:engine_sleep_state gauge",
         f'vllm:engine_sleep_state{{{labels},sleep_state="awake"}} {float(not engine.options.asleep)}',

@@ -1,4 +1,4 @@
-"""How vLLM 0.32 writes an answer: the completion at once, or its chunks, with all their nulls."""
+"""Rendering of vLLM 0.32's responses: a complete body or its chunks, with all their nulls."""
 
 import json
 import re
@@ -24,12 +24,12 @@ def event(value: Any) -> bytes:
 
 
 def finish_reason(answer: GeneratedAnswer, named_tool: bool) -> str:
-    """A named tool choice ends with `stop`, every other call with `tool_calls`."""
+    """Return `tool_calls` for an answer with calls, but `stop` if the request named the tool."""
     return "tool_calls" if answer.calls and not named_tool else answer.finish
 
 
 class ChatRenderer:
-    """One `/v1/chat/completions` answer; `reasons` when the server has a reasoning parser."""
+    """Renderer of one chat completion; `reasons`: the server has a reasoning parser."""
 
     def __init__(self, job: Job, request_id: str | None, reasons: bool) -> None:
         self._job = job
@@ -37,7 +37,7 @@ class ChatRenderer:
         self._created = int(time.time())
         self._reasons = reasons
 
-    def whole(self, answers: list[GeneratedAnswer]) -> bytes:
+    def body(self, answers: list[GeneratedAnswer]) -> bytes:
         body = {
             "id": self._id,
             "object": "chat.completion",
@@ -83,7 +83,7 @@ class ChatRenderer:
         }
 
     def roles(self) -> bytes:
-        """The first chunk of each choice."""
+        """Return the first chunk of each choice."""
         return b"".join(self._role(index) for index in range(self._job.choices))
 
     def _role(self, index: int) -> bytes:
@@ -96,10 +96,10 @@ class ChatRenderer:
         return event(self._chunk([choice], **self._count(0), prompt_token_ids=None, prompt_text=None))
 
     def deltas(self, index: int, answer: GeneratedAnswer) -> Iterator[bytes]:
-        """What goes out for each token of one choice, in turn (nothing for some), and a last one where the model ended by itself.
+        """Yield the chunks of each token of one choice; some tokens have none.
 
-        A reply cut at its length or by a stop string finishes with its last token; one that ended has a chunk more, empty where a parser
-        had a look at it.
+        A reply that ends at its length or a stop string finishes with its last token. One that the
+        model ended itself has one more chunk, whose delta is empty if the server has a parser.
         """
         last = len(answer.pieces) - 1 if answer.finish == "length" or answer.stop_string is not None else None
         nothing = {} if self._job.has_parser else {"content": ""}
@@ -134,7 +134,7 @@ class ChatRenderer:
         return event(self._chunk([choice], **self._count(count), **more))
 
     def _count(self, tokens: int) -> dict[str, Any]:
-        """The usage so far, on each chunk, for those who ask for it."""
+        """Return the usage so far, for clients that ask for it on each chunk."""
         if not self._job.counts_each:
             return {}
         prompt = self._job.prompt_tokens
@@ -176,7 +176,7 @@ class ChatRenderer:
 
 
 class CompletionRenderer:
-    """One `/v1/completions` answer."""
+    """Renderer of one `/v1/completions` answer."""
 
     def __init__(self, job: Job, request_id: str | None) -> None:
         self._job = job
@@ -186,7 +186,7 @@ class CompletionRenderer:
     def _head(self) -> dict[str, Any]:
         return {"id": self._id, "object": "text_completion", "created": self._created, "model": self._job.model.name}
 
-    def whole(self, answers: list[GeneratedAnswer]) -> bytes:
+    def body(self, answers: list[GeneratedAnswer]) -> bytes:
         choices = [self._choice(i, answer) for i, answer in enumerate(answers)]
         usage = {**self._usage(answers), "prompt_tokens_details": None, "completion_tokens_details": None}
         last = {"kv_transfer_params": None, "ec_transfer_params": None, "metrics": None}
@@ -251,7 +251,9 @@ class CompletionRenderer:
 
 
 class CallReader:
-    """Calls as they come: the name once it is whole, then what there is more of the arguments; words outside a call pass."""
+    """Streaming tool parser: emits the name of a call once it is complete, then its arguments as
+    they grow. Text outside a call passes through.
+    """
 
     _HEAD = re.compile(r'\s*\{\s*"name":\s*"([^"]+)",\s*"arguments":\s*')
 
@@ -261,7 +263,7 @@ class CallReader:
         self._sent: int | None = None
 
     def read(self, text: str) -> list[dict[str, Any]]:
-        """The deltas that `text`, which follows on what was read before, makes ready."""
+        """Append `text` to what was read before, and return the deltas that are now complete."""
         self._text += text
         if not self._text.startswith("<"):
             return [{"content": text}]
@@ -296,7 +298,7 @@ def _piece_deltas(piece: Piece, calls: CallReader | None) -> list[dict[str, Any]
 
 
 def _first_value(raw: str) -> str:
-    """The JSON value that `raw` begins with, as far as it is there."""
+    """Return the JSON value at the start of `raw`, as far as it is there."""
     try:
         return raw[: json.JSONDecoder().raw_decode(raw)[1]]
     except ValueError:

@@ -1,7 +1,9 @@
-"""What real client programs do: each a small program that asserts what OpenAI's API promises it, whichever engine answers."""
+"""Small programs on real client libraries; each asserts what OpenAI's API promises, on any
+engine.
+"""
 
 import pytest
 
 pytest.register_assert_rewrite(
-    f"{__name__}.langchain", f"{__name__}.llama_index", f"{__name__}.openai_python", f"{__name__}.place"
+    f"{__name__}.langchain", f"{__name__}.llama_index", f"{__name__}.openai_python", f"{__name__}.target"
 )

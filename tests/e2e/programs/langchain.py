@@ -11,40 +11,47 @@ from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 
-from tests.e2e.programs.place import (
+from tests.e2e.gateway import PLAIN_HTTP
+from tests.e2e.programs.target import (
+    ENOUGH_TOKENS,
     OTHER_QUESTION,
     PET_QUESTION,
-    ROOM,
     SAMPLING,
-    SECONDS,
+    TIMEOUT_SECONDS,
     WEATHER_QUESTION,
     Animal,
     Clock,
-    Place,
     Program,
+    Target,
     Weather,
-    beyond,
     check_arguments,
+    overlong_prompt,
 )
 
-TALK: list[BaseMessage] = [SystemMessage("You answer in one sentence."), HumanMessage("Which animal is the largest?")]
+CONVERSATION: list[BaseMessage] = [
+    SystemMessage("You answer in one sentence."),
+    HumanMessage("Which animal is the largest?"),
+]
 
 
 @contextmanager
-def chat(place: Place, max_tokens: int = 8, **more: Any) -> Iterator[ChatOpenAI]:
-    """Its HTTP client is ours: those that it makes itself are kept for the process and never closed."""
-    with openai.DefaultHttpxClient(timeout=SECONDS, trust_env=False) as http:
-        yield _chat(place, max_tokens, http_client=http, **more)
+def chat(target: Target, max_tokens: int = 8, **more: Any) -> Iterator[ChatOpenAI]:
+    """Create a ChatOpenAI with an HTTP client that is closed at the end.
+
+    The clients that ChatOpenAI creates itself are never closed.
+    """
+    with openai.DefaultHttpxClient(timeout=TIMEOUT_SECONDS, **PLAIN_HTTP) as http:
+        yield _chat(target, max_tokens, http_client=http, **more)
 
 
-def _chat(place: Place, max_tokens: int, **more: Any) -> ChatOpenAI:
+def _chat(target: Target, max_tokens: int, **more: Any) -> ChatOpenAI:
     settings: dict[str, Any] = {
-        "base_url": place.url,
-        "api_key": place.key,
-        "model": place.model,
+        "base_url": target.url,
+        "api_key": target.key,
+        "model": target.model,
         "max_tokens": max_tokens,
     }
-    settings |= SAMPLING if max_tokens == ROOM else {"temperature": 0}
+    settings |= SAMPLING if max_tokens == ENOUGH_TOKENS else {"temperature": 0}
     return ChatOpenAI(**settings, max_retries=0, **more)
 
 
@@ -56,7 +63,7 @@ def joined(chunks: list[AIMessageChunk]) -> AIMessageChunk:
 
 
 def prompt_tokens(message: BaseMessage) -> int:
-    """The tokens of the prompt, once the figures have been found to fit."""
+    """Check that the token counts add up, and return the prompt's."""
     assert isinstance(message, AIMessage)
     usage = message.usage_metadata
     assert usage is not None
@@ -66,7 +73,7 @@ def prompt_tokens(message: BaseMessage) -> int:
 
 
 def check_calls(message: BaseMessage, least: int = 1) -> None:
-    """Whole calls of tools that were offered, each with an id of its own; nothing that LangChain could not read."""
+    """Check that all tool calls are complete, have distinct ids and fit their tools."""
     assert isinstance(message, AIMessage)
     assert message.invalid_tool_calls == []
     assert len(message.tool_calls) >= least
@@ -76,29 +83,29 @@ def check_calls(message: BaseMessage, least: int = 1) -> None:
     assert len({call["id"] for call in message.tool_calls}) == len(message.tool_calls)
 
 
-def invoke(place: Place) -> None:
-    with chat(place) as llm:
-        answer = llm.invoke(TALK)
+def invoke(target: Target) -> None:
+    with chat(target) as llm:
+        answer = llm.invoke(CONVERSATION)
     assert isinstance(answer, AIMessage)
     assert answer.content
     assert answer.response_metadata["finish_reason"] == "length"
-    assert answer.response_metadata["model_name"] == place.model
+    assert answer.response_metadata["model_name"] == target.model
     prompt_tokens(answer)
 
 
-def stream(place: Place) -> None:
-    """No usage is asked for, so none may come."""
-    with chat(place) as llm:
-        whole = joined(list(llm.stream(TALK)))
-        assert whole.content == llm.invoke(TALK).content
+def stream(target: Target) -> None:
+    """Check that a stream has no usage unless it is requested."""
+    with chat(target) as llm:
+        whole = joined(list(llm.stream(CONVERSATION)))
+        assert whole.content == llm.invoke(CONVERSATION).content
     assert whole.response_metadata["finish_reason"] == "length"
     assert whole.usage_metadata is None
 
 
-async def astream_with_usage(place: Place) -> None:
-    async with openai.DefaultAsyncHttpxClient(timeout=SECONDS, trust_env=False) as http:
-        llm = _chat(place, 8, http_async_client=http, stream_usage=True)
-        whole = joined([chunk async for chunk in llm.astream(TALK)])
+async def astream_with_usage(target: Target) -> None:
+    async with openai.DefaultAsyncHttpxClient(timeout=TIMEOUT_SECONDS, **PLAIN_HTTP) as http:
+        llm = _chat(target, 8, http_async_client=http, stream_usage=True)
+        whole = joined([chunk async for chunk in llm.astream(CONVERSATION)])
     assert whole.content
     assert whole.response_metadata["finish_reason"] == "length"
     assert whole.usage_metadata is not None
@@ -106,9 +113,9 @@ async def astream_with_usage(place: Place) -> None:
     prompt_tokens(whole)
 
 
-async def abatch_of_five(place: Place) -> None:
-    async with openai.DefaultAsyncHttpxClient(timeout=SECONDS, trust_env=False) as http:
-        llm = _chat(place, 8, http_async_client=http)
+async def abatch_of_five(target: Target) -> None:
+    async with openai.DefaultAsyncHttpxClient(timeout=TIMEOUT_SECONDS, **PLAIN_HTTP) as http:
+        llm = _chat(target, 8, http_async_client=http)
         answers = await llm.abatch([f"Say the number {number}." for number in range(5)])
     assert len({answer.id for answer in answers}) == 5
     for answer in answers:
@@ -116,23 +123,27 @@ async def abatch_of_five(place: Place) -> None:
         prompt_tokens(answer)
 
 
-def structured_by_schema(place: Place) -> None:
-    with chat(place, ROOM) as llm:
+def structured_by_schema(target: Target) -> None:
+    with chat(target, ENOUGH_TOKENS) as llm:
         animal = llm.with_structured_output(Animal, method="json_schema").invoke(PET_QUESTION)
     assert isinstance(animal, Animal)
 
 
-def structured_by_function(place: Place) -> None:
-    with chat(place, ROOM) as llm:
+def structured_by_function(target: Target) -> None:
+    with chat(target, ENOUGH_TOKENS) as llm:
         animal = llm.with_structured_output(Animal, method="function_calling").invoke(PET_QUESTION)
     assert isinstance(animal, Animal)
 
 
-def structured_by_json_mode(place: Place) -> None:
-    """Any object will do. Noise may never close it, nor even open it, blanks being JSON too: then the client says what it says of OpenAI."""
-    with chat(place, 64) as llm:
+def structured_by_json_mode(target: Target) -> None:
+    """Check that the answer is a JSON object.
+
+    With random weights the object may never be closed, or never begin, because whitespace is JSON,
+    too. The client then raises the error that it raises for OpenAI.
+    """
+    with chat(target, 64) as llm:
         structured = llm.with_structured_output(Animal.model_json_schema(), method="json_mode", include_raw=True)
-        if not place.is_noise:
+        if not target.has_random_weights:
             found = structured.invoke(PET_QUESTION)
             assert isinstance(found, dict)
             assert isinstance(found["parsed"], dict)
@@ -148,26 +159,26 @@ def structured_by_json_mode(place: Place) -> None:
     assert content.lstrip()[:1] in ("", "{")
 
 
-def any_tool(place: Place) -> None:
-    with chat(place, ROOM) as llm:
+def any_tool(target: Target) -> None:
+    with chat(target, ENOUGH_TOKENS) as llm:
         answer = llm.bind_tools([Weather, Clock], tool_choice="any").invoke(OTHER_QUESTION)
     check_calls(answer)
     assert answer.response_metadata["finish_reason"] == "tool_calls"
 
 
-def named_tool(place: Place) -> None:
-    """OpenAI ends such an answer with `stop`, others with `tool_calls`; LangChain looks at neither."""
-    with chat(place, ROOM) as llm:
+def named_tool(target: Target) -> None:
+    """OpenAI ends such an answer with `stop`, others with `tool_calls`; LangChain ignores both."""
+    with chat(target, ENOUGH_TOKENS) as llm:
         answer = llm.bind_tools([Weather, Clock], tool_choice="Clock").invoke(OTHER_QUESTION)
     check_calls(answer)
     assert {call["name"] for call in answer.tool_calls} == {"Clock"}
     assert answer.response_metadata["finish_reason"] in ("stop", "tool_calls")
 
 
-def free_tool(place: Place) -> None:
-    with chat(place, 64) as llm:
+def optional_tool(target: Target) -> None:
+    with chat(target, 64) as llm:
         answer = llm.bind_tools([Weather, Clock]).invoke(WEATHER_QUESTION)
-    if not place.is_noise:
+    if not target.has_random_weights:
         check_calls(answer)
         assert answer.response_metadata["finish_reason"] == "tool_calls"
     elif not answer.tool_calls:
@@ -175,25 +186,25 @@ def free_tool(place: Place) -> None:
         assert answer.response_metadata["finish_reason"] in ("stop", "length")
 
 
-def tool_in_a_stream(place: Place) -> None:
-    with chat(place, ROOM) as llm:
+def tool_in_a_stream(target: Target) -> None:
+    with chat(target, ENOUGH_TOKENS) as llm:
         whole = joined(list(llm.bind_tools([Weather, Clock], tool_choice="any").stream(OTHER_QUESTION)))  # type: ignore[arg-type]
     check_calls(whole)
     assert whole.response_metadata["finish_reason"] == "tool_calls"
 
 
-def one_tool_at_a_time(place: Place) -> None:
-    with chat(place, ROOM) as llm:
+def one_tool_at_a_time(target: Target) -> None:
+    with chat(target, ENOUGH_TOKENS) as llm:
         answer = llm.bind_tools([Weather, Clock], tool_choice="any", parallel_tool_calls=False).invoke(OTHER_QUESTION)
     check_calls(answer)
     assert len(answer.tool_calls) == 1
 
 
-def tool_result(place: Place) -> None:
-    """That the model gets to read the result is seen by what the prompt costs."""
+def tool_result(target: Target) -> None:
+    """Check that the model reads the result: a longer result makes the prompt longer."""
     call = {"name": "Weather", "args": {"city": "Paris", "days": 1}, "id": "call_1"}
     costs = []
-    with chat(place, 8) as llm:
+    with chat(target, 8) as llm:
         for result in ("Sun.", "Sun, then some rain, then snow, and at last a strong wind from the east."):
             talk = [
                 HumanMessage(WEATHER_QUESTION),
@@ -206,37 +217,37 @@ def tool_result(place: Place) -> None:
     assert costs[1] > costs[0]
 
 
-def image(place: Place) -> None:
+def image(target: Target) -> None:
     parts: list[Any] = [
         {"type": "text", "text": "Which colour is this?"},
-        {"type": "image_url", "image_url": {"url": place.picture}},
+        {"type": "image_url", "image_url": {"url": target.image_url}},
     ]
-    with chat(place) as llm:
+    with chat(target) as llm:
         seen, blind = llm.invoke([HumanMessage(parts)]), llm.invoke([HumanMessage(parts[:1])])
     assert seen.content
     assert prompt_tokens(seen) > prompt_tokens(blind)
 
 
-def overflow(place: Place) -> None:
-    """LangChain's own error, which programs catch in order to shorten a talk."""
-    with chat(place) as llm, pytest.raises(ContextOverflowError) as caught:
-        llm.invoke(beyond(place))
+def overflow(target: Target) -> None:
+    """Check for LangChain's own error, which programs catch in order to shorten a conversation."""
+    with chat(target) as llm, pytest.raises(ContextOverflowError) as caught:
+        llm.invoke(overlong_prompt(target))
     assert isinstance(caught.value, openai.BadRequestError)
     assert caught.value.code == "context_length_exceeded"
 
 
-def effort(place: Place) -> None:
-    """Taken from a program whatever the model can do with it."""
+def effort(target: Target) -> None:
+    """Check that the parameter is accepted, whether or not the model supports it."""
     for word in ("none", "low", "high"):
-        with chat(place, reasoning_effort=word) as llm:
-            answer = llm.invoke(TALK)
+        with chat(target, reasoning_effort=word) as llm:
+            answer = llm.invoke(CONVERSATION)
         assert answer.response_metadata["finish_reason"] == "length"
         prompt_tokens(answer)
 
 
 PROGRAMS = tuple(
-    Program("ChatOpenAI", does, run, sees=run is image)
-    for does, run in (
+    Program("ChatOpenAI", action, run, needs_vision=run is image)
+    for action, run in (
         ("invoke", invoke),
         ("stream", stream),
         ("astream with usage", astream_with_usage),
@@ -246,7 +257,7 @@ PROGRAMS = tuple(
         ("structured output, json_mode", structured_by_json_mode),
         ("tools, any must be called", any_tool),
         ("tools, a named one must be called", named_tool),
-        ("tools, free", free_tool),
+        ("tools, the model may call one", optional_tool),
         ("tools, a forced call in a stream", tool_in_a_stream),
         ("tools, parallel_tool_calls=False", one_tool_at_a_time),
         ("tools, a result goes back", tool_result),

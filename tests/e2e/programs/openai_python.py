@@ -11,17 +11,18 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionChunk
 
-from tests.e2e.programs.place import (
+from tests.e2e.gateway import PLAIN_HTTP
+from tests.e2e.programs.target import (
+    ENOUGH_TOKENS,
     HELLO,
     PET_QUESTION,
-    ROOM,
     SAMPLING,
-    SECONDS,
+    TIMEOUT_SECONDS,
     WEATHER_QUESTION,
     Animal,
     Clock,
-    Place,
     Program,
+    Target,
     Weather,
     check_arguments,
 )
@@ -35,37 +36,37 @@ TOOLS: list[Any] = [
     }
     for tool in (Weather, Clock)
 ]
-USAGE_ASKED: Any = {"include_usage": True}
+WITH_USAGE: Any = {"include_usage": True}
 
 
 @contextmanager
-def client_of(place: Place, key: str | None = None) -> Iterator[OpenAI]:
+def client_of(target: Target, key: str | None = None) -> Iterator[OpenAI]:
     with (
-        openai.DefaultHttpxClient(timeout=SECONDS, trust_env=False) as http,
+        openai.DefaultHttpxClient(timeout=TIMEOUT_SECONDS, **PLAIN_HTTP) as http,
         OpenAI(
-            base_url=place.url, api_key=key or place.key, max_retries=0, timeout=SECONDS, http_client=http
+            base_url=target.url, api_key=key or target.key, max_retries=0, timeout=TIMEOUT_SECONDS, http_client=http
         ) as client,
     ):
         yield client
 
 
-def parse(place: Place) -> None:
-    with client_of(place) as client:
+def parse(target: Target) -> None:
+    with client_of(target) as client:
         answer = client.chat.completions.parse(
-            model=place.model, messages=PET, response_format=Animal, max_tokens=ROOM, **SAMPLING
+            model=target.model, messages=PET, response_format=Animal, max_tokens=ENOUGH_TOKENS, **SAMPLING
         )
     assert isinstance(answer.choices[0].message.parsed, Animal)
     assert answer.choices[0].finish_reason == "stop"
 
 
-def parse_tool(place: Place) -> None:
-    with client_of(place) as client:
+def parse_tool(target: Target) -> None:
+    with client_of(target) as client:
         answer = client.chat.completions.parse(
-            model=place.model,
+            model=target.model,
             messages=HELLO,
             tools=[openai.pydantic_function_tool(Weather)],
             tool_choice="required",
-            max_tokens=ROOM,
+            max_tokens=ENOUGH_TOKENS,
             **SAMPLING,
         )
     calls = answer.choices[0].message.tool_calls
@@ -73,81 +74,80 @@ def parse_tool(place: Place) -> None:
     assert all(isinstance(call.function.parsed_arguments, Weather) for call in calls)
 
 
-def stream_helper(place: Place) -> None:
+def stream_helper(target: Target) -> None:
     with (
-        client_of(place) as client,
-        client.chat.completions.stream(model=place.model, messages=HELLO, max_tokens=8, temperature=0) as stream,
+        client_of(target) as client,
+        client.chat.completions.stream(model=target.model, messages=HELLO, max_tokens=8, temperature=0) as stream,
     ):
         events = list(stream)
-        final = (
-            stream.current_completion_snapshot
-        )  # `get_final_completion` raises where the answer was cut at its length
-    said = "".join(event.delta for event in events if event.type == "content.delta")
+        # `get_final_completion` would raise, because the answer ends at its length.
+        final = stream.current_completion_snapshot
+    full_text = "".join(event.delta for event in events if event.type == "content.delta")
     (done,) = [event for event in events if event.type == "content.done"]
-    assert said == done.content == final.choices[0].message.content
+    assert full_text == done.content == final.choices[0].message.content
     assert final.choices[0].finish_reason == "length"
-    assert final.model == place.model
+    assert final.model == target.model
 
 
-def stream_helper_with_a_schema(place: Place) -> None:
+def stream_helper_with_a_schema(target: Target) -> None:
     with (
-        client_of(place) as client,
+        client_of(target) as client,
         client.chat.completions.stream(
-            model=place.model, messages=PET, response_format=Animal, max_tokens=ROOM, **SAMPLING
+            model=target.model, messages=PET, response_format=Animal, max_tokens=ENOUGH_TOKENS, **SAMPLING
         ) as stream,
     ):
         (done,) = [event for event in stream if event.type == "content.done"]
     assert isinstance(done.parsed, Animal)
 
 
-def stream_helper_with_a_tool(place: Place) -> None:
+def stream_helper_with_a_tool(target: Target) -> None:
     tools = [openai.pydantic_function_tool(Weather)]
-    asked: dict[str, Any] = {
-        "model": place.model,
+    request: dict[str, Any] = {
+        "model": target.model,
         "messages": HELLO,
         "tools": tools,
         "tool_choice": "required",
-        "max_tokens": ROOM,
+        "max_tokens": ENOUGH_TOKENS,
         **SAMPLING,
     }
-    with client_of(place) as client, client.chat.completions.stream(**asked) as stream:
+    with client_of(target) as client, client.chat.completions.stream(**request) as stream:
         done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
     assert done
     assert all(isinstance(event.parsed_arguments, Weather) for event in done)
 
 
-def bad_request(place: Place) -> None:
-    error = _refusal(place, openai.BadRequestError, messages=HELLO, temperature=9)
+def bad_request(target: Target) -> None:
+    error = _refusal(target, openai.BadRequestError, messages=HELLO, temperature=9)
     assert (error.code, error.param, error.type) == ("invalid_value", "temperature", "invalid_request_error")
 
 
-def bad_image(place: Place) -> None:
+def bad_image(target: Target) -> None:
     parts = [
         {"type": "text", "text": "What is this?"},
         {"type": "image_url", "image_url": {"url": "http://127.0.0.1/cat.png"}},
     ]
-    error = _refusal(place, openai.BadRequestError, messages=[{"role": "user", "content": parts}])
+    error = _refusal(target, openai.BadRequestError, messages=[{"role": "user", "content": parts}])
     assert (error.code, error.type) == ("invalid_image_url", "invalid_request_error")
 
 
-def unknown_model(place: Place) -> None:
-    error = _refusal(place, openai.NotFoundError, messages=HELLO, model="gpt-99")
+def unknown_model(target: Target) -> None:
+    error = _refusal(target, openai.NotFoundError, messages=HELLO, model="gpt-99")
     assert (error.code, error.type) == ("model_not_found", "invalid_request_error")
 
 
-def wrong_key(place: Place) -> None:
-    error = _refusal(place, openai.AuthenticationError, key="wrong", messages=HELLO)
+def wrong_key(target: Target) -> None:
+    error = _refusal(target, openai.AuthenticationError, key="wrong", messages=HELLO)
     assert (error.code, error.type) == ("invalid_api_key", "authentication_error")
 
 
 def _refusal(
-    place: Place, expected: type[openai.APIStatusError], *, key: str | None = None, **asked: Any
+    target: Target, expected: type[openai.APIStatusError], *, key: str | None = None, **request: Any
 ) -> openai.APIStatusError:
-    """What a plain request and a stream are refused with: the same."""
+    """Check that a plain request and a stream are refused with the same error, and return it."""
     errors = []
     for is_stream in (False, True):
-        with client_of(place, key) as client, pytest.raises(expected) as caught:
-            client.chat.completions.create(**{"model": place.model, "max_tokens": 2, "stream": is_stream, **asked})
+        with client_of(target, key) as client, pytest.raises(expected) as caught:
+            client.chat.completions.create(**{"model": target.model, "max_tokens": 2, "stream": is_stream, **request})
         errors.append(caught.value)
     plain, streamed = errors
     assert (plain.message, plain.code, plain.param, plain.type) == (
@@ -159,27 +159,27 @@ def _refusal(
     return plain
 
 
-def seed(place: Place) -> None:
-    with client_of(place) as client:
+def seed(target: Target) -> None:
+    with client_of(target) as client:
         answers = [
-            client.chat.completions.create(model=place.model, messages=HELLO, max_tokens=8, temperature=1, seed=7)
+            client.chat.completions.create(model=target.model, messages=HELLO, max_tokens=8, temperature=1, seed=7)
             for _ in range(2)
         ]
     assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
 
 
-def logprobs(place: Place) -> None:
-    asked: dict[str, Any] = {
-        "model": place.model,
+def logprobs(target: Target) -> None:
+    request: dict[str, Any] = {
+        "model": target.model,
         "messages": HELLO,
         "max_tokens": 6,
         "temperature": 0,
         "logprobs": True,
         "top_logprobs": 2,
     }
-    with client_of(place) as client:
-        answer = client.chat.completions.create(**asked)
-        chunks = list(client.chat.completions.create(**asked, stream=True))
+    with client_of(target) as client:
+        answer = client.chat.completions.create(**request)
+        chunks = list(client.chat.completions.create(**request, stream=True))
     whole = answer.choices[0].logprobs
     assert whole is not None
     pieces = [choice.logprobs for chunk in chunks for choice in chunk.choices if choice.logprobs]
@@ -192,45 +192,47 @@ def logprobs(place: Place) -> None:
             assert len(entry.top_logprobs) == 2
 
 
-def logprobs_without_alternatives(place: Place) -> None:
-    with client_of(place) as client:
-        answer = client.chat.completions.create(model=place.model, messages=HELLO, max_tokens=4, logprobs=True)
+def logprobs_without_alternatives(target: Target) -> None:
+    with client_of(target) as client:
+        answer = client.chat.completions.create(model=target.model, messages=HELLO, max_tokens=4, logprobs=True)
     found = answer.choices[0].logprobs
     assert found is not None
     assert found.content
     assert all(entry.top_logprobs == [] for entry in found.content)
 
 
-def stop(place: Place) -> None:
-    """The word at which to stop is one that the answer has without it."""
-    asked: dict[str, Any] = {"model": place.model, "messages": HELLO, "max_tokens": 12, "temperature": 0}
-    with client_of(place) as client:
-        said = client.chat.completions.create(**asked).choices[0].message.content or ""
-        words = re.findall(r"[!-~]+", said)  # of plain characters, which no tokenizer splits
-        assert words, f"nothing to stop at in {said!r}"
-        for form in (words[-1], [words[-1], "never said"]):
-            answer = client.chat.completions.create(**asked, stop=form)
-            streamed = list(client.chat.completions.create(**asked, stop=form, stream=True))
-            told = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
-            assert told == (answer.choices[0].message.content or "")
-            assert told.rstrip() == said[: said.index(words[-1])].rstrip()  # Ollama gives up a blank before it too
+def stop(target: Target) -> None:
+    """Check that an answer ends before its last word if that is the stop string."""
+    request: dict[str, Any] = {"model": target.model, "messages": HELLO, "max_tokens": 12, "temperature": 0}
+    with client_of(target) as client:
+        full_text = client.chat.completions.create(**request).choices[0].message.content or ""
+        words = re.findall(r"[!-~]+", full_text)  # ASCII characters, which no tokenizer splits
+        assert words, f"no word to stop at in {full_text!r}"
+        for form in (words[-1], [words[-1], "never written"]):
+            answer = client.chat.completions.create(**request, stop=form)
+            streamed = list(client.chat.completions.create(**request, stop=form, stream=True))
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
+            assert text == (answer.choices[0].message.content or "")
+            assert (
+                text.rstrip() == full_text[: full_text.index(words[-1])].rstrip()
+            )  # Ollama removes a space before it, too
             assert answer.choices[0].finish_reason == streamed[-1].choices[0].finish_reason == "stop"
 
 
-def max_completion_tokens(place: Place) -> None:
-    with client_of(place) as client:
+def max_completion_tokens(target: Target) -> None:
+    with client_of(target) as client:
         answer = client.chat.completions.create(
-            model=place.model, messages=HELLO, max_completion_tokens=5, temperature=0
+            model=target.model, messages=HELLO, max_completion_tokens=5, temperature=0
         )
     assert answer.usage is not None
     assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 5)
 
 
-def usage_of_a_stream(place: Place) -> None:
-    asked: dict[str, Any] = {"model": place.model, "messages": HELLO, "max_tokens": 5, "temperature": 0}
-    with client_of(place) as client:
-        plain = client.chat.completions.create(**asked)
-        *chunks, last = client.chat.completions.create(**asked, stream=True, stream_options=USAGE_ASKED)
+def usage_of_a_stream(target: Target) -> None:
+    request: dict[str, Any] = {"model": target.model, "messages": HELLO, "max_tokens": 5, "temperature": 0}
+    with client_of(target) as client:
+        plain = client.chat.completions.create(**request)
+        *chunks, last = client.chat.completions.create(**request, stream=True, stream_options=WITH_USAGE)
     assert all(chunk.usage is None for chunk in chunks)
     assert last.choices == []
     assert last.usage is not None
@@ -241,21 +243,21 @@ def usage_of_a_stream(place: Place) -> None:
     )
 
 
-def tool_stream(place: Place) -> None:
-    """Each call begins with its id and name, and its arguments come in pieces: what every program adds up by itself."""
-    with client_of(place) as client:
+def tool_stream(target: Target) -> None:
+    """Check that each call begins with its id and name, followed by pieces of its arguments."""
+    with client_of(target) as client:
         chunks = list(
             client.chat.completions.create(
-                model=place.model,
+                model=target.model,
                 messages=HELLO,
                 tools=TOOLS,
                 tool_choice="required",
-                max_tokens=ROOM,
+                max_tokens=ENOUGH_TOKENS,
                 stream=True,
                 **SAMPLING,
             )
         )
-    calls = _added_up(chunks)
+    calls = _joined_calls(chunks)
     assert calls
     assert sorted(calls) == list(range(len(calls)))
     for call in calls.values():
@@ -268,8 +270,8 @@ def tool_stream(place: Place) -> None:
     ]
 
 
-def _added_up(chunks: list[ChatCompletionChunk]) -> dict[int, dict[str, str]]:
-    """The name and arguments of each call by its index."""
+def _joined_calls(chunks: list[ChatCompletionChunk]) -> dict[int, dict[str, str]]:
+    """Return the name and the joined arguments of each call by its index."""
     calls: dict[int, dict[str, str]] = {}
     for delta in (choice.delta for chunk in chunks for choice in chunk.choices):
         for piece in delta.tool_calls or ():
@@ -284,61 +286,65 @@ def _added_up(chunks: list[ChatCompletionChunk]) -> dict[int, dict[str, str]]:
     return calls
 
 
-def no_tool(place: Place) -> None:
-    asked: dict[str, Any] = {
-        "model": place.model,
+def no_tool(target: Target) -> None:
+    request: dict[str, Any] = {
+        "model": target.model,
         "messages": WEATHER,
         "tools": TOOLS,
         "tool_choice": "none",
         "max_tokens": 16,
     }
-    with client_of(place) as client:
-        choice = client.chat.completions.create(**asked).choices[0]
-        chunks = list(client.chat.completions.create(**asked, stream=True))
+    with client_of(target) as client:
+        choice = client.chat.completions.create(**request).choices[0]
+        chunks = list(client.chat.completions.create(**request, stream=True))
     assert choice.message.tool_calls is None
     assert choice.message.content
     assert choice.finish_reason in ("stop", "length")
     assert not any(choice.delta.tool_calls for chunk in chunks for choice in chunk.choices)
 
 
-def developer_message(place: Place) -> None:
-    """A developer's word weighs as much as a system's: the prompt costs the same."""
-    with client_of(place) as client:
+def developer_message(target: Target) -> None:
+    """Check that a developer message is treated as a system message: the prompt has equal
+    tokens.
+    """
+    with client_of(target) as client:
         costs = []
         for role in ("system", "developer"):
             talk: Any = [{"role": role, "content": "You answer in one short sentence, without an adjective."}, *HELLO]
-            usage = client.chat.completions.create(model=place.model, messages=talk, max_tokens=2).usage
+            usage = client.chat.completions.create(model=target.model, messages=talk, max_tokens=2).usage
             assert usage is not None
             costs.append(usage.prompt_tokens)
-        bare = client.chat.completions.create(model=place.model, messages=HELLO, max_tokens=2).usage
+        bare = client.chat.completions.create(model=target.model, messages=HELLO, max_tokens=2).usage
     assert bare is not None
     assert costs[0] == costs[1] > bare.prompt_tokens
 
 
-def models(place: Place) -> None:
-    with client_of(place) as client:
+def models(target: Target) -> None:
+    with client_of(target) as client:
         listed = {model.id: model for model in client.models.list()}
-        found = client.models.retrieve(place.model)
-    assert found == listed[place.model]
+        found = client.models.retrieve(target.model)
+    assert found == listed[target.model]
     assert found.object == "model"
     assert found.created > 0
 
 
-async def async_stream(place: Place) -> None:
-    asked: dict[str, Any] = {"model": place.model, "messages": HELLO, "max_tokens": 8, "temperature": 0}
+async def async_stream(target: Target) -> None:
+    request: dict[str, Any] = {"model": target.model, "messages": HELLO, "max_tokens": 8, "temperature": 0}
     async with (
-        openai.DefaultAsyncHttpxClient(timeout=SECONDS, trust_env=False) as http,
-        AsyncOpenAI(base_url=place.url, api_key=place.key, max_retries=0, timeout=SECONDS, http_client=http) as client,
+        openai.DefaultAsyncHttpxClient(timeout=TIMEOUT_SECONDS, **PLAIN_HTTP) as http,
+        AsyncOpenAI(
+            base_url=target.url, api_key=target.key, max_retries=0, timeout=TIMEOUT_SECONDS, http_client=http
+        ) as client,
     ):
-        plain = await client.chat.completions.create(**asked)
-        chunks = [chunk async for chunk in await client.chat.completions.create(**asked, stream=True)]
+        plain = await client.chat.completions.create(**request)
+        chunks = [chunk async for chunk in await client.chat.completions.create(**request, stream=True)]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == plain.choices[0].message.content
     assert len({chunk.id for chunk in chunks}) == 1
 
 
 PROGRAMS = tuple(
-    Program("openai-python", does, run)
-    for does, run in (
+    Program("openai-python", action, run)
+    for action, run in (
         ("asynchronous stream", async_stream),
         ("usage at the end of a stream", usage_of_a_stream),
         ("parse into a model", parse),
@@ -346,10 +352,10 @@ PROGRAMS = tuple(
         ("stream helper", stream_helper),
         ("stream helper with response_format", stream_helper_with_a_schema),
         ("stream helper with a tool", stream_helper_with_a_tool),
-        ("stream of a forced tool call, added up", tool_stream),
+        ("stream of a forced tool call, pieces joined", tool_stream),
         ('tool_choice "none"', no_tool),
         ("a value out of range is BadRequestError", bad_request),
-        ("an image's address is BadRequestError", bad_image),
+        ("an image by URL is BadRequestError", bad_image),
         ("an unknown model is NotFoundError", unknown_model),
         ("a wrong key is AuthenticationError", wrong_key),
         ("seed", seed),

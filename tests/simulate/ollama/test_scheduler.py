@@ -1,10 +1,10 @@
-"""What a real Ollama does with its runners: loads in bounded memory, who waits for whom, and what becomes of a load that nobody wants."""
+"""Loads and evictions of the Ollama stand-in, as observed on a real Ollama."""
 
 import asyncio
 from typing import Any
 
 from gateway.simulate import Fault, Model, Options, Running, running
-from tests.simulate.doors import client, sent, until, user
+from tests.simulate.endpoints import client, sent, until, user
 
 A, B, C = (Model(name, size=size) for name, size in (("a", 4), ("b", 4), ("c", 3)))
 
@@ -26,12 +26,12 @@ async def loaded(server: Running) -> list[str]:
 
 
 def stalled(server: Running, model: str) -> Any:
-    """A request that runs until its client leaves."""
+    """Send a request that runs until its client leaves."""
     server.engine.inject(Fault("stall"))
     return sent(server, "/api/chat", {"model": model, "messages": user("Hello")})
 
 
-async def test_load_that_does_not_fit_evicts_an_idle_model_of_the_shortest_keep_alive() -> None:
+async def test_load_that_does_not_fit_evicts_the_idle_model_with_the_shortest_keep_alive() -> None:
     async with running(options(max_loaded=2)) as server:
         await chat(server, "a", keep_alive="9m")
         await chat(server, "b", keep_alive="8m")
@@ -39,46 +39,46 @@ async def test_load_that_does_not_fit_evicts_an_idle_model_of_the_shortest_keep_
         assert await loaded(server) == ["a", "c"]
 
 
-async def test_memory_bounds_the_bytes_of_what_is_loaded() -> None:
+async def test_memory_limits_the_bytes_of_loaded_models() -> None:
     async with running(options(memory=8)) as server:
         for model in "abc":
             await chat(server, model)
         assert await loaded(server) == ["b", "c"]
 
 
-async def test_model_larger_than_all_memory_is_loaded_alone() -> None:
+async def test_model_larger_than_the_memory_is_loaded_alone() -> None:
     async with running(options(memory=3)) as server:
         assert [await chat(server, model) for model in "ab"] == [200, 200]
         assert await loaded(server) == ["b"]
 
 
-async def test_load_waits_for_the_busy_runner_in_its_place_while_requests_for_that_pass_by() -> None:
+async def test_load_waits_for_a_busy_runner_that_still_serves_new_requests() -> None:
     async with running(options(max_loaded=1, parallel=2)) as server:
         async with stalled(server, "a"):
             await until(lambda: server.engine.running == 1)
-            waits = asyncio.create_task(chat(server, "b"))
+            waiting = asyncio.create_task(chat(server, "b"))
             await until(lambda: server.engine.waiting == 1)
             assert await chat(server, "a") == 200
-            assert not waits.done()
+            assert not waiting.done()
             assert await loaded(server) == ["a"]
-        assert await waits == 200
+        assert await waiting == 200
         assert await loaded(server) == ["b"]
 
 
-async def test_request_with_a_keep_alive_keeps_the_runner_that_was_told_to_go_and_the_load_waits_on() -> None:
+async def test_request_with_keep_alive_keeps_an_expiring_runner_and_the_load_waits_on() -> None:
     async with running(options(max_loaded=1, parallel=2)) as server:
         async with stalled(server, "a"):
             await until(lambda: server.engine.running == 1)
-            waits = asyncio.create_task(chat(server, "b"))
+            waiting = asyncio.create_task(chat(server, "b"))
             await until(lambda: server.engine.waiting == 1)
             await chat(server, "a", keep_alive=0.2)
         await until(lambda: server.engine.running == 0)
-        assert (waits.done(), await loaded(server)) == (False, ["a"])
-        assert await waits == 200
+        assert (waiting.done(), await loaded(server)) == (False, ["a"])
+        assert await waiting == 200
         assert await loaded(server) == ["b"]
 
 
-async def test_client_that_leaves_while_its_load_waits_has_evicted_the_other_all_the_same() -> None:
+async def test_client_that_leaves_while_its_load_waits_has_still_evicted_the_other_model() -> None:
     async with running(options(max_loaded=1)) as server:
         async with stalled(server, "a"):
             await until(lambda: server.engine.running == 1)
@@ -89,17 +89,17 @@ async def test_client_that_leaves_while_its_load_waits_has_evicted_the_other_all
         assert await loaded(server) == []
 
 
-async def test_who_waits_for_an_aborted_load_loads_anew() -> None:
+async def test_request_that_waits_for_an_aborted_load_starts_a_new_one() -> None:
     async with running(options(load_seconds=0.3)) as server:
         async with sent(server, "/api/chat", {"model": "a", "messages": user("Hello")}):
             await until(lambda: server.engine.waiting == 1)
-            waits = asyncio.create_task(chat(server, "a"))
+            waiting = asyncio.create_task(chat(server, "a"))
             await until(lambda: server.engine.waiting == 2)
-        assert await waits == 200
+        assert await waiting == 200
         assert server.engine.state() == {"running": 0, "waiting": 0, "served": 1, "cancelled": 1}
 
 
-async def test_load_beside_a_load_is_refused_when_too_many_wait() -> None:
+async def test_load_is_refused_when_too_many_wait_for_another_load() -> None:
     async with running(options(load_seconds=1.0, max_queue=3)) as server:
         async with sent(server, "/api/chat", {"model": "a", "messages": user("Hello")}):
             await until(lambda: server.engine.waiting == 1)
@@ -107,15 +107,15 @@ async def test_load_beside_a_load_is_refused_when_too_many_wait() -> None:
         assert sorted(statuses) == [200] * 3 + [503] * 7
 
 
-async def test_runner_past_its_keep_alive_is_gone_and_one_in_use_is_not() -> None:
+async def test_idle_runner_expires_after_its_keep_alive_but_one_in_use_does_not() -> None:
     async with running(options(time_scale=0.001)) as server, stalled(server, "a"):
         await until(lambda: server.engine.running == 1)
         await chat(server, "b", keep_alive="100s")
-        await asyncio.wait_for(_gone(server, "b"), 5)
+        await asyncio.wait_for(_expired(server, "b"), 5)
         assert await loaded(server) == ["a"]
 
 
-async def _gone(server: Running, model: str) -> None:
+async def _expired(server: Running, model: str) -> None:
     while model in await loaded(server):
         pass
 
@@ -130,7 +130,7 @@ async def test_unload_of_a_busy_model_waits_for_its_last_request() -> None:
         assert await loaded(server) == []
 
 
-async def test_ps_shows_context_size_and_place_of_each_runner() -> None:
+async def test_ps_shows_context_size_and_gpu_memory_of_each_runner() -> None:
     models = (Model("v", family="qwen3vl", vision=True, context_length=4096, trained=262144, size=7),)
     async with running(Options("ollama", models=models, gpu=True)) as server, client(server) as http:
         seen = []

@@ -1,4 +1,7 @@
-"""Faults: each kind, at each kind of server, streaming and not, set at the start or while it runs."""
+"""Faults of both stand-ins, and the control endpoints under `/simulate/`.
+
+Covers: gateway/simulate/asgi.py
+"""
 
 import json
 from typing import Any
@@ -8,44 +11,44 @@ import pytest
 
 from gateway.simulate import Fault, Options, Running, running
 from tests.golden import events
-from tests.simulate.doors import client, sent, until, user
+from tests.simulate.endpoints import client, sent, until, user
 
-DOORS = {
+ENDPOINTS = {
     "ollama": ("/api/chat", "llama"),
     "ollama v1": ("/v1/chat/completions", "llama"),
     "vllm": ("/v1/chat/completions", None),
 }
-EACH = pytest.mark.parametrize("door", DOORS)
+EACH_ENDPOINT = pytest.mark.parametrize("endpoint", ENDPOINTS)
 
 
-def options(door: str, *faults: Fault) -> Options:
-    return Options("vllm" if door == "vllm" else "ollama", faults=faults)
+def options(endpoint: str, *faults: Fault) -> Options:
+    return Options("vllm" if endpoint == "vllm" else "ollama", faults=faults)
 
 
-def body(door: str, stream: bool) -> dict[str, Any]:
-    return {"model": DOORS[door][1], "messages": user("Hello"), "stream": stream}
+def body(endpoint: str, stream: bool) -> dict[str, Any]:
+    return {"model": ENDPOINTS[endpoint][1], "messages": user("Hello"), "stream": stream}
 
 
-async def post(server: Running, door: str, stream: bool) -> httpx2.Response:
+async def post(server: Running, endpoint: str, stream: bool) -> httpx2.Response:
     async with client(server) as http:
-        return await http.post(DOORS[door][0], json=body(door, stream))
+        return await http.post(ENDPOINTS[endpoint][0], json=body(endpoint, stream))
 
 
-@EACH
-@pytest.mark.parametrize("stream", [True, False])
-async def test_die_closes_the_connection_and_the_next_request_is_served(door: str, stream: bool) -> None:
-    async with running(options(door, Fault("die", after=3))) as server:
+@EACH_ENDPOINT
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+async def test_die_closes_the_connection_and_the_next_request_is_served(endpoint: str, stream: bool) -> None:
+    async with running(options(endpoint, Fault("die", after=3))) as server:
         with pytest.raises(httpx2.RemoteProtocolError):
-            await post(server, door, stream)
-        assert (await post(server, door, stream)).status_code == 200
+            await post(server, endpoint, stream)
+        assert (await post(server, endpoint, stream)).status_code == 200
         assert server.engine.state() == {"running": 0, "waiting": 0, "served": 1, "cancelled": 0}
 
 
-@EACH
-async def test_die_in_a_stream_lets_the_tokens_before_it_through(door: str) -> None:
+@EACH_ENDPOINT
+async def test_die_sends_the_tokens_before_it(endpoint: str) -> None:
     async with (
-        running(options(door, Fault("die", after=3))) as server,
-        sent(server, DOORS[door][0], body(door, True)) as reader,
+        running(options(endpoint, Fault("die", after=3))) as server,
+        sent(server, ENDPOINTS[endpoint][0], body(endpoint, True)) as reader,
     ):
         received = await reader.read()
     assert b" images" not in received
@@ -53,7 +56,7 @@ async def test_die_in_a_stream_lets_the_tokens_before_it_through(door: str) -> N
     assert not received.endswith(b"0\r\n\r\n")
 
 
-async def test_error_in_a_stream_is_a_line_to_the_native_door_and_a_chunk_without_model_to_v1() -> None:
+async def test_error_in_an_ollama_stream_is_a_native_error_line_and_a_v1_chunk_without_a_model() -> None:
     async with running(options("ollama", Fault("error", after=2, times=2))) as server:
         native = events((await post(server, "ollama", True)).text)
         openai = events((await post(server, "ollama v1", True)).text)
@@ -66,54 +69,54 @@ async def test_error_in_a_stream_is_a_line_to_the_native_door_and_a_chunk_withou
     assert openai[-1]["choices"] == [{"index": 0, "delta": {"content": ""}, "finish_reason": None}]
 
 
-async def test_error_in_a_stream_of_vllm_is_an_event_and_then_done() -> None:
+async def test_error_in_a_vllm_stream_is_an_event_before_done() -> None:
     async with running(options("vllm", Fault("error", after=2))) as server:
         *_, error, done = events((await post(server, "vllm", True)).text)
     assert error["error"]["code"] == 500
     assert done == "[DONE]"
 
 
-@EACH
-async def test_error_in_a_plain_answer_is_a_500(door: str) -> None:
-    async with running(options(door, Fault("error", after=2))) as server:
-        assert (await post(server, door, False)).status_code == 500
+@EACH_ENDPOINT
+async def test_error_in_a_plain_answer_is_a_500(endpoint: str) -> None:
+    async with running(options(endpoint, Fault("error", after=2))) as server:
+        assert (await post(server, endpoint, False)).status_code == 500
 
 
-@EACH
-async def test_truncate_ends_cleanly_without_a_last_word(door: str) -> None:
-    async with running(options(door, Fault("truncate", after=2, times=2))) as server:
-        text = (await post(server, door, True)).text
-        plain = (await post(server, door, False)).text
+@EACH_ENDPOINT
+async def test_truncate_ends_the_body_cleanly_without_a_finish(endpoint: str) -> None:
+    async with running(options(endpoint, Fault("truncate", after=2, times=2))) as server:
+        text = (await post(server, endpoint, True)).text
+        plain = (await post(server, endpoint, False)).text
     assert '"done":true' not in text
     assert "[DONE]" not in text
     assert '"finish_reason":"' not in text
-    if door == "vllm":
+    if endpoint == "vllm":
         with pytest.raises(json.JSONDecodeError):
             json.loads(plain)
     else:
         assert '"done":false' in plain or '"finish_reason":null' in plain
 
 
-@EACH
-async def test_stall_sends_nothing_more_and_holds_its_place_until_the_client_leaves(door: str) -> None:
-    async with running(options(door, Fault("stall", after=2))) as server:
-        async with sent(server, DOORS[door][0], body(door, True)) as reader:
+@EACH_ENDPOINT
+async def test_stall_sends_nothing_more_and_holds_its_slot_until_the_client_leaves(endpoint: str) -> None:
+    async with running(options(endpoint, Fault("stall", after=2))) as server:
+        async with sent(server, ENDPOINTS[endpoint][0], body(endpoint, True)) as reader:
             await reader.readuntil(b" saw")
             await until(lambda: server.engine.running == 1)
         await until(lambda: server.engine.running == 0)
         assert server.engine.cancelled == 1
 
 
-@EACH
+@EACH_ENDPOINT
 @pytest.mark.parametrize("status", [500, 503])
-async def test_status_comes_instead_of_an_answer_in_the_shape_of_the_door(door: str, status: int) -> None:
-    async with running(options(door, Fault("status", status=status))) as server:
-        response = await post(server, door, True)
+async def test_status_replaces_the_answer_in_the_error_format_of_the_endpoint(endpoint: str, status: int) -> None:
+    async with running(options(endpoint, Fault("status", status=status))) as server:
+        response = await post(server, endpoint, True)
     assert response.status_code == status
-    assert isinstance(response.json()["error"], str if door == "ollama" else dict)
+    assert isinstance(response.json()["error"], str if endpoint == "ollama" else dict)
 
 
-async def test_fault_set_while_running_happens_as_often_as_told_and_can_be_cleared() -> None:
+async def test_fault_set_while_running_applies_as_often_as_requested_and_can_be_cleared() -> None:
     async with running(Options("vllm")) as server, client(server) as http:
         await http.post("/simulate/fault", json={"kind": "status", "status": 503, "times": 2})
         assert [(await post(server, "vllm", False)).status_code for _ in range(3)] == [503, 503, 200]
@@ -124,7 +127,7 @@ async def test_fault_set_while_running_happens_as_often_as_told_and_can_be_clear
         assert (await http.post("/simulate/fault", json={"kind": "sulk"})).status_code == 400
 
 
-async def test_answer_set_while_running_is_said_once_and_requests_are_kept_with_long_strings_cut() -> None:
+async def test_scripted_answer_is_used_once_and_recorded_requests_have_long_strings_shortened() -> None:
     async with running(Options("ollama")) as server, client(server) as http:
         await http.post("/simulate/answer", json={"tokens": ["Hel", "lo"]})
         body = {"model": "llama", "messages": user("x" * 5000), "stream": False}

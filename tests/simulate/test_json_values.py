@@ -1,4 +1,4 @@
-"""Values made for JSON Schemas."""
+"""Values generated for JSON Schemas."""
 
 from typing import Any
 
@@ -30,6 +30,6 @@ def test_value_satisfies_its_schema(schema: Any, value: Any) -> None:
     assert instance(schema, "word") == value
 
 
-def test_schema_without_an_end_comes_to_one() -> None:
+def test_recursive_schema_ends() -> None:
     tree: dict[str, Any] = {"type": "object", "properties": {"child": {"$ref": "#"}}}
     assert "child" in instance(tree, "word")

@@ -1,4 +1,4 @@
-"""Real sockets to a stand-in: a client, a raw connection, and a wait for a state."""
+"""Clients of a stand-in: an HTTP client and a raw connection."""
 
 import asyncio
 import json
@@ -10,7 +10,8 @@ import httpx2
 
 from gateway.simulate import Running
 
-PATIENCE = 5.0  # seconds until a condition that does not come true is a failure
+PATIENCE = 5.0
+"""Seconds after which a condition that has not come true is a failure."""
 
 
 def client(server: Running) -> httpx2.AsyncClient:
@@ -18,7 +19,7 @@ def client(server: Running) -> httpx2.AsyncClient:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds, looking after every turn of the loop."""
+    """Wait until `condition` holds, and check it in every turn of the event loop."""
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0)
@@ -26,7 +27,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def sent(server: Running, path: str, body: dict[str, Any]) -> AsyncIterator[asyncio.StreamReader]:
-    """A POST on a connection of its own, open while the block runs; closing it is a client that leaves."""
+    """Send a POST request on a new connection and yield its response stream.
+
+    At the end of the block the client disconnects.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     data = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
@@ -39,4 +43,5 @@ async def sent(server: Running, path: str, body: dict[str, Any]) -> AsyncIterato
 
 
 def user(text: str) -> list[dict[str, Any]]:
+    """Return the messages of a conversation of one user message."""
     return [{"role": "user", "content": text}]

@@ -1,4 +1,7 @@
-"""vLLM's manners beyond the recordings: choices, calls, the queue behind max_num_seqs, metrics, and leaving clients."""
+"""vLLM stand-in beyond the recordings: choices, tool calls, the queue, metrics, disconnects.
+
+Covers: gateway/simulate/vllm/metrics.py
+"""
 
 import asyncio
 import json
@@ -8,7 +11,7 @@ import pytest
 
 from gateway.simulate import Fault, Model, Options, Running, digest, running
 from tests.golden import events, picture
-from tests.simulate.doors import client, sent, until, user
+from tests.simulate.endpoints import client, sent, until, user
 
 MODEL = "Qwen/Qwen3-VL-8B-Instruct"
 CHAT = "/v1/chat/completions"
@@ -25,7 +28,7 @@ async def chat(server: Running, text: str, **more: Any) -> dict[str, Any]:
     return {"status": response.status_code, **found}
 
 
-async def test_reply_begins_with_the_digest_of_the_prompt_and_the_number_of_its_pictures() -> None:
+async def test_reply_begins_with_the_prompt_digest_and_the_number_of_images() -> None:
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture()}"}}
     async with running(Options("vllm")) as server, client(server) as http:
         messages = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, image]}]
@@ -34,7 +37,7 @@ async def test_reply_begins_with_the_digest_of_the_prompt_and_the_number_of_its_
     assert choice["finish_reason"] == "stop"
 
 
-async def test_as_many_choices_as_asked_for_stream_side_by_side() -> None:
+async def test_all_choices_are_streamed_concurrently() -> None:
     async with running(Options("vllm")) as server, client(server) as http:
         body = {"model": MODEL, "messages": user("Hello"), "n": 2, "temperature": 1, "stream": True, "max_tokens": 9}
         response = await http.post(CHAT, json=body)
@@ -59,8 +62,9 @@ async def test_ignore_eos_makes_the_length_exact() -> None:
         ("required", "tool_calls"),
         ({"type": "function", "function": {"name": "get_weather"}}, "stop"),
     ],
+    ids=["auto", "required", "named"],
 )
-async def test_call_comes_whole_or_in_deltas_that_make_the_same(choice: Any, finish: str) -> None:
+async def test_streamed_tool_call_equals_the_plain_one(choice: Any, finish: str) -> None:
     more = {"tools": [TOOL], "tool_choice": choice}
     async with running(Options("vllm")) as server, client(server) as http:
         plain = (await chat(server, "The weather?", **more))["choices"][0]
@@ -76,7 +80,7 @@ async def test_call_comes_whole_or_in_deltas_that_make_the_same(choice: Any, fin
     assert set(json.loads(call["function"]["arguments"])) == {"city"}
 
 
-async def test_call_that_is_cut_off_stays_content() -> None:
+async def test_tool_call_that_is_cut_off_stays_content() -> None:
     async with running(Options("vllm")) as server:
         answer = await chat(server, "The weather?", tools=[TOOL], tool_choice="required", max_tokens=3)
     (choice,) = answer["choices"]
@@ -84,7 +88,7 @@ async def test_call_that_is_cut_off_stays_content() -> None:
     assert choice["finish_reason"] == "length"
 
 
-async def test_call_that_is_cut_off_shows_in_a_stream_as_far_as_it_came() -> None:
+async def test_tool_call_that_is_cut_off_is_streamed_as_far_as_it_is_complete() -> None:
     async with running(Options("vllm")) as server, client(server) as http:
         body = {
             "model": MODEL,
@@ -104,8 +108,8 @@ async def test_call_that_is_cut_off_shows_in_a_stream_as_far_as_it_came() -> Non
     assert arguments["arguments"].startswith("{")
 
 
-@pytest.mark.parametrize(("strict", "kind"), [(True, dict), (False, list)])
-async def test_forced_call_keeps_to_its_schema_only_when_strict(strict: bool, kind: type) -> None:
+@pytest.mark.parametrize(("strict", "kind"), [(True, dict), (False, list)], ids=["strict", "not strict"])
+async def test_forced_call_follows_its_schema_only_if_strict(strict: bool, kind: type) -> None:
     tool = {"type": "function", "function": {**TOOL["function"], "strict": strict}}  # type: ignore[dict-item]
     async with running(Options("vllm", loose_calls=True)) as server:
         answer = await chat(server, "The weather?", tools=[tool], tool_choice="required")
@@ -113,7 +117,7 @@ async def test_forced_call_keeps_to_its_schema_only_when_strict(strict: bool, ki
     assert isinstance(json.loads(call["function"]["arguments"]), kind)
 
 
-async def test_usage_is_on_each_chunk_only_when_asked_for() -> None:
+async def test_usage_is_on_each_chunk_only_on_request() -> None:
     async with running(Options("vllm")) as server, client(server) as http:
         seen = {}
         for continuous in (False, True):
@@ -124,7 +128,7 @@ async def test_usage_is_on_each_chunk_only_when_asked_for() -> None:
     assert seen == {False: [4], True: [0, 1, 2, 3, 4, 4]}
 
 
-async def test_reasoning_is_told_apart_and_can_be_switched_off() -> None:
+async def test_reasoning_is_separated_and_can_be_disabled() -> None:
     async with running(Options("vllm", reasoning_parser=True)) as server:
         with_thought = (await chat(server, "Hello"))["choices"][0]["message"]
         without = (await chat(server, "Hello", chat_template_kwargs={"enable_thinking": False}))["choices"][0][
@@ -134,8 +138,12 @@ async def test_reasoning_is_told_apart_and_can_be_switched_off() -> None:
     assert with_thought["content"] == without["content"]
 
 
-@pytest.mark.parametrize("off", [{"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}])
-async def test_model_that_thinks_leaks_it_without_a_parser_until_it_is_switched_off(off: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "off",
+    [{"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}],
+    ids=["reasoning_effort", "enable_thinking"],
+)
+async def test_thinking_model_without_a_parser_leaks_its_reasoning_unless_disabled(off: dict[str, Any]) -> None:
     async with running(Options("vllm", models=(Model(MODEL, thinking=True),))) as server:
         leaked = (await chat(server, "Hello"))["choices"][0]["message"]
         without = (await chat(server, "Hello", **off))["choices"][0]["message"]
@@ -143,7 +151,7 @@ async def test_model_that_thinks_leaks_it_without_a_parser_until_it_is_switched_
     assert leaked["content"] == f"<think>Let me think about it.</think>{without['content']}"
 
 
-async def test_headers_leave_before_the_request_even_runs() -> None:
+async def test_response_headers_are_sent_before_the_request_runs() -> None:
     async with running(Options("vllm", max_num_seqs=1, faults=(Fault("stall"),))) as server:
         body = {"model": MODEL, "messages": user("Hello"), "stream": True}
         async with sent(server, CHAT, body) as first, sent(server, CHAT, body) as second:
@@ -151,7 +159,7 @@ async def test_headers_leave_before_the_request_even_runs() -> None:
             await until(lambda: (server.engine.running, server.engine.waiting) == (1, 1))
 
 
-async def test_metrics_show_who_runs_and_who_waits_and_fall_when_clients_leave() -> None:
+async def test_metrics_count_running_and_waiting_requests_until_their_clients_leave() -> None:
     async with running(Options("vllm", max_num_seqs=2, tokens_per_second=20)) as server, client(server) as http:
         body = {"model": MODEL, "messages": user("100000 words"), "stream": True}
         async with sent(server, CHAT, body), sent(server, CHAT, {**body, "stream": False}), sent(server, CHAT, body):
@@ -164,7 +172,7 @@ async def test_metrics_show_who_runs_and_who_waits_and_fall_when_clients_leave()
         assert (await http.get("/simulate/state")).json() == {"running": 0, "waiting": 0, "served": 0, "cancelled": 3}
 
 
-async def test_many_are_served_and_none_refused() -> None:
+async def test_requests_beyond_max_num_seqs_are_queued_not_refused() -> None:
     async with running(Options("vllm", max_num_seqs=4)) as server:
         answers = await asyncio.gather(*(chat(server, f"Hello {i}") for i in range(20)))
     assert [answer["choices"][0]["message"]["content"][:8] for answer in answers] == [
@@ -172,7 +180,7 @@ async def test_many_are_served_and_none_refused() -> None:
     ]
 
 
-async def test_key_guards_v1_alone() -> None:
+async def test_api_key_protects_only_v1() -> None:
     async with running(Options("vllm", api_key="secret")) as server, client(server) as http:
         refused = await http.get("/v1/models")
         assert (refused.status_code, refused.json()) == (401, {"error": "Unauthorized"})
@@ -180,7 +188,7 @@ async def test_key_guards_v1_alone() -> None:
         assert (await http.get("/health")).status_code == 200
 
 
-async def test_every_name_is_served_as_the_first() -> None:
+async def test_alias_is_served_under_the_first_model_name() -> None:
     async with running(Options("vllm", models=(Model("first"), Model("alias")))) as server, client(server) as http:
         answer = await http.post(
             CHAT, json={"model": "alias", "messages": user("Hello")}, headers={"x-request-id": "mine"}
@@ -189,7 +197,7 @@ async def test_every_name_is_served_as_the_first() -> None:
         assert [card["id"] for card in (await http.get("/v1/models")).json()["data"]] == ["first", "alias"]
 
 
-async def test_prompt_over_the_context_is_refused_with_its_count() -> None:
+async def test_prompt_longer_than_the_context_is_refused_with_its_token_count() -> None:
     async with running(Options("vllm", models=(Model(MODEL, context_length=100),))) as server:
         answer = await chat(server, "word " * 100)
     assert answer["status"] == 400

@@ -1,4 +1,8 @@
-"""What the recordings of several requests say of Ollama: lanes, loads, keep_alive, leaving clients, and the words that came through."""
+"""Ollama stand-in beyond the recordings: prompts, slots, loads, keep_alive, disconnects.
+
+Covers: gateway/simulate/ollama/catalog.py
+Covers: gateway/simulate/ollama/generation.py
+"""
 
 import asyncio
 import json
@@ -8,7 +12,7 @@ import pytest
 
 from gateway.simulate import Fault, Model, Options, Running, digest, running
 from tests.golden import picture
-from tests.simulate.doors import client, sent, until, user
+from tests.simulate.endpoints import client, sent, until, user
 
 TOOL = {
     "type": "function",
@@ -24,7 +28,7 @@ async def chat(server: Running, model: str, text: str, **more: Any) -> dict[str,
     return {"status": response.status_code, **found}
 
 
-async def test_reply_begins_with_the_digest_of_the_prompt_and_the_number_of_its_pictures() -> None:
+async def test_reply_begins_with_the_prompt_digest_and_the_number_of_images() -> None:
     async with running(Options("ollama")) as server, client(server) as http:
         messages = [{"role": "user", "content": "What is it?", "images": [picture(), picture()]}]
         body = (await http.post("/api/chat", json={"model": "qwen3-vl", "messages": messages, "stream": False})).json()
@@ -32,7 +36,7 @@ async def test_reply_begins_with_the_digest_of_the_prompt_and_the_number_of_its_
     assert (body["done_reason"], body["eval_count"]) == ("stop", 32)
 
 
-async def test_v1_makes_a_turn_of_each_content_part() -> None:
+async def test_v1_makes_each_content_part_a_turn() -> None:
     parts = [
         {"type": "text", "text": "What?"},
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture()}"}},
@@ -51,7 +55,7 @@ async def test_developer_message_never_reaches_qwen3_vl() -> None:
 
 
 @pytest.mark.parametrize(("model", "at_once"), [("llama", 3), ("qwen3-vl", 1)])
-async def test_text_models_share_the_lanes_and_vision_families_go_one_by_one(model: str, at_once: int) -> None:
+async def test_text_model_runs_num_parallel_requests_and_vision_family_runs_one(model: str, at_once: int) -> None:
     async with running(Options("ollama", parallel=3)) as server:
         server.engine.inject(Fault("stall", times=0))
         requests = [asyncio.create_task(chat(server, model, "Hello")) for _ in range(5)]
@@ -62,8 +66,8 @@ async def test_text_models_share_the_lanes_and_vision_families_go_one_by_one(mod
         await until(lambda: server.engine.state() == {"running": 0, "waiting": 0, "served": 0, "cancelled": 5})
 
 
-@pytest.mark.parametrize("stream", [True, False])
-async def test_client_that_leaves_frees_its_place_at_once(stream: bool) -> None:
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+async def test_client_that_leaves_frees_its_slot_immediately(stream: bool) -> None:
     async with running(Options("ollama", tokens_per_second=20)) as server:
         async with sent(server, "/api/chat", {**SLOW, "stream": stream}):
             await until(lambda: server.engine.generation_tokens > 1)
@@ -74,7 +78,7 @@ async def test_client_that_leaves_frees_its_place_at_once(stream: bool) -> None:
         assert answer["status"] == 200
 
 
-async def test_client_that_leaves_in_a_load_aborts_it() -> None:
+async def test_client_that_leaves_during_a_load_aborts_it() -> None:
     async with running(Options("ollama", load_seconds=60)) as server, client(server) as http:
         async with sent(server, "/api/chat", SLOW):
             await until(lambda: server.engine.waiting == 1)
@@ -82,7 +86,7 @@ async def test_client_that_leaves_in_a_load_aborts_it() -> None:
         assert (await http.get("/api/ps")).json() == {"models": []}
 
 
-async def test_more_than_max_queue_are_refused_while_the_model_loads() -> None:
+async def test_requests_beyond_max_queue_are_refused_during_a_load() -> None:
     async with running(Options("ollama", load_seconds=0.2, max_queue=3, parallel=4)) as server:
         answers = await asyncio.gather(*(chat(server, "llama", "Hello", options={"num_predict": 1}) for _ in range(20)))
     assert sorted(answer["status"] for answer in answers) == [200] * 4 + [503] * 16
@@ -90,14 +94,14 @@ async def test_more_than_max_queue_are_refused_while_the_model_loads() -> None:
     assert refused["error"] == "server busy, please try again.  maximum pending requests exceeded"
 
 
-async def test_loaded_model_has_a_queue_without_a_bound() -> None:
+async def test_loaded_model_has_an_unbounded_queue() -> None:
     async with running(Options("ollama", max_queue=3)) as server:
         await chat(server, "llama", "Hello")
         answers = await asyncio.gather(*(chat(server, "llama", "Hello") for _ in range(20)))
     assert [answer["status"] for answer in answers] == [200] * 20
 
 
-async def test_other_num_ctx_reloads() -> None:
+async def test_different_num_ctx_reloads_the_model() -> None:
     async with running(Options("ollama", load_seconds=0.1)) as server:
         loads = [
             (await chat(server, "llama", "Hi", options={"num_ctx": size}))["load_duration"]
@@ -106,7 +110,7 @@ async def test_other_num_ctx_reloads() -> None:
     assert [load > 50e6 for load in loads] == [True, False, True, False]
 
 
-async def test_keep_alive_for_ever_sticks_and_zero_unloads() -> None:
+async def test_keep_alive_minus_one_persists_and_zero_unloads() -> None:
     async with running(Options("ollama")) as server, client(server) as http:
         await chat(server, "llama", "Hi", keep_alive=-1)
         await http.post("/v1/chat/completions", json={"model": "llama", "messages": user("Hi")})
@@ -116,7 +120,7 @@ async def test_keep_alive_for_ever_sticks_and_zero_unloads() -> None:
         assert (await http.get("/api/ps")).json() == {"models": []}
 
 
-async def test_reply_that_repeats_itself_ends_without_done() -> None:
+async def test_repetitive_reply_ends_without_done() -> None:
     async with running(Options("ollama")) as server, client(server) as http:
         plain = await chat(server, "llama", "Repeat yes")
         assert (plain["done"], plain["message"]["content"]) == (False, " yes" * 31)
@@ -126,7 +130,7 @@ async def test_reply_that_repeats_itself_ends_without_done() -> None:
     assert not any(line["done"] for line in lines)
 
 
-async def test_what_provokes_a_repetition_and_how_much_of_it_is_borne_can_be_set() -> None:
+async def test_repeat_word_and_repeat_limit_are_configurable() -> None:
     async with running(Options("ollama", repeat_word="stutter", repeat_limit=3)) as server:
         assert (await chat(server, "llama", "Stutter yes"))["message"]["content"] == " yes" * 4
         assert (await chat(server, "llama", "Repeat yes"))["done"] is True
@@ -136,7 +140,7 @@ async def test_what_provokes_a_repetition_and_how_much_of_it_is_borne_can_be_set
         ] == " yes" * 90
 
 
-async def test_question_with_a_word_of_a_tools_name_is_answered_by_a_call_and_its_result_by_words() -> None:
+async def test_question_with_a_word_of_a_tool_name_calls_the_tool_and_its_result_is_answered_with_text() -> None:
     async with running(Options("ollama")) as server, client(server) as http:
         asked = user("What is the weather?")
         call = (await chat(server, "qwen3-vl", asked[0]["content"], tools=[TOOL]))["message"]
@@ -148,7 +152,7 @@ async def test_question_with_a_word_of_a_tools_name_is_answered_by_a_call_and_it
         assert "tool_calls" not in (await http.post("/api/chat", json=body)).json()["message"]
 
 
-async def test_format_makes_the_reply_a_value_of_the_schema() -> None:
+async def test_format_makes_the_reply_an_instance_of_the_schema() -> None:
     schema = {
         "type": "object",
         "properties": {"n": {"type": "integer", "minimum": 7}, "tags": {"type": "array", "items": {"enum": ["a"]}}},
@@ -158,7 +162,7 @@ async def test_format_makes_the_reply_a_value_of_the_schema() -> None:
     assert json.loads(answer["message"]["content"]) == {"n": 7, "tags": ["a"]}
 
 
-async def test_thinking_model_thinks_until_told_not_to() -> None:
+async def test_thinking_model_thinks_unless_think_is_false() -> None:
     async with running(Options("ollama")) as server:
         with_thought = await chat(server, "qwen3:8b", "Hello")
         without = await chat(server, "qwen3:8b", "Hello", think=False)
@@ -167,14 +171,14 @@ async def test_thinking_model_thinks_until_told_not_to() -> None:
     assert with_thought["message"]["content"] == without["message"]["content"]
 
 
-async def test_model_that_leaks_its_thoughts_has_them_in_its_content() -> None:
+async def test_leaking_model_has_its_reasoning_in_the_content() -> None:
     async with running(Options("ollama", models=(Model.parse("m,leaks"),))) as server:
         message = (await chat(server, "m", "Hello"))["message"]
     assert message["content"].startswith("<think>Let me think about it.</think>")
     assert "thinking" not in message
 
 
-async def test_image_to_a_text_model_is_refused_by_the_newer_and_left_out_by_the_older() -> None:
+async def test_image_to_a_text_model_is_refused_by_0_33_and_ignored_by_0_24() -> None:
     messages = [{"role": "user", "content": "What?", "images": [picture()]}]
     answers = {}
     for generation in ("0.33", "0.24"):
@@ -187,7 +191,7 @@ async def test_image_to_a_text_model_is_refused_by_the_newer_and_left_out_by_the
     assert answers["0.24"].json()["message"]["content"].startswith(digest("What?"))
 
 
-async def test_content_that_is_no_text_is_refused_as_go_does() -> None:
+async def test_non_text_content_is_refused_with_the_message_of_go() -> None:
     async with running(Options("ollama")) as server, client(server) as http:
         messages = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
         response = await http.post("/api/chat", json={"model": "llama", "messages": messages})
@@ -196,17 +200,9 @@ async def test_content_that_is_no_text_is_refused_as_go_does() -> None:
     }
 
 
-async def test_speed_and_time_to_first_token_are_kept() -> None:
+async def test_reply_takes_the_configured_time() -> None:
     loop = asyncio.get_running_loop()
     async with running(Options("ollama", tokens_per_second=100, time_to_first_token=0.1)) as server:
         began = loop.time()
         await chat(server, "llama", "Hello", options={"num_predict": 11})
         assert 0.19 < loop.time() - began < 1
-
-
-def test_model_is_read_from_a_line_of_words() -> None:
-    assert Model.parse("a:7b,vision,tools,context=8192") == Model(
-        "a:7b", family="qwen3vl", vision=True, tools=True, context_length=8192
-    )
-    with pytest.raises(ValueError, match="'flying' says nothing"):
-        Model.parse("a,flying")

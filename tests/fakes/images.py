@@ -1,13 +1,18 @@
-"""Pictures that every engine takes as they are."""
+"""Images that every engine accepts unconverted."""
 
 import base64
 import random
 import struct
 import zlib
+from functools import cache
 
 
-def picture_url(size: int = 64, *, is_noise: bool = False) -> str:
-    """A square PNG as a `data:` URL; noise cannot be made shorter: four bytes of URL for each pixel."""
+@cache
+def png_data_url(size: int = 64, *, is_noise: bool = False) -> str:
+    """Return a square PNG as a `data:` URL.
+
+    Noise does not compress: its URL has four bytes for each pixel.
+    """
     numbers = random.Random(1)
     rows = b"".join(b"\0" + (numbers.randbytes(3 * size) if is_noise else b"\x40\x80\xc0" * size) for _ in range(size))
     head = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)

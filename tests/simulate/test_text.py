@@ -1,32 +1,32 @@
-"""The pretended model's words, and how limits cut them."""
+"""Text of the simulated model, and how limits end it."""
 
 from gateway.simulate.text import GenerationLimits, Prompt, answer, compose, digest, logprob
 
 
-def test_digest_sees_words_and_no_blanks() -> None:
+def test_digest_ignores_whitespace() -> None:
     assert digest("Say  hello.\n") == digest("Say hello.") != digest("Say hello!")
 
 
-def test_length_is_asked_for_in_the_question() -> None:
+def test_question_sets_the_length() -> None:
     assert len(compose(Prompt((("user", "Give me 70 words"),)), 32)) == 70
 
 
-def test_stop_string_across_tokens_ends_the_reply_before_it_and_counts_its_tokens() -> None:
+def test_stop_string_across_tokens_is_removed_but_its_tokens_count() -> None:
     found = answer(["one", " tw", "o th", "ree"], GenerationLimits(10, stop=("three", "two")))
     assert (found.joined("content"), found.stop_string, found.finish, len(found.pieces)) == ("one ", "two", "stop", 3)
 
 
-def test_reply_as_long_as_its_limit_ends_for_length() -> None:
+def test_reply_that_reaches_its_limit_ends_with_length() -> None:
     assert answer(["a", "b"], GenerationLimits(2)).finish == "length"
     assert answer(["a", "b"], GenerationLimits(3)).finish == "stop"
 
 
-def test_thirty_equal_tokens_are_borne_and_one_more_is_not() -> None:
-    assert not answer(["x"] * 30, GenerationLimits(100, gives_up_after=30)).broken
-    assert len(answer([" x", "x\n"] * 40, GenerationLimits(100, gives_up_after=30)).pieces) == 31
+def test_reply_is_aborted_after_more_than_thirty_equal_tokens() -> None:
+    assert not answer(["x"] * 30, GenerationLimits(100, repeat_limit=30)).broken
+    assert len(answer([" x", "x\n"] * 40, GenerationLimits(100, repeat_limit=30)).pieces) == 31
 
 
-def test_end_of_thought_parts_reasoning_from_content_and_is_neither() -> None:
+def test_end_of_thought_token_separates_reasoning_from_content() -> None:
     found = answer(["hm", "</think>", "yes"], GenerationLimits(9), thinks=True)
     assert [(piece.kind, piece.text) for piece in found.pieces] == [
         ("thinking", "hm"),
@@ -35,7 +35,7 @@ def test_end_of_thought_parts_reasoning_from_content_and_is_neither() -> None:
     ]
 
 
-def test_call_is_read_in_either_syntax_and_only_when_whole() -> None:
+def test_complete_tool_call_is_parsed_in_either_syntax() -> None:
     call = '{"name": "f", "arguments": {"a": 1}}'
     assert answer([f"<tool_call>{call}", "</tool_call>"], GenerationLimits(9), tools=True).calls[0].arguments == {
         "a": 1
@@ -45,7 +45,7 @@ def test_call_is_read_in_either_syntax_and_only_when_whole() -> None:
     assert not answer([call], GenerationLimits(9), tools=False, bare_json_calls=True).calls
 
 
-def test_alternatives_begin_with_the_token_itself() -> None:
+def test_top_logprobs_begin_with_the_token_itself() -> None:
     entry = logprob(" a", 2, keeps_empty=False)
     assert next(other["token"] for other in entry["top_logprobs"]) == " a"
     assert "top_logprobs" not in logprob("a", 0, keeps_empty=False)

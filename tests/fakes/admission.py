@@ -1,4 +1,4 @@
-"""An `Admission` on a clock that the test sets, with servers whose models and state it sets too."""
+"""An `Admission` on a manual clock, with servers whose models and state the test sets."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -13,22 +13,25 @@ FOREVER = 1e6
 
 
 class Server(ServerSlots):
+    """Server slots whose models (`available_models`), health (`up`) and load under way are set by
+    the test.
+    """
+
     def __init__(self, *models: str) -> None:
         super().__init__()
-        self.models_there = set(models)
+        self.available_models = set(models)
         self.up = True
-
         self.loading: ModelState | None = None
 
     def serves(self, model: str) -> bool:
-        return model in self.models_there
+        return model in self.available_models
 
     def is_up(self) -> bool:
         return self.up
 
 
 class Clock:
-    """Time that passes when the test says so; alarms ring on the way."""
+    """Manual clock: `pass_time` advances it and fires the alarms that become due."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -51,25 +54,28 @@ class Clock:
 
 
 class Request(QueueEntry):
-    """Counts how often it was let in from the line, and how often another backend took it over; `home` is where it is."""
+    """Queue entry that counts its admissions and its transfers to another backend.
 
-    __slots__ = ("admissions", "home", "moves")
+    `setup` is the admission that holds it now.
+    """
 
-    def __init__(self, home: "Setup", queue: Queue, claim: Claim) -> None:
+    __slots__ = ("admissions", "setup", "transfers")
+
+    def __init__(self, setup: "Setup", queue: Queue, claim: Claim) -> None:
         super().__init__(queue, claim)
-        self.home = home
+        self.setup = setup
         self.admissions = 0
-        self.moves = 0
+        self.transfers = 0
 
     def admitted(self) -> None:
         self.admissions += 1
 
     def transferred(self) -> None:
-        self.moves += 1
+        self.transfers += 1
 
 
 class Setup:
-    """An admission, its servers and its clock, and all requests that came."""
+    """An admission, its servers, its clock, and all requests that arrived."""
 
     def __init__(self, servers: tuple[Server, ...], limits: AdmissionLimits) -> None:
         self.servers = servers
@@ -81,8 +87,8 @@ class Setup:
         self.leave, self.pass_time = self.admission.leave, self.clock.pass_time
         self.requests: list[Request] = []
 
-    def have_loads(self, swap_after: float = 5.0) -> None:
-        """From now on models have to be loaded at all servers; what is begun stands in `Server.loading`."""
+    def enable_loading(self, swap_after: float = 5.0) -> None:
+        """Make all servers load models from now on; `Server.loading` is the load that has begun."""
 
         def begin(server: Server, state: ModelState) -> None:
             assert server.loading is None
@@ -112,24 +118,24 @@ class Setup:
         self.requests.append(request)
         return request
 
-    def take_over(
+    def accept_transfers(
         self, requests: Iterable[Request], model: str = "m", tier: str = "", own: TierLimits | None = None
     ) -> None:
-        """Those who wait elsewhere wait here for `model` now."""
-        movers = []
+        """Move requests that are queued at another setup into this setup's queue for `model`."""
+        transfers = []
         for request in requests:
-            movers.append(
+            transfers.append(
                 Transfer(
-                    request, request.home.admission, self.admission.queue(model, request.queue.lane.name, tier, own)
+                    request, request.setup.admission, self.admission.queue(model, request.queue.lane.name, tier, own)
                 )
             )
-            request.home.requests.remove(request)
+            request.setup.requests.remove(request)
             self.requests.append(request)
-            request.home = self
-        self.admission.accept_transfers(movers)
+            request.setup = self
+        self.admission.accept_transfers(transfers)
 
-    def one_running(self) -> Request:
-        """The only one in flight of those that came."""
+    def only_running(self) -> Request:
+        """Return the only request in flight."""
         (request,) = [request for request in self.requests if request.placement is not None]
         return request
 
@@ -151,5 +157,5 @@ def limits(
 
 
 def setup(*servers: Server, **given: Any) -> Setup:
-    """With `limits` of what is `given`."""
+    """Return a setup whose limits are `limits(**given)`."""
     return Setup(servers, limits(**given))
