@@ -1,4 +1,4 @@
-"""What is deployed keeps step with the code: the compose file, the image, and what they name."""
+"""The compose file, the image and `.ci/run` agree with the code and with what they name."""
 
 import re
 from pathlib import Path
