@@ -75,7 +75,7 @@ class Running:
         return f"http://127.0.0.1:{self.port}"
 
     def openai(self) -> AsyncOpenAI:
-        http = DefaultAsyncHttpxClient(timeout=PATIENCE, verify=False)  # to load the CA certificates takes 30 ms
+        http = DefaultAsyncHttpxClient(timeout=PATIENCE, verify=False)  # loading the CA certificates takes 30 ms
         return AsyncOpenAI(base_url=f"{self.base_url}/v1", api_key="any", max_retries=0, http_client=http)
 
     def metric(self, name: str, **labels: str) -> float:

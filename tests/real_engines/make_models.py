@@ -1,9 +1,11 @@
-"""Write two tiny models of random weights that vLLM can serve: `python -P make_models.py FOLDER`.
+"""Write two tiny models with random weights that vLLM can serve: `python -P make_models.py FOLDER`.
 
-`tiny-qwen3` takes text, `tiny-qwen3-vl` takes images too. At temperature 0 neither ends an answer by itself, nor says a token that is no
-whole text (part of a character, markup): the score of those is always 0, that of the best of the others never. Where wholly random weights say
-such depends on how the processor rounds. Run it with the Python of vLLM's environment, and with `-P`, so that `vllm.py` beside this
-file does not stand in the engine's place.
+`tiny-qwen3` accepts text, `tiny-qwen3-vl` also images. At temperature 0 neither model ends an
+answer itself, nor generates a token that is not complete text (part of a character, markup): the
+score of such tokens is always 0, and that of the best other token never is. With entirely random
+weights, when such a token appears would depend on the processor's rounding. Run it with the Python
+of vLLM's environment, and with `-P`, so that `vllm.py` in this folder is not imported instead of
+the engine.
 """
 
 import json
@@ -48,7 +50,7 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-# Small, but of a shape that vLLM's kernels take: heads of 32, hidden size a multiple of 64.
+# Small, but of a shape that vLLM's kernels accept: heads of 32, hidden size a multiple of 64.
 TEXT_SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY_SIZE,
     "hidden_size": 64,
@@ -73,7 +75,7 @@ VISION_SHAPE: dict[str, Any] = {
 }
 # The three sections of the rotary embedding (time, height, width) add up to half a head.
 ROTARY = {"rope_type": "default", "mrope_section": [4, 6, 6], "mrope_interleaved": True}
-# From 4 to 64 patches of 32 by 32 pixels after merging: an image costs a few tokens.
+# 4 to 64 patches of 32 by 32 pixels after merging, so an image costs only a few tokens.
 IMAGE_PROCESSING: dict[str, Any] = {
     **PATCH,
     "merge_size": 2,
@@ -89,7 +91,9 @@ def token_id(token: str) -> int:
 
 
 def write_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that knows every byte, its merges learned from this very file: enough for any text to go in and come out."""
+    """Write a byte-level BPE tokenizer, which can encode any text; its merges are learned from this
+    file.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

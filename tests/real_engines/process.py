@@ -1,4 +1,6 @@
-"""A server that a test starts: its own process, its output in a file, ready within a deadline, gone at the end."""
+"""Servers that tests start as processes: output in a file, ready within a deadline, always
+stopped.
+"""
 
 import random
 import socket
@@ -19,9 +21,11 @@ Value = TypeVar("Value")
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now, for a server that cannot be told port 0 or binds it only after some seconds.
+    """Return a free port of 127.0.0.1, for a server that cannot use port 0 or binds it only after
+    seconds.
 
-    It lies below the ports that systems give to outgoing connections (from 32768 on), or one of those might sit on it meanwhile.
+    It is below the ports of outgoing connections (from 32768 on), one of which might take it before
+    the server binds it.
     """
     for port in random.sample(range(20_000, 32_000), 100):
         with socket.socket() as probe, suppress(OSError):
@@ -31,10 +35,10 @@ def free_port() -> int:
 
 
 def wait_until(read: Callable[[], Value], holds: Callable[[Value], bool], what: str, seconds: float = 10.0) -> None:
-    """Read a value again and again until `holds` is true of it.
+    """Read a value repeatedly until `holds` is true for it.
 
     Raises:
-        AssertionError: it was not within `seconds`; with the value read last.
+        AssertionError: it was not within `seconds`; the message has the last value.
     """
     deadline = time.monotonic() + seconds
     while not holds(value := read()):
@@ -45,7 +49,8 @@ def wait_until(read: Callable[[], Value], holds: Callable[[Value], bool], what: 
 class Server:
     """A command that listens on `port` of 127.0.0.1, with its output in the file `log`.
 
-    `start` does not wait, so that several can start at once; `wait_until_ready` does. As a context manager: both, and `stop` at the end.
+    `start` does not wait, so several servers can start at once; `wait_until_ready` waits. As a
+    context manager it does both, and calls `stop` at the end.
     """
 
     start_seconds = 60.0
@@ -69,7 +74,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        assert self._process is None, "started already"
+        assert self._process is None, "already started"
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, LEASH, *self._command],
@@ -81,10 +86,11 @@ class Server:
             )
 
     def wait_until_ready(self) -> None:
-        """Wait for a 200 of the health path.
+        """Wait for a 200 from the health path.
 
         Raises:
-            AssertionError: the command ended, or was not ready within `start_seconds`; with the last lines of its output.
+            AssertionError: the command ended, or was not ready within `start_seconds`. The message
+                has the last lines of its output.
         """
         assert self._process is not None, "not started"
         deadline = time.monotonic() + self.start_seconds
@@ -99,7 +105,9 @@ class Server:
                 time.sleep(0.1)
 
     def stop(self) -> None:
-        """End the command and all that it started; the leash bounds how long that takes."""
+        """End the command and all processes that it started; the leash limits how long that
+        takes.
+        """
         if self._process is None:
             return
         assert self._process.stdin is not None
@@ -114,7 +122,7 @@ class Server:
             self._process = None
 
     def tail(self) -> str:
-        """The last lines of what the command wrote."""
+        """Return the last lines of the command's output."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
 
     def _answers(self, client: httpx2.Client) -> bool:

@@ -1,4 +1,4 @@
-"""The installer's decisions; that the whole of it works is seen wherever `make test-vllm` runs."""
+"""Decisions of the vLLM installer; `make test-vllm` runs the whole of it."""
 
 import json
 import zipfile
@@ -13,19 +13,21 @@ def test_finished_install_is_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / install_vllm.MARKER).write_text(json.dumps(install_vllm.VERSIONS))
-    monkeypatch.setattr(install_vllm, "install", lambda folder: pytest.fail("installed again"))
+    monkeypatch.setattr(install_vllm, "install", lambda folder: pytest.fail("must not install again"))
     assert install_vllm.main([str(tmp_path)]) == 0
-    assert "there already" in capsys.readouterr().out
+    assert "already installed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("marker", [None, "", "[]", '{"torch": "1.0"}'])
-def test_unfinished_or_older_install_is_begun_again(tmp_path: Path, marker: str | None) -> None:
+@pytest.mark.parametrize(
+    "marker", [None, "", "[]", '{"torch": "1.0"}'], ids=["missing", "empty", "list", "other version"]
+)
+def test_unfinished_or_outdated_install_is_repeated(tmp_path: Path, marker: str | None) -> None:
     if marker is not None:
         (tmp_path / install_vllm.MARKER).write_text(marker)
     assert not install_vllm.is_installed(tmp_path)
 
 
-def test_requirements_leave_out_torchs_family_and_extras(tmp_path: Path) -> None:
+def test_requirements_exclude_torch_and_extras(tmp_path: Path) -> None:
     wheel = tmp_path / "engine-1.0-py3-none-any.whl"
     listed = [
         "torch==2.0+cpu",

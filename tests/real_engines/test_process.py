@@ -1,4 +1,4 @@
-"""A server that a test starts is ready within its deadline and never stays."""
+"""Servers that tests start: ready within their deadline, and never left running."""
 
 import os
 import signal
@@ -25,14 +25,14 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_server_is_ready_inside_the_block_and_gone_after_it(tmp_path: Path) -> None:
+def test_server_runs_only_inside_the_block(tmp_path: Path) -> None:
     port = free_port()
     with listener(port, tmp_path):
         assert listens(port)
     assert not listens(port)
 
 
-def test_server_that_ends_at_once_shows_its_last_lines(tmp_path: Path) -> None:
+def test_failed_start_shows_the_last_lines_of_output(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no such model')"]
     server = Server(
         command, port=free_port(), health_path="/", log=tmp_path / "log", environment=os.environ, cwd=tmp_path
@@ -41,10 +41,10 @@ def test_server_that_ends_at_once_shows_its_last_lines(tmp_path: Path) -> None:
         pass
 
 
-def test_server_that_is_never_ready_is_stopped(tmp_path: Path) -> None:
+def test_server_that_never_becomes_ready_is_stopped(tmp_path: Path) -> None:
     port = free_port()
     server = listener(port, tmp_path)
-    server.start_seconds = 1.0
+    server.start_seconds = 0.5
     server._health_path = "/nowhere"
     with pytest.raises(AssertionError, match="not ready within"), server:
         pass

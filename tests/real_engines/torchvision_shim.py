@@ -1,8 +1,9 @@
-"""Let torchvision be imported beside a torch for which its compiled operators cannot load.
+"""Make torchvision importable with a torch for which its compiled operators cannot load.
 
-Importing torchvision attaches Python code to the operators `nms` and `qnms`, which its compiled part would have declared. Here they are
-declared without code, just before that import; nobody calls them while a language model is served. `install_vllm.py` copies this file
-into the site-packages of vLLM's environment, where it is needed, and a `.pth` file calls `install`.
+Importing torchvision attaches Python code to the operators `nms` and `qnms`, which its compiled
+part would have declared. This shim declares them without code, just before that import; serving a
+language model never calls them. If needed, `install_vllm.py` copies this file into the
+site-packages of vLLM's environment, where a `.pth` file calls `install`.
 """
 
 import sys
@@ -17,7 +18,11 @@ SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 class DeclaresOperators(MetaPathFinder):
-    """Finds nothing itself: it only notices that torchvision is about to be looked for. Declarations live as long as `library` does."""
+    """Import hook that finds nothing, but notices the import of torchvision and declares its
+    operators.
+
+    The declarations live as long as `library`.
+    """
 
     library: Any = None
     has_noticed = False
@@ -26,8 +31,8 @@ class DeclaresOperators(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname == "torchvision" and not self.has_noticed:
-            self.has_noticed = True  # first, should the import of torch look for torchvision too
-            from torch.library import Library  # here, since a .pth file runs at every start of this Python
+            self.has_noticed = True  # before the import of torch, which may look for torchvision, too
+            from torch.library import Library  # not at the top: a .pth file runs at every start of Python
 
             self.library = Library("torchvision", "DEF")
             for operator in OPERATORS:
@@ -36,6 +41,9 @@ class DeclaresOperators(MetaPathFinder):
 
 
 def install() -> None:
-    """Safe to call twice: a `.pth` file is run twice where `lib64` is a link to `lib`."""
+    """Install the import hook once.
+
+    It may be called twice, because a `.pth` file runs twice if `lib64` is a link to `lib`.
+    """
     if not any(isinstance(finder, DeclaresOperators) for finder in sys.meta_path):
         sys.meta_path.insert(0, DeclaresOperators())

