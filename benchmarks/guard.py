@@ -1,7 +1,8 @@
-"""Puts the guard of the roll-out before simulated canaries and switches, equal ones and bad ones, and says which it took back, and when.
+"""Automatic rollbacks of simulated canaries and switches, healthy and bad ones, by the real guard.
 
-`make bench-guard` runs it. Time is virtual: the roll-out, the guard and its settings are the real ones, the requests are drawn. Exit status 1
-when more than `MOST_FALSE` of 100 equal ones went back, or a bad canary stayed.
+`make bench-guard` runs it. Roll-out, guard and settings are the real ones; time is virtual and the
+requests are random. Exit status 1: more than `MAX_FALSE` of 100 healthy canaries or switches were
+rolled back, or a bad canary was not.
 """
 
 import argparse
@@ -22,69 +23,83 @@ from gateway.rollout.guard import RolloutGuard
 from gateway.rollout.state import Rollout
 from gateway.telemetry.exchange import CHAT, Exchange, Phase
 
-MOST_FALSE = 1
+MAX_FALSE = 1
 OTHER, TESTED = "ollama", "vllm"
 _TIER = "standard"
 _FIRST_TOKEN_SECONDS, _FIRST_TOKEN_SPREAD = 0.4, 0.6
-"""Median, and deviation of the logarithm: the p95 is 2.7 times the median."""
+"""Median, and standard deviation of the logarithm: the p95 is 2.7 times the median."""
 _GAP_SECONDS, _GAP_SPREAD = 0.02, 0.25
 _TOKENS = 150
-_EACH_SECONDS = 0.2
-"""Between two looks, as the gateway has it."""
+_INTERVAL_SECONDS = 0.2
+"""Seconds between two evaluations, as in the gateway."""
 
 
 @dataclass(frozen=True, slots=True)
-class SideModel:
-    """How a backend does. Shares are of its requests."""
+class BackendModel:
+    """Behaviour of a backend: shares of its requests, and factors of the usual times."""
 
     errors: float = 0.01
     truncated: float = 0.002
     empty: float = 0.002
     first_token: float = 1.0
-    """Times the usual."""
     gap: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is simulated: `worse` is the side under test, from `turns_bad` seconds after the change on."""
+    """One simulated canary or switch.
+
+    Attributes:
+        tested: the backend under test, from `degrades_after` seconds after the change on.
+        percent: percentage of the canary; 100 means a complete switch.
+        counts: whether the case counts for the exit status.
+    """
 
     name: str
-    worse: SideModel
+    tested: BackendModel
     percent: float
-    """Of the canary; 100: a switch of everything."""
     is_bad: bool
     counts: bool = True
-    """Towards the verdict."""
-    turns_bad: float = 0.0
-    usual: SideModel = field(default=SideModel())
+    degrades_after: float = 0.0
+    usual: BackendModel = field(default=BackendModel())
 
 
 @dataclass(frozen=True, slots=True)
 class GuardOptions:
+    """Command line.
+
+    Attributes:
+        rate: requests per second of the tier.
+        hours: longest time that one canary or switch is simulated.
+    """
+
     runs: int
     rate: float
-    """Requests a second of the tier."""
     hours: float
-    """How long an equal one is looked at; bad ones at most so long."""
     seed: int
 
 
 @dataclass(slots=True)
 class Result:
-    """Of one case: of those that went back, seconds after the change, requests of the side under test until then, and why."""
+    """Results of one case.
+
+    Attributes:
+        seconds: time from the change to each rollback.
+        requests: requests on the tested backend until each rollback.
+        rules: number of rollbacks by the rule that caused them.
+        cost: CPU seconds of the guard for an exchange.
+    """
 
     runs: int = 0
     seconds: list[float] = field(default_factory=list)
     requests: list[float] = field(default_factory=list)
     rules: dict[str, int] = field(default_factory=dict)
     cost: float = 0.0
-    """Seconds of this machine for an exchange."""
 
 
 def cases(percent: float) -> list[Case]:
-    usual = SideModel()
-    worse = {
+    usual = BackendModel()
+    models = {
         "equal": (usual, False),
         "5 points more errors": (replace(usual, errors=usual.errors + 0.05), True),
         "2 x time to first token": (replace(usual, first_token=2.0), True),
@@ -93,18 +108,17 @@ def cases(percent: float) -> list[Case]:
         "5 points more empty": (replace(usual, empty=usual.empty + 0.05), True),
         "fails everything": (replace(usual, errors=1.0), True),
     }
-    found = [Case(f"canary, {name}", side, percent, is_bad) for name, (side, is_bad) in worse.items()]
-    found.append(
-        Case("canary, fails everything after 20 min", worse["fails everything"][0], percent, True, turns_bad=1200)
-    )
+    found = [Case(f"canary, {name}", model, percent, is_bad) for name, (model, is_bad) in models.items()]
+    failing = models["fails everything"][0]
+    found.append(Case("canary, fails everything after 20 min", failing, percent, True, degrades_after=1200))
     switches = ("equal", "5 points more errors", "2 x time to first token", "fails everything")
     return found + [
-        Case(f"switch, {name}", worse[name][0], 100, worse[name][1], counts=name == "equal") for name in switches
+        Case(f"switch, {name}", models[name][0], 100, models[name][1], counts=name == "equal") for name in switches
     ]
 
 
 def simulate(case: Case, options: GuardOptions, random_: random.Random, result: Result) -> None:
-    """One canary or switch, until it went back or the time is over."""
+    """Simulate one canary or switch until it is rolled back or the time is over."""
     now = [0.0]
     document = {
         "tiers": {_TIER: {"models": {OTHER: "a", TESTED: "b"}}},
@@ -115,25 +129,25 @@ def simulate(case: Case, options: GuardOptions, random_: random.Random, result: 
     settings = config.build(document)
     assert settings.guard is not None
     rollout = Rollout(settings)
-    under_way = {OTHER: 0, TESTED: 0}
+    in_flight = {OTHER: 0, TESTED: 0}
     guard = RolloutGuard(
-        settings.guard, rollout, settings.rollback_to, lambda tier, backend, since: under_way[backend], lambda: now[0]
+        settings.guard, rollout, settings.rollback_to, lambda tier, backend, since: in_flight[backend], lambda: now[0]
     )
-    changed = 300.0 if case.percent == 100 else 60.0  # with a time before, for a switch
+    changed = 300.0 if case.percent == 100 else 60.0  # a switch is compared with the time before it
     ends = changed + options.hours * 3600
     has_changed = False
     over: list[Exchange] = []
-    spent, looked, count, tested = 0.0, 0.0, 0, 0
-    for at, exchange in _exchanges(case, changed, options.rate, random_, under_way, rollout):
+    spent, evaluated, count, tested = 0.0, 0.0, 0, 0
+    for at, exchange in _exchanges(case, changed, options.rate, random_, in_flight, rollout):
         if not has_changed and at >= changed:
             has_changed = True
             rollout.set(TESTED) if case.percent == 100 else rollout.set(canary=Canary(TESTED, case.percent))
         over.append(exchange)
         count += 1
         tested += exchange.backend == TESTED
-        if at < looked + _EACH_SECONDS:
+        if at < evaluated + _INTERVAL_SECONDS:
             continue
-        now[0] = looked = at
+        now[0] = evaluated = at
         began = time.thread_time()
         guard.observe(over)
         spent += time.thread_time() - began
@@ -152,42 +166,60 @@ def simulate(case: Case, options: GuardOptions, random_: random.Random, result: 
 
 
 def _exchanges(
-    case: Case, changed: float, rate: float, random_: random.Random, under_way: dict[str, int], rollout: Rollout
+    case: Case, changed: float, rate: float, random_: random.Random, in_flight: dict[str, int], rollout: Rollout
 ) -> Iterator[tuple[float, Exchange]]:
-    """Each with the time of its end, in that order; arrivals are a Poisson process."""
+    """Yield exchanges with the time of their end, in that order; arrivals are a Poisson process."""
     running: list[tuple[float, int, Exchange]] = []
     arrival, number = 0.0, 0
     while True:
         arrival += random_.expovariate(rate)
         while running and running[0][0] <= arrival:
             at, _, exchange = heappop(running)
-            under_way[exchange.backend] -= 1
+            in_flight[exchange.backend] -= 1
             yield at, exchange
-        line = rollout.tiers[_TIER]
-        backend = line.assignment.backend if line.canary is None else line.choose(random_.randrange(10_000)).backend
-        side = case.worse if backend == TESTED and arrival >= changed + case.turns_bad else case.usual
+        tier = rollout.tiers[_TIER]
+        backend = tier.assignment.backend if tier.canary is None else tier.choose(random_.randrange(10_000)).backend
+        model = case.tested if backend == TESTED and arrival >= changed + case.degrades_after else case.usual
         number += 1
-        exchange = _exchange(side, backend, random_)
-        under_way[backend] += 1
+        exchange = _exchange(model, backend, random_)
+        in_flight[backend] += 1
         heappush(running, (arrival + exchange.duration, number, exchange))
 
 
-def _exchange(side: SideModel, backend: str, random_: random.Random) -> Exchange:
+def _exchange(model: BackendModel, backend: str, random_: random.Random) -> Exchange:
     outcome: Outcome = "ok"
     phase: Phase = "streaming"
-    first: float | None = side.first_token * _FIRST_TOKEN_SECONDS * exp(random_.gauss(0, _FIRST_TOKEN_SPREAD))
+    first: float | None = model.first_token * _FIRST_TOKEN_SECONDS * exp(random_.gauss(0, _FIRST_TOKEN_SPREAD))
     tokens = max(8, int(-_TOKENS * log(1 - random_.random())))
-    duration = (first or 0) + side.gap * _GAP_SECONDS * exp(random_.gauss(0, _GAP_SPREAD)) * (tokens - 1)
-    is_empty = random_.random() < side.empty
-    if random_.random() < side.errors:  # at once, before a piece
+    duration = (first or 0) + model.gap * _GAP_SECONDS * exp(random_.gauss(0, _GAP_SPREAD)) * (tokens - 1)
+    is_empty = random_.random() < model.empty
+    if random_.random() < model.errors:  # immediately, before the first token
         outcome, phase, first, duration, is_empty = "upstream_error", "waiting", None, 0.05, False
-    elif random_.random() < side.truncated:
+    elif random_.random() < model.truncated:
         outcome, duration, is_empty = "upstream_error", duration / 2, False
     return Exchange(
-        request_id="", key_id="", endpoint=CHAT, tier=_TIER, backend=backend, chosen=backend, model="", lane="text", stream=True, status=200,
-        code=None, reason=None, outcome=outcome, empty=is_empty, phase=phase, duration=duration, queue_wait=0.0, upstream=duration,
-        time_to_first_token=first, usage=Usage(10, tokens) if outcome == "ok" else None, attempts=1,
-    )  # fmt: skip
+        request_id="",
+        key_id="",
+        endpoint=CHAT,
+        tier=_TIER,
+        backend=backend,
+        chosen=backend,
+        model="",
+        lane="text",
+        stream=True,
+        status=200,
+        code=None,
+        reason=None,
+        outcome=outcome,
+        empty=is_empty,
+        phase=phase,
+        duration=duration,
+        queue_wait=0.0,
+        upstream=duration,
+        time_to_first_token=first,
+        usage=Usage(10, tokens) if outcome == "ok" else None,
+        attempts=1,
+    )
 
 
 def _line(case: Case, result: Result) -> str:
@@ -202,26 +234,28 @@ def _line(case: Case, result: Result) -> str:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guard", description=__doc__)
-    parser.add_argument("--runs", type=int, default=100, help="of each case")
-    parser.add_argument("--rate", type=float, default=10.0, help="requests a second of the tier")
-    parser.add_argument("--percent", type=float, default=10.0, help="of the canary")
-    parser.add_argument("--hours", type=float, default=1.0, help="how long each is looked at")
+    parser.add_argument("--runs", type=int, default=100, help="simulations of each case")
+    parser.add_argument("--rate", type=float, default=10.0, help="requests per second of the tier")
+    parser.add_argument("--percent", type=float, default=10.0, help="percentage of the canary")
+    parser.add_argument("--hours", type=float, default=1.0, help="longest simulated time of each run")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="cases whose name has this word")
-    words = parser.parse_args(arguments)
-    options = GuardOptions(words.runs, words.rate, words.hours, words.seed)
-    usual = SideModel()
+    parser.add_argument("--only", default="", help="run only cases whose name contains this text")
+    given = parser.parse_args(arguments)
+    options = GuardOptions(given.runs, given.rate, given.hours, given.seed)
+    usual = BackendModel()
     print(
-        f"{options.rate:g} requests a second, {words.percent:g} % of them to the canary, each looked at for {options.hours:g} h at most"
+        f"{options.rate:g} requests per second, {given.percent:g} % of them to the canary, "
+        f"at most {options.hours:g} h each"
     )
     print(
-        f"usual: {usual.errors:.1%} errors, {usual.truncated:.1%} truncated, {usual.empty:.1%} empty, {_FIRST_TOKEN_SECONDS:g} s to the first token"
+        f"usual: {usual.errors:.1%} errors, {usual.truncated:.1%} truncated, {usual.empty:.1%} empty, "
+        f"{_FIRST_TOKEN_SECONDS:g} s to the first token"
     )
-    print(f"{'':38} went back     median      worst   requests, worst   rule that broke")
+    print(f"{'':38} rolled back   median      worst   requests, worst   rule that was broken")
     good = True
     costs = []
-    for case in cases(words.percent):
-        if words.only not in case.name:
+    for case in cases(given.percent):
+        if given.only not in case.name:
             continue
         random_ = random.Random(f"{options.seed} {case.name}")
         result = Result()
@@ -233,9 +267,9 @@ def main(arguments: list[str]) -> int:
             good &= (
                 len(result.seconds) == result.runs
                 if case.is_bad
-                else len(result.seconds) <= MOST_FALSE * result.runs / 100
+                else len(result.seconds) <= MAX_FALSE * result.runs / 100
             )
-    print(f"the guard takes {1e6 * sum(costs) / len(costs):.1f} µs of this machine for an exchange")
+    print(f"the guard takes {1e6 * sum(costs) / len(costs):.1f} µs of CPU for an exchange")
     return 0 if good else 1
 
 

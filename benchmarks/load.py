@@ -1,8 +1,10 @@
-"""Load for `cost.py`: many connections from one process, with as little work for each byte as counting allows.
+"""Load generator of `cost.py`: many connections from one process, with as little work per byte as
+possible.
 
-Run it with `python -m benchmarks.load '<Job as JSON>'`; its outcome goes as JSON to the file that the job names (through a pipe,
-long ones came cut short about once in some hundred runs). A job reads the CPU time of the processes under test itself, at both ends of
-its window, so that what was counted and what it cost belong together.
+Run it with `python -m benchmarks.load '<LoadJob as JSON>'`. It writes its outcome as JSON to the
+file that the job names (through a pipe, long outcomes were truncated in about one of some hundred
+runs). It reads the CPU time of the watched processes itself, at both ends of the window, so the
+counts and the cost belong to the same time.
 """
 
 import asyncio
@@ -32,11 +34,15 @@ _LEAD_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class LoadJob:
-    """What to do: `kind` is `plain` (one request after the other), `streams` (long ones, counted while all are open), `ttft`
-    (short streams one after the other), `idle` (streams held open) or `pings` (small requests beside one large body).
+    """One load job.
 
-    `request` is the path of a file with one whole HTTP request, `outcome` the path of the file for the result; `watch` names the
-    processes whose cost is asked for.
+    Attributes:
+        kind: `plain` (requests one after the other), `streams` (long streams, counted while all are
+            open), `ttft` (short streams one after the other), `idle` (streams held open) or `pings`
+            (small requests during one large one).
+        request: path of a file with one complete HTTP request.
+        outcome: path of the file for the outcome.
+        watch: ids of the processes whose cost is measured.
     """
 
     kind: str
@@ -48,20 +54,24 @@ class LoadJob:
     warm_up: float = 0.5
     watch: list[int] = field(default_factory=list)
     spread: float = 0.0
-    """Seconds over which the connections start, so that their tokens do not come in step."""
+    """Seconds over which the connections start, so that their tokens do not arrive in lockstep."""
     ping: str = "/healthz"
-    cut: bool = False
-    """Write head and body one after the other, as httpx does, and with it openai-python."""
+    split: bool = False
+    """Write head and body separately, as httpx does, and with it openai-python."""
 
 
 @dataclass(slots=True)
 class LoadOutcome:
-    """What happened in the window: answers and tokens counted, seconds of it, CPU seconds of the watched, latencies in seconds."""
+    """Counts of the window, its length, the CPU seconds of the watched processes, and latencies in
+    seconds.
+    """
 
     answers: int = 0
     tokens: int = 0
     reads: int = 0
-    """Reads that brought tokens: with fewer reads than tokens, something on the way held tokens back and sent them together."""
+    """Reads with tokens; if they are fewer than the tokens, the subject sent several tokens
+    together.
+    """
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     own_cpu_seconds: float = 0.0
@@ -73,14 +83,14 @@ class LoadOutcome:
 
 
 class Client(asyncio.Protocol):
-    """One keep-alive connection that sends `request` again and again, or once."""
+    """One keep-alive connection that sends `request` repeatedly, or once."""
 
     _transport: asyncio.Transport
 
     def __init__(self, run: "Run", request: bytes, *, repeat: bool) -> None:
         self._run = run
-        cut = request.find(_HEAD_END) + len(_HEAD_END) if run.job.cut else len(request)
-        self._request, self._rest = request[:cut], request[cut:]
+        end = request.find(_HEAD_END) + len(_HEAD_END) if run.job.split else len(request)
+        self._request, self._rest = request[:end], request[end:]
         self._repeat = repeat
         self._sent_at = 0.0
         self._reset()
@@ -92,16 +102,14 @@ class Client(asyncio.Protocol):
         self._tokens = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(
-            "asyncio.Transport", transport
-        )  # no isinstance: uvloop's transports are no subclass of it
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses of it
         self._send()
 
     def _send(self) -> None:
         self._reset()
         self._sent_at = time.perf_counter()
         self._transport.write(self._request)
-        if self._rest:  # in the loop's next turn: in this one it would leave together with the head
+        if self._rest:  # in the next turn of the loop: in this one it would be sent together with the head
             self._run.loop.call_soon(self._transport.write, self._rest)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -153,7 +161,7 @@ class Client(asyncio.Protocol):
 
 
 class Run:
-    """One job: its connections and what they have seen so far."""
+    """A running job: its connections and their counts so far."""
 
     def __init__(self, job: LoadJob) -> None:
         self.job = job
@@ -173,13 +181,13 @@ class Run:
     def lost(self, client: Client) -> None:
         self._open.discard(client)
         if not self.ending and not self.outcome.failures:
-            self.failed("a connection was closed before its time")
+            self.failed("a connection was closed too early")
         if not self._open:
             self._empty.set()
 
-    def failed(self, what: str) -> None:
+    def failed(self, reason: str) -> None:
         self.outcome.failures += 1
-        self.outcome.first_failure = self.outcome.first_failure or what
+        self.outcome.first_failure = self.outcome.first_failure or reason
         self.all_started.set()
 
     def first_token(self, seconds: float) -> None:
@@ -208,7 +216,7 @@ class Run:
             self._open.add(client)
 
     async def measure(self) -> None:
-        """Count for `job.seconds` and read the clocks of the watched at both ends."""
+        """Count for `job.seconds`, and read the CPU time of the watched processes at both ends."""
         outcome = self.outcome
         answers, tokens, reads = self.answers, self.tokens, self.reads
         self._measuring = True
@@ -226,7 +234,7 @@ class Run:
         self.ending = True
 
     async def drain(self) -> None:
-        """Let what is open come to its end; a stream that never ends is a failure."""
+        """Wait until all open answers end; one that does not is a failure."""
         try:
             async with asyncio.timeout(_STALL_SECONDS):
                 if self._open:
@@ -241,7 +249,7 @@ class Run:
 
 
 async def closed_loop(job: LoadJob, request: bytes) -> LoadOutcome:
-    """Kinds `plain`, `streams` and `ttft`: warm up, measure, let everything end."""
+    """Run the kinds `plain`, `streams` and `ttft`: warm up, measure, drain."""
     run = Run(job)
     await run.connect(request, repeat=job.kind != "streams")
     await asyncio.sleep(job.warm_up)
@@ -251,7 +259,9 @@ async def closed_loop(job: LoadJob, request: bytes) -> LoadOutcome:
 
 
 async def idle(job: LoadJob, request: bytes) -> LoadOutcome:
-    """Kind `idle`: how much the watched grow while all streams are open and wait for their next token."""
+    """Run the kind `idle`: measure the memory of the watched processes while all streams wait for
+    their next token.
+    """
     run = Run(job)
     before = resident_bytes(job.watch)
     await run.connect(request, repeat=False)
@@ -266,9 +276,10 @@ async def idle(job: LoadJob, request: bytes) -> LoadOutcome:
 
 
 async def pings(job: LoadJob, request: bytes) -> LoadOutcome:
-    """Kind `pings`: send a small request each millisecond while one large one goes through; latencies are the pings'.
+    """Run the kind `pings`: send a small request every millisecond during one large request.
 
-    Pings go on for `job.seconds` after its answer.
+    The latencies are those of the small ones, which continue for `job.seconds` after the answer to
+    the large one.
     """
     run = Run(dataclasses.replace(job, connections=1, kind="plain"))
     ping = b"GET %b HTTP/1.1\r\nhost: gateway\r\n\r\n" % job.ping.encode()
@@ -280,12 +291,12 @@ async def pings(job: LoadJob, request: bytes) -> LoadOutcome:
         await run.connect(request, repeat=False)
         await run.drain()
         if not run.answers:
-            run.failed("the large request was not answered")
+            run.failed("the large request got no answer")
         await asyncio.sleep(job.seconds)
         done.set()
 
     async with asyncio.TaskGroup() as group:
-        run.ending = True  # a close after the answer is the plan here
+        run.ending = True  # the connection closes after the answer, as intended
         await _ping(reader, writer, ping)
         group.create_task(large())
         while not done.is_set():
@@ -301,19 +312,19 @@ async def _ping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, requ
     head = await reader.readuntil(_HEAD_END)
     length = _LENGTH.search(head)
     if not head.startswith(b"HTTP/1.1 200") or length is None:
-        raise ConnectionError(f"a ping was answered with {head[:80]!r}")
+        raise ConnectionError(f"the response to a ping was {head[:80]!r}")
     await reader.readexactly(int(length[1]))
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Do the job named on the command line and write its outcome."""
+    """Run the job given on the command line and write its outcome."""
     job = LoadJob(**json.loads(sys.argv[1]))
     request = Path(job.request).read_bytes()
     work = {"idle": idle, "pings": pings}.get(job.kind, closed_loop)
     outcome = uvloop.run(work(job, request))
     Path(job.outcome).write_text(json.dumps(dataclasses.asdict(outcome)))
-    os._exit(0)  # thousands of sockets need no tidy end
+    os._exit(0)  # skip closing thousands of sockets
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""More than the backend can serve, and clients that do not stay: what is served and refused then, and what is left afterwards.
+"""Behaviour under overload and with disconnecting clients.
 
-`make bench-overload` starts it. The backend is a stand-in for a vLLM whose every answer takes the same time, so that what it can serve is known.
+`make bench-overload` runs it. The backend is a vLLM stand-in that takes the same time for every
+answer, so its capacity is known.
 
-1. Overload: first as many requests at once as the backend has lanes, straight to it, one after the other: its own rate. Then four times that
-   rate through the gateway, whether answers come or not. What is served a second must stay near the backend's own; who is refused must
-   learn it at once.
-2. Leaving: 10,000 requests, half of them streams, of which at least 60 % leave at a random moment: in line, before the first piece, in the stream.
-   Some more mean to, and are answered before. Afterwards nothing may run or wait, and the gateway may hold no more descriptors than at the
-   start, but for the connections that it keeps to the backend.
+1. Overload: measure the backend's own rate, with all its slots in use and without the gateway. Then
+   send four times that rate through the gateway, whether or not answers arrive. The goodput must
+   stay near the backend's own rate, and refusals must be immediate.
+2. Disconnects: of 10,000 requests, half of them streams, at least 60 % disconnect at a random
+   moment: in the queue, before the first token, during the stream. Some more intend to, but get
+   their answer before. Afterwards no request may run or wait, and the gateway may not have more
+   open descriptors than at the start, except for the connections that it keeps to the backend.
 
 Exit status 1: a target was missed.
 """
@@ -31,32 +33,37 @@ from benchmarks.processes import Started, started
 from benchmarks.report import mark, percentile
 
 MODEL = "bench-model"
-LANES = 16
+SLOTS = 16
 ANSWER_SECONDS = 0.2
 ANSWER_TOKENS = 10
 OVERLOAD = 4
 GOODPUT = 0.95
 REFUSAL_MILLISECONDS = 50.0
-LEAVING, MEAN_TO_LEAVE = 0.6, 0.85
+DISCONNECTED, INTEND_TO_DISCONNECT = 0.6, 0.85
 PHASES = ("queued", "waiting", "streaming")
 AT_ONCE = 256
-SHORT_LINE, LONG_LINE = 64, AT_ONCE
-"""Who is refused at once in the overload; nobody of those who come and go."""
+SHORT_QUEUE, LONG_QUEUE = 64, AT_ONCE
+"""Queue limits: the short one causes refusals under overload, the long one holds all disconnecting
+requests.
+"""
 PATIENCE = 30.0
 CLEAN_UP_SECONDS = 5.0
-KEPT = LANES
-"""Idle connections that the gateway may keep to the backend."""
+KEPT = SLOTS
+"""Idle connections to the backend that the gateway may keep."""
 
 
 @dataclass(slots=True)
 class ResponseCounts:
-    """What clients saw: seconds of each answer by its status, and how many left."""
+    """Results of the clients: seconds of each response by its status, and the number of others.
+
+    Attributes:
+        left: clients that disconnected before the end of their response.
+        lost: responses that did not arrive or were cut off.
+    """
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
     left: int = 0
-    """Before the end of their answers."""
     lost: int = 0
-    """Answers that did not come, or broke off."""
 
     def add(self, status: int, seconds: float) -> None:
         self.seconds.setdefault(status, []).append(seconds)
@@ -66,7 +73,9 @@ class ResponseCounts:
 
 
 def request_bytes(port: int, model: str, *, stream: bool) -> bytes:
-    """One whole request for an answer of `ANSWER_TOKENS`, on a connection that ends with it."""
+    """Return a complete request for `ANSWER_TOKENS` tokens, on a connection that closes after
+    it.
+    """
     prompt = f"{ANSWER_TOKENS} words"
     body = {
         "model": model,
@@ -85,28 +94,28 @@ def request_bytes(port: int, model: str, *, stream: bool) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
-    """When a client goes: after so many seconds, or when its stream has so many pieces."""
+class Disconnect:
+    """When a client disconnects: after a time, or after a number of pieces of its stream."""
 
     seconds: float = PATIENCE
     pieces: int = 0
 
 
-async def ask(port: int, request: bytes, seen: ResponseCounts, leave: Leave | None = None) -> None:
-    """Send `request` and read its answer to the end, or leave before."""
+async def ask(port: int, request: bytes, seen: ResponseCounts, disconnect: Disconnect | None = None) -> None:
+    """Send `request` and read its response to the end, or disconnect before."""
     began = time.perf_counter()
     try:
-        async with asyncio.timeout(PATIENCE if leave is None else leave.seconds):
-            status, answer = await _answer(port, request, 0 if leave is None else leave.pieces)
+        async with asyncio.timeout(PATIENCE if disconnect is None else disconnect.seconds):
+            status, answer = await _answer(port, request, 0 if disconnect is None else disconnect.pieces)
     except TimeoutError:
-        if leave is None or leave.pieces:
+        if disconnect is None or disconnect.pieces:
             seen.lost += 1
         else:
             seen.left += 1
     except (OSError, EOFError):
         seen.lost += 1
     else:
-        if leave is not None and leave.pieces and status == 200:
+        if disconnect is not None and disconnect.pieces and status == 200:
             seen.left += 1
             return
         is_whole = status != 200 or b'"finish_reason":"' in answer
@@ -115,7 +124,7 @@ async def ask(port: int, request: bytes, seen: ResponseCounts, leave: Leave | No
 
 
 async def _answer(port: int, request: bytes, pieces: int = 0) -> tuple[int, bytes]:
-    """Status and body; with `pieces`, of a stream only the beginning that has so many."""
+    """Return the status and the body; with `pieces`, a stream is read only until it has so many."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(request)
@@ -143,7 +152,7 @@ def port_of(program: Started) -> int:
 
 
 async def own_rate(port: int, seconds: float) -> float:
-    """Answers a second of the backend itself, with all of its lanes taken."""
+    """Return the answers per second of the backend itself, with all its slots in use."""
     request = request_bytes(port, MODEL, stream=False)
     seen = ResponseCounts()
     deadline = time.perf_counter() + seconds
@@ -153,12 +162,15 @@ async def own_rate(port: int, seconds: float) -> float:
             await ask(port, request, seen)
 
     began = time.perf_counter()
-    await asyncio.gather(*(work() for _ in range(LANES)))
+    await asyncio.gather(*(work() for _ in range(SLOTS)))
     return seen.count(200) / (time.perf_counter() - began)
 
 
-async def flood(port: int, rate: float, seconds: float) -> tuple[ResponseCounts, float]:
-    """`rate` requests a second, whether answers come or not; what was seen, and the seconds from the first request to the last answer."""
+async def send_at_rate(port: int, rate: float, seconds: float) -> tuple[ResponseCounts, float]:
+    """Send `rate` requests per second, whether or not answers arrive.
+
+    Returns the results and the seconds from the first request to the last response.
+    """
     request = request_bytes(port, "standard", stream=False)
     seen = ResponseCounts()
     began = time.perf_counter()
@@ -171,62 +183,68 @@ async def flood(port: int, rate: float, seconds: float) -> tuple[ResponseCounts,
 
 async def overload(backend: Started, gateway: Started, seconds: float) -> bool:
     own = await own_rate(port_of(backend), seconds)
-    seen, took = await flood(port_of(gateway), OVERLOAD * own, seconds)
+    seen, took = await send_at_rate(port_of(gateway), OVERLOAD * own, seconds)
     goodput = seen.count(200) / took
     refused = [1000 * value for value in seen.seconds.get(503, [])]
     p99 = percentile(refused, 0.99) if refused else float("inf")
     others = {status: len(found) for status, found in seen.seconds.items() if status not in (200, 503)}
     print(
-        f"Overload: {OVERLOAD} times what the backend serves, for {seconds:g} s; {LANES} lanes, up to {SHORT_LINE} waiting"
+        f"Overload: {OVERLOAD} times the backend's capacity for {seconds:g} s; "
+        f"{SLOTS} slots, up to {SHORT_QUEUE} queued"
     )
     print(f"  the backend itself {own:8.1f} answers/s\n  sent               {OVERLOAD * own:8.1f} requests/s")
     is_served = goodput >= GOODPUT * own
     print(
-        f"  served             {goodput:8.1f} answers/s: {goodput / own:.3f} of the backend's own   target >= {GOODPUT}: {mark(is_served)}"
+        f"  served             {goodput:8.1f} answers/s: {goodput / own:.3f} of the backend's own rate   "
+        f"target >= {GOODPUT}: {mark(is_served)}"
     )
     is_prompt = p99 <= REFUSAL_MILLISECONDS
     print(
-        f"  refused            {len(refused):8} (503), p99 {p99:.1f} ms   target <= {REFUSAL_MILLISECONDS:g} ms: {mark(is_prompt)}"
+        f"  refused            {len(refused):8} (503), p99 {p99:.1f} ms   "
+        f"target <= {REFUSAL_MILLISECONDS:g} ms: {mark(is_prompt)}"
     )
-    print(f"  lost or cut off    {seen.lost:8}; other answers: {others or 'none'}\n")
+    print(f"  lost or cut off    {seen.lost:8}; other responses: {others or 'none'}\n")
     return is_served and is_prompt and not seen.lost and not others
 
 
-# Leaving
+# Disconnects
 
 
 def descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-async def come_and_go(port: int, count: int, seed: int) -> ResponseCounts:
-    """`count` requests, `AT_ONCE` at a time. Of those who leave, half of the streams go with some pieces, the others within the time that an
-    answer takes, or within that of a full line."""
+async def send_and_disconnect(port: int, count: int, seed: int) -> ResponseCounts:
+    """Send `count` requests, `AT_ONCE` at a time, most of which disconnect.
+
+    Half of the disconnecting streams do so after some pieces. The others do so within the time of
+    an answer or within the time of a full queue.
+    """
     dice = random.Random(seed)
     requests = {stream: request_bytes(port, "standard", stream=stream) for stream in (True, False)}
     plans = iter([_plan(dice) for _ in range(count)])
     seen = ResponseCounts()
 
     async def work() -> None:
-        for stream, leave in plans:
-            await ask(port, requests[stream], seen, leave)
+        for stream, disconnect in plans:
+            await ask(port, requests[stream], seen, disconnect)
 
     await asyncio.gather(*(work() for _ in range(AT_ONCE)))
     return seen
 
 
-def _plan(dice: random.Random) -> tuple[bool, Leave | None]:
-    """Whether it is a stream, and when it is left."""
+def _plan(dice: random.Random) -> tuple[bool, Disconnect | None]:
+    """Return whether the request is a stream, and when it disconnects."""
     stream = dice.random() < 0.5
-    if dice.random() >= MEAN_TO_LEAVE:
+    if dice.random() >= INTEND_TO_DISCONNECT:
         return stream, None
     if stream and dice.random() < 0.5:
-        return stream, Leave(pieces=dice.randrange(1, ANSWER_TOKENS))
-    return stream, Leave(dice.uniform(0, dice.choice((ANSWER_SECONDS, ANSWER_SECONDS * AT_ONCE / LANES))))
+        return stream, Disconnect(pieces=dice.randrange(1, ANSWER_TOKENS))
+    return stream, Disconnect(dice.uniform(0, dice.choice((ANSWER_SECONDS, ANSWER_SECONDS * AT_ONCE / SLOTS))))
 
 
 async def gauges(port: int) -> dict[str, float]:
-    """What runs and waits, the requests counted, by outcome, and those who left, by phase."""
+    """Read the metrics: running and waiting requests, requests by outcome, disconnects by phase."""
     found: defaultdict[str, float] = defaultdict(float)
     for line in (await get(port, "/metrics")).decode().splitlines():
         if (
@@ -239,10 +257,10 @@ async def gauges(port: int) -> dict[str, float]:
     return found
 
 
-async def leaving(gateway: Started, count: int, seed: int) -> bool:
+async def disconnects(gateway: Started, count: int, seed: int) -> bool:
     port = port_of(gateway)
     before, held = await gauges(port), descriptors(gateway.pid)
-    seen = await come_and_go(port, count, seed)
+    seen = await send_and_disconnect(port, count, seed)
     deadline = time.perf_counter() + CLEAN_UP_SECONDS
     while True:
         after, holds = await gauges(port), descriptors(gateway.pid)
@@ -256,51 +274,55 @@ async def leaving(gateway: Started, count: int, seed: int) -> bool:
         if name not in ("running", "waiting") and after[name] > before[name]
     }
     print(
-        f"Leaving: {count} requests, {AT_ONCE} at once, {MEAN_TO_LEAVE:.0%} mean to leave at a random moment (seed {seed})"
+        f"Disconnects: {count} requests, {AT_ONCE} at once, "
+        f"{INTEND_TO_DISCONNECT:.0%} intend to disconnect at a random moment (seed {seed})"
     )
     print(
-        f"  left {seen.left}, answered whole {seen.count(200)}, refused {seen.count(503)}, lost or cut off {seen.lost}; the gateway counted {counted}"
+        f"  disconnected {seen.left}, complete {seen.count(200)}, refused {seen.count(503)}, "
+        f"lost or cut off {seen.lost}; the gateway counted {counted}"
     )
     print(
-        f"  running {after['running']:g}, waiting {after['waiting']:g}; descriptors {held} before, {holds} after (up to {KEPT} connections are kept)"
+        f"  running {after['running']:g}, waiting {after['waiting']:g}; "
+        f"descriptors {held} before, {holds} after (up to {KEPT} connections are kept)"
     )
     is_reached = (
         is_clean
         and not seen.lost
-        and seen.left >= LEAVING * count
+        and seen.left >= DISCONNECTED * count
         and all(counted.get(f"left {phase}") for phase in PHASES)
     )
     print(
-        f"  target: {LEAVING:.0%} left, in every phase; none lost, all slots and places free, no descriptor more: {mark(is_reached)}\n"
+        f"  target: {DISCONNECTED:.0%} disconnected, in every phase; none lost, "
+        f"nothing running or waiting, no more descriptors: {mark(is_reached)}\n"
     )
     return is_reached
 
 
-# What runs
+# Processes and command line
 
 
 @contextlib.contextmanager
 def running(max_queue: int) -> Iterator[tuple[Started, Started]]:
-    """The stand-in and the gateway before it."""
+    """Run the stand-in and the gateway in front of it."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         rate = ANSWER_TOKENS / ANSWER_SECONDS
-        words = [
+        arguments = [
             "simulate",
             "--kind",
             "vllm",
             "--model",
             MODEL,
             "--max-num-seqs",
-            str(LANES),
+            str(SLOTS),
             "--tokens-per-second",
             f"{rate:g}",
         ]
-        backend = stack.enter_context(started(words, folder / "vllm", r"(http://[\d.:]+)"))
+        backend = stack.enter_context(started(arguments, folder / "vllm", r"(http://[\d.:]+)"))
         settings: dict[str, Any] = {
             "llm_backend": "vllm",
             "backends": {
-                "vllm": {"kind": "vllm", "base_url": backend.url, "max_concurrency": LANES, "max_queue": max_queue}
+                "vllm": {"kind": "vllm", "base_url": backend.url, "max_concurrency": SLOTS, "max_queue": max_queue}
             },
             "tiers": {"standard": {"models": {"vllm": MODEL}}},
             "log_format": "text",
@@ -314,22 +336,22 @@ def running(max_queue: int) -> Iterator[tuple[Started, Started]]:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line."""
+    """Run the parts selected on the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.overload", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each half of the overload")
-    parser.add_argument("--requests", type=int, default=10_000, help="that come and go")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments at which they go")
-    parser.add_argument("--parts", default="overload,leaving")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each half of the overload")
+    parser.add_argument("--requests", type=int, default=10_000, help="number of disconnecting requests")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the moments of disconnection")
+    parser.add_argument("--parts", default="overload,disconnects")
     given = parser.parse_args(arguments)
     parts, reached = given.parts.split(","), []
     if "overload" in parts:
-        with running(SHORT_LINE) as (backend, gateway):
+        with running(SHORT_QUEUE) as (backend, gateway):
             reached.append(asyncio.run(overload(backend, gateway, given.seconds)))
-    if "leaving" in parts:
-        with running(LONG_LINE) as (_, gateway):
-            reached.append(asyncio.run(leaving(gateway, given.requests, given.seed)))
+    if "disconnects" in parts:
+        with running(LONG_QUEUE) as (_, gateway):
+            reached.append(asyncio.run(disconnects(gateway, given.requests, given.seed)))
     return 0 if all(reached) else 1
 
 

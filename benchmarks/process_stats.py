@@ -1,6 +1,6 @@
-"""What the kernel says of a process: its CPU time, its resident memory, its descendants; and which cores it may use.
+"""Process statistics from the kernel: CPU time, resident memory, descendants, usable cores.
 
-Linux only where /proc is needed. Nothing here touches the network.
+Functions that read /proc need Linux. Does not use the network.
 """
 
 import contextlib
@@ -13,21 +13,24 @@ _CPUCLOCK_SCHED = 2
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """User and system time of these processes with all their threads, ended ones too, in nanosecond steps.
+    """Return the user and system time of these processes, with all threads, even ended ones.
 
-    The clock id is what glibc's clock_getcpuclockid(3) computes. ProcessLookupError when a process has gone.
+    The resolution is a nanosecond. The clock id is computed as glibc's clock_getcpuclockid(3) does.
+
+    Raises:
+        ProcessLookupError: a process no longer exists.
     """
     total = 0.0
     for pid in pids:
         try:
             total += time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
         except OSError as exc:
-            raise ProcessLookupError(f"process {pid} has gone") from exc
+            raise ProcessLookupError(f"process {pid} no longer exists") from exc
     return total
 
 
 def family(pid: int) -> list[int]:
-    """This process and its descendants that live now."""
+    """Return this process and its living descendants."""
     members = [pid]
     for parent in members:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
@@ -37,19 +40,19 @@ def family(pid: int) -> list[int]:
 
 
 def resident_bytes(pids: list[int]) -> int:
-    """Resident memory of these processes, summed."""
+    """Return the sum of the resident memory of these processes."""
     page = os.sysconf("SC_PAGE_SIZE")
     return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * page
 
 
 def cores() -> list[int]:
-    """The cores that we may use; empty where the system cannot tell."""
+    """Return the usable cores; empty if the system does not report them."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 @contextlib.contextmanager
 def pinned(wanted: set[int]) -> Iterator[None]:
-    """Processes started in this block may use only these cores; an empty set leaves things as they are."""
+    """Restrict processes started in the block to these cores; an empty set changes nothing."""
     if not wanted:
         yield
         return

@@ -1,4 +1,4 @@
-"""The requests that `cost.py` sends: whole HTTP/1.1 messages, as openai-python writes them, ready for the wire. Pure: no I/O."""
+"""Requests of `cost.py`: complete HTTP/1.1 messages as openai-python sends them. Pure: no I/O."""
 
 import base64
 import json
@@ -34,7 +34,9 @@ _QUESTION = "What does a gateway in front of two inference engines do for the pe
 
 
 def chat(model: str, *, max_tokens: int, stream: bool = False, image: bytes | None = None) -> bytes:
-    """One chat request; a stream asks for its usage as LangChain does; an image goes along as a `data:` URL."""
+    """Return one chat request. A stream requests its usage, as LangChain does; the image is sent as
+    a `data:` URL.
+    """
     question: object = _QUESTION
     if image is not None:
         url = "data:image/png;base64," + base64.b64encode(image).decode()
@@ -52,7 +54,9 @@ def chat(model: str, *, max_tokens: int, stream: bool = False, image: bytes | No
 
 
 def noise_png(encoded_bytes: int) -> bytes:
-    """A valid square PNG of noise whose base64 form has about `encoded_bytes`: pixels that do not compress, stored as they are."""
+    """Return a valid square PNG of noise, uncompressed, whose base64 form has about
+    `encoded_bytes`.
+    """
     side = max(1, int((encoded_bytes * 3 / 4 / 3) ** 0.5))
     source = random.Random(7)
     rows = b"".join(b"\0" + source.randbytes(side * 3) for _ in range(side))

@@ -1,4 +1,7 @@
-"""Starts and stops the processes of `cost.py`: the cheap upstream, this gateway, vllm-router. Each on its own cores, logs in a file."""
+"""Processes of `cost.py`: the cheap upstream, this gateway, vllm-router.
+
+Each runs on its own cores, with its log in a file.
+"""
 
 import contextlib
 import http.client
@@ -26,7 +29,7 @@ _PLENTY = "8192"
 
 
 class DidNotRun(Exception):
-    """Something that the comparison needs failed to run; the message says what, with the end of its log."""
+    """A part of the benchmark failed to run; the message names it and has the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +40,9 @@ class Subject:
     port: int
     pid: int
     model: str
-    """The model name its clients send."""
+    """Model name that its clients send."""
     ping: str
-    """A path that it answers without asking anybody."""
+    """Path that it answers without asking another server."""
 
     def processes(self) -> list[int]:
         return family(self.pid)
@@ -47,15 +50,17 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class BenchSetup:
-    """Where things run: cores for the contestants, cores for load and upstream (empty: anywhere), and a directory for logs."""
+    """Cores for the subject under test, cores for load and upstream (empty: any), and a directory
+    for logs.
+    """
 
-    contestant: frozenset[int]
-    helpers: frozenset[int]
+    subject_cores: frozenset[int]
+    helper_cores: frozenset[int]
     scratch: Path
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -63,7 +68,9 @@ def free_port() -> int:
 
 
 def gateway_environment(port: int, upstream_port: int) -> dict[str, str]:
-    """Variables for a gateway with key check and metrics on, and limits that no part of the bench reaches."""
+    """Return the environment of a gateway with API keys and metrics, and with limits that no part
+    of the benchmark reaches.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)}
     return kept | {
         "PYTHONPATH": str(_ROOT),
@@ -80,10 +87,10 @@ def gateway_environment(port: int, upstream_port: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def upstream(places: BenchSetup) -> Iterator[Subject]:
-    """The cheap upstream, as the contestant `direct`."""
+def upstream(setup: BenchSetup) -> Iterator[Subject]:
+    """Run the cheap upstream, as the subject `direct`."""
     command = [sys.executable, "-m", "benchmarks.upstream"]
-    with pinned(set(places.helpers)):
+    with pinned(set(setup.helper_cores)):
         process = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -96,16 +103,18 @@ def upstream(places: BenchSetup) -> Iterator[Subject]:
 
 
 @contextlib.contextmanager
-def gateway(places: BenchSetup, upstream_port: int, command: list[str]) -> Iterator[Subject]:
-    """This gateway, started by `command`, in an empty directory so that nobody's `.env` counts."""
+def gateway(setup: BenchSetup, upstream_port: int, command: list[str]) -> Iterator[Subject]:
+    """Run this gateway by `command`, in an empty directory so that no `.env` is read."""
     port = free_port()
-    with _running(OURS, command, gateway_environment(port, upstream_port), places, port) as pid:
+    with _running(OURS, command, gateway_environment(port, upstream_port), setup, port) as pid:
         yield Subject(OURS, port, pid, "standard", "/healthz")
 
 
 @contextlib.contextmanager
-def vllm_router(places: BenchSetup, upstream_port: int, program: str) -> Iterator[Subject]:
-    """vllm-router with one worker, round robin, no tries again and the log quiet: its cheapest setting."""
+def vllm_router(setup: BenchSetup, upstream_port: int, program: str) -> Iterator[Subject]:
+    """Run vllm-router with its cheapest settings: one worker, round robin, no retries, a quiet
+    log.
+    """
     port = free_port()
     command = [
         program,
@@ -118,18 +127,16 @@ def vllm_router(places: BenchSetup, upstream_port: int, program: str) -> Iterato
     ]
     command += ["--policy", "round_robin", "--prometheus-port", str(free_port()), "--log-level", "error"]
     command += ["--worker-startup-check-interval", "1"]
-    with _running(THEIRS, command, dict(os.environ), places, port) as pid:
+    with _running(THEIRS, command, dict(os.environ), setup, port) as pid:
         yield Subject(THEIRS, port, pid, MODEL, "/liveness")
 
 
 @contextlib.contextmanager
-def _running(
-    name: str, command: list[str], environment: dict[str, str], places: BenchSetup, port: int
-) -> Iterator[int]:
-    log = places.scratch / f"{name}-{port}.log"
-    home = places.scratch / f"{name}-{port}"
+def _running(name: str, command: list[str], environment: dict[str, str], setup: BenchSetup, port: int) -> Iterator[int]:
+    log = setup.scratch / f"{name}-{port}.log"
+    home = setup.scratch / f"{name}-{port}"
     home.mkdir()
-    with log.open("wb") as output, pinned(set(places.contestant)):
+    with log.open("wb") as output, pinned(set(setup.subject_cores)):
         try:
             process = subprocess.Popen(
                 command, cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
@@ -145,21 +152,25 @@ def _running(
 
 def _wait_until_ready(name: str, process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
     deadline = time.monotonic() + _READY_SECONDS
-    said = "nothing yet"
+    last_answer = "no answer yet"
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            said = f"status {get(port, '/v1/models')}"
-            if said == "status 200":
+            last_answer = f"status {get(port, '/v1/models')}"
+            if last_answer == "status 200":
                 return
         except OSError as exc:
-            said = str(exc)
+            last_answer = str(exc)
         time.sleep(0.1)
-    ended = "ended" if process.poll() is not None else f"was not ready after {_READY_SECONDS:.0f} s ({said})"
+    ended = "ended" if process.poll() is not None else f"was not ready after {_READY_SECONDS:.0f} s ({last_answer})"
     raise DidNotRun(f"{name} {ended}; its log ends with:\n{log.read_text(errors='replace')[-2000:]}")
 
 
 def get(port: int, path: str) -> int:
-    """The status of one small GET, with the bench's key."""
+    """Send a small GET with the benchmark's key and return the status.
+
+    Raises:
+        OSError: there was no HTTP response.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {KEY}"})
@@ -167,13 +178,13 @@ def get(port: int, path: str) -> int:
         answer.read()
         return answer.status
     except http.client.HTTPException as exc:
-        raise OSError(f"no HTTP answer: {exc!r}") from exc
+        raise OSError(f"no HTTP response: {exc!r}") from exc
     finally:
         connection.close()
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a process that we started, and what it started."""
+    """End a process that was started here, and its descendants."""
     members = family(process.pid)[1:]
     process.terminate()
     try:

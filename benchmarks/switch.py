@@ -1,7 +1,8 @@
-"""Moves a gateway to and fro between two stand-ins while streams are open, requests come and others wait in line, and says what the clients saw.
+"""Switches between two stand-ins under load, with open streams, short requests and queued requests.
 
-`make bench-switch` runs it. Exit status 1 when a request failed, when one that was sent, or got its slot, after a call's answer was served by the
-side that was left, or when a call found nobody in line to move along.
+`make bench-switch` runs it. Exit status 1: a request failed; or a request that was sent, or got its
+slot, after a switch had been answered was served by the previous backend; or a switch found no
+queued request to move.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,100 +33,124 @@ _FIRST = "ollama"
 _PATIENCE = 60.0
 _SETTINGS = ("GATEWAY", "LLM_", "OLLAMA", "VLLM")
 _TARGET_MILLISECONDS = 100.0
-_NARROW_SLOTS = 8
-"""Of the tier with a line, on each side."""
-_NARROW_TOKENS = 2
+_LIMITED_SLOTS = 8
+"""Slots of the tier with a queue, on each backend."""
+_LIMITED_TOKENS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchOptions:
+    """Load and number of switches.
+
+    Attributes:
+        rate: short requests per second.
+        pause: seconds between two switches.
+        waiting: requests for the tier with few slots at any time, most of which are queued.
+    """
+
     streams: int
     rate: float
-    """Short requests a second."""
     switches: int
     pause: float
-    """Seconds between two calls."""
     waiting: int = 40
-    """Requests for the tier with few slots, at any time: all but those wait in line."""
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchCall:
-    """One order: when it was sent and answered, by the clock that all processes share, and the side that counts from then on."""
+    """One switch or rollback: when it was sent and answered, by the clock that all processes share,
+    and the backend that serves from then on.
+    """
 
     sent: float
     answered: float
-    side: str
+    backend: str
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedRequest:
-    """One request: when it was sent, when its headers came, who served it, whether it ended well, and how many seconds it waited in line."""
+    """One request: when it was sent, when its response headers arrived, the backend that served it,
+    whether it ended normally, and the seconds that it was queued.
+    """
 
     sent: float
     headers: float
-    side: str
-    is_whole: bool
+    backend: str
+    is_complete: bool
     queued: float = 0.0
 
     @property
     def began(self) -> float:
-        """It got its slot then, at the earliest."""
+        """Earliest time at which it got its slot."""
         return self.sent + self.queued
 
 
 @dataclass(slots=True)
 class Report:
+    """Results.
+
+    Attributes:
+        pings: seconds of a request for `/healthz` before each switch, as a measure of the machine
+            and the load.
+        moved: requests that each switch moved from one queue to the other.
+    """
+
     calls: list[SwitchCall] = field(default_factory=list)
     pings: list[float] = field(default_factory=list)
-    """Seconds of a request for `/healthz` before each call: what this machine and this load take of any request."""
     seen: list[ObservedRequest] = field(default_factory=list)
     moved: list[int] = field(default_factory=list)
-    """Requests in line that moved along, by each call's answer."""
     failures: list[str] = field(default_factory=list)
     most_open: int = 0
     open_now: int = 0
 
-    def astray(self) -> int:
-        """Requests that were served by a side that had been left before they were sent, or had a slot."""
-        return sum(request.side not in self._possible(request) for request in self.seen)
+    def misrouted(self) -> int:
+        """Count the requests served by a backend that a switch had left before they were sent or
+        got a slot.
+        """
+        return sum(request.backend not in self._possible(request) for request in self.seen)
 
     def _possible(self, request: ObservedRequest) -> set[str]:
-        sides = {_FIRST}
+        backends = {_FIRST}
         for call in self.calls:
             if call.answered <= request.began:
-                sides = {call.side}
+                backends = {call.backend}
             elif call.sent <= request.headers:
-                sides.add(call.side)
-        return sides
+                backends.add(call.backend)
+        return backends
 
     def lines(self) -> list[str]:
-        times, pings = (
-            [seconds * 1000 for seconds in found]
-            for found in ([call.answered - call.sent for call in self.calls], self.pings)
-        )
-        sides = {
-            side: sum(request.side == side for request in self.seen)
-            for side in sorted({request.side for request in self.seen})
-        }
+        """Return the report as text."""
+        times = [(call.answered - call.sent) * 1000 for call in self.calls]
+        pings = [seconds * 1000 for seconds in self.pings]
+        counts = Counter(request.backend for request in self.seen)
+        by_backend = ", ".join(f"{count} on {backend}" for backend, count in sorted(counts.items()))
+        moved = "no queued requests"
+        if self.moved:
+            moved = (
+                f"queued requests moved by a switch: {percentile(self.moved, 0.5):.0f} (median), "
+                f"{min(self.moved)} (minimum), {sum(self.moved)} in total"
+            )
         return [
-            f"calls: {len(times)}; {percentile(times, 0.5):.1f} ms (median), {max(times):.1f} ms (worst); target: {_TARGET_MILLISECONDS:g} ms",
-            f"a request for /healthz right before each: {percentile(pings, 0.5):.1f} ms (median), {max(pings):.1f} ms (worst)",
-            f"requests: {len(self.seen)} ({', '.join(f'{count} on {side}' for side, count in sides.items())}); up to {self.most_open} streams open",
-            f"in line at a call, and moved along: {percentile(self.moved, 0.5):.0f} (median), {min(self.moved)} (least), {sum(self.moved)} in all"
-            if self.moved
-            else "nobody waits in line",
+            f"switches: {len(times)}; {_median_and_maximum(times)}; target: {_TARGET_MILLISECONDS:g} ms",
+            f"a request for /healthz before each: {_median_and_maximum(pings)}",
+            f"requests: {len(self.seen)} ({by_backend}); up to {self.most_open} streams open",
+            moved,
             f"failed: {len(self.failures)}" + (f", the first: {self.failures[0]}" if self.failures else ""),
-            f"sent, or given a slot, after an answer and served by the side that was left: {self.astray()}",
+            f"sent, or admitted, after a switch but served by the previous backend: {self.misrouted()}",
         ]
 
     @property
     def passed(self) -> bool:
-        return not self.failures and not self.astray() and all(self.moved)
+        return not self.failures and not self.misrouted() and all(self.moved)
+
+
+def _median_and_maximum(milliseconds: list[float]) -> str:
+    return f"{percentile(milliseconds, 0.5):.1f} ms (median), {max(milliseconds):.1f} ms (maximum)"
 
 
 class Clients:
-    """The load: so many streams open at any time, so many short requests a second, so many requests where there are few slots."""
+    """The load: open streams, short requests at a fixed rate, and requests for the tier with few
+    slots.
+    """
 
     def __init__(self, port: int, options: SwitchOptions, report: Report) -> None:
         self._port = port
@@ -133,14 +159,14 @@ class Clients:
         self._over = asyncio.Event()
 
     async def run(self) -> None:
-        """Until `stop`; what is under way then is waited for."""
+        """Run until `stop`, then wait for the requests in flight."""
         async with asyncio.TaskGroup() as group:
             for number in range(self._options.streams):
                 group.create_task(
                     self._streams(number / max(1, self._options.streams) * _STREAM_TOKENS / _TOKENS_PER_SECOND)
                 )
             for _ in range(self._options.waiting):
-                group.create_task(self._wait_in_line())
+                group.create_task(self._keep_queued())
             while not self._over.is_set():
                 group.create_task(self._ask(1, stream=False))
                 await self._wait(1 / self._options.rate)
@@ -156,9 +182,9 @@ class Clients:
             await self._ask(_STREAM_TOKENS, stream=True)
             self._report.open_now -= 1
 
-    async def _wait_in_line(self) -> None:
+    async def _keep_queued(self) -> None:
         while not self._over.is_set():
-            await self._ask(_NARROW_TOKENS, stream=False, tier="narrow")
+            await self._ask(_LIMITED_TOKENS, stream=False, tier="limited")
 
     async def _wait(self, seconds: float) -> None:
         try:
@@ -176,19 +202,22 @@ class Clients:
         sent = time.perf_counter()
         try:
             async with asyncio.timeout(_PATIENCE):
-                status, headers, content, came = await _exchange(self._port, "POST", "/v1/chat/completions", body)
+                status, headers, content, at = await _exchange(self._port, "POST", "/v1/chat/completions", body)
         except (OSError, EOFError, TimeoutError) as error:
             self._report.failures.append(repr(error))
             return
-        is_whole = b"data: [DONE]" in content[-64:] if stream else b'"choices"' in content
-        if status != 200 or not is_whole:
+        is_complete = b"data: [DONE]" in content[-64:] if stream else b'"choices"' in content
+        if status != 200 or not is_complete:
             self._report.failures.append(f"{status} {content[-200:]!r}")
         queued = int(headers.get("x-gateway-queue-ms", 0)) / 1000
-        self._report.seen.append(ObservedRequest(sent, came, headers.get("x-gateway-backend", ""), is_whole, queued))
+        backend = headers.get("x-gateway-backend", "")
+        self._report.seen.append(ObservedRequest(sent, at, backend, is_complete, queued))
 
 
 async def _exchange(port: int, method: str, path: str, body: Any) -> tuple[int, dict[str, str], bytes, float]:
-    """Status, headers, the body as it came, and when the headers did; on a connection of its own."""
+    """Send a request on a new connection; return status, headers, raw body, and when the headers
+    arrived.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         data = json.dumps(body).encode()
@@ -197,22 +226,22 @@ async def _exchange(port: int, method: str, path: str, body: Any) -> tuple[int, 
         )
         writer.write(f"{method} {path} HTTP/1.1\r\n{fields}\r\n".encode() + data)
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        came = time.perf_counter()
+        at = time.perf_counter()
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
-        return int(lines[0].split()[1]), headers, await reader.read(), came
+        return int(lines[0].split()[1]), headers, await reader.read(), at
     finally:
         writer.close()
 
 
-async def _steer(port: int, options: SwitchOptions) -> dict[str, Any]:
-    """Switches and rollbacks in turn, from a process of their own: a busy client would measure itself."""
-    words = [f"--{name}={getattr(options, name)}" for name in ("switches", "pause")]
+async def _operate(port: int, options: SwitchOptions) -> dict[str, Any]:
+    """Run the operator in a process of its own, because a busy client would measure itself."""
+    arguments = [f"--{name}={getattr(options, name)}" for name in ("switches", "pause")]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "benchmarks.switch",
-        f"--steer={port}",
-        *words,
+        f"--operate={port}",
+        *arguments,
         stdout=PIPE,
         env=os.environ | {"PYTHONPATH": str(_ROOT)},
     )
@@ -221,33 +250,38 @@ async def _steer(port: int, options: SwitchOptions) -> dict[str, Any]:
     return found
 
 
-async def _give_orders(port: int, options: SwitchOptions) -> dict[str, Any]:
+async def _switch_and_roll_back(port: int, options: SwitchOptions) -> dict[str, Any]:
+    """Switch and roll back alternately, and return the times, the moved requests and the
+    failures.
+    """
     found: dict[str, Any] = {"calls": [], "pings": [], "moved": [], "failures": []}
     for number in range(options.switches):
         await asyncio.sleep(options.pause)
-        forth = number % 2 == 0
+        is_switch = number % 2 == 0
         began = time.perf_counter()
         await _exchange(port, "GET", "/healthz", {})
         sent = time.perf_counter()
-        method, path, body = ("PUT", "/ops/rollout", {"backend": "vllm"}) if forth else ("POST", "/ops/rollback", {})
+        method, path, body = ("POST", "/ops/rollback", {})
+        if is_switch:
+            method, path, body = ("PUT", "/ops/rollout", {"backend": "vllm"})
         status, _, content, _ = await _exchange(port, method, path, body)
         if status != 200 or b'"changed":true' not in content:
             found["failures"].append(f"{path}: {status} {content[-200:]!r}")
         else:
             found["moved"].append(json.loads(content)["moved"])
         found["pings"].append(sent - began)
-        found["calls"].append((sent, time.perf_counter(), "vllm" if forth else _FIRST))
+        found["calls"].append((sent, time.perf_counter(), "vllm" if is_switch else _FIRST))
     return found
 
 
 @asynccontextmanager
-async def _program(*words: str, folder: Path, log: str) -> AsyncIterator[Process]:
+async def _command(*arguments: str, folder: Path, log: str) -> AsyncIterator[Process]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_SETTINGS)} | {
         "PYTHONPATH": str(_ROOT)
     }
     with (folder / log).open("wb") as err:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gateway", *words, stdout=PIPE, stderr=err, env=environment, cwd=folder
+            sys.executable, "-m", "gateway", *arguments, stdout=PIPE, stderr=err, env=environment, cwd=folder
         )
     try:
         yield process
@@ -257,55 +291,57 @@ async def _program(*words: str, folder: Path, log: str) -> AsyncIterator[Process
 
 
 async def _stand_in(stack: AsyncExitStack, folder: Path, kind: str, *more: str) -> str:
-    words = ("simulate", "--kind", kind, "--model", MODEL, "--tokens-per-second", str(_TOKENS_PER_SECOND), *more)
-    process = await stack.enter_async_context(_program(*words, folder=folder, log=f"{kind}.log"))
+    arguments = ("simulate", "--kind", kind, "--model", MODEL, "--tokens-per-second", str(_TOKENS_PER_SECOND), *more)
+    process = await stack.enter_async_context(_command(*arguments, folder=folder, log=f"{kind}.log"))
     assert process.stdout is not None
     return (await process.stdout.readline()).decode().strip()
 
 
 async def _gateway(stack: AsyncExitStack, folder: Path, ollama: str, vllm: str) -> int:
-    """The port of a gateway in front of the two, once it is ready."""
+    """Start a gateway in front of both, wait until it is ready, and return its port."""
     limits = dict.fromkeys(("max_concurrency", "model_concurrency", "max_queue"), _PLENTY)
     backends = {
         "ollama": {"kind": "ollama", "base_url": ollama, **limits},
         "vllm": {"kind": "vllm", "base_url": vllm, **limits},
     }
     models = dict.fromkeys(backends, MODEL)
-    narrow = {"models": models, "limits": {name: {"concurrency": _NARROW_SLOTS} for name in backends}}
+    limited = {"models": models, "limits": {name: {"concurrency": _LIMITED_SLOTS} for name in backends}}
     document = {
         "port": 0,
         "log_format": "json",
         "backends": backends,
-        "tiers": {"standard": {"models": models}, "narrow": narrow},
+        "tiers": {"standard": {"models": models}, "limited": limited},
     }
     (folder / "gateway.yaml").write_text(yaml.safe_dump(document))
-    await stack.enter_async_context(_program("serve", "--config", "gateway.yaml", folder=folder, log="gateway.log"))
+    await stack.enter_async_context(_command("serve", "--config", "gateway.yaml", folder=folder, log="gateway.log"))
     async with asyncio.timeout(_PATIENCE):
         while True:
             for line in (folder / "gateway.log").read_text().splitlines():
                 event = json.loads(line)["event"] if line.endswith("}") else ""
                 if event.startswith("serving "):
                     port = int(event.split()[1].rstrip(";").rpartition(":")[2])
-                    with suppress(ConnectionRefusedError):  # it says so a moment before
+                    with suppress(ConnectionRefusedError):  # it logs this a moment before it listens
                         if (await _exchange(port, "GET", "/readyz", {}))[0] == 200:
                             return port
             await asyncio.sleep(0.05)
 
 
 async def run(options: SwitchOptions) -> Report:
-    """All of it; the processes end with it."""
+    """Run all processes and the load, and return the report."""
     report = Report()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         async with AsyncExitStack() as stack:
-            ollama = await _stand_in(stack, folder, "ollama", "--parallel", str(_PLENTY), "--set", "repeat_limit=0")
-            vllm = await _stand_in(stack, folder, "vllm", "--max-num-seqs", str(_PLENTY))
+            ollama, vllm = await asyncio.gather(
+                _stand_in(stack, folder, "ollama", "--parallel", str(_PLENTY), "--set", "repeat_limit=0"),
+                _stand_in(stack, folder, "vllm", "--max-num-seqs", str(_PLENTY)),
+            )
             port = await _gateway(stack, folder, ollama, vllm)
             clients = Clients(port, options, report)
             async with asyncio.TaskGroup() as group:
                 group.create_task(clients.run())
                 await asyncio.sleep(_STREAM_TOKENS / _TOKENS_PER_SECOND)  # until all streams are open
-                found = await _steer(port, options)
+                found = await _operate(port, options)
                 clients.stop()
             report.calls = [SwitchCall(*call) for call in found["calls"]]
             report.pings = found["pings"]
@@ -316,18 +352,21 @@ async def run(options: SwitchOptions) -> Report:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.switch", description=__doc__)
-    parser.add_argument("--streams", type=int, default=500, help="open at any time")
-    parser.add_argument("--rate", type=float, default=50.0, help="short requests a second")
-    parser.add_argument("--switches", type=int, default=20)
-    parser.add_argument("--pause", type=float, default=0.5, help="seconds between two of them")
+    parser.add_argument("--streams", type=int, default=500, help="streams open at any time")
+    parser.add_argument("--rate", type=float, default=50.0, help="short requests per second")
+    parser.add_argument("--switches", type=int, default=20, help="number of switches and rollbacks")
+    parser.add_argument("--pause", type=float, default=0.5, help="seconds between two switches")
     parser.add_argument(
-        "--waiting", type=int, default=40, help=f"for the tier with {_NARROW_SLOTS} slots at any time; 0: no such line"
+        "--waiting",
+        type=int,
+        default=40,
+        help=f"requests at any time for the tier with {_LIMITED_SLOTS} slots; 0: no queue",
     )
-    parser.add_argument("--steer", type=int, default=0, metavar="PORT", help=argparse.SUPPRESS)
-    words = parser.parse_args(arguments)
-    options = SwitchOptions(words.streams, words.rate, words.switches, words.pause, words.waiting)
-    if words.steer:
-        print(json.dumps(asyncio.run(_give_orders(words.steer, options))))
+    parser.add_argument("--operate", type=int, default=0, metavar="PORT", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    options = SwitchOptions(given.streams, given.rate, given.switches, given.pause, given.waiting)
+    if given.operate:
+        print(json.dumps(asyncio.run(_switch_and_roll_back(given.operate, options))))
         return 0
     report = asyncio.run(run(options))
     print("\n".join(report.lines()))

@@ -1,10 +1,11 @@
-"""A cheap upstream that answers in vLLM's bytes, so that what a bench measures is the program in front of it.
+"""A cheap upstream with vLLM's responses, so that a benchmark measures the program in front of it.
 
-Shapes follow vLLM 0.32.0 as recorded: role chunk, one chunk a token, finish chunk, usage chunk when asked, `[DONE]`; one TCP write each.
-It reads of a request only what it needs, by searching the bytes, and it imports nothing else of the gateway.
+The responses follow recordings of vLLM 0.32.0: a role chunk, one chunk for each token, a finish
+chunk, a usage chunk on request, `[DONE]`; each is one TCP write. The upstream finds the few request
+fields that it needs by searching the bytes, and imports nothing of the gateway.
 
-Run it with `python -m benchmarks.upstream`; it prints one JSON line with its port. `GET /pace?interval_ms=10&hold=0&think_ms=0`
-changes the pace of answers that start later.
+Run it with `python -m benchmarks.upstream`; it prints one JSON line with its port.
+`GET /pace?interval_ms=10&hold=0&think_ms=0` changes the pace of later answers.
 """
 
 import asyncio
@@ -20,7 +21,9 @@ import uvloop
 
 MODEL = "Qwen/Qwen3-8B"
 MARK = "~"
-"""One of these is in every token and nowhere else, so a load generator counts tokens by counting a byte, however they were cut."""
+"""Appears once in every token and nowhere else: a load generator counts tokens by counting this
+byte, however the stream is split into reads.
+"""
 
 WORDS = (
     "The",
@@ -40,7 +43,9 @@ WORDS = (
     " 42",
     " naïve",
 )
-"""What the tokens say in turn; two in sixteen need an escape in JSON, about what prose with lists and code has."""
+"""Texts of the tokens in turn; two of sixteen need a JSON escape, about as in prose with lists and
+code.
+"""
 
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
@@ -56,19 +61,29 @@ _STREAM_HEAD = (
 _CREATED = 1_785_000_000
 _DEFAULT_TOKENS = 64
 _BODY_TAIL = 4096
-"""The fields that matter are looked for in this many bytes at each end of the body: a 10 MB image lies between them."""
+"""Bytes at each end of the body that are searched for fields; a 10 MB image lies between them."""
 
 
 @dataclass(slots=True)
 class Pace:
-    """How answers come: seconds between tokens, tokens after which a stream waits for ever (0: never), seconds before a plain answer."""
+    """Pace of the answers.
+
+    Attributes:
+        interval: seconds between two tokens.
+        hold: number of tokens after which a stream pauses forever (0: never).
+        think: seconds before a plain answer.
+    """
 
     interval: float = 0.01
     hold: int = 0
     think: float = 0.0
 
     def update(self, query: str) -> None:
-        """Take `interval_ms`, `hold` and `think_ms` from a query string; ValueError for anything else."""
+        """Set `interval_ms`, `hold` and `think_ms` from a query string.
+
+        Raises:
+            ValueError: there is another key, or a value is not a number.
+        """
         for key, value in parse_qsl(query, strict_parsing=True):
             if key == "interval_ms":
                 self.interval = float(value) / 1000
@@ -82,7 +97,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the upstream reads of a chat request."""
+    """Fields of a chat request that the upstream reads."""
 
     stream: bool
     usage: bool
@@ -90,7 +105,7 @@ class Asked:
 
 
 def asked(body: bytes) -> Asked:
-    """Find the few fields that matter without parsing the JSON."""
+    """Find these fields without parsing the JSON."""
     edges = body if len(body) <= 2 * _BODY_TAIL else body[:_BODY_TAIL] + body[-_BODY_TAIL:]
     found = _MAX_TOKENS.search(edges)
     return Asked(
@@ -101,7 +116,7 @@ def asked(body: bytes) -> Asked:
 
 
 def framed(payload: bytes) -> bytes:
-    """One HTTP/1.1 chunk."""
+    """Return one HTTP/1.1 chunk."""
     return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
@@ -119,7 +134,7 @@ def _answer(status: bytes, body: bytes) -> bytes:
 
 
 class Shapes:
-    """vLLM's answers for one model, cut so that an answer costs a few joins."""
+    """vLLM's responses for one model, prepared so that an answer costs only a few joins."""
 
     def __init__(self, model: str) -> None:
         self._model = model
@@ -152,8 +167,14 @@ class Shapes:
         )
 
     def end(self, answer_id: bytes, tokens: int, *, usage: bool) -> bytes:
-        """Finish chunk, usage chunk when asked, `[DONE]` and the end of the body: vLLM sends these together with the last token."""
-        finish = b'[{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":"length","stop_reason":null,"token_ids":null}]'
+        """Return the finish chunk, the usage chunk if requested, `[DONE]` and the end of the body.
+
+        vLLM sends these together with the last token.
+        """
+        finish = (
+            b'[{"index":0,"delta":{"content":""},"logprobs":null,'
+            b'"finish_reason":"length","stop_reason":null,"token_ids":null}]'
+        )
         parts = [self._event(answer_id, finish)]
         if usage:
             counts = {"prompt_tokens": 40, "total_tokens": 40 + tokens, "completion_tokens": tokens}
@@ -162,7 +183,7 @@ class Shapes:
         return b"".join(parts)
 
     def plain(self, answer_id: bytes, tokens: int) -> bytes:
-        """A whole answer: every token of the stream, joined."""
+        """Return a plain answer with the text of all tokens of the stream."""
         text = "".join(WORDS[number % len(WORDS)] + MARK for number in range(tokens))
         message = {
             "role": "assistant",
@@ -202,7 +223,7 @@ class Shapes:
 
 
 class Upstream:
-    """What the connections share: pace, shapes, and a count that gives each answer its id."""
+    """State shared by the connections: the pace, the shapes, and the counter of answer ids."""
 
     def __init__(self, model: str) -> None:
         self.pace = Pace()
@@ -214,7 +235,7 @@ class Upstream:
         return b"chatcmpl-%016x" % next(self._numbers)
 
     def plain(self, tokens: int) -> bytes:
-        """A plain answer under a new id; the rest of it is built once for each length."""
+        """Return a plain answer with a new id; the rest is built once for each length."""
         halves = self._plain.get(tokens)
         if halves is None:
             spare = self.new_id()
@@ -224,7 +245,7 @@ class Upstream:
 
 
 class UpstreamProtocol(asyncio.Protocol):
-    """One connection: requests one after the other, as the routers' pools send them."""
+    """One connection with sequential requests, as the connection pools of the routers send them."""
 
     _transport: asyncio.Transport
 
@@ -236,9 +257,7 @@ class UpstreamProtocol(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(
-            "asyncio.Transport", transport
-        )  # no isinstance: uvloop's transports are no subclass of it
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses of it
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -290,7 +309,10 @@ class UpstreamProtocol(asyncio.Protocol):
         self._transport.write(self._upstream.plain(tokens))
 
     def _stream(self, what: Asked) -> None:
-        """Send role chunk and first token at once, then a token each interval, counted from the start so that no delay adds up."""
+        """Send the role chunk and the first token immediately, then one token per interval.
+
+        Intervals are counted from the start, so delays do not add up.
+        """
         shapes, interval, hold = self._upstream.shapes, self._upstream.pace.interval, self._upstream.pace.hold
         answer_id, write, loop = self._upstream.new_id(), self._transport.write, self._loop
         start, sent = loop.time(), 0
@@ -310,7 +332,9 @@ class UpstreamProtocol(asyncio.Protocol):
 
 
 async def serve(model: str) -> None:
-    """Serve on a port of the system's choice until killed, or until standard input ends (then whoever started us has gone)."""
+    """Serve on a port chosen by the system until killed, or until standard input ends because the
+    parent process is gone.
+    """
     upstream = Upstream(model)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: UpstreamProtocol(upstream), "127.0.0.1", 0, backlog=4096)

@@ -1,20 +1,20 @@
-"""The bench of the waiting line runs, in small."""
+"""The admission benchmark, in small runs."""
 
 from benchmarks import admission
 
 
-def test_steps_are_measured_with_few_and_with_many() -> None:
+def test_step_has_a_measurable_cost() -> None:
     assert 0 < admission.step_cost(admission.FEW) < 10_000
 
 
-async def test_crowd_through_the_gateway_is_served_whole_and_in_a_row() -> None:
+async def test_burst_through_the_gateway_is_served_completely_and_sequentially() -> None:
     async with (
         admission.running(0.002, admission.SEED_SLOWDOWN) as bench,
-        bench.client(True) as straight,
+        bench.client(True) as direct,
         bench.client(False) as through,
     ):
         images = [admission.image_request(number) for number in range(4)]
-        alone = await bench.send(straight, images[:1], 1)
+        alone = await bench.send(direct, images[:1], 1)
         outcome = await bench.send(through, images, 4)
         assert (alone.failures, outcome.failures, len(outcome.each)) == (0, 0, 4)
         assert outcome.total >= 4 * admission.IMAGE_SECONDS
