@@ -25,7 +25,7 @@ METRICS_DRAIN_SECONDS = 1.0
 FEW_FILES = 4096
 """With fewer open files, the default limits allow more queued and running requests than fit."""
 
-_log = logging.getLogger("gateway.serve")
+_log = logging.getLogger(__name__)
 
 
 def run(

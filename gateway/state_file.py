@@ -22,7 +22,7 @@ MAX_BYTES = 4 * 1024 * 1024
 LEFT_SECONDS = 60.0
 """Age from which a temporary file must be a killed process's: no write takes so long."""
 
-_log = logging.getLogger("gateway.state_file")
+_log = logging.getLogger(__name__)
 
 
 class StateFile:

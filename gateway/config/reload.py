@@ -26,7 +26,7 @@ STEP_SECONDS = 0.2
 ReloadCause = Literal["start", "file", "signal"]
 """Reason for a reread; `start`: the file may have changed since it was first read."""
 
-_log = logging.getLogger("gateway.config")
+_log = logging.getLogger(__name__)
 
 
 class Reloader:

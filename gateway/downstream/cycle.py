@@ -23,7 +23,7 @@ _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
 # its last.
 _UNDECIDED, _CHUNKED, _CONTENT_LENGTH, _UNTIL_CLOSE, _NO_BODY, _ENDED = range(6)
 
-_log = logging.getLogger("gateway.downstream")
+_log = logging.getLogger(__name__)
 
 
 class CycleOwner(Protocol):

@@ -20,7 +20,7 @@ _TOTAL_SECONDS = 1.8  # on top of the drain delay and timeout; the documented bo
 _POLL_SECONDS = 0.02
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-_log = logging.getLogger("gateway.downstream")
+_log = logging.getLogger(__name__)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -37,7 +37,7 @@ from gateway.upstream.connection import WireError
 from gateway.upstream.failures import NO_FIRST_PIECE, upstream_error
 from gateway.upstream.server import Server
 
-_log = logging.getLogger("gateway.relay")
+_log = logging.getLogger(__name__)
 
 YIELD_BYTES = 256 * 1024
 """Bodies larger than this (bytes) yield to the event loop between steps."""

@@ -18,7 +18,7 @@ from gateway.upstream.backend import Backend
 CHECK_SECONDS = 0.05
 """Interval of the deadline checks, and so the longest delay until a passed deadline is noticed."""
 
-_log = logging.getLogger("gateway.relay")
+_log = logging.getLogger(__name__)
 
 
 class RelayInFlight(Protocol):

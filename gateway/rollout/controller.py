@@ -19,7 +19,7 @@ SECTION = "rollout"
 PERSIST_SECONDS = 1.0
 """Longest time that an answer waits for the disk. The change is already in force."""
 
-_log = logging.getLogger("gateway.rollout")
+_log = logging.getLogger(__name__)
 
 
 class RolloutController:

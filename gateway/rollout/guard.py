@@ -53,7 +53,7 @@ RULE_NAMES = {
     "empty": "empty answers",
 }
 
-_log = logging.getLogger("gateway.rollout")
+_log = logging.getLogger(__name__)
 
 
 class WatchedTier:

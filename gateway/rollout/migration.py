@@ -41,7 +41,7 @@ from gateway.upstream.backend import Backend
 Departure = tuple[str, str]
 """A tier, and the backend that it has left."""
 
-_log = logging.getLogger("gateway.rollout")
+_log = logging.getLogger(__name__)
 
 
 class QueueMigration:

@@ -46,7 +46,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class GenerationLimits:
-    """Where a reply ends.
+    """The limits that end a reply.
 
     Attributes:
         ignore_end: go on to `tokens` tokens, whatever the reply is.

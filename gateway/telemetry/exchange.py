@@ -36,7 +36,7 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
     chosen: str = NONE
     """The backend that the roll-out chose; differs from `backend` after a fallback."""
     moved: bool = False
-    """Whether the request was queued for another backend and migrated with the roll-out."""
+    """True if the request was queued for another backend and migrated with the roll-out."""
     model: str
     lane: str
     stream: bool
@@ -45,7 +45,7 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
     reason: str | None
     outcome: Outcome
     empty: bool = False
-    """Whether the exchange succeeded although the model produced no output."""
+    """True if the exchange succeeded although the model produced no output."""
     phase: Phase
     duration: float
     queue_wait: float | None
@@ -76,11 +76,11 @@ class Meter:
         self.first_piece: float | None = None
         self.last_piece = 0.0
         self.has_said = False
-        """Whether the model has produced any output."""
+        """True once the model has produced output."""
         self.upstream_ended: float | None = None
         self.attempts = 0
         self.met_stale = False
-        """Whether a reused connection closed in this attempt before a byte of the answer arrived.
+        """True if a reused connection closed in this attempt before a byte of the answer arrived.
 
         That failure counts as an attempt of its own.
         """

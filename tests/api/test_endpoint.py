@@ -120,7 +120,7 @@ async def test_gateway_that_is_its_own_backend_reports_the_loop(
 ) -> None:
     """This happens if a client program and the gateway share one `.env`."""
     port, listen = free_port(), server.listen
-    monkeypatch.setattr("gateway.downstream.server.listen", lambda host, _: listen(host, port))
+    monkeypatch.setattr("tests.fakes.running_gateway.listen", lambda host, _: listen(host, port))
     settings = config.build(
         {
             "llm_backend": kind,

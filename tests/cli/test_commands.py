@@ -127,13 +127,13 @@ def test_any_option_of_a_stand_in_can_be_set() -> None:
             started.send_signal(signal.SIGTERM)
         started.communicate(timeout=20)
     result = invoke("simulate", "--kind", "ollama", "--set", "gpu=maybe")
-    assert (result.exit_code, result.stderr) == (2, "--set: 'gpu=maybe': gpu is yes or no\n")
+    assert (result.exit_code, result.stderr) == (2, "--set: 'gpu=maybe': gpu must be yes or no\n")
 
 
 def test_model_of_a_stand_in_with_an_unknown_property_exits_with_2() -> None:
     result = invoke("simulate", "--kind", "vllm", "--model", "m,wings")
     assert result.exit_code == 2
-    assert result.stderr.startswith("--model: 'wings'")
+    assert result.stderr.startswith("--model: unknown model option 'wings'")
 
 
 # The roll-out
@@ -174,7 +174,7 @@ async def test_switch_that_would_break_a_tier_is_refused_with_the_findings_unles
         refused = await command("switch", "vllm")
         assert (refused.exit_code, refused.stdout) == (1, "")
         assert (
-            "breaks: tier ultra: vllm cannot serve 'not-there': has no such model; there is: served-model"
+            "breaks: tier ultra: vllm cannot serve 'not-there': does not have the model; it has: served-model"
             in refused.stderr
         )
         assert "--force" in refused.stderr

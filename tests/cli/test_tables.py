@@ -1,4 +1,4 @@
-"""What the commands print about the status, a change, and a preflight check."""
+"""Output of the commands for the status, a change, and a preflight check."""
 
 import json
 

@@ -399,7 +399,7 @@ async def test_invalid_settings_are_refused_with_reasons_and_the_old_ones_stay(
         assert any("modls" in reason for reason in outcome["reasons"])
         assert len(outcome["reasons"]) == 3
         assert (await setup.gateway.ask({})).status == 200
-        logged = [record.getMessage() for record in caplog.records if record.name == "gateway.config"]
+        logged = [record.getMessage() for record in caplog.records if record.name == "gateway.config.reload"]
         assert logged[0] == "settings reread (file) and refused; the old ones stay in force"
         assert len(logged) == 4
 

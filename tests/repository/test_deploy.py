@@ -1,4 +1,4 @@
-"""What is deployed keeps step with the code: the compose file, the image, and what they name."""
+"""The compose file, the image and `.ci/run` agree with the code and with what they name."""
 
 import re
 from pathlib import Path
@@ -12,11 +12,11 @@ from gateway.config import VARIABLES
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 ENGINES = ("ollama", "ollama-cpu", "vllm")
-# Of Ollama and vLLM themselves.
+# Variables that Ollama and vLLM read themselves.
 FOREIGN_VARIABLES = {"OLLAMA_HOST", "HF_TOKEN"}
-# What the compose file alone asks its user, besides our own variables; a name that begins with GATEWAY_ would be taken for a setting.
+# Variables of the compose file alone. A name that begins with GATEWAY_ would be taken for a setting.
 ASKED = {"GPU_COUNT", "GPU_SHARE", "HF_TOKEN", "MAX_MODEL_LEN", "OLLAMA_IMAGE", "PUBLISH_ADDRESS", "VLLM_IMAGE"}
-# The keys of a service that the compose specification knows and that we use; another is likely misspelt.
+# The keys of a service that we use, of those that the compose specification has. Another is likely misspelt.
 KNOWN_KEYS = {
     *(
         "build",
@@ -44,7 +44,7 @@ def compose() -> dict[str, Any]:
 
 
 def started_by(compose: dict[str, Any], *profiles: str) -> set[str]:
-    """The services that `docker compose` starts under these profiles: those that name one of them, and those that name none."""
+    """Return the services that `docker compose` starts with these profiles, and those without a profile."""
     services = compose["services"].items()
     return {
         name for name, service in services if not service.get("profiles") or set(service["profiles"]) & set(profiles)

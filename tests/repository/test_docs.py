@@ -1,4 +1,4 @@
-"""What users are told keeps step with what there is."""
+"""The documentation lists every variable, metric and error code, and every module has its tests."""
 
 import ast
 import re

@@ -72,7 +72,7 @@ def anchors(text: str) -> set[str]:
 
 
 def problem(document: str, target: str) -> str | None:
-    """What is wrong with a link in `document`, or None."""
+    """Return what is wrong with a link in `document`, or None."""
     path, _, anchor = unquote(target).partition("#")
     base = "" if path.startswith("/") else str(PurePosixPath(document).parent)
     name = normpath(f"{base}/{path}".lstrip("/")) if path else document
@@ -101,7 +101,7 @@ def named_paths(text: str) -> list[str]:
 
 
 def is_defined(name: str, file: str) -> bool:
-    """Whether a Python file defines `name` as a class, a function or a value."""
+    """Return whether a Python file defines `name` as a class, a function or a value."""
     definition = rf"^\s*(?:class|def|async def) {name}\b|^\s*{name}\b[^=\n]*="
     return re.search(definition, (ROOT / file).read_text(), re.MULTILINE) is not None
 

@@ -1,4 +1,4 @@
-"""The README and its Korean sister: the same commands, links that lead somewhere, and the very lines that `make run` prints."""
+"""README.md and README.ko.md have the same commands, working links, and the lines that `make run` prints."""
 
 import re
 from pathlib import Path
