@@ -28,6 +28,8 @@ END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>
 VISION_START, VISION_END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
 SPECIAL_TOKENS = [END_OF_TEXT, TURN_START, TURN_END, VISION_START, VISION_END, IMAGE, VIDEO]  # their ids: 0, 1, 2, …
 VOCABULARY_SIZE = 1024
+TOKENIZER_TEXT = Path(__file__).with_name("tokenizer_text.txt")
+"""Text that the tokenizer is trained on: an early version of this file. It must not change."""
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -91,8 +93,10 @@ def token_id(token: str) -> int:
 
 
 def write_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Write a byte-level BPE tokenizer, which can encode any text; its merges are learned from this
-    file.
+    """Write a byte-level BPE tokenizer, which can encode any text.
+
+    Its merges are learned from a fixed text: with other merges, the same random weights say
+    something else, and tests that need a certain kind of answer may not get it.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -101,7 +105,7 @@ def write_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(Path(__file__).read_text(encoding="utf-8").splitlines(), trainer)
+    tokenizer.train_from_iterator(TOKENIZER_TEXT.read_text(encoding="utf-8").splitlines(), trainer)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=TURN_END, pad_token=END_OF_TEXT)
     wrapped.chat_template = CHAT_TEMPLATE
     wrapped.save_pretrained(folder)

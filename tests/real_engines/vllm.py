@@ -92,10 +92,11 @@ class Vllm(Server):
 def tiny_models(venv: Path) -> Path:
     """Return the folder with `tiny-qwen3` and `tiny-qwen3-vl`, inside `venv`.
 
-    The Python of `venv` writes it if `make_models.py` has changed.
+    The Python of `venv` writes it if `make_models.py` or the tokenizer's text has changed.
     """
     script = Path(__file__).with_name("make_models.py")
-    folder = venv / f"tiny-models-{hashlib.sha256(script.read_bytes()).hexdigest()[:12]}"
+    sources = script.read_bytes() + script.with_name("tokenizer_text.txt").read_bytes()
+    folder = venv / f"tiny-models-{hashlib.sha256(sources).hexdigest()[:12]}"
     if not (folder / "complete").exists():
         subprocess.run([venv / "bin" / "python", "-P", script, folder], check=True)
         (folder / "complete").touch()
