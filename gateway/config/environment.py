@@ -38,10 +38,6 @@ MODEL_VARIABLES = {"OLLAMA_MODEL": "ollama", "VLLM_MODEL": "vllm"}
 OTHER_VARIABLES = ("GATEWAY_CONFIG", "GATEWAY_URL")
 VARIABLES = (*PLAIN_VARIABLES, *BACKEND_VARIABLES, *MODEL_VARIABLES, *OTHER_VARIABLES)
 
-# Kubernetes sets these in every container if there is a Service named `gateway`, and GATEWAY_PORT
-# to tcp://address:port.
-SERVICE_LINK = re.compile(r"GATEWAY_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
-
 # Keys that exclude each other: a source that sets one of them clears the other in the sources of
 # lower precedence.
 EITHER_OR = (("base_url", "servers"), ("api_keys", "api_keys_file"))
@@ -119,7 +115,7 @@ class VariablesReader:
         for variable, value in variables.items():
             if variable.startswith(PREFIX):
                 self._nested(variable, value)
-            elif variable.startswith("GATEWAY_") and variable not in VARIABLES and not SERVICE_LINK.fullmatch(variable):
+            elif variable.startswith("GATEWAY_") and variable not in VARIABLES:
                 known = (*(name for name in VARIABLES if name.startswith("GATEWAY_")), *_nested_variables())
                 self._problems.warn(f"{variable}: ignored: unknown setting{suggest(variable, known)} ({self._place})")
         _clear_alternatives(self._result)
@@ -129,9 +125,7 @@ class VariablesReader:
         return self._result
 
     def _plain(self, variable: str, value: str) -> None:
-        if variable == "GATEWAY_PORT" and value.startswith("tcp://"):
-            self._problems.warn(f"GATEWAY_PORT: ignored: Kubernetes set it for a Service named gateway ({self._place})")
-        elif variable in PLAIN_VARIABLES and (value.strip() or variable == "GATEWAY_STATE_FILE"):
+        if variable in PLAIN_VARIABLES and (value.strip() or variable == "GATEWAY_STATE_FILE"):
             self._set((PLAIN_VARIABLES[variable],), value.strip(), variable)
         elif variable in BACKEND_VARIABLES and value.strip():
             kind, key = BACKEND_VARIABLES[variable]

@@ -15,6 +15,7 @@ from gateway.config.environment import MODEL_VARIABLES, PREFIX, VARIABLES, Names
 from gateway.config.problems import Path, Problems, expected_one_of, shown, suggest
 from gateway.config.resolve import resolve
 from gateway.config.schema_paths import model_at
+from gateway.config.service_variables import without_service_variables
 from gateway.config.settings import Settings
 from gateway.config.sources import merge
 from gateway.config.yaml_file import read_yaml
@@ -35,13 +36,14 @@ def load(path: FilePath | None = None, environ: Mapping[str, str] = os.environ) 
         ConfigError: the settings are invalid; it has one line for each mistake.
     """
     problems = Problems()
-    dotenv = read_dotenv(problems)
-    file = path or _config_file(environ, dotenv)
+    variables: dict[str, dict[str, str]] = {}
+    ignored: dict[str, list[str]] = {}
+    for place, values in ((DOTENV, read_dotenv(problems)), (ENVIRONMENT, environ)):
+        variables[place], ignored[place] = without_service_variables(values)
+    file = path or _config_file(variables)
     written = read_yaml(file, problems) if file else {}
-    settings = _settings(written, {DOTENV: dotenv, ENVIRONMENT: environ}, problems)
-    return settings.model_copy(
-        update={"file": file, "sources": _report_sources(file, {DOTENV: dotenv, ENVIRONMENT: environ})}
-    )
+    settings = _settings(written, variables, problems)
+    return settings.model_copy(update={"file": file, "sources": _report_sources(file, variables, ignored)})
 
 
 def build(document: Mapping[str, Any]) -> Settings:
@@ -55,9 +57,9 @@ def build(document: Mapping[str, Any]) -> Settings:
     return _settings(copy.deepcopy(dict(document)), {}, Problems())
 
 
-def _config_file(environ: Mapping[str, str], dotenv: Mapping[str, str]) -> FilePath | None:
-    name = environ.get("GATEWAY_CONFIG", "").strip() or dotenv.get("GATEWAY_CONFIG", "").strip()
-    return FilePath(name) if name else None
+def _config_file(variables: Mapping[str, Mapping[str, str]]) -> FilePath | None:
+    names = [values.get("GATEWAY_CONFIG", "").strip() for values in variables.values()]
+    return next((FilePath(name) for name in reversed(names) if name), None)
 
 
 def _settings(written: dict[str, Any], variables: Mapping[str, Mapping[str, str]], problems: Problems) -> Settings:
@@ -270,7 +272,9 @@ def _message(error: ErrorDetails, path: Path) -> str:
     return f"got {shown(path, error['input'])}; {expectation}"
 
 
-def _report_sources(file: FilePath | None, variables: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
+def _report_sources(
+    file: FilePath | None, variables: Mapping[str, Mapping[str, str]], ignored: Mapping[str, list[str]]
+) -> tuple[str, ...]:
     lines = [f"file: {file}" if file else "no settings file"]
     for place, values in variables.items():
         used = sorted(
@@ -278,4 +282,9 @@ def _report_sources(file: FilePath | None, variables: Mapping[str, Mapping[str, 
         )
         if used:
             lines.append(f"{place}: {', '.join(used)}")
+    for place, names in ignored.items():
+        if names:
+            lines.append(
+                f"{place}: ignored, since Kubernetes or Docker set them for services of such names: {', '.join(names)}"
+            )
     return tuple(lines)

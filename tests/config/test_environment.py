@@ -65,19 +65,6 @@ def test_empty_variables_count_as_unset_except_the_state_file() -> None:
     assert settings.state_file is None
 
 
-def test_kubernetes_service_variables_are_ignored() -> None:
-    settings = load(
-        environ={
-            "GATEWAY_PORT": "tcp://10.0.0.1:8080",
-            "GATEWAY_SERVICE_HOST": "10.0.0.1",
-            "GATEWAY_SERVICE_PORT_HTTP": "8080",
-            "GATEWAY_PORT_8080_TCP_ADDR": "10.0.0.1",
-        }
-    )
-    assert settings.port == 8080
-    assert warned(settings) == ["GATEWAY_PORT: ignored: Kubernetes set it for a Service named gateway (environment)"]
-
-
 def test_address_variable_applies_to_the_only_backend_of_its_kind() -> None:
     text = "backends: {local: {kind: ollama}, gpu: {kind: vllm}}\ntiers: {a: {models: {local: x, gpu: y}}}"
     settings = load(text, {"OLLAMA_BASE_URL": "box", "VLLM_BASE_URL": "gpu"})
