@@ -11,7 +11,9 @@ from pydantic_core import ErrorDetails
 
 from gateway.config.advice import advice
 from gateway.config.document import SettingsDocument
-from gateway.config.environment import MODEL_VARIABLES, PREFIX, VARIABLES, Names, VariablesReader, read_dotenv
+from gateway.config.dotenv_file import read_dotenv
+from gateway.config.environment import MODEL_VARIABLES, PREFIX, VARIABLES, Names, VariablesReader
+from gateway.config.interpolation import leftover_syntax
 from gateway.config.problems import Path, Problems, expected_one_of, shown, suggest
 from gateway.config.resolve import resolve
 from gateway.config.schema_paths import model_at
@@ -38,10 +40,11 @@ def load(path: FilePath | None = None, environ: Mapping[str, str] = os.environ) 
     problems = Problems()
     variables: dict[str, dict[str, str]] = {}
     ignored: dict[str, list[str]] = {}
-    for place, values in ((DOTENV, read_dotenv(problems)), (ENVIRONMENT, environ)):
+    dotenv = read_dotenv(problems, environ)
+    for place, values in ((DOTENV, dotenv), (ENVIRONMENT, environ)):
         variables[place], ignored[place] = without_service_variables(values)
     file = path or _config_file(variables)
-    written = read_yaml(file, problems) if file else {}
+    written = read_yaml(file, problems, _by_precedence(dotenv, environ)) if file else {}
     settings = _settings(written, variables, problems)
     return settings.model_copy(update={"file": file, "sources": _report_sources(file, variables, ignored)})
 
@@ -57,9 +60,14 @@ def build(document: Mapping[str, Any]) -> Settings:
     return _settings(copy.deepcopy(dict(document)), {}, Problems())
 
 
+def _by_precedence(dotenv: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return all variables; an empty one in the environment does not hide that of `.env`."""
+    return dict(dotenv) | {name: value for name, value in environ.items() if value or name not in dotenv}
+
+
 def _config_file(variables: Mapping[str, Mapping[str, str]]) -> FilePath | None:
     names = [values.get("GATEWAY_CONFIG", "").strip() for values in variables.values()]
-    return next((FilePath(name) for name in reversed(names) if name), None)
+    return next((FilePath(name) for name in reversed(names) if name and not leftover_syntax(name)), None)
 
 
 def _settings(written: dict[str, Any], variables: Mapping[str, Mapping[str, str]], problems: Problems) -> Settings:
@@ -151,8 +159,9 @@ def _complete_tiers(merged: dict[str, Any], variables: Mapping[str, Mapping[str,
         models[name] = DEFAULT_MODELS[kind]
         variable = next(name for name, variable_kind in MODEL_VARIABLES.items() if variable_kind == kind)
         for place, values in variables.items():
-            if values.get(variable, "").strip():
-                models[name] = values[variable].strip()
+            given = values.get(variable, "").strip()
+            if given and not leftover_syntax(given):
+                models[name] = given
                 problems.record_origin(("tiers", DEFAULT_TIER, "models", name), place, variable)
     standard = _mapping(tiers, DEFAULT_TIER)
     completed = {**standard, "models": {**models, **_mapping(standard, "models")}}

@@ -94,6 +94,7 @@ class BackendSettings(Frozen):
     servers: tuple[ServerSettings, ...]
     limits: BackendLimits
     api_key: SecretStr | None = Field(default=None, description="Key sent as a bearer token.")
+    api_key_file: Path | None = Field(default=None, description="File that the key was read from.")
     headers: dict[str, SecretStr] = Field(
         default_factory=dict, description="Headers sent with each request; names in lower case."
     )

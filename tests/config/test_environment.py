@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from gateway import config
 from tests.config.harness import EXAMPLE, SECRET, load, one_problem, warned
 
 pytestmark = pytest.mark.usefixtures("empty_environment")
@@ -63,6 +64,35 @@ def test_empty_variables_count_as_unset_except_the_state_file() -> None:
         8080,
     )
     assert settings.state_file is None
+
+
+QUOTES = "the value has quotes around it; remove them (docker's --env-file makes them a part of the value)"
+COMMENT = "the value contains ' #'; put the comment on a line of its own (docker's --env-file keeps it)"
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [*config.VARIABLES, "GATEWAY__HOST", "GATEWAY__BACKENDS__VLLM__API_KEY", "GATEWAY__CORS_ORIGINS", "GATEWAY__PORT"],
+)
+@pytest.mark.parametrize(
+    ("form", "words"), [('"%s"', QUOTES), ("'%s'", QUOTES), ("%s # a comment", COMMENT), ("%s\t# tab", COMMENT)]
+)
+def test_quotes_and_comments_in_a_value_are_refused_without_the_value(variable: str, form: str, words: str) -> None:
+    assert one_problem(environ={variable: form % SECRET}) == f"{variable}: {words} (environment)"
+
+
+def test_quotes_and_number_signs_in_json_are_a_part_of_it() -> None:
+    settings = load(
+        EXAMPLE,
+        {
+            "GATEWAY__TIERS__ULTRA__PARAMS__DEFAULT__STOP": '"a # b"',
+            "GATEWAY__TIERS__ULTRA__PARAMS__FORCE": '{"stop": "c # d"}',
+            "GATEWAY__TIERS__PRO__ALIASES": "a#b",
+        },
+    )
+    params = settings.tiers["ultra"].params
+    assert (params.default["stop"], params.force["stop"]) == ("a # b", "c # d")
+    assert settings.tiers["pro"].aliases[0].name == "a#b"
 
 
 def test_address_variable_applies_to_the_only_backend_of_its_kind() -> None:
