@@ -123,6 +123,7 @@ class Gateway:
             operations=self._operations,
             metrics=metrics,
             recorder=self._recorder,
+            log=log,
         )
         self.reload = Reloader(
             lambda: destinations.settings, self._reconfiguration.apply, self._operations.record_reload

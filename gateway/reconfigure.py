@@ -15,6 +15,7 @@ from gateway.rollout.controller import RolloutController
 from gateway.rollout.guard import RolloutGuard
 from gateway.rollout.migration import QueueMigration
 from gateway.rollout.preflight.check import Preflight
+from gateway.telemetry.log import ExchangeLog
 from gateway.telemetry.metrics import Label, Metrics
 from gateway.telemetry.recorder import ExchangeRecorder
 from gateway.upstream.backend import Backend
@@ -47,6 +48,7 @@ class Reconfiguration:
         operations: Operations,
         metrics: Metrics,
         recorder: ExchangeRecorder,
+        log: ExchangeLog,
     ) -> None:
         self._backends = backends
         self._learned_limits = learned_limits
@@ -61,6 +63,7 @@ class Reconfiguration:
         self._operations = operations
         self._metrics = metrics
         self._recorder = recorder
+        self._log = log
         self._cleanup = GenerationCleanup(lambda: in_flight.oldest_generation(destinations.generation))
 
     async def apply(self, settings: Settings) -> None:
@@ -89,6 +92,8 @@ class Reconfiguration:
 
     def _swap(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
         """Change everything that depends on the settings. Awaits nothing, so no request sees a half of it."""
+        if settings.log_level != self._destinations.settings.log_level:
+            self._log.change_level(settings.log_level)
         self._backends.change(settings, backends)
         self._destinations.change(settings, backends)
         self._context.change(settings)

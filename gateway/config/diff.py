@@ -12,7 +12,7 @@ from gateway.config.settings import BackendSettings, Settings
 AT_START = (
     "host", "port", "metrics_port", "api_keys", "api_keys_file", "admin_key", "metrics_key", "cors_origins",
     "user_header", "session_header", "log_format", "state_file", "ollama_num_parallel", "drain_delay", "drain_timeout",
-    "guard",
+    "keep_alive_timeout", "guard",
 )  # fmt: skip
 """Keys whose changes take effect at the next start.
 

@@ -24,6 +24,7 @@ PLAIN_VARIABLES = {
     "GATEWAY_METRICS_KEY": "metrics_key",
     "GATEWAY_METRICS_PORT": "metrics_port",
     "GATEWAY_STATE_FILE": "state_file",
+    "GATEWAY_LOG_LEVEL": "log_level",
 }
 BACKEND_VARIABLES = {
     "OLLAMA_BASE_URL": ("ollama", "base_url"),

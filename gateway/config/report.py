@@ -65,7 +65,7 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 def show(settings: Settings) -> str:
     """Return the settings in force as YAML in the shape of the file, with all defaults filled in.
 
-    Secrets are hidden.
+    Secrets are hidden. A literal `${` is written as `$${`, so that it stays one when it is read.
     """
     document: dict[str, Any] = {}
     for key in SettingsDocument.model_fields:
@@ -84,7 +84,15 @@ def show(settings: Settings) -> str:
             document[key] = str(value) if value else ""
         elif value is not None and value != ():
             document[key] = _plain(value)
-    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=140))
+    return str(yaml.safe_dump(_escaped(document), sort_keys=False, allow_unicode=True, width=140))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, list | tuple):
+        return [_escaped(item) for item in value]
+    return {key: _escaped(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _plain(value: Any) -> Any:

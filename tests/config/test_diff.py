@@ -82,7 +82,7 @@ def test_every_setting_either_applies_at_once_or_needs_a_restart() -> None:
     """A new setting must be added here: a change applies at run time, or needs a restart."""
     at_once = {
         "llm_backend", "rollback_to", "backends", "tiers", "default_tier", "auto", "embeddings", "commit_after",
-        "heartbeat", "waiting_note", "max_body", "max_text_body", "rollback_cutoff",
+        "heartbeat", "waiting_note", "max_body", "max_text_body", "rollback_cutoff", "log_level",
     }  # fmt: skip
     assert at_once | set(AT_START) | {"file", "sources", "warnings"} == set(Settings.model_fields)
 

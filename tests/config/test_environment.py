@@ -30,6 +30,8 @@ def test_plain_variables_reach_their_settings() -> None:
             "GATEWAY_METRICS_KEY": "metrics-key-0123456789",
             "GATEWAY_METRICS_PORT": "9001",
             "GATEWAY_STATE_FILE": "/var/lib/gateway/state.json",
+            "GATEWAY_LOG_LEVEL": "WARNING",
+            "GATEWAY__KEEP_ALIVE_TIMEOUT": "2m",
         }
     )
     assert settings.backends["ollama"].servers[0].base_url == "http://box:11434"
@@ -44,6 +46,7 @@ def test_plain_variables_reach_their_settings() -> None:
     )
     assert [key.get_secret_value() for key in settings.api_keys] == [SECRET, "second-key-0123456789"]
     assert settings.state_file == Path("/var/lib/gateway/state.json")
+    assert (settings.log_level, settings.keep_alive_timeout) == ("warning", 120.0)
     assert settings.warnings == ()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -148,6 +149,26 @@ async def test_everything_that_affects_routing_changes() -> None:
             "standard",
             "e",
         ]
+
+
+async def test_log_level_changes_at_once() -> None:
+    own, root = logging.getLogger("gateway"), logging.getLogger()
+    levels = own.level, root.level
+    try:
+        async with serving() as setup:
+            await setup.gateway.ask({})
+            assert len(setup.gateway.exchanges()) == 1
+            await setup.change(log_level="error")
+            assert own.level == logging.ERROR
+            await setup.gateway.ask({})
+            assert len(setup.gateway.exchanges()) == 1
+            await setup.change(log_level="info")
+            await setup.gateway.ask({})
+            assert len(setup.gateway.exchanges()) == 2
+            assert own.level == logging.INFO
+    finally:
+        own.setLevel(levels[0])
+        root.setLevel(levels[1])
 
 
 async def test_new_limits_apply_to_queued_requests() -> None:

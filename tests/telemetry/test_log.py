@@ -138,6 +138,51 @@ def test_messages_of_the_gateway_and_warnings_of_libraries_are_logged() -> None:
     assert events == ["ours", "warned"]
 
 
+@pytest.mark.parametrize(
+    ("level", "own", "theirs"),
+    [
+        ("debug", ["debug", "info", "warning", "error"], ["warning", "error"]),
+        ("info", ["info", "warning", "error"], ["warning", "error"]),
+        ("warning", ["warning", "error"], ["warning", "error"]),
+        ("error", ["error"], ["error"]),
+    ],
+)
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.usefixtures("_restored")
+def test_level_applies_to_the_gateway_and_to_libraries(
+    level: str, own: list[str], theirs: list[str], later: bool
+) -> None:
+    out = BytesIO()
+    configure(True, out, "info" if later else level)
+    if later:
+        ExchangeLog(True, out).change_level(level)
+    for name in ("gateway.x", "httpx2"):
+        for each in ("debug", "info", "warning", "error"):
+            logging.getLogger(name).log(logging.getLevelNamesMapping()[each.upper()], "%s of %s", each, name)
+    events = [json.loads(line)["event"] for line in out.getvalue().splitlines()]
+    assert events == [*(f"{each} of gateway.x" for each in own), *(f"{each} of httpx2" for each in theirs)]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(
+    ("level", "statuses"),
+    [("debug", [200, 499, 500, 504]), ("info", [200, 499, 500, 504]), ("warning", [500, 504]), ("error", [])],
+)
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.usefixtures("_restored")
+def test_exchanges_are_logged_at_info_and_failures_at_warning(
+    as_json: bool, level: str, statuses: list[int], later: bool
+) -> None:
+    out = BytesIO()
+    log = ExchangeLog(as_json, out, "info" if later else level)
+    if later:
+        log.change_level(level)
+    log.write([replace(EXCHANGE, status=status) for status in (200, 499, 500, 504)])
+    lines = out.getvalue().decode().splitlines()
+    words = [line["level"] for line in map(json.loads, lines)] if as_json else [line.split()[1] for line in lines]
+    assert words == ["warning" if status >= 500 else "info" for status in statuses]
+
+
 def test_log_that_nothing_reads_does_not_block_the_gateway() -> None:
     """A full pipe blocks only the sink's thread; further lines are dropped."""
     reader, writer = os.pipe()
