@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from gateway.api.auth import ApiKeys
 from gateway.api.endpoint import Endpoint
 from gateway.api.model_names import ModelNames
 from gateway.api.operations import Operations
@@ -49,6 +50,7 @@ class Reconfiguration:
         metrics: Metrics,
         recorder: ExchangeRecorder,
         log: ExchangeLog,
+        keys: ApiKeys,
     ) -> None:
         self._backends = backends
         self._learned_limits = learned_limits
@@ -64,6 +66,7 @@ class Reconfiguration:
         self._metrics = metrics
         self._recorder = recorder
         self._log = log
+        self._keys = keys
         self._cleanup = GenerationCleanup(lambda: in_flight.oldest_generation(destinations.generation))
 
     async def apply(self, settings: Settings) -> None:
@@ -94,6 +97,8 @@ class Reconfiguration:
         """Change everything that depends on the settings. Awaits nothing, so no request sees a half of it."""
         if settings.log_level != self._destinations.settings.log_level:
             self._log.change_level(settings.log_level)
+        if settings.api_keys != self._destinations.settings.api_keys:
+            self._keys.change(key.get_secret_value() for key in settings.api_keys)
         self._backends.change(settings, backends)
         self._destinations.change(settings, backends)
         self._context.change(settings)

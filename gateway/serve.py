@@ -16,7 +16,7 @@ import uvloop
 
 from gateway.app import Gateway
 from gateway.config import Settings
-from gateway.config.reload import FileWatcher, read_whole
+from gateway.config.reload import FileWatcher, files_of_keys, read_whole
 from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
 from gateway.telemetry.log import ExchangeLog, Sink, configure
@@ -159,7 +159,7 @@ async def _metrics_port(
 async def _reloading(
     gateway: Gateway, file: Path | None, reread: Callable[[], Settings] | None
 ) -> AsyncGenerator[None, None]:
-    """Reread the settings when `file` changes, and on SIGHUP, while the block runs."""
+    """Reread the settings when `file` or a file of keys changes, and on SIGHUP, while the block runs."""
     if reread is None:
         yield
         return
@@ -167,8 +167,8 @@ async def _reloading(
     signalled = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, signalled.set)
     tasks = [asyncio.create_task(_reload_on_signal(gateway, signalled, lambda: read_whole(file, reread)))]
-    if file is not None:
-        tasks.append(asyncio.create_task(FileWatcher(file, gateway.reload, reread).run()))
+    watcher = FileWatcher(file, gateway.reload, reread, lambda: files_of_keys(gateway.settings))
+    tasks.append(asyncio.create_task(watcher.run()))
     try:
         yield
     finally:

@@ -74,6 +74,35 @@ def test_idle_connection_closes_after_keep_alive_timeout() -> None:
     assert {json.loads(line)["level"] for line in errors.splitlines()} == {"warning"}
 
 
+def test_file_of_client_keys_is_reread_while_the_gateway_runs(tmp_path: Path) -> None:
+    """Without a settings file. An empty file leaves the old keys in force."""
+    port, keys = free_port(), tmp_path / "keys"
+    old, new = "old-key-0123456789abc", "new-key-0123456789abc"
+    url = f"http://127.0.0.1:{port}/v1/models"
+
+    def statuses() -> list[int]:
+        headers = [{"authorization": f"Bearer {key}"} for key in (old, new)]
+        return [httpx2.get(url, headers=each, trust_env=False, timeout=20).status_code for each in headers]
+
+    keys.write_text(f"{old}\n")
+    variables = {"GATEWAY_PORT": str(port), "GATEWAY_API_KEYS_FILE": str(keys), "GATEWAY__LOG_FORMAT": "json"}
+    with process("serve", **variables) as started:
+        assert started.stderr is not None
+        try:
+            assert status_of(url) == 401
+            keys.write_text("")
+            while "empty or unreadable; nothing changes" not in started.stderr.readline():
+                pass
+            assert statuses() == [200, 401]
+            keys.write_text(f"{new}\n")
+            while "settings: api_keys: changed" not in started.stderr.readline():
+                pass
+            assert statuses() == [401, 200]
+        finally:
+            started.send_signal(signal.SIGTERM)
+        started.communicate(timeout=20)
+
+
 @pytest.mark.parametrize(("hard", "warns"), [(4096, False), (300, True)])
 def test_gateway_raises_its_limit_of_open_files_and_warns_if_it_is_low(tmp_path: Path, hard: int, warns: bool) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GATEWAY_PORT": "0", "GATEWAY_STATE_FILE": ""}

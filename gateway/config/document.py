@@ -188,7 +188,8 @@ class SettingsDocument(DocumentSection):
     )
     api_keys_file: Path | None = Field(
         default=None,
-        description="File of client keys, one per line, # begins a comment; added to api_keys. Default: none.",
+        description="File of client keys, one per line, # begins a comment; added to api_keys. Reread when it "
+        "changes. Default: none.",
     )
     admin_key: Key | None = Field(
         default=None,
