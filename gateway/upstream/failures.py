@@ -1,5 +1,6 @@
 """What a failed attempt means for the server it was sent to. Decides; awaits nothing."""
 
+import logging
 import math
 import time
 from email.utils import parsedate_to_datetime
@@ -14,6 +15,8 @@ from gateway.errors import (
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import Connection, WireError
 from gateway.upstream.server import Server
+
+_log = logging.getLogger("gateway.upstream")
 
 UNSENT = frozenset({"connect", "connect_timeout"})
 """Nothing of the request reached the server: trying elsewhere costs nobody anything."""
@@ -55,8 +58,15 @@ def with_retry_after(error: GatewayError, response: Connection) -> GatewayError:
     return error
 
 
+def log_engine_reason(server: Server, error: GatewayError) -> None:
+    """Log what the engine itself gives as the reason for `error`, if it is known."""
+    if error.engine_reason is not None:
+        _log.warning("backend %s: the engine reports: %s", server.name, error.engine_reason)
+
+
 def record_failure(backend: Backend, model: str, server: Server, error: GatewayError, sent: float) -> str | None:
     """Tell `server` what became of the attempt at `model` that was sent at the time `sent`; the reason in a word, where it may be tried elsewhere."""
+    log_engine_reason(server, error)
     if isinstance(error, UpstreamError):
         if error.reason not in SERVER_FAULTS:
             return None

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from gateway.chat.answer import Usage
 from gateway.telemetry.log import MAX_PENDING, ExchangeLog, JsonFormatter, Sink, TextFormatter, configure
-from tests.fakes.fault_backend import FaultBackend
+from tests.fakes.fault_backend import ENGINE_REASON, FaultBackend
 from tests.fakes.running_gateway import running, settings_for, until
 from tests.telemetry.test_metrics import EXCHANGE
 
@@ -228,13 +228,31 @@ async def test_no_log_line_contains_a_prompt_a_completion_or_a_key(kind: str, ca
         {"messages": prompt, "stream": True, "temperature": CANARY},
     ]
     async with FaultBackend(kind) as backend, running(settings_for(backend, **PATIENT)) as gateway:  # type: ignore[arg-type]
-        for mode in ("healthy", "invalid_json", "error_then_done", "html", "close"):
+        broken = ("invalid_json", "error_then_done", "html", "close", "runner_dies", "runner_dies_midway")
+        for mode in ("healthy", *broken):
             backend.mode = mode
             for body in bodies:
                 await gateway.ask(body)
         exchanges = gateway.exchanges()
-    assert len(exchanges) == 25
+    assert len(exchanges) == 35
     assert {line["outcome"] for line in exchanges} == {"ok", "client_error", "upstream_error"}
     written = gateway.log.getvalue().decode() + "".join(map(TextFormatter().format, caplog.records))
     for secret in (CANARY, "Hello", "secret-of-the-backend"):
         assert secret not in written
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+@pytest.mark.parametrize(
+    ("mode", "stream"), [("runner_dies", False), ("runner_dies", True), ("runner_dies_midway", True)]
+)
+async def test_engines_reason_for_a_failure_is_logged_and_not_sent(
+    kind: str, mode: str, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with FaultBackend(kind, mode) as backend, running(settings_for(backend, **PATIENT)) as gateway:  # type: ignore[arg-type]
+        reply = await gateway.ask({"messages": [{"role": "user", "content": "Hello?"}], "stream": stream})
+        (exchange,) = gateway.exchanges()
+    assert exchange["outcome"] == "upstream_error"
+    reasons = [record.getMessage() for record in caplog.records if "the engine reports" in record.getMessage()]
+    assert reasons == [f"backend {kind}: the engine reports: {ENGINE_REASON}"]
+    assert b"runner" not in reply.body
+    assert "Hello" not in caplog.text
