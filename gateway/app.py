@@ -124,10 +124,16 @@ class Gateway:
             operations=self._operations,
             metrics=metrics,
             recorder=self._recorder,
+            log=log,
+            keys=keys,
         )
-        self.reload = Reloader(
-            lambda: destinations.settings, self._reconfiguration.apply, self._operations.record_reload
-        )
+        self._destinations = destinations
+        self.reload = Reloader(lambda: self.settings, self._reconfiguration.apply, self._operations.record_reload)
+
+    @property
+    def settings(self) -> Settings:
+        """Settings in force."""
+        return self._destinations.settings
 
     async def __aenter__(self) -> Self:
         await self._health.__aenter__()

@@ -43,6 +43,8 @@ class GatewayError(Exception):
     code: ClassVar[str | None] = None
     outcome: ClassVar[Outcome] = "client_error"
     headers: ClassVar[Mapping[str, str]] = {}
+    engine_reason: str | None = None
+    """What the engine gives as its reason for a failure, for the log. Never sent to a client."""
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)

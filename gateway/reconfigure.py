@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from gateway.api.auth import ApiKeys
 from gateway.api.endpoint import Endpoint
 from gateway.api.model_names import ModelNames
 from gateway.api.operations import Operations
@@ -15,6 +16,7 @@ from gateway.rollout.controller import RolloutController
 from gateway.rollout.guard import RolloutGuard
 from gateway.rollout.migration import QueueMigration
 from gateway.rollout.preflight.check import Preflight
+from gateway.telemetry.log import ExchangeLog
 from gateway.telemetry.metrics import Label, Metrics
 from gateway.telemetry.recorder import ExchangeRecorder
 from gateway.upstream.backend import Backend
@@ -48,6 +50,8 @@ class Reconfiguration:
         operations: Operations,
         metrics: Metrics,
         recorder: ExchangeRecorder,
+        log: ExchangeLog,
+        keys: ApiKeys,
     ) -> None:
         self._backends = backends
         self._learned_limits = learned_limits
@@ -62,6 +66,8 @@ class Reconfiguration:
         self._operations = operations
         self._metrics = metrics
         self._recorder = recorder
+        self._log = log
+        self._keys = keys
         self._cleanup = GenerationCleanup(lambda: in_flight.oldest_generation(destinations.generation))
 
     async def apply(self, settings: Settings) -> None:
@@ -96,6 +102,10 @@ class Reconfiguration:
 
         It awaits nothing, so no request sees only half of the change.
         """
+        if settings.log_level != self._destinations.settings.log_level:
+            self._log.change_level(settings.log_level)
+        if settings.api_keys != self._destinations.settings.api_keys:
+            self._keys.change(key.get_secret_value() for key in settings.api_keys)
         self._backends.change(settings, backends)
         self._destinations.change(settings, backends)
         self._context.change(settings)

@@ -16,7 +16,7 @@ import uvloop
 
 from gateway.app import Gateway
 from gateway.config import Settings
-from gateway.config.reload import FileWatcher, read_whole
+from gateway.config.reload import FileWatcher, files_of_keys, read_whole
 from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
 from gateway.telemetry.log import ExchangeLog, Sink, configure
@@ -56,15 +56,19 @@ async def serve(
     if reread is not None:
         _ignore_sighup()
     try:
-        configure(as_json, sink)
+        configure(as_json, sink, settings.log_level)
         _raise_file_limit()
         # First, so that the log begins with a roll-out that differs from the settings.
-        gateway = Gateway(settings, ExchangeLog(as_json, sink))
+        gateway = Gateway(settings, ExchangeLog(as_json, sink, settings.log_level))
         for line in settings.sources:
             _log.info("%s", line)
         for line in settings.warnings:
             _log.warning("%s", line)
-        async with gateway, _metrics_port(gateway, metrics_listener), _reloading(gateway, settings.file, reread):
+        async with (
+            gateway,
+            _metrics_port(gateway, metrics_listener, settings),
+            _reloading(gateway, settings.file, reread),
+        ):
             await _serve(settings, gateway, listener, announce)
         _log.info("stopped")
     finally:
@@ -81,7 +85,7 @@ async def _serve(
             announce(base_url)
 
     server = GracefulServer(
-        _config(gateway),
+        _config(gateway, settings),
         drain_delay=settings.drain_delay,
         drain_timeout=settings.drain_timeout,
         on_open=report_open,
@@ -136,13 +140,15 @@ class _MetricsServer(GracefulServer):
 
 
 @asynccontextmanager
-async def _metrics_port(gateway: Gateway, listener: socket.socket | None) -> AsyncGenerator[None, None]:
+async def _metrics_port(
+    gateway: Gateway, listener: socket.socket | None, settings: Settings
+) -> AsyncGenerator[None, None]:
     """Serve the port GATEWAY_METRICS_PORT, if it is set, until the main server has drained."""
     if listener is None:
         yield
         return
     _log.info("metrics at http://%s:%d/metrics, without authentication", *listener.getsockname()[:2])
-    server = _MetricsServer(_config(gateway.metrics_port_app), drain_timeout=METRICS_DRAIN_SECONDS)
+    server = _MetricsServer(_config(gateway.metrics_port_app, settings), drain_timeout=METRICS_DRAIN_SECONDS)
     async with asyncio.TaskGroup() as group:
         group.create_task(server.serve(sockets=[listener]))
         yield
@@ -153,7 +159,7 @@ async def _metrics_port(gateway: Gateway, listener: socket.socket | None) -> Asy
 async def _reloading(
     gateway: Gateway, file: Path | None, reread: Callable[[], Settings] | None
 ) -> AsyncGenerator[None, None]:
-    """Reread the settings when `file` changes, and on SIGHUP, while the block runs."""
+    """Reread the settings when `file` or a file of keys changes, and on SIGHUP, while the block runs."""
     if reread is None:
         yield
         return
@@ -161,8 +167,8 @@ async def _reloading(
     signalled = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, signalled.set)
     tasks = [asyncio.create_task(_reload_on_signal(gateway, signalled, lambda: read_whole(file, reread)))]
-    if file is not None:
-        tasks.append(asyncio.create_task(FileWatcher(file, gateway.reload, reread).run()))
+    watcher = FileWatcher(file, gateway.reload, reread, lambda: files_of_keys(gateway.settings))
+    tasks.append(asyncio.create_task(watcher.run()))
     try:
         yield
     finally:
@@ -188,10 +194,10 @@ async def _reload_on_signal(gateway: Gateway, signalled: asyncio.Event, reread: 
         await gateway.reload.run(reread, "signal")
 
 
-def _config(app: object) -> uvicorn.Config:
+def _config(app: object, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]  # our scope is a mapping, uvicorn's a TypedDict
-        http=bind_limits(ServerLimits()),
+        http=bind_limits(ServerLimits(keep_alive_seconds=settings.keep_alive_timeout)),
         ws="none",
         lifespan="off",
         access_log=False,

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx2
@@ -49,6 +50,57 @@ def test_gateway_serves_on_both_ports_until_sigterm_and_exits_with_0() -> None:
         finally:
             started.send_signal(signal.SIGTERM)
         assert started.wait(20) == 0
+
+
+def test_idle_connection_closes_after_keep_alive_timeout() -> None:
+    """With the default, it would stay open for 75 s. The level `warning` leaves only warnings in the log."""
+    port = free_port()
+    variables = {"GATEWAY_PORT": str(port), "GATEWAY__LOG_FORMAT": "json", "GATEWAY_LOG_LEVEL": "warning"}
+    with process("serve", GATEWAY__KEEP_ALIVE_TIMEOUT="400ms", **variables) as started:
+        try:
+            assert status_of(f"http://127.0.0.1:{port}/ping") == 200
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+                client.sendall(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                answer = client.recv(65536)
+                answered_at = time.monotonic()
+                while piece := client.recv(65536):
+                    answer += piece
+                    answered_at = time.monotonic()
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert 0.3 < time.monotonic() - answered_at < 10
+        finally:
+            started.send_signal(signal.SIGTERM)
+        _, errors = started.communicate(timeout=20)
+    assert {json.loads(line)["level"] for line in errors.splitlines()} == {"warning"}
+
+
+def test_file_of_client_keys_is_reread_while_the_gateway_runs(tmp_path: Path) -> None:
+    """Without a settings file. An empty file leaves the old keys in force."""
+    port, keys = free_port(), tmp_path / "keys"
+    old, new = "old-key-0123456789abc", "new-key-0123456789abc"
+    url = f"http://127.0.0.1:{port}/v1/models"
+
+    def statuses() -> list[int]:
+        headers = [{"authorization": f"Bearer {key}"} for key in (old, new)]
+        return [httpx2.get(url, headers=each, trust_env=False, timeout=20).status_code for each in headers]
+
+    keys.write_text(f"{old}\n")
+    variables = {"GATEWAY_PORT": str(port), "GATEWAY_API_KEYS_FILE": str(keys), "GATEWAY__LOG_FORMAT": "json"}
+    with process("serve", **variables) as started:
+        assert started.stderr is not None
+        try:
+            assert status_of(url) == 401
+            keys.write_text("")
+            while "empty or unreadable; nothing changes" not in started.stderr.readline():
+                pass
+            assert statuses() == [200, 401]
+            keys.write_text(f"{new}\n")
+            while "settings: api_keys: changed" not in started.stderr.readline():
+                pass
+            assert statuses() == [401, 200]
+        finally:
+            started.send_signal(signal.SIGTERM)
+        started.communicate(timeout=20)
 
 
 @pytest.mark.parametrize(("hard", "warns"), [(4096, False), (300, True)])

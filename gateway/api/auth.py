@@ -24,8 +24,19 @@ class ApiKeys:
     """Client keys of this gateway; without any, every request is accepted."""
 
     def __init__(self, keys: Iterable[str]) -> None:
+        self._changes = 0
+        self._set(keys)
+
+    def change(self, keys: Iterable[str]) -> None:
+        """Accept these keys from the next request on, also on connections that are open."""
+        self._changes += 1
+        self._set(keys)
+
+    def _set(self, keys: Iterable[str]) -> None:
         digests = [sha256(key.encode()).digest() for key in keys]
         self._callers = {digest: Caller(digest.hex()[:8]) for digest in digests}
+        self.note = f"caller of keys {self._changes}"
+        """Name of a connection's note with the caller. With other keys it is another one."""
 
     @property
     def is_open(self) -> bool:

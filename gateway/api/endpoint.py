@@ -78,7 +78,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
         caller: Caller | None = None
         stream = False
         try:
-            caller = client.notes.get("caller") or self._identify(scope, client, fields)
+            caller = client.notes.get(self._keys.note) or self._identify(scope, client, fields)
             if self.is_stopping:
                 raise ShuttingDown
             terms = client.notes.get("terms") or self._terms(client, fields)
@@ -129,7 +129,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
         reject_loop(fields, self._context.gateway_id)
         if scope["method"] != "POST":
             raise MethodNotAllowed("POST")
-        caller = client.notes["caller"] = self._keys.identify(scope["headers"], fields)
+        caller = client.notes[self._keys.note] = self._keys.identify(scope["headers"], fields)
         return caller
 
     def _terms(self, client: ClientConnection, fields: Fields) -> HeaderTerms:

@@ -13,6 +13,7 @@ from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys
 from gateway.api.openapi import add_bodies, add_data_paths, api_page
 from gateway.api.operations import Operations
+from gateway.api.paths import ALIVE_PATHS
 from gateway.api.rollout_routes import BODIES, add_preflight, add_rollout
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.rollout.preflight.check import Preflight
@@ -120,10 +121,12 @@ def _allowed(app: FastAPI, path: str) -> str:
 
 
 def _add_probes(app: FastAPI, operations: Operations) -> None:
-    @app.head("/healthz", include_in_schema=False)
-    @app.get("/healthz", summary="Liveness: 200 while the process runs")
-    async def healthz() -> dict[str, str]:
+    async def alive() -> dict[str, str]:
         return {"status": "ok"}
+
+    for path in ALIVE_PATHS:
+        app.head(path, include_in_schema=False)(alive)
+        app.get(path, summary="Liveness: 200 while the process runs")(alive)
 
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", summary="Readiness: 503 while starting or draining; lists tiers that cannot be served")

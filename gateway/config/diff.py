@@ -10,13 +10,13 @@ from gateway.config.problems import Path, dotted, shown
 from gateway.config.settings import BackendSettings, Settings
 
 AT_START = (
-    "host", "port", "metrics_port", "api_keys", "api_keys_file", "admin_key", "metrics_key", "cors_origins",
+    "host", "port", "metrics_port", "admin_key", "metrics_key", "cors_origins",
     "user_header", "session_header", "log_format", "state_file", "ollama_num_parallel", "drain_delay", "drain_timeout",
-    "guard",
+    "keep_alive_timeout", "guard",
 )  # fmt: skip
 """Keys whose changes take effect at the next start.
 
-The HTTP server, the checks of keys, the guard and the log are built from them once.
+The HTTP server, the checks of the operator's keys, the guard and the log are built from them once.
 """
 
 _ABOUT_THE_SOURCES = frozenset({"file", "sources", "warnings"})
@@ -26,7 +26,7 @@ _ABOUT_THE_SOURCES = frozenset({"file", "sources", "warnings"})
 class Differences:
     """Result of a comparison: the settings to put in force, and the changes as lines for people.
 
-    `settings` are the reread ones, with the old values of the keys in `AT_START`.
+    `settings` are the reread ones, with the old values of what needs a restart.
     """
 
     settings: Settings
@@ -36,11 +36,18 @@ class Differences:
 
 
 def compare(current: Settings, reread: Settings) -> Differences:
-    """Return what `reread` changes in `current`; no line contains a value that may be secret."""
-    settings = reread.model_copy(update={key: getattr(current, key) for key in AT_START})
+    """Return what `reread` changes in `current`; no line contains a value that may be secret.
+
+    Client keys change at run time, but a reread neither opens the gateway nor closes an open one:
+    the access to `/ops` depends on that, and a file may be half-edited.
+    """
+    at_start: tuple[str, ...] = AT_START
+    if bool(current.api_keys) != bool(reread.api_keys):
+        at_start = (*AT_START, "api_keys", "api_keys_file")
+    settings = reread.model_copy(update={key: getattr(current, key) for key in at_start})
     waiting = tuple(
         f"{key}: {_change((key,), getattr(current, key), getattr(reread, key))}"
-        for key in AT_START
+        for key in at_start
         if getattr(current, key) != getattr(reread, key)
     )
     before, after = (_tree(each) for each in (current, settings))

@@ -23,6 +23,7 @@ from gateway.config.field_types import (
     HeaderName,
     Key,
     Keys,
+    LogLevel,
     Name,
     Port,
     PublicName,
@@ -147,6 +148,11 @@ class SettingsDocument(DocumentSection):
         description="Time for running requests to finish at the end, in seconds; orchestrators commonly grant 30. "
         "Default: 30.",
     )
+    keep_alive_timeout: Duration = Field(
+        default=75.0,
+        description="Time for which an idle client connection stays open, in seconds; above the 60 of common proxies. "
+        "Default: 75.",
+    )
     max_body: Size = Field(
         default=20 * 1024 * 1024, description="Maximum bytes of a request body, for images. Default: 20MiB."
     )
@@ -163,6 +169,11 @@ class SettingsDocument(DocumentSection):
     log_format: Literal["auto", "json", "text"] = Field(
         default="auto", description="json, text, or auto: text on a terminal, else json. Default: auto."
     )
+    log_level: LogLevel = Field(
+        default="info",
+        description="Least serious lines that are logged: debug, info, warning or error. Requests with a status "
+        "below 500 are logged at info, others at warning. Default: info.",
+    )
     user_header: HeaderName | None = Field(
         default=None,
         description="Header in which a trusted program names the person, for fair queueing. Default: none.",
@@ -177,7 +188,8 @@ class SettingsDocument(DocumentSection):
     )
     api_keys_file: Path | None = Field(
         default=None,
-        description="File of client keys, one per line, # begins a comment; added to api_keys. Default: none.",
+        description="File of client keys, one per line, # begins a comment; added to api_keys. Reread when it "
+        "changes. Default: none.",
     )
     admin_key: Key | None = Field(
         default=None,
@@ -186,7 +198,7 @@ class SettingsDocument(DocumentSection):
     metrics_key: Key | None = Field(default=None, description="Bearer key for /metrics alone. Default: none.")
     metrics_port: Port | None = Field(
         default=None,
-        description="Second port, without a key, for /metrics, /healthz and /readyz alone. Default: none.",
+        description="Second port, without a key, for /metrics and the health checks alone. Default: none.",
     )
     state_file: str | None = Field(
         default="gateway-state.json",

@@ -122,6 +122,10 @@ class BackendDocument(LimitKeys):
         "The least busy of those that serve the model gets the request.",
     )
     api_key: Key | None = Field(default=None, description="Key sent to the backend as a bearer token. Default: none.")
+    api_key_file: Path | None = Field(
+        default=None,
+        description="File with that key, such as a mounted secret; use either api_key or api_key_file. Default: none.",
+    )
     headers: dict[HeaderName, HeaderValue] | None = Field(
         default=None, description="Additional headers sent with each request, for proxies. Default: none."
     )

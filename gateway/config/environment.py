@@ -1,18 +1,14 @@
 """Settings from `.env` and the environment, as a mapping in the shape of the file."""
 
-import io
 import json
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path as FilePath
 from typing import Any
 
-from dotenv import dotenv_values
-
 from gateway.config.document import SettingsDocument
+from gateway.config.interpolation import leftover_syntax
 from gateway.config.problems import Path, Problems, expected_one_of, suggest
 from gateway.config.schema_paths import branch, is_list, unwrapped
-from gateway.config.yaml_file import read_text
 
 PREFIX = "GATEWAY__"
 
@@ -28,6 +24,7 @@ PLAIN_VARIABLES = {
     "GATEWAY_METRICS_KEY": "metrics_key",
     "GATEWAY_METRICS_PORT": "metrics_port",
     "GATEWAY_STATE_FILE": "state_file",
+    "GATEWAY_LOG_LEVEL": "log_level",
 }
 BACKEND_VARIABLES = {
     "OLLAMA_BASE_URL": ("ollama", "base_url"),
@@ -38,28 +35,9 @@ MODEL_VARIABLES = {"OLLAMA_MODEL": "ollama", "VLLM_MODEL": "vllm"}
 OTHER_VARIABLES = ("GATEWAY_CONFIG", "GATEWAY_URL")
 VARIABLES = (*PLAIN_VARIABLES, *BACKEND_VARIABLES, *MODEL_VARIABLES, *OTHER_VARIABLES)
 
-# Kubernetes sets these in every container if there is a Service named `gateway`, and GATEWAY_PORT
-# to tcp://address:port.
-SERVICE_LINK = re.compile(r"GATEWAY_(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_\w+)")
-
 # Keys that exclude each other: a source that sets one of them clears the other in the sources of
 # lower precedence.
-EITHER_OR = (("base_url", "servers"), ("api_keys", "api_keys_file"))
-
-
-def read_dotenv(problems: Problems, path: FilePath = FilePath(".env")) -> dict[str, str]:
-    """Return the variables of a `.env` file, none if the file does not exist."""
-    if not path.is_file():
-        return {}
-    try:
-        return {
-            name: value
-            for name, value in dotenv_values(stream=io.StringIO(read_text(path))).items()
-            if value is not None
-        }
-    except ValueError as exc:
-        problems.add_line(f"{path}: {exc}")
-        return {}
+EITHER_OR = (("base_url", "servers"), ("api_keys", "api_keys_file"), ("api_key", "api_key_file"))
 
 
 class Names:
@@ -119,7 +97,7 @@ class VariablesReader:
         for variable, value in variables.items():
             if variable.startswith(PREFIX):
                 self._nested(variable, value)
-            elif variable.startswith("GATEWAY_") and variable not in VARIABLES and not SERVICE_LINK.fullmatch(variable):
+            elif variable.startswith("GATEWAY_") and variable not in VARIABLES:
                 known = (*(name for name in VARIABLES if name.startswith("GATEWAY_")), *_nested_variables())
                 self._problems.warn(f"{variable}: ignored: unknown setting{suggest(variable, known)} ({self._place})")
         _clear_alternatives(self._result)
@@ -129,8 +107,8 @@ class VariablesReader:
         return self._result
 
     def _plain(self, variable: str, value: str) -> None:
-        if variable == "GATEWAY_PORT" and value.startswith("tcp://"):
-            self._problems.warn(f"GATEWAY_PORT: ignored: Kubernetes set it for a Service named gateway ({self._place})")
+        if variable in VARIABLES and (mistake := leftover_syntax(value)):
+            self._problems.add_line(f"{variable}: {mistake} ({self._place})")
         elif variable in PLAIN_VARIABLES and (value.strip() or variable == "GATEWAY_STATE_FILE"):
             self._set((PLAIN_VARIABLES[variable],), value.strip(), variable)
         elif variable in BACKEND_VARIABLES and value.strip():
@@ -149,6 +127,8 @@ class VariablesReader:
             return
         path, annotation = found
         try:
+            if not _is_json(annotation) and (mistake := leftover_syntax(value)):
+                raise ValueError(mistake)
             self._set(path, _parsed(value.strip(), annotation), variable)
         except ValueError as exc:
             self._problems.record_origin(path, self._place, variable)
@@ -225,12 +205,22 @@ def _parsed(text: str, annotation: Any) -> Any:
         if text.startswith("["):
             return _json(text, list, 'expected a JSON list, such as ["a", "b"], or comma-separated text')
         return [part.strip() for part in text.split(",")]
-    if "JsonValue" in str(unwrapped(annotation)):
+    if _is_any(annotation):
         try:
             return json.loads(text)
         except ValueError:
             return text
     return text
+
+
+def _is_json(annotation: Any) -> bool:
+    """Return whether the value can be JSON, in which quotes and # are a part of it."""
+    model, item = branch(annotation)
+    return model is not None or item is not None or _is_any(annotation)
+
+
+def _is_any(annotation: Any) -> bool:
+    return "JsonValue" in str(unwrapped(annotation))
 
 
 def _json(text: str, kind: type, message: str) -> Any:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 from gateway.config import parsers
+from gateway.config.settings import LogLevel as _LogLevel
 
 _DurationInput = Annotated[float, Field(ge=0)] | Annotated[str, Field(pattern=parsers.DURATION_PATTERN)]
 _CountInput = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^\s*\d+\s*$")]
@@ -68,6 +69,11 @@ def _flag(value: object) -> bool:
     raise ValueError("expected true or false")
 
 
+def _in_lower_case(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+LogLevel = Annotated[_LogLevel, BeforeValidator(_in_lower_case, json_schema_input_type=_LogLevel)]
 Flag = Annotated[bool, BeforeValidator(_flag, json_schema_input_type=bool)]
 Fallback = Annotated[bool | str, BeforeValidator(_fallback, json_schema_input_type=bool | str)]
 

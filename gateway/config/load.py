@@ -11,10 +11,13 @@ from pydantic_core import ErrorDetails
 
 from gateway.config.advice import advice
 from gateway.config.document import SettingsDocument
-from gateway.config.environment import MODEL_VARIABLES, PREFIX, VARIABLES, Names, VariablesReader, read_dotenv
+from gateway.config.dotenv_file import read_dotenv
+from gateway.config.environment import MODEL_VARIABLES, PREFIX, VARIABLES, Names, VariablesReader
+from gateway.config.interpolation import leftover_syntax
 from gateway.config.problems import Path, Problems, expected_one_of, shown, suggest
 from gateway.config.resolve import resolve
 from gateway.config.schema_paths import model_at
+from gateway.config.service_variables import without_service_variables
 from gateway.config.settings import Settings
 from gateway.config.sources import merge
 from gateway.config.yaml_file import read_yaml
@@ -35,13 +38,15 @@ def load(path: FilePath | None = None, environ: Mapping[str, str] = os.environ) 
         ConfigError: the settings are invalid; it has one line for each mistake.
     """
     problems = Problems()
-    dotenv = read_dotenv(problems)
-    file = path or _config_file(environ, dotenv)
-    written = read_yaml(file, problems) if file else {}
-    settings = _settings(written, {DOTENV: dotenv, ENVIRONMENT: environ}, problems)
-    return settings.model_copy(
-        update={"file": file, "sources": _report_sources(file, {DOTENV: dotenv, ENVIRONMENT: environ})}
-    )
+    variables: dict[str, dict[str, str]] = {}
+    ignored: dict[str, list[str]] = {}
+    dotenv = read_dotenv(problems, environ)
+    for place, values in ((DOTENV, dotenv), (ENVIRONMENT, environ)):
+        variables[place], ignored[place] = without_service_variables(values)
+    file = path or _config_file(variables)
+    written = read_yaml(file, problems, _by_precedence(dotenv, environ)) if file else {}
+    settings = _settings(written, variables, problems)
+    return settings.model_copy(update={"file": file, "sources": _report_sources(file, variables, ignored)})
 
 
 def build(document: Mapping[str, Any]) -> Settings:
@@ -55,9 +60,14 @@ def build(document: Mapping[str, Any]) -> Settings:
     return _settings(copy.deepcopy(dict(document)), {}, Problems())
 
 
-def _config_file(environ: Mapping[str, str], dotenv: Mapping[str, str]) -> FilePath | None:
-    name = environ.get("GATEWAY_CONFIG", "").strip() or dotenv.get("GATEWAY_CONFIG", "").strip()
-    return FilePath(name) if name else None
+def _by_precedence(dotenv: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return all variables; an empty one in the environment does not hide that of `.env`."""
+    return dict(dotenv) | {name: value for name, value in environ.items() if value or name not in dotenv}
+
+
+def _config_file(variables: Mapping[str, Mapping[str, str]]) -> FilePath | None:
+    names = [values.get("GATEWAY_CONFIG", "").strip() for values in variables.values()]
+    return next((FilePath(name) for name in reversed(names) if name and not leftover_syntax(name)), None)
 
 
 def _settings(written: dict[str, Any], variables: Mapping[str, Mapping[str, str]], problems: Problems) -> Settings:
@@ -149,8 +159,9 @@ def _complete_tiers(merged: dict[str, Any], variables: Mapping[str, Mapping[str,
         models[name] = DEFAULT_MODELS[kind]
         variable = next(name for name, variable_kind in MODEL_VARIABLES.items() if variable_kind == kind)
         for place, values in variables.items():
-            if values.get(variable, "").strip():
-                models[name] = values[variable].strip()
+            given = values.get(variable, "").strip()
+            if given and not leftover_syntax(given):
+                models[name] = given
                 problems.record_origin(("tiers", DEFAULT_TIER, "models", name), place, variable)
     standard = _mapping(tiers, DEFAULT_TIER)
     completed = {**standard, "models": {**models, **_mapping(standard, "models")}}
@@ -270,7 +281,9 @@ def _message(error: ErrorDetails, path: Path) -> str:
     return f"got {shown(path, error['input'])}; {expectation}"
 
 
-def _report_sources(file: FilePath | None, variables: Mapping[str, Mapping[str, str]]) -> tuple[str, ...]:
+def _report_sources(
+    file: FilePath | None, variables: Mapping[str, Mapping[str, str]], ignored: Mapping[str, list[str]]
+) -> tuple[str, ...]:
     lines = [f"file: {file}" if file else "no settings file"]
     for place, values in variables.items():
         used = sorted(
@@ -278,4 +291,9 @@ def _report_sources(file: FilePath | None, variables: Mapping[str, Mapping[str, 
         )
         if used:
             lines.append(f"{place}: {', '.join(used)}")
+    for place, names in ignored.items():
+        if names:
+            lines.append(
+                f"{place}: ignored, since Kubernetes or Docker set them for services of such names: {', '.join(names)}"
+            )
     return tuple(lines)

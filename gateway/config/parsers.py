@@ -181,9 +181,11 @@ def header_value(value: object) -> str:
 
 def key(value: object) -> str:
     """Return a key for `Authorization: Bearer`: visible ASCII, all that HTTP clients can send."""
-    if isinstance(value, str) and value and all("!" <= char <= "~" for char in value):
-        return value
-    raise ValueError("expected visible ASCII characters, without blanks")
+    if not isinstance(value, str) or not value or not all("!" <= char <= "~" for char in value):
+        raise ValueError("expected visible ASCII characters, without blanks")
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        raise ValueError("expected a key without quotes around it")
+    return value
 
 
 def keys(value: object) -> tuple[str, ...]:
@@ -195,7 +197,9 @@ def keys(value: object) -> tuple[str, ...]:
     try:
         return tuple(dict.fromkeys(key(item) for item in value))
     except ValueError:
-        raise ValueError("expected comma-separated keys of visible ASCII characters, none of them empty") from None
+        raise ValueError(
+            "expected comma-separated keys of visible ASCII characters, none of them empty or in quotes"
+        ) from None
 
 
 def origin(value: object) -> str:

@@ -1,16 +1,17 @@
 """Reload of the settings while the gateway runs: applies what differs, and reports the result.
 
-`FileWatcher` notices changes of the file. Editors write in place (truncate, then write), or write
-another file and rename it; Kubernetes swaps a symbolic link of a folder above. So the folders are
-watched and not the file, only its content counts, and the content must stay the same for
-`STABLE_SECONDS` before it is read, because until then it may be half written. If the system does
-not report changes (a mounted file, a network share), a check every `LOOK_SECONDS` finds them.
+`FileWatcher` notices changes of the settings file and of the files of keys. Editors write in place
+(truncate, then write), or write another file and rename it; Kubernetes swaps a symbolic link of a
+folder above. So the folders are watched and not the files, only their content counts, and it must
+stay the same for `STABLE_SECONDS` before it is read, because until then it may be half written. If
+the system does not report changes (a mounted file, a network share), a check every `LOOK_SECONDS`
+finds them.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,9 @@ STEP_SECONDS = 0.2
 
 ReloadCause = Literal["start", "file", "signal"]
 """Reason for a reread; `start`: the file may have changed since it was first read."""
+
+Contents = dict[Path, bytes | None]
+"""Contents of files by path; None if a file does not exist or is empty."""
 
 _log = logging.getLogger(__name__)
 
@@ -114,32 +118,44 @@ def _result(
 
 
 class FileWatcher:
-    """Watcher that has the settings reread when the content of `file` has changed and settled.
+    """Watcher that has the settings reread when the content of a file has changed and settled.
 
+    The files are the settings `file`, if there is one, and those that `others` returns at the time.
     A file that is missing or empty changes nothing.
     """
 
-    def __init__(self, file: Path, reloader: Reloader, read: Callable[[], Settings]) -> None:
+    def __init__(
+        self,
+        file: Path | None,
+        reloader: Reloader,
+        read: Callable[[], Settings],
+        others: Callable[[], Iterable[Path]] = tuple,
+    ) -> None:
         self._file = file
         self._reloader = reloader
         self._read = read
-        self._seen: bytes | None = None
-        self._cause: ReloadCause = "start"
-        self._is_missing = False
+        self._others = others
+        self._seen: dict[Path, bytes] = {}
+        self._missing: set[Path] = set()
 
     async def run(self) -> None:
-        """Watch the file until cancelled; not a pipe, which can be read only once."""
-        if await asyncio.to_thread(lambda: self._file.exists() and not self._file.is_file()):
+        """Watch the files until cancelled; not if the settings file is a pipe, which can be read once."""
+        file = self._file
+        if file is not None and await asyncio.to_thread(lambda: file.exists() and not file.is_file()):
             return
         while True:
+            folders = await asyncio.to_thread(self._folders)
             try:
-                await self._watch(await asyncio.to_thread(self._folders))
+                if folders:
+                    await self._watch(folders)
+                    continue
             except (OSError, RuntimeError):  # a missing folder, or the system's limit of watches
-                await asyncio.sleep(LOOK_SECONDS)
-                await self._check()
+                pass
+            await asyncio.sleep(LOOK_SECONDS)
+            await self._check()
 
     async def _watch(self, folders: set[Path]) -> None:
-        """Check the file at each change in `folders`, until the file is in other folders."""
+        """Check the files at each change in `folders`, until the files are in other folders."""
         step, timeout = int(STEP_SECONDS * 1000), int(LOOK_SECONDS * 1000)
         watched = awatch(
             *folders, watch_filter=None, recursive=False, step=step, rust_timeout=timeout, yield_on_timeout=True
@@ -151,43 +167,68 @@ class FileWatcher:
                 if await asyncio.to_thread(self._folders) != folders:
                     return
 
+    def _files(self) -> list[Path]:
+        return [*([] if self._file is None else [self._file]), *self._others()]
+
     def _folders(self) -> set[Path]:
-        """Return the folders of the file's name and of the file itself; links may separate them."""
-        return {folder for folder in (self._file.absolute().parent, self._file.resolve().parent) if folder.is_dir()}
+        """Return the folders of the files' names and of the files themselves; links may separate them."""
+        files = self._files()
+        folders = {folder for file in files for folder in (file.absolute().parent, file.resolve().parent)}
+        return {folder for folder in folders if folder.is_dir()}
 
     async def _check(self) -> None:
-        """Reread the settings if the content has changed, once it has settled."""
-        content = await self._content()
-        while content != self._seen:
+        """Reread the settings if a content has changed, once all have settled."""
+        found = await self._contents()
+        while self._changed(found) or self._newly_missing(found):
             await asyncio.sleep(STABLE_SECONDS)
-            before, content = content, await self._content()
-            if content != before:
+            before, found = found, await self._contents()
+            if found != before:
                 continue
-            if content is None:
-                self._report_missing()
-                return
-            self._seen = content
-            with suppress(Unsettled):
-                await self._reloader.run(self._read_settled, self._cause)
-            self._cause = "file"
-            content = await self._content()
-        self._is_missing = False
+            self._report_missing(found)
+            if not self._changed(found) or (self._file is not None and found[self._file] is None):
+                break  # the other files make no settings without the settings file
+            await self._reread(found)
+            found = await self._contents()
+        self._missing.intersection_update(file for file, content in found.items() if content is None)
 
-    async def _content(self) -> bytes | None:
-        """Read the file in a thread, so that a hanging share does not block the event loop."""
-        return await asyncio.to_thread(content_of, self._file)
+    def _changed(self, found: Contents) -> dict[Path, bytes]:
+        return {file: new for file, new in found.items() if new is not None and new != self._seen.get(file)}
 
-    def _read_settled(self) -> Settings:
-        try:
-            return self._read()
-        finally:
-            if content_of(self._file) != self._seen:
-                raise Unsettled
+    def _newly_missing(self, found: Contents) -> list[Path]:
+        return [file for file, content in found.items() if content is None and file not in self._missing]
 
-    def _report_missing(self) -> None:
-        if not self._is_missing:
-            _log.warning("the settings file %s is missing, empty or unreadable; nothing changes", self._file)
-        self._is_missing = True
+    async def _contents(self) -> Contents:
+        """Read the files in a thread, so that a hanging share does not block the event loop."""
+        files = self._files()
+        return await asyncio.to_thread(lambda: {file: content_of(file) for file in files})
+
+    async def _reread(self, found: Contents) -> None:
+        """Reread the settings, unless a file changes meanwhile: then it stays changed."""
+
+        def read_settled() -> Settings:
+            try:
+                return self._read()
+            finally:
+                if any(content_of(file) != content for file, content in found.items()):
+                    raise Unsettled
+
+        changed = self._changed(found)
+        cause: ReloadCause = "file" if self._seen.keys() & changed.keys() else "start"
+        with suppress(Unsettled):
+            await self._reloader.run(read_settled, cause)
+            self._seen |= changed
+
+    def _report_missing(self, found: Contents) -> None:
+        for file in self._newly_missing(found):
+            kind = "settings file" if file == self._file else "file of keys"
+            _log.warning("the %s %s is missing, empty or unreadable; nothing changes", kind, file)
+            self._missing.add(file)
+
+
+def files_of_keys(settings: Settings) -> list[Path]:
+    """Return the files beside the settings file whose content is a part of the settings."""
+    files = [settings.api_keys_file, *(backend.api_key_file for backend in settings.backends.values())]
+    return list(dict.fromkeys(file for file in files if file is not None))
 
 
 def read_whole(file: Path | None, read: Callable[[], Settings]) -> Settings:

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from gateway.config.document import SettingsDocument
 from gateway.config.problems import MASK
 from gateway.config.settings import BackendSettings, Settings, Tier
+from gateway.config.yaml_file import IGNORED_PREFIX
 
 
 def check(settings: Settings) -> list[str]:
@@ -64,7 +65,7 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 def show(settings: Settings) -> str:
     """Return the settings in force as YAML in the shape of the file, with all defaults filled in.
 
-    Secrets are hidden.
+    Secrets are hidden. A literal `${` is written as `$${`, so that it stays one when it is read.
     """
     document: dict[str, Any] = {}
     for key in SettingsDocument.model_fields:
@@ -83,7 +84,15 @@ def show(settings: Settings) -> str:
             document[key] = str(value) if value else ""
         elif value is not None and value != ():
             document[key] = _plain(value)
-    return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=140))
+    return str(yaml.safe_dump(_escaped(document), sort_keys=False, allow_unicode=True, width=140))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, list | tuple):
+        return [_escaped(item) for item in value]
+    return {key: _escaped(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _plain(value: Any) -> Any:
@@ -106,7 +115,8 @@ def _backend_document(backend: BackendSettings) -> dict[str, Any]:
         document["servers"] = [_plain(server.model_dump()) for server in backend.servers]
     document |= backend.limits.model_dump(exclude={"concurrency"})
     own = ("keep_alive", "num_ctx", "truncate") if backend.kind == "ollama" else ()
-    for key in ("probe_interval", "api_key", "headers", "ca_file", *own):
+    api_key = "api_key" if backend.api_key_file is None else "api_key_file"
+    for key in ("probe_interval", api_key, "headers", "ca_file", *own):
         if (value := getattr(backend, key)) is not None and value != {}:
             document[key] = _plain(value)
     return document
@@ -132,4 +142,31 @@ def _tier_document(tier: Tier) -> dict[str, Any]:
 def schema() -> dict[str, Any]:
     """Return the JSON Schema of the YAML file, for editors; it describes units and defaults."""
     found = SettingsDocument.model_json_schema(mode="validation")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | found | {"title": "Gateway settings"}
+    anchors = {f"^{IGNORED_PREFIX}": {"description": "Ignored; for YAML anchors."}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **_with_placeholders(found),
+        "patternProperties": anchors,
+        "title": "Gateway settings",
+    }
+
+
+def _with_placeholders(schema: Any) -> Any:
+    """Return the schema with `${NAME}` allowed wherever it asks for something but any text."""
+    if isinstance(schema, list):
+        return [_with_placeholders(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {
+        key: {name: _with_placeholders(item) for name, item in value.items()}
+        if key in ("properties", "$defs")
+        else _with_placeholders(value)
+        if key in ("items", "additionalProperties", "anyOf")
+        else value
+        for key, value in schema.items()
+    }
+    is_text = schema.get("type") == "string" and not {"pattern", "enum", "const"} & schema.keys()
+    if is_text or schema.get("type") not in ("string", "integer", "number", "boolean"):
+        return result
+    about = {key: result.pop(key) for key in ("title", "description", "default") if key in result}
+    return {**about, "anyOf": [result, {"type": "string", "pattern": r"\$\{"}]}

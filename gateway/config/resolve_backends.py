@@ -6,8 +6,11 @@ Reads only the files that the section names.
 from pathlib import Path as FilePath
 from typing import get_args
 
+from pydantic import SecretStr
+
 from gateway.config import default_limits, parsers
 from gateway.config.document_backends import BackendDocument
+from gateway.config.keys_file import read_key_file
 from gateway.config.problems import Path, Problems, expected_one_of, shown
 from gateway.config.settings import BackendSettings, Kind, ServerSettings
 
@@ -45,8 +48,9 @@ class BackendResolver:
             self._problems.add(
                 (*path, "model_concurrency"), f"got 'auto' for kind {kind}; expected a whole number of at least 1"
             )
+        api_key = self._api_key(path, item)
         for header in item.headers or {}:
-            if header in OWN_HEADERS or (header == "authorization" and item.api_key):
+            if header in OWN_HEADERS or (header == "authorization" and (item.api_key or item.api_key_file)):
                 self._problems.add(
                     (*path, "headers", header), "the gateway sets this header itself; expected another header"
                 )
@@ -62,13 +66,27 @@ class BackendResolver:
             kind=kind,
             servers=servers,
             limits=default_limits.resolved(kind, item),
-            api_key=item.api_key,
+            api_key=api_key,
+            api_key_file=item.api_key_file,
             headers=item.headers or {},
             ca_file=item.ca_file,
             keep_alive=item.keep_alive,
             num_ctx=item.num_ctx,
             **optional,
         )
+
+    def _api_key(self, path: Path, item: BackendDocument) -> SecretStr | None:
+        if item.api_key_file is None:
+            return item.api_key
+        here = (*path, "api_key_file")
+        if item.api_key is not None:
+            self._problems.add(here, "both api_key and api_key_file are set; expected only one of them")
+            return None
+        try:
+            return SecretStr(read_key_file(item.api_key_file))
+        except ValueError as exc:
+            self._problems.add(here, f"{str(item.api_key_file)!r}: {exc}")
+            return None
 
     def _servers(self, path: Path, item: BackendDocument, kind: Kind) -> tuple[ServerSettings, ...]:
         if item.servers and item.base_url is not None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
 Kind = Literal["ollama", "vllm", "openai"]
 Priority = Literal["interactive", "batch"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 Task = Literal["simple", "medium", "complex"]
 """Difficulty of a request according to its client."""
 GuardRule = Literal["errors", "truncated", "empty", "time_to_first_token", "inter_token_latency"]
@@ -94,6 +95,7 @@ class BackendSettings(Frozen):
     servers: tuple[ServerSettings, ...]
     limits: BackendLimits
     api_key: SecretStr | None = Field(default=None, description="Key sent as a bearer token.")
+    api_key_file: Path | None = Field(default=None, description="File that the key was read from.")
     headers: dict[str, SecretStr] = Field(
         default_factory=dict, description="Headers sent with each request; names in lower case."
     )
@@ -216,10 +218,14 @@ class Settings(Frozen):
         default=0.0, description="Seconds between reporting not ready and closing the listening socket."
     )
     drain_timeout: float = Field(default=30.0, description="Seconds for running requests to finish at the end.")
+    keep_alive_timeout: float = Field(
+        default=75.0, description="Seconds for which an idle client connection stays open."
+    )
     max_body: int = Field(default=20 * MIB, description="Maximum bytes of a request body.")
     max_text_body: int = Field(default=MIB, description="Maximum bytes of a chat's body without its images.")
     cors_origins: tuple[str, ...] = Field(default=(), description="Origins of browser programs; `*`: any.")
     log_format: Literal["auto", "json", "text"] = "auto"
+    log_level: LogLevel = Field(default="info", description="Least serious lines that are logged.")
     user_header: str | None = Field(default=None, description="Header that names the person, in lower case.")
     session_header: str | None = Field(default=None, description="Header that names the conversation, in lower case.")
     api_keys: tuple[SecretStr, ...] = Field(
@@ -229,7 +235,7 @@ class Settings(Frozen):
     admin_key: SecretStr | None = Field(default=None, description="Bearer key for /ops and /metrics.")
     metrics_key: SecretStr | None = Field(default=None, description="Bearer key for /metrics alone.")
     metrics_port: int | None = Field(
-        default=None, description="Second port, without a key, for /metrics, /healthz and /readyz."
+        default=None, description="Second port, without a key, for /metrics, /healthz, /health, /ping and /readyz."
     )
     state_file: Path | None = Field(
         default=Path("gateway-state.json"),

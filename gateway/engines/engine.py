@@ -188,9 +188,11 @@ class LineReader(ABC):
         """Handle a body without that marker: append the deltas of a normal end, or raise."""
 
 
-def broken_off(reason: str) -> UpstreamError:
+def broken_off(reason: str, engine_reason: str | None = None) -> UpstreamError:
     """Return the error for a backend that failed in the middle of an answer."""
-    return UpstreamError(reason, "The model backend failed while generating the response.")
+    error = UpstreamError(reason, "The model backend failed while generating the response.")
+    error.engine_reason = engine_reason
+    return error
 
 
 T = TypeVar("T")

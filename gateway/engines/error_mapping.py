@@ -1,6 +1,7 @@
 """Mapping of a backend's errors to the gateway's own errors and messages.
 
-The backend's text is never passed on: it may contain its host, paths, names or the prompt. Seen on
+The backend's text is never passed on: it may contain its host, paths, names or the prompt. Only the
+log gets a part of it, `engine_reason.py` says which. Seen on
 Ollama 0.24 and 0.33 and vLLM 0.11 to 0.33; tests/golden/ has the recordings.
 """
 
@@ -8,6 +9,7 @@ import re
 
 import orjson
 
+from gateway.engines.engine_reason import engine_reason
 from gateway.errors import (
     BackendUnavailable,
     ContextLengthExceeded,
@@ -74,6 +76,13 @@ def message_of(body: bytes) -> str:
 def client_error(status: int, body: bytes) -> GatewayError:
     """Return the client's error for a backend's answer with `status`, which is not 200."""
     message = message_of(body)
+    error = _error(status, message)
+    if isinstance(error, UpstreamError | BackendUnavailable):
+        error.engine_reason = engine_reason(message)
+    return error
+
+
+def _error(status: int, message: str) -> GatewayError:
     if status in (400, 413, 422, 500):
         fault = _client_fault(message)
         if fault is not None:

@@ -96,7 +96,7 @@ class OllamaReader(LineReader):
             return
         if parsed.error:
             fault = client_error(500, line)
-            raise broken_off("stream_error") if isinstance(fault, UpstreamError) else fault
+            raise broken_off("stream_error", fault.engine_reason) if isinstance(fault, UpstreamError) else fault
         message = parsed.message
         if message is not None and (message.content or message.thinking or message.tool_calls or parsed.logprobs):
             self._count(message.content or message.thinking)

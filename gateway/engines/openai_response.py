@@ -8,6 +8,8 @@ from msgspec import Struct
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
 from gateway.engines.engine import LineReader, broken_off, decode
+from gateway.engines.engine_reason import engine_reason
+from gateway.engines.error_mapping import message_of
 from gateway.engines.lines import DONE, data_of
 from gateway.errors import UpstreamError
 
@@ -183,7 +185,7 @@ class OpenAiReader(LineReader):
                 self.malformed += 1
             return
         if chunk.error:
-            raise broken_off("stream_error")
+            raise broken_off("stream_error", engine_reason(message_of(data)))
         if chunk.usage is not None:  # reported last and once, since a server may send it on every chunk
             self._usage = chunk.usage
         for choice in chunk.choices:

@@ -119,32 +119,55 @@ class SinkHandler(logging.Handler):
         self._out.write((self.format(record) + "\n").encode())
 
 
-def configure(as_json: bool, out: Writable) -> None:
-    """Send the gateway's logs and the libraries' warnings to `out`."""
+def configure(as_json: bool, out: Writable, level: str = "info") -> None:
+    """Send the gateway's logs from `level` on, and the libraries' from `warning` on, to `out`."""
     handler = SinkHandler(out)
     handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("gateway").setLevel(logging.INFO)
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Log lines from `level` on: debug, info, warning or error."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.getLogger().setLevel(max(logging.WARNING, number))
+    logging.getLogger("gateway").setLevel(number)
 
 
 class ExchangeLog:
-    """Log of exchanges, one line each."""
+    """Log of exchanges, one line each: at info, or at warning if the status is 500 or above."""
 
-    def __init__(self, as_json: bool, out: Writable) -> None:
+    def __init__(self, as_json: bool, out: Writable, level: str = "info") -> None:
         self._lines = _json_lines if as_json else _text_lines
         self._out = out
+        self._level = level
+
+    def change_level(self, level: str) -> None:
+        """Log exchanges, and everything else, from `level` on."""
+        self._level = level
+        set_level(level)
 
     def write(self, exchanges: Sequence[Exchange]) -> None:
         """Write the lines of all `exchanges` in one system call."""
+        if self._level == "error":
+            return
+        if self._level == "warning":
+            exchanges = [exchange for exchange in exchanges if _is_failure(exchange)]
         if exchanges:
             self._out.write(self._lines(exchanges))
 
 
 def _json_lines(exchanges: Sequence[Exchange]) -> bytes:
-    start = b'{"time":"%b","level":"info","event":"exchange",' % _timestamp(time.time()).encode()
-    return b"".join([start + _encode(exchange)[1:] + b"\n" for exchange in exchanges])
+    now = _timestamp(time.time()).encode()
+    info, warning = (b'{"time":"%b","level":"%b","event":"exchange",' % (now, level) for level in (b"info", b"warning"))
+    return b"".join(
+        [(warning if _is_failure(exchange) else info) + _encode(exchange)[1:] + b"\n" for exchange in exchanges]
+    )
+
+
+def _is_failure(exchange: Exchange) -> bool:
+    return exchange.status >= 500
 
 
 def _text_lines(exchanges: Sequence[Exchange]) -> bytes:
@@ -153,7 +176,7 @@ def _text_lines(exchanges: Sequence[Exchange]) -> bytes:
 
 
 def _text_line(exchange: Exchange, now: str) -> bytes:
-    level = "info" if exchange.status < 500 else "warning"
+    level = "warning" if _is_failure(exchange) else "info"
     tokens = f", {exchange.usage.prompt_tokens}+{exchange.usage.completion_tokens} tokens" if exchange.usage else ""
     code = f" {exchange.code}" if exchange.code else ""
     detail = exchange.reason or (exchange.phase if exchange.outcome == "cancelled" else "")

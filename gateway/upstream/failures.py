@@ -1,5 +1,6 @@
 """Meaning of a failed attempt for the server that it was sent to. Decides, and awaits nothing."""
 
+import logging
 import math
 import time
 from email.utils import parsedate_to_datetime
@@ -14,6 +15,8 @@ from gateway.errors import (
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import Connection, WireError
 from gateway.upstream.server import Server
+
+_log = logging.getLogger(__name__)
 
 UNSENT = frozenset({"connect", "connect_timeout"})
 """Reasons for which nothing of the request has reached the server, so a retry elsewhere is free."""
@@ -65,11 +68,18 @@ def with_retry_after(error: GatewayError, response: Connection) -> GatewayError:
     return error
 
 
+def log_engine_reason(server: Server, error: GatewayError) -> None:
+    """Log what the engine itself gives as the reason for `error`, if it is known."""
+    if error.engine_reason is not None:
+        _log.warning("backend %s: the engine reports: %s", server.name, error.engine_reason)
+
+
 def record_failure(backend: Backend, model: str, server: Server, error: GatewayError, sent: float) -> str | None:
     """Record the failure of an attempt at `model` on `server` that was sent at the time `sent`.
 
     Return the reason in a word if the request may be tried elsewhere, otherwise None.
     """
+    log_engine_reason(server, error)
     if isinstance(error, UpstreamError):
         if error.reason not in SERVER_FAULTS:
             return None

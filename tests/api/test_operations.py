@@ -58,10 +58,13 @@ async def test_unknown_model_name_is_not_echoed(client: httpx2.AsyncClient, name
 # Health
 
 
-async def test_healthz_does_not_ask_a_backend(client: httpx2.AsyncClient) -> None:
-    answer = await client.get("/healthz")
+@pytest.mark.parametrize("path", ["/healthz", "/health", "/ping"])
+async def test_health_check_does_not_ask_a_backend(client: httpx2.AsyncClient, path: str) -> None:
+    answer = await client.get(path)
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
     assert answer.headers["x-request-id"].startswith("req-")
+    head = await client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
 
 
 async def test_readyz_lists_tiers_that_cannot_be_served(client: httpx2.AsyncClient) -> None:
@@ -74,7 +77,8 @@ async def test_draining_gateway_is_not_ready_but_still_serves() -> None:
         gateway.gateway.begin_drain()
         answer = await client.get("/readyz")
         assert (answer.status_code, answer.json()["status"]) == (503, "draining")
-        assert (await client.get("/healthz")).status_code == 200
+        for path in ("/healthz", "/health", "/ping"):
+            assert (await client.get(path)).status_code == 200
         assert (await gateway.ask({"model": "gpt-4o"})).status == 200
 
 

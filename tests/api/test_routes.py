@@ -24,8 +24,8 @@ async def test_models_require_a_key_if_keys_are_configured() -> None:
         for path in ("/v1/models", "/models", "/v1/models/gpt-4o"):
             assert error_of(await client.get(path)) == (401, "invalid_api_key")
             assert (await client.get(path, headers=bearer(KEY))).status_code == 200
-        assert (await client.get("/healthz")).status_code == 200
-        assert (await client.get("/readyz")).status_code == 200
+        for path in ("/healthz", "/health", "/ping", "/readyz"):
+            assert (await client.get(path)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,8 @@ async def test_metrics_port_needs_no_key_and_serves_nothing_else() -> None:
     app = build_metrics_port(gateway._operations)
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://metrics") as client:
         assert (await client.get("/metrics")).status_code == 200
-        assert (await client.get("/healthz")).status_code == 200
+        for path in ("/healthz", "/health", "/ping"):
+            assert (await client.get(path)).json() == {"status": "ok"}
         assert (await client.get("/readyz")).status_code == 503
         for path in ("/ops/status", "/v1/models", "/docs"):
             assert error_of(await client.get(path)) == (404, "not_found")
@@ -89,6 +90,8 @@ async def test_openapi_document_has_the_data_paths_and_accepts_a_real_request(cl
         "/v1/models",
         "/v1/models/{name}",
         "/healthz",
+        "/health",
+        "/ping",
         "/readyz",
         "/metrics",
         "/ops/status",
@@ -147,6 +150,7 @@ async def test_unknown_path_is_404_in_the_error_format(client: httpx2.AsyncClien
         ("POST", "/v1/models", "GET"),
         ("DELETE", "/v1/models/gpt-4o", "GET"),
         ("POST", "/healthz", "GET"),
+        ("POST", "/ping", "GET"),
         ("POST", "/metrics", "GET"),
         ("DELETE", "/ops/status", "GET"),
     ],

@@ -68,7 +68,24 @@ def test_change_is_described_with_its_key(more: dict[str, Any], described: tuple
 def test_changed_secret_is_not_shown() -> None:
     backends = DOCUMENT["backends"] | {"vllm": {"base_url": "http://127.0.0.1:2", "api_key": "another-s3cret-0123456"}}
     described, waiting = lines(backends=backends, api_keys=["another-s3cret-0123457"])
-    assert (described, waiting) == (("backends.vllm.api_key: changed",), ("api_keys: changed",))
+    assert (described, waiting) == (("backends.vllm.api_key: changed", "api_keys: changed"), ())
+
+
+KEYS = ["a-key-of-a-client-0123456789", "another-key-of-a-client-012345"]
+
+
+def test_client_keys_change_at_once() -> None:
+    before, after = (config.build(DOCUMENT | {"api_keys": keys}) for keys in (KEYS, KEYS[1:]))
+    found = compare(before, after)
+    assert (found.settings.api_keys, found.changed, found.waiting) == (after.api_keys, ("api_keys: changed",), ())
+
+
+@pytest.mark.parametrize(("before", "after"), [(KEYS, None), (None, KEYS)])
+def test_gateway_is_opened_and_closed_only_by_a_restart(before: list[str] | None, after: list[str] | None) -> None:
+    current = config.build({**DOCUMENT, "api_keys": before})
+    found = compare(current, config.build({**DOCUMENT, "api_keys": after, "heartbeat": 3}))
+    assert found.settings.api_keys == current.api_keys
+    assert (found.changed, found.waiting) == (("heartbeat: 3.0, was 15.0",), ("api_keys: changed",))
 
 
 def test_key_that_needs_a_restart_keeps_its_value() -> None:
@@ -82,7 +99,8 @@ def test_every_setting_either_applies_at_once_or_needs_a_restart() -> None:
     """A new setting must be added here: a change applies at run time, or needs a restart."""
     at_once = {
         "llm_backend", "rollback_to", "backends", "tiers", "default_tier", "auto", "embeddings", "commit_after",
-        "heartbeat", "waiting_note", "max_body", "max_text_body", "rollback_cutoff",
+        "heartbeat", "waiting_note", "max_body", "max_text_body", "rollback_cutoff", "log_level",
+        "api_keys", "api_keys_file",
     }  # fmt: skip
     assert at_once | set(AT_START) | {"file", "sources", "warnings"} == set(Settings.model_fields)
 

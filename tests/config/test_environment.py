@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from gateway import config
 from tests.config.harness import EXAMPLE, SECRET, load, one_problem, warned
 
 pytestmark = pytest.mark.usefixtures("empty_environment")
@@ -29,6 +30,8 @@ def test_plain_variables_reach_their_settings() -> None:
             "GATEWAY_METRICS_KEY": "metrics-key-0123456789",
             "GATEWAY_METRICS_PORT": "9001",
             "GATEWAY_STATE_FILE": "/var/lib/gateway/state.json",
+            "GATEWAY_LOG_LEVEL": "WARNING",
+            "GATEWAY__KEEP_ALIVE_TIMEOUT": "2m",
         }
     )
     assert settings.backends["ollama"].servers[0].base_url == "http://box:11434"
@@ -43,6 +46,7 @@ def test_plain_variables_reach_their_settings() -> None:
     )
     assert [key.get_secret_value() for key in settings.api_keys] == [SECRET, "second-key-0123456789"]
     assert settings.state_file == Path("/var/lib/gateway/state.json")
+    assert (settings.log_level, settings.keep_alive_timeout) == ("warning", 120.0)
     assert settings.warnings == ()
 
 
@@ -65,17 +69,33 @@ def test_empty_variables_count_as_unset_except_the_state_file() -> None:
     assert settings.state_file is None
 
 
-def test_kubernetes_service_variables_are_ignored() -> None:
+QUOTES = "the value has quotes around it; remove them (docker's --env-file makes them a part of the value)"
+COMMENT = "the value contains ' #'; put the comment on a line of its own (docker's --env-file keeps it)"
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [*config.VARIABLES, "GATEWAY__HOST", "GATEWAY__BACKENDS__VLLM__API_KEY", "GATEWAY__CORS_ORIGINS", "GATEWAY__PORT"],
+)
+@pytest.mark.parametrize(
+    ("form", "words"), [('"%s"', QUOTES), ("'%s'", QUOTES), ("%s # a comment", COMMENT), ("%s\t# tab", COMMENT)]
+)
+def test_quotes_and_comments_in_a_value_are_refused_without_the_value(variable: str, form: str, words: str) -> None:
+    assert one_problem(environ={variable: form % SECRET}) == f"{variable}: {words} (environment)"
+
+
+def test_quotes_and_number_signs_in_json_are_a_part_of_it() -> None:
     settings = load(
-        environ={
-            "GATEWAY_PORT": "tcp://10.0.0.1:8080",
-            "GATEWAY_SERVICE_HOST": "10.0.0.1",
-            "GATEWAY_SERVICE_PORT_HTTP": "8080",
-            "GATEWAY_PORT_8080_TCP_ADDR": "10.0.0.1",
-        }
+        EXAMPLE,
+        {
+            "GATEWAY__TIERS__ULTRA__PARAMS__DEFAULT__STOP": '"a # b"',
+            "GATEWAY__TIERS__ULTRA__PARAMS__FORCE": '{"stop": "c # d"}',
+            "GATEWAY__TIERS__PRO__ALIASES": "a#b",
+        },
     )
-    assert settings.port == 8080
-    assert warned(settings) == ["GATEWAY_PORT: ignored: Kubernetes set it for a Service named gateway (environment)"]
+    params = settings.tiers["ultra"].params
+    assert (params.default["stop"], params.force["stop"]) == ("a # b", "c # d")
+    assert settings.tiers["pro"].aliases[0].name == "a#b"
 
 
 def test_address_variable_applies_to_the_only_backend_of_its_kind() -> None:

@@ -57,6 +57,7 @@ def test_top_level_defaults_are_the_documented_ones() -> None:
     )
     assert settings.ollama_num_parallel is None
     assert settings.waiting_note is False
+    assert (settings.log_level, settings.keep_alive_timeout) == ("info", 75.0)
 
 
 def test_every_section_of_the_example_is_loaded() -> None:

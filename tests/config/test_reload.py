@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -16,7 +17,7 @@ from gateway.config import ConfigError, Settings, reload
 from gateway.config.reload import FileWatcher
 from tests.fakes.fault_backend import MODEL, TEXT, FaultBackend
 from tests.fakes.images import png_data_url
-from tests.fakes.running_gateway import Running, running, until
+from tests.fakes.running_gateway import Running, request_bytes, running, until
 
 pytestmark = pytest.mark.uvloop
 
@@ -148,6 +149,53 @@ async def test_everything_that_affects_routing_changes() -> None:
             "standard",
             "e",
         ]
+
+
+async def test_log_level_changes_at_once() -> None:
+    own, root = logging.getLogger("gateway"), logging.getLogger()
+    levels = own.level, root.level
+    try:
+        async with serving() as setup:
+            await setup.gateway.ask({})
+            assert len(setup.gateway.exchanges()) == 1
+            await setup.change(log_level="error")
+            assert own.level == logging.ERROR
+            await setup.gateway.ask({})
+            assert len(setup.gateway.exchanges()) == 1
+            await setup.change(log_level="info")
+            await setup.gateway.ask({})
+            assert len(setup.gateway.exchanges()) == 2
+            assert own.level == logging.INFO
+    finally:
+        own.setLevel(levels[0])
+        root.setLevel(levels[1])
+
+
+def bearer(key: str) -> str:
+    return f"Authorization: Bearer {key}"
+
+
+async def test_client_keys_change_at_once_also_on_open_connections() -> None:
+    old, new = "old-key-0123456789abc", "new-key-0123456789abc"
+    async with serving(api_keys=[old]) as setup:
+        reader, writer = await asyncio.open_connection("127.0.0.1", setup.gateway.port)
+
+        async def status(key: str) -> bytes:
+            """Return the status line of a request on the same connection."""
+            writer.write(request_bytes({}, bearer(key)))
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(line for line in head.lower().splitlines() if line.startswith(b"content-length:"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+            return head.split()[1]
+
+        async with asyncio.timeout(5):
+            assert [await status(key) for key in (old, old, new)] == [b"200", b"200", b"401"]
+            assert (await setup.change(api_keys=[new]))["changed"] == ["api_keys: changed"]
+            assert [await status(key) for key in (old, new, new)] == [b"401", b"200", b"200"]
+            outcome = await setup.change()
+            assert (outcome["changed"], outcome["needs_restart"]) == ([], ["api_keys: changed"])
+            assert [await status(key) for key in (old, new)] == [b"401", b"200"]
+        writer.close()
 
 
 async def test_new_limits_apply_to_queued_requests() -> None:
@@ -495,13 +543,10 @@ async def test_change_can_be_cancelled_while_a_new_backend_is_probed() -> None:
 class Watched:
     """A settings file that is watched, and the results of the rereads."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, read: Callable[[], Settings] | None = None) -> None:
         self.results: list[dict[str, Any]] = []
+        self.read = read or (lambda: config.load(file, {}))
         self.settings = self.read()
-
-    def read(self) -> Settings:
-        return config.load(self.file, {})
 
     async def apply(self, settings: Settings) -> None:
         self.settings = settings
@@ -628,7 +673,7 @@ async def test_file_that_changes_while_it_is_read_is_read_again(file: Path) -> N
                 file.write_text(texts.pop())
             return settings
 
-        watched.read = read_late  # type: ignore[method-assign]
+        watched.read = read_late
         watcher = asyncio.create_task(
             FileWatcher(
                 file, reload.Reloader(lambda: watched.settings, watched.apply, watched.results.append), watched.read

@@ -20,7 +20,7 @@ VARIABLES = {
     "LLM_BACKEND", "OLLAMA_BASE_URL", "OLLAMA_MODEL", "VLLM_BASE_URL", "VLLM_MODEL", "VLLM_API_KEY",
     "OLLAMA_NUM_PARALLEL", "GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_CONFIG", "GATEWAY_API_KEYS",
     "GATEWAY_API_KEYS_FILE", "GATEWAY_ADMIN_KEY", "GATEWAY_METRICS_KEY", "GATEWAY_METRICS_PORT", "GATEWAY_STATE_FILE",
-    "GATEWAY_URL",
+    "GATEWAY_URL", "GATEWAY_LOG_LEVEL",
 }  # fmt: skip
 pytestmark = pytest.mark.usefixtures("empty_environment")
 
@@ -37,7 +37,10 @@ def test_check_prints_sources_tables_and_warnings() -> None:
     assert SECRET not in "\n".join(lines)
 
 
-@pytest.mark.parametrize("text", [None, EXAMPLE, (ROOT / "gateway.example.yaml").read_text(encoding="utf-8")])
+LITERAL = "tiers: {a: {models: {ollama: 'x$${A}'}, params: {default: {stop: ['$$${', '$']}}}}"
+
+
+@pytest.mark.parametrize("text", [None, EXAMPLE, LITERAL, (ROOT / "gateway.example.yaml").read_text(encoding="utf-8")])
 def test_shown_settings_can_be_loaded_again_unchanged(text: str | None) -> None:
     settings = load(text)
     again = load(config.show(settings))
@@ -137,6 +140,8 @@ def test_defaults_in_the_example_file_equal_the_real_ones() -> None:
         "drain_delay",
         "drain_timeout",
         "log_format",
+        "log_level",
+        "keep_alive_timeout",
         "default_tier",
     ):
         assert document[key] == getattr(settings, key), key

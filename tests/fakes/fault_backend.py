@@ -563,6 +563,25 @@ def refusal(name: str, status: int, *fields: Callable[[], bytes]) -> None:
     MODES[name] = refuse
 
 
+ENGINE_REASON = "llama runner process has terminated: signal: killed"
+ENGINE_TEXT = f"{ENGINE_REASON}\n\x1b[31m 'Hello?' in /root/{CANARY}"
+"""An engine's reason for a failure, followed by what must not be logged."""
+
+
+@mode
+async def runner_dies(peer: Peer) -> None:
+    peer.answer(500, b"application/json", json.dumps({"error": ENGINE_TEXT}).encode())
+
+
+@mode
+async def runner_dies_midway(peer: Peer) -> None:
+    error = json.dumps({"error": ENGINE_TEXT}).encode()
+    peer.open_stream()
+    peer.chunk(peer.backend.event(WORDS[0]))
+    peer.chunk(error + b"\n" if peer.backend.kind == "ollama" else b"data: " + error + b"\n\n")
+    peer.end_stream()
+
+
 def in_seconds(seconds: float) -> bytes:
     return b"retry-after: " + formatdate(time.time() + seconds, usegmt=True).encode()
 

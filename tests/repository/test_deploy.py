@@ -1,8 +1,11 @@
 """The compose file, the image and `.ci/run` agree with the code and with what they name."""
 
+import http.client
+import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
@@ -174,6 +177,22 @@ def test_image_runs_as_nobody_and_installs_by_hash() -> None:
 
 def test_image_knows_when_the_gateway_is_ill() -> None:
     assert "/healthz" in DOCKERFILE.partition("HEALTHCHECK")[2]
+
+
+@pytest.mark.parametrize(("value", "port"), [("9000", 9000), ("tcp://10.0.3.8:80", 8080), ("", 8080)])
+def test_health_check_of_the_image_ignores_the_port_of_a_service(
+    value: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes and Docker's links set GATEWAY_PORT for a service named `gateway`."""
+    (command,) = re.findall(r"HEALTHCHECK .*\\\n\s+CMD (\[.*\])", DOCKERFILE)
+    connection = MagicMock()
+    connection.return_value.getresponse.return_value.status = 200
+    monkeypatch.setenv("GATEWAY_PORT", value)
+    monkeypatch.setattr(http.client, "HTTPConnection", connection)
+    with pytest.raises(SystemExit) as ended:
+        exec(json.loads(command)[2], {})
+    assert ended.value.code is False
+    assert connection.call_args.args == ("127.0.0.1", port)
 
 
 def test_ci_runs_every_check_and_waits_for_the_downloads_that_the_last_two_need() -> None:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from gateway.chat.answer import Usage
 from gateway.telemetry.log import MAX_PENDING, ExchangeLog, JsonFormatter, Sink, TextFormatter, configure
-from tests.fakes.fault_backend import FaultBackend
+from tests.fakes.fault_backend import ENGINE_REASON, FaultBackend
 from tests.fakes.running_gateway import running, settings_for, until
 from tests.telemetry.test_metrics import EXCHANGE
 
@@ -138,6 +138,51 @@ def test_messages_of_the_gateway_and_warnings_of_libraries_are_logged() -> None:
     assert events == ["ours", "warned"]
 
 
+@pytest.mark.parametrize(
+    ("level", "own", "theirs"),
+    [
+        ("debug", ["debug", "info", "warning", "error"], ["warning", "error"]),
+        ("info", ["info", "warning", "error"], ["warning", "error"]),
+        ("warning", ["warning", "error"], ["warning", "error"]),
+        ("error", ["error"], ["error"]),
+    ],
+)
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.usefixtures("_restored")
+def test_level_applies_to_the_gateway_and_to_libraries(
+    level: str, own: list[str], theirs: list[str], later: bool
+) -> None:
+    out = BytesIO()
+    configure(True, out, "info" if later else level)
+    if later:
+        ExchangeLog(True, out).change_level(level)
+    for name in ("gateway.x", "httpx2"):
+        for each in ("debug", "info", "warning", "error"):
+            logging.getLogger(name).log(logging.getLevelNamesMapping()[each.upper()], "%s of %s", each, name)
+    events = [json.loads(line)["event"] for line in out.getvalue().splitlines()]
+    assert events == [*(f"{each} of gateway.x" for each in own), *(f"{each} of httpx2" for each in theirs)]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(
+    ("level", "statuses"),
+    [("debug", [200, 499, 500, 504]), ("info", [200, 499, 500, 504]), ("warning", [500, 504]), ("error", [])],
+)
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.usefixtures("_restored")
+def test_exchanges_are_logged_at_info_and_failures_at_warning(
+    as_json: bool, level: str, statuses: list[int], later: bool
+) -> None:
+    out = BytesIO()
+    log = ExchangeLog(as_json, out, "info" if later else level)
+    if later:
+        log.change_level(level)
+    log.write([replace(EXCHANGE, status=status) for status in (200, 499, 500, 504)])
+    lines = out.getvalue().decode().splitlines()
+    words = [line["level"] for line in map(json.loads, lines)] if as_json else [line.split()[1] for line in lines]
+    assert words == ["warning" if status >= 500 else "info" for status in statuses]
+
+
 def test_log_that_nothing_reads_does_not_block_the_gateway() -> None:
     """A full pipe blocks only the sink's thread; further lines are dropped."""
     reader, writer = os.pipe()
@@ -183,13 +228,31 @@ async def test_no_log_line_contains_a_prompt_a_completion_or_a_key(kind: str, ca
         {"messages": prompt, "stream": True, "temperature": CANARY},
     ]
     async with FaultBackend(kind) as backend, running(settings_for(backend, **PATIENT)) as gateway:  # type: ignore[arg-type]
-        for mode in ("healthy", "invalid_json", "error_then_done", "html", "close"):
+        broken = ("invalid_json", "error_then_done", "html", "close", "runner_dies", "runner_dies_midway")
+        for mode in ("healthy", *broken):
             backend.mode = mode
             for body in bodies:
                 await gateway.ask(body)
         exchanges = gateway.exchanges()
-    assert len(exchanges) == 25
+    assert len(exchanges) == 35
     assert {line["outcome"] for line in exchanges} == {"ok", "client_error", "upstream_error"}
     written = gateway.log.getvalue().decode() + "".join(map(TextFormatter().format, caplog.records))
     for secret in (CANARY, "Hello", "secret-of-the-backend"):
         assert secret not in written
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+@pytest.mark.parametrize(
+    ("mode", "stream"), [("runner_dies", False), ("runner_dies", True), ("runner_dies_midway", True)]
+)
+async def test_engines_reason_for_a_failure_is_logged_and_not_sent(
+    kind: str, mode: str, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with FaultBackend(kind, mode) as backend, running(settings_for(backend, **PATIENT)) as gateway:  # type: ignore[arg-type]
+        reply = await gateway.ask({"messages": [{"role": "user", "content": "Hello?"}], "stream": stream})
+        (exchange,) = gateway.exchanges()
+    assert exchange["outcome"] == "upstream_error"
+    reasons = [record.getMessage() for record in caplog.records if "the engine reports" in record.getMessage()]
+    assert reasons == [f"backend {kind}: the engine reports: {ENGINE_REASON}"]
+    assert b"runner" not in reply.body
+    assert "Hello" not in caplog.text
