@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gateway.chat import image_file
+from gateway.chat import image_file, image_workers
 from gateway.chat import images as images_module
 from gateway.chat.images import ImageNormalizer, decode
 from gateway.chat.request import Chat, ImagePart, ImageUrl, Message, TextPart
@@ -206,7 +206,7 @@ async def test_close_kills_the_child_process_of_an_image_in_progress(monkeypatch
         started.set()
         return child
 
-    monkeypatch.setattr(images_module.subprocess, "Popen", sleeper)
+    monkeypatch.setattr(image_workers.subprocess, "Popen", sleeper)
     images = ImageNormalizer()
     task = asyncio.create_task(images.checked(chat_with(url_of(CONVERTED["gif"][0]))))
     assert await asyncio.to_thread(started.wait, 10)
@@ -215,17 +215,17 @@ async def test_close_kills_the_child_process_of_an_image_in_progress(monkeypatch
         await task
 
 
-def test_child_process_that_cannot_run_is_not_blamed_on_the_image(
-    images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(images_module.PIL, "__file__", "/nowhere/PIL/__init__.py")
+def test_child_process_that_cannot_run_is_not_blamed_on_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ImageNormalizer()
+    monkeypatch.setattr(image_workers.PIL, "__file__", "/nowhere/PIL/__init__.py")
     popen = subprocess.Popen
     isolated = "import sys; sys.exit('no Pillow')"
     monkeypatch.setattr(
-        images_module.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", isolated], **options)
+        image_workers.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", isolated], **options)
     )
     with pytest.raises(RuntimeError, match="no Pillow"):
         images.check(url_of(CONVERTED["gif"][0]), PARAM)
+    images.close()
 
 
 async def test_event_loop_runs_while_megabytes_are_decoded(images: ImageNormalizer) -> None:
