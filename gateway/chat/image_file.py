@@ -168,7 +168,7 @@ def _reading() -> Iterator[None]:
         raise BadImage(CUT if "truncated" in str(error) else DAMAGED) from error
 
 
-def kind_of(data: bytes) -> str | None:
+def kind_of(data: bytes | bytearray) -> str | None:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return PNG
     if data.startswith(b"\xff\xd8\xff"):

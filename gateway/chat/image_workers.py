@@ -77,7 +77,7 @@ class Job:
 class Converted(NamedTuple):
     """Result of a job."""
 
-    data: bytes
+    data: bytes | bytearray
     """The image to use instead; empty if the image can be used as it is."""
     pixels: int
     seconds: float
@@ -171,7 +171,7 @@ class _Answer(NamedTuple):
     status: int
     pixels: int
     seconds: float
-    out: bytes
+    out: bytearray
 
 
 def _result(answer: _Answer) -> Converted:
@@ -249,11 +249,11 @@ def _write(pipe: FileIO, data: bytes) -> None:
         left = left[pipe.write(left[:PIECE]) :]
 
 
-def _read(pipe: IO[bytes], length: int) -> bytes:
+def _read(pipe: IO[bytes], length: int) -> bytearray:
     pieces = bytearray()
     while len(pieces) < length:
         piece = pipe.read(min(PIECE, length - len(pieces)))
         if not piece:
             raise EOFError
         pieces += piece
-    return bytes(pieces)
+    return pieces  # a copy of 50 MB would hold the GIL for 10 ms

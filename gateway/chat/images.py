@@ -35,11 +35,12 @@ MAX_REQUEST_SECONDS = 30.0
 500 million pixels of ordinary images take less. Noise and JPEGs of many scans take ten times as
 long as others of their size.
 """
-MAX_CONVERTED_BYTES, MAX_GROWTH = 1 << 26, 4
-"""Maximum bytes of all converted images in a request, as a number and as a multiple of its images.
+MAX_CONVERTED_SIZE = 1 << 25
+"""Maximum number of base64 characters of all converted images in a request.
 
-The greater of the two counts. A converted image is usually at most three times as large as its
-original, but a few KB can become megabytes.
+A request whose images are longer may have as many after the conversion as before. A converted image
+is usually at most twice as large as its original, but a few KB can become megabytes, and rendering
+32 MiB for the engine blocks the event loop for 40 ms.
 """
 WORKERS = 2
 """Number of images in progress. One of them may be large, so that small ones do not wait behind it."""
@@ -67,13 +68,13 @@ class Budget:
     Its methods raise `InvalidImage` once that is exceeded.
     """
 
-    __slots__ = ("_bytes", "_pixels", "_seconds")
+    __slots__ = ("_pixels", "_seconds", "_size")
 
     def __init__(self, size: int = 0) -> None:
         """`size` is the number of characters of all images."""
         self._pixels = MAX_REQUEST_PIXELS
         self._seconds = MAX_REQUEST_SECONDS
-        self._bytes = max(MAX_CONVERTED_BYTES, MAX_GROWTH * size)
+        self._size = max(MAX_CONVERTED_SIZE, size)
 
     def spend_pixels(self, pixels: int) -> None:
         """Count an image before it is decoded."""
@@ -94,8 +95,8 @@ class Budget:
                 "Send fewer or smaller images.",
                 param="messages",
             )
-        self._bytes -= converted_size
-        if self._bytes < 0:
+        self._size -= converted_size
+        if self._size < 0:
             raise InvalidImage(
                 "The images of a request become too large when they are converted. "
                 "Send fewer or smaller images, or send them as PNG or JPEG without transparency.",
@@ -305,7 +306,7 @@ def _decode_forgivingly(url: str, start: int) -> bytes:
     return b"".join(pieces)
 
 
-def data_url(data: bytes) -> str:
+def data_url(data: bytes | bytearray) -> str:
     """Return the canonical `data:` URL of a PNG or JPEG."""
     pieces = [f"data:image/{image_file.kind_of(data)};base64,"]
     for at in range(0, len(data), BYTES_STEP):
