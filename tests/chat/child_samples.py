@@ -4,9 +4,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -60,26 +59,28 @@ def changed(*replacements: tuple[str, str]) -> str:
 
 
 class Gate:
-    """A named pipe at which a child waits until the test opens it."""
+    """A named pipe at which the first child that comes waits until the test lets it go on."""
 
-    def __init__(self, folder: Path, name: str = "gate") -> None:
-        self.path = folder / name
-        os.mkfifo(self.path)
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "gate"
+        os.mkfifo(self._path)
 
     @property
     def late_start(self) -> str:
-        return f"open({str(self.path)!r}).read()\n" + SOURCE
+        return f"open({str(self._path)!r}).read()\n" + SOURCE
 
     @property
     def long_job(self) -> str:
+        path = str(self._path)
         return changed(
-            ("        parsed = begin(data)", f"        open({str(self.path)!r}).read(); parsed = begin(data)")
+            (
+                "        parsed = begin(data)",
+                f"        os.path.exists({path!r}) and open({path!r}).read(); parsed = begin(data)",
+            )
         )
 
-    def open(self) -> None:
-        """Let the child go on, once it is there."""
-        self.path.open("w").close()
-
-    def reached(self) -> Callable[[], None]:
-        """Wait until the child is there, and return what lets it go on."""
-        return self.path.open("w").close
+    def reached(self) -> IO[str]:
+        """Wait until a child is there. It goes on when the result is closed."""
+        opened = self._path.open("w")
+        self._path.unlink()
+        return opened

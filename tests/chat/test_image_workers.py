@@ -79,7 +79,7 @@ async def test_child_that_starts_late_loses_no_input(workers: ImageWorkers, chil
 
     await until(lambda: unread() > 1 << 14)  # what a pipe holds, at most 64 KiB; the rest has to wait
     assert unread() < len(TRANSPARENT) / 2
-    await asyncio.to_thread(gate.open)
+    (await asyncio.to_thread(gate.reached)).close()
     assert image_file.kind_of(await task) == "png"
 
 
@@ -96,7 +96,7 @@ async def test_image_of_a_child_killed_at_work_goes_to_a_fresh_one(
     gate = Gate(tmp_path)
     children.codes = [gate.long_job, None]
     task = asyncio.create_task(asyncio.to_thread(convert, workers))
-    go_on = await asyncio.to_thread(gate.path.open, "w")
+    go_on = await asyncio.to_thread(gate.reached)
     children.all[0].kill()
     assert image_file.kind_of(await task) == "png"
     go_on.close()
@@ -115,8 +115,8 @@ def test_image_that_kills_two_children_is_rejected(workers: ImageWorkers, childr
 
 @pytest.mark.parametrize("answer", ["b'x'", "(b'\\xff' * 25)", "b''"])
 def test_child_that_answers_nonsense_is_replaced(workers: ImageWorkers, children: Children, answer: str) -> None:
-    code = f"import os, sys; sys.stdin.buffer.read(8); sys.stdout.buffer.write({answer}); sys.stdout.flush(); os.close(1); "
-    children.codes = [code + HANGING, None]
+    code = f"import os, sys; sys.stdin.buffer.read(8); sys.stdout.buffer.write({answer}); sys.stdout.flush(); "
+    children.codes = [f"{code}os.close(1); {HANGING}", None]
     assert convert(workers)
     assert len(children.all) == 2
     assert children.all[0].returncode == -signal.SIGKILL
@@ -161,7 +161,7 @@ async def test_job_that_ends_kills_its_child(workers: ImageWorkers, children: Ch
     gate, job = Gate(tmp_path), Job()
     children.codes = [gate.long_job]
     task = asyncio.create_task(asyncio.to_thread(convert, workers, GIF, job))
-    go_on = await asyncio.to_thread(gate.path.open, "w")
+    go_on = await asyncio.to_thread(gate.reached)
     job.end()
     with pytest.raises(BadImage, match="no longer needed"):
         await task
@@ -268,7 +268,7 @@ async def test_close_leaves_no_busy_child(children: Children, tmp_path: Path) ->
     workers, gate = ImageWorkers(), Gate(tmp_path)
     children.code = gate.long_job
     task = asyncio.create_task(asyncio.to_thread(convert, workers))
-    go_on = await asyncio.to_thread(gate.path.open, "w")
+    go_on = await asyncio.to_thread(gate.reached)
     workers.close()
     assert children.alive == []
     with pytest.raises(BadImage):
@@ -316,7 +316,7 @@ def test_child_at_work_ends_with_the_gateway(tmp_path: Path) -> None:
     with orphan(gate.long_job) as child:
         assert child.stdin is not None
         child.stdin.write(image_file.REQUEST.pack(len(GIF)) + GIF)
-        with gate.path.open("w"):
+        with gate.reached():
             child.stdin.close()
             assert child.wait(10) == -signal.SIGIO
 
@@ -328,5 +328,5 @@ def test_child_at_work_ends_by_itself(tmp_path: Path) -> None:
     with orphan(code) as child:
         assert child.stdin is not None
         child.stdin.write(image_file.REQUEST.pack(len(GIF)) + GIF)
-        with gate.path.open("w"):
+        with gate.reached():
             assert child.wait(10) == -signal.SIGALRM
