@@ -20,7 +20,7 @@ from gateway.chat.image_file import BadImage
 from gateway.chat.image_turns import FairTurns
 from gateway.chat.image_workers import Converted, ImageWorkers, Job
 from gateway.chat.request import Chat, ImagePart, ImageUrl
-from gateway.errors import InvalidImage, InvalidImageUrl
+from gateway.errors import InvalidImage, InvalidImageUrl, QueueTimeout
 
 MAX_IMAGES = 500
 """Maximum number of images in a request, the same as OpenAI's. vLLM's own limit is 999."""
@@ -42,6 +42,12 @@ A request whose images are longer may have as many after the conversion as befor
 is usually at most twice as large as its original, but a few KB can become megabytes, and rendering
 32 MiB for the engine blocks the event loop for 40 ms.
 """
+MAX_REQUEST_WAIT = 120.0
+"""Maximum time for the images of a request in seconds, with the wait for turns.
+
+Four times `MAX_REQUEST_SECONDS`, because keys share the workers.
+"""
+RETRY_AFTER = 30  # seconds; most of the work that a request waited for is done by then
 WORKERS = 2
 """Number of images in progress. One of them may be large, so that small ones do not wait behind it."""
 MAX_HEAD = 512
@@ -56,6 +62,7 @@ class Checked(NamedTuple):
     url: str
     """The URL to send, the same string if possible."""
     pixels: int
+    """Number of pixels, if it was checked."""
     seconds: float = 0.0
     """CPU time, also of the child process."""
     is_put_off: bool = False
@@ -131,6 +138,7 @@ class ImageNormalizer:
             InvalidImage: an image is not a complete PNG, JPEG, WebP or GIF of up to
                 `image_file.MAX_PIXELS`; there are more than `MAX_IMAGES`; or they exceed the
                 `Budget` of a request.
+            QueueTimeout: it takes longer than `MAX_REQUEST_WAIT`.
         """
         if not chat.has_images:
             return chat
@@ -141,14 +149,15 @@ class ImageNormalizer:
             )
         for place, url in urls.items():
             payload_start(url, _path(*place))
-        changed: dict[tuple[int, int], str] = {}
-        budget = Budget(sum(map(len, urls.values())))
-        for place, url in urls.items():
-            checked = await self._in_turn(url, _path(*place), budget, key)
-            is_changed = checked.url is not url
-            budget.spend_work(checked.seconds, len(checked.url) if is_changed else 0)
-            if is_changed:
-                changed[place] = checked.url
+        try:
+            async with asyncio.timeout(MAX_REQUEST_WAIT):
+                changed = await self._changed(urls, key)
+        except TimeoutError:
+            raise QueueTimeout(
+                f"The images were not checked within {MAX_REQUEST_WAIT:g} s, because the gateway is busy with others. "
+                "Try again later.",
+                retry_after=RETRY_AFTER,
+            ) from None
         return _replaced(chat, changed) if changed else chat
 
     def check(
@@ -165,6 +174,8 @@ class ImageNormalizer:
         """
         began, budget = time.thread_time(), budget or Budget(len(url))
         start = payload_start(url, param)
+        if not may_be_large and (len(url) - start) * 3 // 4 > image_file.LARGE_BYTES:
+            return Checked(url, 0, is_put_off=True)
         try:
             data, is_canonical = decode(url, start)
             declared = image_file.declared_pixels(data)
@@ -193,11 +204,23 @@ class ImageNormalizer:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._workers.close()
 
+    async def _changed(self, urls: dict[tuple[int, int], str], key: str) -> dict[tuple[int, int], str]:
+        """Return the URLs to send instead of some of `urls`."""
+        changed: dict[tuple[int, int], str] = {}
+        budget = Budget(sum(map(len, urls.values())))
+        for place, url in urls.items():
+            checked = await self._in_turn(url, _path(*place), budget, key)
+            is_changed = checked.url is not url
+            budget.spend_work(checked.seconds, len(checked.url) if is_changed else 0)
+            if is_changed:
+                changed[place] = checked.url
+        return changed
+
     async def _in_turn(self, url: str, param: str, budget: Budget, key: str) -> Checked:
         """Check an image in a thread, in the turn of its key.
 
-        Whether it is large shows only after it was decoded. The bytes of a large one are dropped
-        and decoded again in its turn, so that a request that waits does not hold them.
+        Whether it is large may show only after its base64 was decoded. The bytes of a large one are
+        dropped and decoded again in its turn, so that a request that waits does not hold them.
         """
         checked = await self._in_thread(url, param, budget, key, may_be_large=False)
         if checked.is_put_off:

@@ -21,8 +21,8 @@ from gateway.chat import image_file, image_workers
 from gateway.chat import images as images_module
 from gateway.chat.images import Budget, ImageNormalizer, decode
 from gateway.chat.request import Chat, ImagePart, ImageUrl, Message, TextPart
-from gateway.errors import InvalidImage, InvalidImageUrl, InvalidRequest
-from tests.chat.child_samples import Gate, watched
+from gateway.errors import InvalidImage, InvalidImageUrl, InvalidRequest, QueueTimeout
+from tests.chat.child_samples import HANGING, Gate, watched
 from tests.chat.image_samples import (
     CONVERTED,
     DRAWING,
@@ -331,6 +331,18 @@ async def test_client_that_leaves_ends_its_child_process(monkeypatch: pytest.Mon
     go_on.close()
     assert urls_of(await images.checked(chat_with(url_of(CONVERTED["gif"][0])))), "the workers are free again"
     assert len(children.all) == 2
+    images.close()
+
+
+async def test_images_that_take_too_long_in_total_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    children = watched(monkeypatch)
+    monkeypatch.setattr(images_module, "MAX_REQUEST_WAIT", 0.2)
+    images = ImageNormalizer()
+    children.codes = [HANGING]
+    with pytest.raises(QueueTimeout) as caught:
+        await images.checked(chat_with(url_of(CONVERTED["gif"][0])))
+    assert caught.value.retry_after == 30
+    await until(lambda: children.alive == [])
     images.close()
 
 
