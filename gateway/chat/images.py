@@ -229,36 +229,38 @@ class ImageNormalizer:
         return checked
 
     async def _in_thread(self, url: str, param: str, budget: Budget, key: str, *, may_be_large: bool) -> Checked:
+        job = Job()
         taken: list[FairTurns] = []
         try:
             for turns in (self._large_turns, self._turns) if may_be_large else (self._turns,):
                 await turns.take(key)
                 taken.append(turns)
-            job = Job()
             work = self._pool.submit(self.check, url, param, budget, job, may_be_large=may_be_large)
         except BaseException:
-            for turns in taken:
-                turns.release()
+            _release(taken)
             raise
-        work.add_done_callback(_releasing(taken))  # after a cancellation too, the thread is busy until then
+        work.add_done_callback(_releasing(taken))  # after a cancellation too: the thread is busy until then
+        waiting = [asyncio.wrap_future(work)]
+        del work  # no local name for what holds the error, whose traceback holds this frame and the image
         try:
-            return await asyncio.wrap_future(work)
+            return await waiting.pop()
         except asyncio.CancelledError:
             job.end()
             raise
+
+
+def _release(taken: list[FairTurns]) -> None:
+    for turns in taken:
+        turns.release()
 
 
 def _releasing(taken: list[FairTurns]) -> Callable[[Future[Checked]], None]:
     """Return a callback for any thread that releases the turns in the event loop."""
     loop = asyncio.get_running_loop()
 
-    def release() -> None:
-        for turns in taken:
-            turns.release()
-
     def callback(_: Future[Checked]) -> None:
         with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(release)
+            loop.call_soon_threadsafe(_release, taken)
 
     return callback
 

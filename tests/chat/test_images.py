@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import random
 import resource
 import struct
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +361,37 @@ async def test_clients_that_leave_give_back_every_turn(monkeypatch: pytest.Monke
     await until(lambda: repr(images._turns) == "<FairTurns 2 free, 0 waiting>")
     await until(lambda: repr(images._large_turns) == "<FairTurns 1 free, 0 waiting>")
     images.close()
+
+
+class Url(str):
+    """A string that can be watched."""
+
+    __slots__ = ("__weakref__",)
+
+
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [(PNG, None), (CONVERTED["gif"][0], None), (PNG[:-5], InvalidImage), (CONVERTED["gif"][0][:60], InvalidImage)],
+    ids=["plain", "converted", "truncated", "truncated, in a child"],
+)
+async def test_image_is_freed_with_its_request(
+    images: ImageNormalizer, url: bytes, refused: type[Exception] | None
+) -> None:
+    """Without a garbage collection: no error or future refers back to the frames that hold the image."""
+    chat = chat_with(Url(url_of(url)))
+    image = weakref.ref(urls_of(chat)[0])
+    gc.collect()
+    gc.disable()
+    try:
+        if refused is None:
+            await images.checked(chat)
+        else:
+            with suppress(refused):
+                await images.checked(chat)
+        del chat
+        await until(lambda: image() is None)
+    finally:
+        gc.enable()
 
 
 async def test_image_refused_gives_back_its_turn(images: ImageNormalizer) -> None:
