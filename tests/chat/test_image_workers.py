@@ -225,7 +225,7 @@ def test_memory_of_a_child_is_bounded(workers: ImageWorkers, children: Children)
 
 
 @on_linux
-def test_child_has_limits_and_the_lowest_priority(workers: ImageWorkers, children: Children) -> None:
+def test_child_has_limits_and_a_lower_priority(workers: ImageWorkers, children: Children) -> None:
     convert(workers)
     limits = {line[:26].strip(): line[26:].split()[:2] for line in of(children.all[0], "limits").splitlines()}
     assert limits["Max address space"] == [str(2 << 30)] * 2
