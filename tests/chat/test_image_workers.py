@@ -90,6 +90,15 @@ def test_child_killed_while_idle_is_replaced(workers: ImageWorkers, children: Ch
     assert len(children.all) == 2
 
 
+def test_child_killed_while_idle_is_not_an_attempt(workers: ImageWorkers, children: Children) -> None:
+    convert(workers)
+    children.all[0].kill()
+    children.all[0].wait()
+    children.codes = [f"import os; os.kill(os.getpid(), {signal.SIGSEGV})"]
+    assert convert(workers)
+    assert len(children.all) == 3
+
+
 async def test_image_of_a_child_killed_at_work_goes_to_a_fresh_one(
     workers: ImageWorkers, children: Children, tmp_path: Path
 ) -> None:
@@ -250,6 +259,7 @@ def test_child_has_nothing_of_the_gateway(
     os.close(write_end)
     assert of(child, "environ") == ""
     assert "secret" not in of(child, "cmdline")
+    assert of(child, "cmdline").split("\0")[1] == "-I", "not even the current folder is on its path"
     assert image_file.__file__ in of(child, "cmdline")
     assert sorted(path.name for path in Path(f"/proc/{child.pid}/fd").iterdir()) == ["0", "1", "2"]
 
@@ -274,6 +284,31 @@ async def test_close_leaves_no_busy_child(children: Children, tmp_path: Path) ->
     with pytest.raises(BadImage):
         await task
     go_on.close()
+    assert len(children.all) == 1
+
+
+def test_child_whose_job_ends_after_close_is_not_kept(children: Children) -> None:
+    workers = ImageWorkers()
+    child = workers._take(Job())
+    workers.close()
+    workers._put_back(child, is_reusable=True)
+    assert repr(workers) == "<ImageWorkers 0 busy, 0 idle>"
+
+
+def test_interrupt_in_the_terminal_is_left_to_the_gateway(workers: ImageWorkers, children: Children) -> None:
+    convert(workers)
+    children.all[0].send_signal(signal.SIGINT)
+    assert convert(workers)
+    assert len(children.all) == 1
+
+
+def test_child_that_writes_much_to_standard_error_does_not_hang(workers: ImageWorkers, children: Children) -> None:
+    noisy = (
+        "        try: os.write(2, bytes(10 << 20))\n        except BlockingIOError: pass\n        parsed = begin(data)"
+    )
+    children.code = changed(("        parsed = begin(data)", noisy))
+    for _ in range(3):
+        assert convert(workers)
     assert len(children.all) == 1
 
 
