@@ -81,7 +81,7 @@ class ChatEndpoint(Endpoint[Chat]):
         bucket: int | None = None
         if chat.has_images:
             with CancelScope(client, self._context.loop):
-                checked = await self._images.checked(chat)
+                checked = await self._images.checked(chat, head.key_id)
             if self._model_names is not model_names:
                 # The settings changed in the meantime, and may no longer have this tier or model.
                 return await self._relay(client, asked, text_size, original_head)

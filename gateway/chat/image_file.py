@@ -1,8 +1,9 @@
 """Check and conversion of one image, so that every engine reads it alike.
 
 The module depends on Pillow and on nothing of the gateway, because it also runs as a script in a
-process of its own: `python image_file.py SITE_PACKAGES`, with the image on standard input and the
-result on standard output.
+process of its own: `python image_file.py SITE_PACKAGES`. It reads images from standard input, each
+after its length (`REQUEST`), and writes an answer to each on standard output: `ANSWER`, then the
+result. It ends with its input.
 
 "Alike" was tested on Ollama 0.24 (Go's decoders), Ollama 0.33 (stb_image) and vLLM 0.32 (Pillow):
 see docs/dialect.md.
@@ -13,11 +14,15 @@ import sys
 if __name__ == "__main__":
     sys.path.append(sys.argv[1])  # Pillow's location: the process has no environment that could name it
 
+import fcntl
 import io
 import os
 import re
 import resource
+import signal
 import struct
+import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,9 +52,12 @@ MAX_ASPECT = 200
 
 Above it, the same runner crashes and vLLM answers 400: Qwen's `smart_resize`.
 """
-LIGHT_PIXELS = 1 << 18
-LIGHT_BYTES = 1 << 20
-PLAIN_PIXELS = 1 << 24
+LARGE_PIXELS = 1 << 22
+LARGE_BYTES = 1 << 22
+"""Number of pixels and bytes above which an image is large.
+
+A smaller one takes at most a second of CPU.
+"""
 MAX_PARTS = 4096
 """Maximum number of PNG chunks or JPEG segments. Real files have up to a few hundred.
 
@@ -64,8 +72,28 @@ STEP = 1 << 18  # bytes searched in one call: the GIL is free in between
 
 CUT = "it is truncated"
 DAMAGED = "it is damaged"
-BAD, AS_IS = 3, b""
-CPU_SECONDS, MEMORY = 30, 2 << 30
+TOO_MUCH_MEMORY = "it takes too much memory to decode"
+AS_IS = b""
+
+REQUEST = struct.Struct(">Q")
+"""Number of bytes of the image that follows."""
+ANSWER = struct.Struct(">BQdQ")
+"""Status, number of pixels, seconds of CPU, and number of bytes of the result that follows."""
+DONE, BAD, FAILED = 0, 1, 2
+"""Status of an answer.
+
+`DONE`: the result is the image to use instead, or empty if the image can be used as it is. `BAD`:
+it is the reason why the image is rejected. `FAILED`: it is the traceback of an error in this module.
+"""
+CPU_SECONDS = 15
+"""CPU time for an image.
+
+64 million pixels take up to 5 s. `RLIMIT_CPU` would add up over the images of a process.
+"""
+ORPHAN_SECONDS = 60
+"""Time for an image, should the gateway be gone and not end the process."""
+OVER_TIME = (-signal.SIGPROF, -signal.SIGALRM)
+MEMORY = 2 << 30
 
 PLAIN_MODES = ("1", "L", "P", "RGB", "RGBA", "LA")
 
@@ -115,20 +143,13 @@ class ParsedImage(NamedTuple):
     """True if every engine accepts its structure. Its pixels have not been decoded."""
 
     @property
-    def is_light(self) -> bool:
-        """Return whether the image is small enough to block other threads while it is converted.
+    def is_small_and_plain(self) -> bool:
+        """Return whether the image may be decoded in a thread of the gateway.
 
-        Pillow holds the GIL while it decodes WebP and while it encodes PNG.
+        Pillow releases the GIL while it decodes PNG and JPEG, and 4 million pixels take 16 MB. It
+        holds the GIL while it decodes WebP and encodes PNG.
         """
-        return self.pixels <= LIGHT_PIXELS and len(self.data) <= LIGHT_BYTES and self.kind != GIF
-
-    @property
-    def is_bearable(self) -> bool:
-        """Return whether the image is small enough to be decoded in a thread.
-
-        Pillow releases the GIL while it decodes such an image, which takes at most 64 MB.
-        """
-        return self.is_plain and self.pixels <= PLAIN_PIXELS
+        return self.is_plain and not is_large(self.data, self.pixels)
 
 
 @contextmanager
@@ -141,11 +162,13 @@ def _reading() -> Iterator[None]:
         yield
     except BadImage:
         raise
+    except MemoryError as error:
+        raise BadImage(TOO_MUCH_MEMORY) from error
     except Exception as error:
         raise BadImage(CUT if "truncated" in str(error) else DAMAGED) from error
 
 
-def kind_of(data: bytes) -> str | None:
+def kind_of(data: bytes | bytearray) -> str | None:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return PNG
     if data.startswith(b"\xff\xd8\xff"):
@@ -153,6 +176,28 @@ def kind_of(data: bytes) -> str | None:
     if data.startswith((b"GIF87a", b"GIF89a")):
         return GIF
     return WEBP if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+
+
+def is_large(data: bytes, pixels: int) -> bool:
+    return pixels > LARGE_PIXELS or len(data) > LARGE_BYTES
+
+
+def declared_pixels(data: bytes) -> int | None:
+    """Return the number of pixels that a GIF or WebP declares, or None for another format.
+
+    Pillow is not needed for this: it holds the GIL while it opens these formats, and allocates
+    memory for all pixels of a WebP.
+
+    Raises:
+        BadImage: the image is too large, or ends before its size.
+    """
+    kind = kind_of(data)
+    if kind not in (GIF, WEBP):
+        return None
+    with _reading():
+        size: tuple[int, int] = _webp_size(data) if kind == WEBP else struct.unpack_from("<HH", data, 6)
+    _check_size(*size)
+    return size[0] * size[1]
 
 
 def begin(data: bytes) -> ParsedImage:
@@ -388,23 +433,63 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def main() -> int:
-    """Convert the image on standard input. Return the exit status.
-
-    0: standard output has the image to use instead, or nothing if the input can be used as it is.
-    3: standard output has the reason why the image is rejected.
-    """
+    """Answer for one image after another until standard input ends."""
     os.nice(10)  # the gateway has priority
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the gateway, which ends this process
     if sys.platform != "darwin":  # macOS refuses to limit the address space
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    status = 0
+    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):  # no image on disk
+        resource.setrlimit(limit, (0, 0))
+    os.set_blocking(sys.stderr.fileno(), False)  # it is read only once this process has ended
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    while len(head := source.read(REQUEST.size)) == REQUEST.size:
+        (length,) = REQUEST.unpack(head)
+        data = source.read(length)
+        if len(data) < length:
+            break
+        began = time.process_time()
+        with _limits(source.fileno()):
+            status, pixels, out = _answer(data)
+        del data
+        sink.write(ANSWER.pack(status, pixels, time.process_time() - began, len(out)))
+        sink.write(out)
+        sink.flush()
+    return 0
+
+
+@contextmanager
+def _limits(source: int) -> Iterator[None]:
+    """Have the kernel end this process if the image takes too long, or the gateway ends.
+
+    The signals keep their default action, which no decoder can delay. `SIGIO` says that `source`
+    was closed, because the gateway writes nothing before it has its answer (not on macOS).
+    """
+    flags = fcntl.fcntl(source, fcntl.F_GETFL)
+    fcntl.fcntl(source, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(source, fcntl.F_SETFL, flags | fcntl.FASYNC)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, ORPHAN_SECONDS)
     try:
-        parsed = begin(sys.stdin.buffer.read())
-        out = AS_IS if parsed.is_plain and is_taken_as_is(parsed) else convert(parsed)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        fcntl.fcntl(source, fcntl.F_SETFL, flags)
+
+
+def _answer(data: bytes) -> tuple[int, int, bytes]:
+    """Return the status, the number of pixels, and the result."""
+    pixels = 0
+    try:
+        parsed = begin(data)
+        pixels = parsed.pixels
+        return DONE, pixels, AS_IS if parsed.is_plain and is_taken_as_is(parsed) else convert(parsed)
     except BadImage as error:
-        status, out = BAD, str(error).encode()
-    sys.stdout.buffer.write(out)
-    return status
+        return BAD, pixels, str(error).encode()
+    except MemoryError:
+        return BAD, pixels, TOO_MUCH_MEMORY.encode()
+    except Exception:
+        return FAILED, pixels, traceback.format_exc().encode()[-500:]
 
 
 if __name__ == "__main__":

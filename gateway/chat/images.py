@@ -1,176 +1,268 @@
 """Images of a request: check and conversion of its `data:` URLs.
 
-Each URL is decoded once, in a thread. The result is an image that every engine reads alike, or an
-error.
+The result is an image that every engine reads alike, or an error. The work of a request has a
+budget, and keys take turns at the workers.
 """
 
 import asyncio
 import base64
 import binascii
-import subprocess
-import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
-import PIL
 
 from gateway.chat import image_file
-from gateway.chat.image_file import BadImage, ParsedImage
-from gateway.chat.request import Chat, ImagePart, ImageUrl, Message
-from gateway.errors import InvalidImage, InvalidImageUrl, InvalidRequest
+from gateway.chat.image_file import BadImage
+from gateway.chat.image_turns import FairTurns
+from gateway.chat.image_workers import Converted, ImageWorkers, Job
+from gateway.chat.request import Chat, ImagePart, ImageUrl
+from gateway.errors import InvalidImage, InvalidImageUrl, QueueTimeout
 
 MAX_IMAGES = 500
 """Maximum number of images in a request, the same as OpenAI's. vLLM's own limit is 999."""
 MAX_REQUEST_PIXELS = 500_000_000
 """Maximum number of pixels of all images in a request.
 
-A few KB can contain 64 million pixels, and each million takes a thread about 10 ms.
+A few KB can contain 64 million pixels, and each million takes at least 10 ms of CPU.
 """
+MAX_REQUEST_SECONDS = 30.0
+"""Maximum CPU time for all images in a request.
+
+500 million pixels of ordinary images take less. Noise and JPEGs of many scans take ten times as
+long as others of their size.
+"""
+MAX_CONVERTED_SIZE = 1 << 25
+"""Maximum number of base64 characters of all converted images in a request.
+
+A request whose images are longer may have as many after the conversion as before. A converted image
+is usually at most twice as large as its original, but a few KB can become megabytes, and rendering
+32 MiB for the engine blocks the event loop for 40 ms.
+"""
+MAX_REQUEST_WAIT = 120.0
+"""Maximum time for the images of a request in seconds, with the wait for turns.
+
+Four times `MAX_REQUEST_SECONDS`, because keys share the workers.
+"""
+RETRY_AFTER = 30  # seconds; most of the work that a request waited for is done by then
 WORKERS = 2
-CHILD_SECONDS = 120.0
-"""Time limit for the child process in seconds.
-
-Its actual limit is its own CPU time. This one is for a machine too busy to give it any.
-"""
-
-CHILD_POLL = 0.2  # seconds
+"""Number of images in progress. One of them may be large, so that small ones do not wait behind it."""
 MAX_HEAD = 512
 TEXT_STEP = 1 << 17  # base64 characters decoded in one call, which holds the GIL for about half a millisecond
 BYTES_STEP = 3 << 15
 GIL_PAUSE = 1e-4  # seconds; a waiting thread gets the GIL immediately only if this one sleeps
 
 
-class ImageNormalizer:
-    """Checks the images of requests in a small thread pool.
+class Checked(NamedTuple):
+    """Result of the check of one image."""
 
-    Work that would block other threads, or needs much memory, runs in a process of its own.
+    url: str
+    """The URL to send, the same string if possible."""
+    pixels: int
+    """Number of pixels, if it was checked."""
+    seconds: float = 0.0
+    """CPU time, also of the child process."""
+    is_put_off: bool = False
+    """True if nothing was done yet, because the image is large."""
+
+
+class Budget:
+    """What the images of one request may still cost.
+
+    Its methods raise `InvalidImage` once that is exceeded.
+    """
+
+    __slots__ = ("_pixels", "_seconds", "_size")
+
+    def __init__(self, size: int = 0) -> None:
+        """`size` is the number of characters of all images."""
+        self._pixels = MAX_REQUEST_PIXELS
+        self._seconds = MAX_REQUEST_SECONDS
+        self._size = max(MAX_CONVERTED_SIZE, size)
+
+    def spend_pixels(self, pixels: int) -> None:
+        """Count an image before it is decoded."""
+        self._pixels -= pixels
+        if self._pixels < 0:
+            raise InvalidImage(
+                f"The images of a request may have at most {MAX_REQUEST_PIXELS} pixels in total. "
+                "Send fewer or smaller images.",
+                param="messages",
+            )
+
+    def spend_work(self, seconds: float, converted_size: int) -> None:
+        """Count an image after it was checked."""
+        self._seconds -= seconds
+        if self._seconds < 0:
+            raise InvalidImage(
+                f"The images of a request take more than {MAX_REQUEST_SECONDS:g} s of computation in total. "
+                "Send fewer or smaller images.",
+                param="messages",
+            )
+        self._size -= converted_size
+        if self._size < 0:
+            raise InvalidImage(
+                "The images of a request become too large when they are converted. "
+                "Send fewer or smaller images, or send them as PNG or JPEG without transparency.",
+                param="messages",
+            )
+
+
+class ImageNormalizer:
+    """Checks the images of requests, a few at a time.
+
+    Small plain images are decoded in a thread. All others, and all conversions, are the work of
+    child processes.
     """
 
     def __init__(self, workers: int = WORKERS) -> None:
         self._pool = ThreadPoolExecutor(workers, "images")
-        self._children: set[subprocess.Popen[bytes]] = set()
-        self._closing = threading.Event()
+        self._turns = FairTurns(workers)
+        self._large_turns = FairTurns(max(1, workers - 1))
+        self._workers = ImageWorkers()
 
-    async def checked(self, chat: Chat) -> Chat:
+    async def checked(self, chat: Chat, key: str = "") -> Chat:
         """Return `chat` with complete images that every engine accepts.
 
         This is the same object if no image changes. Images of a request are checked one after the
-        other, so that requests share the threads. On cancellation, the image in progress is
-        finished in its thread, which takes little time; a child process is killed.
+        other, and each waits for a turn of `key`: neither many images nor many requests of one key
+        delay another key for longer than one image. On cancellation, the image in progress ends:
+        its child process is killed, or the thread finishes, which takes little time.
 
         Raises:
             InvalidImageUrl: an image is not a `data:` URL in base64. The gateway never fetches
                 images.
             InvalidImage: an image is not a complete PNG, JPEG, WebP or GIF of up to
-                `image_file.MAX_PIXELS`.
-            InvalidRequest: more than `MAX_IMAGES` images, or more than `MAX_REQUEST_PIXELS` in
-                total.
+                `image_file.MAX_PIXELS`; there are more than `MAX_IMAGES`; or they exceed the
+                `Budget` of a request.
+            QueueTimeout: it takes longer than `MAX_REQUEST_WAIT`.
         """
         if not chat.has_images:
             return chat
         urls = _urls(chat)
         if len(urls) > MAX_IMAGES:
-            raise InvalidRequest(
+            raise InvalidImage(
                 f"A request may have at most {MAX_IMAGES} images; this one has {len(urls)}.", param="messages"
             )
-        for (message, part), url in urls.items():
-            payload_start(url, _path(message, part))
-        changed: dict[tuple[int, int], str] = {}
-        pixels = 0
-        loop = asyncio.get_running_loop()
-        unwanted = threading.Event()
         for place, url in urls.items():
-            try:
-                checked, size = await loop.run_in_executor(self._pool, self.check, url, _path(*place), unwanted)
-            except asyncio.CancelledError:
-                unwanted.set()
-                raise
-            pixels += size
-            if pixels > MAX_REQUEST_PIXELS:
-                raise InvalidRequest(
-                    f"The images of a request may have at most {MAX_REQUEST_PIXELS} pixels in total.", param="messages"
-                )
-            if checked is not url:
-                changed[place] = checked
+            payload_start(url, _path(*place))
+        try:
+            async with asyncio.timeout(MAX_REQUEST_WAIT):
+                changed = await self._changed(urls, key)
+        except TimeoutError:
+            raise QueueTimeout(
+                f"The images were not checked within {MAX_REQUEST_WAIT:g} s, because the gateway is busy with others. "
+                "Try again later.",
+                retry_after=RETRY_AFTER,
+            ) from None
         return _replaced(chat, changed) if changed else chat
 
-    def check(self, url: str, param: str, unwanted: threading.Event | None = None) -> tuple[str, int]:
-        """Return the URL to send instead of `url`, and the number of pixels.
+    def check(
+        self, url: str, param: str, budget: Budget | None = None, job: Job | None = None, *, may_be_large: bool = True
+    ) -> Checked:
+        """Return the URL to send instead of `url`.
 
-        The URL is the same string if possible. This is slow: do not call it in the event loop. Once
-        `unwanted` is set, the result is no longer needed.
+        This is slow: do not call it in the event loop. Once `job` has ended, the result is no
+        longer needed. If a large image is not permitted now, nothing is done, and the result says
+        so.
 
         Raises:
             InvalidImageUrl, InvalidImage: see `checked`.
         """
+        began, budget = time.thread_time(), budget or Budget(len(url))
         start = payload_start(url, param)
+        if not may_be_large and (len(url) - start) * 3 // 4 > image_file.LARGE_BYTES:
+            return Checked(url, 0, is_put_off=True)
         try:
             data, is_canonical = decode(url, start)
-            image = image_file.begin(data)
-            converted = self._converted_or_same(image, unwanted or threading.Event())
+            declared = image_file.declared_pixels(data)
+            image = image_file.begin(data) if declared is None else None
+            pixels = image.pixels if image is not None else declared or 0
+            if not may_be_large and image_file.is_large(data, pixels):
+                return Checked(url, pixels, time.thread_time() - began, is_put_off=True)
+            budget.spend_pixels(pixels)
+            result = Converted(image_file.AS_IS, pixels, 0.0)
+            if image is None or not image.is_small_and_plain or not image_file.is_taken_as_is(image):
+                result = self._workers.convert(data, pixels, job or Job())
+                budget.spend_pixels(max(0, result.pixels - pixels))  # a GIF's frame may exceed its screen
         except BadImage as error:
             raise InvalidImage(f"'{param}' is not a readable image: {error}.", param=param) from error
-        if converted:
-            return data_url(converted), image.pixels
-        if not is_canonical:
-            return data_url(data), image.pixels
-        head = f"data:image/{image.kind};base64,"
-        return (url if url.startswith(head) and start == len(head) else head + url[start:]), image.pixels
+        if result.data:
+            sent = data_url(result.data)
+        elif not is_canonical:
+            sent = data_url(data)
+        else:
+            head = f"data:image/{image_file.kind_of(data)};base64,"
+            sent = url if url.startswith(head) and start == len(head) else head + url[start:]
+        return Checked(sent, result.pixels, result.seconds + time.thread_time() - began)
 
     def close(self) -> None:
         """Stop the threads and processes. Images in progress are lost."""
-        self._closing.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for child in list(self._children):
-            child.kill()
+        self._workers.close()
 
-    def _converted_or_same(self, image: ParsedImage, unwanted: threading.Event) -> bytes:
-        """Return the image to use instead, or nothing if it can be used as it is."""
-        if image.is_bearable and image_file.is_taken_as_is(image):
-            return image_file.AS_IS
-        if image.is_light:
-            return image_file.convert(image)
-        return self._in_child(image.data, unwanted)
+    async def _changed(self, urls: dict[tuple[int, int], str], key: str) -> dict[tuple[int, int], str]:
+        """Return the URLs to send instead of some of `urls`."""
+        changed: dict[tuple[int, int], str] = {}
+        budget = Budget(sum(map(len, urls.values())))
+        for place, url in urls.items():
+            checked = await self._in_turn(url, _path(*place), budget, key)
+            is_changed = checked.url is not url
+            budget.spend_work(checked.seconds, len(checked.url) if is_changed else 0)
+            if is_changed:
+                changed[place] = checked.url
+        return changed
 
-    def _in_child(self, data: bytes, unwanted: threading.Event) -> bytes:
-        """Convert the image in a child process, with limits on time and memory and without secrets."""
-        site = str(Path(PIL.__file__).parents[1])
-        command = [sys.executable, "-I", "-W", "ignore", image_file.__file__, site]
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env={}) as child:  # noqa: S603 - trusted
-            self._children.add(child)
-            try:
-                if self._closing.is_set():
-                    child.kill()
-                out, errors = _communicate(child, data, unwanted)
-            finally:
-                self._children.discard(child)
-                with suppress(ProcessLookupError):
-                    child.kill()
-        if child.returncode == image_file.BAD:
-            raise BadImage(out.decode())
-        if child.returncode < 0:
-            raise BadImage("it takes too long or too much memory to decode")
-        if child.returncode:
-            raise RuntimeError(f"{image_file.__file__} failed: {errors.decode(errors='replace')[-500:]}")
-        return out
+    async def _in_turn(self, url: str, param: str, budget: Budget, key: str) -> Checked:
+        """Check an image in a thread, in the turn of its key.
 
+        Whether it is large may show only after its base64 was decoded. The bytes of a large one are
+        dropped and decoded again in its turn, so that a request that waits does not hold them.
+        """
+        checked = await self._in_thread(url, param, budget, key, may_be_large=False)
+        if checked.is_put_off:
+            budget.spend_work(checked.seconds, 0)
+            checked = await self._in_thread(url, param, budget, key, may_be_large=True)
+        return checked
 
-def _communicate(child: subprocess.Popen[bytes], data: bytes, unwanted: threading.Event) -> tuple[bytes, bytes]:
-    """Return the child's output. The child is killed once the result is unwanted."""
-    ends = time.monotonic() + CHILD_SECONDS
-    unsent: bytes | None = data  # sent once: the pipe keeps what it has not written yet
-    while True:
+    async def _in_thread(self, url: str, param: str, budget: Budget, key: str, *, may_be_large: bool) -> Checked:
+        job = Job()
+        taken: list[FairTurns] = []
         try:
-            return child.communicate(unsent, CHILD_POLL)
-        except subprocess.TimeoutExpired:
-            unsent = None
-            if unwanted.is_set() or time.monotonic() > ends:
-                raise BadImage("it takes too long to decode") from None
+            for turns in (self._large_turns, self._turns) if may_be_large else (self._turns,):
+                await turns.take(key)
+                taken.append(turns)
+            work = self._pool.submit(self.check, url, param, budget, job, may_be_large=may_be_large)
+        except BaseException:
+            _release(taken)
+            raise
+        work.add_done_callback(_releasing(taken))  # after a cancellation too: the thread is busy until then
+        waiting = [asyncio.wrap_future(work)]
+        del work  # no local name for what holds the error, whose traceback holds this frame and the image
+        try:
+            return await waiting.pop()
+        except asyncio.CancelledError:
+            job.end()
+            raise
+
+
+def _release(taken: list[FairTurns]) -> None:
+    for turns in taken:
+        turns.release()
+
+
+def _releasing(taken: list[FairTurns]) -> Callable[[Future[Checked]], None]:
+    """Return a callback for any thread that releases the turns in the event loop."""
+    loop = asyncio.get_running_loop()
+
+    def callback(_: Future[Checked]) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(_release, taken)
+
+    return callback
 
 
 def payload_start(url: str, param: str) -> int:
@@ -239,7 +331,7 @@ def _decode_forgivingly(url: str, start: int) -> bytes:
     return b"".join(pieces)
 
 
-def data_url(data: bytes) -> str:
+def data_url(data: bytes | bytearray) -> str:
     """Return the canonical `data:` URL of a PNG or JPEG."""
     pieces = [f"data:image/{image_file.kind_of(data)};base64,"]
     for at in range(0, len(data), BYTES_STEP):
@@ -265,15 +357,13 @@ def _path(message: int, part: int) -> str:
 
 
 def _replaced(chat: Chat, urls: dict[tuple[int, int], str]) -> Chat:
-    def with_urls(index: int, message: Message) -> Message:
-        if not isinstance(message.content, list) or not any(place == index for place, _ in urls):
-            return message
+    messages = list(chat.messages)
+    for index in {index for index, _ in urls}:
+        content = messages[index].content
+        assert isinstance(content, list)
         parts = [
             ImagePart(ImageUrl(urls[index, number])) if (index, number) in urls else part
-            for number, part in enumerate(message.content)
+            for number, part in enumerate(content)
         ]
-        return msgspec.structs.replace(message, content=parts)
-
-    return msgspec.structs.replace(
-        chat, messages=[with_urls(index, message) for index, message in enumerate(chat.messages)]
-    )
+        messages[index] = msgspec.structs.replace(messages[index], content=parts)
+    return msgspec.structs.replace(chat, messages=messages)

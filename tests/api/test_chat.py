@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway import config
-from tests.api.one_backend import CANARY, code, document, post, serving
+from gateway.chat import images
+from tests.api.one_backend import CANARY, KEY, code, document, post, serving
+from tests.chat.child_samples import Gate, watched
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.images import png_data_url
-from tests.fakes.running_gateway import PATIENCE, Raw, request_bytes, running
+from tests.fakes.running_gateway import PATIENCE, Raw, request_bytes, running, until
 
 pytestmark = pytest.mark.uvloop
 
@@ -26,6 +29,58 @@ async def test_text_limit_does_not_count_images() -> None:
         )
         image = {"type": "image_url", "image_url": {"url": png_data_url(40, is_noise=True)}}
         assert (await post(gateway, {"messages": [{"role": "user", "content": [image]}]})).status == 200
+
+
+def with_images(url: str, count: int = 1) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}] * count}]}
+
+
+GIF_URL = "data:image/gif;base64,R0lGODlhAQABAIAAAAUEBAAAACwAAAAAAQABAAACAkQBADs="
+
+
+async def test_one_image_of_a_key_does_not_wait_for_hundreds_of_another() -> None:
+    """Issue 11, A3."""
+    async with serving(api_keys=[KEY, "greedy"]) as (gateway, _):
+        greedy = [
+            asyncio.create_task(post(gateway, with_images(GIF_URL, 150), {"Authorization": "Bearer greedy"}))
+            for _ in range(3)
+        ]
+        turns = gateway.gateway._images._turns
+        await until(lambda: "0 waiting" not in repr(turns))
+        assert (await post(gateway, with_images(GIF_URL), {"Authorization": f"Bearer {KEY}"})).status == 200
+        assert not any(task.done() for task in greedy)
+        assert [(await task).status for task in greedy] == [200] * 3
+
+
+async def test_images_beyond_the_budget_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_REQUEST_PIXELS", 3)
+    async with serving() as (gateway, backend):
+        assert (await post(gateway, with_images(GIF_URL, 3))).status == 200
+        reply = await post(gateway, with_images(GIF_URL, 4))
+        assert code(reply) == (400, "invalid_image")
+        assert (reply.error["param"], "at most 3 pixels" in reply.error["message"]) == ("messages", True)
+        assert code(await post(gateway, with_images(GIF_URL, 501))) == (400, "invalid_image")
+        assert len(backend.requests) == 1
+
+
+async def test_client_that_leaves_ends_the_work_on_its_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    children, gate = watched(monkeypatch), Gate(tmp_path)
+    children.codes = [gate.long_job]
+    async with serving() as (gateway, backend):
+        async with gateway.sent(with_images(GIF_URL, 500)):
+            go_on = await asyncio.to_thread(gate.reached)
+        await until(lambda: children.alive == [])
+        go_on.close()
+        assert not backend.requests
+        assert (await post(gateway, with_images(GIF_URL))).status == 200
+
+
+async def test_gateway_that_stops_leaves_no_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    children = watched(monkeypatch)
+    async with serving() as (gateway, _):
+        assert (await post(gateway, with_images(GIF_URL))).status == 200
+        assert len(children.alive) == 1
+    assert children.alive == []
 
 
 @pytest.mark.parametrize(

@@ -342,10 +342,10 @@ async def test_request_whose_images_are_being_checked_follows_a_roll_out_change(
         images = operator.gateway.gateway._images
         checking, go_on, really = asyncio.Event(), asyncio.Event(), images.checked
 
-        async def checked(chat: Any) -> Any:
+        async def checked(*args: Any) -> Any:
             checking.set()
             await go_on.wait()
-            return await really(chat)
+            return await really(*args)
 
         monkeypatch.setattr(images, "checked", checked)
         content = [{"type": "image_url", "image_url": {"url": png_data_url()}}, {"type": "text", "text": "What is it?"}]

@@ -2,21 +2,30 @@
 
 import asyncio
 import base64
+import gc
 import random
+import resource
+import struct
 import subprocess
 import sys
 import threading
+import time
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gateway.chat import image_file
+from gateway.chat import image_file, image_workers
 from gateway.chat import images as images_module
-from gateway.chat.images import ImageNormalizer, decode
+from gateway.chat.images import Budget, ImageNormalizer, decode
 from gateway.chat.request import Chat, ImagePart, ImageUrl, Message, TextPart
-from gateway.errors import InvalidImage, InvalidImageUrl, InvalidRequest
+from gateway.errors import InvalidImage, InvalidImageUrl, InvalidRequest, QueueTimeout
+from tests.chat.child_samples import HANGING, Gate, watched
 from tests.chat.image_samples import (
     CONVERTED,
     DRAWING,
@@ -30,6 +39,7 @@ from tests.chat.image_samples import (
     saved,
     url_of,
 )
+from tests.fakes.running_gateway import until
 
 
 def chat_with(*urls: str) -> Chat:
@@ -172,6 +182,235 @@ async def test_more_pixels_in_total_than_the_maximum_are_rejected(
         await images.checked(chat_with(*[url_of(PNG)] * 3))
 
 
+async def test_pixels_are_counted_before_they_are_decoded(
+    images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children = watched(monkeypatch)
+    monkeypatch.setattr(images_module, "MAX_REQUEST_PIXELS", 50_000_000)
+    flat = saved(Image.new("P", (7000, 8000)), "GIF")
+    with pytest.raises(InvalidImage, match="pixels in total") as caught:
+        await images.checked(chat_with(url_of(flat)))
+    assert (caught.value.code, caught.value.param) == ("invalid_image", "messages")
+    assert children.all == []
+
+
+async def test_frame_larger_than_the_screen_of_its_gif_counts(
+    images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget()
+    monkeypatch.setattr(images_module, "MAX_REQUEST_PIXELS", 10_000)
+    gif = bytearray(CONVERTED["gif"][0])
+    gif[6:10] = struct.pack("<HH", 1, 1)
+    assert images.check(url_of(bytes(gif)), PARAM, budget).pixels == DRAWING.width * DRAWING.height
+    with pytest.raises(InvalidImage, match="pixels in total"):
+        await images.checked(chat_with(url_of(bytes(gif))))
+
+
+async def test_more_computation_in_total_than_the_maximum_is_rejected(
+    images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flat = url_of(saved(Image.new("P", (1500, 1500)), "GIF"))
+    seconds = images.check(flat, PARAM).seconds
+    assert seconds > 0.01
+    monkeypatch.setattr(images_module, "MAX_REQUEST_SECONDS", seconds * 5)
+    with pytest.raises(InvalidImage, match="computation in total") as caught:
+        await images.checked(chat_with(*[flat] * 100))
+    assert (caught.value.code, caught.value.param) == ("invalid_image", "messages")
+
+
+async def test_computation_in_threads_counts_too(images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images_module, "MAX_REQUEST_SECONDS", 1e-6)
+    with pytest.raises(InvalidImage, match="computation in total"):
+        await images.checked(chat_with(url_of(PNG)))
+
+
+async def test_converted_images_that_become_too_large_are_rejected(
+    images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gif = url_of(CONVERTED["gif"][0])
+    size = len(images.check(gif, PARAM).url)
+    monkeypatch.setattr(images_module, "MAX_CONVERTED_SIZE", 3 * size)
+    await images.checked(chat_with(*[gif] * 3, *[url_of(PNG)] * 9))
+    with pytest.raises(InvalidImage, match="too large when they are converted") as caught:
+        await images.checked(chat_with(*[gif] * 40))
+    assert (caught.value.code, caught.value.param) == ("invalid_image", "messages")
+
+
+async def test_converted_images_may_be_as_large_as_what_was_sent(
+    images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images_module, "MAX_CONVERTED_SIZE", 0)
+    veiled = saved(Image.merge("RGBA", [Image.effect_noise((200, 200), 90)] * 4), "PNG")
+    assert await images.checked(chat_with(*[url_of(veiled)] * 2))
+
+
+async def test_hundreds_of_small_conversions_are_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 11, A3: 500 tiny GIFs took 54 s of child processes."""
+    children = watched(monkeypatch)
+    images = ImageNormalizer()
+    gif = url_of(saved(drawing((16, 16)).quantize(64), "GIF"))
+    before = cpu_seconds()
+    result = await images.checked(chat_with(*[gif] * 500))
+    images.close()
+    assert cpu_seconds() - before < 2
+    assert {opened(url).size for url in set(urls_of(result))} == {(32, 32)}
+    assert len(children.all) <= images_module.WORKERS
+
+
+def cpu_seconds() -> float:
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in usage)
+
+
+async def test_keys_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One key's requests with hundreds of images do not delay a single image of another key."""
+    images = ImageNormalizer()
+    order: list[str] = []
+    check = images.check
+
+    def noted(url: str, *args: Any, **options: Any) -> Any:
+        order.append(url)
+        return check(url, *args, **options)
+
+    monkeypatch.setattr(images, "check", noted)
+    gif, other = url_of(CONVERTED["gif"][0]), url_of(PNG)
+    greedy = [asyncio.create_task(images.checked(chat_with(*[gif] * 100), "greedy")) for _ in range(8)]
+    await until(lambda: len(order) > 10)
+    before = len(order)
+    await images.checked(chat_with(other), "modest")
+    assert order.index(other) <= before + images_module.WORKERS
+    assert not any(task.done() for task in greedy)
+    for task in greedy:
+        task.cancel()
+    await asyncio.gather(*greedy, return_exceptions=True)
+    images.close()
+
+
+async def test_small_image_does_not_wait_behind_large_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    children, gate = watched(monkeypatch), Gate(tmp_path)
+    images = ImageNormalizer()
+    children.codes = [gate.long_job]
+    large = chat_with(url_of(saved(Image.new("P", (2100, 2100)), "GIF")))
+    tasks = [asyncio.create_task(images.checked(large, key)) for key in "aabbc"]
+    go_on = await asyncio.to_thread(gate.reached)
+    for url in (url_of(PNG), url_of(CONVERTED["gif"][0])):
+        await images.checked(chat_with(url), "a")
+    assert len(children.all) == 2
+    assert not any(task.done() for task in tasks)
+    go_on.close()
+    for task in tasks:
+        assert opened(urls_of(await task)[0]).size == (2100, 2100)
+    images.close()
+
+
+async def test_large_plain_image_is_decoded_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    children = watched(monkeypatch)
+    images = ImageNormalizer()
+    url = url_of(saved(Image.new("L", (2100, 2100)), "PNG"))
+    chat = chat_with(url)
+    assert await images.checked(chat) is chat
+    assert len(children.all) == 1
+    images.close()
+
+
+async def test_large_animated_png_loses_its_animation(images: ImageNormalizer) -> None:
+    frame = drawing((700, 700))
+    data = saved(frame, "PNG", save_all=True, append_images=[drawing((700, 700), 2)])
+    result = opened(images.check(url_of(data), PARAM).url)
+    assert getattr(result, "n_frames", 1) == 1
+    assert distance(result, frame) < 0.5
+
+
+async def test_client_that_leaves_ends_its_child_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    children, gate = watched(monkeypatch), Gate(tmp_path)
+    images = ImageNormalizer()
+    children.codes = [gate.long_job]
+    task = asyncio.create_task(images.checked(chat_with(*[url_of(CONVERTED["gif"][0])] * 500)))
+    go_on = await asyncio.to_thread(gate.reached)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: children.alive == [])
+    go_on.close()
+    assert urls_of(await images.checked(chat_with(url_of(CONVERTED["gif"][0])))), "the workers are free again"
+    assert len(children.all) == 2
+    images.close()
+
+
+async def test_images_that_take_too_long_in_total_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    children = watched(monkeypatch)
+    monkeypatch.setattr(images_module, "MAX_REQUEST_WAIT", 0.2)
+    images = ImageNormalizer()
+    children.codes = [HANGING]
+    with pytest.raises(QueueTimeout) as caught:
+        await images.checked(chat_with(url_of(CONVERTED["gif"][0])))
+    assert caught.value.retry_after == 30
+    await until(lambda: children.alive == [])
+    images.close()
+
+
+async def test_clients_that_leave_give_back_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ImageNormalizer()
+    large = url_of(saved(Image.new("P", (2100, 2100)), "GIF"))
+    for number in range(30):
+        task = asyncio.create_task(images.checked(chat_with(*[url_of(PNG), large] * 3), str(number % 3)))
+        for _ in range(number):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await until(lambda: repr(images._turns) == "<FairTurns 2 free, 0 waiting>")
+    await until(lambda: repr(images._large_turns) == "<FairTurns 1 free, 0 waiting>")
+    images.close()
+
+
+class Url(str):
+    """A string that can be watched."""
+
+    __slots__ = ("__weakref__",)
+
+
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [(PNG, None), (CONVERTED["gif"][0], None), (PNG[:-5], InvalidImage), (CONVERTED["gif"][0][:60], InvalidImage)],
+    ids=["plain", "converted", "truncated", "truncated, in a child"],
+)
+async def test_image_is_freed_with_its_request(
+    images: ImageNormalizer, url: bytes, refused: type[Exception] | None
+) -> None:
+    """Without a garbage collection: no error or future refers back to the frames that hold the image."""
+    chat = chat_with(Url(url_of(url)))
+    image = weakref.ref(urls_of(chat)[0])
+    gc.collect()
+    gc.disable()
+    try:
+        if refused is None:
+            await images.checked(chat)
+        else:
+            with suppress(refused):
+                await images.checked(chat)
+        del chat
+        await until(lambda: image() is None)
+    finally:
+        gc.enable()
+
+
+async def test_image_refused_gives_back_its_turn(images: ImageNormalizer) -> None:
+    for _ in range(5):
+        with pytest.raises(InvalidImage):
+            await images.checked(chat_with(url_of(PNG[:-5])))
+    assert await images.checked(chat_with(url_of(PNG)))
+
+
+def test_images_among_many_messages_are_replaced_in_linear_time() -> None:
+    messages = [Message("user", [ImagePart(ImageUrl("data:,"))]) for _ in range(30_000)]
+    chat = Chat(model="m", messages=messages)
+    before = time.process_time()
+    result = images_module._replaced(chat, {(index, 0): "data:new" for index in range(0, 30_000, 60)})
+    assert time.process_time() - before < 0.05
+    assert urls_of(result).count("data:new") == 500
+    assert urls_of(chat).count("data:new") == 0
+
+
 async def test_result_for_a_client_that_left_is_dropped_silently(monkeypatch: pytest.MonkeyPatch) -> None:
     at_work, released, ended = threading.Event(), threading.Event(), threading.Event()
 
@@ -206,7 +445,7 @@ async def test_close_kills_the_child_process_of_an_image_in_progress(monkeypatch
         started.set()
         return child
 
-    monkeypatch.setattr(images_module.subprocess, "Popen", sleeper)
+    monkeypatch.setattr(image_workers.subprocess, "Popen", sleeper)
     images = ImageNormalizer()
     task = asyncio.create_task(images.checked(chat_with(url_of(CONVERTED["gif"][0]))))
     assert await asyncio.to_thread(started.wait, 10)
@@ -215,17 +454,17 @@ async def test_close_kills_the_child_process_of_an_image_in_progress(monkeypatch
         await task
 
 
-def test_child_process_that_cannot_run_is_not_blamed_on_the_image(
-    images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(images_module.PIL, "__file__", "/nowhere/PIL/__init__.py")
+def test_child_process_that_cannot_run_is_not_blamed_on_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ImageNormalizer()
+    monkeypatch.setattr(image_workers.PIL, "__file__", "/nowhere/PIL/__init__.py")
     popen = subprocess.Popen
     isolated = "import sys; sys.exit('no Pillow')"
     monkeypatch.setattr(
-        images_module.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", isolated], **options)
+        image_workers.subprocess, "Popen", lambda command, **options: popen([sys.executable, "-c", isolated], **options)
     )
     with pytest.raises(RuntimeError, match="no Pillow"):
         images.check(url_of(CONVERTED["gif"][0]), PARAM)
+    images.close()
 
 
 async def test_event_loop_runs_while_megabytes_are_decoded(images: ImageNormalizer) -> None:

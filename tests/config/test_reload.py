@@ -352,10 +352,10 @@ async def test_request_whose_images_are_being_checked_is_routed_by_the_new_setti
         images = setup.gateway.gateway._images
         look, may_go, began = images.checked, asyncio.Event(), asyncio.Event()
 
-        async def checked(chat: Any) -> Any:
+        async def checked(*args: Any) -> Any:
             began.set()
             await may_go.wait()
-            return await look(chat)
+            return await look(*args)
 
         monkeypatch.setattr(images, "checked", checked)
         content = [{"type": "image_url", "image_url": {"url": png_data_url()}}]
