@@ -38,16 +38,25 @@ def with_images(url: str, count: int = 1) -> dict[str, Any]:
 GIF_URL = "data:image/gif;base64,R0lGODlhAQABAIAAAAUEBAAAACwAAAAAAQABAAACAkQBADs="
 
 
-async def test_one_image_of_a_key_does_not_wait_for_hundreds_of_another() -> None:
+async def test_one_image_of_a_key_does_not_wait_for_hundreds_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 11, A3."""
     async with serving(api_keys=[KEY, "greedy"]) as (gateway, _):
+        images = gateway.gateway._images
+        keys, really = [], images.checked
+
+        async def checked(chat: Any, key: str) -> Any:
+            keys.append(key)
+            return await really(chat, key)
+
+        monkeypatch.setattr(images, "checked", checked)
         greedy = [
             asyncio.create_task(post(gateway, with_images(GIF_URL, 150), {"Authorization": "Bearer greedy"}))
             for _ in range(3)
         ]
-        turns = gateway.gateway._images._turns
-        await until(lambda: "0 waiting" not in repr(turns))
+        await until(lambda: "0 waiting" not in repr(images._turns))
         assert (await post(gateway, with_images(GIF_URL), {"Authorization": f"Bearer {KEY}"})).status == 200
+        assert keys[-1] == gateway.exchanges()[-1]["key_id"]
+        assert [len(key) for key in set(keys)] == [8, 8]
         assert not any(task.done() for task in greedy)
         assert [(await task).status for task in greedy] == [200] * 3
 

@@ -356,6 +356,13 @@ def test_child_at_work_ends_with_the_gateway(tmp_path: Path) -> None:
             assert child.wait(10) == -signal.SIGIO
 
 
+def test_time_of_an_image_ends_with_it(workers: ImageWorkers, children: Children) -> None:
+    children.code = changed(("ORPHAN_SECONDS = 60", "ORPHAN_SECONDS = 0.5"))
+    convert(workers)
+    with pytest.raises(subprocess.TimeoutExpired):  # an idle child lives on
+        children.all[0].wait(0.7)
+
+
 def test_child_at_work_ends_by_itself(tmp_path: Path) -> None:
     """Should the kernel not report the end of the gateway."""
     gate = Gate(tmp_path)

@@ -38,6 +38,7 @@ from tests.chat.image_samples import (
     rejection_message,
     saved,
     url_of,
+    with_chunk,
 )
 from tests.fakes.running_gateway import until
 
@@ -278,7 +279,8 @@ async def test_keys_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     await until(lambda: len(order) > 10)
     before = len(order)
     await images.checked(chat_with(other), "modest")
-    assert order.index(other) <= before + images_module.WORKERS
+    in_progress = 2 * images_module.WORKERS  # turns that were given already, and those given in the same round
+    assert order.index(other) <= before + in_progress + 1
     assert not any(task.done() for task in greedy)
     for task in greedy:
         task.cancel()
@@ -310,6 +312,31 @@ async def test_large_plain_image_is_decoded_in_a_child(monkeypatch: pytest.Monke
     chat = chat_with(url)
     assert await images.checked(chat) is chat
     assert len(children.all) == 1
+    images.close()
+
+
+async def test_small_image_of_many_bytes_is_decoded_in_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    children = watched(monkeypatch)
+    images = ImageNormalizer()
+    chat = chat_with(url_of(with_chunk(PNG, b"teXt", bytes(image_file.LARGE_BYTES))))
+    assert await images.checked(chat) is chat
+    assert len(children.all) == 1
+    images.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GIF89a" + struct.pack("<HH", 8001, 8000) + bytes(30),
+        b"RIFF\0\0\0\0WEBPVP8X" + bytes(8) + (9000).to_bytes(3, "little") * 2 + bytes(30),
+    ],
+    ids=["gif", "webp"],
+)
+def test_image_that_declares_too_many_pixels_needs_no_child(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    children = watched(monkeypatch)
+    images = ImageNormalizer()
+    assert "may be at most 64000000" in rejection_message(images, url_of(data))
+    assert children.all == []
     images.close()
 
 
