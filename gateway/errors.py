@@ -235,7 +235,8 @@ class QueueTimeout(Overloaded):
 class BackendUnavailable(Overloaded):
     """No server is healthy, or the backend reports that it is full.
 
-    `pause` is the number of seconds for which it says to be full, None if it does not say.
+    `pause` is the number of seconds for which the backend says it stays full, None if it does not
+    say.
     """
 
     code = "backend_unavailable"
@@ -250,7 +251,7 @@ class ShuttingDown(Overloaded):
 
 
 class UpstreamTimeout(GatewayError):
-    """No first piece, no next piece, or no end of the answer in time.
+    """No first token, no next token, or no end of the answer in time.
 
     Tells clients not to retry, because the next attempt would wait as long.
     """

@@ -1,4 +1,4 @@
-"""New settings come into force in one step, and what only the old ones needed is let go."""
+"""New settings come into force in one step, and what only the old ones needed is released."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -33,7 +33,7 @@ class AdminAccess:
         `peer` is the address that the request came from.
 
         Raises:
-            InvalidApiKey: Keys are configured, and the request has none of them.
+            InvalidApiKey: Keys are configured, and the request does not send one of them.
             Forbidden: No key is configured, and the caller is not a local program.
         """
         if self._digests:

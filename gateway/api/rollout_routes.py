@@ -40,7 +40,7 @@ class RolloutBody(Struct, forbid_unknown_fields=True):
 
 
 class RollbackBody(Struct, forbid_unknown_fields=True):
-    """Body of `POST /ops/rollback`: limits it to one tier, or sets its target backend."""
+    """Body of `POST /ops/rollback`: a single tier to roll back, another backend to roll back to."""
 
     tier: str | None = None
     to: str | None = None

@@ -1,8 +1,8 @@
 """Command line of `gateway`: one function for each command.
 
 Exit status: 0 for success, 1 if the command ran and the result is bad, 2 for an invalid command
-line or invalid settings. A command imports what only it needs by itself, so that a rollback does
-not wait for a web framework to be imported.
+line or invalid settings. A command imports inside its function what only it needs, so that
+a rollback does not wait for a web framework to be imported.
 """
 
 import asyncio

@@ -143,7 +143,7 @@ def _welcome(base_url: str, settings: config.Settings, ollama: Found, vllm: Foun
     if base_url != "http://127.0.0.1:8080":
         command = f"GATEWAY_URL={base_url} {command}"
     return f"""
-  The gateway serves {base_url}/v1, now from {settings.llm_backend}.
+  The gateway serves {base_url}/v1, active backend {settings.llm_backend}.
     ollama  {ollama.model}  ({ollama.what})
     vllm    {vllm.model}  ({vllm.what})
 

@@ -63,7 +63,7 @@ class LimitKeys(DocumentSection):
     )
     first_token_timeout: Duration | None = Field(
         default=None,
-        description="Longest time from sending to the first piece of the answer, in seconds; covers a model load. "
+        description="Longest time from sending to the first token of the answer, in seconds; covers a model load. "
         "Default: 300 on ollama, 120 on vllm and openai.",
     )
     idle_timeout: Duration | None = Field(

@@ -61,7 +61,7 @@ class TierDocument(DocumentSection):
     )
     fallback: Fallback = Field(
         default=False,
-        description="Backend that serves if the active one cannot, up to the first piece of the answer: its name, "
+        description="Backend that serves if the active one cannot, up to the first token of the answer: its name, "
         "or true for the next one under models. Default: false.",
     )
     warm: Flag = Field(

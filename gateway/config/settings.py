@@ -41,7 +41,7 @@ class BackendLimits(Frozen):
     vision_queue_timeout: float = Field(description="Longest wait in the queue of a request with images, in seconds.")
     connect_timeout: float = Field(description="Longest time to connect, in seconds.")
     first_token_timeout: float = Field(
-        description="Longest time from sending to the first piece, in seconds; covers a model load."
+        description="Longest time from sending to the first token, in seconds; covers a model load."
     )
     idle_timeout: float = Field(description="Longest time between two pieces, in seconds.")
     total_timeout: float = Field(description="Longest time from sending to the end, in seconds.")

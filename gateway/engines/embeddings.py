@@ -143,7 +143,7 @@ def _client_error(status: int, body: bytes) -> GatewayError:
     if status in (400, 404, 500, 501):
         # A bare 404 is a vLLM that serves another kind of model.
         if _NO_EMBEDDINGS.search(message) or (status == 404 and message == "Not Found"):
-            return UnsupportedParameter("The model behind this name does not make embeddings.", param="model")
+            return UnsupportedParameter("The model behind this name does not support embeddings.", param="model")
         if _NO_MATRYOSHKA.search(message):
             return UnsupportedParameter(
                 "The embeddings of this model cannot be shortened. Leave 'dimensions' out.", param="dimensions"

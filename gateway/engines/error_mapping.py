@@ -113,7 +113,7 @@ def _client_fault(message: str) -> GatewayError | None:
     if image_limit and int(image_limit[1]):
         return InvalidRequest(f"This model accepts at most {image_limit[1]} images in one request.", param="messages")
     if image_limit or _NO_IMAGES.search(message):
-        return UnsupportedParameter("This model does not take images.", param="messages")
+        return UnsupportedParameter("This model does not accept images.", param="messages")
     if _NO_THINKING.search(message):
         return UnsupportedParameter(
             "This model does not support thinking. Leave 'reasoning_effort' out.", param="reasoning_effort"

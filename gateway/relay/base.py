@@ -33,7 +33,7 @@ from gateway.relay.requests import ClientConnection, RelayRequest
 from gateway.relay.route import Route
 from gateway.telemetry.exchange import Exchange, Meter
 from gateway.upstream.backend import Backend
-from gateway.upstream.connection import WireError
+from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import NO_FIRST_PIECE, upstream_error
 from gateway.upstream.server import Server
 
@@ -239,7 +239,7 @@ class Relay(ABC):
         """Send the request to `server` and answer the client.
 
         Raises:
-            WireError, GatewayError: the exchange failed. What the client has received by then was
+            TransportError, GatewayError: the exchange failed. What the client has received by then was
                 sent through this relay's own methods.
         """
 
@@ -266,7 +266,7 @@ class Relay(ABC):
                 if server.circuit.is_troubled:
                     server.circuit.succeed()
                 return
-            except WireError as fault:
+            except TransportError as fault:
                 error = upstream_error(fault)
                 if not self._retry_elsewhere(ticket, server, error, sent, fault.answered):
                     raise error from fault

@@ -19,7 +19,7 @@ from gateway.relay.destinations import Destination
 from gateway.relay.in_flight import Requeueable
 from gateway.relay.requests import ChatRequest, ClientConnection
 from gateway.telemetry.exchange import CHAT
-from gateway.upstream.connection import Connection, WireError
+from gateway.upstream.connection import Connection, TransportError
 from gateway.upstream.failures import JSON, check_headers, upstream_error, with_retry_after
 from gateway.upstream.server import Server
 
@@ -219,9 +219,9 @@ class ChatRelay(Relay):
             await response.stream(on_piece)
             if not reader.done:
                 self._deliver(reader.end())
-        except WireError as fault:
+        except TransportError as fault:
             if is_silent:  # the head of a stream is not an answer: vLLM sends it before it has queued the request
-                raise WireError(fault.fault) from fault
+                raise TransportError(fault.fault) from fault
             # What has arrived counts as an answer: Ollama's last line may need no line end.
             raise upstream_error(fault) from fault
         finally:

@@ -12,7 +12,7 @@ from gateway.relay.base import YIELD_BYTES, Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection, EmbeddingRequest
 from gateway.telemetry.exchange import EMBEDDINGS
-from gateway.upstream.connection import WireError
+from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import check_headers, with_retry_after
 from gateway.upstream.server import Server
 
@@ -51,7 +51,7 @@ class EmbeddingRelay(Relay):
             check_headers(response)
             try:
                 answer = await response.read(MAX_EMBEDDINGS)
-            except WireError as fault:
+            except TransportError as fault:
                 if fault.fault != "too_large":
                     raise
                 raise InvalidRequest(

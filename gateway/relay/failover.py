@@ -6,7 +6,7 @@ of them. From one attempt to the next, it goes:
 1. to another server of the same backend, if this one sent nothing back (except perhaps the head of
    a stream), is full, or lacks the model;
 2. to another backend, if the tier has a fallback and this backend is down, is full, lacks the
-   model, or failed before its first piece;
+   model, or failed before its first token;
 3. back to the queue that it came from, if it had waited there and then met a server that was gone.
 
 If the first attempt reached a server, the second one is a retry and needs room in the backend's

@@ -13,7 +13,7 @@ served it.
    found, too.
 2. A switch of a whole tier has nothing beside it. It is compared with the samples of the side that
    it left, from right before the switch. Each of these is used once. When they are used up, or
-   `window` has passed, the switch is no longer fresh and is left alone.
+   `window` has passed, the switch is no longer fresh, and its watch ends.
 3. Each rule is a share of yes and no (`sequential_test.py`). A time counts as a yes if it is above
    the p95 of the other side; on the side under test, if it is above `ratio` times that. The bound
    comes from samples older than those that it judges.

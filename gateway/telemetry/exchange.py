@@ -126,7 +126,7 @@ class Meter:
         """Return the times of the exchange so far, in seconds to six decimal places.
 
         The tuple has: the time since the arrival; the time in the queue, None if the request was
-        never admitted; the time at the backend; and the time from the arrival to the first piece,
+        never admitted; the time at the backend; and the time from the arrival to the first token,
         which includes the queue, as the client sees it.
 
         Does not use `round`, which goes through decimal text and costs ten times as much.

@@ -183,7 +183,7 @@ class Metrics:
         )
         self.time_to_first_token = histogram(
             "gateway_time_to_first_token_seconds",
-            "Time from the arrival of a request to the first piece of its answer.",
+            "Time from the arrival of a request to the first token of its answer.",
             route,
             TIME_TO_FIRST_TOKEN,
         )

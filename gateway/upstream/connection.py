@@ -13,7 +13,7 @@ from typing import Literal, Protocol, Self, cast
 
 import httptools
 
-WireFault = Literal["connect", "connect_timeout", "closed", "reset", "protocol", "truncated", "too_large"]
+TransportFault = Literal["connect", "connect_timeout", "closed", "reset", "protocol", "truncated", "too_large"]
 
 READ_BYTES = 32 * 1024
 """Maximum number of bytes per read from a socket.
@@ -33,10 +33,10 @@ A connection that takes longer is closed.
 """
 
 
-class WireError(Exception):
-    """Failed exchange. `answered` is True if at least one byte of the answer had arrived."""
+class TransportError(Exception):
+    """Failure to connect, or of an exchange. `answered` is True if a byte of the answer had arrived."""
 
-    def __init__(self, fault: WireFault, answered: bool = False) -> None:
+    def __init__(self, fault: TransportFault, answered: bool = False) -> None:
         super().__init__(fault)
         self.fault = fault
         self.answered = answered
@@ -156,7 +156,7 @@ class Connection(asyncio.BufferedProtocol):
         self._reset()
         self._busy = True
         if self._transport is None:
-            raise WireError("closed")
+            raise TransportError("closed")
         self._transport.write(head + body if len(body) < 65536 else head)
         if len(body) >= 65536:
             self._transport.write(body)
@@ -186,7 +186,7 @@ class Connection(asyncio.BufferedProtocol):
         """Return the whole body.
 
         Raises:
-            WireError: the body is truncated, malformed or longer than `limit` bytes.
+            TransportError: the body is truncated, malformed or longer than `limit` bytes.
         """
         whole = self.whole(limit)
         if whole is not None:
@@ -335,7 +335,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._max_body is not None:
             if self._unread() > self._max_body:
                 self._pieces.clear()
-                self._fail(WireError("too_large", answered=True))
+                self._fail(TransportError("too_large", answered=True))
         elif self._unread() > self._limits.unread:
             self._set_full(True)
 
@@ -360,8 +360,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._until_close and exc is None:
             self._ended = True
         elif self._failure is None:
-            fault: WireFault = "truncated" if self._head_done else "reset" if exc is not None else "closed"
-            self._failure = WireError(fault, self.answered)
+            fault: TransportFault = "truncated" if self._head_done else "reset" if exc is not None else "closed"
+            self._failure = TransportError(fault, self.answered)
         self._wake()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -415,7 +415,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _after_end(self, is_broken: bool) -> None:
         if is_broken and not (self._ended or self._stopped):
-            self._fail(WireError("protocol", answered=True))
+            self._fail(TransportError("protocol", answered=True))
         if self._draining and (self._ended or is_broken):
             self._finish()
 
@@ -454,7 +454,7 @@ class Connection(asyncio.BufferedProtocol):
         self.status = status
         self._head_done = True
         if len(self.headers) > self._limits.headers:
-            self._fail(WireError("protocol", answered=True))
+            self._fail(TransportError("protocol", answered=True))
             return
         self.fields = fields = dict(self.headers)
         self._until_close = not (b"content-length" in fields or b"transfer-encoding" in fields or status in (204, 304))

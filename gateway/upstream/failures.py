@@ -13,7 +13,7 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.upstream.backend import Backend
-from gateway.upstream.connection import Connection, WireError
+from gateway.upstream.connection import Connection, TransportError
 from gateway.upstream.server import Server
 
 _log = logging.getLogger(__name__)
@@ -118,6 +118,6 @@ def check_headers(response: Connection, media_type: bytes = JSON, takes_plain: b
     raise UpstreamError("content_type", "The model backend returned an invalid response.")
 
 
-def upstream_error(fault: WireError) -> UpstreamError:
+def upstream_error(fault: TransportError) -> UpstreamError:
     """Return the error that the client gets for a failed connection."""
     return UpstreamError(fault.fault)

@@ -17,7 +17,7 @@ from gateway.engines.ollama_loading import loaded
 from gateway.errors import BackendUnavailable, Crash, GatewayError, InvalidRequest, UpstreamError, UpstreamTimeout
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
-from gateway.upstream.connection import WireError
+from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import NO_FIRST_PIECE, SERVER_FAULTS, UNSENT, record_failure, with_retry_after
 from gateway.upstream.server import Server
 
@@ -145,7 +145,7 @@ class ModelLoader:
                         return partial(_repeat, partial(client_error, response.status, content), error)
         except TimeoutError:
             return partial(UpstreamTimeout, NO_FIRST_PIECE)
-        except WireError as fault:
+        except TransportError as fault:
             return partial(UpstreamError, fault.fault)
         took = time.monotonic() - began
         self._metrics.load_seconds.labels(backend.name, model).observe(took)
@@ -180,7 +180,7 @@ class ModelLoader:
                     content = await response.read(MAX_REFUSAL)
                     until = loaded(content) if response.status == 200 else None
                     return None if until is None else LoadedModels(until, _unix_time(response.fields.get(b"date", b"")))
-        except (WireError, TimeoutError):
+        except (TransportError, TimeoutError):
             return None
 
     def _record_failed_load(self, server: Server, state: ModelState, error: GatewayError, sent: float) -> None:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, WireError
+from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, TransportError
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +96,14 @@ class Pool:
         request is sent once more. `connect_timeout` is in seconds; None means the pool's own.
 
         Raises:
-            WireError: there was no connection, or no complete head of an answer.
+            TransportError: there was no connection, or no complete head of an answer.
         """
         head = b"%bContent-Length: %d\r\n\r\n" % (head, len(body))
         kept = self.acquire()
         if kept is not None:
             try:
                 await kept.send(head, body)
-            except WireError as error:
+            except TransportError as error:
                 if error.answered or error.fault not in ("closed", "reset"):
                     raise
                 on_stale()
@@ -125,9 +125,9 @@ class Pool:
             connection.abort()
             connection.connection_lost(None)  # uvloop omits it if it is cancelled just as the connection is made
             if isinstance(error, TimeoutError):
-                raise WireError("connect_timeout") from error
+                raise TransportError("connect_timeout") from error
             if isinstance(error, OSError):
-                raise WireError("connect") from error
+                raise TransportError("connect") from error
             raise
         return connection
 

@@ -107,7 +107,7 @@ CASES: list[Case] = [
         "max_completion_tokens",
         {"max_completion_tokens": 5, "max_tokens": 50},
         finish="length",
-        note="wins over `max_tokens`",
+        note="takes precedence over `max_tokens`",
     ),
     Case(
         "max_tokens beyond the context",

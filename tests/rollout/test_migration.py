@@ -15,7 +15,7 @@ import pytest
 
 from gateway import config
 from gateway.admission.ticket import LATE_SECONDS
-from gateway.upstream.connection import WireError
+from gateway.upstream.connection import TransportError
 from tests.fakes.fault_backend import MODEL, TEXT, FaultBackend, Kind
 from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, Raw, Reply, Running, running, until
@@ -424,7 +424,7 @@ async def test_request_that_meets_a_dead_server_after_a_switch_requeues_on_the_n
 
     async def connect(connect_timeout: float) -> None:
         await gate.wait()
-        raise WireError("connect_timeout")
+        raise TransportError("connect_timeout")
 
     async with migrating() as setup:
         first = await setup.sent()

@@ -111,7 +111,7 @@ async def test_exchange_recorded_by_an_observer_belongs_to_the_next_batch() -> N
     assert seen == [["early"], ["late"]]
 
 
-async def test_detached_observers_are_told_nothing_more(recorded: Recorded) -> None:
+async def test_detached_observers_get_no_more_exchanges(recorded: Recorded) -> None:
     recorded.recorder.record(exchange(request_id="a"))
     recorded.recorder.settle()
     recorded.recorder.detach_observers()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.upstream import connection as connection_module
-from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, WireError
+from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, TransportError
 from gateway.upstream.pool import Origin, Pool
 
 pytestmark = pytest.mark.both_loops
@@ -166,7 +166,7 @@ async def outcome(reader: Callable[[Connection, list[bytes]], Awaitable[None]], 
         pool.transport.lose(None)
     try:
         status = await task
-    except WireError as error:
+    except TransportError as error:
         await run_loop()
         assert pool.open_connections == 0
         return error.fault, b"".join(pieces)
@@ -293,7 +293,7 @@ async def test_size_of_the_head_is_limited(raw: bytes) -> None:
     for start in range(0, len(raw), 500):
         pool.feed(raw[start : start + 500])
     pool.feed(b"Content-Length: 0\r\n\r\n")
-    with pytest.raises(WireError) as raised:
+    with pytest.raises(TransportError) as raised:
         await task
     assert raised.value.fault == "protocol"
     await run_loop()
@@ -314,7 +314,7 @@ async def test_size_of_the_body_is_limited(size: int, is_one_read: bool) -> None
         assert len(await task) == size
         pool.close()
         return
-    with pytest.raises(WireError) as raised:
+    with pytest.raises(TransportError) as raised:
         await task
     assert raised.value.fault == "too_large"
 

@@ -20,7 +20,7 @@ from gateway.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from gateway.upstream.connection import WireError
+from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import (
     BUSY,
     FULL_SECONDS,
@@ -80,7 +80,7 @@ def test_refused_request_shows_that_the_server_is_alive(is_troubled: bool) -> No
     assert server.circuit.succeed.called is is_troubled
 
 
-@pytest.mark.parametrize("error", [UpstreamTimeout("no first piece"), QueueTimeout("late")], ids=["upstream", "queue"])
+@pytest.mark.parametrize("error", [UpstreamTimeout("no first token"), QueueTimeout("late")], ids=["upstream", "queue"])
 def test_timeout_is_not_retried(error: GatewayError) -> None:
     result, backend, server = record(error)
     assert result is None
@@ -152,4 +152,4 @@ def test_answer_of_another_type_or_encoding_is_an_error(fields: dict[str, bytes]
 
 
 def test_failed_connection_is_an_upstream_error_with_its_fault_as_the_reason() -> None:
-    assert upstream_error(WireError("reset")).reason == "reset"
+    assert upstream_error(TransportError("reset")).reason == "reset"

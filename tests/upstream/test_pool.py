@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.upstream.connection import READ_BYTES, ConnectionLimits, WireError
+from gateway.upstream.connection import READ_BYTES, ConnectionLimits, TransportError
 from gateway.upstream.pool import Origin, Pool
 from tests.fakes.fault_backend import TEXT, FaultBackend
 from tests.fakes.running_gateway import until
@@ -131,7 +131,7 @@ async def test_stale_connection_is_replaced_once(backend: FaultBackend, pool: Po
     assert len(stale) == 1
     assert len(backend.requests) == 3
     backend.script.extend([mode, mode, mode])
-    with pytest.raises(WireError) as raised:
+    with pytest.raises(TransportError) as raised:
         await ask(pool)
     assert (raised.value.fault, raised.value.answered) == ("closed" if mode == "close" else "reset", False)
     assert len(backend.requests) == 5  # one on the kept connection, one on a fresh one
@@ -139,7 +139,7 @@ async def test_stale_connection_is_replaced_once(backend: FaultBackend, pool: Po
 
 async def test_request_on_a_fresh_connection_that_closes_is_not_sent_again(backend: FaultBackend, pool: Pool) -> None:
     backend.mode = "close"
-    with pytest.raises(WireError) as raised:
+    with pytest.raises(TransportError) as raised:
         await ask(pool)
     assert raised.value.fault == "closed"
     assert len(backend.requests) == 1
@@ -148,7 +148,7 @@ async def test_request_on_a_fresh_connection_that_closes_is_not_sent_again(backe
 async def test_request_that_got_a_byte_of_an_answer_is_not_sent_again(backend: FaultBackend, pool: Pool) -> None:
     await ask(pool)
     backend.mode = "garbage"
-    with pytest.raises(WireError) as raised:
+    with pytest.raises(TransportError) as raised:
         await ask(pool)
     assert (raised.value.fault, raised.value.answered) == ("protocol", True)
     assert len(backend.requests) == 2
@@ -162,7 +162,7 @@ async def test_connection_that_saw_anything_unexpected_is_never_reused(
     backend: FaultBackend, pool: Pool, mode: str, body: bytes
 ) -> None:
     backend.script.append(mode)
-    with suppress(WireError), await pool.request(head(pool), body) as response:
+    with suppress(TransportError), await pool.request(head(pool), body) as response:
         async with asyncio.timeout(0.2):
             await response.read(10_000_000)
     await until(lambda: not backend.open_peers)
@@ -211,7 +211,7 @@ async def test_refused_connection_is_an_error() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         pool = Pool(Origin("127.0.0.1", taken.getsockname()[1]), connect_timeout=1, idle_seconds=1)
-        with pytest.raises(WireError) as raised:
+        with pytest.raises(TransportError) as raised:
             await ask(pool)
     assert (raised.value.fault, pool.open_connections) == ("connect", 0)
 
@@ -225,7 +225,7 @@ async def test_connecting_is_given_up_after_its_timeout() -> None:
             idle_seconds=1,
         )
         started = asyncio.get_running_loop().time()
-        with pytest.raises(WireError) as raised:
+        with pytest.raises(TransportError) as raised:
             await ask(pool)
         assert asyncio.get_running_loop().time() - started <= 0.5
     assert raised.value.fault == "connect_timeout"
@@ -252,7 +252,7 @@ async def test_tls_connection_works_and_is_kept(secure_backend: FaultBackend) ->
 
 async def test_untrusted_certificate_is_refused(secure_backend: FaultBackend) -> None:
     pool = pool_for(secure_backend, tls=ssl.create_default_context())
-    with pytest.raises(WireError) as raised:
+    with pytest.raises(TransportError) as raised:
         await ask(pool)
     assert (raised.value.fault, secure_backend.requests) == ("connect", [])
     await until(lambda: pool.open_connections == 0)
@@ -315,7 +315,7 @@ async def test_cancelling_at_any_moment_leaves_nothing_behind(
         for _ in range(steps):
             await asyncio.sleep(0)
         task.cancel()
-        with suppress(asyncio.CancelledError, WireError):
+        with suppress(asyncio.CancelledError, TransportError):
             await task
         await until(lambda: pool.open_connections == len(pool._idle))
     pool.close()
@@ -346,6 +346,6 @@ async def test_closing_the_pool_ends_running_exchanges(backend: FaultBackend, po
     task = asyncio.create_task(ask(pool, STREAM))
     await until(lambda: len(backend.requests) == 1)
     pool.close()
-    with pytest.raises(WireError):
+    with pytest.raises(TransportError):
         await task
     await until(lambda: not backend.open_peers)

@@ -260,7 +260,7 @@ def rollback_finding(tier: str, model: str | None, back: BackendFacts, loaded_se
             words=f"{back.name} does not report whether {model!r} is loaded",
         )
     words = (
-        f"{back.name} unloads {model!r} in {_duration(loaded_seconds)} if no request comes: after that, a rollback "
+        f"{back.name} unloads {model!r} in {_duration(loaded_seconds)} if no request comes; after that, a rollback "
         "begins with a load. Set `keep_alive: -1` on that backend to keep it loaded"
     )
     return Finding(tier, "rollback", "note", back.name, f"loaded for {_duration(loaded_seconds)}", words=words)
@@ -296,9 +296,7 @@ def _fit(ollama: BackendFacts, vllm: BackendFacts) -> str:
             else f"{vllm.name} is down"
         )
     if not ollama.is_up:
-        return (
-            f"{ollama.name} is down; if both do not fit, a rollback means to stop {vllm.name} and start {ollama.name}"
-        )
+        return f"{ollama.name} is down; if both do not fit, stop {vllm.name} and start {ollama.name} to roll back"
     if ollama.memory.loaded is None or not ollama.memory.loaded:
         given = "an unknown part" if share is None else f"up to {share:.0%}"
         return (
@@ -309,11 +307,11 @@ def _fit(ollama: BackendFacts, vllm: BackendFacts) -> str:
     if partly:
         part = partly[0]
         return (
-            f"{ollama.name} has only {part.in_gpu / part.size:.0%} of {part.name!r} in GPU memory, without room "
-            "for all of it: it is slow"
+            f"{ollama.name} has only {part.in_gpu / part.size:.0%} of {part.name!r} in GPU memory, because the rest "
+            "does not fit: it is slow"
         )
     if not held:
-        return f"{ollama.name} has its models in main memory: it has no GPU, or no room on it"
+        return f"{ollama.name} keeps its models in main memory, so it has no GPU or no room on it"
     if share is None or share == 1:
         return f"{ollama.name} holds {held / GB:.1f} GB of GPU memory, and {vllm.name} runs beside it: both fit now"
     return (

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from gateway.engines.engine import decode
 from gateway.upstream.backend import Backend
-from gateway.upstream.connection import WireError
+from gateway.upstream.connection import TransportError
 from gateway.upstream.server import VIA, Server
 
 SECONDS = 3.0
@@ -146,5 +146,5 @@ async def _get(backend: Backend, server: Server, path: str, gateway_id: bytes, s
             with await server.pool.request(head) as response:
                 body = await response.read(MAX_LIST)
                 return body if response.status == 200 else None
-    except (WireError, TimeoutError):
+    except (TransportError, TimeoutError):
         return None

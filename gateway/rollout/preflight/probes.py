@@ -45,7 +45,7 @@ from gateway.errors import (
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.upstream.backend import Backend
-from gateway.upstream.connection import WireError
+from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import NO_FIRST_PIECE, check_headers, upstream_error
 from gateway.upstream.server import Server
 
@@ -305,7 +305,7 @@ class CapabilityProbe:
                 await response.stream(on_piece)
                 if not reader.done:
                     deltas.extend(reader.end())
-        except WireError as fault:
+        except TransportError as fault:
             raise upstream_error(fault) from fault
         return deltas
 

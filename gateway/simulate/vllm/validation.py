@@ -12,7 +12,7 @@ _MAX_SEED = 2**63 - 1
 _YES, _NO = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
 _FORMATS = ("text", "json_object", "json_schema")
 # In the order of vLLM's pydantic model, which is the order of the errors. Other fields are not
-# validate.
+# validated.
 _FIELDS = {
     "messages": "list",
     "model": "string",
@@ -123,7 +123,7 @@ def _check_logprobs(body: dict[str, Any]) -> None:
 
 
 def _coerce(kind: str, where: str, value: Any, errors: list[ErrorDetail]) -> Any:
-    """Return `value` converted to its type, and append what is errors with it to `errors`."""
+    """Return `value` converted to its type, and append its errors to `errors`."""
     match kind:
         case "float" | "int" | "bool":
             return _scalar(kind, where, value, errors)

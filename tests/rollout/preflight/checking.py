@@ -1,4 +1,4 @@
-"""A gateway before a vLLM and an Ollama, and what its preflight check reports."""
+"""A gateway in front of a vLLM and an Ollama, and what its preflight check reports."""
 
 import json
 from collections.abc import AsyncIterator
