@@ -1,5 +1,6 @@
 """Chat completions endpoint."""
 
+import asyncio
 import time
 
 from msgspec import structs
@@ -64,11 +65,9 @@ class ChatEndpoint(Endpoint[Chat]):
         return bool(asked.stream)
 
     async def _relay(self, client: ClientConnection, asked: Chat, text_size: int, head: RequestContext) -> ChatRelay:
+        check(asked)
         if text_size > LARGE_SCHEMAS and asked.has_schemas:
-            with CancelScope(client, self._context.loop):
-                await self._context.in_thread(check, asked)
-        else:
-            check(asked)
+            await asyncio.sleep(0)
         model_names, original_head = self._model_names, head
         named = model_names.tier(asked.model)
         if named is not None:

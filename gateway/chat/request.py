@@ -21,10 +21,7 @@ REFUSED = frozenset({"functions", "function_call", "audio"})
 _brackets = re.compile(r"[\[\]{}]").findall
 
 LARGE_SCHEMAS = 8 * 1024
-"""Size in bytes from which a request with JSON Schemas is processed in a thread.
-
-Hostile schemas take most of a second.
-"""
+"""Size in bytes from which other requests get a turn between the steps on JSON Schemas."""
 UNUSED = frozenset({"logit_bias"})
 """Fields that are checked and then dropped.
 

@@ -99,6 +99,13 @@ class Engine(Protocol):
     health_path: str | None
     """Path with more information about the server's health than the model list, or None."""
 
+    def check_schemas(self, chat: Chat) -> None:
+        """Check that `render` can convert the schemas of `chat`. Called before the request waits.
+
+        Raises:
+            SchemaTooComplex: it would take too much work.
+        """
+
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
         """Return the request body for `model`, which is the name that the server uses.
 

@@ -15,7 +15,7 @@ from gateway.chat.request import Chat
 from gateway.engines.engine import Ask, LineReader, LoadedUntil, ModelFacts, Models, broken_off, decode
 from gateway.engines.error_mapping import client_error
 from gateway.engines.ollama_loading import OllamaLoading, canonical, loaded
-from gateway.engines.ollama_request import OllamaRequest
+from gateway.engines.ollama_request import OllamaRequest, grammar
 from gateway.errors import GatewayError, UnsupportedParameter, UpstreamError
 
 REPETITION = 30
@@ -154,6 +154,9 @@ class Ollama:
         self._keep_alive = keep_alive
         self._num_ctx = num_ctx
         self._truncate = truncate
+
+    def check_schemas(self, chat: Chat) -> None:
+        grammar(chat)
 
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
         return OllamaRequest(chat, model, facts, self._num_ctx, self._keep_alive, self._truncate).render()

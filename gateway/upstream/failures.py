@@ -9,6 +9,7 @@ from gateway.errors import (
     GatewayError,
     InvalidRequest,
     ModelNotFound,
+    SchemaTooComplex,
     UpstreamError,
 )
 from gateway.upstream.backend import Backend
@@ -68,6 +69,8 @@ def record_failure(backend: Backend, model: str, server: Server, error: GatewayE
     if isinstance(error, ModelNotFound):
         server.mark_missing(model)
         return MISSING
+    if isinstance(error, SchemaTooComplex):
+        return None  # nothing was sent
     if isinstance(error, InvalidRequest) and server.circuit.is_troubled:
         server.circuit.succeed()  # the fault is the request's
     return None
