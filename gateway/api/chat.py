@@ -16,7 +16,8 @@ from gateway.chat.images import ImageNormalizer
 from gateway.chat.parameter_policy import ParameterPolicy
 from gateway.chat.request import LARGE_SCHEMAS, Chat
 from gateway.config import Settings, Tier
-from gateway.dialects.openai_chat import check_text, decode
+from gateway.dialects.json_body import Steps
+from gateway.dialects.openai_chat import check_long_text, check_text, decode
 from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.chat import ChatRelay
 from gateway.relay.context import RelayContext
@@ -59,6 +60,12 @@ class ChatEndpoint(Endpoint[Chat]):
     def _parse(self, body: bytes) -> tuple[Chat, int]:
         max_text_body = self._context.max_text_body
         text_size = check_text(body, max_text_body)
+        return decode(body, max_text_body), text_size
+
+    def _parse_steps(self, body: bytes) -> Steps[tuple[Chat, int]]:
+        max_text_body = self._context.max_text_body
+        text_size = yield from check_long_text(body, max_text_body)
+        yield
         return decode(body, max_text_body), text_size
 
     def _is_stream(self, asked: Chat) -> bool:

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 PositiveInt = Annotated[int, Meta(ge=1, le=10_000_000)]
+MAX_MESSAGES, MAX_TOOLS, MAX_BIASES = 2048, 128, 1024
 FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 REFUSED = frozenset({"functions", "function_call", "audio"})
 """Fields that are only read to reject them."""
@@ -210,7 +211,7 @@ class Chat(Struct, frozen=True, kw_only=True):
     """
 
     model: Annotated[str, Meta(min_length=1)]
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=2048)]
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: PositiveInt | None = None
@@ -231,8 +232,8 @@ class Chat(Struct, frozen=True, kw_only=True):
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] | None = None
-    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_BIASES)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | Choice | None = None
     parallel_tool_calls: bool | None = None
     response_format: PlainFormat | JsonFormat | SchemaFormat | None = None
