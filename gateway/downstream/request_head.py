@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
-_MAX_DIGITS = 15  # of a content length in a cached head; llhttp parses heads with longer ones
+_MAX_DIGITS = 15  # of a content length; llhttp accepts any number of zeros at its start
 
 
 class HeadRefused(Exception):
@@ -91,7 +91,10 @@ def parse_head(
             raise invalid("Unsupported Transfer-Encoding: only 'chunked' is accepted.")
         size = -1
     else:
-        size = end + int(fields.get(b"content-length", 0))
+        length = fields.get(b"content-length", b"0")
+        if len(length) > _MAX_DIGITS:
+            raise invalid("The Content-Length has too many digits.")
+        size = end + int(length)
     return RequestHead(method, split_target(url, method), http11, headers, fields, end, size)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from gateway.chat.answer import Delta
 from gateway.chat.request import Chat
@@ -200,10 +200,27 @@ def broken_off(reason: str) -> UpstreamError:
     return UpstreamError(reason, "The model backend failed while generating the response.")
 
 
+MAX_TOKENS = 1_000_000_000
+"""Maximum number of tokens that is believed. No context is so long, and no answer."""
+_numbers = msgspec.json.Decoder()
+
+
+def token_count(text: bytes | Raw) -> int:
+    """Return the number of tokens in a backend's JSON, 0 if it is anything but a possible one."""
+    return possible_tokens(decode(_numbers, text)) or 0
+
+
+def possible_tokens(value: object) -> int | None:
+    """Return the backend's number of tokens, None if it is anything but a possible one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_TOKENS:
+        return None
+    return int(value)
+
+
 T = TypeVar("T")
 
 
-def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
+def decode(decoder: msgspec.json.Decoder[T], body: bytes | Raw) -> T | None:
     """Decode `body`. Return None if it does not match the decoder's type."""
     try:
         return decoder.decode(body)

@@ -22,7 +22,7 @@ from gateway.chat.request import (
     Tool,
     ToolCall,
 )
-from gateway.engines.engine import Ask, LoadedUntil, ModelFacts, Models, decode
+from gateway.engines.engine import Ask, LoadedUntil, ModelFacts, Models, decode, possible_tokens
 from gateway.engines.error_mapping import client_error
 from gateway.engines.grammar.portable import harmless, portable, work_budget
 from gateway.engines.openai_response import OpenAiReader, parse_answer
@@ -32,17 +32,19 @@ from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, 
 class _Meta(Struct):
     """Metadata that llama.cpp's server adds."""
 
-    n_ctx: int | None = None
+    n_ctx: Any = None
 
 
 class _Model(Struct):
     id: str
-    max_model_len: int | None = None
+    max_model_len: Any = None
     meta: _Meta | None = None
 
     @property
     def context_length(self) -> int | None:
-        return self.max_model_len if self.max_model_len is not None or self.meta is None else self.meta.n_ctx
+        return possible_tokens(
+            self.max_model_len if self.max_model_len is not None or self.meta is None else self.meta.n_ctx
+        )
 
 
 class _Models(Struct):

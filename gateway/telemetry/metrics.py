@@ -135,9 +135,10 @@ class RouteMetrics:
 
     def publish(self) -> None:
         """Add the numbers to the counters, and reset them."""
-        for counter, amount in zip(self.counters, (self.ok, self.prompt_tokens, self.completion_tokens), strict=True):
-            counter.inc(amount)
+        amounts = self.ok, self.prompt_tokens, self.completion_tokens
         self.ok = self.prompt_tokens = self.completion_tokens = 0
+        for counter, amount in zip(self.counters, amounts, strict=True):
+            counter.inc(amount)
 
 
 class _Preparation(Collector):

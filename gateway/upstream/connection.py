@@ -39,6 +39,7 @@ class ConnectionLimits:
     """Limits of one connection, in bytes where no unit is named."""
 
     head: int = 64 * 1024
+    """Of the head, and of what stands between two parts of the body, or behind the last: chunk extensions and trailers."""
     headers: int = 200
     informational: int = 100
     """1xx answers read before the connection is left alone until the caller's deadline."""
@@ -66,11 +67,13 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_arrivals",
+        "_bodiless",
         "_busy",
         "_draining",
         "_ended",
         "_failure",
         "_full",
+        "_has_body",
         "_head_bytes",
         "_head_done",
         "_held",
@@ -122,6 +125,8 @@ class Connection(asyncio.BufferedProtocol):
         self.answered = False
         self._head_done = False
         self._head_bytes = 0
+        self._has_body = False  # the last read brought a part of the body
+        self._bodiless = 0  # bytes since then
         self._informational = 0
         self._ended = False
         self._to_eof = False
@@ -371,6 +376,11 @@ class Connection(asyncio.BufferedProtocol):
             if not (self._head_done or self._full):
                 self._head_bytes += nbytes
                 is_broken = is_broken or self._head_bytes > self._limits.head
+        elif self._has_body:
+            self._has_body, self._bodiless = False, 0
+        elif not self._ended:  # a chunk extension or a trailer, which the parser would collect without end
+            self._bodiless += nbytes
+            is_broken = is_broken or self._bodiless > self._limits.head
         if self._pieces:
             last = self._pieces[-1]
             self._deliver()
@@ -435,6 +445,7 @@ class Connection(asyncio.BufferedProtocol):
         self._wake()
 
     def on_body(self, piece: bytes) -> None:
+        self._has_body = True
         if not (self._ended or self._stopped or self._failure is not None):
             self._pieces.append(piece)
         elif self._stopped and not self._ended:  # more than the end came after the end

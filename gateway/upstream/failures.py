@@ -38,7 +38,7 @@ def retry_seconds(value: bytes, wall_clock: float) -> int | None:
     `wall_clock` is in Unix time.
     """
     if value.isdigit():
-        return min(LONGEST_PAUSE, int(value[:6]))
+        return LONGEST_PAUSE if len(value) > 6 else min(LONGEST_PAUSE, int(value))
     try:
         seconds = parsedate_to_datetime(value.decode("latin-1")).timestamp() - wall_clock
     except (ValueError, OverflowError):
