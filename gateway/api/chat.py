@@ -11,7 +11,7 @@ from gateway.api.cors import Cors
 from gateway.api.endpoint import Endpoint, RequestContext
 from gateway.api.model_names import ModelNames
 from gateway.api.request_headers import random_id
-from gateway.chat.checks import check
+from gateway.chat.checks import check, check_in_steps
 from gateway.chat.images import ImageNormalizer
 from gateway.chat.parameter_policy import ParameterPolicy
 from gateway.chat.request import LARGE_SCHEMAS, Chat
@@ -72,9 +72,11 @@ class ChatEndpoint(Endpoint[Chat]):
         return bool(asked.stream)
 
     async def _relay(self, client: ClientConnection, asked: Chat, text_size: int, head: RequestContext) -> ChatRelay:
-        check(asked)
         if text_size > LARGE_SCHEMAS and asked.has_schemas:
-            await asyncio.sleep(0)
+            for _ in check_in_steps(asked):
+                await asyncio.sleep(0)
+        else:
+            check(asked)
         model_names, original_head = self._model_names, head
         named = model_names.tier(asked.model)
         if named is not None:

@@ -1,5 +1,7 @@
 """Checks of a `Chat` that its field types cannot express. Pure: no I/O, no clock."""
 
+from collections.abc import Iterator
+
 from gateway.chat import json_schema
 from gateway.chat.request import Chat, Choice, ImagePart, Message, SchemaFormat
 from gateway.errors import InvalidRequest, UnsupportedParameter
@@ -9,7 +11,13 @@ MAX_SCHEMAS = 128 * 1024
 
 
 def check(chat: Chat) -> None:
-    """Check what the field types cannot express.
+    """Check what the field types cannot express, in one go: see `check_in_steps`."""
+    for _ in check_in_steps(chat):
+        pass
+
+
+def check_in_steps(chat: Chat) -> Iterator[None]:
+    """Check what the field types cannot express. A step takes at most some milliseconds.
 
     Raises:
         InvalidRequest: fields are missing or contradict each other, or a JSON Schema is rejected.
@@ -19,7 +27,7 @@ def check(chat: Chat) -> None:
     if chat.top_logprobs and not chat.logprobs:
         raise InvalidRequest("'top_logprobs' requires 'logprobs' to be true.", param="top_logprobs")
     if chat.tools is not None or chat.tool_choice is not None:
-        _check_tools(chat)
+        yield from _check_tools(chat)
     if isinstance(chat.response_format, SchemaFormat):
         json_schema.check(chat.response_format.json_schema.schema, "response_format.json_schema.schema")
     for index, message in enumerate(chat.messages):
@@ -47,7 +55,7 @@ def _check_supported(chat: Chat) -> None:
         )
 
 
-def _check_tools(chat: Chat) -> None:
+def _check_tools(chat: Chat) -> Iterator[None]:
     tools = chat.tools or []
     names = set()
     size = 0
@@ -64,6 +72,7 @@ def _check_tools(chat: Chat) -> None:
                 raise InvalidRequest(
                     f"The schemas in 'tools' have more than {MAX_SCHEMAS} bytes in total.", param="tools"
                 )
+            yield
     if isinstance(chat.tool_choice, Choice) and chat.tool_choice.function.name not in names:
         raise InvalidRequest("'tool_choice' names a function that is not in 'tools'.", param="tool_choice")
     if chat.tool_choice == "required" and not names:

@@ -59,7 +59,8 @@ class _Limiter:
     def __init__(self, definitions: Definitions, spend: Spend) -> None:
         self._definitions = definitions
         self._spend = spend
-        self._cycles = _cycles({name: set(_referenced_names(schema)) for name, schema in definitions.items()})
+        spend(4 * len(definitions))
+        self._cycles = _cycles({name: set(_referenced_names(schema, spend)) for name, schema in definitions.items()})
         """Number of each definition's cycle. Definitions that reach each other share one."""
         self._parses: dict[int, int] = {}
         """Numbers by the schema's identity."""
@@ -91,7 +92,7 @@ class _Limiter:
         return answer
 
     def _count(self, schema: Schema, owner: str | None) -> _Count:
-        self._spend(2)
+        self._spend(3)
         known = self._parses.get(id(schema))
         if known is None:
             self._parses[id(schema)] = 1  # recursion is handled at the choice
@@ -252,7 +253,7 @@ def _referenced_names(schema: Schema, spend: Spend = _count_nothing) -> Iterator
     rest = [schema]
     while rest:
         node = rest.pop()
-        spend(2)
+        spend(3)
         if "$ref" in node:
             yield _definition_name(node["$ref"])
         rest.extend(_children(node))

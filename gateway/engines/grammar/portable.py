@@ -34,12 +34,12 @@ MAX_INTEGER = 10**15
 Near 2^63 the converter never ends. `2^53 - 1`, which zod adds everywhere, is not a bound that any
 model reaches.
 """
-MAX_WORK = 32_000
+MAX_WORK = 42_000
 """Work that the schemas of a request may take: see `WorkBudget`.
 
-It suffices for 128 KiB of ordinary schemas, and takes at most 30 ms. More is refused.
+It suffices for 100 KiB of ordinary schemas, and takes at most 30 ms. More is refused.
 """
-FORM_UNITS, MERGE_UNITS, PATTERN_UNITS = 4, 4, 1
+FORM_UNITS, MERGE_UNITS, PATTERN_UNITS = 5, 5, 2
 """Units of work of a schema, of merging two of them, and of a character of a pattern."""
 BYTES_PER_UNIT = 16
 """Bytes of the client's text that count as a unit of work where they are repeated in the result."""
@@ -225,6 +225,7 @@ class _Converter:
         name, _ = self._names.get(id(target), ("", None))
         if not name:
             name = next(name for name in chain([hint], self._numbered_names()) if self._is_free(name))
+            self._spend(FORM_UNITS)
             self._names[id(target)] = (name, target)
             self._taken.add(_not_in_rule_name.sub("-", name))
             self._pending.append((self._document, name, target))
@@ -280,6 +281,7 @@ class _Converter:
     def _resolve(self, reference: str) -> Any:
         """Follow the reference and all references that it leads to."""
         for _ in range(MAX_DEPTH):
+            self._spend(2 + len(reference) // BYTES_PER_UNIT)
             target = self._document.resolve(reference)
             if not isinstance(target, dict) or not isinstance(target.get("$ref"), str):
                 return target
@@ -372,7 +374,7 @@ class _Converter:
                 for name in one_properties | other_properties
             }
         if isinstance(one.get("required"), list) and isinstance(other.get("required"), list):
-            self._spend(len(one["required"]) + len(other["required"]))
+            self._spend((len(one["required"]) + len(other["required"])) // 8)
             names = [*one["required"], *other["required"]]
             merged["required"] = [*dict.fromkeys(name for name in names if isinstance(name, str))]
         if any(key in other for key in _ARRAY_GROUP):

@@ -17,7 +17,7 @@ Above it, xgrammar 0.2.8 (in vLLM 0.32) fails while compiling the grammar. llama
 """
 MAX_COST = 1000
 """Maximum cost of a pattern: its characters times their repetitions. Each becomes a rule."""
-MAX_LENGTH = 4 * MAX_COST
+MAX_LENGTH = 2 * MAX_COST
 """Maximum length of a pattern in characters. A longer one is dropped without being parsed."""
 MAX_DEPTH = 16
 """Maximum nesting of groups."""
