@@ -86,7 +86,7 @@ def parse_long_embedding(body: bytes, check_model: Callable[[str], object]) -> S
             yield
     for other in fields.values():
         with _json_errors():
-            orjson.loads(other)
+            orjson.loads(memoryview(other))
         if memoryview(other).nbytes > STEP:
             yield
     return structs.replace(shape, input=decoded[0] if elements is None else decoded)

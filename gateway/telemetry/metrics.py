@@ -7,6 +7,7 @@ histograms next to the gateway's.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Literal
@@ -138,7 +139,8 @@ class RouteMetrics:
         amounts = self.ok, self.prompt_tokens, self.completion_tokens
         self.ok = self.prompt_tokens = self.completion_tokens = 0
         for counter, amount in zip(self.counters, amounts, strict=True):
-            counter.inc(amount)
+            with suppress(ValueError, OverflowError):  # whatever was counted, a scrape does not fail
+                counter.inc(amount)
 
 
 class _Preparation(Collector):
