@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -206,9 +207,11 @@ def _mutated_schema(chance: random.Random, kept: list[Any]) -> Any:
 _MESSAGE = {"role": "user", "content": "hello"}
 _BODY = orjson.dumps({"model": "m", "messages": [_MESSAGE]})
 _PIECES = [
-    b"1,", b'"a",', b'"a":1,', b"{}", b"[]", b"{", b"[", b"}", b"]", b'\\"', b"\\\\", b"\\n", b"\\u0041", b"\\ud83d\\ude00",
+    b"1,", b'"a",', b'"a":1,', b"{}", b"[]", b"{", b"[", b"}", b"]", b'\\"', b"\\\\", b"\\n", b"\\u0041",
+    b"\\ud83d\\ude00",
     b"null,", b"1.5e-7,", b'"', b",", b":", b";base64,", b"\xea\xb0\x80", b" ", b'{"role":"user","content":"a"},',
-    b'{"type":"text","text":"a"},', b'{"a":{"b":[1]}},', b"A" * 1024, b"\\/", b'"logit_bias":{', b'"stop":[', b'"audio":[',
+    b'{"type":"text","text":"a"},', b'{"a":{"b":[1]}},', b"A" * 1024, b"\\/", b'"logit_bias":{', b'"stop":[',
+    b'"audio":[',
 ]  # fmt: skip
 
 
@@ -281,8 +284,8 @@ def _read_pattern(pattern: bytes) -> Steps:
 
 
 _PATTERN_PIECES = [
-    b"^", b"$", b"(", b")", b"(?:", b"|", b"[a-z]", b"[^a]", b"[", b"]", b"a", b"{1,128}", b"{2}", b"?", b"*", b"+", b"\\d",
-    b"\\w", b"\\-", b"(?P<a>", b".", b"-", b"{999999", b"\xe9",
+    b"^", b"$", b"(", b")", b"(?:", b"|", b"[a-z]", b"[^a]", b"[", b"]", b"a", b"{1,128}", b"{2}", b"?", b"*", b"+",
+    b"\\d", b"\\w", b"\\-", b"(?P<a>", b".", b"-", b"{999999", b"\xe9",
 ]  # fmt: skip
 
 
@@ -308,13 +311,16 @@ async def _app(scope: Any, receive: Any, send: Any) -> None:
     scope["extensions"]["gateway.client"].answer(200, b"", b"")
 
 
-class _Http:
+class HttpServer:
     """HTTP server without a socket."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._config = Config(_app)
         self._config.load()
+
+    def close(self) -> None:
+        self._loop.close()
 
     def read(self, data: bytes) -> Steps:
         protocol = HttpProtocol(self._config, ServerState(), {}, self._loop)
@@ -330,9 +336,9 @@ class _Http:
 
 _HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
 _HEAD_PIECES = [
-    b"\r\n", b"a:b\r\n", b"Host: a\r\n", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"\r\n\r\n", b"0", b" ",
-    b"%41", b"&a=b", b"?", b"1\r\nx\r\n", b"5;a=b\r\nhello\r\n", b"0\r\n", b"Upgrade: h2c\r\n", b"Expect: 100-continue\r\n",
-    b"/", b"X" * 64, b"\t", b"GET / HTTP/1.1\r\n", b"\xff",
+    b"\r\n", b"a:b\r\n", b"Host: a\r\n", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"\r\n\r\n", b"0",
+    b" ", b"%41", b"&a=b", b"?", b"1\r\nx\r\n", b"5;a=b\r\nhello\r\n", b"0\r\n", b"Upgrade: h2c\r\n",
+    b"Expect: 100-continue\r\n", b"/", b"X" * 64, b"\t", b"GET / HTTP/1.1\r\n", b"\xff",
 ]  # fmt: skip
 
 
@@ -360,14 +366,14 @@ def _read_answer(make: Callable[[], LineReader]) -> Callable[[bytes], Steps]:
 _EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}],"usage":null}\n\n'
 _LINE = b'{"message":{"role":"assistant","content":"a"},"done":false}\n'
 _ANSWER_PIECES = [
-    _EVENT, _LINE, b"\n", b"\r", b"data: ", b"data: [DONE]\n\n", b'"usage":{"prompt_tokens":', b"9" * 400, b"{}", b"[", b",", b'"',
-    b'data: {"choices":[{"delta":{"tool_calls":[{"index":1,"function":{"name":"a","arguments":"b"}}]}}]}\n', b'{"error":"a"}\n',
+    _EVENT, _LINE, b"\n", b"\r", b"data: ", b"data: [DONE]\n\n", b'"usage":{"prompt_tokens":', b"9" * 400, b"{}", b"[",
+    b",", b'"', b'data: {"choices":[{"delta":{"tool_calls":[{"index":1,"function":{"name":"a","arguments":"b"}}]}}]}\n',
+    b'{"error":"a"}\n',
 ]  # fmt: skip
 
 
-def targets() -> list[Target[Any]]:
+def targets(http: HttpServer) -> list[Target[Any]]:
     """Return all targets."""
-    http = _Http()
 
     def of_bytes(
         name: str, run: Callable[[bytes], Steps], seeds: Callable[[], list[bytes]], pieces: list[bytes], most: int
@@ -397,9 +403,14 @@ def main() -> int:
     parser.add_argument("--target", action="append", help="only this target; may be repeated")
     parser.add_argument("--save", type=Path, help="folder for the slowest input of each target")
     options = parser.parse_args()
-    chosen = [target for target in targets() if not options.target or target.name in options.target]
-    if not chosen:
-        parser.error("no such target")
+    with closing(HttpServer()) as http:
+        chosen = [target for target in targets(http) if not options.target or target.name in options.target]
+        if not chosen:
+            parser.error("no such target")
+        return _search_all(chosen, options)
+
+
+def _search_all(chosen: list[Target[Any]], options: argparse.Namespace) -> int:
     print(f"{'target':10} {'CPU ms':>8} {'bytes':>10} {'input':>8}   seed {options.seed}")
     slow = []
     for target in chosen:

@@ -18,10 +18,10 @@ from gateway.api.request_headers import (
     TIMEOUT,
     Fields,
     HeaderTerms,
-    seconds_of,
     priority_is_batch,
     reject_loop,
     request_id_of,
+    seconds_of,
     timeout_of,
 )
 from gateway.dialects.json_body import Steps, check_media_type

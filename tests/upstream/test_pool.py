@@ -455,7 +455,9 @@ async def test_head_is_bounded(raw: bytes) -> None:
 
 @pytest.mark.parametrize("is_read", [True, False], ids=["whole body", "stream"])
 @pytest.mark.parametrize(
-    "start", [b"0\r\nX-T: ", b"0\r\n" + b"A: b\r\n" * 10, b"0\r\nX", b"5;a="], ids=["value", "lines", "name", "extension"]
+    "start",
+    [b"0\r\nX-T: ", b"0\r\n" + b"A: b\r\n" * 10, b"0\r\nX", b"5;a="],
+    ids=["value", "lines", "name", "extension"],
 )
 async def test_trailer_or_chunk_extension_without_end_is_not_read_on(start: bytes, is_read: bool) -> None:
     """The parser would collect a trailer in memory for as long as the backend sends it."""

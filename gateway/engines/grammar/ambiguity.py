@@ -270,8 +270,8 @@ def _cycles(direct: dict[str, set[str]]) -> dict[str, int]:
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
     open_names: list[str] = []
-    for start in direct:
-        path = [] if start in order else [(start, iter(direct[start]))]
+    for start, begun in direct.items():
+        path = [] if start in order else [(start, iter(begun))]
         while path:
             name, after = path[-1]
             if name not in order:

@@ -233,8 +233,9 @@ class _Converter:
 
     def _numbered_names(self) -> Iterable[str]:
         """Yield names for definitions; those that were taken before are not tried again."""
-        for self._number in count(max(self._number, len(self._names))):
-            yield f"def-{self._number}"
+        for number in count(max(self._number, len(self._names))):
+            self._number = number
+            yield f"def-{number}"
 
     def _is_free(self, name: str) -> bool:
         return _plain_name(name) is not None and _not_in_rule_name.sub("-", name) not in self._taken
