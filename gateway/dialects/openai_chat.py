@@ -108,7 +108,7 @@ def _too_many_members(text: bytes, max_text_body: int) -> GatewayError:
         return explain(str(error))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return InvalidJson("The body is not valid JSON.")
-    return RequestTooLarge("The request has too many JSON values.")
+    return RequestTooLarge("The request has too many JSON values or escapes.")
 
 
 def decode(body: bytes, max_text_body: int) -> Chat:

@@ -124,7 +124,7 @@ def _too_many_members(body: bytes) -> GatewayError:
     found = body.find(b'"input"')
     if found >= 0 and _starts_with_numbers(body, found + len(b'"input"')):
         return _token_numbers()
-    return RequestTooLarge("The request has too many JSON values.")
+    return RequestTooLarge("The request has too many JSON values or escapes.")
 
 
 def _token_numbers() -> UnsupportedParameter:

@@ -445,6 +445,33 @@ async def test_hopeless_length_is_refused_before_any_backend_sees_it(kind: Kind)
         assert (await gateway.ask({"messages": [{"role": "user", "content": "x" * 8000}]})).status == 200
 
 
+async def test_schema_that_is_too_complex_is_refused_while_others_are_queued() -> None:
+    schema = {"enum": [f"n{number:03}" for number in range(700)], "anyOf": [{"minLength": 1}] * 1200}
+    asked = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    async with serving("ollama", "silent", max_concurrency=1, **PATIENT) as (gateway, backend):
+        first = asyncio.create_task(gateway.ask({"messages": PROMPT}))
+        await until(lambda: len(backend.requests) == 1)
+        reply = await asyncio.wait_for(gateway.ask({"messages": PROMPT, "response_format": asked}), PATIENCE)
+        assert (reply.status, code(reply), len(backend.requests)) == (400, "invalid_value", 1)
+        assert reply.error is not None
+        assert "too complex" in reply.error["message"]
+        assert reply.headers["x-gateway-attempts"] == "0"
+        first.cancel()
+        await asyncio.wait([first])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_large_schemas_are_served(kind: Kind) -> None:
+    """They are checked and rendered in steps."""
+    properties = {f"property_{number}": {"type": "string", "enum": ["a", "b"]} for number in range(300)}
+    schema = {"type": "object", "properties": properties, "required": [*properties]}
+    tools = [{"type": "function", "function": {"name": f"f{number}", "parameters": schema}} for number in range(4)]
+    async with serving(kind) as (gateway, backend):
+        reply = await gateway.ask({"messages": PROMPT, "tools": tools, "tool_choice": "required"})
+        assert reply.status == 200
+        assert b'"property_299"' in backend.requests[-1]
+
+
 async def test_image_for_a_model_without_eyes_is_refused_before_the_backend_sees_it() -> None:
     async with (
         FaultBackend("ollama", capabilities=("completion",)) as backend,

@@ -6,9 +6,10 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from gateway.errors import UpstreamError
+from gateway.errors import InvalidRequest, SchemaTooComplex, UpstreamError
 from gateway.relay.failover import Failover
 from gateway.telemetry.exchange import Meter
+from gateway.upstream.failures import record_failure
 from gateway.upstream.retry_budget import RetryBudget
 
 
@@ -67,3 +68,12 @@ def test_second_attempt_of_one_that_a_server_may_have_begun_is_counted_in_the_bu
     after_a_refused_connection(budget, met_stale=True)
     after_a_refused_connection(free, met_stale=False)
     assert use_up(budget) == use_up(free) - 1
+
+
+@pytest.mark.parametrize(
+    ("error", "successes"), [(InvalidRequest("The backend refused it."), 1), (SchemaTooComplex("tools"), 0)]
+)
+def test_refusal_clears_a_troubled_server_only_if_the_server_has_spoken(error: InvalidRequest, successes: int) -> None:
+    server: Any = SimpleNamespace(circuit=MagicMock(is_troubled=True))
+    assert record_failure(MagicMock(), "m", server, error, 0.0) is None
+    assert server.circuit.succeed.call_count == successes

@@ -39,7 +39,7 @@ MAX_WORK = 42_000
 
 It suffices for 100 KiB of ordinary schemas, and takes at most 30 ms. More is refused.
 """
-FORM_UNITS, MERGE_UNITS, PATTERN_UNITS = 5, 5, 2
+FORM_UNITS, MERGE_UNITS, PATTERN_UNITS = 6, 5, 2
 """Units of work of a schema, of merging two of them, and of a character of a pattern."""
 BYTES_PER_UNIT = 16
 """Bytes of the client's text that count as a unit of work where they are repeated in the result."""
@@ -225,7 +225,7 @@ class _Converter:
         name, _ = self._names.get(id(target), ("", None))
         if not name:
             name = next(name for name in chain([hint], self._numbered_names()) if self._is_free(name))
-            self._spend(FORM_UNITS)
+            self._spend(2 * FORM_UNITS)
             self._names[id(target)] = (name, target)
             self._taken.add(_not_in_rule_name.sub("-", name))
             self._pending.append((self._document, name, target))
@@ -460,6 +460,7 @@ class _Converter:
             if all(len(form) == 1 for form in forms):
                 return {"type": types}
             return {"anyOf": forms}
+        self._spend(FORM_UNITS)
         for form in (
             self._convert_object(schema, depth),
             self._convert_array(schema, depth),
