@@ -10,14 +10,14 @@ MAX_SCHEMAS = 128 * 1024
 """Maximum size of all JSON Schemas in a request, in bytes."""
 
 
-def check(chat: Chat) -> None:
-    """Check what the field types cannot express, in one go: see `check_in_steps`."""
-    for _ in check_in_steps(chat):
-        pass
-
-
 def check_in_steps(chat: Chat) -> Iterator[None]:
-    """Check what the field types cannot express. A step takes at most some milliseconds.
+    """Do the same as `check` in steps, each of which takes at most some milliseconds."""
+    yield from _check_tools(chat)
+    check(chat, are_tools_checked=True)
+
+
+def check(chat: Chat, *, are_tools_checked: bool = False) -> None:
+    """Check what the field types cannot express.
 
     Raises:
         InvalidRequest: fields are missing or contradict each other, or a JSON Schema is rejected.
@@ -26,8 +26,9 @@ def check_in_steps(chat: Chat) -> Iterator[None]:
     _check_supported(chat)
     if chat.top_logprobs and not chat.logprobs:
         raise InvalidRequest("'top_logprobs' requires 'logprobs' to be true.", param="top_logprobs")
-    if chat.tools is not None or chat.tool_choice is not None:
-        yield from _check_tools(chat)
+    if (chat.tools is not None or chat.tool_choice is not None) and not are_tools_checked:
+        for _ in _check_tools(chat):
+            pass
     if isinstance(chat.response_format, SchemaFormat):
         json_schema.check(chat.response_format.json_schema.schema, "response_format.json_schema.schema")
     for index, message in enumerate(chat.messages):

@@ -59,9 +59,12 @@ def check_text(body: bytes, max_text_body: int) -> int:
     """
     if len(body) > LONG_BODY:
         return completed(check_long_text(body, max_text_body))
-    if len(body) > max_text_body:
-        return _check_json(_checked_text(body, max_text_body))
-    return _check_json(body)
+    text = body if len(body) <= max_text_body else _checked_text(body, max_text_body)
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise InvalidJson("The body is not valid JSON.") from None
+    return len(text)
 
 
 def check_long_text(body: bytes, max_text_body: int) -> Steps[int]:
@@ -69,7 +72,11 @@ def check_long_text(body: bytes, max_text_body: int) -> Steps[int]:
     text = body if len(body) <= max_text_body else _checked_text(body, max_text_body)
     if len(text) > LONG_BODY and (yield from has_too_many_members(text)):
         raise _too_many_members(text, max_text_body)
-    return _check_json(text)
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise InvalidJson("The body is not valid JSON.") from None
+    return len(text)
 
 
 def _checked_text(body: bytes, max_text_body: int) -> bytes:
@@ -78,14 +85,6 @@ def _checked_text(body: bytes, max_text_body: int) -> bytes:
     if len(text) > max_text_body:
         raise _too_large(max_text_body)
     return text
-
-
-def _check_json(text: bytes) -> int:
-    try:
-        orjson.loads(text)
-    except orjson.JSONDecodeError:
-        raise InvalidJson("The body is not valid JSON.") from None
-    return len(text)
 
 
 def _too_many_members(text: bytes, max_text_body: int) -> GatewayError:

@@ -22,6 +22,7 @@ from gateway.errors import (
 MAX_TEXT = 8 * 1024 * 1024
 """Maximum size of one text in bytes, as the client wrote it. No model takes so long a text."""
 
+_JSON_ERRORS = (msgspec.DecodeError, orjson.JSONDecodeError, UnicodeDecodeError, RecursionError)
 _decoder = msgspec.json.Decoder(Embedding)
 _fields = msgspec.json.Decoder(dict[str, Raw])
 _elements = msgspec.json.Decoder(list[Raw])
@@ -46,10 +47,12 @@ def parse_embedding(
     """
     if len(body) > min(LONG_BODY, max_text_body):
         return completed(parse_long_embedding(body, check_model))
-    with _json_errors():
+    try:
         embedding = _decoder.decode(body)
         check_model(embedding.model)
         orjson.loads(body)  # msgspec skips fields that are not in its types without checking them
+    except _JSON_ERRORS as error:
+        raise _json_error(error) from None
     return embedding
 
 
@@ -109,12 +112,16 @@ def _starts_with(value: Raw, mark: bytes) -> bool:
 def _json_errors() -> Generator[None, None, None]:
     try:
         yield
-    except msgspec.ValidationError as error:
-        raise _explain(str(error)) from None
-    except (msgspec.DecodeError, orjson.JSONDecodeError, UnicodeDecodeError):
-        raise InvalidJson("The body is not valid JSON.") from None
-    except RecursionError:
-        raise InvalidJson("The body is nested too deeply.") from None
+    except _JSON_ERRORS as error:
+        raise _json_error(error) from None
+
+
+def _json_error(error: Exception) -> GatewayError:
+    if isinstance(error, msgspec.ValidationError):
+        return _explain(str(error))
+    return InvalidJson(
+        "The body is nested too deeply." if isinstance(error, RecursionError) else "The body is not valid JSON."
+    )
 
 
 def _too_many_members(body: bytes) -> GatewayError:
