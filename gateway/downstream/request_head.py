@@ -15,6 +15,12 @@ _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
 _MAX_DIGITS = 15  # of a content length; llhttp accepts any number of zeros at its start
 
+MAX_QUERY_MARKS = 100
+"""Maximum number of `&` in a query. No endpoint has more than three parameters.
+
+Starlette takes 90 ms for the 30,000 that fit into a head.
+"""
+
 
 class HeadRefused(Exception):
     """Refusal of a request: `answer` is the status, the error code and the message.
@@ -158,6 +164,8 @@ def split_target(url: bytes, method: bytes) -> tuple[bytes, bytes]:
     path, _, query = url.partition(b"?")
     if b"#" in url or method == b"CONNECT" or not (path.startswith(b"/") or (path == b"*" and method == b"OPTIONS")):
         raise invalid("The request target must be a path that begins with '/'.")
+    if query.count(b"&") > MAX_QUERY_MARKS:
+        raise invalid("The request target has too many query parameters.")
     return path, query
 
 

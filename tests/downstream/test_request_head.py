@@ -55,6 +55,7 @@ REFUSED = {
     "CONNECT": b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
     "CONNECT with a path": b"CONNECT /a HTTP/1.1\r\nHost: a\r\n\r\n",
     "star without OPTIONS": b"GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+    "query with 101 parameters": b"GET /a?" + b"a&" * 101 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
     "fragment": b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n",
     "space in the target": b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
     "high byte in the target": b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
