@@ -39,7 +39,7 @@ class ConnectionLimits:
     """Limits of one connection, in bytes where no unit is named."""
 
     head: int = 64 * 1024
-    """Of the head, and of what stands between two parts of the body, or behind the last: chunk extensions and trailers."""
+    """Of the head. Also of the chunk extensions and trailers between two parts of the body, or after the last."""
     headers: int = 200
     informational: int = 100
     """1xx answers read before the connection is left alone until the caller's deadline."""
@@ -376,11 +376,8 @@ class Connection(asyncio.BufferedProtocol):
             if not (self._head_done or self._full):
                 self._head_bytes += nbytes
                 is_broken = is_broken or self._head_bytes > self._limits.head
-        elif self._has_body:
-            self._has_body, self._bodiless = False, 0
-        elif not self._ended:  # a chunk extension or a trailer, which the parser would collect without end
-            self._bodiless += nbytes
-            is_broken = is_broken or self._bodiless > self._limits.head
+        else:
+            is_broken = self._lacks_body(nbytes) or is_broken
         if self._pieces:
             last = self._pieces[-1]
             self._deliver()
@@ -388,6 +385,17 @@ class Connection(asyncio.BufferedProtocol):
                 self._look_for_boundary(last, nbytes)
         if is_broken or self._draining:
             self._after_end(is_broken)
+
+    def _lacks_body(self, nbytes: int) -> bool:
+        """Count a read without a part of the body, and return whether there was too much between two parts.
+
+        It is a chunk extension or a trailer. The parser would collect a trailer for as long as it is sent.
+        """
+        if self._has_body:
+            self._has_body, self._bodiless = False, 0
+            return False
+        self._bodiless += nbytes
+        return self._bodiless > self._limits.head and not self._ended
 
     def _look_for_boundary(self, last: bytes, nbytes: int) -> None:
         """Where the body's `last` piece ends with its line, and the read with CRLF behind it, a chunk has ended and none has begun: a size line
