@@ -16,7 +16,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--custom-compile-command "make lock" --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-switch bench-guard lock help
+.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-switch bench-guard fuzz lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, with its Ollama and vLLM or with stand-ins
 	@$(BIN)/python -m gateway demo
@@ -56,6 +56,9 @@ bench-switch: $(VENV)/dev  ## Measure switching under load: how long a call take
 
 bench-guard: $(VENV)/dev  ## Run the guard on simulated canaries: which ones it rolls back, and when
 	@$(BIN)/python -m benchmarks.guard
+
+fuzz: $(VENV)/dev  ## Search for the slowest input for a minute: schemas, patterns, bodies, requests, answers
+	@$(BIN)/python -m benchmarks.fuzz
 
 lock: $(VENV)/dev  ## Update requirements/ from pyproject.toml
 	$(COMPILE) -o requirements/runtime.txt pyproject.toml

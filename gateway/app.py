@@ -149,7 +149,6 @@ class Gateway:
             backend.close()
         await self._state.close()
         self._images.close()
-        self._context.close()
         self._recorder.settle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,7 +2,7 @@
 
     GatewayError
     ├─ InvalidRequest 400
-    │  ├─ InvalidJson, UnsupportedParameter, InvalidImage, InvalidImageUrl
+    │  ├─ InvalidJson, UnsupportedParameter, InvalidImage, InvalidImageUrl, SchemaTooComplex
     │  └─ ContextLengthExceeded
     ├─ InvalidApiKey 401, Forbidden 403
     ├─ ModelNotFound 404, NotFound 404, MethodNotAllowed 405
@@ -102,6 +102,17 @@ class InvalidImage(InvalidRequest):
 
 class InvalidImageUrl(InvalidRequest):
     code = "invalid_image_url"
+
+
+class SchemaTooComplex(InvalidRequest):
+    """A JSON Schema that would take too much work to check, or to turn into a grammar."""
+
+    def __init__(self, param: str) -> None:
+        super().__init__(
+            f"'{param}' is too complex: checking or converting its JSON Schema takes too much work. "
+            "Use fewer or smaller 'allOf', 'anyOf', 'oneOf', 'enum' and '$ref'.",
+            param=param,
+        )
 
 
 class ContextLengthExceeded(InvalidRequest):

@@ -1,5 +1,6 @@
 """Chat completions endpoint."""
 
+import asyncio
 import time
 
 from msgspec import structs
@@ -10,12 +11,13 @@ from gateway.api.cors import Cors
 from gateway.api.endpoint import Endpoint, RequestContext
 from gateway.api.model_names import ModelNames
 from gateway.api.request_headers import random_id
-from gateway.chat.checks import check
+from gateway.chat.checks import check, check_in_steps
 from gateway.chat.images import ImageNormalizer
 from gateway.chat.parameter_policy import ParameterPolicy
 from gateway.chat.request import LARGE_SCHEMAS, Chat
 from gateway.config import Settings, Tier
-from gateway.dialects.openai_chat import check_text, decode
+from gateway.dialects.json_body import Steps
+from gateway.dialects.openai_chat import check_long_text, check_text, decode
 from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.chat import ChatRelay
 from gateway.relay.context import RelayContext
@@ -61,13 +63,19 @@ class ChatEndpoint(Endpoint[Chat]):
         text_size = check_text(body, max_text_body)
         return decode(body, max_text_body), text_size
 
+    def _parse_steps(self, body: bytes) -> Steps[tuple[Chat, int]]:
+        max_text_body = self._context.max_text_body
+        text_size = yield from check_long_text(body, max_text_body)
+        yield
+        return decode(body, max_text_body), text_size
+
     def _is_stream(self, asked: Chat) -> bool:
         return bool(asked.stream)
 
     async def _relay(self, client: ClientConnection, asked: Chat, text_size: int, head: RequestContext) -> ChatRelay:
         if text_size > LARGE_SCHEMAS and asked.has_schemas:
-            with CancelScope(client, self._context.loop):
-                await self._context.in_thread(check, asked)
+            for _ in check_in_steps(asked):
+                await asyncio.sleep(0)
         else:
             check(asked)
         model_names, original_head = self._model_names, head

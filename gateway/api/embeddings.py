@@ -2,7 +2,8 @@
 
 from gateway.api.endpoint import Endpoint, RequestContext
 from gateway.chat.embedding import Embedding
-from gateway.dialects.openai_embeddings import parse_embedding
+from gateway.dialects.json_body import Steps
+from gateway.dialects.openai_embeddings import parse_embedding, parse_long_embedding
 from gateway.relay.embeddings import EmbeddingRelay
 from gateway.relay.requests import ClientConnection, EmbeddingRequest
 from gateway.telemetry.exchange import EMBEDDINGS
@@ -14,7 +15,12 @@ class EmbeddingEndpoint(Endpoint[Embedding]):
     name = EMBEDDINGS
 
     def _parse(self, body: bytes) -> tuple[Embedding, int]:
-        return parse_embedding(body, self._context.max_text_body), len(body)
+        embedding = parse_embedding(body, self._context.max_text_body, self._model_names.choose_embedding)
+        return embedding, len(body)
+
+    def _parse_steps(self, body: bytes) -> Steps[tuple[Embedding, int]]:
+        embedding = yield from parse_long_embedding(body, self._model_names.choose_embedding)
+        return embedding, len(body)
 
     async def _relay(
         self, client: ClientConnection, asked: Embedding, text_size: int, head: RequestContext

@@ -24,7 +24,7 @@ from gateway.api.request_headers import (
     seconds_of,
     timeout_of,
 )
-from gateway.dialects.json_body import check_media_type
+from gateway.dialects.json_body import Steps, check_media_type
 from gateway.errors import ClientLeft, GatewayError, MethodNotAllowed, RequestTooLarge, ShuttingDown
 from gateway.relay.base import JSON_LINES, YIELD_BYTES, Relay
 from gateway.relay.context import RelayContext
@@ -87,10 +87,8 @@ class Endpoint(ABC, Generic[ParsedBody]):
                 body = await self._read(client, fields, receive)
             elif len(body) > self._context.settings.max_body:
                 raise self._too_large()
-            if len(body) > YIELD_BYTES:  # each step on 10 MB takes milliseconds: let others run in between
-                await asyncio.sleep(0)
             size = len(body)
-            asked, text_size = self._parse(body)
+            asked, text_size = self._parse(body) if size <= YIELD_BYTES else await self._parse_long(body)
             del body
             stream = self._is_stream(asked)
             relay = await self._relay(
@@ -113,6 +111,20 @@ class Endpoint(ABC, Generic[ParsedBody]):
         Raises:
             GatewayError: The request cannot be served.
         """
+
+    async def _parse_long(self, body: bytes) -> tuple[ParsedBody, int]:
+        """Parse a long body in steps of some milliseconds, between which others get a turn."""
+        steps = self._parse_steps(body)
+        while True:
+            await asyncio.sleep(0)
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def _parse_steps(self, body: bytes) -> Steps[tuple[ParsedBody, int]]:
+        """Do the same as `_parse` in steps."""
 
     def _is_stream(self, asked: ParsedBody) -> bool:
         return False

@@ -1,5 +1,7 @@
 """Checks of a `Chat` that its field types cannot express. Pure: no I/O, no clock."""
 
+from collections.abc import Iterator
+
 from gateway.chat import json_schema
 from gateway.chat.request import Chat, Choice, ImagePart, Message, SchemaFormat
 from gateway.errors import InvalidRequest, UnsupportedParameter
@@ -8,7 +10,13 @@ MAX_SCHEMAS = 128 * 1024
 """Maximum size of all JSON Schemas in a request, in bytes."""
 
 
-def check(chat: Chat) -> None:
+def check_in_steps(chat: Chat) -> Iterator[None]:
+    """Do the same as `check` in steps, each of which takes at most some milliseconds."""
+    yield from _check_tools(chat)
+    check(chat, are_tools_checked=True)
+
+
+def check(chat: Chat, *, are_tools_checked: bool = False) -> None:
     """Check what the field types cannot express.
 
     Raises:
@@ -18,8 +26,9 @@ def check(chat: Chat) -> None:
     _check_supported(chat)
     if chat.top_logprobs and not chat.logprobs:
         raise InvalidRequest("'top_logprobs' requires 'logprobs' to be true.", param="top_logprobs")
-    if chat.tools is not None or chat.tool_choice is not None:
-        _check_tools(chat)
+    if (chat.tools is not None or chat.tool_choice is not None) and not are_tools_checked:
+        for _ in _check_tools(chat):
+            pass
     if isinstance(chat.response_format, SchemaFormat):
         json_schema.check(chat.response_format.json_schema.schema, "response_format.json_schema.schema")
     for index, message in enumerate(chat.messages):
@@ -47,7 +56,7 @@ def _check_supported(chat: Chat) -> None:
         )
 
 
-def _check_tools(chat: Chat) -> None:
+def _check_tools(chat: Chat) -> Iterator[None]:
     tools = chat.tools or []
     names = set()
     size = 0
@@ -64,6 +73,7 @@ def _check_tools(chat: Chat) -> None:
                 raise InvalidRequest(
                     f"The schemas in 'tools' have more than {MAX_SCHEMAS} bytes in total.", param="tools"
                 )
+            yield
     if isinstance(chat.tool_choice, Choice) and chat.tool_choice.function.name not in names:
         raise InvalidRequest("'tool_choice' names a function that is not in 'tools'.", param="tool_choice")
     if chat.tool_choice == "required" and not names:

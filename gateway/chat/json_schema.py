@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 from urllib.parse import unquote
 
 import jsonschema_rs
 import orjson
 
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, SchemaTooComplex
 
 MAX_SCHEMA = 32 * 1024
 """Maximum size of a JSON Schema in bytes.
@@ -24,6 +25,11 @@ MAX_NAME = 256
 
 A longer one of unusual characters overflows the stack of llama.cpp's converter.
 """
+MAX_VALIDATED = 4 * MAX_SCHEMA
+"""Maximum size of the schemas that no keyword defines as schemas but a reference leads to, in bytes.
+
+Each is validated on its own, although they may contain each other.
+"""
 
 _BOUNDS = (
     ("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"), ("minimum", "maximum"),
@@ -35,8 +41,17 @@ _SINGLE = (
 )  # fmt: skip
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _MAPS = ("properties", "patternProperties", "dependentSchemas", "dependencies", "$defs", "definitions")
+_IS_SINGLE, _IS_LIST, _IS_MAP = 1, 2, 4
+_FORMS = {
+    name: _IS_SINGLE * (name in _SINGLE) + _IS_LIST * (name in _LISTS) + _IS_MAP * (name in _MAPS)
+    for name in (*_SINGLE, *_LISTS, *_MAPS)
+}
+"""What the keywords with schemas may hold: one schema, a list or a map of them."""
 _SAME_VALUE_KEYWORDS = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies")
 """Keywords whose schemas apply to the same value as the schema with the keyword."""
+_lacks_same_value = frozenset((*_SAME_VALUE_KEYWORDS, "$ref")).isdisjoint
+_NEVER_EMPTY = ("enum", "anyOf", "oneOf", "allOf")
+_lacks_faults = frozenset((*_NEVER_EMPTY, "properties", *chain.from_iterable(_BOUNDS))).isdisjoint
 
 _is_schema = jsonschema_rs.Draft202012Validator({"$ref": "https://json-schema.org/draft/2020-12/schema"}).is_valid
 _is_older_schema = jsonschema_rs.Draft7Validator({"$ref": "http://json-schema.org/draft-07/schema#"}).is_valid
@@ -47,18 +62,48 @@ TYPES = ("object", "array", "string", "number", "boolean", "null")
 """All JSON types; integers are numbers."""
 
 
+class WorkBudget:
+    """Counted work that the schemas of one request may take.
+
+    A unit is about a microsecond: one schema, property or value that is looked at.
+    """
+
+    __slots__ = ("_left", "_param")
+
+    def __init__(self, units: int, param: str) -> None:
+        """`param` is the path of the schemas in the request."""
+        self._left = units
+        self._param = param
+
+    def spend(self, units: int) -> None:
+        """Count `units` of work, before it is done.
+
+        Raises:
+            SchemaTooComplex: nothing is left.
+        """
+        self._left -= units
+        if self._left < 0:
+            raise SchemaTooComplex(self._param)
+
+
 class SchemaDocument:
     """Root schema that references are resolved against."""
 
     def __init__(self, root: Schema) -> None:
         self.root = root
         self._anchors: dict[str, Schema] | None = None
+        self._resolved: dict[str, Any] = {}
 
     def resolve(self, reference: str) -> Any:
         """Return the schema that `reference`, a JSON pointer or an anchor, leads to.
 
         Return None if it leads nowhere.
         """
+        if reference not in self._resolved:
+            self._resolved[reference] = self._find(reference)
+        return self._resolved[reference]
+
+    def _find(self, reference: str) -> Any:
         pointer = unquote(reference.removeprefix("#"))
         if not pointer:
             return self.root
@@ -92,6 +137,7 @@ def check(schema: Schema, param: str) -> int:
 
     Raises:
         InvalidRequest: the schema is rejected.
+        SchemaTooComplex: checking it would take too long.
     """
     try:
         size = len(orjson.dumps(schema))
@@ -99,13 +145,13 @@ def check(schema: Schema, param: str) -> int:
         raise InvalidRequest(
             f"'{param}' is nested too deeply, or has numbers that are too large.", param=param
         ) from None
-    fault = f"has more than {MAX_SCHEMA} bytes" if size > MAX_SCHEMA else _find_fault(schema)
+    fault = f"has more than {MAX_SCHEMA} bytes" if size > MAX_SCHEMA else _find_fault(schema, param)
     if fault:
         raise InvalidRequest(f"'{param}' {fault}.", param=param)
     return size
 
 
-def _find_fault(schema: Schema) -> str | None:
+def _find_fault(schema: Schema, param: str) -> str | None:
     found: list[Schema] = []
     for node, depth in nodes(schema):
         found.append(node)
@@ -118,15 +164,19 @@ def _find_fault(schema: Schema) -> str | None:
     if any(not reference.startswith("#") for reference in _references(schema)):
         return "refers to another document with '$ref'"
     return next((fault for node in found if (fault := _find_fault_within(node))), None) or _find_reference_fault(
-        schema, found
+        schema, found, WorkBudget(MAX_VALIDATED, param)
     )
 
 
 def _find_fault_within(node: Schema) -> str | None:
     """Return a fault that the meta-schemas do not detect."""
-    if any(isinstance(node.get(name), list) and not node[name] for name in ("enum", "anyOf", "oneOf", "allOf")):
+    if _lacks_faults(node):
+        return None
+    if any(isinstance(node.get(name), list) and not node[name] for name in _NEVER_EMPTY):
         return "has an empty 'enum', 'anyOf', 'oneOf' or 'allOf'"
     for low, high in _BOUNDS:
+        if low not in node:
+            continue
         least, most = _number(node.get(low)), _number(node.get(high))
         if least is not None and most is not None and (least > most or (least == most and "exclusive" in low + high)):
             return f"has a '{low}' that contradicts its '{high}'"
@@ -136,7 +186,8 @@ def _find_fault_within(node: Schema) -> str | None:
     return None
 
 
-def _find_reference_fault(schema: Schema, found: list[Schema]) -> str | None:
+def _find_reference_fault(schema: Schema, found: list[Schema], validated: WorkBudget) -> str | None:
+    """Return a fault of the references, or of the schemas they lead to. `validated` is in bytes."""
     document, known = SchemaDocument(schema), {id(node) for node in found}
     rest = list(found)
     while rest:  # a reference may lead to a place that no keyword defines as a schema
@@ -147,6 +198,7 @@ def _find_reference_fault(schema: Schema, found: list[Schema]) -> str | None:
         if target is None:
             return "has a '$ref' that cannot be resolved"
         if isinstance(target, dict) and id(target) not in known:
+            validated.spend(len(orjson.dumps(target)))
             if not (_is_schema(target) or _is_older_schema(target)):
                 return "has a '$ref' to something that is not a JSON Schema"
             for node, _ in nodes(target):
@@ -176,6 +228,8 @@ def _has_loop(document: SchemaDocument, found: list[Schema]) -> bool:
 
 
 def _same_value_schemas(document: SchemaDocument, node: Schema) -> Iterator[Schema]:
+    if _lacks_same_value(node):
+        return
     reference = node.get("$ref")
     target = document.resolve(reference) if isinstance(reference, str) else None
     if isinstance(target, dict):
@@ -203,13 +257,18 @@ def nodes(schema: object) -> Iterator[tuple[Schema, int]]:
         if not isinstance(node, dict):
             continue
         yield node, depth
-        rest.extend((node.get(name), depth + 1) for name in _SINGLE)
-        for name in _LISTS:
-            found = node.get(name)
-            rest.extend((child, depth + 1) for child in (found if isinstance(found, list) else ()))
-        for name in _MAPS:
-            found = node.get(name)
-            rest.extend((child, depth + 1) for child in (found.values() if isinstance(found, dict) else ()))
+        depth += 1
+        for name, value in node.items():
+            form = _FORMS.get(name)
+            if form is None:
+                continue
+            if isinstance(value, dict):
+                if form & _IS_MAP:
+                    rest.extend([(child, depth) for child in value.values()])
+                elif form & _IS_SINGLE:
+                    rest.append((value, depth))
+            elif isinstance(value, list) and form & _IS_LIST:
+                rest.extend([(child, depth) for child in value])
 
 
 def _number(value: object) -> float | int | None:

@@ -4,17 +4,35 @@ The result does not depend on the backend. A stream always consists of a role ch
 chunk with the finish reason, the usage if requested, and `[DONE]`.
 """
 
+from typing import Annotated
+
 import msgspec
 import orjson
+from msgspec import Meta, Raw, Struct
 
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Usage
 from gateway.chat.checks import check
-from gateway.chat.request import Chat
-from gateway.dialects.json_body import LONG_BODY, MAX_NESTING_MARKS, explain, without_images
-from gateway.errors import InvalidJson, RequestTooLarge
+from gateway.chat.request import MAX_BIASES, MAX_MESSAGES, MAX_TOOLS, Chat
+from gateway.dialects.json_body import LONG_BODY, Steps, completed, explain, has_too_many_members, without_images
+from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge
 
 _encode = msgspec.json.encode
 _decoder = msgspec.json.Decoder(Chat)
+
+_MAX_DECODED = 1024 * 1024
+_MAX_MEMBERS = 400_000
+"""Maximum size and number of members of a text that is decoded for a better error."""
+
+
+class _Lengths(Struct):
+    """The fields that may be too long, which is told without decoding their members."""
+
+    messages: Annotated[list[Raw], Meta(max_length=MAX_MESSAGES)] | None = None
+    tools: Annotated[list[Raw], Meta(max_length=MAX_TOOLS)] | None = None
+    logit_bias: Raw = Raw(b"")
+
+
+_lengths = msgspec.json.Decoder(_Lengths)
 
 
 def parse(body: bytes, max_text_body: int) -> Chat:
@@ -36,20 +54,60 @@ def check_text(body: bytes, max_text_body: int) -> int:
     be invalid JSON.
 
     Raises:
-        RequestTooLarge: more than `max_text_body` bytes, or too many arrays and objects.
+        RequestTooLarge: more than `max_text_body` bytes, or too many members.
         InvalidJson: the body is not JSON.
     """
-    text = body if len(body) <= max_text_body else without_images(body)
-    if len(text) > max_text_body:
-        raise _too_large(max_text_body)
-    if len(text) > LONG_BODY and text.count(b"[") + text.count(b"{") > MAX_NESTING_MARKS:
-        decode(text, max_text_body)  # may raise a better error, and creates no objects for skipped fields
-        raise RequestTooLarge("The request has too many JSON arrays and objects.")
+    if len(body) > LONG_BODY:
+        return completed(check_long_text(body, max_text_body))
+    text = body if len(body) <= max_text_body else _checked_text(body, max_text_body)
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
         raise InvalidJson("The body is not valid JSON.") from None
     return len(text)
+
+
+def check_long_text(body: bytes, max_text_body: int) -> Steps[int]:
+    """Check a long body in steps, to the same result as `check_text`."""
+    text = body if len(body) <= max_text_body else _checked_text(body, max_text_body)
+    if len(text) > LONG_BODY and (yield from has_too_many_members(text)):
+        raise _too_many_members(text, max_text_body)
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise InvalidJson("The body is not valid JSON.") from None
+    return len(text)
+
+
+def _checked_text(body: bytes, max_text_body: int) -> bytes:
+    """Return the body without its images, if it is short enough."""
+    text = without_images(body)
+    if len(text) > max_text_body:
+        raise _too_large(max_text_body)
+    return text
+
+
+def _too_many_members(text: bytes, max_text_body: int) -> GatewayError:
+    """Return the error for a text with too many members, a better one if there is one.
+
+    Decoding creates no objects for unknown fields.
+    """
+    try:
+        if len(text) <= _MAX_DECODED:
+            decode(text, max_text_body)
+        elif text.count(b",") <= _MAX_MEMBERS:
+            found = _lengths.decode(text)
+            if bytes(found.logit_bias).count(b",") >= MAX_BIASES:
+                return InvalidRequest(
+                    f"Invalid value for 'logit_bias'. Expected an object of length <= {MAX_BIASES}.", param="logit_bias"
+                )
+    except GatewayError as error:
+        return error
+    except msgspec.ValidationError as error:
+        return explain(str(error))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return InvalidJson("The body is not valid JSON.")
+    return RequestTooLarge("The request has too many JSON values or escapes.")
 
 
 def decode(body: bytes, max_text_body: int) -> Chat:

@@ -19,6 +19,8 @@ Hook = Callable[[], None]
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
+_PIECE_BYTES = 48
+"""Memory that a piece of the request body takes beside its bytes."""
 # How the response body is delimited: `_UNDECIDED` until its first piece is known, `_ENDED` after
 # its last.
 _UNDECIDED, _CHUNKED, _CONTENT_LENGTH, _UNTIL_CLOSE, _NO_BODY, _ENDED = range(6)
@@ -112,7 +114,7 @@ class RequestResponseCycle:
     def add_body(self, data: bytes) -> None:
         """Add a piece of the request body."""
         self._chunks.append(data)
-        self.unread += len(data)
+        self.unread += len(data) + _PIECE_BYTES
         self.body_bytes += len(data)
         self._send_continue = False
         if self._event is not None:

@@ -13,7 +13,13 @@ from urllib.parse import unquote
 
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+")
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
-_MAX_DIGITS = 15  # of a content length in a cached head; llhttp parses heads with longer ones
+_MAX_DIGITS = 15  # of a content length; llhttp accepts any number of zeros at its start
+
+MAX_QUERY_MARKS = 100
+"""Maximum number of `&` in a query. No endpoint has more than three parameters.
+
+Starlette takes 90 ms for the 30,000 that fit into a head.
+"""
 
 
 class HeadRefused(Exception):
@@ -91,7 +97,10 @@ def parse_head(
             raise invalid("Unsupported Transfer-Encoding: only 'chunked' is accepted.")
         size = -1
     else:
-        size = end + int(fields.get(b"content-length", 0))
+        length = fields.get(b"content-length", b"0")
+        if len(length) > _MAX_DIGITS:
+            raise invalid("The Content-Length has too many digits.")
+        size = end + int(length)
     return RequestHead(method, split_target(url, method), http11, headers, fields, end, size)
 
 
@@ -155,6 +164,8 @@ def split_target(url: bytes, method: bytes) -> tuple[bytes, bytes]:
     path, _, query = url.partition(b"?")
     if b"#" in url or method == b"CONNECT" or not (path.startswith(b"/") or (path == b"*" and method == b"OPTIONS")):
         raise invalid("The request target must be a path that begins with '/'.")
+    if query.count(b"&") > MAX_QUERY_MARKS:
+        raise invalid("The request target has too many query parameters.")
     return path, query
 
 

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from gateway.chat.embedding import Embedding, EncodedVector
-from gateway.engines.engine import decode
+from gateway.engines.engine import decode, token_count
 from gateway.engines.error_mapping import client_error, message_of
 from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
 
@@ -46,7 +46,7 @@ class Embedder(Protocol):
 
 class _OllamaAnswer(Struct):
     embeddings: list[Raw]
-    prompt_eval_count: int = 0
+    prompt_eval_count: Raw = Raw(b"0")
 
 
 _ollama_answers = msgspec.json.Decoder(_OllamaAnswer)
@@ -80,7 +80,11 @@ class OllamaEmbedder:
 
     def parse(self, body: bytes) -> Embedded | None:
         parsed = decode(_ollama_answers, body)
-        return None if parsed is None else Embedded([bytes(raw) for raw in parsed.embeddings], parsed.prompt_eval_count)
+        return (
+            None
+            if parsed is None
+            else Embedded([bytes(raw) for raw in parsed.embeddings], token_count(parsed.prompt_eval_count))
+        )
 
     def client_error(self, status: int, body: bytes) -> GatewayError:
         """Map an error; the request itself is known to be valid.
@@ -98,15 +102,16 @@ class _Embedded(Struct):
 
 
 class _Usage(Struct):
-    prompt_tokens: int | None = None
+    prompt_tokens: Raw = Raw(b"0")
 
 
 class _OpenAiAnswer(Struct):
     data: list[_Embedded]
-    usage: _Usage | None = None
+    usage: Raw = Raw(b"null")
 
 
 _openai_answers = msgspec.json.Decoder(_OpenAiAnswer)
+_usages = msgspec.json.Decoder(_Usage)
 
 
 class OpenAiEmbedder:
@@ -131,8 +136,8 @@ class OpenAiEmbedder:
         data = parsed.data
         if any(item.index != position for position, item in enumerate(data)) and all(item.index >= 0 for item in data):
             data = sorted(data, key=lambda item: item.index)
-        tokens = parsed.usage.prompt_tokens if parsed.usage is not None else None
-        return Embedded([bytes(item.embedding) for item in data], tokens or 0)
+        usage = decode(_usages, parsed.usage) or _Usage()
+        return Embedded([bytes(item.embedding) for item in data], token_count(usage.prompt_tokens))
 
     def client_error(self, status: int, body: bytes) -> GatewayError:
         return _client_error(status, body)

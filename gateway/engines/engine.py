@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from gateway.chat.answer import Delta
 from gateway.chat.request import Chat
@@ -98,6 +98,13 @@ class Engine(Protocol):
 
     health_path: str | None
     """Path with more information about the server's health than the model list, or None."""
+
+    def check_schemas(self, chat: Chat) -> None:
+        """Check that `render` can convert the schemas of `chat`. Called before the request waits.
+
+        Raises:
+            SchemaTooComplex: it would take too much work.
+        """
 
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
         """Return the request body for `model`, which is the name that the server uses.
@@ -195,10 +202,27 @@ def broken_off(reason: str, engine_reason: str | None = None) -> UpstreamError:
     return error
 
 
+MAX_TOKENS = 1_000_000_000
+"""Maximum number of tokens that is believed. No context is so long, and no answer."""
+_numbers = msgspec.json.Decoder()
+
+
+def token_count(text: bytes | Raw) -> int:
+    """Return the number of tokens in a backend's JSON, 0 if it is anything but a possible one."""
+    return possible_tokens(decode(_numbers, text)) or 0
+
+
+def possible_tokens(value: object) -> int | None:
+    """Return the backend's number of tokens, None if it is anything but a possible one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_TOKENS:
+        return None
+    return int(value)
+
+
 T = TypeVar("T")
 
 
-def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T | None:
+def decode(decoder: msgspec.json.Decoder[T], body: bytes | Raw) -> T | None:
     """Decode `body`. Return None if it does not match the decoder's type."""
     try:
         return decoder.decode(body)

@@ -12,10 +12,20 @@ from msgspec import Struct
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
 from gateway.chat.request import Chat
-from gateway.engines.engine import Ask, LineReader, LoadedUntil, ModelFacts, Models, broken_off, decode
+from gateway.engines.engine import (
+    Ask,
+    LineReader,
+    LoadedUntil,
+    ModelFacts,
+    Models,
+    broken_off,
+    decode,
+    possible_tokens,
+    token_count,
+)
 from gateway.engines.error_mapping import client_error
 from gateway.engines.ollama_loading import OllamaLoading, canonical, loaded
-from gateway.engines.ollama_request import OllamaRequest
+from gateway.engines.ollama_request import OllamaRequest, grammar
 from gateway.errors import GatewayError, UnsupportedParameter, UpstreamError
 
 REPETITION = 30
@@ -40,12 +50,15 @@ class _Message(Struct, gc=False):
     tool_calls: list[_Call] | None = None
 
 
+_ZERO = msgspec.Raw(b"0")
+
+
 class _Line(Struct, gc=False):
     message: _Message | None = None
     done: bool = False
     done_reason: str | None = None
-    prompt_eval_count: int = 0
-    eval_count: int = 0
+    prompt_eval_count: msgspec.Raw = _ZERO
+    eval_count: msgspec.Raw = _ZERO
     logprobs: list[ChosenLogprob] | None = None
     error: Any = None
 
@@ -53,7 +66,7 @@ class _Line(Struct, gc=False):
 class _Model(Struct):
     name: str
     digest: str = ""
-    context_length: int | None = None
+    context_length: Any = None
     """Context length that the model was loaded with. Only present in `/api/ps`."""
 
 
@@ -69,7 +82,7 @@ class _ModelDetails(Struct):
     def trained_length(self) -> int | None:
         """Maximum context length of the model. Its key contains the name of the architecture."""
         found = next((value for name, value in self.model_info.items() if name.endswith(".context_length")), None)
-        return found if isinstance(found, int) else None
+        return possible_tokens(found)
 
 
 _lines = msgspec.json.Decoder(_Line)
@@ -106,7 +119,7 @@ class OllamaReader(LineReader):
             self.done = True
             finish: FinishReason = "length" if parsed.done_reason == "length" else "stop"
             deltas.append(Delta(finish=finish))
-            deltas.append(Delta(usage=Usage(parsed.prompt_eval_count, parsed.eval_count)))
+            deltas.append(Delta(usage=Usage(token_count(parsed.prompt_eval_count), token_count(parsed.eval_count))))
 
     def _whole_calls(self, calls: list[_Call]) -> list[CallDelta]:
         """Convert Ollama's calls, each complete, with its arguments as an object.
@@ -155,6 +168,9 @@ class Ollama:
         self._num_ctx = num_ctx
         self._truncate = truncate
 
+    def check_schemas(self, chat: Chat) -> None:
+        grammar(chat)
+
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
         return OllamaRequest(chat, model, facts, self._num_ctx, self._keep_alive, self._truncate).render()
 
@@ -200,7 +216,9 @@ class Ollama:
         """
         running_body = await ask("GET", OllamaLoading.path, None) or b""
         running = decode(_model_lists, running_body)
-        lengths = {canonical(model.name): model.context_length for model in (running and running.models) or ()}
+        lengths = {
+            canonical(model.name): possible_tokens(model.context_length) for model in (running and running.models) or ()
+        }
         known_before = {canonical(name): facts for name, facts in before.items()}
         for name in wanted:
             wanted_name = canonical(name)

@@ -8,7 +8,7 @@ import msgspec
 from gateway.chat.json_schema import Schema
 from gateway.chat.request import Chat, Function, JsonFormat, Message, SchemaFormat, Tool
 from gateway.engines.engine import ModelFacts
-from gateway.engines.grammar.portable import portable, portable_calls
+from gateway.engines.grammar.portable import portable, portable_calls, work_budget
 
 BYTES_PER_TOKEN = 4
 """Estimated bytes of prompt per token. Used to estimate how much of the context is left."""
@@ -54,7 +54,7 @@ class OllamaRequest:
             "keep_alive": self._keep_alive,
             "truncate": None if self._truncate else False,
             "tools": [_tool(tool) for tool in chat.offered] or None,
-            "format": self._format(),
+            "format": _padded(grammar(chat)),
             "think": self._think(),
             "logprobs": True if chat.logprobs else None,
             "top_logprobs": (chat.top_logprobs or None) if chat.logprobs else None,
@@ -97,19 +97,6 @@ class OllamaRequest:
         room = max(context - prompt, int(context * MIN_ROOM))
         return room if limit is None else min(limit, room)
 
-    def _format(self) -> Any:
-        """Return the grammar of the answer.
-
-        It also forces a tool call, because Ollama has no parameter for that.
-        """
-        forced, wanted = self._chat.forced, self._chat.response_format
-        if forced:
-            functions = [(function.name, _parameters(function)) for function in forced]
-            return _padded(portable(functions[0][1]) if len(functions) == 1 else portable_calls(functions))
-        if isinstance(wanted, SchemaFormat):
-            return _padded(portable(wanted.json_schema.schema))
-        return "json" if isinstance(wanted, JsonFormat) else None
-
     def _think(self) -> bool | str | None:
         effort = self._chat.effort
         if effort is None or self._facts.lacks("thinking"):
@@ -117,12 +104,32 @@ class OllamaRequest:
         return False if effort == "none" else effort
 
 
-def _padded(schema: Schema) -> Schema:
+def grammar(chat: Chat) -> Schema | str | None:
+    """Return the grammar of the answer: a schema, `json` or None.
+
+    It also forces a tool call, because Ollama has no parameter for that.
+
+    Raises:
+        SchemaTooComplex: converting the schemas would take too much work.
+    """
+    forced, wanted = chat.forced, chat.response_format
+    if forced:
+        functions = [(function.name, _parameters(function)) for function in forced]
+        budget = work_budget("tools")
+        return portable(functions[0][1], budget) if len(functions) == 1 else portable_calls(functions, budget)
+    if isinstance(wanted, SchemaFormat):
+        return portable(wanted.json_schema.schema)
+    return "json" if isinstance(wanted, JsonFormat) else None
+
+
+def _padded(schema: Schema | str | None) -> Schema | str | None:
     """Pad the schema so that its grammar is not truncated.
 
     0.24 truncates a grammar that exceeds both 32 KiB and four times the length of its schema
     (llama/llama.go SchemaToGrammar).
     """
+    if not isinstance(schema, dict):
+        return schema
     text = msgspec.json.encode(schema)
     needed = GROWTH * len(text) + DIGIT_GROWTH * sum(map(len, _integer_bounds(text)))
     return schema if needed < GRAMMAR_ROOM else schema | {"$comment": " " * max(0, needed // 4 - len(text))}

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.chat.answer import Delta
-from gateway.chat.json_schema import Schema
+from gateway.chat.json_schema import Schema, WorkBudget
 from gateway.chat.request import (
     Chat,
     Choice,
@@ -22,27 +22,29 @@ from gateway.chat.request import (
     Tool,
     ToolCall,
 )
-from gateway.engines.engine import Ask, LoadedUntil, ModelFacts, Models, decode
+from gateway.engines.engine import Ask, LoadedUntil, ModelFacts, Models, decode, possible_tokens
 from gateway.engines.error_mapping import client_error
-from gateway.engines.grammar.portable import harmless, portable
+from gateway.engines.grammar.portable import harmless, portable, work_budget
 from gateway.engines.openai_response import OpenAiReader, parse_answer
-from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest
+from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, SchemaTooComplex
 
 
 class _Meta(Struct):
     """Metadata that llama.cpp's server adds."""
 
-    n_ctx: int | None = None
+    n_ctx: Any = None
 
 
 class _Model(Struct):
     id: str
-    max_model_len: int | None = None
+    max_model_len: Any = None
     meta: _Meta | None = None
 
     @property
     def context_length(self) -> int | None:
-        return self.max_model_len if self.max_model_len is not None or self.meta is None else self.meta.n_ctx
+        return possible_tokens(
+            self.max_model_len if self.max_model_len is not None or self.meta is None else self.meta.n_ctx
+        )
 
 
 class _Models(Struct):
@@ -117,6 +119,9 @@ class OpenAi:
     def __init__(self) -> None:
         self._known_texts: set[bytes] = set()
 
+    def check_schemas(self, chat: Chat) -> None:
+        _with_schemas(chat, harmless)
+
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
         return msgspec.json.encode(self.request(chat, model, facts, stream))
 
@@ -148,7 +153,8 @@ class OpenAi:
         return request
 
     def _offer_tools(self, chat: Chat, request: OpenAiRequest) -> None:
-        request.tools = [_Tool(_with_parameters(tool, harmless).function) for tool in chat.offered]
+        budget = work_budget("tools")
+        request.tools = [_Tool(_with_parameters(tool, harmless, budget).function) for tool in chat.offered]
         if isinstance(chat.tool_choice, Choice):
             request.tool_choice = _NamedTool({"name": chat.tool_choice.function.name})
         elif request.tools:
@@ -168,15 +174,16 @@ class OpenAi:
         A token limit that does not fit next to the prompt is not the prompt's fault: without it,
         the rest of the context is the limit. vLLM 0.33 does this itself, earlier versions refuse
         the request. If the server does not support a schema, use the portable form that other
-        engines get.
+        engines get, unless that takes too much work.
         """
         if isinstance(error, ContextLengthExceeded) and chat.token_limit is not None:
             return msgspec.structs.replace(chat, max_tokens=None, max_completion_tokens=None)
-        return (
-            _with_schemas(chat, portable)
-            if type(error) is InvalidRequest and error.param == "response_format"
-            else None
-        )
+        if type(error) is not InvalidRequest or error.param != "response_format":
+            return None
+        try:
+            return _with_schemas(chat, portable)
+        except SchemaTooComplex:
+            return None
 
     def reader(self) -> OpenAiReader:
         return OpenAiReader(self._known_texts)
@@ -199,27 +206,34 @@ class OpenAi:
         return None
 
 
-def _with_schemas(chat: Chat, convert: Callable[[Schema], Schema]) -> Chat | None:
-    """Return `chat` with `convert` applied to each of its schemas. None if no schema changes."""
+_Conversion = Callable[[Schema, WorkBudget], Schema]
+
+
+def _with_schemas(chat: Chat, convert: _Conversion) -> Chat | None:
+    """Return `chat` with `convert` applied to each of its schemas. None if no schema changes.
+
+    Raises:
+        SchemaTooComplex: converting them would take too much work.
+    """
     changed: dict[str, Any] = {}
     wanted = chat.response_format
     if isinstance(wanted, SchemaFormat):
-        schema = convert(wanted.json_schema.schema)
+        schema = convert(wanted.json_schema.schema, work_budget())
         if schema != wanted.json_schema.schema:
             changed["response_format"] = SchemaFormat(msgspec.structs.replace(wanted.json_schema, schema=schema))
-    tools = [_with_parameters(tool, convert) for tool in chat.tools or ()]
+    budget = work_budget("tools")
+    tools = [_with_parameters(tool, convert, budget) for tool in chat.tools or ()]
     if tools != (chat.tools or []):
         changed["tools"] = tools
     return msgspec.structs.replace(chat, **changed) if changed else None
 
 
-def _with_parameters(tool: Tool, convert: Callable[[Schema], Schema]) -> Tool:
+def _with_parameters(tool: Tool, convert: _Conversion, budget: WorkBudget) -> Tool:
     parameters = tool.function.parameters
     if not parameters:
         return tool
-    return msgspec.structs.replace(
-        tool, function=msgspec.structs.replace(tool.function, parameters=convert({"type": "object"} | parameters))
-    )
+    converted = convert({"type": "object"} | parameters, budget)
+    return msgspec.structs.replace(tool, function=msgspec.structs.replace(tool.function, parameters=converted))
 
 
 def _response_format(chat: Chat) -> _Format | None:

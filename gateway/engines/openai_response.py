@@ -4,10 +4,10 @@ import re
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
-from gateway.engines.engine import LineReader, broken_off, decode
+from gateway.engines.engine import LineReader, broken_off, decode, token_count
 from gateway.engines.engine_reason import engine_reason
 from gateway.engines.error_mapping import message_of
 from gateway.engines.lines import DONE, data_of
@@ -41,17 +41,17 @@ class _Choice(Struct, gc=False):
     logprobs: _Logprobs | None = None
 
 
-class _Usage(Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+_NO_USAGE = Raw(b"null")
 
-    def to_usage(self) -> Usage:
-        return Usage(self.prompt_tokens or 0, self.completion_tokens or 0)
+
+class _Usage(Struct, gc=False):
+    prompt_tokens: Raw = Raw(b"0")
+    completion_tokens: Raw = Raw(b"0")
 
 
 class _Chunk(Struct, gc=False):
     choices: list[_Choice] = []
-    usage: _Usage | None = None
+    usage: Raw = _NO_USAGE
     error: Any = None
 
 
@@ -63,11 +63,12 @@ class _AnswerChoice(Struct):
 
 class _Answer(Struct):
     choices: list[_AnswerChoice]
-    usage: _Usage | None = None
+    usage: Raw = _NO_USAGE
 
 
 _chunks = msgspec.json.Decoder(_Chunk)
 _answers = msgspec.json.Decoder(_Answer)
+_usages = msgspec.json.Decoder(_Usage)
 
 _CONTENT = b'"delta":{"content":"'
 _json_text = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+')
@@ -90,6 +91,15 @@ def _finish(reason: str) -> FinishReason:
     if reason == "abort":
         raise broken_off("aborted")
     return _FINISH.get(reason, "stop")
+
+
+def _usage(text: bytes | Raw) -> Usage | None:
+    """Return the usage in the backend's JSON.
+
+    It is decoded apart, so that nothing in it can make the answer around it unreadable.
+    """
+    usage = decode(_usages, text)
+    return None if usage is None else Usage(token_count(usage.prompt_tokens), token_count(usage.completion_tokens))
 
 
 def _calls(calls: list[_Call]) -> list[CallDelta]:
@@ -130,7 +140,7 @@ class OpenAiReader(LineReader):
         """
         super().__init__()
         self._finished = False
-        self._usage: _Usage | None = None
+        self._usage: Usage | None = None
         self._before = b""
         self._after = b""
         self._between = b""
@@ -186,8 +196,9 @@ class OpenAiReader(LineReader):
             return
         if chunk.error:
             raise broken_off("stream_error", engine_reason(message_of(data)))
-        if chunk.usage is not None:  # reported last and once, since a server may send it on every chunk
-            self._usage = chunk.usage
+        usage = None if chunk.usage is _NO_USAGE else _usage(chunk.usage)
+        if usage is not None:  # reported last and once, since a server may send it on every chunk
+            self._usage = usage
         for choice in chunk.choices:
             delta = choice.delta
             finish = None if choice.finish_reason is None else _finish(choice.finish_reason)
@@ -200,7 +211,7 @@ class OpenAiReader(LineReader):
                 deltas.append(Delta(content, reasoning, finish, None, calls, logprobs))
             if (
                 content
-                and not (self._before or reasoning or finish or calls or logprobs or chunk.usage)
+                and not (self._before or reasoning or finish or calls or logprobs or usage)
                 and len(chunk.choices) == 1
             ):
                 self._learn_frame(line)
@@ -209,7 +220,7 @@ class OpenAiReader(LineReader):
         if not self._finished:
             raise broken_off("truncated")
         if self._usage is not None:
-            deltas.append(Delta(usage=self._usage.to_usage()))
+            deltas.append(Delta(usage=self._usage))
 
 
 def parse_answer(body: bytes) -> Delta:
@@ -228,7 +239,7 @@ def parse_answer(body: bytes) -> Delta:
         message.content or "",
         message.reasoning or message.reasoning_content or "",
         _finish(choice.finish_reason),
-        None if parsed.usage is None else parsed.usage.to_usage(),
+        _usage(parsed.usage),
         _calls(message.tool_calls) if message.tool_calls else None,
         None if choice.logprobs is None else choice.logprobs.content,
     )

@@ -76,6 +76,8 @@ class ChatRelay(Relay):
 
     def _refuse_hopeless(self) -> None:
         super()._refuse_hopeless()
+        if self._chat.tools or self._chat.response_format is not None:
+            self._backend.engine.check_schemas(self._chat)
         if self._lane == "vision" and self._backend.lacks(self._destination.route.model, "vision"):
             raise UnsupportedParameter("This model does not accept images.", param="messages")
 
@@ -156,9 +158,8 @@ class ChatRelay(Relay):
         streams = self._renderer is not None or engine.streams_only or limit is None or limit > SHORT_ANSWER
         model = self._destination.route.model
         if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
-            body = await self._context.in_thread(engine.render, self._chat, model, server.facts(model), streams)
-        else:
-            body = engine.render(self._chat, model, server.facts(model), streams)
+            await asyncio.sleep(0)
+        body = engine.render(self._chat, model, server.facts(model), streams)
         if len(body) > YIELD_BYTES:
             await asyncio.sleep(0)
         head = server.chat_head(self._request.came_through, self._context.gateway_id)

@@ -3,16 +3,12 @@
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 from gateway.config import Settings
 from gateway.relay.destinations import Destination, Destinations
 from gateway.relay.in_flight import InFlight, Requeueable
 from gateway.telemetry.exchange import Exchange
 from gateway.telemetry.metrics import Metrics
-
-T = TypeVar("T")
 
 
 class RelayContext:
@@ -47,12 +43,7 @@ class RelayContext:
         self.requeue_target = requeue_target
         self.on_exchange = on_exchange
         self.gateway_id = gateway_id
-        self._thread = ThreadPoolExecutor(1, "schemas")
         self.change(settings)
-
-    def in_thread(self, work: Callable[..., T], *arguments: object) -> "asyncio.Future[T]":
-        """Run `work` in the only worker thread: Python's threads share one processor anyway."""
-        return self.loop.run_in_executor(self._thread, work, *arguments)
 
     def change(self, settings: Settings) -> None:
         """Put `settings` in force."""
@@ -61,6 +52,3 @@ class RelayContext:
         self.commit_after = settings.commit_after
         self.heartbeat = settings.heartbeat
         self.waiting_note = settings.waiting_note
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)

@@ -7,6 +7,7 @@ histograms next to the gateway's.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Literal
@@ -135,9 +136,11 @@ class RouteMetrics:
 
     def publish(self) -> None:
         """Add the numbers to the counters, and reset them."""
-        for counter, amount in zip(self.counters, (self.ok, self.prompt_tokens, self.completion_tokens), strict=True):
-            counter.inc(amount)
+        amounts = self.ok, self.prompt_tokens, self.completion_tokens
         self.ok = self.prompt_tokens = self.completion_tokens = 0
+        for counter, amount in zip(self.counters, amounts, strict=True):
+            with suppress(ValueError, OverflowError):  # whatever was counted, a scrape does not fail
+                counter.inc(amount)
 
 
 class _Preparation(Collector):

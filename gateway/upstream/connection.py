@@ -47,6 +47,7 @@ class ConnectionLimits:
     """Limits of one connection, in bytes unless another unit is named."""
 
     head: int = 64 * 1024
+    """Of the head, and of the chunk extensions and trailers between or after parts of the body."""
     headers: int = 200
     informational: int = 100
     """Number of 1xx answers after which nothing more is read, until the caller's deadline."""
@@ -73,10 +74,12 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
+        "_bodiless_bytes",
         "_busy",
         "_draining",
         "_ended",
         "_failure",
+        "_has_body",
         "_head_bytes",
         "_head_done",
         "_informational",
@@ -130,6 +133,8 @@ class Connection(asyncio.BufferedProtocol):
         self.answered = False
         self._head_done = False
         self._head_bytes = 0
+        self._has_body = False  # the last read brought a part of the body
+        self._bodiless_bytes = 0  # since then
         self._informational = 0
         self._ended = False
         self._until_close = False
@@ -396,6 +401,8 @@ class Connection(asyncio.BufferedProtocol):
             if not (self._head_done or self._is_full):
                 self._head_bytes += nbytes
                 is_broken = is_broken or self._head_bytes > self._limits.head
+        else:
+            is_broken = self._lacks_body(nbytes) or is_broken
         if self._pieces:
             last = self._pieces[-1]
             self._deliver()
@@ -403,6 +410,18 @@ class Connection(asyncio.BufferedProtocol):
                 self._detect_boundary(last, nbytes)
         if is_broken or self._draining:
             self._after_end(is_broken)
+
+    def _lacks_body(self, nbytes: int) -> bool:
+        """Count a read without any part of the body. Return whether too many followed each other.
+
+        Such bytes are a chunk extension or a trailer. The parser would collect a trailer for as
+        long as the backend sends it.
+        """
+        if self._has_body:
+            self._has_body, self._bodiless_bytes = False, 0
+            return False
+        self._bodiless_bytes += nbytes
+        return self._bodiless_bytes > self._limits.head and not self._ended
 
     def _detect_boundary(self, last: bytes, nbytes: int) -> None:
         """Detect that one chunk has ended and the next has not begun: chunks then skip the parser.
@@ -463,6 +482,7 @@ class Connection(asyncio.BufferedProtocol):
         self._wake()
 
     def on_body(self, piece: bytes) -> None:
+        self._has_body = True
         if not (self._ended or self._stopped or self._failure is not None):
             self._pieces.append(piece)
         elif self._stopped and not self._ended:  # more than the end of the body followed

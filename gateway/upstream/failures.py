@@ -10,6 +10,7 @@ from gateway.errors import (
     GatewayError,
     InvalidRequest,
     ModelNotFound,
+    SchemaTooComplex,
     UpstreamError,
 )
 from gateway.upstream.backend import Backend
@@ -47,7 +48,7 @@ def retry_seconds(value: bytes, wall_clock: float) -> int | None:
     time.
     """
     if value.isdigit():
-        return min(LONGEST_PAUSE, int(value[:6]))
+        return LONGEST_PAUSE if len(value) > 6 else min(LONGEST_PAUSE, int(value))
     try:
         seconds = parsedate_to_datetime(value.decode("latin-1")).timestamp() - wall_clock
     except (ValueError, OverflowError):
@@ -91,6 +92,8 @@ def record_failure(backend: Backend, model: str, server: Server, error: GatewayE
     if isinstance(error, ModelNotFound):
         server.mark_missing(model)
         return MISSING
+    if isinstance(error, SchemaTooComplex):
+        return None  # nothing was sent
     if isinstance(error, InvalidRequest) and server.circuit.is_troubled:
         server.circuit.succeed()  # the request is at fault
     return None

@@ -1,12 +1,13 @@
 """Tests of the canonical chat request: messages, limits, thinking and tools."""
 
 import json
+import time
 from typing import Any
 
 import pytest
 
 from gateway.chat.request import CalledFunction, Chat
-from tests.fakes.chats import chat, named, tool
+from tests.fakes.chats import MIB, chat, named, tool
 
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
 
@@ -181,3 +182,30 @@ def test_arguments_that_are_not_an_object_are_wrapped_in_one(arguments: str, exp
     assert whole == (
         json.dumps({"arguments": arguments}, separators=(",", ":")).encode() if expected is None else expected
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_whole"),
+    [
+        ('{"a":' * 64 + "1" + "}" * 64, True),
+        ('{"a":"' + "]" * 1000 + '"}', True),
+        ('{"a":"' + "]" * 1000 + "[" * 63 + '"}', True),
+        ('{"a":"' + "x, " * 300_000 + '"}', True),
+        ('{"a":"' + "[" * 1000 + '"}', False),
+    ],
+)
+def test_nesting_of_arguments_is_limited_to_64(arguments: str, is_whole: bool) -> None:
+    assert (CalledFunction("f", arguments).whole_arguments == arguments.encode()) is is_whole
+
+
+@pytest.mark.parametrize("filling", ["]" * MIB, "[]" * (MIB // 2), "]" * 60 + "x" + "{}" * 90_000, "[" * MIB])
+def test_arguments_full_of_brackets_are_measured_in_milliseconds(filling: str) -> None:
+    arguments = json.dumps({"a": filling})
+    least = float("inf")
+    for _ in range(8):
+        began = time.process_time()
+        assert isinstance(json.loads(CalledFunction("f", arguments).whole_arguments), dict)
+        least = min(least, time.process_time() - began)
+        if least <= 0.05:
+            return
+    raise AssertionError(f"took {least * 1000:.0f} ms")

@@ -107,6 +107,13 @@ def nested(levels: int) -> dict[str, Any]:
     return schema
 
 
+MANY = b'{"model":"standard","input":"a","messages":[{"role":"user","content":"a"}],"x":[' + b"1," * 300_000 + b"1]}"
+COMPLEX: dict[str, Any] = {
+    "type": "object",
+    "properties": {"a": {"type": "string", "pattern": "^a{1,999}$"}},  # vLLM needs the portable form of this
+    "enum": [f"n{number:03}" for number in range(700)],
+    "anyOf": [{"minProperties": 1}] * 1200,
+}
 GOOD = post()
 HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
 DATA = json.dumps(VALID).encode()
@@ -304,6 +311,8 @@ CASES = [
             ("chunked and length", "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", "0\r\n\r\n"),
             ("two lengths", "Content-Length: 3\r\nContent-Length: 4\r\n", "abcd"),
             ("signed length", "Content-Length: +3\r\n", "abc"),
+            ("length of 5,000 digits", f"Content-Length: {'9' * 5000}\r\n", "abc"),
+            ("length of 5,000 zeros", f"Content-Length: {'0' * 5000}3\r\n", "abc"),
             ("odd encoding", "Transfer-Encoding: xchunked\r\n", "0\r\n\r\n"),
             ("folded header", "A: b\r\n c\r\n", ""),
             ("bare LF", "A: b\nC: d\r\n", ""),
@@ -486,6 +495,30 @@ CASES = [
         "schema of 65 KiB",
         chat(response_format=schema_format({"description": "x" * 66_000})),
         "response_format.json_schema.schema",
+    ),
+    *(
+        refused(70, f"{name} that is too complex", lambda fields=fields: chat(**fields), param)
+        for name, fields, param in (
+            ("schema", {"response_format": schema_format(COMPLEX)}, "response_format.json_schema.schema"),
+            ("tool", {"tools": [tool(parameters=COMPLEX)], "tool_choice": "required"}, "tools"),
+        )
+    ),
+    *(
+        Case(
+            70,
+            f"300,000 members of {path}",
+            message("POST", path, *JSON, f"Content-Length: {len(MANY)}", body=MANY),
+            413,
+            "request_too_large",
+        )
+        for path in ("/v1/embeddings", "/v1/chat/completions")
+    ),
+    Case(
+        70,
+        "300,000 members of /ops/rollout",
+        message("PUT", "/ops/rollout", *JSON, f"Content-Length: {len(MANY)}", host="Host: 127.0.0.1", body=MANY),
+        413,
+        "request_too_large",
     ),
     # 71: streams
     refused(71, "stream yes", chat(stream="yes"), "stream"),

@@ -12,7 +12,7 @@ from gateway.errors import UpstreamError
 from gateway.relay.chat import waiting_note
 from gateway.upstream.failures import check_headers
 from tests.fakes.fault_backend import CANARY, TEXT, FaultBackend
-from tests.fakes.running_gateway import PATIENCE, Reply, running, until
+from tests.fakes.running_gateway import PATIENCE, PROMPT, Reply, running, until
 from tests.relay.serving import EMPTY_DELTA, IMAGE, KINDS, PATIENT, Kind, code, in_front_of, options, serving, settings
 
 pytestmark = pytest.mark.uvloop
@@ -328,3 +328,30 @@ async def test_reasoning_effort_is_dropped_if_the_model_cannot_think(stream: boo
         reply = await gateway.ask({"stream": stream, "reasoning_effort": "high"})
         assert (reply.status, reply.text) == (200, TEXT)
         assert [b'"think":"high"' in request for request in backend.requests] == [True, False]
+
+
+async def test_schema_that_is_too_complex_is_refused_while_others_are_queued() -> None:
+    schema = {"enum": [f"n{number:03}" for number in range(700)], "anyOf": [{"minLength": 1}] * 1200}
+    asked = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    async with serving("ollama", "silent", max_concurrency=1, **PATIENT) as (gateway, backend):
+        first = asyncio.create_task(gateway.ask({"messages": PROMPT}))
+        await until(lambda: len(backend.requests) == 1)
+        reply = await asyncio.wait_for(gateway.ask({"messages": PROMPT, "response_format": asked}), PATIENCE)
+        assert (reply.status, code(reply), len(backend.requests)) == (400, "invalid_value", 1)
+        assert reply.error is not None
+        assert "too complex" in reply.error["message"]
+        assert reply.headers["x-gateway-attempts"] == "0"
+        first.cancel()
+        await asyncio.wait([first])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_large_schemas_are_served(kind: Kind) -> None:
+    """They are checked and rendered in steps."""
+    properties = {f"property_{number}": {"type": "string", "enum": ["a", "b"]} for number in range(300)}
+    schema = {"type": "object", "properties": properties, "required": [*properties]}
+    tools = [{"type": "function", "function": {"name": f"f{number}", "parameters": schema}} for number in range(4)]
+    async with serving(kind) as (gateway, backend):
+        reply = await gateway.ask({"messages": PROMPT, "tools": tools, "tool_choice": "required"})
+        assert reply.status == 200
+        assert b'"property_299"' in backend.requests[-1]

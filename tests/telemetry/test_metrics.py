@@ -165,6 +165,17 @@ def test_failure_is_counted_with_its_reason(
     assert value(metrics, name, **labels) == 1
 
 
+@pytest.mark.parametrize("tokens", [-5, 10**400])
+def test_scrape_survives_whatever_was_counted(metrics: Metrics, tokens: int) -> None:
+    metrics.record(replace(EXCHANGE, usage=Usage(tokens, 4)))
+    generate_latest(metrics.registry)
+    metrics.record(EXCHANGE)
+    assert b"gateway_tokens_total" in generate_latest(metrics.registry)
+    assert value(metrics, "gateway_tokens_total", tier="standard", backend="vllm", type="completion") == 8
+    assert value(metrics, "gateway_tokens_total", tier="standard", backend="vllm", type="prompt") == 10
+    assert value(metrics, "gateway_requests_total", endpoint="chat", tier="standard", backend="vllm", outcome="ok") == 2
+
+
 def test_answer_that_is_not_streamed_has_no_time_to_first_token(metrics: Metrics) -> None:
     metrics.record(replace(EXCHANGE, time_to_first_token=None))
     assert not value(metrics, "gateway_time_to_first_token_seconds_count", tier="standard", backend="vllm")

@@ -124,6 +124,15 @@ ANSWERS = {
     "too short": (OK + b"Content-Length: 6\r\n\r\nhello", ("truncated", b"hello")),
     "in chunks without an end": (CHUNKED + chunked(b"hello")[:-5], ("truncated", b"hello")),
     "with a bad chunk size": (CHUNKED + chunked(b"hello")[:-5] + b"zz\r\n", ("protocol", b"hello")),
+    "with a length of 5,000 digits": (OK + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\nhello", ("protocol", b"")),
+    "with a length of 5,000 zeros": (OK + b"Content-Length: " + b"0" * 5000 + b"5\r\n\r\nhello", (200, b"hello", KEPT)),
+    "with a signed length": (OK + b"Content-Length: +5\r\n\r\nhello", ("protocol", b"")),
+    "with a negative length": (OK + b"Content-Length: -5\r\n\r\nhello", ("protocol", b"")),
+    "with an underscore in its length": (OK + b"Content-Length: 0_5\r\n\r\nhello", ("protocol", b"")),
+    "with a chunk size of 5,000 digits": (CHUNKED + b"f" * 5000 + b"\r\nhello", ("protocol", b"")),
+    "with a negative chunk size": (CHUNKED + b"-5\r\nhello\r\n0\r\n\r\n", ("protocol", b"")),
+    "with a status of 5,000 digits": (b"HTTP/1.1 " + b"2" * 5000 + b" OK\r\n\r\n", ("protocol", b"")),
+    "with a negative status": (b"HTTP/1.1 -200 OK\r\n\r\n", ("protocol", b"")),
     "truncated in its head": (OK + b"Content-Le", ("closed", b"")),
     "that is not HTTP": (b"\x00\xffhello\r\n\r\n", ("protocol", b"")),
     "with two lengths": (OK + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", ("protocol", b"")),
@@ -388,3 +397,52 @@ async def test_exception_about_a_piece_is_raised_to_the_caller() -> None:
         await task
     await run_loop()
     assert pool.open_connections == 0
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["whole body", "stream"])
+@pytest.mark.parametrize(
+    "start",
+    [b"0\r\nX-T: ", b"0\r\n" + b"A: b\r\n" * 10, b"0\r\nX", b"5;a="],
+    ids=["value", "lines", "name", "extension"],
+)
+async def test_trailer_or_chunk_extension_without_end_is_not_read_on(start: bytes, is_read: bool) -> None:
+    """The parser would collect a trailer in memory for as long as the backend sends it."""
+    pool = FakePool(ConnectionLimits(head=2000))
+
+    async def exchange() -> None:
+        with await pool.ask() as response:
+            if is_read:
+                await response.read(LIMIT)
+            else:
+                await response.stream(lambda piece: None)
+
+    task = asyncio.create_task(exchange())
+    await run_loop()
+    pool.feed(CHUNKED + b"5\r\nhello\r\n" + start)
+    await run_loop()
+    fed = 0
+    while not task.done():
+        pool.feed(b"A: bbbbb\r\n" * 50 if b"\n" in start[3:] else b"x" * 500)
+        fed += 500
+        await run_loop()
+        assert fed < 4000
+    with pytest.raises(TransportError) as raised:
+        await task
+    assert raised.value.fault == "protocol"
+    await run_loop()
+    assert pool.open_connections == 0
+
+
+async def test_body_of_many_reads_may_have_small_trailers_and_extensions() -> None:
+    pool = FakePool(ConnectionLimits(head=2000))
+    task = asyncio.create_task(exchange_once(pool))
+    await run_loop()
+    pool.feed(CHUNKED)
+    for _ in range(10):
+        pool.feed(b"5;" + b"a" * 900)
+        pool.feed(b"\r\nhello\r\n")
+        await run_loop()
+    pool.feed(b"0\r\n")
+    pool.feed(b"X-T: " + b"b" * 1000 + b"\r\n\r\n")
+    assert await task == b"hello" * 10
+    pool.close()

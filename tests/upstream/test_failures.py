@@ -17,6 +17,7 @@ from gateway.errors import (
     InvalidRequest,
     ModelNotFound,
     QueueTimeout,
+    SchemaTooComplex,
     UpstreamError,
     UpstreamTimeout,
 )
@@ -153,3 +154,14 @@ def test_answer_of_another_type_or_encoding_is_an_error(fields: dict[str, bytes]
 
 def test_failed_connection_is_an_upstream_error_with_its_fault_as_the_reason() -> None:
     assert upstream_error(TransportError("reset")).reason == "reset"
+
+
+@pytest.mark.parametrize(
+    ("error", "successes"), [(InvalidRequest("The backend refused it."), 1), (SchemaTooComplex("tools"), 0)]
+)
+def test_refusal_clears_a_troubled_server_only_if_the_server_has_answered(
+    error: InvalidRequest, successes: int
+) -> None:
+    result, _, server = record(error)
+    assert result is None
+    assert server.circuit.succeed.call_count == successes

@@ -7,13 +7,16 @@ runs in its own process (0.24) or in the model's (0.33). It stops at unknown key
 misinterprets others, and some schemas crash or hang it.
 """
 
+import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from itertools import chain, count
 from typing import Any
 
-from gateway.chat.json_schema import TYPES, Schema, SchemaDocument, nodes
+import orjson
+
+from gateway.chat.json_schema import TYPES, Schema, SchemaDocument, WorkBudget, nodes
 from gateway.engines.grammar import ambiguity, regex
 
 MAX_COUNT = 1000
@@ -31,6 +34,15 @@ MAX_INTEGER = 10**15
 Near 2^63 the converter never ends. `2^53 - 1`, which zod adds everywhere, is not a bound that any
 model reaches.
 """
+MAX_WORK = 42_000
+"""Work that the schemas of a request may take: see `WorkBudget`.
+
+It suffices for 100 KiB of ordinary schemas, and takes at most 30 ms. More is refused.
+"""
+FORM_UNITS, MERGE_UNITS, PATTERN_UNITS = 6, 5, 2
+"""Units of work of a schema, of merging two of them, and of a character of a pattern."""
+BYTES_PER_UNIT = 16
+"""Bytes of the client's text that count as a unit of work where they are repeated in the result."""
 MAX_FORMS = 5000
 """Maximum number of schemas in the result. Nested choices are multiplied out."""
 MAX_COUNTED = 16
@@ -76,21 +88,32 @@ A property of the root object with such a name would replace the rule.
 """
 
 
-def portable(schema: Schema) -> Schema:
+def work_budget(param: str = "response_format.json_schema.schema") -> WorkBudget:
+    """Return the budget of one request. `param` is the path of its schemas."""
+    return WorkBudget(MAX_WORK, param)
+
+
+def portable(schema: Schema, budget: WorkBudget | None = None) -> Schema:
     """Return `schema` in the form that works on any engine.
 
     `json_schema.check` must have accepted it. Values valid under `schema` are valid under the
-    result.
+    result. The work is taken from `budget`, or from a new one.
+
+    Raises:
+        SchemaTooComplex: the budget is used up.
     """
-    return _Converter().documents([schema])[0]
+    return _Converter(budget or work_budget()).documents([schema])[0]
 
 
-def harmless(schema: Schema) -> Schema:
+def harmless(schema: Schema, budget: WorkBudget | None = None) -> Schema:
     """Return `schema` unchanged if vLLM can handle it safely, otherwise its portable form.
 
     vLLM rejects schemas that it does not support.
+
+    Raises:
+        SchemaTooComplex: the budget is used up.
     """
-    return portable(schema) if any(_is_harmful(node) for node, _ in nodes(schema)) else schema
+    return portable(schema, budget) if any(_is_harmful(node) for node, _ in nodes(schema)) else schema
 
 
 def _is_harmful(node: Schema) -> bool:
@@ -109,12 +132,15 @@ def _is_harmful(node: Schema) -> bool:
     return is_large and ("minProperties" in node or "maxProperties" in node)
 
 
-def portable_calls(functions: Iterable[tuple[str, Schema]]) -> Schema:
+def portable_calls(functions: Iterable[tuple[str, Schema]], budget: WorkBudget | None = None) -> Schema:
     """Return the schema for a call of one of `functions`, given as names and argument schemas.
 
     The call has the form `{"name": ..., "arguments": {...}}`.
+
+    Raises:
+        SchemaTooComplex: the budget is used up.
     """
-    converter = _Converter()
+    converter = _Converter(budget or work_budget("tools"))
     named = list(functions)
     calls = [
         {
@@ -139,13 +165,26 @@ class _Converter:
     Referenced schemas become definitions, under names that all engines accept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, budget: WorkBudget) -> None:
+        self._budget = budget
+        self._spend = budget.spend
         self._document = SchemaDocument({})
         self._names: dict[int, tuple[str, Schema]] = {}
         """Name by the schema's identity. Holding the schema keeps its identity unique."""
         self._taken: set[str] = set()
         self._pending: list[tuple[SchemaDocument, str, Schema]] = []
         self._definitions: dict[str, Schema] = {}
+        self._number = 0
+        """The number in the last name of a definition that has no name of its own."""
+        self._patterns: dict[str, str | None] = {}
+        self._known_values: dict[int, tuple[list[Any], bool, int]] = {}
+        """By the identity of a list: the list, whether it holds a `$ref`, and its size in units."""
+        self._known_merges: dict[int, tuple[Schema, Schema]] = {}
+        """By the identity of a schema with `allOf`: the schema, and the result of merging it."""
+        self._known_keys: dict[int, tuple[list[Any], list[Hashable]]] = {}
+        """By the identity of a list: the list, and what its values are compared by."""
+        self._known_texts: dict[int, tuple[Schema, bytes]] = {}
+        """By the identity of a form: the form, and its JSON."""
         self._schema_count = 0
         self._path = 0
         self._bound_sum = 0
@@ -169,7 +208,7 @@ class _Converter:
                 form = self._reference_to(root, "root")
                 self._define_pending()
             found.append(form)
-        ambiguity.limit_ambiguity(found, self._definitions)
+        ambiguity.limit_ambiguity(found, self._definitions, self._budget)
         self._definitions = ambiguity.referenced(found, self._definitions)
         return found
 
@@ -185,27 +224,35 @@ class _Converter:
     def _reference_to(self, target: Schema, hint: str) -> Schema:
         name, _ = self._names.get(id(target), ("", None))
         if not name:
-            numbered = (f"def-{number}" for number in count(len(self._names)))
-            name = next(
-                name
-                for name in chain([hint], numbered)
-                if _plain_name(name) and _not_in_rule_name.sub("-", name) not in self._taken
-            )
+            name = next(name for name in chain([hint], self._numbered_names()) if self._is_free(name))
+            self._spend(2 * FORM_UNITS)
             self._names[id(target)] = (name, target)
             self._taken.add(_not_in_rule_name.sub("-", name))
             self._pending.append((self._document, name, target))
         return {"$ref": f"#/$defs/{name}"}
 
+    def _numbered_names(self) -> Iterable[str]:
+        """Yield names for definitions; those that were taken before are not tried again."""
+        for number in count(max(self._number, len(self._names))):
+            self._number = number
+            yield f"def-{number}"
+
+    def _is_free(self, name: str) -> bool:
+        return _plain_name(name) is not None and _not_in_rule_name.sub("-", name) not in self._taken
+
     def _convert(self, schema: object, depth: int) -> Schema:
         self._schema_count += 1
         if not isinstance(schema, dict) or depth > MAX_DEPTH or self._schema_count > MAX_FORMS:
             return anything()
+        self._spend(FORM_UNITS + len(schema))
         if "allOf" in schema:
             schema = self._merge_all_of(schema, depth)
             depth += MERGED_LEVELS
         annotations = {key: schema[key] for key in ("title", "description") if isinstance(schema.get(key), str)}
         if "default" in schema and not isinstance(schema["default"], dict | list):
             annotations["default"] = schema["default"]
+        for value in annotations.values():
+            self._spend(_text_units(value))
         reference = schema.get("$ref")
         form = (
             self._convert_reference(reference)
@@ -221,7 +268,7 @@ class _Converter:
         types = _types(schema)
         values = [schema["const"]] if "const" in schema else schema.get("enum")
         if isinstance(values, list):
-            return _values(schema, values, types)
+            return self._convert_values(schema, values, types)
         return self._convert_type(schema, types, depth)
 
     # References, and schemas that apply to the same value
@@ -235,6 +282,7 @@ class _Converter:
     def _resolve(self, reference: str) -> Any:
         """Follow the reference and all references that it leads to."""
         for _ in range(MAX_DEPTH):
+            self._spend(2 + len(reference) // BYTES_PER_UNIT)
             target = self._document.resolve(reference)
             if not isinstance(target, dict) or not isinstance(target.get("$ref"), str):
                 return target
@@ -246,20 +294,31 @@ class _Converter:
         parts = schema.get("allOf")
         if not isinstance(parts, list):
             return schema
+        known = self._known_merges.get(id(schema))
+        if known is None:
+            known = self._known_merges[id(schema)] = schema, self._merge_parts(schema, parts, depth)
+        return known[1]
+
+    def _merge_parts(self, schema: Schema, parts: list[Any], depth: int) -> Schema:
         if depth > MAX_DEPTH or self._schema_count > MAX_FORMS:
             return {}
         own = {key: value for key, value in schema.items() if key != "allOf"}
         if len(parts) == 1 and isinstance(parts[0], dict) and "$ref" in parts[0] and _ANNOTATIONS.issuperset(own):
             return parts[0] | own
         result = self._inline(own, depth)
+        last: Schema = {}
         for part in parts:
             self._schema_count += 1
             if isinstance(part, dict):
-                result = _merge(result, self._inline(part, depth + 1))
+                inlined = self._inline(part, depth + 1)
+                if inlined is not last:
+                    result = self._merge(result, inlined)
+                last = inlined
         return result
 
     def _inline(self, schema: Schema, depth: int) -> Schema:
         """Replace a reference by its target."""
+        self._spend(1 + len(schema))
         if isinstance(schema.get("$ref"), str):
             target = self._resolve(schema["$ref"])
             schema = target if isinstance(target, dict) else {}
@@ -274,23 +333,106 @@ class _Converter:
         siblings = {
             key: value for key, value in schema.items() if key not in _ANNOTATIONS and key not in ("anyOf", "oneOf")
         }
-        forms: list[Schema] = []
+        forms: dict[bytes, Schema] = {}
         for choice in choices:
+            self._spend(1)
             if choice is False:
                 continue
             if siblings and isinstance(choice, dict) and not (siblings.keys() == {"type"} and "$ref" in choice):
-                choice = _merge(
+                choice = self._merge(
                     siblings, self._inline(choice, depth) if "$ref" in choice else self._merge_all_of(choice, depth)
                 )
             form = self._convert(choice, depth + 1)
             if form == anything():
                 return form
             for part in form["anyOf"] if form.keys() == {"anyOf"} else [form]:
-                if part not in forms:
-                    forms.append(part)
+                forms.setdefault(self._text(part), part)
         if not forms:
             return anything()
-        return forms[0] if len(forms) == 1 else {"anyOf": forms}
+        return next(iter(forms.values())) if len(forms) == 1 else {"anyOf": [*forms.values()]}
+
+    def _text(self, form: Schema) -> bytes:
+        """Return the JSON of a form. Equal forms have the same, whatever their order."""
+        known = self._known_texts.get(id(form))
+        if known is None:
+            known = self._known_texts[id(form)] = form, _sorted_json(form)
+            self._spend(len(known[1]) // BYTES_PER_UNIT)
+        self._spend(1)
+        return known[1]
+
+    def _merge(self, one: Schema, other: Schema) -> Schema:
+        """Merge two schemas that apply to the same value.
+
+        The result is exact, or looser where both restrict the same thing.
+        """
+        self._spend(MERGE_UNITS + len(one) + len(other))
+        merged = one | other
+        one_properties, other_properties = one.get("properties"), other.get("properties")
+        if isinstance(one_properties, dict) and isinstance(other_properties, dict):
+            self._spend(len(one_properties) + len(other_properties))
+            merged["properties"] = {
+                name: _merge_property(one_properties, other_properties, name)
+                for name in one_properties | other_properties
+            }
+        if isinstance(one.get("required"), list) and isinstance(other.get("required"), list):
+            self._spend((len(one["required"]) + len(other["required"])) // 8)
+            names = [*one["required"], *other["required"]]
+            merged["required"] = [*dict.fromkeys(name for name in names if isinstance(name, str))]
+        if any(key in other for key in _ARRAY_GROUP):
+            for key in _ARRAY_GROUP:
+                if key in one and key not in other:
+                    del merged[key]
+        if "patternProperties" in one and "patternProperties" in other:
+            merged.pop("additionalProperties", None)
+        one_types, other_types = _types(one), _types(other)
+        if one_types and other_types:
+            common = [
+                name for name in one_types if name in other_types or (name == "integer" and "number" in other_types)
+            ]
+            common += [
+                name for name in other_types if name == "integer" and "number" in one_types and name not in common
+            ]
+            merged["type"] = common or other_types
+        if isinstance(one.get("enum"), list) and isinstance(other.get("enum"), list):
+            merged["enum"] = self._common_values(one["enum"], other["enum"])
+        return merged
+
+    def _common_values(self, one: list[Any], other: list[Any]) -> list[Any]:
+        """Return the values in both lists, or the other list if there are none."""
+        if one is other:
+            return one
+        allowed = set(self._keys(other))
+        common = [value for value, key in zip(one, self._keys(one), strict=True) if key in allowed]
+        return one if len(common) == len(one) else common or other
+
+    def _keys(self, values: list[Any]) -> list[Hashable]:
+        self._spend(1 + len(values) // 4)
+        known = self._known_keys.get(id(values))
+        if known is None:
+            self._spend(self._values_units(values))
+            known = self._known_keys[id(values)] = values, [_value_key(value) for value in values]
+        return known[1]
+
+    def _convert_values(self, schema: Schema, values: list[Any], types: list[str]) -> Schema:
+        """Convert `const` and `enum`.
+
+        Values with a `$ref` inside are dropped, because the converter would follow it.
+        """
+        typed: Schema = {"type": types[0] if len(types) == 1 else types} if types else anything()
+        self._spend(self._values_units(values))
+        if not values or self._known_values[id(values)][1]:
+            return typed
+        kept: Schema = {"const": values[0]} if "const" in schema else {"enum": values}
+        return kept | typed if len(types) == 1 else kept
+
+    def _values_units(self, values: list[Any]) -> int:
+        """Return the size of a list of values in units of work."""
+        known = self._known_values.get(id(values))
+        if known is None:
+            holds_reference = any(map(_holds_reference, values))
+            known = self._known_values[id(values)] = values, holds_reference, _values_units(values)
+            self._spend(known[2])
+        return known[2]
 
     # Single types
 
@@ -318,6 +460,7 @@ class _Converter:
             if all(len(form) == 1 for form in forms):
                 return {"type": types}
             return {"anyOf": forms}
+        self._spend(FORM_UNITS)
         for form in (
             self._convert_object(schema, depth),
             self._convert_array(schema, depth),
@@ -336,6 +479,7 @@ class _Converter:
         is_truncated = False
         if isinstance(properties, dict):
             wanted = schema.get("required")
+            self._spend(len(properties) + (len(wanted) if isinstance(wanted, list) else 0))
             required = [
                 name
                 for name in dict.fromkeys(wanted if isinstance(wanted, list) else ())
@@ -344,11 +488,13 @@ class _Converter:
             if "$ref" in properties or any(len(name) > MAX_NAME for name in properties):
                 return {}
             is_truncated = len(properties) - len(required) > MAX_OPTIONAL
+            is_required = frozenset(required)
             kept = {
                 name: part
                 for name, part in properties.items()
-                if part is not False and not (is_truncated and name not in required)
+                if part is not False and not (is_truncated and name not in is_required)
             }
+            self._spend(sum(map(len, kept)) // BYTES_PER_UNIT)
             form["properties"] = {name: self._convert_property(name, part, depth + 1) for name, part in kept.items()}
             required = [name for name in required if name in kept]
             if required:
@@ -384,6 +530,7 @@ class _Converter:
         if isinstance(by_pattern, dict) and by_pattern:
             if additional is None or additional is True or len(by_pattern) > MAX_OPTIONAL:
                 return True
+            self._spend(len(by_pattern))
             choices = [*by_pattern.values(), additional]
             form = self._convert_choice({}, [choice for choice in choices if choice is not False], depth)
             return True if form == anything() else form
@@ -400,6 +547,7 @@ class _Converter:
         if isinstance(first, list) and first:
             if items is False:
                 most = len(first) if most is None else min(most, len(first))
+            self._spend(len(first))
             closed = items is None or items is False
             if (
                 closed
@@ -421,12 +569,21 @@ class _Converter:
     def _convert_string(self, schema: Schema) -> Schema:
         pattern = schema.get("pattern")
         if isinstance(pattern, str):
-            pattern = regex.portable(pattern)
+            pattern = self._portable_pattern(pattern)
             if pattern is not None:
                 return {"pattern": pattern}
         if isinstance(schema.get("format"), str) and schema["format"] in FORMATS:
             return {"format": schema["format"]}
         return self._bounds("Length", _length(schema.get("minLength")) or 0, _length(schema.get("maxLength")))
+
+    def _portable_pattern(self, pattern: str) -> str | None:
+        if pattern not in self._patterns:
+            if len(pattern) <= regex.MAX_LENGTH:
+                self._spend(PATTERN_UNITS * len(pattern))
+            self._patterns[pattern] = regex.portable(pattern)
+        found = self._patterns[pattern]
+        self._spend(len(found or "") // BYTES_PER_UNIT)
+        return found
 
     def _bounds(self, what: str, least: int, most: int | None) -> Schema:
         """Return the bounds that are not too large, alone or in total.
@@ -441,35 +598,6 @@ class _Converter:
                 self._bound_sum += bound
                 bounds[name] = bound
         return bounds
-
-
-def _merge(one: Schema, other: Schema) -> Schema:
-    """Merge two schemas that apply to the same value.
-
-    The result is exact, or looser where both restrict the same thing.
-    """
-    merged = one | other
-    one_properties, other_properties = one.get("properties"), other.get("properties")
-    if isinstance(one_properties, dict) and isinstance(other_properties, dict):
-        merged["properties"] = {
-            name: _merge_property(one_properties, other_properties, name) for name in one_properties | other_properties
-        }
-    if isinstance(one.get("required"), list) and isinstance(other.get("required"), list):
-        merged["required"] = [*one["required"], *other["required"]]
-    if any(key in other for key in _ARRAY_GROUP):
-        for key in _ARRAY_GROUP:
-            if key in one and key not in other:
-                del merged[key]
-    if "patternProperties" in one and "patternProperties" in other:
-        merged.pop("additionalProperties", None)
-    one_types, other_types = _types(one), _types(other)
-    if one_types and other_types:
-        common = [name for name in one_types if name in other_types or (name == "integer" and "number" in other_types)]
-        common += [name for name in other_types if name == "integer" and "number" in one_types and name not in common]
-        merged["type"] = common or other_types
-    if isinstance(one.get("enum"), list) and isinstance(other.get("enum"), list):
-        merged["enum"] = [value for value in one["enum"] if value in other["enum"]] or other["enum"]
-    return merged
 
 
 def _merge_property(one_properties: Schema, other_properties: Schema, name: str) -> Any:
@@ -488,22 +616,43 @@ def _types(schema: Schema) -> list[str]:
     return list(dict.fromkeys(name for name in found if isinstance(name, str) and name in _ALL_TYPES))
 
 
-def _values(schema: Schema, values: list[Any], types: list[str]) -> Schema:
-    """Convert `const` and `enum`.
-
-    Values with a `$ref` inside are dropped, because the converter would follow it.
-    """
-    typed: Schema = {"type": types[0] if len(types) == 1 else types} if types else anything()
-    if not values or any(_holds_reference(value) for value in values):
-        return typed
-    kept: Schema = {"const": values[0]} if "const" in schema else {"enum": values}
-    return kept | typed if len(types) == 1 else kept
-
-
 def _holds_reference(value: Any) -> bool:
     if isinstance(value, dict):
         return "$ref" in value or any(map(_holds_reference, value.values()))
     return isinstance(value, list) and any(map(_holds_reference, value))
+
+
+def _values_units(values: Any) -> int:
+    """Return the size of a value in units of work: one for each value in it, and its text."""
+    if isinstance(values, str):
+        return _text_units(values)
+    if isinstance(values, list):
+        return 1 + sum(map(_values_units, values))
+    if isinstance(values, dict):
+        return 1 + sum(map(_text_units, values)) + sum(map(_values_units, values.values()))
+    return 1
+
+
+def _text_units(value: object) -> int:
+    return 1 + len(value) // BYTES_PER_UNIT if isinstance(value, str) else 1
+
+
+def _value_key(value: Any) -> Hashable:
+    """Return what a JSON value is compared by: 1 equals 1.0, but not true."""
+    if isinstance(value, bool):
+        return bool, value
+    if isinstance(value, list):
+        return tuple(map(_value_key, value))
+    if isinstance(value, dict):
+        return frozenset((name, _value_key(part)) for name, part in value.items())
+    return value  # type: ignore[no-any-return]  # str, int, float or None
+
+
+def _sorted_json(form: Schema) -> bytes:
+    try:
+        return orjson.dumps(form, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:  # numbers of more than 64 bits
+        return json.dumps(form, sort_keys=True).encode()
 
 
 def _numbers(schema: Schema, type: str) -> Schema:

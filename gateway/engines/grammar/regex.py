@@ -17,11 +17,14 @@ Above it, xgrammar 0.2.8 (in vLLM 0.32) fails while compiling the grammar. llama
 """
 MAX_COST = 1000
 """Maximum cost of a pattern: its characters times their repetitions. Each becomes a rule."""
+MAX_LENGTH = 2 * MAX_COST
+"""Maximum length of a pattern in characters. A longer one is dropped without being parsed."""
 MAX_DEPTH = 16
 """Maximum nesting of groups."""
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/:,;@#%&=!~'<>` ")
 """Characters that stand for themselves in every engine's patterns."""
+_DIGIT_CHARACTERS = frozenset("0123456789")
 _DIGITS = (0x30, 0x39)
 _CLASSES = {"d": [_DIGITS], "w": [_DIGITS, (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]}
 
@@ -45,6 +48,8 @@ class _NotPortable(Exception):
 
 def portable(pattern: str) -> str | None:
     """Return an equivalent pattern that every engine supports, or None."""
+    if len(pattern) > MAX_LENGTH:
+        return None
     try:
         reader = _Reader(pattern)
         parts = [reader.anchored()]
@@ -98,13 +103,16 @@ class _Reader:
 
     def _sequence(self) -> _Part:
         parts: list[_Part] = []
+        cost = 0
         while self._peek() not in ("", "|", ")", "$"):
-            parts.append(self._repeated(self._atom()))
+            part = self._repeated(self._atom())
+            parts.append(part)
+            cost += part.cost
+            if cost > MAX_COST:
+                raise _NotPortable
         if not parts:
             raise _NotPortable
-        return _Part(
-            "".join(part.text for part in parts), all(part.is_empty for part in parts), sum(part.cost for part in parts)
-        )
+        return _Part("".join(part.text for part in parts), all(part.is_empty for part in parts), cost)
 
     def _atom(self) -> _Part:
         char = self._next()
@@ -183,7 +191,7 @@ class _Reader:
 
     def _count(self) -> int:
         digits = ""
-        while self._peek() in set("0123456789"):
+        while len(digits) <= 6 and self._peek() in _DIGIT_CHARACTERS:
             digits += self._next()
         if not 1 <= len(digits) <= 6:
             raise _NotPortable

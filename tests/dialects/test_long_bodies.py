@@ -1,0 +1,251 @@
+"""Tests of long bodies: no step of reading one takes long, and a legitimate one is read as ever."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.chat import checks
+from gateway.dialects.json_body import LONG_BODY, MAX_MEMBERS, without_images
+from gateway.dialects.openai_chat import check_long_text, check_text, decode, parse
+from gateway.dialects.openai_embeddings import MAX_TEXT, parse_embedding, parse_long_embedding
+from gateway.errors import (
+    ContextLengthExceeded,
+    GatewayError,
+    InvalidJson,
+    InvalidRequest,
+    ModelNotFound,
+    RequestTooLarge,
+    UnsupportedParameter,
+)
+from tests.fakes.chats import MIB, USER, request
+
+MOST_SECONDS = 0.05
+ATTEMPTS = 8
+CHAT = request()
+EMBEDDING = b'{"model":"e","input":'
+
+
+def chat_steps(body: bytes, limit: int) -> Iterator[None]:
+    yield from check_long_text(body, limit)
+    yield
+    chat = decode(body, limit)
+    yield
+    yield from checks.check_in_steps(chat)
+
+
+def embedding_steps(body: bytes, limit: int) -> Iterator[None]:
+    yield from parse_long_embedding(body, len)
+
+
+def longest_step(steps: Iterator[None]) -> float:
+    longest = 0.0
+    while True:
+        began = time.process_time()
+        try:
+            next(steps)
+        except (StopIteration, GatewayError):
+            return max(longest, time.process_time() - began)
+        longest = max(longest, time.process_time() - began)
+
+
+def filled(head: bytes, unit: bytes, tail: bytes, size: int = 3 * MIB) -> bytes:
+    return head + unit * ((size - len(head) - len(tail)) // len(unit)) + tail
+
+
+FIELD = CHAT[:-1] + b',"x":['
+TEXT = b'{"model":"m","messages":[{"role":"user","content":"'
+HOSTILE = {
+    "numbers": filled(FIELD, b"1,", b"1]}"),
+    "floats": filled(FIELD, b"1.5e-7,", b"1]}"),
+    "strings": filled(FIELD, b'"",', b"1]}"),
+    "objects": filled(FIELD, b'{"a":1},', b"1]}"),
+    "nested arrays": filled(FIELD, b"[[[1]]],", b"1]}"),
+    "deep": FIELD + b"[" * MIB,
+    "keys": CHAT[:-1] + b',"x":{' + b",".join(b'"%x":0' % number for number in range(200_000)) + b"}}",
+    "duplicate keys": filled(CHAT[:-1] + b',"x":{', b'"a":0,', b'"a":0}}'),
+    "unknown fields": CHAT[:-1] + b"".join(b',"%x":0' % number for number in range(200_000)) + b"}",
+    "biases": CHAT[:-1] + b',"logit_bias":{' + b",".join(b'"%d":0' % number for number in range(200_000)) + b"}}",
+    "functions": filled(CHAT[:-1] + b',"functions":[', b"1,", b"1]}"),
+    "stops": filled(CHAT[:-1] + b',"stop":[', b'"a",', b'"a"]}'),
+    "messages": filled(b'{"model":"m","messages":[', b'{"role":"user","content":"a"},', b"1]}"),
+    "escapes": filled(TEXT, b"\\n", b'"}]}'),
+    "escaped quotes": filled(TEXT, b'\\"', b'"}]}'),
+    "backslashes": filled(TEXT, b"\\\\", b'"}]}'),
+    "surrogates": filled(TEXT, b"\\ud83d\\ude00", b'"}]}'),
+    "quotes": filled(FIELD, b'""', b"1,"),
+    "marks of images": filled(TEXT, b";base64,", b'"}]}', 16 * MIB),
+    "marks of images without an end": filled(TEXT, b";base64,", b"", 16 * MIB),
+    "marks of images in strings": filled(FIELD, b'";base64,",', b"1]}", 8 * MIB),
+    "marks of images and backslashes": TEXT + b";base64," * 1000 + b"\\" * 8 * MIB + b'"}]}',
+}
+MARK_BYTES = [name for name in HOSTILE if name.startswith("marks")]
+
+
+def assert_short_steps(steps: Callable[[], Iterator[None]]) -> None:
+    """Check that no step takes more than 50 ms of CPU, at one of some attempts."""
+    least = float("inf")
+    for _ in range(ATTEMPTS):
+        least = min(least, longest_step(steps()))
+        if least <= MOST_SECONDS:
+            return
+    raise AssertionError(f"a step took {least * 1000:.0f} ms")
+
+
+@pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
+def test_no_step_of_reading_a_chat_takes_long(body: bytes) -> None:
+    for limit in (MIB, 20 * MIB):
+        assert_short_steps(lambda: chat_steps(body, limit))  # noqa: B023  # it is called at once
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(body.replace(CHAT[:-1], EMBEDDING + b'"a"').replace(TEXT, EMBEDDING + b'"') for body in HOSTILE.values()),
+        filled(EMBEDDING + b"[", b'"a",', b'"a"]}', 16 * MIB),
+        filled(EMBEDDING + b"[", b"{},", b"1]}", 16 * MIB),
+        filled(EMBEDDING + b'["', b"\\n", b'"]}', 16 * MIB),
+    ],
+    ids=[*HOSTILE, "texts", "objects as input", "one long text"],
+)
+def test_no_step_of_reading_embeddings_takes_long(body: bytes) -> None:
+    assert_short_steps(lambda: embedding_steps(body, MIB))
+
+
+# What is refused, and as what
+
+
+def refusal(body: bytes, limit: int = MIB) -> GatewayError:
+    with pytest.raises(GatewayError) as caught:
+        parse(body, limit)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["numbers", "objects", "keys", "duplicate keys", "unknown fields", "functions"])
+@pytest.mark.parametrize("limit", [MIB // 4, 20 * MIB])
+def test_chat_with_too_many_members_is_refused(name: str, limit: int) -> None:
+    body = HOSTILE[name]
+    assert isinstance(refusal(body, limit), RequestTooLarge)
+    with pytest.raises(GatewayError):
+        parse_embedding(body.replace(CHAT[:-1], EMBEDDING + b'"a"'), limit)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": USER * 100_000}, "messages"),
+        ({"logit_bias": {str(number): 1 for number in range(100_000)}}, "logit_bias"),
+        ({"tools": [{"type": "function", "function": {"name": f"f{number}"}} for number in range(30_000)]}, "tools"),
+    ],
+    ids=["messages", "biases", "tools"],
+)
+def test_field_that_is_too_long_is_named(fields: dict[str, Any], param: str) -> None:
+    body = request(**fields)
+    error = refusal(body, 20 * MIB)
+    assert type(error) is InvalidRequest
+    assert error.param == param
+
+
+def test_token_numbers_are_rejected_with_advice_however_many() -> None:
+    for numbers in ([[7] * 1000] * 2048, [7] * 400_000):
+        for body in (EMBEDDING + orjson.dumps(numbers) + b"}", b'{ "input" : ' + orjson.dumps(numbers) + b"}"):
+            with pytest.raises(UnsupportedParameter, match="check_embedding_ctx_length=False"):
+                parse_embedding(body, MIB)
+
+
+def test_model_is_looked_up_before_the_texts_are_decoded() -> None:
+    def unknown(model: str) -> None:
+        assert model == "e"
+        raise ModelNotFound("none")
+
+    body = EMBEDDING + b'"' + b"\\n" * MIB + b'\xff"}'  # invalid, which nobody has seen yet
+    with pytest.raises(ModelNotFound):
+        parse_embedding(body, MIB, unknown)
+    with pytest.raises(InvalidJson):
+        parse_embedding(body, MIB)
+    with pytest.raises(ModelNotFound):
+        parse_embedding(EMBEDDING + b'"a"}', MIB, unknown)
+
+
+def test_text_that_no_model_takes_is_refused() -> None:
+    with pytest.raises(ContextLengthExceeded) as caught:
+        parse_embedding(EMBEDDING + b'["a","' + b"x" * MAX_TEXT + b'"]}', MIB)
+    assert caught.value.param == "input"
+
+
+LONG = "x" * LONG_BODY
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": ["a", LONG, 3]}, "input"),
+        ({"input": ["a", LONG, None]}, "input[2]"),
+        ({"input": ["a", LONG, ""]}, "input[2]"),
+        ({"input": [LONG] + ["a"] * 2048}, "input"),
+        ({"input": LONG, "dimensions": 0}, "dimensions"),
+        ({"input": LONG, "model": 3}, "model"),
+        ({"input": {"a": LONG}}, "input"),
+        ({"x": LONG}, "input"),
+    ],
+)
+def test_invalid_field_of_a_long_body_is_named(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_embedding(orjson.dumps({"model": "e"} | fields), MIB)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize("rest", [b'"x":NaN', b'"x":1e999', b'"x":"\xff"', b'"x":', b'"x":1}{', b'"x":01'])
+def test_long_body_that_is_not_json_is_refused(rest: bytes) -> None:
+    for head in (EMBEDDING, CHAT[:-1] + b',"y":'):
+        body = head + orjson.dumps(LONG) + b"," + rest + b"}"
+        with pytest.raises(InvalidJson):
+            parse(body, MIB) if head is not EMBEDDING else parse_embedding(body, MIB)
+
+
+# What is served
+
+
+def test_texts_full_of_structure_are_served() -> None:
+    """A prompt may hold a table or a JSON document, with any number of commas and brackets."""
+    for text in ("1,2,3\n" * 100_000, '[{"a": [1, 2]}, ' * 50_000, '"\\' * 100_000, "가나, " * 90_000):
+        body = request(messages=[{"role": "user", "content": text}])
+        assert parse(body, 2 * MIB).messages[0].content == text
+        again = orjson.dumps({"model": "e", "input": ["a", text], "dimensions": 8, "user": text})
+        embedding = parse_embedding(again, MIB)
+        assert (embedding.texts, embedding.dimensions) == (["a", text], 8)
+
+
+def test_large_batch_of_texts_is_served() -> None:
+    texts = ["word, " * 1365 + str(number) for number in range(2048)]
+    assert parse_embedding(orjson.dumps({"model": "e", "input": texts}), MIB).texts == texts
+
+
+@pytest.mark.parametrize("shift", range(8))
+def test_members_are_counted_wherever_a_string_or_an_escape_is_cut(shift: int) -> None:
+    """The search goes in slices: a string full of commas and escapes must not end at their edges."""
+    for unit in ('\\",', "\\\\,", "\\,\\"):
+        text = "x" * shift + unit * 300_000
+        for count, is_served in ((MAX_MEMBERS - 100, True), (MAX_MEMBERS + 1, False)):
+            body = orjson.dumps({"model": "m", "messages": USER, "x": text, "y": [1] * count})
+            if is_served:
+                assert check_text(body, 8 * MIB) == len(body)
+            else:
+                assert isinstance(refusal(body, 8 * MIB), RequestTooLarge)
+
+
+@pytest.mark.parametrize(
+    ("url", "left"),
+    [
+        (b"data:image/png;base64," + b"A" * 5000, b"data:image/png;base64,"),
+        (b"data:image/png;base64," + b"A" * 5000 + b"\\\\", b"data:image/png;base64,\\\\"),
+        (b"data:image/png;base64," + b"A" * 500, b"data:image/png;base64," + b"A" * 500),
+        (b";base64," * 3 + b"\\" * 5000, b";base64," * 3 + b"\\" * 5000),
+        (b";base64,;base64," + b"A" * 5000, b";base64,"),
+    ],
+)
+def test_payloads_are_cut_out(url: bytes, left: bytes) -> None:
+    assert without_images(b'{"url":"%b"}' % url) == b'{"url":"%b"}' % left
+    assert without_images(b'{"url":"%b","b":"%b"}' % (url, url)) == b'{"url":"%b","b":"%b"}' % (left, left)
