@@ -10,7 +10,7 @@ CLIENTS_VENV ?= .venv-clients
 PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients bench-cost bench-admission bench-overload bench-switch bench-guard lock help
+.PHONY: run test check fix test-vllm test-clients bench-cost bench-admission bench-overload bench-switch bench-guard bench-instructions lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, in front of an Ollama and a vLLM or stand-ins for them
 	@$(BIN)/python -m gateway demo
@@ -49,6 +49,9 @@ bench-switch: $(VENV)/dev  ## Switch to and fro under load: how long a call take
 bench-guard: $(VENV)/dev  ## The guard before simulated canaries: which it takes back, and when
 	@$(BIN)/python -m benchmarks.guard
 
+bench-instructions: $(VENV)/dev  ## CPU instructions of a request and a token, counted by valgrind
+	@$(BIN)/python -m benchmarks.instructions
+
 lock: $(VENV)/dev  ## Renew requirements/ from pyproject.toml
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -o requirements/runtime.txt pyproject.toml
@@ -57,7 +60,7 @@ lock: $(VENV)/dev  ## Renew requirements/ from pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock" --upgrade -o requirements/bench.txt requirements/bench.in
 
 help:  ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 $(VENV)/runtime: requirements/runtime.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.12 ...")'
