@@ -16,7 +16,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--custom-compile-command "make lock" --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-switch bench-guard fuzz lock help
+.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-switch bench-guard bench-instructions fuzz lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, with its Ollama and vLLM or with stand-ins
 	@$(BIN)/python -m gateway demo
@@ -57,6 +57,9 @@ bench-switch: $(VENV)/dev  ## Measure switching under load: how long a call take
 bench-guard: $(VENV)/dev  ## Run the guard on simulated canaries: which ones it rolls back, and when
 	@$(BIN)/python -m benchmarks.guard
 
+bench-instructions: $(VENV)/dev  ## Count CPU instructions of a request and a token (valgrind)
+	@$(BIN)/python -m benchmarks.instructions
+
 fuzz: $(VENV)/dev  ## Search for the slowest input for a minute: schemas, patterns, bodies, requests, answers
 	@$(BIN)/python -m benchmarks.fuzz
 
@@ -67,7 +70,7 @@ lock: $(VENV)/dev  ## Update requirements/ from pyproject.toml
 	$(COMPILE) -o requirements/bench.txt requirements/bench.in
 
 help:  ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 $(VENV)/runtime: requirements/runtime.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required; try: make PYTHON=python3.12 ...")'

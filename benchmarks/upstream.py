@@ -53,7 +53,7 @@ _MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens"\s*:\s*(\d+)')
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 _USAGE = re.compile(rb'"include_usage"\s*:\s*true')
 _COMMON = b"date: Sat, 01 Aug 2026 12:00:00 GMT\r\nserver: uvicorn\r\nvary: Origin\r\n"
-_STREAM_HEAD = (
+STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\n"
     + _COMMON
     + b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -326,7 +326,7 @@ class UpstreamProtocol(asyncio.Protocol):
             elif sent != hold:
                 self._timer = loop.call_at(start + sent * interval, step)
 
-        write(_STREAM_HEAD)
+        write(STREAM_HEAD)
         write(shapes.role(answer_id))
         step()
 
