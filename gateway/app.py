@@ -48,7 +48,8 @@ from gateway.upstream.learned_limits import LearnedLimits
 class Gateway:
     """The whole gateway as one ASGI application; `async with` it while it serves."""
 
-    def __init__(self, settings: Settings, log: ExchangeLog) -> None:
+    def __init__(self, settings: Settings, log: ExchangeLog, admin_token: str | None = None) -> None:
+        """Build the gateway; `admin_token` grants access to `/ops` and `/metrics`, if it is set."""
         clock = time.monotonic
         gateway_id = os.urandom(8).hex().encode()
         self._metrics = metrics = Metrics(_registry(), __version__, self.settle)
@@ -106,7 +107,13 @@ class Gateway:
         }
         admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
         scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []
-        self._rest = build(self._operations, self._preflight, keys, AdminAccess(admin), AdminAccess([*admin, *scraper]))
+        self._rest = build(
+            self._operations,
+            self._preflight,
+            keys,
+            AdminAccess(admin, admin_token, trusts_loopback=keys.is_open),
+            AdminAccess([*admin, *scraper], admin_token, trusts_loopback=keys.is_open),
+        )
         self.metrics_port_app = build_metrics_port(self._operations)
 
         self._reconfiguration = Reconfiguration(
