@@ -59,9 +59,12 @@ async def serve(
     try:
         configure(as_json, sink, settings.log_level)
         _raise_file_limit()
-        with admin_token(settings, listener.getsockname()[1]) as token:
+        address, port = listener.getsockname()[:2]
+        with admin_token(settings, port) as token:
             # First, so that the log begins with a roll-out that differs from the settings.
-            gateway = Gateway(settings, ExchangeLog(as_json, sink, settings.log_level), token.value if token else None)
+            gateway = Gateway(
+                settings, ExchangeLog(as_json, sink, settings.log_level), token.value if token else None, address
+            )
             for line in settings.sources:
                 _log.info("%s", line)
             for line in settings.warnings:

@@ -255,3 +255,18 @@ def test_open_gateway_and_one_with_an_admin_key_have_no_token(variables: dict[st
     with admin_token(settings, 8080) as token:
         assert token is None
     assert not list(Path().iterdir())
+
+
+def test_host_is_checked_if_the_address_that_is_listened_on_is_loopback() -> None:
+    """The setting alone does not tell: 127.1 is a spelling that only the resolver understands."""
+    port = free_port()
+    with process("serve", GATEWAY_HOST="127.1", GATEWAY_PORT=str(port)) as started:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            assert status_of(f"{url}/healthz") == 200
+            for host, status in (("evil.example", 403), ("127.1", 200), ("localhost", 200)):
+                answer = httpx2.get(f"{url}/v1/models", headers={"host": host}, trust_env=False, timeout=20)
+                assert answer.status_code == status, host
+        finally:
+            started.send_signal(signal.SIGTERM)
+        started.communicate(timeout=20)
