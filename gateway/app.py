@@ -15,9 +15,10 @@ from gateway.api.chat import ChatEndpoint
 from gateway.api.cors import Cors
 from gateway.api.embeddings import EmbeddingEndpoint
 from gateway.api.endpoint import Endpoint, Receive, Scope, Send
+from gateway.api.hosts import HostCheck, is_loopback_name
 from gateway.api.model_names import ModelNames
 from gateway.api.operations import Operations
-from gateway.api.paths import CHAT_PATHS, EMBEDDING_PATHS
+from gateway.api.paths import CHAT_PATHS, EMBEDDING_PATHS, checks_host
 from gateway.api.request_headers import reject_loop, request_id_of
 from gateway.api.routes import build, build_metrics_port
 from gateway.chat.images import ImageNormalizer
@@ -48,7 +49,14 @@ from gateway.upstream.learned_limits import LearnedLimits
 class Gateway:
     """The whole gateway as one ASGI application; `async with` it while it serves."""
 
-    def __init__(self, settings: Settings, log: ExchangeLog) -> None:
+    def __init__(
+        self, settings: Settings, log: ExchangeLog, admin_token: str | None = None, address: str | None = None
+    ) -> None:
+        """Build the gateway.
+
+        `admin_token` grants access to `/ops` and `/metrics`, if it is set. `address` is the IP
+        address that the gateway listens on, if it is known better than from the settings.
+        """
         clock = time.monotonic
         gateway_id = os.urandom(8).hex().encode()
         self._metrics = metrics = Metrics(_registry(), __version__, self.settle)
@@ -98,15 +106,25 @@ class Gateway:
         keys = ApiKeys(key.get_secret_value() for key in settings.api_keys)
         self._cors = Cors(settings.cors_origins)
         self._images = ImageNormalizer()
-        chat = ChatEndpoint(context, keys, model_names, self.rollout, self._cors, self._images)
-        embeddings = EmbeddingEndpoint(context, keys, model_names, self._cors)
+        self._hosts = HostCheck(
+            (settings.host, *settings.allowed_hosts),
+            is_on=keys.is_open and is_loopback_name(address or settings.host),
+        )
+        chat = ChatEndpoint(context, keys, model_names, self.rollout, self._cors, self._hosts, self._images)
+        embeddings = EmbeddingEndpoint(context, keys, model_names, self._cors, self._hosts)
         self._endpoints: dict[str, Endpoint[Any]] = {
             **dict.fromkeys(CHAT_PATHS, chat),
             **dict.fromkeys(EMBEDDING_PATHS, embeddings),
         }
         admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
         scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []
-        self._rest = build(self._operations, self._preflight, keys, AdminAccess(admin), AdminAccess([*admin, *scraper]))
+        self._rest = build(
+            self._operations,
+            self._preflight,
+            keys,
+            AdminAccess(admin, admin_token, trusts_loopback=keys.is_open),
+            AdminAccess([*admin, *scraper], admin_token, trusts_loopback=keys.is_open),
+        )
         self.metrics_port_app = build_metrics_port(self._operations)
 
         self._reconfiguration = Reconfiguration(
@@ -169,6 +187,8 @@ class Gateway:
         extra = [*self._cors.headers(fields), (b"x-request-id", request_id_of(fields).encode())]
         try:
             reject_loop(fields, self._context.gateway_id)
+            if checks_host(scope["path"]):
+                self._hosts.check(fields)
         except GatewayError as error:
             await _answer(send, error.status, [(b"content-type", b"application/json"), *extra], error.envelope())
             return

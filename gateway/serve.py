@@ -14,6 +14,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
+from gateway.admin_token import AdminToken, new_token, token_path
 from gateway.app import Gateway
 from gateway.config import Settings
 from gateway.config.reload import FileWatcher, files_of_keys, read_whole
@@ -58,21 +59,52 @@ async def serve(
     try:
         configure(as_json, sink, settings.log_level)
         _raise_file_limit()
-        # First, so that the log begins with a roll-out that differs from the settings.
-        gateway = Gateway(settings, ExchangeLog(as_json, sink, settings.log_level))
-        for line in settings.sources:
-            _log.info("%s", line)
-        for line in settings.warnings:
-            _log.warning("%s", line)
-        async with (
-            gateway,
-            _metrics_port(gateway, metrics_listener, settings),
-            _reloading(gateway, settings.file, reread),
-        ):
-            await _serve(settings, gateway, listener, announce)
+        address, port = listener.getsockname()[:2]
+        with admin_token(settings, port) as token:
+            # First, so that the log begins with a roll-out that differs from the settings.
+            gateway = Gateway(
+                settings, ExchangeLog(as_json, sink, settings.log_level), token.value if token else None, address
+            )
+            for line in settings.sources:
+                _log.info("%s", line)
+            for line in settings.warnings:
+                _log.warning("%s", line)
+            if token is not None:
+                _report_token(token)
+            async with (
+                gateway,
+                _metrics_port(gateway, metrics_listener, settings),
+                _reloading(gateway, settings.file, reread),
+            ):
+                await _serve(settings, gateway, listener, announce)
         _log.info("stopped")
     finally:
         sink.close()
+
+
+@contextmanager
+def admin_token(settings: Settings, port: int) -> Generator[AdminToken | None, None, None]:
+    """Keep an admin token in its file during the block, if the gateway needs one.
+
+    It does if it has client keys and no admin key.
+    """
+    if settings.admin_key or not settings.api_keys:
+        yield None
+        return
+    with new_token(token_path(settings.state_file, port)) as token:
+        yield token
+
+
+def _report_token(token: AdminToken) -> None:
+    if token.value is not None:
+        _log.info("GATEWAY_ADMIN_KEY: not set; the commands on this machine use the admin token in %s", token.path)
+        return
+    _log.error(
+        "GATEWAY_ADMIN_KEY: not set, and the admin token cannot be written to %s (%s); /ops refuses every request, "
+        "and so does /metrics without GATEWAY_METRICS_KEY; set GATEWAY_ADMIN_KEY",
+        token.path,
+        token.problem,
+    )
 
 
 async def _serve(

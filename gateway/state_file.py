@@ -16,6 +16,8 @@ from typing import Any
 
 import orjson
 
+from gateway.atomic_file import replace_file
+
 MARK = "llm_gateway_state"
 VERSION = 1
 MAX_BYTES = 4 * 1024 * 1024
@@ -105,7 +107,7 @@ class StateFile:
             changes = self._changes
             content = orjson.dumps({MARK: VERSION, **self._sections})
             try:
-                await asyncio.to_thread(_replace, path, content)
+                await asyncio.to_thread(replace_file, path, content)
             except OSError as error:
                 _log.warning(
                     "the state file %s cannot be written (%s); changes are lost at a restart", path, error.strerror
@@ -118,24 +120,5 @@ def _remove_leftovers(path: Path) -> None:
     """Remove the old temporary files of killed processes; a young one may be in use."""
     with contextlib.suppress(OSError):
         for temporary in path.parent.glob(f".{glob.escape(path.name)}.*"):
-            if temporary.suffix[1:].isdigit() and time.time() - temporary.stat().st_mtime > LEFT_SECONDS:
+            if temporary.suffix[1:].isdigit() and time.time() - temporary.lstat().st_mtime > LEFT_SECONDS:
                 temporary.unlink()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

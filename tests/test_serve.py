@@ -1,19 +1,27 @@
 """The gateway's process: ports, open files, and the end by a signal."""
 
+import asyncio
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 import tenacity
 
-from tests.cli.harness import ROOT, SECRET, process
+from gateway import config
+from gateway.serve import admin_token
+from tests.cli.harness import ROOT, SECRET, invoke, process
 from tests.real_engines.process import free_port
 
 pytestmark = pytest.mark.usefixtures("empty_environment")
@@ -138,3 +146,127 @@ def test_port_in_use_exits_with_2_and_without_a_traceback() -> None:
     assert started.returncode == 2
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith(f"GATEWAY_PORT: cannot listen on 127.0.0.1:{port}")
+
+
+# Admin token
+
+
+CLIENT_KEY = "a-client-key-0123456789"
+
+
+@contextmanager
+def proxy(port: int) -> Iterator[int]:
+    """Run a proxy on loopback that adds no header, as nginx with `proxy_pass` alone; yield its port."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, upstream_writer), pump(upstream_reader, writer))
+
+    opened: queue.Queue[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any], int]] = queue.Queue()
+
+    async def run() -> None:
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        task = asyncio.current_task()
+        assert task is not None
+        opened.put((asyncio.get_running_loop(), task, server.sockets[0].getsockname()[1]))
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        server.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    loop, task, proxy_port = opened.get(timeout=10)
+    try:
+        yield proxy_port
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join(10)
+
+
+def test_behind_a_proxy_on_the_same_machine_only_the_token_gives_access_to_ops() -> None:
+    """A proxy that rewrites Host and adds no header is not distinguishable from a local program."""
+    port = free_port()
+    variables = {"GATEWAY_PORT": str(port), "GATEWAY_API_KEYS": CLIENT_KEY, "GATEWAY__LOG_FORMAT": "json"}
+    file = Path(f"gateway-admin-token-{port}")
+    with process("serve", **variables) as started, proxy(port) as proxy_port:
+        try:
+            assert status_of(f"http://127.0.0.1:{port}/healthz") == 200
+            token = file.read_text()
+            assert file.stat().st_mode & 0o777 == 0o600
+            for base in (f"http://127.0.0.1:{proxy_port}", f"http://127.0.0.1:{port}"):
+                for path in ("/ops/status", "/ops/rollout", "/metrics"):
+                    for key, status in ((None, 401), (CLIENT_KEY, 401), ("guessed", 401), (token, 200)):
+                        headers = {"host": f"127.0.0.1:{port}"} | ({"authorization": f"Bearer {key}"} if key else {})
+                        answer = httpx2.get(f"{base}{path}", headers=headers, trust_env=False)
+                        assert answer.status_code == status, (path, status)
+                moved = httpx2.put(f"{base}/ops/rollout", json={"backend": "vllm"}, trust_env=False)
+                assert moved.status_code == 401
+            as_client = {"authorization": f"Bearer {token}"}
+            models = httpx2.get(f"http://127.0.0.1:{port}/v1/models", headers=as_client, trust_env=False)
+            assert models.status_code == 401
+            for words, more in (
+                (("status",), {"GATEWAY_PORT": str(port), "GATEWAY_API_KEYS": CLIENT_KEY}),
+                (("switch", "vllm", "--force"), {"GATEWAY_URL": f"http://127.0.0.1:{port}"}),
+                (("rollback",), {"GATEWAY_URL": f"http://localhost:{port}/v1", "GATEWAY_PORT": "not a port"}),
+            ):
+                result = invoke(*words, **more)
+                assert result.exit_code == 0, result.stderr
+        finally:
+            started.send_signal(signal.SIGTERM)
+        _, log = started.communicate(timeout=20)
+    assert not file.exists()
+    assert token not in log
+    assert str(file.absolute()) in log
+
+
+def test_token_that_cannot_be_written_closes_ops_and_the_log_says_so(tmp_path: Path) -> None:
+    port = free_port()
+    variables = {
+        "GATEWAY_PORT": str(port),
+        "GATEWAY_API_KEYS": CLIENT_KEY,
+        "GATEWAY__LOG_FORMAT": "json",
+        "GATEWAY_STATE_FILE": str(tmp_path / "missing" / "state.json"),
+    }
+    with process("serve", **variables) as started:
+        try:
+            assert status_of(f"http://127.0.0.1:{port}/healthz") == 200
+            for path in ("/ops/status", "/metrics"):
+                answer = httpx2.get(f"http://127.0.0.1:{port}{path}", trust_env=False, timeout=20)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+                assert "GATEWAY_ADMIN_KEY" in answer.text
+                assert str(tmp_path) not in answer.text
+        finally:
+            started.send_signal(signal.SIGTERM)
+        _, log = started.communicate(timeout=20)
+    assert "the admin token cannot be written to" in log
+    assert "No such file or directory" in log
+
+
+@pytest.mark.parametrize("variables", [{}, {"GATEWAY_API_KEYS": CLIENT_KEY, "GATEWAY_ADMIN_KEY": SECRET}])
+def test_open_gateway_and_one_with_an_admin_key_have_no_token(variables: dict[str, str]) -> None:
+    settings = config.load(environ=variables)
+    with admin_token(settings, 8080) as token:
+        assert token is None
+    assert not list(Path().iterdir())
+
+
+def test_host_is_checked_if_the_address_that_is_listened_on_is_loopback() -> None:
+    """The setting alone does not tell: 127.1 is a spelling that only the resolver understands."""
+    port = free_port()
+    with process("serve", GATEWAY_HOST="127.1", GATEWAY_PORT=str(port)) as started:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            assert status_of(f"{url}/healthz") == 200
+            for host, status in (("evil.example", 403), ("127.1", 200), ("localhost", 200)):
+                answer = httpx2.get(f"{url}/v1/models", headers={"host": host}, trust_env=False, timeout=20)
+                assert answer.status_code == status, host
+        finally:
+            started.send_signal(signal.SIGTERM)
+        started.communicate(timeout=20)

@@ -85,6 +85,28 @@ async def test_old_temporary_files_of_killed_processes_are_removed_and_young_one
     assert {path.name for path in tmp_path.iterdir()} == {".state.json.8", ".state.json.backup", ".other.json.7"}
 
 
+async def test_link_under_the_name_of_a_temporary_file_is_not_followed(tmp_path: Path) -> None:
+    """The name once was `.NAME.PID`, which others who may write to the folder can predict."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / f".state.json.{os.getpid()}").symlink_to(victim)
+    state = StateFile(tmp_path / "state.json")
+    state.put("one", 1)
+    assert await state.persisted()
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "state.json").is_symlink()
+
+
+async def test_dangling_link_does_not_keep_old_temporary_files_from_being_removed(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f".state.json.{number}").symlink_to("nowhere")
+    for number in range(5, 10):
+        (tmp_path / f".state.json.{number}").touch()
+        os.utime(tmp_path / f".state.json.{number}", (time.time() - 100,) * 2)
+    StateFile(tmp_path / "state.json")
+    assert len(list(tmp_path.iterdir())) == 5
+
+
 async def test_file_that_cannot_be_written_is_reported_and_written_once_it_can_be(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

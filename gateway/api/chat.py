@@ -9,6 +9,7 @@ from gateway.api.auth import ApiKeys
 from gateway.api.auto import TASK, AutoRules
 from gateway.api.cors import Cors
 from gateway.api.endpoint import Endpoint, RequestContext
+from gateway.api.hosts import HostCheck
 from gateway.api.model_names import ModelNames
 from gateway.api.request_headers import random_id
 from gateway.chat.checks import check, check_in_steps
@@ -43,9 +44,10 @@ class ChatEndpoint(Endpoint[Chat]):
         model_names: ModelNames,
         rollout: Rollout,
         cors: Cors,
+        hosts: HostCheck,
         images: ImageNormalizer,
     ) -> None:
-        super().__init__(context, keys, model_names, cors)
+        super().__init__(context, keys, model_names, cors, hosts)
         self._tier_routes = rollout.tiers
         self._images = images
         self._apply(context.settings)

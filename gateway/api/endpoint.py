@@ -11,6 +11,7 @@ from msgspec import Struct
 from gateway.admission.fair_queue import Claim
 from gateway.api.auth import ApiKeys, Caller
 from gateway.api.cors import Cors
+from gateway.api.hosts import HostCheck
 from gateway.api.model_names import ModelNames
 from gateway.api.request_headers import (
     PRIORITY,
@@ -57,12 +58,15 @@ class Endpoint(ABC, Generic[ParsedBody]):
     name: ClassVar[str]
     """Label of the endpoint in the metrics."""
 
-    def __init__(self, context: RelayContext, keys: ApiKeys, model_names: ModelNames, cors: Cors) -> None:
+    def __init__(
+        self, context: RelayContext, keys: ApiKeys, model_names: ModelNames, cors: Cors, hosts: HostCheck
+    ) -> None:
         self._context = context
         self._keys = keys
         self._model_names = model_names
         self._session_header = (context.settings.session_header or "").encode()
         self._cors = cors
+        self._hosts = hosts
         self._user_header = (context.settings.user_header or "").encode()
         self._plain_claims: dict[str, Claim] = {}
         self._are_claims_special = bool(self._user_header) or model_names.has_batch
@@ -138,6 +142,8 @@ class Endpoint(ABC, Generic[ParsedBody]):
         """
 
     def _identify(self, scope: Scope, client: ClientConnection, fields: Fields) -> Caller:
+        """Check the head and return the caller, once for all requests of a connection with this head."""
+        self._hosts.check(fields)
         reject_loop(fields, self._context.gateway_id)
         if scope["method"] != "POST":
             raise MethodNotAllowed("POST")

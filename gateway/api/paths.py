@@ -1,4 +1,4 @@
-"""Paths of the data endpoints and of the liveness check.
+"""Paths of the data endpoints and of the health checks.
 
 The first path of each data endpoint is the documented one. The second serves clients whose base URL
 lacks `/v1`.
@@ -12,3 +12,15 @@ EMBEDDING_PATH = EMBEDDING_PATHS[0]
 
 # Load balancers and programs for vLLM or SageMaker expect the second or the third one.
 ALIVE_PATHS = ("/healthz", "/health", "/ping")
+READY_PATH = "/readyz"
+
+_WITHOUT_HOST_CHECK = (*ALIVE_PATHS, READY_PATH, "/metrics")
+
+
+def checks_host(path: str) -> bool:
+    """Return whether requests to `path` are subject to the check of `Host`.
+
+    Health checks are not: they name whatever address they have. Nor are `/ops` and `/metrics`,
+    whose own authorisation covers it.
+    """
+    return path not in _WITHOUT_HOST_CHECK and not path.startswith("/ops/")

@@ -22,6 +22,11 @@ SESSION = b"x-gateway-session"
 
 _random_bits = random.getrandbits
 
+MAX_VIA = 32
+"""Maximum number of gateways that a request may have passed through."""
+
+_VIA = re.compile(rb"(?:[A-Za-z0-9._-]{1,32}(?:, ?[A-Za-z0-9._-]{1,32}){0,%d})?" % (MAX_VIA - 1))
+
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -52,14 +57,24 @@ def random_id() -> str:
 
 
 def reject_loop(fields: Fields, gateway_id: bytes) -> None:
-    """Refuse a request that this gateway itself has sent.
+    """Refuse a request that this gateway itself has sent, and one whose `x-gateway-via` is malformed.
+
+    The header is the only one of a client's that is passed on to the engine.
 
     Raises:
         LoopDetected: `x-gateway-via` contains `gateway_id`.
+        InvalidRequest: It is not a short list of gateways' ids.
     """
     via = fields.get(VIA)
-    if via is not None and gateway_id in via:
+    if via is None:
+        return
+    if gateway_id in via:
         raise LoopDetected
+    if not _VIA.fullmatch(via):
+        raise InvalidRequest(
+            f"The header x-gateway-via must list at most {MAX_VIA} ids of gateways. Only gateways send it.",
+            param=VIA.decode(),
+        )
 
 
 def priority_is_batch(value: bytes) -> bool:

@@ -13,7 +13,7 @@ from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys
 from gateway.api.openapi import add_bodies, add_data_paths, api_page
 from gateway.api.operations import Operations
-from gateway.api.paths import ALIVE_PATHS
+from gateway.api.paths import ALIVE_PATHS, READY_PATH
 from gateway.api.rollout_routes import BODIES, add_preflight, add_rollout
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.rollout.preflight.check import Preflight
@@ -128,8 +128,8 @@ def _add_probes(app: FastAPI, operations: Operations) -> None:
         app.head(path, include_in_schema=False)(alive)
         app.get(path, summary="Liveness: 200 while the process runs")(alive)
 
-    @app.head("/readyz", include_in_schema=False)
-    @app.get("/readyz", summary="Readiness: 503 while starting or draining; lists tiers that cannot be served")
+    @app.head(READY_PATH, include_in_schema=False)
+    @app.get(READY_PATH, summary="Readiness: 503 while starting or draining; lists tiers that cannot be served")
     async def readyz() -> JSONResponse:
         status, body = operations.readiness()
         return JSONResponse(body, status)

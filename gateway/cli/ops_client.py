@@ -4,12 +4,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import httpx2
 from dotenv import dotenv_values
 
 from gateway import config
+from gateway.admin_token import read_token, token_path
+from gateway.api.hosts import is_local_host
 
 SECONDS = 10.0
 """Timeout for each step of a call."""
@@ -21,22 +23,30 @@ The margin covers the wait for another check, because one runs at a time.
 """
 
 
+_PORTS = {"http": 80, "https": 443}
+
+
 class OpsError(Exception):
     """The gateway could not be reached, or it refused; the text says what to do next."""
 
 
 class OpsClient:
-    """Client of one gateway, by its base URL and its admin key, if it has one."""
+    """Client of one gateway, by its base URL and its admin key or token, if it has one.
 
-    def __init__(self, base_url: str, key: str | None) -> None:
+    `hint` completes the report of a refused key.
+    """
+
+    def __init__(self, base_url: str, key: str | None, hint: str = "") -> None:
         self.base_url = base_url
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._hint = hint
 
     @classmethod
     def of_settings(cls, file: Path | None) -> "OpsClient":
         """Return a client of the gateway at GATEWAY_URL, else of the one that `serve` would start.
 
-        With GATEWAY_URL the settings are not read: they may be those of another machine.
+        With GATEWAY_URL the settings only tell where the token of a gateway on this machine is:
+        they may be those of another machine, or invalid. A token is never sent to another machine.
 
         Raises:
             ConfigError: the settings are invalid.
@@ -49,13 +59,28 @@ class OpsClient:
                 base_url = config.normalise_base_url(url)
             except ValueError as error:
                 raise OpsError(f"GATEWAY_URL: {error}") from None
-            return cls(base_url, variables.get("GATEWAY_ADMIN_KEY"))
+            key = (variables.get("GATEWAY_ADMIN_KEY") or "").strip()
+            parts = urlsplit(base_url)
+            if key or not is_local_host(parts.netloc):
+                return cls(base_url, key)
+            return cls._with_token(base_url, _state_file(file, variables), parts.port or _PORTS[parts.scheme])
         settings = config.load(file)
         if not settings.port:
             raise OpsError("GATEWAY_PORT is 0, so the gateway's port is unknown; set GATEWAY_URL")
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        key = settings.admin_key.get_secret_value() if settings.admin_key else None
-        return cls(config.normalise_base_url(f"http://{host}:{settings.port}"), key)
+        base_url = config.normalise_base_url(f"http://{host}:{settings.port}")
+        if settings.admin_key:
+            return cls(base_url, settings.admin_key.get_secret_value())
+        return cls._with_token(base_url, settings.state_file, settings.port)
+
+    @classmethod
+    def _with_token(cls, base_url: str, state_file: Path | None, port: int) -> "OpsClient":
+        path = token_path(state_file, port)
+        try:
+            token, found = read_token(path), f"the admin token in {path} is not this gateway's"
+        except OSError as error:
+            token, found = None, f"its admin token cannot be read from {path} ({error.strerror})"
+        return cls(base_url, token, f", or run the command with the gateway's user and settings: {found}")
 
     def preflight(self, backend: str | None, tier: str | None, seconds: float = PREFLIGHT_SECONDS) -> dict[str, Any]:
         """Return the gateway's report on what a switch to `backend` would break.
@@ -106,5 +131,14 @@ class OpsClient:
         if status == 200 or not isinstance(error, dict):
             return self._not_a_gateway()
         if status == 401:
-            return "the gateway refuses the key; set GATEWAY_ADMIN_KEY to its admin key"
+            return f"the gateway refuses the key; set GATEWAY_ADMIN_KEY to its admin key{self._hint}"
         return f"{error.get('message')} ({status} {error.get('code')})"
+
+
+def _state_file(file: Path | None, variables: Mapping[str, str | None]) -> Path | None:
+    """Return the state file that the settings name, or the variables if the settings are invalid."""
+    try:
+        return config.load(file).state_file
+    except config.ConfigError:
+        name = (variables.get("GATEWAY_STATE_FILE") or "").strip()
+        return Path(name) if name else None

@@ -21,6 +21,7 @@ from gateway.config.field_types import (
     DurationOrZero,
     Flag,
     HeaderName,
+    HostName,
     Key,
     Keys,
     LogLevel,
@@ -166,6 +167,11 @@ class SettingsDocument(DocumentSection):
         description="Origins of browser programs that may call the gateway, such as https://chat.example.com; "
         "`*`: any. Default: [].",
     )
+    allowed_hosts: tuple[HostName, ...] = Field(
+        default=(),
+        description="Further values of the Host header that an open gateway on loopback accepts, without a port. "
+        "Default: [], only local names and `host`.",
+    )
     log_format: Literal["auto", "json", "text"] = Field(
         default="auto", description="json, text, or auto: text on a terminal, else json. Default: auto."
     )
@@ -193,7 +199,7 @@ class SettingsDocument(DocumentSection):
     )
     admin_key: Key | None = Field(
         default=None,
-        description="Bearer key for /ops and /metrics. Default: none, only loopback has access.",
+        description="Bearer key for /ops and /metrics. Default: none; see docs/operations/settings.md.",
     )
     metrics_key: Key | None = Field(default=None, description="Bearer key for /metrics alone. Default: none.")
     metrics_port: Port | None = Field(

@@ -211,6 +211,15 @@ def origin(value: object) -> str:
     raise ValueError("expected an origin such as https://chat.example.com, or *")
 
 
+def host_name(value: object) -> str:
+    """Return a host name or an IP address in lower case, without a port and without brackets."""
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", text) or re.fullmatch(r"\[[0-9a-f:.]+\]", text):
+            return text.strip("[]")
+    raise ValueError("expected a host without a port, such as gateway.example.com or [::1]")
+
+
 def name(value: object) -> str:
     """Return the name of a tier or backend, which must fit into headers and metric labels."""
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}", value):

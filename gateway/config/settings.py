@@ -224,6 +224,9 @@ class Settings(Frozen):
     max_body: int = Field(default=20 * MIB, description="Maximum bytes of a request body.")
     max_text_body: int = Field(default=MIB, description="Maximum bytes of a chat's body without its images.")
     cors_origins: tuple[str, ...] = Field(default=(), description="Origins of browser programs; `*`: any.")
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(), description="Further values of Host that an open gateway on loopback accepts, in lower case."
+    )
     log_format: Literal["auto", "json", "text"] = "auto"
     log_level: LogLevel = Field(default="info", description="Least serious lines that are logged.")
     user_header: str | None = Field(default=None, description="Header that names the person, in lower case.")

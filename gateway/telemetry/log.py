@@ -20,6 +20,9 @@ from gateway.telemetry.exchange import Exchange
 MAX_PENDING = 1000
 """Maximum number of writes that wait while nothing reads the log."""
 
+MAX_EVENT = 16 * 1024
+"""Maximum number of characters of a line's text, whatever a backend put into it."""
+
 CLOSE_SECONDS = 1.0
 
 _encode = msgspec.json.encode
@@ -35,7 +38,7 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, object] = {
             "time": _timestamp(record.created),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": _message(record),
         }
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = record.exc_info[0].__name__
@@ -48,10 +51,15 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        text = f"{clock} {record.levelname.lower():7} {record.getMessage()}"
+        text = f"{clock} {record.levelname.lower():7} {_message(record)}"
         if record.exc_info and record.exc_info[0] is not None:
             text += f" [{record.exc_info[0].__name__} at {', '.join(_places(record))}]"
         return text
+
+
+def _message(record: logging.LogRecord) -> str:
+    text = record.getMessage()
+    return text if len(text) <= MAX_EVENT else f"{text[:MAX_EVENT]}… ({len(text)} characters)"
 
 
 def _places(record: logging.LogRecord) -> list[str]:

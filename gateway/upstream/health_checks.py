@@ -39,6 +39,10 @@ ATTEMPT_WAIT = 0.3
 WRONG_ANSWERS_BEFORE_EXCLUDED = 2
 """Number of wrong answers in a row after which a server is excluded."""
 MAX_LISTED = 8
+MAX_MODEL_NAME = 512
+"""Maximum length of a model's name; the settings accept no longer one either."""
+SHOWN_NAME = 80
+"""Number of characters of a model's name that are logged."""
 
 ProbeResult = Literal["up", "unreachable", "refused_key", "itself", "no_models"]
 
@@ -215,6 +219,7 @@ class HealthChecks:
         models = backend.engine.models(content) if status == 200 else None
         if models is None:
             return "no_models"
+        models = self._without_long_names(server, models)
         before, lacked = server.discovered, server.lacks_a_model
         loaded = await self._probe_models(backend, server, models)
         server.update_models(models)
@@ -222,6 +227,20 @@ class HealthChecks:
         if is_ready or lacked or (before is not None and before != models):
             self._on_change(backend)
         return "up"
+
+    def _without_long_names(self, server: Server, models: Models) -> Models:
+        """Return the models whose names are not too long, and log how many there are besides."""
+        usable = {name: facts for name, facts in models.items() if len(name) <= MAX_MODEL_NAME}
+        ignored = len(models) - len(usable)
+        if ignored and ignored != server.ignored_names:
+            _log.warning(
+                "backend %s: %d models are ignored, because their names have more than %d characters",
+                server.name,
+                ignored,
+                MAX_MODEL_NAME,
+            )
+        server.ignored_names = ignored
+        return usable
 
     async def _probe_models(self, backend: Backend, server: Server, models: Models) -> LoadedUntil | None:
         """Ask a server for more facts about its `models`. Return the loaded ones.
@@ -352,8 +371,12 @@ async def _read(answer: httpx2.Response) -> bytes:
 
 
 def _format_names(names: list[str]) -> str:
-    """Format `names` for the log. A server could put line ends into its names."""
+    """Format `names` for the log. A server could put line ends into its names, or send long ones."""
     if not names:
         return "none"
-    names = [name if name.isprintable() else ascii(name) for name in names]
-    return ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
+    listed = [_shorten(name if name.isprintable() else ascii(name)) for name in names[:MAX_LISTED]]
+    return ", ".join(listed) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= SHOWN_NAME else f"{name[:SHOWN_NAME]}…"

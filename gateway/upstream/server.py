@@ -29,6 +29,7 @@ class Server(ServerSlots):
         "circuit",
         "discovered",
         "doubted",
+        "ignored_names",
         "is_excluded",
         "name",
         "pool",
@@ -54,6 +55,8 @@ class Server(ServerSlots):
         self._canonical = canonical
         self.discovered: Models | None = None
         """Models that the server reports, or None until it has answered a probe."""
+        self.ignored_names = 0
+        """Number of models in the last answer to a probe whose names are too long."""
         self.up: bool | None = None
         """True if the server answers its probes as expected; None until it was asked."""
         self.circuit = CircuitBreaker(time.monotonic)

@@ -48,7 +48,7 @@ async def exchange(gateway: Running, headers: Mapping[str, str], body: bytes = b
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         lines = [
             f"POST {path} HTTP/1.1",
-            "Host: gateway",
+            "Host: localhost",
             *(f"{name}: {value}" for name, value in headers.items()),
             "",
             "",

@@ -50,7 +50,7 @@ async def test_each_request_on_a_connection_is_authenticated() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         statuses = []
         for key in (KEY, KEY, "client-kex"):
-            head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+            head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             head += f"Content-Length: {len(body)}\r\n"
             writer.write(f"{head}Authorization: Bearer {key}\r\n\r\n".encode() + body)
             statuses.append((await Raw(reader, writer).reply()).status)

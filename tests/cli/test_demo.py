@@ -104,6 +104,15 @@ def test_printed_commands_do_not_contain_a_key(keys: str, shown: str) -> None:
     assert "GATEWAY_URL=http://127.0.0.1:9 .venv/bin/python -m gateway switch vllm" in text
 
 
+def test_printed_commands_find_the_admin_token_of_a_demo_with_client_keys() -> None:
+    found = Found("http://x", "m", "found")
+    variables = {"GATEWAY_API_KEYS": "a-secret-key", "GATEWAY_STATE_FILE": "/tmp/demo/state.json"}
+    text = demo._welcome("http://127.0.0.1:8080", config.load(environ=variables), found, found)
+    assert "    GATEWAY_STATE_FILE=/tmp/demo/state.json .venv/bin/python -m gateway switch vllm" in text
+    settings = config.load(environ=variables | {"GATEWAY_ADMIN_KEY": "an-admin-key"})
+    assert "GATEWAY_STATE_FILE" not in demo._welcome("http://127.0.0.1:8080", settings, found, found)
+
+
 def test_demo_serves_stand_ins_if_there_are_no_engines(tmp_path: Path) -> None:
     """The command prints its address, serves both kinds, and exits with status 0 on SIGTERM."""
     nowhere = f"http://127.0.0.1:{free_port()}"

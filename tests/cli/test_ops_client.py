@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli.ops_client import OpsClient
 from tests.cli.harness import command, gateway
 from tests.fakes.fault_backend import FaultBackend
 
@@ -31,6 +32,42 @@ async def test_admin_key_is_sent_and_named_if_it_is_missing(monkeypatch: pytest.
         assert (await command("rollback", GATEWAY_ADMIN_KEY=ADMIN)).exit_code == 0
         Path(".env").write_text(f"GATEWAY_ADMIN_KEY={ADMIN}\n")
         assert (await command("rollback")).exit_code == 0
+
+
+async def test_missing_or_stale_token_is_explained_and_no_other_machine_gets_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with gateway(monkeypatch, admin_key=ADMIN) as here:
+        file = Path(f"gateway-admin-token-{here.port}").absolute()
+        missing = (await command("status")).stderr
+        assert f"its admin token cannot be read from {file} (No such file or directory)" in missing
+        file.write_text("of-another-run")
+        stale = (await command("status")).stderr
+        assert f"the admin token in {file} is not this gateway's" in stale
+        assert "of-another-run" not in stale
+        assert (await command("status", GATEWAY_ADMIN_KEY=ADMIN)).exit_code == 0
+        url = f"http://gateway.example:{here.port}"
+        monkeypatch.setenv("GATEWAY_URL", url)
+        assert OpsClient.of_settings(None)._headers == {}
+        monkeypatch.setenv("GATEWAY_URL", here.base_url)
+        assert OpsClient.of_settings(None)._headers == {"authorization": "Bearer of-another-run"}
+
+
+@pytest.mark.parametrize("url", [None, "http://127.0.0.1:81"])
+def test_token_is_read_beside_the_state_file_that_the_settings_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str | None
+) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    (folder / "gateway-admin-token-81").write_text("the-token")
+    (tmp_path / "mine.yaml").write_text(f"port: 81\nstate_file: {folder}/state.json\n")
+    if url is not None:
+        monkeypatch.setenv("GATEWAY_URL", url)
+    assert OpsClient.of_settings(tmp_path / "mine.yaml")._headers == {"authorization": "Bearer the-token"}
+    monkeypatch.setenv("GATEWAY_URL", "http://127.0.0.1:81")
+    monkeypatch.setenv("GATEWAY_STATE_FILE", f"{folder}/state.json")
+    monkeypatch.setenv("GATEWAY_PORT", "much")  # invalid settings
+    assert OpsClient.of_settings(None)._headers == {"authorization": "Bearer the-token"}
 
 
 async def test_without_gateway_url_the_address_comes_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,7 @@ def test_nested_variables_reach_every_kind_of_key() -> None:
             "GATEWAY__BACKENDS__OLLAMA__SERVERS": "http://a:1,http://b:2",
             "GATEWAY__EMBEDDINGS__BGE_M3__MODEL": "bge-m3:f16",
             "GATEWAY__CORS_ORIGINS": "https://a.example,https://b.example",
+            "GATEWAY__ALLOWED_HOSTS": "host.docker.internal,GPU,[fd00::1]",
             "GATEWAY__MAX_BODY": "5MB",
         },
     )
@@ -152,6 +153,7 @@ def test_nested_variables_reach_every_kind_of_key() -> None:
     assert [server.base_url for server in ollama.servers] == ["http://a:1", "http://b:2"]
     assert settings.embeddings["bge-m3"].model == "bge-m3:f16"
     assert settings.cors_origins == ("https://a.example", "https://b.example")
+    assert settings.allowed_hosts == ("host.docker.internal", "gpu", "fd00::1")
     assert settings.max_body == 5_000_000
     assert list(settings.tiers) == ["standard", "pro", "ultra"]
 

@@ -56,6 +56,7 @@ def test_top_level_defaults_are_the_documented_ones() -> None:
         None,
     )
     assert settings.ollama_num_parallel is None
+    assert settings.allowed_hosts == ()
     assert settings.waiting_note is False
     assert (settings.log_level, settings.keep_alive_timeout) == ("info", 75.0)
 

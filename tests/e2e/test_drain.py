@@ -61,7 +61,7 @@ class Caller:
         )
         lines = [
             f"{'GET' if body is None else 'POST'} {path} HTTP/1.1",
-            "Host: gateway",
+            "Host: localhost",
             f"Authorization: Bearer {KEY}",
         ]
         lines += ["Content-Type: application/json", f"Content-Length: {len(data)}", "", ""]

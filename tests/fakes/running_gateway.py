@@ -159,7 +159,7 @@ def request_bytes(body: Mapping[str, Any], *headers: str) -> bytes:
     data = json.dumps({"model": "standard", "messages": PROMPT, "max_tokens": 64, **body}).encode()
     lines = [
         "POST /v1/chat/completions HTTP/1.1",
-        "Host: gateway",
+        "Host: localhost",
         "Content-Type: application/json",
         f"Content-Length: {len(data)}",
         *headers,

@@ -61,7 +61,7 @@ def untouchable() -> Iterator[socket.socket]:
 # Requests
 
 
-def message(method: str, path: str, *headers: str | bytes, body: bytes = b"", host: str = "Host: gateway") -> bytes:
+def message(method: str, path: str, *headers: str | bytes, body: bytes = b"", host: str = "Host: localhost") -> bytes:
     """Return a request with exactly these headers."""
     lines = [f"{method} {path} HTTP/1.1", host, *headers]
     return (
@@ -115,7 +115,7 @@ COMPLEX: dict[str, Any] = {
     "anyOf": [{"minProperties": 1}] * 1200,
 }
 GOOD = post()
-HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 DATA = json.dumps(VALID).encode()
 
 
@@ -324,7 +324,7 @@ CASES = [
     raw(62, "no Host", "POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 0\r\n\r\n"),
     raw(62, "two Hosts", HEAD + "Host: other\r\nContent-Length: 0\r\n\r\n"),
     raw(62, "Host with a path", "GET /v1/models HTTP/1.1\r\nHost: gateway/x\r\n\r\n"),
-    raw(62, "absolute target", "GET http://other/v1/models HTTP/1.1\r\nHost: gateway\r\n\r\n"),
+    raw(62, "absolute target", "GET http://other/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"),
     raw(63, "HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     raw(63, "TLS", bytes.fromhex("16030100f1010000ed0303")),
     Case(

@@ -455,7 +455,7 @@ async def ping(gateway: Running, gaps: list[float]) -> None:
     try:
         while True:
             begun = now()
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(
                 int(line.partition(b":")[2])

@@ -84,7 +84,7 @@ async def with_header(gateway: Running, body: dict[str, Any], header: str) -> As
     data = json.dumps({"model": "standard", "messages": PROMPT, **body}).encode()
     lines = [
         "POST /v1/chat/completions HTTP/1.1",
-        "Host: gateway",
+        "Host: localhost",
         "Content-Type: application/json",
         header,
         f"Content-Length: {len(data)}",

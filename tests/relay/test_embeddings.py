@@ -78,7 +78,7 @@ async def sent(
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=2**24)
     lines = [
         f"POST {path} HTTP/1.1",
-        "Host: gateway",
+        "Host: localhost",
         "Content-Type: application/json",
         f"Content-Length: {len(data)}",
         *headers,
@@ -309,7 +309,7 @@ async def test_key_is_required_and_other_methods_are_refused() -> None:
         assert code(await ask(gateway, {})) == (401, "invalid_api_key")
         assert (await ask(gateway, {}, "Authorization: Bearer the-key")).status == 200
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        writer.write(b"GET /v1/embeddings HTTP/1.1\r\nHost: gateway\r\n\r\n")
+        writer.write(b"GET /v1/embeddings HTTP/1.1\r\nHost: localhost\r\n\r\n")
         reply = await Raw(reader, writer).reply()
         writer.close()
         assert (reply.status, reply.headers["allow"]) == (405, "POST")

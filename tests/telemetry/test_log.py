@@ -18,7 +18,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.chat.answer import Usage
-from gateway.telemetry.log import MAX_PENDING, ExchangeLog, JsonFormatter, Sink, TextFormatter, configure
+from gateway.telemetry.log import MAX_EVENT, MAX_PENDING, ExchangeLog, JsonFormatter, Sink, TextFormatter, configure
 from tests.fakes.fault_backend import ENGINE_REASON, FaultBackend
 from tests.fakes.running_gateway import running, settings_for, until
 from tests.telemetry.test_metrics import EXCHANGE
@@ -31,6 +31,14 @@ def failed_record(message: str = "it %s") -> logging.LogRecord:
         raise ValueError(CANARY)
     except ValueError:
         return logging.LogRecord("gateway.x", logging.ERROR, __file__, 1, message, ("broke",), sys.exc_info())
+
+
+def test_text_of_a_line_is_bounded() -> None:
+    """A backend's text may reach a line in ways that nobody thought of."""
+    for text, shown in (("x" * MAX_EVENT, "x" * MAX_EVENT), ("x" * 900_000, f"{'x' * MAX_EVENT}… (900000 characters)")):
+        record = logging.LogRecord("gateway.x", logging.INFO, __file__, 1, "%s", (text,), None)
+        assert json.loads(JsonFormatter().format(record))["event"] == shown
+        assert TextFormatter().format(record).endswith(f" info    {shown}")
 
 
 # Exchanges

@@ -1,6 +1,7 @@
 """Health checks: what they find out about the servers, and what the log says about it."""
 
 import asyncio
+import json
 import logging
 import ssl
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ import pytest
 
 from gateway import config, simulate
 from gateway.upstream.backend import Backend
-from gateway.upstream.health_checks import MAX_LISTED, HealthChecks
+from gateway.upstream.health_checks import MAX_LISTED, MAX_MODEL_NAME, SHOWN_NAME, HealthChecks
 from tests.fakes.fault_backend import MODEL, FaultBackend, Kind
 from tests.fakes.running_gateway import until
 from tests.fakes.stand_ins import stand_in
@@ -207,6 +208,40 @@ async def test_long_list_of_models_is_shortened(caplog: pytest.LogCaptureFixture
     many = simulate.Options("ollama", tuple(simulate.Model(f"model-{number:02}") for number in range(MAX_LISTED + 3)))
     async with stand_in(many) as server, probed_backend("ollama", server.base_url, "model-00"):
         assert caplog.messages[0].endswith("model-07 and 3 more")
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+async def test_models_with_names_of_absurd_length_are_ignored_in_one_line(
+    kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, listed = ("name", "models") if kind == "ollama" else ("id", "data")
+    async with FaultBackend(kind) as server:
+        names = [MODEL, "x" * MAX_MODEL_NAME, "y" * (MAX_MODEL_NAME + 1), "z" * 900_000]
+        content = json.dumps({"object": "list", listed: [{key: name} for name in names]}).encode()
+        probes: list[bytes] = []
+
+        def models() -> bytes:
+            probes.append(content)
+            return content
+
+        server.models = models  # type: ignore[method-assign]
+        async with probed_backend(kind, server.base_url, "missing", probe_interval=0.01) as backend:
+            await until(lambda: len(probes) > 3)
+            assert {len(name) for name in backend.servers[0].discovered or {}} == {len(MODEL), MAX_MODEL_NAME}
+    ignored = [message for message in caplog.messages if "ignored" in message]
+    assert ignored == ["backend here: 2 models are ignored, because their names have more than 512 characters"]
+    assert any("reachable" in message for message in caplog.messages)
+    assert max(map(len, caplog.messages)) < 400
+
+
+async def test_names_of_models_are_shortened_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    long, odd = simulate.Model("m" * MAX_MODEL_NAME), simulate.Model("\x00" * MAX_MODEL_NAME)
+    async with (
+        stand_in(simulate.Options("vllm", (long, odd))) as server,
+        probed_backend("vllm", server.base_url, "m" * MAX_MODEL_NAME),
+    ):
+        assert caplog.messages[0].endswith(f"{'m' * SHOWN_NAME}…")
+        assert len(caplog.messages[0]) < 400
 
 
 async def test_unreachable_server_is_logged_and_found_when_it_comes_up(caplog: pytest.LogCaptureFixture) -> None:

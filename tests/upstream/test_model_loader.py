@@ -128,9 +128,8 @@ async def test_embedding_model_is_loaded_by_its_own_endpoint() -> None:
         data = json.dumps({"model": "ours", "input": "a text"}).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(
-            b"POST /v1/embeddings HTTP/1.1\r\nHost: g\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-            % len(data)
-            + data
+            b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data) + data
         )
         assert (await reader.readline()).startswith(b"HTTP/1.1 200")
         writer.close()
