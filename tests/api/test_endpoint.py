@@ -67,6 +67,22 @@ async def test_announced_size_over_the_limit_is_refused_before_the_body_is_read(
         assert code(reply) == (413, "request_too_large")
 
 
+async def test_each_request_on_a_connection_has_to_keep_to_the_limit() -> None:
+    """Such a body arrives in one piece behind a head that was accepted before."""
+    async with serving(max_body="10KiB", max_text_body="10KiB") as (gateway, backend), asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        raw, replies = Raw(reader, writer), []
+        for size in (10_240, 10_240, 10_241):
+            body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": "x"}]}).encode()
+            head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+            writer.write(f"{head}Content-Length: {size}\r\n\r\n".encode() + body.ljust(size))
+            replies.append(await raw.reply())
+        writer.close()
+        assert [reply.status for reply in replies] == [200, 200, 413]
+        assert code(replies[-1]) == (413, "request_too_large")
+        assert len(backend.requests) == 2
+
+
 async def test_body_that_grows_over_the_limit_is_refused() -> None:
     async with serving(max_body="10KiB", max_text_body="10KiB") as (gateway, _):
         chunks = b"800\r\n" + b"x" * 2048 + b"\r\n"

@@ -388,3 +388,37 @@ async def test_exception_about_a_piece_is_raised_to_the_caller() -> None:
         await task
     await run_loop()
     assert pool.open_connections == 0
+
+
+@pytest.mark.parametrize("answer", [b"", b"H", OK, OK + b"Content-Length: 5\r\n\r\nhel"])
+@pytest.mark.parametrize("error", [None, ConnectionResetError()], ids=["closed", "reset"])
+async def test_request_is_sent_again_only_if_the_kept_connection_ended_before_a_byte_of_an_answer(
+    answer: bytes, error: Exception | None
+) -> None:
+    pool, stale = FakePool(), list[None]()
+    task = asyncio.create_task(exchange_once(pool))
+    await run_loop()
+    pool.feed(OK + b"Content-Length: 0\r\n\r\n")
+    await task
+
+    async def exchange() -> bytes:
+        with await pool.request(pool.head("POST", "/", []), REQUEST, lambda: stale.append(None)) as response:
+            return bytes(await response.read(LIMIT))
+
+    task = asyncio.create_task(exchange())
+    await run_loop()
+    kept = pool.transport
+    pool.feed(answer)
+    kept.lose(error)
+    await run_loop()
+    if answer:
+        with pytest.raises(WireError) as raised:
+            await task
+        assert raised.value.answered or raised.value.fault == "truncated"
+        assert (pool.made, stale) == (1, [])
+        return
+    pool.feed(OK + b"Content-Length: 5\r\n\r\nhello")
+    assert await task == b"hello"
+    assert (pool.made, stale) == (2, [None])
+    pool.close()
+    await run_loop()
