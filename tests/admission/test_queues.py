@@ -97,3 +97,54 @@ def test_positions_are_computed_once_a_second_at_most() -> None:
     assert backend.admission.wait_estimate(second).position == 2
     backend.pass_time(POSITION_AGE_SECONDS + 0.1)
     assert backend.admission.wait_estimate(second).position == 1
+
+
+def test_only_a_whole_answer_counts_as_a_service_time() -> None:
+    backend = setup(Server("m"))
+    queue = backend.admission.queue("m", "text")
+    for seconds, is_served in ((1.0, False), (2.0, True), (4.0, False)):
+        request = backend.arrive()
+        backend.clock.now += seconds
+        request.is_served = is_served
+        backend.leave(request)
+    left = backend.arrive(), backend.arrive()
+    backend.leave(left[1])  # it was queued
+    assert list(queue.service_times) == [2.0]
+
+
+def test_estimate_counts_the_models_that_share_the_slots() -> None:
+    """Two slots for two models: four requests for the other model take turns with this one's two."""
+    backend = setup(Server("m", "n"), slots=2, max_queue=50)
+    serve_one(backend, 10.0)
+    for _ in range(2):
+        backend.arrive()
+    for _ in range(4):
+        backend.arrive("n")
+    mine = [backend.arrive() for _ in range(2)]
+    assert backend.waiting("text") == 6
+    assert backend.admission.wait_estimate(mine[1]) == (2, 30.0, False)  # 2 of 2 here, 6 of 6 in the lane
+
+
+def test_estimate_follows_the_model_limit_if_that_is_the_narrower_one() -> None:
+    backend = setup(Server("m", "n"), slots=8, model=1, max_queue=50)
+    serve_one(backend, 10.0)
+    backend.arrive()
+    mine = [backend.arrive() for _ in range(3)]
+    assert backend.admission.wait_estimate(mine[2]) == (3, 30.0, False)
+
+
+def test_estimate_counts_only_the_servers_that_have_the_model() -> None:
+    backend = setup(Server("m"), Server("n"), slots=1, max_queue=50)
+    serve_one(backend, 10.0)
+    backend.arrive()
+    mine = [backend.arrive() for _ in range(2)]
+    assert backend.admission.wait_estimate(mine[1]) == (2, 20.0, False)
+
+
+def test_service_time_of_another_model_in_the_lane_counts_until_there_is_an_own_one() -> None:
+    backend = setup(Server("m", "n"), slots=1)
+    queue = backend.admission.queue("m", "text")
+    serve_one(backend, 10.0, "n")
+    assert queue.service_seconds() == 10.0
+    serve_one(backend, 2.0)
+    assert queue.service_seconds() == 2.0

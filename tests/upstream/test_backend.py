@@ -64,6 +64,25 @@ def test_smallest_context_length_of_the_servers_counts() -> None:
     assert here.context_length(MODEL) == 512
 
 
+@pytest.mark.parametrize("lengths", [(512, 2048, 1024), (2048, 512, 1024), (2048, 1024, 512)])
+def test_smallest_context_length_counts_whichever_server_reports_it(lengths: tuple[int, ...]) -> None:
+    here = backend(servers=4)
+    for server, length in zip(here.servers, lengths, strict=False):  # the last server reports none
+        server.update_models({MODEL: ModelFacts(context_length=length)})
+    here.servers[3].update_models({MODEL: ModelFacts()})
+    assert here.context_length(MODEL) == 512
+    assert here.context_length("another") is None
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_capability_that_any_server_lacks_is_lacking(number: int) -> None:
+    here = backend(servers=3)
+    for index, server in enumerate(here.servers):
+        capabilities = frozenset({"vision", "tools"} if index != number else {"tools"})
+        server.update_models({MODEL: ModelFacts(capabilities=capabilities)})
+    assert (here.lacks(MODEL, "vision"), here.lacks(MODEL, "tools")) == (True, False)
+
+
 def test_model_lacks_a_capability_if_one_server_says_so() -> None:
     here = backend()
     assert not here.lacks(MODEL, "vision")
