@@ -11,6 +11,7 @@ from gateway.api.paths import CHAT_PATH
 from gateway.downstream import server
 from tests.api.one_backend import KEY, code, exchange, post, serving
 from tests.fakes.fault_backend import MODEL
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, TIMES, Raw, running
 from tests.real_engines.process import free_port
 
@@ -68,18 +69,24 @@ async def test_announced_size_over_the_limit_is_refused_before_the_body_is_read(
 
 
 async def test_each_request_on_a_connection_has_to_keep_to_the_limit() -> None:
-    """Such a body arrives in one piece behind a head that was accepted before."""
-    async with serving(max_body="10KiB", max_text_body="10KiB") as (gateway, backend), asyncio.timeout(PATIENCE):
+    """Such a body arrives in one piece behind a head that was accepted before. Most of it is an image."""
+    picture = png_data_url()
+    async with serving(max_body="10KiB", max_text_body="4KiB") as (gateway, backend), asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         raw, replies = Raw(reader, writer), []
         for size in (10_240, 10_240, 10_241):
-            body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": "x"}]}).encode()
+            content = [{"type": "image_url", "image_url": {"url": picture}}]
+            body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": content}]}).encode()
+            filled = picture.encode() + b"\\n" * ((size - len(body)) // 2)  # a line break in base64 is allowed
+            body = body.replace(picture.encode(), filled).ljust(size)
             head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
-            writer.write(f"{head}Content-Length: {size}\r\n\r\n".encode() + body.ljust(size))
+            writer.write(f"{head}Content-Length: {size}\r\n\r\n".encode() + body)
             replies.append(await raw.reply())
         writer.close()
         assert [reply.status for reply in replies] == [200, 200, 413]
         assert code(replies[-1]) == (413, "request_too_large")
+        assert replies[-1].error is not None
+        assert "at most 10240 bytes" in replies[-1].error["message"]
         assert len(backend.requests) == 2
 
 

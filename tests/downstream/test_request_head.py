@@ -254,10 +254,12 @@ def test_host_of_every_request_on_a_connection_is_checked(default_server: Server
         assert_refused(read_all(client), 400, "invalid_value")
 
 
-def test_expectation_of_every_request_on_a_connection_is_answered(default_server: ServerThread) -> None:
+@pytest.mark.parametrize("note", [b"", b"X-Noted: yes\r\n"], ids=["without notes", "with notes"])
+def test_expectation_of_every_request_on_a_connection_is_answered(default_server: ServerThread, note: bytes) -> None:
+    """Also if the application has notes on its head, after which bodies are buffered."""
     with default_server.connect() as client:
         for body in (b"first", b"second", b"third"):
-            client.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
+            client.sendall(HEAD + note + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
             continued = b"HTTP/1.1 100 Continue\r\n\r\n"
             assert client.recv(len(continued), socket.MSG_WAITALL) == continued
             client.sendall(body)
