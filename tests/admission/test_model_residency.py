@@ -6,7 +6,7 @@ import pytest
 
 from gateway.admission.model_residency import IDLE_AFTER_SECONDS, LoadedModels, ModelResidency, ModelState
 from gateway.errors import GatewayError
-from tests.fakes.admission import Clock
+from tests.fakes.admission import Clock, Server, setup
 
 SWAP = 10.0
 
@@ -328,3 +328,25 @@ def test_three_rivals_take_turns_in_the_order_in_which_they_were_wanted() -> Non
     setup.states["c"].running = 0
     setup.residency.schedule()
     assert setup.started == ["c", "b"]
+
+
+def test_model_that_has_just_served_a_request_counts_as_at_work_for_a_moment() -> None:
+    """A program that sends one request after the other leaves gaps."""
+    server = Server("a", "b")
+    backend = setup(server)
+    backend.enable_loading(swap_after=SWAP)
+    residency = server.residency
+    assert residency is not None
+    backend.admission.queue("a", "text"), backend.admission.queue("b", "text")
+    residency.update(["a"])
+    residency._rivals.add(frozenset("ab"))
+    backend.pass_time(100)
+    request = backend.arrive("a")
+    backend.pass_time(5)
+    backend.leave(request)
+    assert backend.arrive("b").is_queued
+    assert server.loading is None
+    backend.pass_time(IDLE_AFTER_SECONDS * 0.9)
+    assert server.loading is None
+    backend.pass_time(IDLE_AFTER_SECONDS * 0.2)
+    assert server.loading is residency.states["b"]

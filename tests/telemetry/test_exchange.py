@@ -93,8 +93,8 @@ def test_times_begin_anew_when_the_request_is_queued_again() -> None:
     assert one.times() == (3, None, 0.0, None)
     clock.now += 4
     one.admit()
-    assert (one.phase, one.times()) == ("waiting", (7, 7, 0.0, None))
     one.start_attempt()
+    assert (one.phase, one.times()) == ("waiting", (7, 7, 0.0, None))
     clock.now += 8
     one.piece(1)
     one.end_upstream()
