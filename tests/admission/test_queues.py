@@ -3,9 +3,9 @@
 import pytest
 
 from gateway.admission.fair_queue import Claim
-from gateway.admission.queues import POSITION_AGE_SECONDS, LaneName
-from gateway.errors import QueueTimeout
-from tests.fakes.admission import Server, Setup, setup
+from gateway.admission.queues import POSITION_AGE_SECONDS, SERVICE_SAMPLES, LaneName
+from gateway.errors import GatewayError, QueueTimeout
+from tests.fakes.admission import Request, Server, Setup, setup
 
 
 def serve_one(backend: Setup, seconds: float = 1.0, model: str = "m", lane: LaneName = "text") -> None:
@@ -148,3 +148,63 @@ def test_service_time_of_another_model_in_the_lane_counts_until_there_is_an_own_
     assert queue.service_seconds() == 10.0
     serve_one(backend, 2.0)
     assert queue.service_seconds() == 2.0
+
+
+def test_service_time_is_that_of_the_latest_requests() -> None:
+    backend = setup(Server("m"))
+    queue = backend.admission.queue("m", "text")
+    for _ in range(SERVICE_SAMPLES):
+        serve_one(backend, 100.0)
+    for _ in range(SERVICE_SAMPLES // 2 + 1):
+        serve_one(backend, 1.0)
+    assert queue.service_seconds() == 1.0
+    assert len(queue.service_times) == SERVICE_SAMPLES
+
+
+def test_clients_that_are_refused_at_once_do_not_come_back_at_once() -> None:
+    backend = setup(Server("m"))
+    serve_one(backend, 30.0)
+    queue = backend.admission.queue("m", "text")
+    found = {backend.admission.retry_after(queue) for _ in range(200)}
+    assert 24 <= min(found) < 28
+    assert 32 < max(found) <= 36
+
+
+def test_request_that_joins_a_queue_whose_positions_are_known_gets_its_own() -> None:
+    backend = setup(Server("m"))
+    _, first = backend.arrive(), backend.arrive()
+    assert backend.admission.wait_estimate(first).position == 1
+    second = backend.arrive()
+    assert backend.admission.wait_estimate(second).position == 2
+
+
+def test_error_for_a_queue_reaches_its_batch_requests_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[tuple[Request, GatewayError]] = []
+    monkeypatch.setattr(Request, "refuse", lambda request, error: refused.append((request, error)))
+    backend = setup(Server("m"))
+    backend.arrive()
+    waiting = [backend.arrive(claim=Claim(is_batch=is_batch)) for is_batch in (True, False, True)]
+    backend.admission.queue("m", "text").refuse(lambda: QueueTimeout("over"))
+    assert {id(request) for request, _ in refused} == {id(request) for request in waiting}
+    assert len({id(error) for _, error in refused}) == 3, "each gets an error of its own"
+
+
+@pytest.mark.parametrize(
+    ("reason", "has_slot"),
+    [("", True), ("down", False), ("without the model", False), ("loaded", False), ("busy", False)],
+)
+def test_request_may_wait_for_a_model_only_where_a_server_could_load_it(reason: str, has_slot: bool) -> None:
+    """Such requests do not count against `max_queue`."""
+    server = Server("m", "n")
+    backend = setup(server, Server("o"), slots=2)
+    backend.enable_loading()
+    queue = backend.admission.queue("m", "text")
+    assert server.residency is not None
+    server.residency.update(["m", "n"] if reason == "loaded" else ["n"])
+    if reason == "down":
+        server.up = False
+    elif reason == "without the model":
+        server.available_models.clear()
+    elif reason == "busy":
+        backend.arrive("n"), backend.arrive("n")
+    assert queue.has_slot_but_no_model() is has_slot
