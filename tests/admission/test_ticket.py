@@ -83,8 +83,9 @@ async def test_wait_ends_after_the_queue_timeout_or_at_the_client_deadline(
 ) -> None:
     backend = setup(Server("m"), timeout=timeout)
     with ticket(backend), ticket(backend, claim) as waiting:
-        with pytest.raises(QueueTimeout, match=expected) as caught:
-            await waiting.wait()
+        async with asyncio.timeout(5):
+            with pytest.raises(QueueTimeout, match=expected) as caught:
+                await waiting.wait()
         assert caught.value.retry_after
         assert backend.waiting("text") == 0
 

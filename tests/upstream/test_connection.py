@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gateway.upstream import connection as connection_module
 from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, WireError
 from gateway.upstream.pool import Origin, Pool
+from tests.fakes.running_gateway import until
 
 pytestmark = pytest.mark.both_loops
 
@@ -421,3 +422,56 @@ async def test_request_is_sent_again_only_if_the_kept_connection_ended_before_a_
     assert await task == b"hello"
     pool.close()
     await run_loop()
+
+
+async def test_headers_of_an_informational_answer_are_not_those_of_the_answer() -> None:
+    pool = FakePool()
+    task = asyncio.create_task(pool.ask())
+    await run_loop()
+    pool.feed(b"HTTP/1.1 103 Early Hints\r\nRetry-After: 7\r\nX: 1\r\n\r\n" + OK + b"Content-Length: 0\r\nX: 2\r\n\r\n")
+    with await task as response:
+        assert response.headers == [(b"content-length", b"0"), (b"x", b"2")]
+        assert response.fields == {b"content-length": b"0", b"x": b"2"}
+    pool.close()
+    await run_loop()
+
+
+async def stopped(pool: FakePool, body: bytes) -> None:
+    """Make an exchange whose caller stops at the first piece, after which only the end is missing."""
+    task = asyncio.create_task(pool.ask())
+    await run_loop()
+    pool.feed(CHUNKED)
+    with await task as response:
+        streaming = asyncio.create_task(response.stream(lambda piece: response.stop()))
+        await run_loop()
+        pool.feed(body)
+        await streaming
+
+
+async def test_stopped_stream_whose_end_does_not_come_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "DRAIN_SECONDS", 0.02)
+    pool = FakePool()
+    await stopped(pool, b"1\r\na\r\n")
+    assert (pool.open_connections, pool.acquire()) == (1, None)
+    await until(lambda: pool.open_connections == 0, patience=1)
+
+
+async def test_stopped_stream_whose_end_comes_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "DRAIN_SECONDS", 0.02)
+    pool = FakePool()
+    await stopped(pool, b"1\r\na\r\n")
+    assert pool.acquire() is None
+    pool.feed(b"0\r\n\r\n")
+    kept = pool.acquire()
+    assert kept is not None
+    assert kept._timer is None, "it would close the connection during the next request"
+    pool.close()
+    await run_loop()
+
+
+async def test_stopped_stream_that_goes_on_is_closed_at_once() -> None:
+    pool = FakePool()
+    await stopped(pool, b"1\r\na\r\n")
+    pool.feed(b"1\r\nb\r\n")
+    await run_loop()
+    assert (pool.open_connections, pool.acquire()) == (0, None)
