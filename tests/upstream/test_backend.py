@@ -1,5 +1,6 @@
 """A backend: its servers and queues, learned limits, and what a change of a circuit breaker leads to."""
 
+import json
 import logging
 import time
 from typing import Any
@@ -10,10 +11,12 @@ from gateway import config
 from gateway.admission.fair_queue import Claim
 from gateway.admission.queues import Queue
 from gateway.admission.ticket import Ticket
+from gateway.chat.embedding import Embedding
 from gateway.config import LimitOverrides
 from gateway.engines.engine import ModelFacts
 from gateway.upstream.backend import Backend
 from gateway.upstream.circuit_breaker import IN_A_ROW, LEVELS
+from tests.fakes.chats import chat
 
 MODEL = "llama"
 
@@ -277,3 +280,18 @@ async def test_change_applies_to_the_same_servers_and_admits_queued_requests() -
         here.change(backend(servers=1, max_concurrency=2, connect_timeout=9).settings)
         assert waiting.placement is not None
         assert here.servers[0].pool.connect_timeout == 9
+
+
+async def test_change_reaches_chats_embeddings_and_loads() -> None:
+    here = backend(kind="ollama", servers=1, keep_alive="1m", num_ctx=1024)
+    here.change(backend(kind="ollama", servers=1, keep_alive="9m", num_ctx=2048).settings)
+    assert here.loading is not None
+    found = {
+        "chat": here.engine.render(chat(), MODEL, ModelFacts(), True),
+        "embedding": here.embedder.render(Embedding(model=MODEL, input="text"), MODEL),
+        "load": here.loading.body(MODEL, False),
+    }
+    sent = {name: json.loads(body) for name, body in found.items()}
+    assert {name: (body["keep_alive"], body["options"]["num_ctx"]) for name, body in sent.items()} == dict.fromkeys(
+        found, ("9m", 2048)
+    )
