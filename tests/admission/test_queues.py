@@ -208,3 +208,21 @@ def test_request_may_wait_for_a_model_only_where_a_server_could_load_it(reason: 
     elif reason == "busy":
         backend.arrive("n"), backend.arrive("n")
     assert queue.has_slot_but_no_model() is has_slot
+
+
+@pytest.mark.parametrize(
+    ("reason", "may_try"), [("", True), ("down", False), ("without the model", False), ("failed too", False)]
+)
+def test_load_may_be_tried_elsewhere_only_where_it_could_succeed(reason: str, may_try: bool) -> None:
+    one, two = Server("m"), Server("m")
+    backend = setup(one, two)
+    backend.enable_loading()
+    queue = backend.admission.queue("m", "text")
+    assert one.residency is not None
+    assert two.residency is not None
+    if reason == "down":
+        two.up = False
+    elif reason == "without the model":
+        two.available_models.clear()
+    two.residency.states["m"].has_failed = reason == "failed too"
+    assert queue.may_try_elsewhere(one.residency.states["m"]) is may_try

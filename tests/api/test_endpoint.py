@@ -9,7 +9,7 @@ import pytest
 from gateway import config
 from gateway.api.paths import CHAT_PATH
 from gateway.downstream import server
-from tests.api.one_backend import KEY, code, exchange, post, serving
+from tests.api.one_backend import KEY, code, document, exchange, post, serving
 from tests.fakes.fault_backend import MODEL
 from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, TIMES, Raw, running
@@ -57,6 +57,24 @@ async def test_each_request_on_a_connection_is_authenticated() -> None:
             statuses.append((await Raw(reader, writer).reply()).status)
         writer.close()
     assert statuses == [200, 200, 401]
+
+
+async def test_key_that_was_taken_away_is_refused_on_connections_that_are_open() -> None:
+    """The head is the same as before, and what was found out about it does not count any longer."""
+    body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": "x"}]}).encode()
+    head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\nAuthorization: Bearer {KEY}\r\n\r\n"
+    async with serving(api_keys=[KEY, "another-key"]) as (gateway, backend), asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        statuses = []
+        for keys in ([KEY, "another-key"], [KEY], ["another-key"], ["another-key", KEY]):
+            settings = config.build(document(backend, api_keys=keys))
+            await gateway.gateway.reload.run(lambda settings=settings: settings, "file")  # type: ignore[misc]
+            for _ in range(2):
+                writer.write(head.encode() + body)
+                statuses.append((await Raw(reader, writer).reply()).status)
+        writer.close()
+    assert statuses == [200, 200, 200, 200, 401, 401, 200, 200]
 
 
 # Request body

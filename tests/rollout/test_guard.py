@@ -12,6 +12,7 @@ import pytest
 from gateway import config
 from gateway.rollout.assignment import Assignment, Canary
 from gateway.rollout.guard import RECENT, RolloutGuard
+from gateway.rollout.sequential_test import LONGEST_ROUND
 from gateway.rollout.state import Rollout
 from gateway.telemetry.exchange import Exchange
 from tests.fakes.exchanges import exchange, failed
@@ -480,3 +481,13 @@ def test_nothing_is_decided_before_the_other_side_has_min_samples(served: int) -
     guarded.guard.observe([exchange("ollama")] * 40)
     guarded.guard.observe([failed("vllm")] * 500)
     assert guarded.causes == ["operator", "guard"]
+
+
+def test_number_of_samples_that_wait_for_the_side_under_test_is_bounded() -> None:
+    """A canary of a hundredth of a percent may get no request for hours."""
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH, tier="standard")
+    guarded.now += 100
+    guarded.guard.observe([exchange("ollama")] * (LONGEST_ROUND + 100))
+    (watched,) = guarded.guard._watched.values()
+    assert len(watched._others) == LONGEST_ROUND
