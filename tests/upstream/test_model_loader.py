@@ -571,3 +571,17 @@ async def test_reload_that_takes_warm_away_ends_it() -> None:
     assert warm(tiers=tiers | {"b": {"models": {"ollama": "b"}}}, embeddings=embedding) == ["a", "e"]
     assert warm(tiers=tiers) == ["a", "b"]
     assert warm() == []
+
+
+async def test_only_models_of_its_own_backend_are_kept_warm() -> None:
+    found = document("http://127.0.0.1:1")
+    found["backends"]["other"] = {"kind": "ollama", "base_url": "http://127.0.0.1:2"}
+    found["tiers"]["there"] = {"models": {"other": "x"}, "warm": True}
+    found["tiers"]["both"] = {"models": {"other": "y", "ollama": "b"}, "warm": True}
+    found["embeddings"] = {"theirs": {"backend": "other", "model": "z", "warm": True}}
+    settings = config.build(found)
+    kept = {}
+    for name in ("ollama", "other"):
+        loader = ModelLoader(Backend(settings.backends[name]), settings, Metrics(CollectorRegistry(), "test"), b"id")
+        kept[name] = sorted(loader._warm_models())
+    assert kept == {"ollama": [("b", False)], "other": [("x", False), ("y", False), ("z", True)]}
