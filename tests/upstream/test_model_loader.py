@@ -576,7 +576,7 @@ async def test_reload_that_takes_warm_away_ends_it() -> None:
 async def test_only_models_of_its_own_backend_are_kept_warm() -> None:
     found = document("http://127.0.0.1:1")
     found["backends"]["other"] = {"kind": "ollama", "base_url": "http://127.0.0.1:2"}
-    found["tiers"]["there"] = {"models": {"other": "x"}, "warm": True}
+    found["tiers"]["there"] = {"models": {"other": "x"}, "backend": "other", "warm": True}
     found["tiers"]["both"] = {"models": {"other": "y", "ollama": "b"}, "warm": True}
     found["embeddings"] = {"theirs": {"backend": "other", "model": "z", "warm": True}}
     settings = config.build(found)
