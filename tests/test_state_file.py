@@ -1,5 +1,6 @@
 """State file: sections survive a restart; a damaged or foreign file is handled safely."""
 
+import asyncio
 import logging
 import os
 import time
@@ -150,3 +151,64 @@ async def test_without_a_file_values_are_kept_in_memory_only() -> None:
     state.put("one", 1)
     assert state.get("one") == 1
     assert not await state.persisted()
+
+
+async def test_file_and_folder_reach_the_disk_before_the_change_is_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is complete on the disk before it takes the name, and the name before the answer."""
+    steps: list[tuple[str, str, bytes]] = []
+    path, fsync, replace = tmp_path / "state.json", os.fsync, Path.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        target = Path(f"/dev/fd/{descriptor}").resolve()
+        steps.append(("fsync", target.name, target.read_bytes() if target.is_file() else b""))
+        fsync(descriptor)
+
+    def recorded_replace(source: Path, target: Path) -> Path:
+        steps.append(("rename", target.name, source.read_bytes()))
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
+    state = StateFile(path)
+    state.put("one", 1)
+    assert await state.persisted()
+    content = path.read_bytes()
+    assert b'"one":1' in content
+    assert steps == [
+        ("fsync", f".state.json.{os.getpid()}", content),
+        ("rename", "state.json", content),
+        ("fsync", tmp_path.name, b""),
+    ]
+
+
+async def test_change_is_not_acknowledged_if_the_disk_reports_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+    for broken in (1, 2):  # the file, then the folder
+        calls = 0
+
+        def failing(descriptor: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == broken:  # noqa: B023  # called before it changes
+                raise OSError(5, "Input/output error")
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", failing)
+        state = StateFile(tmp_path / f"{broken}.json")
+        state.put("one", 1)
+        assert not await state.persisted()
+        assert calls == broken
+        assert not list(tmp_path.glob(".*")), "no temporary file is left behind"
+
+
+async def test_change_made_while_a_write_is_in_progress_is_written_too(tmp_path: Path) -> None:
+    state = StateFile(tmp_path / "state.json")
+    for number in range(5):
+        state.put("number", number)
+        await asyncio.sleep(0)
+    assert await state.persisted()
+    assert StateFile(tmp_path / "state.json").get("number") == 4

@@ -113,3 +113,15 @@ def test_fixed_limit_learns_nothing() -> None:
     for sample in samples:
         adaptive.first_token(sample)
     assert not adaptive.confirm()
+
+
+def test_fixed_limit_is_not_lowered_either() -> None:
+    """The operator may know better, for example during a load of the machine by others."""
+    adaptive = AdaptiveLimit(4, is_held=True)
+    samples = [admit(adaptive) for _ in range(4)]
+    adaptive.first_token(samples[0])
+    for _ in range(3 * REQUESTS_BEFORE_LOWERING):  # one streams at a time
+        assert not finish(adaptive, samples.pop(0))
+        adaptive.first_token(samples[0])
+        samples.append(admit(adaptive))
+    assert adaptive.limit == 4

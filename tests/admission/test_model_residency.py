@@ -6,7 +6,7 @@ import pytest
 
 from gateway.admission.model_residency import IDLE_AFTER_SECONDS, LoadedModels, ModelResidency, ModelState
 from gateway.errors import GatewayError
-from tests.fakes.admission import Clock
+from tests.fakes.admission import Clock, Server, setup
 
 SWAP = 10.0
 
@@ -328,3 +328,59 @@ def test_three_rivals_take_turns_in_the_order_in_which_they_were_wanted() -> Non
     setup.states["c"].running = 0
     setup.residency.schedule()
     assert setup.started == ["c", "b"]
+
+
+def test_model_that_has_just_served_a_request_counts_as_at_work_for_a_moment() -> None:
+    """A program that sends one request after the other leaves gaps."""
+    server = Server("a", "b")
+    backend = setup(server)
+    backend.enable_loading(swap_after=SWAP)
+    residency = server.residency
+    assert residency is not None
+    backend.admission.queue("a", "text"), backend.admission.queue("b", "text")
+    residency.update(["a"])
+    residency._rivals.add(frozenset("ab"))
+    backend.pass_time(100)
+    request = backend.arrive("a")
+    backend.pass_time(5)
+    backend.leave(request)
+    assert backend.arrive("b").is_queued
+    assert server.loading is None
+    backend.pass_time(IDLE_AFTER_SECONDS * 0.9)
+    assert server.loading is None
+    backend.pass_time(IDLE_AFTER_SECONDS * 0.2)
+    assert server.loading is residency.states["b"]
+
+
+def test_loaded_model_has_its_turn_even_if_the_server_does_not_report_it_after_the_load() -> None:
+    """The rival has been wanted for just as long, and the load took longer than a turn."""
+    setup = Setup()
+    setup.residency._rivals.add(frozenset("ab"))
+    setup.waiters["a"].waiting = setup.waiters["b"].waiting = 1
+    setup.residency.schedule()
+    assert setup.started == ["a"]
+    setup.clock.pass_time(3 * SWAP)
+    setup.residency.ended(setup.states["a"], True, setup.report(), None)
+    setup.states["a"].running = 1
+    setup.residency.schedule()
+    setup.clock.pass_time(SWAP - 0.1)
+    assert (setup.started, setup.ready()) == (["a"], "a")
+    setup.clock.pass_time(0.2)
+    assert (setup.started, setup.ready()) == (["a"], "")
+
+
+def test_warm_model_does_not_take_the_place_of_a_loaded_rival() -> None:
+    """No request waits for it, and the rival may get one at any time."""
+    setup = Setup("a")
+    setup.wait_for("b")
+    setup.end("b", "a", "b")
+    assert setup.started == ["b"]
+    setup.waiters["b"].waiting = 0
+    setup.states["a"].warm = True
+    setup.residency.schedule()
+    setup.clock.pass_time(10 * SWAP)
+    setup.residency.schedule()
+    assert setup.started == ["b"]
+    setup.states["c"].warm = True
+    setup.residency.schedule()
+    assert setup.started == ["b", "c"]

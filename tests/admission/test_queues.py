@@ -3,9 +3,9 @@
 import pytest
 
 from gateway.admission.fair_queue import Claim
-from gateway.admission.queues import POSITION_AGE_SECONDS, LaneName
-from gateway.errors import QueueTimeout
-from tests.fakes.admission import Server, Setup, setup
+from gateway.admission.queues import POSITION_AGE_SECONDS, SERVICE_SAMPLES, LaneName
+from gateway.errors import GatewayError, QueueTimeout
+from tests.fakes.admission import Request, Server, Setup, setup
 
 
 def serve_one(backend: Setup, seconds: float = 1.0, model: str = "m", lane: LaneName = "text") -> None:
@@ -97,3 +97,132 @@ def test_positions_are_computed_once_a_second_at_most() -> None:
     assert backend.admission.wait_estimate(second).position == 2
     backend.pass_time(POSITION_AGE_SECONDS + 0.1)
     assert backend.admission.wait_estimate(second).position == 1
+
+
+def test_only_a_whole_answer_counts_as_a_service_time() -> None:
+    backend = setup(Server("m"))
+    queue = backend.admission.queue("m", "text")
+    for seconds, is_served in ((1.0, False), (2.0, True), (4.0, False)):
+        request = backend.arrive()
+        backend.clock.now += seconds
+        request.is_served = is_served
+        backend.leave(request)
+    left = backend.arrive(), backend.arrive()
+    backend.leave(left[1])  # it was queued
+    assert list(queue.service_times) == [2.0]
+
+
+def test_estimate_counts_the_models_that_share_the_slots() -> None:
+    """Two slots for two models: four requests for the other model take turns with this one's two."""
+    backend = setup(Server("m", "n"), slots=2, max_queue=50)
+    serve_one(backend, 10.0)
+    for _ in range(2):
+        backend.arrive()
+    for _ in range(4):
+        backend.arrive("n")
+    mine = [backend.arrive() for _ in range(2)]
+    assert backend.waiting("text") == 6
+    assert backend.admission.wait_estimate(mine[1]) == (2, 30.0, False)  # 2 of 2 here, 6 of 6 in the lane
+
+
+def test_estimate_follows_the_model_limit_if_that_is_the_narrower_one() -> None:
+    backend = setup(Server("m", "n"), slots=8, model=1, max_queue=50)
+    serve_one(backend, 10.0)
+    backend.arrive()
+    mine = [backend.arrive() for _ in range(3)]
+    assert backend.admission.wait_estimate(mine[2]) == (3, 30.0, False)
+
+
+def test_estimate_counts_only_the_servers_that_have_the_model() -> None:
+    backend = setup(Server("m"), Server("n"), slots=1, max_queue=50)
+    serve_one(backend, 10.0)
+    backend.arrive()
+    mine = [backend.arrive() for _ in range(2)]
+    assert backend.admission.wait_estimate(mine[1]) == (2, 20.0, False)
+
+
+def test_service_time_of_another_model_in_the_lane_counts_until_there_is_an_own_one() -> None:
+    backend = setup(Server("m", "n"), slots=1)
+    queue = backend.admission.queue("m", "text")
+    serve_one(backend, 10.0, "n")
+    assert queue.service_seconds() == 10.0
+    serve_one(backend, 2.0)
+    assert queue.service_seconds() == 2.0
+
+
+def test_service_time_is_that_of_the_latest_requests() -> None:
+    backend = setup(Server("m"))
+    queue = backend.admission.queue("m", "text")
+    for _ in range(SERVICE_SAMPLES):
+        serve_one(backend, 100.0)
+    for _ in range(SERVICE_SAMPLES // 2 + 1):
+        serve_one(backend, 1.0)
+    assert queue.service_seconds() == 1.0
+    assert len(queue.service_times) == SERVICE_SAMPLES
+
+
+def test_clients_that_are_refused_at_once_do_not_come_back_at_once() -> None:
+    backend = setup(Server("m"))
+    serve_one(backend, 30.0)
+    queue = backend.admission.queue("m", "text")
+    found = {backend.admission.retry_after(queue) for _ in range(200)}
+    assert 24 <= min(found) < 28
+    assert 32 < max(found) <= 36
+
+
+def test_request_that_joins_a_queue_whose_positions_are_known_gets_its_own() -> None:
+    backend = setup(Server("m"))
+    _, first = backend.arrive(), backend.arrive()
+    assert backend.admission.wait_estimate(first).position == 1
+    second = backend.arrive()
+    assert backend.admission.wait_estimate(second).position == 2
+
+
+def test_error_for_a_queue_reaches_its_batch_requests_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[tuple[Request, GatewayError]] = []
+    monkeypatch.setattr(Request, "refuse", lambda request, error: refused.append((request, error)))
+    backend = setup(Server("m"))
+    backend.arrive()
+    waiting = [backend.arrive(claim=Claim(is_batch=is_batch)) for is_batch in (True, False, True)]
+    backend.admission.queue("m", "text").refuse(lambda: QueueTimeout("over"))
+    assert {id(request) for request, _ in refused} == {id(request) for request in waiting}
+    assert len({id(error) for _, error in refused}) == 3, "each gets an error of its own"
+
+
+@pytest.mark.parametrize(
+    ("reason", "has_slot"),
+    [("", True), ("down", False), ("without the model", False), ("loaded", False), ("busy", False)],
+)
+def test_request_may_wait_for_a_model_only_where_a_server_could_load_it(reason: str, has_slot: bool) -> None:
+    """Such requests do not count against `max_queue`."""
+    server = Server("m", "n")
+    backend = setup(server, Server("o"), slots=2)
+    backend.enable_loading()
+    queue = backend.admission.queue("m", "text")
+    assert server.residency is not None
+    server.residency.update(["m", "n"] if reason == "loaded" else ["n"])
+    if reason == "down":
+        server.up = False
+    elif reason == "without the model":
+        server.available_models.clear()
+    elif reason == "busy":
+        backend.arrive("n"), backend.arrive("n")
+    assert queue.has_slot_but_no_model() is has_slot
+
+
+@pytest.mark.parametrize(
+    ("reason", "may_try"), [("", True), ("down", False), ("without the model", False), ("failed too", False)]
+)
+def test_load_may_be_tried_elsewhere_only_where_it_could_succeed(reason: str, may_try: bool) -> None:
+    one, two = Server("m"), Server("m")
+    backend = setup(one, two)
+    backend.enable_loading()
+    queue = backend.admission.queue("m", "text")
+    assert one.residency is not None
+    assert two.residency is not None
+    if reason == "down":
+        two.up = False
+    elif reason == "without the model":
+        two.available_models.clear()
+    two.residency.states["m"].has_failed = reason == "failed too"
+    assert queue.may_try_elsewhere(one.residency.states["m"]) is may_try

@@ -318,6 +318,18 @@ def test_reassigned_request_holds_a_slot_on_the_other_server() -> None:
     assert request.placement.server is two
 
 
+def test_slot_that_a_reassigned_request_leaves_goes_to_the_next_one() -> None:
+    """The next one may need exactly that server."""
+    one, two = Server("m", "n"), Server("m")
+    backend = setup(one, two)
+    request = backend.arrive("m")
+    assert one.running == 1
+    waiting = backend.arrive("n")
+    assert backend.admission.reassign(request)
+    assert waiting.placement is not None
+    assert waiting.placement.server is one
+
+
 # Changing limits
 
 
@@ -395,6 +407,27 @@ def test_trial_stays_within_the_limits_of_the_server_and_the_lane() -> None:
     assert backend.arrive(lane="vision").is_queued
 
 
+@pytest.mark.parametrize("reason", ["down", "without the model", "cold"])
+def test_trial_goes_only_to_a_server_that_could_serve_it(reason: str) -> None:
+    one, two = Server("m"), Server("m")
+    backend = setup(one, two, slots=4, model=None)
+    if reason == "cold":
+        backend.enable_loading()
+    backend.arrive(), backend.arrive()
+    assert (one.running, two.running) == (1, 1)
+    if reason == "down":
+        one.up = False
+    elif reason == "without the model":
+        one.available_models.clear()
+    else:
+        assert one.residency is not None
+        one.residency.update([])
+    trial = backend.arrive()
+    assert trial.placement is not None
+    assert trial.placement.server is two
+    assert backend.arrive().is_queued
+
+
 def test_learning_starts_at_the_limit_learned_earlier_or_at_the_first_guess() -> None:
     server = Server("m", "n")
     server.guesses = {"m": 3}
@@ -419,6 +452,33 @@ def test_unneeded_queue_is_dropped_once_it_is_empty() -> None:
     assert list(backend.admission._queues.values()) == [kept]
     assert kept.lane.queues == [kept]
     assert list(backend.servers[0].models) == ["m"]
+
+
+@pytest.mark.parametrize("is_running", [True, False], ids=["in flight", "queued"])
+def test_queue_that_is_no_longer_wanted_stays_as_long_as_it_has_a_request(is_running: bool) -> None:
+    backend = setup(Server("m", "n"), slots=1)
+    other = None if is_running else backend.arrive("n")
+    request = backend.arrive("m")
+    assert request.is_queued is not is_running
+    queue = request.queue
+    backend.admission.forget({backend.admission.queue("n", "text")})
+    assert queue in backend.admission._queues.values()
+    assert queue in queue.lane.queues
+    assert backend.servers[0].models["m"].count == is_running
+    for each in (request, other):
+        if each is not None:
+            backend.leave(each)
+    backend.admission.forget(set())
+    assert (backend.admission._queues, queue.lane.queues, backend.servers[0].models) == ({}, [], {})
+
+
+def test_limit_that_the_operator_has_set_is_not_the_next_guess() -> None:
+    backend = setup(Server("m"), slots=9, model=None)
+    backend.admission.queue("m", "text")
+    backend.admission.change(limits(slots=9, model=5))
+    backend.admission.forget(set())
+    assert not backend.servers[0].models
+    assert not backend.servers[0].guesses
 
 
 def test_learned_limit_of_a_dropped_model_is_its_next_guess() -> None:

@@ -71,16 +71,21 @@ async def test_client_that_leaves_at_the_moment_of_its_admission_releases_the_sl
 
 @pytest.mark.parametrize(
     ("timeout", "claim", "expected"),
-    [(0.01, ANYONE, r"within 0\.01 seconds"), (FOREVER, Claim(timeout=0.01), "within the client's deadline")],
-    ids=["queue timeout", "client deadline"],
+    [
+        (0.01, ANYONE, r"within 0\.01 seconds"),
+        (FOREVER, Claim(timeout=0.01), "within the client's deadline"),
+        (0.01, Claim(timeout=FOREVER), r"within 0\.01 seconds"),
+    ],
+    ids=["queue timeout", "client deadline", "queue timeout before the client deadline"],
 )
 async def test_wait_ends_after_the_queue_timeout_or_at_the_client_deadline(
     timeout: float, claim: Claim, expected: str
 ) -> None:
     backend = setup(Server("m"), timeout=timeout)
     with ticket(backend), ticket(backend, claim) as waiting:
-        with pytest.raises(QueueTimeout, match=expected) as caught:
-            await waiting.wait()
+        async with asyncio.timeout(5):
+            with pytest.raises(QueueTimeout, match=expected) as caught:
+                await waiting.wait()
         assert caught.value.retry_after
         assert backend.waiting("text") == 0
 

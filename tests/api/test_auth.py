@@ -71,3 +71,12 @@ def test_missing_or_wrong_key_is_refused(values: tuple[bytes, ...]) -> None:
 
 def test_two_authorization_headers_have_no_token() -> None:
     assert bearer(headers(b"Bearer a", b"Bearer b")) is None
+
+
+def test_note_of_a_caller_is_another_one_after_the_keys_have_changed() -> None:
+    keys = ApiKeys([KEY])
+    notes = [keys.note]
+    for changed in (["another"], [KEY]):
+        keys.change(changed)
+        notes.append(keys.note)
+    assert len(set(notes)) == 3

@@ -9,8 +9,9 @@ import pytest
 from gateway import config
 from gateway.api.paths import CHAT_PATH
 from gateway.downstream import server
-from tests.api.one_backend import KEY, code, exchange, post, serving
+from tests.api.one_backend import KEY, code, document, exchange, post, serving
 from tests.fakes.fault_backend import MODEL
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, TIMES, Raw, running
 from tests.real_engines.process import free_port
 
@@ -58,6 +59,24 @@ async def test_each_request_on_a_connection_is_authenticated() -> None:
     assert statuses == [200, 200, 401]
 
 
+async def test_key_that_was_taken_away_is_refused_on_connections_that_are_open() -> None:
+    """The head is the same as before, and what was found out about it does not count any longer."""
+    body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": "x"}]}).encode()
+    head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\nAuthorization: Bearer {KEY}\r\n\r\n"
+    async with serving(api_keys=[KEY, "another-key"]) as (gateway, backend), asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        statuses = []
+        for keys in ([KEY, "another-key"], [KEY], ["another-key"], ["another-key", KEY]):
+            settings = config.build(document(backend, api_keys=keys))
+            await gateway.gateway.reload.run(lambda settings=settings: settings, "file")  # type: ignore[misc]
+            for _ in range(2):
+                writer.write(head.encode() + body)
+                statuses.append((await Raw(reader, writer).reply()).status)
+        writer.close()
+    assert statuses == [200, 200, 200, 200, 401, 401, 200, 200]
+
+
 # Request body
 
 
@@ -65,6 +84,28 @@ async def test_announced_size_over_the_limit_is_refused_before_the_body_is_read(
     async with serving(max_body="10KiB", max_text_body="10KiB") as (gateway, _):
         reply = await exchange(gateway, {"Content-Type": "application/json", "Content-Length": "10241"})
         assert code(reply) == (413, "request_too_large")
+
+
+async def test_each_request_on_a_connection_has_to_keep_to_the_limit() -> None:
+    """Such a body arrives in one piece behind a head that was accepted before. Most of it is an image."""
+    picture = png_data_url()
+    async with serving(max_body="10KiB", max_text_body="4KiB") as (gateway, backend), asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        raw, replies = Raw(reader, writer), []
+        for size in (10_240, 10_240, 10_241):
+            content = [{"type": "image_url", "image_url": {"url": picture}}]
+            body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": content}]}).encode()
+            filled = picture.encode() + b"\\n" * ((size - len(body)) // 2)  # a line break in base64 is allowed
+            body = body.replace(picture.encode(), filled).ljust(size)
+            head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+            writer.write(f"{head}Content-Length: {size}\r\n\r\n".encode() + body)
+            replies.append(await raw.reply())
+        writer.close()
+        assert [reply.status for reply in replies] == [200, 200, 413]
+        assert code(replies[-1]) == (413, "request_too_large")
+        assert replies[-1].error is not None
+        assert "at most 10240 bytes" in replies[-1].error["message"]
+        assert len(backend.requests) == 2
 
 
 async def test_body_that_grows_over_the_limit_is_refused() -> None:

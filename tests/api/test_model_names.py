@@ -110,3 +110,21 @@ def test_wildcard_alias_accepts_any_other_name_and_is_not_listed() -> None:
 
 def test_tiers_and_listed_aliases_are_public_in_the_files_order() -> None:
     assert [public.name for public in model_names().public_models()] == ["Standard", "gpt-4o-mini", "pinned", "gpt-4o"]
+
+
+def test_wildcard_alias_with_batch_priority_counts_for_every_name_that_is_not_known() -> None:
+    tiers = {
+        "a": {"models": {"vllm": "m"}, "aliases": ["chat", {"name": "Night", "priority": "batch"}]},
+        "b": {"models": {"vllm": "n"}, "aliases": [{"name": "*", "priority": "batch"}]},
+    }
+    found = model_names(tiers=tiers, default_tier="a")
+    assert found.has_batch
+    batch = [name for name in ("whatever", "Night", "NIGHT", "a", "A", "chat", "m", "auto") if found.is_batch(name)]
+    assert batch == ["whatever", "Night", "NIGHT"]
+
+
+def test_wildcard_alias_without_a_priority_is_interactive() -> None:
+    tiers = {"a": {"models": {"vllm": "m"}, "aliases": ["*", {"name": "night", "priority": "batch"}]}}
+    found = model_names(tiers=tiers, default_tier="a")
+    assert (found.is_batch("whatever"), found.is_batch("night")) == (False, True)
+    assert not model_names().has_batch

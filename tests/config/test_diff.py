@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway import config
-from gateway.config import AT_START, Settings, compare
+from gateway.config import AT_START, Settings, compare, is_same_place
 
 DOCUMENT: dict[str, Any] = {
     "backends": {
@@ -118,3 +118,39 @@ def test_the_file_itself_is_not_a_difference(tmp_path: Path) -> None:
     read = config.load(file, {})
     assert read.file == file
     assert compare(config.load(None, {}), read).changed == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [
+        ({}, True),
+        ({"max_queue": 3, "probe_interval": 7}, True),
+        ({"kind": "openai"}, False),
+        ({"base_url": "https://127.0.0.1:3"}, False),
+        ({"api_key": "another-s3cret-0123456"}, False),
+        ({"headers": {"x-team": "two"}}, False),
+        ({"headers": {}}, False),
+        ({"ca_file": "other.pem"}, False),
+        ({"ca_file": None}, False),
+    ],
+    ids=[
+        "nothing", "limits", "kind", "address", "key", "value of a header", "no header", "other CA file", "no CA file",
+    ],
+)  # fmt: skip
+def test_backend_is_the_same_place_only_if_it_is_reached_in_the_same_way(
+    change: dict[str, Any], is_same: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ca.pem", "other.pem"):
+        (tmp_path / name).touch()
+    backend = {
+        "kind": "vllm",
+        "base_url": "https://127.0.0.1:2",
+        "api_key": "s3cret-of-a-backend-01",
+        "headers": {"x-team": "one"},
+        "ca_file": "ca.pem",
+    }
+    one, other = (
+        changed(backends=DOCUMENT["backends"] | {"vllm": keys}).backends["vllm"] for keys in (backend, backend | change)
+    )
+    assert is_same_place(one, other) is is_same

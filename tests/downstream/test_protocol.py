@@ -434,3 +434,18 @@ def test_endless_chunk_extensions_are_refused(default_server: ServerThread) -> N
             for _ in range(300):
                 client.sendall(b"a" * 1000)
         assert_refused(read_all(client), 400, "invalid_value")
+
+
+@pytest.mark.parametrize("note", [b"", b"X-Noted: yes\r\n"], ids=["without notes", "with notes"])
+def test_request_behind_an_unread_response_waits_before_it_writes(default_server: ServerThread, note: bytes) -> None:
+    """Otherwise each request of a client that does not read would fill the memory further."""
+    app = default_server.app
+    request = b"POST /large HTTP/1.1\r\nHost: gateway\r\n" + note + b"Content-Length: 0\r\n\r\n"
+    with default_server.connect() as client:
+        seen = len(app.scopes), app.ended.count("/large")
+        client.sendall(request)
+        eventually(lambda: app.ended.count("/large") == seen[1] + 1)
+        client.sendall(request)
+        eventually(lambda: len(app.scopes) == seen[0] + 2)
+        assert app.clients[-1].paused
+        assert not app.clients[-1].started

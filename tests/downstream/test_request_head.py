@@ -248,3 +248,25 @@ def test_ambiguous_request_after_a_cached_head_is_refused(default_server: Server
         client.sendall(request_bytes)
         assert_refused(read_all(client), 400, "invalid_value")
     assert len(default_server.app.scopes) == seen
+
+
+@pytest.mark.parametrize("host", [b"", b"gate way", b"gateway/", b"evil\x7f"])
+def test_host_of_every_request_on_a_connection_is_checked(default_server: ServerThread, host: bytes) -> None:
+    with default_server.connect() as client:
+        for valid in (b"gateway", b"gateway", b"other:8080", b"[::1]"):
+            client.sendall(b"GET /hello HTTP/1.1\r\nHost: %b\r\n\r\n" % valid)
+            assert read_response(client)[::2] == (200, b"hello")
+        client.sendall(b"GET /hello HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
+        assert_refused(read_all(client), 400, "invalid_value")
+
+
+@pytest.mark.parametrize("note", [b"", b"X-Noted: yes\r\n"], ids=["without notes", "with notes"])
+def test_expectation_of_every_request_on_a_connection_is_answered(default_server: ServerThread, note: bytes) -> None:
+    """Also if the application has notes on its head, after which bodies are buffered."""
+    with default_server.connect() as client:
+        for body in (b"first", b"second", b"third"):
+            client.sendall(HEAD + note + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
+            continued = b"HTTP/1.1 100 Continue\r\n\r\n"
+            assert client.recv(len(continued), socket.MSG_WAITALL) == continued
+            client.sendall(body)
+            assert read_response(client)[::2] == (200, body)

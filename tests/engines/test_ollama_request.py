@@ -351,3 +351,26 @@ def test_tool_schema_is_sent_in_the_form_of_ollamas_structs(
     parameters: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert rendered(tools=[tool(parameters=parameters)])["tools"][0]["function"]["parameters"] == expected
+
+
+@pytest.mark.parametrize(
+    ("facts", "is_escaped"),
+    [
+        (UNKNOWN, True),
+        (ModelFacts(capabilities=frozenset({"vision"})), True),
+        (ModelFacts(capabilities=frozenset({"completion"})), False),
+    ],
+    ids=["unknown", "vision", "no vision"],
+)
+def test_placeholder_of_an_image_in_a_text_is_not_taken_for_an_image(facts: ModelFacts, is_escaped: bool) -> None:
+    """Ollama would put an image there, or answer 400 if there is none."""
+    text = "see [img-0] and [img-12], [im"
+    image = {"type": "image_url", "image_url": {"url": IMAGE}}
+    messages = [
+        {"role": "system", "content": text},
+        {"role": "user", "content": [{"type": "text", "text": text}, image]},
+        {"role": "assistant", "content": text},
+    ]
+    contents = [message["content"] for message in rendered(facts, messages=messages)["messages"]]
+    assert contents == [text.replace("[img", "[\u2060img") if is_escaped else text] * 3
+    assert all(content.replace("\u2060", "") == text for content in contents)

@@ -84,7 +84,10 @@ def test_thinking_is_also_set_in_the_chat_template(fields: dict[str, Any], sent:
 def test_forced_call_is_strict(choice: Any) -> None:
     """Without `strict`, the arguments may be any JSON."""
     sent = rendered(tools=[tool("one", strict=False), tool("two")], tool_choice=choice)
-    assert all(one["function"]["strict"] is True for one in sent["tools"])
+    assert [(one["function"]["name"], one["function"]["strict"]) for one in sent["tools"]] == [
+        ("one", True),
+        ("two", True),
+    ]
     assert sent["tool_choice"] == choice
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from gateway.dialects.openai_chat import parse
 from gateway.errors import GatewayError
+from tests.downstream.server_thread import eventually
 from tests.fakes.chats import MIB, WEATHER, called, schema_format, tool
 from tests.fakes.fault_backend import MODEL
 from tests.fakes.fleet import HASTY, Answer, Fleet
@@ -739,7 +740,9 @@ def test_unknown_names_and_paths_leave_no_metric_series_and_no_memory_behind(fle
 
 def test_logs_have_no_prompt_no_key_and_no_5xx(fleet: Fleet) -> None:
     """They also have none of the made-up names. This covers all exchanges of this file so far."""
-    for gateway in fleet.gateways.values():
+    for name, gateway in fleet.gateways.items():
+        fleet.ask(chat(model=f"{CANARY}-of-the-log"), name)
+        eventually(gateway.log.getvalue)
         text = gateway.log.getvalue().decode()
         assert CANARY not in text
         assert KEY not in text

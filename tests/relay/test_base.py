@@ -185,6 +185,27 @@ async def test_invalid_request_header_is_a_400(header: str) -> None:
         assert not backend.requests
 
 
+@pytest.mark.parametrize(
+    ("mode", "phase", "limit"),
+    [("silent", "waiting", "first_token_timeout"), ("stall", "streaming", "idle_timeout")],
+    ids=["before the first token", "between tokens"],
+)
+async def test_client_that_does_not_read_stops_the_clock_of_the_backend(mode: str, phase: str, limit: str) -> None:
+    """The total timeout still counts: otherwise such a client could hold a slot for ever."""
+    limits = {"first_token_timeout": 100, "idle_timeout": 100, "total_timeout": 1000} | {limit: 50}
+    async with serving("vllm", mode, **limits) as (gateway, _), gateway.sent({"stream": True}) as raw:
+        await until(lambda: [relay._meter.phase for relay in gateway.live] == [phase])
+        (relay,) = gateway.live
+        relay._client.pause()
+        relay.check_deadlines(relay._meter.sent + 999)
+        assert relay._deadline() == (relay._meter.sent + 1000, "no end")
+        relay._client.resume()
+        assert relay._deadline()[0] == relay._meter.last_piece + 50
+        relay.check_deadlines(relay._meter.last_piece + 51)
+        async with asyncio.timeout(PATIENCE):
+            assert code(await raw.reply()) == "upstream_timeout"
+
+
 # Queueing
 
 

@@ -88,3 +88,44 @@ async def test_cancellation_from_outside_takes_precedence() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert task.cancelled()
+
+
+@pytest.mark.parametrize("first", ["client", "outside"])
+async def test_cancellation_from_outside_comes_before_a_client_that_leaves(first: str) -> None:
+    """Both happen before the task runs again: the task has to end, and not to answer."""
+    client = Client()
+
+    async def body() -> None:
+        with scope_of(client):
+            await forever()
+
+    task = asyncio.create_task(body())
+    await asyncio.sleep(0)
+    for step in (client.leave, task.cancel) if first == "client" else (task.cancel, client.leave):
+        step()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+async def test_scope_inside_a_cancelled_task_still_ends_for_its_own_reason() -> None:
+    """A cancellation that the task has handled before does not count."""
+    client, seen = Client(), list[str]()
+
+    async def body() -> None:
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            with pytest.raises(ClientLeft), scope_of(client):
+                await forever()
+            seen.append("left")
+
+    task = asyncio.create_task(body())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert seen == ["cancelled"]
+    client.leave()
+    await task
+    assert seen == ["cancelled", "left"]

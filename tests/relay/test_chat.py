@@ -112,7 +112,9 @@ async def test_queued_stream_starts_and_is_kept_alive() -> None:
 
 async def test_fast_stream_has_no_keepalive() -> None:
     async with serving("vllm", top={"commit_after": 0.5, "heartbeat": 0.05}) as (gateway, _):
-        assert all(event["choices"][0] != EMPTY_DELTA for event in (await gateway.ask({"stream": True})).events[:-1])
+        reply = await gateway.ask({"stream": True})
+        assert reply.text == TEXT
+        assert all(event["choices"][0] != EMPTY_DELTA for event in reply.events[:-1])
 
 
 async def test_withheld_answer_is_kept_alive() -> None:

@@ -214,8 +214,10 @@ async def test_task_runs_only_while_there_is_something_to_clean_up() -> None:
     await until(lambda: asyncio.all_tasks() <= before)
     done = list[str]()
     cleanup.add(0, lambda: done.append("again"))
-    await until(lambda: done == ["again"])
+    await until(lambda: bool(done))
+    assert done == ["again"]
     await cleanup.close()
+    assert asyncio.all_tasks() <= before
 
 
 @pytest.mark.usefixtures("_short_interval")

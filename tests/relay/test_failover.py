@@ -606,6 +606,49 @@ async def test_half_open_server_gets_one_request_until_it_answers(kind: Kind) ->
         assert circuit.state == "closed"
 
 
+async def test_first_piece_of_an_answer_closes_a_half_open_circuit(kind: Kind) -> None:
+    """An answer may take minutes, and the others need not wait for its end."""
+    async with servers(kind, "stall", model_concurrency=4) as (gateway, (server,)):
+        circuit = server_of(gateway, kind).circuit
+        circuit.probe_missed(is_sure=True)
+        circuit.probe_answered()
+        assert circuit.state == "half_open"
+        async with gateway.sent({"stream": True}):
+            await until(lambda: circuit.state == "closed")
+            assert gateway.running == 1
+            server.mode = "healthy"
+            assert (await gateway.ask()).text == TEXT
+            assert gateway.running == 1
+
+
+async def test_head_of_a_stream_does_not_close_a_half_open_circuit() -> None:
+    """A vLLM sends it before it has queued the request."""
+    async with servers("vllm", "head_alone") as (gateway, (_,)):
+        circuit = server_of(gateway, "vllm").circuit
+        circuit.probe_missed(is_sure=True)
+        circuit.probe_answered()
+        assert (await gateway.ask({"stream": True})).status == 502
+        assert circuit.state == "open"
+
+
+@pytest.mark.parametrize(("mode", "samples"), [("healthy", 1), ("truncated", 0), ("head_alone", 0)])
+async def test_only_a_whole_answer_counts_as_a_service_time(kind: Kind, mode: str, samples: int) -> None:
+    async with servers(kind, mode) as (gateway, (_,)):
+        await gateway.ask({"stream": True})
+        await until(gateway.is_idle)
+        (queue,) = backend_of(gateway, kind).admission._lanes["text"].queues
+        assert len(queue.service_times) == samples
+
+
+async def test_answer_that_its_client_left_does_not_count_as_a_service_time(kind: Kind) -> None:
+    async with servers(kind, "stall") as (gateway, (_,)):
+        async with gateway.sent({"stream": True}) as raw, asyncio.timeout(5):
+            await raw.reader.readuntil(b"Hello")
+        await until(gateway.is_idle)
+        (queue,) = backend_of(gateway, kind).admission._lanes["text"].queues
+        assert not queue.service_times
+
+
 FLAPPING = [200, 499, 502, 503]
 
 

@@ -12,6 +12,7 @@ import pytest
 from gateway import config
 from gateway.rollout.assignment import Assignment, Canary
 from gateway.rollout.guard import RECENT, RolloutGuard
+from gateway.rollout.sequential_test import LONGEST_ROUND
 from gateway.rollout.state import Rollout
 from gateway.telemetry.exchange import Exchange
 from tests.fakes.exchanges import exchange, failed
@@ -439,3 +440,54 @@ def test_side_that_becomes_rollback_to_is_not_watched_any_longer() -> None:
     guarded.rollout.reload(settings)
     guarded.guard.reload(settings)
     assert guarded.guard.view("standard") is None
+
+
+def test_tier_that_the_settings_pin_is_not_watched_any_longer() -> None:
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH)
+    guarded.serve(10)
+    pinned = {"standard": {"models": MODELS, "backend": "vllm"}}
+    settings = config.build({**DOCUMENT, "tiers": DOCUMENT["tiers"] | pinned})
+    guarded.rollout.reload(settings)
+    guarded.guard.reload(settings)
+    assert guarded.guard.view("standard") is None
+    assert guarded.guard.view("pro") is not None
+
+
+def test_samples_of_a_side_removed_from_the_settings_are_forgotten() -> None:
+    """A backend that comes back under this name may be another one."""
+    guarded = Guarded()
+    guarded.rollout.set("cloud", tier="pro")
+    guarded.serve(300, tier="pro")
+    guarded.rollout.set("vllm", tier="pro")
+    assert guarded.guard.view("pro") is not None
+    without = config.build({**DOCUMENT, "tiers": DOCUMENT["tiers"] | {"pro": {"models": MODELS}}})
+    for settings in (without, guarded.settings):
+        guarded.rollout.reload(settings)
+        guarded.guard.reload(settings)
+    guarded.rollout.set("cloud", tier="pro", cause="reload")
+    guarded.rollout.set("vllm", tier="pro")
+    assert guarded.guard.view("pro") is None
+
+
+@pytest.mark.parametrize("served", [0, 19])
+def test_nothing_is_decided_before_the_other_side_has_min_samples(served: int) -> None:
+    guarded = Guarded(min_samples=20)
+    guarded.rollout.set(canary=TENTH, tier="standard")
+    guarded.now += 100
+    guarded.guard.observe([exchange("ollama")] * served)
+    guarded.guard.observe([failed("vllm")] * 500)
+    assert guarded.causes == ["operator"]
+    guarded.guard.observe([exchange("ollama")] * 40)
+    guarded.guard.observe([failed("vllm")] * 500)
+    assert guarded.causes == ["operator", "guard"]
+
+
+def test_number_of_samples_that_wait_for_the_side_under_test_is_bounded() -> None:
+    """A canary of a hundredth of a percent may get no request for hours."""
+    guarded = Guarded()
+    guarded.rollout.set(canary=TENTH, tier="standard")
+    guarded.now += 100
+    guarded.guard.observe([exchange("ollama")] * (LONGEST_ROUND + 100))
+    (watched,) = guarded.guard._watched.values()
+    assert len(watched._others) == LONGEST_ROUND

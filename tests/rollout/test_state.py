@@ -413,7 +413,7 @@ def test_operators_change_survives_changed_settings() -> None:
     state.set("vllm", tier="standard")
     state.set(None, Canary("vllm", 10), tier="Pro")
     tiers_before, before = state.tiers, assignments(state)
-    state.tiers["Pro"].choose(0)
+    state.tiers["Pro"].choose(0), state.tiers["Pro"].choose(9_999)
     tiers = DOCUMENT["tiers"] | {
         "standard": {"models": {"ollama": "smaller", "vllm": "Smaller"}},
         "new": {"models": {"ollama": "n"}},
@@ -422,7 +422,7 @@ def test_operators_change_survives_changed_settings() -> None:
     assert state.tiers is tiers_before
     assert assignments(state) == before | {"new": ON_OLLAMA}
     assert state.tiers["standard"].route.model == "Smaller"
-    assert state.tiers["Pro"].requests == 1
+    assert (state.tiers["Pro"].requests, state.tiers["Pro"].canary_requests) == (2, 1)
     assert len(state.history) == 2
 
 

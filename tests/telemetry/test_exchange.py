@@ -77,3 +77,25 @@ def test_piece_without_tokens_reports_no_gap() -> None:
     one.piece(0)
     assert gaps == []
     assert (one.times()[3], one.last_piece) == (0.0, 101.0)
+
+
+def test_times_begin_anew_when_the_request_is_queued_again() -> None:
+    """After a fallback, the time in the queue includes the failed attempt, and the upstream's does not."""
+    one, clock, _ = meter()
+    clock.now += 1
+    one.admit()
+    one.start_attempt()
+    clock.now += 2
+    one.end_upstream()
+    one.requeue()
+    assert (one.phase, one.times(), one.attempts) == ("queued", (3, None, 0.0, None), 1)
+    one.end_upstream()
+    assert one.times() == (3, None, 0.0, None)
+    clock.now += 4
+    one.admit()
+    one.start_attempt()
+    assert (one.phase, one.times()) == ("waiting", (7, 7, 0.0, None))
+    clock.now += 8
+    one.piece(1)
+    one.end_upstream()
+    assert (one.times(), one.attempts) == ((15, 7, 8, 15), 2)

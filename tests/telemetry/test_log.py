@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
@@ -194,17 +195,31 @@ def test_exchanges_are_logged_at_info_and_failures_at_warning(
 def test_log_that_nothing_reads_does_not_block_the_gateway() -> None:
     """A full pipe blocks only the sink's thread; further lines are dropped."""
     reader, writer = os.pipe()
-    with os.fdopen(reader, "rb"), os.fdopen(writer, "wb", buffering=0) as out:
+    line = b"x" * 999 + b"\n"
+    with os.fdopen(reader, "rb") as unread, os.fdopen(writer, "wb", buffering=0) as out:
         sink = Sink(out)
+        pipe_lines = 65536 // len(line) + 2  # in the pipe and in the hands of the thread
         for _ in range(2 * MAX_PENDING):
-            sink.write(b"x" * 1000)
+            sink.write(line)
+        assert sink._pending.qsize() == MAX_PENDING
+        reading = threading.Thread(target=lambda: lines.extend(unread), daemon=True)
+        lines: list[bytes] = []
+        reading.start()
+        sink.close()
+        out.close()
+        reading.join(5)
+        assert MAX_PENDING <= len(lines) <= MAX_PENDING + pipe_lines
+        assert set(lines) == {line}
 
 
 def test_log_that_cannot_be_written_does_not_block_the_gateway() -> None:
     with Path("/dev/full").open("wb") as out:
         sink = Sink(out)
-        sink.write(b"lost\n")
+        for _ in range(3):
+            sink.write(b"lost\n")
         sink.close()
+        assert not sink._thread.is_alive()
+        assert sink._pending.empty(), "the thread went on after the first error"
         with suppress(OSError):
             out.close()
 

@@ -1,5 +1,6 @@
 """A backend: its servers and queues, learned limits, and what a change of a circuit breaker leads to."""
 
+import json
 import logging
 import time
 from typing import Any
@@ -10,10 +11,12 @@ from gateway import config
 from gateway.admission.fair_queue import Claim
 from gateway.admission.queues import Queue
 from gateway.admission.ticket import Ticket
+from gateway.chat.embedding import Embedding
 from gateway.config import LimitOverrides
 from gateway.engines.engine import ModelFacts
 from gateway.upstream.backend import Backend
 from gateway.upstream.circuit_breaker import IN_A_ROW, LEVELS
+from tests.fakes.chats import chat
 
 MODEL = "llama"
 
@@ -62,6 +65,25 @@ def test_smallest_context_length_of_the_servers_counts() -> None:
     assert here.context_length(MODEL) == 2048
     here.servers[1].update_models({MODEL: ModelFacts(context_length=512)})
     assert here.context_length(MODEL) == 512
+
+
+@pytest.mark.parametrize("lengths", [(512, 2048, 1024), (2048, 512, 1024), (2048, 1024, 512)])
+def test_smallest_context_length_counts_whichever_server_reports_it(lengths: tuple[int, ...]) -> None:
+    here = backend(servers=4)
+    for server, length in zip(here.servers, lengths, strict=False):  # the last server reports none
+        server.update_models({MODEL: ModelFacts(context_length=length)})
+    here.servers[3].update_models({MODEL: ModelFacts()})
+    assert here.context_length(MODEL) == 512
+    assert here.context_length("another") is None
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_capability_that_any_server_lacks_is_lacking(number: int) -> None:
+    here = backend(servers=3)
+    for index, server in enumerate(here.servers):
+        capabilities = frozenset({"vision", "tools"} if index != number else {"tools"})
+        server.update_models({MODEL: ModelFacts(capabilities=capabilities)})
+    assert (here.lacks(MODEL, "vision"), here.lacks(MODEL, "tools")) == (True, False)
 
 
 def test_model_lacks_a_capability_if_one_server_says_so() -> None:
@@ -258,3 +280,18 @@ async def test_change_applies_to_the_same_servers_and_admits_queued_requests() -
         here.change(backend(servers=1, max_concurrency=2, connect_timeout=9).settings)
         assert waiting.placement is not None
         assert here.servers[0].pool.connect_timeout == 9
+
+
+async def test_change_reaches_chats_embeddings_and_loads() -> None:
+    here = backend(kind="ollama", servers=1, keep_alive="1m", num_ctx=1024)
+    here.change(backend(kind="ollama", servers=1, keep_alive="9m", num_ctx=2048).settings)
+    assert here.loading is not None
+    found = {
+        "chat": here.engine.render(chat(), MODEL, ModelFacts(), True),
+        "embedding": here.embedder.render(Embedding(model=MODEL, input="text"), MODEL),
+        "load": here.loading.body(MODEL, False),
+    }
+    sent = {name: json.loads(body) for name, body in found.items()}
+    assert {name: (body["keep_alive"], body["options"]["num_ctx"]) for name, body in sent.items()} == dict.fromkeys(
+        found, ("9m", 2048)
+    )

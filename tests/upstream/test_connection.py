@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gateway.upstream import connection as connection_module
 from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, TransportError
 from gateway.upstream.pool import Origin, Pool
+from tests.fakes.running_gateway import until
 
 pytestmark = pytest.mark.both_loops
 
@@ -446,3 +447,89 @@ async def test_body_of_many_reads_may_have_small_trailers_and_extensions() -> No
     pool.feed(b"X-T: " + b"b" * 1000 + b"\r\n\r\n")
     assert await task == b"hello" * 10
     pool.close()
+
+
+@pytest.mark.parametrize("answer", [b"", b"H", OK, OK + b"Content-Length: 5\r\n\r\nhel"])
+@pytest.mark.parametrize("error", [None, ConnectionResetError()], ids=["closed", "reset"])
+async def test_request_is_sent_again_only_if_the_kept_connection_ended_before_a_byte_of_an_answer(
+    answer: bytes, error: Exception | None
+) -> None:
+    pool, stale = FakePool(), list[None]()
+    task = asyncio.create_task(exchange_once(pool))
+    await run_loop()
+    pool.feed(OK + b"Content-Length: 0\r\n\r\n")
+    await task
+
+    async def exchange() -> bytes:
+        with await pool.request(pool.head("POST", "/", []), REQUEST, lambda: stale.append(None)) as response:
+            return bytes(await response.read(LIMIT))
+
+    task = asyncio.create_task(exchange())
+    await run_loop()
+    kept = pool.transport
+    pool.feed(answer)
+    kept.lose(error)
+    await run_loop()
+    assert (pool.made, stale) == ((1, []) if answer else (2, [None]))
+    if answer:
+        with pytest.raises(TransportError) as raised:
+            await task
+        assert raised.value.answered or raised.value.fault == "truncated"
+        return
+    pool.feed(OK + b"Content-Length: 5\r\n\r\nhello")
+    assert await task == b"hello"
+    pool.close()
+    await run_loop()
+
+
+async def test_headers_of_an_informational_answer_are_not_those_of_the_answer() -> None:
+    pool = FakePool()
+    task = asyncio.create_task(pool.ask())
+    await run_loop()
+    pool.feed(b"HTTP/1.1 103 Early Hints\r\nRetry-After: 7\r\nX: 1\r\n\r\n" + OK + b"Content-Length: 0\r\nX: 2\r\n\r\n")
+    with await task as response:
+        assert response.headers == [(b"content-length", b"0"), (b"x", b"2")]
+        assert response.fields == {b"content-length": b"0", b"x": b"2"}
+    pool.close()
+    await run_loop()
+
+
+async def stopped(pool: FakePool, body: bytes) -> None:
+    """Make an exchange whose caller stops at the first piece, after which only the end is missing."""
+    task = asyncio.create_task(pool.ask())
+    await run_loop()
+    pool.feed(CHUNKED)
+    with await task as response:
+        streaming = asyncio.create_task(response.stream(lambda piece: response.stop()))
+        await run_loop()
+        pool.feed(body)
+        await streaming
+
+
+async def test_stopped_stream_whose_end_does_not_come_is_closed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "DRAIN_SECONDS", 0.02)
+    pool = FakePool()
+    await stopped(pool, b"1\r\na\r\n")
+    assert (pool.open_connections, pool.acquire()) == (1, None)
+    await until(lambda: pool.open_connections == 0, patience=1)
+
+
+async def test_stopped_stream_whose_end_comes_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "DRAIN_SECONDS", 0.02)
+    pool = FakePool()
+    await stopped(pool, b"1\r\na\r\n")
+    assert pool.acquire() is None
+    pool.feed(b"0\r\n\r\n")
+    kept = pool.acquire()
+    assert kept is not None
+    assert kept._timer is None, "it would close the connection during the next request"
+    pool.close()
+    await run_loop()
+
+
+async def test_stopped_stream_that_goes_on_is_closed_at_once() -> None:
+    pool = FakePool()
+    await stopped(pool, b"1\r\na\r\n")
+    pool.feed(b"1\r\nb\r\n")
+    await run_loop()
+    assert (pool.open_connections, pool.acquire()) == (0, None)

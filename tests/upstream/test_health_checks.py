@@ -201,6 +201,7 @@ async def test_endless_answer_is_not_a_list_of_models(caplog: pytest.LogCaptureF
 async def test_model_names_cannot_forge_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
     forged = simulate.Options("vllm", (simulate.Model("m\nforged line"),))
     async with stand_in(forged) as server, probed_backend("vllm", server.base_url, "m"):
+        assert len(caplog.messages) == 2
         assert all(message.isprintable() for message in caplog.messages)
 
 
@@ -325,3 +326,27 @@ async def web_server() -> AsyncIterator[str]:
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_server_is_excluded_after_two_odd_answers_in_a_row_and_not_after_one() -> None:
+    changed: list[str] = []
+    async with (
+        FaultBackend("vllm") as server,
+        probed_backend("openai", server.base_url, MODEL, changed, probe_interval=0.01) as backend,
+    ):
+        present, probes = server.models(), 0
+
+        def every_second_one() -> bytes:
+            nonlocal probes
+            probes += 1
+            return b"<html>" if probes % 2 else present
+
+        server.models = every_second_one  # type: ignore[method-assign]
+        await until(lambda: probes >= 8)
+        assert (backend.is_up, changed) == (True, [])
+        server.models = lambda: b"<html>"  # type: ignore[method-assign]
+        await until(lambda: not backend.is_up)
+        assert changed == ["here"]
+        server.models = lambda: present  # type: ignore[method-assign]
+        await until(lambda: backend.is_up)
+        assert changed == ["here", "here"]

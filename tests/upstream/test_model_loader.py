@@ -5,15 +5,20 @@ The servers are stand-ins that behave like Ollama, and a scripted one whose load
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Self
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from gateway import config
 from gateway.simulate import Fault, Model, Options
 from gateway.simulate import Running as StandIn
+from gateway.telemetry.metrics import Metrics
+from gateway.upstream.backend import Backend
+from gateway.upstream.model_loader import ModelLoader
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.running_gateway import TIMES, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in
@@ -487,3 +492,95 @@ async def test_waiting_model_gets_its_turn_from_one_that_is_never_idle() -> None
         assert reply.status == 200
         assert 300 < int(reply.headers["x-gateway-queue-ms"]) < 3000
         assert {status for statuses in await asyncio.gather(*asking) for status in statuses} == {200}
+
+
+# The time of a load, and what it says about the server
+
+
+async def loader_for(own: Mapping[str, Any], **keys: Any) -> ModelLoader:
+    """Return the loader of a backend with two tiers on the model a, the second with limits of its own."""
+    found = document("http://127.0.0.1:1", **keys)
+    found["tiers"]["slow"] = {"models": {"ollama": "a"}, "limits": {"ollama": own}}
+    settings = config.build(found)
+    backend = Backend(settings.backends["ollama"])
+    return ModelLoader(backend, settings, Metrics(CollectorRegistry(), "test"), b"id")
+
+
+@pytest.mark.parametrize(("own", "expected"), [(90, 90), (3, 10)], ids=["longer", "shorter"])
+async def test_load_may_take_the_longest_first_token_timeout_of_the_tiers_on_its_model(
+    own: float, expected: float
+) -> None:
+    loader = await loader_for({"first_token_timeout": own})
+    assert loader._load_timeout("a") == expected
+    assert loader._load_timeout("b") == 10, "a tier on another model does not count"
+    assert loader._load_timeout("e") == 10, "no tier leads to the embedding model"
+
+
+async def test_only_tiers_own_first_token_timeout_counts_if_it_has_one() -> None:
+    loader = await loader_for({}, first_token_timeout=7)
+    assert loader._load_timeout("a") == 7
+    settings = config.build(
+        document("http://127.0.0.1:1", tier={"limits": {"ollama": {"first_token_timeout": 3}}}, first_token_timeout=20)
+    )
+    loader.change(settings)
+    assert (loader._load_timeout("a"), loader._load_timeout("b")) == (3, 20)
+
+
+async def test_load_takes_as_long_as_the_tiers_own_timeout_allows() -> None:
+    tier = {"limits": {"ollama": {"first_token_timeout": 10}}}
+    async with gateway_before_ollama(tier=tier, keys={"first_token_timeout": 0.05}, load_seconds=0.3) as (gateway, _):
+        assert (await gateway.ask()).status == 200
+
+
+@pytest.mark.parametrize("state", ["closed", "half_open"])
+async def test_load_that_succeeds_clears_the_circuit(state: str) -> None:
+    """No request succeeds here: the only client leaves during the load."""
+    async with gateway_before_ollama(load_seconds=0.2) as (gateway, server):
+        circuit = gateway.gateway._backends["ollama"].servers[0].circuit
+        if state == "half_open":
+            circuit.probe_missed(is_sure=True)
+            circuit.probe_answered()
+        else:
+            for _ in range(2):
+                circuit.fail("reset", time.monotonic())
+        assert (circuit.state, circuit.is_troubled) == (state, True)
+        async with gateway.sent():
+            await until(lambda: server.engine.waiting == 1)
+        await until(lambda: loaded(server) == ["a"])
+        await until(lambda: circuit.state == "closed" and circuit._in_a_row == 0)
+        for _ in range(2):  # the failures in a row are counted anew
+            circuit.fail("reset", time.monotonic())
+        assert circuit.state == "closed"
+
+
+async def test_reload_that_takes_warm_away_ends_it() -> None:
+    """Also of one model of several, and of a model that is not loaded yet."""
+    loader = await loader_for({})
+    server = loader._backend.servers[0]
+    assert server.residency is not None
+
+    def warm(**changes: Any) -> list[str]:
+        loader.change(config.build(document("http://127.0.0.1:1") | changes))
+        assert server.residency is not None
+        return sorted(name for name, state in server.residency.states.items() if state.warm)
+
+    tiers = {name: {"models": {"ollama": model}, "warm": True} for name, model in (("standard", "a"), ("b", "b"))}
+    embedding = {"ours": {"backend": "ollama", "model": "e", "warm": True}}
+    assert warm(tiers=tiers, embeddings=embedding) == ["a", "b", "e"]
+    assert warm(tiers=tiers | {"b": {"models": {"ollama": "b"}}}, embeddings=embedding) == ["a", "e"]
+    assert warm(tiers=tiers) == ["a", "b"]
+    assert warm() == []
+
+
+async def test_only_models_of_its_own_backend_are_kept_warm() -> None:
+    found = document("http://127.0.0.1:1")
+    found["backends"]["other"] = {"kind": "ollama", "base_url": "http://127.0.0.1:2"}
+    found["tiers"]["there"] = {"models": {"other": "x"}, "backend": "other", "warm": True}
+    found["tiers"]["both"] = {"models": {"other": "y", "ollama": "b"}, "warm": True}
+    found["embeddings"] = {"theirs": {"backend": "other", "model": "z", "warm": True}}
+    settings = config.build(found)
+    kept = {}
+    for name in ("ollama", "other"):
+        loader = ModelLoader(Backend(settings.backends[name]), settings, Metrics(CollectorRegistry(), "test"), b"id")
+        kept[name] = sorted(loader._warm_models())
+    assert kept == {"ollama": [("b", False)], "other": [("x", False), ("y", False), ("z", True)]}

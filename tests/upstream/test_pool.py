@@ -88,10 +88,24 @@ async def test_idle_connection_is_closed_in_time_even_without_a_request(backend:
     pool.close()
 
 
+async def test_connection_that_was_idle_for_too_long_is_not_used_even_if_its_timer_is_late(
+    backend: FaultBackend, pool: Pool
+) -> None:
+    await ask(pool)
+    (connection,) = pool._idle
+    connection.idle_since -= 29
+    await ask(pool)
+    assert len(backend.peers) == 1
+    connection.idle_since -= 31
+    await ask(pool)
+    assert len(backend.peers) == 2
+
+
 async def test_idle_connection_that_the_server_closes_is_dropped(backend: FaultBackend, pool: Pool) -> None:
     await ask(pool)
     backend.peers[0].transport.close()
     await until(lambda: pool.open_connections == 0)
+    assert pool._idle == []
     with await pool.request(head(pool), REQUEST) as response:
         await response.read(LIMIT)
     assert len(backend.peers) == 2
