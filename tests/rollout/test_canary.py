@@ -86,3 +86,8 @@ def test_conversations_are_spread_evenly_over_the_buckets() -> None:
     """A tenth of 4,000 conversations is in a tenth of the buckets, within five deviations."""
     below = sum(bucket(chat(("user", str(number)))) < BUCKETS // 10 for number in range(4000))
     assert 400 - 95 < below < 400 + 95
+
+
+def test_text_that_looks_like_the_next_message_is_another_conversation() -> None:
+    one = (("system", "a"), ("user", "buserc"))
+    assert bucket(chat(*one)) != bucket(chat(("system", "auserb"), ("user", "c")))

@@ -442,13 +442,15 @@ def test_side_that_becomes_rollback_to_is_not_watched_any_longer() -> None:
     assert guarded.guard.view("standard") is None
 
 
-def test_tier_that_the_settings_pin_is_not_watched_any_longer() -> None:
+def test_tier_that_the_settings_pin_to_the_side_under_test_is_not_watched_any_longer() -> None:
     guarded = Guarded()
-    guarded.rollout.set(canary=TENTH)
-    guarded.serve(10)
+    for tier in ("standard", "pro"):
+        guarded.serve(300, tier=tier)
+    guarded.rollout.set("vllm")
+    assert guarded.guard.view("standard") is not None
     pinned = {"standard": {"models": MODELS, "backend": "vllm"}}
     settings = config.build({**DOCUMENT, "tiers": DOCUMENT["tiers"] | pinned})
-    guarded.rollout.reload(settings)
+    assert guarded.rollout.reload(settings) is None, "it is where it was"
     guarded.guard.reload(settings)
     assert guarded.guard.view("standard") is None
     assert guarded.guard.view("pro") is not None

@@ -533,3 +533,26 @@ async def test_stopped_stream_that_goes_on_is_closed_at_once() -> None:
     pool.feed(b"1\r\nb\r\n")
     await run_loop()
     assert (pool.open_connections, pool.acquire()) == (0, None)
+
+
+async def test_most_recently_used_connection_is_used_first() -> None:
+    """The others can then expire."""
+    pool = FakePool()
+    one, two = await pool.connect(), await pool.connect()
+    for connection in (one, two):
+        pool.release(connection)
+    assert (pool.acquire(), pool.acquire()) == (two, one)
+    pool.close()
+    await run_loop()
+
+
+async def test_size_of_informational_answers_does_not_count_towards_the_answer() -> None:
+    pool = FakePool(ConnectionLimits(head=2000))
+    task = asyncio.create_task(exchange_once(pool))
+    await run_loop()
+    for _ in range(5):
+        pool.feed(b"HTTP/1.1 102 P\r\nA: " + b"b" * 900 + b"\r\n\r\n")
+    pool.feed(OK + b"Content-Length: 5\r\n\r\nhello")
+    assert await task == b"hello"
+    pool.close()
+    await run_loop()
