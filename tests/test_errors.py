@@ -23,6 +23,7 @@ TABLE = [
     (400, REQUEST, "unsupported_parameter", errors.UnsupportedParameter("m")),
     (400, REQUEST, "invalid_image", errors.InvalidImage("m")),
     (400, REQUEST, "invalid_image_url", errors.InvalidImageUrl("m")),
+    (400, REQUEST, "invalid_value", errors.SchemaTooComplex("n")),
     (400, REQUEST, "context_length_exceeded", ContextLengthExceeded(4096)),
     (401, "authentication_error", "invalid_api_key", InvalidApiKey()),
     (403, "permission_error", "forbidden", errors.Forbidden("m")),

@@ -97,7 +97,7 @@ async def test_each_request_on_a_connection_has_to_keep_to_the_limit() -> None:
             body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": content}]}).encode()
             filled = picture.encode() + b"\\n" * ((size - len(body)) // 2)  # a line break in base64 is allowed
             body = body.replace(picture.encode(), filled).ljust(size)
-            head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+            head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             writer.write(f"{head}Content-Length: {size}\r\n\r\n".encode() + body)
             replies.append(await raw.reply())
         writer.close()

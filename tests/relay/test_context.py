@@ -1,8 +1,6 @@
-"""The context of the relays follows the settings, and has one worker thread."""
+"""The context of the relays follows the settings."""
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -21,10 +19,10 @@ DOCUMENT: dict[str, Any] = {
 
 
 @pytest.fixture
-async def context() -> AsyncIterator[RelayContext]:
+async def context() -> RelayContext:
     settings, metrics = config.build(DOCUMENT), Metrics(CollectorRegistry(), "0")
     loop = asyncio.get_running_loop()
-    context = RelayContext(
+    return RelayContext(
         settings,
         destinations=Destinations(settings, {}, metrics),
         in_flight=InFlight(loop, loop.time),
@@ -33,8 +31,6 @@ async def context() -> AsyncIterator[RelayContext]:
         on_exchange=lambda exchange: None,
         gateway_id=b"id",
     )
-    yield context
-    context.close()
 
 
 async def test_changed_settings_count_from_the_next_request_on(context: RelayContext) -> None:
@@ -44,23 +40,3 @@ async def test_changed_settings_count_from_the_next_request_on(context: RelayCon
     context.change(settings)
     assert {name: getattr(context, name) for name in changes} == changes
     assert context.settings is settings
-
-
-async def test_work_runs_in_one_thread_beside_the_event_loop(context: RelayContext) -> None:
-    def work(number: int) -> tuple[int, int]:
-        return number, threading.get_ident()
-
-    results = await asyncio.gather(*(context.in_thread(work, number) for number in range(4)))
-    assert [number for number, _ in results] == [0, 1, 2, 3]
-    assert len({thread for _, thread in results} | {threading.get_ident()}) == 2
-
-
-async def test_error_of_the_work_is_raised_where_it_is_awaited(context: RelayContext) -> None:
-    with pytest.raises(ZeroDivisionError):
-        await context.in_thread(lambda: 1 // 0)
-
-
-async def test_closed_context_takes_no_work(context: RelayContext) -> None:
-    context.close()
-    with pytest.raises(RuntimeError):
-        context.in_thread(int)
