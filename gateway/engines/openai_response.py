@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
-from gateway.engines.engine import LineReader, broken_off, decode, token_count
+from gateway.engines.engine import MAX_TOKENS, LineReader, broken_off, decode, token_count
 from gateway.engines.engine_reason import engine_reason
 from gateway.engines.error_mapping import message_of
 from gateway.engines.lines import DONE, data_of
@@ -69,6 +69,7 @@ class _Answer(Struct):
 _chunks = msgspec.json.Decoder(_Chunk)
 _answers = msgspec.json.Decoder(_Answer)
 _usages = msgspec.json.Decoder(_Usage)
+_exact_usages = msgspec.json.Decoder(Usage)
 
 _CONTENT = b'"delta":{"content":"'
 _json_text = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+')
@@ -98,6 +99,17 @@ def _usage(text: bytes | Raw) -> Usage | None:
 
     It is decoded apart, so that nothing in it can make the answer around it unreadable.
     """
+    try:
+        usage = _exact_usages.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _possible_usage(text)
+    if 0 <= usage.prompt_tokens <= MAX_TOKENS and 0 <= usage.completion_tokens <= MAX_TOKENS:
+        return usage
+    return _possible_usage(text)
+
+
+def _possible_usage(text: bytes | Raw) -> Usage | None:
+    """Return the usage in odd JSON, each count 0 if it is anything but a possible one."""
     usage = decode(_usages, text)
     return None if usage is None else Usage(token_count(usage.prompt_tokens), token_count(usage.completion_tokens))
 
