@@ -111,6 +111,7 @@ def test_file_of_client_keys_is_reread_while_the_gateway_runs(tmp_path: Path) ->
         started.communicate(timeout=20)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("hard", "warns"), [(4096, False), (300, True)])
 def test_gateway_raises_its_limit_of_open_files_and_warns_if_it_is_low(tmp_path: Path, hard: int, warns: bool) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GATEWAY_PORT": "0", "GATEWAY_STATE_FILE": ""}

@@ -66,7 +66,7 @@ class Gateway(Server):
     def pid(self) -> int:
         """Process id of the gateway itself, not of its leash."""
         assert self._process is not None
-        return int(Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text())
+        return child_of(self._process.pid)
 
     def command(self, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run an operator's command to its end, in `folder`, which has no settings."""
@@ -80,3 +80,11 @@ class Gateway(Server):
         return subprocess.run(
             command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False
         )
+
+
+def child_of(pid: int) -> int:
+    """Return the id of the only child of a process."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    if children.exists():
+        return int(children.read_text())
+    return int(subprocess.run(["pgrep", "-P", str(pid)], check=True, capture_output=True).stdout)  # macOS

@@ -267,4 +267,4 @@ async def running(settings: config.Settings, limits: ServerLimits | None = None)
 def open_descriptors() -> int:
     """Count the open file descriptors of this process."""
     gc.collect()
-    return len(list(Path("/proc/self/fd").iterdir()))
+    return len(list(Path("/dev/fd").iterdir()))

@@ -8,6 +8,7 @@ import base64
 import json
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -719,6 +720,7 @@ def resident(fleet: Fleet) -> int:
     return pages * 4096 - sum(len(gateway.log.getvalue()) for gateway in fleet.gateways.values())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_unknown_names_and_paths_leave_no_metric_series_and_no_memory_behind(fleet: Fleet) -> None:
     """Case 72."""
 

@@ -7,6 +7,7 @@ import asyncio
 import os
 import random
 import socket
+import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -186,6 +187,7 @@ async def test_client_that_closes_only_its_sending_side_has_left(gateway: Runnin
         await until(gateway.is_idle)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_USER_TIMEOUT is Linux's")
 async def test_kernel_detects_a_client_whose_cable_is_pulled(gateway: Running, backend: FaultBackend) -> None:
     """Case 41: by TCP keep-alive while nothing is sent, by `TCP_USER_TIMEOUT` while data is."""
     async with gateway.sent({"stream": True}) as raw:
