@@ -49,7 +49,7 @@ _LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Work(NamedTuple):
-    """What the client does: plain requests, then streams of so many tokens each."""
+    """The client's requests: plain ones, then streams of `tokens` tokens each."""
 
     plain: int
     streams: int

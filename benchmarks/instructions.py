@@ -30,7 +30,7 @@ WORK = Work(plain=1000, streams=8, tokens=1500)
 """Large enough that the addresses of Python's objects, which differ from run to run, move the figures by
 less than 0.2 %."""
 TIMES = 3
-"""How many times the requests, or the tokens, the second count has."""
+"""Factor between the requests, or the tokens, of the two counts."""
 
 _ROOT = Path(__file__).resolve().parents[1]
 _COUNT = re.compile(r"I +refs: +([\d,]+)")
@@ -49,7 +49,7 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What the client received: whole answers, and the tokens in them."""
+    """Whole answers that the client received, and the tokens in them."""
 
     answers: int
     tokens: int

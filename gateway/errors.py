@@ -44,7 +44,7 @@ class GatewayError(Exception):
     outcome: ClassVar[Outcome] = "client_error"
     headers: ClassVar[Mapping[str, str]] = {}
     engine_reason: str | None = None
-    """What the engine gives as its reason for a failure, for the log. Never sent to a client."""
+    """The reason for a failure that the engine gives, for the log. It is never sent to a client."""
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)

@@ -70,7 +70,7 @@ class Checked(NamedTuple):
 
 
 class Budget:
-    """What the images of one request may still cost.
+    """The work that the images of one request may still take.
 
     Its methods raise `InvalidImage` once that is exceeded.
     """

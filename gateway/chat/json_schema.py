@@ -46,7 +46,7 @@ _FORMS = {
     name: _IS_SINGLE * (name in _SINGLE) + _IS_LIST * (name in _LISTS) + _IS_MAP * (name in _MAPS)
     for name in (*_SINGLE, *_LISTS, *_MAPS)
 }
-"""What the keywords with schemas may hold: one schema, a list or a map of them."""
+"""Kinds of values of the keywords with schemas: one schema, a list or a map of them."""
 _SAME_VALUE_KEYWORDS = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "dependencies")
 """Keywords whose schemas apply to the same value as the schema with the keyword."""
 _lacks_same_value = frozenset((*_SAME_VALUE_KEYWORDS, "$ref")).isdisjoint

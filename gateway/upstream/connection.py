@@ -47,7 +47,7 @@ class ConnectionLimits:
     """Limits of one connection, in bytes unless another unit is named."""
 
     head: int = 64 * 1024
-    """Of the head, and of the chunk extensions and trailers between or after parts of the body."""
+    """Bytes of the head, and of the chunk extensions and trailers between or after parts of the body."""
     headers: int = 200
     informational: int = 100
     """Number of 1xx answers after which nothing more is read, until the caller's deadline."""

@@ -1,4 +1,4 @@
-"""What all engines share: reading lines of a streamed answer, and facts about models."""
+"""Reading lines of a streamed answer, and facts about models, for all engines."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""What of an engine's error text may be logged."""
+"""Only harmless words of an engine's error text are logged."""
 
 import pytest
 

@@ -208,7 +208,7 @@ async def test_client_that_does_not_read_stops_the_clock_of_the_backend(mode: st
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_client_that_does_not_read_is_not_sent_what_keeps_it_alive(stream: bool) -> None:
-    """What it does not read would add up in memory."""
+    """Keep-alives that it does not read would add up in memory."""
     async with serving("vllm", "silent", **PATIENT) as (gateway, _), gateway.sent({"stream": stream}):
         await until(lambda: [relay._meter.phase for relay in gateway.live] == ["waiting"])
         (relay,) = gateway.live
