@@ -1,6 +1,7 @@
 """The backends in force, and the model loader that each one may need."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 
 from gateway.config import Settings, is_same_place
 from gateway.telemetry.metrics import Metrics
@@ -38,8 +39,20 @@ class Backends:
         return f"<Backends {list(self.current.values())}>"
 
     def built_for(self, settings: Settings) -> dict[str, Backend]:
-        """Return the backends of `settings` by name: those in force whose servers are the same, and new ones."""
-        return {name: self._same_place(settings, name) or self._build(settings, name) for name in settings.backends}
+        """Return the backends of `settings` by name: those in force whose servers are the same, and new ones.
+
+        Where one cannot be built (a `ca_file` that is not a certificate), none of the new ones is left.
+        """
+        found: dict[str, Backend] = {}
+        with ExitStack() as undo:
+            for name in settings.backends:
+                backend = self._same_place(settings, name)
+                if backend is None:
+                    backend = self._build(settings, name)
+                    undo.callback(self.drop, backend)
+                found[name] = backend
+            undo.pop_all()
+        return found
 
     def change(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
         """Apply `settings` to those of `backends` that are in force already, and to all model loaders."""

@@ -1,7 +1,9 @@
 """Backends in force: which ones new settings keep, build, change and drop."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +100,18 @@ async def test_backend_whose_servers_differ_is_built_anew(change: dict[str, Any]
     assert built["ollama"] is before["ollama"]
     assert built["vllm"] is not before["vllm"]
     assert backends.current == before, "the new backend is not in force yet"
+
+
+async def test_backend_that_cannot_be_built_leaves_none_of_the_new_ones_behind(tmp_path: Path) -> None:
+    backends = backends_of(settings())
+    (tmp_path / "ca.pem").write_text("not a certificate")
+    changed = settings(
+        ollama={"base_url": "http://127.0.0.1:9"},
+        third={"kind": "openai", "base_url": "https://127.0.0.1:3", "ca_file": str(tmp_path / "ca.pem")},
+    )
+    with pytest.raises(ssl.SSLError):
+        backends.built_for(changed)
+    assert set(backends._loaders) == {backends.current["ollama"]}
 
 
 async def test_backend_that_new_settings_no_longer_have_is_not_among_theirs() -> None:
