@@ -24,6 +24,8 @@ from gateway.api.routes import build, build_metrics_port
 from gateway.chat.images import ImageNormalizer
 from gateway.config import Settings
 from gateway.config.reload import Reloader
+from gateway.dialects.openai_chat import OpenAiChat
+from gateway.dialects.openai_embeddings import OpenAiEmbeddings
 from gateway.downstream.cycle import RequestResponseCycle
 from gateway.errors import GatewayError, ShuttingDown
 from gateway.reconfigure import Reconfiguration
@@ -110,8 +112,10 @@ class Gateway:
             (settings.host, *settings.allowed_hosts),
             is_on=keys.is_open and is_loopback_name(address or settings.host),
         )
-        chat = ChatEndpoint(context, keys, model_names, self.rollout, self._cors, self._hosts, self._images)
-        embeddings = EmbeddingEndpoint(context, keys, model_names, self._cors, self._hosts)
+        chat = ChatEndpoint(
+            OpenAiChat(), context, keys, model_names, self.rollout, self._cors, self._hosts, self._images
+        )
+        embeddings = EmbeddingEndpoint(OpenAiEmbeddings(), context, keys, model_names, self._cors, self._hosts)
         self._endpoints: dict[str, Endpoint[Any]] = {
             **dict.fromkeys(CHAT_PATHS, chat),
             **dict.fromkeys(EMBEDDING_PATHS, embeddings),

@@ -1,4 +1,4 @@
-"""Chat completions endpoint."""
+"""Endpoints for chats: one class, whatever the client API."""
 
 import asyncio
 import time
@@ -17,8 +17,8 @@ from gateway.chat.images import ImageNormalizer
 from gateway.chat.parameter_policy import ParameterPolicy
 from gateway.chat.request import LARGE_SCHEMAS, Chat
 from gateway.config import Settings, Tier
+from gateway.dialects.dialect import ChatCall, ChatDialect, ChatForm
 from gateway.dialects.json_body import Steps
-from gateway.dialects.openai_chat import check_long_text, check_text, decode
 from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.chat import ChatRelay
 from gateway.relay.context import RelayContext
@@ -27,18 +27,16 @@ from gateway.relay.route import Route
 from gateway.rollout.assignment import BUCKETS
 from gateway.rollout.canary import canary_bucket
 from gateway.rollout.state import Rollout
-from gateway.telemetry.exchange import CHAT
 
 TASK_FIELD = TASK.encode()
 
 
-class ChatEndpoint(Endpoint[Chat]):
-    """`POST /v1/chat/completions`."""
-
-    name = CHAT
+class ChatEndpoint(Endpoint[ChatCall]):
+    """Endpoint of one client API for chats."""
 
     def __init__(
         self,
+        dialect: ChatDialect,
         context: RelayContext,
         keys: ApiKeys,
         model_names: ModelNames,
@@ -47,7 +45,8 @@ class ChatEndpoint(Endpoint[Chat]):
         hosts: HostCheck,
         images: ImageNormalizer,
     ) -> None:
-        super().__init__(context, keys, model_names, cors, hosts)
+        super().__init__(dialect, context, keys, model_names, cors, hosts)
+        self._dialect = dialect
         self._tier_routes = rollout.tiers
         self._images = images
         self._apply(context.settings)
@@ -60,21 +59,17 @@ class ChatEndpoint(Endpoint[Chat]):
         super().change(model_names)
         self._apply(self._context.settings)
 
-    def _parse(self, body: bytes) -> tuple[Chat, int]:
-        max_text_body = self._context.max_text_body
-        text_size = check_text(body, max_text_body)
-        return decode(body, max_text_body), text_size
+    def _parse(self, body: bytes) -> tuple[ChatCall, int]:
+        return self._dialect.parse(body, self._context.max_text_body)
 
-    def _parse_steps(self, body: bytes) -> Steps[tuple[Chat, int]]:
-        max_text_body = self._context.max_text_body
-        text_size = yield from check_long_text(body, max_text_body)
-        yield
-        return decode(body, max_text_body), text_size
+    def _parse_steps(self, body: bytes) -> Steps[tuple[ChatCall, int]]:
+        return self._dialect.parse_steps(body, self._context.max_text_body)
 
-    def _is_stream(self, asked: Chat) -> bool:
-        return bool(asked.stream)
+    def _is_stream(self, asked: ChatCall) -> bool:
+        return asked.form.is_stream
 
-    async def _relay(self, client: ClientConnection, asked: Chat, text_size: int, head: RequestContext) -> ChatRelay:
+    async def _relay(self, client: ClientConnection, call: ChatCall, text_size: int, head: RequestContext) -> ChatRelay:
+        asked = call.chat
         if text_size > LARGE_SCHEMAS and asked.has_schemas:
             for _ in check_in_steps(asked):
                 await asyncio.sleep(0)
@@ -94,11 +89,12 @@ class ChatEndpoint(Endpoint[Chat]):
                 checked = await self._images.checked(chat, head.key_id)
             if self._model_names is not model_names:
                 # The settings changed in the meantime, and may no longer have this tier or model.
-                return await self._relay(client, asked, text_size, original_head)
+                return await self._relay(client, call, text_size, original_head)
             if checked is not chat:  # converted images no longer identify the conversation
                 chat, bucket = checked, canary_bucket(head.key_id, head.terms.session, asked, BUCKETS)
         # No await from here on: after a roll-out change no request begins on the previous backend.
-        return ChatRelay(self._context, client, self._request(chat, self._route(tier, asked, head), head, bucket))
+        route = self._route(tier, asked, head)
+        return ChatRelay(self._context, client, self._request(chat, call.form, route, head, bucket))
 
     def _route(self, tier: str, chat: Chat, head: RequestContext) -> Route:
         tier_route = self._tier_routes[tier]
@@ -108,7 +104,9 @@ class ChatEndpoint(Endpoint[Chat]):
             else tier_route.choose(canary_bucket(head.key_id, head.terms.session, chat, BUCKETS))
         )
 
-    def _request(self, chat: Chat, route: Route, head: RequestContext, bucket: int | None) -> ChatRequest:
+    def _request(
+        self, chat: Chat, form: ChatForm, route: Route, head: RequestContext, bucket: int | None
+    ) -> ChatRequest:
         terms = head.terms
         return ChatRequest(
             head.request_id,
@@ -120,7 +118,8 @@ class ChatEndpoint(Endpoint[Chat]):
             terms.read_timeout,
             terms.extra_lines,
             chat,
-            "chatcmpl-" + random_id(),
+            form,
+            random_id(),
             int(time.time()),
             terms.session,
             bucket,

@@ -1,35 +1,49 @@
-"""Embeddings endpoint."""
+"""Endpoints for embeddings: one class, whatever the client API."""
 
+from gateway.api.auth import ApiKeys
+from gateway.api.cors import Cors
 from gateway.api.endpoint import Endpoint, RequestContext
-from gateway.chat.embedding import Embedding
+from gateway.api.hosts import HostCheck
+from gateway.api.model_names import ModelNames
+from gateway.dialects.dialect import EmbeddingCall, EmbeddingDialect
 from gateway.dialects.json_body import Steps
-from gateway.dialects.openai_embeddings import parse_embedding, parse_long_embedding
+from gateway.relay.context import RelayContext
 from gateway.relay.embeddings import EmbeddingRelay
 from gateway.relay.requests import ClientConnection, EmbeddingRequest
-from gateway.telemetry.exchange import EMBEDDINGS
 
 
-class EmbeddingEndpoint(Endpoint[Embedding]):
-    """`POST /v1/embeddings`."""
+class EmbeddingEndpoint(Endpoint[EmbeddingCall]):
+    """Endpoint of one client API for embeddings."""
 
-    name = EMBEDDINGS
+    def __init__(
+        self,
+        dialect: EmbeddingDialect,
+        context: RelayContext,
+        keys: ApiKeys,
+        model_names: ModelNames,
+        cors: Cors,
+        hosts: HostCheck,
+    ) -> None:
+        super().__init__(dialect, context, keys, model_names, cors, hosts)
+        self._dialect = dialect
 
-    def _parse(self, body: bytes) -> tuple[Embedding, int]:
-        embedding = parse_embedding(body, self._context.max_text_body, self._model_names.choose_embedding)
-        return embedding, len(body)
+    def _parse(self, body: bytes) -> tuple[EmbeddingCall, int]:
+        call = self._dialect.parse(body, self._context.max_text_body, self._model_names.choose_embedding)
+        return call, len(body)
 
-    def _parse_steps(self, body: bytes) -> Steps[tuple[Embedding, int]]:
-        embedding = yield from parse_long_embedding(body, self._model_names.choose_embedding)
-        return embedding, len(body)
+    def _parse_steps(self, body: bytes) -> Steps[tuple[EmbeddingCall, int]]:
+        call = yield from self._dialect.parse_steps(body, self._model_names.choose_embedding)
+        return call, len(body)
 
     async def _relay(
-        self, client: ClientConnection, asked: Embedding, text_size: int, head: RequestContext
+        self, client: ClientConnection, call: EmbeddingCall, text_size: int, head: RequestContext
     ) -> EmbeddingRelay:
-        route = self._model_names.choose_embedding(asked.model)
+        embedding = call.embedding
+        route = self._model_names.choose_embedding(embedding.model)
         terms, claim = head.terms, self._claim(head.key_id, head.fields)
         lines = terms.came_through, terms.read_timeout, terms.extra_lines
         return EmbeddingRelay(
             self._context,
             client,
-            EmbeddingRequest(head.request_id, head.key_id, claim, head.size, route, *lines, asked),
+            EmbeddingRequest(head.request_id, head.key_id, claim, head.size, route, *lines, embedding, call.form),
         )

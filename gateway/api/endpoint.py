@@ -4,7 +4,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -25,6 +25,7 @@ from gateway.api.request_headers import (
     seconds_of,
     timeout_of,
 )
+from gateway.dialects.dialect import ErrorForm
 from gateway.dialects.json_body import Steps, check_media_type
 from gateway.errors import ClientLeft, GatewayError, MethodNotAllowed, RequestTooLarge, ShuttingDown
 from gateway.relay.base import JSON_LINES, YIELD_BYTES, Relay
@@ -36,6 +37,14 @@ from gateway.upstream.server import VIA
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Dialect(Protocol):
+    """The part of a dialect that all endpoints need."""
+
+    endpoint: str
+    errors: ErrorForm
+    needs_media_type: bool
 
 
 class RequestContext(Struct, frozen=True, gc=False):
@@ -53,14 +62,20 @@ ParsedBody = TypeVar("ParsedBody")
 
 
 class Endpoint(ABC, Generic[ParsedBody]):
-    """Base of OpenAI's endpoints; `ParsedBody` is the type of the parsed request body."""
-
-    name: ClassVar[str]
-    """Label of the endpoint in the metrics."""
+    """Base of the data endpoints; `ParsedBody` is the type of the parsed request body."""
 
     def __init__(
-        self, context: RelayContext, keys: ApiKeys, model_names: ModelNames, cors: Cors, hosts: HostCheck
+        self,
+        dialect: Dialect,
+        context: RelayContext,
+        keys: ApiKeys,
+        model_names: ModelNames,
+        cors: Cors,
+        hosts: HostCheck,
     ) -> None:
+        self._name = dialect.endpoint
+        self._errors = dialect.errors
+        self._needs_media_type = dialect.needs_media_type
         self._context = context
         self._keys = keys
         self._model_names = model_names
@@ -80,7 +95,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
         arrived = time.perf_counter()
         request_id = request_id_of(fields)
         caller: Caller | None = None
-        stream = False
+        asked: ParsedBody | None = None
         try:
             caller = client.notes.get(self._keys.note) or self._identify(scope, client, fields)
             if self.is_stopping:
@@ -94,11 +109,11 @@ class Endpoint(ABC, Generic[ParsedBody]):
             size = len(body)
             asked, text_size = self._parse(body) if size <= YIELD_BYTES else await self._parse_long(body)
             del body
-            stream = self._is_stream(asked)
             relay = await self._relay(
                 client, asked, text_size, RequestContext(request_id, caller.key_id, size, terms, fields)
             )
         except GatewayError as error:
+            stream = asked is not None and self._is_stream(asked)
             self._refuse(client, fields, request_id, caller, error, stream, time.perf_counter() - arrived)
             return
         await relay()
@@ -151,7 +166,8 @@ class Endpoint(ABC, Generic[ParsedBody]):
         return caller
 
     def _terms(self, client: ClientConnection, fields: Fields) -> HeaderTerms:
-        check_media_type(fields)
+        if self._needs_media_type:
+            check_media_type(fields)
         read_timeout = seconds_of(fields.get(b"x-stainless-read-timeout"))
         session = fields.get(SESSION) or fields.get(self._session_header, b"")
         terms = client.notes["terms"] = HeaderTerms(
@@ -216,20 +232,20 @@ class Endpoint(ABC, Generic[ParsedBody]):
                 JSON_LINES,
                 self._cors.header_lines(fields),
                 request_id.encode(),
-                error.header_lines(),
+                self._errors.error_lines(error),
             )
-            client.answer(error.status, lines, error.envelope())
+            client.answer(self._errors.error_status(error), lines, self._errors.error_body(error))
         self._context.on_exchange(
             Exchange(
                 request_id=request_id,
                 key_id=caller.key_id if caller else "",
-                endpoint=self.name,
+                endpoint=self._name,
                 tier=NONE,
                 backend=NONE,
                 model=NONE,
                 lane=NONE,
                 stream=stream,
-                status=error.status,
+                status=self._errors.error_status(error),
                 code=error.code,
                 reason=None,
                 outcome=error.outcome,

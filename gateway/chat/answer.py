@@ -15,6 +15,19 @@ class Usage(Struct, frozen=True, gc=False):
     completion_tokens: int = 0
 
 
+class Timings(Struct, frozen=True, gc=False):
+    """Times of one exchange so far, in seconds."""
+
+    total: float
+    """From the arrival of the request."""
+    load: float
+    """From the arrival to the request at the backend: the queue and the load of the model."""
+    prompt: float
+    """From the request at the backend to the first token."""
+    completion: float
+    """From the first token to the last."""
+
+
 class TokenLogprob(Struct, frozen=True, gc=False):
     """One of the tokens that the model considered."""
 

@@ -4,7 +4,7 @@ The result does not depend on the backend. A stream always consists of a role ch
 chunk with the finish reason, the usage if requested, and `[DONE]`.
 """
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 import orjson
@@ -13,8 +13,12 @@ from msgspec import Meta, Raw, Struct
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Usage
 from gateway.chat.checks import check
 from gateway.chat.request import MAX_BIASES, MAX_MESSAGES, MAX_TOOLS, Chat
+from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors
 from gateway.dialects.json_body import LONG_BODY, Steps, completed, explain, has_too_many_members, without_images
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge
+
+STREAM_LINES = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+"""Header lines of an answer as server-sent events."""
 
 _encode = msgspec.json.encode
 _decoder = msgspec.json.Decoder(Chat)
@@ -247,28 +251,62 @@ class StreamRenderer:
             parts += [self._head, b'],"usage":', _usage_json(delta.usage), b"}\n\n"]
         return b"".join(parts)
 
-    def done(self) -> bytes:
+    def end(self, clock: Clock) -> bytes:
         return b"data: [DONE]\n\n"
 
+    def error(self, error: GatewayError) -> bytes:
+        return b"data: %b\n\n" % error.envelope()
 
-def render_answer(id: str, created: int, model: str, answer: Answer) -> bytes:
-    """Render a `chat.completion` object."""
-    content = b"null" if answer.calls and not answer.content else _encode(answer.content)
-    fields = [b'"role":"assistant","content":', content, b',"refusal":null']
-    if answer.reasoning:
-        fields += [b",", _reasoning_json(answer.reasoning)]
-    if answer.calls:
-        fields += [b',"tool_calls":[', b",".join([_call_json(call, b"") for call in answer.calls]), b"]"]
-    usage = _usage_json(answer.usage) if answer.usage is not None else b"null"
-    return (
-        b'{"id":"%b","object":"chat.completion","created":%d,"model":%b,'
-        b'"choices":[{"index":0,"message":{%b},"logprobs":%b,"finish_reason":"%b"}],"usage":%b}'
-    ) % (
-        id.encode(),
-        created,
-        _encode(model),
-        b"".join(fields),
-        _logprobs_json(answer.logprobs),
-        answer.finish.encode(),
-        usage,
-    )
+
+class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
+    """A `chat.completion` object, or a stream of `chat.completion.chunk` events."""
+
+    endpoint: ClassVar[str] = "chat"
+    stream_lines: ClassVar[bytes] = STREAM_LINES
+
+    model: str
+    is_stream: bool
+    wants_usage: bool
+
+    def stream(self, id: str, created: int) -> StreamRenderer:
+        return StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage)
+
+    def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
+        content = b"null" if answer.calls and not answer.content else _encode(answer.content)
+        fields = [b'"role":"assistant","content":', content, b',"refusal":null']
+        if answer.reasoning:
+            fields += [b",", _reasoning_json(answer.reasoning)]
+        if answer.calls:
+            fields += [b',"tool_calls":[', b",".join([_call_json(call, b"") for call in answer.calls]), b"]"]
+        usage = _usage_json(answer.usage) if answer.usage is not None else b"null"
+        return (
+            b'{"id":"%b","object":"chat.completion","created":%d,"model":%b,'
+            b'"choices":[{"index":0,"message":{%b},"logprobs":%b,"finish_reason":"%b"}],"usage":%b}'
+        ) % (
+            b"chatcmpl-" + id.encode(),
+            created,
+            _encode(self.model),
+            b"".join(fields),
+            _logprobs_json(answer.logprobs),
+            answer.finish.encode(),
+            usage,
+        )
+
+
+class OpenAiChat:
+    """`POST /v1/chat/completions`."""
+
+    endpoint = CompletionForm.endpoint
+    errors: ErrorForm = OpenAiErrors()
+    needs_media_type = True
+
+    def parse(self, body: bytes, max_text_body: int) -> tuple[ChatCall, int]:
+        text_size = check_text(body, max_text_body)
+        chat = decode(body, max_text_body)
+        return ChatCall(chat, CompletionForm(chat.model, bool(chat.stream), chat.wants_usage)), text_size
+
+    def parse_steps(self, body: bytes, max_text_body: int) -> Steps[tuple[ChatCall, int]]:
+        text_size = yield from check_long_text(body, max_text_body)
+        yield
+        chat = decode(body, max_text_body)
+        return ChatCall(chat, CompletionForm(chat.model, bool(chat.stream), chat.wants_usage)), text_size

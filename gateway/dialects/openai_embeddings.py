@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import msgspec
 import orjson
 from msgspec import Raw, structs
 
 from gateway.chat.embedding import MAX_TEXTS, Embedding, EncodedVector
+from gateway.dialects.dialect import Clock, EmbeddingCall, ErrorForm, OpenAiErrors
 from gateway.dialects.json_body import LONG_BODY, STEP, Steps, completed, explain, has_too_many_members
 from gateway.errors import (
     ContextLengthExceeded,
@@ -156,6 +158,36 @@ def _explain(text: str) -> InvalidRequest:
 
 
 # Answers
+
+
+class EmbeddingListForm(OpenAiErrors):
+    """A list of `embedding` objects."""
+
+    __slots__ = ("_model",)
+
+    endpoint: ClassVar[str] = "embeddings"
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+
+    def answer(self, vectors: list[EncodedVector], prompt_tokens: int, clock: Clock) -> bytes:
+        return render_embeddings(vectors, self._model, prompt_tokens)
+
+
+class OpenAiEmbeddings:
+    """`POST /v1/embeddings`."""
+
+    endpoint = EmbeddingListForm.endpoint
+    errors: ErrorForm = OpenAiErrors()
+    needs_media_type = True
+
+    def parse(self, body: bytes, max_text_body: int, check_model: Callable[[str], object]) -> EmbeddingCall:
+        embedding = parse_embedding(body, max_text_body, check_model)
+        return EmbeddingCall(embedding, EmbeddingListForm(embedding.model))
+
+    def parse_steps(self, body: bytes, check_model: Callable[[str], object]) -> Steps[EmbeddingCall]:
+        embedding = yield from parse_long_embedding(body, check_model)
+        return EmbeddingCall(embedding, EmbeddingListForm(embedding.model))
 
 
 def render_embeddings(vectors: list[EncodedVector], model: str, prompt_tokens: int) -> bytes:

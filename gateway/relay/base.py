@@ -15,6 +15,8 @@ from msgspec import structs
 from gateway.admission.fair_queue import Claim
 from gateway.admission.queues import LaneName
 from gateway.admission.ticket import Ticket
+from gateway.chat.answer import Timings
+from gateway.dialects.dialect import Form
 from gateway.errors import (
     ClientLeft,
     ContextLengthExceeded,
@@ -31,7 +33,7 @@ from gateway.relay.failover import Failover
 from gateway.relay.in_flight import Requeueable
 from gateway.relay.requests import ClientConnection, RelayRequest
 from gateway.relay.route import Route
-from gateway.telemetry.exchange import Exchange, Meter
+from gateway.telemetry.exchange import Exchange, Meter, Workload
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import NO_FIRST_PIECE, upstream_error
@@ -63,8 +65,7 @@ class Relay(ABC):
     Answers are plain JSON unless the subclass overrides that.
     """
 
-    endpoint: ClassVar[str]
-    """Label of the endpoint in the metrics."""
+    workload: ClassVar[Workload]
     text_field: ClassVar[str]
     """Request field with the text that has to fit the model's context."""
 
@@ -75,6 +76,7 @@ class Relay(ABC):
         "_context",
         "_destination",
         "_failover",
+        "_form",
         "_lane",
         "_limits",
         "_meter",
@@ -86,11 +88,14 @@ class Relay(ABC):
         "check_at",
     )  # fmt: skip
 
-    def __init__(self, context: RelayContext, client: ClientConnection, request: RelayRequest, lane: LaneName) -> None:
+    def __init__(
+        self, context: RelayContext, client: ClientConnection, request: RelayRequest, form: Form, lane: LaneName
+    ) -> None:
         self._context = context
         self._client = client
         self._request = request
-        self._destination = destination = context.destination(request.route, self.endpoint)
+        self._form = form
+        self._destination = destination = context.destination(request.route, self.workload)
         self._backend = destination.backend
         self._limits = destination.limits
         self._failover: Failover | None = None
@@ -173,7 +178,7 @@ class Relay(ABC):
         fallback, model = self._destination.fallback, self._destination.route.model
         if fallback is None or backend is not self._backend or not backend.accepts_none(model):
             return
-        if not self._context.destination(fallback, self.endpoint).backend.is_down(fallback.model):
+        if not self._context.destination(fallback, self.workload).backend.is_down(fallback.model):
             self._ticket.refuse(backend.unavailable())
 
     def _reroute(self, failure: GatewayError) -> None:
@@ -316,14 +321,16 @@ class Relay(ABC):
         if isinstance(error, ClientLeft):
             return
         if not self._started:
-            self._client.answer(error.status, self._header_lines(JSON_LINES) + error.header_lines(), error.envelope())
+            form = self._form
+            lines = self._header_lines(JSON_LINES) + form.error_lines(error)
+            self._client.answer(form.error_status(error), lines, form.error_body(error))
             return
         self._client.write(self._trailing_error(error))
         self._client.end()
 
     def _trailing_error(self, error: GatewayError) -> bytes:
         """Render `error` to follow what was already sent."""
-        return error.envelope()
+        return self._form.error_body(error)
 
     def _start(self, content_lines: bytes) -> None:
         self._started = True
@@ -410,6 +417,15 @@ class Relay(ABC):
 
     # Meter
 
+    def _timings(self) -> Timings:
+        """Return the times so far, for the forms that show them."""
+        meter = self._meter
+        now = self._context.clock()
+        sent = now if meter.sent is None else meter.sent
+        first = now if meter.first_piece is None else meter.first_piece
+        last = max(first, meter.last_piece)
+        return Timings(now - meter.arrived, sent - meter.arrived, first - sent, last - first)
+
     def _record(self, error: GatewayError | None) -> None:
         meter, request, route = self._meter, self._request, self._destination.route
         duration, queue_wait, upstream, time_to_first_token = meter.times()
@@ -417,7 +433,7 @@ class Relay(ABC):
             Exchange(
                 request_id=request.id,
                 key_id=request.key_id,
-                endpoint=self.endpoint,
+                endpoint=self._form.endpoint,
                 tier=route.tier,
                 backend=route.backend,
                 chosen=request.route.backend,
@@ -425,7 +441,7 @@ class Relay(ABC):
                 model=route.model,
                 lane=self._lane,
                 stream=self._is_stream,
-                status=200 if error is None else error.status,
+                status=200 if error is None else self._form.error_status(error),
                 code=None if error is None else error.code,
                 reason=error.reason if isinstance(error, UpstreamError) else None,
                 outcome="ok" if error is None else error.outcome,

@@ -10,7 +10,7 @@ from gateway.admission.scheduler import Transfer, WaitEstimate
 from gateway.chat.answer import Answer, Delta, assemble
 from gateway.chat.normalizer import Normalizer
 from gateway.chat.request import LARGE_SCHEMAS
-from gateway.dialects.openai_chat import StreamRenderer, render_answer
+from gateway.dialects.dialect import ChatForm
 from gateway.engines.engine import MAX_ANSWER, MAX_REFUSAL, ResponseReader
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
 from gateway.relay.base import MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, YIELD_BYTES, Relay
@@ -28,17 +28,17 @@ SHORT_ANSWER = 1024
 backend that is generating can be told from one that hangs. A shorter one stays plain, which is
 cheaper, and has to arrive within `first_token_timeout`."""
 
-STREAM_LINES = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
-
 
 class ChatRelay(Relay):
     """One chat completion."""
 
-    endpoint = CHAT
+    workload = CHAT
     text_field = "messages"
     _request: ChatRequest
+    _form: ChatForm
 
     __slots__ = (
+        "_around_text",
         "_chat",
         "_collected",
         "_collected_bytes",
@@ -52,10 +52,9 @@ class ChatRelay(Relay):
 
     def __init__(self, context: RelayContext, client: ClientConnection, request: ChatRequest) -> None:
         self._chat = chat = request.chat
-        self._renderer = (
-            StreamRenderer(request.answer_id, request.created, chat.model, chat.wants_usage) if chat.stream else None
-        )
-        super().__init__(context, client, request, "vision" if chat.has_images else "text")
+        form = request.form
+        self._renderer = renderer = form.stream(request.answer_id, request.created) if form.is_stream else None
+        super().__init__(context, client, request, form, "vision" if chat.has_images else "text")
         self._normalizer: Normalizer | None = None
         self._moved = False
         self._is_passthrough = False
@@ -63,6 +62,7 @@ class ChatRelay(Relay):
         self._splices = False
         """True while plain content of a stream may go to the client without being parsed into
         deltas."""
+        self._around_text = None if renderer is None else renderer.around_text
         self._silent_since: float | None = None
         """Time since which pieces have arrived without anything to show; None: there was
         something."""
@@ -184,7 +184,7 @@ class ChatRelay(Relay):
         meter, renderer, write = self._meter, self._renderer, self._client.write
         clock, gaps, texts_of = self._context.clock, self._destination.metrics.gaps, reader.plain_tokens
         bounds, counts = gaps.bounds, gaps.counts
-        before, after = (b"", b"") if renderer is None else renderer.around_text
+        before, after = self._around_text or (b"", b"")
         is_silent = True
 
         def on_piece(piece: bytes) -> None:
@@ -229,7 +229,7 @@ class ChatRelay(Relay):
             if reader.malformed:
                 self._context.metrics.upstream_errors.labels(self._backend.name, "malformed").inc(reader.malformed)
         if renderer is not None:
-            write(renderer.done())
+            write(renderer.end(self._timings))
             self._client.end()
         else:
             self._answer(assemble(self._collected))
@@ -269,7 +269,7 @@ class ChatRelay(Relay):
             self._collected += deltas
             return
         if not self._started:
-            self._start(STREAM_LINES)
+            self._start(self._form.stream_lines)
             self._client.write(renderer.opening())
         self._client.write(b"".join([renderer.render(delta) for delta in deltas]))
 
@@ -279,11 +279,11 @@ class ChatRelay(Relay):
         if self._normalizer is None:
             if not Normalizer.is_needed(self._chat, deltas):
                 self._is_passthrough = True
-                self._splices = self._renderer is not None
+                self._splices = self._around_text is not None
                 return deltas
             self._normalizer = Normalizer(self._chat)
         normalized = self._normalizer.normalize(deltas)
-        self._splices = self._normalizer.passes and self._renderer is not None
+        self._splices = self._normalizer.passes and self._around_text is not None
         if not normalized:
             self._silent_since = self._silent_since or self._meter.last_piece
         else:
@@ -292,10 +292,11 @@ class ChatRelay(Relay):
 
     def _answer(self, answer: Answer) -> None:
         self._meter.end_upstream()
-        self._answer_json(render_answer(self._request.answer_id, self._request.created, self._chat.model, answer))
+        request = self._request
+        self._answer_json(self._form.answer(request.answer_id, request.created, answer, self._timings))
 
     def _trailing_error(self, error: GatewayError) -> bytes:
-        return super()._trailing_error(error) if self._renderer is None else b"data: %b\n\n" % error.envelope()
+        return super()._trailing_error(error) if self._renderer is None else self._renderer.error(error)
 
     # Time
 
@@ -314,7 +315,7 @@ class ChatRelay(Relay):
         elif not self._client.paused:
             note = self._context.waiting_note and self._ticket.is_queued
             if not self._started:
-                self._start(STREAM_LINES)
+                self._start(self._form.stream_lines)
                 self._client.write(self._renderer.opening())
             elif not note:
                 self._client.write(self._renderer.keepalive())

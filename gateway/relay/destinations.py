@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gateway.admission.queues import LaneName, Queue
 from gateway.config import BackendLimits, Settings
 from gateway.relay.route import Route, fallback_route
-from gateway.telemetry.exchange import CHAT, LANES
+from gateway.telemetry.exchange import CHAT, LANES, Workload
 from gateway.telemetry.metrics import Metrics, RouteMetrics
 from gateway.upstream.backend import Backend
 
@@ -80,10 +80,10 @@ class Destinations:
     def __repr__(self) -> str:
         return f"<Destinations of generation {self.generation}, {len(self.past)} earlier ones in use>"
 
-    def get(self, route: Route, endpoint: str) -> Destination:
+    def get(self, route: Route, workload: Workload) -> Destination:
         found = self._destinations.get(route)
         if found is None:
-            found = self._build(route, endpoint)
+            found = self._build(route, workload)
             if found.generation == self.generation:
                 self._destinations[route] = found
         return found
@@ -102,31 +102,31 @@ class Destinations:
         """The queues that new requests may enter."""
         return {queue for destination in self._destinations.values() for queue in destination.queues.values()}
 
-    def _build(self, route: Route, endpoint: str) -> Destination:
-        generation = self._generation_of(route, endpoint)
+    def _build(self, route: Route, workload: Workload) -> Destination:
+        generation = self._generation_of(route, workload)
         settings, backends = self.past.get(generation) or SettingsSnapshot(self.settings, self.backends)
         backend = backends[route.backend]
-        metrics = self._metrics.route(route.tier, route.backend, endpoint)
-        if endpoint != CHAT:
-            queues = backend.queues(LANES[endpoint], route.tier, route.model, None)
+        metrics = self._metrics.route(route.tier, route.backend, workload)
+        if workload != CHAT:
+            queues = backend.queues(LANES[workload], route.tier, route.model, None)
             return Destination(route, backend, queues, backend.settings.limits, metrics, None, generation)
         tier = settings.tiers[route.tier]
-        queues = backend.queues(LANES[endpoint], route.tier, route.model, tier.limits.get(route.backend))
+        queues = backend.queues(LANES[workload], route.tier, route.model, tier.limits.get(route.backend))
         limits = settings.limits_for(route.tier, route.backend)
         return Destination(route, backend, queues, limits, metrics, fallback_route(tier, route.backend), generation)
 
-    def _generation_of(self, route: Route, endpoint: str) -> int:
+    def _generation_of(self, route: Route, workload: Workload) -> int:
         """Return the last generation that has `route`: the settings may have removed it since."""
-        if not self.past or _has_route(self.settings, route, endpoint):
+        if not self.past or _has_route(self.settings, route, workload):
             return self.generation
         for number in sorted(self.past, reverse=True):
-            if _has_route(self.past[number].settings, route, endpoint):
+            if _has_route(self.past[number].settings, route, workload):
                 return number
         return self.generation
 
 
-def _has_route(settings: Settings, route: Route, endpoint: str) -> bool:
-    if endpoint != CHAT:
+def _has_route(settings: Settings, route: Route, workload: Workload) -> bool:
+    if workload != CHAT:
         item = settings.embeddings.get(route.tier)
         return item is not None and (item.backend, item.model) == (route.backend, route.model)
     tier = settings.tiers.get(route.tier)

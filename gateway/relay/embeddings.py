@@ -4,7 +4,7 @@ import asyncio
 
 from gateway.chat.answer import Usage
 from gateway.chat.embedding import EncodedVector, converted, width
-from gateway.dialects.openai_embeddings import render_embeddings
+from gateway.dialects.dialect import EmbeddingForm
 from gateway.engines.embeddings import Embedded
 from gateway.engines.engine import MAX_REFUSAL
 from gateway.errors import InvalidRequest, UpstreamError
@@ -24,15 +24,16 @@ writes."""
 class EmbeddingRelay(Relay):
     """One request for embeddings, in a lane of its own: it does not delay chats, nor they it."""
 
-    endpoint = EMBEDDINGS
+    workload = EMBEDDINGS
     text_field = "input"
     _request: EmbeddingRequest
+    _form: EmbeddingForm
 
     __slots__ = ("_embedding",)
 
     def __init__(self, context: RelayContext, client: ClientConnection, request: EmbeddingRequest) -> None:
         self._embedding = request.embedding
-        super().__init__(context, client, request, "embedding")
+        super().__init__(context, client, request, request.form, "embedding")
 
     def _text_length(self) -> int:
         return max(map(len, self._embedding.texts))
@@ -70,7 +71,7 @@ class EmbeddingRelay(Relay):
             raise InvalidRequest(f"This model's embeddings have {found} dimensions.", param="dimensions")
         vectors = await self._converted(embedded.vectors)
         self._meter.usage = Usage(embedded.prompt_tokens, 0)
-        self._answer_json(render_embeddings(vectors, self._embedding.model, embedded.prompt_tokens))
+        self._answer_json(self._form.answer(vectors, embedded.prompt_tokens, self._timings))
 
     async def _converted(self, vectors: list[EncodedVector]) -> list[EncodedVector]:
         """Encode the vectors as the client asked, and yield to the event loop in between."""

@@ -8,6 +8,7 @@ from msgspec import Struct
 from gateway.admission.fair_queue import Claim
 from gateway.chat.embedding import Embedding
 from gateway.chat.request import Chat
+from gateway.dialects.dialect import ChatForm, EmbeddingForm
 from gateway.relay.route import Route
 
 
@@ -56,10 +57,11 @@ class ChatRequest(RelayRequest, frozen=True, gc=False):
     """A request for a chat completion."""
 
     chat: Chat
+    form: ChatForm
     answer_id: str
-    """Value of `id` in the body of the answer."""
+    """Id in the body of the answer, without its prefix."""
     created: int
-    """Value of `created` in the body of the answer, in Unix time."""
+    """Time of arrival, in Unix time."""
     session: bytes = b""
     """The client's name for the conversation; empty if it gave none."""
     bucket: int | None = None
@@ -70,3 +72,4 @@ class EmbeddingRequest(RelayRequest, frozen=True, gc=False):
     """A request for embeddings."""
 
     embedding: Embedding
+    form: EmbeddingForm

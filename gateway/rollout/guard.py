@@ -36,7 +36,7 @@ from gateway.rollout.assignment import Assignment, Change
 from gateway.rollout.guard_rules import SLACK, Rule, Sample, ShareRule, TimeRule, Trial, p95, sample_of
 from gateway.rollout.sequential_test import LONGEST_ROUND
 from gateway.rollout.state import Rollout
-from gateway.telemetry.exchange import CHAT, NONE, Exchange
+from gateway.telemetry.exchange import CHAT, NONE, WORKLOADS, Exchange
 
 RECENT = 2000
 """Samples that are kept of each side of a tier."""
@@ -248,7 +248,7 @@ class RolloutGuard:
         """Judge `exchanges`, which have just finished."""
         now = self._clock()
         for exchange in exchanges:
-            if exchange.endpoint != CHAT or exchange.chosen == NONE:
+            if WORKLOADS[exchange.endpoint] != CHAT or exchange.chosen == NONE:
                 continue
             sample = sample_of(exchange, now - exchange.duration)
             if sample is None:

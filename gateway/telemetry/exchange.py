@@ -10,13 +10,17 @@ from gateway.errors import Outcome
 
 Phase = Literal["queued", "waiting", "streaming"]
 
-CHAT = "chat"
-"""Value of the label `endpoint` for chat completions."""
+Workload = Literal["chat", "embeddings"]
+"""What a request asks a model for, whatever the client API. A chat goes to a tier."""
 
-EMBEDDINGS = "embeddings"
+CHAT: Workload = "chat"
+EMBEDDINGS: Workload = "embeddings"
 
-LANES = {CHAT: ("text", "vision"), EMBEDDINGS: ("embedding",)}
-"""The lanes of each endpoint."""
+LANES: dict[Workload, tuple[str, ...]] = {CHAT: ("text", "vision"), EMBEDDINGS: ("embedding",)}
+"""The lanes of each workload."""
+
+WORKLOADS: dict[str, Workload] = {"chat": CHAT, "embeddings": EMBEDDINGS}
+"""The workload of each endpoint, by the endpoint's label."""
 
 NONE = "none"
 """Label value for a tier or backend that the request was never assigned."""

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Info
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway.telemetry.exchange import CHAT, LANES, NONE, Exchange
+from gateway.telemetry.exchange import LANES, NONE, WORKLOADS, Exchange
 
 TIME_TO_FIRST_TOKEN = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5,
@@ -249,14 +249,14 @@ class Metrics:
         ).labels()
         Info("gateway_build", "The running version.", registry=registry).info({"version": version})
 
-    def route(self, tier: str, backend: str, endpoint: str = CHAT) -> RouteMetrics:
+    def route(self, tier: str, backend: str, endpoint: str = "chat") -> RouteMetrics:
         bound = self._routes.get((tier, backend, endpoint))
         if bound is None:
             bound = self._routes[tier, backend, endpoint] = RouteMetrics(
                 self.duration.labels(tier, backend),
                 self.time_to_first_token.labels(tier, backend),
                 self.gaps.labels(tier, backend),
-                {lane: self.queue_wait.labels(backend, lane) for lane in LANES[endpoint]},
+                {lane: self.queue_wait.labels(backend, lane) for lane in LANES[WORKLOADS[endpoint]]},
                 (
                     self.requests.labels(endpoint, tier, backend, "ok"),
                     self.tokens.labels(tier, backend, "prompt"),

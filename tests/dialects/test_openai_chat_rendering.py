@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, TokenLogprob, Usage
-from gateway.dialects.openai_chat import StreamRenderer, render_answer
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Timings, TokenLogprob, Usage
+from gateway.dialects.openai_chat import CompletionForm, StreamRenderer
 
 CREATED = 1_795_000_000
 USAGE = Usage(7, 3)
@@ -26,12 +26,18 @@ def renderer(wants_usage: bool = False, model: str = "standard") -> StreamRender
     return StreamRenderer("chatcmpl-1", CREATED, model, wants_usage)
 
 
+def _rendered(model: str, answer: Answer) -> bytes:
+    return CompletionForm(model, False, False).answer("1", CREATED, answer, no_time)
+
+
+def no_time() -> Timings:
+    return Timings(0, 0, 0, 0)
+
+
 def plain(content: str = "", reasoning: str = "", usage: Usage | None = None, **more: Any) -> Any:
     """Return a whole answer as it is rendered, with finish reason `stop`."""
     fields: dict[str, Any] = {"finish": "stop", "calls": [], "logprobs": None} | more
-    return json.loads(
-        render_answer("chatcmpl-1", CREATED, "standard", Answer(content, reasoning, usage=usage, **fields))
-    )
+    return json.loads(_rendered("standard", Answer(content, reasoning, usage=usage, **fields)))
 
 
 def events(body: bytes) -> list[Any]:
@@ -70,7 +76,7 @@ def test_usage_is_the_last_chunk_and_only_sent_if_requested() -> None:
 
 
 def test_stream_ends_with_done() -> None:
-    assert renderer().done() == b"data: [DONE]\n\n"
+    assert renderer().end(no_time) == b"data: [DONE]\n\n"
 
 
 def test_keepalive_adds_nothing() -> None:
@@ -109,13 +115,13 @@ def test_any_text_is_rendered_unchanged(content: str, reasoning: str, model: str
     assert "".join(delta.get("content", "") for delta in found) == content
     assert "".join(delta.get("reasoning", "") for delta in found) == reasoning
     assert all(chunk["model"] == model for chunk in events(body))
-    answer = json.loads(render_answer("chatcmpl-1", CREATED, model, Answer(content, reasoning, "stop", None, [], None)))
+    answer = json.loads(_rendered(model, Answer(content, reasoning, "stop", None, [], None)))
     message = answer["choices"][0]["message"]
     assert (message["content"], message.get("reasoning", ""), answer["model"]) == (content, reasoning, model)
 
 
 def test_openais_types_accept_a_plain_answer() -> None:
-    body = render_answer("chatcmpl-1", CREATED, "standard", Answer("Hello", "", "length", USAGE, [], None))
+    body = _rendered("standard", Answer("Hello", "", "length", USAGE, [], None))
     answer = ChatCompletion.model_validate_json(body, strict=True)
     assert (answer.id, answer.model, answer.created) == ("chatcmpl-1", "standard", CREATED)
     assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("Hello", "length")

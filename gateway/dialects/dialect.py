@@ -1,0 +1,166 @@
+"""Interface between the relay and a client API: how a client's answers and errors are written.
+
+A dialect parses a request into a `ChatCall`: the canonical chat, and the form in which its client
+wants the answer. The relay sees only the interfaces of this module, so admission, roll-out,
+failover and metrics work alike for every client API. Pure: no I/O, no clock.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+from msgspec import Struct
+
+from gateway.chat.answer import Answer, Delta, Timings
+from gateway.chat.embedding import Embedding, EncodedVector
+from gateway.chat.request import Chat
+from gateway.dialects.json_body import Steps
+from gateway.errors import GatewayError
+
+Clock = Callable[[], Timings]
+"""Returns the times of the exchange so far. Called only by forms that show them."""
+
+
+class ErrorForm(Protocol):
+    """How a client API writes an error before the first byte of an answer."""
+
+    def error_status(self, error: GatewayError) -> int:
+        """Return the HTTP status."""
+
+    def error_lines(self, error: GatewayError) -> bytes:
+        """Return the header lines that belong to the error."""
+
+    def error_body(self, error: GatewayError) -> bytes:
+        """Return the JSON body."""
+
+
+class Form(ErrorForm, Protocol):
+    """The form in which a client wants the answer to one request."""
+
+    endpoint: ClassVar[str]
+    """Label of the endpoint in the metrics."""
+
+
+class OpenAiErrors:
+    """OpenAI's error object with the status of the error itself."""
+
+    __slots__ = ()
+
+    def error_status(self, error: GatewayError) -> int:
+        return error.status
+
+    def error_lines(self, error: GatewayError) -> bytes:
+        return error.header_lines()
+
+    def error_body(self, error: GatewayError) -> bytes:
+        return error.envelope()
+
+
+class StreamRenderer(Protocol):
+    """Renders one streamed answer. Each method returns bytes to send, perhaps none."""
+
+    @property
+    def around_text(self) -> tuple[bytes, bytes] | None:
+        """The bytes before and after a plain text, given as the content of a JSON string.
+
+        None if this form has no fixed bytes around a text; `splice` is not called then.
+        """
+
+    def opening(self) -> bytes:
+        """Return what precedes the first delta. Called once."""
+
+    def keepalive(self) -> bytes:
+        """Return something without content, so that proxies and clients keep waiting."""
+
+    def render(self, delta: Delta) -> bytes: ...
+
+    def splice(self, texts: list[bytes]) -> bytes:
+        """Return plain texts, each given as the content of a JSON string."""
+
+    def end(self, clock: Clock) -> bytes:
+        """Return what follows the last delta of a complete answer."""
+
+    def error(self, error: GatewayError) -> bytes:
+        """Return what ends a stream that failed; it must not look complete."""
+
+
+class ChatForm(Form, Protocol):
+    """The form in which a client wants the answer to one chat.
+
+    `id` is random and without a prefix, `created` is the arrival in Unix time.
+    """
+
+    stream_lines: ClassVar[bytes]
+    """Header lines of a streamed answer."""
+
+    @property
+    def is_stream(self) -> bool: ...
+
+    def stream(self, id: str, created: int) -> StreamRenderer:
+        """Return the renderer of a streamed answer."""
+
+    def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
+        """Return the JSON of a plain answer."""
+
+
+class ChatCall(Struct, frozen=True, gc=False):
+    """A chat, and the form in which its client wants the answer."""
+
+    chat: Chat
+    form: ChatForm
+
+
+class ChatDialect(Protocol):
+    """A client API for chats."""
+
+    endpoint: str
+    """Label of the endpoint in the metrics."""
+    errors: ErrorForm
+    needs_media_type: bool
+    """True if a body without `Content-Type: application/json` is refused."""
+
+    def parse(self, body: bytes, max_text_body: int) -> tuple[ChatCall, int]:
+        """Parse a request of ordinary size. Return it, and how many bytes of it are text.
+
+        Raises:
+            GatewayError: the request is invalid, or has something that no engine can serve.
+        """
+
+    def parse_steps(self, body: bytes, max_text_body: int) -> Steps[tuple[ChatCall, int]]:
+        """Do the same for a long body in steps of some milliseconds."""
+
+
+class EmbeddingForm(Form, Protocol):
+    """The form in which a client wants its embeddings."""
+
+    def answer(self, vectors: list[EncodedVector], prompt_tokens: int, clock: Clock) -> bytes:
+        """Return the JSON of the answer. The vectors are encoded as the request asked."""
+
+
+class EmbeddingCall(Struct, frozen=True, gc=False):
+    """A request for embeddings, and the form in which its client wants them."""
+
+    embedding: Embedding
+    form: EmbeddingForm
+
+
+class EmbeddingDialect(Protocol):
+    """A client API for embeddings.
+
+    `check_model` is called with the name of the model as early as possible, and may raise.
+    """
+
+    endpoint: str
+    """Label of the endpoint in the metrics."""
+    errors: ErrorForm
+    needs_media_type: bool
+    """True if a body without `Content-Type: application/json` is refused."""
+
+    def parse(self, body: bytes, max_text_body: int, check_model: Callable[[str], object]) -> EmbeddingCall:
+        """Parse a request of ordinary size.
+
+        Raises:
+            GatewayError: the request is invalid, or has something that no engine can serve.
+        """
+
+    def parse_steps(self, body: bytes, check_model: Callable[[str], object]) -> Steps[EmbeddingCall]:
+        """Do the same for a long body in steps of some milliseconds."""
