@@ -18,12 +18,14 @@ from gateway.api.endpoint import Endpoint, Receive, Scope, Send
 from gateway.api.hosts import HostCheck, is_loopback_name
 from gateway.api.model_names import ModelNames
 from gateway.api.operations import Operations
-from gateway.api.paths import CHAT_PATHS, EMBEDDING_PATHS, checks_host
+from gateway.api.paths import CHAT_PATHS, EMBEDDING_PATHS, OLLAMA_CHAT_PATH, OLLAMA_GENERATE_PATH, checks_host
 from gateway.api.request_headers import reject_loop, request_id_of
 from gateway.api.routes import build, build_metrics_port
 from gateway.chat.images import ImageNormalizer
 from gateway.config import Settings
 from gateway.config.reload import Reloader
+from gateway.dialects.dialect import ChatDialect
+from gateway.dialects.ollama_chat import OllamaChat, OllamaGenerate
 from gateway.dialects.openai_chat import OpenAiChat
 from gateway.dialects.openai_embeddings import OpenAiEmbeddings
 from gateway.downstream.cycle import RequestResponseCycle
@@ -112,13 +114,18 @@ class Gateway:
             (settings.host, *settings.allowed_hosts),
             is_on=keys.is_open and is_loopback_name(address or settings.host),
         )
-        chat = ChatEndpoint(
-            OpenAiChat(), context, keys, model_names, self.rollout, self._cors, self._hosts, self._images
-        )
+
+        def chat_endpoint(dialect: ChatDialect) -> ChatEndpoint:
+            return ChatEndpoint(
+                dialect, context, keys, model_names, self.rollout, self._cors, self._hosts, self._images
+            )
+
         embeddings = EmbeddingEndpoint(OpenAiEmbeddings(), context, keys, model_names, self._cors, self._hosts)
         self._endpoints: dict[str, Endpoint[Any]] = {
-            **dict.fromkeys(CHAT_PATHS, chat),
+            **dict.fromkeys(CHAT_PATHS, chat_endpoint(OpenAiChat())),
             **dict.fromkeys(EMBEDDING_PATHS, embeddings),
+            OLLAMA_CHAT_PATH: chat_endpoint(OllamaChat()),
+            OLLAMA_GENERATE_PATH: chat_endpoint(OllamaGenerate()),
         }
         admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
         scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []
@@ -142,7 +149,7 @@ class Gateway:
             migration=self._migration,
             guard=guard,
             preflight=self._preflight,
-            endpoints=[chat, embeddings],
+            endpoints=list(dict.fromkeys(self._endpoints.values())),
             operations=self._operations,
             metrics=metrics,
             recorder=self._recorder,

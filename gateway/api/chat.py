@@ -22,6 +22,7 @@ from gateway.dialects.json_body import Steps
 from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.chat import ChatRelay
 from gateway.relay.context import RelayContext
+from gateway.relay.load import LoadRelay, UnloadRelay
 from gateway.relay.requests import ChatRequest, ClientConnection
 from gateway.relay.route import Route
 from gateway.rollout.assignment import BUCKETS
@@ -94,7 +95,10 @@ class ChatEndpoint(Endpoint[ChatCall]):
                 chat, bucket = checked, canary_bucket(head.key_id, head.terms.session, asked, BUCKETS)
         # No await from here on: after a roll-out change no request begins on the previous backend.
         route = self._route(tier, asked, head)
-        return ChatRelay(self._context, client, self._request(chat, call.form, route, head, bucket))
+        request = self._request(chat, call.form, route, head, bucket)
+        if call.action != "chat":
+            return (LoadRelay if call.action == "load" else UnloadRelay)(self._context, client, request)
+        return ChatRelay(self._context, client, request)
 
     def _route(self, tier: str, chat: Chat, head: RequestContext) -> Route:
         tier_route = self._tier_routes[tier]

@@ -28,7 +28,7 @@ from gateway.api.request_headers import (
 from gateway.dialects.dialect import ErrorForm
 from gateway.dialects.json_body import Steps, check_media_type
 from gateway.errors import ClientLeft, GatewayError, MethodNotAllowed, RequestTooLarge, ShuttingDown
-from gateway.relay.base import JSON_LINES, YIELD_BYTES, Relay
+from gateway.relay.base import YIELD_BYTES, Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection
 from gateway.telemetry.exchange import NONE, Exchange
@@ -229,7 +229,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
     ) -> None:
         if not client.gone:
             lines = b"%b%bx-request-id: %b\r\n%b" % (
-                JSON_LINES,
+                self._errors.json_lines,
                 self._cors.header_lines(fields),
                 request_id.encode(),
                 self._errors.error_lines(error),

@@ -63,6 +63,8 @@ class ModelNames:
         tier = self._tiers.get(name.lower())
         if tier is not None or name.lower() == AUTO:
             return tier
+        if (tier := self._tiers.get(_other_form(name))) is not None:
+            return tier
         if name.lower() in self._embeddings:
             raise ModelNotFound("This is an embedding model. Send the request to /v1/embeddings.", param="model")
         if self._catch_all is None:
@@ -88,7 +90,7 @@ class ModelNames:
         Raises:
             ModelNotFound: No embedding model has this name. The message lists the public names.
         """
-        route = self._embeddings.get(name.lower())
+        route = self._embeddings.get(name.lower()) or self._embeddings.get(_other_form(name))
         if route is None:
             names = ", ".join(f"'{name}'" for name in self._settings.embeddings) or "none are configured"
             reason = "does not support embeddings" if name.lower() in self._tiers else "does not exist"
@@ -102,3 +104,12 @@ class ModelNames:
             for alias in tier.aliases:
                 if alias.listed and alias.name != "*":
                     yield PublicModel(alias.name, tier)
+
+
+def _other_form(name: str) -> str:
+    """Return `name` in lower case without the tag `:latest`, or with it if it has no tag.
+
+    Ollama and its clients take both for one model.
+    """
+    lower = name.lower()
+    return lower.removesuffix(":latest") if lower.endswith(":latest") else f"{lower}:latest"

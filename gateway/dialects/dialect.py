@@ -6,7 +6,7 @@ failover and metrics work alike for every client API. Pure: no I/O, no clock.
 """
 
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from msgspec import Struct
 
@@ -16,12 +16,17 @@ from gateway.chat.request import Chat
 from gateway.dialects.json_body import Steps
 from gateway.errors import GatewayError
 
+JSON_LINES = b"content-type: application/json\r\n"
+
 Clock = Callable[[], Timings]
 """Returns the times of the exchange so far. Called only by forms that show them."""
 
 
 class ErrorForm(Protocol):
     """How a client API writes an error before the first byte of an answer."""
+
+    json_lines: ClassVar[bytes]
+    """Header lines of an error, and of a plain answer."""
 
     def error_status(self, error: GatewayError) -> int:
         """Return the HTTP status."""
@@ -44,6 +49,8 @@ class OpenAiErrors:
     """OpenAI's error object with the status of the error itself."""
 
     __slots__ = ()
+
+    json_lines: ClassVar[bytes] = JSON_LINES
 
     def error_status(self, error: GatewayError) -> int:
         return error.status
@@ -107,6 +114,8 @@ class ChatCall(Struct, frozen=True, gc=False):
 
     chat: Chat
     form: ChatForm
+    action: Literal["chat", "load", "unload"] = "chat"
+    """`load` only waits until the model is ready to serve; `unload` does nothing."""
 
 
 class ChatDialect(Protocol):

@@ -55,8 +55,6 @@ than this for each token of the context is refused at once; Ollama 0.24 takes 17
 KEEPALIVE_SHARE = 0.8
 """Share of the client's read timeout after which a plain answer is kept alive."""
 
-JSON_LINES = b"content-type: application/json\r\n"
-
 
 class Relay(ABC):
     """One exchange. `await relay()` answers the client; it raises only if cancelled from outside.
@@ -311,7 +309,7 @@ class Relay(ABC):
             self._client.end()
         else:
             self._started = True
-            self._client.answer(200, self._header_lines(JSON_LINES), body)
+            self._client.answer(200, self._header_lines(self._form.json_lines), body)
 
     def _answer_error(self, error: GatewayError) -> None:
         """Send a status before the first byte, and one last event or the JSON after it.
@@ -322,7 +320,7 @@ class Relay(ABC):
             return
         if not self._started:
             form = self._form
-            lines = self._header_lines(JSON_LINES) + form.error_lines(error)
+            lines = self._header_lines(form.json_lines) + form.error_lines(error)
             self._client.answer(form.error_status(error), lines, form.error_body(error))
             return
         self._client.write(self._trailing_error(error))
@@ -398,7 +396,7 @@ class Relay(ABC):
         if self._client.paused:
             return
         if not self._started:
-            self._start(JSON_LINES)
+            self._start(self._form.json_lines)
         self._client.write(b" ")
 
     @property

@@ -19,7 +19,14 @@ EMBEDDINGS: Workload = "embeddings"
 LANES: dict[Workload, tuple[str, ...]] = {CHAT: ("text", "vision"), EMBEDDINGS: ("embedding",)}
 """The lanes of each workload."""
 
-WORKLOADS: dict[str, Workload] = {"chat": CHAT, "embeddings": EMBEDDINGS}
+WORKLOADS: dict[str, Workload] = {
+    "chat": CHAT,
+    "ollama_chat": CHAT,
+    "ollama_generate": CHAT,
+    "embeddings": EMBEDDINGS,
+    "ollama_embed": EMBEDDINGS,
+    "ollama_embeddings": EMBEDDINGS,
+}
 """The workload of each endpoint, by the endpoint's label."""
 
 NONE = "none"

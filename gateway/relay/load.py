@@ -1,0 +1,24 @@
+"""The relay of a request without content: it waits until its model is ready, and sends nothing."""
+
+from gateway.chat.answer import Answer
+from gateway.relay.chat import ChatRelay
+from gateway.upstream.server import Server
+
+
+class LoadRelay(ChatRelay):
+    """A request to load a model: it gets a slot as any chat does, which loads the model first."""
+
+    __slots__ = ()
+
+    async def _exchange(self, server: Server) -> None:
+        self._answer(Answer("", "", "stop", None, [], None))
+
+
+class UnloadRelay(LoadRelay):
+    """A request to unload a model, which is answered at once: the gateway decides what is loaded."""
+
+    __slots__ = ()
+
+    async def __call__(self) -> None:
+        self._answer(Answer("", "", "stop", None, [], None))
+        self._record(None)
