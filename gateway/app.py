@@ -18,14 +18,23 @@ from gateway.api.endpoint import Endpoint, Receive, Scope, Send
 from gateway.api.hosts import HostCheck, is_loopback_name
 from gateway.api.model_names import ModelNames
 from gateway.api.operations import Operations
-from gateway.api.paths import CHAT_PATHS, EMBEDDING_PATHS, OLLAMA_CHAT_PATH, OLLAMA_GENERATE_PATH, checks_host
+from gateway.api.paths import (
+    CHAT_PATHS,
+    EMBEDDING_PATHS,
+    OLLAMA_CHAT_PATH,
+    OLLAMA_EMBED_PATH,
+    OLLAMA_EMBEDDINGS_PATH,
+    OLLAMA_GENERATE_PATH,
+    checks_host,
+)
 from gateway.api.request_headers import reject_loop, request_id_of
 from gateway.api.routes import build, build_metrics_port
 from gateway.chat.images import ImageNormalizer
 from gateway.config import Settings
 from gateway.config.reload import Reloader
-from gateway.dialects.dialect import ChatDialect
+from gateway.dialects.dialect import ChatDialect, EmbeddingDialect
 from gateway.dialects.ollama_chat import OllamaChat, OllamaGenerate
+from gateway.dialects.ollama_embeddings import OllamaEmbed, OllamaEmbeddings
 from gateway.dialects.openai_chat import OpenAiChat
 from gateway.dialects.openai_embeddings import OpenAiEmbeddings
 from gateway.downstream.cycle import RequestResponseCycle
@@ -120,12 +129,16 @@ class Gateway:
                 dialect, context, keys, model_names, self.rollout, self._cors, self._hosts, self._images
             )
 
-        embeddings = EmbeddingEndpoint(OpenAiEmbeddings(), context, keys, model_names, self._cors, self._hosts)
+        def embedding_endpoint(dialect: EmbeddingDialect) -> EmbeddingEndpoint:
+            return EmbeddingEndpoint(dialect, context, keys, model_names, self._cors, self._hosts)
+
         self._endpoints: dict[str, Endpoint[Any]] = {
             **dict.fromkeys(CHAT_PATHS, chat_endpoint(OpenAiChat())),
-            **dict.fromkeys(EMBEDDING_PATHS, embeddings),
+            **dict.fromkeys(EMBEDDING_PATHS, embedding_endpoint(OpenAiEmbeddings())),
             OLLAMA_CHAT_PATH: chat_endpoint(OllamaChat()),
             OLLAMA_GENERATE_PATH: chat_endpoint(OllamaGenerate()),
+            OLLAMA_EMBED_PATH: embedding_endpoint(OllamaEmbed()),
+            OLLAMA_EMBEDDINGS_PATH: embedding_endpoint(OllamaEmbeddings()),
         }
         admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
         scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []

@@ -90,12 +90,16 @@ class ModelNames:
         Raises:
             ModelNotFound: No embedding model has this name. The message lists the public names.
         """
-        route = self._embeddings.get(name.lower()) or self._embeddings.get(_other_form(name))
+        route = self.find_embedding(name)
         if route is None:
             names = ", ".join(f"'{name}'" for name in self._settings.embeddings) or "none are configured"
             reason = "does not support embeddings" if name.lower() in self._tiers else "does not exist"
             raise ModelNotFound(f"The requested model {reason}. Embedding models: {names}.", param="model")
         return route
+
+    def find_embedding(self, name: str) -> Route | None:
+        """Return the route of the embedding model with this name, if there is one."""
+        return self._embeddings.get(name.lower()) or self._embeddings.get(_other_form(name))
 
     def public_models(self) -> Iterator[PublicModel]:
         """Yield the tiers and their listed aliases, in the order of the settings."""

@@ -1,6 +1,6 @@
 """Models, health, status and metrics: the responses about the gateway itself."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client.exposition import choose_encoder
 
@@ -27,6 +27,24 @@ SHOWN_LIMITS = (
     "queue_timeout",
     "vision_queue_timeout",
 )
+
+
+_CHAT_CAPABILITIES = ["completion", "tools"]
+"""Capabilities of a model about which no engine says anything, in Ollama's words."""
+
+
+class PublicEntry(NamedTuple):
+    """Facts about a public model that hold whichever backend serves it."""
+
+    name: str
+    context_length: int | None
+    """Number of tokens, the smallest of all its backends; None if no backend says it."""
+    capabilities: list[str]
+    """Capabilities in Ollama's words that all its backends have, as far as they say it."""
+    is_loaded: bool
+    """True if it is ready to serve at the active backend."""
+    stays_loaded: bool
+    """True if the active backend never unloads it."""
 
 
 class Operations:
@@ -78,6 +96,48 @@ class Operations:
             if entry["id"].lower() == name.lower():
                 return dict(entry)
         raise ModelNotFound("This model does not exist. GET /v1/models lists the available models.", param="model")
+
+    def public_entries(self) -> list[PublicEntry]:
+        """Return the tiers, their listed aliases and the embedding models."""
+        names = [self._public_entry(public.name, public.tier) for public in self._model_names.public_models()]
+        return names + [self._embedding_entry(name) for name in self._settings.embeddings]
+
+    def public_entry(self, name: str) -> PublicEntry:
+        """Return the entry of the model that serves requests for `name`.
+
+        Raises:
+            ModelNotFound: No model has this name.
+        """
+        embedding = self._model_names.find_embedding(name)
+        if embedding is not None:
+            return self._embedding_entry(embedding.tier)
+        tier = self._model_names.tier(name) or self._settings.tiers[self._settings.default_tier]
+        return self._public_entry(name, tier)
+
+    def _public_entry(self, name: str, tier: Tier) -> PublicEntry:
+        return self._described(name, tier.models, self._active_backend(tier.name), _CHAT_CAPABILITIES)
+
+    def _embedding_entry(self, name: str) -> PublicEntry:
+        item = self._settings.embeddings[name]
+        return self._described(name, {item.backend: item.model}, item.backend, ["embedding"])
+
+    def _described(self, name: str, models: dict[str, str], active: str, assumed: list[str]) -> PublicEntry:
+        entry = self._entry(name, models)
+        known = [
+            facts.capabilities
+            for backend, model in models.items()
+            for server in self._backends[backend].servers
+            if (facts := server.facts(model)).capabilities is not None
+        ]
+        capabilities = sorted(frozenset.intersection(*known)) if known else assumed
+        backend, model = self._backends[active], models[active]
+        return PublicEntry(
+            name,
+            entry.get("context_length"),
+            capabilities,
+            any(server.is_well and server.has_loaded(model) for server in backend.servers),
+            all(server.residency is None for server in backend.servers),
+        )
 
     def _entry(self, name: str, models: dict[str, str]) -> dict[str, Any]:
         """Return the entry for `name`; `models` maps each backend to the model's name there."""

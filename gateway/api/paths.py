@@ -8,6 +8,8 @@ CHAT_PATHS = ("/v1/chat/completions", "/chat/completions")
 EMBEDDING_PATHS = ("/v1/embeddings", "/embeddings")
 OLLAMA_CHAT_PATH = "/api/chat"
 OLLAMA_GENERATE_PATH = "/api/generate"
+OLLAMA_EMBED_PATH = "/api/embed"
+OLLAMA_EMBEDDINGS_PATH = "/api/embeddings"
 
 CHAT_PATH = CHAT_PATHS[0]
 EMBEDDING_PATH = EMBEDDING_PATHS[0]

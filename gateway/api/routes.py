@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from gateway import __version__
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys
+from gateway.api.ollama_routes import add_ollama, ollama_error
 from gateway.api.openapi import add_bodies, add_data_paths, api_page
 from gateway.api.operations import Operations
 from gateway.api.paths import ALIVE_PATHS, READY_PATH
@@ -55,6 +56,7 @@ def build(
         async def model(name: str) -> dict[str, Any]:
             return operations.model(name)
 
+    add_ollama(app, operations, [Depends(client)])
     _add_probes(app, operations)
     _add_metrics(app, operations, [Depends(scraper)])
 
@@ -90,6 +92,8 @@ def _bare_app() -> FastAPI:
     @app.exception_handler(GatewayError)
     async def gateway_error(request: Request, error: GatewayError) -> Response:
         headers = {name.decode(): value.decode() for name, value in error.answer_headers()}
+        if request.url.path.startswith("/api/"):
+            return ollama_error(error.status, error.message, headers)
         return Response(error.envelope(), error.status, headers, "application/json")
 
     @app.exception_handler(HTTPException)

@@ -35,6 +35,13 @@ class EmbeddingRelay(Relay):
         self._embedding = request.embedding
         super().__init__(context, client, request, request.form, "embedding")
 
+    async def __call__(self) -> None:
+        if self._embedding.texts:
+            await super().__call__()
+        else:
+            self._answer_json(self._form.answer([], 0, self._timings))
+            self._record(None)
+
     def _text_length(self) -> int:
         return max(map(len, self._embedding.texts))
 

@@ -94,6 +94,13 @@ class Server(ServerSlots):
             found = next((facts for name, facts in self.discovered.items() if self._canonical(name) == wanted), None)
         return found
 
+    def has_loaded(self, model: str) -> bool:
+        """Return whether `model` can serve at once, as far as is known."""
+        if self.residency is None:
+            return self.serves(model)
+        state = self.residency.states.get(self._canonical(model))
+        return state is not None and state.is_loaded
+
     def mark_missing(self, model: str) -> None:
         """Record that the server denied having `model`. This holds until the next probe."""
         self._missing.add(model)

@@ -1,0 +1,146 @@
+"""Ollama's own API: the calls that list and describe models, and those that would change them."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from gateway.api.operations import CREATED, Operations, PublicEntry
+from gateway.errors import Forbidden, InvalidRequest
+
+VERSION = "0.33.0"
+"""Version of Ollama whose API is served. Clients compare it with the version that they need."""
+
+ARCHITECTURE = "gateway"
+"""`general.architecture` of every model. Clients read the context length under this name."""
+
+DAYS_LOADED = 365
+"""Days until a model of an engine that keeps its models expires, in `/api/ps`."""
+
+SECONDS_LOADED = 300
+"""Seconds until an idle model expires at Ollama unless `keep_alive` says otherwise."""
+
+CHANGING = ("pull", "push", "create", "copy", "delete", "blobs/{digest:path}")
+"""Paths below `/api` that change models."""
+
+
+def add_ollama(app: FastAPI, operations: Operations, guards: list[Any]) -> None:
+    """Add the routes. `guards` are the dependencies that check the client's key."""
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def root() -> Response:
+        return PlainTextResponse("Ollama is running")
+
+    @app.api_route("/api/version", methods=["GET", "HEAD"], summary="Show the version of Ollama's API")
+    async def version() -> dict[str, str]:
+        return {"version": VERSION}
+
+    @app.api_route("/api/tags", methods=["GET", "HEAD"], dependencies=guards, summary="List the models as Ollama does")
+    async def tags() -> dict[str, Any]:
+        return {"models": [_tag(entry) for entry in operations.public_entries()]}
+
+    @app.get("/api/ps", dependencies=guards, summary="List the loaded models as Ollama does")
+    async def ps() -> dict[str, Any]:
+        return {"models": [_loaded(entry) for entry in operations.public_entries() if entry.is_loaded]}
+
+    @app.post("/api/show", dependencies=guards, summary="Describe a model as Ollama does")
+    async def show(request: Request) -> dict[str, Any]:
+        return _shown(operations.public_entry(await _name(request)))
+
+    async def refuse() -> Response:
+        raise Forbidden("This gateway serves models and does not change them: its operator does that at the engines.")
+
+    for path in CHANGING:
+        app.api_route(f"/api/{path}", methods=["GET", "HEAD", "POST", "PUT", "DELETE"], include_in_schema=False)(refuse)
+
+
+def ollama_error(status: int, message: str, headers: dict[str, str]) -> Response:
+    """Return an error in Ollama's form."""
+    return JSONResponse({"error": message}, status, headers)
+
+
+async def _name(request: Request) -> str:
+    """Return the model that the body names; older clients call the field `name`.
+
+    Raises:
+        InvalidRequest: the body is not a JSON object with a name.
+    """
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        body = None
+    name = (body.get("model") or body.get("name")) if isinstance(body, dict) else None
+    if not isinstance(name, str):
+        raise InvalidRequest("model is required", param="model")
+    return name
+
+
+def _full_name(name: str) -> str:
+    return name if ":" in name else f"{name}:latest"
+
+
+def _details(entry: PublicEntry) -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "",
+        "family": ARCHITECTURE,
+        "families": [ARCHITECTURE],
+        "parameter_size": "",
+        "quantization_level": "",
+    }
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _model(entry: PublicEntry) -> dict[str, Any]:
+    name = _full_name(entry.name)
+    return {"name": name, "model": name}
+
+
+def _digest(entry: PublicEntry) -> str:
+    """Return a digest that is the same at each start: it stands for the name, whatever serves it."""
+    return sha256(entry.name.encode()).hexdigest()
+
+
+def _tag(entry: PublicEntry) -> dict[str, Any]:
+    return {
+        **_model(entry),
+        "modified_at": _time(CREATED),
+        "size": 0,
+        "digest": _digest(entry),
+        "details": _details(entry),
+        "capabilities": entry.capabilities,
+    }
+
+
+def _loaded(entry: PublicEntry) -> dict[str, Any]:
+    stays = timedelta(days=DAYS_LOADED) if entry.stays_loaded else timedelta(seconds=SECONDS_LOADED)
+    expires = datetime.now(UTC) + stays
+    return {
+        **_model(entry),
+        "size": 0,
+        "digest": _digest(entry),
+        "details": _details(entry),
+        "expires_at": expires.isoformat().replace("+00:00", "Z"),
+        "size_vram": 0,
+        "context_length": entry.context_length or 0,
+    }
+
+
+def _shown(entry: PublicEntry) -> dict[str, Any]:
+    info: dict[str, Any] = {"general.architecture": ARCHITECTURE}
+    if entry.context_length is not None:
+        info[f"{ARCHITECTURE}.context_length"] = entry.context_length
+    return {
+        "modelfile": f"FROM {_full_name(entry.name)}\n",
+        "template": "{{ .Prompt }}",
+        "details": _details(entry),
+        "model_info": info,
+        "capabilities": entry.capabilities,
+        "modified_at": _time(CREATED),
+    }

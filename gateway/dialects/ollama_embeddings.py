@@ -1,0 +1,129 @@
+"""Ollama's own API: `/api/embed` and `/api/embeddings`. Pure: no I/O, no clock.
+
+Ollama cuts a long text by default. Here the operator's setting `truncate` decides, as for any
+client.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import msgspec
+from msgspec import Struct, structs
+
+from gateway.chat.embedding import Embedding, EncodedVector
+from gateway.dialects.dialect import Clock, EmbeddingCall, ErrorForm
+from gateway.dialects.json_body import LONG_BODY, Steps, completed, explain, has_too_many_members
+from gateway.dialects.ollama_chat import OllamaErrors
+from gateway.dialects.openai_embeddings import MAX_TEXT, parse_embedding, parse_long_embedding
+from gateway.errors import ContextLengthExceeded, InvalidJson, InvalidRequest, RequestTooLarge
+
+_EMPTY: tuple[Any, ...] = ("", [], None)
+_MAX_EMPTY = 4096
+"""Bytes of a body in which an empty input is looked for."""
+
+
+class _Input(Struct):
+    model: str = ""
+    input: Any = None
+
+
+class _Prompt(Struct):
+    model: str = ""
+    prompt: str = ""
+
+
+_inputs = msgspec.json.Decoder(_Input)
+_prompts = msgspec.json.Decoder(_Prompt)
+_encode = msgspec.json.encode
+
+
+class EmbedForm(Struct, OllamaErrors, frozen=True, gc=False):
+    """The form of an answer of `/api/embed`."""
+
+    endpoint: ClassVar[str] = "ollama_embed"
+
+    model: str
+
+    def answer(self, vectors: list[EncodedVector], prompt_tokens: int, clock: Clock) -> bytes:
+        times = clock()
+        counts = {
+            "total_duration": int(times.total * 1e9),
+            "load_duration": int(times.load * 1e9),
+            "prompt_eval_count": prompt_tokens,
+        }
+        tail = b"".join([b',"%b":%d' % (name.encode(), value) for name, value in counts.items() if value > 0])
+        return b'{"model":%b,"embeddings":[%b]%b}' % (_encode(self.model), b",".join(vectors), tail)
+
+
+class EmbeddingForm(Struct, OllamaErrors, frozen=True, gc=False):
+    """The form of an answer of `/api/embeddings`, which has a single vector."""
+
+    endpoint: ClassVar[str] = "ollama_embeddings"
+
+    def answer(self, vectors: list[EncodedVector], prompt_tokens: int, clock: Clock) -> bytes:
+        return b'{"embedding":%b}' % (vectors[0] if vectors else b"[]")
+
+
+class OllamaEmbed:
+    """`POST /api/embed`."""
+
+    endpoint = EmbedForm.endpoint
+    errors: ErrorForm = OllamaErrors()
+    needs_media_type = False
+
+    def parse(self, body: bytes, max_text_body: int, check_model: Callable[[str], object]) -> EmbeddingCall:
+        if len(body) <= _MAX_EMPTY:
+            asked = _decode(_inputs, body)
+            if asked.input in _EMPTY:
+                check_model(_named(asked.model))
+                return _empty(asked.model, EmbedForm(asked.model))
+        return _embed_call(parse_embedding(body, max_text_body, check_model))
+
+    def parse_steps(self, body: bytes, check_model: Callable[[str], object]) -> Steps[EmbeddingCall]:
+        embedding = yield from parse_long_embedding(body, check_model)
+        return _embed_call(embedding)
+
+
+class OllamaEmbeddings:
+    """`POST /api/embeddings`, which Ollama keeps for older programs."""
+
+    endpoint = EmbeddingForm.endpoint
+    errors: ErrorForm = OllamaErrors()
+    needs_media_type = False
+
+    def parse(self, body: bytes, max_text_body: int, check_model: Callable[[str], object]) -> EmbeddingCall:
+        return completed(self.parse_steps(body, check_model))
+
+    def parse_steps(self, body: bytes, check_model: Callable[[str], object]) -> Steps[EmbeddingCall]:
+        if len(body) > LONG_BODY and (yield from has_too_many_members(body)):
+            raise RequestTooLarge("The request has too many JSON values or escapes.")
+        if len(body) > MAX_TEXT:
+            raise ContextLengthExceeded(param="prompt")
+        asked = _decode(_prompts, body)
+        check_model(_named(asked.model))
+        if not asked.prompt:
+            return _empty(asked.model, EmbeddingForm())
+        return EmbeddingCall(Embedding(model=asked.model, input=asked.prompt), EmbeddingForm())
+
+
+def _embed_call(embedding: Embedding) -> EmbeddingCall:
+    return EmbeddingCall(structs.replace(embedding, encoding_format=None), EmbedForm(embedding.model))
+
+
+def _empty(model: str, form: EmbedForm | EmbeddingForm) -> EmbeddingCall:
+    return EmbeddingCall(Embedding(model=model, input=[]), form)
+
+
+def _named(model: str) -> str:
+    if not model:
+        raise InvalidRequest("model is required", param="model")
+    return model
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise explain(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidJson("The body is not valid JSON.") from None
