@@ -34,11 +34,13 @@ def add_ollama(app: FastAPI, operations: Operations, guards: list[Any]) -> None:
     async def root() -> Response:
         return PlainTextResponse("Ollama is running")
 
-    @app.api_route("/api/version", methods=["GET", "HEAD"], summary="Show the version of Ollama's API")
+    @app.head("/api/version", include_in_schema=False)
+    @app.get("/api/version", summary="Show the version of Ollama's API")
     async def version() -> dict[str, str]:
         return {"version": VERSION}
 
-    @app.api_route("/api/tags", methods=["GET", "HEAD"], dependencies=guards, summary="List the models as Ollama does")
+    @app.head("/api/tags", dependencies=guards, include_in_schema=False)
+    @app.get("/api/tags", dependencies=guards, summary="List the models as Ollama does")
     async def tags() -> dict[str, Any]:
         return {"models": [_tag(entry) for entry in operations.public_entries()]}
 
