@@ -20,7 +20,9 @@ from gateway.api.model_names import ModelNames
 from gateway.api.operations import Operations
 from gateway.api.paths import (
     CHAT_PATHS,
+    COUNT_TOKENS_PATHS,
     EMBEDDING_PATHS,
+    MESSAGE_PATHS,
     OLLAMA_CHAT_PATH,
     OLLAMA_EMBED_PATH,
     OLLAMA_EMBEDDINGS_PATH,
@@ -32,6 +34,7 @@ from gateway.api.routes import build, build_metrics_port
 from gateway.chat.images import ImageNormalizer
 from gateway.config import Settings
 from gateway.config.reload import Reloader
+from gateway.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
 from gateway.dialects.dialect import ChatDialect, EmbeddingDialect
 from gateway.dialects.ollama_chat import OllamaChat, OllamaGenerate
 from gateway.dialects.ollama_embeddings import OllamaEmbed, OllamaEmbeddings
@@ -135,6 +138,8 @@ class Gateway:
         self._endpoints: dict[str, Endpoint[Any]] = {
             **dict.fromkeys(CHAT_PATHS, chat_endpoint(OpenAiChat())),
             **dict.fromkeys(EMBEDDING_PATHS, embedding_endpoint(OpenAiEmbeddings())),
+            **dict.fromkeys(MESSAGE_PATHS, chat_endpoint(AnthropicMessages())),
+            **dict.fromkeys(COUNT_TOKENS_PATHS, chat_endpoint(AnthropicCountTokens())),
             OLLAMA_CHAT_PATH: chat_endpoint(OllamaChat()),
             OLLAMA_GENERATE_PATH: chat_endpoint(OllamaGenerate()),
             OLLAMA_EMBED_PATH: embedding_endpoint(OllamaEmbed()),

@@ -6,6 +6,9 @@ lacks `/v1`.
 
 CHAT_PATHS = ("/v1/chat/completions", "/chat/completions")
 EMBEDDING_PATHS = ("/v1/embeddings", "/embeddings")
+MESSAGE_PATHS = ("/v1/messages", "/messages")
+COUNT_TOKENS_PATHS = ("/v1/messages/count_tokens", "/messages/count_tokens")
+RESPONSE_PATHS = ("/v1/responses", "/responses")
 OLLAMA_CHAT_PATH = "/api/chat"
 OLLAMA_GENERATE_PATH = "/api/generate"
 OLLAMA_EMBED_PATH = "/api/embed"

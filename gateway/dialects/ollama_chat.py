@@ -15,6 +15,7 @@ from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishR
 from gateway.chat.request import CalledFunction
 from gateway.dialects.dialect import ChatCall, Clock, ErrorForm
 from gateway.dialects.json_body import Steps, completed
+from gateway.dialects.json_text import escaped, json_text
 from gateway.dialects.ollama_request import ParsedRequest, parse_chat, parse_generate
 from gateway.errors import GatewayError
 
@@ -22,16 +23,6 @@ STREAM_LINES = b"content-type: application/x-ndjson\r\ncache-control: no-cache\r
 JSON_LINES = b"content-type: application/json; charset=utf-8\r\n"
 
 _encode = msgspec.json.encode
-_SEPARATORS = ("\u2028", "\u2029", "\u0085")
-
-
-def _json(text: str) -> bytes:
-    """Encode a string. Some clients split lines at Unicode's separators, so these are escaped."""
-    encoded = _encode(text)
-    if not text.isascii() and any(mark in text for mark in _SEPARATORS):
-        for mark in _SEPARATORS:
-            encoded = encoded.replace(mark.encode(), b"\\u%04x" % ord(mark))
-    return encoded
 
 
 class OllamaErrors:
@@ -59,7 +50,7 @@ class _Shape(Struct, frozen=True):
 
     @property
     def head(self) -> bytes:
-        return b'{"model":%b,"created_at":"%b",' % (_json(self.model), self.created_at)
+        return b'{"model":%b,"created_at":"%b",' % (json_text(self.model), self.created_at)
 
     def text_head(self) -> bytes:
         """Return what precedes a plain text and its opening quote."""
@@ -86,9 +77,9 @@ class _ChatShape(_Shape, frozen=True):
         return b'},"done":false}\n'
 
     def said(self, content: str, reasoning: str, calls: bytes) -> bytes:
-        thinking = b',"thinking":' + _json(reasoning) if reasoning else b""
+        thinking = b',"thinking":' + json_text(reasoning) if reasoning else b""
         tools = b',"tool_calls":' + calls if calls else b""
-        return b'"message":{"role":"assistant","content":%b%b%b}' % (_json(content), thinking, tools)
+        return b'"message":{"role":"assistant","content":%b%b%b}' % (json_text(content), thinking, tools)
 
 
 class _GenerateShape(_Shape, frozen=True):
@@ -99,8 +90,8 @@ class _GenerateShape(_Shape, frozen=True):
         return b',"done":false}\n'
 
     def said(self, content: str, reasoning: str, calls: bytes) -> bytes:
-        thinking = b',"thinking":' + _json(reasoning) if reasoning else b""
-        return b'"response":%b%b' % (_json(content), thinking)
+        thinking = b',"thinking":' + json_text(reasoning) if reasoning else b""
+        return b'"response":%b%b' % (json_text(content), thinking)
 
     def late(self, calls: bytes) -> bytes:
         return b',"tool_calls":' + calls if calls else b""
@@ -137,18 +128,16 @@ def _calls(calls: list[CallDelta], finish: FinishReason | None) -> bytes:
     """Render whole tool calls, with their arguments as objects. A call that was cut off is left out."""
     rendered: list[bytes] = []
     for call in calls:
-        if finish == "length" and not _is_json(call.arguments):
+        if finish == "length" and not _isjson_text(call.arguments):
             continue
         # JSON has no line ends within strings, so a line end can only be between values.
         arguments = CalledFunction(call.name, call.arguments).whole_arguments.replace(b"\n", b" ").replace(b"\r", b" ")
-        for mark in _SEPARATORS:
-            arguments = arguments.replace(mark.encode(), b"\\u%04x" % ord(mark))
-        function = b'{"index":%d,"name":%b,"arguments":%b}' % (len(rendered), _json(call.name), arguments)
-        rendered.append(b'{"id":%b,"function":%b}' % (_json(call.id), function))
+        function = b'{"index":%d,"name":%b,"arguments":%b}' % (len(rendered), json_text(call.name), escaped(arguments))
+        rendered.append(b'{"id":%b,"function":%b}' % (json_text(call.id), function))
     return b"[" + b",".join(rendered) + b"]" if rendered else b""
 
 
-def _is_json(text: str) -> bool:
+def _isjson_text(text: str) -> bool:
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:

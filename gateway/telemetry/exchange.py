@@ -21,6 +21,10 @@ LANES: dict[Workload, tuple[str, ...]] = {CHAT: ("text", "vision"), EMBEDDINGS: 
 
 WORKLOADS: dict[str, Workload] = {
     "chat": CHAT,
+    "completions": CHAT,
+    "responses": CHAT,
+    "messages": CHAT,
+    "count_tokens": CHAT,
     "ollama_chat": CHAT,
     "ollama_generate": CHAT,
     "embeddings": EMBEDDINGS,

@@ -1,0 +1,306 @@
+"""Anthropic's Messages API: a request to a `Chat`. Pure: no I/O, no clock.
+
+The fields are those of API version 2023-06-01. Tools that Anthropic runs itself, documents other
+than plain text and files cannot be served by any engine, and are refused by name.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from gateway.chat.request import (
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    CalledFunction,
+    Chat,
+    Choice,
+    ChosenFunction,
+    Function,
+    ImagePart,
+    ImageUrl,
+    Message,
+    NamedSchema,
+    SchemaFormat,
+    StreamOptions,
+    TextPart,
+    Tool,
+    ToolCall,
+)
+from gateway.dialects.json_body import LONG_BODY, STEP, Steps, explain, has_too_many_members
+from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
+
+
+class _Text(Struct, frozen=True, tag="text"):
+    text: str
+
+
+class _Source(Struct, frozen=True):
+    type: str
+    media_type: str = ""
+    data: Raw = Raw(b"")
+    url: str = ""
+
+
+class _Image(Struct, frozen=True, tag="image"):
+    source: _Source
+
+
+class _Document(Struct, frozen=True, tag="document"):
+    source: _Source
+    title: str | None = None
+
+
+class _Thinking(Struct, frozen=True, tag="thinking"):
+    thinking: str
+    signature: str = ""
+
+
+class _RedactedThinking(Struct, frozen=True, tag="redacted_thinking"):
+    pass
+
+
+class _ToolUse(Struct, frozen=True, tag="tool_use"):
+    id: str
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    input: Raw = Raw(b"{}")
+
+
+class _ToolResult(Struct, frozen=True, tag="tool_result"):
+    tool_use_id: str
+    content: str | list[_Text | _Image | _Document] | None = None
+    is_error: bool | None = None
+
+
+_Block = _Text | _Image | _Document | _Thinking | _RedactedThinking | _ToolUse | _ToolResult
+
+
+class _Message(Struct, frozen=True):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[_Block]
+
+
+class _Tool(Struct, frozen=True):
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    type: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class _ToolChoice(Struct, frozen=True):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str = ""
+    disable_parallel_tool_use: bool | None = None
+
+
+class _ThinkingOption(Struct, frozen=True):
+    type: Literal["enabled", "disabled", "adaptive"]
+
+
+class _OutputFormat(Struct, frozen=True):
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+class _OutputConfig(Struct, frozen=True):
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: _OutputFormat | None = None
+
+
+class _Request(Struct, frozen=True, kw_only=True):
+    model: Annotated[str, Meta(min_length=1)]
+    messages: Annotated[list[_Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    system: str | list[_Text] | None = None
+    stop_sequences: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=16)] | None = None
+    stream: bool | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    tools: Annotated[list[_Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: _ToolChoice | None = None
+    thinking: _ThinkingOption | None = None
+    output_config: _OutputConfig | None = None
+    output_format: _OutputFormat | None = None
+
+
+class ParsedMessages(NamedTuple):
+    """A request of the Messages API."""
+
+    chat: Chat
+    text_size: int
+    """Size of the body without its images, in bytes."""
+
+
+_requests = msgspec.json.Decoder(_Request)
+_strings = msgspec.json.Decoder(str)
+_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_MAX_TOKENS = 10_000_000
+
+
+def parse_messages(body: bytes, max_text_body: int, *, counts: bool = False) -> Steps[ParsedMessages]:
+    """Parse the body of `/v1/messages` in steps. With `counts`, `max_tokens` is not required.
+
+    Raises:
+        InvalidJson, InvalidRequest, UnsupportedParameter, RequestTooLarge: as in `openai_chat`.
+    """
+    if len(body) > LONG_BODY and (yield from has_too_many_members(body)):
+        raise RequestTooLarge("The request has too many JSON values or escapes.")
+    try:
+        request = _requests.decode(body)
+    except msgspec.ValidationError as error:
+        raise explain(str(error)) from None
+    except RecursionError:
+        raise InvalidJson("The body is nested too deeply.") from None
+    except _ERRORS:
+        raise InvalidJson("The body is not valid JSON.") from None
+    if request.max_tokens is None and not counts:
+        raise InvalidRequest("Missing required parameter: 'max_tokens'.", param="max_tokens")
+    reader = _Reader()
+    messages: list[Message] = []
+    if request.system:
+        texts = [request.system] if isinstance(request.system, str) else [block.text for block in request.system]
+        messages.append(Message("system", "\n".join(texts)))
+    for index, message in enumerate(request.messages):
+        messages += yield from reader.messages(message, f"messages[{index}]")
+    text_size = len(body) - reader.image_bytes
+    if text_size > max_text_body:
+        raise RequestTooLarge(f"A request may have at most {max_text_body} bytes, not counting its images.")
+    return ParsedMessages(_chat(request, messages), text_size)
+
+
+class _Reader:
+    """Converts messages, and counts the bytes of their images."""
+
+    def __init__(self) -> None:
+        self.image_bytes = 0
+
+    def messages(self, message: _Message, path: str) -> Steps[list[Message]]:
+        """Return the canonical messages of one message.
+
+        Results of tools become messages of their own. They come first, since the model has to see
+        them directly after its calls; what images they have follows in the user's message.
+        """
+        if isinstance(message.content, str):
+            return [Message(message.role, message.content)]
+        if message.role == "assistant":
+            return [_assistant(message.content, path)]
+        results: list[Message] = []
+        parts: list[Any] = []
+        for number, block in enumerate(message.content):
+            place = f"{path}.content[{number}]"
+            if isinstance(block, _ToolResult):
+                blocks = [_Text(block.content)] if isinstance(block.content, str) else block.content or []
+                found = yield from self._parts(blocks, f"{place}.content")
+                text = "\n".join(part.text for part in found if isinstance(part, TextPart))
+                if block.is_error:
+                    text = f"Error: {text}"
+                results.append(Message("tool", text, tool_call_id=block.tool_use_id))
+                parts += [part for part in found if isinstance(part, ImagePart)]
+            elif isinstance(block, _Text | _Image | _Document):
+                parts += yield from self._parts([block], place)
+            else:
+                raise InvalidRequest(f"'{place}' cannot be in a message with role '{message.role}'.", param=place)
+        return [*results, Message(message.role, _joined(parts))] if parts or not results else results
+
+    def _parts(self, blocks: Sequence[_Text | _Image | _Document], path: str) -> Steps[list[Any]]:
+        parts: list[Any] = []
+        for block in blocks:
+            if isinstance(block, _Text):
+                parts.append(TextPart(block.text))
+            elif isinstance(block, _Document):
+                parts.append(TextPart(_document_text(block, path)))
+            else:
+                parts.append((yield from self._image(block.source, path)))
+        return parts
+
+    def _image(self, source: _Source, path: str) -> Steps[ImagePart]:
+        if source.type == "url":
+            return ImagePart(ImageUrl(source.url))
+        if source.type != "base64":
+            raise UnsupportedParameter(f"'{path}.source.type' must be 'base64' or 'url'.", param=f"{path}.source.type")
+        size = memoryview(source.data).nbytes
+        self.image_bytes += size
+        if size > STEP:
+            yield
+        return ImagePart(ImageUrl(f"data:{source.media_type};base64,{_string(source.data, f'{path}.source.data')}"))
+
+
+def _document_text(block: _Document, path: str) -> str:
+    if block.source.type != "text":
+        raise UnsupportedParameter(
+            f"'{path}.source.type' must be 'text': the models read no other documents.", param=f"{path}.source.type"
+        )
+    text = _string(block.source.data, f"{path}.source.data")
+    return f"{block.title}\n{text}" if block.title else text
+
+
+def _string(raw: Raw, path: str) -> str:
+    try:
+        return _strings.decode(raw)
+    except _ERRORS:
+        raise InvalidRequest(f"'{path}' must be a string.", param=path) from None
+
+
+def _joined(parts: list[Any]) -> str | list[Any]:
+    if any(isinstance(part, ImagePart) for part in parts):
+        return parts
+    return "\n".join(part.text for part in parts)
+
+
+def _assistant(blocks: list[_Block], path: str) -> Message:
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[ToolCall] = []
+    for number, block in enumerate(blocks):
+        if isinstance(block, _Text):
+            texts.append(block.text)
+        elif isinstance(block, _Thinking):
+            thoughts.append(block.thinking)
+        elif isinstance(block, _ToolUse):
+            calls.append(ToolCall(block.id, CalledFunction(block.name, bytes(block.input).decode("utf-8", "replace"))))
+        elif not isinstance(block, _RedactedThinking):
+            place = f"{path}.content[{number}]"
+            raise InvalidRequest(f"'{place}' cannot be in a message with role 'assistant'.", param=place)
+    return Message("assistant", "\n".join(texts), calls or None, reasoning="\n".join(thoughts) or None)
+
+
+def _tool(tool: _Tool, index: int) -> Tool:
+    if tool.type not in (None, "custom"):
+        param = f"tools[{index}].type"
+        raise UnsupportedParameter(f"'{param}' must be 'custom': no engine runs tools of Anthropic's.", param=param)
+    return Tool(Function(tool.name, tool.description, tool.input_schema, tool.strict), "function")
+
+
+def _tool_choice(choice: _ToolChoice | None) -> Literal["none", "auto", "required"] | Choice | None:
+    if choice is None or choice.type == "auto":
+        return None
+    if choice.type == "tool":
+        return Choice(ChosenFunction(choice.name), "function")
+    return "required" if choice.type == "any" else "none"
+
+
+def _chat(request: _Request, messages: list[Message]) -> Chat:
+    config = request.output_config or _OutputConfig()
+    wanted = config.format or request.output_format
+    choice = request.tool_choice
+    thinks = request.thinking is not None and request.thinking.type != "disabled"
+    return Chat(
+        model=request.model,
+        messages=messages,
+        stream=bool(request.stream),
+        stream_options=StreamOptions(include_usage=True) if request.stream else None,
+        max_tokens=None if request.max_tokens is None else min(request.max_tokens, _MAX_TOKENS),
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=None if request.top_k is None else min(request.top_k, 1_000_000),
+        stop=request.stop_sequences or None,
+        tools=[_tool(tool, index) for index, tool in enumerate(request.tools or ())] or None,
+        tool_choice=_tool_choice(choice),
+        parallel_tool_calls=False if choice is not None and choice.disable_parallel_tool_use else None,
+        response_format=None if wanted is None else SchemaFormat(NamedSchema("output", wanted.schema)),
+        reasoning_effort=config.effort if thinks else None,
+        think=thinks,
+    )

@@ -1,0 +1,23 @@
+"""Strings as JSON, in a form that no client breaks on. Pure: no I/O, no clock."""
+
+import msgspec
+
+_encode = msgspec.json.encode
+
+SEPARATORS = ("\u2028", "\u2029", "\u0085")
+"""Line ends of Unicode. Clients that split a stream into lines by Unicode's rules break at them."""
+
+_ESCAPES = [(mark.encode(), b"\\u%04x" % ord(mark)) for mark in SEPARATORS]
+
+
+def json_text(text: str) -> bytes:
+    """Return `text` as a JSON string without line ends of Unicode."""
+    return _encode(text) if text.isascii() else escaped(_encode(text))
+
+
+def escaped(json: bytes) -> bytes:
+    """Return `json` with the line ends of Unicode in its strings escaped, as Go does."""
+    for mark, escape in _ESCAPES:
+        if mark in json:
+            json = json.replace(mark, escape)
+    return json
