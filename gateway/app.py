@@ -27,6 +27,7 @@ from gateway.api.paths import (
     OLLAMA_EMBED_PATH,
     OLLAMA_EMBEDDINGS_PATH,
     OLLAMA_GENERATE_PATH,
+    RESPONSE_PATHS,
     checks_host,
 )
 from gateway.api.request_headers import reject_loop, request_id_of
@@ -40,6 +41,7 @@ from gateway.dialects.ollama_chat import OllamaChat, OllamaGenerate
 from gateway.dialects.ollama_embeddings import OllamaEmbed, OllamaEmbeddings
 from gateway.dialects.openai_chat import OpenAiChat
 from gateway.dialects.openai_embeddings import OpenAiEmbeddings
+from gateway.dialects.openai_responses import OpenAiResponses
 from gateway.downstream.cycle import RequestResponseCycle
 from gateway.errors import GatewayError, ShuttingDown
 from gateway.reconfigure import Reconfiguration
@@ -140,6 +142,7 @@ class Gateway:
             **dict.fromkeys(EMBEDDING_PATHS, embedding_endpoint(OpenAiEmbeddings())),
             **dict.fromkeys(MESSAGE_PATHS, chat_endpoint(AnthropicMessages())),
             **dict.fromkeys(COUNT_TOKENS_PATHS, chat_endpoint(AnthropicCountTokens())),
+            **dict.fromkeys(RESPONSE_PATHS, chat_endpoint(OpenAiResponses())),
             OLLAMA_CHAT_PATH: chat_endpoint(OllamaChat()),
             OLLAMA_GENERATE_PATH: chat_endpoint(OllamaGenerate()),
             OLLAMA_EMBED_PATH: embedding_endpoint(OllamaEmbed()),

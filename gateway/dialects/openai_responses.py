@@ -1,0 +1,304 @@
+"""OpenAI's Responses API: answers and the events of a stream. Pure: no I/O, no clock.
+
+Events, their order and their sequence numbers are those of OpenAI (openai-python 2, types/responses).
+An answer that was cut at its token limit is `incomplete`, in the object and in the last event.
+"""
+
+from typing import Any, ClassVar
+
+import orjson
+from msgspec import Struct
+
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, Usage
+from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors
+from gateway.dialects.json_body import Steps, completed
+from gateway.dialects.json_text import escaped, json_text
+from gateway.dialects.openai_chat import STREAM_LINES
+from gateway.dialects.responses_request import parse_response
+from gateway.errors import GatewayError
+
+_INCOMPLETE: dict[FinishReason, str] = {"length": "max_output_tokens", "content_filter": "content_filter"}
+
+
+def _usage(usage: Usage | None) -> dict[str, Any] | None:
+    if usage is None:
+        return None
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+
+
+def _logprobs(logprobs: list[ChosenLogprob] | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "token": chosen.token,
+            "bytes": chosen.bytes or [],
+            "logprob": chosen.logprob,
+            "top_logprobs": [
+                {"token": other.token, "bytes": other.bytes or [], "logprob": other.logprob}
+                for other in chosen.top_logprobs
+            ],
+        }
+        for chosen in logprobs or ()
+    ]
+
+
+def _reasoning_item(id: str, text: str, status: str) -> dict[str, Any]:
+    content = [{"type": "reasoning_text", "text": text}] if text else []
+    return {"id": id, "type": "reasoning", "summary": [], "content": content, "status": status}
+
+
+def _text_part(text: str, logprobs: list[ChosenLogprob] | None = None) -> dict[str, Any]:
+    return {"type": "output_text", "annotations": [], "logprobs": _logprobs(logprobs), "text": text}
+
+
+def _message_item(id: str, parts: list[dict[str, Any]], status: str) -> dict[str, Any]:
+    return {"id": id, "type": "message", "status": status, "role": "assistant", "content": parts}
+
+
+def _call_item(id: str, call: CallDelta, status: str) -> dict[str, Any]:
+    return {
+        "id": id,
+        "type": "function_call",
+        "status": status,
+        "arguments": call.arguments,
+        "call_id": call.id,
+        "name": call.name,
+    }
+
+
+class _Response:
+    """The response object of one request."""
+
+    __slots__ = ("_fields", "suffix")
+
+    def __init__(self, id: str, created: int, model: str, echo: dict[str, Any]) -> None:
+        self.suffix = id
+        self._fields = {
+            "id": f"resp_{id}",
+            "object": "response",
+            "created_at": created,
+            "status": "in_progress",
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "model": model,
+            "output": [],
+            "usage": None,
+            **echo,
+        }
+
+    def item_id(self, prefix: str, index: int) -> str:
+        return f"{prefix}_{self.suffix}{index:02x}"
+
+    def begun(self) -> dict[str, Any]:
+        return self._fields
+
+    def ended(self, output: list[dict[str, Any]], finish: FinishReason | None, usage: Usage | None) -> dict[str, Any]:
+        reason = None if finish is None else _INCOMPLETE.get(finish)
+        return self._fields | {
+            "status": "completed" if reason is None else "incomplete",
+            "incomplete_details": None if reason is None else {"reason": reason},
+            "output": output,
+            "usage": _usage(usage),
+        }
+
+    def failed(self, error: GatewayError) -> dict[str, Any]:
+        return self._fields | {"status": "failed", "error": {"code": "server_error", "message": error.message}}
+
+
+class _OpenItem:
+    """An item of the output that is being streamed."""
+
+    __slots__ = ("call", "id", "index", "kind", "logprobs", "pieces")
+
+    def __init__(self, kind: str, id: str, index: int, call: CallDelta | None = None) -> None:
+        self.kind = kind
+        self.id = id
+        self.index = index
+        self.call = call
+        self.pieces: list[str] = []
+        self.logprobs: list[ChosenLogprob] = []
+
+    def whole(self, status: str) -> dict[str, Any]:
+        text = "".join(self.pieces)
+        if self.kind == "reasoning":
+            return _reasoning_item(self.id, text, status)
+        if self.kind == "message":
+            return _message_item(self.id, [_text_part(text, self.logprobs)], status)
+        assert self.call is not None
+        return _call_item(self.id, CallDelta(0, self.call.id, self.call.name, text), status)
+
+    def begun(self) -> dict[str, Any]:
+        if self.kind == "message":
+            return _message_item(self.id, [], "in_progress")
+        return self.whole("in_progress")
+
+
+class EventRenderer:
+    """Renders deltas as events. Each run of thoughts, of text or of a call is an item."""
+
+    __slots__ = ("_finish", "_item", "_number", "_output", "_response", "_usage")
+
+    def __init__(self, response: _Response) -> None:
+        self._response = response
+        self._number = 0
+        self._item: _OpenItem | None = None
+        self._output: list[dict[str, Any]] = []
+        self._finish: FinishReason | None = None
+        self._usage: Usage | None = None
+
+    @property
+    def around_text(self) -> None:
+        return None
+
+    def splice(self, texts: list[bytes]) -> bytes:
+        raise NotImplementedError
+
+    def opening(self) -> bytes:
+        response = self._response.begun()
+        return self._event("response.created", response=response) + self.keepalive()
+
+    def keepalive(self) -> bytes:
+        return self._event("response.in_progress", response=self._response.begun())
+
+    def render(self, delta: Delta) -> bytes:
+        parts: list[bytes] = []
+        if delta.reasoning:
+            parts.append(self._open("reasoning", "rs"))
+            parts.append(self._piece(b"response.reasoning_text.delta", delta.reasoning))
+        if delta.content or delta.logprobs:
+            parts.append(self._open("message", "msg"))
+            parts.append(self._text(delta.content, delta.logprobs))
+        parts += [self._call(call) for call in delta.calls or ()]
+        self._finish = delta.finish or self._finish
+        self._usage = delta.usage or self._usage
+        return b"".join(parts)
+
+    def end(self, clock: Clock) -> bytes:
+        is_cut = self._finish in _INCOMPLETE
+        empty = b"" if self._output or self._item else self._open("message", "msg")
+        closed = self._close("incomplete" if is_cut else "completed")
+        name = "response.incomplete" if is_cut else "response.completed"
+        whole = self._response.ended(self._output, self._finish, self._usage)
+        return empty + closed + self._event(name, response=whole)
+
+    def error(self, error: GatewayError) -> bytes:
+        return self._event("error", code=error.code, message=error.message, param=error.param) + self._event(
+            "response.failed", response=self._response.failed(error)
+        )
+
+    def _event(self, name: str, /, **fields: Any) -> bytes:
+        data = {"type": name, "sequence_number": self._number, **fields}
+        self._number += 1
+        return b"event: %b\ndata: %b\n\n" % (name.encode(), escaped(orjson.dumps(data)))
+
+    def _piece(self, name: bytes, text: str, logprobs: bytes = b"", place: bytes = b',"content_index":0') -> bytes:
+        item = self._item
+        assert item is not None
+        item.pieces.append(text)
+        self._number += 1
+        return (
+            b'event: %b\ndata: {"type":"%b","sequence_number":%d,"item_id":"%b","output_index":%d%b,"delta":%b%b}\n\n'
+        ) % (name, name, self._number - 1, item.id.encode(), item.index, place, json_text(text), logprobs)
+
+    def _text(self, text: str, logprobs: list[ChosenLogprob] | None) -> bytes:
+        assert self._item is not None
+        self._item.logprobs += logprobs or ()
+        shown = b',"logprobs":' + (escaped(orjson.dumps(_logprobs(logprobs))) if logprobs else b"[]")
+        return self._piece(b"response.output_text.delta", text, shown)
+
+    def _call(self, call: CallDelta) -> bytes:
+        kind = f"call {call.index}"
+        opened = self._open(kind, "fc", call)
+        if not call.arguments:
+            return opened
+        return opened + self._piece(b"response.function_call_arguments.delta", call.arguments, place=b"")
+
+    def _open(self, kind: str, prefix: str, call: CallDelta | None = None) -> bytes:
+        if self._item is not None and self._item.kind == kind:
+            return b""
+        closed = self._close("completed")
+        index = len(self._output)
+        item = self._item = _OpenItem(kind, self._response.item_id(prefix, index), index, call)
+        added = self._event("response.output_item.added", output_index=index, item=item.begun())
+        if call is not None:
+            return closed + added
+        part = _text_part("") if kind == "message" else {"type": "reasoning_text", "text": ""}
+        return closed + added + self._part_event("response.content_part.added", item, part=part)
+
+    def _part_event(self, name: str, /, item: _OpenItem, **fields: Any) -> bytes:
+        return self._event(name, item_id=item.id, output_index=item.index, content_index=0, **fields)
+
+    def _close(self, status: str) -> bytes:
+        item, self._item = self._item, None
+        if item is None:
+            return b""
+        text = "".join(item.pieces)
+        whole = item.whole(status)
+        self._output.append(whole)
+        if item.kind == "message":
+            part = whole["content"][0]
+            done = self._part_event("response.output_text.done", item, text=text, logprobs=part["logprobs"])
+            done += self._part_event("response.content_part.done", item, part=part)
+        elif item.kind == "reasoning":
+            done = self._part_event("response.reasoning_text.done", item, text=text)
+            done += self._part_event("response.content_part.done", item, part={"type": "reasoning_text", "text": text})
+        else:
+            done = self._event(
+                "response.function_call_arguments.done",
+                item_id=item.id,
+                output_index=item.index,
+                name=whole["name"],
+                arguments=text,
+            )
+        return done + self._event("response.output_item.done", output_index=item.index, item=whole)
+
+
+class ResponseForm(Struct, OpenAiErrors, frozen=True, gc=False):
+    """A `response` object, or a stream of events."""
+
+    endpoint: ClassVar[str] = "responses"
+    stream_lines: ClassVar[bytes] = STREAM_LINES
+
+    model: str
+    is_stream: bool
+    echo: dict[str, Any]
+
+    def stream(self, id: str, created: int) -> EventRenderer:
+        return EventRenderer(_Response(id, created, self.model, self.echo))
+
+    def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
+        response = _Response(id, created, self.model, self.echo)
+        status = "incomplete" if answer.finish in _INCOMPLETE else "completed"
+        output: list[dict[str, Any]] = []
+        if answer.reasoning:
+            output.append(_reasoning_item(response.item_id("rs", 0), answer.reasoning, "completed"))
+        if answer.content or not answer.calls:
+            parts = [_text_part(answer.content, answer.logprobs)]
+            output.append(_message_item(response.item_id("msg", len(output)), parts, status))
+        output += [
+            _call_item(response.item_id("fc", index), call, status)
+            for index, call in enumerate(answer.calls, len(output))
+        ]
+        return escaped(orjson.dumps(response.ended(output, answer.finish, answer.usage)))
+
+
+class OpenAiResponses:
+    """`POST /v1/responses`."""
+
+    endpoint = ResponseForm.endpoint
+    errors: ErrorForm = OpenAiErrors()
+    needs_media_type = True
+
+    def parse(self, body: bytes, max_text_body: int) -> tuple[ChatCall, int]:
+        return completed(self.parse_steps(body, max_text_body))
+
+    def parse_steps(self, body: bytes, max_text_body: int) -> Steps[tuple[ChatCall, int]]:
+        parsed = yield from parse_response(body, max_text_body)
+        chat = parsed.chat
+        return ChatCall(chat, ResponseForm(chat.model, bool(chat.stream), parsed.echo)), parsed.text_size
