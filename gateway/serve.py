@@ -50,6 +50,9 @@ async def serve(
     """Serve as `run` does, in the running event loop."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     listener = _listen("GATEWAY_PORT", settings.host, settings.port)
+    ollama_listener = (
+        None if settings.ollama_port is None else _listen("GATEWAY_OLLAMA_PORT", settings.host, settings.ollama_port)
+    )
     metrics_listener = (
         None if settings.metrics_port is None else _listen("GATEWAY_METRICS_PORT", settings.host, settings.metrics_port)
     )
@@ -76,7 +79,7 @@ async def serve(
                 _metrics_port(gateway, metrics_listener, settings),
                 _reloading(gateway, settings.file, reread),
             ):
-                await _serve(settings, gateway, listener, announce)
+                await _serve(settings, gateway, listener, ollama_listener, announce)
         _log.info("stopped")
     finally:
         sink.close()
@@ -108,11 +111,17 @@ def _report_token(token: AdminToken) -> None:
 
 
 async def _serve(
-    settings: Settings, gateway: Gateway, listener: socket.socket, announce: Callable[[str], None] | None
+    settings: Settings,
+    gateway: Gateway,
+    listener: socket.socket,
+    ollama_listener: socket.socket | None,
+    announce: Callable[[str], None] | None,
 ) -> None:
     def report_open() -> None:
         base_url = _url(settings.host, listener)
         _log.info("serving %s; tiers %s; active backend %s", base_url, ", ".join(settings.tiers), gateway.rollout)
+        if ollama_listener is not None:
+            _log.info("serving %s as well, for programs that expect Ollama", _url(settings.host, ollama_listener))
         if announce is not None:
             announce(base_url)
 
@@ -126,7 +135,7 @@ async def _serve(
     )
     gc.collect()
     gc.freeze()  # these objects stay, so no collection needs to walk them while requests wait
-    await server.serve(sockets=[listener])
+    await server.serve(sockets=[listener] if ollama_listener is None else [listener, ollama_listener])
 
 
 def _raise_file_limit() -> None:

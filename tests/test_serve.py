@@ -35,11 +35,12 @@ def status_of(url: str) -> int:
     raise AssertionError
 
 
-def test_gateway_serves_on_both_ports_until_sigterm_and_exits_with_0() -> None:
-    metrics_port = free_port()
+def test_gateway_serves_on_all_ports_until_sigterm_and_exits_with_0() -> None:
+    metrics_port, ollama_port = free_port(), free_port()
     variables = {
         "GATEWAY_ADMIN_KEY": SECRET,
         "GATEWAY_METRICS_PORT": str(metrics_port),
+        "GATEWAY_OLLAMA_PORT": str(ollama_port),
         "OLLAMA_BASE_URL": "http://127.0.0.1:1",
     }
     with process("serve", GATEWAY_PORT="0", GATEWAY__LOG_FORMAT="json", **variables) as started:
@@ -53,6 +54,7 @@ def test_gateway_serves_on_both_ports_until_sigterm_and_exits_with_0() -> None:
             assert status_of(f"{url}/metrics") == 401
             paths = ("/healthz", "/metrics", "/ops/status", "/v1/models")
             assert [status_of(f"http://127.0.0.1:{metrics_port}{path}") for path in paths] == [200, 200, 404, 404]
+            assert status_of(f"http://127.0.0.1:{ollama_port}/api/version") == 200
             assert any("GATEWAY_API_KEYS: not set" in event["event"] for event in events)
             assert SECRET not in str(events)
         finally:

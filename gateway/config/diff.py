@@ -10,7 +10,7 @@ from gateway.config.problems import Path, dotted, shown
 from gateway.config.settings import BackendSettings, Settings
 
 AT_START = (
-    "host", "port", "metrics_port", "admin_key", "metrics_key", "cors_origins", "allowed_hosts",
+    "host", "port", "metrics_port", "ollama_port", "admin_key", "metrics_key", "cors_origins", "allowed_hosts",
     "user_header", "session_header", "log_format", "state_file", "ollama_num_parallel", "drain_delay", "drain_timeout",
     "keep_alive_timeout", "guard",
 )  # fmt: skip

@@ -206,6 +206,10 @@ class SettingsDocument(DocumentSection):
         default=None,
         description="Second port, without a key, for /metrics and the health checks alone. Default: none.",
     )
+    ollama_port: Port | None = Field(
+        default=None,
+        description="Second port with the same API, for programs that expect Ollama, usually 11434. Default: none.",
+    )
     state_file: str | None = Field(
         default="gateway-state.json",
         description="File that keeps the roll-out across restarts; empty: it is not kept. Default: gateway-state.json.",

@@ -23,6 +23,7 @@ PLAIN_VARIABLES = {
     "GATEWAY_ADMIN_KEY": "admin_key",
     "GATEWAY_METRICS_KEY": "metrics_key",
     "GATEWAY_METRICS_PORT": "metrics_port",
+    "GATEWAY_OLLAMA_PORT": "ollama_port",
     "GATEWAY_STATE_FILE": "state_file",
     "GATEWAY_LOG_LEVEL": "log_level",
 }

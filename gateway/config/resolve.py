@@ -151,6 +151,12 @@ class _Resolver:
             self._problems.add(
                 ("metrics_port",), f"got {document.metrics_port}; expected a port other than the gateway's own"
             )
+        taken = {document.port: "the gateway's own", document.metrics_port: "metrics_port"}
+        if document.ollama_port and document.ollama_port in taken:
+            self._problems.add(
+                ("ollama_port",),
+                f"got {document.ollama_port}; expected a port other than {taken[document.ollama_port]}",
+            )
         if document.user_header and document.user_header == document.session_header:
             self._problems.add(
                 ("session_header",), f"got {document.session_header!r}; expected a header other than user_header"

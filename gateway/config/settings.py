@@ -240,6 +240,9 @@ class Settings(Frozen):
     metrics_port: int | None = Field(
         default=None, description="Second port, without a key, for /metrics, /healthz, /health, /ping and /readyz."
     )
+    ollama_port: int | None = Field(
+        default=None, description="Second port with the same API, for programs that expect Ollama."
+    )
     state_file: Path | None = Field(
         default=Path("gateway-state.json"),
         description="File that keeps the roll-out across restarts; None: it is not kept.",

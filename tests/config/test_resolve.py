@@ -37,6 +37,8 @@ def test_admin_key_must_not_be_a_client_key() -> None:
     [
         ("max_body: 1KiB", "max_text_body", "got 1048576; expected at most max_body, which is 1024 bytes"),
         ("user_header: X-A\nsession_header: x-a", "session_header", "expected a header other than user_header"),
+        ("ollama_port: 8080", "ollama_port", "expected a port other than the gateway's own"),
+        ("metrics_port: 9000\nollama_port: 9000", "ollama_port", "expected a port other than metrics_port"),
         ("metrics_port: 8080", "metrics_port", "expected a port other than the gateway's own"),
         ("api_keys_file: none.txt", "api_keys_file", "'none.txt': No such file or directory"),
     ],
