@@ -235,11 +235,11 @@ def _call(call: _Call, index: int, number: int) -> ToolCall:
 
 
 def _answered_call(message: _Message, pending: list[ToolCall], index: int) -> str:
-    named = [call for call in pending if call.function.name == message.tool_name] or pending
-    if not named:
+    if not pending:
         return f"call_{index}"
-    pending.remove(named[0])
-    return named[0].id
+    answered = next((call for call in pending if call.function.name == message.tool_name), pending[0])
+    pending.remove(answered)
+    return answered.id
 
 
 def _tool(raw: Raw, param: str) -> Tool:
