@@ -243,7 +243,7 @@ class _Conversation:
         elif isinstance(item, _FunctionOutput):
             self.end_turn()
             content = self._content(item.output, f"{path}.output")
-            text = content if isinstance(content, str) else "\n".join(_text(part) for part in content)
+            text = content if isinstance(content, str) else _text(content)
             self.messages.append(Message("tool", text, tool_call_id=item.call_id))
             if not isinstance(content, str):
                 images: list[Any] = [part for part in content if isinstance(part, ImagePart)]
@@ -253,7 +253,7 @@ class _Conversation:
             if self._calls:
                 self.end_turn()
             content = self._content(item.content, f"{path}.content")
-            self._texts.append(content if isinstance(content, str) else "\n".join(_text(part) for part in content))
+            self._texts.append(content if isinstance(content, str) else _text(content))
         else:
             self.end_turn()
             self.messages.append(Message(item.role, self._content(item.content, f"{path}.content")))
@@ -288,8 +288,11 @@ class _Conversation:
             raise InvalidRequest(f"'{path}.image_url' must be a string.", param=f"{path}.image_url") from None
 
 
-def _text(part: TextPart | ImagePart | RefusalPart) -> str:
-    return part.text if isinstance(part, TextPart) else part.refusal if isinstance(part, RefusalPart) else ""
+def _text(parts: list[TextPart | ImagePart | RefusalPart]) -> str:
+    texts = (
+        part.text if isinstance(part, TextPart) else part.refusal for part in parts if not isinstance(part, ImagePart)
+    )
+    return "\n".join(texts)
 
 
 def _tools(tools: list[_Tool] | None) -> list[Tool] | None:

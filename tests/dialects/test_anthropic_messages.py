@@ -1,0 +1,285 @@
+"""Anthropic's Messages API: requests become chats, answers have its blocks and events.
+
+Covers: gateway/dialects/anthropic_request.py, gateway/dialects/anthropic_messages.py
+"""
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.chat.answer import Answer, CallDelta, Delta, FinishReason, Timings, Usage
+from gateway.chat.request import Chat, Choice, SchemaFormat
+from gateway.dialects.anthropic_messages import AnthropicCountTokens, AnthropicErrors, AnthropicMessages, MessageForm
+from gateway.errors import (
+    ContextLengthExceeded,
+    GatewayError,
+    InvalidApiKey,
+    InvalidJson,
+    InvalidRequest,
+    ModelNotFound,
+    QueueFull,
+    RequestTooLarge,
+    UnsupportedParameter,
+    UpstreamError,
+    UpstreamTimeout,
+)
+
+LIMIT = 1 << 20
+USER = {"role": "user", "content": "Hi"}
+USAGE = Usage(7, 3)
+PIXELS = "iVBORw0KGgo" + "A" * 4000
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXELS}}
+TOOL = {"name": "f", "description": "d", "input_schema": {"type": "object", "properties": {}}}
+
+
+def clock() -> Timings:
+    return Timings(0, 0, 0, 0)
+
+
+def parsed(**fields: Any) -> Chat:
+    body = json.dumps({"model": "standard", "max_tokens": 5, "messages": [USER]} | fields).encode()
+    return AnthropicMessages().parse(body, LIMIT)[0].chat
+
+
+def events(body: bytes) -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for event in body.decode().split("\n\n")[:-1]:
+        name, data = event.split("\n")
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    assert all(name == data["type"] for name, data in found)
+    return found
+
+
+def streamed(*deltas: Delta) -> list[tuple[str, dict[str, Any]]]:
+    stream = MessageForm("standard", True).stream("1", 0)
+    return events(b"".join([stream.opening(), *map(stream.render, deltas), stream.end(clock)]))
+
+
+def plain(answer: Answer) -> Any:
+    return json.loads(MessageForm("standard", False).answer("1", 0, answer, clock))
+
+
+# Requests
+
+
+def test_system_comes_first_as_text_or_as_blocks() -> None:
+    for system in ("a\nb", [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "cache_control": {}}]):
+        messages = parsed(system=system).messages
+        assert [(message.role, message.text) for message in messages] == [("system", "a\nb"), ("user", "Hi")]
+
+
+def test_results_of_tools_precede_the_text_of_the_user_and_their_images_follow() -> None:
+    content = [
+        {"type": "text", "text": "Look."},
+        {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "seen"}, IMAGE]},
+        {"type": "tool_result", "tool_use_id": "toolu_2", "content": "bad", "is_error": True},
+        {"type": "tool_result", "tool_use_id": "toolu_3"},
+    ]
+    messages = parsed(messages=[USER, {"role": "user", "content": content}]).messages[1:]
+    assert [(message.role, message.tool_call_id) for message in messages] == [
+        ("tool", "toolu_1"), ("tool", "toolu_2"), ("tool", "toolu_3"), ("user", None),
+    ]  # fmt: skip
+    assert [message.text for message in messages] == ["seen", "Error: bad", "", "Look."]
+    assert messages[3].images == [f"data:image/png;base64,{PIXELS}"]
+
+
+def test_a_turn_of_the_model_keeps_its_thoughts_text_and_calls() -> None:
+    content = [
+        {"type": "thinking", "thinking": "hm", "signature": "any"},
+        {"type": "redacted_thinking", "data": "x"},
+        {"type": "text", "text": "I call."},
+        {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"a": 1}},
+    ]
+    (_, message) = parsed(messages=[USER, {"role": "assistant", "content": content}]).messages
+    assert (message.content, message.reasoning_text) == ("I call.", "hm")
+    (call,) = message.tool_calls or []
+    assert (call.id, call.function.name, json.loads(call.function.arguments)) == ("toolu_1", "f", {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [({"type": "auto"}, None), ({"type": "any"}, "required"), ({"type": "none"}, "none"), (None, None)],
+)
+def test_tool_choice_becomes_openais(choice: Any, expected: Any) -> None:
+    assert parsed(tools=[TOOL], tool_choice=choice).tool_choice == expected
+
+
+def test_a_named_tool_is_forced_and_parallel_calls_can_be_turned_off() -> None:
+    chat = parsed(tools=[TOOL], tool_choice={"type": "tool", "name": "f", "disable_parallel_tool_use": True})
+    assert isinstance(chat.tool_choice, Choice)
+    assert (chat.tool_choice.function.name, chat.parallel_tool_calls) == ("f", False)
+    assert chat.offered[0].function.parameters == TOOL["input_schema"]
+
+
+@pytest.mark.parametrize(
+    ("thinking", "config", "effort"),
+    [
+        (None, None, "none"),
+        ({"type": "disabled"}, None, "none"),
+        ({"type": "enabled", "budget_tokens": 1024}, None, True),
+        ({"type": "adaptive"}, {"effort": "low"}, "low"),
+        (None, {"effort": "high"}, "none"),
+    ],
+)
+def test_a_model_thinks_only_if_asked(thinking: Any, config: Any, effort: Any) -> None:
+    assert parsed(thinking=thinking, output_config=config).effort == effort
+
+
+def test_an_output_format_is_a_schema() -> None:
+    schema = {"type": "object", "properties": {}}
+    for fields in (
+        {"output_format": {"type": "json_schema", "schema": schema}},
+        {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
+    ):
+        wanted = parsed(**fields).response_format
+        assert isinstance(wanted, SchemaFormat)
+        assert wanted.json_schema.schema == schema
+
+
+def test_images_do_not_count_as_text() -> None:
+    body = json.dumps({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": [IMAGE]}]}).encode()
+    assert AnthropicMessages().parse(body, 1000)[1] < 300
+    with pytest.raises(RequestTooLarge):
+        AnthropicMessages().parse(body.replace(b"base64", b"url"), 1000)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "param"),
+    [
+        ({"max_tokens": None}, InvalidRequest, "max_tokens"),
+        ({"max_tokens": 0}, InvalidRequest, "max_tokens"),
+        ({"messages": []}, InvalidRequest, "messages"),
+        ({"messages": [{"role": "robot", "content": ""}]}, InvalidRequest, "messages[0].role"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, UnsupportedParameter, "tools[0].type"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "url", "url": "x"}}]}]},
+            UnsupportedParameter,
+            "messages[0].content[0].source.type",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "1", "name": "f"}]}]},
+            InvalidRequest,
+            "messages[0].content[0]",
+        ),
+        ({"messages": [{"role": "assistant", "content": [IMAGE]}]}, InvalidRequest, "messages[0].content[0]"),
+    ],
+)
+def test_what_no_engine_serves_is_refused_by_name(fields: Any, kind: type[GatewayError], param: str) -> None:
+    with pytest.raises(kind) as error:
+        parsed(**fields)
+    assert getattr(error.value, "param", None) == param
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 50_000])
+def test_bodies_that_are_not_json_objects_are_refused(body: bytes) -> None:
+    with pytest.raises(InvalidJson):
+        AnthropicMessages().parse(body, LIMIT)
+
+
+# Answers
+
+
+def test_a_stream_opens_and_closes_each_block_in_anthropics_order() -> None:
+    found = streamed(
+        Delta(reasoning="hm"),
+        Delta("Hel"),
+        Delta("lo"),
+        Delta(calls=[CallDelta(0, "call_1", "f"), CallDelta(0, arguments='{"a"')]),
+        Delta(calls=[CallDelta(0, arguments=":1}"), CallDelta(1, "call_2", "g")]),
+        Delta(finish="tool_calls"),
+        Delta(usage=USAGE),
+    )
+    shapes = [
+        (name, data.get("index"), (data.get("delta") or data.get("content_block") or {}).get("type"))
+        for name, data in found
+    ]
+    assert shapes == [
+        ("message_start", None, None),
+        ("ping", None, None),
+        ("content_block_start", 0, "thinking"),
+        ("content_block_delta", 0, "thinking_delta"),
+        ("content_block_delta", 0, "signature_delta"),
+        ("content_block_stop", 0, None),
+        ("content_block_start", 1, "text"),
+        ("content_block_delta", 1, "text_delta"),
+        ("content_block_delta", 1, "text_delta"),
+        ("content_block_stop", 1, None),
+        ("content_block_start", 2, "tool_use"),
+        ("content_block_delta", 2, "input_json_delta"),
+        ("content_block_delta", 2, "input_json_delta"),
+        ("content_block_stop", 2, None),
+        ("content_block_start", 3, "tool_use"),
+        ("content_block_stop", 3, None),
+        ("message_delta", None, None),
+        ("message_stop", None, None),
+    ]
+    assert found[10][1]["content_block"] == {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}
+    assert found[-2][1]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+    assert found[-2][1]["usage"]["output_tokens"] == 3
+    assert found[-2][1]["usage"]["input_tokens"] == 7
+    message = found[0][1]["message"]
+    assert (message["id"], message["model"], message["content"]) == ("msg_1", "standard", [])
+
+
+def test_an_answer_without_output_has_an_empty_text_block() -> None:
+    names = [name for name, _ in streamed(Delta(finish="stop"))]
+    assert names[2:4] == ["content_block_start", "content_block_stop"]
+    assert plain(Answer("", "", "stop", USAGE, [], None))["content"] == [{"type": "text", "text": ""}]
+
+
+@pytest.mark.parametrize(
+    ("finish", "reason"), [("stop", "end_turn"), ("length", "max_tokens"), ("content_filter", "refusal")]
+)
+def test_the_stop_reason_is_anthropics(finish: FinishReason, reason: str) -> None:
+    assert plain(Answer("x", "", finish, USAGE, [], None))["stop_reason"] == reason
+    assert streamed(Delta("x"), Delta(finish=finish))[-2][1]["delta"]["stop_reason"] == reason
+
+
+def test_a_forced_call_stops_for_the_tool_too() -> None:
+    """OpenAI's finish reason is `stop` where the client named the function; Anthropic's is `tool_use`."""
+    calls = [CallDelta(0, "call_1", "f", '{"a":1}')]
+    answer = plain(Answer("", "", "stop", USAGE, calls, None))
+    assert answer["stop_reason"] == "tool_use"
+    assert answer["content"] == [{"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"a": 1}}]
+
+
+def test_a_stream_that_fails_ends_with_an_error_event() -> None:
+    stream = MessageForm("standard", True).stream("1", 0)
+    ((name, data),) = events(stream.error(UpstreamError("stream_error")))
+    assert (name, data["error"]["type"]) == ("error", "api_error")
+
+
+def test_a_keepalive_is_a_ping() -> None:
+    assert events(MessageForm("m", True).stream("1", 0).keepalive()) == [("ping", {"type": "ping"})]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (InvalidRequest("x"), "invalid_request_error"),
+        (InvalidApiKey(), "authentication_error"),
+        (ModelNotFound("x"), "not_found_error"),
+        (RequestTooLarge("x"), "request_too_large"),
+        (QueueFull("x", retry_after=1), "overloaded_error"),
+        (UpstreamTimeout("x"), "timeout_error"),
+        (UpstreamError("x"), "api_error"),
+    ],
+)
+def test_errors_have_anthropics_types(error: GatewayError, kind: str) -> None:
+    body = json.loads(AnthropicErrors().error_body(error))
+    assert body == {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def test_a_prompt_that_is_too_long_has_the_words_that_agents_look_for() -> None:
+    body = json.loads(AnthropicErrors().error_body(ContextLengthExceeded(4096)))
+    assert body["error"]["message"].startswith("prompt is too long: ")
+
+
+def test_tokens_are_counted_without_max_tokens_and_by_one_token_of_output() -> None:
+    body = json.dumps({"model": "m", "messages": [USER], "tools": [TOOL], "tool_choice": {"type": "any"}}).encode()
+    call, _ = AnthropicCountTokens().parse(body, LIMIT)
+    assert (call.chat.token_limit, call.chat.stream, call.chat.forced, len(call.chat.offered)) == (1, False, [], 1)
+    assert json.loads(call.form.answer("1", 0, Answer("x", "", "length", USAGE, [], None), clock)) == {
+        "input_tokens": 7
+    }

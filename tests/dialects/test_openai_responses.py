@@ -1,0 +1,246 @@
+"""OpenAI's Responses API: requests become chats, answers have its items and events.
+
+Covers: gateway/dialects/responses_request.py, gateway/dialects/openai_responses.py
+"""
+
+import json
+from typing import Any
+
+import pytest
+from openai.types.responses import Response
+
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Timings, Usage
+from gateway.chat.request import Chat, Choice, JsonFormat, SchemaFormat
+from gateway.dialects.dialect import ChatCall
+from gateway.dialects.openai_responses import OpenAiResponses
+from gateway.errors import (
+    GatewayError,
+    InvalidJson,
+    InvalidRequest,
+    RequestTooLarge,
+    UnsupportedParameter,
+    UpstreamError,
+)
+
+LIMIT = 1 << 20
+USAGE = Usage(7, 3)
+URL = "data:image/png;base64," + "A" * 4000
+TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+def clock() -> Timings:
+    return Timings(0, 0, 0, 0)
+
+
+def call(**fields: Any) -> ChatCall:
+    body = json.dumps({"model": "standard", "input": "Hi"} | fields).encode()
+    return OpenAiResponses().parse(body, LIMIT)[0]
+
+
+def parsed(**fields: Any) -> Chat:
+    return call(**fields).chat
+
+
+def events(body: bytes) -> list[dict[str, Any]]:
+    found = []
+    for event in body.decode().split("\n\n")[:-1]:
+        name, data = event.split("\n")
+        found.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {found[-1]['type']}"
+    return found
+
+
+def streamed(*deltas: Delta, **fields: Any) -> list[dict[str, Any]]:
+    stream = call(stream=True, **fields).form.stream("1", 10)
+    found = events(b"".join([stream.opening(), *map(stream.render, deltas), stream.end(clock)]))
+    assert [event["sequence_number"] for event in found] == list(range(len(found)))
+    return found
+
+
+def plain(answer: Answer, **fields: Any) -> Response:
+    return Response.model_validate_json(call(**fields).form.answer("1", 10, answer, clock), strict=True)
+
+
+# Requests
+
+
+def test_a_text_is_one_message_after_the_instructions() -> None:
+    messages = parsed(instructions="Be brief.").messages
+    assert [(message.role, message.text) for message in messages] == [("system", "Be brief."), ("user", "Hi")]
+
+
+def test_items_become_the_turns_that_they_were() -> None:
+    items = [
+        {"role": "developer", "content": "d"},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"},
+                                                        {"type": "input_image", "image_url": URL, "detail": "auto"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed",
+         "content": [{"type": "output_text", "text": "I call.", "annotations": []}]},
+        {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"},
+        {"type": "function_call", "call_id": "call_2", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "one"},
+        {"type": "function_call_output", "call_id": "call_2", "output": [{"type": "input_text", "text": "two"},
+                                                                         {"type": "input_image", "image_url": URL}]},
+        {"role": "assistant", "content": "done"},
+        {"role": "user", "content": "more"},
+    ]  # fmt: skip
+    messages = parsed(input=items).messages
+    assert [message.role for message in messages] == [
+        "developer", "user", "assistant", "tool", "tool", "user", "assistant", "user",
+    ]  # fmt: skip
+    turn = messages[2]
+    assert (turn.content, turn.reasoning_text) == ("I call.", "hm")
+    assert [one.id for one in turn.tool_calls or ()] == ["call_1", "call_2"]
+    assert [message.tool_call_id for message in messages[3:5]] == ["call_1", "call_2"]
+    assert [message.text for message in messages[3:5]] == ["one", "two"]
+    assert (messages[1].images, messages[5].images) == ([URL], [URL])
+
+
+def test_options_keep_their_meaning() -> None:
+    chat = parsed(
+        max_output_tokens=9, temperature=0.5, top_p=0.9, reasoning={"effort": "low"}, parallel_tool_calls=False,
+        include=["message.output_text.logprobs"], top_logprobs=2, tools=[TOOL],
+        tool_choice={"type": "function", "name": "f"},
+    )  # fmt: skip
+    assert (chat.token_limit, chat.temperature, chat.top_p, chat.effort) == (9, 0.5, 0.9, "low")
+    assert (chat.parallel_tool_calls, chat.logprobs, chat.top_logprobs) == (False, True, 2)
+    assert isinstance(chat.tool_choice, Choice)
+    assert chat.offered[0].function.name == "f"
+
+
+def test_text_format_is_structured_output() -> None:
+    wanted = parsed(text={"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}}).response_format
+    assert isinstance(wanted, SchemaFormat)
+    assert (wanted.json_schema.name, wanted.json_schema.schema) == ("n", SCHEMA)
+    assert isinstance(parsed(text={"format": {"type": "json_object"}}).response_format, JsonFormat)
+    assert parsed(text={"format": {"type": "text"}, "verbosity": "low"}).response_format is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"background": True}, "background"),
+        ({"prompt": {"id": "p"}}, "prompt"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tool_choice": {"type": "file_search"}}, "tool_choice.type"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input[0].content[0]"),
+    ],
+)
+def test_what_needs_stored_state_or_openais_tools_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(UnsupportedParameter) as error:
+        parsed(**fields)
+    assert error.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
+    ],
+)
+def test_invalid_values_are_named(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        parsed(**fields)
+    assert error.value.param == param
+
+
+def test_images_do_not_count_as_text() -> None:
+    items = [{"role": "user", "content": [{"type": "input_image", "image_url": URL}]}]
+    body = json.dumps({"model": "m", "input": items}).encode()
+    assert OpenAiResponses().parse(body, 1000)[1] < 300
+    with pytest.raises(RequestTooLarge):
+        OpenAiResponses().parse(json.dumps({"model": "m", "input": "x" * 2000}).encode(), 1000)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 50_000])
+def test_bodies_that_are_not_json_objects_are_refused(body: bytes) -> None:
+    with pytest.raises(GatewayError) as error:
+        OpenAiResponses().parse(body, LIMIT)
+    assert isinstance(error.value, InvalidJson)
+
+
+# Answers
+
+
+def test_a_plain_answer_has_openais_items_and_repeats_the_request() -> None:
+    answer = Answer("Hello", "hm", "stop", USAGE, [], [ChosenLogprob("Hello", -0.5, [72])])
+    response = plain(answer, instructions="Be brief.", metadata={"k": "v"}, tools=[TOOL], temperature=0.5)
+    assert (response.id, response.status, response.output_text) == ("resp_1", "completed", "Hello")
+    assert [item.type for item in response.output] == ["reasoning", "message"]
+    assert (response.instructions, response.metadata, response.temperature) == ("Be brief.", {"k": "v"}, 0.5)
+    assert response.usage is not None
+    assert (response.usage.input_tokens, response.usage.output_tokens, response.usage.total_tokens) == (7, 3, 10)
+    assert len({item.id for item in response.output}) == 2
+
+
+def test_an_answer_that_was_cut_is_incomplete() -> None:
+    response = plain(Answer("Hel", "", "length", USAGE, [], None))
+    assert response.status == "incomplete"
+    assert response.incomplete_details is not None
+    assert response.incomplete_details.reason == "max_output_tokens"
+    last = streamed(Delta("Hel"), Delta(finish="length"), Delta(usage=USAGE))[-1]
+    assert (last["type"], last["response"]["status"]) == ("response.incomplete", "incomplete")
+
+
+def test_calls_are_items_with_the_id_that_their_output_names() -> None:
+    response = plain(Answer("", "", "tool_calls", USAGE, [CallDelta(0, "call_1", "f", '{"a":1}')], None), tools=[TOOL])
+    (item,) = response.output
+    assert item.type == "function_call"
+    assert (item.call_id, item.name, item.arguments) == ("call_1", "f", '{"a":1}')
+
+
+def test_a_stream_has_openais_events_in_their_order() -> None:
+    found = streamed(
+        Delta(reasoning="hm"),
+        Delta("Hel"),
+        Delta("lo"),
+        Delta(calls=[CallDelta(0, "call_1", "f"), CallDelta(0, arguments='{"a":1}')]),
+        Delta(finish="tool_calls"),
+        Delta(usage=USAGE),
+        tools=[TOOL],
+    )
+    assert [event["type"].removeprefix("response.") for event in found] == [
+        "created", "in_progress",
+        "output_item.added", "content_part.added", "reasoning_text.delta", "reasoning_text.done", "content_part.done",
+        "output_item.done",
+        "output_item.added", "content_part.added", "output_text.delta", "output_text.delta", "output_text.done",
+        "content_part.done", "output_item.done",
+        "output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done",
+        "completed",
+    ]  # fmt: skip
+    whole = Response.model_validate_json(json.dumps(found[-1]["response"]), strict=True)
+    assert whole.output_text == "Hello"
+    assert [item.type for item in whole.output] == ["reasoning", "message", "function_call"]
+    done = [event["item"]["id"] for event in found if event["type"] == "response.output_item.done"]
+    assert [item.id for item in whole.output] == done
+    assert [event["output_index"] for event in found if "output_index" in event] == [0] * 6 + [1] * 7 + [2] * 4
+    assert whole.usage is not None
+    assert whole.usage.total_tokens == 10
+
+
+def test_an_answer_without_output_has_an_empty_message() -> None:
+    whole = streamed(Delta(finish="stop"))[-1]["response"]
+    assert [item["type"] for item in whole["output"]] == ["message"]
+
+
+def test_a_stream_that_fails_never_says_completed() -> None:
+    stream = call(stream=True).form.stream("1", 10)
+    found = events(stream.opening() + stream.render(Delta("Hel")) + stream.error(UpstreamError("stream_error")))
+    assert [event["type"] for event in found[-2:]] == ["error", "response.failed"]
+    assert found[-1]["response"]["status"] == "failed"
+    assert found[-1]["response"]["error"]["code"] == "server_error"
+
+
+def test_line_ends_of_unicode_are_escaped() -> None:
+    stream = call(stream=True).form.stream("1", 10)
+    body = stream.opening() + stream.render(Delta("a\u2028b\u0085")) + stream.end(clock)
+    assert not {"\u2028", "\u2029", "\u0085"} & set(body.decode())
