@@ -223,7 +223,9 @@ class Settings(Frozen):
     )
     max_body: int = Field(default=20 * MIB, description="Maximum bytes of a request body.")
     max_text_body: int = Field(default=MIB, description="Maximum bytes of a chat's body without its images.")
-    cors_origins: tuple[str, ...] = Field(default=(), description="Origins of browser programs; `*`: any.")
+    cors_origins: tuple[str, ...] = Field(
+        default=(), description="Origins of browser programs, each with at most one `*`; `*` alone: any."
+    )
     allowed_hosts: tuple[str, ...] = Field(
         default=(), description="Further values of Host that an open gateway on loopback accepts, in lower case."
     )

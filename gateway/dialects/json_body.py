@@ -46,10 +46,19 @@ def check_media_type(fields: Mapping[bytes, bytes]) -> None:
         UnsupportedMediaType: the body is not JSON, or is compressed.
     """
     media_type = fields.get(b"content-type", b"")
-    if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":
+    if media_type != b"application/json" and not _is_json(media_type):
         raise UnsupportedMediaType("Send the body as 'Content-Type: application/json'.")
     if fields.get(b"content-encoding", b"identity").lower() != b"identity":
         raise UnsupportedMediaType("Send the body without Content-Encoding.")
+
+
+def _is_json(media_type: bytes) -> bool:
+    """Return whether the header value names only JSON.
+
+    A proxy joins a header that was sent twice to `application/json, application/json`.
+    """
+    named = [item.partition(b";")[0].strip().lower() for item in media_type.split(b",")]
+    return set(named) - {b""} == {b"application/json"}
 
 
 def without_images(body: bytes) -> bytes:
