@@ -89,7 +89,7 @@ def _check_parameters(parameters: dict[str, object], param: str) -> int:
 def _check_message(message: Message, path: str) -> None:
     if message.role == "tool" and message.tool_call_id is None:
         raise InvalidRequest(f"Missing required parameter: '{path}.tool_call_id'.", param=f"{path}.tool_call_id")
-    if message.content is None and not (message.role == "assistant" and message.tool_calls):
+    if message.content is None and message.role not in ("assistant", "tool"):
         raise InvalidRequest(f"Missing required parameter: '{path}.content'.", param=f"{path}.content")
     if message.role in ("system", "developer") and isinstance(message.content, list):
         for position, part in enumerate(message.content):

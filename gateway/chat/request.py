@@ -12,7 +12,9 @@ from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import orjson
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
+
+from gateway.chat.surrogates import without_halves
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 PositiveInt = Annotated[int, Meta(ge=1, le=10_000_000)]
@@ -48,7 +50,18 @@ class RefusalPart(Struct, frozen=True, tag="refusal"):
 
 
 class ImagePart(Struct, frozen=True, tag="image_url"):
-    image_url: ImageUrl
+    """Image. A client may send the URL itself in place of the object with the URL."""
+
+    image_url: ImageUrl | str
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image_url, str):
+            structs.force_setattr(self, "image_url", ImageUrl(self.image_url))
+
+    @property
+    def url(self) -> str:
+        assert isinstance(self.image_url, ImageUrl)
+        return self.image_url.url
 
 
 MAX_ARGUMENTS_DEPTH = 64
@@ -74,19 +87,25 @@ class CalledFunction(Struct, frozen=True):
         text = self.arguments.strip()
         if not text:
             return b"{}"
-        try:
-            is_whole = isinstance(orjson.loads(text), dict) and _depth(text) <= MAX_ARGUMENTS_DEPTH
-        except orjson.JSONDecodeError:
-            is_whole = False
-        return text.encode() if is_whole else orjson.dumps({"arguments": self.arguments})
+        whole = text.encode()
+        if _is_shallow_object(whole) or _is_shallow_object(whole := without_halves(whole)):
+            return whole
+        return orjson.dumps({"arguments": self.arguments})
 
 
-def _depth(text: str) -> int:
-    """Return the maximum nesting of the JSON in `text`, or more than is allowed.
+def _is_shallow_object(json: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(json), dict) and _depth(json) <= MAX_ARGUMENTS_DEPTH
+    except orjson.JSONDecodeError:
+        return False
+
+
+def _depth(json: bytes) -> int:
+    """Return the maximum nesting of `json`, or more than is allowed.
 
     Brackets within strings count too. There may be a million, so each step runs in C.
     """
-    marks = _end_runs(b"]" * 64, text.encode().translate(None, _not_brackets))
+    marks = _end_runs(b"]" * 64, json.translate(None, _not_brackets))
     if len(marks) > MAX_BRACKETS:
         return MAX_BRACKETS
     return max(accumulate(map(_CHANGES.__getitem__, marks)), default=0)
@@ -103,7 +122,7 @@ class ToolCall(Struct, frozen=True):
 class Message(Struct, frozen=True):
     """One message of the conversation.
 
-    `content` is None only for an assistant message that contains nothing but tool calls.
+    `content` is None only for messages of the assistant and of tools. It counts as the empty text.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -132,7 +151,7 @@ class Message(Struct, frozen=True):
     def images(self) -> list[str]:
         """Return the `data:` URLs of the message's images, in order."""
         if isinstance(self.content, list):
-            return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
+            return [part.url for part in self.content if isinstance(part, ImagePart)]
         return []
 
     @property

@@ -4,6 +4,9 @@ import re
 from collections.abc import Generator, Mapping
 from typing import TypeVar
 
+import msgspec
+from msgspec import Raw
+
 from gateway.errors import InvalidJson, InvalidRequest, UnsupportedMediaType, UnsupportedParameter
 
 MIN_PAYLOAD = 1024
@@ -26,6 +29,12 @@ STEP = 1024 * 1024
 """Bytes that are looked at before other requests get a turn. It takes a few milliseconds."""
 _MARKS = (b",", b"[", b"{")
 """Each member follows one of these."""
+
+_fields = msgspec.json.Decoder(dict[str, Raw])
+_got_fraction = re.compile(r"Expected `[^`]*\bint\b[^`]*`, got `float`").match
+_number = re.compile(rb"-?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?").fullmatch
+_MAX_NUMBER = 32
+"""Maximum length of a number that is looked at, in characters."""
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
@@ -84,6 +93,34 @@ def without_images(body: bytes) -> bytes:
         begin = end
     parts.append(body[begin:])
     return b"".join(parts)
+
+
+def decode_fields(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Decode the request in `body`, and accept `16.0` as the integer 16.
+
+    Programs in languages that have only one type of number, and the serialisers of others, write
+    integers so.
+
+    Raises:
+        msgspec.DecodeError, UnicodeDecodeError, RecursionError: as `decoder`.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        if not _got_fraction(str(error)):
+            raise
+        return decoder.decode(_with_integers(body))
+
+
+def _with_integers(body: bytes) -> bytes:
+    """Return the JSON object in `body` with the integral numbers of its fields as integers."""
+    fields = _fields.decode(body)
+    for name, value in fields.items():
+        if memoryview(value).nbytes <= _MAX_NUMBER and _number(text := bytes(value)):
+            number = float(text)
+            if number.is_integer() and not text.lstrip(b"-").isdigit():
+                fields[name] = Raw(b"%d" % number)
+    return msgspec.json.encode(fields)
 
 
 def completed(steps: Steps[T]) -> T:

@@ -14,7 +14,15 @@ from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Usage
 from gateway.chat.checks import check
 from gateway.chat.request import MAX_BIASES, MAX_MESSAGES, MAX_TOOLS, Chat
 from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors
-from gateway.dialects.json_body import LONG_BODY, Steps, completed, explain, has_too_many_members, without_images
+from gateway.dialects.json_body import (
+    LONG_BODY,
+    Steps,
+    completed,
+    decode_fields,
+    explain,
+    has_too_many_members,
+    without_images,
+)
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge
 
 STREAM_LINES = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
@@ -124,7 +132,7 @@ def decode(body: bytes, max_text_body: int) -> Chat:
         UnsupportedParameter: the request uses a variant that the gateway does not support.
     """
     try:
-        chat = _decoder.decode(body)
+        chat = decode_fields(_decoder, body)
     except msgspec.ValidationError as error:
         raise explain(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):

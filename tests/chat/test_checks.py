@@ -27,8 +27,6 @@ def rejected(**fields: Any) -> InvalidRequest:
     [
         ({"messages": [*USER, {"role": "user"}]}, "messages[1].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
-        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
-        ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]}, "messages[0].content"),
         ({"messages": [*USER, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": False, "top_logprobs": 2}, "top_logprobs"),
@@ -57,6 +55,25 @@ def test_invalid_value_is_named_by_its_path(fields: dict[str, Any], param: str) 
     assert type(error) is InvalidRequest
     assert error.param == param
     assert f"'{param}'" in error.message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "assistant", "content": None, "tool_calls": None, "reasoning": "hm"},
+        {"role": "assistant", "content": None, "reasoning_content": "hm"},
+        {"role": "assistant"},
+        {"role": "tool", "tool_call_id": "a", "content": None},
+        {"role": "tool", "tool_call_id": "a"},
+    ],
+)
+def test_no_content_of_an_assistant_or_a_tool_is_the_empty_text(message: dict[str, Any]) -> None:
+    """A client sends back what it got, so a refusal would leave the conversation stuck."""
+    asked = decode(request(messages=[*USER, message, *USER]), MIB)
+    check(asked)
+    assert asked.messages[1].text == ""
 
 
 @pytest.mark.parametrize(

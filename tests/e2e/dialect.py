@@ -159,6 +159,15 @@ CASES: list[Case] = [
         "reasoning in an earlier message",
         {"messages": [USER, {"role": "assistant", "content": "Hi", "reasoning": "hm"}, USER]},
     ),
+    *[
+        Case(
+            f"assistant message with content null and {what}",
+            {"messages": [USER, {"role": "assistant", "content": None, **fields}, USER]},
+            note="the empty text",
+        )
+        for what, fields in (("reasoning", {"reasoning": "hm"}), ("no tool calls", {"tool_calls": []}))
+    ],
+    Case("max_tokens 8.0", {"max_tokens": 8.0}),
     # Tools
     *_both("tool_choice with a function name", {"tools": [WEATHER, TIME], "tool_choice": NAMED, **_FORCED}, calls=True),
     *_both(
@@ -182,6 +191,7 @@ CASES: list[Case] = [
     Case("tool_choice none", {"tools": [WEATHER], "tool_choice": "none"}),
     Case("empty tools list", {"tools": []}, note="treated as absent"),
     Case("tool result", {"messages": called("sunny"), "tools": [WEATHER]}, calls=None, same_shape=False),
+    Case("tool result with content null", {"messages": called(None)}, note="the empty text"),
     Case("tool result in text parts", {"messages": called([{"type": "text", "text": "sunny"}])}),
     *[
         Case(
@@ -266,6 +276,10 @@ CASES: list[Case] = [
         "image of 2000 × 4 pixels",
         {"messages": image_message(image_url(size=(2000, 4)))},
         note="stretched: vLLM refuses it",
+    ),
+    Case(
+        "image_url as a string",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": image_url()}]}]},
     ),
     Case(
         "image with detail",

@@ -227,9 +227,11 @@ async def test_content_of_a_malformed_answer_never_reaches_the_client(kind: Kind
             assert str(backend.port).encode() not in reply.body
 
 
-async def test_malformed_line_is_counted_as_an_upstream_error() -> None:
-    async with serving("ollama", "malformed") as (gateway, _):
-        assert (await gateway.ask({"stream": True})).text == TEXT
+@pytest.mark.parametrize("kind", KINDS)
+async def test_line_that_cannot_be_read_fails_the_answer_and_is_counted(kind: Kind) -> None:
+    async with serving(kind, "malformed") as (gateway, _):
+        for stream in (False, True):
+            assert code(await gateway.ask({"stream": stream})) == "upstream_error"
         await until(gateway.is_idle)
         assert gateway.metric("gateway_upstream_errors_total", reason="malformed") > 0
 
