@@ -8,12 +8,12 @@ deltas as they are read and returns the deltas to show.
 import json
 import random
 import re
-import string
 from typing import Literal
 
 import msgspec
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason
+from gateway.chat.conversation import ID_CHARACTERS, ID_LENGTH
 from gateway.chat.request import Chat, Choice, JsonFormat, SchemaFormat
 from gateway.chat.surrogates import HalfPairReplacer, text_without_halves
 
@@ -29,9 +29,6 @@ _NAME = re.compile(r'"name"\s*:\s*"([a-zA-Z0-9_.-]{1,64})"')
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
 _CALL_OPENS = "<tool_call>"
 _json = json.JSONDecoder()
-
-_ID_CHARACTERS, _ID_LENGTH = string.ascii_letters + string.digits, 9
-"""Form of tool call ids that all chat templates accept: Mistral's refuse any other."""
 
 
 class ReasoningSplitter:
@@ -325,4 +322,4 @@ def _trimmed(logprob: ChosenLogprob, max_alternatives: int) -> ChosenLogprob:
 
 
 def _call_id() -> str:
-    return "".join(random.choices(_ID_CHARACTERS, k=_ID_LENGTH))
+    return "".join(random.choices(ID_CHARACTERS, k=ID_LENGTH))

@@ -37,6 +37,9 @@ Effort = Literal["none", "low", "medium", "high"]
 """Reasoning efforts in OpenAI's words that all engines support."""
 
 
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
 class ImageUrl(Struct, frozen=True):
     url: str
 
@@ -125,7 +128,7 @@ class Message(Struct, frozen=True):
     `content` is None only for messages of the assistant and of tools. It counts as the empty text.
     """
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Role
     content: str | list[TextPart | ImagePart | RefusalPart] | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
     tool_call_id: str | None = None

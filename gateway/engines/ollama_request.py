@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.chat.conversation import with_system_first
 from gateway.chat.json_schema import Schema
 from gateway.chat.request import Chat, Function, JsonFormat, Message, SchemaFormat, Tool
 from gateway.engines.engine import ModelFacts
@@ -61,7 +62,7 @@ class OllamaRequest:
         }
         fields = {
             "model": self._model,
-            "messages": _messages(chat.messages, not self._facts.lacks("vision")),
+            "messages": _messages(with_system_first(chat.messages), not self._facts.lacks("vision")),
             "stream": True,
             "options": self._options(),
         }

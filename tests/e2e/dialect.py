@@ -145,6 +145,15 @@ CASES: list[Case] = [
     Case(
         "role developer", {"messages": [{"role": "developer", "content": "Be short."}, USER]}, note="sent as `system`"
     ),
+    *[
+        Case(f"roles {', '.join(roles)}", {"messages": [{**USER, "role": role} for role in roles]}, note=note)
+        for roles, note in (
+            (("system", "system", "user"), "joined"),
+            (("user", "assistant", "system", "user"), "the system's in front"),
+            (("developer", "user", "user"), "user and user are joined if the template wants turns"),
+            (("user", "assistant", "assistant", "user"), "likewise"),
+        )
+    ],
     Case(
         "content in text parts",
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
