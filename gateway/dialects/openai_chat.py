@@ -23,12 +23,13 @@ from gateway.dialects.json_body import (
     has_too_many_members,
     without_images,
 )
+from gateway.dialects.json_text import escaped, json_value
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge
 
 STREAM_LINES = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 """Header lines of an answer as server-sent events."""
 
-_encode = msgspec.json.encode
+_encode_plain = msgspec.json.encode
 _decoder = msgspec.json.Decoder(Chat)
 
 _MAX_DECODED = 1024 * 1024
@@ -161,17 +162,17 @@ def _reasoning_json(reasoning: str) -> bytes:
 
     vLLM before 0.12 and many clients use `reasoning_content`, Ollama and later vLLM `reasoning`.
     """
-    text = _encode(reasoning)
+    text = json_value(reasoning)
     return b'"reasoning":%b,"reasoning_content":%b' % (text, text)
 
 
 def _logprobs_json(logprobs: list[ChosenLogprob] | None) -> bytes:
-    return b"null" if logprobs is None else b'{"content":%b,"refusal":null}' % _encode(logprobs)
+    return b"null" if logprobs is None else b'{"content":%b,"refusal":null}' % json_value(logprobs)
 
 
 def _call_json(call: CallDelta, prefix: bytes) -> bytes:
     """Render the first piece of a call or all of it. `prefix` precedes the id."""
-    function = b'{"name":%b,"arguments":%b}' % (_encode(call.name), _encode(call.arguments))
+    function = b'{"name":%b,"arguments":%b}' % (json_value(call.name), json_value(call.arguments))
     return b'{%b"id":"%b","type":"function","function":%b}' % (prefix, call.id.encode(), function)
 
 
@@ -179,7 +180,7 @@ def _call_delta_json(call: CallDelta) -> bytes:
     prefix = b'"index":%d,' % call.index
     if call.id:
         return _call_json(call, prefix)
-    return b'{%b"function":{"arguments":%b}}' % (prefix, _encode(call.arguments))
+    return b'{%b"function":{"arguments":%b}}' % (prefix, json_value(call.arguments))
 
 
 class StreamRenderer:
@@ -192,7 +193,7 @@ class StreamRenderer:
         self._head = b'data: {"id":"%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
             id.encode(),
             created,
-            _encode(model),
+            json_value(model),
         )
         self._before = self._head + b'{"index":0,"delta":'
         self._after = b',"logprobs":null,"finish_reason":null}]' + self._tail()
@@ -222,11 +223,12 @@ class StreamRenderer:
             and delta.calls is None
             and delta.logprobs is None
         ):
-            return (
-                b"".join((self._before, b'{"content":', _encode(delta.content), b"}", self._after))
-                if delta.content
-                else b""
-            )
+            if not delta.content:
+                return b""
+            text = _encode_plain(delta.content)  # inlined `json_value`
+            if not text.isascii():
+                text = escaped(text)
+            return b"".join((self._before, b'{"content":', text, b"}", self._after))
         return self._render_rare(delta)
 
     @property
@@ -247,7 +249,7 @@ class StreamRenderer:
         if delta.reasoning:
             fields.append(_reasoning_json(delta.reasoning))
         if delta.content:
-            fields.append(b'"content":' + _encode(delta.content))
+            fields.append(b'"content":' + json_value(delta.content))
         if fields or delta.logprobs:
             middle = b',"logprobs":%b,"finish_reason":null}]' % _logprobs_json(delta.logprobs)
             parts += [self._before, b"{", b",".join(fields), b"}", middle, self._tail()]
@@ -280,7 +282,7 @@ class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
         return StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage)
 
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
-        content = b"null" if answer.calls and not answer.content else _encode(answer.content)
+        content = b"null" if answer.calls and not answer.content else json_value(answer.content)
         fields = [b'"role":"assistant","content":', content, b',"refusal":null']
         if answer.reasoning:
             fields += [b",", _reasoning_json(answer.reasoning)]
@@ -293,7 +295,7 @@ class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
         ) % (
             b"chatcmpl-" + id.encode(),
             created,
-            _encode(self.model),
+            json_value(self.model),
             b"".join(fields),
             _logprobs_json(answer.logprobs),
             answer.finish.encode(),

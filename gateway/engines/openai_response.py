@@ -79,6 +79,8 @@ _json_text = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+
 # A sixth of the cost of `_is_json_text`, and enough for almost every token.
 _special = re.compile(rb'["\\\x00-\x1f]').search
 _is_json_text = _json_text.fullmatch
+_has_line_end = re.compile(rb"\xe2\x80[\xa8\xa9]|\xc2\x85").search
+"""U+2028, U+2029 and U+0085, which some clients take for line ends."""
 
 _SHORT_TEXT = 32
 _MAX_KNOWN = 10_000
@@ -184,7 +186,7 @@ class OpenAiReader(LineReader):
     def _validated(self, text: bytes) -> list[bytes] | None:
         """Return one text, or several separated by `_between`.
 
-        None if they are not valid JSON text.
+        None if they are not valid JSON text, or contain what a dialect has to escape.
         """
         if _special(text) is None or _is_json_text(text):
             texts = [text]
@@ -193,7 +195,7 @@ class OpenAiReader(LineReader):
             text = b"".join(texts)
             if not _is_json_text(text):
                 return None
-        if not (text.isascii() or _is_utf8(text)):
+        if not (text.isascii() or (_is_utf8(text) and not _has_line_end(text))):
             return None
         if len(text) <= _SHORT_TEXT and len(texts) == 1 and len(self._known) < _MAX_KNOWN:
             self._known.add(text)

@@ -217,6 +217,23 @@ def test_logprobs_without_text_or_next_to_a_finish_are_rendered() -> None:
         assert chunks[0]["choices"][0]["logprobs"]["content"][0]["token"] == "Hel"
 
 
+LINE_ENDS = "a\u2028b\u2029c\u0085d"
+
+
+def test_nothing_in_a_stream_or_an_answer_is_a_line_end_to_anybody() -> None:
+    """Clients that split lines by Unicode's rules would cut the event in two."""
+    call = [CallDelta(0, "abcDEF123", LINE_ENDS), CallDelta(0, arguments=LINE_ENDS)]
+    logprobs = [ChosenLogprob(LINE_ENDS, -1.0)]
+    stream = renderer(model=LINE_ENDS)
+    deltas = [Delta(LINE_ENDS), Delta("", LINE_ENDS), Delta(calls=call), Delta(LINE_ENDS, logprobs=logprobs)]
+    for event in (stream.opening(), *map(stream.render, deltas)):
+        assert event.decode().splitlines() == event.decode().split("\n")[:-1]
+    assert events(stream.render(deltas[0]))[0]["choices"][0]["delta"]["content"] == LINE_ENDS
+    whole = [CallDelta(0, "abcDEF123", LINE_ENDS, LINE_ENDS)]
+    answer = _rendered(LINE_ENDS, Answer(LINE_ENDS, LINE_ENDS, "stop", USAGE, whole, logprobs))
+    assert len(answer.decode().splitlines()) == 1
+
+
 # Fast path
 
 

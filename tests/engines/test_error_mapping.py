@@ -217,7 +217,7 @@ def test_any_error_body_is_accepted(status: int, body: bytes) -> None:
         "System message must be at the beginning.",
         "No user query found in messages.",
         "Conversation roles must alternate user/assistant/user/assistant/...",
-        "After the optional system message, conversation roles must alternate user and assistant roles except for calls",
+        "After the optional system message, conversation roles must alternate user and assistant roles",
         "Only user and assistant roles are supported, with the exception of an initial optional system message!",
         "System role not supported",
         "Unexpected message role.",

@@ -209,6 +209,17 @@ def test_remembered_texts_do_not_change_the_result(insides: list[bytes]) -> None
         assert [known.plain_tokens(other) for other in events] == wanted
 
 
+@pytest.mark.parametrize("text", ["\u2028", "a\u2029", "\u0085b", "漢\u2028"])
+def test_fast_path_is_not_used_for_what_a_dialect_escapes(text: str) -> None:
+    reader = ENGINE.reader()
+    event = chunk("a").replace(b": ", b":").replace(b", ", b",")
+    reader.feed(event)
+    odd, ordinary = (event.replace(b'"a"', b'"%b"' % inside.encode()) for inside in (text, "漢\u2027\u0084"))
+    assert reader.plain_tokens(odd) is None
+    assert reader.plain_tokens(ordinary) == ["漢\u2027\u0084".encode()]
+    assert reader.feed(odd)[0].content == text
+
+
 # End of a stream
 
 

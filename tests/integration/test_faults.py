@@ -386,6 +386,7 @@ async def test_text_does_not_depend_on_how_its_bytes_arrive(
     backend.mode = "odd_text"
     reply = await gateway.ask({"stream": stream})
     assert (reply.status, reply.text, reply.error) == (200, ODD_TEXT, None)
+    assert set("\u2028\u2029\x85").isdisjoint(reply.body.decode())
     await check_recovered(gateway, backend, stream)
 
 
