@@ -329,3 +329,9 @@ class Chat(Struct, frozen=True, kw_only=True):
             name = self.tool_choice.function.name
             return [tool.function for tool in self.tools if tool.function.name == name][:1]
         return [tool.function for tool in self.tools] if self.tool_choice == "required" else []
+
+    @property
+    def constrained(self) -> frozenset[str]:
+        """Return the names of the functions whose arguments a grammar forces to follow the schema."""
+        strict = {tool.function.name for tool in self.tools or () if tool.function.strict}
+        return frozenset(strict.union(function.name for function in self.forced))

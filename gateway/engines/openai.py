@@ -154,8 +154,7 @@ class OpenAi:
         return request
 
     def _offer_tools(self, chat: Chat, request: OpenAiRequest) -> None:
-        budget = work_budget("tools")
-        request.tools = [_Tool(_with_parameters(tool, harmless, budget).function) for tool in chat.offered]
+        request.tools = [_Tool(tool.function) for tool in _converted_tools(chat, chat.offered, harmless)]
         if isinstance(chat.tool_choice, Choice):
             request.tool_choice = _NamedTool({"name": chat.tool_choice.function.name})
         elif request.tools:
@@ -231,11 +230,19 @@ def _with_schemas(chat: Chat, convert: _Conversion) -> Chat | None:
         schema = convert(wanted.json_schema.schema, work_budget())
         if schema != wanted.json_schema.schema:
             changed["response_format"] = SchemaFormat(msgspec.structs.replace(wanted.json_schema, schema=schema))
-    budget = work_budget("tools")
-    tools = [_with_parameters(tool, convert, budget) for tool in chat.tools or ()]
+    tools = _converted_tools(chat, chat.tools or [], convert)
     if tools != (chat.tools or []):
         changed["tools"] = tools
     return msgspec.structs.replace(chat, **changed) if changed else None
+
+
+def _converted_tools(chat: Chat, tools: list[Tool], convert: _Conversion) -> list[Tool]:
+    """Return `tools` with `convert` applied to the schemas that a grammar is made of.
+
+    The others are only shown to the model, and may be anything.
+    """
+    budget, constrained = work_budget("tools"), chat.constrained
+    return [_with_parameters(tool, convert, budget) if tool.function.name in constrained else tool for tool in tools]
 
 
 def _with_parameters(tool: Tool, convert: _Conversion, budget: WorkBudget) -> Tool:

@@ -31,11 +31,14 @@ def rejected(**fields: Any) -> InvalidRequest:
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": False, "top_logprobs": 2}, "top_logprobs"),
         ({"tools": [tool("a"), tool("a")]}, "tools[1].function.name"),
-        ({"tools": [tool(parameters={"type": "string"})]}, "tools[0].function.parameters"),
-        ({"tools": [tool(parameters={"type": "object", "properties": 7})]}, "tools[0].function.parameters"),
-        (
-            {"tools": [tool(parameters={"properties": {"a": {"$ref": "http://10.0.0.1/x"}}})]},
-            "tools[0].function.parameters",
+        *(
+            ({"tools": [tool(parameters=schema, strict=strict)], "tool_choice": choice}, "tools[0].function.parameters")
+            for strict, choice in ((None, "required"), (None, named()), (True, "auto"))
+            for schema in (
+                {"type": "string"},
+                {"type": "object", "properties": 7},
+                {"properties": {"a": {"$ref": "http://10.0.0.1/x"}}},
+            )
         ),
         ({"tools": [tool(parameters={"description": "x" * MAX_SCHEMA})]}, "tools[0].function.parameters"),
         ({"tools": [tool()], "tool_choice": named("other")}, "tool_choice"),

@@ -38,6 +38,10 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", 
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
 
 
+def odd(property: Any, **siblings: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"a": property}, **siblings}
+
+
 def formatted(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 
@@ -253,6 +257,42 @@ CASES: list[Case] = [
         calls=None,
         same_shape=False,
     ),
+    *[
+        Case(
+            f"one of two tools with {what}",
+            {"tools": [WEATHER, {"type": "function", "function": {"name": "odd", "parameters": schema}}]},
+            calls=None,
+            same_shape=False,
+            note=note,
+        )
+        for what, schema, note in (
+            ("a draft-4 schema", odd({"type": "integer", "minimum": 0, "exclusiveMinimum": True}), "mended"),
+            ("keywords that are null", odd({"enum": None, "description": None}, required=None), "removed"),
+            ("required: true in a property", odd({"type": "string", "required": True}), "mended"),
+            ("type any", odd({"type": "any"}), "removed"),
+            ("a $ref to nowhere", odd({"$ref": "#/$defs/nowhere"}), "passed on: no grammar is made of it"),
+            ("a property that is no schema", odd("string"), "likewise"),
+        )
+    ],
+    *_both(
+        "forced function with a draft-4 schema",
+        {
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": "odd",
+                        "parameters": odd(
+                            {"type": "integer", "minimum": 0, "exclusiveMinimum": True, "maximum": 9, "required": True}
+                        ),
+                    },
+                }
+            ],
+            "tool_choice": "required",
+            **_FORCED,
+        },
+        calls=True,
+    ),
     # Structured output
     *_both(
         "response_format json_schema",
@@ -347,6 +387,19 @@ CASES: list[Case] = [
     refused("unknown tool_choice", {"tools": [TIME], "tool_choice": "any"}, _INVALID, "tool_choice"),
     refused("unknown tool type", {"tools": [{"type": "custom"}]}, _UNSUPPORTED, "tools[0].type"),
     refused("tool name with a space", {"tools": [function("a b", "c", "d")]}, _INVALID, "tools[0].function.name"),
+    refused(
+        "forced function with a $ref to nowhere",
+        {
+            "tools": [
+                WEATHER,
+                {"type": "function", "function": {"name": "odd", "parameters": odd({"$ref": "#/$defs/nowhere"})}},
+            ],
+            "tool_choice": "required",
+        },
+        _INVALID,
+        "tools[1].function.parameters",
+        "the message names the function and the place",
+    ),
     refused("129 tools", {"tools": [function(f"f{number}", "c", "d") for number in range(129)]}, _INVALID, "tools"),
     refused(
         "tool result without tool_call_id",

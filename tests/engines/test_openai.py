@@ -230,14 +230,31 @@ def test_harmful_schema_is_sent_in_its_portable_form() -> None:
     harmful = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^a{5000}$"}}}
     sent = json.loads(
         ENGINE.render(
-            chat(response_format=schema_format(harmful), tools=[tool(parameters=harmful)]), "m", ModelFacts(), True
+            chat(
+                response_format=schema_format(harmful),
+                tools=[tool(parameters=harmful), tool("g", parameters=harmful, strict=True)],
+                tool_choice=named(),
+            ),
+            "m",
+            ModelFacts(),
+            True,
         )
     )
     assert (
         sent["response_format"]["json_schema"]["schema"]
         == sent["tools"][0]["function"]["parameters"]
+        == sent["tools"][1]["function"]["parameters"]
         == portable(harmful)
     )
+
+
+def test_schema_that_no_grammar_is_made_of_is_sent_unchanged() -> None:
+    odd = {"type": "object", "properties": {"a": {"$ref": "#/nowhere", "pattern": "^a{5000}$"}, "b": "string"}}
+    for choice in (None, "auto", named("g")):
+        request = chat(tools=[tool(parameters=odd), tool("g")], tool_choice=choice)
+        ENGINE.check_schemas(request)
+        sent = json.loads(ENGINE.render(request, "m", ModelFacts(), True))
+        assert sent["tools"][0]["function"]["parameters"] == odd
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
