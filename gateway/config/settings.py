@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
+from gateway.chat.answer import ReasoningField
+
 Kind = Literal["ollama", "vllm", "openai"]
 Priority = Literal["interactive", "batch"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -146,6 +148,9 @@ class Tier(Frozen):
     warm: bool = Field(default=False, description="Whether its models on Ollama are loaded at the start.")
     max_tokens: int | None = Field(
         default=None, description="Maximum tokens of an answer; None: as many as the client asks for."
+    )
+    reasoning_field: ReasoningField = Field(
+        default="reasoning", description="Field of chat completions with the thoughts."
     )
     params: ParamsSettings = ParamsSettings()
     limits: dict[str, LimitOverrides] = Field(default_factory=dict, description="Overrides by backend name.")

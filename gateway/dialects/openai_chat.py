@@ -8,12 +8,12 @@ from typing import Annotated, ClassVar
 
 import msgspec
 import orjson
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw, Struct, structs
 
-from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Usage
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, ReasoningField, Usage
 from gateway.chat.checks import check
 from gateway.chat.request import MAX_BIASES, MAX_MESSAGES, MAX_TOOLS, Chat
-from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors
+from gateway.dialects.dialect import ChatCall, ChatForm, Clock, ErrorForm, OpenAiErrors
 from gateway.dialects.json_body import (
     LONG_BODY,
     Steps,
@@ -157,13 +157,15 @@ def _usage_json(usage: Usage) -> bytes:
     return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % (prompt, completion, prompt + completion)
 
 
-def _reasoning_json(reasoning: str) -> bytes:
-    """Render the reasoning under both names.
+def _reasoning_json(reasoning: str, field: ReasoningField) -> bytes:
+    """Render the reasoning under the names that the operator chose.
 
-    vLLM before 0.12 and many clients use `reasoning_content`, Ollama and later vLLM `reasoning`.
+    Ollama and vLLM from 0.16 on say `reasoning`, vLLM before 0.12 and DeepSeek `reasoning_content`.
     """
     text = json_value(reasoning)
-    return b'"reasoning":%b,"reasoning_content":%b' % (text, text)
+    if field == "both":
+        return b'"reasoning":%b,"reasoning_content":%b' % (text, text)
+    return b'"%b":%b' % (field.encode(), text)
 
 
 def _logprobs_json(logprobs: list[ChosenLogprob] | None) -> bytes:
@@ -186,10 +188,16 @@ def _call_delta_json(call: CallDelta) -> bytes:
 class StreamRenderer:
     """Renders deltas as `chat.completion.chunk` events."""
 
-    __slots__ = ("_after", "_after_text", "_before", "_before_text", "_between_texts", "_head", "_wants_usage")
+    __slots__ = (
+        "_after", "_after_text", "_before", "_before_text", "_between_texts", "_head", "_reasoning_field",
+        "_wants_usage",
+    )  # fmt: skip
 
-    def __init__(self, id: str, created: int, model: str, wants_usage: bool) -> None:
+    def __init__(
+        self, id: str, created: int, model: str, wants_usage: bool, reasoning_field: ReasoningField = "reasoning"
+    ) -> None:
         self._wants_usage = wants_usage
+        self._reasoning_field = reasoning_field
         self._head = b'data: {"id":"%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
             id.encode(),
             created,
@@ -247,7 +255,7 @@ class StreamRenderer:
         parts = []
         fields = []
         if delta.reasoning:
-            fields.append(_reasoning_json(delta.reasoning))
+            fields.append(_reasoning_json(delta.reasoning, self._reasoning_field))
         if delta.content:
             fields.append(b'"content":' + json_value(delta.content))
         if fields or delta.logprobs:
@@ -277,15 +285,16 @@ class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
     model: str
     is_stream: bool
     wants_usage: bool
+    reasoning_field: ReasoningField = "reasoning"
 
     def stream(self, id: str, created: int) -> StreamRenderer:
-        return StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage)
+        return StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage, self.reasoning_field)
 
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
         content = b"null" if answer.calls and not answer.content else json_value(answer.content)
         fields = [b'"role":"assistant","content":', content, b',"refusal":null']
         if answer.reasoning:
-            fields += [b",", _reasoning_json(answer.reasoning)]
+            fields += [b",", _reasoning_json(answer.reasoning, self.reasoning_field)]
         if answer.calls:
             fields += [b',"tool_calls":[', b",".join([_call_json(call, b"") for call in answer.calls]), b"]"]
         usage = _usage_json(answer.usage) if answer.usage is not None else b"null"
@@ -301,6 +310,11 @@ class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
             answer.finish.encode(),
             usage,
         )
+
+
+def with_reasoning_field(form: ChatForm, field: ReasoningField) -> ChatForm:
+    """Return `form` with the reasoning in `field`, if it is a form of chat completions."""
+    return structs.replace(form, reasoning_field=field) if isinstance(form, CompletionForm) else form
 
 
 class OpenAiChat:
