@@ -29,6 +29,7 @@ from gateway.api.paths import (
     OLLAMA_GENERATE_PATH,
     RESPONSE_PATHS,
     checks_host,
+    plain_path,
 )
 from gateway.api.request_headers import reject_loop, request_id_of
 from gateway.api.routes import build, build_metrics_port
@@ -210,6 +211,9 @@ class Gateway:
                 await _answer(send, 204, headers, b"")
                 return
         endpoint = self._endpoints.get(scope["path"])
+        if endpoint is None and (path := plain_path(scope["path"])) != scope["path"]:
+            scope = {**scope, "path": path}
+            endpoint = self._endpoints.get(path)
         if endpoint is not None:
             await endpoint(scope, receive, send)
         else:

@@ -2,7 +2,7 @@
 
     GatewayError
     ├─ InvalidRequest 400
-    │  ├─ InvalidJson, UnsupportedParameter, InvalidImage, InvalidImageUrl, SchemaTooComplex
+    │  ├─ InvalidJson, UnsupportedParameter, InvalidImage, InvalidImageUrl, SchemaTooComplex, RolesRefused
     │  └─ ContextLengthExceeded
     ├─ InvalidApiKey 401, Forbidden 403
     ├─ ModelNotFound 404, NotFound 404, MethodNotAllowed 405
@@ -112,6 +112,17 @@ class SchemaTooComplex(InvalidRequest):
             f"'{param}' is too complex: checking or converting its JSON Schema takes too much work. "
             "Use fewer or smaller 'allOf', 'anyOf', 'oneOf', 'enum' and '$ref'.",
             param=param,
+        )
+
+
+class RolesRefused(InvalidRequest):
+    """The model's chat template does not accept the roles of the messages, or their order."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The chat template of this model refuses the order of the roles in 'messages'. Begin with 'user' after the "
+            "system message, let 'user' and 'assistant' take turns, and answer each tool call with one 'tool' message.",
+            param="messages",
         )
 
 

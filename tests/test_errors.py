@@ -37,6 +37,7 @@ TABLE = [
     (431, REQUEST, "headers_too_large", errors.HeadersTooLarge("m")),
     (500, "server_error", None, errors.Crash()),
     (502, "server_error", "upstream_error", UpstreamError("closed")),
+    (400, "invalid_request_error", "invalid_value", errors.RolesRefused()),
     (503, "server_error", "queue_full", errors.QueueFull("m", retry_after=3)),
     (503, "server_error", "queue_timeout", errors.QueueTimeout("m", retry_after=3)),
     (503, "server_error", "backend_unavailable", errors.BackendUnavailable("m", retry_after=3)),

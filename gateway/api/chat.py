@@ -19,6 +19,7 @@ from gateway.chat.request import LARGE_SCHEMAS, Chat
 from gateway.config import Settings, Tier
 from gateway.dialects.dialect import ChatCall, ChatDialect, ChatForm
 from gateway.dialects.json_body import Steps
+from gateway.dialects.openai_chat import with_reasoning_field
 from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.chat import ChatRelay
 from gateway.relay.context import RelayContext
@@ -55,6 +56,9 @@ class ChatEndpoint(Endpoint[ChatCall]):
     def _apply(self, settings: Settings) -> None:
         self._auto = AutoRules(settings)
         self._params = {tier.name: params for tier in settings.tiers.values() if (params := _tier_params(tier))}
+        self._reasoning_fields = {
+            tier.name: tier.reasoning_field for tier in settings.tiers.values() if tier.reasoning_field != "reasoning"
+        }
 
     def change(self, model_names: ModelNames) -> None:
         super().change(model_names)
@@ -94,8 +98,10 @@ class ChatEndpoint(Endpoint[ChatCall]):
             if checked is not chat:  # converted images no longer identify the conversation
                 chat, bucket = checked, canary_bucket(head.key_id, head.terms.session, asked, BUCKETS)
         # No await from here on: after a roll-out change no request begins on the previous backend.
-        route = self._route(tier, asked, head)
-        request = self._request(chat, call.form, route, head, bucket)
+        route, form = self._route(tier, asked, head), call.form
+        if tier in self._reasoning_fields:
+            form = with_reasoning_field(form, self._reasoning_fields[tier])
+        request = self._request(chat, form, route, head, bucket)
         if call.action != "chat":
             return (LoadRelay if call.action == "load" else UnloadRelay)(self._context, client, request)
         return ChatRelay(self._context, client, request)

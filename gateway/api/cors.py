@@ -1,5 +1,6 @@
 """Cross-origin resource sharing for browser programs (WHATWG Fetch, 3.3). Pure."""
 
+import re
 from collections.abc import Iterable, Mapping
 
 Headers = list[tuple[bytes, bytes]]
@@ -12,6 +13,17 @@ _EXPOSED = (
 _MAX_AGE = b"600"
 
 
+def _pattern(origin: str) -> str:
+    """Return the regular expression for an origin in which `*` stands for a part of it.
+
+    As the port it stands for digits, elsewhere for what the host and the port of an origin consist
+    of.
+    """
+    before, _, after = origin.partition("*")
+    part = "[0-9]*" if before.endswith(":") and not after else r"[A-Za-z0-9._~:\[\]-]*"
+    return re.escape(before) + part + re.escape(after)
+
+
 class Cors:
     """CORS headers for the origins in the settings.
 
@@ -19,8 +31,11 @@ class Cors:
     """
 
     def __init__(self, origins: Iterable[str]) -> None:
-        self._origins = frozenset(origin.rstrip("/").encode() for origin in origins)
-        self._any = b"*" in self._origins
+        plain = {origin.rstrip("/") for origin in origins}
+        self._any = "*" in plain
+        patterns = sorted(origin for origin in plain if "*" in origin)
+        self._origins = frozenset(origin.encode() for origin in plain)
+        self._matches = re.compile("|".join(map(_pattern, patterns)).encode()).fullmatch if patterns else None
 
     def headers(self, fields: Mapping[bytes, bytes]) -> Headers:
         """Return the response headers for a request with the header `fields`.
@@ -28,13 +43,16 @@ class Cors:
         The list is empty if the request has no `Origin`, or one that is not allowed.
         """
         origin = fields.get(b"origin")
-        if origin is None or not self._origins or not (self._any or origin in self._origins):
+        if origin is None or not self._origins or not self._allows(origin):
             return []
         return [
             (b"access-control-allow-origin", b"*" if self._any else origin),
             (b"vary", b"Origin"),
             (b"access-control-expose-headers", _EXPOSED),
         ]
+
+    def _allows(self, origin: bytes) -> bool:
+        return self._any or origin in self._origins or (self._matches is not None and bool(self._matches(origin)))
 
     def header_lines(self, fields: Mapping[bytes, bytes]) -> bytes:
         """Return the headers as the bytes that are sent."""

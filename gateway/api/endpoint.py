@@ -25,9 +25,10 @@ from gateway.api.request_headers import (
     seconds_of,
     timeout_of,
 )
+from gateway.chat.surrogates import without_halves
 from gateway.dialects.dialect import ErrorForm
 from gateway.dialects.json_body import Steps, check_media_type
-from gateway.errors import ClientLeft, GatewayError, MethodNotAllowed, RequestTooLarge, ShuttingDown
+from gateway.errors import ClientLeft, GatewayError, InvalidJson, MethodNotAllowed, RequestTooLarge, ShuttingDown
 from gateway.relay.base import YIELD_BYTES, Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection
@@ -107,7 +108,12 @@ class Endpoint(ABC, Generic[ParsedBody]):
             elif len(body) > self._context.settings.max_body:
                 raise self._too_large()
             size = len(body)
-            asked, text_size = self._parse(body) if size <= YIELD_BYTES else await self._parse_long(body)
+            try:
+                asked, text_size = self._parse(body) if size <= YIELD_BYTES else await self._parse_long(body)
+            except InvalidJson:
+                if (mended := without_halves(body)) is body:
+                    raise
+                asked, text_size = self._parse(mended) if size <= YIELD_BYTES else await self._parse_long(mended)
             del body
             relay = await self._relay(
                 client, asked, text_size, RequestContext(request_id, caller.key_id, size, terms, fields)

@@ -72,6 +72,22 @@ class ModelNames:
             raise ModelNotFound(f"The requested model does not exist. Available models: {names}.", param="model")
         return self._catch_all
 
+    def find(self, name: str) -> tuple[str, dict[str, str]] | None:
+        """Return a name that is not listed in its own spelling, and its models by backend.
+
+        Such names are aliases with `listed: false`, `auto`, the backends' own names, and with the
+        alias `*` all others. Return None if no request can use the name.
+        """
+        lower = name.lower()
+        route = self._embeddings.get(lower)
+        tier = self._tiers.get(lower) or (None if lower == AUTO or route is not None else self._catch_all)
+        if tier is not None:
+            spellings = (*(alias.name for alias in tier.aliases), *tier.models.values())
+            return next((known for known in spellings if known.lower() == lower), name), tier.models
+        if route is not None:
+            return route.model, {route.backend: route.model}
+        return (AUTO, {}) if lower == AUTO else None
+
     @property
     def has_batch(self) -> bool:
         """True if an alias has batch priority."""

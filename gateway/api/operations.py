@@ -87,15 +87,18 @@ class Operations:
         return {"object": "list", "data": data}
 
     def model(self, name: str) -> dict[str, Any]:
-        """Return the entry for one model.
+        """Return the entry for one model: any name that chats or embeddings accept, listed or not.
 
         Raises:
-            ModelNotFound: No public model has this name.
+            ModelNotFound: No request can use this name.
         """
         for entry in self.models()["data"]:
             if entry["id"].lower() == name.lower():
                 return dict(entry)
-        raise ModelNotFound("This model does not exist. GET /v1/models lists the available models.", param="model")
+        named = self._model_names.find(name)
+        if named is None:
+            raise ModelNotFound("This model does not exist. GET /v1/models lists the available models.", param="model")
+        return self._entry(*named)
 
     def public_entries(self) -> list[PublicEntry]:
         """Return the tiers, their listed aliases and the embedding models."""

@@ -4,6 +4,8 @@ The first path of each data endpoint is the documented one. The second serves cl
 lacks `/v1`.
 """
 
+import re
+
 CHAT_PATHS = ("/v1/chat/completions", "/chat/completions")
 EMBEDDING_PATHS = ("/v1/embeddings", "/embeddings")
 MESSAGE_PATHS = ("/v1/messages", "/messages")
@@ -31,3 +33,14 @@ def checks_host(path: str) -> bool:
     whose own authorisation covers it.
     """
     return path not in _WITHOUT_HOST_CHECK and not path.startswith("/ops/")
+
+
+_repeated_slashes = re.compile("/{2,}")
+
+
+def plain_path(path: str) -> str:
+    """Return `path` without repeated and trailing slashes.
+
+    Programs write them when they join a base URL that ends with a slash, and a path.
+    """
+    return (_repeated_slashes.sub("/", path).rstrip("/") or "/") if "//" in path or path.endswith("/") else path

@@ -5,6 +5,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+ReasoningField = Literal["reasoning", "reasoning_content", "both"]
+"""Name of the field of chat completions with the reasoning. OpenAI's API has none."""
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from gateway.chat import json_schema
-from gateway.chat.request import Chat, Choice, ImagePart, Message, SchemaFormat
+from gateway.chat.request import Chat, Choice, Function, ImagePart, Message, SchemaFormat
+from gateway.chat.schema_repair import repair
 from gateway.errors import InvalidRequest, UnsupportedParameter
 
 MAX_SCHEMAS = 128 * 1024
@@ -30,6 +31,7 @@ def check(chat: Chat, *, are_tools_checked: bool = False) -> None:
         for _ in _check_tools(chat):
             pass
     if isinstance(chat.response_format, SchemaFormat):
+        repair(chat.response_format.json_schema.schema)
         json_schema.check(chat.response_format.json_schema.schema, "response_format.json_schema.schema")
     for index, message in enumerate(chat.messages):
         is_text = type(message.content) is str
@@ -58,6 +60,7 @@ def _check_supported(chat: Chat) -> None:
 
 def _check_tools(chat: Chat) -> Iterator[None]:
     tools = chat.tools or []
+    constrained = chat.constrained
     names = set()
     size = 0
     for index, tool in enumerate(tools):
@@ -68,7 +71,7 @@ def _check_tools(chat: Chat) -> Iterator[None]:
             )
         names.add(tool.function.name)
         if tool.function.parameters is not None:
-            size += _check_parameters(tool.function.parameters, f"tools[{index}].function.parameters")
+            size += _check_parameters(tool.function, f"tools[{index}].function.parameters", constrained)
             if size > MAX_SCHEMAS:
                 raise InvalidRequest(
                     f"The schemas in 'tools' have more than {MAX_SCHEMAS} bytes in total.", param="tools"
@@ -80,16 +83,25 @@ def _check_tools(chat: Chat) -> Iterator[None]:
         raise InvalidRequest("'tool_choice' requires 'tools'.", param="tool_choice")
 
 
-def _check_parameters(parameters: dict[str, object], param: str) -> int:
+def _check_parameters(function: Function, param: str, constrained: frozenset[str]) -> int:
+    """Repair the schema in place, and check it as far as it matters. Return its size in bytes.
+
+    Only a schema that a grammar is made of has to be right. The model is shown any other as text.
+    """
+    parameters, owner = function.parameters, f" of the function '{function.name}'"
+    assert parameters is not None
+    repair(parameters)
+    if function.name not in constrained:
+        return json_schema.check_size(parameters, param, owner)
     if parameters.get("type", "object") != "object":
-        raise InvalidRequest(f"'{param}' must be the JSON Schema of an object.", param=param)
-    return json_schema.check(parameters, param)
+        raise InvalidRequest(f"'{param}'{owner} must be the JSON Schema of an object.", param=param)
+    return json_schema.check(parameters, param, owner)
 
 
 def _check_message(message: Message, path: str) -> None:
     if message.role == "tool" and message.tool_call_id is None:
         raise InvalidRequest(f"Missing required parameter: '{path}.tool_call_id'.", param=f"{path}.tool_call_id")
-    if message.content is None and not (message.role == "assistant" and message.tool_calls):
+    if message.content is None and message.role not in ("assistant", "tool"):
         raise InvalidRequest(f"Missing required parameter: '{path}.content'.", param=f"{path}.content")
     if message.role in ("system", "developer") and isinstance(message.content, list):
         for position, part in enumerate(message.content):

@@ -344,7 +344,7 @@ def data_url(data: bytes | bytearray) -> str:
 def _urls(chat: Chat) -> dict[tuple[int, int], str]:
     """Return the URL of every image by the indices of its message and content part."""
     return {
-        (index, number): part.image_url.url
+        (index, number): part.url
         for index, message in enumerate(chat.messages)
         if isinstance(message.content, list)
         for number, part in enumerate(message.content)

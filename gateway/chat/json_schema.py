@@ -1,9 +1,9 @@
 """JSON Schemas of clients: checks and `$ref` resolution. Pure; no referenced document is fetched."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import jsonschema_rs
@@ -25,6 +25,8 @@ MAX_NAME = 256
 
 A longer one of unusual characters overflows the stack of llama.cpp's converter.
 """
+MAX_PLACE = 200
+"""Maximum length of the path of a fault in a message, in characters."""
 MAX_VALIDATED = 4 * MAX_SCHEMA
 """Maximum size of the schemas that no keyword defines as schemas but a reference leads to, in bytes.
 
@@ -53,7 +55,8 @@ _lacks_same_value = frozenset((*_SAME_VALUE_KEYWORDS, "$ref")).isdisjoint
 _NEVER_EMPTY = ("enum", "anyOf", "oneOf", "allOf")
 _lacks_faults = frozenset((*_NEVER_EMPTY, "properties", *chain.from_iterable(_BOUNDS))).isdisjoint
 
-_is_schema = jsonschema_rs.Draft202012Validator({"$ref": "https://json-schema.org/draft/2020-12/schema"}).is_valid
+_newer_validator = jsonschema_rs.Draft202012Validator({"$ref": "https://json-schema.org/draft/2020-12/schema"})
+_is_schema, _schema_errors = _newer_validator.is_valid, _newer_validator.iter_errors
 _is_older_schema = jsonschema_rs.Draft7Validator({"$ref": "http://json-schema.org/draft-07/schema#"}).is_valid
 """Validators of schemas. The library contains both meta-schemas."""
 
@@ -128,44 +131,96 @@ class SchemaDocument:
         return found if isinstance(found, dict | bool) else None
 
 
-def check(schema: Schema, param: str) -> int:
-    """Check a client's schema and return its size in bytes.
+def check(schema: Schema, param: str, owner: str = "") -> int:
+    """Check a client's schema that a grammar is made of, and return its size in bytes.
 
     Rejects schemas that are not valid in draft 7 or 2020-12, that no value can satisfy, or that
-    would harm an engine. `param` is the path of the schema in the request. The message does not
-    repeat the schema's text.
+    would harm an engine. `param` is the path of the schema in the request, `owner` says whose it is.
+    The message names the place of the fault, and repeats nothing else of the schema.
 
     Raises:
         InvalidRequest: the schema is rejected.
         SchemaTooComplex: checking it would take too long.
     """
-    try:
-        size = len(orjson.dumps(schema))
-    except orjson.JSONEncodeError:
-        raise InvalidRequest(
-            f"'{param}' is nested too deeply, or has numbers that are too large.", param=param
-        ) from None
-    fault = f"has more than {MAX_SCHEMA} bytes" if size > MAX_SCHEMA else _find_fault(schema, param)
-    if fault:
-        raise InvalidRequest(f"'{param}' {fault}.", param=param)
+    size, found = _check_size(schema, param, owner)
+    fault = _find_fault(schema, found, param)
+    if fault is not None:
+        raise _rejected(param, owner, fault.words, _place(schema, fault.node, fault.path))
     return size
 
 
-def _find_fault(schema: Schema, param: str) -> str | None:
+def check_size(schema: Schema, param: str, owner: str = "") -> int:
+    """Check a schema that is only shown to the model, and return its size in bytes.
+
+    Raises:
+        InvalidRequest: it is too large or too deep.
+    """
+    return _check_size(schema, param, owner)[0]
+
+
+def _check_size(schema: Schema, param: str, owner: str) -> tuple[int, list[Schema]]:
+    """Return the size in bytes, and all schemas in `schema`."""
+    try:
+        size = len(orjson.dumps(schema))
+    except orjson.JSONEncodeError:
+        raise _rejected(param, owner, "is nested too deeply, or has numbers that are too large") from None
+    if size > MAX_SCHEMA:
+        raise _rejected(param, owner, f"has more than {MAX_SCHEMA} bytes")
     found: list[Schema] = []
     for node, depth in nodes(schema):
         found.append(node)
         if depth > MAX_DEPTH:
-            return f"is nested more than {MAX_DEPTH} levels deep"
+            raise _rejected(param, owner, f"is nested more than {MAX_DEPTH} levels deep")
         if len(found) > MAX_NODES:
-            return f"has more than {MAX_NODES} subschemas"
+            raise _rejected(param, owner, f"has more than {MAX_NODES} subschemas")
+    return size, found
+
+
+def _rejected(param: str, owner: str, words: str, place: str = "") -> InvalidRequest:
+    return InvalidRequest(f"'{param}'{owner} {words}{place}.", param=param)
+
+
+class _Fault(NamedTuple):
+    """What is wrong, in the node where it is, or at a path below the root."""
+
+    words: str
+    node: Schema | None = None
+    path: Sequence[str | int] = ()
+
+
+def _place(schema: Schema, node: Schema | None, path: Sequence[str | int]) -> str:
+    """Return where a fault is, as `at 'properties.city'`; empty for the root."""
+    if node is not None:
+        path = next((found for found, other in _paths(schema) if other is node), ())
+    text = ".".join(map(str, path))
+    shown = "".join(char if char.isprintable() else "?" for char in text[:MAX_PLACE])
+    return f", at '{shown}{'…' if len(text) > MAX_PLACE else ''}'" if text else ""
+
+
+def _paths(schema: object) -> Iterator[tuple[tuple[str | int, ...], object]]:
+    """Yield everything in `schema` with its path."""
+    rest: list[tuple[tuple[str | int, ...], object]] = [((), schema)]
+    while rest:
+        path, value = rest.pop()
+        yield path, value
+        if isinstance(value, dict):
+            rest.extend(((*path, name), inner) for name, inner in value.items())
+        elif isinstance(value, list):
+            rest.extend(((*path, index), inner) for index, inner in enumerate(value))
+
+
+def _find_fault(schema: Schema, found: list[Schema], param: str) -> _Fault | None:
     if not (_is_schema(schema) or _is_older_schema(schema)):
-        return "is not a valid JSON Schema"
+        return _Fault("is not a valid JSON Schema", path=_first_invalid(schema))
     if any(not reference.startswith("#") for reference in _references(schema)):
-        return "refers to another document with '$ref'"
-    return next((fault for node in found if (fault := _find_fault_within(node))), None) or _find_reference_fault(
-        schema, found, WorkBudget(MAX_VALIDATED, param)
-    )
+        return _Fault("refers to another document with '$ref'")
+    within = next((_Fault(words, node) for node in found if (words := _find_fault_within(node))), None)
+    return within or _find_reference_fault(schema, found, WorkBudget(MAX_VALIDATED, param))
+
+
+def _first_invalid(schema: Schema) -> Sequence[str | int]:
+    """Return the path of the first thing that the newer meta-schema rejects."""
+    return next((error.instance_path for error in _schema_errors(schema)), ())
 
 
 def _find_fault_within(node: Schema) -> str | None:
@@ -186,27 +241,28 @@ def _find_fault_within(node: Schema) -> str | None:
     return None
 
 
-def _find_reference_fault(schema: Schema, found: list[Schema], validated: WorkBudget) -> str | None:
+def _find_reference_fault(schema: Schema, found: list[Schema], validated: WorkBudget) -> _Fault | None:
     """Return a fault of the references, or of the schemas they lead to. `validated` is in bytes."""
     document, known = SchemaDocument(schema), {id(node) for node in found}
     rest = list(found)
     while rest:  # a reference may lead to a place that no keyword defines as a schema
-        reference = rest.pop().get("$ref")
+        referring = rest.pop()
+        reference = referring.get("$ref")
         if not isinstance(reference, str):
             continue
         target = document.resolve(reference)
         if target is None:
-            return "has a '$ref' that cannot be resolved"
+            return _Fault("has a '$ref' that cannot be resolved", referring)
         if isinstance(target, dict) and id(target) not in known:
             validated.spend(len(orjson.dumps(target)))
             if not (_is_schema(target) or _is_older_schema(target)):
-                return "has a '$ref' to something that is not a JSON Schema"
+                return _Fault("has a '$ref' to something that is not a JSON Schema", referring)
             for node, _ in nodes(target):
                 if id(node) not in known:
                     known.add(id(node))
                     found.append(node)
                     rest.append(node)
-    return "has an endless '$ref' loop" if _has_loop(document, found) else None
+    return _Fault("has an endless '$ref' loop") if _has_loop(document, found) else None
 
 
 def _has_loop(document: SchemaDocument, found: list[Schema]) -> bool:

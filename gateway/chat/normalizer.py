@@ -13,7 +13,9 @@ from typing import Literal
 import msgspec
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason
+from gateway.chat.conversation import ID_CHARACTERS, ID_LENGTH
 from gateway.chat.request import Chat, Choice, JsonFormat, SchemaFormat
+from gateway.chat.surrogates import HalfPairReplacer, text_without_halves
 
 THOUGHT_OPENS, THOUGHT_CLOSES = "<think>", "</think>"
 
@@ -98,6 +100,43 @@ def _overlap(text: str, tag: str) -> int:
     return next((size for size in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:size])), 0)
 
 
+class _BackendCall:
+    """One call as the backend sends it. `number` is the gateway's index."""
+
+    __slots__ = ("_halves", "_id", "_pieces", "number")
+
+    def __init__(self, number: int, id: str) -> None:
+        self.number = number
+        self._id = id
+        self._pieces: list[str] = []
+        self._halves = HalfPairReplacer()
+
+    def add(self, arguments: str) -> str:
+        """Return the arguments to show of this piece."""
+        self._pieces.append(arguments)
+        return self._halves.feed(arguments)
+
+    def rest(self) -> str:
+        return self._halves.rest()
+
+    def precedes(self, piece: CallDelta) -> bool:
+        """Return whether `piece`, which has the same index, begins another call.
+
+        Some servers give all calls the index 0. Then the id tells them apart, or, without ids, a
+        name after whole arguments.
+        """
+        if not piece.name:
+            return False
+        return piece.id != self._id if piece.id and self._id else bool(self._pieces) and self._is_whole()
+
+    def _is_whole(self) -> bool:
+        try:
+            json.loads("".join(self._pieces))
+        except (ValueError, RecursionError):
+            return False
+        return True
+
+
 class Normalizer:
     """Normaliser of one answer.
 
@@ -106,7 +145,8 @@ class Normalizer:
     """
 
     __slots__ = (
-        "_answers_in_reasoning", "_call_text", "_calls", "_forced", "_has_reasoning", "_ids", "_is_named", "_is_single",
+        "_answers_in_reasoning", "_backend_calls", "_call_text", "_calls", "_forced", "_halves", "_has_reasoning",
+        "_is_named", "_is_single",
         "_logprobs", "_max_alternatives", "_normalizes_all", "_splitter", "_streams_arguments",
     )  # fmt: skip
 
@@ -125,8 +165,9 @@ class Normalizer:
         self._call_text: list[str] = []
         """Text that becomes a forced call."""
         self._calls = 0
-        self._ids: dict[int, int] = {}
-        """The gateway's index of each call by the backend's index."""
+        self._backend_calls: dict[int, _BackendCall] = {}
+        """The last call with each of the backend's indices."""
+        self._halves = HalfPairReplacer()
         self._logprobs: list[ChosenLogprob] = []
         """Logprobs of text that is held back."""
 
@@ -186,10 +227,10 @@ class Normalizer:
         """
         text, delta.content = delta.content, ""
         if self._streams_arguments:
-            delta.calls = [CallDelta(0, arguments=text)]
+            delta.calls = _more_arguments(0, self._halves.feed(text))
         elif len(self._forced) == 1 and not self._call_text and not self._calls and text.lstrip().startswith("{"):
             self._streams_arguments = True
-            delta.calls = self._new_call(self._forced[0].name, text.lstrip())
+            delta.calls = self._new_call(self._forced[0].name, self._halves.feed(text.lstrip()))
         else:
             self._call_text.append(text)
 
@@ -198,9 +239,15 @@ class Normalizer:
         if self._forced:
             if delta.content:
                 self._add_to_call(delta)
-            call_text = "".join(self._call_text)
+            call_text = text_without_halves("".join(self._call_text))
             if not self._calls and not (self._has_reasoning and not call_text):
                 delta.calls = self._call(call_text)
+        rests = [
+            *_more_arguments(0, self._halves.rest()),
+            *(piece for call in self._backend_calls.values() for piece in _more_arguments(call.number, call.rest())),
+        ]
+        if rests:
+            delta.calls = [*(delta.calls or ()), *(piece for piece in rests if not self._drops(piece.index))]
         delta.finish = self._finish_reason(delta.finish)
 
     def _finish_reason(self, finish: FinishReason) -> FinishReason:
@@ -229,7 +276,7 @@ class Normalizer:
         """Return the pieces of a new call: the name, then the arguments, as OpenAI and vLLM do."""
         index = self._calls
         self._calls += 1
-        return [CallDelta(index, _call_id(), name), *([CallDelta(index, arguments=arguments)] if arguments else [])]
+        return [CallDelta(index, _call_id(), name), *_more_arguments(index, arguments)]
 
     def _renumber(self, calls: list[CallDelta]) -> list[CallDelta]:
         """Return the calls with the gateway's ids and indices.
@@ -237,18 +284,26 @@ class Normalizer:
         Return only the first if the client disabled parallel calls.
         """
         renumbered: list[CallDelta] = []
-        for call in calls:
-            index = self._ids.get(call.index)
-            if index is None:
-                if not call.name:
+        for piece in calls:
+            call = self._backend_calls.get(piece.index)
+            if call is None or call.precedes(piece):
+                if not piece.name:
                     continue
-                index = self._ids[call.index] = self._calls
-                pieces = self._new_call(call.name, call.arguments)
+                rest = [] if call is None else _more_arguments(call.number, call.rest())
+                call = self._backend_calls[piece.index] = _BackendCall(self._calls, piece.id)
+                pieces = rest + self._new_call(piece.name, call.add(piece.arguments))
             else:
-                pieces = [CallDelta(index, arguments=call.arguments)] if call.arguments else []
-            if not (index and self._is_single):
-                renumbered += pieces
+                pieces = _more_arguments(call.number, call.add(piece.arguments))
+            renumbered += [shown for shown in pieces if not self._drops(shown.index)]
         return renumbered
+
+    def _drops(self, number: int) -> bool:
+        """Return whether the client does not want the call with this index."""
+        return number > 0 and self._is_single
+
+
+def _more_arguments(number: int, arguments: str) -> list[CallDelta]:
+    return [CallDelta(number, arguments=arguments)] if arguments else []
 
 
 def _value(text: str, begin: int) -> str:
@@ -267,4 +322,4 @@ def _trimmed(logprob: ChosenLogprob, max_alternatives: int) -> ChosenLogprob:
 
 
 def _call_id() -> str:
-    return f"call_{random.getrandbits(96):024x}"
+    return "".join(random.choices(ID_CHARACTERS, k=ID_LENGTH))

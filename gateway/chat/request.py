@@ -12,7 +12,9 @@ from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import orjson
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
+
+from gateway.chat.surrogates import without_halves
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 PositiveInt = Annotated[int, Meta(ge=1, le=10_000_000)]
@@ -35,6 +37,9 @@ Effort = Literal["none", "low", "medium", "high"]
 """Reasoning efforts in OpenAI's words that all engines support."""
 
 
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
 class ImageUrl(Struct, frozen=True):
     url: str
 
@@ -48,7 +53,18 @@ class RefusalPart(Struct, frozen=True, tag="refusal"):
 
 
 class ImagePart(Struct, frozen=True, tag="image_url"):
-    image_url: ImageUrl
+    """Image. A client may send the URL itself in place of the object with the URL."""
+
+    image_url: ImageUrl | str
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image_url, str):
+            structs.force_setattr(self, "image_url", ImageUrl(self.image_url))
+
+    @property
+    def url(self) -> str:
+        assert isinstance(self.image_url, ImageUrl)
+        return self.image_url.url
 
 
 MAX_ARGUMENTS_DEPTH = 64
@@ -74,19 +90,25 @@ class CalledFunction(Struct, frozen=True):
         text = self.arguments.strip()
         if not text:
             return b"{}"
-        try:
-            is_whole = isinstance(orjson.loads(text), dict) and _depth(text) <= MAX_ARGUMENTS_DEPTH
-        except orjson.JSONDecodeError:
-            is_whole = False
-        return text.encode() if is_whole else orjson.dumps({"arguments": self.arguments})
+        whole = text.encode()
+        if _is_shallow_object(whole) or _is_shallow_object(whole := without_halves(whole)):
+            return whole
+        return orjson.dumps({"arguments": self.arguments})
 
 
-def _depth(text: str) -> int:
-    """Return the maximum nesting of the JSON in `text`, or more than is allowed.
+def _is_shallow_object(json: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(json), dict) and _depth(json) <= MAX_ARGUMENTS_DEPTH
+    except orjson.JSONDecodeError:
+        return False
+
+
+def _depth(json: bytes) -> int:
+    """Return the maximum nesting of `json`, or more than is allowed.
 
     Brackets within strings count too. There may be a million, so each step runs in C.
     """
-    marks = _end_runs(b"]" * 64, text.encode().translate(None, _not_brackets))
+    marks = _end_runs(b"]" * 64, json.translate(None, _not_brackets))
     if len(marks) > MAX_BRACKETS:
         return MAX_BRACKETS
     return max(accumulate(map(_CHANGES.__getitem__, marks)), default=0)
@@ -103,10 +125,10 @@ class ToolCall(Struct, frozen=True):
 class Message(Struct, frozen=True):
     """One message of the conversation.
 
-    `content` is None only for an assistant message that contains nothing but tool calls.
+    `content` is None only for messages of the assistant and of tools. It counts as the empty text.
     """
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Role
     content: str | list[TextPart | ImagePart | RefusalPart] | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
     tool_call_id: str | None = None
@@ -132,7 +154,7 @@ class Message(Struct, frozen=True):
     def images(self) -> list[str]:
         """Return the `data:` URLs of the message's images, in order."""
         if isinstance(self.content, list):
-            return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
+            return [part.url for part in self.content if isinstance(part, ImagePart)]
         return []
 
     @property
@@ -307,3 +329,9 @@ class Chat(Struct, frozen=True, kw_only=True):
             name = self.tool_choice.function.name
             return [tool.function for tool in self.tools if tool.function.name == name][:1]
         return [tool.function for tool in self.tools] if self.tool_choice == "required" else []
+
+    @property
+    def constrained(self) -> frozenset[str]:
+        """Return the names of the functions whose arguments a grammar forces to follow the schema."""
+        strict = {tool.function.name for tool in self.tools or () if tool.function.strict}
+        return frozenset(strict.union(function.name for function in self.forced))

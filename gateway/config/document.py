@@ -164,8 +164,8 @@ class SettingsDocument(DocumentSection):
     )
     cors_origins: tuple[CorsOrigin, ...] = Field(
         default=(),
-        description="Origins of browser programs that may call the gateway, such as https://chat.example.com; "
-        "`*`: any. Default: [].",
+        description="Origins of browser programs that may call the gateway, such as https://chat.example.com. "
+        "One `*` may stand for the port or a part of the host, as in http://localhost:*; `*` alone: any. Default: [].",
     )
     allowed_hosts: tuple[HostName, ...] = Field(
         default=(),

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, JsonValue
 
+from gateway.chat.answer import ReasoningField
 from gateway.config.document_backends import LimitOverridesDocument
 from gateway.config.field_types import (
     Count,
@@ -71,6 +72,11 @@ class TierDocument(DocumentSection):
     )
     max_tokens: Count | None = Field(
         default=None, description="Maximum tokens of an answer, whatever the client asks for. Default: no limit."
+    )
+    reasoning_field: ReasoningField = Field(
+        default="reasoning",
+        description="Field of chat completions with the thoughts: reasoning, reasoning_content or both. "
+        "Default: reasoning.",
     )
     params: ParamsDocument = Field(
         default_factory=ParamsDocument, description="Changes made to a request's parameters."

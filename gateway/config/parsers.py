@@ -203,12 +203,17 @@ def keys(value: object) -> tuple[str, ...]:
 
 
 def origin(value: object) -> str:
-    """Return an origin as browsers send it, `https://host[:port]`, or `*`."""
+    """Return an origin as browsers send it, `https://host[:port]`, or `*`.
+
+    One `*` may stand for a part of the host, or for the port.
+    """
     if isinstance(value, str):
         text = value.strip().rstrip("/").lower()
-        if text == "*" or re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s,@]+", text, re.ASCII):
+        if text == "*" or re.fullmatch(r"[a-z][a-z0-9+.-]*://(?!.*\*.*\*)[^/?#\s,@]+", text, re.ASCII):
             return text
-    raise ValueError("expected an origin such as https://chat.example.com, or *")
+    raise ValueError(
+        "expected an origin such as https://chat.example.com, with at most one *, as in http://localhost:*; or *"
+    )
 
 
 def host_name(value: object) -> str:

@@ -132,6 +132,7 @@ def _tier_document(tier: Tier) -> dict[str, Any]:
     document["warm"] = tier.warm
     if tier.max_tokens:
         document["max_tokens"] = tier.max_tokens
+    document["reasoning_field"] = tier.reasoning_field
     params = {"default": dict(tier.params.default), "force": dict(tier.params.force), "drop": list(tier.params.drop)}
     document["params"] = params
     if tier.limits:

@@ -55,6 +55,7 @@ class TierResolver:
             fallback=self._fallback(path, item, models, pin),
             warm=item.warm,
             max_tokens=item.max_tokens,
+            reasoning_field=item.reasoning_field,
             params=ParamsSettings(**item.params.model_dump()),
             limits=overrides,
         )

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
+from gateway.chat.answer import ReasoningField
+
 Kind = Literal["ollama", "vllm", "openai"]
 Priority = Literal["interactive", "batch"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -147,6 +149,9 @@ class Tier(Frozen):
     max_tokens: int | None = Field(
         default=None, description="Maximum tokens of an answer; None: as many as the client asks for."
     )
+    reasoning_field: ReasoningField = Field(
+        default="reasoning", description="Field of chat completions with the thoughts."
+    )
     params: ParamsSettings = ParamsSettings()
     limits: dict[str, LimitOverrides] = Field(default_factory=dict, description="Overrides by backend name.")
 
@@ -223,7 +228,9 @@ class Settings(Frozen):
     )
     max_body: int = Field(default=20 * MIB, description="Maximum bytes of a request body.")
     max_text_body: int = Field(default=MIB, description="Maximum bytes of a chat's body without its images.")
-    cors_origins: tuple[str, ...] = Field(default=(), description="Origins of browser programs; `*`: any.")
+    cors_origins: tuple[str, ...] = Field(
+        default=(), description="Origins of browser programs, each with at most one `*`; `*` alone: any."
+    )
     allowed_hosts: tuple[str, ...] = Field(
         default=(), description="Further values of Host that an open gateway on loopback accepts, in lower case."
     )

@@ -4,6 +4,9 @@ import re
 from collections.abc import Generator, Mapping
 from typing import TypeVar
 
+import msgspec
+from msgspec import Raw
+
 from gateway.errors import InvalidJson, InvalidRequest, UnsupportedMediaType, UnsupportedParameter
 
 MIN_PAYLOAD = 1024
@@ -27,6 +30,12 @@ STEP = 1024 * 1024
 _MARKS = (b",", b"[", b"{")
 """Each member follows one of these."""
 
+_fields = msgspec.json.Decoder(dict[str, Raw])
+_got_fraction = re.compile(r"Expected `[^`]*\bint\b[^`]*`, got `float`").match
+_number = re.compile(rb"-?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?").fullmatch
+_MAX_NUMBER = 32
+"""Maximum length of a number that is looked at, in characters."""
+
 T = TypeVar("T")
 Steps = Generator[None, None, T]
 """Work in steps of at most some milliseconds, between which other requests get a turn."""
@@ -46,10 +55,19 @@ def check_media_type(fields: Mapping[bytes, bytes]) -> None:
         UnsupportedMediaType: the body is not JSON, or is compressed.
     """
     media_type = fields.get(b"content-type", b"")
-    if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":
+    if media_type != b"application/json" and not _is_json(media_type):
         raise UnsupportedMediaType("Send the body as 'Content-Type: application/json'.")
     if fields.get(b"content-encoding", b"identity").lower() != b"identity":
         raise UnsupportedMediaType("Send the body without Content-Encoding.")
+
+
+def _is_json(media_type: bytes) -> bool:
+    """Return whether the header value names only JSON.
+
+    A proxy joins a header that was sent twice to `application/json, application/json`.
+    """
+    named = [item.partition(b";")[0].strip().lower() for item in media_type.split(b",")]
+    return set(named) - {b""} == {b"application/json"}
 
 
 def without_images(body: bytes) -> bytes:
@@ -75,6 +93,34 @@ def without_images(body: bytes) -> bytes:
         begin = end
     parts.append(body[begin:])
     return b"".join(parts)
+
+
+def decode_fields(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """Decode the request in `body`, and accept `16.0` as the integer 16.
+
+    Programs in languages that have only one type of number, and the serialisers of others, write
+    integers so.
+
+    Raises:
+        msgspec.DecodeError, UnicodeDecodeError, RecursionError: as `decoder`.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        if not _got_fraction(str(error)):
+            raise
+        return decoder.decode(_with_integers(body))
+
+
+def _with_integers(body: bytes) -> bytes:
+    """Return the JSON object in `body` with the integral numbers of its fields as integers."""
+    fields = _fields.decode(body)
+    for name, value in fields.items():
+        if memoryview(value).nbytes <= _MAX_NUMBER and _number(text := bytes(value)):
+            number = float(text)
+            if number.is_integer() and not text.lstrip(b"-").isdigit():
+                fields[name] = Raw(b"%d" % number)
+    return msgspec.json.encode(fields)
 
 
 def completed(steps: Steps[T]) -> T:

@@ -21,3 +21,9 @@ def escaped(json: bytes) -> bytes:
         if mark in json:
             json = json.replace(mark, escape)
     return json
+
+
+def json_value(value: object) -> bytes:
+    """Return any value as JSON without line ends of Unicode."""
+    json = _encode(value)
+    return json if json.isascii() else escaped(json)

@@ -8,19 +8,28 @@ from typing import Annotated, ClassVar
 
 import msgspec
 import orjson
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw, Struct, structs
 
-from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Usage
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, ReasoningField, Usage
 from gateway.chat.checks import check
 from gateway.chat.request import MAX_BIASES, MAX_MESSAGES, MAX_TOOLS, Chat
-from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors
-from gateway.dialects.json_body import LONG_BODY, Steps, completed, explain, has_too_many_members, without_images
+from gateway.dialects.dialect import ChatCall, ChatForm, Clock, ErrorForm, OpenAiErrors
+from gateway.dialects.json_body import (
+    LONG_BODY,
+    Steps,
+    completed,
+    decode_fields,
+    explain,
+    has_too_many_members,
+    without_images,
+)
+from gateway.dialects.json_text import escaped, json_value
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge
 
 STREAM_LINES = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 """Header lines of an answer as server-sent events."""
 
-_encode = msgspec.json.encode
+_encode_plain = msgspec.json.encode
 _decoder = msgspec.json.Decoder(Chat)
 
 _MAX_DECODED = 1024 * 1024
@@ -124,7 +133,7 @@ def decode(body: bytes, max_text_body: int) -> Chat:
         UnsupportedParameter: the request uses a variant that the gateway does not support.
     """
     try:
-        chat = _decoder.decode(body)
+        chat = decode_fields(_decoder, body)
     except msgspec.ValidationError as error:
         raise explain(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -148,22 +157,24 @@ def _usage_json(usage: Usage) -> bytes:
     return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % (prompt, completion, prompt + completion)
 
 
-def _reasoning_json(reasoning: str) -> bytes:
-    """Render the reasoning under both names.
+def _reasoning_json(reasoning: str, field: ReasoningField) -> bytes:
+    """Render the reasoning under the names that the operator chose.
 
-    vLLM before 0.12 and many clients use `reasoning_content`, Ollama and later vLLM `reasoning`.
+    Ollama and vLLM from 0.16 on say `reasoning`, vLLM before 0.12 and DeepSeek `reasoning_content`.
     """
-    text = _encode(reasoning)
-    return b'"reasoning":%b,"reasoning_content":%b' % (text, text)
+    text = json_value(reasoning)
+    if field == "both":
+        return b'"reasoning":%b,"reasoning_content":%b' % (text, text)
+    return b'"%b":%b' % (field.encode(), text)
 
 
 def _logprobs_json(logprobs: list[ChosenLogprob] | None) -> bytes:
-    return b"null" if logprobs is None else b'{"content":%b,"refusal":null}' % _encode(logprobs)
+    return b"null" if logprobs is None else b'{"content":%b,"refusal":null}' % json_value(logprobs)
 
 
 def _call_json(call: CallDelta, prefix: bytes) -> bytes:
     """Render the first piece of a call or all of it. `prefix` precedes the id."""
-    function = b'{"name":%b,"arguments":%b}' % (_encode(call.name), _encode(call.arguments))
+    function = b'{"name":%b,"arguments":%b}' % (json_value(call.name), json_value(call.arguments))
     return b'{%b"id":"%b","type":"function","function":%b}' % (prefix, call.id.encode(), function)
 
 
@@ -171,20 +182,26 @@ def _call_delta_json(call: CallDelta) -> bytes:
     prefix = b'"index":%d,' % call.index
     if call.id:
         return _call_json(call, prefix)
-    return b'{%b"function":{"arguments":%b}}' % (prefix, _encode(call.arguments))
+    return b'{%b"function":{"arguments":%b}}' % (prefix, json_value(call.arguments))
 
 
 class StreamRenderer:
     """Renders deltas as `chat.completion.chunk` events."""
 
-    __slots__ = ("_after", "_after_text", "_before", "_before_text", "_between_texts", "_head", "_wants_usage")
+    __slots__ = (
+        "_after", "_after_text", "_before", "_before_text", "_between_texts", "_head", "_reasoning_field",
+        "_wants_usage",
+    )  # fmt: skip
 
-    def __init__(self, id: str, created: int, model: str, wants_usage: bool) -> None:
+    def __init__(
+        self, id: str, created: int, model: str, wants_usage: bool, reasoning_field: ReasoningField = "reasoning"
+    ) -> None:
         self._wants_usage = wants_usage
+        self._reasoning_field = reasoning_field
         self._head = b'data: {"id":"%b","object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
             id.encode(),
             created,
-            _encode(model),
+            json_value(model),
         )
         self._before = self._head + b'{"index":0,"delta":'
         self._after = b',"logprobs":null,"finish_reason":null}]' + self._tail()
@@ -214,11 +231,12 @@ class StreamRenderer:
             and delta.calls is None
             and delta.logprobs is None
         ):
-            return (
-                b"".join((self._before, b'{"content":', _encode(delta.content), b"}", self._after))
-                if delta.content
-                else b""
-            )
+            if not delta.content:
+                return b""
+            text = _encode_plain(delta.content)  # inlined `json_value`
+            if not text.isascii():
+                text = escaped(text)
+            return b"".join((self._before, b'{"content":', text, b"}", self._after))
         return self._render_rare(delta)
 
     @property
@@ -237,9 +255,9 @@ class StreamRenderer:
         parts = []
         fields = []
         if delta.reasoning:
-            fields.append(_reasoning_json(delta.reasoning))
+            fields.append(_reasoning_json(delta.reasoning, self._reasoning_field))
         if delta.content:
-            fields.append(b'"content":' + _encode(delta.content))
+            fields.append(b'"content":' + json_value(delta.content))
         if fields or delta.logprobs:
             middle = b',"logprobs":%b,"finish_reason":null}]' % _logprobs_json(delta.logprobs)
             parts += [self._before, b"{", b",".join(fields), b"}", middle, self._tail()]
@@ -267,15 +285,16 @@ class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
     model: str
     is_stream: bool
     wants_usage: bool
+    reasoning_field: ReasoningField = "reasoning"
 
     def stream(self, id: str, created: int) -> StreamRenderer:
-        return StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage)
+        return StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage, self.reasoning_field)
 
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
-        content = b"null" if answer.calls and not answer.content else _encode(answer.content)
+        content = b"null" if answer.calls and not answer.content else json_value(answer.content)
         fields = [b'"role":"assistant","content":', content, b',"refusal":null']
         if answer.reasoning:
-            fields += [b",", _reasoning_json(answer.reasoning)]
+            fields += [b",", _reasoning_json(answer.reasoning, self.reasoning_field)]
         if answer.calls:
             fields += [b',"tool_calls":[', b",".join([_call_json(call, b"") for call in answer.calls]), b"]"]
         usage = _usage_json(answer.usage) if answer.usage is not None else b"null"
@@ -285,12 +304,17 @@ class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
         ) % (
             b"chatcmpl-" + id.encode(),
             created,
-            _encode(self.model),
+            json_value(self.model),
             b"".join(fields),
             _logprobs_json(answer.logprobs),
             answer.finish.encode(),
             usage,
         )
+
+
+def with_reasoning_field(form: ChatForm, field: ReasoningField) -> ChatForm:
+    """Return `form` with the reasoning in `field`, if it is a form of chat completions."""
+    return structs.replace(form, reasoning_field=field) if isinstance(form, CompletionForm) else form
 
 
 class OpenAiChat:

@@ -11,7 +11,7 @@ from msgspec import Raw, structs
 
 from gateway.chat.embedding import MAX_TEXTS, Embedding, EncodedVector
 from gateway.dialects.dialect import Clock, EmbeddingCall, ErrorForm, OpenAiErrors
-from gateway.dialects.json_body import LONG_BODY, STEP, Steps, completed, explain, has_too_many_members
+from gateway.dialects.json_body import LONG_BODY, STEP, Steps, completed, decode_fields, explain, has_too_many_members
 from gateway.errors import (
     ContextLengthExceeded,
     GatewayError,
@@ -50,7 +50,7 @@ def parse_embedding(
     if len(body) > min(LONG_BODY, max_text_body):
         return completed(parse_long_embedding(body, check_model))
     try:
-        embedding = _decoder.decode(body)
+        embedding = decode_fields(_decoder, body)
         check_model(embedding.model)
         orjson.loads(body)  # msgspec skips fields that are not in its types without checking them
     except _JSON_ERRORS as error:
@@ -73,8 +73,8 @@ def parse_long_embedding(body: bytes, check_model: Callable[[str], object]) -> S
             elements = _elements.decode(texts)
         yield
     with _json_errors():
-        shape = _decoder.decode(
-            msgspec.json.encode(known | ({"input": _shape(texts, elements)} if "input" in known else {}))
+        shape = decode_fields(
+            _decoder, msgspec.json.encode(known | ({"input": _shape(texts, elements)} if "input" in known else {}))
         )
     check_model(shape.model)
     decoded: list[str] = []

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]+")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
 _MAX_DIGITS = 15  # of a content length; llhttp accepts any number of zeros at its start
 
@@ -92,6 +93,12 @@ def parse_head(
         check_host(host)
     if len(fields) != len(headers):
         check_repeats(headers)
+    if not url.startswith(b"/") and (absolute := _ABSOLUTE.match(url)):
+        check_host(absolute[1])
+        headers, fields = with_host(headers, fields, absolute[1])
+        url = url[absolute.end() :]
+        if not url.startswith(b"/"):
+            url = b"/" + url
     if b"transfer-encoding" in fields:
         if fields[b"transfer-encoding"].lower() != b"chunked":
             raise invalid("Unsupported Transfer-Encoding: only 'chunked' is accepted.")
@@ -155,12 +162,19 @@ def check_repeats(headers: list[tuple[bytes, bytes]]) -> None:
         raise invalid("The request has more than one Host header.")
 
 
-def split_target(url: bytes, method: bytes) -> tuple[bytes, bytes]:
-    """Return the path and the query of a target in origin form.
+def with_host(
+    headers: list[tuple[bytes, bytes]], fields: dict[bytes, bytes], host: bytes
+) -> tuple[list[tuple[bytes, bytes]], dict[bytes, bytes]]:
+    """Return the headers with `host`, the authority of a target in absolute form, as Host.
 
-    The absolute form is refused: clients do not use this gateway as a forward proxy, and the
-    authority in the target could differ from Host.
+    A server ignores the Host header beside such a target (RFC 9112 §3.2.2), so everything that
+    checks the host has to see the target's.
     """
+    return [(b"host", host), *(field for field in headers if field[0] != b"host")], {**fields, b"host": host}
+
+
+def split_target(url: bytes, method: bytes) -> tuple[bytes, bytes]:
+    """Return the path and the query of a target in origin form."""
     path, _, query = url.partition(b"?")
     if b"#" in url or method == b"CONNECT" or not (path.startswith(b"/") or (path == b"*" and method == b"OPTIONS")):
         raise invalid("The request target must be a path that begins with '/'.")

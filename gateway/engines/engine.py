@@ -9,6 +9,7 @@ from msgspec import Raw, Struct
 
 from gateway.chat.answer import Delta
 from gateway.chat.request import Chat
+from gateway.chat.surrogates import without_halves
 from gateway.engines.lines import LineBuffer, LineTooLong
 from gateway.errors import GatewayError, UpstreamError
 
@@ -17,6 +18,9 @@ MAX_ANSWER = 32 * 1024 * 1024
 
 MAX_REFUSAL = 64 * 1024
 """Maximum number of bytes read of an error answer."""
+
+UNREADABLE = "malformed"
+"""Reason of the failure when an event cannot be read."""
 
 
 class ModelFacts(Struct, frozen=True):
@@ -47,8 +51,6 @@ class ResponseReader(Protocol):
     """Reader of one streamed answer. Sets `done` when the backend has sent everything."""
 
     done: bool
-    malformed: int
-    """Number of dropped lines that were not events of this engine."""
     surplus: bool
     """True if anything followed the end of the answer."""
     failure: GatewayError | None
@@ -147,12 +149,11 @@ class Engine(Protocol):
 class LineReader(ABC):
     """Base of all response readers: splits lines, and stops at the backend's end of the answer."""
 
-    __slots__ = ("_lines", "done", "failure", "malformed", "surplus")
+    __slots__ = ("_lines", "done", "failure", "surplus")
 
     def __init__(self) -> None:
         self._lines = LineBuffer()
         self.done = False
-        self.malformed = 0
         self.surplus = False
         self.failure: GatewayError | None = None
 
@@ -178,7 +179,10 @@ class LineReader(ABC):
         deltas: list[Delta] = []
         for line in self._lines.rest():
             if not self.done:
-                self._read(line, deltas)
+                try:
+                    self._read(line, deltas)
+                except UpstreamError as error:
+                    raise broken_off("truncated") if error.reason == UNREADABLE else error from None
         if not self.done:
             self._end(deltas)
         return deltas
@@ -202,6 +206,11 @@ def broken_off(reason: str, engine_reason: str | None = None) -> UpstreamError:
     return error
 
 
+def unreadable() -> UpstreamError:
+    """Return the error for an event that cannot be read. What it said is missing in the answer."""
+    return broken_off(UNREADABLE)
+
+
 MAX_TOKENS = 1_000_000_000
 """Maximum number of tokens that is believed. No context is so long, and no answer."""
 _numbers = msgspec.json.Decoder()
@@ -223,8 +232,17 @@ T = TypeVar("T")
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes | Raw) -> T | None:
-    """Decode `body`. Return None if it does not match the decoder's type."""
+    """Decode `body`. Return None if it does not match the decoder's type.
+
+    Half surrogate pairs in it become U+FFFD.
+    """
     try:
         return decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        mended = without_halves(given := bytes(body))
+    if mended is given:
+        return None
+    try:
+        return decoder.decode(mended)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

@@ -19,6 +19,7 @@ from gateway.errors import (
     LoopDetected,
     ModelNotFound,
     RequestTooLarge,
+    RolesRefused,
     UnsupportedParameter,
     UpstreamError,
 )
@@ -45,6 +46,11 @@ _NO_IMAGES = re.compile(
 _MANY_IMAGES = re.compile(r"at most (\d{1,4}) image\(s\)", re.IGNORECASE)  # vLLM's --limit-mm-per-prompt
 _NO_THINKING = re.compile(r"does not support thinking", re.IGNORECASE)
 _NO_TOOLS = re.compile(r"does not support tools|tool choice requires|--tool-call-parser", re.IGNORECASE)
+_ROLES = re.compile(
+    r"must alternate|system role|system message must be|no user query|unexpected (?:message )?role|only user(?:,| and) "
+    r"|optional system message|(?:first|last) role|must start with a user|number of function calls and responses",
+    re.IGNORECASE,
+)
 _BAD_GRAMMAR = re.compile(
     r"grammar|json schema|error parsing regex|structured.output|structural tag|invalid format"
     r"|failed to load model vocabulary",
@@ -114,6 +120,8 @@ def _client_fault(message: str) -> GatewayError | None:
         return InvalidRequest(f"This model accepts at most {image_limit[1]} images in one request.", param="messages")
     if image_limit or _NO_IMAGES.search(message):
         return UnsupportedParameter("This model does not accept images.", param="messages")
+    if _ROLES.search(message):
+        return RolesRefused()
     if _NO_THINKING.search(message):
         return UnsupportedParameter(
             "This model does not support thinking. Leave 'reasoning_effort' out.", param="reasoning_effort"

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
 from gateway.chat.request import Chat
+from gateway.chat.surrogates import without_halves
 from gateway.engines.engine import (
     Ask,
     LineReader,
@@ -22,6 +23,7 @@ from gateway.engines.engine import (
     decode,
     possible_tokens,
     token_count,
+    unreadable,
 )
 from gateway.engines.error_mapping import client_error
 from gateway.engines.ollama_loading import OllamaLoading, canonical, loaded
@@ -105,8 +107,7 @@ class OllamaReader(LineReader):
     def _read(self, line: bytes, deltas: list[Delta]) -> None:
         parsed = decode(_lines, line)
         if parsed is None:
-            self.malformed += 1
-            return
+            raise unreadable()
         if parsed.error:
             fault = client_error(500, line)
             raise broken_off("stream_error", fault.engine_reason) if isinstance(fault, UpstreamError) else fault
@@ -129,7 +130,7 @@ class OllamaReader(LineReader):
         first = self._calls
         self._calls += len(calls)
         return [
-            CallDelta(index, "", call.function.name, bytes(call.function.arguments).decode("utf-8", "replace"))
+            CallDelta(index, "", call.function.name, _json_text(call.function.arguments))
             for index, call in enumerate(calls, first)
         ]
 
@@ -147,6 +148,10 @@ class OllamaReader(LineReader):
         self.done = True
         deltas.append(Delta(finish="stop"))
         deltas.append(Delta(usage=Usage(0, self._pieces)))
+
+
+def _json_text(json: msgspec.Raw) -> str:
+    return without_halves(bytes(json)).decode("utf-8", "replace")
 
 
 class Ollama:

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.chat.conversation import with_system_first
 from gateway.chat.json_schema import Schema
 from gateway.chat.request import Chat, Function, JsonFormat, Message, SchemaFormat, Tool
 from gateway.engines.engine import ModelFacts
@@ -61,7 +62,7 @@ class OllamaRequest:
         }
         fields = {
             "model": self._model,
-            "messages": _messages(chat.messages, not self._facts.lacks("vision")),
+            "messages": _messages(with_system_first(chat.messages), not self._facts.lacks("vision")),
             "stream": True,
             "options": self._options(),
         }
@@ -141,30 +142,45 @@ def _parameters(function: Function) -> Schema:
 
 def _tool(tool: Tool) -> dict[str, Any]:
     function = tool.function
-    parameters = _ollama_schema(_parameters(function))
-    parameters.setdefault("properties", {})
+    parameters = {"type": "object", "properties": {}} | _ollama_schema(_parameters(function))
+    if not isinstance(parameters["type"], str):
+        parameters["type"] = "object"
     return {
         "type": "function",
         "function": {"name": function.name, "description": function.description or "", "parameters": parameters},
     }
 
 
+_GO_TYPES: dict[str, type | tuple[type, ...]] = {
+    "type": (str, list), "description": str, "required": list, "enum": list, "anyOf": list, "properties": dict,
+}  # fmt: skip
+_GO_TEXTS = frozenset({"type", "required"})
+
+
 def _ollama_schema(schema: Schema) -> Schema:
     """Return a tool's schema in the form of Ollama's own structs.
 
-    They do not accept `true` and `false` as schemas (api/types.go ToolFunctionParameters,
-    ToolProperty).
+    They do not accept `true` and `false` as schemas, nor a keyword with a value of another type
+    (api/types.go ToolFunctionParameters, ToolProperty).
     """
-    converted = dict(schema)
-    if isinstance(schema.get("properties"), dict):
+    converted = {name: value for name, value in schema.items() if _fits_go(name, value)}
+    if "properties" in converted:
         converted["properties"] = {
             name: _ollama_subschema(subschema)
             for name, subschema in schema["properties"].items()
             if subschema is not False
         }
-    if isinstance(schema.get("anyOf"), list):
+    if "anyOf" in converted:
         converted["anyOf"] = [_ollama_subschema(subschema) for subschema in schema["anyOf"] if subschema is not False]
     return converted
+
+
+def _fits_go(name: str, value: object) -> bool:
+    if name not in _GO_TYPES:
+        return True
+    if not isinstance(value, _GO_TYPES[name]):
+        return False
+    return not (name in _GO_TEXTS and isinstance(value, list)) or all(isinstance(one, str) for one in value)
 
 
 def _ollama_subschema(subschema: object) -> Schema:

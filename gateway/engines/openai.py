@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.chat.answer import Delta
+from gateway.chat.conversation import template_id, with_system_first, with_turns, without_system
 from gateway.chat.json_schema import Schema, WorkBudget
 from gateway.chat.request import (
     Chat,
@@ -26,7 +27,7 @@ from gateway.engines.engine import Ask, LoadedUntil, ModelFacts, Models, decode,
 from gateway.engines.error_mapping import client_error
 from gateway.engines.grammar.portable import harmless, portable, work_budget
 from gateway.engines.openai_response import OpenAiReader, parse_answer
-from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, SchemaTooComplex
+from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, RolesRefused, SchemaTooComplex
 
 
 class _Meta(Struct):
@@ -131,7 +132,7 @@ class OpenAi:
             limit = None  # the server's default: the rest of the context
         request = OpenAiRequest(
             model=model,
-            messages=[_message(message) for message in chat.messages],
+            messages=[_message(message) for message in with_system_first(chat.messages)],
             max_tokens=limit,
             stop=chat.stops,
             temperature=chat.temperature,
@@ -153,8 +154,7 @@ class OpenAi:
         return request
 
     def _offer_tools(self, chat: Chat, request: OpenAiRequest) -> None:
-        budget = work_budget("tools")
-        request.tools = [_Tool(_with_parameters(tool, harmless, budget).function) for tool in chat.offered]
+        request.tools = [_Tool(tool.function) for tool in _converted_tools(chat, chat.offered, harmless)]
         if isinstance(chat.tool_choice, Choice):
             request.tool_choice = _NamedTool({"name": chat.tool_choice.function.name})
         elif request.tools:
@@ -169,7 +169,11 @@ class OpenAi:
         request.reasoning_effort = chat.effort if isinstance(chat.effort, str) else None
 
     def relaxed(self, chat: Chat, error: GatewayError) -> Chat | None:
-        """Return a request without the token limit or with simpler schemas.
+        """Return a request without the token limit, with simpler schemas or in stricter turns.
+
+        A template that wants user and assistant to take turns gets their neighbours joined, and one
+        without a system message gets its text from the user. Templates raise what they like, so an
+        unknown refusal counts as such a one.
 
         A token limit that does not fit next to the prompt is not the prompt's fault: without it,
         the rest of the context is the limit. vLLM 0.33 does this itself, earlier versions refuse
@@ -178,6 +182,11 @@ class OpenAi:
         """
         if isinstance(error, ContextLengthExceeded) and chat.token_limit is not None:
             return msgspec.structs.replace(chat, max_tokens=None, max_completion_tokens=None)
+        if isinstance(error, RolesRefused) or (type(error) is InvalidRequest and error.param is None):
+            messages = with_turns(chat.messages)
+            if messages is None and isinstance(error, RolesRefused):
+                messages = without_system(chat.messages)
+            return None if messages is None else msgspec.structs.replace(chat, messages=messages)
         if type(error) is not InvalidRequest or error.param != "response_format":
             return None
         try:
@@ -221,11 +230,19 @@ def _with_schemas(chat: Chat, convert: _Conversion) -> Chat | None:
         schema = convert(wanted.json_schema.schema, work_budget())
         if schema != wanted.json_schema.schema:
             changed["response_format"] = SchemaFormat(msgspec.structs.replace(wanted.json_schema, schema=schema))
-    budget = work_budget("tools")
-    tools = [_with_parameters(tool, convert, budget) for tool in chat.tools or ()]
+    tools = _converted_tools(chat, chat.tools or [], convert)
     if tools != (chat.tools or []):
         changed["tools"] = tools
     return msgspec.structs.replace(chat, **changed) if changed else None
+
+
+def _converted_tools(chat: Chat, tools: list[Tool], convert: _Conversion) -> list[Tool]:
+    """Return `tools` with `convert` applied to the schemas that a grammar is made of.
+
+    The others are only shown to the model, and may be anything.
+    """
+    budget, constrained = work_budget("tools"), chat.constrained
+    return [_with_parameters(tool, convert, budget) if tool.function.name in constrained else tool for tool in tools]
 
 
 def _with_parameters(tool: Tool, convert: _Conversion, budget: WorkBudget) -> Tool:
@@ -262,11 +279,13 @@ def _message(message: Message) -> _RequestMessage:
         rendered.tool_calls = [_with_whole_arguments(call) for call in message.tool_calls or ()]
         rendered.reasoning = message.reasoning_text
     elif role == "tool":
-        rendered.tool_call_id = message.tool_call_id
+        rendered.tool_call_id = None if message.tool_call_id is None else template_id(message.tool_call_id)
     return rendered
 
 
 def _with_whole_arguments(call: ToolCall) -> ToolCall:
-    """Complete the arguments of a call: templates parse them as JSON."""
+    """Complete the arguments of a call, which templates parse as JSON, and give it an id they accept."""
     function = call.function
-    return ToolCall(call.id, msgspec.structs.replace(function, arguments=function.whole_arguments.decode()))
+    return ToolCall(
+        template_id(call.id), msgspec.structs.replace(function, arguments=function.whole_arguments.decode())
+    )

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
-from gateway.engines.engine import MAX_TOKENS, LineReader, broken_off, decode, token_count
+from gateway.engines.engine import MAX_TOKENS, LineReader, broken_off, decode, token_count, unreadable
 from gateway.engines.engine_reason import engine_reason
 from gateway.engines.error_mapping import message_of
 from gateway.engines.lines import DONE, data_of
@@ -22,6 +22,7 @@ class _Function(Struct, gc=False):
 class _Call(Struct, gc=False):
     function: _Function | None = None
     index: int | None = None
+    id: str | None = None
 
 
 class _Delta(Struct, gc=False):
@@ -36,7 +37,7 @@ class _Logprobs(Struct, gc=False):
 
 
 class _Choice(Struct, gc=False):
-    delta: _Delta
+    delta: _Delta | None = None
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
@@ -50,7 +51,7 @@ class _Usage(Struct, gc=False):
 
 
 class _Chunk(Struct, gc=False):
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = []
     usage: Raw = _NO_USAGE
     error: Any = None
 
@@ -66,6 +67,8 @@ class _Answer(Struct):
     usage: Raw = _NO_USAGE
 
 
+_NO_DELTA = _Delta()
+
 _chunks = msgspec.json.Decoder(_Chunk)
 _answers = msgspec.json.Decoder(_Answer)
 _usages = msgspec.json.Decoder(_Usage)
@@ -76,6 +79,8 @@ _json_text = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+
 # A sixth of the cost of `_is_json_text`, and enough for almost every token.
 _special = re.compile(rb'["\\\x00-\x1f]').search
 _is_json_text = _json_text.fullmatch
+_has_line_end = re.compile(rb"\xe2\x80[\xa8\xa9]|\xc2\x85").search
+"""U+2028, U+2029 and U+0085, which some clients take for line ends."""
 
 _SHORT_TEXT = 32
 _MAX_KNOWN = 10_000
@@ -115,13 +120,24 @@ def _possible_usage(text: bytes | Raw) -> Usage | None:
 
 
 def _calls(calls: list[_Call]) -> list[CallDelta]:
+    """Convert the calls in an event. `CallNumbers` tells those with the same index apart."""
     return [
         CallDelta(
-            number if call.index is None else call.index, "", call.function.name or "", call.function.arguments or ""
+            number if call.index is None else call.index,
+            call.id or "",
+            call.function.name or "",
+            call.function.arguments or "",
         )
         for number, call in enumerate(calls)
         if call.function is not None
     ]
+
+
+def _whole_calls(calls: list[_Call]) -> list[CallDelta]:
+    """Convert the calls of a plain answer, which are told apart by their place in it."""
+    for number, call in enumerate(calls):
+        call.index = number
+    return _calls(calls)
 
 
 def _is_utf8(text: bytes) -> bool:
@@ -170,7 +186,7 @@ class OpenAiReader(LineReader):
     def _validated(self, text: bytes) -> list[bytes] | None:
         """Return one text, or several separated by `_between`.
 
-        None if they are not valid JSON text.
+        None if they are not valid JSON text, or contain what a dialect has to escape.
         """
         if _special(text) is None or _is_json_text(text):
             texts = [text]
@@ -179,7 +195,7 @@ class OpenAiReader(LineReader):
             text = b"".join(texts)
             if not _is_json_text(text):
                 return None
-        if not (text.isascii() or _is_utf8(text)):
+        if not (text.isascii() or (_is_utf8(text) and not _has_line_end(text))):
             return None
         if len(text) <= _SHORT_TEXT and len(texts) == 1 and len(self._known) < _MAX_KNOWN:
             self._known.add(text)
@@ -197,22 +213,25 @@ class OpenAiReader(LineReader):
     def _read(self, line: bytes, deltas: list[Delta]) -> None:
         data = data_of(line)
         if data is None:
+            if line.startswith(b"{"):  # an event without `data:`, such as an error
+                raise unreadable()
             return
         chunk = decode(_chunks, data)
         if chunk is None:
             if data.strip() == DONE:
                 self._end(deltas)
                 self.done = True
-            else:
-                self.malformed += 1
+            elif data.strip():
+                raise unreadable()
             return
         if chunk.error:
             raise broken_off("stream_error", engine_reason(message_of(data)))
         usage = None if chunk.usage is _NO_USAGE else _usage(chunk.usage)
         if usage is not None:  # reported last and once, since a server may send it on every chunk
             self._usage = usage
-        for choice in chunk.choices:
-            delta = choice.delta
+        choices = chunk.choices or ()
+        for choice in choices:
+            delta = choice.delta or _NO_DELTA
             finish = None if choice.finish_reason is None else _finish(choice.finish_reason)
             self._finished = self._finished or finish is not None
             content, reasoning = delta.content or "", delta.reasoning or delta.reasoning_content or ""
@@ -224,7 +243,7 @@ class OpenAiReader(LineReader):
             if (
                 content
                 and not (self._before or reasoning or finish or calls or logprobs or usage)
-                and len(chunk.choices) == 1
+                and len(choices) == 1
             ):
                 self._learn_frame(line)
 
@@ -252,6 +271,6 @@ def parse_answer(body: bytes) -> Delta:
         message.reasoning or message.reasoning_content or "",
         _finish(choice.finish_reason),
         _usage(parsed.usage),
-        _calls(message.tool_calls) if message.tool_calls else None,
+        _whole_calls(message.tool_calls) if message.tool_calls else None,
         None if choice.logprobs is None else choice.logprobs.content,
     )

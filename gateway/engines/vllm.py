@@ -39,8 +39,9 @@ class Vllm(OpenAi):
         Without it, the arguments may be any JSON, such as a list or a number (seen on 0.32).
         """
         super()._offer_tools(chat, request)
-        if chat.forced:
-            for tool in request.tools:
+        forced = {function.name for function in chat.forced}
+        for tool in request.tools:
+            if tool.function.name in forced:
                 tool.function = msgspec.structs.replace(
                     tool.function, strict=True, parameters=tool.function.parameters or NO_PARAMETERS
                 )

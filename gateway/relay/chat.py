@@ -225,9 +225,6 @@ class ChatRelay(Relay):
                 raise TransportError(fault.fault) from fault
             # What has arrived counts as an answer: Ollama's last line may need no line end.
             raise upstream_error(fault) from fault
-        finally:
-            if reader.malformed:
-                self._context.metrics.upstream_errors.labels(self._backend.name, "malformed").inc(reader.malformed)
         if renderer is not None:
             write(renderer.end(self._timings))
             self._client.end()

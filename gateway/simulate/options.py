@@ -6,6 +6,7 @@ from typing import Any, Literal, Self, get_args
 
 Kind = Literal["ollama", "vllm"]
 OllamaGeneration = Literal["0.33", "0.24"]
+Template = Literal["any", "qwen3.5", "mistral", "gemma-2"]
 FaultKind = Literal["die", "error", "stall", "status", "truncate"]
 
 # Families that Ollama serves one request at a time, whatever OLLAMA_NUM_PARALLEL says
@@ -182,6 +183,7 @@ class Options:
     tool_parser: bool = True
     # As a vLLM allows: a forced call of a function without `strict` may have any JSON as arguments.
     loose_calls: bool = False
+    template: Template = "any"  # family whose chat template refuses some conversations
     api_key: str = ""
 
     @property
@@ -206,6 +208,8 @@ class Options:
                 if value not in ("yes", "no"):
                     raise ValueError(f"{setting!r}: {name} must be yes or no")
                 changes[name] = value == "yes"
+            elif name == "template" and value not in get_args(Template):
+                raise ValueError(f"{setting!r}: template must be one of {', '.join(get_args(Template))}")
             else:
                 changes[name] = type(now)(value)
         return replace(self, **changes)

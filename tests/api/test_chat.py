@@ -127,6 +127,17 @@ async def test_unknown_parameters_are_ignored_and_not_forwarded() -> None:
         assert set(sent) == {"model", "messages", "stream", "stream_options"}
 
 
+@pytest.mark.parametrize("padding", [0, 600_000], ids=["short", "long"])
+async def test_half_surrogate_pairs_reach_the_backend_as_replacement_characters(padding: int) -> None:
+    """`JSON.stringify` writes them, and a backend would refuse or lose the whole request."""
+    content = r'"\ud83d \ud83d\ude00 \\ud83d' + " " * padding + '"'
+    body = rf'{{"model":"standard","\udead":1,"messages":[{{"role":"user","content":{content}}}]}}'
+    async with serving() as (gateway, backend):
+        assert (await post(gateway, body.encode())).status == 200
+        sent = json.loads(backend.requests[0].partition(b"\r\n\r\n")[2])
+        assert sent["messages"][0]["content"].rstrip() == "\ufffd \U0001f600 \\ud83d"
+
+
 # Model names
 
 

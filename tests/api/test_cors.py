@@ -64,3 +64,34 @@ def test_credentials_are_never_allowed() -> None:
     for cors in (Cors(["*"]), Cors(["https://app.example"])):
         for headers in (cors.headers({b"origin": APP}), cors.preflight_headers({b"origin": APP, **PREFLIGHT}) or []):
             assert b"access-control-allow-credentials" not in dict(headers)
+
+
+@pytest.mark.parametrize(
+    ("setting", "allowed", "refused"),
+    [
+        (
+            "http://localhost:*",
+            [b"http://localhost:3000", b"http://localhost:65535"],
+            [b"http://localhost", b"https://localhost:3000", b"http://localhost:3000.evil", b"http://evil.localhost:3"],
+        ),
+        (
+            "https://*.example.com",
+            [b"https://a.example.com", b"https://a.b.example.com"],
+            [
+                b"https://example.com",
+                b"https://a.example.com.evil",
+                b"https://evil/.example.com",
+                b"http://a.example.com",
+            ],
+        ),
+        ("app://*", [b"app://obsidian.md", b"app://localhost:3"], [b"apps://x", b"null", b"app://a/b"]),
+        ("http://[::1]:*", [b"http://[::1]:99"], [b"http://[::1]", b"http://[::12]:9"]),
+    ],
+)
+def test_star_in_an_origin_stands_for_a_part_of_it(setting: str, allowed: list[bytes], refused: list[bytes]) -> None:
+    cors = Cors([setting, "https://plain.example"])
+    for origin in (*allowed, b"https://plain.example"):
+        assert dict(cors.headers({b"origin": origin}))[b"access-control-allow-origin"] == origin
+        assert cors.preflight_headers({b"origin": origin, **PREFLIGHT}) is not None
+    for origin in refused:
+        assert cors.headers({b"origin": origin}) == []

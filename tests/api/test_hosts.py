@@ -184,3 +184,16 @@ async def test_host_is_checked_once_for_the_requests_of_a_connection_with_the_sa
     assert checked[0] == b"localhost"
     assert b"evil.example" in checked
     assert checked[: checked.index(b"evil.example")] == [b"localhost"]
+
+
+@pytest.mark.uvloop
+async def test_host_in_an_absolute_target_is_checked_instead_of_the_header() -> None:
+    async with serving() as (gateway, _):
+        for target, host, status in (
+            ("http://evil.example/v1/models", "localhost", b"403"),
+            ("http://localhost/v1/models", "evil.example", b"200"),
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            writer.write(f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            assert (await reader.read()).split(b" ")[1] == status
+            writer.close()

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from gateway import __version__, config
 from gateway.app import Gateway
 from gateway.telemetry.log import ExchangeLog
-from tests.api.both_engines import OLLAMA_MODEL, VLLM_MODEL, document, error_of, serving
+from tests.api.both_engines import KEY, OLLAMA_MODEL, VLLM_MODEL, document, error_of, serving
 from tests.fakes.running_gateway import running
 
 pytestmark = pytest.mark.uvloop
@@ -48,14 +48,64 @@ async def test_context_length_is_the_smallest_of_the_backends(client: httpx2.Asy
     assert "context_length" not in (await client.get("/v1/models/pinned")).json()
 
 
-@pytest.mark.parametrize("name", ["nope", "a/b", "", "%00", "x" * 300])
+@pytest.mark.parametrize("name", ["nope", "a/b", "%00", "x" * 300])
 async def test_unknown_model_name_is_not_echoed(client: httpx2.AsyncClient, name: str) -> None:
     answer = await client.get(f"/v1/models/{name}")
     assert error_of(answer) == (404, "model_not_found")
     assert "nope" not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("name", "expected", "length"),
+    [
+        (VLLM_MODEL, VLLM_MODEL, 8192),
+        (VLLM_MODEL.upper(), VLLM_MODEL, 8192),
+        (OLLAMA_MODEL, OLLAMA_MODEL, 8192),
+        ("Hidden", "hidden", 8192),
+        ("nothing-there", "nothing-there", None),
+        ("auto", "auto", None),
+    ],
+)
+async def test_every_name_that_chat_accepts_can_be_retrieved(
+    client: httpx2.AsyncClient, name: str, expected: str, length: int | None
+) -> None:
+    """The backends' own names, aliases that are not listed, and `auto`."""
+    entry = (await client.get(f"/v1/models/{name}")).json()
+    assert (entry["id"], entry["object"], entry.get("context_length")) == (expected, "model", length)
+    assert expected not in [entry["id"] for entry in (await client.get("/v1/models")).json()["data"]]
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models/", "//v1/models", "/v1//models//", "//v1///models/gpt-4o/", "/models/", "//healthz", "/docs/"]
+)
+async def test_repeated_and_trailing_slashes_are_ignored(client: httpx2.AsyncClient, path: str) -> None:
+    plain = "/" + "/".join(filter(None, path.split("/")))
+    found = await client.get(f"{client.base_url}".rstrip("/") + path)
+    assert (found.status_code, found.content) == (200, (await client.get(plain)).content)
+
+
+async def test_chat_is_served_at_a_path_with_more_slashes(client: httpx2.AsyncClient) -> None:
+    for path in ("//v1/chat/completions", "/v1/chat/completions/", "//chat//completions"):
+        url = f"{client.base_url}".rstrip("/") + path
+        answer = await client.post(url, json={"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}]})
+        assert (answer.status_code, answer.json()["object"]) == (200, "chat.completion")
+
+
 # Health
+
+
+async def test_root_says_that_it_runs_and_needs_no_key() -> None:
+    """Ollama's clients ask it for this before anything else."""
+    async with serving(api_keys=[KEY]) as (_, client):
+        answer = await client.get("/")
+        assert (answer.status_code, answer.text) == (200, "Ollama is running")
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+        head = await client.head("/")
+        assert (head.status_code, head.content) == (200, b"")
+        assert error_of(await client.post("/", json={})) == (405, "method_not_allowed")
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/health", "/ping"])

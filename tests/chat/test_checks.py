@@ -27,17 +27,18 @@ def rejected(**fields: Any) -> InvalidRequest:
     [
         ({"messages": [*USER, {"role": "user"}]}, "messages[1].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
-        ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
-        ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]}, "messages[0].content"),
         ({"messages": [*USER, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": False, "top_logprobs": 2}, "top_logprobs"),
         ({"tools": [tool("a"), tool("a")]}, "tools[1].function.name"),
-        ({"tools": [tool(parameters={"type": "string"})]}, "tools[0].function.parameters"),
-        ({"tools": [tool(parameters={"type": "object", "properties": 7})]}, "tools[0].function.parameters"),
-        (
-            {"tools": [tool(parameters={"properties": {"a": {"$ref": "http://10.0.0.1/x"}}})]},
-            "tools[0].function.parameters",
+        *(
+            ({"tools": [tool(parameters=schema, strict=strict)], "tool_choice": choice}, "tools[0].function.parameters")
+            for strict, choice in ((None, "required"), (None, named()), (True, "auto"))
+            for schema in (
+                {"type": "string"},
+                {"type": "object", "properties": 7},
+                {"properties": {"a": {"$ref": "http://10.0.0.1/x"}}},
+            )
         ),
         ({"tools": [tool(parameters={"description": "x" * MAX_SCHEMA})]}, "tools[0].function.parameters"),
         ({"tools": [tool()], "tool_choice": named("other")}, "tool_choice"),
@@ -57,6 +58,25 @@ def test_invalid_value_is_named_by_its_path(fields: dict[str, Any], param: str) 
     assert type(error) is InvalidRequest
     assert error.param == param
     assert f"'{param}'" in error.message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "assistant", "content": None, "tool_calls": None, "reasoning": "hm"},
+        {"role": "assistant", "content": None, "reasoning_content": "hm"},
+        {"role": "assistant"},
+        {"role": "tool", "tool_call_id": "a", "content": None},
+        {"role": "tool", "tool_call_id": "a"},
+    ],
+)
+def test_no_content_of_an_assistant_or_a_tool_is_the_empty_text(message: dict[str, Any]) -> None:
+    """A client sends back what it got, so a refusal would leave the conversation stuck."""
+    asked = decode(request(messages=[*USER, message, *USER]), MIB)
+    check(asked)
+    assert asked.messages[1].text == ""
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """Tests of the checks of clients' JSON Schemas, and of reference resolution."""
 
+import json
 from typing import Any
 
 import pytest
 
-from gateway.chat.json_schema import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_SCHEMA, SchemaDocument, check
+from gateway.chat.json_schema import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_SCHEMA, SchemaDocument, check, check_size
 from gateway.errors import InvalidRequest
 
 PARAM = "response_format.json_schema.schema"
@@ -101,10 +102,31 @@ def test_rejected_schema_is_named_by_its_path(schema: dict[str, Any], words: str
         {"$ref": "#/properties/secret"},
     ],
 )
-def test_message_does_not_repeat_the_schema(fault: dict[str, Any]) -> None:
+def test_message_names_the_place_and_repeats_nothing_else_of_the_schema(fault: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        check({"properties": {"secret": {"description": "secret"} | fault}}, PARAM)
+        check({"properties": {"city": {"description": "secret"} | fault}}, PARAM, " of the function 'f'")
     assert "secret" not in caught.value.message
+    assert f"'{PARAM}' of the function 'f' " in caught.value.message
+    if fault != {"$ref": "secret"}:
+        assert ", at 'properties.city" in caught.value.message
+
+
+@pytest.mark.parametrize(("name", "shown"), [("x" * 300, "x" * 189 + "…'"), ("a\u2028\nb", "a??b'")])
+def test_place_in_a_message_is_short_and_printable(name: str, shown: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check({"properties": {name[:250]: {"enum": []}}} if len(name) < 256 else {"properties": {name: 7}}, PARAM)
+    assert f", at 'properties.{shown}." in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "schema", [{"properties": 7}, {"type": "any"}, {"$ref": "http://10.0.0.1/x"}, {"required": True}]
+)
+def test_schema_that_is_only_shown_to_the_model_may_be_anything_small(schema: dict[str, Any]) -> None:
+    assert check_size(schema, PARAM) == len(json.dumps(schema, separators=(",", ":")))
+    with pytest.raises(InvalidRequest, match="levels deep"):
+        check_size(schema | {"items": nested(MAX_DEPTH)}, PARAM)
+    with pytest.raises(InvalidRequest, match="bytes"):
+        check_size(schema | {"description": "x" * MAX_SCHEMA}, PARAM)
 
 
 @pytest.mark.parametrize(

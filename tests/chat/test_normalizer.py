@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, Literal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -224,7 +225,70 @@ def test_calls_get_the_gateways_ids_and_indices_from_zero() -> None:
     assert calls_of(answer) == [("get_weather", {"city": "Oslo"}), ("get_time", {})]
     ids = [call.id for call in answer.calls]
     assert len(set(ids)) == 2
-    assert all(re.fullmatch(r"call_[0-9a-f]{24}", one) for one in ids)
+    assert all(re.fullmatch(r"[A-Za-z0-9]{9}", one) for one in ids)
+
+
+SAME_INDEX = [
+    CallDelta(0, "a1", "get_weather", '{"city":'),
+    CallDelta(0, "a1", "", '"Oslo"}'),
+    CallDelta(0, "b2", "get_time", ""),
+    CallDelta(0, "", "", '{"zone":"UTC"'),
+    CallDelta(0, "b2", "", "}"),
+    CallDelta(0, "c3", "get_time", "{}"),
+]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        SAME_INDEX,
+        [  # without ids, whole calls only
+            CallDelta(0, "", "get_weather", '{"city":"Oslo"}'),
+            CallDelta(0, "", "get_time", '{"zone":"UTC"}'),
+            CallDelta(0, "", "get_time", "{}"),
+        ],
+    ],
+    ids=["ids", "no ids"],
+)
+@pytest.mark.parametrize("at_once", [False, True])
+def test_calls_with_the_same_index_are_told_apart(pieces: list[CallDelta], at_once: bool) -> None:
+    copies = [msgspec.structs.replace(piece) for piece in pieces]
+    deltas = [Delta(calls=copies)] if at_once else [Delta(calls=[piece]) for piece in copies]
+    answer = assemble(normalized(FREE, [*deltas, Delta(finish="tool_calls")]))
+    assert calls_of(answer) == [("get_weather", {"city": "Oslo"}), ("get_time", {"zone": "UTC"}), ("get_time", {})]
+    assert [call.index for call in answer.calls] == [0, 1, 2]
+    assert len({call.id for call in answer.calls}) == 3
+
+
+def test_only_the_first_of_calls_with_the_same_index_is_kept_without_parallel_calls() -> None:
+    copies = [msgspec.structs.replace(piece) for piece in SAME_INDEX]
+    request = msgspec.structs.replace(FREE, parallel_tool_calls=False)
+    answer = assemble(normalized(request, [*(Delta(calls=[piece]) for piece in copies), Delta(finish="tool_calls")]))
+    assert calls_of(answer) == [("get_weather", {"city": "Oslo"})]
+
+
+@pytest.mark.parametrize(
+    ("request_", "deltas"),
+    [
+        (FREE, lambda pieces: [Delta(calls=[CallDelta(0, "", "" if n else "f", piece)]) for n, piece in pieces]),
+        (FORCED, lambda pieces: [Delta(content=piece) for _, piece in pieces]),
+        (ANY_OF_TWO, lambda pieces: [Delta(content=piece) for _, piece in pieces]),
+    ],
+    ids=["free", "named", "required"],
+)
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_half_pairs_in_arguments_are_replaced_and_pairs_kept(request_: Chat, deltas: Any, size: int) -> None:
+    text = r'{"city":"\ud83d\ude00 \ud83d \\ud83d \ude00"}'
+    if request_ is ANY_OF_TWO:
+        text = f'{{"name":"get_weather","arguments":{text}}}'
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    answer = assemble(normalized(request_, [*deltas(enumerate(pieces)), Delta(finish="stop")]))
+    assert json.loads(answer.calls[0].arguments) == {"city": "\U0001f600 \ufffd \\ud83d \ufffd"}
+
+
+def test_call_that_is_cut_off_in_an_escape_keeps_it() -> None:
+    answer = assemble(normalized(FREE, [Delta(calls=[CallDelta(0, "", "f", '{"a":"\\u00')]), Delta(finish="length")]))
+    assert answer.calls[0].arguments == '{"a":"\\u00'
 
 
 def test_repeated_call_name_is_sent_once() -> None:
@@ -341,7 +405,7 @@ def test_text_becomes_the_arguments_of_the_only_forced_function(
 ) -> None:
     answer = deliver(chat_request, text, "stop")
     assert (answer.content, calls_of(answer), answer.finish) == ("", [("get_weather", {"city": "Oslo"})], finish)
-    assert re.fullmatch(r"call_[0-9a-f]{24}", answer.calls[0].id)
+    assert re.fullmatch(r"[A-Za-z0-9]{9}", answer.calls[0].id)
 
 
 @pytest.mark.parametrize("deliver", DELIVERIES)
@@ -515,7 +579,7 @@ def test_recorded_forced_call_of_vllm_with_only_reasoning_has_no_call() -> None:
 def test_arguments_of_a_forced_call_are_unchanged(value: str) -> None:
     normalizer = Normalizer(chat(tools=[tool("a"), tool("b")], tool_choice="required"))
     answer = assemble(normalizer.normalize([Delta('{"name":"a","arguments":' + value + "} \n"), Delta(finish="stop")]))
-    assert [(call.name, call.arguments) for call in answer.calls] == [("a", value)]
+    assert [(call.name, call.arguments) for call in answer.calls] == [("a", value.replace(r"\ud83d", r"\ufffd"))]
 
 
 @pytest.mark.parametrize(

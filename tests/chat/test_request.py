@@ -171,6 +171,7 @@ def test_empty_list_of_tools_offers_and_forces_nothing(choice: str | None) -> No
         (" ", b"{}"),
         ('{"a":', b'{"arguments":"{\\"a\\":"}'),
         ("[]", b'{"arguments":"[]"}'),
+        (r'{"\ud83d": "\ude00 \ud83d\ude00"}', rb'{"\ufffd": "\ufffd \ud83d\ude00"}'),
         ("5", b'{"arguments":"5"}'),
         ('{"a":' * 65 + "1" + "}" * 65, None),
     ],

@@ -67,6 +67,7 @@ def test_empty_keys_count_as_absent_and_an_empty_state_file_turns_it_off() -> No
         ("keep_alive_timeout: 0", "keep_alive_timeout", "expected more than 0"),
         ("log_format: xml", "log_format", "got 'xml'; expected 'auto', 'json' or 'text'"),
         ("cors_origins: [example.com]", "cors_origins[0]", "got 'example.com'; expected an origin such as"),
+        ("cors_origins: ['http://*.a:*']", "cors_origins[0]", "at most one *, as in http://localhost:*"),
         ("cors_origins: https://a", "cors_origins", "got 'https://a'; expected a list"),
         ("allowed_hosts: [https://a.example]", "allowed_hosts[0]", "got 'https://a.example'; expected a host without"),
         ("allowed_hosts: ['a.example:80']", "allowed_hosts[0]", "expected a host without a port"),

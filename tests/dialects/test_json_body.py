@@ -12,7 +12,16 @@ from tests.fakes.chats import MIB, request
 # Headers
 
 
-@pytest.mark.parametrize("media_type", [b"application/json", b"Application/JSON", b"application/json; charset=utf-8"])
+@pytest.mark.parametrize(
+    "media_type",
+    [
+        b"application/json",
+        b"Application/JSON",
+        b"application/json; charset=utf-8",
+        b"application/json, application/json",
+        b"application/json;charset=utf-8,Application/JSON",
+    ],
+)
 def test_json_body_is_accepted(media_type: bytes) -> None:
     check_media_type({b"content-type": media_type})
     check_media_type({b"content-type": media_type, b"content-encoding": b"Identity"})
@@ -24,6 +33,8 @@ def test_json_body_is_accepted(media_type: bytes) -> None:
         {},
         {b"content-type": b"text/plain"},
         {b"content-type": b"application/jsonl"},
+        {b"content-type": b"application/json, text/plain"},
+        {b"content-type": b", "},
         {b"content-type": b"multipart/form-data; boundary=application/json"},
         {b"content-type": b"application/json", b"content-encoding": b"gzip"},
     ],

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -221,7 +222,7 @@ def test_invalid_json_after_a_large_image_is_rejected(value: bytes) -> None:
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 5}]}]},
             "messages[0].content[0].image_url",
         ),
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id"),
@@ -429,3 +430,25 @@ def test_no_error_repeats_the_request(body: Any) -> None:
 def test_any_bytes_are_parsed_or_rejected(body: bytes) -> None:
     error = outcome(body)
     assert error is None or error.status == 400
+
+
+@pytest.mark.parametrize(
+    "name", ["max_tokens", "max_completion_tokens", "top_k", "seed", "n", "top_logprobs", "temperature"]
+)
+@pytest.mark.parametrize(("number", "value"), [("1.0", 1), ("10e-1", 1), ("1E0", 1)])
+def test_integral_number_is_an_integer(name: str, number: str, value: int) -> None:
+    body = request(logprobs=True)[:-1] + f',"{name}":{number}}}'.encode()
+    assert getattr(parse(body, MIB), name) == value
+
+
+@pytest.mark.parametrize("number", ["1.5", "-0.5", "1e30"])
+def test_other_fraction_is_still_refused(number: str) -> None:
+    assert rejected(request()[:-1] + f',"max_tokens":{number}}}'.encode()).param == "max_tokens"
+
+
+def test_image_url_may_be_a_bare_string() -> None:
+    url = "data:image/png;base64,AAAA"
+    parts = [{"type": "image_url", "image_url": found} for found in (url, {"url": url})]
+    chat = parse(request(messages=[{"role": "user", "content": parts}]), MIB)
+    assert chat.messages[0].images == [url, url]
+    assert msgspec.json.encode(chat.messages[0].content) == msgspec.json.encode([parts[1], parts[1]])

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Timings, TokenLogprob, Usage
-from gateway.dialects.openai_chat import CompletionForm, StreamRenderer
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, ReasoningField, Timings, TokenLogprob, Usage
+from gateway.dialects.openai_chat import CompletionForm, StreamRenderer, with_reasoning_field
 
 CREATED = 1_795_000_000
 USAGE = Usage(7, 3)
@@ -88,9 +88,25 @@ def test_empty_delta_is_not_sent() -> None:
     assert renderer().render(Delta()) == b""
 
 
-def test_reasoning_is_sent_under_both_names() -> None:
-    (chunk,) = events(renderer().render(Delta(reasoning="hm")))
-    assert chunk["choices"][0]["delta"] == {"reasoning": "hm", "reasoning_content": "hm"}
+FIELDS: list[tuple[ReasoningField, set[str]]] = [
+    ("reasoning", {"reasoning"}),
+    ("reasoning_content", {"reasoning_content"}),
+    ("both", {"reasoning", "reasoning_content"}),
+]
+
+
+@pytest.mark.parametrize(("field", "names"), FIELDS)
+def test_reasoning_has_the_names_that_the_operator_chose(field: ReasoningField, names: set[str]) -> None:
+    form = with_reasoning_field(CompletionForm("standard", True, False), field)
+    (chunk,) = events(form.stream("1", CREATED).render(Delta("", "hm")))
+    assert chunk["choices"][0]["delta"] == dict.fromkeys(names, "hm")
+    message = json.loads(form.answer("1", CREATED, Answer("a", "hm", "stop", USAGE, [], None), no_time))
+    assert {name for name in message["choices"][0]["message"] if name.startswith("reasoning")} == names
+
+
+def test_reasoning_has_the_name_that_both_engines_use_by_default() -> None:
+    (chunk,) = events(renderer().render(Delta("", "hm")))
+    assert chunk["choices"][0]["delta"] == {"reasoning": "hm"}
 
 
 def test_content_and_finish_of_one_event_become_two_chunks() -> None:
@@ -215,6 +231,23 @@ def test_logprobs_without_text_or_next_to_a_finish_are_rendered() -> None:
     ):
         chunks = events(renderer(wants_usage=True).render(delta))
         assert chunks[0]["choices"][0]["logprobs"]["content"][0]["token"] == "Hel"
+
+
+LINE_ENDS = "a\u2028b\u2029c\u0085d"
+
+
+def test_nothing_in_a_stream_or_an_answer_is_a_line_end_to_anybody() -> None:
+    """Clients that split lines by Unicode's rules would cut the event in two."""
+    call = [CallDelta(0, "abcDEF123", LINE_ENDS), CallDelta(0, arguments=LINE_ENDS)]
+    logprobs = [ChosenLogprob(LINE_ENDS, -1.0)]
+    stream = renderer(model=LINE_ENDS)
+    deltas = [Delta(LINE_ENDS), Delta("", LINE_ENDS), Delta(calls=call), Delta(LINE_ENDS, logprobs=logprobs)]
+    for event in (stream.opening(), *map(stream.render, deltas)):
+        assert event.decode().splitlines() == event.decode().split("\n")[:-1]
+    assert events(stream.render(deltas[0]))[0]["choices"][0]["delta"]["content"] == LINE_ENDS
+    whole = [CallDelta(0, "abcDEF123", LINE_ENDS, LINE_ENDS)]
+    answer = _rendered(LINE_ENDS, Answer(LINE_ENDS, LINE_ENDS, "stop", USAGE, whole, logprobs))
+    assert len(answer.decode().splitlines()) == 1
 
 
 # Fast path

@@ -116,3 +116,10 @@ def test_answer_has_openais_shape_and_the_clients_model_name() -> None:
         "model": 'a "name"',
         "usage": {"prompt_tokens": 7, "total_tokens": 7},
     }
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_integral_number_of_dimensions_is_an_integer(is_long: bool) -> None:
+    text = "x" * (2 * MIB if is_long else 1)
+    assert parse_embedding(f'{{"model":"e","input":"{text}","dimensions":64.0}}'.encode(), MIB).dimensions == 64
+    assert refused(f'{{"model":"e","input":"{text}","dimensions":64.5}}'.encode()).param == "dimensions"

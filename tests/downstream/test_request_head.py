@@ -51,7 +51,12 @@ REFUSED = {
     "Host with a user": b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n",
     "Host with a high byte": b"GET / HTTP/1.1\r\nHost: a\xe4\r\n\r\n",
     "two Hosts in HTTP/1.0": b"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n",
-    "absolute target": b"GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "absolute target of another scheme": b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "absolute target without a host": b"GET http:///a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "absolute target with a user": b"GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "absolute target without Host": b"GET http://a/ HTTP/1.1\r\n\r\n",
+    "absolute target beside two Hosts": b"GET http://a/ HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+    "authority as target": b"GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
     "CONNECT": b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
     "CONNECT with a path": b"CONNECT /a HTTP/1.1\r\nHost: a\r\n\r\n",
     "star without OPTIONS": b"GET * HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -270,3 +275,24 @@ def test_expectation_of_every_request_on_a_connection_is_answered(default_server
             assert client.recv(len(continued), socket.MSG_WAITALL) == continued
             client.sendall(body)
             assert read_response(client)[::2] == (200, body)
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "path", "query"),
+    [
+        (b"http://real.example:8080/a%20b?c=d", b"1.1", "/a b", b"c=d"),
+        (b"HTTPS://real.example:8080", b"1.1", "/", b""),
+        (b"http://real.example:8080?c", b"1.0", "/", b"c"),
+    ],
+)
+def test_target_in_absolute_form_overrules_host(
+    default_server: ServerThread, target: bytes, version: bytes, path: str, query: bytes
+) -> None:
+    """RFC 9112 section 3.2.2: else a check of Host would look at another name than a proxy did."""
+    host = b"Host: forged\r\n" if version == b"1.1" else b""
+    line = b"POST %b HTTP/%b\r\n%bConnection: close\r\nContent-Length: 0\r\n\r\n"
+    default_server.ask(line % (target, version, host))
+    scope = default_server.app.scopes[-1]
+    assert (scope["path"], scope["query_string"]) == (path, query)
+    assert [value for name, value in scope["headers"] if name == b"host"] == [b"real.example:8080"]
+    assert scope["extensions"]["gateway.client"].fields[b"host"] == b"real.example:8080"

@@ -38,6 +38,10 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", 
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
 
 
+def odd(property: Any, **siblings: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"a": property}, **siblings}
+
+
 def formatted(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 
@@ -145,6 +149,15 @@ CASES: list[Case] = [
     Case(
         "role developer", {"messages": [{"role": "developer", "content": "Be short."}, USER]}, note="sent as `system`"
     ),
+    *[
+        Case(f"roles {', '.join(roles)}", {"messages": [{**USER, "role": role} for role in roles]}, note=note)
+        for roles, note in (
+            (("system", "system", "user"), "joined"),
+            (("user", "assistant", "system", "user"), "the system's in front"),
+            (("developer", "user", "user"), "user and user are joined if the template wants turns"),
+            (("user", "assistant", "assistant", "user"), "likewise"),
+        )
+    ],
     Case(
         "content in text parts",
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]},
@@ -159,6 +172,15 @@ CASES: list[Case] = [
         "reasoning in an earlier message",
         {"messages": [USER, {"role": "assistant", "content": "Hi", "reasoning": "hm"}, USER]},
     ),
+    *[
+        Case(
+            f"assistant message with content null and {what}",
+            {"messages": [USER, {"role": "assistant", "content": None, **fields}, USER]},
+            note="the empty text",
+        )
+        for what, fields in (("reasoning", {"reasoning": "hm"}), ("no tool calls", {"tool_calls": []}))
+    ],
+    Case("max_tokens 8.0", {"max_tokens": 8.0}),
     # Tools
     *_both("tool_choice with a function name", {"tools": [WEATHER, TIME], "tool_choice": NAMED, **_FORCED}, calls=True),
     *_both(
@@ -182,6 +204,7 @@ CASES: list[Case] = [
     Case("tool_choice none", {"tools": [WEATHER], "tool_choice": "none"}),
     Case("empty tools list", {"tools": []}, note="treated as absent"),
     Case("tool result", {"messages": called("sunny"), "tools": [WEATHER]}, calls=None, same_shape=False),
+    Case("tool result with content null", {"messages": called(None)}, note="the empty text"),
     Case("tool result in text parts", {"messages": called([{"type": "text", "text": "sunny"}])}),
     *[
         Case(
@@ -234,6 +257,42 @@ CASES: list[Case] = [
         calls=None,
         same_shape=False,
     ),
+    *[
+        Case(
+            f"one of two tools with {what}",
+            {"tools": [WEATHER, {"type": "function", "function": {"name": "odd", "parameters": schema}}]},
+            calls=None,
+            same_shape=False,
+            note=note,
+        )
+        for what, schema, note in (
+            ("a draft-4 schema", odd({"type": "integer", "minimum": 0, "exclusiveMinimum": True}), "mended"),
+            ("keywords that are null", odd({"enum": None, "description": None}, required=None), "removed"),
+            ("required: true in a property", odd({"type": "string", "required": True}), "mended"),
+            ("type any", odd({"type": "any"}), "removed"),
+            ("a $ref to nowhere", odd({"$ref": "#/$defs/nowhere"}), "passed on: no grammar is made of it"),
+            ("a property that is no schema", odd("string"), "likewise"),
+        )
+    ],
+    *_both(
+        "forced function with a draft-4 schema",
+        {
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": "odd",
+                        "parameters": odd(
+                            {"type": "integer", "minimum": 0, "exclusiveMinimum": True, "maximum": 9, "required": True}
+                        ),
+                    },
+                }
+            ],
+            "tool_choice": "required",
+            **_FORCED,
+        },
+        calls=True,
+    ),
     # Structured output
     *_both(
         "response_format json_schema",
@@ -266,6 +325,10 @@ CASES: list[Case] = [
         "image of 2000 × 4 pixels",
         {"messages": image_message(image_url(size=(2000, 4)))},
         note="stretched: vLLM refuses it",
+    ),
+    Case(
+        "image_url as a string",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": image_url()}]}]},
     ),
     Case(
         "image with detail",
@@ -324,6 +387,19 @@ CASES: list[Case] = [
     refused("unknown tool_choice", {"tools": [TIME], "tool_choice": "any"}, _INVALID, "tool_choice"),
     refused("unknown tool type", {"tools": [{"type": "custom"}]}, _UNSUPPORTED, "tools[0].type"),
     refused("tool name with a space", {"tools": [function("a b", "c", "d")]}, _INVALID, "tools[0].function.name"),
+    refused(
+        "forced function with a $ref to nowhere",
+        {
+            "tools": [
+                WEATHER,
+                {"type": "function", "function": {"name": "odd", "parameters": odd({"$ref": "#/$defs/nowhere"})}},
+            ],
+            "tool_choice": "required",
+        },
+        _INVALID,
+        "tools[1].function.parameters",
+        "the message names the function and the place",
+    ),
     refused("129 tools", {"tools": [function(f"f{number}", "c", "d") for number in range(129)]}, _INVALID, "tools"),
     refused(
         "tool result without tool_call_id",

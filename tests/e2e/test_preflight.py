@@ -54,7 +54,17 @@ def test_capabilities_are_fine_and_a_missing_one_breaks(gateway: Gateway, tmp_pa
     assert checked.returncode == 1, checked.stderr
     body = json.loads(checked.stdout)
     standard, text = severities(body, "standard"), severities(body, "text")
-    able = ("serves", "streaming", "usage", "tools", "forced_tools", "structured_output", "vision", "parameters")
+    able = (
+        "serves",
+        "streaming",
+        "usage",
+        "tools",
+        "forced_tools",
+        "structured_output",
+        "vision",
+        "parameters",
+        "conversations",
+    )
     assert {what: standard[what] for what in able} == dict.fromkeys(able, "fine"), body
     assert text["vision"] == "breaks", body
     assert {text[what] for what in ("serves", "streaming", "usage", "tools", "parameters")} == {"fine"}, body

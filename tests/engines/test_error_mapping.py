@@ -7,7 +7,7 @@ import pytest
 
 from gateway import errors
 from gateway.engines.error_mapping import client_error, message_of
-from gateway.errors import ContextLengthExceeded, GatewayError, UpstreamError
+from gateway.errors import ContextLengthExceeded, GatewayError, RolesRefused, UpstreamError
 from tests.engines.recorded import ERRORS, error_body, recording_id
 from tests.golden import Recording
 
@@ -209,3 +209,23 @@ def test_loop_through_this_gateway_stays_a_loop_error() -> None:
 @pytest.mark.parametrize("status", [400, 404, 500, 503])
 def test_any_error_body_is_accepted(status: int, body: bytes) -> None:
     assert client_error(status, body).message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "System message must be at the beginning.",
+        "No user query found in messages.",
+        "Conversation roles must alternate user/assistant/user/assistant/...",
+        "After the optional system message, conversation roles must alternate user and assistant roles",
+        "Only user and assistant roles are supported, with the exception of an initial optional system message!",
+        "System role not supported",
+        "Unexpected message role.",
+        "Expected last role User or Tool (or Assistant with prefix set to True) for serving but got assistant",
+        "Not the same number of function calls and responses",
+    ],
+)
+@pytest.mark.parametrize("status", [400, 500], ids=["vLLM", "llama.cpp"])
+def test_refusal_of_a_chat_template_says_why(message: str, status: int) -> None:
+    body = json.dumps({"error": {"message": message, "type": "BadRequestError", "code": status}}).encode()
+    assert isinstance(client_error(status, body), RolesRefused)

@@ -374,3 +374,21 @@ def test_placeholder_of_an_image_in_a_text_is_not_taken_for_an_image(facts: Mode
     contents = [message["content"] for message in rendered(facts, messages=messages)["messages"]]
     assert contents == [text.replace("[img", "[\u2060img") if is_escaped else text] * 3
     assert all(content.replace("\u2060", "") == text for content in contents)
+
+
+def test_tool_schema_has_only_what_ollamas_structs_can_read() -> None:
+    """Ollama refuses the whole request for a keyword of another type (api/types.go)."""
+    odd = {
+        "type": "object",
+        "required": {"a": True},
+        "properties": {
+            "a": "string",
+            "b": {"type": {"x": 1}, "enum": "x", "anyOf": {}, "properties": 7, "items": True, "required": 5},
+        },
+        "$defs": {"c": {"type": 7}},
+    }
+    sent = rendered(tools=[tool(parameters=odd), tool("g", {"properties": 7, "type": "string"})])["tools"]
+    assert [one["function"]["parameters"] for one in sent] == [
+        {"type": "object", "properties": {"a": {}, "b": {"items": True}}, "$defs": {"c": {"type": 7}}},
+        {"type": "string", "properties": {}},
+    ]

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from gateway.chat.conversation import template_id
 from gateway.chat.request import Chat, SchemaFormat
 from gateway.engines.engine import ModelFacts
 from gateway.engines.grammar.portable import portable
 from gateway.engines.openai import OpenAi
-from gateway.errors import ContextLengthExceeded, InvalidRequest
+from gateway.errors import ContextLengthExceeded, InvalidRequest, RolesRefused
 from tests.fakes.chats import USER, WEATHER, called, chat, named, schema_format, tool
 
 ENGINE = OpenAi()
@@ -138,8 +139,8 @@ def test_earlier_calls_and_results_are_sent() -> None:
     assert sent[1]["content"] == ""
     assert sent[1]["reasoning"] == "hm"
     assert sent[1]["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": "{}"}
-    assert sent[1]["tool_calls"][0]["id"] == sent[2]["tool_call_id"] == "call_1"
-    assert sent[2] == {"role": "tool", "content": "12 C", "tool_call_id": "call_1"}
+    assert sent[1]["tool_calls"][0]["id"] == sent[2]["tool_call_id"] == template_id("call_1")
+    assert sent[2] == {"role": "tool", "content": "12 C", "tool_call_id": template_id("call_1")}
 
 
 def test_messages_with_content_parts_keep_their_calls_and_ids() -> None:
@@ -150,8 +151,8 @@ def test_messages_with_content_parts_keep_their_calls_and_ids() -> None:
     ]
     sent = rendered(messages=[*USER, *messages])["messages"]
     assert (sent[1]["content"], sent[1].get("reasoning")) == ("a\nb", "hm")
-    assert [call["id"] for call in sent[1].get("tool_calls", [])] == ["call_1"]
-    assert sent[2] == {"role": "tool", "content": "a\nb", "tool_call_id": "call_1"}
+    assert [call["id"] for call in sent[1].get("tool_calls", [])] == [template_id("call_1")]
+    assert sent[2] == {"role": "tool", "content": "a\nb", "tool_call_id": template_id("call_1")}
 
 
 @pytest.mark.parametrize(("limit", "sent"), [(4095, 4095), (4096, None), (9000, None), (None, None)])
@@ -161,6 +162,23 @@ def test_token_limit_beyond_the_context_is_omitted(limit: int | None, sent: int 
 
 def test_token_limit_is_sent_unchanged_if_the_context_is_unknown() -> None:
     assert rendered(max_tokens=9000)["max_tokens"] == 9000
+
+
+@pytest.mark.parametrize("error", [RolesRefused(), InvalidRequest("any other words")])
+def test_relaxed_request_joins_neighbours_of_one_role(error: InvalidRequest) -> None:
+    relaxed = ENGINE.relaxed(chat(messages=[*USER, *USER]), error)
+    assert relaxed is not None
+    assert [message.text for message in relaxed.messages] == [f"{USER[0]['content']}\n\n{USER[0]['content']}"]
+    assert ENGINE.relaxed(relaxed, error) is None
+
+
+def test_relaxed_request_gives_the_systems_text_to_the_user_if_only_that_is_left() -> None:
+    request = chat(messages=[{"role": "system", "content": "s"}, *USER])
+    relaxed = ENGINE.relaxed(request, RolesRefused())
+    assert relaxed is not None
+    assert [(one.role, one.text) for one in relaxed.messages] == [("user", f"s\n\n{USER[0]['content']}")]
+    assert ENGINE.relaxed(relaxed, RolesRefused()) is None
+    assert ENGINE.relaxed(request, InvalidRequest("any other words")) is None
 
 
 def test_relaxed_request_drops_a_token_limit_that_does_not_fit_next_to_the_prompt() -> None:
@@ -212,14 +230,31 @@ def test_harmful_schema_is_sent_in_its_portable_form() -> None:
     harmful = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^a{5000}$"}}}
     sent = json.loads(
         ENGINE.render(
-            chat(response_format=schema_format(harmful), tools=[tool(parameters=harmful)]), "m", ModelFacts(), True
+            chat(
+                response_format=schema_format(harmful),
+                tools=[tool(parameters=harmful), tool("g", parameters=harmful, strict=True)],
+                tool_choice=named(),
+            ),
+            "m",
+            ModelFacts(),
+            True,
         )
     )
     assert (
         sent["response_format"]["json_schema"]["schema"]
         == sent["tools"][0]["function"]["parameters"]
+        == sent["tools"][1]["function"]["parameters"]
         == portable(harmful)
     )
+
+
+def test_schema_that_no_grammar_is_made_of_is_sent_unchanged() -> None:
+    odd = {"type": "object", "properties": {"a": {"$ref": "#/nowhere", "pattern": "^a{5000}$"}, "b": "string"}}
+    for choice in (None, "auto", named("g")):
+        request = chat(tools=[tool(parameters=odd), tool("g")], tool_choice=choice)
+        ENGINE.check_schemas(request)
+        sent = json.loads(ENGINE.render(request, "m", ModelFacts(), True))
+        assert sent["tools"][0]["function"]["parameters"] == odd
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])

@@ -643,15 +643,14 @@ async def drip(peer: Peer) -> None:
 
 @mode
 async def malformed(peer: Peer) -> None:
-    """Send lines that are not events, without blank lines between the events."""
-    peer.open_stream()
-    for event in peer.backend.events():
-        peer.chunk(
-            b"dat: x\nda\x00ta\n: note\nretry: 1\n"
-            + (b"data: \x00\n" if peer.backend.kind == "vllm" else b"\x00\n")
-            + event.rstrip(b"\n")
-            + b"\n"
-        )
+    """Send the words, an event that cannot be read, and a normal end."""
+    await peer.send_words()
+    if peer.backend.kind == "vllm":
+        peer.chunk(b": note\nretry: 1\nda\x00ta\ndata: \x00%b\n\n" % CANARY.encode())
+    else:
+        peer.chunk(b'{"message": \x00%b}\n' % CANARY.encode())
+    for event in peer.backend.ending():
+        peer.chunk(event)
     peer.end_stream()
 
 

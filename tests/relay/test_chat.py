@@ -11,7 +11,7 @@ from gateway.admission.scheduler import WaitEstimate
 from gateway.errors import UpstreamError
 from gateway.relay.chat import waiting_note
 from gateway.upstream.failures import check_headers
-from tests.fakes.fault_backend import CANARY, TEXT, FaultBackend
+from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend
 from tests.fakes.running_gateway import PATIENCE, PROMPT, Reply, running, until
 from tests.relay.serving import EMPTY_DELTA, IMAGE, KINDS, PATIENT, Kind, code, in_front_of, options, serving, settings
 
@@ -227,9 +227,11 @@ async def test_content_of_a_malformed_answer_never_reaches_the_client(kind: Kind
             assert str(backend.port).encode() not in reply.body
 
 
-async def test_malformed_line_is_counted_as_an_upstream_error() -> None:
-    async with serving("ollama", "malformed") as (gateway, _):
-        assert (await gateway.ask({"stream": True})).text == TEXT
+@pytest.mark.parametrize("kind", KINDS)
+async def test_line_that_cannot_be_read_fails_the_answer_and_is_counted(kind: Kind) -> None:
+    async with serving(kind, "malformed") as (gateway, _):
+        for stream in (False, True):
+            assert code(await gateway.ask({"stream": stream})) == "upstream_error"
         await until(gateway.is_idle)
         assert gateway.metric("gateway_upstream_errors_total", reason="malformed") > 0
 
@@ -293,6 +295,21 @@ async def test_forced_tool_call_is_the_same_from_every_engine(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("field", "reasoning", "reasoning_content"),
+    [("reasoning", "why", ""), ("reasoning_content", "", "why"), ("both", "why", "why")],
+)
+async def test_tier_chooses_the_field_of_the_reasoning(
+    kind: Kind, field: str, reasoning: str, reasoning_content: str
+) -> None:
+    tiers = {"standard": {"models": {kind: MODEL}, "reasoning_field": field}}
+    async with serving(kind, "thinks", top={"tiers": tiers}) as (gateway, _):
+        for stream in (False, True):
+            message, _ = message_of(await gateway.ask({"stream": stream}))
+            assert (message["reasoning"], message["reasoning_content"]) == (reasoning, reasoning_content)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_reasoning_is_separated_from_content_for_every_engine(kind: Kind, stream: bool) -> None:
     async with serving(kind, "thinks") as (gateway, _):
@@ -300,7 +317,7 @@ async def test_reasoning_is_separated_from_content_for_every_engine(kind: Kind, 
         assert (message["content"], message["reasoning"], message["reasoning_content"], finish) == (
             "Hello",
             "why",
-            "why",
+            "",
             "stop",
         )
 

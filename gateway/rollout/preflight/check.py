@@ -207,7 +207,7 @@ def _params(tier: Tier) -> tuple[Mapping[str, object], Mapping[str, object], tup
 
 def _reported_traits(backend: Backend, model: str) -> Traits:
     """Return what an Ollama reports about a model; all its versions can do the rest."""
-    traits = dict.fromkeys(("streaming", "usage", "structured_output", "parameters"), YES)
+    traits = dict.fromkeys(("streaming", "usage", "structured_output", "parameters", "conversations"), YES)
     names = {"vision": "vision", "reasoning": "thinking", "tools": "tools", "forced_tools": "tools"}
     traits |= {what: reported_trait(backend, model, name) for what, name in names.items()}
     return traits | {"answers": Trait(None, "up, not probed")}

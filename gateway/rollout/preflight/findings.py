@@ -93,6 +93,7 @@ CAPABILITIES = (
     Capability("structured_output", "notices", "JSON Schemas are not followed"),
     Capability("vision", "breaks", "requests with images are refused"),
     Capability("parameters", "notices", "sampling parameters or log probabilities are refused"),
+    Capability("conversations", "breaks", "conversations whose roles do not take turns are refused"),
 )
 WORDS_BY_VALUE = {
     ("forced_tools", NOT_FOLLOWED): "a forced tool choice is not followed",

@@ -28,6 +28,7 @@ from gateway.chat.request import (
     Message,
     NamedSchema,
     RefusalPart,
+    Role,
     SchemaFormat,
     TextPart,
     Tool,
@@ -88,12 +89,13 @@ class Trait(Struct, frozen=True):
 
 Traits = dict[str, Trait]
 """Traits by name: `answers`, `streaming`, `usage`, `reasoning`, `tools`, `forced_tools`,
-`structured_output`, `vision`, `parameters`. If the probes did not reach all of them, `unfinished`
+`structured_output`, `vision`, `parameters`, `conversations`. If the probes did not reach all of them, `unfinished`
 says why."""
 
 NOT_FOLLOWED, NONE_SEEN, IN_TEXT = "not followed", "none seen", "in the answer's text"
 YES = Trait(True, "yes")
 DROPPED = Trait(None, "the tier drops it")
+JOINED = Trait(True, "with joined turns")
 
 
 class _ProbeAnswer(Struct):
@@ -130,6 +132,8 @@ class CapabilityProbe:
         self._deadline = deadline
         self._is_sent = False
         self._has_started = False
+        self._has_joined = False
+        """True if the last request was sent again with other messages, after a refusal."""
 
     async def run(self) -> Traits:
         """Return the traits that could be determined; only `answers` if there is no answer."""
@@ -169,6 +173,7 @@ class CapabilityProbe:
             asked, lambda chat: chat.response_format is not None, _is_structured
         )
         traits["parameters"] = await self._accepted(_sampled())
+        traits["conversations"] = await self._conversations()
         traits["vision"] = await self._vision()
 
     # One capability
@@ -176,6 +181,11 @@ class CapabilityProbe:
     async def _accepted(self, chat: Chat, applies: Callable[[Chat], bool] = lambda chat: True) -> Trait:
         """Return whether the backend accepts the request."""
         return await self._probe(chat, 1, applies, lambda answer: True)
+
+    async def _conversations(self) -> Trait:
+        """Return whether turns are accepted that some chat templates refuse, and how."""
+        found = await self._accepted(_conversation())
+        return JOINED if found.has and self._has_joined else found
 
     async def _vision(self) -> Trait:
         """Return whether images are accepted. The backend's own report is used if there is one.
@@ -227,7 +237,7 @@ class CapabilityProbe:
             chat, max_tokens=None, max_completion_tokens=min(tokens, chat.token_limit or tokens)
         )
         seconds = max(0.0, self._deadline - self._context.loop.time())
-        self._is_sent = self._has_started = False
+        self._is_sent = self._has_started = self._has_joined = False
         try:
             async with asyncio.timeout(seconds):
                 deltas = await self._while_alive(self._queue_and_send(chat, seconds))
@@ -273,6 +283,7 @@ class CapabilityProbe:
                     relaxed = self._backend.engine.relaxed(chat, refusal)
                     if relaxed is None:
                         raise
+                    self._has_joined = self._has_joined or relaxed.messages is not chat.messages
                     chat = relaxed
             return await self._exchange(chat, server, ticket.first_token)
 
@@ -327,6 +338,12 @@ def _sampled() -> Chat:
         logprobs=True,
         top_logprobs=2,
     )
+
+
+def _conversation() -> Chat:
+    """Return a chat with late system messages, and with roles that do not take turns."""
+    roles: tuple[Role, ...] = ("system", "system", "user", "assistant", "system", "user", "user")
+    return Chat(model=KEY, messages=[Message(role, "Hello.") for role in roles])
 
 
 def _reason(error: GatewayError) -> str:

@@ -10,6 +10,7 @@ from gateway.simulate.options import Model, Options
 from gateway.simulate.text import GenerationLimits, Prompt, count_tokens
 from gateway.simulate.vllm.errors import VllmApiError, bad_request, error_detail, validation_failed
 from gateway.simulate.vllm.sampling import check_ranges, check_schema
+from gateway.simulate.vllm.templates import check_template
 from gateway.simulate.vllm.validation import validate
 
 CHARACTERS_PER_TOKEN = 26  # above this, vLLM rejects a prompt by its length, without counting tokens
@@ -91,6 +92,7 @@ def chat_job(body: dict[str, Any], model: Model, options: Options) -> Job:
     check_model(body, options)
     if not body["messages"]:
         raise bad_request("Cannot apply chat template to an empty conversation. Provide at least one message.")
+    check_template(body["messages"], options.template)
     tools, forced, strict = _tools(body, options.tool_parser)
     turns, images = _messages(body, model)
     tokens = _check_context(turns, images, model, count_tokens(json.dumps(tools)) if tools else 0)

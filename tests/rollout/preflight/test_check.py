@@ -43,7 +43,7 @@ async def test_pinned_tier_is_left_out_and_noted_when_named() -> None:
     async with checked(tiers={**tiers, "pinned": {**tiers["pinned"], "backend": "ollama"}}) as setup:
         assert list((await setup.check()).body["tiers"]) == ["standard"]
         assert (await setup.check(tier="pinned")).of("pinned", "pinned")["severity"] == "note"
-        assert generations(setup.vllm) == 6
+        assert generations(setup.vllm) == 7
 
 
 async def test_backend_that_fails_every_request_breaks_and_keeps_its_circuit_closed() -> None:
@@ -163,7 +163,7 @@ async def test_changed_settings_end_running_checks_with_a_conflict(others: dict[
 async def test_checks_run_one_at_a_time() -> None:
     async with checked() as setup:
         await asyncio.gather(*(setup.check() for _ in range(3)))
-        assert generations(setup.vllm) == 18
+        assert generations(setup.vllm) == 21
     async with failing("silent") as (_, client, vllm):
         await asyncio.gather(*(client.post("/ops/preflight?backend=vllm&seconds=1") for _ in range(2)))
         assert vllm.most_at_once == 1

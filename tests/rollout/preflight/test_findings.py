@@ -33,7 +33,7 @@ def test_equal_sides_have_only_fine_findings() -> None:
     assert set(severities(side(), side("ollama")).values()) == {"fine"}
 
 
-@pytest.mark.parametrize("what", ["vision", "tools", "forced_tools"])
+@pytest.mark.parametrize("what", ["vision", "tools", "forced_tools", "conversations"])
 def test_missing_capability_breaks_only_if_the_other_side_has_it(what: str) -> None:
     here = side(traits={what: REFUSED})
     assert severities(here, side("ollama"))[what] == "breaks"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.rollout.preflight.probes import KEY
-from gateway.simulate.options import Fault
+from gateway.simulate.options import Fault, Template
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.running_gateway import until
 from tests.rollout.preflight.checking import NAME, checked, document, failing, generations, model, serving
@@ -33,6 +33,7 @@ async def test_equal_sides_have_no_findings_but_fine_ones() -> None:
             "structured_output",
             "vision",
             "parameters",
+            "conversations",
         )
         assert {what: report.of(what)["severity"] for what in asked} == dict.fromkeys(asked, "fine")
         assert (report.of("context")["value"], report.of("context")["other_value"]) == ("8192 tokens", "8192 tokens")
@@ -61,6 +62,18 @@ async def test_vllm_without_a_tool_parser_breaks_tools_and_gets_advice() -> None
         report = await setup.check()
         assert "tools" in report.breaks
         assert "--enable-auto-tool-choice" in report.of("tools")["words"]
+
+
+@pytest.mark.parametrize(
+    ("template", "value"),
+    [("any", "yes"), ("qwen3.5", "yes"), ("mistral", "with joined turns"), ("gemma-2", "with joined turns")],
+)
+async def test_conversation_that_the_template_refuses_is_tried_as_a_client_would_get_it(
+    template: Template, value: str
+) -> None:
+    async with checked(template=template) as setup:
+        report = await setup.check()
+        assert (report.of("conversations")["value"], report.breaks) == (value, [])
 
 
 async def test_reasoning_is_separate_only_with_a_reasoning_parser() -> None:
@@ -96,12 +109,12 @@ async def test_parameter_that_the_tier_drops_is_not_judged() -> None:
 # Requests and queueing
 
 
-async def test_tiers_with_the_same_model_share_six_small_probes() -> None:
+async def test_tiers_with_the_same_model_share_seven_small_probes() -> None:
     tiers = {name: {"models": {"ollama": NAME, "vllm": NAME}} for name in ("standard", "pro", "ultra")}
     async with checked(tiers=tiers) as setup:
         report = await setup.check()
         assert {report.of("vision", tier)["value"] for tier in tiers} == {"yes"}
-        assert generations(setup.vllm) == 6
+        assert generations(setup.vllm) == 7
         assert setup.vllm.engine.generation_tokens < 150
 
 
