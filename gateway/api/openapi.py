@@ -6,7 +6,17 @@ from typing import Any
 
 import msgspec
 
-from gateway.api.paths import CHAT_PATH, EMBEDDING_PATH
+from gateway.api.paths import (
+    CHAT_PATH,
+    COUNT_TOKENS_PATHS,
+    EMBEDDING_PATH,
+    MESSAGE_PATHS,
+    OLLAMA_CHAT_PATH,
+    OLLAMA_EMBED_PATH,
+    OLLAMA_EMBEDDINGS_PATH,
+    OLLAMA_GENERATE_PATH,
+    RESPONSE_PATHS,
+)
 from gateway.chat.embedding import Embedding
 from gateway.chat.request import REFUSED, UNUSED, Chat
 
@@ -66,6 +76,18 @@ def add_data_paths(document: dict[str, Any]) -> None:
     description = "A chat.completion, or a stream of chat.completion.chunk events."
     paths[CHAT_PATH] = _post("Create a chat completion, streamed or not", chat, description, json_or_stream)
     paths[EMBEDDING_PATH] = _post("Create embeddings", embedding, "A list of embeddings.", json_content)
+    anything = {"type": "object"}
+    lines = {**json_content, "application/x-ndjson": {"schema": {"type": "string"}}}
+    for path, summary, content in (
+        (RESPONSE_PATHS[0], "Create a response (OpenAI's Responses API)", json_or_stream),
+        (MESSAGE_PATHS[0], "Create a message (Anthropic's Messages API)", json_or_stream),
+        (COUNT_TOKENS_PATHS[0], "Count the tokens of a message (Anthropic's Messages API)", json_content),
+        (OLLAMA_CHAT_PATH, "Chat (Ollama's own API)", lines),
+        (OLLAMA_GENERATE_PATH, "Generate from a prompt (Ollama's own API)", lines),
+        (OLLAMA_EMBED_PATH, "Create embeddings (Ollama's own API)", json_content),
+        (OLLAMA_EMBEDDINGS_PATH, "Create one embedding (Ollama's own API)", json_content),
+    ):
+        paths[path] = _post(summary, anything, "The answer in the form of that API.", content)
 
 
 def _post(summary: str, request: dict[str, Any], description: str, content: dict[str, Any]) -> dict[str, Any]:
