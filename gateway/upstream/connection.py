@@ -258,6 +258,12 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self.abort()
 
+    @property
+    def address(self) -> str:
+        """IP address of the server, or an empty string if the connection is closed."""
+        peer = None if self._transport is None else self._transport.get_extra_info("peername")
+        return "" if peer is None else str(peer[0])
+
     def abort(self) -> None:
         """Close the connection at once, without reading what is left."""
         self._usable = False

@@ -11,19 +11,16 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Literal, Self
 
-import httpx2
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from gateway.config import Settings
 from gateway.engines.engine import LoadedUntil, Models
 from gateway.upstream.backend import Backend
+from gateway.upstream.connection import TransportError
 from gateway.upstream.server import VIA, Server
 
 PROBE_SECONDS = 2.0
-"""Timeout of each step of a probe: connecting, TLS, each read.
-
-httpx2 closes a connection that times out, but not one that is cancelled during a TLS handshake.
-"""
+"""Timeout of each step of a probe: connecting with TLS, and the head of the answer."""
 PROBE_STEPS = 3
 """Limit of a whole probe, in multiples of `PROBE_SECONDS`, however many reads its answer takes."""
 MAX_PROBE = 1024 * 1024  # bytes
@@ -267,19 +264,25 @@ class HealthChecks:
         Raises:
             ProbeFailed: there was no complete answer in time.
         """
-        origin = server.pool.origin
-        url = f"{'https' if origin.tls else 'http'}://{origin.authority}{origin.prefix}{path}"
-        headers = [*backend.headers(), (VIA.decode(), self._gateway_id.decode()), ("Accept-Encoding", "identity")]
+        headers = [*backend.headers(), (VIA.decode(), self._gateway_id.decode())]
         if body is not None:
             headers.append(("Content-Type", "application/json"))
+        pool = server.pool
+        request = b"%bContent-Length: %d\r\n\r\n" % (pool.head(method, path, headers), len(body or b""))
         try:
-            async with (
-                asyncio.timeout(PROBE_STEPS * PROBE_SECONDS),
-                httpx2.AsyncClient(trust_env=False, verify=origin.tls or False, timeout=PROBE_SECONDS) as client,
-                client.stream(method, url, headers=headers, content=body) as answer,
-            ):
-                return answer.status_code, await _read(answer)
-        except (httpx2.HTTPError, TimeoutError) as error:
+            async with asyncio.timeout(PROBE_STEPS * PROBE_SECONDS):
+                connection = await pool.connect(PROBE_SECONDS)
+                try:
+                    async with asyncio.timeout(PROBE_SECONDS):
+                        await connection.send(request, body or b"")
+                    return connection.status, await connection.read(MAX_PROBE)
+                finally:
+                    connection.abort()
+        except TransportError as error:
+            if error.fault == "too_large":  # not a list of models
+                return connection.status, b""
+            raise ProbeFailed(_describe(error)) from error
+        except TimeoutError as error:
             raise ProbeFailed(_describe(error)) from error
 
     # Log messages
@@ -334,13 +337,11 @@ def reachable(settings: Settings, backends: Mapping[str, Backend]) -> list[Backe
     return [backend for name, backend in backends.items() if name in used]
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: TransportError | TimeoutError) -> str:
     """Describe in plain words, for the log, why a probe got no answer.
 
     Errors of sockets and of TLS are at the end of the chain of causes of `error`.
     """
-    if isinstance(error, httpx2.TimeoutException | TimeoutError):
-        return "no answer in time"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -350,7 +351,9 @@ def _describe(error: Exception) -> str:
         if isinstance(cause, socket.gaierror):
             return "its host name cannot be resolved"
         cause = cause.__cause__ or cause.__context__
-    return "no connection" if isinstance(error, httpx2.ConnectError) else "its answer is incomplete or not HTTP"
+    if isinstance(error, TimeoutError) or error.fault == "connect_timeout":
+        return "no answer in time"
+    return "no connection" if error.fault == "connect" else "its answer is incomplete or not HTTP"
 
 
 async def _wait_until_set(event: asyncio.Event, seconds: float) -> None:
@@ -358,16 +361,6 @@ async def _wait_until_set(event: asyncio.Event, seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-
-
-async def _read(answer: httpx2.Response) -> bytes:
-    """Return the body as it was sent, or nothing if it is too long for a list of models."""
-    content = b""
-    async for piece in answer.aiter_raw():
-        content += piece
-        if len(content) > MAX_PROBE:
-            return b""
-    return content
 
 
 def _format_names(names: list[str]) -> str:

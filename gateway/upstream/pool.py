@@ -16,12 +16,15 @@ The only deadline here is the one for connecting. For any other, the caller canc
 """
 
 import asyncio
+import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, TransportError
+from gateway.upstream.connector import Connector
+from gateway.upstream.resolver import without_scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Pool:
         self._open: set[Connection] = set()
         self.buffer = memoryview(bytearray(READ_BYTES))
         self._expiry_timer: asyncio.TimerHandle | None = None
+        self._connector = Connector(origin.host, origin.port, origin.tls, self._new_connection, self._retire)
 
     def __repr__(self) -> str:
         return f"<Pool {len(self._open)} open, {len(self._idle)} idle>"
@@ -110,26 +114,46 @@ class Pool:
             else:
                 return kept
         fresh = await self.connect(connect_timeout)
-        await fresh.send(head, body)
+        address = fresh.address
+        try:
+            await fresh.send(head, body)
+        except TransportError as error:
+            if not error.answered:
+                self._connector.try_last(address)
+            raise
         return fresh
 
     async def connect(self, connect_timeout: float | None = None) -> Connection:
-        """Open a new connection."""
-        loop = asyncio.get_running_loop()
-        origin = self.origin
-        connection = Connection(self, loop, self._limits)
+        """Open a new connection, within `connect_timeout` seconds (None: the pool's own) in all.
+
+        Raises:
+            TransportError: there is no connection. Its cause tells why.
+        """
+        seconds = self.connect_timeout if connect_timeout is None else connect_timeout
         try:
-            async with asyncio.timeout(self.connect_timeout if connect_timeout is None else connect_timeout):
-                await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.tls)
-        except BaseException as error:
-            connection.abort()
-            connection.connection_lost(None)  # uvloop omits it if it is cancelled just as the connection is made
-            if isinstance(error, TimeoutError):
-                raise TransportError("connect_timeout") from error
-            if isinstance(error, OSError):
-                raise TransportError("connect") from error
-            raise
-        return connection
+            async with asyncio.timeout(seconds):
+                return await self._connector.connect(seconds)
+        except TimeoutError as error:
+            if self._connector.is_resolving:
+                raise TransportError("connect_timeout") from socket.gaierror(socket.EAI_AGAIN, "no answer in time")
+            raise TransportError("connect_timeout") from error
+        except OSError as error:
+            raise TransportError("connect") from error
+
+    def _new_connection(self) -> Connection:
+        return Connection(self, asyncio.get_running_loop(), self._limits)
+
+    def _retire(self, addresses: frozenset[str]) -> None:
+        """Stop using connections to addresses that the server's name no longer has.
+
+        Those in use are closed when their answer ends.
+        """
+        current = {without_scope(address) for address in addresses}
+        for connection in list(self._open):
+            if without_scope(connection.address) not in current:
+                connection.mark_unusable()
+                if connection in self._idle:
+                    connection.abort()
 
     def acquire(self) -> Connection | None:
         """Return the most recently used idle connection that is still good, or None."""
