@@ -59,6 +59,7 @@ class Pool:
         self._limits = limits or ConnectionLimits()
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
+        self._has_heard = False  # a connection that has closed since got something from the server
         self.buffer = memoryview(bytearray(READ_BYTES))
         self._expiry_timer: asyncio.TimerHandle | None = None
         self._connector = Connector(origin.host, origin.port, origin.tls, self._new_connection, self._retire)
@@ -69,6 +70,11 @@ class Pool:
     @property
     def open_connections(self) -> int:
         return len(self._open)
+
+    @property
+    def is_waiting(self) -> bool:
+        """True if a request waits for the server."""
+        return any(connection.is_busy and not connection.is_probe for connection in self._open)
 
     def head(self, method: str, path: str, headers: Sequence[tuple[str, str]]) -> bytes:
         """Return the constant part of a request's head, without Content-Length and the blank line.
@@ -155,6 +161,33 @@ class Pool:
                 if connection in self._idle:
                     connection.abort()
 
+    def has_sign_of_life(self, now: float) -> bool:
+        """Return whether anything came from the server on the requests' connections since the last call."""
+        signs = [connection.take_sign_of_life(now) for connection in self._open if not connection.is_probe]
+        is_alive = self._has_heard or any(signs)
+        self._has_heard = False
+        return is_alive
+
+    def give_up_silent(self, moment: float, *, has_begun: bool = False) -> int:
+        """End the exchanges that got no byte since `moment`, and return their number.
+
+        With `has_begun`, only those whose answer had begun before.
+        """
+        silent = [
+            connection
+            for connection in self._open
+            if not connection.is_probe and connection.is_silent_since(moment, has_begun=has_begun)
+        ]
+        for connection in silent:
+            connection.give_up()
+        return len(silent)
+
+    def close_idle(self) -> None:
+        """Close the idle connections, because the server may have lost them."""
+        for connection in list(self._idle):
+            connection.abort()
+        self._idle.clear()
+
     def acquire(self) -> Connection | None:
         """Return the most recently used idle connection that is still good, or None."""
         oldest = time.monotonic() - self._idle_seconds
@@ -184,6 +217,8 @@ class Pool:
         self._open.add(connection)
 
     def closed(self, connection: Connection) -> None:
+        if connection.has_arrived and not connection.is_probe:
+            self._has_heard = True
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
