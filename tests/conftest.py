@@ -10,6 +10,8 @@ import pytest
 import uvloop
 from hypothesis import settings
 
+from tests.fakes.virtual_time import VirtualTimeLoop
+
 # The same examples in each run, so that a change fails only tests that it breaks.
 settings.register_profile("tests", deadline=None, derandomize=True)
 # For a longer search: `pytest --hypothesis-profile=explore`.
@@ -27,9 +29,11 @@ def pytest_asyncio_loop_factories(
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Return the event loops in which a test runs.
 
-    It is asyncio's by default, uvloop's with the marker `uvloop`, and both in turn with the marker
-    `both_loops`.
+    It is asyncio's by default, uvloop's with the marker `uvloop`, both in turn with the marker
+    `both_loops`, and one that skips waits with the marker `virtual_time`.
     """
+    if item.get_closest_marker("virtual_time"):
+        return {"virtual time": VirtualTimeLoop}
     if item.get_closest_marker("both_loops"):
         return LOOPS
     name = "uvloop" if item.get_closest_marker("uvloop") else "asyncio"

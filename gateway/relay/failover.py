@@ -22,7 +22,7 @@ from gateway.errors import BackendUnavailable, GatewayError, InvalidRequest, Mod
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.telemetry.exchange import CHAT, Meter
-from gateway.upstream.failures import MISSING, SERVER_FAULTS, UNSENT, record_failure
+from gateway.upstream.failures import MISSING, SERVER_FAULTS, UNRESPONSIVE, UNSENT, record_failure
 from gateway.upstream.server import Server
 
 MAX_ATTEMPTS = 2
@@ -121,8 +121,8 @@ class Failover:
         metrics.retries.labels(backend.name, reason).inc()
 
     def _is_free(self, reason: str, meter: Meter) -> bool:
-        """Return whether the failed attempt has cost no server anything."""
-        return reason == MISSING or (reason in UNSENT and not meter.met_stale)
+        """Return whether a second attempt adds no load: the first one costs no server anything, or no more."""
+        return reason in (MISSING, UNRESPONSIVE) or (reason in UNSENT and not meter.met_stale)
 
 
 def _may_fall_back(failure: GatewayError) -> bool:

@@ -6,6 +6,7 @@ and unread pieces each have their limit. `pool.py` keeps the connections.
 """
 
 import asyncio
+import errno
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,11 @@ from typing import Literal, Protocol, Self, cast
 
 import httptools
 
-TransportFault = Literal["connect", "connect_timeout", "closed", "reset", "protocol", "truncated", "too_large"]
+from gateway.upstream.socket_options import set_keep_alive
+
+TransportFault = Literal[
+    "connect", "connect_timeout", "closed", "reset", "unresponsive", "protocol", "truncated", "too_large"
+]
 
 READ_BYTES = 32 * 1024
 """Maximum number of bytes per read from a socket.
@@ -25,6 +30,9 @@ bytes and the time during which nothing else is served.
 
 _SIZE_LINES = {len(line) + size + 2: line for size in range(1, 2048) for line in (b"%x\r\n" % size,)}
 """Size line of an HTTP chunk by the length of the whole chunk, for chunks as small as a token."""
+
+_HOST_VANISHED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH})
+"""Errors with which the kernel gives up a connection (`socket_options.py`)."""
 
 DRAIN_SECONDS = 1.0
 """Time to wait for the end of the body once the caller has all that it needs.
@@ -79,6 +87,7 @@ class Connection(asyncio.BufferedProtocol):
         "_draining",
         "_ended",
         "_failure",
+        "_has_begun",
         "_has_body",
         "_head_bytes",
         "_head_done",
@@ -95,16 +104,20 @@ class Connection(asyncio.BufferedProtocol):
         "_paused",
         "_pieces",
         "_readable",
+        "_silent_since",
         "_stopped",
         "_timer",
         "_transport",
+        "_unsent_bytes",
         "_until_close",
         "_usable",
         "_waiter",
         "answered",
         "fields",
+        "has_arrived",
         "headers",
         "idle_since",
+        "is_probe",
         "status",
     )
 
@@ -124,6 +137,12 @@ class Connection(asyncio.BufferedProtocol):
         self._usable = True
         self._waiter: asyncio.Future[None] | None = None
         self.idle_since = 0.0
+        self.is_probe = False
+        """True for a probe's connection, which says nothing about those of the requests."""
+        self.has_arrived = False
+        """True if bytes have arrived since the last `take_sign_of_life`."""
+        self._silent_since: float | None = None
+        self._unsent_bytes = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -133,6 +152,7 @@ class Connection(asyncio.BufferedProtocol):
         self.answered = False
         self._head_done = False
         self._head_bytes = 0
+        self._has_begun = False  # a part of the body has arrived
         self._has_body = False  # the last read brought a part of the body
         self._bodiless_bytes = 0  # since then
         self._informational = 0
@@ -258,6 +278,50 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self.abort()
 
+    @property
+    def is_busy(self) -> bool:
+        """True from sending a request until the end of its answer."""
+        return self._busy
+
+    @property
+    def address(self) -> str:
+        """IP address of the server, or an empty string if the connection is closed."""
+        peer = None if self._transport is None else self._transport.get_extra_info("peername")
+        return "" if peer is None else str(peer[0])
+
+    def take_sign_of_life(self, now: float) -> bool:
+        """Return whether the server has sent anything, or taken more of the request, since the last call.
+
+        `now` is the time on any clock, always the same one.
+        """
+        unsent = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        is_alive = self.has_arrived or unsent < self._unsent_bytes
+        self.has_arrived, self._unsent_bytes = False, unsent
+        if is_alive or self._paused or not self._busy:
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = now
+        return is_alive
+
+    def is_silent_since(self, moment: float, *, has_begun: bool) -> bool:
+        """Return whether the server has given no sign of life since `moment`, although an answer is expected.
+
+        While the caller has paused the connection, nobody can tell. With `has_begun`, a part of the
+        body has to have arrived before.
+        """
+        return (
+            self._silent_since is not None
+            and self._silent_since <= moment
+            and not self._paused
+            and self._transport is not None
+            and not self._transport.is_closing()
+            and (self._has_begun or not has_begun)
+        )
+
+    def give_up(self) -> None:
+        """End the exchange, because the server does not respond any more."""
+        self._fail(TransportError("unresponsive", self.answered))
+
     def abort(self) -> None:
         """Close the connection at once, without reading what is left."""
         self._usable = False
@@ -351,7 +415,9 @@ class Connection(asyncio.BufferedProtocol):
             cast("asyncio.Transport", transport).abort()
             return
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
-        self._readable.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        sock = transport.get_extra_info("socket")
+        set_keep_alive(sock)
+        self._readable.register(sock.fileno(), select.POLLIN)
         self._owner.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -365,14 +431,21 @@ class Connection(asyncio.BufferedProtocol):
         if self._until_close and exc is None:
             self._ended = True
         elif self._failure is None:
-            fault: TransportFault = "truncated" if self._head_done else "reset" if exc is not None else "closed"
-            self._failure = TransportError(fault, self.answered)
+            self._failure = TransportError(self._fault(exc), self.answered)
         self._wake()
+
+    def _fault(self, exc: Exception | None) -> TransportFault:
+        if isinstance(exc, OSError) and exc.errno in _HOST_VANISHED:
+            return "unresponsive"
+        if self._head_done:
+            return "truncated"
+        return "closed" if exc is None else "reset"
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._owner.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.has_arrived = True
         if self._is_between_chunks:
             data = self._owner.buffer[:nbytes].tobytes()
             line = _SIZE_LINES.get(nbytes, b"none")
@@ -482,7 +555,7 @@ class Connection(asyncio.BufferedProtocol):
         self._wake()
 
     def on_body(self, piece: bytes) -> None:
-        self._has_body = True
+        self._has_body = self._has_begun = True
         if not (self._ended or self._stopped or self._failure is not None):
             self._pieces.append(piece)
         elif self._stopped and not self._ended:  # more than the end of the body followed

@@ -22,7 +22,10 @@ _log = logging.getLogger(__name__)
 UNSENT = frozenset({"connect", "connect_timeout"})
 """Reasons for which nothing of the request has reached the server, so a retry elsewhere is free."""
 
-SERVER_FAULTS = UNSENT | {"closed", "reset", "protocol", "truncated", "stream_error", "status_5xx"}
+UNRESPONSIVE = "unresponsive"
+"""Reason for which an exchange was given up: the server's host has vanished, or its process hangs."""
+
+SERVER_FAULTS = UNSENT | {UNRESPONSIVE, "closed", "reset", "protocol", "truncated", "stream_error", "status_5xx"}
 """Reasons of upstream errors that are the server's fault.
 
 A wrong key or an answer of the wrong kind says nothing about the server's health.

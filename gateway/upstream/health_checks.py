@@ -11,21 +11,20 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Literal, Self
 
-import httpx2
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from gateway.config import Settings
 from gateway.engines.engine import LoadedUntil, Models
 from gateway.upstream.backend import Backend
-from gateway.upstream.server import VIA, Server
+from gateway.upstream.connection import TransportError
+from gateway.upstream.server import VIA, WATCH_SECONDS, Server
 
 PROBE_SECONDS = 2.0
-"""Timeout of each step of a probe: connecting, TLS, each read.
-
-httpx2 closes a connection that times out, but not one that is cancelled during a TLS handshake.
-"""
+"""Timeout of each step of a probe: connecting with TLS, and the head of the answer."""
 PROBE_STEPS = 3
 """Limit of a whole probe, in multiples of `PROBE_SECONDS`, however many reads its answer takes."""
+PROBE_AGAIN_SECONDS = 5.0
+"""Longest time from a failed probe to the next one, however long `probe_interval` is."""
 MAX_PROBE = 1024 * 1024  # bytes
 READY_SECONDS = 2.5
 """Time for which a server that does not answer keeps the gateway from being ready.
@@ -73,6 +72,7 @@ class HealthChecks:
         self._backends = reachable(settings, backends)
         self._tasks: dict[Backend, list[asyncio.Task[None]]] = {}
         self._all_asked: asyncio.Event = asyncio.Event()
+        self._watch_timer: asyncio.TimerHandle | None = None
 
     @property
     def backends(self) -> list[Backend]:
@@ -91,9 +91,12 @@ class HealthChecks:
 
     async def __aenter__(self) -> Self:
         self._start_probes(self._backends, self._all_asked)
+        self._watch_timer = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._watch)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._watch_timer is not None:
+            self._watch_timer.cancel()
         tasks = [task for tasks in self._tasks.values() for task in tasks]
         for task in tasks:
             task.cancel()
@@ -151,23 +154,24 @@ class HealthChecks:
         check_done()
 
     async def _first_probe(self, backend: Backend, server: Server) -> None:
+        began = asyncio.get_running_loop().time()
         result, why = await self._probe(backend, server, FIRST_ATTEMPTS)
-        if result == "unreachable":
-            server.circuit.probe_missed(is_sure=True)
+        self._record(server, result, began, is_sure=True)
         self._report(backend, server, result, why)
 
     async def _probe_forever(self, backend: Backend, server: Server, all_asked: asyncio.Event) -> None:
         await all_asked.wait()
         wrong_answers = 0
         while True:
-            await _wait_until_set(server.doubted, backend.settings.probe_interval)
+            interval = backend.settings.probe_interval
+            await _wait_until_set(
+                server.doubted, min(interval, PROBE_AGAIN_SECONDS) if server.liveness.has_failed else interval
+            )
             server.doubted.clear()
+            began = asyncio.get_running_loop().time()
             was_up, is_suspect, models_before = server.up, server.circuit.state == "suspect", server.discovered
             result, why = await self._probe(backend, server, SURE_ATTEMPTS if is_suspect else 1)
-            if result == "unreachable":
-                server.circuit.probe_missed(is_sure=is_suspect)
-            else:
-                server.circuit.probe_answered()
+            self._record(server, result, began, is_sure=is_suspect)
             wrong_answers = 0 if result in ("up", "unreachable") else wrong_answers + 1
             if wrong_answers >= WRONG_ANSWERS_BEFORE_EXCLUDED:
                 server.up = False
@@ -180,6 +184,33 @@ class HealthChecks:
                 and models_before.keys() != (server.discovered or {}).keys()
             ):
                 self._report(backend, server, result, why)
+
+    def _record(self, server: Server, result: ProbeResult, began: float, *, is_sure: bool) -> None:
+        """Record the result of a probe that began at the time `began`.
+
+        `is_sure` means that the server was asked more than once.
+        """
+        if result == "unreachable":
+            server.liveness.probe_failed(began)
+            server.pool.close_idle()  # before a request is sent on a connection that may be dead
+            server.circuit.probe_missed(is_sure=is_sure)
+        else:
+            server.liveness.probe_answered(asyncio.get_running_loop().time())
+            server.circuit.probe_answered()
+
+    def _watch(self) -> None:
+        """End the requests of servers that have vanished."""
+        loop = asyncio.get_running_loop()
+        self._watch_timer = loop.call_later(WATCH_SECONDS, self._watch)
+        for backend in self._tasks:
+            for server in backend.servers:
+                ended = server.end_lost_requests(loop.time())
+                if ended:
+                    _log.warning(
+                        "backend %s: it has vanished or hangs; %d requests that ran there were ended",
+                        server.name,
+                        ended,
+                    )
 
     async def _probe(self, backend: Backend, server: Server, attempts: int) -> tuple[ProbeResult, str]:
         """Probe a server with up to `attempts` attempts.
@@ -267,19 +298,26 @@ class HealthChecks:
         Raises:
             ProbeFailed: there was no complete answer in time.
         """
-        origin = server.pool.origin
-        url = f"{'https' if origin.tls else 'http'}://{origin.authority}{origin.prefix}{path}"
-        headers = [*backend.headers(), (VIA.decode(), self._gateway_id.decode()), ("Accept-Encoding", "identity")]
+        headers = [*backend.headers(), (VIA.decode(), self._gateway_id.decode())]
         if body is not None:
             headers.append(("Content-Type", "application/json"))
+        pool = server.pool
+        request = b"%bContent-Length: %d\r\n\r\n" % (pool.head(method, path, headers), len(body or b""))
         try:
-            async with (
-                asyncio.timeout(PROBE_STEPS * PROBE_SECONDS),
-                httpx2.AsyncClient(trust_env=False, verify=origin.tls or False, timeout=PROBE_SECONDS) as client,
-                client.stream(method, url, headers=headers, content=body) as answer,
-            ):
-                return answer.status_code, await _read(answer)
-        except (httpx2.HTTPError, TimeoutError) as error:
+            async with asyncio.timeout(PROBE_STEPS * PROBE_SECONDS):
+                connection = await pool.connect(PROBE_SECONDS)
+                connection.is_probe = True
+                try:
+                    async with asyncio.timeout(PROBE_SECONDS):
+                        await connection.send(request, body or b"")
+                    return connection.status, await connection.read(MAX_PROBE)
+                finally:
+                    connection.abort()
+        except TransportError as error:
+            if error.fault == "too_large":  # not a list of models
+                return connection.status, b""
+            raise ProbeFailed(_describe(error)) from error
+        except TimeoutError as error:
             raise ProbeFailed(_describe(error)) from error
 
     # Log messages
@@ -334,13 +372,11 @@ def reachable(settings: Settings, backends: Mapping[str, Backend]) -> list[Backe
     return [backend for name, backend in backends.items() if name in used]
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: TransportError | TimeoutError) -> str:
     """Describe in plain words, for the log, why a probe got no answer.
 
     Errors of sockets and of TLS are at the end of the chain of causes of `error`.
     """
-    if isinstance(error, httpx2.TimeoutException | TimeoutError):
-        return "no answer in time"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -350,7 +386,9 @@ def _describe(error: Exception) -> str:
         if isinstance(cause, socket.gaierror):
             return "its host name cannot be resolved"
         cause = cause.__cause__ or cause.__context__
-    return "no connection" if isinstance(error, httpx2.ConnectError) else "its answer is incomplete or not HTTP"
+    if isinstance(error, TimeoutError) or error.fault in ("connect_timeout", "unresponsive"):
+        return "no answer in time"
+    return "no connection" if error.fault == "connect" else "its answer is incomplete or not HTTP"
 
 
 async def _wait_until_set(event: asyncio.Event, seconds: float) -> None:
@@ -358,16 +396,6 @@ async def _wait_until_set(event: asyncio.Event, seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-
-
-async def _read(answer: httpx2.Response) -> bytes:
-    """Return the body as it was sent, or nothing if it is too long for a list of models."""
-    content = b""
-    async for piece in answer.aiter_raw():
-        content += piece
-        if len(content) > MAX_PROBE:
-            return b""
-    return content
 
 
 def _format_names(names: list[str]) -> str:

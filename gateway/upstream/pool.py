@@ -16,12 +16,15 @@ The only deadline here is the one for connecting. For any other, the caller canc
 """
 
 import asyncio
+import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, TransportError
+from gateway.upstream.connector import Connector
+from gateway.upstream.resolver import without_scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,10 @@ class Pool:
         self._limits = limits or ConnectionLimits()
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
+        self._has_heard = False  # a connection that has closed since got something from the server
         self.buffer = memoryview(bytearray(READ_BYTES))
         self._expiry_timer: asyncio.TimerHandle | None = None
+        self._connector = Connector(origin.host, origin.port, origin.tls, self._new_connection, self._retire)
 
     def __repr__(self) -> str:
         return f"<Pool {len(self._open)} open, {len(self._idle)} idle>"
@@ -65,6 +70,11 @@ class Pool:
     @property
     def open_connections(self) -> int:
         return len(self._open)
+
+    @property
+    def is_waiting(self) -> bool:
+        """True if a request waits for the server."""
+        return any(connection.is_busy and not connection.is_probe for connection in self._open)
 
     def head(self, method: str, path: str, headers: Sequence[tuple[str, str]]) -> bytes:
         """Return the constant part of a request's head, without Content-Length and the blank line.
@@ -110,26 +120,73 @@ class Pool:
             else:
                 return kept
         fresh = await self.connect(connect_timeout)
-        await fresh.send(head, body)
+        address = fresh.address
+        try:
+            await fresh.send(head, body)
+        except TransportError as error:
+            if not error.answered:
+                self._connector.try_last(address)
+            raise
         return fresh
 
     async def connect(self, connect_timeout: float | None = None) -> Connection:
-        """Open a new connection."""
-        loop = asyncio.get_running_loop()
-        origin = self.origin
-        connection = Connection(self, loop, self._limits)
+        """Open a new connection, within `connect_timeout` seconds (None: the pool's own) in all.
+
+        Raises:
+            TransportError: there is no connection. Its cause tells why.
+        """
+        seconds = self.connect_timeout if connect_timeout is None else connect_timeout
         try:
-            async with asyncio.timeout(self.connect_timeout if connect_timeout is None else connect_timeout):
-                await loop.create_connection(lambda: connection, origin.host, origin.port, ssl=origin.tls)
-        except BaseException as error:
+            async with asyncio.timeout(seconds):
+                return await self._connector.connect(seconds)
+        except TimeoutError as error:
+            if self._connector.is_resolving:
+                raise TransportError("connect_timeout") from socket.gaierror(socket.EAI_AGAIN, "no answer in time")
+            raise TransportError("connect_timeout") from error
+        except OSError as error:
+            raise TransportError("connect") from error
+
+    def _new_connection(self) -> Connection:
+        return Connection(self, asyncio.get_running_loop(), self._limits)
+
+    def _retire(self, addresses: frozenset[str]) -> None:
+        """Stop using connections to addresses that the server's name no longer has.
+
+        Those in use are closed when their answer ends.
+        """
+        current = {without_scope(address) for address in addresses}
+        for connection in list(self._open):
+            if without_scope(connection.address) not in current:
+                connection.mark_unusable()
+                if connection in self._idle:
+                    connection.abort()
+
+    def has_sign_of_life(self, now: float) -> bool:
+        """Return whether anything came from the server on the requests' connections since the last call."""
+        signs = [connection.take_sign_of_life(now) for connection in self._open if not connection.is_probe]
+        is_alive = self._has_heard or any(signs)
+        self._has_heard = False
+        return is_alive
+
+    def give_up_silent(self, moment: float, *, has_begun: bool = False) -> int:
+        """End the exchanges that got no byte since `moment`, and return their number.
+
+        With `has_begun`, only those whose answer had begun before.
+        """
+        silent = [
+            connection
+            for connection in self._open
+            if not connection.is_probe and connection.is_silent_since(moment, has_begun=has_begun)
+        ]
+        for connection in silent:
+            connection.give_up()
+        return len(silent)
+
+    def close_idle(self) -> None:
+        """Close the idle connections, because the server may have lost them."""
+        for connection in list(self._idle):
             connection.abort()
-            connection.connection_lost(None)  # uvloop omits it if it is cancelled just as the connection is made
-            if isinstance(error, TimeoutError):
-                raise TransportError("connect_timeout") from error
-            if isinstance(error, OSError):
-                raise TransportError("connect") from error
-            raise
-        return connection
+        self._idle.clear()
 
     def acquire(self) -> Connection | None:
         """Return the most recently used idle connection that is still good, or None."""
@@ -160,6 +217,8 @@ class Pool:
         self._open.add(connection)
 
     def closed(self, connection: Connection) -> None:
+        if connection.has_arrived and not connection.is_probe:
+            self._has_heard = True
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)

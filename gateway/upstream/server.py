@@ -1,6 +1,7 @@
 """One server of a backend at run time: its pool, circuit breaker, limits and models."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -8,7 +9,11 @@ from gateway.admission.queues import ServerSlots
 from gateway.config import ServerSettings
 from gateway.engines.engine import ModelFacts, Models
 from gateway.upstream.circuit_breaker import CircuitBreaker
+from gateway.upstream.liveness import DOUBT_SECONDS, Liveness
 from gateway.upstream.pool import Pool
+
+WATCH_SECONDS = 1.0
+"""Interval at which `end_lost_requests` is called."""
 
 VIA = b"x-gateway-via"
 """Request header with the ids of the gateways that a request has passed through."""
@@ -31,6 +36,7 @@ class Server(ServerSlots):
         "doubted",
         "ignored_names",
         "is_excluded",
+        "liveness",
         "name",
         "pool",
         "up",
@@ -64,6 +70,8 @@ class Server(ServerSlots):
         """Set to request a probe at once."""
         self.is_excluded = False
         """True if the server does not answer as expected while another server is healthy."""
+        self.liveness = Liveness(-math.inf)
+        """Signs of life, on the clock of the event loop."""
         self._missing: set[str] = set()
 
     def __repr__(self) -> str:
@@ -120,6 +128,23 @@ class Server(ServerSlots):
         self.discovered = models
         self.up = True
         self._missing.clear()
+
+    def end_lost_requests(self, now: float) -> int:
+        """End the requests that the server does not work on any more (`liveness.py`). Return their number.
+
+        `now` is the time on the clock of the event loop.
+        """
+        pool, liveness = self.pool, self.liveness
+        if pool.has_sign_of_life(now):
+            liveness.show_life(now)
+        if liveness.is_gone(now):
+            return pool.give_up_silent(now - WATCH_SECONDS / 2)
+        began = liveness.take_outage(now)
+        if began is not None:
+            return pool.give_up_silent(began + 2 * WATCH_SECONDS, has_begun=True)
+        if liveness.silence(now) >= DOUBT_SECONDS and not liveness.has_failed and pool.is_waiting:
+            self.doubted.set()
+        return 0
 
     def is_up(self) -> bool:
         """Return whether the server may get one more request, apart from its slots."""
