@@ -11,13 +11,15 @@ from gateway.chat.answer import Answer, Delta, assemble
 from gateway.chat.normalizer import Normalizer
 from gateway.chat.request import LARGE_SCHEMAS
 from gateway.dialects.dialect import ChatForm
-from gateway.engines.engine import MAX_ANSWER, MAX_REFUSAL, ResponseReader
+from gateway.engines.engine import MAX_ANSWER, MAX_REFUSAL, ModelFacts, ResponseReader
+from gateway.engines.long_strings import render_images
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
 from gateway.relay.base import MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, YIELD_BYTES, Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.relay.in_flight import Requeueable
 from gateway.relay.requests import ChatRequest, ClientConnection
+from gateway.relay.turns import in_turns
 from gateway.telemetry.exchange import CHAT
 from gateway.upstream.connection import Connection, TransportError
 from gateway.upstream.failures import JSON, check_headers, upstream_error, with_retry_after
@@ -159,9 +161,7 @@ class ChatRelay(Relay):
         model = self._destination.route.model
         if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
             await asyncio.sleep(0)
-        body = engine.render(self._chat, model, server.facts(model), streams)
-        if len(body) > YIELD_BYTES:
-            await asyncio.sleep(0)
+        body = await self._rendered(model, server.facts(model), streams)
         head = server.chat_head(self._request.came_through, self._context.gateway_id)
         asking = server.pool.request(head, body, self._count_stale, self._limits.connect_timeout)
         del body
@@ -179,6 +179,16 @@ class ChatRelay(Relay):
                 self._answer(assemble(self._normalized([delta])))
                 return
             await self._pump(response, engine.reader())
+
+    async def _rendered(self, model: str, facts: ModelFacts, streams: bool) -> bytes | list[bytes]:
+        """Render the request for the backend; one with images in steps."""
+        engine, chat = self._backend.engine, self._chat
+        if self._lane == "vision":
+            return await in_turns(render_images(chat, lambda short: engine.render(short, model, facts, streams)))
+        body = engine.render(chat, model, facts, streams)
+        if len(body) > YIELD_BYTES:
+            await asyncio.sleep(0)
+        return body
 
     async def _pump(self, response: Connection, reader: ResponseReader) -> None:
         meter, renderer, write = self._meter, self._renderer, self._client.write

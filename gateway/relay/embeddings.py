@@ -7,10 +7,12 @@ from gateway.chat.embedding import EncodedVector, converted, width
 from gateway.dialects.dialect import EmbeddingForm
 from gateway.engines.embeddings import Embedded
 from gateway.engines.engine import MAX_REFUSAL
+from gateway.engines.long_strings import render_texts
 from gateway.errors import InvalidRequest, UpstreamError
 from gateway.relay.base import YIELD_BYTES, Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection, EmbeddingRequest
+from gateway.relay.turns import in_turns
 from gateway.telemetry.exchange import EMBEDDINGS
 from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import check_headers, with_retry_after
@@ -47,10 +49,13 @@ class EmbeddingRelay(Relay):
 
     async def _exchange(self, server: Server) -> None:
         embedder = self._backend.embedder
-        body = embedder.render(self._embedding, self._destination.route.model)
+        model = self._destination.route.model
+        body: bytes | list[bytes]
+        if self._request.size > YIELD_BYTES:
+            body = await in_turns(render_texts(self._embedding, lambda short: embedder.render(short, model)))
+        else:
+            body = embedder.render(self._embedding, model)
         head = server.embedding_head(self._request.came_through, self._context.gateway_id)
-        if len(body) > YIELD_BYTES:
-            await asyncio.sleep(0)
         with await server.pool.request(head, body, self._count_stale) as response:
             if response.status != 200:
                 raise with_retry_after(

@@ -8,10 +8,14 @@ import pytest
 
 from gateway import simulate
 from gateway.admission.scheduler import WaitEstimate
+from gateway.engines.ollama import Ollama
+from gateway.engines.vllm import Vllm
 from gateway.errors import UpstreamError
 from gateway.relay.chat import waiting_note
 from gateway.upstream.failures import check_headers
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend
+from tests.fakes.fault_backend import CANARY, TEXT, FaultBackend
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, PROMPT, Reply, running, until
 from tests.relay.serving import EMPTY_DELTA, IMAGE, KINDS, PATIENT, Kind, code, in_front_of, options, serving, settings
 
@@ -374,3 +378,30 @@ async def test_large_schemas_are_served(kind: Kind) -> None:
         reply = await gateway.ask({"messages": PROMPT, "tools": tools, "tool_choice": "required"})
         assert reply.status == 200
         assert b'"property_299"' in backend.requests[-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_large_image_is_rendered_apart_from_its_request(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's own step stays short, and the backend gets the image whole, in one body."""
+    url = png_data_url(1000, is_noise=True)
+    rendered: list[int] = []
+    engine: Any = {"ollama": Ollama, "vllm": Vllm}[kind]
+    render = engine.render
+
+    def recorded(self: Any, *chat: Any) -> Any:
+        body = render(self, *chat)
+        rendered.append(len(body))
+        return body
+
+    monkeypatch.setattr(engine, "render", recorded)
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "x"}]
+    async with serving(kind) as (gateway, backend):
+        for _ in range(2):  # on a new connection, and on the kept one
+            reply = await gateway.ask({"messages": [{"role": "user", "content": content}]})
+            assert reply.status == 200
+        message = json.loads(backend.requests[-1].partition(b"\r\n\r\n")[2])["messages"][0]
+    sent = message["images"][0] if kind == "ollama" else message["content"][0]["image_url"]["url"]
+    assert url.endswith(sent)
+    assert len(sent) > 3_000_000
+    assert len(rendered) == 2
+    assert max(rendered) < 1000
