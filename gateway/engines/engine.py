@@ -14,7 +14,24 @@ from gateway.engines.lines import LineBuffer, LineTooLong
 from gateway.errors import GatewayError, UpstreamError
 
 MAX_ANSWER = 32 * 1024 * 1024
-"""Maximum size of a plain answer in bytes. No model writes more."""
+"""Maximum size of a streamed answer that is assembled for a client, in bytes of its events."""
+
+MAX_PLAIN_ANSWER = 8 * 1024 * 1024
+"""Maximum size of a plain answer in bytes. It is parsed in one step."""
+
+MAX_OBJECTS = 30_000
+"""Maximum number of JSON objects in a plain answer, such as log probabilities. Each takes 1 µs."""
+
+MAX_TEXT = 3_000_000
+"""Maximum number of characters in an assembled answer. No model writes more, and line ends take 10 ms
+per million to render."""
+
+MAX_LOGPROBS = 200_000
+"""Maximum number of tokens and alternatives with log probabilities in an assembled answer: 9,500 tokens
+with 20 alternatives. They take 40 ms to render."""
+
+MAX_CALLS = 1024
+"""Maximum number of tool calls in an assembled answer."""
 
 MAX_REFUSAL = 64 * 1024
 """Maximum number of bytes read of an error answer."""

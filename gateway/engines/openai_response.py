@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
-from gateway.engines.engine import MAX_TOKENS, LineReader, broken_off, decode, token_count, unreadable
+from gateway.engines.engine import MAX_OBJECTS, MAX_TOKENS, LineReader, broken_off, decode, token_count, unreadable
 from gateway.engines.engine_reason import engine_reason
 from gateway.engines.error_mapping import message_of
 from gateway.engines.lines import DONE, data_of
@@ -82,6 +82,8 @@ _is_json_text = _json_text.fullmatch
 _has_line_end = re.compile(rb"\xe2\x80[\xa8\xa9]|\xc2\x85").search
 """U+2028, U+2029 and U+0085, which some clients take for line ends."""
 
+_MANY_OBJECTS = 2 * MAX_OBJECTS
+"""Bytes of a plain answer from which it may have too many objects."""
 _SHORT_TEXT = 32
 _MAX_KNOWN = 10_000
 """Maximum number of remembered valid token texts of at most 32 bytes: about 1 MiB."""
@@ -258,8 +260,10 @@ def parse_answer(body: bytes) -> Delta:
     """Parse a plain answer.
 
     Raises:
-        UpstreamError: the body is not an answer.
+        UpstreamError: the body is not an answer, or has too many objects.
     """
+    if len(body) > _MANY_OBJECTS and body.count(b"{") > MAX_OBJECTS:
+        raise UpstreamError("too_large")
     parsed = decode(_answers, body)
     if parsed is None or not parsed.choices or parsed.choices[0].finish_reason is None:
         raise UpstreamError("malformed", "The model backend returned an invalid response.")

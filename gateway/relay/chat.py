@@ -7,11 +7,20 @@ from bisect import bisect_left
 from msgspec import structs
 
 from gateway.admission.scheduler import Transfer, WaitEstimate
-from gateway.chat.answer import Answer, Delta, assemble
+from gateway.chat.answer import Answer, Assembler, Delta, assemble
 from gateway.chat.normalizer import Normalizer
 from gateway.chat.request import LARGE_SCHEMAS
 from gateway.dialects.dialect import ChatForm
-from gateway.engines.engine import MAX_ANSWER, MAX_REFUSAL, ModelFacts, ResponseReader
+from gateway.engines.engine import (
+    MAX_ANSWER,
+    MAX_CALLS,
+    MAX_LOGPROBS,
+    MAX_PLAIN_ANSWER,
+    MAX_REFUSAL,
+    MAX_TEXT,
+    ModelFacts,
+    ResponseReader,
+)
 from gateway.engines.long_strings import render_images
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
 from gateway.relay.base import MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, YIELD_BYTES, Relay
@@ -68,7 +77,7 @@ class ChatRelay(Relay):
         self._silent_since: float | None = None
         """Time since which pieces have arrived without anything to show; None: there was
         something."""
-        self._collected: list[Delta] = []
+        self._collected: Assembler | None = None
         self._collected_bytes = 0
 
     def _reroute(self, failure: GatewayError) -> None:
@@ -172,11 +181,11 @@ class ChatRelay(Relay):
                 response, engine.stream_type if streams else JSON, self._renderer is None and not engine.streams_only
             )
             if not streams:
-                answer = response.whole(MAX_ANSWER)
-                delta = engine.parse_answer(await response.read(MAX_ANSWER) if answer is None else answer)
+                answer = response.whole(MAX_PLAIN_ANSWER)
+                delta = engine.parse_answer(await response.read(MAX_PLAIN_ANSWER) if answer is None else answer)
                 self._meter.usage = delta.usage
                 self._meter.has_said = delta.is_piece
-                self._answer(assemble(self._normalized([delta])))
+                await self._answer(assemble(self._normalized([delta])))
                 return
             await self._pump(response, engine.reader())
 
@@ -239,7 +248,7 @@ class ChatRelay(Relay):
             write(renderer.end(self._timings))
             self._client.end()
         else:
-            self._answer(assemble(self._collected))
+            await self._answer((self._collected or Assembler()).answer())
 
     # Stream back
 
@@ -273,12 +282,24 @@ class ChatRelay(Relay):
         deltas = self._normalized(deltas)
         renderer = self._renderer
         if renderer is None:
-            self._collected += deltas
+            self._collect(deltas)
             return
         if not self._started:
             self._start(self._form.stream_lines)
             self._client.write(renderer.opening())
         self._client.write(b"".join([renderer.render(delta) for delta in deltas]))
+
+    def _collect(self, deltas: list[Delta]) -> None:
+        collected = self._collected
+        if collected is None:
+            collected = self._collected = Assembler()
+        collected.add(deltas)
+        if (
+            collected.text_length > MAX_TEXT
+            or collected.call_count > MAX_CALLS
+            or collected.logprob_count > MAX_LOGPROBS
+        ):
+            raise UpstreamError("too_large")
 
     def _normalized(self, deltas: list[Delta]) -> list[Delta]:
         if self._is_passthrough:
@@ -297,10 +318,13 @@ class ChatRelay(Relay):
             self._silent_since = None
         return normalized
 
-    def _answer(self, answer: Answer) -> None:
+    async def _answer(self, answer: Answer) -> None:
         self._meter.end_upstream()
         request = self._request
-        self._answer_json(self._form.answer(request.answer_id, request.created, answer, self._timings))
+        body = self._form.answer(request.answer_id, request.created, answer, self._timings)
+        if len(body) > YIELD_BYTES:
+            await asyncio.sleep(0)
+        self._answer_json(body)
 
     def _trailing_error(self, error: GatewayError) -> bytes:
         return super()._trailing_error(error) if self._renderer is None else self._renderer.error(error)

@@ -381,6 +381,41 @@ async def test_large_schemas_are_served(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("limit", "mode"), [("MAX_TEXT", "healthy"), ("MAX_CALLS", "forced"), ("MAX_ANSWER", "healthy")]
+)
+async def test_assembled_answer_that_is_too_large_is_a_502(
+    kind: Kind, limit: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream of the same size is served: each of its pieces is rendered alone."""
+    monkeypatch.setattr(f"gateway.relay.chat.{limit}", 0 if limit == "MAX_CALLS" else 10)
+    asked = {"max_tokens": 2000, **({"tools": TOOLS, "tool_choice": NAMED} if mode == "forced" else {})}
+    async with serving(kind, mode) as (gateway, _):
+        reply = await gateway.ask(asked)
+        assert (reply.status, code(reply)) == (502, "upstream_error")
+        assert gateway.metric("gateway_upstream_errors_total", reason="too_large") == 1
+        assert (await gateway.ask({**asked, "stream": True})).status == 200
+
+
+async def test_plain_answer_that_is_too_large_to_parse_is_a_502(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.relay.chat.MAX_PLAIN_ANSWER", 100)
+    async with serving("vllm") as (gateway, _):
+        assert (await gateway.ask({"max_tokens": 9})).status == 502
+        assert gateway.metric("gateway_upstream_errors_total", reason="too_large") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_assembled_answer_with_too_many_logprobs_is_a_502(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"logprobs": True, "top_logprobs": 2, "max_tokens": 2000}
+    async with in_front_of(options(kind)) as (gateway, _):
+        answer = json.loads((await gateway.ask(body)).body)["choices"][0]["logprobs"]["content"]
+        count = sum(1 + len(token["top_logprobs"]) for token in answer)
+        for limit, status in ((count, 200), (count - 1, 502)):
+            monkeypatch.setattr("gateway.relay.chat.MAX_LOGPROBS", limit)
+            assert (await gateway.ask(body)).status == status
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_large_image_is_rendered_apart_from_its_request(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's own step stays short, and the backend gets the image whole, in one body."""
     url = png_data_url(1000, is_noise=True)
