@@ -1,7 +1,7 @@
 """Checks of JSON request bodies, and error messages for invalid ones. Pure: no I/O, no clock."""
 
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -234,3 +234,20 @@ def _supported_types(param: str) -> str | None:
 def _with_json_type_names(reason: str) -> str:
     """Replace Python's type names. msgspec writes: "Expected `str | null`, got `int`"."""
     return _WORD.sub(lambda found: _WORDS[found[0]], reason.replace("`", "").replace(" | ", " or "))
+
+
+def render_list(before: bytes, items: Iterable[bytes], after: bytes) -> Steps[list[bytes]]:
+    """Render a list in steps, as parts of about `STEP` bytes."""
+    parts: list[bytes] = []
+    pieces, size = [before], 0
+    comma = b""
+    for item in items:
+        pieces += (comma, item)
+        comma = b","
+        size += len(item)
+        if size > STEP:
+            parts.append(b"".join(pieces))
+            pieces, size = [], 0
+            yield
+    parts.append(b"".join((*pieces, after)))
+    return parts

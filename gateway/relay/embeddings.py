@@ -18,7 +18,7 @@ from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import check_headers, with_retry_after
 from gateway.upstream.server import Server
 
-MAX_EMBEDDINGS = 64 * 1024 * 1024
+MAX_EMBEDDINGS = 48 * 1024 * 1024
 """Bytes of an answer: 2,048 texts with 1,024 numbers each, in the longest form that an engine
 writes."""
 
@@ -41,7 +41,7 @@ class EmbeddingRelay(Relay):
         if self._embedding.texts:
             await super().__call__()
         else:
-            self._answer_json(self._form.answer([], 0, self._timings))
+            self._answer_json(await in_turns(self._form.answer([], 0, self._timings)))
             self._record(None)
 
     def _text_length(self) -> int:
@@ -72,8 +72,7 @@ class EmbeddingRelay(Relay):
                     param="input",
                 ) from fault
         self._meter.end_upstream()
-        await asyncio.sleep(0)
-        await self._answer(embedder.parse(answer))
+        await self._answer(await in_turns(embedder.parse(answer)))
 
     async def _answer(self, embedded: Embedded | None) -> None:
         if embedded is None or len(embedded.vectors) != len(self._embedding.texts):
@@ -83,7 +82,7 @@ class EmbeddingRelay(Relay):
             raise InvalidRequest(f"This model's embeddings have {found} dimensions.", param="dimensions")
         vectors = await self._converted(embedded.vectors)
         self._meter.usage = Usage(embedded.prompt_tokens, 0)
-        self._answer_json(self._form.answer(vectors, embedded.prompt_tokens, self._timings))
+        self._answer_json(await in_turns(self._form.answer(vectors, embedded.prompt_tokens, self._timings)))
 
     async def _converted(self, vectors: list[EncodedVector]) -> list[EncodedVector]:
         """Encode the vectors as the client asked, and yield to the event loop in between."""
