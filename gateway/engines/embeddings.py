@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
-from gateway.chat.embedding import MAX_TEXTS, Embedding, EncodedVector
+from gateway.chat.embedding import MAX_TEXTS, MAX_VECTOR, Embedding, EncodedVector
 from gateway.engines.engine import decode, token_count
 from gateway.engines.error_mapping import client_error, message_of
 from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
@@ -62,8 +62,8 @@ def _without_vectors(body: bytes, next_vector: _NextVector) -> Steps[tuple[bytes
     """Cut the vectors out of a long answer, and return the rest and the vectors.
 
     In the rest, the number of a vector stands in its place. No vector is a single number, so it
-    cannot be taken for one. Return None if the rest, or the number of vectors, is larger than in
-    any answer.
+    cannot be taken for one. Return None if the rest, a vector or the number of vectors is larger
+    than in any answer.
     """
     parts: list[bytes] = []
     vectors: list[bytes] = []
@@ -75,6 +75,8 @@ def _without_vectors(body: bytes, next_vector: _NextVector) -> Steps[tuple[bytes
             if sum(map(len, parts)) + len(left) > MAX_REST:
                 return None
             return b"".join((*parts, left)), vectors
+        if start >= 0 and end - start > MAX_VECTOR:
+            return None
         vector = body[start:end] if start >= 0 else b""
         if vector.translate(None, _NUMBERS) == b"[]" or vector.translate(None, _BASE64) == b'""':
             parts += (body[at:start], b"%d" % len(vectors))

@@ -216,6 +216,14 @@ class LineReader(ABC):
         """Handle a body without that marker: append the deltas of a normal end, or raise."""
 
 
+_NO_ERRORS = frozenset([b"null", b"false", b'""', b"0", b"{}", b"[]"])
+
+
+def is_error(value: Raw) -> bool:
+    """Return whether the `error` of a stream's event says that there is one."""
+    return bytes(memoryview(value)[:6]) not in _NO_ERRORS
+
+
 def broken_off(reason: str, engine_reason: str | None = None) -> UpstreamError:
     """Return the error for a backend that failed in the middle of an answer."""
     error = UpstreamError(reason, "The model backend failed while generating the response.")
