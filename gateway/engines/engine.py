@@ -16,7 +16,7 @@ from gateway.errors import GatewayError, UpstreamError
 MAX_ANSWER = 32 * 1024 * 1024
 """Maximum size of a streamed answer that is assembled for a client, in bytes of its events."""
 
-MAX_PLAIN_ANSWER = 8 * 1024 * 1024
+MAX_PLAIN_ANSWER = 4 * 1024 * 1024
 """Maximum size of a plain answer in bytes. It is parsed in one step."""
 
 MAX_OBJECTS = 30_000

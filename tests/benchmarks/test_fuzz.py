@@ -1,7 +1,6 @@
 """The search for the slowest input: a short run of it, what it calls slow, and the slowest known inputs.
 
-Covers: benchmarks/fuzz.py, benchmarks/fuzz_answers.py, benchmarks/fuzz_images.py,
-benchmarks/fuzz_schemas.py, benchmarks/slowest/.
+It also tests `fuzz_answers.py`, `fuzz_images.py` and `fuzz_schemas.py`.
 """
 
 import random

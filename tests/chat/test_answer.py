@@ -72,7 +72,7 @@ def test_the_given_logprobs_are_not_changed() -> None:
 
 @pytest.mark.parametrize("part", ["arguments", "logprobs"])
 def test_work_grows_with_the_number_of_deltas_and_not_with_its_square(part: str) -> None:
-    """Arguments and logprobs used to be copied with each delta: 100,000 of them took half a minute."""
+    """Arguments and logprobs used to be copied with each delta: 20,000 of them took 0.8 s, 100,000 half a minute."""
     many = 100_000
     delta = Delta(calls=[CallDelta(0, arguments="x" * 8)]) if part == "arguments" else Delta("a", logprobs=LOGPROBS)
     assembler = Assembler()

@@ -1,6 +1,6 @@
 """Deadlines of a connection on a virtual clock.
 
-Covers: gateway/downstream/protocol.py.
+Covers: gateway/downstream/protocol.py
 """
 
 import asyncio
