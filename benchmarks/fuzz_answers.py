@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from gateway.chat.answer import assemble
+from gateway.chat.answer import Timings, assemble
 from gateway.chat.embedding import MAX_TEXTS, converted
 from gateway.chat.normalizer import Normalizer
-from gateway.dialects.openai_chat import decode, render_answer, render_logprobs
+from gateway.dialects.openai_chat import CompletionForm, decode
 from gateway.dialects.openai_embeddings import render_embeddings
 from gateway.engines.embeddings import OllamaEmbedder, OpenAiEmbedder
 from gateway.engines.engine import MAX_PLAIN_ANSWER, LineReader
@@ -69,9 +69,7 @@ def read_plain(data: bytes) -> Steps:
     chat = decode(_ASKED, MIB)
     answer = assemble(Normalizer(chat).normalize([delta]))
     yield
-    logprobs = None if answer.logprobs is None else (yield from render_logprobs(answer.logprobs))
-    yield
-    render_answer("a", 1, "m", answer, logprobs)
+    CompletionForm("m", is_stream=False, wants_usage=False).answer("a", 1, answer, lambda: Timings(0, 0, 0, 0))
     yield
 
 
