@@ -68,8 +68,8 @@ def _shortened(message: Message, placeholder: str, strings: list[LongString]) ->
         return message
     parts = list(message.content)
     for position, part in enumerate(parts):
-        if isinstance(part, ImagePart) and len(part.image_url.url) >= MIN_LENGTH:
-            url = part.image_url.url
+        if isinstance(part, ImagePart) and len(part.url) >= MIN_LENGTH:
+            url = part.url
             start = url.index(",") + 1
             parts[position] = ImagePart(ImageUrl(url[:start] + placeholder))
             strings.append(LongString(url, start))

@@ -111,7 +111,7 @@ def test_chat_itself_keeps_its_images() -> None:
     both(Ollama(), asked)
     content = asked.messages[0].content
     assert isinstance(content, list)
-    assert [part.image_url.url for part in content if isinstance(part, ImagePart)] == [LONG]
+    assert [part.url for part in content if isinstance(part, ImagePart)] == [LONG]
 
 
 @pytest.mark.parametrize("embedder", [OllamaEmbedder("5m", 8, True), OpenAiEmbedder()])

@@ -14,7 +14,6 @@ from gateway.errors import UpstreamError
 from gateway.relay.chat import waiting_note
 from gateway.upstream.failures import check_headers
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend
-from tests.fakes.fault_backend import CANARY, TEXT, FaultBackend
 from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, PROMPT, Reply, running, until
 from tests.relay.serving import EMPTY_DELTA, IMAGE, KINDS, PATIENT, Kind, code, in_front_of, options, serving, settings
