@@ -60,7 +60,7 @@ bench-guard: $(VENV)/dev  ## Run the guard on simulated canaries: which ones it 
 bench-instructions: $(VENV)/dev  ## Count CPU instructions of a request and a token (valgrind)
 	@$(BIN)/python -m benchmarks.instructions
 
-fuzz: $(VENV)/dev  ## Search for the slowest input for a minute: schemas, patterns, bodies, requests, answers
+fuzz: $(VENV)/dev  ## Search for the slowest input for a minute: schemas, patterns, bodies, requests, images, answers
 	@$(BIN)/python -m benchmarks.fuzz
 
 lock: $(VENV)/dev  ## Update requirements/ from pyproject.toml

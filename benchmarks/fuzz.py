@@ -1,12 +1,15 @@
 """Search for the slowest input: what a client or a backend can send to keep the event loop busy.
 
 `make fuzz` runs it. For each target, inputs are mutated and the slowest are kept. The cost of an
-input is the CPU time of its longest step, since other requests get a turn between steps. Exit
-status 1 when a step takes more than `MOST_SECONDS`.
+input is the CPU time of its longest step, since other requests get a turn between steps; for
+decoding images it is the CPU time of the child processes. Exit status 1 when it exceeds the
+target's bound. The slowest input of each target is kept in `slowest/`, where the next search
+begins, and a test checks them.
 """
 
 import argparse
 import asyncio
+import lzma
 import random
 import sys
 import time
@@ -16,23 +19,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-import msgspec
 import orjson
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from gateway.chat import checks, json_schema
+from benchmarks import fuzz_answers, fuzz_images, fuzz_schemas
+from benchmarks.fuzz_schemas import MESSAGE, tools_body
+from gateway.chat import checks
 from gateway.dialects.openai_chat import check_long_text, decode
 from gateway.dialects.openai_embeddings import parse_long_embedding
 from gateway.downstream.protocol import HttpProtocol
-from gateway.engines.engine import LineReader, ModelFacts
+from gateway.engines.engine import MAX_PLAIN_ANSWER, ModelFacts
 from gateway.engines.grammar import regex
-from gateway.engines.grammar.portable import portable, portable_calls
 from gateway.engines.ollama import Ollama, OllamaReader
 from gateway.engines.openai_response import OpenAiReader
 from gateway.engines.vllm import Vllm
 from gateway.errors import GatewayError
-from gateway.upstream.connection import READ_BYTES
 
 MOST_SECONDS = 0.05
 MIB = 1024 * 1024
@@ -42,6 +44,11 @@ _KEPT = 12
 """Inputs of a target that are mutated on."""
 _REPEATS = 5
 """Measurements of an input that seems to be slow. The least one counts."""
+SLOWEST = Path(__file__).with_name("slowest")
+_CLEARLY_SLOWER = 1.2
+"""Ratio above which an input takes the place of the slowest one before."""
+_MOST_KEPT_BYTES = 64 * 1024
+"""Maximum size of a kept input, compressed."""
 
 Input = TypeVar("Input")
 Steps = Iterator[None]
@@ -55,8 +62,13 @@ class Target(Generic[Input]):
     run: Callable[[Input], Steps]
     seeds: Callable[[], list[Input]]
     mutated: Callable[[random.Random, list[Input]], Input]
-    size: Callable[[Input], int]
     text: Callable[[Input], bytes]
+    read: Callable[[bytes], Input]
+    """The inverse of `text`."""
+    cost: Callable[[Steps], float]
+    most: float = MOST_SECONDS
+    """Maximum cost in seconds."""
+    repeats: int = _REPEATS
 
 
 @dataclass(order=True)
@@ -66,6 +78,7 @@ class Found:
     seconds: float
     number: int
     size: int
+    """Bytes."""
     input: Any
 
 
@@ -82,130 +95,26 @@ def longest_step(steps: Steps) -> float:
     return longest
 
 
-def search(target: Target[Any], seconds: float, chance: random.Random) -> Found:
-    """Return the slowest input found in `seconds`."""
+def search(target: Target[Any], seconds: float, chance: random.Random, known: list[bytes] | None = None) -> Found:
+    """Return the slowest input found in `seconds`, among `known` ones and new ones."""
     kept: list[Found] = []
-    waiting = target.seeds()
+    waiting = [*target.seeds(), *map(target.read, known or ())]
     end = time.monotonic() + seconds
     number = 0
     while waiting or time.monotonic() < end:
         found = waiting.pop() if waiting else target.mutated(chance, [other.input for other in kept])
         number += 1
-        spent = longest_step(target.run(found))
+        spent = target.cost(target.run(found))
         if len(kept) < _KEPT or spent > kept[-1].seconds:
-            for _ in range(_REPEATS):  # something else may have had the processor's caches
-                spent = min(spent, longest_step(target.run(found)))
-            kept = sorted([*kept, Found(spent, number, target.size(found), found)], reverse=True)[:_KEPT]
+            for _ in range(target.repeats):  # something else may have had the processor's caches
+                spent = min(spent, target.cost(target.run(found)))
+            kept = sorted([*kept, Found(spent, number, len(target.text(found)), found)], reverse=True)[:_KEPT]
     return kept[0]
-
-
-# Schemas
-
-
-def _check_and_convert(schema: Any) -> Steps:
-    json_schema.check(schema, "schema")
-    yield
-    msgspec.json.encode(portable(schema))
-    yield
-
-
-def _tools(schemas: list[Any]) -> bytes:
-    functions = [{"name": f"f{number}", "parameters": schema} for number, schema in enumerate(schemas)]
-    tools = [{"type": "function", "function": function} for function in functions]
-    return orjson.dumps({"model": "m", "messages": [_MESSAGE], "tools": tools, "tool_choice": "required"})
-
-
-def _convert_tools(schema: Any) -> Steps:
-    """Send the schema with each tool, four times, which is as many as a request may have."""
-    chat = decode(_tools([schema] * 4), MIB)
-    yield
-    yield from checks.check_in_steps(chat)
-    yield
-    portable_calls([(tool.function.name, tool.function.parameters or {}) for tool in chat.tools or ()])
-    yield
-    for engine in (Ollama(), Vllm()):
-        engine.render(chat, "m", ModelFacts(), True)
-        yield
-
-
-def _schema_seeds() -> list[Any]:
-    enum = {"enum": [1] * 1200}
-    named = {"a": {"$anchor": "a", **enum}, "b": {"$anchor": "b", "enum": [2] * 1200}}
-    levels = {
-        f"l{level}": {"allOf": [{"$ref": f"#/$defs/{name}"} for name in names] * 6}
-        for level, names in enumerate([("a", "b"), *((f"l{below}",) for below in range(4))])
-    }
-    choice = {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/t"}}, {"$ref": "#/$defs/t"}, {"type": "object"}]}
-    properties = {f"p{number}": {"type": "string", "enum": ["a", "b"]} for number in range(300)}
-    return [
-        {"$defs": named | levels, "type": "object", "properties": {"x": {"$ref": "#/$defs/l4"}}},
-        {"$defs": {"t": {"anyOf": [{"type": "object", "properties": {"a": choice}}] * 3}}, "$ref": "#/$defs/t"},
-        {"type": "object", "properties": properties, "required": [*properties], "anyOf": [{"required": ["p1"]}] * 50},
-        {"$defs": {f"d{number}": {"items": {"$ref": f"#/$defs/d{number + 1}"}} for number in range(400)}
-         | {"d400": {}}, "$ref": "#/$defs/d0"},
-        {"anyOf": [{"type": "object", "properties": {"k": {"const": number}}, "required": ["k"]}
-                   for number in range(250)]},
-        {"properties": {f"p{number}": {"pattern": f"^[a-z]{{1,{number}}}(x|y)?\\d+$"} for number in range(1, 100)}},
-    ]  # fmt: skip
-
-
-_SCHEMA_WORDS: list[Callable[[Any, str], Any]] = [
-    lambda node, name: {"allOf": [node, {"$ref": f"#/$defs/{name}"}]},
-    lambda node, name: {"anyOf": [node, {"$ref": f"#/$defs/{name}"}, {"type": "null"}]},
-    lambda node, name: {"oneOf": [node, {"type": "object", "properties": {"a": {"$ref": f"#/$defs/{name}"}}}]},
-    lambda node, name: {"type": "array", "items": node},
-    lambda node, name: {"type": "object", "properties": {"a": node, "b": node}, "required": ["a"]},
-    lambda node, name: {"$ref": f"#/$defs/{name}"},
-    lambda node, name: {"enum": [name, 1, None, {"a": [name]}]},
-    lambda node, name: {"pattern": "^(a|b)?[^c]{1,9}$"},
-    lambda node, name: {"patternProperties": {"^a": node, "b$": node}, "additionalProperties": False},
-    lambda node, name: {"prefixItems": [node, node], "items": False},
-]
-
-
-def _holders(value: Any, found: list[Any]) -> list[Any]:
-    """Return all lists and dicts within `value`."""
-    rest = [value]
-    while rest:
-        item = rest.pop()
-        if isinstance(item, dict | list):
-            found.append(item)
-            rest.extend(item.values() if isinstance(item, dict) else item)
-    return found
-
-
-def _mutated_schema(chance: random.Random, kept: list[Any]) -> Any:
-    document = orjson.loads(orjson.dumps(chance.choice(kept)))
-    names = [*document.setdefault("$defs", {}), "t"]
-    for _ in range(chance.randint(1, 4)):
-        holder = chance.choice(_holders(document, []))
-        if not holder:
-            continue
-        key = chance.randrange(len(holder)) if isinstance(holder, list) else chance.choice([*holder])
-        name = chance.choice(names)
-        how = chance.randrange(5)
-        if how == 0 and isinstance(holder, list):
-            holder *= chance.choice([2, 3, 10, 100])
-        elif how == 1:
-            document["$defs"][f"t{chance.randrange(40)}"] = holder[key]
-        elif how == 2:
-            del holder[key]
-        elif how == 3 and isinstance(holder, dict):
-            for number in range(chance.choice([3, 30, 300])):
-                holder[f"{key}{number}"] = holder[key]
-        elif isinstance(holder[key], dict):
-            holder[key] = chance.choice(_SCHEMA_WORDS)(holder[key], name)
-        if len(orjson.dumps(document)) > json_schema.MAX_SCHEMA:  # refused before anything is done
-            return _mutated_schema(chance, kept)
-        if not isinstance(document.get("$defs"), dict):
-            document["$defs"] = {}
-    return document
 
 
 # Bytes
 
-_MESSAGE = {"role": "user", "content": "hello"}
-_BODY = orjson.dumps({"model": "m", "messages": [_MESSAGE]})
+_BODY = orjson.dumps({"model": "m", "messages": [MESSAGE]})
 _PIECES = [
     b"1,", b'"a",', b'"a":1,', b"{}", b"[]", b"{", b"[", b"}", b"]", b'\\"', b"\\\\", b"\\n", b"\\u0041",
     b"\\ud83d\\ude00",
@@ -259,11 +168,11 @@ def _chat_seeds() -> list[bytes]:
     calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"a":[' + "[]" * 900 + "1]}"}}]
     return [
         _BODY,
-        orjson.dumps({"model": "m", "messages": [_MESSAGE, {"role": "assistant", "tool_calls": calls * 100}]}),
+        orjson.dumps({"model": "m", "messages": [MESSAGE, {"role": "assistant", "tool_calls": calls * 100}]}),
         _BODY[:-1] + b',"x":[' + b"1," * 24_000 + b"1]}",
         _BODY[:-1] + b',"logit_bias":{' + b",".join([b'"%d":1' % token for token in range(24_000)]) + b"}}",
-        orjson.dumps({"model": "m", "messages": [_MESSAGE] * 2048}),
-        _tools([{"type": "object", "properties": {"a": {"enum": [*range(6000)]}}}] * 3),
+        orjson.dumps({"model": "m", "messages": [MESSAGE] * 2048}),
+        tools_body([{"type": "object", "properties": {"a": {"enum": [*range(6000)]}}}] * 3),
     ]
 
 
@@ -352,47 +261,78 @@ def _head_seeds() -> list[bytes]:
     ]
 
 
-def _read_answer(make: Callable[[], LineReader]) -> Callable[[bytes], Steps]:
-    def read(data: bytes) -> Steps:
-        reader = make()
-        for start in range(0, len(data), READ_BYTES):
-            reader.feed(data[start : start + READ_BYTES])
-            yield
-        reader.end()
-
-    return read
+def _of_schemas(name: str, run: Callable[[Any], Steps]) -> Target[Any]:
+    return Target(
+        name, run, fuzz_schemas.schema_seeds, fuzz_schemas.mutated_schema, orjson.dumps, orjson.loads, longest_step
+    )
 
 
-_EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}],"usage":null}\n\n'
-_LINE = b'{"message":{"role":"assistant","content":"a"},"done":false}\n'
-_ANSWER_PIECES = [
-    _EVENT, _LINE, b"\n", b"\r", b"data: ", b"data: [DONE]\n\n", b'"usage":{"prompt_tokens":', b"9" * 400, b"{}", b"[",
-    b",", b'"', b'data: {"choices":[{"delta":{"tool_calls":[{"index":1,"function":{"name":"a","arguments":"b"}}]}}]}\n',
-    b'{"error":"a"}\n',
-]  # fmt: skip
+def _of_bytes(
+    name: str, run: Callable[[bytes], Steps], seeds: Callable[[], list[bytes]], pieces: list[bytes], most: int
+) -> Target[bytes]:
+    return Target(name, run, seeds, _mutator(pieces, most), bytes, bytes, longest_step)
 
 
-def targets(http: HttpServer) -> list[Target[Any]]:
+def _of_images(
+    name: str, images: fuzz_images.ImageRequests, side: int, cost: Callable[[Steps], float], most: float, repeats: int
+) -> Target[bytes]:
+    def seeds() -> list[bytes]:
+        return fuzz_images.body_seeds(side)
+
+    return Target(name, images.read, seeds, fuzz_images.mutated_body, bytes, bytes, cost, most, repeats)
+
+
+def targets(http: HttpServer, images: fuzz_images.ImageRequests) -> list[Target[Any]]:
     """Return all targets."""
-
-    def of_bytes(
-        name: str, run: Callable[[bytes], Steps], seeds: Callable[[], list[bytes]], pieces: list[bytes], most: int
-    ) -> Target[bytes]:
-        return Target(name, run, seeds, _mutator(pieces, most), len, bytes)
-
-    def of_schemas(name: str, run: Callable[[Any], Steps]) -> Target[Any]:
-        return Target(name, run, _schema_seeds, _mutated_schema, lambda schema: len(orjson.dumps(schema)), orjson.dumps)
-
     return [
-        of_schemas("schema", _check_and_convert),
-        of_schemas("tools", _convert_tools),
-        of_bytes("pattern", _read_pattern, lambda: [b"^a$", b"^(?:[a-z]{2,9}|\\d+)?$"], _PATTERN_PIECES, 32 * 1024),
-        of_bytes("chat", _parse_chat, _chat_seeds, _PIECES, 2 * MIB),
-        of_bytes("embedding", _parse_embedding, _embedding_seeds, _PIECES, 20 * MIB),
-        of_bytes("http", http.read, _head_seeds, _HEAD_PIECES, MIB // 2),
-        of_bytes("events", _read_answer(OpenAiReader), lambda: [_EVENT * 100], _ANSWER_PIECES, MIB // 2),
-        of_bytes("ndjson", _read_answer(OllamaReader), lambda: [_LINE * 100], _ANSWER_PIECES, MIB // 2),
+        _of_schemas("schema", fuzz_schemas.check_and_convert),
+        _of_schemas("tools", fuzz_schemas.convert_tools),
+        _of_bytes("pattern", _read_pattern, lambda: [b"^a$", b"^(?:[a-z]{2,9}|\\d+)?$"], _PATTERN_PIECES, 32 * 1024),
+        _of_bytes("chat", _parse_chat, _chat_seeds, _PIECES, 2 * MIB),
+        _of_bytes("embedding", _parse_embedding, _embedding_seeds, _PIECES, 20 * MIB),
+        _of_bytes("http", http.read, _head_seeds, _HEAD_PIECES, MIB // 2),
+        _of_bytes(
+            "events",
+            fuzz_answers.read_answer(OpenAiReader),
+            fuzz_answers.event_seeds,
+            fuzz_answers.ANSWER_PIECES,
+            2 * MIB,
+        ),
+        _of_bytes(
+            "ndjson",
+            fuzz_answers.read_answer(OllamaReader),
+            fuzz_answers.line_seeds,
+            fuzz_answers.ANSWER_PIECES,
+            2 * MIB,
+        ),
+        _of_bytes(
+            "answer", fuzz_answers.read_plain, fuzz_answers.answer_seeds, fuzz_answers.ANSWER_PIECES, MAX_PLAIN_ANSWER
+        ),
+        _of_bytes("vectors", fuzz_answers.read_vectors, fuzz_answers.vector_seeds, fuzz_answers.VECTOR_PIECES, 2 * MIB),
+        _of_images("images", images, fuzz_images.LARGE_SIDE, longest_step, MOST_SECONDS, repeats=2),
+        _of_images(
+            "decoding",
+            images,
+            fuzz_images.LARGEST_SIDE,
+            fuzz_images.child_seconds,
+            fuzz_images.MOST_CHILD_SECONDS,
+            repeats=0,
+        ),
     ]
+
+
+def known_inputs(folder: Path, target: Target[Any]) -> list[bytes]:
+    """Return the slowest input of earlier searches, if `folder` has one for the target."""
+    file = folder / f"{target.name}.xz"
+    return [lzma.decompress(file.read_bytes())] if file.exists() else []
+
+
+def keep(folder: Path, target: Target[Any], worst: Found) -> None:
+    """Keep the slowest input for later searches, if it is small when compressed."""
+    data = lzma.compress(target.text(worst.input), preset=6)
+    if len(data) <= _MOST_KEPT_BYTES:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{target.name}.xz").write_bytes(data)
 
 
 def main() -> int:
@@ -401,31 +341,36 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together (default: 60)")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000), help="of the random numbers")
     parser.add_argument("--target", action="append", help="only this target; may be repeated")
-    parser.add_argument("--save", type=Path, help="folder for the slowest input of each target")
+    parser.add_argument("--slowest", type=Path, default=SLOWEST, help="folder with the slowest input of each target")
     options = parser.parse_args()
-    with closing(HttpServer()) as http:
-        chosen = [target for target in targets(http) if not options.target or target.name in options.target]
+    with closing(HttpServer()) as http, closing(fuzz_images.ImageRequests()) as images:
+        chosen = [target for target in targets(http, images) if not options.target or target.name in options.target]
         if not chosen:
             parser.error("no such target")
         return _search_all(chosen, options)
 
 
 def _search_all(chosen: list[Target[Any]], options: argparse.Namespace) -> int:
-    print(f"{'target':10} {'CPU ms':>8} {'bytes':>10} {'input':>8}   seed {options.seed}")
+    print(f"{'target':10} {'CPU ms':>8} {'bytes':>10} {'ms/KiB':>8} {'input':>8}   seed {options.seed}")
     slow = []
     for target in chosen:
-        worst = search(target, options.seconds / len(chosen), random.Random(f"{options.seed} {target.name}"))
-        text = target.text(worst.input)
+        chance = random.Random(f"{options.seed} {target.name}")
+        known = known_inputs(options.slowest, target)
+        worst = search(target, options.seconds / len(chosen), chance, known)
+        text, milliseconds = target.text(worst.input), worst.seconds * 1000
         print(
-            f"{target.name:10} {worst.seconds * 1000:8.1f} {worst.size:10} {worst.number:8}   {text[:60]!r}", flush=True
+            f"{target.name:10} {milliseconds:8.1f} {worst.size:10} {milliseconds * 1024 / max(1, worst.size):8.2f} "
+            f"{worst.number:8}   {text[:60]!r}",
+            flush=True,
         )
-        if options.save:
-            options.save.mkdir(parents=True, exist_ok=True)
-            (options.save / target.name).write_bytes(text)
-        if worst.seconds > MOST_SECONDS:
-            slow.append(target.name)
+        if text not in known and all(
+            worst.seconds > _CLEARLY_SLOWER * target.cost(target.run(target.read(other))) for other in known
+        ):
+            keep(options.slowest, target, worst)
+        if worst.seconds > target.most:
+            slow.append(f"{target.name} ({target.most * 1000:g} ms)")
     if slow:
-        print(f"Above {MOST_SECONDS * 1000:g} ms: {', '.join(slow)}")
+        print(f"Above the bound: {', '.join(slow)}")
     return 1 if slow else 0
 
 

@@ -1,6 +1,5 @@
 """Data endpoints as raw ASGI: authenticate, parse, route, then hand over to a `Relay`."""
 
-import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
@@ -32,6 +31,7 @@ from gateway.errors import ClientLeft, GatewayError, InvalidJson, MethodNotAllow
 from gateway.relay.base import YIELD_BYTES, Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection
+from gateway.relay.turns import in_turns
 from gateway.telemetry.exchange import NONE, Exchange
 from gateway.upstream.server import VIA
 
@@ -139,13 +139,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
 
     async def _parse_long(self, body: bytes) -> tuple[ParsedBody, int]:
         """Parse a long body in steps of some milliseconds, between which others get a turn."""
-        steps = self._parse_steps(body)
-        while True:
-            await asyncio.sleep(0)
-            try:
-                next(steps)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
+        return await in_turns(self._parse_steps(body))
 
     @abstractmethod
     def _parse_steps(self, body: bytes) -> Steps[tuple[ParsedBody, int]]:

@@ -87,31 +87,76 @@ class Answer(Struct):
     logprobs: list[ChosenLogprob] | None
 
 
+class _CallParts:
+    """A tool call as it comes."""
+
+    __slots__ = ("arguments", "id", "name")
+
+    def __init__(self) -> None:
+        self.id = self.name = ""
+        self.arguments: list[str] = []
+
+
+class Assembler:
+    """Combines the deltas of an answer as they come, in linear time."""
+
+    __slots__ = ("_calls", "_content", "_finish", "_logprobs", "_reasoning", "_usage", "logprob_count", "text_length")
+
+    def __init__(self) -> None:
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._finish: FinishReason = "stop"
+        self._usage: Usage | None = None
+        self._calls: dict[int, _CallParts] = {}
+        self._logprobs: list[ChosenLogprob] | None = None
+        self.text_length = 0
+        """Number of characters of content, reasoning and the arguments of calls."""
+        self.logprob_count = 0
+        """Number of tokens and alternatives."""
+
+    @property
+    def call_count(self) -> int:
+        return len(self._calls)
+
+    def add(self, deltas: Sequence[Delta]) -> None:
+        for delta in deltas:
+            if delta.content:
+                self._content.append(delta.content)
+                self.text_length += len(delta.content)
+            if delta.reasoning:
+                self._reasoning.append(delta.reasoning)
+                self.text_length += len(delta.reasoning)
+            self._finish = delta.finish or self._finish
+            self._usage = delta.usage or self._usage
+            for piece in delta.calls or ():
+                self._add_call(piece)
+            if delta.logprobs is not None:
+                self._logprobs = self._logprobs or []
+                self._logprobs += delta.logprobs
+                self.logprob_count += sum(1 + len(logprob.top_logprobs) for logprob in delta.logprobs)
+
+    def _add_call(self, piece: CallDelta) -> None:
+        call = self._calls.get(piece.index)
+        if call is None:
+            call = self._calls[piece.index] = _CallParts()
+        call.id, call.name = call.id or piece.id, call.name or piece.name
+        if piece.arguments:
+            call.arguments.append(piece.arguments)
+            self.text_length += len(piece.arguments)
+
+    def answer(self) -> Answer:
+        calls = [
+            CallDelta(index, call.id, call.name, "".join(call.arguments)) for index, call in sorted(self._calls.items())
+        ]
+        content, reasoning = "".join(self._content), "".join(self._reasoning)
+        return Answer(content, reasoning, self._finish, self._usage, calls, self._logprobs)
+
+
 def assemble(deltas: Sequence[Delta]) -> Answer:
     """Combine the deltas of an answer."""
     if len(deltas) == 1 and deltas[0].calls is None:  # a plain answer
         whole = deltas[0]
         return Answer(whole.content, whole.reasoning, whole.finish or "stop", whole.usage, [], whole.logprobs)
-    content: list[str] = []
-    reasoning: list[str] = []
-    finish: FinishReason = "stop"
-    usage: Usage | None = None
-    calls: dict[int, CallDelta] = {}
-    logprobs: list[ChosenLogprob] | None = None
-    for delta in deltas:
-        content.append(delta.content)
-        reasoning.append(delta.reasoning)
-        finish = delta.finish or finish
-        usage = delta.usage or usage
-        for piece in delta.calls or ():
-            call = calls.setdefault(piece.index, CallDelta(piece.index))
-            call.id, call.name, call.arguments = (
-                call.id or piece.id,
-                call.name or piece.name,
-                call.arguments + piece.arguments,
-            )
-        if delta.logprobs is not None:
-            logprobs = (logprobs or []) + delta.logprobs
-    return Answer(
-        "".join(content), "".join(reasoning), finish, usage, [calls[index] for index in sorted(calls)], logprobs
-    )
+    assembler = Assembler()
+    assembler.add(deltas)
+    return assembler.answer()

@@ -12,6 +12,9 @@ MAX_TEXTS = 2048
 """Maximum number of texts in a request, the same as OpenAI's."""
 
 MAX_DIMENSIONS = 65_536
+MAX_VECTOR = 32 * MAX_DIMENSIONS
+"""Maximum size of one vector in bytes. No engine writes more for a number."""
+MAX_BASE64 = 8 * MAX_DIMENSIONS
 
 Text = Annotated[str, Meta(min_length=1)]
 
@@ -50,11 +53,13 @@ def converted(vector: EncodedVector, in_base64: bool) -> EncodedVector:
     """Return `vector`, which is any JSON value, in the requested format.
 
     Raises:
-        ValueError: it is neither a list of numbers nor base64.
+        ValueError: it is neither a list of numbers nor base64, or longer than `MAX_DIMENSIONS`.
     """
+    if len(vector) > MAX_VECTOR or vector.count(b",") >= MAX_DIMENSIONS:
+        raise ValueError
     # Anything else could contain null for non-numbers, or several vectors for one text.
     is_list = vector.translate(None, _LIST_CHARACTERS) == b"[]"
-    if not is_list and vector.translate(None, _BASE64_CHARACTERS) != b'""':
+    if not is_list and (len(vector) > MAX_BASE64 or vector.translate(None, _BASE64_CHARACTERS) != b'""'):
         raise ValueError
     if is_list is not in_base64:
         return vector

@@ -141,8 +141,8 @@ class ChatDialect(Protocol):
 class EmbeddingForm(Form, Protocol):
     """The form in which a client wants its embeddings."""
 
-    def answer(self, vectors: list[EncodedVector], prompt_tokens: int, clock: Clock) -> bytes:
-        """Return the JSON of the answer. The vectors are encoded as the request asked."""
+    def answer(self, vectors: list[EncodedVector], prompt_tokens: int, clock: Clock) -> Steps[list[bytes]]:
+        """Render the JSON of the answer in steps, as its parts. The vectors are encoded as requested."""
 
 
 class EmbeddingCall(Struct, frozen=True, gc=False):

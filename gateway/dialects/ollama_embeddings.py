@@ -12,7 +12,7 @@ from msgspec import Struct, structs
 
 from gateway.chat.embedding import Embedding, EncodedVector
 from gateway.dialects.dialect import Clock, EmbeddingCall, ErrorForm
-from gateway.dialects.json_body import LONG_BODY, Steps, completed, explain, has_too_many_members
+from gateway.dialects.json_body import LONG_BODY, Steps, completed, explain, has_too_many_members, render_list
 from gateway.dialects.ollama_chat import OllamaErrors
 from gateway.dialects.openai_embeddings import MAX_TEXT, parse_embedding, parse_long_embedding
 from gateway.errors import ContextLengthExceeded, InvalidJson, InvalidRequest, RequestTooLarge
@@ -44,7 +44,7 @@ class EmbedForm(Struct, OllamaErrors, frozen=True, gc=False):
 
     model: str
 
-    def answer(self, vectors: list[EncodedVector], prompt_tokens: int, clock: Clock) -> bytes:
+    def answer(self, vectors: list[EncodedVector], prompt_tokens: int, clock: Clock) -> Steps[list[bytes]]:
         times = clock()
         counts = {
             "total_duration": int(times.total * 1e9),
@@ -52,7 +52,7 @@ class EmbedForm(Struct, OllamaErrors, frozen=True, gc=False):
             "prompt_eval_count": prompt_tokens,
         }
         tail = b"".join([b',"%b":%d' % (name.encode(), value) for name, value in counts.items() if value > 0])
-        return b'{"model":%b,"embeddings":[%b]%b}' % (_encode(self.model), b",".join(vectors), tail)
+        return render_list(b'{"model":%b,"embeddings":[' % _encode(self.model), vectors, b"]%b}" % tail)
 
 
 class EmbeddingForm(Struct, OllamaErrors, frozen=True, gc=False):
@@ -60,8 +60,8 @@ class EmbeddingForm(Struct, OllamaErrors, frozen=True, gc=False):
 
     endpoint: ClassVar[str] = "ollama_embeddings"
 
-    def answer(self, vectors: list[EncodedVector], prompt_tokens: int, clock: Clock) -> bytes:
-        return b'{"embedding":%b}' % (vectors[0] if vectors else b"[]")
+    def answer(self, vectors: list[EncodedVector], prompt_tokens: int, clock: Clock) -> Steps[list[bytes]]:
+        return render_list(b'{"embedding":', vectors[:1] or [b"[]"], b"}")
 
 
 class OllamaEmbed:

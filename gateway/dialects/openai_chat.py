@@ -72,7 +72,7 @@ def check_text(body: bytes, max_text_body: int) -> int:
     """
     if len(body) > LONG_BODY:
         return completed(check_long_text(body, max_text_body))
-    text = body if len(body) <= max_text_body else _checked_text(body, max_text_body)
+    text = body if len(body) <= max_text_body else completed(_checked_text(body, max_text_body))
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -82,7 +82,7 @@ def check_text(body: bytes, max_text_body: int) -> int:
 
 def check_long_text(body: bytes, max_text_body: int) -> Steps[int]:
     """Check a long body in steps, to the same result as `check_text`."""
-    text = body if len(body) <= max_text_body else _checked_text(body, max_text_body)
+    text = body if len(body) <= max_text_body else (yield from _checked_text(body, max_text_body))
     if len(text) > LONG_BODY and (yield from has_too_many_members(text)):
         raise _too_many_members(text, max_text_body)
     try:
@@ -92,9 +92,9 @@ def check_long_text(body: bytes, max_text_body: int) -> Steps[int]:
     return len(text)
 
 
-def _checked_text(body: bytes, max_text_body: int) -> bytes:
+def _checked_text(body: bytes, max_text_body: int) -> Steps[bytes]:
     """Return the body without its images, if it is short enough."""
-    text = without_images(body)
+    text = yield from without_images(body)
     if len(text) > max_text_body:
         raise _too_large(max_text_body)
     return text

@@ -11,7 +11,16 @@ from msgspec import Raw, structs
 
 from gateway.chat.embedding import MAX_TEXTS, Embedding, EncodedVector
 from gateway.dialects.dialect import Clock, EmbeddingCall, ErrorForm, OpenAiErrors
-from gateway.dialects.json_body import LONG_BODY, STEP, Steps, completed, decode_fields, explain, has_too_many_members
+from gateway.dialects.json_body import (
+    LONG_BODY,
+    STEP,
+    Steps,
+    completed,
+    decode_fields,
+    explain,
+    has_too_many_members,
+    render_list,
+)
 from gateway.errors import (
     ContextLengthExceeded,
     GatewayError,
@@ -170,7 +179,7 @@ class EmbeddingListForm(OpenAiErrors):
     def __init__(self, model: str) -> None:
         self._model = model
 
-    def answer(self, vectors: list[EncodedVector], prompt_tokens: int, clock: Clock) -> bytes:
+    def answer(self, vectors: list[EncodedVector], prompt_tokens: int, clock: Clock) -> Steps[list[bytes]]:
         return render_embeddings(vectors, self._model, prompt_tokens)
 
 
@@ -190,8 +199,9 @@ class OpenAiEmbeddings:
         return EmbeddingCall(embedding, EmbeddingListForm(embedding.model))
 
 
-def render_embeddings(vectors: list[EncodedVector], model: str, prompt_tokens: int) -> bytes:
-    """Render the answer. `model` is the name that the client sent."""
-    data = b",".join([b'{"object":"embedding","index":%d,"embedding":%b}' % pair for pair in enumerate(vectors)])
+def render_embeddings(vectors: list[EncodedVector], model: str, prompt_tokens: int) -> Steps[list[bytes]]:
+    """Render the answer in steps, as its parts. `model` is the name that the client sent."""
     usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (prompt_tokens, prompt_tokens)
-    return b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (data, msgspec.json.encode(model), usage)
+    tail = b'],"model":%b,"usage":%b}' % (msgspec.json.encode(model), usage)
+    items = (b'{"object":"embedding","index":%d,"embedding":%b}' % pair for pair in enumerate(vectors))
+    return render_list(b'{"object":"list","data":[', items, tail)

@@ -244,9 +244,12 @@ class RequestResponseCycle:
         if not self.gone:
             self._emit(b"", False)
 
-    def answer(self, status: int, header_lines: bytes, body: bytes) -> None:
-        """Send a complete response in one call."""
+    def answer(self, status: int, header_lines: bytes, body: bytes | list[bytes]) -> None:
+        """Send a complete response in one call. The parts of a long body are not joined."""
         if self.gone:
+            return
+        if isinstance(body, list):
+            self._answer_in_parts(status, header_lines, body)
             return
         if self._mode == _UNDECIDED and self.keep_alive and not (self.more_body or self.started):
             # Nearly all responses: one write with the bytes that `_emit` would produce.
@@ -259,6 +262,16 @@ class RequestResponseCycle:
             return
         self._head = _STATUS_LINES[status] + header_lines
         self._emit(body, False)
+
+    def _answer_in_parts(self, status: int, header_lines: bytes, parts: list[bytes]) -> None:
+        if self._mode != _UNDECIDED:
+            self.answer(status, header_lines, b"".join(parts))
+            return
+        self._head = _STATUS_LINES[status] + header_lines
+        self._transport.writelines((self._end_head(sum(map(len, parts)), False), *parts))
+        self.started = self.complete = True
+        self._finish()
+        self._owner.answered()
 
     def whole_body(self) -> bytes | None:
         """Return the request body if it is complete and in one piece, without waiting.

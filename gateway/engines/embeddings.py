@@ -1,12 +1,13 @@
 """Embeddings requests per engine: rendering, parsing answers, and mapping errors."""
 
 import re
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 
-from gateway.chat.embedding import Embedding, EncodedVector
+from gateway.chat.embedding import MAX_TEXTS, MAX_VECTOR, Embedding, EncodedVector
 from gateway.engines.engine import decode, token_count
 from gateway.engines.error_mapping import client_error, message_of
 from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
@@ -18,11 +19,98 @@ _TOO_LONG = re.compile(r"input length exceeds|after truncation exceeds|too large
 _TOO_LONG_LIMIT = re.compile(r"current batch size: (\d{1,9})")
 
 
+LONG_ANSWER = 256 * 1024
+"""Bytes from which an answer is parsed in steps."""
+STEP = 1024 * 1024
+"""Bytes of an answer that are looked at in one step."""
+MAX_REST = 2 * 1024 * 1024
+"""Maximum size of a long answer without its vectors, in bytes. 2,048 texts leave 200 KB."""
+_MAX_VECTORS = 4 * MAX_TEXTS
+_NUMBERS = b"0123456789+-.eE, \t\r\n"
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\\"
+_vector_begins = re.compile(rb'\s*:\s*(?=["[])').match
+
+T = TypeVar("T")
+Steps = Generator[None, None, T]
+_NextVector = Callable[[bytes, int], tuple[int, int]]
+
+
 class Embedded(NamedTuple):
     """Parsed answer of a server: the vectors in the order of the texts, as the server wrote them."""
 
     vectors: list[EncodedVector]
     prompt_tokens: int
+
+
+def _next_list(body: bytes, at: int) -> tuple[int, int]:
+    """Return the position of the next innermost list, as Ollama writes vectors, or (-1, 0)."""
+    end = body.find(b"]", at) + 1
+    return body.rfind(b"[", at, end), end
+
+
+def _next_embedding(body: bytes, at: int) -> tuple[int, int]:
+    """Return the position of the next value of `embedding`: a list or base64, or (-1, 0)."""
+    key = body.find(b'"embedding"', at)
+    found = _vector_begins(body, key + len(b'"embedding"')) if key >= 0 else None
+    if found is None:
+        return -1, key + 1
+    start = found.end()
+    return start, body.find(b"]" if body.startswith(b"[", start) else b'"', start + 1) + 1
+
+
+def _without_vectors(body: bytes, next_vector: _NextVector) -> Steps[tuple[bytes, list[bytes]] | None]:
+    """Cut the vectors out of a long answer, and return the rest and the vectors.
+
+    In the rest, the number of a vector stands in its place. No vector is a single number, so it
+    cannot be taken for one. Return None if the rest, a vector or the number of vectors is larger
+    than in any answer.
+    """
+    parts: list[bytes] = []
+    vectors: list[bytes] = []
+    at = size = 0
+    for _ in range(_MAX_VECTORS):
+        start, end = next_vector(body, at)
+        if not end:
+            left = memoryview(body)[at:]
+            if sum(map(len, parts)) + len(left) > MAX_REST:
+                return None
+            return b"".join((*parts, left)), vectors
+        if start >= 0 and end - start > MAX_VECTOR:
+            return None
+        vector = body[start:end] if start >= 0 else b""
+        if vector.translate(None, _NUMBERS) == b"[]" or vector.translate(None, _BASE64) == b'""':
+            parts += (body[at:start], b"%d" % len(vectors))
+            vectors.append(vector)
+        else:
+            parts.append(body[at:end])
+        size += end - at
+        at = end
+        if size > STEP:
+            size = 0
+            yield
+    return None
+
+
+def _decoded(
+    decoder: msgspec.json.Decoder[T], body: bytes, next_vector: _NextVector
+) -> Steps[tuple[T, list[bytes] | None] | None]:
+    """Decode an answer. The vectors of a long one are cut out and returned with it."""
+    vectors: list[bytes] | None = None
+    if len(body) > LONG_ANSWER:
+        found = yield from _without_vectors(body, next_vector)
+        if found is None:
+            return None
+        body, vectors = found
+        yield
+    parsed = decode(decoder, body)
+    return None if parsed is None else (parsed, vectors)
+
+
+def _vector(raw: Raw, vectors: list[bytes] | None) -> EncodedVector:
+    """Return the vector at `raw`, or the one whose number is there."""
+    text = bytes(raw)
+    is_number = vectors is not None and len(text) < 8 and text.isdigit() and int(text) < len(vectors)
+    return vectors[int(text)] if vectors is not None and is_number else text
 
 
 class Embedder(Protocol):
@@ -34,8 +122,8 @@ class Embedder(Protocol):
     def render(self, embedding: Embedding, model: str) -> bytes:
         """Return the request body for `model`, which is the name that the server uses."""
 
-    def parse(self, body: bytes) -> Embedded | None:
-        """Parse the body of an answer with status 200.
+    def parse(self, body: bytes) -> Steps[Embedded | None]:
+        """Parse the body of an answer with status 200, a long one in steps.
 
         Return None if it is not an embeddings answer.
         """
@@ -78,13 +166,12 @@ class OllamaEmbedder:
         fields = {"model": model, "input": embedding.texts}
         return msgspec.json.encode(fields | {name: value for name, value in optional.items() if value is not None})
 
-    def parse(self, body: bytes) -> Embedded | None:
-        parsed = decode(_ollama_answers, body)
-        return (
-            None
-            if parsed is None
-            else Embedded([bytes(raw) for raw in parsed.embeddings], token_count(parsed.prompt_eval_count))
-        )
+    def parse(self, body: bytes) -> Steps[Embedded | None]:
+        found = yield from _decoded(_ollama_answers, body, _next_list)
+        if found is None:
+            return None
+        parsed, vectors = found
+        return Embedded([_vector(raw, vectors) for raw in parsed.embeddings], token_count(parsed.prompt_eval_count))
 
     def client_error(self, status: int, body: bytes) -> GatewayError:
         """Map an error; the request itself is known to be valid.
@@ -129,15 +216,16 @@ class OpenAiEmbedder:
             fields["dimensions"] = embedding.dimensions
         return msgspec.json.encode(fields)
 
-    def parse(self, body: bytes) -> Embedded | None:
-        parsed = decode(_openai_answers, body)
-        if parsed is None:
+    def parse(self, body: bytes) -> Steps[Embedded | None]:
+        found = yield from _decoded(_openai_answers, body, _next_embedding)
+        if found is None:
             return None
+        parsed, vectors = found
         data = parsed.data
         if any(item.index != position for position, item in enumerate(data)) and all(item.index >= 0 for item in data):
             data = sorted(data, key=lambda item: item.index)
         usage = decode(_usages, parsed.usage) or _Usage()
-        return Embedded([bytes(item.embedding) for item in data], token_count(usage.prompt_tokens))
+        return Embedded([_vector(item.embedding, vectors) for item in data], token_count(usage.prompt_tokens))
 
     def client_error(self, status: int, body: bytes) -> GatewayError:
         return _client_error(status, body)

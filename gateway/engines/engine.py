@@ -14,7 +14,24 @@ from gateway.engines.lines import LineBuffer, LineTooLong
 from gateway.errors import GatewayError, UpstreamError
 
 MAX_ANSWER = 32 * 1024 * 1024
-"""Maximum size of a plain answer in bytes. No model writes more."""
+"""Maximum size of a streamed answer that is assembled for a client, in bytes of its events."""
+
+MAX_PLAIN_ANSWER = 4 * 1024 * 1024
+"""Maximum size of a plain answer in bytes. It is parsed in one step."""
+
+MAX_OBJECTS = 30_000
+"""Maximum number of JSON objects in a plain answer, such as log probabilities. Each takes 1 µs."""
+
+MAX_TEXT = 3_000_000
+"""Maximum number of characters in an assembled answer. No model writes more, and line ends take 10 ms
+per million to render."""
+
+MAX_LOGPROBS = 200_000
+"""Maximum number of tokens and alternatives with log probabilities in an assembled answer: 9,500 tokens
+with 20 alternatives. They take 40 ms to render."""
+
+MAX_CALLS = 1024
+"""Maximum number of tool calls in an assembled answer."""
 
 MAX_REFUSAL = 64 * 1024
 """Maximum number of bytes read of an error answer."""
@@ -197,6 +214,14 @@ class LineReader(ABC):
     @abstractmethod
     def _end(self, deltas: list[Delta]) -> None:
         """Handle a body without that marker: append the deltas of a normal end, or raise."""
+
+
+_NO_ERRORS = frozenset([b"null", b"false", b'""', b"0", b"{}", b"[]"])
+
+
+def is_error(value: Raw) -> bool:
+    """Return whether the `error` of a stream's event says that there is one."""
+    return bytes(memoryview(value)[:6]) not in _NO_ERRORS
 
 
 def broken_off(reason: str, engine_reason: str | None = None) -> UpstreamError:

@@ -14,6 +14,7 @@ from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, U
 from gateway.chat.request import Chat
 from gateway.chat.surrogates import without_halves
 from gateway.engines.engine import (
+    MAX_REFUSAL,
     Ask,
     LineReader,
     LoadedUntil,
@@ -21,6 +22,7 @@ from gateway.engines.engine import (
     Models,
     broken_off,
     decode,
+    is_error,
     possible_tokens,
     token_count,
     unreadable,
@@ -53,6 +55,7 @@ class _Message(Struct, gc=False):
 
 
 _ZERO = msgspec.Raw(b"0")
+_NO_ERROR = msgspec.Raw(b"null")
 
 
 class _Line(Struct, gc=False):
@@ -62,7 +65,7 @@ class _Line(Struct, gc=False):
     prompt_eval_count: msgspec.Raw = _ZERO
     eval_count: msgspec.Raw = _ZERO
     logprobs: list[ChosenLogprob] | None = None
-    error: Any = None
+    error: msgspec.Raw = _NO_ERROR
 
 
 class _Model(Struct):
@@ -108,8 +111,8 @@ class OllamaReader(LineReader):
         parsed = decode(_lines, line)
         if parsed is None:
             raise unreadable()
-        if parsed.error:
-            fault = client_error(500, line)
+        if parsed.error is not _NO_ERROR and is_error(parsed.error):
+            fault = client_error(500, line[:MAX_REFUSAL])
             raise broken_off("stream_error", fault.engine_reason) if isinstance(fault, UpstreamError) else fault
         message = parsed.message
         if message is not None and (message.content or message.thinking or message.tool_calls or parsed.logprobs):

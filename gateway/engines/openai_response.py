@@ -1,13 +1,23 @@
 """Reader of OpenAI-compatible answers: `chat.completion.chunk` events and plain answers. Pure."""
 
 import re
-from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
-from gateway.engines.engine import MAX_TOKENS, LineReader, broken_off, decode, token_count, unreadable
+from gateway.engines.engine import (
+    MAX_OBJECTS,
+    MAX_REFUSAL,
+    MAX_TEXT,
+    MAX_TOKENS,
+    LineReader,
+    broken_off,
+    decode,
+    is_error,
+    token_count,
+    unreadable,
+)
 from gateway.engines.engine_reason import engine_reason
 from gateway.engines.error_mapping import message_of
 from gateway.engines.lines import DONE, data_of
@@ -43,6 +53,7 @@ class _Choice(Struct, gc=False):
 
 
 _NO_USAGE = Raw(b"null")
+_NO_ERROR = Raw(b"null")
 
 
 class _Usage(Struct, gc=False):
@@ -53,7 +64,7 @@ class _Usage(Struct, gc=False):
 class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = []
     usage: Raw = _NO_USAGE
-    error: Any = None
+    error: Raw = _NO_ERROR
 
 
 class _AnswerChoice(Struct):
@@ -82,6 +93,8 @@ _is_json_text = _json_text.fullmatch
 _has_line_end = re.compile(rb"\xe2\x80[\xa8\xa9]|\xc2\x85").search
 """U+2028, U+2029 and U+0085, which some clients take for line ends."""
 
+_MANY_OBJECTS = 2 * MAX_OBJECTS
+"""Bytes of a plain answer from which it may have too many objects."""
 _SHORT_TEXT = 32
 _MAX_KNOWN = 10_000
 """Maximum number of remembered valid token texts of at most 32 bytes: about 1 MiB."""
@@ -224,8 +237,8 @@ class OpenAiReader(LineReader):
             elif data.strip():
                 raise unreadable()
             return
-        if chunk.error:
-            raise broken_off("stream_error", engine_reason(message_of(data)))
+        if chunk.error is not _NO_ERROR and is_error(chunk.error):
+            raise broken_off("stream_error", engine_reason(message_of(data[:MAX_REFUSAL])))
         usage = None if chunk.usage is _NO_USAGE else _usage(chunk.usage)
         if usage is not None:  # reported last and once, since a server may send it on every chunk
             self._usage = usage
@@ -258,17 +271,22 @@ def parse_answer(body: bytes) -> Delta:
     """Parse a plain answer.
 
     Raises:
-        UpstreamError: the body is not an answer.
+        UpstreamError: the body is not an answer, or has too many objects.
     """
+    if len(body) > _MANY_OBJECTS and body.count(b"{") > MAX_OBJECTS:
+        raise UpstreamError("too_large")
     parsed = decode(_answers, body)
     if parsed is None or not parsed.choices or parsed.choices[0].finish_reason is None:
         raise UpstreamError("malformed", "The model backend returned an invalid response.")
     choice = parsed.choices[0]
     message = choice.message
     assert choice.finish_reason is not None
+    content, reasoning = message.content or "", message.reasoning or message.reasoning_content or ""
+    if len(content) + len(reasoning) > MAX_TEXT:
+        raise UpstreamError("too_large")
     return Delta(
-        message.content or "",
-        message.reasoning or message.reasoning_content or "",
+        content,
+        reasoning,
         _finish(choice.finish_reason),
         _usage(parsed.usage),
         _whole_calls(message.tool_calls) if message.tool_calls else None,

@@ -303,9 +303,10 @@ class Relay(ABC):
 
     # Answer
 
-    def _answer_json(self, body: bytes) -> None:
+    def _answer_json(self, body: bytes | list[bytes]) -> None:
         if self._started:
-            self._client.write(body)
+            for part in body if isinstance(body, list) else (body,):
+                self._client.write(part)
             self._client.end()
         else:
             self._started = True

@@ -7,17 +7,28 @@ from bisect import bisect_left
 from msgspec import structs
 
 from gateway.admission.scheduler import Transfer, WaitEstimate
-from gateway.chat.answer import Answer, Delta, assemble
+from gateway.chat.answer import Answer, Assembler, Delta, assemble
 from gateway.chat.normalizer import Normalizer
 from gateway.chat.request import LARGE_SCHEMAS
 from gateway.dialects.dialect import ChatForm
-from gateway.engines.engine import MAX_ANSWER, MAX_REFUSAL, ResponseReader
+from gateway.engines.engine import (
+    MAX_ANSWER,
+    MAX_CALLS,
+    MAX_LOGPROBS,
+    MAX_PLAIN_ANSWER,
+    MAX_REFUSAL,
+    MAX_TEXT,
+    ModelFacts,
+    ResponseReader,
+)
+from gateway.engines.long_strings import render_images
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
 from gateway.relay.base import MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, YIELD_BYTES, Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.relay.in_flight import Requeueable
 from gateway.relay.requests import ChatRequest, ClientConnection
+from gateway.relay.turns import in_turns
 from gateway.telemetry.exchange import CHAT
 from gateway.upstream.connection import Connection, TransportError
 from gateway.upstream.failures import JSON, check_headers, upstream_error, with_retry_after
@@ -66,7 +77,7 @@ class ChatRelay(Relay):
         self._silent_since: float | None = None
         """Time since which pieces have arrived without anything to show; None: there was
         something."""
-        self._collected: list[Delta] = []
+        self._collected: Assembler | None = None
         self._collected_bytes = 0
 
     def _reroute(self, failure: GatewayError) -> None:
@@ -159,9 +170,7 @@ class ChatRelay(Relay):
         model = self._destination.route.model
         if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
             await asyncio.sleep(0)
-        body = engine.render(self._chat, model, server.facts(model), streams)
-        if len(body) > YIELD_BYTES:
-            await asyncio.sleep(0)
+        body = await self._rendered(model, server.facts(model), streams)
         head = server.chat_head(self._request.came_through, self._context.gateway_id)
         asking = server.pool.request(head, body, self._count_stale, self._limits.connect_timeout)
         del body
@@ -172,13 +181,23 @@ class ChatRelay(Relay):
                 response, engine.stream_type if streams else JSON, self._renderer is None and not engine.streams_only
             )
             if not streams:
-                answer = response.whole(MAX_ANSWER)
-                delta = engine.parse_answer(await response.read(MAX_ANSWER) if answer is None else answer)
+                answer = response.whole(MAX_PLAIN_ANSWER)
+                delta = engine.parse_answer(await response.read(MAX_PLAIN_ANSWER) if answer is None else answer)
                 self._meter.usage = delta.usage
                 self._meter.has_said = delta.is_piece
-                self._answer(assemble(self._normalized([delta])))
+                await self._answer(assemble(self._normalized([delta])))
                 return
             await self._pump(response, engine.reader())
+
+    async def _rendered(self, model: str, facts: ModelFacts, streams: bool) -> bytes | list[bytes]:
+        """Render the request for the backend; one with images in steps."""
+        engine, chat = self._backend.engine, self._chat
+        if self._lane == "vision":
+            return await in_turns(render_images(chat, lambda short: engine.render(short, model, facts, streams)))
+        body = engine.render(chat, model, facts, streams)
+        if len(body) > YIELD_BYTES:
+            await asyncio.sleep(0)
+        return body
 
     async def _pump(self, response: Connection, reader: ResponseReader) -> None:
         meter, renderer, write = self._meter, self._renderer, self._client.write
@@ -229,7 +248,7 @@ class ChatRelay(Relay):
             write(renderer.end(self._timings))
             self._client.end()
         else:
-            self._answer(assemble(self._collected))
+            await self._answer((self._collected or Assembler()).answer())
 
     # Stream back
 
@@ -263,12 +282,24 @@ class ChatRelay(Relay):
         deltas = self._normalized(deltas)
         renderer = self._renderer
         if renderer is None:
-            self._collected += deltas
+            self._collect(deltas)
             return
         if not self._started:
             self._start(self._form.stream_lines)
             self._client.write(renderer.opening())
         self._client.write(b"".join([renderer.render(delta) for delta in deltas]))
+
+    def _collect(self, deltas: list[Delta]) -> None:
+        collected = self._collected
+        if collected is None:
+            collected = self._collected = Assembler()
+        collected.add(deltas)
+        if (
+            collected.text_length > MAX_TEXT
+            or collected.call_count > MAX_CALLS
+            or collected.logprob_count > MAX_LOGPROBS
+        ):
+            raise UpstreamError("too_large")
 
     def _normalized(self, deltas: list[Delta]) -> list[Delta]:
         if self._is_passthrough:
@@ -287,10 +318,13 @@ class ChatRelay(Relay):
             self._silent_since = None
         return normalized
 
-    def _answer(self, answer: Answer) -> None:
+    async def _answer(self, answer: Answer) -> None:
         self._meter.end_upstream()
         request = self._request
-        self._answer_json(self._form.answer(request.answer_id, request.created, answer, self._timings))
+        body = self._form.answer(request.answer_id, request.created, answer, self._timings)
+        if len(body) > YIELD_BYTES:
+            await asyncio.sleep(0)
+        self._answer_json(body)
 
     def _trailing_error(self, error: GatewayError) -> bytes:
         return super()._trailing_error(error) if self._renderer is None else self._renderer.error(error)

@@ -7,16 +7,18 @@ from gateway.chat.embedding import EncodedVector, converted, width
 from gateway.dialects.dialect import EmbeddingForm
 from gateway.engines.embeddings import Embedded
 from gateway.engines.engine import MAX_REFUSAL
+from gateway.engines.long_strings import render_texts
 from gateway.errors import InvalidRequest, UpstreamError
 from gateway.relay.base import YIELD_BYTES, Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection, EmbeddingRequest
+from gateway.relay.turns import in_turns
 from gateway.telemetry.exchange import EMBEDDINGS
 from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import check_headers, with_retry_after
 from gateway.upstream.server import Server
 
-MAX_EMBEDDINGS = 64 * 1024 * 1024
+MAX_EMBEDDINGS = 48 * 1024 * 1024
 """Bytes of an answer: 2,048 texts with 1,024 numbers each, in the longest form that an engine
 writes."""
 
@@ -39,7 +41,7 @@ class EmbeddingRelay(Relay):
         if self._embedding.texts:
             await super().__call__()
         else:
-            self._answer_json(self._form.answer([], 0, self._timings))
+            self._answer_json(await in_turns(self._form.answer([], 0, self._timings)))
             self._record(None)
 
     def _text_length(self) -> int:
@@ -47,10 +49,13 @@ class EmbeddingRelay(Relay):
 
     async def _exchange(self, server: Server) -> None:
         embedder = self._backend.embedder
-        body = embedder.render(self._embedding, self._destination.route.model)
+        model = self._destination.route.model
+        body: bytes | list[bytes]
+        if self._request.size > YIELD_BYTES:
+            body = await in_turns(render_texts(self._embedding, lambda short: embedder.render(short, model)))
+        else:
+            body = embedder.render(self._embedding, model)
         head = server.embedding_head(self._request.came_through, self._context.gateway_id)
-        if len(body) > YIELD_BYTES:
-            await asyncio.sleep(0)
         with await server.pool.request(head, body, self._count_stale) as response:
             if response.status != 200:
                 raise with_retry_after(
@@ -67,8 +72,7 @@ class EmbeddingRelay(Relay):
                     param="input",
                 ) from fault
         self._meter.end_upstream()
-        await asyncio.sleep(0)
-        await self._answer(embedder.parse(answer))
+        await self._answer(await in_turns(embedder.parse(answer)))
 
     async def _answer(self, embedded: Embedded | None) -> None:
         if embedded is None or len(embedded.vectors) != len(self._embedding.texts):
@@ -78,7 +82,7 @@ class EmbeddingRelay(Relay):
             raise InvalidRequest(f"This model's embeddings have {found} dimensions.", param="dimensions")
         vectors = await self._converted(embedded.vectors)
         self._meter.usage = Usage(embedded.prompt_tokens, 0)
-        self._answer_json(self._form.answer(vectors, embedded.prompt_tokens, self._timings))
+        self._answer_json(await in_turns(self._form.answer(vectors, embedded.prompt_tokens, self._timings)))
 
     async def _converted(self, vectors: list[EncodedVector]) -> list[EncodedVector]:
         """Encode the vectors as the client asked, and yield to the event loop in between."""

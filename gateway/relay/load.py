@@ -11,7 +11,7 @@ class LoadRelay(ChatRelay):
     __slots__ = ()
 
     async def _exchange(self, server: Server) -> None:
-        self._answer(Answer("", "", "stop", None, [], None))
+        await self._answer(Answer("", "", "stop", None, [], None))
 
 
 class UnloadRelay(LoadRelay):
@@ -20,5 +20,5 @@ class UnloadRelay(LoadRelay):
     __slots__ = ()
 
     async def __call__(self) -> None:
-        self._answer(Answer("", "", "stop", None, [], None))
+        await self._answer(Answer("", "", "stop", None, [], None))
         self._record(None)

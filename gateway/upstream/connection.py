@@ -173,18 +173,22 @@ class Connection(asyncio.BufferedProtocol):
 
     # Called by the pool and by the user of the connection
 
-    async def send(self, head: bytes, body: bytes) -> None:
+    async def send(self, head: bytes, body: bytes | list[bytes]) -> None:
         """Send one request and wait for the head of its answer.
 
-        A failure or a cancellation closes the connection.
+        The parts of a list are sent one after the other, without a copy of the whole. A failure or
+        a cancellation closes the connection.
         """
         self._reset()
         self._busy = True
         if self._transport is None:
             raise TransportError("closed")
-        self._transport.write(head + body if len(body) < 65536 else head)
-        if len(body) >= 65536:
-            self._transport.write(body)
+        if isinstance(body, list):
+            self._transport.writelines((head, *body))
+        else:
+            self._transport.write(head + body if len(body) < 65536 else head)
+            if len(body) >= 65536:
+                self._transport.write(body)
         try:
             while not self._head_done:
                 await self._wait()

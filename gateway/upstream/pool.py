@@ -94,7 +94,7 @@ class Pool:
     async def request(
         self,
         head: bytes,
-        body: bytes = b"",
+        body: bytes | list[bytes] = b"",
         on_stale: Callable[[], None] = lambda: None,
         connect_timeout: float | None = None,
     ) -> Connection:
@@ -102,13 +102,14 @@ class Pool:
 
             with await pool.request(...) as response:
 
-        `head` comes from `head()`. `on_stale` is called if a pooled connection was stale and the
-        request is sent once more. `connect_timeout` is in seconds; None means the pool's own.
+        `head` comes from `head()`. A long `body` may be a list of its parts. `on_stale` is called
+        if a pooled connection was stale and the request is sent once more. `connect_timeout` is in
+        seconds; None means the pool's own.
 
         Raises:
             TransportError: there was no connection, or no complete head of an answer.
         """
-        head = b"%bContent-Length: %d\r\n\r\n" % (head, len(body))
+        head = b"%bContent-Length: %d\r\n\r\n" % (head, len(body) if isinstance(body, bytes) else sum(map(len, body)))
         kept = self.acquire()
         if kept is not None:
             try:

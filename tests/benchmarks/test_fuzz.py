@@ -1,25 +1,62 @@
-"""The search for the slowest input: a short run of it, and what it calls slow."""
+"""The search for the slowest input: a short run of it, what it calls slow, and the slowest known inputs.
+
+It also tests `fuzz_answers.py`, `fuzz_images.py` and `fuzz_schemas.py`.
+"""
 
 import random
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 
-from benchmarks import fuzz
+from benchmarks import fuzz, fuzz_images, fuzz_schemas
+from gateway.chat.image_file import kind_of
+from gateway.chat.images import MAX_IMAGES
+from gateway.chat.json_schema import MAX_SCHEMA
+
+NAMES = [
+    "schema", "tools", "pattern", "chat", "embedding", "http", "events", "ndjson", "answer", "vectors", "images",
+    "decoding",
+]  # fmt: skip
+ATTEMPTS = 8
 
 
-def test_short_run_names_every_target(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["fuzz", "--seconds", "0.1", "--seed", "1"])
+@pytest.fixture
+def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the largest seeds small, which take half a minute."""
+    monkeypatch.setattr(fuzz_images, "LARGEST_SIDE", 64)
+    monkeypatch.setattr(fuzz_images, "LARGE_SIDE", 64)
+    monkeypatch.setattr(fuzz_images, "MAX_BODY", fuzz_images.MIB // 2)
+
+
+@pytest.mark.usefixtures("small_images")
+def test_short_run_names_every_target(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    every = fuzz.targets
+
+    def with_few_seeds(target: fuzz.Target[Any]) -> fuzz.Target[Any]:
+        return replace(target, seeds=lambda: target.seeds()[:2])
+
+    def targets_with_few_seeds(http: Any, images: Any) -> list[fuzz.Target[Any]]:
+        return [with_few_seeds(target) for target in every(http, images)]
+
+    monkeypatch.setattr(fuzz, "targets", targets_with_few_seeds)
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--seconds", "0.1", "--seed", "1", "--slowest", str(tmp_path)])
     assert fuzz.main() in (0, 1)
     printed = capsys.readouterr().out
-    assert all(
-        f"\n{name} " in printed for name in ("schema", "tools", "pattern", "chat", "embedding", "http", "events")
-    )
+    assert [name for name in NAMES if f"\n{name} " not in printed] == []
+    assert {file.stem for file in tmp_path.iterdir()} <= set(NAMES)
+    assert "chat" in {file.stem for file in tmp_path.iterdir()}
 
 
-def test_slowest_input_is_kept_and_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slowest_input_is_kept_and_fails_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "process_time", lambda: now[0])
 
@@ -31,21 +68,76 @@ def test_slowest_input_is_kept_and_fails_the_run(monkeypatch: pytest.MonkeyPatch
     def mutated(chance: random.Random, kept: list[int]) -> int:
         return chance.choice(kept) + chance.choice([-1, 1])
 
-    target = fuzz.Target("any", run, lambda: [15], mutated, int, lambda size: b"x" * size)
-    worst = fuzz.search(target, 0.2, random.Random(1))
+    def target(most: float) -> fuzz.Target[int]:
+        def text(size: int) -> bytes:
+            return b"x" * size
+
+        return fuzz.Target("any", run, lambda: [15], mutated, text, len, fuzz.longest_step, most)
+
+    worst = fuzz.search(target(1), 0.2, random.Random(1))
     assert worst.input == worst.size > 20
     assert worst.seconds == pytest.approx(worst.size / 1000)
 
-    monkeypatch.setattr(fuzz, "targets", lambda http: [target])
-    monkeypatch.setattr(sys, "argv", ["fuzz", "--seconds", "0.2", "--seed", "1"])
-    monkeypatch.setattr(fuzz, "MOST_SECONDS", 0.02)
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--seconds", "0.2", "--seed", "1", "--slowest", str(tmp_path)])
+    monkeypatch.setattr(fuzz, "targets", lambda http, images: [target(0.02)])
     assert fuzz.main() == 1
-    monkeypatch.setattr(fuzz, "MOST_SECONDS", 10**6)
+    (kept,) = fuzz.known_inputs(tmp_path, target(1))
+    assert len(kept) > 20
+    monkeypatch.setattr(fuzz, "targets", lambda http, images: [target(10**6)])
     assert fuzz.main() == 0
+    (later,) = fuzz.known_inputs(tmp_path, target(1))
+    assert len(later) >= len(kept)  # the next search begins with it
+    fuzz.keep(tmp_path, target(1), fuzz.Found(1.0, 1, 9, 9))
+    assert fuzz.known_inputs(tmp_path, target(1)) == [b"x" * 9]
+
+
+def test_input_that_stays_large_when_compressed_is_not_kept(tmp_path: Path) -> None:
+    def text(seed: int) -> bytes:
+        return random.Random(seed).randbytes(100_000)
+
+    target = fuzz.Target("any", lambda seed: iter(()), lambda: [1], lambda *_: 1, text, len, fuzz.longest_step)
+    fuzz.keep(tmp_path, target, fuzz.Found(1.0, 1, 9, 9))
+    assert fuzz.known_inputs(tmp_path, target) == []
 
 
 def test_mutated_schema_is_small_enough_to_be_looked_at() -> None:
     chance = random.Random(1)
-    kept = fuzz._schema_seeds()
+    kept = fuzz_schemas.schema_seeds()
     for _ in range(100):
-        assert len(fuzz.orjson.dumps(fuzz._mutated_schema(chance, kept))) <= fuzz.json_schema.MAX_SCHEMA
+        schema = fuzz_schemas.mutated_schema(chance, kept)
+        assert len(orjson.dumps(schema)) <= MAX_SCHEMA
+
+
+@pytest.mark.usefixtures("small_images")
+def test_mutated_bodies_have_images_and_are_not_too_large() -> None:
+    chance = random.Random(1)
+    kept = fuzz_images.body_seeds(64)
+    assert max(len(fuzz_images.images_of(body)) for body in kept) == MAX_IMAGES
+    found = [fuzz_images.mutated_body(chance, kept) for _ in range(60)]
+    assert max(map(len, found)) <= fuzz_images.MAX_BODY
+    assert len({len(body) for body in found}) > 20
+    kinds = {kind_of(image) for body in found for image in fuzz_images.images_of(body)[:1]}
+    assert kinds == {"png", "jpeg", "gif", "webp", None}
+
+
+@pytest.mark.usefixtures("small_images")
+def test_cpu_time_of_child_processes_is_measured() -> None:
+    bodies = fuzz_images.body_seeds(64)
+    with closing(fuzz_images.ImageRequests()) as images:
+        for body, most in ((bodies[2], 20.0), (bodies[1], 0.0)):  # a GIF is converted, a JPEG is not
+            list(images.read(body))  # starts the child process
+            spent = fuzz_images.child_seconds(images.read(body * 1))
+            assert 0 < spent < most if most else spent < 0.05
+        assert fuzz_images.child_seconds(images.read(b"{")) == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slowest_known_input_stays_within_the_bound(name: str) -> None:
+    with closing(fuzz.HttpServer()) as http, closing(fuzz_images.ImageRequests()) as images:
+        (target,) = (target for target in fuzz.targets(http, images) if target.name == name)
+        for text in fuzz.known_inputs(fuzz.SLOWEST, target):
+            spent = target.cost(target.run(target.read(text)))
+            for _ in range(ATTEMPTS):
+                if spent > target.most:
+                    spent = min(spent, target.cost(target.run(target.read(text))))
+            assert spent <= target.most

@@ -1,11 +1,13 @@
 """Tests of combining deltas into an answer."""
 
+import time
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, TokenLogprob, Usage, assemble
+from gateway.chat.answer import Answer, Assembler, CallDelta, ChosenLogprob, Delta, TokenLogprob, Usage, assemble
 
 USAGE = Usage(7, 3)
 LOGPROBS = [
@@ -41,3 +43,42 @@ def test_assemble_treats_one_delta_like_several(
 ) -> None:
     delta = Delta(content, reasoning, finish, USAGE if has_usage else None, None, LOGPROBS if has_logprobs else None)
     assert assemble([delta]) == assemble([delta, Delta()])
+
+
+def test_deltas_may_come_one_after_the_other() -> None:
+    deltas = [
+        Delta(reasoning="h", logprobs=LOGPROBS),
+        Delta("a", "m", calls=[CallDelta(3, "i", "f", "{"), CallDelta(1, "j", "g", "[]")]),
+        Delta("b", finish="length", usage=USAGE),
+        Delta(calls=[CallDelta(3, "other", "other", "}")]),
+    ]
+    assembler = Assembler()
+    assert assembler.answer() == Answer("", "", "stop", None, [], None)
+    for delta in deltas:
+        assembler.add([delta])
+    calls = [CallDelta(1, "j", "g", "[]"), CallDelta(3, "i", "f", "{}")]
+    assert assembler.answer() == assemble(deltas) == Answer("ab", "hm", "length", USAGE, calls, LOGPROBS)
+    assert (assembler.text_length, assembler.call_count, assembler.logprob_count) == (8, 2, 3)
+
+
+def test_the_given_logprobs_are_not_changed() -> None:
+    first = Delta("a", logprobs=[*LOGPROBS])
+    assembler = Assembler()
+    for _ in range(3):
+        assembler.add([first])
+    assert first.logprobs == LOGPROBS
+    assert assembler.answer().logprobs == LOGPROBS * 3
+
+
+@pytest.mark.parametrize("part", ["arguments", "logprobs"])
+def test_work_grows_with_the_number_of_deltas_and_not_with_its_square(part: str) -> None:
+    """Arguments and logprobs used to be copied with each delta: 20,000 of them took 0.8 s, 100,000 half a minute."""
+    many = 100_000
+    delta = Delta(calls=[CallDelta(0, arguments="x" * 8)]) if part == "arguments" else Delta("a", logprobs=LOGPROBS)
+    assembler = Assembler()
+    began = time.process_time()
+    for _ in range(many):
+        assembler.add([delta])
+    answer = assembler.answer()
+    assert time.process_time() - began < 2
+    assert len(answer.calls[0].arguments if part == "arguments" else answer.logprobs or ()) in (many, 8 * many)

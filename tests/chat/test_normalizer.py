@@ -609,3 +609,15 @@ def test_real_reasoning_of_a_model_told_not_to_think_stays_reasoning(
     answer = assemble(normalizer.normalize([*(structs.replace(delta) for delta in deltas), Delta(finish="stop")]))
     assert answer.reasoning.strip() == "Let me {see}"
     assert [call.arguments for call in answer.calls] == ["{}"] if "tools" in fields else answer.content == "{}"
+
+
+def test_forced_call_that_the_engine_has_made_is_not_made_again_from_text_after_it() -> None:
+    normalizer = Normalizer(chat(tools=[tool()], tool_choice=named()))
+    deltas = [
+        Delta(calls=[CallDelta(0, "", "get_weather", '{"city":"Oslo"}')]),
+        Delta('{"city":"Rome"}'),
+        Delta(finish="stop"),
+    ]
+    answer = assemble([shown for delta in deltas for shown in normalizer.normalize([delta])])
+    assert [(call.name, call.arguments) for call in answer.calls] == [("get_weather", '{"city":"Oslo"}')]
+    assert answer.content == ""

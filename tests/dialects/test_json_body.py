@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gateway.dialects.json_body import MIN_PAYLOAD, check_media_type, explain, without_images
+from gateway.dialects.json_body import MIN_PAYLOAD, check_media_type, completed, explain, without_images
 from gateway.dialects.openai_chat import decode
 from gateway.errors import InvalidJson, InvalidRequest, UnsupportedMediaType, UnsupportedParameter
 from tests.fakes.chats import MIB, request
@@ -62,7 +62,7 @@ PAYLOAD = b"A" * MIN_PAYLOAD
     ids=["one", "two", "short", "unterminated", "escaped quote", "escaped backslash"],
 )
 def test_long_base64_is_cut_out(body: bytes, rest: bytes) -> None:
-    assert without_images(body) == rest
+    assert completed(without_images(body)) == rest
 
 
 # Messages

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from gateway.chat import checks
-from gateway.dialects.json_body import LONG_BODY, MAX_MEMBERS, without_images
+from gateway.dialects.json_body import LEAST_BYTES_PER_ESCAPE, LONG_BODY, MAX_MEMBERS, completed, without_images
 from gateway.dialects.openai_chat import check_long_text, check_text, decode, parse
 from gateway.dialects.openai_embeddings import MAX_TEXT, parse_embedding, parse_long_embedding
 from gateway.errors import (
@@ -57,6 +57,9 @@ def filled(head: bytes, unit: bytes, tail: bytes, size: int = 3 * MIB) -> bytes:
 
 FIELD = CHAT[:-1] + b',"x":['
 TEXT = b'{"model":"m","messages":[{"role":"user","content":"'
+IMAGE_PART = b'{"type":"image_url","image_url":{"url":"data:image/png;base64,'
+IMAGE = b'{"model":"m","messages":[{"role":"user","content":[' + IMAGE_PART
+IMAGE_END = b'"}}]}]}'
 HOSTILE = {
     "numbers": filled(FIELD, b"1,", b"1]}"),
     "floats": filled(FIELD, b"1.5e-7,", b"1]}"),
@@ -76,6 +79,17 @@ HOSTILE = {
     "backslashes": filled(TEXT, b"\\\\", b'"}]}'),
     "surrogates": filled(TEXT, b"\\ud83d\\ude00", b'"}]}'),
     "quotes": filled(FIELD, b'""', b"1,"),
+    "image": filled(IMAGE, b"A", IMAGE_END, 20 * MIB),
+    "image with escapes": filled(IMAGE, b"\\/", IMAGE_END, 20 * MIB),
+    "image with as many escapes as are allowed": filled(
+        IMAGE, b"A" * (LEAST_BYTES_PER_ESCAPE - 2) + b"\\/", IMAGE_END, 20 * MIB
+    ),
+    "image in code points": filled(IMAGE, b"\\u0041", IMAGE_END, 20 * MIB),
+    "image of surrogates": filled(IMAGE, b"\\ud83d\\ude00", IMAGE_END, 20 * MIB),
+    "image beyond ASCII": filled(IMAGE, b"\xea\xb0\x80", IMAGE_END, 20 * MIB),
+    "image beyond ASCII with escapes": filled(IMAGE, b"\\n\xea\xb0\x80", IMAGE_END, 20 * MIB),
+    "image in blanks": filled(IMAGE, b" ", IMAGE_END, 20 * MIB),
+    "images": filled(IMAGE, b"A" * 9999 + IMAGE_END[:-3] + b"," + IMAGE_PART, IMAGE_END, 20 * MIB),
     "marks of images": filled(TEXT, b";base64,", b'"}]}', 16 * MIB),
     "marks of images without an end": filled(TEXT, b";base64,", b"", 16 * MIB),
     "marks of images in strings": filled(FIELD, b'";base64,",', b"1]}", 8 * MIB),
@@ -244,8 +258,16 @@ def test_members_are_counted_wherever_a_string_or_an_escape_is_cut(shift: int) -
         (b"data:image/png;base64," + b"A" * 500, b"data:image/png;base64," + b"A" * 500),
         (b";base64," * 3 + b"\\" * 5000, b";base64," * 3 + b"\\" * 5000),
         (b";base64,;base64," + b"A" * 5000, b";base64,"),
+        (b";base64," + b"A" * 3 * MIB, b";base64,"),
+        (b";base64," + (b"A" * 15 + b"\\/A") * 200_000, b";base64,"),  # as PHP writes it
+        (b";base64," + (b"A" * 76 + b"\\r\\n") * 50_000, b";base64,"),  # in lines
+        (b";base64," + (b"A" * 64 + b"\\u002B") * 50_000, b";base64,"),  # as .NET writes it
+        (b";base64," + (b"A" * 12 + b"\\/") * 200_000,) * 2,
+        (b";base64," + b"A" * 5000 + b"\xea\xb0\x80" * 9,) * 2,
+        (b";base64," + b"A" * 3 * MIB + b"\xea\xb0\x80",) * 2,
+        (b";base64," + b"\\/" * 5000 + b";base64," + b"A" * 5000,) * 2,
     ],
 )
 def test_payloads_are_cut_out(url: bytes, left: bytes) -> None:
-    assert without_images(b'{"url":"%b"}' % url) == b'{"url":"%b"}' % left
-    assert without_images(b'{"url":"%b","b":"%b"}' % (url, url)) == b'{"url":"%b","b":"%b"}' % (left, left)
+    assert completed(without_images(b'{"url":"%b"}' % url)) == b'{"url":"%b"}' % left
+    assert completed(without_images(b'{"url":"%b","b":"%b"}' % (url, url))) == b'{"url":"%b","b":"%b"}' % (left, left)

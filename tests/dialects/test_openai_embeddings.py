@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.chat.embedding import MAX_TEXTS, Embedding
+from gateway.dialects.json_body import completed
 from gateway.dialects.openai_embeddings import parse_embedding, render_embeddings
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 
@@ -106,7 +107,7 @@ def test_body_made_large_by_something_other_than_text_is_rejected() -> None:
 
 
 def test_answer_has_openais_shape_and_the_clients_model_name() -> None:
-    body = json.loads(render_embeddings([b"[0.5]", b"[1]"], 'a "name"', 7))
+    body = json.loads(b"".join(completed(render_embeddings([b"[0.5]", b"[1]"], 'a "name"', 7))))
     assert body == {
         "object": "list",
         "data": [

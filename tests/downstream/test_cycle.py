@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections.abc import Iterable
 from typing import Any, cast
 
 import pytest
@@ -22,6 +23,9 @@ class FakeOwner:
 
     def write(self, data: bytes) -> None:
         self.sent += data
+
+    def writelines(self, parts: Iterable[bytes]) -> None:
+        self.sent += b"".join(parts)
 
     def resume_body(self) -> None:
         self.events.append("resume_body")
@@ -72,13 +76,15 @@ def state(owner: FakeOwner, cycle: RequestResponseCycle) -> tuple[Any, ...]:
     st.none() | st.binary(max_size=20),
     st.binary(max_size=300),
     st.sampled_from([200, 404, 503]),
+    st.none() | st.integers(0, 300),
 )
 def test_answer_sends_the_same_bytes_as_open_and_send(
-    is_head: bool, http11: bool, keep_alive: bool, asked: bytes | None, body: bytes, status: int
+    is_head: bool, http11: bool, keep_alive: bool, asked: bytes | None, body: bytes, status: int, cut: int | None
 ) -> None:
+    """Whether the body comes whole or, if `cut` is a position, in parts."""
     owner, cycle = begun(is_head, http11, keep_alive and http11, asked, whole=True)
     assert cycle.whole_body() == asked
-    cycle.answer(status, b"x-a: b\r\n", body)
+    cycle.answer(status, b"x-a: b\r\n", body if cut is None else [body[:cut], body[cut:]])
 
     other_owner, other = begun(is_head, http11, keep_alive and http11, asked, whole=False)
     assert other.whole_body() == asked

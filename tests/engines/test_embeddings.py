@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from gateway.chat.embedding import Embedding
-from gateway.engines.embeddings import Embedder, OllamaEmbedder, OpenAiEmbedder
+from gateway.dialects.json_body import completed
+from gateway.engines.embeddings import LONG_ANSWER, STEP, Embedded, Embedder, OllamaEmbedder, OpenAiEmbedder
 from gateway.errors import (
     BackendUnavailable,
     ContextLengthExceeded,
@@ -82,7 +83,7 @@ def test_vllm_request_uses_the_clients_encoding_format(form: str) -> None:
     "recording", [recording for recording in on_engines_path(RECORDINGS) if recording.status == 200], ids=recording_id
 )
 def test_recorded_answer_is_parsed(recording: Recording) -> None:
-    answer = embedder(recording).parse(json.dumps(recording.body).encode())
+    answer = completed(embedder(recording).parse(json.dumps(recording.body).encode()))
     assert answer is not None
     body = recording.body
     vectors = body.get("embeddings") if "embeddings" in body else [item["embedding"] for item in body["data"]]
@@ -95,7 +96,7 @@ def test_recorded_answer_is_parsed(recording: Recording) -> None:
 def test_vectors_are_sorted_by_index_if_present() -> None:
     data = [{"embedding": [2], "index": 1}, {"embedding": [1], "index": 0}]
     for found, expected in ((data, [b"[1]", b"[2]"]), ([{"embedding": [2]}, {"embedding": [1]}], [b"[2]", b"[1]"])):
-        answer = OpenAiEmbedder().parse(json.dumps({"data": found}).replace(" ", "").encode())
+        answer = completed(OpenAiEmbedder().parse(json.dumps({"data": found}).replace(" ", "").encode()))
         assert answer is not None
         assert answer.vectors == expected
 
@@ -105,7 +106,7 @@ def test_vectors_are_sorted_by_index_if_present() -> None:
 )
 @pytest.mark.parametrize("kind", EMBEDDERS)
 def test_other_document_is_not_an_answer(kind: str, body: bytes) -> None:
-    assert EMBEDDERS[kind].parse(body) is None
+    assert completed(EMBEDDERS[kind].parse(body)) is None
 
 
 # Errors
@@ -194,3 +195,68 @@ def test_busy_ollama_is_503() -> None:
     assert isinstance(
         OllamaEmbedder().client_error(503, b'{"error":"server busy, please try again."}'), BackendUnavailable
     )
+
+
+# Long answers
+
+
+def long_answer(kind: str, vectors: list[str]) -> bytes:
+    if kind == "ollama":
+        return b'{"model":"a]b[1,2]","embeddings":[%b],"prompt_eval_count":3}' % ", ".join(vectors).encode()
+    data = ",".join(
+        f'{{"object":"embedding","index":{index},"embedding":{text}}}' for index, text in enumerate(vectors)
+    )
+    return b'{"id":"[0]","data":[%b],"usage":{"prompt_tokens":3,"details":[]}}' % data.encode()
+
+
+def steps_of(kind: str, body: bytes) -> tuple[Embedded | None, int]:
+    steps, count = EMBEDDERS[kind].parse(body), 1
+    while True:
+        try:
+            next(steps)
+            count += 1
+        except StopIteration as end:
+            return end.value, count
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+@pytest.mark.parametrize("width", [1, 7, 1024])
+def test_long_answer_is_parsed_in_steps_to_the_same_vectors(kind: str, width: int) -> None:
+    vectors = [str([number + 0.5] * width) for number in range(2048 if width > 7 else 40_000 // width)]
+    vectors = [*vectors[:2048], "[" + "0.25, " * 60_000 + "1]"]
+    body = long_answer(kind, vectors)
+    assert len(body) > LONG_ANSWER
+    found, steps = steps_of(kind, body)
+    assert found is not None
+    assert found.vectors == [vector.encode() for vector in vectors]
+    assert found.prompt_tokens == 3
+    assert steps > len(body) // (2 * STEP)
+
+
+@pytest.mark.parametrize("space", ["", " \n"])
+def test_long_answer_in_base64_is_parsed_in_steps(space: str) -> None:
+    vectors = [f'"{letter * 9_000}\\/=="' for letter in "ABCD" * 100]
+    body = long_answer("vllm", vectors).replace(b'"embedding":', f'"embedding"{space}:{space}'.encode())
+    found, steps = steps_of("vllm", body)
+    assert found is not None
+    assert found.vectors == [vector.encode() for vector in vectors]
+    assert steps >= 3
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+@pytest.mark.parametrize(
+    "unit", ["[]", "{}", '[["x"]]', '""', "1", "[", "[" + "0," * 2_000_000 + "0]", '"' + "A" * 2000 + '!"']
+)
+def test_long_answer_of_other_values_is_refused_before_it_is_parsed(kind: str, unit: str) -> None:
+    body = long_answer(kind, [unit] * max(1, 4_000_000 // len(unit)))
+    assert len(body) > LONG_ANSWER
+    found, steps = steps_of(kind, body)
+    assert found is None
+    assert steps <= 1 + len(body) // STEP
+
+
+@pytest.mark.parametrize("kind", ["ollama", "vllm"])
+def test_number_that_is_not_that_of_a_vector_is_no_vector(kind: str) -> None:
+    found, _ = steps_of(kind, long_answer(kind, ["7", str([0.5] * 100_000), "-1", "99999999999"]))
+    assert found is not None
+    assert [found.vectors[index] for index in (0, 2, 3)] == [b"7", b"-1", b"99999999999"]

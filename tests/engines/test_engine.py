@@ -1,12 +1,15 @@
 """Reading lines of a streamed answer, and facts about models, for all engines."""
 
 import msgspec
+import orjson
 import pytest
 
 from gateway.chat.answer import Delta
-from gateway.engines.engine import LineReader, ModelFacts, broken_off, decode
+from gateway.engines.engine import MAX_REFUSAL, LineReader, ModelFacts, broken_off, decode
 from gateway.engines.lines import MAX_LINE
-from gateway.errors import UpstreamError
+from gateway.engines.ollama import OllamaReader
+from gateway.engines.openai_response import OpenAiReader
+from gateway.errors import GatewayError, UpstreamError
 
 
 class WordReader(LineReader):
@@ -93,3 +96,46 @@ def test_model_lacks_a_capability_only_where_the_server_lists_capabilities() -> 
     assert not ModelFacts().lacks("vision")
     assert ModelFacts(capabilities=frozenset({"completion"})).lacks("vision")
     assert not ModelFacts(capabilities=frozenset({"vision"})).lacks("vision")
+
+
+@pytest.mark.parametrize("reader", [OpenAiReader, OllamaReader])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("null", False), ("false", False), ('""', False), ("0", False), ("{}", False), ("[]", False),
+        ('"out of memory"', True), ('{"message":"a"}', True), ("true", True), ("[1]", True), ("1", True),
+    ],
+)  # fmt: skip
+def test_event_with_an_error_ends_the_stream(
+    reader: type[OpenAiReader] | type[OllamaReader], value: str, expected: bool
+) -> None:
+    line = b'{"message":{"content":"a"},"choices":[{"delta":{"content":"a"}}],"error":%b}\n' % value.encode()
+    made = reader()
+    if reader is OpenAiReader:
+        line = b"data: " + line
+    if expected:
+        with pytest.raises(GatewayError):
+            made.feed(line)
+    else:
+        assert [delta.content for delta in made.feed(line)] == ["a"]
+
+
+@pytest.mark.parametrize("reader", [OpenAiReader, OllamaReader])
+def test_long_error_is_not_parsed_and_its_beginning_is_read(
+    reader: type[OpenAiReader] | type[OllamaReader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of 900 KB of empty lists used to take 240 ms."""
+    seen: list[int] = []
+    loads = orjson.loads
+
+    def recorded(text: str) -> object:
+        seen.append(len(text))
+        return loads(text)
+
+    monkeypatch.setattr(orjson, "loads", recorded)
+    line = b'{"error":"CUDA error: out of memory on this device","other":[' + b"[]," * 300_000 + b"[]]}\n"
+    with pytest.raises(UpstreamError) as raised:
+        reader().feed(b"data: " + line if reader is OpenAiReader else line)
+    assert raised.value.reason == "stream_error"
+    assert seen
+    assert max(seen) <= MAX_REFUSAL

@@ -185,13 +185,17 @@ def test_recorded_logprobs_are_read_with_their_bytes_and_alternatives(server: st
 def test_calls_in_several_lines_are_numbered_consecutively() -> None:
     """Some of Ollama's parsers restart the indices with every line."""
     lines = [
-        line(message={"content": "", "tool_calls": [{"function": {"index": 0, "name": name, "arguments": {"a": 1}}}]})
-        for name in "fg"
+        line(
+            message={
+                "content": "",
+                "tool_calls": [{"function": {"index": 0, "name": name, "arguments": {"a": 1}}} for name in names],
+            }
+        )
+        for names in ("ef", "g", "hi")
     ]
     answer = assemble(read(b"".join(lines) + END))
     assert [(call.index, call.name, call.arguments) for call in answer.calls] == [
-        (0, "f", '{"a": 1}'),
-        (1, "g", '{"a": 1}'),
+        (index, name, '{"a": 1}') for index, name in enumerate("efghi")
     ]
 
 
@@ -327,6 +331,11 @@ async def test_capabilities_missing_from_the_model_list_are_not_lacking() -> Non
     models = listed(capabilities=["completion", "tools"])
     assert not (await probed(FakeOllama({"llama": ["completion", "vision", "tools"]}, {}), models)).lacks("vision")
     assert not (await probed(FakeOllama(), listed(capabilities=["completion", "tools"]))).lacks("vision")
+
+
+async def test_context_that_the_model_is_loaded_with_counts_before_the_operators() -> None:
+    server = FakeOllama({"llama": ["completion"]}, {"llama:latest": 8192})
+    assert (await probed(server, listed(), engine=Ollama(num_ctx=16384))).context_length == 8192
 
 
 async def test_capabilities_are_probed_again_only_if_the_model_changes() -> None:

@@ -101,6 +101,12 @@ def test_developer_role_is_sent_as_system() -> None:
     ]
 
 
+@pytest.mark.parametrize("role", ["user", "system"])
+def test_reasoning_of_a_message_that_is_not_the_models_is_not_sent(role: str) -> None:
+    sent = rendered(messages=[{"role": role, "content": "a", "reasoning": "b"}, *USER])
+    assert sent["messages"][0] == {"role": role, "content": "a"}
+
+
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
 def test_earlier_reasoning_is_sent_as_thinking(field: str) -> None:
     sent = rendered(messages=[{"role": "assistant", "content": "x", field: "hm"}])["messages"]

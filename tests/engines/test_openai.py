@@ -109,6 +109,8 @@ def test_logprobs_are_requested() -> None:
         "top_logprobs": 3,
     }
     assert not [key for key in rendered(logprobs=False) if "log" in key]
+    for fields in ({}, {"top_logprobs": 0}):  # llama.cpp returns none at all for 0
+        assert rendered(logprobs=True, **fields)["top_logprobs"] == 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.chat.answer import Delta, Usage, assemble
-from gateway.engines.engine import MAX_ANSWER
+from gateway.engines.engine import MAX_ANSWER, MAX_PLAIN_ANSWER
 from gateway.engines.openai import OpenAi
 from gateway.engines.openai_response import OpenAiReader
 from gateway.errors import UpstreamError
@@ -373,6 +373,33 @@ def test_any_text_is_read_unchanged_however_the_body_is_split(texts: list[str], 
 def test_body_that_is_not_an_answer_is_an_error(body: bytes) -> None:
     with pytest.raises(UpstreamError, match="invalid response"):
         ENGINE.parse_answer(body)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b'"content":"a"},"logprobs":{"content":[%b]}' % b",".join([b'{"token":"","logprob":0}'] * 30_000),
+        b'"tool_calls":[%b]}' % b",".join([b"{}"] * 30_000),
+        b'"content":"a"},"finish_reason":"stop"},{"message":{}},' + b",".join([b'{"message":{'] * 30_000),
+    ],
+    ids=["logprobs", "calls", "choices"],
+)
+def test_plain_answer_of_too_many_objects_is_refused_before_it_is_parsed(fields: bytes) -> None:
+    with pytest.raises(UpstreamError) as raised:
+        ENGINE.parse_answer(b'{"choices":[{"message":{' + fields + b',"finish_reason":"stop"}]}')
+    assert raised.value.reason == "too_large"
+
+
+def test_longest_plain_answer_may_have_as_many_alternatives_as_can_be_requested() -> None:
+    """1,024 tokens are asked for as a plain answer, and 20 alternatives to each."""
+    entry = b'{"token":" word","logprob":-12.345678901234567,"bytes":[32,119,111,114,100]'
+    token = entry + b',"top_logprobs":[' + b",".join([entry + b"}"] * 20) + b"]}"
+    body = (
+        b'{"choices":[{"message":{"content":"a"},"logprobs":{"content":[%b]},"finish_reason":"length"}]}'
+        % b",".join([token] * 1024)
+    )
+    assert len(body) < MAX_PLAIN_ANSWER // 2
+    assert len(ENGINE.parse_answer(body).logprobs or ()) == 1024
 
 
 def test_answers_may_exceed_ten_megabytes() -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from gateway.chat.answer import Usage
+from gateway.dialects.json_body import completed
 from gateway.engines.embeddings import OllamaEmbedder, OpenAiEmbedder
 from gateway.engines.engine import MAX_TOKENS, ModelFacts, possible_tokens, token_count
 from gateway.engines.ollama import Ollama
@@ -58,10 +59,12 @@ def test_impossible_counts_of_ollama_do_not_break_the_last_line(text: str) -> No
 
 @pytest.mark.parametrize("text", IMPOSSIBLE)
 def test_impossible_counts_of_embeddings_do_not_break_the_answer(text: str) -> None:
-    ollama = OllamaEmbedder().parse(f'{{"embeddings":[{VECTOR}],"prompt_eval_count":{text}}}'.encode())
+    ollama = completed(OllamaEmbedder().parse(f'{{"embeddings":[{VECTOR}],"prompt_eval_count":{text}}}'.encode()))
     assert ollama is not None
     assert ollama.prompt_tokens == 0
     for usage in (text, f'{{"prompt_tokens":{text}}}'):
-        vllm = OpenAiEmbedder().parse(f'{{"data":[{{"index":0,"embedding":{VECTOR}}}],"usage":{usage}}}'.encode())
+        vllm = completed(
+            OpenAiEmbedder().parse(f'{{"data":[{{"index":0,"embedding":{VECTOR}}}],"usage":{usage}}}'.encode())
+        )
         assert vllm is not None
         assert (vllm.vectors, vllm.prompt_tokens) == ([b"[1.0]"], 0)

@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -249,6 +250,33 @@ async def test_slow_reader_slows_the_backend_down(backend: FaultBackend) -> None
             await raw.reader.readexactly(2**15)
             most = max(most, connection.transport.get_write_buffer_size())
         assert most <= PER_STREAM_BYTES
+
+
+async def test_backend_is_not_read_for_a_client_that_does_not_read_when_its_stream_begins(
+    backend: FaultBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's connection may have the unread answer to an earlier request in front of it."""
+    cycles: list[cycle.RequestResponseCycle] = []
+
+    class PausedCycle(cycle.RequestResponseCycle):
+        def __init__(self, *words: Any) -> None:
+            super().__init__(*words)
+            self.paused = True
+            cycles.append(self)
+
+    monkeypatch.setattr("gateway.downstream.protocol.RequestResponseCycle", PausedCycle)
+    async with running(settings_for(backend, **PATIENT)) as gateway, gateway.sent({"stream": True}) as raw:
+
+        def reading() -> list[bool]:
+            """Return whether the gateway reads from the backend, for each connection."""
+            servers = [server for backend in gateway.gateway._backends.values() for server in backend.servers]
+            return [not connection._paused for server in servers for connection in server.pool._open]
+
+        await until(lambda: reading() == [False])
+        (begun,) = cycles
+        begun.resume()
+        assert (await raw.head())[0] == 200
+        assert reading() == [True]
 
 
 LEAVERS = 500

@@ -8,10 +8,13 @@ import pytest
 
 from gateway import simulate
 from gateway.admission.scheduler import WaitEstimate
+from gateway.engines.ollama import Ollama
+from gateway.engines.vllm import Vllm
 from gateway.errors import UpstreamError
 from gateway.relay.chat import waiting_note
 from gateway.upstream.failures import check_headers
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend
+from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, PROMPT, Reply, running, until
 from tests.relay.serving import EMPTY_DELTA, IMAGE, KINDS, PATIENT, Kind, code, in_front_of, options, serving, settings
 
@@ -374,3 +377,65 @@ async def test_large_schemas_are_served(kind: Kind) -> None:
         reply = await gateway.ask({"messages": PROMPT, "tools": tools, "tool_choice": "required"})
         assert reply.status == 200
         assert b'"property_299"' in backend.requests[-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("limit", "mode"), [("MAX_TEXT", "healthy"), ("MAX_CALLS", "forced"), ("MAX_ANSWER", "healthy")]
+)
+async def test_assembled_answer_that_is_too_large_is_a_502(
+    kind: Kind, limit: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream of the same size is served: each of its pieces is rendered alone."""
+    monkeypatch.setattr(f"gateway.relay.chat.{limit}", 0 if limit == "MAX_CALLS" else 10)
+    asked = {"max_tokens": 2000, **({"tools": TOOLS, "tool_choice": NAMED} if mode == "forced" else {})}
+    async with serving(kind, mode) as (gateway, _):
+        reply = await gateway.ask(asked)
+        assert (reply.status, code(reply)) == (502, "upstream_error")
+        assert gateway.metric("gateway_upstream_errors_total", reason="too_large") == 1
+        assert (await gateway.ask({**asked, "stream": True})).status == 200
+
+
+async def test_plain_answer_that_is_too_large_to_parse_is_a_502(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.relay.chat.MAX_PLAIN_ANSWER", 100)
+    async with serving("vllm") as (gateway, _):
+        assert (await gateway.ask({"max_tokens": 9})).status == 502
+        assert gateway.metric("gateway_upstream_errors_total", reason="too_large") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_assembled_answer_with_too_many_logprobs_is_a_502(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"logprobs": True, "top_logprobs": 2, "max_tokens": 2000}
+    async with in_front_of(options(kind)) as (gateway, _):
+        answer = json.loads((await gateway.ask(body)).body)["choices"][0]["logprobs"]["content"]
+        count = sum(1 + len(token["top_logprobs"]) for token in answer)
+        for limit, status in ((count, 200), (count - 1, 502)):
+            monkeypatch.setattr("gateway.relay.chat.MAX_LOGPROBS", limit)
+            assert (await gateway.ask(body)).status == status
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_large_image_is_rendered_apart_from_its_request(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's own step stays short, and the backend gets the image whole, in one body."""
+    url = png_data_url(1000, is_noise=True)
+    rendered: list[int] = []
+    engine: Any = {"ollama": Ollama, "vllm": Vllm}[kind]
+    render = engine.render
+
+    def recorded(self: Any, *chat: Any) -> Any:
+        body = render(self, *chat)
+        rendered.append(len(body))
+        return body
+
+    monkeypatch.setattr(engine, "render", recorded)
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "x"}]
+    async with serving(kind) as (gateway, backend):
+        for _ in range(2):  # on a new connection, and on the kept one
+            reply = await gateway.ask({"messages": [{"role": "user", "content": content}]})
+            assert reply.status == 200
+        message = json.loads(backend.requests[-1].partition(b"\r\n\r\n")[2])["messages"][0]
+    sent = message["images"][0] if kind == "ollama" else message["content"][0]["image_url"]["url"]
+    assert url.endswith(sent)
+    assert len(sent) > 3_000_000
+    assert len(rendered) == 2
+    assert max(rendered) < 1000

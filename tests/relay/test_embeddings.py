@@ -15,6 +15,7 @@ from langchain_openai import OpenAIEmbeddings
 
 from gateway import config
 from gateway.chat.embedding import MAX_TEXTS
+from gateway.engines.embeddings import OllamaEmbedder, OpenAiEmbedder
 from gateway.simulate import Fault, Model, Options
 from gateway.simulate import Running as StandIn
 from tests.fakes.fault_backend import CANARY, FaultBackend
@@ -193,6 +194,29 @@ async def test_large_batch_does_not_block_other_requests() -> None:
         batch = asyncio.create_task(ask(gateway, {"input": texts}, patience=6 * PATIENCE))
         assert (await gateway.ask({"model": "standard"})).status == 200
         assert len(json.loads((await batch).body)["data"]) == MAX_TEXTS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_long_texts_are_rendered_apart_from_their_request(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[int] = []
+    embedder: Any = {"ollama": OllamaEmbedder, "vllm": OpenAiEmbedder}[kind]
+    render = embedder.render
+
+    def recorded(self: Any, *embedding: Any) -> Any:
+        body = render(self, *embedding)
+        rendered.append(len(body))
+        return body
+
+    monkeypatch.setattr(embedder, "render", recorded)
+    texts = [f"{number}: \n\uac00" + " words" * 150 for number in range(300)]
+    async with serving(kind) as (gateway, _):
+        together = json.loads((await ask(gateway, {"input": texts})).body)["data"]
+        assert len(rendered) == 1
+        assert rendered[0] < len(texts) * 40
+        for number in (0, 299):  # the backend got each text as it is
+            alone = json.loads((await ask(gateway, {"input": texts[number]})).body)["data"][0]
+            assert together[number]["embedding"] == alone["embedding"]
+    assert together[0]["embedding"] != together[1]["embedding"]
 
 
 # Clients

@@ -30,6 +30,7 @@ class FakeTransport(asyncio.Transport):
         self.ends = socket.socketpair()
         self.written = b""
         self.is_paused = False
+        self.unsent = 0
         self.connection: Connection | None = None
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -39,7 +40,7 @@ class FakeTransport(asyncio.Transport):
         self.written += bytes(data)
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unsent
 
     def is_closing(self) -> bool:
         return self.connection is None
@@ -556,3 +557,27 @@ async def test_size_of_informational_answers_does_not_count_towards_the_answer()
     assert await task == b"hello"
     pool.close()
     await run_loop()
+
+
+@pytest.mark.parametrize("unsent", [0, 1])
+async def test_connection_with_a_request_that_is_not_sent_whole_is_not_kept(unsent: int) -> None:
+    """A server may answer before it has read the request: the next one would follow its rest."""
+    pool = FakePool()
+    asking = asyncio.ensure_future(pool.ask())
+    await run_loop()
+    pool.transport.unsent = unsent
+    pool.feed(OK + b"Content-Length: 5\r\n\r\nhello")
+    with await asking as response:
+        assert await response.read(10) == b"hello"
+    assert (pool.acquire() is None) == bool(unsent)
+    pool.close()
+
+
+async def test_body_in_parts_is_sent_in_order_behind_the_head() -> None:
+    pool = FakePool()
+    head = pool.head("POST", "/", [])
+    asking = asyncio.ensure_future(pool.request(head, [b"ab", b"", b"c" * 70_000]))
+    await run_loop()
+    assert pool.transport.written == head + b"Content-Length: 70002\r\n\r\nab" + b"c" * 70_000
+    asking.cancel()
+    await asyncio.wait([asking])

@@ -144,11 +144,16 @@ async def test_stale_connection_is_replaced_once(backend: FaultBackend, pool: Po
         assert TEXT.encode() in await response.read(LIMIT)
     assert len(stale) == 1
     assert len(backend.requests) == 3
+    backend.script.append(mode)
+    with await pool.request(head(pool), [REQUEST[:9], REQUEST[9:]]) as response:  # a body in parts is sent whole again
+        assert TEXT.encode() in await response.read(LIMIT)
+    assert backend.requests[-1] == backend.requests[-2] == backend.requests[-3]
+    assert len(backend.requests) == 5
     backend.script.extend([mode, mode, mode])
     with pytest.raises(TransportError) as raised:
         await ask(pool)
     assert (raised.value.fault, raised.value.answered) == ("closed" if mode == "close" else "reset", False)
-    assert len(backend.requests) == 5  # one on the kept connection, one on a fresh one
+    assert len(backend.requests) == 7  # one on the kept connection, one on a fresh one
 
 
 async def test_request_on_a_fresh_connection_that_closes_is_not_sent_again(backend: FaultBackend, pool: Pool) -> None:

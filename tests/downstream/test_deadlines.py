@@ -1,0 +1,179 @@
+"""Deadlines of a connection on a virtual clock.
+
+Covers: gateway/downstream/protocol.py
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from gateway.downstream.protocol import HttpProtocol, ServerLimits, bind_limits
+
+LIMITS = ServerLimits(body_seconds=10, write_stall_seconds=8, linger_seconds=3, keep_alive_seconds=100)
+SIZE = 1_000_000
+POST = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % SIZE
+TURNS = 20
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Event loop whose time passes only by `advance`."""
+
+    def __init__(self) -> None:
+        self._now = 1000.0
+        super().__init__()
+
+    def time(self) -> float:
+        return self._now
+
+    def settle(self) -> None:
+        """Run everything that is due."""
+        for _ in range(TURNS):
+            self.call_soon(self.stop)
+            self.run_forever()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass in steps of a second, or of what is left."""
+        while seconds > 0:
+            self._now += min(1.0, seconds)
+            seconds -= 1.0
+            self.settle()
+
+    @property
+    def has_timer(self) -> bool:
+        return any(not handle.cancelled() for handle in cast("Any", self)._scheduled)
+
+
+class Transport(asyncio.Transport):
+    """Transport in memory. `unsent` is the number of bytes that the client has not taken."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.data = b""
+        self.unsent = 0
+        self.is_paused = self.is_closed = self.is_aborted = False
+
+    def write(self, data: Any) -> None:
+        self.data += data
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def abort(self) -> None:
+        self.is_closed = self.is_aborted = True
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+    def pause_reading(self) -> None:
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        self.is_paused = False
+
+
+class Connection:
+    """Connection to a server whose application reads one piece for each `release`."""
+
+    def __init__(self) -> None:
+        self.loop = VirtualLoop()
+        self.read: asyncio.Queue[None] = asyncio.Queue()
+        self.messages: list[str] = []
+        config = uvicorn.Config(self._app, http=bind_limits(LIMITS), interface="asgi3", lifespan="off", log_config=None)
+        config.load()
+        protocol: Any = config.http_protocol_class
+        self.protocol: HttpProtocol = protocol(config, ServerState(), {}, self.loop)
+        self.transport = Transport()
+        self.protocol.connection_made(self.transport)
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        more = True
+        while more:
+            await self.read.get()
+            message = await receive()
+            self.messages.append(message["type"])
+            more = message.get("more_body", False)
+        scope["extensions"]["gateway.client"].answer(200, b"", b"done")
+
+    def feed(self, data: bytes) -> None:
+        for start in range(0, len(data), 65536):
+            self.protocol.data_received(data[start : start + 65536])
+        self.loop.settle()
+
+    def release(self) -> None:
+        self.read.put_nowait(None)
+        self.loop.settle()
+
+    def close(self) -> None:
+        self.protocol.connection_lost(None)
+        for _ in range(3):
+            self.release()
+        self.loop.close()
+
+
+@pytest.fixture
+def connection() -> Iterator[Connection]:
+    connection = Connection()
+    yield connection
+    connection.close()
+
+
+def test_client_is_not_blamed_while_the_gateway_does_not_read_its_body(connection: Connection) -> None:
+    connection.feed(POST + b"x" * (SIZE - 1))
+    assert connection.transport.is_paused
+    connection.loop.advance(10 * LIMITS.body_seconds)
+    assert connection.transport.data == b""
+
+    for _ in range(2):
+        connection.release()
+    assert not connection.transport.is_paused
+    allowed = LIMITS.body_seconds + SIZE / 65536  # from the start, without the pause
+    connection.loop.advance(allowed - 2)
+    assert connection.transport.data == b""
+    connection.loop.advance(LIMITS.body_seconds + 4)
+    assert connection.transport.data.startswith(b"HTTP/1.1 408 ")
+
+
+def test_body_that_comes_in_time_after_a_pause_is_answered(connection: Connection) -> None:
+    connection.feed(POST + b"x" * (SIZE - 1))
+    connection.loop.advance(10 * LIMITS.body_seconds)
+    for _ in range(2):
+        connection.release()
+    connection.loop.advance(LIMITS.body_seconds)
+    connection.feed(b"x")
+    assert connection.transport.data.startswith(b"HTTP/1.1 200 ")
+    assert connection.messages == ["http.request"] * 2
+
+
+def test_client_that_does_not_take_the_end_of_a_response_is_cut_off(connection: Connection) -> None:
+    connection.feed(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+    connection.transport.unsent = 100
+    connection.release()
+    assert connection.transport.is_closed
+    connection.loop.advance(LIMITS.write_stall_seconds - 1)
+    connection.transport.unsent = 99  # it takes a byte
+    connection.loop.advance(LIMITS.write_stall_seconds - 1)
+    assert not connection.transport.is_aborted
+    connection.loop.advance(LIMITS.write_stall_seconds)
+    assert connection.transport.is_aborted
+
+
+def test_nothing_is_left_to_do_once_the_last_response_is_taken(connection: Connection) -> None:
+    connection.feed(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+    connection.transport.unsent = 100
+    connection.release()
+    connection.transport.unsent = 0
+    connection.loop.advance(2 * LIMITS.write_stall_seconds)
+    assert not connection.transport.is_aborted
+    assert not connection.loop.has_timer
