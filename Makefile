@@ -16,7 +16,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--custom-compile-command "make lock" --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-switch bench-guard bench-instructions fuzz lock help
+.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-sick bench-switch bench-guard bench-instructions fuzz lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, with its Ollama and vLLM or with stand-ins
 	@$(BIN)/python -m gateway demo
@@ -50,6 +50,9 @@ bench-admission: $(VENV)/dev  ## Measure the queue: cost of a step, and load on 
 
 bench-overload: $(VENV)/dev  ## Measure overload: four times the capacity, and 10,000 requests of which 60 % disconnect
 	@$(BIN)/python -m benchmarks.overload
+
+bench-sick: $(VENV)/dev  ## Count the requests lost to a server that answers its probes and fails its requests
+	@$(BIN)/python -m benchmarks.sick_servers
 
 bench-switch: $(VENV)/dev  ## Measure switching under load: how long a call takes, and what clients see
 	@$(BIN)/python -m benchmarks.switch

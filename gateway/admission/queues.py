@@ -71,6 +71,46 @@ class TierLimits:
     queue_timeout: float | None = None
 
 
+class Gate:
+    """Gate before the requests of one model in one lane on one server. This one is always open.
+
+    `upstream/outlier_detection.py` has one that closes when too many of these requests fail.
+    """
+
+    __slots__ = ("restrains",)
+
+    def __init__(self) -> None:
+        self.restrains = False
+        """True if `allows` has to be asked. Otherwise every request is allowed."""
+
+    def allows(self) -> bool:
+        """Return whether the server may get one more of these requests, apart from its slots."""
+        return True
+
+    def accepts(self) -> bool:
+        """Return whether it may get one that a fallback could serve as well."""
+        return True
+
+    def begin_trial(self) -> bool:
+        """Return whether the request that begins while the gate restrains is on trial."""
+        return False
+
+    def end_trial(self) -> None:
+        """Record that the request on trial has ended or gone elsewhere."""
+
+    def succeed(self, claim: Claim, size: int, seconds: float | None, is_trial: bool) -> None:
+        """Record a whole answer to a request of `size` bytes.
+
+        Its first token took `seconds`, or None if the answer was not streamed.
+        """
+
+    def begin_answer(self) -> None:
+        """Record the first token of an answer. Required only while `restrains` is true."""
+
+    def fail(self, reason: str, sent: float, claim: Claim, is_trial: bool) -> None:
+        """Record the failure of a request that was sent at the time `sent`."""
+
+
 class ServerSlots(ABC):
     """A server as admission sees it: what runs there, and what could run."""
 
@@ -114,20 +154,25 @@ class ServerSlots(ABC):
         Called before each request.
         """
 
+    def gate(self, model: str, lane: LaneName) -> Gate:
+        """Return the gate before requests of `lane` for `model`."""
+        return Gate()
+
 
 class Placement:
-    """A server, and the limits and the model state that the requests of one queue need there.
+    """A server, and the limits, the gate and the model state that one queue's requests need there.
 
     `state` is None if the server does not have to load models.
     """
 
-    __slots__ = ("adaptive", "limits", "server", "state")
+    __slots__ = ("adaptive", "gate", "limits", "server", "state")
 
     def __init__(
-        self, server: ServerSlots, limits: tuple[ConcurrencyLimit, ...], state: ModelState | None = None
+        self, server: ServerSlots, limits: tuple[ConcurrencyLimit, ...], gate: Gate, state: ModelState | None = None
     ) -> None:
         self.server = server
         self.limits = limits
+        self.gate = gate
         self.state = state
         self.adaptive = next((limit for limit in limits if isinstance(limit, AdaptiveLimit)), None)
 
@@ -135,7 +180,17 @@ class Placement:
 class QueueEntry:
     """One request as the state machine sees it: new, queued, in flight or gone."""
 
-    __slots__ = ("arrival", "claim", "is_queued", "is_served", "load_sample", "placement", "queue", "started")
+    __slots__ = (
+        "arrival",
+        "claim",
+        "is_queued",
+        "is_served",
+        "is_trial",
+        "load_sample",
+        "placement",
+        "queue",
+        "started",
+    )
 
     arrival: int
     started: float
@@ -149,6 +204,8 @@ class QueueEntry:
         """The request's state in an adaptive limit."""
         self.is_served = False
         """True if the whole answer arrived. Only then does its duration count as a service time."""
+        self.is_trial = False
+        """True while the request is the one that an ejected server gets on trial."""
 
     def admitted(self) -> None:
         """React to leaving the queue with a slot."""

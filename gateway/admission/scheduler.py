@@ -60,8 +60,8 @@ all queues of the lane. Lanes do not wait for each other. A batch head that was 
 `BATCH_SHARE - 1` times, although it could have run, goes first, so batch requests get one slot in
 ten.
 
-A server that is not up gets no requests. Requests that need it stay queued until it is up, or until
-the relay ends their wait because the backend is down.
+A server that is not up, or whose gate is closed for the queue, gets no requests. Requests that need
+it stay queued until it is up, or until the relay ends their wait because the backend is down.
 
 Model loads. Where models have to be loaded (Ollama), a placement has the `ModelState` of its model
 on that server, and takes requests from the queue only while that state is ready. A request that is
@@ -182,6 +182,7 @@ class Admission:
                 Placement(
                     server,
                     self._limits_at(server, model, shared_lane, own),
+                    server.gate(model, lane),
                     self._model_state(server, model, shared_lane),
                 )
                 for server in self._servers
@@ -381,6 +382,8 @@ class Admission:
             placement.state.running += 1
         for limit in placement.limits:
             limit.count += 1
+        if placement.gate.restrains:
+            ticket.is_trial = placement.gate.begin_trial()
         if placement.adaptive is not None:
             ticket.load_sample = placement.adaptive.began()
 
@@ -392,6 +395,9 @@ class Admission:
             placement.state.idle_since = now
         for limit in placement.limits:
             limit.count -= 1
+        if ticket.is_trial:
+            ticket.is_trial = False
+            placement.gate.end_trial()
         adaptive, sample = placement.adaptive, ticket.load_sample
         if adaptive is not None and sample is not None:
             ticket.load_sample = None
@@ -407,6 +413,8 @@ class Admission:
         for placement in queue.placements:
             server = placement.server
             if server is excluding or not server.serves(queue.model) or not server.is_up():
+                continue
+            if placement.gate.restrains and not placement.gate.allows():
                 continue
             if placement.state is not None and not placement.state.is_ready and excluding is None:
                 continue
@@ -425,6 +433,7 @@ class Admission:
             if (
                 adaptive is None
                 or not adaptive.may_try(self._clock())
+                or (placement.gate.restrains and not placement.gate.allows())
                 or (placement.state is not None and not placement.state.is_ready)
             ):
                 continue

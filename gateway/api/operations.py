@@ -1,5 +1,7 @@
 """Models, health, status and metrics: the responses about the gateway itself."""
 
+import time
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from prometheus_client.exposition import choose_encoder
@@ -14,6 +16,7 @@ from gateway.rollout.guard import RolloutGuard
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.health_checks import HealthChecks
+from gateway.upstream.outlier_detection import OutlierDetector
 
 CREATED = 1_767_225_600
 """`created` of every model, in Unix time: the same at each start and on each replica."""
@@ -217,6 +220,8 @@ class Operations:
                     "up": server.up,
                     "circuit": server.circuit.state,
                     "paused": server.circuit.is_paused,
+                    "gets_requests": backend.gives_requests(server),
+                    "ejections": [_ejection(detector) for detector in server.ejections],
                     "running": server.load,
                     "connections": server.pool.open_connections,
                     "models": None if server.discovered is None else sorted(server.discovered),
@@ -249,6 +254,7 @@ class Operations:
             metrics.waiting,
             metrics.backend_up,
             metrics.circuit_state,
+            metrics.server_up,
             metrics.active_backend,
         ):
             gauge.clear()  # removes series that are no longer in the settings
@@ -258,11 +264,27 @@ class Operations:
                 metrics.waiting.labels(backend.name, lane).inc(backend.admission.waiting(lane))
             metrics.backend_up.labels(backend.name).set(backend.is_up)
             metrics.circuit_state.labels(backend.name).set(backend.circuit_level)
+            for number, server in enumerate(backend.servers, 1):
+                metrics.server_up.labels(backend.name, number).set(backend.gives_requests(server))
         for tier in self._settings.tiers.values():
             for name in tier.models:
                 metrics.active_backend.labels(tier.name, name).set(name == self._active_backend(tier.name))
         encode, content_type = choose_encoder(accept)
         return encode(metrics.registry), content_type
+
+
+def _ejection(detector: OutlierDetector) -> dict[str, Any]:
+    """Return an ejection as `/ops/status` shows it; `until` is the time of the first request on trial."""
+    left = detector.until - time.monotonic()
+    until = datetime.fromtimestamp(time.time() + left, UTC)
+    return {
+        "model": detector.model,
+        "lane": detector.lane,
+        "state": detector.word,
+        "reason": detector.reason,
+        "until": until.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "gets_requests": detector.gets_requests,
+    }
 
 
 def _rounded(seconds: float | None) -> float | None:

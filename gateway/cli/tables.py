@@ -52,6 +52,8 @@ def show_preflight(answer: Mapping[str, Any], console: Console) -> None:
 def show_status(status: Mapping[str, Any], console: Console) -> None:
     """Print the tiers with their backends, the backends, and the last changes."""
     console.print(Group(_tiers(status), _backends(status)))
+    for line in _server_lines(status):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     for name, tier in status["tiers"].items():
         if tier.get("guard"):
             console.print(_guard_line(name, tier["guard"]), soft_wrap=True, highlight=False, markup=False)
@@ -162,6 +164,23 @@ def _backends(status: Mapping[str, Any]) -> Table:
             name, backend["kind"], up, str(sum(backend["running"].values())), str(sum(backend["waiting"].values()))
         )
     return table
+
+
+def _server_lines(status: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each server that does not get all requests, with the reason."""
+    for backend in status["backends"].values():
+        for server in backend["servers"]:
+            if server["circuit"] != "closed":
+                yield f"server {server['name']}: circuit {server['circuit']}"
+            for ejection in server.get("ejections", ()):
+                what = f"{ejection['model']} ({ejection['lane']})"
+                if ejection["state"] == "trial":
+                    when = "on trial, with one request at a time"
+                else:
+                    when = f"until {ejection['until'][:19].replace('T', ' ')}"
+                    if ejection["gets_requests"]:
+                        when += "; it gets requests that no other server can serve"
+                yield f"server {server['name']}: ejected for {what}, {ejection['reason']}; {when}"
 
 
 def _seconds(value: float | None) -> str:

@@ -4,6 +4,7 @@ The base class owns everything that a request holds. What differs between the en
 request to a server and reading the answer, is in `chat.py` and `embeddings.py`.
 """
 
+import asyncio
 import logging
 import math
 import traceback
@@ -33,10 +34,12 @@ from gateway.relay.failover import Failover
 from gateway.relay.in_flight import Requeueable
 from gateway.relay.requests import ClientConnection, RelayRequest
 from gateway.relay.route import Route
+from gateway.relay.stalls import Attempt
 from gateway.telemetry.exchange import Exchange, Meter, Workload
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import TransportError
-from gateway.upstream.failures import NO_FIRST_PIECE, upstream_error
+from gateway.upstream.failures import NO_FIRST_PIECE, NO_NEXT_PIECE, upstream_error
+from gateway.upstream.outlier_detection import HANG, OutlierDetector
 from gateway.upstream.server import Server
 
 _log = logging.getLogger(__name__)
@@ -75,6 +78,7 @@ class Relay(ABC):
         "_destination",
         "_failover",
         "_form",
+        "_is_streamed_upstream",
         "_lane",
         "_limits",
         "_meter",
@@ -97,6 +101,7 @@ class Relay(ABC):
         self._backend = destination.backend
         self._limits = destination.limits
         self._failover: Failover | None = None
+        self._is_streamed_upstream = False
         self._server: Server | None = None
         self._lane = lane
         self._ticket = self._new_ticket(request.claim)
@@ -174,10 +179,57 @@ class Relay(ABC):
     def leave_queue(self, backend: Backend) -> None:
         """Stop waiting for `backend` if it accepts no requests and a fallback is up."""
         fallback, model = self._destination.fallback, self._destination.route.model
-        if fallback is None or backend is not self._backend or not backend.accepts_none(model):
+        if fallback is None or backend is not self._backend or not backend.accepts_none(model, self._lane):
             return
-        if not self._context.destination(fallback, self.workload).backend.is_down(fallback.model):
-            self._ticket.refuse(backend.unavailable())
+        if not self._context.destination(fallback, self.workload).backend.refuses_all(fallback.model, self._lane):
+            self._ticket.refuse(backend.unavailable(model, self._lane))
+
+    def leave_hung_server(self, backend: Backend) -> None:
+        """Go elsewhere if the request waits for the first token of a server of `backend` that hangs."""
+        server, placement = self._server, self._ticket.placement
+        if server is None or placement is None or backend is not self._backend or self._client.paused:
+            return
+        if self._meter.first_piece is not None or self._cancel_scope.is_ending or not self._detector(server).is_hung:
+            return
+        if self._failover is None:
+            self._failover = Failover(self._context, self._destination, self._lane)
+        if self._failover.leave(self._ticket, server, self._meter):
+            self._meter.last_piece = self._context.clock()  # its time for a first token begins anew
+            self.check_at = 0.0
+            self._cancel_scope.interrupt(UpstreamError(HANG))
+
+    def attempt(self) -> Attempt | None:
+        """Return the request's present attempt, or None if it is not at a server that can be judged by it."""
+        server, meter = self._server, self._meter
+        if server is None or server.residency is not None or self._ticket.placement is None or self._client.paused:
+            return None
+        return Attempt(
+            server,
+            self._detector(server),
+            self._is_streamed_upstream,
+            meter.first_piece is None,
+            self._ticket.is_trial,
+            meter.last_piece,
+            self._request.size,
+            self._limits.first_token_timeout,
+            self._request.claim,
+            self._has_alternative,
+        )
+
+    def _detector(self, server: Server) -> OutlierDetector:
+        return server.gate(self._destination.route.model, self._lane)
+
+    def _has_alternative(self) -> bool:
+        """Return whether another server, or the fallback, could serve the request now."""
+        model, fallback = self._destination.route.model, self._destination.fallback
+        if any(
+            other is not self._server and other.serves(model) and other.is_up() and self._detector(other).accepts()
+            for other in self._backend.servers
+        ):
+            return True
+        if fallback is None:
+            return False
+        return not self._context.destination(fallback, self.workload).backend.refuses_all(fallback.model, self._lane)
 
     def _reroute(self, failure: GatewayError) -> None:
         """Retarget the request after `failure` and give it a new ticket.
@@ -188,9 +240,10 @@ class Relay(ABC):
         if self._failover is None:
             if self._destination.fallback is None:
                 raise failure
-            self._failover = Failover(self._context, self._destination)
+            self._failover = Failover(self._context, self._destination, self._lane)
         self._retarget(self._follow_rollout(self._failover.destination_after(failure, self._meter)))
         self._meter.requeue()
+        self._server = None
         self._ticket = self._new_ticket(self._claim())
 
     def _follow_rollout(self, destination: Destination) -> Destination:
@@ -219,8 +272,8 @@ class Relay(ABC):
         model, backend = self._destination.route.model, self._backend
         if backend.is_restrained and self._failover is None:
             has_fallback = self._destination.fallback is not None
-            if backend.accepts_none(model) if has_fallback else backend.is_down(model):
-                raise backend.unavailable()
+            if (backend.accepts_none if has_fallback else backend.refuses_all)(model, self._lane):
+                raise backend.unavailable(model, self._lane)
         if self._request.size > MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT:
             limit = backend.context_length(model)
             if self._is_longer_than(limit):
@@ -266,8 +319,7 @@ class Relay(ABC):
             try:
                 await self._exchange(server)
                 ticket.is_served = True
-                if server.circuit.is_troubled:
-                    server.circuit.succeed()
+                self._record_success(ticket, server, sent)
                 return
             except TransportError as fault:
                 error = upstream_error(fault)
@@ -278,16 +330,33 @@ class Relay(ABC):
                     self._retry_elsewhere(ticket, server, refusal, sent, True)
                     raise self._with_context_limit(refusal, server) from None
             except GatewayError as error:
-                if not self._retry_elsewhere(ticket, server, error, sent, isinstance(error, UpstreamError)):
+                if not self._retry_elsewhere(ticket, server, error, sent, _is_answer(error)):
                     raise
+            except asyncio.CancelledError:
+                interruption = self._cancel_scope.absorb()
+                if interruption is None:
+                    raise
+                if ticket.server is server:
+                    raise interruption from None
+                assert self._failover is not None
+                self._failover.count_move(self._context.clock())
             finally:
                 self._meter.end_upstream()
+
+    def _record_success(self, ticket: Ticket, server: Server, sent: float) -> None:
+        """Record that `server` has answered the request, which was sent at the time `sent`."""
+        placement, meter = ticket.placement, self._meter
+        if server.circuit.is_troubled:
+            server.circuit.succeed()
+        if placement is not None:
+            seconds = None if meter.first_piece is None else meter.first_piece - sent
+            placement.gate.succeed(ticket.claim, self._request.size, seconds, ticket.is_trial)
 
     def _retry_elsewhere(
         self, ticket: Ticket, server: Server, error: GatewayError, sent: float, answered: bool
     ) -> bool:
         if self._failover is None:
-            self._failover = Failover(self._context, self._destination)
+            self._failover = Failover(self._context, self._destination, self._lane)
         return self._failover.retry_elsewhere(ticket, server, error, self._meter, sent=sent, answered=answered)
 
     def _with_context_limit(self, refusal: InvalidRequest, server: Server) -> InvalidRequest:
@@ -356,16 +425,26 @@ class Relay(ABC):
         """
         deadline, phase = self._deadline()
         if now >= deadline:
-            if phase == NO_FIRST_PIECE and self._server is not None:
-                self._server.circuit.fail("no_first_piece", self._meter.last_piece)
             self._cancel_scope.end(UpstreamTimeout(phase))
             self.check_at = math.inf
+            self._record_timeout(phase)
             return
         self._next_keepalive = max(self._next_keepalive, self._active_until())
         if now >= self._next_keepalive:
             self._send_keepalive()
             self._next_keepalive = now + self._context.heartbeat
         self.check_at = min(deadline, self._next_keepalive)
+
+    def _record_timeout(self, phase: str) -> None:
+        """Record a timeout that is the server's fault."""
+        server, placement, since = self._server, self._ticket.placement, self._meter.last_piece
+        if server is None or placement is None or phase not in (NO_FIRST_PIECE, NO_NEXT_PIECE):
+            return
+        if phase == NO_FIRST_PIECE:
+            server.circuit.fail(HANG, since)
+        if not server.circuit.is_open:
+            reason = HANG if phase == NO_FIRST_PIECE else "no_next_piece"
+            placement.gate.fail(reason, since, self._request.claim, self._ticket.is_trial)
 
     def _deadline(self) -> tuple[float, str]:
         """Return the deadline of the current phase, and what to tell the client when it passes.
@@ -383,7 +462,7 @@ class Relay(ABC):
             return ends
         if meter.first_piece is None:
             return min(ends, (meter.last_piece + limits.first_token_timeout, NO_FIRST_PIECE))
-        return min(ends, (meter.last_piece + limits.idle_timeout, "no next token"))
+        return min(ends, (meter.last_piece + limits.idle_timeout, NO_NEXT_PIECE))
 
     def _keepalive_after(self) -> float:
         """Return the seconds of silence after which an answer is kept alive."""
@@ -454,3 +533,8 @@ class Relay(ABC):
                 attempts=meter.attempts,
             )
         )
+
+
+def _is_answer(error: GatewayError) -> bool:
+    """Return whether the server gave an answer, though a broken one; a 5xx is a refusal to answer."""
+    return isinstance(error, UpstreamError) and error.reason != "status_5xx"

@@ -21,15 +21,17 @@ class CancelScope:
         with CancelScope(client, loop) as scope:
             ...
 
-    The block raises the error that `end` was given, or `ClientLeft` when the client leaves.
+    The block raises the error that `end` was given, or `ClientLeft` when the client leaves. A part of
+    the block that catches `asyncio.CancelledError` and calls `absorb` can be ended alone, by `interrupt`.
     """
 
-    __slots__ = ("_cancels", "_client", "_error", "_loop", "_task")
+    __slots__ = ("_cancels", "_client", "_error", "_interruption", "_loop", "_task")
 
     def __init__(self, client: LeavingClient, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
         self._loop = loop
         self._error: GatewayError | None = None
+        self._interruption: GatewayError | None = None
         self._task: asyncio.Task[object] | None = None
 
     def __enter__(self) -> Self:
@@ -56,6 +58,29 @@ class CancelScope:
         if self._error is None and self._task is not None:
             self._error = error
             self._task.cancel()
+
+    @property
+    def is_ending(self) -> bool:
+        """True once the body was told to end."""
+        return self._error is not None
+
+    def interrupt(self, error: GatewayError) -> None:
+        """Cancel what the body awaits, which has to call `absorb`. Does nothing once the body is to end."""
+        if self._error is None and self._interruption is None and self._task is not None:
+            self._interruption = error
+            self._task.cancel()
+
+    def absorb(self) -> GatewayError | None:
+        """Return the error of `interrupt`, and take its cancellation back.
+
+        Return None if there was no interruption, or if the whole body is to end as well: the caller then
+        raises its `asyncio.CancelledError` again.
+        """
+        error, self._interruption = self._interruption, None
+        if error is None or self._task is None:
+            return None
+        remaining = self._task.uncancel()
+        return None if self._error is not None or remaining > self._cancels else error
 
     def _client_left(self) -> None:
         self.end(ClientLeft())

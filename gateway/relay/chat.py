@@ -167,6 +167,7 @@ class ChatRelay(Relay):
         engine = self._backend.engine
         limit = self._chat.token_limit
         streams = self._renderer is not None or engine.streams_only or limit is None or limit > SHORT_ANSWER
+        self._is_streamed_upstream = streams
         model = self._destination.route.model
         if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
             await asyncio.sleep(0)
@@ -279,6 +280,9 @@ class ChatRelay(Relay):
             assert self._server is not None
             if self._server.circuit.is_troubled:
                 self._server.circuit.begin_answer()
+            placement = self._ticket.placement
+            if placement is not None and placement.gate.restrains:
+                placement.gate.begin_answer()
         deltas = self._normalized(deltas)
         renderer = self._renderer
         if renderer is None:

@@ -4,25 +4,35 @@ Theory of operation. An attempt is a request sent to a server. A request has at 
 of them. From one attempt to the next, it goes:
 
 1. to another server of the same backend, if this one sent nothing back (except perhaps the head of
-   a stream), is full, or lacks the model;
+   a stream), answered with a 5xx, is full, lacks the model, or was ejected because it hangs;
 2. to another backend, if the tier has a fallback and this backend is down, is full, lacks the
-   model, or failed before its first token;
+   model, was ejected, or failed before its first token;
 3. back to the queue that it came from, if it had waited there and then met a server that was gone.
 
 If the first attempt reached a server, the second one is a retry and needs room in the backend's
-retry budget.
+retry budget. A retry away from a server that gets no new requests (its circuit is open, or it was
+ejected) needs no room: no more requests follow than were in flight there.
 
 A pooled connection of a server that dies looks stale, so the request is sent to that server once
-more, on a new connection. If that connection cannot be made, both tries together count as one
-attempt.
+more, on a new connection. If that fails too before a byte has come, both tries together count as
+one attempt.
 """
 
+from gateway.admission.queues import LaneName
 from gateway.admission.ticket import Ticket
 from gateway.errors import BackendUnavailable, GatewayError, InvalidRequest, ModelNotFound, UpstreamError
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.telemetry.exchange import CHAT, Meter
-from gateway.upstream.failures import MISSING, SERVER_FAULTS, UNRESPONSIVE, UNSENT, record_failure
+from gateway.upstream.failures import (
+    MISSING,
+    SERVER_FAULTS,
+    UNRESPONSIVE,
+    UNSENT,
+    record_failure,
+    record_outlier,
+)
+from gateway.upstream.outlier_detection import HANG
 from gateway.upstream.server import Server
 
 MAX_ATTEMPTS = 2
@@ -32,11 +42,14 @@ MAX_ATTEMPTS = 2
 class Failover:
     """Failover state of one request from its first failure on. `destination` is the current one."""
 
-    __slots__ = ("_context", "_first_failure", "_reason", "_requeues", "destination")
+    __slots__ = ("_context", "_first_failure", "_is_free", "_lane", "_reason", "_requeues", "destination")
 
-    def __init__(self, context: RelayContext, destination: Destination) -> None:
+    def __init__(self, context: RelayContext, destination: Destination, lane: LaneName) -> None:
         self._context = context
         self.destination = destination
+        self._lane = lane
+        self._is_free = False
+        """True if the second attempt needs no room in the retry budget."""
         self._first_failure: GatewayError | None = None
         """Failure of the first backend; None while the request is still there."""
         self._reason: str | None = None
@@ -56,23 +69,43 @@ class Failover:
         `sent` is the time at which the attempt began. `answered` is true if part of an answer had
         arrived, and not only the head of a stream.
         """
+        record_outlier(server, ticket, error, sent)
         reason = self._reason = record_failure(
             self.destination.backend, self.destination.route.model, server, error, sent
         )
-        if meter.met_stale and reason in UNSENT:
+        if meter.met_stale and reason is not None and not answered:
             meter.attempts -= 1
         if reason is None or meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None:
             return False
-        if not self._may_retry(reason, sent, meter):
+        self._is_free = _costs_nothing(reason, meter) or self._gets_no_more(server, ticket)
+        if not self._may_retry(sent):
             return False
         if not answered and ticket.reassign():
-            self._count_retry(reason, sent, meter)
+            self._count_retry(reason, sent)
             return True
         if reason in UNSENT and ticket.has_waited and self._fallback() is None:
             server.circuit.mark_suspect(reason)
-            self._count_retry(reason, sent, meter)
+            self._count_retry(reason, sent)
             self._requeues = True
         return False
+
+    def leave(self, ticket: Ticket, server: Server, meter: Meter) -> bool:
+        """Let a request leave `server`, which hangs, if another server or the fallback can serve it now.
+
+        `ticket` then has a slot on another server, or `destination_after` leads to the fallback.
+        """
+        if meter.attempts - meter.met_stale >= MAX_ATTEMPTS or meter.first_piece is not None or self.has_left:
+            return False
+        if not ticket.reassign() and self._fallback() is None:
+            return False
+        if meter.met_stale:
+            meter.attempts -= 1
+        self._is_free, self._reason = True, HANG
+        return True
+
+    def count_move(self, now: float) -> None:
+        """Count that a request that has left a server that hangs is sent to another one of the backend."""
+        self._count_retry(HANG, now)
 
     def destination_after(self, failure: GatewayError, meter: Meter) -> Destination:
         """Return the destination to queue at after `failure`.
@@ -89,14 +122,18 @@ class Failover:
         if meter.attempts >= MAX_ATTEMPTS or meter.first_piece is not None or not _may_fall_back(failure):
             raise failure
         if other is None:
-            if meter.attempts or not isinstance(failure, BackendUnavailable) or left.backend.is_down(left.route.model):
+            if (
+                meter.attempts
+                or not isinstance(failure, BackendUnavailable)
+                or left.backend.refuses_all(left.route.model, self._lane)
+            ):
                 raise failure
-            return left  # the backend is not down, only full for a while: the request waits for it
+            return left  # the backend is only full for a while, or fails: the request waits for it, or tries it
         if meter.attempts and self._reason is not None:
             now = self._context.clock()
-            if not self._may_retry(self._reason, now, meter):
+            if not self._may_retry(now):
                 raise failure
-            self._count_retry(self._reason, now, meter)
+            self._count_retry(self._reason, now)
         # A traceback would hold the frames, and the frames hold this object.
         self._first_failure = failure.with_traceback(None)
         self.destination = other
@@ -104,25 +141,33 @@ class Failover:
         return other
 
     def _fallback(self) -> Destination | None:
-        """Return the destination that the tier falls back to, unless it is down."""
+        """Return the destination that the tier falls back to, unless it is down or hangs."""
         route = self.destination.fallback
         other = None if route is None else self._context.destination(route, CHAT)  # only chats have fallbacks
-        return None if other is None or other.backend.is_down(other.route.model) else other
+        return None if other is None or other.backend.refuses_all(other.route.model, self._lane) else other
 
-    def _may_retry(self, reason: str, now: float, meter: Meter) -> bool:
-        return self._is_free(reason, meter) or self.destination.backend.budget.has_room(now)
+    def _gets_no_more(self, server: Server, ticket: Ticket) -> bool:
+        """Return whether `server` gets no new requests like this one now, but for one on trial."""
+        if server.circuit.is_open or ticket.placement is None:
+            return server.circuit.is_open
+        gate = ticket.placement.gate
+        return not (gate.allows() if self.destination.fallback is None else gate.accepts())
 
-    def _count_retry(self, reason: str, now: float, meter: Meter) -> None:
+    def _may_retry(self, now: float) -> bool:
+        return self._is_free or self.destination.backend.budget.has_room(now)
+
+    def _count_retry(self, reason: str, now: float) -> None:
         """Count a second attempt, wherever it goes, and charge the budget for it."""
         backend, metrics = self.destination.backend, self._context.metrics
-        if not self._is_free(reason, meter):
+        if not self._is_free:
             backend.budget.spend(now)
         metrics.upstream_errors.labels(backend.name, reason).inc()
         metrics.retries.labels(backend.name, reason).inc()
 
-    def _is_free(self, reason: str, meter: Meter) -> bool:
-        """Return whether a second attempt adds no load: the first one costs no server anything, or no more."""
-        return reason in (MISSING, UNRESPONSIVE) or (reason in UNSENT and not meter.met_stale)
+
+def _costs_nothing(reason: str, meter: Meter) -> bool:
+    """Return whether a second attempt adds no load: the first one costs no server anything, or no more."""
+    return reason in (MISSING, UNRESPONSIVE) or (reason in UNSENT and not meter.met_stale)
 
 
 def _may_fall_back(failure: GatewayError) -> bool:

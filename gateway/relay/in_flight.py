@@ -13,10 +13,14 @@ from gateway.errors import GatewayError
 from gateway.relay.destinations import Destination
 from gateway.relay.requests import ChatRequest
 from gateway.relay.route import Route
+from gateway.relay.stalls import Attempt, eject_stalled
 from gateway.upstream.backend import Backend
 
 CHECK_SECONDS = 0.05
 """Interval of the deadline checks, and so the longest delay until a passed deadline is noticed."""
+
+SWEEP_SECONDS = 1.0
+"""Interval at which stalled servers are looked for."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +48,12 @@ class RelayInFlight(Protocol):
 
     def leave_queue(self, backend: Backend) -> None:
         """Stop waiting for `backend`, which is down, if a fallback can serve the request."""
+
+    def leave_hung_server(self, backend: Backend) -> None:
+        """Go elsewhere if the request waits for a server of `backend` that was ejected because it hangs."""
+
+    def attempt(self) -> Attempt | None:
+        """Return the request's present attempt, as evidence of whether its server hangs."""
 
     def as_requeueable(self) -> Requeueable | None:
         """Return the relay for queue migration, or None if it does not follow the roll-out."""
@@ -76,6 +86,7 @@ class InFlight:
         self._loop = loop
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
+        self._next_sweep = -math.inf
         self._relays: set[RelayInFlight] = set()
         self.discard: Callable[[RelayInFlight], None] = self._relays.discard
         """Remove a relay that has ended. Bound once, so the hot path makes one call."""
@@ -119,4 +130,13 @@ class InFlight:
             except Exception:  # the deadlines of all other relays depend on this timer
                 _log.exception("the deadline check of a relay failed; its deadlines are no longer enforced")
                 relay.check_at = math.inf
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_SECONDS
+            self._sweep(now)
         self._timer = self._loop.call_later(CHECK_SECONDS, self._check) if self._relays else None
+
+    def _sweep(self, now: float) -> None:
+        try:
+            eject_stalled([attempt for relay in self._relays if (attempt := relay.attempt()) is not None], now)
+        except Exception:  # the timer has to go on
+            _log.exception("the search for stalled servers failed")

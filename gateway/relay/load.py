@@ -1,5 +1,6 @@
 """The relay of a request without content: it waits until its model is ready, and sends nothing."""
 
+from gateway.admission.ticket import Ticket
 from gateway.chat.answer import Answer
 from gateway.relay.chat import ChatRelay
 from gateway.upstream.server import Server
@@ -12,6 +13,9 @@ class LoadRelay(ChatRelay):
 
     async def _exchange(self, server: Server) -> None:
         await self._answer(Answer("", "", "stop", None, [], None))
+
+    def _record_success(self, ticket: Ticket, server: Server, sent: float) -> None:
+        """Record nothing: the server was not asked, so this is no sign of its health."""
 
 
 class UnloadRelay(LoadRelay):

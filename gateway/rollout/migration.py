@@ -78,11 +78,15 @@ class QueueMigration:
         return self._migrate(relay for relay in queued if backend.is_down(relay.destination.route.model))
 
     def on_backend_down(self, backend: Backend) -> None:
-        """Let requests that are queued for `backend` be served by its replacement or a fallback."""
+        """Let requests that are queued for `backend` be served by its replacement or a fallback.
+
+        Requests that wait for a server of it that hangs go to another server or the fallback.
+        """
         if backend not in self._destinations.backends.values():
             self.abandon(backend)
         for relay in list(self._in_flight):
             relay.leave_queue(backend)
+            relay.leave_hung_server(backend)
 
     def _migrate(self, relays: Iterable[Requeueable]) -> int:
         known: dict[Route, Destination | None] = {}

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
@@ -10,6 +12,7 @@ AsgiMessage = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[AsgiMessage]]
 Send = Callable[[AsgiMessage], Awaitable[None]]
 Headers = dict[str, str]
+GARBAGE = b"\x00\x00{not json\n\n"
 
 
 class ClientDisconnected(Exception):
@@ -63,11 +66,21 @@ class HttpExchange:
         await self.start(status, {**headers, "content-length": str(len(body))})
         await self.end(body)
 
-    async def drop_connection(self) -> None:
-        """Close the connection as a killed process does: bytes already written still leave."""
+    async def drop_connection(self, *, reset: bool = False) -> None:
+        """Close the connection as a killed process does: bytes already written still leave.
+
+        With `reset`, close it with RST instead of FIN.
+        """
         transport: asyncio.Transport = self._state["transport"]
+        if reset:
+            linger = struct.pack("ii", 1, 0)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         transport.close()
         await self._wait_for_disconnect()
+
+    async def garble(self, media_type: str) -> None:
+        """Send a response that claims to be of `media_type` and is not JSON."""
+        await self.reply(200, {"content-type": media_type}, GARBAGE)
 
     async def run_until_disconnect(self, work: Coroutine[Any, Any, None], on_disconnect: Callable[[], None]) -> None:
         """Run `work`, and cancel it as soon as the client disconnects.

@@ -23,6 +23,10 @@ class Died(Exception):
     """Fault: close the connection without another byte."""
 
 
+class Reset(Died):
+    """Fault: close the connection with a TCP reset."""
+
+
 class Failed(Exception):
     """Fault: the model runner failed in the middle of a generation."""
 
@@ -37,6 +41,10 @@ class Refused(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+
+
+class Garbled(Exception):
+    """Fault: answer 200 with a body that is not JSON."""
 
 
 class SimulatedLane:
@@ -73,6 +81,8 @@ class SimulatedEngine:
         self.scripts: deque[list[str]] = deque()
         self.requests: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDED_REQUESTS)
         self._fault_uses = 0
+        self._spared = 0
+        """Generations since the last one that the present fault applied to."""
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.state().items())
@@ -100,16 +110,23 @@ class SimulatedEngine:
 
         Raises:
             Refused: the fault is a status.
+            Garbled: the fault is garbage.
         """
         fault = self._next_fault()
         if fault is not None and fault.kind == "status":
             raise Refused(fault.status)
+        if fault is not None and fault.kind == "garbage":
+            raise Garbled
         return Generation(self, fault)
 
     def _next_fault(self) -> Fault | None:
         if not self.faults:
             return None
         fault = self.faults[0]
+        self._spared += 1
+        if self._spared < fault.every:
+            return None
+        self._spared = 0
         self._fault_uses += 1
         if fault.times and self._fault_uses >= fault.times:
             self.faults.popleft()
@@ -186,7 +203,7 @@ class SimulatedEngine:
                 asked = orjson.loads(body)
                 if asked.get("kind") is None:
                     self.faults.clear()
-                    self._fault_uses = 0
+                    self._fault_uses = self._spared = 0
                 else:
                     self.inject(Fault.from_json(asked))
                 return {"faults": len(self.faults)}
@@ -247,6 +264,8 @@ class Generation:
         match fault.kind:
             case "die":
                 raise Died
+            case "reset":
+                raise Reset
             case "error":
                 raise Failed
             case "truncate":

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 Kind = Literal["ollama", "vllm"]
 OllamaGeneration = Literal["0.33", "0.24"]
 Template = Literal["any", "qwen3.5", "mistral", "gemma-2"]
-FaultKind = Literal["die", "error", "stall", "status", "truncate"]
+FaultKind = Literal["die", "error", "garbage", "reset", "stall", "status", "truncate"]
 
 # Families that Ollama serves one request at a time, whatever OLLAMA_NUM_PARALLEL says
 # (Ollama 0.33, server/sched.go).
@@ -110,8 +110,11 @@ class Model:
 class Fault:
     """A failure of the next `times` generations (0: of all) after `after` tokens.
 
-    Kinds: `die` closes the connection; `error` fails in mid-stream as that engine does; `stall`
-    sends no further byte; `status` answers with `status` and nothing else; `truncate` ends the body
+    With `every` above 1, only one in so many generations fails, and counts for `times`.
+
+    Kinds: `die` closes the connection, and `reset` closes it with a TCP reset; `error` fails in
+    mid-stream as that engine does; `garbage` answers 200 with a body that is not JSON; `stall` sends
+    no further byte; `status` answers with `status` and nothing else; `truncate` ends the body
     cleanly, but without its final event.
     """
 
@@ -119,6 +122,7 @@ class Fault:
     after: int = 0
     times: int = 1
     status: int = 500
+    every: int = 1
 
     @classmethod
     def from_json(cls, body: Mapping[str, object]) -> Self:
@@ -130,9 +134,9 @@ class Fault:
         kind = body.get("kind")
         if kind not in get_args(FaultKind):
             raise ValueError(f"unknown fault kind {kind!r}; expected one of {', '.join(get_args(FaultKind))}")
-        numbers = {key: body[key] for key in ("after", "times", "status") if key in body}
+        numbers = {key: body[key] for key in ("after", "times", "status", "every") if key in body}
         if not all(isinstance(number, int) for number in numbers.values()) or set(body) - {"kind", *numbers}:
-            raise ValueError("a fault takes kind, after, times and status; the last three are integers")
+            raise ValueError("a fault takes kind, after, times, status and every; all but kind are integers")
         return cls(kind, **numbers)  # type: ignore[arg-type]  # checked just above
 
 

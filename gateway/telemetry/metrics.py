@@ -226,8 +226,14 @@ class Metrics:
         )
         self.circuit_state = Gauge(
             "gateway_circuit_state",
-            "Circuit breaker of the backend's best server: 0 closed, 1 suspect, 2 half open, 3 open.",
+            "The backend's best server: 0 closed, 1 suspect or on trial, 2 open or ejected.",
             ("backend",),
+            registry=registry,
+        )
+        self.server_up = Gauge(
+            "gateway_server_up",
+            "1 if the server is given requests, 0 if it is not: dead, ejected or full.",
+            ("backend", "server"),
             registry=registry,
         )
         self.load_seconds = histogram(

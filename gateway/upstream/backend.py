@@ -21,6 +21,7 @@ from gateway.engines.openai import OpenAi
 from gateway.engines.vllm import Vllm
 from gateway.errors import BackendUnavailable
 from gateway.upstream.circuit_breaker import CALM, LEVELS, CircuitBreaker, CircuitState
+from gateway.upstream.outlier_detection import Change, OutlierDetector
 from gateway.upstream.pool import Origin, Pool
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.server import Server
@@ -33,8 +34,11 @@ for ever.
 """
 
 
+LONGEST_RETRY_AFTER = 60
+"""Seconds. A request on trial may readmit a server at any time."""
+
 PAUSE_MARGIN = 0.01
-"""Seconds added to the timer of a pause.
+"""Seconds added to the timer of a pause or an ejection.
 
 The loop's clock is a little coarser than the clock that ends the pause.
 """
@@ -78,10 +82,16 @@ class Backend:
         Only then is it worth calling `is_down` and `accepts_none`.
         """
         self.on_down = on_down
-        """Called when the circuit breaker of a server has opened."""
-        self._pauses: set[asyncio.TimerHandle] = set()
+        """Called when the circuit breaker of a server has opened, or a server was ejected."""
+        self._timers: set[asyncio.TimerHandle] = set()
         for server in self.servers:
             server.circuit = CircuitBreaker(time.monotonic, partial(self._circuit_changed, server))
+            server.build_detector = partial(
+                OutlierDetector,
+                clock=time.monotonic,
+                is_last_resort=self._is_last_resort,
+                on_change=partial(self._ejection_changed, server),
+            )
 
     def __repr__(self) -> str:
         return f"<Backend {self.name}: {self.servers!r}>"
@@ -93,47 +103,85 @@ class Backend:
 
     @property
     def circuit_level(self) -> int:
-        """Level of the best circuit breaker of all servers, as in `LEVELS`."""
-        return min(LEVELS[server.circuit.state] for server in self.servers)
+        """Level of the best server: 0 closed, 1 suspect or on trial, 2 open or ejected."""
+        return min(self._level(server) for server in self.servers)
+
+    @staticmethod
+    def _level(server: Server) -> int:
+        """Return the level of a server, which is ejected if all its requests are held back."""
+        ejected = min((_ejection_level(detector) for detector in server.used_detectors), default=0)
+        return max(LEVELS[server.circuit.state], ejected)
+
+    def gives_requests(self, server: Server) -> bool:
+        """Return whether `server` is given requests, for at least one of the models that it serves."""
+        if not server.is_well or server.is_excluded or server.circuit.state == "suspect" or server.circuit.is_paused:
+            return False
+        detectors = server.used_detectors
+        return not detectors or any(detector.gets_requests for detector in detectors)
 
     def is_down(self, model: str) -> bool:
         """Return whether the circuit breaker of every server that has `model` is open."""
         serving = [server for server in self.servers if server.serves(model)]
         return bool(serving) and all(server.circuit.is_open for server in serving)
 
-    def accepts_none(self, model: str) -> bool:
-        """Return whether no server that has `model` may get requests at present.
+    def accepts_none(self, model: str, lane: LaneName) -> bool:
+        """Return whether no server that has `model` may get requests that a fallback can serve.
 
         A suspect server counts as accepting requests, because a probe is about to decide on it.
         """
         serving = [server for server in self.servers if server.serves(model)]
-        return bool(serving) and not any(server.circuit.state == "suspect" or server.is_up() for server in serving)
+        return bool(serving) and not any(
+            (server.circuit.state == "suspect" or server.is_up()) and server.gate(model, lane).accepts()
+            for server in serving
+        )
 
-    def unavailable(self) -> BackendUnavailable:
-        """Return the error for a request that no server can serve."""
-        seconds = max(1, math.ceil(self.settings.probe_interval))
+    def refuses_all(self, model: str, lane: LaneName) -> bool:
+        """Return whether every server that has `model` is down, or hangs and has its request on trial.
+
+        A request without a fallback would only wait there.
+        """
+        serving = [server for server in self.servers if server.serves(model)]
+        return bool(serving) and all(
+            server.circuit.is_open or ((gate := server.gate(model, lane)).is_hung and not gate.allows())
+            for server in serving
+        )
+
+    def unavailable(self, model: str, lane: LaneName) -> BackendUnavailable:
+        """Return the error for a request that no server can serve.
+
+        Its `Retry-After` is the time to the next probe, or to the end of an ejection.
+        """
+        ends = [
+            detector.until - time.monotonic()
+            for server in self.servers
+            if (detector := server.detectors.get((model, lane))) is not None and detector.restrains
+        ]
+        seconds = min(max(1, math.ceil(min(ends, default=self.settings.probe_interval))), LONGEST_RETRY_AFTER)
         return BackendUnavailable("No server of the model backend is available. Try again later.", retry_after=seconds)
 
     def pause(self, server: Server, seconds: float) -> None:
         """Send no requests to `server` for a number of seconds, because it is full or failing."""
         server.circuit.pause(seconds)
-        timer: asyncio.TimerHandle = asyncio.get_running_loop().call_later(
-            seconds + PAUSE_MARGIN, lambda: self._resume(server, timer)
-        )
-        self._pauses.add(timer)
+        self._refresh_after(seconds, lambda: server.circuit.allows(server.load))  # ends the pause
         self.refresh()
 
-    def _resume(self, server: Server, timer: asyncio.TimerHandle) -> None:
-        self._pauses.discard(timer)
-        server.circuit.allows(server.load)  # ends the pause
-        self.refresh()
+    def _refresh_after(self, seconds: float, step: Callable[[], object] = lambda: None) -> None:
+        def refresh() -> None:
+            self._timers.discard(timer)
+            step()
+            self.refresh()
+
+        timer: asyncio.TimerHandle = asyncio.get_running_loop().call_later(seconds + PAUSE_MARGIN, refresh)
+        self._timers.add(timer)
 
     def refresh(self) -> None:
         """Admit the requests that can run after a server came, went or changed its models."""
         any_is_well = self.is_up
         for server in self.servers:
             server.is_excluded = any_is_well and server.up is False
-        self.is_restrained = any(server.is_excluded or server.circuit.restrains for server in self.servers)
+        self.is_restrained = any(
+            server.is_excluded or server.circuit.restrains or server.ejections for server in self.servers
+        )
         self.admission.refresh()
 
     def _circuit_changed(self, server: Server, was: CircuitState, reason: str) -> None:
@@ -145,6 +193,8 @@ class Backend:
             server.doubted.set()
         if state == "open":
             server.up = False
+            for detector in server.detectors.values():
+                detector.explain(server.circuit.suspected_at)
         if (
             was == "suspect"
             and state == "closed"
@@ -153,6 +203,25 @@ class Backend:
             self.pause(server, CALM)  # a server that fails fast looks idle and would get every request
         self.refresh()
         if state == "open":
+            self.on_down(self)
+
+    def _is_last_resort(self, detector: OutlierDetector) -> bool:
+        """Return whether no server can serve what `detector` holds back."""
+        model, lane = detector.model, detector.lane
+        return not any(
+            server.serves(model) and server.is_up() and server.gate(model, lane).accepts() for server in self.servers
+        )
+
+    def _ejection_changed(self, server: Server, detector: OutlierDetector, change: Change) -> None:
+        what = f"{detector.model!r} ({detector.lane})"
+        if change == "ejected":
+            seconds = detector.until - time.monotonic()
+            _log.warning("backend %s: ejected for %s, %.0f s (%s)", server.name, what, seconds, detector.reason)
+            self._refresh_after(seconds)
+        elif change == "readmitted":
+            _log.info("backend %s: readmitted for %s, a request succeeded", server.name, what)
+        self.refresh()
+        if change == "ejected":
             self.on_down(self)
 
     def headers(self) -> list[tuple[str, str]]:
@@ -211,7 +280,7 @@ class Backend:
         self.admission.change(_admission_limits(settings, num_parallel))
 
     def close(self) -> None:
-        for timer in self._pauses:
+        for timer in self._timers:
             timer.cancel()
         for server in self.servers:
             server.pool.close()
@@ -254,6 +323,10 @@ def _tier_limits(lane: LaneName, overrides: LimitOverrides | None) -> TierLimits
         overrides.vision_queue_timeout if is_vision else overrides.queue_timeout,
     )
     return None if own == TierLimits() else own
+
+
+def _ejection_level(detector: OutlierDetector) -> int:
+    return 0 if not detector.restrains else 1 if detector.gets_requests else 2
 
 
 def _call_later(seconds: float, callback: Callable[[], None]) -> None:

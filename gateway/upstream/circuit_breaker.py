@@ -19,6 +19,8 @@ A circuit is `closed` while the server is healthy.
 An exchange that was sent before the last change of state says nothing about the time since, so its
 failure is not counted. Thus the stragglers of a server that died do not bring down its successor.
 
+A server can answer its probes and fail its requests for ever. `outlier_detection.py` ejects it.
+
 A server that reports that it is full is paused: it gets no requests for a while. A pause does not
 change the state, except that it closes a `half_open` circuit, because a full server is alive.
 
@@ -33,8 +35,8 @@ from typing import Literal
 
 CircuitState = Literal["closed", "suspect", "half_open", "open"]
 
-LEVELS: dict[CircuitState, int] = {"closed": 0, "suspect": 1, "half_open": 2, "open": 3}
-"""Values of the metric `gateway_circuit_state`."""
+LEVELS: dict[CircuitState, int] = {"closed": 0, "suspect": 1, "half_open": 1, "open": 2}
+"""Values of the metric `gateway_circuit_state`; a half-open circuit is on trial."""
 
 IN_A_ROW = 3
 WINDOW = 20
@@ -70,6 +72,7 @@ class CircuitBreaker:
         "is_troubled",
         "restrains",
         "state",
+        "suspected_at",
     )
 
     def __init__(
@@ -82,6 +85,8 @@ class CircuitBreaker:
         """True if something failed recently. Only then does a success have to be recorded."""
         self.restrains = False
         """True if `allows` has to be asked. Otherwise every request is allowed."""
+        self.suspected_at = inf
+        """Time at which the circuit became suspect; infinite in any state but `suspect`, and in `open` after it."""
         self._changed_at = -inf
         self._calm_until = -inf
         self._paused_until = -inf
@@ -188,6 +193,8 @@ class CircuitBreaker:
     def _change_to(self, state: CircuitState, reason: str) -> None:
         was, self.state = self.state, state
         self._changed_at = self._clock()
+        if state != "open":
+            self.suspected_at = self._changed_at if state == "suspect" else inf
         self._recent = self._in_a_row = self._misses = 0
         self._leftover = inf
         self._update_flags()

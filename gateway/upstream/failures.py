@@ -5,6 +5,7 @@ import math
 import time
 from email.utils import parsedate_to_datetime
 
+from gateway.admission.ticket import Ticket
 from gateway.errors import (
     BackendUnavailable,
     GatewayError,
@@ -15,6 +16,7 @@ from gateway.errors import (
 )
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import Connection, TransportError
+from gateway.upstream.outlier_detection import HANG
 from gateway.upstream.server import Server
 
 _log = logging.getLogger(__name__)
@@ -25,11 +27,16 @@ UNSENT = frozenset({"connect", "connect_timeout"})
 UNRESPONSIVE = "unresponsive"
 """Reason for which an exchange was given up: the server's host has vanished, or its process hangs."""
 
-SERVER_FAULTS = UNSENT | {UNRESPONSIVE, "closed", "reset", "protocol", "truncated", "stream_error", "status_5xx"}
-"""Reasons of upstream errors that are the server's fault.
+SERVER_FAULTS = UNSENT | {
+    UNRESPONSIVE, "closed", "reset", "protocol", "truncated", "stream_error", "status_5xx", HANG,
+}  # fmt: skip
+"""Reasons of upstream errors that are the server's fault, and after which a request may go elsewhere.
 
-A wrong key or an answer of the wrong kind says nothing about the server's health.
+A wrong key or an answer of the wrong kind says nothing about whether the server is alive.
 """
+
+BROKEN_ANSWERS = frozenset({"malformed", "content_type", "content_encoding"})
+"""Reasons for which a request is not sent again, since an answer came, but which eject a server."""
 
 BUSY = "busy"
 
@@ -37,6 +44,9 @@ MISSING = "model_not_found"
 
 NO_FIRST_PIECE = "no first token"
 """Words for the client when `first_token_timeout` has passed."""
+
+NO_NEXT_PIECE = "no next token"
+"""Words for the client when `idle_timeout` has passed."""
 
 FULL_SECONDS = 1.0
 """Pause of a full server that does not say how long it stays full."""
@@ -87,7 +97,8 @@ def record_failure(backend: Backend, model: str, server: Server, error: GatewayE
     if isinstance(error, UpstreamError):
         if error.reason not in SERVER_FAULTS:
             return None
-        server.circuit.fail(error.reason, sent)
+        if error.reason != HANG:  # which is recorded where it is found
+            server.circuit.fail(error.reason, sent)
         return error.reason
     if isinstance(error, BackendUnavailable):
         backend.pause(server, FULL_SECONDS if error.pause is None else error.pause)
@@ -100,6 +111,18 @@ def record_failure(backend: Backend, model: str, server: Server, error: GatewayE
     if isinstance(error, InvalidRequest) and server.circuit.is_troubled:
         server.circuit.succeed()  # the request is at fault
     return None
+
+
+def record_outlier(server: Server, ticket: Ticket, error: GatewayError, sent: float) -> None:
+    """Record in the outlier detector that the attempt of `ticket` failed through the server's fault.
+
+    Call it before `record_failure`: a dead server is left to its circuit breaker.
+    """
+    placement = ticket.placement
+    if placement is None or server.circuit.is_open or not isinstance(error, UpstreamError) or error.reason == HANG:
+        return
+    if error.reason in SERVER_FAULTS or error.reason in BROKEN_ANSWERS:
+        placement.gate.fail(error.reason, sent, ticket.claim, ticket.is_trial)
 
 
 JSON = b"application/json"

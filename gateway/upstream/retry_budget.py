@@ -4,8 +4,11 @@ Synchronous.
 """
 
 SHARE = 0.1
-LEAST = 3
-"""Number of retries that are always allowed. A share of few requests would be none."""
+LEAST = 5
+"""Number of retries that are always allowed. A share of few requests would be none.
+
+As many failures in a row eject a server (`outlier_detection.py`), so they are all retried.
+"""
 SECONDS = 10
 
 

@@ -4,12 +4,14 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
-from gateway.admission.queues import ServerSlots
+from gateway.admission.queues import LaneName, ServerSlots
 from gateway.config import ServerSettings
 from gateway.engines.engine import ModelFacts, Models
 from gateway.upstream.circuit_breaker import CircuitBreaker
 from gateway.upstream.liveness import DOUBT_SECONDS, Liveness
+from gateway.upstream.outlier_detection import OutlierDetector
 from gateway.upstream.pool import Pool
 
 WATCH_SECONDS = 1.0
@@ -31,7 +33,9 @@ class Server(ServerSlots):
         "_embedding_head",
         "_head",
         "_missing",
+        "build_detector",
         "circuit",
+        "detectors",
         "discovered",
         "doubted",
         "ignored_names",
@@ -66,6 +70,9 @@ class Server(ServerSlots):
         self.up: bool | None = None
         """True if the server answers its probes as expected; None until it was asked."""
         self.circuit = CircuitBreaker(time.monotonic)
+        self.detectors: dict[tuple[str, LaneName], OutlierDetector] = {}
+        """Outlier detectors by model and lane."""
+        self.build_detector: Callable[[str, LaneName], OutlierDetector] = partial(OutlierDetector, clock=time.monotonic)
         self.doubted = asyncio.Event()
         """Set to request a probe at once."""
         self.is_excluded = False
@@ -150,6 +157,23 @@ class Server(ServerSlots):
         """Return whether the server may get one more request, apart from its slots."""
         circuit = self.circuit
         return not self.is_excluded and (not circuit.restrains or circuit.allows(self.load))
+
+    def gate(self, model: str, lane: LaneName) -> OutlierDetector:
+        """Return the outlier detector for requests of `lane` for `model`."""
+        detector = self.detectors.get((model, lane))
+        if detector is None:
+            detector = self.detectors[model, lane] = self.build_detector(model, lane)
+        return detector
+
+    @property
+    def ejections(self) -> list[OutlierDetector]:
+        """The detectors that have ejected the server."""
+        return [detector for detector in self.detectors.values() if detector.restrains]
+
+    @property
+    def used_detectors(self) -> list[OutlierDetector]:
+        """The detectors of requests that the server gets now and then, or that it was ejected for."""
+        return [detector for detector in self.detectors.values() if detector.is_used or detector.restrains]
 
     def chat_head(self, came_through: bytes, gateway_id: bytes) -> bytes:
         """Return the head of a chat request.

@@ -1,10 +1,13 @@
 """Output of the commands for the status, a change, and a preflight check."""
 
 import json
+import time
 
 import pytest
 
 from gateway import config
+from gateway.admission.fair_queue import Claim
+from gateway.upstream.outlier_detection import IN_A_ROW
 from tests.cli.harness import assignments, command, gateway
 
 pytestmark = pytest.mark.usefixtures("empty_environment")
@@ -34,6 +37,23 @@ async def test_status_shows_both_sides_of_each_tier(monkeypatch: pytest.MonkeyPa
         assert rows["away", "openai"].split() == ["away", "openai", "no", "0", "0"]
         assert "operator local: standard from ollama to ollama with 10 % on vllm" in status.stdout
         assert "leads to ollama" in status.stdout
+
+
+async def test_status_says_which_server_is_out_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        (server,) = here.gateway._backends["ollama"].servers
+        assert "server ollama" not in (await command("status")).stdout
+        detector = server.gate("llama", "text")
+        for _ in range(IN_A_ROW):
+            detector.fail("status_5xx", time.monotonic(), Claim(), False)
+        assert "server ollama: ejected for llama (text), status_5xx; until 20" in (await command("status")).stdout
+        detector.begin_trial()  # a request that nothing else can serve
+        assert "; it gets requests that no other server can serve" in (await command("status")).stdout
+        detector.until = 0.0
+        told = (await command("status")).stdout
+        assert "server ollama: ejected for llama (text), status_5xx; on trial, with one request at a time" in told
+        server.circuit.probe_missed(is_sure=True)
+        assert "server ollama: circuit open" in (await command("status")).stdout
 
 
 async def test_status_shows_settings_that_were_refused_or_need_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,17 +263,21 @@ async def test_request_on_a_kept_connection_of_a_dying_server_fails_over(backend
         await until(gateway.is_idle)
 
 
-@pytest.mark.parametrize("mode", ["close", "rst"])
-async def test_request_that_a_server_has_accepted_twice_does_not_fail_over(
+@pytest.mark.parametrize("mode", ["close", "rst", "head_alone", "breaks"])
+async def test_request_that_fails_on_a_kept_and_a_new_connection_goes_to_another_server(
     backend: FaultBackend, stream: bool, mode: str
 ) -> None:
-    """Once on the kept connection and once on a new one: it may have cost GPU time both times."""
+    """A dying process closes its kept connections and resets a new one; no byte of an answer has come."""
+    if mode == "head_alone" and backend.kind == "vllm" and not stream:
+        pytest.skip("a plain answer of a vLLM has no head of its own")
     async with FaultBackend(backend.kind) as other, running(settings_for(backend, other)) as gateway:
+        backend.script.append("stale")
         assert (await gateway.ask({"stream": stream})).status == 200
-        backend.mode = mode
+        backend.script += ["stale", mode]
         reply = await gateway.ask({"stream": stream})
-        assert (reply.status, reply.error and reply.error["code"]) == (502, "upstream_error")
-        assert (len(backend.requests), len(other.requests)) == (3, 0)
+        assert (reply.status, reply.text, reply.headers["x-gateway-attempts"]) == (200, TEXT, "2")
+        assert (len(backend.requests), len(other.requests)) == (3, 1)
+        assert gateway.metric("gateway_retries_total", reason="stale") == 1
         await until(gateway.is_idle)
 
 

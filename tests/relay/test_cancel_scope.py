@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.errors import ClientLeft, ShuttingDown
+from gateway.errors import ClientLeft, GatewayError, ShuttingDown
 from gateway.relay.cancel_scope import CancelScope
 
 
@@ -129,3 +129,65 @@ async def test_scope_inside_a_cancelled_task_still_ends_for_its_own_reason() -> 
     client.leave()
     await task
     assert seen == ["cancelled", "left"]
+
+
+async def interrupted_wait(scope: CancelScope) -> GatewayError | None:
+    """Wait until `scope` is interrupted or ended; raise the cancellation again if it is ended."""
+    try:
+        await forever()
+    except asyncio.CancelledError:
+        error = scope.absorb()
+        if error is None:
+            raise
+        return error
+    return None
+
+
+async def test_interruption_ends_a_part_of_the_body_and_the_rest_goes_on() -> None:
+    scope, error, loop = scope_of(Client()), ShuttingDown(), asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    with scope:
+        for _ in range(2):
+            loop.call_soon(scope.interrupt, error)
+            loop.call_soon(scope.interrupt, ShuttingDown())
+            assert await interrupted_wait(scope) is error
+            assert task.cancelling() == 0
+        await asyncio.sleep(0)
+        assert scope.absorb() is None
+
+
+async def test_end_takes_precedence_over_an_interruption() -> None:
+    for interrupts_first in (True, False):
+        scope, reason, loop = scope_of(Client()), ShuttingDown(), asyncio.get_running_loop()
+        steps = [(scope.interrupt, ClientLeft()), (scope.end, reason)]
+        for step, error in steps if interrupts_first else reversed(steps):
+            loop.call_soon(step, error)
+        with pytest.raises(ShuttingDown) as raised, scope:
+            await interrupted_wait(scope)
+        assert raised.value is reason
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+
+async def test_cancellation_from_outside_takes_precedence_over_an_interruption() -> None:
+    scope = scope_of(Client())
+
+    async def body() -> None:
+        with scope:
+            await interrupted_wait(scope)
+
+    task = asyncio.create_task(body())
+    await asyncio.sleep(0)
+    scope.interrupt(ShuttingDown())
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_interruption_before_the_block_is_ignored() -> None:
+    scope = scope_of(Client())
+    scope.interrupt(ShuttingDown())
+    with scope:
+        await asyncio.sleep(0)

@@ -22,13 +22,13 @@ def after_a_refused_connection(budget: RetryBudget, *, met_stale: bool) -> tuple
     """
     backend: Any = SimpleNamespace(name="vllm", budget=budget)
     destination: Any = SimpleNamespace(backend=backend, route=SimpleNamespace(model="m"), fallback=None)
-    ticket: Any = SimpleNamespace(has_waited=True, reassign=lambda: False)
-    server: Any = SimpleNamespace(circuit=MagicMock())
+    ticket: Any = SimpleNamespace(has_waited=True, reassign=lambda: False, placement=None)
+    server: Any = SimpleNamespace(circuit=MagicMock(is_open=False))
     meter = Meter(lambda: 100.0)
     meter.start_attempt()
     if met_stale:
         meter.attempts, meter.met_stale = 2, True
-    failover = Failover(MagicMock(), destination)
+    failover = Failover(MagicMock(), destination, "text")
     assert not failover.retry_elsewhere(ticket, server, UpstreamError("connect"), meter, sent=100.0, answered=False)
     return failover, meter, server.circuit
 

@@ -11,6 +11,7 @@ import pytest
 from gateway.errors import GatewayError
 from gateway.relay.in_flight import CHECK_SECONDS, InFlight, Requeueable
 from gateway.relay.route import Route
+from gateway.relay.stalls import Attempt
 from gateway.upstream.backend import Backend
 from tests.fakes.running_gateway import until
 
@@ -39,6 +40,8 @@ class FakeRelay:
 
     def cut_off(self, error: GatewayError) -> None: ...
     def leave_queue(self, backend: Backend) -> None: ...
+    def leave_hung_server(self, backend: Backend) -> None: ...
+    def attempt(self) -> Attempt | None: ...
     def as_requeueable(self) -> Requeueable | None: ...
 
 

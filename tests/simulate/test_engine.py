@@ -116,6 +116,31 @@ async def test_status_replaces_the_answer_in_the_error_format_of_the_endpoint(en
     assert isinstance(response.json()["error"], str if endpoint == "ollama" else dict)
 
 
+@EACH_ENDPOINT
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+async def test_reset_closes_the_connection_with_a_reset(endpoint: str, stream: bool) -> None:
+    async with running(options(endpoint, Fault("reset"))) as server:
+        with pytest.raises(httpx2.ReadError):
+            await post(server, endpoint, stream)
+        assert (await post(server, endpoint, stream)).status_code == 200
+
+
+@EACH_ENDPOINT
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+async def test_garbage_is_a_200_of_the_usual_type_that_is_not_json(endpoint: str, stream: bool) -> None:
+    async with running(options(endpoint, Fault("garbage"))) as server:
+        broken, sound = [await post(server, endpoint, stream) for _ in range(2)]
+    assert (broken.status_code, broken.headers["content-type"]) == (200, sound.headers["content-type"])
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(broken.text)
+
+
+async def test_fault_of_every_third_generation_spares_the_others() -> None:
+    async with running(options("vllm", Fault("status", times=2, every=3))) as server:
+        statuses = [(await post(server, "vllm", False)).status_code for _ in range(9)]
+    assert statuses == [200, 200, 500, 200, 200, 500, 200, 200, 200]
+
+
 async def test_fault_set_while_running_applies_as_often_as_requested_and_can_be_cleared() -> None:
     async with running(Options("vllm")) as server, client(server) as http:
         await http.post("/simulate/fault", json={"kind": "status", "status": 503, "times": 2})

@@ -34,6 +34,7 @@ DOCUMENTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_client_disconnects": ("counter", ("phase",)),
     "gateway_backend_up": ("gauge", ("backend",)),
     "gateway_circuit_state": ("gauge", ("backend",)),
+    "gateway_server_up": ("gauge", ("backend", "server")),
     "gateway_backend_load_seconds": ("histogram", ("backend", "model")),
     "gateway_active_backend": ("gauge", ROUTE),
     "gateway_switches": ("counter", ("tier", "from_backend", "to_backend", "cause")),
@@ -76,6 +77,7 @@ def touched(metrics: Metrics) -> Metrics:
     metrics.backend_up.labels("vllm").set(1)
     metrics.load_seconds.labels("ollama", "qwen3:8b").observe(12.0)
     metrics.circuit_state.labels("vllm").set(0)
+    metrics.server_up.labels("vllm", "1").set(1)
     metrics.fallbacks.labels("standard", "vllm", "ollama").inc()
     metrics.active_backend.labels("standard", "vllm").set(1)
     metrics.switches.labels("standard", "ollama", "vllm", "operator").inc()

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from gateway.admission.ticket import Ticket
 from gateway.chat.embedding import Embedding
 from gateway.config import LimitOverrides
 from gateway.engines.engine import ModelFacts
+from gateway.upstream import outlier_detection
 from gateway.upstream.backend import Backend
-from gateway.upstream.circuit_breaker import IN_A_ROW, LEVELS
+from gateway.upstream.circuit_breaker import LEVELS
+from gateway.upstream.outlier_detection import HANG, IN_A_ROW, OutlierDetector
 from tests.fakes.chats import chat
 
 MODEL = "llama"
@@ -96,7 +99,7 @@ def test_model_lacks_a_capability_if_one_server_says_so() -> None:
 
 
 def test_unavailable_backend_asks_clients_to_wait_for_a_probe() -> None:
-    assert backend(probe_interval=2.5).unavailable().retry_after == 3
+    assert backend(probe_interval=2.5).unavailable(MODEL, "text").retry_after == 3
 
 
 # Queues and limits
@@ -183,12 +186,12 @@ def test_suspect_server_counts_as_accepting_because_a_probe_decides_soon() -> No
     circuit = here.servers[0].circuit
     assert not here.is_restrained
     circuit.mark_suspect("connect")
-    assert (here.is_restrained, here.accepts_none(MODEL), here.is_down(MODEL)) == (True, False, False)
+    assert (here.is_restrained, here.accepts_none(MODEL, "text"), here.is_down(MODEL)) == (True, False, False)
     circuit.probe_missed()
-    assert (here.is_restrained, here.accepts_none(MODEL), here.is_down(MODEL)) == (True, True, True)
+    assert (here.is_restrained, here.accepts_none(MODEL, "text"), here.is_down(MODEL)) == (True, True, True)
     circuit.probe_answered()
     circuit.probe_answered()
-    assert (here.is_restrained, here.accepts_none(MODEL)) == (False, False)
+    assert (here.is_restrained, here.accepts_none(MODEL, "text")) == (False, False)
 
 
 def test_level_is_that_of_the_best_circuit() -> None:
@@ -254,10 +257,121 @@ async def test_server_that_fails_fast_is_paused_after_a_probe_cleared_it_if_anot
     pair.close()
 
 
+# Ejections
+
+
+def eject(backend: Backend, number: int = 0, reason: str = "status_5xx") -> OutlierDetector:
+    detector = backend.servers[number].gate(MODEL, "text")
+    for _ in range(IN_A_ROW):
+        detector.fail(reason, time.monotonic(), Claim(), False)
+    assert detector.restrains
+    return detector
+
+
+async def test_requests_go_to_the_servers_that_are_not_ejected() -> None:
+    here = backend()
+    detector = eject(here)
+    with ExitStack() as stack:
+        found = [stack.enter_context(ticket(here)).server for _ in range(3)]
+        assert found == [here.servers[1]] * 3
+        assert (here.accepts_none(MODEL, "text"), here.refuses_all(MODEL, "text")) == (False, False)
+        assert (here.is_down(MODEL), here.is_restrained) == (False, True)
+        detector.until = time.monotonic()
+        on_trial = stack.enter_context(ticket(here))
+        assert (on_trial.server, on_trial.is_trial) == (here.servers[0], True)
+        assert stack.enter_context(ticket(here)).server is here.servers[1]
+    assert detector.accepts(), "the trial has ended without a result"
+    here.close()
+
+
+async def test_ejection_holds_for_its_model_and_lane_only() -> None:
+    here = backend(servers=1)
+    eject(here)
+    assert here.accepts_none(MODEL, "text")
+    assert not here.accepts_none(MODEL, "vision")
+    assert not here.accepts_none("another", "text")
+    here.close()
+
+
+@pytest.mark.parametrize(("reason", "is_allowed"), [("status_5xx", True), (HANG, False)])
+async def test_last_server_for_a_model_gets_its_requests_unless_it_hangs(reason: str, is_allowed: bool) -> None:
+    here = backend()
+    eject(here, 0, reason)
+    here.servers[1].mark_missing(MODEL)
+    assert here.accepts_none(MODEL, "text"), "for those who have a fallback"
+    assert not here.refuses_all(MODEL, "text")
+    with ticket(here) as first, ticket(here) as second:
+        assert (first.is_trial, second.is_queued) == (not is_allowed, not is_allowed)
+        assert here.refuses_all(MODEL, "text") is not is_allowed
+        assert here.gives_requests(here.servers[0])
+    here.close()
+
+
+async def test_backend_refuses_all_if_one_server_is_dead_and_the_other_hangs() -> None:
+    here = backend()
+    open_circuit(here)
+    eject(here, 1, HANG)
+    assert not here.refuses_all(MODEL, "text"), "a request may be on trial"
+    with ticket(here):
+        assert here.refuses_all(MODEL, "text")
+    open_circuit(here, 1)
+    assert here.refuses_all(MODEL, "text")
+    here.close()
+
+
+async def test_queued_request_gets_the_trial_when_an_ejection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlier_detection, "BASE_SECONDS", 0.05)
+    here = backend(max_concurrency=1)
+    eject(here)
+    with ticket(here) as running, ticket(here) as waiting:
+        assert (running.server, waiting.is_queued) == (here.servers[1], True)
+        await waiting.wait()
+        assert (waiting.server, waiting.is_trial) == (here.servers[0], True)
+    here.close()
+
+
+async def test_level_and_retry_after_follow_an_ejection() -> None:
+    here = backend(servers=1, probe_interval=2.5)
+    detector = eject(here)
+    assert (here.circuit_level, here.gives_requests(here.servers[0])) == (2, False)
+    assert here.unavailable(MODEL, "text").retry_after == outlier_detection.BASE_SECONDS
+    assert here.unavailable(MODEL, "vision").retry_after == 3
+    detector.until = time.monotonic() + 1000
+    assert here.unavailable(MODEL, "text").retry_after == 60
+    detector.until = time.monotonic()
+    assert (here.circuit_level, here.unavailable(MODEL, "text").retry_after) == (1, 1)
+    detector.succeed(Claim(), 1, 0.1, True)
+    assert (here.circuit_level, here.gives_requests(here.servers[0]), here.is_restrained) == (0, True, False)
+    here.close()
+
+
+async def test_ejections_are_logged_and_reported(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gateway.upstream.backend")
+    down: list[Backend] = []
+    here = Backend(backend().settings, on_down=down.append)
+    detector = eject(here)
+    detector.until = time.monotonic()
+    detector.succeed(Claim(), 1, 0.1, True)
+    assert down == [here]
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "backend here#1: ejected for 'llama' (text), 10 s (status_5xx)"),
+        ("INFO", "backend here#1: readmitted for 'llama' (text), a request succeeded"),
+    ]
+    here.close()
+
+
+async def test_change_of_settings_keeps_an_ejection() -> None:
+    here = backend(servers=1)
+    detector = eject(here)
+    here.change(backend(servers=1, max_concurrency=2).settings)
+    assert here.servers[0].ejections == [detector]
+    here.close()
+
+
 async def test_request_waits_for_the_end_of_a_pause() -> None:
     here = backend(servers=1)
     here.pause(here.servers[0], 0.02)
-    assert (here.is_restrained, here.accepts_none(MODEL), here.is_down(MODEL)) == (True, True, False)
+    assert (here.is_restrained, here.accepts_none(MODEL, "text"), here.is_down(MODEL)) == (True, True, False)
     with ticket(here) as waiting:
         assert waiting.is_queued
         await waiting.wait()
@@ -268,7 +382,7 @@ async def test_request_waits_for_the_end_of_a_pause() -> None:
 async def test_closed_backend_cancels_the_ends_of_its_pauses() -> None:
     here = backend(servers=1)
     here.pause(here.servers[0], 60)
-    (timer,) = here._pauses
+    (timer,) = here._timers
     here.close()
     assert timer.cancelled()
 

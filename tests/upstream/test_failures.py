@@ -7,7 +7,7 @@ from email.utils import formatdate
 from time import time
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, call
 
 import pytest
 
@@ -23,6 +23,7 @@ from gateway.errors import (
 )
 from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import (
+    BROKEN_ANSWERS,
     BUSY,
     FULL_SECONDS,
     LONGEST_PAUSE,
@@ -30,9 +31,11 @@ from gateway.upstream.failures import (
     SERVER_FAULTS,
     check_headers,
     record_failure,
+    record_outlier,
     upstream_error,
     with_retry_after,
 )
+from gateway.upstream.outlier_detection import HANG
 
 EVENTS = b"text/event-stream"
 
@@ -44,11 +47,48 @@ def record(error: GatewayError, *, is_troubled: bool = True) -> tuple[str | None
     return record_failure(backend, "llama", server, error, 100.0), backend, server
 
 
-@pytest.mark.parametrize("reason", sorted(SERVER_FAULTS))
+@pytest.mark.parametrize("reason", sorted(SERVER_FAULTS - {HANG}))
 def test_fault_of_the_server_counts_in_its_circuit_and_may_be_retried(reason: str) -> None:
     result, _, server = record(UpstreamError(reason))
     assert result == reason
     server.circuit.fail.assert_called_once_with(reason, 100.0)
+
+
+def test_request_that_left_a_hung_server_may_go_elsewhere_and_is_not_counted_again() -> None:
+    result, _, server = record(UpstreamError(HANG))
+    assert (result, server.circuit.fail.called) == (HANG, False)
+
+
+def outlier_failures(error: GatewayError, *, is_open: bool = False) -> list[Any]:
+    """Return the calls that `record_outlier` makes to the detector of a request on trial."""
+    server, ticket = MagicMock(), MagicMock(is_trial=True)
+    server.circuit.is_open = is_open
+    record_outlier(server, ticket, error, 100.0)
+    expected = [call.fail(error.reason, 100.0, ticket.claim, True)] if isinstance(error, UpstreamError) else []
+    assert ticket.placement.gate.mock_calls in ([], expected)
+    return list(ticket.placement.gate.mock_calls)
+
+
+@pytest.mark.parametrize("reason", sorted(SERVER_FAULTS - {HANG} | BROKEN_ANSWERS))
+def test_failure_and_broken_answer_count_towards_an_ejection_unless_the_server_is_known_to_be_dead(reason: str) -> None:
+    assert outlier_failures(UpstreamError(reason))
+    assert not outlier_failures(UpstreamError(reason), is_open=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidRequest("too long"),
+        BackendUnavailable("full"),
+        ModelNotFound("no such model"),
+        UpstreamError("auth"),
+        UpstreamError("status_4xx"),
+        UpstreamError(HANG),
+    ],
+    ids=lambda error: getattr(error, "reason", type(error).__name__),
+)
+def test_refusal_does_not_count_towards_an_ejection(error: GatewayError) -> None:
+    assert not outlier_failures(error)
 
 
 @pytest.mark.parametrize("reason", ["auth", "content_type", "malformed"])

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from gateway.simulate.asgi import ClientDisconnected, HttpExchange, Receive, Scope, Send
-from gateway.simulate.engine import Died, SimulatedEngine
+from gateway.simulate.engine import Died, Garbled, Reset, SimulatedEngine
 from gateway.simulate.ollama.catalog import Catalog, full_name, go_timestamp, is_name
 from gateway.simulate.ollama.embeddings import Embeddings
 from gateway.simulate.ollama.generation import Generations, send
@@ -86,8 +86,10 @@ class OllamaApp:
             await exchange.run_until_disconnect(self._answer(exchange), self.engine.count_cancelled)
         except ClientDisconnected:
             return
-        except Died:
-            await exchange.drop_connection()
+        except Died as exc:
+            await exchange.drop_connection(reset=isinstance(exc, Reset))
+        except Garbled:
+            await exchange.garble(_media_type(exchange))
 
     async def _answer(self, exchange: HttpExchange) -> None:
         if exchange.path.startswith("/simulate/"):
@@ -330,3 +332,11 @@ class OllamaApp:
         async with self._generations.loaded(job.model, None, None):
             pass
         await send(exchange, renderer.plain_type, renderer.empty("load"))
+
+
+def _media_type(exchange: HttpExchange) -> str:
+    """Return the type of the answer that the request asks for: Ollama's own API streams by default."""
+    body = exchange.body.replace(b" ", b"")
+    if exchange.path.startswith("/api/"):
+        return NATIVE_JSON if b'"stream":false' in body else "application/x-ndjson"
+    return "text/event-stream" if b'"stream":true' in body else "application/json"

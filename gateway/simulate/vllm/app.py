@@ -8,7 +8,17 @@ from typing import Any
 import orjson
 
 from gateway.simulate.asgi import ClientDisconnected, Headers, HttpExchange, Receive, Scope, Send
-from gateway.simulate.engine import Died, Failed, Generation, Refused, SimulatedEngine, SimulatedLane, Truncated
+from gateway.simulate.engine import (
+    Died,
+    Failed,
+    Garbled,
+    Generation,
+    Refused,
+    Reset,
+    SimulatedEngine,
+    SimulatedLane,
+    Truncated,
+)
 from gateway.simulate.options import Model, Options
 from gateway.simulate.text import GeneratedAnswer, count_tokens
 from gateway.simulate.vllm.embeddings import embedding_job
@@ -57,8 +67,10 @@ class VllmApp:
             await exchange.run_until_disconnect(self._answer(exchange), self.engine.count_cancelled)
         except ClientDisconnected:
             return
-        except Died:
-            await exchange.drop_connection()
+        except Died as exc:
+            await exchange.drop_connection(reset=isinstance(exc, Reset))
+        except Garbled:
+            await exchange.garble(_media_type(exchange))
 
     async def _answer(self, exchange: HttpExchange) -> None:
         if exchange.path.startswith("/simulate/"):
@@ -255,3 +267,8 @@ def _permission(now: int) -> dict[str, Any]:
         "group": None,
         "is_blocking": False,
     }
+
+
+def _media_type(exchange: HttpExchange) -> str:
+    """Return the type of the answer that the request asks for."""
+    return "text/event-stream; charset=utf-8" if b'"stream":true' in exchange.body.replace(b" ", b"") else JSON
