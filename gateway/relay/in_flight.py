@@ -8,9 +8,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from gateway.admission.model_residency import ModelState
 from gateway.admission.scheduler import Transfer
-from gateway.errors import GatewayError
 from gateway.relay.destinations import Destination
+from gateway.relay.frozen_models import ModelRequest
 from gateway.relay.requests import ChatRequest
 from gateway.relay.route import Route
 from gateway.upstream.backend import Backend
@@ -21,7 +22,7 @@ CHECK_SECONDS = 0.05
 _log = logging.getLogger(__name__)
 
 
-class RelayInFlight(Protocol):
+class RelayInFlight(ModelRequest, Protocol):
     """A relay as the rest of the gateway sees it while it runs."""
 
     check_at: float
@@ -30,17 +31,12 @@ class RelayInFlight(Protocol):
     @property
     def route(self) -> Route: ...
     @property
-    def arrived(self) -> float: ...
-    @property
     def generation(self) -> int: ...
     @property
     def is_stranded(self) -> bool: ...
 
     def check_deadlines(self, now: float) -> None:
         """End the relay if a deadline has passed; send a keep-alive if one is due."""
-
-    def cut_off(self, error: GatewayError) -> None:
-        """End the relay with `error`."""
 
     def leave_queue(self, backend: Backend) -> None:
         """Stop waiting for `backend`, which is down, if a fallback can serve the request."""
@@ -77,6 +73,8 @@ class InFlight:
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
         self._relays: set[RelayInFlight] = set()
+        self.watch: Callable[[float], None] = lambda now: None
+        """Called with the time at each check of the deadlines."""
         self.discard: Callable[[RelayInFlight], None] = self._relays.discard
         """Remove a relay that has ended. Bound once, so the hot path makes one call."""
 
@@ -93,6 +91,12 @@ class InFlight:
         self._relays.add(relay)
         if self._timer is None:
             self._timer = self._loop.call_later(CHECK_SECONDS, self._check)
+
+    def send_again(self, state: ModelState) -> None:
+        """Return the requests for a model that have no answer yet to the queue, in their order."""
+        for relay in sorted(self._relays, key=lambda relay: relay.arrived, reverse=True):
+            if relay.model_state is state:
+                relay.send_again()
 
     def oldest_generation(self, default: int) -> int:
         """Return the oldest generation of settings that a relay uses; `default` without relays."""
@@ -119,4 +123,8 @@ class InFlight:
             except Exception:  # the deadlines of all other relays depend on this timer
                 _log.exception("the deadline check of a relay failed; its deadlines are no longer enforced")
                 relay.check_at = math.inf
+        try:
+            self.watch(now)
+        except Exception:
+            _log.exception("the check for frozen models failed")
         self._timer = self._loop.call_later(CHECK_SECONDS, self._check) if self._relays else None

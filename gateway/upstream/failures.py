@@ -38,6 +38,9 @@ MISSING = "model_not_found"
 NO_FIRST_PIECE = "no first token"
 """Words for the client when `first_token_timeout` has passed."""
 
+NO_NEXT_PIECE = "no next token"
+"""Words for the client when `idle_timeout` has passed."""
+
 FULL_SECONDS = 1.0
 """Pause of a full server that does not say how long it stays full."""
 
