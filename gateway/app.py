@@ -104,6 +104,7 @@ class Gateway:
             gateway_id,
             on_down=self._migration.on_backend_down,
             on_learned=learned_limits.save,
+            on_evicted=self._in_flight.send_again,
         )
         learned_limits.restore()
         self._health = HealthChecks(settings, self._backends, gateway_id, Backend.refresh)

@@ -10,6 +10,7 @@
     ├─ UnsupportedMediaType 415, HeadersTooLarge 431
     ├─ ClientLeft 499            counted and logged, never sent
     ├─ Crash 500
+    ├─ ModelUnloaded             never sent: the request is sent again
     ├─ UpstreamError 502
     ├─ Overloaded 503
     │  └─ QueueFull, QueueTimeout, BackendUnavailable, ShuttingDown
@@ -80,6 +81,15 @@ class Crash(GatewayError):
 
     def __init__(self) -> None:
         super().__init__("The gateway failed to answer.")
+
+
+class ModelUnloaded(GatewayError):
+    """The model was unloaded before the answer began. The request is sent again, so no client gets this."""
+
+    outcome = "upstream_error"
+
+    def __init__(self) -> None:
+        super().__init__("The model was unloaded before the answer began.")
 
 
 class InvalidRequest(GatewayError):

@@ -72,6 +72,16 @@ class FairQueue(Generic[T]):
         entry.count += 1
         self.count += 1
 
+    def add_first(self, item: T) -> None:
+        """Insert a request before all others. The next turn is its key's, in any queue."""
+        key, person = item.claim.key, item.claim.person
+        self.add(item, 0)
+        entry = self._keys[key]
+        entry.stamp = 0
+        entry.persons[person].move_to_end(item, last=False)
+        entry.persons.move_to_end(person, last=False)
+        self._keys.move_to_end(key, last=False)
+
     def head(self) -> tuple[int, T]:
         """Return the next request and the stamp of its key. The queue must not be empty."""
         entry = next(iter(self._keys.values()))

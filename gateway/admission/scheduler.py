@@ -47,7 +47,7 @@ I1: No limit is exceeded, except by one request on trial in an `AdaptiveLimit`, 
 I2: Between two steps, no queued request could run. So a text request never waits behind an image
     that cannot run, and a request for one model never waits behind the busy server of another.
 I3: At most `max_queue` requests wait. Not counted are requests that wait for nothing but a load,
-    and transferred ones, which a queue had accepted already.
+    and transferred ones and those that entered again, which had been accepted already.
 I4: Each ticket ends once.
 I5: A ticket that left its queue is never admitted.
 I6: A queued ticket is in one queue of one backend, and nowhere else.
@@ -287,6 +287,18 @@ class Admission:
         if self._trial_placement(queue) is not None or self._schedule_loads():
             self._admit_next()
 
+    def enter_again(self, ticket: QueueEntry, *, is_first: bool) -> None:
+        """Admit or queue a request that had a slot, regardless of `max_queue`.
+
+        With `is_first`, it comes before all others.
+        """
+        placement = self._free_placement(ticket.queue)
+        if placement is not None:
+            self._start(ticket, placement)
+            return
+        self._enqueue(ticket, is_first=is_first)
+        self._admit_next()
+
     def leave(self, ticket: QueueEntry) -> None:
         """End a request in flight, or remove a queued one."""
         if ticket.placement is not None:
@@ -354,13 +366,16 @@ class Admission:
             self._start(ticket, placement)
             ticket.admitted()
 
-    def _enqueue(self, ticket: QueueEntry) -> None:
+    def _enqueue(self, ticket: QueueEntry, *, is_first: bool = False) -> None:
         queue = ticket.queue
         self._stamp += 1
         ticket.arrival = self._stamp
         ticket.is_queued = True
         self._queued += 1
-        queue.fair_queue(ticket.claim).add(ticket, self._stamp)
+        if is_first:
+            queue.fair_queue(ticket.claim).add_first(ticket)
+        else:
+            queue.fair_queue(ticket.claim).add(ticket, self._stamp)
         queue.room.count += 1
 
     def _schedule_loads(self) -> bool:

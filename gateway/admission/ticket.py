@@ -23,13 +23,15 @@ class Ticket(QueueEntry):
         QueueFull, QueueTimeout, ModelNotFound
     """
 
-    __slots__ = ("_admission", "_timer", "_waiter")
+    __slots__ = ("_admission", "_goes_first", "_timer", "_waiter")
 
     _timer: asyncio.TimerHandle
 
     def __init__(self, admission: Admission, queue: Queue, claim: Claim) -> None:
         QueueEntry.__init__(self, queue, claim)
         self._admission = admission
+        self._goes_first: bool | None = None
+        """For a request that had a slot before: whether it goes before the others in the queue."""
         self._waiter: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -42,11 +44,18 @@ class Ticket(QueueEntry):
         return self.placement.server
 
     def __enter__(self) -> Self:
-        self._admission.enter(self)
+        if self._goes_first is None:
+            self._admission.enter(self)
+        else:
+            self._admission.enter_again(self, is_first=self._goes_first)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._admission.leave(self)
+
+    def enter_again(self, goes_first: bool) -> None:
+        """Make the ticket that of a request that had a slot before. It is not refused."""
+        self._goes_first = goes_first
 
     async def wait(self) -> None:
         """Wait for a slot.

@@ -66,6 +66,7 @@ class OllamaLoading:
     """
 
     path = "/api/ps"
+    unload_path = "/api/generate"
 
     def __init__(self, keep_alive: str | float | None = None, num_ctx: int | None = None) -> None:
         self._options: dict[str, Any] = {} if num_ctx is None else {"options": {"num_ctx": num_ctx}}
@@ -80,6 +81,14 @@ class OllamaLoading:
         """
         asked = {"input": []} if is_apart else {"messages": [], "stream": False}
         return msgspec.json.encode({"model": model, **asked, **self._options})
+
+    def unload_body(self, model: str) -> bytes:
+        """Return the body of the request to `unload_path` that unloads a model of any sort.
+
+        Ollama answers at once, and unloads the model when its last request has ended
+        (server/sched.go 0.24 and 0.33, `expireRunner`).
+        """
+        return msgspec.json.encode({"model": model, "keep_alive": 0, "stream": False})
 
 
 def _is_zero(keep_alive: str | float) -> bool:

@@ -14,6 +14,7 @@ from typing import ClassVar
 from msgspec import structs
 
 from gateway.admission.fair_queue import Claim
+from gateway.admission.model_residency import ModelState
 from gateway.admission.queues import LaneName
 from gateway.admission.ticket import Ticket
 from gateway.chat.answer import Timings
@@ -24,10 +25,11 @@ from gateway.errors import (
     Crash,
     GatewayError,
     InvalidRequest,
+    ModelUnloaded,
     UpstreamError,
     UpstreamTimeout,
 )
-from gateway.relay.cancel_scope import CancelScope
+from gateway.relay.cancel_scope import CancelScope, ErrorScope
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.relay.failover import Failover
@@ -71,6 +73,7 @@ class Relay(ABC):
     """Request field with the text that has to fit the model's context."""
 
     __slots__ = (
+        "_attempt",
         "_backend",
         "_cancel_scope",
         "_client",
@@ -78,6 +81,8 @@ class Relay(ABC):
         "_destination",
         "_failover",
         "_form",
+        "_goes_first",
+        "_is_late",
         "_is_streamed_upstream",
         "_lane",
         "_limits",
@@ -107,6 +112,11 @@ class Relay(ABC):
         self._ticket = self._new_ticket(request.claim)
         self._meter = Meter(context.clock, destination.metrics.gaps.observe_gap)
         self._cancel_scope = CancelScope(client, context.loop)
+        self._attempt: ErrorScope | None = None
+        """The attempt that may still be ended and sent again; None if its answer has begun."""
+        self._goes_first = True
+        self._is_late = False
+        """True once the attempt's `first_token_timeout` has passed."""
         self.check_at = 0.0
         self._started = False
         self._next_keepalive = self._meter.arrived + self._keepalive_after()
@@ -163,6 +173,48 @@ class Relay(ABC):
             and self._backend.is_restrained
             and self._backend.is_down(self._destination.route.model)
         )
+
+    @property
+    def model_state(self) -> ModelState | None:
+        """State of the model that the request is in flight for; None if the server loads no models."""
+        placement = self._ticket.placement
+        return None if placement is None else placement.state
+
+    @property
+    def place(self) -> tuple[Backend, Server]:
+        """Backend and server of the request in flight."""
+        assert self._server is not None
+        return self._backend, self._server
+
+    @property
+    def sent_at(self) -> float:
+        """Time at which the attempt in flight began."""
+        return self._ticket.started
+
+    @property
+    def first_token_timeout(self) -> float:
+        return self._limits.first_token_timeout
+
+    @property
+    def awaits_first_token(self) -> bool:
+        return self._attempt is not None
+
+    @property
+    def may_be_silent(self) -> bool:
+        """True if the engine may hold back output for a long time."""
+        return False
+
+    @property
+    def patience(self) -> float:
+        """Seconds in which a first token is to be expected."""
+        state = self.model_state
+        return math.inf if state is None else state.activity.patience(self._lane, self._request.size)
+
+    def last_heard(self, now: float) -> float:
+        """Return the time of the last piece of the answer, or `now` if the client does not read."""
+        if self._client.paused:
+            return now
+        return -math.inf if self._meter.first_piece is None else self._meter.last_piece
 
     def as_requeueable(self) -> Requeueable | None:
         return None
@@ -231,12 +283,39 @@ class Relay(ABC):
             return False
         return not self._context.destination(fallback, self.workload).backend.refuses_all(fallback.model, self._lane)
 
+    def send_again(self, *, is_first: bool = True) -> bool:
+        """Send the request again, from the queue on, if its answer has not begun.
+
+        There it comes before all others, or with `is_first` false, after them. Return whether the
+        request is sent again. Only requests to servers that load models can be.
+        """
+        if self._attempt is None:
+            return False
+        self._goes_first = is_first
+        self._attempt.end(ModelUnloaded())
+        return True
+
+    def _requeue(self) -> None:
+        """Give the request a new ticket, since its model was unloaded before it was served.
+
+        That did not use up one of its attempts.
+        """
+        self._context.metrics.retries.labels(self._backend.name, "unloaded").inc()
+        self._meter.attempts -= 1
+        self._meter.requeue()
+        self._retarget(self._follow_rollout(self._destination))
+        self._ticket = self._new_ticket(self._claim())
+        self._ticket.enter_again(self._goes_first)
+
     def _reroute(self, failure: GatewayError) -> None:
         """Retarget the request after `failure` and give it a new ticket.
 
         Raises:
             GatewayError: the request has nowhere else to go; this is what the client gets.
         """
+        if isinstance(failure, ModelUnloaded):
+            self._requeue()
+            return
         if self._failover is None:
             if self._destination.fallback is None:
                 raise failure
@@ -317,10 +396,12 @@ class Relay(ABC):
             sent = self._meter.last_piece
             self.check_at = 0.0
             try:
-                await self._exchange(server)
+                await self._exchange_interruptibly(ticket, server)
                 ticket.is_served = True
                 self._record_success(ticket, server, sent)
                 return
+            except ModelUnloaded:
+                raise
             except TransportError as fault:
                 error = upstream_error(fault)
                 if not self._retry_elsewhere(ticket, server, error, sent, fault.answered):
@@ -352,6 +433,19 @@ class Relay(ABC):
             seconds = None if meter.first_piece is None else meter.first_piece - sent
             placement.gate.succeed(ticket.claim, self._request.size, seconds, ticket.is_trial)
 
+    async def _exchange_interruptibly(self, ticket: Ticket, server: Server) -> None:
+        """Carry out the exchange so that `send_again` can end it until its answer begins."""
+        if ticket.placement is None or ticket.placement.state is None:
+            await self._exchange(server)
+            return
+        self._attempt = scope = ErrorScope(self._context.loop)
+        self._is_late = False
+        try:
+            with scope:
+                await self._exchange(server)
+        finally:
+            self._attempt = None
+
     def _retry_elsewhere(
         self, ticket: Ticket, server: Server, error: GatewayError, sent: float, answered: bool
     ) -> bool:
@@ -364,6 +458,18 @@ class Relay(ABC):
         if isinstance(refusal, ContextLengthExceeded) and refusal.limit is None:
             return ContextLengthExceeded(server.facts(self._destination.route.model).context_length, self.text_field)
         return refusal
+
+    def _note_first_token(self) -> None:
+        """Record the first token, or a whole answer without tokens, as a sign of life of its model."""
+        state = self.model_state
+        if state is None:
+            return
+        self._attempt = None
+        now = self._context.clock()
+        state.activity.first_token(self._lane, now - self._ticket.started, self._request.size, now)
+        residency = None if self._server is None else self._server.residency
+        if not state.is_loaded and residency is not None and residency.heard(state):
+            self._backend.refresh()
 
     def _count_stale(self) -> None:
         self._meter.attempts += 1
@@ -425,6 +531,9 @@ class Relay(ABC):
         """
         deadline, phase = self._deadline()
         if now >= deadline:
+            if phase == NO_FIRST_PIECE and self._may_be_frozen():
+                self.check_at = now  # the request fails only if its model is not unloaded
+                return
             self._cancel_scope.end(UpstreamTimeout(phase))
             self.check_at = math.inf
             self._record_timeout(phase)
@@ -445,6 +554,16 @@ class Relay(ABC):
         if not server.circuit.is_open:
             reason = HANG if phase == NO_FIRST_PIECE else "no_next_piece"
             placement.gate.fail(reason, since, self._request.claim, self._ticket.is_trial)
+
+    def _may_be_frozen(self) -> bool:
+        """Return whether it is still being found out whether the model has frozen."""
+        if self._attempt is None:
+            return False
+        frozen_models = self._context.frozen_models
+        if not self._is_late:
+            self._is_late = True
+            frozen_models.suspect(self)
+        return frozen_models.is_deciding(self)
 
     def _deadline(self) -> tuple[float, str]:
         """Return the deadline of the current phase, and what to tell the client when it passes.

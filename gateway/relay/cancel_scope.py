@@ -15,6 +15,39 @@ class LeavingClient(Protocol):
     on_leave: Callable[[], None] | None
 
 
+class ErrorScope:
+    """Context manager whose block `end` interrupts with an error. It may be inside another one."""
+
+    __slots__ = ("_cancels", "_error", "_loop", "_task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._error: GatewayError | None = None
+        self._task: asyncio.Task[object] | None = None
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task(self._loop)
+        assert self._task is not None
+        self._cancels = self._task.cancelling()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        task, self._task = self._task, None
+        if self._error is not None and task is not None:
+            # Another cancellation, from outside or of an outer scope, takes precedence.
+            is_last = task.uncancel() <= self._cancels
+            if is_last and kind is asyncio.CancelledError:
+                raise self._error from None
+
+    def end(self, error: GatewayError) -> None:
+        """Raise `error` in the block at its next await. Only the first call counts."""
+        if self._error is None and self._task is not None:
+            self._error = error
+            self._task.cancel()
+
+
 class CancelScope:
     """Context manager that interrupts what its body awaits; `asyncio.timeout` with more reasons.
 

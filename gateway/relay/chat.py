@@ -152,6 +152,11 @@ class ChatRelay(Relay):
         if self._failover is not None:
             self._failover.destination = destination
 
+    @property
+    def may_be_silent(self) -> bool:
+        """True if the engine may hold back output: Ollama sends a tool call as a whole."""
+        return bool(self._chat.tools)
+
     def _text_length(self) -> int:
         return sum(len(message.text) for message in self._chat.messages)
 
@@ -277,6 +282,7 @@ class ChatRelay(Relay):
         if is_first:
             self.check_at = 0.0
             self._ticket.first_token()
+            self._note_first_token()
             assert self._server is not None
             if self._server.circuit.is_troubled:
                 self._server.circuit.begin_answer()

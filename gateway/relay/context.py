@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from gateway.config import Settings
 from gateway.relay.destinations import Destination, Destinations
+from gateway.relay.frozen_models import FrozenModels
 from gateway.relay.in_flight import InFlight, Requeueable
 from gateway.telemetry.exchange import Exchange
 from gateway.telemetry.metrics import Metrics
@@ -39,6 +40,8 @@ class RelayContext:
         self.destination = destinations.get  # bound once: it costs a request one look-up
         self.backends = destinations.backends
         self.in_flight = in_flight
+        self.frozen_models = FrozenModels(in_flight, clock)
+        in_flight.watch = self.frozen_models.check
         self.metrics = metrics
         self.requeue_target = requeue_target
         self.on_exchange = on_exchange

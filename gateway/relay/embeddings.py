@@ -71,6 +71,7 @@ class EmbeddingRelay(Relay):
                     "The embeddings of these texts are too large for one answer. Send fewer texts in one request.",
                     param="input",
                 ) from fault
+        self._note_first_token()
         self._meter.end_upstream()
         await self._answer(await in_turns(embedder.parse(answer)))
 

@@ -8,9 +8,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from gateway.admission.model_residency import ModelState
 from gateway.admission.scheduler import Transfer
-from gateway.errors import GatewayError
 from gateway.relay.destinations import Destination
+from gateway.relay.frozen_models import ModelRequest
 from gateway.relay.requests import ChatRequest
 from gateway.relay.route import Route
 from gateway.relay.stalls import Attempt, eject_stalled
@@ -25,7 +26,7 @@ SWEEP_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
-class RelayInFlight(Protocol):
+class RelayInFlight(ModelRequest, Protocol):
     """A relay as the rest of the gateway sees it while it runs."""
 
     check_at: float
@@ -34,17 +35,12 @@ class RelayInFlight(Protocol):
     @property
     def route(self) -> Route: ...
     @property
-    def arrived(self) -> float: ...
-    @property
     def generation(self) -> int: ...
     @property
     def is_stranded(self) -> bool: ...
 
     def check_deadlines(self, now: float) -> None:
         """End the relay if a deadline has passed; send a keep-alive if one is due."""
-
-    def cut_off(self, error: GatewayError) -> None:
-        """End the relay with `error`."""
 
     def leave_queue(self, backend: Backend) -> None:
         """Stop waiting for `backend`, which is down, if a fallback can serve the request."""
@@ -88,6 +84,8 @@ class InFlight:
         self._timer: asyncio.TimerHandle | None = None
         self._next_sweep = -math.inf
         self._relays: set[RelayInFlight] = set()
+        self.watch: Callable[[float], None] = lambda now: None
+        """Called with the time at each check of the deadlines."""
         self.discard: Callable[[RelayInFlight], None] = self._relays.discard
         """Remove a relay that has ended. Bound once, so the hot path makes one call."""
 
@@ -104,6 +102,12 @@ class InFlight:
         self._relays.add(relay)
         if self._timer is None:
             self._timer = self._loop.call_later(CHECK_SECONDS, self._check)
+
+    def send_again(self, state: ModelState) -> None:
+        """Return the requests for a model that have no answer yet to the queue, in their order."""
+        for relay in sorted(self._relays, key=lambda relay: relay.arrived, reverse=True):
+            if relay.model_state is state:
+                relay.send_again()
 
     def oldest_generation(self, default: int) -> int:
         """Return the oldest generation of settings that a relay uses; `default` without relays."""
@@ -133,6 +137,10 @@ class InFlight:
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP_SECONDS
             self._sweep(now)
+        try:
+            self.watch(now)
+        except Exception:
+            _log.exception("the check for frozen models failed")
         self._timer = self._loop.call_later(CHECK_SECONDS, self._check) if self._relays else None
 
     def _sweep(self, now: float) -> None:

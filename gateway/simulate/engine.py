@@ -52,9 +52,15 @@ class SimulatedLane:
 
     def __init__(self, slots: int) -> None:
         self._slots = asyncio.Semaphore(slots)  # noqa: TID251  # a limit of the simulated engine, not of the gateway
+        self.is_frozen = False
+        """True if no further request gets a slot."""
 
     async def enter(self) -> None:
+        if self.is_frozen:
+            await asyncio.get_running_loop().create_future()
         await self._slots.acquire()
+        if self.is_frozen:
+            await asyncio.get_running_loop().create_future()
 
     def leave(self) -> None:
         self._slots.release()

@@ -176,6 +176,7 @@ class Options:
     memory: int = 0  # bytes for all loaded models; 0: any number
     gpu: bool = False  # whether /api/ps shows the models in a GPU's memory
     max_queue: int = 512  # OLLAMA_MAX_QUEUE: requests that may wait for a load
+    freeze_after: int = 0  # clients that leave a model at once and freeze it; 0: none do
     repeat_limit: int = 30  # equal tokens in a row after which Ollama aborts a reply; 0: never
     # Above 0, requests with images all run at once, each slowed down by this share for each other
     # one.

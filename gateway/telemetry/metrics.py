@@ -239,6 +239,11 @@ class Metrics:
         self.load_seconds = histogram(
             "gateway_backend_load_seconds", "Time that a backend took to load a model.", ("backend", "model"), LOAD
         )
+        self.model_unloads = counter(
+            "gateway_model_unloads_total",
+            "Models that the gateway had a backend unload.",
+            ("backend", "model", "reason"),
+        )
         self.active_backend = Gauge(
             "gateway_active_backend",
             "1 for the active backend of the tier, 0 for its others.",

@@ -10,6 +10,7 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from gateway.admission.concurrency_limits import AdaptiveLimit
+from gateway.admission.model_residency import ModelState
 from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, TierLimits
 from gateway.admission.scheduler import Admission
 from gateway.config import BackendSettings, LimitOverrides, ServerSettings
@@ -47,6 +48,12 @@ The loop's clock is a little coarser than the clock that ends the pause.
 _log = logging.getLogger(__name__)
 
 
+UnloadFrozen = Callable[
+    [Server, ModelState, Callable[[], bool], Callable[[], str]],
+    "asyncio.Task[None] | None",
+]
+
+
 class Backend:
     """A named group of servers, as a backend in HAProxy."""
 
@@ -57,6 +64,7 @@ class Backend:
         *,
         on_down: Callable[["Backend"], None] = lambda backend: None,
         on_learned: Callable[[], None] = lambda: None,
+        on_evicted: Callable[[ModelState], None] = lambda state: None,
     ) -> None:
         self.name = settings.name
         self.kind = settings.kind
@@ -83,6 +91,10 @@ class Backend:
         """
         self.on_down = on_down
         """Called when the circuit breaker of a server has opened, or a server was ejected."""
+        self.on_evicted = on_evicted
+        """Called when a server has evicted a model that may still have requests."""
+        self.unload_frozen: UnloadFrozen | None = None
+        """`ModelLoader.unload_frozen`, or None if no model has to be loaded."""
         self._timers: set[asyncio.TimerHandle] = set()
         for server in self.servers:
             server.circuit = CircuitBreaker(time.monotonic, partial(self._circuit_changed, server))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
+from gateway.admission.model_residency import ModelState
 from gateway.config import Settings, is_same_place
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
@@ -15,6 +16,7 @@ class Backends:
     - `current` holds the backends in force by name. It is filled here and changed in place by `relay.destinations`.
     - `on_down` is called when the circuit breaker of a server has opened, or a model cannot be loaded there.
     - `on_learned` is called when a backend has learned a concurrency limit.
+    - `on_evicted` is called when a server has evicted a model that may still have requests.
     """
 
     def __init__(
@@ -26,12 +28,14 @@ class Backends:
         *,
         on_down: Callable[[Backend], None],
         on_learned: Callable[[], None],
+        on_evicted: Callable[[ModelState], None],
     ) -> None:
         self.current = current
         self._metrics = metrics
         self._gateway_id = gateway_id
         self._on_down = on_down
         self._on_learned = on_learned
+        self._on_evicted = on_evicted
         self._loaders: dict[Backend, ModelLoader] = {}
         current.update(self.built_for(settings))
 
@@ -84,6 +88,7 @@ class Backends:
             settings.ollama_num_parallel,
             on_down=self._on_down,
             on_learned=self._on_learned,
+            on_evicted=self._on_evicted,
         )
         if backend.loading is not None:
             self._loaders[backend] = ModelLoader(backend, settings, self._metrics, self._gateway_id)

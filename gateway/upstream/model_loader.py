@@ -1,12 +1,13 @@
 """Loads the models of an Ollama by requests of the gateway's own, which go on when clients leave.
 
-`admission/model_residency.py` decides when to load which model.
+`admission/model_residency.py` decides when to load which model, and which one makes room.
+`relay/frozen_models.py` decides which one has frozen.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from email.utils import parsedate_to_datetime
 from functools import partial
 
@@ -22,7 +23,14 @@ from gateway.upstream.failures import NO_FIRST_PIECE, SERVER_FAULTS, UNSENT, rec
 from gateway.upstream.server import Server
 
 REPORT_TIMEOUT_SECONDS = 5.0
-"""Timeout of the request that asks which models are loaded."""
+"""Timeout of the request that asks which models are loaded, and of one that unloads a model."""
+
+UNLOAD_SECONDS = 10.0
+"""Time that a server has to unload a model whose requests have ended.
+
+Ollama waits up to 5 s until a GPU reports that its memory is free again.
+"""
+UNLOAD_CHECK_SECONDS = 0.25
 
 CONNECTION_FAULTS = SERVER_FAULTS - {"status_5xx"}
 
@@ -60,7 +68,16 @@ class ModelLoader:
                 partial(_may_load, server),
                 partial(self._start_load, server),
                 backend.refresh,
+                partial(self._start_making_room, server),
+                backend.on_evicted,
             )
+        backend.unload_frozen = self.unload_frozen
+        self._unload_heads = {
+            server: server.pool.head(
+                "POST", backend.loading.unload_path, [("Content-Type", "application/json"), *backend.headers()]
+            )
+            for server in backend.servers
+        }
         self.change(settings)
 
     def __repr__(self) -> str:
@@ -78,21 +95,30 @@ class ModelLoader:
                 server.residency.state(canonical(model), model, is_embedding).warm = True
 
     def stop(self) -> None:
-        """Cancel the loads in progress."""
+        """Cancel the loads and unloads in progress."""
         self._is_closed = True
         for task in self._tasks:
             task.cancel()
 
     async def close(self) -> None:
-        """Cancel the loads in progress, and wait for their end."""
+        """Cancel the loads and unloads in progress, and wait for their end."""
         self.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _start_load(self, server: Server, state: ModelState) -> None:
-        if not self._is_closed:
-            task = asyncio.get_running_loop().create_task(self._load(server, state))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._start(self._load(server, state))
+
+    def _start_making_room(self, server: Server, state: ModelState) -> None:
+        self._start(self._make_room(server, state))
+
+    def _start(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None] | None":
+        if self._is_closed:
+            work.close()
+            return None
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _load(self, server: Server, state: ModelState) -> None:
         residency = server.residency
@@ -151,6 +177,94 @@ class ModelLoader:
         self._metrics.load_seconds.labels(backend.name, model).observe(took)
         _log.info("backend %s: loaded the model %r in %.1f s", server.name, model, took)
         return None
+
+    # Unloads
+
+    async def _make_room(self, server: Server, state: ModelState) -> None:
+        """Unload a held model that a load waits for, if the server still has it loaded."""
+        report = await self._loaded_models(server)
+        if report is None or state.name not in report.until or not state.is_held or state.running:
+            return
+        if await self._send_unload(server, state):
+            assert server.residency is not None
+            server.residency.unloaded(state)
+            self._metrics.model_unloads.labels(self._backend.name, state.model, "make_room").inc()
+            _log.info("backend %s: unloaded the model %r, so that another one can be loaded", server.name, state.model)
+
+    def unload_frozen(
+        self, server: Server, state: ModelState, is_frozen: Callable[[], bool], end_requests: Callable[[], str]
+    ) -> "asyncio.Task[None] | None":
+        """Start to unload a model that seems to have frozen, so that its requests can be sent again.
+
+        Nothing happens unless the server answers that the model is loaded, and `is_frozen` still
+        holds then. `end_requests` has to end the model's requests at the server, because Ollama
+        unloads no model that has any. It returns what to log about them. Returns None once the
+        loader is closed.
+        """
+        return self._start(self._unload_frozen(server, state, is_frozen, end_requests))
+
+    async def _unload_frozen(
+        self, server: Server, state: ModelState, is_frozen: Callable[[], bool], end_requests: Callable[[], str]
+    ) -> None:
+        residency = server.residency
+        assert residency is not None
+        report = await self._loaded_models(server)
+        if report is None or state.name not in report.until or not is_frozen():
+            return  # the server hangs; or the model is being loaded, or unloaded, by a request; or it answers again
+        state.activity.was_unloaded = True
+        residency.begin_unload(state)
+        is_gone = False
+        try:
+            if await self._send_unload(server, state):
+                what = end_requests()
+                is_gone = await self._wait_until_gone(server, state)
+                self._report_unload(server, state, is_gone, what)
+        finally:
+            residency.end_unload(state, is_loaded=not is_gone)
+        self._backend.refresh()
+
+    def _report_unload(self, server: Server, state: ModelState, is_gone: bool, what: str) -> None:
+        self._metrics.model_unloads.labels(self._backend.name, state.model, "frozen").inc()
+        if is_gone:
+            _log.warning("backend %s: the model %r had frozen and was unloaded; %s", server.name, state.model, what)
+        else:
+            _log.error(
+                "backend %s: the model %r has frozen, and the server does not unload it; %s. Restart the server",
+                server.name,
+                state.model,
+                what,
+            )
+
+    async def _send_unload(self, server: Server, state: ModelState) -> bool:
+        """Tell the server to unload a model. Return whether it will."""
+        loading = self._backend.loading
+        assert loading is not None
+        try:
+            async with asyncio.timeout(REPORT_TIMEOUT_SECONDS):
+                head = b"%bX-Gateway-Via: %b\r\n" % (self._unload_heads[server], self._gateway_id)
+                with await server.pool.request(head, loading.unload_body(state.model)) as response:
+                    await response.read(MAX_REFUSAL)
+                    reason = f"status {response.status}"
+                    if response.status == 200:
+                        return True
+        except TimeoutError:
+            reason = "no answer in time"
+        except TransportError as fault:
+            reason = fault.fault
+        _log.warning("backend %s: the model %r was not unloaded (%s)", server.name, state.model, reason)
+        return False
+
+    async def _wait_until_gone(self, server: Server, state: ModelState) -> bool:
+        """Wait until the server no longer reports the model. Return False if it still does so."""
+        try:
+            async with asyncio.timeout(UNLOAD_SECONDS):
+                while True:
+                    report = await self._loaded_models(server)
+                    if report is not None and state.name not in report.until:
+                        return True
+                    await asyncio.sleep(UNLOAD_CHECK_SECONDS)
+        except TimeoutError:
+            return False
 
     def _warm_models(self) -> Iterator[tuple[str, bool]]:
         """Yield the models to load without a request, and whether each is an embedding model."""

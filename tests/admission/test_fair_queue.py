@@ -88,3 +88,23 @@ def test_queue_holds_exactly_the_requests_added_and_not_removed(given: list[str]
         items.remove(item)
     assert queue.count == len(items)
     assert set(drain(queue)) == set(items)
+
+
+def test_request_added_first_is_served_first_and_costs_the_others_only_that_turn() -> None:
+    queue, _ = queue_of("a", "b", "c")
+    queue.add_first(Item(Claim("c"), "again"))
+    assert [item.name for item in drain(queue)] == ["again", "0a", "1b", "2c"]
+
+
+def test_request_added_first_comes_before_other_persons_and_requests_of_its_key() -> None:
+    queue, _ = queue_of("k.x", "k.y", "k.x", "z")
+    queue.add_first(Item(Claim("k", "y"), "again"))
+    first, *others = drain(queue)
+    assert (first.name, len(others), queue.count) == ("again", 4, 0)
+
+
+def test_key_of_a_request_added_first_comes_before_the_keys_of_other_queues() -> None:
+    queue, _ = queue_of("a", "b")
+    queue.add_first(Item(Claim("b"), "again"))
+    stamp, item = queue.head()
+    assert (stamp, item.name) == (0, "again")

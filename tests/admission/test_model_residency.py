@@ -4,7 +4,14 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.admission.model_residency import IDLE_AFTER_SECONDS, LoadedModels, ModelResidency, ModelState
+from gateway.admission.model_residency import (
+    IDLE_AFTER_SECONDS,
+    UNLOAD_AFTER_SECONDS,
+    UNLOAD_AGAIN_SECONDS,
+    LoadedModels,
+    ModelResidency,
+    ModelState,
+)
 from gateway.errors import GatewayError
 from tests.fakes.admission import Clock, Server, setup
 
@@ -33,9 +40,18 @@ class Setup:
     def __init__(self, *report: str) -> None:
         self.clock = Clock()
         self.started: list[str] = []
+        self.unloading: list[str] = []
+        self.evicted: list[str] = []
         self.can_load = True
         self.residency = ModelResidency(
-            self.clock, self.clock.alarm, lambda: SWAP, lambda model: self.can_load, self._begin, lambda: None
+            self.clock,
+            self.clock.alarm,
+            lambda: SWAP,
+            lambda model: self.can_load,
+            self._begin,
+            lambda: None,
+            lambda state: self.unloading.append(state.name),
+            lambda state: self.evicted.append(state.name),
         )
         self.states = {name: self.residency.state(name, name, False) for name in "abc"}
         self.waiters = {name: Waiters() for name in "abc"}
@@ -74,7 +90,14 @@ class Setup:
 
 def test_models_count_as_loaded_until_the_first_report() -> None:
     residency = ModelResidency(
-        Clock(), lambda *_: None, lambda: SWAP, lambda model: True, lambda state: None, lambda: None
+        Clock(),
+        lambda *_: None,
+        lambda: SWAP,
+        lambda model: True,
+        lambda *_: None,
+        lambda: None,
+        lambda *_: None,
+        lambda *_: None,
     )
     state = residency.state("a", "a", False)
     assert state.is_ready
@@ -384,3 +407,224 @@ def test_warm_model_does_not_take_the_place_of_a_loaded_rival() -> None:
     setup.states["c"].warm = True
     setup.residency.schedule()
     assert setup.started == ["b", "c"]
+
+
+def test_model_that_was_not_loaded_before_the_load_was_not_evicted_by_it() -> None:
+    setup = Setup("a")
+    setup.states["a"].running = 1
+    setup.wait_for("b")
+    setup.end("b", "", "b")
+    setup.states["a"].running, setup.states["b"].running = 0, 1
+    setup.wait_for("a")
+    assert setup.started == ["b", "a"]
+
+
+def test_load_without_a_report_from_before_it_makes_no_rivals() -> None:
+    setup = Setup("a")
+    setup.states["a"].running = 1
+    setup.wait_for("b")
+    setup.residency.ended(setup.states["b"], True, None, setup.report("b"))
+    setup.states["a"].running, setup.states["b"].running = 0, 1
+    setup.wait_for("a")
+    assert setup.started == ["b", "a"]
+
+
+def test_every_held_model_is_released_when_the_load_ends_whatever_its_outcome() -> None:
+    for is_loaded in (True, False):
+        setup = Setup("a", "c")
+        setup.states["a"].running = setup.states["c"].running = 1
+        setup.wait_for("b")
+        setup.clock.pass_time(SWAP + 0.1)
+        assert setup.ready() == ""
+        setup.residency.ended(setup.states["b"], is_loaded, setup.report("a", "c"), None)
+        assert setup.ready() == ("abc" if is_loaded else "ac")
+        assert not any(state.is_held for state in setup.states.values())
+
+
+# Models that a slow load waits for
+
+
+def slow_load(*busy: str) -> Setup:
+    """Return a setup whose load of b has taken longer than `swap_after`, with these models at work."""
+    setup = Setup("a", "c")
+    for name in busy:
+        setup.states[name].running = 1
+    setup.wait_for("b")
+    setup.clock.pass_time(SWAP + 0.1)
+    return setup
+
+
+def finish(setup: Setup, name: str) -> None:
+    setup.states[name].running = 0
+    setup.states[name].idle_since = setup.clock.now
+    setup.residency.schedule()
+
+
+def test_model_that_a_slow_load_waits_for_is_unloaded_once_its_requests_have_ended() -> None:
+    setup = slow_load("a")
+    setup.clock.pass_time(60)
+    assert setup.unloading == []
+    finish(setup, "a")
+    setup.clock.pass_time(UNLOAD_AFTER_SECONDS - 0.1)
+    assert setup.unloading == []
+    setup.clock.pass_time(0.2)
+    assert setup.unloading == ["a"]
+    setup.residency.unloaded(setup.states["a"])
+    assert setup.states["a"].word == "cold"
+    setup.clock.pass_time(2 * UNLOAD_AGAIN_SECONDS)
+    assert setup.unloading == ["a"]
+    setup.end("b", "ac", "bc")
+    setup.clock.pass_time(100)
+    assert setup.unloading == ["a"]
+
+
+def test_unload_that_failed_is_tried_again_while_the_load_lasts() -> None:
+    setup = slow_load("a")
+    finish(setup, "a")
+    setup.clock.pass_time(UNLOAD_AFTER_SECONDS + 2 * UNLOAD_AGAIN_SECONDS + 0.1)
+    assert setup.unloading == ["a"] * 3
+    setup.end("b", "a", "b")
+    setup.clock.pass_time(100)
+    assert setup.unloading == ["a"] * 3
+
+
+def test_drained_model_is_not_unloaded_for_a_load_that_has_ended() -> None:
+    setup = slow_load("a")
+    finish(setup, "a")
+    setup.end("b", "ac", "abc")
+    setup.waiters["b"].waiting = 0
+    setup.residency.update(["a"])
+    setup.wait_for("c")
+    setup.states["a"].set(is_held=True)
+    setup.clock.pass_time(UNLOAD_AFTER_SECONDS + 0.1)
+    assert setup.states["c"].is_loading
+    assert setup.unloading == []
+
+
+def test_model_that_has_worked_since_the_load_began_is_unloaded_though_it_is_idle_now() -> None:
+    setup = Setup("a")
+    setup.states["a"].running = 1
+    setup.wait_for("b")
+    setup.clock.pass_time(1)
+    finish(setup, "a")
+    setup.clock.pass_time(SWAP - 1.1)
+    assert setup.ready() == "a"
+    setup.clock.pass_time(0.2)
+    assert setup.ready() == ""
+    setup.clock.pass_time(UNLOAD_AFTER_SECONDS)
+    assert setup.unloading == ["a"]
+
+
+def test_model_that_was_idle_all_the_time_is_neither_held_nor_unloaded() -> None:
+    """Ollama would have evicted it at once."""
+    setup = Setup("a")
+    setup.states["a"].idle_since = setup.clock.now
+    setup.clock.pass_time(1)
+    setup.wait_for("b")
+    setup.clock.pass_time(100)
+    assert (setup.ready(), setup.unloading) == ("a", [])
+
+
+def test_rival_that_made_room_before_the_load_is_not_unloaded() -> None:
+    setup = Setup("a")
+    setup.make_rivals()
+    setup.clock.pass_time(SWAP)
+    setup.waiters["a"].waiting = 1  # these wait while it is held
+    setup.states["a"].idle_since = -100.0
+    setup.residency._next = None
+    setup.wait_for("b")
+    setup.clock.pass_time(SWAP + 0.1)
+    assert setup.started == ["b"]
+    setup.clock.pass_time(10 * SWAP)
+    assert setup.unloading == []
+
+
+def test_load_that_fails_leaves_an_unloaded_model_cold() -> None:
+    setup = slow_load("a")
+    finish(setup, "a")
+    setup.clock.pass_time(UNLOAD_AFTER_SECONDS)
+    setup.residency.unloaded(setup.states["a"])
+    setup.residency.ended(setup.states["b"], False, setup.report("a"), None)
+    assert setup.ready() == "c"
+    assert setup.states["a"].word == "cold"
+
+
+# What answers and evictions tell
+
+
+def test_answer_shows_that_its_model_is_loaded_and_its_rival_is_not() -> None:
+    setup = Setup("a")
+    setup.make_rivals()
+    setup.states["b"].running = 1
+    assert setup.residency.heard(setup.states["b"])
+    assert setup.ready() == "b"
+    assert setup.evicted[-1] == "a"
+    assert not setup.residency.heard(setup.states["b"])
+
+
+def test_requests_for_an_evicted_model_return_to_the_queue() -> None:
+    setup = Setup("a")
+    setup.states["a"].running = 1
+    setup.wait_for("b")
+    setup.end("b", "a", "b")
+    assert setup.evicted == ["a"]
+
+
+def test_report_returns_the_requests_for_a_model_whose_rival_is_loaded() -> None:
+    setup = Setup("a")
+    setup.make_rivals()
+    setup.evicted.clear()
+    setup.states["b"].running = 1
+    setup.residency.update(["a"])
+    assert setup.evicted == ["b"]
+    setup.residency.update(["b"])
+    assert setup.evicted == ["b"]
+
+
+def test_load_waits_for_the_requests_of_a_rival_that_load_it_themselves() -> None:
+    setup = Setup("a")
+    setup.make_rivals()
+    setup.residency.update([])
+    setup.states["a"].running = 1
+    setup.wait_for("b")
+    setup.clock.pass_time(SWAP + 0.1)
+    assert setup.started == []
+    finish(setup, "a")
+    assert setup.started == ["b"]
+
+
+def test_model_that_answers_while_its_rival_is_being_loaded_is_held_and_then_unloaded() -> None:
+    setup = Setup("a")
+    setup.make_rivals()
+    setup.clock.pass_time(SWAP)
+    setup.states["a"].set(is_loaded=False)
+    setup.wait_for("b")
+    assert setup.started == ["b"]
+    setup.states["a"].running = 1
+    assert not setup.residency.heard(setup.states["a"])
+    assert setup.states["a"].word == "held"
+    finish(setup, "a")
+    setup.clock.pass_time(UNLOAD_AFTER_SECONDS)
+    assert setup.unloading == ["a"]
+
+
+# Frozen models
+
+
+def test_model_that_is_unloading_gets_no_requests_and_no_load_until_that_has_ended() -> None:
+    setup = Setup("a")
+    setup.residency.begin_unload(setup.states["a"])
+    assert setup.ready() == ""
+    setup.wait_for("a")
+    setup.residency.update([])
+    assert (setup.ready(), setup.started, setup.states["a"].word) == ("", [], "unloading")
+    setup.residency.end_unload(setup.states["a"], is_loaded=False)
+    setup.residency.schedule()
+    assert setup.started == ["a"]
+
+
+def test_model_that_could_not_be_unloaded_gets_requests_again() -> None:
+    setup = Setup("a")
+    setup.residency.begin_unload(setup.states["a"])
+    setup.residency.end_unload(setup.states["a"], is_loaded=True)
+    assert setup.ready() == "a"

@@ -496,3 +496,38 @@ def test_tier_whose_limits_change_gets_another_queue() -> None:
     first = backend.admission.queue("m", "text", "tier", TierLimits(slots=1))
     assert backend.admission.queue("m", "text", "tier", TierLimits(slots=1)) is first
     assert backend.admission.queue("m", "text", "tier", TierLimits(slots=2)) is not first
+
+
+# Requests that had a slot before
+
+
+def test_request_that_enters_again_comes_first_and_is_not_refused_by_a_full_queue() -> None:
+    backend = setup(Server("m"), max_queue=1)
+    interrupted, waiting = backend.arrive(), backend.arrive()
+    with pytest.raises(QueueFull):
+        backend.arrive()
+    backend.leave(interrupted)
+    assert waiting.placement is not None
+    other = backend.arrive()
+    backend.admission.enter_again(interrupted, is_first=True)
+    assert interrupted.is_queued
+    backend.leave(waiting)
+    assert (interrupted.placement is not None, other.is_queued) == (True, True)
+
+
+def test_request_that_enters_again_last_comes_after_the_others() -> None:
+    backend = setup(Server("m"), max_queue=1)
+    interrupted, waiting = backend.arrive(), backend.arrive()
+    backend.leave(interrupted)
+    other = backend.arrive()
+    backend.admission.enter_again(interrupted, is_first=False)
+    backend.leave(waiting)
+    assert (interrupted.is_queued, other.placement is not None) == (True, True)
+
+
+def test_request_that_enters_again_takes_a_free_slot_at_once() -> None:
+    backend = setup(Server("m"))
+    request = backend.arrive()
+    backend.leave(request)
+    backend.admission.enter_again(request, is_first=True)
+    assert request.placement is not None

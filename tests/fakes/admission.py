@@ -22,6 +22,7 @@ class Server(ServerSlots):
         self.available_models = set(models)
         self.up = True
         self.loading: ModelState | None = None
+        self.making_room: list[ModelState] = []
 
     def serves(self, model: str) -> bool:
         return model in self.available_models
@@ -103,6 +104,8 @@ class Setup:
                 may_load,
                 partial(begin, server),
                 self.admission.refresh,
+                server.making_room.append,
+                lambda state: None,
             )
 
     def arrive(

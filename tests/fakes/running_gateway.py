@@ -238,10 +238,13 @@ class Reply:
 
 
 @asynccontextmanager
-async def running(settings: config.Settings, limits: ServerLimits | None = None) -> AsyncIterator[Running]:
+async def running(
+    settings: config.Settings, limits: ServerLimits | None = None, *, shares_loop: bool = False
+) -> AsyncIterator[Running]:
     """Serve a gateway with `settings`, set up as `gateway.serve` does.
 
-    At the end it must have left no task and no connection behind.
+    At the end it must have left no task and no connection behind. With `shares_loop`, its servers
+    run in this loop too, and only connections are checked.
     """
     base_tasks = asyncio.all_tasks()
     log = io.BytesIO()
@@ -261,7 +264,7 @@ async def running(settings: config.Settings, limits: ServerLimits | None = None)
             server.stop()
             await serving
     expected = base_tasks | {asyncio.current_task()}  # a fixture's teardown runs in another task than its setup
-    await until(lambda: running_gateway.upstream_connections == 0 and asyncio.all_tasks() <= expected)
+    await until(lambda: running_gateway.upstream_connections == 0 and (shares_loop or asyncio.all_tasks() <= expected))
 
 
 def open_descriptors() -> int:

@@ -2,9 +2,16 @@
 
 import asyncio
 import selectors
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 GRACE_SECONDS = 0.002
 """Real seconds to wait for loopback I/O before the clock jumps."""
+
+
+_monotonic = time.monotonic
 
 
 class _Selector(selectors.DefaultSelector):
@@ -32,4 +39,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(self._skipping)
 
     def time(self) -> float:
-        return super().time() + self._skipping.skipped
+        return _monotonic() + self._skipping.skipped
+
+
+@contextmanager
+def virtual_clock() -> Iterator[None]:
+    """Make `time.monotonic` the clock of the running loop, for code that reads it directly."""
+    with patch("time.monotonic", asyncio.get_running_loop().time):
+        yield

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.errors import ClientLeft, GatewayError, ShuttingDown
-from gateway.relay.cancel_scope import CancelScope
+from gateway.errors import ClientLeft, GatewayError, ModelUnloaded, ShuttingDown
+from gateway.relay.cancel_scope import CancelScope, ErrorScope
 
 
 class Client:
@@ -191,3 +191,36 @@ async def test_interruption_before_the_block_is_ignored() -> None:
     scope.interrupt(ShuttingDown())
     with scope:
         await asyncio.sleep(0)
+
+
+async def test_inner_scope_ends_its_block_and_the_outer_one_goes_on() -> None:
+    client = Client()
+    inner = ErrorScope(asyncio.get_running_loop())
+    asyncio.get_running_loop().call_soon(inner.end, ModelUnloaded())
+    with scope_of(client):
+        with pytest.raises(ModelUnloaded), inner:
+            await forever()
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("inner_first", [True, False])
+async def test_client_that_leaves_takes_precedence_over_an_inner_scope(inner_first: bool) -> None:
+    client = Client()
+    inner = ErrorScope(asyncio.get_running_loop())
+
+    def end() -> None:
+        inner.end(ModelUnloaded())
+
+    steps = [end, client.leave] if inner_first else [client.leave, end]
+    for step in steps:
+        asyncio.get_running_loop().call_soon(step)
+    with pytest.raises(ClientLeft), scope_of(client), inner:
+        await forever()
+
+
+async def test_inner_scope_that_has_ended_cannot_be_interrupted() -> None:
+    inner = ErrorScope(asyncio.get_running_loop())
+    with inner:
+        pass
+    inner.end(ModelUnloaded())
+    await asyncio.sleep(0)

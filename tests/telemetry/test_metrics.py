@@ -36,6 +36,7 @@ DOCUMENTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_circuit_state": ("gauge", ("backend",)),
     "gateway_server_up": ("gauge", ("backend", "server")),
     "gateway_backend_load_seconds": ("histogram", ("backend", "model")),
+    "gateway_model_unloads": ("counter", ("backend", "model", "reason")),
     "gateway_active_backend": ("gauge", ROUTE),
     "gateway_switches": ("counter", ("tier", "from_backend", "to_backend", "cause")),
     "gateway_overhead_seconds": ("histogram", ()),
@@ -76,6 +77,7 @@ def touched(metrics: Metrics) -> Metrics:
         gauge.labels("vllm", "text").set(1)
     metrics.backend_up.labels("vllm").set(1)
     metrics.load_seconds.labels("ollama", "qwen3:8b").observe(12.0)
+    metrics.model_unloads.labels("ollama", "qwen3:8b", "frozen").inc()
     metrics.circuit_state.labels("vllm").set(0)
     metrics.server_up.labels("vllm", "1").set(1)
     metrics.fallbacks.labels("standard", "vllm", "ollama").inc()
@@ -235,6 +237,7 @@ def test_forget_drops_the_series_of_a_tier_or_backend_and_no_others() -> None:
         metrics.switches.labels(tier, "ollama", "vllm", "reload").inc()
         metrics.rejected.labels(backend, "queue_full").inc()
         metrics.load_seconds.labels(backend, "model").observe(1)
+        metrics.model_unloads.labels(backend, "model", "frozen").inc()
     metrics.forget("tier", "one")
     metrics.forget("backend", "vllm")
     metrics.forget("backend", "never-there")

@@ -52,7 +52,15 @@ class Callbacks:
 def backends_of(settings: config.Settings, callbacks: Callbacks | None = None) -> Backends:
     callbacks = callbacks or Callbacks()
     metrics = Metrics(CollectorRegistry(), "test")
-    return Backends({}, settings, metrics, b"id", on_down=callbacks.down.append, on_learned=callbacks.on_learned)
+    return Backends(
+        {},
+        settings,
+        metrics,
+        b"id",
+        on_down=callbacks.down.append,
+        on_learned=callbacks.on_learned,
+        on_evicted=lambda state: None,
+    )
 
 
 def warm_models(backend: Backend) -> list[str]:

@@ -584,3 +584,19 @@ async def test_only_models_of_its_own_backend_are_kept_warm() -> None:
         loader = ModelLoader(Backend(settings.backends[name]), settings, Metrics(CollectorRegistry(), "test"), b"id")
         kept[name] = sorted(loader._warm_models())
     assert kept == {"ollama": [("b", False)], "other": [("x", False), ("y", False), ("z", True)]}
+
+
+# A load that is not needed
+
+
+async def test_model_that_the_server_reports_as_loaded_is_not_loaded_again() -> None:
+    """Another program has loaded it since the last probe."""
+    async with gateway_before_ollama() as (gateway, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.base_url.rsplit(":", 1)[1]))
+        writer.write(b'POST /api/generate HTTP/1.1\r\nHost: x\r\nContent-Length: 13\r\n\r\n{"model":"a"}')
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        assert loaded(server) == ["a"]
+        assert (await gateway.ask()).status == 200
+        assert loads(server) == []
+        assert gateway.metric("gateway_backend_load_seconds_count") == 0

@@ -1,5 +1,6 @@
 """Stand-in for Ollama 0.33 or 0.24, with its native and its OpenAI-compatible API."""
 
+import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -92,6 +93,8 @@ class OllamaApp:
             await exchange.garble(_media_type(exchange))
 
     async def _answer(self, exchange: HttpExchange) -> None:
+        if exchange.path == "/simulate/freeze":
+            return await self._freeze(exchange)
         if exchange.path.startswith("/simulate/"):
             return await self.engine.debug_endpoint(exchange)
         self.engine.record(exchange)
@@ -109,6 +112,16 @@ class OllamaApp:
             await handler(exchange)
         except OllamaApiError as error:
             await self._send_error(exchange, error)
+
+    async def _freeze(self, exchange: HttpExchange) -> None:
+        """Serve `POST /simulate/freeze`: the model of the body answers nothing until it is unloaded."""
+        try:
+            model = self._catalog.find(str(json.loads(exchange.body)["model"]))
+        except (ValueError, KeyError, TypeError):
+            model = None
+        is_done = model is not None and self.scheduler.freeze(model)
+        answer = {"frozen": True} if is_done else {"error": "expected the name of a loaded model"}
+        await exchange.reply(200 if is_done else 400, {"content-type": "application/json"}, dump(answer))
 
     def _route(self, path: str) -> tuple[str, Handler | None]:
         if path.startswith("/v1/models/") and "/" not in path.removeprefix("/v1/models/"):
@@ -189,7 +202,8 @@ class OllamaApp:
         top_logprobs(body)
         if not body.get("model"):
             raise OllamaApiError(404, "model '' not found")
-        model = self._model(str(body["model"]))
+        unloads = not body.get("prompt") and keep_alive_seconds == 0  # for every sort of model
+        model = self._model(str(body["model"]), takes_embedding=unloads)
         if body.get("suffix"):
             raise OllamaApiError(400, f"{full_name(model)} does not support insert")
         system = [("system", str(body["system"]))] if body.get("system") else []
@@ -234,7 +248,7 @@ class OllamaApp:
         else:
             await self._load_v1(exchange, job, renderer)
 
-    def _model(self, name: str) -> Model:
+    def _model(self, name: str, *, takes_embedding: bool = False) -> Model:
         if not name:
             raise OllamaApiError(400, "model is required")
         model = self._catalog.find(name)
@@ -246,7 +260,7 @@ class OllamaApp:
                 if is_name(name)
                 else OllamaApiError(400, "invalid model name")
             )
-        if model.embedding:
+        if model.embedding and not takes_embedding:
             raise OllamaApiError(400, f'"{name}" does not support chat')
         return model
 

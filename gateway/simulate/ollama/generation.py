@@ -72,6 +72,7 @@ class Generations:
         began = self._engine.clock.now()
         async with (
             self.loaded(job.model, job.context_length, job.keep_alive) as (runner, load),
+            self._scheduler.served(runner),
             self._engine.slot(runner.lane, len(job.images)) as clock,
         ):
             waited = self._engine.clock.now() - began - load

@@ -1,10 +1,21 @@
 """Ollama's runners: which models are loaded, and which must be evicted for a load.
 
-Follows Ollama's server/sched.go and observations of real servers. Loads run one at a time, each in
-the request that needs it; if that client leaves, the load is aborted. Requests for a loaded model
-do not wait for a load of another, not even if their runner is about to be evicted: it is unloaded
-when its last request has ended. A request with its own `keep_alive` keeps that runner for so long,
-and the load that needs its memory waits on.
+Follows Ollama's server/sched.go (0.24.0 and 0.33.0-rc2, the same in both) and observations of real
+servers. Loads run one at a time, each in the request that needs it; if that client leaves, the load
+is aborted.
+
+Eviction. If memory or `OLLAMA_MAX_LOADED_MODELS` does not allow one more model, a load chooses one
+runner: the idle one with the shortest `keep_alive`, or else the busy one with the shortest
+`keep_alive`. It sets that runner's `keep_alive` to zero and waits until some runner is unloaded. An
+idle runner is unloaded at once, however long its `keep_alive` still lasts. A busy one is unloaded
+when its last request has ended. Its model still counts as loaded until then, so further requests
+for it do not wait, and postpone the unloading. If one of them has its own `keep_alive`, that
+replaces the zero: the runner then stays that long after its last request, and the load waits on.
+The wait does not end when the client of the load leaves, and no other load begins meanwhile. A
+request that unloads the runner (`keep_alive` 0) ends it, once the runner has no requests.
+
+Freezes. When many clients leave a model at once, a real Ollama may keep the slot of one of them for
+ever. Its runner then answers no request until it is unloaded, which needs all its requests to end.
 """
 
 import asyncio
@@ -16,6 +27,7 @@ from gateway.simulate.engine import SimulatedLane
 from gateway.simulate.options import Model, Options
 
 DEFAULT_KEEP_ALIVE = 300.0
+LEFT_AT_ONCE_SECONDS = 0.1
 LEAST_CONTEXT = 4
 LEAST_CONTEXT_OF_VISION = 2048
 
@@ -37,14 +49,9 @@ class Runner:
         self.lane = SimulatedLane(slots)
         self.keep_alive = DEFAULT_KEEP_ALIVE
         self.refs = 0
+        self.left: list[float] = []
+        """Times at which clients left."""
         self.expires = 0.0
-        self.is_unloaded = False
-        self.changed = asyncio.Event()
-
-    def notify(self) -> None:
-        """Wake up the load that waits for this runner to be unloaded."""
-        self.changed.set()
-        self.changed = asyncio.Event()
 
 
 class Scheduler:
@@ -59,6 +66,16 @@ class Scheduler:
         self._runners: dict[str, Runner] = {}
         self._loading = asyncio.Lock()
         self._pending = 0
+        self.loads = 0
+        """Number of loads so far."""
+        self._unloads = 0
+        self._evicting_since: int | None = None
+        """Number of unloads at the time of the last eviction, until the next unload.
+
+        It outlives the request that evicts.
+        """
+        self._changed = asyncio.Event()
+        """Set, and replaced, when a runner becomes idle or is unloaded."""
 
     def runners(self) -> list[Runner]:
         """Unload the expired runners and return the others."""
@@ -78,6 +95,28 @@ class Scheduler:
         """Unload the model as soon as its last request has ended."""
         if runner := self._runners.get(model.tagged):
             self._expire(runner)
+
+    def freeze(self, model: Model) -> bool:
+        """Let the runner of `model` start no more requests. Return False if the model is not loaded."""
+        runner = self._runners.get(model.tagged)
+        if runner is not None:
+            runner.lane.is_frozen = True
+        return runner is not None
+
+    @asynccontextmanager
+    async def served(self, runner: Runner) -> AsyncIterator[None]:
+        """Freeze the runner if the client of the block leaves, and many others have just left."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            self._count_left(runner)
+            raise
+
+    def _count_left(self, runner: Runner) -> None:
+        now = self._clock.now()
+        runner.left = [time for time in runner.left if time > now - LEFT_AT_ONCE_SECONDS] + [now]
+        if self._options.freeze_after and len(runner.left) >= self._options.freeze_after:
+            runner.lane.is_frozen = True
 
     def crash(self, runner: Runner) -> None:
         """Unload the runner at once, even if it has requests."""
@@ -106,7 +145,7 @@ class Scheduler:
             runner.expires = self._clock.now() + runner.keep_alive
             if not runner.refs and not runner.keep_alive:
                 self._unload(runner)
-            runner.notify()
+            self._notify()
 
     def _context(self, model: Model, asked: int | None) -> int:
         least = LEAST_CONTEXT_OF_VISION if model.vision else LEAST_CONTEXT
@@ -123,15 +162,19 @@ class Scheduler:
         self._pending += 1
         try:
             async with self._loading:
+                await self._finish_eviction()
                 while (runner := self._usable(model, context_length)) is None:
                     victim = self._victim_for(model)
                     if victim is not None:
-                        await self._evict(victim)
+                        self._evicting_since = self._unloads
+                        self._expire(victim)
+                        await self._finish_eviction()
                         continue
                     await self._clock.sleep(self._options.load_seconds)
                     slots = 1 if model.is_serial else self._options.parallel
                     runner = self._runners[model.tagged] = Runner(model, context_length, slots)
                     runner.expires = self._clock.now() + runner.keep_alive
+                    self.loads += 1
                 return runner
         finally:
             self._pending -= 1
@@ -155,13 +198,17 @@ class Scheduler:
         )
         return next((runner for runner in by_keep_alive if not runner.refs), by_keep_alive[0])
 
-    async def _evict(self, victim: Runner) -> None:
-        """Expire `victim` and wait until it is unloaded."""
-        self._expire(victim)
-        while not victim.is_unloaded:
-            seconds = None if victim.refs else self.expires_in(victim)
-            await self._clock.wait(victim.changed, seconds)
+    async def _finish_eviction(self) -> None:
+        """Wait until a runner has been unloaded since the last eviction."""
+        while self._evicting_since == self._unloads:
+            idle = [self.expires_in(runner) for runner in self._runners.values() if not runner.refs]
+            await self._clock.wait(self._changed, min((left for left in idle if left is not None), default=None))
             self.runners()
+        self._evicting_since = None
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _expire(self, runner: Runner) -> None:
         runner.keep_alive = 0.0
@@ -171,5 +218,5 @@ class Scheduler:
     def _unload(self, runner: Runner) -> None:
         if self._runners.get(runner.model.tagged) is runner:
             del self._runners[runner.model.tagged]
-        runner.is_unloaded = True
-        runner.notify()
+            self._unloads += 1
+        self._notify()

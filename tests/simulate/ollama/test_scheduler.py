@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from gateway.simulate import Fault, Model, Options, Running, running
 from tests.simulate.endpoints import client, sent, until, user
 
@@ -142,3 +144,81 @@ async def test_ps_shows_context_size_and_gpu_memory_of_each_runner() -> None:
     assert {(runner["size"], runner["size_vram"]) for runner in seen} == {(7, 7)}
     assert shown["model_info"]["qwen3vl.context_length"] == 262144
     assert shown["capabilities"] == ["completion", "vision"]
+
+
+async def test_load_waits_on_after_its_client_has_left_and_no_other_load_begins() -> None:
+    """The wait for the evicted runner belongs to the server, not to the request (processPending)."""
+    async with running(options(memory=7, parallel=2)) as server, client(server) as http:
+        async with stalled(server, "a"):
+            await until(lambda: server.engine.running == 1)
+            async with sent(server, "/api/chat", {"model": "b", "messages": user("Hello")}):
+                await until(lambda: server.engine.waiting == 1)
+                await chat(server, "a", keep_alive=600)
+        await until(lambda: server.engine.state()["cancelled"] == 2)
+        waiting = asyncio.create_task(chat(server, "c"))
+        await until(lambda: server.engine.waiting == 1)
+        assert (await loaded(server), waiting.done()) == (["a"], False)
+        await http.post("/api/generate", json={"model": "a", "keep_alive": 0})
+        assert await waiting == 200
+        assert await loaded(server) == ["c"]
+
+
+async def test_load_that_waits_for_a_busy_runner_goes_on_when_another_one_is_unloaded() -> None:
+    """The busy one with the shortest `keep_alive` is chosen, but the wait is for any unload."""
+    async with running(options(max_loaded=2)) as server, client(server) as http, stalled(server, "a"):
+        await until(lambda: server.engine.running == 1)
+        async with stalled(server, "c"):
+            await until(lambda: server.engine.running == 2)
+            waiting = asyncio.create_task(chat(server, "b"))
+            await until(lambda: server.engine.waiting == 1)
+            await http.post("/api/generate", json={"model": "c", "keep_alive": 0})
+            assert not waiting.done()
+        assert await waiting == 200
+        assert sorted(await loaded(server)) == ["a", "b"]
+
+
+async def test_idle_runner_is_evicted_at_once_whatever_its_keep_alive() -> None:
+    async with running(options(memory=4)) as server:
+        await chat(server, "a", keep_alive=-1)
+        assert await chat(server, "b") == 200
+        assert await loaded(server) == ["b"]
+
+
+@pytest.mark.parametrize("by_command", [True, False])
+async def test_frozen_model_answers_nothing_until_it_is_unloaded_while_others_work(by_command: bool) -> None:
+    async with running(options(freeze_after=3)) as server, client(server) as http:
+        if by_command:
+            assert (await http.post("/simulate/freeze", json={"model": "a"})).status_code == 400
+            await chat(server, "a")
+            assert (await http.post("/simulate/freeze", json={"model": "a"})).status_code == 200
+        else:
+            async with stalled(server, "a"), stalled(server, "a"):
+                await until(lambda: server.engine.running + server.engine.waiting == 2)
+            await until(lambda: server.engine.cancelled == 2)
+            assert await chat(server, "a") == 200
+            await asyncio.sleep(1)
+            server.engine.faults.clear()
+            async with stalled(server, "a"), stalled(server, "a"), stalled(server, "a"):
+                await until(lambda: server.engine.running + server.engine.waiting == 3)
+            server.engine.faults.clear()
+            await until(lambda: server.engine.cancelled == 5)
+        hanging = asyncio.create_task(chat(server, "a"))
+        await until(lambda: server.engine.waiting == 1)
+        assert await chat(server, "b") == 200
+        assert (hanging.done(), "a" in await loaded(server)) == (False, True)
+        await http.post("/api/generate", json={"model": "a", "keep_alive": 0})
+        assert "a" in await loaded(server)
+        hanging.cancel()
+        await until(lambda: server.engine.waiting == 0)
+        assert "a" not in await loaded(server)
+        assert await chat(server, "a") == 200
+
+
+async def test_embedding_model_is_unloaded_like_any_other() -> None:
+    models = (Model("e", embedding=8, size=1),)
+    async with running(Options("ollama", models=models)) as server, client(server) as http:
+        await http.post("/api/embed", json={"model": "e", "input": "a text"})
+        assert await loaded(server) == ["e"]
+        answer = await http.post("/api/generate", json={"model": "e", "keep_alive": 0})
+        assert answer.json()["done_reason"] == "unload"
+        assert await loaded(server) == []
