@@ -33,6 +33,7 @@ from gateway.api.paths import (
 )
 from gateway.api.request_headers import reject_loop, request_id_of
 from gateway.api.routes import build, build_metrics_port
+from gateway.body_memory import BodyMemory
 from gateway.chat.images import ImageNormalizer
 from gateway.config import Settings
 from gateway.config.reload import Reloader
@@ -78,7 +79,10 @@ class Gateway:
         """
         clock = time.monotonic
         gateway_id = os.urandom(8).hex().encode()
+        self.body_memory = BodyMemory(settings.max_waiting_bytes)
+        """Memory of the request bodies that are read or wait."""
         self._metrics = metrics = Metrics(_registry(), __version__, self.settle)
+        metrics.waiting_bytes.set_function(lambda: self.body_memory.used)
         self._state = StateFile(settings.state_file)
         self._backends: dict[str, Backend] = {}
         """Backends in force, by name. `Backends` fills the dict; a change of the settings updates
@@ -117,6 +121,7 @@ class Gateway:
             clock=clock,
             requeue_target=self._migration.target_for,
             on_exchange=self._recorder.record,
+            body_memory=self.body_memory,
             gateway_id=gateway_id,
         )
         self._preflight = Preflight(context, self.rollout)

@@ -22,7 +22,7 @@ completion or a key.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import orjson
 
@@ -67,6 +67,24 @@ class GatewayError(Exception):
     def header_lines(self) -> bytes:
         """Return the lines of `answer_headers` as they are sent."""
         return b"".join([b"%b: %b\r\n" % pair for pair in self.answer_headers()])
+
+
+AnyError = TypeVar("AnyError", bound=BaseException)
+
+
+def without_frames(error: AnyError) -> AnyError:
+    """Return `error` without its traceback and its causes, whose tracebacks are dropped as well.
+
+    A traceback holds the frames that it passed, and those hold the request and often the error
+    itself: a reference cycle that would keep the body of the request until a full garbage
+    collection. Call this where an error is kept, or caught in a function that holds a request.
+    """
+    left: list[BaseException] = [error]
+    while left:
+        last = left.pop()
+        left += [before for before in (last.__cause__, last.__context__) if before is not None]
+        last.__traceback__ = last.__cause__ = last.__context__ = None
+    return error
 
 
 def envelope(message: str, type: str, param: str | None, code: str | None) -> bytes:

@@ -1,6 +1,7 @@
 """Process of the gateway: sockets, signals, open files and garbage collection."""
 
 import asyncio
+import ctypes
 import gc
 import logging
 import resource
@@ -16,6 +17,7 @@ import uvloop
 
 from gateway.admin_token import AdminToken, new_token, token_path
 from gateway.app import Gateway
+from gateway.body_memory import BodyMemory
 from gateway.config import Settings
 from gateway.config.reload import FileWatcher, files_of_keys, read_whole
 from gateway.downstream.protocol import ServerLimits, bind_limits
@@ -23,6 +25,8 @@ from gateway.downstream.server import GracefulServer, listen
 from gateway.telemetry.log import ExchangeLog, Sink, configure
 
 METRICS_DRAIN_SECONDS = 1.0
+LARGE_BLOCK = 128 * 1024
+"""Bytes from which freed memory goes back to the system at once."""
 FEW_FILES = 4096
 """With fewer open files, the default limits allow more queued and running requests than fit."""
 
@@ -62,6 +66,7 @@ async def serve(
     try:
         configure(as_json, sink, settings.log_level)
         _raise_file_limit()
+        return_freed_memory()
         address, port = listener.getsockname()[:2]
         with admin_token(settings, port) as token:
             # First, so that the log begins with a roll-out that differs from the settings.
@@ -126,7 +131,7 @@ async def _serve(
             announce(base_url)
 
     server = GracefulServer(
-        _config(gateway, settings),
+        _config(gateway, settings, gateway.body_memory),
         drain_delay=settings.drain_delay,
         drain_timeout=settings.drain_timeout,
         on_open=report_open,
@@ -154,6 +159,17 @@ def _raise_file_limit() -> None:
             "are closed without an answer; raise the limit (ulimit -Hn)",
             allowed,
         )
+
+
+def return_freed_memory() -> None:
+    """Make the memory of request bodies go back to the system when they are freed.
+
+    glibc does so with large blocks, but raises the size of what it calls large, up to 32 MiB, when
+    such a block is freed (mallopt(3), M_MMAP_THRESHOLD). Later bodies would be parts of its heap,
+    which small blocks behind them keep from shrinking. Setting the size ends that.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(-3, LARGE_BLOCK)
 
 
 class CannotListen(Exception):
@@ -235,10 +251,10 @@ async def _reload_on_signal(gateway: Gateway, signalled: asyncio.Event, reread: 
         await gateway.reload.run(reread, "signal")
 
 
-def _config(app: object, settings: Settings) -> uvicorn.Config:
+def _config(app: object, settings: Settings, body_memory: BodyMemory | None = None) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]  # our scope is a mapping, uvicorn's a TypedDict
-        http=bind_limits(ServerLimits(keep_alive_seconds=settings.keep_alive_timeout)),
+        http=bind_limits(ServerLimits(keep_alive_seconds=settings.keep_alive_timeout), body_memory),
         ws="none",
         lifespan="off",
         access_log=False,

@@ -273,3 +273,36 @@ def test_host_is_checked_if_the_address_that_is_listened_on_is_loopback() -> Non
         finally:
             started.send_signal(signal.SIGTERM)
         started.communicate(timeout=20)
+
+
+FRAGMENTS = """
+import sys
+from pathlib import Path
+from gateway.serve import return_freed_memory
+
+def used():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4 // 1024
+
+if sys.argv[1] == "yes":
+    return_freed_memory()
+del_first = b"x" * 20_000_000
+del del_first
+before = used()
+large, small = [], []
+for _ in range(100):
+    large.append(b"x" * 1_000_000)
+    small.append(b"y" * 60_000)
+large.clear()
+print(used() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_memory_of_freed_bodies_goes_back_to_the_system() -> None:
+    """Without the setting, small blocks keep the large ones before them in the heap."""
+    left = [
+        int(subprocess.run([sys.executable, "-c", FRAGMENTS, word], check=True, capture_output=True, cwd=ROOT).stdout)
+        for word in ("no", "yes")
+    ]
+    assert left[0] > 50
+    assert left[1] < 15

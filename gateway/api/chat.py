@@ -12,6 +12,7 @@ from gateway.api.endpoint import Endpoint, RequestContext
 from gateway.api.hosts import HostCheck
 from gateway.api.model_names import ModelNames
 from gateway.api.request_headers import random_id
+from gateway.body_memory import weight
 from gateway.chat.checks import check, check_in_steps
 from gateway.chat.images import ImageNormalizer
 from gateway.chat.parameter_policy import ParameterPolicy
@@ -90,8 +91,9 @@ class ChatEndpoint(Endpoint[ChatCall]):
         chat = asked if (params := self._params.get(tier)) is None else params.apply(asked)
         bucket: int | None = None
         if chat.has_images:
+            head.held.resize(weight(head.size, chat))
             with CancelScope(client, self._context.loop):
-                checked = await self._images.checked(chat, head.key_id)
+                checked = await self._images.checked(chat, head.key_id, head.held.grow)
             if self._model_names is not model_names:
                 # The settings changed in the meantime, and may no longer have this tier or model.
                 return await self._relay(client, call, text_size, original_head)

@@ -1,10 +1,13 @@
 """Endpoints for embeddings: one class, whatever the client API."""
 
+import asyncio
+
 from gateway.api.auth import ApiKeys
 from gateway.api.cors import Cors
 from gateway.api.endpoint import Endpoint, RequestContext
 from gateway.api.hosts import HostCheck
 from gateway.api.model_names import ModelNames
+from gateway.body_memory import HeldBody
 from gateway.dialects.dialect import EmbeddingCall, EmbeddingDialect
 from gateway.dialects.json_body import Steps
 from gateway.relay.context import RelayContext
@@ -26,10 +29,16 @@ class EmbeddingEndpoint(Endpoint[EmbeddingCall]):
     ) -> None:
         super().__init__(dialect, context, keys, model_names, cors, hosts)
         self._dialect = dialect
+        self._parsing = asyncio.Lock()
 
     def _parse(self, body: bytes) -> tuple[EmbeddingCall, int]:
         call = self._dialect.parse(body, self._context.max_text_body, self._model_names.choose_embedding)
         return call, len(body)
+
+    async def _parse_long(self, body: bytes, held: HeldBody) -> tuple[EmbeddingCall, int]:
+        """Parse one long body at a time: meanwhile, its texts are in memory twice."""
+        async with self._parsing:
+            return await super()._parse_long(body, held)
 
     def _parse_steps(self, body: bytes) -> Steps[tuple[EmbeddingCall, int]]:
         call = yield from self._dialect.parse_steps(body, self._model_names.choose_embedding)

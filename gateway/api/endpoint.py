@@ -24,6 +24,7 @@ from gateway.api.request_headers import (
     seconds_of,
     timeout_of,
 )
+from gateway.body_memory import HeldBody
 from gateway.chat.surrogates import without_halves
 from gateway.dialects.dialect import ErrorForm
 from gateway.dialects.json_body import Steps, check_media_type
@@ -57,6 +58,8 @@ class RequestContext(Struct, frozen=True, gc=False):
     """Size of the body in bytes."""
     terms: HeaderTerms
     fields: Fields
+    held: HeldBody
+    """Memory that the request holds until it runs."""
 
 
 ParsedBody = TypeVar("ParsedBody")
@@ -97,32 +100,39 @@ class Endpoint(ABC, Generic[ParsedBody]):
         request_id = request_id_of(fields)
         caller: Caller | None = None
         asked: ParsedBody | None = None
+        held = HeldBody(self._context.body_memory)
         try:
-            caller = client.notes.get(self._keys.note) or self._identify(scope, client, fields)
-            if self.is_stopping:
-                raise ShuttingDown
-            terms = client.notes.get("terms") or self._terms(client, fields)
-            body = client.whole_body()
-            if body is None:
-                body = await self._read(client, fields, receive)
-            elif len(body) > self._context.settings.max_body:
-                raise self._too_large()
-            size = len(body)
             try:
-                asked, text_size = self._parse(body) if size <= YIELD_BYTES else await self._parse_long(body)
-            except InvalidJson:
-                if (mended := without_halves(body)) is body:
-                    raise
-                asked, text_size = self._parse(mended) if size <= YIELD_BYTES else await self._parse_long(mended)
-            del body
-            relay = await self._relay(
-                client, asked, text_size, RequestContext(request_id, caller.key_id, size, terms, fields)
-            )
-        except GatewayError as error:
-            stream = asked is not None and self._is_stream(asked)
-            self._refuse(client, fields, request_id, caller, error, stream, time.perf_counter() - arrived)
-            return
-        await relay()
+                caller = client.notes.get(self._keys.note) or self._identify(scope, client, fields)
+                if self.is_stopping:
+                    raise ShuttingDown
+                terms = client.notes.get("terms") or self._terms(client, fields)
+                held.key = caller.key_id
+                body = client.whole_body()
+                if body is None:
+                    body = await self._read(fields, receive, held)
+                elif len(body) > self._context.settings.max_body:
+                    raise self._too_large()
+                head = RequestContext(request_id, caller.key_id, len(body), terms, fields, held)
+                is_long = len(body) > YIELD_BYTES
+                try:
+                    asked, text_size = await self._parse_long(body, held) if is_long else self._parse(body)
+                except InvalidJson:
+                    if (mended := without_halves(body)) is body:
+                        raise
+                    asked, text_size = await self._parse_long(mended, held) if is_long else self._parse(mended)
+                    del mended
+                del body  # whatever is parsed from it is a copy
+                relay = await self._relay(client, asked, text_size, head)
+                asked = None  # the relay may have another one, with converted images
+            except GatewayError as error:
+                stream = asked is not None and self._is_stream(asked)
+                self._refuse(client, fields, request_id, caller, error, stream, time.perf_counter() - arrived)
+                return
+            await relay(held)
+        finally:
+            if held.size:
+                held.release()
 
     def change(self, model_names: ModelNames) -> None:
         """Apply changed settings, which the context already holds, and the new `model_names`."""
@@ -137,8 +147,9 @@ class Endpoint(ABC, Generic[ParsedBody]):
             GatewayError: The request cannot be served.
         """
 
-    async def _parse_long(self, body: bytes) -> tuple[ParsedBody, int]:
+    async def _parse_long(self, body: bytes, held: HeldBody) -> tuple[ParsedBody, int]:
         """Parse a long body in steps of some milliseconds, between which others get a turn."""
+        held.resize(len(body))
         return await in_turns(self._parse_steps(body))
 
     @abstractmethod
@@ -189,30 +200,37 @@ class Endpoint(ABC, Generic[ParsedBody]):
         )
         return Claim(key_id, person.decode("latin-1"), is_batch, None if timeout is None else timeout_of(timeout))
 
-    async def _read(self, client: ClientConnection, fields: Fields, receive: Receive) -> bytes:
-        """Read the request body.
+    async def _read(self, fields: Fields, receive: Receive, held: HeldBody) -> bytes:
+        """Read the request body. `held` counts its bytes as they arrive.
+
+        Nothing is allocated for bytes that have not arrived, and no piece is kept beside its copy.
 
         Raises:
             RequestTooLarge: The announced or the actual size exceeds `max_body` bytes.
+            QueueFull: There is no memory for the announced or the actual size.
             ClientLeft: The client disconnected before the body was complete.
         """
         limit = self._context.settings.max_body
         length = fields.get(b"content-length")
-        if length is not None and int(length) > limit:
-            raise self._too_large()
-        pieces: list[bytes] = []
-        size = 0
+        if length is not None:
+            if int(length) > limit:
+                raise self._too_large()
+            held.check(int(length))
+        body = bytearray()
         while True:
             message = await receive()
             if message["type"] != "http.request":
                 raise ClientLeft
             piece: bytes = message["body"]
-            size += len(piece)
-            if size > limit:
+            if len(body) + len(piece) > limit:
                 raise self._too_large()
+            held.grow(len(piece))
+            if not (message["more_body"] or body):
+                return piece
+            body += piece
             if not message["more_body"]:
-                return b"".join((*pieces, piece)) if pieces else piece
-            pieces.append(piece)
+                return bytes(body)  # two copies, but only for the moment until this one is freed
+            del message, piece
 
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(f"The request body may have at most {self._context.settings.max_body} bytes.")

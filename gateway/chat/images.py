@@ -124,13 +124,14 @@ class ImageNormalizer:
         self._large_turns = FairTurns(max(1, workers - 1))
         self._workers = ImageWorkers()
 
-    async def checked(self, chat: Chat, key: str = "") -> Chat:
+    async def checked(self, chat: Chat, key: str = "", on_size: Callable[[int], None] = lambda size: None) -> Chat:
         """Return `chat` with complete images that every engine accepts.
 
         This is the same object if no image changes. Images of a request are checked one after the
         other, and each waits for a turn of `key`: neither many images nor many requests of one key
         delay another key for longer than one image. On cancellation, the image in progress ends:
-        its child process is killed, or the thread finishes, which takes little time.
+        its child process is killed, or the thread finishes, which takes little time. `on_size` is
+        called with the number of characters of each converted image; its exceptions are raised.
 
         Raises:
             InvalidImageUrl: an image is not a `data:` URL in base64. The gateway never fetches
@@ -151,7 +152,7 @@ class ImageNormalizer:
             payload_start(url, _path(*place))
         try:
             async with asyncio.timeout(MAX_REQUEST_WAIT):
-                changed = await self._changed(urls, key)
+                changed = await self._changed(urls, key, on_size)
         except TimeoutError:
             raise QueueTimeout(
                 f"The images were not checked within {MAX_REQUEST_WAIT:g} s, because the gateway is busy with others. "
@@ -204,7 +205,9 @@ class ImageNormalizer:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._workers.close()
 
-    async def _changed(self, urls: dict[tuple[int, int], str], key: str) -> dict[tuple[int, int], str]:
+    async def _changed(
+        self, urls: dict[tuple[int, int], str], key: str, on_size: Callable[[int], None]
+    ) -> dict[tuple[int, int], str]:
         """Return the URLs to send instead of some of `urls`."""
         changed: dict[tuple[int, int], str] = {}
         budget = Budget(sum(map(len, urls.values())))
@@ -213,6 +216,7 @@ class ImageNormalizer:
             is_changed = checked.url is not url
             budget.spend_work(checked.seconds, len(checked.url) if is_changed else 0)
             if is_changed:
+                on_size(len(checked.url))
                 changed[place] = checked.url
         return changed
 

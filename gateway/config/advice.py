@@ -12,7 +12,14 @@ SHORT_KEY = 16  # characters; `openssl rand -hex 16` prints twice as many
 
 def advice(settings: Settings) -> tuple[str, ...]:
     """Return one line for each setting that an operator should look at."""
-    return (*_shared_models(settings), *_tiers(settings), *_auto(settings), *_backends(settings), *_keys(settings))
+    return (
+        *_shared_models(settings),
+        *_tiers(settings),
+        *_auto(settings),
+        *_backends(settings),
+        *_sizes(settings),
+        *_keys(settings),
+    )
 
 
 def _shared_models(settings: Settings) -> Iterator[str]:
@@ -86,6 +93,11 @@ def _is_own_address(url: str, settings: Settings) -> bool:
     parts = urlsplit(url)
     local = parts.hostname in ("127.0.0.1", "localhost", "::1", settings.host)
     return local and parts.scheme == "http" and (parts.port or 80) == settings.port
+
+
+def _sizes(settings: Settings) -> Iterator[str]:
+    if settings.max_waiting_bytes < settings.max_body:
+        yield f"max_waiting_bytes: {settings.max_waiting_bytes} is below max_body; a larger body is always refused"
 
 
 def _keys(settings: Settings) -> Iterator[str]:

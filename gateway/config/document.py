@@ -162,6 +162,11 @@ class SettingsDocument(DocumentSection):
         description="Maximum bytes of a chat's body without its images; parsing blocks all other requests. "
         "Default: 1MiB.",
     )
+    max_waiting_bytes: Size = Field(
+        default=1024 * 1024 * 1024,
+        description="Maximum bytes of all request bodies in memory that are being read or whose requests wait. "
+        "Default: 1GiB.",
+    )
     cors_origins: tuple[CorsOrigin, ...] = Field(
         default=(),
         description="Origins of browser programs that may call the gateway, such as https://chat.example.com. "

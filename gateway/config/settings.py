@@ -228,6 +228,9 @@ class Settings(Frozen):
     )
     max_body: int = Field(default=20 * MIB, description="Maximum bytes of a request body.")
     max_text_body: int = Field(default=MIB, description="Maximum bytes of a chat's body without its images.")
+    max_waiting_bytes: int = Field(
+        default=1024 * MIB, description="Maximum bytes of all request bodies that are read or wait."
+    )
     cors_origins: tuple[str, ...] = Field(
         default=(), description="Origins of browser programs, each with at most one `*`; `*` alone: any."
     )

@@ -171,6 +171,7 @@ class RequestResponseCycle:
         finally:
             # Cheaper than a done callback, which costs each request a turn of the event loop.
             tasks.discard(self._task)
+            del self._task  # a cancelled task holds the frames of the application
             if not (self.complete or self.gone):
                 self._abandon()
 
@@ -368,8 +369,13 @@ class RequestResponseCycle:
             self._owner.answered()
 
     def _finish(self) -> None:
-        """Allow no further bytes, and drop the hooks, which hold references to the application."""
+        """Allow no further bytes, and drop the hooks, which hold references to the application.
+
+        What was not read of the request body is dropped too.
+        """
         self._mode = _ENDED
+        if self._chunks:
+            self._chunks.clear()
         self.on_leave = self.on_pause = self.on_resume = None
         if self._event is not None:
             self._event.set()

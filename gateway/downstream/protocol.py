@@ -17,6 +17,7 @@ Differences from uvicorn (as of uvicorn 0.54 and httptools 0.9):
 
 import asyncio
 import select
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
+from gateway.body_memory import BodyMemory, HeldBody
 from gateway.downstream.cycle import RequestResponseCycle, Scope, error_answer
 from gateway.downstream.request_head import (
     CachedHead,
@@ -41,6 +43,7 @@ from gateway.downstream.write_timeout import NEVER, WriteTimeout
 _NEW_CONNECTION_SECONDS = 0.5
 _HIGH_WATER = 65536  # bytes: of the request body not yet read, and of the response not yet sent
 _BODY_BYTES_PER_SECOND = 65536
+_TIGHT_BYTES_PER_SECOND = 16384
 _HEAD, _BODY_OF_CACHED_HEAD, _BODY, _RESPONSE, _LINGER, _CLOSED = range(6)
 
 
@@ -58,6 +61,12 @@ class ServerLimits:
     header_seconds: float = 10
     """From the first byte of a head to its end."""
     body_seconds: float = 30
+    tight_seconds: float = 5
+    """Interval at which the progress of a body is checked while much memory is in use.
+
+    It must have brought 16 KiB for each second: a body that does not grow must not hold the memory
+    that others need.
+    """
     keep_alive_seconds: float = 75
     """From a response to the next request.
 
@@ -86,6 +95,7 @@ class HttpProtocol(HttpToolsProtocol):
     """
 
     limits = ServerLimits()
+    body_memory = BodyMemory(sys.maxsize)
     on_message_begin = None  # type: ignore[assignment]  # httptools then skips the callback
 
     def __init__(
@@ -104,12 +114,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._url = b""
         self._valid_host: bytes | None = None  # the last Host that passed the check
         self._cached_head: CachedHead | None = None
+        self._buffered: HeldBody | None = None  # a request that waits for the rest of its body
         self._received = 0  # bytes of this request so far
         self._size = 0  # bytes of the whole request; -1 with chunked encoding
         self._second_request = False
         self._last_request = False
         self._connected_at = 0.0
         self._body_started_at = 0.0
+        self._received_before = 0  # at the last check of the body's progress
         self._read_paused_at: float | None = None
         self._deadline = NEVER
         self._timer: asyncio.TimerHandle | None = None
@@ -172,6 +184,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
         self.parser = None  # type: ignore[assignment]  # it holds a reference to this object
+        self._raw = b""
+        self._release_buffered()
         cycle, self._cycle = self._cycle, None
         if cycle is not None:
             cycle.client_gone()
@@ -246,8 +260,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._raw = b""
             self._cycle.start(self.loop, self.app, scope, self.tasks)
             if self._state == _BODY:
-                self._body_started_at = self.loop.time()
-                self._arm(self.limits.body_seconds)
+                self._arm_body()
         if self._state == _RESPONSE:
             surplus = self._received - self._size if self._size >= 0 else int(data[-1] != 10)
             if surplus and data[-surplus:].strip(b"\r\n"):
@@ -290,16 +303,18 @@ class HttpProtocol(HttpToolsProtocol):
         """Buffer the request until its body is complete; return whether it does so.
 
         Most clients write head and body separately. The request is buffered only if the application
-        has notes on its head: it has then admitted such a request before.
+        has notes on its head: it has then admitted such a request before. While much memory is in
+        use, the application reads the body itself, and decides whether there is room for it.
         """
-        if not cached.notes:
+        if not cached.notes or self.body_memory.is_tight:
             return False
+        self._buffered = HeldBody(self.body_memory)
+        self._buffered.resize(len(data) + missing, may_refuse=False)
         self._state = _BODY_OF_CACHED_HEAD
         self._raw = bytearray(data)
         self._received = len(data)
         self._size = len(data) + missing
-        self._body_started_at = self.loop.time()
-        self._arm(self.limits.body_seconds)
+        self._arm_body()
         return True
 
     def _buffer_body(self, data: bytes) -> None:
@@ -307,7 +322,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._received += len(data)
         if self._received >= self._size:
             raw, self._raw, self._state = bytes(self._raw), b"", _HEAD
+            self._release_buffered()
             self.data_received(raw)  # as if it had arrived in one piece
+
+    def _release_buffered(self) -> None:
+        if self._buffered is not None:
+            self._buffered.release()
+            self._buffered = None
 
     def _refuse_or_reread(self, error: HttpParserError) -> None:
         cause = error.__context__  # the exception that one of our callbacks raised
@@ -421,6 +442,8 @@ class HttpProtocol(HttpToolsProtocol):
         """
         cycle = self._cycle
         self._scope = None
+        self._raw = b""
+        self._release_buffered()
         if cycle is not None and cycle.started and not cycle.complete:
             self.transport.abort()
         else:
@@ -457,6 +480,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._deadline = self.loop.time() + seconds
         self._set_timer(self._deadline)
 
+    def _arm_body(self) -> None:
+        self._body_started_at = self.loop.time()
+        self._received_before = self._received
+        self._arm(min(self.limits.body_seconds, self.limits.tight_seconds))
+
     def _set_timer(self, when: float) -> None:
         if self._timer is not None:
             if self._timer_at <= when:
@@ -482,11 +510,11 @@ class HttpProtocol(HttpToolsProtocol):
     def _on_deadline(self, now: float) -> None:
         if self._state in (_BODY, _BODY_OF_CACHED_HEAD):
             if self._read_paused_at is not None:
-                self._arm(self.limits.body_seconds)
+                self._arm(self.limits.tight_seconds)
                 return
-            allowed = self.limits.body_seconds + self._received / _BODY_BYTES_PER_SECOND
-            if now < self._body_started_at + allowed:
-                self._deadline = self._body_started_at + allowed
+            end = self._body_started_at + self.limits.body_seconds + self._received / _BODY_BYTES_PER_SECOND
+            if now < end and not self._holds_tight_memory():
+                self._deadline = min(end, now + self.limits.tight_seconds)
                 return
             self._refuse(408, "request_timeout", "The request body did not arrive in time.")
         elif self._state == _HEAD and self._raw:
@@ -494,12 +522,25 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._close()
 
+    def _holds_tight_memory(self) -> bool:
+        """Return whether the body has grown too little since the last check, while much memory is in use.
+
+        Both event loops read what has arrived before they run a timer, so a busy gateway is not
+        taken for a slow client.
+        """
+        grown, self._received_before = self._received - self._received_before, self._received
+        return self.body_memory.is_tight and grown < self.limits.tight_seconds * _TIGHT_BYTES_PER_SECOND
+
     def _arm_write_timeout(self) -> None:
         self._write_timeout.watch(self.transport.get_write_buffer_size(), self.loop.time())
         if self._write_timeout.deadline != NEVER:
             self._set_timer(self._write_timeout.deadline)
 
 
-def bind_limits(limits: ServerLimits) -> type[HttpProtocol]:
-    """Return the protocol class with these limits, for `uvicorn.Config(http=...)`."""
-    return type("LimitedHttpProtocol", (HttpProtocol,), {"limits": limits})
+def bind_limits(limits: ServerLimits, body_memory: BodyMemory | None = None) -> type[HttpProtocol]:
+    """Return the protocol class with these limits, for `uvicorn.Config(http=...)`.
+
+    `body_memory` counts the bodies that are buffered before the application is called.
+    """
+    bound = {"limits": limits, "body_memory": body_memory or HttpProtocol.body_memory}
+    return type("LimitedHttpProtocol", (HttpProtocol,), bound)

@@ -17,6 +17,7 @@ from gateway.admission.fair_queue import Claim
 from gateway.admission.model_residency import ModelState
 from gateway.admission.queues import LaneName
 from gateway.admission.ticket import Ticket
+from gateway.body_memory import HeldBody, weight
 from gateway.chat.answer import Timings
 from gateway.dialects.dialect import Form
 from gateway.errors import (
@@ -28,6 +29,7 @@ from gateway.errors import (
     ModelUnloaded,
     UpstreamError,
     UpstreamTimeout,
+    without_frames,
 )
 from gateway.relay.cancel_scope import CancelScope, ErrorScope
 from gateway.relay.context import RelayContext
@@ -62,7 +64,10 @@ KEEPALIVE_SHARE = 0.8
 
 
 class Relay(ABC):
-    """One exchange. `await relay()` answers the client; it raises only if cancelled from outside.
+    """One exchange. `await relay(held)` answers the client; it raises only if cancelled from outside.
+
+    `held` counts the memory of the request while it waits; it is released when the request gets a
+    slot, and its owner releases it at the end.
 
     A subclass implements `_exchange`: it sends the request to a server and reads the answer.
     Answers are plain JSON unless the subclass overrides that.
@@ -124,7 +129,7 @@ class Relay(ABC):
     def __repr__(self) -> str:
         return f"<Relay {self._destination.route} {self._meter.phase}>"
 
-    async def __call__(self) -> None:
+    async def __call__(self, held: HeldBody) -> None:
         error: GatewayError | None = None
         self._context.in_flight.add(self)
         try:
@@ -135,25 +140,40 @@ class Relay(ABC):
                         self._refuse_hopeless()
                         with self._ticket as ticket:
                             if ticket.placement is None:
+                                self._hold(held)
                                 await ticket.wait()
                                 self.check_at = 0.0
+                            if held.size:
+                                held.release()
                             self._meter.admit()
                             await self._forward(ticket)
                         break
                     except GatewayError as failure:
-                        self._reroute(failure)
+                        self._reroute(without_frames(failure))
         except GatewayError as raised:
-            error = raised
+            error = without_frames(raised)
             self._answer_error(error)
         except Exception as crash:
             error = Crash()
             self._answer_error(error)
             trace = "".join(traceback.format_tb(crash.__traceback__))  # without the message: it may quote the client
             _log.error("a relay failed with %s:\n%s", type(crash).__name__, trace)
+            without_frames(crash)
         finally:
             self._context.in_flight.discard(self)
             self._client.on_pause = self._client.on_resume = None
             self._record(error)
+
+    def _hold(self, held: HeldBody) -> None:
+        """Count the memory of a request that has to wait.
+
+        A request that has been admitted before is not refused when it waits again.
+
+        Raises:
+            QueueFull: There is no memory for it.
+        """
+        size = weight(self._request.size, self._request)
+        held.resize(size, may_refuse=self._meter.attempts == 0)
 
     @property
     def route(self) -> Route:

@@ -80,11 +80,18 @@ class CancelScope:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._client.on_leave = None
-        if self._error is not None and kind is asyncio.CancelledError:
-            assert self._task is not None
+        reason, task = self._error, self._task
+        # Kept, either would hold a traceback, and with it the frames of the request, in a reference cycle.
+        self._error = self._task = None
+        if reason is None or kind is not asyncio.CancelledError:
+            return
+        assert task is not None
+        try:
             # A cancellation from outside takes precedence.
-            if self._task.uncancel() <= self._cancels:
-                raise self._error from None
+            if task.uncancel() <= self._cancels:
+                raise reason from None
+        finally:
+            del reason
 
     def end(self, error: GatewayError) -> None:
         """Raise `error` in the body at its next await. Only the first call counts."""

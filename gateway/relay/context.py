@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from gateway.body_memory import BodyMemory
 from gateway.config import Settings
 from gateway.relay.destinations import Destination, Destinations
 from gateway.relay.frozen_models import FrozenModels
@@ -20,6 +21,7 @@ class RelayContext:
     - `requeue_target` returns the destination for a chat that is about to queue again, or None if
       the chat stays at the one that it has.
     - `on_exchange` receives the record of each exchange when it ends.
+    - `body_memory` counts the request bodies that are read or wait.
     - `gateway_id` identifies this gateway to others, so that a request cannot go round in a loop.
     """
 
@@ -33,6 +35,7 @@ class RelayContext:
         clock: Callable[[], float] = time.monotonic,
         requeue_target: Callable[[Requeueable], Destination | None],
         on_exchange: Callable[[Exchange], None],
+        body_memory: BodyMemory,
         gateway_id: bytes,
     ) -> None:
         self.loop = asyncio.get_running_loop()
@@ -45,6 +48,7 @@ class RelayContext:
         self.metrics = metrics
         self.requeue_target = requeue_target
         self.on_exchange = on_exchange
+        self.body_memory = body_memory
         self.gateway_id = gateway_id
         self.change(settings)
 
@@ -55,3 +59,4 @@ class RelayContext:
         self.commit_after = settings.commit_after
         self.heartbeat = settings.heartbeat
         self.waiting_note = settings.waiting_note
+        self.body_memory.change(settings.max_waiting_bytes, is_shared=len(settings.api_keys) > 1)

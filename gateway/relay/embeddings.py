@@ -2,6 +2,7 @@
 
 import asyncio
 
+from gateway.body_memory import HeldBody
 from gateway.chat.answer import Usage
 from gateway.chat.embedding import EncodedVector, converted, width
 from gateway.dialects.dialect import EmbeddingForm
@@ -37,9 +38,9 @@ class EmbeddingRelay(Relay):
         self._embedding = request.embedding
         super().__init__(context, client, request, request.form, "embedding")
 
-    async def __call__(self) -> None:
+    async def __call__(self, held: HeldBody) -> None:
         if self._embedding.texts:
-            await super().__call__()
+            await super().__call__(held)
         else:
             self._answer_json(await in_turns(self._form.answer([], 0, self._timings)))
             self._record(None)
@@ -56,7 +57,9 @@ class EmbeddingRelay(Relay):
         else:
             body = embedder.render(self._embedding, model)
         head = server.embedding_head(self._request.came_through, self._context.gateway_id)
-        with await server.pool.request(head, body, self._count_stale) as response:
+        asking = server.pool.request(head, body, self._count_stale)
+        del body
+        with await asking as response:
             if response.status != 200:
                 raise with_retry_after(
                     embedder.client_error(response.status, await response.read(MAX_REFUSAL)), response

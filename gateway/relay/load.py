@@ -1,6 +1,7 @@
 """The relay of a request without content: it waits until its model is ready, and sends nothing."""
 
 from gateway.admission.ticket import Ticket
+from gateway.body_memory import HeldBody
 from gateway.chat.answer import Answer
 from gateway.relay.chat import ChatRelay
 from gateway.upstream.server import Server
@@ -23,6 +24,6 @@ class UnloadRelay(LoadRelay):
 
     __slots__ = ()
 
-    async def __call__(self) -> None:
+    async def __call__(self, held: HeldBody) -> None:
         await self._answer(Answer("", "", "stop", None, [], None))
         self._record(None)

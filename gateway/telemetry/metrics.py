@@ -221,6 +221,9 @@ class Metrics:
         self.waiting = Gauge(
             "gateway_requests_waiting", "Requests queued for a backend.", ("backend", "lane"), registry=registry
         )
+        self.waiting_bytes = Gauge(
+            "gateway_waiting_bytes", "Bytes of request bodies that are read, or whose request waits.", registry=registry
+        )
         self.backend_up = Gauge(
             "gateway_backend_up", "1 while a server of the backend answers its probes.", ("backend",), registry=registry
         )

@@ -373,7 +373,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
-            raise self._failure
+            try:
+                raise self._failure
+            finally:  # the raised one gets a traceback, which holds this object and the request
+                self._failure = TransportError("closed", answered=True)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -61,6 +61,12 @@ def test_model_name_of_two_tiers_is_reported() -> None:
             {"GATEWAY_APIKEYS": "x"},
             "GATEWAY_APIKEYS: ignored: unknown setting; did you mean 'GATEWAY_API_KEYS'?",
         ),
+        ("max_waiting_bytes: 20MiB", {}, None),
+        (
+            None,
+            {"GATEWAY__MAX_WAITING_BYTES": "20MB"},
+            "max_waiting_bytes: 20000000 is below max_body; a larger body is always refused",
+        ),
         (None, {"OLLAMA_BASE_URL": "localhost:8080"}, "backends.ollama: its address is the gateway's own"),
     ],
 )

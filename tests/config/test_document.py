@@ -62,6 +62,7 @@ def test_empty_keys_count_as_absent_and_an_empty_state_file_turns_it_off() -> No
         ("heartbeat: true", "heartbeat", "got true; expected a duration"),
         ("drain_timeout: .nan", "drain_timeout", "expected a duration"),
         ("max_body: big", "max_body", "got 'big'; expected a size"),
+        ("max_waiting_bytes: 0", "max_waiting_bytes", "got 0; expected"),
         ("log_level: loud", "log_level", "got 'loud'; expected 'debug', 'info', 'warning' or 'error'"),
         ("log_level: 3", "log_level", "got 3; expected 'debug', 'info', 'warning' or 'error'"),
         ("keep_alive_timeout: 0", "keep_alive_timeout", "expected more than 0"),

@@ -43,6 +43,7 @@ def test_top_level_defaults_are_the_documented_ones() -> None:
     assert settings.rollback_cutoff is None
     assert [load(f"rollback_cutoff: {text}").rollback_cutoff for text in ("0", "1m", "")] == [0.0, 60.0, None]
     assert (settings.max_body, settings.max_text_body) == (20 * 1024 * 1024, 1024 * 1024)
+    assert settings.max_waiting_bytes == 1024**3
     assert (settings.cors_origins, settings.log_format, settings.user_header, settings.session_header) == (
         (),
         "auto",

@@ -253,7 +253,8 @@ async def running(
         options: dict[str, Any] = {"ws": "none", "lifespan": "off", "access_log": False, "log_config": None}
         options |= {"server_header": False, "date_header": False, "proxy_headers": False}
         server = _Server(
-            uvicorn.Config(gateway, http=bind_limits(limits or ServerLimits()), **options), drain_timeout=1
+            uvicorn.Config(gateway, http=bind_limits(limits or ServerLimits(), gateway.body_memory), **options),
+            drain_timeout=1,
         )
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await until(lambda: server.started and gateway._health.has_asked_all)

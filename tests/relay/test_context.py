@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway import config
+from gateway.body_memory import BodyMemory
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destinations
 from gateway.relay.in_flight import InFlight
@@ -29,6 +30,7 @@ async def context() -> RelayContext:
         metrics=metrics,
         requeue_target=lambda relay: None,
         on_exchange=lambda exchange: None,
+        body_memory=BodyMemory(0),
         gateway_id=b"id",
     )
 
