@@ -37,6 +37,9 @@ ERROR_SCHEMA = {
     "required": ["error"],
 }
 
+SECURITY: list[dict[str, list[str]]] = [{"key": []}, {"x-api-key": []}, {"api-key": []}]
+"""The ways to send a key; one is enough."""
+
 ERRORS = {
     400: "The request is invalid or not supported.",
     401: "The API key is missing or incorrect.",
@@ -69,7 +72,11 @@ def add_data_paths(document: dict[str, Any]) -> None:
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components)
     schemas["Error"] = ERROR_SCHEMA
-    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    document["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer"},
+        "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        "api-key": {"type": "apiKey", "in": "header", "name": "api-key"},
+    }
     json_content = {"application/json": {"schema": {"type": "object"}}}
     json_or_stream = {**json_content, "text/event-stream": {"schema": {"type": "string"}}}
     paths = document.setdefault("paths", {})
@@ -95,7 +102,7 @@ def _post(summary: str, request: dict[str, Any], description: str, content: dict
     responses = {"200": {"description": description, "content": content}}
     responses |= {str(status): {"description": text, "content": error} for status, text in ERRORS.items()}
     body = {"required": True, "content": {"application/json": {"schema": request}}}
-    return {"post": {"summary": summary, "security": [{"key": []}], "requestBody": body, "responses": responses}}
+    return {"post": {"summary": summary, "security": SECURITY, "requestBody": body, "responses": responses}}
 
 
 def add_bodies(document: dict[str, Any], kinds: Sequence[type[msgspec.Struct]]) -> None:
@@ -111,7 +118,8 @@ def api_page(document: dict[str, Any]) -> str:
     parts.append(f"<h1>{escape(document['info']['title'])} {escape(document['info']['version'])}</h1>")
     parts.append(
         "<p>Machine-readable: <a href=/openapi.json>/openapi.json</a>. "
-        "Send the API key as <code>Authorization: Bearer KEY</code>.</p>"
+        "Send the API key as <code>Authorization: Bearer KEY</code>, <code>x-api-key: KEY</code> "
+        "or <code>api-key: KEY</code>.</p>"
     )
     for path in sorted(document["paths"], key=lambda path: (path != CHAT_PATH, path != EMBEDDING_PATH, path)):
         for method, operation in document["paths"][path].items():

@@ -69,6 +69,38 @@ def test_missing_or_wrong_key_is_refused(values: tuple[bytes, ...]) -> None:
         KEYS.identify(headers(*values))
 
 
+@pytest.mark.parametrize("name", [b"x-api-key", b"api-key"])
+def test_key_of_anthropics_and_azures_clients_counts(name: bytes) -> None:
+    expected = KEYS.identify(headers(b"Bearer " + KEY.encode()))
+    for value in (KEY.encode(), b" " + KEY.encode() + b" "):
+        given = [(b"host", b"x"), (name, value)]
+        assert KEYS.identify(given) is KEYS.identify(given, dict(given)) is expected
+
+
+@pytest.mark.parametrize("others", [(b"Basic eDp5",), (b"",), (b"Bearer ",), (b"Bearer " + KEY.encode(),)])
+def test_same_key_twice_and_headers_without_a_key_are_no_conflict(others: tuple[bytes, ...]) -> None:
+    given = [*headers(*others), (b"x-api-key", KEY.encode()), (b"api-key", b"")]
+    assert KEYS.identify(given).key_id == KEYS.identify(given, dict(given)).key_id
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [(b"x-api-key", b"sk-other")],
+        [(b"api-key", b"sk-other")],
+        [(b"x-api-key", KEY.encode()), (b"x-api-key", KEY.encode())],
+        [(b"x-api-key", KEY.encode()), (b"api-key", "sk-test-zwei-ü".encode())],
+    ],
+    ids=["two keys", "two keys of Azure", "header twice", "two valid keys"],
+)
+@pytest.mark.parametrize("authorization", [(b"Bearer " + KEY.encode(),), (b"Basic eDp5",)])
+def test_ambiguous_key_is_refused(more: list[tuple[bytes, bytes]], authorization: tuple[bytes, ...]) -> None:
+    given = headers(*authorization) + more
+    for fields in (None, dict(given)):
+        with pytest.raises(InvalidApiKey):
+            KEYS.identify(given, fields)
+
+
 def test_two_authorization_headers_have_no_token() -> None:
     assert bearer(headers(b"Bearer a", b"Bearer b")) is None
 

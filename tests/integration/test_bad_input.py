@@ -425,10 +425,12 @@ CASES = [
         for name, query, lines in (
             ("key in the query", f"?api_key={KEY}", ()),
             ("key in a cookie", "", (f"Cookie: api_key={KEY}; Authorization=Bearer {KEY}",)),
-            ("key in another header", "", (f"X-Api-Key: {KEY}",)),
+            ("key in another header", "", (f"X-Key: {KEY}",)),
         )
     ),
     Case(66, "right key", post(None, f"Authorization: Bearer {KEY}"), 200, gateway="locked", calls=1),
+    Case(66, "right key of Anthropic's clients", post(None, f"X-Api-Key: {KEY}"), 200, gateway="locked", calls=1),
+    Case(66, "right key of Azure's clients", post(None, f"Api-Key: {KEY}"), 200, gateway="locked", calls=1),
     # 68: images by URL, and invalid images (see also below)
     *(
         refused(68, url[:30] or "empty", image(url), "messages[0].content[0].image_url.url", "invalid_image_url")
