@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 
 from gateway.chat import json_schema
-from gateway.chat.request import Chat, Choice, Function, ImagePart, Message, SchemaFormat
+from gateway.chat.request import AllowedTools, Chat, Choice, Function, ImagePart, Message, SchemaFormat
 from gateway.chat.schema_repair import repair
 from gateway.errors import InvalidRequest, UnsupportedParameter
 
 MAX_SCHEMAS = 128 * 1024
 """Maximum size of all JSON Schemas in a request, in bytes."""
+MAX_PROCESSOR_NUMBER = 2**24
+"""Maximum of a number in `mm_processor_kwargs`. Qwen-VL's own `max_pixels` is 12,845,056."""
+MAX_PROCESSOR_VALUES = 32
 
 
 def check_in_steps(chat: Chat) -> Iterator[None]:
@@ -30,6 +33,12 @@ def check(chat: Chat, *, are_tools_checked: bool = False) -> None:
     if (chat.tools is not None or chat.tool_choice is not None) and not are_tools_checked:
         for _ in _check_tools(chat):
             pass
+    if chat.continue_final_message is not None or chat.add_generation_prompt is not None:
+        _check_continuation(chat)
+    if chat.min_tokens is not None and chat.token_limit is not None and chat.min_tokens > chat.token_limit:
+        raise InvalidRequest("'min_tokens' must not be more than 'max_tokens'.", param="min_tokens")
+    if chat.mm_processor_kwargs is not None:
+        _check_processor_options(chat.mm_processor_kwargs)
     if isinstance(chat.response_format, SchemaFormat):
         repair(chat.response_format.json_schema.schema)
         json_schema.check(chat.response_format.json_schema.schema, "response_format.json_schema.schema")
@@ -58,6 +67,45 @@ def _check_supported(chat: Chat) -> None:
         )
 
 
+def _check_continuation(chat: Chat) -> None:
+    """Check vLLM's fields for an answer that continues the last message."""
+    if not chat.continue_final_message:
+        if chat.add_generation_prompt is False:
+            raise UnsupportedParameter(
+                "'add_generation_prompt' can only be false together with 'continue_final_message'.",
+                param="add_generation_prompt",
+            )
+        return
+    if chat.add_generation_prompt:
+        raise InvalidRequest(
+            "'continue_final_message' and 'add_generation_prompt' exclude each other.", param="continue_final_message"
+        )
+    last = chat.messages[-1]
+    if last.role != "assistant" or last.tool_calls or not last.text.strip():
+        raise InvalidRequest(
+            "'continue_final_message' requires the last message to be a text with role 'assistant'.",
+            param="continue_final_message",
+        )
+
+
+def _check_processor_options(options: dict[str, object]) -> None:
+    """Check the options of vLLM's image processor, which could make it use too much memory."""
+    values: list[object] = [options]
+    for value in values:  # grows while it is read
+        if isinstance(value, dict):
+            values.extend(value.values())
+        elif isinstance(value, list):
+            values.extend(value)
+        elif isinstance(value, int | float) and not abs(value) <= MAX_PROCESSOR_NUMBER:
+            raise InvalidRequest(
+                f"A number in 'mm_processor_kwargs' is more than {MAX_PROCESSOR_NUMBER}.", param="mm_processor_kwargs"
+            )
+        if len(values) > MAX_PROCESSOR_VALUES:
+            raise InvalidRequest(
+                f"'mm_processor_kwargs' has more than {MAX_PROCESSOR_VALUES} values.", param="mm_processor_kwargs"
+            )
+
+
 def _check_tools(chat: Chat) -> Iterator[None]:
     tools = chat.tools or []
     constrained = chat.constrained
@@ -79,6 +127,12 @@ def _check_tools(chat: Chat) -> Iterator[None]:
             yield
     if isinstance(chat.tool_choice, Choice) and chat.tool_choice.function.name not in names:
         raise InvalidRequest("'tool_choice' names a function that is not in 'tools'.", param="tool_choice")
+    if isinstance(chat.tool_choice, AllowedTools):
+        allowed = chat.tool_choice.names
+        if not allowed <= names:
+            raise InvalidRequest("'tool_choice' allows a function that is not in 'tools'.", param="tool_choice")
+        if not allowed and chat.tool_choice.allowed_tools.mode == "required":
+            raise InvalidRequest("'tool_choice' requires a call, but allows no tool.", param="tool_choice")
     if chat.tool_choice == "required" and not names:
         raise InvalidRequest("'tool_choice' requires 'tools'.", param="tool_choice")
 

@@ -16,6 +16,7 @@ from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason
 from gateway.chat.conversation import ID_CHARACTERS, ID_LENGTH
 from gateway.chat.request import Chat, Choice, JsonFormat, SchemaFormat
 from gateway.chat.surrogates import HalfPairReplacer, text_without_halves
+from gateway.chat.tool_names import client_names
 
 THOUGHT_OPENS, THOUGHT_CLOSES = "<think>", "</think>"
 
@@ -147,12 +148,14 @@ class Normalizer:
     __slots__ = (
         "_answers_in_reasoning", "_backend_calls", "_call_text", "_calls", "_forced", "_halves", "_has_reasoning",
         "_is_named", "_is_single",
-        "_logprobs", "_max_alternatives", "_normalizes_all", "_splitter", "_streams_arguments",
+        "_logprobs", "_max_alternatives", "_names", "_normalizes_all", "_splitter", "_streams_arguments",
     )  # fmt: skip
 
     def __init__(self, chat: Chat) -> None:
         self._splitter = ReasoningSplitter()
         self._forced = chat.forced
+        self._names = client_names(chat) if chat.tools else {}
+        """The client's names of tools that have another name at the engine."""
         self._answers_in_reasoning: bool | None = None if _may_answer_in_reasoning(chat) else False
         """Unknown (None) until the first output."""
         self._is_named = isinstance(chat.tool_choice, Choice)
@@ -276,6 +279,7 @@ class Normalizer:
         """Return the pieces of a new call: the name, then the arguments, as OpenAI and vLLM do."""
         index = self._calls
         self._calls += 1
+        name = self._names.get(name, name)
         return [CallDelta(index, _call_id(), name), *_more_arguments(index, arguments)]
 
     def _renumber(self, calls: list[CallDelta]) -> list[CallDelta]:

@@ -9,18 +9,18 @@ from typing import Any
 import msgspec
 
 from gateway.chat import checks
-from gateway.chat.request import REFUSED, Chat, Message
+from gateway.chat.request import REFUSED, THINKING_FIELDS, Chat, Message, TemplateOptions, TierTemplateOptions
 from gateway.errors import GatewayError
 
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Chat)}
 
 _TOKENS = ("max_completion_tokens", "max_tokens")
-_THINKING = ("reasoning_effort", "reasoning", "think", "chat_template_kwargs")
+_TEMPLATE = "chat_template_kwargs"
 
-_DEPENDENT = frozenset({"tool_choice", "top_logprobs"})
+_DEPENDENT = frozenset({"tool_choice", "top_logprobs", "continue_final_message", "add_generation_prompt"})
 """Fields that are only valid in combination with others."""
 
-_SYNONYMS = {name: names for names in (_TOKENS, _THINKING) for name in names}
+_SYNONYMS = {name: names for names in (_TOKENS, THINKING_FIELDS) for name in names}
 """Fields with the same meaning. Setting one of them replaces the others."""
 
 
@@ -44,9 +44,13 @@ def problem(name: str, value: object) -> str | None:
 
 
 class ParameterPolicy:
-    """Parameter changes of one tier. `problem` must have accepted the values."""
+    """Parameter changes of one tier. `problem` must have accepted the values.
 
-    __slots__ = ("_cap", "_default", "_drop", "_force")
+    Words of the chat template that do not control thinking go to every request, from `default` and
+    `force` alike: clients cannot send them.
+    """
+
+    __slots__ = ("_cap", "_default", "_drop", "_force", "_words")
 
     def __init__(
         self,
@@ -55,13 +59,14 @@ class ParameterPolicy:
         drop: Sequence[str],
         max_tokens: int | None = None,
     ) -> None:
-        self._default = {name: msgspec.convert(value, _TYPES[name]) for name, value in default.items()}
-        self._force = {name: msgspec.convert(value, _TYPES[name]) for name, value in force.items()}
+        self._default = _converted(default)
+        self._force = _converted(force)
+        self._words = _template_words(default) | _template_words(force)
         self._drop = [name for name in drop if name in _TYPES]
         self._cap = max_tokens
 
     def __bool__(self) -> bool:
-        return bool(self._default or self._force or self._drop or self._cap)
+        return bool(self._default or self._force or self._drop or self._cap or self._words)
 
     def apply(self, chat: Chat) -> Chat:
         """Drop parameters, then apply defaults for unset ones, then forced values, then the cap."""
@@ -72,9 +77,27 @@ class ParameterPolicy:
             changes[name] = value
         if changes:
             chat = msgspec.structs.replace(chat, **changes)
+        if self._words:
+            asked = chat.chat_template_kwargs or TemplateOptions()
+            options = TierTemplateOptions(asked.enable_thinking, asked.thinking, self._words)
+            chat = msgspec.structs.replace(chat, chat_template_kwargs=options)
         if self._cap is not None and (chat.token_limit is None or chat.token_limit > self._cap):
             chat = msgspec.structs.replace(chat, max_completion_tokens=self._cap, max_tokens=None)
         return chat
 
     def _is_unset(self, chat: Chat, name: str) -> bool:
         return all(getattr(chat, other) is None or other in self._drop for other in _SYNONYMS.get(name, (name,)))
+
+
+def _converted(values: Mapping[str, object]) -> dict[str, Any]:
+    converted = {name: msgspec.convert(value, _TYPES[name]) for name, value in values.items()}
+    if converted.get(_TEMPLATE) == TemplateOptions():  # says nothing about thinking
+        del converted[_TEMPLATE]
+    return converted
+
+
+def _template_words(values: Mapping[str, object]) -> dict[str, Any]:
+    options = values.get(_TEMPLATE)
+    if not isinstance(options, Mapping):
+        return {}
+    return {name: value for name, value in options.items() if name not in TemplateOptions.__struct_fields__}

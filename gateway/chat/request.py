@@ -19,7 +19,9 @@ from gateway.chat.surrogates import without_halves
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 PositiveInt = Annotated[int, Meta(ge=1, le=10_000_000)]
 MAX_MESSAGES, MAX_TOOLS, MAX_BIASES = 2048, 128, 1024
-FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, Meta(pattern=r"^(?:[a-zA-Z0-9_.-]|[^\x00-\x9f\s]){1,64}$(?!\n)")]
+"""OpenAI's names, and those in letters of any language: see `tool_names.py`."""
+MAX_STOP_IDS, MAX_TOKEN_ID = 64, 10_000_000
 REFUSED = frozenset({"functions", "function_call", "audio"})
 """Fields that are only read to reject them."""
 _not_brackets = bytes(set(range(256)) - set(b"[]{}"))
@@ -187,15 +189,34 @@ class ChosenFunction(Struct, frozen=True):
     name: str
 
 
-class Choice(Struct, frozen=True):
+class Choice(Struct, frozen=True, tag="function"):
     """Choice of the function that the model must call."""
 
+    function: ChosenFunction
+
+
+class AllowedTool(Struct, frozen=True):
     function: ChosenFunction
     type: Literal["function"]
 
 
+class AllowedList(Struct, frozen=True):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], Meta(max_length=MAX_TOOLS)]
+
+
+class AllowedTools(Struct, frozen=True, tag="allowed_tools"):
+    """Choice of some of the tools, of which the model may or must call one."""
+
+    allowed_tools: AllowedList
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(tool.function.name for tool in self.allowed_tools.tools)
+
+
 class NamedSchema(Struct, frozen=True, omit_defaults=True):
-    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    name: FunctionName
     schema: dict[str, Any]
     description: str | None = None
     strict: bool | None = None
@@ -214,21 +235,44 @@ class SchemaFormat(Struct, frozen=True, tag="json_schema"):
 
 
 class Reasoning(Struct, frozen=True):
-    """Reasoning options in the form of OpenAI's Responses API, which some programs send here too."""
+    """Reasoning options in the form of OpenAI's Responses API, which some programs send here too.
+
+    `enabled` is OpenRouter's.
+    """
 
     effort: str | None = None
+    enabled: bool | None = None
+
+
+class Thinking(Struct, frozen=True):
+    """Switch in the form of Anthropic, Z.ai and DeepSeek. `adaptive` and `auto` are no switch."""
+
+    type: Literal["enabled", "disabled", "adaptive", "auto"]
 
 
 class TemplateOptions(Struct, frozen=True):
-    """The only supported chat template option: whether the model thinks."""
+    """Chat template options that clients may set: the two names for whether the model thinks."""
 
     enable_thinking: bool | None = None
+    thinking: bool | None = None
+
+    @property
+    def thinks(self) -> bool | None:
+        return self.thinking if self.enable_thinking is None else self.enable_thinking
+
+
+class TierTemplateOptions(TemplateOptions, frozen=True):
+    """Chat template options with further words of the template, which only a tier can set."""
+
+    words: dict[str, Any] = {}
 
 
 _EFFORTS: dict[str, Effort] = {
     "none": "none", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high",
     "ultra": "high",
 }  # fmt: skip
+THINKING_FIELDS = ("reasoning_effort", "reasoning", "think", "thinking", "enable_thinking", "chat_template_kwargs")
+"""Fields that control thinking, the first of which takes precedence."""
 EffortWord = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
 
 
@@ -262,13 +306,23 @@ class Chat(Struct, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_BIASES)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | Choice | None = None
+    tool_choice: Literal["none", "auto", "required"] | Choice | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     response_format: PlainFormat | JsonFormat | SchemaFormat | None = None
     reasoning_effort: EffortWord | None = None
     reasoning: Reasoning | None = None
     think: bool | EffortWord | None = None
+    thinking: bool | Thinking | None = None
+    enable_thinking: bool | None = None
     chat_template_kwargs: TemplateOptions | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: (
+        Annotated[list[Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]], Meta(max_length=MAX_STOP_IDS)] | None
+    ) = None
+    mm_processor_kwargs: dict[str, Any] | None = None
     functions: Any = None
     function_call: Any = None
     audio: Any = None
@@ -303,32 +357,62 @@ class Chat(Struct, frozen=True, kw_only=True):
         """
         if self.reasoning_effort is not None:
             return _EFFORTS[self.reasoning_effort]
-        if self.reasoning is not None and self.reasoning.effort in _EFFORTS:
-            return _EFFORTS[self.reasoning.effort]
+        if self.reasoning is not None:
+            if self.reasoning.effort in _EFFORTS:
+                return _EFFORTS[self.reasoning.effort]
+            if self.reasoning.enabled is not None:
+                return self.reasoning.enabled or "none"
         if self.think is not None:
             return _EFFORTS[self.think] if isinstance(self.think, str) else self.think or "none"
-        if self.chat_template_kwargs is not None and self.chat_template_kwargs.enable_thinking is not None:
-            return self.chat_template_kwargs.enable_thinking or "none"
+        if self.thinking is not None:
+            if isinstance(self.thinking, bool):
+                return self.thinking or "none"
+            if self.thinking.type in ("enabled", "disabled"):
+                return self.thinking.type == "enabled" or "none"
+        if self.enable_thinking is not None:
+            return self.enable_thinking or "none"
+        if self.chat_template_kwargs is not None and self.chat_template_kwargs.thinks is not None:
+            return self.chat_template_kwargs.thinks or "none"
         return None
+
+    @property
+    def template_words(self) -> dict[str, Any]:
+        """Return the tier's words for the chat template, other than those that control thinking."""
+        options = self.chat_template_kwargs
+        return options.words if isinstance(options, TierTemplateOptions) else {}
 
     @property
     def has_schemas(self) -> bool:
         return bool(self.tools) or isinstance(self.response_format, SchemaFormat)
 
     @property
+    def needs_check(self) -> bool:
+        """Return whether the request has something that an engine may be unable to express."""
+        return bool(
+            self.tools or self.response_format is not None or self.stop_token_ids or self.continue_final_message
+        )
+
+    @property
     def offered(self) -> list[Tool]:
         """Return the tools offered to the model."""
-        return [] if self.tools is None or self.tool_choice == "none" else self.tools
+        if self.tools is None or self.tool_choice == "none":
+            return []
+        if isinstance(self.tool_choice, AllowedTools):
+            names = self.tool_choice.names
+            return [tool for tool in self.tools if tool.function.name in names]
+        return self.tools
 
     @property
     def forced(self) -> list[Function]:
         """Return the functions of which the model must call one. Empty if it may choose freely."""
         if self.tools is None:
             return []
-        if isinstance(self.tool_choice, Choice):
-            name = self.tool_choice.function.name
+        choice = self.tool_choice
+        if isinstance(choice, Choice):
+            name = choice.function.name
             return [tool.function for tool in self.tools if tool.function.name == name][:1]
-        return [tool.function for tool in self.tools] if self.tool_choice == "required" else []
+        mode = choice.allowed_tools.mode if isinstance(choice, AllowedTools) else choice
+        return [tool.function for tool in self.offered] if mode == "required" else []
 
     @property
     def constrained(self) -> frozenset[str]:

@@ -278,7 +278,7 @@ def _tool_choice(choice: _ToolChoice | None) -> Literal["none", "auto", "require
     if choice is None or choice.type == "auto":
         return None
     if choice.type == "tool":
-        return Choice(ChosenFunction(choice.name), "function")
+        return Choice(ChosenFunction(choice.name))
     return "required" if choice.type == "any" else "none"
 
 

@@ -228,7 +228,11 @@ def _supported_types(param: str) -> str | None:
         return None
     if ".content[" in param:
         return "'text' or 'image_url'"
-    return "'text', 'json_object' or 'json_schema'" if param.startswith("response_format") else "'function'"
+    if param.startswith("response_format"):
+        return "'text', 'json_object' or 'json_schema'"
+    if param == "thinking.type":
+        return "'enabled', 'disabled', 'adaptive' or 'auto'"
+    return "'function' or 'allowed_tools'" if param == "tool_choice.type" else "'function'"
 
 
 def _with_json_type_names(reason: str) -> str:

@@ -312,7 +312,7 @@ def _tool_choice(choice: str | _ToolChoice | None) -> Any:
         return choice
     if choice.type != "function":
         raise UnsupportedParameter("'tool_choice.type' must be 'function'.", param="tool_choice.type")
-    return Choice(ChosenFunction(choice.name), "function")
+    return Choice(ChosenFunction(choice.name))
 
 
 def _response_format(options: _TextOptions | None) -> JsonFormat | SchemaFormat | None:

@@ -11,7 +11,7 @@ from gateway.chat.answer import Delta
 from gateway.chat.request import Chat
 from gateway.chat.surrogates import without_halves
 from gateway.engines.lines import LineBuffer, LineTooLong
-from gateway.errors import GatewayError, UpstreamError
+from gateway.errors import GatewayError, UnsupportedParameter, UpstreamError
 
 MAX_ANSWER = 32 * 1024 * 1024
 """Maximum size of a streamed answer that is assembled for a client, in bytes of its events."""
@@ -118,11 +118,12 @@ class Engine(Protocol):
     health_path: str | None
     """Path with more information about the server's health than the model list, or None."""
 
-    def check_schemas(self, chat: Chat) -> None:
-        """Check that `render` can convert the schemas of `chat`. Called before the request waits.
+    def check(self, chat: Chat) -> None:
+        """Check that `render` can express `chat`, if `chat.needs_check`. Called before it waits.
 
         Raises:
-            SchemaTooComplex: it would take too much work.
+            SchemaTooComplex: converting its schemas would take too much work.
+            UnsupportedParameter: the engine lacks a feature, without which the answer would be another.
         """
 
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
@@ -251,6 +252,15 @@ def possible_tokens(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_TOKENS:
         return None
     return int(value)
+
+
+STOP_TOKEN_IDS = ("stop_token_ids", "Its token ids are not known: send the texts as 'stop'.")
+"""Field and advice for `unsupported`, on all engines but vLLM."""
+
+
+def unsupported(name: str, advice: str) -> UnsupportedParameter:
+    """Return the error for a field that this engine cannot follow, but others can."""
+    return UnsupportedParameter(f"'{name}' is not supported by the backend of this model. {advice}", param=name)
 
 
 T = TypeVar("T")

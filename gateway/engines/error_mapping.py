@@ -44,6 +44,8 @@ _NO_IMAGES = re.compile(
     r"not (?:a )?multimodal|does not support (?:multimodal|image)|missing data required for image", re.IGNORECASE
 )
 _MANY_IMAGES = re.compile(r"at most (\d{1,4}) image\(s\)", re.IGNORECASE)  # vLLM's --limit-mm-per-prompt
+_REFUSED_FIELD = re.compile(r"\b(min_tokens|stop_token_ids|mm_processor_kwargs|continue_final_message)\b")
+"""Fields of which a vLLM refuses some values. Its messages name them."""
 _NO_THINKING = re.compile(r"does not support thinking", re.IGNORECASE)
 _NO_TOOLS = re.compile(r"does not support tools|tool choice requires|--tool-call-parser", re.IGNORECASE)
 _ROLES = re.compile(
@@ -128,6 +130,9 @@ def _client_fault(message: str) -> GatewayError | None:
         )
     if _NO_TOOLS.search(message):
         return UnsupportedParameter("This model does not support tools. Leave 'tools' out.", param="tools")
+    field = _REFUSED_FIELD.search(message)
+    if field:
+        return InvalidRequest(f"The model backend does not accept this value of '{field[1]}'.", param=field[1])
     if _BAD_GRAMMAR.search(message):
         return InvalidRequest(
             "The model backend does not support this JSON Schema. Simplify it.", param="response_format"

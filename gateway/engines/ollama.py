@@ -11,10 +11,11 @@ import msgspec
 from msgspec import Struct
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
-from gateway.chat.request import Chat
+from gateway.chat.request import THINKING_FIELDS, Chat
 from gateway.chat.surrogates import without_halves
 from gateway.engines.engine import (
     MAX_REFUSAL,
+    STOP_TOKEN_IDS,
     Ask,
     LineReader,
     LoadedUntil,
@@ -26,6 +27,7 @@ from gateway.engines.engine import (
     possible_tokens,
     token_count,
     unreadable,
+    unsupported,
 )
 from gateway.engines.error_mapping import client_error
 from gateway.engines.ollama_loading import OllamaLoading, canonical, loaded
@@ -176,7 +178,9 @@ class Ollama:
         self._num_ctx = num_ctx
         self._truncate = truncate
 
-    def check_schemas(self, chat: Chat) -> None:
+    def check(self, chat: Chat) -> None:
+        if chat.stop_token_ids:
+            raise unsupported(*STOP_TOKEN_IDS)
         grammar(chat)
 
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
@@ -185,9 +189,7 @@ class Ollama:
     def relaxed(self, chat: Chat, error: GatewayError) -> Chat | None:
         """Drop the thinking parameters for a model that does not support them, as other engines do."""
         if isinstance(error, UnsupportedParameter) and error.param == "reasoning_effort" and chat.effort is not None:
-            return msgspec.structs.replace(
-                chat, reasoning_effort=None, reasoning=None, think=None, chat_template_kwargs=None
-            )
+            return msgspec.structs.replace(chat, **dict.fromkeys(THINKING_FIELDS))
         return None
 
     def reader(self) -> OllamaReader:

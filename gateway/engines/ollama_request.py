@@ -8,6 +8,7 @@ import msgspec
 from gateway.chat.conversation import with_system_first
 from gateway.chat.json_schema import Schema
 from gateway.chat.request import Chat, Function, JsonFormat, Message, SchemaFormat, Tool
+from gateway.chat.tool_names import with_engine_names
 from gateway.engines.engine import ModelFacts
 from gateway.engines.grammar.portable import portable, portable_calls, work_budget
 
@@ -42,7 +43,7 @@ class OllamaRequest:
         keep_alive: str | float | None,
         truncate: bool,
     ) -> None:
-        self._chat = chat
+        self._chat = with_engine_names(chat) if chat.tools else chat
         self._model = model
         self._facts = facts
         self._num_ctx = num_ctx

@@ -10,6 +10,7 @@ from gateway.chat.answer import Delta
 from gateway.chat.conversation import template_id, with_system_first, with_turns, without_system
 from gateway.chat.json_schema import Schema, WorkBudget
 from gateway.chat.request import (
+    AllowedTools,
     Chat,
     Choice,
     Function,
@@ -23,7 +24,17 @@ from gateway.chat.request import (
     Tool,
     ToolCall,
 )
-from gateway.engines.engine import Ask, LoadedUntil, ModelFacts, Models, decode, possible_tokens
+from gateway.chat.tool_names import with_engine_names
+from gateway.engines.engine import (
+    STOP_TOKEN_IDS,
+    Ask,
+    LoadedUntil,
+    ModelFacts,
+    Models,
+    decode,
+    possible_tokens,
+    unsupported,
+)
 from gateway.engines.error_mapping import client_error
 from gateway.engines.grammar.portable import harmless, portable, work_budget
 from gateway.engines.openai_response import OpenAiReader, parse_answer
@@ -100,7 +111,13 @@ class OpenAiRequest(Struct, omit_defaults=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     response_format: _Format | None = None
     reasoning_effort: str | None = None
-    chat_template_kwargs: dict[str, bool] | None = None
+    chat_template_kwargs: dict[str, Any] = {}
+    continue_final_message: bool = False
+    add_generation_prompt: bool = True
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: list[int] = []
+    mm_processor_kwargs: dict[str, Any] = {}
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -120,13 +137,19 @@ class OpenAi:
     def __init__(self) -> None:
         self._known_texts: set[bytes] = set()
 
-    def check_schemas(self, chat: Chat) -> None:
-        _with_schemas(chat, harmless)
+    def check(self, chat: Chat) -> None:
+        if chat.stop_token_ids:
+            raise unsupported(*STOP_TOKEN_IDS)
+        if chat.continue_final_message:
+            raise unsupported("continue_final_message", "Leave it out.")
+        check_schemas(chat)
 
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
         return msgspec.json.encode(self.request(chat, model, facts, stream))
 
     def request(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> OpenAiRequest:
+        if chat.tools:
+            chat = with_engine_names(chat)
         limit = chat.token_limit
         if limit is not None and facts.context_length is not None and limit >= facts.context_length:
             limit = None  # the server's default: the rest of the context
@@ -158,7 +181,8 @@ class OpenAi:
         if isinstance(chat.tool_choice, Choice):
             request.tool_choice = _NamedTool({"name": chat.tool_choice.function.name})
         elif request.tools:
-            request.tool_choice = chat.tool_choice
+            choice = chat.tool_choice
+            request.tool_choice = choice.allowed_tools.mode if isinstance(choice, AllowedTools) else choice
         request.parallel_tool_calls = chat.parallel_tool_calls if request.tools else None
 
     def _set_effort(self, chat: Chat, request: OpenAiRequest) -> None:
@@ -216,6 +240,15 @@ class OpenAi:
 
 
 _Conversion = Callable[[Schema, WorkBudget], Schema]
+
+
+def check_schemas(chat: Chat) -> None:
+    """Check that the schemas of `chat` can be converted.
+
+    Raises:
+        SchemaTooComplex: it would take too much work.
+    """
+    _with_schemas(chat, harmless)
 
 
 def _with_schemas(chat: Chat, convert: _Conversion) -> Chat | None:

@@ -8,7 +8,7 @@ import msgspec
 from gateway.chat.json_schema import Schema
 from gateway.chat.request import Chat
 from gateway.engines.engine import ModelFacts
-from gateway.engines.openai import OpenAi, OpenAiRequest
+from gateway.engines.openai import OpenAi, OpenAiRequest, check_schemas
 
 NO_PARAMETERS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
 """Schema of a function without parameters.
@@ -31,7 +31,23 @@ class Vllm(OpenAi):
         request.top_k, request.min_p, request.repetition_penalty = chat.top_k, chat.min_p, chat.repetition_penalty
         if chat.top_p == 0:
             request.top_p = MIN_TOP_P
+        if chat.template_words:
+            request.chat_template_kwargs = chat.template_words | request.chat_template_kwargs
+        if chat.continue_final_message:
+            request.continue_final_message, request.add_generation_prompt = True, False
+        if chat.min_tokens:
+            limit = request.max_tokens
+            request.min_tokens = chat.min_tokens if limit is None else min(chat.min_tokens, limit)
+        if chat.ignore_eos:
+            request.ignore_eos = True
+        if chat.stop_token_ids:
+            request.stop_token_ids = chat.stop_token_ids
+        if chat.mm_processor_kwargs and chat.has_images:
+            request.mm_processor_kwargs = chat.mm_processor_kwargs
         return request
+
+    def check(self, chat: Chat) -> None:
+        check_schemas(chat)
 
     def _offer_tools(self, chat: Chat, request: OpenAiRequest) -> None:
         """Offer the tools, with `strict` for a forced call.
@@ -49,9 +65,11 @@ class Vllm(OpenAi):
     def _set_effort(self, chat: Chat, request: OpenAiRequest) -> None:
         """Set whether and how much to think.
 
-        Thinking is an option of the model's template; before 0.16, vLLM does not know the effort
-        `none`.
+        Thinking is an option of the model's template, which has one of two names: `thinking` in
+        DeepSeek's and Granite's, `enable_thinking` in most others. A template ignores the other
+        one. Before 0.16, vLLM does not know the effort `none`.
         """
         effort = chat.effort
-        request.chat_template_kwargs = {"enable_thinking": effort != "none"}
+        thinks = effort != "none"
+        request.chat_template_kwargs = {"enable_thinking": thinks, "thinking": thinks}
         request.reasoning_effort = effort if isinstance(effort, str) and effort != "none" else None

@@ -87,8 +87,8 @@ class ChatRelay(Relay):
 
     def _refuse_hopeless(self) -> None:
         super()._refuse_hopeless()
-        if self._chat.tools or self._chat.response_format is not None:
-            self._backend.engine.check_schemas(self._chat)
+        if self._chat.needs_check:
+            self._backend.engine.check(self._chat)
         if self._lane == "vision" and self._backend.lacks(self._destination.route.model, "vision"):
             raise UnsupportedParameter("This model does not accept images.", param="messages")
 

@@ -63,6 +63,11 @@ class Model:
     def is_serial(self) -> bool:
         return self.family in SERIAL_FAMILIES
 
+    @property
+    def thinking_word(self) -> str:
+        """Word by which the model's chat template on vLLM learns whether to think."""
+        return "thinking" if self.family in ("deepseek", "granite") else "enable_thinking"
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Parse `NAME` followed by comma-separated options.

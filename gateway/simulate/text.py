@@ -51,6 +51,7 @@ class GenerationLimits:
     Attributes:
         ignore_end: go on to `tokens` tokens, whatever the reply is.
         repeat_limit: equal tokens in a row that are allowed (0: any number).
+        least: tokens before which the model does not end the reply.
         stops_in_order: of several stop strings found after a token, report the first in `stop`
             instead of the one that ends first in the text.
     """
@@ -60,6 +61,7 @@ class GenerationLimits:
     ignore_end: bool = False
     repeat_limit: int = 0
     stops_in_order: bool = False
+    least: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +186,9 @@ def answer(
     It ends at the length, a stop string or a repetition; reasoning and tool calls are separated
     from the content.
     """
-    if limits.ignore_end and tokens:
-        tokens = list(
-            itertools.islice(itertools.chain(tokens, itertools.cycle(f" {word}" for word in _FILLER)), limits.tokens)
-        )
+    least = limits.tokens if limits.ignore_end else min(limits.least, limits.tokens)
+    if tokens and len(tokens) < least:
+        tokens = list(itertools.islice(itertools.chain(tokens, itertools.cycle(f" {word}" for word in _FILLER)), least))
     kept = list(tokens[: limits.tokens])
     finish: Literal["stop", "length"] = "length" if len(tokens) >= limits.tokens else "stop"
     broken = False

@@ -8,10 +8,11 @@ from gateway.chat.checks import check
 from gateway.chat.json_schema import MAX_SCHEMA
 from gateway.dialects.openai_chat import decode
 from gateway.errors import InvalidRequest, UnsupportedParameter
-from tests.fakes.chats import MIB, USER, chat, named, request, schema_format, tool
+from tests.fakes.chats import MIB, USER, allowed, chat, named, request, schema_format, tool
 
 TEXT = {"type": "text", "text": "x"}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+CONTINUED = [*USER, {"role": "assistant", "content": "The sum is"}]
 
 
 def rejected(**fields: Any) -> InvalidRequest:
@@ -45,6 +46,22 @@ def rejected(**fields: Any) -> InvalidRequest:
         ({"tool_choice": named()}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [tool()], "tool_choice": allowed("auto", "get_weather", "other")}, "tool_choice"),
+        ({"tools": [tool()], "tool_choice": allowed("required")}, "tool_choice"),
+        ({"tool_choice": allowed("auto", "get_weather")}, "tool_choice"),
+        ({"min_tokens": 6, "max_tokens": 5}, "min_tokens"),
+        ({"mm_processor_kwargs": {"size": {"longest_edge": 2**25}}}, "mm_processor_kwargs"),
+        ({"mm_processor_kwargs": {"a": [[-(2**25)]]}}, "mm_processor_kwargs"),
+        ({"mm_processor_kwargs": {str(number): 1 for number in range(40)}}, "mm_processor_kwargs"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        (
+            {"continue_final_message": True, "messages": CONTINUED, "add_generation_prompt": True},
+            "continue_final_message",
+        ),
+        (
+            {"continue_final_message": True, "messages": [*USER, {"role": "assistant", "content": " "}]},
+            "continue_final_message",
+        ),
         ({"response_format": schema_format({"type": "thing"})}, "response_format.json_schema.schema"),
         ({"response_format": schema_format({"$ref": "file:///etc/passwd"})}, "response_format.json_schema.schema"),
         (
@@ -58,6 +75,11 @@ def test_invalid_value_is_named_by_its_path(fields: dict[str, Any], param: str) 
     assert type(error) is InvalidRequest
     assert error.param == param
     assert f"'{param}'" in error.message
+
+
+def test_continuation_needs_no_generation_prompt() -> None:
+    check(chat(messages=CONTINUED, continue_final_message=True, add_generation_prompt=False))
+    check(chat(messages=CONTINUED, continue_final_message=False, add_generation_prompt=True))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +105,7 @@ def test_no_content_of_an_assistant_or_a_tool_is_the_empty_text(message: dict[st
     ("fields", "param"),
     [
         ({"n": 2}, "n"),
+        ({"add_generation_prompt": False, "messages": CONTINUED}, "add_generation_prompt"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"function_call": "auto"}, "functions"),
         ({"audio": {"voice": "x"}}, "audio"),

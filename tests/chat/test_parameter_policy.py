@@ -80,7 +80,10 @@ OFF: list[dict[str, Any]] = [
     {"reasoning_effort": "none"},
     {"reasoning": {"effort": "none"}},
     {"think": False},
+    {"thinking": {"type": "disabled"}},
+    {"enable_thinking": False},
     {"chat_template_kwargs": {"enable_thinking": False}},
+    {"chat_template_kwargs": {"thinking": False}},
 ]
 ON: list[dict[str, Any]] = [{"reasoning_effort": "high"}, {"reasoning": {"effort": "high"}}, {"think": "high"}]
 
@@ -105,6 +108,23 @@ def test_any_thinking_field_overrides_a_default_but_not_a_forced_one(
 
 def test_default_applies_if_its_synonyms_are_dropped() -> None:
     assert applied(default={"reasoning_effort": "none"}, drop=("think",), think=True).effort == "none"
+
+
+# Words of the chat template
+
+
+@pytest.mark.parametrize("part", ["default", "force"])
+@pytest.mark.parametrize("sent", [{}, {"think": True}, {"chat_template_kwargs": {"thinking": True, "word": "mine"}}])
+def test_other_words_of_the_template_come_from_the_tier_only(part: str, sent: dict[str, Any]) -> None:
+    assert chat(**sent).template_words == {}
+    result = applied(**{part: {"chat_template_kwargs": {"word": 1}}}, **sent)
+    assert result.template_words == {"word": 1}
+    assert result.effort == (True if sent else None)
+
+
+def test_forced_switch_in_the_template_comes_with_its_words() -> None:
+    result = applied(force={"chat_template_kwargs": {"thinking": False, "word": 1}}, think=True)
+    assert (result.effort, result.template_words) == ("none", {"word": 1})
 
 
 # Cap

@@ -2,12 +2,13 @@
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from gateway.chat.request import CalledFunction, Chat
-from tests.fakes.chats import MIB, chat, named, tool
+from tests.fakes.chats import MIB, allowed, chat, named, tool
 
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
 
@@ -85,16 +86,27 @@ def test_usage_is_wanted_only_if_requested(options: Any, wants: bool) -> None:
 # Thinking
 
 
-@pytest.mark.parametrize(
-    "off", [{"reasoning_effort": "none"}, {"think": False}, {"chat_template_kwargs": {"enable_thinking": False}}]
-)
-def test_thinking_can_be_turned_off_with_three_fields(off: dict[str, Any]) -> None:
-    assert chat(**off).effort == "none"
+SWITCHES: list[Callable[[bool], dict[str, Any]]] = [
+    lambda on: {"think": on},
+    lambda on: {"reasoning": {"enabled": on}},
+    lambda on: {"thinking": {"type": "enabled" if on else "disabled", "budget_tokens": 1024}},
+    lambda on: {"thinking": on},
+    lambda on: {"enable_thinking": on},
+    lambda on: {"chat_template_kwargs": {"enable_thinking": on}},
+    lambda on: {"chat_template_kwargs": {"thinking": on}},
+]
 
 
-@pytest.mark.parametrize("on", [{"think": True}, {"chat_template_kwargs": {"enable_thinking": True}}])
-def test_thinking_is_turned_on_without_an_effort(on: dict[str, Any]) -> None:
-    assert chat(**on).effort is True
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_every_switch_turns_thinking_off_and_on(switch: Callable[[bool], dict[str, Any]]) -> None:
+    assert chat(**switch(False)).effort == "none"
+    assert chat(**switch(True)).effort is True
+    assert chat(reasoning_effort="low", **switch(False)).effort == "low"
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "auto"])
+def test_adaptive_thinking_is_left_to_the_model(kind: str) -> None:
+    assert chat(thinking={"type": kind}).effort is None
 
 
 @pytest.mark.parametrize(
@@ -146,6 +158,10 @@ BOTH = [tool("one"), tool("two")]
         ("none", [], []),
         ("required", ["one", "two"], ["one", "two"]),
         (named("two"), ["one", "two"], ["two"]),
+        (allowed("auto", "two"), ["two"], []),
+        (allowed("required", "two"), ["two"], ["two"]),
+        (allowed("required", "two", "one"), ["one", "two"], ["one", "two"]),
+        (allowed("auto"), [], []),
     ],
 )
 def test_tool_choice_decides_offered_and_forced_functions(choice: Any, offered: list[str], forced: list[str]) -> None:

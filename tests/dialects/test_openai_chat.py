@@ -295,7 +295,7 @@ def test_invalid_value_is_named_by_its_path(fields: dict[str, Any], param: str) 
     [
         ({"response_format": {"type": "structural_tag"}}, "response_format.type"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
-        ({"tools": [tool()], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
+        ({"tools": [tool()], "tool_choice": {"type": "custom"}}, "tool_choice.type"),
         (
             {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
             "messages[0].content[0].type",

@@ -33,6 +33,13 @@ def function(name: str, field_name: str, *values: str) -> dict[str, Any]:
 
 
 WEATHER, TIME = function("get_weather", "city", "Seoul", "Busan"), function("get_time", "zone", "KST", "UTC")
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Seoul"}'}}
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
@@ -169,6 +176,21 @@ CASES: list[Case] = [
         note="vLLM begins a new turn, Ollama continues the message",
     ),
     Case(
+        "continue_final_message",
+        {
+            "messages": [USER, {"role": "assistant", "content": "Hi"}],
+            "continue_final_message": True,
+            "add_generation_prompt": False,
+        },
+        note="the answer is the continuation alone",
+    ),
+    Case("min_tokens and ignore_eos", {"min_tokens": 2, "ignore_eos": True}, note="vLLM follows, Ollama ignores"),
+    Case(
+        "mm_processor_kwargs",
+        {"messages": image_message(image_url()), "mm_processor_kwargs": {"do_convert_rgb": True}},
+        note="vLLM follows, Ollama ignores",
+    ),
+    Case(
         "reasoning in an earlier message",
         {"messages": [USER, {"role": "assistant", "content": "Hi", "reasoning": "hm"}, USER]},
     ),
@@ -194,6 +216,27 @@ CASES: list[Case] = [
         calls=True,
         same_shape=False,
         note="as much of the call as the engine returns",
+    ),
+    *_both(
+        "tool_choice of type allowed_tools",
+        {"tools": [WEATHER, TIME], "tool_choice": allowed("required", "get_weather"), **_FORCED},
+        calls=True,
+        note="the model is offered only these tools",
+    ),
+    Case(
+        "tool_choice of type allowed_tools, without any",
+        {"tools": [WEATHER, TIME], "tool_choice": allowed("auto")},
+        note="as `none`",
+    ),
+    *_both(
+        "tool with a Korean name",
+        {
+            "tools": [function("날씨_조회", "city", "Seoul")],
+            "tool_choice": {"type": "function", "function": {"name": "날씨_조회"}},
+            **_FORCED,
+        },
+        calls=True,
+        note="the engine gets it in ASCII letters",
     ),
     *_both("tools without tool_choice", {"tools": [WEATHER]}, calls=None, same_shape=False),
     Case(
@@ -309,6 +352,16 @@ CASES: list[Case] = [
     Case("think false", {"think": False}, note="Ollama's parameter"),
     Case("think true", {"think": True}, note="dropped if the model cannot think"),
     Case("enable_thinking false", {"chat_template_kwargs": {"enable_thinking": False}}, note="vLLM's parameter"),
+    Case("chat_template_kwargs.thinking", {"chat_template_kwargs": {"thinking": False}}, note="DeepSeek's name for it"),
+    Case("enable_thinking", {"enable_thinking": False}, note="Qwen's parameter"),
+    *[
+        Case(f"thinking {kind}", {"thinking": {"type": kind, "budget_tokens": 1024}}, note="Anthropic's parameter")
+        for kind in ("disabled", "enabled", "adaptive")
+    ],
+    Case("reasoning.enabled", {"reasoning": {"enabled": False}}, note="OpenRouter's parameter"),
+    Case(
+        "other words for the template", {"chat_template_kwargs": {"custom": 1}}, note="ignored: only a tier sets them"
+    ),
     # Images
     *_both("image", {"messages": image_message(image_url())}),
     *[Case(f"{form} image", {"messages": image_message(image_url(form))}) for form in ("JPEG", "WEBP", "GIF")],
@@ -386,6 +439,15 @@ CASES: list[Case] = [
     refused("tool_choice with an unknown function", {"tools": [TIME], "tool_choice": NAMED}, _INVALID, "tool_choice"),
     refused("unknown tool_choice", {"tools": [TIME], "tool_choice": "any"}, _INVALID, "tool_choice"),
     refused("unknown tool type", {"tools": [{"type": "custom"}]}, _UNSUPPORTED, "tools[0].type"),
+    refused(
+        "unknown type of tool_choice", {"tools": [TIME], "tool_choice": {"type": "x"}}, _UNSUPPORTED, "tool_choice.type"
+    ),
+    refused(
+        "allowed_tools with an unknown function",
+        {"tools": [TIME], "tool_choice": allowed("auto", "get_weather")},
+        _INVALID,
+        "tool_choice",
+    ),
     refused("tool name with a space", {"tools": [function("a b", "c", "d")]}, _INVALID, "tools[0].function.name"),
     refused(
         "forced function with a $ref to nowhere",
@@ -427,6 +489,21 @@ CASES: list[Case] = [
         "response_format.json_schema.schema",
     ),
     refused("unknown reasoning_effort", {"reasoning_effort": "silly"}, _INVALID, "reasoning_effort"),
+    refused("unknown thinking.type", {"thinking": {"type": "maybe"}}, _UNSUPPORTED, "thinking.type"),
+    refused("min_tokens above max_tokens", {"min_tokens": 9}, _INVALID, "min_tokens"),
+    refused(
+        "continue_final_message after a user message",
+        {"continue_final_message": True},
+        _INVALID,
+        "continue_final_message",
+    ),
+    refused(
+        "add_generation_prompt false alone",
+        {"add_generation_prompt": False},
+        _UNSUPPORTED,
+        "add_generation_prompt",
+        "Ollama cannot leave it out",
+    ),
     refused(
         "image by http URL",
         {"messages": image_message("http://127.0.0.1/a.png")},

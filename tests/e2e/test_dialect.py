@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.conftest import TOOL_STAND_INS
 from tests.e2e.dialect import CASES, Case, View, table, view
-from tests.e2e.engines import stand_in
+from tests.e2e.engines import Engine, stand_in
 from tests.e2e.gateway import KEY, PLAIN_HTTP, REPOSITORY, Gateway
 
 MODEL_FINISH_REASONS = ("stop", "length", "tool_calls")
@@ -65,6 +65,28 @@ def test_response_does_not_depend_on_the_engine(
         assert seen.finish == case.finish
     if case.same_shape:
         assert (seen.keys, seen.events) == (expected.keys, expected.events)
+
+
+def test_stop_token_ids_are_followed_by_vllm_and_refused_elsewhere(tool_engine: Engine, tool_gateway: Gateway) -> None:
+    seen = send(tool_gateway, Case("stop_token_ids", {"stop_token_ids": [1]}))
+    if tool_engine.kind == "vllm":
+        assert seen.status == 200
+    else:
+        assert (seen.status, (seen.error or {})["param"]) == (400, "stop_token_ids")
+
+
+def test_minimum_of_tokens_is_followed_by_vllm(tool_engine: Engine, tool_gateway: Gateway) -> None:
+    fields = {"messages": [{"role": "user", "content": "Say 3 words."}], "max_tokens": 60, "min_tokens": 50}
+    answer = httpx2.post(
+        f"{tool_gateway.url}/v1/chat/completions",
+        json=Case("", fields).body("standard"),
+        headers={"authorization": f"Bearer {KEY}"},
+        timeout=120.0,
+        **PLAIN_HTTP,
+    )
+    assert (answer.json()["usage"]["completion_tokens"] >= 50) is (
+        tool_engine.kind == "vllm"
+    ) or tool_engine.is_real  # the tiny models may go on by themselves
 
 
 def test_docs_contain_the_table() -> None:

@@ -229,3 +229,12 @@ def test_any_error_body_is_accepted(status: int, body: bytes) -> None:
 def test_refusal_of_a_chat_template_says_why(message: str, status: int) -> None:
     body = json.dumps({"error": {"message": message, "type": "BadRequestError", "code": status}}).encode()
     assert isinstance(client_error(status, body), RolesRefused)
+
+
+@pytest.mark.parametrize("field", ["min_tokens", "stop_token_ids", "mm_processor_kwargs", "continue_final_message"])
+def test_field_whose_value_vllm_refuses_is_named(field: str) -> None:
+    body = json.dumps({"error": {"message": f"{field} must be something else, got 5.", "code": 400}}).encode()
+    error = client_error(400, body)
+    assert isinstance(error, REQUEST)
+    assert error.param == field
+    assert "something" not in error.message

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from gateway.chat.answer import Delta, Usage, assemble
 from gateway.engines.engine import ModelFacts, Models
 from gateway.engines.ollama import REPETITION, Ollama
+from gateway.engines.openai import OpenAi
+from gateway.engines.vllm import Vllm
 from gateway.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter, UpstreamError
 from tests.engines.recorded import CHATS, body_of, recorded_text, recording_id, unfold
-from tests.fakes.chats import chat
+from tests.fakes.chats import USER, chat
 from tests.golden import Recording, load
 
 ENGINE = Ollama()
@@ -211,6 +213,27 @@ def test_logprobs_of_a_line_without_text_are_not_lost() -> None:
     assert b"".join(bytes(chosen.bytes or ()) for chosen in answer.logprobs).decode() == answer.content == "é"
 
 
+# Features that Ollama lacks
+
+
+def test_stop_token_ids_are_refused_by_name() -> None:
+    """Without them, the answer would run on past its end."""
+    for engine in (ENGINE, OpenAi()):
+        with pytest.raises(UnsupportedParameter) as caught:
+            engine.check(chat(stop_token_ids=[1]))
+        assert (caught.value.param, "stop_token_ids" in caught.value.message) == ("stop_token_ids", True)
+        engine.check(chat(stop_token_ids=[]))
+
+
+def test_continuation_of_the_last_message_is_only_refused_where_the_server_may_not_do_it() -> None:
+    request = chat(messages=[*USER, {"role": "assistant", "content": "The sum is"}], continue_final_message=True)
+    ENGINE.check(request)
+    Vllm().check(request)
+    with pytest.raises(UnsupportedParameter) as caught:
+        OpenAi().check(request)
+    assert caught.value.param == "continue_final_message"
+
+
 # Requests without thinking for a model that does not support it
 
 
@@ -221,6 +244,9 @@ def test_logprobs_of_a_line_without_text_are_not_lost() -> None:
         {"reasoning": {"effort": "low"}},
         {"think": True},
         {"chat_template_kwargs": {"enable_thinking": True}},
+        {"chat_template_kwargs": {"thinking": True}},
+        {"enable_thinking": True},
+        {"thinking": {"type": "enabled"}},
     ],
 )
 def test_relaxed_request_drops_thinking_if_the_model_does_not_support_it(wish: dict[str, Any]) -> None:

@@ -155,6 +155,10 @@ def test_tool_result_is_sent_with_the_functions_name() -> None:
         ({"chat_template_kwargs": {"enable_thinking": False}}, False),
         ({"think": True}, True),
         ({"chat_template_kwargs": {"enable_thinking": True}}, True),
+        ({"chat_template_kwargs": {"thinking": False}}, False),
+        ({"enable_thinking": False}, False),
+        ({"thinking": {"type": "disabled"}}, False),
+        ({"thinking": {"type": "enabled"}}, True),
         ({"reasoning_effort": "minimal"}, "low"),
         ({"reasoning": {"effort": "medium"}}, "medium"),
         ({"think": "max"}, "high"),
@@ -175,6 +179,16 @@ def test_unset_effort_is_not_sent() -> None:
 def test_effort_is_dropped_for_a_model_without_thinking(fields: dict[str, Any]) -> None:
     """Ollama rejects it; other engines ignore it."""
     assert extra_fields(CANNOT_THINK, **fields) == {}
+
+
+def test_fields_without_an_equivalent_are_not_sent() -> None:
+    fields = {"min_tokens": 3, "ignore_eos": True, "mm_processor_kwargs": {"max_pixels": 9}}
+    assert rendered(**fields) == rendered()
+
+
+def test_last_message_of_the_assistant_is_sent_as_it_is_to_be_continued() -> None:
+    messages = [*USER, {"role": "assistant", "content": "The sum is"}]
+    assert rendered(messages=messages, continue_final_message=True)["messages"] == messages
 
 
 # Format

@@ -254,7 +254,7 @@ def test_schema_that_no_grammar_is_made_of_is_sent_unchanged() -> None:
     odd = {"type": "object", "properties": {"a": {"$ref": "#/nowhere", "pattern": "^a{5000}$"}, "b": "string"}}
     for choice in (None, "auto", named("g")):
         request = chat(tools=[tool(parameters=odd), tool("g")], tool_choice=choice)
-        ENGINE.check_schemas(request)
+        ENGINE.check(request)
         sent = json.loads(ENGINE.render(request, "m", ModelFacts(), True))
         assert sent["tools"][0]["function"]["parameters"] == odd
 

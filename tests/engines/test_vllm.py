@@ -5,12 +5,16 @@ from typing import Any
 
 import pytest
 
+from gateway.chat.parameter_policy import ParameterPolicy
 from gateway.engines.engine import ModelFacts
 from gateway.engines.vllm import MIN_TOP_P, Vllm
-from tests.fakes.chats import chat, named, tool
+from tests.fakes.chats import USER, allowed, called, chat, named, tool
 from tests.golden import load
 
 ENGINE = Vllm()
+IMAGE_MESSAGES = [
+    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]}
+]
 
 
 def rendered(**fields: Any) -> dict[str, Any]:
@@ -30,6 +34,32 @@ def test_vllms_sampling_fields_are_sent() -> None:
     assert extra_fields(**fields) == fields
 
 
+def test_vllms_fields_for_the_end_of_an_answer_are_sent() -> None:
+    fields = {"min_tokens": 5, "ignore_eos": True, "stop_token_ids": [7, 8]}
+    assert extra_fields(**fields) == fields
+    assert extra_fields(min_tokens=0, ignore_eos=False, stop_token_ids=[]) == {}
+
+
+def test_minimum_of_tokens_stays_within_the_tiers_limit() -> None:
+    """vLLM refuses a minimum above the maximum, and the tier may have lowered the maximum."""
+    request = ParameterPolicy({}, {}, (), 3).apply(chat(min_tokens=5, max_tokens=9))
+    sent = json.loads(ENGINE.render(request, "m", ModelFacts(), False))
+    assert (sent["min_tokens"], sent["max_tokens"]) == (3, 3)
+
+
+def test_options_of_the_image_processor_are_sent_with_images_only() -> None:
+    options = {"min_pixels": 784, "size": {"longest_edge": 9}}
+    assert rendered(mm_processor_kwargs=options, messages=IMAGE_MESSAGES)["mm_processor_kwargs"] == options
+    assert extra_fields(mm_processor_kwargs=options) == {}
+
+
+def test_answer_continues_the_last_message_without_a_generation_prompt() -> None:
+    messages = [*USER, {"role": "assistant", "content": "The sum is"}]
+    sent = rendered(messages=messages, continue_final_message=True)
+    assert (sent["continue_final_message"], sent["add_generation_prompt"]) == (True, False)
+    assert not {"continue_final_message", "add_generation_prompt"} & set(rendered(messages=messages))
+
+
 def test_other_vllm_fields_are_not_sent() -> None:
     """vLLM accepts extra fields, some of which return the prompt or change the request's priority."""
     names = (
@@ -37,8 +67,6 @@ def test_other_vllm_fields_are_not_sent() -> None:
         "prompt_logprobs",
         "return_prompt_text",
         "cache_salt",
-        "mm_processor_kwargs",
-        "ignore_eos",
         "request_id",
         "vllm_xargs",
     )
@@ -51,25 +79,23 @@ def test_top_p_of_zero_is_sent_as_the_minimum_that_vllm_accepts() -> None:
 
 # Thinking
 
+OFF = {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}
+ON = {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}}
+
 
 @pytest.mark.parametrize(
     ("fields", "sent"),
     [
-        ({"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}),
-        ({"think": False}, {"chat_template_kwargs": {"enable_thinking": False}}),
-        (
-            {"chat_template_kwargs": {"enable_thinking": False, "x": 1}},
-            {"chat_template_kwargs": {"enable_thinking": False}},
-        ),
-        ({"think": True}, {"chat_template_kwargs": {"enable_thinking": True}}),
-        (
-            {"reasoning_effort": "minimal"},
-            {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "low"},
-        ),
-        (
-            {"reasoning": {"effort": "high"}},
-            {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "high"},
-        ),
+        ({"reasoning_effort": "none"}, OFF),
+        ({"think": False}, OFF),
+        ({"chat_template_kwargs": {"enable_thinking": False, "x": 1}}, OFF),
+        ({"chat_template_kwargs": {"thinking": False}}, OFF),
+        ({"thinking": {"type": "disabled"}}, OFF),
+        ({"enable_thinking": False}, OFF),
+        ({"think": True}, ON),
+        ({"thinking": {"type": "enabled"}}, ON),
+        ({"reasoning_effort": "minimal"}, ON | {"reasoning_effort": "low"}),
+        ({"reasoning": {"effort": "high"}}, ON | {"reasoning_effort": "high"}),
         ({}, {}),
     ],
 )
@@ -77,7 +103,40 @@ def test_thinking_is_also_set_in_the_chat_template(fields: dict[str, Any], sent:
     assert extra_fields(**fields) == sent
 
 
+def test_words_of_a_tier_reach_the_chat_template_with_and_without_a_switch() -> None:
+    policy = ParameterPolicy({"chat_template_kwargs": {"builtin_tools": ["x"]}}, {}, ())
+    for fields in ({}, {"think": False}):
+        sent = json.loads(ENGINE.render(policy.apply(chat(**fields)), "m", ModelFacts(), False))
+        expected = OFF["chat_template_kwargs"] if fields else {}
+        assert sent["chat_template_kwargs"] == {"builtin_tools": ["x"]} | expected
+
+
 # Tools
+
+
+def test_allowed_tools_are_the_only_ones_offered() -> None:
+    tools = [tool("one"), tool("two")]
+    for mode in ("auto", "required"):
+        sent = rendered(tools=tools, tool_choice=allowed(mode, "two"))
+        assert ([one["function"]["name"] for one in sent["tools"]], sent["tool_choice"]) == (["two"], mode)
+    assert not {"tools", "tool_choice"} & set(rendered(tools=tools, tool_choice=allowed("auto")))
+
+
+def test_tool_names_in_other_letters_are_sent_in_ascii() -> None:
+    name = "날씨_조회"
+    sent = rendered(
+        tools=[tool(name, description="Wetter")],
+        tool_choice=named(name),
+        messages=[
+            *USER,
+            {"role": "assistant", "tool_calls": [called(name)]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "x"},
+        ],
+    )
+    function = sent["tools"][0]["function"]
+    assert (function["name"], function["description"]) == ("nalssi_johoe", f"{name}: Wetter")
+    assert sent["tool_choice"]["function"]["name"] == "nalssi_johoe"
+    assert sent["messages"][1]["tool_calls"][0]["function"]["name"] == "nalssi_johoe"
 
 
 @pytest.mark.parametrize("choice", ["required", named("one")])

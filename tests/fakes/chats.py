@@ -39,6 +39,11 @@ def named(name: str = "get_weather") -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    """Return a `tool_choice` that allows these functions."""
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [named(name) for name in names]}}
+
+
 def schema_format(schema: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     return {
         "type": "json_schema",

@@ -165,7 +165,7 @@ class CapabilityProbe:
         traits["tools"] = await self._accepted(
             _chat("Report.", tools=tools, tool_choice="auto"), lambda chat: bool(chat.offered)
         )
-        forced = _chat("Report.", tools=tools, tool_choice=Choice(ChosenFunction(FUNCTION.name), "function"))
+        forced = _chat("Report.", tools=tools, tool_choice=Choice(ChosenFunction(FUNCTION.name)))
         traits["forced_tools"] = await self._conforms(forced, lambda chat: bool(chat.forced), _is_call)
         schema = SchemaFormat(NamedSchema("report", SCHEMA, strict=True))
         asked = _chat("Is all well? Answer in JSON.", response_format=schema)

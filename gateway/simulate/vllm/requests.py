@@ -94,6 +94,7 @@ def chat_job(body: dict[str, Any], model: Model, options: Options) -> Job:
         raise bad_request("Cannot apply chat template to an empty conversation. Provide at least one message.")
     check_template(body["messages"], options.template)
     tools, forced, strict = _tools(body, options.tool_parser)
+    _check_continuation(body)
     turns, images = _messages(body, model)
     tokens = _check_context(turns, images, model, count_tokens(json.dumps(tools)) if tools else 0)
     check_ranges(body, model.context_length)
@@ -117,12 +118,23 @@ def chat_job(body: dict[str, Any], model: Model, options: Options) -> Job:
     )
 
 
+def _check_continuation(body: dict[str, Any]) -> None:
+    """Check what the chat template needs to continue the last message.
+
+    Raises:
+        VllmApiError: the message is that of transformers.
+    """
+    if body.get("continue_final_message") and body.get("add_generation_prompt") is not False:
+        raise bad_request("continue_final_message and add_generation_prompt are not compatible.")
+
+
 def _reasoning(body: dict[str, Any], model: Model, options: Options) -> tuple[bool, bool]:
     """Return whether the model reasons, and whether it reasons without a parser that separates it.
 
-    The template's `enable_thinking` takes precedence over `reasoning_effort`.
+    The template's own word takes precedence over `reasoning_effort`.
     """
-    enabled = (body.get("chat_template_kwargs") or {}).get("enable_thinking")
+    words = body.get("chat_template_kwargs") or {}
+    enabled = words.get(model.thinking_word)
     effort = body.get("reasoning_effort")
     wanted = enabled is not False if enabled is not None else effort != "none"
     can_leak = (model.thinking or model.leaks) and not options.reasoning_parser
@@ -300,7 +312,9 @@ def _limits(body: dict[str, Any], model: Model, prompt_tokens: int) -> Generatio
     room = model.context_length - prompt_tokens
     stop = body.get("stop") or ()
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    return GenerationLimits(min(most or room, room), stops, ignore_end=bool(body.get("ignore_eos")))
+    return GenerationLimits(
+        min(most or room, room), stops, ignore_end=bool(body.get("ignore_eos")), least=int(body.get("min_tokens") or 0)
+    )
 
 
 def _schema(body: dict[str, Any]) -> Any:

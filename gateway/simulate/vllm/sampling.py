@@ -47,6 +47,10 @@ def check_ranges(body: dict[str, Any], max_model_len: int) -> None:
         if not -2 <= (body.get(name) or 0) <= 2:
             raise bad_request(f"{name} must be in [-2, 2], got {body[name]}.")
     _check_sampling(body)
+    ids = [number for number in body.get("stop_token_ids") or () if not 0 <= number < VOCABULARY]
+    if ids:
+        message = f"token_id(s) {ids} in stop_token_ids contain out-of-vocab token ids. Vocabulary size: {VOCABULARY}"
+        raise bad_request(message, "stop_token_ids", value=ids)
     if asked is not None and asked < 1:
         raise bad_request(f"max_tokens must be at least 1, got {asked}.", "max_tokens", value=asked)
     if asked is not None and (body.get("min_tokens") or 0) > asked:

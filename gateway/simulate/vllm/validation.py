@@ -40,7 +40,10 @@ _FIELDS = {
     "repetition_penalty": "float",
     "min_tokens": "int",
     "ignore_eos": "bool",
+    "add_generation_prompt": "bool",
+    "continue_final_message": "bool",
     "chat_template_kwargs": "dict",
+    "mm_processor_kwargs": "dict",
 }
 
 

@@ -191,18 +191,18 @@ def test_ollama_refuses_before_it_is_asked() -> None:
     forced = chat(tools=[tool(parameters=TOO_MUCH | {"type": "object"})], tool_choice="required")
     for request, param in ((formatted, "response_format.json_schema.schema"), (forced, "tools")):
         with pytest.raises(SchemaTooComplex) as caught:
-            Ollama().check_schemas(request)
+            Ollama().check(request)
         assert caught.value.param == param
-    Ollama().check_schemas(chat(tools=[tool(parameters=TOO_MUCH | {"type": "object"})]))  # no grammar
+    Ollama().check(chat(tools=[tool(parameters=TOO_MUCH | {"type": "object"})]))  # no grammar
 
 
 def test_vllm_refuses_only_what_has_to_be_converted() -> None:
-    Vllm().check_schemas(chat(response_format=schema_format(TOO_MUCH)))
+    Vllm().check(chat(response_format=schema_format(TOO_MUCH)))
     harmful = TOO_MUCH | {"properties": {"a": {"pattern": "^a{1,999}$"}}, "type": "object"}
     with pytest.raises(SchemaTooComplex) as caught:
-        Vllm().check_schemas(chat(tools=[tool(parameters=harmful)], tool_choice="required"))
+        Vllm().check(chat(tools=[tool(parameters=harmful)], tool_choice="required"))
     assert caught.value.param == "tools"
-    Vllm().check_schemas(chat(tools=[tool(parameters=harmful)]))  # no grammar
+    Vllm().check(chat(tools=[tool(parameters=harmful)]))  # no grammar
 
 
 def test_schema_that_is_too_complex_has_no_simpler_form_to_send_instead() -> None:
