@@ -3,7 +3,17 @@
 from collections.abc import Iterator
 
 from gateway.chat import json_schema
-from gateway.chat.request import AllowedTools, Chat, Choice, Function, ImagePart, Message, SchemaFormat
+from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat, check_nesting, given
+from gateway.chat.request import (
+    AllowedTools,
+    Chat,
+    Choice,
+    Function,
+    ImagePart,
+    Message,
+    PlainFormat,
+    SchemaFormat,
+)
 from gateway.chat.schema_repair import repair
 from gateway.errors import InvalidRequest, UnsupportedParameter
 
@@ -39,9 +49,8 @@ def check(chat: Chat, *, are_tools_checked: bool = False) -> None:
         raise InvalidRequest("'min_tokens' must not be more than 'max_tokens'.", param="min_tokens")
     if chat.mm_processor_kwargs is not None:
         _check_processor_options(chat.mm_processor_kwargs)
-    if isinstance(chat.response_format, SchemaFormat):
-        repair(chat.response_format.json_schema.schema)
-        json_schema.check(chat.response_format.json_schema.schema, "response_format.json_schema.schema")
+    if chat.output_format is not None or chat.structured_outputs is not None:
+        _check_format(chat)
     for index, message in enumerate(chat.messages):
         is_text = type(message.content) is str
         if (message.role == "tool") if is_text else (message.role != "user" or message.content is None):
@@ -65,6 +74,28 @@ def _check_supported(chat: Chat) -> None:
         raise UnsupportedParameter(
             f"'{unsupported}' is not supported by this gateway on any backend. Leave it out.", param=unsupported
         )
+
+
+def _check_format(chat: Chat) -> None:
+    names = given(chat.structured_outputs, chat.guided)
+    if chat.response_format is not None and not isinstance(chat.response_format, PlainFormat):
+        names.append("response_format")
+    if len(names) > 1:
+        raise InvalidRequest(f"'{names[0]}' and '{names[1]}' exclude each other. Send one.", param=names[0])
+    wanted = chat.output_format
+    if isinstance(wanted, SchemaFormat):
+        param = names[0] if names[0] != "response_format" else "response_format.json_schema.schema"
+        repair(wanted.json_schema.schema)
+        json_schema.check(wanted.json_schema.schema, param)
+    elif isinstance(wanted, ChoiceFormat | RegexFormat | GrammarFormat):
+        if chat.forced:
+            raise InvalidRequest(
+                f"'{wanted.param}' cannot be combined with a 'tool_choice' that requires a call.", param=wanted.param
+            )
+        if isinstance(wanted, ChoiceFormat):
+            json_schema.check({"enum": wanted.choices}, wanted.param)
+        else:
+            check_nesting(wanted.pattern if isinstance(wanted, RegexFormat) else wanted.grammar, wanted.param)
 
 
 def _check_continuation(chat: Chat) -> None:

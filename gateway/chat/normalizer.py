@@ -93,7 +93,7 @@ def _may_answer_in_reasoning(chat: Chat) -> bool:
     and a grammar makes the model output the answer. The grammar's JSON distinguishes that from real
     reasoning, which a model may still produce.
     """
-    return chat.effort == "none" and bool(chat.forced or isinstance(chat.response_format, JsonFormat | SchemaFormat))
+    return chat.effort == "none" and bool(chat.forced or isinstance(chat.output_format, JsonFormat | SchemaFormat))
 
 
 def _overlap(text: str, tag: str) -> int:

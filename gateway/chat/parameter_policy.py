@@ -9,7 +9,15 @@ from typing import Any
 import msgspec
 
 from gateway.chat import checks
-from gateway.chat.request import REFUSED, THINKING_FIELDS, Chat, Message, TemplateOptions, TierTemplateOptions
+from gateway.chat.request import (
+    FORMAT_FIELDS,
+    REFUSED,
+    THINKING_FIELDS,
+    Chat,
+    Message,
+    TemplateOptions,
+    TierTemplateOptions,
+)
 from gateway.errors import GatewayError
 
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Chat)}
@@ -20,7 +28,7 @@ _TEMPLATE = "chat_template_kwargs"
 _DEPENDENT = frozenset({"tool_choice", "top_logprobs", "continue_final_message", "add_generation_prompt"})
 """Fields that are only valid in combination with others."""
 
-_SYNONYMS = {name: names for names in (_TOKENS, THINKING_FIELDS) for name in names}
+_SYNONYMS = {name: names for names in (_TOKENS, THINKING_FIELDS, FORMAT_FIELDS) for name in names}
 """Fields with the same meaning. Setting one of them replaces the others."""
 
 

@@ -14,6 +14,15 @@ from typing import Annotated, Any, Literal
 import orjson
 from msgspec import Meta, Struct, structs
 
+from gateway.chat.constraints import (
+    Choices,
+    Constraint,
+    Grammar,
+    Pattern,
+    StructuredOutputs,
+    constraint,
+    schema_of,
+)
 from gateway.chat.surrogates import without_halves
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -234,6 +243,16 @@ class SchemaFormat(Struct, frozen=True, tag="json_schema"):
     json_schema: NamedSchema
 
 
+FORMAT_FIELDS = (
+    "response_format", "structured_outputs", "guided_json", "guided_choice", "guided_regex", "guided_grammar",
+)  # fmt: skip
+"""Fields that set the format of the answer, of which a request may have one."""
+
+
+def _schema_format(json: dict[str, Any] | str, param: str) -> SchemaFormat:
+    return SchemaFormat(NamedSchema("structured_outputs", schema_of(json, param)))
+
+
 class Reasoning(Struct, frozen=True):
     """Reasoning options in the form of OpenAI's Responses API, which some programs send here too.
 
@@ -309,6 +328,11 @@ class Chat(Struct, frozen=True, kw_only=True):
     tool_choice: Literal["none", "auto", "required"] | Choice | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     response_format: PlainFormat | JsonFormat | SchemaFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_choice: Choices | None = None
+    guided_regex: Pattern | None = None
+    guided_grammar: Grammar | None = None
     reasoning_effort: EffortWord | None = None
     reasoning: Reasoning | None = None
     think: bool | EffortWord | None = None
@@ -382,15 +406,39 @@ class Chat(Struct, frozen=True, kw_only=True):
         return options.words if isinstance(options, TierTemplateOptions) else {}
 
     @property
+    def output_format(self) -> PlainFormat | JsonFormat | SchemaFormat | Constraint | None:
+        """Return the format of the answer, from whichever field. `checks` allows only one."""
+        outputs = self.structured_outputs
+        if outputs is not None:
+            if outputs.json is not None:
+                return _schema_format(outputs.json, "structured_outputs.json")
+            if outputs.json_object:
+                return JsonFormat()
+            if (found := constraint(outputs, "structured_outputs.")) is not None:
+                return found
+        if self.guided_json is not None:
+            return _schema_format(self.guided_json, "guided_json")
+        if self.guided_choice is not None or self.guided_regex is not None or self.guided_grammar is not None:
+            guided = StructuredOutputs(choice=self.guided_choice, regex=self.guided_regex, grammar=self.guided_grammar)
+            return constraint(guided, "guided_")
+        return self.response_format
+
+    @property
+    def guided(self) -> dict[str, Any]:
+        """Return vLLM's older fields for structured output by name."""
+        return {
+            "guided_json": self.guided_json, "guided_choice": self.guided_choice, "guided_regex": self.guided_regex,
+            "guided_grammar": self.guided_grammar,
+        }  # fmt: skip
+
+    @property
     def has_schemas(self) -> bool:
-        return bool(self.tools) or isinstance(self.response_format, SchemaFormat)
+        return bool(self.tools) or isinstance(self.output_format, SchemaFormat)
 
     @property
     def needs_check(self) -> bool:
         """Return whether the request has something that an engine may be unable to express."""
-        return bool(
-            self.tools or self.response_format is not None or self.stop_token_ids or self.continue_final_message
-        )
+        return bool(self.tools or self.output_format is not None or self.stop_token_ids or self.continue_final_message)
 
     @property
     def offered(self) -> list[Tool]:

@@ -138,7 +138,8 @@ class Engine(Protocol):
         The client must not notice the difference. Return None if no such request exists.
         """
 
-    def reader(self) -> ResponseReader: ...
+    def reader(self, chat: Chat | None = None) -> ResponseReader:
+        """Return a reader of the answer to `chat`, as it was rendered."""
 
     def parse_answer(self, body: bytes) -> Delta:
         """Parse a plain answer into a single delta.

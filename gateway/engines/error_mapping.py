@@ -135,6 +135,7 @@ def _client_fault(message: str) -> GatewayError | None:
         return InvalidRequest(f"The model backend does not accept this value of '{field[1]}'.", param=field[1])
     if _BAD_GRAMMAR.search(message):
         return InvalidRequest(
-            "The model backend does not support this JSON Schema. Simplify it.", param="response_format"
+            "The model backend does not support this JSON Schema, pattern or grammar. Simplify it.",
+            param="response_format",
         )
     return None

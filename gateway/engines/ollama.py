@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
+from gateway.chat.constraints import ChoiceFormat, RegexFormat
 from gateway.chat.request import THINKING_FIELDS, Chat
 from gateway.chat.surrogates import without_halves
 from gateway.engines.engine import (
@@ -30,6 +31,7 @@ from gateway.engines.engine import (
     unsupported,
 )
 from gateway.engines.error_mapping import client_error
+from gateway.engines.json_text import JsonTextReader
 from gateway.engines.ollama_loading import OllamaLoading, canonical, loaded
 from gateway.engines.ollama_request import OllamaRequest, grammar
 from gateway.errors import GatewayError, UnsupportedParameter, UpstreamError
@@ -100,10 +102,14 @@ _model_details = msgspec.json.Decoder(_ModelDetails)
 class OllamaReader(LineReader):
     """Reader of `/api/chat` lines. The end is `done: true`; only a repetition stop lacks it."""
 
-    __slots__ = ("_calls", "_last", "_pieces", "_repeats")
+    __slots__ = ("_calls", "_json_text", "_last", "_may_think", "_pieces", "_repeats")
 
-    def __init__(self) -> None:
+    def __init__(self, json_text: JsonTextReader | None = None, is_thinking_off: bool = False) -> None:
+        """`json_text` reads the answer out of the JSON string that a grammar forces."""
         super().__init__()
+        self._json_text = json_text
+        self._may_think: bool | None = None if is_thinking_off else True
+        """False if the answer arrives as thinking: see `chat/normalizer.py`. None until it is known."""
         self._last = ""
         self._repeats = 0
         self._pieces = 0
@@ -120,12 +126,24 @@ class OllamaReader(LineReader):
         if message is not None and (message.content or message.thinking or message.tool_calls or parsed.logprobs):
             self._count(message.content or message.thinking)
             calls = None if message.tool_calls is None else self._whole_calls(message.tool_calls)
-            deltas.append(Delta(message.content, message.thinking, None, None, calls, parsed.logprobs))
+            content, thinking = message.content, message.thinking
+            if self._json_text is not None:
+                content, thinking = self._plain(content, thinking, self._json_text)
+            if content or thinking or calls or parsed.logprobs:
+                deltas.append(Delta(content, thinking, None, None, calls, parsed.logprobs))
         if parsed.done:
             self.done = True
             finish: FinishReason = "length" if parsed.done_reason == "length" else "stop"
             deltas.append(Delta(finish=finish))
             deltas.append(Delta(usage=Usage(token_count(parsed.prompt_eval_count), token_count(parsed.eval_count))))
+
+    def _plain(self, content: str, thinking: str, json_text: JsonTextReader) -> tuple[str, str]:
+        """Return content and thinking, with the text of the JSON string as the content."""
+        if self._may_think is None and (beginning := (thinking or content).lstrip()):
+            self._may_think = not (thinking and beginning.startswith('"'))
+        if self._may_think is False:
+            content, thinking = thinking + content, ""
+        return json_text.feed(content), thinking
 
     def _whole_calls(self, calls: list[_Call]) -> list[CallDelta]:
         """Convert Ollama's calls, each complete, with its arguments as an object.
@@ -192,7 +210,9 @@ class Ollama:
             return msgspec.structs.replace(chat, **dict.fromkeys(THINKING_FIELDS))
         return None
 
-    def reader(self) -> OllamaReader:
+    def reader(self, chat: Chat | None = None) -> OllamaReader:
+        if chat is not None and isinstance(chat.output_format, ChoiceFormat | RegexFormat) and not chat.forced:
+            return OllamaReader(JsonTextReader(), chat.effort == "none")
         return OllamaReader()
 
     def parse_answer(self, body: bytes) -> Delta:

@@ -5,12 +5,15 @@ from typing import Any
 
 import msgspec
 
+from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.conversation import with_system_first
 from gateway.chat.json_schema import Schema
 from gateway.chat.request import Chat, Function, JsonFormat, Message, SchemaFormat, Tool
 from gateway.chat.tool_names import with_engine_names
-from gateway.engines.engine import ModelFacts
+from gateway.engines.engine import ModelFacts, unsupported
 from gateway.engines.grammar.portable import portable, portable_calls, work_budget
+from gateway.engines.grammar.regex import check_expansion
+from gateway.engines.grammar.regex import portable_whole as portable_regex
 
 BYTES_PER_TOKEN = 4
 """Estimated bytes of prompt per token. Used to estimate how much of the context is left."""
@@ -113,14 +116,25 @@ def grammar(chat: Chat) -> Schema | str | None:
 
     Raises:
         SchemaTooComplex: converting the schemas would take too much work.
+        InvalidRequest: a pattern is too large.
+        UnsupportedParameter: no JSON Schema can express the format of the answer.
     """
-    forced, wanted = chat.forced, chat.response_format
+    forced, wanted = chat.forced, chat.output_format
     if forced:
         functions = [(function.name, _parameters(function)) for function in forced]
         budget = work_budget("tools")
         return portable(functions[0][1], budget) if len(functions) == 1 else portable_calls(functions, budget)
     if isinstance(wanted, SchemaFormat):
         return portable(wanted.json_schema.schema)
+    if isinstance(wanted, ChoiceFormat):
+        return portable({"type": "string", "enum": wanted.choices})
+    if isinstance(wanted, RegexFormat):
+        pattern = portable_regex(check_expansion(wanted.pattern, wanted.param))
+        if pattern is None:
+            raise unsupported(wanted.param, "It takes letters, digits, classes, groups and counts only.")
+        return {"type": "string", "pattern": pattern}
+    if isinstance(wanted, GrammarFormat):
+        raise unsupported(wanted.param, "Send a JSON Schema, a choice or a pattern.")
     return "json" if isinstance(wanted, JsonFormat) else None
 
 

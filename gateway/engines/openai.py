@@ -7,9 +7,11 @@ import msgspec
 from msgspec import Struct
 
 from gateway.chat.answer import Delta
+from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.conversation import template_id, with_system_first, with_turns, without_system
 from gateway.chat.json_schema import Schema, WorkBudget
 from gateway.chat.request import (
+    FORMAT_FIELDS,
     AllowedTools,
     Chat,
     Choice,
@@ -118,6 +120,7 @@ class OpenAiRequest(Struct, omit_defaults=True, kw_only=True):
     ignore_eos: bool = False
     stop_token_ids: list[int] = []
     mm_processor_kwargs: dict[str, Any] = {}
+    structured_outputs: dict[str, Any] = {}
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -142,6 +145,9 @@ class OpenAi:
             raise unsupported(*STOP_TOKEN_IDS)
         if chat.continue_final_message:
             raise unsupported("continue_final_message", "Leave it out.")
+        wanted = chat.output_format
+        if isinstance(wanted, ChoiceFormat | RegexFormat | GrammarFormat):
+            raise unsupported(wanted.param, "Send 'response_format'.")
         check_schemas(chat)
 
     def render(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> bytes:
@@ -170,7 +176,7 @@ class OpenAi:
             request.logprobs, request.top_logprobs = True, chat.top_logprobs or 1  # llama.cpp returns none for 0
         if chat.tools:
             self._offer_tools(chat, request)
-        if chat.response_format is not None:
+        if chat.output_format is not None:
             request.response_format = _response_format(chat)
         if chat.effort is not None:
             self._set_effort(chat, request)
@@ -218,7 +224,7 @@ class OpenAi:
         except SchemaTooComplex:
             return None
 
-    def reader(self) -> OpenAiReader:
+    def reader(self, chat: Chat | None = None) -> OpenAiReader:
         return OpenAiReader(self._known_texts)
 
     def parse_answer(self, body: bytes) -> Delta:
@@ -258,10 +264,11 @@ def _with_schemas(chat: Chat, convert: _Conversion) -> Chat | None:
         SchemaTooComplex: converting them would take too much work.
     """
     changed: dict[str, Any] = {}
-    wanted = chat.response_format
+    wanted = chat.output_format
     if isinstance(wanted, SchemaFormat):
         schema = convert(wanted.json_schema.schema, work_budget())
         if schema != wanted.json_schema.schema:
+            changed |= dict.fromkeys(FORMAT_FIELDS)
             changed["response_format"] = SchemaFormat(msgspec.structs.replace(wanted.json_schema, schema=schema))
     tools = _converted_tools(chat, chat.tools or [], convert)
     if tools != (chat.tools or []):
@@ -287,7 +294,7 @@ def _with_parameters(tool: Tool, convert: _Conversion, budget: WorkBudget) -> To
 
 
 def _response_format(chat: Chat) -> _Format | None:
-    wanted = chat.response_format
+    wanted = chat.output_format
     if isinstance(wanted, SchemaFormat):
         return _Format(
             "json_schema", msgspec.structs.replace(wanted.json_schema, schema=harmless(wanted.json_schema.schema))

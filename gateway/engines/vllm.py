@@ -5,9 +5,11 @@ See vllm/entrypoints/openai/chat_completion/protocol.py, 0.32.
 
 import msgspec
 
+from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.json_schema import Schema
 from gateway.chat.request import Chat
 from gateway.engines.engine import ModelFacts
+from gateway.engines.grammar.regex import check_expansion
 from gateway.engines.openai import OpenAi, OpenAiRequest, check_schemas
 
 NO_PARAMETERS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -44,9 +46,18 @@ class Vllm(OpenAi):
             request.stop_token_ids = chat.stop_token_ids
         if chat.mm_processor_kwargs and chat.has_images:
             request.mm_processor_kwargs = chat.mm_processor_kwargs
+        wanted = chat.output_format
+        if isinstance(wanted, ChoiceFormat):
+            request.structured_outputs = {"choice": wanted.choices}
+        elif isinstance(wanted, RegexFormat):
+            request.structured_outputs = {"regex": wanted.pattern}
+        elif isinstance(wanted, GrammarFormat):
+            request.structured_outputs = {"grammar": wanted.grammar}
         return request
 
     def check(self, chat: Chat) -> None:
+        if isinstance(wanted := chat.output_format, RegexFormat):
+            check_expansion(wanted.pattern, wanted.param)
         check_schemas(chat)
 
     def _offer_tools(self, chat: Chat, request: OpenAiRequest) -> None:

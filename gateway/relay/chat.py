@@ -8,6 +8,7 @@ from msgspec import structs
 
 from gateway.admission.scheduler import Transfer, WaitEstimate
 from gateway.chat.answer import Answer, Assembler, Delta, assemble
+from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.normalizer import Normalizer
 from gateway.chat.request import LARGE_SCHEMAS
 from gateway.dialects.dialect import ChatForm
@@ -164,6 +165,10 @@ class ChatRelay(Relay):
         relaxed = self._backend.engine.relaxed(self._chat, refusal)
         if relaxed is not None:
             self._chat = relaxed
+        elif refusal.param == "response_format" and isinstance(
+            wanted := self._chat.output_format, ChoiceFormat | RegexFormat | GrammarFormat
+        ):
+            refusal.param = wanted.param
         return relaxed is not None
 
     # Forward
@@ -193,7 +198,7 @@ class ChatRelay(Relay):
                 self._meter.has_said = delta.is_piece
                 await self._answer(assemble(self._normalized([delta])))
                 return
-            await self._pump(response, engine.reader())
+            await self._pump(response, engine.reader(self._chat))
 
     async def _rendered(self, model: str, facts: ModelFacts, streams: bool) -> bytes | list[bytes]:
         """Render the request for the backend; one with images in steps."""

@@ -1,5 +1,6 @@
 """Generates a value that satisfies a JSON Schema, as grammar-guided decoding would. Pure."""
 
+from re import _parser  # type: ignore[attr-defined]  # the parser of `re`, which has no public name
 from typing import Any
 
 Schema = dict[str, Any]
@@ -43,7 +44,47 @@ def instance(schema: Any, word: str, root: Schema | None = None, depth: int = 0)
     )
 
 
+def matching(pattern: str) -> str:
+    """Return a short text that matches the regular expression `pattern`."""
+    return _generated(_parser.parse(pattern))
+
+
+def _generated(parts: Any) -> str:
+    text = ""
+    for kind, value in parts:
+        match str(kind):
+            case "LITERAL":
+                text += chr(value)
+            case "IN" | "NOT_LITERAL" | "ANY":
+                text += _member(value)
+            case "MAX_REPEAT" | "MIN_REPEAT":
+                text += _generated(value[2]) * max(1, value[0]) if value[1] else ""
+            case "SUBPATTERN":
+                text += _generated(value[3])
+            case "BRANCH":
+                text += _generated(value[1][0])
+    return text
+
+
+def _member(value: Any) -> str:
+    """Return a character of a class: its first one, or any for a negated one."""
+    found: tuple[Any, Any] = value[0] if isinstance(value, list) else (None, None)
+    kind, first = found
+    match str(kind):
+        case "LITERAL":
+            return chr(first)
+        case "RANGE":
+            return chr(first[0])
+        case "CATEGORY" if "DIGIT" in str(first):
+            return "0"
+        case "CATEGORY" if "SPACE" in str(first):
+            return " "
+    return "a"
+
+
 def _scalar(schema: Schema, kind: str, word: str) -> Any:
+    if kind == "string" and isinstance(schema.get("pattern"), str):
+        return matching(schema["pattern"])
     if kind == "string":
         return word[: _bound(schema, "maxLength", len(word))].ljust(_bound(schema, "minLength", 0), "x")
     if kind == "boolean":

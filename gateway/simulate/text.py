@@ -22,7 +22,7 @@ class Prompt:
 
     `turns` are (role, text) pairs, `images` is their number, `tools` are in OpenAI's form. `leaks`:
     the reasoning becomes part of the content. `forced_strictly`: the arguments of a forced call
-    follow the tool's schema.
+    follow the tool's schema. `literal`: the text that a grammar forces.
     """
 
     turns: tuple[tuple[str, str], ...]
@@ -33,6 +33,7 @@ class Prompt:
     thinks: bool = False
     leaks: bool = False
     forced_strictly: bool = True
+    literal: str | None = None
 
     @property
     def text(self) -> str:
@@ -123,6 +124,8 @@ def compose(
     mark = digest(prompt.text)
     if prompt.forced_tool or (called := _called_tool(prompt)):
         return head + _call_tokens(prompt, prompt.forced_tool or called or "", mark, bare_json_calls)
+    if prompt.literal is not None:
+        return head + _cut(prompt.literal, 4)
     if prompt.schema is not None:
         return head + _cut(json.dumps(instance(prompt.schema, mark)), 4)
     if repeated := re.search(rf"\b{re.escape(repeat_word)} (\S+)", prompt.question, re.IGNORECASE):

@@ -343,6 +343,19 @@ CASES: list[Case] = [
     ),
     Case("response_format json_object", {"response_format": {"type": "json_object"}}),
     Case("response_format text", {"response_format": {"type": "text"}}),
+    *_both(
+        "structured_outputs.json", {"structured_outputs": {"json": SCHEMA}, "max_tokens": 60}, note="as json_schema"
+    ),
+    *_both("structured_outputs.choice", {"structured_outputs": {"choice": ["yes", "no"]}}, note="the bare word"),
+    *_both("structured_outputs.regex", {"structured_outputs": {"regex": "(ab|cd){2}"}}, note="the bare text"),
+    Case("guided_choice", {"guided_choice": ["예", "아니요"]}, note="vLLM's older name"),
+    Case("guided_regex", {"guided_regex": r"[0-9]{2}"}),
+    Case("guided_json as text", {"guided_json": json.dumps(SCHEMA), "max_tokens": 60}),
+    Case(
+        "options of structured_outputs",
+        {"structured_outputs": {"choice": ["a"], "whitespace_pattern": " "}},
+        note="ignored but for the constraint",
+    ),
     # Thinking
     *[
         Case(f"reasoning_effort {effort}", {"reasoning_effort": effort})
@@ -489,6 +502,26 @@ CASES: list[Case] = [
         "response_format.json_schema.schema",
     ),
     refused("unknown reasoning_effort", {"reasoning_effort": "silly"}, _INVALID, "reasoning_effort"),
+    refused("structured_outputs without a constraint", {"structured_outputs": {}}, _INVALID, "structured_outputs"),
+    refused(
+        "two constraints",
+        {"structured_outputs": {"choice": ["a"]}, "response_format": {"type": "json_object"}},
+        _INVALID,
+        "structured_outputs.choice",
+    ),
+    refused(
+        "structural_tag",
+        {"structured_outputs": {"structural_tag": "{}"}},
+        _UNSUPPORTED,
+        "structured_outputs.structural_tag",
+    ),
+    refused(
+        "constraint with a forced tool call",
+        {"guided_choice": ["a"], "tools": [TIME], "tool_choice": "required"},
+        _INVALID,
+        "guided_choice",
+    ),
+    refused("guided_regex that is too large", {"guided_regex": "((a{99}){99}){99}"}, _INVALID, "guided_regex"),
     refused("unknown thinking.type", {"thinking": {"type": "maybe"}}, _UNSUPPORTED, "thinking.type"),
     refused("min_tokens above max_tokens", {"min_tokens": 9}, _INVALID, "min_tokens"),
     refused(

@@ -2,7 +2,10 @@
 engine.
 """
 
+import json
+import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx2
 import pytest
@@ -34,16 +37,18 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Ca
         yield ask
 
 
-def send(gateway: Gateway, case: Case) -> View:
-    return view(
-        httpx2.post(
-            f"{gateway.url}/v1/chat/completions",
-            json=case.body("standard"),
-            headers={"authorization": f"Bearer {KEY}"},
-            timeout=120.0,
-            **PLAIN_HTTP,
-        )
+def post(gateway: Gateway, case: Case) -> httpx2.Response:
+    return httpx2.post(
+        f"{gateway.url}/v1/chat/completions",
+        json=case.body("standard"),
+        headers={"authorization": f"Bearer {KEY}"},
+        timeout=120.0,
+        **PLAIN_HTTP,
     )
+
+
+def send(gateway: Gateway, case: Case) -> View:
+    return view(post(gateway, case))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -75,15 +80,38 @@ def test_stop_token_ids_are_followed_by_vllm_and_refused_elsewhere(tool_engine: 
         assert (seen.status, (seen.error or {})["param"]) == (400, "stop_token_ids")
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"structured_outputs": {"choice": ["positive", "negative"]}}, "positive|negative"),
+        ({"guided_choice": ['"예"', "x\\y"]}, r'"예"|x\\y'),
+        ({"guided_regex": r"[0-9]{3}-[a-f]{2}"}, r"[0-9]{3}-[a-f]{2}"),
+    ],
+    ids=["choice", "choice with quotes", "regex"],
+)
+def test_chosen_text_arrives_bare(tool_gateway: Gateway, fields: dict[str, Any], expected: str, stream: bool) -> None:
+    answer = post(tool_gateway, Case("", {**fields, "max_tokens": 60, "stream": stream}))
+    if stream:
+        events = [json.loads(event[6:]) for event in answer.text.split("\n\n") if event not in ("", "data: [DONE]")]
+        text = "".join(choice["delta"].get("content", "") for event in events for choice in event["choices"])
+    else:
+        text = answer.json()["choices"][0]["message"]["content"]
+    assert re.fullmatch(expected, text)
+
+
+def test_grammar_is_followed_by_vllm_and_refused_elsewhere(tool_engine: Engine, tool_gateway: Gateway) -> None:
+    answer = post(tool_gateway, Case("", {"guided_grammar": 'root ::= "yes"'}))
+    if tool_engine.kind == "vllm":
+        assert answer.json()["choices"][0]["message"]["content"] == "yes"
+    else:
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported_parameter", "guided_grammar")
+
+
 def test_minimum_of_tokens_is_followed_by_vllm(tool_engine: Engine, tool_gateway: Gateway) -> None:
     fields = {"messages": [{"role": "user", "content": "Say 3 words."}], "max_tokens": 60, "min_tokens": 50}
-    answer = httpx2.post(
-        f"{tool_gateway.url}/v1/chat/completions",
-        json=Case("", fields).body("standard"),
-        headers={"authorization": f"Bearer {KEY}"},
-        timeout=120.0,
-        **PLAIN_HTTP,
-    )
+    answer = post(tool_gateway, Case("", fields))
     assert (answer.json()["usage"]["completion_tokens"] >= 50) is (
         tool_engine.kind == "vllm"
     ) or tool_engine.is_real  # the tiny models may go on by themselves

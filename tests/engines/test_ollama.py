@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.chat.answer import Delta, Usage, assemble
+from gateway.chat.request import Chat
 from gateway.engines.engine import ModelFacts, Models
 from gateway.engines.ollama import REPETITION, Ollama
 from gateway.engines.openai import OpenAi
@@ -232,6 +233,50 @@ def test_continuation_of_the_last_message_is_only_refused_where_the_server_may_n
     with pytest.raises(UnsupportedParameter) as caught:
         OpenAi().check(request)
     assert caught.value.param == "continue_final_message"
+
+
+# Structured output of vLLM's kinds
+
+
+def answer_of(request: Chat, body: bytes) -> tuple[str, str]:
+    reader = ENGINE.reader(request)
+    answer = assemble(reader.feed(body) + reader.end())
+    return answer.content, answer.reasoning
+
+
+@pytest.mark.parametrize("field", [{"guided_choice": ["yes", "no"]}, {"structured_outputs": {"regex": "yes|no"}}])
+def test_chosen_word_comes_back_without_the_quotes_of_its_json(field: dict[str, Any]) -> None:
+    body = line('"y') + line("es") + line('"') + END
+    assert answer_of(chat(**field), body) == ("yes", "")
+    assert answer_of(chat(), body) == ('"yes"', "")
+
+
+def test_chosen_word_that_arrives_as_thinking_is_the_answer_if_thinking_is_off() -> None:
+    def thoughts(*texts: str) -> bytes:
+        messages = [{"role": "assistant", "content": "", "thinking": text} for text in texts]
+        return b"".join(json.dumps({"message": message, "done": False}).encode() + b"\n" for message in messages)
+
+    choice = {"guided_choice": ["yes", "no"]}
+    assert answer_of(chat(think=False, **choice), thoughts('"y', 'es"') + END) == ("yes", "")
+    assert answer_of(chat(**choice), thoughts('"hm"') + line('"yes"') + END) == ("yes", '"hm"')
+    assert answer_of(chat(think=False, **choice), thoughts("hm") + line('"yes"') + END) == ("yes", "hm")
+
+
+@pytest.mark.parametrize(
+    "field", [{"guided_grammar": 'root ::= "yes"'}, {"guided_regex": ".*"}, {"structured_outputs": {"regex": "a(?=b)"}}]
+)
+def test_constraint_that_no_schema_expresses_is_refused_by_name(field: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedParameter) as caught:
+        ENGINE.check(chat(**field))
+    assert caught.value.param in ("guided_grammar", "guided_regex", "structured_outputs.regex")
+
+
+@pytest.mark.parametrize("name", ["choice", "regex", "grammar"])
+def test_servers_of_kind_openai_have_json_schemas_only(name: str) -> None:
+    with pytest.raises(UnsupportedParameter) as caught:
+        OpenAi().check(chat(**{f"guided_{name}": ["a"] if name == "choice" else "a"}))
+    assert caught.value.param == f"guided_{name}"
+    OpenAi().check(chat(guided_json={"type": "integer"}))
 
 
 # Requests without thinking for a model that does not support it

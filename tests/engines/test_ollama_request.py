@@ -195,6 +195,21 @@ def test_last_message_of_the_assistant_is_sent_as_it_is_to_be_continued() -> Non
 
 
 @pytest.mark.parametrize(
+    ("field", "sent"),
+    [
+        ({"guided_choice": ["yes", "아니요"]}, {"type": "string", "enum": ["yes", "아니요"]}),
+        ({"structured_outputs": {"regex": "[ac]c|d"}}, {"type": "string", "pattern": "^([ac]c|d)$"}),
+        ({"guided_regex": r"^\d{3}-x$"}, {"type": "string", "pattern": "^[0-9]{3}-x$"}),
+        ({"structured_outputs": {"json": WEATHER}}, portable(WEATHER)),
+        ({"guided_json": WEATHER}, portable(WEATHER)),
+        ({"structured_outputs": {"json_object": True}}, "json"),
+    ],
+)
+def test_structured_output_of_vllm_is_sent_as_a_format(field: dict[str, Any], sent: Any) -> None:
+    assert extra_fields(**field) == {"format": sent}
+
+
+@pytest.mark.parametrize(
     ("wanted", "sent"),
     [
         ({"type": "text"}, {}),

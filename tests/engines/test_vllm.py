@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 
 from gateway.chat.parameter_policy import ParameterPolicy
+from gateway.chat.request import SchemaFormat
 from gateway.engines.engine import ModelFacts
 from gateway.engines.vllm import MIN_TOP_P, Vllm
+from gateway.errors import InvalidRequest
 from tests.fakes.chats import USER, allowed, called, chat, named, tool
 from tests.golden import load
 
 ENGINE = Vllm()
+NOT_PORTABLE = {"type": "string", "not": {"const": "x"}}
 IMAGE_MESSAGES = [
     {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}]}
 ]
@@ -75,6 +78,33 @@ def test_other_vllm_fields_are_not_sent() -> None:
 
 def test_top_p_of_zero_is_sent_as_the_minimum_that_vllm_accepts() -> None:
     assert rendered(top_p=0)["top_p"] == MIN_TOP_P > 0
+
+
+# Structured output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("choice", ["yes", "no"]), ("regex", r"[0-9]{3}.*"), ("grammar", 'root ::= "yes"')]
+)
+def test_choice_pattern_and_grammar_are_sent_in_vllms_current_field(name: str, value: Any) -> None:
+    expected = {"structured_outputs": {name: value}}
+    assert extra_fields(structured_outputs={name: value}) == extra_fields(**{f"guided_{name}": value}) == expected
+
+
+def test_guided_json_is_sent_as_the_response_format() -> None:
+    """vLLM since 0.12 ignores `guided_json`."""
+    sent = extra_fields(guided_json={"type": "integer"})
+    assert sent["response_format"]["json_schema"]["schema"] == {"type": "integer"}
+    relaxed = ENGINE.relaxed(chat(guided_json=NOT_PORTABLE), InvalidRequest("x", param="response_format"))
+    assert relaxed is not None
+    assert isinstance(relaxed.output_format, SchemaFormat)
+    assert "not" not in relaxed.output_format.json_schema.schema
+
+
+def test_pattern_that_would_be_compiled_without_end_is_refused() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        ENGINE.check(chat(guided_regex="((a{99}){99}){99}"))
+    assert caught.value.param == "guided_regex"
 
 
 # Thinking

@@ -8,7 +8,11 @@ a line end. The converter does not support classes like `\\d`; look-arounds and 
 crash it.
 """
 
+import re
+
 from msgspec import Struct
+
+from gateway.errors import InvalidRequest
 
 MAX_COUNT = 128
 """Maximum count of a repetition.
@@ -19,6 +23,8 @@ MAX_COST = 1000
 """Maximum cost of a pattern: its characters times their repetitions. Each becomes a rule."""
 MAX_LENGTH = 2 * MAX_COST
 """Maximum length of a pattern in characters. A longer one is dropped without being parsed."""
+MAX_EXPANSION = 10_000
+"""Maximum size of a pattern whose repetitions are written out, for engines that take any pattern."""
 MAX_DEPTH = 16
 """Maximum nesting of groups."""
 
@@ -61,6 +67,54 @@ def portable(pattern: str) -> str | None:
     if sum(part.cost for part in parts) > MAX_COST:
         return None
     return f"^{parts[0].text}$" if len(parts) == 1 else f"^({'|'.join(part.text for part in parts)})$"
+
+
+def portable_whole(pattern: str) -> str | None:
+    """Return the portable form of a pattern that a whole text has to match, with or without anchors."""
+    found = portable(pattern)
+    if found is None:
+        inside = pattern.removeprefix("^")
+        if inside.endswith("$") and (len(inside) - len(inside[:-1].rstrip("\\"))) % 2:
+            inside = inside[:-1]
+        found = portable(f"^(?:{inside})$")
+    return found
+
+
+_COUNTS = re.compile(r"\{(\d{1,9})?(?:,(\d{1,9})?)?\}")
+_CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+
+
+def check_expansion(pattern: str, param: str) -> str:
+    """Return `pattern` if its repetitions, written out, have a size that an engine can compile.
+
+    Raises:
+        InvalidRequest: xgrammar or llama.cpp could fail on it, or not end.
+    """
+    sizes, last, at = [0], 0, 0
+    while at < len(pattern):
+        char = pattern[at]
+        counts = _COUNTS.match(pattern, at) if char == "{" else None
+        step = 1
+        if counts is not None:
+            most = max(int(number or 0) for number in counts.groups())
+            if most > MAX_COUNT:
+                raise InvalidRequest(f"'{param}' repeats something more than {MAX_COUNT} times.", param=param)
+            sizes[-1] += last * max(most - 1, 0)
+            last, step = last * max(most, 1), len(counts[0])
+        elif char == "(":
+            sizes.append(0)
+        elif char == ")" and len(sizes) > 1:
+            last = sizes.pop()
+            sizes[-1] += last
+        elif char not in "*+?|^$)":
+            inside = _CLASS.match(pattern, at) if char == "[" else None
+            step = len(inside[0]) if inside else 2 if char == "\\" else 1
+            last = 1
+            sizes[-1] += 1
+        if sizes[-1] > MAX_EXPANSION:
+            raise InvalidRequest(f"'{param}' is too large when its repetitions are written out.", param=param)
+        at += step
+    return pattern
 
 
 class _Reader:

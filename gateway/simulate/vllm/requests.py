@@ -9,7 +9,7 @@ from typing import Any
 from gateway.simulate.options import Model, Options
 from gateway.simulate.text import GenerationLimits, Prompt, count_tokens
 from gateway.simulate.vllm.errors import VllmApiError, bad_request, error_detail, validation_failed
-from gateway.simulate.vllm.sampling import check_ranges, check_schema
+from gateway.simulate.vllm.sampling import check_ranges, check_schema, constrained
 from gateway.simulate.vllm.templates import check_template
 from gateway.simulate.vllm.validation import validate
 
@@ -101,7 +101,15 @@ def chat_job(body: dict[str, Any], model: Model, options: Options) -> Job:
     stream_options = body.get("stream_options") or {}
     thinks, leaks = _reasoning(body, model, options)
     prompt = Prompt(
-        turns, images, tools, _schema(body), forced, thinks, leaks, forced_strictly=strict or not options.loose_calls
+        turns,
+        images,
+        tools,
+        _schema(body),
+        forced,
+        thinks,
+        leaks,
+        forced_strictly=strict or not options.loose_calls,
+        literal=constrained(body.get("structured_outputs")),
     )
     return Job(
         model=model,

@@ -1,8 +1,11 @@
 """vLLM's checks of sampling parameters and structured outputs, on a validated body. Pure."""
 
+import json
 import math
+import re
 from typing import Any
 
+from gateway.simulate.json_values import instance, matching
 from gateway.simulate.vllm.errors import bad_request
 
 MAX_CHOICES = 16384
@@ -103,6 +106,35 @@ def _check_bias(bias: dict[str, Any]) -> None:
     if far:
         message = f"token_id(s) {far} in logit_bias contain out-of-vocab token ids. Vocabulary size: {VOCABULARY}"
         raise bad_request(message, "logit_bias", value=far)
+
+
+def constrained(outputs: dict[str, Any] | None) -> str | None:
+    """Return a text that follows `structured_outputs`; None without it.
+
+    Raises:
+        VllmApiError: it has no constraint, or several, or one that cannot be compiled.
+    """
+    if outputs is None:
+        return None
+    kinds = [name for name in ("json", "regex", "choice", "grammar") if outputs.get(name) is not None]
+    if len(kinds) != 1:
+        count = "multiple" if kinds else "none"
+        raise bad_request(f"You must use one kind of structured outputs constraint but {count} are specified: {kinds}")
+    value = outputs[kinds[0]]
+    match kinds[0]:
+        case "json":
+            return json.dumps(instance(json.loads(value) if isinstance(value, str) else value, "x"))
+        case "choice":
+            return str(value[0])
+        case "regex":
+            try:
+                return matching(value)
+            except re.error as exc:
+                raise bad_request(f"Failed to transform regex into a grammar: {exc}") from exc
+    found = re.search(r'"([^"]*)"', value)
+    if "::=" not in value or found is None:
+        raise bad_request("Invalid grammar specification.")
+    return found[1]
 
 
 def check_schema(response_format: dict[str, Any]) -> None:

@@ -44,6 +44,7 @@ _FIELDS = {
     "continue_final_message": "bool",
     "chat_template_kwargs": "dict",
     "mm_processor_kwargs": "dict",
+    "structured_outputs": "dict",
 }
 
 

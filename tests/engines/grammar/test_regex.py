@@ -1,12 +1,14 @@
 """Tests of portable regular expressions."""
 
+import contextlib
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engines.grammar.regex import MAX_COST, MAX_COUNT, portable
+from gateway.engines.grammar.regex import MAX_COST, MAX_COUNT, check_expansion, portable, portable_whole
+from gateway.errors import InvalidRequest
 
 KEPT = {
     "^a$": "^a$",
@@ -87,3 +89,59 @@ def test_portable_pattern_matches_the_same_texts(pattern: str, texts: list[str])
         return
     for text in texts:
         assert bool(re.search(pattern, text, re.ASCII)) == bool(re.search(sent, text, re.ASCII))
+
+
+# Patterns of whole texts
+
+
+@settings(deadline=None, max_examples=300)
+@given(PATTERNS, st.lists(st.text("ab-. é^_1+,", max_size=5), min_size=5, max_size=5))
+def test_pattern_of_a_whole_text_matches_the_same_texts_with_and_without_anchors(
+    pattern: str, texts: list[str]
+) -> None:
+    sent = portable_whole(pattern)
+    bare = portable_whole(pattern[1:-1])
+    for found in (sent, bare):
+        for text in texts if found is not None else ():
+            assert bool(re.fullmatch(pattern[1:-1], text, re.ASCII)) == bool(re.search(found or "", text, re.ASCII))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("yes|no", "^(yes|no)$"),
+        ("^yes$|^no$", "^(yes|no)$"),
+        (r"\d{2}", "^([0-9]{2})$"),
+        (r"5\$", "^(5[$])$"),
+        ("^a", "^(a)$"),
+        ("a$", "^(a)$"),
+        (".*", None),
+        ("(?=a)a", None),
+        ("", None),
+    ],
+)
+def test_pattern_of_a_whole_text_gets_anchors(pattern: str, expected: str | None) -> None:
+    assert portable_whole(pattern) == expected
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"\d{4}-\d{2}", "[a-z]{1,64}@[a-z]{1,64}", r"\{500\}", "[{500}]", "a{,5}", "(a|b)*c", "[]{200}]{2}", "x{y}"],
+)
+def test_ordinary_pattern_may_be_written_out(pattern: str) -> None:
+    assert check_expansion(pattern, "guided_regex") is pattern
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a{129}", "a{1,129}", "((a{99}){99}){99}", "(a{100}b{100}){100}", "([{]{128}){100}"]
+)
+def test_pattern_that_grows_too_much_is_refused(pattern: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check_expansion(pattern, "guided_regex")
+    assert caught.value.param == "guided_regex"
+
+
+@given(st.text(r"ab()[]{}\,19*", max_size=30))
+def test_any_text_can_be_measured(pattern: str) -> None:
+    with contextlib.suppress(InvalidRequest):
+        check_expansion(pattern, "guided_regex")
