@@ -56,6 +56,7 @@ class ChatEndpoint(Endpoint[ChatCall]):
 
     def _apply(self, settings: Settings) -> None:
         self._auto = AutoRules(settings)
+        self._max_pixels = {tier.name: tier.images.max_pixels or 0 for tier in settings.tiers.values()}
         self._params = {tier.name: params for tier in settings.tiers.values() if (params := _tier_params(tier))}
         self._reasoning_fields = {
             tier.name: tier.reasoning_field for tier in settings.tiers.values() if tier.reasoning_field != "reasoning"
@@ -93,7 +94,7 @@ class ChatEndpoint(Endpoint[ChatCall]):
         if chat.has_images:
             head.held.resize(weight(head.size, chat))
             with CancelScope(client, self._context.loop):
-                checked = await self._images.checked(chat, head.key_id, head.held.grow)
+                checked = await self._images.checked(chat, head.key_id, head.held.grow, self._max_pixels.get(tier, 0))
             if self._model_names is not model_names:
                 # The settings changed in the meantime, and may no longer have this tier or model.
                 return await self._relay(client, call, text_size, original_head)

@@ -2,7 +2,7 @@
 
 The module depends on Pillow and on nothing of the gateway, because it also runs as a script in a
 process of its own: `python image_file.py SITE_PACKAGES`. It reads images from standard input, each
-after its length (`REQUEST`), and writes an answer to each on standard output: `ANSWER`, then the
+after its length and maximum size (`REQUEST`), and writes an answer to each on standard output: `ANSWER`, then the
 result. It ends with its input.
 
 "Alike" was tested on Ollama 0.24 (Go's decoders), Ollama 0.33 (stb_image) and vLLM 0.32 (Pillow):
@@ -75,8 +75,8 @@ DAMAGED = "it is damaged"
 TOO_MUCH_MEMORY = "it takes too much memory to decode"
 AS_IS = b""
 
-REQUEST = struct.Struct(">Q")
-"""Number of bytes of the image that follows."""
+REQUEST = struct.Struct(">QQ")
+"""Number of bytes of the image that follows, and its maximum number of pixels (0: none)."""
 ANSWER = struct.Struct(">BQdQ")
 """Status, number of pixels, seconds of CPU, and number of bytes of the result that follows."""
 DONE, BAD, FAILED = 0, 1, 2
@@ -245,11 +245,12 @@ def is_taken_as_is(parsed: ParsedImage) -> bool:
         return opaque and _is_upright(image)  # a PNG may contain the orientation after its pixels
 
 
-def convert(parsed: ParsedImage) -> bytes:
+def convert(parsed: ParsedImage, max_pixels: int = 0) -> bytes:
     """Convert the image to a PNG, or to a JPEG if it was compressed lossily.
 
     The result is upright, 8 bits deep, on a white background, and of a shape that all engines
-    accept.
+    accept. It has at most `max_pixels`, if they are not 0: then it is scaled down with Lanczos's
+    filter, which keeps text readable.
 
     Raises:
         BadImage: pixels are missing.
@@ -257,14 +258,19 @@ def convert(parsed: ParsedImage) -> bytes:
     kind = JPEG if parsed.kind == JPEG or parsed.data[12:16] == b"VP8 " else PNG
     with _reading():
         image: Image.Image = parsed.image
+        limit = min(max_pixels or MAX_CONVERTED_PIXELS, MAX_CONVERTED_PIXELS)
+        shape = shape_for(image.size, limit)
         if parsed.kind == JPEG:
-            parsed.image.draft(None, shape_for(image.size, MAX_CONVERTED_PIXELS))
+            width, height = shape
+            # Decode at a lower resolution, but at twice the final one if the filter is to see the details.
+            parsed.image.draft(None, (2 * width, 2 * height) if max_pixels else (width, height))
         image.load()
         orientation = _TRANSPOSE.get(_orientation(parsed.image))
         image = _opaque(image)
-        shape = shape_for(image.size, MAX_CONVERTED_PIXELS)
         if image.size != shape:
-            image = image.resize(shape, Image.Resampling.BICUBIC)
+            is_smaller = shape[0] < image.width and shape[1] < image.height
+            kernel = Image.Resampling.LANCZOS if is_smaller and max_pixels else Image.Resampling.BICUBIC
+            image = image.resize(shape, kernel)
         if orientation is not None:
             image = image.transpose(orientation)
         out = io.BytesIO()
@@ -289,7 +295,11 @@ def shape_for(size: tuple[int, int], max_pixels: int | None = None) -> tuple[int
         scale = min(1.0, (max_pixels / (width * height)) ** 0.5, MAX_CONVERTED_SIDE / max(size))
         width, height = max(1, int(width * scale)), max(1, int(height * scale))
     least = max(MIN_SIDE, -(-max(width, height) // MAX_ASPECT))
-    return max(width, least), max(height, least)
+    width, height = max(width, least), max(height, least)
+    if max_pixels is not None and width * height > max_pixels:  # the short side was stretched
+        longest = max(MIN_SIDE, max_pixels // min(width, height))
+        width, height = min(width, longest), min(height, longest)
+    return width, height
 
 
 def _check_size(width: int, height: int) -> None:
@@ -443,13 +453,13 @@ def main() -> int:
     os.set_blocking(sys.stderr.fileno(), False)  # it is read only once this process has ended
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while len(head := source.read(REQUEST.size)) == REQUEST.size:
-        (length,) = REQUEST.unpack(head)
+        length, max_pixels = REQUEST.unpack(head)
         data = source.read(length)
         if len(data) < length:
             break
         began = time.process_time()
         with _limits(source.fileno()):
-            status, pixels, out = _answer(data)
+            status, pixels, out = _answer(data, max_pixels)
         del data
         sink.write(ANSWER.pack(status, pixels, time.process_time() - began, len(out)))
         sink.write(out)
@@ -477,13 +487,15 @@ def _limits(source: int) -> Iterator[None]:
         fcntl.fcntl(source, fcntl.F_SETFL, flags)
 
 
-def _answer(data: bytes) -> tuple[int, int, bytes]:
+def _answer(data: bytes, max_pixels: int) -> tuple[int, int, bytes]:
     """Return the status, the number of pixels, and the result."""
     pixels = 0
     try:
         parsed = begin(data)
         pixels = parsed.pixels
-        return DONE, pixels, AS_IS if parsed.is_plain and is_taken_as_is(parsed) else convert(parsed)
+        is_small = not max_pixels or pixels <= max_pixels
+        as_is = is_small and parsed.is_plain and is_taken_as_is(parsed)
+        return DONE, pixels, AS_IS if as_is else convert(parsed, max_pixels)
     except BadImage as error:
         return BAD, pixels, str(error).encode()
     except MemoryError:

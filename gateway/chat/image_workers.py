@@ -96,11 +96,12 @@ class ImageWorkers:
     def __repr__(self) -> str:
         return f"<ImageWorkers {len(self._busy)} busy, {len(self._idle)} idle>"
 
-    def convert(self, data: bytes, pixels: int, job: Job) -> Converted:
+    def convert(self, data: bytes, pixels: int, job: Job, max_pixels: int = 0) -> Converted:
         """Check and convert an image in a child. It blocks the thread.
 
-        `pixels` is the size that the image declares. A child that dies by itself is replaced once,
-        because the kernel may have killed it for the memory of others.
+        `pixels` is the size that the image declares, and `max_pixels` that of the result (0: any).
+        A child that dies by itself is replaced once, because the kernel may have killed it for the
+        memory of others.
 
         Raises:
             BadImage: The image is rejected, takes too long or too much memory, or the job ended.
@@ -115,7 +116,7 @@ class ImageWorkers:
                 is_reusable = False
                 try:
                     job.begin(child)
-                    answer = child.ask(data)
+                    answer = child.ask(data, max_pixels)
                     job.finish()
                     is_reusable = child.jobs < JOBS_PER_CHILD and pixels <= RECYCLE_PIXELS
                 except (EOFError, OSError):
@@ -200,7 +201,7 @@ class _Child:
         """True if the dead child exceeded its own limit of CPU time or time."""
         return self._process.returncode in image_file.OVER_TIME
 
-    def ask(self, data: bytes) -> _Answer:
+    def ask(self, data: bytes, max_pixels: int) -> _Answer:
         """Have the child convert an image.
 
         Raises:
@@ -209,7 +210,7 @@ class _Child:
         """
         self.jobs += 1
         try:
-            _write(self._stdin, image_file.REQUEST.pack(len(data)))
+            _write(self._stdin, image_file.REQUEST.pack(len(data), max_pixels))
             _write(self._stdin, data)
             status, pixels, seconds, length = image_file.ANSWER.unpack(_read(self._stdout, image_file.ANSWER.size))
             if length > MAX_RESULT:

@@ -124,7 +124,9 @@ class ImageNormalizer:
         self._large_turns = FairTurns(max(1, workers - 1))
         self._workers = ImageWorkers()
 
-    async def checked(self, chat: Chat, key: str = "", on_size: Callable[[int], None] = lambda size: None) -> Chat:
+    async def checked(
+        self, chat: Chat, key: str = "", on_size: Callable[[int], None] = lambda size: None, max_pixels: int = 0
+    ) -> Chat:
         """Return `chat` with complete images that every engine accepts.
 
         This is the same object if no image changes. Images of a request are checked one after the
@@ -132,6 +134,7 @@ class ImageNormalizer:
         delay another key for longer than one image. On cancellation, the image in progress ends:
         its child process is killed, or the thread finishes, which takes little time. `on_size` is
         called with the number of characters of each converted image; its exceptions are raised.
+        Images of more than `max_pixels`, if it is not 0, are scaled down.
 
         Raises:
             InvalidImageUrl: an image is not a `data:` URL in base64. The gateway never fetches
@@ -152,7 +155,7 @@ class ImageNormalizer:
             payload_start(url, _path(*place))
         try:
             async with asyncio.timeout(MAX_REQUEST_WAIT):
-                changed = await self._changed(urls, key, on_size)
+                changed = await self._changed(urls, key, on_size, max_pixels)
         except TimeoutError:
             raise QueueTimeout(
                 f"The images were not checked within {MAX_REQUEST_WAIT:g} s, because the gateway is busy with others. "
@@ -162,7 +165,14 @@ class ImageNormalizer:
         return _replaced(chat, changed) if changed else chat
 
     def check(
-        self, url: str, param: str, budget: Budget | None = None, job: Job | None = None, *, may_be_large: bool = True
+        self,
+        url: str,
+        param: str,
+        budget: Budget | None = None,
+        job: Job | None = None,
+        *,
+        max_pixels: int = 0,
+        may_be_large: bool = True,
     ) -> Checked:
         """Return the URL to send instead of `url`.
 
@@ -186,8 +196,9 @@ class ImageNormalizer:
                 return Checked(url, pixels, time.thread_time() - began, is_put_off=True)
             budget.spend_pixels(pixels)
             result = Converted(image_file.AS_IS, pixels, 0.0)
-            if image is None or not image.is_small_and_plain or not image_file.is_taken_as_is(image):
-                result = self._workers.convert(data, pixels, job or Job())
+            is_too_large = bool(max_pixels) and pixels > max_pixels
+            if image is None or is_too_large or not image.is_small_and_plain or not image_file.is_taken_as_is(image):
+                result = self._workers.convert(data, pixels, job or Job(), max_pixels)
                 budget.spend_pixels(max(0, result.pixels - pixels))  # a GIF's frame may exceed its screen
         except BadImage as error:
             raise InvalidImage(f"'{param}' is not a readable image: {error}.", param=param) from error
@@ -206,13 +217,13 @@ class ImageNormalizer:
         self._workers.close()
 
     async def _changed(
-        self, urls: dict[tuple[int, int], str], key: str, on_size: Callable[[int], None]
+        self, urls: dict[tuple[int, int], str], key: str, on_size: Callable[[int], None], max_pixels: int
     ) -> dict[tuple[int, int], str]:
         """Return the URLs to send instead of some of `urls`."""
         changed: dict[tuple[int, int], str] = {}
         budget = Budget(sum(map(len, urls.values())))
         for place, url in urls.items():
-            checked = await self._in_turn(url, _path(*place), budget, key)
+            checked = await self._in_turn(url, _path(*place), budget, key, max_pixels)
             is_changed = checked.url is not url
             budget.spend_work(checked.seconds, len(checked.url) if is_changed else 0)
             if is_changed:
@@ -220,26 +231,30 @@ class ImageNormalizer:
                 changed[place] = checked.url
         return changed
 
-    async def _in_turn(self, url: str, param: str, budget: Budget, key: str) -> Checked:
+    async def _in_turn(self, url: str, param: str, budget: Budget, key: str, max_pixels: int) -> Checked:
         """Check an image in a thread, in the turn of its key.
 
         Whether it is large may show only after its base64 was decoded. The bytes of a large one are
         dropped and decoded again in its turn, so that a request that waits does not hold them.
         """
-        checked = await self._in_thread(url, param, budget, key, may_be_large=False)
+        checked = await self._in_thread(url, param, budget, key, max_pixels, may_be_large=False)
         if checked.is_put_off:
             budget.spend_work(checked.seconds, 0)
-            checked = await self._in_thread(url, param, budget, key, may_be_large=True)
+            checked = await self._in_thread(url, param, budget, key, max_pixels, may_be_large=True)
         return checked
 
-    async def _in_thread(self, url: str, param: str, budget: Budget, key: str, *, may_be_large: bool) -> Checked:
+    async def _in_thread(
+        self, url: str, param: str, budget: Budget, key: str, max_pixels: int, *, may_be_large: bool
+    ) -> Checked:
         job = Job()
         taken: list[FairTurns] = []
         try:
             for turns in (self._large_turns, self._turns) if may_be_large else (self._turns,):
                 await turns.take(key)
                 taken.append(turns)
-            work = self._pool.submit(self.check, url, param, budget, job, may_be_large=may_be_large)
+            work = self._pool.submit(
+                self.check, url, param, budget, job, max_pixels=max_pixels, may_be_large=may_be_large
+            )
         except BaseException:
             _release(taken)
             raise

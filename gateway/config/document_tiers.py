@@ -13,6 +13,7 @@ from gateway.config.field_types import (
     Fallback,
     Flag,
     ModelName,
+    Pixels,
     PublicName,
     empty_if_none,
 )
@@ -40,6 +41,16 @@ class ParamsDocument(DocumentSection):
         default_factory=dict, description="Values used whatever the client sends. Default: {}."
     )
     drop: tuple[str, ...] = Field(default=(), description="Parameters that are never sent upstream. Default: [].")
+
+
+class ImagesDocument(DocumentSection):
+    """Changes that a tier makes to a request's images."""
+
+    max_pixels: Pixels | None = Field(
+        default=None,
+        description="Pixels to which larger images are scaled down before they are sent, from 1024 to 64000000. "
+        "Default: none, images are sent as they come.",
+    )
 
 
 def _alias(value: object) -> object:
@@ -80,6 +91,9 @@ class TierDocument(DocumentSection):
     )
     params: ParamsDocument = Field(
         default_factory=ParamsDocument, description="Changes made to a request's parameters."
+    )
+    images: ImagesDocument = Field(
+        default_factory=ImagesDocument, description="Changes made to a request's images. Default: none."
     )
     limits: dict[str, Annotated[LimitOverridesDocument, BeforeValidator(empty_if_none)]] = Field(
         default_factory=dict,

@@ -17,6 +17,12 @@ DurationOrZero = Annotated[float, BeforeValidator(parsers.duration, json_schema_
 Size = Annotated[int, BeforeValidator(parsers.size, json_schema_input_type=_SizeInput)]
 Count = Annotated[int, BeforeValidator(parsers.count(1), json_schema_input_type=_CountInput)]
 CountOrZero = Annotated[int, BeforeValidator(parsers.count(0), json_schema_input_type=_CountOrZeroInput)]
+Pixels = Annotated[
+    int,
+    BeforeValidator(
+        parsers.count(1024, 64_000_000), json_schema_input_type=Annotated[int, Field(ge=1024, le=64_000_000)]
+    ),
+]
 CountOrAuto = Annotated[
     int | Literal["auto"], BeforeValidator(parsers.count_or_auto, json_schema_input_type=_CountInput | Literal["auto"])
 ]

@@ -135,6 +135,8 @@ def _tier_document(tier: Tier) -> dict[str, Any]:
     document["reasoning_field"] = tier.reasoning_field
     params = {"default": dict(tier.params.default), "force": dict(tier.params.force), "drop": list(tier.params.drop)}
     document["params"] = params
+    if tier.images.max_pixels:
+        document["images"] = tier.images.model_dump()
     if tier.limits:
         document["limits"] = {name: item.model_dump(exclude_none=True) for name, item in tier.limits.items()}
     return document

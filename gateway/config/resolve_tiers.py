@@ -6,7 +6,7 @@ from gateway.chat.parameter_policy import problem as parameter_problem
 from gateway.config.document_tiers import TierDocument
 from gateway.config.problems import Path, Problems, expected_one_of
 from gateway.config.references import References
-from gateway.config.settings import Alias, BackendSettings, LimitOverrides, ParamsSettings, Tier
+from gateway.config.settings import Alias, BackendSettings, ImageSettings, LimitOverrides, ParamsSettings, Tier
 
 # Parameters that routing and the form of the answer depend on: a tier cannot change them.
 OWN_PARAMS = frozenset({"model", "messages", "stream", "stream_options"})
@@ -57,6 +57,7 @@ class TierResolver:
             max_tokens=item.max_tokens,
             reasoning_field=item.reasoning_field,
             params=ParamsSettings(**item.params.model_dump()),
+            images=ImageSettings(max_pixels=item.images.max_pixels),
             limits=overrides,
         )
 

@@ -132,6 +132,14 @@ class ParamsSettings(Frozen):
     drop: tuple[str, ...] = Field(default=(), description="Parameters that are never sent upstream.")
 
 
+class ImageSettings(Frozen):
+    """Changes that a tier makes to a request's images."""
+
+    max_pixels: int | None = Field(
+        default=None, description="Pixels to which larger images are scaled down; None: they are sent as they come."
+    )
+
+
 class Tier(Frozen):
     """A class of service: a model on each backend, and how requests for it are treated."""
 
@@ -153,6 +161,7 @@ class Tier(Frozen):
         default="reasoning", description="Field of chat completions with the thoughts."
     )
     params: ParamsSettings = ParamsSettings()
+    images: ImageSettings = ImageSettings()
     limits: dict[str, LimitOverrides] = Field(default_factory=dict, description="Overrides by backend name.")
 
 

@@ -11,6 +11,7 @@ from gateway import config
 from gateway.chat import images
 from tests.api.one_backend import CANARY, KEY, code, document, post, serving
 from tests.chat.child_samples import Gate, watched
+from tests.chat.image_samples import opened
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.images import png_data_url
 from tests.fakes.running_gateway import PATIENCE, Raw, request_bytes, running, until
@@ -38,15 +39,29 @@ def with_images(url: str, count: int = 1) -> dict[str, Any]:
 GIF_URL = "data:image/gif;base64,R0lGODlhAQABAIAAAAUEBAAAACwAAAAAAQABAAACAkQBADs="
 
 
+async def test_images_are_scaled_down_for_a_tier_that_says_so() -> None:
+    body = with_images(png_data_url(60))
+    tiers = {
+        "standard": {"models": {"vllm": MODEL}, "images": {"max_pixels": 1600}},
+        "ultra": {"models": {"vllm": "big"}},
+    }
+    async with serving(tiers=tiers) as (gateway, backend):
+        for model in ("standard", "ultra"):
+            assert (await post(gateway, {"model": model, **body})).status == 200
+    sent = [json.loads(request.partition(b"\r\n\r\n")[2])["messages"][0]["content"][0] for request in backend.requests]
+    sizes = [opened(part["image_url"]["url"]).size for part in sent]
+    assert sizes == [(40, 40), (60, 60)]
+
+
 async def test_one_image_of_a_key_does_not_wait_for_hundreds_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 11, A3."""
     async with serving(api_keys=[KEY, "greedy"]) as (gateway, _):
         images = gateway.gateway._images
         keys, really = [], images.checked
 
-        async def checked(chat: Any, key: str) -> Any:
+        async def checked(chat: Any, key: str, *more: Any) -> Any:
             keys.append(key)
-            return await really(chat, key)
+            return await really(chat, key, *more)
 
         monkeypatch.setattr(images, "checked", checked)
         greedy = [

@@ -336,7 +336,7 @@ def test_idle_child_ends_with_the_gateway() -> None:
         assert child.wait(10) == 0
 
 
-@pytest.mark.parametrize("sent", [b"\0\0", image_file.REQUEST.pack(1000) + b"half"])
+@pytest.mark.parametrize("sent", [b"\0\0", image_file.REQUEST.pack(1000, 0) + b"half"])
 def test_child_whose_gateway_ended_halfway_through_an_image_ends(sent: bytes) -> None:
     with orphan() as child:
         assert child.stdin is not None
@@ -350,7 +350,7 @@ def test_child_at_work_ends_with_the_gateway(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
     with orphan(gate.long_job) as child:
         assert child.stdin is not None
-        child.stdin.write(image_file.REQUEST.pack(len(GIF)) + GIF)
+        child.stdin.write(image_file.REQUEST.pack(len(GIF), 0) + GIF)
         with gate.reached():
             child.stdin.close()
             assert child.wait(10) == -signal.SIGIO
@@ -369,6 +369,6 @@ def test_child_at_work_ends_by_itself(tmp_path: Path) -> None:
     code = gate.long_job.replace("ORPHAN_SECONDS = 60", "ORPHAN_SECONDS = 0.05")
     with orphan(code) as child:
         assert child.stdin is not None
-        child.stdin.write(image_file.REQUEST.pack(len(GIF)) + GIF)
+        child.stdin.write(image_file.REQUEST.pack(len(GIF), 0) + GIF)
         with gate.reached():
             assert child.wait(10) == -signal.SIGALRM

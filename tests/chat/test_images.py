@@ -34,6 +34,7 @@ from tests.chat.image_samples import (
     PNG,
     distance,
     drawing,
+    exif,
     opened,
     rejection_message,
     saved,
@@ -512,3 +513,45 @@ async def test_event_loop_runs_while_megabytes_are_decoded(images: ImageNormaliz
 @given(st.text(max_size=80))
 def test_any_text_as_base64_is_rejected(images: ImageNormalizer, payload: str) -> None:
     rejection_message(images, "data:image/png;base64," + payload)
+
+
+# Images that are scaled down
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("size", [(600, 400), (400, 600), (3000, 40)])
+async def test_image_of_more_than_the_tiers_pixels_is_scaled_down(
+    images: ImageNormalizer, kind: str, size: tuple[int, int]
+) -> None:
+    large = drawing(size)
+    (url,) = urls_of(await images.checked(chat_with(url_of(saved(large, kind))), max_pixels=60_000))
+    result = opened(url)
+    assert 50_000 < result.width * result.height <= 60_000
+    assert result.format == ("JPEG" if kind in ("JPEG", "WEBP") else "PNG")
+    if max(size) < 3000:  # an image that is too narrow is stretched
+        assert abs(result.width / result.height / (size[0] / size[1]) - 1) < 0.01
+    assert distance(result.convert("RGB"), large.resize(result.size, Image.Resampling.LANCZOS)) < 12
+
+
+async def test_image_within_the_tiers_pixels_is_sent_as_it_came(images: ImageNormalizer) -> None:
+    url = url_of(saved(drawing((200, 300)), "PNG"))
+    assert urls_of(await images.checked(chat_with(url), max_pixels=60_000)) == [url]
+    assert urls_of(await images.checked(chat_with(url_of(saved(drawing((600, 400)), "PNG"))), max_pixels=0))
+
+
+async def test_photograph_that_is_scaled_down_stays_upright(images: ImageNormalizer) -> None:
+    large = drawing((900, 600))
+    data = saved(large, "JPEG", exif=exif(6), quality=95)
+    (url,) = urls_of(await images.checked(chat_with(url_of(data)), max_pixels=60_000))
+    result = opened(url)
+    assert (result.width < result.height, result.width * result.height <= 60_000) == (True, True)
+    expected = large.transpose(Image.Transpose.ROTATE_270).resize(result.size, Image.Resampling.LANCZOS)
+    assert distance(result, expected) < 12
+
+
+@given(st.integers(1, 9000), st.integers(1, 7000), st.integers(1024, 64_000_000))
+def test_scaled_shape_is_within_the_limit_and_accepted_by_all_engines(width: int, height: int, limit: int) -> None:
+    scaled = image_file.shape_for((width, height), limit)
+    assert scaled[0] * scaled[1] <= limit
+    assert min(scaled) >= image_file.MIN_SIDE
+    assert max(scaled) / min(scaled) <= image_file.MAX_ASPECT

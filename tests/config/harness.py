@@ -30,6 +30,7 @@ tiers:
     aliases: [gpt-4o, complex, {name: background, priority: batch, listed: false}]
     fallback: true
     warm: true
+    images: {max_pixels: 1003520}
     params: {default: {temperature: 0.7}, force: {reasoning_effort: none}, drop: [logit_bias]}
 default_tier: standard
 embeddings:

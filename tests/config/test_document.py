@@ -86,6 +86,11 @@ def test_value_of_the_wrong_shape_is_refused_in_one_line(text: str, key: str, wo
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (
+            "tiers: {a: {models: {ollama: x}, images: {max_pixels: 1000}}}",
+            "tiers.a.images.max_pixels: got 1000; expected a whole number from 1024 to 64000000",
+        ),
+        ("tiers: {a: {models: {ollama: x}, images: {pixels: 5000}}}", "tiers.a.images.pixels: unknown key"),
         ("guard: {margin: 0.6}", "guard.margin: got 0.6; expected a number from 0 to 0.5"),
         ("guard: {margin: true}", "guard.margin: got true; expected a number"),
         ("guard: {ratio: '1,5'}", "guard.ratio: got '1,5'; expected a number from 1 to 100"),
@@ -98,5 +103,5 @@ def test_value_of_the_wrong_shape_is_refused_in_one_line(text: str, key: str, wo
         ("guard: true", "guard: got true; expected a mapping of keys"),
     ],
 )
-def test_invalid_guard_is_refused(text: str, words: str) -> None:
+def test_invalid_guard_or_images_are_refused(text: str, words: str) -> None:
     assert words in one_problem(text)

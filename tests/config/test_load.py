@@ -77,6 +77,8 @@ def test_every_section_of_the_example_is_loaded() -> None:
         "force": {"reasoning_effort": "none"},
         "drop": ("logit_bias",),
     }
+    assert ultra.images.max_pixels == 1003520
+    assert settings.tiers["pro"].images.max_pixels is None
     servers = settings.backends["vllm"].servers
     assert [server.base_url for server in servers] == [
         "http://10.0.0.5:8001",
