@@ -63,6 +63,7 @@ from gateway.telemetry.recorder import ExchangeRecorder
 from gateway.upstream.backend import Backend
 from gateway.upstream.backends import Backends
 from gateway.upstream.health_checks import HealthChecks
+from gateway.upstream.image_fetcher import ImageFetcher
 from gateway.upstream.learned_limits import LearnedLimits
 
 
@@ -131,6 +132,7 @@ class Gateway:
         keys = ApiKeys(key.get_secret_value() for key in settings.api_keys)
         self._cors = Cors(settings.cors_origins)
         self._images = ImageNormalizer()
+        self._image_fetcher = ImageFetcher()
         self._hosts = HostCheck(
             (settings.host, *settings.allowed_hosts),
             is_on=keys.is_open and is_loopback_name(address or settings.host),
@@ -138,7 +140,15 @@ class Gateway:
 
         def chat_endpoint(dialect: ChatDialect) -> ChatEndpoint:
             return ChatEndpoint(
-                dialect, context, keys, model_names, self.rollout, self._cors, self._hosts, self._images
+                dialect,
+                context,
+                keys,
+                model_names,
+                self.rollout,
+                self._cors,
+                self._hosts,
+                self._images,
+                self._image_fetcher,
             )
 
         def embedding_endpoint(dialect: EmbeddingDialect) -> EmbeddingEndpoint:

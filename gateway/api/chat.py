@@ -14,6 +14,7 @@ from gateway.api.model_names import ModelNames
 from gateway.api.request_headers import random_id
 from gateway.body_memory import weight
 from gateway.chat.checks import check, check_in_steps
+from gateway.chat.image_address import parse_prefix
 from gateway.chat.images import ImageNormalizer
 from gateway.chat.parameter_policy import ParameterPolicy
 from gateway.chat.request import LARGE_SCHEMAS, Chat
@@ -30,6 +31,7 @@ from gateway.relay.route import Route
 from gateway.rollout.assignment import BUCKETS
 from gateway.rollout.canary import canary_bucket
 from gateway.rollout.state import Rollout
+from gateway.upstream.image_fetcher import ImageFetcher
 
 TASK_FIELD = TASK.encode()
 
@@ -47,15 +49,19 @@ class ChatEndpoint(Endpoint[ChatCall]):
         cors: Cors,
         hosts: HostCheck,
         images: ImageNormalizer,
+        fetcher: ImageFetcher | None = None,
     ) -> None:
         super().__init__(dialect, context, keys, model_names, cors, hosts)
         self._dialect = dialect
         self._tier_routes = rollout.tiers
         self._images = images
+        self._fetcher = fetcher or ImageFetcher()
         self._apply(context.settings)
 
     def _apply(self, settings: Settings) -> None:
         self._auto = AutoRules(settings)
+        allowed = settings.image_urls.allow if settings.image_urls else ()
+        self._fetcher.allow = [prefix for text in allowed if (prefix := parse_prefix(text))]
         self._max_pixels = {tier.name: tier.images.max_pixels or 0 for tier in settings.tiers.values()}
         self._params = {tier.name: params for tier in settings.tiers.values() if (params := _tier_params(tier))}
         self._reasoning_fields = {
@@ -94,7 +100,9 @@ class ChatEndpoint(Endpoint[ChatCall]):
         if chat.has_images:
             head.held.resize(weight(head.size, chat))
             with CancelScope(client, self._context.loop):
-                checked = await self._images.checked(chat, head.key_id, head.held.grow, self._max_pixels.get(tier, 0))
+                max_body, on_size = self._context.settings.max_body, head.held.grow
+                fetched = await self._fetcher.fetched(chat, head.key_id, max_body, on_size)
+                checked = await self._images.checked(fetched, head.key_id, on_size, self._max_pixels.get(tier, 0))
             if self._model_names is not model_names:
                 # The settings changed in the meantime, and may no longer have this tier or model.
                 return await self._relay(client, call, text_size, original_head)

@@ -137,8 +137,7 @@ class ImageNormalizer:
         Images of more than `max_pixels`, if it is not 0, are scaled down.
 
         Raises:
-            InvalidImageUrl: an image is not a `data:` URL in base64. The gateway never fetches
-                images.
+            InvalidImageUrl: an image is not a `data:` URL in base64.
             InvalidImage: an image is not a complete PNG, JPEG, WebP or GIF of up to
                 `image_file.MAX_PIXELS`; there are more than `MAX_IMAGES`; or they exceed the
                 `Budget` of a request.
@@ -146,13 +145,13 @@ class ImageNormalizer:
         """
         if not chat.has_images:
             return chat
-        urls = _urls(chat)
+        urls = urls_of(chat)
         if len(urls) > MAX_IMAGES:
             raise InvalidImage(
                 f"A request may have at most {MAX_IMAGES} images; this one has {len(urls)}.", param="messages"
             )
         for place, url in urls.items():
-            payload_start(url, _path(*place))
+            payload_start(url, path_of(*place))
         try:
             async with asyncio.timeout(MAX_REQUEST_WAIT):
                 changed = await self._changed(urls, key, on_size, max_pixels)
@@ -162,7 +161,7 @@ class ImageNormalizer:
                 "Try again later.",
                 retry_after=RETRY_AFTER,
             ) from None
-        return _replaced(chat, changed) if changed else chat
+        return with_urls(chat, changed) if changed else chat
 
     def check(
         self,
@@ -223,7 +222,7 @@ class ImageNormalizer:
         changed: dict[tuple[int, int], str] = {}
         budget = Budget(sum(map(len, urls.values())))
         for place, url in urls.items():
-            checked = await self._in_turn(url, _path(*place), budget, key, max_pixels)
+            checked = await self._in_turn(url, path_of(*place), budget, key, max_pixels)
             is_changed = checked.url is not url
             budget.spend_work(checked.seconds, len(checked.url) if is_changed else 0)
             if is_changed:
@@ -360,7 +359,7 @@ def data_url(data: bytes | bytearray) -> str:
     return "".join(pieces)
 
 
-def _urls(chat: Chat) -> dict[tuple[int, int], str]:
+def urls_of(chat: Chat) -> dict[tuple[int, int], str]:
     """Return the URL of every image by the indices of its message and content part."""
     return {
         (index, number): part.url
@@ -371,11 +370,13 @@ def _urls(chat: Chat) -> dict[tuple[int, int], str]:
     }
 
 
-def _path(message: int, part: int) -> str:
+def path_of(message: int, part: int) -> str:
+    """Return the path of an image in the request, for errors."""
     return f"messages[{message}].content[{part}].image_url.url"
 
 
-def _replaced(chat: Chat, urls: dict[tuple[int, int], str]) -> Chat:
+def with_urls(chat: Chat, urls: dict[tuple[int, int], str]) -> Chat:
+    """Return `chat` with other URLs for some images, by the indices of message and content part."""
     messages = list(chat.messages)
     for index in {index for index, _ in urls}:
         content = messages[index].content

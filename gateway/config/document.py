@@ -22,6 +22,7 @@ from gateway.config.field_types import (
     Flag,
     HeaderName,
     HostName,
+    ImagePrefix,
     Key,
     Keys,
     LogLevel,
@@ -68,6 +69,15 @@ class GuardDocument(DocumentSection):
     )
     false_alarms: Chance = Field(
         default=0.01, description="Probability that a change that is not worse is rolled back. Default: 0.01."
+    )
+
+
+class ImageUrlsDocument(DocumentSection):
+    """Images by address, which the gateway fetches."""
+
+    allow: tuple[ImagePrefix, ...] = Field(
+        min_length=1,
+        description="Beginnings of the https addresses that are fetched, such as https://cdn.example.com/. Required.",
     )
 
 
@@ -171,6 +181,10 @@ class SettingsDocument(DocumentSection):
         default=(),
         description="Origins of browser programs that may call the gateway, such as https://chat.example.com. "
         "One `*` may stand for the port or a part of the host, as in http://localhost:*; `*` alone: any. Default: [].",
+    )
+    image_urls: ImageUrlsDocument | None = Field(
+        default=None,
+        description="Images by address, which the gateway fetches. Default: none, they are refused.",
     )
     allowed_hosts: tuple[HostName, ...] = Field(
         default=(),

@@ -52,6 +52,7 @@ Key = Annotated[SecretStr, BeforeValidator(parsers.key, json_schema_input_type=s
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(parsers.keys, json_schema_input_type=str | list[str])]
 HeaderName = Annotated[str, BeforeValidator(parsers.header_name, json_schema_input_type=str)]
 HeaderValue = Annotated[SecretStr, BeforeValidator(parsers.header_value, json_schema_input_type=str)]
+ImagePrefix = Annotated[str, BeforeValidator(parsers.image_prefix, json_schema_input_type=str)]
 HostName = Annotated[str, BeforeValidator(parsers.host_name, json_schema_input_type=str)]
 CorsOrigin = Annotated[str, BeforeValidator(parsers.origin, json_schema_input_type=str)]
 Name = Annotated[str, BeforeValidator(parsers.name, json_schema_input_type=str)]

@@ -7,6 +7,8 @@ import ipaddress
 import re
 from collections.abc import Callable
 
+from gateway.chat.image_address import parse_prefix
+
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION_PATTERN = r"^\s*\d+(\.\d+)?\s*(ms|s|m|h)?\s*$"
 DURATION = "a duration: seconds, or text such as 500ms, 30s, 5m, 1h"
@@ -214,6 +216,13 @@ def origin(value: object) -> str:
     raise ValueError(
         "expected an origin such as https://chat.example.com, with at most one *, as in http://localhost:*; or *"
     )
+
+
+def image_prefix(value: object) -> str:
+    """Return the beginning of https addresses, with a host and a path."""
+    if isinstance(value, str) and parse_prefix(value) is not None:
+        return value.strip()
+    raise ValueError("expected an https address such as https://cdn.example.com/images/, without query and user")
 
 
 def host_name(value: object) -> str:

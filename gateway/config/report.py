@@ -78,7 +78,7 @@ def show(settings: Settings) -> str:
             document[key] = [rule.model_dump(exclude_none=True) for rule in value]
         elif key == "embeddings":
             document[key] = {name: item.model_dump() for name, item in value.items()}
-        elif key == "guard" and value is not None:
+        elif key in ("guard", "image_urls") and value is not None:
             document[key] = _plain(value.model_dump())
         elif key == "state_file":
             document[key] = str(value) if value else ""

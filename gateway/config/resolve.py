@@ -15,10 +15,29 @@ from gateway.config.problems import Problems
 from gateway.config.references import References
 from gateway.config.resolve_backends import BackendResolver
 from gateway.config.resolve_tiers import TierResolver
-from gateway.config.settings import AutoRule, BackendSettings, EmbeddingSettings, GuardSettings, Settings, Task
+from gateway.config.settings import (
+    AutoRule,
+    BackendSettings,
+    EmbeddingSettings,
+    GuardSettings,
+    ImageUrlSettings,
+    Settings,
+    Task,
+)
 
 _RESOLVED = frozenset(
-    {"backends", "tiers", "auto", "embeddings", "guard", "api_keys", "state_file", "ollama_num_parallel", "host"}
+    {
+        "backends",
+        "tiers",
+        "auto",
+        "embeddings",
+        "guard",
+        "api_keys",
+        "state_file",
+        "ollama_num_parallel",
+        "host",
+        "image_urls",
+    }
 )
 """Keys of the document whose values are not taken over unchanged."""
 
@@ -65,6 +84,7 @@ class _Resolver:
             auto=auto,
             embeddings=embeddings,
             guard=self._guard(),
+            image_urls=ImageUrlSettings(allow=urls.allow) if (urls := self._document.image_urls) else None,
             api_keys=tuple(SecretStr(key) for key in keys),
             state_file=FilePath(self._document.state_file) if self._document.state_file else None,
             ollama_num_parallel=self._document.ollama_num_parallel or None,

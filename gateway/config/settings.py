@@ -204,6 +204,12 @@ class GuardSettings(Frozen):
     false_alarms: float = Field(description="Probability that a change that is not worse is rolled back.")
 
 
+class ImageUrlSettings(Frozen):
+    """Images by address, which the gateway fetches."""
+
+    allow: tuple[str, ...] = Field(description="Beginnings of the https addresses that are fetched.")
+
+
 class Settings(Frozen):
     """All settings, checked: every name in them refers to something that exists."""
 
@@ -242,6 +248,9 @@ class Settings(Frozen):
     )
     cors_origins: tuple[str, ...] = Field(
         default=(), description="Origins of browser programs, each with at most one `*`; `*` alone: any."
+    )
+    image_urls: ImageUrlSettings | None = Field(
+        default=None, description="Images by address, which the gateway fetches; None: they are refused."
     )
     allowed_hosts: tuple[str, ...] = Field(
         default=(), description="Further values of Host that an open gateway on loopback accepts, in lower case."

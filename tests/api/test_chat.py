@@ -14,7 +14,8 @@ from tests.chat.child_samples import Gate, watched
 from tests.chat.image_samples import opened
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.images import png_data_url
-from tests.fakes.running_gateway import PATIENCE, Raw, request_bytes, running, until
+from tests.fakes.running_gateway import PATIENCE, Raw, Reply, request_bytes, running, until
+from tests.upstream.test_image_fetcher import cdn
 
 pytestmark = pytest.mark.uvloop
 
@@ -37,6 +38,33 @@ def with_images(url: str, count: int = 1) -> dict[str, Any]:
 
 
 GIF_URL = "data:image/gif;base64,R0lGODlhAQABAIAAAAUEBAAAACwAAAAAAQABAAACAkQBADs="
+
+
+async def test_image_by_address_is_fetched_before_a_backend_is_asked() -> None:
+    body = with_images("https://cdn.example/a.png")
+    assert code(await refused_address(body, {})) == (400, "invalid_image_url")
+    assert code(await refused_address(body, {"allow": ["https://other.example/"]})) == (400, "invalid_image_url")
+    async with cdn() as server, serving(image_urls={"allow": [server.url("/", "cdn.example")]}) as (gateway, backend):
+        fetcher, trusted = gateway.gateway._image_fetcher, server.fetcher()
+        server.names["cdn.example"] = ["10.0.0.1"]
+        fetcher._resolve, fetcher._is_public, fetcher._tls = trusted._resolve, trusted._is_public, trusted._tls
+        body = with_images(server.url(host="cdn.example"))
+        assert code(await post(gateway, body)) == (400, "invalid_image_url")
+        server.names["cdn.example"] = ["127.0.0.1"]
+        assert fetcher._tls is not None
+        fetcher._tls.check_hostname = False
+        reply = await post(gateway, body)
+        assert reply.status == 200
+        (request,) = backend.requests
+        assert b"data:image/png;base64," in request
+        assert b"cdn.example" not in request
+
+
+async def refused_address(body: dict[str, Any], image_urls: dict[str, Any]) -> Reply:
+    async with serving(**({"image_urls": image_urls} if image_urls else {})) as (gateway, backend):
+        reply = await post(gateway, body)
+        assert not backend.requests
+        return reply
 
 
 async def test_images_are_scaled_down_for_a_tier_that_says_so() -> None:
