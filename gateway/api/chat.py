@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from msgspec import structs
 
@@ -19,11 +20,13 @@ from gateway.chat.images import ImageNormalizer
 from gateway.chat.parameter_policy import ParameterPolicy
 from gateway.chat.request import LARGE_SCHEMAS, Chat
 from gateway.config import Settings, Tier
-from gateway.dialects.dialect import ChatCall, ChatDialect, ChatForm
+from gateway.dialects.dialect import ChatCall, ChatDialect, ChatForm, ChoiceForm, ChoicesForm
 from gateway.dialects.json_body import Steps
-from gateway.dialects.openai_chat import with_reasoning_field
+from gateway.dialects.openai_chat import CompletionForm, with_reasoning_field
+from gateway.errors import BackendUnavailable
 from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.chat import ChatRelay
+from gateway.relay.choices import ChoiceConnection, ChoicesRelay, chats_of
 from gateway.relay.context import RelayContext
 from gateway.relay.load import LoadRelay, UnloadRelay
 from gateway.relay.requests import ChatRequest, ClientConnection
@@ -81,7 +84,9 @@ class ChatEndpoint(Endpoint[ChatCall]):
     def _is_stream(self, asked: ChatCall) -> bool:
         return asked.form.is_stream
 
-    async def _relay(self, client: ClientConnection, call: ChatCall, text_size: int, head: RequestContext) -> ChatRelay:
+    async def _relay(
+        self, client: ClientConnection, call: ChatCall, text_size: int, head: RequestContext
+    ) -> ChatRelay | ChoicesRelay:
         asked = call.chat
         if text_size > LARGE_SCHEMAS and asked.has_schemas:
             for _ in check_in_steps(asked):
@@ -108,14 +113,37 @@ class ChatEndpoint(Endpoint[ChatCall]):
                 return await self._relay(client, call, text_size, original_head)
             if checked is not chat:  # converted images no longer identify the conversation
                 chat, bucket = checked, canary_bucket(head.key_id, head.terms.session, asked, BUCKETS)
-        # No await from here on: after a roll-out change no request begins on the previous backend.
-        route, form = self._route(tier, asked, head), call.form
+        form = call.form
         if tier in self._reasoning_fields:
             form = with_reasoning_field(form, self._reasoning_fields[tier])
+        if chat.n is not None and chat.n > 1 and isinstance(form, CompletionForm):  # other APIs have no choices
+            return self._choices(client, chat, form, lambda: self._route(tier, asked, head), head, bucket)
+        # No await from here on: after a roll-out change no request begins on the previous backend.
+        route = self._route(tier, asked, head)
         request = self._request(chat, form, route, head, bucket)
         if call.action != "chat":
             return (LoadRelay if call.action == "load" else UnloadRelay)(self._context, client, request)
         return ChatRelay(self._context, client, request)
+
+    def _choices(
+        self,
+        client: ClientConnection,
+        chat: Chat,
+        form: ChoicesForm,
+        route: Callable[[], Route],
+        head: RequestContext,
+        bucket: int | None,
+    ) -> ChoicesRelay:
+        """Return the relay of several choices. Each gets its route when it begins."""
+        answer_id, created, model_names = random_id(), int(time.time()), self._model_names
+
+        def make(connection: ChoiceConnection, chat: Chat, choice: ChoiceForm) -> ChatRelay:
+            if self._model_names is not model_names:  # the settings may no longer have the tier
+                raise BackendUnavailable("The settings have just changed. Try again.", retry_after=1)
+            request = self._request(chat, choice, route(), head, bucket)
+            return ChatRelay(self._context, connection, structs.replace(request, answer_id=answer_id, created=created))
+
+        return ChoicesRelay(client, chats_of(chat), form, answer_id, created, make)
 
     def _route(self, tier: str, chat: Chat, head: RequestContext) -> Route:
         tier_route = self._tier_routes[tier]

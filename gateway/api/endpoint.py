@@ -29,7 +29,7 @@ from gateway.chat.surrogates import without_halves
 from gateway.dialects.dialect import ErrorForm
 from gateway.dialects.json_body import Steps, check_media_type
 from gateway.errors import ClientLeft, GatewayError, InvalidJson, MethodNotAllowed, RequestTooLarge, ShuttingDown
-from gateway.relay.base import YIELD_BYTES, Relay
+from gateway.relay.base import YIELD_BYTES
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection
 from gateway.relay.turns import in_turns
@@ -47,6 +47,10 @@ class Dialect(Protocol):
     endpoint: str
     errors: ErrorForm
     needs_media_type: bool
+
+
+RunningRelay = Callable[[HeldBody], Awaitable[None]]
+"""Relay of a request: a call carries it out."""
 
 
 class RequestContext(Struct, frozen=True, gc=False):
@@ -160,7 +164,9 @@ class Endpoint(ABC, Generic[ParsedBody]):
         return False
 
     @abstractmethod
-    async def _relay(self, client: ClientConnection, asked: ParsedBody, text_size: int, head: RequestContext) -> Relay:
+    async def _relay(
+        self, client: ClientConnection, asked: ParsedBody, text_size: int, head: RequestContext
+    ) -> RunningRelay:
         """Return the relay that carries out the request.
 
         Raises:

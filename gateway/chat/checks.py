@@ -59,14 +59,12 @@ def check(chat: Chat, *, are_tools_checked: bool = False) -> None:
 
 def _check_supported(chat: Chat) -> None:
     unsupported: str | None = None
-    if chat.n is not None and chat.n > 1:
-        unsupported = "n"
-    elif chat.functions or chat.function_call is not None:
+    if chat.functions or chat.function_call is not None:
         raise UnsupportedParameter(
             "'functions' and 'function_call' are not supported: send 'tools' and 'tool_choice' instead.",
             param="functions",
         )
-    elif chat.audio is not None:
+    if chat.audio is not None:
         unsupported = "audio"
     elif chat.modalities is not None and chat.modalities != ["text"]:
         unsupported = "modalities"

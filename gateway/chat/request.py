@@ -30,6 +30,8 @@ PositiveInt = Annotated[int, Meta(ge=1, le=10_000_000)]
 MAX_MESSAGES, MAX_TOOLS, MAX_BIASES = 2048, 128, 1024
 FunctionName = Annotated[str, Meta(pattern=r"^(?:[a-zA-Z0-9_.-]|[^\x00-\x9f\s]){1,64}$(?!\n)")]
 """OpenAI's names, and those in letters of any language: see `tool_names.py`."""
+MAX_CHOICES = 8
+"""Maximum of `n`. Each choice is a request to the engine."""
 MAX_STOP_IDS, MAX_TOKEN_ID = 64, 10_000_000
 REFUSED = frozenset({"functions", "function_call", "audio"})
 """Fields that are only read to reject them."""
@@ -320,7 +322,7 @@ class Chat(Struct, frozen=True, kw_only=True):
         | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=4)]
         | None
     ) = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_BIASES)] | None = None

@@ -5,12 +5,12 @@ wants the answer. The relay sees only the interfaces of this module, so admissio
 failover and metrics work alike for every client API. Pure: no I/O, no clock.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, Protocol
 
 from msgspec import Struct
 
-from gateway.chat.answer import Answer, Delta, Timings
+from gateway.chat.answer import Answer, Delta, Timings, Usage
 from gateway.chat.embedding import Embedding, EncodedVector
 from gateway.chat.request import Chat
 from gateway.dialects.json_body import Steps
@@ -107,6 +107,33 @@ class ChatForm(Form, Protocol):
 
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
         """Return the JSON of a plain answer."""
+
+
+class ChoiceForm(ChatForm, Protocol):
+    """The form of one of several choices. It keeps what belongs to the whole answer."""
+
+    whole: Answer | None
+    """The choice, if it is not streamed."""
+    usage: Usage | None
+    error: GatewayError | None
+    """The error that ended the choice. Nothing of it is written."""
+    is_complete: bool
+
+
+class ChoicesForm(ChatForm, Protocol):
+    """A form that can have several choices."""
+
+    def choice(self, index: int) -> ChoiceForm:
+        """Return the form of one choice. A stream of it has neither usage nor end."""
+
+    def choices_answer(self, id: str, created: int, answers: Sequence[Answer | None], usage: Usage | None) -> bytes:
+        """Return the JSON of a plain answer."""
+
+    def choices_end(self, id: str, created: int, usage: Usage | None) -> bytes:
+        """Return what follows the last delta of all choices."""
+
+    def choices_error(self, error: GatewayError) -> bytes:
+        """Return what follows what was already sent, if a choice failed."""
 
 
 class ChatCall(Struct, frozen=True, gc=False):

@@ -4,6 +4,7 @@ The result does not depend on the backend. A stream always consists of a role ch
 chunk with the finish reason, the usage if requested, and `[DONE]`.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -194,7 +195,13 @@ class StreamRenderer:
     )  # fmt: skip
 
     def __init__(
-        self, id: str, created: int, model: str, wants_usage: bool, reasoning_field: ReasoningField = "reasoning"
+        self,
+        id: str,
+        created: int,
+        model: str,
+        wants_usage: bool,
+        reasoning_field: ReasoningField = "reasoning",
+        index: int = 0,
     ) -> None:
         self._wants_usage = wants_usage
         self._reasoning_field = reasoning_field
@@ -203,7 +210,7 @@ class StreamRenderer:
             created,
             json_value(model),
         )
-        self._before = self._head + b'{"index":0,"delta":'
+        self._before = self._head + b'{"index":%d,"delta":' % index
         self._after = b',"logprobs":null,"finish_reason":null}]' + self._tail()
         self._after_text = b'"}' + self._after
         self._before_text = self._before + b'{"content":"'
@@ -291,25 +298,101 @@ class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
         return StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage, self.reasoning_field)
 
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
-        content = b"null" if answer.calls and not answer.content else json_value(answer.content)
-        fields = [b'"role":"assistant","content":', content, b',"refusal":null']
-        if answer.reasoning:
-            fields += [b",", _reasoning_json(answer.reasoning, self.reasoning_field)]
-        if answer.calls:
-            fields += [b',"tool_calls":[', b",".join([_call_json(call, b"") for call in answer.calls]), b"]"]
-        usage = _usage_json(answer.usage) if answer.usage is not None else b"null"
-        return (
-            b'{"id":"%b","object":"chat.completion","created":%d,"model":%b,'
-            b'"choices":[{"index":0,"message":{%b},"logprobs":%b,"finish_reason":"%b"}],"usage":%b}'
-        ) % (
+        return self.choices_answer(id, created, [answer], answer.usage)
+
+    def choice(self, index: int) -> "ChoiceForm":
+        return ChoiceForm(self, index)
+
+    def choices_answer(self, id: str, created: int, answers: Sequence[Answer | None], usage: Usage | None) -> bytes:
+        choices = [
+            _choice_json(index, answer, self.reasoning_field)
+            for index, answer in enumerate(answers)
+            if answer is not None
+        ]
+        return b'{"id":"%b","object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b}' % (
             b"chatcmpl-" + id.encode(),
             created,
             json_value(self.model),
-            b"".join(fields),
-            _logprobs_json(answer.logprobs),
-            answer.finish.encode(),
-            usage,
+            b",".join(choices),
+            _usage_json(usage) if usage is not None else b"null",
         )
+
+    def choices_end(self, id: str, created: int, usage: Usage | None) -> bytes:
+        renderer = StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage)
+        return renderer.render(Delta(usage=usage)) + b"data: [DONE]\n\n"
+
+    def choices_error(self, error: GatewayError) -> bytes:
+        return b"data: %b\n\n" % error.envelope() if self.is_stream else error.envelope()
+
+
+def _choice_json(index: int, answer: Answer, reasoning_field: ReasoningField) -> bytes:
+    content = b"null" if answer.calls and not answer.content else json_value(answer.content)
+    fields = [b'"role":"assistant","content":', content, b',"refusal":null']
+    if answer.reasoning:
+        fields += [b",", _reasoning_json(answer.reasoning, reasoning_field)]
+    if answer.calls:
+        fields += [b',"tool_calls":[', b",".join([_call_json(call, b"") for call in answer.calls]), b"]"]
+    return b'{"index":%d,"message":{%b},"logprobs":%b,"finish_reason":"%b"}' % (
+        index,
+        b"".join(fields),
+        _logprobs_json(answer.logprobs),
+        answer.finish.encode(),
+    )
+
+
+class ChoiceForm(OpenAiErrors):
+    """The form of one of several choices of a `CompletionForm`."""
+
+    endpoint: ClassVar[str] = CompletionForm.endpoint
+    stream_lines: ClassVar[bytes] = STREAM_LINES
+
+    __slots__ = ("_form", "_index", "error", "is_complete", "usage", "whole")
+
+    def __init__(self, form: CompletionForm, index: int) -> None:
+        self._form = form
+        self._index = index
+        self.whole: Answer | None = None
+        self.usage: Usage | None = None
+        self.error: GatewayError | None = None
+        self.is_complete = False
+
+    @property
+    def is_stream(self) -> bool:
+        return self._form.is_stream
+
+    def stream(self, id: str, created: int) -> "ChoiceRenderer":
+        return ChoiceRenderer(self, self._form, "chatcmpl-" + id, created, self._index)
+
+    def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
+        self.whole, self.usage, self.is_complete = answer, answer.usage, True
+        return b""
+
+    def error_body(self, error: GatewayError) -> bytes:
+        self.error = error
+        return b""
+
+
+class ChoiceRenderer(StreamRenderer):
+    """Renders the deltas of one choice. The usage and the end are those of the whole stream."""
+
+    __slots__ = ("_choice",)
+
+    def __init__(self, choice: ChoiceForm, form: CompletionForm, id: str, created: int, index: int) -> None:
+        super().__init__(id, created, form.model, form.wants_usage, form.reasoning_field, index)
+        self._choice = choice
+
+    def render(self, delta: Delta) -> bytes:
+        if delta.usage is not None:
+            self._choice.usage, delta.usage = delta.usage, None
+        return super().render(delta)
+
+    def end(self, clock: Clock) -> bytes:
+        self._choice.is_complete = True
+        return b""
+
+    def error(self, error: GatewayError) -> bytes:
+        self._choice.error = error
+        return b""
 
 
 def with_reasoning_field(form: ChatForm, field: ReasoningField) -> ChatForm:

@@ -141,7 +141,7 @@ async def test_gateway_that_stops_leaves_no_child_process(monkeypatch: pytest.Mo
         (b"{", (400, "invalid_json")),
         ({"messages": []}, (400, "invalid_value")),
         ({"model": None}, (400, "invalid_value")),
-        ({"n": 2}, (400, "unsupported_parameter")),
+        ({"n": 9}, (400, "invalid_value")),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/"}}]}]},
             (400, "invalid_image_url"),

@@ -104,7 +104,6 @@ def test_no_content_of_an_assistant_or_a_tool_is_the_empty_text(message: dict[st
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"n": 2}, "n"),
         ({"add_generation_prompt": False, "messages": CONTINUED}, "add_generation_prompt"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"function_call": "auto"}, "functions"),

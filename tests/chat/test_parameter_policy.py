@@ -200,7 +200,7 @@ def test_invalid_setting_is_reported_in_one_line_with_its_path(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("n", 2), ("functions", [{"name": "f"}]), ("function_call", "auto"), ("audio", {"voice": "x"})]
+    ("name", "value"), [("functions", [{"name": "f"}]), ("function_call", "auto"), ("audio", {"voice": "x"})]
 )
 @pytest.mark.parametrize("section", ["default", "force"])
 def test_tier_cannot_set_what_clients_cannot_send(section: str, name: str, value: Any) -> None:

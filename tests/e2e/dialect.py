@@ -142,6 +142,8 @@ CASES: list[Case] = [
     Case("stop with four strings", {"stop": ["zzzz", "yyyy", "xxxx", "wwww"]}),
     Case("logit_bias", {"logit_bias": {"5": 1}}, note="validated, then ignored: Ollama has no equivalent"),
     Case("n 1", {"n": 1}),
+    Case("n 2", {"n": 2, "temperature": 1}, note="each choice is a request to the engine"),
+    Case("n 2, streamed", {"n": 2, "temperature": 1, "stream": True}, same_shape=False, note="interleaved"),
     Case(
         "OpenAI fields without effect here",
         {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"},
@@ -418,7 +420,7 @@ CASES: list[Case] = [
     refused("max_tokens as a string", {"max_tokens": "8"}, _INVALID, "max_tokens"),
     refused("max_tokens 10¹²", {"max_tokens": 10**12}, _INVALID, "max_tokens"),
     refused("n 0", {"n": 0}, _INVALID, "n"),
-    refused("n 2", {"n": 2}, _UNSUPPORTED, "n", "Ollama returns one choice only"),
+    refused("n 9", {"n": 9}, _INVALID, "n"),
     refused("n 1000000", {"n": 1_000_000}, _INVALID, "n"),
     refused("top_logprobs 21", {"logprobs": True, "top_logprobs": 21}, _INVALID, "top_logprobs"),
     refused("top_logprobs without logprobs", {"top_logprobs": 2}, _INVALID, "top_logprobs"),

@@ -461,7 +461,7 @@ CASES = [
     served(68, "good image", image(png_data_url())),
     # 70: numbers, lists and schemas beyond their limits
     refused(70, "n of a million", chat(n=1_000_000), "n"),
-    refused(70, "n of 2", chat(n=2), "n", "unsupported_parameter"),
+    refused(70, "n of 9", chat(n=9), "n"),
     *(
         refused(70, f"{name} {value}", chat(**{name: value}), name)
         for name in ("max_tokens", "max_completion_tokens")

@@ -1,0 +1,197 @@
+"""Several choices to one chat (`n`): as many exchanges with the backends, and one answer.
+
+Each choice is a `ChatRelay` of its own, with its own ticket in the queue, failover, deadlines and
+record, on either engine. So limits count what an engine really does, and a roll-out moves queued
+choices as it moves any request. A vLLM computes the common prompt once (prefix caching).
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from msgspec import structs
+
+from gateway.body_memory import HeldBody
+from gateway.chat.answer import Usage
+from gateway.chat.request import Chat
+from gateway.dialects.dialect import ChoiceForm, ChoicesForm
+from gateway.errors import ClientLeft, Crash, GatewayError
+from gateway.relay.chat import ChatRelay
+from gateway.relay.requests import ClientConnection
+
+MakeRelay = Callable[["ChoiceConnection", Chat, ChoiceForm], ChatRelay]
+"""Returns the relay of one choice, for the route that the roll-out chooses at that moment."""
+
+
+def chats_of(chat: Chat) -> list[Chat]:
+    """Return a chat for each choice. With a seed, each has another one, as vLLM does it."""
+    one = structs.replace(chat, n=None)
+    if chat.seed is None:
+        return [one] * (chat.n or 1)
+    return [structs.replace(one, seed=_wrapped(chat.seed + index)) for index in range(chat.n or 1)]
+
+
+def _wrapped(seed: int) -> int:
+    return seed if seed < 1 << 63 else seed - (1 << 64)
+
+
+class ChoiceConnection:
+    """The client's connection as one choice sees it: what is written goes to the one answer."""
+
+    def __init__(self, choices: "ChoicesRelay", client: ClientConnection) -> None:
+        self._choices = choices
+        self._client = client
+        self.gone = client.gone
+        self.paused = client.paused
+        self.notes: dict[str, Any] = {}
+        self.on_leave: Callable[[], None] | None = None
+        self.on_pause: Callable[[], None] | None = None
+        self.on_resume: Callable[[], None] | None = None
+        self.header_lines = b""
+        """Header lines of the answer or error of this choice."""
+
+    @property
+    def fields(self) -> Mapping[bytes, bytes]:
+        return self._client.fields
+
+    def whole_body(self) -> bytes | None:
+        return None
+
+    def open(self, status: int, header_lines: bytes) -> None:
+        self._choices.open(header_lines)
+
+    def write(self, data: bytes) -> None:
+        self._choices.write(data)
+
+    def end(self) -> None:
+        pass
+
+    def answer(self, status: int, header_lines: bytes, body: bytes | list[bytes]) -> None:
+        self.header_lines = header_lines
+
+    def leave(self) -> None:
+        self.gone = True
+        if self.on_leave is not None:
+            self.on_leave()
+
+    def pause(self) -> None:
+        self.paused = True
+        if self.on_pause is not None:
+            self.on_pause()
+
+    def resume(self) -> None:
+        self.paused = False
+        if self.on_resume is not None:
+            self.on_resume()
+
+
+class ChoicesRelay:
+    """One answer with several choices. `await relay(held)` answers the client, like any relay.
+
+    The first choice that fails ends the others, and the client gets its error.
+    """
+
+    def __init__(
+        self, client: ClientConnection, chats: Sequence[Chat], form: ChoicesForm, id: str, created: int, make: MakeRelay
+    ) -> None:
+        self._client = client
+        self._chats = chats
+        self._form = form
+        self._id = id
+        self._created = created
+        self._make = make
+        self._choices = [form.choice(index) for index in range(len(chats))]
+        self._connections = [ChoiceConnection(self, client) for _ in chats]
+        self._is_open = False
+        self._failed: int | None = None
+        """Index of the first choice that failed."""
+        self._error: GatewayError | None = None
+
+    def __repr__(self) -> str:
+        return f"<ChoicesRelay of {len(self._chats)}>"
+
+    async def __call__(self, held: HeldBody) -> None:
+        client = self._client
+        client.on_leave = self._leave
+        client.on_pause, client.on_resume = self._pause, self._resume
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index in range(len(self._chats)):
+                    group.create_task(self._run(index, held))
+        finally:
+            client.on_leave = client.on_pause = client.on_resume = None
+        self._finish()
+
+    async def _run(self, index: int, held: HeldBody) -> None:
+        """Run one choice to its end. The route is chosen and the queue is joined without an await.
+
+        The choices share the chat, so they share the memory that is counted for it.
+        """
+        if self._failed is not None:
+            return
+        choice = self._choices[index]
+        try:
+            relay = self._make(self._connections[index], self._chats[index], choice)
+        except GatewayError as error:
+            choice.error = error
+        else:
+            await relay(held)
+        if choice.is_complete or self._failed is not None:
+            return
+        self._failed, self._error = index, choice.error or (ClientLeft() if self._client.gone else Crash())
+        for connection in self._connections:
+            connection.leave()
+
+    # The answer
+
+    def open(self, header_lines: bytes) -> None:
+        if not self._is_open and self._failed is None:
+            self._is_open = True
+            self._client.open(200, header_lines)
+
+    def write(self, data: bytes) -> None:
+        if data and self._failed is None:
+            self._client.write(data)
+
+    def _finish(self) -> None:
+        client, form, error = self._client, self._form, self._error
+        if isinstance(error, ClientLeft) or client.gone:
+            return
+        usage = _total([choice.usage for choice in self._choices])
+        if error is None and form.is_stream:
+            client.write(form.choices_end(self._id, self._created, usage))
+        elif error is None:
+            body = form.choices_answer(self._id, self._created, [choice.whole for choice in self._choices], usage)
+            if not self._is_open:
+                client.answer(200, self._connections[0].header_lines, body)
+                return
+            client.write(body)
+        elif self._is_open:
+            client.write(form.choices_error(error))
+        else:
+            lines = self._connections[self._failed or 0].header_lines
+            client.answer(form.error_status(error), lines, form.error_body(error))
+            return
+        client.end()
+
+    # The client
+
+    def _leave(self) -> None:
+        for connection in self._connections:
+            connection.leave()
+
+    def _pause(self) -> None:
+        for connection in self._connections:
+            connection.pause()
+
+    def _resume(self) -> None:
+        for connection in self._connections:
+            connection.resume()
+
+
+def _total(usages: Sequence[Usage | None]) -> Usage | None:
+    """Return the usage of one answer: its prompt counts once, as at OpenAI and vLLM."""
+    known = [usage for usage in usages if usage is not None]
+    if not known:
+        return None
+    return Usage(max(usage.prompt_tokens for usage in known), sum(usage.completion_tokens for usage in known))
