@@ -283,3 +283,9 @@ def test_tokens_are_counted_without_max_tokens_and_by_one_token_of_output() -> N
     assert json.loads(call.form.answer("1", 0, Answer("x", "", "length", USAGE, [], None), clock)) == {
         "input_tokens": 7
     }
+
+
+def test_integral_number_of_tokens_is_an_integer() -> None:
+    assert parsed(max_tokens=16.0, top_k=2.0).token_limit == 16
+    with pytest.raises(InvalidRequest):
+        parsed(max_tokens=16.5)

@@ -244,3 +244,9 @@ def test_line_ends_of_unicode_are_escaped() -> None:
     stream = call(stream=True).form.stream("1", 10)
     body = stream.opening() + stream.render(Delta("a\u2028b\u0085")) + stream.end(clock)
     assert not {"\u2028", "\u2029", "\u0085"} & set(body.decode())
+
+
+def test_integral_number_of_tokens_is_an_integer() -> None:
+    assert parsed(max_output_tokens=16.0).token_limit == 16
+    with pytest.raises(InvalidRequest):
+        parsed(max_output_tokens=16.5)
