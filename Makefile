@@ -16,7 +16,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--custom-compile-command "make lock" --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-sick bench-switch bench-guard bench-instructions fuzz lock help
+.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-sick bench-switch bench-guard bench-instructions bench-client-apis fuzz lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, with its Ollama and vLLM or with stand-ins
 	@$(BIN)/python -m gateway demo
@@ -44,6 +44,9 @@ prepare: $(CLIENTS_VENV)/ready $(VLLM_VENV)/ready  ## Install what test-clients 
 
 bench-cost: $(VENV)/dev $(BENCH_VENV)/ready  ## Measure the CPU cost of a request and a token, next to vllm-router
 	BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m benchmarks.cost
+
+bench-client-apis: $(VENV)/dev  ## Measure the CPU cost of each client API
+	$(BIN)/python -m benchmarks.client_apis
 
 bench-admission: $(VENV)/dev  ## Measure the queue: cost of a step, and load on an Ollama with and without it
 	$(BIN)/python -m benchmarks.admission

@@ -9,7 +9,7 @@ import zlib
 from benchmarks.subjects import KEY
 
 _HEAD = (
-    "POST /v1/chat/completions HTTP/1.1\r\n"
+    "POST {path} HTTP/1.1\r\n"
     "Host: 127.0.0.1:8080\r\n"
     "Accept-Encoding: gzip, deflate\r\n"
     "Connection: keep-alive\r\n"
@@ -49,8 +49,38 @@ def chat(model: str, *, max_tokens: int, stream: bool = False, image: bytes | No
     }
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return post("/v1/chat/completions", body)
+
+
+def post(path: str, body: dict[str, object]) -> bytes:
+    """Return a request with this JSON body, with the header that openai-python sends."""
     payload = json.dumps(body, separators=(",", ":")).encode()
-    return _HEAD.format(length=len(payload)).encode() + payload
+    return _HEAD.format(path=path, length=len(payload)).encode() + payload
+
+
+def of_client_api(path: str, model: str, *, max_tokens: int, stream: bool) -> bytes:
+    """Return the question of `chat` in the form of the client API at `path`.
+
+    Raises:
+        ValueError: no form is known for `path`.
+    """
+    messages = [{"role": "user", "content": _QUESTION}]
+    common: dict[str, object] = {"model": model, "stream": stream}
+    options = {"num_predict": max_tokens, "temperature": 0.7}
+    match path:
+        case "/v1/chat/completions":
+            return chat(model, max_tokens=max_tokens, stream=stream)
+        case "/v1/responses":
+            own = {"input": _QUESTION, "instructions": _SYSTEM, "max_output_tokens": max_tokens, "temperature": 0.7}
+        case "/v1/messages":
+            own = {"messages": messages, "system": _SYSTEM, "max_tokens": max_tokens, "temperature": 0.7}
+        case "/api/chat":
+            own = {"messages": [{"role": "system", "content": _SYSTEM}, *messages], "options": options}
+        case "/api/generate":
+            own = {"prompt": _QUESTION, "system": _SYSTEM, "options": options}
+        case _:
+            raise ValueError(path)
+    return post(path, common | own)
 
 
 def noise_png(encoded_bytes: int) -> bytes:
