@@ -88,15 +88,14 @@ async def test_announced_size_over_the_limit_is_refused_before_the_body_is_read(
 
 async def test_each_request_on_a_connection_has_to_keep_to_the_limit() -> None:
     """Such a body arrives in one piece behind a head that was accepted before. Most of it is an image."""
-    picture = png_data_url()
+    picture = png_data_url(47, is_noise=True)
     async with serving(max_body="10KiB", max_text_body="4KiB") as (gateway, backend), asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         raw, replies = Raw(reader, writer), []
         for size in (10_240, 10_240, 10_241):
             content = [{"type": "image_url", "image_url": {"url": picture}}]
             body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": content}]}).encode()
-            filled = picture.encode() + b"\\n" * ((size - len(body)) // 2)  # a line break in base64 is allowed
-            body = body.replace(picture.encode(), filled).ljust(size)
+            body = body.ljust(size)
             head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             writer.write(f"{head}Content-Length: {size}\r\n\r\n".encode() + body)
             replies.append(await raw.reply())
