@@ -127,6 +127,19 @@ def decode_fields(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         return decoder.decode(_with_integers(body))
 
 
+def decode_in_steps(decoder: msgspec.json.Decoder[T], body: bytes) -> Steps[T]:
+    """Decode a long body in steps, to the same result as `decode_fields`."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        if not _got_fraction(str(error)):
+            raise
+    yield
+    repaired = _with_integers(body)
+    yield
+    return decoder.decode(repaired)
+
+
 def _with_integers(body: bytes) -> bytes:
     """Return the JSON object in `body` with the integral numbers of its fields as integers."""
     fields = _fields.decode(body)

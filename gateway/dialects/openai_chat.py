@@ -20,6 +20,7 @@ from gateway.dialects.json_body import (
     Steps,
     completed,
     decode_fields,
+    decode_in_steps,
     explain,
     has_too_many_members,
     without_images,
@@ -33,6 +34,7 @@ STREAM_LINES = b"content-type: text/event-stream; charset=utf-8\r\ncache-control
 _encode_plain = msgspec.json.encode
 _decoder = msgspec.json.Decoder(Chat)
 
+_JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _MAX_DECODED = 1024 * 1024
 _MAX_MEMBERS = 400_000
 """Maximum size and number of members of a text that is decoded for a better error."""
@@ -135,12 +137,28 @@ def decode(body: bytes, max_text_body: int) -> Chat:
     """
     try:
         chat = decode_fields(_decoder, body)
-    except msgspec.ValidationError as error:
-        raise explain(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise InvalidJson("The body is not valid JSON.") from None
-    except RecursionError:
-        raise InvalidJson("The body is nested too deeply.") from None
+    except _JSON_ERRORS as error:
+        raise _json_error(error) from None
+    return _with_text_limit(chat, body, max_text_body)
+
+
+def _decode_in_steps(body: bytes, max_text_body: int) -> Steps[Chat]:
+    """Decode a long body in steps, to the same result as `decode`."""
+    try:
+        chat = yield from decode_in_steps(_decoder, body)
+    except _JSON_ERRORS as error:
+        raise _json_error(error) from None
+    return _with_text_limit(chat, body, max_text_body)
+
+
+def _json_error(error: Exception) -> GatewayError:
+    if isinstance(error, msgspec.ValidationError):
+        return explain(str(error))
+    is_deep = isinstance(error, RecursionError)
+    return InvalidJson("The body is nested too deeply." if is_deep else "The body is not valid JSON.")
+
+
+def _with_text_limit(chat: Chat, body: bytes, max_text_body: int) -> Chat:
     if len(body) > max_text_body and sum(len(message.text) for message in chat.messages) > max_text_body:
         raise _too_large(max_text_body)
     return chat
@@ -415,5 +433,5 @@ class OpenAiChat:
     def parse_steps(self, body: bytes, max_text_body: int) -> Steps[tuple[ChatCall, int]]:
         text_size = yield from check_long_text(body, max_text_body)
         yield
-        chat = decode(body, max_text_body)
+        chat = yield from _decode_in_steps(body, max_text_body)
         return ChatCall(chat, CompletionForm(chat.model, bool(chat.stream), chat.wants_usage)), text_size

@@ -29,7 +29,7 @@ from gateway.chat.request import (
     Tool,
     ToolCall,
 )
-from gateway.dialects.json_body import LONG_BODY, STEP, Steps, decode_fields, explain, has_too_many_members
+from gateway.dialects.json_body import LONG_BODY, STEP, Steps, decode_in_steps, explain, has_too_many_members
 from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 
 
@@ -165,7 +165,7 @@ def parse_response(body: bytes, max_text_body: int) -> Steps[ParsedResponse]:
     if len(body) > LONG_BODY and (yield from has_too_many_members(body)):
         raise RequestTooLarge("The request has too many JSON values or escapes.")
     try:
-        request = decode_fields(_requests, body)
+        request = yield from decode_in_steps(_requests, body)
     except msgspec.ValidationError as error:
         raise explain(str(error)) from None
     except RecursionError:
