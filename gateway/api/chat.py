@@ -121,6 +121,8 @@ class ChatEndpoint(Endpoint[ChatCall]):
         # No await from here on: after a roll-out change no request begins on the previous backend.
         route = self._route(tier, asked, head)
         request = self._request(chat, form, route, head, bucket)
+        if call.names_stop:
+            request = structs.replace(request, names_stop=True)
         if call.action != "chat":
             return (LoadRelay if call.action == "load" else UnloadRelay)(self._context, client, request)
         return ChatRelay(self._context, client, request)

@@ -69,6 +69,8 @@ class Delta(Struct, gc=False):
     usage: Usage | None = None
     calls: list[CallDelta] | None = None
     logprobs: list[ChosenLogprob] | None = None
+    stop_sequence: str | None = None
+    """The stop sequence that ended the answer, beside `finish`, if the engine says it."""
 
     @property
     def is_piece(self) -> bool:
@@ -85,6 +87,7 @@ class Answer(Struct):
     usage: Usage | None
     calls: list[CallDelta]
     logprobs: list[ChosenLogprob] | None
+    stop_sequence: str | None = None
 
 
 class _CallParts:
@@ -100,7 +103,10 @@ class _CallParts:
 class Assembler:
     """Combines the deltas of an answer as they come, in linear time."""
 
-    __slots__ = ("_calls", "_content", "_finish", "_logprobs", "_reasoning", "_usage", "logprob_count", "text_length")
+    __slots__ = (
+        "_calls", "_content", "_finish", "_logprobs", "_reasoning", "_stop_sequence", "_usage", "logprob_count",
+        "text_length",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._content: list[str] = []
@@ -109,6 +115,7 @@ class Assembler:
         self._usage: Usage | None = None
         self._calls: dict[int, _CallParts] = {}
         self._logprobs: list[ChosenLogprob] | None = None
+        self._stop_sequence: str | None = None
         self.text_length = 0
         """Number of characters of content, reasoning and the arguments of calls."""
         self.logprob_count = 0
@@ -128,6 +135,7 @@ class Assembler:
                 self.text_length += len(delta.reasoning)
             self._finish = delta.finish or self._finish
             self._usage = delta.usage or self._usage
+            self._stop_sequence = delta.stop_sequence or self._stop_sequence
             for piece in delta.calls or ():
                 self._add_call(piece)
             if delta.logprobs is not None:
@@ -149,14 +157,22 @@ class Assembler:
             CallDelta(index, call.id, call.name, "".join(call.arguments)) for index, call in sorted(self._calls.items())
         ]
         content, reasoning = "".join(self._content), "".join(self._reasoning)
-        return Answer(content, reasoning, self._finish, self._usage, calls, self._logprobs)
+        return Answer(content, reasoning, self._finish, self._usage, calls, self._logprobs, self._stop_sequence)
 
 
 def assemble(deltas: Sequence[Delta]) -> Answer:
     """Combine the deltas of an answer."""
     if len(deltas) == 1 and deltas[0].calls is None:  # a plain answer
         whole = deltas[0]
-        return Answer(whole.content, whole.reasoning, whole.finish or "stop", whole.usage, [], whole.logprobs)
+        return Answer(
+            whole.content,
+            whole.reasoning,
+            whole.finish or "stop",
+            whole.usage,
+            [],
+            whole.logprobs,
+            whole.stop_sequence,
+        )
     assembler = Assembler()
     assembler.add(deltas)
     return assembler.answer()

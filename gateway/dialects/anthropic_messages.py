@@ -57,8 +57,12 @@ class AnthropicErrors:
         return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
 
 
-def _stop_reason(finish: FinishReason | None, has_calls: bool) -> bytes:
-    return b'"tool_use"' if has_calls and finish == "stop" else _STOP_REASONS[finish or "stop"]
+def _stop_fields(finish: FinishReason | None, has_calls: bool, stop_sequence: str | None) -> bytes:
+    """Return `stop_reason` and `stop_sequence`."""
+    if stop_sequence is not None:
+        return b'"stop_reason":"stop_sequence","stop_sequence":%b' % json_text(stop_sequence)
+    reason = b'"tool_use"' if has_calls and finish == "stop" else _STOP_REASONS[finish or "stop"]
+    return b'"stop_reason":%b,"stop_sequence":null' % reason
 
 
 def _usage_json(usage: Usage | None) -> bytes:
@@ -83,7 +87,7 @@ _PING = _event(b"ping", b'{"type":"ping"}')
 class MessageRenderer:
     """Renders deltas as events. Each run of thoughts, of text or of a call is a content block."""
 
-    __slots__ = ("_block", "_calls", "_finish", "_has_calls", "_id", "_index", "_model", "_usage")
+    __slots__ = ("_block", "_finish", "_has_calls", "_id", "_index", "_model", "_stop_sequence", "_usage")
 
     def __init__(self, id: str, model: str) -> None:
         self._id = id
@@ -94,6 +98,7 @@ class MessageRenderer:
         self._finish: FinishReason | None = None
         self._usage: Usage | None = None
         self._has_calls = False
+        self._stop_sequence: str | None = None
 
     @property
     def around_text(self) -> None:
@@ -123,11 +128,12 @@ class MessageRenderer:
         parts += [self._call(call) for call in delta.calls or ()]
         self._finish = delta.finish or self._finish
         self._usage = delta.usage or self._usage
+        self._stop_sequence = delta.stop_sequence or self._stop_sequence
         return b"".join(parts)
 
     def end(self, clock: Clock) -> bytes:
-        delta = b'{"type":"message_delta","delta":{"stop_reason":%b,"stop_sequence":null},"usage":%b}' % (
-            _stop_reason(self._finish, self._has_calls),
+        delta = b'{"type":"message_delta","delta":{%b},"usage":%b}' % (
+            _stop_fields(self._finish, self._has_calls, self._stop_sequence),
             _usage_json(self._usage),
         )
         empty = b"" if self._index >= 0 else self._open("text", b'{"type":"text","text":""}')
@@ -204,14 +210,11 @@ class MessageForm(Struct, AnthropicErrors, frozen=True, gc=False):
             arguments = escaped(CalledFunction(call.name, call.arguments).whole_arguments)
             block = b'{"type":"tool_use","id":%b,"name":%b,"input":%b}'
             blocks.append(block % (json_text(_tool_id(call.id)), json_text(call.name), arguments))
-        return (
-            b'{"id":"msg_%b","type":"message","role":"assistant","model":%b,"content":[%b],'
-            b'"stop_reason":%b,"stop_sequence":null,"usage":%b}'
-        ) % (
+        return (b'{"id":"msg_%b","type":"message","role":"assistant","model":%b,"content":[%b],%b,"usage":%b}') % (
             id.encode(),
             json_text(self.model),
             b",".join(blocks),
-            _stop_reason(answer.finish, bool(answer.calls)),
+            _stop_fields(answer.finish, bool(answer.calls), answer.stop_sequence),
             _usage_json(answer.usage),
         )
 
@@ -238,7 +241,8 @@ class AnthropicMessages:
     def parse_steps(self, body: bytes, max_text_body: int) -> Steps[tuple[ChatCall, int]]:
         parsed = yield from parse_messages(body, max_text_body)
         chat = parsed.chat
-        return ChatCall(chat, MessageForm(chat.model, bool(chat.stream))), parsed.text_size
+        form = MessageForm(chat.model, bool(chat.stream))
+        return ChatCall(chat, form, names_stop=bool(chat.stops)), parsed.text_size
 
 
 class AnthropicCountTokens:

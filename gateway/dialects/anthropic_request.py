@@ -109,12 +109,15 @@ class _OutputConfig(Struct, frozen=True):
     format: _OutputFormat | None = None
 
 
+_StopSequence = Annotated[str, Meta(min_length=1, max_length=1024)]
+
+
 class _Request(Struct, frozen=True, kw_only=True):
     model: Annotated[str, Meta(min_length=1)]
     messages: Annotated[list[_Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     system: str | list[_Text] | None = None
-    stop_sequences: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=16)] | None = None
+    stop_sequences: Annotated[list[_StopSequence], Meta(max_length=16)] | None = None
     stream: bool | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None

@@ -143,6 +143,8 @@ class ChatCall(Struct, frozen=True, gc=False):
     form: ChatForm
     action: Literal["chat", "load", "unload"] = "chat"
     """`load` only waits until the model is ready to serve; `unload` does nothing."""
+    names_stop: bool = False
+    """True if the answer has to say which stop sequence ended it."""
 
 
 class ChatDialect(Protocol):

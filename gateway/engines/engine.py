@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from gateway.chat.answer import Delta
-from gateway.chat.request import Chat
+from gateway.chat.request import Chat, Message
 from gateway.chat.surrogates import without_halves
 from gateway.engines.lines import LineBuffer, LineTooLong
 from gateway.errors import GatewayError, UnsupportedParameter, UpstreamError
@@ -32,6 +32,12 @@ with 20 alternatives. They take 40 ms to render."""
 
 MAX_CALLS = 1024
 """Maximum number of tool calls in an assembled answer."""
+
+BYTES_PER_TOKEN = 4
+"""Estimated bytes of prompt per token."""
+
+IMAGE_TOKENS = 1024
+"""Minimum tokens per image of Ollama 0.33 (llama.cpp's `--image-min-tokens`)."""
 
 MAX_REFUSAL = 64 * 1024
 """Maximum number of bytes read of an error answer."""
@@ -62,6 +68,11 @@ LoadedUntil = dict[str, float]
 
 Ask = Callable[[str, str, bytes | None], Awaitable[bytes | None]]
 """Callable from method, path and body to the body of an answer with status 200, or None."""
+
+
+def estimated_tokens(messages: Iterable[Message]) -> int:
+    """Return about how many tokens the messages have."""
+    return sum(len(message.text) // BYTES_PER_TOKEN + IMAGE_TOKENS * len(message.images) for message in messages)
 
 
 class ResponseReader(Protocol):
@@ -109,6 +120,9 @@ class Engine(Protocol):
 
     streams_only: bool
     """True if the engine can only be asked for a stream."""
+
+    names_stop: bool
+    """True if an answer says which stop sequence ended it."""
 
     stream_type: bytes
     """Media type of a streamed answer."""

@@ -187,6 +187,7 @@ class Ollama:
     models_path = "/api/tags"
     health_path: str | None = None
     streams_only = True
+    names_stop = False
     stream_type = b"application/x-ndjson"
 
     def __init__(

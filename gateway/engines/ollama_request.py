@@ -10,15 +10,11 @@ from gateway.chat.conversation import with_system_first
 from gateway.chat.json_schema import Schema
 from gateway.chat.request import Chat, Function, JsonFormat, Message, SchemaFormat, Tool
 from gateway.chat.tool_names import with_engine_names
-from gateway.engines.engine import ModelFacts, unsupported
+from gateway.engines.engine import ModelFacts, estimated_tokens, unsupported
 from gateway.engines.grammar.portable import portable, portable_calls, work_budget
 from gateway.engines.grammar.regex import check_expansion
 from gateway.engines.grammar.regex import portable_whole as portable_regex
 
-BYTES_PER_TOKEN = 4
-"""Estimated bytes of prompt per token. Used to estimate how much of the context is left."""
-IMAGE_TOKENS = 1024
-"""Minimum tokens per image on 0.33 (llama.cpp's `--image-min-tokens`)."""
 MIN_ROOM = 0.25
 """Share of the context assumed to be left by a long prompt, since the estimate may be wrong."""
 
@@ -97,9 +93,7 @@ class OllamaRequest:
         limit, context = self._chat.token_limit, self._facts.context_length
         if context is None:
             return limit
-        messages = self._chat.messages
-        prompt = sum(len(message.text) // BYTES_PER_TOKEN + IMAGE_TOKENS * len(message.images) for message in messages)
-        room = max(context - prompt, int(context * MIN_ROOM))
+        room = max(context - estimated_tokens(self._chat.messages), int(context * MIN_ROOM))
         return room if limit is None else min(limit, room)
 
     def _think(self) -> bool | str | None:

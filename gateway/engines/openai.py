@@ -135,6 +135,7 @@ class OpenAi:
     models_path = "/v1/models"
     health_path: str | None = None
     streams_only = False
+    names_stop = False  # OpenAI's API has no field for it
     stream_type = b"text/event-stream"
 
     def __init__(self) -> None:

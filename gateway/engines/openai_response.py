@@ -46,10 +46,14 @@ class _Logprobs(Struct, gc=False):
     content: list[ChosenLogprob] | None = None
 
 
+_NO_REASON = Raw(b"null")
+
+
 class _Choice(Struct, gc=False):
     delta: _Delta | None = None
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
+    stop_reason: Raw = _NO_REASON
 
 
 _NO_USAGE = Raw(b"null")
@@ -71,6 +75,7 @@ class _AnswerChoice(Struct):
     message: _Delta
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
+    stop_reason: Raw = _NO_REASON
 
 
 class _Answer(Struct):
@@ -83,6 +88,7 @@ _NO_DELTA = _Delta()
 _chunks = msgspec.json.Decoder(_Chunk)
 _answers = msgspec.json.Decoder(_Answer)
 _usages = msgspec.json.Decoder(_Usage)
+_stop_sequences = msgspec.json.Decoder(str)
 _exact_usages = msgspec.json.Decoder(Usage)
 
 _CONTENT = b'"delta":{"content":"'
@@ -110,6 +116,11 @@ def _finish(reason: str) -> FinishReason:
     if reason == "abort":
         raise broken_off("aborted")
     return _FINISH.get(reason, "stop")
+
+
+def _stop_sequence(reason: Raw) -> str | None:
+    """Return the stop sequence in vLLM's `stop_reason`. A number there is the id of a token."""
+    return None if reason is _NO_REASON else decode(_stop_sequences, reason)
 
 
 def _usage(text: bytes | Raw) -> Usage | None:
@@ -252,7 +263,8 @@ class OpenAiReader(LineReader):
             logprobs = None if choice.logprobs is None else choice.logprobs.content
             # A role chunk does not count: it may precede the first token by a long time.
             if content or reasoning or finish or calls or logprobs:
-                deltas.append(Delta(content, reasoning, finish, None, calls, logprobs))
+                stop = None if finish is None else _stop_sequence(choice.stop_reason)
+                deltas.append(Delta(content, reasoning, finish, None, calls, logprobs, stop))
             if (
                 content
                 and not (self._before or reasoning or finish or calls or logprobs or usage)
@@ -291,4 +303,5 @@ def parse_answer(body: bytes) -> Delta:
         _usage(parsed.usage),
         _whole_calls(message.tool_calls) if message.tool_calls else None,
         None if choice.logprobs is None else choice.logprobs.content,
+        _stop_sequence(choice.stop_reason),
     )

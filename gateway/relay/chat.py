@@ -7,10 +7,11 @@ from bisect import bisect_left
 from msgspec import structs
 
 from gateway.admission.scheduler import Transfer, WaitEstimate
-from gateway.chat.answer import Answer, Assembler, Delta, assemble
+from gateway.chat.answer import Answer, Assembler, Delta, Usage, assemble
 from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.normalizer import Normalizer
 from gateway.chat.request import LARGE_SCHEMAS
+from gateway.chat.stop_sequences import StopMatcher
 from gateway.dialects.dialect import ChatForm
 from gateway.engines.engine import (
     MAX_ANSWER,
@@ -21,6 +22,7 @@ from gateway.engines.engine import (
     MAX_TEXT,
     ModelFacts,
     ResponseReader,
+    estimated_tokens,
 )
 from gateway.engines.long_strings import render_images
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
@@ -60,6 +62,7 @@ class ChatRelay(Relay):
         "_renderer",
         "_silent_since",
         "_splices",
+        "_stops",
     )
 
     def __init__(self, context: RelayContext, client: ClientConnection, request: ChatRequest) -> None:
@@ -80,6 +83,8 @@ class ChatRelay(Relay):
         something."""
         self._collected: Assembler | None = None
         self._collected_bytes = 0
+        self._stops: StopMatcher | None = None
+        """Matcher of stop sequences, if the answer has to name them and the engine does not."""
 
     def _reroute(self, failure: GatewayError) -> None:
         super()._reroute(failure)
@@ -177,6 +182,9 @@ class ChatRelay(Relay):
         engine = self._backend.engine
         limit = self._chat.token_limit
         streams = self._renderer is not None or engine.streams_only or limit is None or limit > SHORT_ANSWER
+        if self._request.names_stop:
+            self._stops = None if engine.names_stop else StopMatcher(self._chat.stops)
+            streams = streams or self._stops is not None  # so that it can be ended
         self._is_streamed_upstream = streams
         model = self._destination.route.model
         if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
@@ -196,13 +204,16 @@ class ChatRelay(Relay):
                 delta = engine.parse_answer(await response.read(MAX_PLAIN_ANSWER) if answer is None else answer)
                 self._meter.usage = delta.usage
                 self._meter.has_said = delta.is_piece
-                await self._answer(assemble(self._normalized([delta])))
+                deltas = self._normalized([delta])
+                await self._answer(assemble(deltas if self._stops is None else self._until_stop(deltas, self._stops)))
                 return
             await self._pump(response, engine.reader(self._chat))
 
     async def _rendered(self, model: str, facts: ModelFacts, streams: bool) -> bytes | list[bytes]:
         """Render the request for the backend; one with images in steps."""
         engine, chat = self._backend.engine, self._chat
+        if self._stops is not None:
+            chat = structs.replace(chat, stop=None)
         if self._lane == "vision":
             return await in_turns(render_images(chat, lambda short: engine.render(short, model, facts, streams)))
         body = engine.render(chat, model, facts, streams)
@@ -248,7 +259,7 @@ class ChatRelay(Relay):
             response.pause()
         try:
             await response.stream(on_piece)
-            if not reader.done:
+            if not (reader.done or (self._stops is not None and self._stops.found is not None)):
                 self._deliver(reader.end())
         except TransportError as fault:
             if is_silent:  # the head of a stream is not an answer: vLLM sends it before it has queued the request
@@ -277,6 +288,9 @@ class ChatRelay(Relay):
             response.mark_unusable()
         if reader.done:
             response.stop()
+        elif self._stops is not None and self._stops.found is not None:
+            response.mark_unusable()  # the engine goes on; closing the connection ends it
+            response.stop()
 
     def _deliver(self, deltas: list[Delta]) -> None:
         meter = self._meter
@@ -295,6 +309,8 @@ class ChatRelay(Relay):
             if placement is not None and placement.gate.restrains:
                 placement.gate.begin_answer()
         deltas = self._normalized(deltas)
+        if self._stops is not None:
+            deltas = self._until_stop(deltas, self._stops)
         renderer = self._renderer
         if renderer is None:
             self._collect(deltas)
@@ -315,6 +331,22 @@ class ChatRelay(Relay):
             or collected.logprob_count > MAX_LOGPROBS
         ):
             raise UpstreamError("too_large")
+
+    def _until_stop(self, deltas: list[Delta], stops: StopMatcher) -> list[Delta]:
+        """Return the deltas before a stop sequence, and at one the end of the answer.
+
+        The counts of an engine that is stopped never come. Each piece is about a token, and the
+        prompt's tokens are estimated.
+        """
+        if stops.found is not None:
+            return []
+        shown = stops.feed(deltas)
+        if stops.found is not None:
+            counted = self._meter.usage
+            prompt = estimated_tokens(self._chat.messages) if counted is None else counted.prompt_tokens
+            self._meter.usage = usage = Usage(prompt, stops.pieces)
+            shown.append(Delta(usage=usage))
+        return shown
 
     def _normalized(self, deltas: list[Delta]) -> list[Delta]:
         if self._is_passthrough:

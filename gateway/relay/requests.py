@@ -66,6 +66,8 @@ class ChatRequest(RelayRequest, frozen=True, gc=False):
     """The client's name for the conversation; empty if it gave none."""
     bucket: int | None = None
     """Canary bucket, if it can no longer be computed from `chat`."""
+    names_stop: bool = False
+    """True if the answer has to say which stop sequence ended it."""
 
 
 class EmbeddingRequest(RelayRequest, frozen=True, gc=False):

@@ -150,6 +150,8 @@ def test_images_do_not_count_as_text() -> None:
         ({"max_tokens": None}, InvalidRequest, "max_tokens"),
         ({"max_tokens": 0}, InvalidRequest, "max_tokens"),
         ({"messages": []}, InvalidRequest, "messages"),
+        ({"stop_sequences": [""]}, InvalidRequest, "stop_sequences[0]"),
+        ({"stop_sequences": ["x" * 1025]}, InvalidRequest, "stop_sequences[0]"),
         ({"messages": [{"role": "robot", "content": ""}]}, InvalidRequest, "messages[0].role"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, UnsupportedParameter, "tools[0].type"),
         (
@@ -234,6 +236,20 @@ def test_an_answer_without_output_has_an_empty_text_block() -> None:
 def test_the_stop_reason_is_anthropics(finish: FinishReason, reason: str) -> None:
     assert plain(Answer("x", "", finish, USAGE, [], None))["stop_reason"] == reason
     assert streamed(Delta("x"), Delta(finish=finish))[-2][1]["delta"]["stop_reason"] == reason
+
+
+def test_the_stop_sequence_is_named_in_both_forms() -> None:
+    answer = plain(Answer("x", "", "stop", USAGE, [], None, "\u2028END"))
+    assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", "\u2028END")
+    last = streamed(Delta("x"), Delta(finish="stop", stop_sequence="END"), Delta(usage=USAGE))[-2][1]
+    assert last["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": "END"}
+    assert last["usage"]["output_tokens"] == 3
+
+
+def test_the_relay_looks_for_stop_sequences_only_if_there_are_any() -> None:
+    for stops, expected in ((["a"], True), ([], False), (None, False)):
+        body = json.dumps({"model": "m", "max_tokens": 1, "messages": [USER], "stop_sequences": stops}).encode()
+        assert AnthropicMessages().parse(body, LIMIT)[0].names_stop is expected
 
 
 def test_a_forced_call_stops_for_the_tool_too() -> None:

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.engine import ModelFacts
+from gateway.engines.engine import IMAGE_TOKENS, ModelFacts
 from gateway.engines.grammar.portable import portable, portable_calls
 from gateway.engines.ollama import Ollama
-from gateway.engines.ollama_request import IMAGE_TOKENS
 from tests.fakes.chats import TIME, USER, WEATHER, called, chat, named, schema_format, tool
 
 IMAGE = "data:image/png;base64,AAAA"

@@ -404,3 +404,15 @@ def test_longest_plain_answer_may_have_as_many_alternatives_as_can_be_requested(
 
 def test_answers_may_exceed_ten_megabytes() -> None:
     assert MAX_ANSWER > 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"), [('"END"', "END"), ("151645", None), ("null", None), ("{}", None), ('"\\ud83d"', "\ufffd")]
+)
+def test_only_a_text_as_stop_reason_is_a_stop_sequence(reason: str, expected: str | None) -> None:
+    """vLLM names the token's id if that was not the usual end of an answer."""
+    ending = '"finish_reason":"stop","stop_reason":' + reason
+    plain = '{"choices":[{"message":{"content":"x"},%s}]}' % ending  # noqa: UP031  # braces
+    assert OpenAi().parse_answer(plain.encode()).stop_sequence == expected
+    streamed = 'data: {"choices":[{"delta":{"content":"x"},%s}]}\n\ndata: [DONE]\n\n' % ending  # noqa: UP031
+    assert assemble(read(streamed.encode())).stop_sequence == expected
