@@ -121,8 +121,9 @@ class ChatEndpoint(Endpoint[ChatCall]):
         # No await from here on: after a roll-out change no request begins on the previous backend.
         route = self._route(tier, asked, head)
         request = self._request(chat, form, route, head, bucket)
-        if call.names_stop:
-            request = structs.replace(request, names_stop=True)
+        if call.names_stop or self._errors.id_header:
+            lines = request.extra_lines + self._id_line(head.request_id)
+            request = structs.replace(request, names_stop=call.names_stop, extra_lines=lines)
         if call.action != "chat":
             return (LoadRelay if call.action == "load" else UnloadRelay)(self._context, client, request)
         return ChatRelay(self._context, client, request)

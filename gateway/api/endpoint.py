@@ -238,6 +238,11 @@ class Endpoint(ABC, Generic[ParsedBody]):
                 return bytes(body)  # two copies, but only for the moment until this one is freed
             del message, piece
 
+    def _id_line(self, request_id: str) -> bytes:
+        """Return the header line with the request's id that the client API has besides the gateway's."""
+        name = self._errors.id_header
+        return b"%b: %b\r\n" % (name, request_id.encode()) if name else b""
+
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(f"The request body may have at most {self._context.settings.max_body} bytes.")
 
@@ -256,7 +261,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
                 self._errors.json_lines,
                 self._cors.header_lines(fields),
                 request_id.encode(),
-                self._errors.error_lines(error),
+                self._id_line(request_id) + self._errors.error_lines(error),
             )
             client.answer(self._errors.error_status(error), lines, self._errors.error_body(error))
         self._context.on_exchange(

@@ -14,8 +14,9 @@ from gateway.api.auth import ApiKeys
 from gateway.api.ollama_routes import add_ollama, ollama_error
 from gateway.api.openapi import add_bodies, add_data_paths, api_page
 from gateway.api.operations import Operations
-from gateway.api.paths import ALIVE_PATHS, READY_PATH
+from gateway.api.paths import ALIVE_PATHS, MESSAGE_PATHS, READY_PATH
 from gateway.api.rollout_routes import BODIES, add_preflight, add_rollout
+from gateway.dialects.anthropic_messages import AnthropicErrors
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.rollout.preflight.check import Preflight
 
@@ -92,6 +93,8 @@ def _bare_app() -> FastAPI:
     @app.exception_handler(GatewayError)
     async def gateway_error(request: Request, error: GatewayError) -> Response:
         headers = {name.decode(): value.decode() for name, value in error.answer_headers()}
+        if request.url.path.startswith(MESSAGE_PATHS):
+            return Response(AnthropicErrors().error_body(error), error.status, headers, "application/json")
         if request.url.path.startswith("/api/"):
             return ollama_error(error.status, error.message, headers)
         return Response(error.envelope(), error.status, headers, "application/json")

@@ -43,6 +43,7 @@ class AnthropicErrors:
     __slots__ = ()
 
     json_lines: ClassVar[bytes] = JSON_LINES
+    id_header: ClassVar[bytes] = b"request-id"
 
     def error_status(self, error: GatewayError) -> int:
         return error.status

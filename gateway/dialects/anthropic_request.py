@@ -67,13 +67,22 @@ class _ToolUse(Struct, frozen=True, tag="tool_use"):
     input: Raw = Raw(b"{}")
 
 
+class _SearchResult(Struct, frozen=True, tag="search_result"):
+    source: str
+    title: str
+    content: list[_Text]
+
+
+_Shown = _Text | _Image | _Document | _SearchResult
+
+
 class _ToolResult(Struct, frozen=True, tag="tool_result"):
     tool_use_id: str
-    content: str | list[_Text | _Image | _Document] | None = None
+    content: str | list[_Shown] | None = None
     is_error: bool | None = None
 
 
-_Block = _Text | _Image | _Document | _Thinking | _RedactedThinking | _ToolUse | _ToolResult
+_Block = _Text | _Image | _Document | _SearchResult | _Thinking | _RedactedThinking | _ToolUse | _ToolResult
 
 
 class _Message(Struct, frozen=True):
@@ -141,6 +150,12 @@ _requests = msgspec.json.Decoder(_Request)
 _strings = msgspec.json.Decoder(str)
 _ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _MAX_TOKENS = 10_000_000
+_BILLING = "x-anthropic-billing-header:"
+"""Beginning of a line that Claude Code puts in front of its system prompt.
+
+It is for Anthropic's accounting, and differs with each request: with it, no engine could reuse the
+prompt that it read for the request before.
+"""
 
 
 def parse_messages(body: bytes, max_text_body: int, *, counts: bool = False) -> Steps[ParsedMessages]:
@@ -154,7 +169,7 @@ def parse_messages(body: bytes, max_text_body: int, *, counts: bool = False) -> 
     try:
         request = yield from decode_in_steps(_requests, body)
     except msgspec.ValidationError as error:
-        raise explain(str(error)) from None
+        raise _explained(str(error)) from None
     except RecursionError:
         raise InvalidJson("The body is nested too deeply.") from None
     except _ERRORS:
@@ -165,13 +180,30 @@ def parse_messages(body: bytes, max_text_body: int, *, counts: bool = False) -> 
     messages: list[Message] = []
     if request.system:
         texts = [request.system] if isinstance(request.system, str) else [block.text for block in request.system]
-        messages.append(Message("system", "\n".join(texts)))
+        if text := "\n".join(filter(None, map(_without_billing, texts))):
+            messages.append(Message("system", text))
     for index, message in enumerate(request.messages):
         messages += yield from reader.messages(message, f"messages[{index}]")
     text_size = len(body) - reader.image_bytes
     if text_size > max_text_body:
         raise RequestTooLarge(f"A request may have at most {max_text_body} bytes, not counting its images.")
     return ParsedMessages(_chat(request, messages), text_size)
+
+
+def _explained(text: str) -> InvalidRequest:
+    """Turn msgspec's error message into an error in the words of this API."""
+    fault = explain(text)
+    if isinstance(fault, UnsupportedParameter) and fault.param is not None:
+        place = fault.param.removesuffix(".type")
+        return UnsupportedParameter(
+            f"The type of '{place}' is not supported. Send text, images, thoughts, tool calls and their results.",
+            param=fault.param,
+        )
+    return fault
+
+
+def _without_billing(text: str) -> str:
+    return text.partition("\n")[2] if text.startswith(_BILLING) else text
 
 
 class _Reader:
@@ -202,17 +234,21 @@ class _Reader:
                     text = f"Error: {text}"
                 results.append(Message("tool", text, tool_call_id=block.tool_use_id))
                 parts += [part for part in found if isinstance(part, ImagePart)]
-            elif isinstance(block, _Text | _Image | _Document):
+            elif isinstance(block, _Shown):
                 parts += yield from self._parts([block], place)
             else:
                 raise InvalidRequest(f"'{place}' cannot be in a message with role '{message.role}'.", param=place)
         return [*results, Message(message.role, _joined(parts))] if parts or not results else results
 
-    def _parts(self, blocks: Sequence[_Text | _Image | _Document], path: str) -> Steps[list[Any]]:
+    def _parts(self, blocks: Sequence[_Shown], path: str) -> Steps[list[Any]]:
         parts: list[Any] = []
         for block in blocks:
             if isinstance(block, _Text):
-                parts.append(TextPart(block.text))
+                if block.text:
+                    parts.append(TextPart(block.text))
+            elif isinstance(block, _SearchResult):
+                texts = (block.title, block.source, *(text.text for text in block.content))
+                parts.append(TextPart("\n".join(texts)))
             elif isinstance(block, _Document):
                 parts.append(TextPart(_document_text(block, path)))
             else:
@@ -259,7 +295,8 @@ def _assistant(blocks: list[_Block], path: str) -> Message:
     calls: list[ToolCall] = []
     for number, block in enumerate(blocks):
         if isinstance(block, _Text):
-            texts.append(block.text)
+            if block.text:
+                texts.append(block.text)
         elif isinstance(block, _Thinking):
             thoughts.append(block.thinking)
         elif isinstance(block, _ToolUse):
@@ -285,6 +322,12 @@ def _tool_choice(choice: _ToolChoice | None) -> Literal["none", "auto", "require
     return "required" if choice.type == "any" else "none"
 
 
+def _continues(messages: list[Message]) -> bool:
+    """Return whether the answer continues the last message, which is the beginning of an answer."""
+    last = messages[-1]
+    return last.role == "assistant" and not last.tool_calls and bool(last.text.strip())
+
+
 def _chat(request: _Request, messages: list[Message]) -> Chat:
     config = request.output_config or _OutputConfig()
     wanted = config.format or request.output_format
@@ -306,4 +349,5 @@ def _chat(request: _Request, messages: list[Message]) -> Chat:
         response_format=None if wanted is None else SchemaFormat(NamedSchema("output", wanted.schema)),
         reasoning_effort=config.effort if thinks else None,
         think=thinks,
+        continue_final_message=True if _continues(messages) else None,
     )

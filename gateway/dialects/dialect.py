@@ -28,6 +28,9 @@ class ErrorForm(Protocol):
     json_lines: ClassVar[bytes]
     """Header lines of an error, and of a plain answer."""
 
+    id_header: ClassVar[bytes]
+    """Name of a header with the request's id, beside `x-request-id`. Empty if there is none."""
+
     def error_status(self, error: GatewayError) -> int:
         """Return the HTTP status."""
 
@@ -51,6 +54,7 @@ class OpenAiErrors:
     __slots__ = ()
 
     json_lines: ClassVar[bytes] = JSON_LINES
+    id_header: ClassVar[bytes] = b""
 
     def error_status(self, error: GatewayError) -> int:
         return error.status

@@ -31,6 +31,7 @@ class OllamaErrors:
     __slots__ = ()
 
     json_lines: ClassVar[bytes] = JSON_LINES
+    id_header: ClassVar[bytes] = b""
 
     def error_status(self, error: GatewayError) -> int:
         return error.status

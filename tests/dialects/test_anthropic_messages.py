@@ -69,6 +69,76 @@ def test_system_comes_first_as_text_or_as_blocks() -> None:
         assert [(message.role, message.text) for message in messages] == [("system", "a\nb"), ("user", "Hi")]
 
 
+def test_the_line_for_anthropics_accounting_is_left_out() -> None:
+    """It differs with each request of Claude Code, so that no engine could reuse the prompt before."""
+    line = "x-anthropic-billing-header: cc_version=2.1.197.ac8; cc_entrypoint=cli; cch=74943;"
+    for system in (f"{line}\nBe brief.", [{"type": "text", "text": line}, {"type": "text", "text": "Be brief."}]):
+        assert [message.text for message in parsed(system=system).messages] == ["Be brief.", "Hi"]
+    assert [message.text for message in parsed(system=[{"type": "text", "text": line}]).messages] == ["Hi"]
+    quoted = {"role": "user", "content": line}
+    assert parsed(system="See " + line, messages=[quoted]).messages[1].text == line
+
+
+def test_a_system_message_may_be_in_the_conversation() -> None:
+    """Claude Code 2.1 sends its list of subagents so."""
+    messages = parsed(messages=[USER, {"role": "system", "content": "Agents: none."}]).messages
+    assert [(message.role, message.text) for message in messages] == [("user", "Hi"), ("system", "Agents: none.")]
+
+
+def test_empty_texts_are_left_out() -> None:
+    empty = {"type": "text", "text": ""}
+    turn = {
+        "role": "assistant",
+        "content": [empty, {"type": "text", "text": "a"}, empty, {"type": "text", "text": "b"}],
+    }
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [empty, {"type": "text", "text": "r"}]}
+    messages = parsed(messages=[USER, turn, {"role": "user", "content": [result, empty]}]).messages
+    assert [(message.role, message.text) for message in messages] == [
+        ("user", "Hi"), ("assistant", "a\nb"), ("tool", "r"),
+    ]  # fmt: skip
+
+
+def test_a_result_of_an_image_alone_is_an_image_of_the_user() -> None:
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [IMAGE]}
+    messages = parsed(messages=[USER, {"role": "user", "content": [result]}]).messages
+    assert [(message.role, message.text, len(message.images)) for message in messages[1:]] == [
+        ("tool", "", 0), ("user", "", 1),
+    ]  # fmt: skip
+
+
+def test_search_results_are_text() -> None:
+    found = {"type": "search_result", "source": "s", "title": "t", "content": [{"type": "text", "text": "c"}]}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [found]}
+    messages = parsed(messages=[{"role": "user", "content": [found]}, {"role": "user", "content": [result]}]).messages
+    assert [message.text for message in messages] == ["t\ns\nc", "t\ns\nc"]
+
+
+@pytest.mark.parametrize(
+    ("last", "continues"),
+    [
+        ({"role": "assistant", "content": "The answer is"}, True),
+        ({"role": "assistant", "content": [{"type": "text", "text": "{"}]}, True),
+        ({"role": "assistant", "content": ""}, None),
+        ({"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}, None),
+        (USER, None),
+    ],
+)
+def test_the_answer_continues_what_was_begun_for_it(last: Any, continues: bool | None) -> None:
+    assert parsed(messages=[USER, last]).continue_final_message is continues
+
+
+def test_fields_that_change_nothing_are_ignored() -> None:
+    cached = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    content = [{"type": "text", "text": "Hi", "citations": None, **cached}, IMAGE | cached]
+    chat = parsed(
+        messages=[{"role": "user", "content": content}], tools=[TOOL | cached | {"eager_input_streaming": True}],
+        metadata={"user_id": "x"}, thinking={"type": "enabled", "budget_tokens": 99_999, "display": "omitted"},
+        context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}, service_tier="auto",
+        betas=["x"], container=None, mcp_servers=[], inference_geo=None,
+    )  # fmt: skip
+    assert (chat.messages[0].text, chat.effort, chat.token_limit) == ("Hi", True, 5)
+
+
 def test_results_of_tools_precede_the_text_of_the_user_and_their_images_follow() -> None:
     content = [
         {"type": "text", "text": "Look."},
@@ -165,12 +235,27 @@ def test_images_do_not_count_as_text() -> None:
             "messages[0].content[0]",
         ),
         ({"messages": [{"role": "assistant", "content": [IMAGE]}]}, InvalidRequest, "messages[0].content[0]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "container_upload", "file_id": "x"}]}]},
+            UnsupportedParameter,
+            "messages[0].content[0].type",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "x"}}]}
+                ]
+            },
+            UnsupportedParameter,
+            "messages[0].content[0].source.type",
+        ),
     ],
 )
 def test_what_no_engine_serves_is_refused_by_name(fields: Any, kind: type[GatewayError], param: str) -> None:
     with pytest.raises(kind) as error:
         parsed(**fields)
     assert getattr(error.value, "param", None) == param
+    assert "image_url" not in error.value.message
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 50_000])
