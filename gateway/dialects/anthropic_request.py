@@ -136,6 +136,7 @@ class _Request(Struct, frozen=True, kw_only=True):
     thinking: _ThinkingOption | None = None
     output_config: _OutputConfig | None = None
     output_format: _OutputFormat | None = None
+    mcp_servers: list[Any] | None = None
 
 
 class ParsedMessages(NamedTuple):
@@ -176,6 +177,8 @@ def parse_messages(body: bytes, max_text_body: int, *, counts: bool = False) -> 
         raise InvalidJson("The body is not valid JSON.") from None
     if request.max_tokens is None and not counts:
         raise InvalidRequest("Missing required parameter: 'max_tokens'.", param="max_tokens")
+    if request.mcp_servers:
+        raise UnsupportedParameter("'mcp_servers' is not supported: no engine calls MCP servers.", param="mcp_servers")
     reader = _Reader()
     messages: list[Message] = []
     if request.system:

@@ -71,6 +71,15 @@ def _call_item(id: str, call: CallDelta, status: str) -> dict[str, Any]:
     }
 
 
+def _needs_message(kinds: set[str], is_cut: bool) -> bool:
+    """Return whether an empty message has to be added to items of these kinds.
+
+    Without a message or call, clients take an answer for unfinished. One of which only thoughts fit
+    into the token limit is unfinished.
+    """
+    return not (kinds - {"reasoning", "nothing"}) and not (is_cut and "reasoning" in kinds)
+
+
 class _Response:
     """The response object of one request."""
 
@@ -181,7 +190,8 @@ class EventRenderer:
 
     def end(self, clock: Clock) -> bytes:
         is_cut = self._finish in _INCOMPLETE
-        empty = b"" if self._output or self._item else self._open("message", "msg")
+        kinds = {item["type"] for item in self._output} | {self._item.kind if self._item else "nothing"}
+        empty = self._open("message", "msg") if _needs_message(kinds, is_cut) else b""
         closed = self._close("incomplete" if is_cut else "completed")
         name = "response.incomplete" if is_cut else "response.completed"
         whole = self._response.ended(self._output, self._finish, self._usage)
@@ -274,17 +284,20 @@ class ResponseForm(Struct, OpenAiErrors, frozen=True, gc=False):
 
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
         response = _Response(id, created, self.model, self.echo)
-        status = "incomplete" if answer.finish in _INCOMPLETE else "completed"
+        is_cut = answer.finish in _INCOMPLETE
         output: list[dict[str, Any]] = []
         if answer.reasoning:
             output.append(_reasoning_item(response.item_id("rs", 0), answer.reasoning, "completed"))
-        if answer.content or not answer.calls:
+        kinds = {"reasoning" if answer.reasoning else "nothing", "call" if answer.calls else "nothing"}
+        if answer.content or _needs_message(kinds, is_cut):
             parts = [_text_part(answer.content, answer.logprobs)]
-            output.append(_message_item(response.item_id("msg", len(output)), parts, status))
+            output.append(_message_item(response.item_id("msg", len(output)), parts, "completed"))
         output += [
-            _call_item(response.item_id("fc", index), call, status)
+            _call_item(response.item_id("fc", index), call, "completed")
             for index, call in enumerate(answer.calls, len(output))
         ]
+        if is_cut:
+            output[-1]["status"] = "incomplete"
         return escaped(orjson.dumps(response.ended(output, answer.finish, answer.usage)))
 
 

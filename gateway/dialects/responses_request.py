@@ -12,6 +12,9 @@ from msgspec import Meta, Raw, Struct
 from gateway.chat.request import (
     MAX_MESSAGES,
     MAX_TOOLS,
+    AllowedList,
+    AllowedTool,
+    AllowedTools,
     CalledFunction,
     Chat,
     Choice,
@@ -93,9 +96,16 @@ class _Tool(Struct, frozen=True):
     strict: bool | None = None
 
 
-class _ToolChoice(Struct, frozen=True):
+class _AllowedTool(Struct, frozen=True):
     type: str
     name: str = ""
+
+
+class _ToolChoice(Struct, frozen=True, omit_defaults=True):
+    type: str
+    name: str = ""
+    mode: Literal["auto", "required"] | None = None
+    tools: Annotated[list[_AllowedTool], Meta(max_length=MAX_TOOLS)] | None = None
 
 
 class _Format(Struct, frozen=True):
@@ -310,9 +320,21 @@ def _tools(tools: list[_Tool] | None) -> list[Tool] | None:
 def _tool_choice(choice: str | _ToolChoice | None) -> Any:
     if not isinstance(choice, _ToolChoice):
         return choice
-    if choice.type != "function":
-        raise UnsupportedParameter("'tool_choice.type' must be 'function'.", param="tool_choice.type")
-    return Choice(ChosenFunction(choice.name))
+    if choice.type == "function":
+        return Choice(ChosenFunction(choice.name))
+    if choice.type != "allowed_tools":
+        raise UnsupportedParameter(
+            "'tool_choice.type' must be 'function' or 'allowed_tools'.", param="tool_choice.type"
+        )
+    if choice.mode is None or choice.tools is None:
+        missing = "tool_choice.mode" if choice.mode is None else "tool_choice.tools"
+        raise InvalidRequest(f"Missing required parameter: '{missing}'.", param=missing)
+    for index, tool in enumerate(choice.tools):
+        if tool.type != "function":
+            param = f"tool_choice.tools[{index}].type"
+            raise UnsupportedParameter(f"'{param}' must be 'function': no engine runs tools of OpenAI's.", param=param)
+    tools = [AllowedTool(ChosenFunction(tool.name), "function") for tool in choice.tools]
+    return AllowedTools(AllowedList(choice.mode, tools))
 
 
 def _response_format(options: _TextOptions | None) -> JsonFormat | SchemaFormat | None:

@@ -220,6 +220,7 @@ def test_images_do_not_count_as_text() -> None:
         ({"max_tokens": None}, InvalidRequest, "max_tokens"),
         ({"max_tokens": 0}, InvalidRequest, "max_tokens"),
         ({"messages": []}, InvalidRequest, "messages"),
+        ({"mcp_servers": [{"type": "url", "url": "x", "name": "x"}]}, UnsupportedParameter, "mcp_servers"),
         ({"stop_sequences": [""]}, InvalidRequest, "stop_sequences[0]"),
         ({"stop_sequences": ["x" * 1025]}, InvalidRequest, "stop_sequences[0]"),
         ({"messages": [{"role": "robot", "content": ""}]}, InvalidRequest, "messages[0].role"),

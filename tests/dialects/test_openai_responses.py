@@ -110,6 +110,37 @@ def test_options_keep_their_meaning() -> None:
     assert chat.offered[0].function.name == "f"
 
 
+def test_a_choice_among_some_tools_offers_only_these() -> None:
+    other = TOOL | {"name": "g"}
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]}
+    chat = parsed(tools=[TOOL, other], tool_choice=choice)
+    assert [tool.function.name for tool in chat.offered] == [function.name for function in chat.forced] == ["g"]
+    response = plain(Answer("x", "", "stop", USAGE, [], None), tools=[TOOL, other], tool_choice=choice)
+    assert response.model_dump(mode="json")["tool_choice"] == choice
+
+
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_a_choice_that_needs_no_tool_may_come_without_any(choice: str) -> None:
+    assert parsed(tool_choice=choice).offered == []
+
+
+def test_fields_that_change_nothing_are_ignored() -> None:
+    items = [
+        {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA", "content": None},
+        {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "phase": "commentary",
+         "content": [{"type": "input_text", "text": "a"}, {"type": "refusal", "refusal": "No."}]},
+        {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": "{}", "status": "completed"},
+        {"type": "function_call_output", "id": "o", "call_id": "c", "output": "r", "status": "completed"},
+    ]  # fmt: skip
+    chat = parsed(
+        input=items, include=["reasoning.encrypted_content", "file_search_call.results"], truncation="auto",
+        max_tool_calls=3, stream_options={"include_obfuscation": False}, store=True, service_tier="flex",
+        prompt_cache_key="k", prompt_cache_retention="24h", safety_identifier="s", reasoning={"summary": "auto"},
+    )  # fmt: skip
+    assert [(message.role, message.text) for message in chat.messages] == [("assistant", "a\nNo."), ("tool", "r")]
+    assert (chat.logprobs, chat.effort) == (None, None)
+
+
 def test_text_format_is_structured_output() -> None:
     wanted = parsed(text={"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}}).response_format
     assert isinstance(wanted, SchemaFormat)
@@ -127,6 +158,10 @@ def test_text_format_is_structured_output() -> None:
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice.type"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp", "server_label": "x"}]}},
+            "tool_choice.tools[0].type",
+        ),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input[0].content[0]"),
     ],
@@ -145,6 +180,7 @@ def test_what_needs_stored_state_or_openais_tools_is_refused_by_name(fields: dic
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, "text.format.schema"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"tool_choice": {"type": "allowed_tools", "tools": []}}, "tool_choice.mode"),
     ],
 )
 def test_invalid_values_are_named(fields: dict[str, Any], param: str) -> None:
@@ -189,6 +225,36 @@ def test_an_answer_that_was_cut_is_incomplete() -> None:
     assert response.incomplete_details.reason == "max_output_tokens"
     last = streamed(Delta("Hel"), Delta(finish="length"), Delta(usage=USAGE))[-1]
     assert (last["type"], last["response"]["status"]) == ("response.incomplete", "incomplete")
+
+
+ENDINGS = [
+    ("text", Answer("Hel", "", "length", USAGE, [], None), ["message"]),
+    ("nothing", Answer("", "", "length", USAGE, [], None), ["message"]),
+    ("thoughts", Answer("", "hm", "length", USAGE, [], None), ["reasoning"]),
+    ("calls", Answer("", "", "length", USAGE, [CallDelta(0, "a", "f", "{}"), CallDelta(1, "b", "f", "{")], None),
+     ["function_call", "function_call"]),
+    ("a filter", Answer("Hel", "", "content_filter", USAGE, [], None), ["message"]),
+    ("whole", Answer("", "hm", "stop", USAGE, [], None), ["reasoning", "message"]),
+    ("empty", Answer("", "", "stop", USAGE, [], None), ["message"]),
+    ("whole calls", Answer("", "hm", "tool_calls", USAGE, [CallDelta(0, "a", "f", "{}")], None),
+     ["reasoning", "function_call"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "items"), [one[1:] for one in ENDINGS], ids=[one[0] for one in ENDINGS])
+def test_the_status_is_the_same_in_both_forms_whatever_the_answer_ends_with(answer: Answer, items: list[str]) -> None:
+    deltas = [Delta(answer.content, answer.reasoning, calls=answer.calls), Delta(finish=answer.finish)]
+    last = streamed(*deltas, Delta(usage=USAGE), tools=[TOOL])[-1]
+    is_cut = answer.finish in ("length", "content_filter")
+    streamed_whole = Response.model_validate_json(json.dumps(last["response"]), strict=True)
+    for response in (plain(answer, tools=[TOOL]), streamed_whole):
+        assert [item.type for item in response.output] == items
+        statuses: list[Any] = [getattr(item, "status", None) for item in response.output]
+        assert statuses == ["completed"] * (len(items) - 1) + ["incomplete" if is_cut else "completed"]
+        assert response.status == ("incomplete" if is_cut else "completed")
+        assert (response.incomplete_details is not None) is is_cut
+        assert response.usage is not None
+    assert last["type"] == f"response.{streamed_whole.status}"
 
 
 def test_calls_are_items_with_the_id_that_their_output_names() -> None:
