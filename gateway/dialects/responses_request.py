@@ -62,7 +62,7 @@ _Part = _InputText | _OutputText | _Refusal | _InputImage | _InputFile
 
 class _Message(Struct, frozen=True, tag="message"):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
+    content: str | list[Raw]
 
 
 class _FunctionCall(Struct, frozen=True, tag="function_call"):
@@ -73,7 +73,7 @@ class _FunctionCall(Struct, frozen=True, tag="function_call"):
 
 class _FunctionOutput(Struct, frozen=True, tag="function_call_output"):
     call_id: str
-    output: str | list[_Part]
+    output: str | list[Raw]
 
 
 class _ReasoningText(Struct, frozen=True):
@@ -86,6 +86,10 @@ class _Reasoning(Struct, frozen=True, tag="reasoning"):
 
 
 _Item = _Message | _FunctionCall | _FunctionOutput | _Reasoning
+
+
+class _Typed(Struct, frozen=True):
+    type: str = "message"
 
 
 class _Tool(Struct, frozen=True):
@@ -159,9 +163,15 @@ class ParsedResponse(NamedTuple):
 
 
 _requests = msgspec.json.Decoder(_Request)
-_items: msgspec.json.Decoder[_Item] = msgspec.json.Decoder(_Item)
+_items: dict[str, msgspec.json.Decoder[Any]] = {
+    "message": msgspec.json.Decoder(_Message),
+    "function_call": msgspec.json.Decoder(_FunctionCall),
+    "function_call_output": msgspec.json.Decoder(_FunctionOutput),
+    "reasoning": msgspec.json.Decoder(_Reasoning),
+}
+_parts: msgspec.json.Decoder[_Part] = msgspec.json.Decoder(_Part)
 _urls = msgspec.json.Decoder(str)
-_types = msgspec.json.Decoder(dict[str, Raw])
+_types = msgspec.json.Decoder(_Typed)
 _ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _LOGPROBS = "message.output_text.logprobs"
 
@@ -190,9 +200,8 @@ def parse_response(body: bytes, max_text_body: int) -> Steps[ParsedResponse]:
         conversation.messages.append(Message("user", request.input))
     else:
         for index, raw in enumerate(request.input):
-            if memoryview(raw).nbytes > STEP:
-                yield
-            conversation.add(_item(raw, f"input[{index}]"), f"input[{index}]")
+            item = yield from _item(raw, f"input[{index}]")
+            yield from conversation.add(item, f"input[{index}]")
     conversation.end_turn()
     text_size = len(body) - conversation.image_bytes
     if text_size > max_text_body:
@@ -215,22 +224,38 @@ def _check_supported(request: _Request) -> None:
             )
 
 
-def _item(raw: Raw, path: str) -> _Item:
+def _item(raw: Raw, path: str) -> Steps[_Item]:
     """Decode an item. One without a type is a message."""
+    yield from _turn(raw)
+    kind = _decoded(_types, raw, path).type
+    if kind not in _items:
+        raise _unsupported_type(path)
+    yield from _turn(raw)
+    item: _Item = _decoded(_items[kind], raw, path)
+    return item
+
+
+def _turn(raw: Raw) -> Steps[None]:
+    """Give other requests a turn before a pass over a long value."""
+    if memoryview(raw).nbytes > STEP:
+        yield
+
+
+def _decoded(decoder: msgspec.json.Decoder[Any], raw: Raw, path: str) -> Any:
     try:
-        fields = _types.decode(raw)
-        if "type" not in fields:
-            fields["type"] = Raw(b'"message"')
-            return _items.decode(msgspec.json.encode(fields))
-        return _items.decode(raw)
+        return decoder.decode(raw)
     except msgspec.ValidationError as error:
         fault = explain(str(error))
         where = path if fault.param is None else f"{path}.{fault.param}"
         if where.endswith(".type"):
-            raise UnsupportedParameter(f"The type of '{where[:-5]}' is not supported.", param=where) from None
+            raise _unsupported_type(where.removesuffix(".type")) from None
         raise InvalidRequest(f"Invalid value for '{where}'.", param=where) from None
     except _ERRORS:
         raise InvalidJson("The body is not valid JSON.") from None
+
+
+def _unsupported_type(path: str) -> UnsupportedParameter:
+    return UnsupportedParameter(f"The type of '{path}' is not supported.", param=f"{path}.type")
 
 
 class _Conversation:
@@ -243,7 +268,7 @@ class _Conversation:
         self._thoughts: list[str] = []
         self._calls: list[ToolCall] = []
 
-    def add(self, item: _Item, path: str) -> None:
+    def add(self, item: _Item, path: str) -> Steps[None]:
         if isinstance(item, _FunctionCall):
             self._calls.append(ToolCall(item.call_id, CalledFunction(item.name, item.arguments)))
         elif isinstance(item, _Reasoning):
@@ -252,7 +277,7 @@ class _Conversation:
             self._thoughts += [part.text for part in (item.content or item.summary or ()) if part.text]
         elif isinstance(item, _FunctionOutput):
             self.end_turn()
-            content = self._content(item.output, f"{path}.output")
+            content = yield from self._content(item.output, f"{path}.output")
             text = content if isinstance(content, str) else _text(content)
             self.messages.append(Message("tool", text, tool_call_id=item.call_id))
             if not isinstance(content, str):
@@ -262,11 +287,12 @@ class _Conversation:
         elif item.role == "assistant":
             if self._calls:
                 self.end_turn()
-            content = self._content(item.content, f"{path}.content")
+            content = yield from self._content(item.content, f"{path}.content")
             self._texts.append(content if isinstance(content, str) else _text(content))
         else:
             self.end_turn()
-            self.messages.append(Message(item.role, self._content(item.content, f"{path}.content")))
+            content = yield from self._content(item.content, f"{path}.content")
+            self.messages.append(Message(item.role, content))
 
     def end_turn(self) -> None:
         """End the message of the model that was being collected."""
@@ -275,16 +301,19 @@ class _Conversation:
             self.messages.append(Message("assistant", "\n".join(self._texts), self._calls or None, reasoning=reasoning))
             self._texts, self._thoughts, self._calls = [], [], []
 
-    def _content(self, content: str | list[_Part], path: str) -> str | list[TextPart | ImagePart | RefusalPart]:
+    def _content(self, content: str | list[Raw], path: str) -> Steps[str | list[TextPart | ImagePart | RefusalPart]]:
         if isinstance(content, str):
             return content
         parts: list[TextPart | ImagePart | RefusalPart] = []
-        for number, part in enumerate(content):
+        for number, raw in enumerate(content):
+            yield from _turn(raw)
+            part: _Part = _decoded(_parts, raw, f"{path}[{number}]")
             if isinstance(part, _InputText | _OutputText):
                 parts.append(TextPart(part.text))
             elif isinstance(part, _Refusal):
                 parts.append(RefusalPart(part.refusal))
             else:
+                yield from _turn(raw)
                 parts.append(self._image(part, f"{path}[{number}]"))
         return parts
 
