@@ -14,7 +14,7 @@ from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors
 from gateway.dialects.json_body import Steps, completed
 from gateway.dialects.json_text import escaped, json_text
 from gateway.dialects.openai_chat import STREAM_LINES
-from gateway.dialects.responses_request import parse_response
+from gateway.dialects.responses_request import REASONING_PREFIX, parse_response
 from gateway.errors import GatewayError
 
 _INCOMPLETE: dict[FinishReason, str] = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -178,7 +178,7 @@ class EventRenderer:
     def render(self, delta: Delta) -> bytes:
         parts: list[bytes] = []
         if delta.reasoning:
-            parts.append(self._open("reasoning", "rs"))
+            parts.append(self._open("reasoning", REASONING_PREFIX))
             parts.append(self._piece(b"response.reasoning_text.delta", delta.reasoning))
         if delta.content or delta.logprobs:
             parts.append(self._open("message", "msg"))
@@ -287,7 +287,7 @@ class ResponseForm(Struct, OpenAiErrors, frozen=True, gc=False):
         is_cut = answer.finish in _INCOMPLETE
         output: list[dict[str, Any]] = []
         if answer.reasoning:
-            output.append(_reasoning_item(response.item_id("rs", 0), answer.reasoning, "completed"))
+            output.append(_reasoning_item(response.item_id(REASONING_PREFIX, 0), answer.reasoning, "completed"))
         kinds = {"reasoning" if answer.reasoning else "nothing", "call" if answer.calls else "nothing"}
         if answer.content or _needs_message(kinds, is_cut):
             parts = [_text_part(answer.content, answer.logprobs)]

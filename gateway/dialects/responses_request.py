@@ -85,7 +85,13 @@ class _Reasoning(Struct, frozen=True, tag="reasoning"):
     content: list[_ReasoningText] | None = None
 
 
-_Item = _Message | _FunctionCall | _FunctionOutput | _Reasoning
+class _Reference(Struct, frozen=True, tag="item_reference"):
+    """Item of an earlier answer, by its id."""
+
+    id: str
+
+
+_Item = _Message | _FunctionCall | _FunctionOutput | _Reasoning | _Reference
 
 
 class _Typed(Struct, frozen=True):
@@ -168,12 +174,15 @@ _items: dict[str, msgspec.json.Decoder[Any]] = {
     "function_call": msgspec.json.Decoder(_FunctionCall),
     "function_call_output": msgspec.json.Decoder(_FunctionOutput),
     "reasoning": msgspec.json.Decoder(_Reasoning),
+    "item_reference": msgspec.json.Decoder(_Reference),
 }
 _parts: msgspec.json.Decoder[_Part] = msgspec.json.Decoder(_Part)
 _urls = msgspec.json.Decoder(str)
 _types = msgspec.json.Decoder(_Typed)
 _ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _LOGPROBS = "message.output_text.logprobs"
+REASONING_PREFIX = "rs"
+"""Beginning of the ids of items with thoughts."""
 
 
 def parse_response(body: bytes, max_text_body: int) -> Steps[ParsedResponse]:
@@ -275,6 +284,13 @@ class _Conversation:
             if self._calls or self._texts:
                 self.end_turn()
             self._thoughts += [part.text for part in (item.content or item.summary or ()) if part.text]
+        elif isinstance(item, _Reference):
+            if not item.id.startswith(REASONING_PREFIX):  # thoughts are not needed, and the AI SDK sends them so
+                raise UnsupportedParameter(
+                    f"'{path}' is a reference to an item, but this gateway keeps no state between requests. Send the "
+                    "item itself. Clients do so with 'store' set to false.",
+                    param=path,
+                )
         elif isinstance(item, _FunctionOutput):
             self.end_turn()
             content = yield from self._content(item.output, f"{path}.output")

@@ -127,6 +127,7 @@ def test_a_choice_that_needs_no_tool_may_come_without_any(choice: str) -> None:
 def test_fields_that_change_nothing_are_ignored() -> None:
     items = [
         {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA", "content": None},
+        {"type": "item_reference", "id": plain(Answer("", "hm", "stop", USAGE, [], None)).output[0].id},
         {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "phase": "commentary",
          "content": [{"type": "input_text", "text": "a"}, {"type": "refusal", "refusal": "No."}]},
         {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": "{}", "status": "completed"},
@@ -162,7 +163,8 @@ def test_text_format_is_structured_output() -> None:
             {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp", "server_label": "x"}]}},
             "tool_choice.tools[0].type",
         ),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0]"),
+        ({"input": [{"type": "web_search_call", "id": "x"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input[0].content[0]"),
     ],
 )
