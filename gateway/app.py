@@ -17,6 +17,7 @@ from gateway.api.embeddings import EmbeddingEndpoint
 from gateway.api.endpoint import Endpoint, Receive, Scope, Send
 from gateway.api.hosts import HostCheck, is_loopback_name
 from gateway.api.model_names import ModelNames
+from gateway.api.ollama_routes import error_answer
 from gateway.api.operations import Operations
 from gateway.api.paths import (
     CHAT_PATHS,
@@ -242,7 +243,8 @@ class Gateway:
             if checks_host(scope["path"]):
                 self._hosts.check(fields)
         except GatewayError as error:
-            await _answer(send, error.status, [(b"content-type", b"application/json"), *extra], error.envelope())
+            headers, body = error_answer(scope["path"], error)
+            await _answer(send, error.status, [*headers, *extra], body)
             return
 
         async def send_with_headers(message: Any) -> None:

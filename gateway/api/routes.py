@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from gateway import __version__
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys
-from gateway.api.ollama_routes import add_ollama, ollama_error
+from gateway.api.ollama_routes import add_ollama, error_answer
 from gateway.api.openapi import add_bodies, add_data_paths, api_page
 from gateway.api.operations import Operations
 from gateway.api.paths import ALIVE_PATHS, READY_PATH
@@ -91,10 +91,8 @@ def _bare_app() -> FastAPI:
 
     @app.exception_handler(GatewayError)
     async def gateway_error(request: Request, error: GatewayError) -> Response:
-        headers = {name.decode(): value.decode() for name, value in error.answer_headers()}
-        if request.url.path.startswith("/api/"):
-            return ollama_error(error.status, error.message, headers)
-        return Response(error.envelope(), error.status, headers, "application/json")
+        headers, body = error_answer(request.url.path, error)
+        return Response(body, error.status, {name.decode(): value.decode() for name, value in headers})
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
