@@ -15,6 +15,7 @@ from gateway.api.chat import ChatEndpoint
 from gateway.api.cors import Cors
 from gateway.api.embeddings import EmbeddingEndpoint
 from gateway.api.endpoint import Endpoint, Receive, Scope, Send
+from gateway.api.error_forms import error_answer
 from gateway.api.hosts import HostCheck, is_loopback_name
 from gateway.api.model_names import ModelNames
 from gateway.api.operations import Operations
@@ -242,7 +243,8 @@ class Gateway:
             if checks_host(scope["path"]):
                 self._hosts.check(fields)
         except GatewayError as error:
-            await _answer(send, error.status, [(b"content-type", b"application/json"), *extra], error.envelope())
+            headers, body = error_answer(scope["path"], error)
+            await _answer(send, error.status, [*headers, *extra], body)
             return
 
         async def send_with_headers(message: Any) -> None:

@@ -187,9 +187,15 @@ class Forbidden(GatewayError):
 
 
 class ModelNotFound(GatewayError):
+    """No model has the requested name. `model` is that name, if the message does not tell more."""
+
     status = 404
     type = INVALID_REQUEST
     code = "model_not_found"
+
+    def __init__(self, message: str, *, param: str | None = None, model: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.model = model
 
 
 class NotFound(GatewayError):

@@ -63,13 +63,16 @@ class ModelNames:
         tier = self._tiers.get(name.lower())
         if tier is not None or name.lower() == AUTO:
             return tier
-        if (tier := self._tiers.get(_other_form(name))) is not None:
+        other = _other_form(name)
+        if (tier := self._tiers.get(other)) is not None or other == AUTO:
             return tier
         if name.lower() in self._embeddings:
             raise ModelNotFound("This is an embedding model. Send the request to /v1/embeddings.", param="model")
         if self._catch_all is None:
             names = ", ".join(f"'{public.name}'" for public in self.public_models())
-            raise ModelNotFound(f"The requested model does not exist. Available models: {names}.", param="model")
+            raise ModelNotFound(
+                f"The requested model does not exist. Available models: {names}.", param="model", model=name
+            )
         return self._catch_all
 
     def find(self, name: str) -> tuple[str, dict[str, str]] | None:
@@ -78,15 +81,17 @@ class ModelNames:
         Such names are aliases with `listed: false`, `auto`, the backends' own names, and with the
         alias `*` all others. Return None if no request can use the name.
         """
-        lower = name.lower()
-        route = self._embeddings.get(lower)
-        tier = self._tiers.get(lower) or (None if lower == AUTO or route is not None else self._catch_all)
+        lower, other = name.lower(), _other_form(name)
+        is_auto = AUTO in (lower, other)
+        route = self.find_embedding(name)
+        tier = self._tiers.get(lower) or self._tiers.get(other)
+        if tier is None and not is_auto and route is None:
+            tier = self._catch_all
         if tier is not None:
-            spellings = (*(alias.name for alias in tier.aliases), *tier.models.values())
-            return next((known for known in spellings if known.lower() == lower), name), tier.models
+            return _spelled(name, *(alias.name for alias in tier.aliases), *tier.models.values()), tier.models
         if route is not None:
-            return route.model, {route.backend: route.model}
-        return (AUTO, {}) if lower == AUTO else None
+            return _spelled(name, route.model), {route.backend: route.model}
+        return (_spelled(name, AUTO), {}) if is_auto else None
 
     @property
     def has_batch(self) -> bool:
@@ -96,6 +101,8 @@ class ModelNames:
     def is_batch(self, name: str) -> bool:
         """Return whether `name` is an alias with batch priority."""
         lower = name.lower()
+        if lower not in self._tiers:
+            lower = _other_form(name)
         return lower in self._batch or ("*" in self._batch and lower not in self._tiers)
 
     def choose_embedding(self, name: str) -> Route:
@@ -110,7 +117,11 @@ class ModelNames:
         if route is None:
             names = ", ".join(f"'{name}'" for name in self._settings.embeddings) or "none are configured"
             reason = "does not support embeddings" if name.lower() in self._tiers else "does not exist"
-            raise ModelNotFound(f"The requested model {reason}. Embedding models: {names}.", param="model")
+            raise ModelNotFound(
+                f"The requested model {reason}. Embedding models: {names}.",
+                param="model",
+                model=None if name.lower() in self._tiers else name,
+            )
         return route
 
     def find_embedding(self, name: str) -> Route | None:
@@ -124,6 +135,11 @@ class ModelNames:
             for alias in tier.aliases:
                 if alias.listed and alias.name != "*":
                     yield PublicModel(alias.name, tier)
+
+
+def _spelled(name: str, *spellings: str) -> str:
+    """Return `name` as one of `spellings` writes it, or as it is."""
+    return next((known for known in spellings if known.lower() == name.lower()), name)
 
 
 def _other_form(name: str) -> str:

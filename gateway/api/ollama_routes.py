@@ -1,15 +1,17 @@
 """Ollama's own API: the calls that list and describe models, and those that would change them."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 
 from gateway.api.operations import CREATED, Operations, PublicEntry
-from gateway.errors import Forbidden, InvalidRequest
+from gateway.chat.surrogates import without_halves
+from gateway.dialects.json_body import explain
+from gateway.errors import Forbidden, InvalidJson, InvalidRequest, RequestTooLarge
 
 VERSION = "0.33.0"
 """Version of Ollama whose API is served. Clients compare it with the version that they need."""
@@ -25,6 +27,22 @@ SECONDS_LOADED = 300
 
 CHANGING = ("pull", "push", "create", "copy", "delete", "blobs/{digest:path}")
 """Paths below `/api` that change models."""
+
+MAX_SHOW_BODY = 64 * 1024
+"""Bytes of the body of `/api/show`."""
+
+CAPABILITIES = ("completion", "vision", "audio", "tools", "insert", "thinking", "embedding")
+"""Capabilities in the order in which Ollama lists them."""
+
+
+class _Named(msgspec.Struct):
+    """The body of `/api/show`. Older clients call the model `name`."""
+
+    model: str | None = None
+    name: str | None = None
+
+
+_names = msgspec.json.Decoder(_Named)
 
 
 def add_ollama(app: FastAPI, operations: Operations, guards: list[Any]) -> None:
@@ -59,23 +77,28 @@ def add_ollama(app: FastAPI, operations: Operations, guards: list[Any]) -> None:
         app.api_route(f"/api/{path}", methods=["GET", "HEAD", "POST", "PUT", "DELETE"], include_in_schema=False)(refuse)
 
 
-def ollama_error(status: int, message: str, headers: dict[str, str]) -> Response:
-    """Return an error in Ollama's form."""
-    return JSONResponse({"error": message}, status, headers)
-
-
 async def _name(request: Request) -> str:
     """Return the model that the body names; older clients call the field `name`.
 
     Raises:
-        InvalidRequest: the body is not a JSON object with a name.
+        InvalidJson, InvalidRequest: the body is not a JSON object with a name.
+        RequestTooLarge: the body is longer than `MAX_SHOW_BODY`.
     """
+    content = b""
+    async for piece in request.stream():
+        content += piece
+        if len(content) > MAX_SHOW_BODY:
+            raise RequestTooLarge(f"The request body may have at most {MAX_SHOW_BODY} bytes.")
+    if not content:
+        raise InvalidJson("missing request body")
     try:
-        body = json.loads(await request.body())
-    except (ValueError, RecursionError):
-        body = None
-    name = (body.get("model") or body.get("name")) if isinstance(body, dict) else None
-    if not isinstance(name, str):
+        named = _names.decode(without_halves(content))
+    except msgspec.ValidationError as error:
+        raise explain(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidJson("The body is not valid JSON.") from None
+    name = named.model or named.name
+    if not name:
         raise InvalidRequest("model is required", param="model")
     return name
 
@@ -104,6 +127,11 @@ def _model(entry: PublicEntry) -> dict[str, Any]:
     return {"name": name, "model": name}
 
 
+def _capabilities(entry: PublicEntry) -> list[str]:
+    known = [name for name in CAPABILITIES if name in entry.capabilities]
+    return known + [name for name in entry.capabilities if name not in CAPABILITIES]
+
+
 def _digest(entry: PublicEntry) -> str:
     """Return a digest that is the same at each start: it stands for the name, whatever serves it."""
     return sha256(entry.name.encode()).hexdigest()
@@ -115,8 +143,8 @@ def _tag(entry: PublicEntry) -> dict[str, Any]:
         "modified_at": _time(CREATED),
         "size": 0,
         "digest": _digest(entry),
-        "details": _details(entry),
-        "capabilities": entry.capabilities,
+        "details": _details(entry) | ({"context_length": entry.context_length} if entry.context_length else {}),
+        "capabilities": _capabilities(entry),
     }
 
 
@@ -143,6 +171,6 @@ def _shown(entry: PublicEntry) -> dict[str, Any]:
         "template": "{{ .Prompt }}",
         "details": _details(entry),
         "model_info": info,
-        "capabilities": entry.capabilities,
+        "capabilities": _capabilities(entry),
         "modified_at": _time(CREATED),
     }

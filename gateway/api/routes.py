@@ -11,12 +11,12 @@ from starlette.exceptions import HTTPException
 from gateway import __version__
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys
-from gateway.api.ollama_routes import add_ollama, ollama_error
+from gateway.api.error_forms import error_answer
+from gateway.api.ollama_routes import add_ollama
 from gateway.api.openapi import add_bodies, add_data_paths, api_page
 from gateway.api.operations import Operations
-from gateway.api.paths import ALIVE_PATHS, MESSAGE_PATHS, READY_PATH
+from gateway.api.paths import ALIVE_PATHS, READY_PATH
 from gateway.api.rollout_routes import BODIES, add_preflight, add_rollout
-from gateway.dialects.anthropic_messages import AnthropicErrors
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.rollout.preflight.check import Preflight
 
@@ -92,12 +92,8 @@ def _bare_app() -> FastAPI:
 
     @app.exception_handler(GatewayError)
     async def gateway_error(request: Request, error: GatewayError) -> Response:
-        headers = {name.decode(): value.decode() for name, value in error.answer_headers()}
-        if request.url.path.startswith(MESSAGE_PATHS):
-            return Response(AnthropicErrors().error_body(error), error.status, headers, "application/json")
-        if request.url.path.startswith("/api/"):
-            return ollama_error(error.status, error.message, headers)
-        return Response(error.envelope(), error.status, headers, "application/json")
+        headers, body = error_answer(request.url.path, error)
+        return Response(body, error.status, {name.decode(): value.decode() for name, value in headers})
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

@@ -11,10 +11,13 @@ FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 
 class Usage(Struct, frozen=True, gc=False):
-    """Token counts reported by the backend."""
+    """Token counts reported by the backend, and times by its clock, zero if it reports none."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    load_seconds: float = 0.0
+    prompt_seconds: float = 0.0
+    completion_seconds: float = 0.0
 
 
 class Timings(Struct, frozen=True, gc=False):

@@ -4,25 +4,49 @@ Field names and their order are those of Ollama 0.33 (api/types.go): a client ca
 engine serves. Token ids (`context`) are left out, because vLLM does not report them.
 """
 
+import re
 from datetime import UTC, datetime
 from typing import ClassVar
 
 import msgspec
 import orjson
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, Timings, Usage
 from gateway.chat.request import CalledFunction
 from gateway.dialects.dialect import ChatCall, Clock, ErrorForm
 from gateway.dialects.json_body import Steps, completed
-from gateway.dialects.json_text import escaped, json_text
+from gateway.dialects.json_text import escaped, json_text, json_value
 from gateway.dialects.ollama_request import ParsedRequest, parse_chat, parse_generate
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, ModelNotFound
 
 STREAM_LINES = b"content-type: application/x-ndjson\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 JSON_LINES = b"content-type: application/json; charset=utf-8\r\n"
 
 _encode = msgspec.json.encode
+
+
+MAX_NAME = 256
+"""Characters of a model's name that an error repeats."""
+
+Fields = tuple[tuple[re.Pattern[str], str], ...]
+"""Patterns for fields of chat completions in messages, and how Ollama's API names these fields."""
+
+_CHAT_FIELDS: Fields = (
+    (re.compile(r"\.content\[(\d+)\]\.image_url\.url"), r".images[\1]"),
+    (re.compile(r"response_format\.json_schema\.schema"), "format"),
+)
+_GENERATE_FIELDS: Fields = (*_CHAT_FIELDS, (re.compile(r"messages\[\d+\]\.images"), "images"))
+
+
+def ollama_message(error: GatewayError, fields: Fields = _CHAT_FIELDS) -> str:
+    """Return the message of an error. Clients look for the words `not found`."""
+    message = error.message
+    for pattern, name in fields:
+        message = pattern.sub(name, message)
+    if isinstance(error, ModelNotFound) and error.model is not None:
+        return f"model '{error.model[:MAX_NAME]}' not found. {message}"
+    return message
 
 
 class OllamaErrors:
@@ -32,6 +56,7 @@ class OllamaErrors:
 
     json_lines: ClassVar[bytes] = JSON_LINES
     id_header: ClassVar[bytes] = b""
+    fields: ClassVar[Fields] = _CHAT_FIELDS
 
     def error_status(self, error: GatewayError) -> int:
         return error.status
@@ -40,7 +65,15 @@ class OllamaErrors:
         return error.header_lines()
 
     def error_body(self, error: GatewayError) -> bytes:
-        return orjson.dumps({"error": error.message})
+        return json_value({"error": ollama_message(error, self.fields)})
+
+
+class GenerateErrors(OllamaErrors):
+    """The errors of `/api/generate`, whose images are not in a message."""
+
+    __slots__ = ()
+
+    fields = _GENERATE_FIELDS
 
 
 class _Shape(Struct, frozen=True):
@@ -100,19 +133,30 @@ class _GenerateShape(_Shape, frozen=True):
 
 def timestamp(seconds: float) -> bytes:
     """Return a Unix time in RFC 3339, in UTC, as Go writes it."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z").encode()
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z").encode()
 
 
 def _metrics(usage: Usage | None, times: Timings) -> bytes:
-    """Return the counts, and the durations in nanoseconds. Zeros are left out, as Ollama does."""
+    """Return the counts, and the durations in nanoseconds. Counts of zero are left out, as Ollama does.
+
+    The durations are the engine's own if it reports them. They are never zero, since clients divide
+    by them, and their sum is not above the total.
+    """
     prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (0, 0)
+    load, prompt_time, completion_time = times.load, times.prompt, times.completion
+    if usage is not None and usage.completion_seconds:
+        load += usage.load_seconds
+        prompt_time, completion_time = usage.prompt_seconds, usage.completion_seconds
+    elif not completion_time:  # the answer came in one piece, most of it the time of its tokens
+        prompt_time, completion_time = 0.0, prompt_time
+    parts = [max(int(seconds * 1e9), 1) for seconds in (load, prompt_time, completion_time)]
     values = (
-        ("total_duration", int(times.total * 1e9)),
-        ("load_duration", int(times.load * 1e9)),
+        ("total_duration", max(int(times.total * 1e9), sum(parts))),
+        ("load_duration", parts[0]),
         ("prompt_eval_count", prompt),
-        ("prompt_eval_duration", int(times.prompt * 1e9)),
+        ("prompt_eval_duration", parts[1]),
         ("eval_count", completion),
-        ("eval_duration", int(times.completion * 1e9)),
+        ("eval_duration", parts[2]),
     )
     return b"".join([b',"%b":%d' % (name.encode(), value) for name, value in values if value > 0])
 
@@ -149,10 +193,11 @@ def _isjson_text(text: str) -> bool:
 class LineRenderer:
     """Renders deltas as lines of JSON. The last line has the counts, so it waits for the usage."""
 
-    __slots__ = ("_after", "_before", "_between", "_calls", "_finish", "_shape", "_usage")
+    __slots__ = ("_after", "_before", "_between", "_calls", "_created", "_finish", "_shape", "_usage")
 
-    def __init__(self, shape: _Shape) -> None:
+    def __init__(self, shape: _Shape, created: int) -> None:
         self._shape = shape
+        self._created = created
         self._before = shape.text_head() + b'"'
         self._after = b'"' + shape.text_tail()
         self._between = self._after + self._before
@@ -191,11 +236,13 @@ class LineRenderer:
         return line
 
     def end(self, clock: Clock) -> bytes:
-        said = self._shape.said("", "", b"")
-        return b"%b%b,%b%b}\n" % (self._shape.head, said, _done(self._finish), _metrics(self._usage, clock()))
+        times = clock()
+        shape = structs.replace(self._shape, created_at=timestamp(self._created + times.total))
+        said = shape.said("", "", b"")
+        return b"%b%b,%b%b}\n" % (shape.head, said, _done(self._finish), _metrics(self._usage, times))
 
     def error(self, error: GatewayError) -> bytes:
-        return orjson.dumps({"error": error.message}) + b"\n"
+        return json_value({"error": ollama_message(error)}) + b"\n"
 
 
 class LineForm(Struct, OllamaErrors, frozen=True, gc=False):
@@ -209,7 +256,7 @@ class LineForm(Struct, OllamaErrors, frozen=True, gc=False):
     is_stream: bool
 
     def stream(self, id: str, created: int) -> LineRenderer:
-        return LineRenderer(self.shape(self.model, timestamp(created)))
+        return LineRenderer(self.shape(self.model, timestamp(created)), created)
 
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
         times = clock()
@@ -226,6 +273,7 @@ class GenerateForm(LineForm, frozen=True, gc=False):
 
     endpoint: ClassVar[str] = "ollama_generate"
     shape: ClassVar[type[_Shape]] = _GenerateShape
+    fields: ClassVar[Fields] = _GENERATE_FIELDS
 
 
 class LoadForm(LineForm, frozen=True, gc=False, kw_only=True):
@@ -242,6 +290,7 @@ class LoadForm(LineForm, frozen=True, gc=False, kw_only=True):
 class GenerateLoadForm(LoadForm, frozen=True, gc=False, kw_only=True):
     endpoint: ClassVar[str] = "ollama_generate"
     shape: ClassVar[type[_Shape]] = _GenerateShape
+    fields: ClassVar[Fields] = _GENERATE_FIELDS
 
 
 class OllamaChat:
@@ -263,7 +312,7 @@ class OllamaGenerate:
     """`POST /api/generate`."""
 
     endpoint = GenerateForm.endpoint
-    errors: ErrorForm = OllamaErrors()
+    errors: ErrorForm = GenerateErrors()
     needs_media_type = False
 
     def parse(self, body: bytes, max_text_body: int) -> tuple[ChatCall, int]:

@@ -23,13 +23,13 @@ _MAX_EMPTY = 4096
 
 
 class _Input(Struct):
-    model: str = ""
+    model: str | None = None
     input: Any = None
 
 
 class _Prompt(Struct):
-    model: str = ""
-    prompt: str = ""
+    model: str | None = None
+    prompt: str | None = None
 
 
 _inputs = msgspec.json.Decoder(_Input)
@@ -45,13 +45,15 @@ class EmbedForm(Struct, OllamaErrors, frozen=True, gc=False):
     model: str
 
     def answer(self, vectors: list[EncodedVector], prompt_tokens: int, clock: Clock) -> Steps[list[bytes]]:
-        times = clock()
-        counts = {
-            "total_duration": int(times.total * 1e9),
-            "load_duration": int(times.load * 1e9),
-            "prompt_eval_count": prompt_tokens,
-        }
-        tail = b"".join([b',"%b":%d' % (name.encode(), value) for name, value in counts.items() if value > 0])
+        tail = b""
+        if vectors:  # no engine was asked for the vectors of nothing
+            times = clock()
+            counts = {
+                "total_duration": max(int(times.total * 1e9), 1),
+                "load_duration": max(int(times.load * 1e9), 1),
+                "prompt_eval_count": prompt_tokens,
+            }
+            tail = b"".join([b',"%b":%d' % (name.encode(), value) for name, value in counts.items() if value > 0])
         return render_list(b'{"model":%b,"embeddings":[' % _encode(self.model), vectors, b"]%b}" % tail)
 
 
@@ -74,9 +76,10 @@ class OllamaEmbed:
     def parse(self, body: bytes, max_text_body: int, check_model: Callable[[str], object]) -> EmbeddingCall:
         if len(body) <= _MAX_EMPTY:
             asked = _decode(_inputs, body)
+            model = _named(asked.model)
             if asked.input in _EMPTY:
-                check_model(_named(asked.model))
-                return _empty(asked.model, EmbedForm(asked.model))
+                check_model(model)
+                return _empty(model, EmbedForm(model))
         return _embed_call(parse_embedding(body, max_text_body, check_model))
 
     def parse_steps(self, body: bytes, check_model: Callable[[str], object]) -> Steps[EmbeddingCall]:
@@ -100,10 +103,11 @@ class OllamaEmbeddings:
         if len(body) > MAX_TEXT:
             raise ContextLengthExceeded(param="prompt")
         asked = _decode(_prompts, body)
-        check_model(_named(asked.model))
+        model = _named(asked.model)
+        check_model(model)
         if not asked.prompt:
-            return _empty(asked.model, EmbeddingForm())
-        return EmbeddingCall(Embedding(model=asked.model, input=asked.prompt), EmbeddingForm())
+            return _empty(model, EmbeddingForm())
+        return EmbeddingCall(Embedding(model=model, input=asked.prompt), EmbeddingForm())
 
 
 def _embed_call(embedding: Embedding) -> EmbeddingCall:
@@ -114,13 +118,15 @@ def _empty(model: str, form: EmbedForm | EmbeddingForm) -> EmbeddingCall:
     return EmbeddingCall(Embedding(model=model, input=[]), form)
 
 
-def _named(model: str) -> str:
+def _named(model: str | None) -> str:
     if not model:
         raise InvalidRequest("model is required", param="model")
     return model
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    if not body:
+        raise InvalidJson("missing request body")
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:

@@ -30,6 +30,9 @@ from gateway.chat.request import (
 from gateway.dialects.json_body import LONG_BODY, STEP, Steps, explain, has_too_many_members
 from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 
+MAX_STOPS = 4
+"""Stop strings of one request. vLLM refuses more."""
+
 _ImageList = Annotated[list[Raw], Meta(max_length=1024)]
 
 
@@ -37,7 +40,7 @@ class _Options(Struct, frozen=True):
     """Sampling options that both engines follow. Others concern the server, or one runner only."""
 
     num_predict: float | None = None
-    temperature: Annotated[float, Meta(ge=0)] | None = None
+    temperature: Annotated[float, Meta(le=2)] | None = None
     top_k: float | None = None
     top_p: float | None = None
     min_p: float | None = None
@@ -45,7 +48,7 @@ class _Options(Struct, frozen=True):
     repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Meta(max_length=MAX_STOPS)] | None = None
 
 
 class _Function(Struct, frozen=True):
@@ -56,6 +59,11 @@ class _Function(Struct, frozen=True):
 class _Call(Struct, frozen=True):
     function: _Function
     id: str = ""
+
+
+class _ToolHead(Struct, frozen=True):
+    type: str | None = None
+    function: Raw = Raw(b"null")
 
 
 class _Message(Struct, frozen=True):
@@ -69,7 +77,7 @@ class _Message(Struct, frozen=True):
 
 
 class _Common(Struct, frozen=True, kw_only=True):
-    model: str = ""
+    model: str | None = None
     stream: bool | None = None
     format: Raw = Raw(b"null")
     options: _Options | None = None
@@ -109,6 +117,7 @@ _chats = msgspec.json.Decoder(_ChatRequest)
 _generates = msgspec.json.Decoder(_GenerateRequest)
 _strings = msgspec.json.Decoder(str)
 _tools = msgspec.json.Decoder(Tool)
+_tool_heads = msgspec.json.Decoder(_ToolHead)
 _formats = msgspec.json.Decoder(dict[str, Any] | str | None)
 _ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -160,6 +169,8 @@ _Request = _ChatRequest | _GenerateRequest
 
 
 def _decoded(decoder: msgspec.json.Decoder[Any], body: bytes) -> Steps[Any]:
+    if not body:
+        raise InvalidJson("missing request body")
     if len(body) > LONG_BODY and (yield from has_too_many_members(body)):
         raise RequestTooLarge("The request has too many JSON values or escapes.")
     try:
@@ -243,8 +254,10 @@ def _answered_call(message: _Message, pending: list[ToolCall], index: int) -> st
 
 
 def _tool(raw: Raw, param: str) -> Tool:
+    """Convert a tool. Ollama does not look at its `type`, and programs leave it out."""
     try:
-        return _tools.decode(raw)
+        head = _tool_heads.decode(raw)
+        return _tools.decode(raw if head.type else b'{"type":"function","function":%b}' % bytes(head.function))
     except msgspec.ValidationError as error:
         fault = explain(str(error))
         where = f"{param}.{fault.param}" if fault.param else param
@@ -280,7 +293,7 @@ def _chat(request: _Request, messages: list[Message], tools: list[Tool]) -> Chat
         stream=is_stream,
         stream_options=StreamOptions(include_usage=True) if is_stream else None,
         max_tokens=min(limit, 10_000_000) if limit is not None and limit > 0 else None,
-        temperature=options.temperature,
+        temperature=None if options.temperature is None else max(options.temperature, 0.0),
         top_p=_share(options.top_p),
         top_k=_top_k(_integer(options.top_k, "top_k")),
         min_p=_share(options.min_p),

@@ -43,6 +43,10 @@ After more than this, Ollama 0.24 and 0.33 end the stream without a last line (l
 """
 
 
+MAX_DURATION = 10**15
+"""Nanoseconds. No answer takes so long."""
+
+
 class _Function(Struct, gc=False):
     name: str
     arguments: msgspec.Raw = msgspec.Raw(b"{}")
@@ -66,8 +70,11 @@ class _Line(Struct, gc=False):
     message: _Message | None = None
     done: bool = False
     done_reason: str | None = None
+    load_duration: msgspec.Raw = _ZERO
     prompt_eval_count: msgspec.Raw = _ZERO
+    prompt_eval_duration: msgspec.Raw = _ZERO
     eval_count: msgspec.Raw = _ZERO
+    eval_duration: msgspec.Raw = _ZERO
     logprobs: list[ChosenLogprob] | None = None
     error: msgspec.Raw = _NO_ERROR
 
@@ -95,6 +102,7 @@ class _ModelDetails(Struct):
 
 
 _lines = msgspec.json.Decoder(_Line)
+_durations = msgspec.json.Decoder(int)
 _model_lists = msgspec.json.Decoder(_Models)
 _model_details = msgspec.json.Decoder(_ModelDetails)
 
@@ -135,7 +143,7 @@ class OllamaReader(LineReader):
             self.done = True
             finish: FinishReason = "length" if parsed.done_reason == "length" else "stop"
             deltas.append(Delta(finish=finish))
-            deltas.append(Delta(usage=Usage(token_count(parsed.prompt_eval_count), token_count(parsed.eval_count))))
+            deltas.append(Delta(usage=_usage(parsed)))
 
     def _plain(self, content: str, thinking: str, json_text: JsonTextReader) -> tuple[str, str]:
         """Return content and thinking, with the text of the JSON string as the content."""
@@ -171,6 +179,23 @@ class OllamaReader(LineReader):
         self.done = True
         deltas.append(Delta(finish="stop"))
         deltas.append(Delta(usage=Usage(0, self._pieces)))
+
+
+def _usage(last: _Line) -> Usage:
+    """Return the counts and durations of the last line. Its durations are in nanoseconds."""
+    return Usage(
+        token_count(last.prompt_eval_count),
+        token_count(last.eval_count),
+        _seconds(last.load_duration),
+        _seconds(last.prompt_eval_duration),
+        _seconds(last.eval_duration),
+    )
+
+
+def _seconds(nanoseconds: msgspec.Raw) -> float:
+    """Return a duration in seconds, 0 if it is anything but a possible one."""
+    value = decode(_durations, nanoseconds)
+    return value / 1e9 if value is not None and 0 < value < MAX_DURATION else 0.0
 
 
 def _json_text(json: msgspec.Raw) -> str:

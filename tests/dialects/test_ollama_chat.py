@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Timings, Usage
-from gateway.dialects.ollama_chat import GenerateForm, LineForm, LineRenderer, OllamaChat, OllamaErrors, OllamaGenerate
-from gateway.errors import ModelNotFound, QueueFull, UpstreamError
+from gateway.dialects.ollama_chat import (
+    GenerateErrors,
+    GenerateForm,
+    LineForm,
+    LineRenderer,
+    OllamaChat,
+    OllamaErrors,
+    OllamaGenerate,
+)
+from gateway.errors import InvalidRequest, ModelNotFound, QueueFull, UpstreamError
 
 CREATED = 1_790_000_000
 USAGE = Usage(7, 3)
@@ -110,6 +118,38 @@ def test_a_plain_answer_has_the_fields_of_a_last_line() -> None:
     assert plain["logprobs"][0]["token"] == "a"
 
 
+def test_the_last_line_has_its_own_time() -> None:
+    first, last = streamed([Delta("a"), Delta(finish="stop")])
+    assert first["created_at"] == "2026-09-21T14:13:20.000000Z"
+    assert last["created_at"] == "2026-09-21T14:13:21.500000Z"
+
+
+def counts(usage: Usage, times: Timings) -> dict[str, int]:
+    body = LineForm("m", False).answer("1", CREATED, Answer("a", "", "stop", usage, [], None), lambda: times)
+    answer = json.loads(body)
+    return {name: answer[name] for name in COUNTS}
+
+
+def test_the_engines_own_durations_take_precedence() -> None:
+    """Of the time before the first token, the load is what the engine calls so."""
+    found = counts(Usage(7, 3, 0.25, 0.125, 0.5), Timings(2.0, 0.5, 1.0, 0.375))
+    assert list(found.values()) == [2_000_000_000, 750_000_000, 7, 125_000_000, 3, 500_000_000]
+
+
+@pytest.mark.parametrize("usage", [USAGE, Usage(7, 3, 0.5, 0.5, 0.75), Usage(7, 3, 0.0, 0.0, 5.0)])
+@pytest.mark.parametrize("times", [Timings(1.0, 0.0, 1.0, 0.0), Timings(0.0, 0.0, 0.0, 0.0), Timings(2.0, 0.5, 1, 0.5)])
+def test_no_duration_is_zero_and_the_total_covers_its_parts(usage: Usage, times: Timings) -> None:
+    """Programs compute tokens a second from them; an answer may arrive as one piece."""
+    found = counts(usage, times)
+    assert all(value > 0 for value in found.values())
+    parts = found["load_duration"] + found["prompt_eval_duration"] + found["eval_duration"]
+    assert found["total_duration"] >= parts
+
+
+def test_the_time_of_an_answer_in_one_piece_is_that_of_its_tokens() -> None:
+    assert counts(USAGE, Timings(1.0, 0.25, 0.75, 0.0))["eval_duration"] == 750_000_000
+
+
 def test_unknown_counts_are_left_out() -> None:
     (last,) = streamed([Delta(finish="stop")])
     assert "eval_count" not in last
@@ -128,7 +168,21 @@ def test_errors_have_ollamas_form_before_and_within_a_stream() -> None:
     errors = OllamaErrors()
     assert json.loads(errors.error_body(error)) == {"error": error.message}
     assert errors.error_status(ModelNotFound("no")) == 404
+    assert json.loads(errors.error_body(ModelNotFound("No.", model="x"))) == {"error": "model 'x' not found. No."}
+    assert len(errors.error_body(ModelNotFound("No.", model="x" * 10_000))) < 400
     assert errors.error_lines(QueueFull("full", retry_after=3)) == b"retry-after: 3\r\n"
+
+
+@pytest.mark.parametrize(
+    ("form", "message", "expected"),
+    [
+        (OllamaErrors(), "'messages[2].content[1].image_url.url' is bad", "'messages[2].images[1]' is bad"),
+        (GenerateErrors(), "'messages[1].content[0].image_url.url' is bad", "'images[0]' is bad"),
+        (OllamaErrors(), "'response_format.json_schema.schema' is bad", "'format' is bad"),
+    ],
+)
+def test_errors_name_the_fields_of_ollamas_api(form: OllamaErrors, message: str, expected: str) -> None:
+    assert json.loads(form.error_body(InvalidRequest(message))) == {"error": expected}
 
 
 @pytest.mark.parametrize(

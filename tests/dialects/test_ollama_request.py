@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.chat.request import ImagePart, JsonFormat, SchemaFormat, TextPart
+from gateway.chat.request import ImagePart, ImageUrl, JsonFormat, SchemaFormat, TextPart
 from gateway.dialects.json_body import completed
 from gateway.dialects.ollama_request import ParsedRequest, parse_chat, parse_generate
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
@@ -43,6 +43,25 @@ def test_options_become_sampling_parameters() -> None:
     assert (parsed.presence_penalty, parsed.frequency_penalty) == (0.1, -0.1)
 
 
+def test_a_negative_temperature_is_zero_as_at_ollama() -> None:
+    assert chat(options={"temperature": -1}).chat.temperature == 0
+
+
+def test_a_tool_needs_no_type() -> None:
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
+    typed = chat(tools=[{"type": "function", "function": function}]).chat.tools
+    assert typed is not None
+    for tool in ({"function": function}, {"type": "", "function": function}, {"type": None, "function": function}):
+        assert chat(tools=[tool]).chat.tools == typed
+
+
+@pytest.mark.parametrize("tool", [{}, {"type": "function"}, {"type": "web_search"}, {"function": {}}, 1, None])
+def test_an_invalid_tool_is_named(tool: Any) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        chat(tools=[{"function": {"name": "f"}}, tool])
+    assert (error.value.param or "").startswith("tools[1]")
+
+
 @pytest.mark.parametrize("limit", [0, -1, -2])
 def test_num_predict_without_a_limit_sets_none(limit: int) -> None:
     assert chat(options={"num_predict": limit}).chat.token_limit is None
@@ -57,7 +76,8 @@ def test_whole_numbers_may_be_written_with_a_point() -> None:
     ("options", "param"),
     [
         ({"repeat_penalty": 0}, "options.repeat_penalty"),
-        ({"temperature": -1}, "options.temperature"),
+        ({"temperature": 2.5}, "options.temperature"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "options.stop"),
         ({"presence_penalty": 3}, "options.presence_penalty"),
         ({"seed": 1e30}, "options.seed"),
         ({"num_predict": "many"}, "options.num_predict"),
@@ -75,7 +95,8 @@ def test_format_is_json_or_a_schema() -> None:
     assert isinstance(wanted, SchemaFormat)
     assert wanted.json_schema.schema == schema
     assert isinstance(chat(format="json").chat.response_format, JsonFormat)
-    for nothing in ("", None, {}):
+    empty: tuple[Any, ...] = ("", None, {})
+    for nothing in empty:
         assert chat(format=nothing).chat.response_format is None
     with pytest.raises(InvalidRequest, match="'format'"):
         chat(format="yaml")
@@ -94,6 +115,7 @@ def test_images_follow_the_text_of_their_message_as_data_urls() -> None:
     assert isinstance(message.content, list)
     image, text = message.content
     assert isinstance(image, ImagePart)
+    assert isinstance(image.image_url, ImageUrl)
     assert image.image_url.url.endswith(";base64," + PIXELS)
     assert text == TextPart("What?")
     assert message.role == "user"
@@ -175,6 +197,8 @@ def test_generate_accepts_the_empty_values_that_clients_write(name: str, value: 
         (b'{"model": ', InvalidJson),
         (b"[]", InvalidJson),
         (b'{"messages": []}', InvalidRequest),
+        (b'{"model": null, "messages": []}', InvalidRequest),
+        (b'{"model": "", "messages": []}', InvalidRequest),
         (b'{"model": "m", "messages": [{"role": "robot", "content": "x"}]}', InvalidRequest),
         (b'{"model": "m", "messages": [{"role": "user", "content": 1}]}', InvalidRequest),
         (b'{"model": "m", "messages": [{"role": "user", "images": [1]}]}', InvalidRequest),

@@ -60,7 +60,17 @@ def test_recorded_stream_is_read_completely(recording: Recording, size: int | No
         recorded_text(recording, "thinking"),
     )
     assert answer.finish == last["done_reason"]
-    assert answer.usage == Usage(last["prompt_eval_count"], last["eval_count"])
+    usage = answer.usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens) == (last["prompt_eval_count"], last["eval_count"])
+    nanoseconds = [seconds * 1e9 for seconds in (usage.load_seconds, usage.prompt_seconds, usage.completion_seconds)]
+    assert nanoseconds == pytest.approx([last[f"{name}_duration"] for name in ("load", "prompt_eval", "eval")])
+
+
+@pytest.mark.parametrize("duration", ["-1", "1e400", '"1"', "null", "9" * 30, "[]"])
+def test_a_duration_that_cannot_be_is_ignored(duration: str) -> None:
+    end = b'{"done":true,"prompt_eval_count":7,"eval_count":3,"eval_duration":%b}\n' % duration.encode()
+    assert assemble(read(line("a") + end)).usage == Usage(7, 3)
 
 
 @pytest.mark.parametrize("recording", REPEATED, ids=recording_id)
