@@ -7,6 +7,7 @@ lacks `/v1`.
 import re
 
 CHAT_PATHS = ("/v1/chat/completions", "/chat/completions")
+COMPLETION_PATHS = ("/v1/completions", "/completions")
 EMBEDDING_PATHS = ("/v1/embeddings", "/embeddings")
 MESSAGE_PATHS = ("/v1/messages", "/messages")
 COUNT_TOKENS_PATHS = ("/v1/messages/count_tokens", "/messages/count_tokens")

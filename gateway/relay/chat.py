@@ -12,6 +12,7 @@ from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.normalizer import Normalizer
 from gateway.chat.request import LARGE_SCHEMAS
 from gateway.dialects.dialect import ChatForm
+from gateway.engines.completions import Completer
 from gateway.engines.engine import (
     MAX_ANSWER,
     MAX_CALLS,
@@ -19,6 +20,7 @@ from gateway.engines.engine import (
     MAX_PLAIN_ANSWER,
     MAX_REFUSAL,
     MAX_TEXT,
+    Engine,
     ModelFacts,
     ResponseReader,
 )
@@ -174,7 +176,7 @@ class ChatRelay(Relay):
     # Forward
 
     async def _exchange(self, server: Server) -> None:
-        engine = self._backend.engine
+        engine, head = self._endpoint(server)
         limit = self._chat.token_limit
         streams = self._renderer is not None or engine.streams_only or limit is None or limit > SHORT_ANSWER
         self._is_streamed_upstream = streams
@@ -182,7 +184,6 @@ class ChatRelay(Relay):
         if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
             await asyncio.sleep(0)
         body = await self._rendered(model, server.facts(model), streams)
-        head = server.chat_head(self._request.came_through, self._context.gateway_id)
         asking = server.pool.request(head, body, self._count_stale, self._limits.connect_timeout)
         del body
         with await asking as response:
@@ -199,6 +200,10 @@ class ChatRelay(Relay):
                 await self._answer(assemble(self._normalized([delta])))
                 return
             await self._pump(response, engine.reader(self._chat))
+
+    def _endpoint(self, server: Server) -> tuple[Engine | Completer, bytes]:
+        """Return what renders and reads the exchange with `server`, and the head of the request."""
+        return self._backend.engine, server.chat_head(self._request.came_through, self._context.gateway_id)
 
     async def _rendered(self, model: str, facts: ModelFacts, streams: bool) -> bytes | list[bytes]:
         """Render the request for the backend; one with images in steps."""
