@@ -28,11 +28,13 @@ from gateway.api.paths import (
     OLLAMA_EMBED_PATH,
     OLLAMA_EMBEDDINGS_PATH,
     OLLAMA_GENERATE_PATH,
+    RERANK_PATHS,
     RESPONSE_PATHS,
     checks_host,
     plain_path,
 )
 from gateway.api.request_headers import reject_loop, request_id_of
+from gateway.api.rerank import RerankEndpoint
 from gateway.api.routes import build, build_metrics_port
 from gateway.body_memory import BodyMemory
 from gateway.chat.images import ImageNormalizer
@@ -46,6 +48,7 @@ from gateway.dialects.openai_chat import OpenAiChat
 from gateway.dialects.openai_completions import OpenAiCompletions
 from gateway.dialects.openai_embeddings import OpenAiEmbeddings
 from gateway.dialects.openai_responses import OpenAiResponses
+from gateway.dialects.rerank import CohereRerank
 from gateway.downstream.cycle import RequestResponseCycle
 from gateway.errors import GatewayError, ShuttingDown
 from gateway.reconfigure import Reconfiguration
@@ -160,6 +163,9 @@ class Gateway:
             **dict.fromkeys(CHAT_PATHS, chat_endpoint(OpenAiChat())),
             **dict.fromkeys(COMPLETION_PATHS, chat_endpoint(OpenAiCompletions(), CompletionEndpoint)),
             **dict.fromkeys(EMBEDDING_PATHS, embedding_endpoint(OpenAiEmbeddings())),
+            **dict.fromkeys(
+                RERANK_PATHS, RerankEndpoint(CohereRerank(), context, keys, model_names, self._cors, self._hosts)
+            ),
             **dict.fromkeys(MESSAGE_PATHS, chat_endpoint(AnthropicMessages())),
             **dict.fromkeys(COUNT_TOKENS_PATHS, chat_endpoint(AnthropicCountTokens())),
             **dict.fromkeys(RESPONSE_PATHS, chat_endpoint(OpenAiResponses())),

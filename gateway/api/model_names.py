@@ -1,4 +1,4 @@
-"""Mapping of the model name in a request to a tier or an embedding route.
+"""Mapping of the model name in a request to a tier, or to the route of an embedding model or a reranker.
 
 Pure: no I/O, no clock.
 """
@@ -54,6 +54,12 @@ class ModelNames:
         for route in list(self._embeddings.values()):
             self._embeddings.setdefault(route.model.lower(), route)
 
+        self._rerankers: dict[str, Route] = {}
+        for name, reranker in settings.rerankers.items():
+            self._rerankers[name.lower()] = Route(name, reranker.backend, reranker.model)
+        for route in list(self._rerankers.values()):
+            self._rerankers.setdefault(route.model.lower(), route)
+
     def tier(self, name: str) -> Tier | None:
         """Return the tier for `name`; None for `auto`, where the request decides.
 
@@ -67,6 +73,8 @@ class ModelNames:
             return tier
         if name.lower() in self._embeddings:
             raise ModelNotFound("This is an embedding model. Send the request to /v1/embeddings.", param="model")
+        if name.lower() in self._rerankers:
+            raise ModelNotFound("This is a reranker. Send the request to /v1/rerank.", param="model")
         if self._catch_all is None:
             names = ", ".join(f"'{public.name}'" for public in self.public_models())
             raise ModelNotFound(f"The requested model does not exist. Available models: {names}.", param="model")
@@ -79,7 +87,7 @@ class ModelNames:
         alias `*` all others. Return None if no request can use the name.
         """
         lower = name.lower()
-        route = self._embeddings.get(lower)
+        route = self._embeddings.get(lower) or self._rerankers.get(lower)
         tier = self._tiers.get(lower) or (None if lower == AUTO or route is not None else self._catch_all)
         if tier is not None:
             spellings = (*(alias.name for alias in tier.aliases), *tier.models.values())
@@ -109,8 +117,25 @@ class ModelNames:
         route = self.find_embedding(name)
         if route is None:
             names = ", ".join(f"'{name}'" for name in self._settings.embeddings) or "none are configured"
-            reason = "does not support embeddings" if name.lower() in self._tiers else "does not exist"
+            is_other = name.lower() in self._tiers or name.lower() in self._rerankers
+            reason = "does not support embeddings" if is_other else "does not exist"
             raise ModelNotFound(f"The requested model {reason}. Embedding models: {names}.", param="model")
+        return route
+
+    def choose_reranker(self, name: str) -> Route:
+        """Return the route of a rerank request for `name`.
+
+        The name is a key of the setting `rerankers`, or a backend's own name for such a model.
+
+        Raises:
+            ModelNotFound: No reranker has this name. The message lists the public names.
+        """
+        route = self._rerankers.get(name.lower())
+        if route is None:
+            names = ", ".join(f"'{name}'" for name in self._settings.rerankers) or "none are configured"
+            is_other = name.lower() in self._tiers or name.lower() in self._embeddings
+            reason = "does not support reranking" if is_other else "does not exist"
+            raise ModelNotFound(f"The requested model {reason}. Rerankers: {names}.", param="model")
         return route
 
     def find_embedding(self, name: str) -> Route | None:

@@ -16,11 +16,13 @@ from gateway.api.paths import (
     OLLAMA_EMBED_PATH,
     OLLAMA_EMBEDDINGS_PATH,
     OLLAMA_GENERATE_PATH,
+    RERANK_PATHS,
     RESPONSE_PATHS,
 )
 from gateway.chat.embedding import Embedding
 from gateway.chat.request import REFUSED, UNUSED, Chat
 from gateway.dialects.openai_completions import CompletionBody
+from gateway.dialects.rerank import RerankBody
 
 ERROR_SCHEMA = {
     "type": "object",
@@ -68,8 +70,8 @@ h2,td,th{border-color:#333}b{color:#4c9}}
 
 def add_data_paths(document: dict[str, Any]) -> None:
     """Add the data endpoints, which are raw ASGI, to the OpenAPI `document`."""
-    (chat, completion, embedding), components = msgspec.json.schema_components(
-        [Chat, CompletionBody, Embedding], ref_template="#/components/schemas/{name}"
+    (chat, completion, embedding, rerank), components = msgspec.json.schema_components(
+        [Chat, CompletionBody, Embedding, RerankBody], ref_template="#/components/schemas/{name}"
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components)
@@ -89,6 +91,8 @@ def add_data_paths(document: dict[str, Any]) -> None:
         "Complete texts without a chat template", completion, description, json_or_stream
     )
     paths[EMBEDDING_PATH] = _post("Create embeddings", embedding, "A list of embeddings.", json_content)
+    description = "The documents by relevance."
+    paths[RERANK_PATHS[0]] = _post("Rank documents (Cohere's and Jina's API)", rerank, description, json_content)
     anything = {"type": "object"}
     lines = {**json_content, "application/x-ndjson": {"schema": {"type": "string"}}}
     for path, summary, content in (

@@ -8,7 +8,9 @@ from msgspec import Struct
 from gateway.admission.fair_queue import Claim
 from gateway.chat.embedding import Embedding
 from gateway.chat.request import Chat
+from gateway.chat.rerank import Rerank
 from gateway.dialects.dialect import ChatForm, EmbeddingForm
+from gateway.dialects.rerank import RerankForm
 from gateway.relay.route import Route
 
 
@@ -66,6 +68,15 @@ class ChatRequest(RelayRequest, frozen=True, gc=False):
     """The client's name for the conversation; empty if it gave none."""
     bucket: int | None = None
     """Canary bucket, if it can no longer be computed from `chat`."""
+
+
+class RerankRequest(RelayRequest, frozen=True, gc=False):
+    """A request to rerank documents."""
+
+    rerank: Rerank
+    form: RerankForm
+    answer_id: str
+    """Id in the body of the answer, without its prefix."""
 
 
 class EmbeddingRequest(RelayRequest, frozen=True, gc=False):

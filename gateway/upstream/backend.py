@@ -20,6 +20,7 @@ from gateway.engines.engine import Engine
 from gateway.engines.ollama import Ollama
 from gateway.engines.ollama_loading import OllamaLoading
 from gateway.engines.openai import OpenAi
+from gateway.engines.rerank import VllmReranker
 from gateway.engines.vllm import Vllm
 from gateway.errors import BackendUnavailable
 from gateway.upstream.circuit_breaker import CALM, LEVELS, CircuitBreaker, CircuitState
@@ -309,7 +310,7 @@ class Backend:
         head, embedding_head = (
             pool.head("POST", path, headers) for path in (self.engine.chat_path, self.embedder.path)
         )
-        others = {path: pool.head("POST", path, headers) for path in (self.completer.path,)}
+        others = {path: pool.head("POST", path, headers) for path in (self.completer.path, VllmReranker.path)}
         name = self.name if len(self.settings.servers) == 1 else f"{self.name}#{number}"
         return Server(name, settings, pool, head, embedding_head, self.engine.canonical, others)
 
