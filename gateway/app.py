@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from gateway import __version__
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys
-from gateway.api.chat import ChatEndpoint
+from gateway.api.chat import ChatEndpoint, CompletionEndpoint
 from gateway.api.cors import Cors
 from gateway.api.embeddings import EmbeddingEndpoint
 from gateway.api.endpoint import Endpoint, Receive, Scope, Send
@@ -21,6 +21,7 @@ from gateway.api.model_names import ModelNames
 from gateway.api.operations import Operations
 from gateway.api.paths import (
     CHAT_PATHS,
+    COMPLETION_PATHS,
     COUNT_TOKENS_PATHS,
     EMBEDDING_PATHS,
     MESSAGE_PATHS,
@@ -28,11 +29,13 @@ from gateway.api.paths import (
     OLLAMA_EMBED_PATH,
     OLLAMA_EMBEDDINGS_PATH,
     OLLAMA_GENERATE_PATH,
+    RERANK_PATHS,
     RESPONSE_PATHS,
     checks_host,
     plain_path,
 )
 from gateway.api.request_headers import reject_loop, request_id_of
+from gateway.api.rerank import RerankEndpoint
 from gateway.api.routes import build, build_metrics_port
 from gateway.body_memory import BodyMemory
 from gateway.chat.images import ImageNormalizer
@@ -43,8 +46,10 @@ from gateway.dialects.dialect import ChatDialect, EmbeddingDialect
 from gateway.dialects.ollama_chat import OllamaChat, OllamaGenerate
 from gateway.dialects.ollama_embeddings import OllamaEmbed, OllamaEmbeddings
 from gateway.dialects.openai_chat import OpenAiChat
+from gateway.dialects.openai_completions import OpenAiCompletions
 from gateway.dialects.openai_embeddings import OpenAiEmbeddings
 from gateway.dialects.openai_responses import OpenAiResponses
+from gateway.dialects.rerank import CohereRerank
 from gateway.downstream.cycle import RequestResponseCycle
 from gateway.errors import GatewayError, ShuttingDown
 from gateway.reconfigure import Reconfiguration
@@ -139,8 +144,8 @@ class Gateway:
             is_on=keys.is_open and is_loopback_name(address or settings.host),
         )
 
-        def chat_endpoint(dialect: ChatDialect) -> ChatEndpoint:
-            return ChatEndpoint(
+        def chat_endpoint(dialect: ChatDialect, kind: type[ChatEndpoint] = ChatEndpoint) -> ChatEndpoint:
+            return kind(
                 dialect,
                 context,
                 keys,
@@ -157,7 +162,11 @@ class Gateway:
 
         self._endpoints: dict[str, Endpoint[Any]] = {
             **dict.fromkeys(CHAT_PATHS, chat_endpoint(OpenAiChat())),
+            **dict.fromkeys(COMPLETION_PATHS, chat_endpoint(OpenAiCompletions(), CompletionEndpoint)),
             **dict.fromkeys(EMBEDDING_PATHS, embedding_endpoint(OpenAiEmbeddings())),
+            **dict.fromkeys(
+                RERANK_PATHS, RerankEndpoint(CohereRerank(), context, keys, model_names, self._cors, self._hosts)
+            ),
             **dict.fromkeys(MESSAGE_PATHS, chat_endpoint(AnthropicMessages())),
             **dict.fromkeys(COUNT_TOKENS_PATHS, chat_endpoint(AnthropicCountTokens())),
             **dict.fromkeys(RESPONSE_PATHS, chat_endpoint(OpenAiResponses())),

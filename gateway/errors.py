@@ -154,18 +154,25 @@ class RolesRefused(InvalidRequest):
         )
 
 
+_TOO_LONG = {
+    "messages": "The messages and the tokens to generate do",
+    "prompt": "The prompt and the tokens to generate do",
+    "documents": "The query and one of the documents do",
+}
+
+
 class ContextLengthExceeded(InvalidRequest):
     """The prompt and the answer do not fit into the model's context.
 
     The message also contains the code, because LangChain recognises the error by that word in the
-    text. `param` is `messages` or `input`.
+    text. `param` is `messages`, `prompt`, `input` or `documents`.
     """
 
     code = "context_length_exceeded"
 
     def __init__(self, limit: int | None = None, param: str = "messages") -> None:
         known = f"This model's maximum context length is {limit} tokens. " if limit else ""
-        what = "The messages and the tokens to generate do" if param == "messages" else "One of the input texts does"
+        what = _TOO_LONG.get(param, "One of the input texts does")
         super().__init__(f"{known}{what} not fit into the model's context (context_length_exceeded).", param=param)
         self.limit = limit
 

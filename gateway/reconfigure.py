@@ -143,4 +143,4 @@ class Reconfiguration:
 
 def _labels(settings: Settings) -> dict[Label, set[str]]:
     """Return the label values that metrics may have under `settings`."""
-    return {"tier": {*settings.tiers, *settings.embeddings}, "backend": {*settings.backends}}
+    return {"tier": {*settings.tiers, *settings.embeddings, *settings.rerankers}, "backend": {*settings.backends}}

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 from msgspec import structs
 
@@ -15,6 +16,7 @@ from gateway.api.model_names import ModelNames
 from gateway.api.request_headers import random_id
 from gateway.body_memory import weight
 from gateway.chat.checks import check, check_in_steps
+from gateway.chat.completion import Completion
 from gateway.chat.image_address import parse_prefix
 from gateway.chat.images import ImageNormalizer
 from gateway.chat.parameter_policy import ParameterPolicy
@@ -23,10 +25,12 @@ from gateway.config import Settings, Tier
 from gateway.dialects.dialect import ChatCall, ChatDialect, ChatForm, ChoiceForm, ChoicesForm
 from gateway.dialects.json_body import Steps
 from gateway.dialects.openai_chat import CompletionForm, with_reasoning_field
+from gateway.dialects.openai_completions import TextForm
 from gateway.errors import BackendUnavailable
 from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.chat import ChatRelay
 from gateway.relay.choices import ChoiceConnection, ChoicesRelay, chats_of
+from gateway.relay.completions import CompletionRelay
 from gateway.relay.context import RelayContext
 from gateway.relay.load import LoadRelay, UnloadRelay
 from gateway.relay.requests import ChatRequest, ClientConnection
@@ -41,6 +45,8 @@ TASK_FIELD = TASK.encode()
 
 class ChatEndpoint(Endpoint[ChatCall]):
     """Endpoint of one client API for chats."""
+
+    relay_class: ClassVar[type[ChatRelay]] = ChatRelay
 
     def __init__(
         self,
@@ -116,7 +122,8 @@ class ChatEndpoint(Endpoint[ChatCall]):
         form = call.form
         if tier in self._reasoning_fields:
             form = with_reasoning_field(form, self._reasoning_fields[tier])
-        if chat.n is not None and chat.n > 1 and isinstance(form, CompletionForm):  # other APIs have no choices
+        is_several = (chat.n is not None and chat.n > 1) or (len(chat.messages) > 1 and isinstance(chat, Completion))
+        if is_several and isinstance(form, CompletionForm | TextForm):  # other APIs have no choices
             return self._choices(client, chat, form, lambda: self._route(tier, asked, head), head, bucket)
         # No await from here on: after a roll-out change no request begins on the previous backend.
         route = self._route(tier, asked, head)
@@ -126,7 +133,7 @@ class ChatEndpoint(Endpoint[ChatCall]):
             request = structs.replace(request, names_stop=call.names_stop, extra_lines=lines)
         if call.action != "chat":
             return (LoadRelay if call.action == "load" else UnloadRelay)(self._context, client, request)
-        return ChatRelay(self._context, client, request)
+        return self.relay_class(self._context, client, request)
 
     def _choices(
         self,
@@ -144,7 +151,8 @@ class ChatEndpoint(Endpoint[ChatCall]):
             if self._model_names is not model_names:  # the settings may no longer have the tier
                 raise BackendUnavailable("The settings have just changed. Try again.", retry_after=1)
             request = self._request(chat, choice, route(), head, bucket)
-            return ChatRelay(self._context, connection, structs.replace(request, answer_id=answer_id, created=created))
+            request = structs.replace(request, answer_id=answer_id, created=created)
+            return self.relay_class(self._context, connection, request)
 
         return ChoicesRelay(client, chats_of(chat), form, answer_id, created, make)
 
@@ -176,6 +184,12 @@ class ChatEndpoint(Endpoint[ChatCall]):
             terms.session,
             bucket,
         )
+
+
+class CompletionEndpoint(ChatEndpoint):
+    """Endpoint for text completions."""
+
+    relay_class = CompletionRelay
 
 
 def _with_line(head: RequestContext, line: bytes) -> RequestContext:

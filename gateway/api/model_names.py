@@ -1,4 +1,4 @@
-"""Mapping of the model name in a request to a tier or an embedding route.
+"""Mapping of the model name in a request to a tier, or to the route of an embedding model or a reranker.
 
 Pure: no I/O, no clock.
 """
@@ -54,6 +54,12 @@ class ModelNames:
         for route in list(self._embeddings.values()):
             self._embeddings.setdefault(route.model.lower(), route)
 
+        self._rerankers: dict[str, Route] = {}
+        for name, reranker in settings.rerankers.items():
+            self._rerankers[name.lower()] = Route(name, reranker.backend, reranker.model)
+        for route in list(self._rerankers.values()):
+            self._rerankers.setdefault(route.model.lower(), route)
+
     def tier(self, name: str) -> Tier | None:
         """Return the tier for `name`; None for `auto`, where the request decides.
 
@@ -68,6 +74,8 @@ class ModelNames:
             return tier
         if name.lower() in self._embeddings:
             raise ModelNotFound("This is an embedding model. Send the request to /v1/embeddings.", param="model")
+        if name.lower() in self._rerankers:
+            raise ModelNotFound("This is a reranker. Send the request to /v1/rerank.", param="model")
         if self._catch_all is None:
             names = ", ".join(f"'{public.name}'" for public in self.public_models())
             raise ModelNotFound(
@@ -83,7 +91,7 @@ class ModelNames:
         """
         lower, other = name.lower(), _other_form(name)
         is_auto = AUTO in (lower, other)
-        route = self.find_embedding(name)
+        route = self.find_embedding(name) or self._find_reranker(name)
         tier = self._tiers.get(lower) or self._tiers.get(other)
         if tier is None and not is_auto and route is None:
             tier = self._catch_all
@@ -116,13 +124,33 @@ class ModelNames:
         route = self.find_embedding(name)
         if route is None:
             names = ", ".join(f"'{name}'" for name in self._settings.embeddings) or "none are configured"
-            reason = "does not support embeddings" if name.lower() in self._tiers else "does not exist"
+            is_other = name.lower() in self._tiers or name.lower() in self._rerankers
+            reason = "does not support embeddings" if is_other else "does not exist"
             raise ModelNotFound(
                 f"The requested model {reason}. Embedding models: {names}.",
                 param="model",
-                model=None if name.lower() in self._tiers else name,
+                model=None if is_other else name,
             )
         return route
+
+    def choose_reranker(self, name: str) -> Route:
+        """Return the route of a rerank request for `name`.
+
+        The name is a key of the setting `rerankers`, or a backend's own name for such a model.
+
+        Raises:
+            ModelNotFound: No reranker has this name. The message lists the public names.
+        """
+        route = self._find_reranker(name)
+        if route is None:
+            names = ", ".join(f"'{name}'" for name in self._settings.rerankers) or "none are configured"
+            is_other = name.lower() in self._tiers or name.lower() in self._embeddings
+            reason = "does not support reranking" if is_other else "does not exist"
+            raise ModelNotFound(f"The requested model {reason}. Rerankers: {names}.", param="model")
+        return route
+
+    def _find_reranker(self, name: str) -> Route | None:
+        return self._rerankers.get(name.lower()) or self._rerankers.get(_other_form(name))
 
     def find_embedding(self, name: str) -> Route | None:
         """Return the route of the embedding model with this name, if there is one."""

@@ -8,6 +8,7 @@ import msgspec
 
 from gateway.api.paths import (
     CHAT_PATH,
+    COMPLETION_PATHS,
     COUNT_TOKENS_PATHS,
     EMBEDDING_PATH,
     MESSAGE_PATHS,
@@ -15,10 +16,13 @@ from gateway.api.paths import (
     OLLAMA_EMBED_PATH,
     OLLAMA_EMBEDDINGS_PATH,
     OLLAMA_GENERATE_PATH,
+    RERANK_PATHS,
     RESPONSE_PATHS,
 )
 from gateway.chat.embedding import Embedding
 from gateway.chat.request import REFUSED, UNUSED, Chat
+from gateway.dialects.openai_completions import CompletionBody
+from gateway.dialects.rerank import RerankBody
 
 ERROR_SCHEMA = {
     "type": "object",
@@ -66,8 +70,8 @@ h2,td,th{border-color:#333}b{color:#4c9}}
 
 def add_data_paths(document: dict[str, Any]) -> None:
     """Add the data endpoints, which are raw ASGI, to the OpenAPI `document`."""
-    (chat, embedding), components = msgspec.json.schema_components(
-        [Chat, Embedding], ref_template="#/components/schemas/{name}"
+    (chat, completion, embedding, rerank), components = msgspec.json.schema_components(
+        [Chat, CompletionBody, Embedding, RerankBody], ref_template="#/components/schemas/{name}"
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components)
@@ -82,7 +86,13 @@ def add_data_paths(document: dict[str, Any]) -> None:
     paths = document.setdefault("paths", {})
     description = "A chat.completion, or a stream of chat.completion.chunk events."
     paths[CHAT_PATH] = _post("Create a chat completion, streamed or not", chat, description, json_or_stream)
+    description = "A text_completion, or a stream of them as events."
+    paths[COMPLETION_PATHS[0]] = _post(
+        "Complete texts without a chat template", completion, description, json_or_stream
+    )
     paths[EMBEDDING_PATH] = _post("Create embeddings", embedding, "A list of embeddings.", json_content)
+    description = "The documents by relevance."
+    paths[RERANK_PATHS[0]] = _post("Rank documents (Cohere's and Jina's API)", rerank, description, json_content)
     anything = {"type": "object"}
     lines = {**json_content, "application/x-ndjson": {"schema": {"type": "string"}}}
     for path, summary, content in (

@@ -86,11 +86,12 @@ class Operations:
 
     def models(self) -> dict[str, Any]:
         data = [self._entry(public.name, public.tier.models) for public in self._model_names.public_models()]
-        data += [self._entry(name, {item.backend: item.model}) for name, item in self._settings.embeddings.items()]
+        pinned = (*self._settings.embeddings.items(), *self._settings.rerankers.items())
+        data += [self._entry(name, {item.backend: item.model}) for name, item in pinned]
         return {"object": "list", "data": data}
 
     def model(self, name: str) -> dict[str, Any]:
-        """Return the entry for one model: any name that chats or embeddings accept, listed or not.
+        """Return the entry for one model: any name that a request may use, listed or not.
 
         Raises:
             ModelNotFound: No request can use this name.

@@ -7,7 +7,9 @@ lacks `/v1`.
 import re
 
 CHAT_PATHS = ("/v1/chat/completions", "/chat/completions")
+COMPLETION_PATHS = ("/v1/completions", "/completions")
 EMBEDDING_PATHS = ("/v1/embeddings", "/embeddings")
+RERANK_PATHS = ("/v1/rerank", "/rerank", "/v2/rerank")
 MESSAGE_PATHS = ("/v1/messages", "/messages")
 COUNT_TOKENS_PATHS = ("/v1/messages/count_tokens", "/messages/count_tokens")
 RESPONSE_PATHS = ("/v1/responses", "/responses")

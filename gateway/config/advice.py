@@ -67,7 +67,7 @@ def _reachable(tier: Tier) -> set[str]:
 
 
 def _backends(settings: Settings) -> Iterator[str]:
-    used = {item.backend for item in settings.embeddings.values()}
+    used = {item.backend for item in (*settings.embeddings.values(), *settings.rerankers.values())}
     for tier in settings.tiers.values():
         used |= _reachable(tier)
     for backend in settings.backends.values():

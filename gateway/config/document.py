@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from gateway.config.document_backends import BackendDocument
-from gateway.config.document_tiers import AutoRuleDocument, EmbeddingDocument, TierDocument
+from gateway.config.document_tiers import AutoRuleDocument, EmbeddingDocument, RerankerDocument, TierDocument
 from gateway.config.field_types import (
     Chance,
     CorsOrigin,
@@ -129,6 +129,10 @@ class SettingsDocument(DocumentSection):
     )
     embeddings: dict[PublicName, EmbeddingDocument] = Field(
         default_factory=dict, description="Embedding models, by the name that clients send. Default: {}."
+    )
+    rerankers: dict[PublicName, RerankerDocument] = Field(
+        default_factory=dict,
+        description="Models for /v1/rerank, by the name that clients send. Default: {}.",
     )
     guard: GuardDocument | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""The sections `tiers`, `auto` and `embeddings` of the settings document. Pure."""
+"""The sections `tiers`, `auto`, `embeddings` and `rerankers` of the settings document. Pure."""
 
 from typing import Annotated
 
@@ -119,6 +119,13 @@ class AutoRuleDocument(DocumentSection):
         description="Number of characters that the text of all messages together must exceed; images do not count. "
         "Default: any length.",
     )
+
+
+class RerankerDocument(DocumentSection):
+    """A reranker: pinned, never moved by a roll-out."""
+
+    backend: str = Field(description="Name of the backend that serves it, which is of kind vllm. Required.")
+    model: ModelName = Field(description="The model's name on that backend. Required.")
 
 
 class EmbeddingDocument(DocumentSection):

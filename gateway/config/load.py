@@ -109,7 +109,7 @@ def _referenced(document: Mapping[str, Any]) -> set[str]:
     for tier in _mapping(document, "tiers").values():
         if isinstance(tier, dict):
             found += [*_mapping(tier, "models"), tier.get("backend"), tier.get("fallback")]
-    for item in _mapping(document, "embeddings").values():
+    for item in (*_mapping(document, "embeddings").values(), *_mapping(document, "rerankers").values()):
         if isinstance(item, dict):
             found.append(item.get("backend"))
     return {name.lower() for name in found if isinstance(name, str)}

@@ -20,7 +20,7 @@ SIZE = "a size: bytes, or text such as 512KiB, 20MiB, 1MB"
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?")
 PREFIX = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
-ENDPOINT = re.compile(r"/(chat/completions|completions|embeddings|api/(chat|generate|tags|embed))$")
+ENDPOINT = re.compile(r"/(chat/completions|completions|embeddings|rerank|api/(chat|generate|tags|embed))$")
 
 # Default port of each engine, for addresses that have neither a scheme nor a port, as in
 # OLLAMA_HOST.

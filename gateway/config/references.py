@@ -40,7 +40,7 @@ class References:
         return tiers.get(name.lower(), "")
 
     def check_public_names(self) -> None:
-        """Report names of tiers, aliases and embedding models that clients could not tell apart."""
+        """Report names of tiers, aliases, embedding models and rerankers that clients could not tell apart."""
         taken: dict[str, str] = {}
         for path, name in self._public_names():
             lower = name.lower()
@@ -60,6 +60,8 @@ class References:
                 yield ("tiers", name, "aliases", index), alias.name
         for name in self._document.embeddings:
             yield ("embeddings", name), name
+        for name in self._document.rerankers:
+            yield ("rerankers", name), name
 
     def _unique(self, section: str, names: Iterable[str]) -> dict[str, str]:
         """Return the names by their lower-case form; report those that differ only in case."""

@@ -31,6 +31,12 @@ def check(settings: Settings) -> list[str]:
             ["embedding", "backend", "model"],
             [[name, item.backend, item.model] for name, item in settings.embeddings.items()],
         )
+    if settings.rerankers:
+        lines += [""]
+        lines += _table(
+            ["reranker", "backend", "model"],
+            [[name, item.backend, item.model] for name, item in settings.rerankers.items()],
+        )
     rules = [[f"rule {number}", str(rule), rule.tier] for number, rule in enumerate(settings.auto, 1)]
     rules.append(["else", "no rule holds" if rules else "always", settings.default_tier])
     lines += ["", *_table(["auto", "condition", "tier"], rules)]
@@ -76,7 +82,7 @@ def show(settings: Settings) -> str:
             document[key] = {name: _tier_document(tier) for name, tier in value.items()}
         elif key == "auto":
             document[key] = [rule.model_dump(exclude_none=True) for rule in value]
-        elif key == "embeddings":
+        elif key in ("embeddings", "rerankers"):
             document[key] = {name: item.model_dump() for name, item in value.items()}
         elif key in ("guard", "image_urls") and value is not None:
             document[key] = _plain(value.model_dump())

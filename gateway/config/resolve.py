@@ -21,6 +21,7 @@ from gateway.config.settings import (
     EmbeddingSettings,
     GuardSettings,
     ImageUrlSettings,
+    RerankerSettings,
     Settings,
     Task,
 )
@@ -31,6 +32,7 @@ _RESOLVED = frozenset(
         "tiers",
         "auto",
         "embeddings",
+        "rerankers",
         "guard",
         "api_keys",
         "state_file",
@@ -67,6 +69,7 @@ class _Resolver:
         tier_resolver = TierResolver(self._problems, self._references, backends, active)
         tiers = {name: tier_resolver.resolve(name, item) for name, item in self._document.tiers.items()}
         embeddings = self._embeddings()
+        rerankers = self._rerankers(backends)
         self._references.check_public_names()
         default_tier = self._default_tier()
         auto = self._auto()
@@ -83,6 +86,7 @@ class _Resolver:
             tiers=tiers,
             auto=auto,
             embeddings=embeddings,
+            rerankers=rerankers,
             guard=self._guard(),
             image_urls=ImageUrlSettings(allow=urls.allow) if (urls := self._document.image_urls) else None,
             api_keys=tuple(SecretStr(key) for key in keys),
@@ -104,6 +108,16 @@ class _Resolver:
         for name, item in self._document.embeddings.items():
             if backend := self._references.backend(("embeddings", name, "backend"), item.backend):
                 found[name] = EmbeddingSettings(backend=backend, model=item.model, warm=item.warm)
+        return found
+
+    def _rerankers(self, backends: Mapping[str, BackendSettings]) -> dict[str, RerankerSettings]:
+        found: dict[str, RerankerSettings] = {}
+        for name, item in self._document.rerankers.items():
+            path = ("rerankers", name, "backend")
+            if backend := self._references.backend(path, item.backend):
+                if backend in backends and (kind := backends[backend].kind) != "vllm":
+                    self._problems.add(path, f"{backend!r} is of kind {kind}; expected a backend of kind vllm")
+                found[name] = RerankerSettings(backend=backend, model=item.model)
         return found
 
     def _guard(self) -> GuardSettings | None:

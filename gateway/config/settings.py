@@ -165,12 +165,21 @@ class Tier(Frozen):
     limits: dict[str, LimitOverrides] = Field(default_factory=dict, description="Overrides by backend name.")
 
 
-class EmbeddingSettings(Frozen):
-    """An embedding model: pinned, never moved by a roll-out."""
+class PinnedModel(Frozen):
+    """A model that no roll-out moves."""
 
     backend: str
     model: str
+
+
+class EmbeddingSettings(PinnedModel):
+    """An embedding model."""
+
     warm: bool = Field(default=False, description="Whether it is loaded at the start, on a backend of kind ollama.")
+
+
+class RerankerSettings(PinnedModel):
+    """A reranker, on a backend of kind vllm."""
 
 
 class AutoRule(Frozen):
@@ -228,6 +237,7 @@ class Settings(Frozen):
         default=(), description="Rules for the model name `auto`; the first that holds selects the tier."
     )
     embeddings: dict[str, EmbeddingSettings] = Field(default_factory=dict)
+    rerankers: dict[str, RerankerSettings] = Field(default_factory=dict)
     guard: GuardSettings | None = Field(default=None, description="Automatic rollback; None: off.")
     commit_after: float = Field(default=45.0, description="Seconds of silence after which a stream's answer begins.")
     heartbeat: float = Field(default=15.0, description="Seconds between two keep-alive signals on a silent answer.")

@@ -171,7 +171,7 @@ def _too_large(max_text_body: int) -> RequestTooLarge:
 # Answers
 
 
-def _usage_json(usage: Usage) -> bytes:
+def usage_json(usage: Usage) -> bytes:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % (prompt, completion, prompt + completion)
 
@@ -291,7 +291,7 @@ class StreamRenderer:
         if delta.finish is not None:
             parts += [self._before, b'{},"logprobs":null,"finish_reason":"%b"}]' % delta.finish.encode(), self._tail()]
         if delta.usage is not None and self._wants_usage:
-            parts += [self._head, b'],"usage":', _usage_json(delta.usage), b"}\n\n"]
+            parts += [self._head, b'],"usage":', usage_json(delta.usage), b"}\n\n"]
         return b"".join(parts)
 
     def end(self, clock: Clock) -> bytes:
@@ -332,7 +332,7 @@ class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
             created,
             json_value(self.model),
             b",".join(choices),
-            _usage_json(usage) if usage is not None else b"null",
+            usage_json(usage) if usage is not None else b"null",
         )
 
     def choices_end(self, id: str, created: int, usage: Usage | None) -> bytes:

@@ -66,8 +66,9 @@ _ZERO = msgspec.Raw(b"0")
 _NO_ERROR = msgspec.Raw(b"null")
 
 
-class _Line(Struct, gc=False):
-    message: _Message | None = None
+class LineEnd(Struct, gc=False):
+    """Fields that the lines of all answers have."""
+
     done: bool = False
     done_reason: str | None = None
     load_duration: msgspec.Raw = _ZERO
@@ -77,6 +78,10 @@ class _Line(Struct, gc=False):
     eval_duration: msgspec.Raw = _ZERO
     logprobs: list[ChosenLogprob] | None = None
     error: msgspec.Raw = _NO_ERROR
+
+
+class _Line(LineEnd, gc=False):
+    message: _Message | None = None
 
 
 class _Model(Struct):
@@ -127,9 +132,8 @@ class OllamaReader(LineReader):
         parsed = decode(_lines, line)
         if parsed is None:
             raise unreadable()
-        if parsed.error is not _NO_ERROR and is_error(parsed.error):
-            fault = client_error(500, line[:MAX_REFUSAL])
-            raise broken_off("stream_error", fault.engine_reason) if isinstance(fault, UpstreamError) else fault
+        if parsed.error is not _NO_ERROR:
+            self._check_error(parsed, line)
         message = parsed.message
         if message is not None and (message.content or message.thinking or message.tool_calls or parsed.logprobs):
             self._count(message.content or message.thinking)
@@ -140,10 +144,18 @@ class OllamaReader(LineReader):
             if content or thinking or calls or parsed.logprobs:
                 deltas.append(Delta(content, thinking, None, None, calls, parsed.logprobs))
         if parsed.done:
-            self.done = True
-            finish: FinishReason = "length" if parsed.done_reason == "length" else "stop"
-            deltas.append(Delta(finish=finish))
-            deltas.append(Delta(usage=_usage(parsed)))
+            self._close(parsed, deltas)
+
+    def _check_error(self, line: LineEnd, text: bytes) -> None:
+        if is_error(line.error):
+            fault = client_error(500, text[:MAX_REFUSAL])
+            raise broken_off("stream_error", fault.engine_reason) if isinstance(fault, UpstreamError) else fault
+
+    def _close(self, line: LineEnd, deltas: list[Delta]) -> None:
+        self.done = True
+        finish: FinishReason = "length" if line.done_reason == "length" else "stop"
+        deltas.append(Delta(finish=finish))
+        deltas.append(Delta(usage=_usage(line)))
 
     def _plain(self, content: str, thinking: str, json_text: JsonTextReader) -> tuple[str, str]:
         """Return content and thinking, with the text of the JSON string as the content."""
@@ -181,7 +193,7 @@ class OllamaReader(LineReader):
         deltas.append(Delta(usage=Usage(0, self._pieces)))
 
 
-def _usage(last: _Line) -> Usage:
+def _usage(last: LineEnd) -> Usage:
     """Return the counts and durations of the last line. Its durations are in nanoseconds."""
     return Usage(
         token_count(last.prompt_eval_count),

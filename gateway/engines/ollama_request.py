@@ -51,14 +51,10 @@ class OllamaRequest:
 
     def render(self) -> bytes:
         chat = self._chat
-        optional = {
-            "keep_alive": self._keep_alive,
-            "truncate": None if self._truncate else False,
+        optional = self._common() | {
             "tools": [_tool(tool) for tool in chat.offered] or None,
             "format": _padded(grammar(chat)),
             "think": self._think(),
-            "logprobs": True if chat.logprobs else None,
-            "top_logprobs": (chat.top_logprobs or None) if chat.logprobs else None,
         }
         fields = {
             "model": self._model,
@@ -67,6 +63,16 @@ class OllamaRequest:
             "options": self._options(),
         }
         return msgspec.json.encode(fields | {name: value for name, value in optional.items() if value is not None})
+
+    def _common(self) -> dict[str, Any]:
+        """Return the optional fields that a chat and a raw prompt share, None for those not to send."""
+        chat = self._chat
+        return {
+            "keep_alive": self._keep_alive,
+            "truncate": None if self._truncate else False,
+            "logprobs": True if chat.logprobs else None,
+            "top_logprobs": (chat.top_logprobs or None) if chat.logprobs else None,
+        }
 
     def _options(self) -> dict[str, Any]:
         chat = self._chat
@@ -196,13 +202,13 @@ def _ollama_subschema(subschema: object) -> Schema:
     return _ollama_schema(subschema) if isinstance(subschema, dict) else {}
 
 
-def _escaped_text(message: Message, has_vision: bool) -> str:
-    """Return the text of the message, with image placeholders escaped for vision models.
+def escaped_placeholders(text: str) -> str:
+    """Return `text` with image placeholders escaped, for vision models.
 
     For these models, Ollama replaces `[img-0]` in the text with an image, and
     rejects the text if that image does not exist.
     """
-    return message.text.replace("[img", "[\u2060img") if has_vision else message.text
+    return text.replace("[img", "[\u2060img")
 
 
 def _messages(messages: list[Message], has_vision: bool) -> list[dict[str, Any]]:
@@ -216,7 +222,7 @@ def _messages(messages: list[Message], has_vision: bool) -> list[dict[str, Any]]
     for message in messages:
         fields: dict[str, Any] = {
             "role": "system" if message.role == "developer" else message.role,
-            "content": _escaped_text(message, has_vision),
+            "content": escaped_placeholders(message.text) if has_vision else message.text,
         }
         if message.images:
             fields["images"] = [url.partition(",")[2] for url in message.images]

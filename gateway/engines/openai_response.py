@@ -1,6 +1,7 @@
 """Reader of OpenAI-compatible answers: `chat.completion.chunk` events and plain answers. Pure."""
 
 import re
+from typing import ClassVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -56,8 +57,8 @@ class _Choice(Struct, gc=False):
     stop_reason: Raw = _NO_REASON
 
 
-_NO_USAGE = Raw(b"null")
-_NO_ERROR = Raw(b"null")
+NO_USAGE = Raw(b"null")
+NO_ERROR = Raw(b"null")
 
 
 class _Usage(Struct, gc=False):
@@ -67,8 +68,8 @@ class _Usage(Struct, gc=False):
 
 class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = []
-    usage: Raw = _NO_USAGE
-    error: Raw = _NO_ERROR
+    usage: Raw = NO_USAGE
+    error: Raw = NO_ERROR
 
 
 class _AnswerChoice(Struct):
@@ -80,7 +81,7 @@ class _AnswerChoice(Struct):
 
 class _Answer(Struct):
     choices: list[_AnswerChoice]
-    usage: Raw = _NO_USAGE
+    usage: Raw = NO_USAGE
 
 
 _NO_DELTA = _Delta()
@@ -91,7 +92,6 @@ _usages = msgspec.json.Decoder(_Usage)
 _stop_sequences = msgspec.json.Decoder(str)
 _exact_usages = msgspec.json.Decoder(Usage)
 
-_CONTENT = b'"delta":{"content":"'
 _json_text = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+')
 # A sixth of the cost of `_is_json_text`, and enough for almost every token.
 _special = re.compile(rb'["\\\x00-\x1f]').search
@@ -108,7 +108,7 @@ _MAX_KNOWN = 10_000
 _FINISH: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter", "tool_calls": "tool_calls"}
 
 
-def _finish(reason: str) -> FinishReason:
+def finish_reason(reason: str) -> FinishReason:
     """Map the finish reason.
 
     vLLM adds `abort` (its engine gave up the request) and `repetition` to OpenAI's reasons.
@@ -123,7 +123,7 @@ def _stop_sequence(reason: Raw) -> str | None:
     return None if reason is _NO_REASON else decode(_stop_sequences, reason)
 
 
-def _usage(text: bytes | Raw) -> Usage | None:
+def usage_of(text: bytes | Raw) -> Usage | None:
     """Return the usage in the backend's JSON.
 
     It is decoded apart, so that nothing in it can make the answer around it unreadable.
@@ -184,6 +184,9 @@ class OpenAiReader(LineReader):
 
     __slots__ = ("_after", "_before", "_between", "_finished", "_known", "_skip", "_stop", "_usage")
 
+    before_text: ClassVar[bytes] = b'"delta":{"content":"'
+    """What precedes the text of a plain content event."""
+
     def __init__(self, known: set[bytes] | None = None) -> None:
         """Initialise the reader.
 
@@ -227,9 +230,10 @@ class OpenAiReader(LineReader):
 
     def _learn_frame(self, line: bytes) -> None:
         """Remember the bytes around the text of `line`, which was decoded to content alone."""
-        start = line.find(_CONTENT) + len(_CONTENT)
+        mark = self.before_text
+        start = line.find(mark) + len(mark)
         text = _json_text.match(line, start)
-        if text is not None and line.count(_CONTENT) == 1 and line.startswith(b'"', text.end()):
+        if text is not None and line.count(mark) == 1 and line.startswith(b'"', text.end()):
             self._before, self._after = line[:start], line[text.end() :] + b"\n\n"
             self._between = self._after + self._before
             self._skip, self._stop = len(self._before), -len(self._after)
@@ -248,15 +252,15 @@ class OpenAiReader(LineReader):
             elif data.strip():
                 raise unreadable()
             return
-        if chunk.error is not _NO_ERROR and is_error(chunk.error):
+        if chunk.error is not NO_ERROR and is_error(chunk.error):
             raise broken_off("stream_error", engine_reason(message_of(data[:MAX_REFUSAL])))
-        usage = None if chunk.usage is _NO_USAGE else _usage(chunk.usage)
+        usage = None if chunk.usage is NO_USAGE else usage_of(chunk.usage)
         if usage is not None:  # reported last and once, since a server may send it on every chunk
             self._usage = usage
         choices = chunk.choices or ()
         for choice in choices:
             delta = choice.delta or _NO_DELTA
-            finish = None if choice.finish_reason is None else _finish(choice.finish_reason)
+            finish = None if choice.finish_reason is None else finish_reason(choice.finish_reason)
             self._finished = self._finished or finish is not None
             content, reasoning = delta.content or "", delta.reasoning or delta.reasoning_content or ""
             calls = None if delta.tool_calls is None else _calls(delta.tool_calls)
@@ -299,8 +303,8 @@ def parse_answer(body: bytes) -> Delta:
     return Delta(
         content,
         reasoning,
-        _finish(choice.finish_reason),
-        _usage(parsed.usage),
+        finish_reason(choice.finish_reason),
+        usage_of(parsed.usage),
         _whole_calls(message.tool_calls) if message.tool_calls else None,
         None if choice.logprobs is None else choice.logprobs.content,
         _stop_sequence(choice.stop_reason),

@@ -474,9 +474,10 @@ class Relay(ABC):
         return self._failover.retry_elsewhere(ticket, server, error, self._meter, sent=sent, answered=answered)
 
     def _with_context_limit(self, refusal: InvalidRequest, server: Server) -> InvalidRequest:
-        """Add the context length to `refusal`: Ollama 0.24 does not state it."""
-        if isinstance(refusal, ContextLengthExceeded) and refusal.limit is None:
-            return ContextLengthExceeded(server.facts(self._destination.route.model).context_length, self.text_field)
+        """Add the context length to `refusal`, since Ollama 0.24 does not state it, and the field."""
+        if isinstance(refusal, ContextLengthExceeded) and (refusal.limit is None or refusal.param != self.text_field):
+            limit = refusal.limit or server.facts(self._destination.route.model).context_length
+            return ContextLengthExceeded(limit, self.text_field)
         return refusal
 
     def _note_first_token(self) -> None:

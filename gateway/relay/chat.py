@@ -13,6 +13,7 @@ from gateway.chat.normalizer import Normalizer
 from gateway.chat.request import LARGE_SCHEMAS
 from gateway.chat.stop_sequences import StopMatcher
 from gateway.dialects.dialect import ChatForm
+from gateway.engines.completions import Completer
 from gateway.engines.engine import (
     MAX_ANSWER,
     MAX_CALLS,
@@ -20,6 +21,7 @@ from gateway.engines.engine import (
     MAX_PLAIN_ANSWER,
     MAX_REFUSAL,
     MAX_TEXT,
+    Engine,
     ModelFacts,
     ResponseReader,
     estimated_tokens,
@@ -179,18 +181,17 @@ class ChatRelay(Relay):
     # Forward
 
     async def _exchange(self, server: Server) -> None:
-        engine = self._backend.engine
+        engine, head = self._endpoint(server)
         limit = self._chat.token_limit
         streams = self._renderer is not None or engine.streams_only or limit is None or limit > SHORT_ANSWER
         if self._request.names_stop:
-            self._stops = None if engine.names_stop else StopMatcher(self._chat.stops)
+            self._stops = None if self._backend.engine.names_stop else StopMatcher(self._chat.stops)
             streams = streams or self._stops is not None  # so that it can be ended
         self._is_streamed_upstream = streams
         model = self._destination.route.model
         if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
             await asyncio.sleep(0)
         body = await self._rendered(model, server.facts(model), streams)
-        head = server.chat_head(self._request.came_through, self._context.gateway_id)
         asking = server.pool.request(head, body, self._count_stale, self._limits.connect_timeout)
         del body
         with await asking as response:
@@ -208,6 +209,10 @@ class ChatRelay(Relay):
                 await self._answer(assemble(deltas if self._stops is None else self._until_stop(deltas, self._stops)))
                 return
             await self._pump(response, engine.reader(self._chat))
+
+    def _endpoint(self, server: Server) -> tuple[Engine | Completer, bytes]:
+        """Return what renders and reads the exchange with `server`, and the head of the request."""
+        return self._backend.engine, server.chat_head(self._request.came_through, self._context.gateway_id)
 
     async def _rendered(self, model: str, facts: ModelFacts, streams: bool) -> bytes | list[bytes]:
         """Render the request for the backend; one with images in steps."""

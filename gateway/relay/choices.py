@@ -1,4 +1,4 @@
-"""Several choices to one chat (`n`): as many exchanges with the backends, and one answer.
+"""Several choices (`n`) or several prompts: as many exchanges with the backends, and one answer.
 
 Each choice is a `ChatRelay` of its own, with its own ticket in the queue, failover, deadlines and
 record, on either engine. So limits count what an engine really does, and a roll-out moves queued
@@ -13,6 +13,7 @@ from msgspec import structs
 
 from gateway.body_memory import HeldBody
 from gateway.chat.answer import Usage
+from gateway.chat.completion import Completion
 from gateway.chat.request import Chat
 from gateway.dialects.dialect import ChoiceForm, ChoicesForm
 from gateway.errors import ClientLeft, Crash, GatewayError
@@ -24,7 +25,12 @@ MakeRelay = Callable[["ChoiceConnection", Chat, ChoiceForm], ChatRelay]
 
 
 def chats_of(chat: Chat) -> list[Chat]:
-    """Return a chat for each choice. With a seed, each has another one, as vLLM does it."""
+    """Return a chat for each choice, the choices of each prompt one after the other.
+
+    With a seed, each choice of a prompt has another one, as vLLM does it.
+    """
+    if isinstance(chat, Completion) and len(chat.messages) > 1:
+        return [choice for prompt in chat.for_each_prompt() for choice in chats_of(prompt)]
     one = structs.replace(chat, n=None)
     if chat.seed is None:
         return [one] * (chat.n or 1)
@@ -157,7 +163,7 @@ class ChoicesRelay:
         client, form, error = self._client, self._form, self._error
         if isinstance(error, ClientLeft) or client.gone:
             return
-        usage = _total([choice.usage for choice in self._choices])
+        usage = _total(self._chats, [choice.usage for choice in self._choices])
         if error is None and form.is_stream:
             client.write(form.choices_end(self._id, self._created, usage))
         elif error is None:
@@ -189,9 +195,13 @@ class ChoicesRelay:
             connection.resume()
 
 
-def _total(usages: Sequence[Usage | None]) -> Usage | None:
-    """Return the usage of one answer: its prompt counts once, as at OpenAI and vLLM."""
-    known = [usage for usage in usages if usage is not None]
-    if not known:
-        return None
-    return Usage(max(usage.prompt_tokens for usage in known), sum(usage.completion_tokens for usage in known))
+def _total(chats: Sequence[Chat], usages: Sequence[Usage | None]) -> Usage | None:
+    """Return the usage of one answer: each prompt counts once, as at OpenAI and vLLM."""
+    prompts: dict[int, int] = {}
+    completion = 0
+    for chat, usage in zip(chats, usages, strict=True):
+        if usage is not None:
+            prompt = id(chat.messages)
+            prompts[prompt] = max(prompts.get(prompt, 0), usage.prompt_tokens)
+            completion += usage.completion_tokens
+    return Usage(sum(prompts.values()), completion) if prompts else None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gateway.admission.queues import LaneName, Queue
 from gateway.config import BackendLimits, Settings
 from gateway.relay.route import Route, fallback_route
-from gateway.telemetry.exchange import CHAT, LANES, Workload
+from gateway.telemetry.exchange import CHAT, EMBEDDINGS, LANES, Workload
 from gateway.telemetry.metrics import Metrics, RouteMetrics
 from gateway.upstream.backend import Backend
 
@@ -23,7 +23,7 @@ ended."""
 class Destination:
     """Backend, queues, limits and metrics that all exchanges of one route share.
 
-    A route is a tier, or an embedding model, on a backend.
+    A route is a tier, an embedding model or a reranker on a backend.
     """
 
     __slots__ = ("backend", "fallback", "generation", "header_lines", "limits", "metrics", "queues", "route")
@@ -127,7 +127,7 @@ class Destinations:
 
 def _has_route(settings: Settings, route: Route, workload: Workload) -> bool:
     if workload != CHAT:
-        item = settings.embeddings.get(route.tier)
+        item = (settings.embeddings if workload == EMBEDDINGS else settings.rerankers).get(route.tier)
         return item is not None and (item.backend, item.model) == (route.backend, route.model)
     tier = settings.tiers.get(route.tier)
     return tier is not None and tier.models.get(route.backend) == route.model

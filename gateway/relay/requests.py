@@ -8,7 +8,9 @@ from msgspec import Struct
 from gateway.admission.fair_queue import Claim
 from gateway.chat.embedding import Embedding
 from gateway.chat.request import Chat
+from gateway.chat.rerank import Rerank
 from gateway.dialects.dialect import ChatForm, EmbeddingForm
+from gateway.dialects.rerank import RerankForm
 from gateway.relay.route import Route
 
 
@@ -68,6 +70,15 @@ class ChatRequest(RelayRequest, frozen=True, gc=False):
     """Canary bucket, if it can no longer be computed from `chat`."""
     names_stop: bool = False
     """True if the answer has to say which stop sequence ended it."""
+
+
+class RerankRequest(RelayRequest, frozen=True, gc=False):
+    """A request to rerank documents."""
+
+    rerank: Rerank
+    form: RerankForm
+    answer_id: str
+    """Id in the body of the answer, without its prefix."""
 
 
 class EmbeddingRequest(RelayRequest, frozen=True, gc=False):

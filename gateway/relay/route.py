@@ -8,7 +8,8 @@ from gateway.config import Tier
 class Route(Struct, frozen=True, gc=False):
     """The choice for one request. `model` is the model's name on the backend.
 
-    Embeddings have no tier: theirs is the name under `embeddings` in the settings.
+    Embeddings and rerankers have no tier: theirs is the name under `embeddings` or `rerankers` in
+    the settings.
     """
 
     tier: str

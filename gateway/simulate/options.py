@@ -33,6 +33,7 @@ class Model:
         size: bytes of memory.
         embedding: vector width of an embedding-only model (0: a generative model).
         matryoshka: a vLLM may shorten its vectors.
+        reranks: a vLLM serves it as a reranker, and as nothing else.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Model:
     size: int = 96364133
     embedding: int = 0
     matryoshka: bool = False
+    reranks: bool = False
 
     @property
     def longest(self) -> int:
@@ -73,7 +75,7 @@ class Model:
         """Parse `NAME` followed by comma-separated options.
 
         Options: `vision`, `tools`, `thinking`, `leaks`, `context=TOKENS`, `trained=TOKENS`,
-        `size=BYTES`, `family=NAME`, and for embeddings `embedding=WIDTH` and `matryoshka`.
+        `size=BYTES`, `family=NAME`, for embeddings `embedding=WIDTH` and `matryoshka`, and `reranks`.
 
         Raises:
             ValueError: an option is unknown.
@@ -85,12 +87,9 @@ class Model:
             match key:
                 case "vision":
                     model = replace(model, vision=True, family="qwen3vl")
-                case "tools":
-                    model = replace(model, tools=True)
-                case "thinking":
-                    model = replace(model, thinking=True)
-                case "leaks":
-                    model = replace(model, leaks=True)
+                case "tools" | "thinking" | "leaks" | "matryoshka":
+                    flag: dict[str, Any] = {key: True}
+                    model = replace(model, **flag)
                 case "context":
                     model = replace(model, context_length=int(value))
                 case "trained":
@@ -101,11 +100,12 @@ class Model:
                     model = replace(model, family=value)
                 case "embedding":
                     model = replace(model, embedding=int(value), family="bert")
-                case "matryoshka":
-                    model = replace(model, matryoshka=True)
+                case "reranks":
+                    model = replace(model, reranks=True, family="bert")
                 case _:
                     expected = (
-                        "vision, tools, thinking, leaks, context=, trained=, size=, family=, embedding= or matryoshka"
+                        "vision, tools, thinking, leaks, context=, trained=, size=, family=, embedding=, matryoshka "
+                        "or reranks"
                     )
                     raise ValueError(f"unknown model option {word!r}; expected {expected}")
         return model

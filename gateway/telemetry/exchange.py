@@ -10,13 +10,18 @@ from gateway.errors import Outcome
 
 Phase = Literal["queued", "waiting", "streaming"]
 
-Workload = Literal["chat", "embeddings"]
+Workload = Literal["chat", "embeddings", "rerank"]
 """What a request asks a model for, whatever the client API. A chat goes to a tier."""
 
 CHAT: Workload = "chat"
 EMBEDDINGS: Workload = "embeddings"
+RERANK: Workload = "rerank"
 
-LANES: dict[Workload, tuple[str, ...]] = {CHAT: ("text", "vision"), EMBEDDINGS: ("embedding",)}
+LANES: dict[Workload, tuple[str, ...]] = {
+    CHAT: ("text", "vision"),
+    EMBEDDINGS: ("embedding",),
+    RERANK: ("embedding",),
+}
 """The lanes of each workload."""
 
 WORKLOADS: dict[str, Workload] = {
@@ -30,6 +35,7 @@ WORKLOADS: dict[str, Workload] = {
     "embeddings": EMBEDDINGS,
     "ollama_embed": EMBEDDINGS,
     "ollama_embeddings": EMBEDDINGS,
+    "rerank": RERANK,
 }
 """The workload of each endpoint, by the endpoint's label."""
 

@@ -14,11 +14,13 @@ from gateway.admission.model_residency import ModelState
 from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, TierLimits
 from gateway.admission.scheduler import Admission
 from gateway.config import BackendSettings, LimitOverrides, ServerSettings
+from gateway.engines.completions import Completer, OllamaCompleter, OpenAiCompleter
 from gateway.engines.embeddings import Embedder, OllamaEmbedder, OpenAiEmbedder
 from gateway.engines.engine import Engine
 from gateway.engines.ollama import Ollama
 from gateway.engines.ollama_loading import OllamaLoading
 from gateway.engines.openai import OpenAi
+from gateway.engines.rerank import VllmReranker
 from gateway.engines.vllm import Vllm
 from gateway.errors import BackendUnavailable
 from gateway.upstream.circuit_breaker import CALM, LEVELS, CircuitBreaker, CircuitState
@@ -71,6 +73,7 @@ class Backend:
         self.settings = settings
         self.engine: Engine = _build_engine(settings)
         self.embedder: Embedder = _build_embedder(settings)
+        self.completer = _build_completer(settings, self.engine)
         self.loading = _build_loading(settings)
         """Requests that load models, or None if the servers always have their models loaded."""
         tls = _tls_context(settings)
@@ -286,6 +289,7 @@ class Backend:
         self.settings = settings
         self.engine = _build_engine(settings)
         self.embedder = _build_embedder(settings)
+        self.completer = _build_completer(settings, self.engine)
         self.loading = _build_loading(settings)
         for server in self.servers:
             server.pool.connect_timeout = settings.limits.connect_timeout
@@ -306,8 +310,9 @@ class Backend:
         head, embedding_head = (
             pool.head("POST", path, headers) for path in (self.engine.chat_path, self.embedder.path)
         )
+        others = {path: pool.head("POST", path, headers) for path in (self.completer.path, VllmReranker.path)}
         name = self.name if len(self.settings.servers) == 1 else f"{self.name}#{number}"
-        return Server(name, settings, pool, head, embedding_head, self.engine.canonical)
+        return Server(name, settings, pool, head, embedding_head, self.engine.canonical, others)
 
 
 def _admission_limits(settings: BackendSettings, num_parallel: int | None) -> AdmissionLimits:
@@ -361,6 +366,12 @@ def _build_embedder(settings: BackendSettings) -> Embedder:
         if settings.kind == "ollama"
         else OpenAiEmbedder()
     )
+
+
+def _build_completer(settings: BackendSettings, engine: Engine) -> Completer:
+    if isinstance(engine, OpenAi):
+        return OpenAiCompleter(engine)
+    return OllamaCompleter(settings.keep_alive, settings.num_ctx, settings.truncate)
 
 
 def _tls_context(settings: BackendSettings) -> ssl.SSLContext | None:

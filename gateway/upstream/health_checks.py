@@ -279,7 +279,8 @@ class HealthChecks:
         The answers only add to what is known, so a failure has no consequence.
         """
         wanted = [tier.models[backend.name] for tier in self._settings.tiers.values() if backend.name in tier.models]
-        wanted += [item.model for item in self._settings.embeddings.values() if item.backend == backend.name]
+        pinned = (*self._settings.embeddings.values(), *self._settings.rerankers.values())
+        wanted += [item.model for item in pinned if item.backend == backend.name]
 
         async def ask(method: str, path: str, body: bytes | None) -> bytes | None:
             try:
@@ -350,6 +351,11 @@ class HealthChecks:
             for name, item in self._settings.embeddings.items()
             if item.backend == backend.name
         ]
+        wanted += [
+            (f"reranker {name}", item.model)
+            for name, item in self._settings.rerankers.items()
+            if item.backend == backend.name
+        ]
         for wanted_by, model in wanted:
             if model is not None and not any(server.serves(model) for server in backend.servers):
                 available = sorted(
@@ -365,9 +371,9 @@ class HealthChecks:
 
 
 def reachable(settings: Settings, backends: Mapping[str, Backend]) -> list[Backend]:
-    """Return the backends that a tier or an embedding model leads to."""
+    """Return the backends that a tier, an embedding model or a reranker leads to."""
     used = {name for tier in settings.tiers.values() for name in tier.models} | {
-        e.backend for e in settings.embeddings.values()
+        item.backend for item in (*settings.embeddings.values(), *settings.rerankers.values())
     }
     return [backend for name, backend in backends.items() if name in used]
 

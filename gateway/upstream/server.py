@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from gateway.admission.queues import LaneName, ServerSlots
@@ -33,6 +33,7 @@ class Server(ServerSlots):
         "_embedding_head",
         "_head",
         "_missing",
+        "_other_heads",
         "build_detector",
         "circuit",
         "detectors",
@@ -54,12 +55,15 @@ class Server(ServerSlots):
         head: bytes,
         embedding_head: bytes,
         canonical: Callable[[str], str],
+        other_heads: Mapping[str, bytes] | None = None,
     ) -> None:
+        """`other_heads` are the heads of further requests, by path."""
         super().__init__()
         self.name = name
         self.pool = pool
         self._head = head
         self._embedding_head = embedding_head
+        self._other_heads = other_heads or {}
         self._direct_head: bytes | None = None  # for requests that came through no other gateway
         self._configured = settings.models
         self._canonical = canonical
@@ -189,6 +193,10 @@ class Server(ServerSlots):
     def embedding_head(self, came_through: bytes, gateway_id: bytes) -> bytes:
         """Return the head of a request for embeddings, like `chat_head`."""
         return b"%bX-Gateway-Via: %b\r\n" % (self._embedding_head, _via(came_through, gateway_id))
+
+    def head_of(self, path: str, came_through: bytes, gateway_id: bytes) -> bytes:
+        """Return the head of a request to another path, like `chat_head`."""
+        return b"%bX-Gateway-Via: %b\r\n" % (self._other_heads[path], _via(came_through, gateway_id))
 
 
 def _via(came_through: bytes, gateway_id: bytes) -> bytes:

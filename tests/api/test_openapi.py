@@ -6,7 +6,7 @@ Covers: gateway/api/paths.py
 from typing import Any
 
 from gateway.api.openapi import ERRORS, add_data_paths, api_page
-from gateway.api.paths import CHAT_PATH, EMBEDDING_PATH
+from gateway.api.paths import CHAT_PATH, COMPLETION_PATHS, EMBEDDING_PATH
 
 
 def example_document() -> dict[str, Any]:
@@ -35,6 +35,13 @@ def test_embeddings_are_added_with_their_fields() -> None:
     assert embedding["required"] == ["model", "input"]
     page = api_page(document)
     assert page.index(CHAT_PATH) < page.index(EMBEDDING_PATH) < page.index("<code>/x</code>")
+
+
+def test_text_completions_are_added_with_their_fields() -> None:
+    document = example_document()
+    schema = document["paths"][COMPLETION_PATHS[0]]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    completion = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    assert completion["required"] == ["model", "prompt"]
 
 
 def test_existing_paths_are_kept() -> None:

@@ -35,6 +35,8 @@ tiers:
 default_tier: standard
 embeddings:
   bge-m3: {backend: ollama, model: "bge-m3"}
+rerankers:
+  bge-reranker: {backend: vllm, model: BAAI/bge-reranker-v2-m3}
 """
 """A settings file that uses every section."""
 TIER = "tiers: {pro: {models: {ollama: a, vllm: b}%s}}"

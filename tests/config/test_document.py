@@ -36,6 +36,11 @@ def test_empty_keys_count_as_absent_and_an_empty_state_file_turns_it_off() -> No
             "missing; expected: The model's name on that backend.",
         ),
         (
+            "rerankers: {e: {backend: vllm}}",
+            "rerankers.e.model",
+            "missing; expected: The model's name on that backend.",
+        ),
+        (
             "backends: {vllm: {servers: []}}\nllm_backend: ollama",
             "backends.vllm.servers",
             "got a list; expected at least one entry",

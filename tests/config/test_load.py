@@ -86,6 +86,7 @@ def test_every_section_of_the_example_is_loaded() -> None:
         "http://10.0.0.6:8003",
     ]
     assert [server.models for server in servers] == [None, None, ("Qwen/Qwen3-VL-8B-Instruct",)]
+    assert settings.rerankers["bge-reranker"].model_dump() == {"backend": "vllm", "model": "BAAI/bge-reranker-v2-m3"}
     assert settings.embeddings["bge-m3"].model_dump() == {"backend": "ollama", "model": "bge-m3", "warm": False}
     assert warned(settings) == []
 

@@ -49,6 +49,17 @@ def test_references_do_not_depend_on_case() -> None:
             "embeddings.standard",
             "'standard' is already used by tiers.standard",
         ),
+        ("rerankers: {e: {backend: box, model: m}}", "rerankers.e.backend", "'box' is not a backend"),
+        (
+            "rerankers: {e: {backend: ollama, model: m}}",
+            "rerankers.e.backend",
+            "'ollama' is of kind ollama; expected a backend of kind vllm",
+        ),
+        (
+            "embeddings: {e: {backend: vllm, model: m}}\nrerankers: {E: {backend: vllm, model: m}}",
+            "rerankers.E",
+            "'E' is already used by embeddings.e",
+        ),
         ("backends: {ollama: {}, Ollama: {}}", "backends.Ollama", "'Ollama' and 'ollama' differ only in case"),
     ],
 )

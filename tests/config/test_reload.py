@@ -134,6 +134,7 @@ async def test_everything_that_affects_routing_changes() -> None:
                 "standard": {"models": {"ollama": MODEL}, "max_tokens": 5},
             },
             "embeddings": {"e": {"backend": "vllm", "model": MODEL}},
+            "rerankers": {"r": {"backend": "vllm", "model": "ranker"}},
             "max_text_body": "1KiB",
         }
         await setup.change(**more)
@@ -148,6 +149,7 @@ async def test_everything_that_affects_routing_changes() -> None:
             "first",
             "standard",
             "e",
+            "r",
         ]
 
 

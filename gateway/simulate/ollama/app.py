@@ -204,6 +204,8 @@ class OllamaApp:
             raise OllamaApiError(404, "model '' not found")
         unloads = not body.get("prompt") and keep_alive_seconds == 0  # for every sort of model
         model = self._model(str(body["model"]), takes_embedding=unloads)
+        if body.get("raw") and (body.get("template") or body.get("system") or body.get("context")):
+            raise OllamaApiError(400, "raw mode does not support template, system, or context")
         if body.get("suffix"):
             raise OllamaApiError(400, f"{full_name(model)} does not support insert")
         system = [("system", str(body["system"]))] if body.get("system") else []

@@ -202,7 +202,9 @@ class Generations:
             OllamaApiError: the prompt is too long, and `truncate` is false.
         """
         text = job.prompt.text
-        overhead = len(job.prompt.turns) * TURN_TOKENS + job.prompt.images * (1024 if self._newer else 6)
+        overhead = (0 if job.raw else len(job.prompt.turns) * TURN_TOKENS) + job.prompt.images * (
+            1024 if self._newer else 6
+        )
         if job.prompt.tools:
             overhead += count_tokens(dump(list(job.prompt.tools)).decode())
         tokens = count_tokens(text) + overhead

@@ -21,10 +21,11 @@ from gateway.simulate.engine import (
 )
 from gateway.simulate.options import Model, Options
 from gateway.simulate.text import GeneratedAnswer, count_tokens
-from gateway.simulate.vllm.embeddings import embedding_job
+from gateway.simulate.vllm.embeddings import EmbeddingJob, embedding_job
 from gateway.simulate.vllm.errors import VllmApiError, error_detail, validation_failed
 from gateway.simulate.vllm.metrics import exposition
 from gateway.simulate.vllm.requests import Job, chat_job, check_model, completion_job, decode
+from gateway.simulate.vllm.rerank import RerankJob, rerank_job
 from gateway.simulate.vllm.responses import DONE, ENGINE_ERROR, ChatRenderer, CompletionRenderer, event
 
 JSON = "application/json"
@@ -52,7 +53,9 @@ class VllmApp:
             "/tokenize": ("POST", self._tokenize),
             "/v1/models": ("GET", self._models),
         }
-        if self._model.embedding:
+        if self._model.reranks:
+            self._routes |= dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), ("POST", self._rerank))
+        elif self._model.embedding:
             self._routes["/v1/embeddings"] = ("POST", self._embed)
         else:
             self._routes |= {
@@ -161,6 +164,14 @@ class VllmApp:
     async def _embed(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, exchange.headers.get("content-type", ""))
         job = embedding_job(body, self._model, self.engine.options)
+        await self._pool(exchange, job, str(body.get("model") or self._model.name))
+
+    async def _rerank(self, exchange: HttpExchange) -> None:
+        body = decode(exchange.body, exchange.headers.get("content-type", ""))
+        job = rerank_job(body, self._model, self.engine.options)
+        await self._pool(exchange, job, str(body.get("model") or self._model.name))
+
+    async def _pool(self, exchange: HttpExchange, job: EmbeddingJob | RerankJob, name: str) -> None:
         generation = self._begin()
         async with self.engine.slot(self._lane) as clock:
             await generation.prefill(job.tokens, 0, clock)
@@ -168,7 +179,7 @@ class VllmApp:
                 await generation.end(0, "stop")
             except Failed as exc:
                 raise VllmApiError(500, "Internal server error", "InternalServerError") from exc
-        await self._send(exchange, 200, job.answer(str(body.get("model") or self._model.name)))
+        await self._send(exchange, 200, job.answer(name))
 
     def _begin(self) -> Generation:
         try:

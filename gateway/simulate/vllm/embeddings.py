@@ -67,7 +67,7 @@ def embedding_job(body: dict[str, Any], model: Model, options: Options) -> Embed
         raise bad_request("You must pass at least one prompt")
     if "" in texts:
         raise bad_request("The decoder prompt cannot be empty")
-    return EmbeddingJob(model, texts, sum(_tokens(text, model) for text in texts), form == "base64", dimensions)
+    return EmbeddingJob(model, texts, sum(text_tokens(text, model) for text in texts), form == "base64", dimensions)
 
 
 def _check_dimensions(dimensions: int | None, model: Model) -> None:
@@ -90,7 +90,7 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(item if isinstance(item, str) else " ".join(map(str, item)) for item in value)
 
 
-def _tokens(text: str, model: Model) -> int:
+def text_tokens(text: str, model: Model) -> int:
     tokens = count_tokens(text)
     if tokens > model.context_length:
         most = model.context_length

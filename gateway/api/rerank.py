@@ -1,0 +1,47 @@
+"""Endpoint for reranking."""
+
+from gateway.api.auth import ApiKeys
+from gateway.api.cors import Cors
+from gateway.api.endpoint import Endpoint, RequestContext
+from gateway.api.hosts import HostCheck
+from gateway.api.model_names import ModelNames
+from gateway.api.request_headers import random_id
+from gateway.dialects.json_body import Steps
+from gateway.dialects.rerank import CohereRerank, RerankCall
+from gateway.relay.context import RelayContext
+from gateway.relay.requests import ClientConnection, RerankRequest
+from gateway.relay.rerank import RerankRelay
+
+
+class RerankEndpoint(Endpoint[RerankCall]):
+    """Endpoint for reranking."""
+
+    def __init__(
+        self,
+        dialect: CohereRerank,
+        context: RelayContext,
+        keys: ApiKeys,
+        model_names: ModelNames,
+        cors: Cors,
+        hosts: HostCheck,
+    ) -> None:
+        super().__init__(dialect, context, keys, model_names, cors, hosts)
+        self._dialect = dialect
+
+    def _parse(self, body: bytes) -> tuple[RerankCall, int]:
+        return self._dialect.parse(body, self._model_names.choose_reranker), len(body)
+
+    def _parse_steps(self, body: bytes) -> Steps[tuple[RerankCall, int]]:
+        call = yield from self._dialect.parse_steps(body, self._model_names.choose_reranker)
+        return call, len(body)
+
+    async def _relay(
+        self, client: ClientConnection, call: RerankCall, text_size: int, head: RequestContext
+    ) -> RerankRelay:
+        route = self._model_names.choose_reranker(call.rerank.model)
+        terms, claim = head.terms, self._claim(head.key_id, head.fields)
+        lines = terms.came_through, terms.read_timeout, terms.extra_lines
+        request = RerankRequest(
+            head.request_id, head.key_id, claim, head.size, route, *lines, call.rerank, call.form, random_id()
+        )
+        return RerankRelay(self._context, client, request)
