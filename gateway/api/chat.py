@@ -28,12 +28,14 @@ from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.chat import ChatRelay
 from gateway.relay.choices import ChoiceConnection, ChoicesRelay, chats_of
 from gateway.relay.context import RelayContext
+from gateway.relay.discovery import DiscoveredModel
 from gateway.relay.load import LoadRelay, UnloadRelay
 from gateway.relay.requests import ChatRequest, ClientConnection
 from gateway.relay.route import Route
 from gateway.rollout.assignment import BUCKETS
 from gateway.rollout.canary import canary_bucket
 from gateway.rollout.state import Rollout
+from gateway.telemetry.exchange import NONE
 from gateway.upstream.image_fetcher import ImageFetcher
 
 TASK_FIELD = TASK.encode()
@@ -95,7 +97,10 @@ class ChatEndpoint(Endpoint[ChatCall]):
             check(asked)
         model_names, original_head = self._model_names, head
         named = model_names.tier(asked.model)
-        if named is not None:
+        pinned: Route | None = None
+        if isinstance(named, DiscoveredModel):
+            tier, pinned = NONE, named.route
+        elif named is not None:
             tier = named.name
         else:
             tier, reason = self._auto.choose(asked, head.fields.get(TASK_FIELD))
@@ -117,9 +122,9 @@ class ChatEndpoint(Endpoint[ChatCall]):
         if tier in self._reasoning_fields:
             form = with_reasoning_field(form, self._reasoning_fields[tier])
         if chat.n is not None and chat.n > 1 and isinstance(form, CompletionForm):  # other APIs have no choices
-            return self._choices(client, chat, form, lambda: self._route(tier, asked, head), head, bucket)
+            return self._choices(client, chat, form, lambda: pinned or self._route(tier, asked, head), head, bucket)
         # No await from here on: after a roll-out change no request begins on the previous backend.
-        route = self._route(tier, asked, head)
+        route = pinned or self._route(tier, asked, head)
         request = self._request(chat, form, route, head, bucket)
         if call.action != "chat":
             return (LoadRelay if call.action == "load" else UnloadRelay)(self._context, client, request)
