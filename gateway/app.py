@@ -55,6 +55,7 @@ from gateway.errors import GatewayError, ShuttingDown
 from gateway.reconfigure import Reconfiguration
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destinations
+from gateway.relay.discovery import Discovery
 from gateway.relay.in_flight import InFlight
 from gateway.relay.requests import ClientConnection
 from gateway.rollout.controller import RolloutController
@@ -118,7 +119,8 @@ class Gateway:
             on_evicted=self._in_flight.send_again,
         )
         learned_limits.restore()
-        self._health = HealthChecks(settings, self._backends, gateway_id, Backend.refresh)
+        self._discovery = Discovery(settings, destinations)
+        self._health = HealthChecks(settings, self._backends, gateway_id, Backend.refresh, self._discovery.update)
 
         self._context = context = RelayContext(
             settings,
@@ -132,7 +134,7 @@ class Gateway:
             gateway_id=gateway_id,
         )
         self._preflight = Preflight(context, self.rollout)
-        model_names = ModelNames(settings)
+        model_names = ModelNames(settings, self._discovery)
         self._operations = Operations(settings, self._backends, model_names, controller, self._health, metrics, guard)
 
         keys = ApiKeys(key.get_secret_value() for key in settings.api_keys)
@@ -191,6 +193,7 @@ class Gateway:
             learned_limits=learned_limits,
             health=self._health,
             destinations=destinations,
+            discovery=self._discovery,
             in_flight=self._in_flight,
             context=context,
             controller=controller,

@@ -11,6 +11,7 @@ from gateway.api.operations import Operations
 from gateway.config import Settings
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destinations, GenerationCleanup
+from gateway.relay.discovery import Discovery
 from gateway.relay.in_flight import InFlight
 from gateway.rollout.controller import RolloutController
 from gateway.rollout.guard import RolloutGuard
@@ -40,6 +41,7 @@ class Reconfiguration:
         learned_limits: LearnedLimits,
         health: HealthChecks,
         destinations: Destinations,
+        discovery: Discovery,
         in_flight: InFlight,
         context: RelayContext,
         controller: RolloutController,
@@ -57,6 +59,7 @@ class Reconfiguration:
         self._learned_limits = learned_limits
         self._health = health
         self._destinations = destinations
+        self._discovery = discovery
         self._context = context
         self._controller = controller
         self._migration = migration
@@ -113,7 +116,8 @@ class Reconfiguration:
         self._controller.reload(settings)
         if self._guard is not None:
             self._guard.reload(settings)
-        model_names = ModelNames(settings)
+        self._discovery.change(settings)
+        model_names = ModelNames(settings, self._discovery)
         for endpoint in self._endpoints:
             endpoint.change(model_names)
         self._health.change(settings, self._backends.current)

@@ -240,6 +240,20 @@ class ModelResidency:
             state = self.states[name] = ModelState(name, model, is_embedding, is_loaded)
         return state
 
+    def forget(self, name: str) -> bool:
+        """Drop the state of a model without requests. Return False if it is about to be loaded or unloaded."""
+        state = self.states.get(name)
+        if state is None or state.waiters or state.warm:
+            return True
+        if state is self._next or state.is_loading or state.is_unloading:
+            return False
+        del self.states[name]
+        self._may_block.discard(name)
+        self._busy_at_start.discard(name)
+        self._rivals = {pair for pair in self._rivals if name not in pair}
+        self._compatible = {pair for pair in self._compatible if name not in pair}
+        return True
+
     # Reports
 
     def update(self, reported: Collection[str]) -> bool:

@@ -159,6 +159,10 @@ class Admission:
     # Lanes, queues and limits
 
     @property
+    def queues(self) -> Collection[Queue]:
+        return tuple(self._queues.values())
+
+    @property
     def lanes(self) -> Sequence[LaneName]:
         return tuple(self._lanes)
 

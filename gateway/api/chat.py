@@ -32,12 +32,14 @@ from gateway.relay.chat import ChatRelay
 from gateway.relay.choices import ChoiceConnection, ChoicesRelay, chats_of
 from gateway.relay.completions import CompletionRelay
 from gateway.relay.context import RelayContext
+from gateway.relay.discovery import DiscoveredModel
 from gateway.relay.load import LoadRelay, UnloadRelay
 from gateway.relay.requests import ChatRequest, ClientConnection
 from gateway.relay.route import Route
 from gateway.rollout.assignment import BUCKETS
 from gateway.rollout.canary import canary_bucket
 from gateway.rollout.state import Rollout
+from gateway.telemetry.exchange import NONE
 from gateway.upstream.image_fetcher import ImageFetcher
 
 TASK_FIELD = TASK.encode()
@@ -101,7 +103,10 @@ class ChatEndpoint(Endpoint[ChatCall]):
             check(asked)
         model_names, original_head = self._model_names, head
         named = model_names.tier(asked.model)
-        if named is not None:
+        pinned: Route | None = None
+        if isinstance(named, DiscoveredModel):
+            tier, pinned = NONE, named.route
+        elif named is not None:
             tier = named.name
         else:
             tier, reason = self._auto.choose(asked, head.fields.get(TASK_FIELD))
@@ -124,9 +129,9 @@ class ChatEndpoint(Endpoint[ChatCall]):
             form = with_reasoning_field(form, self._reasoning_fields[tier])
         is_several = (chat.n is not None and chat.n > 1) or (len(chat.messages) > 1 and isinstance(chat, Completion))
         if is_several and isinstance(form, CompletionForm | TextForm):  # other APIs have no choices
-            return self._choices(client, chat, form, lambda: self._route(tier, asked, head), head, bucket)
+            return self._choices(client, chat, form, lambda: pinned or self._route(tier, asked, head), head, bucket)
         # No await from here on: after a roll-out change no request begins on the previous backend.
-        route = self._route(tier, asked, head)
+        route = pinned or self._route(tier, asked, head)
         request = self._request(chat, form, route, head, bucket)
         if call.names_stop or self._errors.id_header:
             lines = request.extra_lines + self._id_line(head.request_id)

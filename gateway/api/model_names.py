@@ -8,9 +8,13 @@ from dataclasses import dataclass
 
 from gateway.config import Settings, Tier
 from gateway.errors import ModelNotFound
+from gateway.relay.discovery import LATEST, DiscoveredModel, Discovery
 from gateway.relay.route import Route
 
 AUTO = "auto"
+
+MAX_NAMED = 20
+"""Maximum number of discovered models that an error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +28,17 @@ class PublicModel:
 class ModelNames:
     """Model names that clients can use.
 
-    A name is a tier, an alias, `auto`, or a backend's own name for a model. Case is ignored.
+    A name is a tier, an alias, `auto`, or a backend's own name for a model; last come the discovered
+    models, and then the alias `*`. Case is ignored.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, discovery: Discovery | None = None) -> None:
         self._settings = settings
+        self._discovery = discovery
+        self._discovered: tuple[object, list[DiscoveredModel]] = (None, [])
         self._catch_all: Tier | None = None
         """Tier for any other name: the one with the alias `*`."""
-        self._tiers: dict[str, Tier | None] = {AUTO: None}
+        self._tiers: dict[str, Tier | None] = {AUTO: None, AUTO + LATEST: None}
         self._batch: set[str] = set()
         """Aliases with batch priority, in lower case."""
         tiers = list(settings.tiers.values())
@@ -60,24 +67,27 @@ class ModelNames:
         for route in list(self._rerankers.values()):
             self._rerankers.setdefault(route.model.lower(), route)
 
-    def tier(self, name: str) -> Tier | None:
-        """Return the tier for `name`; None for `auto`, where the request decides.
+    def tier(self, name: str) -> Tier | DiscoveredModel | None:
+        """Return the tier or the discovered model for `name`; None for `auto`, where the request decides.
 
         Raises:
-            ModelNotFound: No tier has this name. The message lists the public names.
+            ModelNotFound: No request for a chat can use this name. The message lists the public names.
         """
         tier = self._tiers.get(name.lower())
-        if tier is not None or name.lower() == AUTO:
+        if tier is not None or self._is_auto(name):
             return tier
         other = _other_form(name)
         if (tier := self._tiers.get(other)) is not None or other == AUTO:
             return tier
-        if name.lower() in self._embeddings:
+        found = self.find_discovered(name)
+        if found is not None and found.takes_chats:
+            return found
+        if found is not None or self.find_embedding(name) is not None:
             raise ModelNotFound("This is an embedding model. Send the request to /v1/embeddings.", param="model")
         if name.lower() in self._rerankers:
             raise ModelNotFound("This is a reranker. Send the request to /v1/rerank.", param="model")
         if self._catch_all is None:
-            names = ", ".join(f"'{public.name}'" for public in self.public_models())
+            names = self._listing([public.name for public in self.public_models()], chats=True)
             raise ModelNotFound(
                 f"The requested model does not exist. Available models: {names}.", param="model", model=name
             )
@@ -90,16 +100,44 @@ class ModelNames:
         alias `*` all others. Return None if no request can use the name.
         """
         lower, other = name.lower(), _other_form(name)
-        is_auto = AUTO in (lower, other)
+        if self._is_auto(name):
+            return _spelled(name, AUTO), {}
         route = self.find_embedding(name) or self._find_reranker(name)
         tier = self._tiers.get(lower) or self._tiers.get(other)
-        if tier is None and not is_auto and route is None:
+        if tier is None and route is None:
+            if (found := self.find_discovered(name)) is not None:
+                return _spelled(name, found.name), {found.route.backend: found.route.model}
             tier = self._catch_all
         if tier is not None:
-            return _spelled(name, *(alias.name for alias in tier.aliases), *tier.models.values()), tier.models
-        if route is not None:
-            return _spelled(name, route.model), {route.backend: route.model}
-        return (_spelled(name, AUTO), {}) if is_auto else None
+            spellings = (tier.name, *(alias.name for alias in tier.aliases), *tier.models.values())
+            return _spelled(name, *spellings), tier.models
+        return None if route is None else (_spelled(name, route.model), {route.backend: route.model})
+
+    def find_discovered(self, name: str) -> DiscoveredModel | None:
+        """Return the discovered model with this name, unless the settings use the name."""
+        found = None if self._discovery is None else self._discovery.find(name)
+        return None if found is None or self._is_named(name) else found
+
+    def discovered(self) -> list[DiscoveredModel]:
+        """Return the discovered models whose names the settings do not use."""
+        models = {} if self._discovery is None else self._discovery.models
+        if models is not self._discovered[0]:
+            self._discovered = models, [found for found in models.values() if not self._is_named(found.name)]
+        return self._discovered[1]
+
+    def _is_named(self, name: str) -> bool:
+        """Return whether the settings use `name`, with or without `:latest`."""
+        used = (self._tiers, self._embeddings, self._rerankers)
+        return any(spelling in names for spelling in (name.lower(), _other_form(name)) for names in used)
+
+    def _is_auto(self, name: str) -> bool:
+        return name.lower() in (AUTO, AUTO + LATEST)
+
+    def _listing(self, names: list[str], *, chats: bool) -> str:
+        """Return `names` and the first discovered models for chats, or for embeddings, for an error."""
+        found = [item.name for item in self.discovered() if (item.takes_chats if chats else item.takes_embeddings)]
+        more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+        return ", ".join(f"'{name}'" for name in (*names, *found[:MAX_NAMED])) + more
 
     @property
     def has_batch(self) -> bool:
@@ -108,23 +146,28 @@ class ModelNames:
 
     def is_batch(self, name: str) -> bool:
         """Return whether `name` is an alias with batch priority."""
-        lower = name.lower()
-        if lower not in self._tiers:
-            lower = _other_form(name)
-        return lower in self._batch or ("*" in self._batch and lower not in self._tiers)
+        if name.lower() in self._batch:
+            return True
+        if self._is_named(name):
+            return name.lower() not in self._tiers and _other_form(name) in self._batch
+        return "*" in self._batch and self.find_discovered(name) is None
 
     def choose_embedding(self, name: str) -> Route:
         """Return the route of an embedding request for `name`.
 
-        The name is a key of the setting `embeddings`, or a backend's own name for such a model.
+        The name is a key of the setting `embeddings`, a backend's own name for such a model, or a
+        discovered model.
 
         Raises:
             ModelNotFound: No embedding model has this name. The message lists the public names.
         """
         route = self.find_embedding(name)
         if route is None:
-            names = ", ".join(f"'{name}'" for name in self._settings.embeddings) or "none are configured"
-            is_other = name.lower() in self._tiers or name.lower() in self._rerankers
+            found = self.find_discovered(name)
+            if found is not None and found.takes_embeddings:
+                return found.route
+            names = self._listing(list(self._settings.embeddings), chats=False) or "none are configured"
+            is_other = found is not None or self._is_named(name)
             reason = "does not support embeddings" if is_other else "does not exist"
             raise ModelNotFound(
                 f"The requested model {reason}. Embedding models: {names}.",
@@ -153,7 +196,7 @@ class ModelNames:
         return self._rerankers.get(name.lower()) or self._rerankers.get(_other_form(name))
 
     def find_embedding(self, name: str) -> Route | None:
-        """Return the route of the embedding model with this name, if there is one."""
+        """Return the route of the embedding model in the settings with this name, if there is one."""
         return self._embeddings.get(name.lower()) or self._embeddings.get(_other_form(name))
 
     def public_models(self) -> Iterator[PublicModel]:
@@ -176,4 +219,4 @@ def _other_form(name: str) -> str:
     Ollama and its clients take both for one model.
     """
     lower = name.lower()
-    return lower.removesuffix(":latest") if lower.endswith(":latest") else f"{lower}:latest"
+    return lower.removesuffix(LATEST) if lower.endswith(LATEST) else lower + LATEST

@@ -11,6 +11,7 @@ from gateway.admission.concurrency_limits import AdaptiveLimit
 from gateway.api.model_names import ModelNames
 from gateway.config import Settings, Tier
 from gateway.errors import ModelNotFound
+from gateway.relay.discovery import DiscoveredModel
 from gateway.rollout.controller import RolloutController
 from gateway.rollout.guard import RolloutGuard
 from gateway.telemetry.metrics import Metrics
@@ -88,6 +89,7 @@ class Operations:
         data = [self._entry(public.name, public.tier.models) for public in self._model_names.public_models()]
         pinned = (*self._settings.embeddings.items(), *self._settings.rerankers.items())
         data += [self._entry(name, {item.backend: item.model}) for name, item in pinned]
+        data += [self._entry(found.name, {found.route.backend: found.name}) for found in self._model_names.discovered()]
         return {"object": "list", "data": data}
 
     def model(self, name: str) -> dict[str, Any]:
@@ -96,18 +98,19 @@ class Operations:
         Raises:
             ModelNotFound: No request can use this name.
         """
-        for entry in self.models()["data"]:
-            if entry["id"].lower() == name.lower():
-                return dict(entry)
+        for known, item in self._settings.embeddings.items():
+            if known.lower() == name.lower():
+                return self._entry(known, {item.backend: item.model})
         named = self._model_names.find(name)
         if named is None:
             raise ModelNotFound("This model does not exist. GET /v1/models lists the available models.", param="model")
         return self._entry(*named)
 
     def public_entries(self) -> list[PublicEntry]:
-        """Return the tiers, their listed aliases and the embedding models."""
+        """Return the tiers, their listed aliases, the embedding models and the discovered models."""
         names = [self._public_entry(public.name, public.tier) for public in self._model_names.public_models()]
-        return names + [self._embedding_entry(name) for name in self._settings.embeddings]
+        names += [self._embedding_entry(name) for name in self._settings.embeddings]
+        return names + [self._discovered_entry(found.name, found) for found in self._model_names.discovered()]
 
     def public_entry(self, name: str) -> PublicEntry:
         """Return the entry of the model that serves requests for `name`.
@@ -118,8 +121,10 @@ class Operations:
         embedding = self._model_names.find_embedding(name)
         if embedding is not None:
             return self._embedding_entry(embedding.tier)
-        tier = self._model_names.tier(name) or self._settings.tiers[self._settings.default_tier]
-        return self._public_entry(name, tier)
+        found = self._model_names.find_discovered(name) or self._model_names.tier(name)
+        if isinstance(found, DiscoveredModel):
+            return self._discovered_entry(name, found)
+        return self._public_entry(name, found or self._settings.tiers[self._settings.default_tier])
 
     def _public_entry(self, name: str, tier: Tier) -> PublicEntry:
         return self._described(name, tier.models, self._active_backend(tier.name), _CHAT_CAPABILITIES)
@@ -127,6 +132,10 @@ class Operations:
     def _embedding_entry(self, name: str) -> PublicEntry:
         item = self._settings.embeddings[name]
         return self._described(name, {item.backend: item.model}, item.backend, ["embedding"])
+
+    def _discovered_entry(self, name: str, found: DiscoveredModel) -> PublicEntry:
+        backend = found.route.backend
+        return self._described(name, {backend: found.name}, backend, _CHAT_CAPABILITIES)
 
     def _described(self, name: str, models: dict[str, str], active: str, assumed: list[str]) -> PublicEntry:
         entry = self._entry(name, models)
@@ -179,6 +188,13 @@ class Operations:
             "ready": self.readiness()[1],
             "backends": {backend.name: self._backend_status(backend) for backend in self._backends.values()},
             "tiers": {tier.name: self._tier_status(tier) for tier in self._settings.tiers.values()},
+            "discovered": {
+                found.name: {
+                    "backend": found.route.backend,
+                    "capabilities": None if found.capabilities is None else sorted(found.capabilities),
+                }
+                for found in self._model_names.discovered()
+            },
             "rollout": {"rollback_to": self._settings.rollback_to, "history": self.controller.history()},
             "reload": self.last_reload,
         }

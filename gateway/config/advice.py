@@ -68,6 +68,7 @@ def _reachable(tier: Tier) -> set[str]:
 
 def _backends(settings: Settings) -> Iterator[str]:
     used = {item.backend for item in (*settings.embeddings.values(), *settings.rerankers.values())}
+    used |= {backend.name for backend in settings.backends.values() if backend.discover}
     for tier in settings.tiers.values():
         used |= _reachable(tier)
     for backend in settings.backends.values():

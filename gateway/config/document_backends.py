@@ -136,6 +136,11 @@ class BackendDocument(LimitKeys):
     probe_interval: Duration | None = Field(
         default=None, description="Time between two health probes, in seconds. Default: 5."
     )
+    discover: Flag | None = Field(
+        default=None,
+        description="Whether the models that the servers list are served under their own names if no tier names them. "
+        "Default: false.",
+    )
     swap_after: DurationOrZero | None = Field(
         default=None,
         description="Kind ollama, for two models that do not fit into memory at once: time for which the loaded one "

@@ -25,6 +25,9 @@ def check(settings: Settings) -> list[str]:
     lines += [""]
     rows = [_tier_row(tier, settings) for tier in settings.tiers.values()]
     lines += _table(["tier", "served by", "models", "aliases", "fallback"], rows)
+    if discovering := [backend.name for backend in settings.backends.values() if backend.discover]:
+        order = " (if several have a model, the first of them serves it)" if len(discovering) > 1 else ""
+        lines += ["", f"models that no setting names are discovered on {', '.join(discovering)}{order}"]
     if settings.embeddings:
         lines += [""]
         lines += _table(
@@ -122,7 +125,7 @@ def _backend_document(backend: BackendSettings) -> dict[str, Any]:
     document |= backend.limits.model_dump(exclude={"concurrency"})
     own = ("keep_alive", "num_ctx", "truncate") if backend.kind == "ollama" else ()
     api_key = "api_key" if backend.api_key_file is None else "api_key_file"
-    for key in ("probe_interval", api_key, "headers", "ca_file", *own):
+    for key in ("probe_interval", "discover", api_key, "headers", "ca_file", *own):
         if (value := getattr(backend, key)) is not None and value != {}:
             document[key] = _plain(value)
     return document

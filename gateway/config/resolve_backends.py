@@ -58,7 +58,7 @@ class BackendResolver:
             self._check_readable((*path, "ca_file"), item.ca_file)
         optional = {
             key: value
-            for key in ("probe_interval", "swap_after", "truncate")
+            for key in ("probe_interval", "discover", "swap_after", "truncate")
             if (value := getattr(item, key)) is not None
         }
         return BackendSettings(

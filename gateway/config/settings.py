@@ -105,6 +105,9 @@ class BackendSettings(Frozen):
         default=None, description="PEM file of the certificate authorities for https; None: those of the system."
     )
     probe_interval: float = Field(default=5.0, description="Seconds between two health probes.")
+    discover: bool = Field(
+        default=False, description="Whether models that no tier names are served under the servers' own names."
+    )
     swap_after: float = Field(
         default=60.0,
         description="Ollama: seconds for which the loaded one of two models that do not fit at once has priority.",

@@ -171,11 +171,14 @@ class Engine(Protocol):
     def models(self, body: bytes) -> Models | None:
         """Parse the answer to `models_path`. Return None if it is not a model list."""
 
-    async def probe_models(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> LoadedUntil | None:
+    async def probe_models(
+        self, models: Models, before: Models, wanted: Iterable[str], ask: Ask, others: Iterable[str] = ()
+    ) -> LoadedUntil | None:
         """Add to `models` what else the server reports about the `wanted` models.
 
-        `before` holds the facts from the previous probe. Returns the loaded models, or None if the
-        server does not report them or keeps every model loaded.
+        Do the same for `others`, a few of them in each probe. `before` holds the facts from the
+        previous probe. Returns the loaded models, or None if the server does not report them or
+        keeps every model loaded.
         """
 
 

@@ -66,6 +66,12 @@ _ZERO = msgspec.Raw(b"0")
 _NO_ERROR = msgspec.Raw(b"null")
 
 
+MAX_ASKED = 16
+"""Maximum number of models that no setting names and whose details are asked for in one probe."""
+MAX_UNANSWERED = 4
+"""Number of failed questions about such models after which a probe asks no more, since each may take seconds."""
+
+
 class LineEnd(Struct, gc=False):
     """Fields that the lines of all answers have."""
 
@@ -275,8 +281,10 @@ class Ollama:
             found[model.name] = found[model.name.removesuffix(":latest")] = ModelFacts(digest=model.digest)
         return found
 
-    async def probe_models(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> LoadedUntil | None:
-        """Probe capabilities and context length of the wanted models.
+    async def probe_models(
+        self, models: Models, before: Models, wanted: Iterable[str], ask: Ask, others: Iterable[str] = ()
+    ) -> LoadedUntil | None:
+        """Probe capabilities and context length of the wanted models, and of some others.
 
         `/api/show`, asked once per digest, has the capabilities and the maximum context. `/api/ps`
         has the context that the model is loaded with, which is remembered after the model is
@@ -287,22 +295,25 @@ class Ollama:
         lengths = {
             canonical(model.name): possible_tokens(model.context_length) for model in (running and running.models) or ()
         }
-        known_before = {canonical(name): facts for name, facts in before.items()}
-        for name in wanted:
-            wanted_name = canonical(name)
-            listed = [other for other in models if canonical(other) == wanted_name]
-            if not listed:
-                continue
-            facts, known = models[listed[0]], known_before.get(wanted_name, ModelFacts())
-            capabilities = known.capabilities if known.digest == facts.digest else None
-            length = known.context_length
-            if capabilities is None:
-                details = (
-                    decode(_model_details, await ask("POST", "/api/show", msgspec.json.encode({"model": name})) or b"")
-                    or _ModelDetails()
-                )
+        listed: dict[str, list[str]] = {}
+        for name in models:
+            listed.setdefault(canonical(name), []).append(name)
+        asked = 0
+        named = {canonical(name): name for name in wanted}
+        found = dict.fromkeys(name for name in (*named, *map(canonical, others)) if name in listed)
+        for name in found:
+            facts, known = models[listed[name][0]], before.get(listed[name][0], ModelFacts())
+            if known.digest != facts.digest:
+                known = ModelFacts()
+            capabilities, length = known.capabilities, known.context_length
+            if capabilities is None and (name in named or asked < MAX_ASKED):
+                question = msgspec.json.encode({"model": named.get(name, listed[name][0])})
+                answer = await ask("POST", "/api/show", question)
+                if name not in named:
+                    asked += 1 if answer is not None else MAX_ASKED // MAX_UNANSWERED
+                details = decode(_model_details, answer or b"") or _ModelDetails()
                 capabilities = None if details.capabilities is None else frozenset(details.capabilities)
                 length = details.trained_length
-            length = lengths.get(wanted_name) or self._num_ctx or length
-            models.update(dict.fromkeys(listed, ModelFacts(length, capabilities, facts.digest)))
+            length = lengths.get(name) or self._num_ctx or length
+            models.update(dict.fromkeys(listed[name], ModelFacts(length, capabilities, facts.digest)))
         return loaded(running_body)

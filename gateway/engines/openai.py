@@ -241,7 +241,9 @@ class OpenAi:
         parsed = decode(_model_lists, body)
         return None if parsed is None else {model.id: ModelFacts(model.context_length) for model in parsed.data or ()}
 
-    async def probe_models(self, models: Models, before: Models, wanted: Iterable[str], ask: Ask) -> LoadedUntil | None:
+    async def probe_models(
+        self, models: Models, before: Models, wanted: Iterable[str], ask: Ask, others: Iterable[str] = ()
+    ) -> LoadedUntil | None:
         """Do nothing: the model list contains everything."""
         return None
 

@@ -5,13 +5,13 @@ longer in force stay available to the requests that began under them.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from gateway.admission.queues import LaneName, Queue
 from gateway.config import BackendLimits, Settings
 from gateway.relay.route import Route, fallback_route
-from gateway.telemetry.exchange import CHAT, EMBEDDINGS, LANES, Workload
+from gateway.telemetry.exchange import CHAT, EMBEDDINGS, LANES, NONE, WORKLOADS, Workload
 from gateway.telemetry.metrics import Metrics, RouteMetrics
 from gateway.upstream.backend import Backend
 
@@ -23,7 +23,7 @@ ended."""
 class Destination:
     """Backend, queues, limits and metrics that all exchanges of one route share.
 
-    A route is a tier, an embedding model or a reranker on a backend.
+    A route is a tier, an embedding model, a reranker or a discovered model, on a backend.
     """
 
     __slots__ = ("backend", "fallback", "generation", "header_lines", "limits", "metrics", "queues", "route")
@@ -75,17 +75,19 @@ class Destinations:
         self.generation = 0
         self.past: dict[int, SettingsSnapshot] = {}
         self._metrics = metrics
-        self._destinations: dict[Route, Destination] = {}
+        self._destinations: dict[Workload, dict[Route, Destination]] = {
+            workload: {} for workload in dict.fromkeys(WORKLOADS.values())
+        }
 
     def __repr__(self) -> str:
         return f"<Destinations of generation {self.generation}, {len(self.past)} earlier ones in use>"
 
     def get(self, route: Route, workload: Workload) -> Destination:
-        found = self._destinations.get(route)
+        found = self._destinations[workload].get(route)
         if found is None:
             found = self._build(route, workload)
             if found.generation == self.generation:
-                self._destinations[route] = found
+                self._destinations[workload][route] = found
         return found
 
     def change(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
@@ -95,19 +97,31 @@ class Destinations:
         self.settings = settings
         self.backends.clear()
         self.backends.update(backends)
-        self._destinations.clear()
+        for known in self._destinations.values():
+            known.clear()
+
+    def forget(self, routes: Iterable[Route]) -> None:
+        """Drop the destinations of routes that no longer lead to a model. Their requests keep them."""
+        for route in routes:
+            for known in self._destinations.values():
+                known.pop(route, None)
 
     @property
     def queues(self) -> set[Queue]:
         """The queues that new requests may enter."""
-        return {queue for destination in self._destinations.values() for queue in destination.queues.values()}
+        return {
+            queue
+            for known in self._destinations.values()
+            for destination in known.values()
+            for queue in destination.queues.values()
+        }
 
     def _build(self, route: Route, workload: Workload) -> Destination:
         generation = self._generation_of(route, workload)
         settings, backends = self.past.get(generation) or SettingsSnapshot(self.settings, self.backends)
         backend = backends[route.backend]
         metrics = self._metrics.route(route.tier, route.backend, workload)
-        if workload != CHAT:
+        if workload != CHAT or route.tier == NONE:
             queues = backend.queues(LANES[workload], route.tier, route.model, None)
             return Destination(route, backend, queues, backend.settings.limits, metrics, None, generation)
         tier = settings.tiers[route.tier]
@@ -126,6 +140,8 @@ class Destinations:
 
 
 def _has_route(settings: Settings, route: Route, workload: Workload) -> bool:
+    if route.tier == NONE and route.backend in settings.backends and settings.backends[route.backend].discover:
+        return True
     if workload != CHAT:
         item = (settings.embeddings if workload == EMBEDDINGS else settings.rerankers).get(route.tier)
         return item is not None and (item.backend, item.model) == (route.backend, route.model)

@@ -248,7 +248,7 @@ class RolloutGuard:
         """Judge `exchanges`, which have just finished."""
         now = self._clock()
         for exchange in exchanges:
-            if WORKLOADS[exchange.endpoint] != CHAT or exchange.chosen == NONE:
+            if WORKLOADS[exchange.endpoint] != CHAT or NONE in (exchange.tier, exchange.chosen):
                 continue
             sample = sample_of(exchange, now - exchange.duration)
             if sample is None:

@@ -12,7 +12,8 @@ arrival. Admission then admits what can run there. Three kinds of request stay w
    choose its backend.
 
 If new settings have put another server in a backend's place, requests that are queued for the old
-one are served there. If the old one is down, they go where their tier is now (`abandon`).
+one are served there. If the old one is down, they go where their tier is now (`abandon`), or for a
+discovered model, to the new server.
 
 A request may have had its slot when the roll-out moved, then meet a server that is gone, and have
 to queue again. It joins the queue where the roll-out would send it now (`target_for`).
@@ -35,7 +36,7 @@ from gateway.relay.in_flight import InFlight, Requeueable
 from gateway.relay.route import Route
 from gateway.rollout.assignment import BUCKETS, Assignment, Change, TierRoute, backends_of
 from gateway.rollout.canary import canary_bucket
-from gateway.telemetry.exchange import CHAT
+from gateway.telemetry.exchange import CHAT, NONE
 from gateway.upstream.backend import Backend
 
 Departure = tuple[str, str]
@@ -112,9 +113,10 @@ class QueueMigration:
 
         None means that it stays. `known` has the destinations of routes that were looked up before.
         """
-        if relay.request.route.tier not in self._tiers:
+        tier = relay.request.route.tier
+        if tier not in self._tiers and tier != NONE:
             return None
-        route = self._route(relay)
+        route = relay.request.route if tier == NONE else self._route(relay)
         known = {} if known is None else known
         if route not in known:
             known[route] = self._target(route)

@@ -6,13 +6,14 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from gateway.simulate.asgi import HttpExchange
 from gateway.simulate.clock import Clock
-from gateway.simulate.options import Fault, Options
+from gateway.simulate.options import Fault, Model, Options
 from gateway.simulate.text import GeneratedAnswer, GenerationLimits, Prompt, answer, compose
 
 MAX_RECORDED_REQUESTS = 64  # requests kept for /simulate/requests
@@ -108,6 +109,13 @@ class SimulatedEngine:
         """
         self.scripts.append(list(tokens))
 
+    def serve(self, *models: Model) -> None:
+        """Serve these models from now on, as if the others had been deleted.
+
+        A vLLM serves its first model under all names.
+        """
+        self.options = replace(self.options, models=models)
+
     def count_cancelled(self) -> None:
         self.cancelled += 1
 
@@ -188,8 +196,8 @@ class SimulatedEngine:
         )
 
     async def debug_endpoint(self, exchange: HttpExchange) -> None:
-        """Serve `GET /simulate/state` and `/simulate/requests`, `POST /simulate/fault` and
-        `/simulate/answer`.
+        """Serve `GET /simulate/state` and `/simulate/requests`, `POST /simulate/fault`,
+        `/simulate/answer` and `/simulate/models`.
 
         A fault of `{"kind": null}` clears all faults.
         """
@@ -216,6 +224,12 @@ class SimulatedEngine:
             case "POST", "/simulate/answer":
                 self.say(orjson.loads(body)["tokens"])
                 return {"answers": len(self.scripts)}
+            case "POST", "/simulate/models":
+                names = orjson.loads(body)["models"]
+                if not names:
+                    raise ValueError("expected at least one model")
+                self.serve(*(Model.parse(name) for name in names))
+                return {"models": [model.name for model in self.options.served]}
         raise ValueError(f"unknown endpoint: {method} {path}")
 
 

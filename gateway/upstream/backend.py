@@ -5,7 +5,7 @@ import logging
 import math
 import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -263,6 +263,17 @@ class Backend:
     ) -> dict[LaneName, Queue]:
         """Return the queues for requests of `tier` for `model`, by lane."""
         return {lane: self.admission.queue(model, lane, tier, _tier_limits(lane, overrides)) for lane in lanes}
+
+    def forget_models(self, models: Collection[str], kept: Collection[Queue]) -> set[str]:
+        """Drop what is kept for `models`, unless they have requests, or queues in `kept`.
+
+        Return those for which to call this again later.
+        """
+        self.admission.forget(kept)
+        used = {self.engine.canonical(queue.model) for queue in self.admission.queues}
+        unused = {model for model in models if self.engine.canonical(model) not in used}
+        later = {queue.model for queue in self.admission.queues if queue not in kept}.intersection(models)
+        return later.union(*(server.forget_models(unused) for server in self.servers))
 
     def learned(self) -> dict[str, dict[str, int]]:
         """Return the learned limits by server and model."""

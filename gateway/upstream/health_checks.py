@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import islice
 from typing import Literal, Self
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_fixed
@@ -17,7 +18,7 @@ from gateway.config import Settings
 from gateway.engines.engine import LoadedUntil, Models
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import TransportError
-from gateway.upstream.server import VIA, WATCH_SECONDS, Server
+from gateway.upstream.server import MAX_DISCOVERED, VIA, WATCH_SECONDS, Server
 
 PROBE_SECONDS = 2.0
 """Timeout of each step of a probe: connecting with TLS, and the head of the answer."""
@@ -25,7 +26,8 @@ PROBE_STEPS = 3
 """Limit of a whole probe, in multiples of `PROBE_SECONDS`, however many reads its answer takes."""
 PROBE_AGAIN_SECONDS = 5.0
 """Longest time from a failed probe to the next one, however long `probe_interval` is."""
-MAX_PROBE = 1024 * 1024  # bytes
+MAX_PROBE = 8 * 1024 * 1024
+"""Maximum number of bytes of an answer: lists of 10,000 models."""
 READY_SECONDS = 2.5
 """Time for which a server that does not answer keeps the gateway from being ready.
 
@@ -60,15 +62,21 @@ class HealthChecks:
     """Probes of the backends that a route leads to.
 
     The probes drive the circuit breakers of the servers. `on_change` is called when a server came
-    up or its models changed.
+    up or its models changed. `on_models` is called each time a server has reported its models.
     """
 
     def __init__(
-        self, settings: Settings, backends: dict[str, Backend], gateway_id: bytes, on_change: Callable[[Backend], None]
+        self,
+        settings: Settings,
+        backends: dict[str, Backend],
+        gateway_id: bytes,
+        on_change: Callable[[Backend], None],
+        on_models: Callable[[Backend], None] = lambda backend: None,
     ) -> None:
         self._settings = settings
         self._gateway_id = gateway_id
         self._on_change = on_change
+        self._on_models = on_models
         self._backends = reachable(settings, backends)
         self._tasks: dict[Backend, list[asyncio.Task[None]]] = {}
         self._all_asked: asyncio.Event = asyncio.Event()
@@ -254,6 +262,7 @@ class HealthChecks:
         before, lacked = server.discovered, server.lacks_a_model
         loaded = await self._probe_models(backend, server, models)
         server.update_models(models)
+        self._on_models(backend)
         is_ready = server.residency is not None and loaded is not None and server.residency.update(loaded)
         if is_ready or lacked or (before is not None and before != models):
             self._on_change(backend)
@@ -289,7 +298,8 @@ class HealthChecks:
                 return None
             return content if status == 200 else None
 
-        return await backend.engine.probe_models(models, server.discovered or {}, wanted, ask)
+        others = islice(models, 2 * MAX_DISCOVERED) if backend.settings.discover else ()  # with and without a tag
+        return await backend.engine.probe_models(models, server.discovered or {}, wanted, ask, others)
 
     async def _fetch(
         self, backend: Backend, server: Server, method: str, path: str, body: bytes | None = None
@@ -371,10 +381,11 @@ class HealthChecks:
 
 
 def reachable(settings: Settings, backends: Mapping[str, Backend]) -> list[Backend]:
-    """Return the backends that a tier, an embedding model or a reranker leads to."""
+    """Return the backends that a tier, an embedding model or a reranker leads to, and those with `discover`."""
     used = {name for tier in settings.tiers.values() for name in tier.models} | {
         item.backend for item in (*settings.embeddings.values(), *settings.rerankers.values())
     }
+    used |= {backend.name for backend in settings.backends.values() if backend.discover}
     return [backend for name, backend in backends.items() if name in used]
 
 

@@ -16,6 +16,7 @@ from gateway.config import Settings
 from gateway.engines.engine import MAX_REFUSAL
 from gateway.engines.ollama_loading import loaded
 from gateway.errors import BackendUnavailable, Crash, GatewayError, InvalidRequest, UpstreamError, UpstreamTimeout
+from gateway.telemetry.exchange import NONE
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import TransportError
@@ -87,6 +88,7 @@ class ModelLoader:
         """Apply other settings to the same servers."""
         self._settings = settings
         canonical = self._backend.engine.canonical
+        self._named = {canonical(model) for model in self._models_of_settings()}
         for server in self._backend.servers:
             assert server.residency is not None
             for state in server.residency.states.values():
@@ -174,7 +176,7 @@ class ModelLoader:
         except TransportError as fault:
             return partial(UpstreamError, fault.fault)
         took = time.monotonic() - began
-        self._metrics.load_seconds.labels(backend.name, model).observe(took)
+        self._metrics.load_seconds.labels(backend.name, self._label(state)).observe(took)
         _log.info("backend %s: loaded the model %r in %.1f s", server.name, model, took)
         return None
 
@@ -188,7 +190,7 @@ class ModelLoader:
         if await self._send_unload(server, state):
             assert server.residency is not None
             server.residency.unloaded(state)
-            self._metrics.model_unloads.labels(self._backend.name, state.model, "make_room").inc()
+            self._metrics.model_unloads.labels(self._backend.name, self._label(state), "make_room").inc()
             _log.info("backend %s: unloaded the model %r, so that another one can be loaded", server.name, state.model)
 
     def unload_frozen(
@@ -224,7 +226,7 @@ class ModelLoader:
         self._backend.refresh()
 
     def _report_unload(self, server: Server, state: ModelState, is_gone: bool, what: str) -> None:
-        self._metrics.model_unloads.labels(self._backend.name, state.model, "frozen").inc()
+        self._metrics.model_unloads.labels(self._backend.name, self._label(state), "frozen").inc()
         if is_gone:
             _log.warning("backend %s: the model %r had frozen and was unloaded; %s", server.name, state.model, what)
         else:
@@ -265,6 +267,15 @@ class ModelLoader:
                     await asyncio.sleep(UNLOAD_CHECK_SECONDS)
         except TimeoutError:
             return False
+
+    def _models_of_settings(self) -> Iterator[str]:
+        name = self._backend.name
+        yield from (tier.models[name] for tier in self._settings.tiers.values() if name in tier.models)
+        yield from (item.model for item in self._settings.embeddings.values() if item.backend == name)
+
+    def _label(self, state: ModelState) -> str:
+        """Return the model's name as the value of a label; `none` for a discovered model."""
+        return state.model if state.name in self._named else NONE
 
     def _warm_models(self) -> Iterator[tuple[str, bool]]:
         """Yield the models to load without a request, and whether each is an embedding model."""

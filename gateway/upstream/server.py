@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 
 from gateway.admission.queues import LaneName, ServerSlots
@@ -16,6 +16,9 @@ from gateway.upstream.pool import Pool
 
 WATCH_SECONDS = 1.0
 """Interval at which `end_lost_requests` is called."""
+
+MAX_DISCOVERED = 1000
+"""Maximum number of models that are discovered on one backend: the first that its servers list."""
 
 VIA = b"x-gateway-via"
 """Request header with the ids of the gateways that a request has passed through."""
@@ -103,6 +106,12 @@ class Server(ServerSlots):
         """Return the facts that the server reports about `model`."""
         return self._find_facts(model) or _NO_FACTS
 
+    def listed_models(self) -> Iterator[tuple[str, ModelFacts]]:
+        """Yield the models that the server reports, without those that the settings exclude."""
+        for name, facts in (self.discovered or {}).items():
+            if self._configured is None or name in self._configured:
+                yield name, facts
+
     def _find_facts(self, model: str) -> ModelFacts | None:
         """Return the facts of the reported model that the server would use for the name `model`."""
         if self.discovered is None:
@@ -168,6 +177,19 @@ class Server(ServerSlots):
         if detector is None:
             detector = self.detectors[model, lane] = self.build_detector(model, lane)
         return detector
+
+    def forget_models(self, models: Collection[str]) -> set[str]:
+        """Drop what is kept for `models`, which have no requests. Return those that are being loaded."""
+        for key in [key for key in self.detectors if key[0] in models]:
+            del self.detectors[key]
+        loading = set()
+        for model in models:
+            name = self._canonical(model)
+            if self.residency is not None and not self.residency.forget(name):
+                loading.add(model)
+            if not self.serves(model):
+                self.guesses.pop(name, None)
+        return loading
 
     @property
     def ejections(self) -> list[OutlierDetector]:

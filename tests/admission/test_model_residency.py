@@ -628,3 +628,27 @@ def test_model_that_could_not_be_unloaded_gets_requests_again() -> None:
     setup.residency.begin_unload(setup.states["a"])
     setup.residency.end_unload(setup.states["a"], is_loaded=True)
     assert setup.ready() == "a"
+
+
+def test_a_forgotten_model_leaves_no_state_and_no_pairs() -> None:
+    setup = Setup("a", "b")
+    residency = setup.residency
+    assert residency.forget("a")
+    assert "a" in residency.states, "it has a queue"
+    setup.states["a"].waiters.clear()
+    assert residency.forget("a")
+    assert "a" not in residency.states
+    assert residency._compatible == set()
+    assert residency.forget("a")
+
+
+def test_a_model_that_is_being_loaded_is_not_forgotten() -> None:
+    setup = Setup()
+    setup.waiters["c"].waiting = 1
+    setup.residency.schedule()
+    assert setup.started == ["c"]
+    setup.states["c"].waiters.clear()
+    assert not setup.residency.forget("c")
+    setup.residency.ended(setup.states["c"], True, None, None)
+    assert setup.residency.forget("c")
+    assert "c" not in setup.residency.states

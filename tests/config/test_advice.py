@@ -41,6 +41,11 @@ def test_model_name_of_two_tiers_is_reported() -> None:
         ),
         ("llm_backend: vllm\ntiers: {a: {models: {vllm: x}}}", {}, "backends.ollama: no tier uses it"),
         (
+            "rollback_to: ollama\nbackends: {ollama: {}, vllm: {discover: true}}\ntiers: {a: {models: {ollama: x}}}",
+            {},
+            None,
+        ),
+        (
             "llm_backend: vllm\ntiers: {a: {models: {vllm: x}}}",
             {},
             "tiers.a.models: no model for 'ollama', so a rollback does not move",

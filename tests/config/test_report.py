@@ -38,6 +38,25 @@ def test_check_prints_sources_tables_and_warnings() -> None:
     assert SECRET not in "\n".join(lines)
 
 
+@pytest.mark.parametrize(
+    ("backends", "line"),
+    [
+        ("ollama: {}, vllm: {}", None),
+        ("ollama: {}, vllm: {discover: true}", "models that no setting names are discovered on vllm"),
+        (
+            "vllm: {discover: true}, ollama: {discover: true}",
+            (
+                "models that no setting names are discovered on vllm, ollama "
+                "(if several have a model, the first of them serves it)"
+            ),
+        ),
+    ],
+)
+def test_check_tells_where_models_are_discovered_and_in_which_order(backends: str, line: str | None) -> None:
+    lines = config.check(load(f"backends: {{{backends}}}\ntiers: {{a: {{models: {{ollama: x, vllm: y}}}}}}"))
+    assert [found for found in lines if "discovered" in found] == ([] if line is None else [line])
+
+
 LITERAL = "tiers: {a: {models: {ollama: 'x$${A}'}, params: {default: {stop: ['$$${', '$']}}}}"
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gateway.chat.answer import Delta, Usage, assemble
 from gateway.chat.request import Chat
 from gateway.engines.engine import ModelFacts, Models
-from gateway.engines.ollama import REPETITION, Ollama
+from gateway.engines.ollama import MAX_ASKED, MAX_UNANSWERED, REPETITION, Ollama
 from gateway.engines.openai import OpenAi
 from gateway.engines.vllm import Vllm
 from gateway.errors import ContextLengthExceeded, InvalidRequest, UnsupportedParameter, UpstreamError
@@ -469,3 +469,17 @@ async def test_recorded_answers_contain_context_and_capabilities(server: str) ->
     assert models["qwen3-vl"].context_length == 4096
     assert not models["qwen3-vl"].lacks("vision")
     assert models["qwen3-vl"].lacks("thinking")
+
+
+@pytest.mark.parametrize(("answers", "asked"), [(True, MAX_ASKED), (False, MAX_UNANSWERED)])
+async def test_a_probe_asks_about_few_models_that_no_setting_names(answers: bool, asked: int) -> None:
+    names = [f"model-{number}" for number in range(50)]
+    server = FakeOllama({name: ["completion"] for name in ("wanted", *(names if answers else []))})
+    models = {name: ModelFacts(digest=name) for name in (*names, "wanted")}
+    await ENGINE.probe_models(models, {}, ["wanted"], server.ask, names)
+    assert sum(path == "/api/show" for path, _ in server.requests) == asked + 1
+    assert models["wanted"].capabilities == frozenset({"completion"})
+    again = {name: ModelFacts(digest=name) for name in models}
+    await ENGINE.probe_models(again, models, ["wanted"], server.ask, names)
+    known = [name for name in names if again[name].capabilities]
+    assert known == (names[: 2 * MAX_ASKED] if answers else [])

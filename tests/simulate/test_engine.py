@@ -161,3 +161,16 @@ async def test_scripted_answer_is_used_once_and_recorded_requests_have_long_stri
         kept = (await http.get("/simulate/requests")).json()
     assert first == "Hello" != second
     assert kept[0]["body"]["messages"][0]["content"].endswith("5000 characters")
+
+
+@pytest.mark.parametrize(("kind", "path", "key"), [("ollama", "/api/tags", "name"), ("vllm", "/v1/models", "id")])
+async def test_models_can_be_replaced_at_run_time(kind: Any, path: str, key: str) -> None:
+    async with running(Options(kind)) as server, client(server) as http:
+        answer = await http.post("/simulate/models", json={"models": ["new:1b,vision", "vectors:small,embedding=8"]})
+        assert (answer.status_code, answer.json()) == (200, {"models": ["new:1b", "vectors:small"]})
+        listed = (await http.get(path)).json()
+        assert [item[key] for item in listed["models" if kind == "ollama" else "data"]] == ["new:1b", "vectors:small"]
+        body = {"model": "new:1b", "messages": user("Hello"), "stream": False}
+        assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+        for wrong in ([], ["new,unknown"]):
+            assert (await http.post("/simulate/models", json={"models": wrong})).status_code == 400

@@ -6,8 +6,9 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from gateway.simulate.engine import SimulatedEngine
 from gateway.simulate.ollama.scheduler import Runner, Scheduler
-from gateway.simulate.options import Model, Options
+from gateway.simulate.options import Model
 
 NEVER_EXPIRES = "2319-03-03T09:29:37.047750274Z"  # Ollama's `expires_at` for keep_alive -1
 _NAME = re.compile(r"(?:[\w.:-]+/)?(?:[\w-]+/)?[\w.-]+(?::[\w.-]+)?")
@@ -27,8 +28,8 @@ def is_name(name: str) -> bool:
 class Catalog:
     """Models of one server, and the response bodies that describe them."""
 
-    def __init__(self, options: Options, scheduler: Scheduler) -> None:
-        self._options = options
+    def __init__(self, engine: SimulatedEngine, scheduler: Scheduler) -> None:
+        self._engine = engine
         self._scheduler = scheduler
         self._started_at = time.time()
 
@@ -36,13 +37,13 @@ class Catalog:
         """Return the model of that name, with or without its registry and tag."""
         short = name.strip().removeprefix("registry.ollama.ai/").removeprefix("library/")
         tagged = short if ":" in short else f"{short}:latest"
-        return next((model for model in self._options.served if model.tagged.lower() == tagged.lower()), None)
+        return next((model for model in self._engine.options.served if model.tagged.lower() == tagged.lower()), None)
 
     def tags(self) -> dict[str, Any]:
         """Return the body of `GET /api/tags`, newest model first."""
-        newer = self._options.generation == "0.33"
+        newer = self._engine.options.generation == "0.33"
         models = []
-        for i, model in enumerate(self._options.served):
+        for i, model in enumerate(self._engine.options.served):
             details = _details(model)
             if newer and not model.vision:
                 details |= {"context_length": model.longest, "embedding_length": model.embedding or 64}
@@ -73,8 +74,8 @@ class Catalog:
             "details": _details(model),
             "expires_at": NEVER_EXPIRES
             if left is None
-            else go_timestamp(time.time() + left * self._options.time_scale),
-            "size_vram": model.size if self._options.gpu else 0,
+            else go_timestamp(time.time() + left * self._engine.options.time_scale),
+            "size_vram": model.size if self._engine.options.gpu else 0,
             "context_length": runner.context_length,
         }
 
@@ -110,7 +111,7 @@ class Catalog:
         """Return the body of `GET /v1/models`; `data` is null without models."""
         return {
             "object": "list",
-            "data": [self.v1_model(model, model.tagged) for model in self._options.served] or None,
+            "data": [self.v1_model(model, model.tagged) for model in self._engine.options.served] or None,
         }
 
     def v1_model(self, model: Model, name: str) -> dict[str, Any]:
