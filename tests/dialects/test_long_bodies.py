@@ -277,7 +277,7 @@ def test_payloads_are_cut_out(url: bytes, left: bytes) -> None:
 # Ollama's own API
 
 OLLAMA_HEAD = b'{"model":"m","messages":[{"role":"user","content":"x","images":["'
-OLLAMA = {
+OLLAMA: dict[str, tuple[OllamaChat | OllamaGenerate, bytes]] = {
     "one image": (OllamaChat(), filled(OLLAMA_HEAD, b"iVBO", b'"]}]}', 20 * MIB)),
     "many images": (OllamaChat(), filled(OLLAMA_HEAD, b"iVBO" * 25_000 + b'","', b'"]}]}', 20 * MIB)),
     "an image of escapes": (OllamaChat(), filled(OLLAMA_HEAD, b"iVBO\\/", b'"]}]}', 8 * MIB)),
