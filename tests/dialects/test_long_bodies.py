@@ -9,6 +9,7 @@ import pytest
 
 from gateway.chat import checks
 from gateway.dialects.json_body import LEAST_BYTES_PER_ESCAPE, LONG_BODY, MAX_MEMBERS, completed, without_images
+from gateway.dialects.ollama_chat import OllamaChat, OllamaGenerate
 from gateway.dialects.openai_chat import check_long_text, check_text, decode, parse
 from gateway.dialects.openai_embeddings import MAX_TEXT, parse_embedding, parse_long_embedding
 from gateway.errors import (
@@ -271,3 +272,33 @@ def test_members_are_counted_wherever_a_string_or_an_escape_is_cut(shift: int) -
 def test_payloads_are_cut_out(url: bytes, left: bytes) -> None:
     assert completed(without_images(b'{"url":"%b"}' % url)) == b'{"url":"%b"}' % left
     assert completed(without_images(b'{"url":"%b","b":"%b"}' % (url, url))) == b'{"url":"%b","b":"%b"}' % (left, left)
+
+
+# Ollama's own API
+
+OLLAMA_HEAD = b'{"model":"m","messages":[{"role":"user","content":"x","images":["'
+OLLAMA: dict[str, tuple[OllamaChat | OllamaGenerate, bytes]] = {
+    "one image": (OllamaChat(), filled(OLLAMA_HEAD, b"iVBO", b'"]}]}', 20 * MIB)),
+    "many images": (OllamaChat(), filled(OLLAMA_HEAD, b"iVBO" * 25_000 + b'","', b'"]}]}', 20 * MIB)),
+    "an image of escapes": (OllamaChat(), filled(OLLAMA_HEAD, b"iVBO\\/", b'"]}]}', 8 * MIB)),
+    "numbers as images": (OllamaChat(), filled(OLLAMA_HEAD[:-1], b"1,", b"1]}]}")),
+    "messages": (OllamaChat(), filled(b'{"model":"m","messages":[', b'{"role":"user","content":"a"},', b"1]}")),
+    "calls": (OllamaChat(), filled(b'{"model":"m","tools":[', b'{"function":{"name":"f"}},', b"1]}")),
+    "options": (OllamaChat(), filled(b'{"model":"m","options":{', b'"a":0,', b'"a":0}}')),
+    "a prompt": (OllamaGenerate(), filled(b'{"model":"m","prompt":"', b"hello ", b'"}')),
+    "an image of a prompt": (
+        OllamaGenerate(),
+        filled(b'{"model":"m","prompt":"x","images":["', b"iVBO", b'"]}', 20 * MIB),
+    ),
+    "context": (OllamaGenerate(), filled(b'{"model":"m","prompt":"x","context":[', b"1,", b"1]}")),
+}
+
+
+def steps_of(dialect: OllamaChat | OllamaGenerate, body: bytes) -> Iterator[None]:
+    yield from dialect.parse_steps(body, MIB)
+
+
+@pytest.mark.parametrize("name", OLLAMA)
+def test_no_step_of_a_long_body_for_ollamas_api_takes_long(name: str) -> None:
+    dialect, body = OLLAMA[name]
+    assert_short_steps(lambda: steps_of(dialect, body))

@@ -1,5 +1,5 @@
-"""Programs of real client libraries, written for OpenAI's API, on every engine behind the
-gateway.
+"""Programs of real client libraries, written for OpenAI's API and for Ollama's own, on every engine
+behind the gateway.
 """
 
 import asyncio
@@ -19,11 +19,15 @@ from tests.e2e.programs.target import Program, Target
 HAS_LLAMA_INDEX = importlib.util.find_spec("llama_index") is not None and int(openai.__version__.partition(".")[0]) < 3
 if HAS_LLAMA_INDEX:
     from tests.e2e.programs import llama_index
+HAS_OLLAMA = importlib.util.find_spec("ollama") is not None and importlib.util.find_spec("langchain_ollama") is not None
+if HAS_OLLAMA:
+    from tests.e2e.programs import ollama_clients
 
 PROGRAMS: tuple[Program, ...] = (
     *langchain.PROGRAMS,
     *openai_python.PROGRAMS,
     *(llama_index.PROGRAMS if HAS_LLAMA_INDEX else ()),
+    *(ollama_clients.PROGRAMS if HAS_OLLAMA else ()),
 )
 TIER = "standard"
 

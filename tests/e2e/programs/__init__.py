@@ -5,5 +5,9 @@ engine.
 import pytest
 
 pytest.register_assert_rewrite(
-    f"{__name__}.langchain", f"{__name__}.llama_index", f"{__name__}.openai_python", f"{__name__}.target"
+    f"{__name__}.langchain",
+    f"{__name__}.llama_index",
+    f"{__name__}.ollama_clients",
+    f"{__name__}.openai_python",
+    f"{__name__}.target",
 )
