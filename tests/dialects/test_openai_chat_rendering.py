@@ -1,4 +1,7 @@
-"""Tests of rendering answers: OpenAI's own library accepts them, whatever the backend."""
+"""Tests of rendering answers: OpenAI's own library accepts them, whatever the backend.
+
+Covers: gateway/dialects/dialect.py
+"""
 
 import json
 from typing import Any

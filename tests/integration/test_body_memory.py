@@ -1,6 +1,9 @@
 """Memory of request bodies, through the whole gateway on real sockets.
 
-Covers: gateway/body_memory.py, gateway/errors.py, gateway/relay/base.py, gateway/relay/cancel_scope.py
+Covers: gateway/body_memory.py
+Covers: gateway/errors.py
+Covers: gateway/relay/base.py
+Covers: gateway/relay/cancel_scope.py
 """
 
 import asyncio

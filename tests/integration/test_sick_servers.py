@@ -1,6 +1,8 @@
 """Servers that answer their probes and fail their requests: how many requests that costs, on real sockets.
 
-Covers: gateway/upstream/outlier_detection.py, gateway/relay/stalls.py, gateway/relay/failover.py
+Covers: gateway/upstream/outlier_detection.py
+Covers: gateway/relay/stalls.py
+Covers: gateway/relay/failover.py
 """
 
 import asyncio

@@ -1,6 +1,8 @@
 """Servers that vanish without closing a connection, in virtual time: what ran there ends, in time.
 
-Covers: gateway/upstream/liveness.py, gateway/upstream/health_checks.py, gateway/upstream/server.py
+Covers: gateway/upstream/liveness.py
+Covers: gateway/upstream/health_checks.py
+Covers: gateway/upstream/server.py
 """
 
 import asyncio

@@ -148,6 +148,7 @@ async def test_an_adapter_that_a_vllm_loads_later_is_served(setup: Discovering) 
 
 CHATS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": HELLO},
+    "/v1/completions": {"prompt": "Hello?"},
     "/v1/responses": {"input": "Hello?"},
     "/v1/messages": {"messages": HELLO, "max_tokens": 4},
     "/v1/messages/count_tokens": {"messages": HELLO},

@@ -1,6 +1,8 @@
 """Requests on a server that has vanished end in every phase; those that it still works on do not.
 
-Covers: gateway/upstream/server.py, gateway/upstream/pool.py, gateway/upstream/connection.py
+Covers: gateway/upstream/server.py
+Covers: gateway/upstream/pool.py
+Covers: gateway/upstream/connection.py
 """
 
 import asyncio
