@@ -12,7 +12,7 @@ from msgspec import Meta, Raw, Struct
 
 from gateway.chat.rerank import MAX_DOCUMENTS, Ranked, Rerank
 from gateway.dialects.dialect import ErrorForm, OpenAiErrors
-from gateway.dialects.json_body import STEP, Steps, completed, decode_fields, explain, has_too_many_members
+from gateway.dialects.json_body import STEP, Steps, completed, decode_fields, explain, has_too_many_members, render_list
 from gateway.dialects.json_text import json_value
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 
@@ -69,19 +69,14 @@ class RerankForm(Struct, OpenAiErrors, frozen=True, gc=False):
     model: str
     documents: list[str] | None
 
-    def answer(self, id: str, results: Sequence[Ranked], prompt_tokens: int) -> bytes:
-        """Return the JSON of the answer: `usage` as at Jina and vLLM, `meta` as at Cohere."""
-        return (
-            b'{"id":"rerank-%b","model":%b,"results":[%b],"usage":{"prompt_tokens":%d,"total_tokens":%d},'
+    def answer(self, id: str, results: Sequence[Ranked], prompt_tokens: int) -> Steps[list[bytes]]:
+        """Render the answer in steps, as its parts: `usage` as at Jina and vLLM, `meta` as at Cohere."""
+        head = b'{"id":"rerank-%b","model":%b,"results":[' % (id.encode(), json_value(self.model))
+        tail = (
+            b'],"usage":{"prompt_tokens":%d,"total_tokens":%d},'
             b'"meta":{"billed_units":{"search_units":1},"tokens":{"input_tokens":%d}}}'
-        ) % (
-            id.encode(),
-            json_value(self.model),
-            b",".join([self._result(*result) for result in results]),
-            prompt_tokens,
-            prompt_tokens,
-            prompt_tokens,
-        )
+        ) % (prompt_tokens, prompt_tokens, prompt_tokens)
+        return render_list(head, (self._result(*result) for result in results), tail)
 
     def _result(self, document: int, score: float) -> bytes:
         head = b'{"index":%d,"relevance_score":%b' % (document, msgspec.json.encode(score))

@@ -10,6 +10,7 @@ from gateway.errors import UpstreamError
 from gateway.relay.base import YIELD_BYTES, Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection, RerankRequest
+from gateway.relay.turns import in_turns
 from gateway.telemetry.exchange import RERANK
 from gateway.upstream.failures import check_headers, with_retry_after
 from gateway.upstream.server import Server
@@ -58,6 +59,5 @@ class RerankRelay(Relay):
         if ranked is None:
             raise UpstreamError("malformed", "The model backend returned an invalid response.")
         self._meter.usage = Usage(ranked.prompt_tokens, 0)
-        if size > YIELD_BYTES:
-            await asyncio.sleep(0)
-        self._answer_json(self._form.answer(self._request.answer_id, ranked.results, ranked.prompt_tokens))
+        rendering = self._form.answer(self._request.answer_id, ranked.results, ranked.prompt_tokens)
+        self._answer_json(await in_turns(rendering))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.chat.rerank import MAX_DOCUMENTS, Rerank
+from gateway.chat.rerank import MAX_DOCUMENTS, Ranked, Rerank
 from gateway.dialects.json_body import completed
 from gateway.dialects.rerank import MAX_BODY, CohereRerank
 from gateway.errors import GatewayError, ModelNotFound
@@ -83,5 +83,5 @@ def test_long_body_is_parsed_in_steps() -> None:
 
 def test_scores_keep_their_precision() -> None:
     form = CohereRerank().parse(b'{"model": "m", "query": "q", "documents": ["a"]}', str).form
-    body = json.loads(form.answer("1", [(0, 1.0e-12)], 3))  # type: ignore[list-item]
+    body = json.loads(b"".join(completed(form.answer("1", [Ranked(0, 1.0e-12)], 3))))
     assert body["results"] == [{"index": 0, "relevance_score": 1.0e-12}]
