@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.engines import Engine
 from tests.e2e.gateway import KEY, Gateway
-from tests.e2e.programs import langchain, openai_python
+from tests.e2e.programs import langchain, openai_python, openai_responses
 from tests.e2e.programs.target import Program, Target
 
 # LlamaIndex's client (0.8) requires openai below 3, and fails to build a schema with 3: it has its
@@ -19,10 +19,15 @@ from tests.e2e.programs.target import Program, Target
 HAS_LLAMA_INDEX = importlib.util.find_spec("llama_index") is not None and int(openai.__version__.partition(".")[0]) < 3
 if HAS_LLAMA_INDEX:
     from tests.e2e.programs import llama_index
+HAS_ANTHROPIC = importlib.util.find_spec("anthropic") is not None
+if HAS_ANTHROPIC:
+    from tests.e2e.programs import anthropic_python
 
 PROGRAMS: tuple[Program, ...] = (
     *langchain.PROGRAMS,
     *openai_python.PROGRAMS,
+    *openai_responses.PROGRAMS,
+    *(anthropic_python.PROGRAMS if HAS_ANTHROPIC else ()),
     *(llama_index.PROGRAMS if HAS_LLAMA_INDEX else ()),
 )
 TIER = "standard"
