@@ -1,6 +1,6 @@
 """Anthropic's Messages API: requests become chats, answers have its blocks and events.
 
-Covers: gateway/dialects/anthropic_request.py, gateway/dialects/anthropic_messages.py
+Covers: gateway/dialects/anthropic_request.py
 """
 
 import json

@@ -1,6 +1,6 @@
 """OpenAI's Responses API: requests become chats, answers have its items and events.
 
-Covers: gateway/dialects/responses_request.py, gateway/dialects/openai_responses.py
+Covers: gateway/dialects/responses_request.py
 """
 
 import json
