@@ -26,8 +26,11 @@ from uvicorn.server import ServerState
 from benchmarks import fuzz_answers, fuzz_images, fuzz_schemas
 from benchmarks.fuzz_schemas import MESSAGE, tools_body
 from gateway.chat import checks
+from gateway.dialects.anthropic_messages import AnthropicMessages
+from gateway.dialects.dialect import ChatDialect
 from gateway.dialects.openai_chat import check_long_text, decode
 from gateway.dialects.openai_embeddings import parse_long_embedding
+from gateway.dialects.openai_responses import OpenAiResponses
 from gateway.downstream.protocol import HttpProtocol
 from gateway.engines.engine import MAX_PLAIN_ANSWER, ModelFacts
 from gateway.engines.grammar import regex
@@ -160,6 +163,21 @@ def _parse_chat(body: bytes) -> Steps:
         yield
 
 
+def _parse_with(dialect: ChatDialect) -> Callable[[bytes], Steps]:
+    """Return the work on a request of another client API than `/v1/chat/completions`."""
+
+    def parse(body: bytes) -> Steps:
+        call, _ = yield from dialect.parse_steps(body, MIB)
+        yield
+        yield from checks.check_in_steps(call.chat)
+        yield
+        for engine in (Ollama(), Vllm()):
+            engine.render(call.chat, "m", ModelFacts(), True)
+            yield
+
+    return parse
+
+
 def _parse_embedding(body: bytes) -> Steps:
     yield from parse_long_embedding(body, len)
 
@@ -173,6 +191,43 @@ def _chat_seeds() -> list[bytes]:
         _BODY[:-1] + b',"logit_bias":{' + b",".join([b'"%d":1' % token for token in range(24_000)]) + b"}}",
         orjson.dumps({"model": "m", "messages": [MESSAGE] * 2048}),
         tools_body([{"type": "object", "properties": {"a": {"enum": [*range(6000)]}}}] * 3),
+    ]
+
+
+_RESPONSE_PIECES = [
+    *_PIECES, b'{"type":"input_text","text":"a"},', b'{"role":"user","content":"a"},', b'{"type":"reasoning"},',
+    b'{"type":"function_call","call_id":"1","name":"f","arguments":"{}"},',
+    b'{"type":"function_call_output","call_id":"1","output":"a"},',
+]  # fmt: skip
+
+
+def _response_seeds() -> list[bytes]:
+    parts = [{"type": "input_text", "text": "a"}] * 12_000
+    return [
+        b'{"model":"m","input":"a"}',
+        orjson.dumps({"model": "m", "input": [{"role": "user", "content": parts}]}),
+        orjson.dumps({"model": "m", "input": [{"role": "user", "content": "a"}] * 2048}),
+        orjson.dumps({"model": "m", "input": [{"type": "message", "role": "user", "content": parts[:5]}] * 2000}),
+        orjson.dumps({"model": "m", "input": [{"type": "reasoning", "content": [{"text": "a"}] * 14_000}]}),
+    ]
+
+
+_MESSAGE_PIECES = [
+    *_PIECES, b'{"type":"tool_use","id":"1","name":"f","input":{}},', b'{"type":"thinking","thinking":"a"},',
+    b'{"type":"tool_result","tool_use_id":"1","content":"a"},',
+]  # fmt: skip
+
+
+def _message_seeds() -> list[bytes]:
+    blocks = [{"type": "text", "text": "a"}] * 12_000
+    results = [{"type": "tool_result", "tool_use_id": "1", "content": blocks[:1]}] * 5000
+    calls = [{"type": "tool_use", "id": "1", "name": "f", "input": {}}] * 128
+    return [
+        orjson.dumps({"model": "m", "max_tokens": 1, "messages": [MESSAGE] * 2048}),
+        orjson.dumps({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": blocks}]}),
+        orjson.dumps({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": results}]}),
+        orjson.dumps({"model": "m", "max_tokens": 1, "messages": [{"role": "assistant", "content": calls}] * 50}),
+        orjson.dumps({"model": "m", "max_tokens": 1, "messages": [MESSAGE], "system": blocks}),
     ]
 
 
@@ -289,6 +344,8 @@ def targets(http: HttpServer, images: fuzz_images.ImageRequests) -> list[Target[
         _of_schemas("tools", fuzz_schemas.convert_tools),
         _of_bytes("pattern", _read_pattern, lambda: [b"^a$", b"^(?:[a-z]{2,9}|\\d+)?$"], _PATTERN_PIECES, 32 * 1024),
         _of_bytes("chat", _parse_chat, _chat_seeds, _PIECES, 2 * MIB),
+        _of_bytes("responses", _parse_with(OpenAiResponses()), _response_seeds, _RESPONSE_PIECES, 2 * MIB),
+        _of_bytes("messages", _parse_with(AnthropicMessages()), _message_seeds, _MESSAGE_PIECES, 2 * MIB),
         _of_bytes("embedding", _parse_embedding, _embedding_seeds, _PIECES, 20 * MIB),
         _of_bytes("http", http.read, _head_seeds, _HEAD_PIECES, MIB // 2),
         _of_bytes(

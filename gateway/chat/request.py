@@ -27,7 +27,7 @@ from gateway.chat.surrogates import without_halves
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 PositiveInt = Annotated[int, Meta(ge=1, le=10_000_000)]
-MAX_MESSAGES, MAX_TOOLS, MAX_BIASES = 2048, 128, 1024
+MAX_MESSAGES, MAX_TOOLS, MAX_CALLS, MAX_BIASES = 2048, 128, 128, 1024
 FunctionName = Annotated[str, Meta(pattern=r"^(?:[a-zA-Z0-9_.-]|[^\x00-\x9f\s]){1,64}$(?!\n)")]
 """OpenAI's names, and those in letters of any language: see `tool_names.py`."""
 MAX_CHOICES = 8
@@ -143,7 +143,7 @@ class Message(Struct, frozen=True):
 
     role: Role
     content: str | list[TextPart | ImagePart | RefusalPart] | None = None
-    tool_calls: Annotated[list[ToolCall], Meta(max_length=128)] | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_CALLS)] | None = None
     tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from gateway.chat.request import (
+    MAX_CALLS,
     MAX_MESSAGES,
     MAX_TOOLS,
     CalledFunction,
@@ -307,6 +308,8 @@ def _assistant(blocks: list[_Block], path: str) -> Message:
         elif not isinstance(block, _RedactedThinking):
             place = f"{path}.content[{number}]"
             raise InvalidRequest(f"'{place}' cannot be in a message with role 'assistant'.", param=place)
+    if len(calls) > MAX_CALLS:
+        raise InvalidRequest(f"'{path}' has more than {MAX_CALLS} tool calls.", param=f"{path}.content")
     return Message("assistant", "\n".join(texts), calls or None, reasoning="\n".join(thoughts) or None)
 
 

@@ -21,8 +21,8 @@ from gateway.chat.images import MAX_IMAGES
 from gateway.chat.json_schema import MAX_SCHEMA
 
 NAMES = [
-    "schema", "tools", "pattern", "chat", "embedding", "http", "events", "ndjson", "answer", "vectors", "images",
-    "decoding",
+    "schema", "tools", "pattern", "chat", "responses", "messages", "embedding", "http", "events", "ndjson", "answer",
+    "vectors", "images", "decoding",
 ]  # fmt: skip
 ATTEMPTS = 8
 

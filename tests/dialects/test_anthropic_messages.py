@@ -238,6 +238,11 @@ def test_images_do_not_count_as_text() -> None:
         ),
         ({"messages": [{"role": "assistant", "content": [IMAGE]}]}, InvalidRequest, "messages[0].content[0]"),
         (
+            {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f"}] * 129}]},
+            InvalidRequest,
+            "messages[0].content",
+        ),
+        (
             {"messages": [{"role": "user", "content": [{"type": "container_upload", "file_id": "x"}]}]},
             UnsupportedParameter,
             "messages[0].content[0].type",

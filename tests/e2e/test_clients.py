@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.engines import Engine
 from tests.e2e.gateway import KEY, Gateway
-from tests.e2e.programs import langchain, openai_python
+from tests.e2e.programs import langchain, openai_python, openai_responses
 from tests.e2e.programs.target import Program, Target
 
 # LlamaIndex's client (0.8) requires openai below 3, and fails to build a schema with 3: it has its
@@ -22,10 +22,15 @@ if HAS_LLAMA_INDEX:
 HAS_OLLAMA = importlib.util.find_spec("ollama") is not None and importlib.util.find_spec("langchain_ollama") is not None
 if HAS_OLLAMA:
     from tests.e2e.programs import ollama_clients
+HAS_ANTHROPIC = importlib.util.find_spec("anthropic") is not None
+if HAS_ANTHROPIC:
+    from tests.e2e.programs import anthropic_python
 
 PROGRAMS: tuple[Program, ...] = (
     *langchain.PROGRAMS,
     *openai_python.PROGRAMS,
+    *openai_responses.PROGRAMS,
+    *(anthropic_python.PROGRAMS if HAS_ANTHROPIC else ()),
     *(llama_index.PROGRAMS if HAS_LLAMA_INDEX else ()),
     *(ollama_clients.PROGRAMS if HAS_OLLAMA else ()),
 )
