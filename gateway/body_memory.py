@@ -114,6 +114,38 @@ class HeldBody(Struct, gc=False):
         self.memory.count(self.key, more)
 
 
+class BodyShare(HeldBody, gc=False):
+    """One share of a body that several requests hold together: `whole` counts its bytes once.
+
+    The memory is released when no request waits for a slot any more.
+    """
+
+    whole: "HeldBody | None" = None
+    waiting: list[int] = []
+    """Number of the shares that hold the body, which all of them have in common."""
+
+    def resize(self, size: int, *, may_refuse: bool = True) -> None:
+        assert self.whole is not None
+        self.whole.resize(max(size, self.whole.size), may_refuse=may_refuse)
+        if not self.size:
+            self.waiting[0] += 1
+        self.size = size
+
+    def release(self) -> None:
+        assert self.whole is not None
+        if self.size:
+            self.size = 0
+            self.waiting[0] -= 1
+            if not self.waiting[0]:
+                self.whole.release()
+
+
+def shares(held: HeldBody, count: int) -> list[BodyShare]:
+    """Return `count` shares of a body. Each holds it until it is released."""
+    waiting = [count if held.size else 0]
+    return [BodyShare(held.memory, held.key, held.size, held, waiting) for _ in range(count)]
+
+
 def weight(size: int, parsed: object) -> int:
     """Return the bytes that a request takes in memory, from the size of its body and its parsed form.
 

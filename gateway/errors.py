@@ -102,7 +102,10 @@ class Crash(GatewayError):
 
 
 class ModelUnloaded(GatewayError):
-    """The model was unloaded before the answer began. The request is sent again, so no client gets this."""
+    """Interruption: the model was unloaded before the answer began.
+
+    The request is sent again, so no client gets this.
+    """
 
     outcome = "upstream_error"
 
@@ -266,6 +269,13 @@ class UpstreamError(GatewayError):
     def __init__(self, reason: str, message: str = "The model backend failed to answer.") -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class ServerHangs(UpstreamError):
+    """Interruption: the server was ejected because it hangs, and the request can be served elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__("no_first_piece")
 
 
 class LoopDetected(GatewayError):

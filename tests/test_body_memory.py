@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.body_memory import SMALL, BodyMemory, HeldBody, memory_of, weight
+from gateway.body_memory import SMALL, BodyMemory, HeldBody, memory_of, shares, weight
 from gateway.dialects.openai_chat import decode
 from gateway.errors import QueueFull
 
@@ -123,3 +123,36 @@ def test_weight_is_the_memory_of_the_parsed_form(body: bytes) -> None:
 
 def test_small_body_counts_with_its_size() -> None:
     assert weight(SMALL, object()) == SMALL
+
+
+@pytest.mark.parametrize("size", [0, 60])
+def test_shared_body_counts_once_until_no_share_waits(size: int) -> None:
+    """The choices of one request: each waits, gets a slot, and may have to wait again."""
+    memory = BodyMemory(100)
+    held = HeldBody(memory, "a")
+    held.grow(size)
+    first, second = shares(held, 2)
+    for share in (first, second):
+        share.resize(70)
+        assert memory.used == 70
+    first.release()
+    first.release()
+    assert memory.used == 70
+    first.resize(80, may_refuse=False)
+    second.release()
+    assert memory.used == 80
+    first.release()
+    assert (memory.used, held.size) == (0, 0)
+    held.release()
+    assert memory.used == 0
+
+
+def test_shared_body_without_room_is_refused() -> None:
+    memory = BodyMemory(100)
+    first, second = shares(HeldBody(memory, "a"), 2)
+    with pytest.raises(QueueFull):
+        first.resize(101)
+    first.release()
+    second.resize(100)
+    second.release()
+    assert memory.used == 0

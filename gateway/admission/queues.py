@@ -95,8 +95,8 @@ class Gate:
         """Return whether the request that begins while the gate restrains is on trial."""
         return False
 
-    def end_trial(self) -> None:
-        """Record that the request on trial has ended or gone elsewhere."""
+    def end_trial(self, began: float) -> None:
+        """Record that a request on trial, which began at the time `began`, has ended or gone elsewhere."""
 
     def succeed(self, claim: Claim, size: int, seconds: float | None, is_trial: bool) -> None:
         """Record a whole answer to a request of `size` bytes.

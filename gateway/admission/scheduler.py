@@ -416,7 +416,7 @@ class Admission:
             limit.count -= 1
         if ticket.is_trial:
             ticket.is_trial = False
-            placement.gate.end_trial()
+            placement.gate.end_trial(ticket.started)
         adaptive, sample = placement.adaptive, ticket.load_sample
         if adaptive is not None and sample is not None:
             ticket.load_sample = None

@@ -119,6 +119,11 @@ class Ticket(QueueEntry):
         self._start_timer()
 
     @property
+    def enters_again(self) -> bool:
+        """True if the request had a slot before."""
+        return self._goes_first is not None
+
+    @property
     def has_waited(self) -> bool:
         """True if there was no free slot on arrival."""
         return self._waiter is not None

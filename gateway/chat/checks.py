@@ -49,7 +49,7 @@ def check(chat: Chat, *, are_tools_checked: bool = False) -> None:
         raise InvalidRequest("'min_tokens' must not be more than 'max_tokens'.", param="min_tokens")
     if chat.mm_processor_kwargs is not None:
         _check_processor_options(chat.mm_processor_kwargs)
-    if chat.output_format is not None or chat.structured_outputs is not None:
+    if chat.sets_format:
         _check_format(chat)
     for index, message in enumerate(chat.messages):
         is_text = type(message.content) is str

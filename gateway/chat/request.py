@@ -440,7 +440,19 @@ class Chat(Struct, frozen=True, kw_only=True):
     @property
     def needs_check(self) -> bool:
         """Return whether the request has something that an engine may be unable to express."""
-        return bool(self.tools or self.output_format is not None or self.stop_token_ids or self.continue_final_message)
+        return bool(self.tools or self.sets_format or self.stop_token_ids or self.continue_final_message)
+
+    @property
+    def sets_format(self) -> bool:
+        """True if a field sets the format of the answer. Almost none does, so this comes before `output_format`."""
+        return (
+            self.response_format is not None
+            or self.structured_outputs is not None
+            or self.guided_json is not None
+            or self.guided_choice is not None
+            or self.guided_regex is not None
+            or self.guided_grammar is not None
+        )
 
     @property
     def offered(self) -> list[Tool]:

@@ -316,7 +316,7 @@ class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
         return StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage, self.reasoning_field)
 
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
-        return self.choices_answer(id, created, [answer], answer.usage)
+        return self._completion(id, created, _choice_json(0, answer, self.reasoning_field), answer.usage)
 
     def choice(self, index: int) -> "ChoiceForm":
         return ChoiceForm(self, index)
@@ -327,11 +327,14 @@ class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
             for index, answer in enumerate(answers)
             if answer is not None
         ]
-        return b'{"id":"%b","object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b}' % (
-            b"chatcmpl-" + id.encode(),
+        return self._completion(id, created, b",".join(choices), usage)
+
+    def _completion(self, id: str, created: int, choices: bytes, usage: Usage | None) -> bytes:
+        return b'{"id":"chatcmpl-%b","object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b}' % (
+            id.encode(),
             created,
             json_value(self.model),
-            b",".join(choices),
+            choices,
             usage_json(usage) if usage is not None else b"null",
         )
 

@@ -113,14 +113,14 @@ class OpenAiRequest(Struct, omit_defaults=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     response_format: _Format | None = None
     reasoning_effort: str | None = None
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool = False
     add_generation_prompt: bool = True
     min_tokens: int = 0
     ignore_eos: bool = False
-    stop_token_ids: list[int] = []
-    mm_processor_kwargs: dict[str, Any] = {}
-    structured_outputs: dict[str, Any] = {}
+    stop_token_ids: list[int] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
 
@@ -177,8 +177,8 @@ class OpenAi:
             request.logprobs, request.top_logprobs = True, chat.top_logprobs or 1  # llama.cpp returns none for 0
         if chat.tools:
             self._offer_tools(chat, request)
-        if chat.output_format is not None:
-            request.response_format = _response_format(chat)
+        if chat.sets_format:
+            self._set_format(chat, request)
         if chat.effort is not None:
             self._set_effort(chat, request)
         return request
@@ -191,6 +191,9 @@ class OpenAi:
             choice = chat.tool_choice
             request.tool_choice = choice.allowed_tools.mode if isinstance(choice, AllowedTools) else choice
         request.parallel_tool_calls = chat.parallel_tool_calls if request.tools else None
+
+    def _set_format(self, chat: Chat, request: OpenAiRequest) -> None:
+        request.response_format = _response_format(chat)
 
     def _set_effort(self, chat: Chat, request: OpenAiRequest) -> None:
         """Send the effort if it is a word.

@@ -34,8 +34,8 @@ class Vllm(OpenAi):
         request.top_k, request.min_p, request.repetition_penalty = chat.top_k, chat.min_p, chat.repetition_penalty
         if chat.top_p == 0:
             request.top_p = MIN_TOP_P
-        if chat.template_words:
-            request.chat_template_kwargs = chat.template_words | request.chat_template_kwargs
+        if chat.chat_template_kwargs is not None and (words := chat.template_words):
+            request.chat_template_kwargs = words | (request.chat_template_kwargs or {})
         if chat.continue_final_message:
             request.continue_final_message, request.add_generation_prompt = True, False
         if chat.min_tokens:
@@ -47,13 +47,6 @@ class Vllm(OpenAi):
             request.stop_token_ids = chat.stop_token_ids
         if chat.mm_processor_kwargs and chat.has_images:
             request.mm_processor_kwargs = chat.mm_processor_kwargs
-        wanted = chat.output_format
-        if isinstance(wanted, ChoiceFormat):
-            request.structured_outputs = {"choice": wanted.choices}
-        elif isinstance(wanted, RegexFormat):
-            request.structured_outputs = {"regex": wanted.pattern}
-        elif isinstance(wanted, GrammarFormat):
-            request.structured_outputs = {"grammar": wanted.grammar}
         return request
 
     def check(self, chat: Chat) -> None:
@@ -73,6 +66,16 @@ class Vllm(OpenAi):
                 tool.function = msgspec.structs.replace(
                     tool.function, strict=True, parameters=tool.function.parameters or NO_PARAMETERS
                 )
+
+    def _set_format(self, chat: Chat, request: OpenAiRequest) -> None:
+        super()._set_format(chat, request)
+        wanted = chat.output_format
+        if isinstance(wanted, ChoiceFormat):
+            request.structured_outputs = {"choice": wanted.choices}
+        elif isinstance(wanted, RegexFormat):
+            request.structured_outputs = {"regex": wanted.pattern}
+        elif isinstance(wanted, GrammarFormat):
+            request.structured_outputs = {"grammar": wanted.grammar}
 
     def _set_effort(self, chat: Chat, request: OpenAiRequest) -> None:
         """Set whether and how much to think.

@@ -27,11 +27,12 @@ from gateway.errors import (
     GatewayError,
     InvalidRequest,
     ModelUnloaded,
+    ServerHangs,
     UpstreamError,
     UpstreamTimeout,
     without_frames,
 )
-from gateway.relay.cancel_scope import CancelScope, ErrorScope
+from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.relay.failover import Failover
@@ -78,7 +79,6 @@ class Relay(ABC):
     """Request field with the text that has to fit the model's context."""
 
     __slots__ = (
-        "_attempt",
         "_backend",
         "_cancel_scope",
         "_client",
@@ -97,6 +97,7 @@ class Relay(ABC):
         "_server",
         "_started",
         "_ticket",
+        "awaits_first_token",
         "check_at",
     )  # fmt: skip
 
@@ -117,8 +118,8 @@ class Relay(ABC):
         self._ticket = self._new_ticket(request.claim)
         self._meter = Meter(context.clock, destination.metrics.gaps.observe_gap)
         self._cancel_scope = CancelScope(client, context.loop)
-        self._attempt: ErrorScope | None = None
-        """The attempt that may still be ended and sent again; None if its answer has begun."""
+        self.awaits_first_token = False
+        """True while the request is at a server that loads models, until its answer begins."""
         self._goes_first = True
         self._is_late = False
         """True once the attempt's `first_token_timeout` has passed."""
@@ -167,13 +168,13 @@ class Relay(ABC):
     def _hold(self, held: HeldBody) -> None:
         """Count the memory of a request that has to wait.
 
-        A request that has been admitted before is not refused when it waits again.
+        A request that had a slot before is not refused when it waits again.
 
         Raises:
             QueueFull: There is no memory for it.
         """
         size = weight(self._request.size, self._request)
-        held.resize(size, may_refuse=self._meter.attempts == 0)
+        held.resize(size, may_refuse=not (self._meter.attempts or self._ticket.enters_again))
 
     @property
     def route(self) -> Route:
@@ -216,10 +217,6 @@ class Relay(ABC):
         return self._limits.first_token_timeout
 
     @property
-    def awaits_first_token(self) -> bool:
-        return self._attempt is not None
-
-    @property
     def may_be_silent(self) -> bool:
         """True if the engine may hold back output for a long time."""
         return False
@@ -256,19 +253,20 @@ class Relay(ABC):
         if not self._context.destination(fallback, self.workload).backend.refuses_all(fallback.model, self._lane):
             self._ticket.refuse(backend.unavailable(model, self._lane))
 
-    def leave_hung_server(self, backend: Backend) -> None:
-        """Go elsewhere if the request waits for the first token of a server of `backend` that hangs."""
-        server, placement = self._server, self._ticket.placement
-        if server is None or placement is None or backend is not self._backend or self._client.paused:
+    def leave_hung_server(self) -> None:
+        """Go elsewhere if the request waits for the first token of a server that hangs."""
+        server, ticket = self._server, self._ticket
+        if not self._backend.is_restrained or server is None or ticket.placement is None or self._client.paused:
             return
-        if self._meter.first_piece is not None or self._cancel_scope.is_ending or not self._detector(server).is_hung:
-            return
+        detector = self._detector(server)
+        if self._meter.first_piece is not None or not detector.is_hung or ticket.started > detector.ejected_at:
+            return  # one that was sent after the ejection is on trial
         if self._failover is None:
             self._failover = Failover(self._context, self._destination, self._lane)
-        if self._failover.leave(self._ticket, server, self._meter):
+        if self._cancel_scope.may_interrupt and self._failover.leave(ticket, server, self._meter):
             self._meter.last_piece = self._context.clock()  # its time for a first token begins anew
             self.check_at = 0.0
-            self._cancel_scope.interrupt(UpstreamError(HANG))
+            self._cancel_scope.interrupt(ServerHangs())
 
     def attempt(self) -> Attempt | None:
         """Return the request's present attempt, or None if it is not at a server that can be judged by it."""
@@ -309,10 +307,9 @@ class Relay(ABC):
         There it comes before all others, or with `is_first` false, after them. Return whether the
         request is sent again. Only requests to servers that load models can be.
         """
-        if self._attempt is None:
+        if not self.awaits_first_token or not self._cancel_scope.interrupt(ModelUnloaded()):
             return False
         self._goes_first = is_first
-        self._attempt.end(ModelUnloaded())
         return True
 
     def _requeue(self) -> None:
@@ -321,11 +318,16 @@ class Relay(ABC):
         That did not use up one of its attempts.
         """
         self._context.metrics.retries.labels(self._backend.name, "unloaded").inc()
-        self._meter.attempts -= 1
-        self._meter.requeue()
-        self._retarget(self._follow_rollout(self._destination))
-        self._ticket = self._new_ticket(self._claim())
+        self._meter.attempts -= 1 + self._meter.met_stale
+        self._queue_at(self._destination)
         self._ticket.enter_again(self._goes_first)
+
+    def _queue_at(self, destination: Destination) -> None:
+        """Give the request a new ticket for `destination`, or for where the roll-out leads instead."""
+        self._meter.requeue()
+        self._retarget(self._follow_rollout(destination))
+        self._server = None
+        self._ticket = self._new_ticket(self._claim())
 
     def _reroute(self, failure: GatewayError) -> None:
         """Retarget the request after `failure` and give it a new ticket.
@@ -340,10 +342,10 @@ class Relay(ABC):
             if self._destination.fallback is None:
                 raise failure
             self._failover = Failover(self._context, self._destination, self._lane)
-        self._retarget(self._follow_rollout(self._failover.destination_after(failure, self._meter)))
-        self._meter.requeue()
-        self._server = None
-        self._ticket = self._new_ticket(self._claim())
+        had_slot = self._failover.returns_to_queue
+        self._queue_at(self._failover.destination_after(failure, self._meter))
+        if had_slot:
+            self._ticket.enter_again(goes_first=True)
 
     def _follow_rollout(self, destination: Destination) -> Destination:
         """Return the destination to queue at in place of `destination`; here always the same."""
@@ -408,41 +410,59 @@ class Relay(ABC):
     # Forward
 
     async def _forward(self, ticket: Ticket) -> None:
+        scope, meter = self._cancel_scope, self._meter
         while True:
             server = ticket.server
             assert isinstance(server, Server)
             self._server = server
-            self._meter.start_attempt()
-            sent = self._meter.last_piece
+            meter.start_attempt()
+            sent = meter.last_piece
             self.check_at = 0.0
+            self.awaits_first_token, self._is_late = server.residency is not None, False
+            scope.may_interrupt = True
             try:
-                await self._exchange_interruptibly(ticket, server)
+                await self._exchange(server)
+            except asyncio.CancelledError:
+                failure = scope.absorbed()
+            except (TransportError, GatewayError) as error:
+                failure = error
+            else:
                 ticket.is_served = True
                 self._record_success(ticket, server, sent)
                 return
-            except ModelUnloaded:
-                raise
-            except TransportError as fault:
-                error = upstream_error(fault)
-                if not self._retry_elsewhere(ticket, server, error, sent, fault.answered):
-                    raise error from fault
-            except InvalidRequest as refusal:
-                if self._meter.first_piece is not None or not self._relax_request(refusal):
-                    self._retry_elsewhere(ticket, server, refusal, sent, True)
-                    raise self._with_context_limit(refusal, server) from None
-            except GatewayError as error:
-                if not self._retry_elsewhere(ticket, server, error, sent, _is_answer(error)):
-                    raise
-            except asyncio.CancelledError:
-                interruption = self._cancel_scope.absorb()
-                if interruption is None:
-                    raise
-                if ticket.server is server:
-                    raise interruption from None
-                assert self._failover is not None
-                self._failover.count_move(self._context.clock())
             finally:
-                self._meter.end_upstream()
+                scope.may_interrupt = self.awaits_first_token = False
+                meter.end_upstream()
+            try:
+                self._handle(failure, ticket, server, sent)
+            finally:
+                del failure  # its traceback has this frame
+
+    def _handle(self, failure: BaseException, ticket: Ticket, server: Server, sent: float) -> None:
+        """Handle the failure of the attempt at `server` that was sent at the time `sent`.
+
+        Raises:
+            GatewayError, asyncio.CancelledError: the request is not sent to the server of `ticket` now.
+        """
+        if isinstance(failure, ServerHangs):
+            if ticket.server is server:
+                raise failure
+            assert self._failover is not None
+            self._failover.count_move(self._context.clock())
+        elif isinstance(failure, TransportError):
+            error = upstream_error(failure)
+            if not self._retry_elsewhere(ticket, server, error, sent, failure.answered):
+                raise error from failure
+        elif isinstance(failure, InvalidRequest):
+            if self._meter.first_piece is not None or not self._relax_request(failure):
+                self._retry_elsewhere(ticket, server, failure, sent, True)
+                raise self._with_context_limit(failure, server) from None
+        elif (
+            isinstance(failure, ModelUnloaded)
+            or not isinstance(failure, GatewayError)
+            or not self._retry_elsewhere(ticket, server, failure, sent, _is_answer(failure))
+        ):
+            raise failure
 
     def _record_success(self, ticket: Ticket, server: Server, sent: float) -> None:
         """Record that `server` has answered the request, which was sent at the time `sent`."""
@@ -452,19 +472,6 @@ class Relay(ABC):
         if placement is not None:
             seconds = None if meter.first_piece is None else meter.first_piece - sent
             placement.gate.succeed(ticket.claim, self._request.size, seconds, ticket.is_trial)
-
-    async def _exchange_interruptibly(self, ticket: Ticket, server: Server) -> None:
-        """Carry out the exchange so that `send_again` can end it until its answer begins."""
-        if ticket.placement is None or ticket.placement.state is None:
-            await self._exchange(server)
-            return
-        self._attempt = scope = ErrorScope(self._context.loop)
-        self._is_late = False
-        try:
-            with scope:
-                await self._exchange(server)
-        finally:
-            self._attempt = None
 
     def _retry_elsewhere(
         self, ticket: Ticket, server: Server, error: GatewayError, sent: float, answered: bool
@@ -485,7 +492,7 @@ class Relay(ABC):
         state = self.model_state
         if state is None:
             return
-        self._attempt = None
+        self.awaits_first_token = False
         now = self._context.clock()
         state.activity.first_token(self._lane, now - self._ticket.started, self._request.size, now)
         residency = None if self._server is None else self._server.residency
@@ -551,10 +558,9 @@ class Relay(ABC):
         A new phase resets `check_at` to zero, because its deadline may be earlier.
         """
         deadline, phase = self._deadline()
+        if now >= deadline and phase == NO_FIRST_PIECE and self._may_be_frozen():
+            deadline, phase = self._end_deadline()  # without a first token it fails only if its model is not unloaded
         if now >= deadline:
-            if phase == NO_FIRST_PIECE and self._may_be_frozen():
-                self.check_at = now  # the request fails only if its model is not unloaded
-                return
             self._cancel_scope.end(UpstreamTimeout(phase))
             self.check_at = math.inf
             self._record_timeout(phase)
@@ -563,7 +569,7 @@ class Relay(ABC):
         if now >= self._next_keepalive:
             self._send_keepalive()
             self._next_keepalive = now + self._context.heartbeat
-        self.check_at = min(deadline, self._next_keepalive)
+        self.check_at = now if self._is_late and self.awaits_first_token else min(deadline, self._next_keepalive)
 
     def _record_timeout(self, phase: str) -> None:
         """Record a timeout that is the server's fault."""
@@ -578,7 +584,7 @@ class Relay(ABC):
 
     def _may_be_frozen(self) -> bool:
         """Return whether it is still being found out whether the model has frozen."""
-        if self._attempt is None:
+        if not self.awaits_first_token:
             return False
         frozen_models = self._context.frozen_models
         if not self._is_late:
@@ -594,15 +600,21 @@ class Relay(ABC):
         meter, limits = self._meter, self._limits
         if meter.sent is None:
             return math.inf, ""
-        ends = meter.sent + limits.total_timeout, "no end"
-        timeout = self._request.claim.timeout
-        if timeout is not None:
-            ends = min(ends, (meter.arrived + timeout, "no end within the client's timeout"))
+        ends = self._end_deadline()
         if self._client.paused:
             return ends
         if meter.first_piece is None:
             return min(ends, (meter.last_piece + limits.first_token_timeout, NO_FIRST_PIECE))
         return min(ends, (meter.last_piece + limits.idle_timeout, NO_NEXT_PIECE))
+
+    def _end_deadline(self) -> tuple[float, str]:
+        """Return the deadline of the whole answer, once it was sent."""
+        meter, timeout = self._meter, self._request.claim.timeout
+        assert meter.sent is not None
+        ends = meter.sent + self._limits.total_timeout, "no end"
+        if timeout is not None:
+            ends = min(ends, (meter.arrived + timeout, "no end within the client's timeout"))
+        return ends
 
     def _keepalive_after(self) -> float:
         """Return the seconds of silence after which an answer is kept alive."""

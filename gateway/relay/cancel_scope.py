@@ -15,50 +15,27 @@ class LeavingClient(Protocol):
     on_leave: Callable[[], None] | None
 
 
-class ErrorScope:
-    """Context manager whose block `end` interrupts with an error. It may be inside another one."""
-
-    __slots__ = ("_cancels", "_error", "_loop", "_task")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._error: GatewayError | None = None
-        self._task: asyncio.Task[object] | None = None
-
-    def __enter__(self) -> Self:
-        self._task = asyncio.current_task(self._loop)
-        assert self._task is not None
-        self._cancels = self._task.cancelling()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        task, self._task = self._task, None
-        if self._error is not None and task is not None:
-            # Another cancellation, from outside or of an outer scope, takes precedence.
-            is_last = task.uncancel() <= self._cancels
-            if is_last and kind is asyncio.CancelledError:
-                raise self._error from None
-
-    def end(self, error: GatewayError) -> None:
-        """Raise `error` in the block at its next await. Only the first call counts."""
-        if self._error is None and self._task is not None:
-            self._error = error
-            self._task.cancel()
-
-
 class CancelScope:
     """Context manager that interrupts what its body awaits; `asyncio.timeout` with more reasons.
 
         with CancelScope(client, loop) as scope:
             ...
 
-    The block raises the error that `end` was given, or `ClientLeft` when the client leaves. A part of
-    the block that catches `asyncio.CancelledError` and calls `absorb` can be ended alone, by `interrupt`.
+    The block raises the error that `end` was given, or `ClientLeft` when the client leaves. `interrupt`
+    ends only a part of the block:
+
+        scope.may_interrupt = True
+        try:
+            ...
+        except asyncio.CancelledError:
+            raise scope.absorbed() from None
+        finally:
+            scope.may_interrupt = False
+
+    Of several reasons, the one that ends the most counts: a cancellation from outside, then `end`.
     """
 
-    __slots__ = ("_cancels", "_client", "_error", "_interruption", "_loop", "_task")
+    __slots__ = ("_cancels", "_client", "_error", "_interruption", "_loop", "_task", "may_interrupt")
 
     def __init__(self, client: LeavingClient, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
@@ -66,6 +43,8 @@ class CancelScope:
         self._error: GatewayError | None = None
         self._interruption: GatewayError | None = None
         self._task: asyncio.Task[object] | None = None
+        self.may_interrupt = False
+        """True while the task awaits a part of the block that can be ended alone."""
 
     def __enter__(self) -> Self:
         if self._client.gone:
@@ -99,28 +78,26 @@ class CancelScope:
             self._error = error
             self._task.cancel()
 
-    @property
-    def is_ending(self) -> bool:
-        """True once the body was told to end."""
-        return self._error is not None
+    def interrupt(self, error: GatewayError) -> bool:
+        """End the present part of the block with `error`. Return False if nothing can be interrupted."""
+        if not self.may_interrupt or self._error is not None or self._task is None:
+            return False
+        self.may_interrupt = False
+        self._interruption = error
+        self._task.cancel()
+        return True
 
-    def interrupt(self, error: GatewayError) -> None:
-        """Cancel what the body awaits, which has to call `absorb`. Does nothing once the body is to end."""
-        if self._error is None and self._interruption is None and self._task is not None:
-            self._interruption = error
-            self._task.cancel()
-
-    def absorb(self) -> GatewayError | None:
+    def absorbed(self) -> BaseException:
         """Return the error of `interrupt`, and take its cancellation back.
 
-        Return None if there was no interruption, or if the whole body is to end as well: the caller then
-        raises its `asyncio.CancelledError` again.
+        If there was no interruption, or the whole block is to end as well, return another
+        `asyncio.CancelledError`, which has to be raised.
         """
         error, self._interruption = self._interruption, None
         if error is None or self._task is None:
-            return None
+            return asyncio.CancelledError()
         remaining = self._task.uncancel()
-        return None if self._error is not None or remaining > self._cancels else error
+        return asyncio.CancelledError() if self._error is not None or remaining > self._cancels else error
 
     def _client_left(self) -> None:
         self.end(ClientLeft())

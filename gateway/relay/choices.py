@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import structs
 
-from gateway.body_memory import HeldBody
+from gateway.body_memory import HeldBody, shares
 from gateway.chat.answer import Usage
 from gateway.chat.completion import Completion
 from gateway.chat.request import Chat
@@ -122,8 +122,8 @@ class ChoicesRelay:
         client.on_pause, client.on_resume = self._pause, self._resume
         try:
             async with asyncio.TaskGroup() as group:
-                for index in range(len(self._chats)):
-                    group.create_task(self._run(index, held))
+                for index, share in enumerate(shares(held, len(self._chats))):
+                    group.create_task(self._run(index, share))
         finally:
             client.on_leave = client.on_pause = client.on_resume = None
         self._finish()
@@ -134,6 +134,7 @@ class ChoicesRelay:
         The choices share the chat, so they share the memory that is counted for it.
         """
         if self._failed is not None:
+            held.release()
             return
         choice = self._choices[index]
         try:
@@ -142,6 +143,8 @@ class ChoicesRelay:
             choice.error = error
         else:
             await relay(held)
+        finally:
+            held.release()
         if choice.is_complete or self._failed is not None:
             return
         self._failed, self._error = index, choice.error or (ClientLeft() if self._client.gone else Crash())

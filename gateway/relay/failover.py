@@ -7,7 +7,8 @@ of them. From one attempt to the next, it goes:
    a stream), answered with a 5xx, is full, lacks the model, or was ejected because it hangs;
 2. to another backend, if the tier has a fallback and this backend is down, is full, lacks the
    model, was ejected, or failed before its first token;
-3. back to the queue that it came from, if it had waited there and then met a server that was gone.
+3. back to the front of the queue that it came from, if it had waited there and then met a server
+   that was gone, or if it leaves a server that hangs while the others are busy.
 
 If the first attempt reached a server, the second one is a retry and needs room in the backend's
 retry budget. A retry away from a server that gets no new requests (its circuit is open, or it was
@@ -20,7 +21,14 @@ one attempt.
 
 from gateway.admission.queues import LaneName
 from gateway.admission.ticket import Ticket
-from gateway.errors import BackendUnavailable, GatewayError, InvalidRequest, ModelNotFound, UpstreamError
+from gateway.errors import (
+    BackendUnavailable,
+    GatewayError,
+    InvalidRequest,
+    ModelNotFound,
+    ServerHangs,
+    UpstreamError,
+)
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.telemetry.exchange import CHAT, Meter
@@ -42,7 +50,7 @@ MAX_ATTEMPTS = 2
 class Failover:
     """Failover state of one request from its first failure on. `destination` is the current one."""
 
-    __slots__ = ("_context", "_first_failure", "_is_free", "_lane", "_reason", "_requeues", "destination")
+    __slots__ = ("_context", "_first_failure", "_is_free", "_lane", "_reason", "destination", "returns_to_queue")
 
     def __init__(self, context: RelayContext, destination: Destination, lane: LaneName) -> None:
         self._context = context
@@ -53,7 +61,8 @@ class Failover:
         self._first_failure: GatewayError | None = None
         """Failure of the first backend; None while the request is still there."""
         self._reason: str | None = None
-        self._requeues = False
+        self.returns_to_queue = False
+        """True if the request goes back to the queue that it came from, before all others."""
 
     @property
     def has_left(self) -> bool:
@@ -86,18 +95,21 @@ class Failover:
         if reason in UNSENT and ticket.has_waited and self._fallback() is None:
             server.circuit.mark_suspect(reason)
             self._count_retry(reason, sent)
-            self._requeues = True
+            self.returns_to_queue = True
         return False
 
     def leave(self, ticket: Ticket, server: Server, meter: Meter) -> bool:
-        """Let a request leave `server`, which hangs, if another server or the fallback can serve it now.
+        """Let a request leave `server`, which hangs, if another server or the fallback can serve it.
 
-        `ticket` then has a slot on another server, or `destination_after` leads to the fallback.
+        `ticket` then has a slot on another server, or `destination_after` leads to the fallback, or
+        back to the queue if the other servers are busy.
         """
         if meter.attempts - meter.met_stale >= MAX_ATTEMPTS or meter.first_piece is not None or self.has_left:
             return False
         if not ticket.reassign() and self._fallback() is None:
-            return False
+            if self.destination.backend.accepts_none(self.destination.route.model, self._lane):
+                return False
+            self.returns_to_queue = True
         if meter.met_stale:
             meter.attempts -= 1
         self._is_free, self._reason = True, HANG
@@ -113,8 +125,10 @@ class Failover:
         Raises:
             GatewayError: there is none; this is what the client gets.
         """
-        if self._requeues:
-            self._requeues = False
+        if self.returns_to_queue:
+            self.returns_to_queue = False
+            if isinstance(failure, ServerHangs):
+                self._count_retry(HANG, self._context.clock())
             return self.destination
         if self._first_failure is not None:
             raise _client_error(self._first_failure, failure)

@@ -21,7 +21,7 @@ CHECK_SECONDS = 0.05
 """Interval of the deadline checks, and so the longest delay until a passed deadline is noticed."""
 
 SWEEP_SECONDS = 1.0
-"""Interval at which stalled servers are looked for."""
+"""Interval at which stalled servers are looked for, and requests leave those that hang."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ class RelayInFlight(ModelRequest, Protocol):
     def leave_queue(self, backend: Backend) -> None:
         """Stop waiting for `backend`, which is down, if a fallback can serve the request."""
 
-    def leave_hung_server(self, backend: Backend) -> None:
-        """Go elsewhere if the request waits for a server of `backend` that was ejected because it hangs."""
+    def leave_hung_server(self) -> None:
+        """Go elsewhere if the request waits for a server that was ejected because it hangs."""
 
     def attempt(self) -> Attempt | None:
         """Return the request's present attempt, as evidence of whether its server hangs."""
@@ -146,5 +146,7 @@ class InFlight:
     def _sweep(self, now: float) -> None:
         try:
             eject_stalled([attempt for relay in self._relays if (attempt := relay.attempt()) is not None], now)
+            for relay in list(self._relays):
+                relay.leave_hung_server()  # those that could not when it was ejected
         except Exception:  # the timer has to go on
             _log.exception("the search for stalled servers failed")

@@ -87,7 +87,7 @@ class QueueMigration:
             self.abandon(backend)
         for relay in list(self._in_flight):
             relay.leave_queue(backend)
-            relay.leave_hung_server(backend)
+            relay.leave_hung_server()
 
     def _migrate(self, relays: Iterable[Requeueable]) -> int:
         known: dict[Route, Destination | None] = {}

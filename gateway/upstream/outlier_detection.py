@@ -193,9 +193,10 @@ class OutlierDetector(Gate):
         self._is_on_trial = True
         return True
 
-    def end_trial(self) -> None:
-        """Allow another request on trial."""
-        self._is_on_trial = False
+    def end_trial(self, began: float) -> None:
+        """Allow another request on trial, unless the one that ends began before the present ejection."""
+        if began >= self.ejected_at:
+            self._is_on_trial = False
 
     # Results of requests
 
@@ -204,7 +205,7 @@ class OutlierDetector(Gate):
 
         Its first token took `seconds`, or None if the answer was not streamed.
         """
-        party = party_of(claim)
+        party = party_of(claim) if claim.person else claim.key
         self._successes.pop(party, None)
         self._successes[party] = self._clock()
         if len(self._successes) > MAX_PARTIES:
@@ -233,7 +234,7 @@ class OutlierDetector(Gate):
         """Record the failure of a request that was sent at the time `sent`."""
         party = party_of(claim)
         if self.restrains:
-            if is_trial:
+            if is_trial and sent >= self.ejected_at:
                 self._evidence.add(party)
                 self._eject(reason)
             return
@@ -259,10 +260,10 @@ class OutlierDetector(Gate):
         Its probes fail, so they decide when it gets requests again.
         """
         self._forget_outcomes()
+        self._counted_since = self._clock()  # what ran there fails through the death, perhaps later
         if self.restrains and self.ejected_at >= since:
             self._ejections -= 1
-            self.restrains = False
-            self._counted_since = self._clock()
+            self.restrains = self._is_on_trial = False
             self._on_change(self, "explained")
 
     def usual_seconds(self, size: int) -> float | None:
@@ -306,6 +307,7 @@ class OutlierDetector(Gate):
         self.until = now + min(BASE_SECONDS * self._ejections, MAX_SECONDS)
         self.reason = reason
         self.restrains = True
+        self._is_on_trial = False
         self._forget_outcomes()
         self._on_change(self, "ejected")
 

@@ -553,6 +553,18 @@ async def test_queued_bodies_count_until_their_request_runs() -> None:
         assert used(gateway) == 0
 
 
+async def test_body_counts_while_one_of_its_choices_waits() -> None:
+    """Another choice of the request runs already."""
+    async with serving("slow") as (gateway, backend), sent(gateway, chat(100_000, stream=True, n=3)) as client:
+        await client.head()
+        assert (gateway.running, gateway.waiting) == (1, 2)
+        assert 100_000 < used(gateway) < 103_000
+        client.leave()
+        await until(gateway.is_idle)
+        assert used(gateway) == 0
+        assert len(backend.requests) == 1
+
+
 async def test_request_that_would_wait_without_room_is_refused_and_one_that_runs_is_served() -> None:
     async with serving("slow", limit="300KiB", max_concurrency=2) as (gateway, _), AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(sent(gateway, chat(200_000, stream=True))) for _ in range(2)]

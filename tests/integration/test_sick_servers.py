@@ -161,6 +161,42 @@ async def test_hung_server_costs_two_requests_their_first_token(fallback: bool) 
         assert statuses == {504: HANGS, 200: REQUESTS - HANGS}
 
 
+async def test_requests_at_a_hung_server_go_first_where_the_other_servers_are_busy() -> None:
+    """They go back to the queue, instead of waiting for their timeouts."""
+    limits: dict[str, Any] = {"max_concurrency": 2, "model_concurrency": 2, "first_token_timeout": 5}
+    async with sick_server("silent", "slow", **limits) as (gateway, (sick, busy)), AsyncExitStack() as clients:
+        for _ in range(4):
+            await clients.enter_async_context(gateway.sent({"stream": True}))
+        await until(lambda: (len(sick.requests), len(busy.requests)) == (2, 2))
+        queued = await clients.enter_async_context(gateway.sent({"stream": True}))
+        await until(lambda: gateway.waiting == 1)
+        detector_of(gateway).stall({""})
+        await until(lambda: (gateway.waiting, gateway.running) == (3, 2))
+        assert gateway.metric("gateway_retries_total", reason=outlier_detection.HANG) == 2
+        busy.mode = "healthy"
+        for peer in busy.open_peers:
+            peer.reset()
+        assert not is_lost(await queued.reply())
+        await until(lambda: (gateway.waiting, gateway.running) == (0, 0))
+        attempts = sorted((line["attempts"], line["outcome"]) for line in gateway.exchanges())
+        assert attempts[0] == (1, "ok"), attempts
+        assert attempts.count((2, "ok")) == 2, attempts
+        assert len(sick.requests) == 2
+
+
+async def test_request_that_could_not_leave_a_hung_server_leaves_once_another_one_is_up() -> None:
+    async with sick_server("silent", "healthy", first_token_timeout=5) as (gateway, (sick, _)):
+        other = server_of(gateway, 1)
+        other.circuit.probe_missed(is_sure=True)
+        async with gateway.sent({"stream": True}) as raw:
+            await until(lambda: len(sick.requests) == 1)
+            detector_of(gateway).stall({""})
+            assert gateway.running == 1
+            other.circuit.probe_answered()
+            assert (await raw.reply()).text == TEXT
+        assert gateway.exchanges()[-1]["duration"] < 4
+
+
 async def test_server_that_stalls_loses_no_request_if_its_usual_first_token_time_is_known() -> None:
     """After a few answers, three requests that wait far longer than usual show that nothing comes any more."""
     async with sick_server("healthy", fallback=True, first_token_timeout=4) as (gateway, (sick, _)):

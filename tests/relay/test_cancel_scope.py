@@ -1,12 +1,14 @@
 """A cancel scope interrupts what its body awaits, with a reason."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import permutations
 
 import pytest
 
-from gateway.errors import ClientLeft, GatewayError, ModelUnloaded, ShuttingDown
-from gateway.relay.cancel_scope import CancelScope, ErrorScope
+from gateway.errors import ClientLeft, GatewayError, ModelUnloaded, ServerHangs, ShuttingDown
+from gateway.relay.cancel_scope import CancelScope
 
 
 class Client:
@@ -131,96 +133,106 @@ async def test_scope_inside_a_cancelled_task_still_ends_for_its_own_reason() -> 
     assert seen == ["cancelled", "left"]
 
 
-async def interrupted_wait(scope: CancelScope) -> GatewayError | None:
-    """Wait until `scope` is interrupted or ended; raise the cancellation again if it is ended."""
+async def interrupted_wait(scope: CancelScope) -> GatewayError:
+    """Wait as a part of the block of `scope`. Return the error of the interruption."""
+    scope.may_interrupt = True
     try:
         await forever()
     except asyncio.CancelledError:
-        error = scope.absorb()
-        if error is None:
-            raise
+        error = scope.absorbed()
+        if not isinstance(error, GatewayError):
+            raise error from None
         return error
-    return None
+    finally:
+        scope.may_interrupt = False
+    raise AssertionError("not reached")
 
 
-async def test_interruption_ends_a_part_of_the_body_and_the_rest_goes_on() -> None:
-    scope, error, loop = scope_of(Client()), ShuttingDown(), asyncio.get_running_loop()
+def cancelling() -> int:
     task = asyncio.current_task()
     assert task is not None
+    return task.cancelling()
+
+
+async def test_interruption_ends_a_part_of_the_block_and_the_rest_goes_on() -> None:
+    scope, error, loop = scope_of(Client()), ModelUnloaded(), asyncio.get_running_loop()
     with scope:
         for _ in range(2):
             loop.call_soon(scope.interrupt, error)
-            loop.call_soon(scope.interrupt, ShuttingDown())
             assert await interrupted_wait(scope) is error
-            assert task.cancelling() == 0
-        await asyncio.sleep(0)
-        assert scope.absorb() is None
+            assert cancelling() == 0
+            await asyncio.sleep(0)
 
 
-async def test_end_takes_precedence_over_an_interruption() -> None:
-    for interrupts_first in (True, False):
-        scope, reason, loop = scope_of(Client()), ShuttingDown(), asyncio.get_running_loop()
-        steps = [(scope.interrupt, ClientLeft()), (scope.end, reason)]
-        for step, error in steps if interrupts_first else reversed(steps):
-            loop.call_soon(step, error)
-        with pytest.raises(ShuttingDown) as raised, scope:
-            await interrupted_wait(scope)
-        assert raised.value is reason
-        task = asyncio.current_task()
-        assert task is not None
-        assert task.cancelling() == 0
-
-
-async def test_cancellation_from_outside_takes_precedence_over_an_interruption() -> None:
-    scope = scope_of(Client())
-
-    async def body() -> None:
-        with scope:
-            await interrupted_wait(scope)
-
-    task = asyncio.create_task(body())
-    await asyncio.sleep(0)
-    scope.interrupt(ShuttingDown())
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
-async def test_interruption_before_the_block_is_ignored() -> None:
-    scope = scope_of(Client())
-    scope.interrupt(ShuttingDown())
+async def test_first_of_two_interruptions_counts() -> None:
+    """A model is found frozen while its server is ejected, or the other way round."""
+    scope, first, loop = scope_of(Client()), ServerHangs(), asyncio.get_running_loop()
+    seen: list[bool] = []
+    for error in (first, ModelUnloaded()):
+        loop.call_soon(lambda error: seen.append(scope.interrupt(error)), error)
     with scope:
+        assert await interrupted_wait(scope) is first
+        assert (seen, cancelling()) == ([True, False], 0)
         await asyncio.sleep(0)
 
 
-async def test_inner_scope_ends_its_block_and_the_outer_one_goes_on() -> None:
-    client = Client()
-    inner = ErrorScope(asyncio.get_running_loop())
-    asyncio.get_running_loop().call_soon(inner.end, ModelUnloaded())
-    with scope_of(client):
-        with pytest.raises(ModelUnloaded), inner:
-            await forever()
+REASONS = ["client", "end", "interrupt", "outside"]
+
+
+@pytest.mark.parametrize("order", list(permutations(REASONS)), ids="-".join)
+async def test_reason_that_ends_the_most_takes_precedence(order: Sequence[str]) -> None:
+    """All of them happen before the task runs again."""
+    seen: list[type[BaseException]] = []
+
+    async def body(scope: CancelScope) -> None:
+        try:
+            with scope:
+                await interrupted_wait(scope)
+        except GatewayError as error:
+            seen.append(type(error))
+            assert cancelling() == 0
+
+    for most in range(1, len(order) + 1):
+        client, chosen = Client(), order[:most]
+        scope = scope_of(client)
+        task = asyncio.create_task(body(scope))
         await asyncio.sleep(0)
+        steps: dict[str, Callable[[], object]] = {
+            "client": client.leave,
+            "end": partial(scope.end, ShuttingDown()),
+            "interrupt": partial(scope.interrupt, ModelUnloaded()),
+            "outside": task.cancel,
+        }
+        for name in chosen:
+            steps[name]()
+        await asyncio.wait([task])
+        ends = [name for name in chosen if name in ("client", "end")]
+        assert task.cancelled() == ("outside" in chosen)
+        expected = [{"client": ClientLeft, "end": ShuttingDown}[ends[0]]] if ends else []
+        assert seen == ([] if "outside" in chosen else expected)
+        seen.clear()
 
 
-@pytest.mark.parametrize("inner_first", [True, False])
-async def test_client_that_leaves_takes_precedence_over_an_inner_scope(inner_first: bool) -> None:
-    client = Client()
-    inner = ErrorScope(asyncio.get_running_loop())
-
-    def end() -> None:
-        inner.end(ModelUnloaded())
-
-    steps = [end, client.leave] if inner_first else [client.leave, end]
-    for step in steps:
-        asyncio.get_running_loop().call_soon(step)
-    with pytest.raises(ClientLeft), scope_of(client), inner:
-        await forever()
-
-
-async def test_inner_scope_that_has_ended_cannot_be_interrupted() -> None:
-    inner = ErrorScope(asyncio.get_running_loop())
-    with inner:
-        pass
-    inner.end(ModelUnloaded())
+async def test_nothing_is_interrupted_between_the_parts() -> None:
+    """An interruption from the task itself, while it handles a failure, must not cancel its next wait."""
+    scope = scope_of(Client())
+    assert not scope.interrupt(ModelUnloaded())
+    with scope:
+        assert not scope.interrupt(ModelUnloaded())
+        await asyncio.sleep(0)
+    assert not scope.interrupt(ModelUnloaded())
     await asyncio.sleep(0)
+
+
+async def test_block_that_is_to_end_cannot_be_interrupted() -> None:
+    scope, loop = scope_of(Client()), asyncio.get_running_loop()
+    seen: list[bool] = []
+
+    def both() -> None:
+        scope.end(ShuttingDown())
+        seen.append(scope.interrupt(ModelUnloaded()))
+
+    loop.call_soon(both)
+    with pytest.raises(ShuttingDown), scope:
+        await interrupted_wait(scope)
+    assert seen == [False]

@@ -23,7 +23,7 @@ from gateway.simulate import running as stand_in
 from gateway.simulate.asgi import HttpExchange
 from gateway.upstream.model_loader import REPORT_TIMEOUT_SECONDS
 from tests.fakes.images import png_data_url
-from tests.fakes.running_gateway import Reply, Running, running
+from tests.fakes.running_gateway import Reply, Running, running, until
 from tests.fakes.virtual_time import virtual_clock
 
 pytestmark = pytest.mark.virtual_time
@@ -473,3 +473,30 @@ async def until_true(condition: Any) -> None:
     async with asyncio.timeout(10 * LEAST_PATIENCE):
         while not condition():
             await asyncio.sleep(0.05)
+
+
+async def test_request_that_is_sent_again_is_not_refused_for_lack_of_memory(make: Any) -> None:
+    """It had left the queue, so its body was not counted any more, and others have taken the room."""
+    setup = await make()
+    assert (await setup.ask()).status == 200
+    await setup.freeze()
+    memory = setup.gateway.gateway.body_memory
+    asked = [asyncio.create_task(setup.ask(max_tokens=8)) for _ in range(3)]
+    await until(lambda: len(setup.gateway.live) == 3 and setup.gateway.running == 3)
+    memory.change(1, is_shared=False)
+    assert statuses(await asyncio.gather(*asked)) == [200] * 3
+    assert setup.unloads() == 1
+    assert memory.used == 0
+
+
+async def test_clients_own_deadline_counts_while_a_freeze_is_examined(make: Any) -> None:
+    setup = await make()
+    assert (await setup.ask()).status == 200
+    await setup.freeze()
+    setup.server.app._routes["/api/ps"] = ("GET", never_answer)
+    timeout = FIRST_TOKEN_TIMEOUT + 2
+    async with setup.gateway.sent({"model": "a"}, f"X-Gateway-Timeout: {timeout}") as raw:
+        reply = await raw.reply()
+    assert reply.status == 504
+    assert "client's timeout" in str(reply.error)
+    assert setup.passed <= timeout + TOLERANCE

@@ -191,7 +191,7 @@ def test_ejection_that_one_of_several_known_parties_caused_does_not_grow(observe
         observed.now = observed.detector.until
         assert observed.detector.begin_trial()
         observed.fail(is_trial=True)
-        observed.detector.end_trial()
+        observed.detector.end_trial(observed.now)
     observed.now += KNOWN_SECONDS
     assert observed.detector.begin_trial()
     observed.fail(is_trial=True)
@@ -216,7 +216,7 @@ def test_ejected_server_gets_one_request_on_trial_after_its_time(observed: Obser
     observed.now = detector.until
     assert (detector.word, detector.accepts(), detector.begin_trial()) == ("trial", True, True)
     assert (detector.accepts(), detector.allows(), detector.begin_trial()) == (False, False, False)
-    detector.end_trial()
+    detector.end_trial(observed.now)
     assert detector.accepts(), "the request left without a result"
 
 
@@ -240,7 +240,7 @@ def test_failure_on_trial_ejects_for_longer_up_to_a_limit(observed: Observed) ->
         observed.now = observed.detector.until
         assert observed.detector.begin_trial()
         observed.fail(is_trial=True)
-        observed.detector.end_trial()
+        observed.detector.end_trial(observed.now)
         assert observed.detector.word == "ejected"
 
 
@@ -337,7 +337,7 @@ def test_last_resort_that_hangs_gets_one_request_at_a_time_from_the_start(observ
     assert not detector.allows()
     observed.is_last_resort = True
     assert (detector.allows(), detector.begin_trial(), detector.allows()) == (True, True, False)
-    detector.end_trial()
+    detector.end_trial(observed.now)
     assert detector.allows()
 
 
@@ -404,7 +404,7 @@ class DetectorMachine(RuleBasedStateMachine):
         elif outcome != "left":
             detector.fail(HANG if outcome == "hung" else "reset", sent, claim, is_trial)
         if is_trial:
-            detector.end_trial()
+            detector.end_trial(sent)
 
     @rule(since=st.sampled_from([0.0, 5.0, 60.0]))
     def die(self, since: float) -> None:
@@ -433,7 +433,7 @@ class DetectorMachine(RuleBasedStateMachine):
                 setattr(copy.detector, slot, value.copy() if hasattr(value, "copy") else value)
         copy.detector.restrains = detector.restrains
         copy.now = self.observed.now + MAX_SECONDS
-        copy.detector.end_trial()
+        copy.detector.end_trial(copy.now)
         if copy.detector.restrains:
             assert copy.detector.allows()
             assert copy.detector.begin_trial()
@@ -442,3 +442,46 @@ class DetectorMachine(RuleBasedStateMachine):
 
 
 TestDetector = DetectorMachine.TestCase
+
+
+# At the seams with the circuit breaker
+
+
+def test_requests_that_fail_late_through_a_death_do_not_eject_the_restarted_server(observed: Observed) -> None:
+    """Answers that a vanished host has lost are ended after it has come back."""
+    sent = observed.now
+    observed.now += 30
+    observed.detector.explain(observed.now)
+    observed.now += 10
+    for _ in range(2 * IN_A_ROW):
+        observed.detector.fail("unresponsive", sent, A, is_trial=False)
+    assert not observed.changes
+    observed.fail(IN_A_ROW)
+    assert observed.changes == ["ejected"]
+
+
+def test_request_on_trial_that_outlives_its_ejection_does_not_speak_for_the_next_one(observed: Observed) -> None:
+    """Its first token readmits a server that hung, and the rest of its answer takes long."""
+    detector = observed.on_trial(HANG).detector
+    first = observed.now
+    detector.begin_answer()
+    assert detector.word == "in"
+    observed.now += 1
+    observed.fail(RELAPSES)
+    observed.now = detector.until
+    assert detector.begin_trial()
+    ends = detector.until
+    detector.fail("reset", first, A, is_trial=True)
+    detector.end_trial(first)
+    assert (detector.until, detector.accepts()) == (ends, False)
+    detector.end_trial(observed.now)
+    assert detector.accepts()
+
+
+def test_ejection_that_a_death_explains_leaves_no_request_on_trial(observed: Observed) -> None:
+    detector = observed.on_trial().detector
+    detector.explain(observed.now - 1000)
+    assert detector.word == "in"
+    observed.fail(IN_A_ROW)
+    observed.now = detector.until
+    assert detector.accepts()
