@@ -26,12 +26,14 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
 from benchmarks.accounting import GatewayLog, account, read_metrics
+from benchmarks.chaos_client_process import ClientProcess
 from benchmarks.chaos_clients import (
     CONNECT_SECONDS,
     FALLBACK_TIER,
@@ -41,7 +43,6 @@ from benchmarks.chaos_clients import (
     TOTAL_SECONDS,
     Reference,
     prompts,
-    read_journal,
 )
 from benchmarks.chaos_engines import MODEL, ChaosEngine, RealVllm, StandIn, send_signal
 from benchmarks.chaos_report import PRIMARY, Fault, rows, table
@@ -62,56 +63,6 @@ STEADY_RATE, VICTIM_RATE = 1.0, 0.5
 GRACE_SECONDS = 45.0
 KEPT = 12
 MIB = 1024 * 1024
-
-
-class ClientProcess:
-    """One process of clients, and the journals of all that ran in its place."""
-
-    def __init__(self, name: str, port: int, rate: float, folder: Path, grace: float = 0.0) -> None:
-        self._name = name
-        self._folder = folder
-        self._arguments = ["--port", str(port), "--rate", str(rate), "--grace", str(grace)]
-        self._started = 0
-        self._process: asyncio.subprocess.Process | None = None
-        self._ended_at: dict[Path, float] = {}
-
-    @property
-    def _journal(self) -> Path:
-        return self._folder / f"{self._name}-{self._started}.jsonl"
-
-    async def start(self) -> None:
-        self._started += 1
-        prefix = f"{self._name}-{self._started}"
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "benchmarks.chaos_clients", *self._arguments, "--prefix", prefix,
-            "--seed", str(self._started), "--journal", str(self._journal),
-            "--references", str(self._folder / "references.json"),
-            stdin=asyncio.subprocess.PIPE, cwd=_ROOT, env=os.environ | {"PYTHONPATH": str(_ROOT)},
-        )  # fmt: skip
-
-    def send_signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    async def wait(self) -> None:
-        assert self._process is not None
-        await self._process.wait()
-        self._ended_at[self._journal] = time.monotonic()
-
-    async def finish(self) -> None:
-        """Let it wait for its requests in flight, and end."""
-        if self._process is not None and self._process.returncode is None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            await self.wait()
-
-    def records(self) -> list[ClientRecord]:
-        found: list[ClientRecord] = []
-        for journal, ended_at in self._ended_at.items():
-            if journal.exists():
-                with journal.open() as lines:
-                    found += read_journal(lines, ended_at)
-        return found
 
 
 class Chaos:
@@ -166,8 +117,7 @@ class Chaos:
     async def _restart(self) -> None:
         self.stubborn += not await asyncio.to_thread(self._engine.wait_until_ended, END_SECONDS)
         await asyncio.sleep(self._dice.uniform(0.0, DOWN_SECONDS))
-        self._engine.start()
-        await asyncio.to_thread(self._engine.wait_until_ready)
+        await _start(self._engine)
 
     async def _stop(self, pids: list[int]) -> None:
         send_signal(pids, signal.SIGSTOP)
@@ -195,6 +145,22 @@ class Chaos:
                     return True
             await asyncio.sleep(0.3)
         return False
+
+
+async def _start(engine: ChaosEngine) -> None:
+    """Start the engine, a second time if the first one fails.
+
+    Raises:
+        RuntimeError: it did not start.
+    """
+    engine.start()
+    try:
+        await asyncio.to_thread(engine.wait_until_ready)
+    except RuntimeError as failure:
+        print(f"  {failure}; once more", flush=True)
+        await asyncio.to_thread(engine.wait_until_ended, 0.0)
+        engine.start()
+        await asyncio.to_thread(engine.wait_until_ready)
 
 
 def port_of(program: Started) -> int:
@@ -251,8 +217,7 @@ async def chaos(seconds: float, seed: int, venv: Path | None, folder: Path) -> b
         else:
             engine = await asyncio.to_thread(RealVllm, venv, folder / "vllm.log")
         stack.callback(engine.close)
-        engine.start()
-        await asyncio.to_thread(engine.wait_until_ready)
+        await _start(engine)
         references = await asyncio.to_thread(_references, engine.url)
         (folder / "references.json").write_text(json.dumps(references))
         ollama = stack.enter_context(
@@ -267,45 +232,67 @@ async def chaos(seconds: float, seed: int, venv: Path | None, folder: Path) -> b
         gateway = stack.enter_context(
             started(command, log, r"serving (http://[\d.:]+)", GATEWAY_PORT="0", GATEWAY_STATE_FILE="")
         )
-        return await _observe(seconds, seed, engine, ollama, gateway, log, folder)
+        return await _observe(seconds, seed, Subjects(engine, ollama, gateway, log), folder)
 
 
-async def _observe(
-    seconds: float, seed: int, engine: ChaosEngine, ollama: Started, gateway: Started, log_path: Path, folder: Path
-) -> bool:
-    port = port_of(gateway)
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """What the run starts: the engine, the stand-in of Ollama, and the gateway with its log."""
+
+    engine: ChaosEngine
+    ollama: Started
+    gateway: Started
+    log: Path
+
+    @property
+    def port(self) -> int:
+        return port_of(self.gateway)
+
+
+async def _observe(seconds: float, seed: int, subjects: Subjects, folder: Path) -> bool:
+    gateway = subjects.gateway
     descriptors_before, resident_before = descriptors(gateway.pid), resident_bytes([gateway.pid])
-    steady = ClientProcess("steady", port, STEADY_RATE, folder)
-    victim = ClientProcess("victim", port, VICTIM_RATE, folder, GRACE_SECONDS)
-    run = Chaos(engine, victim, gateway, seed)
+    steady = ClientProcess("steady", subjects.port, STEADY_RATE, folder)
+    victim = ClientProcess("victim", subjects.port, VICTIM_RATE, folder, GRACE_SECONDS)
+    run = Chaos(subjects.engine, victim, gateway, seed)
     await asyncio.gather(steady.start(), victim.start())
     progress = asyncio.create_task(_print_progress(run))
+    failure = ""
     try:
         await run.run(seconds)
+    except (RuntimeError, OSError) as error:  # the requests until then are accounted for nevertheless
+        failure = f"the run ended early: {error!r}"
     finally:
         progress.cancel()
         await asyncio.gather(steady.finish(), victim.finish())
-    left_over = await _left_over(port, engine, ollama, gateway, descriptors_before)
-    counted = read_metrics((await get(port, "/metrics")).decode()).outcomes
+    left_over = await _left_over(subjects, descriptors_before)
+    counted = read_metrics((await get(subjects.port, "/metrics")).decode()).outcomes
     await asyncio.sleep(0.5)  # the log's thread writes the last lines
-    log = GatewayLog(log_path)
+    log = GatewayLog(subjects.log)
     log.read()
-    records = steady.records() + victim.records()
+    is_accounted = _print_report(steady.records() + victim.records(), run.faults, log, counted)
+    print(
+        f"  resident memory {resident_before / MIB:.1f} MiB before, {resident_bytes([gateway.pid]) / MIB:.1f} after; "
+        f"engines that had to be killed because they did not end: {run.stubborn}"
+    )
+    print(f"  left over: {', '.join(left_over) or 'nothing'}: {mark(not left_over)}")
+    if failure:
+        print(f"  {failure}: {mark(False)}")
+    return is_accounted and not left_over and not failure
+
+
+def _print_report(records: list[ClientRecord], faults: list[Fault], log: GatewayLog, counted: Counter[str]) -> bool:
+    """Print the table and the accounts, and return whether every request is accounted for."""
     result = account(records, log.exchanges, counted)
-    late = [record for record in records if record.seen != "left" and record.seconds > record.deadline]
-    print(table(rows(records, run.faults, log.exchanges)))
+    late = [record for record in records if record.note != "process ended" and record.seconds > record.deadline]
+    print(table(rows(records, faults, log.exchanges)))
     print(f"\n  requests {len(records)}; clients saw {_counts(result.seen)}; unread {result.unread}")
     print(f"  outcomes in the log: {_counts(result.outcomes)}; in the metrics: {_counts(counted)}")
     for event, count in log.crashes.most_common(20):
         print(f"  the log has {count} x {event}")
     for problem in result.problems[:40]:
         print(f"  NOT ACCOUNTED FOR: {problem}")
-    print(
-        f"  resident memory {resident_before / MIB:.1f} MiB before, {resident_bytes([gateway.pid]) / MIB:.1f} after; "
-        f"engines that had to be killed because they did not end: {run.stubborn}"
-    )
-    print(f"  left over: {left_over or 'nothing'}")
-    is_accounted = not (result.problems or log.crashes or late or left_over)
+    is_accounted = not (result.problems or log.crashes or late)
     print(
         f"  not accounted for: {len(result.problems)}; later than the deadline: {len(late)}; "
         f"crashes: {log.crashes.total()}: {mark(is_accounted)}"
@@ -320,20 +307,19 @@ async def _print_progress(run: Chaos) -> None:
         print(f"  {time.strftime('%H:%M:%S')} {_counts(counts)}", flush=True)
 
 
-async def _left_over(
-    port: int, engine: ChaosEngine, ollama: Started, gateway: Started, descriptors_before: int
-) -> list[str]:
+async def _left_over(subjects: Subjects, descriptors_before: int) -> list[str]:
     """Wait until nothing is left of the requests, and return what is."""
+    port = subjects.port
     deadline = time.monotonic() + RECOVERY_SECONDS
     while True:
         metrics = read_metrics((await get(port, "/metrics")).decode())
-        state = json.loads(await get(port_of(ollama), "/simulate/state"))
+        state = json.loads(await get(port_of(subjects.ollama), "/simulate/state"))
         held = {
             "requests running": metrics.running,
             "requests waiting": metrics.waiting,
             "client connections": connections_on(port),
-            "descriptors": max(0, descriptors(gateway.pid) - descriptors_before - KEPT),
-            "requests at vLLM": await asyncio.to_thread(engine.load),
+            "descriptors": max(0, descriptors(subjects.gateway.pid) - descriptors_before - KEPT),
+            "requests at vLLM": await asyncio.to_thread(subjects.engine.load),
             "requests at Ollama": state["running"] + state["waiting"],
         }
         found = [f"{name} {count:g}" for name, count in held.items() if count]

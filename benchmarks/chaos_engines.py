@@ -21,8 +21,7 @@ _LAUNCHER = Path(__file__).with_name("vllm_launcher.py")
 _ROOT = Path(__file__).parents[1]
 _ENGINE_CORE = ("VLLM::EngineCor", "VLLM::Worker")
 """Names of vLLM's processes behind its API server, as the kernel keeps them: 15 characters."""
-READY_SECONDS = 180.0
-_IMPORT_SECONDS = 600.0
+READY_SECONDS = 300.0
 
 
 class ChaosEngine(ABC):

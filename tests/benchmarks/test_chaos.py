@@ -1,4 +1,7 @@
-"""The chaos run, with a stand-in in place of vLLM and short faults."""
+"""The chaos run, with a stand-in in place of vLLM and short faults.
+
+Covers: benchmarks/chaos.py, benchmarks/chaos_client_process.py
+"""
 
 import pytest
 
