@@ -71,7 +71,8 @@ def rows(
 ) -> list[Row]:
     """Return a row for each kind of fault, and one for the time without any.
 
-    A request belongs to the first fault during which it was under way.
+    A request belongs to the fault during which it ended, else to the first during which it was under
+    way.
     """
     found: dict[str, Row] = {}
     for fault in faults:
@@ -81,11 +82,15 @@ def rows(
         row.longest_recovery = max(row.longest_recovery, fault.ended - fault.began)
     found[NO_FAULT] = Row(NO_FAULT)
     for record in records:
-        end = record.sent + record.seconds
-        kind = next((fault.kind for fault in faults if record.sent < fault.ended and end > fault.began), NO_FAULT)
         lines = exchanges.get(record.id)
-        found[kind].take(record, lines[0] if lines else None)
+        found[_kind_of(record, faults)].take(record, lines[0] if lines else None)
     return list(found.values())
+
+
+def _kind_of(record: ClientRecord, faults: Sequence[Fault]) -> str:
+    end = record.sent + record.seconds
+    met = [fault for fault in faults if record.sent < fault.ended and end > fault.began]
+    return next((fault for fault in met if end < fault.ended), met[0]).kind if met else NO_FAULT
 
 
 def table(found: Sequence[Row]) -> str:
