@@ -30,8 +30,8 @@ class Row:
     """What happened during the faults of one kind.
 
     Attributes:
-        errors: error answers by status, code and the reason in the log.
-        cuts: answers that ended with an error after they had begun, by code and reason.
+        errors: error answers by tier, status, code and the reason in the log.
+        cuts: answers that ended with an error after they had begun, by tier, code and reason.
         bad: requests that are lost, wrong or hung.
     """
 
@@ -52,14 +52,15 @@ class Row:
         self.requests += 1
         self.longest = max(self.longest, record.seconds)
         reason = f" ({line.reason})" if line is not None and line.reason else ""
+        tier = record.kind.rpartition(" ")[2]
         match record.seen:
             case "ok":
                 self.served += record.backend == PRIMARY
                 self.by_fallback += record.backend != PRIMARY
             case "error":
-                self.errors[f"{record.status} {record.code}{reason}"] += 1
+                self.errors[f"{tier} {record.status} {record.code}{reason}"] += 1
             case "cut":
-                self.cuts[f"{record.code}{reason}"] += 1
+                self.cuts[f"{tier} {record.code}{reason}"] += 1
             case "left":
                 self.left += 1
             case _:

@@ -16,7 +16,7 @@ def record(
     status: int = 200,
     code: str | None = None,
 ) -> ClientRecord:
-    return ClientRecord(name, "stream", seen, sent, seconds, status, code, backend)
+    return ClientRecord(name, "stream alone", seen, sent, seconds, status, code, backend)
 
 
 def by_kind(records: list[ClientRecord], exchanges: dict[str, list[Logged]] | None = None) -> dict[str, Row]:
@@ -56,7 +56,7 @@ def test_row_counts_what_clients_saw_with_the_reason_of_the_log() -> None:
         {"c": [line], "d": [line]},
     )["kill"]
     assert (found.served, found.by_fallback, found.left, found.bad) == (1, 1, 1, 3)
-    assert found.errors == {"502 upstream_error (reset)": 1}
-    assert found.cuts == {"upstream_error (reset)": 1}
+    assert found.errors == {"alone 502 upstream_error (reset)": 1}
+    assert found.cuts == {"alone upstream_error (reset)": 1}
     text = table([found])
-    assert "errors: 502 upstream_error (reset) 1" in text
+    assert "errors: alone 502 upstream_error (reset) 1" in text
