@@ -144,7 +144,7 @@ class Mixture:
         cases: list[tuple[bytes, Expected, dict[str, str]]] = [
             (b'{"model": "server", "messages": [', Expected(400, "invalid_json"), {}),
             (json.dumps(chat | {"model": "none"}).encode(), Expected(404, "model_not_found"), {}),
-            (json.dumps(chat | {"n": 2}).encode(), Expected(400, "unsupported_parameter"), {}),
+            (json.dumps(chat | {"modalities": ["audio"]}).encode(), Expected(400, "unsupported_parameter"), {}),
             (json.dumps(chat | {"temperature": "hot"}).encode(), Expected(400, "invalid_value"), {}),
             (json.dumps(chat).encode(), Expected(401, "invalid_api_key"), {"authorization": "Bearer wrong"}),
             (json.dumps(chat).encode(), Expected(415, "unsupported_media_type"), {"content_type": "text/plain"}),

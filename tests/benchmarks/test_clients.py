@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
-from benchmarks.clients import Clients, Expected, Leave, Plan, head_of, judge
+from benchmarks.clients import CODES, Clients, Expected, Leave, Plan, head_of, judge
 
 ANSWER = Expected(beginnings={"vllm": "abc"}, tokens=3, prompt_tokens={"vllm": 7})
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3}
@@ -75,6 +77,11 @@ def test_error_needs_a_defined_code_that_fits_the_request(
     expected: Expected, status: int, body: bytes, seen: str
 ) -> None:
     assert judge(expected, status, "", body).seen == seen
+
+
+def test_codes_are_those_that_the_documentation_defines() -> None:
+    errors = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
+    assert set(re.findall(r"^\| \d{3} \| `(\w+)`", errors, re.MULTILINE)) == CODES
 
 
 @pytest.mark.parametrize(("count", "seen"), [(2, "ok"), (1, "wrong"), (3, "wrong")])
