@@ -141,7 +141,8 @@ class Chaos:
             with suppress(OSError, EOFError, TimeoutError):
                 status = json.loads(await get(port_of(self._gateway), "/ops/status"))
                 server = status["backends"][PRIMARY]["servers"][0]
-                if server["circuit"] == "closed" and await asyncio.to_thread(self._engine.is_ready):
+                is_used = server["circuit"] == "closed" and not server["ejections"]
+                if is_used and await asyncio.to_thread(self._engine.is_ready):
                     return True
             await asyncio.sleep(0.3)
         return False
