@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,3 +211,25 @@ async def test_kept_connection_carries_the_next_kept_request() -> None:
         assert [(await clients.send(plan(kept=True))).seen for _ in range(3)] == ["ok"] * 3
         assert (await clients.send(plan())).seen == "ok"
     assert connections == [3, 1]
+
+
+async def test_client_that_was_held_up_after_connecting_connects_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[bytes] = []
+    delays = [0.1]
+    connect = asyncio.open_connection
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.read(1))
+        writer.write(answer(json.dumps(WHOLE).encode()))
+
+    async def connect_slowly(*args: Any, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        opened = await connect(*args, **kwargs)
+        if delays:
+            await asyncio.sleep(delays.pop())
+        return opened
+
+    monkeypatch.setattr(asyncio, "open_connection", connect_slowly)
+    monkeypatch.setattr("benchmarks.clients._CONNECT_SECONDS", 0.05)
+    async with clients_of(handle) as clients:
+        assert (await clients.send(plan())).seen == "ok"
+    assert sorted(requests) == [b"", b"P"]
