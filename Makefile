@@ -6,6 +6,9 @@ VLLM_VENV ?= .venv-vllm
 BENCH_VENV ?= .venv-bench
 CLIENTS_VENV ?= .venv-clients
 
+# Length of the long runs, bench-soak and bench-chaos.
+MINUTES ?= 60
+
 # Tests run in one process per processor, at most 8; all tests of a file share a process. Use
 # `make test PARALLEL=` for a single process.
 PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
@@ -16,7 +19,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--custom-compile-command "make lock" --upgrade
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-sick bench-switch bench-guard bench-instructions bench-client-apis fuzz lock help
+.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-sick bench-switch bench-guard bench-instructions bench-client-apis bench-soak bench-chaos fuzz lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, with its Ollama and vLLM or with stand-ins
 	@$(BIN)/python -m gateway demo
@@ -65,6 +68,12 @@ bench-guard: $(VENV)/dev  ## Run the guard on simulated canaries: which ones it 
 
 bench-instructions: $(VENV)/dev  ## Count CPU instructions of a request and a token (valgrind)
 	@$(BIN)/python -m benchmarks.instructions
+
+bench-soak: $(VENV)/dev  ## Watch the memory for an hour in which half of all clients leave (MINUTES=60)
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+bench-chaos: $(VENV)/dev $(VLLM_VENV)/ready  ## Kill, stop and restart a real vLLM for an hour, and account for every request (MINUTES=60)
+	@TEST_VLLM_VENV=$(VLLM_VENV) $(BIN)/python -m benchmarks.chaos --minutes $(MINUTES)
 
 fuzz: $(VENV)/dev  ## Search for the slowest input for a minute: schemas, patterns, bodies, requests, images, answers
 	@$(BIN)/python -m benchmarks.fuzz

@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _CPUCLOCK_SCHED = 2
+_CLOSED_STATES = frozenset(("04", "05", "06", "07", "09", "0A"))
+"""States of /proc/net/tcp (Linux, include/net/tcp_states.h) in which this side has closed the
+connection, and `LISTEN`.
+"""
 
 
 def cpu_seconds(pids: list[int]) -> float:
@@ -62,3 +66,22 @@ def pinned(wanted: set[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def descriptors(pid: int) -> int:
+    """Return the number of open file descriptors."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def threads(pid: int) -> int:
+    """Return the number of threads."""
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def connections_on(port: int) -> int:
+    """Return the number of accepted IPv4 connections on a local port that are not closed on this side."""
+    found = 0
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *_ = line.split()
+        found += int(local.rpartition(":")[2], 16) == port and state not in _CLOSED_STATES
+    return found

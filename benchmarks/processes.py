@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 _SETTINGS = ("GATEWAY_", "OLLAMA_", "VLLM_", "LLM_")
 
 

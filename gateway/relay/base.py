@@ -688,5 +688,8 @@ class Relay(ABC):
 
 
 def _is_answer(error: GatewayError) -> bool:
-    """Return whether the server gave an answer, though a broken one; a 5xx is a refusal to answer."""
-    return isinstance(error, UpstreamError) and error.reason != "status_5xx"
+    """Return whether the server gave an answer, though a broken one.
+
+    A 5xx is a refusal to answer, and so is the `abort` of a vLLM that is told to end.
+    """
+    return isinstance(error, UpstreamError) and error.reason not in ("status_5xx", "aborted")

@@ -28,7 +28,7 @@ UNRESPONSIVE = "unresponsive"
 """Reason for which an exchange was given up: the server's host has vanished, or its process hangs."""
 
 SERVER_FAULTS = UNSENT | {
-    UNRESPONSIVE, "closed", "reset", "protocol", "truncated", "stream_error", "status_5xx", HANG,
+    UNRESPONSIVE, "closed", "reset", "protocol", "truncated", "stream_error", "aborted", "status_5xx", HANG,
 }  # fmt: skip
 """Reasons of upstream errors that are the server's fault, and after which a request may go elsewhere.
 

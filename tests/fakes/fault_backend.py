@@ -508,6 +508,23 @@ async def role_alone(peer: Peer) -> None:
 
 
 @mode
+async def aborts(peer: Peer) -> None:
+    """Give the request up before its first token, as a vLLM does that was told to end."""
+
+    def aborted(event: bytes) -> bytes:
+        return event.replace(b'"finish_reason": "stop"', b'"finish_reason": "abort"')
+
+    if not peer.streams:
+        peer.answer(200, peer.media_type, aborted(peer.backend.document(WORDS[0])))
+        return
+    peer.open_stream()
+    peer.chunk(peer.backend.event(""))
+    for event in peer.backend.ending():
+        peer.chunk(aborted(event))
+    peer.end_stream()
+
+
+@mode
 async def surplus(peer: Peer) -> None:
     """Send a healthy answer, and in the same packet another one without a request."""
     await healthy(peer)

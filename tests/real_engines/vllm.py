@@ -79,6 +79,15 @@ class Vllm(Server):
         environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         super().__init__(command, port=port, health_path="/health", log=log, environment=environment, cwd=log.parent)
 
+    @property
+    def arguments(self) -> list[str]:
+        """Arguments of vLLM's API server."""
+        return self._command[3:]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return dict(self._environment)
+
     def load(self) -> Load:
         """Read the current load from the engine's metrics."""
         answer = httpx2.get(self.url + "/metrics", trust_env=False, verify=False, timeout=30.0).raise_for_status()

@@ -247,6 +247,24 @@ async def test_failure_before_the_first_token_goes_to_the_other_backend(
         await until(gateway.is_idle)
 
 
+async def test_request_that_a_vllm_aborts_before_its_first_token_is_served_elsewhere(stream: bool) -> None:
+    """A vLLM answers so when it is told to end, and its clients have not left."""
+    async with two_backends("vllm", "aborts") as (gateway, first, second):
+        check_served_by(await gateway.ask({"stream": stream}), "ollama", 2)
+        assert (len(first.requests), len(second.requests)) == (1, 1)
+        assert gateway.metric("gateway_upstream_errors_total", backend="vllm", reason="aborted") == 1
+    async with servers("vllm", "aborts", "healthy") as (gateway, (ending, other)):
+        check_served_by(await gateway.ask({"stream": stream}), "vllm", 2)
+        assert (len(ending.requests), len(other.requests)) == (1, 1)
+        await until(gateway.is_idle)
+
+
+async def test_request_that_every_server_aborts_is_a_502(stream: bool) -> None:
+    async with servers("vllm", "aborts") as (gateway, _):
+        reply = await gateway.ask({"stream": stream})
+        assert (reply.status, code(reply)) == (502, "upstream_error")
+
+
 async def test_500_without_a_fallback_is_a_502_with_the_gateways_message(kind: Kind, stream: bool) -> None:
     """Case 12."""
     async with servers(kind, "breaks") as (gateway, (server,)):
