@@ -11,13 +11,23 @@ FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 
 
 class Usage(Struct, frozen=True, gc=False):
-    """Token counts reported by the backend, and times by its clock, zero if it reports none."""
+    """Token counts reported by the backend."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+
+class TimedUsage(Usage, frozen=True, gc=False):
+    """Token counts, and times by the backend's own clock in seconds."""
+
     load_seconds: float = 0.0
     prompt_seconds: float = 0.0
     completion_seconds: float = 0.0
+
+    @property
+    def counts(self) -> Usage:
+        """The counts alone, as they are recorded."""
+        return Usage(self.prompt_tokens, self.completion_tokens)
 
 
 class Timings(Struct, frozen=True, gc=False):

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 from msgspec import Struct, structs
 
-from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, Timings, Usage
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, TimedUsage, Timings, Usage
 from gateway.chat.request import CalledFunction
 from gateway.dialects.dialect import ChatCall, Clock, ErrorForm
 from gateway.dialects.json_body import Steps, completed
@@ -144,7 +144,7 @@ def _metrics(usage: Usage | None, times: Timings) -> bytes:
     """
     prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (0, 0)
     load, prompt_time, completion_time = times.load, times.prompt, times.completion
-    if usage is not None and usage.completion_seconds:
+    if isinstance(usage, TimedUsage) and usage.completion_seconds:
         load += usage.load_seconds
         prompt_time, completion_time = usage.prompt_seconds, usage.completion_seconds
     elif not completion_time:  # the answer came in one piece, most of it the time of its tokens

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
+from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, TimedUsage, Usage
 from gateway.chat.constraints import ChoiceFormat, RegexFormat
 from gateway.chat.request import THINKING_FIELDS, Chat
 from gateway.chat.surrogates import without_halves
@@ -200,14 +200,10 @@ class OllamaReader(LineReader):
 
 
 def _usage(last: LineEnd) -> Usage:
-    """Return the counts and durations of the last line. Its durations are in nanoseconds."""
-    return Usage(
-        token_count(last.prompt_eval_count),
-        token_count(last.eval_count),
-        _seconds(last.load_duration),
-        _seconds(last.prompt_eval_duration),
-        _seconds(last.eval_duration),
-    )
+    """Return the counts of the last line, and its durations, which are in nanoseconds, if it has any."""
+    prompt, completion = token_count(last.prompt_eval_count), token_count(last.eval_count)
+    times = [_seconds(each) for each in (last.load_duration, last.prompt_eval_duration, last.eval_duration)]
+    return TimedUsage(prompt, completion, *times) if any(times) else Usage(prompt, completion)
 
 
 def _seconds(nanoseconds: msgspec.Raw) -> float:

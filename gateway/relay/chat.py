@@ -7,7 +7,7 @@ from bisect import bisect_left
 from msgspec import structs
 
 from gateway.admission.scheduler import Transfer, WaitEstimate
-from gateway.chat.answer import Answer, Assembler, Delta, Usage, assemble
+from gateway.chat.answer import Answer, Assembler, Delta, TimedUsage, Usage, assemble
 from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.normalizer import Normalizer
 from gateway.chat.request import LARGE_SCHEMAS
@@ -301,8 +301,8 @@ class ChatRelay(Relay):
         meter = self._meter
         is_first = meter.first_piece is None
         meter.piece(sum(1 for delta in deltas if delta.is_piece))
-        if deltas[-1].usage is not None:
-            meter.usage = deltas[-1].usage
+        if (usage := deltas[-1].usage) is not None:
+            meter.usage = usage.counts if isinstance(usage, TimedUsage) else usage
         if is_first:
             self.check_at = 0.0
             self._ticket.first_token()

@@ -433,7 +433,7 @@ def test_images_among_many_messages_are_replaced_in_linear_time() -> None:
     messages = [Message("user", [ImagePart(ImageUrl("data:,"))]) for _ in range(30_000)]
     chat = Chat(model="m", messages=messages)
     before = time.process_time()
-    result = images_module._replaced(chat, {(index, 0): "data:new" for index in range(0, 30_000, 60)})
+    result = images_module.with_urls(chat, {(index, 0): "data:new" for index in range(0, 30_000, 60)})
     assert time.process_time() - before < 0.05
     assert urls_of(result).count("data:new") == 500
     assert urls_of(chat).count("data:new") == 0

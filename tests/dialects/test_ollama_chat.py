@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Timings, Usage
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, TimedUsage, Timings, Usage
 from gateway.dialects.ollama_chat import (
     GenerateErrors,
     GenerateForm,
@@ -132,11 +132,11 @@ def counts(usage: Usage, times: Timings) -> dict[str, int]:
 
 def test_the_engines_own_durations_take_precedence() -> None:
     """Of the time before the first token, the load is what the engine calls so."""
-    found = counts(Usage(7, 3, 0.25, 0.125, 0.5), Timings(2.0, 0.5, 1.0, 0.375))
+    found = counts(TimedUsage(7, 3, 0.25, 0.125, 0.5), Timings(2.0, 0.5, 1.0, 0.375))
     assert list(found.values()) == [2_000_000_000, 750_000_000, 7, 125_000_000, 3, 500_000_000]
 
 
-@pytest.mark.parametrize("usage", [USAGE, Usage(7, 3, 0.5, 0.5, 0.75), Usage(7, 3, 0.0, 0.0, 5.0)])
+@pytest.mark.parametrize("usage", [USAGE, TimedUsage(7, 3, 0.5, 0.5, 0.75), TimedUsage(7, 3, 0.0, 0.0, 5.0)])
 @pytest.mark.parametrize("times", [Timings(1.0, 0.0, 1.0, 0.0), Timings(0.0, 0.0, 0.0, 0.0), Timings(2.0, 0.5, 1, 0.5)])
 def test_no_duration_is_zero_and_the_total_covers_its_parts(usage: Usage, times: Timings) -> None:
     """Programs compute tokens a second from them; an answer may arrive as one piece."""

@@ -201,7 +201,7 @@ async def test_models_are_retrieved_with_or_without_latest() -> None:
             "mistral:7b": "mistral:7b",
             "standard:latest": "standard:latest",
             "llama:latest": "llama:latest",
-            "auto:latest": "auto",
+            "auto:latest": "auto:latest",
         }.items():
             answer = await setup.client.get(f"/v1/models/{name}")
             assert (answer.status_code, answer.json().get("id")) == (200, known)
