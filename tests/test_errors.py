@@ -64,7 +64,7 @@ def test_table_lists_every_error_that_is_sent() -> None:
         below = set().union(*map(leaves, kind.__subclasses__())) if kind.__subclasses__() else set()
         return below if kind is errors.Overloaded else below | {kind}
 
-    never_sent = {ClientLeft, errors.ModelUnloaded}
+    never_sent = {ClientLeft, errors.ModelUnloaded, errors.ServerHangs}  # the last looks like its base class
     assert leaves(GatewayError) - {GatewayError} - never_sent == {type(error) for *_, error in TABLE}
 
 
