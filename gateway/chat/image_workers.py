@@ -40,6 +40,10 @@ TOO_HEAVY = "it takes too much time or memory to decode"
 UNWANTED = "its result is no longer needed"
 
 
+class OutOfTime(Exception):
+    """The child got too little CPU time on a busy machine. The image is not to blame."""
+
+
 class Job:
     """Work on one image. Any thread may end it, which kills the child that is at work."""
 
@@ -69,7 +73,9 @@ class Job:
             self.check()
 
     def check(self) -> None:
-        """Raise `BadImage` if the job has ended."""
+        """Raise `OutOfTime` if the time limit has ended the job, `BadImage` if something else has."""
+        if self._reason == TOO_LONG:
+            raise OutOfTime
         if self._reason is not None:
             raise BadImage(self._reason)
 
@@ -104,7 +110,8 @@ class ImageWorkers:
         memory of others.
 
         Raises:
-            BadImage: The image is rejected, takes too long or too much memory, or the job ended.
+            BadImage: The image is rejected, takes too much CPU time or memory, or the job ended.
+            OutOfTime: The time limit has passed, and not the limit of CPU time.
             RuntimeError: The child does not work. The image is not to blame.
         """
         timer = threading.Timer(JOB_SECONDS + pixels / PIXELS_A_SECOND, job.end, [TOO_LONG])

@@ -18,7 +18,7 @@ import msgspec
 from gateway.chat import image_file
 from gateway.chat.image_file import BadImage
 from gateway.chat.image_turns import FairTurns
-from gateway.chat.image_workers import Converted, ImageWorkers, Job
+from gateway.chat.image_workers import Converted, ImageWorkers, Job, OutOfTime
 from gateway.chat.request import Chat, ImagePart, ImageUrl
 from gateway.errors import InvalidImage, InvalidImageUrl, QueueTimeout
 
@@ -181,6 +181,7 @@ class ImageNormalizer:
 
         Raises:
             InvalidImageUrl, InvalidImage: see `checked`.
+            QueueTimeout: the machine is too busy for the image.
         """
         began, budget = time.thread_time(), budget or Budget(len(url))
         start = payload_start(url, param)
@@ -201,6 +202,8 @@ class ImageNormalizer:
                 budget.spend_pixels(max(0, result.pixels - pixels))  # a GIF's frame may exceed its screen
         except BadImage as error:
             raise InvalidImage(f"'{param}' is not a readable image: {error}.", param=param) from error
+        except OutOfTime as error:
+            raise QueueTimeout("The gateway is too busy to check the image.", retry_after=RETRY_AFTER) from error
         if result.data:
             sent = data_url(result.data)
         elif not is_canonical:

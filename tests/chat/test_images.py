@@ -22,6 +22,7 @@ from PIL import Image
 
 from gateway.chat import image_file, image_workers
 from gateway.chat import images as images_module
+from gateway.chat.image_workers import Converted, OutOfTime
 from gateway.chat.images import Budget, ImageNormalizer, decode
 from gateway.chat.request import Chat, ImagePart, ImageUrl, Message, TextPart
 from gateway.errors import InvalidImage, InvalidImageUrl, InvalidRequest, QueueTimeout
@@ -555,3 +556,15 @@ def test_scaled_shape_is_within_the_limit_and_accepted_by_all_engines(width: int
     assert scaled[0] * scaled[1] <= limit
     assert min(scaled) >= image_file.MIN_SIDE
     assert max(scaled) / min(scaled) <= image_file.MAX_ASPECT
+
+
+async def test_image_that_a_busy_machine_gives_no_time_is_not_blamed(
+    images: ImageNormalizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starve(*_: object) -> Converted:
+        raise OutOfTime
+
+    monkeypatch.setattr(images._workers, "convert", starve)
+    with pytest.raises(QueueTimeout) as error:
+        await images.checked(chat_with(url_of(CONVERTED["webp"][0])))
+    assert error.value.retry_after
