@@ -27,6 +27,9 @@ from gateway.errors import (
 BUSY_SECONDS = 5
 """`Retry-After` in seconds for a busy backend. No engine reports how long it will be busy."""
 
+MAX_MESSAGE = 16 * 1024
+"""Characters of a message that are searched. 64 Ki of them would block the event loop for 40 ms."""
+
 _CONTEXT = re.compile(
     r"maximum context length|context size|exceeds the context|exceed_context_size"
     r"|longer than the maximum model length|greater than max_model_len",
@@ -83,7 +86,7 @@ def message_of(body: bytes) -> str:
 
 def client_error(status: int, body: bytes) -> GatewayError:
     """Return the client's error for a backend's answer with `status`, which is not 200."""
-    message = message_of(body)
+    message = message_of(body)[:MAX_MESSAGE]
     error = _error(status, message)
     if isinstance(error, UpstreamError | BackendUnavailable):
         error.engine_reason = engine_reason(message)
