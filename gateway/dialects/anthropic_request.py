@@ -29,8 +29,8 @@ from gateway.chat.request import (
     Tool,
     ToolCall,
 )
-from gateway.dialects.json_body import LONG_BODY, STEP, Steps, decode_in_steps, explain, has_too_many_members
-from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
+from gateway.dialects.json_body import STEP, Steps, decode_body, explain
+from gateway.errors import InvalidRequest, RequestTooLarge, UnsupportedParameter
 
 
 class _Text(Struct, frozen=True, tag="text"):
@@ -166,16 +166,7 @@ def parse_messages(body: bytes, max_text_body: int, *, counts: bool = False) -> 
     Raises:
         InvalidJson, InvalidRequest, UnsupportedParameter, RequestTooLarge: as in `openai_chat`.
     """
-    if len(body) > LONG_BODY and (yield from has_too_many_members(body)):
-        raise RequestTooLarge("The request has too many JSON values or escapes.")
-    try:
-        request = yield from decode_in_steps(_requests, body)
-    except msgspec.ValidationError as error:
-        raise _explained(str(error)) from None
-    except RecursionError:
-        raise InvalidJson("The body is nested too deeply.") from None
-    except _ERRORS:
-        raise InvalidJson("The body is not valid JSON.") from None
+    request = yield from decode_body(_requests, body, _explained)
     if request.max_tokens is None and not counts:
         raise InvalidRequest("Missing required parameter: 'max_tokens'.", param="max_tokens")
     if request.mcp_servers:

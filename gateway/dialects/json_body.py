@@ -1,13 +1,13 @@
 """Checks of JSON request bodies, and error messages for invalid ones. Pure: no I/O, no clock."""
 
 import re
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
 from msgspec import Raw
 
-from gateway.errors import InvalidJson, InvalidRequest, UnsupportedMediaType, UnsupportedParameter
+from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedMediaType, UnsupportedParameter
 
 MIN_PAYLOAD = 1024
 """Minimum length of base64 that is cut out before the body is inspected, in characters."""
@@ -138,6 +138,28 @@ def decode_in_steps(decoder: msgspec.json.Decoder[T], body: bytes) -> Steps[T]:
     repaired = _with_integers(body)
     yield
     return decoder.decode(repaired)
+
+
+def decode_body(
+    decoder: msgspec.json.Decoder[T], body: bytes, explained: Callable[[str], InvalidRequest] | None = None
+) -> Steps[T]:
+    """Decode a request of any length in steps. `explained` turns msgspec's message into the error.
+
+    Raises:
+        RequestTooLarge: the body has too many members.
+        InvalidJson: it is not JSON, or nested too deeply.
+        InvalidRequest, UnsupportedParameter: a field is not as `decoder` expects it.
+    """
+    if len(body) > LONG_BODY and (yield from has_too_many_members(body)):
+        raise RequestTooLarge("The request has too many JSON values or escapes.")
+    try:
+        return (yield from decode_in_steps(decoder, body))
+    except msgspec.ValidationError as error:
+        raise (explained or explain)(str(error)) from None
+    except RecursionError:
+        raise InvalidJson("The body is nested too deeply.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidJson("The body is not valid JSON.") from None
 
 
 def _with_integers(body: bytes) -> bytes:

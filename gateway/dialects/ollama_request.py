@@ -27,7 +27,7 @@ from gateway.chat.request import (
     Tool,
     ToolCall,
 )
-from gateway.dialects.json_body import LONG_BODY, STEP, Steps, explain, has_too_many_members
+from gateway.dialects.json_body import STEP, Steps, decode_body, explain
 from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 
 MAX_STOPS = 4
@@ -171,16 +171,7 @@ _Request = _ChatRequest | _GenerateRequest
 def _decoded(decoder: msgspec.json.Decoder[Any], body: bytes) -> Steps[Any]:
     if not body:
         raise InvalidJson("missing request body")
-    if len(body) > LONG_BODY and (yield from has_too_many_members(body)):
-        raise RequestTooLarge("The request has too many JSON values or escapes.")
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise explain(str(error)) from None
-    except RecursionError:
-        raise InvalidJson("The body is nested too deeply.") from None
-    except _ERRORS:
-        raise InvalidJson("The body is not valid JSON.") from None
+    return (yield from decode_body(decoder, body))
 
 
 def _text_size(body: bytes, sources: list[Any], max_text_body: int) -> int:

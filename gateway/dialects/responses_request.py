@@ -32,7 +32,7 @@ from gateway.chat.request import (
     Tool,
     ToolCall,
 )
-from gateway.dialects.json_body import LONG_BODY, STEP, Steps, decode_in_steps, explain, has_too_many_members
+from gateway.dialects.json_body import STEP, Steps, decode_body, explain
 from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 
 
@@ -191,16 +191,7 @@ def parse_response(body: bytes, max_text_body: int) -> Steps[ParsedResponse]:
     Raises:
         InvalidJson, InvalidRequest, UnsupportedParameter, RequestTooLarge: as in `openai_chat`.
     """
-    if len(body) > LONG_BODY and (yield from has_too_many_members(body)):
-        raise RequestTooLarge("The request has too many JSON values or escapes.")
-    try:
-        request = yield from decode_in_steps(_requests, body)
-    except msgspec.ValidationError as error:
-        raise explain(str(error)) from None
-    except RecursionError:
-        raise InvalidJson("The body is nested too deeply.") from None
-    except _ERRORS:
-        raise InvalidJson("The body is not valid JSON.") from None
+    request = yield from decode_body(_requests, body)
     _check_supported(request)
     conversation = _Conversation()
     if request.instructions:
