@@ -238,7 +238,7 @@ async def chaos(seconds: float, seed: int, venv: Path | None, folder: Path) -> b
 
 @dataclass(frozen=True, slots=True)
 class Subjects:
-    """What the run starts: the engine, the stand-in of Ollama, and the gateway with its log."""
+    """Processes of a run: the engine, the stand-in of Ollama, and the gateway with its log."""
 
     engine: ChaosEngine
     ollama: Started

@@ -39,7 +39,7 @@ _BURST_SECONDS, _BURST_REQUESTS = 12.0, 5
 
 
 class Reference(NamedTuple):
-    """What the engine itself answers to a prompt: its count of the prompt, and the first words."""
+    """Answer of the engine itself to a prompt: its count of the prompt, and the first words."""
 
     prompt_tokens: int
     beginning: str

@@ -27,7 +27,7 @@ class Fault(NamedTuple):
 
 @dataclass(slots=True)
 class Row:
-    """What happened during the faults of one kind.
+    """Outcome of the requests during the faults of one kind.
 
     Attributes:
         errors: error answers by tier, status, code and the reason in the log.

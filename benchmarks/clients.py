@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 Moment = Literal["uploading", "waiting", "streaming"]
 Seen = Literal["ok", "error", "cut", "left", "lost", "wrong", "hung"]
-"""What a client saw.
+"""Outcome of a request as its client saw it.
 
 `ok`: a whole and right answer. `error`: an error status with a code. `cut`: an answer that began
 and ended with an error. `left`: the client left. The others are faults of the gateway: `lost`, an
@@ -112,7 +112,7 @@ def head_of(request_id: str, path: str, length: int, *, kept: bool = False, **fi
 
 
 class ClientRecord(NamedTuple):
-    """What a client saw of one request.
+    """Record of one request by its client.
 
     `sent` is on the monotonic clock that all processes share. `note` says where a client left, or
     what was wrong with the answer.

@@ -181,7 +181,7 @@ def _rejected(param: str, owner: str, words: str, place: str = "") -> InvalidReq
 
 
 class _Fault(NamedTuple):
-    """What is wrong, in the node where it is, or at a path below the root."""
+    """Fault of a schema, in the node where it is, or at a path below the root."""
 
     words: str
     node: Schema | None = None

@@ -14,6 +14,7 @@ from msgspec import Meta, Raw, Struct, structs
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, ReasoningField, Usage
 from gateway.chat.checks import check
 from gateway.chat.request import MAX_BIASES, MAX_MESSAGES, MAX_TOOLS, Chat
+from gateway.dialects.choices import KeptChoice
 from gateway.dialects.dialect import ChatCall, ChatForm, Clock, ErrorForm, OpenAiErrors
 from gateway.dialects.json_body import (
     LONG_BODY,
@@ -361,21 +362,17 @@ def _choice_json(index: int, answer: Answer, reasoning_field: ReasoningField) ->
     )
 
 
-class ChoiceForm(OpenAiErrors):
+class ChoiceForm(KeptChoice):
     """The form of one of several choices of a `CompletionForm`."""
 
     endpoint: ClassVar[str] = CompletionForm.endpoint
     stream_lines: ClassVar[bytes] = STREAM_LINES
 
-    __slots__ = ("_form", "_index", "error", "is_complete", "usage", "whole")
+    __slots__ = ("_form",)
 
     def __init__(self, form: CompletionForm, index: int) -> None:
+        super().__init__(index)
         self._form = form
-        self._index = index
-        self.whole: Answer | None = None
-        self.usage: Usage | None = None
-        self.error: GatewayError | None = None
-        self.is_complete = False
 
     @property
     def is_stream(self) -> bool:
@@ -383,14 +380,6 @@ class ChoiceForm(OpenAiErrors):
 
     def stream(self, id: str, created: int) -> "ChoiceRenderer":
         return ChoiceRenderer(self, self._form, "chatcmpl-" + id, created, self._index)
-
-    def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
-        self.whole, self.usage, self.is_complete = answer, answer.usage, True
-        return b""
-
-    def error_body(self, error: GatewayError) -> bytes:
-        self.error = error
-        return b""
 
 
 class ChoiceRenderer(StreamRenderer):

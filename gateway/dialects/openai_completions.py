@@ -23,6 +23,7 @@ from gateway.chat.request import (
     PositiveInt,
     StreamOptions,
 )
+from gateway.dialects.choices import KeptChoice
 from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors
 from gateway.dialects.json_body import LONG_BODY, Steps, completed, decode_fields, explain, has_too_many_members
 from gateway.dialects.json_text import escaped, json_value
@@ -289,21 +290,17 @@ class TextForm(Struct, OpenAiErrors, frozen=True, gc=False):
         return b"data: %b\n\n" % error.envelope() if self.is_stream else error.envelope()
 
 
-class TextChoiceForm(OpenAiErrors):
+class TextChoiceForm(KeptChoice):
     """The form of one of several completions of a `TextForm`."""
 
     endpoint: ClassVar[str] = TextForm.endpoint
     stream_lines: ClassVar[bytes] = STREAM_LINES
 
-    __slots__ = ("_form", "_index", "error", "is_complete", "usage", "whole")
+    __slots__ = ("_form",)
 
     def __init__(self, form: TextForm, index: int) -> None:
+        super().__init__(index)
         self._form = form
-        self._index = index
-        self.whole: Answer | None = None
-        self.usage: Usage | None = None
-        self.error: GatewayError | None = None
-        self.is_complete = False
 
     @property
     def is_stream(self) -> bool:
@@ -311,14 +308,6 @@ class TextChoiceForm(OpenAiErrors):
 
     def stream(self, id: str, created: int) -> "TextChoiceRenderer":
         return TextChoiceRenderer(self, id, created, self._form, self._index)
-
-    def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
-        self.whole, self.usage, self.is_complete = answer, answer.usage, True
-        return b""
-
-    def error_body(self, error: GatewayError) -> bytes:
-        self.error = error
-        return b""
 
 
 class TextChoiceRenderer(CompletionRenderer):
