@@ -159,6 +159,13 @@ def test_model_that_failed_to_load_is_cold_and_loaded_again_for_the_next_request
     assert setup.started == ["a", "a"]
 
 
+def test_report_of_the_server_lets_it_try_a_failed_load_again() -> None:
+    setup = Setup()
+    setup.states["a"].has_failed = True
+    setup.residency.update(("b",))
+    assert not setup.states["a"].has_failed
+
+
 def test_nothing_is_loaded_on_a_server_that_is_down() -> None:
     setup = Setup()
     setup.can_load = False

@@ -14,11 +14,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway import config
+from gateway.errors import BackendUnavailable
 from gateway.simulate import Fault, Model, Options
 from gateway.simulate import Running as StandIn
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
-from gateway.upstream.model_loader import ModelLoader
+from gateway.upstream.model_loader import ModelLoader, _repeat
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.running_gateway import TIMES, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in
@@ -600,3 +601,12 @@ async def test_model_that_the_server_reports_as_loaded_is_not_loaded_again() -> 
         assert (await gateway.ask()).status == 200
         assert loads(server) == []
         assert gateway.metric("gateway_backend_load_seconds_count") == 0
+
+
+def test_error_of_a_load_is_new_for_each_request_and_keeps_what_the_server_asked_for() -> None:
+    first = BackendUnavailable("busy", retry_after=7)
+    first.pause = 3.0
+    errors = [_repeat(lambda: BackendUnavailable("busy", retry_after=1), first) for _ in range(2)]
+    assert errors[0] is not errors[1]
+    assert [error.retry_after for error in errors] == [7, 7]
+    assert [error.pause for error in errors if isinstance(error, BackendUnavailable)] == [3.0, 3.0]
