@@ -17,6 +17,7 @@ PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 UV_INSTALL := $(BIN)/uv pip install --quiet --no-cache --require-hashes
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" --upgrade
+EXTRAS := --extra gpu --extra otel --extra redis
 
 .DEFAULT_GOAL := help
 .PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-sick bench-switch bench-guard bench-instructions bench-client-apis bench-soak bench-chaos fuzz lock help
@@ -80,8 +81,8 @@ fuzz: $(VENV)/dev  ## Search for the slowest input for a minute: schemas, patter
 
 lock: $(VENV)/dev  ## Update requirements/ from pyproject.toml
 	$(COMPILE) -o requirements/runtime.txt pyproject.toml
-	$(COMPILE) -c requirements/runtime.txt --group dev -o requirements/dev.txt pyproject.toml
-	$(COMPILE) -c requirements/runtime.txt --group dev -o requirements/clients.txt pyproject.toml requirements/clients.in
+	$(COMPILE) -c requirements/runtime.txt --group dev $(EXTRAS) -o requirements/dev.txt pyproject.toml
+	$(COMPILE) -c requirements/runtime.txt --group dev $(EXTRAS) -o requirements/clients.txt pyproject.toml requirements/clients.in
 	$(COMPILE) -o requirements/bench.txt requirements/bench.in
 
 help:  ## List the targets
