@@ -29,10 +29,9 @@ from gateway.chat.surrogates import without_halves
 from gateway.dialects.dialect import ErrorForm
 from gateway.dialects.json_body import Steps, check_media_type
 from gateway.errors import ClientLeft, GatewayError, InvalidJson, MethodNotAllowed, RequestTooLarge, ShuttingDown
-from gateway.relay.base import YIELD_BYTES
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection
-from gateway.relay.turns import in_turns
+from gateway.relay.turns import YIELD_BYTES, in_turns
 from gateway.telemetry.exchange import NONE, Exchange
 from gateway.upstream.server import VIA
 

@@ -28,12 +28,12 @@ from gateway.engines.engine import (
 )
 from gateway.engines.long_strings import render_images
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
-from gateway.relay.base import MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, YIELD_BYTES, Relay
+from gateway.relay.base import MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.relay.in_flight import Requeueable
 from gateway.relay.requests import ChatRequest, ClientConnection
-from gateway.relay.turns import in_turns
+from gateway.relay.turns import YIELD_BYTES, in_turns
 from gateway.telemetry.exchange import CHAT
 from gateway.upstream.connection import Connection, TransportError
 from gateway.upstream.failures import JSON, check_headers, upstream_error, with_retry_after

@@ -2,6 +2,7 @@
 
 Covers: gateway/upstream/outlier_detection.py
 Covers: gateway/relay/stalls.py
+Covers: gateway/relay/supervised.py
 Covers: gateway/relay/failover.py
 """
 

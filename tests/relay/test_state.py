@@ -1,0 +1,28 @@
+"""What is recorded of one exchange, on real sockets."""
+
+import pytest
+
+from tests.fakes.running_gateway import until
+from tests.relay.serving import (
+    KINDS,
+    Kind,
+    serving,
+)
+
+pytestmark = pytest.mark.uvloop
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+async def test_exchange_is_counted_and_logged(kind: Kind, stream: bool) -> None:
+    async with serving(kind) as (gateway, _):
+        await gateway.ask({"stream": stream})
+        await until(gateway.is_idle)
+        route = {"tier": "standard", "backend": kind}
+        assert gateway.metric("gateway_requests_total", endpoint="chat", outcome="ok", **route) == 1
+        assert gateway.metric("gateway_tokens_total", type="completion", **route) == 5
+        assert gateway.metric("gateway_overhead_seconds_count") == 1
+        seen = stream or kind == "ollama"  # its pieces are seen as they arrive
+        assert gateway.metric("gateway_time_to_first_token_seconds_count", **route) == seen
+        line = gateway.exchanges()[-1]
+        assert (line["outcome"], line["status"], line["stream"], line["attempts"]) == ("ok", 200, stream, 1)
