@@ -310,7 +310,8 @@ class Admission:
             if ticket.is_served:
                 ticket.queue.service_times.append(now - ticket.started)
             self._stop(ticket, ticket.placement, now)
-            self._admit_next()
+            if self._queued:
+                self._admit_next()
         elif ticket.is_queued:
             self._dequeue(ticket)
 

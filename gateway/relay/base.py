@@ -170,7 +170,7 @@ class Relay(TimedRelay, ABC):
         self._meter.requeue()
         self._retarget(self._follow_rollout(destination))
         self._server = None
-        self._ticket = self._new_ticket(self._claim())
+        self._ticket = Ticket(self._backend.admission, self._destination.queues[self._lane], self._claim())
 
     def _follow_rollout(self, destination: Destination) -> Destination:
         """Return the destination to queue at in place of `destination`; here always the same."""
@@ -181,7 +181,9 @@ class Relay(TimedRelay, ABC):
     async def _forward(self, ticket: Ticket) -> None:
         scope, meter = self._cancel_scope, self._meter
         while True:
-            server = ticket.server
+            placement = ticket.placement
+            assert placement is not None
+            server = placement.server
             assert isinstance(server, Server)
             self._server = server
             meter.start_attempt()
@@ -201,7 +203,8 @@ class Relay(TimedRelay, ABC):
                 return
             finally:
                 scope.may_interrupt = self.awaits_first_token = False
-                meter.end_upstream()
+                if meter.upstream_ended is None:
+                    meter.end_upstream()
             try:
                 self._handle(failure, ticket, server, sent)
             finally:

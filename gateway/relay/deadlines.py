@@ -10,6 +10,9 @@ from gateway.relay.supervised import SupervisedRelay
 from gateway.upstream.failures import NO_FIRST_PIECE, NO_NEXT_PIECE
 from gateway.upstream.outlier_detection import HANG
 
+KEEPALIVE_SHARE = 0.8
+"""Share of the client's read timeout after which a plain answer is kept alive."""
+
 
 class TimedRelay(SupervisedRelay):
     """An exchange that ends in time."""
@@ -29,6 +32,8 @@ class TimedRelay(SupervisedRelay):
             self.check_at = math.inf
             self._record_timeout(phase)
             return
+        if self._next_keepalive is None:
+            self._next_keepalive = self._meter.arrived + self._keepalive_after()
         self._next_keepalive = max(self._next_keepalive, self._active_until())
         if now >= self._next_keepalive:
             self._send_keepalive()
@@ -81,6 +86,10 @@ class TimedRelay(SupervisedRelay):
         return frozen_models.is_deciding(self)
 
     # Keep alive
+
+    def _keepalive_after(self) -> float:
+        """Return the seconds of silence after which an answer is kept alive."""
+        return math.inf if self._request.read_timeout is None else KEEPALIVE_SHARE * self._request.read_timeout
 
     def _active_until(self) -> float:
         """Return the time until which no keep-alive is needed, as something has been sent."""

@@ -4,7 +4,6 @@ Nothing here decides: `base.py` carries out the exchange, `supervised.py` is wha
 and `deadlines.py` ends it in time.
 """
 
-import math
 from typing import ClassVar
 
 from msgspec import structs
@@ -23,9 +22,6 @@ from gateway.relay.requests import ClientConnection, RelayRequest
 from gateway.telemetry.exchange import Exchange, Meter, Workload
 from gateway.upstream.server import Server
 
-KEEPALIVE_SHARE = 0.8
-"""Share of the client's read timeout after which a plain answer is kept alive."""
-
 
 class RelayState:
     """The parts of one exchange. Answers are plain JSON unless a subclass overrides that."""
@@ -33,6 +29,8 @@ class RelayState:
     workload: ClassVar[Workload]
     text_field: ClassVar[str]
     """Request field with the text that has to fit the model's context."""
+    can_be_empty: ClassVar[bool] = False
+    """True if an answer in which the model says nothing is recorded as empty."""
 
     __slots__ = (
         "_backend",
@@ -44,10 +42,12 @@ class RelayState:
         "_form",
         "_goes_first",
         "_is_late",
+        "_is_stream",
         "_is_streamed_upstream",
         "_lane",
         "_limits",
         "_meter",
+        "_moved",
         "_next_keepalive",
         "_request",
         "_server",
@@ -68,10 +68,13 @@ class RelayState:
         self._backend = destination.backend
         self._limits = destination.limits
         self._failover: Failover | None = None
+        self._is_stream = False
         self._is_streamed_upstream = False
         self._server: Server | None = None
         self._lane = lane
-        self._ticket = self._new_ticket(request.claim)
+        self._moved = False
+        """True if the roll-out moved the request to another backend's queue."""
+        self._ticket = Ticket(self._backend.admission, destination.queues[lane], request.claim)
         self._meter = Meter(context.clock, destination.metrics.gaps.observe_gap)
         self._cancel_scope = CancelScope(client, context.loop)
         self.awaits_first_token = False
@@ -81,7 +84,8 @@ class RelayState:
         """True once the attempt's `first_token_timeout` has passed."""
         self.check_at = 0.0
         self._started = False
-        self._next_keepalive = self._meter.arrived + self._keepalive_after()
+        self._next_keepalive: float | None = None
+        """None until the first check: most exchanges end before it."""
 
     def __repr__(self) -> str:
         return f"<Relay {self._destination.route} {self._meter.phase}>"
@@ -95,33 +99,10 @@ class RelayState:
             )
         return claim
 
-    def _new_ticket(self, claim: Claim) -> Ticket:
-        return Ticket(self._backend.admission, self._destination.queues[self._lane], claim)
-
     def _retarget(self, destination: Destination) -> None:
         self._destination = destination
         self._backend, self._limits = destination.backend, destination.limits
         self._meter.observe_gap = destination.metrics.gaps.observe_gap
-
-    # What a subclass may know better
-
-    @property
-    def _is_stream(self) -> bool:
-        return False
-
-    @property
-    def _has_moved(self) -> bool:
-        """True if the roll-out moved the request to another backend's queue."""
-        return False
-
-    @property
-    def _is_empty(self) -> bool:
-        """True if the model said nothing."""
-        return False
-
-    def _keepalive_after(self) -> float:
-        """Return the seconds of silence after which an answer is kept alive."""
-        return math.inf if self._request.read_timeout is None else KEEPALIVE_SHARE * self._request.read_timeout
 
     # Answer
 
@@ -191,7 +172,7 @@ class RelayState:
                 tier=route.tier,
                 backend=route.backend,
                 chosen=request.route.backend,
-                moved=self._has_moved,
+                moved=self._moved,
                 model=route.model,
                 lane=self._lane,
                 stream=self._is_stream,
@@ -199,7 +180,7 @@ class RelayState:
                 code=None if error is None else error.code,
                 reason=error.reason if isinstance(error, UpstreamError) else None,
                 outcome="ok" if error is None else error.outcome,
-                empty=error is None and self._is_empty,
+                empty=error is None and self.can_be_empty and not meter.has_said,
                 phase=meter.phase,
                 duration=duration,
                 queue_wait=queue_wait,

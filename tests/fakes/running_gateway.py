@@ -251,7 +251,7 @@ async def running(
     listener = listen("127.0.0.1", 0)
     async with Gateway(settings, ExchangeLog(True, log)) as gateway:
         options: dict[str, Any] = {"ws": "none", "lifespan": "off", "access_log": False, "log_config": None}
-        options |= {"server_header": False, "date_header": False, "proxy_headers": False}
+        options |= {"interface": "asgi3", "server_header": False, "date_header": False, "proxy_headers": False}
         server = _Server(
             uvicorn.Config(gateway, http=bind_limits(limits or ServerLimits(), gateway.body_memory), **options),
             drain_timeout=1,

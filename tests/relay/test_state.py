@@ -1,7 +1,11 @@
 """What is recorded of one exchange, on real sockets."""
 
+import time
+from typing import Any
+
 import pytest
 
+from gateway.dialects.openai_chat import CompletionForm
 from tests.fakes.running_gateway import until
 from tests.relay.serving import (
     KINDS,
@@ -26,3 +30,20 @@ async def test_exchange_is_counted_and_logged(kind: Kind, stream: bool) -> None:
         assert gateway.metric("gateway_time_to_first_token_seconds_count", **route) == seen
         line = gateway.exchanges()[-1]
         assert (line["outcome"], line["status"], line["stream"], line["attempts"]) == ("ok", 200, stream, 1)
+
+
+async def test_rendering_of_an_answer_counts_as_time_in_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend's time ends when the whole answer is there, and not when the attempt ends."""
+    render = CompletionForm.answer
+
+    def slow(form: CompletionForm, *answer: Any) -> bytes:
+        end = time.monotonic() + 0.2
+        while time.monotonic() < end:  # the processor is busy
+            pass
+        return render(form, *answer)
+
+    monkeypatch.setattr(CompletionForm, "answer", slow)
+    async with serving("vllm") as (gateway, _):
+        await gateway.ask()
+        await until(gateway.is_idle)
+        assert gateway.metric("gateway_overhead_seconds_sum") >= 0.2
