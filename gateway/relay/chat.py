@@ -134,6 +134,24 @@ class ChatRelay(Relay):
             backend.context_length(model)
         )
 
+    def falls_back_from(self, destination: Destination) -> bool:
+        """Let the fallback serve the queued request if `destination` accepts none now. Return whether it does.
+
+        A new request for `destination` would be served there too. If the request is queued for the
+        fallback's backend already, it keeps its place.
+        """
+        fallback, backend, model = destination.fallback, destination.backend, destination.route.model
+        if fallback is None or not backend.is_restrained or not backend.accepts_none(model, self._lane):
+            return False
+        other = self._context.destination(fallback, self.workload).backend
+        if other.refuses_all(fallback.model, self._lane):
+            return False
+        if other is not self._backend:
+            self._ticket.refuse(backend.unavailable(model, self._lane))
+            self._retarget(destination)
+            self._move_to(destination)
+        return True
+
     def requeue_on(self, destination: Destination) -> Transfer:
         """Retarget the queued request; `destination` has to accept the transfer at once.
 

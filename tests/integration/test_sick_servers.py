@@ -449,6 +449,64 @@ async def test_rollback_away_from_and_to_an_ejected_server_loses_no_request() ->
         assert await lost_of(gateway, 20) == 0
 
 
+async def test_queued_requests_that_a_rollback_moves_to_a_server_that_hangs_are_served_by_the_fallback() -> None:
+    async with sick_server("silent", fallback=True, first_token_timeout=30, queue_timeout=30) as (gateway, (_, other)):
+        gateway.gateway.rollout.rollback(to="ollama")
+        backend = gateway.gateway._backends["ollama"]
+        backend.servers[0].slots.limit = 1
+        other.mode = "silent"
+        first = asyncio.create_task(ask(gateway))
+        await until(lambda: len(other.requests) == 1)
+        queued = [asyncio.create_task(ask(gateway)) for _ in range(5)]
+        await until(lambda: backend.admission.waiting("text") == 5)
+        detector_of(gateway).stall({""})
+        other.mode = "healthy"
+        gateway.gateway.rollout.rollback(to="vllm")
+        assert backend.admission.waiting("text") == 5
+        backend.servers[0].slots.limit = 64
+        backend.admission.refresh()
+        async with asyncio.timeout(5):
+            replies = await asyncio.gather(*queued)
+        assert {(is_lost(reply), reply.headers["x-gateway-backend"]) for reply in replies} == {(False, "ollama")}
+        for peer in other.open_peers:
+            peer.reset()
+        first.cancel()
+
+
+async def test_request_that_moves_to_a_server_that_hangs_goes_on_to_a_third_backend() -> None:
+    async with AsyncExitStack() as stack:
+        sick = await stack.enter_async_context(FaultBackend("vllm", "silent"))
+        busy, spare = [await stack.enter_async_context(FaultBackend("ollama")) for _ in range(2)]
+        built = config.build(
+            {
+                "llm_backend": "ollama",
+                "rollback_to": "vllm",
+                "backends": {
+                    "ollama": {"base_url": busy.base_url, **TIMES, "max_concurrency": 1, "first_token_timeout": 30},
+                    "vllm": {"base_url": sick.base_url, **TIMES, "first_token_timeout": 30},
+                    "spare": {"kind": "ollama", "base_url": spare.base_url, **TIMES},
+                },
+                "tiers": {"standard": {"models": dict.fromkeys(("ollama", "vllm", "spare"), MODEL), "fallback": True}},
+                "log_format": "json",
+                "state_file": "",
+            }
+        )
+        gateway = await stack.enter_async_context(running(built))
+        busy.mode = "silent"
+        first = asyncio.create_task(ask(gateway))
+        await until(lambda: len(busy.requests) == 1)
+        queued = [asyncio.create_task(ask(gateway)) for _ in range(3)]
+        admission = gateway.gateway._backends["ollama"].admission
+        await until(lambda: admission.waiting("text") == 3)
+        detector_of(gateway).stall({""})
+        gateway.gateway.rollout.rollback(to="vllm")
+        async with asyncio.timeout(5):
+            replies = await asyncio.gather(*queued)
+        assert {(is_lost(reply), reply.headers["x-gateway-backend"]) for reply in replies} == {(False, "spare")}
+        assert not sick.requests
+        first.cancel()
+
+
 # Status and metrics
 
 
