@@ -20,7 +20,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 EXTRAS := --extra gpu --extra otel --extra redis
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-sick bench-switch bench-guard bench-instructions bench-client-apis bench-soak bench-chaos fuzz lock help
+.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-sick bench-switch bench-guard bench-affinity bench-instructions bench-client-apis bench-soak bench-chaos fuzz lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, with its Ollama and vLLM or with stand-ins
 	@$(BIN)/python -m gateway demo
@@ -66,6 +66,9 @@ bench-switch: $(VENV)/dev  ## Measure switching under load: how long a call take
 
 bench-guard: $(VENV)/dev  ## Run the guard on simulated canaries: which ones it rolls back, and when
 	@$(BIN)/python -m benchmarks.guard
+
+bench-affinity: $(VENV)/dev  ## Compare the choice among several servers with other routers', on a model of prefix caches
+	@$(BIN)/python -m benchmarks.affinity
 
 bench-instructions: $(VENV)/dev  ## Count CPU instructions of a request and a token (valgrind)
 	@$(BIN)/python -m benchmarks.instructions

@@ -133,6 +133,7 @@ class OpenAi:
     chat_path = "/v1/chat/completions"
     models_path = "/v1/models"
     health_path: str | None = None
+    metrics_path: str | None = None
     streams_only = False
     names_stop = False  # OpenAI's API has no field for it
     stream_type = b"text/event-stream"

@@ -27,6 +27,7 @@ vLLM rejects 0, unlike OpenAI and Ollama.
 
 class Vllm(OpenAi):
     names_stop = True
+    metrics_path = "/metrics"
     health_path = "/health"  # 503 when the engine behind the server has died
 
     def request(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> OpenAiRequest:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 
 from gateway.admission.ticket import Ticket
 from gateway.body_memory import HeldBody, weight
+from gateway.chat.prompt_blocks import PromptBlocks
 from gateway.errors import (
     ContextLengthExceeded,
     Crash,
@@ -59,6 +60,8 @@ class Relay(TimedRelay, ABC):
                 while True:
                     try:
                         self._refuse_hopeless()
+                        if self._backend.admission.affinity is not None:
+                            self._ticket.prompt = self._prompt()
                         with self._ticket as ticket:
                             if ticket.placement is None:
                                 self._hold(held)
@@ -95,6 +98,10 @@ class Relay(TimedRelay, ABC):
         """
         size = weight(self._request.size, self._request)
         held.resize(size, may_refuse=not (self._meter.attempts or self._ticket.enters_again))
+
+    def _prompt(self) -> PromptBlocks | None:
+        """Return the blocks of the prompt. Called only if the backend has several servers whose caches matter."""
+        return None
 
     def _refuse_hopeless(self) -> None:
         """Refuse at once what the backend would certainly refuse after the queue."""

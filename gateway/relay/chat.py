@@ -11,6 +11,7 @@ from gateway.admission.scheduler import Transfer, WaitEstimate
 from gateway.chat.answer import Answer, Assembler, Delta, TimedUsage, Usage, assemble
 from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.normalizer import Normalizer
+from gateway.chat.prompt_blocks import PromptBlocks, prompt_blocks
 from gateway.chat.request import LARGE_SCHEMAS
 from gateway.chat.stop_sequences import StopMatcher
 from gateway.dialects.dialect import ChatForm
@@ -159,6 +160,7 @@ class ChatRelay(Relay):
         """
         self._retarget(destination)
         self._move_to(destination)
+        self._ticket.prompt = self._prompt() if destination.backend.admission.affinity is not None else None
         return self._ticket.transfer(self._backend.admission, destination.queues[self._lane], self._claim())
 
     def _follow_rollout(self, destination: Destination) -> Destination:
@@ -179,6 +181,9 @@ class ChatRelay(Relay):
         self._request = structs.replace(self._request, route=destination.route)
         if self._failover is not None:
             self._failover.destination = destination
+
+    def _prompt(self) -> PromptBlocks | None:
+        return prompt_blocks(self._chat, self._destination.route.model)
 
     @property
     def may_be_silent(self) -> bool:

@@ -39,7 +39,13 @@ def settings(
     """Build settings with a tier on a vLLM at `urls`, and an Ollama at `other_url` as its fallback."""
     times = {**TIMES, "first_token_timeout": 5, "idle_timeout": 5, "total_timeout": 10, "probe_interval": 0.2}
     backends: dict[str, Any] = {
-        "vllm": {"kind": "vllm", "servers": [{"base_url": url} for url in urls], **times, **limits}
+        "vllm": {
+            "kind": "vllm",
+            "balance": "least_busy",
+            "servers": [{"base_url": url} for url in urls],
+            **times,
+            **limits,
+        }
     }
     if other_url is not None:
         many = {"max_concurrency": 64, "model_concurrency": 64}
