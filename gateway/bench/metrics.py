@@ -12,7 +12,7 @@ from typing import Any
 from gateway.bench.quantiles import deviation, mean, needed, percentile_word, quantile, supported_quantile
 from gateway.bench.results import RequestRecord, RunResult
 
-DEFAULT_PERCENTILES = (50.0, 90.0, 95.0, 99.0)
+DEFAULT_PERCENTILES: tuple[float, ...] = (50.0, 90.0, 95.0, 99.0)
 GOODPUT_METRICS = ("ttft", "tpot", "e2el")
 
 Values = Callable[[RunResult], list[float]]

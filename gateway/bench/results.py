@@ -201,7 +201,8 @@ class Column:
 
     Attributes:
         key: key of its heading in `gateway.bench.texts`; also its name in JSON and CSV.
-        unit: `s`, `ms`, `x` (ratio), `%`, `tok/s`, `req/s`, `n` (count) or empty (text).
+        unit: `s`, `ms`, `x` (ratio), `%`, `tok/s`, `req/s`, `n` (count), `key` (text cells are keys of
+            `gateway.bench.texts`) or empty (text as it is).
         lower_is_better: None where neither direction is better.
     """
 
@@ -214,7 +215,7 @@ class Column:
 class Table:
     """A table of a scenario; writers format it in the reader's language.
 
-    `key` is the key of its title. Text cells are keys of `gateway.bench.texts` where there is one.
+    `key` is the key of its title in `gateway.bench.texts`.
     """
 
     key: str
