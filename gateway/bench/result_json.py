@@ -1,15 +1,18 @@
 """Results to JSON and back.
 
 The top level of a scenario's JSON is its headline run as `vllm bench serve` writes one, so that programs
-for vLLM's results read it; `runs` has every run in that form, and the other keys are the scenario's.
+for vLLM's results read it; `runs` has every run in that form, and the other keys are the scenario's. No
+list is written twice, since a long run has millions of pieces: the headline run's lists are at the top
+level only, and the gaps of a request are in `itls` and not in its record.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from gateway.bench.metrics import DEFAULT_PERCENTILES, run_figures
 from gateway.bench.results import (
+    CANCELLED,
     Cell,
     ClientLoad,
     Column,
@@ -22,6 +25,12 @@ from gateway.bench.results import (
 
 FORMAT = 1
 """Version of the keys that are not vLLM's; a larger one means that a key changed its meaning."""
+
+
+LISTS = (
+    "input_lens", "output_lens", "ttfts", "itls", "latencies", "start_times", "queue_times", "errors", "records",
+)  # fmt: skip
+"""The keys of a run with an item for each request."""
 
 
 def run_to_json(run: RunResult, percentiles: Sequence[float] = DEFAULT_PERCENTILES) -> dict[str, Any]:
@@ -37,11 +46,11 @@ def run_to_json(run: RunResult, percentiles: Sequence[float] = DEFAULT_PERCENTIL
         **run_figures(run, percentiles),
         "input_lens": [record.prompt_tokens or 0 for record in ended],
         "output_lens": [record.completion_tokens or 0 if record.is_ok else 0 for record in ended],
-        "ttfts": [record.ttft or 0.0 for record in ended],
-        "itls": [list(record.itl) for record in ended],
-        "latencies": [record.latency for record in ended],
-        "start_times": [record.start for record in ended],
-        "queue_times": [record.queue_time for record in ended],
+        "ttfts": [_microseconds(record.ttft or 0.0) for record in ended],
+        "itls": [[_microseconds(gap) for gap in record.itl] for record in ended],
+        "latencies": [_microseconds(record.latency) for record in ended],
+        "start_times": [_microseconds(record.start) for record in ended],
+        "queue_times": [_microseconds(record.queue_time) for record in ended],
         "errors": [record.error for record in ended],
         "target": run.target,
         "interrupted": run.interrupted,
@@ -61,11 +70,7 @@ def run_from_json(value: Mapping[str, Any]) -> RunResult:
     """
     try:
         start = float(value.get("run_start", 0.0))
-        records = tuple(
-            [_absolute(RequestRecord.from_json(record), start) for record in value["records"]]
-            if "records" in value
-            else _vllm_records(value)
-        )
+        records = tuple(_own_records(value, start) if "records" in value else _vllm_records(value))
         rate = value.get("request_rate", "inf")
         return RunResult(
             label=str(value.get("label") or ""),
@@ -109,7 +114,12 @@ def to_json(result: ScenarioResult, percentiles: Sequence[float] = DEFAULT_PERCE
         "tables": [asdict(table) for table in result.tables],
         "notes": list(result.notes),
         "server": dict(result.server),
-        "runs": [run_to_json(run, percentiles) for run in result.runs],
+        "runs": [
+            _without_lists(run_to_json(run, percentiles))
+            if run is result.headline_run
+            else run_to_json(run, percentiles)
+            for run in result.runs
+        ],
     }
 
 
@@ -121,8 +131,9 @@ def from_json(value: Mapping[str, Any]) -> ScenarioResult:
     """
     if not isinstance(value, Mapping):
         raise ValueError("not a result: expected an object")
-    runs = tuple(map(run_from_json, value["runs"])) if "runs" in value else (run_from_json(value),)
     try:
+        lists = {key: value[key] for key in LISTS if key in value}
+        runs = tuple(run_from_json({**lists, **run}) for run in value.get("runs") or [value])
         return ScenarioResult(
             scenario=str(value.get("scenario", "load")),
             date=str(value.get("date", "")),
@@ -144,14 +155,27 @@ def from_json(value: Mapping[str, Any]) -> ScenarioResult:
         raise ValueError(f"not a result: {problem}") from problem
 
 
-def _absolute(record: RequestRecord, origin: float) -> RequestRecord:
-    return replace(
-        record,
-        arrival=record.arrival + origin,
-        start=record.start + origin,
-        last_token=record.last_token + origin,
-        end=record.end + origin,
-    )
+def _microseconds(seconds: float) -> float:
+    """Return the time without digits that no clock has."""
+    return round(seconds, 6)
+
+
+def _without_lists(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in run.items() if key not in LISTS}
+
+
+def _own_records(value: Mapping[str, Any], origin: float) -> Iterator[RequestRecord]:
+    gaps = iter(value["itls"])
+    for item in value["records"]:
+        record = RequestRecord.from_json(item)
+        yield replace(
+            record,
+            arrival=record.arrival + origin,
+            start=record.start + origin,
+            last_token=record.last_token + origin,
+            end=record.end + origin,
+            itl=() if record.error == CANCELLED else tuple(next(gaps)),
+        )
 
 
 def _vllm_records(value: Mapping[str, Any]) -> list[RequestRecord]:

@@ -89,19 +89,19 @@ class RequestRecord:
         return self.completion_tokens / self.latency if self.completion_tokens and self.latency > 0 else None
 
     def to_json(self, origin: float) -> dict[str, Any]:
-        """Return the record with times relative to `origin`, without the text."""
-        names = [item.name for item in fields(self) if item.name != "text"]
+        """Return the record with times relative to `origin`, without the text and the gaps."""
+        names = [item.name for item in fields(self) if item.name not in ("text", "itl")]
         value: dict[str, Any] = {name: getattr(self, name) for name in names}
         for name in ("arrival", "start", "last_token", "end"):
-            value[name] -= origin
+            value[name] = round(value[name] - origin, 6)
         return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Read what `to_json` wrote; keys of newer versions are ignored."""
-        known = {item.name for item in fields(cls)} - {"text"}
+        known = {item.name for item in fields(cls)} - {"text", "itl"}
         taken: dict[str, Any] = {key: item for key, item in value.items() if key in known}
-        return cls(**{**taken, "itl": tuple(taken.get("itl", ()))})
+        return cls(**taken)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.bench.result_json import from_json, run_to_json, to_json
-from gateway.bench.results import Cell, ClientLoad, Column, ScenarioResult, Table, Verdict
+from gateway.bench.result_json import LISTS, from_json, run_to_json, to_json
+from gateway.bench.results import CANCELLED, Cell, ClientLoad, Column, ScenarioResult, Table, Verdict
 from tests.bench.records import record, run
 
 VLLM_KEYS = (
@@ -40,6 +40,22 @@ def test_the_json_has_every_key_of_vllm() -> None:
 
 def test_a_result_survives_a_file() -> None:
     assert from_json(json.loads(json.dumps(to_json(result())))) == result()
+
+
+def test_an_interrupted_run_survives_a_file() -> None:
+    """A request in flight has a record and no place in vLLM's lists."""
+    records = [record(0, itl=(0.1,)), record(1, ttft=None, itl=(), error=CANCELLED), record(2, itl=(0.2, 0.3))]
+    whole = replace(result(), runs=(run(records, label="all"),))
+    read = from_json(json.loads(json.dumps(to_json(whole))))
+    assert [item.itl for item in read.runs[0].records] == [(0.1,), (), (0.2, 0.3)]
+    assert read == whole
+
+
+def test_no_list_is_written_twice() -> None:
+    other = run([record(0, itl=(0.125,))], label="other")
+    value = to_json(replace(result(), runs=(*result().runs, other)))
+    assert [sorted(set(LISTS) & set(item)) for item in value["runs"]] == [[], sorted(LISTS)]
+    assert json.dumps(value["runs"][1]).count("0.125") == 1
 
 
 def test_the_text_of_an_answer_is_never_written() -> None:

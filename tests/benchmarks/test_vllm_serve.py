@@ -47,14 +47,18 @@ def test_a_figure_for_comparison_only_is_not_judged() -> None:
 
 
 def test_the_client_of_vllm_says_how_each_run_ended(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def main(given: object) -> None:
         print("noise")
         if given.model == "bad":  # type: ignore[attr-defined]
             raise ValueError("no such model")
 
-    module = SimpleNamespace(add_cli_args=lambda parser: parser.add_argument("--model"), main=main)
+    dataset = SimpleNamespace(dataset_path=str(tmp_path / "p.jsonl"))
+    write_dataset(tmp_path / "p.jsonl", Load(2, 1, 4))
+    module = SimpleNamespace(
+        add_cli_args=lambda parser: parser.add_argument("--model"), main=main, CustomDataset=SimpleNamespace()
+    )
     monkeypatch.setattr(vllm_serve_client.importlib, "import_module", lambda name: module)
     monkeypatch.setattr(
         sys, "stdin", io.StringIO(f"{json.dumps(['--model', 'm'])}\n{json.dumps(['--model', 'bad'])}\n")
@@ -63,3 +67,5 @@ def test_the_client_of_vllm_says_how_each_run_ended(
     shown = capsys.readouterr()
     assert shown.out.split() == ["ready", "done", "failed"]
     assert "no such model" in shown.err
+    module.CustomDataset.load_data(dataset)
+    assert [row["output_tokens"] for row in dataset.data] == [4, 4]

@@ -39,7 +39,7 @@ async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
     return assemble(
         "soak",
         options,
-        [whole, *parts],
+        [whole],
         "whole",
         workload,
         tables=(_table(parts),),
