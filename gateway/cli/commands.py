@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from gateway import __version__, config
+from gateway.cli.bench import CONTEXT, bench
 from gateway.cli.ops_client import PREFLIGHT_SECONDS, OpsClient, OpsError
 from gateway.cli.tables import finding_lines, show_preflight, show_result, show_status
 
@@ -163,6 +164,9 @@ def rollback(
 def undo(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """Restore the state before the last change. A second undo reverts the first."""
     _change(_ops_client(config_file), "POST", "/ops/undo", {}, as_json)
+
+
+app.command("bench", context_settings=CONTEXT)(bench)
 
 
 @app.command("simulate")
