@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -44,9 +45,10 @@ def build(
             dependencies=[Depends(client)],
             include_in_schema=in_schema,
             summary="List the tiers, aliases and embedding models",
+            response_model=dict[str, Any],
         )
-        async def models() -> dict[str, Any]:
-            return operations.models()
+        async def models() -> Response:  # a list of 1,000 discovered models would keep FastAPI's encoder busy
+            return Response(msgspec.json.encode(operations.models()), media_type="application/json")
 
         @app.get(
             f"{prefix}/models/{{name:path}}",
