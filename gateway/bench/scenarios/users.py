@@ -204,4 +204,5 @@ SCENARIO = Scenario(
     "users",
     run,
     frozenset({"levels", "rounds", "realtime_ttft", "realtime_speed", "wait", "max_users", "forecast"}),
+    r"users_(realtime|within_wait|at_most)",
 )
