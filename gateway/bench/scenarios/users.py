@@ -131,9 +131,7 @@ async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
     rows = [
         (
             Cell(criterion.key),
-            Cell(
-                found[criterion.key], note="limit_of_search" if found[criterion.key] == top == timed.max_users else ""
-            ),
+            Cell(found[criterion.key], note="limit_of_search" if found[criterion.key] == top else ""),
             *forecast_cells(timed, criterion.key),
         )
         for criterion in wanted
