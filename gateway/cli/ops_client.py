@@ -112,6 +112,27 @@ class OpsClient:
         }
         return self.request("POST", f"/ops/preflight?{urlencode(query)}", seconds=seconds + PREFLIGHT_MARGIN)
 
+    def metrics(self) -> str:
+        """Return the gateway's metrics as Prometheus text.
+
+        Raises:
+            OpsError: the gateway could not be reached, or it refused.
+        """
+        url = f"{self.base_url}/metrics"
+        try:
+            response = httpx2.get(url, headers=self._headers, timeout=SECONDS, trust_env=False)
+        except httpx2.HTTPError:
+            raise OpsError(
+                f"cannot reach a gateway at {self.base_url}; start it, or set GATEWAY_URL to its address"
+            ) from None
+        if response.status_code != 200 or not response.headers.get("content-type", "").startswith("text/plain"):
+            try:
+                answer = response.json()
+            except ValueError:
+                raise OpsError(self._not_a_gateway(), response.status_code) from None
+            raise OpsError(self._refusal(response.status_code, answer), response.status_code)
+        return response.text
+
     def request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = SECONDS
     ) -> dict[str, Any]:
