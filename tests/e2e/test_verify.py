@@ -1,6 +1,7 @@
 """`gateway verify` against every real engine through a gateway, and against the engine itself.
 
-The stand-ins are checked in `tests/bench/verify`. Real engines have models of random weights: every check has to hold for them, or say why it cannot.
+The stand-ins are checked in `tests/bench/verify`. Real engines have models of random weights: every
+check has to hold for them, or say why it cannot.
 """
 
 import json

@@ -38,7 +38,7 @@ def _fault(answer: Stream | str) -> str:
         return f"{answer.reply.status}: {answer.reply.message}"
     if not answer.events or answer.events[-1].data.strip() != b"[DONE]":
         return "no [DONE]"
-    return "" if answer.pieces else "no text"
+    return "" if answer.finishes else "no finish_reason"
 
 
 def most_at_once(streams: list[Stream]) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from gateway.bench.verify.outcome import Check, CheckFailed, CheckSkipped, Reason
 from gateway.bench.verify.target import Target
 
-WORDS = 120
+WORDS = 60
 """Words of each earlier turn. Each is about a token or more, so half as many have to be added."""
 
 CODE, MARK = "4821-97", "QX7K"
@@ -57,12 +57,12 @@ async def recalls_a_fact(target: Target) -> Reason:
         {"role": "assistant", "content": "I will."},
         {"role": "user", "content": QUESTION},
     ]
-    reply = await target.ask(target.chat(told, max_tokens=600))
+    reply = await target.ask(target.chat(told, max_tokens=300))
     if reply.status != 200:
         raise CheckFailed("refused", status=reply.status, message=reply.message)
     if CODE in reply.text:
         return Reason("recalled")
-    control = await target.ask(target.chat(f"{FACT}\n\n{QUESTION}", max_tokens=600))
+    control = await target.ask(target.chat(f"{FACT}\n\n{QUESTION}", max_tokens=300))
     if CODE in control.text and MARK not in control.text:
         raise CheckFailed("not_recalled")
     raise CheckSkipped("cannot_recall")

@@ -35,7 +35,7 @@ async def keeps_hangul_in_chunks(target: Target) -> Reason:
     broken = sum(event.text.count(BROKEN) for event in stream.chunks)
     if broken:
         plain = await target.ask(body)
-        if plain.text.count(BROKEN) < broken:
+        if BROKEN not in plain.whole_text:
             raise CheckFailed("broken_in_chunks", count=broken)
         raise CheckSkipped("model_writes_broken", count=broken)
     hangul = sum(1 for letter in "".join(event.text for event in stream.chunks) if "가" <= letter <= "힣")
@@ -80,7 +80,7 @@ async def _forced(target: Target, *, is_stream: bool) -> None:
 
 
 async def repeats_korean(target: Target) -> Reason:
-    reply = await target.ask(target.chat(QUESTION, max_tokens=400))
+    reply = await target.ask(target.chat(QUESTION, max_tokens=256))
     if reply.status != 200:
         raise CheckFailed("refused", status=reply.status, message=reply.message)
     if SENTENCE in reply.text:

@@ -67,6 +67,12 @@ class Reply(Struct, frozen=True):
         return content if isinstance(content, str) else ""
 
     @property
+    def whole_text(self) -> str:
+        """Reasoning and content of the first choice."""
+        message = self.choice.get("message")
+        return _texts(message) if isinstance(message, dict) else ""
+
+    @property
     def usage(self) -> Mapping[str, Any]:
         usage = self.body.get("usage") if isinstance(self.body, dict) else None
         return usage if isinstance(usage, dict) else {}
@@ -97,11 +103,7 @@ class Event(Struct, frozen=True):
     @property
     def text(self) -> str:
         """Content or reasoning of the event."""
-        return "".join(
-            part
-            for name in ("reasoning", "reasoning_content", "content")
-            if isinstance(part := self.delta.get(name), str)
-        )
+        return _texts(self.delta)
 
     @property
     def content(self) -> str:
@@ -255,6 +257,11 @@ class EventReader:
             elif not line and self._data:
                 self.events.append(Event(b"\n".join(self._data), now, self._reads))
                 self._data = []
+
+
+def _texts(message: Mapping[str, Any]) -> str:
+    names = ("reasoning", "reasoning_content", "content")
+    return "".join(part for name in names if isinstance(part := message.get(name), str))
 
 
 def first_choice(body: Any) -> Mapping[str, Any]:
