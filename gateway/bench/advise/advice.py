@@ -19,6 +19,8 @@ from gateway.bench.advise.target import Target
 Origin = Literal["measured", "computed", "assumed"]
 DEFAULT_WAIT = 30.0
 """Seconds for which a person waits for the first token, if no target says otherwise."""
+LONG_PERIOD = 2 * 3600.0
+"""Seconds; an average over a longer time hides the busy hours."""
 FULL = 0.8
 """Share of the slots above which the queue grows long: arrivals come in bursts."""
 
@@ -187,6 +189,11 @@ def _load_remarks(load: BackendLoad) -> Iterator[Remark]:
     yield Remark("little", little, "computed", load.name)
     slots = {"slots": load.slots, "share": load.utilisation * 100, "wait": load.queue_wait.mean or 0.0}
     yield Remark("slots_learned" if load.learned else "slots", slots, "measured", load.name)
+    if load.period > LONG_PERIOD:
+        yield Remark("long_period", {"hours": load.period / 3600}, "measured", load.name)
+    if load.vision_wait.count:
+        share = load.vision_wait.count / load.requests * 100
+        yield Remark("mixed", {"share": share, "wait": load.vision_wait.mean or 0.0}, "measured", load.name)
     if load.rejected:
         reasons = ", ".join(f"{reason} {count:.0f}" for reason, count in sorted(load.rejected.items()))
         yield Remark("rejected", {"reasons": reasons}, "measured", load.name)

@@ -27,6 +27,13 @@ class Observations(Struct, frozen=True):
         """Mean of the observations, None without one."""
         return self.total / self.count if self.count else None
 
+    def plus(self, other: Self) -> "Observations":
+        """Return the observations of both, which have the same bounds unless one is empty."""
+        if not self.counts or not other.counts:
+            return other if not self.counts else self
+        counts = tuple(one + more for one, more in zip(self.counts, other.counts, strict=True))
+        return Observations(self.bounds, counts, self.total + other.total)
+
     def since(self, earlier: Self) -> "Observations":
         """Return what was observed after `earlier`; all of it if the gateway restarted in between."""
         before = dict(zip(earlier.bounds, earlier.counts, strict=True))

@@ -1,6 +1,6 @@
 """Load of each backend by a gateway's metrics and status. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -24,6 +24,7 @@ class BackendLoad(Struct, frozen=True, kw_only=True):
     requests: float
     duration: Observations
     queue_wait: Observations
+    vision_wait: Observations
     time_to_first_token: Observations
     rejected: dict[str, float]
     slots: int
@@ -66,30 +67,44 @@ class BackendLoad(Struct, frozen=True, kw_only=True):
 
 def loads(status: Mapping[str, Any], now: Exposition, earlier: Exposition | None, seconds: float) -> list[BackendLoad]:
     """Return the load of each backend in the last `seconds`, or since the gateway's start without `earlier`."""
-    return [_load(name, backend, now, earlier, seconds) for name, backend in status["backends"].items()]
+    tiers = list(status["tiers"])
+    return [_load(name, backend, tiers, now, earlier, seconds) for name, backend in status["backends"].items()]
 
 
 def _load(
-    name: str, backend: Mapping[str, Any], now: Exposition, earlier: Exposition | None, seconds: float
+    name: str,
+    backend: Mapping[str, Any],
+    tiers: Iterable[str],
+    now: Exposition,
+    earlier: Exposition | None,
+    seconds: float,
 ) -> BackendLoad:
-    def observed(metric: str) -> Observations:
-        found = now.histogram(metric, backend=name)
-        return found if earlier is None else found.since(earlier.histogram(metric, backend=name))
+    """Return the load of chats; embeddings have a lane of their own, and no tier."""
+
+    def observed(metric: str, label: str, values: Iterable[str]) -> Observations:
+        whole = Observations()
+        for value in values:
+            labels = {"backend": name, label: value}
+            found = now.histogram(metric, **labels)
+            whole = whole.plus(found if earlier is None else found.since(earlier.histogram(metric, **labels)))
+        return whole
 
     rejected = now.by("reason", "gateway_rejected_total", backend=name)
     if earlier is not None:
         before = earlier.by("reason", "gateway_rejected_total", backend=name)
         rejected = {reason: count - before.get(reason, 0) for reason, count in rejected.items()}
-    duration, wait = observed("gateway_request_duration_seconds"), observed("gateway_queue_wait_seconds")
+    vision = observed("gateway_queue_wait_seconds", "lane", ["vision"])
+    wait = observed("gateway_queue_wait_seconds", "lane", ["text"]).plus(vision)
     slots, learned = _slots(backend)
     return BackendLoad(
         name=name,
         kind=str(backend["kind"]),
         period=seconds,
         requests=wait.count,
-        duration=duration,
+        duration=observed("gateway_request_duration_seconds", "tier", tiers),
         queue_wait=wait,
-        time_to_first_token=observed("gateway_time_to_first_token_seconds"),
+        vision_wait=vision,
+        time_to_first_token=observed("gateway_time_to_first_token_seconds", "tier", tiers),
         rejected={reason: count for reason, count in rejected.items() if count > 0},
         slots=slots,
         learned=learned,

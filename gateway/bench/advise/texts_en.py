@@ -44,6 +44,10 @@ TEXTS = {
     "average ({requests:.0f} requests in {period:.0f} s)",
     "slots": "{slots} slots by the settings, {share:.0f} % used on average; mean wait {wait:.2f} s",
     "slots_learned": "{slots} slots, as the gateway learned; {share:.0f} % used on average; mean wait {wait:.2f} s",
+    "long_period": "These are averages over {hours:.0f} h and hide the busy hours: use --seconds in one of them, or "
+    "record the traffic and replay it.",
+    "mixed": "{share:.0f} % of the requests have images and wait {wait:.2f} s on average in a lane of their own; the "
+    "service time is that of both together.",
     "rejected": "refused: {reasons}",
     "full": "{share:.0f} % of the slots are in use on average. Above {full:.0f} % the queue grows with every burst.",
     "target_met": "{target}: met, it is {value:.0f}",

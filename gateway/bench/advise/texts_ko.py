@@ -43,6 +43,10 @@ TEXTS = {
     "({period:.0f}초 동안 {requests:.0f}건)",
     "slots": "설정상 슬롯 {slots}개, 평균 {share:.0f} % 사용; 평균 대기 {wait:.2f}초",
     "slots_learned": "게이트웨이가 학습한 슬롯 {slots}개, 평균 {share:.0f} % 사용; 평균 대기 {wait:.2f}초",
+    "long_period": "{hours:.0f}시간의 평균이라 바쁜 시간대가 드러나지 않습니다. 바쁠 때 --seconds로 보거나 "
+    "트래픽을 기록해 재생하세요.",
+    "mixed": "요청의 {share:.0f} %에 이미지가 있고 별도 대기열에서 평균 {wait:.2f}초 기다립니다. "
+    "처리 시간은 둘을 합친 값입니다.",
     "rejected": "거부: {reasons}",
     "full": "슬롯의 평균 {share:.0f} %가 사용 중입니다. {full:.0f} %를 넘으면 요청이 몰릴 때마다 대기열이 길어집니다.",
     "target_met": "{target}: 충족 ({value:.0f})",

@@ -124,6 +124,7 @@ def load(**changes: Any) -> BackendLoad:
         "name": "ollama", "kind": "ollama", "period": 3600.0, "requests": 3600.0,
         "duration": Observations((2.5, 5.0), (0.0, 3600.0), 3 * 3600.0),
         "queue_wait": Observations((0.5, 2.5), (0.0, 3600.0), 3600.0),
+        "vision_wait": Observations(),
         "time_to_first_token": Observations((1.0, 2.0), (3000.0, 600.0), 1.2 * 3600),
         "rejected": {}, "slots": 4, "learned": False, "servers": 1,
         "limits": {"max_concurrency": 4, "model_concurrency": 4},
@@ -147,6 +148,16 @@ def test_few_requests_carry_nothing() -> None:
 def test_full_slots_and_refusals_are_named() -> None:
     advice = from_loads([load(slots=2, rejected={"queue_full": 3.0})], Wishes())
     assert {"full", "rejected"} <= set(keys(advice))
+
+
+def test_averages_over_a_day_and_images_in_the_mix_are_named() -> None:
+    images = Observations((0.5, 2.5), (0.0, 900.0), 1800.0)
+    remarks = {
+        remark.key: remark for remark in from_loads([load(period=86400.0, vision_wait=images)], Wishes()).remarks
+    }
+    assert remarks["long_period"].figures == {"hours": 24.0}
+    assert remarks["mixed"].figures == {"share": 25.0, "wait": 2.0}
+    assert not {"long_period", "mixed"} & set(keys(from_loads([load()], Wishes())))
 
 
 def test_the_queue_is_as_long_as_the_slots_serve_in_time() -> None:

@@ -41,13 +41,14 @@ def scraped(*, requests: int, rejected: int = 0) -> Exposition:
 def status(**server: Any) -> dict[str, Any]:
     slots = {"m": {"running": 0, "limit": 6, "learned": True}} | server
     return {
+        "tiers": {"standard": {}},
         "backends": {
             "vllm": {
                 "kind": "vllm",
                 "limits": {"max_concurrency": 8, "model_concurrency": "auto"},
                 "servers": [{"model_slots": slots}, {"model_slots": {}}],
             }
-        }
+        },
     }
 
 
@@ -59,6 +60,19 @@ def test_the_load_of_a_backend_is_read_from_metrics_and_status() -> None:
     assert load.rejected == {"queue_full": 2}
     assert (load.slots, load.learned, load.servers) == (6 + 8, True, 2)
     assert load.service == pytest.approx((60 * 1.25 + 2 * 0.01) / 62 - 0.25)
+
+
+def test_embeddings_are_no_chats_and_images_are_told_apart() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, "0")
+    for lane, tier, endpoint in (
+        ("embedding", "bge", "embeddings"),
+        ("vision", "standard", "chat"),
+        ("text", "standard", "chat"),
+    ):
+        metrics.record(exchange(queue_wait=0.25, lane=lane, tier=tier, endpoint=endpoint))
+    (load,) = loads(status(), Exposition(generate_latest(registry).decode()), None, 10.0)
+    assert (load.requests, load.duration.count, load.vision_wait.count) == (2, 2, 1)
 
 
 def test_two_scrapes_give_what_happened_in_between() -> None:
