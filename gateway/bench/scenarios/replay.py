@@ -39,6 +39,7 @@ async def run(options: BenchOptions, runner: Runner, recording: Recording) -> Sc
     notes = (
         *(("length_estimated",) if ratio_of_words is None else ()),
         *(("images_made",) if any(item.images for item in recording.exchanges) else ()),
+        *(("ollama_ignores_eos",) if options.target.api == "ollama" else ()),
         *(("replay_skipped",) if recording.skipped else ()),
         *(("replay_unreadable",) if recording.unreadable else ()),
     )

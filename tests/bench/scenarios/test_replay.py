@@ -9,7 +9,7 @@ import pytest
 from gateway.bench.recording import Recording
 from gateway.bench.results import RequestRecord, ScenarioResult
 from gateway.bench.scenarios import SCENARIOS
-from gateway.bench.target import BenchRequest
+from gateway.bench.target import BenchRequest, Target
 from gateway.telemetry.recording import RecordedExchange
 from tests.bench.fake_client import FakeClient, options, runner
 from tests.bench.traffic import recorded, recording
@@ -124,4 +124,7 @@ async def test_what_was_not_sent_is_noted() -> None:
     mixed = recording(*EVEN)
     partial = Recording(mixed.exchanges, {"embeddings": 3}, unreadable=1)
     result = await SCENARIOS["load"].run(options(replay=partial), runner(FakeClient(64)))
+    assert "ollama_ignores_eos" not in result.notes
+    ollama = options(replay=partial, target=Target("http://127.0.0.1:1", "m", "ollama"))
+    assert "ollama_ignores_eos" in (await SCENARIOS["load"].run(ollama, runner(FakeClient(64)))).notes
     assert {"replay_skipped", "replay_unreadable", "length_estimated"} <= set(result.notes)
