@@ -60,7 +60,7 @@ async def _forced(target: Target, *, is_stream: bool) -> None:
     }
     wanted = {"type": "json_schema", "json_schema": {"name": "sentence", "schema": schema, "strict": True}}
     for seed in SEEDS:
-        body = target.chat(QUESTION, max_tokens=200, temperature=1, seed=seed, response_format=wanted)
+        body = target.chat(QUESTION, max_tokens=400, temperature=1, seed=seed, response_format=wanted)
         answer: Reply | Stream = await (target.stream(body) if is_stream else target.ask(body))
         reply = answer.reply if isinstance(answer, Stream) else answer
         if reply.status != 200:

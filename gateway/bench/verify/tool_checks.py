@@ -44,7 +44,7 @@ async def required_tool(target: Target) -> None:
 
 async def _call(target: Target, choice: object, names: tuple[str, ...], *, is_stream: bool = False) -> None:
     for seed in SEEDS:
-        fields = {"tools": TOOLS, "tool_choice": choice, "max_tokens": 160, "temperature": 1, "seed": seed}
+        fields = {"tools": TOOLS, "tool_choice": choice, "max_tokens": 400, "temperature": 1, "seed": seed}
         if is_stream:
             stream = await target.stream(target.chat(QUESTION, **fields))
             reply, calls, finish = stream.reply, joined_calls(stream.chunks), "".join(stream.finishes[-1:])
@@ -162,7 +162,7 @@ async def _structured(target: Target, wanted: dict[str, Any]) -> Any:
     """
     for seed in SEEDS:
         question = 'Name a colour and a number, as JSON: {"colour": "red" or "blue", "count": 1 or 2}'
-        body = target.chat(question, response_format=wanted, max_tokens=160, temperature=1, seed=seed)
+        body = target.chat(question, response_format=wanted, max_tokens=400, temperature=1, seed=seed)
         reply = await target.ask(body)
         if reply.status != 200:
             raise CheckFailed("refused", status=reply.status, message=reply.message)
