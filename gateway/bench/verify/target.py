@@ -165,7 +165,6 @@ class Target:
         """None: not looked for yet; empty: there is none."""
         self.key = key
         self._client = httpx2.AsyncClient(
-            headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(seconds, connect=CONNECT_SECONDS),
             limits=httpx2.Limits(max_connections=None),
             trust_env=False,
@@ -192,7 +191,10 @@ class Target:
         return {"model": self.model, "messages": messages, "max_tokens": 16, "temperature": 0, **quiet, **fields}
 
     async def ask(self, body: Any, path: str = "/v1/chat/completions", **headers: str) -> Reply:
-        """Send a POST request; `body` is bytes that are sent as they are, or a value for JSON."""
+        """Send a POST request; `body` is bytes that are sent as they are, or a value for JSON.
+
+        A header that is empty is left out, also that of the key.
+        """
         return await self._request("POST", path, body, headers)
 
     async def get(self, path: str) -> Reply:
@@ -207,7 +209,9 @@ class Target:
 
     async def _exchange(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> Stream:
         content = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        given = {**({} if content is None else {"content-type": "application/json"}), **headers}
+        own = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        whole = {**({} if content is None else {"content-type": "application/json"}), **own, **headers}
+        given = {name: value for name, value in whole.items() if value}
         reader, sent = EventReader(), time.perf_counter()
         try:
             async with self._client.stream(

@@ -110,6 +110,12 @@ async def test_nothing_else_runs_against_a_server_that_answers_no_chat() -> None
     assert found[0].reason.key == "unreachable"
 
 
+async def test_a_key_for_an_open_server_is_no_failure() -> None:
+    async with target(Wrong(), simulate.Options("vllm", (MODEL,)), key="sk-of-another-service") as server:
+        found = await outcome(server, BY_NAME["wrong_key"])
+    assert (found.status, found.reason and found.reason.key) == ("skipped", "open_server")
+
+
 async def test_only_the_named_groups_run() -> None:
     async with target(Wrong(), simulate.Options("vllm", (MODEL,))) as server:
         found = [each async for each in verify(server, no_preflight, ["history", "korean"])]

@@ -77,7 +77,7 @@ class WrongApp:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         wrong = self._wrong
         body = await _whole(receive)
-        if wrong.key:
+        if wrong.key and any(name == b"authorization" for name, _ in scope["headers"]):
             scope = {**scope, "headers": [*_without(scope["headers"], b"authorization"), (b"authorization", wrong.key)]}
         asked: Body = {}
         try:
