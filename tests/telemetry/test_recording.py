@@ -134,6 +134,11 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting_and_the_loss_is_said_once(
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)  # opening it waits for a reader
     recording.to(pipe, SIZE)
+    recording.add(exchange(), SHAPE)
+    recording.flush()
+    writer = recording._writer
+    assert writer is not None
+    await until(writer._batches.empty)  # the thread waits for the disk with the first batch
     for _ in range(recording_module.MAX_BATCHES + 5):
         recording.add(exchange(), SHAPE)
         recording.flush()
