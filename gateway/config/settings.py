@@ -292,6 +292,10 @@ class Settings(Frozen):
         default=Path("gateway-state.json"),
         description="File that keeps the roll-out across restarts; None: it is not kept.",
     )
+    record: Path | None = Field(
+        default=None, description="File to which sizes and times of requests are appended; None: nothing is recorded."
+    )
+    record_size: int = Field(default=256 * MIB, description="Maximum bytes of the recording, in two files.")
     ollama_num_parallel: int | None = Field(
         default=None, description="OLLAMA_NUM_PARALLEL of the Ollama server, if known."
     )

@@ -11,6 +11,7 @@ from gateway.relay.frozen_models import FrozenModels
 from gateway.relay.in_flight import InFlight, Requeueable
 from gateway.telemetry.exchange import Exchange
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.recording import TrafficRecording
 
 
 class RelayContext:
@@ -21,6 +22,7 @@ class RelayContext:
     - `requeue_target` returns the destination for a chat that is about to queue again, or None if
       the chat stays at the one that it has.
     - `on_exchange` receives the record of each exchange when it ends.
+    - `traffic` records the sizes of exchanges, while the settings name a file for them.
     - `body_memory` counts the request bodies that are read or wait.
     - `gateway_id` identifies this gateway to others, so that a request cannot go round in a loop.
     """
@@ -37,6 +39,7 @@ class RelayContext:
         on_exchange: Callable[[Exchange], None],
         body_memory: BodyMemory,
         gateway_id: bytes,
+        traffic: TrafficRecording | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = clock
@@ -50,6 +53,7 @@ class RelayContext:
         self.on_exchange = on_exchange
         self.body_memory = body_memory
         self.gateway_id = gateway_id
+        self._traffic = traffic
         self.change(settings)
 
     def change(self, settings: Settings) -> None:
@@ -59,4 +63,5 @@ class RelayContext:
         self.commit_after = settings.commit_after
         self.heartbeat = settings.heartbeat
         self.waiting_note = settings.waiting_note
+        self.recording = None if self._traffic is None else self._traffic.to(settings.record, settings.record_size)
         self.body_memory.change(settings.max_waiting_bytes, is_shared=len(settings.api_keys) > 1)

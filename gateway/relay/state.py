@@ -18,6 +18,7 @@ from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.relay.failover import Failover
+from gateway.relay.request_shape import shape_of
 from gateway.relay.requests import ClientConnection, RelayRequest
 from gateway.telemetry.exchange import Exchange, Meter, Workload
 from gateway.upstream.server import Server
@@ -167,29 +168,30 @@ class RelayState:
     def _record(self, error: GatewayError | None) -> None:
         meter, request, route = self._meter, self._request, self._destination.route
         duration, queue_wait, upstream, time_to_first_token = meter.times()
-        self.on_exchange(
-            Exchange(
-                request_id=request.id,
-                key_id=request.key_id,
-                endpoint=self._form.endpoint,
-                tier=route.tier,
-                backend=route.backend,
-                chosen=request.route.backend,
-                moved=self._moved,
-                model=route.model,
-                lane=self._lane,
-                stream=self._is_stream,
-                status=200 if error is None else self._form.error_status(error),
-                code=None if error is None else error.code,
-                reason=error.reason if isinstance(error, UpstreamError) else None,
-                outcome="ok" if error is None else error.outcome,
-                empty=error is None and self.can_be_empty and not meter.has_said,
-                phase=meter.phase,
-                duration=duration,
-                queue_wait=queue_wait,
-                upstream=upstream,
-                time_to_first_token=time_to_first_token,
-                usage=meter.usage,
-                attempts=meter.attempts,
-            )
+        exchange = Exchange(
+            request_id=request.id,
+            key_id=request.key_id,
+            endpoint=self._form.endpoint,
+            tier=route.tier,
+            backend=route.backend,
+            chosen=request.route.backend,
+            moved=self._moved,
+            model=route.model,
+            lane=self._lane,
+            stream=self._is_stream,
+            status=200 if error is None else self._form.error_status(error),
+            code=None if error is None else error.code,
+            reason=error.reason if isinstance(error, UpstreamError) else None,
+            outcome="ok" if error is None else error.outcome,
+            empty=error is None and self.can_be_empty and not meter.has_said,
+            phase=meter.phase,
+            duration=duration,
+            queue_wait=queue_wait,
+            upstream=upstream,
+            time_to_first_token=time_to_first_token,
+            usage=meter.usage,
+            attempts=meter.attempts,
         )
+        self.on_exchange(exchange)
+        if (recording := self._context.recording) is not None:
+            recording.add(exchange, shape_of(request, recording))
