@@ -4,7 +4,7 @@ import asyncio
 import datetime as dt
 import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
+from gateway.bench.bodies import OLLAMA_LACKS
 from gateway.bench.compare_markdown import filename, markdown
 from gateway.bench.compare_measure import ComparePlan
 from gateway.bench.compare_measure import compare as measure_sides
 from gateway.bench.compare_report import html
 from gateway.bench.compare_result import FORMAT, Comparison, Side, side_of_file
 from gateway.bench.compare_rows import Row, figures, rows
+from gateway.bench.compare_start import StartedServer
 from gateway.bench.compare_workload import Unlike, differences
 from gateway.bench.gpu import find_gpus
 from gateway.bench.http_client import HttpLoadClient
@@ -107,19 +109,32 @@ def _read(path: Path) -> Side:
 
 
 async def of_targets(
-    plan: ComparePlan, targets: Sequence[Target], judge: Target | None, console: Console | None, lang: Lang
+    plan: ComparePlan,
+    targets: Sequence[Target],
+    judge: Target | None,
+    console: Console | None,
+    lang: Lang,
+    commands: Mapping[str, str],
 ) -> Written:
     """Measure one or two targets; SIGINT ends it with the rounds that are complete.
+
+    `commands` start the servers of the sides with these labels; they end with the measurement.
 
     Raises:
         gateway.bench.measure.NoModel: no model was named, and a server lists none.
         gateway.bench.compare_measure.NotMeasured: a side does not answer, or no round was complete.
+        gateway.bench.compare_start.NotStarted: a server did not become ready.
     """
-    named = [await with_model(target) for target in targets]
-    plan = replace(plan, load=replace(plan.load, target=named[0]))
     gpus = find_gpus()
     stop = asyncio.Event()
+    servers = {label: StartedServer(command) for label, command in commands.items()}
     async with AsyncExitStack() as stack:
+        for target in targets:
+            if target.label in servers:
+                stack.push_async_callback(servers[target.label].stop)
+                await _start(servers[target.label], target)
+        named = [await with_model(target) for target in targets]
+        plan = replace(plan, load=replace(plan.load, target=named[0]))
         clients = [HttpLoadClient(target) for target in named]
         judge_client = None if judge is None else HttpLoadClient(judge)
         for client in (*clients, *([] if judge_client is None else [judge_client])):
@@ -130,14 +145,30 @@ async def of_targets(
         try:
             with interruption(stop):
                 found = await measure_sides(
-                    plan, clients, judge_client=judge_client, gpus=gpus, progress=progress, stop=stop
+                    plan,
+                    clients,
+                    judge_client=judge_client,
+                    gpus=gpus,
+                    progress=progress,
+                    stop=stop,
+                    servers=servers,
                 )
         finally:
             gc.unfreeze()
+    if any(target.api == "ollama" for target in named) and set(OLLAMA_LACKS) & set(plan.load.parameters):
+        found = replace(found, notes=(*found.notes, "ollama_ignores_eos"))
     machine = machine_facts()
     if gpus is not None:
         machine["gpu"] = ", ".join(gpus.names())
     return Written(found, machine)
+
+
+async def _start(server: StartedServer, target: Target) -> None:
+    client = HttpLoadClient(target)
+    try:
+        await server.start(client)
+    finally:
+        await client.close()
 
 
 def to_json(comparison: Comparison, machine: dict[str, CellValue]) -> dict[str, Any]:

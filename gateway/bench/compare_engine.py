@@ -15,7 +15,7 @@ import httpx2
 
 from gateway.bench.compare_result import ColdStart, EngineUse
 from gateway.bench.gpu import Gpus
-from gateway.bench.results import CellValue
+from gateway.bench.results import CellValue, RequestRecord
 from gateway.bench.target import BenchRequest, LoadClient, Target
 
 INTERVAL = 0.5
@@ -85,6 +85,10 @@ class EngineWatch:
             self._has_kv_cache = share is not None
             if share is not None:
                 self._kv_cache.append(100 * share)
+
+    def look_again(self) -> None:
+        """Look for the KV cache again, which a server that did not run yet could not show."""
+        self._has_kv_cache = True
 
     def use(self) -> EngineUse:
         """Return what was seen."""
@@ -159,12 +163,23 @@ async def cold_start(
             if answer is None:
                 return ColdStart(reason="cold_not_loaded")
             record = await client.send(request)
+    return after_load(seconds, record, watch.use())
+
+
+def after_load(seconds: float, record: RequestRecord, use: EngineUse) -> ColdStart:
+    """Return a load of so many seconds with the first answer after it."""
     return ColdStart(
         load_seconds=seconds,
         response_seconds=record.latency if record.is_ok else None,
         tokens_per_second=record.tokens_per_second if record.is_ok else None,
-        use=watch.use(),
+        use=use,
     )
+
+
+async def load_model(target: Target) -> None:
+    """Load the model of an Ollama by an empty prompt; without success the first request loads it."""
+    async with _Ollama(target) as ollama:
+        await ollama.generate()
 
 
 async def _is_unloaded(client: LoadClient) -> bool:

@@ -3,10 +3,12 @@
 import asyncio
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from gateway.bench.compare_engine import EngineWatch, cold_start, server_facts
+from gateway.bench.compare_engine import EngineWatch, after_load, cold_start, server_facts
 from gateway.bench.compare_result import ColdStart, Comparison, EngineUse, Side
+from gateway.bench.compare_start import StartedServer
 from gateway.bench.gpu import Gpus
 from gateway.bench.options import BenchOptions
 from gateway.bench.quality import QualityOptions, measure
@@ -49,9 +51,10 @@ class _Measured:
 
     client: LoadClient
     runner: Runner
-    rounds: list[RunResult]
-    uses: list[EngineUse]
-    cold: list[ColdStart]
+    server: StartedServer | None = None
+    rounds: list[RunResult] = field(default_factory=list)
+    uses: list[EngineUse] = field(default_factory=list)
+    cold: list[ColdStart] = field(default_factory=list)
 
 
 async def compare(
@@ -62,10 +65,12 @@ async def compare(
     gpus: Gpus | None = None,
     progress: Progress | None = None,
     stop: asyncio.Event | None = None,
+    servers: Mapping[str, StartedServer] = MappingProxyType({}),
     new_runner: Callable[..., Runner] = Runner,
 ) -> Comparison:
     """Measure the sides; setting `stop` ends it after the rounds that are complete.
 
+    `servers` are those that were started for it, by the label of their side: a cold start restarts them.
     `new_runner` makes the runner of a client, with the keyword arguments `progress` and `stop`.
 
     Raises:
@@ -73,7 +78,10 @@ async def compare(
     """
     stop = stop or asyncio.Event()
     progress = progress or Silent()
-    sides = [_Measured(client, new_runner(client, progress=progress, stop=stop), [], [], []) for client in clients]
+    sides = [
+        _Measured(client, new_runner(client, progress=progress, stop=stop), servers.get(client.target.label))
+        for client in clients
+    ]
     # The text of A's prompts is used for both: a length in tokens would give another text on B.
     prompts = await Prompts.of(plan.load, sides[0].runner, OUTPUT_LEN)
     count = plan.load.num_prompts or NUM_PROMPTS
@@ -131,7 +139,7 @@ async def _round(
     first: BenchRequest,
     gpus: Gpus | None,
 ) -> None:
-    cold = await cold_start(side.client, gpus, first) if plan.cold else None
+    cold = await _cold_start(side, gpus, first) if plan.cold else None
     async with EngineWatch(side.client, gpus) as watch:
         run = await side.runner.run(
             RunPlan(
@@ -150,6 +158,18 @@ async def _round(
     side.uses.append(watch.use())
     if cold is not None:
         side.cold.append(cold)
+
+
+async def _cold_start(side: _Measured, gpus: Gpus | None, first: BenchRequest) -> ColdStart:
+    """Load the model: by a restart of a server that was started for this, else as the server's API allows."""
+    if side.server is None:
+        return await cold_start(side.client, gpus, first)
+    await side.server.stop()
+    async with EngineWatch(side.client, gpus) as watch:
+        seconds = await side.server.start(side.client)
+        watch.look_again()
+        record = await side.client.send(first)
+    return after_load(seconds, record, watch.use())
 
 
 async def _qualities(

@@ -179,8 +179,9 @@ COMPARE_TEXTS: dict[str, tuple[str, str]] = {
         "{side}의 로딩 시간은 측정하지 못했습니다: 빈 프롬프트로 모델이 로드되지 않았습니다.",
     ),
     "cold_not_asked": (
-        "Load times were not measured; --cold unloads and loads the model of an Ollama in each round.",
-        "로딩 시간은 측정하지 않았습니다. --cold를 주면 회차마다 Ollama의 모델을 내리고 다시 올립니다.",
+        "Load times were not measured; --cold loads the model of an Ollama in each round, or restarts a server that "
+        "--start-a or --start-b started.",
+        "로딩 시간은 측정하지 않았습니다. --cold를 주면 회차마다 Ollama의 모델을 다시 올리거나 --start-a, --start-b로 시작한 서버를 다시 시작합니다.",
     ),
     "unlike_models": (
         "The sides run different models ({a}, {b}): differences are those of model and engine together.",

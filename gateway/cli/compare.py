@@ -78,9 +78,15 @@ def compare(
     cold: Annotated[
         bool,
         typer.Option(
-            "--cold", help="Unload and load the model of an Ollama in each round. Others wait.", rich_help_panel=_LOAD
+            "--cold", help="Load the model in each round: an Ollama's, or by --start-a.", rich_help_panel=_LOAD
         ),
     ] = False,
+    start_a: Annotated[
+        str, typer.Option(metavar="COMMAND", help="Start the server of A, and stop it.", rich_help_panel=_SIDES)
+    ] = "",
+    start_b: Annotated[
+        str, typer.Option(metavar="COMMAND", help="Start the server of B, and stop it.", rich_help_panel=_SIDES)
+    ] = "",
     quality: Annotated[
         list[str] | None,
         typer.Option(metavar="built-in|FILE", help="Score answers to these tasks.", rich_help_panel=_QUALITY),
@@ -149,12 +155,15 @@ def _compared(checked: "CheckedCompare", console: Any) -> "Written":
 
     from gateway.bench import compare as bench
     from gateway.bench.compare_measure import NotMeasured
+    from gateway.bench.compare_start import NotStarted
     from gateway.bench.measure import NoModel
 
     try:
         if checked.files:
             return bench.of_files(checked.files, force=checked.force)
-        return uvloop.run(bench.of_targets(checked.plan, checked.targets, checked.judge, console, checked.lang))
+        return uvloop.run(
+            bench.of_targets(checked.plan, checked.targets, checked.judge, console, checked.lang, checked.commands)
+        )
     except bench.UnreadableResult as problem:
         _stop([str(problem)], EXIT_WORDS)
     except bench.UnlikeWorkloads as unlike:
@@ -163,7 +172,7 @@ def _compared(checked: "CheckedCompare", console: Any) -> "Written":
             + [f"  {one}" for one in unlike.fields],
             EXIT_WORDS,
         )
-    except (NoModel, NotMeasured) as problem:
+    except (NoModel, NotMeasured, NotStarted) as problem:
         _stop([str(problem)], EXIT_BAD)
 
 

@@ -34,6 +34,7 @@ class CheckedCompare:
     files: tuple[Path, ...]
     targets: tuple[Target, ...]
     judge: Target | None
+    commands: dict[str, str]
     conditions: tuple[Condition, ...]
     lang: Lang
     force: bool
@@ -105,10 +106,13 @@ def check(given: dict[str, Any]) -> CheckedCompare:
         found.problems.append("--judge: it grades quality tasks; add --quality")
     no_conditions: tuple[Condition, ...] = ()
     conditions = found.take("fail_if", _conditions, no_conditions)
+    commands = {side.upper(): given[f"start_{side}"] for side in "ab" if given[f"start_{side}"]}
+    if set(commands) - {target.label for target in targets}:
+        found.problems.append("--start-a, --start-b: they start the server of a side that is an address")
     if found.problems:
         raise InvalidOptions(found.problems)
     plan = ComparePlan(load, given["rounds"], given["cold"], quality)
-    return CheckedCompare(plan, files, targets, judge, conditions, given["lang"], given["force"])
+    return CheckedCompare(plan, files, targets, judge, commands, conditions, given["lang"], given["force"])
 
 
 def _is_file(word: str) -> bool:
