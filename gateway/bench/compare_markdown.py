@@ -28,8 +28,7 @@ def markdown(comparison: Comparison, lang: Lang = "en", machine: Mapping[str, Ce
         *(f"**{_escaped(words)}**  " for words in view.verdicts(comparison, lang)),
     ]
     views = view.row_views(comparison, lang)
-    for group in ("cold", "warm"):
-        members = [one for one in views if one.group == group]
+    for group, members in view.groups(views).items():
         lines += ["", f"## {text(f'group_{group}', lang)}", ""]
         lines += _table(members, comparison, lang, "col_metric", "col_ratio")
     if any(quality is not None for quality in view.qualities(comparison)):

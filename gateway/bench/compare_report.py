@@ -105,8 +105,7 @@ def _comparison(comparison: Comparison, lang: Lang) -> list[Block]:
     blocks: list[Block] = []
     if comparison.b is not None and (forest := _forest(comparison, lang)) is not None:
         blocks.append(forest)
-    for group in ("cold", "warm"):
-        members = [one for one in views if one.group == group]
+    for group, members in view.groups(views).items():
         blocks.append(_table(text(f"group_{group}", lang), members, comparison, lang, text("col_metric", lang)))
     blocks.append(_round_bars(comparison, lang))
     return blocks

@@ -21,8 +21,7 @@ def show(comparison: Comparison, console: Console, lang: Lang) -> None:
     for letter, side in zip("AB", comparison.sides, strict=False):
         console.print(f"{letter}: {escape(side.title)}  {escape(side.url)}", highlight=False, soft_wrap=True)
     views = view.row_views(comparison, lang)
-    for group in ("cold", "warm"):
-        members = [one for one in views if one.group == group]
+    for group, members in view.groups(views).items():
         console.print(_table(text(f"group_{group}", lang), members, comparison, lang, "col_metric", "col_ratio"))
     if any(quality is not None for quality in view.qualities(comparison)):
         title = text("quality_table", lang)

@@ -13,6 +13,10 @@ COMPARE_TEXTS: dict[str, tuple[str, str]] = {
     # Rows
     "group_cold": ("Cold start", "초기 로딩"),
     "group_warm": ("Warm", "연속 응답"),
+    "group_figures": (
+        "Figures of the scenario, one value a side and without an interval",
+        "시나리오 수치 (대상별 한 값, 신뢰구간 없음)",
+    ),
     "row_load_time": ("Load time", "초기 로딩 시간"),
     "row_cold_response": ("First answer after the load", "로딩 직후 첫 응답 시간"),
     "row_cold_speed": ("Tokens per second of the first answer", "로딩 직후 TPS"),

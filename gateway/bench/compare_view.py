@@ -1,5 +1,6 @@
 """What a comparison says, as texts and formatted rows: shared by its HTML, Markdown and terminal forms. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.bench.compare_result import Comparison
@@ -32,8 +33,25 @@ def names(comparison: Comparison) -> list[str]:
 
 
 def row_views(comparison: Comparison, lang: Lang) -> list[ViewRow]:
-    """Return the metrics in the order of the table."""
-    return [_view(row, comparison, lang) for row in rows(comparison)]
+    """Return the metrics in the order of the table, and after them the figures of a scenario's results."""
+    return [*(_view(row, comparison, lang) for row in rows(comparison)), *_figure_views(comparison, lang)]
+
+
+def groups(views: Sequence[ViewRow]) -> dict[str, list[ViewRow]]:
+    """Return the rows by their group, in the order of the tables."""
+    return {name: [one for one in views if one.group == name] for name in dict.fromkeys(one.group for one in views)}
+
+
+def _figure_views(comparison: Comparison, lang: Lang) -> list[ViewRow]:
+    """Return the figures that scenarios give, such as `users_realtime`; one value each has no interval."""
+    found = []
+    for key in dict.fromkeys(key for side in comparison.sides for key in side.figures):
+        values = [side.figures.get(key) for side in comparison.sides]
+        numbers = [float(value) for value in values if isinstance(value, (int, float))]
+        difference = signed(numbers[1] - numbers[0], "", lang) if len(numbers) == 2 else ""
+        shown = [text("not_seen", lang) if value is None else number(value, "", lang) for value in values]
+        found.append(ViewRow(key, shown[0], shown[1] if len(shown) > 1 else "", difference, "", "", group="figures"))
+    return found
 
 
 def _view(row: Row, comparison: Comparison, lang: Lang) -> ViewRow:

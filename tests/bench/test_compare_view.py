@@ -132,3 +132,15 @@ def test_no_text_is_missing_in_either_language(lang: Lang) -> None:
     shown = [*view.row_views(both, lang), *view.quality_views(both, lang)]
     words = [row.name for row in shown] + view.verdicts(both, lang) + view.method_notes(both, lang)
     assert not [word for word in words if "_" in word or "{" in word]
+
+
+def test_figures_of_a_scenario_are_shown_side_by_side_without_a_verdict() -> None:
+    a = side("A", rounds=1, figures={"users_realtime": 2, "only_a": 1.5})
+    b = side("B", rounds=1, figures={"users_realtime": 10, "note": "x"})
+    found = view.groups(view.row_views(comparison(a, b, in_turn=False), "en"))["figures"]
+    assert [(row.name, row.a, row.b, row.difference, row.verdict) for row in found] == [
+        ("users_realtime", "2", "10", "+8.00", ""),
+        ("only_a", "1.50", "not seen", "", ""),
+        ("note", "not seen", "x", "", ""),
+    ]
+    assert "figures" not in view.groups(view.row_views(comparison(), "en"))
