@@ -98,7 +98,8 @@ def seen(value: float | None, unit: str, lang: Lang) -> str:
 
 
 def signed(value: float, unit: str, lang: Lang) -> str:
-    """Return a difference with its sign."""
+    """Return a difference with its sign; percentages differ by percentage points."""
+    unit = "pp" if unit == "%" else unit
     return f"{'+' if value > 0 else '−' if value < 0 else ''}{number(abs(value), unit, lang)}"
 
 

@@ -1,5 +1,6 @@
 """Tables of a scenario as HTML tables and as bars. Pure."""
 
+import re
 from collections.abc import Sequence
 
 from gateway.bench.report_blocks import DataTable, TextCell
@@ -10,7 +11,8 @@ from gateway.bench.results import Cell, Column, Table
 FOLDED_ROWS = 12
 """Rows from which a table is folded at first."""
 MOST_GROUPS = 16
-_PICTURES = (("speedup",), ("total", "in_turn_computed"), ("per_file",), ("mean_per_request",))
+_SECONDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:s|초)?\s*")
+_PICTURES = (("speedup",), ("total", "in_turn_computed", "forecast"), ("per_file",), ("mean_per_request",))
 """Columns that make one picture each; those that a table does not have are left out."""
 
 
@@ -76,4 +78,9 @@ def _bars(table: Table, places: Sequence[int], lang: Lang) -> Bars:
 
 
 def _length(cell: Cell) -> float | None:
-    return float(cell.value) if isinstance(cell.value, (int, float)) and not isinstance(cell.value, bool) else None
+    """Return the value as a number; a forecast is text, such as `35` or `35s`, and a range has no length."""
+    value = cell.value
+    if isinstance(value, str):
+        found = _SECONDS.fullmatch(value) if cell.kind == "forecast" else None
+        return float(found[1]) if found else None
+    return None if value is None else float(value)

@@ -130,6 +130,7 @@ _UNITS: dict[str, tuple[str, str]] = {
     "ms": (" ms", " ms"),
     "x": ("×", "배"),
     "%": (" %", " %"),
+    "pp": (" pp", " %p"),
     "tok/s": (" tok/s", " 토큰/초"),
     "req/s": (" req/s", " 요청/초"),
     "GiB": (" GiB", " GiB"),

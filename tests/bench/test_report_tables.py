@@ -58,3 +58,18 @@ def test_speed_up_time_and_time_per_file_become_pictures() -> None:
 def test_a_table_of_one_row_or_without_such_columns_has_no_picture() -> None:
     assert table_bars(Table("t", COLUMNS, ROWS[:1]), "en") == []
     assert table_bars(Table("t", COLUMNS[:1], tuple(row[:1] for row in ROWS)), "en") == []
+
+
+def test_a_forecast_in_seconds_is_a_bar_beside_what_was_measured_and_computed() -> None:
+    """The plan of the seed's report: 5 files in 35 s, where one after the other would be 255 s."""
+    columns = (*COLUMNS[:2], COLUMNS[4], Column("forecast"))
+    rows = tuple(
+        (*row[:2], row[4], Cell(plan, "forecast")) for row, plan in zip(ROWS, ("25", "35s", "5-10"), strict=True)
+    )
+    [total] = table_bars(Table("vision_batch", columns, rows), "en")
+    assert [(bar.value, bar.kind) for bar in total.groups[1][1]] == [
+        (397.2, "measured"),
+        (255.0, "computed"),
+        (35.0, "forecast"),
+    ]
+    assert total.groups[2][1][2].value is None
