@@ -97,6 +97,10 @@ def of_files(paths: Sequence[Path], *, force: bool = False) -> Written:
 
 
 def _read(path: Path) -> Side:
+    if path.is_dir():
+        path = next(
+            (path / name for name in (RESULTS, "benchmark_results.json") if (path / name).exists()), path / RESULTS
+        )
     try:
         side = side_of_file(json.loads(path.read_text(encoding="utf-8")))
     except OSError as problem:

@@ -129,6 +129,11 @@ COMPARE_TEXTS: dict[str, tuple[str, str]] = {
         "Graded by the model {judge}, without the name of the side; code and JSON were checked by a program.",
         "모델 {judge}이(가) 대상 이름 없이 채점했고, 코드와 JSON은 프로그램이 검사했습니다.",
     ),
+    "quality_losses": (
+        "{side}: of {all} answers {failed} failed and {cut} were cut off at max_tokens. A model that thinks may use up "
+        "its tokens before it answers.",
+        "{side}: 응답 {all}개 중 {failed}개 실패, {cut}개는 max_tokens에서 잘렸습니다. 사고하는 모델은 답하기 전에 토큰을 다 쓸 수 있습니다.",
+    ),
     "quality_judge_is_side": (
         "The judge is one of the compared models: models favour their own answers.",
         "채점 모델이 비교 대상 중 하나입니다. 모델은 자기 응답에 후한 점수를 주는 경향이 있습니다.",

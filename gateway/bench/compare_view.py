@@ -206,6 +206,9 @@ def quality_notes(comparison: Comparison, lang: Lang) -> list[str]:
         text("quality_method", lang, tasks=len(first.tasks), repeats=first.repeats, temperature=first.temperature),
         text("quality_by_judge", lang, judge=first.judge) if first.judge else text("quality_by_checks", lang),
     ]
+    for name, side in zip(names(comparison), qualities(comparison), strict=False):
+        if side is not None and (side.failed or side.cut):
+            lines.append(text("quality_losses", lang, side=name, failed=side.failed, cut=side.cut, all=side.asked))
     if first.judge and first.judge in {side.model for side in comparison.sides}:
         lines.append(text("quality_judge_is_side", lang))
     if first.guards is not None:

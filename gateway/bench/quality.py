@@ -103,7 +103,8 @@ async def _task(
         asked = [group.create_task(once(number)) for number in range(options.repeats)]
     results = [one.result() for one in asked]
     failures = sum(bool(answer.error) for answer, _ in results)
-    return TaskScore(task.name, task.scenario, tuple(points for _, points in results), failures)
+    cut = sum(answer.finish == "length" for answer, _ in results)
+    return TaskScore(task.name, task.scenario, tuple(points for _, points in results), failures, cut)
 
 
 async def _ask(options: QualityOptions, task: Task, client: LoadClient, seed: int) -> Answer:

@@ -4,7 +4,7 @@ It reads a JSON job from standard input (`code`, `tests`, `seconds`, `memory_byt
 writes one JSON line: the outcome of each test and the guards that held. What the code prints is
 dropped. Each guard that the system has is set before the code runs:
 
-- resource limits (setrlimit(2)): processor time, memory, file size, open files, processes;
+- resource limits (setrlimit(2)): processor time, memory, file size, open files;
 - Landlock (landlock(7), Linux 5.13): files are read below the interpreter's own folders and written
   below `folder` only; from ABI 4 no TCP, from ABI 6 no signal to another process;
 - seccomp (seccomp(2), x86-64 and arm64): no socket, no program, no process, no signal;
@@ -66,12 +66,15 @@ def _limit_resources(seconds: float, memory_bytes: int) -> None:
         ("RLIMIT_AS", memory_bytes),
         ("RLIMIT_FSIZE", 1 << 20),
         ("RLIMIT_NOFILE", 32),
-        ("RLIMIT_NPROC", 0),
         ("RLIMIT_CORE", 0),
     ):
-        # A system may lack a limit, or have a lower one already.
-        with contextlib.suppress(AttributeError, ValueError, OSError):
-            resource.setrlimit(getattr(resource, kind), (limit, limit))
+        _limit(kind, limit)
+
+
+def _limit(kind: str, limit: int) -> None:
+    # A system may lack a limit, or have a lower one already.
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        resource.setrlimit(getattr(resource, kind), (limit, limit))
 
 
 def _system_call(number: int, *arguments: Any) -> int:
@@ -166,6 +169,8 @@ def _guards(job: Mapping[str, Any]) -> dict[str, bool]:
             guards["landlock"] = _restrict_files(job["folder"])
         with contextlib.suppress(OSError, AttributeError):
             guards["seccomp"] = _filter_system_calls()
+    if not guards["seccomp"]:
+        _limit("RLIMIT_NPROC", 0)  # no threads either, which seccomp can tell from processes
     sys.addaudithook(_audit(job["folder"]))
     return guards
 

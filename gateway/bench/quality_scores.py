@@ -30,12 +30,14 @@ class TaskScore:
     Attributes:
         repeats: the points of each repeat's checks.
         failures: repeats without an answer, which score 0.
+        cut: answers that reached `max_tokens`.
     """
 
     name: str
     scenario: str
     repeats: Repeats
     failures: int = 0
+    cut: int = 0
 
     def dimension(self, name: Dimension) -> float | None:
         """Return the score, None if the task has no check for it (for consistency: fewer than two repeats)."""
@@ -71,6 +73,7 @@ class TaskScore:
             "name": self.name,
             "scenario": self.scenario,
             "failures": self.failures,
+            "cut": self.cut,
             "scores": {**self.dimensions, "total": self.total},
             "repeats": [
                 [
@@ -89,7 +92,7 @@ class TaskScore:
             KeyError, TypeError: it is something else.
         """
         repeats = tuple(tuple(Point(**point) for point in points) for points in value["repeats"])
-        return cls(value["name"], value["scenario"], repeats, value["failures"])
+        return cls(value["name"], value["scenario"], repeats, value["failures"], value["cut"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +121,22 @@ class SideQuality:
         return [task for task in self.tasks if task.scenario == name]
 
     @property
+    def asked(self) -> int:
+        """Number of answers that were asked for."""
+        return sum(len(task.repeats) for task in self.tasks)
+
+    @property
+    def failed(self) -> int:
+        return sum(task.failures for task in self.tasks)
+
+    @property
+    def cut(self) -> int:
+        """Number of answers that reached `max_tokens`."""
+        return sum(task.cut for task in self.tasks)
+
+    @property
     def failed_share(self) -> float:
-        asked = sum(len(task.repeats) for task in self.tasks)
-        return sum(task.failures for task in self.tasks) / asked if asked else 1.0
+        return self.failed / self.asked if self.asked else 1.0
 
     def to_json(self) -> dict[str, Any]:
         return {

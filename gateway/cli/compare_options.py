@@ -116,7 +116,7 @@ def check(given: dict[str, Any]) -> CheckedCompare:
 
 
 def _is_file(word: str) -> bool:
-    return "://" not in word and (Path(word).is_file() or word.endswith(".json"))
+    return "://" not in word and (Path(word).exists() or word.endswith(".json"))
 
 
 def _target(found: _Options, side: str) -> Target:

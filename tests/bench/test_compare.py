@@ -25,6 +25,17 @@ def test_two_sides_that_were_measured_apart_are_compared_later(tmp_path: Path) -
     assert found.b.quality == quality(0.2)
 
 
+def test_a_folder_stands_for_the_result_in_it(tmp_path: Path) -> None:
+    saved(tmp_path, "compare_results.json", side("A", gap=0.2))
+    bench = tmp_path / "bench"
+    bench.mkdir()
+    saved(bench, "benchmark_results.json", side("B"))
+    assert [one.name for one in of_files([tmp_path, bench]).comparison.sides] == ["A", "B"]
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(UnreadableResult, match=r"empty/compare_results\.json: No such file"):
+        of_files([tmp_path, empty])
+
+
 def test_unlike_workloads_are_refused_and_named(tmp_path: Path) -> None:
     a = saved(tmp_path, "a.json", side("A"))
     b = saved(tmp_path, "b.json", side("B", workload={"requests": 8, "requests_sha256": "ab" * 32}))

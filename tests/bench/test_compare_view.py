@@ -144,3 +144,12 @@ def test_figures_of_a_scenario_are_shown_side_by_side_without_a_verdict() -> Non
         ("note", "not seen", "x", "", ""),
     ]
     assert "figures" not in view.groups(view.row_views(comparison(), "en"))
+
+
+def test_answers_that_failed_or_were_cut_off_are_counted_beside_the_scores() -> None:
+    bad = quality(0.3)
+    bad = replace(bad, tasks=tuple(replace(task, failures=1, cut=2) for task in bad.tasks))
+    notes = view.quality_notes(comparison(side("A", quality=quality(0.9)), side("B", quality=bad)), "en")
+    assert [line for line in notes if "max_tokens" in line] == [
+        text("quality_losses", "en", side="B (model-B)", failed=4, cut=8, all=12)
+    ]

@@ -105,3 +105,9 @@ async def test_results_hold_no_answer_and_no_prompt() -> None:
     for task in TEXT_TASKS:
         for secret in (task.prompt[:40], RIGHT[task.name][:30], WRONG[task.name][:20]):
             assert secret not in text
+
+
+async def test_answers_that_reach_the_limit_of_tokens_are_counted() -> None:
+    cut = AnsweringClient(lambda request, number: answered("", finish="length" if number else "stop"))
+    [side] = await measure(QualityOptions(TEXT_TASKS[:1], repeats=3), [cut])
+    assert (side.cut, side.failed, side.asked) == (2, 0, 3)
