@@ -26,7 +26,15 @@ _KV_CACHE = re.compile(r"^vllm:kv_cache_usage_perc(?:\{[^}]*\})? (\S+)", re.MULT
 
 
 async def server_facts(client: LoadClient) -> dict[str, CellValue]:
-    """Return the engine and its version, as far as the server tells them."""
+    """Return the server and its version, as far as it tells them.
+
+    A gateway of this project answers `/api/version` as an Ollama does, and is known by its `/readyz`.
+    """
+    ready = await _json(client, "/readyz")
+    if isinstance(ready, Mapping) and "unserved_tiers" in ready:
+        info = await _json(client, "/openapi.json")
+        version = info.get("info", {}).get("version") if isinstance(info, Mapping) else None
+        return {"gateway": version if isinstance(version, str) else ""}
     for path, name in (("/api/version", "ollama"), ("/version", "vllm")):
         value = await _json(client, path)
         if isinstance(value, Mapping) and isinstance(value.get("version"), str):

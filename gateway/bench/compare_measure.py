@@ -108,6 +108,10 @@ async def compare(
 
 async def _finished(side: _Measured, quality: SideQuality | None, workload: Mapping[str, CellValue], date: str) -> Side:
     target = side.client.target
+    server = await server_facts(side.client)
+    # A gateway says which backend served; a canary, a fallback or a switch shows as several.
+    if backends := sorted({record.backend for run in side.rounds for record in run.records if record.backend}):
+        server["backend"] = ", ".join(backends)
     return Side(
         name=target.label or target.url,
         url=target.url,
@@ -119,7 +123,7 @@ async def _finished(side: _Measured, quality: SideQuality | None, workload: Mapp
         uses=tuple(side.uses),
         cold=tuple(side.cold),
         quality=quality,
-        server=await server_facts(side.client),
+        server=server,
         date=date,
     )
 
@@ -162,6 +166,8 @@ async def _round(
 
 async def _cold_start(side: _Measured, gpus: Gpus | None, first: BenchRequest) -> ColdStart:
     """Load the model: by a restart of a server that was started for this, else as the server's API allows."""
+    if side.cold and side.cold[-1].reason:
+        return side.cold[-1]  # what could not be seen once is not waited for again
     if side.server is None:
         return await cold_start(side.client, gpus, first)
     await side.server.stop()

@@ -31,7 +31,8 @@ def show(comparison: Comparison, console: Console, lang: Lang) -> None:
             console.print(escape(line), style="dim", highlight=False)
     for words in view.verdicts(comparison, lang):
         console.print(f"[bold]{escape(words)}[/bold]", highlight=False)
-    for line in (*view.method_notes(comparison, lang), *view.cold_remarks(comparison, lang)):
+    # The files have the whole method.
+    for line in (*view.method_notes(comparison, lang)[1:2], *view.cold_remarks(comparison, lang)):
         console.print(escape(line), style="dim", highlight=False)
     console.print(f"{text('client', lang)}: {escape(client_line(comparison.runs, lang))}", style="dim", highlight=False)
     for line in (*warnings(comparison.runs, lang), *view.remarks(comparison, lang)):

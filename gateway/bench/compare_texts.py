@@ -47,12 +47,12 @@ COMPARE_TEXTS: dict[str, tuple[str, str]] = {
         "지표 {all}개 중 {a} 우세 {a_rows}개, {b} 우세 {b_rows}개, 차이 없음 {same_rows}개입니다.",
     ),
     "verdict_speed": (
-        "{winner} generates {factor} as many tokens per second in sum ({low} to {high}).",
-        "{winner}의 전체 초당 토큰이 {factor}입니다 ({low}~{high}).",
+        "{metric}: {winner} reaches {factor} the other's value ({low} to {high}).",
+        "{metric}: {winner}, 상대의 {factor} ({low}~{high}).",
     ),
     "verdict_same_speed": (
-        "No difference seen in tokens per second in sum: {estimate} ({low} to {high}).",
-        "전체 초당 토큰에서 차이가 나타나지 않았습니다: {estimate} ({low}~{high}).",
+        "{metric}: no difference seen, B ÷ A = {estimate} ({low} to {high}).",
+        "{metric}: 차이가 나타나지 않음, B ÷ A = {estimate} ({low}~{high}).",
     ),
     "verdict_one": (
         "Only one side was measured: nothing can be said about which is better.",

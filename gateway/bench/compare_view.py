@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from gateway.bench.compare_result import Comparison
 from gateway.bench.compare_rows import Row, rows
+from gateway.bench.compare_statistics import Interval
 from gateway.bench.quality_scores import WEIGHTS, QualityRow, SideQuality, mean_dimension, recommendation
 from gateway.bench.quality_scores import rows as quality_rows
 from gateway.bench.report_texts import Lang, number, text
@@ -127,20 +128,27 @@ def verdicts(comparison: Comparison, lang: Lang) -> list[str]:
 
 
 def _speed_verdict(comparison: Comparison, lang: Lang) -> str:
-    row = next(row for row in rows(comparison) if row.metric.key == "throughput")
-    interval = row.interval
-    if interval is None or interval.low is None or interval.high is None:
-        return text("verdict_no_interval", lang)
-    low, high = interval.low, interval.high
+    """Return the difference in tokens per second: in sum, or for each user where that has no interval."""
+    found = {row.metric.key: row for row in rows(comparison)}
+    for key in ("throughput", "speed"):
+        row = found.get(key)
+        if row is not None and row.interval is not None and row.interval.low is not None:
+            return _speed_words(row, row.interval, comparison, lang)
+    return text("verdict_no_interval", lang)
+
+
+def _speed_words(row: Row, interval: Interval, comparison: Comparison, lang: Lang) -> str:
+    metric = text(f"row_{row.metric.key}", lang)
+    low, high = interval.low or 0.0, interval.high or 0.0
     if row.better not in ("A", "B"):
         words = [number(value, "x", lang) for value in (interval.estimate, low, high)]
-        return text("verdict_same_speed", lang, estimate=words[0], low=words[1], high=words[2])
+        return text("verdict_same_speed", lang, metric=metric, estimate=words[0], low=words[1], high=words[2])
     factor = interval.estimate
     if row.better == "A":
         factor, low, high = 1 / factor, 1 / high, 1 / low
     winner = names(comparison)["AB".index(row.better)]
     words = [number(value, "x", lang) for value in (factor, low, high)]
-    return text("verdict_speed", lang, winner=winner, factor=words[0], low=words[1], high=words[2])
+    return text("verdict_speed", lang, metric=metric, winner=winner, factor=words[0], low=words[1], high=words[2])
 
 
 def _count_verdict(comparison: Comparison, lang: Lang) -> str:

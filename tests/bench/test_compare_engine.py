@@ -111,6 +111,10 @@ async def test_the_version_of_a_server_is_seen() -> None:
         await client.close()
     assert await server_facts(Pages(version='{"version": "0.33.0"}')) == {"ollama": "0.33.0"}
     assert await server_facts(Pages(version="[]")) == {}
+    ready = '{"status": "ready", "unserved_tiers": []}'
+    gateway = {"readyz": ready, "version": '{"version": "0.33.0"}', "openapi.json": '{"info": {"version": "0.1.0"}}'}
+    assert await server_facts(Pages(**gateway)) == {"gateway": "0.1.0"}
+    assert await server_facts(Pages(readyz=ready)) == {"gateway": ""}
     assert await server_facts(Pages(version=OSError())) == {}
 
 

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -133,3 +134,13 @@ async def test_quality_is_asked_after_the_rounds() -> None:
 async def test_a_cold_start_that_cannot_be_seen_says_why() -> None:
     found = await measured(Server("A", []), cold=True)
     assert [cold.reason for cold in found.a.cold] == ["cold_no_api"] * 3
+
+
+async def test_the_backends_behind_a_gateway_are_named() -> None:
+    class Gateway(Server):
+        async def send(self, request: BenchRequest, index: int = 0) -> Any:
+            record = await super().send(request, index)
+            return replace(record, backend="vllm" if index % 2 else "ollama")
+
+    found = await measured(Gateway("A", []))
+    assert found.a.server == {"backend": "ollama, vllm"}

@@ -52,10 +52,19 @@ def test_times_below_a_second_are_in_milliseconds_on_both_sides() -> None:
 
 def test_the_first_verdict_gives_the_factor_from_the_faster_side() -> None:
     slow, fast = side("A", gap=0.2), side("B", seed=2)
-    assert view.verdicts(comparison(slow, fast), "en")[0].startswith("B (model-B) generates 1.2")
-    assert view.verdicts(comparison(fast, slow), "en")[0].startswith("A (model-B) generates 1.2")
-    assert "No difference seen" in view.verdicts(comparison(side("A"), side("B", seed=2)), "en")[0]
+    assert view.verdicts(comparison(slow, fast), "en")[0].startswith(
+        "Tokens per second, in sum: B (model-B) reaches 1.2"
+    )
+    assert view.verdicts(comparison(fast, slow), "en")[0].startswith(
+        "Tokens per second, in sum: A (model-B) reaches 1.2"
+    )
+    assert "no difference seen" in view.verdicts(comparison(side("A"), side("B", seed=2)), "en")[0]
     assert "by more than chance" in view.verdicts(comparison(side("A", rounds=1), side("B", rounds=1)), "en")[0]
+
+
+def test_the_first_verdict_of_files_is_about_each_user_where_the_sum_is_one_value() -> None:
+    files = comparison(side("A", gap=0.2, rounds=1), side("B", rounds=1), in_turn=False)
+    assert view.verdicts(files, "en")[0].startswith("Tokens per second, each user: B (model-B) reaches 1.6")
 
 
 def test_one_side_alone_has_no_verdict_and_no_recommendation() -> None:

@@ -49,7 +49,7 @@ async def test_two_engines_are_compared_with_their_quality_and_all_files_written
             *sides, *LOAD, "--cold", "--quality", str(tasks), "--fail-if", "ratio_speed<1", out=tmp_path / "out"
         )
     assert done.exit_code == 0, done.output
-    assert "tokens per second in sum" in done.stdout
+    assert "Tokens per second, in sum: " in done.stdout
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names[0] == "compare_results.json"
     assert names[1].startswith("performance_report_20")
