@@ -8,7 +8,7 @@ from gateway.bench.compare_rows import Row, rows
 from gateway.bench.compare_statistics import Interval
 from gateway.bench.quality_scores import WEIGHTS, QualityRow, SideQuality, mean_dimension, recommendation
 from gateway.bench.quality_scores import rows as quality_rows
-from gateway.bench.report_texts import Lang, number, text
+from gateway.bench.report_texts import Lang, digits, number, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +109,26 @@ def interval_text(row: Row, lang: Lang) -> str:
     interval = row.interval
     if interval is None:
         return ""
-    unit = "x" if row.metric.is_ratio else row.metric.unit
-    show = number if row.metric.is_ratio else signed
+    if not row.metric.is_ratio:
+        unit = row.metric.unit
+        shown = signed(interval.estimate, unit, lang)
+        if interval.low is None or interval.high is None:
+            return shown
+        return f"{shown} ({signed(interval.low, '', lang)} – {signed(interval.high, '', lang)})"
+    shown = number(interval.estimate, "x", lang)
     if interval.low is None or interval.high is None:
-        return show(interval.estimate, unit, lang)
-    return f"{show(interval.estimate, unit, lang)} ({show(interval.low, '', lang)} – {show(interval.high, '', lang)})"
+        return shown
+    excludes_1 = not interval.crosses(1)
+    return f"{shown} ({_bound(interval.low, excludes_1)} – {_bound(interval.high, excludes_1)})"
+
+
+def _bound(value: float, excludes_1: bool) -> str:
+    """Return the end of an interval; one that excludes 1 by little has the decimals that show it."""
+    shown = digits(value)
+    places = 3
+    while excludes_1 and float(shown.replace(",", "")) == 1 and places < 8:
+        shown, places = f"{value:.{places}f}", places + 1
+    return shown
 
 
 def verdicts(comparison: Comparison, lang: Lang) -> list[str]:

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from gateway.bench import compare_view as view
-from gateway.bench.compare_rows import METRICS
+from gateway.bench.compare_rows import METRICS, Row
+from gateway.bench.compare_statistics import Interval
 from gateway.bench.compare_texts import COMPARE_TEXTS
 from gateway.bench.report_texts import Lang, text
 from tests.bench.comparisons import cold, comparison, quality, side
@@ -36,6 +37,21 @@ def test_a_row_shows_both_sides_the_difference_the_ratio_and_the_better_one() ->
 def test_an_interval_that_holds_1_is_no_difference_seen() -> None:
     row = rows_by_name(view.row_views(comparison(), "en"))["Time to first token, median"]
     assert (row.verdict, row.better) == ("no difference seen", "")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (0.6600, 0.9992, "0.81× (0.66 – 0.999)"),
+        (0.6600, 0.99996, "0.81× (0.66 – 0.99996)"),
+        (0.6600, 1.0004, "0.81× (0.66 – 1.00)"),
+        (None, None, "0.81×"),
+    ],
+)
+def test_an_interval_that_excludes_1_by_little_shows_that_it_does(low: float, high: float, shown: str) -> None:
+    metric = next(metric for metric in METRICS if metric.key == "ttft")
+    row = Row(metric, 1.0, 0.81, Interval(0.81, low, high, "paired", 4), "B")
+    assert view.interval_text(row, "en") == shown
 
 
 def test_what_was_not_seen_is_said_and_never_0() -> None:
