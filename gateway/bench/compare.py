@@ -28,7 +28,7 @@ from gateway.bench.measure import interruption, with_model
 from gateway.bench.quality_scores import QualityRow, recommendation
 from gateway.bench.quality_scores import rows as quality_rows
 from gateway.bench.report_texts import Lang
-from gateway.bench.results import CellValue
+from gateway.bench.results import CellValue, RunResult
 from gateway.bench.runner import Silent
 from gateway.bench.target import Target
 from gateway.bench.terminal import ProgressBar
@@ -201,9 +201,19 @@ def all_figures(comparison: Comparison) -> dict[str, float | None]:
     if a_quality is not None or b_quality is not None:
         mean = quality_rows(a_quality, b_quality)[-1]
         found |= {"a_quality": mean.a, "b_quality": mean.b}
-        if mean.a is not None and mean.b is not None:
-            found["difference_quality"] = mean.b - mean.a
+        if b is not None:
+            found["difference_quality"] = None if mean.a is None or mean.b is None else mean.b - mean.a
     return found
+
+
+def figure_names(sides: int, *, has_quality: bool) -> list[str]:
+    """Return the names of the figures that a measurement of so many sides will have."""
+    nothing = RunResult("", "", "", (), 0.0, 0.0, 0)
+    side = Side("", "", "", "", "", {}, (nothing,))
+    names = list(figures(Comparison("", (side,) * sides, in_turn=True)))
+    if has_quality:
+        names += ["a_quality", "b_quality", *(["difference_quality"] if sides == 2 else [])]
+    return sorted(names)
 
 
 def _row(row: Row) -> dict[str, Any]:

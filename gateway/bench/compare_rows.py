@@ -189,7 +189,7 @@ def figures(comparison: Comparison) -> dict[str, float | None]:
             for name, value in run_figures(whole).items()
             if isinstance(value, int | float | None) and not isinstance(value, bool)
         }
-    for row in rows(comparison):
+    for row in (_row(metric, comparison) for metric in METRICS):
         found[f"a_{row.metric.key}"] = row.a
         if comparison.b is not None:
             found[f"b_{row.metric.key}"] = row.b

@@ -29,6 +29,8 @@ from gateway.bench.results import Verdict as Conclusion
 METRIC_NAMES = ("ttft", "tpot", "itl", "e2el")
 _STATISTICS = ("mean", "median", "p90", "p95", "p99")
 MOST_TIMELINES = 4
+MOST_SERIES = 6
+"""Series that colours can tell apart."""
 _SHORT_DIGEST = 12
 
 
@@ -84,7 +86,8 @@ def _sections(result: ScenarioResult, lang: Lang, machine: Mapping[str, CellValu
 def _pictures(result: ScenarioResult, lang: Lang) -> list[Block]:
     runs = named_runs(result.runs, lang)
     bars = [chart for table in result.tables for chart in table_bars(table, lang)]
-    several = [named for named in runs if len(named.run.ended) > 1]
+    is_split = len({named.name for named in runs}) == len(runs)
+    several = [named for named in runs if len(named.run.ended) > 1] if is_split else []
     charts = (
         over_time(runs, lang),
         distribution(runs, lang),
@@ -96,14 +99,16 @@ def _pictures(result: ScenarioResult, lang: Lang) -> list[Block]:
 
 
 def named_runs(runs: Sequence[RunResult], lang: Lang) -> list[NamedRun]:
-    """Return the runs with their labels as names; without labels that differ, all are one series."""
+    """Return the runs with their labels as names; more than MOST_SERIES, such as a soak's windows, are one series."""
     origin = min((run.start for run in runs), default=0.0)
     labels = list(dict.fromkeys(run.label for run in runs))
+    if len(labels) > MOST_SERIES:
+        return [NamedRun(text("run", lang), run, 0, run.start - origin) for run in runs]
     return [
         NamedRun(
             text(run.label, lang) if run.label else text("run", lang),
             run,
-            labels.index(run.label) % 6,
+            labels.index(run.label),
             run.start - origin,
         )
         for run in runs

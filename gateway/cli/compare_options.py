@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gateway.bench.compare import figure_names
 from gateway.bench.compare_measure import ComparePlan
 from gateway.bench.fail_if import Condition
 from gateway.bench.http_client import InvalidTarget, base_url
@@ -106,6 +107,13 @@ def check(given: dict[str, Any]) -> CheckedCompare:
         found.problems.append("--judge: it grades quality tasks; add --quality")
     no_conditions: tuple[Condition, ...] = ()
     conditions = found.take("fail_if", _conditions, no_conditions)
+    if targets:
+        names = figure_names(len(targets), has_quality=tasks is not None)
+        for condition in conditions:
+            if condition.name not in names:
+                found.problems.append(
+                    f"--fail-if: {condition.name!r} is not a figure of this result; it has {', '.join(names)}"
+                )
     commands = {side.upper(): given[f"start_{side}"] for side in "ab" if given[f"start_{side}"]}
     if set(commands) - {target.label for target in targets}:
         found.problems.append("--start-a, --start-b: they start the server of a side that is an address")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.bench.compare import UnlikeWorkloads, UnreadableResult, Written, all_figures, of_files
+from gateway.bench.compare import UnlikeWorkloads, UnreadableResult, Written, all_figures, figure_names, of_files
 from tests.bench.comparisons import comparison, quality, side
 from tests.bench.records import record, run
 
@@ -92,3 +92,10 @@ def test_quality_of_one_side_gives_no_difference() -> None:
     assert found["a_quality"] is not None
     assert found["b_quality"] is None
     assert "difference_quality" not in found
+
+
+def test_the_figures_of_a_measurement_are_known_before_it() -> None:
+    both = comparison(side("A", quality=quality(0.9)), side("B", quality=quality(0.2)))
+    assert figure_names(2, has_quality=True) == sorted(all_figures(both))
+    assert figure_names(2, has_quality=False) == sorted(all_figures(comparison()))
+    assert figure_names(1, has_quality=False) == sorted(all_figures(comparison(side("A"))))

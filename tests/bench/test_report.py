@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.bench.compare_report import html as compare_html
-from gateway.bench.report import html, page, tiles, warnings
+from gateway.bench.report import html, named_runs, page, tiles, warnings
 from gateway.bench.report_texts import Lang
 from gateway.bench.results import Cell, ClientLoad, Column, RunResult, ScenarioResult, Table, Verdict
 from gateway.bench.writers import WRITERS, Style
@@ -87,6 +87,20 @@ def test_a_run_without_a_single_answer_has_a_report() -> None:
     text = visible(html(result(failed)))
     assert "of 3 requests, 3 failed" in text
     assert "not seen" in text
+
+
+def test_the_windows_of_a_long_run_are_one_series() -> None:
+    windows = [
+        run([record(i, start=100.0 + 60 * number + i) for i in range(4)], label=f"window {number}")
+        for number in range(20)
+    ]
+    [window] = {named.name for named in named_runs(windows, "en")}
+    assert window == "run"
+    assert named_runs(windows, "en")[1].offset == 60
+    assert [named.tone for named in named_runs(windows[:6], "en")] == list(range(6))
+    text = visible(html(result(*windows, headline="window 3")))
+    assert "Requests over time" not in text
+    assert "Latency over time" in text
 
 
 def test_a_busy_client_and_an_interruption_are_on_top() -> None:

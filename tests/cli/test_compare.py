@@ -116,6 +116,8 @@ async def test_a_server_that_is_gone_fails_the_command(tmp_path: Path) -> None:
         (("http://127.0.0.1:1", "--judge", "http://127.0.0.1:1/m"), "--judge: it grades quality tasks; add --quality"),
         (("http://127.0.0.1:1", "--quality", "built-in", "--judge", "m"), "is not URL/MODEL"),
         (("http://127.0.0.1:1", "--fail-if", "x"), "expected a figure"),
+        (("http://127.0.0.1:1", "--fail-if", "b_ttft>1"), "'b_ttft' is not a figure of this result; it has a_"),
+        (("http://127.0.0.1:1", "http://127.0.0.1:2", "--fail-if", "a_quality<3"), "'a_quality' is not a figure"),
         (("none.json", "none.json", "--start-a", "vllm"), "--start-a, --start-b: they start the server"),
         (("http://127.0.0.1:1", "--start-b", "vllm"), "--start-a, --start-b: they start the server"),
         (("http://127.0.0.1:1", "--dataset-path", "none.jsonl"), "--dataset-path: none.jsonl"),
