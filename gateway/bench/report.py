@@ -162,7 +162,7 @@ def duration(milliseconds: float | None, lang: Lang) -> str:
     """Return a time in milliseconds below one second, else in seconds."""
     if milliseconds is None:
         return text("none", lang)
-    return number(milliseconds, "ms", lang) if milliseconds < 2000 else number(milliseconds / 1000, "s", lang)
+    return number(milliseconds, "ms", lang) if milliseconds < 1000 else number(milliseconds / 1000, "s", lang)
 
 
 def metrics_table(run: RunResult, lang: Lang) -> DataTable:

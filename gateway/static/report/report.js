@@ -15,16 +15,17 @@
 
   // Ticks of an axis have the decimals of their step; on a logarithmic axis it is not constant.
   const tick = (value, step) => {
+    if (step === null) return value.toLocaleString(data.locale, { maximumFractionDigits: 6 });
     let digits = 0;
     while (step > 0 && digits < 6 && Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) > 1e-6) digits++;
-    return value.toLocaleString(data.locale, { minimumFractionDigits: step > 0 ? digits : 0, maximumFractionDigits: step > 0 ? digits : 6 });
+    return value.toLocaleString(data.locale, { minimumFractionDigits: digits, maximumFractionDigits: digits });
   };
 
-  const axis = (label, side) => ({
+  const axis = (label, side, log) => ({
     label, labelSize: 20, labelGap: 2, labelFont: "12px system-ui, sans-serif", font: "12px system-ui, sans-serif",
     stroke: () => colour("--soft"), grid: { stroke: () => colour("--grid"), width: 1 }, ticks: { stroke: () => colour("--grid"), width: 1, size: 4 },
     size: side ? (self, values) => Math.max(40, 14 + 7 * Math.max(0, ...(values || []).map((text) => (text || "").length))) : 34,
-    values: (self, splits, place, space, step) => splits.map((value) => (value === null ? "" : tick(value, step))),
+    values: (self, splits, place, space, step) => splits.map((value) => (value === null ? "" : tick(value, log ? null : step))),
   });
 
   function series(chart, one) {
@@ -43,7 +44,7 @@
         x: { time: false, distr: chart.log ? 3 : 1 },
         y: { range: (self, low, high) => [0, chart.top || (high > 0 ? high * 1.08 : 1)] },
       },
-      axes: [axis(chart.x, false), axis(chart.y, true)],
+      axes: [axis(chart.x, false, chart.log), axis(chart.y, true, false)],
       series: [{ label: chart.x, value: (self, value) => format(value) }, ...chart.series.map((one) => series(chart, one))],
     };
     const plot = new uPlot(options, values, element);
