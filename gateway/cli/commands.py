@@ -17,6 +17,7 @@ from rich.console import Console
 from gateway import __version__, config
 from gateway.cli.advise import advise
 from gateway.cli.bench import CONTEXT, bench
+from gateway.cli.compare import compare
 from gateway.cli.ops_client import PREFLIGHT_SECONDS, OpsClient, OpsError
 from gateway.cli.tables import finding_lines, show_preflight, show_result, show_status
 
@@ -214,6 +215,7 @@ def undo(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
 
 app.command("bench", context_settings=CONTEXT)(bench)
 app.command("advise")(advise)
+app.command("compare")(compare)
 
 
 @app.command("simulate")
