@@ -125,7 +125,7 @@ async def test_only_the_named_groups_run() -> None:
 
 @pytest.mark.parametrize(("seats", "verdict"), [(1, "serial"), (256, "batched"), (2, "limited")])
 async def test_the_verdict_tells_serial_from_batched(seats: int, verdict: str) -> None:
-    slow = simulate.Options("vllm", (MODEL,), tokens_per_second=100, max_num_seqs=seats, answer_tokens=20)
+    slow = simulate.Options("vllm", (MODEL,), tokens_per_second=60, max_num_seqs=seats, answer_tokens=20)
     async with target(Wrong(), slow) as server:
         server.users = 4
         found = await outcome(server, BY_NAME["answers_at_once"])
@@ -135,6 +135,7 @@ async def test_the_verdict_tells_serial_from_batched(seats: int, verdict: str) -
 def test_answers_that_follow_each_other_count_as_one_at_a_time() -> None:
     assert at_once([answer(0, 1), answer(1, 2), answer(2, 3)]) == pytest.approx(1)
     assert at_once([answer(0, 2), answer(0, 2), answer(0, 2)]) == pytest.approx(3)
+    assert at_once([answer(0, 2), answer(0, 2), answer(2, 4), answer(2, 4)]) == pytest.approx(2)
     assert at_once([answer(0, 1)]) is None
 
 
