@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx2
@@ -11,7 +12,7 @@ import pytest
 
 from gateway.api.events import HEARTBEAT, INTERVAL, MAX_LISTENERS, Events
 from gateway.errors import QueueFull, ShuttingDown
-from tests.api.both_engines import ADMIN, bearer, error_of, serving
+from tests.api.both_engines import ADMIN, OLLAMA_MODEL, VLLM_MODEL, bearer, error_of, serving
 from tests.api.test_json_patch import patched
 from tests.fakes.running_gateway import Running, until
 
@@ -97,6 +98,44 @@ async def test_events_require_the_operators_right_and_an_existing_tier() -> None
         async with listening(client, "/ops/events?tier=team/Standard", headers=bearer(ADMIN)) as listener:
             assert listener.series["tier"] == "team/Standard"
         await until(lambda: events_of(gateway).listeners == 0)
+
+
+@pytest.mark.uvloop
+async def test_without_a_key_no_foreign_page_can_listen() -> None:
+    async with serving() as (gateway, client):
+        for headers in ({"origin": "http://evil.example"}, {"host": "evil.example"}, {"x-forwarded-for": "127.0.0.1"}):
+            assert error_of(await client.get("/ops/events", headers=headers)) == (403, "forbidden")
+        async with listening(client, headers={"origin": gateway.base_url}) as listener:
+            assert listener.state["ready"]["status"] == "ready"
+
+
+@pytest.mark.uvloop
+async def test_fifty_consoles_of_two_hundred_tiers_hold_the_loop_for_less_than_50_ms() -> None:
+    tiers = {f"tier-{number}": {"models": {"vllm": VLLM_MODEL, "ollama": OLLAMA_MODEL}} for number in range(200)}
+    async with serving(tiers=tiers) as (gateway, _), AsyncExitStack() as stack:
+        events, rollout, longest = events_of(gateway), gateway.gateway.rollout, 0.0
+        for _ in range(50):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=2**22)
+            stack.callback(writer.close)
+            writer.write(b"GET /ops/events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            reading = asyncio.create_task(read_all(reader))
+            stack.push_async_callback(asyncio.wait, [reading])
+            stack.callback(reading.cancel)
+        await until(lambda: events.listeners == 50)
+        for number in range(4):
+            rollout.set("vllm" if number % 2 else "ollama")  # all tiers change at once
+            version = events._version
+            while events._version == version:
+                began = time.thread_time()
+                await asyncio.sleep(0)
+                longest = max(longest, time.thread_time() - began)
+                await asyncio.sleep(0.001)
+        assert longest < 0.05
+
+
+async def read_all(reader: asyncio.StreamReader) -> None:
+    while await reader.read(2**18):
+        pass
 
 
 @pytest.mark.uvloop

@@ -270,6 +270,38 @@ async def test_two_hundred_tiers_can_be_filtered_and_changed_one_by_one() -> Non
         await expect(page.locator(".sentence")).to_contain_text("199 tiers: ollama")
 
 
+KEYS = {
+    "day": "2026-11-29",
+    "keys": [
+        {
+            "name": "web<b>",
+            "tiers": ["standard"],
+            "priority": "interactive",
+            "expires": None,
+            "expired": False,
+            "limits": {"requests_per_minute": 600},
+            "used": {"requests_per_minute": 12},
+        }
+    ],
+}
+USAGE = {"rows": [{"key": "web<b>", "requests": 1234, "refused": 5, "prompt_tokens": 10, "completion_tokens": 20}]}
+
+
+async def test_keys_and_their_use_are_shown_where_the_gateway_has_them() -> None:
+    async with running(config.build(document(NOWHERE, NOWHERE))) as here, chromium() as browser:
+        page = await browser.page(here.base_url, "/ops/#keys")
+        await expect(page.get_by_role("heading", name="Backends")).to_be_visible()
+        await expect(page.get_by_role("link", name="Keys")).to_be_hidden()
+        await page.route("**/ops/keys", lambda route: route.fulfill(json=KEYS))
+        await page.route("**/ops/usage?by=key", lambda route: route.fulfill(json=USAGE))
+        await page.reload()
+        limits = page.get_by_role("region", name="Keys and limits").get_by_role("row")
+        await expect(limits.nth(1)).to_contain_text("web<b>")
+        await expect(limits.nth(1)).to_contain_text("Requests per minute: 600")
+        await expect(page.get_by_role("region", name="Usage").get_by_role("row").nth(1)).to_contain_text("1,234")
+        assert await violations(page) == []
+
+
 async def test_language_and_colours_can_be_chosen() -> None:
     async with running(config.build(document(NOWHERE, NOWHERE))) as here, chromium() as browser:
         page = await browser.page(here.base_url, color_scheme="light")
