@@ -189,7 +189,9 @@ async def test_a_lost_gateway_is_shown_and_a_new_one_is_found_and_may_have_anoth
             await expect(page.locator(".pill")).to_have_text("Live")  # connected again by itself
         await expect(page.locator(".pill")).to_have_text("Disconnected")
         await expect(page.locator(".banner")).to_contain_text("These figures are from")
-        await expect(rollback).to_be_disabled()
+        await expect(page.get_by_role("button", name="Undo")).to_be_disabled()
+        await rollback.click()  # an emergency may be tried at any time
+        await expect(page.locator(".toast")).to_contain_text("The gateway cannot be reached.")
         await expect(page.get_by_role("heading", name="Backends")).to_be_visible()
         async with running(settings, port=port):
             await expect(page.locator(".pill")).to_have_text("Live")
@@ -308,13 +310,13 @@ async def test_language_and_colours_can_be_chosen() -> None:
         await page.get_by_label("Colours").select_option("dark")
         assert await page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(14, 17, 22)"
         await page.get_by_label("Language").select_option("ko")
-        await expect(page.get_by_role("button", name="ollama로 롤백")).to_be_visible()
+        await expect(page.get_by_role("button", name="ollama(으)로 롤백")).to_be_visible()
         await expect(page.locator("html")).to_have_attribute("lang", "ko")
         await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
 
 
-async def test_the_page_works_behind_a_proxy_with_a_path_of_its_own() -> None:
-    """All addresses of the page are relative."""
+async def test_the_page_works_behind_a_proxy_with_a_path_of_its_own_that_holds_events_back() -> None:
+    """All addresses of the page are relative, and it asks for the status where no events come."""
     async with (
         running(config.build(document(NOWHERE, NOWHERE))) as here,
         chromium() as browser,
@@ -326,14 +328,18 @@ async def test_the_page_works_behind_a_proxy_with_a_path_of_its_own() -> None:
             if path == "/ops/events":
                 await route.abort()
                 return
-            answer = await client.get(path)
+            headers = {name: value for name, value in route.request.headers.items() if name == "authorization"}
+            answer = await client.get(path, headers=headers)
             await route.fulfill(status=answer.status_code, headers=dict(answer.headers), body=answer.content)
 
         context = await browser.browser.new_context()
+        await context.add_init_script(f"sessionStorage.setItem('gateway-admin-key', {ADMIN!r})")
         await context.route("http://proxy.test/llm/**", forward)
         page = await context.new_page()
         await page.goto("http://proxy.test/llm/ops/")
-        await expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+        await expect(page.locator(".sentence")).to_have_text("All 2 tiers on ollama")
+        here.gateway.rollout.set("vllm")
+        await expect(page.locator(".sentence")).to_have_text("All 2 tiers on vllm")
         asked = await page.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)")
         assert asked
         assert all(name.startswith("http://proxy.test/llm/ops/") for name in asked)

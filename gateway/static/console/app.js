@@ -123,8 +123,7 @@ class Console {
     if (was && was !== phase) announce(t(live ? "phase.back" : "phase.lost"));
     setText(this.sentence, sentence(status));
     setText(this.rollback, t("action.rollback", { backend: status.rollout.rollback_to }));
-    this.rollback.disabled = this.undo.disabled = !live;
-    this.undo.disabled ||= status.rollout.history.length === 0;
+    this.undo.disabled = !live || status.rollout.history.length === 0; // a rollback can always be tried
   }
 
   navigate(isAsked) {

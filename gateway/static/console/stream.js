@@ -1,8 +1,12 @@
-// The live connection: follows /ops/events, and connects again when it breaks.
+// The live connection: follows /ops/events, and connects again when it breaks. Where the events do
+// not come through, because something in between holds them back, it asks for /ops/status instead.
 
-import { events, open, patched, Refused } from "./api.js";
+import { call, events, open, patched, Refused } from "./api.js";
 
 const SILENCE = 40_000; // the gateway sends something every 15 s
+const FIRST_EVENT = 6_000; // the gateway sends the first one at once
+const POLL_EVERY = 2_000;
+const POLLS = 15; // before the events are tried again
 const FIRST_WAIT = 500;
 const LONGEST_WAIT = 8_000;
 
@@ -14,6 +18,7 @@ export class Stream {
     this.tier = null;
     this.run = 0;
     this.wait = FIRST_WAIT;
+    this.polls = 0;
   }
 
   /** Connect, or connect anew, for instance with another tier or key. */
@@ -36,23 +41,48 @@ export class Stream {
   }
 
   async follow(run) {
-    const controller = (this.controller = new AbortController());
-    let silence;
+    this.controller = new AbortController();
+    try {
+      if (this.polls > 0) this.polls--;
+      else await this.listen(run, this.controller);
+    } catch (error) {
+      if (error instanceof Refused && error.status !== 503) {
+        this.lose(run, error);
+        return;
+      }
+    }
+    if (run !== this.run) return;
+    try {
+      const { series, ...status } = await call("GET", `ops/status${this.query()}`, { signal: AbortSignal.timeout(SILENCE) });
+      if (run !== this.run) return;
+      this.take("status", status);
+      this.take("series", series);
+      this.timer = setTimeout(() => this.follow(run), POLL_EVERY);
+    } catch (error) {
+      this.lose(run, error);
+    }
+  }
+
+  query() {
+    return this.tier === null ? "" : `?tier=${encodeURIComponent(this.tier)}`;
+  }
+
+  /** Follow the events until they end. */
+  async listen(run, controller) {
+    let silence = setTimeout(() => {
+      this.polls = POLLS;
+      controller.abort();
+    }, FIRST_EVENT);
     const alive = () => {
       clearTimeout(silence);
       silence = setTimeout(() => controller.abort(), SILENCE);
     };
-    alive();
     try {
-      const query = this.tier === null ? "" : `?tier=${encodeURIComponent(this.tier)}`;
-      const response = await open("GET", `ops/events${query}`, { signal: controller.signal });
+      const response = await open("GET", `ops/events${this.query()}`, { signal: controller.signal });
       for await (const [name, text] of events(response, alive)) {
         if (run !== this.run) return;
         this.take(name, JSON.parse(text));
       }
-      this.lose(run, null);
-    } catch (error) {
-      this.lose(run, error);
     } finally {
       clearTimeout(silence);
     }
