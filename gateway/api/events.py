@@ -17,7 +17,7 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.api.json_patch import json_patch
-from gateway.errors import QueueFull, ShuttingDown
+from gateway.errors import InvalidRequest, QueueFull, ShuttingDown
 from gateway.relay.requests import ClientConnection
 from gateway.telemetry.live import KEPT
 
@@ -116,7 +116,10 @@ class Events:
             number = self._sample_number()
             if number != sample:
                 is_next = number == sample + 1 and sample >= 0
-                series = self._series(tier, 1 if is_next else KEPT)
+                try:
+                    series = self._series(tier, 1 if is_next else KEPT)
+                except InvalidRequest:
+                    return  # new settings do not have the tier; the client learns it when it asks again
                 events.append(_event(b"sample" if is_next else b"series", series))
                 sample = number
             # `send` waits while the client does not read. What changes meanwhile is not kept for it.

@@ -59,6 +59,19 @@ def test_code_makes_no_text_into_html_or_code() -> None:
             assert (file.parent / module).exists(), (file.name, module)
 
 
+def messages(language: str) -> set[str]:
+    text = (STATIC / "console" / f"{language}.js").read_text()
+    return set(re.findall(r'^  "?([a-z_.]+)"?: "', text, re.MULTILINE))
+
+
+def test_both_languages_have_all_texts_and_the_page_uses_no_other() -> None:
+    english = messages("en")
+    assert english == messages("ko")
+    for file in (STATIC / "console").glob("*.js"):
+        for name in re.findall(r'\bt\("([a-z_.]+)"', file.read_text()):
+            assert name in english, (file.name, name)
+
+
 async def test_address_without_the_slash_leads_to_the_page(client: httpx2.AsyncClient) -> None:
     answer = await client.get("/ops")
     assert (answer.status_code, answer.headers["location"]) == (308, "ops/")

@@ -139,6 +139,21 @@ async def read_all(reader: asyncio.StreamReader) -> None:
 
 
 @pytest.mark.uvloop
+async def test_events_of_a_tier_end_when_new_settings_no_longer_have_it() -> None:
+    async with serving() as (gateway, client), client.stream("GET", "/ops/events?tier=team/Standard") as answer:
+        await until(lambda: events_of(gateway).listeners == 1)
+        operations = gateway.gateway._operations
+        tiers = {"other": operations._settings.tiers["team/Standard"].model_copy(update={"name": "other"})}
+        await gateway.gateway._reconfiguration.apply(
+            operations._settings.model_copy(update={"tiers": tiers, "default_tier": "other"})
+        )
+        gateway.gateway._live.sample()
+        async with asyncio.timeout(5):
+            await answer.aread()
+        assert error_of(await client.get("/ops/events?tier=team/Standard")) == (400, "invalid_value")
+
+
+@pytest.mark.uvloop
 async def test_nothing_runs_once_the_last_listener_has_left() -> None:
     async with serving() as (gateway, client):
         events = events_of(gateway)
