@@ -30,6 +30,14 @@ export function duration(seconds) {
   return `${number(seconds < 10 ? 2 : 1).format(seconds)} s`;
 }
 
+/** Two durations as "16 / 46 ms", or "85 ms / 1.2 s". */
+export function pair(low, high) {
+  if (low === null || high === null) return NONE;
+  const [first, second] = [duration(low), duration(high)];
+  const unit = second.slice(second.indexOf(" "));
+  return `${first.endsWith(unit) ? first.slice(0, -unit.length) : first} / ${second}`;
+}
+
 const clock = new Intl.DateTimeFormat(language, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const day = new Intl.DateTimeFormat(language, { month: "short", day: "numeric" });
 

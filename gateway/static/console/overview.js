@@ -2,7 +2,7 @@
 
 import { Charts } from "./charts.js";
 import { h, list, setClass, setHidden, setText } from "./dom.js";
-import { count, duration, percent, rate } from "./format.js";
+import { count, pair, percent, rate } from "./format.js";
 import { t } from "./i18n.js";
 import { RolloutControl } from "./rollout.js";
 import { backendState, side } from "./words.js";
@@ -87,9 +87,6 @@ function laneLimit(limits, lane) {
   return lane === "vision" ? Math.min(limits.vision_concurrency ?? limits.max_concurrency, limits.max_concurrency) : limits.max_concurrency;
 }
 
-export function pair(p50, p95) {
-  return p50 === null ? "–" : `${duration(p50)} / ${duration(p95)}`;
-}
 
 class LaneRow {
   constructor(lane) {

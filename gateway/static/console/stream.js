@@ -8,7 +8,7 @@ const FIRST_EVENT = 6_000; // the gateway sends the first one at once
 const POLL_EVERY = 2_000;
 const POLLS = 15; // before the events are tried again
 const FIRST_WAIT = 500;
-const LONGEST_WAIT = 8_000;
+const LONGEST_WAIT = 4_000;
 
 /** Follows the gateway's state. `onChange` is called after each change of `state`. */
 export class Stream {
