@@ -1,4 +1,4 @@
-"""Schemas of what `/ops` answers, and its part of the OpenAPI document. Pure.
+"""Schemas of the answers of `/ops`, and its part of the OpenAPI document. Pure.
 
 The answers themselves are plain dicts; tests hold them to these structures.
 """
@@ -19,7 +19,7 @@ ADMIN = "admin"
 
 
 class Readiness(Struct):
-    """Whether the gateway is ready, and the tiers that no backend can serve now."""
+    """Readiness of the gateway, and the tiers that no backend can serve now."""
 
     status: Literal["starting", "ready", "draining"]
     unserved_tiers: list[str]
@@ -66,7 +66,7 @@ class GuardRule(Struct):
 
 
 class GuardView(Struct):
-    """What the guard watches on a tier. A rule is broken when its evidence reaches `needed`."""
+    """Watch of the guard on a tier. A rule is broken when its evidence reaches `needed`."""
 
     tested: str
     other: str
@@ -144,7 +144,7 @@ class DiscoveredStatus(Struct):
 
 
 class RolloutHistory(Struct):
-    """Where a rollback leads, and the changes, the last one first."""
+    """Backend that a rollback leads to, and the changes, the last one first."""
 
     rollback_to: str
     history: list[Change]
@@ -162,7 +162,7 @@ class ReloadOutcome(Struct):
 
 
 class LiveTimes(Struct):
-    """How the live figures are taken: seconds between samples, seconds that each looks back, samples kept."""
+    """Timing of the live figures: seconds between samples, seconds that each looks back, samples kept."""
 
     step: float
     window: float
@@ -207,7 +207,7 @@ class Series(Struct):
 
 
 class OpsStatus(Struct):
-    """All that the console shows. `/ops/events` sends it and its changes."""
+    """Status of the gateway: all that the console shows. `/ops/events` sends it and its changes."""
 
     version: str
     ready: Readiness
@@ -259,7 +259,7 @@ class PreflightTier(Struct):
 
 
 class PreflightAnswer(Struct):
-    """What a switch to `backend` would break, and what clients would notice."""
+    """Result of a preflight check: what a switch to `backend` would break, and what clients would notice."""
 
     backend: str
     breaks: bool

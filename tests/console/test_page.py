@@ -14,7 +14,7 @@ from gateway.engines.engine import ModelFacts
 from tests.console.harness import ADMIN, OLLAMA_MODEL, VLLM_MODEL, chromium, document, gateway, traffic
 from tests.fakes.running_gateway import Running, running, until
 
-pytestmark = pytest.mark.uvloop
+pytestmark = [pytest.mark.uvloop, pytest.mark.timeout(120)]  # a browser on a busy machine
 
 VIEWS = ("overview", "servers", "activity", "try")
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
@@ -174,6 +174,18 @@ async def test_a_wrong_key_is_refused_and_the_right_one_is_kept_for_the_tab() ->
         await page.get_by_role("button", name="Forget key").click()
         await expect(field).to_be_visible()
         assert await page.evaluate("sessionStorage.length") == 0
+
+
+async def test_an_open_gateway_asks_a_browser_on_its_machine_for_no_key() -> None:
+    async with running(config.build(document(NOWHERE, NOWHERE, admin_key=None))) as here, chromium() as browser:
+        page = await browser.page(here.base_url, key=None)
+        await page.get_by_role("button", name="Roll back to ollama").click()
+        await expect(page.locator(".toast")).to_contain_text("Nothing changed")
+        await expect(page.get_by_role("button", name="Forget key")).to_be_hidden()
+        # A page that a proxy serves to others says why it has no access.
+        await page.set_extra_http_headers({"x-forwarded-for": "192.0.2.1"})
+        await page.reload()
+        await expect(page.get_by_role("alert")).to_contain_text("only programs on the gateway's own machine")
 
 
 async def test_a_lost_gateway_is_shown_and_a_new_one_is_found_and_may_have_another_key() -> None:
