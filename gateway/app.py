@@ -3,7 +3,8 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -16,9 +17,12 @@ from gateway.api.cors import Cors
 from gateway.api.embeddings import EmbeddingEndpoint
 from gateway.api.endpoint import Endpoint, Receive, Scope, Send
 from gateway.api.error_forms import error_answer
+from gateway.api.events import Events
 from gateway.api.hosts import HostCheck, is_loopback_name
 from gateway.api.model_names import ModelNames
 from gateway.api.operations import Operations
+from gateway.api.operator_chat import PATH as OPERATOR_CHAT_PATH
+from gateway.api.operator_chat import OperatorChatEndpoint
 from gateway.api.paths import (
     CHAT_PATHS,
     COMPLETION_PATHS,
@@ -64,6 +68,7 @@ from gateway.rollout.migration import QueueMigration
 from gateway.rollout.preflight.check import Preflight
 from gateway.rollout.state import Rollout
 from gateway.state_file import StateFile
+from gateway.telemetry.live import LiveFigures
 from gateway.telemetry.log import ExchangeLog
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.recorder import ExchangeRecorder
@@ -107,7 +112,9 @@ class Gateway:
             guard = RolloutGuard(
                 settings.guard, self.rollout, settings.rollback_to, self._in_flight.count_pending, clock
             )
-        self._recorder = ExchangeRecorder(metrics, log, [guard.observe] if guard else [])
+        self._live = live = LiveFigures(metrics, self._loads, asyncio.get_running_loop().call_later)
+        observers = [live.observe, *([guard.observe] if guard else [])]
+        self._recorder = ExchangeRecorder(metrics, log, observers)
 
         self._traffic = TrafficRecording()
 
@@ -139,7 +146,10 @@ class Gateway:
         )
         self._preflight = Preflight(context, self.rollout)
         model_names = ModelNames(settings, self._discovery)
-        self._operations = Operations(settings, self._backends, model_names, controller, self._health, metrics, guard)
+        self._operations = operations = Operations(
+            settings, self._backends, model_names, controller, self._health, metrics, guard, live
+        )
+        self._events = Events(operations.status, operations.series, lambda: operations.sample_number)
 
         keys = ApiKeys(key.get_secret_value() for key in settings.api_keys)
         self._cors = Cors(settings.cors_origins)
@@ -150,7 +160,7 @@ class Gateway:
             is_on=keys.is_open and is_loopback_name(address or settings.host),
         )
 
-        def chat_endpoint(dialect: ChatDialect, kind: type[ChatEndpoint] = ChatEndpoint) -> ChatEndpoint:
+        def chat_endpoint(dialect: ChatDialect, kind: Callable[..., ChatEndpoint] = ChatEndpoint) -> ChatEndpoint:
             return kind(
                 dialect,
                 context,
@@ -183,11 +193,14 @@ class Gateway:
         }
         admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
         scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []
+        admin_access = AdminAccess(admin, admin_token, trusts_loopback=keys.is_open)
+        self._endpoints[OPERATOR_CHAT_PATH] = chat_endpoint(OpenAiChat(), partial(OperatorChatEndpoint, admin_access))
         self._rest = build(
-            self._operations,
+            operations,
+            self._events,
             self._preflight,
             keys,
-            AdminAccess(admin, admin_token, trusts_loopback=keys.is_open),
+            admin_access,
             AdminAccess([*admin, *scraper], admin_token, trusts_loopback=keys.is_open),
         )
         self.metrics_port_app = build_metrics_port(self._operations)
@@ -225,6 +238,8 @@ class Gateway:
 
     async def __aexit__(self, *_: object) -> None:
         self._recorder.detach_observers()
+        self._events.close()
+        self._live.close()
         await self._health.__aexit__()
         self._migration.close()
         await self._backend_set.close()
@@ -273,6 +288,7 @@ class Gateway:
     def begin_drain(self) -> None:
         """Report "not ready" from now on. Requests are served until the listening socket closes."""
         self._operations.is_stopping = True
+        self._events.close()
         self._preflight.stop()
 
     def cut_off(self) -> None:
@@ -285,6 +301,16 @@ class Gateway:
     def settle(self) -> None:
         """Count and log the exchanges that have finished so far."""
         self._recorder.settle()
+
+    def _loads(self) -> dict[str, tuple[int, int]]:
+        """Return how many requests run and wait, by backend."""
+        return {
+            name: (
+                sum(map(backend.admission.running, backend.admission.lanes)),
+                sum(map(backend.admission.waiting, backend.admission.lanes)),
+            )
+            for name, backend in self._backends.items()
+        }
 
 
 def _registry() -> CollectorRegistry:

@@ -10,10 +10,12 @@ from gateway import __version__
 from gateway.admission.concurrency_limits import AdaptiveLimit
 from gateway.api.model_names import ModelNames
 from gateway.config import Settings, Tier
-from gateway.errors import ModelNotFound
+from gateway.errors import InvalidRequest, ModelNotFound
 from gateway.relay.discovery import DiscoveredModel
 from gateway.rollout.controller import RolloutController
 from gateway.rollout.guard import RolloutGuard
+from gateway.telemetry.exchange import NONE
+from gateway.telemetry.live import ALL, KEPT, STEP, WINDOW, LiveFigures
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.health_checks import HealthChecks
@@ -63,6 +65,7 @@ class Operations:
         health: HealthChecks,
         metrics: Metrics,
         guard: RolloutGuard | None,
+        live: LiveFigures,
     ) -> None:
         self._settings = settings
         self._backends = backends
@@ -71,6 +74,7 @@ class Operations:
         self._health = health
         self._metrics = metrics
         self._guard = guard
+        self._live = live
         self.is_stopping = False
         self.last_reload: dict[str, Any] | None = None
         """Outcome of the last reload of the settings."""
@@ -79,6 +83,7 @@ class Operations:
         """Report on the changed settings from now on."""
         self._settings = settings
         self._model_names = model_names
+        self._live.keep({NONE, *settings.tiers, *settings.embeddings, *settings.rerankers}, {NONE, *settings.backends})
 
     def record_reload(self, outcome: dict[str, Any]) -> None:
         self.last_reload = outcome
@@ -182,7 +187,8 @@ class Operations:
         return self.controller.rollout.tiers[tier_name].assignment.backend
 
     def status(self) -> dict[str, Any]:
-        """Return the body of `/ops/status`."""
+        """Return the body of `/ops/status` without its series, which `/ops/events` sends apart."""
+        self._live.want()
         return {
             "version": __version__,
             "ready": self.readiness()[1],
@@ -197,7 +203,38 @@ class Operations:
             },
             "rollout": {"rollback_to": self._settings.rollback_to, "history": self.controller.history()},
             "reload": self.last_reload,
+            "default_tier": self._settings.default_tier,
+            "live": {"step": STEP, "window": WINDOW, "kept": KEPT},
+            "errors": self._live.errors(),
         }
+
+    def status_with_series(self, tier: str | None = None) -> dict[str, Any]:
+        """Return the body of `/ops/status`, with the series of one tier or of all tiers together.
+
+        Raises:
+            InvalidRequest: There is no such tier.
+        """
+        return {**self.status(), "series": self.series(tier)}
+
+    def series(self, tier: str | None = None, last: int = KEPT) -> dict[str, Any]:
+        """Return the course of the live figures of one tier or, with None, of all tiers together.
+
+        Raises:
+            InvalidRequest: There is no such tier.
+        """
+        backends = self._settings.backends if tier is None else self._tier(tier).models
+        return {"tier": tier, **self._live.series(ALL if tier is None else tier, backends, last)}
+
+    @property
+    def sample_number(self) -> int:
+        """Number of samples of the live figures so far."""
+        return self._live.number
+
+    def _tier(self, name: str) -> Tier:
+        tier = self._settings.tiers.get(name)
+        if tier is None:
+            raise InvalidRequest(f"'tier' must be one of: {', '.join(self._settings.tiers)}.", param="tier")
+        return tier
 
     def _tier_status(self, tier: Tier) -> dict[str, Any]:
         view = self.controller.view_tier(tier.name)
@@ -209,6 +246,7 @@ class Operations:
             "guard": None if self._guard is None else self._guard.view(tier.name),
             "models": tier.models,
             "latency": {backend: self._latency(tier.name, backend) for backend in tier.models},
+            "live": {backend: self._live.figures(tier.name, backend) for backend in tier.models},
         }
 
     def _latency(self, tier: str, backend: str) -> dict[str, Any]:
@@ -216,7 +254,11 @@ class Operations:
 
         They are estimated from the buckets of the histograms.
         """
-        series = {"time_to_first_token": self._metrics.time_to_first_token, "duration": self._metrics.duration}
+        series = {
+            "time_to_first_token": self._metrics.time_to_first_token,
+            "inter_token_latency": self._metrics.gaps,
+            "duration": self._metrics.duration,
+        }
         return {
             name: {f"p{share}": _rounded(histograms.quantile((tier, backend), share / 100)) for share in (50, 99)}
             for name, histograms in series.items()
@@ -230,6 +272,7 @@ class Operations:
             "up": backend.is_up,
             "running": {lane: admission.running(lane) for lane in admission.lanes},
             "waiting": {lane: admission.waiting(lane) for lane in admission.lanes},
+            "live": self._live.figures(ALL, backend.name),
             "limits": {name: getattr(limits, name) for name in SHOWN_LIMITS},
             "servers": [
                 {

@@ -6,7 +6,7 @@ histograms next to the gateway's.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
@@ -99,6 +99,14 @@ class Histograms(Collector):
         if label in self._labels:
             place = self._labels.index(label)
             self._series = {labels: series for labels, series in self._series.items() if labels[place] != value}
+
+    def keys(self) -> Iterable[tuple[str, ...]]:
+        """Return the label values of all series."""
+        return self._series.keys()
+
+    def find(self, labels: tuple[str, ...]) -> Histogram | None:
+        """Return the series with these label values, None if nothing was observed yet."""
+        return self._series.get(labels)
 
     def quantile(self, labels: tuple[str, ...], share: float) -> float | None:
         """Return the quantile of one series, None if the series does not exist or is empty."""

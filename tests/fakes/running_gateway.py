@@ -243,7 +243,7 @@ class Reply:
 
 @asynccontextmanager
 async def running(
-    settings: config.Settings, limits: ServerLimits | None = None, *, shares_loop: bool = False
+    settings: config.Settings, limits: ServerLimits | None = None, *, shares_loop: bool = False, port: int = 0
 ) -> AsyncIterator[Running]:
     """Serve a gateway with `settings`, set up as `gateway.serve` does.
 
@@ -253,7 +253,7 @@ async def running(
     """
     base_tasks = asyncio.all_tasks()
     log = io.BytesIO()
-    listener = listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", port)
     async with Gateway(settings, ExchangeLog(True, log)) as gateway:
         options: dict[str, Any] = {"ws": "none", "lifespan": "off", "access_log": False, "log_config": None}
         options |= {"interface": "asgi3", "server_header": False, "date_header": False, "proxy_headers": False}
