@@ -15,10 +15,10 @@ from tests.e2e.programs.target import (
     PET_QUESTION,
     TIMEOUT_SECONDS,
     TOOLS,
-    Animal,
     Program,
     Target,
     check_arguments,
+    pet_schema,
 )
 
 HELLO = "Say hello."
@@ -72,14 +72,14 @@ def stream_helper(target: Target) -> None:
 
 def parse(target: Target) -> None:
     request: dict[str, Any] = {
-        "model": target.model, "input": PET_QUESTION, "text_format": Animal, "max_output_tokens": ENOUGH_TOKENS,
-        "reasoning": NO_THOUGHTS, **SAMPLING,
+        "model": target.model, "input": PET_QUESTION, "text_format": pet_schema(target),
+        "max_output_tokens": ENOUGH_TOKENS, "reasoning": NO_THOUGHTS, **SAMPLING,
     }  # fmt: skip
     with client_of(target) as client:
         answer = client.responses.parse(**request)
-        assert isinstance(answer.output_parsed, Animal)
+        assert isinstance(answer.output_parsed, pet_schema(target))
         with client.responses.stream(**request) as stream:
-            assert isinstance(stream.get_final_response().output_parsed, Animal)
+            assert isinstance(stream.get_final_response().output_parsed, pet_schema(target))
 
 
 def forced_tools(target: Target) -> None:
