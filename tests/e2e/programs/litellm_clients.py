@@ -4,11 +4,11 @@ They need litellm, which only `make test-clients` installs.
 """
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import litellm
 import pytest
 
 from tests.e2e.programs.target import (
@@ -24,6 +24,9 @@ from tests.e2e.programs.target import (
     check_arguments,
     pet_schema,
 )
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # otherwise the import asks the internet for prices
+import litellm
 
 Run = Callable[[Target], Coroutine[Any, Any, None]]
 PROVIDERS = ("openai", "anthropic", "ollama_chat", "ollama")
