@@ -21,7 +21,7 @@ from gateway.engines.engine import ModelFacts
 from gateway.engines.ollama import Ollama
 from gateway.engines.rerank import VllmReranker
 from gateway.engines.vllm import Vllm
-from gateway.relay.base import YIELD_BYTES
+from gateway.relay.turns import YIELD_BYTES
 
 MIB = 1024 * 1024
 Steps = Iterator[None]
