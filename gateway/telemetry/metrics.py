@@ -244,6 +244,12 @@ class Metrics:
             "Choices among several servers: kept where most of the prompt is cached, moved elsewhere, or new.",
             ("backend", "outcome"),
         )
+        self.server_running = Gauge(
+            "gateway_server_requests_running",
+            "Requests in flight at a server.",
+            ("backend", "server"),
+            registry=registry,
+        )
         self.load_seconds = histogram(
             "gateway_backend_load_seconds", "Time that a backend took to load a model.", ("backend", "model"), LOAD
         )

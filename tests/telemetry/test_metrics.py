@@ -36,6 +36,8 @@ DOCUMENTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_backend_up": ("gauge", ("backend",)),
     "gateway_circuit_state": ("gauge", ("backend",)),
     "gateway_server_up": ("gauge", ("backend", "server")),
+    "gateway_server_requests_running": ("gauge", ("backend", "server")),
+    "gateway_affinity": ("counter", ("backend", "outcome")),
     "gateway_backend_load_seconds": ("histogram", ("backend", "model")),
     "gateway_model_unloads": ("counter", ("backend", "model", "reason")),
     "gateway_active_backend": ("gauge", ROUTE),
@@ -81,6 +83,8 @@ def touched(metrics: Metrics) -> Metrics:
     metrics.model_unloads.labels("ollama", "qwen3:8b", "frozen").inc()
     metrics.circuit_state.labels("vllm").set(0)
     metrics.server_up.labels("vllm", "1").set(1)
+    metrics.server_running.labels("vllm", "1").set(1)
+    metrics.affinity.labels("vllm", "kept").inc()
     metrics.fallbacks.labels("standard", "vllm", "ollama").inc()
     metrics.active_backend.labels("standard", "vllm").set(1)
     metrics.switches.labels("standard", "ollama", "vllm", "operator").inc()
