@@ -15,7 +15,8 @@ from openai import APIError, AsyncOpenAI, NotFoundError
 from gateway import config, simulate
 from gateway.simulate.options import Fault
 from gateway.telemetry.metrics import TIME_TO_FIRST_TOKEN
-from tests.fakes.prometheus import RULES, STARTUP_PATIENCE, Prometheus, Samples, exporter, prometheus
+from tests.fakes.dashboard import QUERIES, substituted
+from tests.fakes.prometheus import RULES, STARTUP_PATIENCE, Prometheus, Samples, exporter, metrics_of, prometheus
 from tests.fakes.running_gateway import PROMPT, Running, running, until
 from tests.fakes.stand_ins import stand_in
 from tests.programs import program
@@ -30,6 +31,18 @@ MESSAGES: Any = PROMPT
 
 TIERS = {"fast": "vllm", "small": "ollama"}
 """The backend of each tier."""
+
+
+SOMETIMES = {
+    *("ALERTS", "gateway_affinity_total", "gateway_client_disconnects_total", "gateway_fallbacks_total"),
+    *("gateway_key_requests_total", "gateway_key_tokens_total", "gateway_model_unloads_total"),
+    *("gateway_rate_limited_total", "gateway_rejected_total", "gateway_replicas", "gateway_retries_total"),
+    *("gateway_switches_total", "gateway_upstream_errors_total", "vllm:e2e_request_latency_seconds_bucket"),
+    *("vllm:inter_token_latency_seconds_bucket", "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"),
+    "vllm:time_to_first_token_seconds_bucket",
+}
+"""Metrics of events that a healthy gateway has not had, of features that it does not use, and of a
+real vLLM."""
 
 
 class Stack(NamedTuple):
@@ -195,6 +208,17 @@ async def test_rules_are_evaluated_without_errors_and_a_switch_is_counted_from_z
         critical = [rule["name"] for rule in rules if rule.get("labels", {}).get("severity") == "critical"]
         assert critical
         assert [rule["name"] for rule in rules if rule["name"] in critical and rule["state"] == "firing"] == []
+
+
+async def test_every_query_of_the_dashboard_is_answered(tmp_path: Path) -> None:
+    """Those about what happens rarely, and about metrics that only some gateways have, find nothing."""
+    async with serving() as stack, scraping(tmp_path, stack) as scraper:
+        for total in (12, 24):  # a rate needs a count to start from
+            await Load(stack.client).run(plain=2, streams=4)
+            await scraper.until("sum(gateway_requests_total)", {(): total})
+        await scraper.until("count(gpu:utilization:ratio) + count(tier:gateway_target_error_ratio)", {(): 4})
+        empty = [query for query in QUERIES if not await scraper.query(substituted(query))]
+        assert {name for query in empty for name in metrics_of(query)} <= SOMETIMES
 
 
 async def _evaluated_rules(scraper: Prometheus) -> list[dict[str, Any]]:
