@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -23,6 +24,7 @@ from gateway.config.reload import FileWatcher, files_of_keys, read_whole
 from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
 from gateway.telemetry.log import ExchangeLog, Sink, configure
+from gateway.telemetry.tracing import start_tracing
 
 METRICS_DRAIN_SECONDS = 1.0
 LARGE_BLOCK = 128 * 1024
@@ -71,7 +73,11 @@ async def serve(
         with admin_token(settings, port) as token:
             # First, so that the log begins with a roll-out that differs from the settings.
             gateway = Gateway(
-                settings, ExchangeLog(as_json, sink, settings.log_level), token.value if token else None, address
+                settings,
+                ExchangeLog(as_json, sink, settings.log_level),
+                token.value if token else None,
+                address,
+                start_tracing(os.environ),
             )
             for line in settings.sources:
                 _log.info("%s", line)
