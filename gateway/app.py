@@ -73,6 +73,7 @@ from gateway.telemetry.log import ExchangeLog
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.recorder import ExchangeRecorder
 from gateway.telemetry.recording import TrafficRecording
+from gateway.telemetry.trace_context import Tracer, pass_on
 from gateway.upstream.backend import Backend
 from gateway.upstream.backends import Backends
 from gateway.upstream.health_checks import HealthChecks
@@ -84,12 +85,18 @@ class Gateway:
     """The whole gateway as one ASGI application; `async with` it while it serves."""
 
     def __init__(
-        self, settings: Settings, log: ExchangeLog, admin_token: str | None = None, address: str | None = None
+        self,
+        settings: Settings,
+        log: ExchangeLog,
+        admin_token: str | None = None,
+        address: str | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """Build the gateway.
 
         `admin_token` grants access to `/ops` and `/metrics`, if it is set. `address` is the IP
-        address that the gateway listens on, if it is known better than from the settings.
+        address that the gateway listens on, if it is known better than from the settings. `tracer`
+        makes a span of each exchange; without one, clients' traces are only passed on.
         """
         clock = time.monotonic
         gateway_id = os.urandom(8).hex().encode()
@@ -129,6 +136,9 @@ class Gateway:
             on_evicted=self._in_flight.send_again,
         )
         learned_limits.restore()
+        self._tracer = tracer
+        if tracer is not None:
+            tracer.on_exchanges = metrics.keep_exemplars
         self._discovery = Discovery(settings, destinations)
         self._health = HealthChecks(settings, self._backends, gateway_id, Backend.refresh, self._discovery.update)
 
@@ -143,6 +153,7 @@ class Gateway:
             body_memory=self.body_memory,
             gateway_id=gateway_id,
             traffic=self._traffic,
+            begin_trace=pass_on if tracer is None else tracer.begin,
         )
         self._preflight = Preflight(context, self.rollout)
         model_names = ModelNames(settings, self._discovery)
@@ -250,6 +261,8 @@ class Gateway:
         self._images.close()
         self._recorder.settle()
         await self._traffic.close()
+        if self._tracer is not None:
+            await self._tracer.close()
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Return what serves the request. It is not awaited here, which would cost a coroutine more."""

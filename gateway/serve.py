@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -22,7 +23,8 @@ from gateway.config import Settings
 from gateway.config.reload import FileWatcher, files_of_keys, read_whole
 from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
-from gateway.telemetry.log import ExchangeLog, Sink, configure
+from gateway.telemetry.log import ExchangeLog, Sink, configure, palette_for
+from gateway.telemetry.tracing import start_tracing
 
 METRICS_DRAIN_SECONDS = 1.0
 LARGE_BLOCK = 128 * 1024
@@ -64,14 +66,19 @@ async def serve(
     if reread is not None:
         _ignore_sighup()
     try:
-        configure(as_json, sink, settings.log_level)
+        palette = palette_for(sys.stderr, os.environ)
+        configure(as_json, sink, settings.log_level, palette)
         _raise_file_limit()
         return_freed_memory()
         address, port = listener.getsockname()[:2]
         with admin_token(settings, port) as token:
             # First, so that the log begins with a roll-out that differs from the settings.
             gateway = Gateway(
-                settings, ExchangeLog(as_json, sink, settings.log_level), token.value if token else None, address
+                settings,
+                ExchangeLog(as_json, sink, settings.log_level, palette),
+                token.value if token else None,
+                address,
+                start_tracing(os.environ),
             )
             for line in settings.sources:
                 _log.info("%s", line)

@@ -2,7 +2,8 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from itertools import permutations
+from typing import Any, NamedTuple, get_args
 
 from prometheus_client.exposition import choose_encoder
 
@@ -12,6 +13,7 @@ from gateway.api.model_names import ModelNames
 from gateway.config import Settings, Tier
 from gateway.errors import InvalidRequest, ModelNotFound
 from gateway.relay.discovery import DiscoveredModel
+from gateway.rollout.assignment import ChangeCause
 from gateway.rollout.controller import RolloutController
 from gateway.rollout.guard import RolloutGuard
 from gateway.telemetry.exchange import NONE
@@ -315,6 +317,7 @@ class Operations:
             metrics.backend_up,
             metrics.circuit_state,
             metrics.server_up,
+            metrics.server_running,
             metrics.active_backend,
         ):
             gauge.clear()  # removes series that are no longer in the settings
@@ -329,9 +332,13 @@ class Operations:
                     metrics.affinity.labels(backend.name, outcome).inc(count)
             for number, server in enumerate(backend.servers, 1):
                 metrics.server_up.labels(backend.name, number).set(backend.gives_requests(server))
+                metrics.server_running.labels(backend.name, number).inc(server.load)
         for tier in self._settings.tiers.values():
             for name in tier.models:
                 metrics.active_backend.labels(tier.name, name).set(name == self._active_backend(tier.name))
+            for move in permutations(tier.models, 2):
+                for cause in get_args(ChangeCause):
+                    metrics.switches.labels(tier.name, *move, cause)  # so that a rate includes the first one
         encode, content_type = choose_encoder(accept)
         return encode(metrics.registry), content_type
 

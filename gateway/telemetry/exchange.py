@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from gateway.chat.answer import Usage
 from gateway.errors import Outcome
@@ -74,6 +74,10 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
     time_to_first_token: float | None
     usage: Usage | None
     attempts: int
+    trace_id: str | UnsetType = UNSET
+    """The trace that the client's request or the gateway's tracing belongs to, in hexadecimal."""
+    span_id: str | UnsetType = UNSET
+    """The gateway's own span, if it makes one."""
 
 
 class Meter:
