@@ -3,6 +3,7 @@
 They need litellm, which only `make test-clients` installs.
 """
 
+import gc
 import json
 import os
 import warnings
@@ -46,12 +47,20 @@ async def ask(target: Target, provider: str, messages: list[Any], model: str = "
 
 
 def without_warnings(run: Run) -> Run:
-    """Run without the warnings that LiteLLM and pydantic give at the first calls."""
+    """Run without the warnings that LiteLLM and pydantic give at the first calls.
+
+    LiteLLM keeps its connections for later calls, and closes them with a warning.
+    """
 
     async def quiet(target: Target) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            await run(target)
+            try:
+                await run(target)
+            finally:
+                await litellm.close_litellm_async_clients()
+                litellm.in_memory_llm_clients_cache.flush_cache()
+                gc.collect()
 
     return quiet
 
