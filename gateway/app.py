@@ -10,14 +10,16 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from gateway import __version__
 from gateway.api.admin_auth import AdminAccess
-from gateway.api.auth import ApiKeys
+from gateway.api.auth import ApiKeys, KeylessPort
 from gateway.api.chat import ChatEndpoint, CompletionEndpoint
 from gateway.api.cors import Cors
 from gateway.api.embeddings import EmbeddingEndpoint
 from gateway.api.endpoint import Endpoint, Receive, Scope, Send
 from gateway.api.error_forms import error_answer
 from gateway.api.hosts import HostCheck, is_loopback_name
+from gateway.api.key_routes import limit_headers
 from gateway.api.model_names import ModelNames
+from gateway.api.named_keys import NamedKeys, open_accounts
 from gateway.api.operations import Operations
 from gateway.api.paths import (
     CHAT_PATHS,
@@ -52,6 +54,7 @@ from gateway.dialects.openai_responses import OpenAiResponses
 from gateway.dialects.rerank import CohereRerank
 from gateway.downstream.cycle import RequestResponseCycle
 from gateway.errors import GatewayError, ShuttingDown
+from gateway.keys.accounts import Accounts
 from gateway.reconfigure import Reconfiguration
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destinations
@@ -78,12 +81,24 @@ class Gateway:
     """The whole gateway as one ASGI application; `async with` it while it serves."""
 
     def __init__(
-        self, settings: Settings, log: ExchangeLog, admin_token: str | None = None, address: str | None = None
+        self,
+        settings: Settings,
+        log: ExchangeLog,
+        admin_token: str | None = None,
+        address: str | None = None,
+        *,
+        ollama_port: int | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
         """Build the gateway.
 
         `admin_token` grants access to `/ops` and `/metrics`, if it is set. `address` is the IP
-        address that the gateway listens on, if it is known better than from the settings.
+        address that the gateway listens on, and `ollama_port` the second port, if they are known
+        better than from the settings. `accounts` are those of the keys in `keys_file`, if it has
+        been read before.
+
+        Raises:
+            ConfigError: `keys_file` cannot be used.
         """
         clock = time.monotonic
         gateway_id = os.urandom(8).hex().encode()
@@ -137,14 +152,23 @@ class Gateway:
         model_names = ModelNames(settings, self._discovery)
         self._operations = Operations(settings, self._backends, model_names, controller, self._health, metrics, guard)
 
-        keys = ApiKeys(key.get_secret_value() for key in settings.api_keys)
+        accounts = accounts or open_accounts(settings)
+        keys = ApiKeys((key.get_secret_value() for key in settings.api_keys), accounts)
+        self.named_keys: NamedKeys | None = None
+        if accounts is not None and settings.keys_file is not None:
+            self.named_keys = NamedKeys(
+                accounts, settings.keys_file, model_names, self._state, metrics.forget_key, keys.count_plain
+            )
         self._cors = Cors(settings.cors_origins)
         self._images = ImageNormalizer()
         self._image_fetcher = ImageFetcher()
-        self._hosts = HostCheck(
-            (settings.host, *settings.allowed_hosts),
-            is_on=keys.is_open and is_loopback_name(address or settings.host),
-        )
+        hosts = settings.host, *settings.allowed_hosts
+        is_local = is_loopback_name(address or settings.host)
+        self._hosts = HostCheck(hosts, is_on=keys.is_open and is_local)
+        if settings.ollama_as_key is not None and settings.ollama_port is not None:
+            keys.keyless_port = KeylessPort(
+                ollama_port or settings.ollama_port, settings.ollama_as_key, HostCheck(hosts, is_on=is_local)
+            )
 
         def chat_endpoint(dialect: ChatDialect, kind: type[ChatEndpoint] = ChatEndpoint) -> ChatEndpoint:
             return kind(
@@ -183,6 +207,7 @@ class Gateway:
             self._operations,
             self._preflight,
             keys,
+            self.named_keys,
             AdminAccess(admin, admin_token, trusts_loopback=keys.is_open),
             AdminAccess([*admin, *scraper], admin_token, trusts_loopback=keys.is_open),
         )
@@ -206,6 +231,7 @@ class Gateway:
             recorder=self._recorder,
             log=log,
             keys=keys,
+            named_keys=self.named_keys,
         )
         self._destinations = destinations
         self.reload = Reloader(lambda: self.settings, self._reconfiguration.apply, self._operations.record_reload)
@@ -217,6 +243,8 @@ class Gateway:
 
     async def __aenter__(self) -> Self:
         await self._health.__aenter__()
+        if self.named_keys is not None:
+            self.named_keys.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -227,6 +255,8 @@ class Gateway:
         await self._reconfiguration.close()
         for backend in self._backends.values():
             backend.close()
+        if self.named_keys is not None:
+            self.named_keys.stop()
         await self._state.close()
         self._images.close()
         self._recorder.settle()
@@ -261,7 +291,8 @@ class Gateway:
 
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *extra]}
+                limits = limit_headers(scope["extensions"])
+                message = {**message, "headers": [*message.get("headers", ()), *limits, *extra]}
             await send(message)
 
         await self._rest(scope, receive, send_with_headers)  # type: ignore[arg-type]  # mutable in Starlette

@@ -1,14 +1,15 @@
 """Ollama's own API: the calls that list and describe models, and those that would change them."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from gateway.api.operations import CREATED, Operations, PublicEntry
+from gateway.api.operations import CREATED, Allows, Operations, PublicEntry
 from gateway.chat.surrogates import without_halves
 from gateway.dialects.json_body import explain
 from gateway.errors import Forbidden, InvalidJson, InvalidRequest, RequestTooLarge
@@ -45,8 +46,8 @@ class _Named(msgspec.Struct):
 _names = msgspec.json.Decoder(_Named)
 
 
-def add_ollama(app: FastAPI, operations: Operations, guards: list[Any]) -> None:
-    """Add the routes. `guards` are the dependencies that check the client's key."""
+def add_ollama(app: FastAPI, operations: Operations, client: Callable[[Request], Allows]) -> None:
+    """Add the routes. `client` checks the client's key, and returns what it may use."""
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def root() -> Response:
@@ -57,18 +58,18 @@ def add_ollama(app: FastAPI, operations: Operations, guards: list[Any]) -> None:
     async def version() -> dict[str, str]:
         return {"version": VERSION}
 
-    @app.head("/api/tags", dependencies=guards, include_in_schema=False)
-    @app.get("/api/tags", dependencies=guards, summary="List the models as Ollama does")
-    async def tags() -> dict[str, Any]:
-        return {"models": [_tag(entry) for entry in operations.public_entries()]}
+    @app.head("/api/tags", include_in_schema=False)
+    @app.get("/api/tags", summary="List the models as Ollama does")
+    async def tags(allows: Annotated[Allows, Depends(client)]) -> dict[str, Any]:
+        return {"models": [_tag(entry) for entry in operations.public_entries(allows)]}
 
-    @app.get("/api/ps", dependencies=guards, summary="List the loaded models as Ollama does")
-    async def ps() -> dict[str, Any]:
-        return {"models": [_loaded(entry) for entry in operations.public_entries() if entry.is_loaded]}
+    @app.get("/api/ps", summary="List the loaded models as Ollama does")
+    async def ps(allows: Annotated[Allows, Depends(client)]) -> dict[str, Any]:
+        return {"models": [_loaded(entry) for entry in operations.public_entries(allows) if entry.is_loaded]}
 
-    @app.post("/api/show", dependencies=guards, summary="Describe a model as Ollama does")
-    async def show(request: Request) -> dict[str, Any]:
-        return _shown(operations.public_entry(await _name(request)))
+    @app.post("/api/show", summary="Describe a model as Ollama does")
+    async def show(request: Request, allows: Annotated[Allows, Depends(client)]) -> dict[str, Any]:
+        return _shown(operations.public_entry(await _name(request), allows))
 
     async def refuse() -> Response:
         raise Forbidden("This gateway serves models and does not change them: its operator does that at the engines.")

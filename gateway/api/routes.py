@@ -1,6 +1,6 @@
 """FastAPI application: health probes, models, metrics, `/ops` and the OpenAPI document."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
@@ -12,9 +12,11 @@ from gateway import __version__
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys
 from gateway.api.error_forms import error_answer
+from gateway.api.key_routes import ACCOUNT, add_keys
+from gateway.api.named_keys import NamedKeys
 from gateway.api.ollama_routes import add_ollama
 from gateway.api.openapi import add_bodies, add_data_paths, api_page
-from gateway.api.operations import Operations
+from gateway.api.operations import Allows, Operations, allow_all
 from gateway.api.paths import ALIVE_PATHS, READY_PATH
 from gateway.api.rollout_routes import BODIES, add_preflight, add_rollout
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
@@ -22,12 +24,22 @@ from gateway.rollout.preflight.check import Preflight
 
 
 def build(
-    operations: Operations, preflight: Preflight, keys: ApiKeys, admin: AdminAccess, metrics_guard: AdminAccess
+    operations: Operations,
+    preflight: Preflight,
+    keys: ApiKeys,
+    named_keys: NamedKeys | None,
+    admin: AdminAccess,
+    metrics_guard: AdminAccess,
 ) -> FastAPI:
     """Build the application for everything but the data endpoints."""
 
-    def client(request: Request) -> None:
-        keys.identify(request.scope["headers"])
+    def client(request: Request) -> Allows:
+        caller = keys.identify(request.scope["headers"], None, request.scope["server"])
+        if caller.account is None:
+            return allow_all
+        request.scope["extensions"][ACCOUNT] = caller.account
+        caller.account.check_expiry()
+        return caller.account.allows
 
     async def operator(request: Request) -> str:
         return admin.check(request.client.host if request.client else None, request.scope["headers"])
@@ -41,23 +53,21 @@ def build(
 
         @app.get(
             f"{prefix}/models",
-            dependencies=[Depends(client)],
             include_in_schema=in_schema,
             summary="List the tiers, aliases and embedding models",
         )
-        async def models() -> dict[str, Any]:
-            return operations.models()
+        async def models(allows: Annotated[Allows, Depends(client)]) -> dict[str, Any]:
+            return operations.models(allows)
 
         @app.get(
             f"{prefix}/models/{{name:path}}",
-            dependencies=[Depends(client)],
             include_in_schema=in_schema,
             summary="Show one model",
         )
-        async def model(name: str) -> dict[str, Any]:
-            return operations.model(name)
+        async def model(name: str, allows: Annotated[Allows, Depends(client)]) -> dict[str, Any]:
+            return operations.model(name, allows)
 
-    add_ollama(app, operations, [Depends(client)])
+    add_ollama(app, operations, client)
     _add_probes(app, operations)
     _add_metrics(app, operations, [Depends(scraper)])
 
@@ -67,6 +77,7 @@ def build(
 
     add_rollout(app, operations.controller, operator)
     add_preflight(app, preflight, operator)
+    add_keys(app, named_keys, operator)
     _add_description(app)
     return app
 

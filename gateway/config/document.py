@@ -220,6 +220,11 @@ class SettingsDocument(DocumentSection):
         description="File of client keys, one per line, # begins a comment; added to api_keys. Reread when it "
         "changes. Default: none.",
     )
+    keys_file: Path | None = Field(
+        default=None,
+        description="File of keys with names and limits, written by `gateway keys`. Reread when it changes. "
+        "Default: none.",
+    )
     admin_key: Key | None = Field(
         default=None,
         description="Bearer key for /ops and /metrics. Default: none; see docs/operations/settings.md.",
@@ -232,6 +237,11 @@ class SettingsDocument(DocumentSection):
     ollama_port: Port | None = Field(
         default=None,
         description="Second port with the same API, for programs that expect Ollama, usually 11434. Default: none.",
+    )
+    ollama_as_key: str | None = Field(
+        default=None,
+        description="Name of the key in keys_file that requests without a key count as on ollama_port. Default: none, "
+        "they are refused if the gateway has keys.",
     )
     state_file: str | None = Field(
         default="gateway-state.json",

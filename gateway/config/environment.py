@@ -20,10 +20,12 @@ PLAIN_VARIABLES = {
     "GATEWAY_PORT": "port",
     "GATEWAY_API_KEYS": "api_keys",
     "GATEWAY_API_KEYS_FILE": "api_keys_file",
+    "GATEWAY_KEYS_FILE": "keys_file",
     "GATEWAY_ADMIN_KEY": "admin_key",
     "GATEWAY_METRICS_KEY": "metrics_key",
     "GATEWAY_METRICS_PORT": "metrics_port",
     "GATEWAY_OLLAMA_PORT": "ollama_port",
+    "GATEWAY_OLLAMA_AS_KEY": "ollama_as_key",
     "GATEWAY_STATE_FILE": "state_file",
     "GATEWAY_LOG_LEVEL": "log_level",
 }

@@ -185,6 +185,8 @@ class _Resolver:
             self._problems.add(
                 ("metrics_port",), f"got {document.metrics_port}; expected a port other than the gateway's own"
             )
+        if document.ollama_as_key is not None and (document.ollama_port is None or document.keys_file is None):
+            self._problems.add(("ollama_as_key",), "expected ollama_port and keys_file as well")
         taken = {document.port: "the gateway's own", document.metrics_port: "metrics_port"}
         if document.ollama_port and document.ollama_port in taken:
             self._problems.add(

@@ -659,10 +659,14 @@ class Relay(ABC):
     def _record(self, error: GatewayError | None) -> None:
         meter, request, route = self._meter, self._request, self._destination.route
         duration, queue_wait, upstream, time_to_first_token = meter.times()
+        hold = request.hold
+        if hold is not None:
+            hold.count(*meter.counted(error))
         self._context.on_exchange(
             Exchange(
                 request_id=request.id,
                 key_id=request.key_id,
+                key="" if hold is None else hold.account.name,
                 endpoint=self._form.endpoint,
                 tier=route.tier,
                 backend=route.backend,
@@ -682,6 +686,7 @@ class Relay(ABC):
                 upstream=upstream,
                 time_to_first_token=time_to_first_token,
                 usage=meter.usage,
+                sent_tokens=0 if meter.usage is not None else meter.pieces,
                 attempts=meter.attempts,
             )
         )

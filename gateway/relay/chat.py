@@ -231,14 +231,14 @@ class ChatRelay(Relay):
         clock, gaps, texts_of = self._context.clock, self._destination.metrics.gaps, reader.plain_tokens
         bounds, counts = gaps.bounds, gaps.counts
         before, after = self._around_text or (b"", b"")
-        is_silent = True
+        is_silent, spliced = True, 0
 
         def on_piece(piece: bytes) -> None:
             """Handle one piece: every token comes through here.
 
             `observe_gap` and `splice` are inlined, since a call costs more than what it does.
             """
-            nonlocal is_silent
+            nonlocal is_silent, spliced
             if not self._splices or renderer is None or (texts := texts_of(piece)) is None:
                 is_silent = False
                 self._take(piece, reader, response)
@@ -249,9 +249,11 @@ class ChatRelay(Relay):
             if len(texts) == 1:
                 counts[bisect_left(bounds, gap)] += 1
                 gaps.total += gap
+                spliced += 1
                 write(before + texts[0] + after)
             else:
                 gaps.observe_gap(gap, len(texts))
+                spliced += len(texts)
                 write(renderer.splice(texts))
 
         def on_resume() -> None:
@@ -271,6 +273,8 @@ class ChatRelay(Relay):
                 raise TransportError(fault.fault) from fault
             # What has arrived counts as an answer: Ollama's last line may need no line end.
             raise upstream_error(fault) from fault
+        finally:
+            meter.pieces += spliced
         if renderer is not None:
             write(renderer.end(self._timings))
             self._client.end()

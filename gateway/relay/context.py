@@ -59,4 +59,6 @@ class RelayContext:
         self.commit_after = settings.commit_after
         self.heartbeat = settings.heartbeat
         self.waiting_note = settings.waiting_note
-        self.body_memory.change(settings.max_waiting_bytes, is_shared=len(settings.api_keys) > 1)
+        self.body_memory.change(
+            settings.max_waiting_bytes, is_shared=len(settings.api_keys) > 1 or settings.keys_file is not None
+        )
