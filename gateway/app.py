@@ -75,6 +75,7 @@ from gateway.upstream.backends import Backends
 from gateway.upstream.health_checks import HealthChecks
 from gateway.upstream.image_fetcher import ImageFetcher
 from gateway.upstream.learned_limits import LearnedLimits
+from gateway.usage.recorder import UsageRecorder
 
 
 class Gateway:
@@ -89,13 +90,14 @@ class Gateway:
         *,
         ollama_port: int | None = None,
         accounts: Accounts | None = None,
+        usage: UsageRecorder | None = None,
     ) -> None:
         """Build the gateway.
 
         `admin_token` grants access to `/ops` and `/metrics`, if it is set. `address` is the IP
         address that the gateway listens on, and `ollama_port` the second port, if they are known
         better than from the settings. `accounts` are those of the keys in `keys_file`, if it has
-        been read before.
+        been read before. `usage` records who used how much; its owner closes it after the gateway.
 
         Raises:
             ConfigError: `keys_file` cannot be used.
@@ -121,7 +123,12 @@ class Gateway:
             guard = RolloutGuard(
                 settings.guard, self.rollout, settings.rollback_to, self._in_flight.count_pending, clock
             )
-        self._recorder = ExchangeRecorder(metrics, log, [guard.observe] if guard else [])
+        self._recorder = ExchangeRecorder(
+            metrics, log, [guard.observe] if guard else [], None if usage is None else usage.observe
+        )
+
+        if usage is not None:
+            usage.settle = self.settle
 
         learned_limits = LearnedLimits(self._state, self._backends, settings.ollama_num_parallel)
         self._backend_set = Backends(
@@ -208,6 +215,7 @@ class Gateway:
             self._preflight,
             keys,
             self.named_keys,
+            usage,
             AdminAccess(admin, admin_token, trusts_loopback=keys.is_open),
             AdminAccess([*admin, *scraper], admin_token, trusts_loopback=keys.is_open),
         )

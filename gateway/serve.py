@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -24,6 +24,7 @@ from gateway.config.reload import FileWatcher, files_of_keys, read_whole
 from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
 from gateway.telemetry.log import ExchangeLog, Sink, configure
+from gateway.usage.recorder import UsageRecorder
 
 METRICS_DRAIN_SECONDS = 1.0
 LARGE_BLOCK = 128 * 1024
@@ -71,7 +72,9 @@ async def serve(
         _raise_file_limit()
         return_freed_memory()
         address, port = listener.getsockname()[:2]
-        with admin_token(settings, port) as token:
+        async with AsyncExitStack() as stack:
+            usage = await stack.enter_async_context(_recording_usage(settings))
+            token = stack.enter_context(admin_token(settings, port))
             # First, so that the log begins with a roll-out that differs from the settings.
             gateway = Gateway(
                 settings,
@@ -80,6 +83,7 @@ async def serve(
                 address,
                 ollama_port=None if ollama_listener is None else ollama_listener.getsockname()[1],
                 accounts=accounts,
+                usage=usage,
             )
             for line in settings.sources:
                 _log.info("%s", line)
@@ -97,6 +101,19 @@ async def serve(
         _log.info("stopped")
     finally:
         sink.close()
+
+
+@asynccontextmanager
+async def _recording_usage(settings: Settings) -> AsyncGenerator[UsageRecorder | None, None]:
+    """Record usage in the file that the settings name, if they name one, while the block runs."""
+    if settings.usage_file is None:
+        yield None
+        return
+    recorder = UsageRecorder(settings.usage_file, settings.usage_days)
+    try:
+        yield recorder
+    finally:
+        await recorder.close()
 
 
 @contextmanager

@@ -44,7 +44,7 @@ from gateway.relay.base import YIELD_BYTES
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection
 from gateway.relay.turns import in_turns
-from gateway.telemetry.exchange import NONE, Exchange
+from gateway.telemetry.exchange import NONE, Attribution, Exchange
 from gateway.upstream.server import VIA
 
 Scope = Mapping[str, Any]
@@ -364,5 +364,11 @@ class Endpoint(ABC, Generic[ParsedBody]):
                 time_to_first_token=None,
                 usage=None,
                 attempts=0,
-            )
+            ),
+            self._attribution(account, fields),
         )
+
+    def _attribution(self, account: Account | None, fields: Fields) -> Attribution | None:
+        """Return who asked, if the key may name persons and names one."""
+        person = self._person(fields)
+        return Attribution(person) if person and (account is None or account.policy.is_trusted) else None

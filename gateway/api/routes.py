@@ -19,8 +19,10 @@ from gateway.api.openapi import add_bodies, add_data_paths, api_page
 from gateway.api.operations import Allows, Operations, allow_all
 from gateway.api.paths import ALIVE_PATHS, READY_PATH
 from gateway.api.rollout_routes import BODIES, add_preflight, add_rollout
+from gateway.api.usage_routes import add_usage
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.rollout.preflight.check import Preflight
+from gateway.usage.recorder import UsageRecorder
 
 
 def build(
@@ -28,6 +30,7 @@ def build(
     preflight: Preflight,
     keys: ApiKeys,
     named_keys: NamedKeys | None,
+    usage: UsageRecorder | None,
     admin: AdminAccess,
     metrics_guard: AdminAccess,
 ) -> FastAPI:
@@ -78,6 +81,7 @@ def build(
     add_rollout(app, operations.controller, operator)
     add_preflight(app, preflight, operator)
     add_keys(app, named_keys, operator)
+    add_usage(app, usage, operator)
     _add_description(app)
     return app
 

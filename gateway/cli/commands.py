@@ -174,6 +174,29 @@ def undo(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     _change(_ops_client(config_file), "POST", "/ops/undo", {}, as_json)
 
 
+@app.command("usage")
+def usage_command(
+    by: Annotated[str, typer.Option(help="Fields of the rows: key, person, tier, backend, day.")] = "key",
+    since: Annotated[
+        str | None, typer.Option(metavar="DATE", help="First day, in UTC. Default: all that is kept.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="DATE", help="Last day. Default: today.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Show who used how much: requests, tokens, images and seconds of the backends."""
+    from gateway.cli import usage
+
+    answer = _request(_ops_client(config_file), "GET", usage.path_of(by, since, until))
+    if as_json:
+        print(json.dumps(answer))
+    elif as_csv:
+        usage.write_csv(answer["rows"], sys.stdout)
+    else:
+        usage.show(answer["rows"], Console(width=None if sys.stdout.isatty() else 200))
+
+
 @app.command("simulate")
 def simulate_command(
     kind: Annotated[Literal["ollama", "vllm"], typer.Option(help="Engine to imitate.")],

@@ -74,6 +74,7 @@ def _environment(ollama: Found, vllm: Found, folder: Path) -> dict[str, str]:
         "VLLM_BASE_URL": vllm.base_url,
         "VLLM_MODEL": vllm.model,
         "GATEWAY_STATE_FILE": str(folder / "state.json"),
+        "GATEWAY_USAGE_FILE": "",
     }
 
 

@@ -247,6 +247,12 @@ class SettingsDocument(DocumentSection):
         default="gateway-state.json",
         description="File that keeps the roll-out across restarts; empty: it is not kept. Default: gateway-state.json.",
     )
+    usage_file: str | None = Field(
+        default="gateway-usage.db",
+        description="SQLite file of usage per key, person, tier, backend and day; empty: none is kept. "
+        "Default: gateway-usage.db.",
+    )
+    usage_days: Count = Field(default=400, description="Days of usage that are kept. Default: 400.")
     ollama_num_parallel: CountOrZero | None = Field(
         default=None,
         description="OLLAMA_NUM_PARALLEL of the Ollama server, if known: the first guess of model_concurrency auto; "
@@ -255,8 +261,8 @@ class SettingsDocument(DocumentSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _keep_empty_state_file(cls, value: Any) -> Any:
-        """Let an empty `state_file:` turn the file off; other empty values mean the default."""
-        if isinstance(value, dict) and value.get("state_file", "") is None:
-            return value | {"state_file": ""}
+    def _keep_empty_files(cls, value: Any) -> Any:
+        """Let an empty `state_file:` or `usage_file:` turn the file off; other empty values mean the default."""
+        if isinstance(value, dict):
+            return value | {key: "" for key in ("state_file", "usage_file") if value.get(key, "") is None}
         return value

@@ -36,6 +36,7 @@ _RESOLVED = frozenset(
         "guard",
         "api_keys",
         "state_file",
+        "usage_file",
         "ollama_num_parallel",
         "host",
         "image_urls",
@@ -91,6 +92,7 @@ class _Resolver:
             image_urls=ImageUrlSettings(allow=urls.allow) if (urls := self._document.image_urls) else None,
             api_keys=tuple(SecretStr(key) for key in keys),
             state_file=FilePath(self._document.state_file) if self._document.state_file else None,
+            usage_file=FilePath(self._document.usage_file) if self._document.usage_file else None,
             ollama_num_parallel=self._document.ollama_num_parallel or None,
         )
 

@@ -294,6 +294,10 @@ class Settings(Frozen):
         default=Path("gateway-state.json"),
         description="File that keeps the roll-out across restarts; None: it is not kept.",
     )
+    usage_file: Path | None = Field(
+        default=Path("gateway-usage.db"), description="SQLite file of usage; None: none is kept."
+    )
+    usage_days: int = Field(default=400, description="Days of usage that are kept.")
     ollama_num_parallel: int | None = Field(
         default=None, description="OLLAMA_NUM_PARALLEL of the Ollama server, if known."
     )

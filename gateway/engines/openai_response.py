@@ -6,7 +6,7 @@ from typing import ClassVar
 import msgspec
 from msgspec import Raw, Struct
 
-from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
+from gateway.chat.answer import CachedUsage, CallDelta, ChosenLogprob, Delta, FinishReason, Usage
 from gateway.engines.engine import (
     MAX_OBJECTS,
     MAX_REFUSAL,
@@ -66,6 +66,14 @@ class _Usage(Struct, gc=False):
     completion_tokens: Raw = Raw(b"0")
 
 
+class _PromptDetails(Struct, gc=False):
+    cached_tokens: int = 0
+
+
+class _UsageDetails(Struct, gc=False):
+    prompt_tokens_details: _PromptDetails | None = None
+
+
 class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = []
     usage: Raw = NO_USAGE
@@ -91,6 +99,7 @@ _answers = msgspec.json.Decoder(_Answer)
 _usages = msgspec.json.Decoder(_Usage)
 _stop_sequences = msgspec.json.Decoder(str)
 _exact_usages = msgspec.json.Decoder(Usage)
+_details = msgspec.json.Decoder(_UsageDetails)
 
 _json_text = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+')
 # A sixth of the cost of `_is_json_text`, and enough for almost every token.
@@ -133,8 +142,20 @@ def usage_of(text: bytes | Raw) -> Usage | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _possible_usage(text)
     if 0 <= usage.prompt_tokens <= MAX_TOKENS and 0 <= usage.completion_tokens <= MAX_TOKENS:
-        return usage
+        return usage if b'"cached_tokens"' not in bytes(text) else _with_cache(usage, text)
     return _possible_usage(text)
+
+
+def _with_cache(usage: Usage, text: bytes | Raw) -> Usage:
+    """Return `usage` with the number of cached tokens, if it is a possible one.
+
+    vLLM reports it with `--enable-prompt-tokens-details`.
+    """
+    details = decode(_details, text)
+    cached = None if details is None or details.prompt_tokens_details is None else details.prompt_tokens_details
+    if cached is None or not 0 <= cached.cached_tokens <= usage.prompt_tokens:
+        return usage
+    return CachedUsage(usage.prompt_tokens, usage.completion_tokens, cached.cached_tokens)
 
 
 def _possible_usage(text: bytes | Raw) -> Usage | None:

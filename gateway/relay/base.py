@@ -40,7 +40,7 @@ from gateway.relay.in_flight import Requeueable
 from gateway.relay.requests import ClientConnection, RelayRequest
 from gateway.relay.route import Route
 from gateway.relay.stalls import Attempt
-from gateway.telemetry.exchange import Exchange, Meter, Workload
+from gateway.telemetry.exchange import Attribution, Exchange, Meter, Workload
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import NO_FIRST_PIECE, NO_NEXT_PIECE, upstream_error
@@ -662,6 +662,7 @@ class Relay(ABC):
         hold = request.hold
         if hold is not None:
             hold.count(*meter.counted(error))
+        attribution = self._attribution()
         self._context.on_exchange(
             Exchange(
                 request_id=request.id,
@@ -688,8 +689,19 @@ class Relay(ABC):
                 usage=meter.usage,
                 sent_tokens=0 if meter.usage is not None else meter.pieces,
                 attempts=meter.attempts,
-            )
+            ),
+            attribution,
         )
+
+    def _attribution(self) -> Attribution | None:
+        """Return what usage needs to know beside the record; None if there is nothing."""
+        person = self._person()
+        return Attribution(person) if person else None
+
+    def _person(self) -> str:
+        """Return the person who asked, if the key may name persons."""
+        hold = self._request.hold
+        return self._request.claim.person if hold is None or hold.account.policy.is_trusted else ""
 
 
 def _is_answer(error: GatewayError) -> bool:

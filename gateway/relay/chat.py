@@ -34,7 +34,7 @@ from gateway.relay.destinations import Destination
 from gateway.relay.in_flight import Requeueable
 from gateway.relay.requests import ChatRequest, ClientConnection
 from gateway.relay.turns import in_turns
-from gateway.telemetry.exchange import CHAT
+from gateway.telemetry.exchange import CHAT, Attribution
 from gateway.upstream.connection import Connection, TransportError
 from gateway.upstream.failures import JSON, check_headers, upstream_error, with_retry_after
 from gateway.upstream.server import Server
@@ -412,6 +412,13 @@ class ChatRelay(Relay):
     @property
     def _is_stream(self) -> bool:
         return self._renderer is not None
+
+    def _attribution(self) -> Attribution | None:
+        request, is_vision = self._request, self._lane == "vision"
+        if not (request.claim.person or request.part or is_vision):
+            return None
+        images = sum(len(message.images) for message in request.chat.messages) if is_vision else 0
+        return Attribution(self._person(), images, request.part)
 
     @property
     def _has_moved(self) -> bool:

@@ -9,7 +9,6 @@ from gateway.config import Settings
 from gateway.relay.destinations import Destination, Destinations
 from gateway.relay.frozen_models import FrozenModels
 from gateway.relay.in_flight import InFlight, Requeueable
-from gateway.telemetry.exchange import Exchange
 from gateway.telemetry.metrics import Metrics
 
 
@@ -20,7 +19,7 @@ class RelayContext:
 
     - `requeue_target` returns the destination for a chat that is about to queue again, or None if
       the chat stays at the one that it has.
-    - `on_exchange` receives the record of each exchange when it ends.
+    - `on_exchange` receives the record of each exchange when it ends, and its attribution if it has one.
     - `body_memory` counts the request bodies that are read or wait.
     - `gateway_id` identifies this gateway to others, so that a request cannot go round in a loop.
     """
@@ -34,7 +33,7 @@ class RelayContext:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
         requeue_target: Callable[[Requeueable], Destination | None],
-        on_exchange: Callable[[Exchange], None],
+        on_exchange: Callable[..., None],
         body_memory: BodyMemory,
         gateway_id: bytes,
     ) -> None:

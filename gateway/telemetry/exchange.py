@@ -80,6 +80,20 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
     attempts: int
 
 
+class Attribution(Struct, frozen=True, gc=False):
+    """What usage needs to know of an exchange beside its record.
+
+    It is not logged: a person's name may be an address.
+    """
+
+    person: str = ""
+    """Person that a trusted program names; empty if it names none."""
+    images: int = 0
+    part: int = 0
+    """0 for a whole request, or its first answer; 1 for the first answer to a further prompt of the
+    same request; 2 for a further answer to the same prompt."""
+
+
 class Meter:
     """Timestamps and counts that the relay sets while an exchange runs.
 

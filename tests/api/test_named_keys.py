@@ -65,11 +65,18 @@ def code_of(answer: httpx2.Response, door: Door) -> str:
 
 
 @asynccontextmanager
-async def serving(file: Path, **more: Any) -> AsyncIterator[tuple[Running, httpx2.AsyncClient]]:
-    """Serve two tiers, a reranker and an embedding model on stand-ins, with the keys in `file`."""
-    small, large, rank, embed = map(simulate.Model.parse, ("small", "large", "rank,reranks", "embed,embedding=8"))
+async def serving(file: Path, *, speed: float = 0, **more: Any) -> AsyncIterator[tuple[Running, httpx2.AsyncClient]]:
+    """Serve two tiers, a reranker and an embedding model on stand-ins, with the keys in `file`.
+
+    `speed` is that of the tiers in tokens a second; 0: no limit.
+    """
+    small, large, rank, embed = map(
+        simulate.Model.parse, ("small,vision", "large", "rank,reranks", "embed,embedding=8")
+    )
     async with AsyncExitStack() as stack:
-        vllm = await stack.enter_async_context(stand_in(simulate.Options("vllm", (small, large))))
+        vllm = await stack.enter_async_context(
+            stand_in(simulate.Options("vllm", (small, large), tokens_per_second=speed))
+        )
         ranks = await stack.enter_async_context(stand_in(simulate.Options("vllm", (rank,))))
         ollama = await stack.enter_async_context(stand_in(simulate.Options("ollama", (embed,))))
         document = {
