@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ def open_accounts(settings: Settings, clock: Callable[[], float] = time.monotoni
         accounts = Accounts(read_policies(settings.keys_file), ModelNames(settings).resolve, clock, time.time)
     except KeysError as error:
         raise ConfigError(f"{place}: {line}" for line in error.lines) from None
+    admin = settings.admin_key
+    if admin is not None and sha256(admin.get_secret_value().encode()).digest() in accounts.by_digest:
+        raise ConfigError([f"{place}: one of its keys is the admin key; expected a separate key"])
     name = settings.ollama_as_key
     if name is not None and accounts.named(name) is None:
         raise ConfigError([f"GATEWAY_OLLAMA_AS_KEY: got {name!r}; expected the name of a key in keys_file"])

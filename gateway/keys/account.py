@@ -20,7 +20,7 @@ from gateway.errors import BudgetSpent, ConcurrencyExceeded, ExpiredApiKey, Rate
 from gateway.keys.allowance import SECONDS_PER_DAY, Allowance, seconds_to_midnight
 from gateway.keys.headers import WARNING_SHARE, has_lines, limit_lines, plain_lines, utc_midnight, warning
 from gateway.keys.policy import CONCURRENCY, REQUESTS_PER_MINUTE, TOKENS_PER_DAY, TOKENS_PER_MINUTE, KeyPolicy
-from gateway.keys.windows import SlidingWindow, Slot
+from gateway.keys.windows import SECONDS, SlidingWindow, Slot
 
 Clock = Callable[[], float]
 
@@ -312,7 +312,7 @@ class Hold(Struct, gc=False):
             self.guesses = True
             tokens = prompt + answers * self._guess()
         else:
-            tokens = prompt + answers * (min(MAX_COMPLETION, max_tokens))
+            tokens = prompt + answers * (max_tokens if max_tokens < MAX_COMPLETION else MAX_COMPLETION)  # noqa: FURB136
         if own.day_tokens >= own.tokens_per_day or (person is not None and person.day_tokens >= person.tokens_per_day):
             tier = self._smaller_tier(tier, tokens, second, has_tiers)
         window = own.tokens
@@ -327,7 +327,14 @@ class Hold(Struct, gc=False):
         self.day = account.day
         self.reserved = tokens
         if account.has_lines:
-            self.lines += self._limit_lines(own, person, second)
+            requests, template = own.requests, account.template
+            if template is None or requests is None or window is None or second != self.second:
+                self.lines += limit_lines(own, person, second, account.wall())
+                return tier
+            left = window.limit - window.used
+            self.lines += template % (requests.limit - requests.used, left if left > 0 else 0)  # noqa: FURB136
+            if own.day_tokens >= WARNING_SHARE * own.tokens_per_day:
+                self.lines += warning(own, account.wall())
         return tier
 
     def _take_back(self) -> None:
@@ -379,15 +386,6 @@ class Hold(Struct, gc=False):
             self.person_window = window
         person.day_tokens += tokens
 
-    def _limit_lines(self, own: Allowance, person: Allowance | None, second: int) -> bytes:
-        account, requests, window = self.account, own.requests, own.tokens
-        template = account.template
-        if template is None or requests is None or window is None or second != self.second:
-            return limit_lines(own, person, second, account.wall())
-        requests_left, tokens_left = requests.limit - requests.used, window.limit - window.used
-        lines = template % (requests_left, max(0, tokens_left))
-        return lines if own.day_tokens < WARNING_SHARE * own.tokens_per_day else lines + warning(own, account.wall())
-
     def count(self, prompt_tokens: int | None, completion_tokens: int) -> None:
         """Count the tokens of one exchange with a backend.
 
@@ -406,10 +404,15 @@ class Hold(Struct, gc=False):
             account.typical += (completion - account.typical) / 8
         second = int(account.clock())
         more = self.prompt_tokens + completion - self.reserved
-        own, person = account.allowance, self.person
+        own, person, slot, window = account.allowance, self.person, self.slot, self.window
         own.running -= 1
-        if more:
-            _settle(own, more, self.day, self.window, self.slot, second)
+        if more > 0 or slot is None or window is None or slot.second < second - SECONDS:
+            _settle(own, more, self.day, window, slot, second)
+        else:  # the common case of `_settle`, inlined: most estimates are too high
+            if own.day == self.day:
+                own.day_tokens += more
+            slot.count += more
+            window.used += more
         if person is not None:
             person.running -= 1
             _settle(person, more, self.day, self.person_window, self.person_slot, second)

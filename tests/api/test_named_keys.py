@@ -510,6 +510,12 @@ async def test_file_that_cannot_be_used_stops_the_start(file: Path, text: str | 
     assert all(line.startswith("GATEWAY_KEYS_FILE: ") for line in caught.value.lines)
 
 
+async def test_admin_key_cannot_be_a_client_key_as_well(file: Path) -> None:
+    write_keys(file, web={})
+    with pytest.raises(config.ConfigError, match="one of its keys is the admin key; expected a separate key"):
+        named_keys.open_accounts(config.build({"keys_file": str(file), "admin_key": key_of("web")}))
+
+
 async def test_key_of_the_ollama_port_has_to_exist_at_the_start(file: Path) -> None:
     write_keys(file, web={})
     more = {"ollama_port": 11434, "ollama_as_key": "local"}
