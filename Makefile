@@ -20,7 +20,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 EXTRAS := --extra gpu --extra otel --extra redis
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-admission bench-overload bench-sick bench-switch bench-guard bench-instructions bench-client-apis bench-soak bench-chaos fuzz lock help
+.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-client-apis bench-admission bench-overload bench-sick bench-switch bench-guard bench-affinity bench-instructions bench-soak bench-chaos bench-scenarios bench-parity fuzz lock help
 
 run: $(VENV)/runtime  ## Serve on this machine, with its Ollama and vLLM or with stand-ins
 	@$(BIN)/python -m gateway demo
@@ -67,6 +67,9 @@ bench-switch: $(VENV)/dev  ## Measure switching under load: how long a call take
 bench-guard: $(VENV)/dev  ## Run the guard on simulated canaries: which ones it rolls back, and when
 	@$(BIN)/python -m benchmarks.guard
 
+bench-affinity: $(VENV)/dev  ## Compare the choice among several servers with other routers', on a model of prefix caches
+	@$(BIN)/python -m benchmarks.affinity
+
 bench-instructions: $(VENV)/dev  ## Count CPU instructions of a request and a token (valgrind)
 	@$(BIN)/python -m benchmarks.instructions
 
@@ -75,6 +78,12 @@ bench-soak: $(VENV)/dev  ## Watch the memory for an hour in which half of all cl
 
 bench-chaos: $(VENV)/dev $(VLLM_VENV)/ready  ## Kill, stop and restart a real vLLM for an hour, and account for every request (MINUTES=60)
 	@TEST_VLLM_VENV=$(VLLM_VENV) $(BIN)/python -m benchmarks.chaos --minutes $(MINUTES)
+
+bench-scenarios: $(VENV)/dev  ## Measure the systems that users have reported, as stand-ins, with and without the gateway
+	@$(BIN)/python -m benchmarks.scenarios
+
+bench-parity: $(VENV)/dev $(VLLM_VENV)/ready  ## Compare `gateway bench load` with `vllm bench serve` on the same real vLLM
+	@TEST_VLLM_VENV=$(VLLM_VENV) $(BIN)/python -m benchmarks.vllm_serve
 
 fuzz: $(VENV)/dev  ## Search for the slowest input for a minute: schemas, patterns, bodies, requests, images, answers
 	@$(BIN)/python -m benchmarks.fuzz

@@ -300,6 +300,7 @@ async def _reload_on_signal(gateway: Gateway, signalled: asyncio.Event, reread: 
 def _config(app: object, settings: Settings, body_memory: BodyMemory | None = None) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]  # our scope is a mapping, uvicorn's a TypedDict
+        interface="asgi3",  # it would not see that from a function which returns a coroutine
         http=bind_limits(ServerLimits(keep_alive_seconds=settings.keep_alive_timeout), body_memory),
         ws="none",
         lifespan="off",

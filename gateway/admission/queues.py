@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from gateway.admission.concurrency_limits import AdaptiveLimit, ConcurrencyLimit, LoadSample
 from gateway.admission.fair_queue import Claim, FairQueue
 from gateway.admission.model_residency import ModelResidency, ModelState
+from gateway.admission.prefix_cache import PrefixCache
+from gateway.chat.prompt_blocks import PromptBlocks
 from gateway.errors import GatewayError
 
 LaneName = str
@@ -114,7 +116,7 @@ class Gate:
 class ServerSlots(ABC):
     """A server as admission sees it: what runs there, and what could run."""
 
-    __slots__ = ("guesses", "lanes", "models", "residency", "separate_lanes", "slots")
+    __slots__ = ("guesses", "lanes", "models", "prefixes", "residency", "separate_lanes", "slots")
 
     def __init__(self) -> None:
         self.slots = ConcurrencyLimit(0)
@@ -128,6 +130,7 @@ class ServerSlots(ABC):
         """Model limits learned earlier, by canonical name."""
         self.residency: ModelResidency | None = None
         """Loaded models, or None if the server does not have to load models."""
+        self.prefixes = PrefixCache()
 
     @property
     def running(self) -> int:
@@ -176,6 +179,11 @@ class Placement:
         self.state = state
         self.adaptive = next((limit for limit in limits if isinstance(limit, AdaptiveLimit)), None)
 
+    @property
+    def busyness(self) -> tuple[int, int]:
+        """Sort key: requests in flight at the server, and the number of the last request that it got."""
+        return self.limits[0].count, self.server.prefixes.turn
+
 
 class QueueEntry:
     """One request as the state machine sees it: new, queued, in flight or gone."""
@@ -188,6 +196,8 @@ class QueueEntry:
         "is_trial",
         "load_sample",
         "placement",
+        "prefill",
+        "prompt",
         "queue",
         "started",
     )
@@ -206,6 +216,10 @@ class QueueEntry:
         """True if the whole answer arrived. Only then does its duration count as a service time."""
         self.is_trial = False
         """True while the request is the one that an ejected server gets on trial."""
+        self.prompt: PromptBlocks | None = None
+        """The prompt, if it matters which server gets it (`affinity.py`)."""
+        self.prefill = 0
+        """Characters of the prompt that the server has yet to compute before the first token."""
 
     def admitted(self) -> None:
         """React to leaving the queue with a slot."""

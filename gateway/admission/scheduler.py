@@ -83,6 +83,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from gateway.admission.affinity import Affinity
 from gateway.admission.concurrency_limits import CONFIRM_SECONDS, TRY_AGAIN_SECONDS, AdaptiveLimit, ConcurrencyLimit
 from gateway.admission.model_residency import ModelState
 from gateway.admission.queues import (
@@ -128,6 +129,8 @@ class Admission:
     - `call_later` calls a function after a number of seconds.
     - `canonical` maps the names that a server accepts for a model to one of them.
     - `on_learned` is called when a learned limit has changed.
+    - `affinity` chooses among several servers by their prefix caches. Without it, the least busy one
+      is chosen.
     """
 
     def __init__(
@@ -138,7 +141,11 @@ class Admission:
         call_later: Callable[[float, Callable[[], None]], object],
         canonical: Callable[[str], str] = lambda name: name,
         on_learned: Callable[[], None] = lambda: None,
+        affinity: Affinity | None = None,
     ) -> None:
+        self.affinity = affinity
+        self._has_several = len(servers) > 1
+        self._turn = 0
         self._servers = servers
         self._clock = clock
         self._call_later = call_later
@@ -282,7 +289,7 @@ class Admission:
             QueueTimeout: the client's deadline cannot be met from this position in the queue.
         """
         queue = ticket.queue
-        placement = self._free_placement(queue)
+        placement = self._free_placement(queue, ticket)
         if placement is not None:
             self._start(ticket, placement)
             return
@@ -296,7 +303,7 @@ class Admission:
 
         With `is_first`, it comes before all others.
         """
-        placement = self._free_placement(ticket.queue)
+        placement = self._free_placement(ticket.queue, ticket)
         if placement is not None:
             self._start(ticket, placement)
             return
@@ -310,7 +317,8 @@ class Admission:
             if ticket.is_served:
                 ticket.queue.service_times.append(now - ticket.started)
             self._stop(ticket, ticket.placement, now)
-            self._admit_next()
+            if self._queued:
+                self._admit_next()
         elif ticket.is_queued:
             self._dequeue(ticket)
 
@@ -321,7 +329,7 @@ class Admission:
         """
         current = ticket.placement
         assert current is not None
-        other = self._free_placement(ticket.queue, excluding=current.server)
+        other = self._free_placement(ticket.queue, ticket, excluding=current.server)
         if other is None:
             return False
         self._stop(ticket, current, self._clock())
@@ -348,11 +356,12 @@ class Admission:
     def _admit_next(self) -> None:
         while self._queued:
             runnable = [
-                (*queue.next_entry(), placement, queue)
+                (*head, placement, queue)
                 for lane in self._lanes.values()
                 for queue in lane.queues
                 if queue.interactive.count or queue.batch.count
-                if (placement := self._free_placement(queue) or self._trial_placement(queue)) is not None
+                for head in (queue.next_entry(),)
+                if (placement := self._free_placement(queue, head[1]) or self._trial_placement(queue)) is not None
             ]
             if not runnable:
                 if self._schedule_loads():
@@ -405,10 +414,20 @@ class Admission:
             ticket.is_trial = placement.gate.begin_trial()
         if placement.adaptive is not None:
             ticket.load_sample = placement.adaptive.began()
+        if self._has_several:
+            self._turn += 1
+            placement.server.prefixes.turn = self._turn
+            if ticket.prompt is not None and self.affinity is not None:
+                ticket.prefill = self.affinity.begin(ticket.prompt, placement, ticket.queue.placements)
 
     def _stop(self, ticket: QueueEntry, placement: Placement, now: float) -> None:
         ticket.placement = None
         ticket.queue.running -= 1
+        if ticket.prefill and ticket.prompt is not None:
+            placement.server.prefixes.pending -= ticket.prefill
+            if not ticket.is_served:
+                placement.server.prefixes.forget_end(ticket.prompt, ticket.prefill)
+            ticket.prefill = 0
         if placement.state is not None:
             placement.state.running -= 1
             placement.state.idle_since = now
@@ -426,9 +445,16 @@ class Admission:
             if adaptive.next_try > before:
                 self._call_later(TRY_AGAIN_SECONDS, self._admit_next)
 
-    def _free_placement(self, queue: Queue, excluding: ServerSlots | None = None) -> Placement | None:
-        """Return the placement on the least busy server that can take a request of `queue` now."""
+    def _free_placement(
+        self, queue: Queue, ticket: QueueEntry, excluding: ServerSlots | None = None
+    ) -> Placement | None:
+        """Return the best placement that can take `ticket`, a request of `queue`, now.
+
+        Without affinity, that is the one on the least busy server. Of equally busy servers, it is the
+        one that got a request longest ago.
+        """
         best: Placement | None = None
+        possible: list[Placement] | None = [] if ticket.prompt is not None and self.affinity is not None else None
         for placement in queue.placements:
             server = placement.server
             if server is excluding or not server.serves(queue.model) or not server.is_up():
@@ -441,8 +467,12 @@ class Admission:
                 if limit.count >= limit.limit:
                     break
             else:
-                if best is None or placement.limits[0].count < best.limits[0].count:
+                if possible is not None:
+                    possible.append(placement)
+                elif best is None or placement.busyness < best.busyness:
                     best = placement
+        if possible and self.affinity is not None and ticket.prompt is not None:
+            return self.affinity.choose(ticket.prompt, possible)
         return best
 
     def _trial_placement(self, queue: Queue) -> Placement | None:
@@ -465,6 +495,9 @@ class Admission:
 
     def first_token(self, ticket: QueueEntry) -> None:
         """Record the first token of the answer."""
+        if ticket.prefill and ticket.placement is not None:
+            ticket.placement.server.prefixes.pending -= ticket.prefill
+            ticket.prefill = 0
         adaptive = ticket.placement.adaptive if ticket.placement is not None else None
         if adaptive is not None and ticket.load_sample is not None and adaptive.first_token(ticket.load_sample):
             self._call_later(CONFIRM_SECONDS, lambda: self._confirm(adaptive))

@@ -114,7 +114,7 @@ class ChatEndpoint(Endpoint[ChatCall]):
             tier, pinned = self._reserve_tokens(head.hold, asked, tier, pinned, text_size)
         chat = asked if (params := self._params.get(tier)) is None else params.apply(asked)
         bucket: int | None = None
-        if chat.has_images:
+        if not chat.has_plain_messages and chat.has_images:
             head.held.resize(weight(head.size, chat))
             with CancelScope(client, self._context.loop):
                 max_body, on_size = self._context.settings.max_body, head.held.grow

@@ -40,10 +40,9 @@ from gateway.errors import (
     TierNotAllowed,
 )
 from gateway.keys.account import Account, Hold
-from gateway.relay.base import YIELD_BYTES
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection
-from gateway.relay.turns import in_turns
+from gateway.relay.turns import YIELD_BYTES, in_turns
 from gateway.telemetry.exchange import NONE, Attribution, Exchange
 from gateway.upstream.server import VIA
 

@@ -310,6 +310,9 @@ class Operations:
                 metrics.waiting.labels(backend.name, lane).inc(backend.admission.waiting(lane))
             metrics.backend_up.labels(backend.name).set(backend.is_up)
             metrics.circuit_state.labels(backend.name).set(backend.circuit_level)
+            if backend.admission.affinity is not None:
+                for outcome, count in backend.admission.affinity.take_counts().items():
+                    metrics.affinity.labels(backend.name, outcome).inc(count)
             for number, server in enumerate(backend.servers, 1):
                 metrics.server_up.labels(backend.name, number).set(backend.gives_requests(server))
         for tier in self._settings.tiers.values():

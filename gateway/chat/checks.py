@@ -37,6 +37,16 @@ def check(chat: Chat, *, are_tools_checked: bool = False) -> None:
         InvalidRequest: fields are missing or contradict each other, or a JSON Schema is rejected.
         UnsupportedParameter: the request asks for something that no backend serves.
     """
+    if not chat.is_plain:
+        _check_rare_fields(chat, are_tools_checked)
+    if not chat.has_plain_messages:
+        for index, message in enumerate(chat.messages):
+            is_text = type(message.content) is str
+            if (message.role == "tool") if is_text else (message.role != "user" or message.content is None):
+                _check_message(message, f"messages[{index}]")
+
+
+def _check_rare_fields(chat: Chat, are_tools_checked: bool) -> None:
     _check_supported(chat)
     if chat.top_logprobs and not chat.logprobs:
         raise InvalidRequest("'top_logprobs' requires 'logprobs' to be true.", param="top_logprobs")
@@ -51,10 +61,6 @@ def check(chat: Chat, *, are_tools_checked: bool = False) -> None:
         _check_processor_options(chat.mm_processor_kwargs)
     if chat.sets_format:
         _check_format(chat)
-    for index, message in enumerate(chat.messages):
-        is_text = type(message.content) is str
-        if (message.role == "tool") if is_text else (message.role != "user" or message.content is None):
-            _check_message(message, f"messages[{index}]")
 
 
 def _check_supported(chat: Chat) -> None:

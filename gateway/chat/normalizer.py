@@ -177,10 +177,13 @@ class Normalizer:
     @staticmethod
     def is_needed(chat: Chat, first: list[Delta]) -> bool:
         """Return whether an answer that begins with `first` needs normalisation. Almost none does."""
-        if chat.tools or chat.logprobs or _may_answer_in_reasoning(chat):
+        if not chat.is_plain and (chat.tools or chat.logprobs or _may_answer_in_reasoning(chat)):
             return True
-        beginning = next((delta.content for delta in first if delta.content or delta.reasoning), "")
-        return not beginning or beginning.isspace() or beginning.lstrip().startswith("<")
+        for delta in first:
+            if delta.content or delta.reasoning:
+                beginning = delta.content.lstrip()
+                return not beginning or beginning[0] == "<"
+        return True
 
     @property
     def passes(self) -> bool:

@@ -9,6 +9,7 @@ change the shape of the answer are rejected by name.
 
 import re
 from itertools import accumulate
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -23,6 +24,7 @@ from gateway.chat.constraints import (
     constraint,
     schema_of,
 )
+from gateway.chat.derived import derived
 from gateway.chat.surrogates import without_halves
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -135,8 +137,12 @@ class ToolCall(Struct, frozen=True):
     type: Literal["function"] = "function"
 
 
-class Message(Struct, frozen=True):
-    """One message of the conversation.
+_FIRST_ROLES = frozenset({"system", "user", "assistant"})
+_LATER_ROLES = frozenset({"user", "assistant"})
+
+
+class Message(Struct, frozen=True, omit_defaults=True):
+    """One message of the conversation. Its JSON has the fields that are set.
 
     `content` is None only for messages of the assistant and of tools. It counts as the empty text.
     """
@@ -297,10 +303,11 @@ THINKING_FIELDS = ("reasoning_effort", "reasoning", "think", "thinking", "enable
 EffortWord = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
 
 
-class Chat(Struct, frozen=True, kw_only=True):
+class Chat(Struct, frozen=True, kw_only=True, dict=True):
     """One parsed request.
 
-    While queued it is kept in this form; it is rendered when a backend admits it.
+    While queued it is kept in this form; it is rendered when a backend admits it. The fields from
+    `logprobs` on are set by few requests.
     """
 
     model: Annotated[str, Meta(min_length=1)]
@@ -323,9 +330,9 @@ class Chat(Struct, frozen=True, kw_only=True):
         | None
     ) = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_BIASES)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_BIASES)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | Choice | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
@@ -353,6 +360,31 @@ class Chat(Struct, frozen=True, kw_only=True):
     function_call: Any = None
     audio: Any = None
     modalities: list[str] | None = None
+
+    @derived
+    def is_plain(self) -> bool:
+        """True if the request sets none of the rare fields, as almost all. So no step has to look at them."""
+        return _rare_values(self) == _NO_VALUES
+
+    @derived
+    def has_plain_messages(self) -> bool:
+        """True if the messages are texts of system, user and assistant alone, only the first of the system.
+
+        Engines with OpenAI's API get such messages as they are.
+        """
+        roles = _FIRST_ROLES
+        for message in self.messages:
+            if (
+                type(message.content) is not str
+                or message.role not in roles
+                or message.tool_calls is not None
+                or message.tool_call_id is not None
+                or message.reasoning is not None
+                or message.reasoning_content is not None
+            ):
+                return False
+            roles = _LATER_ROLES
+        return True
 
     @property
     def token_limit(self) -> int | None:
@@ -481,3 +513,8 @@ class Chat(Struct, frozen=True, kw_only=True):
         """Return the names of the functions whose arguments a grammar forces to follow the schema."""
         strict = {tool.function.name for tool in self.tools or () if tool.function.strict}
         return frozenset(strict.union(function.name for function in self.forced))
+
+
+RARE_FIELDS = frozenset(Chat.__struct_fields__[Chat.__struct_fields__.index("logprobs") :])
+_rare_values = attrgetter(*RARE_FIELDS)
+_NO_VALUES = (None,) * len(RARE_FIELDS)

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from gateway import __version__, config
+from gateway.cli.bench import CONTEXT, bench
 from gateway.cli.ops_client import PREFLIGHT_SECONDS, OpsClient, OpsError
 from gateway.cli.tables import finding_lines, show_preflight, show_result, show_status
 
@@ -195,6 +196,9 @@ def usage_command(
         usage.write_csv(answer["rows"], sys.stdout)
     else:
         usage.show(answer["rows"], Console(width=None if sys.stdout.isatty() else 200))
+
+
+app.command("bench", context_settings=CONTEXT)(bench)
 
 
 @app.command("simulate")

@@ -19,7 +19,7 @@ from gateway.config.field_types import (
     Key,
     ModelName,
 )
-from gateway.config.settings import Kind
+from gateway.config.settings import Balance, Kind
 
 
 class LimitKeys(DocumentSection):
@@ -119,7 +119,7 @@ class BackendDocument(LimitKeys):
         default=None,
         min_length=1,
         description="Several servers behind one name, because a vLLM serves one model. "
-        "The least busy of those that serve the model gets the request.",
+        "The key balance decides which of those that serve the model gets a request.",
     )
     api_key: Key | None = Field(default=None, description="Key sent to the backend as a bearer token. Default: none.")
     api_key_file: Path | None = Field(
@@ -140,6 +140,12 @@ class BackendDocument(LimitKeys):
         default=None,
         description="Whether the models that the servers list are served under their own names if no tier names them. "
         "Default: false.",
+    )
+    balance: Balance | None = Field(
+        default=None,
+        description="Kinds vllm and openai, with several servers: affinity keeps a conversation, and requests with a "
+        "common beginning, where the prefix cache holds them, as long as that server is not too busy; least_busy "
+        "chooses the server with the fewest requests. Default: affinity.",
     )
     swap_after: DurationOrZero | None = Field(
         default=None,

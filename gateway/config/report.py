@@ -123,7 +123,7 @@ def _backend_document(backend: BackendSettings) -> dict[str, Any]:
     else:
         document["servers"] = [_plain(server.model_dump()) for server in backend.servers]
     document |= backend.limits.model_dump(exclude={"concurrency"})
-    own = ("keep_alive", "num_ctx", "truncate") if backend.kind == "ollama" else ()
+    own = ("keep_alive", "num_ctx", "truncate") if backend.kind == "ollama" else ("balance",)
     api_key = "api_key" if backend.api_key_file is None else "api_key_file"
     for key in ("probe_interval", "discover", api_key, "headers", "ca_file", *own):
         if (value := getattr(backend, key)) is not None and value != {}:

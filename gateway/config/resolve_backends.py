@@ -16,6 +16,7 @@ from gateway.config.settings import BackendSettings, Kind, ServerSettings
 
 DEFAULT_URLS = {"ollama": "http://127.0.0.1:11434", "vllm": "http://127.0.0.1:8001"}
 ONLY_OLLAMA = ("swap_after", "keep_alive", "num_ctx", "truncate")
+NOT_OLLAMA = ("balance",)
 
 # Headers that the gateway sets itself: a value from the settings would break the framing or the
 # authentication.
@@ -44,6 +45,12 @@ class BackendResolver:
                     (*path, key),
                     f"got {shown((key,), getattr(item, key))} for kind {kind}; expected only for kind ollama",
                 )
+        for key in NOT_OLLAMA:
+            if kind == "ollama" and getattr(item, key) is not None:
+                self._problems.add(
+                    (*path, key),
+                    f"got {shown((key,), getattr(item, key))} for kind ollama; expected only for kinds vllm and openai",
+                )
         if kind != "ollama" and item.model_concurrency == "auto":
             self._problems.add(
                 (*path, "model_concurrency"), f"got 'auto' for kind {kind}; expected a whole number of at least 1"
@@ -58,7 +65,7 @@ class BackendResolver:
             self._check_readable((*path, "ca_file"), item.ca_file)
         optional = {
             key: value
-            for key in ("probe_interval", "discover", "swap_after", "truncate")
+            for key in ("probe_interval", "discover", "balance", "swap_after", "truncate")
             if (value := getattr(item, key)) is not None
         }
         return BackendSettings(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
 from gateway.chat.answer import ReasoningField
 
+Balance = Literal["affinity", "least_busy"]
 Kind = Literal["ollama", "vllm", "openai"]
 Priority = Literal["interactive", "batch"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -107,6 +108,9 @@ class BackendSettings(Frozen):
     probe_interval: float = Field(default=5.0, description="Seconds between two health probes.")
     discover: bool = Field(
         default=False, description="Whether models that no tier names are served under the servers' own names."
+    )
+    balance: Balance = Field(
+        default="affinity", description="How one of several servers is chosen: affinity or least_busy."
     )
     swap_after: float = Field(
         default=60.0,

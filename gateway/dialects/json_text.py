@@ -17,8 +17,9 @@ def json_text(text: str) -> bytes:
 
 def escaped(json: bytes) -> bytes:
     """Return `json` with the line ends of Unicode in its strings escaped, as Go does."""
-    for mark, escape in _ESCAPES:
-        if mark in json:
+    # `in` costs ten times as much: it tries the bytes as a number first, whose exception it formats.
+    if json.find(b"\xe2\x80") >= 0 or json.find(b"\xc2\x85") >= 0:
+        for mark, escape in _ESCAPES:
             json = json.replace(mark, escape)
     return json
 

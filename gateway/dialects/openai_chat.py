@@ -5,7 +5,7 @@ chunk with the finish reason, the usage if requested, and `[DONE]`.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 import orjson
@@ -13,7 +13,7 @@ from msgspec import Meta, Raw, Struct, structs
 
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, ReasoningField, Usage
 from gateway.chat.checks import check
-from gateway.chat.request import MAX_BIASES, MAX_MESSAGES, MAX_TOOLS, Chat
+from gateway.chat.request import MAX_BIASES, MAX_MESSAGES, MAX_TOOLS, RARE_FIELDS, Chat
 from gateway.dialects.choices import KeptChoice
 from gateway.dialects.dialect import ChatCall, ChatForm, Clock, ErrorForm, OpenAiErrors
 from gateway.dialects.json_body import (
@@ -77,11 +77,15 @@ def check_text(body: bytes, max_text_body: int) -> int:
     if len(body) > LONG_BODY:
         return completed(check_long_text(body, max_text_body))
     text = body if len(body) <= max_text_body else completed(_checked_text(body, max_text_body))
+    _load(text)
+    return len(text)
+
+
+def _load(text: bytes) -> Any:
     try:
-        orjson.loads(text)
+        return orjson.loads(text)
     except orjson.JSONDecodeError:
         raise InvalidJson("The body is not valid JSON.") from None
-    return len(text)
 
 
 def check_long_text(body: bytes, max_text_body: int) -> Steps[int]:
@@ -89,10 +93,7 @@ def check_long_text(body: bytes, max_text_body: int) -> Steps[int]:
     text = body if len(body) <= max_text_body else (yield from _checked_text(body, max_text_body))
     if len(text) > LONG_BODY and (yield from has_too_many_members(text)):
         raise _too_many_members(text, max_text_body)
-    try:
-        orjson.loads(text)
-    except orjson.JSONDecodeError:
-        raise InvalidJson("The body is not valid JSON.") from None
+    _load(text)
     return len(text)
 
 
@@ -137,10 +138,18 @@ def decode(body: bytes, max_text_body: int) -> Chat:
         UnsupportedParameter: the request uses a variant that the gateway does not support.
     """
     try:
-        chat = decode_fields(_decoder, body)
+        chat = _decoder.decode(body)
+    except _JSON_ERRORS:
+        chat = _decode_odd(body)
+    return chat if len(body) <= max_text_body else _with_text_limit(chat, max_text_body)
+
+
+def _decode_odd(body: bytes) -> Chat:
+    """Decode a body that `_decoder` refuses, if integers with a fraction are the only reason."""
+    try:
+        return decode_fields(_decoder, body)
     except _JSON_ERRORS as error:
         raise _json_error(error) from None
-    return _with_text_limit(chat, body, max_text_body)
 
 
 def _decode_in_steps(body: bytes, max_text_body: int) -> Steps[Chat]:
@@ -149,7 +158,7 @@ def _decode_in_steps(body: bytes, max_text_body: int) -> Steps[Chat]:
         chat = yield from decode_in_steps(_decoder, body)
     except _JSON_ERRORS as error:
         raise _json_error(error) from None
-    return _with_text_limit(chat, body, max_text_body)
+    return chat if len(body) <= max_text_body else _with_text_limit(chat, max_text_body)
 
 
 def _json_error(error: Exception) -> GatewayError:
@@ -159,8 +168,8 @@ def _json_error(error: Exception) -> GatewayError:
     return InvalidJson("The body is nested too deeply." if is_deep else "The body is not valid JSON.")
 
 
-def _with_text_limit(chat: Chat, body: bytes, max_text_body: int) -> Chat:
-    if len(body) > max_text_body and sum(len(message.text) for message in chat.messages) > max_text_body:
+def _with_text_limit(chat: Chat, max_text_body: int) -> Chat:
+    if sum(len(message.text) for message in chat.messages) > max_text_body:
         raise _too_large(max_text_body)
     return chat
 
@@ -188,8 +197,8 @@ def _reasoning_json(reasoning: str, field: ReasoningField) -> bytes:
     return b'"%b":%b' % (field.encode(), text)
 
 
-def _logprobs_json(logprobs: list[ChosenLogprob] | None) -> bytes:
-    return b"null" if logprobs is None else b'{"content":%b,"refusal":null}' % json_value(logprobs)
+def _logprobs_json(logprobs: list[ChosenLogprob]) -> bytes:
+    return b'{"content":%b,"refusal":null}' % json_value(logprobs)
 
 
 def _call_json(call: CallDelta, prefix: bytes) -> bytes:
@@ -285,7 +294,8 @@ class StreamRenderer:
         if delta.content:
             fields.append(b'"content":' + json_value(delta.content))
         if fields or delta.logprobs:
-            middle = b',"logprobs":%b,"finish_reason":null}]' % _logprobs_json(delta.logprobs)
+            logprobs = b"null" if delta.logprobs is None else _logprobs_json(delta.logprobs)
+            middle = b',"logprobs":%b,"finish_reason":null}]' % logprobs
             parts += [self._before, b"{", b",".join(fields), b"}", middle, self._tail()]
         for call in delta.calls or ():
             parts += [self._before, b'{"tool_calls":[', _call_delta_json(call), b"]}", self._after]
@@ -300,6 +310,9 @@ class StreamRenderer:
 
     def error(self, error: GatewayError) -> bytes:
         return b"data: %b\n\n" % error.envelope()
+
+
+_COMPLETION = b'{"id":"chatcmpl-%b","object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b}'
 
 
 class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
@@ -317,7 +330,9 @@ class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
         return StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage, self.reasoning_field)
 
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
-        return self._completion(id, created, _choice_json(0, answer, self.reasoning_field), answer.usage)
+        choice = _choice_json(0, answer, self.reasoning_field)
+        usage = b"null" if answer.usage is None else usage_json(answer.usage)
+        return _COMPLETION % (id.encode(), created, json_value(self.model), choice, usage)
 
     def choice(self, index: int) -> "ChoiceForm":
         return ChoiceForm(self, index)
@@ -328,16 +343,8 @@ class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
             for index, answer in enumerate(answers)
             if answer is not None
         ]
-        return self._completion(id, created, b",".join(choices), usage)
-
-    def _completion(self, id: str, created: int, choices: bytes, usage: Usage | None) -> bytes:
-        return b'{"id":"chatcmpl-%b","object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b}' % (
-            id.encode(),
-            created,
-            json_value(self.model),
-            choices,
-            usage_json(usage) if usage is not None else b"null",
-        )
+        counts = b"null" if usage is None else usage_json(usage)
+        return _COMPLETION % (id.encode(), created, json_value(self.model), b",".join(choices), counts)
 
     def choices_end(self, id: str, created: int, usage: Usage | None) -> bytes:
         renderer = StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage)
@@ -349,16 +356,20 @@ class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
 
 def _choice_json(index: int, answer: Answer, reasoning_field: ReasoningField) -> bytes:
     content = b"null" if answer.calls and not answer.content else json_value(answer.content)
-    fields = [b'"role":"assistant","content":', content, b',"refusal":null']
+    rest = b""
     if answer.reasoning:
-        fields += [b",", _reasoning_json(answer.reasoning, reasoning_field)]
+        rest = b"," + _reasoning_json(answer.reasoning, reasoning_field)
     if answer.calls:
-        fields += [b',"tool_calls":[', b",".join([_call_json(call, b"") for call in answer.calls]), b"]"]
-    return b'{"index":%d,"message":{%b},"logprobs":%b,"finish_reason":"%b"}' % (
-        index,
-        b"".join(fields),
-        _logprobs_json(answer.logprobs),
-        answer.finish.encode(),
+        rest += b',"tool_calls":[%b]' % b",".join([_call_json(call, b"") for call in answer.calls])
+    return (
+        b'{"index":%d,"message":{"role":"assistant","content":%b,"refusal":null%b},"logprobs":%b,"finish_reason":"%b"}'
+        % (
+            index,
+            content,
+            rest,
+            b"null" if answer.logprobs is None else _logprobs_json(answer.logprobs),
+            answer.finish.encode(),
+        )
     )
 
 
@@ -418,9 +429,17 @@ class OpenAiChat:
     needs_media_type = True
 
     def parse(self, body: bytes, max_text_body: int) -> tuple[ChatCall, int]:
-        text_size = check_text(body, max_text_body)
-        chat = decode(body, max_text_body)
-        return ChatCall(chat, CompletionForm(chat.model, bool(chat.stream), chat.wants_usage)), text_size
+        text_size = len(body)
+        if text_size > LONG_BODY or text_size > max_text_body:
+            text_size = check_text(body, max_text_body)
+            chat = decode(body, max_text_body)
+        else:
+            fields = _load(body)
+            chat = decode(body, max_text_body)
+            if RARE_FIELDS.isdisjoint(fields):
+                chat.__dict__["is_plain"] = True  # here it is known without a look at each of the fields
+        form = CompletionForm(chat.model, chat.stream is True, chat.stream_options is not None and chat.wants_usage)
+        return ChatCall(chat, form), text_size
 
     def parse_steps(self, body: bytes, max_text_body: int) -> Steps[tuple[ChatCall, int]]:
         text_size = yield from check_long_text(body, max_text_body)

@@ -477,8 +477,9 @@ class HttpProtocol(HttpToolsProtocol):
     # Deadlines.
 
     def _arm(self, seconds: float) -> None:
-        self._deadline = self.loop.time() + seconds
-        self._set_timer(self._deadline)
+        self._deadline = deadline = self.loop.time() + seconds
+        if self._timer is None or self._timer_at > deadline:
+            self._set_timer(deadline)
 
     def _arm_body(self) -> None:
         self._body_started_at = self.loop.time()

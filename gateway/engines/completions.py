@@ -154,7 +154,7 @@ class CompletionReader(OpenAiReader):
             if line.startswith(b"{"):  # an event without `data:`, such as an error
                 raise unreadable()
             return
-        event = decode(_bodies, data)
+        event = None if data == DONE else decode(_bodies, data)
         if event is None:
             if data.strip() == DONE:
                 self._end(deltas)

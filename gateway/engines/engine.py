@@ -132,6 +132,9 @@ class Engine(Protocol):
     health_path: str | None
     """Path with more information about the server's health than the model list, or None."""
 
+    metrics_path: str | None
+    """Path of metrics that tell the size of the prefix cache (`vllm_metrics.py`), or None."""
+
     def check(self, chat: Chat) -> None:
         """Check that `render` can express `chat`, if `chat.needs_check`. Called before it waits.
 

@@ -225,6 +225,7 @@ class Ollama:
     chat_path = "/api/chat"
     models_path = "/api/tags"
     health_path: str | None = None
+    metrics_path: str | None = None
     streams_only = True
     names_stop = False
     stream_type = b"application/x-ndjson"

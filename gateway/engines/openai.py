@@ -1,12 +1,11 @@
 """Kind `openai`: servers with OpenAI's chat completions API. Also the base of `vllm`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from gateway.chat.answer import Delta
 from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.conversation import template_id, with_system_first, with_turns, without_system
 from gateway.chat.json_schema import Schema, WorkBudget
@@ -95,7 +94,7 @@ class OpenAiRequest(Struct, omit_defaults=True, kw_only=True):
     """Request body. Fields with their default value are omitted."""
 
     model: str
-    messages: list[_RequestMessage]
+    messages: Sequence[_RequestMessage | Message]
     max_tokens: int | None = None
     stop: list[str] = []
     temperature: float | None = None
@@ -134,6 +133,7 @@ class OpenAi:
     chat_path = "/v1/chat/completions"
     models_path = "/v1/models"
     health_path: str | None = None
+    metrics_path: str | None = None
     streams_only = False
     names_stop = False  # OpenAI's API has no field for it
     stream_type = b"text/event-stream"
@@ -162,9 +162,11 @@ class OpenAi:
             limit = None  # the server's default: the rest of the context
         request = OpenAiRequest(
             model=model,
-            messages=[_message(message) for message in with_system_first(chat.messages)],
+            messages=chat.messages
+            if chat.has_plain_messages
+            else [_message(message) for message in with_system_first(chat.messages)],
             max_tokens=limit,
-            stop=chat.stops,
+            stop=[] if chat.stop is None else chat.stops,
             temperature=chat.temperature,
             top_p=chat.top_p,
             seed=chat.seed,
@@ -173,6 +175,8 @@ class OpenAi:
             stream=stream,
             stream_options=_WITH_USAGE if stream else None,
         )
+        if chat.is_plain:
+            return request
         if chat.logprobs:
             request.logprobs, request.top_logprobs = True, chat.top_logprobs or 1  # llama.cpp returns none for 0
         if chat.tools:
@@ -231,8 +235,7 @@ class OpenAi:
     def reader(self, chat: Chat | None = None) -> OpenAiReader:
         return OpenAiReader(self._known_texts)
 
-    def parse_answer(self, body: bytes) -> Delta:
-        return parse_answer(body)
+    parse_answer = staticmethod(parse_answer)
 
     def client_error(self, status: int, body: bytes) -> GatewayError:
         return client_error(status, body)

@@ -16,6 +16,7 @@ from gateway.engines.engine import (
     broken_off,
     decode,
     is_error,
+    possible_tokens,
     token_count,
     unreadable,
 )
@@ -84,11 +85,25 @@ class _AnswerChoice(Struct):
     message: _Delta
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
-    stop_reason: Raw = _NO_REASON
+    stop_reason: str | int | None = None
 
 
 class _Answer(Struct):
     choices: list[_AnswerChoice]
+    usage: Usage | None = None
+
+
+class _OddChoice(Struct):
+    message: _Delta
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+    stop_reason: Raw = _NO_REASON
+
+
+class _OddAnswer(Struct):
+    """A plain answer, whatever its usage and stop reason are."""
+
+    choices: list[_OddChoice]
     usage: Raw = NO_USAGE
 
 
@@ -96,6 +111,7 @@ _NO_DELTA = _Delta()
 
 _chunks = msgspec.json.Decoder(_Chunk)
 _answers = msgspec.json.Decoder(_Answer)
+_odd_answers = msgspec.json.Decoder(_OddAnswer)
 _usages = msgspec.json.Decoder(_Usage)
 _stop_sequences = msgspec.json.Decoder(str)
 _exact_usages = msgspec.json.Decoder(Usage)
@@ -129,7 +145,7 @@ def finish_reason(reason: str) -> FinishReason:
 
 def _stop_sequence(reason: Raw) -> str | None:
     """Return the stop sequence in vLLM's `stop_reason`. A number there is the id of a token."""
-    return None if reason is _NO_REASON else decode(_stop_sequences, reason)
+    return None if reason == _NO_REASON else decode(_stop_sequences, reason)
 
 
 def usage_of(text: bytes | Raw) -> Usage | None:
@@ -141,9 +157,16 @@ def usage_of(text: bytes | Raw) -> Usage | None:
         usage = _exact_usages.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _possible_usage(text)
-    if 0 <= usage.prompt_tokens <= MAX_TOKENS and 0 <= usage.completion_tokens <= MAX_TOKENS:
-        return usage if b'"cached_tokens"' not in bytes(text) else _with_cache(usage, text)
-    return _possible_usage(text)
+    usage = _within_bounds(usage)
+    return usage if b'"cached_tokens"' not in bytes(text) else _with_cache(usage, text)
+
+
+def _within_bounds(usage: Usage) -> Usage:
+    """Return `usage` with 0 for a number that cannot be."""
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    if 0 <= prompt <= MAX_TOKENS and 0 <= completion <= MAX_TOKENS:
+        return usage
+    return Usage(possible_tokens(prompt) or 0, possible_tokens(completion) or 0)
 
 
 def _with_cache(usage: Usage, text: bytes | Raw) -> Usage:
@@ -265,7 +288,7 @@ class OpenAiReader(LineReader):
             if line.startswith(b"{"):  # an event without `data:`, such as an error
                 raise unreadable()
             return
-        chunk = decode(_chunks, data)
+        chunk = None if data == DONE else decode(_chunks, data)
         if chunk is None:
             if data.strip() == DONE:
                 self._end(deltas)
@@ -312,12 +335,14 @@ def parse_answer(body: bytes) -> Delta:
     """
     if len(body) > _MANY_OBJECTS and body.count(b"{") > MAX_OBJECTS:
         raise UpstreamError("too_large")
-    parsed = decode(_answers, body)
-    if parsed is None or not parsed.choices or parsed.choices[0].finish_reason is None:
+    try:
+        parsed: _Answer | None = _answers.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        parsed = _odd_answer(body)
+    choice = parsed.choices[0] if parsed is not None and parsed.choices else None
+    if parsed is None or choice is None or choice.finish_reason is None:
         raise UpstreamError("malformed", "The model backend returned an invalid response.")
-    choice = parsed.choices[0]
     message = choice.message
-    assert choice.finish_reason is not None
     content, reasoning = message.content or "", message.reasoning or message.reasoning_content or ""
     if len(content) + len(reasoning) > MAX_TEXT:
         raise UpstreamError("too_large")
@@ -325,8 +350,20 @@ def parse_answer(body: bytes) -> Delta:
         content,
         reasoning,
         finish_reason(choice.finish_reason),
-        usage_of(parsed.usage),
+        None if parsed.usage is None else _within_bounds(parsed.usage),
         _whole_calls(message.tool_calls) if message.tool_calls else None,
         None if choice.logprobs is None else choice.logprobs.content,
-        _stop_sequence(choice.stop_reason),
+        choice.stop_reason if type(choice.stop_reason) is str else None,
     )
+
+
+def _odd_answer(body: bytes) -> _Answer | None:
+    """Parse a plain answer with an odd usage or stop reason, or with half surrogate pairs."""
+    odd = decode(_odd_answers, body)
+    if odd is None:
+        return None
+    choices = [
+        _AnswerChoice(choice.message, choice.finish_reason, choice.logprobs, _stop_sequence(choice.stop_reason))
+        for choice in odd.choices[:1]
+    ]
+    return _Answer(choices, usage_of(odd.usage))

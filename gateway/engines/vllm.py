@@ -27,13 +27,16 @@ vLLM rejects 0, unlike OpenAI and Ollama.
 
 class Vllm(OpenAi):
     names_stop = True
+    metrics_path = "/metrics"
     health_path = "/health"  # 503 when the engine behind the server has died
 
     def request(self, chat: Chat, model: str, facts: ModelFacts, stream: bool) -> OpenAiRequest:
-        request = super().request(chat, model, facts, stream)
+        request = OpenAi.request(self, chat, model, facts, stream)  # a third of the cost of `super`
         request.top_k, request.min_p, request.repetition_penalty = chat.top_k, chat.min_p, chat.repetition_penalty
         if chat.top_p == 0:
             request.top_p = MIN_TOP_P
+        if chat.is_plain:
+            return request
         if chat.chat_template_kwargs is not None and (words := chat.template_words):
             request.chat_template_kwargs = words | (request.chat_template_kwargs or {})
         if chat.continue_final_message:

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from bisect import bisect_left
+from functools import partial
 
 from msgspec import structs
 
@@ -10,6 +11,7 @@ from gateway.admission.scheduler import Transfer, WaitEstimate
 from gateway.chat.answer import Answer, Assembler, Delta, TimedUsage, Usage, assemble
 from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.normalizer import Normalizer
+from gateway.chat.prompt_blocks import PromptBlocks, prompt_blocks
 from gateway.chat.request import LARGE_SCHEMAS
 from gateway.chat.stop_sequences import StopMatcher
 from gateway.dialects.dialect import ChatForm
@@ -22,18 +24,17 @@ from gateway.engines.engine import (
     MAX_REFUSAL,
     MAX_TEXT,
     Engine,
-    ModelFacts,
     ResponseReader,
     estimated_tokens,
 )
 from gateway.engines.long_strings import render_images
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
-from gateway.relay.base import MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, YIELD_BYTES, Relay
+from gateway.relay.base import MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.relay.in_flight import Requeueable
 from gateway.relay.requests import ChatRequest, ClientConnection
-from gateway.relay.turns import in_turns
+from gateway.relay.turns import YIELD_BYTES, in_turns
 from gateway.telemetry.exchange import CHAT, Attribution
 from gateway.upstream.connection import Connection, TransportError
 from gateway.upstream.failures import JSON, check_headers, upstream_error, with_retry_after
@@ -50,6 +51,7 @@ class ChatRelay(Relay):
 
     workload = CHAT
     text_field = "messages"
+    can_be_empty = True
     _request: ChatRequest
     _form: ChatForm
 
@@ -59,7 +61,6 @@ class ChatRelay(Relay):
         "_collected",
         "_collected_bytes",
         "_is_passthrough",
-        "_moved",
         "_normalizer",
         "_renderer",
         "_silent_since",
@@ -71,9 +72,11 @@ class ChatRelay(Relay):
         self._chat = chat = request.chat
         form = request.form
         self._renderer = renderer = form.stream(request.answer_id, request.created) if form.is_stream else None
-        super().__init__(context, client, request, form, "vision" if chat.has_images else "text")
+        super().__init__(
+            context, client, request, form, "vision" if not chat.has_plain_messages and chat.has_images else "text"
+        )
         self._normalizer: Normalizer | None = None
-        self._moved = False
+        self._is_stream = renderer is not None
         self._is_passthrough = False
         """True once it is known that the answer needs no normalising."""
         self._splices = False
@@ -95,7 +98,7 @@ class ChatRelay(Relay):
 
     def _refuse_hopeless(self) -> None:
         super()._refuse_hopeless()
-        if self._chat.needs_check:
+        if not self._chat.is_plain and self._chat.needs_check:
             self._backend.engine.check(self._chat)
         if self._lane == "vision" and self._backend.lacks(self._destination.route.model, "vision"):
             raise UnsupportedParameter("This model does not accept images.", param="messages")
@@ -132,6 +135,24 @@ class ChatRelay(Relay):
             backend.context_length(model)
         )
 
+    def falls_back_from(self, destination: Destination) -> bool:
+        """Let the fallback serve the queued request if `destination` accepts none now. Return whether it does.
+
+        A new request for `destination` would be served there too. If the request is queued for the
+        fallback's backend already, it keeps its place.
+        """
+        fallback, backend, model = destination.fallback, destination.backend, destination.route.model
+        if fallback is None or not backend.is_restrained or not backend.accepts_none(model, self._lane):
+            return False
+        other = self._context.destination(fallback, self.workload).backend
+        if other.refuses_all(fallback.model, self._lane):
+            return False
+        if other is not self._backend:
+            self._ticket.refuse(backend.unavailable(model, self._lane))
+            self._retarget(destination)
+            self._move_to(destination)
+        return True
+
     def requeue_on(self, destination: Destination) -> Transfer:
         """Retarget the queued request; `destination` has to accept the transfer at once.
 
@@ -139,6 +160,7 @@ class ChatRelay(Relay):
         """
         self._retarget(destination)
         self._move_to(destination)
+        self._ticket.prompt = self._prompt() if destination.backend.admission.affinity is not None else None
         return self._ticket.transfer(self._backend.admission, destination.queues[self._lane], self._claim())
 
     def _follow_rollout(self, destination: Destination) -> Destination:
@@ -159,6 +181,9 @@ class ChatRelay(Relay):
         self._request = structs.replace(self._request, route=destination.route)
         if self._failover is not None:
             self._failover.destination = destination
+
+    def _prompt(self) -> PromptBlocks | None:
+        return prompt_blocks(self._chat, self._destination.route.model)
 
     @property
     def may_be_silent(self) -> bool:
@@ -182,49 +207,44 @@ class ChatRelay(Relay):
 
     async def _exchange(self, server: Server) -> None:
         engine, head = self._endpoint(server)
-        limit = self._chat.token_limit
+        chat, facts = self._chat, server.facts(model := self._destination.route.model)
+        limit = chat.token_limit
         streams = self._renderer is not None or engine.streams_only or limit is None or limit > SHORT_ANSWER
         if self._request.names_stop:
-            self._stops = None if self._backend.engine.names_stop else StopMatcher(self._chat.stops)
-            streams = streams or self._stops is not None  # so that it can be ended
+            self._stops = None if self._backend.engine.names_stop else StopMatcher(chat.stops)
+            if self._stops is not None:
+                chat, streams = structs.replace(chat, stop=None), True  # so that it can be ended
         self._is_streamed_upstream = streams
-        model = self._destination.route.model
-        if self._request.size > LARGE_SCHEMAS and self._chat.has_schemas:
+        if self._request.size > LARGE_SCHEMAS and chat.has_schemas:
             await asyncio.sleep(0)
-        body = await self._rendered(model, server.facts(model), streams)
+        body: bytes | list[bytes]
+        if self._lane == "vision":
+            body = await in_turns(render_images(chat, partial(engine.render, model=model, facts=facts, stream=streams)))
+        else:
+            body = engine.render(chat, model, facts, streams)
+            if len(body) > YIELD_BYTES:
+                await asyncio.sleep(0)
         asking = server.pool.request(head, body, self._count_stale, self._limits.connect_timeout)
         del body
         with await asking as response:
             if response.status != 200:
                 raise with_retry_after(engine.client_error(response.status, await response.read(MAX_REFUSAL)), response)
-            streams = check_headers(
-                response, engine.stream_type if streams else JSON, self._renderer is None and not engine.streams_only
-            )
-            if not streams:
-                answer = response.whole(MAX_PLAIN_ANSWER)
-                delta = engine.parse_answer(await response.read(MAX_PLAIN_ANSWER) if answer is None else answer)
-                self._meter.usage = delta.usage
-                self._meter.has_said = delta.is_piece
-                deltas = self._normalized([delta])
-                await self._answer(assemble(deltas if self._stops is None else self._until_stop(deltas, self._stops)))
+            media_type = engine.stream_type if streams else JSON
+            if check_headers(response, media_type, self._renderer is None and not engine.streams_only):
+                await self._pump(response, engine.reader(self._chat))
                 return
-            await self._pump(response, engine.reader(self._chat))
+            whole = response.whole(MAX_PLAIN_ANSWER)
+            delta = engine.parse_answer(await response.read(MAX_PLAIN_ANSWER) if whole is None else whole)
+            self._meter.usage, self._meter.has_said = delta.usage, bool(delta.content) or delta.is_piece
+            deltas = self._normalized([delta])
+            answer = self._rendered(assemble(deltas if self._stops is None else self._until_stop(deltas, self._stops)))
+            if len(answer) > YIELD_BYTES:
+                await asyncio.sleep(0)
+            self._answer_json(answer)
 
     def _endpoint(self, server: Server) -> tuple[Engine | Completer, bytes]:
         """Return what renders and reads the exchange with `server`, and the head of the request."""
         return self._backend.engine, server.chat_head(self._request.came_through, self._context.gateway_id)
-
-    async def _rendered(self, model: str, facts: ModelFacts, streams: bool) -> bytes | list[bytes]:
-        """Render the request for the backend; one with images in steps."""
-        engine, chat = self._backend.engine, self._chat
-        if self._stops is not None:
-            chat = structs.replace(chat, stop=None)
-        if self._lane == "vision":
-            return await in_turns(render_images(chat, lambda short: engine.render(short, model, facts, streams)))
-        body = engine.render(chat, model, facts, streams)
-        if len(body) > YIELD_BYTES:
-            await asyncio.sleep(0)
-        return body
 
     async def _pump(self, response: Connection, reader: ResponseReader) -> None:
         meter, renderer, write = self._meter, self._renderer, self._client.write
@@ -374,10 +394,14 @@ class ChatRelay(Relay):
             self._silent_since = None
         return normalized
 
-    async def _answer(self, answer: Answer) -> None:
+    def _rendered(self, answer: Answer) -> bytes:
+        """Render the whole answer, once nothing more of it comes."""
         self._meter.end_upstream()
         request = self._request
-        body = self._form.answer(request.answer_id, request.created, answer, self._timings)
+        return self._form.answer(request.answer_id, request.created, answer, self._timings)
+
+    async def _answer(self, answer: Answer) -> None:
+        body = self._rendered(answer)
         if len(body) > YIELD_BYTES:
             await asyncio.sleep(0)
         self._answer_json(body)
@@ -409,24 +433,12 @@ class ChatRelay(Relay):
             if note:
                 self._client.write(self._renderer.render(Delta(reasoning=waiting_note(self._ticket.wait_estimate()))))
 
-    @property
-    def _is_stream(self) -> bool:
-        return self._renderer is not None
-
     def _attribution(self) -> Attribution | None:
         request, is_vision = self._request, self._lane == "vision"
         if not (request.claim.person or request.part or is_vision):
             return None
         images = sum(len(message.images) for message in request.chat.messages) if is_vision else 0
         return Attribution(self._person(), images, request.part)
-
-    @property
-    def _has_moved(self) -> bool:
-        return self._moved
-
-    @property
-    def _is_empty(self) -> bool:
-        return not self._meter.has_said
 
 
 def waiting_note(estimate: WaitEstimate) -> str:

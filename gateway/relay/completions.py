@@ -3,7 +3,7 @@
 from gateway.chat.answer import Delta
 from gateway.chat.completion import Completion
 from gateway.engines.completions import Completer
-from gateway.engines.engine import Engine, ModelFacts
+from gateway.engines.engine import Engine
 from gateway.errors import InvalidRequest
 from gateway.relay.chat import ChatRelay
 from gateway.relay.context import RelayContext
@@ -35,9 +35,6 @@ class CompletionRelay(ChatRelay):
     def _endpoint(self, server: Server) -> tuple[Engine | Completer, bytes]:
         completer = self._backend.completer
         return completer, server.head_of(completer.path, self._request.came_through, self._context.gateway_id)
-
-    async def _rendered(self, model: str, facts: ModelFacts, streams: bool) -> bytes | list[bytes]:
-        return self._backend.completer.render(self._chat, model, facts, streams)
 
     def _normalized(self, deltas: list[Delta]) -> list[Delta]:
         if self._echo:

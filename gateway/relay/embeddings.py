@@ -10,10 +10,10 @@ from gateway.engines.embeddings import Embedded
 from gateway.engines.engine import MAX_REFUSAL
 from gateway.engines.long_strings import render_texts
 from gateway.errors import InvalidRequest, UpstreamError
-from gateway.relay.base import YIELD_BYTES, Relay
+from gateway.relay.base import Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection, EmbeddingRequest
-from gateway.relay.turns import in_turns
+from gateway.relay.turns import YIELD_BYTES, in_turns
 from gateway.telemetry.exchange import EMBEDDINGS
 from gateway.upstream.connection import TransportError
 from gateway.upstream.failures import check_headers, with_retry_after

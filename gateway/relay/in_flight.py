@@ -68,6 +68,9 @@ class Requeueable(RelayInFlight, Protocol):
     def can_be_served_by(self, destination: Destination) -> bool:
         """Return whether the model at `destination` can serve the request, as far as is known."""
 
+    def falls_back_from(self, destination: Destination) -> bool:
+        """Let the fallback serve the queued request if `destination` accepts none now. Return whether it does."""
+
     def requeue_on(self, destination: Destination) -> Transfer:
         """Retarget the queued request; `destination` has to accept the transfer at once."""
 

@@ -7,10 +7,10 @@ from gateway.dialects.rerank import RerankForm
 from gateway.engines.engine import MAX_REFUSAL
 from gateway.engines.rerank import VllmReranker
 from gateway.errors import UpstreamError
-from gateway.relay.base import YIELD_BYTES, Relay
+from gateway.relay.base import Relay
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection, RerankRequest
-from gateway.relay.turns import in_turns
+from gateway.relay.turns import YIELD_BYTES, in_turns
 from gateway.telemetry.exchange import RERANK
 from gateway.upstream.failures import check_headers, with_retry_after
 from gateway.upstream.server import Server

@@ -6,6 +6,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+YIELD_BYTES = 256 * 1024
+"""Bodies larger than this (bytes) yield to the event loop between steps."""
+
 
 async def in_turns(steps: Generator[None, None, T]) -> T:
     """Do the work of `steps`, which yields after some milliseconds each, and return its result."""

@@ -3,12 +3,14 @@
 Theory of operation. `follow` is called with each change, in the step that makes the change, so no
 request sees the new state together with an old queue. In the tiers that moved, a queued request
 whose backend would no longer be chosen for it is put into the queue of the new backend, in order of
-arrival. Admission then admits what can run there. Three kinds of request stay where they are:
+arrival. Admission then admits what can run there. Four kinds of request stay where they are:
 
 1. a request that has its slot: it runs, or is about to;
 2. a request that the other backend cannot serve, as far as is known: the backend is down, or lacks
    the model, or the model takes no images or has too short a context;
-3. a request that a failure has sent elsewhere (`gateway/relay/failover.py`): the roll-out did not
+3. a request that would be on the tier's fallback now, because the servers of the other backend are
+   ejected: it stays if it is queued for the fallback already, and else goes there;
+4. a request that a failure has sent elsewhere (`gateway/relay/failover.py`): the roll-out did not
    choose its backend.
 
 If new settings have put another server in a backend's place, requests that are queued for the old
@@ -94,7 +96,7 @@ class QueueMigration:
         found: list[tuple[float, int, Requeueable, Destination]] = []
         for relay in relays:
             destination = self.target_for(relay, known)
-            if destination is not None:
+            if destination is not None and not relay.falls_back_from(destination):
                 found.append((relay.arrived, len(found), relay, destination))
         found.sort()
         transfers: dict[Admission, list[Transfer]] = {}

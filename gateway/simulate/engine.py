@@ -87,6 +87,8 @@ class SimulatedEngine:
         self.faults: deque[Fault] = deque(options.faults)
         self.scripts: deque[list[str]] = deque()
         self.requests: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDED_REQUESTS)
+        self.out_of_memory = 0
+        """How often the memory did not suffice for the requests that ran."""
         self._fault_uses = 0
         self._spared = 0
         """Generations since the last one that the present fault applied to."""
@@ -115,6 +117,12 @@ class SimulatedEngine:
         A vLLM serves its first model under all names.
         """
         self.options = replace(self.options, models=models)
+
+    def allocate(self) -> None:
+        """Take the memory of one more running request; if there is none, all running requests fail."""
+        limit = self.options.out_of_memory_above
+        if limit and self.running > limit:
+            self.out_of_memory += 1
 
     def count_cancelled(self) -> None:
         self.cancelled += 1
@@ -241,6 +249,7 @@ class Generation:
         self._fault = fault
         self._clock = engine.clock
         self._began = 0.0
+        self._out_of_memory = 0
 
     async def prefill(self, tokens: int, images: int, clock: Clock) -> None:
         """Wait as long as the prefill of `tokens` tokens and `images` images takes.
@@ -249,6 +258,8 @@ class Generation:
         """
         options = self._engine.options
         self._clock = clock
+        self._out_of_memory = self._engine.out_of_memory
+        self._engine.allocate()
         seconds = options.time_to_first_token + images * options.image_seconds
         if options.prefill_tokens_per_second:
             seconds += tokens / options.prefill_tokens_per_second
@@ -262,7 +273,10 @@ class Generation:
 
         Raises:
             Died, Failed, Truncated: the fault applies from this token on.
+            Failed: the memory did not suffice.
         """
+        if self._engine.out_of_memory != self._out_of_memory:
+            raise Failed
         if self._fault is not None and number >= self._fault.after:
             await self._apply(self._fault)
         speed = self._engine.options.tokens_per_second

@@ -187,6 +187,9 @@ class Options:
     # one.
     image_slowdown: float = 0.0
     max_num_seqs: int = 256
+    # Requests at once that fit into memory; with one more, all that run fail, as in a server that
+    # batches whatever comes (Transformers). 0: any number fits.
+    out_of_memory_above: int = 0
     gpu_share: float = 0.92  # --gpu-memory-utilization, reported in the metrics
     asleep: bool = False  # reported in the metrics only
     reasoning_parser: bool = False

@@ -135,6 +135,7 @@ class Meter:
     def start_attempt(self) -> None:
         self.attempts += 1
         self.met_stale = False
+        self.upstream_ended = None
         self.last_piece = self.clock()
         if self.sent is None:
             self.sent = self.last_piece

@@ -170,7 +170,7 @@ def _json_lines(exchanges: Sequence[Exchange]) -> bytes:
     now = _timestamp(time.time()).encode()
     info, warning = (b'{"time":"%b","level":"%b","event":"exchange",' % (now, level) for level in (b"info", b"warning"))
     return b"".join(
-        [(warning if _is_failure(exchange) else info) + _encode(exchange)[1:] + b"\n" for exchange in exchanges]
+        [(info if exchange.status < 500 else warning) + _encode(exchange)[1:] + b"\n" for exchange in exchanges]
     )
 
 

@@ -266,6 +266,11 @@ class Metrics:
             ("backend", "server"),
             registry=registry,
         )
+        self.affinity = counter(
+            "gateway_affinity_total",
+            "Choices among several servers: kept where most of the prompt is cached, moved elsewhere, or new.",
+            ("backend", "outcome"),
+        )
         self.load_seconds = histogram(
             "gateway_backend_load_seconds", "Time that a backend took to load a model.", ("backend", "model"), LOAD
         )

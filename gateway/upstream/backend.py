@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from urllib.parse import urlsplit
+from zlib import crc32
 
+from gateway.admission.affinity import Affinity
 from gateway.admission.concurrency_limits import AdaptiveLimit
 from gateway.admission.model_residency import ModelState
 from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, TierLimits
@@ -86,6 +88,7 @@ class Backend:
             self.engine.canonical,
             on_learned,
         )
+        self._choose_balance()
         self.budget = RetryBudget()
         self.is_restrained = False
         """True if some server may not get requests.
@@ -208,6 +211,7 @@ class Backend:
             server.doubted.set()
         if state == "open":
             server.up = False
+            server.prefixes.clear()
             for detector in server.detectors.values():
                 detector.explain(server.circuit.suspected_at)
         if (
@@ -304,7 +308,16 @@ class Backend:
         self.loading = _build_loading(settings)
         for server in self.servers:
             server.pool.connect_timeout = settings.limits.connect_timeout
+        self._choose_balance()
         self.admission.change(_admission_limits(settings, num_parallel))
+
+    def _choose_balance(self) -> None:
+        """Choose servers by their prefix caches if there are several, and their kind has such a cache."""
+        uses = len(self.servers) > 1 and self.kind != "ollama" and self.settings.balance == "affinity"
+        if not uses:
+            self.admission.affinity = None
+        elif self.admission.affinity is None:
+            self.admission.affinity = Affinity()
 
     def close(self) -> None:
         for timer in self._timers:
@@ -323,7 +336,9 @@ class Backend:
         )
         others = {path: pool.head("POST", path, headers) for path in (self.completer.path, VllmReranker.path)}
         name = self.name if len(self.settings.servers) == 1 else f"{self.name}#{number}"
-        return Server(name, settings, pool, head, embedding_head, self.engine.canonical, others)
+        built = Server(name, settings, pool, head, embedding_head, self.engine.canonical, others)
+        built.prefixes.seed = crc32(settings.base_url.encode())
+        return built
 
 
 def _admission_limits(settings: BackendSettings, num_parallel: int | None) -> AdmissionLimits:

@@ -83,6 +83,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_bodiless_bytes",
+        "_buffer",
         "_busy",
         "_draining",
         "_ended",
@@ -123,6 +124,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, owner: ConnectionOwner, loop: asyncio.AbstractEventLoop, limits: ConnectionLimits) -> None:
         self._owner = owner
+        self._buffer = owner.buffer
         self._loop = loop
         self._limits = limits
         self._transport: asyncio.Transport | None = None
@@ -191,10 +193,15 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.write(body)
         try:
             while not self._head_done:
-                await self._wait()
+                if self._failure is not None:  # inlined `_wait`
+                    self._raise_failure()
+                self._waiter = self._loop.create_future()
+                await self._waiter
         except BaseException:
             self.abort()
             raise
+        finally:
+            self._waiter = None
 
     def __enter__(self) -> Self:
         return self
@@ -345,9 +352,11 @@ class Connection(asyncio.BufferedProtocol):
         return not self._readable.poll(0)
 
     def _finish(self) -> None:
-        self._cancel_timer()
+        if self._timer is not None:
+            self._cancel_timer()
         self._busy = self._draining = False
-        self._update_reading()
+        if self._paused:
+            self._update_reading()
         if self.is_usable() and self._transport is not None and self._transport.get_write_buffer_size() == 0:
             self._owner.release(self)
         else:
@@ -449,12 +458,12 @@ class Connection(asyncio.BufferedProtocol):
         return "closed" if exc is None else "reset"
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._owner.buffer
+        return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         self.has_arrived = True
         if self._is_between_chunks:
-            data = self._owner.buffer[:nbytes].tobytes()
+            data = self._buffer[:nbytes].tobytes()
             line = _SIZE_LINES.get(nbytes, b"none")
             start = len(line)
             # Exactly one whole chunk: the parser would be in the same state after it.
@@ -472,7 +481,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         is_broken = False
         try:
-            self._parser.feed_data(self._owner.buffer[:nbytes])
+            self._parser.feed_data(self._buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             is_broken = True
             self._usable = False
@@ -509,7 +518,7 @@ class Connection(asyncio.BufferedProtocol):
         This is so if the `last` piece of the body ends with a line feed and the read ends with that
         line feed and CRLF, because a size line holds no line feed except its own.
         """
-        is_outside = not last.endswith(b"\r\n") and self._owner.buffer[nbytes - 3 : nbytes].tobytes() == b"\n\r\n"
+        is_outside = not last.endswith(b"\r\n") and self._buffer[nbytes - 3 : nbytes].tobytes() == b"\n\r\n"
         self._is_between_chunks = is_outside and not (self._ended or self._stopped or self._failure is not None)
 
     def _after_end(self, is_broken: bool) -> None:
@@ -522,7 +531,8 @@ class Connection(asyncio.BufferedProtocol):
         """Pass on the pieces of one read in one call: ten thousand tiny chunks become one piece."""
         pieces = self._pieces
         if self._on_piece is None:
-            self._check_unread()
+            if not self._ended or self._max_body is not None:
+                self._check_unread()
             return
         piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()

@@ -16,6 +16,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt,
 
 from gateway.config import Settings
 from gateway.engines.engine import LoadedUntil, Models
+from gateway.engines.vllm_metrics import prefix_cache_tokens
 from gateway.upstream.backend import Backend
 from gateway.upstream.connection import TransportError
 from gateway.upstream.server import MAX_DISCOVERED, VIA, WATCH_SECONDS, Server
@@ -259,14 +260,24 @@ class HealthChecks:
         if models is None:
             return "no_models"
         models = self._without_long_names(server, models)
-        before, lacked = server.discovered, server.lacks_a_model
+        before, lacked, was_up = server.discovered, server.lacks_a_model, server.up
         loaded = await self._probe_models(backend, server, models)
+        if not was_up and backend.admission.affinity is not None and backend.engine.metrics_path is not None:
+            await self._probe_prefix_cache(backend, server, backend.engine.metrics_path)
         server.update_models(models)
         self._on_models(backend)
         is_ready = server.residency is not None and loaded is not None and server.residency.update(loaded)
         if is_ready or lacked or (before is not None and before != models):
             self._on_change(backend)
         return "up"
+
+    async def _probe_prefix_cache(self, backend: Backend, server: Server, path: str) -> None:
+        """Ask a server for the size of its prefix cache. Without an answer, the size stays as it was."""
+        with suppress(ProbeFailed):
+            status, content = await self._fetch(backend, server, "GET", path)
+            tokens = prefix_cache_tokens(content) if status == 200 else None
+            if tokens is not None:
+                server.prefixes.resize(tokens)
 
     def _without_long_names(self, server: Server, models: Models) -> Models:
         """Return the models whose names are not too long, and log how many there are besides."""

@@ -100,11 +100,12 @@ class Server(ServerSlots):
             return False
         if self._configured is not None:
             return model in self._configured
-        return self.discovered is None or self._find_facts(model) is not None
+        return self.discovered is None or model in self.discovered or self._find_facts(model) is not None
 
     def facts(self, model: str) -> ModelFacts:
         """Return the facts that the server reports about `model`."""
-        return self._find_facts(model) or _NO_FACTS
+        found = self.discovered.get(model) if self.discovered else None
+        return found or self._find_facts(model) or _NO_FACTS
 
     def listed_models(self) -> Iterator[tuple[str, ModelFacts]]:
         """Yield the models that the server reports, without those that the settings exclude."""

@@ -5,10 +5,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec import structs
 
-from gateway.chat.request import CalledFunction, Chat
-from tests.fakes.chats import MIB, allowed, chat, named, tool
+from gateway.chat.request import RARE_FIELDS, CalledFunction, Chat
+from gateway.dialects.openai_chat import OpenAiChat
+from tests.fakes.chats import MIB, allowed, chat, named, request, tool
 
 IMAGE = "data:image/png;base64,iVBORw0KGgo="
 
@@ -30,7 +33,118 @@ def test_null_field_counts_as_absent(name: str) -> None:
     assert chat(**{name: None}) == chat()
 
 
+# What almost no request sets
+
+
+RARE: dict[str, Any] = {
+    "logprobs": False,
+    "top_logprobs": 1,
+    "tools": [],
+    "tool_choice": "none",
+    "parallel_tool_calls": True,
+    "response_format": {"type": "text"},
+    "structured_outputs": {"json_object": True},
+    "guided_json": {},
+    "guided_choice": ["a"],
+    "guided_regex": "a",
+    "guided_grammar": "root ::= 'a'",
+    "reasoning_effort": "low",
+    "reasoning": {},
+    "think": True,
+    "thinking": True,
+    "enable_thinking": False,
+    "chat_template_kwargs": {},
+    "continue_final_message": False,
+    "add_generation_prompt": True,
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "stop_token_ids": [1],
+    "mm_processor_kwargs": {},
+    "functions": [],
+    "function_call": "none",
+    "audio": {},
+    "modalities": ["text"],
+}
+COMMON: dict[str, Any] = {
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "max_tokens": 1,
+    "max_completion_tokens": 1,
+    "temperature": 1,
+    "top_p": 1,
+    "top_k": 1,
+    "min_p": 1,
+    "presence_penalty": 1,
+    "frequency_penalty": 1,
+    "repetition_penalty": 1,
+    "seed": 1,
+    "stop": "a",
+    "n": 2,
+    "logit_bias": {"1": 1},
+}
+
+
+def test_every_field_is_common_or_rare() -> None:
+    assert {"model", "messages", *COMMON} | RARE_FIELDS == set(Chat.__struct_fields__)
+    assert set(RARE) == RARE_FIELDS
+
+
+@pytest.mark.parametrize(("name", "value"), RARE.items())
+def test_chat_with_a_rare_field_is_not_plain(name: str, value: object) -> None:
+    body = request(**{name: value})
+    assert not msgspec.json.decode(body, type=Chat).is_plain
+    assert not OpenAiChat().parse(body, MIB)[0].chat.is_plain
+
+
+@pytest.mark.parametrize("unknown", [{}, {"user": "a", "metadata": {"tools": 1}}])
+def test_chat_with_all_common_fields_is_plain(unknown: dict[str, Any]) -> None:
+    body = request(**COMMON, **unknown)
+    assert msgspec.json.decode(body, type=Chat).is_plain
+    assert OpenAiChat().parse(body, MIB)[0].chat.is_plain
+
+
+def test_plain_chat_that_gets_a_rare_field_is_not_plain_any_more() -> None:
+    parsed = OpenAiChat().parse(request(), MIB)[0].chat
+    assert parsed.is_plain
+    assert not structs.replace(parsed, reasoning_effort="low").is_plain
+
+
 # Messages
+
+
+@pytest.mark.parametrize(
+    ("messages", "are_plain"),
+    [
+        ([("user", "a")], True),
+        ([("system", "a"), ("user", "b"), ("assistant", ""), ("user", "c")], True),
+        ([("assistant", "a"), ("user", "b")], True),
+        ([("user", "a"), ("system", "b")], False),
+        ([("system", "a"), ("system", "b")], False),
+        ([("developer", "a"), ("user", "b")], False),
+        ([("user", [{"type": "text", "text": "a"}])], False),
+        ([("assistant", None), ("user", "b")], False),
+    ],
+)
+def test_messages_are_plain_if_engines_get_them_as_they_are(
+    messages: list[tuple[str, object]], are_plain: bool
+) -> None:
+    parsed = chat(messages=[{"role": role, "content": content} for role, content in messages])
+    assert parsed.has_plain_messages == are_plain
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": ""}}]},
+        {"role": "assistant", "tool_calls": []},
+        {"role": "assistant", "reasoning": ""},
+        {"role": "assistant", "reasoning_content": "thought"},
+        {"role": "user", "tool_call_id": "a"},
+        {"role": "tool", "tool_call_id": "a"},
+    ],
+)
+def test_message_with_more_than_a_text_is_not_plain(more: dict[str, Any]) -> None:
+    assert not chat(messages=[{"role": "user", "content": "a"}, {"content": "b"} | more]).has_plain_messages
 
 
 def test_content_parts_stay_in_one_message() -> None:

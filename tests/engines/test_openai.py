@@ -262,7 +262,5 @@ def test_schema_that_no_grammar_is_made_of_is_sent_unchanged() -> None:
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
 def test_plain_text_is_sent_like_a_single_text_part(role: str) -> None:
     messages = [{"role": role, "content": content} for content in ("hi", [{"type": "text", "text": "hi"}])]
-    plain, parted = (
-        ENGINE.request(chat(messages=[message, *USER]), "m", UNKNOWN, False).messages for message in messages
-    )
+    plain, parted = (ENGINE.render(chat(messages=[message, *USER]), "m", UNKNOWN, False) for message in messages)
     assert plain == parted

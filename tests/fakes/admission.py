@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from gateway.admission.affinity import Affinity
 from gateway.admission.fair_queue import Claim
 from gateway.admission.model_residency import ModelResidency, ModelState
 from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, QueueEntry, ServerSlots, TierLimits
 from gateway.admission.scheduler import Admission, Transfer
+from gateway.chat.prompt_blocks import PromptBlocks
 
 FOREVER = 1e6
 
@@ -78,11 +80,16 @@ class Request(QueueEntry):
 class Setup:
     """An admission, its servers, its clock, and all requests that arrived."""
 
-    def __init__(self, servers: tuple[Server, ...], limits: AdmissionLimits) -> None:
+    def __init__(self, servers: tuple[Server, ...], limits: AdmissionLimits, affinity: Affinity | None = None) -> None:
         self.servers = servers
         self.clock = Clock()
         self.admission = Admission(
-            servers, limits, self.clock, self.clock.alarm, lambda name: name.removesuffix(":latest")
+            servers,
+            limits,
+            self.clock,
+            self.clock.alarm,
+            lambda name: name.removesuffix(":latest"),
+            affinity=affinity,
         )
         self.running, self.waiting = self.admission.running, self.admission.waiting
         self.leave, self.pass_time = self.admission.leave, self.clock.pass_time
@@ -115,8 +122,10 @@ class Setup:
         claim: Claim | None = None,
         tier: str = "",
         own: TierLimits | None = None,
+        prompt: PromptBlocks | None = None,
     ) -> Request:
         request = Request(self, self.admission.queue(model, lane, tier, own), claim or Claim())
+        request.prompt = prompt
         self.admission.enter(request)
         self.requests.append(request)
         return request
@@ -159,6 +168,6 @@ def limits(
     )
 
 
-def setup(*servers: Server, **given: Any) -> Setup:
+def setup(*servers: Server, affinity: Affinity | None = None, **given: Any) -> Setup:
     """Return a setup whose limits are `limits(**given)`."""
-    return Setup(servers, limits(**given))
+    return Setup(servers, limits(**given), affinity)

@@ -41,13 +41,17 @@ async def until(condition: Callable[[], bool], patience: float = PATIENCE) -> No
 
 
 def settings_for(*backends: FaultBackend, **limits: float) -> config.Settings:
-    """Return settings with one tier, `standard`, on one backend with these servers."""
+    """Return settings with one tier, `standard`, on one backend with these servers.
+
+    Without affinity, so that the first server gets each request if both are equally busy.
+    """
     kind = backends[0].kind
+    balance = {} if kind == "ollama" else {"balance": "least_busy"}
     servers = [{"base_url": backend.base_url, "models": [MODEL]} for backend in backends]
     return config.build(
         {
             "llm_backend": kind,
-            "backends": {kind: {"kind": kind, "servers": servers, **TIMES, **limits}},
+            "backends": {kind: {"kind": kind, "servers": servers, **balance, **TIMES, **limits}},
             "tiers": {"standard": {"models": {kind: MODEL}}},
             "log_format": "json",
             "state_file": "",
@@ -243,7 +247,8 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Serve a gateway with `settings`, set up as `gateway.serve` does.
 
-    At the end it must have left no task and no connection behind. With `shares_loop`, its servers
+    Of equally busy servers without affinity, the first one gets each request, so that a test knows
+    which one it meets. At the end it must have left no task and no connection behind. With `shares_loop`, its servers
     run in this loop too, and only connections are checked.
     """
     base_tasks = asyncio.all_tasks()
@@ -251,7 +256,7 @@ async def running(
     listener = listen("127.0.0.1", 0)
     async with Gateway(settings, ExchangeLog(True, log)) as gateway:
         options: dict[str, Any] = {"ws": "none", "lifespan": "off", "access_log": False, "log_config": None}
-        options |= {"server_header": False, "date_header": False, "proxy_headers": False}
+        options |= {"interface": "asgi3", "server_header": False, "date_header": False, "proxy_headers": False}
         server = _Server(
             uvicorn.Config(gateway, http=bind_limits(limits or ServerLimits(), gateway.body_memory), **options),
             drain_timeout=1,
@@ -259,6 +264,8 @@ async def running(
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await until(lambda: server.started and gateway._health.has_asked_all)
         running_gateway = Running(gateway, server, listener.getsockname()[1], log)
+        for backend in gateway._backends.values():
+            backend.admission._has_several = backend.admission.affinity is not None
         try:
             yield running_gateway
         finally:

@@ -2,6 +2,7 @@
 
 Covers: gateway/upstream/outlier_detection.py
 Covers: gateway/relay/stalls.py
+Covers: gateway/relay/supervised.py
 Covers: gateway/relay/failover.py
 """
 
@@ -38,7 +39,13 @@ def settings(
     """Build settings with a tier on a vLLM at `urls`, and an Ollama at `other_url` as its fallback."""
     times = {**TIMES, "first_token_timeout": 5, "idle_timeout": 5, "total_timeout": 10, "probe_interval": 0.2}
     backends: dict[str, Any] = {
-        "vllm": {"kind": "vllm", "servers": [{"base_url": url} for url in urls], **times, **limits}
+        "vllm": {
+            "kind": "vllm",
+            "balance": "least_busy",
+            "servers": [{"base_url": url} for url in urls],
+            **times,
+            **limits,
+        }
     }
     if other_url is not None:
         many = {"max_concurrency": 64, "model_concurrency": 64}
@@ -446,6 +453,64 @@ async def test_rollback_away_from_and_to_an_ejected_server_loses_no_request() ->
         assert (await ask(gateway)).headers["x-gateway-backend"] == "ollama"
         gateway.gateway.rollout.undo()
         assert await lost_of(gateway, 20) == 0
+
+
+async def test_queued_requests_that_a_rollback_moves_to_a_server_that_hangs_are_served_by_the_fallback() -> None:
+    async with sick_server("silent", fallback=True, first_token_timeout=30, queue_timeout=30) as (gateway, (_, other)):
+        gateway.gateway.rollout.rollback(to="ollama")
+        backend = gateway.gateway._backends["ollama"]
+        backend.servers[0].slots.limit = 1
+        other.mode = "silent"
+        first = asyncio.create_task(ask(gateway))
+        await until(lambda: len(other.requests) == 1)
+        queued = [asyncio.create_task(ask(gateway)) for _ in range(5)]
+        await until(lambda: backend.admission.waiting("text") == 5)
+        detector_of(gateway).stall({""})
+        other.mode = "healthy"
+        gateway.gateway.rollout.rollback(to="vllm")
+        assert backend.admission.waiting("text") == 5
+        backend.servers[0].slots.limit = 64
+        backend.admission.refresh()
+        async with asyncio.timeout(5):
+            replies = await asyncio.gather(*queued)
+        assert {(is_lost(reply), reply.headers["x-gateway-backend"]) for reply in replies} == {(False, "ollama")}
+        for peer in other.open_peers:
+            peer.reset()
+        first.cancel()
+
+
+async def test_request_that_moves_to_a_server_that_hangs_goes_on_to_a_third_backend() -> None:
+    async with AsyncExitStack() as stack:
+        sick = await stack.enter_async_context(FaultBackend("vllm", "silent"))
+        busy, spare = [await stack.enter_async_context(FaultBackend("ollama")) for _ in range(2)]
+        built = config.build(
+            {
+                "llm_backend": "ollama",
+                "rollback_to": "vllm",
+                "backends": {
+                    "ollama": {"base_url": busy.base_url, **TIMES, "max_concurrency": 1, "first_token_timeout": 30},
+                    "vllm": {"base_url": sick.base_url, **TIMES, "first_token_timeout": 30},
+                    "spare": {"kind": "ollama", "base_url": spare.base_url, **TIMES},
+                },
+                "tiers": {"standard": {"models": dict.fromkeys(("ollama", "vllm", "spare"), MODEL), "fallback": True}},
+                "log_format": "json",
+                "state_file": "",
+            }
+        )
+        gateway = await stack.enter_async_context(running(built))
+        busy.mode = "silent"
+        first = asyncio.create_task(ask(gateway))
+        await until(lambda: len(busy.requests) == 1)
+        queued = [asyncio.create_task(ask(gateway)) for _ in range(3)]
+        admission = gateway.gateway._backends["ollama"].admission
+        await until(lambda: admission.waiting("text") == 3)
+        detector_of(gateway).stall({""})
+        gateway.gateway.rollout.rollback(to="vllm")
+        async with asyncio.timeout(5):
+            replies = await asyncio.gather(*queued)
+        assert {(is_lost(reply), reply.headers["x-gateway-backend"]) for reply in replies} == {(False, "spare")}
+        assert not sick.requests
+        first.cancel()
 
 
 # Status and metrics

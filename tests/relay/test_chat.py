@@ -422,8 +422,8 @@ async def test_large_image_is_rendered_apart_from_its_request(kind: Kind, monkey
     engine: Any = {"ollama": Ollama, "vllm": Vllm}[kind]
     render = engine.render
 
-    def recorded(self: Any, *chat: Any) -> Any:
-        body = render(self, *chat)
+    def recorded(self: Any, *chat: Any, **others: Any) -> Any:
+        body = render(self, *chat, **others)
         rendered.append(len(body))
         return body
 

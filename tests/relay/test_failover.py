@@ -55,8 +55,10 @@ def settings(
     kind: Kind, urls: list[str], other_url: str | None = None, tier: dict[str, Any] | None = None, **limits: Any
 ) -> config.Settings:
     """Build settings with a tier on the backend `kind` at `urls`, and a fallback at `other_url`."""
-    # No test here is about these timeouts.
+    # No test here is about these timeouts, and most have to know which server gets a request.
     times = {**TIMES, "first_token_timeout": 5, "idle_timeout": 5, "total_timeout": 10}
+    if kind == "vllm":
+        limits = {"balance": "least_busy", **limits}
     backends: dict[str, Any] = {kind: {"kind": kind, "servers": [{"base_url": url} for url in urls], **times, **limits}}
     models: dict[str, str] = {kind: MODEL}
     if other_url is not None:

@@ -1,6 +1,8 @@
 """A model of an Ollama that answers nothing any more is unloaded, and its requests are sent again.
 
 The gateway, a stand-in and the clients share one loop, whose clock skips waits.
+
+Covers: gateway/relay/supervised.py
 """
 
 import asyncio

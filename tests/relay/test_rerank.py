@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway import config
-from gateway.relay.base import YIELD_BYTES
+from gateway.relay.turns import YIELD_BYTES
 from gateway.simulate import Fault, Model
 from tests.fakes.fault_backend import CANARY, FaultBackend
 from tests.fakes.rerank import DOCUMENTS, RANKER, document, error, post, serving

@@ -3,7 +3,9 @@
 Covers: gateway/simulate/asgi.py
 """
 
+import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -174,3 +176,14 @@ async def test_models_can_be_replaced_at_run_time(kind: Any, path: str, key: str
         assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
         for wrong in ([], ["new,unknown"]):
             assert (await http.post("/simulate/models", json={"models": wrong})).status_code == 400
+
+
+@pytest.mark.parametrize(("requests", "served"), [(3, 3), (4, 0)])
+async def test_one_request_more_than_fits_into_memory_fails_all_that_run(requests: int, served: int) -> None:
+    """A queue before the memory spares them: `max_num_seqs` of 3 serves any number."""
+    settings = Options("vllm", tokens_per_second=100, time_to_first_token=1, out_of_memory_above=3)
+    for limit, expected in ((256, served), (3, requests)):
+        async with running(replace(settings, max_num_seqs=limit)) as server:
+            responses = await asyncio.gather(*(post(server, "vllm", stream=False) for _ in range(requests)))
+            assert [response.status_code for response in responses].count(200) == expected
+            assert (await post(server, "vllm", stream=False)).status_code == 200

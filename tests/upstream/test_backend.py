@@ -13,6 +13,7 @@ from gateway.admission.fair_queue import Claim
 from gateway.admission.queues import Queue
 from gateway.admission.ticket import Ticket
 from gateway.chat.embedding import Embedding
+from gateway.chat.prompt_blocks import PromptBlocks
 from gateway.config import LimitOverrides
 from gateway.engines.engine import ModelFacts
 from gateway.upstream import outlier_detection
@@ -409,3 +410,48 @@ async def test_change_reaches_chats_embeddings_and_loads() -> None:
     assert {name: (body["keep_alive"], body["options"]["num_ctx"]) for name, body in sent.items()} == dict.fromkeys(
         found, ("9m", 2048)
     )
+
+
+# The choice among servers
+
+
+@pytest.mark.parametrize(
+    ("kind", "servers", "keys", "has_affinity"),
+    [
+        ("vllm", 2, {}, True),
+        ("openai", 2, {"balance": "affinity"}, True),
+        ("vllm", 2, {"balance": "least_busy"}, False),
+        ("vllm", 1, {"balance": "affinity"}, False),
+        ("ollama", 2, {}, False),
+    ],
+)
+def test_affinity_is_for_several_servers_with_a_prefix_cache(
+    kind: str, servers: int, keys: dict[str, str], has_affinity: bool
+) -> None:
+    assert (backend(kind=kind, servers=servers, **keys).admission.affinity is not None) == has_affinity
+
+
+async def test_change_of_balance_takes_effect_at_run_time() -> None:
+    here = backend(balance="least_busy")
+    here.change(backend().settings)
+    affinity = here.admission.affinity
+    assert affinity is not None
+    here.change(backend(max_queue=3).settings)
+    assert here.admission.affinity is affinity
+    here.change(backend(balance="least_busy").settings)
+    assert here.admission.affinity is None
+
+
+def test_server_whose_circuit_opens_counts_as_cold() -> None:
+    here = backend()
+    prompt = PromptBlocks([1], [100], 0, 0, is_continued=False)
+    for server in here.servers:
+        server.prefixes.add(prompt)
+    open_circuit(here)
+    assert [server.prefixes.known_blocks(prompt) for server in here.servers] == [0, 1]
+
+
+def test_servers_have_the_same_seeds_in_every_replica() -> None:
+    seeds = [[server.prefixes.seed for server in backend().servers] for _ in range(2)]
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds[0])) == 2

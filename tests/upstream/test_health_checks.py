@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from gateway import config, simulate
+from gateway.admission.prefix_cache import PrefixCache
+from gateway.simulate.vllm.metrics import CACHE_BLOCKS
 from gateway.upstream.backend import Backend
 from gateway.upstream.health_checks import MAX_LISTED, MAX_MODEL_NAME, SHOWN_NAME, HealthChecks
 from tests.fakes.fault_backend import MODEL, FaultBackend, Kind
@@ -127,6 +129,15 @@ async def test_facts_of_a_model_are_updated_when_it_changes() -> None:
         seen = server.probes
         await until(lambda: server.probes > seen + 4)
         assert backend.context_length(MODEL) == 1024
+
+
+async def test_size_of_the_prefix_cache_is_asked_for_where_it_decides() -> None:
+    async with stand_in(VLLM) as one, stand_in(VLLM) as two:
+        servers = [{"base_url": server.base_url} for server in (one, two)]
+        async with probed_backend("vllm", "", "Qwen/A", base_url=None, servers=servers) as backend:
+            assert [server.prefixes.capacity for server in backend.servers] == [4 * 16 * CACHE_BLOCKS] * 2
+        async with probed_backend("vllm", one.base_url, "Qwen/A") as backend:
+            assert backend.servers[0].prefixes.capacity == PrefixCache().capacity
 
 
 async def test_model_is_listed_once_however_the_settings_spell_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,11 +2,15 @@
 
 from gateway.simulate.engine import SimulatedEngine
 
+CACHE_BLOCKS = 8192
+"""Blocks of 16 tokens in the KV cache, as it is reported. The stand-in keeps no cache."""
+
 
 def exposition(engine: SimulatedEngine, model: str) -> bytes:
     """Return the counters of `engine` in Prometheus' text format."""
     labels = f'engine="0",model_name="{model}"'
-    config_labels = f'block_size="16",engine="0",gpu_memory_utilization="{engine.options.gpu_share}"'
+    cache = f'block_size="16",enable_prefix_caching="True",engine="0",num_gpu_blocks="{CACHE_BLOCKS}"'
+    config_labels = f'{cache},gpu_memory_utilization="{engine.options.gpu_share}"'
     lines = []
     for name, kind, help_text, value in (
         ("num_requests_running", "gauge", "Number of requests in model execution batches.", engine.running),

@@ -1,0 +1,207 @@
+"""`gateway bench load` beside `vllm bench serve`, on the same real vLLM in the same run.
+
+`make bench-parity` runs it. The two take turns, A B A B, with the same prompts, lengths and number of
+requests in flight; each figure is compared within a round, and the median of the rounds' ratios counts,
+so that a machine that drifts does not decide.
+
+vLLM's client counts the chunk that names the role as the first piece, and the first token, which arrives
+together with it, as the second: each of its lists of gaps begins with one of nearly 0. `gateway bench`
+counts tokens only. The gaps are therefore compared without that first one; the figure as vLLM reports it is
+shown too.
+
+Exit status 1: a figure differs by more than 3 %.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from benchmarks.chaos_engines import MODEL, RealVllm
+from benchmarks.report import mark
+from gateway.bench.prompts import built_in
+from tests.real_engines.vllm import tiny_models
+
+TOLERANCE = 0.03
+_CLIENT = Path(__file__).with_name("vllm_serve_client.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure that both report; `is_judged` is false for one that is shown for comparison only."""
+
+    name: str
+    unit: str
+    is_judged: bool = True
+
+
+FIGURES = (
+    Figure("mean_ttft_ms", "ms"),
+    Figure("median_ttft_ms", "ms"),
+    Figure("mean_itl_ms without the role", "ms"),
+    Figure("mean_itl_ms", "ms", is_judged=False),
+    Figure("mean_tpot_ms", "ms"),
+    Figure("median_e2el_ms", "ms"),
+    Figure("output_throughput", "tok/s"),
+    Figure("request_throughput", "req/s"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What both clients send."""
+
+    prompts: int
+    at_once: int
+    tokens: int
+
+
+def write_dataset(path: Path, load: Load) -> None:
+    """Write the prompts, each with the length of its answer."""
+    rows = [
+        {"prompt": built_in(number, ("ko", "en"))[1], "output_tokens": load.tokens} for number in range(load.prompts)
+    ]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+
+
+def figures_of(result: Mapping[str, Any], *, has_role_gap: bool) -> dict[str, float]:
+    """Return the values of `FIGURES` in a result with details."""
+    gaps = [gap for gaps in result["itls"] for gap in (gaps[1:] if has_role_gap else gaps)]
+    found = {figure.name: result.get(figure.name) for figure in FIGURES}
+    return {**found, "mean_itl_ms without the role": mean(gaps) * 1000}
+
+
+def ours(url: str, dataset: Path, load: Load) -> dict[str, float]:
+    """Measure with `gateway bench load`.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    command = [
+        sys.executable, "-m", "gateway", "bench", "load", "--url", url, "--model", MODEL, "--json",
+        "--dataset-path", str(dataset), "--num-prompts", str(load.prompts), "--max-concurrency", str(load.at_once),
+        "--temperature", "0", "--ignore-eos", "--disable-tqdm",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, check=True, capture_output=True, env=environment)
+    return figures_of(json.loads(done.stdout), has_role_gap=False)
+
+
+class VllmClient:
+    """A process that runs `vllm bench serve` whenever it is asked to."""
+
+    def __init__(self, venv: Path, log: Path) -> None:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        self._log = log
+        self._tokenizer = tiny_models(venv) / "tiny-qwen3"
+        with log.open("wb") as out:
+            self._process = subprocess.Popen(
+                [venv / "bin" / "python", "-P", _CLIENT],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, env=environment, text=True, cwd=log.parent,
+            )  # fmt: skip
+        self._expect("ready")
+
+    def measure(self, url: str, dataset: Path, load: Load) -> dict[str, float]:
+        """Measure with `vllm bench serve`.
+
+        Raises:
+            RuntimeError: it failed; the message has the end of its log.
+        """
+        assert self._process.stdin is not None
+        result = self._log.with_name("result.json")
+        arguments = [
+            "--backend", "openai-chat", "--base-url", url, "--endpoint", "/v1/chat/completions", "--model", MODEL,
+            "--tokenizer", str(self._tokenizer), "--dataset-name", "custom", "--dataset-path", str(dataset),
+            "--skip-chat-template", "--disable-shuffle", "--custom-output-len", "-1",
+            "--num-prompts", str(load.prompts), "--max-concurrency", str(load.at_once),
+            "--temperature", "0", "--ignore-eos", "--disable-tqdm", "--percentile-metrics", "ttft,tpot,itl,e2el",
+            "--save-result", "--save-detailed", "--result-dir", str(result.parent), "--result-filename", result.name,
+        ]  # fmt: skip
+        self._process.stdin.write(json.dumps(arguments) + "\n")
+        self._process.stdin.flush()
+        self._expect("done")
+        return figures_of(json.loads(result.read_text()), has_role_gap=True)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _expect(self, word: str) -> None:
+        assert self._process.stdout is not None
+        if self._process.stdout.readline().strip() != word:
+            self.close()
+            raise RuntimeError(f"vllm bench serve failed: {self._log.read_text(errors='replace')[-2000:]}")
+
+
+def table(rounds: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> tuple[str, bool]:
+    """Return the table of all figures, and whether every judged one is within the tolerance."""
+    lines = ["| figure | gateway bench | vllm bench serve | ratio | rounds | |", "|---|---:|---:|---:|---|---|"]
+    all_within = True
+    for figure in FIGURES:
+        ratios = [mine[figure.name] / other[figure.name] for mine, other in rounds]
+        ratio = median(ratios)
+        is_within = abs(ratio - 1) <= TOLERANCE
+        all_within &= is_within or not figure.is_judged
+        values = [median(side[figure.name] for side in sides) for sides in zip(*rounds, strict=True)]
+        verdict = mark(is_within) if figure.is_judged else "explained above"
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        cells = (
+            f"{figure.name} ({figure.unit})",
+            *(f"{value:.2f}" for value in values),
+            f"{ratio:.3f}",
+            spread,
+            verdict,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines), all_within
+
+
+def main() -> int:
+    """Run the rounds and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--num-prompts", type=int, default=96)
+    parser.add_argument("--max-concurrency", type=int, default=8)
+    parser.add_argument("--output-len", type=int, default=48)
+    parser.add_argument("--url", default="", help="a vLLM that runs already, with the same tiny model")
+    given = parser.parse_args()
+    venv = Path(os.environ.get("TEST_VLLM_VENV", ".venv-vllm")).absolute()
+    load = Load(given.num_prompts, given.max_concurrency, given.output_len)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Path(folder) / "prompts.jsonl"
+        write_dataset(dataset, load)
+        engine = None if given.url else RealVllm(venv, Path(folder) / "vllm.log")
+        client: VllmClient | None = None
+        try:
+            url = given.url
+            if engine is not None:
+                engine.start()
+                engine.wait_until_ready()
+                url = engine.url
+            client = VllmClient(venv, Path(folder) / "client.log")
+            ours(url, dataset, load)  # kernels compile
+            rounds = []
+            for number in range(given.rounds):
+                rounds.append((ours(url, dataset, load), client.measure(url, dataset, load)))
+                print(f"round {number + 1} of {given.rounds}", file=sys.stderr)
+        finally:
+            if client is not None:
+                client.close()
+            if engine is not None:
+                engine.close()
+    text, all_within = table(rounds)
+    sent = f"{load.prompts} requests, {load.at_once} at once, {load.tokens} tokens each"
+    print(f"{sent}; medians of {given.rounds} rounds\n\n{text}")
+    return 0 if all_within else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""Affinity: which of several servers answers a prompt first, given what its prefix cache holds.
+
+Pure: no I/O, no clock.
+
+A server computes only the part of a prompt that its prefix cache does not hold. The gateway cannot
+look into that cache; it remembers what it has sent to each server (`prefix_cache.py`).
+
+A server costs, in characters of text:
+
+- what is on the way to its first token there: requests before this one, as far as their prompts
+  were not cached;
+- `LOAD` for each request in flight, since each slows down the others;
+- `UNKNOWN` times the part of this prompt that it has to compute. This is more than 1, because that
+  part also pushes something else out of the cache.
+
+The cheapest server gets the request. So conversations stay where their cache is, a prompt that most
+requests begin with spreads over as many servers as it needs, and prompts with nothing in common go
+where least waits. A limit on how uneven the load may be, as consistent hashing with bounded loads
+has, is not needed: it costs hits and wins no time (`make bench-affinity`).
+
+Replicas of the gateway do not know what the others have sent. So each conversation has a home, the
+server that rendezvous hashing chooses by its beginning: a new one begins there as long as that costs
+at most `LOAD` more than elsewhere, and a continued one that this replica has not seen is taken to be cached
+there. With one replica this matters after a restart.
+"""
+
+from collections.abc import Sequence
+
+from gateway.admission.queues import Placement
+from gateway.chat.prompt_blocks import PromptBlocks
+
+LOAD = 512.0
+UNKNOWN = 1.5
+
+
+class Affinity:
+    """The choice among the servers of one backend, and how often it kept a prompt where it was.
+
+    Attributes:
+        kept: requests that went to the server that knew most of their prompt.
+        moved: requests that went elsewhere, because that server was busier or could not take them.
+        new: requests of which no server knew anything.
+    """
+
+    def __init__(self) -> None:
+        self.kept = 0
+        self.moved = 0
+        self.new = 0
+
+    def __repr__(self) -> str:
+        return f"<Affinity {self.kept} kept, {self.moved} moved, {self.new} new>"
+
+    def take_counts(self) -> dict[str, int]:
+        """Return the counts by outcome, and start over."""
+        counts = {"kept": self.kept, "moved": self.moved, "new": self.new}
+        self.kept = self.moved = self.new = 0
+        return counts
+
+    def choose(self, prompt: PromptBlocks, placements: Sequence[Placement]) -> Placement:
+        """Return the placement, of those that can take the request now, where it costs least.
+
+        Of equals, the one whose server was given a request longest ago.
+        """
+        size, ends, is_continued = prompt.size, prompt.ends, prompt.is_continued
+        counts = [placement.server.prefixes.known_blocks(prompt) for placement in placements]
+        is_unseen = is_continued and max(counts) <= prompt.common
+        home: Placement | None = None
+        if is_unseen or not is_continued:
+            home = max(placements, key=lambda placement: hash((prompt.home, placement.server.prefixes.seed)))
+        best, least, home_cost = placements[0], float("inf"), float("inf")
+        for placement, count in zip(placements, counts, strict=True):
+            cache = placement.server.prefixes
+            unknown = 0 if is_unseen and placement is home else size - ends[count - 1] if count else size
+            cost = cache.pending + LOAD * placement.limits[0].count + UNKNOWN * unknown
+            if cost < least or (cost == least and cache.turn < best.server.prefixes.turn):
+                best, least = placement, cost
+            if placement is home:
+                home_cost = cost
+        if home is not None and home_cost <= least + LOAD:
+            return home
+        return best
+
+    def begin(self, prompt: PromptBlocks, placement: Placement, others: Sequence[Placement]) -> int:
+        """Record that a request was sent. Return the characters that the server has to compute for it."""
+        cache = placement.server.prefixes
+        count = cache.known_blocks(prompt)
+        most = max(other.server.prefixes.known_blocks(prompt) for other in others)
+        if not most:
+            self.new += 1
+        elif count >= most:
+            self.kept += 1
+        else:
+            self.moved += 1
+        cache.add(prompt)
+        unknown = prompt.size - prompt.ends[count - 1] if count else prompt.size
+        cache.pending += unknown
+        return unknown

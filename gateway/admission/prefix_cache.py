@@ -1,0 +1,96 @@
+"""Estimate of what the prefix cache of one server holds: what it was sent, but for the oldest.
+
+Pure: no I/O, no clock.
+"""
+
+from itertools import islice
+
+from gateway.chat.prompt_blocks import PromptBlocks
+
+CHARACTERS_PER_TOKEN = 4
+DEFAULT_CAPACITY = 256 * 1024
+"""Tokens in a prefix cache, where the server does not report it."""
+MAX_KNOWN = 100_000
+"""Blocks that are remembered for a server."""
+
+
+class PrefixCache:
+    """Estimate of the prompts that the prefix cache of one server holds.
+
+    Attributes:
+        capacity: characters that it holds.
+        pending: characters that requests there have to compute before their first token.
+        turn: number of the last request that was sent there, among all of the backend.
+        seed: number by which rendezvous hashing knows the server.
+    """
+
+    __slots__ = ("_known", "_size", "capacity", "pending", "seed", "turn")
+
+    def __init__(self, seed: int = 0, tokens: int = DEFAULT_CAPACITY) -> None:
+        self.seed = seed
+        self.capacity = tokens * CHARACTERS_PER_TOKEN
+        self.pending = 0
+        self.turn = 0
+        self._known: dict[int, int] = {}
+        self._size = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"<PrefixCache {len(self._known)} blocks, {self._size}/{self.capacity} characters, {self.pending} pending>"
+        )
+
+    def resize(self, tokens: int) -> None:
+        """Set the capacity, in tokens."""
+        self.capacity = tokens * CHARACTERS_PER_TOKEN
+        self._evict()
+
+    def clear(self) -> None:
+        """Forget everything: the server has restarted."""
+        self._known.clear()
+        self._size = 0
+
+    def known_blocks(self, prompt: PromptBlocks) -> int:
+        """Return the number of blocks at the beginning of `prompt` that the server has.
+
+        Later blocks are forgotten first, so this is found by bisection.
+        """
+        known, hashes = self._known, prompt.hashes
+        low, high = 0, len(hashes)
+        while low < high:
+            middle = (low + high) // 2
+            if hashes[middle] in known:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def add(self, prompt: PromptBlocks) -> None:
+        """Record that `prompt` was sent to the server.
+
+        The first block counts as used last, so that a prompt is forgotten from its end.
+        """
+        known, hashes, ends = self._known, prompt.hashes, prompt.ends
+        for index in range(len(hashes) - 1, -1, -1):
+            block = hashes[index]
+            size = known.pop(block, None)
+            if size is None:
+                size = ends[index] - ends[index - 1] if index else ends[0]
+                self._size += size
+            known[block] = size
+        if self._size > self.capacity or len(known) > MAX_KNOWN:
+            self._evict()
+
+    def forget_end(self, prompt: PromptBlocks, characters: int) -> None:
+        """Forget the last `characters` of a prompt: the server did not compute them."""
+        ends, start = prompt.ends, prompt.size - characters
+        for index in range(len(ends) - 1, -1, -1):
+            if (ends[index - 1] if index else 0) < start:
+                break
+            self._size -= self._known.pop(prompt.hashes[index], 0)
+
+    def _evict(self) -> None:
+        known = self._known
+        for block in list(islice(known, len(known))):
+            if self._size <= self.capacity and len(known) <= MAX_KNOWN:
+                break
+            self._size -= known.pop(block)

@@ -1,0 +1,230 @@
+"""One run: sends planned requests under a load and collects their records."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from gateway.bench.arrivals import arrivals
+from gateway.bench.client_watch import INTERVAL, ClientWatch
+from gateway.bench.results import CANCELLED, RequestRecord, RunResult
+from gateway.bench.target import BenchRequest, LoadClient
+
+BLOCK = 1000
+"""Requests of an endless plan whose due times are drawn together."""
+
+
+class Progress(Protocol):
+    """Is told how far a run is."""
+
+    def begin(self, label: str, total: int | None, seconds: float | None) -> None: ...
+
+    def advance(self, record: RequestRecord) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Silent:
+    """A `Progress` that shows nothing."""
+
+    def begin(self, label: str, total: int | None, seconds: float | None) -> None:
+        """Ignore the start of a run."""
+
+    def advance(self, record: RequestRecord) -> None:
+        """Ignore a record."""
+
+    def end(self) -> None:
+        """Ignore the end of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What one run sends, and when.
+
+    Attributes:
+        requests: the requests in order; with `seconds` also an endless iterable.
+        max_concurrency: most requests in flight; None: no limit.
+        request_rate: requests per second; None: each as soon as there is a place.
+        due: due times in seconds from the start, instead of a rate. One for each request.
+        seconds: nothing is sent after this time.
+        seed: of the arrival times.
+    """
+
+    label: str
+    requests: Iterable[BenchRequest]
+    max_concurrency: int | None = None
+    request_rate: float | None = None
+    burstiness: float = 1.0
+    due: Sequence[float] | None = None
+    seconds: float | None = None
+    goodput: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+
+
+class Runner:
+    """Runs plans against one target, one after the other.
+
+    Setting `stop` ends the current run: nothing more is sent, requests in flight are cancelled, and what
+    has ended stays measured.
+    """
+
+    def __init__(
+        self,
+        client: LoadClient,
+        *,
+        progress: Progress | None = None,
+        stop: asyncio.Event | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        watch_interval: float = INTERVAL,
+    ) -> None:
+        self.client = client
+        self._watch_interval = watch_interval
+        self.stop = stop or asyncio.Event()
+        self._progress = progress or Silent()
+        self._clock = clock
+
+    async def warm_up(self, request: BenchRequest, count: int) -> Sequence[RequestRecord]:
+        """Send a request `count` times, one after the other, without measuring it."""
+        records: list[RequestRecord] = []
+        while len(records) < count and not self.stop.is_set():
+            result = await self.run(RunPlan("warm-up", [request]))
+            records += result.records
+        return records
+
+    async def run(self, plan: RunPlan) -> RunResult:
+        """Run a plan and return its result, also if it was stopped."""
+        total = len(plan.requests) if isinstance(plan.requests, Sequence) else None
+        self._progress.begin(plan.label, total, plan.seconds)
+        try:
+            async with ClientWatch(self._clock, interval=self._watch_interval) as watch:
+                run = _Run(self.client, plan, self._progress, self.stop, self._clock)
+                await run.complete()
+        finally:
+            self._progress.end()
+        records = sorted(run.records, key=lambda record: record.index)
+        ends = [record.end for record in records]
+        return RunResult(
+            label=plan.label,
+            target=self.client.target.name,
+            model=self.client.target.model,
+            records=tuple(records),
+            start=run.origin,
+            duration=max(ends, default=run.origin) - run.origin,
+            num_prompts=len(records) if total is None else total,
+            request_rate=plan.request_rate,
+            burstiness=plan.burstiness,
+            max_concurrency=plan.max_concurrency,
+            interrupted=self.stop.is_set(),
+            goodput=plan.goodput,
+            client=watch.load(run.start_delays),
+        )
+
+
+class _Run:
+    """The state of one run: a task for each request in flight."""
+
+    def __init__(
+        self,
+        client: LoadClient,
+        plan: RunPlan,
+        progress: Progress,
+        stop: asyncio.Event,
+        clock: Callable[[], float],
+    ) -> None:
+        self._client = client
+        self._plan = plan
+        self._progress = progress
+        self._stop = stop
+        self._clock = clock
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._place = asyncio.Event()
+        self._failure: BaseException | None = None
+        self.records: list[RequestRecord] = []
+        self.start_delays: list[float] = []
+        self.origin = clock()
+
+    async def complete(self) -> None:
+        """Send everything and wait for every answer, or for `stop`."""
+        sending = asyncio.create_task(self._send_all())
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({sending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            sending.cancel()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(sending, stopping, *self._tasks, return_exceptions=True)
+        if self._failure is not None:
+            raise self._failure
+        if not sending.cancelled():
+            sending.result()
+
+    async def _send_all(self) -> None:
+        for index, (request, due) in enumerate(self._due_requests()):
+            if due is not None and (wait := self.origin + due - self._clock()) > 0:
+                await asyncio.sleep(wait)
+            was_full = await self._wait_for_place()
+            now = self._clock()
+            if self._plan.seconds is not None and now - self.origin >= self._plan.seconds:
+                break
+            arrival = self.origin + (due or 0.0)
+            if self._plan.seconds is not None and due is None:
+                arrival = now  # a loop over time has no requests that wait from its start
+            if due is not None and not was_full:
+                self.start_delays.append(now - arrival)
+            task = asyncio.create_task(self._one(index, request, arrival))
+            self._tasks.add(task)
+            task.add_done_callback(self._done)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _due_requests(self) -> Iterator[tuple[BenchRequest, float | None]]:
+        plan = self._plan
+        if plan.due is not None:
+            yield from zip(plan.requests, plan.due, strict=True)
+        elif plan.request_rate is None:
+            yield from ((request, None) for request in plan.requests)
+        else:
+            yield from self._at_rate(plan.request_rate)
+
+    def _at_rate(self, rate: float) -> Iterator[tuple[BenchRequest, float]]:
+        """Yield requests with due times; an endless plan gets them in blocks."""
+        plan, rng = self._plan, random.Random(self._plan.seed)
+        count = len(plan.requests) if isinstance(plan.requests, Sequence) else BLOCK
+        times, offset = arrivals(count, rate, plan.burstiness, rng), 0.0
+        for index, request in enumerate(plan.requests):
+            if index and index % count == 0:
+                offset += times[-1]
+                times = arrivals(count, rate, plan.burstiness, rng)
+            yield request, offset + times[index % count]
+
+    async def _wait_for_place(self) -> bool:
+        """Wait until another request may be sent; return whether it had to wait."""
+        limit = self._plan.max_concurrency
+        was_full = limit is not None and len(self._tasks) >= limit
+        while limit is not None and len(self._tasks) >= limit:
+            self._place.clear()
+            await self._place.wait()
+        return was_full
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._place.set()
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failure = self._failure or failure
+
+    async def _one(self, index: int, request: BenchRequest, arrival: float) -> None:
+        start = self._clock()
+        try:
+            record = await self._client.send(request, index)
+        except asyncio.CancelledError:
+            now = self._clock()
+            record = RequestRecord(index, arrival, start, now, now, error=CANCELLED, name=request.name)
+            self.records.append(record)
+            raise
+        record = replace(record, arrival=arrival)
+        self.records.append(record)
+        self._progress.advance(record)

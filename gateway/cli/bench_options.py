@@ -1,0 +1,266 @@
+"""The options of `gateway bench`, from words of the command line to what scenarios take."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gateway.bench.fail_if import Condition
+from gateway.bench.formatting import DEFAULT_METRICS
+from gateway.bench.http_client import InvalidTarget, base_url
+from gateway.bench.metrics import DEFAULT_PERCENTILES, GOODPUT_METRICS, METRICS
+from gateway.bench.options import BenchOptions
+from gateway.bench.prompts import QUESTIONS, InvalidDataset, read_dataset
+from gateway.bench.scenarios import SCENARIOS
+from gateway.bench.target import BenchRequest, Target
+from gateway.bench.writers import Style
+from gateway.config import parsers
+
+SHARED = frozenset(
+    (
+        "url", "model", "api", "api_key", "endpoint", "label", "header", "insecure", "out", "as_json", "lang",
+        "fail_if",
+        "input_len",
+        "output_len", "dataset_path", "languages", "seed", "num_warmups", "no_stream", "extra_body",
+        "ignore_eos", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty",
+        "repetition_penalty", "timeout", "goodput", "percentile_metrics", "metric_percentiles", "disable_tqdm",
+    )
+)  # fmt: skip
+"""Options that every scenario takes."""
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
+NO_CONDITIONS: tuple[Condition, ...] = ()
+_FLAGS = {"as_json": "json"}
+
+T = TypeVar("T")
+
+
+class InvalidOptions(Exception):
+    """Options that cannot be used, one line each."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a command line asks for."""
+
+    options: BenchOptions
+    style: Style
+    conditions: tuple[Condition, ...]
+
+
+@dataclass
+class _Check:
+    """Parses one option after the other and collects what is wrong with them."""
+
+    given: dict[str, Any]
+    problems: list[str] = field(default_factory=list)
+
+    def take(self, name: str, parse: Callable[[Any], T], default: T) -> T:
+        """Return the parsed option; note a problem and return `default` if it is wrong."""
+        try:
+            return parse(self.given[name])
+        except ValueError as problem:
+            self.problems.append(f"{flag(name)}: {problem}")
+            return default
+
+
+def flag(name: str) -> str:
+    """Return the option as it is written."""
+    return f"--{_FLAGS.get(name, name).replace('_', '-')}"
+
+
+def check(given: dict[str, Any], chosen: set[str]) -> Checked:
+    """Check a command line: `given` has all parameters, `chosen` the names of those that were written.
+
+    Raises:
+        InvalidOptions: some cannot be used.
+    """
+    found = _Check(given)
+    scenario = SCENARIOS[given["scenario"]]
+    for name in sorted(chosen - SHARED - scenario.options - {"scenario"}):
+        found.problems.append(f"{flag(name)} has no meaning for {scenario.name}")
+    target = _target(found)
+    options = BenchOptions(
+        target=target,
+        num_prompts=given["num_prompts"],
+        levels=found.take("levels", _levels, ()),
+        max_concurrency=given["max_concurrency"],
+        request_rate=found.take("request_rate", _rate, None),
+        burstiness=found.take("burstiness", _positive, 1.0),
+        goodput=found.take("goodput", _goodput, {}),
+        input_len=given["input_len"],
+        output_len=given["output_len"],
+        dataset=found.take("dataset_path", _dataset, ()),
+        languages=found.take("languages", _languages, ("ko",)),
+        models=tuple(given["model"] or ()) if "models" in scenario.options else (),
+        image_folder=given["images"],
+        image_size=given["image_size"],
+        seed=given["seed"],
+        num_warmups=given["num_warmups"],
+        stream=not given["no_stream"],
+        parameters=_parameters(found),
+        timeout=found.take("timeout", lambda text: None if text is None else parsers.positive_duration(text), None),
+        duration=found.take("duration", parsers.positive_duration, 0.0),
+        window=found.take("window", parsers.positive_duration, 0.0),
+        rounds=given["rounds"],
+        realtime_ttft=given["realtime_ttft"],
+        realtime_speed=given["realtime_speed"],
+        wait=found.take("wait", parsers.positive_duration, 0.0),
+        max_users=given["max_users"],
+        forecasts=found.take("forecast", _pairs, {}),
+    )
+    if len(given["model"] or ()) > 1 and "models" not in scenario.options:
+        found.problems.append(f"--model: {scenario.name} takes one model")
+    percentiles = found.take("metric_percentiles", _percentiles, DEFAULT_PERCENTILES)
+    metrics = found.take("percentile_metrics", _metrics, DEFAULT_METRICS)
+    conditions = found.take("fail_if", _conditions, NO_CONDITIONS)
+    named = [condition.percentile for condition in conditions]
+    percentiles = (*percentiles, *(value for value in named if value is not None and value not in percentiles))
+    if found.problems:
+        raise InvalidOptions(found.problems)
+    return Checked(options, Style(given["lang"], percentiles, metrics), conditions)
+
+
+def _target(found: _Check) -> Target:
+    given = found.given
+    models = given["model"] or [""]
+    return Target(
+        url=found.take("url", _url, ""),
+        model=models[0],
+        api=given["api"],
+        label=given["label"],
+        api_key=found.take("api_key", _printable, ""),
+        endpoint=found.take("endpoint", _endpoint, ""),
+        headers=found.take("header", _headers, ()),
+        tls_verify=not given["insecure"],
+    )
+
+
+def _url(text: str) -> str:
+    try:
+        return base_url(text)
+    except InvalidTarget as problem:
+        raise ValueError(str(problem)) from problem
+
+
+def _printable(text: str) -> str:
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("only printable ASCII characters are allowed")
+    return text
+
+
+def _endpoint(text: str) -> str:
+    if text and (not text.startswith("/") or not text.isascii() or not text.isprintable() or " " in text):
+        raise ValueError(f"{text!r} is not a path such as /v1/chat/completions")
+    return text
+
+
+def _headers(texts: list[str] | None) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not parsers.TOKEN.fullmatch(name):
+            raise ValueError(f"{text.partition('=')[0]!r}: expected KEY=VALUE")
+        pairs.append((name, _printable(value)))
+    return tuple(pairs)
+
+
+def _levels(text: str) -> tuple[int, ...]:
+    try:
+        levels = tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        levels = (0,)
+    if any(level < 1 for level in levels):
+        raise ValueError(f"{text!r}: expected positive integers, separated by commas")
+    return levels
+
+
+def _positive(value: float) -> float:
+    if not value > 0:
+        raise ValueError(f"{value:g}: expected a positive number")
+    return value
+
+
+def _rate(value: float) -> float | None:
+    return None if math.isinf(_positive(value)) else value
+
+
+def _goodput(texts: list[str] | None) -> dict[str, float]:
+    limits = {}
+    for text in (part for value in texts or () for part in value.replace(",", " ").split()):
+        name, _, value = text.partition(":")
+        try:
+            limits[name] = _positive(float(value))
+        except ValueError:
+            name = ""
+        if name not in GOODPUT_METRICS:
+            raise ValueError(f"{text!r}: expected {', '.join(GOODPUT_METRICS)} with milliseconds, such as ttft:500")
+    return limits
+
+
+def _dataset(path: Path | None) -> tuple[BenchRequest, ...]:
+    try:
+        return () if path is None else tuple(read_dataset(path))
+    except InvalidDataset as problem:
+        raise ValueError(str(problem)) from problem
+
+
+def _languages(text: str) -> tuple[str, ...]:
+    languages = tuple(part.strip() for part in text.split(","))
+    if not set(languages) <= set(QUESTIONS):
+        raise ValueError(f"{text!r}: expected some of {', '.join(QUESTIONS)}")
+    return languages
+
+
+def _pairs(texts: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in texts or ():
+        row, equals, value = text.partition("=")
+        if not equals or not row or not value:
+            raise ValueError(f"{text!r}: expected ROW=TEXT")
+        pairs[row] = value
+    return pairs
+
+
+def _percentiles(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (0.0,)
+    if not all(0 < value < 100 for value in values):
+        raise ValueError(f"{text!r}: expected numbers between 0 and 100, separated by commas")
+    return values
+
+
+def _metrics(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    if not set(names) <= set(METRICS):
+        raise ValueError(f"{text!r}: expected some of {', '.join(METRICS)}")
+    return names
+
+
+def _conditions(texts: list[str] | None) -> tuple[Condition, ...]:
+    return tuple(map(Condition.parse, texts or ()))
+
+
+def _parameters(found: _Check) -> dict[str, Any]:
+    given = found.given
+    parameters: dict[str, Any] = {name: given[name] for name in SAMPLING if given[name] is not None}
+    if given["ignore_eos"]:
+        parameters["ignore_eos"] = True
+    return parameters | found.take("extra_body", _json_object, dict[str, Any]())
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if text else {}
+    except json.JSONDecodeError as problem:
+        raise ValueError(f"not JSON: {problem.msg}") from problem
+    if not isinstance(value, dict):
+        raise ValueError("expected a JSON object")
+    return value

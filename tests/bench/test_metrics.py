@@ -1,0 +1,60 @@
+import pytest
+
+from gateway.bench.metrics import peaks, run_figures
+from gateway.bench.results import CANCELLED, RunResult
+from tests.bench.records import record, run
+
+
+def test_the_figures_are_those_of_vllm() -> None:
+    """Two answers of three tokens in two seconds, computed by hand from vLLM's definitions."""
+    figures = run_figures(run([record(0), record(1, start=101.0, ttft=0.7, itl=(0.2, 0.1))], duration=2.0), [50])
+    assert (figures["completed"], figures["failed"]) == (2, 0)
+    assert (figures["total_input_tokens"], figures["total_output_tokens"]) == (14, 6)
+    assert (figures["request_throughput"], figures["output_throughput"]) == (1.0, 3.0)
+    assert figures["total_token_throughput"] == 10.0
+    assert figures["mean_ttft_ms"] == pytest.approx(600)
+    assert figures["std_ttft_ms"] == pytest.approx(100)
+    assert figures["mean_itl_ms"] == pytest.approx(125)
+    assert figures["mean_tpot_ms"] == pytest.approx(125)
+    assert figures["p50_e2el_ms"] == figures["median_e2el_ms"] == pytest.approx(850)
+    assert figures["output_throughput_per_user"] == pytest.approx((3 / 0.7 + 3 / 1.0) / 2)
+
+
+def test_a_percentile_without_enough_values_is_null_and_says_what_it_needs() -> None:
+    figures = run_figures(run([record(index) for index in range(16)]), [90, 99])
+    assert figures["p90_ttft_ms"] == pytest.approx(500)
+    assert figures["p99_ttft_ms"] is None
+    assert figures["too_few"]["p99_ttft_ms"] == {"has": 16, "needs": 100}
+    assert "p90_ttft_ms" not in figures["too_few"]
+
+
+def test_failed_requests_count_as_failed_and_nowhere_else() -> None:
+    figures = run_figures(run([record(0), record(1, ttft=None, itl=(), error="timeout")], duration=1.0))
+    assert (figures["completed"], figures["failed"]) == (1, 1)
+    assert figures["mean_e2el_ms"] == pytest.approx(700)
+
+
+def test_requests_in_flight_at_an_interruption_count_nowhere() -> None:
+    figures = run_figures(run([record(0), record(1, ttft=None, itl=(), error=CANCELLED)], duration=1.0))
+    assert (figures["completed"], figures["failed"]) == (1, 0)
+
+
+def test_a_run_without_answers_has_no_latency_instead_of_zero() -> None:
+    figures = run_figures(run([record(0, ttft=None, itl=(), error="connect")], duration=0.0))
+    assert figures["mean_ttft_ms"] is figures["request_throughput"] is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "per_second"),
+    [({"ttft": 500.0}, 1.0), ({"ttft": 400.0}, 0.5), ({"ttft": 500.0, "e2el": 650.0}, 0.5), ({"tpot": 99.0}, 0.0)],
+)
+def test_goodput_counts_requests_that_keep_every_limit(limits: dict[str, float], per_second: float) -> None:
+    whole = run([record(0), record(1, ttft=0.4)], duration=2.0)
+    assert run_figures(RunResult(**{name: getattr(whole, name) for name in RunResult.__slots__} | {"goodput": limits}))[
+        "request_goodput"
+    ] == pytest.approx(per_second)
+
+
+def test_peaks_count_pieces_and_requests_by_the_second() -> None:
+    """Pieces at 0.5, 0.6, 0.7, and at 0.9, 1.9, 2.1 seconds after the first start."""
+    assert peaks([record(0), record(1, start=100.4, itl=(1.0, 0.2))]) == (4.0, 2)

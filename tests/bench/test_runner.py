@@ -1,0 +1,114 @@
+import asyncio
+import itertools
+
+import pytest
+
+from gateway.bench.results import CANCELLED, RequestRecord
+from gateway.bench.runner import Runner, RunPlan
+from gateway.bench.target import BenchRequest
+from tests.bench.fake_client import FakeClient, runner
+from tests.bench.servers import request
+
+pytestmark = pytest.mark.virtual_time
+
+
+def requests(count: int) -> list[BenchRequest]:
+    return [request(max_tokens=1, name=str(number)) for number in range(count)]
+
+
+async def test_a_closed_loop_keeps_as_many_in_flight_as_allowed() -> None:
+    client = FakeClient(places=100)
+    result = await runner(client).run(RunPlan("r", requests(10), max_concurrency=4))
+    assert client.most == 4
+    assert result.duration == pytest.approx(3.0, abs=0.05)
+    assert [record.index for record in result.records] == list(range(10))
+
+
+async def test_waiting_for_a_place_is_time_in_the_client_and_not_latency() -> None:
+    """As in vLLM: without a rate all requests are due at the start."""
+    result = await runner(FakeClient(places=100)).run(RunPlan("r", requests(3), max_concurrency=1))
+    assert [record.queue_time for record in result.records] == pytest.approx([0, 1, 2], abs=0.05)
+    assert [record.latency for record in result.records] == pytest.approx([1, 1, 1], abs=0.05)
+
+
+async def test_an_open_loop_sends_at_the_due_times_however_slow_the_server_is() -> None:
+    client = FakeClient(places=100, prefill=lambda request, running: 50.0)
+    result = await runner(client).run(RunPlan("r", requests(5), request_rate=2.0, burstiness=float("inf")))
+    starts = [record.start - result.start for record in result.records]
+    assert starts == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.5], abs=0.05)
+    assert client.most == 5
+
+
+async def test_a_blocked_open_loop_counts_the_wait_from_the_due_time() -> None:
+    plan = RunPlan("r", requests(3), max_concurrency=1, due=[0.0, 0.1, 0.2])
+    result = await runner(FakeClient(places=9)).run(plan)
+    assert [record.queue_time for record in result.records] == pytest.approx([0, 0.9, 1.8], abs=0.05)
+    assert result.client.start_delay_p99_ms == pytest.approx(0, abs=50)
+
+
+async def test_an_endless_plan_stops_sending_after_its_time_and_waits_for_answers() -> None:
+    endless = (request(max_tokens=1) for _ in itertools.count())
+    result = await runner(FakeClient(places=9)).run(RunPlan("r", endless, max_concurrency=2, seconds=4.5))
+    assert len(result.records) == result.num_prompts == 10
+    assert result.duration == pytest.approx(5.0, abs=0.05)
+    assert max(record.queue_time for record in result.records) == pytest.approx(0, abs=0.05)
+
+
+async def test_an_endless_plan_at_a_rate_keeps_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.bench.runner.BLOCK", 7)
+    endless = (request(max_tokens=1) for _ in itertools.count())
+    plan = RunPlan("r", endless, request_rate=4.0, burstiness=float("inf"), seconds=5.1)
+    result = await runner(FakeClient(places=99)).run(plan)
+    starts = [record.start - result.start for record in result.records]
+    assert starts == pytest.approx([0.25 * number for number in range(1, 21)], abs=0.05)
+
+
+async def test_an_interruption_keeps_what_has_ended() -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(2.5, stop.set)
+    result = await runner(FakeClient(places=9), stop).run(RunPlan("r", requests(100), max_concurrency=2))
+    assert result.interrupted
+    assert len(result.good) == 4
+    assert [record.error for record in result.records if not record.is_ok] == [CANCELLED] * 2
+    assert (len(result.ended), result.num_prompts) == (4, 100)
+
+
+async def test_a_fault_of_the_client_is_not_swallowed() -> None:
+    class Broken(FakeClient):
+        async def send(self, request: BenchRequest, index: int = 0) -> RequestRecord:
+            raise RuntimeError("a fault")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        await runner(Broken()).run(RunPlan("r", requests(2)))
+
+
+async def test_progress_sees_each_request() -> None:
+    seen: list[object] = []
+
+    class Progress:
+        def begin(self, label: str, total: int | None, seconds: float | None) -> None:
+            seen.append((label, total, seconds))
+
+        def advance(self, record: RequestRecord) -> None:
+            seen.append(record.index)
+
+        def end(self) -> None:
+            seen.append("end")
+
+    progress = Progress()
+    await Runner(FakeClient(), progress=progress, clock=asyncio.get_running_loop().time).run(RunPlan("r", requests(2)))
+    assert seen == [("r", 2, None), 0, 1, "end"]
+
+
+async def test_the_lateness_of_the_clients_loop_is_measured() -> None:
+    class Slow(FakeClient):
+        async def send(self, request: BenchRequest, index: int = 0) -> RequestRecord:
+            ahead.append(0.5)  # the clock moves while the loop stands still
+            return await super().send(request, index)
+
+    ahead: list[float] = []
+    loop = asyncio.get_running_loop()
+    slow = Runner(Slow(places=9), clock=lambda: loop.time() + sum(ahead))
+    result = await slow.run(RunPlan("r", requests(1)))
+    assert result.client.lag_max_ms >= 400
+    assert "client_lagging" in result.client.warnings

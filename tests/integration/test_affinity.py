@@ -1,0 +1,54 @@
+"""Requests to several vLLM servers: a conversation stays on one, and the metrics count it.
+
+Covers: gateway/relay/chat.py
+"""
+
+import re
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway import config, simulate
+from tests.fakes.running_gateway import Running, running
+from tests.fakes.stand_ins import stand_in
+
+pytestmark = pytest.mark.uvloop
+
+MODEL = "Qwen/A"
+VLLM = simulate.Options("vllm", (simulate.Model(MODEL, context_length=8192),))
+
+
+def settings(*urls: str) -> config.Settings:
+    return config.build(
+        {
+            "llm_backend": "vllm",
+            "backends": {"vllm": {"servers": list(urls)}},
+            "tiers": {"standard": {"models": {"vllm": MODEL}}},
+            "state_file": "",
+        }
+    )
+
+
+async def ask(gateway: Running, messages: list[dict[str, Any]]) -> None:
+    async with gateway.openai() as client:
+        answer = await client.chat.completions.create(model="standard", messages=messages, max_tokens=8)  # type: ignore[arg-type]
+    messages.append({"role": "assistant", "content": answer.choices[0].message.content})
+
+
+async def test_turns_of_conversations_stay_on_their_servers() -> None:
+    async with stand_in(VLLM) as one, stand_in(VLLM) as two, running(settings(one.base_url, two.base_url)) as gateway:
+        conversations: list[list[dict[str, Any]]] = [[] for _ in range(6)]
+        sides: list[set[int]] = [set() for _ in conversations]
+        for turn in range(4):
+            for number, messages in enumerate(conversations):
+                before = one.engine.served
+                messages.append({"role": "user", "content": f"{number}, {turn}: " + "question " * 300})
+                await ask(gateway, messages)
+                sides[number].add(one.engine.served - before)
+        assert sorted(map(len, sides)) == [1] * 6
+        assert len(set.union(*sides)) == 2
+        async with httpx2.AsyncClient(base_url=gateway.base_url, verify=False) as client:
+            metrics = (await client.get("/metrics")).text
+        counts = dict(re.findall(r'gateway_affinity_total{backend="vllm",outcome="(\w+)"} (\S+)', metrics))
+        assert counts == {"kept": "18.0", "moved": "0.0", "new": "6.0"}
