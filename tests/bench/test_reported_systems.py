@@ -22,7 +22,7 @@ from gateway.bench.target import Api, Target
 from gateway.simulate import SEED_SLOWDOWN, Model, Options
 from gateway.simulate import running as stand_in
 from tests.fakes.running_gateway import running
-from tests.fakes.virtual_time import virtual_clock
+from tests.fakes.virtual_time import InlineExecutor, virtual_clock
 
 pytestmark = pytest.mark.virtual_time
 
@@ -70,7 +70,11 @@ async def measured(scenario: str, url: str, model: str, api: Api = "openai", **c
 async def behind_gateway(options: Options, limits: dict[str, Any] | None = None, **backend: Any) -> AsyncIterator[str]:
     """Yield the address of a gateway whose only tier is the stand-in's first model."""
     kind = options.kind
-    with virtual_clock(), patch("gateway.relay.in_flight.CHECK_SECONDS", 1000.0):
+    with (
+        virtual_clock(),
+        patch("gateway.relay.in_flight.CHECK_SECONDS", 1000.0),
+        patch("gateway.chat.images.ThreadPoolExecutor", InlineExecutor),
+    ):
         async with stand_in(options) as server:
             tiers = {
                 model.name: {"models": {kind: model.name}, "limits": {kind: limits or {}}} for model in options.served
