@@ -170,17 +170,12 @@ class ChatEndpoint(Endpoint[ChatCall]):
     ) -> ChoicesRelay:
         """Return the relay of several choices. Each gets its route when it begins."""
         answer_id, created, model_names = random_id(), int(time.time()), self._model_names
-        begun: set[int] = set()
-        """Prompts whose first answer has begun."""
 
         def make(connection: ChoiceConnection, chat: Chat, choice: ChoiceForm) -> ChatRelay:
             if self._model_names is not model_names:  # the settings may no longer have the tier
                 raise BackendUnavailable("The settings have just changed. Try again.", retry_after=1)
             request = self._request(chat, choice, route(), head, bucket)
-            prompt = id(chat.messages)
-            part = 2 if prompt in begun else 1 if begun else 0
-            begun.add(prompt)
-            request = structs.replace(request, answer_id=answer_id, created=created, part=part)
+            request = structs.replace(request, answer_id=answer_id, created=created)
             return self.relay_class(self._context, connection, request)
 
         return ChoicesRelay(client, chats_of(chat), form, answer_id, created, make)

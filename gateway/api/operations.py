@@ -43,7 +43,7 @@ SHOWN_LIMITS = (
 )
 
 
-_CHAT_CAPABILITIES = ["completion", "tools"]
+_CHAT_CAPABILITIES = ("completion", "tools")
 """Capabilities of a model about which no engine says anything, in Ollama's words."""
 
 
@@ -53,7 +53,7 @@ class PublicEntry(NamedTuple):
     name: str
     context_length: int | None
     """Number of tokens, the smallest of all its backends; None if no backend says it."""
-    capabilities: list[str]
+    capabilities: tuple[str, ...]
     """Capabilities in Ollama's words that all its backends have, as far as they say it."""
     is_loaded: bool
     """True if it is ready to serve at the active backend."""
@@ -160,13 +160,13 @@ class Operations:
 
     def _embedding_entry(self, name: str) -> PublicEntry:
         item = self._settings.embeddings[name]
-        return self._described(name, {item.backend: item.model}, item.backend, ["embedding"])
+        return self._described(name, {item.backend: item.model}, item.backend, ("embedding",))
 
     def _discovered_entry(self, name: str, found: DiscoveredModel) -> PublicEntry:
         backend = found.route.backend
         return self._described(name, {backend: found.name}, backend, _CHAT_CAPABILITIES)
 
-    def _described(self, name: str, models: dict[str, str], active: str, assumed: list[str]) -> PublicEntry:
+    def _described(self, name: str, models: dict[str, str], active: str, assumed: tuple[str, ...]) -> PublicEntry:
         entry = self._entry(name, models)
         known = [
             facts.capabilities
@@ -174,7 +174,7 @@ class Operations:
             for server in self._backends[backend].servers
             if (facts := server.facts(model)).capabilities is not None
         ]
-        capabilities = sorted(frozenset.intersection(*known)) if known else assumed
+        capabilities = tuple(sorted(frozenset.intersection(*known))) if known else assumed
         backend, model = self._backends[active], models[active]
         return PublicEntry(
             name,

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -58,9 +59,11 @@ def build(
             f"{prefix}/models",
             include_in_schema=in_schema,
             summary="List the tiers, aliases and embedding models",
+            response_model=dict[str, Any],
         )
-        async def models(allows: Annotated[Allows, Depends(client)]) -> dict[str, Any]:
-            return operations.models(allows)
+        async def models(allows: Annotated[Allows, Depends(client)]) -> Response:
+            # A list of 1,000 discovered models would keep FastAPI's encoder busy.
+            return Response(msgspec.json.encode(operations.models(allows)), media_type="application/json")
 
         @app.get(
             f"{prefix}/models/{{name:path}}",

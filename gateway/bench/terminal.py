@@ -42,7 +42,7 @@ def show(result: ScenarioResult, console: Console, style: Style) -> None:
 def _rich(table: TextTable) -> Table:
     shown = Table(title=table.title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")
     for heading, is_number in zip(table.headings, table.is_number, strict=True):
-        shown.add_column(escape(heading), justify="right" if is_number else "left")
+        shown.add_column(escape(heading), justify="right" if is_number else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*map(escape, row))
     return shown

@@ -84,6 +84,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "in_turn": ("one after the other", "순차"),
     "together": ("at once", "동시"),
     "ok": ("ok", "정상"),
+    "warm-up": ("warm-up", "예열"),
     "realtime": ("real time", "실시간 응답"),
     "within_wait": ("within the wait", "대기 허용"),
     "at_most": ("at most", "최대 동시 처리"),

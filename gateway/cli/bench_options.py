@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any, TypeVar
 from gateway.bench.fail_if import Condition
 from gateway.bench.formatting import DEFAULT_METRICS
 from gateway.bench.http_client import InvalidTarget, base_url
-from gateway.bench.metrics import DEFAULT_PERCENTILES, GOODPUT_METRICS, METRICS
+from gateway.bench.metrics import DEFAULT_PERCENTILES, GOODPUT_METRICS, METRICS, run_figures
 from gateway.bench.options import BenchOptions
 from gateway.bench.prompts import QUESTIONS, InvalidDataset, read_dataset
-from gateway.bench.scenarios import SCENARIOS
+from gateway.bench.results import RunResult
+from gateway.bench.scenarios import SCENARIOS, Scenario
 from gateway.bench.target import BenchRequest, Target
 from gateway.bench.writers import Style
 from gateway.config import parsers
@@ -121,6 +123,7 @@ def check(given: dict[str, Any], chosen: set[str]) -> Checked:
     conditions = found.take("fail_if", _conditions, NO_CONDITIONS)
     named = [condition.percentile for condition in conditions]
     percentiles = (*percentiles, *(value for value in named if value is not None and value not in percentiles))
+    found.problems += _unknown_figures(conditions, scenario, percentiles)
     if found.problems:
         raise InvalidOptions(found.problems)
     return Checked(options, Style(given["lang"], percentiles, metrics), conditions)
@@ -246,6 +249,20 @@ def _metrics(text: str) -> tuple[str, ...]:
 
 def _conditions(texts: list[str] | None) -> tuple[Condition, ...]:
     return tuple(map(Condition.parse, texts or ()))
+
+
+def _unknown_figures(
+    conditions: tuple[Condition, ...], scenario: Scenario, percentiles: tuple[float, ...]
+) -> list[str]:
+    """Return a problem for each condition on a figure that this scenario will not have."""
+    nothing = RunResult("", "", "", (), start=0.0, duration=0.0, num_prompts=0)
+    names = set(run_figures(nothing, percentiles)) - {"too_few"}
+    return [
+        f"--fail-if: {condition.name!r} is not a figure of {scenario.name}; it has {', '.join(sorted(names))}"
+        + (f", and {scenario.figures.replace('|', ', ')}" if scenario.figures else "")
+        for condition in conditions
+        if condition.name not in names and not re.fullmatch(scenario.figures, condition.name)
+    ]
 
 
 def _parameters(found: _Check) -> dict[str, Any]:

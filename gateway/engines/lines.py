@@ -10,6 +10,9 @@ MAX_LINE = 1024 * 1024
 
 DONE = b"[DONE]"
 
+_CR = ord("\r")
+"""A number: `b"\\r" in piece` would raise and discard an exception first, for every line of Ollama's."""
+
 
 class LineTooLong(ValueError):
     """A line exceeded `MAX_LINE` bytes."""
@@ -31,7 +34,7 @@ class LineBuffer:
         Raises:
             LineTooLong: a line has more than `MAX_LINE` bytes.
         """
-        if b"\r" in piece:
+        if _CR in piece:
             piece = piece.replace(b"\r", b"\n")
         end = piece.rfind(b"\n")
         if self._rest or end != len(piece) - 1:

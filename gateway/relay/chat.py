@@ -7,7 +7,7 @@ from functools import partial
 
 from msgspec import structs
 
-from gateway.admission.scheduler import Transfer, WaitEstimate
+from gateway.admission.scheduler import WaitEstimate
 from gateway.chat.answer import Answer, Assembler, Delta, TimedUsage, Usage, assemble
 from gateway.chat.constraints import ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.normalizer import Normalizer
@@ -29,11 +29,9 @@ from gateway.engines.engine import (
 )
 from gateway.engines.long_strings import render_images
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter, UpstreamError
-from gateway.relay.base import MOST_BYTES_PER_TOKEN, SMALLEST_CONTEXT, Relay
 from gateway.relay.context import RelayContext
-from gateway.relay.destinations import Destination
-from gateway.relay.in_flight import Requeueable
 from gateway.relay.requests import ChatRequest, ClientConnection
+from gateway.relay.requeueable import RequeueableRelay
 from gateway.relay.turns import YIELD_BYTES, in_turns
 from gateway.telemetry.exchange import CHAT, Attribution
 from gateway.upstream.connection import Connection, TransportError
@@ -46,7 +44,7 @@ backend that is generating can be told from one that hangs. A shorter one stays 
 cheaper, and has to arrive within `first_token_timeout`."""
 
 
-class ChatRelay(Relay):
+class ChatRelay(RequeueableRelay):
     """One chat completion."""
 
     workload = CHAT
@@ -103,92 +101,13 @@ class ChatRelay(Relay):
         if self._lane == "vision" and self._backend.lacks(self._destination.route.model, "vision"):
             raise UnsupportedParameter("This model does not accept images.", param="messages")
 
-    # The roll-out
-
-    @property
-    def request(self) -> ChatRequest:
-        return self._request
-
-    @property
-    def destination(self) -> Destination:
-        """The destination that the request is queued for or runs at."""
-        return self._destination
-
-    @property
-    def follows_rollout(self) -> bool:
-        """True if the roll-out chose the request's backend, and not a failover."""
-        return self._failover is None or not self._failover.has_left
-
-    def as_requeueable(self) -> Requeueable | None:
-        return self if self.follows_rollout else None
-
-    @property
-    def is_queued(self) -> bool:
-        return self._ticket.is_queued
-
-    def can_be_served_by(self, destination: Destination) -> bool:
-        """Return whether the model at `destination` can serve the request, as far as is known."""
-        model, backend = destination.route.model, destination.backend
-        if self._lane == "vision" and backend.lacks(model, "vision"):
-            return False
-        return self._request.size <= MOST_BYTES_PER_TOKEN * SMALLEST_CONTEXT or not self._is_longer_than(
-            backend.context_length(model)
-        )
-
-    def falls_back_from(self, destination: Destination) -> bool:
-        """Let the fallback serve the queued request if `destination` accepts none now. Return whether it does.
-
-        A new request for `destination` would be served there too. If the request is queued for the
-        fallback's backend already, it keeps its place.
-        """
-        fallback, backend, model = destination.fallback, destination.backend, destination.route.model
-        if fallback is None or not backend.is_restrained or not backend.accepts_none(model, self._lane):
-            return False
-        other = self._context.destination(fallback, self.workload).backend
-        if other.refuses_all(fallback.model, self._lane):
-            return False
-        if other is not self._backend:
-            self._ticket.refuse(backend.unavailable(model, self._lane))
-            self._retarget(destination)
-            self._move_to(destination)
-        return True
-
-    def requeue_on(self, destination: Destination) -> Transfer:
-        """Retarget the queued request; `destination` has to accept the transfer at once.
-
-        The request is rendered for the new backend when it gets a slot there.
-        """
-        self._retarget(destination)
-        self._move_to(destination)
-        self._ticket.prompt = self._prompt() if destination.backend.admission.affinity is not None else None
-        return self._ticket.transfer(self._backend.admission, destination.queues[self._lane], self._claim())
-
-    def _follow_rollout(self, destination: Destination) -> Destination:
-        """Return the destination where the roll-out would send the request now.
-
-        The roll-out may have changed while the request had a slot, and no request may join the
-        queue of a backend that its tier has left.
-        """
-        other = self._context.requeue_target(self) if self.follows_rollout else None
-        if other is None:
-            return destination
-        self._move_to(other)
-        return other
-
-    def _move_to(self, destination: Destination) -> None:
-        self._moved = True
-        # The route is the roll-out's choice, for the log and for the guard.
-        self._request = structs.replace(self._request, route=destination.route)
-        if self._failover is not None:
-            self._failover.destination = destination
-
-    def _prompt(self) -> PromptBlocks | None:
-        return prompt_blocks(self._chat, self._destination.route.model)
-
     @property
     def may_be_silent(self) -> bool:
         """True if the engine may hold back output: Ollama sends a tool call as a whole."""
         return bool(self._chat.tools)
+
+    def _prompt(self) -> PromptBlocks | None:
+        return prompt_blocks(self._chat, self._destination.route.model)
 
     def _text_length(self) -> int:
         return sum(len(message.text) for message in self._chat.messages)
@@ -435,10 +354,10 @@ class ChatRelay(Relay):
 
     def _attribution(self) -> Attribution | None:
         request, is_vision = self._request, self._lane == "vision"
-        if not (request.claim.person or request.part or is_vision):
+        if not (request.claim.person or is_vision):
             return None
         images = sum(len(message.images) for message in request.chat.messages) if is_vision else 0
-        return Attribution(self._person(), images, request.part)
+        return Attribution(self._person(), images)
 
 
 def waiting_note(estimate: WaitEstimate) -> str:

@@ -1,12 +1,14 @@
 """Several choices (`n`) or several prompts: as many exchanges with the backends, and one answer.
 
-Each choice is a `ChatRelay` of its own, with its own ticket in the queue, failover, deadlines and
-record, on either engine. So limits count what an engine really does, and a roll-out moves queued
-choices as it moves any request. A vLLM computes the common prompt once (prefix caching).
+Each choice is a `ChatRelay` of its own, with its own ticket in the queue, failover and deadlines, on
+either engine. So limits count what an engine really does, and a roll-out moves queued choices as it
+moves any request. A vLLM computes the common prompt once (prefix caching). The client's exchange is
+one, so there is one record of it.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import structs
@@ -19,6 +21,7 @@ from gateway.dialects.dialect import ChoiceForm, ChoicesForm
 from gateway.errors import ClientLeft, Crash, GatewayError
 from gateway.relay.chat import ChatRelay
 from gateway.relay.requests import ClientConnection
+from gateway.telemetry.exchange import Attribution, Exchange
 
 MakeRelay = Callable[["ChoiceConnection", Chat, ChoiceForm], ChatRelay]
 """Returns the relay of one choice, for the route that the roll-out chooses at that moment."""
@@ -112,6 +115,10 @@ class ChoicesRelay:
         self._failed: int | None = None
         """Index of the first choice that failed."""
         self._error: GatewayError | None = None
+        self._exchanges: dict[int, Exchange] = {}
+        """Records of the choices by their index."""
+        self._attribution: Attribution | None = None
+        self._on_exchange: Callable[[Exchange, Attribution | None], None] = lambda exchange, attribution: None
 
     def __repr__(self) -> str:
         return f"<ChoicesRelay of {len(self._chats)}>"
@@ -121,12 +128,15 @@ class ChoicesRelay:
         client.on_leave = self._leave
         client.on_pause, client.on_resume = self._pause, self._resume
         try:
-            async with asyncio.TaskGroup() as group:
-                for index, share in enumerate(shares(held, len(self._chats))):
-                    group.create_task(self._run(index, share))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for index, share in enumerate(shares(held, len(self._chats))):
+                        group.create_task(self._run(index, share))
+            finally:
+                client.on_leave = client.on_pause = client.on_resume = None
+            self._finish()
         finally:
-            client.on_leave = client.on_pause = client.on_resume = None
-        self._finish()
+            self._record()
 
     async def _run(self, index: int, held: HeldBody) -> None:
         """Run one choice to its end. The route is chosen and the queue is joined without an await.
@@ -142,6 +152,7 @@ class ChoicesRelay:
         except GatewayError as error:
             choice.error = error
         else:
+            self._on_exchange, relay.on_exchange = relay.on_exchange, partial(self._keep, index)
             await relay(held)
         finally:
             held.release()
@@ -182,6 +193,40 @@ class ChoicesRelay:
             client.answer(form.error_status(error), lines, form.error_body(error))
             return
         client.end()
+
+    def _keep(self, index: int, exchange: Exchange, attribution: Attribution | None) -> None:
+        """Keep the record of one choice. All choices have the same person and images."""
+        self._exchanges[index] = exchange
+        self._attribution = attribution
+
+    def _record(self) -> None:
+        """Record the exchange, if a choice has begun: as the choice that failed, or the one that took longest.
+
+        The first token is the earliest of all choices, and the tokens are those of all of them.
+        """
+        if not self._exchanges:
+            return
+        exchanges, error = list(self._exchanges.values()), self._error
+        record = max(exchanges, key=lambda exchange: exchange.duration)
+        if self._failed is not None and self._failed in self._exchanges:
+            record = self._exchanges[self._failed]
+        elif error is not None:
+            status = self._form.error_status(error)
+            record = structs.replace(record, status=status, code=error.code, outcome=error.outcome)
+        chats = [self._chats[index] for index in self._exchanges]
+        first_tokens = [one.time_to_first_token for one in exchanges if one.time_to_first_token is not None]
+        self._on_exchange(
+            structs.replace(
+                record,
+                moved=any(one.moved for one in exchanges),
+                empty=all(one.empty for one in exchanges),
+                time_to_first_token=min(first_tokens, default=None),
+                usage=_total(chats, [one.usage for one in exchanges]),
+                sent_tokens=sum(one.sent_tokens for one in exchanges),
+                attempts=sum(one.attempts for one in exchanges),
+            ),
+            self._attribution,
+        )
 
     # The client
 

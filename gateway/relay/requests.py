@@ -73,8 +73,6 @@ class ChatRequest(RelayRequest, frozen=True, gc=False):
     """Canary bucket, if it can no longer be computed from `chat`."""
     names_stop: bool = False
     """True if the answer has to say which stop sequence ended it."""
-    part: int = 0
-    """Place among several answers: see `Attribution.part`."""
 
 
 class RerankRequest(RelayRequest, frozen=True, gc=False):

@@ -55,12 +55,15 @@ class RelayState:
         "_ticket",
         "awaits_first_token",
         "check_at",
+        "on_exchange",
     )  # fmt: skip
 
     def __init__(
         self, context: RelayContext, client: ClientConnection, request: RelayRequest, form: Form, lane: LaneName
     ) -> None:
         self._context = context
+        self.on_exchange = context.on_exchange
+        """Receives the record of the exchange when it ends."""
         self._client = client
         self._request = request
         self._form = form
@@ -168,7 +171,7 @@ class RelayState:
         if hold is not None:
             hold.count(*meter.counted(error))
         attribution = self._attribution()
-        self._context.on_exchange(
+        self.on_exchange(
             Exchange(
                 request_id=request.id,
                 key_id=request.key_id,

@@ -89,9 +89,6 @@ class Attribution(Struct, frozen=True, gc=False):
     person: str = ""
     """Person that a trusted program names; empty if it names none."""
     images: int = 0
-    part: int = 0
-    """0 for a whole request, or its first answer; 1 for the first answer to a further prompt of the
-    same request; 2 for a further answer to the same prompt."""
 
 
 class Meter:

@@ -375,8 +375,7 @@ class Metrics:
         if usage is not None:
             key.prompt_tokens += usage.prompt_tokens
             key.completion_tokens += usage.completion_tokens
-        else:
-            key.completion_tokens += exchange.sent_tokens
+        key.completion_tokens += exchange.sent_tokens
 
     def _record_failure(self, exchange: Exchange) -> None:
         self.requests.labels(exchange.endpoint, exchange.tier, exchange.backend, exchange.outcome).inc()

@@ -46,14 +46,12 @@ class Totals:
         """Add one exchange that ended on `day`.
 
         A request counts if a backend began to serve it; else it was refused, unless its client left
-        or it needed no backend. Further answers to one request count no request, and no prompt
-        twice.
+        or it needed no backend.
         """
         is_served = exchange.attempts > 0
         is_refused = not is_served and exchange.status >= 400 and exchange.outcome != "cancelled"
         if not (is_served or is_refused):
             return
-        part = 0 if attribution is None else attribution.part
         group = Group(
             exchange.key or exchange.key_id or NONE,
             NONE if attribution is None else self._person(attribution.person, day),
@@ -64,17 +62,14 @@ class Totals:
         counts = self.rows.get(group)
         if counts is None:
             counts = self.rows[group] = [0] * len(COUNTS)
-        if part == 0:
-            counts[0 if is_served else 1] += 1
+        counts[0 if is_served else 1] += 1
         usage = exchange.usage
-        if usage is None:
-            counts[3] += exchange.sent_tokens
-        else:
-            if part < 2:
-                counts[2] += usage.prompt_tokens
-                counts[4] += usage.cached_tokens if isinstance(usage, CachedUsage) else 0
+        if usage is not None:
+            counts[2] += usage.prompt_tokens
             counts[3] += usage.completion_tokens
-        if attribution is not None and part == 0 and is_served:
+            counts[4] += usage.cached_tokens if isinstance(usage, CachedUsage) else 0
+        counts[3] += exchange.sent_tokens
+        if attribution is not None and is_served:
             counts[5] += attribution.images
         counts[6] += exchange.upstream
 

@@ -1,13 +1,17 @@
 """Ollama's own API: lists and descriptions of models, refusals, keys and browsers."""
 
 import json
+import time
 from collections.abc import AsyncIterator
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 
-from gateway.api.ollama_routes import CHANGING, MAX_SHOW_BODY, VERSION
+from gateway.api.ollama_routes import CHANGING, MAX_SHOW_BODY, SECONDS_KEPT, SECONDS_LOADED, VERSION, add_ollama
+from gateway.api.operations import Operations, PublicEntry, allow_all
 from tests.api.both_engines import KEY, bearer, serving
 
 PUBLIC = ["team/Standard", "gpt-4o", "pinned", "bge-m3"]
@@ -177,3 +181,43 @@ async def test_a_name_may_have_the_tag_latest_at_every_endpoint(client: httpx2.A
     for path in ("/v1/chat/completions", "/api/chat"):
         answer = await client.post(path, json=body)
         assert (answer.status_code, json.loads(answer.content)["model"]) == (200, tagged)
+
+
+class _Listed:
+    """Operations with these models alone."""
+
+    def __init__(self, *entries: PublicEntry) -> None:
+        self.public_entries = lambda _: list(entries)
+
+
+def _client_of(*entries: PublicEntry) -> httpx2.AsyncClient:
+    app = FastAPI()
+    add_ollama(app, cast("Operations", _Listed(*entries)), lambda: allow_all)
+    return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://gateway")
+
+
+async def test_a_name_with_a_percent_sign_and_a_quote_is_listed_as_it_is() -> None:
+    entry = PublicEntry('100%b"', 8, ("completion",), is_loaded=True, stays_loaded=False)
+    async with _client_of(entry) as client:
+        for path in ("/api/tags", "/api/ps"):
+            (model,) = (await client.get(path)).json()["models"]
+            assert model["name"] == '100%b":latest'
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_a_loaded_model_expires_later_if_its_engine_keeps_it(stays: bool) -> None:
+    async with _client_of(PublicEntry("a", None, (), is_loaded=True, stays_loaded=stays)) as client:
+        (model,) = (await client.get("/api/ps")).json()["models"]
+    remaining = (datetime.fromisoformat(model["expires_at"]) - datetime.now(UTC)).total_seconds()
+    assert remaining == pytest.approx(SECONDS_KEPT if stays else SECONDS_LOADED, abs=60)
+
+
+@pytest.mark.parametrize("path", ["/api/tags", "/api/ps"])
+async def test_a_list_of_a_thousand_models_takes_the_loop_a_few_milliseconds(path: str) -> None:
+    entries = [PublicEntry(f"m{number}:7b", 8192, ("completion",), True, False) for number in range(1000)]
+    async with _client_of(*entries) as client:
+        began = time.thread_time()
+        answer = await client.get(path)
+        seconds = time.thread_time() - began
+    assert len(answer.json()["models"]) == 1000
+    assert seconds < 0.05

@@ -16,12 +16,15 @@ from tests.fakes.images import png_data_url
 PNG = base64.b64decode(png_data_url().partition(",")[2])
 OLLAMA = simulate.Options("ollama", (simulate.Model("qwen3-vl", family="qwen3vl", vision=True),))
 VLLM = simulate.Options("vllm")
+OLDER_OLLAMA = simulate.Options("ollama", OLLAMA.models, generation="0.24")
 SIDES: list[tuple[simulate.Options, Api, str]] = [
     (VLLM, "openai", ""),
     (VLLM, "openai", "/v1/completions"),
     (OLLAMA, "openai", ""),
     (OLLAMA, "openai", "/v1/completions"),
     (OLLAMA, "ollama", ""),
+    (OLDER_OLLAMA, "openai", ""),
+    (OLDER_OLLAMA, "ollama", ""),
     (OLLAMA, "ollama", "/api/generate"),
 ]
 

@@ -19,10 +19,12 @@ from gateway.bench.results import ScenarioResult
 from gateway.bench.runner import Runner
 from gateway.bench.scenarios import SCENARIOS
 from gateway.bench.target import Api, Target
+from gateway.chat.images import ImageNormalizer
+from gateway.chat.request import Chat
 from gateway.simulate import SEED_SLOWDOWN, Model, Options
 from gateway.simulate import running as stand_in
 from tests.fakes.running_gateway import running
-from tests.fakes.virtual_time import InlineExecutor, virtual_clock
+from tests.fakes.virtual_time import virtual_clock
 
 pytestmark = pytest.mark.virtual_time
 
@@ -66,14 +68,21 @@ async def measured(scenario: str, url: str, model: str, api: Api = "openai", **c
         await client.close()
 
 
+async def _as_it_is(self: ImageNormalizer, chat: Chat, *_: Any, **__: Any) -> Chat:
+    return chat
+
+
 @asynccontextmanager
 async def behind_gateway(options: Options, limits: dict[str, Any] | None = None, **backend: Any) -> AsyncIterator[str]:
-    """Yield the address of a gateway whose only tier is the stand-in's first model."""
+    """Yield the address of a gateway with a tier for each model of the stand-in.
+
+    It does not check images: its threads would not be in this loop, whose clock runs ahead of them.
+    """
     kind = options.kind
     with (
         virtual_clock(),
         patch("gateway.relay.in_flight.CHECK_SECONDS", 1000.0),
-        patch("gateway.chat.images.ThreadPoolExecutor", InlineExecutor),
+        patch("gateway.chat.images.ImageNormalizer.checked", _as_it_is),
     ):
         async with stand_in(options) as server:
             tiers = {

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import Result
 
 from gateway import simulate
+from gateway.bench.scenarios import SCENARIOS
 from gateway.cli.bench_options import InvalidOptions, check
 from tests.cli.harness import command, invoke, process
 from tests.fakes.stand_ins import stand_in
@@ -65,10 +66,28 @@ async def test_fail_if_decides_the_exit_status(condition: str, status: int) -> N
     assert done.exit_code == status, done.output
 
 
-async def test_a_figure_that_does_not_exist_is_exit_status_2() -> None:
-    done = await bench(FAST, "load", "--num-prompts", "1", "--fail-if", "p99_tftt_ms>1")
+def test_a_figure_that_does_not_exist_is_refused_before_anything_is_measured() -> None:
+    done = invoke("bench", "load", "--url", "http://127.0.0.1:1", "--fail-if", "p99_tftt_ms>1")
     assert done.exit_code == 2
-    assert "'p99_tftt_ms' is not a figure" in done.stderr
+    assert "'p99_tftt_ms' is not a figure of load; it has " in done.stderr
+
+
+async def test_a_figure_of_a_level_that_was_not_measured_is_exit_status_2() -> None:
+    done = await bench(FAST, "vision-batch", "--levels", "1", "--image-size", "8", "--fail-if", "speedup_5<1")
+    assert done.exit_code == 2
+    assert "'speedup_5' is not a figure of this result" in done.stderr
+
+
+@pytest.mark.parametrize("scenario", list(SCENARIOS))
+async def test_every_figure_of_a_scenario_can_be_named(scenario: str) -> None:
+    """What the options accept beforehand is what the result has afterwards."""
+    words = {"soak": ("--duration", "1s", "--window", "300ms"), "users": ("--levels", "1")}.get(scenario, ())
+    words += ("--image-size", "8", "--levels", "1,2") if scenario == "vision-batch" else ()
+    done = await bench(FAST, scenario, "--output-len", "2", "--json", *words)
+    result = json.loads(done.stdout)
+    names = set(result["figures"]) | {name for name, value in result.items() if isinstance(value, float)}
+    names -= {"run_start", "burstiness", "format"}
+    check(given(scenario=scenario, fail_if=[f"{name}>1" for name in names], metric_percentiles="50,90,95,99"), set())
 
 
 async def test_a_percentile_of_a_condition_is_computed_though_it_is_not_shown() -> None:

@@ -3,10 +3,8 @@
 import asyncio
 import selectors
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from unittest.mock import patch
 
 GRACE_SECONDS = 0.002
@@ -42,21 +40,6 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return _monotonic() + self._skipping.skipped
-
-
-class InlineExecutor(Executor):
-    """Executor without threads: a call runs while it is submitted, since the clock would not wait for it."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def submit(self, call: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(call(*args, **named))
-        except Exception as error:
-            future.set_exception(error)
-        return future
 
 
 @contextmanager

@@ -49,14 +49,11 @@ def test_request_that_failed_or_was_left_at_a_backend_counts_with_what_was_sent(
     assert (counts["completion_tokens"], counts["prompt_tokens"]) == (14, 0)
 
 
-def test_further_answers_count_no_request_and_no_prompt_twice() -> None:
-    """Two prompts with two answers each, as the client counts them."""
+def test_answer_of_which_a_part_broke_off_counts_both_parts() -> None:
+    """Of several choices, one may have its backend's counts and another one may not."""
     found = Totals()
-    for part in (0, 2, 1, 2):
-        found.add(exchange(), Attribution("", 1, part), DAY)
-    _, counts = only(found)
-    assert (counts["requests"], counts["prompt_tokens"], counts["completion_tokens"]) == (1, 20, 404)
-    assert counts["images"] == 1
+    found.add(exchange(sent_tokens=4), None, DAY)
+    assert only(found)[1]["completion_tokens"] == 105
 
 
 def test_cached_tokens_are_those_that_the_engine_reports() -> None:

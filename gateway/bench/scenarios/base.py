@@ -14,11 +14,17 @@ RunScenario = Callable[[BenchOptions, Runner], Awaitable[ScenarioResult]]
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A scenario and the options that have a meaning for it, besides those of all scenarios."""
+    """A scenario.
+
+    Attributes:
+        options: the options that have a meaning for it, besides those of all scenarios.
+        figures: a regular expression that matches the names of its own figures.
+    """
 
     name: str
     run: RunScenario
     options: frozenset[str]
+    figures: str = ""
 
 
 class Unanswered(Exception):

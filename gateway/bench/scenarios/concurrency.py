@@ -122,4 +122,6 @@ def _verdict(run: RunResult) -> Verdict:
     )
 
 
-SCENARIO = Scenario("concurrency", run, frozenset({"num_prompts", "levels"}))
+SCENARIO = Scenario(
+    "concurrency", run, frozenset({"num_prompts", "levels"}), r"alone_s|total_s|generating_at_once|speedup"
+)

@@ -5,7 +5,7 @@ from gateway.bench.prompts import GREETINGS, QUESTIONS, user
 from gateway.bench.results import ScenarioResult
 from gateway.bench.runner import Runner
 from gateway.bench.scenarios.base import Scenario, at_once, in_turn, warm_up
-from gateway.bench.scenarios.text_parallel import IN_TURN, TOGETHER, compared
+from gateway.bench.scenarios.text_parallel import FIGURES, IN_TURN, TOGETHER, compared
 from gateway.bench.target import BenchRequest
 from gateway.bench.workload import Prompts, describe
 
@@ -45,4 +45,4 @@ def _requests(options: BenchOptions, prompts: Prompts) -> list[BenchRequest]:
     return requests
 
 
-SCENARIO = Scenario("multi-model", run, frozenset({"num_prompts", "models"}))
+SCENARIO = Scenario("multi-model", run, frozenset({"num_prompts", "models"}), FIGURES)

@@ -124,4 +124,6 @@ def _verdict(drift: float | None, count: int) -> Verdict:
     return verdict_of(key, "rule_drift", drift=drift, limit=SLOWER, n=count)
 
 
-SCENARIO = Scenario("soak", run, frozenset({"duration", "window", "max_concurrency", "request_rate", "burstiness"}))
+SCENARIO = Scenario(
+    "soak", run, frozenset({"duration", "window", "max_concurrency", "request_rate", "burstiness"}), "drift"
+)

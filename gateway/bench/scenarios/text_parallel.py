@@ -21,6 +21,7 @@ from gateway.bench.workload import Prompts, describe
 PROMPTS = 3
 OUTPUT_LEN = 256
 IN_TURN, TOGETHER = "in_turn", "together"
+FIGURES = r"in_turn_s|together_s|speedup"
 
 
 async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
@@ -93,4 +94,4 @@ def _classify(speedup: float, requests: int) -> str:
     return "full_gain" if speedup >= 0.9 * requests else "partial_gain"
 
 
-SCENARIO = Scenario("text-parallel", run, frozenset({"num_prompts"}))
+SCENARIO = Scenario("text-parallel", run, frozenset({"num_prompts"}), FIGURES)

@@ -131,9 +131,7 @@ async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
     rows = [
         (
             Cell(criterion.key),
-            Cell(
-                found[criterion.key], note="limit_of_search" if found[criterion.key] == top == timed.max_users else ""
-            ),
+            Cell(found[criterion.key], note="limit_of_search" if found[criterion.key] == top else ""),
             *forecast_cells(timed, criterion.key),
         )
         for criterion in wanted
@@ -204,4 +202,5 @@ SCENARIO = Scenario(
     "users",
     run,
     frozenset({"levels", "rounds", "realtime_ttft", "realtime_speed", "wait", "max_users", "forecast"}),
+    r"users_(realtime|within_wait|at_most)",
 )

@@ -134,4 +134,6 @@ def _verdict(base: float | None, run: RunResult) -> Verdict:
     return verdict_of(key, "rule_speedup", speedup=speedup, n=count, failed=len(run.ended) - len(run.good))
 
 
-SCENARIO = Scenario("vision-batch", run, frozenset({"levels", "images", "image_size", "forecast"}))
+SCENARIO = Scenario(
+    "vision-batch", run, frozenset({"levels", "images", "image_size", "forecast"}), r"(total_s|speedup|failed)_[1-9]\d*"
+)

@@ -194,6 +194,7 @@ async def test_users_that_are_never_in_real_time_are_zero() -> None:
 async def test_users_takes_given_levels() -> None:
     result = await result_of("users", FakeClient(places=4), levels=(3, 1), output_len=2)
     assert [run.label for run in result.runs] == ["1", "3"]
+    assert [row[1].note for row in result.tables[0].rows] == ["limit_of_search"] * 3
 
 
 # load and soak
