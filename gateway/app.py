@@ -70,6 +70,7 @@ from gateway.state_file import StateFile
 from gateway.telemetry.log import ExchangeLog
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.recorder import ExchangeRecorder
+from gateway.telemetry.recording import TrafficRecording
 from gateway.upstream.backend import Backend
 from gateway.upstream.backends import Backends
 from gateway.upstream.health_checks import HealthChecks
@@ -130,6 +131,8 @@ class Gateway:
         if usage is not None:
             usage.settle = self.settle
 
+        self._traffic = TrafficRecording()
+
         learned_limits = LearnedLimits(self._state, self._backends, settings.ollama_num_parallel)
         self._backend_set = Backends(
             self._backends,
@@ -154,6 +157,7 @@ class Gateway:
             on_exchange=self._recorder.record,
             body_memory=self.body_memory,
             gateway_id=gateway_id,
+            traffic=self._traffic,
         )
         self._preflight = Preflight(context, self.rollout)
         model_names = ModelNames(settings, self._discovery)
@@ -268,6 +272,7 @@ class Gateway:
         await self._state.close()
         self._images.close()
         self._recorder.settle()
+        await self._traffic.close()
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Return what serves the request. It is not awaited here, which would cost a coroutine more."""

@@ -77,7 +77,7 @@ async def measure(scenario: str, options: BenchOptions, console: Console | None,
     try:
         async with AsyncExitStack() as stack:
             progress = Silent() if console is None else await stack.enter_async_context(ProgressBar(console, style))
-            with _interruption(stop):
+            with interruption(stop):
                 runner = Runner(client, progress=progress, stop=stop)
                 result = await SCENARIOS[scenario].run(options, runner)
     finally:
@@ -89,7 +89,7 @@ async def measure(scenario: str, options: BenchOptions, console: Console | None,
 
 
 @contextmanager
-def _interruption(stop: asyncio.Event) -> Iterator[None]:
+def interruption(stop: asyncio.Event) -> Iterator[None]:
     """Let the first SIGINT set `stop` during the block; a second one ends the program as usual."""
     loop = asyncio.get_running_loop()
     if threading.current_thread() is not threading.main_thread():

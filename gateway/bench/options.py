@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.bench.metrics import DEFAULT_PERCENTILES
+from gateway.bench.recording import Recording
 from gateway.bench.target import BenchRequest, Target
 
 
@@ -28,6 +29,8 @@ class BenchOptions:
             and tokens per second after it at least.
         wait: seconds for a whole answer that `users` calls acceptable.
         max_users: most users that `users` tries.
+        replay: recorded traffic that `load` sends again, `speed` times as fast as it came.
+        names_model: the model was named, and not taken from the server's list.
         forecasts: by the key of a row, what a plan or a source expects; shown beside what is measured.
     """
 
@@ -58,4 +61,7 @@ class BenchOptions:
     wait: float = 30.0
     max_users: int = 64
     forecasts: Mapping[str, str] = field(default_factory=dict)
+    replay: Recording | None = field(default=None, repr=False)
+    speed: float = 1.0
+    names_model: bool = True
     percentiles: tuple[float, ...] = DEFAULT_PERCENTILES

@@ -31,6 +31,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "users": ("Users at once", "동시 사용자 수"),
     "users_levels": ("Measured levels", "측정한 사용자 수별 결과"),
     "soak": ("Windows", "구간별 결과"),
+    "replay": ("Recorded and replayed", "기록과 재생"),
     # Facts
     "target": ("Target", "대상"),
     "model": ("Model", "모델"),
@@ -80,6 +81,18 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "median": ("median", "중앙값"),
     "std": ("std. deviation", "표준편차"),
     "value": ("value", "값"),
+    "recorded": ("recorded", "기록"),
+    "replayed": ("replayed", "재생"),
+    "replay_ratio": ("ratio", "비율"),
+    "replay_ttft_p50": ("first token, median", "첫 토큰 중앙값"),
+    "replay_ttft_p95": ("first token, p95", "첫 토큰 p95"),
+    "replay_ttft_p99": ("first token, p99", "첫 토큰 p99"),
+    "replay_e2el_p50": ("whole answer, median", "전체 응답 중앙값"),
+    "replay_e2el_p95": ("whole answer, p95", "전체 응답 p95"),
+    "replay_e2el_p99": ("whole answer, p99", "전체 응답 p99"),
+    "replay_requests": ("requests", "요청 수"),
+    "replay_prompt_tokens": ("input tokens", "입력 토큰"),
+    "replay_output_tokens": ("output tokens", "출력 토큰"),
     # Cells
     "in_turn": ("one after the other", "순차"),
     "together": ("at once", "동시"),
@@ -208,7 +221,59 @@ _TEXTS: dict[str, tuple[str, str]] = {
             "구간이 3개 이상 필요합니다."
         ),
     ),
+    "replay_carried": (
+        (
+            "Carried: of {total} requests at {speed:g} times the recorded speed {failed} failed "
+            "({recorded_failed} in the recording). 95 % of the answers took up to {now:.2f} s, "
+            "and {then:.2f} s in the recording."
+        ),
+        (
+            "감당함: 기록의 {speed:g}배 속도로 보낸 요청 {total}건 중 {failed}건 실패 "
+            "(기록에서는 {recorded_failed}건). 응답의 95 %가 {now:.2f}초 이내, 기록에서는 {then:.2f}초."
+        ),
+    ),
+    "replay_slower": (
+        (
+            "Slower: of {total} requests at {speed:g} times the recorded speed {failed} failed "
+            "({recorded_failed} in the recording), but 95 % of the answers took up to {now:.2f} s, "
+            "and {then:.2f} s in the recording."
+        ),
+        (
+            "더 느림: 기록의 {speed:g}배 속도로 보낸 요청 {total}건 중 {failed}건 실패 "
+            "(기록에서는 {recorded_failed}건). 응답의 95 %가 {now:.2f}초 이내로, "
+            "기록의 {then:.2f}초보다 느립니다."
+        ),
+    ),
+    "replay_failed": (
+        (
+            "Not carried: of {total} requests at {speed:g} times the recorded speed {failed} failed, "
+            "{recorded_failed} in the recording. 95 % of the answers took up to {now:.2f} s, "
+            "and {then:.2f} s in the recording."
+        ),
+        (
+            "감당하지 못함: 기록의 {speed:g}배 속도로 보낸 요청 {total}건 중 {failed}건 실패, "
+            "기록에서는 {recorded_failed}건. 응답의 95 %가 {now:.2f}초 이내, 기록에서는 {then:.2f}초."
+        ),
+    ),
+    "rule_replay": (
+        (
+            "Carried if no more fail than in the recording and {allowance:g} % of all, and the p95 of the "
+            "whole answer is at most {slower:.0f} % above the recorded one."
+        ),
+        (
+            "실패가 기록의 실패 수에 전체의 {allowance:g} %를 더한 것보다 많지 않고, "
+            "전체 응답의 p95가 기록보다 {slower:.0f} % 넘게 느리지 않으면 감당한 것으로 봅니다."
+        ),
+    ),
     # Notes
+    "replay_skipped": (
+        "The recording has requests that are not chats, such as embeddings; they were not sent.",
+        "기록에 임베딩처럼 채팅이 아닌 요청이 있으며, 이는 보내지 않았습니다.",
+    ),
+    "replay_unreadable": (
+        "Some lines of the recording could not be read.",
+        "기록에서 읽을 수 없는 줄이 있습니다.",
+    ),
     "length_estimated": (
         "The server did not tell how many tokens a prompt has: lengths of made-up prompts are estimated.",
         "서버가 입력 토큰 수를 알려 주지 않아 생성한 프롬프트의 길이는 추정값입니다.",

@@ -1,4 +1,4 @@
-"""Files of a result: JSON, Markdown and CSV. `WRITERS` lists all that `--out` writes."""
+"""Files of a result: JSON, Markdown, CSV and HTML. `WRITERS` lists all that `--out` writes."""
 
 import csv
 import io
@@ -17,7 +17,9 @@ from gateway.bench.formatting import (
     text_table,
     verdict_text,
 )
+from gateway.bench.machine import machine_facts
 from gateway.bench.metrics import DEFAULT_PERCENTILES
+from gateway.bench.report import html
 from gateway.bench.result_json import to_json
 from gateway.bench.results import ScenarioResult
 from gateway.bench.texts import Language, text
@@ -93,10 +95,16 @@ def csv_text(result: ScenarioResult, style: Style) -> str:
     return out.getvalue()
 
 
+def html_text(result: ScenarioResult, style: Style) -> str:
+    """Return the report with pictures as one HTML file."""
+    return html(result, style.language, machine_facts())
+
+
 WRITERS: list[Writer] = [
     Writer("benchmark_results.json", json_text),
     Writer("benchmark_summary.md", markdown_text),
     Writer("results.csv", csv_text),
+    Writer("report.html", html_text),
 ]
 
 

@@ -101,6 +101,13 @@ def bench(
     frequency_penalty: Annotated[float | None, typer.Option(rich_help_panel=_WORKLOAD)] = None,
     presence_penalty: Annotated[float | None, typer.Option(rich_help_panel=_WORKLOAD)] = None,
     repetition_penalty: Annotated[float | None, typer.Option(rich_help_panel=_WORKLOAD)] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option(help="Recording of the setting `record`, to send again (load).", rich_help_panel=_SCENARIO),
+    ] = None,
+    speed: Annotated[
+        float, typer.Option(help="Replay so many times as fast as it came (load).", rich_help_panel=_SCENARIO)
+    ] = 1.0,
     levels: Annotated[
         str,
         typer.Option(

@@ -14,6 +14,7 @@ from gateway.bench.http_client import InvalidTarget, base_url
 from gateway.bench.metrics import DEFAULT_PERCENTILES, GOODPUT_METRICS, METRICS, run_figures
 from gateway.bench.options import BenchOptions
 from gateway.bench.prompts import QUESTIONS, InvalidDataset, read_dataset
+from gateway.bench.recording import InvalidRecording, Recording, read_recording
 from gateway.bench.results import RunResult
 from gateway.bench.scenarios import SCENARIOS, Scenario
 from gateway.bench.target import BenchRequest, Target
@@ -31,6 +32,10 @@ SHARED = frozenset(
     )
 )  # fmt: skip
 """Options that every scenario takes."""
+NOT_REPLAYED = frozenset(
+    ("request_rate", "burstiness", "input_len", "output_len", "dataset_path", "languages", "no_stream", "ignore_eos")
+)
+"""Options in place of which a replay has recorded values."""
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
 NO_CONDITIONS: tuple[Condition, ...] = ()
 _FLAGS = {"as_json": "json"}
@@ -115,9 +120,16 @@ def check(given: dict[str, Any], chosen: set[str]) -> Checked:
         wait=found.take("wait", parsers.positive_duration, 0.0),
         max_users=given["max_users"],
         forecasts=found.take("forecast", _pairs, {}),
+        replay=found.take("replay", lambda path: _recording(path, given["num_prompts"]), None),
+        speed=found.take("speed", _positive, 1.0),
+        names_model=bool(given["model"]),
     )
     if len(given["model"] or ()) > 1 and "models" not in scenario.options:
         found.problems.append(f"--model: {scenario.name} takes one model")
+    if given["replay"] is None and "speed" in chosen:
+        found.problems.append("--speed has no meaning without --replay")
+    for name in sorted(chosen & NOT_REPLAYED if given["replay"] is not None else ()):
+        found.problems.append(f"{flag(name)} has no meaning with --replay, which has its own")
     percentiles = found.take("metric_percentiles", _percentiles, DEFAULT_PERCENTILES)
     metrics = found.take("percentile_metrics", _metrics, DEFAULT_METRICS)
     conditions = found.take("fail_if", _conditions, NO_CONDITIONS)
@@ -210,6 +222,13 @@ def _dataset(path: Path | None) -> tuple[BenchRequest, ...]:
     try:
         return () if path is None else tuple(read_dataset(path))
     except InvalidDataset as problem:
+        raise ValueError(str(problem)) from problem
+
+
+def _recording(path: Path | None, most: int | None) -> Recording | None:
+    try:
+        return None if path is None else read_recording(path, most)
+    except InvalidRecording as problem:
         raise ValueError(str(problem)) from problem
 
 

@@ -16,7 +16,9 @@ import typer
 from rich.console import Console
 
 from gateway import __version__, config
+from gateway.cli.advise import advise
 from gateway.cli.bench import CONTEXT, bench
+from gateway.cli.compare import compare
 from gateway.cli.ops_client import PREFLIGHT_SECONDS, OpsClient, OpsError
 from gateway.cli.tables import finding_lines, show_preflight, show_result, show_status
 
@@ -131,25 +133,70 @@ def switch(
 
 @app.command()
 def verify(
-    backend: Annotated[
+    target: Annotated[
         str | None,
-        typer.Argument(metavar="[BACKEND]", help="Backend to check. Default: the first one that is not rollback_to."),
+        typer.Argument(
+            metavar="[URL]",
+            help="Address of a gateway, an Ollama, a vLLM or another server with OpenAI's API. "
+            "Default: the gateway of GATEWAY_URL or of the settings. With --preflight: a backend's name. "
+            "Default: the first one that is not rollback_to.",
+        ),
     ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model to ask. Default: the first listed one that chats.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", help="Key of the server.", envvar="OPENAI_API_KEY", show_envvar=True)
+    ] = None,
+    users: Annotated[int, typer.Option(min=2, max=512, help="Requests at once that have to be answered.")] = 10,
+    only: Annotated[
+        str | None, typer.Option("--only", metavar="GROUPS", help="Only these groups of checks, comma-separated.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, max=3600, help="Longest wait for the next byte of an answer, in seconds.")
+    ] = 120,
+    language: Annotated[Literal["en", "ko"], typer.Option("--lang", help="Language of the report.")] = "en",
     preflight: Annotated[
         bool,
-        typer.Option("--preflight", help="Report what a switch to BACKEND would break, and what clients would notice."),
+        typer.Option("--preflight", help="Report what a switch to a backend would break, and nothing else."),
     ] = False,
     tier: TierName = None,
     seconds: Annotated[
-        float, typer.Option(min=1, max=600, help="Longest duration of the check. Loading a model may need more.")
+        float, typer.Option(min=1, max=600, help="Longest duration of the preflight. Loading a model may need more.")
     ] = PREFLIGHT_SECONDS,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
-    """Check a change before it is made. The exit status is 1 if it would break a tier."""
-    if not preflight:
-        _stop_with(["nothing to verify; use --preflight to check a switch"])
-    answer = _preflight(_ops_client(config_file), backend, tier, seconds)
+    """Check that a server does what programs expect. The exit status is 1 if a check fails."""
+    if preflight:
+        _check_switch(_ops_client(config_file), target, tier, seconds, as_json)
+        return
+    from gateway.cli import verify as verification
+
+    if target is not None and target != "localhost" and not {":", ".", "/"} & set(target):
+        _stop_with([f"{target!r} is not an address; to check a switch to a backend of this name, add --preflight"])
+    try:
+        ops = OpsClient.of_url(target, config_file, "URL") if target is not None else _ops_client(config_file)
+        passed = verification.run(
+            ops,
+            tier,
+            seconds,
+            model,
+            api_key,
+            users=users,
+            only=only,
+            timeout=timeout,
+            language=language,
+            as_json=as_json,
+        )
+    except (OpsError, ValueError) as error:
+        _stop_with([str(error)])
+    if not passed:
+        raise typer.Exit(EXIT_BAD)
+
+
+def _check_switch(client: OpsClient, backend: str | None, tier: str | None, seconds: float, as_json: bool) -> None:
+    answer = _preflight(client, backend, tier, seconds)
     print(json.dumps(answer)) if as_json else show_preflight(
         answer, Console(width=None if sys.stdout.isatty() else 160)
     )
@@ -199,6 +246,8 @@ def usage_command(
 
 
 app.command("bench", context_settings=CONTEXT)(bench)
+app.command("advise")(advise)
+app.command("compare")(compare)
 
 
 @app.command("simulate")

@@ -27,7 +27,14 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class OpsError(Exception):
-    """The gateway could not be reached, or it refused; the text says what to do next."""
+    """The gateway could not be reached, or it refused; the text says what to do next.
+
+    `status` is that of its answer, None without an answer.
+    """
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class OpsClient:
@@ -52,18 +59,10 @@ class OpsClient:
             ConfigError: the settings are invalid.
             OpsError: GATEWAY_URL is invalid, or the settings do not say where the gateway listens.
         """
-        variables = {**dotenv_values(".env"), **os.environ}
+        variables = _variables()
         url = (variables.get("GATEWAY_URL") or "").strip()
         if url:
-            try:
-                base_url = config.normalise_base_url(url)
-            except ValueError as error:
-                raise OpsError(f"GATEWAY_URL: {error}") from None
-            key = (variables.get("GATEWAY_ADMIN_KEY") or "").strip()
-            parts = urlsplit(base_url)
-            if key or not is_local_host(parts.netloc):
-                return cls(base_url, key)
-            return cls._with_token(base_url, _state_file(file, variables), parts.port or _PORTS[parts.scheme])
+            return cls.of_url(url, file, "GATEWAY_URL")
         settings = config.load(file)
         if not settings.port:
             raise OpsError("GATEWAY_PORT is 0, so the gateway's port is unknown; set GATEWAY_URL")
@@ -72,6 +71,24 @@ class OpsClient:
         if settings.admin_key:
             return cls(base_url, settings.admin_key.get_secret_value())
         return cls._with_token(base_url, settings.state_file, settings.port)
+
+    @classmethod
+    def of_url(cls, url: str, file: Path | None, name: str) -> "OpsClient":
+        """Return a client of the gateway at `url`, which was given as `name`.
+
+        Raises:
+            OpsError: `url` is invalid.
+        """
+        try:
+            base_url = config.normalise_base_url(url)
+        except ValueError as error:
+            raise OpsError(f"{name}: {error}") from None
+        variables = _variables()
+        key = (variables.get("GATEWAY_ADMIN_KEY") or "").strip()
+        parts = urlsplit(base_url)
+        if key or not is_local_host(parts.netloc):
+            return cls(base_url, key)
+        return cls._with_token(base_url, _state_file(file, variables), parts.port or _PORTS[parts.scheme])
 
     @classmethod
     def _with_token(cls, base_url: str, state_file: Path | None, port: int) -> "OpsClient":
@@ -94,6 +111,27 @@ class OpsClient:
             if value is not None
         }
         return self.request("POST", f"/ops/preflight?{urlencode(query)}", seconds=seconds + PREFLIGHT_MARGIN)
+
+    def metrics(self) -> str:
+        """Return the gateway's metrics as Prometheus text.
+
+        Raises:
+            OpsError: the gateway could not be reached, or it refused.
+        """
+        url = f"{self.base_url}/metrics"
+        try:
+            response = httpx2.get(url, headers=self._headers, timeout=SECONDS, trust_env=False)
+        except httpx2.HTTPError:
+            raise OpsError(
+                f"cannot reach a gateway at {self.base_url}; start it, or set GATEWAY_URL to its address"
+            ) from None
+        if response.status_code != 200 or not response.headers.get("content-type", "").startswith("text/plain"):
+            try:
+                answer = response.json()
+            except ValueError:
+                raise OpsError(self._not_a_gateway(), response.status_code) from None
+            raise OpsError(self._refusal(response.status_code, answer), response.status_code)
+        return response.text
 
     def request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = SECONDS
@@ -121,7 +159,7 @@ class OpsClient:
             raise OpsError(self._not_a_gateway()) from None
         if response.status_code == 200 and isinstance(answer, dict) and "tiers" in answer:
             return answer
-        raise OpsError(self._refusal(response.status_code, answer))
+        raise OpsError(self._refusal(response.status_code, answer), response.status_code)
 
     def _not_a_gateway(self) -> str:
         return f"the server at {self.base_url} is not an LLM gateway; set GATEWAY_URL to the gateway's address"
@@ -133,6 +171,10 @@ class OpsClient:
         if status == 401:
             return f"the gateway refuses the key; set GATEWAY_ADMIN_KEY to its admin key{self._hint}"
         return f"{error.get('message')} ({status} {error.get('code')})"
+
+
+def _variables() -> dict[str, str | None]:
+    return {**dotenv_values(".env"), **os.environ}
 
 
 def _state_file(file: Path | None, variables: Mapping[str, str | None]) -> Path | None:

@@ -253,6 +253,16 @@ class SettingsDocument(DocumentSection):
         "Default: gateway-usage.db.",
     )
     usage_days: Count = Field(default=400, description="Days of usage that are kept. Default: 400.")
+    record: str | None = Field(
+        default=None,
+        description="File to which arrival times and sizes of requests are appended, never their contents, for "
+        "`gateway bench load --replay`. Default: none, nothing is recorded.",
+    )
+    record_size: Size = Field(
+        default=256 * 1024 * 1024,
+        description="Maximum bytes of the recording: half for the file, half for the one before it, whose name ends "
+        "in .1. Default: 256MiB.",
+    )
     ollama_num_parallel: CountOrZero | None = Field(
         default=None,
         description="OLLAMA_NUM_PARALLEL of the Ollama server, if known: the first guess of model_concurrency auto; "

@@ -37,6 +37,7 @@ _RESOLVED = frozenset(
         "api_keys",
         "state_file",
         "usage_file",
+        "record",
         "ollama_num_parallel",
         "host",
         "image_urls",
@@ -93,6 +94,7 @@ class _Resolver:
             api_keys=tuple(SecretStr(key) for key in keys),
             state_file=FilePath(self._document.state_file) if self._document.state_file else None,
             usage_file=FilePath(self._document.usage_file) if self._document.usage_file else None,
+            record=FilePath(self._document.record) if self._document.record else None,
             ollama_num_parallel=self._document.ollama_num_parallel or None,
         )
 

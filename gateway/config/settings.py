@@ -302,6 +302,10 @@ class Settings(Frozen):
         default=Path("gateway-usage.db"), description="SQLite file of usage; None: none is kept."
     )
     usage_days: int = Field(default=400, description="Days of usage that are kept.")
+    record: Path | None = Field(
+        default=None, description="File to which sizes and times of requests are appended; None: nothing is recorded."
+    )
+    record_size: int = Field(default=256 * MIB, description="Maximum bytes of the recording, in two files.")
     ollama_num_parallel: int | None = Field(
         default=None, description="OLLAMA_NUM_PARALLEL of the Ollama server, if known."
     )

@@ -10,6 +10,7 @@ from gateway.relay.destinations import Destination, Destinations
 from gateway.relay.frozen_models import FrozenModels
 from gateway.relay.in_flight import InFlight, Requeueable
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.recording import TrafficRecording
 
 
 class RelayContext:
@@ -20,6 +21,7 @@ class RelayContext:
     - `requeue_target` returns the destination for a chat that is about to queue again, or None if
       the chat stays at the one that it has.
     - `on_exchange` receives the record of each exchange when it ends, and its attribution if it has one.
+    - `traffic` records the sizes of exchanges, while the settings name a file for them.
     - `body_memory` counts the request bodies that are read or wait.
     - `gateway_id` identifies this gateway to others, so that a request cannot go round in a loop.
     """
@@ -36,6 +38,7 @@ class RelayContext:
         on_exchange: Callable[..., None],
         body_memory: BodyMemory,
         gateway_id: bytes,
+        traffic: TrafficRecording | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = clock
@@ -49,6 +52,7 @@ class RelayContext:
         self.on_exchange = on_exchange
         self.body_memory = body_memory
         self.gateway_id = gateway_id
+        self._traffic = traffic
         self.change(settings)
 
     def change(self, settings: Settings) -> None:
@@ -58,6 +62,7 @@ class RelayContext:
         self.commit_after = settings.commit_after
         self.heartbeat = settings.heartbeat
         self.waiting_note = settings.waiting_note
+        self.recording = None if self._traffic is None else self._traffic.to(settings.record, settings.record_size)
         self.body_memory.change(
             settings.max_waiting_bytes, is_shared=len(settings.api_keys) > 1 or settings.keys_file is not None
         )

@@ -18,6 +18,7 @@ from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destination
 from gateway.relay.failover import Failover
+from gateway.relay.request_shape import shape_of
 from gateway.relay.requests import ClientConnection, RelayRequest
 from gateway.telemetry.exchange import Attribution, Exchange, Meter, Workload
 from gateway.upstream.server import Server
@@ -170,36 +171,35 @@ class RelayState:
         hold = request.hold
         if hold is not None:
             hold.count(*meter.counted(error))
-        attribution = self._attribution()
-        self.on_exchange(
-            Exchange(
-                request_id=request.id,
-                key_id=request.key_id,
-                key="" if hold is None else hold.account.name,
-                endpoint=self._form.endpoint,
-                tier=route.tier,
-                backend=route.backend,
-                chosen=request.route.backend,
-                moved=self._moved,
-                model=route.model,
-                lane=self._lane,
-                stream=self._is_stream,
-                status=200 if error is None else self._form.error_status(error),
-                code=None if error is None else error.code,
-                reason=error.reason if isinstance(error, UpstreamError) else None,
-                outcome="ok" if error is None else error.outcome,
-                empty=error is None and self.can_be_empty and not meter.has_said,
-                phase=meter.phase,
-                duration=duration,
-                queue_wait=queue_wait,
-                upstream=upstream,
-                time_to_first_token=time_to_first_token,
-                usage=meter.usage,
-                sent_tokens=0 if meter.usage is not None else meter.pieces,
-                attempts=meter.attempts,
-            ),
-            attribution,
+        exchange = Exchange(
+            request_id=request.id,
+            key_id=request.key_id,
+            key="" if hold is None else hold.account.name,
+            endpoint=self._form.endpoint,
+            tier=route.tier,
+            backend=route.backend,
+            chosen=request.route.backend,
+            moved=self._moved,
+            model=route.model,
+            lane=self._lane,
+            stream=self._is_stream,
+            status=200 if error is None else self._form.error_status(error),
+            code=None if error is None else error.code,
+            reason=error.reason if isinstance(error, UpstreamError) else None,
+            outcome="ok" if error is None else error.outcome,
+            empty=error is None and self.can_be_empty and not meter.has_said,
+            phase=meter.phase,
+            duration=duration,
+            queue_wait=queue_wait,
+            upstream=upstream,
+            time_to_first_token=time_to_first_token,
+            usage=meter.usage,
+            sent_tokens=0 if meter.usage is not None else meter.pieces,
+            attempts=meter.attempts,
         )
+        self.on_exchange(exchange, self._attribution())
+        if (recording := self._context.recording) is not None:
+            recording.add(exchange, shape_of(request, recording))
 
     def _attribution(self) -> Attribution | None:
         """Return what usage needs to know beside the record; None if there is nothing."""

@@ -171,14 +171,16 @@ def given(**changes: Any) -> dict[str, Any]:
     """Return the parameters of a command line without options."""
     nothing = dict.fromkeys(
         ("num_prompts", "max_concurrency", "input_len", "output_len", "dataset_path", "images", "timeout", "model",
-         "header", "goodput", "forecast", "fail_if", "temperature", "top_p", "top_k", "min_p", "frequency_penalty",
+         "header", "goodput", "forecast",
+         "replay", "fail_if", "temperature", "top_p", "top_k", "min_p", "frequency_penalty",
          "presence_penalty", "repetition_penalty"),
     )  # fmt: skip
     texts = dict.fromkeys(("api_key", "endpoint", "label", "levels", "extra_body"), "")
     return {
         **nothing, **texts, "scenario": "load", "url": "http://x", "api": "openai", "insecure": False,
         "request_rate": math.inf, "burstiness": 1.0, "num_warmups": 1, "seed": 0, "languages": "ko", "no_stream": False,
-        "ignore_eos": False, "image_size": 512, "rounds": 2, "realtime_ttft": 2.0, "realtime_speed": 5.0, "wait": "30s",
+        "ignore_eos": False, "image_size": 512,
+        "speed": 1.0, "rounds": 2, "realtime_ttft": 2.0, "realtime_speed": 5.0, "wait": "30s",
         "max_users": 64, "duration": "10m", "window": "1m", "percentile_metrics": "ttft", "metric_percentiles": "99",
         "lang": "en", **changes,
     }  # fmt: skip

@@ -86,4 +86,4 @@ async def test_preflight_check_is_a_table_and_exits_with_1_if_a_tier_would_break
         assert body["breaks"]
         assert {"backend", "findings", "seconds", "tiers"} <= set(body)
         assert assignments(here) == {"standard": "ollama", "ultra": "ollama", "pinned": "ollama"}
-        assert (await command("verify")).exit_code == 2
+        assert (await command("verify", "vllm")).exit_code == 2

@@ -3,6 +3,7 @@
 from gateway.bench.options import BenchOptions
 from gateway.bench.results import ScenarioResult
 from gateway.bench.runner import Runner, RunPlan
+from gateway.bench.scenarios import replay
 from gateway.bench.scenarios.base import Scenario, assemble, warm_up
 from gateway.bench.workload import Prompts, describe
 
@@ -11,7 +12,9 @@ OUTPUT_LEN = 128
 
 
 async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
-    """Send `num_prompts` requests."""
+    """Send `num_prompts` requests, or those of a recording."""
+    if options.replay is not None:
+        return await replay.run(options, runner, options.replay)
     prompts = await Prompts.of(options, runner, OUTPUT_LEN)
     count = options.num_prompts or (len(options.dataset) if options.dataset else NUM_PROMPTS)
     requests = prompts.take(count)
@@ -30,4 +33,6 @@ async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
     return assemble("load", options, [result], "load", describe(options, requests), notes=prompts.notes)
 
 
-SCENARIO = Scenario("load", run, frozenset({"num_prompts", "max_concurrency", "request_rate", "burstiness"}))
+SCENARIO = Scenario(
+    "load", run, frozenset({"num_prompts", "max_concurrency", "request_rate", "burstiness", "replay", "speed"})
+)

@@ -1,0 +1,1 @@
+"""Advice of `gateway advise`: which limits fit a target, by what was measured."""

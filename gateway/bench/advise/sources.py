@@ -1,0 +1,61 @@
+"""Sources of `gateway advise`: the metrics of a gateway, or a file with the result of a benchmark."""
+
+import json
+from pathlib import Path
+
+from gateway.bench.advise.advice import Remark
+from gateway.bench.advise.cost import Cost, Machine, cost_of
+from gateway.bench.result_json import from_json
+from gateway.bench.results import ScenarioResult
+
+USERS_FIGURES = ("users_realtime", "users_within_wait", "users_at_most")
+
+
+class InvalidSource(ValueError):
+    """A source that cannot be read; the text says why."""
+
+
+def result_of(path: Path) -> ScenarioResult:
+    """Read the result of a benchmark: a file, or the folder of `--out`.
+
+    Raises:
+        InvalidSource: it cannot be read, or is not a result.
+    """
+    file = path / "benchmark_results.json" if path.is_dir() else path
+    try:
+        return from_json(json.loads(file.read_text("utf-8")))
+    except OSError as problem:
+        raise InvalidSource(f"{file}: {problem.strerror or problem}") from None
+    except ValueError as problem:
+        raise InvalidSource(f"{file}: {problem}") from None
+
+
+def kind_of(result: ScenarioResult) -> str:
+    """Return the kind of the measured server, `openai` if the result does not tell."""
+    kind = str(result.server.get("kind") or "")
+    return "ollama" if result.api == "ollama" else kind if kind in ("ollama", "vllm") else "openai"
+
+
+def users_of(result: ScenarioResult) -> int | None:
+    """Return how many users at once a result found: in real time, or else within the wait, or at most."""
+    for name in USERS_FIGURES:
+        value = result.figures.get(name)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def cost_remarks(users: int | None, machine: Machine | None, before: int | None) -> list[Remark]:
+    """Return the lines about the cost; none if nobody asked for them."""
+    if machine is None and before is None:
+        return []
+    cost: Cost | None = None if users is None else cost_of(users, machine, before)
+    if cost is None:
+        return [Remark("no_users", {}, "computed")]
+    remarks = []
+    if cost.monthly is not None:
+        remarks.append(Remark("cost_month", {"monthly": cost.monthly}, "computed"))
+        remarks.append(Remark("cost_user", {"per_user": cost.per_user, "users": cost.users}, "computed"))
+    if cost.share is not None:
+        remarks.append(Remark("cost_share", {"share": cost.share, "before": before, "users": cost.users}, "computed"))
+    return remarks

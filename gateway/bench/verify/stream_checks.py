@@ -1,0 +1,96 @@
+"""Checks of streaming: pieces come one by one, and the stream ends as OpenAI's does."""
+
+from gateway.bench.verify.outcome import Check, CheckFailed, CheckSkipped, Reason
+from gateway.bench.verify.target import Stream, Target, first_choice
+
+PIECES = 64
+"""Tokens that are asked for."""
+
+LEAST_SPREAD = 0.1
+"""Least share of the time of an answer in which its pieces have to arrive; buffered ones arrive at
+its end, in no time."""
+
+FEW = 8
+"""Tokens below which a single piece proves nothing: random weights write tokens without a text."""
+
+TOO_FAST = 0.05
+"""Seconds under which a whole answer is too fast to tell a buffer from a quick server."""
+
+
+async def comes_piece_by_piece(target: Target) -> Reason:
+    stream = await streamed(target, max_tokens=PIECES, stream_options={"include_usage": True})
+    pieces = stream.pieces
+    usage = stream.usages[-1] if stream.usages else {}
+    tokens = usage.get("completion_tokens") or len("".join(event.text for event in pieces).split())
+    if not pieces:
+        raise CheckFailed("no_pieces", events=len(stream.events))
+    if len(pieces) < 2:
+        if tokens < FEW:
+            raise CheckSkipped("answer_too_short", tokens=tokens)
+        raise CheckFailed("one_piece", tokens=tokens)
+    whole, spread = stream.ended - stream.sent, pieces[-1].at - pieces[0].at
+    if whole < TOO_FAST:
+        return Reason("pieces_too_fast", {"pieces": len(pieces), "milliseconds": f"{whole * 1000:.0f}"})
+    if spread < LEAST_SPREAD * whole or len({event.read for event in pieces}) < 2:
+        raise CheckFailed(
+            "buffered", pieces=len(pieces), spread=f"{spread * 1000:.0f}", first=f"{pieces[0].at - stream.sent:.2f}"
+        )
+    return Reason(
+        "pieces", {"pieces": len(pieces), "first": f"{pieces[0].at - stream.sent:.2f}", "whole": f"{whole:.2f}"}
+    )
+
+
+async def ends_with_done(target: Target) -> None:
+    stream = await streamed(target)
+    if not stream.events or stream.events[-1].data.strip() != b"[DONE]":
+        raise CheckFailed("no_done")
+    unreadable = sum(1 for event in stream.events[:-1] if not isinstance(event.body, dict))
+    if unreadable:
+        raise CheckFailed("unreadable_events", count=unreadable)
+
+
+async def says_why_it_ended(target: Target) -> None:
+    stream = await streamed(target)
+    if len(stream.finishes) != 1:
+        raise CheckFailed("finishes", count=len(stream.finishes))
+    finished = next(i for i, event in enumerate(stream.chunks) if first_choice(event.body).get("finish_reason"))
+    if any(event.text for event in stream.chunks[finished + 1 :]):
+        raise CheckFailed("text_after_finish")
+
+
+async def has_the_shape_of_chunks(target: Target) -> None:
+    chunks = (await streamed(target)).chunks
+    if not chunks:
+        raise CheckFailed("no_pieces", events=0)
+    bodies = [event.body for event in chunks]
+    rules = {
+        "id": len({body.get("id") for body in bodies}) == 1 and isinstance(bodies[0].get("id"), str),
+        "object": all(body.get("object") == "chat.completion.chunk" for body in bodies),
+        "created": all(isinstance(body.get("created"), int) for body in bodies),
+        "model": all(isinstance(body.get("model"), str) and body["model"] for body in bodies),
+        "choices[0].delta.role": chunks[0].delta.get("role") == "assistant",
+    }
+    faults = [name for name, holds in rules.items() if not holds]
+    if faults:
+        raise CheckFailed("wrong_shape", fields=", ".join(faults))
+
+
+async def streamed(target: Target, **fields: object) -> Stream:
+    """Return a streamed answer.
+
+    Raises:
+        CheckFailed: The answer is not a stream.
+    """
+    stream = await target.stream(target.chat("Tell me about the four seasons in Korea.", **fields))
+    if not stream.is_stream:
+        content_type = stream.reply.headers.get("content-type", "-")
+        raise CheckFailed("not_a_stream", status=stream.reply.status, type=content_type, message=stream.reply.message)
+    return stream
+
+
+CHECKS = (
+    Check("streaming", "comes_piece_by_piece", comes_piece_by_piece),
+    Check("streaming", "ends_with_done", ends_with_done),
+    Check("streaming", "says_why_it_ended", says_why_it_ended),
+    Check("streaming", "has_the_shape_of_chunks", has_the_shape_of_chunks),
+)
