@@ -83,5 +83,5 @@ def read_rows(path: Path, by: Sequence[str], since: str | None, until: str | Non
         found = connection.execute(query, (since or "", until or "9999")).fetchall()
     rows = [dict(zip((*by, *COUNTS), values, strict=True)) for values in found if values[-1] is not None]
     for row in rows:
-        row["seconds"] = round(row["seconds"], 3)
+        row["seconds"] = round(row["seconds"], 6)
     return rows

@@ -33,6 +33,7 @@ DOCUMENTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_retries": ("counter", ("backend", "reason")),
     "gateway_fallbacks": ("counter", ("tier", "from_backend", "to_backend")),
     "gateway_client_disconnects": ("counter", ("phase",)),
+    "gateway_affinity": ("counter", ("backend", "outcome")),
     "gateway_key_requests": ("counter", ("key",)),
     "gateway_key_tokens": ("counter", ("key", "type")),
     "gateway_rate_limited": ("counter", ("key", "limit")),
@@ -87,6 +88,7 @@ def touched(metrics: Metrics) -> Metrics:
     metrics.circuit_state.labels("vllm").set(0)
     metrics.server_up.labels("vllm", "1").set(1)
     metrics.fallbacks.labels("standard", "vllm", "ollama").inc()
+    metrics.affinity.labels("vllm", "kept").inc()
     metrics.active_backend.labels("standard", "vllm").set(1)
     metrics.switches.labels("standard", "ollama", "vllm", "operator").inc()
     return metrics
