@@ -269,7 +269,14 @@ async def running(scale: float, slowdown: float) -> AsyncIterator[AdmissionBench
         state = str(Path(folder) / "state.json")
         log = Path(folder) / "gateway"
         gateway = stack.enter_context(
-            started(command, log, r"serving (http://[\d.:]+)", GATEWAY_PORT="0", GATEWAY_STATE_FILE=state)
+            started(
+                command,
+                log,
+                r"serving (http://[\d.:]+)",
+                GATEWAY_PORT="0",
+                GATEWAY_STATE_FILE=state,
+                GATEWAY_USAGE_FILE="",
+            )
         )
         yield AdmissionBench(scale, ollama, gateway.url)
 

@@ -231,7 +231,14 @@ async def chaos(seconds: float, seed: int, venv: Path | None, folder: Path) -> b
         (folder / "gateway.json").write_text(json.dumps(_settings(engine.url, ollama.url)))
         command, log = ["serve", "--config", str(folder / "gateway.json")], folder / "gateway.log"
         gateway = stack.enter_context(
-            started(command, log, r"serving (http://[\d.:]+)", GATEWAY_PORT="0", GATEWAY_STATE_FILE="")
+            started(
+                command,
+                log,
+                r"serving (http://[\d.:]+)",
+                GATEWAY_PORT="0",
+                GATEWAY_STATE_FILE="",
+                GATEWAY_USAGE_FILE="",
+            )
         )
         return await _observe(seconds, seed, Subjects(engine, ollama, gateway, log), folder)
 

@@ -330,7 +330,14 @@ def running(max_queue: int) -> Iterator[tuple[Started, Started]]:
         (folder / "gateway.json").write_text(json.dumps(settings))
         command = ["serve", "--config", str(folder / "gateway.json")]
         gateway = stack.enter_context(
-            started(command, folder / "gateway", r"serving (http://[\d.:]+)", GATEWAY_PORT="0", GATEWAY_STATE_FILE="")
+            started(
+                command,
+                folder / "gateway",
+                r"serving (http://[\d.:]+)",
+                GATEWAY_PORT="0",
+                GATEWAY_STATE_FILE="",
+                GATEWAY_USAGE_FILE="",
+            )
         )
         yield backend, gateway
 

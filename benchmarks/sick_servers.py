@@ -162,7 +162,7 @@ def running(setup: str, tree: Path) -> Iterator[tuple[Started, Started]]:
         }
         (folder / "gateway.json").write_text(json.dumps(settings))
         arguments = ["serve", "--config", str(folder / "gateway.json")]
-        environment = {"GATEWAY_PORT": "0", "GATEWAY_STATE_FILE": "", "PYTHONPATH": str(tree)}
+        environment = {"GATEWAY_PORT": "0", "GATEWAY_STATE_FILE": "", "GATEWAY_USAGE_FILE": "", "PYTHONPATH": str(tree)}
         gateway = stack.enter_context(
             started(arguments, folder / "gateway.log", r"serving (http://[\d.:]+)", **environment)
         )

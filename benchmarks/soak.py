@@ -164,7 +164,14 @@ def running() -> Iterator[tuple[Started, Path, list[Started]]]:
         (folder / "gateway.json").write_text(json.dumps(_settings(ollama.url, vllm.url)))
         command, log = ["serve", "--config", str(folder / "gateway.json")], folder / "gateway.log"
         gateway = stack.enter_context(
-            started(command, log, r"serving (http://[\d.:]+)", GATEWAY_PORT="0", GATEWAY_STATE_FILE="")
+            started(
+                command,
+                log,
+                r"serving (http://[\d.:]+)",
+                GATEWAY_PORT="0",
+                GATEWAY_STATE_FILE="",
+                GATEWAY_USAGE_FILE="",
+            )
         )
         yield gateway, log, [ollama, vllm]
 

@@ -79,6 +79,7 @@ def gateway_environment(port: int, upstream_port: int) -> dict[str, str]:
         "GATEWAY_API_KEYS": f"sk-another-key,{KEY}",
         "GATEWAY_ADMIN_KEY": "sk-bench-admin",
         "GATEWAY_STATE_FILE": "",
+        "GATEWAY_USAGE_FILE": "",
         "GATEWAY__BACKENDS__VLLM__MAX_CONCURRENCY": _PLENTY,
         "LLM_BACKEND": "vllm",
         "VLLM_BASE_URL": f"http://127.0.0.1:{upstream_port}/v1",

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from gateway import __version__
 from gateway.api.admin_auth import AdminAccess
-from gateway.api.auth import ApiKeys
+from gateway.api.auth import ApiKeys, KeylessPort
 from gateway.api.chat import ChatEndpoint, CompletionEndpoint
 from gateway.api.cors import Cors
 from gateway.api.embeddings import EmbeddingEndpoint
@@ -19,7 +19,9 @@ from gateway.api.endpoint import Endpoint, Receive, Scope, Send
 from gateway.api.error_forms import error_answer
 from gateway.api.events import Events
 from gateway.api.hosts import HostCheck, is_loopback_name
+from gateway.api.key_routes import limit_headers
 from gateway.api.model_names import ModelNames
+from gateway.api.named_keys import NamedKeys, open_accounts
 from gateway.api.operations import Operations
 from gateway.api.operator_chat import PATH as OPERATOR_CHAT_PATH
 from gateway.api.operator_chat import OperatorChatEndpoint
@@ -56,6 +58,7 @@ from gateway.dialects.openai_responses import OpenAiResponses
 from gateway.dialects.rerank import CohereRerank
 from gateway.downstream.cycle import RequestResponseCycle
 from gateway.errors import GatewayError, ShuttingDown
+from gateway.keys.accounts import Accounts
 from gateway.reconfigure import Reconfiguration
 from gateway.relay.context import RelayContext
 from gateway.relay.destinations import Destinations
@@ -79,6 +82,7 @@ from gateway.upstream.backends import Backends
 from gateway.upstream.health_checks import HealthChecks
 from gateway.upstream.image_fetcher import ImageFetcher
 from gateway.upstream.learned_limits import LearnedLimits
+from gateway.usage.recorder import UsageRecorder
 
 
 class Gateway:
@@ -91,12 +95,21 @@ class Gateway:
         admin_token: str | None = None,
         address: str | None = None,
         tracer: Tracer | None = None,
+        *,
+        ollama_port: int | None = None,
+        accounts: Accounts | None = None,
+        usage: UsageRecorder | None = None,
     ) -> None:
         """Build the gateway.
 
         `admin_token` grants access to `/ops` and `/metrics`, if it is set. `address` is the IP
-        address that the gateway listens on, if it is known better than from the settings. `tracer`
-        makes a span of each exchange; without one, clients' traces are only passed on.
+        address that the gateway listens on, and `ollama_port` the second port, if they are known
+        better than from the settings. `tracer` makes a span of each exchange; without one, clients'
+        traces are only passed on. `accounts` are those of the keys in `keys_file`, if it has been read
+        before. `usage` records who used how much; its owner closes it after the gateway.
+
+        Raises:
+            ConfigError: `keys_file` cannot be used.
         """
         clock = time.monotonic
         gateway_id = os.urandom(8).hex().encode()
@@ -121,7 +134,9 @@ class Gateway:
             )
         self._live = live = LiveFigures(metrics, self._loads, asyncio.get_running_loop().call_later)
         observers = [live.observe, *([guard.observe] if guard else [])]
-        self._recorder = ExchangeRecorder(metrics, log, observers)
+        self._recorder = ExchangeRecorder(metrics, log, observers, None if usage is None else usage.observe)
+        if usage is not None:
+            usage.settle = self.settle
 
         self._traffic = TrafficRecording()
 
@@ -162,14 +177,23 @@ class Gateway:
         )
         self._events = Events(operations.status, operations.series, lambda: operations.sample_number)
 
-        keys = ApiKeys(key.get_secret_value() for key in settings.api_keys)
+        accounts = accounts or open_accounts(settings)
+        keys = ApiKeys((key.get_secret_value() for key in settings.api_keys), accounts)
+        self.named_keys: NamedKeys | None = None
+        if accounts is not None and settings.keys_file is not None:
+            self.named_keys = NamedKeys(
+                accounts, settings.keys_file, model_names, self._state, metrics.forget_key, keys.count_plain
+            )
         self._cors = Cors(settings.cors_origins)
         self._images = ImageNormalizer()
         self._image_fetcher = ImageFetcher()
-        self._hosts = HostCheck(
-            (settings.host, *settings.allowed_hosts),
-            is_on=keys.is_open and is_loopback_name(address or settings.host),
-        )
+        hosts = settings.host, *settings.allowed_hosts
+        is_local = is_loopback_name(address or settings.host)
+        self._hosts = HostCheck(hosts, is_on=keys.is_open and is_local)
+        if settings.ollama_as_key is not None and settings.ollama_port is not None:
+            keys.keyless_port = KeylessPort(
+                ollama_port or settings.ollama_port, settings.ollama_as_key, HostCheck(hosts, is_on=is_local)
+            )
 
         def chat_endpoint(dialect: ChatDialect, kind: Callable[..., ChatEndpoint] = ChatEndpoint) -> ChatEndpoint:
             return kind(
@@ -211,6 +235,8 @@ class Gateway:
             self._events,
             self._preflight,
             keys,
+            self.named_keys,
+            usage,
             admin_access,
             AdminAccess([*admin, *scraper], admin_token, trusts_loopback=keys.is_open),
         )
@@ -234,6 +260,7 @@ class Gateway:
             recorder=self._recorder,
             log=log,
             keys=keys,
+            named_keys=self.named_keys,
         )
         self._destinations = destinations
         self.reload = Reloader(lambda: self.settings, self._reconfiguration.apply, self._operations.record_reload)
@@ -245,6 +272,8 @@ class Gateway:
 
     async def __aenter__(self) -> Self:
         await self._health.__aenter__()
+        if self.named_keys is not None:
+            self.named_keys.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -257,6 +286,8 @@ class Gateway:
         await self._reconfiguration.close()
         for backend in self._backends.values():
             backend.close()
+        if self.named_keys is not None:
+            self.named_keys.stop()
         await self._state.close()
         self._images.close()
         self._recorder.settle()
@@ -293,7 +324,8 @@ class Gateway:
 
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *extra]}
+                limits = limit_headers(scope["extensions"])
+                message = {**message, "headers": [*message.get("headers", ()), *limits, *extra]}
             await send(message)
 
         await self._rest(scope, receive, send_with_headers)  # type: ignore[arg-type]  # mutable in Starlette

@@ -4,7 +4,9 @@
     ├─ InvalidRequest 400
     │  ├─ InvalidJson, UnsupportedParameter, InvalidImage, InvalidImageUrl, SchemaTooComplex, RolesRefused
     │  └─ ContextLengthExceeded
-    ├─ InvalidApiKey 401, Forbidden 403
+    ├─ InvalidApiKey 401, ExpiredApiKey 401, Forbidden 403, TierNotAllowed 403
+    ├─ RateLimited 429
+    │  └─ BudgetSpent, ConcurrencyExceeded
     ├─ ModelNotFound 404, NotFound 404, MethodNotAllowed 405
     ├─ RequestTimeout 408, Conflict 409, RequestTooLarge 413
     ├─ UnsupportedMediaType 415, HeadersTooLarge 431
@@ -190,10 +192,58 @@ class InvalidApiKey(GatewayError):
         super().__init__("Incorrect or missing API key. Send it as 'Authorization: Bearer KEY'.")
 
 
+class ExpiredApiKey(GatewayError):
+    """The key is known, and its last day is over."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+    headers: ClassVar[Mapping[str, str]] = {"www-authenticate": "Bearer"}
+
+    def __init__(self) -> None:
+        super().__init__("This API key has expired. Ask the operator of this gateway for a new one.")
+
+
 class Forbidden(GatewayError):
     status = 403
     type = "permission_error"
     code = "forbidden"
+
+
+class TierNotAllowed(GatewayError):
+    """The key may not use the model. `names` are public names that it may use."""
+
+    status = 403
+    type = "permission_error"
+    code = "tier_not_allowed"
+
+    def __init__(self, names: str) -> None:
+        super().__init__(f"This API key may not use the requested model. It may use: {names or 'none'}.", param="model")
+
+
+class RateLimited(GatewayError):
+    """A key, or a person behind it, has reached a limit of its own.
+
+    `limit` is the name of the limit, a label of `gateway_rate_limited_total`.
+    """
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, limit: str, message: str, *, retry_after: int) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.limit = limit
+
+
+class BudgetSpent(RateLimited):
+    """The tokens of the day are used up. Tells clients not to retry, because that takes until midnight."""
+
+    headers: ClassVar[Mapping[str, str]] = {"x-should-retry": "false"}
+
+
+class ConcurrencyExceeded(RateLimited):
+    code = "concurrency_exceeded"
 
 
 class ModelNotFound(GatewayError):

@@ -7,6 +7,7 @@ from typing import Any
 from gateway.api.auth import ApiKeys
 from gateway.api.endpoint import Endpoint
 from gateway.api.model_names import ModelNames
+from gateway.api.named_keys import NamedKeys
 from gateway.api.operations import Operations
 from gateway.config import Settings
 from gateway.relay.context import RelayContext
@@ -54,6 +55,7 @@ class Reconfiguration:
         recorder: ExchangeRecorder,
         log: ExchangeLog,
         keys: ApiKeys,
+        named_keys: NamedKeys | None,
     ) -> None:
         self._backends = backends
         self._learned_limits = learned_limits
@@ -71,6 +73,7 @@ class Reconfiguration:
         self._recorder = recorder
         self._log = log
         self._keys = keys
+        self._named_keys = named_keys
         self._cleanup = GenerationCleanup(lambda: in_flight.oldest_generation(destinations.generation))
 
     async def apply(self, settings: Settings) -> None:
@@ -118,6 +121,8 @@ class Reconfiguration:
             self._guard.reload(settings)
         self._discovery.change(settings)
         model_names = ModelNames(settings, self._discovery)
+        if self._named_keys is not None:
+            self._named_keys.change(model_names)
         for endpoint in self._endpoints:
             endpoint.change(model_names)
         self._health.change(settings, self._backends.current)

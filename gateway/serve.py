@@ -10,13 +10,14 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
 import uvloop
 
 from gateway.admin_token import AdminToken, new_token, token_path
+from gateway.api.named_keys import NamedKeys, open_accounts
 from gateway.app import Gateway
 from gateway.body_memory import BodyMemory
 from gateway.config import Settings
@@ -25,6 +26,7 @@ from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
 from gateway.telemetry.log import ExchangeLog, Sink, configure, palette_for
 from gateway.telemetry.tracing import start_tracing
+from gateway.usage.recorder import UsageRecorder
 
 METRICS_DRAIN_SECONDS = 1.0
 LARGE_BLOCK = 128 * 1024
@@ -44,6 +46,7 @@ def run(
     settings again; it is called when their file changes, and on SIGHUP.
 
     Raises:
+        ConfigError: the file of keys cannot be used.
         CannotListen: an address is in use or invalid.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -55,6 +58,7 @@ async def serve(
 ) -> None:
     """Serve as `run` does, in the running event loop."""
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
+    accounts = open_accounts(settings)
     listener = _listen("GATEWAY_PORT", settings.host, settings.port)
     ollama_listener = (
         None if settings.ollama_port is None else _listen("GATEWAY_OLLAMA_PORT", settings.host, settings.ollama_port)
@@ -71,7 +75,9 @@ async def serve(
         _raise_file_limit()
         return_freed_memory()
         address, port = listener.getsockname()[:2]
-        with admin_token(settings, port) as token:
+        async with AsyncExitStack() as stack:
+            usage = await stack.enter_async_context(_recording_usage(settings))
+            token = stack.enter_context(admin_token(settings, port))
             # First, so that the log begins with a roll-out that differs from the settings.
             gateway = Gateway(
                 settings,
@@ -79,6 +85,9 @@ async def serve(
                 token.value if token else None,
                 address,
                 start_tracing(os.environ),
+                ollama_port=None if ollama_listener is None else ollama_listener.getsockname()[1],
+                accounts=accounts,
+                usage=usage,
             )
             for line in settings.sources:
                 _log.info("%s", line)
@@ -89,6 +98,7 @@ async def serve(
             async with (
                 gateway,
                 _metrics_port(gateway, metrics_listener, settings),
+                _watching_keys(gateway.named_keys),
                 _reloading(gateway, settings.file, reread),
             ):
                 await _serve(settings, gateway, listener, ollama_listener, announce)
@@ -97,13 +107,26 @@ async def serve(
         sink.close()
 
 
+@asynccontextmanager
+async def _recording_usage(settings: Settings) -> AsyncGenerator[UsageRecorder | None, None]:
+    """Record usage in the file that the settings name, if they name one, while the block runs."""
+    if settings.usage_file is None:
+        yield None
+        return
+    recorder = UsageRecorder(settings.usage_file, settings.usage_days)
+    try:
+        yield recorder
+    finally:
+        await recorder.close()
+
+
 @contextmanager
 def admin_token(settings: Settings, port: int) -> Generator[AdminToken | None, None, None]:
     """Keep an admin token in its file during the block, if the gateway needs one.
 
     It does if it has client keys and no admin key.
     """
-    if settings.admin_key or not settings.api_keys:
+    if settings.admin_key or settings.is_open:
         yield None
         return
     with new_token(token_path(settings.state_file, port)) as token:
@@ -243,6 +266,24 @@ async def _reloading(
         _ignore_sighup()
 
 
+@asynccontextmanager
+async def _watching_keys(named_keys: NamedKeys | None) -> AsyncGenerator[None, None]:
+    """Reread the keys with names when their file changes, while the block runs.
+
+    They are not a part of the settings: a mistake in these does not keep a key from being revoked.
+    """
+    if named_keys is None:
+        yield
+        return
+    watcher = FileWatcher(None, named_keys, named_keys.read, lambda: [named_keys.file])
+    task = asyncio.create_task(watcher.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
 def _ignore_sighup() -> None:
     """Ignore SIGHUP before and after the time in which it rereads the settings.
 
@@ -256,6 +297,8 @@ async def _reload_on_signal(gateway: Gateway, signalled: asyncio.Event, reread: 
         await signalled.wait()
         signalled.clear()
         await gateway.reload.run(reread, "signal")
+        if gateway.named_keys is not None:
+            await gateway.named_keys.run(gateway.named_keys.read, "signal")
 
 
 def _config(app: object, settings: Settings, body_memory: BodyMemory | None = None) -> uvicorn.Config:

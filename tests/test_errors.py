@@ -17,6 +17,7 @@ from gateway.errors import (
 
 REQUEST = "invalid_request_error"
 # Status, type and code of each error as documented, and an instance of it.
+LIMIT = "rate_limit_error"
 TABLE = [
     (400, REQUEST, "invalid_json", errors.InvalidJson("m")),
     (400, REQUEST, "invalid_value", errors.InvalidRequest("m", param="n")),
@@ -26,7 +27,9 @@ TABLE = [
     (400, REQUEST, "invalid_value", errors.SchemaTooComplex("n")),
     (400, REQUEST, "context_length_exceeded", ContextLengthExceeded(4096)),
     (401, "authentication_error", "invalid_api_key", InvalidApiKey()),
+    (401, "authentication_error", "invalid_api_key", errors.ExpiredApiKey()),
     (403, "permission_error", "forbidden", errors.Forbidden("m")),
+    (403, "permission_error", "tier_not_allowed", errors.TierNotAllowed("'standard'")),
     (404, REQUEST, "model_not_found", errors.ModelNotFound("m")),
     (404, REQUEST, "not_found", errors.NotFound("m")),
     (405, REQUEST, "method_not_allowed", MethodNotAllowed("POST")),
@@ -36,6 +39,9 @@ TABLE = [
     (415, REQUEST, "unsupported_media_type", errors.UnsupportedMediaType("m")),
     (431, REQUEST, "headers_too_large", errors.HeadersTooLarge("m")),
     (500, "server_error", None, errors.Crash()),
+    (429, LIMIT, "rate_limit_exceeded", errors.RateLimited("requests_per_minute", "m", retry_after=1)),
+    (429, LIMIT, "rate_limit_exceeded", errors.BudgetSpent("tokens_per_day", "m", retry_after=1)),
+    (429, LIMIT, "concurrency_exceeded", errors.ConcurrencyExceeded("concurrency", "m", retry_after=1)),
     (502, "server_error", "upstream_error", UpstreamError("closed")),
     (400, "invalid_request_error", "invalid_value", errors.RolesRefused()),
     (503, "server_error", "queue_full", errors.QueueFull("m", retry_after=3)),

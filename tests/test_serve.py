@@ -21,7 +21,9 @@ import tenacity
 
 from gateway import config
 from gateway.serve import admin_token
+from gateway.usage.file import read_rows
 from tests.cli.harness import ROOT, SECRET, invoke, process
+from tests.fakes.keys import write_keys
 from tests.real_engines.process import free_port
 
 pytestmark = pytest.mark.usefixtures("empty_environment")
@@ -113,10 +115,50 @@ def test_file_of_client_keys_is_reread_while_the_gateway_runs(tmp_path: Path) ->
         started.communicate(timeout=20)
 
 
+def test_keys_with_names_and_usage_outlive_the_process_that_serves_them(tmp_path: Path) -> None:
+    """The second port takes requests without a key, as the named one; the first does not."""
+    port, ollama_port = free_port(), free_port()
+    url, keyless = (f"http://127.0.0.1:{each}" for each in (port, ollama_port))
+    write_keys(tmp_path / "keys.yaml", local={"requests_per_minute": 5}, web={})
+    variables = {
+        "GATEWAY_PORT": str(port),
+        "GATEWAY_OLLAMA_PORT": str(ollama_port),
+        "GATEWAY_OLLAMA_AS_KEY": "local",
+        "GATEWAY_KEYS_FILE": "keys.yaml",
+        "GATEWAY_ADMIN_KEY": SECRET,
+        "OLLAMA_BASE_URL": "http://127.0.0.1:1",
+    }
+    with process("serve", **variables) as started:
+        assert started.stderr is not None
+        while "programs that expect Ollama" not in (line := started.stderr.readline()):
+            assert line
+        try:
+            assert status_of(f"{url}/v1/models") == 401
+            assert status_of(f"{keyless}/v1/models") == 200
+            body = {"model": "standard", "messages": [{"role": "user", "content": "x"}], "stream": False}
+            answer = httpx2.post(f"{keyless}/api/chat", json=body, trust_env=False, timeout=20)
+            assert (answer.status_code, answer.headers["x-ratelimit-remaining-requests"]) == (503, "4")
+            headers = {"authorization": f"Bearer {SECRET}"}
+            (row,) = httpx2.get(f"{url}/ops/usage?by=key", headers=headers, trust_env=False, timeout=20).json()["rows"]
+            assert (row["key"], row["refused"]) == ("local", 1)
+        finally:
+            started.send_signal(signal.SIGTERM)
+        _, errors = started.communicate(timeout=20)
+    assert started.returncode == 0, errors
+    (kept,) = read_rows(tmp_path / "gateway-usage.db", ["key"], None, None)
+    assert kept == row
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("hard", "warns"), [(4096, False), (300, True)])
 def test_gateway_raises_its_limit_of_open_files_and_warns_if_it_is_low(tmp_path: Path, hard: int, warns: bool) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GATEWAY_PORT": "0", "GATEWAY_STATE_FILE": ""}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "GATEWAY_PORT": "0",
+        "GATEWAY_STATE_FILE": "",
+        "GATEWAY_USAGE_FILE": "",
+    }
     command = ["sh", "-c", f'ulimit -Sn 256; ulimit -Hn {hard}; exec "$0" -m gateway serve', sys.executable]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as started:
         assert started.stderr is not None

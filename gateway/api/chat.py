@@ -27,6 +27,7 @@ from gateway.dialects.json_body import Steps
 from gateway.dialects.openai_chat import CompletionForm, with_reasoning_field
 from gateway.dialects.openai_completions import TextForm
 from gateway.errors import BackendUnavailable
+from gateway.keys.account import Hold
 from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.chat import ChatRelay
 from gateway.relay.choices import ChoiceConnection, ChoicesRelay, chats_of
@@ -75,6 +76,7 @@ class ChatEndpoint(Endpoint[ChatCall]):
         self._fetcher.allow = [prefix for text in allowed if (prefix := parse_prefix(text))]
         self._max_pixels = {tier.name: tier.images.max_pixels or 0 for tier in settings.tiers.values()}
         self._params = {tier.name: params for tier in settings.tiers.values() if (params := _tier_params(tier))}
+        self._max_tokens = {tier.name: tier.max_tokens for tier in settings.tiers.values()}
         self._reasoning_fields = {
             tier.name: tier.reasoning_field for tier in settings.tiers.values() if tier.reasoning_field != "reasoning"
         }
@@ -104,13 +106,12 @@ class ChatEndpoint(Endpoint[ChatCall]):
         model_names, original_head = self._model_names, head
         named = model_names.tier(asked.model)
         pinned: Route | None = None
-        if isinstance(named, DiscoveredModel):
-            tier, pinned = NONE, named.route
-        elif named is not None:
+        if isinstance(named, Tier):
             tier = named.name
         else:
-            tier, reason = self._auto.choose(asked, head.fields.get(TASK_FIELD))
-            head = _with_line(head, b"x-gateway-reason: %b\r\n" % reason.encode())
+            tier, pinned, head = self._chosen(named, asked, head)
+        if head.hold is not None:
+            tier, pinned = self._reserve_tokens(head.hold, asked, tier, pinned, text_size)
         chat = asked if (params := self._params.get(tier)) is None else params.apply(asked)
         bucket: int | None = None
         if not chat.has_plain_messages and chat.has_images:
@@ -139,6 +140,24 @@ class ChatEndpoint(Endpoint[ChatCall]):
         if call.action != "chat":
             return (LoadRelay if call.action == "load" else UnloadRelay)(self._context, client, request)
         return self.relay_class(self._context, client, request)
+
+    def _chosen(
+        self, found: DiscoveredModel | None, asked: Chat, head: RequestContext
+    ) -> tuple[str, Route | None, RequestContext]:
+        """Return the tier for `auto`, and `head` with the reason; or the route of the discovered model, without a tier.
+
+        For `auto`, a key that may not use the tier of the rules gets the first one that it may use.
+
+        Raises:
+            InvalidRequest: The header with the task is invalid.
+        """
+        if found is not None:
+            return NONE, found.route, head
+        tier, reason = self._auto.choose(asked, head.fields.get(TASK_FIELD))
+        if head.hold is not None and not head.hold.account.allows(tier):
+            tier = next(filter(head.hold.account.allows, self._tier_routes), tier)
+            reason += "; the key may not use its tier"
+        return tier, None, _with_line(head, b"x-gateway-reason: %b\r\n" % reason.encode())
 
     def _choices(
         self,
@@ -172,16 +191,17 @@ class ChatEndpoint(Endpoint[ChatCall]):
     def _request(
         self, chat: Chat, form: ChatForm, route: Route, head: RequestContext, bucket: int | None
     ) -> ChatRequest:
-        terms = head.terms
+        terms, hold = head.terms, head.hold
         return ChatRequest(
             head.request_id,
             head.key_id,
-            self._claim(head.key_id, head.fields, chat.model),
+            self._claim(head, chat.model),
             head.size,
             route,
             terms.came_through,
             terms.read_timeout,
-            terms.extra_lines,
+            terms.extra_lines if hold is None else terms.extra_lines + hold.lines,
+            hold,
             chat,
             form,
             random_id(),
@@ -189,6 +209,30 @@ class ChatEndpoint(Endpoint[ChatCall]):
             terms.session,
             bucket,
         )
+
+    def _reserve_tokens(
+        self, hold: Hold, asked: Chat, tier: str, pinned: Route | None, text_size: int
+    ) -> tuple[str, Route | None]:
+        """Reserve the tokens of a request on its key's limits, and return what serves it.
+
+        Raises:
+            TierNotAllowed: The key may not use the tier.
+            RateLimited: The key's tokens are used up.
+        """
+        name = tier if pinned is None else pinned.model
+        self._check_allowed(hold, name)
+        limit, most = asked.token_limit, self._max_tokens.get(tier)
+        if most is not None and (limit is None or limit > most):
+            limit = most
+        is_several = isinstance(asked, Completion) and len(asked.messages) > 1
+        served = hold.reserve(
+            name,
+            text_size,
+            limit,
+            images=sum(len(message.images) for message in asked.messages) if asked.has_images else 0,
+            answers=(asked.n or 1) * (len(asked.messages) if is_several else 1),
+        )
+        return (tier, pinned) if served == name else (served, None)
 
 
 class CompletionEndpoint(ChatEndpoint):

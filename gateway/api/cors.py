@@ -8,7 +8,9 @@ Headers = list[tuple[bytes, bytes]]
 _METHODS = b"GET, POST, OPTIONS"
 _EXPOSED = (
     b"x-request-id, x-gateway-tier, x-gateway-reason, x-gateway-backend, x-gateway-model, x-gateway-queue-ms, "
-    b"x-gateway-attempts, retry-after"
+    b"x-gateway-attempts, x-gateway-downgraded-from, x-gateway-budget-warning, retry-after, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 _MAX_AGE = b"600"
 

@@ -49,8 +49,9 @@ class EmbeddingEndpoint(Endpoint[EmbeddingCall]):
     ) -> EmbeddingRelay:
         embedding = call.embedding
         route = self._model_names.choose_embedding(embedding.model)
-        terms, claim = head.terms, self._claim(head.key_id, head.fields)
-        lines = terms.came_through, terms.read_timeout, terms.extra_lines
+        if head.hold is not None:
+            self._reserve(head.hold, route.tier, text_size)
+        lines, claim = head.relay_terms, self._claim(head)
         return EmbeddingRelay(
             self._context,
             client,

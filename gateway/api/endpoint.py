@@ -28,11 +28,22 @@ from gateway.body_memory import HeldBody
 from gateway.chat.surrogates import without_halves
 from gateway.dialects.dialect import ErrorForm
 from gateway.dialects.json_body import Steps, check_media_type
-from gateway.errors import ClientLeft, GatewayError, InvalidJson, MethodNotAllowed, RequestTooLarge, ShuttingDown
+from gateway.errors import (
+    ClientLeft,
+    GatewayError,
+    InvalidJson,
+    MethodNotAllowed,
+    ModelNotFound,
+    RateLimited,
+    RequestTooLarge,
+    ShuttingDown,
+    TierNotAllowed,
+)
+from gateway.keys.account import Account, Hold
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection
 from gateway.relay.turns import YIELD_BYTES, in_turns
-from gateway.telemetry.exchange import NONE, Exchange
+from gateway.telemetry.exchange import NONE, Attribution, Exchange
 from gateway.telemetry.trace_context import current_trace
 from gateway.upstream.server import VIA, came_through_lines
 
@@ -64,6 +75,15 @@ class RequestContext(Struct, frozen=True, gc=False):
     fields: Fields
     held: HeldBody
     """Memory that the request holds until it runs."""
+    hold: Hold | None
+    """Hold on the limits of its key; None: the key has none."""
+
+    @property
+    def relay_terms(self) -> tuple[bytes, float | None, bytes, Hold | None]:
+        """The last common fields of a `RelayRequest`: from `came_through` on."""
+        terms, hold = self.terms, self.hold
+        lines = terms.extra_lines if hold is None else terms.extra_lines + hold.lines
+        return terms.came_through, terms.read_timeout, lines, hold
 
 
 ParsedBody = TypeVar("ParsedBody")
@@ -105,6 +125,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
         caller: Caller | None = None
         asked: ParsedBody | None = None
         held = HeldBody(self._context.body_memory)
+        hold: Hold | None = None
         try:
             try:
                 caller = client.notes.get(self._keys.note) or self._identify(scope, client, fields)
@@ -112,12 +133,15 @@ class Endpoint(ABC, Generic[ParsedBody]):
                     raise ShuttingDown
                 terms = client.notes.get("terms") or self._terms(client, fields)
                 held.key = caller.key_id
+                account = caller.account
+                if account is not None:
+                    hold = account.begin("" if account.policy.per_person is None else self._person(fields))
                 body = client.whole_body()
                 if body is None:
                     body = await self._read(fields, receive, held)
                 elif len(body) > self._context.settings.max_body:
                     raise self._too_large()
-                head = RequestContext(request_id, caller.key_id, len(body), terms, fields, held)
+                head = RequestContext(request_id, caller.key_id, len(body), terms, fields, held, hold)
                 is_long = len(body) > YIELD_BYTES
                 try:
                     asked, text_size = await self._parse_long(body, held) if is_long else self._parse(body)
@@ -130,13 +154,17 @@ class Endpoint(ABC, Generic[ParsedBody]):
                 relay = await self._relay(client, asked, text_size, head)
                 asked = None  # the relay may have another one, with converted images
             except GatewayError as error:
+                if hold is not None:
+                    error = self._without_hidden_names(error, hold)
                 stream = asked is not None and self._is_stream(asked)
-                self._refuse(client, fields, request_id, caller, error, stream, time.perf_counter() - arrived)
+                self._refuse(client, fields, request_id, caller, hold, error, stream, time.perf_counter() - arrived)
                 return
             await relay(held)
         finally:
             if held.size:
                 held.release()
+            if hold is not None:
+                hold.end()
 
     def change(self, model_names: ModelNames) -> None:
         """Apply changed settings, which the context already holds, and the new `model_names`."""
@@ -179,7 +207,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
         reject_loop(fields, self._context.gateway_id)
         if scope["method"] != "POST":
             raise MethodNotAllowed("POST")
-        caller = client.notes[self._keys.note] = self._keys.identify(scope["headers"], fields)
+        caller = client.notes[self._keys.note] = self._keys.identify(scope["headers"], fields, scope["server"])
         return caller
 
     def _terms(self, client: ClientConnection, fields: Fields) -> HeaderTerms:
@@ -198,19 +226,28 @@ class Endpoint(ABC, Generic[ParsedBody]):
             current_trace.set(trace)
         return terms
 
-    def _claim(self, key_id: str, fields: Fields, model: str | None = None) -> Claim:
+    def _person(self, fields: Fields) -> str:
+        """Return the person whom the header `user_header` names; empty if it names none."""
+        return fields.get(self._user_header, b"").decode("latin-1")
+
+    def _claim(self, head: RequestContext, model: str | None = None) -> Claim:
         """Return what the request asks of the queue.
 
         Most requests ask for nothing special: those of a key share one claim. `model` is the name
-        in the request, which may be an alias with batch priority.
+        in the request, which may be an alias with batch priority. A key with batch priority cannot
+        ask for more.
         """
-        if not (self._are_claims_special or PRIORITY in fields or TIMEOUT in fields):
+        key_id, fields = head.key_id, head.fields
+        must_be_batch = head.hold is not None and head.hold.is_batch
+        if not (self._are_claims_special or must_be_batch or PRIORITY in fields or TIMEOUT in fields):
             return self._plain_claims.get(key_id) or self._plain_claims.setdefault(key_id, Claim(key_id))
-        person, priority, timeout = fields.get(self._user_header, b""), fields.get(PRIORITY), fields.get(TIMEOUT)
+        priority, timeout = fields.get(PRIORITY), fields.get(TIMEOUT)
         is_batch = (model is not None and self._model_names.is_batch(model)) or (
             priority is not None and priority_is_batch(priority)
         )
-        return Claim(key_id, person.decode("latin-1"), is_batch, None if timeout is None else timeout_of(timeout))
+        return Claim(
+            key_id, self._person(fields), is_batch or must_be_batch, None if timeout is None else timeout_of(timeout)
+        )
 
     async def _read(self, fields: Fields, receive: Receive, held: HeldBody) -> bytes:
         """Read the request body. `held` counts its bytes as they arrive.
@@ -249,6 +286,42 @@ class Endpoint(ABC, Generic[ParsedBody]):
         name = self._errors.id_header
         return b"%b: %b\r\n" % (name, request_id.encode()) if name else b""
 
+    def _reserve(self, hold: Hold, name: str, size: int) -> None:
+        """Reserve the tokens of a request that only the model `name` can serve and that generates none.
+
+        `size` is that of its text in bytes.
+
+        Raises:
+            TierNotAllowed: The key may not use the model.
+            RateLimited: The key's tokens are used up.
+        """
+        self._check_allowed(hold, name)
+        hold.reserve(name, size, 0, has_tiers=False)
+
+    def _check_allowed(self, hold: Hold, name: str) -> None:
+        """Check that the key may use a tier, an embedding model or a reranker, by its name in the settings.
+
+        Raises:
+            TierNotAllowed: It may not.
+        """
+        if not hold.account.allows(name):
+            raise TierNotAllowed(", ".join(f"'{known}'" for known in self._model_names.names_for(hold.account.allows)))
+
+    def _without_hidden_names(self, error: GatewayError, hold: Hold) -> GatewayError:
+        """Return `error`; one that lists the models lists those that the key may use."""
+        if not isinstance(error, ModelNotFound) or hold.account.tiers is None:
+            return error
+        names = ", ".join(f"'{name}'" for name in self._model_names.names_for(hold.account.allows)) or "none"
+        return ModelNotFound(
+            f"The requested model does not exist. This API key may use: {names}.", param="model", model=error.model
+        )
+
+    def _limit_lines(self, account: Account, hold: Hold | None, fields: Fields) -> bytes:
+        """Return the header lines about the key's limits, for an error."""
+        if hold is not None and hold.lines:
+            return hold.lines
+        return account.lines(None if account.policy.per_person is None else account.person(self._person(fields)))
+
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(f"The request body may have at most {self._context.settings.max_body} bytes.")
 
@@ -258,18 +331,23 @@ class Endpoint(ABC, Generic[ParsedBody]):
         fields: Fields,
         request_id: str,
         caller: Caller | None,
+        hold: Hold | None,
         error: GatewayError,
         stream: bool,
         seconds: float,
     ) -> None:
+        account = None if caller is None else caller.account
         if not client.gone:
-            lines = b"%b%bx-request-id: %b\r\n%b" % (
+            lines = b"%b%b%bx-request-id: %b\r\n%b" % (
                 self._errors.json_lines,
                 self._cors.header_lines(fields),
+                b"" if account is None else self._limit_lines(account, hold, fields),
                 request_id.encode(),
                 self._id_line(request_id) + self._errors.error_lines(error),
             )
             client.answer(self._errors.error_status(error), lines, self._errors.error_body(error))
+        if isinstance(error, RateLimited) and account is not None:
+            self._context.metrics.rate_limited.labels(account.name, error.limit).inc()
         record = self._context.on_exchange
         if (trace := current_trace.get() or self._context.begin_trace(fields)) is not None:
             record = trace.recorder(record, None)
@@ -277,6 +355,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
             Exchange(
                 request_id=request_id,
                 key_id=caller.key_id if caller else "",
+                key=account.name if account else "",
                 endpoint=self._name,
                 tier=NONE,
                 backend=NONE,
@@ -294,5 +373,11 @@ class Endpoint(ABC, Generic[ParsedBody]):
                 time_to_first_token=None,
                 usage=None,
                 attempts=0,
-            )
+            ),
+            self._attribution(account, fields),
         )
+
+    def _attribution(self, account: Account | None, fields: Fields) -> Attribution | None:
+        """Return who asked, if the key may name persons and names one."""
+        person = self._person(fields)
+        return Attribution(person) if person and (account is None or account.policy.is_trusted) else None

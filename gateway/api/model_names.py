@@ -3,7 +3,7 @@
 Pure: no I/O, no clock.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gateway.config import Settings, Tier
@@ -191,6 +191,40 @@ class ModelNames:
             reason = "does not support reranking" if is_other else "does not exist"
             raise ModelNotFound(f"The requested model {reason}. Rerankers: {names}.", param="model")
         return route
+
+    def resolve(self, name: str) -> str | None:
+        """Return the tier, embedding model or reranker of the settings that `name` refers to.
+
+        With backends whose models are discovered, any other name may be one of these.
+        """
+        tier = self._tiers.get(name.lower()) or self._tiers.get(_other_form(name))
+        if tier is not None:
+            return tier.name
+        route = self.find_embedding(name) or self._find_reranker(name)
+        if route is not None:
+            return route.tier
+        return name if any(backend.discover for backend in self._settings.backends.values()) else None
+
+    def served_by(self, name: str) -> str | None:
+        """Return the tier, embedding model, reranker or discovered model that requests for `name` get.
+
+        None for `auto`, where the request decides, and for a name that no request can use.
+        """
+        if self._is_auto(name):
+            return None
+        if (found := self.find_discovered(name)) is not None:
+            return found.name
+        tier = self._tiers.get(name.lower()) or self._tiers.get(_other_form(name))
+        route = self.find_embedding(name) or self._find_reranker(name)
+        if tier is None and route is not None:
+            return route.tier
+        tier = tier or self._catch_all
+        return None if tier is None else tier.name
+
+    def names_for(self, allows: Callable[[str], bool]) -> list[str]:
+        """Return the names of the tiers, embedding models and rerankers that `allows` accepts."""
+        settings = self._settings
+        return [name for name in (*settings.tiers, *settings.embeddings, *settings.rerankers) if allows(name)]
 
     def _find_reranker(self, name: str) -> Route | None:
         return self._rerankers.get(name.lower()) or self._rerankers.get(_other_form(name))

@@ -1,16 +1,16 @@
 """Ollama's own API: the calls that list and describe models, and those that would change them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from gateway.api.operations import CREATED, Operations, PublicEntry
+from gateway.api.operations import CREATED, Allows, Operations, PublicEntry
 from gateway.chat.surrogates import without_halves
 from gateway.dialects.json_body import explain
 from gateway.errors import Forbidden, InvalidJson, InvalidRequest, RequestTooLarge
@@ -51,8 +51,8 @@ class _Named(msgspec.Struct):
 _names = msgspec.json.Decoder(_Named)
 
 
-def add_ollama(app: FastAPI, operations: Operations, guards: list[Any]) -> None:
-    """Add the routes. `guards` are the dependencies that check the client's key."""
+def add_ollama(app: FastAPI, operations: Operations, client: Callable[[Request], Allows]) -> None:
+    """Add the routes. `client` checks the client's key, and returns what it may use."""
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def root() -> Response:
@@ -63,23 +63,23 @@ def add_ollama(app: FastAPI, operations: Operations, guards: list[Any]) -> None:
     async def version() -> dict[str, str]:
         return {"version": VERSION}
 
-    listing: dict[str, Any] = {"dependencies": guards, "response_model": dict[str, Any]}
+    listing: dict[str, Any] = {"response_model": dict[str, Any]}
 
-    @app.head("/api/tags", dependencies=guards, include_in_schema=False)
+    @app.head("/api/tags", include_in_schema=False)
     @app.get("/api/tags", summary="List the models as Ollama does", **listing)
-    async def tags() -> Response:
-        return _models(map(_tag, operations.public_entries()))
+    async def tags(allows: Annotated[Allows, Depends(client)]) -> Response:
+        return _models(map(_tag, operations.public_entries(allows)))
 
     @app.get("/api/ps", summary="List the loaded models as Ollama does", **listing)
-    async def ps() -> Response:
+    async def ps(allows: Annotated[Allows, Depends(client)]) -> Response:
         now = datetime.now(UTC)
         forever, soon = (_time(now + timedelta(seconds=seconds)) for seconds in (SECONDS_KEPT, SECONDS_LOADED))
-        loaded = (entry for entry in operations.public_entries() if entry.is_loaded)
+        loaded = (entry for entry in operations.public_entries(allows) if entry.is_loaded)
         return _models(_loaded(entry) % (forever if entry.stays_loaded else soon).encode() for entry in loaded)
 
-    @app.post("/api/show", dependencies=guards, summary="Describe a model as Ollama does")
-    async def show(request: Request) -> dict[str, Any]:
-        return _shown(operations.public_entry(await _name(request)))
+    @app.post("/api/show", summary="Describe a model as Ollama does")
+    async def show(request: Request, allows: Annotated[Allows, Depends(client)]) -> dict[str, Any]:
+        return _shown(operations.public_entry(await _name(request), allows))
 
     async def refuse() -> Response:
         raise Forbidden("This gateway serves models and does not change them: its operator does that at the engines.")

@@ -47,9 +47,11 @@ SECURITY: list[dict[str, list[str]]] = [{"key": []}, {"x-api-key": []}, {"api-ke
 ERRORS = {
     400: "The request is invalid or not supported.",
     401: "The API key is missing or incorrect.",
+    403: "The API key may not use the model.",
     404: "The model does not exist.",
     413: "The request body is too large.",
     415: "The request body is not sent as uncompressed JSON.",
+    429: "A limit of the API key is reached; see Retry-After and the x-ratelimit headers.",
     502: "The backend failed.",
     503: "The gateway is overloaded or shutting down, or no backend is healthy; see Retry-After.",
     504: "The backend did not respond in time.",

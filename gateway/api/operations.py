@@ -1,6 +1,7 @@
 """Models, health, status and metrics: the responses about the gateway itself."""
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import permutations
 from typing import Any, NamedTuple, get_args
@@ -11,7 +12,7 @@ from gateway import __version__
 from gateway.admission.concurrency_limits import AdaptiveLimit
 from gateway.api.model_names import ModelNames
 from gateway.config import Settings, Tier
-from gateway.errors import InvalidRequest, ModelNotFound
+from gateway.errors import InvalidRequest, ModelNotFound, TierNotAllowed
 from gateway.relay.discovery import DiscoveredModel
 from gateway.rollout.assignment import ChangeCause
 from gateway.rollout.controller import RolloutController
@@ -22,6 +23,15 @@ from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.health_checks import HealthChecks
 from gateway.upstream.outlier_detection import OutlierDetector
+
+Allows = Callable[[str], bool]
+"""Returns whether a caller may use a tier, embedding model, reranker or discovered model, by its name."""
+
+
+def allow_all(name: str) -> bool:
+    """Return True: a caller without restrictions may use everything."""
+    return True
+
 
 CREATED = 1_767_225_600
 """`created` of every model, in Unix time: the same at each start and on each replica."""
@@ -92,19 +102,24 @@ class Operations:
 
     # Models
 
-    def models(self) -> dict[str, Any]:
-        data = [self._entry(public.name, public.tier.models) for public in self._model_names.public_models()]
+    def models(self, allows: Allows = allow_all) -> dict[str, Any]:
+        """Return the list of the models that the caller may use."""
+        public_models = [public for public in self._model_names.public_models() if allows(public.tier.name)]
+        data = [self._entry(public.name, public.tier.models) for public in public_models]
         pinned = (*self._settings.embeddings.items(), *self._settings.rerankers.items())
-        data += [self._entry(name, {item.backend: item.model}) for name, item in pinned]
-        data += [self._entry(found.name, {found.route.backend: found.name}) for found in self._model_names.discovered()]
+        data += [self._entry(name, {item.backend: item.model}) for name, item in pinned if allows(name)]
+        discovered = [found for found in self._model_names.discovered() if allows(found.name)]
+        data += [self._entry(found.name, {found.route.backend: found.name}) for found in discovered]
         return {"object": "list", "data": data}
 
-    def model(self, name: str) -> dict[str, Any]:
+    def model(self, name: str, allows: Allows = allow_all) -> dict[str, Any]:
         """Return the entry for one model: any name that a request may use, listed or not.
 
         Raises:
             ModelNotFound: No request can use this name.
+            TierNotAllowed: The caller may not use it.
         """
+        self._check_allowed(name, allows)
         for known, item in self._settings.embeddings.items():
             if known.lower() == name.lower():
                 return self._entry(known, {item.backend: item.model})
@@ -113,18 +128,32 @@ class Operations:
             raise ModelNotFound("This model does not exist. GET /v1/models lists the available models.", param="model")
         return self._entry(*named)
 
-    def public_entries(self) -> list[PublicEntry]:
-        """Return the tiers, their listed aliases, the embedding models and the discovered models."""
-        names = [self._public_entry(public.name, public.tier) for public in self._model_names.public_models()]
-        names += [self._embedding_entry(name) for name in self._settings.embeddings]
-        return names + [self._discovered_entry(found.name, found) for found in self._model_names.discovered()]
+    def _check_allowed(self, name: str, allows: Allows) -> None:
+        if allows == allow_all:
+            return
+        found = self._model_names.served_by(name)
+        if found is not None and not allows(found):
+            raise TierNotAllowed(", ".join(f"'{known}'" for known in self._model_names.names_for(allows)))
 
-    def public_entry(self, name: str) -> PublicEntry:
+    def public_entries(self, allows: Allows = allow_all) -> list[PublicEntry]:
+        """Return the tiers, their listed aliases, the embedding models and the discovered models.
+
+        Those that the caller may not use are left out.
+        """
+        public_models = [public for public in self._model_names.public_models() if allows(public.tier.name)]
+        names = [self._public_entry(public.name, public.tier) for public in public_models]
+        names += [self._embedding_entry(name) for name in self._settings.embeddings if allows(name)]
+        discovered = [found for found in self._model_names.discovered() if allows(found.name)]
+        return names + [self._discovered_entry(found.name, found) for found in discovered]
+
+    def public_entry(self, name: str, allows: Allows = allow_all) -> PublicEntry:
         """Return the entry of the model that serves requests for `name`.
 
         Raises:
             ModelNotFound: No model has this name.
+            TierNotAllowed: The caller may not use it.
         """
+        self._check_allowed(name, allows)
         embedding = self._model_names.find_embedding(name)
         if embedding is not None:
             return self._embedding_entry(embedding.tier)

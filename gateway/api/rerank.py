@@ -39,8 +39,9 @@ class RerankEndpoint(Endpoint[RerankCall]):
         self, client: ClientConnection, call: RerankCall, text_size: int, head: RequestContext
     ) -> RerankRelay:
         route = self._model_names.choose_reranker(call.rerank.model)
-        terms, claim = head.terms, self._claim(head.key_id, head.fields)
-        lines = terms.came_through, terms.read_timeout, terms.extra_lines
+        if head.hold is not None:
+            self._reserve(head.hold, route.tier, text_size)
+        lines, claim = head.relay_terms, self._claim(head)
         request = RerankRequest(
             head.request_id, head.key_id, claim, head.size, route, *lines, call.rerank, call.form, random_id()
         )

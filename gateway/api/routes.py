@@ -1,6 +1,6 @@
 """FastAPI application: health probes, models, metrics, `/ops` and the OpenAPI document."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import Depends, FastAPI, Request, Response
@@ -15,14 +15,18 @@ from gateway.api.auth import ApiKeys
 from gateway.api.console import add_console
 from gateway.api.error_forms import error_answer
 from gateway.api.events import Events
+from gateway.api.key_routes import ACCOUNT, add_keys
+from gateway.api.named_keys import NamedKeys
 from gateway.api.ollama_routes import add_ollama
 from gateway.api.openapi import add_bodies, add_data_paths, api_page
-from gateway.api.operations import Operations
+from gateway.api.operations import Allows, Operations, allow_all
 from gateway.api.ops_schemas import add_ops
 from gateway.api.paths import ALIVE_PATHS, CHAT_PATH, READY_PATH
 from gateway.api.rollout_routes import BODIES, add_preflight, add_rollout
+from gateway.api.usage_routes import add_usage
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.rollout.preflight.check import Preflight
+from gateway.usage.recorder import UsageRecorder
 
 
 def build(
@@ -30,13 +34,20 @@ def build(
     events: Events,
     preflight: Preflight,
     keys: ApiKeys,
+    named_keys: NamedKeys | None,
+    usage: UsageRecorder | None,
     admin: AdminAccess,
     metrics_guard: AdminAccess,
 ) -> FastAPI:
     """Build the application for everything but the data endpoints."""
 
-    def client(request: Request) -> None:
-        keys.identify(request.scope["headers"])
+    def client(request: Request) -> Allows:
+        caller = keys.identify(request.scope["headers"], None, request.scope["server"])
+        if caller.account is None:
+            return allow_all
+        request.scope["extensions"][ACCOUNT] = caller.account
+        caller.account.check_expiry()
+        return caller.account.allows
 
     async def operator(request: Request) -> str:
         return admin.check(request.client.host if request.client else None, request.scope["headers"])
@@ -50,24 +61,23 @@ def build(
 
         @app.get(
             f"{prefix}/models",
-            dependencies=[Depends(client)],
             include_in_schema=in_schema,
             summary="List the tiers, aliases and embedding models",
             response_model=dict[str, Any],
         )
-        async def models() -> Response:  # a list of 1,000 discovered models would keep FastAPI's encoder busy
-            return Response(msgspec.json.encode(operations.models()), media_type="application/json")
+        async def models(allows: Annotated[Allows, Depends(client)]) -> Response:
+            # A list of 1,000 discovered models would keep FastAPI's encoder busy.
+            return Response(msgspec.json.encode(operations.models(allows)), media_type="application/json")
 
         @app.get(
             f"{prefix}/models/{{name:path}}",
-            dependencies=[Depends(client)],
             include_in_schema=in_schema,
             summary="Show one model",
         )
-        async def model(name: str) -> dict[str, Any]:
-            return operations.model(name)
+        async def model(name: str, allows: Annotated[Allows, Depends(client)]) -> dict[str, Any]:
+            return operations.model(name, allows)
 
-    add_ollama(app, operations, [Depends(client)])
+    add_ollama(app, operations, client)
     _add_probes(app, operations)
     _add_metrics(app, operations, [Depends(scraper)])
 
@@ -78,6 +88,8 @@ def build(
     add_console(app, operations, events, operator)
     add_rollout(app, operations.controller, operator)
     add_preflight(app, preflight, operator)
+    add_keys(app, named_keys, operator)
+    add_usage(app, usage, operator)
     _add_description(app)
     return app
 

@@ -17,6 +17,13 @@ class Usage(Struct, frozen=True, gc=False):
     completion_tokens: int = 0
 
 
+class CachedUsage(Usage, frozen=True, gc=False):
+    """Token counts of a prompt that the engine had in its cache, or a part of it."""
+
+    cached_tokens: int = 0
+    """Tokens of the prompt that came from the cache."""
+
+
 class TimedUsage(Usage, frozen=True, gc=False):
     """Token counts, and times by the backend's own clock in seconds."""
 

@@ -74,6 +74,7 @@ def _environment(ollama: Found, vllm: Found, folder: Path) -> dict[str, str]:
         "VLLM_BASE_URL": vllm.base_url,
         "VLLM_MODEL": vllm.model,
         "GATEWAY_STATE_FILE": str(folder / "state.json"),
+        "GATEWAY_USAGE_FILE": "",
     }
 
 
@@ -137,12 +138,12 @@ async def _get(url: str, key: str | None = None) -> dict[str, Any] | None:
 
 
 def _welcome(base_url: str, settings: config.Settings, ollama: Found, vllm: Found) -> str:
-    key = "YOUR-KEY" if settings.api_keys else "any"
+    key = "any" if settings.is_open else "YOUR-KEY"
     other = "vllm" if settings.llm_backend == "ollama" else "ollama"
     command = ".venv/bin/python -m gateway"
     if base_url != "http://127.0.0.1:8080":
         command = f"GATEWAY_URL={base_url} {command}"
-    if settings.api_keys and not settings.admin_key:  # the admin token is beside the demo's own state file
+    if not (settings.is_open or settings.admin_key):  # the admin token is beside the demo's own state file
         command = f"GATEWAY_STATE_FILE={settings.state_file} {command}"
     return f"""
   The gateway serves {base_url}/v1, active backend {settings.llm_backend}.

@@ -102,7 +102,7 @@ def _sizes(settings: Settings) -> Iterator[str]:
 
 
 def _keys(settings: Settings) -> Iterator[str]:
-    if not settings.api_keys:
+    if settings.is_open:
         yield "GATEWAY_API_KEYS: not set, so the gateway is open: it accepts requests with any key or none"
     groups: tuple[tuple[str, tuple[SecretStr | None, ...]], ...] = (
         ("GATEWAY_API_KEYS", settings.api_keys),

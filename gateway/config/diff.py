@@ -10,9 +10,10 @@ from gateway.config.problems import Path, dotted, shown
 from gateway.config.settings import BackendSettings, Settings
 
 AT_START = (
-    "host", "port", "metrics_port", "ollama_port", "admin_key", "metrics_key", "cors_origins", "allowed_hosts",
-    "user_header", "session_header", "log_format", "state_file", "ollama_num_parallel", "drain_delay", "drain_timeout",
-    "keep_alive_timeout", "guard",
+    "host", "port", "metrics_port", "ollama_port", "ollama_as_key", "keys_file", "admin_key",
+    "metrics_key", "cors_origins", "allowed_hosts",
+    "user_header", "session_header", "log_format", "state_file", "usage_file", "usage_days",
+    "ollama_num_parallel", "drain_delay", "drain_timeout", "keep_alive_timeout", "guard",
 )  # fmt: skip
 """Keys whose changes take effect at the next start.
 
@@ -42,7 +43,7 @@ def compare(current: Settings, reread: Settings) -> Differences:
     the access to `/ops` depends on that, and a file may be half-edited.
     """
     at_start: tuple[str, ...] = AT_START
-    if bool(current.api_keys) != bool(reread.api_keys):
+    if current.keys_file is None and bool(current.api_keys) != bool(reread.api_keys):
         at_start = (*AT_START, "api_keys", "api_keys_file")
     settings = reread.model_copy(update={key: getattr(current, key) for key in at_start})
     waiting = tuple(

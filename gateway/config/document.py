@@ -220,6 +220,11 @@ class SettingsDocument(DocumentSection):
         description="File of client keys, one per line, # begins a comment; added to api_keys. Reread when it "
         "changes. Default: none.",
     )
+    keys_file: Path | None = Field(
+        default=None,
+        description="File of keys with names and limits, written by `gateway keys`. Reread when it changes. "
+        "Default: none.",
+    )
     admin_key: Key | None = Field(
         default=None,
         description="Bearer key for /ops and /metrics. Default: none; see docs/operations/settings.md.",
@@ -233,10 +238,21 @@ class SettingsDocument(DocumentSection):
         default=None,
         description="Second port with the same API, for programs that expect Ollama, usually 11434. Default: none.",
     )
+    ollama_as_key: str | None = Field(
+        default=None,
+        description="Name of the key in keys_file that requests without a key count as on ollama_port. Default: none, "
+        "they are refused if the gateway has keys.",
+    )
     state_file: str | None = Field(
         default="gateway-state.json",
         description="File that keeps the roll-out across restarts; empty: it is not kept. Default: gateway-state.json.",
     )
+    usage_file: str | None = Field(
+        default="gateway-usage.db",
+        description="SQLite file of usage per key, person, tier, backend and day; empty: none is kept. "
+        "Default: gateway-usage.db.",
+    )
+    usage_days: Count = Field(default=400, description="Days of usage that are kept. Default: 400.")
     record: str | None = Field(
         default=None,
         description="File to which arrival times and sizes of requests are appended, never their contents, for "
@@ -255,8 +271,8 @@ class SettingsDocument(DocumentSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _keep_empty_state_file(cls, value: Any) -> Any:
-        """Let an empty `state_file:` turn the file off; other empty values mean the default."""
-        if isinstance(value, dict) and value.get("state_file", "") is None:
-            return value | {"state_file": ""}
+    def _keep_empty_files(cls, value: Any) -> Any:
+        """Let an empty `state_file:` or `usage_file:` turn the file off; other empty values mean the default."""
+        if isinstance(value, dict):
+            return value | {key: "" for key in ("state_file", "usage_file") if value.get(key, "") is None}
         return value

@@ -20,13 +20,18 @@ PLAIN_VARIABLES = {
     "GATEWAY_PORT": "port",
     "GATEWAY_API_KEYS": "api_keys",
     "GATEWAY_API_KEYS_FILE": "api_keys_file",
+    "GATEWAY_KEYS_FILE": "keys_file",
     "GATEWAY_ADMIN_KEY": "admin_key",
     "GATEWAY_METRICS_KEY": "metrics_key",
     "GATEWAY_METRICS_PORT": "metrics_port",
     "GATEWAY_OLLAMA_PORT": "ollama_port",
+    "GATEWAY_OLLAMA_AS_KEY": "ollama_as_key",
     "GATEWAY_STATE_FILE": "state_file",
+    "GATEWAY_USAGE_FILE": "usage_file",
     "GATEWAY_LOG_LEVEL": "log_level",
 }
+MAY_BE_EMPTY = ("GATEWAY_STATE_FILE", "GATEWAY_USAGE_FILE")
+"""Variables for which empty means that there is no such file. For others it means unset."""
 BACKEND_VARIABLES = {
     "OLLAMA_BASE_URL": ("ollama", "base_url"),
     "VLLM_BASE_URL": ("vllm", "base_url"),
@@ -110,7 +115,7 @@ class VariablesReader:
     def _plain(self, variable: str, value: str) -> None:
         if variable in VARIABLES and (mistake := leftover_syntax(value)):
             self._problems.add_line(f"{variable}: {mistake} ({self._place})")
-        elif variable in PLAIN_VARIABLES and (value.strip() or variable == "GATEWAY_STATE_FILE"):
+        elif variable in PLAIN_VARIABLES and (value.strip() or variable in MAY_BE_EMPTY):
             self._set((PLAIN_VARIABLES[variable],), value.strip(), variable)
         elif variable in BACKEND_VARIABLES and value.strip():
             kind, key = BACKEND_VARIABLES[variable]
@@ -124,7 +129,7 @@ class VariablesReader:
 
     def _nested(self, variable: str, value: str) -> None:
         found = self._find(variable, variable.removeprefix(PREFIX).split("__"))
-        if found is None or not (value.strip() or found[0] == ("state_file",)):
+        if found is None or not (value.strip() or found[0] in (("state_file",), ("usage_file",))):
             return
         path, annotation = found
         try:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from watchfiles import awatch
 
@@ -117,8 +117,23 @@ def _result(
     }
 
 
-class FileWatcher:
-    """Watcher that has the settings reread when the content of a file has changed and settled.
+Content = TypeVar("Content")
+Content_contra = TypeVar("Content_contra", contravariant=True)
+
+
+class Rereader(Protocol[Content_contra]):
+    """Part of the gateway that puts the content of changed files in force."""
+
+    async def run(self, read: Callable[[], Content_contra], cause: ReloadCause) -> object:
+        """Reread the files with `read`.
+
+        Raises:
+            Unsettled: `read` raised it.
+        """
+
+
+class FileWatcher(Generic[Content]):
+    """Watcher that has the settings, or the keys, reread when the content of a file has changed and settled.
 
     The files are the settings `file`, if there is one, and those that `others` returns at the time.
     A file that is missing or empty changes nothing.
@@ -127,8 +142,8 @@ class FileWatcher:
     def __init__(
         self,
         file: Path | None,
-        reloader: Reloader,
-        read: Callable[[], Settings],
+        reloader: Rereader[Content],
+        read: Callable[[], Content],
         others: Callable[[], Iterable[Path]] = tuple,
     ) -> None:
         self._file = file
@@ -205,7 +220,7 @@ class FileWatcher:
     async def _reread(self, found: Contents) -> None:
         """Reread the settings, unless a file changes meanwhile: then it stays changed."""
 
-        def read_settled() -> Settings:
+        def read_settled() -> Content:
             try:
                 return self._read()
             finally:

@@ -89,7 +89,7 @@ def show(settings: Settings) -> str:
             document[key] = {name: item.model_dump() for name, item in value.items()}
         elif key in ("guard", "image_urls") and value is not None:
             document[key] = _plain(value.model_dump())
-        elif key == "state_file":
+        elif key in ("state_file", "usage_file"):
             document[key] = str(value) if value else ""
         elif value is not None and value != ():
             document[key] = _plain(value)

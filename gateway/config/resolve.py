@@ -36,6 +36,7 @@ _RESOLVED = frozenset(
         "guard",
         "api_keys",
         "state_file",
+        "usage_file",
         "record",
         "ollama_num_parallel",
         "host",
@@ -92,6 +93,7 @@ class _Resolver:
             image_urls=ImageUrlSettings(allow=urls.allow) if (urls := self._document.image_urls) else None,
             api_keys=tuple(SecretStr(key) for key in keys),
             state_file=FilePath(self._document.state_file) if self._document.state_file else None,
+            usage_file=FilePath(self._document.usage_file) if self._document.usage_file else None,
             record=FilePath(self._document.record) if self._document.record else None,
             ollama_num_parallel=self._document.ollama_num_parallel or None,
         )
@@ -187,6 +189,8 @@ class _Resolver:
             self._problems.add(
                 ("metrics_port",), f"got {document.metrics_port}; expected a port other than the gateway's own"
             )
+        if document.ollama_as_key is not None and (document.ollama_port is None or document.keys_file is None):
+            self._problems.add(("ollama_as_key",), "expected ollama_port and keys_file as well")
         taken = {document.port: "the gateway's own", document.metrics_port: "metrics_port"}
         if document.ollama_port and document.ollama_port in taken:
             self._problems.add(

@@ -280,6 +280,9 @@ class Settings(Frozen):
         default=(), description="All client keys, including those of the keys file; empty: the gateway is open."
     )
     api_keys_file: Path | None = None
+    keys_file: Path | None = Field(
+        default=None, description="File of keys with names and limits; None: there are no such keys."
+    )
     admin_key: SecretStr | None = Field(default=None, description="Bearer key for /ops and /metrics.")
     metrics_key: SecretStr | None = Field(default=None, description="Bearer key for /metrics alone.")
     metrics_port: int | None = Field(
@@ -288,10 +291,17 @@ class Settings(Frozen):
     ollama_port: int | None = Field(
         default=None, description="Second port with the same API, for programs that expect Ollama."
     )
+    ollama_as_key: str | None = Field(
+        default=None, description="Name of the key that requests without one count as on ollama_port."
+    )
     state_file: Path | None = Field(
         default=Path("gateway-state.json"),
         description="File that keeps the roll-out across restarts; None: it is not kept.",
     )
+    usage_file: Path | None = Field(
+        default=Path("gateway-usage.db"), description="SQLite file of usage; None: none is kept."
+    )
+    usage_days: int = Field(default=400, description="Days of usage that are kept.")
     record: Path | None = Field(
         default=None, description="File to which sizes and times of requests are appended; None: nothing is recorded."
     )
@@ -313,6 +323,11 @@ class Settings(Frozen):
             for backend in self.backends.values():
                 override = tier.limits.get(backend.name)
                 self._limits[tier.name, backend.name] = override.over(backend.limits) if override else backend.limits
+
+    @property
+    def is_open(self) -> bool:
+        """True if requests need no key."""
+        return not self.api_keys and self.keys_file is None
 
     def limits_for(self, tier: Tier | str, backend: BackendSettings | str) -> BackendLimits:
         """Return the limits of a tier on a backend: the backend's, with the tier's overrides."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 import msgspec
 from msgspec import Raw, Struct
 
-from gateway.chat.answer import CallDelta, ChosenLogprob, Delta, FinishReason, Usage
+from gateway.chat.answer import CachedUsage, CallDelta, ChosenLogprob, Delta, FinishReason, Usage
 from gateway.engines.engine import (
     MAX_OBJECTS,
     MAX_REFUSAL,
@@ -67,6 +67,14 @@ class _Usage(Struct, gc=False):
     completion_tokens: Raw = Raw(b"0")
 
 
+class _PromptDetails(Struct, gc=False):
+    cached_tokens: int = 0
+
+
+class _UsageDetails(Struct, gc=False):
+    prompt_tokens_details: _PromptDetails | None = None
+
+
 class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = []
     usage: Raw = NO_USAGE
@@ -107,6 +115,7 @@ _odd_answers = msgspec.json.Decoder(_OddAnswer)
 _usages = msgspec.json.Decoder(_Usage)
 _stop_sequences = msgspec.json.Decoder(str)
 _exact_usages = msgspec.json.Decoder(Usage)
+_details = msgspec.json.Decoder(_UsageDetails)
 
 _json_text = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\["\\/bfnrt][^"\\\x00-\x1f]*+)*+')
 # A sixth of the cost of `_is_json_text`, and enough for almost every token.
@@ -148,7 +157,8 @@ def usage_of(text: bytes | Raw) -> Usage | None:
         usage = _exact_usages.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _possible_usage(text)
-    return _within_bounds(usage)
+    usage = _within_bounds(usage)
+    return usage if b'"cached_tokens"' not in bytes(text) else _with_cache(usage, text)
 
 
 def _within_bounds(usage: Usage) -> Usage:
@@ -157,6 +167,18 @@ def _within_bounds(usage: Usage) -> Usage:
     if 0 <= prompt <= MAX_TOKENS and 0 <= completion <= MAX_TOKENS:
         return usage
     return Usage(possible_tokens(prompt) or 0, possible_tokens(completion) or 0)
+
+
+def _with_cache(usage: Usage, text: bytes | Raw) -> Usage:
+    """Return `usage` with the number of cached tokens, if it is a possible one.
+
+    vLLM reports it with `--enable-prompt-tokens-details`.
+    """
+    details = decode(_details, text)
+    cached = None if details is None or details.prompt_tokens_details is None else details.prompt_tokens_details
+    if cached is None or not 0 <= cached.cached_tokens <= usage.prompt_tokens:
+        return usage
+    return CachedUsage(usage.prompt_tokens, usage.completion_tokens, cached.cached_tokens)
 
 
 def _possible_usage(text: bytes | Raw) -> Usage | None:

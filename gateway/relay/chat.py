@@ -33,7 +33,7 @@ from gateway.relay.context import RelayContext
 from gateway.relay.requests import ChatRequest, ClientConnection
 from gateway.relay.requeueable import RequeueableRelay
 from gateway.relay.turns import YIELD_BYTES, in_turns
-from gateway.telemetry.exchange import CHAT
+from gateway.telemetry.exchange import CHAT, Attribution
 from gateway.upstream.connection import Connection, TransportError
 from gateway.upstream.failures import JSON, check_headers, upstream_error, with_retry_after
 from gateway.upstream.server import Server
@@ -170,14 +170,14 @@ class ChatRelay(RequeueableRelay):
         clock, gaps, texts_of = self._context.clock, self._destination.metrics.gaps, reader.plain_tokens
         bounds, counts = gaps.bounds, gaps.counts
         before, after = self._around_text or (b"", b"")
-        is_silent = True
+        is_silent, spliced = True, 0
 
         def on_piece(piece: bytes) -> None:
             """Handle one piece: every token comes through here.
 
             `observe_gap` and `splice` are inlined, since a call costs more than what it does.
             """
-            nonlocal is_silent
+            nonlocal is_silent, spliced
             if not self._splices or renderer is None or (texts := texts_of(piece)) is None:
                 is_silent = False
                 self._take(piece, reader, response)
@@ -188,9 +188,11 @@ class ChatRelay(RequeueableRelay):
             if len(texts) == 1:
                 counts[bisect_left(bounds, gap)] += 1
                 gaps.total += gap
+                spliced += 1
                 write(before + texts[0] + after)
             else:
                 gaps.observe_gap(gap, len(texts))
+                spliced += len(texts)
                 write(renderer.splice(texts))
 
         def on_resume() -> None:
@@ -210,6 +212,8 @@ class ChatRelay(RequeueableRelay):
                 raise TransportError(fault.fault) from fault
             # What has arrived counts as an answer: Ollama's last line may need no line end.
             raise upstream_error(fault) from fault
+        finally:
+            meter.pieces += spliced
         if renderer is not None:
             write(renderer.end(self._timings))
             self._client.end()
@@ -347,6 +351,13 @@ class ChatRelay(RequeueableRelay):
                 self._client.write(self._renderer.keepalive())
             if note:
                 self._client.write(self._renderer.render(Delta(reasoning=waiting_note(self._ticket.wait_estimate()))))
+
+    def _attribution(self) -> Attribution | None:
+        request, is_vision = self._request, self._lane == "vision"
+        if not (request.claim.person or is_vision):
+            return None
+        images = sum(len(message.images) for message in request.chat.messages) if is_vision else 0
+        return Attribution(self._person(), images)
 
 
 def waiting_note(estimate: WaitEstimate) -> str:

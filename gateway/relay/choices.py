@@ -21,7 +21,7 @@ from gateway.dialects.dialect import ChoiceForm, ChoicesForm
 from gateway.errors import ClientLeft, Crash, GatewayError
 from gateway.relay.chat import ChatRelay
 from gateway.relay.requests import ClientConnection
-from gateway.telemetry.exchange import Exchange
+from gateway.telemetry.exchange import Attribution, Exchange
 
 MakeRelay = Callable[["ChoiceConnection", Chat, ChoiceForm], ChatRelay]
 """Returns the relay of one choice, for the route that the roll-out chooses at that moment."""
@@ -117,7 +117,8 @@ class ChoicesRelay:
         self._error: GatewayError | None = None
         self._exchanges: dict[int, Exchange] = {}
         """Records of the choices by their index."""
-        self._on_exchange: Callable[[Exchange], None] = lambda exchange: None
+        self._attribution: Attribution | None = None
+        self._on_exchange: Callable[[Exchange, Attribution | None], None] = lambda exchange, attribution: None
 
     def __repr__(self) -> str:
         return f"<ChoicesRelay of {len(self._chats)}>"
@@ -151,7 +152,7 @@ class ChoicesRelay:
         except GatewayError as error:
             choice.error = error
         else:
-            self._on_exchange, relay.on_exchange = relay.on_exchange, partial(self._exchanges.__setitem__, index)
+            self._on_exchange, relay.on_exchange = relay.on_exchange, partial(self._keep, index)
             await relay(held)
         finally:
             held.release()
@@ -193,6 +194,11 @@ class ChoicesRelay:
             return
         client.end()
 
+    def _keep(self, index: int, exchange: Exchange, attribution: Attribution | None) -> None:
+        """Keep the record of one choice. All choices have the same person and images."""
+        self._exchanges[index] = exchange
+        self._attribution = attribution
+
     def _record(self) -> None:
         """Record the exchange, if a choice has begun: as the choice that failed, or the one that took longest.
 
@@ -216,8 +222,10 @@ class ChoicesRelay:
                 empty=all(one.empty for one in exchanges),
                 time_to_first_token=min(first_tokens, default=None),
                 usage=_total(chats, [one.usage for one in exchanges]),
+                sent_tokens=sum(one.sent_tokens for one in exchanges),
                 attempts=sum(one.attempts for one in exchanges),
-            )
+            ),
+            self._attribution,
         )
 
     # The client

@@ -9,7 +9,6 @@ from gateway.config import Settings
 from gateway.relay.destinations import Destination, Destinations
 from gateway.relay.frozen_models import FrozenModels
 from gateway.relay.in_flight import InFlight, Requeueable
-from gateway.telemetry.exchange import Exchange
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.recording import TrafficRecording
 from gateway.telemetry.trace_context import Trace, pass_on
@@ -22,7 +21,7 @@ class RelayContext:
 
     - `requeue_target` returns the destination for a chat that is about to queue again, or None if
       the chat stays at the one that it has.
-    - `on_exchange` receives the record of each exchange when it ends.
+    - `on_exchange` receives the record of each exchange when it ends, and its attribution if it has one.
     - `traffic` records the sizes of exchanges, while the settings name a file for them.
     - `body_memory` counts the request bodies that are read or wait.
     - `begin_trace` returns the trace of a request with these header fields, None if it has none.
@@ -38,7 +37,7 @@ class RelayContext:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
         requeue_target: Callable[[Requeueable], Destination | None],
-        on_exchange: Callable[[Exchange], None],
+        on_exchange: Callable[..., None],
         body_memory: BodyMemory,
         gateway_id: bytes,
         traffic: TrafficRecording | None = None,
@@ -68,4 +67,6 @@ class RelayContext:
         self.heartbeat = settings.heartbeat
         self.waiting_note = settings.waiting_note
         self.recording = None if self._traffic is None else self._traffic.to(settings.record, settings.record_size)
-        self.body_memory.change(settings.max_waiting_bytes, is_shared=len(settings.api_keys) > 1)
+        self.body_memory.change(
+            settings.max_waiting_bytes, is_shared=len(settings.api_keys) > 1 or settings.keys_file is not None
+        )

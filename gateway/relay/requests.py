@@ -11,6 +11,7 @@ from gateway.chat.request import Chat
 from gateway.chat.rerank import Rerank
 from gateway.dialects.dialect import ChatForm, EmbeddingForm
 from gateway.dialects.rerank import RerankForm
+from gateway.keys.account import Hold
 from gateway.relay.route import Route
 
 
@@ -54,6 +55,8 @@ class RelayRequest(Struct, frozen=True, gc=False):
     """Seconds that the client waits for a plain answer, if it says so."""
     extra_lines: bytes
     """Header lines that are sent with the answer, whatever it is."""
+    hold: Hold | None
+    """Hold on the limits of the client's key, which counts the tokens; None: the key has none."""
 
 
 class ChatRequest(RelayRequest, frozen=True, gc=False):

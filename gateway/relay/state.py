@@ -20,7 +20,7 @@ from gateway.relay.destinations import Destination
 from gateway.relay.failover import Failover
 from gateway.relay.request_shape import shape_of
 from gateway.relay.requests import ClientConnection, RelayRequest
-from gateway.telemetry.exchange import Exchange, Meter, Workload
+from gateway.telemetry.exchange import Attribution, Exchange, Meter, Workload
 from gateway.telemetry.trace_context import current_trace
 from gateway.upstream.server import Server
 
@@ -169,9 +169,13 @@ class RelayState:
     def _record(self, error: GatewayError | None) -> None:
         meter, request, route = self._meter, self._request, self._destination.route
         duration, queue_wait, upstream, time_to_first_token = meter.times()
+        hold = request.hold
+        if hold is not None:
+            hold.count(*meter.counted(error))
         exchange = Exchange(
             request_id=request.id,
             key_id=request.key_id,
+            key="" if hold is None else hold.account.name,
             endpoint=self._form.endpoint,
             tier=route.tier,
             backend=route.backend,
@@ -191,11 +195,22 @@ class RelayState:
             upstream=upstream,
             time_to_first_token=time_to_first_token,
             usage=meter.usage,
+            sent_tokens=0 if meter.usage is not None else meter.pieces,
             attempts=meter.attempts,
         )
         record = self.on_exchange
         if request.came_through and (trace := current_trace.get()) is not None:
             record = trace.recorder(record, self._backend.kind, meter.arrived)
-        record(exchange)
+        record(exchange, self._attribution())
         if (recording := self._context.recording) is not None:
             recording.add(exchange, shape_of(request, recording))
+
+    def _attribution(self) -> Attribution | None:
+        """Return what usage needs to know beside the record; None if there is nothing."""
+        person = self._person()
+        return Attribution(person) if person else None
+
+    def _person(self) -> str:
+        """Return the person who asked, if the key may name persons."""
+        hold = self._request.hold
+        return self._request.claim.person if hold is None or hold.account.policy.is_trusted else ""

@@ -6,7 +6,7 @@ from typing import Literal
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.chat.answer import Usage
-from gateway.errors import Outcome
+from gateway.errors import GatewayError, Outcome
 
 Phase = Literal["queued", "waiting", "streaming"]
 
@@ -51,6 +51,8 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
 
     request_id: str
     key_id: str
+    key: str = ""
+    """Name of the key; empty if it has none."""
     endpoint: str
     tier: str
     backend: str
@@ -73,11 +75,24 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
     upstream: float
     time_to_first_token: float | None
     usage: Usage | None
+    sent_tokens: int = 0
+    """Pieces with output that have arrived, if the answer broke off before the backend counted its tokens."""
     attempts: int
     trace_id: str | UnsetType = UNSET
     """The trace that the client's request or the gateway's tracing belongs to, in hexadecimal."""
     span_id: str | UnsetType = UNSET
     """The gateway's own span, if it makes one."""
+
+
+class Attribution(Struct, frozen=True, gc=False):
+    """What usage needs to know of an exchange beside its record.
+
+    It is not logged: a person's name may be an address.
+    """
+
+    person: str = ""
+    """Person that a trusted program names; empty if it names none."""
+    images: int = 0
 
 
 class Meter:
@@ -88,7 +103,7 @@ class Meter:
 
     __slots__ = (
         "admitted", "arrived", "attempts", "clock", "first_piece", "has_said", "last_piece", "met_stale",
-        "observe_gap", "phase", "sent", "upstream_ended", "usage",
+        "observe_gap", "phase", "pieces", "sent", "upstream_ended", "usage",
     )  # fmt: skip
 
     def __init__(self, clock: Callable[[], float], observe_gap: Callable[[float, int], None] | None = None) -> None:
@@ -102,6 +117,8 @@ class Meter:
         self.last_piece = 0.0
         self.has_said = False
         """True once the model has produced output."""
+        self.pieces = 0
+        """Pieces of the answer with output, which are about as many as its tokens."""
         self.upstream_ended: float | None = None
         self.attempts = 0
         self.met_stale = False
@@ -127,6 +144,7 @@ class Meter:
     def piece(self, tokens: int) -> None:
         """Record that a piece of the answer arrived with this number of tokens."""
         now = self.clock()
+        self.pieces += tokens
         if self.first_piece is None:
             self.first_piece = now
             self.phase = "streaming"
@@ -147,6 +165,19 @@ class Meter:
     def end_upstream(self) -> None:
         if self.sent is not None:
             self.upstream_ended = self.clock()
+
+    def counted(self, error: GatewayError | None) -> tuple[int | None, int]:
+        """Return the tokens that the exchange took: of the prompt, and those that were generated.
+
+        An answer that broke off has no counts of its backend: what has arrived counts, and the
+        prompt with None, since a backend worked on it. An attempt that failed takes none.
+        """
+        usage = self.usage
+        if usage is not None:
+            return usage.prompt_tokens, usage.completion_tokens
+        if self.first_piece is None and (self.sent is None or error is None or error.outcome != "cancelled"):
+            return 0, 0
+        return None, self.pieces
 
     def times(self) -> tuple[float, float | None, float, float | None]:
         """Return the times of the exchange so far, in seconds to six decimal places.

@@ -165,6 +165,25 @@ class RouteMetrics:
                 counter.inc(amount)
 
 
+@dataclass(slots=True)
+class KeyMetrics:
+    """Series of one key: plain numbers until `publish`."""
+
+    counters: tuple[Counter, Counter, Counter]
+    """Counters of requests, prompt tokens and completion tokens."""
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def publish(self) -> None:
+        """Add the numbers to the counters, and reset them."""
+        amounts = self.requests, self.prompt_tokens, self.completion_tokens
+        self.requests = self.prompt_tokens = self.completion_tokens = 0
+        for counter, amount in zip(self.counters, amounts, strict=True):
+            with suppress(ValueError, OverflowError):
+                counter.inc(amount)
+
+
 class _Preparation(Collector):
     """Collector that runs `prepare` before the others are read; it must be registered first."""
 
@@ -187,6 +206,7 @@ class Metrics:
         self.registry = registry
         self._settle = settle
         self._routes: dict[tuple[str, str, str], RouteMetrics] = {}
+        self._keys: dict[str, KeyMetrics] = {}
         self._counters: dict[Counter, tuple[str, ...]] = {}
         _Preparation(registry, self._publish)
         route = ("tier", "backend")
@@ -233,6 +253,13 @@ class Metrics:
             "gateway_fallbacks_total",
             "Requests sent to another backend by a fallback.",
             ("tier", "from_backend", "to_backend"),
+        )
+        self.key_requests = counter("gateway_key_requests_total", "Requests by the key that sent them.", ("key",))
+        self.key_tokens = counter("gateway_key_tokens_total", "Tokens by key.", ("key", "type"))
+        self.rate_limited = counter(
+            "gateway_rate_limited_total",
+            "Requests refused by a limit of their key, or of a person behind it.",
+            ("key", "limit"),
         )
         self.client_disconnects = counter(
             "gateway_client_disconnects_total", "Clients that disconnected before the end of their answer.", ("phase",)
@@ -321,6 +348,14 @@ class Metrics:
         self._routes = {route: bound for route, bound in self._routes.items() if route[place] != value}
         for histograms in (self.duration, self.time_to_first_token, self.gaps, self.queue_wait, self.load_seconds):
             histograms.forget(label, value)
+        self._forget_counters(label, value)
+
+    def forget_key(self, name: str) -> None:
+        """Drop the series of a key that is gone."""
+        self._keys.pop(name, None)
+        self._forget_counters("key", name)
+
+    def _forget_counters(self, label: str, value: str) -> None:
         for counter, labels in self._counters.items():
             if label in labels:
                 samples = [sample.labels for family in counter.collect() for sample in family.samples]
@@ -331,6 +366,8 @@ class Metrics:
         """Count an exchange that has ended."""
         if exchange.outcome != "ok":
             self._record_failure(exchange)
+        if exchange.key:
+            self._record_key(exchange)
         if exchange.backend == NONE:
             return
         route = self.route(exchange.tier, exchange.backend, exchange.endpoint)
@@ -369,6 +406,21 @@ class Metrics:
         self._settle()
         for route in self._routes.values():
             route.publish()
+        for key in self._keys.values():
+            key.publish()
+
+    def _record_key(self, exchange: Exchange) -> None:
+        name = exchange.key
+        key = self._keys.get(name)
+        if key is None:
+            tokens = self.key_tokens.labels(name, "prompt"), self.key_tokens.labels(name, "completion")
+            key = self._keys[name] = KeyMetrics((self.key_requests.labels(name), *tokens))
+        key.requests += 1
+        usage = exchange.usage
+        if usage is not None:
+            key.prompt_tokens += usage.prompt_tokens
+            key.completion_tokens += usage.completion_tokens
+        key.completion_tokens += exchange.sent_tokens
 
     def _record_failure(self, exchange: Exchange) -> None:
         self.requests.labels(exchange.endpoint, exchange.tier, exchange.backend, exchange.outcome).inc()

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from gateway.telemetry.exchange import Exchange
+from gateway.telemetry.exchange import Attribution, Exchange
 from gateway.telemetry.log import ExchangeLog
 from gateway.telemetry.metrics import Metrics
 
@@ -12,6 +12,7 @@ SETTLE_SECONDS = 0.2
 for it."""
 
 Observer = Callable[[Sequence[Exchange]], None]
+UsageObserver = Callable[[Sequence[tuple[Exchange, Attribution | None]]], None]
 
 
 class ExchangeRecorder:
@@ -20,7 +21,16 @@ class ExchangeRecorder:
     Each exchange recorded on its own would find cold caches.
     """
 
-    def __init__(self, metrics: Metrics, log: ExchangeLog, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        log: ExchangeLog,
+        observers: Sequence[Observer] = (),
+        usage: UsageObserver | None = None,
+    ) -> None:
+        self._usage = usage
+        self._attributions: dict[int, Attribution] = {}
+        """What is known of the exchange at an index of `_finished`, for the few that have it."""
         self._metrics = metrics
         self._log = log
         self._observers = list(observers)
@@ -31,7 +41,9 @@ class ExchangeRecorder:
     def __repr__(self) -> str:
         return f"<ExchangeRecorder {len(self._finished)} to record>"
 
-    def record(self, exchange: Exchange) -> None:
+    def record(self, exchange: Exchange, attribution: Attribution | None = None) -> None:
+        if attribution is not None:
+            self._attributions[len(self._finished)] = attribution
         self._finished.append(exchange)
         if self._timer is None:
             self._timer = self._loop.call_later(SETTLE_SECONDS, self.settle)
@@ -42,11 +54,14 @@ class ExchangeRecorder:
             self._timer.cancel()
             self._timer = None
         finished, self._finished = self._finished, []
+        attributions, self._attributions = self._attributions, {}
         for exchange in finished:
             self._metrics.record(exchange)
         self._log.write(finished)
         for observe in self._observers:
             observe(finished)
+        if self._usage is not None and finished:
+            self._usage([(exchange, attributions.get(index)) for index, exchange in enumerate(finished)])
 
     def detach_observers(self) -> None:
         """Stop informing observers, since the gateway ends the remaining exchanges itself.

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from gateway.telemetry.exchange import Exchange
+from gateway.telemetry.exchange import Attribution, Exchange
 
 TRACEPARENT = b"traceparent"
 TRACESTATE = b"tracestate"
@@ -62,9 +62,7 @@ class Trace:
         if not self.has_ended:
             self.connects.append((began, ended))
 
-    def recorder(
-        self, record: Callable[[Exchange], None], engine: str | None, arrived: float = 0.0
-    ) -> Callable[[Exchange], None]:
+    def recorder(self, record: Callable[..., None], engine: str | None, arrived: float = 0.0) -> Callable[..., None]:
         """Return a function that records an exchange that has just ended, with the ids of the trace.
 
         `engine` is the kind of its backend, None if the request was refused before. `arrived` is
@@ -72,11 +70,11 @@ class Trace:
         of its choices.
         """
 
-        def record_traced(exchange: Exchange) -> None:
+        def record_traced(exchange: Exchange, attribution: Attribution | None = None) -> None:
             exchange = replace(
                 exchange, trace_id=self.trace_id, span_id=UNSET if self.span_id is None else self.span_id
             )
-            record(exchange)
+            record(exchange, attribution)
             if self._on_end is not None and self.span_id is not None:
                 self._on_end(EndedExchange(self, exchange, engine, self.has_ended, time.time_ns(), arrived))
             self.has_ended = True

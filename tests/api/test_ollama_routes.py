@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from gateway.api.ollama_routes import CHANGING, MAX_SHOW_BODY, SECONDS_KEPT, SECONDS_LOADED, VERSION, add_ollama
-from gateway.api.operations import Operations, PublicEntry
+from gateway.api.operations import Operations, PublicEntry, allow_all
 from tests.api.both_engines import KEY, bearer, serving
 
 PUBLIC = ["team/Standard", "gpt-4o", "pinned", "bge-m3"]
@@ -187,12 +187,12 @@ class _Listed:
     """Operations with these models alone."""
 
     def __init__(self, *entries: PublicEntry) -> None:
-        self.public_entries = lambda: list(entries)
+        self.public_entries = lambda _: list(entries)
 
 
 def _client_of(*entries: PublicEntry) -> httpx2.AsyncClient:
     app = FastAPI()
-    add_ollama(app, cast("Operations", _Listed(*entries)), [])
+    add_ollama(app, cast("Operations", _Listed(*entries)), lambda: allow_all)
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://gateway")
 
 

@@ -41,6 +41,7 @@ class Gateway(Server):
             "GATEWAY_API_KEYS": f"{KEY},{OTHER_KEY}",
             "GATEWAY_ADMIN_KEY": ADMIN_KEY,
             "GATEWAY_STATE_FILE": str(folder / "state.json"),
+            "GATEWAY_USAGE_FILE": str(folder / "usage.db"),
             **settings,
         }
         if config is not None:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.chat.answer import Delta, Usage, assemble
+from gateway.chat.answer import CachedUsage, Delta, Usage, assemble
 from gateway.engines.engine import MAX_ANSWER, MAX_PLAIN_ANSWER
 from gateway.engines.openai import OpenAi
-from gateway.engines.openai_response import OpenAiReader
+from gateway.engines.openai_response import OpenAiReader, usage_of
 from gateway.errors import UpstreamError
 from tests.engines.recorded import CHATS, body_of, recorded_text, recording_id, unfold
 from tests.golden import Recording, load
@@ -416,3 +416,13 @@ def test_only_a_text_as_stop_reason_is_a_stop_sequence(reason: str, expected: st
     assert OpenAi().parse_answer(plain.encode()).stop_sequence == expected
     streamed = 'data: {"choices":[{"delta":{"content":"x"},%s}]}\n\ndata: [DONE]\n\n' % ending  # noqa: UP031
     assert assemble(read(streamed.encode())).stop_sequence == expected
+
+
+@pytest.mark.parametrize(
+    ("details", "cached"),
+    [({"cached_tokens": 2}, 2), ({"cached_tokens": 9}, None), ({"cached_tokens": "x"}, None), (None, None)],
+)
+def test_cached_tokens_of_the_prompt_are_read_if_they_are_possible(details: object, cached: int | None) -> None:
+    """vLLM reports them with `--enable-prompt-tokens-details`."""
+    text = json.dumps({"prompt_tokens": 3, "completion_tokens": 1, "prompt_tokens_details": details}).encode()
+    assert usage_of(text) == (Usage(3, 1) if cached is None else CachedUsage(3, 1, cached))

@@ -33,11 +33,14 @@ DOCUMENTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_retries": ("counter", ("backend", "reason")),
     "gateway_fallbacks": ("counter", ("tier", "from_backend", "to_backend")),
     "gateway_client_disconnects": ("counter", ("phase",)),
+    "gateway_affinity": ("counter", ("backend", "outcome")),
+    "gateway_key_requests": ("counter", ("key",)),
+    "gateway_key_tokens": ("counter", ("key", "type")),
+    "gateway_rate_limited": ("counter", ("key", "limit")),
     "gateway_backend_up": ("gauge", ("backend",)),
     "gateway_circuit_state": ("gauge", ("backend",)),
     "gateway_server_up": ("gauge", ("backend", "server")),
     "gateway_server_requests_running": ("gauge", ("backend", "server")),
-    "gateway_affinity": ("counter", ("backend", "outcome")),
     "gateway_backend_load_seconds": ("histogram", ("backend", "model")),
     "gateway_model_unloads": ("counter", ("backend", "model", "reason")),
     "gateway_active_backend": ("gauge", ROUTE),
@@ -74,6 +77,8 @@ def touched(metrics: Metrics) -> Metrics:
     """Metrics in which every series has been created."""
     for outcome in ("ok", "cancelled", "rejected", "upstream_error", "timeout", "client_error"):
         metrics.record(replace(EXCHANGE, outcome=outcome, code="queue_full"))
+    metrics.record(replace(EXCHANGE, key="web"))
+    metrics.rate_limited.labels("web", "concurrency").inc()
     metrics.route("standard", "vllm").gaps.observe_gap(0.03, 1)
     metrics.retries.labels("vllm", "connect").inc()
     for gauge in (metrics.running, metrics.waiting):
@@ -82,10 +87,10 @@ def touched(metrics: Metrics) -> Metrics:
     metrics.load_seconds.labels("ollama", "qwen3:8b").observe(12.0)
     metrics.model_unloads.labels("ollama", "qwen3:8b", "frozen").inc()
     metrics.circuit_state.labels("vllm").set(0)
-    metrics.affinity.labels("vllm", "kept").inc()
     metrics.server_up.labels("vllm", "1").set(1)
     metrics.server_running.labels("vllm", "1").set(1)
     metrics.fallbacks.labels("standard", "vllm", "ollama").inc()
+    metrics.affinity.labels("vllm", "kept").inc()
     metrics.active_backend.labels("standard", "vllm").set(1)
     metrics.switches.labels("standard", "ollama", "vllm", "operator").inc()
     return metrics
@@ -275,3 +280,22 @@ def test_forget_drops_the_series_of_a_tier_or_backend_and_no_others() -> None:
     assert routes == {("two", "ollama"), (None, "ollama")}
     assert {sample.labels["tier"] for sample in samples if sample.name == "gateway_switches_total"} == {"two"}
     assert metrics.route("one", "ollama").ok == 0
+
+
+def test_requests_and_tokens_of_a_key_with_a_name_are_counted_until_it_is_gone(metrics: Metrics) -> None:
+    metrics.record(replace(EXCHANGE, key="web"))
+    metrics.record(replace(EXCHANGE, key="web", usage=None, sent_tokens=3, outcome="cancelled"))
+    metrics.record(replace(EXCHANGE, key_id="12345678"))
+    metrics.rate_limited.labels("web", "concurrency").inc()
+    assert value(metrics, "gateway_key_requests_total", key="web") == 2
+    assert value(metrics, "gateway_key_tokens_total", key="web", type="prompt") == 10
+    assert value(metrics, "gateway_key_tokens_total", key="web", type="completion") == 4 + 3
+    assert value(metrics, "gateway_key_requests_total", key="12345678") is None
+    metrics.forget_key("web")
+    for name in ("gateway_key_requests_total", "gateway_rate_limited_total"):
+        assert not [key for key in series(metrics, name) if key.get("key") == "web"]
+
+
+def series(metrics: Metrics, name: str) -> list[dict[str, str]]:
+    families = metrics.registry.collect()
+    return [sample.labels for family in families for sample in family.samples if sample.name == name]

@@ -179,7 +179,7 @@ async def test_operation_follows_the_endpoint(endpoint: str, operation: str, mon
     async with Collector() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
         tracer = OtlpTracer()
-        tracer.begin({}).recorder(lambda exchange: None, "vllm")(exchange(endpoint=endpoint))
+        tracer.begin({}).recorder(lambda *_: None, "vllm")(exchange(endpoint=endpoint))
         await tracer.close()
         (span,) = collector.named(f"{operation} m")
         assert span.attributes["gen_ai.operation.name"] == operation
@@ -290,7 +290,7 @@ async def test_collector_that_does_not_work_delays_nothing(
                 assert await ask(gateway) == 200
             await until(lambda: not tracer._ended)
             for _ in range(200):
-                tracer.begin({}).recorder(lambda exchange: None, "vllm")(exchange())
+                tracer.begin({}).recorder(lambda *_: None, "vllm")(exchange())
             await until(lambda: not tracer._ended)
             assert len(tracer._processor._batch_processor._queue) <= 600
             began = loop.time()
@@ -305,7 +305,7 @@ async def test_exchanges_that_wait_for_their_spans_are_bounded(monkeypatch: pyte
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
         tracer = OtlpTracer()
         for _ in range(20):
-            tracer.begin({}).recorder(lambda exchange: None, "vllm")(exchange())
+            tracer.begin({}).recorder(lambda *_: None, "vllm")(exchange())
         assert len(tracer._ended) == 5
         await tracer.close()
         assert len(collector.named("chat m")) == 5
@@ -321,7 +321,7 @@ async def test_log_says_once_that_traces_are_lost_and_that_they_are_sent_again(
         tracer = OtlpTracer()
 
         def finish() -> None:
-            tracer.begin({}).recorder(lambda exchange: None, "vllm")(exchange())
+            tracer.begin({}).recorder(lambda *_: None, "vllm")(exchange())
 
         for _ in range(3):
             finish()

@@ -68,8 +68,8 @@ def test_request_without_a_trace_has_none() -> None:
 
 def test_exchange_is_recorded_with_the_ids_of_its_trace() -> None:
     recorded: list[Exchange] = []
-    Trace(TRACE_ID, b"").recorder(recorded.append, "vllm")(exchange())
-    Trace(TRACE_ID, b"", span_id=SPAN_ID).recorder(recorded.append, "vllm")(exchange())
+    Trace(TRACE_ID, b"").recorder(lambda one, _: recorded.append(one), "vllm")(exchange())
+    Trace(TRACE_ID, b"", span_id=SPAN_ID).recorder(lambda one, _: recorded.append(one), "vllm")(exchange())
     assert [(one.trace_id, one.span_id) for one in recorded] == [(TRACE_ID, UNSET), (TRACE_ID, SPAN_ID)]
 
 
@@ -77,14 +77,14 @@ def test_second_exchange_of_a_request_is_marked() -> None:
     ended: list[EndedExchange] = []
     trace = Trace(TRACE_ID, b"", span_id=SPAN_ID, on_end=ended.append)
     for _ in range(2):
-        trace.recorder(lambda exchange: None, "vllm")(exchange())
+        trace.recorder(lambda *_: None, "vllm")(exchange())
     assert [one.is_further for one in ended] == [False, True]
 
 
 def test_connection_that_is_opened_after_the_end_is_not_the_requests_own() -> None:
     trace = Trace(TRACE_ID, b"")
     trace.connected(1.0, 2.0)
-    trace.recorder(lambda exchange: None, "vllm")(exchange())
+    trace.recorder(lambda *_: None, "vllm")(exchange())
     trace.connected(3.0, 4.0)
     assert trace.connects == [(1.0, 2.0)]
 

@@ -1,0 +1,109 @@
+"""Counts of the last minute, for limits that hold in every minute. Pure: the caller passes the time.
+
+A window is a queue of counts, one for each second in which there was something to count. A count
+leaves the window when its second has been over for `SECONDS`, so at most `limit` is counted in any
+60 seconds, wherever they begin. The price is that a count may stay up to one second too long.
+
+The library `limits` is not used here. Measured with version 5.8 on the machine of the other
+benchmarks, in memory: its moving window takes 13 µs for a request and 29 µs for 800 tokens (it
+keeps an entry for each token), and 16 µs for the state that the answer's headers show. Its sliding
+window counter takes 26 µs for each, and lets almost twice the limit through in a minute that begins
+with a burst. A window of this module takes less than 1 µs for all of it.
+"""
+
+from collections import deque
+
+from msgspec import Struct
+
+SECONDS = 60
+"""Length of a window."""
+
+
+class Slot(Struct, gc=False):
+    """The count of one second."""
+
+    second: int
+    count: int
+
+
+class SlidingWindow:
+    """Count of what happened in the last minute, and its limit."""
+
+    __slots__ = ("_slots", "limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        """Count of the minute that ended at the last call of a method with a time."""
+        self._slots: deque[Slot] = deque()
+
+    def __repr__(self) -> str:
+        return f"<SlidingWindow {self.used} of {self.limit} in {len(self._slots)} s>"
+
+    def advance(self, second: int) -> None:
+        """Drop the counts that are too old at `second`, a whole number on a monotonic clock."""
+        slots, oldest = self._slots, second - SECONDS
+        while slots and slots[0].second < oldest:
+            self.used -= slots.popleft().count
+
+    def take(self, amount: int, second: int) -> Slot | None:
+        """Count `amount` at `second` if it fits; return where it is counted, or None if it does not fit.
+
+        An amount that exceeds the limit by itself fits into an empty window, or it would be refused
+        for ever.
+        """
+        slots = self._slots
+        if slots and slots[0].second < second - SECONDS:
+            self.advance(second)
+        if self.used + amount > self.limit and self.used > 0:
+            return None
+        return self.add(amount, second)
+
+    def add(self, amount: int, second: int) -> Slot:
+        """Count `amount` at `second`, and return where it is counted, for `take_back`."""
+        self.used += amount
+        slots = self._slots
+        if slots:
+            slot = slots[-1]
+            if slot.second >= second:
+                slot.count += amount
+                return slot
+        slot = Slot(second, amount)
+        slots.append(slot)
+        return slot
+
+    def take_back(self, amount: int, slot: Slot, second: int) -> None:
+        """Uncount a part of what was added to `slot`, unless it is too old to count at `second`."""
+        if slot.second >= second - SECONDS:
+            slot.count -= amount
+            self.used -= amount
+
+    def uncount(self, amount: int, counted_at: int, second: int) -> None:
+        """Uncount what was added at the second `counted_at`, unless that is too old to count at `second`."""
+        for slot in reversed(self._slots):
+            if slot.second == counted_at:
+                self.take_back(amount, slot, second)
+                return
+
+    def remaining(self) -> int:
+        """Return what was left at the last call of a method with a time."""
+        return max(0, self.limit - self.used)
+
+    def seconds_until_fits(self, amount: int, second: int) -> int:
+        """Return after how many seconds `amount` fits if nothing else is added; 0: now."""
+        self.advance(second)
+        used = self.used
+        if used + amount <= self.limit or used <= 0:
+            return 0
+        for slot in self._slots:
+            used -= slot.count
+            if used + amount <= self.limit or used <= 0:
+                return slot.second + SECONDS + 1 - second
+        return SECONDS + 1
+
+    def seconds_until_empty(self, second: int) -> int:
+        """Return after how many seconds nothing is counted if nothing else is added."""
+        for slot in reversed(self._slots):
+            if slot.count > 0:
+                return max(0, slot.second + SECONDS + 1 - second)
+        return 0

@@ -1,0 +1,112 @@
+"""Totals of usage: what exchanges add up to, by key, person, tier, backend and day. Pure."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from gateway.chat.answer import CachedUsage
+from gateway.telemetry.exchange import NONE, Attribution, Exchange
+
+MAX_PERSONS = 10_000
+"""Maximum number of persons of a day that are told apart. Further ones count as `OTHERS`."""
+MAX_PERSON = 128
+"""Characters of a person's name that are kept."""
+OTHERS = "(others)"
+
+DIMENSIONS = ("key", "person", "tier", "backend", "day")
+COUNTS = ("requests", "refused", "prompt_tokens", "completion_tokens", "cached_tokens", "images", "seconds")
+
+
+class Group(NamedTuple):
+    """What a row of usage is about. Without a key, person, tier or backend the value is `none`."""
+
+    key: str
+    person: str
+    tier: str
+    backend: str
+    day: str
+
+
+Counts = list[float]
+"""Sums in the order of `COUNTS`."""
+
+
+class Totals:
+    """Sums that have not been written yet."""
+
+    def __init__(self) -> None:
+        self.rows: dict[Group, Counts] = {}
+        self._day = ""
+        self._persons: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<Totals {len(self.rows)} rows>"
+
+    def add(self, exchange: Exchange, attribution: Attribution | None, day: str) -> None:
+        """Add one exchange that ended on `day`.
+
+        A request counts if a backend began to serve it; else it was refused, unless its client left
+        or it needed no backend.
+        """
+        is_served = exchange.attempts > 0
+        is_refused = not is_served and exchange.status >= 400 and exchange.outcome != "cancelled"
+        if not (is_served or is_refused):
+            return
+        group = Group(
+            exchange.key or exchange.key_id or NONE,
+            NONE if attribution is None else self._person(attribution.person, day),
+            exchange.tier,
+            exchange.backend,
+            day,
+        )
+        counts = self.rows.get(group)
+        if counts is None:
+            counts = self.rows[group] = [0] * len(COUNTS)
+        counts[0 if is_served else 1] += 1
+        usage = exchange.usage
+        if usage is not None:
+            counts[2] += usage.prompt_tokens
+            counts[3] += usage.completion_tokens
+            counts[4] += usage.cached_tokens if isinstance(usage, CachedUsage) else 0
+        counts[3] += exchange.sent_tokens
+        if attribution is not None and is_served:
+            counts[5] += attribution.images
+        counts[6] += exchange.upstream
+
+    def merge(self, rows: Iterable[tuple[Group, Sequence[float]]], most: int) -> int:
+        """Add rows that could not be written; return how many are lost because there are `most` already."""
+        lost = 0
+        for group, more in rows:
+            counts = self.rows.get(group)
+            if counts is not None:
+                self.rows[group] = [one + other for one, other in zip(counts, more, strict=True)]
+            elif len(self.rows) < most:
+                self.rows[group] = list(more)
+            else:
+                lost += 1
+        return lost
+
+    def take(self) -> dict[Group, Counts]:
+        """Return the rows, and begin anew."""
+        rows, self.rows = self.rows, {}
+        return rows
+
+    def _person(self, name: str, day: str) -> str:
+        if not name:
+            return NONE
+        if day != self._day:
+            self._day = day
+            self._persons.clear()
+        name = _readable(name)
+        if name not in self._persons:
+            if len(self._persons) >= MAX_PERSONS:
+                return OTHERS
+            self._persons.add(name)
+        return name
+
+
+def _readable(name: str) -> str:
+    """Return the text of a header's value, which is UTF-8 in the headers of most programs."""
+    with suppress(UnicodeError):
+        name = name.encode("latin-1").decode()
+    return name[:MAX_PERSON]

@@ -1,0 +1,126 @@
+"""All accounts: changes as a whole, names of tiers, and the tokens of the day over a restart."""
+
+import logging
+
+import pytest
+
+from gateway.keys.accounts import Accounts
+from gateway.keys.document import KeysError
+from gateway.keys.policy import Limits
+from tests.keys.fakes import Clocks, accounts, policy
+
+
+def spend(found: Accounts, name: str, tokens: int, person: str = "") -> None:
+    key = found.named(name)
+    assert key is not None
+    hold = key.begin(person)
+    hold.reserve("standard", 0, 0)
+    hold.count(0, tokens)
+    hold.end()
+
+
+def tokens_today(found: Accounts) -> dict[str, int]:
+    return {row["name"]: row["used"]["tokens_per_day"] for row in found.view()["keys"]}
+
+
+def test_use_stays_with_the_name_when_the_key_is_rotated_or_its_limits_change() -> None:
+    found = accounts(Clocks(), [policy("web"), policy("gone")])
+    spend(found, "web", 40)
+    rotated = policy("web", concurrency=3)
+    rotated = type(rotated)(name="web", digest=b"x" * 32, limits=rotated.limits)
+    changes = found.change([rotated, policy("new")], lambda name: name)
+    assert changes == {"added": ["new"], "removed": ["gone"], "changed": ["web"]}
+    assert tokens_today(found) == {"web": 40, "new": 0}
+    assert set(found.by_digest) == {b"x" * 32, policy("new").digest}
+
+
+def test_unknown_tier_refuses_the_whole_change() -> None:
+    found = accounts(Clocks(), [policy("web")])
+    wrong = [policy("web", tiers=("standard", "nope")), policy("b", downgrade="none")]
+    with pytest.raises(KeysError) as caught:
+        found.change(wrong, lambda name: name if name == "standard" else None)
+    assert caught.value.lines == (
+        "web.tiers: 'nope' is not a tier, an alias, an embedding model or a reranker",
+        "b.on_limit: 'none' is not a tier",
+    )
+    assert [key.name for key in found] == ["web"]
+
+
+def test_tier_that_the_settings_lose_is_one_that_the_key_cannot_use(caplog: pytest.LogCaptureFixture) -> None:
+    found = accounts(Clocks(), [policy("web", tiers=("pro", "standard"), downgrade="standard")])
+    key = found.named("web")
+    assert key is not None
+    assert key.allows("pro")
+    with caplog.at_level(logging.WARNING):
+        found.use_names(lambda name: name if name == "standard" else None)
+    assert "web.tiers: 'pro' is not a tier" in caplog.text
+    assert not key.allows("pro")
+    assert key.allows("standard")
+
+
+def test_names_of_tiers_are_matched_as_in_requests() -> None:
+    found = Accounts([policy("web", tiers=("GPT-4o",))], {"GPT-4o": "ultra"}.get, Clocks().clock, Clocks().wall)
+    key = found.named("web")
+    assert key is not None
+    assert (key.allows("ultra"), key.allows("standard")) == (True, False)
+
+
+def test_view_has_limits_and_use_and_neither_key_nor_digest() -> None:
+    found = accounts(
+        Clocks(), [policy("web", requests_per_minute=5, tiers=("pro",), per_person=Limits(tokens_per_day=9))]
+    )
+    spend(found, "web", 7, "ada")
+    (row,) = found.view()["keys"]
+    assert row["limits"] == {"requests_per_minute": 5}
+    assert row["used"] == {"requests_per_minute": 1, "tokens_per_day": 7, "concurrency": 0}
+    assert (row["tiers"], row["trusted"], row["per_person"], row["persons"]) == (
+        ["pro"],
+        True,
+        {"tokens_per_day": 9},
+        1,
+    )
+    assert policy("web").digest.hex() not in str(found.view())
+
+
+# Over a restart
+
+
+def test_tokens_of_the_day_survive_a_restart_on_the_same_day_only() -> None:
+    clocks = Clocks()
+    policies = [policy("web"), policy("ui", per_person=Limits(tokens_per_day=100))]
+    found = accounts(clocks, policies)
+    spend(found, "web", 40)
+    spend(found, "ui", 5, "ada")
+    saved = found.saved()
+    again = accounts(clocks, policies)
+    again.restore(saved)
+    assert tokens_today(again) == {"web": 40, "ui": 5}
+    ui = again.named("ui")
+    assert ui is not None
+    assert ui.persons["ada"].day_tokens == 5
+    clocks.passed += 86_400
+    tomorrow = accounts(clocks, policies)
+    tomorrow.restore(saved)
+    assert tokens_today(tomorrow) == {"web": 0, "ui": 0}
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [None, [], {}, {"day": 5}, {"tokens": {"web": 5}}, {"tokens": {"web": "many"}, "persons": {"web": [1]}},
+     {"tokens": [], "persons": {"ui": {"ada": -5}}}, {"tokens": {"web": True}}],
+)  # fmt: skip
+def test_damaged_state_is_ignored(saved: object) -> None:
+    clocks = Clocks()
+    found = accounts(clocks, [policy("web"), policy("ui", per_person=Limits(tokens_per_day=100))])
+    if isinstance(saved, dict) and saved and "day" not in saved:
+        saved = {"day": found.saved()["day"], **saved}
+    found.restore(saved)
+    assert set(tokens_today(found).values()) <= {0, 5}
+
+
+def test_saved_persons_are_bounded_to_those_with_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.keys.accounts.MAX_SAVED_PERSONS", 2)
+    found = accounts(Clocks(), [policy("ui", per_person=Limits(tokens_per_day=100))])
+    for person, tokens in (("a", 1), ("b", 3), ("c", 2)):
+        spend(found, "ui", tokens, person)
+    assert found.saved()["persons"] == {"ui": {"b": 3, "c": 2}}
