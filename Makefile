@@ -41,8 +41,8 @@ fix: $(VENV)/dev  ## Apply automatic fixes
 test-vllm: $(VENV)/dev $(VLLM_VENV)/ready  ## Run the tests on a real vLLM (installed on first use: 7 GB, some minutes)
 	TEST_VLLM_VENV=$(VLLM_VENV) $(BIN)/python -m pytest -m vllm
 
-test-clients: $(CLIENTS_VENV)/ready  ## Run all client programs, also those that `make test` lacks (LlamaIndex, anthropic, ollama)
-	$(CLIENTS_VENV)/bin/python -m pytest -m "not vllm" tests/e2e/test_clients.py
+test-clients: $(CLIENTS_VENV)/ready  ## Run all client programs, also those that `make test` lacks (LlamaIndex, anthropic, ollama, LiteLLM, agents)
+	$(CLIENTS_VENV)/bin/python -m pytest -m "not vllm" tests/e2e/test_clients.py tests/e2e/test_embeddings.py
 
 prepare: $(CLIENTS_VENV)/ready $(VLLM_VENV)/ready  ## Install what test-clients and test-vllm need
 

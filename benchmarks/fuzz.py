@@ -23,20 +23,18 @@ import orjson
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from benchmarks import fuzz_answers, fuzz_images, fuzz_schemas
-from benchmarks.fuzz_schemas import MESSAGE, tools_body
-from gateway.chat import checks
+from benchmarks import fuzz_answers, fuzz_images, fuzz_requests, fuzz_schemas
+from gateway.dialects import rerank
 from gateway.dialects.anthropic_messages import AnthropicMessages
-from gateway.dialects.dialect import ChatDialect
-from gateway.dialects.openai_chat import check_long_text, decode
-from gateway.dialects.openai_embeddings import parse_long_embedding
+from gateway.dialects.ollama_chat import OllamaChat, OllamaGenerate
+from gateway.dialects.ollama_embeddings import OllamaEmbed, OllamaEmbeddings
+from gateway.dialects.openai_completions import OpenAiCompletions
 from gateway.dialects.openai_responses import OpenAiResponses
 from gateway.downstream.protocol import HttpProtocol
-from gateway.engines.engine import MAX_PLAIN_ANSWER, ModelFacts
+from gateway.engines.engine import MAX_PLAIN_ANSWER
 from gateway.engines.grammar import regex
-from gateway.engines.ollama import Ollama, OllamaReader
+from gateway.engines.ollama import OllamaReader
 from gateway.engines.openai_response import OpenAiReader
-from gateway.engines.vllm import Vllm
 from gateway.errors import GatewayError
 
 MOST_SECONDS = 0.05
@@ -117,15 +115,6 @@ def search(target: Target[Any], seconds: float, chance: random.Random, known: li
 
 # Bytes
 
-_BODY = orjson.dumps({"model": "m", "messages": [MESSAGE]})
-_PIECES = [
-    b"1,", b'"a",', b'"a":1,', b"{}", b"[]", b"{", b"[", b"}", b"]", b'\\"', b"\\\\", b"\\n", b"\\u0041",
-    b"\\ud83d\\ude00",
-    b"null,", b"1.5e-7,", b'"', b",", b":", b";base64,", b"\xea\xb0\x80", b" ", b'{"role":"user","content":"a"},',
-    b'{"type":"text","text":"a"},', b'{"a":{"b":[1]}},', b"A" * 1024, b"\\/", b'"logit_bias":{', b'"stop":[',
-    b'"audio":[',
-]  # fmt: skip
-
 
 def _mutator(pieces: list[bytes], most: int) -> Callable[[random.Random, list[bytes]], bytes]:
     def mutated(chance: random.Random, kept: list[bytes]) -> bytes:
@@ -149,97 +138,6 @@ def _mutator(pieces: list[bytes], most: int) -> Callable[[random.Random, list[by
         return body[:most]
 
     return mutated
-
-
-def _parse_chat(body: bytes) -> Steps:
-    yield from check_long_text(body, MIB)
-    yield
-    chat = decode(body, MIB)
-    yield
-    yield from checks.check_in_steps(chat)
-    yield
-    for engine in (Ollama(), Vllm()):
-        engine.render(chat, "m", ModelFacts(), True)
-        yield
-
-
-def _parse_with(dialect: ChatDialect) -> Callable[[bytes], Steps]:
-    """Return the work on a request of another client API than `/v1/chat/completions`."""
-
-    def parse(body: bytes) -> Steps:
-        call, _ = yield from dialect.parse_steps(body, MIB)
-        yield
-        yield from checks.check_in_steps(call.chat)
-        yield
-        for engine in (Ollama(), Vllm()):
-            engine.render(call.chat, "m", ModelFacts(), True)
-            yield
-
-    return parse
-
-
-def _parse_embedding(body: bytes) -> Steps:
-    yield from parse_long_embedding(body, len)
-
-
-def _chat_seeds() -> list[bytes]:
-    calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"a":[' + "[]" * 900 + "1]}"}}]
-    return [
-        _BODY,
-        orjson.dumps({"model": "m", "messages": [MESSAGE, {"role": "assistant", "tool_calls": calls * 100}]}),
-        _BODY[:-1] + b',"x":[' + b"1," * 24_000 + b"1]}",
-        _BODY[:-1] + b',"logit_bias":{' + b",".join([b'"%d":1' % token for token in range(24_000)]) + b"}}",
-        orjson.dumps({"model": "m", "messages": [MESSAGE] * 2048}),
-        tools_body([{"type": "object", "properties": {"a": {"enum": [*range(6000)]}}}] * 3),
-    ]
-
-
-_RESPONSE_PIECES = [
-    *_PIECES, b'{"type":"input_text","text":"a"},', b'{"role":"user","content":"a"},', b'{"type":"reasoning"},',
-    b'{"type":"function_call","call_id":"1","name":"f","arguments":"{}"},',
-    b'{"type":"function_call_output","call_id":"1","output":"a"},',
-]  # fmt: skip
-
-
-def _response_seeds() -> list[bytes]:
-    parts = [{"type": "input_text", "text": "a"}] * 12_000
-    return [
-        b'{"model":"m","input":"a"}',
-        orjson.dumps({"model": "m", "input": [{"role": "user", "content": parts}]}),
-        orjson.dumps({"model": "m", "input": [{"role": "user", "content": "a"}] * 2048}),
-        orjson.dumps({"model": "m", "input": [{"type": "message", "role": "user", "content": parts[:5]}] * 2000}),
-        orjson.dumps({"model": "m", "input": [{"type": "reasoning", "content": [{"text": "a"}] * 14_000}]}),
-    ]
-
-
-_MESSAGE_PIECES = [
-    *_PIECES, b'{"type":"tool_use","id":"1","name":"f","input":{}},', b'{"type":"thinking","thinking":"a"},',
-    b'{"type":"tool_result","tool_use_id":"1","content":"a"},',
-]  # fmt: skip
-
-
-def _message_seeds() -> list[bytes]:
-    blocks = [{"type": "text", "text": "a"}] * 12_000
-    results = [{"type": "tool_result", "tool_use_id": "1", "content": blocks[:1]}] * 5000
-    calls = [{"type": "tool_use", "id": "1", "name": "f", "input": {}}] * 128
-    return [
-        orjson.dumps({"model": "m", "max_tokens": 1, "messages": [MESSAGE] * 2048}),
-        orjson.dumps({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": blocks}]}),
-        orjson.dumps({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": results}]}),
-        orjson.dumps({"model": "m", "max_tokens": 1, "messages": [{"role": "assistant", "content": calls}] * 50}),
-        orjson.dumps({"model": "m", "max_tokens": 1, "messages": [MESSAGE], "system": blocks}),
-    ]
-
-
-def _embedding_seeds() -> list[bytes]:
-    return [
-        b'{"model":"m","input":"a"}',
-        orjson.dumps({"model": "m", "input": ["word " * 100] * 2048}),
-        b'{"model":"m","input":["' + b"\\n" * 9 * MIB + b'"]}',
-        b'{"model":"m","input":["' + b"\\n" * 3 * MIB + b'","' + "\uac00".encode() * 3 * MIB + b'"]}',
-        b'{"model":"m","x":"' + b"\\n" * 9 * MIB + b'","input":"a"}',
-        b'{"model":"m","input":[' + b"[1,2,3]," * 20_000 + b"[1]]}",
-    ]
 
 
 def _read_pattern(pattern: bytes) -> Steps:
@@ -337,16 +235,52 @@ def _of_images(
     return Target(name, images.read, seeds, fuzz_images.mutated_body, bytes, bytes, cost, most, repeats)
 
 
+def _of_client_apis() -> list[Target[Any]]:
+    """Return a target for the requests of each client API other than chat completions."""
+    chats = fuzz_requests.parse_with
+    embeddings = fuzz_requests.parse_embedding_with
+    return [
+        _of_bytes(name, run, seeds, pieces, most)
+        for name, run, seeds, pieces, most in (
+            (
+                "responses",
+                chats(OpenAiResponses()),
+                fuzz_requests.response_seeds,
+                fuzz_requests.RESPONSE_PIECES,
+                2 * MIB,
+            ),
+            (
+                "messages",
+                chats(AnthropicMessages()),
+                fuzz_requests.message_seeds,
+                fuzz_requests.MESSAGE_PIECES,
+                2 * MIB,
+            ),
+            ("ollama", chats(OllamaChat()), fuzz_requests.ollama_seeds, fuzz_requests.OLLAMA_PIECES, 2 * MIB),
+            ("generate", chats(OllamaGenerate()), fuzz_requests.generate_seeds, fuzz_requests.OLLAMA_PIECES, 2 * MIB),
+            ("completion", chats(OpenAiCompletions()), fuzz_requests.completion_seeds, fuzz_requests.PIECES, 2 * MIB),
+            ("embedding", fuzz_requests.parse_embedding, fuzz_requests.embedding_seeds, fuzz_requests.PIECES, 20 * MIB),
+            ("embed", embeddings(OllamaEmbed()), fuzz_requests.embedding_seeds, fuzz_requests.PIECES, 20 * MIB),
+            ("prompt", embeddings(OllamaEmbeddings()), fuzz_requests.prompt_seeds, fuzz_requests.PIECES, 20 * MIB),
+            (
+                "rerank",
+                fuzz_requests.parse_rerank,
+                fuzz_requests.rerank_seeds,
+                fuzz_requests.RERANK_PIECES,
+                rerank.MAX_BODY,
+            ),
+        )
+    ]
+
+
 def targets(http: HttpServer, images: fuzz_images.ImageRequests) -> list[Target[Any]]:
     """Return all targets."""
     return [
         _of_schemas("schema", fuzz_schemas.check_and_convert),
         _of_schemas("tools", fuzz_schemas.convert_tools),
         _of_bytes("pattern", _read_pattern, lambda: [b"^a$", b"^(?:[a-z]{2,9}|\\d+)?$"], _PATTERN_PIECES, 32 * 1024),
-        _of_bytes("chat", _parse_chat, _chat_seeds, _PIECES, 2 * MIB),
-        _of_bytes("responses", _parse_with(OpenAiResponses()), _response_seeds, _RESPONSE_PIECES, 2 * MIB),
-        _of_bytes("messages", _parse_with(AnthropicMessages()), _message_seeds, _MESSAGE_PIECES, 2 * MIB),
-        _of_bytes("embedding", _parse_embedding, _embedding_seeds, _PIECES, 20 * MIB),
+        _of_bytes("chat", fuzz_requests.parse_chat, fuzz_requests.chat_seeds, fuzz_requests.PIECES, 2 * MIB),
+        *_of_client_apis(),
         _of_bytes("http", http.read, _head_seeds, _HEAD_PIECES, MIB // 2),
         _of_bytes(
             "events",
@@ -354,6 +288,9 @@ def targets(http: HttpServer, images: fuzz_images.ImageRequests) -> list[Target[
             fuzz_answers.event_seeds,
             fuzz_answers.ANSWER_PIECES,
             2 * MIB,
+        ),
+        _of_bytes(
+            "streams", fuzz_answers.render_stream, fuzz_answers.stream_seeds, fuzz_answers.ANSWER_PIECES, 2 * MIB
         ),
         _of_bytes(
             "ndjson",

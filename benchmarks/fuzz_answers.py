@@ -6,17 +6,39 @@ from contextlib import suppress
 from gateway.chat.answer import Timings, assemble
 from gateway.chat.embedding import MAX_TEXTS, converted
 from gateway.chat.normalizer import Normalizer
+from gateway.dialects.anthropic_messages import MessageForm
+from gateway.dialects.dialect import ChatForm
+from gateway.dialects.ollama_chat import GenerateForm, LineForm
 from gateway.dialects.openai_chat import CompletionForm, decode
+from gateway.dialects.openai_completions import TextForm
 from gateway.dialects.openai_embeddings import render_embeddings
+from gateway.dialects.openai_responses import ResponseForm
 from gateway.engines.embeddings import OllamaEmbedder, OpenAiEmbedder
 from gateway.engines.engine import MAX_PLAIN_ANSWER, LineReader
+from gateway.engines.openai_response import OpenAiReader
 from gateway.engines.vllm import Vllm
+from gateway.errors import GatewayError
 from gateway.upstream.connection import READ_BYTES
 
 MIB = 1024 * 1024
 Steps = Iterator[None]
 
 _ASKED = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'
+
+
+_TIMES = Timings(0, 0, 0, 0)
+
+
+def _forms(is_stream: bool) -> list[ChatForm]:
+    """Return the form of each client API."""
+    return [
+        CompletionForm("m", is_stream, wants_usage=False),
+        TextForm("m", is_stream, wants_usage=False),
+        ResponseForm("m", is_stream, {}),
+        MessageForm("m", is_stream),
+        LineForm("m", is_stream),
+        GenerateForm("m", is_stream),
+    ]
 
 
 def read_answer(make: Callable[[], LineReader]) -> Callable[[bytes], Steps]:
@@ -28,6 +50,19 @@ def read_answer(make: Callable[[], LineReader]) -> Callable[[bytes], Steps]:
         reader.end()
 
     return read
+
+
+def render_stream(data: bytes) -> Steps:
+    """Read a stream of vLLM, and render it for the client of each API."""
+    for form in _forms(is_stream=True):
+        reader, normalizer, renderer = OpenAiReader(), Normalizer(decode(_ASKED, MIB)), form.stream("a", 1)
+        with suppress(GatewayError):
+            for start in range(0, len(data), READ_BYTES):
+                for delta in normalizer.normalize(reader.feed(data[start : start + READ_BYTES])):
+                    renderer.render(delta)
+                yield
+            renderer.end(lambda: _TIMES)
+        yield
 
 
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}],"usage":null}\n\n'
@@ -52,6 +87,24 @@ def event_seeds() -> list[bytes]:
     ]
 
 
+def stream_seeds() -> list[bytes]:
+    head, tail = b'data: {"choices":[{"delta":{', b"}}]}\n\n"
+    call = head + b'"tool_calls":[{"index":0,"id":"a","function":{"name":"f","arguments":"%b"}}]' + tail
+    piece = head + b'"tool_calls":[{"index":0,"function":{"arguments":"%b"}}]' + tail
+    logprob = b'{"token":"a","logprob":-0.5,"top_logprobs":[{"token":"b","logprob":-1}]},' * 20
+    turns = head + b'"reasoning":"a"' + tail + head + b'"content":"a"' + tail
+    finish = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+    return [
+        EVENT * 100,
+        call % b"{" + piece % (b"1" * 60) * 10_000 + piece % b"}" + finish,
+        call % b"{" + piece % (b"\\n" * 5000) * 100 + finish,
+        b"".join(call.replace(b'"a"', b'"%d"' % number) % b"{}" for number in range(8000)) + finish,
+        turns * 8000 + finish,
+        (head + b'"content":"a"},"logprobs":{"content":[' + logprob[:-1] + b"]}}]}\n\n") * 500 + finish,
+        head + b'"content":"' + b"\\n" * (MIB // 2) + b'"' + tail + finish,
+    ]
+
+
 def line_seeds() -> list[bytes]:
     call = b'{"function":{"name":"f","arguments":{"a":[[]]}}},'
     return [
@@ -63,14 +116,15 @@ def line_seeds() -> list[bytes]:
 
 
 def read_plain(data: bytes) -> Steps:
-    """Read a plain answer of vLLM, or a part of it, and render it for the client."""
+    """Read a plain answer of vLLM, or a part of it, and render it for the client of each API."""
     delta = Vllm().parse_answer(data)
     yield
     chat = decode(_ASKED, MIB)
     answer = assemble(Normalizer(chat).normalize([delta]))
     yield
-    CompletionForm("m", is_stream=False, wants_usage=False).answer("a", 1, answer, lambda: Timings(0, 0, 0, 0))
-    yield
+    for form in _forms(is_stream=False):
+        form.answer("a", 1, answer, lambda: _TIMES)
+        yield
 
 
 def answer_seeds() -> list[bytes]:

@@ -4,7 +4,10 @@
 requests in flight; each figure is compared within a round, and the median of the rounds' ratios counts,
 so that a machine that drifts does not decide. With `--together` both run at the same time, each with half
 of the requests in flight: on a machine that other work keeps busy, the two see the same server in each
-moment, whereas its speed may double from one turn to the next.
+moment, whereas its speed may double from one turn to the next. With `--paired` both clients also share one
+event loop, and their requests are sent in pairs (`vllm_request_pairs.py`): what delays one client delays the
+other. With `--stand-in` the server is a stand-in of
+known pace, 1 s to the first token and 10 tokens a second, which no other work delays by much.
 
 vLLM's client counts the chunk that names the role as the first piece, and the first token, which arrives
 together with it, as the second: each of its lists of gaps begins with one of nearly 0. `gateway bench`
@@ -15,22 +18,26 @@ Exit status 1: a figure differs by more than 3 %.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import orjson
 import uvloop
 
 from benchmarks.chaos_engines import MODEL, RealVllm
 from benchmarks.report import mark
+from benchmarks.scenarios import stand_in
 from gateway.bench.measure import measure
 from gateway.bench.options import BenchOptions
 from gateway.bench.prompts import built_in, read_dataset
@@ -40,6 +47,8 @@ from gateway.bench.writers import Style
 from tests.real_engines.vllm import tiny_models
 
 TOLERANCE = 0.03
+_ROOT = Path(__file__).parents[1]
+_PAIRS = Path(__file__).with_name("vllm_request_pairs.py")
 _CLIENT = Path(__file__).with_name("vllm_serve_client.py")
 
 
@@ -99,6 +108,38 @@ def ours(url: str, dataset: Path, load: Load) -> dict[str, float]:
     )
     result = uvloop.run(measure("load", options, None, Style()))
     return figures_of(to_json(result), has_role_gap=False)
+
+
+def paired(url: str, dataset: Path, load: Load, venv: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Measure with both clients in one event loop; the throughput is that of one request at a time.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    packages = Path(orjson.__file__).parents[1]
+    workers = str(max(1, load.at_once // 2))
+    command: list[str | Path] = [venv / "bin" / "python", "-P", _PAIRS, packages, url, MODEL, dataset, workers]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return pair_figures(found["ours"], has_role_gap=False), pair_figures(found["theirs"], has_role_gap=True)
+
+
+def pair_figures(requests: Sequence[Sequence[Any]], *, has_role_gap: bool) -> dict[str, float]:
+    """Return the values of `FIGURES` for requests of `vllm_request_pairs`."""
+    ttfts, latencies, gaps, tokens = zip(*requests, strict=True)
+    tpots = [(latency - ttft) / (count - 1) for ttft, latency, count in zip(ttfts, latencies, tokens, strict=True)]
+    result = {
+        "mean_ttft_ms": mean(ttfts) * 1000,
+        "median_ttft_ms": median(ttfts) * 1000,
+        "mean_itl_ms": mean([gap for each in gaps for gap in each]) * 1000,
+        "mean_tpot_ms": mean(tpots) * 1000,
+        "median_e2el_ms": median(latencies) * 1000,
+        "output_throughput": sum(tokens) / sum(latencies),
+        "request_throughput": len(latencies) / sum(latencies),
+        "itls": gaps,
+    }
+    return figures_of(result, has_role_gap=has_role_gap)
 
 
 class VllmClient:
@@ -184,6 +225,22 @@ def table(rounds: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> 
     return "\n".join(lines), all_within
 
 
+@contextlib.contextmanager
+def server(given: argparse.Namespace, venv: Path, folder: Path) -> Iterator[str]:
+    """Yield the address of the server that both measure."""
+    if given.url:
+        yield given.url
+    elif given.stand_in:
+        pace = {"time_to_first_token": 1.0, "tokens_per_second": 10}
+        with stand_in(folder, 1.0, "vllm", [MODEL], **pace) as url:
+            yield url
+    else:
+        with closing(RealVllm(venv, folder / "vllm.log")) as engine:
+            engine.start()
+            engine.wait_until_ready()
+            yield engine.url
+
+
 def main() -> int:
     """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -192,35 +249,30 @@ def main() -> int:
     parser.add_argument("--max-concurrency", type=int, default=8)
     parser.add_argument("--output-len", type=int, default=48)
     parser.add_argument("--together", action="store_true", help="both at the same time, for a busy machine")
+    parser.add_argument("--paired", action="store_true", help="both in one event loop, request by request")
+    parser.add_argument("--stand-in", action="store_true", help="a server of known pace instead of a real vLLM")
     parser.add_argument("--url", default="", help="a vLLM that runs already, with the same tiny model")
     given = parser.parse_args()
     venv = Path(os.environ.get("TEST_VLLM_VENV", ".venv-vllm")).absolute()
     load = Load(given.num_prompts, given.max_concurrency, given.output_len)
-    with tempfile.TemporaryDirectory() as folder:
-        dataset = Path(folder) / "prompts.jsonl"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        dataset = folder / "prompts.jsonl"
         write_dataset(dataset, load)
-        engine = None if given.url else RealVllm(venv, Path(folder) / "vllm.log")
-        client: VllmClient | None = None
-        try:
-            url = given.url
-            if engine is not None:
-                engine.start()
-                engine.wait_until_ready()
-                url = engine.url
-            client = VllmClient(venv, Path(folder) / "client.log")
+        with server(given, venv, folder) as url, contextlib.ExitStack() as stack:
+            client = None if given.paired else stack.enter_context(closing(VllmClient(venv, folder / "client.log")))
             ours(url, dataset, load)  # kernels compile
             rounds = []
             for number in range(given.rounds):
-                rounds.append(one_round(url, dataset, load, client, together=given.together))
+                rounds.append(
+                    paired(url, dataset, load, venv)
+                    if client is None
+                    else one_round(url, dataset, load, client, together=given.together)
+                )
                 print(f"round {number + 1} of {given.rounds}", file=sys.stderr)
-        finally:
-            if client is not None:
-                client.close()
-            if engine is not None:
-                engine.close()
     text, all_within = table(rounds)
     sent = f"{load.prompts} requests, {load.at_once} at once, {load.tokens} tokens each"
-    order = "at the same time, with half of them each" if given.together else "in turn"
+    order = "in pairs" if given.paired else "at the same time, half of them each" if given.together else "in turn"
     print(f"{sent}; {order}; medians of {given.rounds} rounds\n\n{text}")
     return 0 if all_within else 1
 

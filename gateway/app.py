@@ -3,7 +3,8 @@
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -16,11 +17,14 @@ from gateway.api.cors import Cors
 from gateway.api.embeddings import EmbeddingEndpoint
 from gateway.api.endpoint import Endpoint, Receive, Scope, Send
 from gateway.api.error_forms import error_answer
+from gateway.api.events import Events
 from gateway.api.hosts import HostCheck, is_loopback_name
 from gateway.api.key_routes import limit_headers
 from gateway.api.model_names import ModelNames
 from gateway.api.named_keys import NamedKeys, open_accounts
 from gateway.api.operations import Operations
+from gateway.api.operator_chat import PATH as OPERATOR_CHAT_PATH
+from gateway.api.operator_chat import OperatorChatEndpoint
 from gateway.api.paths import (
     CHAT_PATHS,
     COMPLETION_PATHS,
@@ -67,10 +71,12 @@ from gateway.rollout.migration import QueueMigration
 from gateway.rollout.preflight.check import Preflight
 from gateway.rollout.state import Rollout
 from gateway.state_file import StateFile
+from gateway.telemetry.live import LiveFigures
 from gateway.telemetry.log import ExchangeLog
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.recorder import ExchangeRecorder
 from gateway.telemetry.recording import TrafficRecording
+from gateway.telemetry.trace_context import Tracer, pass_on
 from gateway.upstream.backend import Backend
 from gateway.upstream.backends import Backends
 from gateway.upstream.health_checks import HealthChecks
@@ -88,6 +94,7 @@ class Gateway:
         log: ExchangeLog,
         admin_token: str | None = None,
         address: str | None = None,
+        tracer: Tracer | None = None,
         *,
         ollama_port: int | None = None,
         accounts: Accounts | None = None,
@@ -97,8 +104,9 @@ class Gateway:
 
         `admin_token` grants access to `/ops` and `/metrics`, if it is set. `address` is the IP
         address that the gateway listens on, and `ollama_port` the second port, if they are known
-        better than from the settings. `accounts` are those of the keys in `keys_file`, if it has
-        been read before. `usage` records who used how much; its owner closes it after the gateway.
+        better than from the settings. `tracer` makes a span of each exchange; without one, clients'
+        traces are only passed on. `accounts` are those of the keys in `keys_file`, if it has been
+        read before. `usage` records who used how much; its owner closes it after the gateway.
 
         Raises:
             ConfigError: `keys_file` cannot be used.
@@ -124,9 +132,9 @@ class Gateway:
             guard = RolloutGuard(
                 settings.guard, self.rollout, settings.rollback_to, self._in_flight.count_pending, clock
             )
-        self._recorder = ExchangeRecorder(
-            metrics, log, [guard.observe] if guard else [], None if usage is None else usage.observe
-        )
+        self._live = live = LiveFigures(metrics, self._loads, asyncio.get_running_loop().call_later)
+        observers = [live.observe, *([guard.observe] if guard else [])]
+        self._recorder = ExchangeRecorder(metrics, log, observers, None if usage is None else usage.observe)
 
         if usage is not None:
             usage.settle = self.settle
@@ -144,6 +152,9 @@ class Gateway:
             on_evicted=self._in_flight.send_again,
         )
         learned_limits.restore()
+        self._tracer = tracer
+        if tracer is not None:
+            tracer.on_exchanges = metrics.keep_exemplars
         self._discovery = Discovery(settings, destinations)
         self._health = HealthChecks(settings, self._backends, gateway_id, Backend.refresh, self._discovery.update)
 
@@ -158,10 +169,14 @@ class Gateway:
             body_memory=self.body_memory,
             gateway_id=gateway_id,
             traffic=self._traffic,
+            begin_trace=pass_on if tracer is None else tracer.begin,
         )
         self._preflight = Preflight(context, self.rollout)
         model_names = ModelNames(settings, self._discovery)
-        self._operations = Operations(settings, self._backends, model_names, controller, self._health, metrics, guard)
+        self._operations = operations = Operations(
+            settings, self._backends, model_names, controller, self._health, metrics, guard, live
+        )
+        self._events = Events(operations.status, operations.series, lambda: operations.sample_number)
 
         accounts = accounts or open_accounts(settings)
         keys = ApiKeys((key.get_secret_value() for key in settings.api_keys), accounts)
@@ -181,7 +196,7 @@ class Gateway:
                 ollama_port or settings.ollama_port, settings.ollama_as_key, HostCheck(hosts, is_on=is_local)
             )
 
-        def chat_endpoint(dialect: ChatDialect, kind: type[ChatEndpoint] = ChatEndpoint) -> ChatEndpoint:
+        def chat_endpoint(dialect: ChatDialect, kind: Callable[..., ChatEndpoint] = ChatEndpoint) -> ChatEndpoint:
             return kind(
                 dialect,
                 context,
@@ -214,13 +229,16 @@ class Gateway:
         }
         admin = [settings.admin_key.get_secret_value()] if settings.admin_key else []
         scraper = [settings.metrics_key.get_secret_value()] if settings.metrics_key else []
+        admin_access = AdminAccess(admin, admin_token, trusts_loopback=keys.is_open)
+        self._endpoints[OPERATOR_CHAT_PATH] = chat_endpoint(OpenAiChat(), partial(OperatorChatEndpoint, admin_access))
         self._rest = build(
-            self._operations,
+            operations,
+            self._events,
             self._preflight,
             keys,
             self.named_keys,
             usage,
-            AdminAccess(admin, admin_token, trusts_loopback=keys.is_open),
+            admin_access,
             AdminAccess([*admin, *scraper], admin_token, trusts_loopback=keys.is_open),
         )
         self.metrics_port_app = build_metrics_port(self._operations)
@@ -261,6 +279,8 @@ class Gateway:
 
     async def __aexit__(self, *_: object) -> None:
         self._recorder.detach_observers()
+        self._events.close()
+        self._live.close()
         await self._health.__aexit__()
         self._migration.close()
         await self._backend_set.close()
@@ -273,6 +293,8 @@ class Gateway:
         self._images.close()
         self._recorder.settle()
         await self._traffic.close()
+        if self._tracer is not None:
+            await self._tracer.close()
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Return what serves the request. It is not awaited here, which would cost a coroutine more."""
@@ -312,6 +334,7 @@ class Gateway:
     def begin_drain(self) -> None:
         """Report "not ready" from now on. Requests are served until the listening socket closes."""
         self._operations.is_stopping = True
+        self._events.close()
         self._preflight.stop()
 
     def cut_off(self) -> None:
@@ -324,6 +347,16 @@ class Gateway:
     def settle(self) -> None:
         """Count and log the exchanges that have finished so far."""
         self._recorder.settle()
+
+    def _loads(self) -> dict[str, tuple[int, int]]:
+        """Return how many requests run and wait, by backend."""
+        return {
+            name: (
+                sum(map(backend.admission.running, backend.admission.lanes)),
+                sum(map(backend.admission.waiting, backend.admission.lanes)),
+            )
+            for name, backend in self._backends.items()
+        }
 
 
 def _registry() -> CollectorRegistry:

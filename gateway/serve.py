@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -23,7 +24,8 @@ from gateway.config import Settings
 from gateway.config.reload import FileWatcher, files_of_keys, read_whole
 from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
-from gateway.telemetry.log import ExchangeLog, Sink, configure
+from gateway.telemetry.log import ExchangeLog, Sink, configure, palette_for
+from gateway.telemetry.tracing import start_tracing
 from gateway.usage.recorder import UsageRecorder
 
 METRICS_DRAIN_SECONDS = 1.0
@@ -68,7 +70,8 @@ async def serve(
     if reread is not None:
         _ignore_sighup()
     try:
-        configure(as_json, sink, settings.log_level)
+        palette = palette_for(sys.stderr, os.environ)
+        configure(as_json, sink, settings.log_level, palette)
         _raise_file_limit()
         return_freed_memory()
         address, port = listener.getsockname()[:2]
@@ -78,9 +81,10 @@ async def serve(
             # First, so that the log begins with a roll-out that differs from the settings.
             gateway = Gateway(
                 settings,
-                ExchangeLog(as_json, sink, settings.log_level),
+                ExchangeLog(as_json, sink, settings.log_level, palette),
                 token.value if token else None,
                 address,
+                start_tracing(os.environ),
                 ollama_port=None if ollama_listener is None else ollama_listener.getsockname()[1],
                 accounts=accounts,
                 usage=usage,

@@ -44,7 +44,8 @@ from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection
 from gateway.relay.turns import YIELD_BYTES, in_turns
 from gateway.telemetry.exchange import NONE, Attribution, Exchange
-from gateway.upstream.server import VIA
+from gateway.telemetry.trace_context import current_trace
+from gateway.upstream.server import VIA, came_through_lines
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -214,9 +215,15 @@ class Endpoint(ABC, Generic[ParsedBody]):
             check_media_type(fields)
         read_timeout = seconds_of(fields.get(b"x-stainless-read-timeout"))
         session = fields.get(SESSION) or fields.get(self._session_header, b"")
-        terms = client.notes["terms"] = HeaderTerms(
-            fields.get(VIA, b""), read_timeout, self._cors.header_lines(fields), session
-        )
+        via, trace = fields.get(VIA, b""), self._context.begin_trace(fields)
+        lines = b""
+        if via or trace is not None:
+            lines = came_through_lines(via, self._context.gateway_id, b"" if trace is None else trace.header_lines)
+        terms = HeaderTerms(lines, read_timeout, self._cors.header_lines(fields), session)
+        if trace is None:
+            client.notes["terms"] = terms
+        else:  # the next request with this head has a trace, or a span, of its own
+            current_trace.set(trace)
         return terms
 
     def _person(self, fields: Fields) -> str:
@@ -341,7 +348,10 @@ class Endpoint(ABC, Generic[ParsedBody]):
             client.answer(self._errors.error_status(error), lines, self._errors.error_body(error))
         if isinstance(error, RateLimited) and account is not None:
             self._context.metrics.rate_limited.labels(account.name, error.limit).inc()
-        self._context.on_exchange(
+        record = self._context.on_exchange
+        if (trace := current_trace.get() or self._context.begin_trace(fields)) is not None:
+            record = trace.recorder(record, None)
+        record(
             Exchange(
                 request_id=request_id,
                 key_id=caller.key_id if caller else "",

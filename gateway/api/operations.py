@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from itertools import permutations
+from typing import Any, NamedTuple, get_args
 
 from prometheus_client.exposition import choose_encoder
 
@@ -11,10 +12,13 @@ from gateway import __version__
 from gateway.admission.concurrency_limits import AdaptiveLimit
 from gateway.api.model_names import ModelNames
 from gateway.config import Settings, Tier
-from gateway.errors import ModelNotFound, TierNotAllowed
+from gateway.errors import InvalidRequest, ModelNotFound, TierNotAllowed
 from gateway.relay.discovery import DiscoveredModel
+from gateway.rollout.assignment import ChangeCause
 from gateway.rollout.controller import RolloutController
 from gateway.rollout.guard import RolloutGuard
+from gateway.telemetry.exchange import NONE
+from gateway.telemetry.live import ALL, KEPT, STEP, WINDOW, LiveFigures
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend
 from gateway.upstream.health_checks import HealthChecks
@@ -73,6 +77,7 @@ class Operations:
         health: HealthChecks,
         metrics: Metrics,
         guard: RolloutGuard | None,
+        live: LiveFigures,
     ) -> None:
         self._settings = settings
         self._backends = backends
@@ -81,6 +86,7 @@ class Operations:
         self._health = health
         self._metrics = metrics
         self._guard = guard
+        self._live = live
         self.is_stopping = False
         self.last_reload: dict[str, Any] | None = None
         """Outcome of the last reload of the settings."""
@@ -89,6 +95,7 @@ class Operations:
         """Report on the changed settings from now on."""
         self._settings = settings
         self._model_names = model_names
+        self._live.keep({NONE, *settings.tiers, *settings.embeddings, *settings.rerankers}, {NONE, *settings.backends})
 
     def record_reload(self, outcome: dict[str, Any]) -> None:
         self.last_reload = outcome
@@ -211,7 +218,8 @@ class Operations:
         return self.controller.rollout.tiers[tier_name].assignment.backend
 
     def status(self) -> dict[str, Any]:
-        """Return the body of `/ops/status`."""
+        """Return the body of `/ops/status` without its series, which `/ops/events` sends apart."""
+        self._live.want()
         return {
             "version": __version__,
             "ready": self.readiness()[1],
@@ -226,7 +234,38 @@ class Operations:
             },
             "rollout": {"rollback_to": self._settings.rollback_to, "history": self.controller.history()},
             "reload": self.last_reload,
+            "default_tier": self._settings.default_tier,
+            "live": {"step": STEP, "window": WINDOW, "kept": KEPT},
+            "errors": self._live.errors(),
         }
+
+    def status_with_series(self, tier: str | None = None) -> dict[str, Any]:
+        """Return the body of `/ops/status`, with the series of one tier or of all tiers together.
+
+        Raises:
+            InvalidRequest: There is no such tier.
+        """
+        return {**self.status(), "series": self.series(tier)}
+
+    def series(self, tier: str | None = None, last: int = KEPT) -> dict[str, Any]:
+        """Return the course of the live figures of one tier or, with None, of all tiers together.
+
+        Raises:
+            InvalidRequest: There is no such tier.
+        """
+        backends = self._settings.backends if tier is None else self._tier(tier).models
+        return {"tier": tier, **self._live.series(ALL if tier is None else tier, backends, last)}
+
+    @property
+    def sample_number(self) -> int:
+        """Number of samples of the live figures so far."""
+        return self._live.number
+
+    def _tier(self, name: str) -> Tier:
+        tier = self._settings.tiers.get(name)
+        if tier is None:
+            raise InvalidRequest(f"'tier' must be one of: {', '.join(self._settings.tiers)}.", param="tier")
+        return tier
 
     def _tier_status(self, tier: Tier) -> dict[str, Any]:
         view = self.controller.view_tier(tier.name)
@@ -238,6 +277,7 @@ class Operations:
             "guard": None if self._guard is None else self._guard.view(tier.name),
             "models": tier.models,
             "latency": {backend: self._latency(tier.name, backend) for backend in tier.models},
+            "live": {backend: self._live.figures(tier.name, backend) for backend in tier.models},
         }
 
     def _latency(self, tier: str, backend: str) -> dict[str, Any]:
@@ -245,7 +285,11 @@ class Operations:
 
         They are estimated from the buckets of the histograms.
         """
-        series = {"time_to_first_token": self._metrics.time_to_first_token, "duration": self._metrics.duration}
+        series = {
+            "time_to_first_token": self._metrics.time_to_first_token,
+            "inter_token_latency": self._metrics.gaps,
+            "duration": self._metrics.duration,
+        }
         return {
             name: {f"p{share}": _rounded(histograms.quantile((tier, backend), share / 100)) for share in (50, 99)}
             for name, histograms in series.items()
@@ -259,6 +303,7 @@ class Operations:
             "up": backend.is_up,
             "running": {lane: admission.running(lane) for lane in admission.lanes},
             "waiting": {lane: admission.waiting(lane) for lane in admission.lanes},
+            "live": self._live.figures(ALL, backend.name),
             "limits": {name: getattr(limits, name) for name in SHOWN_LIMITS},
             "servers": [
                 {
@@ -301,6 +346,7 @@ class Operations:
             metrics.backend_up,
             metrics.circuit_state,
             metrics.server_up,
+            metrics.server_running,
             metrics.active_backend,
         ):
             gauge.clear()  # removes series that are no longer in the settings
@@ -315,9 +361,13 @@ class Operations:
                     metrics.affinity.labels(backend.name, outcome).inc(count)
             for number, server in enumerate(backend.servers, 1):
                 metrics.server_up.labels(backend.name, number).set(backend.gives_requests(server))
+                metrics.server_running.labels(backend.name, number).inc(server.load)
         for tier in self._settings.tiers.values():
             for name in tier.models:
                 metrics.active_backend.labels(tier.name, name).set(name == self._active_backend(tier.name))
+            for move in permutations(tier.models, 2):
+                for cause in get_args(ChangeCause):
+                    metrics.switches.labels(tier.name, *move, cause)  # so that a rate includes the first one
         encode, content_type = choose_encoder(accept)
         return encode(metrics.registry), content_type
 

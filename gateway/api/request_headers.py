@@ -34,7 +34,8 @@ class HeaderTerms(Struct, frozen=True, gc=False):
     """Values derived from a request head, apart from the caller; equal for all requests with it."""
 
     came_through: bytes
-    """Value of `x-gateway-via`: the ids of the gateways that have forwarded the request."""
+    """Header lines for the engine: the gateways that have forwarded the request, with this one, and
+    its trace. Empty if there are neither."""
     read_timeout: float | None
     """Seconds that the client waits for a plain response, if it states them."""
     extra_lines: bytes
@@ -59,7 +60,7 @@ def random_id() -> str:
 def reject_loop(fields: Fields, gateway_id: bytes) -> None:
     """Refuse a request that this gateway itself has sent, and one whose `x-gateway-via` is malformed.
 
-    The header is the only one of a client's that is passed on to the engine.
+    The header is passed on to the engine, as are only `traceparent` and `tracestate`.
 
     Raises:
         LoopDetected: `x-gateway-via` contains `gateway_id`.

@@ -12,13 +12,16 @@ from starlette.exceptions import HTTPException
 from gateway import __version__
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys
+from gateway.api.console import add_console
 from gateway.api.error_forms import error_answer
+from gateway.api.events import Events
 from gateway.api.key_routes import ACCOUNT, add_keys
 from gateway.api.named_keys import NamedKeys
 from gateway.api.ollama_routes import add_ollama
 from gateway.api.openapi import add_bodies, add_data_paths, api_page
 from gateway.api.operations import Allows, Operations, allow_all
-from gateway.api.paths import ALIVE_PATHS, READY_PATH
+from gateway.api.ops_schemas import add_ops
+from gateway.api.paths import ALIVE_PATHS, CHAT_PATH, READY_PATH
 from gateway.api.rollout_routes import BODIES, add_preflight, add_rollout
 from gateway.api.usage_routes import add_usage
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
@@ -28,6 +31,7 @@ from gateway.usage.recorder import UsageRecorder
 
 def build(
     operations: Operations,
+    events: Events,
     preflight: Preflight,
     keys: ApiKeys,
     named_keys: NamedKeys | None,
@@ -78,9 +82,10 @@ def build(
     _add_metrics(app, operations, [Depends(scraper)])
 
     @app.get("/ops/status", dependencies=[Depends(operator)], summary="Show backends, tiers and requests in flight")
-    async def status() -> dict[str, Any]:
-        return operations.status()
+    async def status(tier: str | None = None) -> dict[str, Any]:
+        return operations.status_with_series(tier)
 
+    add_console(app, operations, events, operator)
     add_rollout(app, operations.controller, operator)
     add_preflight(app, preflight, operator)
     add_keys(app, named_keys, operator)
@@ -176,6 +181,7 @@ def _add_description(app: FastAPI) -> None:
             described.update(get_openapi(title=app.title, version=app.version, routes=app.routes))
             add_data_paths(described)
             add_bodies(described, BODIES)
+            add_ops(described, described["paths"][CHAT_PATH]["post"])
         return described
 
     @app.get("/openapi.json", include_in_schema=False)

@@ -157,13 +157,14 @@ class Assembler:
             self._usage = delta.usage or self._usage
             self._stop_sequence = delta.stop_sequence or self._stop_sequence
             for piece in delta.calls or ():
-                self._add_call(piece)
+                self.add_call(piece)
             if delta.logprobs is not None:
                 self._logprobs = self._logprobs or []
                 self._logprobs += delta.logprobs
                 self.logprob_count += sum(1 + len(logprob.top_logprobs) for logprob in delta.logprobs)
 
-    def _add_call(self, piece: CallDelta) -> None:
+    def add_call(self, piece: CallDelta) -> None:
+        """Add a piece of a tool call."""
         call = self._calls.get(piece.index)
         if call is None:
             call = self._calls[piece.index] = _CallParts()
@@ -172,12 +173,15 @@ class Assembler:
             call.arguments.append(piece.arguments)
             self.text_length += len(piece.arguments)
 
-    def answer(self) -> Answer:
-        calls = [
+    def calls(self) -> list[CallDelta]:
+        """Return the tool calls so far."""
+        return [
             CallDelta(index, call.id, call.name, "".join(call.arguments)) for index, call in sorted(self._calls.items())
         ]
+
+    def answer(self) -> Answer:
         content, reasoning = "".join(self._content), "".join(self._reasoning)
-        return Answer(content, reasoning, self._finish, self._usage, calls, self._logprobs, self._stop_sequence)
+        return Answer(content, reasoning, self._finish, self._usage, self.calls(), self._logprobs, self._stop_sequence)
 
 
 def assemble(deltas: Sequence[Delta]) -> Answer:

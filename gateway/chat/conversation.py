@@ -22,6 +22,7 @@ ID_CHARACTERS, ID_LENGTH = string.digits + string.ascii_letters, 9
 _SYSTEM = frozenset({"system", "developer"})
 _BETWEEN = "\n\n"
 """Text between joined messages, as Ollama joins them for its own templates (template/template.go)."""
+_ID_CHARACTER_OF = bytes(ord(ID_CHARACTERS[byte % len(ID_CHARACTERS)]) for byte in range(256))
 _is_plain_id = re.compile(f"[{ID_CHARACTERS}]{{{ID_LENGTH}}}").fullmatch
 
 
@@ -94,8 +95,4 @@ def template_id(id: str) -> str:
     """Return `id`, or an id in its place that all templates accept. It is the same for each `id`."""
     if _is_plain_id(id):
         return id
-    number, characters = int.from_bytes(sha256(id.encode()).digest()), []
-    for _ in range(ID_LENGTH):
-        number, index = divmod(number, len(ID_CHARACTERS))
-        characters.append(ID_CHARACTERS[index])
-    return "".join(characters)
+    return sha256(id.encode()).digest()[:ID_LENGTH].translate(_ID_CHARACTER_OF).decode()

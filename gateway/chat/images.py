@@ -111,6 +111,16 @@ class Budget:
             )
 
 
+def check_count(images: int) -> None:
+    """Check the number of images of a request.
+
+    Raises:
+        InvalidImage: there are more than `MAX_IMAGES`.
+    """
+    if images > MAX_IMAGES:
+        raise InvalidImage(f"A request may have at most {MAX_IMAGES} images; this one has {images}.", param="messages")
+
+
 class ImageNormalizer:
     """Checks the images of requests, a few at a time.
 
@@ -146,10 +156,7 @@ class ImageNormalizer:
         if not chat.has_images:
             return chat
         urls = urls_of(chat)
-        if len(urls) > MAX_IMAGES:
-            raise InvalidImage(
-                f"A request may have at most {MAX_IMAGES} images; this one has {len(urls)}.", param="messages"
-            )
+        check_count(len(urls))
         for place, url in urls.items():
             payload_start(url, path_of(*place))
         try:

@@ -17,6 +17,7 @@ from gateway.chat.conversation import ID_CHARACTERS, ID_LENGTH
 from gateway.chat.request import Chat, Choice, JsonFormat, SchemaFormat
 from gateway.chat.surrogates import HalfPairReplacer, text_without_halves
 from gateway.chat.tool_names import client_names
+from gateway.errors import UpstreamError
 
 THOUGHT_OPENS, THOUGHT_CLOSES = "<think>", "</think>"
 
@@ -25,6 +26,9 @@ MAX_LEADING_BLANKS = 32
 
 Some models emit a few. A model that emits nothing else must not keep its client waiting.
 """
+
+LOST_CALL = "lost_call"
+"""Reason of the failure when an engine reports a tool call that it does not send."""
 
 _NAME = re.compile(r'"name"\s*:\s*"([a-zA-Z0-9_.-]{1,64})"')
 _ARGUMENTS = re.compile(r'"(?:arguments|parameters)"\s*:\s*')
@@ -146,9 +150,9 @@ class Normalizer:
     """
 
     __slots__ = (
-        "_answers_in_reasoning", "_backend_calls", "_call_text", "_calls", "_forced", "_halves", "_has_reasoning",
-        "_is_named", "_is_single",
-        "_logprobs", "_max_alternatives", "_names", "_normalizes_all", "_splitter", "_streams_arguments",
+        "_answers_in_reasoning", "_backend_calls", "_call_text", "_calls", "_forced", "_halves", "_has_content",
+        "_has_reasoning", "_is_named", "_is_single", "_logprobs", "_max_alternatives", "_names", "_normalizes_all",
+        "_splitter", "_streams_arguments",
     )  # fmt: skip
 
     def __init__(self, chat: Chat) -> None:
@@ -162,7 +166,7 @@ class Normalizer:
         self._is_single = chat.parallel_tool_calls is False
         self._max_alternatives = chat.top_logprobs or 0
         self._normalizes_all = bool(chat.tools or chat.logprobs)
-        self._has_reasoning = False
+        self._has_reasoning = self._has_content = False
         self._streams_arguments = False
         """True if the arguments of a forced call are streamed as they arrive."""
         self._call_text: list[str] = []
@@ -225,6 +229,7 @@ class Normalizer:
             self._end(delta)
         elif self._forced and delta.content:
             self._add_to_call(delta)
+        self._has_content = self._has_content or bool(delta.content)
 
     def _add_to_call(self, delta: Delta) -> None:
         """Turn content into a forced call.
@@ -246,7 +251,7 @@ class Normalizer:
             if delta.content:
                 self._add_to_call(delta)
             call_text = text_without_halves("".join(self._call_text))
-            if not self._calls and not (self._has_reasoning and not call_text):
+            if not self._calls and (call_text or not (self._has_reasoning or delta.finish == "tool_calls")):
                 delta.calls = self._call(call_text)
         rests = [
             *_more_arguments(0, self._halves.rest()),
@@ -254,6 +259,7 @@ class Normalizer:
         ]
         if rests:
             delta.calls = [*(delta.calls or ()), *(piece for piece in rests if not self._drops(piece.index))]
+        self._has_content = self._has_content or bool(delta.content)
         delta.finish = self._finish_reason(delta.finish)
 
     def _finish_reason(self, finish: FinishReason) -> FinishReason:
@@ -261,9 +267,15 @@ class Normalizer:
 
         It is `tool_calls` for a call that the model chose, and `stop` for a function that the
         client named.
+
+        Raises:
+            UpstreamError: the engine says that the model called a tool, and sent neither a call nor
+                text. Without an error, the answer would look complete and be empty.
         """
         if finish not in ("stop", "tool_calls"):
             return finish
+        if finish == "tool_calls" and not (self._calls or self._has_content):
+            raise UpstreamError(LOST_CALL, "The model backend reported a tool call, but did not send it.")
         return "tool_calls" if self._calls and not self._is_named else "stop"
 
     def _call(self, text: str) -> list[CallDelta]:

@@ -103,7 +103,7 @@ class CalledFunction(Struct, frozen=True):
         Arguments of any other form are wrapped in one.
         """
         text = self.arguments.strip()
-        if not text:
+        if not text or text == "{}":
             return b"{}"
         whole = text.encode()
         if _is_shallow_object(whole) or _is_shallow_object(whole := without_halves(whole)):

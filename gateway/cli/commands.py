@@ -98,6 +98,21 @@ def status(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
 
 
 @app.command()
+def top(
+    interval: Annotated[float, typer.Option(min=0.2, max=60, help="Seconds between two refreshes.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print the status once, as where there is no terminal.")] = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """Watch load, latencies, roll-out and errors in the terminal. Press q to leave."""
+    from gateway.cli.top import run
+
+    try:
+        run(_ops_client(config_file), Console(width=None if sys.stdout.isatty() else 100), interval, is_once=once)
+    except OpsError as error:
+        _stop_with([str(error)], EXIT_BAD)
+
+
+@app.command()
 def switch(
     backend: Annotated[str, typer.Argument(metavar="BACKEND", help="Backend to move to, such as vllm.")],
     tier: TierName = None,

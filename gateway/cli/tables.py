@@ -52,7 +52,7 @@ def show_preflight(answer: Mapping[str, Any], console: Console) -> None:
 def show_status(status: Mapping[str, Any], console: Console) -> None:
     """Print the tiers with their backends, the backends, and the last changes."""
     console.print(Group(_tiers(status), _backends(status)))
-    for line in _server_lines(status):
+    for line in server_lines(status):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     for name, tier in status["tiers"].items():
         if tier.get("guard"):
@@ -166,7 +166,7 @@ def _backends(status: Mapping[str, Any]) -> Table:
     return table
 
 
-def _server_lines(status: Mapping[str, Any]) -> Iterator[str]:
+def server_lines(status: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each server that does not get all requests, with the reason."""
     for backend in status["backends"].values():
         for server in backend["servers"]:

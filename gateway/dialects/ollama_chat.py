@@ -12,7 +12,17 @@ import msgspec
 import orjson
 from msgspec import Struct, structs
 
-from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, TimedUsage, Timings, Usage
+from gateway.chat.answer import (
+    Answer,
+    Assembler,
+    CallDelta,
+    ChosenLogprob,
+    Delta,
+    FinishReason,
+    TimedUsage,
+    Timings,
+    Usage,
+)
 from gateway.chat.request import CalledFunction
 from gateway.dialects.dialect import ChatCall, Clock, ErrorForm
 from gateway.dialects.json_body import Steps, completed
@@ -201,7 +211,7 @@ class LineRenderer:
         self._before = shape.text_head() + b'"'
         self._after = b'"' + shape.text_tail()
         self._between = self._after + self._before
-        self._calls: dict[int, CallDelta] = {}
+        self._calls = Assembler()
         self._finish: FinishReason | None = None
         self._usage: Usage | None = None
 
@@ -221,15 +231,14 @@ class LineRenderer:
     def render(self, delta: Delta) -> bytes:
         self._usage = delta.usage or self._usage
         for piece in delta.calls or ():
-            call = self._calls.setdefault(piece.index, CallDelta(piece.index, piece.id, piece.name))
-            call.arguments += piece.arguments
+            self._calls.add_call(piece)
         line = b""
         if delta.content or delta.reasoning or delta.logprobs:
             said = self._shape.said(delta.content, delta.reasoning, b"")
             line = b'%b%b,"done":false%b}\n' % (self._shape.head, said, _logprobs(delta.logprobs))
         if delta.finish is not None:
             self._finish = delta.finish
-            calls = _calls([self._calls[index] for index in sorted(self._calls)], delta.finish)
+            calls = _calls(self._calls.calls(), delta.finish)
             if calls:
                 said, late = self._shape.said("", "", calls), self._shape.late(calls)
                 line += b'%b%b,"done":false%b}\n' % (self._shape.head, said, late)

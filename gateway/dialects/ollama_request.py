@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from gateway.chat.images import check_count
 from gateway.chat.request import (
     MAX_MESSAGES,
     MAX_TOOLS,
@@ -127,9 +128,11 @@ def parse_chat(body: bytes, max_text_body: int) -> Steps[ParsedRequest]:
 
     Raises:
         InvalidJson, InvalidRequest, UnsupportedParameter, RequestTooLarge: as in `openai_chat`.
+        InvalidImage: there are too many images.
     """
     request = yield from _decoded(_chats, body)
     sources = [message.images or () for message in request.messages or ()]
+    check_count(sum(map(len, sources)))
     text_size = _text_size(body, sources, max_text_body)
     messages: list[Message] = []
     pending: list[ToolCall] = []
@@ -155,6 +158,7 @@ def parse_generate(body: bytes, max_text_body: int) -> Steps[ParsedRequest]:
                 "Leave it out, or send the conversation to /api/chat.",
                 param=name,
             )
+    check_count(len(request.images or ()))
     text_size = _text_size(body, [request.images or ()], max_text_body)
     messages: list[Message] = []
     if request.prompt or request.images:

@@ -6,6 +6,7 @@ An answer that was cut at its token limit is `incomplete`, in the object and in 
 
 from typing import Any, ClassVar
 
+import msgspec
 import orjson
 from msgspec import Struct
 
@@ -32,19 +33,10 @@ def _usage(usage: Usage | None) -> dict[str, Any] | None:
     }
 
 
-def _logprobs(logprobs: list[ChosenLogprob] | None) -> list[dict[str, Any]]:
-    return [
-        {
-            "token": chosen.token,
-            "bytes": chosen.bytes or [],
-            "logprob": chosen.logprob,
-            "top_logprobs": [
-                {"token": other.token, "bytes": other.bytes or [], "logprob": other.logprob}
-                for other in chosen.top_logprobs
-            ],
-        }
-        for chosen in logprobs or ()
-    ]
+def _logprobs(logprobs: list[ChosenLogprob] | None) -> orjson.Fragment:
+    """Render the log probabilities. `bytes` is never null here, unlike in a chat completion."""
+    # Quotes within strings are escaped, so this can only be the member.
+    return orjson.Fragment(msgspec.json.encode(logprobs or []).replace(b'"bytes":null', b'"bytes":[]'))
 
 
 def _reasoning_item(id: str, text: str, status: str) -> dict[str, Any]:

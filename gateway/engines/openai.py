@@ -12,6 +12,7 @@ from gateway.chat.json_schema import Schema, WorkBudget
 from gateway.chat.request import (
     FORMAT_FIELDS,
     AllowedTools,
+    CalledFunction,
     Chat,
     Choice,
     Function,
@@ -335,6 +336,4 @@ def _message(message: Message) -> _RequestMessage:
 def _with_whole_arguments(call: ToolCall) -> ToolCall:
     """Complete the arguments of a call, which templates parse as JSON, and give it an id they accept."""
     function = call.function
-    return ToolCall(
-        template_id(call.id), msgspec.structs.replace(function, arguments=function.whole_arguments.decode())
-    )
+    return ToolCall(template_id(call.id), CalledFunction(function.name, function.whole_arguments.decode()))

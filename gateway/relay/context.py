@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gateway.body_memory import BodyMemory
 from gateway.config import Settings
@@ -11,6 +11,7 @@ from gateway.relay.frozen_models import FrozenModels
 from gateway.relay.in_flight import InFlight, Requeueable
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.recording import TrafficRecording
+from gateway.telemetry.trace_context import Trace, pass_on
 
 
 class RelayContext:
@@ -23,6 +24,7 @@ class RelayContext:
     - `on_exchange` receives the record of each exchange when it ends, and its attribution if it has one.
     - `traffic` records the sizes of exchanges, while the settings name a file for them.
     - `body_memory` counts the request bodies that are read or wait.
+    - `begin_trace` returns the trace of a request with these header fields, None if it has none.
     - `gateway_id` identifies this gateway to others, so that a request cannot go round in a loop.
     """
 
@@ -39,6 +41,7 @@ class RelayContext:
         body_memory: BodyMemory,
         gateway_id: bytes,
         traffic: TrafficRecording | None = None,
+        begin_trace: Callable[[Mapping[bytes, bytes]], Trace | None] = pass_on,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = clock
@@ -53,6 +56,7 @@ class RelayContext:
         self.body_memory = body_memory
         self.gateway_id = gateway_id
         self._traffic = traffic
+        self.begin_trace = begin_trace
         self.change(settings)
 
     def change(self, settings: Settings) -> None:

@@ -49,7 +49,8 @@ class RelayRequest(Struct, frozen=True, gc=False):
     """Size of the request body, in bytes."""
     route: Route
     came_through: bytes
-    """The client's own `x-gateway-via` header: ids of the gateways that the request has passed."""
+    """Header lines for the engine with the gateways and the trace that the request came through;
+    empty for most requests."""
     read_timeout: float | None
     """Seconds that the client waits for a plain answer, if it says so."""
     extra_lines: bytes

@@ -21,6 +21,7 @@ from gateway.relay.failover import Failover
 from gateway.relay.request_shape import shape_of
 from gateway.relay.requests import ClientConnection, RelayRequest
 from gateway.telemetry.exchange import Attribution, Exchange, Meter, Workload
+from gateway.telemetry.trace_context import current_trace
 from gateway.upstream.server import Server
 
 
@@ -197,7 +198,10 @@ class RelayState:
             sent_tokens=0 if meter.usage is not None else meter.pieces,
             attempts=meter.attempts,
         )
-        self.on_exchange(exchange, self._attribution())
+        record = self.on_exchange
+        if request.came_through and (trace := current_trace.get()) is not None:
+            record = trace.recorder(record, self._backend.kind, meter.arrived)
+        record(exchange, self._attribution())
         if (recording := self._context.recording) is not None:
             recording.add(exchange, shape_of(request, recording))
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from gateway.chat.answer import Usage
 from gateway.errors import GatewayError, Outcome
@@ -78,6 +78,10 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
     sent_tokens: int = 0
     """Pieces with output that have arrived, if the answer broke off before the backend counted its tokens."""
     attempts: int
+    trace_id: str | UnsetType = UNSET
+    """The trace that the client's request or the gateway's tracing belongs to, in hexadecimal."""
+    span_id: str | UnsetType = UNSET
+    """The gateway's own span, if it makes one."""
 
 
 class Attribution(Struct, frozen=True, gc=False):

@@ -7,15 +7,16 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
-from typing import BinaryIO, Protocol
+from functools import lru_cache, partial
+from typing import BinaryIO, NamedTuple, Protocol, TextIO
 
 import msgspec
 import orjson
 
 from gateway.telemetry.exchange import Exchange
+from gateway.telemetry.trace_context import current_trace
 
 MAX_PENDING = 1000
 """Maximum number of writes that wait while nothing reads the log."""
@@ -25,7 +26,41 @@ MAX_EVENT = 16 * 1024
 
 CLOSE_SECONDS = 1.0
 
+PLACE_WIDTH = 24
+DETAIL_WIDTH = 34
+"""Characters of the columns with the tier and backend, and with the times or the error, of a text line."""
+
 _encode = msgspec.json.encode
+
+
+class Palette(NamedTuple):
+    """Escape sequences of a terminal for the parts of a text line; all empty without colours."""
+
+    dim: str = ""
+    green: str = ""
+    yellow: str = ""
+    red: str = ""
+    reset: str = ""
+
+    def of_level(self, level: str) -> str:
+        return {"debug": self.dim, "warning": self.yellow, "error": self.red, "critical": self.red}.get(level, "")
+
+    def of_status(self, status: int) -> str:
+        if status >= 500:
+            return self.red
+        return self.green if status < 400 else self.yellow
+
+
+PLAIN = Palette()
+COLOURS = Palette("\x1b[2m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m")
+
+
+def palette_for(stream: TextIO, environ: Mapping[str, str]) -> Palette:
+    """Return colours if `stream` is a terminal that shows them.
+
+    It does not if NO_COLOR is set to anything (https://no-color.org), or TERM to `dumb`.
+    """
+    return COLOURS if stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb" else PLAIN
 
 
 class JsonFormatter(logging.Formatter):
@@ -43,17 +78,27 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = record.exc_info[0].__name__
             line["at"] = _places(record)
+        if (trace := current_trace.get()) is not None:
+            line["trace_id"] = trace.trace_id
         return orjson.dumps(line).decode()
 
 
 class TextFormatter(logging.Formatter):
     """Formatter for people at a terminal; of an exception it logs what `JsonFormatter` does."""
 
+    def __init__(self, palette: Palette = PLAIN) -> None:
+        super().__init__()
+        self._palette = palette
+
     def format(self, record: logging.LogRecord) -> str:
+        palette, level = self._palette, record.levelname.lower()
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        text = f"{clock} {record.levelname.lower():7} {_message(record)}"
+        colour = palette.of_level(level)
+        text = f"{palette.dim}{clock}{palette.reset} {colour}{level:7}{colour and palette.reset} {_message(record)}"
         if record.exc_info and record.exc_info[0] is not None:
             text += f" [{record.exc_info[0].__name__} at {', '.join(_places(record))}]"
+        if (trace := current_trace.get()) is not None:
+            text += f" {palette.dim}trace {trace.trace_id}{palette.reset}"
         return text
 
 
@@ -127,10 +172,10 @@ class SinkHandler(logging.Handler):
         self._out.write((self.format(record) + "\n").encode())
 
 
-def configure(as_json: bool, out: Writable, level: str = "info") -> None:
+def configure(as_json: bool, out: Writable, level: str = "info", palette: Palette = PLAIN) -> None:
     """Send the gateway's logs from `level` on, and the libraries' from `warning` on, to `out`."""
     handler = SinkHandler(out)
-    handler.setFormatter(JsonFormatter() if as_json else TextFormatter())
+    handler.setFormatter(JsonFormatter() if as_json else TextFormatter(palette))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     set_level(level)
@@ -146,8 +191,8 @@ def set_level(level: str) -> None:
 class ExchangeLog:
     """Log of exchanges, one line each: at info, or at warning if the status is 500 or above."""
 
-    def __init__(self, as_json: bool, out: Writable, level: str = "info") -> None:
-        self._lines = _json_lines if as_json else _text_lines
+    def __init__(self, as_json: bool, out: Writable, level: str = "info", palette: Palette = PLAIN) -> None:
+        self._lines = _json_lines if as_json else partial(_text_lines, palette)
         self._out = out
         self._level = level
 
@@ -178,18 +223,34 @@ def _is_failure(exchange: Exchange) -> bool:
     return exchange.status >= 500
 
 
-def _text_lines(exchanges: Sequence[Exchange]) -> bytes:
+def _text_lines(palette: Palette, exchanges: Sequence[Exchange]) -> bytes:
     now = time.strftime("%H:%M:%S")
-    return b"".join([_text_line(exchange, now) for exchange in exchanges])
+    return "".join([_text_line(exchange, now, palette) for exchange in exchanges]).encode()
 
 
-def _text_line(exchange: Exchange, now: str) -> bytes:
+def _text_line(exchange: Exchange, now: str, palette: Palette) -> str:
+    """Return the line of an exchange in columns, the request's id last."""
+    dim, reset = palette.dim, palette.reset
     level = "warning" if _is_failure(exchange) else "info"
-    tokens = f", {exchange.usage.prompt_tokens}+{exchange.usage.completion_tokens} tokens" if exchange.usage else ""
-    code = f" {exchange.code}" if exchange.code else ""
-    detail = exchange.reason or (exchange.phase if exchange.outcome == "cancelled" else "")
-    why = f" ({detail})" if detail else ""
+    level_colour, status_colour = palette.of_level(level), palette.of_status(exchange.status)
+    trace = "" if exchange.trace_id is msgspec.UNSET else f" trace {exchange.trace_id}"
     return (
-        f"{now} {level:7} {exchange.status}{code}{why} {exchange.tier} on {exchange.backend}, "
-        f"{exchange.duration:.3f} s{tokens} [{exchange.request_id}]\n"
-    ).encode()
+        f"{dim}{now}{reset} {level_colour}{level:7}{level_colour and reset} "
+        f"{status_colour}{exchange.status}{reset} {f'{exchange.tier} on {exchange.backend}':{PLACE_WIDTH}} "
+        f"{exchange.duration:9.3f} s  {_detail(exchange):{DETAIL_WIDTH}} {dim}{exchange.request_id}{trace}{reset}\n"
+    )
+
+
+def _detail(exchange: Exchange) -> str:
+    """Return the error of an exchange, or the time to its first token and its tokens."""
+    if exchange.code:
+        why = exchange.reason or (exchange.phase if exchange.outcome == "cancelled" else "")
+        return f"{exchange.code} ({why})" if why else exchange.code
+    parts = []
+    if exchange.time_to_first_token is not None:
+        parts.append(f"first {exchange.time_to_first_token:.3f} s")
+    if exchange.usage is not None:
+        parts.append(f"{exchange.usage.prompt_tokens}+{exchange.usage.completion_tokens} tokens")
+    if exchange.empty:
+        parts.append("empty")
+    return ", ".join(parts)

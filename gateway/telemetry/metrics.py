@@ -5,16 +5,19 @@ Buckets are vLLM's own (vllm/v1/metrics/buckets.py, 0.33), so that one dashboard
 histograms next to the gateway's.
 """
 
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
+from msgspec import UNSET
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from gateway.telemetry.exchange import LANES, NONE, WORKLOADS, Exchange
 
@@ -28,6 +31,9 @@ QUEUE_WAIT = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 
 LOAD = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 OVERHEAD = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1)
 
+Bucket = tuple[str, float] | tuple[str, float, Exemplar]
+"""Upper bound, number of observations up to it, and perhaps an exemplar."""
+
 Label = Literal["tier", "backend"]
 """Labels whose values are names from the settings."""
 
@@ -35,16 +41,22 @@ Label = Literal["tier", "backend"]
 class Histogram:
     """One series of `Histograms`: the observations for one set of label values."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("bounds", "counts", "exemplars", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+        self.exemplars: dict[int, Exemplar] = {}
+        """The last traced observation of each bucket, by its place in `counts`."""
 
     def observe(self, seconds: float) -> None:
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total += seconds
+
+    def keep_exemplar(self, seconds: float, labels: dict[str, str]) -> None:
+        """Keep a value that was observed as the exemplar of its bucket. `labels` name its trace."""
+        self.exemplars[bisect_left(self.bounds, seconds)] = Exemplar(labels, seconds, time.time())
 
     def quantile(self, share: float) -> float | None:
         """Return the value that `share` of the observations do not exceed, None if there are none.
@@ -100,6 +112,14 @@ class Histograms(Collector):
             place = self._labels.index(label)
             self._series = {labels: series for labels, series in self._series.items() if labels[place] != value}
 
+    def keys(self) -> Iterable[tuple[str, ...]]:
+        """Return the label values of all series."""
+        return self._series.keys()
+
+    def find(self, labels: tuple[str, ...]) -> Histogram | None:
+        """Return the series with these label values, None if nothing was observed yet."""
+        return self._series.get(labels)
+
     def quantile(self, labels: tuple[str, ...], share: float) -> float | None:
         """Return the quantile of one series, None if the series does not exist or is empty."""
         series = self._series.get(labels)
@@ -108,10 +128,12 @@ class Histograms(Collector):
     def collect(self) -> Iterator[Metric]:
         family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
         for labels, series in self._series.items():
-            running, buckets = 0, []
-            for bound, count in zip((*self._bounds, inf), series.counts, strict=True):
+            running, buckets = 0, list[Bucket]()
+            for place, (bound, count) in enumerate(zip((*self._bounds, inf), series.counts, strict=True)):
                 running += count
-                buckets.append(("+Inf" if bound == inf else repr(float(bound)), float(running)))
+                upper = "+Inf" if bound == inf else repr(float(bound))
+                exemplar = series.exemplars.get(place)
+                buckets.append((upper, float(running)) if exemplar is None else (upper, float(running), exemplar))
             family.add_metric(labels, buckets, series.total)
         yield family
 
@@ -271,6 +293,12 @@ class Metrics:
             "Choices among several servers: kept where most of the prompt is cached, moved elsewhere, or new.",
             ("backend", "outcome"),
         )
+        self.server_running = Gauge(
+            "gateway_server_requests_running",
+            "Requests in flight at a server.",
+            ("backend", "server"),
+            registry=registry,
+        )
         self.load_seconds = histogram(
             "gateway_backend_load_seconds", "Time that a backend took to load a model.", ("backend", "model"), LOAD
         )
@@ -356,6 +384,23 @@ class Metrics:
         if exchange.usage is not None:
             route.prompt_tokens += exchange.usage.prompt_tokens
             route.completion_tokens += exchange.usage.completion_tokens
+
+    def keep_exemplars(self, exchanges: Sequence[Exchange]) -> None:
+        """Keep traced exchanges, which were or will be recorded, as exemplars of the histograms.
+
+        Exemplars are shown only in OpenMetrics.
+        """
+        for exchange in exchanges:
+            # Each destination has a route with its workload as the endpoint, until its tier is forgotten.
+            route = self._routes.get((exchange.tier, exchange.backend, WORKLOADS[exchange.endpoint]))
+            if route is None or exchange.trace_id is UNSET or exchange.span_id is UNSET:
+                continue
+            labels = {"trace_id": exchange.trace_id, "span_id": exchange.span_id}
+            route.duration.keep_exemplar(exchange.duration, labels)
+            if exchange.queue_wait is not None:
+                route.queue_wait[exchange.lane].keep_exemplar(exchange.queue_wait, labels)
+            if exchange.time_to_first_token is not None:
+                route.time_to_first_token.keep_exemplar(exchange.time_to_first_token, labels)
 
     def _publish(self) -> None:
         self._settle()

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gateway.telemetry.trace_context import current_trace
 from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, TransportError
 from gateway.upstream.connector import Connector
 from gateway.upstream.resolver import without_scope
@@ -120,7 +121,10 @@ class Pool:
                 on_stale()
             else:
                 return kept
+        trace, began = current_trace.get(), time.monotonic()
         fresh = await self.connect(connect_timeout)
+        if trace is not None:
+            trace.connected(began, time.monotonic())
         address = fresh.address
         try:
             await fresh.send(head, body)

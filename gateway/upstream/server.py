@@ -205,22 +205,27 @@ class Server(ServerSlots):
     def chat_head(self, came_through: bytes, gateway_id: bytes) -> bytes:
         """Return the head of a chat request.
 
-        `came_through` is the client's own `x-gateway-via`.
+        `came_through` are the header lines of `came_through_lines`; empty for most requests.
         """
         if came_through:
-            return b"%bX-Gateway-Via: %b\r\n" % (self._head, _via(came_through, gateway_id))
+            return self._head + came_through
         if self._direct_head is None:
-            self._direct_head = b"%bX-Gateway-Via: %b\r\n" % (self._head, gateway_id)
+            self._direct_head = self._head + came_through_lines(b"", gateway_id)
         return self._direct_head
 
     def embedding_head(self, came_through: bytes, gateway_id: bytes) -> bytes:
         """Return the head of a request for embeddings, like `chat_head`."""
-        return b"%bX-Gateway-Via: %b\r\n" % (self._embedding_head, _via(came_through, gateway_id))
+        return self._embedding_head + (came_through or came_through_lines(b"", gateway_id))
 
     def head_of(self, path: str, came_through: bytes, gateway_id: bytes) -> bytes:
         """Return the head of a request to another path, like `chat_head`."""
-        return b"%bX-Gateway-Via: %b\r\n" % (self._other_heads[path], _via(came_through, gateway_id))
+        return self._other_heads[path] + (came_through or came_through_lines(b"", gateway_id))
 
 
-def _via(came_through: bytes, gateway_id: bytes) -> bytes:
-    return came_through + b", " + gateway_id if came_through else gateway_id
+def came_through_lines(via: bytes, gateway_id: bytes, trace_lines: bytes = b"") -> bytes:
+    """Return the header lines that tell a server what a request came through.
+
+    `via` is the client's own `x-gateway-via`, to which this gateway adds its id. `trace_lines` name
+    the request's trace.
+    """
+    return b"X-Gateway-Via: %b\r\n%b" % (via + b", " + gateway_id if via else gateway_id, trace_lines)

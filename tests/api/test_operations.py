@@ -3,6 +3,7 @@
 from io import BytesIO
 
 import httpx2
+import msgspec
 import pytest
 from openai import AsyncOpenAI
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -10,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from gateway import __version__, config
 from gateway.app import Gateway
+from gateway.telemetry.live import NOTHING
 from gateway.telemetry.log import ExchangeLog
 from tests.api.both_engines import KEY, OLLAMA_MODEL, VLLM_MODEL, document, error_of, serving
 from tests.fakes.running_gateway import running
@@ -162,9 +164,12 @@ async def test_status_shows_backends_and_tiers(client: httpx2.AsyncClient) -> No
         "guard": None,
         "models": {"vllm": VLLM_MODEL, "ollama": OLLAMA_MODEL},
         "latency": {
-            backend: {name: {"p50": None, "p99": None} for name in ("time_to_first_token", "duration")}
+            backend: {
+                name: {"p50": None, "p99": None} for name in ("time_to_first_token", "inter_token_latency", "duration")
+            }
             for backend in ("vllm", "ollama")
         },
+        "live": dict.fromkeys(("vllm", "ollama"), msgspec.to_builtins(NOTHING)),
     }
     assert (status["tiers"]["pinned"]["active_backend"], status["tiers"]["pinned"]["pinned"]) == ("ollama", True)
     vllm = status["backends"]["vllm"]

@@ -134,7 +134,7 @@ async def test_docs_page_has_no_external_assets(client: httpx2.AsyncClient) -> N
 # Wrong paths and methods
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/chat", "/v1/score", "/ops", "/ops/status/x", "/v2/models"])
+@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/chat", "/v1/score", "/ops/status/x", "/v2/models"])
 async def test_unknown_path_is_404_in_the_error_format(client: httpx2.AsyncClient, path: str) -> None:
     assert error_of(await client.get(path)) == (404, "not_found")
 

@@ -1,6 +1,6 @@
 """The search for the slowest input: a short run of it, what it calls slow, and the slowest known inputs.
 
-It also tests `fuzz_answers.py`, `fuzz_images.py` and `fuzz_schemas.py`.
+It also tests `fuzz_answers.py`, `fuzz_images.py`, `fuzz_requests.py` and `fuzz_schemas.py`.
 """
 
 import random
@@ -21,8 +21,8 @@ from gateway.chat.images import MAX_IMAGES
 from gateway.chat.json_schema import MAX_SCHEMA
 
 NAMES = [
-    "schema", "tools", "pattern", "chat", "responses", "messages", "embedding", "http", "events", "ndjson", "answer",
-    "vectors", "images", "decoding",
+    "schema", "tools", "pattern", "chat", "responses", "messages", "ollama", "generate", "completion", "embedding",
+    "embed", "prompt", "rerank", "http", "events", "streams", "ndjson", "answer", "vectors", "images", "decoding",
 ]  # fmt: skip
 ATTEMPTS = 8
 

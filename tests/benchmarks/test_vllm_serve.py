@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import vllm_serve_client
-from benchmarks.vllm_serve import FIGURES, Load, figures_of, table, write_dataset
+from benchmarks.vllm_serve import FIGURES, Load, figures_of, pair_figures, table, write_dataset
 from gateway.bench.prompts import read_dataset
 
 
@@ -30,6 +30,19 @@ def test_the_gap_between_the_role_and_the_first_token_is_left_out() -> None:
     assert figures_of(result, has_role_gap=True)["mean_itl_ms without the role"] == pytest.approx(20.0)
     assert figures_of(result, has_role_gap=False)["mean_itl_ms without the role"] == pytest.approx(12.0)
     assert figures_of(result, has_role_gap=True)["mean_itl_ms"] == 12.0
+
+
+def test_pairs_have_the_figures_of_a_run() -> None:
+    """Two requests of three tokens; vLLM's gaps have the role's as well."""
+    ours = pair_figures([[0.1, 0.3, [0.1, 0.1], 3], [0.3, 0.7, [0.2, 0.2], 3]], has_role_gap=False)
+    theirs = pair_figures([[0.1, 0.3, [0.0, 0.1, 0.1], 3], [0.3, 0.7, [0.0, 0.2, 0.2], 3]], has_role_gap=True)
+    assert ours["mean_ttft_ms"] == pytest.approx(200.0)
+    assert ours["mean_tpot_ms"] == pytest.approx(150.0)
+    assert ours["output_throughput"] == pytest.approx(6.0)
+    assert theirs["mean_itl_ms"] == pytest.approx(100.0)
+    assert {name: value for name, value in theirs.items() if name != "mean_itl_ms"} == pytest.approx(
+        {name: value for name, value in ours.items() if name != "mean_itl_ms"}
+    )
 
 
 def test_the_median_of_the_rounds_ratios_decides() -> None:

@@ -17,6 +17,7 @@ from gateway.chat.normalizer import MAX_LEADING_BLANKS, Normalizer, ReasoningSpl
 from gateway.chat.request import Chat
 from gateway.engines.ollama import OllamaReader
 from gateway.engines.openai_response import OpenAiReader
+from gateway.errors import UpstreamError
 from tests.engines.recorded import body_of
 from tests.fakes.chats import TIME, chat, named, tool
 from tests.golden import load
@@ -362,7 +363,6 @@ def test_content_before_a_free_call_is_kept() -> None:
         (FREE, True, "tool_calls", "tool_calls"),
         (FREE, True, "length", "length"),
         (FREE, False, "stop", "stop"),
-        (FREE, False, "tool_calls", "stop"),
         (ANY_OF_TWO, True, "stop", "tool_calls"),
         (FORCED, True, "stop", "stop"),  # OpenAI, for a function that the client named
         (FORCED, True, "tool_calls", "stop"),
@@ -374,6 +374,20 @@ def test_finish_reason_follows_openais_rules(
 ) -> None:
     calls = [Delta(calls=[CallDelta(0, "", "get_time", "{}")])] if has_call else []
     assert streamed_answer(chat_request, [*calls, Delta(finish=engine_reason)]).finish == expected
+
+
+@pytest.mark.parametrize("chat_request", [FREE, FORCED, ANY_OF_TWO])
+@pytest.mark.parametrize("before", [[], [Delta(reasoning="hm")], [Delta("<think>hm</think>")], [Delta(" <think>hm")]])
+def test_a_reported_call_that_never_came_is_an_error(chat_request: Chat, before: list[Delta]) -> None:
+    """vLLM without a reasoning parser ends a forced call so, if the model only thought."""
+    with pytest.raises(UpstreamError) as caught:
+        streamed_answer(chat_request, [*map(structs.replace, before), Delta(finish="tool_calls")])
+    assert caught.value.reason == "lost_call"
+
+
+def test_a_text_after_which_the_engine_reports_a_call_that_it_does_not_send_is_the_answer() -> None:
+    answer = streamed_answer(FREE, [Delta("It is sunny."), Delta(finish="tool_calls")])
+    assert (answer.content, answer.finish) == ("It is sunny.", "stop")
 
 
 # Forced calls that arrive as text

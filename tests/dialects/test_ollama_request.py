@@ -9,7 +9,14 @@ import pytest
 from gateway.chat.request import ImagePart, ImageUrl, JsonFormat, SchemaFormat, TextPart
 from gateway.dialects.json_body import completed
 from gateway.dialects.ollama_request import ParsedRequest, parse_chat, parse_generate
-from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
+from gateway.errors import (
+    GatewayError,
+    InvalidImage,
+    InvalidJson,
+    InvalidRequest,
+    RequestTooLarge,
+    UnsupportedParameter,
+)
 
 USER = {"role": "user", "content": "Hi"}
 LIMIT = 1 << 20
@@ -127,6 +134,14 @@ def test_images_do_not_count_as_text() -> None:
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 2000}]}).encode()
     with pytest.raises(RequestTooLarge):
         completed(parse_chat(body, 1000))
+
+
+def test_too_many_images_are_refused_before_they_are_read() -> None:
+    many = {"role": "user", "content": "x", "images": [1] * 251}
+    with pytest.raises(InvalidImage, match="at most 500 images; this one has 502"):
+        chat(messages=[many, many])
+    with pytest.raises(InvalidImage, match="at most 500 images; this one has 502"):
+        generate(images=[1] * 502)
 
 
 @pytest.mark.parametrize("role", ["system", "assistant", "tool"])

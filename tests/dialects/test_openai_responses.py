@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from openai.types.responses import Response
 
-from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Timings, Usage
+from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Timings, TokenLogprob, Usage
 from gateway.chat.request import Chat, Choice, JsonFormat, SchemaFormat
 from gateway.dialects.dialect import ChatCall
 from gateway.dialects.openai_responses import OpenAiResponses
@@ -319,3 +319,18 @@ def test_integral_number_of_tokens_is_an_integer() -> None:
     assert parsed(max_output_tokens=16.0).token_limit == 16
     with pytest.raises(InvalidRequest):
         parsed(max_output_tokens=16.5)
+
+
+def test_log_probabilities_have_bytes_even_if_the_engine_gives_none() -> None:
+    chosen = [ChosenLogprob("a", -0.5, None, [TokenLogprob('"bytes":null', -1.0)]), ChosenLogprob("b", -1.0, [98])]
+    wanted = [
+        {"token": "a", "bytes": [], "logprob": -0.5,
+         "top_logprobs": [{"token": '"bytes":null', "bytes": [], "logprob": -1.0}]},
+        {"token": "b", "bytes": [98], "logprob": -1.0, "top_logprobs": []},
+    ]  # fmt: skip
+    answer = plain(Answer("ab", "", "stop", USAGE, [], chosen))
+    message: Any = answer.output[0].to_dict()
+    assert message["content"][0]["logprobs"] == wanted
+    found = streamed(Delta("ab", logprobs=chosen), Delta(finish="stop"))
+    shown = [event["logprobs"] for event in found if "logprobs" in event]
+    assert shown == [wanted, wanted]

@@ -351,7 +351,7 @@ CASES: list[Case] = [
     ),
     *_both("structured_outputs.choice", {"structured_outputs": {"choice": ["yes", "no"]}}, note="the bare word"),
     *_both("structured_outputs.regex", {"structured_outputs": {"regex": "(ab|cd){2}"}}, note="the bare text"),
-    Case("guided_choice", {"guided_choice": ["예", "아니요"]}, note="vLLM's older name"),
+    Case("guided_choice", {"guided_choice": ["예", "아니요", "no"]}, note="vLLM's older name"),
     Case("guided_regex", {"guided_regex": r"[0-9]{2}"}),
     Case("guided_json as text", {"guided_json": json.dumps(SCHEMA), "max_tokens": 60}),
     Case(

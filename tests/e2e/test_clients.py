@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.engines import Engine
 from tests.e2e.gateway import KEY, Gateway
-from tests.e2e.programs import langchain, openai_python, openai_responses
+from tests.e2e.programs import langchain, openai_completions, openai_python, openai_responses
 from tests.e2e.programs.target import Program, Target
 
 # LlamaIndex's client (0.8) requires openai below 3, and fails to build a schema with 3: it has its
@@ -25,12 +25,21 @@ if HAS_OLLAMA:
 HAS_ANTHROPIC = importlib.util.find_spec("anthropic") is not None
 if HAS_ANTHROPIC:
     from tests.e2e.programs import anthropic_python
+HAS_AGENTS = importlib.util.find_spec("agents") is not None
+if HAS_AGENTS:
+    from tests.e2e.programs import openai_agents
+HAS_LITELLM = importlib.util.find_spec("litellm") is not None
+if HAS_LITELLM:
+    from tests.e2e.programs import litellm_clients
 
 PROGRAMS: tuple[Program, ...] = (
     *langchain.PROGRAMS,
     *openai_python.PROGRAMS,
+    *openai_completions.PROGRAMS,
     *openai_responses.PROGRAMS,
     *(anthropic_python.PROGRAMS if HAS_ANTHROPIC else ()),
+    *(openai_agents.PROGRAMS if HAS_AGENTS else ()),
+    *(litellm_clients.PROGRAMS if HAS_LITELLM else ()),
     *(llama_index.PROGRAMS if HAS_LLAMA_INDEX else ()),
     *(ollama_clients.PROGRAMS if HAS_OLLAMA else ()),
 )

@@ -2,8 +2,10 @@
 Ollama.
 """
 
+import importlib.util
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -31,6 +33,10 @@ tiers:
 embeddings:
   ours: {{backend: active, model: "{model}"}}
 """
+
+needs_ollama_clients = pytest.mark.skipif(
+    importlib.util.find_spec("langchain_ollama") is None, reason="only `make test-clients` has Ollama's clients"
+)
 
 
 @pytest.fixture(scope="module", params=[REAL_VLLM, *STAND_INS, pytest.param("ollama", marks=pytest.mark.timeout(300))])
@@ -107,3 +113,35 @@ def test_langchain_embeds_documents_and_queries(gateway: Gateway) -> None:
         )
         documents = embeddings.embed_documents(["one document", "another"])
         assert embeddings.embed_query("one document") == pytest.approx(documents[0], abs=0.02)
+
+
+@needs_ollama_clients
+@pytest.mark.parametrize("client_name", ["ollama-python", "OllamaEmbeddings", "LlamaIndex OllamaEmbedding"])
+def test_clients_of_ollamas_api_embed(gateway: Gateway, client: OpenAI, client_name: str) -> None:
+    """Check that each of Ollama's clients gets the vectors that OpenAI's API gives, on every engine."""
+    texts = ["one document", "another"]
+    expected = [item.embedding for item in client.embeddings.create(model="ours", input=texts).data]
+    for one, other in zip(_embedded(client_name, gateway.url, texts), expected, strict=True):
+        assert list(one) == pytest.approx(other, abs=0.02)
+
+
+def _embedded(client_name: str, url: str, texts: list[str]) -> list[Any]:
+    options: dict[str, Any] = {"headers": {"Authorization": f"Bearer {KEY}"}, **PLAIN_HTTP}
+    embeddings: Any
+    if client_name == "ollama-python":
+        from ollama import Client
+
+        own = Client(url, **options)
+        vectors = list(own.embed("ours", texts).embeddings)
+    elif client_name == "OllamaEmbeddings":
+        from langchain_ollama import OllamaEmbeddings
+
+        embeddings = OllamaEmbeddings(model="ours", base_url=url, client_kwargs=options)
+        own, vectors = embeddings._client, embeddings.embed_documents(texts)
+    else:
+        from llama_index.embeddings.ollama import OllamaEmbedding
+
+        embeddings = OllamaEmbedding("ours", base_url=url, client_kwargs=options)
+        own, vectors = embeddings._client, embeddings.get_text_embedding_batch(texts)
+    own._client.close()
+    return vectors

@@ -17,6 +17,7 @@ from gateway.app import Gateway
 from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
 from gateway.telemetry.log import ExchangeLog
+from gateway.telemetry.trace_context import Tracer
 from tests.fakes.fault_backend import MODEL, FaultBackend
 
 PATIENCE = 5.0
@@ -243,7 +244,12 @@ class Reply:
 
 @asynccontextmanager
 async def running(
-    settings: config.Settings, limits: ServerLimits | None = None, *, shares_loop: bool = False
+    settings: config.Settings,
+    limits: ServerLimits | None = None,
+    *,
+    shares_loop: bool = False,
+    port: int = 0,
+    tracer: Tracer | None = None,
 ) -> AsyncIterator[Running]:
     """Serve a gateway with `settings`, set up as `gateway.serve` does.
 
@@ -253,8 +259,8 @@ async def running(
     """
     base_tasks = asyncio.all_tasks()
     log = io.BytesIO()
-    listener = listen("127.0.0.1", 0)
-    async with Gateway(settings, ExchangeLog(True, log)) as gateway:
+    listener = listen("127.0.0.1", port)
+    async with Gateway(settings, ExchangeLog(True, log), tracer=tracer) as gateway:
         options: dict[str, Any] = {"ws": "none", "lifespan": "off", "access_log": False, "log_config": None}
         options |= {"interface": "asgi3", "server_header": False, "date_header": False, "proxy_headers": False}
         server = _Server(

@@ -63,7 +63,11 @@ async def in_front_of(
 async def servers(
     *modes: str, top: dict[str, Any] | None = None, **limits: Any
 ) -> AsyncIterator[tuple[Running, FaultBackend, FaultBackend]]:
-    """Start a gateway whose backend has two servers, one for each of `modes`."""
+    """Start a gateway whose backend has two servers, one for each of `modes`.
+
+    Without affinity, so that the first server gets each request if both are equally busy.
+    """
+    limits = {"balance": "least_busy", **limits}
     async with AsyncExitStack() as stack:
         one, two = [await stack.enter_async_context(FaultBackend("vllm", mode)) for mode in modes]
         gateway = running(settings("vllm", [one.base_url, two.base_url], top or {}, limits))

@@ -93,7 +93,7 @@ async def test_recording_begins_and_ends_with_the_settings(tmp_path: Path, monke
         shapes.append(shape_of(request, recording))
         return shapes[-1]
 
-    monkeypatch.setattr("gateway.relay.base.shape_of", counted)
+    monkeypatch.setattr("gateway.relay.state.shape_of", counted)
     async with FaultBackend("vllm") as backend, running(config.build(document(backend))) as gateway:
 
         async def change(**more: Any) -> None:

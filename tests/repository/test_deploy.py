@@ -18,7 +18,10 @@ ENGINES = ("ollama", "ollama-cpu", "vllm")
 # Variables that Ollama and vLLM read themselves.
 FOREIGN_VARIABLES = {"OLLAMA_HOST", "HF_TOKEN"}
 # Variables of the compose file alone. A name that begins with GATEWAY_ would be taken for a setting.
-ASKED = {"GPU_COUNT", "GPU_SHARE", "HF_TOKEN", "MAX_MODEL_LEN", "OLLAMA_IMAGE", "PUBLISH_ADDRESS", "VLLM_IMAGE"}
+ASKED = {
+    *("GPU_COUNT", "GPU_SHARE", "HF_TOKEN", "MAX_MODEL_LEN", "OLLAMA_IMAGE", "PUBLISH_ADDRESS", "VLLM_IMAGE"),
+    *("GPU_EXPORTER_IMAGE", "GRAFANA_ADDRESS", "GRAFANA_IMAGE", "GRAFANA_PASSWORD", "GRAFANA_PORT", "PROMETHEUS_IMAGE"),
+}
 # The keys of a service that we use, of those that the compose specification has. Another is likely misspelt.
 KNOWN_KEYS = {
     *(
@@ -54,6 +57,10 @@ def started_by(compose: dict[str, Any], *profiles: str) -> set[str]:
     }
 
 
+def volumes(compose: dict[str, Any]) -> list[str]:
+    return [volume for service in compose["services"].values() for volume in service.get("volumes", ())]
+
+
 def substituted(text: str) -> str:
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
@@ -71,6 +78,8 @@ def test_compose_file_has_only_keys_that_compose_knows(compose: dict[str, Any]) 
         (["ollama-cpu"], {"gateway", "ollama-cpu", "ollama-pull"}),
         (["vllm"], {"gateway", "vllm"}),
         (["ollama", "vllm"], {"gateway", "ollama", "ollama-pull", "vllm"}),
+        (["vllm", "monitoring"], {"gateway", "vllm", "prometheus", "grafana"}),
+        (["vllm", "monitoring", "monitoring-gpu"], {"gateway", "vllm", "prometheus", "grafana", "gpu-exporter"}),
     ],
 )
 def test_profile_starts_what_it_needs(compose: dict[str, Any], profiles: list[str], services: set[str]) -> None:
@@ -85,9 +94,12 @@ def test_service_of_a_profile_that_is_off_is_not_waited_for(compose: dict[str, A
         assert how["required"] is False
 
 
-def test_only_the_gateway_has_a_published_port(compose: dict[str, Any]) -> None:
-    assert [name for name, service in compose["services"].items() if "ports" in service] == ["gateway"]
-    assert [substituted(port) for port in compose["services"]["gateway"]["ports"]] == ["127.0.0.1:8080:8080"]
+def test_only_the_gateway_and_grafana_have_a_published_port_on_loopback(compose: dict[str, Any]) -> None:
+    published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
+    assert {name: [substituted(port) for port in ports] for name, ports in published.items()} == {
+        "gateway": ["127.0.0.1:8080:8080"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
 
 
 def test_every_engine_has_a_health_check(compose: dict[str, Any]) -> None:
@@ -104,10 +116,38 @@ def test_gpus_are_reserved_where_they_are_used(compose: dict[str, Any]) -> None:
 
 
 def test_named_volumes_are_declared(compose: dict[str, Any]) -> None:
-    used = {
-        volume.partition(":")[0] for service in compose["services"].values() for volume in service.get("volumes", ())
-    }
-    assert used == set(compose["volumes"])
+    used = {volume.partition(":")[0] for volume in volumes(compose)}
+    assert {name for name in used if not name.startswith(".")} == set(compose["volumes"])
+
+
+def test_folders_that_are_mounted_exist_and_cannot_be_written(compose: dict[str, Any]) -> None:
+    mounted = [volume for volume in volumes(compose) if volume.startswith(".")]
+    assert len(mounted) == 3
+    for volume in mounted:
+        folder, _, mode = volume.split(":")
+        assert (ROOT / folder).is_dir()
+        assert mode == "ro"
+
+
+def test_prometheus_scrapes_the_services_at_their_ports(compose: dict[str, Any]) -> None:
+    document = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    jobs = {job["job_name"]: job for job in document["scrape_configs"]}
+    gateway_port = compose["services"]["gateway"]["environment"]["GATEWAY_METRICS_PORT"]
+    assert jobs["gateway"]["static_configs"] == [{"targets": [f"gateway:{gateway_port}"]}]
+    found = {job["names"][0]: job["port"] for name in ("vllm", "gpu") for job in jobs[name]["dns_sd_configs"]}
+    assert found == {"vllm": 8000, "gpu-exporter": 9835}
+    assert set(found) <= set(compose["services"])
+
+
+def test_grafana_finds_its_dashboards_and_prometheus(compose: dict[str, Any]) -> None:
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    source = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"][0]
+    assert source["url"] == "http://prometheus:9090"
+    provider = yaml.safe_load((provisioning / "dashboards" / "gateway.yml").read_text())["providers"][0]
+    grafana = compose["services"]["grafana"]
+    assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in grafana["volumes"]
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert (ROOT / "deploy" / "grafana" / "dashboards" / home.removeprefix(f"{provider['options']['path']}/")).is_file()
 
 
 def test_variables_of_the_gateway_exist(compose: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,20 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.chat.answer import Usage
-from gateway.telemetry.log import MAX_EVENT, MAX_PENDING, ExchangeLog, JsonFormatter, Sink, TextFormatter, configure
+from gateway.telemetry.log import (
+    COLOURS,
+    MAX_EVENT,
+    MAX_PENDING,
+    PLAIN,
+    ExchangeLog,
+    JsonFormatter,
+    Palette,
+    Sink,
+    TextFormatter,
+    configure,
+    palette_for,
+)
+from gateway.telemetry.trace_context import Trace, current_trace
 from tests.fakes.fault_backend import ENGINE_REASON, FaultBackend
 from tests.fakes.running_gateway import running, settings_for, until
 from tests.telemetry.test_metrics import EXCHANGE
@@ -78,10 +92,73 @@ def test_exchange_is_one_line_of_json() -> None:
 def test_exchange_is_one_line_of_text() -> None:
     out = io.BytesIO()
     log = ExchangeLog(False, out)
-    log.write([replace(EXCHANGE, usage=Usage(10, 4)), replace(EXCHANGE, status=503, code="queue_full", usage=None)])
-    first, second = out.getvalue().decode().splitlines()
-    assert "200 standard on vllm, 2.000 s, 10+4 tokens [r]" in first
-    assert "503 queue_full standard on vllm" in second
+    log.write(
+        [
+            replace(EXCHANGE, usage=Usage(10, 4), empty=True),
+            replace(EXCHANGE, status=503, code="queue_full", usage=None),
+            replace(EXCHANGE, status=502, code="upstream_error", reason="reset", tier="a-tier-with-a-long-name"),
+            replace(EXCHANGE, status=499, code="client_left", outcome="cancelled", trace_id="0af7", duration=123.4567),
+        ]
+    )
+    assert [line[9:] for line in out.getvalue().decode().splitlines()] == [
+        "info    200 standard on vllm             2.000 s  first 0.700 s, 10+4 tokens, empty  r",
+        "warning 503 standard on vllm             2.000 s  queue_full                         r",
+        "warning 502 a-tier-with-a-long-name on vllm     2.000 s  upstream_error (reset)             r",
+        "info    499 standard on vllm           123.457 s  client_left (streaming)            r trace 0af7",
+    ]
+
+
+def test_text_is_coloured_by_level_and_status() -> None:
+    out = io.BytesIO()
+    log = ExchangeLog(False, out, palette=COLOURS)
+    log.write([replace(EXCHANGE, status=status, code=None) for status in (200, 404, 503)])
+    ok, refused, failed = out.getvalue().decode().splitlines()
+    assert ("\x1b[32m200\x1b[0m" in ok, "\x1b[33m404\x1b[0m" in refused, "\x1b[31m503\x1b[0m" in failed) == (
+        True,
+        True,
+        True,
+    )
+    assert "\x1b[33mwarning\x1b[0m" in failed
+    record = logging.LogRecord("gateway.x", logging.ERROR, __file__, 1, "broken", (), None)
+    line = TextFormatter(COLOURS).format(record)
+    assert line.endswith("\x1b[31merror  \x1b[0m broken")
+    assert re.sub(r"\x1b\[\d+m", "", line) == TextFormatter().format(record)
+    plain = io.BytesIO()
+    ExchangeLog(False, plain).write([EXCHANGE])
+    assert b"\x1b" not in plain.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "environ", "palette"),
+    [
+        (Terminal(), {}, COLOURS),
+        (Terminal(), {"NO_COLOR": ""}, COLOURS),
+        (Terminal(), {"NO_COLOR": "1"}, PLAIN),
+        (Terminal(), {"NO_COLOR": "0"}, PLAIN),
+        (Terminal(), {"TERM": "dumb"}, PLAIN),
+        (io.StringIO(), {}, PLAIN),
+    ],
+)
+def test_only_a_terminal_gets_colours_and_only_without_no_color(
+    stream: io.StringIO, environ: dict[str, str], palette: Palette
+) -> None:
+    assert palette_for(stream, environ) is palette
+
+
+def test_message_during_a_request_has_its_trace() -> None:
+    record = logging.LogRecord("gateway.x", logging.INFO, __file__, 1, "hello", (), None)
+    token = current_trace.set(Trace("0af7", b""))
+    try:
+        assert json.loads(JsonFormatter().format(record))["trace_id"] == "0af7"
+        assert TextFormatter().format(record).endswith(" hello trace 0af7")
+    finally:
+        current_trace.reset(token)
+    assert "trace_id" not in json.loads(JsonFormatter().format(record))
 
 
 class Counting(io.BytesIO):

@@ -33,13 +33,14 @@ DOCUMENTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_retries": ("counter", ("backend", "reason")),
     "gateway_fallbacks": ("counter", ("tier", "from_backend", "to_backend")),
     "gateway_client_disconnects": ("counter", ("phase",)),
-    "gateway_affinity": ("counter", ("backend", "outcome")),
     "gateway_key_requests": ("counter", ("key",)),
     "gateway_key_tokens": ("counter", ("key", "type")),
     "gateway_rate_limited": ("counter", ("key", "limit")),
     "gateway_backend_up": ("gauge", ("backend",)),
     "gateway_circuit_state": ("gauge", ("backend",)),
     "gateway_server_up": ("gauge", ("backend", "server")),
+    "gateway_server_requests_running": ("gauge", ("backend", "server")),
+    "gateway_affinity": ("counter", ("backend", "outcome")),
     "gateway_backend_load_seconds": ("histogram", ("backend", "model")),
     "gateway_model_unloads": ("counter", ("backend", "model", "reason")),
     "gateway_active_backend": ("gauge", ROUTE),
@@ -87,6 +88,7 @@ def touched(metrics: Metrics) -> Metrics:
     metrics.model_unloads.labels("ollama", "qwen3:8b", "frozen").inc()
     metrics.circuit_state.labels("vllm").set(0)
     metrics.server_up.labels("vllm", "1").set(1)
+    metrics.server_running.labels("vllm", "1").set(1)
     metrics.fallbacks.labels("standard", "vllm", "ollama").inc()
     metrics.affinity.labels("vllm", "kept").inc()
     metrics.active_backend.labels("standard", "vllm").set(1)
@@ -235,6 +237,28 @@ def test_ten_thousand_unknown_models_add_no_series(metrics: Metrics) -> None:
         metrics.record(replace(refused, model=f"bogus-{number}", request_id=f"r{number}", key_id=f"k{number}"))
     gc.collect()
     assert len(generate_latest(metrics.registry).splitlines()) == before
+
+
+def test_exemplar_is_the_last_traced_observation_of_its_bucket(metrics: Metrics) -> None:
+    metrics.route("standard", "vllm")
+    traced = replace(EXCHANGE, endpoint="messages", trace_id="a" * 32, span_id="b" * 16)
+    metrics.record(traced)
+    metrics.keep_exemplars([traced, replace(traced, duration=1.9, trace_id="c" * 32), replace(EXCHANGE, duration=1.8)])
+    metrics.keep_exemplars([replace(traced, duration=40.5, trace_id="d" * 32)])
+    families = parse_openmetrics(generate_openmetrics(metrics.registry).decode())
+    (duration,) = [family for family in families if family.name == "gateway_request_duration_seconds"]
+    found = {sample.labels["le"]: sample.exemplar for sample in duration.samples if sample.exemplar is not None}
+    assert {bound: (exemplar.labels["trace_id"], exemplar.value) for bound, exemplar in found.items()} == {
+        "2.0": ("c" * 32, 1.9),
+        "50.0": ("d" * 32, 40.5),
+    }
+
+
+def test_exemplar_adds_no_series(metrics: Metrics) -> None:
+    """Its tier may have been forgotten in the meantime."""
+    metrics.keep_exemplars([replace(EXCHANGE, trace_id="a" * 32, span_id="b" * 16)])
+    metrics.keep_exemplars([replace(EXCHANGE, tier=NONE, backend=NONE, trace_id="a" * 32, span_id="b" * 16)])
+    assert value(metrics, "gateway_request_duration_seconds_count", tier="standard", backend="vllm") is None
 
 
 def test_forget_drops_the_series_of_a_tier_or_backend_and_no_others() -> None:

@@ -6,7 +6,7 @@ from gateway.config import ServerSettings
 from gateway.engines.engine import ModelFacts
 from gateway.engines.ollama_loading import canonical
 from gateway.upstream.pool import Origin, Pool
-from gateway.upstream.server import Server
+from gateway.upstream.server import Server, came_through_lines
 
 
 def server(*models: str) -> Server:
@@ -111,11 +111,18 @@ def test_head_of_a_direct_request_names_this_gateway_and_is_built_once() -> None
 def test_head_of_a_request_through_other_gateways_names_them_too() -> None:
     box = server()
     direct = box.chat_head(b"", b"me")
-    assert box.chat_head(b"one, two", b"me") == b"POST /chat HTTP/1.1\r\nX-Gateway-Via: one, two, me\r\n"
+    assert (
+        box.chat_head(came_through_lines(b"one, two", b"me"), b"me")
+        == b"POST /chat HTTP/1.1\r\nX-Gateway-Via: one, two, me\r\n"
+    )
     assert box.chat_head(b"", b"me") is direct
 
 
-@pytest.mark.parametrize(("came_through", "via"), [(b"", b"me"), (b"one", b"one, me")], ids=["direct", "through one"])
+@pytest.mark.parametrize(
+    ("came_through", "via"),
+    [(b"", b"me"), (came_through_lines(b"one", b"me"), b"one, me")],
+    ids=["direct", "through one"],
+)
 def test_head_of_an_embedding_request(came_through: bytes, via: bytes) -> None:
     expected = b"POST /embed HTTP/1.1\r\nX-Gateway-Via: %b\r\n" % via
     assert server().embedding_head(came_through, b"me") == expected

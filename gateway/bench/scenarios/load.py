@@ -34,5 +34,8 @@ async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
 
 
 SCENARIO = Scenario(
-    "load", run, frozenset({"num_prompts", "max_concurrency", "request_rate", "burstiness", "replay", "speed"})
+    "load",
+    run,
+    frozenset({"num_prompts", "max_concurrency", "request_rate", "burstiness", "replay", "speed"}),
+    replay.FIGURES,
 )

@@ -15,6 +15,11 @@ from gateway.bench.workload import DEFAULT_TIMEOUT, describe, token_ratio
 
 ALLOWANCE = 0.001
 """Share of the requests that may fail beyond those that failed in the recording."""
+FIGURES = (
+    "speed|recorded_requests|recorded_failed|failed_share|recorded_p50_ttft_ms|recorded_p95_ttft_ms|"
+    "recorded_p99_ttft_ms|recorded_p50_e2el_ms|recorded_p95_e2el_ms|recorded_p99_e2el_ms"
+)
+"""Names of the figures of a replay."""
 SLOWER = 1.1
 """Ratio of the whole answer's p95 to the recorded one from which the replay counts as slower."""
 

@@ -1,7 +1,10 @@
 """Check that as many requests as wanted are answered at once, and whether they share the model."""
 
 import asyncio
+from itertools import pairwise
 
+from gateway.bench.overlap import classify, generating_at_once
+from gateway.bench.results import RequestRecord
 from gateway.bench.verify.outcome import Check, CheckFailed, Reason
 from gateway.bench.verify.target import ServerUnreachable, Stream, Target
 
@@ -17,10 +20,10 @@ async def answers_at_once(target: Target) -> Reason:
     if faults:
         raise CheckFailed("not_all_answered", answered=target.users - len(faults), users=target.users, fault=faults[0])
     streams = [answer for answer in answers if isinstance(answer, Stream)]
-    at_once = most_at_once(streams)
-    verdict = "serial" if at_once == 1 else "batched" if at_once >= target.users else "partly_batched"
+    average = at_once(streams)
     one = alone.ended - alone.sent if isinstance(alone, Stream) else 0.0
-    return Reason(verdict, {"users": target.users, "seconds": f"{took:.2f}", "at_once": at_once, "alone": f"{one:.2f}"})
+    figures = {"users": target.users, "seconds": f"{took:.2f}", "at_once": f"{average or 0:.1f}", "alone": f"{one:.2f}"}
+    return Reason(classify(average, target.users), figures)
 
 
 async def _ask(target: Target, number: int) -> Stream | str:
@@ -41,23 +44,16 @@ def _fault(answer: Stream | str) -> str:
     return "" if answer.finishes else "no finish_reason"
 
 
-def most_at_once(streams: list[Stream]) -> int:
-    """Return how many answers were in progress at the same time, from the first piece to the last.
+def at_once(streams: list[Stream]) -> float | None:
+    """Return how many answers were generated at the same time on average, as `gateway bench` computes it."""
+    return generating_at_once([_record(index, stream) for index, stream in enumerate(streams) if stream.pieces])
 
-    Answers that follow each other do not overlap, even if the last pieces of one and the first
-    of the next arrive together.
-    """
-    turns = [
-        turn
-        for stream in streams
-        if stream.pieces
-        for turn in ((stream.pieces[0].at, 1, 1), (stream.pieces[-1].at, 0, -1))
-    ]
-    running = most = 0
-    for _, _, change in sorted(turns):
-        running += change
-        most = max(most, running)
-    return max(1, most)
+
+def _record(index: int, stream: Stream) -> RequestRecord:
+    times = [event.at for event in stream.pieces]
+    gaps = tuple(later - earlier for earlier, later in pairwise(times))
+    first = times[0] - stream.sent
+    return RequestRecord(index, stream.sent, stream.sent, times[-1], stream.ended, ttft=first, itl=gaps)
 
 
 CHECKS = (Check("concurrency", "answers_at_once", answers_at_once),)

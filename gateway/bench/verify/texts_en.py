@@ -84,7 +84,7 @@ TEXTS = {
     "no_pieces": "the stream has {events} events and no text",
     "one_piece": "{tokens} tokens arrived in one piece",
     "answer_too_short": "the model ended after {tokens} tokens",
-    "pieces_too_fast": "{pieces} pieces; in {milliseconds} ms, too fast to see a buffer",
+    "pieces_too_fast": "{pieces} pieces; generated in {milliseconds} ms, too fast to see a buffer",
     "buffered": "{pieces} pieces arrived together, within {spread} ms, and the first only after {first} s: "
     "something buffers the stream",
     "pieces": "{pieces} pieces, the first after {first} s, the last after {whole} s",
@@ -127,9 +127,12 @@ TEXTS = {
     "parameter_not_named": "neither param nor message names {parameter}: {message}",
     "not_all_answered": "{answered} of {users} answered; another: {fault}",
     "serial": "all {users} answered in {seconds} s, one after the other (serial); one alone takes {alone} s",
-    "batched": "all {users} answered in {seconds} s, all at the same time (batched); one alone takes {alone} s",
-    "partly_batched": "all {users} answered in {seconds} s, up to {at_once} at the same time; one alone takes "
+    "batched": "all {users} answered in {seconds} s, {at_once} at the same time on average (batched); one alone takes "
     "{alone} s",
+    "limited": "all {users} answered in {seconds} s, only {at_once} at the same time on average; one alone takes "
+    "{alone} s",
+    "unclear": "all {users} answered in {seconds} s, in pieces too few to tell batched from serial; "
+    "one alone takes {alone} s",
     "no_usage": "the answer has no usage",
     "wrong_usage": "{prompt} prompt tokens and {completion} completion tokens, {total} in total",
     "counts": "{prompt} + {completion} tokens",

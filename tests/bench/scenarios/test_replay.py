@@ -1,6 +1,7 @@
 """Recorded traffic is sent again at its times, and compared with its own latencies."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,6 +80,11 @@ async def test_failures_that_were_recorded_may_happen_again() -> None:
     result, _ = await replay((*EVEN, *refused), client=client)
     assert result.verdicts[0].key == "replay_carried"
     assert rows(result)["failures"][0] == "4"
+
+
+async def test_every_figure_may_be_a_condition() -> None:
+    result, _ = await replay()
+    assert [name for name in result.figures if not re.fullmatch(SCENARIOS["load"].figures, name)] == []
 
 
 async def test_few_requests_lead_to_no_verdict() -> None:

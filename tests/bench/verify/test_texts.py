@@ -15,5 +15,5 @@ _KEY = re.compile(r'(?:Reason|CheckFailed|CheckSkipped)\(\s*"(\w+)"')
 
 def test_every_reason_has_a_text_and_every_text_is_used() -> None:
     code = "\n".join(path.read_text() for path in FOLDER.glob("*.py") if not path.name.startswith("texts"))
-    named = set(_KEY.findall(code)) | {"serial", "batched", "partly_batched"}
+    named = set(_KEY.findall(code)) | {"serial", "batched", "limited", "unclear"}
     assert named == {key for key in TEXTS["en"] if "." not in key} - {"summary", "heading"}

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from gateway import config, simulate
-from gateway.bench.verify.concurrency_check import most_at_once
+from gateway.bench.verify.concurrency_check import at_once
 from gateway.bench.verify.embedding_checks import CHECKS as EMBEDDING_CHECKS
 from gateway.bench.verify.outcome import Outcome
 from gateway.bench.verify.server_checks import REACH
@@ -123,17 +123,20 @@ async def test_only_the_named_groups_run() -> None:
     assert [each.name for each in found if each.group == "server"] == ["lists_models", "answers"]
 
 
-@pytest.mark.parametrize(("at_once", "verdict"), [(1, "serial"), (256, "batched"), (4, "partly_batched")])
-async def test_the_verdict_tells_serial_from_batched(at_once: int, verdict: str) -> None:
-    slow = simulate.Options("vllm", (MODEL,), tokens_per_second=400, max_num_seqs=at_once, answer_tokens=20)
+@pytest.mark.parametrize(("seats", "verdict"), [(1, "serial"), (256, "batched"), (2, "limited")])
+async def test_the_verdict_tells_serial_from_batched(seats: int, verdict: str) -> None:
+    slow = simulate.Options("vllm", (MODEL,), tokens_per_second=60, max_num_seqs=seats, answer_tokens=20)
     async with target(Wrong(), slow) as server:
+        server.users = 4
         found = await outcome(server, BY_NAME["answers_at_once"])
     assert (found.status, found.reason and found.reason.key) == ("ok", verdict), found
 
 
 def test_answers_that_follow_each_other_count_as_one_at_a_time() -> None:
-    assert most_at_once([answer(0, 1), answer(1, 2), answer(2, 3)]) == 1
-    assert most_at_once([answer(0, 2), answer(1, 3), answer(2.5, 4)]) == 2
+    assert at_once([answer(0, 1), answer(1, 2), answer(2, 3)]) == pytest.approx(1)
+    assert at_once([answer(0, 2), answer(0, 2), answer(0, 2)]) == pytest.approx(3)
+    assert at_once([answer(0, 2), answer(0, 2), answer(2, 4), answer(2, 4)]) == pytest.approx(2)
+    assert at_once([answer(0, 1)]) is None
 
 
 def answer(first: float, last: float) -> Stream:

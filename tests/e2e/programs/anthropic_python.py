@@ -17,10 +17,10 @@ from tests.e2e.programs.target import (
     PET_QUESTION,
     TIMEOUT_SECONDS,
     TOOLS,
-    Animal,
     Program,
     Target,
     check_arguments,
+    pet_schema,
 )
 
 FUNCTIONS: list[Any] = [
@@ -111,10 +111,10 @@ def parse(target: Target) -> None:
             model=target.model,
             max_tokens=ENOUGH_TOKENS,
             messages=[{"role": "user", "content": PET_QUESTION}],
-            output_format=Animal,
+            output_format=pet_schema(target),
             **SAMPLING,
         )
-    assert isinstance(answer.parsed_output, Animal)
+    assert isinstance(answer.parsed_output, pet_schema(target))
 
 
 def count_tokens(target: Target) -> None:

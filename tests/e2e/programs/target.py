@@ -73,6 +73,15 @@ class Clock(BaseModel):
     zone: Literal["UTC", "CET"]
 
 
+def pet_schema(target: Target) -> type[BaseModel]:
+    """Return the model of the answer to `PET_QUESTION`, for clients that send no seed or leave bounds out.
+
+    xgrammar, vLLM's default, lets control characters into a string with `maxLength`. Random weights
+    write them in one of six answers.
+    """
+    return Clock if target.has_random_weights else Animal
+
+
 TOOLS: dict[str, type[BaseModel]] = {"Weather": Weather, "Clock": Clock}
 
 

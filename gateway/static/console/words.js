@@ -1,0 +1,52 @@
+// States and results of the gateway in words.
+
+import { count, percent } from "./format.js";
+import { t } from "./i18n.js";
+
+/** "ollama", or "ollama, 10 % on vllm". */
+export function assignmentText({ backend, canary }) {
+  return canary ? t("assignment.canary", { backend, canary: canary.backend, percent: percent(canary.percent) }) : backend;
+}
+
+/** The lines that tell what a change of the roll-out did. */
+export function changeResult(answer) {
+  const lines = [];
+  const change = answer.changed ? answer.history[0] : null;
+  if (change) {
+    const moves = Object.entries(change.tiers);
+    for (const [tier, move] of moves.slice(0, 5)) lines.push(moveText(tier, move));
+    if (moves.length > 5) lines.push(t("result.more", { count: count(moves.length - 5) }));
+    if (answer.moved > 0) lines.push(t("result.moved", { count: count(answer.moved) }));
+  }
+  for (const [tier, why] of Object.entries(answer.unmoved)) lines.push(t("result.unmoved", { tier, why }));
+  if (answer.changed && !answer.persisted) lines.push(t("result.unsaved"));
+  return lines;
+}
+
+export function moveText(tier, move) {
+  return t("move", { tier, from: assignmentText(move.from), to: assignmentText(move.to) });
+}
+
+/** The state of a server as [kind of badge, text]. */
+export function serverState(server) {
+  if (server.up === null) return ["info", t("server.unknown")];
+  if (server.up === false || server.circuit === "open") return ["bad", t("server.down")];
+  if (server.ejections.length > 0) return [server.gets_requests ? "warn" : "bad", t("server.ejected")];
+  if (server.circuit !== "closed") return ["warn", t("server.suspect")];
+  if (server.paused) return ["warn", t("server.paused")];
+  return server.gets_requests ? ["good", t("server.serving")] : ["warn", t("server.idle")];
+}
+
+/** The state of a backend as [kind of badge, text]. */
+export function backendState(backend) {
+  if (backend.servers.every((server) => server.up === null)) return ["info", t("server.unknown")];
+  const serving = backend.servers.filter((server) => server.gets_requests).length;
+  if (!backend.up || serving === 0) return ["bad", t("backend.down")];
+  if (serving < backend.servers.length) return ["warn", t("backend.some", { serving, all: backend.servers.length })];
+  return ["good", t("backend.up")];
+}
+
+/** The class of a side's colour, the same wherever the backend appears. */
+export function side(status, backend) {
+  return `side-${Math.max(0, Object.keys(status.backends).indexOf(backend)) % 6}`;
+}
