@@ -105,8 +105,8 @@ class Gateway:
         `admin_token` grants access to `/ops` and `/metrics`, if it is set. `address` is the IP
         address that the gateway listens on, and `ollama_port` the second port, if they are known
         better than from the settings. `tracer` makes a span of each exchange; without one, clients'
-        traces are only passed on. `accounts` are those of the keys in `keys_file`, if it has been read
-        before. `usage` records who used how much; its owner closes it after the gateway.
+        traces are only passed on. `accounts` are those of the keys in `keys_file`, if it has been
+        read before. `usage` records who used how much; its owner closes it after the gateway.
 
         Raises:
             ConfigError: `keys_file` cannot be used.
@@ -135,6 +135,7 @@ class Gateway:
         self._live = live = LiveFigures(metrics, self._loads, asyncio.get_running_loop().call_later)
         observers = [live.observe, *([guard.observe] if guard else [])]
         self._recorder = ExchangeRecorder(metrics, log, observers, None if usage is None else usage.observe)
+
         if usage is not None:
             usage.settle = self.settle
 

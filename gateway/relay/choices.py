@@ -194,7 +194,7 @@ class ChoicesRelay:
             return
         client.end()
 
-    def _keep(self, index: int, exchange: Exchange, attribution: Attribution | None) -> None:
+    def _keep(self, index: int, exchange: Exchange, attribution: Attribution | None = None) -> None:
         """Keep the record of one choice. All choices have the same person and images."""
         self._exchanges[index] = exchange
         self._attribution = attribution

@@ -74,7 +74,7 @@ class Trace:
             exchange = replace(
                 exchange, trace_id=self.trace_id, span_id=UNSET if self.span_id is None else self.span_id
             )
-            record(exchange, attribution)
+            record(exchange) if attribution is None else record(exchange, attribution)
             if self._on_end is not None and self.span_id is not None:
                 self._on_end(EndedExchange(self, exchange, engine, self.has_ended, time.time_ns(), arrived))
             self.has_ended = True

@@ -33,7 +33,6 @@ DOCUMENTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_retries": ("counter", ("backend", "reason")),
     "gateway_fallbacks": ("counter", ("tier", "from_backend", "to_backend")),
     "gateway_client_disconnects": ("counter", ("phase",)),
-    "gateway_affinity": ("counter", ("backend", "outcome")),
     "gateway_key_requests": ("counter", ("key",)),
     "gateway_key_tokens": ("counter", ("key", "type")),
     "gateway_rate_limited": ("counter", ("key", "limit")),
