@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 VLLM_VENV ?= .venv-vllm
 BENCH_VENV ?= .venv-bench
 CLIENTS_VENV ?= .venv-clients
+AUDIT_VENV ?= .venv-audit
 
 # Length of the long runs, bench-soak and bench-chaos.
 MINUTES ?= 60
@@ -20,7 +21,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 EXTRAS := --extra gpu --extra otel --extra redis
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-client-apis bench-admission bench-overload bench-sick bench-switch bench-guard bench-affinity bench-instructions bench-soak bench-chaos bench-scenarios bench-parity fuzz lock help
+.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-client-apis bench-admission bench-overload bench-sick bench-switch bench-guard bench-affinity bench-instructions bench-soak bench-chaos bench-scenarios bench-parity fuzz lock sbom audit help
 
 run: $(VENV)/runtime  ## Serve on this machine, with its Ollama and vLLM or with stand-ins
 	@$(BIN)/python -m gateway demo
@@ -93,6 +94,13 @@ lock: $(VENV)/dev  ## Update requirements/ from pyproject.toml
 	$(COMPILE) -c requirements/runtime.txt --group dev $(EXTRAS) -o requirements/dev.txt pyproject.toml
 	$(COMPILE) -c requirements/runtime.txt --group dev $(EXTRAS) -o requirements/clients.txt pyproject.toml requirements/clients.in
 	$(COMPILE) -o requirements/bench.txt requirements/bench.in
+	$(COMPILE) -o requirements/audit.txt requirements/audit.in
+
+sbom: $(AUDIT_VENV)/ready  ## Write sbom.json, the packages of the image in CycloneDX
+	$(AUDIT_VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o sbom.json requirements/runtime.txt
+
+audit: $(AUDIT_VENV)/ready  ## Look for known vulnerabilities in the packages of the image
+	$(AUDIT_VENV)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements/runtime.txt
 
 help:  ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
@@ -121,4 +129,9 @@ $(BENCH_VENV)/ready: requirements/bench.txt | $(VENV)/dev
 $(CLIENTS_VENV)/ready: requirements/clients.txt | $(VENV)/dev
 	@test -x $(CLIENTS_VENV)/bin/python || $(PYTHON) -m venv --without-pip $(CLIENTS_VENV)
 	@$(UV_INSTALL) --python $(CLIENTS_VENV)/bin/python -r requirements/clients.txt
+	@touch $@
+
+$(AUDIT_VENV)/ready: requirements/audit.txt | $(VENV)/dev
+	@test -x $(AUDIT_VENV)/bin/python || $(PYTHON) -m venv --without-pip $(AUDIT_VENV)
+	@$(UV_INSTALL) --python $(AUDIT_VENV)/bin/python -r requirements/audit.txt
 	@touch $@

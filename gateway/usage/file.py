@@ -4,9 +4,10 @@ It is in WAL mode, so that a reader does not stop the writer, and a process that
 transaction that has ended (https://www.sqlite.org/wal.html).
 """
 
+import os
 import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ ON CONFLICT DO UPDATE SET {", ".join(f"{name} = {name} + excluded.{name}" for na
 
 
 def open_for_writing(path: Path) -> sqlite3.Connection:
-    """Open the file, and create it if it does not exist.
+    """Open the file, and create it if it does not exist, for its owner alone: it names persons.
 
     Raises:
         sqlite3.Error: It cannot be opened, or is not a database.
     """
+    with suppress(OSError):  # SQLite says why; its files beside this one get the same mode
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode = WAL")

@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import jsonschema
 import pytest
+import typer
 import yaml
 
 from gateway import __version__
+from gateway.cli.commands import app
 from tests.cli.harness import ROOT, SECRET, assignments, command, gateway, invoke, process
 
 pytestmark = pytest.mark.usefixtures("empty_environment")
@@ -47,10 +52,37 @@ def test_help_lists_the_commands() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("nonsense",), ("serve", "--nonsense"), ("config", "nonsense"), ("simulate", "--kind", "gpt"), ("simulate",)],
+    [
+        ("nonsense",),
+        ("serve", "--nonsense"),
+        ("serve", "--workers", "2"),
+        ("config", "nonsense"),
+        ("simulate", "--kind", "gpt"),
+        ("simulate",),
+    ],
 )
 def test_invalid_arguments_exit_with_2(words: tuple[str, ...]) -> None:
     assert invoke(*words).exit_code == 2
+
+
+def options(group: Any, *path: str) -> Iterator[tuple[str, Any]]:
+    """Yield each option and argument of each command, with the command's words."""
+    for name, inner in group.commands.items():
+        if hasattr(inner, "commands"):
+            yield from options(inner, *path, name)
+        else:
+            yield from ((" ".join((*path, name)), option) for option in inner.params)
+
+
+def test_every_option_that_takes_a_key_can_be_given_by_a_variable() -> None:
+    """Other users of the machine see the words of a command line."""
+    secrets = [
+        (words, option)
+        for words, option in options(typer.main.get_command(app))
+        if re.search(r"(^|_)(key|(?<!first_)token|secret|password)(_|$)", option.name)
+    ]
+    assert {words for words, _ in secrets} == {"bench", "compare", "verify"}, "only commands that call other servers"
+    assert [(words, option.name) for words, option in secrets if not option.envvar] == []
 
 
 # Settings

@@ -216,6 +216,15 @@ def test_image_runs_as_nobody_and_installs_by_hash() -> None:
     assert "index-url" not in DOCKERFILE
 
 
+def test_gateway_of_the_compose_file_writes_only_its_volume_and_has_no_capability(compose: dict[str, Any]) -> None:
+    service = compose["services"]["gateway"]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert [volume.partition(":")[2] for volume in service["volumes"]] == ["/var/lib/gateway"]
+    assert not {"privileged", "cap_add", "network_mode", "pid"} & set(service)
+
+
 def test_image_knows_when_the_gateway_is_ill() -> None:
     assert "/healthz" in DOCKERFILE.partition("HEALTHCHECK")[2]
 

@@ -1,6 +1,8 @@
 """The SQLite file: sums, rotation, and readers beside the writer."""
 
+import os
 import sqlite3
+import stat
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,18 @@ def path(tmp_path: Path) -> Path:
     add_rows(connection, rows(B, C))
     connection.close()
     return file
+
+
+def test_new_file_is_readable_for_its_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        connection = open_for_writing(tmp_path / "usage.db")
+        add_rows(connection, rows(A))
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+    connection.close()
+    assert modes == dict.fromkeys(("usage.db", "usage.db-wal", "usage.db-shm"), 0o600)
 
 
 def test_same_group_is_one_row_with_the_sums(path: Path) -> None:
