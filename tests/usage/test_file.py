@@ -78,7 +78,7 @@ def test_reader_does_not_stop_the_writer(path: Path) -> None:
 
 def test_failed_transaction_writes_nothing(path: Path) -> None:
     connection = open_for_writing(path)
-    wrong = {**rows(A), Group("x", "y", "z", "w", None): [1] * 7}  # type: ignore[arg-type]  # NOT NULL fails
+    wrong: dict[Group, list[float]] = {**rows(A), Group("x", "y", "z", "w", None): [1] * 7}  # type: ignore[arg-type]  # NOT NULL fails
     with pytest.raises(sqlite3.Error):
         add_rows(connection, wrong)
     add_rows(connection, rows(A))
