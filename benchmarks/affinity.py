@@ -185,6 +185,8 @@ def cost_of_a_choice(servers: int = 4) -> dict[str, float]:
         began = time.thread_time()
         for _ in range(2000):
             prompt = prompt_blocks(chat, "m")
+            if prompt is None:
+                continue
             placement = gateway._affinity.choose(prompt, gateway._placements)  # noqa: SLF001
             gateway._affinity.begin(prompt, placement, gateway._placements)  # noqa: SLF001
         found[name] = (time.thread_time() - began) / 2000 * 1e6

@@ -50,7 +50,9 @@ def request(messages: list[Message], answer_tokens: int, on_end: Callable[[Reque
         current = hash((current, text[start : start + BLOCK]))
         blocks.append(current)
     chat = Chat(model=MODEL, messages=messages)
-    return Request(chat, blocks or [hash(text)], prompt_blocks(chat, MODEL), answer_tokens, on_end)
+    prompt = prompt_blocks(chat, MODEL)
+    assert prompt is not None, "all prompts of the workloads are worth caching"
+    return Request(chat, blocks, prompt, answer_tokens, on_end)
 
 
 class Policy(Protocol):

@@ -15,6 +15,9 @@ MAX_BLOCKS = 512
 """Blocks of a prompt after which no further message counts."""
 SHORT = 1024
 """Characters of the longest message that is a single block."""
+WORTH_CACHING = 256
+"""Characters of the shortest prompt for which it matters what a server has cached: 64 tokens, a few
+blocks of a prefix cache."""
 IMAGE_CHARACTERS = 4000
 """Size of an image, in characters of text that take as long: about 1,000 tokens."""
 SAMPLE = 1024
@@ -58,8 +61,8 @@ class PromptBlocks:
         return self.ends[-1]
 
 
-def prompt_blocks(chat: Chat, model: str) -> PromptBlocks:
-    """Return the blocks of `chat` for `model`."""
+def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
+    """Return the blocks of `chat` for `model`, or None if it is not worth caching."""
     hashes: list[int] = []
     ends: list[int] = []
     current, end = hash(model), 0
@@ -89,9 +92,8 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks:
                 common = len(hashes)
         elif role == "assistant":
             is_continued = True
-    if not hashes:  # a request to load a model has no messages
-        hashes.append(current)
-        ends.append(0)
+    if end < WORTH_CACHING:
+        return None
     return PromptBlocks(hashes, ends, common, home, is_continued)
 
 

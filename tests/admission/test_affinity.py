@@ -18,11 +18,18 @@ def fleet(number: int = 4, slots: int = 100) -> Setup:
     return setup(*servers, affinity=Affinity(), slots=slots, model=slots)
 
 
+@pytest.fixture(autouse=True)
+def _all_worth_caching(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.chat.prompt_blocks.WORTH_CACHING", 0)
+
+
 def turns(*texts: str, system: str = "") -> PromptBlocks:
     """Return the blocks of a conversation: texts of the user and of the assistant in turn."""
     messages = [Message("system", system)] if system else []
     messages += [Message("assistant" if number % 2 else "user", text) for number, text in enumerate(texts)]
-    return prompt_blocks(Chat(model="m", messages=messages), "m")
+    found = prompt_blocks(Chat(model="m", messages=messages), "m")
+    assert found is not None
+    return found
 
 
 def server_of(request: Request) -> ServerSlots:
