@@ -75,7 +75,7 @@ FIGURES = (
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What both clients send."""
+    """Workload that both clients send."""
 
     prompts: int
     at_once: int

@@ -28,7 +28,7 @@ class Caller:
     key_id: str
     """The key's name, or of a key without a name the first 8 hex digits of its digest; empty on an open gateway."""
     account: Account | None = None
-    """What the key may use; None: it has no limits."""
+    """Account of the key; None: it has no limits."""
 
 
 ANYONE = Caller("")

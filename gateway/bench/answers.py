@@ -28,7 +28,7 @@ def error_code(body: Any) -> str:
 
 
 class AnswerReader:
-    """What was read of one answer so far.
+    """State of one answer that is being read.
 
     Attributes:
         first, last: times of the first and the last piece.

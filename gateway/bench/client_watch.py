@@ -1,4 +1,4 @@
-"""How busy the load client itself is: its processor time and the lateness of its event loop."""
+"""Load of the load client itself: its processor time and the lateness of its event loop."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""What can be seen of an engine beside its answers: versions, memory, GPU, KV cache, and the load of its model."""
+"""Facts about an engine beside its answers: versions, memory, GPU, KV cache, and the load of its model."""
 
 import asyncio
 import ipaddress

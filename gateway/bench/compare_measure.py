@@ -30,7 +30,7 @@ class NotMeasured(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ComparePlan:
-    """What is compared, and how.
+    """Plan of a comparison.
 
     Attributes:
         load: requests and load of one round; its target is not used.

@@ -14,7 +14,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class EngineUse:
-    """What was seen of the engine during one run; None: not seen.
+    """Facts seen of the engine during one run; None: not seen.
 
     Attributes:
         gpu_memory_percent, gpu_percent: means over the run and over the machine's GPUs; all programs count.

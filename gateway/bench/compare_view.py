@@ -1,4 +1,4 @@
-"""What a comparison says, as texts and formatted rows: shared by its HTML, Markdown and terminal forms. Pure."""
+"""Statements of a comparison as texts and formatted rows: shared by its HTML, Markdown and terminal forms. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ from gateway.bench.target import BenchRequest, Target
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """What a scenario measures, and how.
+    """Options of a scenario.
 
     Attributes:
         num_prompts: requests to send; None: the scenario's default.

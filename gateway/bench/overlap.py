@@ -1,4 +1,4 @@
-"""How many answers were generated at the same time. Pure.
+"""Number of answers that were generated at the same time. Pure.
 
 An answer is being generated from its first to its last piece. A server that works on one request after
 the other keeps these spans apart, whatever it says; one that batches lets them overlap.

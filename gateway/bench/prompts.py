@@ -79,7 +79,7 @@ def made_up_text(tokens: int, rng: random.Random, tokens_per_word: float = DEFAU
 
 @dataclass(frozen=True, slots=True)
 class TokenRatio:
-    """How many tokens a server counts: `per_word` for each made-up word, and `fixed` for the chat template."""
+    """Number of tokens that a server counts: `per_word` for each made-up word, and `fixed` for the chat template."""
 
     per_word: float
     fixed: float

@@ -22,7 +22,7 @@ TIMEOUT = 600.0
 
 @dataclass(frozen=True, slots=True)
 class QualityOptions:
-    """How the tasks are asked.
+    """Options of the questions.
 
     Attributes:
         repeats: times that each task is asked, with the seeds `seed`, `seed` + 1, and so on.

@@ -10,7 +10,7 @@ import yaml
 
 Dimension = Literal["accuracy", "consistency", "code_quality", "clarity"]
 Scored = Literal["accuracy", "code_quality", "clarity"]
-"""What a check measures; consistency follows from the accuracy of several repeats."""
+"""Quality that a check measures; consistency follows from the accuracy of several repeats."""
 
 BUILT_IN = Path(__file__).with_name("quality_tasks.yaml")
 

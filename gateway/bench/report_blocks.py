@@ -92,7 +92,7 @@ class DataTable:
     numeric: frozenset[int] = frozenset()
     hint: str = ""
     total: bool = False
-    """Whether the last row is set apart."""
+    """True if the last row is set apart."""
     folded: bool = False
 
     def html(self, charts: Charts) -> str:

@@ -106,7 +106,7 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True)
 class ClientLoad:
-    """How busy the load client itself was during a run.
+    """Load of the load client itself during a run.
 
     Attributes:
         cpu_share: processor time of this process divided by elapsed time; 1.0 is one whole core.

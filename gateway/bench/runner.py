@@ -41,7 +41,7 @@ class Silent:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What one run sends, and when.
+    """Requests of one run, with their times.
 
     Attributes:
         requests: the requests in order; with `seconds` also an endless iterable.

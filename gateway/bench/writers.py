@@ -27,7 +27,7 @@ from gateway.bench.texts import Language, text
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a result is shown: language, percentiles, and metrics with percentiles."""
+    """Form in which a result is shown: language, percentiles, and metrics with percentiles."""
 
     language: Language = "en"
     percentiles: Sequence[float] = DEFAULT_PERCENTILES

@@ -53,7 +53,7 @@ class InvalidOptions(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a command line asks for."""
+    """Values of a command line."""
 
     options: BenchOptions
     style: Style

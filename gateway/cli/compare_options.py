@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class CheckedCompare:
-    """What a command line asks for: either `files` or `targets` are given."""
+    """Values of a command line: either `files` or `targets` are given."""
 
     plan: ComparePlan
     files: tuple[Path, ...]

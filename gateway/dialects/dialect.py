@@ -23,7 +23,7 @@ Clock = Callable[[], Timings]
 
 
 class ErrorForm(Protocol):
-    """How a client API writes an error before the first byte of an answer."""
+    """Form in which a client API writes an error before the first byte of an answer."""
 
     json_lines: ClassVar[bytes]
     """Header lines of an error, and of a plain answer."""

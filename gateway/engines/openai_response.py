@@ -229,7 +229,7 @@ class OpenAiReader(LineReader):
     __slots__ = ("_after", "_before", "_between", "_finished", "_known", "_skip", "_stop", "_usage")
 
     before_text: ClassVar[bytes] = b'"delta":{"content":"'
-    """What precedes the text of a plain content event."""
+    """Bytes before the text of a plain content event."""
 
     def __init__(self, known: set[bytes] | None = None) -> None:
         """Initialise the reader.

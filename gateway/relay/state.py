@@ -1,4 +1,4 @@
-"""What one exchange holds, and how it answers and is recorded.
+"""State of one exchange, its answer and its record.
 
 Nothing here decides: `base.py` carries out the exchange, `supervised.py` is what others see of it
 and `deadlines.py` ends it in time.

@@ -88,7 +88,7 @@ class SimulatedEngine:
         self.scripts: deque[list[str]] = deque()
         self.requests: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDED_REQUESTS)
         self.out_of_memory = 0
-        """How often the memory did not suffice for the requests that ran."""
+        """Number of times that the memory did not suffice for the requests that ran."""
         self._fault_uses = 0
         self._spared = 0
         """Generations since the last one that the present fault applied to."""

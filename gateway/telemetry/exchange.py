@@ -11,7 +11,7 @@ from gateway.errors import GatewayError, Outcome
 Phase = Literal["queued", "waiting", "streaming"]
 
 Workload = Literal["chat", "embeddings", "rerank"]
-"""What a request asks a model for, whatever the client API. A chat goes to a tier."""
+"""Kind of work that a request asks a model for, whatever the client API. A chat goes to a tier."""
 
 CHAT: Workload = "chat"
 EMBEDDINGS: Workload = "embeddings"
@@ -85,7 +85,7 @@ class Exchange(Struct, frozen=True, gc=False, kw_only=True):
 
 
 class Attribution(Struct, frozen=True, gc=False):
-    """What usage needs to know of an exchange beside its record.
+    """Facts about an exchange that usage needs beside its record.
 
     It is not logged: a person's name may be an address.
     """

@@ -30,7 +30,7 @@ class ExchangeRecorder:
     ) -> None:
         self._usage = usage
         self._attributions: dict[int, Attribution] = {}
-        """What is known of the exchange at an index of `_finished`, for the few that have it."""
+        """Attributions by the index of the exchange in `_finished`, for the few that have one."""
         self._metrics = metrics
         self._log = log
         self._observers = list(observers)

@@ -18,7 +18,7 @@ COUNTS = ("requests", "refused", "prompt_tokens", "completion_tokens", "cached_t
 
 
 class Group(NamedTuple):
-    """What a row of usage is about. Without a key, person, tier or backend the value is `none`."""
+    """Subject of a row of usage. Without a key, person, tier or backend the value is `none`."""
 
     key: str
     person: str

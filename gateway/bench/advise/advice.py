@@ -1,4 +1,4 @@
-"""Which limits fit a target, and why. Pure.
+"""Limits that fit a target, with the reasons. Pure.
 
 Two sources carry different statements. A benchmark with several levels shows what a server does with
 more requests at once, so it carries limits. The metrics of a gateway show only the load that there
@@ -57,7 +57,7 @@ class Advice(Struct, frozen=True):
 
 
 class Wishes(Struct, frozen=True, kw_only=True):
-    """What is to be reached.
+    """Target to reach.
 
     `users` ask again `think` seconds after each answer. `wait` is the longest acceptable wait for
     the first token, in seconds; None: a target on the first token says it, or `DEFAULT_WAIT`.

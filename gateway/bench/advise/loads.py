@@ -12,7 +12,7 @@ LEAST_REQUESTS = 30
 
 
 class BackendLoad(Struct, frozen=True, kw_only=True):
-    """What one backend did in a period. Times are in seconds, rates per second.
+    """Work of one backend in a period. Times are in seconds, rates per second.
 
     `slots` are the requests that it runs at once by the limits in force; `learned` says that the
     gateway learned them.

@@ -1,4 +1,4 @@
-"""What all scenarios share: their description, warm-up, and the assembly of a result."""
+"""Parts that all scenarios share: their description, warm-up, and the assembly of a result."""
 
 import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping, Sequence

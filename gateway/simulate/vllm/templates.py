@@ -1,4 +1,4 @@
-"""What the chat templates of some model families refuse, with their messages. Pure.
+"""Conversations that the chat templates of some model families refuse, with their messages. Pure.
 
 vLLM answers the text of a template's exception with 400. See the templates of Qwen3.5 (and later),
 Mistral-7B-Instruct-v0.3 and gemma-2 on Hugging Face.
