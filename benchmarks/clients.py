@@ -30,7 +30,7 @@ CODES = frozenset(
         "context_length_exceeded", "invalid_api_key", "forbidden", "model_not_found", "not_found",
         "method_not_allowed", "request_timeout", "conflict", "request_too_large", "unsupported_media_type",
         "headers_too_large", "upstream_error", "queue_full", "queue_timeout", "backend_unavailable", "shutting_down",
-        "upstream_timeout", "loop_detected",
+        "upstream_timeout", "loop_detected", "tier_not_allowed", "rate_limit_exceeded", "concurrency_exceeded",
     )
 )  # fmt: skip
 """The error codes that `docs/errors.md` defines."""

@@ -130,8 +130,9 @@ def test_keys_with_names_and_usage_outlive_the_process_that_serves_them(tmp_path
     }
     with process("serve", **variables) as started:
         assert started.stderr is not None
-        while "programs that expect Ollama" not in (line := started.stderr.readline()):
-            assert line
+        for awaited in ("programs that expect Ollama", "not reachable"):
+            while awaited not in (line := started.stderr.readline()):
+                assert line
         try:
             assert status_of(f"{url}/v1/models") == 401
             assert status_of(f"{keyless}/v1/models") == 200

@@ -39,6 +39,7 @@ DOCUMENTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_backend_up": ("gauge", ("backend",)),
     "gateway_circuit_state": ("gauge", ("backend",)),
     "gateway_server_up": ("gauge", ("backend", "server")),
+    "gateway_affinity": ("counter", ("backend", "outcome")),
     "gateway_server_requests_running": ("gauge", ("backend", "server")),
     "gateway_backend_load_seconds": ("histogram", ("backend", "model")),
     "gateway_model_unloads": ("counter", ("backend", "model", "reason")),

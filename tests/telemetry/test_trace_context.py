@@ -68,8 +68,8 @@ def test_request_without_a_trace_has_none() -> None:
 
 def test_exchange_is_recorded_with_the_ids_of_its_trace() -> None:
     recorded: list[Exchange] = []
-    Trace(TRACE_ID, b"").recorder(lambda one, _: recorded.append(one), "vllm")(exchange())
-    Trace(TRACE_ID, b"", span_id=SPAN_ID).recorder(lambda one, _: recorded.append(one), "vllm")(exchange())
+    Trace(TRACE_ID, b"").recorder(recorded.append, "vllm")(exchange())
+    Trace(TRACE_ID, b"", span_id=SPAN_ID).recorder(recorded.append, "vllm")(exchange())
     assert [(one.trace_id, one.span_id) for one in recorded] == [(TRACE_ID, UNSET), (TRACE_ID, SPAN_ID)]
 
 
