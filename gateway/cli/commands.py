@@ -251,7 +251,7 @@ def usage_command(
     """Show who used how much: requests, tokens, images and seconds of the backends."""
     from gateway.cli import usage
 
-    answer = _request(_ops_client(config_file), "GET", usage.path_of(by, since, until))
+    answer = _request(_ops_client(config_file), "GET", usage.path_of(by, since, until), field="rows")
     if as_json:
         print(json.dumps(answer))
     elif as_csv:
@@ -458,9 +458,11 @@ def _ops_client(path: Path | None) -> OpsClient:
         _stop_with([str(error)])
 
 
-def _request(client: OpsClient, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+def _request(
+    client: OpsClient, method: str, path: str, body: dict[str, Any] | None = None, field: str = "tiers"
+) -> dict[str, Any]:
     try:
-        return client.request(method, path, body)
+        return client.request(method, path, body, field=field)
     except OpsError as error:
         _stop_with([str(error)], EXIT_BAD)
 

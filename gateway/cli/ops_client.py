@@ -134,9 +134,16 @@ class OpsClient:
         return response.text
 
     def request(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = SECONDS
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        seconds: float = SECONDS,
+        field: str = "tiers",
     ) -> dict[str, Any]:
         """Return the gateway's answer, waiting at most `seconds` for each step.
+
+        `field` is one that the answer has if the server is a gateway.
 
         Raises:
             OpsError: the gateway could not be reached, or it refused.
@@ -157,7 +164,7 @@ class OpsClient:
             ) from None
         except ValueError:
             raise OpsError(self._not_a_gateway()) from None
-        if response.status_code == 200 and isinstance(answer, dict) and "tiers" in answer:
+        if response.status_code == 200 and isinstance(answer, dict) and field in answer:
             return answer
         raise OpsError(self._refusal(response.status_code, answer), response.status_code)
 

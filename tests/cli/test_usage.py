@@ -5,6 +5,7 @@ import io
 import json
 from typing import Any
 
+import httpx2
 import pytest
 from rich.console import Console
 
@@ -57,7 +58,7 @@ async def test_answer_is_printed_in_the_form_that_was_asked_for(
     words: list[str], is_json: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = {"rows": ROWS, "since": None, "until": None}
-    monkeypatch.setattr("gateway.cli.ops_client.OpsClient.request", lambda *_: answer)
+    monkeypatch.setattr(httpx2, "request", lambda *_, **__: httpx2.Response(200, json=answer))
     done = await command("usage", *words, GATEWAY_URL="http://127.0.0.1:1")
     assert done.exit_code == 0
     if is_json:
