@@ -17,7 +17,10 @@ TOO_FAST = 0.05
 """Seconds of generation below which a buffer cannot be told from a quick server."""
 
 TRIES = 3
-"""A busy machine may read a stream late and whole; a buffer shows each time."""
+"""A busy machine may send or read a short stream late and whole, so each try asks for more; a buffer
+shows each time."""
+LONGER = 4
+"""Each try asks for this many times the tokens of the one before."""
 
 
 async def comes_piece_by_piece(target: Target) -> Reason:
@@ -28,9 +31,10 @@ async def comes_piece_by_piece(target: Target) -> Reason:
     """
     pieces: list[Event] = []
     spread = first = 0.0
-    for _ in range(TRIES):
+    for number in range(TRIES):
         short = await streamed(target, max_tokens=1)
-        stream = await streamed(target, max_tokens=PIECES, stream_options={"include_usage": True})
+        tokens = PIECES * LONGER**number
+        stream = await streamed(target, max_tokens=tokens, stream_options={"include_usage": True})
         pieces, whole = _several(stream), stream.ended - stream.sent
         generation = whole - (short.ended - short.sent)
         spread, first = pieces[-1].at - pieces[0].at, pieces[0].at - stream.sent
