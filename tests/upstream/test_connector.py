@@ -25,6 +25,8 @@ pytestmark = [
 
 PEM = Path(__file__).parents[1] / "fakes" / "self_signed.pem"
 LIVE = "127.0.0.9"
+DEAD = "127.0.0.10"
+"""Address whose ports only these tests use: one of 127.0.0.1 may be that of another program's client."""
 STREAM = b'{"stream":true}'
 
 
@@ -58,23 +60,23 @@ async def timed_connect(pool: Pool) -> float:
 
 
 async def test_request_reaches_the_address_that_answers_although_the_first_swallows_it() -> None:
-    async with server_at("127.0.0.1", LIVE) as (pool, backend):
-        with swallowing("127.0.0.1", backend.port):
+    async with server_at(DEAD, LIVE) as (pool, backend):
+        with swallowing(DEAD, backend.port):
             assert TEXT[:5].encode() in await ask(pool)
             assert f"Host: {NAME}:{backend.port}\r\n".encode() in backend.requests[0]
 
 
 async def test_address_that_swallows_costs_one_delay_and_then_is_tried_last() -> None:
-    async with server_at("127.0.0.1", LIVE) as (pool, backend):
-        with swallowing("127.0.0.1", backend.port):
+    async with server_at(DEAD, LIVE) as (pool, backend):
+        with swallowing(DEAD, backend.port):
             assert 0.2 <= await timed_connect(pool) < 1
             assert await timed_connect(pool) < 0.2
 
 
 async def test_address_that_was_tried_last_gets_another_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TRIED_LAST_SECONDS", 0.0)
-    async with server_at("127.0.0.1", LIVE) as (pool, backend):
-        with swallowing("127.0.0.1", backend.port):
+    async with server_at(DEAD, LIVE) as (pool, backend):
+        with swallowing(DEAD, backend.port):
             for _ in range(2):
                 assert await timed_connect(pool) >= 0.2
 
@@ -162,7 +164,7 @@ async def resetting(host: str, port: int) -> AsyncIterator[list[object]]:
 
 
 async def test_address_that_resets_its_connections_is_tried_last_by_the_next_request() -> None:
-    async with server_at("127.0.0.1", LIVE) as (pool, backend), resetting("127.0.0.1", backend.port) as accepted:
+    async with server_at(DEAD, LIVE) as (pool, backend), resetting(DEAD, backend.port) as accepted:
         with pytest.raises(TransportError) as raised:
             await ask(pool)
         assert raised.value.fault in ("reset", "closed")
@@ -176,10 +178,10 @@ async def test_address_that_resets_the_tls_handshake_is_passed_over() -> None:
     context.load_cert_chain(PEM)
     trusting = ssl.create_default_context(cafile=PEM)
     trusting.check_hostname = False  # the certificate is for 127.0.0.1
-    with names(backend=["127.0.0.1", LIVE]):
+    with names(backend=[DEAD, LIVE]):
         async with FaultBackend("vllm", host=LIVE, tls=context) as backend:
             pool = Pool(Origin(NAME, backend.port, trusting), connect_timeout=2, idle_seconds=30)
-            async with resetting("127.0.0.1", backend.port):
+            async with resetting(DEAD, backend.port):
                 assert TEXT[:5].encode() in await ask(pool)
             pool.close()
             await until(lambda: pool.open_connections == 0)
@@ -201,8 +203,8 @@ async def test_host_name_and_not_the_address_is_checked_in_a_certificate() -> No
 @pytest.mark.parametrize("step", range(0, 40, 3))
 async def test_client_that_leaves_while_connecting_leaves_nothing_behind(step: int) -> None:
     tasks = asyncio.all_tasks()
-    async with server_at("127.0.0.1", "127.0.1.1", LIVE) as (pool, backend):
-        with swallowing("127.0.0.1", backend.port), swallowing("127.0.1.1", backend.port):
+    async with server_at(DEAD, "127.0.1.1", LIVE) as (pool, backend):
+        with swallowing(DEAD, backend.port), swallowing("127.0.1.1", backend.port):
             files = open_descriptors()
             task = asyncio.create_task(ask(pool))
             for _ in range(step):
