@@ -18,7 +18,7 @@ PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 UV_INSTALL := $(BIN)/uv pip install --quiet --no-cache --require-hashes
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" --upgrade
-EXTRAS := --extra gpu --extra otel
+EXTRAS := --extra gpu --extra otel --extra redis
 
 .DEFAULT_GOAL := help
 .PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-client-apis bench-admission bench-overload bench-sick bench-switch bench-guard bench-affinity bench-instructions bench-soak bench-chaos bench-scenarios bench-parity fuzz lock sbom audit help
@@ -91,16 +91,17 @@ fuzz: $(VENV)/dev  ## Search for the slowest input for a minute: schemas, patter
 
 lock: $(VENV)/dev  ## Update requirements/ from pyproject.toml
 	$(COMPILE) -o requirements/runtime.txt pyproject.toml
+	$(COMPILE) -c requirements/runtime.txt $(EXTRAS) -o requirements/image.txt pyproject.toml
 	$(COMPILE) -c requirements/runtime.txt --group dev $(EXTRAS) -o requirements/dev.txt pyproject.toml
 	$(COMPILE) -c requirements/runtime.txt --group dev $(EXTRAS) -o requirements/clients.txt pyproject.toml requirements/clients.in
 	$(COMPILE) -o requirements/bench.txt requirements/bench.in
 	$(COMPILE) -o requirements/audit.txt requirements/audit.in
 
 sbom: $(AUDIT_VENV)/ready  ## Write sbom.json, the packages of the image in CycloneDX
-	$(AUDIT_VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o sbom.json requirements/runtime.txt
+	$(AUDIT_VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o sbom.json requirements/image.txt
 
 audit: $(AUDIT_VENV)/ready  ## Look for known vulnerabilities in the packages of the image
-	$(AUDIT_VENV)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements/runtime.txt
+	$(AUDIT_VENV)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements/image.txt
 
 help:  ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile

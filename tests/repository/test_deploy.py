@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -199,10 +200,18 @@ def test_vllm_gets_no_flag_of_the_past(compose: dict[str, Any]) -> None:
 
 def test_image_copies_what_is_there() -> None:
     copied = re.findall(r"^COPY (?!--from)(\S+) \S+$", DOCKERFILE, re.MULTILINE)
-    assert copied == ["requirements/runtime.txt", "gateway"]
+    assert copied == ["requirements/image.txt", "gateway"]
     admitted = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert set(admitted) == set(copied)
     assert all((ROOT / source).exists() for source in copied)
+
+
+def test_image_has_the_packages_of_every_extra_that_a_setting_can_ask_for() -> None:
+    packages = (ROOT / "requirements" / "image.txt").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra, needed in extras.items():
+        if extra != "vllm":
+            assert all(f"\n{re.split('[>=]', package)[0]}==" in packages for package in needed), extra
 
 
 def test_image_sets_only_variables_that_exist() -> None:

@@ -102,9 +102,9 @@ def test_sbom_and_audit_are_of_what_the_image_installs() -> None:
     makefile = (ROOT / "Makefile").read_text()
     (sbom,) = re.findall(r"^\t.*cyclonedx-py .*$", makefile, re.MULTILINE)
     (audit,) = re.findall(r"^\t.*pip-audit .*$", makefile, re.MULTILINE)
-    assert sbom.endswith(" -o sbom.json requirements/runtime.txt")
-    assert audit.endswith(" -r requirements/runtime.txt")
+    assert sbom.endswith(" -o sbom.json requirements/image.txt")
+    assert audit.endswith(" -r requirements/image.txt")
     assert "--strict" in audit, "without it, a package that could not be looked up passes"
-    assert "COPY requirements/runtime.txt" in (ROOT / "deploy" / "Dockerfile").read_text()
+    assert "COPY requirements/image.txt" in (ROOT / "deploy" / "Dockerfile").read_text()
     commands = [step["run"] for step in steps(ROOT / ".github/workflows/supply-chain.yml") if "run" in step]
     assert commands == ["make PYTHON=python sbom", "make PYTHON=python audit"]
