@@ -26,7 +26,7 @@ MAX_MEMBERS = 50_000
 
 A body with more would keep the parser busy. 128 KiB of JSON Schemas have 20,000.
 """
-MAX_ESCAPES = 4_000_000
+MAX_ESCAPES = 2_000_000
 """Maximum number of backslashes in a body. Parsers take ten times longer for them than for text."""
 LONG_BODY = 64 * 1024
 STEP = 1024 * 1024
@@ -100,7 +100,7 @@ def without_images(body: bytes) -> Steps[bytes]:
                 break
             payload_end = quote
             if body.endswith(b"\\", found, quote):
-                payload_end = found + len(body[found:quote].rstrip(b"\\"))
+                payload_end = _before_backslashes(body, found, quote)
             if payload_end - found < MIN_PAYLOAD or not (yield from _can_be_base64(body, found, payload_end)):
                 payload_end = found
         end = max(found, payload_end)
@@ -108,6 +108,13 @@ def without_images(body: bytes) -> Steps[bytes]:
         begin = end
     parts.append(body[begin:])
     return b"".join(parts)
+
+
+def _before_backslashes(body: bytes, start: int, end: int) -> int:
+    """Return where the backslashes at the end of `body[start:end]` begin, or `start` if they are many."""
+    least = max(start, end - MIN_PAYLOAD)
+    at = least + len(body[least:end].rstrip(b"\\"))
+    return start if at == least else at
 
 
 def decode_fields(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

@@ -37,6 +37,7 @@ _decoder = msgspec.json.Decoder(Chat)
 
 _JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _MAX_DECODED = 1024 * 1024
+_MAX_SEARCHED = 4 * 1024 * 1024
 _MAX_MEMBERS = 400_000
 """Maximum size and number of members of a text that is decoded for a better error."""
 
@@ -113,7 +114,7 @@ def _too_many_members(text: bytes, max_text_body: int) -> GatewayError:
     try:
         if len(text) <= _MAX_DECODED:
             decode(text, max_text_body)
-        elif text.count(b",") <= _MAX_MEMBERS:
+        elif len(text) <= _MAX_SEARCHED and text.count(b",") <= _MAX_MEMBERS:
             found = _lengths.decode(text)
             if bytes(found.logit_bias).count(b",") >= MAX_BIASES:
                 return InvalidRequest(

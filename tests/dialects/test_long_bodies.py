@@ -24,6 +24,9 @@ from gateway.errors import (
 from tests.fakes.chats import MIB, USER, request
 
 MOST_SECONDS = 0.05
+MOST_READS = 1.75
+"""A step takes as long as this many reads of a body of `max_body` bytes, on a machine too slow for `MOST_SECONDS`."""
+LONGEST = orjson.dumps("A" * 20 * MIB)
 ATTEMPTS = 8
 CHAT = request()
 EMBEDDING = b'{"model":"e","input":'
@@ -100,13 +103,19 @@ MARK_BYTES = [name for name in HOSTILE if name.startswith("marks")]
 
 
 def assert_short_steps(steps: Callable[[], Iterator[None]]) -> None:
-    """Check that no step takes more than 50 ms of CPU, at one of some attempts."""
-    least = float("inf")
+    """Check that no step takes more than 50 ms of CPU at one of some attempts, or what the machine makes of that."""
+    least = reads = float("inf")
     for _ in range(ATTEMPTS):
         least = min(least, longest_step(steps()))
-        if least <= MOST_SECONDS:
+        reads = min(reads, longest_step(reading()))
+        if least <= max(MOST_SECONDS, MOST_READS * reads):
             return
-    raise AssertionError(f"a step took {least * 1000:.0f} ms")
+    raise AssertionError(f"a step took {least * 1000:.0f} ms, reading 20 MiB {reads * 1000:.0f} ms")
+
+
+def reading() -> Iterator[None]:
+    orjson.loads(LONGEST)
+    yield
 
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
@@ -258,6 +267,7 @@ def test_members_are_counted_wherever_a_string_or_an_escape_is_cut(shift: int) -
         (b"data:image/png;base64," + b"A" * 5000 + b"\\\\", b"data:image/png;base64,\\\\"),
         (b"data:image/png;base64," + b"A" * 500, b"data:image/png;base64," + b"A" * 500),
         (b";base64," * 3 + b"\\" * 5000, b";base64," * 3 + b"\\" * 5000),
+        (b";base64," + b"A" * 5000 + b"\\" * 5000,) * 2,
         (b";base64,;base64," + b"A" * 5000, b";base64,"),
         (b";base64," + b"A" * 3 * MIB, b";base64,"),
         (b";base64," + (b"A" * 15 + b"\\/A") * 200_000, b";base64,"),  # as PHP writes it
