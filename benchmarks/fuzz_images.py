@@ -22,7 +22,7 @@ import orjson
 from PIL import Image
 
 from benchmarks.process_stats import cpu_seconds, family
-from gateway.chat import checks, image_file
+from gateway.chat import checks, image_child
 from gateway.chat.images import MAX_IMAGES, MAX_REQUEST_SECONDS, ImageNormalizer
 from gateway.dialects.openai_chat import check_long_text, decode
 from gateway.engines.engine import ModelFacts
@@ -34,7 +34,7 @@ from gateway.rollout.canary import canary_bucket
 
 MIB = 1024 * 1024
 MAX_BODY = 20 * MIB
-MOST_CHILD_SECONDS = MAX_REQUEST_SECONDS + image_file.CPU_SECONDS
+MOST_CHILD_SECONDS = MAX_REQUEST_SECONDS + image_child.CPU_SECONDS
 """CPU time of the child processes for one request: the budget, which the last image may exceed by its own."""
 LARGEST_SIDE, LARGE_SIDE = 8000, 2048
 """Width and height of the largest seeds: as many pixels as an image may have, and fewer to save time."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from gateway.admission.concurrency_limits import AdaptiveLimit, ConcurrencyLimit, LoadSample
 from gateway.admission.fair_queue import Claim, FairQueue
-from gateway.admission.model_residency import ModelResidency, ModelState
+from gateway.admission.model_residency import ModelResidency
+from gateway.admission.model_state import ModelState
 from gateway.admission.prefix_cache import PrefixCache
 from gateway.chat.prompt_blocks import PromptBlocks
 from gateway.errors import GatewayError

@@ -85,7 +85,7 @@ from typing import NamedTuple
 
 from gateway.admission.affinity import Affinity
 from gateway.admission.concurrency_limits import CONFIRM_SECONDS, TRY_AGAIN_SECONDS, AdaptiveLimit, ConcurrencyLimit
-from gateway.admission.model_residency import ModelState
+from gateway.admission.model_state import ModelState
 from gateway.admission.queues import (
     BATCH_SHARE,
     AdmissionLimits,

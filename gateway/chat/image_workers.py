@@ -1,6 +1,6 @@
 """Child processes that convert images, each one image at a time.
 
-A child is a fresh interpreter that runs `image_file.py`. It has none of the gateway's memory,
+A child is a fresh interpreter that runs `image_child.py`. It has none of the gateway's memory,
 sockets or environment, and it is reused, because its start costs about 100 ms of CPU and most
 conversions a few. The parent writes the length of an image and the image, then reads the answer:
 a child that starts late, or reads slowly, loses nothing. Every way to end a job early is the same:
@@ -18,8 +18,8 @@ from typing import IO, NamedTuple, cast
 
 import PIL
 
-from gateway.chat import image_file
-from gateway.chat.image_file import BadImage
+from gateway.chat import image_child
+from gateway.chat.image_structure import BadImage
 
 JOBS_PER_CHILD = 1000
 """A child is replaced after this number of images, so that no leak in a decoder adds up."""
@@ -34,6 +34,8 @@ A million pixels takes 20 ms of CPU, or 200 ms if they are noise. The start of a
 on a busy machine several seconds, because the gateway and the engines have priority.
 """
 PIECE = 1 << 16
+FOLDERS = [str(Path(PIL.__file__).parents[1]), str(Path(image_child.__file__).parents[2])]
+"""Where a child finds Pillow and this package."""
 
 TOO_LONG = "it takes too long to decode"
 TOO_HEAVY = "it takes too much time or memory to decode"
@@ -183,10 +185,10 @@ class _Answer(NamedTuple):
 
 
 def _result(answer: _Answer) -> Converted:
-    if answer.status == image_file.BAD:
+    if answer.status == image_child.BAD:
         raise BadImage(answer.out.decode(errors="replace"))
-    if answer.status != image_file.DONE:
-        raise RuntimeError(f"{image_file.__file__} failed: {answer.out.decode(errors='replace')}")
+    if answer.status != image_child.DONE:
+        raise RuntimeError(f"{image_child.__file__} failed: {answer.out.decode(errors='replace')}")
     return Converted(answer.out, answer.pixels, answer.seconds)
 
 
@@ -206,7 +208,7 @@ class _Child:
     @property
     def is_over_time(self) -> bool:
         """True if the dead child exceeded its own limit of CPU time or time."""
-        return self._process.returncode in image_file.OVER_TIME
+        return self._process.returncode in image_child.OVER_TIME
 
     def ask(self, data: bytes, max_pixels: int) -> _Answer:
         """Have the child convert an image.
@@ -217,9 +219,9 @@ class _Child:
         """
         self.jobs += 1
         try:
-            _write(self._stdin, image_file.REQUEST.pack(len(data), max_pixels))
+            _write(self._stdin, image_child.REQUEST.pack(len(data), max_pixels))
             _write(self._stdin, data)
-            status, pixels, seconds, length = image_file.ANSWER.unpack(_read(self._stdout, image_file.ANSWER.size))
+            status, pixels, seconds, length = image_child.ANSWER.unpack(_read(self._stdout, image_child.ANSWER.size))
             if length > MAX_RESULT:
                 raise EOFError
             return _Answer(status, pixels, seconds, _read(self._stdout, length))
@@ -227,7 +229,7 @@ class _Child:
             self.kill()
             if self.wait() > 0:
                 errors = self._stderr.read().decode(errors="replace")
-                raise RuntimeError(f"{image_file.__file__} failed: {errors[-500:]}") from None
+                raise RuntimeError(f"{image_child.__file__} failed: {errors[-500:]}") from None
             raise
 
     def kill(self) -> None:
@@ -245,8 +247,7 @@ class _Child:
 
 
 def _start() -> "subprocess.Popen[bytes]":
-    site = str(Path(PIL.__file__).parents[1])
-    command: Sequence[str] = [sys.executable, "-I", "-W", "ignore", image_file.__file__, site]
+    command: Sequence[str] = [sys.executable, "-I", "-W", "ignore", image_child.__file__, *FOLDERS]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env={}, bufsize=0)  # noqa: S603 - trusted
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.chat import image_file
-from gateway.chat.image_file import BadImage
+from gateway.chat.image_structure import BadImage, kind_of
 from gateway.chat.image_turns import FairTurns
 from gateway.chat.image_workers import Converted, ImageWorkers, Job, OutOfTime
 from gateway.chat.request import Chat, ImagePart, ImageUrl
@@ -149,7 +149,7 @@ class ImageNormalizer:
         Raises:
             InvalidImageUrl: an image is not a `data:` URL in base64.
             InvalidImage: an image is not a complete PNG, JPEG, WebP or GIF of up to
-                `image_file.MAX_PIXELS`; there are more than `MAX_IMAGES`; or they exceed the
+                `image_structure.MAX_PIXELS`; there are more than `MAX_IMAGES`; or they exceed the
                 `Budget` of a request.
             QueueTimeout: it takes longer than `MAX_REQUEST_WAIT`.
         """
@@ -216,7 +216,7 @@ class ImageNormalizer:
         elif not is_canonical:
             sent = data_url(data)
         else:
-            head = f"data:image/{image_file.kind_of(data)};base64,"
+            head = f"data:image/{kind_of(data)};base64,"
             sent = url if url.startswith(head) and start == len(head) else head + url[start:]
         return Checked(sent, result.pixels, result.seconds + time.thread_time() - began)
 
@@ -361,7 +361,7 @@ def _decode_forgivingly(url: str, start: int) -> bytes:
 
 def data_url(data: bytes | bytearray) -> str:
     """Return the canonical `data:` URL of a PNG or JPEG."""
-    pieces = [f"data:image/{image_file.kind_of(data)};base64,"]
+    pieces = [f"data:image/{kind_of(data)};base64,"]
     for at in range(0, len(data), BYTES_STEP):
         pieces.append(base64.b64encode(data[at : at + BYTES_STEP]).decode())
         if len(data) > BYTES_STEP:

@@ -7,18 +7,16 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gateway import config
+from gateway.cli.exit_status import EXIT_BAD, stop_with
 from gateway.cli.ops_client import OpsClient, OpsError
 
 if TYPE_CHECKING:
     from gateway.bench.advise.advice import Advice, Wishes
-
-EXIT_BAD = 1
-EXIT_WORDS = 2
 
 
 def advise(
@@ -71,7 +69,7 @@ def advise(
     try:
         targets = tuple(Target.parse(text) for text in target or ())
     except ValueError as problem:
-        _stop([f"--target: {problem}"])
+        stop_with([f"--target: {problem}"])
     wishes = Wishes(targets=targets, users=users, think=think, wait=wait)
     machine = None if price is None else Machine(price, years, watts, kwh_price)
     try:
@@ -81,7 +79,7 @@ def advise(
             advice, found = _from_gateway(_client(source, config_file), wishes, seconds), None
         before = None if against is None else users_of(result_of(against))
     except InvalidSource as problem:
-        _stop([str(problem)])
+        stop_with([str(problem)])
     costs = cost_remarks(found or users, machine, before)
     if as_json:
         print(json.dumps(report.as_json(advice, costs, lang), ensure_ascii=False))
@@ -114,27 +112,21 @@ def _from_gateway(client: OpsClient, wishes: "Wishes", seconds: float) -> "Advic
             time.sleep(seconds)
         now, status = Exposition(client.metrics()), client.request("GET", "/ops/status")
     except OpsError as error:
-        _stop([str(error)], EXIT_BAD)
+        stop_with([str(error)], EXIT_BAD)
     except ValueError as problem:
-        _stop([f"{client.base_url}/metrics: {problem}"], EXIT_BAD)
+        stop_with([f"{client.base_url}/metrics: {problem}"], EXIT_BAD)
     period = seconds or time.time() - now.sum("process_start_time_seconds")
     return from_loads(loads(status, now, earlier, period), wishes)
 
 
 def _client(source: str | None, config_file: Path | None) -> OpsClient:
     if source is not None and source != "localhost" and not {":", "."} & set(source):
-        _stop([f"{source!r} is neither a file nor an address"])
+        stop_with([f"{source!r} is neither a file nor an address"])
     try:
         if source is not None:
             return OpsClient.of_url(source, config_file, "SOURCE")
         return OpsClient.of_settings(config_file)
     except config.ConfigError as error:
-        _stop([*error.lines])
+        stop_with([*error.lines])
     except OpsError as error:
-        _stop([str(error)])
-
-
-def _stop(lines: list[str], status: int = EXIT_WORDS) -> NoReturn:
-    for line in lines:
-        print(line, file=sys.stderr)
-    raise typer.Exit(status)
+        stop_with([str(error)])

@@ -6,9 +6,11 @@
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from gateway.cli.exit_status import EXIT_BAD, EXIT_INTERRUPTED, stop_with
 
 if TYPE_CHECKING:
     from gateway.bench.fail_if import Condition
@@ -17,9 +19,6 @@ if TYPE_CHECKING:
     from gateway.bench.writers import Style
     from gateway.cli.bench_options import Checked
 
-EXIT_BAD = 1
-EXIT_WORDS = 2
-EXIT_INTERRUPTED = 130
 DEFAULT_URL = "http://127.0.0.1:8080"
 ScenarioName = Literal["concurrency", "text-parallel", "vision-batch", "multi-model", "users", "load", "soak"]
 CONTEXT = {"allow_extra_args": True}
@@ -184,12 +183,12 @@ def _measured(scenario: str, options: "BenchOptions", console: Any, style: "Styl
     try:
         return uvloop.run(measure(scenario, options, console, style))
     except InvalidImage as problem:
-        _stop([f"--images: {problem}"], EXIT_WORDS)
+        stop_with([f"--images: {problem}"])
     except NoModel as problem:
-        _stop([str(problem)], EXIT_BAD)
+        stop_with([str(problem)], EXIT_BAD)
     except Unanswered as problem:
         target = options.target
-        _stop([f"{target.url}{target.path} does not answer a first request: {problem.error}"], EXIT_BAD)
+        stop_with([f"{target.url}{target.path} does not answer a first request: {problem.error}"], EXIT_BAD)
 
 
 def _report(result: "ScenarioResult", style: "Style", out: Path | None, *, as_json: bool) -> None:
@@ -207,7 +206,7 @@ def _report(result: "ScenarioResult", style: "Style", out: Path | None, *, as_js
     try:
         paths = write_all(result, out, style)
     except OSError as problem:
-        _stop([f"--out: {out}: {problem.strerror or problem}"], EXIT_WORDS)
+        stop_with([f"--out: {out}: {problem.strerror or problem}"])
     for path in paths:
         print(path, file=sys.stderr)
 
@@ -221,13 +220,13 @@ def _judge(result: "ScenarioResult", style: "Style", conditions: "tuple[Conditio
     try:
         problems = [problem for condition in conditions if (problem := condition.problem(figures))]
     except UnknownFigure as unknown:
-        _stop([f"--fail-if: {unknown}"], EXIT_WORDS)
+        stop_with([f"--fail-if: {unknown}"])
     if problems:
-        _stop([f"failed: {problem}" for problem in problems], EXIT_BAD)
+        stop_with([f"failed: {problem}" for problem in problems], EXIT_BAD)
     if result.is_interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
     if not any(run.good for run in result.runs):
-        _stop(["no request was answered"], EXIT_BAD)
+        stop_with(["no request was answered"], EXIT_BAD)
 
 
 def _checked(context: typer.Context) -> "Checked":
@@ -236,12 +235,12 @@ def _checked(context: typer.Context) -> "Checked":
 
     given = dict(context.params)
     if extra := _take_extra_values(context.args, given):
-        _stop([f"unexpected argument {word!r}" for word in extra], EXIT_WORDS)
+        stop_with([f"unexpected argument {word!r}" for word in extra])
     sources = {name: context.get_parameter_source(name) for name in given}
     try:
         return check(given, {name for name, source in sources.items() if source and source.name == "COMMANDLINE"})
     except InvalidOptions as problem:
-        _stop(problem.lines, EXIT_WORDS)
+        stop_with(problem.lines)
 
 
 def _take_extra_values(words: list[str], given: dict[str, Any]) -> list[str]:
@@ -255,9 +254,3 @@ def _take_extra_values(words: list[str], given: dict[str, Any]) -> list[str]:
         else:
             left.append(word)
     return left
-
-
-def _stop(lines: list[str], status: int) -> NoReturn:
-    for line in lines:
-        print(line, file=sys.stderr)
-    raise typer.Exit(status)

@@ -5,16 +5,16 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from gateway.cli.exit_status import EXIT_BAD, stop_with
 
 if TYPE_CHECKING:
     from gateway.bench.compare import Written
     from gateway.cli.compare_options import CheckedCompare
 
-EXIT_BAD = 1
-EXIT_WORDS = 2
 
 _SIDES, _LOAD, _QUALITY, _OUTPUT = "Sides", "Load", "Quality", "Result"
 _Api = Literal["openai", "ollama"]
@@ -134,7 +134,7 @@ def compare(
     try:
         paths = written.write(out, lang)
     except OSError as problem:
-        _stop([f"--out: {out}: {problem.strerror or problem}"], EXIT_WORDS)
+        stop_with([f"--out: {out}: {problem.strerror or problem}"])
     for path in paths:
         print(path, file=sys.stderr)
     _judge(written, checked)
@@ -147,7 +147,7 @@ def _checked(given: dict[str, Any]) -> "CheckedCompare":
     try:
         return check(given)
     except InvalidOptions as problem:
-        _stop(problem.lines, EXIT_WORDS)
+        stop_with(problem.lines)
 
 
 def _compared(checked: "CheckedCompare", console: Any) -> "Written":
@@ -165,15 +165,14 @@ def _compared(checked: "CheckedCompare", console: Any) -> "Written":
             bench.of_targets(checked.plan, checked.targets, checked.judge, console, checked.lang, checked.commands)
         )
     except bench.UnreadableResult as problem:
-        _stop([str(problem)], EXIT_WORDS)
+        stop_with([str(problem)])
     except bench.UnlikeWorkloads as unlike:
-        _stop(
+        stop_with(
             ["the workloads differ, so a difference would say nothing; use --force to compare anyway:"]
             + [f"  {one}" for one in unlike.fields],
-            EXIT_WORDS,
         )
     except (NoModel, NotMeasured, NotStarted) as problem:
-        _stop([str(problem)], EXIT_BAD)
+        stop_with([str(problem)], EXIT_BAD)
 
 
 def _judge(written: "Written", checked: "CheckedCompare") -> None:
@@ -185,12 +184,6 @@ def _judge(written: "Written", checked: "CheckedCompare") -> None:
     try:
         problems = [problem for condition in checked.conditions if (problem := condition.problem(figures))]
     except UnknownFigure as unknown:
-        _stop([f"--fail-if: {unknown}"], EXIT_WORDS)
+        stop_with([f"--fail-if: {unknown}"])
     if problems:
-        _stop([f"failed: {problem}" for problem in problems], EXIT_BAD)
-
-
-def _stop(lines: list[str], status: int) -> NoReturn:
-    for line in lines:
-        print(line, file=sys.stderr)
-    raise typer.Exit(status)
+        stop_with([f"failed: {problem}" for problem in problems], EXIT_BAD)

@@ -15,7 +15,8 @@ from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors
 from gateway.dialects.json_body import Steps, completed
 from gateway.dialects.json_text import escaped, json_text
 from gateway.dialects.openai_chat import STREAM_LINES
-from gateway.dialects.responses_request import REASONING_PREFIX, parse_response
+from gateway.dialects.responses_items import REASONING_PREFIX
+from gateway.dialects.responses_request import parse_response
 from gateway.errors import GatewayError
 
 _INCOMPLETE: dict[FinishReason, str] = {"length": "max_output_tokens", "content_filter": "content_filter"}

@@ -29,7 +29,7 @@ from functools import partial
 from typing import Protocol
 
 from gateway.admission.model_activity import LEAST_PATIENCE
-from gateway.admission.model_residency import ModelState
+from gateway.admission.model_state import ModelState
 from gateway.errors import GatewayError, UpstreamTimeout
 from gateway.upstream.backend import Backend
 from gateway.upstream.failures import NO_NEXT_PIECE

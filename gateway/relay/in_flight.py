@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from gateway.admission.model_residency import ModelState
+from gateway.admission.model_state import ModelState
 from gateway.admission.scheduler import Transfer
 from gateway.relay.destinations import Destination
 from gateway.relay.frozen_models import ModelRequest

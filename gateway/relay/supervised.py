@@ -6,7 +6,7 @@ read it, and interrupt it, through the methods of `SupervisedRelay`.
 
 import math
 
-from gateway.admission.model_residency import ModelState
+from gateway.admission.model_state import ModelState
 from gateway.errors import GatewayError, ModelUnloaded, ServerHangs
 from gateway.relay.failover import Failover
 from gateway.relay.in_flight import Requeueable

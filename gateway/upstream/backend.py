@@ -12,7 +12,7 @@ from zlib import crc32
 
 from gateway.admission.affinity import Affinity
 from gateway.admission.concurrency_limits import AdaptiveLimit
-from gateway.admission.model_residency import ModelState
+from gateway.admission.model_state import ModelState
 from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, TierLimits
 from gateway.admission.scheduler import Admission
 from gateway.config import BackendSettings, LimitOverrides, ServerSettings

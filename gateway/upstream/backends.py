@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
-from gateway.admission.model_residency import ModelState
+from gateway.admission.model_state import ModelState
 from gateway.config import Settings, is_same_place
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend

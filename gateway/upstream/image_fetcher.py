@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from gateway.chat.image_address import ImageAddress, IpAddress, is_allowed, is_public, parse, redirected
-from gateway.chat.image_file import kind_of
+from gateway.chat.image_structure import kind_of
 from gateway.chat.image_turns import FairTurns
 from gateway.chat.images import path_of, urls_of, with_urls
 from gateway.chat.request import Chat

@@ -11,7 +11,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from email.utils import parsedate_to_datetime
 from functools import partial
 
-from gateway.admission.model_residency import LoadedModels, ModelResidency, ModelState
+from gateway.admission.model_residency import LoadedModels, ModelResidency
+from gateway.admission.model_state import ModelState
 from gateway.config import Settings
 from gateway.engines.engine import MAX_REFUSAL
 from gateway.engines.ollama_loading import loaded

@@ -1,4 +1,7 @@
-"""Decisions about loading models and making room, as steps of a state machine on a manual clock."""
+"""Decisions about loading models and making room, as steps of a state machine on a manual clock.
+
+Covers: gateway/admission/model_state.py
+"""
 
 from collections.abc import Callable
 
@@ -10,8 +13,8 @@ from gateway.admission.model_residency import (
     UNLOAD_AGAIN_SECONDS,
     LoadedModels,
     ModelResidency,
-    ModelState,
 )
+from gateway.admission.model_state import ModelState
 from gateway.errors import GatewayError
 from tests.fakes.admission import Clock, Server, setup
 

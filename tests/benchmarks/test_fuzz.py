@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from benchmarks import fuzz, fuzz_images, fuzz_schemas
-from gateway.chat.image_file import kind_of
+from gateway.chat.image_structure import kind_of
 from gateway.chat.images import MAX_IMAGES
 from gateway.chat.json_schema import MAX_SCHEMA
 

@@ -9,10 +9,10 @@ from typing import IO, Any
 
 import pytest
 
-from gateway.chat import image_file, image_workers
+from gateway.chat import image_child, image_workers
 
 Child = subprocess.Popen[bytes]
-SOURCE = Path(image_file.__file__).read_text()
+SOURCE = Path(image_child.__file__).read_text()
 HANGING = "import time; time.sleep(60)"
 
 
@@ -39,7 +39,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Children:
     def start(command: list[str], **options: Any) -> Child:
         code = children.codes.pop(0) if children.codes else children.code
         if code is not None:
-            command = [sys.executable, "-I", "-W", "ignore", "-c", code, *command[-1:]]
+            command = [sys.executable, "-I", "-W", "ignore", "-c", code, *image_workers.FOLDERS]
         child = popen(command, **options)
         children.all.append(child)
         children.started.set()

@@ -9,7 +9,7 @@ import zlib
 import pytest
 from PIL import Image, ImageChops
 
-from gateway.chat import image_file
+from gateway.chat import image_structure
 from gateway.chat.images import ImageNormalizer
 from gateway.errors import InvalidImage
 
@@ -54,7 +54,7 @@ def with_chunk(data: bytes, kind: bytes, payload: bytes) -> bytes:
 
 
 def url_of(data: bytes) -> str:
-    return f"data:image/{image_file.kind_of(data) or 'png'};base64,{base64.b64encode(data).decode()}"
+    return f"data:image/{image_structure.kind_of(data) or 'png'};base64,{base64.b64encode(data).decode()}"
 
 
 def opened(url: str) -> Image.Image:
@@ -156,7 +156,7 @@ CONVERTED = {
             DRAWING.transpose(how),
             True,
         )
-        for value, how in image_file._TRANSPOSE.items()
+        for value, how in image_structure.ORIENTATIONS.items()
     },
 }
 """Images that are converted: bytes, what the result shows, and whether losses are acceptable."""

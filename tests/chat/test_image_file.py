@@ -1,4 +1,7 @@
-"""Tests of the check and conversion of one image, through `ImageNormalizer.check`."""
+"""Tests of the check and conversion of one image, through `ImageNormalizer.check`.
+
+Covers: gateway/chat/image_structure.py
+"""
 
 import struct
 import time

@@ -1,4 +1,7 @@
-"""Tests of the child processes: input, crashes, limits, environment, and their end."""
+"""Tests of the child processes: input, crashes, limits, environment, and their end.
+
+Covers: gateway/chat/image_child.py
+"""
 
 import asyncio
 import fcntl
@@ -13,12 +16,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import PIL
 import pytest
 from PIL import Image
 
-from gateway.chat import image_file, image_workers
-from gateway.chat.image_file import BadImage
+from gateway.chat import image_child, image_workers
+from gateway.chat.image_structure import BadImage, kind_of
 from gateway.chat.image_workers import ImageWorkers, Job
 from tests.chat.child_samples import HANGING, Child, Children, Gate, changed, watched
 from tests.chat.image_samples import CONVERTED, drawing, saved
@@ -54,7 +56,7 @@ def of(child: Child, name: str) -> str:
 def test_child_is_reused(workers: ImageWorkers, children: Children) -> None:
     assert children.all == [], "children start when they are needed"
     results = {convert(workers) for _ in range(5)}
-    assert [image_file.kind_of(result) for result in results] == ["png"]
+    assert [kind_of(result) for result in results] == ["png"]
     assert len(children.all) == 1
     assert repr(workers) == "<ImageWorkers 0 busy, 1 idle>"
 
@@ -80,7 +82,7 @@ async def test_child_that_starts_late_loses_no_input(workers: ImageWorkers, chil
     await until(lambda: unread() > 1 << 14)  # what a pipe holds, at most 64 KiB; the rest has to wait
     assert unread() < len(TRANSPARENT) / 2
     (await asyncio.to_thread(gate.reached)).close()
-    assert image_file.kind_of(await task) == "png"
+    assert kind_of(await task) == "png"
 
 
 def test_child_killed_while_idle_is_replaced(workers: ImageWorkers, children: Children) -> None:
@@ -107,7 +109,7 @@ async def test_image_of_a_child_killed_at_work_goes_to_a_fresh_one(
     task = asyncio.create_task(asyncio.to_thread(convert, workers))
     go_on = await asyncio.to_thread(gate.reached)
     children.all[0].kill()
-    assert image_file.kind_of(await task) == "png"
+    assert kind_of(await task) == "png"
     go_on.close()
     assert len(children.all) == 2
     assert convert(workers)
@@ -260,7 +262,7 @@ def test_child_has_nothing_of_the_gateway(
     assert of(child, "environ") == ""
     assert "secret" not in of(child, "cmdline")
     assert of(child, "cmdline").split("\0")[1] == "-I", "not even the current folder is on its path"
-    assert image_file.__file__ in of(child, "cmdline")
+    assert image_child.__file__ in of(child, "cmdline")
     assert sorted(path.name for path in Path(f"/proc/{child.pid}/fd").iterdir()) == ["0", "1", "2"]
 
 
@@ -323,10 +325,11 @@ def test_images_in_several_threads_do_not_mix(workers: ImageWorkers, children: C
 
 def orphan(code: str | None = None) -> Child:
     """Return a child whose gateway is this test."""
-    start = ["-c", code] if code is not None else [image_file.__file__]
-    site = str(Path(PIL.__file__).parents[1])
+    start = ["-c", code] if code is not None else [image_child.__file__]
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-I", *start, site], stdin=pipe, stdout=pipe, env={}, bufsize=0)
+    return subprocess.Popen(
+        [sys.executable, "-I", *start, *image_workers.FOLDERS], stdin=pipe, stdout=pipe, env={}, bufsize=0
+    )
 
 
 def test_idle_child_ends_with_the_gateway() -> None:
@@ -336,7 +339,7 @@ def test_idle_child_ends_with_the_gateway() -> None:
         assert child.wait(10) == 0
 
 
-@pytest.mark.parametrize("sent", [b"\0\0", image_file.REQUEST.pack(1000, 0) + b"half"])
+@pytest.mark.parametrize("sent", [b"\0\0", image_child.REQUEST.pack(1000, 0) + b"half"])
 def test_child_whose_gateway_ended_halfway_through_an_image_ends(sent: bytes) -> None:
     with orphan() as child:
         assert child.stdin is not None
@@ -350,7 +353,7 @@ def test_child_at_work_ends_with_the_gateway(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
     with orphan(gate.long_job) as child:
         assert child.stdin is not None
-        child.stdin.write(image_file.REQUEST.pack(len(GIF), 0) + GIF)
+        child.stdin.write(image_child.REQUEST.pack(len(GIF), 0) + GIF)
         with gate.reached():
             child.stdin.close()
             assert child.wait(10) == -signal.SIGIO
@@ -369,6 +372,6 @@ def test_child_at_work_ends_by_itself(tmp_path: Path) -> None:
     code = gate.long_job.replace("ORPHAN_SECONDS = 60", "ORPHAN_SECONDS = 0.05")
     with orphan(code) as child:
         assert child.stdin is not None
-        child.stdin.write(image_file.REQUEST.pack(len(GIF), 0) + GIF)
+        child.stdin.write(image_child.REQUEST.pack(len(GIF), 0) + GIF)
         with gate.reached():
             assert child.wait(10) == -signal.SIGALRM

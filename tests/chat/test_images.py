@@ -22,6 +22,7 @@ from PIL import Image
 
 from gateway.chat import image_file, image_workers
 from gateway.chat import images as images_module
+from gateway.chat.image_structure import BadImage
 from gateway.chat.image_workers import Converted, OutOfTime
 from gateway.chat.images import Budget, ImageNormalizer, decode
 from gateway.chat.request import Chat, ImagePart, ImageUrl, Message, TextPart
@@ -447,7 +448,7 @@ async def test_result_for_a_client_that_left_is_dropped_silently(monkeypatch: py
         at_work.set()
         released.wait(10)
         ended.set()
-        raise image_file.BadImage("it came too late")
+        raise BadImage("it came too late")
 
     monkeypatch.setattr(image_file, "is_taken_as_is", slow)
     complaints: list[object] = []

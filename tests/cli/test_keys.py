@@ -1,4 +1,7 @@
-"""`gateway keys`: what the commands print and write, and a running gateway that follows them."""
+"""`gateway keys`: what the commands print and write, and a running gateway that follows them.
+
+Covers: gateway/cli/keys_commands.py
+"""
 
 import asyncio
 import json

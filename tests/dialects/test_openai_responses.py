@@ -1,6 +1,7 @@
 """OpenAI's Responses API: requests become chats, answers have its items and events.
 
 Covers: gateway/dialects/responses_request.py
+Covers: gateway/dialects/responses_items.py
 Covers: gateway/dialects/openai_responses.py
 """
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from gateway.admission.affinity import Affinity
 from gateway.admission.fair_queue import Claim
-from gateway.admission.model_residency import ModelResidency, ModelState
+from gateway.admission.model_residency import ModelResidency
+from gateway.admission.model_state import ModelState
 from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, QueueEntry, ServerSlots, TierLimits
 from gateway.admission.scheduler import Admission, Transfer
 from gateway.chat.prompt_blocks import PromptBlocks

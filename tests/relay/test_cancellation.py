@@ -17,7 +17,7 @@ import pytest
 
 from gateway.downstream import cycle
 from gateway.downstream.protocol import ServerLimits
-from gateway.upstream import health_checks as health
+from gateway.upstream import health_checks, probe
 from tests.fakes.fault_backend import TEXT, FaultBackend, Kind
 from tests.fakes.running_gateway import Raw, Running, open_descriptors, request_bytes, running, settings_for, until
 
@@ -114,8 +114,8 @@ async def test_client_that_leaves_while_the_gateway_connects_ends_the_attempt(
     monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     """Case 38; here the backend's TLS handshake never ends."""
-    monkeypatch.setattr(health, "PROBE_SECONDS", 0.05)
-    monkeypatch.setattr(health, "FIRST_ATTEMPTS", 1)
+    monkeypatch.setattr(probe, "PROBE_SECONDS", 0.05)
+    monkeypatch.setattr(health_checks, "FIRST_ATTEMPTS", 1)
     ended: list[float] = []
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -524,7 +524,7 @@ async def test_embedding_model_is_listed_with_its_context(kind: Kind) -> None:
 
 
 async def test_missing_embedding_model_is_logged_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("WARNING", "gateway.upstream.health_checks")
+    caplog.set_level("WARNING", "gateway.upstream")
     async with stand_in(Options("ollama", (CHAT,))) as server, before("ollama", server.base_url) as gateway:
         assert f"embedding ours needs the model '{EMBEDDING.name}'" in caplog.text
         assert code(await ask(gateway, {})) == (404, "model_not_found")

@@ -17,7 +17,7 @@ import pytest
 
 from gateway import config
 from gateway.admission.model_activity import SLOWNESS
-from gateway.admission.model_residency import ModelState
+from gateway.admission.model_state import ModelState
 from gateway.relay.frozen_models import CHECK_SECONDS
 from gateway.simulate import Fault, Model, Options
 from gateway.simulate import Running as StandIn

@@ -1,4 +1,8 @@
-"""Health checks: what they find out about the servers, and what the log says about it."""
+"""Health checks: what they find out about the servers, and what the log says about it.
+
+Covers: gateway/upstream/probe.py
+Covers: gateway/upstream/probe_report.py
+"""
 
 import asyncio
 import json
@@ -15,7 +19,9 @@ from gateway import config, simulate
 from gateway.admission.prefix_cache import PrefixCache
 from gateway.simulate.vllm.metrics import CACHE_BLOCKS
 from gateway.upstream.backend import Backend
-from gateway.upstream.health_checks import MAX_LISTED, MAX_MODEL_NAME, SHOWN_NAME, HealthChecks
+from gateway.upstream.health_checks import HealthChecks
+from gateway.upstream.probe import MAX_MODEL_NAME
+from gateway.upstream.probe_report import MAX_LISTED, SHOWN_NAME
 from tests.fakes.fault_backend import MODEL, FaultBackend, Kind
 from tests.fakes.running_gateway import until
 from tests.fakes.stand_ins import stand_in
@@ -28,7 +34,7 @@ OLLAMA = simulate.Options("ollama", (simulate.Model("qwen:8b"), simulate.Model("
 
 @pytest.fixture(autouse=True)
 def _capture_info_messages(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "gateway.upstream.health_checks")
+    caplog.set_level(logging.INFO, "gateway.upstream")
 
 
 @asynccontextmanager

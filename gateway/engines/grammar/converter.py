@@ -1,23 +1,21 @@
 """The conversion of JSON Schemas into portable ones. Pure; `portable.py` has its entry points."""
 
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from itertools import chain, count
 from typing import Any
 
 from gateway.chat.json_schema import Schema, SchemaDocument, WorkBudget
 from gateway.engines.grammar import ambiguity, regex
+from gateway.engines.grammar.merging import ANNOTATIONS, MAX_DEPTH, MAX_FORMS, SchemaMerger
 from gateway.engines.grammar.values import (
     BYTES_PER_UNIT,
     anything,
-    comparison_key,
-    holds_reference,
     length_bound,
     number_bounds,
     sorted_json,
     text_units,
     types_of,
-    units_of,
 )
 
 MAX_COUNT = 1000
@@ -29,11 +27,8 @@ MAX_OPTIONAL = 128
 
 The converter's work grows with the third power: 600 take 1 s, 2000 take 36 s.
 """
-FORM_UNITS, MERGE_UNITS, PATTERN_UNITS = 6, 5, 2
-"""Units of work of a schema, of merging two of them, and of a character of a pattern."""
-MAX_FORMS = 5000
-"""Maximum number of schemas in the result. Nested choices are multiplied out."""
-MAX_DEPTH = 48
+FORM_UNITS, PATTERN_UNITS = 6, 2
+"""Units of work of a schema, and of a character of a pattern."""
 MERGED_LEVELS = 8
 """Depth added by an `allOf`, because recursive references in it are expanded."""
 MAX_NAMES = 800
@@ -51,12 +46,7 @@ MAX_NAME = 256
 FORMATS = frozenset({"date", "time", "date-time", "uuid"})
 """Formats that llama.cpp knows. It ignores others, and vLLM rejects those that it does not know."""
 
-_ANNOTATIONS = frozenset(
-    {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema",
-     "$id", "id", "$anchor", "$dynamicAnchor", "$defs", "definitions", "$vocabulary"}
-)  # fmt: skip
 _COMPOUND = ("properties", "items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf")
-_ARRAY_GROUP = ("items", "prefixItems", "additionalItems")
 _plain_name = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 _trie_safe = re.compile(r"[A-Za-z0-9_ .,:;/@#$%&*+=!?~'<>(){}|`]*").fullmatch
 """Property names that the converter can put into character classes, one character at a time."""
@@ -72,16 +62,14 @@ A property of the root object with such a name would replace the rule.
 """
 
 
-class Converter:
+class Converter(SchemaMerger):
     """Conversion of one or more documents into one result.
 
     Referenced schemas become definitions, under names that all engines accept.
     """
 
     def __init__(self, budget: WorkBudget) -> None:
-        self._budget = budget
-        self._spend = budget.spend
-        self._document = SchemaDocument({})
+        super().__init__(budget)
         self._names: dict[int, tuple[str, Schema]] = {}
         """Name by the schema's identity. Holding the schema keeps its identity unique."""
         self._taken: set[str] = set()
@@ -90,15 +78,8 @@ class Converter:
         self._number = 0
         """The number in the last name of a definition that has no name of its own."""
         self._patterns: dict[str, str | None] = {}
-        self._known_values: dict[int, tuple[list[Any], bool, int]] = {}
-        """By the identity of a list: the list, whether it holds a `$ref`, and its size in units."""
-        self._known_merges: dict[int, tuple[Schema, Schema]] = {}
-        """By the identity of a schema with `allOf`: the schema, and the result of merging it."""
-        self._known_keys: dict[int, tuple[list[Any], list[Hashable]]] = {}
-        """By the identity of a list: the list, and what its values are compared by."""
         self._known_texts: dict[int, tuple[Schema, bytes]] = {}
         """By the identity of a form: the form, and its JSON."""
-        self._schema_count = 0
         self._path = 0
         self._bound_sum = 0
 
@@ -184,58 +165,13 @@ class Converter:
             return self._convert_values(schema, values, types)
         return self._convert_type(schema, types, depth)
 
-    # References, and schemas that apply to the same value
+    # References and choices
 
     def _convert_reference(self, reference: str) -> Schema:
         target = self._resolve(reference)
         if not isinstance(target, dict):
             return anything()
         return self._reference_to(target, reference.rpartition("/")[2] if "/" in reference else "root")
-
-    def _resolve(self, reference: str) -> Any:
-        """Follow the reference and all references that it leads to."""
-        for _ in range(MAX_DEPTH):
-            self._spend(2 + len(reference) // BYTES_PER_UNIT)
-            target = self._document.resolve(reference)
-            if not isinstance(target, dict) or not isinstance(target.get("$ref"), str):
-                return target
-            reference = target["$ref"]
-        return None
-
-    def _merge_all_of(self, schema: Schema, depth: int) -> Schema:
-        """Merge `allOf` into the rest of the schema, because only one of the engines supports it."""
-        parts = schema.get("allOf")
-        if not isinstance(parts, list):
-            return schema
-        known = self._known_merges.get(id(schema))
-        if known is None:
-            known = self._known_merges[id(schema)] = schema, self._merge_parts(schema, parts, depth)
-        return known[1]
-
-    def _merge_parts(self, schema: Schema, parts: list[Any], depth: int) -> Schema:
-        if depth > MAX_DEPTH or self._schema_count > MAX_FORMS:
-            return {}
-        own = {key: value for key, value in schema.items() if key != "allOf"}
-        if len(parts) == 1 and isinstance(parts[0], dict) and "$ref" in parts[0] and _ANNOTATIONS.issuperset(own):
-            return parts[0] | own
-        result = self._inline(own, depth)
-        last: Schema = {}
-        for part in parts:
-            self._schema_count += 1
-            if isinstance(part, dict):
-                inlined = self._inline(part, depth + 1)
-                if inlined is not last:
-                    result = self._merge(result, inlined)
-                last = inlined
-        return result
-
-    def _inline(self, schema: Schema, depth: int) -> Schema:
-        """Replace a reference by its target."""
-        self._spend(1 + len(schema))
-        if isinstance(schema.get("$ref"), str):
-            target = self._resolve(schema["$ref"])
-            schema = target if isinstance(target, dict) else {}
-        return self._merge_all_of(schema, depth + 1)
 
     def _convert_choice(self, schema: Schema, choices: list[Any], depth: int) -> Schema:
         """Convert a choice between `choices`.
@@ -244,7 +180,7 @@ class Converter:
         choice apply to every alternative.
         """
         siblings = {
-            key: value for key, value in schema.items() if key not in _ANNOTATIONS and key not in ("anyOf", "oneOf")
+            key: value for key, value in schema.items() if key not in ANNOTATIONS and key not in ("anyOf", "oneOf")
         }
         forms: dict[bytes, Schema] = {}
         for choice in choices:
@@ -273,59 +209,6 @@ class Converter:
         self._spend(1)
         return known[1]
 
-    def _merge(self, one: Schema, other: Schema) -> Schema:
-        """Merge two schemas that apply to the same value.
-
-        The result is exact, or looser where both restrict the same thing.
-        """
-        self._spend(MERGE_UNITS + len(one) + len(other))
-        merged = one | other
-        one_properties, other_properties = one.get("properties"), other.get("properties")
-        if isinstance(one_properties, dict) and isinstance(other_properties, dict):
-            self._spend(len(one_properties) + len(other_properties))
-            merged["properties"] = {
-                name: _merge_property(one_properties, other_properties, name)
-                for name in one_properties | other_properties
-            }
-        if isinstance(one.get("required"), list) and isinstance(other.get("required"), list):
-            self._spend((len(one["required"]) + len(other["required"])) // 8)
-            names = [*one["required"], *other["required"]]
-            merged["required"] = [*dict.fromkeys(name for name in names if isinstance(name, str))]
-        if any(key in other for key in _ARRAY_GROUP):
-            for key in _ARRAY_GROUP:
-                if key in one and key not in other:
-                    del merged[key]
-        if "patternProperties" in one and "patternProperties" in other:
-            merged.pop("additionalProperties", None)
-        one_types, other_types = types_of(one), types_of(other)
-        if one_types and other_types:
-            common = [
-                name for name in one_types if name in other_types or (name == "integer" and "number" in other_types)
-            ]
-            common += [
-                name for name in other_types if name == "integer" and "number" in one_types and name not in common
-            ]
-            merged["type"] = common or other_types
-        if isinstance(one.get("enum"), list) and isinstance(other.get("enum"), list):
-            merged["enum"] = self._common_values(one["enum"], other["enum"])
-        return merged
-
-    def _common_values(self, one: list[Any], other: list[Any]) -> list[Any]:
-        """Return the values in both lists, or the other list if there are none."""
-        if one is other:
-            return one
-        allowed = set(self._keys(other))
-        common = [value for value, key in zip(one, self._keys(one), strict=True) if key in allowed]
-        return one if len(common) == len(one) else common or other
-
-    def _keys(self, values: list[Any]) -> list[Hashable]:
-        self._spend(1 + len(values) // 4)
-        known = self._known_keys.get(id(values))
-        if known is None:
-            self._spend(self._values_units(values))
-            known = self._known_keys[id(values)] = values, [comparison_key(value) for value in values]
-        return known[1]
-
     def _convert_values(self, schema: Schema, values: list[Any], types: list[str]) -> Schema:
         """Convert `const` and `enum`.
 
@@ -337,15 +220,6 @@ class Converter:
             return typed
         kept: Schema = {"const": values[0]} if "const" in schema else {"enum": values}
         return kept | typed if len(types) == 1 else kept
-
-    def _values_units(self, values: list[Any]) -> int:
-        """Return the size of a list of values in units of work."""
-        known = self._known_values.get(id(values))
-        if known is None:
-            has_reference = any(map(holds_reference, values))
-            known = self._known_values[id(values)] = values, has_reference, units_of(values)
-            self._spend(known[2])
-        return known[2]
 
     # Single types
 
@@ -511,12 +385,3 @@ class Converter:
                 self._bound_sum += bound
                 bounds[name] = bound
         return bounds
-
-
-def _merge_property(one_properties: Schema, other_properties: Schema, name: str) -> Any:
-    """Merge the two schemas of a property. Forbidden by one means forbidden."""
-    if one_properties.get(name) is False or other_properties.get(name) is False:
-        return False
-    return (
-        other_properties[name] if other_properties.get(name, True) not in (True, {}) else one_properties.get(name, True)
-    )

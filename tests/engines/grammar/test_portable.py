@@ -1,6 +1,7 @@
 """Tests of portable schemas: equal to the original where possible, and never stricter.
 
 Covers: gateway/engines/grammar/converter.py
+Covers: gateway/engines/grammar/merging.py
 Covers: gateway/engines/grammar/values.py
 """
 
