@@ -1,9 +1,11 @@
-"""Pairs of equal requests to one vLLM, one by vLLM's load client, one by the gateway's, at the same time.
+"""Pairs of equal requests to one vLLM, one by vLLM's load client, one by the gateway's, in turn.
 
 `python vllm_request_pairs.py SITE_PACKAGES URL MODEL DATASET WORKERS` runs in vLLM's own virtual environment,
 with the gateway's package on its path. SITE_PACKAGES has what the gateway needs and vLLM does not install;
-vLLM's own packages take precedence. Both clients run in one event loop, so that a moment in which the machine
-does other work delays both. Which of a pair is sent first alternates. It prints one JSON line: by client, a
+vLLM's own packages take precedence. WORKERS pairs are under way at a time. Both clients run in one event loop,
+so that a moment in which the machine does other work delays both. Which of a pair is sent first alternates, and
+a request is sent at a random moment of an engine's step: right at its beginning, the client that sends a
+millisecond sooner would get its first token a whole step sooner. It prints one JSON line: by client, a
 list of `[ttft, latency, gaps, tokens]` of its requests in seconds; vLLM's gaps begin with the one between
 the role and the first token.
 """
@@ -11,6 +13,7 @@ the role and the first token.
 import asyncio
 import importlib
 import json
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +24,8 @@ sys.path.append(sys.argv[1])
 from gateway.bench.http_client import HttpLoadClient
 from gateway.bench.target import BenchRequest, Target
 
+MAX_PAUSE_SECONDS = 0.1
+"""Some steps of the engine."""
 Measured = list[Any]
 
 
@@ -33,6 +38,7 @@ class Pairs:
         self._url = f"{url}/v1/chat/completions"
         self._model = model
         self._ours = HttpLoadClient(Target(url, model))
+        self._random = random.Random(0)
         self.found: dict[str, list[Measured]] = {"ours": [], "theirs": []}
 
     async def run(self, rows: list[dict[str, Any]], workers: int) -> None:
@@ -50,7 +56,9 @@ class Pairs:
 
     async def _pair(self, number: int, row: dict[str, Any], session: Any) -> None:
         both = [self._send_ours(row), self._send_theirs(row, session)]
-        await asyncio.gather(*(both if number % 2 else reversed(both)))
+        for sending in both if number % 2 else reversed(both):
+            await asyncio.sleep(self._random.uniform(0, MAX_PAUSE_SECONDS))
+            await sending
 
     async def _send_ours(self, row: dict[str, Any]) -> None:
         parameters = {"temperature": 0, "ignore_eos": True}
