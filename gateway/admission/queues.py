@@ -7,7 +7,7 @@ import math
 import statistics
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from gateway.admission.concurrency_limits import AdaptiveLimit, ConcurrencyLimit, LoadSample
@@ -254,7 +254,7 @@ class Queue:
     ) -> None:
         self.model = model
         self.lane = lane
-        self.placements = placements
+        self.placements: list[Placement] = []
         self.room = room
         self._own_timeout = own_timeout
         self.interactive: FairQueue[QueueEntry] = FairQueue()
@@ -264,12 +264,24 @@ class Queue:
         self.running = 0
         self.service_times: deque[float] = deque(maxlen=SERVICE_SAMPLES)
         self._positions: tuple[float, dict[QueueEntry, int]] = (-math.inf, {})
-        for placement in placements:
-            if placement.state is not None:
-                placement.state.waiters.append(self)
+        self.add(placements)
 
     def __repr__(self) -> str:
         return f"<Queue {self.model} {self.lane.name} {self.running} in flight, {self.waiting} waiting>"
+
+    def add(self, placements: Iterable[Placement]) -> None:
+        """Let requests run at further servers."""
+        for placement in placements:
+            self.placements.append(placement)
+            if placement.state is not None:
+                placement.state.waiters.append(self)
+
+    def drop(self, servers: Collection[ServerSlots]) -> None:
+        """Let no request run at `servers` any more."""
+        for placement in self.placements:
+            if placement.server in servers and placement.state is not None:
+                placement.state.waiters.remove(self)
+        self.placements = [placement for placement in self.placements if placement.server not in servers]
 
     @property
     def waiting(self) -> int:

@@ -146,7 +146,7 @@ class Admission:
         self.affinity = affinity
         self._has_several = len(servers) > 1
         self._turn = 0
-        self._servers = servers
+        self._servers = list(servers)
         self._clock = clock
         self._call_later = call_later
         self._canonical = canonical
@@ -189,19 +189,35 @@ class Admission:
         if queue is None:
             shared_lane = self._lanes[lane]
             own = own or TierLimits()
-            placements = [
-                Placement(
-                    server,
-                    self._limits_at(server, model, shared_lane, own),
-                    server.gate(model, lane),
-                    self._model_state(server, model, shared_lane),
-                )
-                for server in self._servers
-            ]
+            placements = [self._placement(server, model, shared_lane, own) for server in self._servers]
             room = shared_lane.room if own.max_queue is None else ConcurrencyLimit(own.max_queue)
             queue = self._queues[key] = Queue(model, shared_lane, placements, room, own.queue_timeout)
             shared_lane.queues.append(queue)
         return queue
+
+    def add(self, servers: Collection[ServerSlots]) -> None:
+        """Let requests of all queues run at further servers. Call `refresh` when they may get some."""
+        self._servers += servers
+        self._has_several = True
+        for server in servers:
+            server.slots.limit = self._limits.slots
+        for (model, _, _, own), queue in self._queues.items():
+            queue.add(self._placement(server, model, queue.lane, own or TierLimits()) for server in servers)
+
+    def drop(self, servers: Collection[ServerSlots]) -> None:
+        """Forget servers that get no requests any more, and that none runs at."""
+        gone = set(servers)
+        self._servers = [server for server in self._servers if server not in gone]
+        for queue in self._queues.values():
+            queue.drop(gone)
+
+    def _placement(self, server: ServerSlots, model: str, lane: Lane, own: TierLimits) -> Placement:
+        return Placement(
+            server,
+            self._limits_at(server, model, lane, own),
+            server.gate(model, lane.name),
+            self._model_state(server, model, lane),
+        )
 
     def _model_state(self, server: ServerSlots, model: str, lane: Lane) -> ModelState | None:
         return (

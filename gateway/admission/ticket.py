@@ -84,7 +84,8 @@ class Ticket(QueueEntry):
 
     def _on_timeout(self, seconds: float, since: float, loaded_before: float) -> None:
         waited = self._admission.now() - since
-        left = self.queue.time_left(waited, self.queue.load_seconds(since + waited) - loaded_before)
+        loading = max(0.0, self.queue.load_seconds(since + waited) - loaded_before)  # a server may have left
+        left = self.queue.time_left(waited, loading)
         if self.claim.timeout is not None:
             left = min(left, self.claim.timeout - waited)
         if left > LATE_SECONDS:

@@ -188,7 +188,7 @@ class Operations:
             entry.get("context_length"),
             capabilities,
             any(server.is_well and server.has_loaded(model) for server in backend.servers),
-            all(server.residency is None for server in backend.servers),
+            backend.loading is None,
         )
 
     def _entry(self, name: str, models: dict[str, str]) -> dict[str, Any]:
@@ -305,9 +305,20 @@ class Operations:
             "waiting": {lane: admission.waiting(lane) for lane in admission.lanes},
             "live": self._live.figures(ALL, backend.name),
             "limits": {name: getattr(limits, name) for name in SHOWN_LIMITS},
+            "names": [
+                {
+                    "name": name.label,
+                    "resolved": name.failure is None,
+                    "failure": name.failure,
+                    "servers": len(name.servers),
+                    "ignored": name.ignored,
+                }
+                for name in backend.names
+            ],
             "servers": [
                 {
                     "name": server.name,
+                    "leaving": server.is_leaving,
                     "up": server.up,
                     "circuit": server.circuit.state,
                     "paused": server.circuit.is_paused,
@@ -328,7 +339,7 @@ class Operations:
                         for model, bound in server.models.items()
                     },
                 }
-                for server in backend.servers
+                for server in (*backend.servers, *backend.leaving)
             ],
         }
 
@@ -347,21 +358,12 @@ class Operations:
             metrics.circuit_state,
             metrics.server_up,
             metrics.server_running,
+            metrics.name_resolved,
             metrics.active_backend,
         ):
             gauge.clear()  # removes series that are no longer in the settings
         for backend in self._health.backends:
-            for lane in backend.admission.lanes:  # a name may have two backends: one drains, one replaces it
-                metrics.running.labels(backend.name, lane).inc(backend.admission.running(lane))
-                metrics.waiting.labels(backend.name, lane).inc(backend.admission.waiting(lane))
-            metrics.backend_up.labels(backend.name).set(backend.is_up)
-            metrics.circuit_state.labels(backend.name).set(backend.circuit_level)
-            if backend.admission.affinity is not None:
-                for outcome, count in backend.admission.affinity.take_counts().items():
-                    metrics.affinity.labels(backend.name, outcome).inc(count)
-            for number, server in enumerate(backend.servers, 1):
-                metrics.server_up.labels(backend.name, number).set(backend.gives_requests(server))
-                metrics.server_running.labels(backend.name, number).inc(server.load)
+            self._set_gauges(backend)
         for tier in self._settings.tiers.values():
             for name in tier.models:
                 metrics.active_backend.labels(tier.name, name).set(name == self._active_backend(tier.name))
@@ -370,6 +372,24 @@ class Operations:
                     metrics.switches.labels(tier.name, *move, cause)  # so that a rate includes the first one
         encode, content_type = choose_encoder(accept)
         return encode(metrics.registry), content_type
+
+    def _set_gauges(self, backend: Backend) -> None:
+        """Set the gauges of a backend. A name may have two backends: one drains, one replaces it."""
+        metrics = self._metrics
+        for lane in backend.admission.lanes:
+            metrics.running.labels(backend.name, lane).inc(backend.admission.running(lane))
+            metrics.waiting.labels(backend.name, lane).inc(backend.admission.waiting(lane))
+        metrics.backend_up.labels(backend.name).set(backend.is_up)
+        metrics.circuit_state.labels(backend.name).set(backend.circuit_level)
+        if backend.admission.affinity is not None:
+            for outcome, count in backend.admission.affinity.take_counts().items():
+                metrics.affinity.labels(backend.name, outcome).inc(count)
+        for server in backend.servers:
+            metrics.server_up.labels(backend.name, server.label).set(backend.gives_requests(server))
+        for server in (*backend.servers, *backend.leaving):
+            metrics.server_running.labels(backend.name, server.label).inc(server.load)
+        for name in backend.names:
+            metrics.name_resolved.labels(backend.name, name.label).set(name.failure is None)
 
 
 def _ejection(detector: OutlierDetector) -> dict[str, Any]:

@@ -109,9 +109,13 @@ class ModelSlots(Struct):
 
 
 class ServerStatus(Struct):
-    """A server of a backend. `up` is null until it was probed."""
+    """A server of a backend. `up` is null until it was probed.
+
+    One that is leaving gets no new requests: its host name no longer has its address.
+    """
 
     name: str
+    leaving: bool
     up: bool | None
     circuit: str
     paused: bool
@@ -124,8 +128,21 @@ class ServerStatus(Struct):
     model_slots: dict[str, ModelSlots]
 
 
+class NameStatus(Struct):
+    """A host name whose addresses are servers, and how many of them there are.
+
+    `failure` tells why the last lookup found no address. `ignored` are addresses beyond the limit.
+    """
+
+    name: str
+    resolved: bool
+    failure: str | None
+    servers: int
+    ignored: int
+
+
 class BackendStatus(Struct):
-    """A backend: requests by lane, limits, live figures of all tiers, and its servers."""
+    """A backend: requests by lane, limits, live figures of all tiers, host names and servers."""
 
     kind: str
     up: bool
@@ -133,6 +150,7 @@ class BackendStatus(Struct):
     waiting: dict[str, int]
     live: Figures
     limits: dict[str, float | str | None]
+    names: list[NameStatus]
     servers: list[ServerStatus]
 
 

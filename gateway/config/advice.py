@@ -93,7 +93,7 @@ def _limits(key: str, backend: BackendSettings) -> Iterator[str]:
 def _is_own_address(url: str, settings: Settings) -> bool:
     parts = urlsplit(url)
     local = parts.hostname in ("127.0.0.1", "localhost", "::1", settings.host)
-    return local and parts.scheme == "http" and (parts.port or 80) == settings.port
+    return local and parts.scheme in ("http", "dns") and (parts.port or 80) == settings.port
 
 
 def _sizes(settings: Settings) -> Iterator[str]:

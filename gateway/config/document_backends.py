@@ -87,9 +87,12 @@ class LimitOverridesDocument(LimitKeys):
 
 
 class ServerDocument(DocumentSection):
-    """One of several servers of a backend."""
+    """One of several servers of a backend, or a host name whose addresses are servers."""
 
-    base_url: str = Field(description="Address, with or without /v1 at the end. Required.")
+    base_url: str = Field(
+        description="Address, with or without /v1 at the end; dns://host:port: each address of the host name is a "
+        "server. Required."
+    )
     models: tuple[ModelName, ...] | None = Field(
         default=None, min_length=1, description="Models that it serves. Default: those that the server lists."
     )
@@ -97,6 +100,13 @@ class ServerDocument(DocumentSection):
 
 def _server(value: object) -> object:
     return {"base_url": value} if isinstance(value, str) else value
+
+
+def _servers(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+_ServerEntry = Annotated[ServerDocument, BeforeValidator(_server, json_schema_input_type=ServerDocument | str)]
 
 
 class BackendDocument(LimitKeys):
@@ -112,13 +122,14 @@ class BackendDocument(LimitKeys):
         description="Address, with or without /v1 at the end; use either base_url or servers. "
         "Default: http://127.0.0.1:11434 on ollama, http://127.0.0.1:8001/v1 on vllm.",
     )
-    servers: (
-        tuple[Annotated[ServerDocument, BeforeValidator(_server, json_schema_input_type=ServerDocument | str)], ...]
-        | None
-    ) = Field(
+    servers: Annotated[
+        tuple[_ServerEntry, ...] | None,
+        BeforeValidator(_servers, json_schema_input_type=list[ServerDocument | str] | str | None),
+    ] = Field(
         default=None,
         min_length=1,
-        description="Several servers behind one name, because a vLLM serves one model. "
+        description="Several servers behind one name, because a vLLM serves one model: a list, or "
+        "dns://host:port for all addresses of a host name, which is looked up again after each probe_interval. "
         "The key balance decides which of those that serve the model gets a request.",
     )
     api_key: Key | None = Field(default=None, description="Key sent to the backend as a bearer token. Default: none.")
@@ -134,7 +145,9 @@ class BackendDocument(LimitKeys):
         description="PEM file of the certificate authorities to trust for https. Default: those of the system.",
     )
     probe_interval: Duration | None = Field(
-        default=None, description="Time between two health probes, in seconds. Default: 5."
+        default=None,
+        description="Time between two health probes, and between two lookups of a name in servers, in seconds. "
+        "Default: 5.",
     )
     discover: Flag | None = Field(
         default=None,

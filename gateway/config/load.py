@@ -177,10 +177,11 @@ def _warn_about_variables(
     for kind in BUILT_IN:
         backend = _mapping(_mapping(written, "backends"), homes[kind] or "")
         servers = backend.get("servers")
-        if f"{kind.upper()}_BASE_URL" in every and isinstance(servers, list) and len(servers) > 1:
-            problems.warn(
-                f"{kind.upper()}_BASE_URL: replaces all {len(servers)} servers of backends.{homes[kind]} in the file"
-            )
+        replaced = "all" if isinstance(servers, str) else ""
+        if isinstance(servers, list) and len(servers) > 1:
+            replaced = f"all {len(servers)}"
+        if replaced and f"{kind.upper()}_BASE_URL" in every:
+            problems.warn(f"{kind.upper()}_BASE_URL: replaces {replaced} servers of backends.{homes[kind]} in the file")
 
 
 def _validated(merged: dict[str, Any], problems: Problems) -> SettingsDocument | None:

@@ -22,6 +22,8 @@ HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?")
 PREFIX = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
 ENDPOINT = re.compile(r"/(chat/completions|completions|embeddings|rerank|api/(chat|generate|tags|embed))$")
 
+NAME_SCHEMES = ("dns", "dns+https")
+
 # Default port of each engine, for addresses that have neither a scheme nor a port, as in
 # OLLAMA_HOST.
 BARE_PORTS = {"ollama": 11434, "vllm": 8000}
@@ -100,6 +102,25 @@ def count_or_auto(value: object) -> int | str:
         return count(1)(value)
     except ValueError:
         raise ValueError("expected a whole number of at least 1, or auto") from None
+
+
+def server_url(value: object, bare_port: int | None = None) -> str:
+    """Return the address of a server as `base_url` does, or a name each of whose addresses is a server.
+
+    Such a name is `dns://host[:port][/prefix]`, or `dns+https://…` for TLS. Without a port, the port
+    of `dns` is `bare_port`. The function is idempotent.
+    """
+    scheme, marker, rest = value.strip().partition("://") if isinstance(value, str) else ("", "", "")
+    scheme = scheme.lower()
+    if marker and scheme not in ("http", "https", *NAME_SCHEMES):
+        raise ValueError("expected an address that starts with http://, https:// or dns://")
+    if not marker or scheme not in NAME_SCHEMES:
+        return base_url(value, bare_port)
+    if rest.startswith("/") or "://" in rest:
+        raise ValueError("expected a host name, as in dns://vllm.example.com:8000")
+    # The default port of dns is the engine's, that of dns+https is 443.
+    found = base_url(rest if scheme == "dns" else f"https://{rest}", bare_port)
+    return f"{scheme}://{found.partition('://')[2]}"
 
 
 def base_url(value: object, bare_port: int | None = None) -> str:

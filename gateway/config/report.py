@@ -118,8 +118,9 @@ def _plain(value: Any) -> Any:
 
 def _backend_document(backend: BackendSettings) -> dict[str, Any]:
     document: dict[str, Any] = {"kind": backend.kind}
-    if len(backend.servers) == 1 and backend.servers[0].models is None:
-        document["base_url"] = backend.servers[0].base_url
+    first = backend.servers[0]
+    if len(backend.servers) == 1 and first.models is None and not first.is_name:
+        document["base_url"] = first.base_url
     else:
         document["servers"] = [_plain(server.model_dump()) for server in backend.servers]
     document |= backend.limits.model_dump(exclude={"concurrency"})

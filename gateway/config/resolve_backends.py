@@ -117,7 +117,7 @@ class BackendResolver:
 
     def _url(self, path: Path, text: str, kind: Kind) -> str | None:
         try:
-            return parsers.base_url(text, parsers.BARE_PORTS.get(kind))
+            return parsers.server_url(text, parsers.BARE_PORTS.get(kind))
         except ValueError as exc:
             self._problems.add(path, f"got {shown(path, text)}; {exc}")
             return None

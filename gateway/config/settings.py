@@ -84,10 +84,18 @@ class LimitOverrides(Frozen):
 class ServerSettings(Frozen):
     """One server of a backend."""
 
-    base_url: str = Field(description="scheme://host[:port][/prefix], without /v1 and without a slash at the end.")
+    base_url: str = Field(
+        description="scheme://host[:port][/prefix], without /v1 and without a slash at the end. With the scheme dns "
+        "(http) or dns+https, each address of the host name is a server."
+    )
     models: tuple[str, ...] | None = Field(
         default=None, description="Models that it serves; None: those that the server lists."
     )
+
+    @property
+    def is_name(self) -> bool:
+        """True if each address of the host name is a server."""
+        return self.base_url.startswith("dns")
 
 
 class BackendSettings(Frozen):

@@ -7,8 +7,9 @@ of them. From one attempt to the next, it goes:
    a stream), answered with a 5xx, is full, lacks the model, or was ejected because it hangs;
 2. to another backend, if the tier has a fallback and this backend is down, is full, lacks the
    model, was ejected, or failed before its first token;
-3. back to the front of the queue that it came from, if it had waited there and then met a server
-   that was gone, or if it leaves a server that hangs while the others are busy.
+3. back to the front of the queue that it came from, if it met a server that was gone after it had
+   waited there or while the others are busy, if its server was about to leave the backend
+   (`upstream/server_names.py`), or if it leaves a server that hangs while the others are busy.
 
 If the first attempt reached a server, the second one is a retry and needs room in the backend's
 retry budget. A retry away from a server that gets no new requests (its circuit is open, or it was
@@ -92,11 +93,20 @@ class Failover:
         if not answered and ticket.reassign():
             self._count_retry(reason, sent)
             return True
-        if reason in UNSENT and ticket.has_waited and self._fallback() is None:
+        if self._may_wait_again(ticket, server, reason, answered) and self._fallback() is None:
             server.circuit.mark_suspect(reason)
             self._count_retry(reason, sent)
             self.returns_to_queue = True
         return False
+
+    def _may_wait_again(self, ticket: Ticket, server: Server, reason: str, answered: bool) -> bool:
+        """Return whether a request that failed at `server` may wait for a slot once more."""
+        if reason not in UNSENT:
+            return server.is_leaving and not answered
+        model = self.destination.route.model
+        return ticket.has_waited or any(
+            other is not server and other.serves(model) and other.is_up() for other in self.destination.backend.servers
+        )
 
     def leave(self, ticket: Ticket, server: Server, meter: Meter) -> bool:
         """Let a request leave `server`, which hangs, if another server or the fallback can serve it.
@@ -162,6 +172,8 @@ class Failover:
 
     def _gets_no_more(self, server: Server, ticket: Ticket) -> bool:
         """Return whether `server` gets no new requests like this one now, but for one on trial."""
+        if server.is_leaving:
+            return True
         if server.circuit.is_open or ticket.placement is None:
             return server.circuit.is_open
         gate = ticket.placement.gate

@@ -288,6 +288,12 @@ class Metrics:
             ("backend", "server"),
             registry=registry,
         )
+        self.name_resolved = Gauge(
+            "gateway_name_resolved",
+            "1 if the last lookup of a host name whose addresses are servers found some, 0 if it failed.",
+            ("backend", "name"),
+            registry=registry,
+        )
         self.affinity = counter(
             "gateway_affinity_total",
             "Choices among several servers: kept where most of the prompt is cached, moved elsewhere, or new.",

@@ -3,41 +3,27 @@
 import asyncio
 import logging
 import math
-import ssl
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from urllib.parse import urlsplit
-from zlib import crc32
 
 from gateway.admission.affinity import Affinity
 from gateway.admission.concurrency_limits import AdaptiveLimit
 from gateway.admission.model_state import ModelState
 from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, TierLimits
 from gateway.admission.scheduler import Admission
-from gateway.config import BackendSettings, LimitOverrides, ServerSettings
-from gateway.engines.completions import Completer, OllamaCompleter, OpenAiCompleter
-from gateway.engines.embeddings import Embedder, OllamaEmbedder, OpenAiEmbedder
+from gateway.config import BackendSettings, LimitOverrides
+from gateway.engines.embeddings import Embedder
 from gateway.engines.engine import Engine
-from gateway.engines.ollama import Ollama
-from gateway.engines.ollama_loading import OllamaLoading
-from gateway.engines.openai import OpenAi
 from gateway.engines.rerank import VllmReranker
-from gateway.engines.vllm import Vllm
 from gateway.errors import BackendUnavailable
 from gateway.upstream.circuit_breaker import CALM, LEVELS, CircuitBreaker, CircuitState
+from gateway.upstream.kinds import build_completer, build_embedder, build_engine, build_loading
 from gateway.upstream.outlier_detection import Change, OutlierDetector
-from gateway.upstream.pool import Origin, Pool
 from gateway.upstream.retry_budget import RetryBudget
 from gateway.upstream.server import Server
-
-IDLE_SECONDS = {"ollama": 30.0, "vllm": 2.5, "openai": 2.5}
-"""Seconds that an idle connection is kept, by kind: half of what the servers keep it.
-
-vLLM keeps it for 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), other servers for uvicorn's default, Ollama
-for ever.
-"""
-
+from gateway.upstream.server_factory import ServerFactory
+from gateway.upstream.server_names import ServerName
 
 LONGEST_RETRY_AFTER = 60
 """Seconds. A request on trial may readmit a server at any time."""
@@ -73,13 +59,28 @@ class Backend:
         self.name = settings.name
         self.kind = settings.kind
         self.settings = settings
-        self.engine: Engine = _build_engine(settings)
-        self.embedder: Embedder = _build_embedder(settings)
-        self.completer = _build_completer(settings, self.engine)
-        self.loading = _build_loading(settings)
+        self.engine: Engine = build_engine(settings)
+        self.embedder: Embedder = build_embedder(settings)
+        self.completer = build_completer(settings, self.engine)
+        self.loading = build_loading(settings)
         """Requests that load models, or None if the servers always have their models loaded."""
-        tls = _tls_context(settings)
-        self.servers = [self._build_server(number, server, tls) for number, server in enumerate(settings.servers, 1)]
+        self._factory = factory = ServerFactory(
+            settings,
+            self.headers(),
+            self.engine.chat_path,
+            self.embedder.path,
+            (self.completer.path, VllmReranker.path),
+            self.engine.canonical,
+        )
+        timeout = settings.limits.connect_timeout
+        self.servers = [
+            factory.build(server, number, timeout)
+            for number, server in enumerate(settings.servers, 1)
+            if not server.is_name
+        ]
+        """Servers that may get requests. Changed in place by `join` and `leave`."""
+        self.names = [ServerName(server, factory.origin(server)) for server in settings.servers if server.is_name]
+        """Host names whose addresses are servers."""
         self.admission = Admission(
             self.servers,
             _admission_limits(settings, num_parallel),
@@ -90,8 +91,8 @@ class Backend:
         )
         self._choose_balance()
         self.budget = RetryBudget()
-        self.is_restrained = False
-        """True if some server may not get requests.
+        self.is_restrained = not self.servers
+        """True if some server may not get requests, or none is known.
 
         Only then is it worth calling `is_down` and `accepts_none`.
         """
@@ -101,15 +102,12 @@ class Backend:
         """Called when a server has evicted a model that may still have requests."""
         self.unload_frozen: UnloadFrozen | None = None
         """`ModelLoader.unload_frozen`, or None if no model has to be loaded."""
+        self.adopt: Callable[[Server], None] = lambda server: None
+        """`ModelLoader.adopt`, if models have to be loaded; called before a server joins."""
+        self._recalled: dict[str, Mapping[str, int]] = {}
         self._timers: set[asyncio.TimerHandle] = set()
         for server in self.servers:
-            server.circuit = CircuitBreaker(time.monotonic, partial(self._circuit_changed, server))
-            server.build_detector = partial(
-                OutlierDetector,
-                clock=time.monotonic,
-                is_last_resort=self._is_last_resort,
-                on_change=partial(self._ejection_changed, server),
-            )
+            self._observe(server)
 
     def __repr__(self) -> str:
         return f"<Backend {self.name}: {self.servers!r}>"
@@ -122,7 +120,7 @@ class Backend:
     @property
     def circuit_level(self) -> int:
         """Level of the best server: 0 closed, 1 suspect or on trial, 2 open or ejected."""
-        return min(self._level(server) for server in self.servers)
+        return min((self._level(server) for server in self.servers), default=LEVELS["open"])
 
     @staticmethod
     def _level(server: Server) -> int:
@@ -138,9 +136,9 @@ class Backend:
         return not detectors or any(detector.gets_requests for detector in detectors)
 
     def is_down(self, model: str) -> bool:
-        """Return whether the circuit breaker of every server that has `model` is open."""
+        """Return whether the circuit breaker of every server that has `model` is open, or no server is known."""
         serving = [server for server in self.servers if server.serves(model)]
-        return bool(serving) and all(server.circuit.is_open for server in serving)
+        return not self.servers or (bool(serving) and all(server.circuit.is_open for server in serving))
 
     def accepts_none(self, model: str, lane: LaneName) -> bool:
         """Return whether no server that has `model` may get requests that a fallback can serve.
@@ -148,7 +146,7 @@ class Backend:
         A suspect server counts as accepting requests, because a probe is about to decide on it.
         """
         serving = [server for server in self.servers if server.serves(model)]
-        return bool(serving) and not any(
+        return (bool(serving) or not self.servers) and not any(
             (server.circuit.state == "suspect" or server.is_up()) and server.gate(model, lane).accepts()
             for server in serving
         )
@@ -159,7 +157,7 @@ class Backend:
         A request without a fallback would only wait there.
         """
         serving = [server for server in self.servers if server.serves(model)]
-        return bool(serving) and all(
+        return (bool(serving) or not self.servers) and all(
             server.circuit.is_open or ((gate := server.gate(model, lane)).is_hung and not gate.allows())
             for server in serving
         )
@@ -167,8 +165,13 @@ class Backend:
     def unavailable(self, model: str, lane: LaneName) -> BackendUnavailable:
         """Return the error for a request that no server can serve.
 
-        Its `Retry-After` is the time to the next probe, or to the end of an ejection.
+        Its `Retry-After` is the time to the next probe or lookup, or to the end of an ejection.
         """
+        if not self.servers:
+            return BackendUnavailable(
+                "No server of the model backend is known yet: its host name is not resolved. Try again later.",
+                retry_after=1,
+            )
         ends = [
             detector.until - time.monotonic()
             for server in self.servers
@@ -194,16 +197,18 @@ class Backend:
 
     def refresh(self) -> None:
         """Admit the requests that can run after a server came, went or changed its models."""
-        any_is_well = self.is_up
+        any_is_well = any(server.is_well and not server.is_joining for server in self.servers)
         for server in self.servers:
-            server.is_excluded = any_is_well and server.up is False
-        self.is_restrained = any(
+            server.is_excluded = server.is_joining or (any_is_well and server.up is False)
+        self.is_restrained = not self.servers or any(
             server.is_excluded or server.circuit.restrains or server.ejections for server in self.servers
         )
         self.admission.refresh()
 
     def _circuit_changed(self, server: Server, was: CircuitState, reason: str) -> None:
         state = server.circuit.state
+        if server.is_leaving:
+            return
         if server.up is not None:  # the result of the first probe has its own log line
             level = logging.WARNING if state in ("suspect", "open") else logging.INFO
             _log.log(level, "backend %s: circuit %s, was %s (%s)", server.name, state, was, reason)
@@ -232,6 +237,8 @@ class Backend:
         )
 
     def _ejection_changed(self, server: Server, detector: OutlierDetector, change: Change) -> None:
+        if server.is_leaving:
+            return
         what = f"{detector.model!r} ({detector.lane})"
         if change == "ejected":
             seconds = detector.until - time.monotonic()
@@ -242,6 +249,64 @@ class Backend:
         self.refresh()
         if change == "ejected":
             self.on_down(self)
+
+    # Servers at the addresses of a host name
+
+    def build_at(self, name: ServerName, address: str) -> Server:
+        """Return a new server at one of the addresses of `name`. It gets requests once `is_joining` is false."""
+        server = self._factory.build_at(name.settings, address, self.settings.limits.connect_timeout)
+        server.is_joining = server.is_excluded = True
+        server.doubt_name = name.doubted.set
+        server.guesses = dict(self._recalled.pop(server.name, {}))
+        self._observe(server)
+        self.adopt(server)
+        self.admission.add([server])
+        return server
+
+    def join(self, servers: Collection[Server]) -> None:
+        """Add servers of `build_at`, or take back those that were leaving."""
+        for server in servers:
+            if server.is_leaving:
+                server.is_leaving = False
+                server.doubted.set()
+        self.servers += servers
+        self.refresh()
+
+    def leave(self, servers: Collection[Server]) -> None:
+        """Give `servers` no more requests. Those that run there continue."""
+        for server in servers:
+            server.is_leaving = server.is_excluded = True
+            server.pool.retire()
+        self.servers[:] = [server for server in self.servers if not server.is_leaving]
+        self.refresh()
+        if self.is_restrained:
+            self.on_down(self)
+
+    @property
+    def leaving(self) -> list[Server]:
+        """Servers whose last requests run."""
+        return [server for name in self.names for server in name.leaving.values()]
+
+    def drop_drained(self) -> list[Server]:
+        """Forget the servers that were leaving and whose last request has ended. Return them."""
+        drained = [server for server in self.leaving if not server.load]
+        for server in drained:
+            server.pool.close()
+        for name in self.names:
+            name.leaving = {address: server for address, server in name.leaving.items() if server not in drained}
+        if drained:
+            self.admission.drop(drained)
+        return drained
+
+    def _observe(self, server: Server) -> None:
+        """React to changes of the server's circuit breaker and outlier detectors."""
+        server.circuit = CircuitBreaker(time.monotonic, partial(self._circuit_changed, server))
+        server.build_detector = partial(
+            OutlierDetector,
+            clock=time.monotonic,
+            is_last_resort=self._is_last_resort,
+            on_change=partial(self._ejection_changed, server),
+        )
 
     def headers(self) -> list[tuple[str, str]]:
         """Return the headers that the settings add to each request to this backend."""
@@ -292,7 +357,11 @@ class Backend:
         }
 
     def recall(self, learned: Mapping[str, Mapping[str, int]]) -> None:
-        """Start with limits that were learned earlier. Call it before the first request."""
+        """Start with limits that were learned earlier. Call it before the first request.
+
+        A server whose address is not known yet starts with them if it is among the first that join.
+        """
+        self._recalled = dict(learned)
         for server in self.servers:
             server.guesses = dict(learned.get(server.name, {}))
 
@@ -302,18 +371,22 @@ class Backend:
         The servers of `settings` have to be the same (`config.is_same_place`).
         """
         self.settings = settings
-        self.engine = _build_engine(settings)
-        self.embedder = _build_embedder(settings)
-        self.completer = _build_completer(settings, self.engine)
-        self.loading = _build_loading(settings)
-        for server in self.servers:
+        self.engine = build_engine(settings)
+        self.embedder = build_embedder(settings)
+        self.completer = build_completer(settings, self.engine)
+        self.loading = build_loading(settings)
+        for server in (*self.servers, *self.leaving):
             server.pool.connect_timeout = settings.limits.connect_timeout
         self._choose_balance()
         self.admission.change(_admission_limits(settings, num_parallel))
 
     def _choose_balance(self) -> None:
-        """Choose servers by their prefix caches if there are several, and their kind has such a cache."""
-        uses = len(self.servers) > 1 and self.kind != "ollama" and self.settings.balance == "affinity"
+        """Choose servers by their prefix caches if there may be several, and their kind has such a cache."""
+        uses = (
+            (len(self.servers) > 1 or bool(self.names))
+            and self.kind != "ollama"
+            and self.settings.balance == "affinity"
+        )
         if not uses:
             self.admission.affinity = None
         elif self.admission.affinity is None:
@@ -322,23 +395,8 @@ class Backend:
     def close(self) -> None:
         for timer in self._timers:
             timer.cancel()
-        for server in self.servers:
+        for server in (*self.servers, *self.leaving):
             server.pool.close()
-
-    def _build_server(self, number: int, settings: ServerSettings, tls: ssl.SSLContext | None) -> Server:
-        url = urlsplit(settings.base_url)
-        secure = url.scheme == "https"
-        origin = Origin(url.hostname or "", url.port or (443 if secure else 80), tls if secure else None, url.path)
-        pool = Pool(origin, connect_timeout=self.settings.limits.connect_timeout, idle_seconds=IDLE_SECONDS[self.kind])
-        headers = [("Content-Type", "application/json"), *self.headers()]
-        head, embedding_head = (
-            pool.head("POST", path, headers) for path in (self.engine.chat_path, self.embedder.path)
-        )
-        others = {path: pool.head("POST", path, headers) for path in (self.completer.path, VllmReranker.path)}
-        name = self.name if len(self.settings.servers) == 1 else f"{self.name}#{number}"
-        built = Server(name, settings, pool, head, embedding_head, self.engine.canonical, others)
-        built.prefixes.seed = crc32(settings.base_url.encode())
-        return built
 
 
 def _admission_limits(settings: BackendSettings, num_parallel: int | None) -> AdmissionLimits:
@@ -374,33 +432,3 @@ def _ejection_level(detector: OutlierDetector) -> int:
 
 def _call_later(seconds: float, callback: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_later(seconds, callback)
-
-
-def _build_engine(settings: BackendSettings) -> Engine:
-    if settings.kind == "ollama":
-        return Ollama(settings.keep_alive, settings.num_ctx, settings.truncate)
-    return Vllm() if settings.kind == "vllm" else OpenAi()
-
-
-def _build_loading(settings: BackendSettings) -> OllamaLoading | None:
-    return OllamaLoading(settings.keep_alive, settings.num_ctx) if settings.kind == "ollama" else None
-
-
-def _build_embedder(settings: BackendSettings) -> Embedder:
-    return (
-        OllamaEmbedder(settings.keep_alive, settings.num_ctx, settings.truncate)
-        if settings.kind == "ollama"
-        else OpenAiEmbedder()
-    )
-
-
-def _build_completer(settings: BackendSettings, engine: Engine) -> Completer:
-    if isinstance(engine, OpenAi):
-        return OpenAiCompleter(engine)
-    return OllamaCompleter(settings.keep_alive, settings.num_ctx, settings.truncate)
-
-
-def _tls_context(settings: BackendSettings) -> ssl.SSLContext | None:
-    if not any(server.base_url.startswith("https:") for server in settings.servers):
-        return None
-    return ssl.create_default_context(cafile=str(settings.ca_file) if settings.ca_file else None)

@@ -27,7 +27,8 @@ class Connector:
     """Opens connections to one server.
 
     `new_connection` returns the protocol of a new connection. `on_change` is called with the
-    addresses of the server's name when they have changed.
+    addresses of the server's name when they have changed. With `address`, the server is at this
+    address, whatever addresses its name has.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class Connector:
         tls: ssl.SSLContext | None,
         new_connection: Callable[[], Connection],
         on_change: Callable[[frozenset[str]], None],
+        address: str | None = None,
     ) -> None:
         self._host = host
         self._port = port
         self._tls = tls
         self._new_connection = new_connection
         self._resolver = Resolver(host, on_change)
+        self._address = host if address is None and self._resolver.is_literal else address
         self._tried_last: dict[str, float] = {}
 
     def __repr__(self) -> str:
@@ -59,8 +62,8 @@ class Connector:
         Raises:
             OSError: the name has no address, or no address accepts a connection.
         """
-        if self._resolver.is_literal:
-            return await self._attempt(self._host)
+        if self._address is not None:
+            return await self._attempt(self._address)
         addresses = await self._resolver.addresses()
         if len(addresses) == 1:
             return await self._attempt(addresses[0].host)
@@ -70,7 +73,7 @@ class Connector:
 
     def try_last(self, host: str) -> None:
         """Try the address `host` after the others for a while, because it failed."""
-        if not self._resolver.is_literal:
+        if self._address is None:
             self._tried_last[host] = asyncio.get_running_loop().time() + TRIED_LAST_SECONDS
 
     async def _attempt(self, host: str) -> Connection:

@@ -97,6 +97,7 @@ def record_failure(backend: Backend, model: str, server: Server, error: GatewayE
     if isinstance(error, UpstreamError):
         if error.reason not in SERVER_FAULTS:
             return None
+        server.doubt_name()
         if error.reason != HANG:  # which is recorded where it is found
             server.circuit.fail(error.reason, sent)
         return error.reason

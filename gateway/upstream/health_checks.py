@@ -2,15 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Self
 
 from gateway.config import Settings
 from gateway.upstream.backend import Backend
 from gateway.upstream.probe import Prober, ProbeResult
-from gateway.upstream.probe_report import report, report_missing_models
+from gateway.upstream.probe_report import has_reported, report, report_missing_models
 from gateway.upstream.server import WATCH_SECONDS, Server
+from gateway.upstream.server_names import Membership
 
 PROBE_AGAIN_SECONDS = 5.0
 """Longest time from a failed probe to the next one, however long `probe_interval` is."""
@@ -44,8 +46,11 @@ class HealthChecks:
     ) -> None:
         self._prober = Prober(settings, gateway_id, on_change, on_models)
         self._on_change = on_change
+        self._on_models = on_models
         self._backends = reachable(settings, backends)
         self._tasks: dict[Backend, list[asyncio.Task[None]]] = {}
+        self._joined: dict[Server, tuple[asyncio.Task[None], asyncio.Future[None]]] = {}
+        """Probes of the servers at the addresses of host names, and the ends of their first probes."""
         self._all_asked: asyncio.Event = asyncio.Event()
         self._watch_timer: asyncio.TimerHandle | None = None
 
@@ -73,6 +78,7 @@ class HealthChecks:
         if self._watch_timer is not None:
             self._watch_timer.cancel()
         tasks = [task for tasks in self._tasks.values() for task in tasks]
+        tasks += [task for task, _ in self._joined.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -93,7 +99,7 @@ class HealthChecks:
     def change(self, settings: Settings, backends: Mapping[str, Backend]) -> None:
         """Put backends in use that `probe_new` has probed. The others are probed until `forget`."""
         for backend in self._backends:
-            if backend in backends.values() and all(server.discovered is not None for server in backend.servers):
+            if backend in backends.values() and has_reported(backend):
                 report_missing_models(self._prober.settings, backend)
         self._backends = reachable(settings, backends)
 
@@ -101,6 +107,7 @@ class HealthChecks:
         """Stop probing `backend`."""
         for task in self._tasks.pop(backend, ()):
             task.cancel()
+        self._stop_probes((*backend.servers, *backend.leaving))
 
     # Probes
 
@@ -109,7 +116,7 @@ class HealthChecks:
 
         Set `all_asked` after the first probe of each server, or after `READY_SECONDS`.
         """
-        first_probes: list[asyncio.Task[None]] = []
+        first_probes: list[asyncio.Future[None]] = []
         for backend in backends:
             first = [asyncio.create_task(self._first_probe(backend, server)) for server in backend.servers]
             self._tasks[backend] = [
@@ -117,6 +124,11 @@ class HealthChecks:
                 *(asyncio.create_task(self._probe_forever(backend, server, all_asked)) for server in backend.servers),
             ]
             first_probes += first
+            for name in backend.names:
+                start, left = partial(self._probe_joined, backend), partial(self._on_models, backend)
+                membership = Membership(backend, name, start, left)
+                self._tasks[backend].append(asyncio.create_task(membership.run()))
+                first_probes.append(membership.has_begun)
         late = asyncio.get_running_loop().call_later(READY_SECONDS, all_asked.set)
 
         def check_done(_: object = None) -> None:
@@ -128,14 +140,36 @@ class HealthChecks:
             probe.add_done_callback(check_done)
         check_done()
 
+    def _probe_joined(self, backend: Backend, server: Server) -> "asyncio.Future[None]":
+        """Start to probe a server that joins, unless it is probed. Return the end of its first probe."""
+        if server not in self._joined:
+            first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._joined[server] = asyncio.create_task(self._probe_from_first(backend, server, first)), first
+        return self._joined[server][1]
+
+    async def _probe_from_first(self, backend: Backend, server: Server, first: "asyncio.Future[None]") -> None:
+        try:
+            await self._first_probe(backend, server)
+        finally:
+            first.set_result(None)
+        server.is_joining = False
+        self._on_change(backend)
+        await self._probe_forever(backend, server)
+
+    def _stop_probes(self, servers: Iterable[Server]) -> None:
+        for server in servers:
+            if server in self._joined:
+                self._joined.pop(server)[0].cancel()
+
     async def _first_probe(self, backend: Backend, server: Server) -> None:
         began = asyncio.get_running_loop().time()
         result, why = await self._prober.probe(backend, server, FIRST_ATTEMPTS)
         self._record(server, result, began, is_sure=True)
         report(self._prober.settings, backend, server, result, why)
 
-    async def _probe_forever(self, backend: Backend, server: Server, all_asked: asyncio.Event) -> None:
-        await all_asked.wait()
+    async def _probe_forever(self, backend: Backend, server: Server, all_asked: asyncio.Event | None = None) -> None:
+        if all_asked is not None:
+            await all_asked.wait()
         wrong_answers = 0
         while True:
             interval = backend.settings.probe_interval
@@ -144,8 +178,13 @@ class HealthChecks:
             )
             server.doubted.clear()
             began = asyncio.get_running_loop().time()
+            if server.is_leaving:
+                self._record_life(server, await self._prober.is_alive(backend, server), began)
+                continue
             was_up, is_suspect, models_before = server.up, server.circuit.state == "suspect", server.discovered
             result, why = await self._prober.probe(backend, server, SURE_ATTEMPTS if is_suspect else 1)
+            if server.is_leaving:
+                continue
             self._record(server, result, began, is_sure=is_suspect)
             wrong_answers = 0 if result in ("up", "unreachable") else wrong_answers + 1
             if wrong_answers >= WRONG_ANSWERS_BEFORE_EXCLUDED:
@@ -165,20 +204,27 @@ class HealthChecks:
 
         `is_sure` means that the server was asked more than once.
         """
+        self._record_life(server, result != "unreachable", began)
         if result == "unreachable":
-            server.liveness.probe_failed(began)
             server.pool.close_idle()  # before a request is sent on a connection that may be dead
             server.circuit.probe_missed(is_sure=is_sure)
+            server.doubt_name()
         else:
-            server.liveness.probe_answered(asyncio.get_running_loop().time())
             server.circuit.probe_answered()
 
+    def _record_life(self, server: Server, is_alive: bool, began: float) -> None:
+        if is_alive:
+            server.liveness.probe_answered(asyncio.get_running_loop().time())
+        else:
+            server.liveness.probe_failed(began)
+
     def _watch(self) -> None:
-        """End the requests of servers that have vanished."""
+        """End the requests of servers that have vanished, and forget servers that have left."""
         loop = asyncio.get_running_loop()
         self._watch_timer = loop.call_later(WATCH_SECONDS, self._watch)
         for backend in self._tasks:
-            for server in backend.servers:
+            self._stop_probes(backend.drop_drained())
+            for server in (*backend.servers, *backend.leaving):
                 ended = server.end_lost_requests(loop.time())
                 if ended:
                     _log.warning(

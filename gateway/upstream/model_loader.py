@@ -59,27 +59,10 @@ class ModelLoader:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
         assert backend.loading is not None
-        self._report_heads = {
-            server: server.pool.head("GET", backend.loading.path, backend.headers()) for server in backend.servers
-        }
         for server in backend.servers:
-            server.residency = ModelResidency(
-                time.monotonic,
-                lambda seconds, callback: asyncio.get_running_loop().call_later(seconds, callback),
-                lambda: backend.settings.swap_after,
-                partial(_may_load, server),
-                partial(self._start_load, server),
-                backend.refresh,
-                partial(self._start_making_room, server),
-                backend.on_evicted,
-            )
+            self._add_residency(server)
+        backend.adopt = self.adopt
         backend.unload_frozen = self.unload_frozen
-        self._unload_heads = {
-            server: server.pool.head(
-                "POST", backend.loading.unload_path, [("Content-Type", "application/json"), *backend.headers()]
-            )
-            for server in backend.servers
-        }
         self.change(settings)
 
     def __repr__(self) -> str:
@@ -91,11 +74,34 @@ class ModelLoader:
         canonical = self._backend.engine.canonical
         self._named = {canonical(model) for model in self._models_of_settings()}
         for server in self._backend.servers:
-            assert server.residency is not None
-            for state in server.residency.states.values():
-                state.warm = False
-            for model, is_embedding in self._warm_models():
-                server.residency.state(canonical(model), model, is_embedding).warm = True
+            self._warm(server)
+
+    def adopt(self, server: Server) -> None:
+        """Load the models of a server that joins the backend."""
+        self._add_residency(server)
+        self._warm(server)
+
+    def _add_residency(self, server: Server) -> None:
+        backend = self._backend
+        server.residency = ModelResidency(
+            time.monotonic,
+            lambda seconds, callback: asyncio.get_running_loop().call_later(seconds, callback),
+            lambda: backend.settings.swap_after,
+            partial(_may_load, server),
+            partial(self._start_load, server),
+            backend.refresh,
+            partial(self._start_making_room, server),
+            backend.on_evicted,
+        )
+
+    def _warm(self, server: Server) -> None:
+        """Have the models of the settings loaded that are to be loaded without a request."""
+        assert server.residency is not None
+        for state in server.residency.states.values():
+            state.warm = False
+        canonical = self._backend.engine.canonical
+        for model, is_embedding in self._warm_models():
+            server.residency.state(canonical(model), model, is_embedding).warm = True
 
     def stop(self) -> None:
         """Cancel the loads and unloads in progress."""
@@ -244,7 +250,11 @@ class ModelLoader:
         assert loading is not None
         try:
             async with asyncio.timeout(REPORT_TIMEOUT_SECONDS):
-                head = b"%bX-Gateway-Via: %b\r\n" % (self._unload_heads[server], self._gateway_id)
+                headers = [("Content-Type", "application/json"), *self._backend.headers()]
+                head = b"%bX-Gateway-Via: %b\r\n" % (
+                    server.pool.head("POST", loading.unload_path, headers),
+                    self._gateway_id,
+                )
                 with await server.pool.request(head, loading.unload_body(state.model)) as response:
                     await response.read(MAX_REFUSAL)
                     reason = f"status {response.status}"
@@ -300,9 +310,12 @@ class ModelLoader:
 
     async def _loaded_models(self, server: Server) -> LoadedModels | None:
         """Return the loaded models that the server reports, or None if it does not answer."""
+        loading = self._backend.loading
+        assert loading is not None
+        head = server.pool.head("GET", loading.path, self._backend.headers())
         try:
             async with asyncio.timeout(REPORT_TIMEOUT_SECONDS):
-                with await server.pool.request(self._report_heads[server]) as response:
+                with await server.pool.request(head) as response:
                     content = await response.read(MAX_REFUSAL)
                     until = loaded(content) if response.status == 200 else None
                     return None if until is None else LoadedModels(until, _unix_time(response.fields.get(b"date", b"")))

@@ -30,12 +30,17 @@ from gateway.upstream.resolver import without_scope
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Address of a server: host and port to connect to, and the prefix of every path."""
+    """Address of a server: host and port to connect to, and the prefix of every path.
+
+    With `address`, the server is at this IP address. `host` is then only the name in the Host header
+    and in its certificate.
+    """
 
     host: str
     port: int
     tls: ssl.SSLContext | None = None
     prefix: str = ""
+    address: str | None = None
 
     @property
     def authority(self) -> str:
@@ -63,7 +68,9 @@ class Pool:
         self._has_heard = False  # a connection that has closed since got something from the server
         self.buffer = memoryview(bytearray(READ_BYTES))
         self._expiry_timer: asyncio.TimerHandle | None = None
-        self._connector = Connector(origin.host, origin.port, origin.tls, self._new_connection, self._retire)
+        self._connector = Connector(
+            origin.host, origin.port, origin.tls, self._new_connection, self._retire, origin.address
+        )
 
     def __repr__(self) -> str:
         return f"<Pool {len(self._open)} open, {len(self._idle)} idle>"
@@ -186,6 +193,10 @@ class Pool:
         for connection in silent:
             connection.give_up()
         return len(silent)
+
+    def retire(self) -> None:
+        """Close the idle connections now, and those in use when their answer ends."""
+        self._retire(frozenset())
 
     def close_idle(self) -> None:
         """Close the idle connections, because the server may have lost them."""

@@ -78,6 +78,14 @@ class Prober:
         except ProbeFailed as failure:
             return "unreachable", failure.why
 
+    async def is_alive(self, backend: Backend, server: Server) -> bool:
+        """Return whether a server answers at all."""
+        try:
+            await self._fetch(backend, server, "GET", backend.engine.health_path or backend.engine.models_path)
+        except ProbeFailed:
+            return False
+        return True
+
     async def _ask(self, backend: Backend, server: Server) -> ProbeResult:
         """Ask a server for its models, and first for its health if it has a path for that.
 

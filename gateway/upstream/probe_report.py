@@ -25,7 +25,7 @@ def report(settings: Settings, backend: Backend, server: Server, result: ProbeRe
     if result == "up":
         models = sorted({name.removesuffix(":latest") for name in server.discovered or {}})
         _log.info("%s: reachable, models there: %s", where, _format_names(models))
-        if len(backend.servers) == 1 or all(s.discovered is not None for s in backend.servers):
+        if len(backend.servers) == 1 or has_reported(backend):
             report_missing_models(settings, backend)
     elif result == "itself":
         _log.error(
@@ -39,6 +39,11 @@ def report(settings: Settings, backend: Backend, server: Server, result: ProbeRe
         _log.error("%s: something answers there, but not a server of kind %s", where, backend.kind)
     else:
         _log.warning("%s: not reachable: %s; requests to it fail until it is", where, why)
+
+
+def has_reported(backend: Backend) -> bool:
+    """Return whether all servers of `backend` have reported their models."""
+    return bool(backend.servers) and all(server.discovered is not None for server in backend.servers)
 
 
 def report_missing_models(settings: Settings, backend: Backend) -> None:

@@ -7,7 +7,7 @@ does not delay the end of the process.
 `getaddrinfo` does not report the time to live of a record. Addresses count as current for
 `CURRENT_SECONDS`. After that, the next connection resolves the name again. If the lookup fails or
 takes long, the last known addresses are used (serve-stale, RFC 8767). If it reports that the name
-does not exist, there are none.
+does not exist, there are none, unless the resolver keeps the last ones even then.
 """
 
 import asyncio
@@ -43,17 +43,26 @@ class Resolver:
     """Addresses of one host.
 
     `on_change` is called with the new addresses when a lookup finds other addresses than the one
-    before.
+    before. With `keeps_last`, the last addresses are also used when the name no longer exists.
     """
 
-    def __init__(self, host: str, on_change: Callable[[frozenset[str]], None]) -> None:
+    def __init__(
+        self,
+        host: str,
+        on_change: Callable[[frozenset[str]], None] = lambda addresses: None,
+        *,
+        keeps_last: bool = False,
+    ) -> None:
         self._host = host
         self._on_change = on_change
+        self._keeps_last = keeps_last
         self.is_literal = _is_literal(host)
         """True if the host is an IP address, which needs no lookup."""
         self._addresses: list[Address] = []
         self._current_until = 0.0
         self._error: tuple[int, str] = (socket.EAI_NONAME, "")
+        self.failure: str | None = None
+        """Reason for which the last lookup found no address, or None if it found some."""
         self._lookup: asyncio.Future[None] | None = None
         self._began = 0.0
         self._late: asyncio.TimerHandle | None = None
@@ -66,6 +75,15 @@ class Resolver:
     def is_waiting(self) -> bool:
         """True if there are no addresses yet, because a lookup has not ended."""
         return self._lookup is not None and not self._addresses
+
+    @property
+    def known(self) -> list[Address]:
+        """The addresses of the last lookup that found some, in no order; none before that."""
+        return self._addresses
+
+    def look_up(self) -> asyncio.Future[None]:
+        """Begin a lookup, unless one is in progress. Return its end, which is never an exception."""
+        return self._lookup or self._start(asyncio.get_running_loop())
 
     async def addresses(self) -> list[Address]:
         """Return the addresses, in the order of the lookup (RFC 6724).
@@ -124,8 +142,9 @@ class Resolver:
         assert lookup is not None
         assert self._late is not None
         self._late.cancel()
-        if error is None or error[0] in _DENIED:
+        if error is None or (error[0] in _DENIED and not self._keeps_last):
             self._replace(found)
+        self.failure = None if error is None else error[1]
         if error is not None:
             self._error = error
             self._report(error[1])

@@ -26,6 +26,10 @@ VIA = b"x-gateway-via"
 _NO_FACTS = ModelFacts()
 
 
+def _ignore() -> None:
+    pass
+
+
 class Server(ServerSlots):
     """A server of a backend, and what its probes have found."""
 
@@ -41,9 +45,13 @@ class Server(ServerSlots):
         "circuit",
         "detectors",
         "discovered",
+        "doubt_name",
         "doubted",
         "ignored_names",
         "is_excluded",
+        "is_joining",
+        "is_leaving",
+        "label",
         "liveness",
         "name",
         "pool",
@@ -63,6 +71,8 @@ class Server(ServerSlots):
         """`other_heads` are the heads of further requests, by path."""
         super().__init__()
         self.name = name
+        self.label = ""
+        """Number in the settings, or the place of a server whose address a host name has."""
         self.pool = pool
         self._head = head
         self._embedding_head = embedding_head
@@ -84,6 +94,12 @@ class Server(ServerSlots):
         """Set to request a probe at once."""
         self.is_excluded = False
         """True if the server does not answer as expected while another server is healthy."""
+        self.is_joining = False
+        """True until the first probe of a server that joined its backend at run time has ended."""
+        self.is_leaving = False
+        """True if the server gets no new requests, because its host name no longer has its address."""
+        self.doubt_name: Callable[[], None] = _ignore
+        """Requests a lookup of the host name that has the server's address."""
         self.liveness = Liveness(-math.inf)
         """Signs of life, on the clock of the event loop."""
         self._missing: set[str] = set()
@@ -92,11 +108,11 @@ class Server(ServerSlots):
         return f"<Server {self.name}, {self.load} in flight, up {self.up}, {self.circuit!r}>"
 
     def serves(self, model: str) -> bool:
-        """Return whether the server has `model`.
+        """Return whether the server has `model`, and is not about to leave its backend.
 
         Until it has answered a probe, a server without models in the settings counts as having all.
         """
-        if self._missing and model in self._missing:
+        if self.is_leaving or (self._missing and model in self._missing):
             return False
         if self._configured is not None:
             return model in self._configured

@@ -73,6 +73,7 @@ def test_model_name_of_two_tiers_is_reported() -> None:
             "max_waiting_bytes: 20000000 is below max_body; a larger body is always refused",
         ),
         (None, {"OLLAMA_BASE_URL": "localhost:8080"}, "backends.ollama: its address is the gateway's own"),
+        (None, {"OLLAMA_BASE_URL": "dns://localhost:8080"}, "backends.ollama: its address is the gateway's own"),
     ],
 )
 def test_probably_unintended_setting_is_reported(text: str | None, environ: dict[str, str], words: str | None) -> None:

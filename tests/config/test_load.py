@@ -172,7 +172,10 @@ default_tier: prr
             "use api_key or headers (gateway.yaml line 6)"
         ),
         "backends.box.kind: missing; expected one of: ollama, vllm, openai (gateway.yaml line 7)",
-        "OLLAMA_BASE_URL: got 'ftp://x'; expected an address that starts with http:// or https:// (environment)",
+        (
+            "OLLAMA_BASE_URL: got 'ftp://x'; expected an address that starts with http://, https:// or dns:// "
+            "(environment)"
+        ),
         (
             "llm_backend: 'vlm' is not a backend; expected one of: vllm, box, ollama; "
             "did you mean 'vllm'? (gateway.yaml line 2)"

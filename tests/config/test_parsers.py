@@ -48,6 +48,41 @@ def test_invalid_address_is_refused(text: object) -> None:
         parsers.base_url(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("dns://vllm.svc:8000", "dns://vllm.svc:8000"),
+        (" DNS://Vllm.Svc:8000/v1/ ", "dns://vllm.svc:8000"),
+        ("dns://vllm", "dns://vllm:8000"),
+        ("dns://vllm/a/v1", "dns://vllm:8000/a"),
+        ("dns+https://vllm", "dns+https://vllm"),
+        ("dns+https://vllm:8443/a", "dns+https://vllm:8443/a"),
+        ("dns://모델.example:1", "dns://xn--bo1b89k.example:1"),
+        ("dns://[::1]:1", "dns://[::1]:1"),
+        ("http://host", "http://host"),
+        ("host", "http://host:8000"),
+    ],
+)
+def test_server_may_be_a_name_whose_addresses_are_servers(text: str, url: str) -> None:
+    assert parsers.server_url(text, 8000) == url
+    assert parsers.server_url(url, 8000) == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["dns://", "dns:///a:1", "dns://u@h", "dns://h:0", "dns://h?x", "dns://http://h", "dns+http://h", "srv://h",
+     "dns+https:///h", "dns://a..b", "dns://h/v1/chat/completions", None, ""],
+)  # fmt: skip
+def test_invalid_name_of_servers_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        parsers.server_url(text, 8000)
+
+
+def test_name_of_servers_is_refused_where_one_address_is_needed() -> None:
+    with pytest.raises(ValueError, match="starts with http"):
+        parsers.base_url("dns://vllm:8000")
+
+
 HOSTS = st.sampled_from(["localhost", "10.0.0.5", "gpu-1.lan", "[::1]", "[2001:db8::7]", "my_box"])
 PREFIXES = st.sampled_from(["", "/openai", "/a/b", "/proxy-1"])
 PORTS = st.one_of(st.none(), st.integers(1, 65535))

@@ -102,7 +102,8 @@ def test_schema_refuses_what_the_gateway_refuses(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["commit_after: 500ms", "commit_after: 30", "guard: {}", "guard: {grace: 0, window: 1h, rules: [errors]}",
-     "backends: {vllm: {servers: [a, {base_url: b}]}}", "api_keys: a,b", "api_keys: [a]",
+     "backends: {vllm: {servers: [a, {base_url: b}]}}", "backends: {vllm: {servers: 'dns://a:1'}}",
+     "backends: {vllm: {servers: [{base_url: 'dns://a:1', models: [x]}]}}", "api_keys: a,b", "api_keys: [a]",
      "tiers: {a: {models: {o: x}, fallback: true}}",
      "tiers: {a: {models: {o: x}, fallback: o, aliases: [x, {name: y}]}}", "backends: {o: {keep_alive: -1}}"],
 )  # fmt: skip

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway import config
 from tests.config.harness import TIER, assert_refused, load
 
 pytestmark = pytest.mark.usefixtures("empty_environment")
@@ -21,6 +22,21 @@ pytestmark = pytest.mark.usefixtures("empty_environment")
             "backends: {vllm: {servers: [a:1, 'http://a:1/v1']}}\nllm_backend: ollama",
             "backends.vllm.servers[1].base_url",
             "is listed twice",
+        ),
+        (
+            "backends: {vllm: {servers: ['dns://a:1', 'dns://A:1/v1/']}}\nllm_backend: ollama",
+            "backends.vllm.servers[1].base_url",
+            "is listed twice",
+        ),
+        (
+            "backends: {vllm: {servers: 'dns:///a:1'}}\nllm_backend: ollama",
+            "backends.vllm.servers[0].base_url",
+            "expected a host name, as in dns://vllm.example.com:8000",
+        ),
+        (
+            "backends: {vllm: {servers: 'srv://a:1'}}\nllm_backend: ollama",
+            "backends.vllm.servers[0].base_url",
+            "expected an address that starts with http://, https:// or dns://",
         ),
         (
             "backends: {box: {kind: openai}}\nllm_backend: ollama",
@@ -66,3 +82,33 @@ def test_authorization_header_beside_a_key_file_is_refused() -> None:
 def test_authorization_header_without_a_key_is_sent() -> None:
     settings = load(TIER % "" + "\nbackends: {ollama: {}, vllm: {headers: {Authorization: Basic x}}}")
     assert settings.backends["vllm"].headers["authorization"].get_secret_value() == "Basic x"
+
+
+@pytest.mark.parametrize(
+    ("text", "servers"),
+    [
+        ("servers: 'dns://vllm.svc:8000'", [("dns://vllm.svc:8000", None)]),
+        ("base_url: 'dns://vllm.svc:8000/v1'", [("dns://vllm.svc:8000", None)]),
+        ("servers: ['dns://vllm.svc']", [("dns://vllm.svc:8000", None)]),
+        ("servers: [{base_url: 'dns+https://vllm.svc/a/v1', models: [x]}]", [("dns+https://vllm.svc/a", ("x",))]),
+        ("servers: ['a:1', 'dns://b:2']", [("http://a:1", None), ("dns://b:2", None)]),
+        ("servers: 'http://a:1'", [("http://a:1", None)]),
+    ],
+)
+def test_servers_may_be_the_addresses_of_a_host_name(text: str, servers: list[tuple[str, object]]) -> None:
+    found = load(f"backends: {{vllm: {{{text}}}}}\nllm_backend: ollama").backends["vllm"].servers
+    assert [(server.base_url, server.models) for server in found] == servers
+    assert [server.is_name for server in found] == [url.startswith("dns") for url, _ in servers]
+
+
+def test_variable_may_name_a_host_whose_addresses_are_servers() -> None:
+    for variable in ("GATEWAY__BACKENDS__VLLM__SERVERS", "VLLM_BASE_URL"):
+        (server,) = load(environ={variable: "dns://vllm.svc:8000"}).backends["vllm"].servers
+        assert (server.base_url, server.is_name) == ("dns://vllm.svc:8000", True)
+
+
+def test_host_name_is_shown_as_it_can_be_read_again() -> None:
+    settings = load("backends: {vllm: {servers: 'dns://vllm.svc:8000'}}\nllm_backend: vllm")
+    again = load(config.show(settings))
+    assert again.backends["vllm"].servers == settings.backends["vllm"].servers
+    assert any("dns://vllm.svc:8000" in line for line in config.check(settings))

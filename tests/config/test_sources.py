@@ -38,6 +38,12 @@ def test_dotenv_takes_precedence_over_the_file_and_the_environment_over_dotenv()
     assert (settings.llm_backend, settings.host, settings.port, settings.heartbeat) == ("vllm", "0.0.0.0", 82, 7.0)
 
 
+def test_address_in_the_environment_replaces_a_host_name_in_the_file() -> None:
+    settings = load("backends: {vllm: {servers: 'dns://vllm.svc:8000'}}", {"VLLM_BASE_URL": "http://other:8000"})
+    assert [server.base_url for server in settings.backends["vllm"].servers] == ["http://other:8000"]
+    assert "VLLM_BASE_URL: replaces all servers of backends.vllm in the file" in settings.warnings
+
+
 def test_address_in_the_environment_replaces_servers_in_dotenv() -> None:
     Path(".env").write_text("GATEWAY__BACKENDS__VLLM__SERVERS=http://a:1,http://b:2\n")
     assert [server.base_url for server in load(environ={"VLLM_BASE_URL": "http://c:3"}).backends["vllm"].servers] == [

@@ -69,7 +69,7 @@ class FaultBackend:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Peer(self), self.host, 0, ssl=self.tls)
+        self._server = await loop.create_server(lambda: Peer(self), self.host, self.port, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -1,6 +1,7 @@
 """Networks that fail: host names with chosen addresses, addresses that swallow SYNs, hosts that vanish."""
 
 import asyncio
+import ipaddress
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -13,9 +14,10 @@ NAME = "backend.test"
 
 
 class Names:
-    """Resolver in place of `socket.getaddrinfo`: `addresses` of each name, in order."""
+    """Resolver in place of `socket.getaddrinfo`: `addresses` of each name, in order. Literals resolve as ever."""
 
     def __init__(self) -> None:
+        self._real = socket.getaddrinfo
         self.addresses: dict[str, list[str]] = {}
         self.lookups: list[str] = []
         self.failure: Exception | None = None
@@ -25,6 +27,8 @@ class Names:
         self.answers.set()
 
     def look_up(self, host: str, port: Any, *args: Any, **named: Any) -> list[tuple[Any, ...]]:
+        if _is_literal(host):
+            return list(self._real(host, port, *args, **named))
         self.lookups.append(host)
         self.threads.add(threading.current_thread().name)
         assert self.answers.wait(60)
@@ -38,6 +42,14 @@ class Names:
             else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port or 0))
             for address in self.addresses[host]
         ]
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def after_a_refused_connection(budget: RetryBudget, *, met_stale: bool) -> tuple
     backend: Any = SimpleNamespace(name="vllm", budget=budget)
     destination: Any = SimpleNamespace(backend=backend, route=SimpleNamespace(model="m"), fallback=None)
     ticket: Any = SimpleNamespace(has_waited=True, reassign=lambda: False, placement=None)
-    server: Any = SimpleNamespace(circuit=MagicMock(is_open=False))
+    server: Any = SimpleNamespace(circuit=MagicMock(is_open=False), is_leaving=False, doubt_name=lambda: None)
     meter = Meter(lambda: 100.0)
     meter.start_attempt()
     if met_stale:

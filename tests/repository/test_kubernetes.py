@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.config import VARIABLES
 from gateway.telemetry.metrics import Metrics
+from gateway.upstream.server_names import MAX_SERVERS
 from tests.repository.cluster import (
     OVERLAYS,
     VARIANTS,
@@ -102,10 +103,6 @@ def test_chart_and_kustomization_give_the_same_resources(overlay: str, scaler: s
                 resource["metadata"].pop("labels", None)
                 resource["data"] = {name: yaml.safe_load(text) for name, text in resource["data"].items()}
             result[resource["kind"], resource["metadata"]["name"]] = resource
-            if resource["kind"] == "Deployment":
-                for item in resource["spec"]["template"]["spec"]["containers"][0]["env"]:
-                    if item.get("value", "").startswith("["):
-                        item["value"] = json.loads(item["value"])
         return result
 
     assert comparable(built("helm", overlay, scaler)) == comparable(built("kustomize", overlay, scaler))
@@ -239,14 +236,13 @@ def test_settings_name_the_engines_that_are_there(
     loaded = settings(resources, tmp_path, monkeypatch)
     for name in OVERLAYS[overlay]:
         backend = loaded.backends[name]
-        for number, server in enumerate(backend.servers):
-            address = urlsplit(server.base_url)
-            pod, _, service = (address.hostname or "").rpartition(".")
-            assert address.port == named(resources, "Service", service)["spec"]["ports"][0]["port"]
-            if backend.kind == "vllm":
-                stateful_set = named(resources, "StatefulSet", "vllm")["spec"]
-                assert (pod, stateful_set["serviceName"]) == (f"vllm-{number}", service)
-                assert named(resources, "Service", service)["spec"]["clusterIP"] == "None"
+        (server,) = backend.servers
+        address = urlsplit(server.base_url)
+        service = named(resources, "Service", address.hostname or "")["spec"]
+        assert address.port == service["ports"][0]["port"]
+        is_headless = service.get("clusterIP") == "None"
+        assert (server.is_name, is_headless) == (backend.kind == "vllm", backend.kind == "vllm")
+        assert "publishNotReadyAddresses" not in service, "a pod that is not ready gets no requests"
     models = loaded.tiers["standard"].models
     if "ollama" in OVERLAYS[overlay]:
         (pull,) = pods(resources)["ollama"]["spec"]["initContainers"]
@@ -265,8 +261,12 @@ def test_pod_has_time_to_drain(resources: list[Resource], tmp_path: Path, monkey
     assert pods(resources)["gateway"]["spec"]["terminationGracePeriodSeconds"] >= needed
     if "vllm" in pods(resources):
         spec = pods(resources)["vllm"]["spec"]
-        (timeout,) = re.findall(r"--shutdown-timeout=(\d+)", " ".join(spec["containers"][0]["args"]))
-        assert spec["terminationGracePeriodSeconds"] > int(timeout)
+        (container,) = spec["containers"]
+        (timeout,) = re.findall(r"--shutdown-timeout=(\d+)", " ".join(container["args"]))
+        pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert spec["terminationGracePeriodSeconds"] > pause + int(timeout)
+        # CoreDNS keeps an answer for 5 s.
+        assert pause > 5 + loaded.backends["vllm"].probe_interval
 
 
 @every_variant
@@ -316,7 +316,7 @@ def test_prometheus_finds_the_metrics_of_the_gateway(resources: list[Resource], 
 @pytest.mark.parametrize("tool", ["kustomize", "helm"])
 @pytest.mark.parametrize("overlay", ["vllm", "both"])
 @pytest.mark.parametrize("scaler", ["keda", "hpa"])
-def test_autoscaler_starts_only_servers_that_the_gateway_knows(
+def test_autoscaler_scales_by_what_the_gateway_reports(
     resources: list[Resource], scaler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (found,) = of_kind(resources, "ScaledObject", "HorizontalPodAutoscaler")
@@ -325,7 +325,7 @@ def test_autoscaler_starts_only_servers_that_the_gateway_knows(
     assert "replicas" not in named(resources, "StatefulSet", "vllm")["spec"], "applying it would undo the autoscaler"
     lowest, highest = ("minReplicaCount", "maxReplicaCount") if scaler == "keda" else ("minReplicas", "maxReplicas")
     vllm = settings(resources, tmp_path, monkeypatch).backends["vllm"]
-    assert 1 <= spec[lowest] < spec[highest] == len(vllm.servers)
+    assert 1 <= spec[lowest] < spec[highest] <= MAX_SERVERS
     targets = keda_targets(spec) if scaler == "keda" else hpa_targets(spec)
     assert set(targets) == {"gateway_requests_waiting", "gateway_requests_running"}
     assert set(targets) <= set(metric_labels())

@@ -39,6 +39,7 @@ DOCUMENTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_backend_up": ("gauge", ("backend",)),
     "gateway_circuit_state": ("gauge", ("backend",)),
     "gateway_server_up": ("gauge", ("backend", "server")),
+    "gateway_name_resolved": ("gauge", ("backend", "name")),
     "gateway_affinity": ("counter", ("backend", "outcome")),
     "gateway_server_requests_running": ("gauge", ("backend", "server")),
     "gateway_backend_load_seconds": ("histogram", ("backend", "model")),
@@ -89,6 +90,7 @@ def touched(metrics: Metrics) -> Metrics:
     metrics.circuit_state.labels("vllm").set(0)
     metrics.server_up.labels("vllm", "1").set(1)
     metrics.server_running.labels("vllm", "1").set(1)
+    metrics.name_resolved.labels("vllm", "vllm.svc:8000").set(1)
     metrics.fallbacks.labels("standard", "vllm", "ollama").inc()
     metrics.affinity.labels("vllm", "kept").inc()
     metrics.active_backend.labels("standard", "vllm").set(1)

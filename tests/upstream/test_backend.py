@@ -1,4 +1,7 @@
-"""A backend: its servers and queues, learned limits, and what a change of a circuit breaker leads to."""
+"""A backend: its servers and queues, learned limits, and what a change of a circuit breaker leads to.
+
+Covers: gateway/upstream/kinds.py
+"""
 
 import json
 import logging
