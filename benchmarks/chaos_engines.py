@@ -93,14 +93,14 @@ class RealVllm(ChaosEngine):
 
     has_core = True
 
-    def __init__(self, venv: Path, log: Path, options: Sequence[str] = ()) -> None:
+    def __init__(self, venv: Path, log: Path, options: Sequence[str] = (), **environment: str) -> None:
         server = Vllm(venv, tiny_models(venv) / "tiny-qwen3", [MODEL], log=log)
         super().__init__(server.url)
         with log.open("wb") as out:
             self._launcher = subprocess.Popen(
                 [venv / "bin" / "python", "-P", _LAUNCHER, *server.arguments, *options],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out, env=server.environment,
-                text=True, cwd=log.parent,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=out,
+                env=server.environment | environment, text=True, cwd=log.parent,
             )  # fmt: skip
         if self._answer() != "ready":
             raise RuntimeError(f"vLLM did not start: {log.read_text(errors='replace')[-1000:]}")

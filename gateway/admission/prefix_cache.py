@@ -8,6 +8,12 @@ from itertools import islice
 from gateway.chat.prompt_blocks import PromptBlocks
 
 CHARACTERS_PER_TOKEN = 4
+"""Characters in a token until the server has counted those of a prompt."""
+LEAST_CHARACTERS_PER_TOKEN, MOST_CHARACTERS_PER_TOKEN = 0.5, 16.0
+MEMORY = 0.98
+"""Weight that a counted prompt keeps with each further one: about the last 50 decide."""
+FIRST_TOKENS = 1000.0
+"""Tokens that `CHARACTERS_PER_TOKEN` weighs as much as."""
 DEFAULT_CAPACITY = 256 * 1024
 """Tokens in a prefix cache, where the server does not report it."""
 MAX_KNOWN = 100_000
@@ -18,16 +24,32 @@ class PrefixCache:
     """Estimate of the prompts that the prefix cache of one server holds.
 
     Attributes:
-        capacity: characters that it holds.
+        capacity: characters that it holds. A server tells its size in tokens; how many characters these are
+            depends on its tokenizer and on the language, and follows from the prompts that it has counted.
+        is_sized: whether the server was asked for the size.
         pending: characters that requests there have to compute before their first token.
         turn: number of the last request that was sent there, among all of the backend.
         seed: number by which rendezvous hashing knows the server.
     """
 
-    __slots__ = ("_known", "_size", "capacity", "pending", "seed", "turn")
+    __slots__ = (
+        "_counted_characters",
+        "_counted_tokens",
+        "_known",
+        "_size",
+        "_tokens",
+        "capacity",
+        "is_sized",
+        "pending",
+        "seed",
+        "turn",
+    )
 
     def __init__(self, seed: int = 0, tokens: int = DEFAULT_CAPACITY) -> None:
         self.seed = seed
+        self.is_sized = False
+        self._tokens = tokens
+        self._counted_characters, self._counted_tokens = FIRST_TOKENS * CHARACTERS_PER_TOKEN, FIRST_TOKENS
         self.capacity = tokens * CHARACTERS_PER_TOKEN
         self.pending = 0
         self.turn = 0
@@ -41,8 +63,19 @@ class PrefixCache:
 
     def resize(self, tokens: int) -> None:
         """Set the capacity, in tokens."""
-        self.capacity = tokens * CHARACTERS_PER_TOKEN
+        self._tokens = tokens
+        self._convert()
         self._evict()
+
+    def learn(self, characters: int, tokens: int) -> None:
+        """Record how many tokens the server counted for a prompt."""
+        self._counted_characters = self._counted_characters * MEMORY + characters
+        self._counted_tokens = self._counted_tokens * MEMORY + tokens
+        self._convert()
+
+    def _convert(self) -> None:
+        ratio = self._counted_characters / self._counted_tokens
+        self.capacity = int(self._tokens * min(max(ratio, LEAST_CHARACTERS_PER_TOKEN), MOST_CHARACTERS_PER_TOKEN))
 
     def clear(self) -> None:
         """Forget everything: the server has restarted."""

@@ -1,6 +1,6 @@
 """Tables, figures and remarks of a result as text, shared by all writers for people. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,13 @@ FIGURES = (
     "total_output_tokens",
     "max_output_tokens_per_s",
     "max_concurrent_requests",
+)
+PROBE_FIGURES = (
+    "probe_completed",
+    "probe_failed",
+    "probe_median_e2el_ms",
+    "probe_p99_e2el_ms",
+    "probe_max_e2el_ms",
 )
 
 
@@ -127,11 +134,20 @@ def figures_table(run: RunResult, language: Language) -> TextTable:
         for name in FIGURES
         if name != "request_goodput" or figures[name] is not None
     ]
+    if run.probes is not None:
+        rows += [(text(f"figure_{name}", language), _probe_figure(figures, name, language)) for name in PROBE_FIGURES]
     for kind, count in run.errors.items():
         rows.append((f"{text('failures', language)}: {kind}", str(count)))
     return TextTable(
         text("metrics", language), (text("metric", language), text("value", language)), tuple(rows), (False, True)
     )
+
+
+def _probe_figure(figures: Mapping[str, Any], name: str, language: Language) -> str:
+    few = figures["too_few"].get(name)
+    if few:
+        return f"{text('n_too_small', language)} ({few['has']}/{few['needs']})"
+    return number(figures[name], "ms" if name.endswith("_ms") else "")
 
 
 def verdict_text(verdict: Verdict, language: Language) -> tuple[str, str]:
@@ -173,9 +189,15 @@ def facts(result: ScenarioResult, language: Language) -> list[tuple[str, str]]:
         ("model", result.model),
         ("api", f"{result.api} {result.endpoint}"),
         ("date", result.date),
+        ("metadata", metadata_text(result)),
         ("client", client_text(result.headline_run.client, language)),
     ]
     return [(text(key, language), value) for key, value in pairs if value]
+
+
+def metadata_text(result: ScenarioResult) -> str:
+    """Return the user's facts about the measurement in one line."""
+    return ", ".join(f"{name}={value}" for name, value in result.metadata.items())
 
 
 def _kind(kind: str, language: Language) -> str:

@@ -73,6 +73,10 @@ def run_figures(run: RunResult, percentiles: Sequence[float] = DEFAULT_PERCENTIL
         "max_concurrent_requests": peak_requests,
     }
     too_few = {}
+    if run.probes is not None:
+        figures |= probe_figures(run.probes)
+        if (count := figures["probe_completed"]) < needed(99):
+            too_few["probe_p99_e2el_ms"] = {"has": count, "needs": needed(99)}
     for name, values_of in METRICS.items():
         values = values_of(run)
         figures |= metric_figures(name, values, percentiles)
@@ -82,6 +86,19 @@ def run_figures(run: RunResult, percentiles: Sequence[float] = DEFAULT_PERCENTIL
                 too_few[key] = {"has": len(values), "needs": needed(percentile)}
     figures["too_few"] = too_few
     return figures
+
+
+def probe_figures(probes: Sequence[RequestRecord]) -> dict[str, float | None]:
+    """Return the figures of the small requests that were sent beside the load."""
+    latencies = [record.latency for record in probes if record.is_ok]
+    figures = metric_figures("e2el", latencies, (99.0,))
+    return {
+        "probe_completed": len(latencies),
+        "probe_failed": len(probes) - len(latencies),
+        "probe_median_e2el_ms": figures["median_e2el_ms"],
+        "probe_p99_e2el_ms": figures["p99_e2el_ms"],
+        "probe_max_e2el_ms": max(latencies) * 1000 if latencies else None,
+    }
 
 
 def peaks(records: Sequence[RequestRecord]) -> tuple[float, int]:

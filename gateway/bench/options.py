@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gateway.bench.arrivals import RampUp
 from gateway.bench.metrics import DEFAULT_PERCENTILES
 from gateway.bench.recording import Recording
 from gateway.bench.target import BenchRequest, Target
@@ -18,6 +19,8 @@ class BenchOptions:
         num_prompts: requests to send; None: the scenario's default.
         levels: numbers of requests, files or users at once; empty: the scenario's default.
         request_rate: requests per second; None: as fast as `max_concurrency` allows.
+        ramp_up: growth of the request rate, in place of `request_rate`.
+        probe_rate: small requests per second beside the load; None: none.
         input_len: length of made-up prompts in tokens; None: the built-in questions.
         output_len: longest answer in tokens; None: the scenario's default, or what a dataset says.
         dataset: requests of a JSONL file, empty without one.
@@ -31,6 +34,7 @@ class BenchOptions:
         max_users: most users that `users` tries.
         replay: recorded traffic that `load` sends again, `speed` times as fast as it came.
         names_model: the model was named, and not taken from the server's list.
+        metadata: facts about the measurement for its result, by name.
         forecasts: by the key of a row, what a plan or a source expects; shown beside what is measured.
     """
 
@@ -40,6 +44,8 @@ class BenchOptions:
     max_concurrency: int | None = None
     request_rate: float | None = None
     burstiness: float = 1.0
+    ramp_up: RampUp | None = None
+    probe_rate: float | None = None
     goodput: Mapping[str, float] = field(default_factory=dict)
     input_len: int | None = None
     output_len: int | None = None
@@ -60,6 +66,7 @@ class BenchOptions:
     realtime_speed: float = 5.0
     wait: float = 30.0
     max_users: int = 64
+    metadata: Mapping[str, str] = field(default_factory=dict)
     forecasts: Mapping[str, str] = field(default_factory=dict)
     replay: Recording | None = field(default=None, repr=False)
     speed: float = 1.0

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway import __version__
+from gateway.bench.formatting import metadata_text
 from gateway.bench.metrics import run_figures
 from gateway.bench.report_blocks import (
     Block,
@@ -223,6 +224,7 @@ def _method(result: ScenarioResult, lang: Lang, machine: Mapping[str, CellValue]
         (text("fact_endpoint", lang), f"{result.api} {result.endpoint}"),
         (text("fact_model", lang), result.model),
         (text("fact_workload", lang), workload_line(result.workload)),
+        (text("metadata", lang), metadata_text(result)),
         (text("fact_client_load", lang), client_line(result.runs, lang)),
         *((text("fact_server", lang), f"{key} {value}") for key, value in result.server.items()),
     ]

@@ -18,6 +18,13 @@ _FIGURES = (
     ("Peak concurrent requests:", "max_concurrent_requests"),
     ("Total token throughput (tok/s):", "total_token_throughput"),
 )
+_PROBES = (
+    ("Probe requests completed:", "probe_completed"),
+    ("Probe requests failed:", "probe_failed"),
+    ("Median probe E2EL (ms):", "probe_median_e2el_ms"),
+    ("P99 probe E2EL (ms):", "probe_p99_e2el_ms"),
+    ("Max probe E2EL (ms):", "probe_max_e2el_ms"),
+)
 _METRICS = (
     ("ttft", "TTFT", "Time to First Token"),
     ("tpot", "TPOT", "Time per Output Token (excl. 1st token)"),
@@ -31,6 +38,9 @@ def summary(run: RunResult) -> str:
     figures = {**run_figures(run), "max_concurrency": run.max_concurrency, "request_rate": run.request_rate}
     lines = [f"{' Serving Benchmark Result ':=^{WIDTH}}"]
     lines += [_line(words, figures[key]) for words, key in _FIGURES if figures[key] is not None]
+    if run.probes is not None:
+        lines.append(f"{'Probe Requests':-^{WIDTH}}")
+        lines += [_line(words, figures[key]) for words, key in _PROBES if figures[key] is not None]
     for name, short, title in _METRICS:
         if figures[f"mean_{name}_ms"] is None:
             continue

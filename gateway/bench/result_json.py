@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from gateway.bench.arrivals import RampUp
 from gateway.bench.metrics import DEFAULT_PERCENTILES, run_figures
 from gateway.bench.results import (
     CANCELLED,
     Cell,
     ClientLoad,
     Column,
+    RateChange,
     RequestRecord,
     RunResult,
     ScenarioResult,
@@ -31,6 +33,7 @@ LISTS = (
     "input_lens", "output_lens", "ttfts", "itls", "latencies", "start_times", "queue_times", "errors", "records",
 )  # fmt: skip
 """The keys of a run with an item for each request."""
+_TOP_LEVEL_ONLY = (*LISTS, "probes")
 
 
 def run_to_json(run: RunResult, percentiles: Sequence[float] = DEFAULT_PERCENTILES) -> dict[str, Any]:
@@ -59,6 +62,7 @@ def run_to_json(run: RunResult, percentiles: Sequence[float] = DEFAULT_PERCENTIL
         "client": asdict(run.client),
         "run_start": run.start,
         "records": [record.to_json(run.start) for record in run.records],
+        **_extras_to_json(run),
     }
 
 
@@ -86,6 +90,9 @@ def run_from_json(value: Mapping[str, Any]) -> RunResult:
             interrupted=bool(value.get("interrupted", False)),
             goodput=value.get("goodput") or {},
             client=_client_load(value.get("client") or {}),
+            ramp_up=_ramp_up(value),
+            rate_changes=tuple(RateChange(**change) for change in value.get("rps_change_events", ())),
+            probes=_probes(value, start),
         )
     except (KeyError, TypeError) as problem:
         raise ValueError(f"not a result with detailed requests: {problem}") from problem
@@ -95,6 +102,7 @@ def to_json(result: ScenarioResult, percentiles: Sequence[float] = DEFAULT_PERCE
     """Return the scenario's result for `benchmark_results.json`."""
     kind = {"openai": "openai-chat"}.get(result.api, result.api)
     return {
+        **result.metadata,
         "date": result.date,
         "endpoint_type": kind,
         "backend": kind,
@@ -114,6 +122,7 @@ def to_json(result: ScenarioResult, percentiles: Sequence[float] = DEFAULT_PERCE
         "tables": [asdict(table) for table in result.tables],
         "notes": list(result.notes),
         "server": dict(result.server),
+        "metadata": dict(result.metadata),
         "runs": [
             _without_lists(run_to_json(run, percentiles))
             if run is result.headline_run
@@ -132,8 +141,10 @@ def from_json(value: Mapping[str, Any]) -> ScenarioResult:
     if not isinstance(value, Mapping):
         raise ValueError("not a result: expected an object")
     try:
-        lists = {key: value[key] for key in LISTS if key in value}
-        runs = tuple(run_from_json({**lists, **run}) for run in value.get("runs") or [value])
+        lists = {key: value[key] for key in _TOP_LEVEL_ONLY if key in value}
+        runs = tuple(
+            run_from_json(run if "records" in run else {**lists, **run}) for run in value.get("runs") or [value]
+        )
         return ScenarioResult(
             scenario=str(value.get("scenario", "load")),
             date=str(value.get("date", "")),
@@ -150,6 +161,7 @@ def from_json(value: Mapping[str, Any]) -> ScenarioResult:
             figures=value.get("figures", {}),
             notes=tuple(value.get("notes", ())),
             server=value.get("server", {}),
+            metadata=value.get("metadata", {}),
         )
     except (KeyError, TypeError) as problem:
         raise ValueError(f"not a result: {problem}") from problem
@@ -161,21 +173,49 @@ def _microseconds(seconds: float) -> float:
 
 
 def _without_lists(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in run.items() if key not in LISTS}
+    return {key: value for key, value in run.items() if key not in _TOP_LEVEL_ONLY}
+
+
+def _extras_to_json(run: RunResult) -> dict[str, Any]:
+    """Return what only a run with a ramp-up or with probes has."""
+    extras: dict[str, Any] = {}
+    if run.ramp_up is not None:
+        extras |= run.ramp_up.to_json()
+        extras["rps_change_events"] = [asdict(change) for change in run.rate_changes]
+    if run.probes is not None:
+        extras["probes"] = [record.to_json(run.start) for record in run.probes]
+    return extras
 
 
 def _own_records(value: Mapping[str, Any], origin: float) -> Iterator[RequestRecord]:
     gaps = iter(value["itls"])
     for item in value["records"]:
         record = RequestRecord.from_json(item)
-        yield replace(
-            record,
-            arrival=record.arrival + origin,
-            start=record.start + origin,
-            last_token=record.last_token + origin,
-            end=record.end + origin,
-            itl=() if record.error == CANCELLED else tuple(next(gaps)),
-        )
+        yield replace(_moved(record, origin), itl=() if record.error == CANCELLED else tuple(next(gaps)))
+
+
+def _probes(value: Mapping[str, Any], origin: float) -> tuple[RequestRecord, ...] | None:
+    if "probes" not in value:
+        return None
+    return tuple(_moved(RequestRecord.from_json(item), origin) for item in value["probes"])
+
+
+def _moved(record: RequestRecord, origin: float) -> RequestRecord:
+    """Return the record with its times from `origin` on."""
+    return replace(
+        record,
+        arrival=record.arrival + origin,
+        start=record.start + origin,
+        last_token=record.last_token + origin,
+        end=record.end + origin,
+    )
+
+
+def _ramp_up(value: Mapping[str, Any]) -> RampUp | None:
+    strategy = value.get("ramp_up_strategy")
+    if strategy is None:
+        return None
+    return RampUp(strategy, float(value["ramp_up_start_rps"]), float(value["ramp_up_end_rps"]))
 
 
 def _vllm_records(value: Mapping[str, Any]) -> list[RequestRecord]:

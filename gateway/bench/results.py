@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
+from gateway.bench.arrivals import RampUp
+
 CellKind = Literal["measured", "computed", "forecast"]
 CellValue = float | int | str | None
 
@@ -124,6 +126,14 @@ class ClientLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class RateChange:
+    """A moment of a ramp-up: local time in ISO 8601 and the whole number that the request rate reached."""
+
+    rps: int
+    timestamp: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunResult:
     """One run: a number of requests to one target under one load.
 
@@ -136,6 +146,9 @@ class RunResult:
         num_prompts: requests that were planned; fewer have records after an interruption.
         interrupted: the run was stopped early. Requests in flight then are not counted.
         goodput: limits in milliseconds by `ttft`, `tpot` or `e2el`.
+        ramp_up: growth of the request rate, in place of `request_rate`.
+        rate_changes: when the growing rate reached each whole number.
+        probes: records of the small requests beside the load, which count nowhere else; None: none were asked for.
     """
 
     label: str
@@ -151,6 +164,9 @@ class RunResult:
     interrupted: bool = False
     goodput: Mapping[str, float] = field(default_factory=dict)
     client: ClientLoad = field(default_factory=ClientLoad)
+    ramp_up: RampUp | None = None
+    rate_changes: tuple[RateChange, ...] = ()
+    probes: tuple[RequestRecord, ...] | None = None
 
     @property
     def ended(self) -> tuple[RequestRecord, ...]:
@@ -248,6 +264,7 @@ class ScenarioResult:
         headline: label of the run whose figures stand at the top of the JSON.
         figures: the scenario's own figures, for `--fail-if` and for comparisons.
         notes: what a reader has to know, as keys of `gateway.bench.texts`.
+        metadata: the user's own facts about the measurement, by name.
     """
 
     scenario: str
@@ -265,6 +282,7 @@ class ScenarioResult:
     figures: Mapping[str, CellValue] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     server: Mapping[str, CellValue] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def headline_run(self) -> RunResult:

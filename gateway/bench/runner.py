@@ -1,15 +1,17 @@
 """One run: sends planned requests under a load and collects their records."""
 
 import asyncio
+import datetime as dt
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from gateway.bench.arrivals import arrivals
+from gateway.bench.arrivals import RampUp, arrivals, ramped_arrivals
 from gateway.bench.client_watch import INTERVAL, ClientWatch
-from gateway.bench.results import CANCELLED, RequestRecord, RunResult
+from gateway.bench.results import CANCELLED, RateChange, RequestRecord, RunResult
 from gateway.bench.target import BenchRequest, LoadClient
 
 BLOCK = 1000
@@ -47,9 +49,13 @@ class RunPlan:
         requests: the requests in order; with `seconds` also an endless iterable.
         max_concurrency: most requests in flight; None: no limit.
         request_rate: requests per second; None: each as soon as there is a place.
+        ramp_up: growth of the request rate, in place of `request_rate`; not for an endless plan.
         due: due times in seconds from the start, instead of a rate. One for each request.
         seconds: nothing is sent after this time.
         seed: of the arrival times.
+        probe: a request that is sent beside the others, `probe_rate` times a second, until all of them
+            have ended: each `1 / probe_rate` seconds after the end of the one before. `max_concurrency`
+            does not count it.
     """
 
     label: str
@@ -61,6 +67,9 @@ class RunPlan:
     seconds: float | None = None
     goodput: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
+    ramp_up: RampUp | None = None
+    probe: BenchRequest | None = None
+    probe_rate: float = 1.0
 
 
 class Runner:
@@ -119,6 +128,9 @@ class Runner:
             interrupted=self.stop.is_set(),
             goodput=plan.goodput,
             client=watch.load(run.start_delays),
+            ramp_up=plan.ramp_up,
+            rate_changes=tuple(run.rate_changes),
+            probes=None if plan.probe is None else tuple(run.probes),
         )
 
 
@@ -142,30 +154,48 @@ class _Run:
         self._place = asyncio.Event()
         self._failure: BaseException | None = None
         self.records: list[RequestRecord] = []
+        self._is_over = asyncio.Event()
         self.start_delays: list[float] = []
+        self.rate_changes: list[RateChange] = []
+        self.probes: list[RequestRecord] = []
         self.origin = clock()
 
     async def complete(self) -> None:
         """Send everything and wait for every answer, or for `stop`."""
         sending = asyncio.create_task(self._send_all())
         stopping = asyncio.create_task(self._stop.wait())
+        probing = asyncio.create_task(self._send_probes())
+        probing.add_done_callback(self._done)
         try:
             await asyncio.wait({sending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            self._is_over.set()
+            await asyncio.wait({probing, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stopping.cancel()
-            sending.cancel()
-            for task in self._tasks:
+            tasks = {sending, stopping, probing, *self._tasks}
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(sending, stopping, *self._tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
         if self._failure is not None:
             raise self._failure
         if not sending.cancelled():
             sending.result()
 
+    async def _send_probes(self) -> None:
+        """Send the plan's probe again and again until the run is over."""
+        plan = self._plan
+        while plan.probe is not None and not self._is_over.is_set():
+            self.probes.append(await self._client.send(plan.probe, len(self.probes)))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_over.wait(), 1 / plan.probe_rate)
+
     async def _send_all(self) -> None:
+        changes = self._rate_changes()
         for index, (request, due) in enumerate(self._due_requests()):
             if due is not None and (wait := self.origin + due - self._clock()) > 0:
                 await asyncio.sleep(wait)
+            if index in changes:
+                moment = dt.datetime.now().astimezone().isoformat()
+                self.rate_changes += [RateChange(rate, moment) for rate in changes[index]]
             was_full = await self._wait_for_place()
             now = self._clock()
             if self._plan.seconds is not None and now - self.origin >= self._plan.seconds:
@@ -185,6 +215,9 @@ class _Run:
         plan = self._plan
         if plan.due is not None:
             yield from zip(plan.requests, plan.due, strict=True)
+        elif plan.ramp_up is not None:
+            times = ramped_arrivals(self._count, plan.ramp_up, plan.burstiness, random.Random(plan.seed))
+            yield from zip(plan.requests, times, strict=True)
         elif plan.request_rate is None:
             yield from ((request, None) for request in plan.requests)
         else:
@@ -200,6 +233,16 @@ class _Run:
                 offset += times[-1]
                 times = arrivals(count, rate, plan.burstiness, rng)
             yield request, offset + times[index % count]
+
+    def _rate_changes(self) -> dict[int, list[int]]:
+        ramp_up = self._plan.ramp_up
+        return {} if ramp_up is None else ramp_up.changes(self._count)
+
+    @property
+    def _count(self) -> int:
+        requests = self._plan.requests
+        assert isinstance(requests, Sequence), "a ramp-up ends with the last request, so there has to be one"
+        return len(requests)
 
     async def _wait_for_place(self) -> bool:
         """Wait until another request may be sent; return whether it had to wait."""

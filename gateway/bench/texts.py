@@ -37,6 +37,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "model": ("Model", "모델"),
     "api": ("API", "API"),
     "date": ("Date", "일시"),
+    "metadata": ("Metadata", "메타데이터"),
     "interrupted": (
         "Interrupted: this is what was measured until then.",
         "중단됨: 그때까지 측정한 결과입니다.",
@@ -128,6 +129,11 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "figure_total_token_throughput": ("Input and output tokens per second", "초당 입출력 토큰"),
     "figure_max_output_tokens_per_s": ("Most pieces within a second", "1초간 최대 출력 조각"),
     "figure_max_concurrent_requests": ("Most requests in flight within a second", "1초간 최대 동시 요청"),
+    "figure_probe_completed": ("Probes beside the load: successful", "탐침 요청 성공"),
+    "figure_probe_failed": ("Probes beside the load: failed", "탐침 요청 실패"),
+    "figure_probe_median_e2el_ms": ("Latency of a probe, median (ms)", "탐침 지연 중앙값 (ms)"),
+    "figure_probe_p99_e2el_ms": ("Latency of a probe, p99 (ms)", "탐침 지연 p99 (ms)"),
+    "figure_probe_max_e2el_ms": ("Latency of a probe, longest (ms)", "탐침 지연 최대 (ms)"),
     # Verdicts
     "batched": (
         "Batched: the server generated {n} answers at the same time (on average {average:.1f}).",

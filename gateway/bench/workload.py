@@ -13,6 +13,7 @@ from gateway.bench.runner import Runner, RunPlan
 from gateway.bench.target import BenchRequest
 
 DEFAULT_TIMEOUT = 600.0
+PROBE_TEXT = "Hi"
 PROBE_WORDS = (20, 220)
 """Words of the two prompts by which the tokens of a word are measured."""
 
@@ -66,6 +67,10 @@ class Prompts:
         language, text = built_in(number, options.languages, options.seed)
         return self.completed(BenchRequest(user(text), self.output_len, language=language))
 
+    def probe(self) -> BenchRequest | None:
+        """Return the request that is sent beside a load, as vLLM has it: one word, answered by one token."""
+        return self.completed(BenchRequest(user(PROBE_TEXT), 1)) if self.options.probe_rate is not None else None
+
     def completed(self, request: BenchRequest) -> BenchRequest:
         """Add what the options say about every request."""
         options = self.options
@@ -105,6 +110,10 @@ def digest(requests: Sequence[BenchRequest]) -> str:
 
 def describe(options: BenchOptions, requests: Sequence[BenchRequest], **more: CellValue) -> dict[str, CellValue]:
     """Return the workload of a result, as `ScenarioResult.workload` has it."""
+    if options.ramp_up is not None:
+        more |= options.ramp_up.to_json()
+    if options.probe_rate is not None:
+        more["probe_request_rate"] = options.probe_rate
     return {
         "requests": len(requests),
         "requests_sha256": digest(requests),

@@ -60,6 +60,11 @@ class PromptBlocks:
         """Number of characters."""
         return self.ends[-1]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all messages count in `size`."""
+        return len(self.hashes) < MAX_BLOCKS
+
 
 def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
     """Return the blocks of `chat` for `model`, or None if it is not worth caching."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from gateway.cli.exit_status import EXIT_BAD, EXIT_INTERRUPTED, stop_with
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 DEFAULT_URL = "http://127.0.0.1:8080"
 ScenarioName = Literal["concurrency", "text-parallel", "vision-batch", "multi-model", "users", "load", "soak"]
 CONTEXT = {"allow_extra_args": True}
-"""vLLM's `--goodput` and `--header` take several values: those after the first arrive as extra arguments."""
+"""Stray words arrive as arguments of the context, and are refused with the other problems."""
+_SEVERAL = {"--goodput": ":", "--header": "=", "--metadata": "="}
+"""Options that take several values, as in vLLM, by what every value contains."""
 
 _TARGET, _LOAD, _WORKLOAD, _SCENARIO, _OUTPUT = "Target", "Load", "Requests", "Of one scenario", "Result"
 
@@ -61,6 +64,22 @@ def bench(
     burstiness: Annotated[
         float, typer.Option(help="1: Poisson arrivals; less: more bursty; inf: even.", rich_help_panel=_LOAD)
     ] = 1.0,
+    ramp_up_strategy: Annotated[
+        Literal["linear", "exponential"] | None,
+        typer.Option(help="The rate grows from request to request (load).", rich_help_panel=_LOAD),
+    ] = None,
+    ramp_up_start_rps: Annotated[
+        float | None, typer.Option(help="Requests per second at the first request (load).", rich_help_panel=_LOAD)
+    ] = None,
+    ramp_up_end_rps: Annotated[
+        float | None, typer.Option(help="Requests per second at the last request (load).", rich_help_panel=_LOAD)
+    ] = None,
+    probe_request_rate: Annotated[
+        float,
+        typer.Option(
+            help="One-token requests per second beside the load, timed apart (load, soak).", rich_help_panel=_LOAD
+        ),
+    ] = 0.0,
     num_warmups: Annotated[int, typer.Option(min=0, help="Requests before, unmeasured.", rich_help_panel=_LOAD)] = 1,
     timeout: Annotated[
         str | None,
@@ -150,6 +169,10 @@ def bench(
         str, typer.Option(help="Metrics to print with percentiles.", rich_help_panel=_OUTPUT)
     ] = "ttft,tpot,itl,e2el",
     metric_percentiles: Annotated[str, typer.Option(help="Percentiles.", rich_help_panel=_OUTPUT)] = "50,90,95,99",
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Facts for the result, such as version=0.32.", rich_help_panel=_OUTPUT),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result's files.", rich_help_panel=_OUTPUT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=_OUTPUT)] = False,
     lang: Annotated[Literal["en", "ko"], typer.Option(help="Language.", rich_help_panel=_OUTPUT)] = "en",
@@ -234,8 +257,8 @@ def _checked(context: typer.Context) -> "Checked":
     from gateway.cli.bench_options import InvalidOptions, check
 
     given = dict(context.params)
-    if extra := _take_extra_values(context.args, given):
-        stop_with([f"unexpected argument {word!r}" for word in extra])
+    if context.args:
+        stop_with([f"unexpected argument {word!r}" for word in context.args])
     sources = {name: context.get_parameter_source(name) for name in given}
     try:
         return check(given, {name for name, source in sources.items() if source and source.name == "COMMANDLINE"})
@@ -243,14 +266,24 @@ def _checked(context: typer.Context) -> "Checked":
         stop_with(problem.lines)
 
 
-def _take_extra_values(words: list[str], given: dict[str, Any]) -> list[str]:
-    """Append further values of `--goodput` and `--header` to them, and return the words that are left."""
-    left = []
-    for word in words:
-        if given["goodput"] and ":" in word and "=" not in word:
-            given["goodput"] = [*given["goodput"], word]
-        elif given["header"] and "=" in word:
-            given["header"] = [*given["header"], word]
-        else:
-            left.append(word)
-    return left
+class BenchCommand(TyperCommand):
+    """The command, which takes several values after an option where vLLM's does."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, one_value_each(args))
+
+
+def one_value_each(words: list[str]) -> list[str]:
+    """Repeat an option of `_SEVERAL` before each of its further values: `--header a=1 --header b=2`."""
+    repeated: list[str] = []
+    option = ""
+    for before, word in zip(["", *words], words, strict=False):
+        if word.startswith("-"):
+            option = word.partition("=")[0]
+        elif option in _SEVERAL and before != option:
+            if _SEVERAL[option] in word:
+                repeated.append(option)
+            else:
+                option = ""
+        repeated.append(word)
+    return repeated

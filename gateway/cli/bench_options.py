@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gateway.bench.arrivals import RAMP_UP_STRATEGIES, RampUp
 from gateway.bench.fail_if import Condition
 from gateway.bench.formatting import DEFAULT_METRICS
 from gateway.bench.http_client import InvalidTarget, base_url
@@ -15,7 +16,8 @@ from gateway.bench.metrics import DEFAULT_PERCENTILES, GOODPUT_METRICS, METRICS,
 from gateway.bench.options import BenchOptions
 from gateway.bench.prompts import QUESTIONS, InvalidDataset, read_dataset
 from gateway.bench.recording import InvalidRecording, Recording, read_recording
-from gateway.bench.results import RunResult
+from gateway.bench.result_json import to_json
+from gateway.bench.results import RunResult, ScenarioResult
 from gateway.bench.scenarios import SCENARIOS, Scenario
 from gateway.bench.target import BenchRequest, Target
 from gateway.bench.writers import Style
@@ -29,12 +31,14 @@ SHARED = frozenset(
         "output_len", "dataset_path", "languages", "seed", "num_warmups", "no_stream", "extra_body",
         "ignore_eos", "temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty",
         "repetition_penalty", "timeout", "goodput", "percentile_metrics", "metric_percentiles", "disable_tqdm",
+        "metadata",
     )
 )  # fmt: skip
 """Options that every scenario takes."""
 NOT_REPLAYED = frozenset(
-    ("request_rate", "burstiness", "input_len", "output_len", "dataset_path", "languages", "no_stream", "ignore_eos")
-)
+    ("request_rate", "burstiness", "ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps", "input_len",
+     "output_len", "dataset_path", "languages", "no_stream", "ignore_eos")
+)  # fmt: skip
 """Options in place of which a replay has recorded values."""
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty")
 NO_CONDITIONS: tuple[Condition, ...] = ()
@@ -99,6 +103,8 @@ def check(given: dict[str, Any], chosen: set[str]) -> Checked:
         max_concurrency=given["max_concurrency"],
         request_rate=found.take("request_rate", _rate, None),
         burstiness=found.take("burstiness", _positive, 1.0),
+        ramp_up=_ramp_up(found),
+        probe_rate=found.take("probe_request_rate", _probe_rate, None),
         goodput=found.take("goodput", _goodput, {}),
         input_len=given["input_len"],
         output_len=given["output_len"],
@@ -119,6 +125,7 @@ def check(given: dict[str, Any], chosen: set[str]) -> Checked:
         realtime_speed=given["realtime_speed"],
         wait=found.take("wait", parsers.positive_duration, 0.0),
         max_users=given["max_users"],
+        metadata=found.take("metadata", _metadata, {}),
         forecasts=found.take("forecast", _pairs, {}),
         replay=found.take("replay", lambda path: _recording(path, given["num_prompts"]), None),
         speed=found.take("speed", _positive, 1.0),
@@ -135,7 +142,8 @@ def check(given: dict[str, Any], chosen: set[str]) -> Checked:
     conditions = found.take("fail_if", _conditions, NO_CONDITIONS)
     named = [condition.percentile for condition in conditions]
     percentiles = (*percentiles, *(value for value in named if value is not None and value not in percentiles))
-    found.problems += _unknown_figures(conditions, scenario, percentiles)
+    found.problems += _unknown_figures(conditions, scenario, percentiles, is_probed=options.probe_rate is not None)
+    found.problems += _taken_names(options, percentiles)
     if found.problems:
         raise InvalidOptions(found.problems)
     return Checked(options, Style(given["lang"], percentiles, metrics), conditions)
@@ -205,6 +213,58 @@ def _rate(value: float) -> float | None:
     return None if math.isinf(_positive(value)) else value
 
 
+def _probe_rate(value: float) -> float | None:
+    if value < 0 or math.isinf(value) or math.isnan(value):
+        raise ValueError(f"{value:g}: expected a positive number, or 0 for no probes")
+    return value or None
+
+
+def _ramp_up(found: _Check) -> RampUp | None:
+    """Return the growth of the request rate; vLLM has the same conditions, but lets a rate begin at 0."""
+    given = found.given
+    strategy, ends = given["ramp_up_strategy"], ("ramp_up_start_rps", "ramp_up_end_rps")
+    if strategy is None:
+        found.problems += [f"{flag(name)} has no meaning without --ramp-up-strategy" for name in ends if given[name]]
+        return None
+    if strategy not in RAMP_UP_STRATEGIES:
+        found.problems.append(f"--ramp-up-strategy: {strategy!r}: expected {' or '.join(RAMP_UP_STRATEGIES)}")
+        return None
+    if not math.isinf(given["request_rate"]):
+        found.problems.append("--request-rate has no meaning with --ramp-up-strategy, which has its own rates")
+    start, end = (found.take(name, _finite_rate, 1.0) for name in ends)
+    if start > end:
+        found.problems.append(f"--ramp-up-start-rps: {start:g} is more than --ramp-up-end-rps, {end:g}")
+    return RampUp(strategy, start, end)
+
+
+def _finite_rate(value: float | None) -> float:
+    if value is None:
+        raise ValueError("--ramp-up-strategy needs it")
+    if math.isinf(value):
+        raise ValueError(f"{value:g}: expected a finite number")
+    return _positive(value)
+
+
+def _metadata(texts: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"{text!r}: expected KEY=VALUE")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def _taken_names(options: BenchOptions, percentiles: tuple[float, ...]) -> list[str]:
+    """Return a problem for each name of `--metadata` that is a key of the result itself."""
+    nothing = RunResult(
+        "", "", "", (), start=0.0, duration=0.0, num_prompts=0, ramp_up=RampUp("linear", 1, 1), probes=()
+    )
+    result = ScenarioResult("", "", "", "", "", "", "", {}, (nothing,), "")
+    taken = to_json(result, percentiles).keys() & options.metadata.keys()
+    return [f"--metadata: {name!r} is a key of the result itself; choose another" for name in sorted(taken)]
+
+
 def _goodput(texts: list[str] | None) -> dict[str, float]:
     limits = {}
     for text in (part for value in texts or () for part in value.replace(",", " ").split()):
@@ -271,10 +331,11 @@ def _conditions(texts: list[str] | None) -> tuple[Condition, ...]:
 
 
 def _unknown_figures(
-    conditions: tuple[Condition, ...], scenario: Scenario, percentiles: tuple[float, ...]
+    conditions: tuple[Condition, ...], scenario: Scenario, percentiles: tuple[float, ...], *, is_probed: bool
 ) -> list[str]:
     """Return a problem for each condition on a figure that this scenario will not have."""
-    nothing = RunResult("", "", "", (), start=0.0, duration=0.0, num_prompts=0)
+    probes = () if is_probed else None
+    nothing = RunResult("", "", "", (), start=0.0, duration=0.0, num_prompts=0, probes=probes)
     names = set(run_figures(nothing, percentiles)) - {"too_few"}
     return [
         f"--fail-if: {condition.name!r} is not a figure of {scenario.name}; it has {', '.join(sorted(names))}"

@@ -12,7 +12,7 @@ import typer
 from gateway import __version__, config
 from gateway.cli import ops_commands
 from gateway.cli.advise import advise
-from gateway.cli.bench import CONTEXT, bench
+from gateway.cli.bench import CONTEXT, BenchCommand, bench
 from gateway.cli.common_options import ConfigFile
 from gateway.cli.compare import compare
 from gateway.cli.config_commands import config_app, load_settings
@@ -76,7 +76,7 @@ app.command()(ops_commands.verify)
 app.command()(ops_commands.rollback)
 app.command()(ops_commands.undo)
 app.command()(ops_commands.usage)
-app.command(context_settings=CONTEXT)(bench)
+app.command(cls=BenchCommand, context_settings=CONTEXT)(bench)
 app.command()(advise)
 app.command()(compare)
 app.command()(simulate)

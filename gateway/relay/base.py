@@ -251,6 +251,9 @@ class Relay(TimedRelay, ABC):
         if placement is not None:
             seconds = None if meter.first_piece is None else meter.first_piece - sent
             placement.gate.succeed(ticket.claim, self._request.size, seconds, ticket.is_trial)
+        prompt, usage = ticket.prompt, meter.usage
+        if prompt is not None and usage is not None and usage.prompt_tokens and prompt.is_whole:
+            server.prefixes.learn(prompt.size, usage.prompt_tokens)
 
     def _retry_elsewhere(
         self, ticket: Ticket, server: Server, error: GatewayError, sent: float, answered: bool

@@ -111,7 +111,8 @@ class Prober:
         models = _without_long_names(server, models)
         before, lacked, was_up = server.discovered, server.lacks_a_model, server.up
         loaded = await self._probe_models(backend, server, models)
-        if not was_up and backend.admission.affinity is not None and backend.engine.metrics_path is not None:
+        is_asked = was_up and server.prefixes.is_sized
+        if not is_asked and backend.admission.affinity is not None and backend.engine.metrics_path is not None:
             await self._probe_prefix_cache(backend, server, backend.engine.metrics_path)
         server.update_models(models)
         self._on_models(backend)
@@ -124,6 +125,7 @@ class Prober:
         """Ask a server for the size of its prefix cache. Without an answer, the size stays as it was."""
         with suppress(ProbeFailed):
             status, content = await self._fetch(backend, server, "GET", path)
+            server.prefixes.is_sized = True
             tokens = prefix_cache_tokens(content) if status == 200 else None
             if tokens is not None:
                 server.prefixes.resize(tokens)

@@ -2,7 +2,13 @@
 
 import pytest
 
-from gateway.admission.prefix_cache import CHARACTERS_PER_TOKEN, MAX_KNOWN, PrefixCache
+from gateway.admission.prefix_cache import (
+    CHARACTERS_PER_TOKEN,
+    LEAST_CHARACTERS_PER_TOKEN,
+    MAX_KNOWN,
+    MOST_CHARACTERS_PER_TOKEN,
+    PrefixCache,
+)
 from gateway.chat.prompt_blocks import PromptBlocks
 
 
@@ -64,3 +70,44 @@ def test_block_sent_twice_takes_its_room_once() -> None:
     for _ in range(5):
         cache.add(prompt(1, 2))
     assert cache.known_blocks(prompt(1, 2)) == 2
+
+
+def test_capacity_follows_the_tokens_that_the_server_counts() -> None:
+    """Korean text has far fewer characters in a token than English."""
+    cache = PrefixCache(tokens=1000)
+    assert cache.capacity == 1000 * CHARACTERS_PER_TOKEN
+    for _ in range(100):
+        cache.learn(1500, 1000)
+    assert cache.capacity == pytest.approx(1500, rel=0.01)
+    cache.resize(2000)
+    assert cache.capacity == pytest.approx(3000, rel=0.01)
+    for _ in range(300):
+        cache.learn(4000, 1000)
+    assert cache.capacity == pytest.approx(8000, rel=0.01)
+
+
+def test_a_few_short_prompts_change_the_capacity_little() -> None:
+    """Their tokens are those of the chat template."""
+    cache = PrefixCache(tokens=1000)
+    for _ in range(5):
+        cache.learn(10, 20)
+    assert cache.capacity > 0.85 * 1000 * CHARACTERS_PER_TOKEN
+
+
+@pytest.mark.parametrize(
+    ("characters", "ratio"), [(1, LEAST_CHARACTERS_PER_TOKEN), (10**9, MOST_CHARACTERS_PER_TOKEN)]
+)
+def test_absurd_counts_bound_the_capacity(characters: int, ratio: float) -> None:
+    cache = PrefixCache(tokens=1000)
+    for _ in range(500):
+        cache.learn(characters, 1000)
+    assert cache.capacity == 1000 * ratio
+
+
+def test_prompt_that_no_longer_fits_is_forgotten_with_the_next_one() -> None:
+    cache = PrefixCache(tokens=300)
+    cache.add(prompt(1, 2, 3))
+    for _ in range(200):
+        cache.learn(2000, 1000)
+    cache.add(prompt(11))
+    assert [cache.known_blocks(prompt(*blocks)) for blocks in ([1, 2, 3], [11])] == [0, 1]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from gateway.bench.metrics import peaks, run_figures
@@ -42,6 +44,26 @@ def test_requests_in_flight_at_an_interruption_count_nowhere() -> None:
 def test_a_run_without_answers_has_no_latency_instead_of_zero() -> None:
     figures = run_figures(run([record(0, ttft=None, itl=(), error="connect")], duration=0.0))
     assert figures["mean_ttft_ms"] is figures["request_throughput"] is None
+
+
+def test_probes_have_figures_of_their_own() -> None:
+    failed = record(2, ttft=None, itl=(), error="timeout")
+    probes = (record(0, itl=()), record(1, ttft=1.5, itl=()), failed)
+    figures = run_figures(replace(run([record(0)]), probes=probes))
+    assert (figures["completed"], figures["probe_completed"], figures["probe_failed"]) == (1, 2, 1)
+    assert figures["probe_median_e2el_ms"] == pytest.approx(1000)
+    assert figures["probe_max_e2el_ms"] == pytest.approx(1500)
+    assert figures["probe_p99_e2el_ms"] is None
+    assert figures["too_few"]["probe_p99_e2el_ms"] == {"has": 2, "needs": 100}
+
+
+def test_a_run_without_probes_has_no_figures_of_them() -> None:
+    assert not [name for name in run_figures(run([record(0)])) if name.startswith("probe")]
+
+
+def test_probes_that_all_failed_have_no_latency() -> None:
+    figures = run_figures(replace(run([record(0)]), probes=(record(0, ttft=None, itl=(), error="timeout"),)))
+    assert figures["probe_median_e2el_ms"] is figures["probe_max_e2el_ms"] is None
 
 
 @pytest.mark.parametrize(

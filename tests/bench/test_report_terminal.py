@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from gateway.bench.report_terminal import WIDTH, summary
 from tests.bench.records import record, run
 
@@ -22,3 +24,14 @@ def test_a_run_without_answers_has_a_summary() -> None:
     text = summary(run([record(0, error="timeout", ttft=None)]))
     assert "Failed requests:                         1" in text
     assert "TTFT" not in text
+
+
+def test_probes_have_the_lines_of_vllm_bench_serve() -> None:
+    lines = summary(replace(run([record(0)]), probes=(record(0, itl=()),))).splitlines()
+    at = lines.index("------------------Probe Requests------------------")
+    assert lines[at + 1 : at + 4] == [
+        "Probe requests completed:                1",
+        "Probe requests failed:                   0",
+        "Median probe E2EL (ms):                  500.00",
+    ]
+    assert "P99 probe E2EL" not in summary(replace(run([record(0)]), probes=(record(0, itl=()),)))

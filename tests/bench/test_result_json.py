@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from gateway.bench.arrivals import RampUp
 from gateway.bench.result_json import LISTS, from_json, run_to_json, to_json
-from gateway.bench.results import CANCELLED, Cell, ClientLoad, Column, ScenarioResult, Table, Verdict
+from gateway.bench.results import CANCELLED, Cell, ClientLoad, Column, RateChange, ScenarioResult, Table, Verdict
 from tests.bench.records import record, run
 
 VLLM_KEYS = (
@@ -40,6 +41,19 @@ def test_the_json_has_every_key_of_vllm() -> None:
 
 def test_a_result_survives_a_file() -> None:
     assert from_json(json.loads(json.dumps(to_json(result())))) == result()
+
+
+def test_a_ramp_up_probes_and_metadata_survive_a_file() -> None:
+    changes = (RateChange(1, "2026-11-29T05:00:00+09:00"), RateChange(2, "2026-11-29T05:00:01+09:00"))
+    whole = replace(
+        result().runs[0], ramp_up=RampUp("exponential", 1.0, 2.0), rate_changes=changes, probes=(record(0, itl=()),)
+    )
+    other = run([record(0)], label="other")
+    given = replace(result(), runs=(whole, other), metadata={"version": "0.32"})
+    value = json.loads(json.dumps(to_json(given)))
+    assert from_json(value) == given
+    assert (value["version"], value["ramp_up_strategy"], value["probe_completed"]) == ("0.32", "exponential", 1)
+    assert json.dumps(value).count('"probes"') == 1
 
 
 def test_an_interrupted_run_survives_a_file() -> None:

@@ -3,6 +3,7 @@ import itertools
 
 import pytest
 
+from gateway.bench.arrivals import RampUp
 from gateway.bench.results import CANCELLED, RequestRecord
 from gateway.bench.runner import Runner, RunPlan
 from gateway.bench.target import BenchRequest
@@ -112,3 +113,54 @@ async def test_the_lateness_of_the_clients_loop_is_measured() -> None:
     result = await slow.run(RunPlan("r", requests(1)))
     assert result.client.lag_max_ms >= 400
     assert "client_lagging" in result.client.warnings
+
+
+async def test_a_ramp_up_sends_ever_faster_and_notes_when() -> None:
+    plan = RunPlan("r", requests(5), ramp_up=RampUp("linear", 2, 10), burstiness=float("inf"))
+    result = await runner(FakeClient(places=99)).run(plan)
+    starts = [record.start - result.start for record in result.records]
+    assert starts == pytest.approx(list(itertools.accumulate(1 / rate for rate in (2, 4, 6, 8, 10))), abs=0.02)
+    assert [change.rps for change in result.rate_changes] == list(range(2, 11))
+    assert result.ramp_up == plan.ramp_up
+
+
+async def test_probes_take_turns_beside_the_load_and_count_nowhere_else() -> None:
+    """A probe of 1 s every 2 s after the end of the one before: sent at 0, 3, 6 and 9 s."""
+    client = FakeClient(places=99)
+    plan = RunPlan("r", requests(10), max_concurrency=1, probe=request(max_tokens=1, name="p"), probe_rate=0.5)
+    result = await runner(client).run(plan)
+    assert result.probes is not None
+    assert [record.start - result.start for record in result.probes] == pytest.approx([0, 3, 6, 9], abs=0.05)
+    assert (len(result.records), client.most) == (10, 2)
+    assert result.duration == pytest.approx(10, abs=0.1)
+
+
+async def test_a_probe_that_the_load_holds_up_is_measured_to_its_end() -> None:
+    """Leaving out the probe that is in flight at the end would leave out the slowest."""
+    probe = request(max_tokens=1, name="p")
+    client = FakeClient(places=99, prefill=lambda sent, running: 30.0 if sent is probe else 1.0)
+    result = await runner(client).run(RunPlan("r", requests(2), probe=probe, probe_rate=100.0))
+    assert result.probes is not None
+    assert [record.latency for record in result.probes] == pytest.approx([30], abs=0.1)
+    assert result.duration == pytest.approx(1, abs=0.1)
+
+
+async def test_an_interruption_ends_the_probes() -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(2.5, stop.set)
+    plan = RunPlan("r", requests(9), max_concurrency=1, probe=request(max_tokens=1), probe_rate=1000.0)
+    result = await runner(FakeClient(places=9), stop).run(plan)
+    assert result.interrupted
+    assert result.probes is not None
+    assert len(result.probes) == 2
+
+
+async def test_a_fault_of_the_client_in_a_probe_is_not_swallowed() -> None:
+    class Broken(FakeClient):
+        async def send(self, sent: BenchRequest, index: int = 0) -> RequestRecord:
+            if sent.name == "p":
+                raise RuntimeError("a fault")
+            return await super().send(sent, index)
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        await runner(Broken()).run(RunPlan("r", requests(2), probe=request(name="p")))

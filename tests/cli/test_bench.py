@@ -3,6 +3,7 @@ Covers: gateway/cli/bench_options.py"""
 
 import json
 import math
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.cli.harness import command, invoke, process
 from tests.fakes.stand_ins import stand_in
 
 FAST = simulate.Options("vllm")
+RAMP = ("load", "--ramp-up-strategy", "linear", "--ramp-up-start-rps")
 FAST_OLLAMA = simulate.Options("ollama", (simulate.Model("llama"), simulate.Model("gemma2:2b")), parallel=4)
 
 
@@ -104,6 +106,40 @@ async def test_goodput_and_headers_take_several_values_as_vllm_does() -> None:
     assert (headers["x-a"], headers["x-b"]) == ("1", "2")
 
 
+async def test_each_option_keeps_its_own_values_in_any_order() -> None:
+    words = ("--header", "x-a=1", "x-b=2", "--metadata", "version=0.32", "tp=1", "--goodput=ttft:60000", "e2el:60000")
+    async with stand_in(FAST) as server:
+        done = await command("bench", *words, "load", "--url", server.base_url, "--num-prompts", "2", "--json")
+        headers = server.engine.requests[-1]["headers"]
+    result = json.loads(done.stdout)
+    assert (headers["x-a"], headers["x-b"], headers.get("tp")) == ("1", "2", None)
+    assert (result["version"], result["tp"], result["metadata"]) == ("0.32", "1", {"version": "0.32", "tp": "1"})
+    assert result["goodput"] == {"ttft": 60000, "e2el": 60000}
+
+
+async def test_metadata_stands_in_what_people_read() -> None:
+    done = await bench(FAST, "load", "--num-prompts", "2", "--metadata", "gpu=none", "tp=1")
+    assert "Metadata: gpu=none, tp=1" in done.stdout
+
+
+async def test_a_growing_rate_is_part_of_the_result() -> None:
+    ramp = (*RAMP[1:], "50", "--ramp-up-end-rps", "52")
+    done = await bench(FAST, "load", "--num-prompts", "9", *ramp, "--burstiness", "inf", "--json")
+    result = json.loads(done.stdout)
+    found = [result[f"ramp_up_{name}"] for name in ("strategy", "start_rps", "end_rps")]
+    assert (found, result["request_rate"], result["completed"]) == (["linear", 50, 52], "inf", 9)
+    assert [change["rps"] for change in result["rps_change_events"]] == [50, 51, 52]
+    assert result["workload"]["ramp_up_strategy"] == "linear"
+
+
+async def test_probes_are_counted_apart() -> None:
+    words = ("--num-prompts", "3", "--probe-request-rate", "1000", "--fail-if", "probe_failed>0")
+    done = await bench(FAST, "load", *words)
+    assert done.exit_code == 0, done.output
+    assert "Probes beside the load: successful" in done.stdout
+    assert re.search(r"Successful requests +3\b", done.stdout)
+
+
 async def test_a_server_that_refuses_is_exit_status_1() -> None:
     done = await bench(FAST, "load", "--model", "no-such-model")
     assert done.exit_code == 1
@@ -149,6 +185,20 @@ def test_nobody_listening_is_exit_status_1() -> None:
         (("users", "--forecast", "x"), "--forecast: 'x': expected ROW=TEXT"),
         (("vision-batch", "--images", "/no/such"), "--images: /no/such: not a folder"),
         (("load", "stray"), "unexpected argument 'stray'"),
+        (("load", "--header", "x=1", "stray", "y=2"), "unexpected argument 'y=2'"),
+        (("load", "--ramp-up-end-rps", "5"), "--ramp-up-end-rps has no meaning without --ramp-up-strategy"),
+        (("load", "--ramp-up-strategy", "linear", "--ramp-up-end-rps", "5"), "--ramp-up-start-rps: --ramp-up-strategy"),
+        ((*RAMP, "0", "--ramp-up-end-rps", "5"), "--ramp-up-start-rps: 0: expected a positive number"),
+        ((*RAMP, "6", "--ramp-up-end-rps", "5"), "--ramp-up-start-rps: 6 is more than --ramp-up-end-rps, 5"),
+        ((*RAMP, "1", "--ramp-up-end-rps", "inf"), "--ramp-up-end-rps: inf: expected a finite number"),
+        ((*RAMP, "1", "--ramp-up-end-rps", "5", "--request-rate", "2"), "--request-rate has no meaning with"),
+        (("soak", *RAMP[1:], "1"), "--ramp-up-strategy has no meaning for soak"),
+        (("load", "--probe-request-rate", "-1"), "--probe-request-rate: -1: expected a positive number, or 0"),
+        (("concurrency", "--probe-request-rate", "1"), "--probe-request-rate has no meaning for concurrency"),
+        (("load", "--metadata", "version"), "--metadata: 'version': expected KEY=VALUE"),
+        (("load", "--metadata", "a=1", "duration=2"), "--metadata: 'duration' is a key of the result itself"),
+        (("load", "--metadata", "ramp_up_strategy=x"), "--metadata: 'ramp_up_strategy' is a key of the result"),
+        (("load", "--fail-if", "probe_max_e2el_ms>1"), "'probe_max_e2el_ms' is not a figure of load"),
     ],
 )
 async def test_wrong_words_are_exit_status_2_and_named(words: tuple[str, ...], problem: str) -> None:
@@ -171,15 +221,15 @@ def given(**changes: Any) -> dict[str, Any]:
     """Return the parameters of a command line without options."""
     nothing = dict.fromkeys(
         ("num_prompts", "max_concurrency", "input_len", "output_len", "dataset_path", "images", "timeout", "model",
-         "header", "goodput", "forecast",
+         "header", "goodput", "forecast", "metadata", "ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps",
          "replay", "fail_if", "temperature", "top_p", "top_k", "min_p", "frequency_penalty",
          "presence_penalty", "repetition_penalty"),
     )  # fmt: skip
     texts = dict.fromkeys(("api_key", "endpoint", "label", "levels", "extra_body"), "")
     return {
         **nothing, **texts, "scenario": "load", "url": "http://x", "api": "openai", "insecure": False,
-        "request_rate": math.inf, "burstiness": 1.0, "num_warmups": 1, "seed": 0, "languages": "ko", "no_stream": False,
-        "ignore_eos": False, "image_size": 512,
+        "request_rate": math.inf, "burstiness": 1.0, "probe_request_rate": 0.0, "num_warmups": 1, "seed": 0,
+        "languages": "ko", "no_stream": False, "ignore_eos": False, "image_size": 512,
         "speed": 1.0, "rounds": 2, "realtime_ttft": 2.0, "realtime_speed": 5.0, "wait": "30s",
         "max_users": 64, "duration": "10m", "window": "1m", "percentile_metrics": "ttft", "metric_percentiles": "99",
         "lang": "en", **changes,

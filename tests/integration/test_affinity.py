@@ -36,6 +36,17 @@ async def ask(gateway: Running, messages: list[dict[str, Any]]) -> None:
     messages.append({"role": "assistant", "content": answer.choices[0].message.content})
 
 
+async def test_capacity_of_a_prefix_cache_is_learned_from_the_answers() -> None:
+    """The stand-in counts three tokens for four characters of Korean, at four bytes each."""
+    async with stand_in(VLLM) as one, stand_in(VLLM) as two, running(settings(one.base_url, two.base_url)) as gateway:
+        servers = gateway.gateway._backends["vllm"].servers
+        before = [server.prefixes.capacity for server in servers]
+        for number in range(12):
+            await ask(gateway, [{"role": "user", "content": f"{number} " + "한국어" * 300}])
+        after = [server.prefixes.capacity for server in servers]
+    assert all(now < 0.9 * then for then, now in zip(before, after, strict=True))
+
+
 async def test_turns_of_conversations_stay_on_their_servers() -> None:
     async with stand_in(VLLM) as one, stand_in(VLLM) as two, running(settings(one.base_url, two.base_url)) as gateway:
         conversations: list[list[dict[str, Any]]] = [[] for _ in range(6)]

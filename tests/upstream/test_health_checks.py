@@ -146,6 +146,18 @@ async def test_size_of_the_prefix_cache_is_asked_for_where_it_decides() -> None:
             assert backend.servers[0].prefixes.capacity == PrefixCache().capacity
 
 
+async def test_size_of_the_prefix_cache_is_asked_for_when_new_settings_make_it_decide() -> None:
+    """The servers have been up all the time, and are asked once."""
+    async with stand_in(VLLM) as one, stand_in(VLLM) as two:
+        servers = [{"base_url": server.base_url} for server in (one, two)]
+        more: dict[str, Any] = {"base_url": None, "servers": servers, "probe_interval": 0.02, "balance": "least_busy"}
+        async with probed_backend("vllm", "", "Qwen/A", **more) as backend:
+            assert [server.prefixes.is_sized for server in backend.servers] == [False, False]
+            backend.change(backend.settings.model_copy(update={"balance": "affinity"}))
+            await until(lambda: all(server.prefixes.is_sized for server in backend.servers))
+            assert [server.prefixes.capacity for server in backend.servers] == [4 * 16 * CACHE_BLOCKS] * 2
+
+
 async def test_model_is_listed_once_however_the_settings_spell_it(caplog: pytest.LogCaptureFixture) -> None:
     async with stand_in(OLLAMA) as server, probed_backend("ollama", server.base_url, "library/LLAMA"):
         assert caplog.messages[0].endswith("models there: llama, qwen:8b")

@@ -78,6 +78,7 @@ def assemble(
         workload={"scenario": scenario, **workload},
         runs=tuple(runs),
         headline=headline,
+        metadata=options.metadata,
     )
     return replace(result, **parts)  # type: ignore[arg-type]  # the names and types of ScenarioResult's fields
 

@@ -26,8 +26,11 @@ async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
             max_concurrency=options.max_concurrency,
             request_rate=options.request_rate,
             burstiness=options.burstiness,
+            ramp_up=options.ramp_up,
             goodput=options.goodput,
             seed=options.seed,
+            probe=prompts.probe(),
+            probe_rate=options.probe_rate or 1.0,
         )
     )
     return assemble("load", options, [result], "load", describe(options, requests), notes=prompts.notes)
@@ -36,6 +39,19 @@ async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
 SCENARIO = Scenario(
     "load",
     run,
-    frozenset({"num_prompts", "max_concurrency", "request_rate", "burstiness", "replay", "speed"}),
+    frozenset(
+        (
+            "num_prompts",
+            "max_concurrency",
+            "request_rate",
+            "burstiness",
+            "ramp_up_strategy",
+            "ramp_up_start_rps",
+            "ramp_up_end_rps",
+            "probe_request_rate",
+            "replay",
+            "speed",
+        )
+    ),
     replay.FIGURES,
 )

@@ -11,7 +11,7 @@ from gateway.bench.replayed_requests import ReplayedRequests
 from gateway.bench.results import Cell, CellValue, Column, RunResult, ScenarioResult, Table, Verdict
 from gateway.bench.runner import Runner, RunPlan
 from gateway.bench.scenarios.base import assemble, failures_cell, ratio, table, verdict_of, warm_up
-from gateway.bench.workload import DEFAULT_TIMEOUT, describe, token_ratio
+from gateway.bench.workload import DEFAULT_TIMEOUT, Prompts, describe, token_ratio
 
 ALLOWANCE = 0.001
 """Share of the requests that may fail beyond those that failed in the recording."""
@@ -39,7 +39,15 @@ async def run(options: BenchOptions, runner: Runner, recording: Recording) -> Sc
     due = [(item.at - first) / options.speed for item in recording.exchanges]
     await warm_up(options, runner, requests[:1])
     result = await runner.run(
-        RunPlan("replay", requests, due=due, max_concurrency=options.max_concurrency, goodput=options.goodput)
+        RunPlan(
+            "replay",
+            requests,
+            due=due,
+            max_concurrency=options.max_concurrency,
+            goodput=options.goodput,
+            probe=Prompts(options, 1).probe(),
+            probe_rate=options.probe_rate or 1.0,
+        )
     )
     notes = (
         *(("length_estimated",) if ratio_of_words is None else ()),

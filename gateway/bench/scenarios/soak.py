@@ -31,6 +31,8 @@ async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
             goodput=options.goodput,
             seed=options.seed,
             seconds=options.duration,
+            probe=prompts.probe(),
+            probe_rate=options.probe_rate or 1.0,
         )
     )
     parts = windows(whole, options.window)
@@ -70,6 +72,7 @@ def windows(run: RunResult, seconds: float) -> list[RunResult]:
                 start=begin,
                 duration=length,
                 num_prompts=len(records),
+                probes=None,
             )
         )
     return parts
@@ -125,5 +128,8 @@ def _verdict(drift: float | None, count: int) -> Verdict:
 
 
 SCENARIO = Scenario(
-    "soak", run, frozenset({"duration", "window", "max_concurrency", "request_rate", "burstiness"}), "drift"
+    "soak",
+    run,
+    frozenset({"duration", "window", "max_concurrency", "request_rate", "burstiness", "probe_request_rate"}),
+    "drift",
 )
