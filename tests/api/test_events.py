@@ -9,12 +9,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 
 from gateway.api.events import HEARTBEAT, INTERVAL, MAX_LISTENERS, Events
+from gateway.api.json_patch import json_patch
 from gateway.errors import QueueFull, ShuttingDown
 from tests.api.both_engines import ADMIN, OLLAMA_MODEL, VLLM_MODEL, bearer, error_of, serving
 from tests.api.test_json_patch import patched
+from tests.fakes.processor_time import processor_seconds
 from tests.fakes.running_gateway import Running, until
 
 Event = tuple[str, Any]
@@ -111,10 +114,10 @@ async def test_without_a_key_no_foreign_page_can_listen() -> None:
 
 
 @pytest.mark.uvloop
-async def test_fifty_consoles_of_two_hundred_tiers_hold_the_loop_for_less_than_50_ms() -> None:
+async def test_fifty_consoles_hold_the_loop_not_much_longer_than_the_status_of_two_hundred_tiers_takes() -> None:
     tiers = {f"tier-{number}": {"models": {"vllm": VLLM_MODEL, "ollama": OLLAMA_MODEL}} for number in range(200)}
     async with serving(tiers=tiers) as (gateway, _), AsyncExitStack() as stack:
-        events, rollout, longest = events_of(gateway), gateway.gateway.rollout, 0.0
+        events, rollout = events_of(gateway), gateway.gateway.rollout
         for _ in range(50):
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port, limit=2**22)
             stack.callback(writer.close)
@@ -125,15 +128,20 @@ async def test_fifty_consoles_of_two_hundred_tiers_hold_the_loop_for_less_than_5
         await until(lambda: events.listeners == 50)
         gc.collect()
         gc.freeze()  # as the gateway does, so that no collection walks the objects of the tests
-        for number in range(4):
+        longest, unit = [], []
+        for number in range(6):
             rollout.set("vllm" if number % 2 else "ollama")  # all tiers change at once
+            unit.append(processor_seconds(lambda: msgspec.json.encode(json_patch({}, events._snapshot()))))
             version = events._version
-            while events._version == version:
+            events._stop_timer()
+            steps = [processor_seconds(events._tick)]
+            assert events._version == version + 1
+            for _ in range(20):  # the listeners write in the turns that follow
                 began = time.thread_time()
                 await asyncio.sleep(0)
-                longest = max(longest, time.thread_time() - began)
-                await asyncio.sleep(0.001)
-        assert longest < 0.05
+                steps.append(time.thread_time() - began)
+            longest.append(max(steps))
+        assert min(longest) < 4 * min(unit)
 
 
 async def read_all(reader: asyncio.StreamReader) -> None:
@@ -151,7 +159,7 @@ async def test_events_of_a_tier_end_when_new_settings_no_longer_have_it() -> Non
             operations._settings.model_copy(update={"tiers": tiers, "default_tier": "other"})
         )
         gateway.gateway._live.sample()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await answer.aread()
         assert error_of(await client.get("/ops/events?tier=team/Standard")) == (400, "invalid_value")
 
@@ -174,7 +182,7 @@ async def test_the_drain_ends_the_events_at_once_and_refuses_new_ones() -> None:
         async with client.stream("GET", "/ops/events") as answer:
             await until(lambda: events_of(gateway).listeners == 1)
             gateway.gateway.begin_drain()
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(10):  # less than `HEARTBEAT`
                 await answer.aread()  # raises if the response is not complete
         refused = await client.get("/ops/events")
         assert error_of(refused) == (503, "shutting_down")

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from gateway.api.ollama_routes import CHANGING, MAX_SHOW_BODY, SECONDS_KEPT, SECONDS_LOADED, VERSION, add_ollama
 from gateway.api.operations import Operations, PublicEntry, allow_all
 from tests.api.both_engines import KEY, bearer, serving
+from tests.fakes.processor_time import processor_seconds
 
 PUBLIC = ["team/Standard", "gpt-4o", "pinned", "bge-m3"]
 ORIGIN = "http://localhost:3000"
@@ -213,11 +214,15 @@ async def test_a_loaded_model_expires_later_if_its_engine_keeps_it(stays: bool) 
 
 
 @pytest.mark.parametrize("path", ["/api/tags", "/api/ps"])
-async def test_a_list_of_a_thousand_models_takes_the_loop_a_few_milliseconds(path: str) -> None:
+async def test_a_list_of_a_thousand_models_takes_the_loop_not_much_longer_than_its_json(path: str) -> None:
+    """FastAPI's own conversion of so many objects would."""
     entries = [PublicEntry(f"m{number}:7b", 8192, ("completion",), True, False) for number in range(1000)]
     async with _client_of(*entries) as client:
-        began = time.thread_time()
-        answer = await client.get(path)
-        seconds = time.thread_time() - began
-    assert len(answer.json()["models"]) == 1000
-    assert seconds < 0.05
+        models = (await client.get(path)).json()
+        assert len(models["models"]) == 1000
+        times = []
+        for _ in range(5):
+            began = time.thread_time()
+            await client.get(path)
+            times.append((time.thread_time() - began) / processor_seconds(lambda: json.dumps(models)))
+    assert min(times) < 1

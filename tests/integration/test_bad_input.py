@@ -26,6 +26,7 @@ from tests.fakes.chats import MIB, WEATHER, called, schema_format, tool
 from tests.fakes.fault_backend import MODEL
 from tests.fakes.fleet import HASTY, Answer, Fleet
 from tests.fakes.images import png_data_url
+from tests.fakes.processor_time import assert_at_most
 
 CANARY = "the-canary-of-a-prompt"
 KEY = "the-key-of-a-client"
@@ -671,33 +672,31 @@ def test_header_that_would_redirect_a_proxy_is_dropped(fleet: Fleet, untouchable
 
 
 @pytest.mark.parametrize("depth", [1_100, 100_000])
-def test_deep_body_is_refused_within_5_ms(depth: int) -> None:
-    """Case 48. The minimum of ten runs counts, because other work on the machine only adds to
-    it.
-    """
+def test_deep_body_costs_about_as_much_as_a_flat_one(depth: int) -> None:
+    """Case 48."""
     body = b'{"model":"standard","messages":' + b"[" * depth + b"]" * depth + b"}"
-    took = []
-    for _ in range(10):
-        begun = time.perf_counter()
+    flat = json.dumps(VALID | {"metadata": {f"key{number}": "value" * 20 for number in range(1500)}}).encode()
+
+    def refuse() -> None:
         with pytest.raises(GatewayError):
             parse(body, MIB)
-        took.append(time.perf_counter() - begun)
-    assert min(took) <= 0.005
+
+    assert_at_most(10, refuse, yardstick=lambda: json.loads(flat))
 
 
 @pytest.mark.parametrize("key", ["", "wrong", "x" * 60_000])
-def test_bad_key_is_refused_within_5_ms(fleet: Fleet, key: str) -> None:
+def test_bad_key_costs_little_more_than_to_read_it(fleet: Fleet, key: str) -> None:
     """Case 66."""
-    took = []
+    refused = message("POST", "/v1/chat/completions", *JSON, f"Authorization: Bearer {key}", "Content-Length: 0")
+    healthy = message("GET", "/healthz", f"X-Unused: {key}")
     with fleet.connect("locked") as connection:
-        for _ in range(20):
-            begun = time.perf_counter()
-            connection.send(
-                message("POST", "/v1/chat/completions", *JSON, f"Authorization: Bearer {key}", "Content-Length: 0")
-            )
-            assert connection.answer().status == 401
-            took.append(time.perf_counter() - begun)
-    assert min(took) <= 0.005
+
+        def ask(sent: bytes, status: int) -> None:
+            for _ in range(10):
+                connection.send(sent)
+                assert connection.answer().status == status
+
+        assert_at_most(3, lambda: ask(refused, 401), yardstick=lambda: ask(healthy, 200), clock=time.process_time)
 
 
 # Traces left behind
