@@ -65,10 +65,13 @@ from gateway.relay.destinations import Destinations
 from gateway.relay.discovery import Discovery
 from gateway.relay.in_flight import InFlight
 from gateway.relay.requests import ClientConnection
+from gateway.replicas.shared_document import SharedDocument
 from gateway.rollout.controller import RolloutController
 from gateway.rollout.guard import RolloutGuard
 from gateway.rollout.migration import QueueMigration
 from gateway.rollout.preflight.check import Preflight
+from gateway.rollout.shared import SharedRollout
+from gateway.rollout.sharing import RolloutSharing
 from gateway.rollout.state import Rollout
 from gateway.state_file import StateFile
 from gateway.telemetry.live import LiveFigures
@@ -99,6 +102,8 @@ class Gateway:
         ollama_port: int | None = None,
         accounts: Accounts | None = None,
         usage: UsageRecorder | None = None,
+        document: SharedDocument | None = None,
+        link: Any = None,
     ) -> None:
         """Build the gateway.
 
@@ -106,7 +111,8 @@ class Gateway:
         address that the gateway listens on, and `ollama_port` the second port, if they are known
         better than from the settings. `tracer` makes a span of each exchange; without one, clients'
         traces are only passed on. `accounts` are those of the keys in `keys_file`, if it has been
-        read before. `usage` records who used how much; its owner closes it after the gateway.
+        read before. `usage` records who used how much; its owner closes it after the gateway. `document`
+        is where replicas share the roll-out, if there are several.
 
         Raises:
             ConfigError: `keys_file` cannot be used.
@@ -124,9 +130,17 @@ class Gateway:
         self._in_flight = InFlight(asyncio.get_running_loop(), clock)
         destinations = Destinations(settings, self._backends, metrics)
 
-        self.rollout = Rollout(settings)
+        self._link = link
+        self._rollout_sharing: RolloutSharing | None = None
+        if document is None:
+            self.rollout = Rollout(settings)
+        else:
+            self.rollout = shared = SharedRollout(settings, document.replica, common_clock=document.now)
+            self._rollout_sharing = RolloutSharing(shared, document)
         self._migration = QueueMigration(destinations, self._in_flight, self.rollout.tiers, clock)
-        controller = RolloutController(self.rollout, self._state, metrics, settings.rollback_to, self._migration.follow)
+        controller = RolloutController(
+            self.rollout, self._state, metrics, settings.rollback_to, self._migration.follow, self._rollout_sharing
+        )
         guard: RolloutGuard | None = None
         if settings.guard is not None:
             guard = RolloutGuard(
@@ -272,12 +286,20 @@ class Gateway:
         return self._destinations.settings
 
     async def __aenter__(self) -> Self:
+        if self._link is not None:
+            await self._link.__aenter__()
+        if self._rollout_sharing is not None:
+            await self._rollout_sharing.start()
         await self._health.__aenter__()
         if self.named_keys is not None:
             self.named_keys.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._rollout_sharing is not None:
+            await self._rollout_sharing.close()
+        if self._link is not None:
+            await self._link.__aexit__()
         self._recorder.detach_observers()
         self._events.close()
         self._live.close()

@@ -232,7 +232,11 @@ class Operations:
                 }
                 for found in self._model_names.discovered()
             },
-            "rollout": {"rollback_to": self._settings.rollback_to, "history": self.controller.history()},
+            "rollout": {
+                "rollback_to": self._settings.rollback_to,
+                "shared": self.controller.is_shared,
+                "history": self.controller.history(),
+            },
             "reload": self.last_reload,
             "default_tier": self._settings.default_tier,
             "live": {"step": STEP, "window": WINDOW, "kept": KEPT},

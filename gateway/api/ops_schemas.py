@@ -162,9 +162,13 @@ class DiscoveredStatus(Struct):
 
 
 class RolloutHistory(Struct):
-    """Backend that a rollback leads to, and the changes, the last one first."""
+    """Backend that a rollback leads to, and the changes, the last one first.
+
+    `shared` tells whether the other replicas know all of it; it is null without replicas.
+    """
 
     rollback_to: str
+    shared: bool | None
     history: list[Change]
 
 
@@ -250,9 +254,13 @@ class TierAssignment(Struct):
 
 
 class RolloutView(Struct):
-    """The roll-out: the assignment of each tier, and the changes, the last one first."""
+    """The roll-out: the assignment of each tier, and the changes, the last one first.
+
+    `shared` tells whether the other replicas know all of it; it is null without replicas.
+    """
 
     rollback_to: str
+    shared: bool | None
     tiers: dict[str, TierAssignment]
     history: list[Change]
 

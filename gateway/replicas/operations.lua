@@ -14,6 +14,43 @@ operations.check = function(keys)
   return now()
 end
 
+-- Documents -----------------------------------------------------------------------------------------------------------
+--
+-- A hash with `version` and `content`. A key that is none, or that has another version, counts as no document.
+
+local function version_of(name)
+  local found = redis.pcall('HGET', name, 'version')
+  if found == false and redis.call('EXISTS', name) == 0 then
+    return 0
+  end
+  return type(found) == 'string' and #found < 16 and string.match(found, '^%d+$') and tonumber(found) or nil
+end
+
+-- Returns the version, the content, and the server's time. Content of more than `most` bytes is left out.
+operations.read_document = function(keys, arguments)
+  local version, content, most = version_of(keys[1]), '', tonumber(arguments[1])
+  if version and redis.call('HSTRLEN', keys[1], 'content') <= most then
+    content = redis.call('HGET', keys[1], 'content') or ''
+  end
+  return {version or 0, content, now()}
+end
+
+-- Replaces the document if its version is still the given one, and tells the channel of the same name. Versions are
+-- times where possible, so that they go on rising if the data was lost.
+operations.write_document = function(keys, arguments)
+  local version = version_of(keys[1])
+  if (version or 0) ~= tonumber(arguments[1]) then
+    return 0
+  end
+  if not version then
+    redis.call('DEL', keys[1])
+  end
+  local next_version = string.format('%.0f', math.max((version or 0) + 1, now()))
+  redis.call('HSET', keys[1], 'version', next_version, 'content', arguments[2])
+  redis.call('PUBLISH', keys[1], next_version)
+  return 1
+end
+
 -- Dispatch ------------------------------------------------------------------------------------------------------------
 
 local operation = operations[ARGV[1]]

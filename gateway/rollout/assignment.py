@@ -4,7 +4,7 @@ Pure: no I/O, no clock.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -62,7 +62,8 @@ class Change(Struct, frozen=True, omit_defaults=True):
     """One entry of the history.
 
     `at` is in UTC. `by` is the id of the key that asked for the change, `local` if no key was
-    needed, and empty for the gateway itself. `why` is the guard's finding, in words.
+    needed, and empty for the gateway itself. `why` is the guard's finding, in words. Where replicas
+    share the roll-out, `replica` took the order, and `number` is its place among all orders.
     """
 
     at: str
@@ -71,17 +72,35 @@ class Change(Struct, frozen=True, omit_defaults=True):
     tiers: dict[str, Move]
     is_rollback: bool = False
     why: str = ""
+    replica: str = ""
+    number: int = 0
+
+    @property
+    def stamp(self) -> tuple[int, str]:
+        return self.number, self.replica
 
     def __str__(self) -> str:
         return ", ".join(f"{name} from {move.before} to {move.after}" for name, move in self.tiers.items())
 
 
-class PersistedRollout(Struct, frozen=True):
-    """The roll-out in the state file. `llm_backend` is the setting at the time of writing."""
+class ForAll(Struct, frozen=True):
+    """An order for all tiers. Without `backend`, each tier stays on its backend."""
+
+    backend: str | None
+    canary: Canary | None = None
+    is_rollback: bool = False
+
+
+class PersistedRollout(Struct, frozen=True, omit_defaults=True):
+    """The roll-out in the state file. `llm_backend` is the setting at the time of writing.
+
+    `shared` is the state that replicas share, as `shared_state.py` encodes it.
+    """
 
     llm_backend: str
     tiers: dict[str, Assignment]
     history: list[Change]
+    shared: Any = None
 
 
 class RolloutResult(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""The roll-out controller: logs, counts and persists each change that `state.py` decides."""
+"""The roll-out controller: logs, counts, persists and shares each change that `state.py` decides."""
 
 import asyncio
 import logging
@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.config import Settings
 from gateway.rollout.assignment import Change, RolloutResult
+from gateway.rollout.sharing import RolloutSharing
 from gateway.rollout.state import Rollout
 from gateway.state_file import StateFile
 from gateway.telemetry.metrics import Metrics
@@ -25,7 +26,8 @@ _log = logging.getLogger(__name__)
 class RolloutController:
     """Logs, counts and persists the changes of the roll-out, and migrates queued requests.
 
-    `migrate` moves queued requests after a change and returns how many moved.
+    `migrate` moves queued requests after a change and returns how many moved. `sharing` exchanges the
+    roll-out with other replicas, if there are any.
     """
 
     def __init__(
@@ -35,15 +37,19 @@ class RolloutController:
         metrics: Metrics,
         rollback_to: str,
         migrate: Callable[[Change], int] = lambda change: 0,
+        sharing: RolloutSharing | None = None,
     ) -> None:
         self.rollout = rollout
+        self.sharing = sharing
         self._state = state
         self._metrics = metrics
         self._rollback_to = rollback_to
         self._moved = 0
         """Requests that moved with the last change."""
         self._migrate = migrate
-        rollout.listeners.append(self._persist)
+        rollout.listeners.append(self._follow)
+        if sharing is not None:
+            sharing.on_state = self._persist
         kept = state.get(SECTION)
         if kept is not None:
             restored = rollout.restore(kept)
@@ -52,16 +58,28 @@ class RolloutController:
             if restored.is_over:  # otherwise the variable's old value would bring it back
                 state.put(SECTION, rollout.to_persist())
 
-    def _persist(self, change: Change) -> None:
+    def _follow(self, change: Change) -> None:
+        is_own = self.sharing is None or change.replica in ("", self.sharing.replica)
         by = f" by {change.by}" if change.by else ""
+        where = "" if is_own else f" on replica {change.replica}"
         why = f"; {change.why}" if change.why else ""
         _log.log(
-            logging.WARNING if why else logging.INFO, "roll-out changed (%s%s): %s%s", change.cause, by, change, why
+            logging.WARNING if why and is_own else logging.INFO,
+            "roll-out changed (%s%s%s): %s%s",
+            change.cause,
+            by,
+            where,
+            change,
+            why,
         )
-        for tier, move in change.tiers.items():
-            self._metrics.switches.labels(tier, *move.ends, change.cause).inc()
-        self._state.put(SECTION, self.rollout.to_persist())
+        if is_own:  # the sum over the replicas is the number of changes
+            for tier, move in change.tiers.items():
+                self._metrics.switches.labels(tier, *move.ends, change.cause).inc()
+        self._persist()
         self._moved = self._migrate(change)
+
+    def _persist(self) -> None:
+        self._state.put(SECTION, self.rollout.to_persist())
 
     def reload(self, settings: Settings) -> None:
         """Put other settings in force. What an operator has set stays as far as they allow."""
@@ -73,27 +91,44 @@ class RolloutController:
     async def report(self, outcome: RolloutResult) -> dict[str, Any]:
         """Return the answer to an order.
 
-        It has the state, whether anything changed, how many queued requests moved, and whether the
-        change survives a restart.
+        It has the state, whether anything changed, how many queued requests moved, whether the change
+        survives a restart, and whether the other replicas have been told.
         """
         moved = 0 if outcome.change is None else self._moved
         state = self.view()  # before another order may change it
-        persisted = False
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PERSIST_SECONDS):
-                persisted = await self._state.persisted()
+        persisted, shared = await asyncio.gather(self._persisted(), self._shared())
         return {
             "changed": outcome.change is not None,
             "persisted": persisted,
             "moved": moved,
             "unmoved": outcome.unmoved,
             **state,
+            "shared": shared,
         }
+
+    async def _persisted(self) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PERSIST_SECONDS):
+                return await self._state.persisted()
+        return False
+
+    async def _shared(self) -> bool | None:
+        return None if self.sharing is None else await self.sharing.shared()
 
     def view(self) -> dict[str, Any]:
         """Return the body of `GET /ops/rollout`. The history begins with the last change."""
         tiers = {name: self.view_tier(name) for name in self.rollout.tiers}
-        return {"rollback_to": self._rollback_to, "tiers": tiers, "history": self.history()}
+        return {
+            "rollback_to": self._rollback_to,
+            "shared": self.is_shared,
+            "tiers": tiers,
+            "history": self.history(),
+        }
+
+    @property
+    def is_shared(self) -> bool | None:
+        """True if the other replicas have been told of every change; None without replicas."""
+        return None if self.sharing is None else self.sharing.is_in_sync
 
     def view_tier(self, name: str) -> dict[str, Any]:
         """Return one tier. `share` counts since the last change; it is null without a canary."""

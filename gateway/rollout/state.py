@@ -30,6 +30,7 @@ from gateway.rollout.assignment import (
     Canary,
     Change,
     ChangeCause,
+    ForAll,
     Move,
     PersistedRollout,
     Restored,
@@ -103,7 +104,8 @@ class Rollout:
         wanted = {item.name: Assignment(target or self._default_backend(item, canary), canary) for item in tiers}
         for item in tiers:
             self._check(item, wanted[item.name])
-        return RolloutResult(self._apply(wanted, by, cause))
+        for_all = ForAll(target, canary) if tier is None else None
+        return RolloutResult(self._apply(wanted, by, cause, for_all))
 
     def rollback(
         self,
@@ -134,7 +136,8 @@ class Rollout:
             wanted[item.name] = Assignment(
                 target if target in item.models else self.tiers[item.name].assignment.backend
             )
-        return RolloutResult(self._apply(wanted, by, cause, is_rollback=True, why=why), unmoved)
+        for_all = ForAll(target, is_rollback=True) if tier is None else None
+        return RolloutResult(self._apply(wanted, by, cause, for_all, is_rollback=True, why=why), unmoved)
 
     def undo(self, *, by: str = "", cause: ChangeCause = "operator") -> RolloutResult:
         """Restore the state before the last change.
@@ -169,8 +172,8 @@ class Rollout:
         for tier in settings.tiers.values():
             here = Assignment(tier.backend or settings.llm_backend)
             old = before.get(tier.name)
-            if old is not None and tier.backend is None and not is_moved:
-                here = self._closest_allowed(tier, old.assignment, here)
+            if tier.backend is None:
+                here = self._after_reload(tier, None if old is None else old.assignment, here, is_moved)
             self.tiers[tier.name] = TierRoute(tier, here)
             if old is not None and old.assignment == here:
                 self.tiers[tier.name].requests, self.tiers[tier.name].canary_requests = (
@@ -180,6 +183,10 @@ class Rollout:
             elif old is not None:
                 moves[tier.name] = Move(old.assignment, here)
         return self._remember(moves, "", "reload") if moves else None
+
+    def _after_reload(self, tier: Tier, old: Assignment | None, given: Assignment, is_moved: bool) -> Assignment:
+        """Return the assignment of a tier that was on `old`, and that the settings put on `given`."""
+        return given if old is None or is_moved else self._closest_allowed(tier, old, given)
 
     def _closest_allowed(self, tier: Tier, assignment: Assignment, otherwise: Assignment) -> Assignment:
         """Return as much of `assignment` as the settings allow: all of it, or only its backend."""
@@ -251,9 +258,19 @@ class Rollout:
     # Changes
 
     def _apply(
-        self, wanted: Mapping[str, Assignment], by: str, cause: ChangeCause, *, is_rollback: bool = False, why: str = ""
+        self,
+        wanted: Mapping[str, Assignment],
+        by: str,
+        cause: ChangeCause,
+        for_all: ForAll | None = None,
+        *,
+        is_rollback: bool = False,
+        why: str = "",
     ) -> Change | None:
-        """Assign tiers. Every order of an operator or the guard ends here; it never awaits."""
+        """Assign tiers. Every order of an operator or the guard ends here; it never awaits.
+
+        `for_all` is the order itself, if it is one for all tiers.
+        """
         moves = {
             name: Move(self.tiers[name].assignment, assignment)
             for name, assignment in wanted.items()
@@ -268,13 +285,14 @@ class Rollout:
     def _remember(
         self, moves: dict[str, Move], by: str, cause: ChangeCause, *, is_rollback: bool = False, why: str = ""
     ) -> Change:
-        now = self._clock()
-        at = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
-        change = Change(at, by, cause, moves, is_rollback, why)
+        change = Change(time_in_utc(self._clock()), by, cause, moves, is_rollback, why)
         self.history.append(change)
+        self._tell(change)
+        return change
+
+    def _tell(self, change: Change) -> None:
         for listener in self.listeners:
             listener(change)
-        return change
 
     def _unpinned_tiers(self) -> list[Tier]:
         return [tier for tier in self._settings.tiers.values() if tier.backend is None]
@@ -322,6 +340,11 @@ class Rollout:
         if found is None:
             raise InvalidRequest(f"'{param}' must be one of: {', '.join(self._settings.backends)}.", param=param)
         return found
+
+
+def time_in_utc(now: float) -> str:
+    """Return `now` in Unix time as the history shows it, such as `2026-11-29T08:30:00.250Z`."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
 
 
 def _checked_percent(percent: float) -> float:

@@ -250,17 +250,18 @@ async def running(
     shares_loop: bool = False,
     port: int = 0,
     tracer: Tracer | None = None,
+    **parts: Any,
 ) -> AsyncIterator[Running]:
     """Serve a gateway with `settings`, set up as `gateway.serve` does.
 
     Of equally busy servers without affinity, the first one gets each request, so that a test knows
     which one it meets. At the end it must have left no task and no connection behind. With `shares_loop`, its servers
-    run in this loop too, and only connections are checked.
+    run in this loop too, and only connections are checked. `parts` are more arguments of the gateway.
     """
     base_tasks = asyncio.all_tasks()
     log = io.BytesIO()
     listener = listen("127.0.0.1", port)
-    async with Gateway(settings, ExchangeLog(True, log), tracer=tracer) as gateway:
+    async with Gateway(settings, ExchangeLog(True, log), tracer=tracer, **parts) as gateway:
         options: dict[str, Any] = {"ws": "none", "lifespan": "off", "access_log": False, "log_config": None}
         options |= {"interface": "asgi3", "server_header": False, "date_header": False, "proxy_headers": False}
         server = _Server(
