@@ -94,9 +94,7 @@ def test_a_few_short_prompts_change_the_capacity_little() -> None:
     assert cache.capacity > 0.85 * 1000 * CHARACTERS_PER_TOKEN
 
 
-@pytest.mark.parametrize(
-    ("characters", "ratio"), [(1, LEAST_CHARACTERS_PER_TOKEN), (10**9, MOST_CHARACTERS_PER_TOKEN)]
-)
+@pytest.mark.parametrize(("characters", "ratio"), [(1, LEAST_CHARACTERS_PER_TOKEN), (10**9, MOST_CHARACTERS_PER_TOKEN)])
 def test_absurd_counts_bound_the_capacity(characters: int, ratio: float) -> None:
     cache = PrefixCache(tokens=1000)
     for _ in range(500):
