@@ -322,7 +322,6 @@ class Operations:
             "servers": [
                 {
                     "name": server.name,
-                    "leaving": server.is_leaving,
                     "up": server.up,
                     "circuit": server.circuit.state,
                     "paused": server.circuit.is_paused,
@@ -343,8 +342,9 @@ class Operations:
                         for model, bound in server.models.items()
                     },
                 }
-                for server in (*backend.servers, *backend.leaving)
+                for server in backend.servers
             ],
+            "leaving": [{"name": server.name, "running": server.load} for server in backend.leaving],
         }
 
     # Metrics

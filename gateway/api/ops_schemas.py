@@ -109,13 +109,9 @@ class ModelSlots(Struct):
 
 
 class ServerStatus(Struct):
-    """A server of a backend. `up` is null until it was probed.
-
-    One that is leaving gets no new requests: its host name no longer has its address.
-    """
+    """A server of a backend. `up` is null until it was probed."""
 
     name: str
-    leaving: bool
     up: bool | None
     circuit: str
     paused: bool
@@ -141,6 +137,13 @@ class NameStatus(Struct):
     ignored: int
 
 
+class LeavingServer(Struct):
+    """A server whose address its host name no longer has, and the requests that still run there."""
+
+    name: str
+    running: int
+
+
 class BackendStatus(Struct):
     """A backend: requests by lane, limits, live figures of all tiers, host names and servers."""
 
@@ -152,6 +155,7 @@ class BackendStatus(Struct):
     limits: dict[str, float | str | None]
     names: list[NameStatus]
     servers: list[ServerStatus]
+    leaving: list[LeavingServer]
 
 
 class DiscoveredStatus(Struct):

@@ -167,8 +167,14 @@ def _backends(status: Mapping[str, Any]) -> Table:
 
 
 def server_lines(status: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each server that does not get all requests, with the reason."""
+    """Yield a line for each server that does not get all requests, and for each name that is not resolved."""
     for backend in status["backends"].values():
+        for name in backend.get("names", ()):
+            if not name["resolved"]:
+                rest = f"its last {name['servers']} servers are used" if name["servers"] else "it has no servers"
+                yield f"host name {name['name']}: not resolved ({name['failure']}); {rest}"
+        for server in backend.get("leaving", ()):
+            yield f"server {server['name']}: leaving, {server['running']} requests run there"
         for server in backend["servers"]:
             if server["circuit"] != "closed":
                 yield f"server {server['name']}: circuit {server['circuit']}"

@@ -289,11 +289,12 @@ class Backend:
 
     def drop_drained(self) -> list[Server]:
         """Forget the servers that were leaving and whose last request has ended. Return them."""
-        drained = [server for server in self.leaving if not server.load]
-        for server in drained:
-            server.pool.close()
+        drained: list[Server] = []
         for name in self.names:
-            name.leaving = {address: server for address, server in name.leaving.items() if server not in drained}
+            for address, server in list(name.leaving.items()):
+                if not server.load:
+                    drained.append(name.leaving.pop(address))
+                    server.pool.close()
         if drained:
             self.admission.drop(drained)
         return drained

@@ -125,7 +125,7 @@ class HealthChecks:
             ]
             first_probes += first
             for name in backend.names:
-                start, left = partial(self._probe_joined, backend), partial(self._on_models, backend)
+                start, left = partial(self._probe_joined, backend), partial(self._react_to_leaving, backend)
                 membership = Membership(backend, name, start, left)
                 self._tasks[backend].append(asyncio.create_task(membership.run()))
                 first_probes.append(membership.has_begun)
@@ -155,6 +155,11 @@ class HealthChecks:
         server.is_joining = False
         self._on_change(backend)
         await self._probe_forever(backend, server)
+
+    def _react_to_leaving(self, backend: Backend) -> None:
+        """Forget servers that have left without requests, and the models that only they had."""
+        self._stop_probes(backend.drop_drained())
+        self._on_models(backend)
 
     def _stop_probes(self, servers: Iterable[Server]) -> None:
         for server in servers:

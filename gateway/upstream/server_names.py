@@ -178,9 +178,8 @@ class Membership:
             await asyncio.wait(first_probes, timeout=FIRST_PROBES_SECONDS)
         for addresses in _batches(left):
             self._leave(addresses)
-            await asyncio.sleep(0)
-        if left:
             self._on_left()
+            await asyncio.sleep(0)
         if new or left:
             self._report_change(len(new), len(left))
         return first_probes

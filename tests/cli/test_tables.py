@@ -7,6 +7,7 @@ import pytest
 
 from gateway import config
 from gateway.admission.fair_queue import Claim
+from gateway.cli.tables import server_lines
 from gateway.upstream.outlier_detection import IN_A_ROW
 from tests.cli.harness import assignments, command, gateway
 
@@ -37,6 +38,20 @@ async def test_status_shows_both_sides_of_each_tier(monkeypatch: pytest.MonkeyPa
         assert rows["away", "openai"].split() == ["away", "openai", "no", "0", "0"]
         assert "operator local: standard from ollama to ollama with 10 % on vllm" in status.stdout
         assert "leads to ollama" in status.stdout
+
+
+def test_status_says_which_servers_leave_and_which_names_are_not_resolved() -> None:
+    names = [
+        {"name": "a:1", "resolved": True, "failure": None, "servers": 2, "ignored": 0},
+        {"name": "b:1", "resolved": False, "failure": "no answer in time", "servers": 3, "ignored": 0},
+        {"name": "c:1", "resolved": False, "failure": "unknown", "servers": 0, "ignored": 0},
+    ]
+    leaving = [{"name": "pods#10.0.0.5:1", "running": 4}]
+    assert list(server_lines({"backends": {"pods": {"names": names, "leaving": leaving, "servers": []}}})) == [
+        "host name b:1: not resolved (no answer in time); its last 3 servers are used",
+        "host name c:1: not resolved (unknown); it has no servers",
+        "server pods#10.0.0.5:1: leaving, 4 requests run there",
+    ]
 
 
 async def test_status_says_which_server_is_out_and_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,10 +180,8 @@ async def test_server_that_leaves_ends_its_streams_and_gets_no_other_request() -
             for _ in range(3):
                 assert (await setup.gateway.ask()).text == TEXT
             assert await goes_on(stream)
-            assert [(server["name"], server["leaving"], server["running"]) for server in setup.status["servers"]] == [
-                (f"pods#{two.host}:{setup.port}", False, 0),
-                (f"pods#{one.host}:{setup.port}", True, 1),
-            ]
+            assert [server["name"] for server in setup.status["servers"]] == [f"pods#{two.host}:{setup.port}"]
+            assert setup.status["leaving"] == [{"name": f"pods#{one.host}:{setup.port}", "running": 1}]
             assert setup.labels() == {f"{two.host}:{setup.port}"}
             assert setup.gateway.metric("gateway_server_requests_running", server=f"{one.host}:{setup.port}") == 1
         await until(lambda: not setup.backend.leaving)
@@ -279,6 +277,23 @@ async def test_request_that_meets_a_server_that_is_gone_waits_for_one_that_is_bu
             waiting = asyncio.create_task(setup.gateway.ask({"stream": True}))
             await until(lambda: setup.gateway.waiting == 1)
         assert (await waiting).text == TEXT
+
+
+async def test_conversations_stay_where_they_are_cached_while_other_servers_come_and_go() -> None:
+    async with pods() as setup:
+        fleet = [await setup.start(number) for number in range(1, 5)]
+        setup.announce(*fleet[:2])
+        await setup.serve(balance="affinity")
+        messages = [{"role": "user", "content": "question " * 300}]
+        assert (await setup.gateway.ask({"messages": messages})).status == 200
+        (kept,) = [pod for pod in fleet if pod.requests]
+        for others in (fleet[2:], fleet[3:], fleet[2:3]):
+            setup.announce(kept, *others)
+            await setup.has(kept, *others)
+            messages += [{"role": "assistant", "content": TEXT}, {"role": "user", "content": "and then? " * 50}]
+            before = len(kept.requests)
+            assert (await setup.gateway.ask({"messages": messages})).status == 200
+            assert len(kept.requests) == before + 1
 
 
 # Names that are not resolved

@@ -134,6 +134,8 @@ class PreflightCheck:
 
     def _fault(self, backend: Backend, model: str) -> str:
         """Return why `backend` cannot serve `model`; empty if it may."""
+        if not backend.servers:
+            return "has no servers, because its host name is not resolved"
         healthy = [server for server in backend.servers if server.is_well]
         if not healthy:
             if any(server.up is False and not server.circuit.is_open for server in backend.servers):

@@ -39,7 +39,7 @@ export function serverState(server) {
 
 /** The state of a backend as [kind of badge, text]. */
 export function backendState(backend) {
-  if (backend.servers.every((server) => server.up === null)) return ["info", t("server.unknown")];
+  if (backend.servers.length > 0 && backend.servers.every((server) => server.up === null)) return ["info", t("server.unknown")];
   const serving = backend.servers.filter((server) => server.gets_requests).length;
   if (!backend.up || serving === 0) return ["bad", t("backend.down")];
   if (serving < backend.servers.length) return ["warn", t("backend.some", { serving, all: backend.servers.length })];

@@ -8,6 +8,7 @@ import pytest
 from gateway import config, simulate
 from gateway.simulate.options import Fault
 from tests.fakes.fault_backend import MODEL
+from tests.fakes.networks import names
 from tests.fakes.running_gateway import until
 from tests.fakes.stand_ins import stand_in
 from tests.rollout.preflight.checking import NAME, Checked, checked, document, failing, generations, model, serving
@@ -70,6 +71,19 @@ async def test_dead_backend_breaks_at_once() -> None:
 
 
 # Cost and side effects
+
+
+async def test_backend_whose_host_name_is_not_resolved_breaks_at_once() -> None:
+    settings = document("http://127.0.0.1:1", "http://127.0.0.1:2")
+    settings["backends"]["vllm"] = {"kind": "vllm", "servers": "dns://unknown.test:8000"}
+    with names():
+        async with serving(settings) as (_, client):
+            report = (await client.post("/ops/preflight", params={"backend": "vllm"})).json()
+    (finding,) = [item for item in report["findings"] if item["what"] == "serves"]
+    assert (finding["severity"], finding["value"]) == (
+        "breaks",
+        "has no servers, because its host name is not resolved",
+    )
 
 
 async def test_ollama_that_is_left_generates_nothing_and_loads_nothing() -> None:
