@@ -60,6 +60,7 @@ class RequestResponseCycle:
             itself; callers of `write` must check.
         on_pause, on_resume: called when `paused` changes.
         write: sends one piece of the body without yielding to the event loop.
+        chunk_line, write_chunk: the same for a caller that sends many pieces of few different sizes.
     """
 
     __slots__ = (
@@ -231,6 +232,20 @@ class RequestResponseCycle:
             self._emit(data, True)
         if self.paused:
             self._owner.add_unsent(len(data))
+
+    def chunk_line(self, size: int) -> bytes | None:
+        """Return the size line of a chunk for `write_chunk`; None if the response is not sent in chunks."""
+        return b"%x\r\n" % size if self._mode == _CHUNKED else None
+
+    def write_chunk(self, chunk: bytes) -> None:
+        """Send a piece of the body that is a whole chunk already: its size line, the piece and CRLF.
+
+        Does nothing if the client is gone.
+        """
+        if not self.gone:
+            self._transport.write(chunk)
+            if self.paused:
+                self._owner.add_unsent(len(chunk))
 
     def open(self, status: int, header_lines: bytes) -> None:
         """Set the response head without waiting; the first `write` sends it.

@@ -97,11 +97,27 @@ class ResponseReader(Protocol):
             InvalidRequest: the backend rejects the request.
         """
 
+    known_texts: set[bytes]
+    """Texts that `is_plain_text` has accepted, in any stream. Models mostly repeat a small number of tokens."""
+
+    @property
+    def around_text(self) -> tuple[bytes, bytes] | None:
+        """The bytes before and after the text of an event of plain content in this stream.
+
+        None until the first such event, and for engines whose events have no fixed form.
+        """
+
+    def is_plain_text(self, text: bytes) -> bool:
+        """Return whether `text`, found between those bytes, is the whole content of a JSON string.
+
+        False also if it has a character that a dialect escapes.
+        """
+
     def plain_tokens(self, piece: bytes) -> list[bytes] | None:
         """Return the tokens of `piece` as the contents of JSON strings, or None.
 
-        This is the fast path for almost every piece: it works if `piece` consists of whole events
-        of plain content, in the form already seen in this stream. On None, call `feed`.
+        This is a shortcut: it works if `piece` consists of whole events of plain content, in the
+        form already seen in this stream. On None, call `feed`.
         """
 
     def end(self) -> list[Delta]:
@@ -188,6 +204,8 @@ class Engine(Protocol):
 class LineReader(ABC):
     """Base of all response readers: splits lines, and stops at the backend's end of the answer."""
 
+    known_texts: set[bytes]
+
     __slots__ = ("_lines", "done", "failure", "surplus")
 
     def __init__(self) -> None:
@@ -226,8 +244,15 @@ class LineReader(ABC):
             self._end(deltas)
         return deltas
 
+    @property
+    def around_text(self) -> tuple[bytes, bytes] | None:
+        return None
+
     def plain_tokens(self, piece: bytes) -> list[bytes] | None:
         return None
+
+    def is_plain_text(self, text: bytes) -> bool:
+        return False
 
     @abstractmethod
     def _read(self, line: bytes, deltas: list[Delta]) -> None:

@@ -208,12 +208,13 @@ def _whole_calls(calls: list[_Call]) -> list[CallDelta]:
     return _calls(calls)
 
 
-def _is_utf8(text: bytes) -> bool:
+def _is_shown_as_is(text: bytes) -> bool:
+    """Return whether `text` is UTF-8 and has no character that a dialect escapes."""
     try:
         text.decode()
     except UnicodeDecodeError:
         return False
-    return True
+    return not _has_line_end(text)
 
 
 class OpenAiReader(LineReader):
@@ -226,7 +227,7 @@ class OpenAiReader(LineReader):
     and ends with these bytes, and has only JSON text in between, needs no decoding.
     """
 
-    __slots__ = ("_after", "_before", "_between", "_finished", "_known", "_skip", "_stop", "_usage")
+    __slots__ = ("_after", "_before", "_between", "_finished", "_skip", "_stop", "_usage", "known_texts")
 
     before_text: ClassVar[bytes] = b'"delta":{"content":"'
     """Bytes before the text of a plain content event."""
@@ -244,7 +245,11 @@ class OpenAiReader(LineReader):
         self._after = b""
         self._between = b""
         self._skip = self._stop = 0
-        self._known = set() if known is None else known
+        self.known_texts = set() if known is None else known
+
+    @property
+    def around_text(self) -> tuple[bytes, bytes] | None:
+        return (self._before, self._after) if self._skip else None
 
     def plain_tokens(self, piece: bytes) -> list[bytes] | None:
         skip, stop = self._skip, self._stop
@@ -252,25 +257,17 @@ class OpenAiReader(LineReader):
         if not skip or piece[:skip] != self._before or piece[stop:] != self._after or self._lines.held:
             return None
         text = piece[skip:stop]
-        return [text] if text in self._known else self._validated(text)
+        if text in self.known_texts:
+            return [text]
+        texts = text.split(self._between)
+        return texts if all(map(self.is_plain_text, texts)) else None
 
-    def _validated(self, text: bytes) -> list[bytes] | None:
-        """Return one text, or several separated by `_between`.
-
-        None if they are not valid JSON text, or contain what a dialect has to escape.
-        """
-        if _special(text) is None or _is_json_text(text):
-            texts = [text]
-        else:
-            texts = text.split(self._between)
-            text = b"".join(texts)
-            if not _is_json_text(text):
-                return None
-        if not (text.isascii() or (_is_utf8(text) and not _has_line_end(text))):
-            return None
-        if len(text) <= _SHORT_TEXT and len(texts) == 1 and len(self._known) < _MAX_KNOWN:
-            self._known.add(text)
-        return texts
+    def is_plain_text(self, text: bytes) -> bool:
+        if not ((_special(text) is None or _is_json_text(text)) and (text.isascii() or _is_shown_as_is(text))):
+            return False
+        if len(text) <= _SHORT_TEXT and len(self.known_texts) < _MAX_KNOWN:
+            self.known_texts.add(text)
+        return True
 
     def _learn_frame(self, line: bytes) -> None:
         """Remember the bytes around the text of `line`, which was decoded to content alone."""

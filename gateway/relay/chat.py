@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from bisect import bisect_left
 from functools import partial
 
 from msgspec import structs
@@ -32,6 +31,7 @@ from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter, U
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ChatRequest, ClientConnection
 from gateway.relay.requeueable import RequeueableRelay
+from gateway.relay.splicing import splicer
 from gateway.relay.turns import YIELD_BYTES, in_turns
 from gateway.telemetry.exchange import CHAT, Attribution
 from gateway.upstream.connection import Connection, TransportError
@@ -166,34 +166,24 @@ class ChatRelay(RequeueableRelay):
         return self._backend.engine, server.chat_head(self._request.came_through, self._context.gateway_id)
 
     async def _pump(self, response: Connection, reader: ResponseReader) -> None:
-        meter, renderer, write = self._meter, self._renderer, self._client.write
-        clock, gaps, texts_of = self._context.clock, self._destination.metrics.gaps, reader.plain_tokens
-        bounds, counts = gaps.bounds, gaps.counts
-        before, after = self._around_text or (b"", b"")
-        is_silent, spliced = True, 0
+        renderer, write = self._renderer, self._client.write
+        is_silent = has_shortcut = True
 
         def on_piece(piece: bytes) -> None:
-            """Handle one piece: every token comes through here.
-
-            `observe_gap` and `splice` are inlined, since a call costs more than what it does.
-            """
-            nonlocal is_silent, spliced
-            if not self._splices or renderer is None or (texts := texts_of(piece)) is None:
-                is_silent = False
-                self._take(piece, reader, response)
-                return
-            now = clock()
-            gap = now - meter.last_piece
-            meter.last_piece = now
-            if len(texts) == 1:
-                counts[bisect_left(bounds, gap)] += 1
-                gaps.total += gap
-                spliced += 1
-                write(before + texts[0] + after)
-            else:
-                gaps.observe_gap(gap, len(texts))
-                spliced += len(texts)
+            """Handle one piece. Most tokens come through `splicing.py` instead, from the third one on."""
+            nonlocal is_silent, has_shortcut
+            if self._splices and renderer is not None and (texts := reader.plain_tokens(piece)) is not None:
+                self._meter.piece(len(texts))
                 write(renderer.splice(texts))
+                if response.on_chunks is None and has_shortcut:
+                    gaps = self._destination.metrics.gaps
+                    response.on_chunks = splicer(self._client, reader, renderer, self._meter, gaps)
+                    has_shortcut = response.on_chunks is not None
+                return
+            is_silent = False
+            self._take(piece, reader, response)
+            if not self._splices:
+                response.on_chunks = None
 
         def on_resume() -> None:
             self._meter.last_piece = self._context.clock()
@@ -212,8 +202,6 @@ class ChatRelay(RequeueableRelay):
                 raise TransportError(fault.fault) from fault
             # What has arrived counts as an answer: Ollama's last line may need no line end.
             raise upstream_error(fault) from fault
-        finally:
-            meter.pieces += spliced
         if renderer is not None:
             write(renderer.end(self._timings))
             self._client.end()

@@ -72,6 +72,12 @@ class ChoiceConnection:
     def write(self, data: bytes) -> None:
         self._choices.write(data)
 
+    def chunk_line(self, size: int) -> None:
+        """Return None: the pieces of one choice are written by `write` alone."""
+
+    def write_chunk(self, chunk: bytes) -> None:
+        raise AssertionError("the pieces of a choice are not framed")
+
     def end(self) -> None:
         pass
 

@@ -28,7 +28,7 @@ libuv reads up to 32 times before it turns to other sockets. So this limits both
 bytes and the time during which nothing else is served.
 """
 
-_SIZE_LINES = {len(line) + size + 2: line for size in range(1, 2048) for line in (b"%x\r\n" % size,)}
+SIZE_LINES = {len(line) + size + 2: line for size in range(1, 2048) for line in (b"%x\r\n" % size,)}
 """Size line of an HTTP chunk by the length of the whole chunk, for chunks as small as a token."""
 
 _HOST_VANISHED = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH})
@@ -119,6 +119,7 @@ class Connection(asyncio.BufferedProtocol):
         "headers",
         "idle_since",
         "is_probe",
+        "on_chunks",
         "status",
     )
 
@@ -165,6 +166,12 @@ class Connection(asyncio.BufferedProtocol):
         self._pieces: list[bytes] = []
         self._max_body: int | None = None
         self._on_piece: Callable[[bytes], None] | None = None
+        self.on_chunks: Callable[[bytes], bool] | None = None
+        """Called with the bytes of a read that begins between two chunks, while a body is streamed.
+
+        It returns whether it has taken them, which it may only if they are nothing but whole chunks.
+        The others go to `on_piece`.
+        """
         self._is_between_chunks = False
 
     def __repr__(self) -> str:
@@ -276,7 +283,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def release(self) -> None:
         """Return the connection to the pool if the answer ended cleanly, otherwise close it."""
-        self._on_piece = None
+        self._on_piece = self.on_chunks = None
         self._is_between_chunks = False
         self._pieces.clear()
         self._is_held = self._is_full = False
@@ -462,18 +469,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.has_arrived = True
-        if self._is_between_chunks:
-            data = self._buffer[:nbytes].tobytes()
-            line = _SIZE_LINES.get(nbytes, b"none")
-            start = len(line)
-            # Exactly one whole chunk: the parser would be in the same state after it.
-            if data[:start] == line and data[-2:] == b"\r\n":
-                try:
-                    self._on_piece(data[start:-2])  # type: ignore[misc]  # set while _is_between_chunks is True
-                except Exception as failure:
-                    self._fail(failure)
-                return
-            self._is_between_chunks = False
+        if self._is_between_chunks and self._take_chunks(self._buffer[:nbytes].tobytes()):
+            return
         if not self._busy:  # an unrequested byte: the next user of the connection would take it for the answer
             self.abort()
             return
@@ -499,6 +496,25 @@ class Connection(asyncio.BufferedProtocol):
                 self._detect_boundary(last, nbytes)
         if is_broken or self._draining:
             self._after_end(is_broken)
+
+    def _take_chunks(self, data: bytes) -> bool:
+        """Take a read that consists of whole chunks; return whether it does.
+
+        The parser does not see it: it would be in the same state after it.
+        """
+        try:
+            if self.on_chunks is not None and self.on_chunks(data):
+                return True
+            line = SIZE_LINES.get(len(data), b"none")
+            start = len(line)
+            if data[:start] == line and data[-2:] == b"\r\n":
+                self._on_piece(data[start:-2])  # type: ignore[misc]  # set while _is_between_chunks is True
+                return True
+        except Exception as failure:
+            self._fail(failure)
+            return True
+        self._is_between_chunks = False
+        return False
 
     def _lacks_body(self, nbytes: int) -> bool:
         """Count a read without any part of the body. Return whether too many followed each other.

@@ -94,6 +94,36 @@ def test_answer_sends_the_same_bytes_as_open_and_send(
     assert owner.sent
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_chunk_that_is_framed_already_is_sent_as_write_sends_the_piece(paused: bool) -> None:
+    sent = []
+    for is_framed in (True, False):
+        owner, cycle = begun(False, True, True, b"{}", whole=True)
+        assert cycle.chunk_line(5) is None  # before the head, and so the framing, is known
+        cycle.open(200, b"x-a: b\r\n")
+        cycle.write(b"first")
+        cycle.paused = paused
+        if is_framed:
+            line = cycle.chunk_line(20)
+            assert line is not None
+            cycle.write_chunk(line + b"x" * 20 + b"\r\n")
+        else:
+            cycle.write(b"x" * 20)
+        cycle.client_gone()
+        cycle.write_chunk(b"1\r\na\r\n")  # the client is gone
+        assert cycle.chunk_line(5) is None
+        sent.append((owner.sent, owner.events))
+    assert sent[0] == sent[1]
+    assert ("add_unsent" in sent[0][1]) is paused
+
+
+def test_response_that_is_not_sent_in_chunks_has_no_size_lines() -> None:
+    _, cycle = begun(False, False, False, b"{}", whole=True)
+    cycle.open(200, b"")
+    cycle.write(b"first")
+    assert cycle.chunk_line(5) is None
+
+
 def test_response_without_a_content_length_gets_one(default_server: ServerThread) -> None:
     with default_server.connect(b"GET /no_length HTTP/1.1\r\nHost: a\r\n\r\n") as client:
         assert read_response(client)[2] == b"one piece"

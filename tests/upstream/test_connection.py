@@ -247,8 +247,58 @@ def test_chunks_that_skip_the_parser_are_read_as_the_parser_reads_them(
         reads[index : index + 1] = [part for part in (reads[index][:cut], reads[index][cut:]) if part]
     with pytest.MonkeyPatch.context() as patch:
         got = asyncio.run(outcome(read_pieces, *reads))
-        patch.setattr(connection_module, "_SIZE_LINES", {})
+        patch.setattr(connection_module, "SIZE_LINES", {})
         assert asyncio.run(outcome(read_pieces, *reads)) == got
+
+
+async def test_chunks_go_to_the_shortcut_and_what_it_leaves_to_the_parser() -> None:
+    pool = FakePool()
+    offered: list[bytes] = []
+    pieces: list[bytes] = []
+
+    def shortcut(data: bytes) -> bool:
+        offered.append(data)
+        return data.endswith(b"!\n\r\n")
+
+    async def exchange() -> None:
+        with await pool.ask() as response:
+            response.on_chunks = shortcut
+            await response.stream(pieces.append)
+
+    task = asyncio.create_task(exchange())
+    await run_loop()
+    one, two, three, four = (b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (b"a\n", b"b!\n", b"c\n", b"d!\n"))
+    for data in (CHUNKED, one, two, three, two + four, three + four[:2], four[2:], two, b"0\r\n\r\n"):
+        pool.feed(data)
+        await run_loop()
+    await task
+    assert offered == [two, three, two + four, three + four[:2], two, b"0\r\n\r\n"]
+    assert b"".join(pieces) == b"a\nc\nc\nd!\n"
+    assert pool.open_connections == 1
+    pool.close()
+    await run_loop()
+
+
+async def test_exception_of_the_shortcut_is_raised_to_the_caller() -> None:
+    pool = FakePool()
+
+    def shortcut(data: bytes) -> bool:
+        raise RuntimeError("cannot be shown")
+
+    async def exchange() -> None:
+        with await pool.ask() as response:
+            response.on_chunks = shortcut
+            await response.stream(lambda piece: None)
+
+    task = asyncio.create_task(exchange())
+    await run_loop()
+    for data in (CHUNKED, b"2\r\na\n\r\n", b"2\r\nb\n\r\n"):
+        pool.feed(data)
+        await run_loop()
+    with pytest.raises(RuntimeError, match="cannot be shown"):
+        await task
+    await run_loop()
+    assert pool.open_connections == 0
 
 
 async def test_chunk_inside_a_chunk_is_content() -> None:
