@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
@@ -65,6 +65,7 @@ from gateway.relay.destinations import Destinations
 from gateway.relay.discovery import Discovery
 from gateway.relay.in_flight import InFlight
 from gateway.relay.requests import ClientConnection
+from gateway.replicas.names import replica_name
 from gateway.replicas.shared_document import SharedDocument
 from gateway.rollout.controller import RolloutController
 from gateway.rollout.guard import RolloutGuard
@@ -87,6 +88,10 @@ from gateway.upstream.image_fetcher import ImageFetcher
 from gateway.upstream.learned_limits import LearnedLimits
 from gateway.usage.recorder import UsageRecorder
 
+if TYPE_CHECKING:
+    from gateway.replicas.key_limits import SharedKeyLimits
+    from gateway.replicas.link import RedisLink
+
 
 class Gateway:
     """The whole gateway as one ASGI application; `async with` it while it serves."""
@@ -103,7 +108,7 @@ class Gateway:
         accounts: Accounts | None = None,
         usage: UsageRecorder | None = None,
         document: SharedDocument | None = None,
-        link: Any = None,
+        link: "RedisLink | None" = None,
     ) -> None:
         """Build the gateway.
 
@@ -199,6 +204,9 @@ class Gateway:
             self.named_keys = NamedKeys(
                 accounts, settings.keys_file, model_names, self._state, metrics.forget_key, keys.count_plain
             )
+        self._key_limits: SharedKeyLimits | None = None
+        if link is not None and self.named_keys is not None:
+            self._key_limits = _shared_key_limits(link, self.named_keys)
         self._cors = Cors(settings.cors_origins)
         self._images = ImageNormalizer()
         self._image_fetcher = ImageFetcher()
@@ -290,6 +298,8 @@ class Gateway:
             await self._link.__aenter__()
         if self._rollout_sharing is not None:
             await self._rollout_sharing.start()
+        if self._key_limits is not None:
+            self._key_limits.start()
         await self._health.__aenter__()
         if self.named_keys is not None:
             self.named_keys.start()
@@ -298,6 +308,8 @@ class Gateway:
     async def __aexit__(self, *_: object) -> None:
         if self._rollout_sharing is not None:
             await self._rollout_sharing.close()
+        if self._key_limits is not None:
+            await self._key_limits.close()
         if self._link is not None:
             await self._link.__aexit__()
         self._recorder.detach_observers()
@@ -379,6 +391,13 @@ class Gateway:
             )
             for name, backend in self._backends.items()
         }
+
+
+def _shared_key_limits(link: "RedisLink", keys: NamedKeys) -> "SharedKeyLimits":
+    from gateway.replicas.key_limits import SharedKeyLimits  # noqa: PLC0415  # needs an extra
+
+    keys.replica = replica_name(link.replica)
+    return SharedKeyLimits(link, keys.accounts, keys.replica, predecessor=keys.predecessor)
 
 
 def _registry() -> CollectorRegistry:

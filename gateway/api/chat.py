@@ -46,6 +46,10 @@ from gateway.upstream.image_fetcher import ImageFetcher
 TASK_FIELD = TASK.encode()
 
 
+MAX_ANSWERS = 128
+"""Answers for which a request asks a quota before it has been checked."""
+
+
 class ChatEndpoint(Endpoint[ChatCall]):
     """Endpoint of one client API for chats."""
 
@@ -224,21 +228,26 @@ class ChatEndpoint(Endpoint[ChatCall]):
         limit, most = asked.token_limit, self._max_tokens.get(tier)
         if most is not None and (limit is None or limit > most):
             limit = most
-        is_several = isinstance(asked, Completion) and len(asked.messages) > 1
-        served = hold.reserve(
-            name,
-            text_size,
-            limit,
-            images=sum(len(message.images) for message in asked.messages) if asked.has_images else 0,
-            answers=(asked.n or 1) * (len(asked.messages) if is_several else 1),
-        )
+        images, answers = _sizes(asked)
+        served = hold.reserve(name, text_size, limit, images=images, answers=answers)
         return (tier, pinned) if served == name else (served, None)
+
+    def _tokens(self, hold: Hold, call: ChatCall, text_size: int) -> int:
+        images, answers = _sizes(call.chat)
+        return hold.estimate(text_size, call.chat.token_limit, images=images, answers=min(answers, MAX_ANSWERS))
 
 
 class CompletionEndpoint(ChatEndpoint):
     """Endpoint for text completions."""
 
     relay_class = CompletionRelay
+
+
+def _sizes(asked: Chat) -> tuple[int, int]:
+    """Return how many images and answers a request has."""
+    images = sum(len(message.images) for message in asked.messages) if asked.has_images else 0
+    is_several = isinstance(asked, Completion) and len(asked.messages) > 1
+    return images, (asked.n or 1) * (len(asked.messages) if is_several else 1)
 
 
 def _with_line(head: RequestContext, line: bytes) -> RequestContext:

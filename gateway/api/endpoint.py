@@ -135,7 +135,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
                 held.key = caller.key_id
                 account = caller.account
                 if account is not None:
-                    hold = account.begin("" if account.policy.per_person is None else self._person(fields))
+                    hold = await self._begin(account, fields)
                 body = client.whole_body()
                 if body is None:
                     body = await self._read(fields, receive, held)
@@ -151,6 +151,9 @@ class Endpoint(ABC, Generic[ParsedBody]):
                     asked, text_size = await self._parse_long(mended, held) if is_long else self._parse(mended)
                     del mended
                 del body  # whatever is parsed from it is a copy
+                if hold is not None and hold.account.sharing is not None:
+                    person, tokens = self._person_behind(hold.account, fields), self._tokens(hold, asked, text_size)
+                    await hold.account.sharing.make_room(hold.account, person, 0, tokens)
                 relay = await self._relay(client, asked, text_size, head)
                 asked = None  # the relay may have another one, with converted images
             except GatewayError as error:
@@ -191,6 +194,10 @@ class Endpoint(ABC, Generic[ParsedBody]):
     def _is_stream(self, asked: ParsedBody) -> bool:
         return False
 
+    def _tokens(self, hold: Hold, asked: ParsedBody, text_size: int) -> int:
+        """Return about how many tokens the request takes."""
+        return hold.estimate(text_size, 0)
+
     @abstractmethod
     async def _relay(
         self, client: ClientConnection, asked: ParsedBody, text_size: int, head: RequestContext
@@ -229,6 +236,22 @@ class Endpoint(ABC, Generic[ParsedBody]):
     def _person(self, fields: Fields) -> str:
         """Return the person whom the header `user_header` names; empty if it names none."""
         return fields.get(self._user_header, b"").decode("latin-1")
+
+    async def _begin(self, account: Account, fields: Fields) -> Hold:
+        """Admit a request of a key, with a quota where replicas share its limits.
+
+        Raises:
+            ExpiredApiKey: The key has expired.
+            RateLimited: A limit of requests or of concurrency is reached.
+        """
+        person = self._person_behind(account, fields)
+        if account.sharing is not None:
+            await account.sharing.make_room(account, person, 1, 0)
+        return account.begin(person)
+
+    def _person_behind(self, account: Account, fields: Fields) -> str:
+        """Return the person whose limits count; empty if the key does not tell persons apart."""
+        return "" if account.policy.per_person is None else self._person(fields)
 
     def _claim(self, head: RequestContext, model: str | None = None) -> Claim:
         """Return what the request asks of the queue.

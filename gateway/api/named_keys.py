@@ -68,7 +68,12 @@ class NamedKeys:
         self._count_plain = count_plain
         self._reloader = KeysReloader(accounts, self._resolve)
         self._timer: asyncio.TimerHandle | None = None
-        accounts.restore(state.get(SECTION))
+        self.replica = ""
+        """Name of this replica, if it shares the limits with others."""
+        kept = state.get(SECTION)
+        self.predecessor = str(kept.get("replica", "")) if isinstance(kept, dict) else ""
+        """Name of the replica that wrote the state file, if it shared the limits."""
+        accounts.restore(kept)
 
     def _resolve(self, name: str) -> str | None:
         return self._model_names.resolve(name)
@@ -125,7 +130,8 @@ class NamedKeys:
 
     def save(self) -> None:
         """Keep the tokens of the day, if they have changed."""
-        self._state.put(SECTION, self.accounts.saved())
+        saved = self.accounts.saved()
+        self._state.put(SECTION, {**saved, "replica": self.replica} if self.replica else saved)
 
     def _save_and_go_on(self) -> None:
         self.save()

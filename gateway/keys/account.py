@@ -9,10 +9,10 @@ end the backend's count replaces the estimate. What an estimate was too low is c
 request ends, and later requests wait for it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
@@ -42,6 +42,13 @@ OTHERS = "(others)"
 """Name of the persons that have no allowance of their own."""
 
 
+class LimitSharing(Protocol):
+    """Source of quotas where replicas share the limits."""
+
+    async def make_room(self, account: "Account", person: str, requests: int, tokens: int) -> None:
+        """Wait for the quotas that a request needs, if there are more."""
+
+
 class Account:
     """A key: its policy, and what is used of its limits.
 
@@ -51,13 +58,15 @@ class Account:
 
     __slots__ = (
         "_look_again", "_pruned", "allowance", "clock", "day", "downgrade", "has_lines", "is_expired", "name",
-        "persons", "policy", "template", "tiers", "typical", "wall",
+        "persons", "policy", "sharing", "template", "tiers", "typical", "wall",
     )  # fmt: skip
 
     def __init__(self, policy: KeyPolicy, clock: Clock, wall: Clock) -> None:
         self.name = policy.name
         self.clock = clock
         self.wall = wall
+        self.sharing: LimitSharing | None = None
+        """Source of quotas; None: the limits are this process's alone."""
         self.allowance = Allowance()
         self.persons: dict[str, Allowance] = {}
         self.typical = FIRST_COMPLETION
@@ -183,7 +192,7 @@ class Account:
             "expires": None if expires is None else datetime.fromtimestamp(expires, UTC).isoformat(),
             "expired": self.is_expired,
             "limits": policy.limits.given(),
-            "used": self.allowance.used(),
+            "used": self.allowance.used_by_all(),
             "on_limit": None if policy.downgrade is None else {"downgrade": policy.downgrade},
             "trusted": policy.is_trusted,
             "per_person": None if policy.per_person is None else policy.per_person.given(),
@@ -197,13 +206,31 @@ class Account:
         for name, count in tokens.items():
             if len(self.persons) >= MAX_PERSONS:
                 name = OTHERS
-            allowance = self.persons.setdefault(name, Allowance(self.policy.per_person, day))
+            allowance = self.persons.setdefault(name, self._new_allowance(day))
             allowance.turn_to(day)
             allowance.day_tokens += count
 
     def person(self, name: str) -> Allowance | None:
         """Return the allowance of a person who has asked before, if persons are told apart."""
         return self.persons.get(_bounded(name))
+
+    def _new_allowance(self, day: int) -> Allowance:
+        assert self.policy.per_person is not None
+        return Allowance(self.policy.per_person, day, is_shared=self.sharing is not None)
+
+    def share(self, sharing: LimitSharing) -> None:
+        """Share the limits with other replicas from now on."""
+        self.sharing = sharing
+        for allowance in (self.allowance, *self.persons.values()):
+            allowance.share()
+
+    def allowances(self, person: str, second: int) -> Iterator[tuple[str | None, Allowance]]:
+        """Yield the allowance of the key, and that of `person` with a name if persons are told apart."""
+        yield None, self.allowance
+        if self.policy.per_person is not None:
+            allowance = self._person(person, second)
+            name = _bounded(person)
+            yield (name if self.persons.get(name) is allowance else OTHERS), allowance
 
     def _person(self, name: str, second: int) -> Allowance:
         assert self.policy.per_person is not None
@@ -216,7 +243,7 @@ class Account:
                 name = OTHERS
             allowance = self.persons.get(name)
             if allowance is None:
-                allowance = self.persons[name] = Allowance(self.policy.per_person, self.day)
+                allowance = self.persons[name] = self._new_allowance(self.day)
         allowance.turn_to(self.day)
         return allowance
 
@@ -307,12 +334,9 @@ class Hold(Struct, gc=False):
         account, person = self.account, self.person
         own = account.allowance
         second = int(account.clock())
-        prompt = self.prompt = size // BYTES_PER_TOKEN + IMAGE_TOKENS * images
-        if max_tokens is None:
-            self.guesses = True
-            tokens = prompt + answers * self._guess()
-        else:
-            tokens = prompt + answers * (max_tokens if max_tokens < MAX_COMPLETION else MAX_COMPLETION)  # noqa: FURB136
+        self.prompt = size // BYTES_PER_TOKEN + IMAGE_TOKENS * images
+        self.guesses = max_tokens is None
+        tokens = self.estimate(size, max_tokens, images=images, answers=answers)
         if own.day_tokens >= own.tokens_per_day or (person is not None and person.day_tokens >= person.tokens_per_day):
             tier = self._smaller_tier(tier, tokens, second, has_tiers)
         window = own.tokens
@@ -331,11 +355,19 @@ class Hold(Struct, gc=False):
             if template is None or requests is None or window is None or second != self.second:
                 self.lines += limit_lines(own, person, second, account.wall())
                 return tier
-            left = window.limit - window.used
-            self.lines += template % (requests.limit - requests.used, left if left > 0 else 0)  # noqa: FURB136
-            if own.day_tokens >= WARNING_SHARE * own.tokens_per_day:
+            left = window.limit - window.used - window.others
+            left_requests = requests.limit - requests.used - requests.others
+            self.lines += template % (left_requests if left_requests > 0 else 0, left if left > 0 else 0)  # noqa: FURB136
+            if own.day_tokens + own.day_others >= WARNING_SHARE * own.day_limit:
                 self.lines += warning(own, account.wall())
         return tier
+
+    def estimate(self, size: int, max_tokens: int | None, *, images: int = 0, answers: int = 1) -> int:
+        """Return the tokens that `reserve` reserves for a request."""
+        prompt = size // BYTES_PER_TOKEN + IMAGE_TOKENS * images
+        if max_tokens is None:
+            return prompt + answers * self._guess()
+        return prompt + answers * (max_tokens if max_tokens < MAX_COMPLETION else MAX_COMPLETION)  # noqa: FURB136
 
     def _take_back(self) -> None:
         """Give back what was reserved."""

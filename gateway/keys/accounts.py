@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from gateway.keys.account import Account, Clock
+from gateway.keys.account import Account, Clock, LimitSharing
 from gateway.keys.allowance import SECONDS_PER_DAY
 from gateway.keys.document import KeysError
 from gateway.keys.headers import utc_date, utc_midnight
@@ -32,6 +32,7 @@ class Accounts:
         self._wall = wall
         self._accounts: dict[str, Account] = {}
         self.by_digest: dict[bytes, Account] = {}
+        self._sharing: LimitSharing | None = None
         self.on_change: Callable[[], None] = lambda: None
         """Called when keys have come or gone."""
         self.change(policies, resolve)
@@ -67,6 +68,8 @@ class Accounts:
             account = before.get(policy.name)
             if account is None:
                 account = Account(policy, self._clock, self._wall)
+                if self._sharing is not None:
+                    account.share(self._sharing)
                 changed["added"].append(policy.name)
             elif account.policy != policy:
                 account.change(policy)
@@ -78,6 +81,12 @@ class Accounts:
         self.by_digest = {account.policy.digest: account for account in after.values()}
         self.on_change()
         return changed
+
+    def share(self, sharing: LimitSharing) -> None:
+        """Share the limits of all keys with other replicas from now on."""
+        self._sharing = sharing
+        for account in self:
+            account.share(sharing)
 
     def use_names(self, resolve: ResolveName) -> None:
         """Apply changed settings. A tier that a key names and that is gone is one that it cannot use."""

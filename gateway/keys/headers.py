@@ -73,9 +73,10 @@ def limit_lines(own: Allowance, person: Allowance | None, second: int, now: floa
     if limit is None:
         return lines
     if tokens is None:
-        reset = duration(seconds_to_midnight(now) if day.day_tokens else 0)
-        lines += _TOKENS % (limit, max(0, limit - day.day_tokens), reset)
-    return lines if day.day_tokens < WARNING_SHARE * limit else lines + warning(day, now)
+        used = day.day_tokens + day.day_others
+        reset = duration(seconds_to_midnight(now) if used else 0)
+        lines += _TOKENS % (limit, max(0, limit - used), reset)
+    return lines if day.day_tokens + day.day_others < WARNING_SHARE * limit else lines + warning(day, now)
 
 
 def has_lines(limits: Limits) -> bool:
@@ -87,7 +88,7 @@ def has_lines(limits: Limits) -> bool:
 def warning(day: Allowance, now: float) -> bytes:
     """Return the header line that says how much of a day's tokens is used."""
     text = b"x-gateway-budget-warning: %d of %d tokens a day are used; the budget is renewed at %b\r\n"
-    return text % (day.day_tokens, day.tokens_per_day, utc_midnight(now).encode())
+    return text % (day.day_tokens + day.day_others, day.day_limit, utc_midnight(now).encode())
 
 
 def plain_lines(limits: Limits) -> bytes | None:
@@ -122,6 +123,6 @@ def _tighter_day(own: Allowance, person: Allowance) -> Allowance:
     of_key, of_person = own.limits.tokens_per_day, person.limits.tokens_per_day
     if of_person is None:
         return own
-    if of_key is None or of_person - person.day_tokens < of_key - own.day_tokens:
+    if of_key is None or of_person - person.day_tokens - person.day_others < of_key - own.day_tokens - own.day_others:
         return person
     return own

@@ -29,16 +29,26 @@ class Slot(Struct, gc=False):
 class SlidingWindow:
     """Count of what happened in the last minute, and its limit."""
 
-    __slots__ = ("_slots", "limit", "used")
+    __slots__ = ("_slots", "is_shared", "limit", "others", "quota", "used")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.quota = limit
+        """Part of the limit that may be used here: all of it, unless replicas share it."""
+        self.is_shared = False
+        self.others = 0
+        """Count of the other replicas that share the limit, as it was last told."""
         self.used = 0
         """Count of the minute that ended at the last call of a method with a time."""
         self._slots: deque[Slot] = deque()
 
     def __repr__(self) -> str:
         return f"<SlidingWindow {self.used} of {self.limit} in {len(self._slots)} s>"
+
+    def change(self, limit: int) -> None:
+        """Apply another limit. What is used stays used."""
+        self.limit = limit
+        self.quota = min(self.quota, limit) if self.is_shared else limit
 
     def advance(self, second: int) -> None:
         """Drop the counts that are too old at `second`, a whole number on a monotonic clock."""
@@ -50,14 +60,19 @@ class SlidingWindow:
         """Count `amount` at `second` if it fits; return where it is counted, or None if it does not fit.
 
         An amount that exceeds the limit by itself fits into an empty window, or it would be refused
-        for ever.
+        for ever. Of a shared limit the quota decides that, which has regard to the others.
         """
         slots = self._slots
         if slots and slots[0].second < second - SECONDS:
             self.advance(second)
-        if self.used + amount > self.limit and self.used > 0:
+        if self.used + amount > self.quota and (self.used > 0 or self.is_shared):
             return None
         return self.add(amount, second)
+
+    def lacks(self, amount: int, second: int) -> bool:
+        """Return whether `take` would refuse `amount`."""
+        self.advance(second)
+        return self.used + amount > self.quota and (self.used > 0 or self.is_shared)
 
     def add(self, amount: int, second: int) -> Slot:
         """Count `amount` at `second`, and return where it is counted, for `take_back`."""
@@ -87,22 +102,30 @@ class SlidingWindow:
 
     def remaining(self) -> int:
         """Return what was left at the last call of a method with a time."""
-        return max(0, self.limit - self.used)
+        return max(0, self.limit - self.used - self.others)
 
     def seconds_until_fits(self, amount: int, second: int) -> int:
-        """Return after how many seconds `amount` fits if nothing else is added; 0: now."""
+        """Return after how many seconds `amount` fits if nothing else is added; 0: now.
+
+        The counts of other replicas are taken to be spread evenly over the minute.
+        """
         self.advance(second)
-        used = self.used
-        if used + amount <= self.limit or used <= 0:
+        used, others = self.used, self.others
+        if used + others + amount <= self.limit or used + others <= 0:
             return 0
         for slot in self._slots:
             used -= slot.count
-            if used + amount <= self.limit or used <= 0:
-                return slot.second + SECONDS + 1 - second
-        return SECONDS + 1
+            passed = slot.second + SECONDS + 1 - second
+            left = others - others * passed // (SECONDS + 1)
+            if used + left + amount <= self.limit or used + left <= 0:
+                return passed
+        missing = min(used + others + amount - self.limit, others)
+        return max(1, -(-(SECONDS + 1) * missing // others)) if others > 0 else SECONDS + 1
 
     def seconds_until_empty(self, second: int) -> int:
         """Return after how many seconds nothing is counted if nothing else is added."""
+        if self.others > 0:
+            return SECONDS + 1
         for slot in reversed(self._slots):
             if slot.count > 0:
                 return max(0, slot.second + SECONDS + 1 - second)

@@ -51,6 +51,70 @@ operations.write_document = function(keys, arguments)
   return 1
 end
 
+-- Limits of keys ------------------------------------------------------------------------------------------------------
+--
+-- The hash of a limit has, for each replica, what it may use ("held"), what it has used, and when it said so.
+
+local SILENT = 5000       -- a replica that was not heard for so long has lost what it holds and has not used
+local ALIVE = 10000       -- time for which a replica that was heard counts as one
+local LIVES = {           -- time for which the use of a replica counts that is not heard any more
+  requests = 61000, tokens = 61000, running = 10000, day = 172800000
+}
+
+local function sum_of_others(name, me, before, life, at)
+  local flat, held, used, earlier = redis.call('HGETALL', name), 0, 0, 0
+  for index = 1, #flat, 2 do
+    local replica = flat[index]
+    local holds, uses, heard = string.match(flat[index + 1], '^(%d+) (%d+) (%d+)$')
+    if replica ~= me then
+      local age = math.abs(at - (tonumber(heard) or -life))
+      if age >= life then
+        redis.call('HDEL', name, replica)
+      elseif replica == before then
+        earlier = tonumber(uses)
+        redis.call('HDEL', name, replica)
+      else
+        held = held + math.max(tonumber(uses), age > SILENT and 0 or tonumber(holds))
+        used = used + tonumber(uses)
+      end
+    end
+  end
+  return held, used, earlier
+end
+
+-- Records the replica's use of limits. For each key but the first, which counts the replicas, it has the arguments
+-- kind, limit, use, wanted quota, and the largest amount that one request waits for. Returns the number of replicas,
+-- and for each limit the quota, what the others have used and hold, and what the predecessor has used besides.
+operations.share_limits = function(keys, arguments)
+  local me, before, at = arguments[1], arguments[2], now()
+  redis.call('ZADD', keys[1], at, me)
+  redis.call('ZREMRANGEBYSCORE', keys[1], '-inf', at - ALIVE)
+  local answer = {redis.call('ZCARD', keys[1])}
+  for index = 2, #keys do
+    local first = 3 + (index - 2) * 5
+    local kind, limit, use = arguments[first], tonumber(arguments[first + 1]), tonumber(arguments[first + 2])
+    local wanted, largest = tonumber(arguments[first + 3]), tonumber(arguments[first + 4])
+    local life = LIVES[kind]
+    local held, used, earlier = sum_of_others(keys[index], me, kind == 'day' and before or '', life, at)
+    earlier = math.max(0, earlier - use)
+    use, wanted = use + earlier, wanted + earlier
+    local quota = math.max(use, math.min(wanted, limit - held))
+    if held == 0 and use == 0 then
+      quota = math.max(quota, largest)  -- a request that exceeds the limit by itself, or it would be refused for ever
+    end
+    if quota == 0 then
+      redis.call('HDEL', keys[index], me)
+    else
+      redis.call('HSET', keys[index], me, string.format('%.0f %.0f %.0f', quota, use, at))
+      redis.call('PEXPIRE', keys[index], life + 1000)
+    end
+    for _, number in ipairs({quota, used, held, earlier}) do
+      answer[#answer + 1] = number
+    end
+  end
+  return answer
+end
+
 -- Dispatch ------------------------------------------------------------------------------------------------------------
 
 local operation = operations[ARGV[1]]
