@@ -562,7 +562,7 @@ async def test_stopped_stream_whose_end_does_not_come_is_closed_in_time(monkeypa
     pool = FakePool()
     await stopped(pool, b"1\r\na\r\n")
     assert (pool.open_connections, pool.acquire()) == (1, None)
-    await until(lambda: pool.open_connections == 0, patience=1)
+    await until(lambda: pool.open_connections == 0)
 
 
 async def test_stopped_stream_whose_end_comes_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
