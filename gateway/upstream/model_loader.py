@@ -218,8 +218,11 @@ class ModelLoader:
         residency = server.residency
         assert residency is not None
         report = await self._loaded_models(server)
-        if report is None or state.name not in report.until or not is_frozen():
-            return  # the server hangs; or the model is being loaded, or unloaded, by a request; or it answers again
+        if report is not None and state.name not in report.until:
+            state.activity.missing_at = time.monotonic()  # it is being loaded, or unloaded, by a request
+            return
+        if report is None or not is_frozen():
+            return  # the server hangs; or the model answers again, or has just been loaded
         state.activity.was_unloaded = True
         residency.begin_unload(state)
         is_gone = False
