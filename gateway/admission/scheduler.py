@@ -408,8 +408,14 @@ class Admission:
         queue.room.count += 1
 
     def _schedule_loads(self) -> bool:
-        """Start the loads that queued requests wait for. Return whether a model became ready."""
-        became_ready = [server.residency.schedule() for server in self._servers if server.residency is not None]
+        """Start the loads that queued requests wait for. Return whether a model became ready.
+
+        The server that has the fewest models comes first: a load there evicts none.
+        """
+        residencies = [server.residency for server in self._servers if server.residency is not None]
+        if len(residencies) > 1:
+            residencies.sort(key=lambda residency: residency.occupancy)
+        became_ready = [residency.schedule() for residency in residencies]
         return any(became_ready)
 
     def _dequeue(self, ticket: QueueEntry) -> None:
