@@ -91,6 +91,7 @@ from gateway.usage.recorder import UsageRecorder
 if TYPE_CHECKING:
     from gateway.replicas.key_limits import SharedKeyLimits
     from gateway.replicas.link import RedisLink
+    from gateway.replicas.shared_usage import SharedUsage
 
 
 class Gateway:
@@ -155,8 +156,11 @@ class Gateway:
         observers = [live.observe, *([guard.observe] if guard else [])]
         self._recorder = ExchangeRecorder(metrics, log, observers, None if usage is None else usage.observe)
 
+        self._shared_usage: SharedUsage | None = None
         if usage is not None:
             usage.settle = self.settle
+            if link is not None:
+                self._shared_usage = usage.others = _shared_usage(link, usage, settings.usage_days)
 
         self._traffic = TrafficRecording()
 
@@ -300,6 +304,8 @@ class Gateway:
             await self._rollout_sharing.start()
         if self._key_limits is not None:
             self._key_limits.start()
+        if self._shared_usage is not None:
+            self._shared_usage.start()
         await self._health.__aenter__()
         if self.named_keys is not None:
             self.named_keys.start()
@@ -310,6 +316,8 @@ class Gateway:
             await self._rollout_sharing.close()
         if self._key_limits is not None:
             await self._key_limits.close()
+        if self._shared_usage is not None:
+            await self._shared_usage.close()
         if self._link is not None:
             await self._link.__aexit__()
         self._recorder.detach_observers()
@@ -398,6 +406,12 @@ def _shared_key_limits(link: "RedisLink", keys: NamedKeys) -> "SharedKeyLimits":
 
     keys.replica = replica_name(link.replica)
     return SharedKeyLimits(link, keys.accounts, keys.replica, predecessor=keys.predecessor)
+
+
+def _shared_usage(link: "RedisLink", usage: UsageRecorder, days: int) -> "SharedUsage":
+    from gateway.replicas.shared_usage import SharedUsage  # noqa: PLC0415  # needs an extra
+
+    return SharedUsage(link, usage, days)
 
 
 def _registry() -> CollectorRegistry:
