@@ -84,13 +84,16 @@ from gateway.telemetry.trace_context import Tracer, pass_on
 from gateway.upstream.backend import Backend
 from gateway.upstream.backends import Backends
 from gateway.upstream.health_checks import HealthChecks
+from gateway.upstream.hints import Hints
 from gateway.upstream.image_fetcher import ImageFetcher
 from gateway.upstream.learned_limits import LearnedLimits
 from gateway.usage.recorder import UsageRecorder
 
 if TYPE_CHECKING:
+    from gateway.replicas.channel import Channel
     from gateway.replicas.key_limits import SharedKeyLimits
     from gateway.replicas.link import RedisLink
+    from gateway.replicas.shared_usage import SharedUsage
 
 
 class Gateway:
@@ -155,8 +158,12 @@ class Gateway:
         observers = [live.observe, *([guard.observe] if guard else [])]
         self._recorder = ExchangeRecorder(metrics, log, observers, None if usage is None else usage.observe)
 
+        self._shared_usage: SharedUsage | None = None
+        self._hint_channel: Channel | None = None
         if usage is not None:
             usage.settle = self.settle
+            if link is not None:
+                self._shared_usage = usage.others = _shared_usage(link, usage, settings.usage_days)
 
         self._traffic = TrafficRecording()
 
@@ -169,6 +176,7 @@ class Gateway:
             on_down=self._migration.on_backend_down,
             on_learned=learned_limits.save,
             on_evicted=self._in_flight.send_again,
+            on_event=None if link is None else self._share_hints(link, clock).tell,
         )
         learned_limits.restore()
         self._tracer = tracer
@@ -293,6 +301,14 @@ class Gateway:
         """Settings in force."""
         return self._destinations.settings
 
+    def _share_hints(self, link: "RedisLink", clock: Callable[[], float]) -> Hints:
+        from gateway.replicas.channel import Channel  # noqa: PLC0415  # needs an extra
+
+        self._hint_channel = Channel(link, "hints")
+        hints = Hints(link.replica, self._backends, self._hint_channel.send, clock)
+        self._hint_channel.listen(hints.receive)
+        return hints
+
     async def __aenter__(self) -> Self:
         if self._link is not None:
             await self._link.__aenter__()
@@ -300,6 +316,8 @@ class Gateway:
             await self._rollout_sharing.start()
         if self._key_limits is not None:
             self._key_limits.start()
+        if self._shared_usage is not None:
+            self._shared_usage.start()
         await self._health.__aenter__()
         if self.named_keys is not None:
             self.named_keys.start()
@@ -310,6 +328,10 @@ class Gateway:
             await self._rollout_sharing.close()
         if self._key_limits is not None:
             await self._key_limits.close()
+        if self._shared_usage is not None:
+            await self._shared_usage.close()
+        if self._hint_channel is not None:
+            await self._hint_channel.close()
         if self._link is not None:
             await self._link.__aexit__()
         self._recorder.detach_observers()
@@ -398,6 +420,12 @@ def _shared_key_limits(link: "RedisLink", keys: NamedKeys) -> "SharedKeyLimits":
 
     keys.replica = replica_name(link.replica)
     return SharedKeyLimits(link, keys.accounts, keys.replica, predecessor=keys.predecessor)
+
+
+def _shared_usage(link: "RedisLink", usage: UsageRecorder, days: int) -> "SharedUsage":
+    from gateway.replicas.shared_usage import SharedUsage  # noqa: PLC0415  # needs an extra
+
+    return SharedUsage(link, usage, days)
 
 
 def _registry() -> CollectorRegistry:

@@ -28,10 +28,10 @@ def add_usage(app: FastAPI, usage: UsageRecorder | None, operator: Callable[[Req
             raise NotFound("This gateway keeps no usage. Set GATEWAY_USAGE_FILE.")
         fields, first, last = _fields(by), _day("since", since), _day("until", until)
         try:
-            rows = await usage.rows(fields, first, last)
+            rows, is_complete = await usage.rows_of_all(fields, first, last)
         except sqlite3.Error:
             raise GatewayError("The file of usage cannot be read; the gateway's log may have the reason.") from None
-        return {"rows": rows, "since": first, "until": last}
+        return {"rows": rows, "since": first, "until": last, "complete": is_complete}
 
 
 def _fields(by: str) -> list[str]:

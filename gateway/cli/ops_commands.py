@@ -170,6 +170,8 @@ def usage(
     from gateway.cli import usage as table
 
     answer = _request(_ops_client(config_file), "GET", table.path_of(by, since, until), field="rows")
+    if not answer.get("complete", True):
+        print("without the usage of the other replicas, since Redis does not answer", file=sys.stderr)
     if as_json:
         print(json.dumps(answer))
     elif as_csv:

@@ -65,6 +65,8 @@ def show_status(status: Mapping[str, Any], console: Console) -> None:
     reload = status.get("reload")
     if reload is not None and not (reload["ok"] and not reload["needs_restart"]):
         console.print("\n".join(_reload_lines(reload)), soft_wrap=True, highlight=False, markup=False)
+    if status["rollout"].get("shared") is False:
+        console.print("this replica and the others do not know of each other's changes: Redis does not answer")
     console.print(f"`gateway rollback` leads to {status['rollout']['rollback_to']}", highlight=False)
 
 
@@ -88,10 +90,12 @@ def show_result(answer: Mapping[str, Any], console: Console) -> None:
     lines += [
         f"{name}: {_assignment(item)}{' (pinned)' if item['pinned'] else ''}" for name, item in answer["tiers"].items()
     ]
-    if answer["changed"] and not answer["persisted"]:
+    if answer["changed"] and not answer["persisted"] and not answer.get("shared"):
         lines.append(
             "the change is in force but not saved: after a restart LLM_BACKEND applies again (see GATEWAY_STATE_FILE)"
         )
+    if answer.get("shared") is False:
+        lines.append("the other replicas have not been told, since Redis does not answer; they follow when it does")
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
@@ -103,6 +107,7 @@ def change_line(change: Mapping[str, Any]) -> str:
         for tier, move in change["tiers"].items()
     )
     at, by = change["at"][:19].replace("T", " "), f" {change['by']}" if change["by"] else ""
+    by += f" on {change['replica']}" if change.get("replica") else ""
     why = f"; {change['why']}" if change.get("why") else ""
     return f"{at} {change['cause']}{by}: {moves}{why}"
 

@@ -115,6 +115,47 @@ operations.share_limits = function(keys, arguments)
   return answer
 end
 
+-- Usage ---------------------------------------------------------------------------------------------------------------
+--
+-- The hash of a day has the sums of each replica's file. The set `usage:days` has the days.
+
+-- Replaces the sums of one file. Its arguments are the name of the file, the day, the sums, and the days' life in seconds.
+operations.write_usage = function(keys, arguments)
+  redis.call('HSET', keys[1], arguments[1], arguments[3])
+  redis.call('EXPIRE', keys[1], arguments[4])
+  redis.call('SADD', keys[2], arguments[2])
+  redis.call('EXPIRE', keys[2], arguments[4])
+  return 1
+end
+
+-- Returns the days, of which some may be over.
+operations.usage_days = function(keys)
+  return redis.call('SMEMBERS', keys[1])
+end
+
+-- Returns the sums of all files but one.
+operations.read_usage = function(keys, arguments)
+  local found = {}
+  for _, name in ipairs(keys) do
+    local flat = redis.call('HGETALL', name)
+    for index = 1, #flat, 2 do
+      if flat[index] ~= arguments[1] then
+        found[#found + 1] = flat[index + 1]
+      end
+    end
+  end
+  return found
+end
+
+-- Returns for each day whether the sums of a file are there.
+operations.has_usage = function(keys, arguments)
+  local found = {}
+  for index, name in ipairs(keys) do
+    found[index] = redis.call('HEXISTS', name, arguments[1])
+  end
+  return found
+end
+
 -- Dispatch ------------------------------------------------------------------------------------------------------------
 
 local operation = operations[ARGV[1]]

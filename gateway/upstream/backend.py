@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from typing import Literal
 
 from gateway.admission.affinity import Affinity
 from gateway.admission.concurrency_limits import AdaptiveLimit
@@ -38,6 +39,9 @@ The loop's clock is a little coarser than the clock that ends the pause.
 _log = logging.getLogger(__name__)
 
 
+OnEvent = Callable[[Server, Literal["down", "up", "ejected"], str, LaneName], None]
+"""Called when a server has died, is well again, or was ejected for a model and a lane."""
+
 UnloadFrozen = Callable[
     [Server, ModelState, Callable[[], bool], Callable[[], str]],
     "asyncio.Task[None] | None",
@@ -55,7 +59,9 @@ class Backend:
         on_down: Callable[["Backend"], None] = lambda backend: None,
         on_learned: Callable[[], None] = lambda: None,
         on_evicted: Callable[[ModelState], None] = lambda state: None,
+        on_event: OnEvent | None = None,
     ) -> None:
+        self._on_event = on_event
         self.name = settings.name
         self.kind = settings.kind
         self.settings = settings
@@ -226,6 +232,8 @@ class Backend:
         ):
             self.pause(server, CALM)  # a server that fails fast looks idle and would get every request
         self.refresh()
+        if self._on_event is not None and (state == "open" or (state == "closed" and was == "half_open")):
+            self._on_event(server, "down" if state == "open" else "up", "", "text")
         if state == "open":
             self.on_down(self)
 
@@ -248,6 +256,8 @@ class Backend:
             _log.info("backend %s: readmitted for %s, a request succeeded", server.name, what)
         self.refresh()
         if change == "ejected":
+            if self._on_event is not None:
+                self._on_event(server, "ejected", detector.model, detector.lane)
             self.on_down(self)
 
     # Servers at the addresses of a host name

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from gateway.admission.model_state import ModelState
 from gateway.config import Settings, is_same_place
 from gateway.telemetry.metrics import Metrics
-from gateway.upstream.backend import Backend
+from gateway.upstream.backend import Backend, OnEvent
 from gateway.upstream.model_loader import ModelLoader
 
 
@@ -17,6 +17,7 @@ class Backends:
     - `on_down` is called when the circuit breaker of a server has opened, or a model cannot be loaded there.
     - `on_learned` is called when a backend has learned a concurrency limit.
     - `on_evicted` is called when a server has evicted a model that may still have requests.
+    - `on_event` is called when a server has died, is well again, or was ejected.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Backends:
         on_down: Callable[[Backend], None],
         on_learned: Callable[[], None],
         on_evicted: Callable[[ModelState], None],
+        on_event: OnEvent | None = None,
     ) -> None:
         self.current = current
         self._metrics = metrics
@@ -36,6 +38,7 @@ class Backends:
         self._on_down = on_down
         self._on_learned = on_learned
         self._on_evicted = on_evicted
+        self._on_event = on_event
         self._loaders: dict[Backend, ModelLoader] = {}
         current.update(self.built_for(settings))
 
@@ -89,6 +92,7 @@ class Backends:
             on_down=self._on_down,
             on_learned=self._on_learned,
             on_evicted=self._on_evicted,
+            on_event=self._on_event,
         )
         if backend.loading is not None:
             self._loaders[backend] = ModelLoader(backend, settings, self._metrics, self._gateway_id)

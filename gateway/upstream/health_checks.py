@@ -186,7 +186,8 @@ class HealthChecks:
             if server.is_leaving:
                 self._record_life(server, await self._prober.is_alive(backend, server), began)
                 continue
-            was_up, is_suspect, models_before = server.up, server.circuit.state == "suspect", server.discovered
+            was_up, models_before = server.up, server.discovered
+            is_suspect, server.is_hinted = server.circuit.state == "suspect" or server.is_hinted, False
             result, why = await self._prober.probe(backend, server, SURE_ATTEMPTS if is_suspect else 1)
             if server.is_leaving:
                 continue

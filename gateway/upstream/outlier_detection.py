@@ -98,6 +98,7 @@ class OutlierDetector(Gate):
         "_readmitted_at",
         "_samples",
         "_successes",
+        "_warned_at",
         "ejected_at",
         "lane",
         "model",
@@ -126,6 +127,8 @@ class OutlierDetector(Gate):
         """Time from which an ejected server gets trial requests."""
         self._ejections = 0
         self._readmitted_at = -inf
+        self._warned_at = -inf
+        """Time at which another replica told that it has ejected the server."""
         self._counted_since = -inf
         self._is_on_trial = False
         self._last_resort_at = -inf
@@ -248,6 +251,10 @@ class OutlierDetector(Gate):
             self._evidence = parties
             self._eject(reason)
 
+    def warn(self) -> None:
+        """Count failures for a while as after a readmission: another replica has ejected the server."""
+        self._warned_at = self._clock()
+
     def stall(self, parties: set[str]) -> None:
         """Eject the server, because requests of `parties` wait far longer than usual."""
         if not self.restrains:
@@ -276,7 +283,7 @@ class OutlierDetector(Gate):
 
     def _convicting_parties(self, party: str) -> set[str]:
         """Return the parties whose failures make the server an outlier; empty if it is none."""
-        relapses = self._clock() - self._readmitted_at < DECAY_SECONDS
+        relapses = self._clock() - max(self._readmitted_at, self._warned_at) < DECAY_SECONDS
         if len(self._in_a_row) >= (RELAPSES if relapses else IN_A_ROW) or self._hangs >= (1 if relapses else HANGS):
             parties = set(self._in_a_row)
             if len(parties) > 1 or self._is_alone(party):

@@ -49,6 +49,7 @@ class Server(ServerSlots):
         "doubted",
         "ignored_names",
         "is_excluded",
+        "is_hinted",
         "is_joining",
         "is_leaving",
         "label",
@@ -92,6 +93,8 @@ class Server(ServerSlots):
         self.build_detector: Callable[[str, LaneName], OutlierDetector] = partial(OutlierDetector, clock=time.monotonic)
         self.doubted = asyncio.Event()
         """Set to request a probe at once."""
+        self.is_hinted = False
+        """True if another replica made this one doubt the server, so that the next probe has to be sure."""
         self.is_excluded = False
         """True if the server does not answer as expected while another server is healthy."""
         self.is_joining = False

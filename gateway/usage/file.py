@@ -22,6 +22,8 @@ CREATE TABLE IF NOT EXISTS usage (
     PRIMARY KEY ({", ".join(DIMENSIONS)})
 ) WITHOUT ROWID
 """
+_CREATE_IDENTITY = "CREATE TABLE IF NOT EXISTS identity (id TEXT NOT NULL)"
+_SET_IDENTITY = "INSERT INTO identity SELECT lower(hex(randomblob(8))) WHERE NOT EXISTS (SELECT 1 FROM identity)"
 _ADD = f"""
 INSERT INTO usage VALUES ({", ".join("?" * (len(DIMENSIONS) + len(COUNTS)))})
 ON CONFLICT DO UPDATE SET {", ".join(f"{name} = {name} + excluded.{name}" for name in COUNTS)}
@@ -40,7 +42,8 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(_CREATE)
+        for statement in (_CREATE, _CREATE_IDENTITY, _SET_IDENTITY):
+            connection.execute(statement)
     except sqlite3.Error:
         connection.close()
         raise
@@ -73,18 +76,41 @@ def read_rows(path: Path, by: Sequence[str], since: str | None, until: str | Non
     Raises:
         sqlite3.Error: The file cannot be read.
     """
-    if not path.exists():
-        return []
     assert set(by) <= set(DIMENSIONS)
     sums = ", ".join(f"sum({name})" for name in COUNTS)
     names = "".join(f"{name}, " for name in by)
     groups = f"GROUP BY {', '.join(by)} ORDER BY {', '.join(by)}" if by else ""
     query = f"SELECT {names}{sums} FROM usage WHERE day >= ? AND day <= ? {groups}"  # noqa: S608 - checked names
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as connection:
-        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'usage'").fetchone():
-            return []  # the writer has just created the file
-        found = connection.execute(query, (since or "", until or "9999")).fetchall()
+    found = _selected(path, "usage", query, since or "", until or "9999")
     rows = [dict(zip((*by, *COUNTS), values, strict=True)) for values in found if values[-1] is not None]
     for row in rows:
         row["seconds"] = round(row["seconds"], 6)
     return rows
+
+
+def identity_of(path: Path) -> str | None:
+    """Return the name that the file was given when it was created; None if it does not exist yet.
+
+    Raises:
+        sqlite3.Error: The file cannot be read.
+    """
+    found = _selected(path, "identity", "SELECT id FROM identity LIMIT 1")
+    return found[0][0] if found else None
+
+
+def days_of(path: Path) -> list[str]:
+    """Return the days of which the file has usage.
+
+    Raises:
+        sqlite3.Error: The file cannot be read.
+    """
+    return [day for (day,) in _selected(path, "usage", "SELECT DISTINCT day FROM usage ORDER BY day")]
+
+
+def _selected(path: Path, table: str, query: str, *values: str) -> list[tuple[Any, ...]]:
+    if not path.exists():
+        return []
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+            return []  # the writer has just created the file
+        return connection.execute(query, values).fetchall()

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from gateway.telemetry.exchange import Attribution, Exchange
-from gateway.usage.file import add_rows, open_for_writing, read_rows
-from gateway.usage.totals import Counts, Group, Totals
+from gateway.usage.file import add_rows, days_of, identity_of, open_for_writing, read_rows
+from gateway.usage.totals import DIMENSIONS, Counts, Group, Row, Totals, is_row, summed
 
 WRITE_SECONDS = 0.7
 """Time between two writes. With the time that exchanges wait to be recorded, it is below a second."""
@@ -31,6 +31,13 @@ SECONDS_PER_DAY = 86_400
 _log = logging.getLogger(__name__)
 
 Finished = Sequence[tuple[Exchange, Attribution | None]]
+
+
+class OtherUsage(Protocol):
+    """Usage that other replicas have recorded."""
+
+    async def rows(self, since: str | None, until: str | None) -> list[Row] | None:
+        """Return the others' usage of these days with all fields; None if it is not known."""
 
 
 class UsageRecorder:
@@ -47,6 +54,9 @@ class UsageRecorder:
         self._timer: asyncio.TimerHandle | None = None
         self._writer = _Writer(path, days)
         self._today = 0, ""
+        self.others: OtherUsage | None = None
+        """Usage of other replicas; None if there are none."""
+        self._changed_days: set[str] = set()
         self.settle: Callable[[], None] = lambda: None
         """Called before a reader sees the sums, to add exchanges that have ended and not been recorded."""
 
@@ -58,11 +68,12 @@ class UsageRecorder:
         day = self._day()
         for exchange, attribution in finished:
             self._totals.add(exchange, attribution, day)
+        self._changed_days.add(day)
         if self._timer is None and self._totals.rows:
             self._timer = self._loop.call_later(WRITE_SECONDS, self._write)
 
-    async def rows(self, by: Sequence[str], since: str | None, until: str | None) -> list[dict[str, Any]]:
-        """Return sums of usage, those of the last second included.
+    async def rows(self, by: Sequence[str], since: str | None, until: str | None) -> list[Row]:
+        """Return sums of this replica's usage, those of the last second included.
 
         Raises:
             sqlite3.Error: The file cannot be read.
@@ -70,6 +81,50 @@ class UsageRecorder:
         self.settle()
         await asyncio.wrap_future(self._write())
         return await asyncio.to_thread(read_rows, self.path, by, since, until)
+
+    async def rows_of_all(self, by: Sequence[str], since: str | None, until: str | None) -> tuple[list[Row], bool]:
+        """Return sums of the usage of all replicas, and whether that of all is in them.
+
+        Raises:
+            sqlite3.Error: The file cannot be read.
+        """
+        own = await self.rows(by, since, until)
+        if self.others is None:
+            return own, True
+        others = await self.others.rows(since, until)
+        return (own, False) if others is None else (summed((*own, *filter(is_row, others)), by), True)
+
+    # For other replicas
+
+    async def identity(self) -> str | None:
+        """Return the name of the file; None as long as nothing is recorded.
+
+        Raises:
+            sqlite3.Error: The file cannot be read.
+        """
+        await asyncio.wrap_future(self._write())
+        return await asyncio.to_thread(identity_of, self.path)
+
+    async def days(self) -> list[str]:
+        """Return the days of which there is usage.
+
+        Raises:
+            sqlite3.Error: The file cannot be read.
+        """
+        return await asyncio.to_thread(days_of, self.path)
+
+    async def rows_of_day(self, day: str) -> list[Row]:
+        """Return the usage of a day with all fields.
+
+        Raises:
+            sqlite3.Error: The file cannot be read.
+        """
+        return await self.rows(DIMENSIONS, day, day)
+
+    def take_changed_days(self) -> set[str]:
+        """Return the days whose usage has changed since the last call."""
+        found, self._changed_days = self._changed_days, set()
+        return found
 
     async def close(self) -> None:
         """Write what is left, and stop the thread."""

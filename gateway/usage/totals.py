@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gateway.chat.answer import CachedUsage
 from gateway.telemetry.exchange import NONE, Attribution, Exchange
@@ -29,6 +29,8 @@ class Group(NamedTuple):
 
 Counts = list[float]
 """Sums in the order of `COUNTS`."""
+Row = dict[str, Any]
+"""Fields of `DIMENSIONS`, or some of them, and the sums."""
 
 
 class Totals:
@@ -103,6 +105,29 @@ class Totals:
                 return OTHERS
             self._persons.add(name)
         return name
+
+
+def is_row(row: Row) -> bool:
+    """Return whether a row that another program wrote has all fields and sums."""
+    return all(isinstance(row.get(name), str) for name in DIMENSIONS) and all(
+        isinstance(row.get(name), int | float) for name in COUNTS
+    )
+
+
+def summed(rows: Iterable[Row], by: Sequence[str]) -> list[Row]:
+    """Return the sums of rows by the fields `by`, in their order. The rows have at least these fields."""
+    found: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        group = tuple(row[name] for name in by)
+        total = found.get(group)
+        if total is None:
+            found[group] = {name: row[name] for name in (*by, *COUNTS)}
+        else:
+            for name in COUNTS:
+                total[name] += row[name]
+    for total in found.values():
+        total["seconds"] = round(total["seconds"], 6)
+    return [found[group] for group in sorted(found)]
 
 
 def _readable(name: str) -> str:

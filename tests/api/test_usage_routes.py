@@ -145,7 +145,7 @@ async def test_wrong_query_is_400(
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
         assert (await client.get("/ops/usage", headers=bearer_of("web"))).status_code == 401
         empty = await client.get("/ops/usage", params={"since": "2026-01-01"}, headers=ADMIN)
-        assert empty.json() == {"rows": [], "since": "2026-01-01", "until": None}
+        assert empty.json() == {"rows": [], "since": "2026-01-01", "until": None, "complete": True}
 
 
 async def test_gateway_that_keeps_no_usage_says_so(file: Path) -> None:  # noqa: F811

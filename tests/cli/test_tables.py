@@ -1,13 +1,16 @@
 """Output of the commands for the status, a change, and a preflight check."""
 
+import io
 import json
 import time
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from gateway import config
 from gateway.admission.fair_queue import Claim
-from gateway.cli.tables import server_lines
+from gateway.cli.tables import change_line, server_lines, show_result
 from gateway.upstream.outlier_detection import IN_A_ROW
 from tests.cli.harness import assignments, command, gateway
 
@@ -102,3 +105,26 @@ async def test_preflight_check_is_a_table_and_exits_with_1_if_a_tier_would_break
         assert {"backend", "findings", "seconds", "tiers"} <= set(body)
         assert assignments(here) == {"standard": "ollama", "ultra": "ollama", "pinned": "ollama"}
         assert (await command("verify", "vllm")).exit_code == 2
+
+
+def test_change_that_the_other_replicas_do_not_know_says_so() -> None:
+    answer: dict[str, Any] = {
+        "changed": False,
+        "persisted": True,
+        "moved": 0,
+        "unmoved": {},
+        "tiers": {"standard": {"backend": "ollama", "canary": None, "pinned": False}},
+        "history": [],
+    }
+    for shared, is_said in ((False, True), (True, False), (None, False)):
+        console = Console(file=(out := io.StringIO()), width=200)
+        show_result({**answer, "shared": shared}, console)
+        assert ("the other replicas have not been told" in out.getvalue()) is is_said
+
+
+def test_change_names_the_replica_that_took_it() -> None:
+    move = {"from": {"backend": "ollama", "canary": None}, "to": {"backend": "vllm", "canary": None}}
+    change = {"at": "2026-11-29T08:00:00.000Z", "by": "0123abcd", "cause": "operator", "tiers": {"standard": move}}
+    assert change_line({**change, "replica": "web-1-3f9c21ab"}).startswith(
+        "2026-11-29 08:00:00 operator 0123abcd on web-1-3f9c21ab: "
+    )

@@ -65,3 +65,13 @@ async def test_answer_is_printed_in_the_form_that_was_asked_for(
         assert json.loads(done.stdout) == answer
     else:
         assert done.stdout.splitlines()[0].replace(",", " ").split() == ["key", "day", "requests", "seconds"]
+
+
+@pytest.mark.uvloop
+@pytest.mark.parametrize("is_complete", [True, False])
+async def test_answer_without_the_other_replicas_says_so(is_complete: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"rows": ROWS, "since": None, "until": None, "complete": is_complete}
+    monkeypatch.setattr(httpx2, "request", lambda *_, **__: httpx2.Response(200, json=answer))
+    done = await command("usage", "--json", GATEWAY_URL="http://127.0.0.1:1")
+    assert json.loads(done.stdout) == answer
+    assert ("without the usage of the other replicas" in done.stderr) is not is_complete

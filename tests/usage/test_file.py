@@ -3,11 +3,12 @@
 import os
 import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from gateway.usage.file import add_rows, open_for_writing, read_rows
+from gateway.usage.file import add_rows, days_of, identity_of, open_for_writing, read_rows
 from gateway.usage.totals import Group
 
 
@@ -93,3 +94,27 @@ def test_file_that_is_no_database_is_an_error_and_stays_as_it_is(tmp_path: Path,
     with pytest.raises(sqlite3.Error):
         open_for_writing(file)
     assert content is None or file.read_bytes() == content
+
+
+def test_file_keeps_the_name_that_it_was_given_when_it_was_created(path: Path, tmp_path: Path) -> None:
+    name = identity_of(path)
+    assert name
+    open_for_writing(path).close()
+    assert identity_of(path) == name
+    open_for_writing(tmp_path / "other.db").close()
+    assert identity_of(tmp_path / "other.db") not in (None, name)
+    assert identity_of(tmp_path / "missing.db") is None
+
+
+def test_file_of_an_older_version_gets_a_name(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE identity")
+    assert identity_of(path) is None
+    open_for_writing(path).close()
+    assert identity_of(path)
+    assert read_rows(path, [], None, None)
+
+
+def test_days_with_usage_are_listed(path: Path, tmp_path: Path) -> None:
+    assert days_of(path) == ["2026-11-28", "2026-11-29", "2026-11-30"]
+    assert days_of(tmp_path / "missing.db") == []

@@ -5,7 +5,7 @@ import pytest
 from gateway.chat.answer import CachedUsage, Usage
 from gateway.telemetry.exchange import NONE, Attribution
 from gateway.usage import totals
-from gateway.usage.totals import COUNTS, Totals
+from gateway.usage.totals import COUNTS, DIMENSIONS, Totals, is_row, summed
 from tests.fakes.exchanges import exchange
 
 DAY = "2026-11-29"
@@ -90,3 +90,20 @@ def test_rows_that_were_not_written_are_added_again_and_bounded() -> None:
     assert found.merge(other.take().items(), 2) == 1
     assert sorted((group.tier, counts[0]) for group, counts in found.rows.items()) == [("b", 1), ("standard", 2)]
     assert other.rows == {}
+
+
+def test_rows_are_summed_by_fields_and_sorted() -> None:
+    sums = dict.fromkeys(COUNTS, 1)
+    rows = [{"key": key, "day": day, **sums} for key, day in (("web", "2"), ("ops", "1"), ("web", "1"))]
+    assert [(row["key"], row["requests"]) for row in summed(rows, ["key"])] == [("ops", 1), ("web", 2)]
+    assert list(summed(rows, ["key"])[0]) == ["key", *COUNTS]
+    assert [row["requests"] for row in summed(rows, [])] == [3]
+    assert summed([], ["key"]) == []
+    assert rows[0]["requests"] == 1
+
+
+def test_row_of_another_program_needs_all_fields() -> None:
+    whole = {**dict.fromkeys(DIMENSIONS, "x"), **dict.fromkeys(COUNTS, 1)}
+    assert is_row(whole)
+    assert not is_row(whole | {"requests": "1"})
+    assert not is_row({name: value for name, value in whole.items() if name != "key"})
