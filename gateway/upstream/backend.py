@@ -12,6 +12,7 @@ from gateway.admission.concurrency_limits import AdaptiveLimit
 from gateway.admission.model_state import ModelState
 from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, TierLimits
 from gateway.admission.scheduler import Admission
+from gateway.admission.shared_limits import SharedLimits
 from gateway.config import BackendSettings, LimitOverrides
 from gateway.engines.embeddings import Embedder
 from gateway.engines.engine import Engine
@@ -55,6 +56,7 @@ class Backend:
         on_down: Callable[["Backend"], None] = lambda backend: None,
         on_learned: Callable[[], None] = lambda: None,
         on_evicted: Callable[[ModelState], None] = lambda state: None,
+        shared: SharedLimits | None = None,
     ) -> None:
         self.name = settings.name
         self.kind = settings.kind
@@ -81,6 +83,7 @@ class Backend:
         """Servers that may get requests. Changed in place by `join` and `leave`."""
         self.names = [ServerName(server, factory.origin(server)) for server in settings.servers if server.is_name]
         """Host names whose addresses are servers."""
+        self._shared = shared
         self.admission = Admission(
             self.servers,
             _admission_limits(settings, num_parallel),
@@ -88,7 +91,10 @@ class Backend:
             _call_later,
             self.engine.canonical,
             on_learned,
+            source=None if shared is None else shared.source(settings.name, on_learned),
         )
+        if shared is not None:
+            shared.attach(self.admission)
         self._choose_balance()
         self.budget = RetryBudget()
         self.is_restrained = not self.servers
@@ -350,7 +356,7 @@ class Backend:
         return {
             server.name: server.guesses
             | {
-                model: limit.limit
+                model: limit.total
                 for model, limit in server.models.items()
                 if isinstance(limit, AdaptiveLimit) and not limit.is_held
             }
@@ -394,6 +400,8 @@ class Backend:
             self.admission.affinity = Affinity()
 
     def close(self) -> None:
+        if self._shared is not None:
+            self._shared.detach(self.admission)
         for timer in self._timers:
             timer.cancel()
         for server in (*self.servers, *self.leaving):
