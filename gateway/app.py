@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from gateway import __version__
+from gateway.admission.shared_limits import SharedLimits
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys, KeylessPort
 from gateway.api.chat import ChatEndpoint, CompletionEndpoint
@@ -92,6 +93,7 @@ from gateway.usage.recorder import UsageRecorder
 if TYPE_CHECKING:
     from gateway.replicas.channel import Channel
     from gateway.replicas.key_limits import SharedKeyLimits
+    from gateway.replicas.leases import Leases
     from gateway.replicas.link import RedisLink
     from gateway.replicas.shared_usage import SharedUsage
 
@@ -138,6 +140,14 @@ class Gateway:
         self._in_flight = InFlight(asyncio.get_running_loop(), clock)
         destinations = Destinations(settings, self._backends, metrics)
 
+        self._leases: Leases | None = None
+        shared_limits: SharedLimits | None = None
+        if settings.redis_url is not None:
+            from gateway.replicas.limit_sharing import LimitSharing, open_link  # noqa: PLC0415  # need an extra
+
+            link, document = open_link(settings.redis_url.get_secret_value())
+            shared_limits = SharedLimits()
+            self._leases = LimitSharing(link, shared_limits, self._state, metrics.replicas.set)
         self._link = link
         self._rollout_sharing: RolloutSharing | None = None
         if document is None:
@@ -177,6 +187,7 @@ class Gateway:
             on_learned=learned_limits.save,
             on_evicted=self._in_flight.send_again,
             on_event=None if link is None else self._share_hints(link, clock).tell,
+            shared=shared_limits,
         )
         learned_limits.restore()
         self._tracer = tracer
@@ -203,6 +214,8 @@ class Gateway:
         self._operations = operations = Operations(
             settings, self._backends, model_names, controller, self._health, metrics, guard, live
         )
+        if self._leases is not None:
+            operations.view_replicas = self._leases.view
         self._events = Events(operations.status, operations.series, lambda: operations.sample_number)
 
         accounts = accounts or open_accounts(settings)
@@ -318,12 +331,16 @@ class Gateway:
             self._key_limits.start()
         if self._shared_usage is not None:
             self._shared_usage.start()
+        if self._leases is not None:
+            await self._leases.__aenter__()
         await self._health.__aenter__()
         if self.named_keys is not None:
             self.named_keys.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._leases is not None:
+            await self._leases.__aexit__()
         if self._rollout_sharing is not None:
             await self._rollout_sharing.close()
         if self._key_limits is not None:
@@ -390,6 +407,8 @@ class Gateway:
     def begin_drain(self) -> None:
         """Report "not ready" from now on. Requests are served until the listening socket closes."""
         self._operations.is_stopping = True
+        if self._leases is not None:
+            self._leases.begin_leaving()
         self._events.close()
         self._preflight.stop()
 
