@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from gateway import __version__
+from gateway.admission.hub_limits import HubLimits
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys, KeylessPort
 from gateway.api.chat import ChatEndpoint, CompletionEndpoint
@@ -40,6 +41,7 @@ from gateway.api.paths import (
     checks_host,
     plain_path,
 )
+from gateway.api.peers import Peers
 from gateway.api.request_headers import reject_loop, request_id_of
 from gateway.api.rerank import RerankEndpoint
 from gateway.api.routes import build, build_metrics_port
@@ -65,6 +67,9 @@ from gateway.relay.destinations import Destinations
 from gateway.relay.discovery import Discovery
 from gateway.relay.in_flight import InFlight
 from gateway.relay.requests import ClientConnection
+from gateway.replicas.key_limits import Link, SharedKeyLimits
+from gateway.replicas.member import HubLink, HubMember
+from gateway.replicas.member_state import MemberState
 from gateway.replicas.names import replica_name
 from gateway.replicas.shared_document import SharedDocument
 from gateway.rollout.controller import RolloutController
@@ -89,8 +94,12 @@ from gateway.upstream.learned_limits import LearnedLimits
 from gateway.usage.recorder import UsageRecorder
 
 if TYPE_CHECKING:
-    from gateway.replicas.key_limits import SharedKeyLimits
     from gateway.replicas.link import RedisLink
+
+USAGE = "usage"
+"""Subject of the question that has other replicas write their usage."""
+ROLLOUT = "rollout"
+"""Name of the document in which the replicas of a machine share the roll-out."""
 
 
 class Gateway:
@@ -109,6 +118,7 @@ class Gateway:
         usage: UsageRecorder | None = None,
         document: SharedDocument | None = None,
         link: "RedisLink | None" = None,
+        member: HubMember | None = None,
     ) -> None:
         """Build the gateway.
 
@@ -117,7 +127,8 @@ class Gateway:
         better than from the settings. `tracer` makes a span of each exchange; without one, clients'
         traces are only passed on. `accounts` are those of the keys in `keys_file`, if it has been
         read before. `usage` records who used how much; its owner closes it after the gateway. `document`
-        is where replicas share the roll-out, if there are several.
+        is where replicas share the roll-out, if there are several. `member` connects one of several
+        replicas on this machine with the others.
 
         Raises:
             ConfigError: `keys_file` cannot be used.
@@ -128,7 +139,7 @@ class Gateway:
         """Memory of the request bodies that are read or wait."""
         self._metrics = metrics = Metrics(_registry(), __version__, self.settle)
         metrics.waiting_bytes.set_function(lambda: self.body_memory.used)
-        self._state = StateFile(settings.state_file)
+        self._state = StateFile(settings.state_file) if member is None else MemberState(member)
         self._backends: dict[str, Backend] = {}
         """Backends in force, by name. `Backends` fills the dict; a change of the settings updates
         it in place."""
@@ -136,6 +147,7 @@ class Gateway:
         destinations = Destinations(settings, self._backends, metrics)
 
         self._link = link
+        document = document or (None if member is None else member.document(ROLLOUT))
         self._rollout_sharing: RolloutSharing | None = None
         if document is None:
             self.rollout = Rollout(settings)
@@ -157,7 +169,8 @@ class Gateway:
 
         if usage is not None:
             usage.settle = self.settle
-
+            if member is not None:
+                _share_usage(member, usage)
         self._traffic = TrafficRecording()
 
         learned_limits = LearnedLimits(self._state, self._backends, settings.ollama_num_parallel)
@@ -169,6 +182,7 @@ class Gateway:
             on_down=self._migration.on_backend_down,
             on_learned=learned_limits.save,
             on_evicted=self._in_flight.send_again,
+            shared=None if member is None else _shared_limits(member),
         )
         learned_limits.restore()
         self._tracer = tracer
@@ -195,6 +209,7 @@ class Gateway:
         self._operations = operations = Operations(
             settings, self._backends, model_names, controller, self._health, metrics, guard, live
         )
+        self._peers = operations.peers = None if member is None else self._peers_of(member)
         self._events = Events(operations.status, operations.series, lambda: operations.sample_number)
 
         accounts = accounts or open_accounts(settings)
@@ -205,8 +220,9 @@ class Gateway:
                 accounts, settings.keys_file, model_names, self._state, metrics.forget_key, keys.count_plain
             )
         self._key_limits: SharedKeyLimits | None = None
-        if link is not None and self.named_keys is not None:
-            self._key_limits = _shared_key_limits(link, self.named_keys)
+        key_link: Link | None = HubLink(member) if link is None and member is not None else link
+        if key_link is not None and self.named_keys is not None:
+            self._key_limits = _shared_key_limits(key_link, self.named_keys)
         self._cors = Cors(settings.cors_origins)
         self._images = ImageNormalizer()
         self._image_fetcher = ImageFetcher()
@@ -303,6 +319,8 @@ class Gateway:
         await self._health.__aenter__()
         if self.named_keys is not None:
             self.named_keys.start()
+        if self._peers is not None:
+            self._peers.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -315,6 +333,8 @@ class Gateway:
         self._recorder.detach_observers()
         self._events.close()
         self._live.close()
+        if self._peers is not None:
+            await self._peers.close()
         await self._health.__aexit__()
         self._migration.close()
         await self._backend_set.close()
@@ -378,6 +398,13 @@ class Gateway:
         for relay in list(self._in_flight):
             relay.cut_off(ShuttingDown())
 
+    def _peers_of(self, member: HubMember) -> Peers:
+        """Return the other replicas of this machine, which get the figures of this one."""
+        operations = self._operations
+        peers = Peers(member, member.hello.name, self._metrics, self._live, operations.own_status, self._loads)
+        peers.answer_metrics(operations.labelled_page)
+        return peers
+
     def settle(self) -> None:
         """Count and log the exchanges that have finished so far."""
         self._recorder.settle()
@@ -393,11 +420,25 @@ class Gateway:
         }
 
 
-def _shared_key_limits(link: "RedisLink", keys: NamedKeys) -> "SharedKeyLimits":
-    from gateway.replicas.key_limits import SharedKeyLimits  # noqa: PLC0415  # needs an extra
-
+def _shared_key_limits(link: Link, keys: NamedKeys) -> SharedKeyLimits:
     keys.replica = replica_name(link.replica)
     return SharedKeyLimits(link, keys.accounts, keys.replica, predecessor=keys.predecessor)
+
+
+def _shared_limits(member: HubMember) -> HubLimits:
+    shared = HubLimits(member, member.hello.replicas, asyncio.get_running_loop().call_later)
+    member.slot_holder = shared
+    return shared
+
+
+def _share_usage(member: HubMember, usage: UsageRecorder) -> None:
+    """Have all replicas write their usage before one of them reads it."""
+
+    async def flush(argument: object) -> None:
+        await usage.flush()
+
+    member.respond[USAGE] = flush
+    usage.flush_others = partial(member.ask, USAGE)
 
 
 def _registry() -> CollectorRegistry:

@@ -232,6 +232,16 @@ class Series(Struct):
     backends: dict[str, BackendSeries]
 
 
+class ProcessStatus(Struct):
+    """One of several replicas on this machine: its process, and its requests by backend."""
+
+    replica: int
+    pid: int
+    status: str
+    running: dict[str, int]
+    waiting: dict[str, int]
+
+
 class OpsStatus(Struct):
     """Status of the gateway: all that the console shows. `/ops/events` sends it and its changes."""
 
@@ -242,6 +252,8 @@ class OpsStatus(Struct):
     discovered: dict[str, DiscoveredStatus]
     rollout: RolloutHistory
     reload: ReloadOutcome | None
+    processes: list[ProcessStatus] | None
+    """The replicas of `gateway serve --replicas`. The numbers of backends and tiers cover all of them."""
     default_tier: str
     live: LiveTimes
     errors: list[FailedRequest]

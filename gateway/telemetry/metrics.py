@@ -112,6 +112,10 @@ class Histograms(Collector):
             place = self._labels.index(label)
             self._series = {labels: series for labels, series in self._series.items() if labels[place] != value}
 
+    def empty(self) -> Histogram:
+        """Return a series with the same buckets that is not shown."""
+        return Histogram(self._bounds)
+
     def keys(self) -> Iterable[tuple[str, ...]]:
         """Return the label values of all series."""
         return self._series.keys()
@@ -273,6 +277,10 @@ class Metrics:
         self.waiting_bytes = Gauge(
             "gateway_waiting_bytes", "Bytes of request bodies that are read, or whose request waits.", registry=registry
         )
+        self.replicas = Gauge(
+            "gateway_replicas", "Replicas that share the limits, as this one sees them.", registry=registry
+        )
+        self.replicas.set(1)
         self.backend_up = Gauge(
             "gateway_backend_up", "1 while a server of the backend answers its probes.", ("backend",), registry=registry
         )

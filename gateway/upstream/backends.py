@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
+from gateway.admission.hub_limits import HubLimits
 from gateway.admission.model_state import ModelState
 from gateway.config import Settings, is_same_place
 from gateway.telemetry.metrics import Metrics
@@ -17,6 +18,7 @@ class Backends:
     - `on_down` is called when the circuit breaker of a server has opened, or a model cannot be loaded there.
     - `on_learned` is called when a backend has learned a concurrency limit.
     - `on_evicted` is called when a server has evicted a model that may still have requests.
+    - `shared` are the limits that the replicas of this machine share, if there are several.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Backends:
         on_down: Callable[[Backend], None],
         on_learned: Callable[[], None],
         on_evicted: Callable[[ModelState], None],
+        shared: HubLimits | None = None,
     ) -> None:
         self.current = current
         self._metrics = metrics
@@ -36,6 +39,7 @@ class Backends:
         self._on_down = on_down
         self._on_learned = on_learned
         self._on_evicted = on_evicted
+        self._shared = shared
         self._loaders: dict[Backend, ModelLoader] = {}
         current.update(self.built_for(settings))
 
@@ -89,6 +93,7 @@ class Backends:
             on_down=self._on_down,
             on_learned=self._on_learned,
             on_evicted=self._on_evicted,
+            shared=self._shared,
         )
         if backend.loading is not None:
             self._loaders[backend] = ModelLoader(backend, settings, self._metrics, self._gateway_id)
