@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from gateway import __version__
+from gateway.admission.hub_limits import HubLimits
 from gateway.admission.shared_limits import SharedLimits
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys, KeylessPort
@@ -41,6 +42,7 @@ from gateway.api.paths import (
     checks_host,
     plain_path,
 )
+from gateway.api.peers import Peers
 from gateway.api.request_headers import reject_loop, request_id_of
 from gateway.api.rerank import RerankEndpoint
 from gateway.api.routes import build, build_metrics_port
@@ -66,6 +68,9 @@ from gateway.relay.destinations import Destinations
 from gateway.relay.discovery import Discovery
 from gateway.relay.in_flight import InFlight
 from gateway.relay.requests import ClientConnection
+from gateway.replicas.key_limits import Link, SharedKeyLimits
+from gateway.replicas.member import HubLink, HubMember
+from gateway.replicas.member_state import MemberState
 from gateway.replicas.names import replica_name
 from gateway.replicas.shared_document import SharedDocument
 from gateway.rollout.controller import RolloutController
@@ -92,10 +97,14 @@ from gateway.usage.recorder import UsageRecorder
 
 if TYPE_CHECKING:
     from gateway.replicas.channel import Channel
-    from gateway.replicas.key_limits import SharedKeyLimits
     from gateway.replicas.leases import Leases
     from gateway.replicas.link import RedisLink
     from gateway.replicas.shared_usage import SharedUsage
+
+USAGE = "usage"
+"""Subject of the question that has other replicas write their usage."""
+ROLLOUT = "rollout"
+"""Name of the document in which the replicas of a machine share the roll-out."""
 
 
 class Gateway:
@@ -114,6 +123,7 @@ class Gateway:
         usage: UsageRecorder | None = None,
         document: SharedDocument | None = None,
         link: "RedisLink | None" = None,
+        member: HubMember | None = None,
     ) -> None:
         """Build the gateway.
 
@@ -122,7 +132,8 @@ class Gateway:
         better than from the settings. `tracer` makes a span of each exchange; without one, clients'
         traces are only passed on. `accounts` are those of the keys in `keys_file`, if it has been
         read before. `usage` records who used how much; its owner closes it after the gateway. `document`
-        is where replicas share the roll-out, if there are several.
+        is where replicas share the roll-out, if there are several. `member` connects one of several
+        replicas on this machine with the others.
 
         Raises:
             ConfigError: `keys_file` cannot be used.
@@ -133,7 +144,7 @@ class Gateway:
         """Memory of the request bodies that are read or wait."""
         self._metrics = metrics = Metrics(_registry(), __version__, self.settle)
         metrics.waiting_bytes.set_function(lambda: self.body_memory.used)
-        self._state = StateFile(settings.state_file)
+        self._state = StateFile(settings.state_file) if member is None else MemberState(member)
         self._backends: dict[str, Backend] = {}
         """Backends in force, by name. `Backends` fills the dict; a change of the settings updates
         it in place."""
@@ -141,14 +152,15 @@ class Gateway:
         destinations = Destinations(settings, self._backends, metrics)
 
         self._leases: Leases | None = None
-        shared_limits: SharedLimits | None = None
+        shared_limits: SharedLimits | HubLimits | None = None if member is None else _shared_limits(member)
         if settings.redis_url is not None:
             from gateway.replicas.limit_sharing import LimitSharing, open_link  # noqa: PLC0415  # need an extra
 
             link, document = open_link(settings.redis_url.get_secret_value())
-            shared_limits = SharedLimits()
-            self._leases = LimitSharing(link, shared_limits, self._state, metrics.replicas.set)
+            shared_limits = leased_limits = SharedLimits()
+            self._leases = LimitSharing(link, leased_limits, self._state, metrics.replicas.set)
         self._link = link
+        document = document or (None if member is None else member.document(ROLLOUT))
         self._rollout_sharing: RolloutSharing | None = None
         if document is None:
             self.rollout = Rollout(settings)
@@ -174,7 +186,8 @@ class Gateway:
             usage.settle = self.settle
             if link is not None:
                 self._shared_usage = usage.others = _shared_usage(link, usage, settings.usage_days)
-
+            if member is not None:
+                _share_usage(member, usage)
         self._traffic = TrafficRecording()
 
         learned_limits = LearnedLimits(self._state, self._backends, settings.ollama_num_parallel)
@@ -216,6 +229,7 @@ class Gateway:
         )
         if self._leases is not None:
             operations.view_replicas = self._leases.view
+        self._peers = operations.peers = None if member is None else self._peers_of(member)
         self._events = Events(operations.status, operations.series, lambda: operations.sample_number)
 
         accounts = accounts or open_accounts(settings)
@@ -226,8 +240,9 @@ class Gateway:
                 accounts, settings.keys_file, model_names, self._state, metrics.forget_key, keys.count_plain
             )
         self._key_limits: SharedKeyLimits | None = None
-        if link is not None and self.named_keys is not None:
-            self._key_limits = _shared_key_limits(link, self.named_keys)
+        key_link: Link | None = HubLink(member) if link is None and member is not None else link
+        if key_link is not None and self.named_keys is not None:
+            self._key_limits = _shared_key_limits(key_link, self.named_keys)
         self._cors = Cors(settings.cors_origins)
         self._images = ImageNormalizer()
         self._image_fetcher = ImageFetcher()
@@ -336,6 +351,8 @@ class Gateway:
         await self._health.__aenter__()
         if self.named_keys is not None:
             self.named_keys.start()
+        if self._peers is not None:
+            self._peers.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -354,6 +371,8 @@ class Gateway:
         self._recorder.detach_observers()
         self._events.close()
         self._live.close()
+        if self._peers is not None:
+            await self._peers.close()
         await self._health.__aexit__()
         self._migration.close()
         await self._backend_set.close()
@@ -419,6 +438,13 @@ class Gateway:
         for relay in list(self._in_flight):
             relay.cut_off(ShuttingDown())
 
+    def _peers_of(self, member: HubMember) -> Peers:
+        """Return the other replicas of this machine, which get the figures of this one."""
+        operations = self._operations
+        peers = Peers(member, member.hello.name, self._metrics, self._live, operations.own_status, self._loads)
+        peers.answer_metrics(operations.labelled_page)
+        return peers
+
     def settle(self) -> None:
         """Count and log the exchanges that have finished so far."""
         self._recorder.settle()
@@ -434,9 +460,7 @@ class Gateway:
         }
 
 
-def _shared_key_limits(link: "RedisLink", keys: NamedKeys) -> "SharedKeyLimits":
-    from gateway.replicas.key_limits import SharedKeyLimits  # noqa: PLC0415  # needs an extra
-
+def _shared_key_limits(link: Link, keys: NamedKeys) -> SharedKeyLimits:
     keys.replica = replica_name(link.replica)
     return SharedKeyLimits(link, keys.accounts, keys.replica, predecessor=keys.predecessor)
 
@@ -445,6 +469,22 @@ def _shared_usage(link: "RedisLink", usage: UsageRecorder, days: int) -> "Shared
     from gateway.replicas.shared_usage import SharedUsage  # noqa: PLC0415  # needs an extra
 
     return SharedUsage(link, usage, days)
+
+
+def _shared_limits(member: HubMember) -> HubLimits:
+    shared = HubLimits(member, member.hello.replicas, asyncio.get_running_loop().call_later)
+    member.slot_holder = shared
+    return shared
+
+
+def _share_usage(member: HubMember, usage: UsageRecorder) -> None:
+    """Have all replicas write their usage before one of them reads it."""
+
+    async def flush(argument: object) -> None:
+        await usage.flush()
+
+    member.respond[USAGE] = flush
+    usage.flush_others = partial(member.ask, USAGE)
 
 
 def _registry() -> CollectorRegistry:

@@ -258,6 +258,16 @@ class ReplicasStatus(Struct):
     limits: list[SharedLimitStatus]
 
 
+class ProcessStatus(Struct):
+    """One of several replicas on this machine: its process, and its requests by backend."""
+
+    replica: int
+    pid: int
+    status: str
+    running: dict[str, int]
+    waiting: dict[str, int]
+
+
 class OpsStatus(Struct):
     """Status of the gateway: all that the console shows. `/ops/events` sends it and its changes."""
 
@@ -269,6 +279,8 @@ class OpsStatus(Struct):
     rollout: RolloutHistory
     reload: ReloadOutcome | None
     replicas: ReplicasStatus | None
+    processes: list[ProcessStatus] | None
+    """The replicas of `gateway serve --replicas`. The numbers of backends and tiers cover all of them."""
     default_tier: str
     live: LiveTimes
     errors: list[FailedRequest]

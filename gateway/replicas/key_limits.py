@@ -19,17 +19,17 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from gateway.keys.account import Account
 from gateway.keys.accounts import Accounts
 from gateway.keys.allowance import Allowance
 from gateway.keys.headers import utc_date
 from gateway.keys.policy import CONCURRENCY, REQUESTS_PER_MINUTE, TOKENS_PER_DAY, TOKENS_PER_MINUTE
-from gateway.replicas.link import LinkDown, RedisLink
+from gateway.replicas.link_down import LinkDown
 
 ROUND_SECONDS = 0.5
 """Time between two reports of what is used."""
@@ -133,6 +133,21 @@ class _Report(NamedTuple):
     wanted: int
 
 
+class Link(Protocol):
+    """Link to what the replicas share: Redis, or the parent of the replicas of one machine."""
+
+    @property
+    def replica(self) -> str:
+        """Id of this replica, another one for each start of the process."""
+
+    @property
+    def is_up(self) -> bool: ...
+
+    def watch(self, on_up: Callable[[], None], on_down: Callable[[], None]) -> None: ...
+
+    async def call(self, operation: str, keys: Sequence[str], arguments: Sequence[str | int]) -> Any: ...
+
+
 class SharedKeyLimits:
     """Shares the limits of `accounts` with the other replicas, from `start` to `close`.
 
@@ -142,7 +157,7 @@ class SharedKeyLimits:
 
     def __init__(
         self,
-        link: RedisLink,
+        link: Link,
         accounts: Accounts,
         name: str,
         *,

@@ -112,6 +112,10 @@ class Histograms(Collector):
             place = self._labels.index(label)
             self._series = {labels: series for labels, series in self._series.items() if labels[place] != value}
 
+    def empty(self) -> Histogram:
+        """Return a series with the same buckets that is not shown."""
+        return Histogram(self._bounds)
+
     def keys(self) -> Iterable[tuple[str, ...]]:
         """Return the label values of all series."""
         return self._series.keys()

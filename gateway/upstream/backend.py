@@ -10,6 +10,7 @@ from typing import Literal
 
 from gateway.admission.affinity import Affinity
 from gateway.admission.concurrency_limits import AdaptiveLimit
+from gateway.admission.hub_limits import HubLimits
 from gateway.admission.model_state import ModelState
 from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, TierLimits
 from gateway.admission.scheduler import Admission
@@ -61,7 +62,7 @@ class Backend:
         on_learned: Callable[[], None] = lambda: None,
         on_evicted: Callable[[ModelState], None] = lambda state: None,
         on_event: OnEvent | None = None,
-        shared: SharedLimits | None = None,
+        shared: SharedLimits | HubLimits | None = None,
     ) -> None:
         self._on_event = on_event
         self.name = settings.name
@@ -90,17 +91,7 @@ class Backend:
         self.names = [ServerName(server, factory.origin(server)) for server in settings.servers if server.is_name]
         """Host names whose addresses are servers."""
         self._shared = shared
-        self.admission = Admission(
-            self.servers,
-            _admission_limits(settings, num_parallel),
-            time.monotonic,
-            _call_later,
-            self.engine.canonical,
-            on_learned,
-            source=None if shared is None else shared.source(settings.name, on_learned),
-        )
-        if shared is not None:
-            shared.attach(self.admission)
+        self.admission = self._build_admission(num_parallel, on_learned)
         self._choose_balance()
         self.budget = RetryBudget()
         self.is_restrained = not self.servers
@@ -395,7 +386,25 @@ class Backend:
         for server in (*self.servers, *self.leaving):
             server.pool.connect_timeout = settings.limits.connect_timeout
         self._choose_balance()
-        self.admission.change(_admission_limits(settings, num_parallel))
+        self.admission.change(_admission_limits(settings, num_parallel, self._replicas))
+
+    @property
+    def _replicas(self) -> int:
+        return 1 if self._shared is None else self._shared.replicas
+
+    def _build_admission(self, num_parallel: int | None, on_learned: Callable[[], None]) -> Admission:
+        admission = Admission(
+            self.servers,
+            _admission_limits(self.settings, num_parallel, self._replicas),
+            time.monotonic,
+            _call_later,
+            self.engine.canonical,
+            on_learned,
+            source=None if self._shared is None else self._shared.source(self.name, on_learned),
+        )
+        if self._shared is not None:
+            self._shared.attach(admission)
+        return admission
 
     def _choose_balance(self) -> None:
         """Choose servers by their prefix caches if there may be several, and their kind has such a cache."""
@@ -418,12 +427,14 @@ class Backend:
             server.pool.close()
 
 
-def _admission_limits(settings: BackendSettings, num_parallel: int | None) -> AdmissionLimits:
+def _admission_limits(settings: BackendSettings, num_parallel: int | None, replicas: int) -> AdmissionLimits:
+    """Return the limits of one of several replicas: all slots, and its part of the places in the queues."""
     limits = settings.limits
+    places, vision_places = -(-limits.max_queue // replicas), -(-limits.vision_max_queue // replicas)
     lanes = {
-        "text": LaneLimits(None, limits.max_queue, limits.queue_timeout),
-        "vision": LaneLimits(limits.vision_concurrency, limits.vision_max_queue, limits.vision_queue_timeout),
-        "embedding": LaneLimits(limits.max_concurrency, limits.max_queue, limits.queue_timeout, is_separate=True),
+        "text": LaneLimits(None, places, limits.queue_timeout),
+        "vision": LaneLimits(limits.vision_concurrency, vision_places, limits.vision_queue_timeout),
+        "embedding": LaneLimits(limits.max_concurrency, places, limits.queue_timeout, is_separate=True),
     }
     model_slots = None if limits.model_concurrency == "auto" else limits.model_concurrency
     return AdmissionLimits(limits.max_concurrency, model_slots, lanes, settings.kind == "ollama", num_parallel or 1)
