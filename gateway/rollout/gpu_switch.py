@@ -119,7 +119,7 @@ class GpuSwitcher:
     def finish_reload(self) -> None:
         """Give the new engines their turns, after the roll-out has followed the settings."""
         target = self.state.target
-        if target is not None and self._has_new_engine:
+        if target is not None and (self._has_new_engine or target not in self.state.engines):
             self._redirect(target if target in self.state.engines else self._wanted() or self._default(), None)
 
     def _adopt(self) -> None:
@@ -250,17 +250,33 @@ class GpuSwitcher:
         if not names:
             return
         self.state.enter("draining")
-        if not self.state.is_returning:
-            for name in names:
-                if why := await self._interruptible(self.state.engines[name].obstacle()):
-                    raise EngineStuck(f"{name} cannot free the GPU: {why}")
         await self._interruptible(self._until_idle(names))
         for name in names:
             self.state.observe(name)
 
     async def _until_idle(self, names: list[str]) -> None:
-        while any(is_busy(self.state.backend(name)) for name in names):  # noqa: ASYNC110  # the hot path tells nobody
-            await asyncio.sleep(DRAIN_CHECK_SECONDS)
+        """Wait until nothing runs at these engines.
+
+        Raises:
+            EngineStuck: one of them is known to be unable to free the GPU, and the switch is not on its way back.
+        """
+        checking = asyncio.ensure_future(self._obstacle([] if self.state.is_returning else names))
+        try:
+            while not checking.done() or any(is_busy(self.state.backend(name)) for name in names):
+                if checking.done() and checking.result():
+                    break
+                await asyncio.sleep(DRAIN_CHECK_SECONDS)
+            if why := checking.result():
+                raise EngineStuck(why)
+        finally:
+            checking.cancel()
+            await asyncio.gather(checking, return_exceptions=True)
+
+    async def _obstacle(self, names: list[str]) -> str:
+        for name in names:
+            if why := await self.state.engines[name].obstacle():
+                return f"{name} cannot free the GPU: {why}"
+        return ""
 
     async def _free(self, names: list[str]) -> None:
         state = self.state

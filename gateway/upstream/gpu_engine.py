@@ -179,7 +179,9 @@ class GpuEngine:
             await self._run("start", self.backend.settings.start, seconds)
 
     async def wake(self, models: Sequence[str], seconds: float, *, loads: bool) -> None:
-        """Wait until the engine can serve `models`, and wake it if it sleeps. With `loads`, load the first of them.
+        """Wait until the engine answers, and wake it if it sleeps.
+
+        With `loads`, it has to have some of `models`, and an Ollama loads the first of them.
 
         Raises:
             EngineStuck: it did not come up within `seconds`, or cannot.
@@ -190,7 +192,7 @@ class GpuEngine:
                 while why := await self._check(self.backend) or await self._wake_servers():  # noqa: ASYNC110
                     await asyncio.sleep(POLL_SECONDS)
                 served = [name for name in models if any(server.serves(name) for server in self.backend.servers)]
-                if models and not served:
+                if loads and models and not served:
                     raise EngineStuck("it has none of the models that the tiers need")
                 if loads and served and self._loader is not None:
                     await self._load(self._loader, served[0])

@@ -4,6 +4,7 @@ from typing import Any
 
 from gateway.cli.gpu_progress import follow_switch
 from gateway.cli.ops_client import OpsClient
+from gateway.cli.tables import gpu_lines
 
 
 def view(phase: str, to: str | None = "vllm", holder: str | None = None, **more: Any) -> dict[str, Any]:
@@ -59,3 +60,16 @@ def test_without_a_switch_there_is_nothing_to_follow() -> None:
 
 def test_an_engine_that_fails_ends_the_command() -> None:
     assert not followed(view("waking"), view("failed"))[0]
+
+
+def test_status_tells_the_holder_the_last_failure_and_the_time_of_a_rollback() -> None:
+    last = {"at": "2026-11-29T08:00:00Z", "to": "vllm", "outcome": "failed", "seconds": 9.0, "why": "no answer"}
+    assert list(gpu_lines(view("ready", None, "vllm", last=last))) == [
+        "GPU: vllm has it since 2026-11-29 08:00:00",
+        "GPU: the switch to vllm at 2026-11-29 08:00:00 failed: no answer",
+        "GPU: a rollback would take about 5.0 s (measured)",
+    ]
+    nothing = {"to": "ollama", "seconds": 0.0, "basis": "none"}
+    assert len(list(gpu_lines(view("ready", None, "ollama", rollback=nothing)))) == 1
+    unknown = {"to": "ollama", "seconds": None, "basis": "unknown"}
+    assert list(gpu_lines(view("waking", rollback=unknown)))[1] == "GPU: a rollback would take an unknown time"

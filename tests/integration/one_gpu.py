@@ -160,7 +160,7 @@ def document(ollama: StandIn | None, vllm: StandIn | None, **top: Any) -> dict[s
         "vllm": {"base_url": vllm.base_url if vllm else "http://127.0.0.1:1", **times},
     }
     for name, extra in top.pop("of", {}).items():
-        backends[name] |= extra
+        backends[name] = backends.get(name, {}) | extra
     found = {
         "llm_backend": "ollama",
         "exclusive": True,

@@ -6,12 +6,15 @@ Covers: gateway/upstream/gpu_engine.py
 """
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gateway.simulate import Model
+from gateway.simulate import running as stand_in
 from gateway.simulate.gpu import SharedGpu
-from tests.integration.one_gpu import LOAD, MEMORY, SLEEP, WAKE, Load, one_gpu, until
+from tests.integration.one_gpu import LOAD, MEMORY, SLEEP, VLLM, WAKE, Load, one_gpu, until
 
 pytestmark = pytest.mark.virtual_time
 
@@ -306,3 +309,64 @@ async def test_a_running_client_that_leaves_ends_the_draining(tmp_path: Path) ->
             await asyncio.sleep(20)
             assert setup.gpu["phase"] == "draining"
         assert (await setup.ended())["holder"] == "vllm"
+
+
+# Around the switch
+
+
+async def test_the_guard_watches_from_the_moment_when_the_engine_serves(tmp_path: Path) -> None:
+    async with one_gpu(tmp_path, guard={"min_samples": 3}) as setup:
+        await setup.ended()
+        for _ in range(4):
+            await setup.ask(stream=True)
+        setup.gateway.gateway.settle()
+        await setup.switch("vllm")
+        await setup.reached("waking")
+        assert (await setup.order("GET", "/ops/status"))["tiers"]["standard"]["guard"] is None
+        await setup.ended()
+        watched = (await setup.order("GET", "/ops/status"))["tiers"]["standard"]["guard"]
+        assert (watched["tested"], watched["seconds"] < 2) == ("vllm", True)
+
+
+async def test_requests_that_could_run_at_once_wait_beyond_the_length_of_the_queue(tmp_path: Path) -> None:
+    async with one_gpu(tmp_path, of={"vllm": {"max_concurrency": 3, "max_queue": 0}}) as setup:
+        await setup.ended()
+        await setup.switch("vllm")
+        waiting = []
+        for count in range(1, 4):
+            waiting.append(asyncio.create_task(setup.ask()))
+            await until(lambda: setup.gpu["waiting"] == count)  # noqa: B023
+        refused = await setup.ask()
+        assert (refused.status, refused.error and refused.error["code"]) == (503, "queue_full")
+        assert int(refused.headers["retry-after"]) <= 60
+        assert {reply.status for reply in await asyncio.gather(*waiting)} == {200}
+
+
+async def test_a_deadline_of_the_client_that_the_engine_cannot_meet_is_refused_at_once(tmp_path: Path) -> None:
+    async with one_gpu(tmp_path) as setup:
+        await setup.ended()
+        for target in ("vllm", "ollama"):  # from now on, the times are known
+            await setup.switch(target)
+            await setup.ask()
+            await setup.ended()
+        await setup.switch("vllm")
+        async with setup.gateway.sent({}, "x-gateway-timeout: 4") as raw:
+            reply = await raw.reply()
+        assert (reply.status, reply.error and reply.error["code"]) == (503, "queue_timeout")
+        assert setup.gpu["to"] == "vllm"
+
+
+async def test_a_fallback_elsewhere_serves_what_is_refused_and_not_what_waits(tmp_path: Path) -> None:
+    cloud = replace(VLLM, models=(Model("large"),), asleep=False, dev_mode=False)
+    async with stand_in(cloud) as server:
+        models = {"ollama": "small", "vllm": "Small", "cloud": "large"}
+        tiers = {
+            "standard": {"models": models, "fallback": "cloud"},
+            "local": {"models": models, "backend": "ollama", "fallback": "cloud"},
+        }
+        of = {"cloud": {"kind": "openai", "base_url": server.base_url}}
+        async with one_gpu(tmp_path, tiers=tiers, of=of) as setup:
+            await setup.ended()
+            await setup.switch("vllm")
+            assert (await setup.ask()).headers["x-gateway-backend"] == "vllm"
+            assert (await setup.ask(model="local")).headers["x-gateway-backend"] == "cloud"
