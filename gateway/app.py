@@ -45,7 +45,7 @@ from gateway.api.rerank import RerankEndpoint
 from gateway.api.routes import build, build_metrics_port
 from gateway.body_memory import BodyMemory
 from gateway.chat.images import ImageNormalizer
-from gateway.config import Settings
+from gateway.config import ConfigError, Settings
 from gateway.config.reload import Reloader
 from gateway.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
 from gateway.dialects.dialect import ChatDialect, EmbeddingDialect
@@ -123,8 +123,10 @@ class Gateway:
         is where replicas share the roll-out, if there are several.
 
         Raises:
-            ConfigError: `keys_file` cannot be used.
+            ConfigError: `keys_file` cannot be used, or replicas share the roll-out and a GPU.
         """
+        if settings.exclusive and document is not None:
+            raise ConfigError(["exclusive: true, but replicas share the roll-out; expected a single gateway"])
         clock = time.monotonic
         gateway_id = os.urandom(8).hex().encode()
         self.body_memory = BodyMemory(settings.max_waiting_bytes)

@@ -177,7 +177,7 @@ class GpuState:
             "from": None if switch is None else switch.source,
             "to": None if switch is None else switch.target,
             "expected_seconds": self.expected().seconds if is_expected else None,
-            "running": sum(server.load for other in others for server in other.servers),
+            "running": sum(server.load for other in others for server in (*other.servers, *other.leaving)),
             "waiting": sum(backend.admission.waiting(lane) for lane in backend.admission.lanes),
             "rollback": {"to": back, "seconds": rollback.seconds, "basis": rollback.basis},
             "last": self.last,
@@ -187,7 +187,8 @@ class GpuState:
 def is_busy(backend: Backend) -> bool:
     """Return whether requests run at `backend`, or are queued for it."""
     admission = backend.admission
-    return any(server.load for server in backend.servers) or any(admission.waiting(lane) for lane in admission.lanes)
+    servers = (*backend.servers, *backend.leaving)
+    return any(server.load for server in servers) or any(admission.waiting(lane) for lane in admission.lanes)
 
 
 def drain_time(backend: Backend) -> Expected:

@@ -93,6 +93,7 @@ class GpuSwitcher:
         self._has_new_engine = False
         self._redirected = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._is_closing = False
         if settings.exclusive:
             rollout.reason_to_refuse = self._reason_to_refuse
@@ -143,6 +144,9 @@ class GpuSwitcher:
             await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)
 
     # Orders
 
@@ -338,6 +342,14 @@ class GpuSwitcher:
             if switch.change is not None:
                 self._on_ready(switch.change)
         self._keep()
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.get_running_loop().create_task(self._warn_of_obstacle(target))
+
+    async def _warn_of_obstacle(self, name: str) -> None:
+        """Log whether the engine that has the GPU now could not free it later."""
+        why = await self._obstacle([name])
+        if why:
+            _log.warning("the next switch would fail: %s", why)
 
     def _take_back(self, why: str) -> bool:
         """Take back the change that began the switch. Return False if it cannot be taken back."""

@@ -30,8 +30,8 @@ FREE_SECONDS = 120.0
 """Longest time for an engine to free the GPU. A vLLM copies its weights to main memory."""
 ASK_SECONDS = 5.0
 """Timeout of a question about an engine's state."""
-INFO_SECONDS = 20.0
-"""Timeout of `/server_info`: when it is asked for the first time, vLLM examines the machine for some seconds."""
+INFO_SECONDS = 60.0
+"""Timeout of `/server_info`: when it is asked for the first time, vLLM examines the machine for 5 to 15 s."""
 POLL_SECONDS = 0.25
 MAX_INFO = 4 * 1024 * 1024
 MAX_LISTED = 3

@@ -202,7 +202,9 @@ class HealthChecks:
                 continue
             was_up, is_suspect, models_before = server.up, server.circuit.state == "suspect", server.discovered
             result, why = await self._prober.probe(backend, server, SURE_ATTEMPTS if is_suspect else 1)
-            if server.is_leaving or not backend.is_probed:  # it was told to free the GPU meanwhile
+            if server.is_leaving:
+                continue
+            if not backend.is_probed:  # it was told to free the GPU meanwhile
                 continue
             self._record(server, result, began, is_sure=is_suspect)
             wrong_answers = 0 if result in ("up", "unreachable") else wrong_answers + 1
