@@ -48,7 +48,7 @@ from gateway.api.rerank import RerankEndpoint
 from gateway.api.routes import build, build_metrics_port
 from gateway.body_memory import BodyMemory
 from gateway.chat.images import ImageNormalizer
-from gateway.config import Settings
+from gateway.config import ConfigError, Settings
 from gateway.config.reload import Reloader
 from gateway.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
 from gateway.dialects.dialect import ChatDialect, EmbeddingDialect
@@ -73,7 +73,9 @@ from gateway.replicas.member import HubLink, HubMember
 from gateway.replicas.member_state import MemberState
 from gateway.replicas.names import replica_name
 from gateway.replicas.shared_document import SharedDocument
+from gateway.rollout.assignment import Change
 from gateway.rollout.controller import RolloutController
+from gateway.rollout.gpu_switch import GpuSwitcher
 from gateway.rollout.guard import RolloutGuard
 from gateway.rollout.migration import QueueMigration
 from gateway.rollout.preflight.check import Preflight
@@ -89,6 +91,7 @@ from gateway.telemetry.recording import TrafficRecording
 from gateway.telemetry.trace_context import Tracer, pass_on
 from gateway.upstream.backend import Backend
 from gateway.upstream.backends import Backends
+from gateway.upstream.gpu_engine import GpuEngine
 from gateway.upstream.health_checks import HealthChecks
 from gateway.upstream.hints import Hints
 from gateway.upstream.image_fetcher import ImageFetcher
@@ -136,8 +139,10 @@ class Gateway:
         replicas on this machine with the others.
 
         Raises:
-            ConfigError: `keys_file` cannot be used.
+            ConfigError: `keys_file` cannot be used, or replicas share the roll-out and a GPU.
         """
+        if settings.exclusive and (document, member, settings.redis_url) != (None, None, None):
+            raise ConfigError(["exclusive: true, but replicas share the roll-out; expected a single gateway"])
         clock = time.monotonic
         gateway_id = os.urandom(8).hex().encode()
         self.body_memory = BodyMemory(settings.max_waiting_bytes)
@@ -168,13 +173,34 @@ class Gateway:
             self.rollout = shared = SharedRollout(settings, document.replica, common_clock=document.now)
             self._rollout_sharing = RolloutSharing(shared, document)
         self._migration = QueueMigration(destinations, self._in_flight, self.rollout.tiers, clock)
+        self._gpu = GpuSwitcher(
+            settings,
+            self.rollout,
+            self._backends,
+            lambda backend: GpuEngine(backend, self._backend_set.loader(backend), self._health.check, gateway_id),
+            metrics,
+            self._state,
+            clock,
+            lambda change: None if guard is None else guard.watch(change),
+        )
         controller = RolloutController(
-            self.rollout, self._state, metrics, settings.rollback_to, self._migration.follow, self._rollout_sharing
+            self.rollout,
+            self._state,
+            metrics,
+            settings.rollback_to,
+            self._follow,
+            self._rollout_sharing,
+            self._gpu.state.view,
         )
         guard: RolloutGuard | None = None
         if settings.guard is not None:
             guard = RolloutGuard(
-                settings.guard, self.rollout, settings.rollback_to, self._in_flight.count_pending, clock
+                settings.guard,
+                self.rollout,
+                settings.rollback_to,
+                self._in_flight.count_pending,
+                clock,
+                lambda: self._gpu.is_switching,
             )
         self._live = live = LiveFigures(metrics, self._loads, asyncio.get_running_loop().call_later)
         observers = [live.observe, *([guard.observe] if guard else [])]
@@ -222,7 +248,7 @@ class Gateway:
             traffic=self._traffic,
             begin_trace=pass_on if tracer is None else tracer.begin,
         )
-        self._preflight = Preflight(context, self.rollout)
+        self._preflight = Preflight(context, self.rollout, self._gpu.state)
         model_names = ModelNames(settings, self._discovery)
         self._operations = operations = Operations(
             settings, self._backends, model_names, controller, self._health, metrics, guard, live
@@ -310,6 +336,7 @@ class Gateway:
             in_flight=self._in_flight,
             context=context,
             controller=controller,
+            gpu=self._gpu,
             migration=self._migration,
             guard=guard,
             preflight=self._preflight,
@@ -348,6 +375,7 @@ class Gateway:
             self._shared_usage.start()
         if self._leases is not None:
             await self._leases.__aenter__()
+        self._gpu.begin()
         await self._health.__aenter__()
         if self.named_keys is not None:
             self.named_keys.start()
@@ -373,6 +401,7 @@ class Gateway:
         self._live.close()
         if self._peers is not None:
             await self._peers.close()
+        await self._gpu.close()
         await self._health.__aexit__()
         self._migration.close()
         await self._backend_set.close()
@@ -448,6 +477,11 @@ class Gateway:
     def settle(self) -> None:
         """Count and log the exchanges that have finished so far."""
         self._recorder.settle()
+
+    def _follow(self, change: Change) -> int:
+        """Let the engines and the queued requests follow a change of the roll-out; return how many moved."""
+        self._gpu.follow(change)
+        return self._migration.follow(change)
 
     def _loads(self) -> dict[str, tuple[int, int]]:
         """Return how many requests run and wait, by backend."""

@@ -17,12 +17,13 @@ from gateway.errors import InvalidRequest, ModelNotFound, TierNotAllowed
 from gateway.relay.discovery import DiscoveredModel
 from gateway.rollout.assignment import ChangeCause
 from gateway.rollout.controller import RolloutController
+from gateway.rollout.gpu_state import Outcome
 from gateway.rollout.guard import RolloutGuard
 from gateway.telemetry.exchange import NONE
 from gateway.telemetry.exposition import LabelledRegistry, join_pages
 from gateway.telemetry.live import ALL, KEPT, STEP, WINDOW, LiveFigures
 from gateway.telemetry.metrics import Histogram, Histograms, Metrics
-from gateway.upstream.backend import Backend
+from gateway.upstream.backend import Backend, GpuTurn
 from gateway.upstream.health_checks import HealthChecks
 from gateway.upstream.outlier_detection import OutlierDetector
 
@@ -48,6 +49,9 @@ SHOWN_LIMITS = (
     "vision_queue_timeout",
 )
 
+
+TURNS: dict[GpuTurn, str] = {"awake": "awake", "leaving": "leaving", "asleep": "sleeping", "waking": "waking"}
+"""States of a backend on a GPU that holds one engine; any other backend is always awake."""
 
 _CHAT_CAPABILITIES = ("completion", "tools")
 """Capabilities of a model about which no engine says anything, in Ollama's words."""
@@ -102,6 +106,11 @@ class Operations:
         self._settings = settings
         self._model_names = model_names
         self._live.keep({NONE, *settings.tiers, *settings.embeddings, *settings.rerankers}, {NONE, *settings.backends})
+
+    @property
+    def _causes(self) -> list[str]:
+        """Causes that a change of the roll-out may have."""
+        return [cause for cause in get_args(ChangeCause) if cause != "exclusive" or self._settings.exclusive]
 
     def record_reload(self, outcome: dict[str, Any]) -> None:
         self.last_reload = outcome
@@ -218,6 +227,8 @@ class Operations:
     def _is_served(self, tier_name: str) -> bool:
         tier = self._settings.tiers[tier_name]
         backend = self._active_backend(tier_name)
+        if self._backends[backend].refuses_new:
+            return False
         return any(server.is_well and server.serves(tier.models[backend]) for server in self._backends[backend].servers)
 
     def _active_backend(self, tier_name: str) -> str:
@@ -250,6 +261,7 @@ class Operations:
                 "rollback_to": self._settings.rollback_to,
                 "shared": self.controller.is_shared,
                 "history": self.controller.history(),
+                "gpu": self.controller.gpu(),
             },
             "reload": self.last_reload,
             "replicas": self.view_replicas(),
@@ -337,6 +349,7 @@ class Operations:
         return {
             "kind": backend.kind,
             "up": backend.is_up,
+            "state": TURNS[backend.turn],
             "running": {lane: admission.running(lane) for lane in admission.lanes},
             "waiting": {lane: admission.waiting(lane) for lane in admission.lanes},
             "live": self._live.figures(ALL, backend.name),
@@ -414,6 +427,7 @@ class Operations:
             metrics.server_running,
             metrics.name_resolved,
             metrics.active_backend,
+            metrics.backend_asleep,
         ):
             gauge.clear()  # removes series that are no longer in the settings
         for backend in self._health.backends:
@@ -422,8 +436,11 @@ class Operations:
             for name in tier.models:
                 metrics.active_backend.labels(tier.name, name).set(name == self._active_backend(tier.name))
             for move in permutations(tier.models, 2):
-                for cause in get_args(ChangeCause):
+                for cause in self._causes:
                     metrics.switches.labels(tier.name, *move, cause)  # so that a rate includes the first one
+        for move in permutations(self._settings.on_gpu, 2):
+            for outcome in get_args(Outcome):
+                metrics.gpu_switches.labels(*move, outcome)
 
     def _set_gauges(self, backend: Backend) -> None:
         """Set the gauges of a backend. A name may have two backends: one drains, one replaces it."""
@@ -436,7 +453,9 @@ class Operations:
         if backend.admission.affinity is not None:
             for outcome, count in backend.admission.affinity.take_counts().items():
                 metrics.affinity.labels(backend.name, outcome).inc(count)
-        for server in backend.servers:
+        if backend.name in self._settings.on_gpu:
+            metrics.backend_asleep.labels(backend.name).set(not backend.is_probed)
+        for server in backend.servers if backend.is_probed else ():  # one whose engine sleeps is not dead
             metrics.server_up.labels(backend.name, server.label).set(backend.gives_requests(server))
         for server in (*backend.servers, *backend.leaving):
             metrics.server_running.labels(backend.name, server.label).inc(server.load)

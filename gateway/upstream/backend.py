@@ -43,6 +43,12 @@ _log = logging.getLogger(__name__)
 
 OnEvent = Callable[[Server, Literal["down", "up", "ejected"], str, LaneName], None]
 """Called when a server has died, is well again, or was ejected for a model and a lane."""
+GpuTurn = Literal["awake", "leaving", "asleep", "waking"]
+"""Turn of a backend that shares the GPU with others. Those that do not are always `awake`.
+
+`leaving`: what is queued and runs ends there, and new requests are refused. `asleep`: it gets none.
+`waking`: requests are queued, and none is admitted yet.
+"""
 
 UnloadFrozen = Callable[
     [Server, ModelState, Callable[[], bool], Callable[[], str]],
@@ -99,6 +105,7 @@ class Backend:
 
         Only then is it worth calling `is_down` and `accepts_none`.
         """
+        self.turn: GpuTurn = "awake"
         self.on_down = on_down
         """Called when the circuit breaker of a server has opened, or a server was ejected."""
         self.on_evicted = on_evicted
@@ -138,16 +145,65 @@ class Backend:
         detectors = server.used_detectors
         return not detectors or any(detector.gets_requests for detector in detectors)
 
+    # Turns on a shared GPU
+
+    @property
+    def is_probed(self) -> bool:
+        """True if the health checks judge the backend: its engine is expected to answer."""
+        return self.turn in ("awake", "leaving")
+
+    @property
+    def refuses_new(self) -> bool:
+        """True if new requests are refused, because another engine has the GPU or is about to."""
+        return self.turn in ("leaving", "asleep")
+
+    def take_turn(self, turn: GpuTurn, expected_seconds: float | None = None) -> None:
+        """Change the turn. `expected_seconds` is the expected time to the end of `waking`, None if unknown.
+
+        What was known about the health of an engine that sleeps or wakes is forgotten.
+        """
+        was, self.turn = self.turn, turn
+        now = time.monotonic()
+        if turn == "waking":
+            self.admission.closure.close(now, expected_seconds)
+        else:
+            self.admission.closure.open(now)
+        if turn in ("asleep", "waking") and was != turn:
+            for server in self.servers:
+                server.rest()
+        self.refresh()
+
+    def refuse_queued(self) -> None:
+        """End the wait of the requests that are queued for an engine that does not get the GPU."""
+        for queue in self.admission.queues:
+            if queue.waiting:
+                queue.refuse(self._without_gpu)
+
+    @staticmethod
+    def _without_gpu() -> BackendUnavailable:
+        return BackendUnavailable(
+            "The engine of this model does not have the GPU now. Try again later, or use another model.",
+            retry_after=LONGEST_RETRY_AFTER,
+        )
+
     def is_down(self, model: str) -> bool:
-        """Return whether the circuit breaker of every server that has `model` is open, or no server is known."""
+        """Return whether no server may serve `model`: the circuit breaker of every server that has it is open.
+
+        Nor may one if none is known, or their engine sleeps.
+        """
+        if self.turn in ("asleep", "waking"):
+            return self.turn == "asleep"
         serving = [server for server in self.servers if server.serves(model)]
         return not self.servers or (bool(serving) and all(server.circuit.is_open for server in serving))
 
     def accepts_none(self, model: str, lane: LaneName) -> bool:
         """Return whether no server that has `model` may get requests that a fallback can serve.
 
-        A suspect server counts as accepting requests, because a probe is about to decide on it.
+        A suspect server counts as accepting requests, because a probe is about to decide on it. Requests
+        wait for an engine that is being woken.
         """
+        if self.turn != "awake":
+            return self.refuses_new
         serving = [server for server in self.servers if server.serves(model)]
         return (bool(serving) or not self.servers) and not any(
             (server.circuit.state == "suspect" or server.is_up()) and server.gate(model, lane).accepts()
@@ -159,6 +215,8 @@ class Backend:
 
         A request without a fallback would only wait there.
         """
+        if self.turn != "awake":
+            return self.refuses_new
         serving = [server for server in self.servers if server.serves(model)]
         return (bool(serving) or not self.servers) and all(
             server.circuit.is_open or ((gate := server.gate(model, lane)).is_hung and not gate.allows())
@@ -170,6 +228,8 @@ class Backend:
 
         Its `Retry-After` is the time to the next probe or lookup, or to the end of an ejection.
         """
+        if self.refuses_new:
+            return self._without_gpu()
         if not self.servers:
             return BackendUnavailable(
                 "No server of the model backend is known yet: its host name is not resolved. Try again later.",
@@ -201,10 +261,13 @@ class Backend:
     def refresh(self) -> None:
         """Admit the requests that can run after a server came, went or changed its models."""
         any_is_well = any(server.is_well and not server.is_joining for server in self.servers)
+        is_closed = self.turn in ("asleep", "waking")
         for server in self.servers:
-            server.is_excluded = server.is_joining or (any_is_well and server.up is False)
-        self.is_restrained = not self.servers or any(
-            server.is_excluded or server.circuit.restrains or server.ejections for server in self.servers
+            server.is_excluded = is_closed or server.is_joining or (any_is_well and server.up is False)
+        self.is_restrained = (
+            not self.servers
+            or self.turn != "awake"
+            or any(server.is_excluded or server.circuit.restrains or server.ejections for server in self.servers)
         )
         self.admission.refresh()
 

@@ -80,6 +80,10 @@ class Backends:
             loader.stop()
         backend.close()
 
+    def loader(self, backend: Backend) -> ModelLoader | None:
+        """Return what loads the models of `backend`, None if its servers always have them loaded."""
+        return self._loaders.get(backend)
+
     async def close(self) -> None:
         for loader in list(self._loaders.values()):  # a backend may be dropped meanwhile
             await loader.close()

@@ -45,3 +45,48 @@ def test_admin_key_must_not_be_a_client_key() -> None:
 )
 def test_contradictory_value_is_refused_in_one_line(text: str, key: str, words: str) -> None:
     assert_refused(text, key, words)
+
+
+ONE_GPU = "exclusive: true\nbackends: {ollama: {}, vllm: {}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("exclusive: true\nbackends: {ollama: {}}\ntiers: {a: {models: {ollama: x}}}", "exclusive", "fewer than two"),
+        (
+            ONE_GPU + "tiers: {a: {models: {ollama: x, vllm: y}, backend: vllm}}",
+            "exclusive",
+            "every tier is pinned",
+        ),
+        (
+            ONE_GPU + "tiers: {a: {models: {ollama: x, vllm: y}}, b: {models: {ollama: x}}}",
+            "tiers.b.models",
+            "tier 'b' has no model for 'vllm', but with exclusive all tiers move together",
+        ),
+        ("backends: {vllm: {stop: docker stop vllm}}\nllm_backend: ollama", "backends.vllm.start", "missing, but stop"),
+        (
+            "backends: {vllm: {start: docker start vllm}}\nllm_backend: ollama",
+            "backends.vllm.stop",
+            "missing, but start",
+        ),
+        (
+            "backends: {vllm: {stop: a | b, start: c}}\nllm_backend: ollama",
+            "backends.vllm.stop",
+            "expected one command",
+        ),
+    ],
+)
+def test_what_cannot_work_on_one_gpu_is_refused(text: str, key: str, words: str) -> None:
+    assert_refused(text, key, words)
+
+
+def test_backends_on_the_gpu_are_known_by_their_kind_or_their_commands() -> None:
+    text = (
+        "exclusive: true\n"
+        "backends: {ollama: {}, vllm: {}, cloud: {kind: openai, base_url: 'http://a'},"
+        " local: {kind: openai, base_url: 'http://b', stop: [x], start: [y]}}\n"
+        "tiers: {a: {models: {ollama: m, vllm: m, local: m}}}"
+    )
+    assert load(text).on_gpu == {"ollama", "vllm", "local"}
+    assert load(text.replace("true", "false")).on_gpu == frozenset()
