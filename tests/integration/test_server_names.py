@@ -193,13 +193,17 @@ async def test_server_that_leaves_ends_its_streams_and_gets_no_other_request() -
 
 async def test_idle_connections_to_a_server_that_leaves_are_closed() -> None:
     async with pods() as setup:
-        one, two = await setup.start(1), await setup.start(2)
+        one, two = await setup.start(1, mode="slow"), await setup.start(2)
         setup.announce(one)
-        await setup.serve(probe_interval=0.02)
-        assert (await setup.gateway.ask({"stream": True})).status == 200
-        (peer,) = one.open_peers
-        setup.announce(two)
-        await until(lambda: peer.closed_at is not None)
+        await setup.serve()
+        async with setup.stream() as stream:
+            one.mode = "healthy"
+            assert (await setup.gateway.ask({"stream": True})).status == 200
+            (busy, idle) = one.open_peers
+            setup.announce(two)
+            await until(lambda: idle.closed_at is not None)
+            assert await goes_on(stream)
+            assert busy.closed_at is None
 
 
 async def test_queued_requests_move_to_the_servers_that_are_left() -> None:
