@@ -195,6 +195,13 @@ class _Resolver:
                 ("exclusive",),
                 "every tier is pinned, so a switch would move nothing; expected a tier that is not pinned",
             )
+        for name in on_gpu:
+            if any(server.is_name for server in backends[name].servers):
+                self._problems.add(
+                    ("backends", name, "servers"),
+                    "the addresses of a host name may be on several machines, but with exclusive the engines share "
+                    "one GPU; expected an address that starts with http:// or https://",
+                )
         for name, tier in tiers.items():
             missing = [backend for backend in on_gpu if backend not in tier.models]
             if tier.backend is None and missing and len(missing) < len(on_gpu):

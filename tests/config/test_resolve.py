@@ -64,6 +64,14 @@ ONE_GPU = "exclusive: true\nbackends: {ollama: {}, vllm: {}}\n"
             "tiers.b.models",
             "tier 'b' has no model for 'vllm', but with exclusive all tiers move together",
         ),
+        (
+            (
+                "exclusive: true\nbackends: {ollama: {}, vllm: {servers: 'dns://vllm:8000'}}\n"
+                "tiers: {a: {models: {ollama: x, vllm: y}}}"
+            ),
+            "backends.vllm.servers",
+            "may be on several machines",
+        ),
         ("backends: {vllm: {stop: docker stop vllm}}\nllm_backend: ollama", "backends.vllm.start", "missing, but stop"),
         (
             "backends: {vllm: {start: docker start vllm}}\nllm_backend: ollama",
