@@ -87,8 +87,8 @@ class Setup:
             or gateway._reconfiguration._cleanup._leaving
         )
 
-    def exposition(self) -> str:
-        return self.gateway.gateway._operations.exposition("")[0].decode()
+    async def exposition(self) -> str:
+        return (await self.gateway.gateway._operations.exposition(""))[0].decode()
 
 
 @asynccontextmanager
@@ -260,7 +260,7 @@ async def test_stream_continues_when_its_backend_is_replaced() -> None:
             assert (len(setup.ollama.requests), len(other.requests)) == (old, 1)
             for _ in range(20):
                 await stream.reader.readuntil(b"word ")
-            assert 'gateway_requests_running{backend="ollama",lane="text"} 1.0' in setup.exposition()
+            assert 'gateway_requests_running{backend="ollama",lane="text"} 1.0' in await setup.exposition()
             assert not setup.is_settled()
         await until(setup.is_settled)
         await until(lambda: not setup.ollama.open_peers)
@@ -504,7 +504,7 @@ async def test_many_changes_under_load_fail_no_request_and_leave_nothing_behind(
         await setup.change()
         await until(setup.is_settled)
         gateway = setup.gateway.gateway
-        setup.exposition()
+        await setup.exposition()
         exposition = generate_latest(gateway._metrics.registry).decode()
         assert "tier9" not in exposition
         assert 'gateway_active_backend{backend="ollama",tier="standard"} 1.0' in exposition
@@ -516,12 +516,12 @@ async def test_many_changes_under_load_fail_no_request_and_leave_nothing_behind(
 
 async def test_series_of_removed_tiers_and_backends_are_dropped() -> None:
     async with serving() as setup:
-        assert 'tier="standard"' in setup.exposition()
+        assert 'tier="standard"' in await setup.exposition()
         document = setup.document(tiers={"new": {"models": {"ollama": MODEL}}})
         del document["backends"]["vllm"]
         await setup.gateway.gateway.reload.run(lambda: config.build(document), "file")
         await until(setup.is_settled)
-        exposition = setup.exposition()
+        exposition = await setup.exposition()
         assert 'gateway_active_backend{backend="ollama",tier="new"} 1.0' in exposition
         assert 'tier="standard"' not in exposition
         assert 'backend="vllm"' not in exposition

@@ -527,8 +527,8 @@ def server_status(gateway: Running, number: int = 0) -> dict[str, Any]:
 async def test_status_and_metrics_show_an_ejection() -> None:
     async with sick_server("breaks", "healthy") as (gateway, _):
 
-        def gauges() -> list[float]:
-            gateway.gateway._operations.exposition("")
+        async def gauges() -> list[float]:
+            await gateway.gateway._operations.exposition("")
             return [
                 gateway.metric("gateway_server_up", backend="vllm", server="1"),
                 gateway.metric("gateway_server_up", backend="vllm", server="2"),
@@ -536,7 +536,7 @@ async def test_status_and_metrics_show_an_ejection() -> None:
                 gateway.metric("gateway_backend_up", backend="vllm"),
             ]
 
-        assert gauges() == [1, 1, 0, 1]
+        assert await gauges() == [1, 1, 0, 1]
         assert await lost_of(gateway, 20) == 0
         await until(lambda: server_of(gateway).circuit.state == "closed")
         (ejection,) = server_status(gateway)["ejections"]
@@ -548,7 +548,7 @@ async def test_status_and_metrics_show_an_ejection() -> None:
         )
         assert ejection["until"].endswith("Z")
         assert [server_status(gateway, number)["gets_requests"] for number in range(2)] == [False, True]
-        assert gauges() == [0, 1, 0, 1]
+        assert await gauges() == [0, 1, 0, 1]
         assert gateway.metric("gateway_retries_total", backend="vllm", reason="status_5xx") >= IN_A_ROW
 
 
@@ -556,6 +556,6 @@ async def test_ejected_only_server_is_level_two() -> None:
     async with sick_server("breaks", fallback=True) as (gateway, _):
         assert await lost_of(gateway, 20) == 0
         await until(lambda: server_of(gateway).circuit.state == "closed")
-        gateway.gateway._operations.exposition("")
+        await gateway.gateway._operations.exposition("")
         assert gateway.metric("gateway_circuit_state", backend="vllm") == 2
         assert gateway.metric("gateway_server_up", backend="vllm", server="1") == 0

@@ -781,13 +781,13 @@ async def test_status_and_metrics_show_the_circuit() -> None:
             (False, "open", False),
             (True, "closed", False),
         ]
-        operations.exposition("")
+        await operations.exposition("")
         assert (
             gateway.metric("gateway_backend_up", backend="vllm"),
             gateway.metric("gateway_circuit_state", backend="vllm"),
         ) == (1, 0)
         server_of(gateway, "vllm", 1).circuit.probe_missed(is_sure=True)
-        operations.exposition("")
+        await operations.exposition("")
         assert (
             gateway.metric("gateway_backend_up", backend="vllm"),
             gateway.metric("gateway_circuit_state", backend="vllm"),
