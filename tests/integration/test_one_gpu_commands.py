@@ -6,21 +6,27 @@ Covers: gateway/reconfigure.py
 """
 
 import asyncio
+import io
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from gateway import config
+from gateway.app import Gateway
 from gateway.simulate import Running as StandIn
 from gateway.simulate import running as stand_in
+from gateway.telemetry.log import ExchangeLog
 from tests.fakes.running_gateway import running
 from tests.fakes.virtual_time import virtual_clock
 from tests.integration.one_gpu import OLLAMA, VLLM, Load, OneGpu, document, one_gpu, until
+
+if TYPE_CHECKING:
+    from gateway.replicas.shared_document import SharedDocument
 
 pytestmark = pytest.mark.virtual_time
 
@@ -213,3 +219,9 @@ async def test_an_engine_at_a_new_address_is_waited_for(tmp_path: Path) -> None:
         assert (await setup.ask()).status == 200
         assert (await setup.ended())["holder"] == "ollama"
         assert other.engine.served == 1
+
+
+async def test_replicas_that_share_the_roll_out_do_not_share_a_gpu() -> None:
+    settings = config.build(document(None, None))
+    with pytest.raises(config.ConfigError, match="expected a single gateway"):
+        Gateway(settings, ExchangeLog(True, io.BytesIO()), document=cast("SharedDocument", object()))
