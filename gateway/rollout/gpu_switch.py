@@ -41,6 +41,7 @@ from gateway.config import Settings
 from gateway.rollout.assignment import Change
 from gateway.rollout.gpu_state import GpuState, Switch, is_busy
 from gateway.rollout.gpu_times import GpuTimes
+from gateway.rollout.gpu_watch import GpuWatch
 from gateway.rollout.state import Rollout
 from gateway.state_file import StateFile
 from gateway.telemetry.metrics import Metrics
@@ -90,6 +91,9 @@ class GpuSwitcher:
         kept = state_file.get(SECTION)
         self._kept: Mapping[str, Any] = kept if isinstance(kept, dict) else {}
         self.state = GpuState(settings, metrics, GpuTimes(self._kept.get("times")), clock)
+        self._lock = asyncio.Lock()
+        """Held while engines are told to free the GPU or to wake."""
+        self._watch = GpuWatch(self.state, self._lock)
         self._has_new_engine = False
         self._redirected = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -110,6 +114,7 @@ class GpuSwitcher:
             self.state.take_turns(self._wanted() or self._default())
             self.state.enter("waking")
             self._task = asyncio.get_running_loop().create_task(self._run(is_start=True))
+            self._watch.start()
 
     def prepare_reload(self, settings: Settings) -> None:
         """Take over other settings, before the roll-out does. A backend with other servers has a new engine."""
@@ -140,6 +145,7 @@ class GpuSwitcher:
         """End the task, after the step that it is in if that ends soon. A restart goes on from there."""
         self._is_closing = True
         self._redirected.set()
+        await self._watch.close()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
             self._task.cancel()
@@ -209,7 +215,8 @@ class GpuSwitcher:
             try:
                 if is_start:
                     await self._interruptible(self._find_holders())
-                await self._turn_to(self.state.target or "", loads=not is_start or self.state.switch is not None)
+                async with self._lock:
+                    await self._turn_to(self.state.target or "", loads=not is_start or self.state.switch is not None)
                 return
             except Redirected:
                 retry = RETRY_SECONDS

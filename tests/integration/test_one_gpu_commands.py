@@ -1,26 +1,34 @@
 """One GPU: the operator's commands, starts, restarts and changed settings.
 
 Covers: gateway/rollout/gpu_switch.py
+Covers: gateway/rollout/gpu_watch.py
 Covers: gateway/upstream/gpu_engine.py
 Covers: gateway/reconfigure.py
 """
 
 import asyncio
+import io
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from gateway import config
+from gateway.app import Gateway
+from gateway.rollout.gpu_watch import WATCH_SECONDS
 from gateway.simulate import Running as StandIn
 from gateway.simulate import running as stand_in
+from gateway.telemetry.log import ExchangeLog
 from tests.fakes.running_gateway import running
 from tests.fakes.virtual_time import virtual_clock
 from tests.integration.one_gpu import OLLAMA, VLLM, Load, OneGpu, document, one_gpu, until
+
+if TYPE_CHECKING:
+    from gateway.replicas.shared_document import SharedDocument
 
 pytestmark = pytest.mark.virtual_time
 
@@ -138,6 +146,33 @@ async def test_a_start_with_the_right_engine_on_the_gpu_switches_nothing(tmp_pat
         assert not ollama.app.scheduler.loads  # type: ignore[union-attr]
 
 
+async def test_an_engine_that_is_started_while_the_other_has_the_gpu_is_put_to_sleep(tmp_path: Path) -> None:
+    async with one_gpu(tmp_path) as setup:
+        await setup.ended()
+        await setup.vllm.stop()
+        await asyncio.sleep(2 * WATCH_SECONDS)  # virtual: it is known to be down
+        restarted = replace(VLLM, gpu_file=str(setup.gpu_file), asleep=False)
+        async with stand_in(restarted, setup.vllm.port) as vllm:
+            await until(lambda: bool(vllm.app.sleeper.is_sleeping))  # type: ignore[union-attr]
+            reply = await setup.ask()
+            assert (reply.status, reply.headers["x-gateway-backend"]) == (200, "ollama")
+            assert setup.was_never_on_both()
+            await setup.switch("vllm")
+            assert (await setup.ask()).headers["x-gateway-backend"] == "vllm"
+
+
+async def test_an_engine_that_answers_after_its_stop_command_is_not_stopped_again(tmp_path: Path) -> None:
+    commands = Supervised(tmp_path)
+    options = {"dev_mode": False, "asleep": False}
+    async with one_gpu(tmp_path, of_vllm=options, llm_backend="vllm", of={"vllm": commands.settings}) as setup:
+        await setup.ended()
+        setup.vllm.engine.gpu.hold(0)  # the command frees the GPU, and the server goes on to answer
+        await setup.rollback()
+        assert (await setup.ended())["holder"] == "ollama"
+        await asyncio.sleep(5 * WATCH_SECONDS)
+        assert commands.ran == ["stop"]
+
+
 @pytest.mark.parametrize("phase", ["draining", "freeing", "waking"])
 async def test_a_restart_in_each_phase_goes_on_with_the_switch(phase: str, tmp_path: Path) -> None:
     async with engines(tmp_path, asleep=False) as (ollama, vllm, gpu_file):
@@ -213,3 +248,9 @@ async def test_an_engine_at_a_new_address_is_waited_for(tmp_path: Path) -> None:
         assert (await setup.ask()).status == 200
         assert (await setup.ended())["holder"] == "ollama"
         assert other.engine.served == 1
+
+
+async def test_replicas_that_share_the_roll_out_do_not_share_a_gpu() -> None:
+    settings = config.build(document(None, None))
+    with pytest.raises(config.ConfigError, match="expected a single gateway"):
+        Gateway(settings, ExchangeLog(True, io.BytesIO()), document=cast("SharedDocument", object()))

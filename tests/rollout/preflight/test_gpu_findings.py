@@ -26,6 +26,7 @@ async def test_a_switch_that_works_breaks_nothing_and_wakes_nothing(tmp_path: Pa
         assert found["gpu_free vllm"]["value"] == "sleeps"
         assert "takes an unknown time" in found["gpu_time vllm"]["words"]
         assert found["serves vllm"]["severity"] == "note"
+        assert found["serves vllm"]["words"] == "vllm was not asked for 'Small': sleeps, not probed"
         assert setup.vllm.app.sleeper.is_sleeping  # type: ignore[union-attr]
         assert setup.was_never_on_both()
 
