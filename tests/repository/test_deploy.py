@@ -21,6 +21,7 @@ FOREIGN_VARIABLES = {"OLLAMA_HOST", "HF_TOKEN"}
 # Variables of the compose file alone. A name that begins with GATEWAY_ would be taken for a setting.
 ASKED = {
     *("GPU_COUNT", "GPU_SHARE", "HF_TOKEN", "MAX_MODEL_LEN", "OLLAMA_IMAGE", "PUBLISH_ADDRESS", "VLLM_IMAGE"),
+    *("GATEWAY_2_PORT", "REDIS_IMAGE"),
     *("GPU_EXPORTER_IMAGE", "GRAFANA_ADDRESS", "GRAFANA_IMAGE", "GRAFANA_PASSWORD", "GRAFANA_PORT", "PROMETHEUS_IMAGE"),
 }
 # The keys of a service that we use, of those that the compose specification has. Another is likely misspelt.
