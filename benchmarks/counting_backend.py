@@ -1,4 +1,4 @@
-"""A backend for `redis_replicas.py` that counts: requests in flight now, the most ever, and when each began and ended."""
+"""Backend for `redis_replicas.py` that counts: requests in flight, the most ever, when each began and ended."""
 
 import asyncio
 import json

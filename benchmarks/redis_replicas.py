@@ -37,8 +37,8 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.processes import Started, started
 from benchmarks.counting_backend import MODEL, CountingBackend, Served, serving
+from benchmarks.processes import Started, started
 from benchmarks.report import percentile
 
 LIMIT = 24
@@ -111,12 +111,14 @@ async def gateways(number: int, backend_url: str, folder: Path, **more: str) -> 
         "GATEWAY__DRAIN_DELAY": "0",
         **more,
     }
+    processes = [
+        started(["serve"], folder / f"gateway{place}.log", r"serving (http://\S+);", **settings)
+        for place in range(number)
+    ]
     async with contextlib.AsyncExitStack() as stack:
-        found = []
-        for place in range(number):
-            log = folder / f"gateway{place}.log"
-            process = started(["serve"], log, r"serving (http://\S+);", **settings)
-            found.append(await asyncio.to_thread(stack.enter_context, process))
+        found = await asyncio.gather(*(asyncio.to_thread(process.__enter__) for process in processes))
+        for process in processes:
+            stack.push(process)
         await asyncio.sleep(3.5 if "GATEWAY_REDIS_URL" in more else 0.5)  # all are members, and no one recovers
         yield found
 
