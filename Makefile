@@ -21,7 +21,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 EXTRAS := --extra gpu --extra otel --extra redis
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-client-apis bench-admission bench-overload bench-sick bench-switch bench-guard bench-affinity bench-affinity-vllm bench-instructions bench-soak bench-chaos bench-scenarios bench-parity fuzz lock sbom audit help
+.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-client-apis bench-admission bench-overload bench-sick bench-switch bench-guard bench-affinity bench-affinity-vllm bench-redis bench-instructions bench-soak bench-chaos bench-scenarios bench-parity fuzz lock sbom audit help
 
 run: $(VENV)/runtime  ## Serve on this machine, with its Ollama and vLLM or with stand-ins
 	@$(BIN)/python -m gateway demo
@@ -73,6 +73,9 @@ bench-affinity: $(VENV)/dev  ## Compare the choice among several servers with ot
 
 bench-affinity-vllm: $(VENV)/dev $(VLLM_VENV)/ready $(BENCH_VENV)/ready  ## Compare them on two real vLLMs with prefix caches, by their own hit counters
 	@TEST_VLLM_VENV=$(VLLM_VENV) BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m benchmarks.affinity_vllm
+
+bench-redis: $(VENV)/dev  ## Show what a backend sees of three gateways that share its limits through Redis
+	@$(BIN)/python -m benchmarks.redis_replicas
 
 bench-instructions: $(VENV)/dev  ## Count CPU instructions of a request and a token (valgrind)
 	@$(BIN)/python -m benchmarks.instructions

@@ -90,7 +90,7 @@ class LimitSource:
         return AdaptiveLimit(slots, is_held)
 
     def queued(self) -> None:
-        """Record that a request was queued."""
+        """Record that a request was queued, or that queued requests still cannot run after something changed."""
 
 
 class Gate:

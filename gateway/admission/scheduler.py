@@ -420,6 +420,7 @@ class Admission:
             if not runnable:
                 if self._schedule_loads():
                     continue
+                self._source.queued()
                 return
             _, ticket, placement, queue = min(runnable) if len(runnable) > 1 else runnable[0]
             for *_, other in runnable:

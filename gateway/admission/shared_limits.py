@@ -281,7 +281,7 @@ class SharedLimits:
         self._admissions.append(admission)
 
     def detach(self, admission: Admitting) -> None:
-        self._admissions.remove(admission)
+        self._admissions = [one for one in self._admissions if one is not admission]
         self.on_change()
 
     def changed(self) -> None:

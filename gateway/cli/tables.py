@@ -1,5 +1,6 @@
 """Tables and lines in which the command line shows what `/ops` of a gateway answers."""
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -68,11 +69,25 @@ def show_status(status: Mapping[str, Any], console: Console) -> None:
         console.print("\n".join(_reload_lines(reload)), soft_wrap=True, highlight=False, markup=False)
     if status["rollout"].get("shared") is False:
         console.print("this replica and the others do not know of each other's changes: Redis does not answer")
+    replicas = status.get("replicas")
+    if replicas is not None:
+        console.print(replicas_line(replicas), soft_wrap=True, highlight=False, markup=False)
     gpu = status["rollout"].get("gpu")
     if gpu is not None:
         for line in gpu_lines(gpu):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"`gateway rollback` leads to {status['rollout']['rollback_to']}", highlight=False)
+
+
+def replicas_line(replicas: Mapping[str, Any]) -> str:
+    """Return how many replicas share the limits, or since when this one is alone."""
+    if replicas["sharing"] == replicas["replicas"] and replicas["up"]:
+        return f"replicas that share the limits: {replicas['replicas']}, through Redis at {replicas['redis']}"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(replicas["since"]))
+    return (
+        f"the limits are not shared: Redis at {replicas['redis']} is not reachable since {since} UTC "
+        f"({replicas['reason'] or 'not yet connected'}); this replica goes on with 1/{replicas['replicas']} of each"
+    )
 
 
 def gpu_lines(gpu: Mapping[str, Any]) -> Iterator[str]:
