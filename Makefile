@@ -74,6 +74,9 @@ bench-affinity: $(VENV)/dev  ## Compare the choice among several servers with ot
 bench-affinity-vllm: $(VENV)/dev $(VLLM_VENV)/ready $(BENCH_VENV)/ready  ## Compare them on two real vLLMs with prefix caches, by their own hit counters
 	@TEST_VLLM_VENV=$(VLLM_VENV) BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m benchmarks.affinity_vllm
 
+bench-replicas: $(VENV)/dev  ## Measure throughput and CPU cost of one, two and more processes on one port
+	@$(BIN)/python -m benchmarks.replicas
+
 bench-instructions: $(VENV)/dev  ## Count CPU instructions of a request and a token (valgrind)
 	@$(BIN)/python -m benchmarks.instructions
 
