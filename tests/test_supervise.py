@@ -61,6 +61,7 @@ async def test_replicas_serve_as_one_gateway(tmp_path: Path) -> None:
         settings_file(tmp_path, vllm, ollama, max_concurrency=3)
         async with Supervised(tmp_path, 2, **variables) as gateway:
             await check_that_limits_and_counts_are_those_of_one_gateway(gateway, vllm)
+            await check_that_sighup_reloads_all(gateway)
             await check_that_a_rollback_reaches_all_replicas(gateway, vllm, ollama)
             await check_that_a_killed_replica_comes_back_with_its_slots(gateway, ollama)
             await check_that_a_stop_under_load_loses_no_request(gateway, ollama)
@@ -82,6 +83,15 @@ async def check_that_limits_and_counts_are_those_of_one_gateway(gateway: Supervi
     # The limit of a key is that of all replicas.
     statuses = await gateway.chat(30, key_of("counted"))
     assert (statuses.count(200), statuses.count(429)) == (15, 15)
+
+
+async def check_that_sighup_reloads_all(gateway: Supervised) -> None:
+    gateway.process.send_signal(signal.SIGHUP)
+
+    async def all_have_reread() -> bool:
+        return gateway.log.read_text().count("settings reread (signal)") == 2
+
+    await until(all_have_reread)
 
 
 async def check_that_a_rollback_reaches_all_replicas(
