@@ -99,6 +99,8 @@ async def _run(settings: Settings, replicas: int) -> int:
             stack.callback(listeners.close)
             token = stack.enter_context(admin_token(settings, listeners.main.getsockname()[1]))
             log_settings(settings)
+            for line in warnings(settings):
+                _log.warning("%s", line)
             if token is not None:
                 report_token(token)
             supervisor = Supervisor(settings, replicas, listeners, token.value if token else None)
@@ -111,6 +113,18 @@ async def _run(settings: Settings, replicas: int) -> int:
         return status
     finally:
         sink.close()
+
+
+def warnings(settings: Settings) -> list[str]:
+    """Return what the settings leave open that several replicas cannot find out."""
+    if settings.ollama_num_parallel is not None or settings.redis_url is not None:
+        return []
+    return [
+        f"backend {name}: several replicas do not learn how much an Ollama runs in parallel, and a model of which "
+        "nothing was learned before has one slot; set OLLAMA_NUM_PARALLEL, or model_concurrency of the backend"
+        for name, backend in settings.backends.items()
+        if backend.kind == "ollama" and backend.limits.model_concurrency == "auto"
+    ]
 
 
 @contextmanager

@@ -8,7 +8,6 @@ Covers: gateway/replicas/member.py
 Covers: gateway/replicas/member_state.py
 Covers: gateway/replicas/messages.py
 Covers: gateway/replicas/link_down.py
-Covers: gateway/api/peers.py
 """
 
 import asyncio
@@ -17,11 +16,14 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway import config
+from gateway.supervise import warnings
 from tests.cli.harness import process
-from tests.fakes.fault_backend import FaultBackend
+from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.keys import key_of, write_keys
 from tests.fakes.supervised import Supervised, engines, settings_file, until
 
@@ -179,3 +181,18 @@ def test_a_port_in_use_is_one_line_with_exit_status_2() -> None:
             _, errors = started.communicate(timeout=60)
     assert started.returncode == 2
     assert errors.splitlines() == [f"GATEWAY_PORT: cannot listen on 127.0.0.1:{port}: Address already in use"]
+
+
+def test_warning_names_the_ollamas_whose_parallelism_is_not_known() -> None:
+    def lines(**changes: Any) -> list[str]:
+        backends: dict[str, Any] = {
+            "ollama": {"kind": "ollama", "base_url": "http://127.0.0.1:1"},
+            "held": {"kind": "ollama", "base_url": "http://127.0.0.1:2", "model_concurrency": 2},
+            "vllm": {"kind": "vllm", "base_url": "http://127.0.0.1:3"},
+        }
+        tiers = {"standard": {"models": dict.fromkeys(backends, MODEL)}}
+        return warnings(config.build({"backends": backends, "tiers": tiers, "state_file": "", **changes}))
+
+    (line,) = lines()
+    assert line.startswith("backend ollama: ")
+    assert lines(ollama_num_parallel=4) == []
