@@ -77,6 +77,9 @@ bench-affinity-vllm: $(VENV)/dev $(VLLM_VENV)/ready $(BENCH_VENV)/ready  ## Comp
 bench-redis: $(VENV)/dev  ## Show what a backend sees of three gateways that share its limits through Redis
 	@$(BIN)/python -m benchmarks.redis_replicas
 
+bench-replicas: $(VENV)/dev  ## Measure throughput and CPU cost of one, two and more processes on one port
+	@$(BIN)/python -m benchmarks.replicas
+
 bench-instructions: $(VENV)/dev  ## Count CPU instructions of a request and a token (valgrind)
 	@$(BIN)/python -m benchmarks.instructions
 

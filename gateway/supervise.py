@@ -35,7 +35,7 @@ import uvloop
 from msgspec import Struct
 
 from gateway.api.named_keys import open_accounts
-from gateway.config import Settings
+from gateway.config import ConfigError, Settings
 from gateway.downstream.fair_accept import MEMORY_BYTES, ConnectionCounts
 from gateway.replicas.hub import GRACE_SECONDS, KEYS, Hub, Member
 from gateway.replicas.messages import Channel, Hello
@@ -78,7 +78,7 @@ def run(settings: Settings, replicas: int) -> int:
     """Serve with several replicas until SIGTERM or SIGINT; return the exit status.
 
     Raises:
-        ConfigError: The file of keys cannot be used.
+        ConfigError: The file of keys cannot be used, or replicas cannot share a GPU.
         CannotListen: An address is in use or invalid.
         CannotStart: No replica could start.
     """
@@ -88,6 +88,8 @@ def run(settings: Settings, replicas: int) -> int:
 
 async def _run(settings: Settings, replicas: int) -> int:
     as_json = logs_as_json(settings)
+    if settings.exclusive:
+        raise ConfigError(["exclusive: true, but --replicas shares the roll-out; expected a single gateway"])
     open_accounts(settings)  # only to report a mistake once
     listeners = open_listeners(settings)
     sink = Sink(sys.stderr.buffer)
@@ -97,6 +99,8 @@ async def _run(settings: Settings, replicas: int) -> int:
             stack.callback(listeners.close)
             token = stack.enter_context(admin_token(settings, listeners.main.getsockname()[1]))
             log_settings(settings)
+            for line in warnings(settings):
+                _log.warning("%s", line)
             if token is not None:
                 report_token(token)
             supervisor = Supervisor(settings, replicas, listeners, token.value if token else None)
@@ -109,6 +113,18 @@ async def _run(settings: Settings, replicas: int) -> int:
         return status
     finally:
         sink.close()
+
+
+def warnings(settings: Settings) -> list[str]:
+    """Return what the settings leave open that several replicas cannot find out."""
+    if settings.ollama_num_parallel is not None or settings.redis_url is not None:
+        return []
+    return [
+        f"backend {name}: several replicas do not learn how much an Ollama runs in parallel, and a model of which "
+        "nothing was learned before has one slot; set OLLAMA_NUM_PARALLEL, or model_concurrency of the backend"
+        for name, backend in settings.backends.items()
+        if backend.kind == "ollama" and backend.limits.model_concurrency == "auto"
+    ]
 
 
 @contextmanager

@@ -8,7 +8,6 @@ Covers: gateway/replicas/member.py
 Covers: gateway/replicas/member_state.py
 Covers: gateway/replicas/messages.py
 Covers: gateway/replicas/link_down.py
-Covers: gateway/api/peers.py
 """
 
 import asyncio
@@ -17,12 +16,18 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway import config
+from gateway.supervise import warnings
 from tests.cli.harness import process
-from tests.fakes.fault_backend import FaultBackend
+from tests.fakes.fault_backend import MODEL, FaultBackend
+from tests.fakes.keys import key_of, write_keys
 from tests.fakes.supervised import Supervised, engines, settings_file, until
+
+FREE = key_of("free")
 
 pytestmark = pytest.mark.usefixtures("empty_environment")
 
@@ -49,81 +54,99 @@ async def until_counted(vllm: FaultBackend, at_least: int) -> None:
     await until(has_begun)
 
 
+@pytest.mark.timeout(300)
 async def test_replicas_serve_as_one_gateway(tmp_path: Path) -> None:
-    """Limits, metrics, status, usage, and a replica that is killed under load."""
+    """One gateway for all steps: to start its processes takes longer than everything else."""
+    keys = write_keys(tmp_path / "keys.yaml", free={}, counted={"requests_per_minute": 15})
+    variables = {"GATEWAY_USAGE_FILE": str(tmp_path / "usage.db"), "GATEWAY_KEYS_FILE": str(keys)}
     async with engines() as (vllm, ollama):
         settings_file(tmp_path, vllm, ollama, max_concurrency=3)
-        usage = {"GATEWAY_USAGE_FILE": str(tmp_path / "usage.db")}
-        async with Supervised(tmp_path, 2, **usage) as gateway:
-            assert await gateway.chat(40) == [200] * 40
-            assert vllm.most_at_once == 3
-            sent = 40
-
-            # Each replica has served some, and the sum is what the client has counted.
-            counts = await gateway.metrics("gateway_requests_total")
-            assert counts.keys() == {"1", "2"}
-            assert sum(counts.values()) == sent
-            assert sum((await gateway.metrics("gateway_request_duration_seconds_count")).values()) == sent
-            assert await gateway.metrics("gateway_replicas") == {"1": 2, "2": 2}
-            (row,) = (await gateway.get("/ops/usage"))["rows"]
-            assert row["requests"] == sent
-
-            # One of two dies with requests in flight: the other goes on, and it comes back with its slots.
-            first, second = (each["pid"] for each in await gateway.until_all_serve())
-            vllm.most_at_once = 0
-            load = asyncio.ensure_future(gateway.chat(40))
-            await until_counted(vllm, sent + 5)
-            os.kill(first, signal.SIGKILL)
-            statuses = await load
-            assert set(statuses) <= {200, 0}
-            assert statuses.count(200) >= 10
-            replicas = await gateway.until_all_serve()
-            assert replicas[0]["pid"] not in (first, second)
-            assert replicas[1]["pid"] == second
-            assert await gateway.chat(40) == [200] * 40
-            assert vllm.most_at_once == 3
+        async with Supervised(tmp_path, 2, **variables) as gateway:
+            await check_that_limits_and_counts_are_those_of_one_gateway(gateway, vllm)
+            await check_that_sighup_reloads_all(gateway)
+            await check_that_a_rollback_reaches_all_replicas(gateway, vllm, ollama)
+            await check_that_a_killed_replica_comes_back_with_its_slots(gateway, ollama)
+            await check_that_a_stop_under_load_loses_no_request(gateway, ollama)
+    assert json.loads(gateway.state_file.read_text())["rollout"]["tiers"]["standard"]["backend"] == "ollama"
 
 
-async def test_a_change_of_the_roll_out_reaches_all_replicas(tmp_path: Path) -> None:
-    async with engines() as (vllm, ollama):
-        settings_file(tmp_path, vllm, ollama)
-        async with Supervised(tmp_path, 2) as gateway:
-            answer = await gateway.post("/ops/rollback", {})
-            assert answer.json()["changed"] is True
-            assert answer.json()["persisted"] is True
-            assert answer.json()["shared"] is True
+async def check_that_limits_and_counts_are_those_of_one_gateway(gateway: Supervised, vllm: FaultBackend) -> None:
+    assert await gateway.chat(40, FREE) == [200] * 40
+    assert vllm.most_at_once == 3
 
-            async def all_have_it() -> bool:
-                active = await gateway.metrics('gateway_active_backend{backend="ollama"')
-                return active == {"1": 1, "2": 1}
+    counts = await gateway.metrics("gateway_requests_total")
+    assert counts.keys() == {"1", "2"}
+    assert sum(counts.values()) == 40
+    assert sum((await gateway.metrics("gateway_request_duration_seconds_count")).values()) == 40
+    assert await gateway.metrics("gateway_replicas") == {"1": 2, "2": 2}
+    (row,) = (await gateway.get("/ops/usage"))["rows"]
+    assert row["requests"] == 40
 
-            await until(all_have_it)
-            assert await gateway.chat(10) == [200] * 10
-            assert (len(ollama.requests), len(vllm.requests)) == (10, 0)
-
-            # A replica that is started later has it as well.
-            pid = (await gateway.until_all_serve())[0]["pid"]
-            os.kill(pid, signal.SIGKILL)
-            await until_gone([pid])
-            await gateway.until_all_serve()
-            assert await gateway.metrics('gateway_active_backend{backend="ollama"') == {"1": 1, "2": 1}
-        assert json.loads(gateway.state_file.read_text())["rollout"]["tiers"]["standard"]["backend"] == "ollama"
+    # The limit of a key is that of all replicas.
+    statuses = await gateway.chat(30, key_of("counted"))
+    assert (statuses.count(200), statuses.count(429)) == (15, 15)
 
 
-async def test_stop_under_load_loses_no_request_and_leaves_nothing(tmp_path: Path) -> None:
-    async with engines() as (vllm, ollama):
-        settings_file(tmp_path, vllm, ollama, max_concurrency=2)
-        async with Supervised(tmp_path, 2) as gateway:
-            pids = [each["pid"] for each in await gateway.until_all_serve()]
-            load = asyncio.ensure_future(gateway.chat(60))
-            await until_counted(vllm, 10)
-            gateway.process.send_signal(signal.SIGTERM)
-            assert await load == [200] * 60
-            assert await asyncio.to_thread(gateway.process.wait, 60) == 0
-            await until_gone(pids)
-        assert "error" not in gateway.log.read_text()
+async def check_that_sighup_reloads_all(gateway: Supervised) -> None:
+    gateway.process.send_signal(signal.SIGHUP)
+
+    async def all_have_reread() -> bool:
+        return gateway.log.read_text().count("settings reread (signal)") == 2
+
+    await until(all_have_reread)
 
 
+async def check_that_a_rollback_reaches_all_replicas(
+    gateway: Supervised, vllm: FaultBackend, ollama: FaultBackend
+) -> None:
+    answer = (await gateway.post("/ops/rollback", {})).json()
+    assert (answer["changed"], answer["persisted"], answer["shared"]) == (True, True, True)
+
+    async def all_have_it() -> bool:
+        return await gateway.metrics('gateway_active_backend{backend="ollama"') == {"1": 1, "2": 1}
+
+    await until(all_have_it)
+    before = len(vllm.requests)
+    assert await gateway.chat(10, FREE) == [200] * 10
+    assert (len(ollama.requests), len(vllm.requests)) == (10, before)
+
+
+async def check_that_a_killed_replica_comes_back_with_its_slots(gateway: Supervised, ollama: FaultBackend) -> None:
+    first, second = (each["pid"] for each in await gateway.until_all_serve())
+    ollama.most_at_once = 0
+    load = asyncio.ensure_future(gateway.chat(40, FREE))
+    await until_counted(ollama, len(ollama.requests) + 5)
+    os.kill(first, signal.SIGKILL)
+    statuses = await load
+    assert ollama.most_at_once == 2
+    assert set(statuses) <= {200, 0}
+    assert statuses.count(200) >= 10
+    await until_gone([first])
+    replicas = await gateway.until_all_serve()
+    assert replicas[0]["pid"] not in (first, second)
+    assert replicas[1]["pid"] == second
+    ollama.most_at_once = 0
+    assert await gateway.chat(40, FREE) == [200] * 40
+    assert ollama.most_at_once == 2
+    # It has the roll-out that was changed before it was started.
+    assert await gateway.metrics('gateway_active_backend{backend="ollama"') == {"1": 1, "2": 1}
+
+
+async def check_that_a_stop_under_load_loses_no_request(gateway: Supervised, ollama: FaultBackend) -> None:
+    pids = [each["pid"] for each in await gateway.until_all_serve()]
+    load = asyncio.ensure_future(gateway.chat(40, FREE))
+    await until_counted(ollama, len(ollama.requests) + 10)
+    gateway.process.send_signal(signal.SIGTERM)
+    statuses = await load
+    # A client that had not connected yet is refused; what was accepted is answered.
+    assert set(statuses) <= {200, 0}
+    assert statuses.count(200) >= 10
+    assert await asyncio.to_thread(gateway.process.wait, 60) == 0
+    await until_gone(pids)
+    assert sum(1 for line in gateway.log.read_text().splitlines() if '"outcome":"cancelled"' in line) == 0
+
+
+@pytest.mark.timeout(300)
 async def test_replicas_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     """Their requests get a last error event, and the port is free."""
     async with engines() as (vllm, ollama):
@@ -141,19 +164,12 @@ async def test_replicas_end_with_a_parent_that_was_killed(tmp_path: Path) -> Non
                 listener.bind(("127.0.0.1", gateway.port))
 
 
-@pytest.mark.parametrize(
-    ("variables", "line"),
-    [
-        ({"LLM_BACKEND": "olama"}, "LLM_BACKEND: 'olama' is not a backend"),
-        ({"GATEWAY_KEYS_FILE": "/nowhere/keys.yaml"}, "GATEWAY_KEYS_FILE: '/nowhere/keys.yaml'"),
-    ],
-)
-def test_a_mistake_in_the_settings_is_one_line_with_exit_status_2(variables: dict[str, str], line: str) -> None:
-    with process("serve", "--replicas", "3", GATEWAY_PORT="0", **variables) as started:
+def test_a_mistake_in_the_settings_is_one_line_with_exit_status_2() -> None:
+    with process("serve", "--replicas", "3", GATEWAY_PORT="0", LLM_BACKEND="olama") as started:
         _, errors = started.communicate(timeout=60)
     assert started.returncode == 2
     assert len(errors.splitlines()) == 1
-    assert errors.startswith(line)
+    assert errors.startswith("LLM_BACKEND: 'olama' is not a backend")
 
 
 def test_a_port_in_use_is_one_line_with_exit_status_2() -> None:
@@ -165,3 +181,18 @@ def test_a_port_in_use_is_one_line_with_exit_status_2() -> None:
             _, errors = started.communicate(timeout=60)
     assert started.returncode == 2
     assert errors.splitlines() == [f"GATEWAY_PORT: cannot listen on 127.0.0.1:{port}: Address already in use"]
+
+
+def test_warning_names_the_ollamas_whose_parallelism_is_not_known() -> None:
+    def lines(**changes: Any) -> list[str]:
+        backends: dict[str, Any] = {
+            "ollama": {"kind": "ollama", "base_url": "http://127.0.0.1:1"},
+            "held": {"kind": "ollama", "base_url": "http://127.0.0.1:2", "model_concurrency": 2},
+            "vllm": {"kind": "vllm", "base_url": "http://127.0.0.1:3"},
+        }
+        tiers = {"standard": {"models": dict.fromkeys(backends, MODEL)}}
+        return warnings(config.build({"backends": backends, "tiers": tiers, "state_file": "", **changes}))
+
+    (line,) = lines()
+    assert line.startswith("backend ollama: ")
+    assert lines(ollama_num_parallel=4) == []

@@ -416,7 +416,7 @@ class Operations:
 
     def _fill_gauges(self) -> None:
         metrics = self._metrics
-        if self.peers is not None:
+        if self.peers is not None and self.view_replicas() is None:  # else Redis knows of more machines
             metrics.replicas.set(self.peers.replicas)
         for gauge in (
             metrics.running,

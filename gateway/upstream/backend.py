@@ -402,7 +402,8 @@ class Backend:
         self, lanes: Iterable[LaneName], tier: str, model: str, overrides: LimitOverrides | None
     ) -> dict[LaneName, Queue]:
         """Return the queues for requests of `tier` for `model`, by lane."""
-        return {lane: self.admission.queue(model, lane, tier, _tier_limits(lane, overrides)) for lane in lanes}
+        own = {lane: _tier_limits(lane, overrides, self._replicas) for lane in lanes}
+        return {lane: self.admission.queue(model, lane, tier, limits) for lane, limits in own.items()}
 
     def forget_models(self, models: Collection[str], kept: Collection[Queue]) -> set[str]:
         """Drop what is kept for `models`, unless they have requests, or queues in `kept`.
@@ -503,17 +504,21 @@ def _admission_limits(settings: BackendSettings, num_parallel: int | None, repli
     return AdmissionLimits(limits.max_concurrency, model_slots, lanes, settings.kind == "ollama", num_parallel or 1)
 
 
-def _tier_limits(lane: LaneName, overrides: LimitOverrides | None) -> TierLimits | None:
-    """Return the limits that a tier sets for itself in `lane`, or None if it sets none."""
+def _tier_limits(lane: LaneName, overrides: LimitOverrides | None, replicas: int) -> TierLimits | None:
+    """Return the limits that a tier sets for itself in `lane`, or None if it sets none.
+
+    Of the places in its queue, one of several replicas has its part.
+    """
     if overrides is None:
         return None
     is_vision = lane == "vision"
     model_slots = overrides.concurrency or overrides.model_concurrency
+    places = overrides.vision_max_queue if is_vision else overrides.max_queue
     own = TierLimits(
         overrides.max_concurrency,
         None if model_slots == "auto" else model_slots,
         overrides.vision_concurrency if is_vision else None,
-        overrides.vision_max_queue if is_vision else overrides.max_queue,
+        None if places is None else -(-places // replicas),
         overrides.vision_queue_timeout if is_vision else overrides.queue_timeout,
     )
     return None if own == TierLimits() else own

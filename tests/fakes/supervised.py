@@ -18,6 +18,7 @@ from tests.real_engines.process import free_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
+ADMIN = "an-admin-key-0123456789"
 CHAT = {"model": "standard", "messages": [{"role": "user", "content": "Hello?"}]}
 
 
@@ -54,6 +55,7 @@ class Supervised:
             "GATEWAY_PORT": str(self.port),
             "GATEWAY_CONFIG": str(self._folder / "gateway.yaml"),
             "GATEWAY_STATE_FILE": str(self.state_file),
+            "GATEWAY_ADMIN_KEY": ADMIN,
             **self._variables,
         }
         command = [sys.executable, "-m", "gateway", "serve", "--replicas", str(self._replicas), *arguments]
@@ -92,16 +94,6 @@ class Supervised:
         await until(all_serve)
         return found
 
-    def pids(self) -> dict[int, int]:
-        """Return the process ids of the replicas by number, of the last start of each, from the log."""
-        found = {}
-        for line in self.log.read_text().splitlines():
-            with suppress(ValueError, KeyError):
-                words = json.loads(line)["event"].split()
-                if words[0] == "replica" and words[2] == "serves,":
-                    found[int(words[1])] = int(words[4])
-        return found
-
     async def get(self, path: str) -> Any:
         """Return the JSON of a GET over a connection of its own, which any replica may get."""
         async with client() as http:
@@ -123,19 +115,24 @@ class Supervised:
                 found[replica] = found.get(replica, 0) + float(value)
         return found
 
-    async def chat(self, count: int) -> list[int]:
-        """Send requests at the same time, each over its own connection; return the statuses."""
-        return list(await asyncio.gather(*(self._chat() for _ in range(count))))
+    async def chat(self, count: int, key: str = "any") -> list[int]:
+        """Send requests at the same time, each over its own connection; return the statuses, 0 without an answer."""
+        return list(await asyncio.gather(*(self._chat(key) for _ in range(count))))
 
-    async def _chat(self) -> int:
+    async def _chat(self, key: str) -> int:
+        headers = {"authorization": f"Bearer {key}"}
         try:
-            return (await self.post("/v1/chat/completions", CHAT)).status_code
+            async with client() as http:
+                answer = await http.post(f"{self.url}/v1/chat/completions", json=CHAT, headers=headers)
         except httpx2.HTTPError:
             return 0
+        return answer.status_code
 
 
 def client() -> httpx2.AsyncClient:
-    return httpx2.AsyncClient(verify=False, trust_env=False, timeout=PATIENCE)
+    """Return a client with the operator's key."""
+    headers = {"authorization": f"Bearer {ADMIN}"}
+    return httpx2.AsyncClient(verify=False, trust_env=False, timeout=PATIENCE, headers=headers)
 
 
 async def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> None:
