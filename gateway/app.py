@@ -4,12 +4,14 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from gateway import __version__
+from gateway.admission.shared_limits import SharedLimits
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys, KeylessPort
 from gateway.api.chat import ChatEndpoint, CompletionEndpoint
@@ -81,7 +83,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.recorder import ExchangeRecorder
 from gateway.telemetry.recording import TrafficRecording
 from gateway.telemetry.trace_context import Tracer, pass_on
-from gateway.upstream.backend import Backend
+from gateway.upstream.backend import Backend, OnEvent
 from gateway.upstream.backends import Backends
 from gateway.upstream.health_checks import HealthChecks
 from gateway.upstream.hints import Hints
@@ -90,10 +92,8 @@ from gateway.upstream.learned_limits import LearnedLimits
 from gateway.usage.recorder import UsageRecorder
 
 if TYPE_CHECKING:
-    from gateway.replicas.channel import Channel
-    from gateway.replicas.key_limits import SharedKeyLimits
+    from gateway.replicas.leases import Leases
     from gateway.replicas.link import RedisLink
-    from gateway.replicas.shared_usage import SharedUsage
 
 
 class Gateway:
@@ -111,7 +111,6 @@ class Gateway:
         accounts: Accounts | None = None,
         usage: UsageRecorder | None = None,
         document: SharedDocument | None = None,
-        link: "RedisLink | None" = None,
     ) -> None:
         """Build the gateway.
 
@@ -138,13 +137,26 @@ class Gateway:
         self._in_flight = InFlight(asyncio.get_running_loop(), clock)
         destinations = Destinations(settings, self._backends, metrics)
 
-        self._link = link
+        self._link: RedisLink | None = None
+        self._leases: Leases | None = None
+        self._shared_parts: list[AbstractAsyncContextManager[object]] = []
+        """What this gateway shares with other replicas, in the order in which it is entered."""
+        self._shared_stack = AsyncExitStack()
+        shared_limits: SharedLimits | None = None
+        if settings.redis_url is not None:
+            from gateway.replicas.limit_sharing import LimitSharing, open_link  # noqa: PLC0415  # need an extra
+
+            self._link, document = open_link(settings.redis_url.get_secret_value())
+            shared_limits = SharedLimits()
+            self._leases = LimitSharing(self._link, shared_limits, self._state, metrics.replicas.set)
+            self._shared_parts += [self._link, self._leases]
         self._rollout_sharing: RolloutSharing | None = None
         if document is None:
             self.rollout = Rollout(settings)
         else:
             self.rollout = shared = SharedRollout(settings, document.replica, common_clock=document.now)
             self._rollout_sharing = RolloutSharing(shared, document)
+            self._shared_parts.append(self._rollout_sharing)
         self._migration = QueueMigration(destinations, self._in_flight, self.rollout.tiers, clock)
         controller = RolloutController(
             self.rollout, self._state, metrics, settings.rollback_to, self._migration.follow, self._rollout_sharing
@@ -158,12 +170,9 @@ class Gateway:
         observers = [live.observe, *([guard.observe] if guard else [])]
         self._recorder = ExchangeRecorder(metrics, log, observers, None if usage is None else usage.observe)
 
-        self._shared_usage: SharedUsage | None = None
-        self._hint_channel: Channel | None = None
         if usage is not None:
             usage.settle = self.settle
-            if link is not None:
-                self._shared_usage = usage.others = _shared_usage(link, usage, settings.usage_days)
+            self._share_usage(usage, settings.usage_days)
 
         self._traffic = TrafficRecording()
 
@@ -176,7 +185,8 @@ class Gateway:
             on_down=self._migration.on_backend_down,
             on_learned=learned_limits.save,
             on_evicted=self._in_flight.send_again,
-            on_event=None if link is None else self._share_hints(link, clock).tell,
+            on_event=self._share_hints(clock),
+            shared=shared_limits,
         )
         learned_limits.restore()
         self._tracer = tracer
@@ -203,6 +213,8 @@ class Gateway:
         self._operations = operations = Operations(
             settings, self._backends, model_names, controller, self._health, metrics, guard, live
         )
+        if self._leases is not None:
+            operations.view_replicas = self._leases.view
         self._events = Events(operations.status, operations.series, lambda: operations.sample_number)
 
         accounts = accounts or open_accounts(settings)
@@ -212,9 +224,7 @@ class Gateway:
             self.named_keys = NamedKeys(
                 accounts, settings.keys_file, model_names, self._state, metrics.forget_key, keys.count_plain
             )
-        self._key_limits: SharedKeyLimits | None = None
-        if link is not None and self.named_keys is not None:
-            self._key_limits = _shared_key_limits(link, self.named_keys)
+        self._share_keys()
         self._cors = Cors(settings.cors_origins)
         self._images = ImageNormalizer()
         self._image_fetcher = ImageFetcher()
@@ -301,39 +311,50 @@ class Gateway:
         """Settings in force."""
         return self._destinations.settings
 
-    def _share_hints(self, link: "RedisLink", clock: Callable[[], float]) -> Hints:
+    def _share_hints(self, clock: Callable[[], float]) -> OnEvent | None:
+        """Share hints about servers with other replicas, and return what sends them."""
+        if self._link is None:
+            return None
         from gateway.replicas.channel import Channel  # noqa: PLC0415  # needs an extra
 
-        self._hint_channel = Channel(link, "hints")
-        hints = Hints(link.replica, self._backends, self._hint_channel.send, clock)
-        self._hint_channel.listen(hints.receive)
-        return hints
+        channel = Channel(self._link, "hints")
+        hints = Hints(self._link.replica, self._backends, channel.send, clock)
+        channel.listen(hints.receive)
+        self._shared_parts.append(channel)
+        return hints.tell
+
+    def _share_usage(self, usage: UsageRecorder, days: int) -> None:
+        """Share the usage of `days` days with other replicas."""
+        if self._link is None:
+            return
+        from gateway.replicas.shared_usage import SharedUsage  # noqa: PLC0415  # needs an extra
+
+        usage.others = shared = SharedUsage(self._link, usage, days)
+        self._shared_parts.append(shared)
+
+    def _share_keys(self) -> None:
+        """Share the limits of keys with other replicas."""
+        if self._link is None or self._leases is None or self.named_keys is None:
+            return
+        from gateway.replicas.key_limits import SharedKeyLimits  # noqa: PLC0415  # needs an extra
+
+        keys, name = self.named_keys, replica_name(self._link.replica)
+        keys.replica = name
+        replicas = self._leases.replicas
+        self._shared_parts.append(
+            SharedKeyLimits(self._link, keys.accounts, name, predecessor=keys.predecessor, replicas=replicas)
+        )
 
     async def __aenter__(self) -> Self:
-        if self._link is not None:
-            await self._link.__aenter__()
-        if self._rollout_sharing is not None:
-            await self._rollout_sharing.start()
-        if self._key_limits is not None:
-            self._key_limits.start()
-        if self._shared_usage is not None:
-            self._shared_usage.start()
+        for part in self._shared_parts:
+            await self._shared_stack.enter_async_context(part)
         await self._health.__aenter__()
         if self.named_keys is not None:
             self.named_keys.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._rollout_sharing is not None:
-            await self._rollout_sharing.close()
-        if self._key_limits is not None:
-            await self._key_limits.close()
-        if self._shared_usage is not None:
-            await self._shared_usage.close()
-        if self._hint_channel is not None:
-            await self._hint_channel.close()
-        if self._link is not None:
-            await self._link.__aexit__()
+        await self._shared_stack.aclose()
         self._recorder.detach_observers()
         self._events.close()
         self._live.close()
@@ -390,6 +411,8 @@ class Gateway:
     def begin_drain(self) -> None:
         """Report "not ready" from now on. Requests are served until the listening socket closes."""
         self._operations.is_stopping = True
+        if self._leases is not None:
+            self._leases.begin_leaving()
         self._events.close()
         self._preflight.stop()
 
@@ -413,19 +436,6 @@ class Gateway:
             )
             for name, backend in self._backends.items()
         }
-
-
-def _shared_key_limits(link: "RedisLink", keys: NamedKeys) -> "SharedKeyLimits":
-    from gateway.replicas.key_limits import SharedKeyLimits  # noqa: PLC0415  # needs an extra
-
-    keys.replica = replica_name(link.replica)
-    return SharedKeyLimits(link, keys.accounts, keys.replica, predecessor=keys.predecessor)
-
-
-def _shared_usage(link: "RedisLink", usage: UsageRecorder, days: int) -> "SharedUsage":
-    from gateway.replicas.shared_usage import SharedUsage  # noqa: PLC0415  # needs an extra
-
-    return SharedUsage(link, usage, days)
 
 
 def _registry() -> CollectorRegistry:

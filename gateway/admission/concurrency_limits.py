@@ -43,6 +43,20 @@ class ConcurrencyLimit:
     def is_full(self) -> bool:
         return self.count >= self.limit
 
+    @property
+    def total(self) -> int:
+        """The limit over all replicas of the gateway (`shared_limits.py`)."""
+        return self.limit
+
+    @property
+    def entitlement(self) -> int:
+        """The part that this replica can have, once others have given back what they do not need."""
+        return self.limit
+
+    def change(self, total: int) -> None:
+        """Set another limit."""
+        self.limit = total
+
 
 class LoadSample:
     """State of one request in an `AdaptiveLimit`."""
@@ -99,10 +113,9 @@ class AdaptiveLimit(ConcurrencyLimit):
         """Raise the limit if more than `limit` answers still stream. Return whether it rose."""
         if self.streaming <= self.limit or self.is_held:
             return False
-        self.limit = self.streaming
         self._trial = None
         self.next_try = 0.0
-        self._reset_evidence()
+        self._learn(self.streaming)
         return True
 
     def ended(self, sample: LoadSample, now: float) -> bool:
@@ -114,10 +127,13 @@ class AdaptiveLimit(ConcurrencyLimit):
             self.next_try = now + TRY_AGAIN_SECONDS
         if self._unproven < REQUESTS_BEFORE_LOWERING or self.limit == 1 or self.is_held:
             return False
-        self.limit = max(1, self._most_streaming)
         self.next_try = now + TRY_AGAIN_SECONDS
-        self._reset_evidence()
+        self._learn(max(1, self._most_streaming))
         return True
+
+    def _learn(self, limit: int) -> None:
+        self.limit = limit
+        self._reset_evidence()
 
     def _reset_evidence(self) -> None:
         self._unproven = self._most_streaming = 0

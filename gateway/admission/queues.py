@@ -74,6 +74,24 @@ class TierLimits:
     queue_timeout: float | None = None
 
 
+class LimitSource:
+    """Source of the limits of one backend. This one makes limits of this replica alone.
+
+    `place` is the server's address, and `name` that of the limit there.
+    """
+
+    def fixed(self, place: str, name: str, slots: int) -> ConcurrencyLimit:
+        """Return a limit that is set by the operator."""
+        return ConcurrencyLimit(slots)
+
+    def adaptive(self, place: str, name: str, slots: int, is_held: bool) -> ConcurrencyLimit:
+        """Return a limit that is learned, from `slots` on."""
+        return AdaptiveLimit(slots, is_held)
+
+    def queued(self) -> None:
+        """Record that a request was queued."""
+
+
 class Gate:
     """Gate before the requests of one model in one lane on one server. This one is always open.
 
@@ -117,9 +135,11 @@ class Gate:
 class ServerSlots(ABC):
     """A server as admission sees it: what runs there, and what could run."""
 
-    __slots__ = ("guesses", "lanes", "models", "prefixes", "residency", "separate_lanes", "slots")
+    __slots__ = ("guesses", "lanes", "models", "place", "prefixes", "residency", "separate_lanes", "slots")
 
     def __init__(self) -> None:
+        self.place = ""
+        """Address, by which all replicas of the gateway know the server."""
         self.slots = ConcurrencyLimit(0)
         self.models: dict[str, ConcurrencyLimit] = {}
         """Model limits by canonical name."""
@@ -331,6 +351,16 @@ class Queue:
             and placement.server.serves(self.model)
             and placement.server.is_up()
             and min(limit.limit - limit.count for limit in placement.limits) > self.waiting
+            for placement in self.placements
+        )
+
+    def expects_slot(self) -> bool:
+        """Return whether one more request than those queued could run with what other replicas are to give back."""
+        return any(
+            placement.server.serves(self.model)
+            and placement.server.is_up()
+            and any(limit.is_full for limit in placement.limits)
+            and min(limit.entitlement - limit.count for limit in placement.limits) > self.waiting
             for placement in self.placements
         )
 

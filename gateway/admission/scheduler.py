@@ -80,7 +80,7 @@ outdated median would never be renewed.
 
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from gateway.admission.affinity import Affinity
@@ -91,6 +91,7 @@ from gateway.admission.queues import (
     AdmissionLimits,
     Lane,
     LaneName,
+    LimitSource,
     Placement,
     Queue,
     QueueEntry,
@@ -131,6 +132,7 @@ class Admission:
     - `on_learned` is called when a learned limit has changed.
     - `affinity` chooses among several servers by their prefix caches. Without it, the least busy one
       is chosen.
+    - `source` makes the limits, which replicas of the gateway may share.
     """
 
     def __init__(
@@ -142,8 +144,10 @@ class Admission:
         canonical: Callable[[str], str] = lambda name: name,
         on_learned: Callable[[], None] = lambda: None,
         affinity: Affinity | None = None,
+        source: LimitSource | None = None,
     ) -> None:
         self.affinity = affinity
+        self._source = source or LimitSource()
         self._has_several = len(servers) > 1
         self._turn = 0
         self._servers = list(servers)
@@ -157,7 +161,7 @@ class Admission:
         self._queued = 0
         self._on_learned = on_learned
         for server in servers:
-            server.slots.limit = limits.slots
+            server.slots = self._source.fixed(server.place, "slots", limits.slots)
 
     def __repr__(self) -> str:
         lanes = ", ".join(f"{name} {self.running(name)}+{self.waiting(name)}" for name in self._lanes)
@@ -189,7 +193,7 @@ class Admission:
         if queue is None:
             shared_lane = self._lanes[lane]
             own = own or TierLimits()
-            placements = [self._placement(server, model, shared_lane, own) for server in self._servers]
+            placements = [self._placement(server, model, shared_lane, own, tier) for server in self._servers]
             room = shared_lane.room if own.max_queue is None else ConcurrencyLimit(own.max_queue)
             queue = self._queues[key] = Queue(model, shared_lane, placements, room, own.queue_timeout)
             shared_lane.queues.append(queue)
@@ -200,9 +204,9 @@ class Admission:
         self._servers += servers
         self._has_several = True
         for server in servers:
-            server.slots.limit = self._limits.slots
-        for (model, _, _, own), queue in self._queues.items():
-            queue.add(self._placement(server, model, queue.lane, own or TierLimits()) for server in servers)
+            server.slots = self._source.fixed(server.place, "slots", self._limits.slots)
+        for (model, _, tier, own), queue in self._queues.items():
+            queue.add(self._placement(server, model, queue.lane, own or TierLimits(), tier) for server in servers)
 
     def drop(self, servers: Collection[ServerSlots]) -> None:
         """Forget servers that get no requests any more, and that none runs at."""
@@ -211,10 +215,10 @@ class Admission:
         for queue in self._queues.values():
             queue.drop(gone)
 
-    def _placement(self, server: ServerSlots, model: str, lane: Lane, own: TierLimits) -> Placement:
+    def _placement(self, server: ServerSlots, model: str, lane: Lane, own: TierLimits, tier: str) -> Placement:
         return Placement(
             server,
-            self._limits_at(server, model, lane, own),
+            self._limits_at(server, model, lane, own, tier),
             server.gate(model, lane.name),
             self._model_state(server, model, lane),
         )
@@ -226,22 +230,38 @@ class Admission:
             else server.residency.state(self._canonical(model), model, lane.limits.is_separate)
         )
 
-    def _limits_at(self, server: ServerSlots, model: str, lane: Lane, own: TierLimits) -> tuple[ConcurrencyLimit, ...]:
+    def _limits_at(
+        self, server: ServerSlots, model: str, lane: Lane, own: TierLimits, tier: str
+    ) -> tuple[ConcurrencyLimit, ...]:
+        """Return the limits from the server's own to that of the lane.
+
+        Shared limits are waited for in the opposite order.
+        """
         if lane.limits.is_separate:
-            return (
-                server.separate_lanes.setdefault(lane.name, ConcurrencyLimit(lane.limits.slots or self._limits.slots)),
-            )
+            return (self._lane_limit(server, server.separate_lanes, lane),)
+        prefix = f"tier/{tier}/{lane.name}/{model}"
         limits = [server.slots]
         if own.slots is not None:
-            limits.append(ConcurrencyLimit(own.slots))
+            limits.append(self._source.fixed(server.place, f"{prefix}/slots", own.slots))
         limits.append(
-            self._model_limit(server, model) if own.model_slots is None else ConcurrencyLimit(own.model_slots)
+            self._model_limit(server, model)
+            if own.model_slots is None
+            else self._source.fixed(server.place, f"{prefix}/model", own.model_slots)
         )
         if own.lane_slots is not None:
-            limits.append(ConcurrencyLimit(own.lane_slots))
+            limits.append(self._source.fixed(server.place, f"{prefix}/lane", own.lane_slots))
         elif lane.limits.slots is not None:
-            limits.append(server.lanes.setdefault(lane.name, ConcurrencyLimit(lane.limits.slots)))
+            limits.append(self._lane_limit(server, server.lanes, lane))
         return tuple(limits)
+
+    def _lane_limit(
+        self, server: ServerSlots, limits: dict[LaneName, ConcurrencyLimit], lane: Lane
+    ) -> ConcurrencyLimit:
+        limit = limits.get(lane.name)
+        if limit is None:
+            slots = lane.limits.slots or self._limits.slots
+            limit = limits[lane.name] = self._source.fixed(server.place, f"lane/{lane.name}", slots)
+        return limit
 
     def _model_limit(self, server: ServerSlots, model: str) -> ConcurrencyLimit:
         name = self._canonical(model)
@@ -250,9 +270,20 @@ class Admission:
             limits = self._limits
             slots = server.guesses.get(name, limits.first_guess) if limits.model_slots is None else limits.model_slots
             limit = server.models[name] = (
-                AdaptiveLimit(slots, limits.model_slots is not None) if limits.can_learn else ConcurrencyLimit(slots)
+                self._source.adaptive(server.place, f"model/{name}", slots, limits.model_slots is not None)
+                if limits.can_learn
+                else self._source.fixed(server.place, f"model/{name}", slots)
             )
         return limit
+
+    def used_limits(self) -> Iterator[ConcurrencyLimit]:
+        """Yield the limits that the requests of this backend need."""
+        for server in self._servers:
+            yield server.slots
+            yield from (server.models | server.lanes | server.separate_lanes).values()
+        for queue in self._queues.values():
+            for placement in queue.placements:
+                yield from placement.limits
 
     def change(self, limits: AdmissionLimits) -> None:
         """Apply other limits to the same lanes. Requests in flight continue.
@@ -261,13 +292,14 @@ class Admission:
         """
         self._limits = limits
         for server in self._servers:
-            server.slots.limit = limits.slots
+            server.slots.change(limits.slots)
             for current in server.models.values():
                 if isinstance(current, AdaptiveLimit):
                     current.is_held = limits.model_slots is not None
-                current.limit = current.limit if limits.model_slots is None else limits.model_slots
+                if limits.model_slots is not None:
+                    current.change(limits.model_slots)
             for name, current in (server.lanes | server.separate_lanes).items():
-                current.limit = limits.lanes[name].slots or limits.slots
+                current.change(limits.lanes[name].slots or limits.slots)
         for name, lane in self._lanes.items():
             lane.limits = limits.lanes[name]
             lane.room.limit = lane.limits.max_queue
@@ -292,7 +324,7 @@ class Admission:
             for name, limit in [item for item in server.models.items() if id(item[1]) not in used]:
                 del server.models[name]
                 if isinstance(limit, AdaptiveLimit) and not limit.is_held:
-                    server.guesses[name] = limit.limit
+                    server.guesses[name] = limit.total
 
     # Steps
 
@@ -406,6 +438,7 @@ class Admission:
         else:
             queue.fair_queue(ticket.claim).add(ticket, self._stamp)
         queue.room.count += 1
+        self._source.queued()
 
     def _schedule_loads(self) -> bool:
         """Start the loads that queued requests wait for. Return whether a model became ready."""
@@ -548,7 +581,7 @@ class Admission:
         queue, claim = ticket.queue, ticket.claim
         if not any(placement.server.serves(queue.model) for placement in queue.placements):
             raise ModelNotFound("The model behind this name is not present on its backend.", param="model")
-        if queue.room.is_full and not queue.has_slot_but_no_model():
+        if queue.room.is_full and not queue.has_slot_but_no_model() and not queue.expects_slot():
             raise QueueFull(
                 "The gateway's queue for this backend is full. Try again later.", retry_after=self.retry_after(queue)
             )

@@ -88,6 +88,8 @@ class Operations:
         self._guard = guard
         self._live = live
         self.is_stopping = False
+        self.view_replicas: Callable[[], dict[str, Any] | None] = lambda: None
+        """Returns the state of the replicas that share limits, None if this one shares none."""
         self.last_reload: dict[str, Any] | None = None
         """Outcome of the last reload of the settings."""
 
@@ -238,6 +240,7 @@ class Operations:
                 "history": self.controller.history(),
             },
             "reload": self.last_reload,
+            "replicas": self.view_replicas(),
             "default_tier": self._settings.default_tier,
             "live": {"step": STEP, "window": WINDOW, "kept": KEPT},
             "errors": self._live.errors(),
@@ -336,7 +339,7 @@ class Operations:
                     "model_slots": {
                         model: {
                             "running": bound.count,
-                            "limit": bound.limit,
+                            "limit": bound.total,
                             "learned": isinstance(bound, AdaptiveLimit) and not bound.is_held,
                         }
                         for model, bound in server.models.items()

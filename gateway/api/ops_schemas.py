@@ -232,6 +232,32 @@ class Series(Struct):
     backends: dict[str, BackendSeries]
 
 
+class SharedLimitStatus(Struct):
+    """A shared limit: its slots over all replicas, those that this one may fill, and those that it uses."""
+
+    name: str
+    limit: int
+    share: int
+    running: int
+
+
+class ReplicasStatus(Struct):
+    """The replicas that share the limits, and the link to Redis. `since` is when it came up or went down.
+
+    `sharing` is 1 while this replica is alone; `replicas` is the number that it last saw, by which it then
+    divides the limits.
+    """
+
+    replica: str
+    redis: str
+    up: bool
+    since: float
+    reason: str | None
+    sharing: int
+    replicas: int
+    limits: list[SharedLimitStatus]
+
+
 class OpsStatus(Struct):
     """Status of the gateway: all that the console shows. `/ops/events` sends it and its changes."""
 
@@ -242,6 +268,7 @@ class OpsStatus(Struct):
     discovered: dict[str, DiscoveredStatus]
     rollout: RolloutHistory
     reload: ReloadOutcome | None
+    replicas: ReplicasStatus | None
     default_tier: str
     live: LiveTimes
     errors: list[FailedRequest]

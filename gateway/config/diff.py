@@ -12,7 +12,7 @@ from gateway.config.settings import BackendSettings, Settings
 AT_START = (
     "host", "port", "metrics_port", "ollama_port", "ollama_as_key", "keys_file", "admin_key",
     "metrics_key", "cors_origins", "allowed_hosts",
-    "user_header", "session_header", "log_format", "state_file", "usage_file", "usage_days",
+    "user_header", "session_header", "log_format", "state_file", "usage_file", "usage_days", "redis_url",
     "ollama_num_parallel", "drain_delay", "drain_timeout", "keep_alive_timeout", "guard",
 )  # fmt: skip
 """Keys whose changes take effect at the next start.

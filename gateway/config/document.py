@@ -30,6 +30,7 @@ from gateway.config.field_types import (
     Port,
     PublicName,
     Ratio,
+    RedisUrl,
     Share,
     Size,
     empty_if_none,
@@ -251,6 +252,11 @@ class SettingsDocument(DocumentSection):
         default="gateway-usage.db",
         description="SQLite file of usage per key, person, tier, backend and day; empty: none is kept. "
         "Default: gateway-usage.db.",
+    )
+    redis_url: RedisUrl | None = Field(
+        default=None,
+        description="Redis or Valkey through which replicas share limits, as redis://host:6379/0. Default: none, this "
+        "is the only replica.",
     )
     usage_days: Count = Field(default=400, description="Days of usage that are kept. Default: 400.")
     record: str | None = Field(

@@ -28,6 +28,7 @@ PLAIN_VARIABLES = {
     "GATEWAY_OLLAMA_AS_KEY": "ollama_as_key",
     "GATEWAY_STATE_FILE": "state_file",
     "GATEWAY_USAGE_FILE": "usage_file",
+    "GATEWAY_REDIS_URL": "redis_url",
     "GATEWAY_LOG_LEVEL": "log_level",
 }
 MAY_BE_EMPTY = ("GATEWAY_STATE_FILE", "GATEWAY_USAGE_FILE")

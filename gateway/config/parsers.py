@@ -6,6 +6,7 @@ Pure. Each raises a ValueError that says what was expected.
 import ipaddress
 import re
 from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
 
 from gateway.chat.image_address import parse_prefix
 
@@ -23,6 +24,10 @@ PREFIX = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
 ENDPOINT = re.compile(r"/(chat/completions|completions|embeddings|rerank|api/(chat|generate|tags|embed))$")
 
 NAME_SCHEMES = ("dns", "dns+https")
+REDIS_OPTIONS = frozenset(
+    {"db", "password", "ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
+)
+"""Options of redis-py that may be in a Redis URL."""
 
 # Default port of each engine, for addresses that have neither a scheme nor a port, as in
 # OLLAMA_HOST.
@@ -209,6 +214,31 @@ def key(value: object) -> str:
     if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
         raise ValueError("expected a key without quotes around it")
     return value
+
+
+def redis_url(value: object) -> str:
+    """Return the URL of a Redis server as redis-py reads it: `redis://`, `rediss://` with TLS, or `unix://`.
+
+    No error repeats a part of it, because it may have a password.
+    """
+    expected = "expected an address such as redis://host:6379/0, rediss://user:password@host:6380 or unix:///path"
+    if not isinstance(value, str) or not re.fullmatch(r"(redis|rediss|unix)://[!-~]+", value.strip(), re.IGNORECASE):
+        raise ValueError(expected)
+    try:
+        parts = urlsplit(value.strip())
+        options = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        port = parts.port
+    except ValueError:
+        raise ValueError(expected) from None
+    is_socket = parts.scheme == "unix"
+    is_placed = len(parts.path) > 1 if is_socket else bool(parts.hostname) and port != 0
+    if not is_placed or parts.fragment or not (is_socket or re.fullmatch(r"/?\d{0,5}", parts.path, re.ASCII)):
+        raise ValueError(expected)
+    if unknown := options.keys() - REDIS_OPTIONS:
+        raise ValueError(
+            f"{len(unknown)} unknown options behind ?; expected some of {', '.join(sorted(REDIS_OPTIONS))}"
+        )
+    return value.strip()
 
 
 def keys(value: object) -> tuple[str, ...]:

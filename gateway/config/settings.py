@@ -309,6 +309,9 @@ class Settings(Frozen):
     usage_file: Path | None = Field(
         default=Path("gateway-usage.db"), description="SQLite file of usage; None: none is kept."
     )
+    redis_url: SecretStr | None = Field(
+        default=None, description="Redis through which replicas share limits; None: this is the only replica."
+    )
     usage_days: int = Field(default=400, description="Days of usage that are kept.")
     record: Path | None = Field(
         default=None, description="File to which sizes and times of requests are appended; None: nothing is recorded."

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from gateway.keys.account import Account
 from gateway.keys.accounts import Accounts
@@ -196,6 +196,13 @@ class SharedKeyLimits:
 
     def __repr__(self) -> str:
         return f"<SharedKeyLimits {len(self._active)} in use, {self.replicas} replicas>"
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())

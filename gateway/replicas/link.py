@@ -125,9 +125,7 @@ class RedisLink:
 
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
-            self.failure = "closed"
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end(self._task)
         self.is_up = False
         with suppress(RedisError, OSError, TimeoutError):
             await self._redis.aclose()
@@ -212,8 +210,7 @@ class RedisLink:
             try:
                 await asyncio.wait([self._session])
             finally:
-                self._session.cancel()
-                await asyncio.wait([self._session])
+                await end(self._session)
             if not self._session.cancelled() and (error := self._session.exception()) is not None:
                 self.failure = reason_of(error)
             self._go_down()
@@ -238,7 +235,7 @@ class RedisLink:
 
     async def _deliver(self, pubsub: PubSub) -> None:
         is_tested = False
-        while not self.failure:  # a cancellation that meets a timeout of redis-py's is lost
+        while not self.failure:  # `_fail` cancels this task as well, but see `end`
             message = await pubsub.get_message(timeout=SILENCE_SECONDS)
             if message is None:
                 if is_tested:
@@ -251,6 +248,15 @@ class RedisLink:
                 callback = self._channels.get(message["channel"].decode())
                 if callback is not None:
                     callback(message["data"])
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end. A cancellation that meets a timeout within redis-py may be lost."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
+    if not task.cancelled():
+        task.exception()  # one that nobody reads is logged
 
 
 def key(name: str) -> str:

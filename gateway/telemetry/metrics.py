@@ -273,6 +273,10 @@ class Metrics:
         self.waiting_bytes = Gauge(
             "gateway_waiting_bytes", "Bytes of request bodies that are read, or whose request waits.", registry=registry
         )
+        self.replicas = Gauge(
+            "gateway_replicas", "Replicas that share the limits, as this one sees them.", registry=registry
+        )
+        self.replicas.set(1)
         self.backend_up = Gauge(
             "gateway_backend_up", "1 while a server of the backend answers its probes.", ("backend",), registry=registry
         )

@@ -13,6 +13,7 @@ from gateway.admission.concurrency_limits import AdaptiveLimit
 from gateway.admission.model_state import ModelState
 from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, TierLimits
 from gateway.admission.scheduler import Admission
+from gateway.admission.shared_limits import SharedLimits
 from gateway.config import BackendSettings, LimitOverrides
 from gateway.engines.embeddings import Embedder
 from gateway.engines.engine import Engine
@@ -60,6 +61,7 @@ class Backend:
         on_learned: Callable[[], None] = lambda: None,
         on_evicted: Callable[[ModelState], None] = lambda state: None,
         on_event: OnEvent | None = None,
+        shared: SharedLimits | None = None,
     ) -> None:
         self._on_event = on_event
         self.name = settings.name
@@ -87,6 +89,7 @@ class Backend:
         """Servers that may get requests. Changed in place by `join` and `leave`."""
         self.names = [ServerName(server, factory.origin(server)) for server in settings.servers if server.is_name]
         """Host names whose addresses are servers."""
+        self._shared = shared
         self.admission = Admission(
             self.servers,
             _admission_limits(settings, num_parallel),
@@ -94,7 +97,10 @@ class Backend:
             _call_later,
             self.engine.canonical,
             on_learned,
+            source=None if shared is None else shared.source(settings.name, on_learned),
         )
+        if shared is not None:
+            shared.attach(self.admission)
         self._choose_balance()
         self.budget = RetryBudget()
         self.is_restrained = not self.servers
@@ -360,7 +366,7 @@ class Backend:
         return {
             server.name: server.guesses
             | {
-                model: limit.limit
+                model: limit.total
                 for model, limit in server.models.items()
                 if isinstance(limit, AdaptiveLimit) and not limit.is_held
             }
@@ -404,6 +410,8 @@ class Backend:
             self.admission.affinity = Affinity()
 
     def close(self) -> None:
+        if self._shared is not None:
+            self._shared.detach(self.admission)
         for timer in self._timers:
             timer.cancel()
         for server in (*self.servers, *self.leaving):

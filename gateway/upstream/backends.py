@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from gateway.admission.model_state import ModelState
+from gateway.admission.shared_limits import SharedLimits
 from gateway.config import Settings, is_same_place
 from gateway.telemetry.metrics import Metrics
 from gateway.upstream.backend import Backend, OnEvent
@@ -18,6 +19,7 @@ class Backends:
     - `on_learned` is called when a backend has learned a concurrency limit.
     - `on_evicted` is called when a server has evicted a model that may still have requests.
     - `on_event` is called when a server has died, is well again, or was ejected.
+    - `shared` holds the limits that are shared with other replicas of the gateway, if they are.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Backends:
         on_learned: Callable[[], None],
         on_evicted: Callable[[ModelState], None],
         on_event: OnEvent | None = None,
+        shared: SharedLimits | None = None,
     ) -> None:
         self.current = current
         self._metrics = metrics
@@ -39,6 +42,7 @@ class Backends:
         self._on_learned = on_learned
         self._on_evicted = on_evicted
         self._on_event = on_event
+        self._shared = shared
         self._loaders: dict[Backend, ModelLoader] = {}
         current.update(self.built_for(settings))
 
@@ -93,6 +97,7 @@ class Backends:
             on_learned=self._on_learned,
             on_evicted=self._on_evicted,
             on_event=self._on_event,
+            shared=self._shared,
         )
         if backend.loading is not None:
             self._loaders[backend] = ModelLoader(backend, settings, self._metrics, self._gateway_id)

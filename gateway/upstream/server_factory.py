@@ -73,7 +73,8 @@ class ServerFactory:
         other_heads = dict(zip(self._other_paths, others, strict=True))
         server = Server(name, settings, pool, head, embedding_head, self._canonical, other_heads)
         server.label = label
-        server.prefixes.seed = crc32((settings.base_url if origin.address is None else label).encode())
+        server.place = settings.base_url if origin.address is None else label
+        server.prefixes.seed = crc32(server.place.encode())
         return server
 
 

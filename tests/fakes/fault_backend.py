@@ -385,6 +385,13 @@ async def brief(peer: Peer) -> None:
 
 
 @mode
+async def leisurely(peer: Peer) -> None:
+    """Answer after 80 ms, so that a few requests at once keep no processor busy."""
+    await asyncio.sleep(0.08)
+    await healthy(peer)
+
+
+@mode
 async def flood(peer: Peer) -> None:
     """Stream as many words as the socket accepts."""
     peer.open_stream()

@@ -28,6 +28,7 @@ DOCUMENTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_requests_running": ("gauge", LANE),
     "gateway_requests_waiting": ("gauge", LANE),
     "gateway_waiting_bytes": ("gauge", ()),
+    "gateway_replicas": ("gauge", ()),
     "gateway_rejected": ("counter", ("backend", "reason")),
     "gateway_upstream_errors": ("counter", ("backend", "reason")),
     "gateway_retries": ("counter", ("backend", "reason")),
