@@ -5,13 +5,11 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from gateway import __version__
-from gateway.admission.hub_limits import HubLimits
-from gateway.admission.shared_limits import SharedLimits
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys, KeylessPort
 from gateway.api.chat import ChatEndpoint, CompletionEndpoint
@@ -68,11 +66,8 @@ from gateway.relay.destinations import Destinations
 from gateway.relay.discovery import Discovery
 from gateway.relay.in_flight import InFlight
 from gateway.relay.requests import ClientConnection
-from gateway.replicas.key_limits import Link, SharedKeyLimits
-from gateway.replicas.member import HubLink, HubMember
+from gateway.replicas.member import HubMember
 from gateway.replicas.member_state import MemberState
-from gateway.replicas.names import replica_name
-from gateway.replicas.shared_document import SharedDocument
 from gateway.rollout.assignment import Change
 from gateway.rollout.controller import RolloutController
 from gateway.rollout.gpu_switch import GpuSwitcher
@@ -82,6 +77,8 @@ from gateway.rollout.preflight.check import Preflight
 from gateway.rollout.shared import SharedRollout
 from gateway.rollout.sharing import RolloutSharing
 from gateway.rollout.state import Rollout
+from gateway.sharing.base import Sharing
+from gateway.sharing.hub_sharing import HubSharing
 from gateway.state_file import StateFile
 from gateway.telemetry.live import LiveFigures
 from gateway.telemetry.log import ExchangeLog
@@ -93,21 +90,9 @@ from gateway.upstream.backend import Backend
 from gateway.upstream.backends import Backends
 from gateway.upstream.gpu_engine import GpuEngine
 from gateway.upstream.health_checks import HealthChecks
-from gateway.upstream.hints import Hints
 from gateway.upstream.image_fetcher import ImageFetcher
 from gateway.upstream.learned_limits import LearnedLimits
 from gateway.usage.recorder import UsageRecorder
-
-if TYPE_CHECKING:
-    from gateway.replicas.channel import Channel
-    from gateway.replicas.leases import Leases
-    from gateway.replicas.link import RedisLink
-    from gateway.replicas.shared_usage import SharedUsage
-
-USAGE = "usage"
-"""Subject of the question that has other replicas write their usage."""
-ROLLOUT = "rollout"
-"""Name of the document in which the replicas of a machine share the roll-out."""
 
 
 class Gateway:
@@ -124,8 +109,6 @@ class Gateway:
         ollama_port: int | None = None,
         accounts: Accounts | None = None,
         usage: UsageRecorder | None = None,
-        document: SharedDocument | None = None,
-        link: "RedisLink | None" = None,
         member: HubMember | None = None,
     ) -> None:
         """Build the gateway.
@@ -134,14 +117,13 @@ class Gateway:
         address that the gateway listens on, and `ollama_port` the second port, if they are known
         better than from the settings. `tracer` makes a span of each exchange; without one, clients'
         traces are only passed on. `accounts` are those of the keys in `keys_file`, if it has been
-        read before. `usage` records who used how much; its owner closes it after the gateway. `document`
-        is where replicas share the roll-out, if there are several. `member` connects one of several
-        replicas on this machine with the others.
+        read before. `usage` records who used how much; its owner closes it after the gateway. `member`
+        connects one of several replicas on this machine with the others.
 
         Raises:
-            ConfigError: `keys_file` cannot be used, or replicas share the roll-out and a GPU.
+            ConfigError: `keys_file` cannot be used, or several replicas have `exclusive` backends.
         """
-        if settings.exclusive and (document, member, settings.redis_url) != (None, None, None):
+        if settings.exclusive and (member, settings.redis_url) != (None, None):
             raise ConfigError(["exclusive: true, but replicas share the roll-out; expected a single gateway"])
         clock = time.monotonic
         gateway_id = os.urandom(8).hex().encode()
@@ -156,22 +138,15 @@ class Gateway:
         self._in_flight = InFlight(asyncio.get_running_loop(), clock)
         destinations = Destinations(settings, self._backends, metrics)
 
-        self._leases: Leases | None = None
-        shared_limits: SharedLimits | HubLimits | None = None if member is None else _shared_limits(member)
-        if settings.redis_url is not None:
-            from gateway.replicas.limit_sharing import LimitSharing, open_link  # noqa: PLC0415  # need an extra
-
-            link, document = open_link(settings.redis_url.get_secret_value())
-            shared_limits = leased_limits = SharedLimits()
-            self._leases = LimitSharing(link, leased_limits, self._state, metrics.replicas.set)
-        self._link = link
-        document = document or (None if member is None else member.document(ROLLOUT))
+        self._sharing = sharing = _sharing_of(settings, member, self._state, metrics.replicas.set)
         self._rollout_sharing: RolloutSharing | None = None
-        if document is None:
+        if sharing.document is None:
             self.rollout = Rollout(settings)
         else:
+            document = sharing.document
             self.rollout = shared = SharedRollout(settings, document.replica, common_clock=document.now)
             self._rollout_sharing = RolloutSharing(shared, document)
+            sharing.add(self._rollout_sharing)
         self._migration = QueueMigration(destinations, self._in_flight, self.rollout.tiers, clock)
         self._gpu = GpuSwitcher(
             settings,
@@ -206,14 +181,9 @@ class Gateway:
         observers = [live.observe, *([guard.observe] if guard else [])]
         self._recorder = ExchangeRecorder(metrics, log, observers, None if usage is None else usage.observe)
 
-        self._shared_usage: SharedUsage | None = None
-        self._hint_channel: Channel | None = None
         if usage is not None:
             usage.settle = self.settle
-            if link is not None:
-                self._shared_usage = usage.others = _shared_usage(link, usage, settings.usage_days)
-            if member is not None:
-                _share_usage(member, usage)
+            sharing.share_usage(usage, settings.usage_days)
         self._traffic = TrafficRecording()
 
         learned_limits = LearnedLimits(self._state, self._backends, settings.ollama_num_parallel)
@@ -225,8 +195,8 @@ class Gateway:
             on_down=self._migration.on_backend_down,
             on_learned=learned_limits.save,
             on_evicted=self._in_flight.send_again,
-            on_event=None if link is None else self._share_hints(link, clock).tell,
-            shared=shared_limits,
+            on_event=sharing.share_hints(self._backends, clock),
+            shared=sharing.limits,
         )
         learned_limits.restore()
         self._tracer = tracer
@@ -253,8 +223,7 @@ class Gateway:
         self._operations = operations = Operations(
             settings, self._backends, model_names, controller, self._health, metrics, guard, live
         )
-        if self._leases is not None:
-            operations.view_replicas = self._leases.view
+        operations.view_replicas = sharing.view
         self._peers = operations.peers = None if member is None else self._peers_of(member)
         self._events = Events(operations.status, operations.series, lambda: operations.sample_number)
 
@@ -265,10 +234,8 @@ class Gateway:
             self.named_keys = NamedKeys(
                 accounts, settings.keys_file, model_names, self._state, metrics.forget_key, keys.count_plain
             )
-        self._key_limits: SharedKeyLimits | None = None
-        key_link: Link | None = HubLink(member) if link is None and member is not None else link
-        if key_link is not None and self.named_keys is not None:
-            self._key_limits = _shared_key_limits(key_link, self.named_keys)
+        if self.named_keys is not None:
+            sharing.share_keys(self.named_keys)
         self._cors = Cors(settings.cors_origins)
         self._images = ImageNormalizer()
         self._image_fetcher = ImageFetcher()
@@ -356,25 +323,8 @@ class Gateway:
         """Settings in force."""
         return self._destinations.settings
 
-    def _share_hints(self, link: "RedisLink", clock: Callable[[], float]) -> Hints:
-        from gateway.replicas.channel import Channel  # noqa: PLC0415  # needs an extra
-
-        self._hint_channel = Channel(link, "hints")
-        hints = Hints(link.replica, self._backends, self._hint_channel.send, clock)
-        self._hint_channel.listen(hints.receive)
-        return hints
-
     async def __aenter__(self) -> Self:
-        if self._link is not None:
-            await self._link.__aenter__()
-        if self._rollout_sharing is not None:
-            await self._rollout_sharing.start()
-        if self._key_limits is not None:
-            self._key_limits.start()
-        if self._shared_usage is not None:
-            self._shared_usage.start()
-        if self._leases is not None:
-            await self._leases.__aenter__()
+        await self._sharing.__aenter__()
         self._gpu.begin()
         await self._health.__aenter__()
         if self.named_keys is not None:
@@ -384,18 +334,7 @@ class Gateway:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._leases is not None:
-            await self._leases.__aexit__()
-        if self._rollout_sharing is not None:
-            await self._rollout_sharing.close()
-        if self._key_limits is not None:
-            await self._key_limits.close()
-        if self._shared_usage is not None:
-            await self._shared_usage.close()
-        if self._hint_channel is not None:
-            await self._hint_channel.close()
-        if self._link is not None:
-            await self._link.__aexit__()
+        await self._sharing.__aexit__()
         self._recorder.detach_observers()
         self._events.close()
         self._live.close()
@@ -455,8 +394,7 @@ class Gateway:
     def begin_drain(self) -> None:
         """Report "not ready" from now on. Requests are served until the listening socket closes."""
         self._operations.is_stopping = True
-        if self._leases is not None:
-            self._leases.begin_leaving()
+        self._sharing.begin_leaving()
         self._events.close()
         self._preflight.stop()
 
@@ -494,31 +432,15 @@ class Gateway:
         }
 
 
-def _shared_key_limits(link: Link, keys: NamedKeys) -> SharedKeyLimits:
-    keys.replica = replica_name(link.replica)
-    return SharedKeyLimits(link, keys.accounts, keys.replica, predecessor=keys.predecessor)
+def _sharing_of(
+    settings: Settings, member: HubMember | None, state: StateFile, on_count: Callable[[int], None]
+) -> Sharing:
+    """Return what connects the gateway with its replicas: Redis, the parent of those on this machine, or nothing."""
+    if settings.redis_url is not None:
+        from gateway.sharing.redis_sharing import RedisSharing  # noqa: PLC0415  # needs an extra
 
-
-def _shared_usage(link: "RedisLink", usage: UsageRecorder, days: int) -> "SharedUsage":
-    from gateway.replicas.shared_usage import SharedUsage  # noqa: PLC0415  # needs an extra
-
-    return SharedUsage(link, usage, days)
-
-
-def _shared_limits(member: HubMember) -> HubLimits:
-    shared = HubLimits(member, member.hello.replicas, asyncio.get_running_loop().call_later)
-    member.slot_holder = shared
-    return shared
-
-
-def _share_usage(member: HubMember, usage: UsageRecorder) -> None:
-    """Have all replicas write their usage before one of them reads it."""
-
-    async def flush(argument: object) -> None:
-        await usage.flush()
-
-    member.respond[USAGE] = flush
-    usage.flush_others = partial(member.ask, USAGE)
+        return RedisSharing(settings.redis_url.get_secret_value(), member, state, on_count)
+    return Sharing() if member is None else HubSharing(member)
 
 
 def _registry() -> CollectorRegistry:

@@ -114,6 +114,13 @@ class Account:
         self._look_again = second + again
         return second
 
+    def second(self) -> int:
+        """Return the second of `clock`, after a look at what time it is if that is due."""
+        second = int(self.clock())
+        if second >= self._look_again:
+            self.look_at_clock()
+        return second
+
     # What it may use
 
     def allows(self, tier: str) -> bool:
@@ -149,9 +156,7 @@ class Account:
             ExpiredApiKey: The key has expired.
             RateLimited: A limit of requests or of concurrency is reached.
         """
-        second = int(self.clock())
-        if second >= self._look_again:
-            self.look_at_clock()
+        second = self.second()
         if self.is_expired:
             raise ExpiredApiKey
         own = self.allowance

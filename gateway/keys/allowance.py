@@ -146,6 +146,17 @@ class Allowance:
                 window.quota = quota
                 window.others = window.others if others is None else others
 
+    def has_room(self, requests: int, tokens: int, second: int) -> bool:
+        """Return whether `lacking` is empty."""
+        if requests and (
+            self.running >= self.concurrency or (self.requests is not None and self.requests.lacks(1, second))
+        ):
+            return False
+        return not tokens or (
+            self.day_tokens + tokens <= self.tokens_per_day
+            and (self.tokens is None or not self.tokens.lacks(tokens, second))
+        )
+
     def lacking(self, requests: int, tokens: int, second: int) -> dict[str, int]:
         """Return what a request needs of the limits whose quotas are used up, by name.
 

@@ -71,7 +71,9 @@ class SlidingWindow:
 
     def lacks(self, amount: int, second: int) -> bool:
         """Return whether `take` would refuse `amount`."""
-        self.advance(second)
+        slots = self._slots
+        if slots and slots[0].second < second - SECONDS:
+            self.advance(second)
         return self.used + amount > self.quota and (self.used > 0 or self.is_shared)
 
     def add(self, amount: int, second: int) -> Slot:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Self
 
 from gateway.replicas.link import LinkDown, RedisLink
 
@@ -11,7 +12,7 @@ MOST_PENDING = 100
 
 
 class Channel:
-    """The channel `name`. Build it, and call `listen`, before the link is entered."""
+    """The channel `name`. Build it, and call `listen`, before the link is entered, and enter it inside the link."""
 
     def __init__(self, link: RedisLink, name: str) -> None:
         self._link = link
@@ -29,7 +30,10 @@ class Channel:
             self._pending.add(task)
             task.add_done_callback(self._pending.discard)
 
-    async def close(self) -> None:
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
         """Drop what has not been sent."""
         for task in self._pending:
             task.cancel()

@@ -19,10 +19,11 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 from gateway.keys.account import Account
 from gateway.keys.accounts import Accounts
@@ -37,7 +38,9 @@ WAIT_SECONDS = 0.25
 """Longest time that a request waits for a quota before this replica goes on alone with the limit."""
 SILENT_SECONDS = 5.0
 REPEAT_SECONDS = 2.0
-"""Time after which use is reported again although nothing has changed, so that Redis knows that this replica lives."""
+"""Time after which a quota is reported again although nothing has changed: Redis forgets those of silent replicas."""
+DECAY_SECONDS = 3.0
+"""Time between two reports of a limit of which nothing is held but what was used in the last minute."""
 DRY_SECONDS = 0.1
 """Time for which this replica does not ask again for a limit of which it did not get all that it asked for."""
 BLOCK_SHARE = 4
@@ -45,7 +48,7 @@ BLOCK_SHARE = 4
 GROWTH = 4
 """A block is this many times what was used since the last report."""
 BATCH = 250
-"""Limits in one call."""
+"""Limits from which on a call is long enough."""
 
 _SHORT = {
     REQUESTS_PER_MINUTE: "requests",
@@ -63,6 +66,7 @@ class SharedAllowance:
     """The limits of a key, or of one person behind it, as this replica shares them."""
 
     def __init__(self, account: Account, person: str | None, allowance: Allowance) -> None:
+        self.key = account.name, person
         self.account = account
         self.allowance = allowance
         digest = "" if person is None else f":{sha256(person.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
@@ -85,10 +89,17 @@ class SharedAllowance:
     def __repr__(self) -> str:
         return f"<SharedAllowance {self.name} {self.allowance}>"
 
-    @property
-    def is_idle(self) -> bool:
-        """True if nothing is used, reported as used, or waited for."""
-        return not (self.needs or any(self.reported.values()) or any(self.allowance.shared_use().values()))
+    def next_look(self, now: float) -> float | None:
+        """Return after how many seconds to look again; None: not before a request needs more.
+
+        What a replica has used is counted without a report, until its minute or its day is over.
+        """
+        allowance = self.allowance
+        used = allowance.shared_use()
+        if self.needs or allowance.running or any(allowance.quota(limit) > count for limit, count in used.items()):
+            return 0.0
+        is_used = used.get(REQUESTS_PER_MINUTE) or used.get(TOKENS_PER_MINUTE) or self.dry_until > now
+        return DECAY_SECONDS if is_used else None
 
     def need(self, amounts: Amounts) -> None:
         """Ask for more than the quotas."""
@@ -124,13 +135,21 @@ class SharedAllowance:
                 allowance.set_quota(limit, share, value - share)
 
 
+_Name = tuple[str, str | None]
+"""Names of a key, and of a person behind it."""
+
+
 class _Report(NamedTuple):
     """Report about one limit."""
 
     of: SharedAllowance
     limit: str
+    total: int
     used: int
     wanted: int
+    largest: int
+    """The most that one waiting request needs."""
+    day: int
 
 
 class Link(Protocol):
@@ -173,7 +192,15 @@ class SharedKeyLimits:
         self.replicas = max(1, replicas)
         self._clock = clock
         self._wall = wall
-        self._active: dict[tuple[str, str | None], SharedAllowance] = {}
+        self._active: dict[_Name, SharedAllowance] = {}
+        self._urgent: dict[_Name, None] = {}
+        """Those for which requests wait."""
+        self._work: dict[_Name, None] = {}
+        """Those whose turn it is, unless requests wait for others."""
+        self._soon: dict[_Name, None] = {}
+        """Those whose turn it is after `ROUND_SECONDS`."""
+        self._later: deque[tuple[float, _Name]] = deque()
+        """Those whose turn it is from a time on, in its order."""
         self._wake = asyncio.Event()
         self._reporting = asyncio.Lock()
         self._reported_at = -math.inf
@@ -184,6 +211,13 @@ class SharedKeyLimits:
 
     def __repr__(self) -> str:
         return f"<SharedKeyLimits {len(self._active)} in use, {self.replicas} replicas>"
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -197,8 +231,10 @@ class SharedKeyLimits:
             await self._task
         for each in self._active.values():
             each.needs, each.free, each.reported_at = {}, {}, -math.inf
+        self._work.update(dict.fromkeys(self._active))
         with suppress(LinkDown):
-            await self._report()
+            while self._work:
+                await self._report()
 
     # Requests
 
@@ -208,7 +244,9 @@ class SharedKeyLimits:
         It returns as well if the limit is used up, or Redis does not answer: then a share of the limit counts.
         For the arguments see `Allowance.lacking`; `person` counts only if the key tells persons apart.
         """
-        second = account.look_at_clock()
+        second = account.second()
+        if account.policy.per_person is None and account.allowance.has_room(requests, tokens, second):
+            return
         lacking = []
         for name, allowance in account.allowances(person, second):
             needs = allowance.lacking(requests, tokens, second)
@@ -217,21 +255,24 @@ class SharedKeyLimits:
         if not lacking:
             return
         if self._link.is_up:
+            names = [each.key for each, _ in lacking]
             for each, needs in lacking:
                 each.need(needs)
+                self._urgent[each.key] = None
             self._wake.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(WAIT_SECONDS):
-                    if await asyncio.shield(self._next_round):
-                        return
+                    while await asyncio.shield(self._next_round):
+                        if self._urgent.keys().isdisjoint(names):
+                            return
         for each, _ in lacking:
             each.go_alone(self.replicas)
 
     def _used(self, account: Account, person: str | None, allowance: Allowance) -> SharedAllowance:
-        key = account.name, person
-        found = self._active.get(key)
+        name = account.name, person
+        found = self._active.get(name)
         if found is None or found.allowance is not allowance:
-            found = self._active[key] = SharedAllowance(account, person, allowance)
+            found = self._active[name] = SharedAllowance(account, person, allowance)
         return found
 
     # Reports
@@ -241,6 +282,7 @@ class SharedKeyLimits:
         self._reported_at = -math.inf
         for each in self._active.values():
             each.join()
+        self._work.update(dict.fromkeys(self._active))
         self._wake.set()
 
     def _go_alone(self) -> None:
@@ -248,16 +290,26 @@ class SharedKeyLimits:
             each.go_alone(self.replicas)
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        turn_at = loop.time() + ROUND_SECONDS
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(ROUND_SECONDS):
+                async with asyncio.timeout_at(turn_at):
                     await self._wake.wait()
             self._wake.clear()
-            await self._report_now()
+            is_turn = loop.time() >= turn_at
+            if is_turn:
+                turn_at = loop.time() + ROUND_SECONDS
+            await self._report_now(is_turn)
 
-    async def _report_now(self) -> None:
-        """Make one round: report, and let the requests go on that wait for it."""
+    async def _report_now(self, is_turn: bool = True) -> None:
+        """Make one round: report, and let the requests go on that wait for it.
+
+        Without `is_turn`, only what requests wait for, and what is left of the round before.
+        """
         async with self._reporting:
+            if is_turn:
+                self._collect()
             this_round, self._next_round = self._next_round, asyncio.get_running_loop().create_future()
             has_answer = False
             try:
@@ -278,46 +330,76 @@ class SharedKeyLimits:
         """
         if not self._link.is_up:
             raise LinkDown
-        found, now = list(self._reports()), self._clock()
-        if not found and now - self._reported_at < REPEAT_SECONDS:
-            return
-        self._reported_at = now
-        for begin in range(0, max(1, len(found)), BATCH):  # without a report, it counts this replica
-            reports = found[begin : begin + BATCH]
-            date = utc_date(self._wall())
-            keys = ["limit:replicas", *(_key(report, date) for report in reports)]
-            arguments: list[str | int] = [self.name, self._predecessor]
-            for report in reports:
-                total = report.of.allowance.limits.given()[report.limit]
-                arguments += [_SHORT[report.limit], total, report.used, report.wanted]
-                arguments.append(report.of.largest.pop(report.limit, 0))
-            replicas, *answers = await self._link.call("share_limits", keys, arguments)
-            self.replicas = max(1, replicas)
-            for number, report in enumerate(reports):
-                _apply(report, *answers[4 * number : 4 * number + 4])
-                if report.of.allowance.quota(report.limit) < report.wanted:
-                    report.of.dry_until = self._clock() + DRY_SECONDS
+        reports: list[_Report] = []
+        for some in self._reports():
+            reports += some
+            if len(reports) >= BATCH:  # requests wait no longer than for one call
+                self._wake.set()
+                break
+        if reports or self._clock() - self._reported_at >= REPEAT_SECONDS:
+            await self._send(reports)  # without a report, it counts this replica
 
-    def _reports(self) -> Iterator[_Report]:
-        """Yield what has to be reported, and lower the quotas that are not needed any more."""
+    async def _send(self, reports: Sequence[_Report]) -> None:
+        self._reported_at = self._clock()
+        date = utc_date(self._wall())
+        keys = ["limit:replicas", *(_key(report, date) for report in reports)]
+        arguments: list[str | int] = [self.name, self._predecessor]
+        for report in reports:
+            arguments += [_SHORT[report.limit], report.total, report.used, report.wanted, report.largest]
+        replicas, *answers = await self._link.call("share_limits", keys, arguments)
+        self.replicas = max(1, replicas)
+        for number, report in enumerate(reports):
+            quota, others, held, earlier = answers[4 * number : 4 * number + 4]
+            _apply(report, quota, others, held, earlier)
+            if quota < report.wanted:
+                report.of.dry_until = self._clock() + DRY_SECONDS
+
+    def _collect(self) -> None:
+        """Note whose turn it is. Of many persons, those who can have something to report."""
         now = self._clock()
-        for key, each in list(self._active.items()):
-            allowance, account = each.allowance, each.account
-            second = account.look_at_clock()
-            allowance.turn_to(account.day)
-            allowance.advance(second)
-            if each.is_idle:
-                del self._active[key]
-            is_due = bool(each.needs) or now - each.reported_at >= REPEAT_SECONDS
-            for limit, used in allowance.shared_use().items():
-                wanted, quota = each.wanted(limit, used, self.replicas), allowance.quota(limit)
-                if not (is_due or used != each.reported.get(limit, 0) or wanted != quota):
-                    continue
-                if quota > wanted:
-                    allowance.set_quota(limit, wanted)
-                each.reported_at = now
-                yield _Report(each, limit, used, wanted)
-            each.needs = {}
+        self._work.update(self._soon)
+        self._soon = {}
+        while self._later and self._later[0][0] <= now:
+            self._work[self._later.popleft()[1]] = None
+
+    def _reports(self) -> Iterator[list[_Report]]:
+        """Yield what has to be reported of each, and lower the quotas that are not needed any more."""
+        now = self._clock()
+        while self._urgent or self._work:
+            name = next(iter(self._urgent or self._work))
+            self._urgent.pop(name, None)
+            self._work.pop(name, None)
+            each = self._active.get(name)
+            if each is None:
+                continue
+            reports = self._reports_of(each, now)
+            wait = 0.0 if reports else each.next_look(now)  # the answer may change what is held
+            if wait is None:
+                del self._active[name]
+            elif wait:
+                self._later.append((now + wait, name))
+            else:
+                self._soon[name] = None
+            yield reports
+
+    def _reports_of(self, each: SharedAllowance, now: float) -> list[_Report]:
+        allowance, account = each.allowance, each.account
+        second = account.second()
+        allowance.turn_to(account.day)
+        allowance.advance(second)
+        is_due = bool(each.needs) or now - each.reported_at >= REPEAT_SECONDS
+        totals, reports = allowance.limits.given(), []
+        for limit, used in allowance.shared_use().items():
+            wanted, quota = each.wanted(limit, used, self.replicas), allowance.quota(limit)
+            if not (is_due or used != each.reported.get(limit, 0) or wanted != quota):
+                continue
+            if quota > wanted:
+                allowance.set_quota(limit, wanted)
+            each.reported_at = now
+            largest = each.largest.get(limit, 0)
+            reports.append(_Report(each, limit, totals[limit], used, wanted, largest, allowance.day))
+        each.needs, each.largest = {}, {}
+        return reports
 
 
 def _key(report: _Report, date: str) -> str:
@@ -332,9 +414,11 @@ def _apply(report: _Report, quota: int, others: int, held: int, earlier: int) ->
     predecessor has used besides what is known here.
     """
     each, limit = report.of, report.limit
+    allowance = each.allowance
+    if limit not in allowance.limits.given() or (limit == TOKENS_PER_DAY and allowance.day != report.day):
+        return  # the limit was removed, or the day has ended, while Redis was asked
     if limit == TOKENS_PER_DAY:
-        each.allowance.day_tokens += earlier
-    each.allowance.set_quota(limit, quota, others)
+        allowance.day_tokens += earlier
+    allowance.set_quota(limit, quota, others)
     each.reported[limit] = report.used + earlier
-    total = each.allowance.limits.given().get(limit, 0)
-    each.free[limit] = max(0, total - held - quota)
+    each.free[limit] = max(0, report.total - held - quota)

@@ -11,7 +11,7 @@ import sqlite3
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import orjson
 
@@ -66,6 +66,13 @@ class SharedUsage:
 
     def __repr__(self) -> str:
         return f"<SharedUsage {sorted(self._changed)} to send>"
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())

@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Self
 
 from gateway.replicas.shared_document import SharedDocument, Snapshot, Unreachable
 from gateway.rollout.shared import SharedRollout
@@ -58,6 +59,13 @@ class RolloutSharing:
     def is_in_sync(self) -> bool:
         """True if the store has all that this replica knows, and answered last."""
         return self._rollout.is_in_sync and self._document.is_up
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def start(self) -> None:
         """Begin the exchange; return when this replica has the state of the others, or could not get it."""

@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from gateway import config
 from gateway.app import Gateway
@@ -26,9 +27,6 @@ from gateway.telemetry.log import ExchangeLog
 from tests.fakes.running_gateway import running
 from tests.fakes.virtual_time import virtual_clock
 from tests.integration.one_gpu import OLLAMA, VLLM, Load, OneGpu, document, one_gpu, until
-
-if TYPE_CHECKING:
-    from gateway.replicas.shared_document import SharedDocument
 
 pytestmark = pytest.mark.virtual_time
 
@@ -251,6 +249,6 @@ async def test_an_engine_at_a_new_address_is_waited_for(tmp_path: Path) -> None:
 
 
 async def test_replicas_that_share_the_roll_out_do_not_share_a_gpu() -> None:
-    settings = config.build(document(None, None))
+    settings = config.build(document(None, None)).model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1")})
     with pytest.raises(config.ConfigError, match="expected a single gateway"):
-        Gateway(settings, ExchangeLog(True, io.BytesIO()), document=cast("SharedDocument", object()))
+        Gateway(settings, ExchangeLog(True, io.BytesIO()))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.replicas import key_limits
+from gateway.replicas.key_limits import SharedKeyLimits
 from tests.fakes.fault_backend import FaultBackend
 from tests.fakes.redis import redis_server
 from tests.fakes.running_gateway import until
@@ -68,8 +69,7 @@ async def test_requests_go_on_when_redis_is_gone_and_limits_hold(cluster: Cluste
     for _ in range(3):
         await cluster.start(keys_file=file, admin_key="operator")
     for replica in cluster.replicas:
-        limits = replica.gateway.gateway._key_limits
-        assert limits is not None
+        (limits,) = (part for part in replica.gateway.gateway._shared_parts if isinstance(part, SharedKeyLimits))
         await until(lambda: limits.replicas == 3, PATIENCE)  # noqa: B023
     cluster.server.kill()
     await until(lambda: not any(replica.link.is_up for replica in cluster.replicas), PATIENCE)

@@ -13,7 +13,6 @@ import pytest
 
 from gateway import config
 from gateway.replicas.link import RedisLink, key
-from gateway.replicas.redis_document import RedisDocument
 from gateway.rollout import sharing
 from tests.fakes.exchanges import exchange, failed
 from tests.fakes.fault_backend import MODEL, FaultBackend
@@ -23,6 +22,8 @@ from tests.fakes.running_gateway import Running, running, until
 PATIENCE = 20.0
 """Seconds for what has to happen at all."""
 DOCUMENT_KEY = key("rollout")
+SLOTS = 12
+"""Requests that run at a backend at once, from all gateways."""
 
 
 class Replica:
@@ -93,17 +94,23 @@ class Cluster:
 
     @asynccontextmanager
     async def _replica(self, way: Way, changes: dict[str, Any]) -> AsyncIterator[Replica]:
-        link = RedisLink(way.url)
-        document = RedisDocument(link, "rollout")
         async with (
-            running(self.settings(**changes), shares_loop=True, document=document, link=link) as gateway,
+            running(self.settings(redis_url=way.url, **changes), shares_loop=True) as gateway,
             httpx2.AsyncClient(base_url=gateway.base_url, trust_env=False, timeout=PATIENCE) as client,
         ):
+            link = gateway.gateway._link
+            assert link is not None
             yield Replica(gateway, way, link, client)
 
     def settings(self, **changes: Any) -> config.Settings:
         backends = {
-            kind: {"kind": kind, "base_url": backend.base_url, "max_concurrency": 1, "probe_interval": 60}
+            kind: {
+                "kind": kind,
+                "base_url": backend.base_url,
+                "max_concurrency": SLOTS,
+                "model_concurrency": SLOTS,
+                "probe_interval": 60,
+            }
             for kind, backend in (("ollama", self.ollama), ("vllm", self.vllm))
         }
         models = {"ollama": MODEL, "vllm": MODEL}
@@ -170,15 +177,18 @@ async def test_canary_rollback_and_undo_reach_all(three: Cluster) -> None:
 async def test_queued_requests_migrate_on_every_replica(three: Cluster) -> None:
     three.ollama.mode = "silent"
     async with AsyncExitStack() as stack:
-        raws = [
-            [await stack.enter_async_context(replica.gateway.sent({"model": "standard"})) for _ in range(2)]
-            for replica in three.replicas
-        ]
-        await until(lambda: all((r.gateway.running, r.gateway.waiting) == (1, 1) for r in three.replicas), PATIENCE)
-        await three.replicas[0].switch("vllm")
-        for _, queued in raws:
-            assert (await queued.reply()).status == 200
-        assert len(three.vllm.requests) == 3
+        gateways = [replica.gateway for replica in three.replicas]
+        for gateway in gateways * (SLOTS + 1):
+            await stack.enter_async_context(gateway.sent({"model": "standard"}))
+        sent = 3 * (SLOTS + 1)
+        await until(lambda: sum(gateway.running + gateway.waiting for gateway in gateways) == sent, PATIENCE)
+        await until(lambda: sum(gateway.running for gateway in gateways) == SLOTS, PATIENCE)
+        waiting = [gateway.waiting for gateway in gateways]
+        assert all(waiting)
+        answer = await three.replicas[0].switch("vllm")
+        assert answer["moved"] == waiting[0]
+        await until(lambda: not any(gateway.waiting for gateway in gateways), PATIENCE)
+        await until(lambda: len(three.vllm.requests) == sum(waiting), PATIENCE)
 
 
 async def test_cut_off_replica_rolls_back_at_once_and_its_newer_order_counts_afterwards(three: Cluster) -> None:

@@ -29,5 +29,5 @@ async def test_message_reaches_all_and_without_redis_it_is_dropped() -> None:
         await until(lambda: not links[0].is_up)
         channels[0].send(b"lost")
         for channel in channels:
-            await channel.close()
+            await channel.__aexit__()
         assert not channels[0]._pending

@@ -311,3 +311,56 @@ def test_block_is_a_small_part_of_what_is_free(free: int, used: int, need: int, 
     each.need({REQUESTS_PER_MINUTE: need})
     block = each.wanted(REQUESTS_PER_MINUTE, used, replicas) - used - need
     assert 0 <= block <= free // (4 * replicas)
+
+
+async def test_persons_who_ask_for_nothing_cost_nothing(cluster: Cluster) -> None:
+    a = await cluster.start("a", per_person=Limits(tokens_per_day=10_000))
+    await until(lambda: a.link.is_up, PATIENCE)
+    for number in range(50):
+        hold = await a.request(tokens=10, person=f"person-{number}")
+        assert hold is not None
+        hold.end()
+    for _ in range(4):
+        await a.limits._report_now()
+    assert not a.limits._active  # what they used today stays counted in Redis
+    b = await cluster.start("b", per_person=Limits(tokens_per_day=10_000))
+    await until(lambda: b.link.is_up, PATIENCE)
+    await b.request(tokens=10, person="person-7")
+    assert b.web.persons["person-7"].day_others == 0  # nothing was generated, so what was reserved came back
+
+
+async def test_limit_that_is_removed_while_redis_is_asked_stays_removed(cluster: Cluster) -> None:
+    a, _, _ = await cluster.three(concurrency=5, tokens_per_day=500)
+    assert await a.request(tokens=10) is not None
+    call = a.link.call
+
+    async def changed(*arguments: Any) -> Any:
+        answer = await call(*arguments)
+        a.accounts.change([policy("web", requests_per_minute=5)], lambda name: name)
+        return answer
+
+    a.link.call = changed  # type: ignore[method-assign, assignment]
+    a.clocks.passed += key_limits.REPEAT_SECONDS
+    await a.limits._report_now()
+    a.link.call = call  # type: ignore[method-assign]
+    assert await a.burst(7, tokens=1_000_000) == 5
+    assert a.web.view()["used"]["concurrency"] == 6
+
+
+async def test_day_that_ends_while_redis_is_asked_begins_without_the_old_quota(cluster: Cluster) -> None:
+    a, b, _ = await cluster.three(tokens_per_day=1000)
+    assert await b.burst(5, tokens=100) == 5
+    assert await a.request(tokens=100) is not None
+    call = a.link.call
+
+    async def late(*arguments: Any) -> Any:
+        answer = await call(*arguments)
+        a.clocks.passed += 86_400
+        a.web.look_at_clock()
+        return answer
+
+    a.link.call = late  # type: ignore[method-assign, assignment]
+    await a.limits._report_now()
+    a.link.call = call  # type: ignore[method-assign]
+    assert a.web.allowance.quota(TOKENS_PER_DAY) == 0
+    assert await a.burst(12, tokens=100) == 10
