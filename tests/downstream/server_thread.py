@@ -249,7 +249,7 @@ def serving(loop: str, limits: ServerLimits = SHORT, **drain: Any) -> Iterator[S
             with contextlib.suppress(RuntimeError):  # the first may already have closed the loop
                 server.stop()
                 server.stop()
-        server.thread.join(5)
+        server.thread.join(PATIENCE)
         assert not server.thread.is_alive()
         assert not server.uvicorn.server_state.connections
         assert not server.uvicorn.server_state.tasks

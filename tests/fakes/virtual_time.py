@@ -16,6 +16,8 @@ GRACE_SECONDS = 0.001
 """Real seconds to wait for other threads before the clock jumps."""
 STEP_SECONDS = 1e-4
 """Seconds by which the clock advances in each turn of the loop: about what a turn takes."""
+READ_SECONDS = 1e-6
+"""Seconds by which it advances each time that it is read, so that no two times are the same."""
 LATEST_SECONDS = 15.0
 REAL_PATIENCE_SECONDS = 20.0
 """Real seconds after which the clock jumps although a thread of the executor is still at work."""
@@ -79,6 +81,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(self._skipping)
 
     def time(self) -> float:
+        self._skipping.now += READ_SECONDS
         return self._skipping.now
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:

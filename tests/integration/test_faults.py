@@ -22,7 +22,7 @@ from tests.fakes.virtual_time import within
 
 pytestmark = pytest.mark.uvloop
 
-TIMEOUTS = SHORT_TIMES | {"total_timeout": 0.6}
+TIMEOUTS = SHORT_TIMES | {"total_timeout": 1.5}
 TIMED = {"silent", "informational_flood", "stall", "drip"}
 """Modes that end by a timeout of the gateway."""
 CLOSED_WITHIN = 0.1

@@ -84,10 +84,13 @@ async def test_silent_backend_is_a_504_that_clients_must_not_retry(kind: Kind, s
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("mode", "limit", "phase"), [("stall", "idle_timeout", "no next token"), ("drip", "total_timeout", "no end")]
+    ("mode", "limits", "phase"),
+    [("stall", {"idle_timeout": 0.5}, "no next token"), ("drip", {"total_timeout": 2}, "no end")],
 )
-async def test_deadline_after_the_first_byte_is_an_error_event(kind: Kind, mode: str, limit: str, phase: str) -> None:
-    async with serving(kind, mode, **{limit: 0.5}) as (gateway, _):
+async def test_deadline_after_the_first_byte_is_an_error_event(
+    kind: Kind, mode: str, limits: dict[str, float], phase: str
+) -> None:
+    async with serving(kind, mode, **limits) as (gateway, _):
         reply = await gateway.ask({"stream": True})
         assert (reply.status, code(reply)) == (200, "upstream_timeout")
         assert reply.error is not None
