@@ -55,7 +55,7 @@ class Stream:
     """A stream after its first token."""
 
     def __init__(self, renderer: StreamRenderer | None = None, client: Any = None) -> None:
-        self.client: Any = client or Client()
+        self.client: Any = Client() if client is None else client
         self.reader = OpenAiReader()
         self.reader.feed(event(b"first"))
         self.renderer = renderer or FORM.stream("id", 1)
