@@ -137,6 +137,8 @@ class SaturationBench:
         )
         seconds, used = ended.at - began.at, ended.subject - began.subject
         answers, tokens = ended.sent.answers - began.sent.answers, ended.sent.tokens - began.sent.tokens
+        if answers <= 0:
+            raise DidNotRun(f"{subject.name} completed no answer in {seconds:.1f} s: allow more --seconds")
         return Sample(
             answers / seconds,
             cost_per(used, answers),
