@@ -21,7 +21,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 EXTRAS := --extra gpu --extra otel --extra redis
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-client-apis bench-admission bench-overload bench-sick bench-switch bench-guard bench-affinity bench-affinity-vllm bench-redis bench-instructions bench-soak bench-chaos bench-scenarios bench-parity fuzz lock sbom audit help
+.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-saturation bench-client-apis bench-admission bench-overload bench-sick bench-switch bench-guard bench-affinity bench-affinity-vllm bench-redis bench-replicas bench-instructions bench-soak bench-chaos bench-scenarios bench-parity fuzz lock sbom audit help
 
 run: $(VENV)/runtime  ## Serve on this machine, with its Ollama and vLLM or with stand-ins
 	@$(BIN)/python -m gateway demo
@@ -49,6 +49,9 @@ prepare: $(CLIENTS_VENV)/ready $(VLLM_VENV)/ready  ## Install what test-clients 
 
 bench-cost: $(VENV)/dev $(BENCH_VENV)/ready  ## Measure the CPU cost of a request and a token, next to vllm-router
 	BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m benchmarks.cost
+
+bench-saturation: $(VENV)/dev $(BENCH_VENV)/ready  ## Measure a saturated core, next to vllm-router, SMG and nginx (needs wrk; skips what is not installed)
+	BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m benchmarks.saturation
 
 bench-client-apis: $(VENV)/dev  ## Measure the CPU cost of each client API
 	$(BIN)/python -m benchmarks.client_apis

@@ -51,6 +51,11 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def _untyped(client: Any) -> Any:
+    """Return `client` without its type: it has only the methods that the shortcut uses."""
+    return client
+
+
 class Stream:
     """A stream after its first token."""
 
