@@ -8,6 +8,7 @@ Covers: gateway/replicas/member.py
 Covers: gateway/replicas/member_state.py
 Covers: gateway/replicas/messages.py
 Covers: gateway/replicas/link_down.py
+Covers: gateway/sharing/hub_sharing.py
 """
 
 import asyncio

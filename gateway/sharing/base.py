@@ -21,15 +21,16 @@ class Sharing:
     """Document with the roll-out."""
 
     def __init__(self) -> None:
-        self._parts: list[AbstractAsyncContextManager[object]] = []
+        self.parts: list[AbstractAsyncContextManager[object]] = []
+        """What is entered with this object, in this order."""
         self._stack = AsyncExitStack()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._parts}>"
+        return f"<{type(self).__name__} {self.parts}>"
 
     def add(self, part: AbstractAsyncContextManager[object]) -> None:
         """Enter `part` after those that were added before it, and leave it before them."""
-        self._parts.append(part)
+        self.parts.append(part)
 
     def share_hints(self, backends: Mapping[str, Backend], clock: Callable[[], float]) -> OnEvent | None:
         """Share hints about servers, and return what sends them."""
@@ -49,8 +50,10 @@ class Sharing:
         """Hold no more than needed from now on, because the gateway stops."""
 
     async def __aenter__(self) -> Self:
-        for part in self._parts:
-            await self._stack.enter_async_context(part)
+        async with AsyncExitStack() as entered:
+            for part in self.parts:
+                await entered.enter_async_context(part)
+            self._stack = entered.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:

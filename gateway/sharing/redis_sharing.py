@@ -28,29 +28,29 @@ class RedisSharing(Sharing):
     def __init__(self, url: str, member: HubMember | None, state: StateFile, on_count: Callable[[int], None]) -> None:
         super().__init__()
         self._member = member
-        self._link, self.document = open_link(url)
+        self.link, self.document = open_link(url)
         self.limits = leased = SharedLimits()
-        self._leases = LimitSharing(self._link, leased, state, on_count)
-        self.add(self._link)
+        self._leases = LimitSharing(self.link, leased, state, on_count)
+        self.add(self.link)
         self.add(self._leases)
 
     def share_hints(self, backends: Mapping[str, Backend], clock: Callable[[], float]) -> OnEvent | None:
-        channel = Channel(self._link, "hints")
-        hints = Hints(self._link.replica, backends, channel.send, clock)
+        channel = Channel(self.link, "hints")
+        hints = Hints(self.link.replica, backends, channel.send, clock)
         channel.listen(hints.receive)
         self.add(channel)
         return hints.tell
 
     def share_usage(self, usage: UsageRecorder, days: int) -> None:
-        usage.others = shared = SharedUsage(self._link, usage, days)
+        usage.others = shared = SharedUsage(self.link, usage, days)
         self.add(shared)
         if self._member is not None:
             share_file(self._member, usage)
 
     def share_keys(self, keys: NamedKeys) -> None:
-        keys.replica = name = replica_name(self._link.replica)
+        keys.replica = name = replica_name(self.link.replica)
         replicas = self._leases.replicas
-        self.add(SharedKeyLimits(self._link, keys.accounts, name, predecessor=keys.predecessor, replicas=replicas))
+        self.add(SharedKeyLimits(self.link, keys.accounts, name, predecessor=keys.predecessor, replicas=replicas))
 
     def view(self) -> dict[str, Any] | None:
         return self._leases.view()

@@ -1,6 +1,7 @@
 """Three gateways that share one backend's limits through a real Redis, while Redis or the way to it fails.
 
 Covers: gateway/replicas/limit_sharing.py
+Covers: gateway/sharing/redis_sharing.py
 """
 
 import asyncio

@@ -14,6 +14,7 @@ import pytest
 from gateway import config
 from gateway.replicas.link import RedisLink, key
 from gateway.rollout import sharing
+from gateway.sharing.redis_sharing import RedisSharing
 from tests.fakes.exchanges import exchange, failed
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.redis import RedisServer, Way, redis_server, way_to
@@ -98,8 +99,9 @@ class Cluster:
             running(self.settings(redis_url=way.url, **changes), shares_loop=True) as gateway,
             httpx2.AsyncClient(base_url=gateway.base_url, trust_env=False, timeout=PATIENCE) as client,
         ):
-            link = gateway.gateway._link
-            assert link is not None
+            sharing = gateway.gateway._sharing
+            assert isinstance(sharing, RedisSharing)
+            link = sharing.link
             yield Replica(gateway, way, link, client)
 
     def settings(self, **changes: Any) -> config.Settings:
