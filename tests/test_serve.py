@@ -61,7 +61,7 @@ def test_gateway_serves_on_all_ports_until_sigterm_and_exits_with_0() -> None:
             assert SECRET not in str(events)
         finally:
             started.send_signal(signal.SIGTERM)
-        assert started.wait(20) == 0
+        assert started.wait(45) == 0
 
 
 def test_idle_connection_closes_after_keep_alive_timeout() -> None:
@@ -81,7 +81,7 @@ def test_idle_connection_closes_after_keep_alive_timeout() -> None:
             assert 0.4 <= time.monotonic() - began < 40
         finally:
             started.send_signal(signal.SIGTERM)
-        _, errors = started.communicate(timeout=20)
+        _, errors = started.communicate(timeout=45)
     assert {json.loads(line)["level"] for line in errors.splitlines()} == {"warning"}
 
 
@@ -111,7 +111,7 @@ def test_file_of_client_keys_is_reread_while_the_gateway_runs(tmp_path: Path) ->
             assert statuses() == [401, 200]
         finally:
             started.send_signal(signal.SIGTERM)
-        started.communicate(timeout=20)
+        started.communicate(timeout=45)
 
 
 def test_keys_with_names_and_usage_outlive_the_process_that_serves_them(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_keys_with_names_and_usage_outlive_the_process_that_serves_them(tmp_path
             assert (row["key"], row["refused"]) == ("local", 1)
         finally:
             started.send_signal(signal.SIGTERM)
-        _, errors = started.communicate(timeout=20)
+        _, errors = started.communicate(timeout=45)
     assert started.returncode == 0, errors
     (kept,) = read_rows(tmp_path / "gateway-usage.db", ["key"], None, None)
     assert kept == row
@@ -178,7 +178,7 @@ def test_port_in_use_is_reported_with_its_own_variable() -> None:
         port = str(taken.getsockname()[1])
         for variable, others in (("GATEWAY_PORT", {}), ("GATEWAY_METRICS_PORT", {"GATEWAY_PORT": "0"})):
             with process("serve", **{variable: port, **others}) as started:
-                _, errors = started.communicate(timeout=20)
+                _, errors = started.communicate(timeout=45)
             assert started.returncode == 2
             assert errors.splitlines()[-1].startswith(f"{variable}: cannot listen on 127.0.0.1:{port}: ")
 
@@ -187,7 +187,7 @@ def test_port_in_use_exits_with_2_and_without_a_traceback() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with process("serve", GATEWAY_PORT=port) as started:
-            _, errors = started.communicate(timeout=20)
+            _, errors = started.communicate(timeout=45)
     assert started.returncode == 2
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith(f"GATEWAY_PORT: cannot listen on 127.0.0.1:{port}")
@@ -265,7 +265,7 @@ def test_behind_a_proxy_on_the_same_machine_only_the_token_gives_access_to_ops()
                 assert result.exit_code == 0, result.stderr
         finally:
             started.send_signal(signal.SIGTERM)
-        _, log = started.communicate(timeout=20)
+        _, log = started.communicate(timeout=45)
     assert not file.exists()
     assert token not in log
     assert str(file.absolute()) in log
@@ -289,7 +289,7 @@ def test_token_that_cannot_be_written_closes_ops_and_the_log_says_so(tmp_path: P
                 assert str(tmp_path) not in answer.text
         finally:
             started.send_signal(signal.SIGTERM)
-        _, log = started.communicate(timeout=20)
+        _, log = started.communicate(timeout=45)
     assert "the admin token cannot be written to" in log
     assert "No such file or directory" in log
 
@@ -314,7 +314,7 @@ def test_host_is_checked_if_the_address_that_is_listened_on_is_loopback() -> Non
                 assert answer.status_code == status, host
         finally:
             started.send_signal(signal.SIGTERM)
-        started.communicate(timeout=20)
+        started.communicate(timeout=45)
 
 
 FRAGMENTS = """
