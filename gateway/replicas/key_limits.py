@@ -30,7 +30,7 @@ from gateway.keys.accounts import Accounts
 from gateway.keys.allowance import Allowance
 from gateway.keys.headers import utc_date
 from gateway.keys.policy import CONCURRENCY, REQUESTS_PER_MINUTE, TOKENS_PER_DAY, TOKENS_PER_MINUTE
-from gateway.replicas.link import LinkDown, RedisLink
+from gateway.replicas.link import LinkDown, RedisLink, end
 
 ROUND_SECONDS = 0.5
 """Time between two reports of what is used."""
@@ -211,9 +211,7 @@ class SharedKeyLimits:
         """Give back what is not used, if Redis answers."""
         if self._task is None:
             return
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await end(self._task)
         for each in self._active.values():
             each.needs, each.free, each.reported_at = {}, {}, -math.inf
         self._work.update(dict.fromkeys(self._active))
