@@ -21,7 +21,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 EXTRAS := --extra gpu --extra otel --extra redis
 
 .DEFAULT_GOAL := help
-.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-client-apis bench-admission bench-overload bench-sick bench-switch bench-guard bench-affinity bench-affinity-vllm bench-instructions bench-soak bench-chaos bench-scenarios bench-parity fuzz lock sbom audit help
+.PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-saturation bench-client-apis bench-admission bench-overload bench-sick bench-switch bench-guard bench-affinity bench-affinity-vllm bench-redis bench-replicas bench-instructions bench-soak bench-chaos bench-scenarios bench-parity fuzz lock sbom audit help
 
 run: $(VENV)/runtime  ## Serve on this machine, with its Ollama and vLLM or with stand-ins
 	@$(BIN)/python -m gateway demo
@@ -50,6 +50,9 @@ prepare: $(CLIENTS_VENV)/ready $(VLLM_VENV)/ready  ## Install what test-clients 
 bench-cost: $(VENV)/dev $(BENCH_VENV)/ready  ## Measure the CPU cost of a request and a token, next to vllm-router
 	BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m benchmarks.cost
 
+bench-saturation: $(VENV)/dev $(BENCH_VENV)/ready  ## Measure a saturated core, next to vllm-router, SMG and nginx (needs wrk; skips what is not installed)
+	BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m benchmarks.saturation
+
 bench-client-apis: $(VENV)/dev  ## Measure the CPU cost of each client API
 	$(BIN)/python -m benchmarks.client_apis
 
@@ -73,6 +76,12 @@ bench-affinity: $(VENV)/dev  ## Compare the choice among several servers with ot
 
 bench-affinity-vllm: $(VENV)/dev $(VLLM_VENV)/ready $(BENCH_VENV)/ready  ## Compare them on two real vLLMs with prefix caches, by their own hit counters
 	@TEST_VLLM_VENV=$(VLLM_VENV) BENCH_VENV=$(BENCH_VENV) $(BIN)/python -m benchmarks.affinity_vllm
+
+bench-redis: $(VENV)/dev  ## Show what a backend sees of three gateways that share its limits through Redis
+	@$(BIN)/python -m benchmarks.redis_replicas
+
+bench-replicas: $(VENV)/dev  ## Measure throughput and CPU cost of one, two and more processes on one port
+	@$(BIN)/python -m benchmarks.replicas
 
 bench-instructions: $(VENV)/dev  ## Count CPU instructions of a request and a token (valgrind)
 	@$(BIN)/python -m benchmarks.instructions

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -178,19 +179,30 @@ def cost_of_a_choice(servers: int = 4) -> dict[str, float]:
         "a system prompt of 12,000 characters": [long[0], Message("user", "q" * 200)],
         "80 messages, 44,000 characters": long,
     }
-    found = {}
-    for name, messages in prompts.items():
-        chat = Chat(model="m", messages=messages)
-        gateway = Gateway([ModelServer(None, number) for number in range(servers)])  # type: ignore[arg-type]
+    return {name: _cost(messages, servers) for name, messages in prompts.items()}
+
+
+def _cost(messages: list[Message], servers: int, rounds: int = 20, requests: int = 50) -> float:
+    """Return the microseconds of a choice for this prompt: the fastest round.
+
+    Each request is decoded anew before the clock starts, as its texts have no hash yet in service.
+    """
+    body = msgspec.json.encode({"model": "m", "messages": messages})
+    gateway = Gateway([ModelServer(None, number) for number in range(servers)])  # type: ignore[arg-type]
+    found = []
+    for _ in range(rounds):
+        chats = [msgspec.json.decode(body, type=Chat) for _ in range(requests)]
+        for chat in chats:
+            assert chat.has_plain_messages  # known before, as in service
         began = time.thread_time()
-        for _ in range(2000):
+        for chat in chats:
             prompt = prompt_blocks(chat, "m")
             if prompt is None:
                 continue
             placement = gateway._affinity.choose(prompt, gateway._placements)  # noqa: SLF001
             gateway._affinity.begin(prompt, placement, gateway._placements)  # noqa: SLF001
-        found[name] = (time.thread_time() - began) / 2000 * 1e6
-    return found
+        found.append((time.thread_time() - began) / requests * 1e6)
+    return min(found)
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""Processes of `cost.py`: the cheap upstream, this gateway, vllm-router.
+"""Processes of `cost.py` and `saturation.py`: the cheap upstream, this gateway, other routers.
 
 Each runs on its own cores, with its log in a file.
 """
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.process_stats import family, pinned
 from benchmarks.report import OURS, THEIRS
@@ -112,24 +114,84 @@ def gateway(setup: BenchSetup, upstream_port: int, command: list[str]) -> Iterat
 
 
 @contextlib.contextmanager
-def vllm_router(setup: BenchSetup, upstream_port: int, program: str) -> Iterator[Subject]:
-    """Run vllm-router with its cheapest settings: one worker, round robin, no retries, a quiet
-    log.
+def full_gateway(setup: BenchSetup, upstream_port: int, command: list[str]) -> Iterator[Subject]:
+    """Run this gateway with a limited key, usage records, and two servers between which affinity chooses."""
+    port, home = free_port(), setup.scratch / "full-gateway"
+    home.mkdir()
+    limits = {"requests_per_minute": 10**7, "tokens_per_minute": 10**10, "tokens_per_day": 10**12, "concurrency": 8192}
+    key = {"name": "bench", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), **limits}
+    (home / "keys.yaml").write_text(json.dumps({"keys": [key]}))
+    servers = [{"base_url": f"http://127.0.0.1:{upstream_port}{prefix}/v1"} for prefix in ("", "/second")]
+    environment = gateway_environment(port, upstream_port) | {
+        "GATEWAY_API_KEYS": "sk-another-key-of-the-bench",
+        "GATEWAY_KEYS_FILE": str(home / "keys.yaml"),
+        "GATEWAY_USAGE_FILE": str(home / "usage.db"),
+        "GATEWAY__BACKENDS__VLLM__SERVERS": json.dumps(servers),
+    }
+    del environment["VLLM_BASE_URL"]
+    with _running(f"{OURS}-full", command, environment, setup, port) as pid:
+        yield Subject(f"{OURS}, full", port, pid, "standard", "/healthz")
+
+
+@contextlib.contextmanager
+def vllm_router(
+    setup: BenchSetup, upstream_port: int, program: str, name: str = THEIRS, *, has_defaults: bool = False
+) -> Iterator[Subject]:
+    """Run vllm-router with its cheapest settings: one worker, round robin, no retries, a quiet log.
+
+    Or with its defaults, of which the policy `cache_aware` and the log are the most costly.
     """
     port = free_port()
-    command = [
-        program,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--worker-urls",
-        f"http://127.0.0.1:{upstream_port}",
-    ]
-    command += ["--policy", "round_robin", "--prometheus-port", str(free_port()), "--log-level", "error"]
+    command = [program, "--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(free_port())]
+    command += ["--worker-urls", f"http://127.0.0.1:{upstream_port}", "--worker-startup-check-interval", "1"]
+    if not has_defaults:
+        command += ["--policy", "round_robin", "--log-level", "error"]
+    with _running(name, command, dict(os.environ), setup, port) as pid:
+        yield Subject(name, port, pid, MODEL, "/liveness")
+
+
+@contextlib.contextmanager
+def smg(setup: BenchSetup, upstream_port: int, program: str) -> Iterator[Subject]:
+    """Run SMG as `vllm_router` runs: one worker, round robin, no retries, a quiet log."""
+    port = free_port()
+    command = [program, "launch", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--worker-urls", f"http://127.0.0.1:{upstream_port}", "--policy", "round_robin"]
+    command += ["--prometheus-port", str(free_port()), "--log-level", "error", "--disable-retries"]
+    command += ["--backend", "vllm", "--disable-tokenizer-autoload", "--disable-load-monitoring"]
     command += ["--worker-startup-check-interval", "1"]
-    with _running(THEIRS, command, dict(os.environ), setup, port) as pid:
-        yield Subject(THEIRS, port, pid, MODEL, "/liveness")
+    with _running("SMG", command, dict(os.environ), setup, port) as pid:
+        yield Subject("SMG", port, pid, MODEL, "/liveness")
+
+
+_NGINX = """
+worker_processes 1; daemon off; pid {home}/pid; error_log {home}/error crit; {user}
+events {{ worker_connections 4096; }}
+http {{
+  access_log off; keepalive_requests 1000000000; client_body_temp_path {home}/body; proxy_temp_path {home}/proxy;
+  fastcgi_temp_path {home}/fastcgi; uwsgi_temp_path {home}/uwsgi; scgi_temp_path {home}/scgi;
+  upstream engine {{ server 127.0.0.1:{upstream_port}; keepalive 1024; keepalive_requests 1000000000; }}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      proxy_pass http://engine; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
+    }}
+  }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def nginx(setup: BenchSetup, upstream_port: int, program: str) -> Iterator[Subject]:
+    """Run nginx with one worker process, which forwards each piece of an answer at once."""
+    port = free_port()
+    home = setup.scratch / f"nginx-conf-{port}"
+    home.mkdir()
+    user = "user root;" if os.geteuid() == 0 else ""
+    config = home / "nginx.conf"
+    config.write_text(_NGINX.format(home=home, user=user, port=port, upstream_port=upstream_port))
+    command = [program, "-p", str(home), "-e", str(home / "error"), "-c", str(config)]
+    with _running("nginx", command, dict(os.environ), setup, port) as pid:
+        yield Subject("nginx", port, pid, MODEL, "/health")
 
 
 @contextlib.contextmanager
@@ -178,6 +240,29 @@ def get(port: int, path: str) -> int:
         answer = connection.getresponse()
         answer.read()
         return answer.status
+    except http.client.HTTPException as exc:
+        raise OSError(f"no HTTP response: {exc!r}") from exc
+    finally:
+        connection.close()
+
+
+class Counts(NamedTuple):
+    """What the upstream has sent so far."""
+
+    answers: int
+    tokens: int
+
+
+def counts(port: int) -> Counts:
+    """Ask the cheap upstream on `port` for its counts.
+
+    Raises:
+        OSError: there was no HTTP response.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/counts")
+        return Counts(**json.loads(connection.getresponse().read()))
     except http.client.HTTPException as exc:
         raise OSError(f"no HTTP response: {exc!r}") from exc
     finally:

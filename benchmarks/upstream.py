@@ -5,7 +5,8 @@ chunk, a usage chunk on request, `[DONE]`; each is one TCP write. The upstream f
 fields that it needs by searching the bytes, and imports nothing of the gateway.
 
 Run it with `python -m benchmarks.upstream`; it prints one JSON line with its port.
-`GET /pace?interval_ms=10&hold=0&think_ms=0` changes the pace of later answers.
+`GET /pace?interval_ms=10&hold=0&think_ms=0` changes the pace of later answers, and `GET /counts`
+returns how many answers and tokens have been sent.
 """
 
 import asyncio
@@ -228,6 +229,7 @@ class Upstream:
     def __init__(self, model: str) -> None:
         self.pace = Pace()
         self.shapes = Shapes(model)
+        self.answers = self.tokens = 0
         self._plain: dict[int, tuple[bytes, bytes]] = {}
         self._numbers = count(0x1000_0000_0000_0000)
 
@@ -284,6 +286,7 @@ class UpstreamProtocol(asyncio.Protocol):
     def _serve(self, line: list[bytes], body: bytes) -> None:
         target = line[1] if len(line) == 3 else b""
         path, _, query = target.partition(b"?")
+        path = path.removeprefix(b"/second")  # a second server of the same backend
         if path == b"/v1/chat/completions":
             self._chat(asked(body))
         elif path == b"/v1/models":
@@ -291,6 +294,9 @@ class UpstreamProtocol(asyncio.Protocol):
         elif path == b"/pace":
             self._upstream.pace.update(query.decode())
             self._transport.write(_answer(b"200 OK", b"{}"))
+        elif path == b"/counts":
+            sent = {"answers": self._upstream.answers, "tokens": self._upstream.tokens}
+            self._transport.write(_answer(b"200 OK", _json(sent)))
         elif path in (b"/health", b"/version"):
             self._transport.write(_answer(b"200 OK", b'{"version":"0.32.0"}' if path == b"/version" else b""))
         else:
@@ -307,6 +313,7 @@ class UpstreamProtocol(asyncio.Protocol):
 
     def _plain(self, tokens: int) -> None:
         self._transport.write(self._upstream.plain(tokens))
+        self._upstream.answers += 1
 
     def _stream(self, what: Asked) -> None:
         """Send the role chunk and the first token immediately, then one token per interval.
@@ -315,14 +322,18 @@ class UpstreamProtocol(asyncio.Protocol):
         """
         shapes, interval, hold = self._upstream.shapes, self._upstream.pace.interval, self._upstream.pace.hold
         answer_id, write, loop = self._upstream.new_id(), self._transport.write, self._loop
-        start, sent = loop.time(), 0
+        start, sent, shared, known = loop.time(), 0, self._upstream, list[bytes]()
 
         def step() -> None:
             nonlocal sent
-            write(shapes.token(answer_id, sent))
+            if sent < len(WORDS):
+                known.append(shapes.token(answer_id, sent))
+            write(known[sent % len(WORDS)])
             sent += 1
+            shared.tokens += 1
             if sent >= what.tokens:
                 write(shapes.end(answer_id, sent, usage=what.usage))
+                shared.answers += 1
             elif sent != hold:
                 self._timer = loop.call_at(start + sent * interval, step)
 

@@ -4,14 +4,12 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from gateway import __version__
-from gateway.admission.shared_limits import SharedLimits
 from gateway.api.admin_auth import AdminAccess
 from gateway.api.auth import ApiKeys, KeylessPort
 from gateway.api.chat import ChatEndpoint, CompletionEndpoint
@@ -42,12 +40,13 @@ from gateway.api.paths import (
     checks_host,
     plain_path,
 )
+from gateway.api.peers import Peers
 from gateway.api.request_headers import reject_loop, request_id_of
 from gateway.api.rerank import RerankEndpoint
 from gateway.api.routes import build, build_metrics_port
 from gateway.body_memory import BodyMemory
 from gateway.chat.images import ImageNormalizer
-from gateway.config import Settings
+from gateway.config import ConfigError, Settings
 from gateway.config.reload import Reloader
 from gateway.dialects.anthropic_messages import AnthropicCountTokens, AnthropicMessages
 from gateway.dialects.dialect import ChatDialect, EmbeddingDialect
@@ -67,15 +66,19 @@ from gateway.relay.destinations import Destinations
 from gateway.relay.discovery import Discovery
 from gateway.relay.in_flight import InFlight
 from gateway.relay.requests import ClientConnection
-from gateway.replicas.names import replica_name
-from gateway.replicas.shared_document import SharedDocument
+from gateway.replicas.member import HubMember
+from gateway.replicas.member_state import MemberState
+from gateway.rollout.assignment import Change
 from gateway.rollout.controller import RolloutController
+from gateway.rollout.gpu_switch import GpuSwitcher
 from gateway.rollout.guard import RolloutGuard
 from gateway.rollout.migration import QueueMigration
 from gateway.rollout.preflight.check import Preflight
 from gateway.rollout.shared import SharedRollout
 from gateway.rollout.sharing import RolloutSharing
 from gateway.rollout.state import Rollout
+from gateway.sharing.base import Sharing
+from gateway.sharing.hub_sharing import HubSharing
 from gateway.state_file import StateFile
 from gateway.telemetry.live import LiveFigures
 from gateway.telemetry.log import ExchangeLog
@@ -83,17 +86,13 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.recorder import ExchangeRecorder
 from gateway.telemetry.recording import TrafficRecording
 from gateway.telemetry.trace_context import Tracer, pass_on
-from gateway.upstream.backend import Backend, OnEvent
+from gateway.upstream.backend import Backend
 from gateway.upstream.backends import Backends
+from gateway.upstream.gpu_engine import GpuEngine
 from gateway.upstream.health_checks import HealthChecks
-from gateway.upstream.hints import Hints
 from gateway.upstream.image_fetcher import ImageFetcher
 from gateway.upstream.learned_limits import LearnedLimits
 from gateway.usage.recorder import UsageRecorder
-
-if TYPE_CHECKING:
-    from gateway.replicas.leases import Leases
-    from gateway.replicas.link import RedisLink
 
 
 class Gateway:
@@ -110,7 +109,7 @@ class Gateway:
         ollama_port: int | None = None,
         accounts: Accounts | None = None,
         usage: UsageRecorder | None = None,
-        document: SharedDocument | None = None,
+        member: HubMember | None = None,
     ) -> None:
         """Build the gateway.
 
@@ -118,53 +117,65 @@ class Gateway:
         address that the gateway listens on, and `ollama_port` the second port, if they are known
         better than from the settings. `tracer` makes a span of each exchange; without one, clients'
         traces are only passed on. `accounts` are those of the keys in `keys_file`, if it has been
-        read before. `usage` records who used how much; its owner closes it after the gateway. `document`
-        is where replicas share the roll-out, if there are several.
+        read before. `usage` records who used how much; its owner closes it after the gateway. `member`
+        connects one of several replicas on this machine with the others.
 
         Raises:
-            ConfigError: `keys_file` cannot be used.
+            ConfigError: `keys_file` cannot be used, or several replicas have `exclusive` backends.
         """
+        if settings.exclusive and (member, settings.redis_url) != (None, None):
+            raise ConfigError(["exclusive: true, but replicas share the roll-out; expected a single gateway"])
         clock = time.monotonic
         gateway_id = os.urandom(8).hex().encode()
         self.body_memory = BodyMemory(settings.max_waiting_bytes)
         """Memory of the request bodies that are read or wait."""
         self._metrics = metrics = Metrics(_registry(), __version__, self.settle)
         metrics.waiting_bytes.set_function(lambda: self.body_memory.used)
-        self._state = StateFile(settings.state_file)
+        self._state = StateFile(settings.state_file) if member is None else MemberState(member)
         self._backends: dict[str, Backend] = {}
         """Backends in force, by name. `Backends` fills the dict; a change of the settings updates
         it in place."""
         self._in_flight = InFlight(asyncio.get_running_loop(), clock)
         destinations = Destinations(settings, self._backends, metrics)
 
-        self._link: RedisLink | None = None
-        self._leases: Leases | None = None
-        self._shared_parts: list[AbstractAsyncContextManager[object]] = []
-        """What this gateway shares with other replicas, in the order in which it is entered."""
-        self._shared_stack = AsyncExitStack()
-        shared_limits: SharedLimits | None = None
-        if settings.redis_url is not None:
-            from gateway.replicas.limit_sharing import LimitSharing, open_link  # noqa: PLC0415  # need an extra
-
-            self._link, document = open_link(settings.redis_url.get_secret_value())
-            shared_limits = SharedLimits()
-            self._leases = LimitSharing(self._link, shared_limits, self._state, metrics.replicas.set)
-            self._shared_parts += [self._link, self._leases]
+        self._sharing = sharing = _sharing_of(settings, member, self._state, metrics.replicas.set)
         self._rollout_sharing: RolloutSharing | None = None
-        if document is None:
+        if sharing.document is None:
             self.rollout = Rollout(settings)
         else:
+            document = sharing.document
             self.rollout = shared = SharedRollout(settings, document.replica, common_clock=document.now)
             self._rollout_sharing = RolloutSharing(shared, document)
-            self._shared_parts.append(self._rollout_sharing)
+            sharing.add(self._rollout_sharing)
         self._migration = QueueMigration(destinations, self._in_flight, self.rollout.tiers, clock)
+        self._gpu = GpuSwitcher(
+            settings,
+            self.rollout,
+            self._backends,
+            lambda backend: GpuEngine(backend, self._backend_set.loader(backend), self._health.check, gateway_id),
+            metrics,
+            self._state,
+            clock,
+            lambda change: None if guard is None else guard.watch(change),
+        )
         controller = RolloutController(
-            self.rollout, self._state, metrics, settings.rollback_to, self._migration.follow, self._rollout_sharing
+            self.rollout,
+            self._state,
+            metrics,
+            settings.rollback_to,
+            self._follow,
+            self._rollout_sharing,
+            self._gpu.state.view,
         )
         guard: RolloutGuard | None = None
         if settings.guard is not None:
             guard = RolloutGuard(
-                settings.guard, self.rollout, settings.rollback_to, self._in_flight.count_pending, clock
+                settings.guard,
+                self.rollout,
+                settings.rollback_to,
+                self._in_flight.count_pending,
+                clock,
+                lambda: self._gpu.is_switching,
             )
         self._live = live = LiveFigures(metrics, self._loads, asyncio.get_running_loop().call_later)
         observers = [live.observe, *([guard.observe] if guard else [])]
@@ -172,8 +183,7 @@ class Gateway:
 
         if usage is not None:
             usage.settle = self.settle
-            self._share_usage(usage, settings.usage_days)
-
+            sharing.share_usage(usage, settings.usage_days)
         self._traffic = TrafficRecording()
 
         learned_limits = LearnedLimits(self._state, self._backends, settings.ollama_num_parallel)
@@ -185,8 +195,8 @@ class Gateway:
             on_down=self._migration.on_backend_down,
             on_learned=learned_limits.save,
             on_evicted=self._in_flight.send_again,
-            on_event=self._share_hints(clock),
-            shared=shared_limits,
+            on_event=sharing.share_hints(self._backends, clock),
+            shared=sharing.limits,
         )
         learned_limits.restore()
         self._tracer = tracer
@@ -208,13 +218,13 @@ class Gateway:
             traffic=self._traffic,
             begin_trace=pass_on if tracer is None else tracer.begin,
         )
-        self._preflight = Preflight(context, self.rollout)
+        self._preflight = Preflight(context, self.rollout, self._gpu.state)
         model_names = ModelNames(settings, self._discovery)
         self._operations = operations = Operations(
             settings, self._backends, model_names, controller, self._health, metrics, guard, live
         )
-        if self._leases is not None:
-            operations.view_replicas = self._leases.view
+        operations.view_replicas = sharing.view
+        self._peers = operations.peers = None if member is None else self._peers_of(member)
         self._events = Events(operations.status, operations.series, lambda: operations.sample_number)
 
         accounts = accounts or open_accounts(settings)
@@ -224,7 +234,8 @@ class Gateway:
             self.named_keys = NamedKeys(
                 accounts, settings.keys_file, model_names, self._state, metrics.forget_key, keys.count_plain
             )
-        self._share_keys()
+        if self.named_keys is not None:
+            sharing.share_keys(self.named_keys)
         self._cors = Cors(settings.cors_origins)
         self._images = ImageNormalizer()
         self._image_fetcher = ImageFetcher()
@@ -292,6 +303,7 @@ class Gateway:
             in_flight=self._in_flight,
             context=context,
             controller=controller,
+            gpu=self._gpu,
             migration=self._migration,
             guard=guard,
             preflight=self._preflight,
@@ -311,53 +323,24 @@ class Gateway:
         """Settings in force."""
         return self._destinations.settings
 
-    def _share_hints(self, clock: Callable[[], float]) -> OnEvent | None:
-        """Share hints about servers with other replicas, and return what sends them."""
-        if self._link is None:
-            return None
-        from gateway.replicas.channel import Channel  # noqa: PLC0415  # needs an extra
-
-        channel = Channel(self._link, "hints")
-        hints = Hints(self._link.replica, self._backends, channel.send, clock)
-        channel.listen(hints.receive)
-        self._shared_parts.append(channel)
-        return hints.tell
-
-    def _share_usage(self, usage: UsageRecorder, days: int) -> None:
-        """Share the usage of `days` days with other replicas."""
-        if self._link is None:
-            return
-        from gateway.replicas.shared_usage import SharedUsage  # noqa: PLC0415  # needs an extra
-
-        usage.others = shared = SharedUsage(self._link, usage, days)
-        self._shared_parts.append(shared)
-
-    def _share_keys(self) -> None:
-        """Share the limits of keys with other replicas."""
-        if self._link is None or self._leases is None or self.named_keys is None:
-            return
-        from gateway.replicas.key_limits import SharedKeyLimits  # noqa: PLC0415  # needs an extra
-
-        keys, name = self.named_keys, replica_name(self._link.replica)
-        keys.replica = name
-        replicas = self._leases.replicas
-        self._shared_parts.append(
-            SharedKeyLimits(self._link, keys.accounts, name, predecessor=keys.predecessor, replicas=replicas)
-        )
-
     async def __aenter__(self) -> Self:
-        for part in self._shared_parts:
-            await self._shared_stack.enter_async_context(part)
+        await self._sharing.__aenter__()
+        self._gpu.begin()
         await self._health.__aenter__()
         if self.named_keys is not None:
             self.named_keys.start()
+        if self._peers is not None:
+            self._peers.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._shared_stack.aclose()
+        await self._sharing.__aexit__()
         self._recorder.detach_observers()
         self._events.close()
         self._live.close()
+        if self._peers is not None:
+            await self._peers.close()
+        await self._gpu.close()
         await self._health.__aexit__()
         self._migration.close()
         await self._backend_set.close()
@@ -411,8 +394,7 @@ class Gateway:
     def begin_drain(self) -> None:
         """Report "not ready" from now on. Requests are served until the listening socket closes."""
         self._operations.is_stopping = True
-        if self._leases is not None:
-            self._leases.begin_leaving()
+        self._sharing.begin_leaving()
         self._events.close()
         self._preflight.stop()
 
@@ -423,9 +405,21 @@ class Gateway:
         for relay in list(self._in_flight):
             relay.cut_off(ShuttingDown())
 
+    def _peers_of(self, member: HubMember) -> Peers:
+        """Return the other replicas of this machine, which get the figures of this one."""
+        operations = self._operations
+        peers = Peers(member, member.hello.name, self._metrics, self._live, operations.own_status, self._loads)
+        peers.answer_metrics(operations.labelled_page)
+        return peers
+
     def settle(self) -> None:
         """Count and log the exchanges that have finished so far."""
         self._recorder.settle()
+
+    def _follow(self, change: Change) -> int:
+        """Let the engines and the queued requests follow a change of the roll-out; return how many moved."""
+        self._gpu.follow(change)
+        return self._migration.follow(change)
 
     def _loads(self) -> dict[str, tuple[int, int]]:
         """Return how many requests run and wait, by backend."""
@@ -436,6 +430,17 @@ class Gateway:
             )
             for name, backend in self._backends.items()
         }
+
+
+def _sharing_of(
+    settings: Settings, member: HubMember | None, state: StateFile, on_count: Callable[[int], None]
+) -> Sharing:
+    """Return what connects the gateway with its replicas: Redis, the parent of those on this machine, or nothing."""
+    if settings.redis_url is not None:
+        from gateway.sharing.redis_sharing import RedisSharing  # noqa: PLC0415  # needs an extra
+
+        return RedisSharing(settings.redis_url.get_secret_value(), member, state, on_count)
+    return Sharing() if member is None else HubSharing(member)
 
 
 def _registry() -> CollectorRegistry:

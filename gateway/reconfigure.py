@@ -15,6 +15,7 @@ from gateway.relay.destinations import Destinations, GenerationCleanup
 from gateway.relay.discovery import Discovery
 from gateway.relay.in_flight import InFlight
 from gateway.rollout.controller import RolloutController
+from gateway.rollout.gpu_switch import GpuSwitcher
 from gateway.rollout.guard import RolloutGuard
 from gateway.rollout.migration import QueueMigration
 from gateway.rollout.preflight.check import Preflight
@@ -46,6 +47,7 @@ class Reconfiguration:
         in_flight: InFlight,
         context: RelayContext,
         controller: RolloutController,
+        gpu: GpuSwitcher,
         migration: QueueMigration,
         guard: RolloutGuard | None,
         preflight: Preflight,
@@ -64,6 +66,7 @@ class Reconfiguration:
         self._discovery = discovery
         self._context = context
         self._controller = controller
+        self._gpu = gpu
         self._migration = migration
         self._guard = guard
         self._preflight = preflight
@@ -116,7 +119,9 @@ class Reconfiguration:
         self._destinations.change(settings, backends)
         self._context.change(settings)
         self._learned_limits.restore()
+        self._gpu.prepare_reload(settings)
         self._controller.reload(settings)
+        self._gpu.finish_reload()
         if self._guard is not None:
             self._guard.reload(settings)
         self._discovery.change(settings)

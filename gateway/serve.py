@@ -9,9 +9,11 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import uvicorn
 import uvloop
@@ -22,8 +24,10 @@ from gateway.app import Gateway
 from gateway.body_memory import BodyMemory
 from gateway.config import Settings
 from gateway.config.reload import FileWatcher, files_of_keys, read_whole
+from gateway.downstream.fair_accept import ConnectionCounts, FairServer
 from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
+from gateway.replicas.member import HubMember
 from gateway.telemetry.log import ExchangeLog, Sink, configure, palette_for
 from gateway.telemetry.tracing import start_tracing
 from gateway.usage.recorder import UsageRecorder
@@ -53,22 +57,74 @@ def run(
         runner.run(serve(settings, announce, reread))
 
 
-async def serve(
-    settings: Settings, announce: Callable[[str], None] | None = None, reread: Callable[[], Settings] | None = None
-) -> None:
-    """Serve as `run` does, in the running event loop."""
-    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
-    accounts = open_accounts(settings)
-    listener = _listen("GATEWAY_PORT", settings.host, settings.port)
-    ollama_listener = (
+class Listeners(NamedTuple):
+    """Listening sockets: of the API, of the second port for Ollama's programs, and of the metrics."""
+
+    main: socket.socket
+    ollama: socket.socket | None
+    metrics: socket.socket | None
+
+    @classmethod
+    def of_files(cls, files: Sequence[int | None]) -> Self:
+        """Return the sockets that `files` of another process were."""
+        main, ollama, metrics = (None if file is None else socket.socket(fileno=file) for file in files)
+        assert main is not None
+        return cls(main, ollama, metrics)
+
+    def files(self) -> list[int | None]:
+        """Return the file descriptors, for `of_files` in a process that inherits them."""
+        return [None if listener is None else listener.fileno() for listener in self]
+
+    def close(self) -> None:
+        for listener in self:
+            if listener is not None:
+                listener.close()
+
+
+class ReplicaParts(NamedTuple):
+    """What one of several replicas on a machine has from its parent."""
+
+    listeners: Listeners
+    member: HubMember
+    counts: ConnectionCounts
+
+
+def open_listeners(settings: Settings) -> Listeners:
+    """Bind the ports of the settings.
+
+    Raises:
+        CannotListen: an address is in use or invalid.
+    """
+    main = _listen("GATEWAY_PORT", settings.host, settings.port)
+    ollama = (
         None if settings.ollama_port is None else _listen("GATEWAY_OLLAMA_PORT", settings.host, settings.ollama_port)
     )
-    metrics_listener = (
+    metrics = (
         None if settings.metrics_port is None else _listen("GATEWAY_METRICS_PORT", settings.host, settings.metrics_port)
     )
+    return Listeners(main, ollama, metrics)
+
+
+def logs_as_json(settings: Settings) -> bool:
+    """Return whether log lines are JSON: by the settings, or because standard error is not a terminal."""
+    return settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
+
+
+async def serve(
+    settings: Settings,
+    announce: Callable[[str], None] | None = None,
+    reread: Callable[[], Settings] | None = None,
+    *,
+    replica: ReplicaParts | None = None,
+) -> None:
+    """Serve as `run` does, in the running event loop. `replica` is set for one of several on this machine."""
+    as_json = logs_as_json(settings)
+    accounts = open_accounts(settings)
+    listener, ollama_listener, metrics_listener = open_listeners(settings) if replica is None else replica.listeners
+    member = None if replica is None else replica.member
     sink = Sink(sys.stderr.buffer)
     if reread is not None:
-        _ignore_sighup()
+        ignore_sighup()
     try:
         palette = palette_for(sys.stderr, os.environ)
         configure(as_json, sink, settings.log_level, palette)
@@ -77,32 +133,34 @@ async def serve(
         address, port = listener.getsockname()[:2]
         async with AsyncExitStack() as stack:
             usage = await stack.enter_async_context(_recording_usage(settings))
-            token = stack.enter_context(admin_token(settings, port))
+            token = None if member is not None else stack.enter_context(admin_token(settings, port))
             # First, so that the log begins with a roll-out that differs from the settings.
             gateway = Gateway(
                 settings,
                 ExchangeLog(as_json, sink, settings.log_level, palette),
-                token.value if token else None,
+                token.value if token else member.hello.admin_token if member is not None else None,
                 address,
                 start_tracing(os.environ),
                 ollama_port=None if ollama_listener is None else ollama_listener.getsockname()[1],
                 accounts=accounts,
                 usage=usage,
+                member=member,
             )
-            for line in settings.sources:
-                _log.info("%s", line)
-            for line in settings.warnings:
-                _log.warning("%s", line)
+            if member is None:
+                log_settings(settings)
+            else:
+                member.start()
             if token is not None:
-                _report_token(token)
+                report_token(token)
             async with (
                 gateway,
-                _metrics_port(gateway, metrics_listener, settings),
+                _metrics_port(gateway, metrics_listener, settings, is_replica=member is not None),
                 _watching_keys(gateway.named_keys),
-                _reloading(gateway, settings.file, reread),
+                _reloading(gateway, settings.file, reread, member),
             ):
-                await _serve(settings, gateway, listener, ollama_listener, announce)
-        _log.info("stopped")
+                await _serve(settings, gateway, listener, ollama_listener, announce, replica)
+        if member is None:
+            _log.info("stopped")
     finally:
         sink.close()
 
@@ -133,7 +191,15 @@ def admin_token(settings: Settings, port: int) -> Generator[AdminToken | None, N
         yield token
 
 
-def _report_token(token: AdminToken) -> None:
+def log_settings(settings: Settings) -> None:
+    """Log the sources of the settings, and warnings about them."""
+    for line in settings.sources:
+        _log.info("%s", line)
+    for line in settings.warnings:
+        _log.warning("%s", line)
+
+
+def report_token(token: AdminToken) -> None:
     if token.value is not None:
         _log.info("GATEWAY_ADMIN_KEY: not set; the commands on this machine use the admin token in %s", token.path)
         return
@@ -151,16 +217,23 @@ async def _serve(
     listener: socket.socket,
     ollama_listener: socket.socket | None,
     announce: Callable[[str], None] | None,
+    replica: ReplicaParts | None,
 ) -> None:
     def report_open() -> None:
-        base_url = _url(settings.host, listener)
+        if replica is not None:
+            replica.member.opened(str(gateway.rollout))
+            return
+        base_url = url_of(settings.host, listener)
         _log.info("serving %s; tiers %s; active backend %s", base_url, ", ".join(settings.tiers), gateway.rollout)
         if ollama_listener is not None:
-            _log.info("serving %s as well, for programs that expect Ollama", _url(settings.host, ollama_listener))
+            _log.info("serving %s as well, for programs that expect Ollama", url_of(settings.host, ollama_listener))
         if announce is not None:
             announce(base_url)
 
-    server = GracefulServer(
+    kind: Callable[..., GracefulServer] = GracefulServer
+    if replica is not None:
+        kind = partial(FairServer, counts=replica.counts, number=replica.member.number)
+    server = kind(
         _config(gateway, settings, gateway.body_memory),
         drain_delay=settings.drain_delay,
         drain_timeout=settings.drain_timeout,
@@ -168,9 +241,20 @@ async def _serve(
         on_drain=gateway.begin_drain,
         on_cutoff=gateway.cut_off,
     )
+    if replica is not None:
+        follow_orders(replica.member, server)
     gc.collect()
     gc.freeze()  # these objects stay, so no collection needs to walk them while requests wait
     await server.serve(sockets=[listener] if ollama_listener is None else [listener, ollama_listener])
+
+
+def follow_orders(member: HubMember, server: GracefulServer) -> None:
+    """End the server on the orders of the parent, or at once when the parent is gone.
+
+    Without the parent nobody counts the requests of all replicas, and the port has to be free for a
+    parent that is started in its place.
+    """
+    member.follow_orders({"drain": server.begin_stop, "cut off": server.stop, "orphaned": server.stop_at_once})
 
 
 def _raise_file_limit() -> None:
@@ -214,7 +298,8 @@ def _listen(variable: str, host: str, port: int) -> socket.socket:
         raise CannotListen(f"{name}: cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
-def _url(host: str, listener: socket.socket) -> str:
+def url_of(host: str, listener: socket.socket) -> str:
+    """Return the base URL of a listening socket on `host`."""
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
@@ -228,13 +313,14 @@ class _MetricsServer(GracefulServer):
 
 @asynccontextmanager
 async def _metrics_port(
-    gateway: Gateway, listener: socket.socket | None, settings: Settings
+    gateway: Gateway, listener: socket.socket | None, settings: Settings, *, is_replica: bool
 ) -> AsyncGenerator[None, None]:
     """Serve the port GATEWAY_METRICS_PORT, if it is set, until the main server has drained."""
     if listener is None:
         yield
         return
-    _log.info("metrics at http://%s:%d/metrics, without authentication", *listener.getsockname()[:2])
+    if not is_replica:
+        _log.info("metrics at http://%s:%d/metrics, without authentication", *listener.getsockname()[:2])
     server = _MetricsServer(_config(gateway.metrics_port_app, settings), drain_timeout=METRICS_DRAIN_SECONDS)
     async with asyncio.TaskGroup() as group:
         group.create_task(server.serve(sockets=[listener]))
@@ -244,15 +330,20 @@ async def _metrics_port(
 
 @asynccontextmanager
 async def _reloading(
-    gateway: Gateway, file: Path | None, reread: Callable[[], Settings] | None
+    gateway: Gateway, file: Path | None, reread: Callable[[], Settings] | None, member: HubMember | None
 ) -> AsyncGenerator[None, None]:
-    """Reread the settings when `file` or a file of keys changes, and on SIGHUP, while the block runs."""
+    """Reread the settings when `file` or a file of keys changes, and on SIGHUP, while the block runs.
+
+    A replica rereads them on its parent's order as well.
+    """
     if reread is None:
         yield
         return
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, signalled.set)
+    if member is not None:
+        member.follow_orders({"reload": signalled.set})
     tasks = [asyncio.create_task(_reload_on_signal(gateway, signalled, lambda: read_whole(file, reread)))]
     watcher = FileWatcher(file, gateway.reload, reread, lambda: files_of_keys(gateway.settings))
     tasks.append(asyncio.create_task(watcher.run()))
@@ -263,7 +354,7 @@ async def _reloading(
             task.cancel()
         await asyncio.wait(tasks)
         loop.remove_signal_handler(signal.SIGHUP)
-        _ignore_sighup()
+        ignore_sighup()
 
 
 @asynccontextmanager
@@ -284,7 +375,7 @@ async def _watching_keys(named_keys: NamedKeys | None) -> AsyncGenerator[None, N
         await asyncio.wait([task])
 
 
-def _ignore_sighup() -> None:
+def ignore_sighup() -> None:
     """Ignore SIGHUP before and after the time in which it rereads the settings.
 
     By default it would kill the process, and lose what is not written yet.

@@ -54,6 +54,10 @@ class StateFile:
         """Return the value last put into `section`, in this run or an earlier one, else None."""
         return self._sections.get(section)
 
+    def sections(self) -> dict[str, Any]:
+        """Return all sections by name."""
+        return dict(self._sections)
+
     def put(self, section: str, value: Any) -> None:
         """Keep `value` in `section`; it is written soon, and before `close` returns."""
         if self._sections.get(section) == value:

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("empty_environment")
 
 def status_of(url: str) -> int:
     """Return the status of a GET, retried until the port is open: one opens after the other."""
-    for attempt in tenacity.Retrying(stop=tenacity.stop_after_delay(10), wait=tenacity.wait_fixed(0.05), reraise=True):
+    for attempt in tenacity.Retrying(stop=tenacity.stop_after_delay(40), wait=tenacity.wait_fixed(0.05), reraise=True):
         with attempt:
             return httpx2.get(url, trust_env=False, timeout=20).status_code
     raise AssertionError
@@ -71,15 +71,14 @@ def test_idle_connection_closes_after_keep_alive_timeout() -> None:
     with process("serve", GATEWAY__KEEP_ALIVE_TIMEOUT="400ms", **variables) as started:
         try:
             assert status_of(f"http://127.0.0.1:{port}/ping") == 200
-            with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+            with socket.create_connection(("127.0.0.1", port), timeout=40) as client:
+                began = time.monotonic()
                 client.sendall(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                answer = client.recv(65536)
-                answered_at = time.monotonic()
+                answer = b""
                 while piece := client.recv(65536):
                     answer += piece
-                    answered_at = time.monotonic()
             assert answer.startswith(b"HTTP/1.1 200")
-            assert 0.3 < time.monotonic() - answered_at < 10
+            assert 0.4 <= time.monotonic() - began < 40
         finally:
             started.send_signal(signal.SIGTERM)
         _, errors = started.communicate(timeout=20)

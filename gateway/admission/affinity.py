@@ -63,12 +63,14 @@ class Affinity:
         """
         size, ends, is_continued = prompt.size, prompt.ends, prompt.is_continued
         counts = [placement.server.prefixes.known_blocks(prompt) for placement in placements]
+        prompt.counts = known = dict[object, int]()
         is_unseen = is_continued and max(counts) <= prompt.common
         home: Placement | None = None
         if is_unseen or not is_continued:
             home = max(placements, key=lambda placement: hash((prompt.home, placement.server.prefixes.seed)))
         best, least, home_cost = placements[0], float("inf"), float("inf")
         for placement, count in zip(placements, counts, strict=True):
+            known[placement] = count
             cache = placement.server.prefixes
             unknown = 0 if is_unseen and placement is home else size - ends[count - 1] if count else size
             cost = cache.pending + LOAD * placement.limits[0].count + UNKNOWN * unknown
@@ -82,9 +84,13 @@ class Affinity:
 
     def begin(self, prompt: PromptBlocks, placement: Placement, others: Sequence[Placement]) -> int:
         """Record that a request was sent. Return the characters that the server has to compute for it."""
-        cache = placement.server.prefixes
-        count = cache.known_blocks(prompt)
-        most = max(other.server.prefixes.known_blocks(prompt) for other in others)
+        cache, counts = placement.server.prefixes, prompt.counts
+        prompt.counts = {}
+        if len(counts) == len(others):  # it was chosen among all of them, in this step
+            count, most = counts[placement], max(counts.values())
+        else:
+            count = cache.known_blocks(prompt)
+            most = max(other.server.prefixes.known_blocks(prompt) for other in others)
         if not most:
             self.new += 1
         elif count >= most:

@@ -16,11 +16,13 @@ SAMPLES = 64
 class ModelActivity:
     """Signs of life of one model on one server."""
 
-    __slots__ = ("_first_tokens", "last_heard", "was_unloaded")
+    __slots__ = ("_first_tokens", "last_heard", "missing_at", "was_unloaded")
 
     def __init__(self) -> None:
         self.last_heard = -inf
         """Time of the last piece of any answer, as far as it is known."""
+        self.missing_at = -inf
+        """Time of the last report, made because the model was silent, in which it was not loaded."""
         self.was_unloaded = False
         """True if the model was unloaded because it had frozen, and has sent nothing since."""
         self._first_tokens: dict[str, deque[tuple[float, float]]] = {}

@@ -128,6 +128,12 @@ class ModelResidency:
     def __repr__(self) -> str:
         return f"<ModelResidency {list(self.states.values())}, next {self._next}>"
 
+    @property
+    def occupancy(self) -> int:
+        """Number of models that the server has loaded or is about to, as far as is known."""
+        loaded = set(self._reported or ()).union(name for name, state in self.states.items() if state.is_loaded)
+        return len(loaded) + (self._next is not None and self._next.name not in loaded)
+
     def state(self, name: str, model: str, is_embedding: bool) -> ModelState:
         state = self.states.get(name)
         if state is None:

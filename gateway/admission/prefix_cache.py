@@ -88,7 +88,11 @@ class PrefixCache:
         Later blocks are forgotten first, so this is found by bisection.
         """
         known, hashes = self._known, prompt.hashes
-        low, high = 0, len(hashes)
+        if hashes[0] not in known:
+            return 0
+        if hashes[-1] in known:
+            return len(hashes)
+        low, high = 1, len(hashes) - 1
         while low < high:
             middle = (low + high) // 2
             if hashes[middle] in known:

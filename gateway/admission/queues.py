@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from gateway.admission.closure import Closure
 from gateway.admission.concurrency_limits import AdaptiveLimit, ConcurrencyLimit, LoadSample
 from gateway.admission.fair_queue import Claim, FairQueue
 from gateway.admission.model_residency import ModelResidency
@@ -89,7 +90,7 @@ class LimitSource:
         return AdaptiveLimit(slots, is_held)
 
     def queued(self) -> None:
-        """Record that a request was queued."""
+        """Record that a request was queued, or that queued requests still cannot run after something changed."""
 
 
 class Gate:
@@ -259,6 +260,7 @@ class Queue:
         "_own_timeout",
         "_positions",
         "batch",
+        "closure",
         "interactive",
         "lane",
         "model",
@@ -270,13 +272,21 @@ class Queue:
     )
 
     def __init__(
-        self, model: str, lane: "Lane", placements: list[Placement], room: ConcurrencyLimit, own_timeout: float | None
+        self,
+        model: str,
+        lane: "Lane",
+        placements: list[Placement],
+        room: ConcurrencyLimit,
+        own_timeout: float | None,
+        closure: Closure | None = None,
     ) -> None:
         self.model = model
         self.lane = lane
         self.placements: list[Placement] = []
         self.room = room
         self._own_timeout = own_timeout
+        self.closure = closure or Closure()
+        """Time in which the backend admits nothing."""
         self.interactive: FairQueue[QueueEntry] = FairQueue()
         self.batch: FairQueue[QueueEntry] = FairQueue()
         self.passed_over = 0
@@ -344,12 +354,14 @@ class Queue:
             ticket.refuse(error())
 
     def has_slot_but_no_model(self) -> bool:
-        """Return whether one more request than those queued could run if the model were loaded."""
+        """Return whether one more request than those queued could run if the model were loaded.
+
+        While the backend is closed, no model is.
+        """
+        is_closed = self.closure.is_closed
         return any(
-            placement.state is not None
-            and not placement.state.is_ready
+            (is_closed or (placement.state is not None and not placement.state.is_ready and placement.server.is_up()))
             and placement.server.serves(self.model)
-            and placement.server.is_up()
             and min(limit.limit - limit.count for limit in placement.limits) > self.waiting
             for placement in self.placements
         )
@@ -370,16 +382,18 @@ class Queue:
         return any(placement.state is not None and placement.state.is_loading for placement in self.placements)
 
     def load_seconds(self, now: float) -> float:
-        """Return how long the model has been loading in total, over all servers."""
-        return sum(placement.state.load_seconds(now) for placement in self.placements if placement.state is not None)
+        """Return how long the model has been loading, over all servers, and the backend closed, in total."""
+        loading = (placement.state.load_seconds(now) for placement in self.placements if placement.state is not None)
+        return sum(loading) + self.closure.seconds(now)
 
     def time_left(self, waited: float, loading: float) -> float:
         """Return the rest of the queue timeout for a request that has `waited` this many seconds.
 
-        The model was `loading` for part of that time, which does not count. As long as it still
-        loads, the result is at least `LOADING_CHECK_SECONDS`.
+        The model was `loading`, or the backend closed, for part of that time, which does not count.
+        As long as this lasts, the result is at least `LOADING_CHECK_SECONDS`.
         """
-        return max(self.queue_timeout - (waited - loading), LOADING_CHECK_SECONDS if self.is_loading else 0.0)
+        is_held_up = self.is_loading or self.closure.is_closed
+        return max(self.queue_timeout - (waited - loading), LOADING_CHECK_SECONDS if is_held_up else 0.0)
 
     def fair_queue(self, claim: Claim) -> "FairQueue[QueueEntry]":
         return self.batch if claim.is_batch else self.interactive

@@ -60,6 +60,9 @@ all queues of the lane. Lanes do not wait for each other. A batch head that was 
 `BATCH_SHARE - 1` times, although it could have run, goes first, so batch requests get one slot in
 ten.
 
+Closure. A backend whose engine does not have the GPU is closed (`closure.py`): none of its servers
+is up. The requests that wait for it do so without a limit, except for the client's own deadline.
+
 A server that is not up, or whose gate is closed for the queue, gets no requests. Requests that need
 it stay queued until it is up, or until the relay ends their wait because the backend is down.
 
@@ -84,6 +87,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from gateway.admission.affinity import Affinity
+from gateway.admission.closure import Closure
 from gateway.admission.concurrency_limits import CONFIRM_SECONDS, TRY_AGAIN_SECONDS, AdaptiveLimit, ConcurrencyLimit
 from gateway.admission.model_state import ModelState
 from gateway.admission.queues import (
@@ -148,6 +152,8 @@ class Admission:
     ) -> None:
         self.affinity = affinity
         self._source = source or LimitSource()
+        self.closure = Closure()
+        """Time in which nothing is admitted; the servers are not up meanwhile (`upstream/backend.py`)."""
         self._has_several = len(servers) > 1
         self._turn = 0
         self._servers = list(servers)
@@ -195,7 +201,7 @@ class Admission:
             own = own or TierLimits()
             placements = [self._placement(server, model, shared_lane, own, tier) for server in self._servers]
             room = shared_lane.room if own.max_queue is None else ConcurrencyLimit(own.max_queue)
-            queue = self._queues[key] = Queue(model, shared_lane, placements, room, own.queue_timeout)
+            queue = self._queues[key] = Queue(model, shared_lane, placements, room, own.queue_timeout, self.closure)
             shared_lane.queues.append(queue)
         return queue
 
@@ -414,6 +420,7 @@ class Admission:
             if not runnable:
                 if self._schedule_loads():
                     continue
+                self._source.queued()
                 return
             _, ticket, placement, queue = min(runnable) if len(runnable) > 1 else runnable[0]
             for *_, other in runnable:
@@ -441,8 +448,14 @@ class Admission:
         self._source.queued()
 
     def _schedule_loads(self) -> bool:
-        """Start the loads that queued requests wait for. Return whether a model became ready."""
-        became_ready = [server.residency.schedule() for server in self._servers if server.residency is not None]
+        """Start the loads that queued requests wait for. Return whether a model became ready.
+
+        The server that has the fewest models comes first: a load there evicts none.
+        """
+        residencies = [server.residency for server in self._servers if server.residency is not None]
+        if len(residencies) > 1:
+            residencies.sort(key=lambda residency: residency.occupancy)
+        became_ready = [residency.schedule() for residency in residencies]
         return any(became_ready)
 
     def _dequeue(self, ticket: QueueEntry) -> None:
@@ -568,14 +581,22 @@ class Admission:
         come back all at once.
         """
         seconds = queue.estimated_wait(queue.waiting)
+        if self.closure.is_closed:
+            left = self.closure.seconds_left(self._clock())
+            seconds = left if seconds is None else seconds + (left or 0.0)
         if seconds is None:
             return RETRY_SECONDS_UNKNOWN
         return min(60, max(1, math.ceil(seconds * random.uniform(0.8, 1.2))))
 
     def wait_estimate(self, ticket: QueueEntry) -> WaitEstimate:
         """Return the estimate for a queued ticket."""
-        ahead = ticket.queue.position_of(ticket, self._clock())
-        return WaitEstimate(ahead + 1, ticket.queue.estimated_wait(ahead), ticket.queue.is_loading)
+        now = self._clock()
+        ahead = ticket.queue.position_of(ticket, now)
+        seconds = ticket.queue.estimated_wait(ahead)
+        if self.closure.is_closed:
+            left = self.closure.seconds_left(now)
+            return WaitEstimate(ahead + 1, None if left is None else left + (seconds or 0.0))
+        return WaitEstimate(ahead + 1, seconds, ticket.queue.is_loading)
 
     def _refuse_hopeless(self, ticket: QueueEntry) -> None:
         queue, claim = ticket.queue, ticket.claim
@@ -591,7 +612,8 @@ class Admission:
         ahead = queue.fair_queue(claim).count_ahead_of_new(claim.key)
         if claim.is_batch:
             ahead += min(queue.interactive.count, (BATCH_SHARE - 1) * (ahead + 1))
-        if service * (queue.rounds(ahead) + 1) > claim.timeout:
+        closed = self.closure.seconds_left(self._clock()) or 0.0
+        if closed + service * (queue.rounds(ahead) + 1) > claim.timeout:
             raise QueueTimeout(
                 f"The queue is too long for an answer within {claim.timeout:g} seconds. "
                 "Try again later, or allow more time.",

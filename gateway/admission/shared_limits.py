@@ -261,6 +261,9 @@ class Admitting(Protocol):
 class SharedLimits:
     """All limits that this replica shares, by name. The same name means the same limit on each replica."""
 
+    replicas = 1
+    """Number of replicas that share the places in the queues: each has its own."""
+
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         self.on_change = on_change
         """Called when a report may be due. It must not do anything but schedule `measure`."""
@@ -278,7 +281,7 @@ class SharedLimits:
         self._admissions.append(admission)
 
     def detach(self, admission: Admitting) -> None:
-        self._admissions.remove(admission)
+        self._admissions = [one for one in self._admissions if one is not admission]
         self.on_change()
 
     def changed(self) -> None:

@@ -60,7 +60,8 @@ class Ticket(QueueEntry):
     async def wait(self) -> None:
         """Wait for a slot.
 
-        Time during which the model loads does not count toward `queue_timeout`. It does count
+        Time during which the model loads, or the backend is closed, does not count toward
+        `queue_timeout`. It does count
         toward the client's own timeout.
 
         Raises:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import permutations
+from itertools import permutations, zip_longest
 from typing import Any, NamedTuple, get_args
 
 from prometheus_client.exposition import choose_encoder
@@ -11,16 +11,19 @@ from prometheus_client.exposition import choose_encoder
 from gateway import __version__
 from gateway.admission.concurrency_limits import AdaptiveLimit
 from gateway.api.model_names import ModelNames
+from gateway.api.peers import Peers
 from gateway.config import Settings, Tier
 from gateway.errors import InvalidRequest, ModelNotFound, TierNotAllowed
 from gateway.relay.discovery import DiscoveredModel
 from gateway.rollout.assignment import ChangeCause
 from gateway.rollout.controller import RolloutController
+from gateway.rollout.gpu_state import Outcome
 from gateway.rollout.guard import RolloutGuard
 from gateway.telemetry.exchange import NONE
+from gateway.telemetry.exposition import LabelledRegistry, join_pages
 from gateway.telemetry.live import ALL, KEPT, STEP, WINDOW, LiveFigures
-from gateway.telemetry.metrics import Metrics
-from gateway.upstream.backend import Backend
+from gateway.telemetry.metrics import Histogram, Histograms, Metrics
+from gateway.upstream.backend import Backend, GpuTurn
 from gateway.upstream.health_checks import HealthChecks
 from gateway.upstream.outlier_detection import OutlierDetector
 
@@ -46,6 +49,9 @@ SHOWN_LIMITS = (
     "vision_queue_timeout",
 )
 
+
+TURNS: dict[GpuTurn, str] = {"awake": "awake", "leaving": "leaving", "asleep": "sleeping", "waking": "waking"}
+"""States of a backend on a GPU that holds one engine; any other backend is always awake."""
 
 _CHAT_CAPABILITIES = ("completion", "tools")
 """Capabilities of a model about which no engine says anything, in Ollama's words."""
@@ -90,6 +96,8 @@ class Operations:
         self.is_stopping = False
         self.view_replicas: Callable[[], dict[str, Any] | None] = lambda: None
         """Returns the state of the replicas that share limits, None if this one shares none."""
+        self.peers: Peers | None = None
+        """The other replicas of this machine, if there are several."""
         self.last_reload: dict[str, Any] | None = None
         """Outcome of the last reload of the settings."""
 
@@ -98,6 +106,11 @@ class Operations:
         self._settings = settings
         self._model_names = model_names
         self._live.keep({NONE, *settings.tiers, *settings.embeddings, *settings.rerankers}, {NONE, *settings.backends})
+
+    @property
+    def _causes(self) -> list[str]:
+        """Causes that a change of the roll-out may have."""
+        return [cause for cause in get_args(ChangeCause) if cause != "exclusive" or self._settings.exclusive]
 
     def record_reload(self, outcome: dict[str, Any]) -> None:
         self.last_reload = outcome
@@ -214,14 +227,24 @@ class Operations:
     def _is_served(self, tier_name: str) -> bool:
         tier = self._settings.tiers[tier_name]
         backend = self._active_backend(tier_name)
+        if self._backends[backend].refuses_new:
+            return False
         return any(server.is_well and server.serves(tier.models[backend]) for server in self._backends[backend].servers)
 
     def _active_backend(self, tier_name: str) -> str:
         return self.controller.rollout.tiers[tier_name].assignment.backend
 
     def status(self) -> dict[str, Any]:
-        """Return the body of `/ops/status` without its series, which `/ops/events` sends apart."""
+        """Return the body of `/ops/status` without its series, which `/ops/events` sends apart.
+
+        With several replicas on a machine it covers all of them, as they were within the last second.
+        """
         self._live.want()
+        own = self.own_status()
+        return own if self.peers is None else self.peers.whole_status(own)
+
+    def own_status(self) -> dict[str, Any]:
+        """Return the status of this process, in which live figures and latencies cover all replicas."""
         return {
             "version": __version__,
             "ready": self.readiness()[1],
@@ -238,20 +261,24 @@ class Operations:
                 "rollback_to": self._settings.rollback_to,
                 "shared": self.controller.is_shared,
                 "history": self.controller.history(),
+                "gpu": self.controller.gpu(),
             },
             "reload": self.last_reload,
             "replicas": self.view_replicas(),
+            "processes": None,
             "default_tier": self._settings.default_tier,
             "live": {"step": STEP, "window": WINDOW, "kept": KEPT},
             "errors": self._live.errors(),
         }
 
-    def status_with_series(self, tier: str | None = None) -> dict[str, Any]:
+    async def status_with_series(self, tier: str | None = None) -> dict[str, Any]:
         """Return the body of `/ops/status`, with the series of one tier or of all tiers together.
 
         Raises:
             InvalidRequest: There is no such tier.
         """
+        if self.peers is not None:
+            await self.peers.refresh()
         return {**self.status(), "series": self.series(tier)}
 
     def series(self, tier: str | None = None, last: int = KEPT) -> dict[str, Any]:
@@ -297,10 +324,24 @@ class Operations:
             "inter_token_latency": self._metrics.gaps,
             "duration": self._metrics.duration,
         }
+        found = {name: self._whole(name, histograms, (tier, backend)) for name, histograms in series.items()}
         return {
-            name: {f"p{share}": _rounded(histograms.quantile((tier, backend), share / 100)) for share in (50, 99)}
-            for name, histograms in series.items()
+            name: {
+                f"p{share}": None if histogram is None else _rounded(histogram.quantile(share / 100))
+                for share in (50, 99)
+            }
+            for name, histogram in found.items()
         }
+
+    def _whole(self, latency: str, histograms: Histograms, side: tuple[str, str]) -> Histogram | None:
+        """Return the histogram of a tier on a backend, with the observations of all replicas."""
+        own = histograms.find(side)
+        if self.peers is None:
+            return own
+        whole = histograms.empty()
+        for counts in ([] if own is None else own.counts, *self.peers.latency_counts(latency, side)):
+            whole.counts = [one + other for one, other in zip_longest(whole.counts, counts, fillvalue=0)]
+        return whole
 
     def _backend_status(self, backend: Backend) -> dict[str, Any]:
         admission = backend.admission
@@ -308,6 +349,7 @@ class Operations:
         return {
             "kind": backend.kind,
             "up": backend.is_up,
+            "state": TURNS[backend.turn],
             "running": {lane: admission.running(lane) for lane in admission.lanes},
             "waiting": {lane: admission.waiting(lane) for lane in admission.lanes},
             "live": self._live.figures(ALL, backend.name),
@@ -352,12 +394,30 @@ class Operations:
 
     # Metrics
 
-    def exposition(self, accept: str) -> tuple[bytes, str]:
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics as Prometheus text or OpenMetrics, and the content type.
 
-        `accept` is the request header that chooses the format.
+        `accept` is the request header that chooses the format. With several replicas on a machine,
+        the series of all of them are there, with their number in the label `replica`.
         """
+        self._fill_gauges()
+        encode, content_type = choose_encoder(accept)
+        if self.peers is None:
+            return encode(self._metrics.registry), content_type
+        pages = await self.peers.metrics_pages(accept)
+        return join_pages([self.labelled_page(accept), *pages]), content_type
+
+    def labelled_page(self, accept: str) -> bytes:
+        """Return the metrics of this replica alone, with its number as a label."""
+        assert self.peers is not None
+        self._fill_gauges()
+        encode, _ = choose_encoder(accept)
+        return encode(LabelledRegistry(self._metrics.registry, self.peers.number))
+
+    def _fill_gauges(self) -> None:
         metrics = self._metrics
+        if self.peers is not None and self.view_replicas() is None:  # else Redis knows of more machines
+            metrics.replicas.set(self.peers.replicas)
         for gauge in (
             metrics.running,
             metrics.waiting,
@@ -367,6 +427,7 @@ class Operations:
             metrics.server_running,
             metrics.name_resolved,
             metrics.active_backend,
+            metrics.backend_asleep,
         ):
             gauge.clear()  # removes series that are no longer in the settings
         for backend in self._health.backends:
@@ -375,10 +436,11 @@ class Operations:
             for name in tier.models:
                 metrics.active_backend.labels(tier.name, name).set(name == self._active_backend(tier.name))
             for move in permutations(tier.models, 2):
-                for cause in get_args(ChangeCause):
+                for cause in self._causes:
                     metrics.switches.labels(tier.name, *move, cause)  # so that a rate includes the first one
-        encode, content_type = choose_encoder(accept)
-        return encode(metrics.registry), content_type
+        for move in permutations(self._settings.on_gpu, 2):
+            for outcome in get_args(Outcome):
+                metrics.gpu_switches.labels(*move, outcome)
 
     def _set_gauges(self, backend: Backend) -> None:
         """Set the gauges of a backend. A name may have two backends: one drains, one replaces it."""
@@ -391,7 +453,9 @@ class Operations:
         if backend.admission.affinity is not None:
             for outcome, count in backend.admission.affinity.take_counts().items():
                 metrics.affinity.labels(backend.name, outcome).inc(count)
-        for server in backend.servers:
+        if backend.name in self._settings.on_gpu:
+            metrics.backend_asleep.labels(backend.name).set(not backend.is_probed)
+        for server in backend.servers if backend.is_probed else ():  # one whose engine sleeps is not dead
             metrics.server_up.labels(backend.name, server.label).set(backend.gives_requests(server))
         for server in (*backend.servers, *backend.leaving):
             metrics.server_running.labels(backend.name, server.label).inc(server.load)

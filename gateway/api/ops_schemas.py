@@ -6,10 +6,12 @@ The answers themselves are plain dicts; tests hold them to these structures.
 from typing import Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from gateway.api.operator_chat import PATH as CHAT_PATH
 from gateway.rollout.assignment import Canary, Change
+from gateway.rollout.gpu_state import Outcome, Phase
+from gateway.rollout.gpu_times import Basis
 from gateway.rollout.preflight.findings import Finding
 from gateway.telemetry.live import Figures
 
@@ -149,6 +151,8 @@ class BackendStatus(Struct):
 
     kind: str
     up: bool
+    state: Literal["awake", "leaving", "sleeping", "waking"]
+    """Always `awake` unless engines share a GPU."""
     running: dict[str, int]
     waiting: dict[str, int]
     live: Figures
@@ -165,8 +169,48 @@ class DiscoveredStatus(Struct):
     capabilities: list[str] | None
 
 
+class GpuRollback(Struct):
+    """Expected time of a rollback that began now, in seconds; null if it is unknown."""
+
+    to: str
+    seconds: float | None
+    basis: Basis
+
+
+class GpuOutcome(Struct):
+    """Outcome of the last switch of the GPU. `why` is the reason for a failure."""
+
+    at: str
+    from_: str | None = field(name="from")
+    to: str
+    outcome: Outcome
+    seconds: float | None
+    why: str
+
+
+class GpuView(Struct):
+    """A GPU that holds one engine at a time.
+
+    `holder` is the backend that has it, null during a switch. `from` and `to` are null without one.
+    `running` requests have still to end at the engine that is left, and `waiting` ones wait for the other.
+    """
+
+    holder: str | None
+    phase: Phase
+    since: str
+    seconds: float
+    from_: str | None = field(name="from")
+    to: str | None
+    expected_seconds: float | None
+    """Expected seconds to the end of the switch."""
+    running: int
+    waiting: int
+    rollback: GpuRollback
+    last: GpuOutcome | None
+
+
 class RolloutHistory(Struct):
-    """Backend that a rollback leads to, and the changes, the last one first.
+    """Backend that a rollback leads to, the changes, the last one first, and a GPU that is shared.
 
     `shared` tells whether the other replicas know all of it; it is null without replicas.
     """
@@ -174,6 +218,7 @@ class RolloutHistory(Struct):
     rollback_to: str
     shared: bool | None
     history: list[Change]
+    gpu: GpuView | None
 
 
 class ReloadOutcome(Struct):
@@ -258,6 +303,16 @@ class ReplicasStatus(Struct):
     limits: list[SharedLimitStatus]
 
 
+class ProcessStatus(Struct):
+    """One of several replicas on this machine: its process, and its requests by backend."""
+
+    replica: int
+    pid: int
+    status: str
+    running: dict[str, int]
+    waiting: dict[str, int]
+
+
 class OpsStatus(Struct):
     """Status of the gateway: all that the console shows. `/ops/events` sends it and its changes."""
 
@@ -269,6 +324,8 @@ class OpsStatus(Struct):
     rollout: RolloutHistory
     reload: ReloadOutcome | None
     replicas: ReplicasStatus | None
+    processes: list[ProcessStatus] | None
+    """The replicas of `gateway serve --replicas`. The numbers of backends and tiers cover all of them."""
     default_tier: str
     live: LiveTimes
     errors: list[FailedRequest]
@@ -294,6 +351,7 @@ class RolloutView(Struct):
     shared: bool | None
     tiers: dict[str, TierAssignment]
     history: list[Change]
+    gpu: GpuView | None
 
 
 class RolloutAnswer(RolloutView):

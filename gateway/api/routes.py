@@ -83,7 +83,7 @@ def build(
 
     @app.get("/ops/status", dependencies=[Depends(operator)], summary="Show backends, tiers and requests in flight")
     async def status(tier: str | None = None) -> dict[str, Any]:
-        return operations.status_with_series(tier)
+        return await operations.status_with_series(tier)
 
     add_console(app, operations, events, operator)
     add_rollout(app, operations.controller, operator)
@@ -169,7 +169,7 @@ def _add_metrics(app: FastAPI, operations: Operations, guards: list[Any]) -> Non
         response_class=Response,
     )
     async def metrics(request: Request) -> Response:
-        body, content_type = operations.exposition(request.headers.get("accept", ""))
+        body, content_type = await operations.exposition(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
 

@@ -123,14 +123,14 @@ def metrics_table(
             )
         rows.append(tuple(cells))
     headings = (text("metric", language), *(f"{text_or_key(column, language)} (ms)" for column in columns))
-    return TextTable(text("metrics", language), headings, tuple(rows), (False, *(True for _ in columns)))
+    return TextTable(_title("run_metrics", run, language), headings, tuple(rows), (False, *(True for _ in columns)))
 
 
 def figures_table(run: RunResult, language: Language) -> TextTable:
     """Return the counts and rates of a run."""
     figures = run_figures(run)
     rows = [
-        (text(f"figure_{name}", language), number(figures[name]))
+        (text(f"figure_{name}", language), number(figures[name], "n" if name == "max_output_tokens_per_s" else ""))
         for name in FIGURES
         if name != "request_goodput" or figures[name] is not None
     ]
@@ -138,9 +138,12 @@ def figures_table(run: RunResult, language: Language) -> TextTable:
         rows += [(text(f"figure_{name}", language), _probe_figure(figures, name, language)) for name in PROBE_FIGURES]
     for kind, count in run.errors.items():
         rows.append((f"{text('failures', language)}: {kind}", str(count)))
-    return TextTable(
-        text("metrics", language), (text("metric", language), text("value", language)), tuple(rows), (False, True)
-    )
+    headings = (text("metric", language), text("value", language))
+    return TextTable(_title("run_figures", run, language), headings, tuple(rows), (False, True))
+
+
+def _title(key: str, run: RunResult, language: Language) -> str:
+    return text(key, language, {"run": text_or_key(run.label, language)})
 
 
 def _probe_figure(figures: Mapping[str, Any], name: str, language: Language) -> str:
@@ -159,22 +162,14 @@ def verdict_text(verdict: Verdict, language: Language) -> tuple[str, str]:
 
 def client_text(load: ClientLoad, language: Language) -> str:
     """Return how busy the load client was."""
-    return text(
-        "client_line",
-        language,
-        {"cpu": load.cpu_share * 100, "lag": load.lag_p99_ms, "most": load.lag_max_ms},
-    )
+    return text("client_line", language, client_figures(load))
 
 
 def remarks(result: ScenarioResult, language: Language) -> list[str]:
     """Return notes and warnings about a result."""
     found = [text("interrupted", language)] if result.is_interrupted else []
-    seen: set[str] = set()
-    for run in result.runs:
-        for key in run.client.warnings:
-            if key not in seen:
-                seen.add(key)
-                found.append(text(key, language, _client_figures(run.client)))
+    worst = ClientLoad.worst(run.client for run in result.runs)
+    found += [text(key, language, client_figures(worst)) for key in worst.warnings]
     found += [text_or_key(note, language) for note in result.notes]
     kinds = {cell.kind for table in result.tables for row in table.rows for cell in row if cell.value is not None}
     if kinds - {"measured"}:
@@ -190,7 +185,7 @@ def facts(result: ScenarioResult, language: Language) -> list[tuple[str, str]]:
         ("api", f"{result.api} {result.endpoint}"),
         ("date", result.date),
         ("metadata", metadata_text(result)),
-        ("client", client_text(result.headline_run.client, language)),
+        ("client", client_text(ClientLoad.worst(run.client for run in result.runs), language)),
     ]
     return [(text(key, language), value) for key, value in pairs if value]
 
@@ -204,5 +199,11 @@ def _kind(kind: str, language: Language) -> str:
     return text("forecast_kind" if kind == "forecast" else kind, language)
 
 
-def _client_figures(load: ClientLoad) -> dict[str, Any]:
-    return {"cpu": load.cpu_share * 100, "lag": load.lag_p99_ms, "delay": load.start_delay_p99_ms or 0.0}
+def client_figures(load: ClientLoad) -> dict[str, Any]:
+    """Return the values that texts about the load client are filled in with."""
+    return {
+        "cpu": load.cpu_share * 100,
+        "lag": load.lag_p99_ms,
+        "most": load.lag_max_ms,
+        "delay": load.start_delay_p99_ms or 0.0,
+    }

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway import __version__
-from gateway.bench.formatting import metadata_text
+from gateway.bench.formatting import client_figures, client_text, metadata_text
 from gateway.bench.metrics import run_figures
 from gateway.bench.report_blocks import (
     Block,
@@ -187,24 +187,13 @@ def metrics_table(run: RunResult, lang: Lang) -> DataTable:
 def warnings(runs: Sequence[RunResult], lang: Lang) -> list[str]:
     """Return what makes the result doubtful: a busy client, and an early end."""
     found = [text("interrupted", lang)] if any(run.interrupted for run in runs) else []
-    for key in dict.fromkeys(key for run in runs for key in run.client.warnings):
-        worst = max((run.client for run in runs if key in run.client.warnings), key=lambda load: load.cpu_share)
-        found.append(
-            text(key, lang, cpu=100 * worst.cpu_share, lag=worst.lag_p99_ms, delay=worst.start_delay_p99_ms or 0.0)
-        )
-    return found
+    worst = ClientLoad.worst(run.client for run in runs)
+    return found + [text(key, lang, **client_figures(worst)) for key in worst.warnings]
 
 
 def client_line(runs: Sequence[RunResult], lang: Lang) -> str:
     """Return how busy the load client was, at worst over the runs."""
-    loads: list[ClientLoad] = [run.client for run in runs]
-    return text(
-        "client_line",
-        lang,
-        cpu=100 * max((load.cpu_share for load in loads), default=0.0),
-        lag=max((load.lag_p99_ms for load in loads), default=0.0),
-        most=max((load.lag_max_ms for load in loads), default=0.0),
-    )
+    return client_text(ClientLoad.worst(run.client for run in runs), lang)
 
 
 def workload_line(workload: Mapping[str, CellValue]) -> str:

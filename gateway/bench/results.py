@@ -124,6 +124,19 @@ class ClientLoad:
     start_delay_p99_ms: float | None = None
     warnings: tuple[str, ...] = ()
 
+    @classmethod
+    def worst(cls, loads: Iterable[Self]) -> Self:
+        """Return the worst of each value over several runs, and every warning once."""
+        found = list(loads)
+        delays = [load.start_delay_p99_ms for load in found if load.start_delay_p99_ms is not None]
+        return cls(
+            cpu_share=max((load.cpu_share for load in found), default=0.0),
+            lag_p99_ms=max((load.lag_p99_ms for load in found), default=0.0),
+            lag_max_ms=max((load.lag_max_ms for load in found), default=0.0),
+            start_delay_p99_ms=max(delays, default=None),
+            warnings=tuple(dict.fromkeys(key for load in found for key in load.warnings)),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class RateChange:

@@ -16,6 +16,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "scenario_soak": ("Long run", "장시간 시험"),
     "title": ("Benchmark", "벤치마크 결과"),
     "metrics": ("Metrics", "지표"),
+    "run_figures": ("Counts and rates of the main run: {run}", "주 실행의 건수와 처리율: {run}"),
+    "run_metrics": ("Latencies of the main run: {run}", "주 실행의 지연 시간: {run}"),
     "verdict": ("Verdict", "판정"),
     "rule": ("Rule", "판정 기준"),
     "notes": ("Notes", "참고"),

@@ -22,6 +22,14 @@ IMAGE_CHARACTERS = 4000
 """Size of an image, in characters of text that take as long: about 1,000 tokens."""
 SAMPLE = 1024
 """Characters at each end of a text, or of the address of an image, that stand for the whole of it."""
+STEP = 16
+"""Of the turns after the first, one in so many characters is hashed, but for those after the last place of
+a block. Requests that have nothing to do with each other differ before that, in what is hashed whole; a
+smaller change of an earlier turn may not be noticed, and then costs a less good choice."""
+KEPT_TEXTS = 32
+"""Long system messages whose blocks are remembered, so that they need not be hashed for each request."""
+LONGEST_KEPT = 64 * 1024
+"""Characters of the longest one."""
 
 # A block has the same place in every text that begins in the same way, so places may depend on
 # nothing but the distance from the beginning. Blocks far from it are longer.
@@ -30,6 +38,12 @@ _PLACES = [
         chain(range(0, 16 * 1024, SHORT), range(16 * 1024, 128 * 1024, 4096), range(128 * 1024, 1 << 24, 64 * 1024))
     )
 ]
+_LATER_PLACES = [
+    *pairwise(
+        chain(range(0, 4 * 1024, SHORT), range(4 * 1024, 128 * 1024, 4096), range(128 * 1024, 1 << 24, 64 * 1024))
+    )
+]
+"""Places in the text of all turns after the first."""
 
 
 class PromptBlocks:
@@ -41,9 +55,10 @@ class PromptBlocks:
         common: number of blocks of the tools and the system message, which many conversations share.
         home: number that all turns of the conversation have in common, in every process.
         is_continued: whether the conversation has an answer of the model already.
+        counts: numbers of known blocks by server, while one is chosen.
     """
 
-    __slots__ = ("common", "ends", "hashes", "home", "is_continued")
+    __slots__ = ("common", "counts", "ends", "hashes", "home", "is_continued")
 
     def __init__(self, hashes: list[int], ends: list[int], common: int, home: int, is_continued: bool) -> None:
         self.hashes = hashes
@@ -51,6 +66,7 @@ class PromptBlocks:
         self.common = common
         self.home = home
         self.is_continued = is_continued
+        self.counts: dict[object, int] = {}
 
     def __repr__(self) -> str:
         return f"<PromptBlocks {len(self.hashes)} blocks, {self.size} characters>"
@@ -66,44 +82,125 @@ class PromptBlocks:
         return len(self.hashes) < MAX_BLOCKS
 
 
+class _Chain:
+    """The blocks so far: their hashes and ends, and the hash and the end of what has been added."""
+
+    __slots__ = ("current", "end", "ends", "hashes")
+
+    def __init__(self, current: int) -> None:
+        self.current = current
+        self.end = 0
+        self.hashes: list[int] = []
+        self.ends: list[int] = []
+
+    def add(self, current: int, end: int) -> None:
+        self.current, self.end = current, end
+        self.hashes.append(current)
+        self.ends.append(end)
+
+
 def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
     """Return the blocks of `chat` for `model`, or None if it is not worth caching."""
-    hashes: list[int] = []
-    ends: list[int] = []
-    current, end = hash(model), 0
+    blocks = _Chain(hash(model))
     if chat.tools:
-        for tool in chat.tools:
-            function = tool.function
-            current = hash((current, function.name, function.description))
-            end += len(function.name) + len(function.description or "")
-        hashes.append(current)
-        ends.append(end)
-    common, home, is_beginning, is_continued = len(hashes), 0, True, False
-    for message in chat.messages:
+        _add_tools(chat, blocks)
+    common, home, count, messages = len(blocks.hashes), 0, 0, chat.messages
+    for message in messages:
+        count += 1
         content, role = message.content, message.role
-        if len(hashes) < MAX_BLOCKS:
-            if isinstance(content, str) and len(content) <= SHORT and message.tool_calls is None:
-                current = hash((current, role, content))
-                end += len(content)
-                hashes.append(current)
-                ends.append(end)
-            else:
-                current, end = _add(message, hash((current, role)), end, hashes, ends)
-        if is_beginning and role != "assistant":
+        if isinstance(content, str) and len(content) > SHORT and role == "system" and count == 1:
+            home = _add_system(content, blocks)
+            common = len(blocks.hashes)
+            continue
+        _add(message, blocks)
+        if role != "assistant":
             home = _sampled(home, message)
             if role == "user":
-                is_beginning = False
-            else:
-                common = len(hashes)
-        elif role == "assistant":
-            is_continued = True
-    if end < WORTH_CACHING:
+                break
+            common = len(blocks.hashes)
+    later = messages[count:]
+    if later:
+        if chat.has_plain_messages:
+            _add_texts([message.content for message in later], blocks)  # type: ignore[misc]  # texts, all of them
+        else:
+            for message in later:
+                if len(blocks.hashes) < MAX_BLOCKS:
+                    _add(message, blocks)
+    if blocks.end < WORTH_CACHING:
         return None
-    return PromptBlocks(hashes, ends, common, home, is_continued)
+    is_continued = any(message.role == "assistant" for message in messages)
+    return PromptBlocks(blocks.hashes, blocks.ends, common, home, is_continued)
 
 
-def _add(message: Message, current: int, end: int, hashes: list[int], ends: list[int]) -> tuple[int, int]:
-    """Add the blocks of a message to `hashes` and `ends`. Return the last of each."""
+def _add_tools(chat: Chat, blocks: _Chain) -> None:
+    """Add one block for all tools."""
+    current, end = blocks.current, 0
+    for tool in chat.tools or ():
+        function = tool.function
+        current = hash((current, function.name, function.description))
+        end += len(function.name) + len(function.description or "")
+    blocks.add(current, end)
+
+
+_known_texts: dict[tuple[int, int], tuple[str, _Chain, int]] = {}
+"""Long system messages with their blocks and homes, by what precedes them and their lengths."""
+
+
+def _add_system(text: str, blocks: _Chain) -> int:
+    """Add the blocks of a long system message at the beginning, and return the home.
+
+    Programs send the same ones again and again. Comparing a text costs a tenth of hashing it.
+    """
+    key = blocks.current, len(text)
+    kept = _known_texts.get(key)
+    if kept is None or kept[0] != text:
+        message, own = Message("system", text), _Chain(blocks.current)
+        _add(message, own)
+        kept = text, own, _sampled(0, message)
+        if len(text) <= LONGEST_KEPT:
+            if len(_known_texts) >= KEPT_TEXTS:
+                del _known_texts[next(iter(_known_texts))]
+            _known_texts[key] = kept
+    _, own, home = kept
+    start = blocks.end
+    blocks.hashes += own.hashes
+    blocks.ends += own.ends if not start else [start + end for end in own.ends]
+    blocks.current, blocks.end = own.current, start + own.end
+    return home
+
+
+def _add_texts(texts: list[str], blocks: _Chain) -> None:
+    """Add the texts of all turns after the first one.
+
+    The places of their blocks do not depend on the messages, but for the last block, and for one that
+    ends where the prompt of the turn before ended.
+    """
+    text, current, start, hashes, ends = "\0".join(texts), blocks.current, blocks.end, blocks.hashes, blocks.ends
+    length = len(text)
+    before = length - len(texts[-1]) - len(texts[-2]) - 2 if len(texts) > 2 else 0  # the previous prompt
+    last = 0
+    for place, stop in _LATER_PLACES:
+        if place < before < stop:
+            hashes.append(hash((current, text[place:before])))
+            ends.append(start + before)
+        if stop > length:
+            break
+        current = hash((current, text[place:stop:STEP]))
+        hashes.append(current)
+        ends.append(start + stop)
+        last = stop
+    if last < length or not length:
+        hashes.append(hash((current, text[last:])))
+        ends.append(start + length)
+    blocks.end = start + length
+
+
+def _add(message: Message, blocks: _Chain) -> None:
+    """Add the blocks of one message."""
+    content, current, end = message.content, hash((blocks.current, message.role)), blocks.end
+    if isinstance(content, str) and len(content) <= SHORT and message.tool_calls is None:
+        blocks.add(hash((current, content)), end + len(content))
+        return
     text = message.text
     length = len(text)
     for place, stop in _PLACES:
@@ -111,8 +208,7 @@ def _add(message: Message, current: int, end: int, hashes: list[int], ends: list
             current = hash((current, text[place:]))
             break
         current = hash((current, text[place:stop]))
-        hashes.append(current)
-        ends.append(end + stop)
+        blocks.add(current, end + stop)
     end += length
     for call in message.tool_calls or ():
         current = hash((current, call.function.name, call.function.arguments))
@@ -120,9 +216,7 @@ def _add(message: Message, current: int, end: int, hashes: list[int], ends: list
     for url in message.images:
         current = hash((current, len(url), url[:SAMPLE], url[-SAMPLE:]))
         end += IMAGE_CHARACTERS
-    hashes.append(current)
-    ends.append(end)
-    return current, end
+    blocks.add(current, end)
 
 
 def _sampled(home: int, message: Message) -> int:

@@ -18,6 +18,7 @@ from gateway.cli.compare import compare
 from gateway.cli.config_commands import config_app, load_settings
 from gateway.cli.exit_status import stop_with
 from gateway.cli.keys_commands import keys_app
+from gateway.cli.serve_replicas import serve_replicas
 from gateway.cli.simulate_command import simulate
 
 app = typer.Typer(
@@ -42,12 +43,25 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 @app.command()
-def serve(config_file: ConfigFile = None) -> None:
+def serve(
+    replicas: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=64,
+            help="Processes that serve on the same port and share limits, roll-out and metrics. "
+            "One process uses one core.",
+        ),
+    ] = 1,
+    config_file: ConfigFile = None,
+) -> None:
     """Run the gateway on GATEWAY_HOST:GATEWAY_PORT until SIGTERM or SIGINT."""
     from gateway.serve import CannotListen, run
 
     settings = load_settings(config_file)
     try:
+        if replicas > 1:
+            serve_replicas(settings, replicas)
         run(settings, reread=lambda: config.load(settings.file))
     except config.ConfigError as error:
         stop_with(error.lines)

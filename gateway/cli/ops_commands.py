@@ -210,3 +210,12 @@ def _preflight(client: OpsClient, backend: str | None, tier: str | None, seconds
 def _change(client: OpsClient, method: str, path: str, body: dict[str, Any], as_json: bool) -> None:
     answer = _request(client, method, path, body)
     print(json.dumps(answer)) if as_json else show_result(answer, Console())
+    if answer.get("gpu") is not None and not as_json:
+        from gateway.cli.gpu_progress import follow_switch
+
+        try:
+            is_done = follow_switch(client, answer["gpu"])
+        except OpsError as error:
+            stop_with([str(error)], EXIT_BAD)
+        if not is_done:
+            raise typer.Exit(EXIT_BAD)

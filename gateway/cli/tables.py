@@ -1,5 +1,6 @@
 """Tables and lines in which the command line shows what `/ops` of a gateway answers."""
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.table import Table
 
 LATEST = 5
 """Number of changes that `status` shows."""
+OUTCOMES = {"failed": "failed", "reversed": "was reversed", "done": "is done"}
 VERDICTS = {"breaks": "breaks", "notices": "clients notice", "note": "note", "fine": "ok"}
 
 
@@ -67,7 +69,57 @@ def show_status(status: Mapping[str, Any], console: Console) -> None:
         console.print("\n".join(_reload_lines(reload)), soft_wrap=True, highlight=False, markup=False)
     if status["rollout"].get("shared") is False:
         console.print("this replica and the others do not know of each other's changes: Redis does not answer")
+    replicas = status.get("replicas")
+    if replicas is not None:
+        console.print(replicas_line(replicas), soft_wrap=True, highlight=False, markup=False)
+    gpu = status["rollout"].get("gpu")
+    if gpu is not None:
+        for line in gpu_lines(gpu):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"`gateway rollback` leads to {status['rollout']['rollback_to']}", highlight=False)
+
+
+def replicas_line(replicas: Mapping[str, Any]) -> str:
+    """Return how many replicas share the limits, or since when this one is alone."""
+    if replicas["sharing"] == replicas["replicas"] and replicas["up"]:
+        return f"replicas that share the limits: {replicas['replicas']}, through Redis at {replicas['redis']}"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(replicas["since"]))
+    return (
+        f"the limits are not shared: Redis at {replicas['redis']} is not reachable since {since} UTC "
+        f"({replicas['reason'] or 'not yet connected'}); this replica goes on with 1/{replicas['replicas']} of each"
+    )
+
+
+def gpu_lines(gpu: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the state of the GPU that the engines share, and what a rollback would take."""
+    if gpu["holder"] is not None and gpu["to"] is None:
+        yield f"GPU: {gpu['holder']} has it since {gpu['since'][:19].replace('T', ' ')}"
+    else:
+        yield f"GPU: {switch_line(gpu)}"
+    last = gpu["last"]
+    if last is not None and last["outcome"] != "done":
+        yield f"GPU: the switch to {last['to']} at {last['at'][:19].replace('T', ' ')} {OUTCOMES[last['outcome']]}" + (
+            f": {last['why']}" if last["why"] else ""
+        )
+    rollback = gpu["rollback"]
+    if rollback["basis"] == "none" and gpu["holder"] == rollback["to"]:
+        return
+    took = (
+        "an unknown time" if rollback["seconds"] is None else f"about {rollback['seconds']:.1f} s ({rollback['basis']})"
+    )
+    yield f"GPU: a rollback would take {took}"
+
+
+def switch_line(gpu: Mapping[str, Any]) -> str:
+    """Return the progress of a switch in one line."""
+    left = gpu["expected_seconds"]
+    expected = "" if left is None else f", about {left:.0f} s to go"
+    source = f" from {gpu['from']}" if gpu["from"] else ""
+    target = f" to {gpu['to']}" if gpu["to"] else ""
+    return (
+        f"{gpu['phase']}{source}{target} for {gpu['seconds']:.0f} s{expected}; "
+        f"{gpu['running']} requests still run, {gpu['waiting']} wait"
+    )
 
 
 def _reload_lines(reload: Mapping[str, Any]) -> list[str]:
@@ -165,6 +217,8 @@ def _backends(status: Mapping[str, Any]) -> Table:
     table = Table("backend", "kind", "up", "running", "waiting", box=box.SIMPLE_HEAD)
     for name, backend in status["backends"].items():
         up = {True: "yes", False: "no"}.get(backend["up"], "not probed yet")
+        if backend.get("state", "awake") != "awake":
+            up = backend["state"]
         table.add_row(
             name, backend["kind"], up, str(sum(backend["running"].values())), str(sum(backend["waiting"].values()))
         )

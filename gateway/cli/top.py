@@ -147,6 +147,7 @@ def _backends(status: Mapping[str, Any]) -> Table:
         word = (
             "down" if not backend["up"] or not serving else "up" if is_whole else f"{serving}/{len(backend['servers'])}"
         )
+        word = word if backend.get("state", "awake") == "awake" else backend["state"]
         waiting = sum(backend["waiting"].values())
         table.add_row(
             Text(name, overflow="ellipsis"),

@@ -18,6 +18,7 @@ def advice(settings: Settings) -> tuple[str, ...]:
         *_auto(settings),
         *_backends(settings),
         *_sizes(settings),
+        *_exclusive(settings),
         *_keys(settings),
     )
 
@@ -44,6 +45,27 @@ def _tiers(settings: Settings) -> Iterator[str]:
         for name in tier.limits:
             if name not in tier.models:
                 yield f"{key}.limits.{name}: ignored: the tier has no model on this backend"
+
+
+def _exclusive(settings: Settings) -> Iterator[str]:
+    """Warn of what is not served while another engine has the GPU."""
+    on_gpu = settings.on_gpu
+    if not settings.exclusive:
+        if any(item.stop for item in settings.backends.values()):
+            yield "exclusive: false, so the commands stop and start of the backends are never run"
+        return
+    for tier in settings.tiers.values():
+        key, names = f"tiers.{tier.name}", {tier.backend} if tier.backend else set(tier.models)
+        if tier.backend in on_gpu:
+            yield f"{key}.backend: its requests are refused while another engine has the GPU (exclusive)"
+        if names & on_gpu and (tier.fallback is True or tier.fallback in on_gpu):
+            others = [name for name in tier.models if name not in on_gpu]
+            if tier.fallback is not True or not others:
+                yield f"{key}.fallback: no effect: the other engines have no GPU meanwhile (exclusive)"
+    for section, items in (("embeddings", settings.embeddings), ("rerankers", settings.rerankers)):
+        for name, item in items.items():
+            if item.backend in on_gpu:
+                yield f"{section}.{name}: its requests are refused while another engine has the GPU (exclusive)"
 
 
 def _auto(settings: Settings) -> Iterator[str]:

@@ -13,11 +13,12 @@ AT_START = (
     "host", "port", "metrics_port", "ollama_port", "ollama_as_key", "keys_file", "admin_key",
     "metrics_key", "cors_origins", "allowed_hosts",
     "user_header", "session_header", "log_format", "state_file", "usage_file", "usage_days", "redis_url",
-    "ollama_num_parallel", "drain_delay", "drain_timeout", "keep_alive_timeout", "guard",
+    "ollama_num_parallel", "drain_delay", "drain_timeout", "keep_alive_timeout", "guard", "exclusive",
 )  # fmt: skip
 """Keys whose changes take effect at the next start.
 
-The HTTP server, the checks of the operator's keys, the guard and the log are built from them once.
+The HTTP server, the checks of the operator's keys, the guard, the turns of engines on one GPU and the
+log are built from them once.
 """
 
 _ABOUT_THE_SOURCES = frozenset({"file", "sources", "warnings"})

@@ -135,6 +135,16 @@ class SettingsDocument(DocumentSection):
         default_factory=dict,
         description="Models for /v1/rerank, by the name that clients send. Default: {}.",
     )
+    exclusive: Flag = Field(
+        default=False,
+        description="Whether the backends share one GPU that holds only one engine: a switch frees the GPU of one "
+        "engine and wakes the other, while requests wait. Default: false.",
+    )
+    wake_timeout: Duration = Field(
+        default=300.0,
+        description="With exclusive: longest time for an engine to come up, in seconds, before the roll-out returns "
+        "to the engine that was left. Default: 300.",
+    )
     guard: GuardDocument | None = Field(
         default=None,
         description="Automatic rollback of a canary or a fresh switch; `{}` turns it on with its defaults. "

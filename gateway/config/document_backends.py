@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from gateway.config.field_types import (
+    Command,
     Count,
     CountOrAuto,
     CountOrZero,
@@ -153,6 +154,17 @@ class BackendDocument(LimitKeys):
         default=None,
         description="Whether the models that the servers list are served under their own names if no tier names them. "
         "Default: false.",
+    )
+    stop: Command | None = Field(
+        default=None,
+        description="With exclusive: command that makes the engine free the GPU, such as docker stop vllm, as text or "
+        "as a list of words; no shell runs it. Set stop and start together. "
+        "Default: Ollama unloads its models, vLLM sleeps.",
+    )
+    start: Command | None = Field(
+        default=None,
+        description="With exclusive: command that starts the engine again, such as docker start vllm. "
+        "Default: vLLM wakes up; Ollama loads models when they are needed.",
     )
     balance: Balance | None = Field(
         default=None,

@@ -51,6 +51,7 @@ Port = Annotated[
 Key = Annotated[SecretStr, BeforeValidator(parsers.key, json_schema_input_type=str)]
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(parsers.keys, json_schema_input_type=str | list[str])]
 RedisUrl = Annotated[SecretStr, BeforeValidator(parsers.redis_url, json_schema_input_type=str)]
+Command = Annotated[tuple[str, ...], BeforeValidator(parsers.command, json_schema_input_type=str | list[str])]
 HeaderName = Annotated[str, BeforeValidator(parsers.header_name, json_schema_input_type=str)]
 HeaderValue = Annotated[SecretStr, BeforeValidator(parsers.header_value, json_schema_input_type=str)]
 ImagePrefix = Annotated[str, BeforeValidator(parsers.image_prefix, json_schema_input_type=str)]

@@ -5,6 +5,7 @@ Pure. Each raises a ValueError that says what was expected.
 
 import ipaddress
 import re
+import shlex
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,6 +19,7 @@ SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "Mi
 SIZE_PATTERN = r"^\s*\d+(\.\d+)?\s*(B|[KMG]i?B)?\s*$"
 SIZE = "a size: bytes, or text such as 512KiB, 20MiB, 1MB"
 
+SHELL_CHARACTERS = "|;&<>()"
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?")
 PREFIX = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
@@ -253,6 +255,34 @@ def keys(value: object) -> tuple[str, ...]:
         raise ValueError(
             "expected comma-separated keys of visible ASCII characters, none of them empty or in quotes"
         ) from None
+
+
+def command(value: object) -> tuple[str, ...]:
+    """Return the words of a command. Text is split as a shell would, but nothing in it is expanded.
+
+    Characters by which a shell joins commands or redirects their output are refused in text outside quotes, since
+    they would be passed to the program as plain words.
+    """
+    if isinstance(value, str):
+        try:
+            lexer = shlex.shlex(value, posix=True, punctuation_chars=SHELL_CHARACTERS)
+            lexer.whitespace_split, lexer.commenters = True, ""
+            words = list(lexer)
+        except ValueError:
+            raise ValueError("expected a command such as docker stop vllm, with closed quotes") from None
+        if any(word and set(word) <= set(SHELL_CHARACTERS) for word in words):
+            raise ValueError(
+                "expected one command without a shell's |, ;, &, <, > or parentheses; put them into a script"
+            )
+        value = words
+    if (
+        isinstance(value, list | tuple)
+        and value
+        and all(isinstance(word, str) and "\0" not in word for word in value)
+        and value[0].strip()
+    ):
+        return tuple(value)
+    raise ValueError("expected a command such as docker stop vllm, or a list of its words")
 
 
 def origin(value: object) -> str:

@@ -46,6 +46,9 @@ def check(settings: Settings) -> list[str]:
     lines += ["", f"a rollback leads to {settings.rollback_to}"]
     if settings.guard is not None:
         lines.append(f"the guard compares {', '.join(settings.guard.rules)}")
+    if settings.exclusive:
+        names = ", ".join(name for name in settings.backends if name in settings.on_gpu)
+        lines.append(f"one GPU holds one engine at a time: {names}")
     lines += [f"warning: {warning}" for warning in settings.warnings]
     return lines
 
@@ -126,7 +129,7 @@ def _backend_document(backend: BackendSettings) -> dict[str, Any]:
     document |= backend.limits.model_dump(exclude={"concurrency"})
     own = ("keep_alive", "num_ctx", "truncate") if backend.kind == "ollama" else ("balance",)
     api_key = "api_key" if backend.api_key_file is None else "api_key_file"
-    for key in ("probe_interval", "discover", api_key, "headers", "ca_file", *own):
+    for key in ("probe_interval", "discover", api_key, "headers", "ca_file", "stop", "start", *own):
         if (value := getattr(backend, key)) is not None and value != {}:
             document[key] = _plain(value)
     return document

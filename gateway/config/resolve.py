@@ -25,6 +25,7 @@ from gateway.config.settings import (
     RerankerSettings,
     Settings,
     Task,
+    Tier,
 )
 
 _RESOLVED = frozenset(
@@ -79,6 +80,7 @@ class _Resolver:
         rollback_to = self._rollback_to(backends, active)
         keys = self._keys()
         self._check_values()
+        self._check_exclusive(backends, tiers)
         if self._problems.lines:
             return None
         unchanged = {key: getattr(self._document, key) for key in SettingsDocument.model_fields if key not in _RESOLVED}
@@ -177,6 +179,37 @@ class _Resolver:
         if admin and admin.get_secret_value() in found:
             self._problems.add(("admin_key",), "the admin key is also a client key; expected a separate key")
         return tuple(dict.fromkeys(found))
+
+    def _check_exclusive(self, backends: Mapping[str, BackendSettings], tiers: Mapping[str, Tier]) -> None:
+        """Report what cannot work if the backends share one GPU."""
+        if not self._document.exclusive:
+            return
+        on_gpu = [name for name, item in backends.items() if item.kind != "openai" or item.stop]
+        if len(on_gpu) < 2 and not self._problems.has_reported(("backends",)):
+            self._problems.add(
+                ("exclusive",),
+                "fewer than two backends could share the GPU; expected at least two of kind ollama or vllm",
+            )
+        elif not any(tier.backend is None for tier in tiers.values()) and not self._problems.has_reported(("tiers",)):
+            self._problems.add(
+                ("exclusive",),
+                "every tier is pinned, so a switch would move nothing; expected a tier that is not pinned",
+            )
+        for name in on_gpu:
+            if any(server.is_name for server in backends[name].servers):
+                self._problems.add(
+                    ("backends", name, "servers"),
+                    "the addresses of a host name may be on several machines, but with exclusive the engines share "
+                    "one GPU; expected an address that starts with http:// or https://",
+                )
+        for name, tier in tiers.items():
+            missing = [backend for backend in on_gpu if backend not in tier.models]
+            if tier.backend is None and missing and len(missing) < len(on_gpu):
+                self._problems.add(
+                    ("tiers", name, "models"),
+                    f"tier {name!r} has no model for {missing[0]!r}, but with exclusive all tiers move together; "
+                    f"expected models.{missing[0]}, or a pin (backend: {next(iter(tier.models))})",
+                )
 
     def _check_values(self) -> None:
         """Report values that contradict each other."""

@@ -55,6 +55,9 @@ class BackendResolver:
             self._problems.add(
                 (*path, "model_concurrency"), f"got 'auto' for kind {kind}; expected a whole number of at least 1"
             )
+        for key, other in (("stop", "start"), ("start", "stop")):
+            if getattr(item, key) is None and getattr(item, other) is not None:
+                self._problems.add((*path, key), f"missing, but {other} is set; expected both or none of them")
         api_key = self._api_key(path, item)
         for header in item.headers or {}:
             if header in OWN_HEADERS or (header == "authorization" and (item.api_key or item.api_key_file)):
@@ -65,7 +68,7 @@ class BackendResolver:
             self._check_readable((*path, "ca_file"), item.ca_file)
         optional = {
             key: value
-            for key in ("probe_interval", "discover", "balance", "swap_after", "truncate")
+            for key in ("probe_interval", "discover", "balance", "swap_after", "truncate", "stop", "start")
             if (value := getattr(item, key)) is not None
         }
         return BackendSettings(

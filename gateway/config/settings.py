@@ -117,6 +117,12 @@ class BackendSettings(Frozen):
     discover: bool = Field(
         default=False, description="Whether models that no tier names are served under the servers' own names."
     )
+    stop: tuple[str, ...] | None = Field(
+        default=None, description="Command that makes the engine free the GPU; None: by its API."
+    )
+    start: tuple[str, ...] | None = Field(
+        default=None, description="Command that starts the engine again; None: by its API."
+    )
     balance: Balance = Field(
         default="affinity", description="How one of several servers is chosen: affinity or least_busy."
     )
@@ -253,6 +259,10 @@ class Settings(Frozen):
     )
     embeddings: dict[str, EmbeddingSettings] = Field(default_factory=dict)
     rerankers: dict[str, RerankerSettings] = Field(default_factory=dict)
+    exclusive: bool = Field(default=False, description="Whether the backends share one GPU.")
+    wake_timeout: float = Field(
+        default=300.0, description="Exclusive: seconds for an engine to come up before the roll-out returns."
+    )
     guard: GuardSettings | None = Field(default=None, description="Automatic rollback; None: off.")
     commit_after: float = Field(default=45.0, description="Seconds of silence after which a stream's answer begins.")
     heartbeat: float = Field(default=15.0, description="Seconds between two keep-alive signals on a silent answer.")
@@ -339,6 +349,16 @@ class Settings(Frozen):
     def is_open(self) -> bool:
         """True if requests need no key."""
         return not self.api_keys and self.keys_file is None
+
+    @property
+    def on_gpu(self) -> frozenset[str]:
+        """Names of the backends that share the GPU; empty unless `exclusive` is set.
+
+        A backend of kind openai is elsewhere unless it has commands that stop and start it.
+        """
+        if not self.exclusive:
+            return frozenset()
+        return frozenset(name for name, item in self.backends.items() if item.kind != "openai" or item.stop)
 
     def limits_for(self, tier: Tier | str, backend: BackendSettings | str) -> BackendLimits:
         """Return the limits of a tier on a backend: the backend's, with the tier's overrides."""

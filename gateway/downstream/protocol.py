@@ -296,7 +296,7 @@ class HttpProtocol(HttpToolsProtocol):
         scope["extensions"] = {"gateway.client": cycle}
         self._state = _RESPONSE
         self._deadline = NEVER
-        cycle.start(self.loop, self.app, scope, self.tasks)
+        cycle.start_at_once(self.loop, self.app, scope, self.tasks)
         return True
 
     def _await_body(self, cached: CachedHead, data: bytes, missing: int) -> bool:

@@ -112,6 +112,16 @@ class GracefulServer(uvicorn.Server):
         self.should_exit = True
         self._signalled.set()
 
+    def begin_stop(self) -> None:
+        """Begin the drain, if it has not begun."""
+        if not self.should_exit:
+            self.stop()
+
+    def stop_at_once(self) -> None:
+        """Drain without waiting: the requests in flight are cut off, with their last events."""
+        self._drain_delay = self._drain_timeout = 0
+        self.begin_stop()
+
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         if threading.current_thread() is not threading.main_thread():  # only the main thread can set handlers
@@ -150,10 +160,7 @@ class GracefulServer(uvicorn.Server):
         self._loop = loop  # `main_loop` has not run if a signal came during the start
         self._run_hook(self._on_drain)
         await self._wait_until(started_at + self._drain_delay, self._retire_connections)
-        for server in self.servers:
-            server.close()
-        for listener in sockets or ():
-            listener.close()
+        self.stop_listening(sockets or [])
         await self._wait_until(started_at + self._drain_delay + self._drain_timeout, self._is_idle)
         if not self._is_idle() and not self.force_exit:
             self._run_hook(self._on_cutoff)
@@ -168,6 +175,13 @@ class GracefulServer(uvicorn.Server):
                 await self.lifespan.shutdown()
         except TimeoutError:
             _log.error("the application's shutdown timed out")
+
+    def stop_listening(self, sockets: list[socket.socket]) -> None:
+        """Refuse new connections."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets:
+            listener.close()
 
     def _run_hook(self, hook: Callable[[], None]) -> None:
         try:

@@ -65,8 +65,13 @@ class SlidingWindow:
         slots = self._slots
         if slots and slots[0].second < second - SECONDS:
             self.advance(second)
-        if self.used + amount > self.quota and (self.used > 0 or self.is_shared):
+        used = self.used + amount
+        if used > self.quota and (self.used > 0 or self.is_shared):
             return None
+        if slots and (slot := slots[-1]).second >= second:  # the common case of `add`, inlined
+            self.used = used
+            slot.count += amount
+            return slot
         return self.add(amount, second)
 
     def lacks(self, amount: int, second: int) -> bool:

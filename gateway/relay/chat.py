@@ -338,7 +338,8 @@ class ChatRelay(RequeueableRelay):
             elif not note:
                 self._client.write(self._renderer.keepalive())
             if note:
-                self._client.write(self._renderer.render(Delta(reasoning=waiting_note(self._ticket.wait_estimate()))))
+                text = waiting_note(self._ticket.wait_estimate(), is_waking=self._backend.turn == "waking")
+                self._client.write(self._renderer.render(Delta(reasoning=text)))
 
     def _attribution(self) -> Attribution | None:
         request, is_vision = self._request, self._lane == "vision"
@@ -348,11 +349,20 @@ class ChatRelay(RequeueableRelay):
         return Attribution(self._person(), images)
 
 
-def waiting_note(estimate: WaitEstimate) -> str:
-    """Return the note that tells a person the position in the queue and the expected wait."""
+def waiting_note(estimate: WaitEstimate, *, is_waking: bool = False) -> str:
+    """Return the note that tells a person the position in the queue and the expected wait.
+
+    `is_waking` means that the engine does not have the GPU yet.
+    """
     if estimate.is_loading:
         return "The model is loading.\n"
+    if is_waking:
+        about = "" if estimate.seconds is None else f", about {_duration(estimate.seconds)} to wait"
+        return f"The model's engine is starting: queued at position {estimate.position}{about}.\n"
     if estimate.seconds is None:
         return f"Queued at position {estimate.position}.\n"
-    time = f"{math.ceil(estimate.seconds)} s" if estimate.seconds <= 90 else f"{math.ceil(estimate.seconds / 60)} min"
-    return f"Queued at position {estimate.position}, about {time} to wait.\n"
+    return f"Queued at position {estimate.position}, about {_duration(estimate.seconds)} to wait.\n"
+
+
+def _duration(seconds: float) -> str:
+    return f"{math.ceil(seconds)} s" if seconds <= 90 else f"{math.ceil(seconds / 60)} min"

@@ -127,7 +127,8 @@ class Destinations:
         tier = settings.tiers[route.tier]
         queues = backend.queues(LANES[workload], route.tier, route.model, tier.limits.get(route.backend))
         limits = settings.limits_for(route.tier, route.backend)
-        return Destination(route, backend, queues, limits, metrics, fallback_route(tier, route.backend), generation)
+        fallback = fallback_route(tier, route.backend, settings.on_gpu)
+        return Destination(route, backend, queues, limits, metrics, fallback, generation)
 
     def _generation_of(self, route: Route, workload: Workload) -> int:
         """Return the last generation that has `route`: the settings may have removed it since."""

@@ -15,8 +15,9 @@ counts as frozen if nothing has come from any of its requests
    `LEAST_PATIENCE` if that is shorter.
 
 In both cases, the server has to be healthy, and to answer that the model is loaded: a model that is
-being loaded is not listed. A client that does not read makes Ollama wait, so while there is one,
-the model does not count as silent.
+being loaded is not listed. Prompts are evaluated only after the load, so a model that was not listed
+has the same time again from then on. While rule 1 applies, the server is asked at each check. A client
+that does not read makes Ollama wait, so while there is one, the model does not count as silent.
 
 A model that has sent nothing since it was unloaded is not unloaded again. Its requests then fail by
 their time-outs, which count for the circuit breaker.
@@ -102,7 +103,8 @@ class FrozenModels:
         for state, requests in by_model.items():
             _hear(state, requests, now)
             if self._is_silent_too_long(state, requests, now):
-                self._unload(state, requests[0], None)
+                needed = max(LEAST_PATIENCE, *(request.patience for request in requests if request.awaits_first_token))
+                self._unload(state, requests[0], None, needed)
 
     def is_deciding(self, request: ModelRequest) -> bool:
         """Return whether the model of `request` is being examined or unloaded."""
@@ -118,7 +120,7 @@ class FrozenModels:
         holds_back = any(request.may_be_silent and not request.awaits_first_token for request in requests)
         needed = timeout if holds_back else min(LEAST_PATIENCE, timeout)
         if now - max(state.activity.last_heard, late.sent_at) >= needed and _may_unload(state, late):
-            self._unload(state, late, late)
+            self._unload(state, late, late, needed)
 
     def _requests_for(self, state: ModelState) -> list[ModelRequest]:
         return [request for request in self._requests if request.model_state is state]
@@ -137,22 +139,27 @@ class FrozenModels:
             and not _is_loading_any(waiting[0])
         )
 
-    def _unload(self, state: ModelState, request: ModelRequest, late: ModelRequest | None) -> None:
+    def _unload(self, state: ModelState, request: ModelRequest, late: ModelRequest | None, needed: float) -> None:
+        """Have a model unloaded that is silent, if it has been loaded for `needed` seconds as far as is known."""
         backend, server = request.place
         if backend.unload_frozen is None:
             return
         heard = state.activity.last_heard
         task = backend.unload_frozen(
-            server, state, partial(self._is_still_silent, state, heard), partial(self._end_requests, state, late)
+            server,
+            state,
+            partial(self._is_still_silent, state, heard, needed),
+            partial(self._end_requests, state, late),
         )
         if task is not None:
             self._unloads[state] = task
             task.add_done_callback(lambda _: self._unloads.pop(state))
 
-    def _is_still_silent(self, state: ModelState, heard: float) -> bool:
-        requests = self._requests_for(state)
-        _hear(state, requests, self._clock())
-        return state.activity.last_heard == heard and any(request.awaits_first_token for request in requests)
+    def _is_still_silent(self, state: ModelState, heard: float, needed: float) -> bool:
+        requests, now, activity = self._requests_for(state), self._clock(), state.activity
+        _hear(state, requests, now)
+        has_had_time = now - activity.missing_at >= needed
+        return has_had_time and activity.last_heard == heard and any(request.awaits_first_token for request in requests)
 
     def _end_requests(self, state: ModelState, late: ModelRequest | None) -> str:
         """End the requests for the model at the server. Return what to log about them.

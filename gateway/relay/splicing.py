@@ -45,28 +45,38 @@ class _Frames:
         self.sizes: dict[int, tuple[int, bytes, bytes]] = {}
 
     def texts(self, data: bytes) -> list[bytes] | None:
-        """Return the texts of whole chunks; None if `data` is anything else.
-
-        The size of a single one is remembered.
-        """
-        tail, before = self.tail, self._before
+        """Return the texts of whole chunks; None if `data` is anything else."""
+        tail, sizes = self.tail, self.sizes
+        end = len(tail)
         if not data.endswith(tail):
             return None
         texts = []
-        for part in data[: -len(tail)].split(tail):
-            line = SIZE_LINES.get(len(part) + len(tail))
-            if line is None or not (part.startswith(line) and part.startswith(before, len(line))):
+        for part in data[:-end].split(tail):
+            size = sizes.get(len(part) + end) or self._size_of(part)
+            if size is None:
                 return None
-            texts.append(part[len(line) + len(before) :])
-        if len(texts) == 1 and len(self.sizes) < MAX_SIZES:
-            self._remember(len(data), len(texts[0]))
+            start, head, _ = size
+            if part[:start] != head:
+                return None
+            texts.append(part[start:])
         return texts
 
-    def _remember(self, size: int, text_size: int) -> None:
-        ours, head = self._ours, SIZE_LINES[size] + self._before
-        line = self._client.chunk_line(len(ours[0]) + text_size + len(ours[1]))
-        if line is not None:
-            self.sizes[size] = len(head), head, line + ours[0]
+    def _size_of(self, part: bytes) -> tuple[int, bytes, bytes] | None:
+        """Return what is around the text of a chunk of a size that is not in `sizes`, and keep it if there is room.
+
+        `part` is the chunk without its end. None if it is no such chunk.
+        """
+        size, ours = len(part) + len(self.tail), self._ours
+        head = SIZE_LINES.get(size, b"none") + self._before
+        if not part.startswith(head):
+            return None
+        line = self._client.chunk_line(len(ours[0]) + len(part) - len(head) + len(ours[1]))
+        if line is None:
+            return None
+        found = len(head), head, line + ours[0]
+        if len(self.sizes) < MAX_SIZES:
+            self.sizes[size] = found
+        return found
 
 
 def splicer(

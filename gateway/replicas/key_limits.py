@@ -23,14 +23,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from gateway.keys.account import Account
 from gateway.keys.accounts import Accounts
 from gateway.keys.allowance import Allowance
 from gateway.keys.headers import utc_date
 from gateway.keys.policy import CONCURRENCY, REQUESTS_PER_MINUTE, TOKENS_PER_DAY, TOKENS_PER_MINUTE
-from gateway.replicas.link import LinkDown, RedisLink, end
+from gateway.replicas.link_down import LinkDown
 
 ROUND_SECONDS = 0.5
 """Time between two reports of what is used."""
@@ -152,6 +152,21 @@ class _Report(NamedTuple):
     day: int
 
 
+class Link(Protocol):
+    """Link to what the replicas share: Redis, or the parent of the replicas of one machine."""
+
+    @property
+    def replica(self) -> str:
+        """Id of this replica, another one for each start of the process."""
+
+    @property
+    def is_up(self) -> bool: ...
+
+    def watch(self, on_up: Callable[[], None], on_down: Callable[[], None]) -> None: ...
+
+    async def call(self, operation: str, keys: Sequence[str], arguments: Sequence[str | int]) -> Any: ...
+
+
 class SharedKeyLimits:
     """Shares the limits of `accounts` with the other replicas, from `start` to `close`.
 
@@ -161,7 +176,7 @@ class SharedKeyLimits:
 
     def __init__(
         self,
-        link: RedisLink,
+        link: Link,
         accounts: Accounts,
         name: str,
         *,
@@ -211,7 +226,9 @@ class SharedKeyLimits:
         """Give back what is not used, if Redis answers."""
         if self._task is None:
             return
-        await end(self._task)
+        while not self._task.done():  # a cancellation that meets a timeout within the store's client may be lost
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=0.1)
         for each in self._active.values():
             each.needs, each.free, each.reported_at = {}, {}, -math.inf
         self._work.update(dict.fromkeys(self._active))

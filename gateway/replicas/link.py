@@ -37,6 +37,10 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from gateway.replicas.link_down import LinkDown, OperationFailed
+
+__all__ = ["LinkDown", "OperationFailed", "RedisLink", "address_of", "key"]
+
 CALL_SECONDS = 1.0
 """Longest wait for an answer of Redis, and for a connection to it."""
 FIRST_PAUSE = 0.05
@@ -51,14 +55,6 @@ KEY_PREFIX = "{llm-gateway}:"
 Argument = str | int | float | bytes
 
 _log = logging.getLogger(__name__)
-
-
-class LinkDown(Exception):
-    """Redis cannot be used now. The caller goes on with what it knows."""
-
-
-class OperationFailed(LinkDown):
-    """One operation failed, while the link is up."""
 
 
 class RedisLink:

@@ -14,7 +14,8 @@ from gateway.relay.route import Route
 BUCKETS = 10_000
 """Buckets that conversations are hashed into: a percentage has this many steps."""
 
-ChangeCause = Literal["operator", "guard", "start", "reload"]
+ChangeCause = Literal["operator", "guard", "start", "reload", "exclusive"]
+"""Cause of a change; `exclusive`: an engine did not get the GPU."""
 Percent = Annotated[int, Meta(ge=0, le=100)] | Annotated[float, Meta(ge=0, le=100)]
 
 

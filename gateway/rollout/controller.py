@@ -27,7 +27,8 @@ class RolloutController:
     """Logs, counts and persists the changes of the roll-out, and migrates queued requests.
 
     `migrate` moves queued requests after a change and returns how many moved. `sharing` exchanges the
-    roll-out with other replicas, if there are any.
+    roll-out with other replicas, if there are any. `gpu` returns the state of the GPU that the engines
+    share, None if they share none.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class RolloutController:
         rollback_to: str,
         migrate: Callable[[Change], int] = lambda change: 0,
         sharing: RolloutSharing | None = None,
+        gpu: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
         self.rollout = rollout
         self.sharing = sharing
@@ -47,6 +49,7 @@ class RolloutController:
         self._moved = 0
         """Requests that moved with the last change."""
         self._migrate = migrate
+        self.gpu = gpu
         rollout.listeners.append(self._follow)
         if sharing is not None:
             sharing.on_state = self._persist
@@ -123,6 +126,7 @@ class RolloutController:
             "shared": self.is_shared,
             "tiers": tiers,
             "history": self.history(),
+            "gpu": self.gpu(),
         }
 
     @property

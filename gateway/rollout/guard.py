@@ -160,7 +160,8 @@ class RolloutGuard:
     """Watches all tiers.
 
     `pending` returns how many requests of a tier on a backend, arrived since a time, are in flight
-    or queued where a server may serve them.
+    or queued where a server may serve them. While `defers` returns True, an engine is being woken for the
+    change: `watch` is called when it serves.
     """
 
     def __init__(
@@ -170,7 +171,9 @@ class RolloutGuard:
         rollback_to: str,
         pending: Callable[[str, str, float], int],
         clock: Callable[[], float],
+        defers: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._defers = defers
         self._settings = settings
         self._rollout = rollout
         self._rollback_to = rollback_to
@@ -210,6 +213,11 @@ class RolloutGuard:
     def _on_change(self, change: Change) -> None:
         for tier in change.tiers:
             self._watched.pop(tier, None)
+        if not self._defers():
+            self.watch(change)
+
+    def watch(self, change: Change) -> None:
+        """Put the tiers of an operator's change under watch."""
         if change.cause == "operator":
             self._start_watching({tier: (move.before, move.after) for tier, move in change.tiers.items()})
 

@@ -13,6 +13,10 @@ are three changes:
    the first.
 
 A change without effect leaves no trace. Pinned tiers never move.
+
+With `exclusive`, only one engine fits on the GPU: no change but a rollback may leave tiers on two engines
+there (`one_gpu.py`), and a rollback of one tier takes the others along. `reason_to_refuse` says why no
+change is possible now.
 """
 
 import time
@@ -38,6 +42,7 @@ from gateway.rollout.assignment import (
     TierRoute,
     backends_of,
 )
+from gateway.rollout.one_gpu import ONE_ENGINE, gathered, reason_against
 
 HISTORY = 50
 """Changes that the history keeps."""
@@ -60,6 +65,8 @@ class Rollout:
         }
         self.history: deque[Change] = deque(maxlen=HISTORY)
         self.listeners: list[Callable[[Change], None]] = []
+        self.reason_to_refuse: Callable[[], str | None] = lambda: None
+        """Returns why an order other than a rollback is refused now, or None."""
 
     def __repr__(self) -> str:
         return f"<Rollout {self}>"
@@ -104,6 +111,7 @@ class Rollout:
         wanted = {item.name: Assignment(target or self._default_backend(item, canary), canary) for item in tiers}
         for item in tiers:
             self._check(item, wanted[item.name])
+        self._check_gpu(wanted)
         for_all = ForAll(target, canary) if tier is None else None
         return RolloutResult(self._apply(wanted, by, cause, for_all))
 
@@ -118,7 +126,8 @@ class Rollout:
     ) -> RolloutResult:
         """Assign all unpinned tiers, or `tier` alone, wholly to `to`; by default to `rollback_to`.
 
-        A tier without a model there loses its canary and stays on its backend.
+        A tier without a model there loses its canary and stays on its backend. If the backend is on a
+        GPU with room for one engine, all unpinned tiers go there.
 
         Raises:
             InvalidRequest: a name is unknown.
@@ -127,6 +136,8 @@ class Rollout:
         named = None if tier is None else self._tier(tier)
         wanted: dict[str, Assignment] = {}
         unmoved: dict[str, str] = {}
+        if target in self._settings.on_gpu and (named is None or named.backend is None):
+            named = None
         for item in self._unpinned_tiers() if named is None else [named]:
             if item.backend is not None:
                 unmoved[item.name] = f"it is pinned to {item.backend}"
@@ -143,6 +154,9 @@ class Rollout:
         """Restore the state before the last change.
 
         A tier stays where it is if the settings no longer allow its earlier assignment.
+
+        Raises:
+            Conflict: the engines on one GPU do not allow it. Nothing has changed.
         """
         if not self.history:
             return RolloutResult(None)
@@ -155,7 +169,17 @@ class Rollout:
                     unmoved[name] = reason
                 else:
                     wanted[name] = move.before
+        self._check_gpu(wanted)
         return RolloutResult(self._apply(wanted, by, cause), unmoved)
+
+    def take_back(self, change: Change, why: str) -> RolloutResult:
+        """Restore the state before `change`, whose engine did not get the GPU. It is never refused."""
+        wanted = {
+            name: move.before
+            for name, move in change.tiers.items()
+            if name in self.tiers and self._reason_against(self._settings.tiers[name], move.before) is None
+        }
+        return RolloutResult(self._apply(wanted, "", "exclusive", why=why))
 
     def reload(self, settings: Settings) -> Change | None:
         """Put other settings in force. Tiers keep their assignments as far as the settings allow.
@@ -182,6 +206,9 @@ class Rollout:
                 )
             elif old is not None:
                 moves[tier.name] = Move(old.assignment, here)
+        for name, assignment in self._gathered().items():
+            moves[name] = Move(moves[name].before if name in moves else self.tiers[name].assignment, assignment)
+            self.tiers[name].assign(assignment)
         return self._remember(moves, "", "reload") if moves else None
 
     def _after_reload(self, tier: Tier, old: Assignment | None, given: Assignment, is_moved: bool) -> Assignment:
@@ -227,6 +254,9 @@ class Rollout:
                 self.tiers[name].assign(assignment)
             else:
                 notes.append(f"tier {name} was on {assignment}, but {reason}: the settings apply to it")
+        for name, assignment in self._gathered().items():
+            notes.append(f"tier {name} was on {self.tiers[name].assignment}, but {ONE_ENGINE}: it is on {assignment}")
+            self.tiers[name].assign(assignment)
         if any(self.tiers[tier.name].assignment != Assignment(variable) for tier in self._unpinned_tiers()):
             when = f" at {self.history[-1].at}" if self.history else ""
             notes.insert(
@@ -297,10 +327,31 @@ class Rollout:
     def _unpinned_tiers(self) -> list[Tier]:
         return [tier for tier in self._settings.tiers.values() if tier.backend is None]
 
+    def _gathered(self) -> dict[str, Assignment]:
+        """Return the assignments that bring tiers on several engines of one GPU together, by tier."""
+        return gathered(
+            self._settings, {tier.name: self.tiers[tier.name].assignment for tier in self._unpinned_tiers()}
+        )
+
+    def _check_gpu(self, wanted: Mapping[str, Assignment]) -> None:
+        """Check that the engines on one GPU allow a change.
+
+        Raises:
+            Conflict: they do not.
+        """
+        now = {tier.name: self.tiers[tier.name].assignment for tier in self._unpinned_tiers()}
+        if all(now.get(name) == assignment for name, assignment in wanted.items()):
+            return
+        reason = reason_against(self._settings, now | dict(wanted)) or self.reason_to_refuse()
+        if reason is not None:
+            raise Conflict(reason)
+
     def _reason_against(self, tier: Tier, assignment: Assignment) -> str | None:
         """Return why `tier` cannot have `assignment`, or None if it can."""
         if tier.backend is not None:
             return f"it is pinned to {tier.backend}"
+        if assignment.canary is not None and {*backends_of(assignment)} <= self._settings.on_gpu:
+            return f"a canary needs two engines at once, and {ONE_ENGINE}"
         for backend in backends_of(assignment):
             if backend not in tier.models:
                 return f"it has no model on {backend}"

@@ -3,6 +3,7 @@
 Imports no other package of the gateway.
 """
 
+from gateway.simulate.gpu import OutOfGpuMemory, read_gpu
 from gateway.simulate.ollama.app import OllamaApp
 from gateway.simulate.options import SEED_SLOWDOWN, Fault, Kind, Model, OllamaGeneration, Options
 from gateway.simulate.server import Running, application, running, serve
@@ -17,10 +18,12 @@ __all__ = [
     "OllamaApp",
     "OllamaGeneration",
     "Options",
+    "OutOfGpuMemory",
     "Running",
     "VllmApp",
     "application",
     "digest",
+    "read_gpu",
     "running",
     "serve",
 ]

@@ -25,6 +25,7 @@ class HttpExchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method = str(scope["method"])
         self.path = str(scope["path"])
+        self.query = bytes(scope.get("query_string", b"")).decode("latin-1")
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         self.body = b""
         self.started = False

@@ -13,6 +13,7 @@ import orjson
 
 from gateway.simulate.asgi import HttpExchange
 from gateway.simulate.clock import Clock
+from gateway.simulate.gpu import SharedGpu
 from gateway.simulate.options import Fault, Model, Options
 from gateway.simulate.text import GeneratedAnswer, GenerationLimits, Prompt, answer, compose
 
@@ -88,7 +89,10 @@ class SimulatedEngine:
         self.scripts: deque[list[str]] = deque()
         self.requests: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDED_REQUESTS)
         self.out_of_memory = 0
-        """Number of times that the memory did not suffice for the requests that ran."""
+        """Number of times that the memory did not suffice for the requests that ran, or all were aborted."""
+        self.gpu = SharedGpu(options.gpu_file, options.gpu_memory)
+        self.asked_asleep = 0
+        """Number of requests that came while the engine slept."""
         self._fault_uses = 0
         self._spared = 0
         """Generations since the last one that the present fault applied to."""
@@ -123,6 +127,10 @@ class SimulatedEngine:
         limit = self.options.out_of_memory_above
         if limit and self.running > limit:
             self.out_of_memory += 1
+
+    def abort(self) -> None:
+        """Fail all running requests."""
+        self.out_of_memory += 1
 
     def count_cancelled(self) -> None:
         self.cancelled += 1

@@ -191,7 +191,15 @@ class Options:
     # batches whatever comes (Transformers). 0: any number fits.
     out_of_memory_above: int = 0
     gpu_share: float = 0.92  # --gpu-memory-utilization, reported in the metrics
-    asleep: bool = False  # reported in the metrics only
+    # A file that stands for a GPU with `gpu_memory` bytes, shared with other stand-ins. A vLLM holds its share of
+    # it while it is awake, an Ollama the size of its loaded models. Empty: the stand-in has a GPU of its own.
+    gpu_file: str = ""
+    gpu_memory: int = 24 * 1024**3
+    dev_mode: bool = False  # VLLM_SERVER_DEV_MODE: /sleep, /wake_up, /is_sleeping and /server_info exist
+    sleep_mode: bool = False  # --enable-sleep-mode: /sleep frees memory
+    sleep_seconds: float = 0.0
+    wake_seconds: float = 0.0
+    asleep: bool = False  # it sleeps at its start
     reasoning_parser: bool = False
     tool_parser: bool = True
     # As a vLLM allows: a forced call of a function without `strict` may have any JSON as arguments.

@@ -147,6 +147,7 @@ class Running:
         """Close the listener and every connection, as a killed server does. Safe to call twice."""
         self._server.stop()
         await self._serving
+        self.engine.gpu.hold(0)
 
 
 def running(options: Options, port: int = 0) -> Running:

@@ -62,7 +62,7 @@ FIGURES = Figures.__struct_fields__
 NOTHING = Figures(0.0, 0.0, 0.0)
 
 
-class _Counts(Struct, frozen=True, gc=False):
+class Counts(Struct, frozen=True, gc=False):
     """Cumulative counts of one side."""
 
     requests: int = 0
@@ -71,14 +71,18 @@ class _Counts(Struct, frozen=True, gc=False):
     first_tokens: tuple[int, ...] = (0,) * (len(TIME_TO_FIRST_TOKEN) + 1)
     gaps: tuple[int, ...] = (0,) * (len(INTER_TOKEN_LATENCY) + 1)
 
-    def combined(self, other: "_Counts", operation: Callable[[int, int], int]) -> "_Counts":
-        return _Counts(
+    def combined(self, other: "Counts", operation: Callable[[int, int], int]) -> "Counts":
+        return Counts(
             operation(self.requests, other.requests),
             operation(self.errors, other.errors),
             operation(self.plain_tokens, other.plain_tokens),
             tuple(map(operation, self.first_tokens, other.first_tokens)),
             tuple(map(operation, self.gaps, other.gaps)),
         )
+
+    def plus(self, other: "Counts") -> "Counts":
+        """Return the counts of both sides together."""
+        return self.combined(other, add)
 
     def figures(self, seconds: float) -> Figures:
         """Return the figures, if these are the counts of a period of `seconds`."""
@@ -93,7 +97,15 @@ class _Counts(Struct, frozen=True, gc=False):
         )
 
 
-_ZERO = _Counts()
+_ZERO = Counts()
+
+
+class OtherReplicas(Protocol):
+    """Counts and loads of other replicas, as far as they are known."""
+
+    def counts(self) -> Mapping[Side, Counts]: ...
+
+    def loads(self) -> Mapping[str, tuple[int, int]]: ...
 
 
 class _Ended:
@@ -127,7 +139,7 @@ class LiveFigures:
         self._is_wanted = False
         """True if somebody has asked since the last sample."""
         self._ended: dict[Side, _Ended] = {}
-        self._past: dict[Side, deque[_Counts]] = {}
+        self._past: dict[Side, deque[Counts]] = {}
         """Counts at the last samples, the latest at the end."""
         self._current: dict[Side, Figures] = {}
         """Figures of the sides that had traffic within the window."""
@@ -136,6 +148,8 @@ class LiveFigures:
         self._client_errors: deque[dict[str, Any]] = deque(maxlen=MAX_CLIENT_ERRORS)
         self.number = 0
         """Number of samples taken so far."""
+        self.others: OtherReplicas | None = None
+        """Replicas whose requests the figures cover as well."""
 
     def __repr__(self) -> str:
         return f"<LiveFigures after {self.number} samples, {len(self._current)} sides with traffic>"
@@ -194,7 +208,7 @@ class LiveFigures:
     def sample(self) -> None:
         """Take a sample, and another one later if there is a reason for it."""
         current: dict[Side, Figures] = {}
-        totals: dict[str, _Counts] = {}
+        totals: dict[str, Counts] = {}
         for side, counts in self._read().items():
             past = self._past.get(side)
             if past is None:
@@ -208,7 +222,7 @@ class LiveFigures:
             totals[backend] = totals[backend].combined(moved, add) if backend in totals else moved
         for backend, moved in totals.items():
             current[ALL, backend] = moved.figures(WINDOW)
-        loads = self._loads()
+        loads = self._all_loads()
         self._current = current
         self._samples.append((self._clock(), current, loads))
         self.number += 1
@@ -216,8 +230,26 @@ class LiveFigures:
         self._timer = self._call_later(STEP, self.sample) if is_needed else None
         self._is_wanted = False
 
-    def _read(self) -> dict[Side, _Counts]:
+    def _read(self) -> dict[Side, Counts]:
         """Return the cumulative counts of all sides."""
+        counts = self.own_counts()
+        if self.others is not None:
+            for side, more in self.others.counts().items():
+                counts[side] = counts[side].plus(more) if side in counts else more
+        return counts
+
+    def _all_loads(self) -> Mapping[str, tuple[int, int]]:
+        own = self._loads()
+        if self.others is None:
+            return own
+        others = self.others.loads()
+        return {
+            name: (running + others.get(name, (0, 0))[0], waiting + others.get(name, (0, 0))[1])
+            for name, (running, waiting) in own.items()
+        }
+
+    def own_counts(self) -> dict[Side, Counts]:
+        """Return the cumulative counts of all sides, of this replica alone."""
         first, gaps = self._metrics.time_to_first_token.find, self._metrics.gaps.find
         sides = {(tier, backend) for tier, backend in (*self._metrics.time_to_first_token.keys(), *self._ended)}
         return {side: _counts(self._ended.get(side), first(side), gaps(side)) for side in sides}
@@ -260,8 +292,8 @@ def _increase(now: int, before: int) -> int:
     return max(0, now - before)
 
 
-def _counts(ended: _Ended | None, first: Histogram | None, gaps: Histogram | None) -> _Counts:
-    return _Counts(
+def _counts(ended: _Ended | None, first: Histogram | None, gaps: Histogram | None) -> Counts:
+    return Counts(
         *((ended.requests, ended.errors, ended.plain_tokens) if ended else (0, 0, 0)),
         tuple(first.counts) if first else _ZERO.first_tokens,
         tuple(gaps.counts) if gaps else _ZERO.gaps,

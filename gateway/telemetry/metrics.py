@@ -29,6 +29,7 @@ INTER_TOKEN_LATENCY = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 
 DURATION = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 QUEUE_WAIT = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 LOAD = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+GPU_PHASE = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 OVERHEAD = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1)
 
 Bucket = tuple[str, float] | tuple[str, float, Exemplar]
@@ -111,6 +112,10 @@ class Histograms(Collector):
         if label in self._labels:
             place = self._labels.index(label)
             self._series = {labels: series for labels, series in self._series.items() if labels[place] != value}
+
+    def empty(self) -> Histogram:
+        """Return a series with the same buckets that is not shown."""
+        return Histogram(self._bounds)
 
     def keys(self) -> Iterable[tuple[str, ...]]:
         """Return the label values of all series."""
@@ -327,6 +332,23 @@ class Metrics:
             "gateway_switches_total",
             "Moves of a tier, or of a share of it, to another backend.",
             ("tier", "from_backend", "to_backend", "cause"),
+        )
+        self.backend_asleep = Gauge(
+            "gateway_backend_asleep",
+            "1 while another engine has the GPU or is about to get it, with exclusive.",
+            ("backend",),
+            registry=registry,
+        )
+        self.gpu_switches = counter(
+            "gateway_gpu_switches_total",
+            "Switches of the engine that has the GPU, by outcome: done, failed or reversed.",
+            ("from_backend", "to_backend", "outcome"),
+        )
+        self.gpu_phase = histogram(
+            "gateway_gpu_phase_seconds",
+            "Time that an engine spent in a phase of a switch: draining, freeing or waking.",
+            ("backend", "phase"),
+            GPU_PHASE,
         )
         self.overhead = histogram(
             "gateway_overhead_seconds", "Time in the gateway, without the queue and the upstream.", (), OVERHEAD

@@ -10,6 +10,7 @@ from typing import Literal
 
 from gateway.admission.affinity import Affinity
 from gateway.admission.concurrency_limits import AdaptiveLimit
+from gateway.admission.hub_limits import HubLimits
 from gateway.admission.model_state import ModelState
 from gateway.admission.queues import AdmissionLimits, LaneLimits, LaneName, Queue, TierLimits
 from gateway.admission.scheduler import Admission
@@ -42,6 +43,12 @@ _log = logging.getLogger(__name__)
 
 OnEvent = Callable[[Server, Literal["down", "up", "ejected"], str, LaneName], None]
 """Called when a server has died, is well again, or was ejected for a model and a lane."""
+GpuTurn = Literal["awake", "leaving", "asleep", "waking"]
+"""Turn of a backend that shares the GPU with others. Those that do not are always `awake`.
+
+`leaving`: what is queued and runs ends there, and new requests are refused. `asleep`: it gets none.
+`waking`: requests are queued, and none is admitted yet.
+"""
 
 UnloadFrozen = Callable[
     [Server, ModelState, Callable[[], bool], Callable[[], str]],
@@ -61,7 +68,7 @@ class Backend:
         on_learned: Callable[[], None] = lambda: None,
         on_evicted: Callable[[ModelState], None] = lambda state: None,
         on_event: OnEvent | None = None,
-        shared: SharedLimits | None = None,
+        shared: SharedLimits | HubLimits | None = None,
     ) -> None:
         self._on_event = on_event
         self.name = settings.name
@@ -90,17 +97,7 @@ class Backend:
         self.names = [ServerName(server, factory.origin(server)) for server in settings.servers if server.is_name]
         """Host names whose addresses are servers."""
         self._shared = shared
-        self.admission = Admission(
-            self.servers,
-            _admission_limits(settings, num_parallel),
-            time.monotonic,
-            _call_later,
-            self.engine.canonical,
-            on_learned,
-            source=None if shared is None else shared.source(settings.name, on_learned),
-        )
-        if shared is not None:
-            shared.attach(self.admission)
+        self.admission = self._build_admission(num_parallel, on_learned)
         self._choose_balance()
         self.budget = RetryBudget()
         self.is_restrained = not self.servers
@@ -108,6 +105,7 @@ class Backend:
 
         Only then is it worth calling `is_down` and `accepts_none`.
         """
+        self.turn: GpuTurn = "awake"
         self.on_down = on_down
         """Called when the circuit breaker of a server has opened, or a server was ejected."""
         self.on_evicted = on_evicted
@@ -147,16 +145,65 @@ class Backend:
         detectors = server.used_detectors
         return not detectors or any(detector.gets_requests for detector in detectors)
 
+    # Turns on a shared GPU
+
+    @property
+    def is_probed(self) -> bool:
+        """True if the health checks judge the backend: its engine is expected to answer."""
+        return self.turn in ("awake", "leaving")
+
+    @property
+    def refuses_new(self) -> bool:
+        """True if new requests are refused, because another engine has the GPU or is about to."""
+        return self.turn in ("leaving", "asleep")
+
+    def take_turn(self, turn: GpuTurn, expected_seconds: float | None = None) -> None:
+        """Change the turn. `expected_seconds` is the expected time to the end of `waking`, None if unknown.
+
+        What was known about the health of an engine that sleeps or wakes is forgotten.
+        """
+        was, self.turn = self.turn, turn
+        now = time.monotonic()
+        if turn == "waking":
+            self.admission.closure.close(now, expected_seconds)
+        else:
+            self.admission.closure.open(now)
+        if turn in ("asleep", "waking") and was != turn:
+            for server in self.servers:
+                server.rest()
+        self.refresh()
+
+    def refuse_queued(self) -> None:
+        """End the wait of the requests that are queued for an engine that does not get the GPU."""
+        for queue in self.admission.queues:
+            if queue.waiting:
+                queue.refuse(self._without_gpu)
+
+    @staticmethod
+    def _without_gpu() -> BackendUnavailable:
+        return BackendUnavailable(
+            "The engine of this model does not have the GPU now. Try again later, or use another model.",
+            retry_after=LONGEST_RETRY_AFTER,
+        )
+
     def is_down(self, model: str) -> bool:
-        """Return whether the circuit breaker of every server that has `model` is open, or no server is known."""
+        """Return whether no server may serve `model`: the circuit breaker of every server that has it is open.
+
+        Nor may one if none is known, or their engine sleeps.
+        """
+        if self.turn in ("asleep", "waking"):
+            return self.turn == "asleep"
         serving = [server for server in self.servers if server.serves(model)]
         return not self.servers or (bool(serving) and all(server.circuit.is_open for server in serving))
 
     def accepts_none(self, model: str, lane: LaneName) -> bool:
         """Return whether no server that has `model` may get requests that a fallback can serve.
 
-        A suspect server counts as accepting requests, because a probe is about to decide on it.
+        A suspect server counts as accepting requests, because a probe is about to decide on it. Requests
+        wait for an engine that is being woken.
         """
+        if self.turn != "awake":
+            return self.refuses_new
         serving = [server for server in self.servers if server.serves(model)]
         return (bool(serving) or not self.servers) and not any(
             (server.circuit.state == "suspect" or server.is_up()) and server.gate(model, lane).accepts()
@@ -168,6 +215,8 @@ class Backend:
 
         A request without a fallback would only wait there.
         """
+        if self.turn != "awake":
+            return self.refuses_new
         serving = [server for server in self.servers if server.serves(model)]
         return (bool(serving) or not self.servers) and all(
             server.circuit.is_open or ((gate := server.gate(model, lane)).is_hung and not gate.allows())
@@ -179,6 +228,8 @@ class Backend:
 
         Its `Retry-After` is the time to the next probe or lookup, or to the end of an ejection.
         """
+        if self.refuses_new:
+            return self._without_gpu()
         if not self.servers:
             return BackendUnavailable(
                 "No server of the model backend is known yet: its host name is not resolved. Try again later.",
@@ -210,10 +261,13 @@ class Backend:
     def refresh(self) -> None:
         """Admit the requests that can run after a server came, went or changed its models."""
         any_is_well = any(server.is_well and not server.is_joining for server in self.servers)
+        is_closed = self.turn in ("asleep", "waking")
         for server in self.servers:
-            server.is_excluded = server.is_joining or (any_is_well and server.up is False)
-        self.is_restrained = not self.servers or any(
-            server.is_excluded or server.circuit.restrains or server.ejections for server in self.servers
+            server.is_excluded = is_closed or server.is_joining or (any_is_well and server.up is False)
+        self.is_restrained = (
+            not self.servers
+            or self.turn != "awake"
+            or any(server.is_excluded or server.circuit.restrains or server.ejections for server in self.servers)
         )
         self.admission.refresh()
 
@@ -348,7 +402,8 @@ class Backend:
         self, lanes: Iterable[LaneName], tier: str, model: str, overrides: LimitOverrides | None
     ) -> dict[LaneName, Queue]:
         """Return the queues for requests of `tier` for `model`, by lane."""
-        return {lane: self.admission.queue(model, lane, tier, _tier_limits(lane, overrides)) for lane in lanes}
+        own = {lane: _tier_limits(lane, overrides, self._replicas) for lane in lanes}
+        return {lane: self.admission.queue(model, lane, tier, limits) for lane, limits in own.items()}
 
     def forget_models(self, models: Collection[str], kept: Collection[Queue]) -> set[str]:
         """Drop what is kept for `models`, unless they have requests, or queues in `kept`.
@@ -395,7 +450,25 @@ class Backend:
         for server in (*self.servers, *self.leaving):
             server.pool.connect_timeout = settings.limits.connect_timeout
         self._choose_balance()
-        self.admission.change(_admission_limits(settings, num_parallel))
+        self.admission.change(_admission_limits(settings, num_parallel, self._replicas))
+
+    @property
+    def _replicas(self) -> int:
+        return 1 if self._shared is None else self._shared.replicas
+
+    def _build_admission(self, num_parallel: int | None, on_learned: Callable[[], None]) -> Admission:
+        admission = Admission(
+            self.servers,
+            _admission_limits(self.settings, num_parallel, self._replicas),
+            time.monotonic,
+            _call_later,
+            self.engine.canonical,
+            on_learned,
+            source=None if self._shared is None else self._shared.source(self.name, on_learned),
+        )
+        if self._shared is not None:
+            self._shared.attach(admission)
+        return admission
 
     def _choose_balance(self) -> None:
         """Choose servers by their prefix caches if there may be several, and their kind has such a cache."""
@@ -418,28 +491,34 @@ class Backend:
             server.pool.close()
 
 
-def _admission_limits(settings: BackendSettings, num_parallel: int | None) -> AdmissionLimits:
+def _admission_limits(settings: BackendSettings, num_parallel: int | None, replicas: int) -> AdmissionLimits:
+    """Return the limits of one of several replicas: all slots, and its part of the places in the queues."""
     limits = settings.limits
+    places, vision_places = -(-limits.max_queue // replicas), -(-limits.vision_max_queue // replicas)
     lanes = {
-        "text": LaneLimits(None, limits.max_queue, limits.queue_timeout),
-        "vision": LaneLimits(limits.vision_concurrency, limits.vision_max_queue, limits.vision_queue_timeout),
-        "embedding": LaneLimits(limits.max_concurrency, limits.max_queue, limits.queue_timeout, is_separate=True),
+        "text": LaneLimits(None, places, limits.queue_timeout),
+        "vision": LaneLimits(limits.vision_concurrency, vision_places, limits.vision_queue_timeout),
+        "embedding": LaneLimits(limits.max_concurrency, places, limits.queue_timeout, is_separate=True),
     }
     model_slots = None if limits.model_concurrency == "auto" else limits.model_concurrency
     return AdmissionLimits(limits.max_concurrency, model_slots, lanes, settings.kind == "ollama", num_parallel or 1)
 
 
-def _tier_limits(lane: LaneName, overrides: LimitOverrides | None) -> TierLimits | None:
-    """Return the limits that a tier sets for itself in `lane`, or None if it sets none."""
+def _tier_limits(lane: LaneName, overrides: LimitOverrides | None, replicas: int) -> TierLimits | None:
+    """Return the limits that a tier sets for itself in `lane`, or None if it sets none.
+
+    Of the places in its queue, one of several replicas has its part.
+    """
     if overrides is None:
         return None
     is_vision = lane == "vision"
     model_slots = overrides.concurrency or overrides.model_concurrency
+    places = overrides.vision_max_queue if is_vision else overrides.max_queue
     own = TierLimits(
         overrides.max_concurrency,
         None if model_slots == "auto" else model_slots,
         overrides.vision_concurrency if is_vision else None,
-        overrides.vision_max_queue if is_vision else overrides.max_queue,
+        None if places is None else -(-places // replicas),
         overrides.vision_queue_timeout if is_vision else overrides.queue_timeout,
     )
     return None if own == TierLimits() else own

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
+from gateway.admission.hub_limits import HubLimits
 from gateway.admission.model_state import ModelState
 from gateway.admission.shared_limits import SharedLimits
 from gateway.config import Settings, is_same_place
@@ -33,7 +34,7 @@ class Backends:
         on_learned: Callable[[], None],
         on_evicted: Callable[[ModelState], None],
         on_event: OnEvent | None = None,
-        shared: SharedLimits | None = None,
+        shared: SharedLimits | HubLimits | None = None,
     ) -> None:
         self.current = current
         self._metrics = metrics
@@ -78,6 +79,10 @@ class Backends:
         if (loader := self._loaders.pop(backend, None)) is not None:
             loader.stop()
         backend.close()
+
+    def loader(self, backend: Backend) -> ModelLoader | None:
+        """Return what loads the models of `backend`, None if its servers always have them loaded."""
+        return self._loaders.get(backend)
 
     async def close(self) -> None:
         for loader in list(self._loaders.values()):  # a backend may be dropped meanwhile

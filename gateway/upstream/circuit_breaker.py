@@ -168,6 +168,15 @@ class CircuitBreaker:
             self._change_to("closed", "answered")
         self._update_flags()
 
+    def reset(self) -> None:
+        """Close the circuit, whatever has failed: the engine sleeps, or is started anew."""
+        self._paused_until = -inf
+        if self.state == "closed":
+            self._recent = self._in_a_row = self._misses = 0
+            self._update_flags()
+        else:
+            self._change_to("closed", "reset")
+
     # Results of probes
 
     def probe_answered(self) -> None:

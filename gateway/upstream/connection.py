@@ -14,6 +14,7 @@ from typing import Literal, Protocol, Self, cast
 
 import httptools
 
+from gateway.upstream.answer_head import AnswerHead, answer_head
 from gateway.upstream.socket_options import set_keep_alive
 
 TransportFault = Literal[
@@ -68,6 +69,8 @@ class ConnectionOwner(Protocol):
 
     buffer: memoryview
     """Buffer for the reads of all connections. A read is parsed before the next one begins."""
+    answer_head: AnswerHead | None
+    """Head of the last plain answer."""
 
     def opened(self, connection: "Connection") -> None: ...
     def closed(self, connection: "Connection") -> None: ...
@@ -476,6 +479,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._parser is None or self._failure is not None:
             return
+        if not self.answered and (head := self._owner.answer_head) is not None and self._take_whole(head, nbytes):
+            return
         is_broken = False
         try:
             self._parser.feed_data(self._buffer[:nbytes])
@@ -483,6 +488,8 @@ class Connection(asyncio.BufferedProtocol):
             is_broken = True
             self._usable = False
         if not self.answered or not self._head_done:
+            if self._ended and not self.answered:
+                self._keep_head(nbytes)
             self.answered = True
             if not (self._head_done or self._is_full):
                 self._head_bytes += nbytes
@@ -515,6 +522,25 @@ class Connection(asyncio.BufferedProtocol):
             return True
         self._is_between_chunks = False
         return False
+
+    def _take_whole(self, head: AnswerHead, nbytes: int) -> bool:
+        """Take an answer that is whole, behind a head which was parsed before; return whether it is one.
+
+        The parser does not see it: it would be in the same state after it.
+        """
+        body = head.body(self._buffer[:nbytes].tobytes())
+        if body is None:
+            return False
+        self.status, self.headers, self.fields = 200, head.headers, head.fields
+        self.answered = self._head_done = self._has_begun = self._ended = True
+        self._pieces.append(body)
+        self._wake()
+        return True
+
+    def _keep_head(self, nbytes: int) -> None:
+        """Keep the head of an answer that arrived in one read, if others may have the same."""
+        if self._usable and not self._until_close:
+            self._owner.answer_head = answer_head(self._buffer[:nbytes].tobytes(), self.headers, self.fields)
 
     def _lacks_body(self, nbytes: int) -> bool:
         """Count a read without any part of the body. Return whether too many followed each other.

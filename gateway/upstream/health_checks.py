@@ -26,6 +26,14 @@ SURE_ATTEMPTS = 2
 """Attempts of the probe that decides on a suspect server, whose requests have failed too."""
 WRONG_ANSWERS_BEFORE_EXCLUDED = 2
 """Number of wrong answers in a row after which a server is excluded."""
+
+UNFIT: dict[ProbeResult, str] = {
+    "refused_key": "it refuses the key",
+    "itself": "its address is the gateway's own",
+    "no_models": "it is not a server of this kind",
+}
+"""Reasons why a server that answers cannot serve."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -168,7 +176,11 @@ class HealthChecks:
 
     async def _first_probe(self, backend: Backend, server: Server) -> None:
         began = asyncio.get_running_loop().time()
+        if not backend.is_probed:
+            return
         result, why = await self._prober.probe(backend, server, FIRST_ATTEMPTS)
+        if not backend.is_probed:
+            return
         self._record(server, result, began, is_sure=True)
         report(self._prober.settings, backend, server, result, why)
 
@@ -182,6 +194,8 @@ class HealthChecks:
                 server.doubted, min(interval, PROBE_AGAIN_SECONDS) if server.liveness.has_failed else interval
             )
             server.doubted.clear()
+            if not backend.is_probed:
+                continue
             began = asyncio.get_running_loop().time()
             if server.is_leaving:
                 self._record_life(server, await self._prober.is_alive(backend, server), began)
@@ -190,6 +204,8 @@ class HealthChecks:
             is_suspect, server.is_hinted = server.circuit.state == "suspect" or server.is_hinted, False
             result, why = await self._prober.probe(backend, server, SURE_ATTEMPTS if is_suspect else 1)
             if server.is_leaving:
+                continue
+            if not backend.is_probed:  # it was told to free the GPU meanwhile
                 continue
             self._record(server, result, began, is_sure=is_suspect)
             wrong_answers = 0 if result in ("up", "unreachable") else wrong_answers + 1
@@ -204,6 +220,22 @@ class HealthChecks:
                 and models_before.keys() != (server.discovered or {}).keys()
             ):
                 report(self._prober.settings, backend, server, result, why)
+
+    async def check(self, backend: Backend) -> str:
+        """Probe the servers of a backend that is being woken. Return why none is up; empty if one is.
+
+        Failures are not recorded: they are expected until the engine has started.
+        """
+
+        async def probe(server: Server) -> str:
+            began = asyncio.get_running_loop().time()
+            result, why = await self._prober.probe(backend, server, 1)
+            if result == "up":
+                self._record(server, result, began, is_sure=False)
+            return why or UNFIT.get(result, "")
+
+        reasons = await asyncio.gather(*(probe(server) for server in backend.servers))
+        return "" if "" in reasons else reasons[0]
 
     def _record(self, server: Server, result: ProbeResult, began: float, *, is_sure: bool) -> None:
         """Record the result of a probe that began at the time `began`.

@@ -21,6 +21,7 @@ from gateway.chat.image_turns import FairTurns
 from gateway.chat.images import path_of, urls_of, with_urls
 from gateway.chat.request import Chat
 from gateway.errors import InvalidImageUrl
+from gateway.upstream.answer_head import AnswerHead
 from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, TransportError
 
 MAX_FETCHED = 64
@@ -201,6 +202,7 @@ class _Owner:
 
     def __init__(self) -> None:
         self.buffer = memoryview(bytearray(READ_BYTES))
+        self.answer_head: AnswerHead | None = None
 
     def opened(self, connection: Connection) -> None:
         pass

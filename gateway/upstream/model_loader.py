@@ -114,6 +114,40 @@ class ModelLoader:
         self.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    # Turns on a shared GPU
+
+    async def abort_loads(self) -> None:
+        """End the loads in progress: Ollama drops a load whose client leaves."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for server in self._backend.servers:
+            assert server.residency is not None
+            for state in server.residency.states.values():
+                if state.is_loading:
+                    server.residency.ended(state, False, None, None)
+
+    async def load(self, server: Server, model: str) -> GatewayError | None:
+        """Load `model` for the engine's new turn, before requests are admitted. Return why it failed, if it did."""
+        residency = server.residency
+        assert residency is not None
+        state = residency.state(self._backend.engine.canonical(model), model, is_embedding=False)
+        report = await self._loaded_models(server)
+        if report is None or state.name not in report.until:
+            failure = await self._send_load(server, state)
+            if failure is not None:
+                return failure()
+            report = await self._loaded_models(server)
+        residency.update(report.until if report is not None else (state.name,))
+        return None
+
+    def is_empty(self, server: Server) -> None:
+        """Record that `server` has unloaded all its models. Those that are to stay warm are loaded in its next turn."""
+        assert server.residency is not None
+        server.residency.update(())
+        self.change(self._settings)
+
     def _start_load(self, server: Server, state: ModelState) -> None:
         self._start(self._load(server, state))
 
@@ -218,8 +252,11 @@ class ModelLoader:
         residency = server.residency
         assert residency is not None
         report = await self._loaded_models(server)
-        if report is None or state.name not in report.until or not is_frozen():
-            return  # the server hangs; or the model is being loaded, or unloaded, by a request; or it answers again
+        if report is not None and state.name not in report.until:
+            state.activity.missing_at = time.monotonic()  # it is being loaded, or unloaded, by a request
+            return
+        if report is None or not is_frozen():
+            return  # the server hangs; or the model answers again, or has just been loaded
         state.activity.was_unloaded = True
         residency.begin_unload(state)
         is_gone = False

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.telemetry.trace_context import current_trace
+from gateway.upstream.answer_head import AnswerHead
 from gateway.upstream.connection import READ_BYTES, Connection, ConnectionLimits, TransportError
 from gateway.upstream.connector import Connector
 from gateway.upstream.resolver import without_scope
@@ -67,6 +68,7 @@ class Pool:
         self._open: set[Connection] = set()
         self._has_heard = False  # a connection that has closed since got something from the server
         self.buffer = memoryview(bytearray(READ_BYTES))
+        self.answer_head: AnswerHead | None = None
         self._expiry_timer: asyncio.TimerHandle | None = None
         self._connector = Connector(
             origin.host, origin.port, origin.tls, self._new_connection, self._retire, origin.address

@@ -96,7 +96,8 @@ class Server(ServerSlots):
         self.is_hinted = False
         """True if another replica made this one doubt the server, so that the next probe has to be sure."""
         self.is_excluded = False
-        """True if the server does not answer as expected while another server is healthy."""
+        """True if the server does not answer as expected while another server is healthy, or its
+        engine does not have the GPU."""
         self.is_joining = False
         """True until the first probe of a server that joined its backend at run time has ended."""
         self.is_leaving = False
@@ -168,6 +169,14 @@ class Server(ServerSlots):
         self.discovered = models
         self.up = True
         self._missing.clear()
+
+    def rest(self) -> None:
+        """Forget what is known of the server's health and caches, because its engine sleeps or wakes."""
+        self.up = None
+        self.pool.close_idle()
+        self.prefixes.clear()
+        self.liveness = Liveness(-math.inf)
+        self.circuit.reset()
 
     def end_lost_requests(self, now: float) -> int:
         """End the requests that the server does not work on any more (`liveness.py`). Return their number.

@@ -10,7 +10,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
@@ -59,6 +59,8 @@ class UsageRecorder:
         self._changed_days: set[str] = set()
         self.settle: Callable[[], None] = lambda: None
         """Called before a reader sees the sums, to add exchanges that have ended and not been recorded."""
+        self.flush_others: Callable[[], Awaitable[object]] | None = None
+        """Has other replicas write their sums to the same file, before a reader sees them."""
 
     def __repr__(self) -> str:
         return f"<UsageRecorder {self.path} {self._totals}>"
@@ -78,9 +80,15 @@ class UsageRecorder:
         Raises:
             sqlite3.Error: The file cannot be read.
         """
+        await self.flush()
+        if self.flush_others is not None:
+            await self.flush_others()
+        return await asyncio.to_thread(read_rows, self.path, by, since, until)
+
+    async def flush(self) -> None:
+        """Write the sums of all exchanges that have ended."""
         self.settle()
         await asyncio.wrap_future(self._write())
-        return await asyncio.to_thread(read_rows, self.path, by, since, until)
 
     async def rows_of_all(self, by: Sequence[str], since: str | None, until: str | None) -> tuple[list[Row], bool]:
         """Return sums of the usage of all replicas, and whether that of all is in them.
@@ -151,8 +159,17 @@ def day_of(now: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(now))
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return the device and the number of a file, None if it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 class _Writer:
-    """The thread that writes. Nothing else opens the file for writing."""
+    """The thread that writes. Only the threads of other replicas write to the same file."""
 
     def __init__(self, path: Path, days: int) -> None:
         self._path = path
@@ -160,6 +177,8 @@ class _Writer:
         self._pending: queue.SimpleQueue[tuple[dict[Group, Counts], float, Future[None]] | None] = queue.SimpleQueue()
         self._unwritten = Totals()
         self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        """Device and number of the file that is open."""
         self._deleted_on = ""
         self._failure: tuple[str, float] | None = None
         self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
@@ -188,7 +207,7 @@ class _Writer:
 
     def _try(self, now: float) -> None:
         try:
-            if self._connection is None or not self._path.exists():
+            if self._connection is None or _identity(self._path) != self._identity:
                 self._reopen()
             today, oldest = day_of(now), day_of(now - self._days * SECONDS_PER_DAY)
             assert self._connection is not None
@@ -207,6 +226,7 @@ class _Writer:
             self._connection.close()
             self._connection = None
         self._connection = open_for_writing(self._path)
+        self._identity = _identity(self._path)
 
     def _report(self, reason: str, now: float) -> None:
         if self._failure is not None and self._failure[0] == reason and now - self._failure[1] < REPEAT_SECONDS:

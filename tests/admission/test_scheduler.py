@@ -274,6 +274,51 @@ def test_server_that_comes_up_gets_queued_requests() -> None:
     assert waiting.placement.server is down
 
 
+def test_server_that_is_added_gets_requests_of_the_queues_that_exist_with_the_same_limits() -> None:
+    one, two = Server("m"), Server("m")
+    backend = setup(one, slots=2, vision=1)
+    own = TierLimits(model_slots=1)
+    running = [backend.arrive(), backend.arrive()]
+    waiting = [backend.arrive(tier="t", own=own), backend.arrive(tier="t", own=own), backend.arrive(lane="vision")]
+    backend.admission.add([two])
+    assert all(request.is_queued for request in waiting)
+    backend.admission.refresh()
+    assert [request.placement is not None for request in waiting] == [True, False, True]
+    assert (two.slots.count, two.slots.limit, two.lanes["vision"].count) == (2, 2, 1)
+    backend.leave(running[0])
+    assert waiting[1].placement is not None
+    assert one.slots.count == 2
+
+
+def test_server_that_is_dropped_is_forgotten_by_queues_and_loads() -> None:
+    one, two = Server("m"), Server("m")
+    backend = setup(one, two, slots=1)
+    backend.enable_loading()
+    queue = backend.admission.queue("m", "text")
+    assert one.residency is not None
+    (state,) = one.residency.states.values()
+    assert state.waiters == [queue]
+    one.up = False
+    backend.admission.drop([one])
+    assert ([placement.server for placement in queue.placements], state.waiters) == ([two], [])
+    one.up = True
+    assert backend.arrive().placement is not None
+    assert backend.arrive().is_queued
+    assert one.slots.count == 0
+
+
+def test_load_begins_on_the_server_that_has_the_fewest_models() -> None:
+    servers = [Server("a", "b", "c") for _ in range(3)]
+    backend = setup(*servers, slots=4)
+    backend.enable_loading()
+    for server, models in zip(servers, (["a", "x"], ["a", "b"], ["a"]), strict=True):
+        assert server.residency is not None
+        server.residency.update(models)
+    backend.arrive("c")
+    assert [server.loading is not None for server in servers] == [False, False, True]
+    assert [server.residency.occupancy for server in servers if server.residency is not None] == [2, 2, 2]
+
+
 def test_transferred_requests_keep_their_order_and_may_exceed_max_queue() -> None:
     left, there = setup(Server("m")), setup(Server("n"), slots=2, max_queue=1)
     left.arrive()

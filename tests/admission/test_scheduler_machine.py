@@ -22,6 +22,7 @@ from tests.fakes.admission import Request, Server, Setup, limits, setup
 MODELS = ("a", "b")
 LANES: tuple[LaneName, ...] = ("text", "vision")
 MAX_QUEUE = 6
+MOST_SERVERS = 4
 OWN = TierLimits(model_slots=1, lane_slots=1, max_queue=2)
 
 sides = st.integers(0, 1)
@@ -258,6 +259,17 @@ class AdmissionMachine(RuleBasedStateMachine):
     def server_goes_up_or_down(self, side: int, number: int, up: bool) -> None:
         self.backends[side].servers[number].up = up
         self.backends[side].admission.refresh()
+
+    @rule(side=sides, models=st.sets(st.sampled_from(MODELS)))
+    def server_joins(self, side: int, models: set[str]) -> None:
+        if len(self.backends[side].servers) < MOST_SERVERS:
+            self.backends[side].add(Server(*models))
+
+    @rule(side=sides)
+    def last_server_leaves_if_it_has_no_requests(self, side: int) -> None:
+        *others, last = self.backends[side].servers
+        if len(others) >= 2 and not last.running and last.loading is None:
+            self.backends[side].drop(last)
 
     @rule(side=sides, number=st.integers(0, 1), models=st.sets(st.sampled_from(MODELS)))
     def server_changes_its_models(self, side: int, number: int, models: set[str]) -> None:

@@ -205,6 +205,17 @@ def test_a_server_that_is_down_is_no_demand() -> None:
     assert world.demand() == (0, 0, 0)
 
 
+def test_what_queued_requests_need_is_told_as_soon_as_a_server_can_take_them() -> None:
+    world = World()
+    world.server.up = False
+    world.enter("text")
+    calls: list[tuple[int, int, int]] = []
+    world.limits.on_change = lambda: calls.append(world.demand())
+    world.server.up = True
+    world.admission.refresh()
+    assert calls == [(1, 1, 0)]
+
+
 def test_a_limit_that_nothing_needs_any_more_is_dropped_and_one_of_the_same_name_is_the_same() -> None:
     world = World()
     assert world.limits.source("vllm", lambda: None).fixed("here", "slots", 3) is world["slots"]

@@ -234,7 +234,7 @@ async def test_auto_reports_its_tier_and_reason_in_the_headers() -> None:
                 "x-gateway-reason"
                 not in (await post(gateway, {"stream": stream}, {"X-Gateway-Task": "nonsense"})).headers
             )
-            backend.mode = "status_500"
+            backend.mode = "runner_dies"
             assert (await post(gateway, {"model": "auto"})).headers["x-gateway-reason"] == "no rule holds"
 
 

@@ -495,6 +495,7 @@ async def test_response_does_not_wait_for_a_hanging_disk(
         monkeypatch.setattr(state, "persisted", persisted)
         assert not (await operator.put(backend="vllm"))["persisted"]
         disk.set()
+        monkeypatch.setattr("gateway.rollout.controller.PERSIST_SECONDS", 20)
         assert (await operator.rollback())["persisted"]
 
 

@@ -130,7 +130,7 @@ async def test_an_ollama_unloads_loads_and_answers_in_each_cold_start() -> None:
         await client.close()
     assert found.reason == ""
     assert found.load_seconds >= 0.2
-    assert 0 < found.response_seconds < 0.2
+    assert 0 < found.response_seconds < found.load_seconds
     assert found.tokens_per_second > 0
     assert found.use.gpu_memory_percent == 50
     assert found.use.model_gib == 1

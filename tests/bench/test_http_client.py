@@ -156,7 +156,7 @@ async def test_a_request_cut_off_by_its_own_cancellation_closes_the_connection()
     async with simulate.running(simulate.Options("vllm", time_to_first_token=60.0)) as server:
         client = HttpLoadClient(Target(server.base_url, "m"))
         task = asyncio.create_task(client.send(request(model=server.options.served[0].name)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not server.engine.running:
                 await asyncio.sleep(0)
             task.cancel()

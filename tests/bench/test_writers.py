@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from gateway.bench import texts
-from gateway.bench.formatting import cell_text, client_text, metrics_table, number, remarks, text_table
+from gateway.bench.formatting import cell_text, client_text, facts, metrics_table, number, remarks, text_table
 from gateway.bench.result_json import from_json
 from gateway.bench.results import Cell, ClientLoad, Column, ScenarioResult, Table, Verdict
 from gateway.bench.texts import Language
-from gateway.bench.writers import Style, csv_text, json_text, markdown_text, write_all
+from gateway.bench.writers import Style, csv_text, html_text, json_text, markdown_text, write_all
 from tests.bench.records import record, run
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +143,26 @@ def test_a_busy_client_is_warned_of_once() -> None:
     assert "12 ms late" in found[1]
     assert "30 ms (p99) after they were due" in found[2]
     assert client_text(load, "en") == "95 % of a core, event loop late by 12.0 ms (p99), 20.0 ms at most"
+
+
+def test_the_worst_run_of_the_client_is_told_wherever_it_is() -> None:
+    loads = (
+        ClientLoad(0.9, 30.0, 40.0, 50.0, ("client_lagging",)),
+        ClientLoad(0.1, 200.0, 210.0, None, ("client_lagging",)),
+    )
+    runs = tuple(replace(result().headline_run, client=load) for load in loads)
+    whole = replace(result(), runs=runs)
+    assert "up to 200 ms late" in remarks(whole, "en")[0]
+    assert ("Load client", "90 % of a core, event loop late by 200.0 ms (p99), 210.0 ms at most") in facts(whole, "en")
+    assert html_text(whole, Style()).count("200 ms late") == 1
+
+
+def test_the_tables_of_the_main_run_name_it() -> None:
+    shown = markdown_text(result(), Style())
+    label = result().headline
+    assert f"## Counts and rates of the main run: {label}" in shown
+    assert f"## Latencies of the main run: {label}" in shown
+    assert re.search(r"Most pieces within a second \| \d+ \|", shown), "a count has no decimals"
 
 
 def fields_of(text: str) -> set[str]:

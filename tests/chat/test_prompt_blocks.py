@@ -4,8 +4,21 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gateway.chat.prompt_blocks import IMAGE_CHARACTERS, MAX_BLOCKS, SHORT, WORTH_CACHING, PromptBlocks, prompt_blocks
+from gateway.chat import prompt_blocks as prompt_blocks_module
+from gateway.chat.prompt_blocks import (
+    IMAGE_CHARACTERS,
+    KEPT_TEXTS,
+    LONGEST_KEPT,
+    MAX_BLOCKS,
+    SHORT,
+    STEP,
+    WORTH_CACHING,
+    PromptBlocks,
+    prompt_blocks,
+)
 from gateway.chat.request import Chat
 
 
@@ -28,10 +41,12 @@ def user(text: Any) -> dict[str, Any]:
 
 
 def shared(one: PromptBlocks, other: PromptBlocks) -> int:
-    """Return the number of characters of the blocks that both begin with."""
-    same = [end for a, b, end in zip(one.hashes, other.hashes, one.ends, strict=False) if a == b]
-    assert one.hashes[: len(same)] == other.hashes[: len(same)]
-    return same[-1] if same else 0
+    """Return the number of characters at the beginning of `other` whose blocks are all in `one`."""
+    known = [block in one.hashes for block in other.hashes]
+    count = known.index(False) if False in known else len(known)
+    assert not any(known[count:])
+    assert [one.ends[one.hashes.index(block)] for block in other.hashes[:count]] == other.ends[:count]
+    return other.ends[count - 1] if count else 0
 
 
 def test_next_turn_of_a_conversation_begins_with_the_blocks_of_the_last() -> None:
@@ -94,8 +109,63 @@ def test_an_image_counts_as_much_text_as_it_has_tokens() -> None:
     assert blocks(user([image, {"type": "text", "text": "abc"}])).size == IMAGE_CHARACTERS + 3
 
 
+def answer(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+@given(st.lists(st.integers(0, 3000), min_size=2, max_size=40), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_each_turn_of_a_growing_conversation_begins_with_all_of_the_last_prompt(
+    sizes: list[int], has_call: bool
+) -> None:
+    messages: list[dict[str, Any]] = [SYSTEM, *([call("1")] if has_call else [])]
+    last: PromptBlocks | None = None
+    for number, size in enumerate(sizes):
+        messages += [user(f"{number}" + "q" * size)]
+        turn = blocks(*messages)
+        assert turn.ends == sorted(turn.ends)
+        assert turn.size == sum(len(message.get("content", "1")) for message in messages) + max(0, 2 * number - 1) * (
+            not has_call
+        )
+        if last is not None:
+            assert shared(last, turn) == last.size
+        last = turn
+        messages += [answer("a" * (size // 2))]
+
+
+def test_conversations_that_part_late_share_what_comes_before() -> None:
+    turns = [message for number in range(20) for message in (user(f"{number}" + "q" * 700), answer("a" * 700))]
+    one, other = blocks(SYSTEM, *turns, user("left")), blocks(SYSTEM, *turns[:30], user("right"))
+    assert 5000 + 16 * 1024 <= shared(one, other) <= 5000 + 30 * 702
+
+
+@pytest.mark.parametrize(("place", "size"), [(0, STEP), (1, STEP), (300, STEP), (330, 1), (699, 1)])
+def test_change_of_a_later_turn_is_found(place: int, size: int) -> None:
+    """One of a few characters is found in what is new; in the earlier text only some characters are looked at."""
+    turns = [user("q" * 700), answer("a" * 700), user("q" * 700)]
+    changed = [*turns[:-1], user("q" * place + "x" * size + "q" * (700 - place - size))]
+    assert blocks(SYSTEM, *turns).hashes[-1] != blocks(SYSTEM, *changed).hashes[-1]
+
+
+def test_system_messages_of_one_length_are_told_apart() -> None:
+    texts = ["s" * 5000, "s" * 4999 + "t", "t" + "s" * 4999, "s" * 2500 + "t" + "s" * 2499]
+    found = [blocks({"role": "system", "content": text}, user("one")) for text in texts * 2]
+    assert [each.hashes for each in found[:4]] == [each.hashes for each in found[4:]]
+    assert len({each.hashes[-1] for each in found}) == len({each.home for each in found[:2]}) + 2 == 4
+    assert all(each.common == found[0].common for each in found)
+
+
+def test_number_of_remembered_texts_is_bounded() -> None:
+    for length in range(5000, 5000 + 2 * KEPT_TEXTS):
+        blocks({"role": "system", "content": "s" * length}, user("one"))
+    blocks({"role": "system", "content": "s" * (LONGEST_KEPT + 1)}, user("one"))
+    assert len(prompt_blocks_module._known_texts) == KEPT_TEXTS
+    assert max(len(text) for text, *_ in prompt_blocks_module._known_texts.values()) <= LONGEST_KEPT
+
+
 def test_number_of_blocks_is_bounded_whatever_is_sent() -> None:
-    assert len(blocks(*[user("a")] * 2048).hashes) == MAX_BLOCKS
+    assert len(blocks(*[user("a")] * 2048).hashes) < 10
+    assert len(blocks(*[user("a"), call("1")] * 1024).hashes) == MAX_BLOCKS
     assert len(blocks(user("a" * 1_000_000)).hashes) < 64
     assert len(blocks(*[user("a" * 512 * SHORT)] * 300).hashes) < MAX_BLOCKS + 64
 

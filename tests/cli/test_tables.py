@@ -10,7 +10,7 @@ from rich.console import Console
 
 from gateway import config
 from gateway.admission.fair_queue import Claim
-from gateway.cli.tables import change_line, server_lines, show_result
+from gateway.cli.tables import change_line, replicas_line, server_lines, show_result
 from gateway.upstream.outlier_detection import IN_A_ROW
 from tests.cli.harness import assignments, command, gateway
 
@@ -55,6 +55,15 @@ def test_status_says_which_servers_leave_and_which_names_are_not_resolved() -> N
         "host name c:1: not resolved (unknown); it has no servers",
         "server pods#10.0.0.5:1: leaving, 4 requests run there",
     ]
+
+
+def test_status_says_who_shares_the_limits_or_since_when_this_replica_is_alone() -> None:
+    shared = {"redis": "redis:6379/0", "up": True, "since": 0.0, "reason": None, "sharing": 3, "replicas": 3}
+    assert replicas_line(shared) == "replicas that share the limits: 3, through Redis at redis:6379/0"
+    assert replicas_line(shared | {"up": False, "reason": "ConnectionError", "sharing": 1}) == (
+        "the limits are not shared: Redis at redis:6379/0 is not reachable since 1970-01-01 00:00:00 UTC "
+        "(ConnectionError); this replica goes on with 1/3 of each"
+    )
 
 
 async def test_status_says_which_server_is_out_and_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,13 @@ async def test_names_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> N
     assert any("model[bold red]x[/]" in line for line in drawn(status, width=140))
 
 
+async def test_an_engine_that_sleeps_is_not_shown_as_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway(monkeypatch) as here:
+        here.gateway._backends["vllm"].take_turn("asleep")
+        assert any(line.split()[:2] == ["vllm", "sleeping"] for line in drawn(await status_of(here)))
+        assert "sleeping" in (await command("status")).stdout
+
+
 async def test_without_a_terminal_it_prints_one_frame_with_fresh_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     async with gateway(monkeypatch) as here:
         result = await command("top")

@@ -79,3 +79,21 @@ def test_model_name_of_two_tiers_is_reported() -> None:
 def test_probably_unintended_setting_is_reported(text: str | None, environ: dict[str, str], words: str | None) -> None:
     found = warned(load(text, environ))
     assert any(words in line for line in found) if words else found == []
+
+
+def test_what_is_not_served_while_another_engine_has_the_gpu_is_reported() -> None:
+    text = (
+        "exclusive: true\nbackends: {ollama: {}, vllm: {}}\n"
+        "tiers: {a: {models: {ollama: x, vllm: y}, fallback: true}, b: {models: {ollama: z}, backend: ollama}}\n"
+        "embeddings: {e: {backend: ollama, model: e}}"
+    )
+    assert warned(load(text)) == [
+        "tiers.a.fallback: no effect: the other engines have no GPU meanwhile (exclusive)",
+        "tiers.b.backend: its requests are refused while another engine has the GPU (exclusive)",
+        "embeddings.e: its requests are refused while another engine has the GPU (exclusive)",
+    ]
+
+
+def test_commands_without_exclusive_are_reported() -> None:
+    text = "backends: {ollama: {}, vllm: {stop: a, start: b}}\ntiers: {a: {models: {ollama: x, vllm: y}}}"
+    assert "exclusive: false, so the commands stop and start of the backends are never run" in warned(load(text))

@@ -101,7 +101,7 @@ def test_every_setting_either_applies_at_once_or_needs_a_restart() -> None:
         "llm_backend", "rollback_to", "backends", "tiers", "default_tier", "auto", "embeddings", "rerankers",
         "commit_after", "heartbeat", "waiting_note", "max_body", "max_text_body", "max_waiting_bytes",
         "rollback_cutoff", "log_level", "api_keys", "api_keys_file", "image_urls", "record",
-        "record_size",
+        "record_size", "wake_timeout",
     }  # fmt: skip
     assert at_once | set(AT_START) | {"file", "sources", "warnings"} == set(Settings.model_fields)
 

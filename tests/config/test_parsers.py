@@ -165,3 +165,26 @@ def test_invalid_size_is_refused(value: object) -> None:
 )
 def test_keep_alive_is_converted_to_what_ollama_accepts(value: object, expected: object) -> None:
     assert parsers.keep_alive(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("docker stop vllm", ("docker", "stop", "vllm")),
+        ("  run  'a b' \"c d\" e\\ f ", ("run", "a b", "c d", "e f")),
+        ("run $HOME * ~ #5", ("run", "$HOME", "*", "~", "#5")),
+        ("sh -c 'a && b | c'", ("sh", "-c", "a && b | c")),
+        (["docker", "stop", "a;b"], ("docker", "stop", "a;b")),
+    ],
+)
+def test_command_is_split_into_words_and_nothing_is_expanded(value: object, words: tuple[str, ...]) -> None:
+    assert parsers.command(value) == words
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "  ", "a; b", "a && b", "a|b", "a > b", "a & ", "(a)", "a 'b", [], [""], ["a", 1], ["a\0"], 5, None, True, {}],
+)
+def test_what_only_a_shell_could_run_is_not_a_command(value: object) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        parsers.command(value)

@@ -45,3 +45,108 @@ def test_admin_key_must_not_be_a_client_key() -> None:
 )
 def test_contradictory_value_is_refused_in_one_line(text: str, key: str, words: str) -> None:
     assert_refused(text, key, words)
+
+
+ONE_GPU = "exclusive: true\nbackends: {ollama: {}, vllm: {}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("exclusive: true\nbackends: {ollama: {}}\ntiers: {a: {models: {ollama: x}}}", "exclusive", "fewer than two"),
+        (
+            ONE_GPU + "tiers: {a: {models: {ollama: x, vllm: y}, backend: vllm}}",
+            "exclusive",
+            "every tier is pinned",
+        ),
+        (
+            ONE_GPU + "tiers: {a: {models: {ollama: x, vllm: y}}, b: {models: {ollama: x}}}",
+            "tiers.b.models",
+            "tier 'b' has no model for 'vllm', but with exclusive all tiers move together",
+        ),
+        (
+            (
+                "exclusive: true\nbackends: {ollama: {}, vllm: {servers: 'dns://vllm:8000'}}\n"
+                "tiers: {a: {models: {ollama: x, vllm: y}}}"
+            ),
+            "backends.vllm.servers",
+            "may be on several machines",
+        ),
+        ("backends: {vllm: {stop: docker stop vllm}}\nllm_backend: ollama", "backends.vllm.start", "missing, but stop"),
+        (
+            "backends: {vllm: {start: docker start vllm}}\nllm_backend: ollama",
+            "backends.vllm.stop",
+            "missing, but start",
+        ),
+        (
+            "backends: {vllm: {stop: a | b, start: c}}\nllm_backend: ollama",
+            "backends.vllm.stop",
+            "expected one command",
+        ),
+    ],
+)
+def test_what_cannot_work_on_one_gpu_is_refused(text: str, key: str, words: str) -> None:
+    assert_refused(text, key, words)
+
+
+def test_backends_on_the_gpu_are_known_by_their_kind_or_their_commands() -> None:
+    text = (
+        "exclusive: true\n"
+        "backends: {ollama: {}, vllm: {}, cloud: {kind: openai, base_url: 'http://a'},"
+        " local: {kind: openai, base_url: 'http://b', stop: [x], start: [y]}}\n"
+        "tiers: {a: {models: {ollama: m, vllm: m, local: m}}}"
+    )
+    assert load(text).on_gpu == {"ollama", "vllm", "local"}
+    assert load(text.replace("true", "false")).on_gpu == frozenset()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://redis.internal",
+        "redis://redis.internal:6379/0",
+        f"rediss://user:{SECRET}@[::1]:6380/1?ssl_ca_certs=/etc/ca.pem&ssl_cert_reqs=required",
+        f"unix:///run/redis.sock?db=2&password={SECRET}",
+    ],
+)
+def test_redis_url_is_taken_as_it_is_and_never_shown(url: str) -> None:
+    settings = load(environ={"GATEWAY_REDIS_URL": f" {url} "})
+    assert settings.redis_url is not None
+    assert settings.redis_url.get_secret_value() == url
+    assert SECRET not in "\n".join([repr(settings), config.show(settings), *config.check(settings)])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis.internal:6379",
+        f"http://{SECRET}@redis:6379",
+        "redis://",
+        f"redis://:{SECRET}@",
+        f"redis://:{SECRET}@redis:port",
+        f"redis://:{SECRET}@redis:0",
+        f"redis://:{SECRET}@redis:70000",
+        f"redis://:{SECRET}@redis/database",
+        f"redis://:{SECRET}@redis/0#part",
+        f"redis://:{SECRET}@redis?socket_timeout=9",
+        f"redis://:{SECRET}@redis?ssl",
+        f"redis://:{SECRET} @redis",
+        f"redis://:{SECRET}@[::1",
+        "unix://",
+        "unix:///",
+    ],
+)
+def test_malformed_redis_url_is_refused_in_one_line_without_its_password(url: str) -> None:
+    line = one_problem(environ={"GATEWAY_REDIS_URL": url})
+    assert line.startswith("GATEWAY_REDIS_URL: ")
+    assert "expected" in line
+    assert SECRET not in line
+
+
+def test_redis_url_without_the_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.config.resolve.find_spec", lambda name: None)
+    line = one_problem(environ={"GATEWAY_REDIS_URL": f"redis://:{SECRET}@redis"})
+    assert line == (
+        "GATEWAY_REDIS_URL: the package redis is not installed; expected: pip install 'ollama-vllm-gateway[redis]' "
+        "(environment)"
+    )

@@ -57,7 +57,7 @@ def test_aliases_that_multiply_are_bounded() -> None:
     bomb = "\n".join(["x-a: &a [x, x, x, x, x, x, x, x, x]", *levels, "cors_origins: *i"])
     started = time.monotonic()
     assert one_problem(bomb).endswith("more than 100000 values, counting each use of an alias (line 1)")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def test_merges_that_multiply_are_bounded() -> None:

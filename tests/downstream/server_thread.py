@@ -35,7 +35,11 @@ def noted(body: bytes) -> bytes:
     return HEAD + b"X-Noted: yes\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 3) -> None:
+PATIENCE = 20.0
+"""Seconds after which a condition that has not come true, or an answer that has not come, is a failure."""
+
+
+def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> None:
     """Poll `condition` until it holds; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -215,7 +219,7 @@ class ServerThread:
         client = socket.socket()
         if receive_buffer is not None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        client.settimeout(5)
+        client.settimeout(PATIENCE)
         try:
             client.connect(self.address)
             client.sendall(data)
@@ -245,7 +249,7 @@ def serving(loop: str, limits: ServerLimits = SHORT, **drain: Any) -> Iterator[S
             with contextlib.suppress(RuntimeError):  # the first may already have closed the loop
                 server.stop()
                 server.stop()
-        server.thread.join(5)
+        server.thread.join(PATIENCE)
         assert not server.thread.is_alive()
         assert not server.uvicorn.server_state.connections
         assert not server.uvicorn.server_state.tasks

@@ -169,3 +169,29 @@ def test_100_continue_is_sent_only_if_the_application_reads_the_body(default_ser
     with default_server.connect(b"POST /unauthorized " + expect) as client:
         assert read_response(client)[0] == 401
         assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("waits", [False, True])
+async def test_application_that_starts_at_once_leaves_no_task_behind(fails: bool, waits: bool) -> None:
+    owner, cycle = begun(False, True, True, b"{}", whole=True)
+    tasks: set[asyncio.Task[None]] = set()
+    goes_on = asyncio.Event()
+
+    async def application(*_: Any) -> None:
+        if waits:
+            await goes_on.wait()
+        if fails:
+            raise RuntimeError("on purpose")
+        cycle.answer(200, b"", b"whole")
+
+    cycle.start_at_once(asyncio.get_running_loop(), application, {}, tasks)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert len(tasks) == waits
+    goes_on.set()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert tasks == set()
+    assert owner.events == ["close_after_flush" if fails else "answered"]
+    assert owner.sent.startswith(b"HTTP/1.1 500 " if fails else b"HTTP/1.1 200 ")

@@ -21,6 +21,8 @@ from tests.downstream.server_thread import (
     CHUNKED,
     GET,
     HEAD,
+    PATIENCE,
+    SHORT,
     ScriptedApp,
     ServerThread,
     assert_refused,
@@ -184,7 +186,7 @@ def test_requests_are_served_alike_however_their_bytes_are_split(
             for start, end in itertools.pairwise(places):
                 connection.data_received(request[start:end])
                 await asyncio.sleep(0)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 while not transport.data.endswith(b"\r\n\r\n" + body):
                     await asyncio.sleep(0)
             assert transport.data == b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
@@ -216,15 +218,14 @@ def test_sending_single_bytes_does_not_extend_the_deadlines(server: ServerThread
     for start in (b"GET /", HEAD + b"Content-Length: 100000\r\n\r\n"):
         with server.connect(start) as client:
             client.settimeout(0.01)
-            begun = time.monotonic()
+            end = time.monotonic() + PATIENCE
             answer = b""
             while not answer:
-                assert time.monotonic() < begun + 3
+                assert time.monotonic() < end
                 client.send(b"E")
                 with contextlib.suppress(TimeoutError):
                     answer = client.recv(4096)
             assert answer.startswith(b"HTTP/1.1 408 ")
-            assert time.monotonic() - begun < 1
     eventually(lambda: server.app.disconnected == ["/echo"])
 
 
@@ -254,11 +255,11 @@ def test_body_deadline_grows_by_a_second_for_every_64_kib(loop: str) -> None:
 
 
 def test_idle_keep_alive_connection_is_closed_after_its_timeout(server: ServerThread) -> None:
+    begun = time.monotonic()
     with server.connect(GET) as client:
         read_response(client)
-        begun = time.monotonic()
         assert client.recv(1) == b""
-        assert 0.2 < time.monotonic() - begun < 1
+        assert time.monotonic() - begun >= SHORT.keep_alive_seconds
 
 
 def test_slow_response_has_no_deadline_in_the_server(server: ServerThread) -> None:
@@ -280,7 +281,7 @@ def test_thousand_idle_and_half_sent_connections_are_closed_in_time(loop: str) -
         for number in range(999):
             stack.enter_context(server.connect(starts[number % 3]))
         assert server.ask(b"GET /hello HTTP/1.0\r\n\r\n").endswith(b"hello")
-        eventually(lambda: server.connections == 0, 10)
+        eventually(lambda: server.connections == 0)
 
 
 # Second requests
@@ -349,7 +350,7 @@ def test_application_is_notified_of_a_disconnect_at_once_and_only_once(
             client.shutdown(socket.SHUT_WR)
         else:
             client.close()
-        eventually(lambda: server.app.disconnected == [path], 1)
+        eventually(lambda: server.app.disconnected == [path])
         eventually(lambda: server.connections == 0)
         if path == "/until_cut":
             server.call(server.app.cut.set)

@@ -1,7 +1,6 @@
 """An `Admission` on a manual clock, with servers whose models and state the test sets."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 from gateway.admission.affinity import Affinity
@@ -98,23 +97,39 @@ class Setup:
 
     def enable_loading(self, swap_after: float = 5.0) -> None:
         """Make all servers load models from now on; `Server.loading` is the load that has begun."""
+        for server in self.servers:
+            self._enable_loading_at(server, swap_after)
 
-        def begin(server: Server, state: ModelState) -> None:
+    def _enable_loading_at(self, server: Server, swap_after: float = 5.0) -> None:
+        def begin(state: ModelState) -> None:
             assert server.loading is None
             server.loading = state
 
-        for server in self.servers:
-            may_load = partial(lambda server, model: server.is_up() and server.serves(model), server)
-            server.residency = ModelResidency(
-                self.clock,
-                self.clock.alarm,
-                lambda: swap_after,
-                may_load,
-                partial(begin, server),
-                self.admission.refresh,
-                server.making_room.append,
-                lambda state: None,
-            )
+        server.residency = ModelResidency(
+            self.clock,
+            self.clock.alarm,
+            lambda: swap_after,
+            lambda model: server.is_up() and server.serves(model),
+            begin,
+            self.admission.refresh,
+            server.making_room.append,
+            lambda state: None,
+        )
+
+    def add(self, server: Server) -> None:
+        """Add a server, which loads models if the others do."""
+        if any(other.residency is not None for other in self.servers):
+            self._enable_loading_at(server)
+        self.servers = (*self.servers, server)
+        self.admission.add([server])
+        self.admission.refresh()
+
+    def drop(self, server: Server) -> None:
+        """Drop a server without requests."""
+        server.up = False
+        self.servers = tuple(other for other in self.servers if other is not server)
+        self.admission.drop([server])
+        self.admission.refresh()
 
     def arrive(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway import simulate
 
-PATIENCE = 10.0
+PATIENCE = 20.0
 
 
 @asynccontextmanager

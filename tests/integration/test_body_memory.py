@@ -331,7 +331,7 @@ async def client_leaves_while_its_image_is_checked(gateway: Running, backend: Fa
 
     def check(url: str, *args: Any, **options: Any) -> Checked:
         began.set()
-        assert may_end.wait(5)
+        assert may_end.wait(20)
         return Checked(url, 1)
 
     images.check = check  # type: ignore[method-assign]

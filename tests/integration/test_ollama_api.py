@@ -13,7 +13,7 @@ from gateway import config, simulate
 from tests import golden
 from tests.engines.recorded import unfold
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend, Kind
-from tests.fakes.running_gateway import PATIENCE, TIMES, Raw, Reply, Running, running, until
+from tests.fakes.running_gateway import PATIENCE, SHORT_TIMES, TIMES, Raw, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in
 
 Engine = Literal["vllm", "ollama-0.33", "ollama-0.24"]
@@ -66,10 +66,10 @@ async def client(request: pytest.FixtureRequest) -> AsyncIterator[httpx2.AsyncCl
 
 
 @asynccontextmanager
-async def before(backend: FaultBackend, **more: Any) -> AsyncIterator[Running]:
+async def before(backend: FaultBackend, times: Mapping[str, float] = TIMES, **more: Any) -> AsyncIterator[Running]:
     """Run a gateway in front of a backend that fails as it is told to."""
     kind = backend.kind
-    backends = {kind: {"kind": kind, "servers": [{"base_url": backend.base_url, "models": [MODEL]}], **TIMES}}
+    backends = {kind: {"kind": kind, "servers": [{"base_url": backend.base_url, "models": [MODEL]}], **times}}
     tiers = {"standard": {"models": {kind: MODEL}}}
     document = {"llm_backend": kind, "backends": backends, "tiers": tiers, "state_file": "", **more}
     async with running(config.build(document)) as gateway:
@@ -298,7 +298,8 @@ async def test_a_body_may_come_in_chunks() -> None:
 @pytest.mark.parametrize("mode", ["killed", "cut", "bad_chunk", "malformed", "stall", "error_then_done"])
 @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
 async def test_a_failure_in_mid_stream_is_a_last_line(kind: Kind, mode: str, path: str) -> None:
-    async with FaultBackend(kind, mode) as backend, before(backend) as gateway:
+    times = SHORT_TIMES if mode == "stall" else TIMES
+    async with FaultBackend(kind, mode) as backend, before(backend, times) as gateway:
         reply = await ask(gateway, path, chat(prompt="Say hello."))
         *pieces, last = lines(reply.body)
         assert reply.status == 200
@@ -310,7 +311,7 @@ async def test_a_failure_in_mid_stream_is_a_last_line(kind: Kind, mode: str, pat
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_failure_before_the_first_byte_is_a_status(kind: Kind) -> None:
-    async with FaultBackend(kind, "silent") as backend, before(backend) as gateway:
+    async with FaultBackend(kind, "silent") as backend, before(backend, SHORT_TIMES) as gateway:
         reply = await ask(gateway, "/api/chat", chat())
         assert (reply.status, reply.headers["content-type"]) == (504, OBJECT)
         assert list(json.loads(reply.body)) == ["error"]

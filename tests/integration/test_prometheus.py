@@ -240,7 +240,7 @@ async def test_metrics_pass_the_check_of_prometheus() -> None:
         load = Load(stack.client)
         await load.run(failing=1)
         await load.run(plain=1, streams=1, unknown=1)
-        text, _ = stack.gateway.gateway._operations.exposition("text/plain")
+        text, _ = await stack.gateway.gateway._operations.exposition("text/plain")
     command = [program("promtool"), "check", "metrics"]
     outcome = subprocess.run(command, input=text, capture_output=True, timeout=20)
     assert (outcome.returncode, outcome.stdout + outcome.stderr) == (0, b"")

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from gateway import config
@@ -83,10 +84,13 @@ class Pods:
         status: dict[str, Any] = self.gateway.gateway._operations.status()["backends"]["pods"]
         return status
 
-    def labels(self) -> set[str]:
+    async def metrics(self) -> str:
+        async with httpx2.AsyncClient(base_url=self.gateway.base_url, verify=False, trust_env=False) as client:
+            return (await client.get("/metrics")).text
+
+    async def labels(self) -> set[str]:
         """Return the servers that the metrics name."""
-        exposition = self.gateway.gateway._operations.exposition("")[0].decode()
-        return set(re.findall(r'gateway_server_up{backend="pods",server="([^"]*)"}', exposition))
+        return set(re.findall(r'gateway_server_up{backend="pods",server="([^"]*)"}', await self.metrics()))
 
     def up(self) -> list[str]:
         """Return the addresses of the servers that get requests."""
@@ -134,7 +138,7 @@ async def test_each_address_of_the_name_is_a_server_of_its_own() -> None:
                 (f"pods#{one.host}:{setup.port}", 1),
                 (f"pods#{two.host}:{setup.port}", 1),
             ]
-        assert setup.labels() == {f"{one.host}:{setup.port}", f"{two.host}:{setup.port}"}
+        assert await setup.labels() == {f"{one.host}:{setup.port}", f"{two.host}:{setup.port}"}
         assert setup.status["names"] == [
             {"name": f"{NAME}:{setup.port}", "resolved": True, "failure": None, "servers": 2, "ignored": 0}
         ]
@@ -182,24 +186,29 @@ async def test_server_that_leaves_ends_its_streams_and_gets_no_other_request() -
             assert await goes_on(stream)
             assert [server["name"] for server in setup.status["servers"]] == [f"pods#{two.host}:{setup.port}"]
             assert setup.status["leaving"] == [{"name": f"pods#{one.host}:{setup.port}", "running": 1}]
-            assert setup.labels() == {f"{two.host}:{setup.port}"}
-            assert setup.gateway.metric("gateway_server_requests_running", server=f"{one.host}:{setup.port}") == 1
+            assert await setup.labels() == {f"{two.host}:{setup.port}"}
+            running_there = f'gateway_server_requests_running{{backend="pods",server="{one.host}:{setup.port}"}} 1.0'
+            assert running_there in await setup.metrics()
         await until(lambda: not setup.backend.leaving)
         assert len(one.requests) == 1
-        assert setup.labels() == {f"{two.host}:{setup.port}"}
+        assert await setup.labels() == {f"{two.host}:{setup.port}"}
         assert len(setup.backend.admission._servers) == 1
         assert set(setup.gateway.gateway._health._joined) == set(setup.backend.servers)
 
 
 async def test_idle_connections_to_a_server_that_leaves_are_closed() -> None:
     async with pods() as setup:
-        one, two = await setup.start(1), await setup.start(2)
+        one, two = await setup.start(1, mode="slow"), await setup.start(2)
         setup.announce(one)
-        await setup.serve(probe_interval=0.02)
-        assert (await setup.gateway.ask({"stream": True})).status == 200
-        (peer,) = one.open_peers
-        setup.announce(two)
-        await until(lambda: peer.closed_at is not None)
+        await setup.serve()
+        async with setup.stream() as stream:
+            one.mode = "healthy"
+            assert (await setup.gateway.ask({"stream": True})).status == 200
+            (busy, idle) = one.open_peers
+            setup.announce(two)
+            await until(lambda: idle.closed_at is not None)
+            assert await goes_on(stream)
+            assert busy.closed_at is None
 
 
 async def test_queued_requests_move_to_the_servers_that_are_left() -> None:
@@ -313,7 +322,7 @@ async def test_gateway_starts_without_resolution_and_serves_once_the_name_is_the
         assert "its host name is not resolved" in refused.error["message"]
         assert setup.gateway.gateway._operations.readiness()[1]["unserved_tiers"] == ["standard"]
         assert setup.status["names"][0]["failure"] == "Name or service not known"
-        assert setup.gateway.metric("gateway_backend_up", backend="pods") == 0
+        assert 'gateway_backend_up{backend="pods"} 0.0' in await setup.metrics()
         setup.announce(one)
         await setup.has(one)
         assert (await setup.gateway.ask()).text == TEXT
@@ -344,13 +353,12 @@ async def test_last_servers_stay_while_the_name_cannot_be_resolved(
         await until(lambda: len(setup.dns.lookups) > lookups + 3)
         assert (setup.backend.servers, setup.up()) == (servers, [one.host, two.host])
         assert (await setup.gateway.ask()).status == 200
-        setup.gateway.gateway._operations.exposition("")
-        assert setup.gateway.metric("gateway_name_resolved", backend="pods") == 0
+        resolved = f'gateway_name_resolved{{backend="pods",name="{NAME}:{setup.port}"}}'
+        assert f"{resolved} 0.0" in await setup.metrics()
         setup.dns.failure = None
         setup.announce(two)
         await setup.has(two)
-        setup.gateway.gateway._operations.exposition("")
-        assert setup.gateway.metric("gateway_name_resolved", backend="pods") == 1
+        assert f"{resolved} 1.0" in await setup.metrics()
     assert len([message for message in caplog.messages if "is not resolved" in message]) == 1
 
 
@@ -440,7 +448,7 @@ async def test_ipv6_addresses_are_servers_too() -> None:
             async with six:
                 setup.announce(one, six)
                 await setup.serve()
-                assert setup.labels() == {f"{one.host}:{setup.port}", f"[::1]:{setup.port}"}
+                assert await setup.labels() == {f"{one.host}:{setup.port}", f"[::1]:{setup.port}"}
                 setup.announce(six)
                 await setup.has(six)
                 assert (await setup.gateway.ask()).text == TEXT
@@ -460,7 +468,7 @@ async def test_two_ports_of_one_name_are_different_servers() -> None:
             await setup.serve(servers=servers)
             async with setup.stream(), setup.stream():
                 assert (len(one.requests), len(other.requests)) == (1, 1)
-            assert setup.labels() == {f"{one.host}:{one.port}", f"{one.host}:{other.port}"}
+            assert await setup.labels() == {f"{one.host}:{one.port}", f"{one.host}:{other.port}"}
 
 
 async def test_two_names_of_one_server_are_one_server() -> None:
@@ -478,7 +486,7 @@ async def test_names_and_plain_addresses_may_be_mixed() -> None:
         one, two = await setup.start(1), await setup.start(2)
         setup.announce(two)
         await setup.serve(servers=[one.base_url, f"dns://{NAME}:{setup.port}"])
-        assert setup.labels() == {"1", f"{two.host}:{setup.port}"}
+        assert await setup.labels() == {"1", f"{two.host}:{setup.port}"}
         assert [server["name"] for server in setup.status["servers"]] == ["pods#1", f"pods#{two.host}:{setup.port}"]
 
 

@@ -94,7 +94,8 @@ async def test_silent_stream_starts_with_keepalives_and_then_has_the_answer(kind
 
 
 async def test_stream_committed_before_the_first_token_ends_with_the_backends_error() -> None:
-    async with serving("vllm", "silent", top={"commit_after": 0.05, "heartbeat": 0.05}) as (gateway, _):
+    top = {"commit_after": 0.05, "heartbeat": 0.05}
+    async with serving("vllm", "silent", top=top, first_token_timeout=0.5) as (gateway, _):
         reply = await gateway.ask({"stream": True})
         assert (reply.status, code(reply)) == (200, "upstream_timeout")
         assert "[DONE]" not in reply.events

@@ -83,9 +83,14 @@ async def test_silent_backend_is_a_504_that_clients_must_not_retry(kind: Kind, s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("mode", "phase"), [("stall", "no next token"), ("drip", "no end")])
-async def test_deadline_after_the_first_byte_is_an_error_event(kind: Kind, mode: str, phase: str) -> None:
-    async with serving(kind, mode, total_timeout=0.6) as (gateway, _):
+@pytest.mark.parametrize(
+    ("mode", "limits", "phase"),
+    [("stall", {"idle_timeout": 0.5}, "no next token"), ("drip", {"total_timeout": 2}, "no end")],
+)
+async def test_deadline_after_the_first_byte_is_an_error_event(
+    kind: Kind, mode: str, limits: dict[str, float], phase: str
+) -> None:
+    async with serving(kind, mode, **limits) as (gateway, _):
         reply = await gateway.ask({"stream": True})
         assert (reply.status, code(reply)) == (200, "upstream_timeout")
         assert reply.error is not None
@@ -95,7 +100,7 @@ async def test_deadline_after_the_first_byte_is_an_error_event(kind: Kind, mode:
 
 
 async def test_plain_answer_that_stalls_on_ollama_is_a_504() -> None:
-    async with serving("ollama", "stall") as (gateway, _):
+    async with serving("ollama", "stall", idle_timeout=0.5) as (gateway, _):
         reply = await gateway.ask()
         assert (reply.status, code(reply)) == (504, "upstream_timeout")
 

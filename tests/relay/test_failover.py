@@ -24,7 +24,8 @@ from gateway.upstream.retry_budget import LEAST
 from gateway.upstream.server import Server
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend, Kind
 from tests.fakes.images import png_data_url
-from tests.fakes.running_gateway import TIMES, Reply, Running, running, until
+from tests.fakes.running_gateway import PATIENCE, TIMES, Reply, Running, running, until
+from tests.fakes.virtual_time import within
 from tests.real_engines.process import free_port
 
 pytestmark = pytest.mark.uvloop
@@ -150,6 +151,7 @@ async def test_connection_refused_goes_to_the_other_backend(kind: Kind, stream: 
         assert (line["backend"], line["attempts"], line["status"]) == (OTHER[kind], 2, 200)
 
 
+@pytest.mark.virtual_time
 async def test_connection_refused_everywhere_is_a_502_and_a_503_once_the_circuit_is_open(
     kind: Kind, stream: bool
 ) -> None:
@@ -162,7 +164,7 @@ async def test_connection_refused_everywhere_is_a_502_and_a_503_once_the_circuit
         await until(lambda: server_of(gateway, kind).circuit.is_open)
         begun = asyncio.get_running_loop().time()
         reply = await gateway.ask({"stream": stream})
-        assert asyncio.get_running_loop().time() - begun < AT_ONCE
+        assert asyncio.get_running_loop().time() - begun < within(AT_ONCE)
         assert (reply.status, code(reply), reply.headers["retry-after"], reply.headers["x-gateway-attempts"]) == (
             503,
             "backend_unavailable",
@@ -205,6 +207,7 @@ def unresponsive_port() -> Any:
         yield listener.getsockname()[1]
 
 
+@pytest.mark.virtual_time
 async def test_connect_timeout_goes_to_the_other_backend() -> None:
     """Case 4."""
     async with AsyncExitStack() as stack:
@@ -215,7 +218,7 @@ async def test_connect_timeout_goes_to_the_other_backend() -> None:
         mark_healthy(gateway, "ollama")
         begun = asyncio.get_running_loop().time()
         check_served_by(await gateway.ask(), "vllm", 2)
-        assert 0.2 <= asyncio.get_running_loop().time() - begun <= 0.2 + AT_ONCE
+        assert 0.2 <= asyncio.get_running_loop().time() - begun <= within(0.2 + AT_ONCE)
         assert gateway.metric("gateway_retries_total", backend="ollama", reason="connect_timeout") == 1
 
 
@@ -358,7 +361,7 @@ async def test_committed_stream_without_a_token_can_still_fall_back() -> None:
         built = settings("vllm", [first.base_url], second.base_url).model_copy(
             update={"commit_after": 0.05, "heartbeat": 0.05}
         )
-        async with running(built) as gateway, gateway.sent({"stream": True}) as raw, asyncio.timeout(5):
+        async with running(built) as gateway, gateway.sent({"stream": True}) as raw, asyncio.timeout(PATIENCE):
             status, _ = await raw.head()
             await raw.reader.readuntil(b'"delta":{}')
             first.open_peers[0].reset()
@@ -553,18 +556,19 @@ async def test_model_missing_on_the_backend_goes_to_the_other_backend(kind: Kind
 # The circuit breaker
 
 
+@pytest.mark.virtual_time
 async def test_killed_server_is_left_out_at_once_and_used_again_after_a_probe(kind: Kind) -> None:
     async with servers(kind, "healthy", "healthy", probe_interval=0.1) as (gateway, (one, two)):
         one.die()
         begun = asyncio.get_running_loop().time()
         while not server_of(gateway, kind).circuit.is_open:
             assert (await gateway.ask()).status == 200
-        assert asyncio.get_running_loop().time() - begun <= 2
+        assert asyncio.get_running_loop().time() - begun <= within(2)
         before = len(two.requests)
         assert [(await gateway.ask()).headers["x-gateway-attempts"] for _ in range(3)] == ["1"] * 3
         assert len(two.requests) == before + 3
         await one.revive()
-        await until(lambda: server_of(gateway, kind).circuit.state == "closed", patience=1.1)
+        await until(lambda: server_of(gateway, kind).circuit.state == "closed", patience=within(1.1))
         await asyncio.gather(*(gateway.ask() for _ in range(4)))
         assert one.requests
 
@@ -716,7 +720,7 @@ async def test_only_a_whole_answer_counts_as_a_service_time(kind: Kind, mode: st
 
 async def test_answer_that_its_client_left_does_not_count_as_a_service_time(kind: Kind) -> None:
     async with servers(kind, "stall") as (gateway, (_,)):
-        async with gateway.sent({"stream": True}) as raw, asyncio.timeout(5):
+        async with gateway.sent({"stream": True}) as raw, asyncio.timeout(PATIENCE):
             await raw.reader.readuntil(b"Hello")
         await until(gateway.is_idle)
         (queue,) = backend_of(gateway, kind).admission._lanes["text"].queues
@@ -777,13 +781,13 @@ async def test_status_and_metrics_show_the_circuit() -> None:
             (False, "open", False),
             (True, "closed", False),
         ]
-        operations.exposition("")
+        await operations.exposition("")
         assert (
             gateway.metric("gateway_backend_up", backend="vllm"),
             gateway.metric("gateway_circuit_state", backend="vllm"),
         ) == (1, 0)
         server_of(gateway, "vllm", 1).circuit.probe_missed(is_sure=True)
-        operations.exposition("")
+        await operations.exposition("")
         assert (
             gateway.metric("gateway_backend_up", backend="vllm"),
             gateway.metric("gateway_circuit_state", backend="vllm"),

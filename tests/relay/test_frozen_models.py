@@ -294,9 +294,13 @@ async def test_tool_call_is_held_back_as_a_whole_and_no_reason_to_unload(make: A
     assert setup.unloads() == 0
 
 
-async def test_load_within_a_request_is_not_taken_for_a_freeze(make: Any) -> None:
-    """The gateway's report is outdated: another program has unloaded the model."""
-    setup = await make({"probe_interval": 1000}, load_seconds=15.0)
+@pytest.mark.parametrize("load", [14.75, 15.0, 15.25, 15.5])
+async def test_load_within_a_request_is_not_taken_for_a_freeze(make: Any, load: float) -> None:
+    """The gateway's report is outdated: another program has unloaded the model.
+
+    After the load, the prompts have to be evaluated.
+    """
+    setup = await make({"probe_interval": 1000}, load_seconds=load, time_to_first_token=0.75)
     assert (await setup.ask()).status == 200
     setup.server.app.scheduler.expire(setup.server.app._catalog.find("a"))
     assert statuses(await asyncio.gather(setup.ask(), setup.ask())) == [200, 200]

@@ -45,3 +45,21 @@ def test_named_fallback_serves_every_other_backend(backend: str) -> None:
 def test_backend_is_not_its_own_fallback() -> None:
     assert fallback_route(tier(fallback="vllm"), "vllm") is None
     assert fallback_route(tier(models={"vllm": "Small"}, fallback=True), "vllm") is None
+
+
+@pytest.mark.parametrize(
+    ("fallback", "backend", "other"),
+    [
+        (True, "ollama", "cloud"),
+        (True, "vllm", "cloud"),
+        (True, "cloud", "ollama"),
+        ("vllm", "ollama", None),
+        ("vllm", "cloud", "vllm"),
+        ("cloud", "ollama", "cloud"),
+    ],
+)
+def test_no_fallback_leads_from_one_engine_on_the_gpu_to_another(
+    fallback: bool | str, backend: str, other: str | None
+) -> None:
+    found = fallback_route(tier(fallback=fallback), backend, frozenset({"ollama", "vllm"}))
+    assert found == (None if other is None else route(other))

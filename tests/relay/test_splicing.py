@@ -51,11 +51,16 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def _untyped(client: Any) -> Any:
+    """Return `client` without its type: it has only the methods that the shortcut uses."""
+    return client
+
+
 class Stream:
     """A stream after its first token."""
 
     def __init__(self, renderer: StreamRenderer | None = None, client: Any = None) -> None:
-        self.client: Any = client or Client()
+        self.client: Any = Client() if client is None else client
         self.reader = OpenAiReader()
         self.reader.feed(event(b"first"))
         self.renderer = renderer or FORM.stream("id", 1)

@@ -407,6 +407,96 @@ def test_a_clock_that_jumps_takes_no_slot_away_and_gives_none_twice(server: Redi
         assert first.limits["slots"].limit == 4
 
 
+# Learned limits
+
+
+def adaptive(world: World, place: int) -> SharedAdaptiveLimit:
+    limit = world.replicas[place].limits["adaptive"]
+    assert isinstance(limit, SharedAdaptiveLimit)
+    return limit
+
+
+def streaming(world: World, place: int, number: int) -> None:
+    """Have a replica begin requests that stream at once, within its lease or on trial."""
+    limit = adaptive(world, place)
+    for _ in range(number):
+        assert not limit.is_full or limit.may_try(0.0)
+        limit.count += 1
+        limit.first_token(limit.began())
+
+
+def beat_with_periods(world: World) -> None:
+    for replica in world.replicas:
+        limit = replica.limits["adaptive"]
+        assert isinstance(limit, SharedAdaptiveLimit)
+        limit.begin_period()
+    world.beat(SECOND - 100)
+
+
+def test_one_replica_at_a_time_may_try_one_request_more_and_only_while_all_slots_are_in_use(
+    server: RedisServer,
+) -> None:
+    with shared(server, 2, adaptive=2) as world:
+        for replica in world.replicas:
+            replica.waiting["adaptive"] = 3
+        world.beat()
+        assert [adaptive(world, place).may_try_one_more for place in (0, 1)] == [False, False]
+        streaming(world, 0, 1)
+        streaming(world, 1, 1)
+        world.beat()
+        assert sorted(adaptive(world, place).may_try_one_more for place in (0, 1)) == [False, True]
+
+
+def test_answers_that_streamed_on_all_replicas_for_the_same_second_raise_the_limit_of_all(server: RedisServer) -> None:
+    with shared(server, 2, adaptive=2) as world:
+        for replica in world.replicas:
+            replica.waiting["adaptive"] = 3
+        world.beat()
+        streaming(world, 0, 1)
+        streaming(world, 1, 1)
+        world.beat()
+        streaming(world, next(place for place in (0, 1) if adaptive(world, place).may_try_one_more), 1)
+        for _ in range(3):
+            beat_with_periods(world)
+        assert [adaptive(world, place).total for place in (0, 1)] == [3, 3]
+        assert sum(adaptive(world, place).holds for place in (0, 1)) == 3
+
+
+def test_after_a_trial_that_failed_nobody_tries_for_a_minute(server: RedisServer) -> None:
+    with shared(server, 1, adaptive=1) as world:
+        world.replicas[0].waiting["adaptive"] = 3
+        streaming(world, 0, 1)
+        world.beat()
+        limit = adaptive(world, 0)
+        assert limit.may_try(0.0)
+        limit.count += 1
+        sample = limit.began()
+        world.beat()
+        limit.count -= 1
+        limit.ended(sample, 0.0)
+        for _ in range(59):
+            world.beat()
+            assert not limit.may_try(0.0)
+        world.beat()
+        world.beat()
+        assert limit.may_try(0.0)
+        assert limit.total == 1
+
+
+def test_a_newcomer_takes_over_what_was_learned_and_the_latest_change_counts(server: RedisServer) -> None:
+    with shared(server, 1, adaptive=4) as world:
+        limit = adaptive(world, 0)
+        limit.proposal = 3
+        world.beat()
+        assert limit.total == 3
+        newcomer = world.join(adaptive=1)
+        world.settle()
+        assert newcomer.limits["adaptive"].total == 3
+        world.lose_data()
+        world.settle()
+        assert [replica.limits["adaptive"].total for replica in world.replicas] == [3, 3]
+
+
 # The invariant
 
 ACTIONS = (

@@ -21,6 +21,7 @@ FOREIGN_VARIABLES = {"OLLAMA_HOST", "HF_TOKEN"}
 # Variables of the compose file alone. A name that begins with GATEWAY_ would be taken for a setting.
 ASKED = {
     *("GPU_COUNT", "GPU_SHARE", "HF_TOKEN", "MAX_MODEL_LEN", "OLLAMA_IMAGE", "PUBLISH_ADDRESS", "VLLM_IMAGE"),
+    *("GATEWAY_2_PORT", "REDIS_IMAGE"),
     *("GPU_EXPORTER_IMAGE", "GRAFANA_ADDRESS", "GRAFANA_IMAGE", "GRAFANA_PASSWORD", "GRAFANA_PORT", "PROMETHEUS_IMAGE"),
 }
 # The keys of a service that we use, of those that the compose specification has. Another is likely misspelt.
@@ -79,6 +80,7 @@ def test_compose_file_has_only_keys_that_compose_knows(compose: dict[str, Any]) 
         (["ollama-cpu"], {"gateway", "ollama-cpu", "ollama-pull"}),
         (["vllm"], {"gateway", "vllm"}),
         (["ollama", "vllm"], {"gateway", "ollama", "ollama-pull", "vllm"}),
+        (["vllm", "replicas"], {"gateway", "gateway-2", "redis", "vllm"}),
         (["vllm", "monitoring"], {"gateway", "vllm", "prometheus", "grafana"}),
         (["vllm", "monitoring", "monitoring-gpu"], {"gateway", "vllm", "prometheus", "grafana", "gpu-exporter"}),
     ],
@@ -95,10 +97,11 @@ def test_service_of_a_profile_that_is_off_is_not_waited_for(compose: dict[str, A
         assert how["required"] is False
 
 
-def test_only_the_gateway_and_grafana_have_a_published_port_on_loopback(compose: dict[str, Any]) -> None:
+def test_only_the_gateways_and_grafana_have_a_published_port_on_loopback(compose: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
     assert {name: [substituted(port) for port in ports] for name, ports in published.items()} == {
         "gateway": ["127.0.0.1:8080:8080"],
+        "gateway-2": ["127.0.0.1:8081:8080"],
         "grafana": ["127.0.0.1:3000:3000"],
     }
 

@@ -195,10 +195,10 @@ async def test_gauges_show_queued_requests_by_backend_and_lane() -> None:
         await setup.sent()
         await setup.queue({}, {"messages": [{"role": "user", "content": [PICTURE]}]}, {})
         operations = setup.gateway.gateway._operations
-        operations.exposition("")
+        await operations.exposition("")
         assert setup.gateway.metric("gateway_requests_waiting", backend="vllm") == 3
         assert await setup.rollback() == 3
-        operations.exposition("")
+        await operations.exposition("")
         waiting = {
             lane: setup.gateway.metric("gateway_requests_waiting", backend="ollama", lane=lane)
             for lane in ("text", "vision")

@@ -10,7 +10,7 @@ import httpx2
 
 from gateway.simulate import Running
 
-PATIENCE = 5.0
+PATIENCE = 20.0
 """Seconds after which a condition that has not come true is a failure."""
 
 

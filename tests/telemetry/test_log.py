@@ -284,7 +284,7 @@ def test_log_that_nothing_reads_does_not_block_the_gateway() -> None:
         reading.start()
         sink.close()
         out.close()
-        reading.join(5)
+        reading.join(20)
         assert MAX_PENDING <= len(lines) <= MAX_PENDING + pipe_lines
         assert set(lines) == {line}
 

@@ -37,6 +37,9 @@ DOCUMENTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_key_requests": ("counter", ("key",)),
     "gateway_key_tokens": ("counter", ("key", "type")),
     "gateway_rate_limited": ("counter", ("key", "limit")),
+    "gateway_backend_asleep": ("gauge", ("backend",)),
+    "gateway_gpu_switches": ("counter", ("from_backend", "to_backend", "outcome")),
+    "gateway_gpu_phase_seconds": ("histogram", ("backend", "phase")),
     "gateway_backend_up": ("gauge", ("backend",)),
     "gateway_circuit_state": ("gauge", ("backend",)),
     "gateway_server_up": ("gauge", ("backend", "server")),
@@ -95,6 +98,9 @@ def touched(metrics: Metrics) -> Metrics:
     metrics.fallbacks.labels("standard", "vllm", "ollama").inc()
     metrics.affinity.labels("vllm", "kept").inc()
     metrics.active_backend.labels("standard", "vllm").set(1)
+    metrics.backend_asleep.labels("ollama").set(1)
+    metrics.gpu_switches.labels("ollama", "vllm", "done").inc()
+    metrics.gpu_phase.labels("vllm", "waking").observe(6.0)
     metrics.switches.labels("standard", "ollama", "vllm", "operator").inc()
     return metrics
 

@@ -294,7 +294,7 @@ async def test_collector_that_does_not_work_delays_nothing(
             await until(lambda: not tracer._ended)
             assert len(tracer._processor._batch_processor._queue) <= 600
             began = loop.time()
-        assert loop.time() - began < 5
+        assert loop.time() - began < 20
         assert len([message for message in caplog.messages if "traces cannot be sent" in message]) <= 1
 
 

@@ -327,3 +327,15 @@ class CircuitMachine(RuleBasedStateMachine):
 
 
 TestCircuit = CircuitMachine.TestCase
+
+
+def test_a_reset_closes_the_circuit_whatever_was_before(observed: ObservedCircuit) -> None:
+    observed.opened().circuit.pause(60.0)
+    observed.circuit.reset()
+    assert observed.circuit.allows(0)
+    assert observed.changes[-1] == ("open", "closed", "reset")
+    observed.fail(IN_A_ROW - 1)
+    observed.circuit.reset()
+    assert not observed.circuit.is_troubled
+    observed.fail(IN_A_ROW - 1)
+    assert observed.circuit.state == "closed"

@@ -251,6 +251,65 @@ def test_chunks_that_skip_the_parser_are_read_as_the_parser_reads_them(
         assert asyncio.run(outcome(read_pieces, *reads)) == got
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from([name for name, (raw, _) in ANSWERS.items() if len(raw) < 1000]), max_size=4),
+    st.sampled_from([OK, OK.replace(b"200", b"500"), OK + b"A: b\r\n", OK + b"a: c\r\n"]),
+    st.binary(max_size=30),
+    st.integers(0, 100),
+)
+def test_answer_that_skips_the_parser_is_read_as_the_parser_reads_it(
+    earlier: list[str], start: bytes, body: bytes, cut: int
+) -> None:
+    """The heads of earlier answers are known, and this one may have the same."""
+    raw = [*(ANSWERS[name][0] for name in earlier), OK + b"Content-Length: 2\r\n\r\nok"]
+    raw += [start + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)] * 2
+    raw += [start + b"Content-Length: %d\r\n\r\n%b" % (len(body) + 1 - cut % 3, body)]
+
+    async def outcomes() -> list[Any]:
+        pool = FakePool()
+        got: list[Any] = []
+        for index, answer in enumerate(raw):
+            task = asyncio.create_task(exchange_once(pool))
+            await run_loop()
+            parts = [answer] if index % 2 else [answer[:cut], answer[cut:]]
+            for part in parts:
+                if part:
+                    pool.feed(part)
+                    await run_loop()
+            if not task.done():
+                pool.transport.lose(None)
+            try:
+                got.append(await task)
+            except TransportError as error:
+                got.append(error.fault)
+            got.append(pool.open_connections)
+        pool.close()
+        await run_loop()
+        return got
+
+    got = asyncio.run(outcomes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection_module, "answer_head", lambda *_: None)
+        assert asyncio.run(outcomes()) == got
+
+
+async def test_repeated_head_needs_no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = FakePool()
+    for number in range(3):
+        task = asyncio.create_task(exchange_once(pool))
+        await run_loop()
+        pool.feed(OK + b"Content-Length: %d\r\n\r\n%b" % (number + 5, b"x" * (number + 5)))
+        if number == 0:
+            await task
+            connection = next(iter(pool._open))
+            monkeypatch.setattr(connection, "_parser", object())  # which cannot parse
+    assert await task == b"x" * 7
+    assert pool.open_connections == 1
+    pool.close()
+    await run_loop()
+
+
 async def test_chunks_go_to_the_shortcut_and_what_it_leaves_to_the_parser() -> None:
     pool = FakePool()
     offered: list[bytes] = []
@@ -562,7 +621,7 @@ async def test_stopped_stream_whose_end_does_not_come_is_closed_in_time(monkeypa
     pool = FakePool()
     await stopped(pool, b"1\r\na\r\n")
     assert (pool.open_connections, pool.acquire()) == (1, None)
-    await until(lambda: pool.open_connections == 0, patience=1)
+    await until(lambda: pool.open_connections == 0)
 
 
 async def test_stopped_stream_whose_end_comes_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ async def test_cold_model_is_loaded_once_for_all_waiting_requests() -> None:
         assert [reply.status for reply in replies] == [200] * 8
         assert len(loads(server)) == 1
         assert gateway.metric("gateway_backend_load_seconds_count", backend="ollama", model="a") == 1
-        assert 0.25 < gateway.metric("gateway_backend_load_seconds_sum", backend="ollama", model="a") < 5
+        assert 0.25 < gateway.metric("gateway_backend_load_seconds_sum", backend="ollama", model="a") < 20
         assert (await gateway.ask()).status == 200
         assert len(loads(server)) == 1
 

@@ -12,7 +12,7 @@ import pytest
 from gateway.upstream.connection import READ_BYTES, ConnectionLimits, TransportError
 from gateway.upstream.pool import Origin, Pool
 from tests.fakes.fault_backend import TEXT, FaultBackend
-from tests.fakes.running_gateway import until
+from tests.fakes.running_gateway import PATIENCE, until
 
 pytestmark = pytest.mark.both_loops
 
@@ -81,7 +81,7 @@ async def test_concurrent_requests_use_a_connection_each(backend: FaultBackend, 
 async def test_idle_connection_is_closed_in_time_even_without_a_request(backend: FaultBackend) -> None:
     pool = pool_for(backend, idle_seconds=0.05)
     await ask(pool)
-    await until(lambda: pool.open_connections == 0, patience=0.5)
+    await until(lambda: pool.open_connections == 0)
     await until(lambda: not backend.open_peers)
     await ask(pool)
     assert len(backend.peers) == 2
@@ -182,7 +182,7 @@ async def test_connection_that_saw_anything_unexpected_is_never_reused(
 ) -> None:
     backend.script.append(mode)
     with suppress(TransportError), await pool.request(head(pool), body) as response:
-        async with asyncio.timeout(0.2):
+        async with asyncio.timeout(PATIENCE):
             await response.read(10_000_000)
     await until(lambda: not backend.open_peers)
     assert pool.open_connections == 0
@@ -243,10 +243,9 @@ async def test_connecting_is_given_up_after_its_timeout() -> None:
             connect_timeout=0.1,
             idle_seconds=1,
         )
-        started = asyncio.get_running_loop().time()
         with pytest.raises(TransportError) as raised:
-            await ask(pool)
-        assert asyncio.get_running_loop().time() - started <= 0.5
+            async with asyncio.timeout(PATIENCE):
+                await ask(pool)
     assert raised.value.fault == "connect_timeout"
     await until(lambda: pool.open_connections == 0)
 

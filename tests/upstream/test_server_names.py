@@ -146,12 +146,17 @@ async def test_a_thousand_changes_are_made_in_small_steps() -> None:
         assert len(follower.backend.admission._servers) == MAX_SERVERS
 
 
-async def test_last_server_leaves_when_the_first_probe_of_its_successor_has_ended() -> None:
+async def test_last_server_leaves_when_the_first_probe_of_its_successor_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "STEP_SECONDS", 0.0)
     async with following("10.0.0.1") as follower:
         (old,) = follower.backend.servers
         follower.answers_at_once = False
         follower.announce("10.0.0.2")
         await until(lambda: len(follower.backend.servers) == 2)
+        for _ in range(100):
+            await asyncio.sleep(0)
         assert (old.is_up(), old.is_leaving) == (True, False)
         new = next(server for server in follower.backend.servers if server is not old)
         assert not new.is_up()

@@ -148,7 +148,7 @@ async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
             verdict_of(
                 "users_found",
                 "rule_users",
-                **figures,
+                **{f"users_{key}": f"≥ {users}" if users == top else users for key, users in found.items()},
                 ttft=timed.realtime_ttft,
                 speed=timed.realtime_speed,
                 wait=timed.wait,

@@ -65,6 +65,8 @@ async def _forced(target: Target, *, is_stream: bool) -> None:
         reply = answer.reply if isinstance(answer, Stream) else answer
         if reply.status != 200:
             raise CheckSkipped("no_schema", status=reply.status, message=reply.message)
+        if isinstance(answer, Stream) and not answer.finishes:
+            raise CheckSkipped("stream_broke_off", message=answer.error_message or "no finish_reason")
         text = answer.content if isinstance(answer, Stream) else answer.text
         value = _object(text)
         if value == {"문장": SENTENCE}:

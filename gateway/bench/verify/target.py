@@ -142,6 +142,12 @@ class Stream(Struct, frozen=True):
         return [finish for event in self.chunks if (finish := first_choice(event.body).get("finish_reason"))]
 
     @property
+    def error_message(self) -> str:
+        """Message of an error in the stream, empty without one."""
+        errors = [error for event in self.chunks if isinstance(error := event.body.get("error"), dict)]
+        return shortened(str(errors[-1].get("message") or "")) if errors else ""
+
+    @property
     def usages(self) -> list[Mapping[str, Any]]:
         return [usage for event in self.chunks if isinstance(usage := event.body.get("usage"), dict)]
 

@@ -96,6 +96,7 @@ TEXTS = {
     "broken_in_chunks": "{count} broken characters (U+FFFD) in the stream that the plain answer does not have",
     "model_writes_broken": "the model writes {count} broken characters itself, plain too; random weights do",
     "hangul_seen": "{count} syllables in {chunks} chunks",
+    "stream_broke_off": "the stream broke off ({message}), and nothing else makes any model write a given text",
     "no_schema": "json_schema was refused ({status}: {message}), and nothing else makes any model write a given text",
     "hangul_broken": "the sentence came back with broken characters (U+FFFD)",
     "hangul_differs": "the answer is not the sentence that the schema allows",

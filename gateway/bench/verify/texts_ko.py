@@ -96,6 +96,7 @@ TEXTS = {
     "broken_in_chunks": "일반 응답에는 없는 깨진 글자(U+FFFD) {count}개가 스트림에 있음",
     "model_writes_broken": "모델 자체가 깨진 글자 {count}개를 씀 (일반 응답도 같음; 무작위 가중치 모델)",
     "hangul_seen": "청크 {chunks}개에 한글 {count}자",
+    "stream_broke_off": "스트림이 도중에 끊김({message}); 아무 모델에나 정해진 글을 쓰게 할 다른 방법이 없음",
     "no_schema": "json_schema가 거부됨({status}: {message}); 아무 모델에나 정해진 글을 쓰게 할 다른 방법이 없음",
     "hangul_broken": "문장이 깨진 글자(U+FFFD)와 함께 돌아옴",
     "hangul_differs": "응답이 스키마가 허용하는 문장과 다름",

@@ -20,8 +20,10 @@ from gateway.errors import ClientLeft, Conflict, InvalidRequest, ShuttingDown
 from gateway.relay.context import RelayContext
 from gateway.relay.route import Route
 from gateway.rollout.assignment import TierRoute
+from gateway.rollout.gpu_state import GpuState
 from gateway.rollout.preflight import gpu_memory
 from gateway.rollout.preflight.findings import BackendFacts, Finding, TierSide, compare, rollback_finding, shared_gpu
+from gateway.rollout.preflight.gpu_findings import gpu_findings
 from gateway.rollout.preflight.gpu_memory import GpuMemory, LoadedModel
 from gateway.rollout.preflight.probes import YES, CapabilityProbe, Trait, Traits, reported_trait
 from gateway.rollout.state import Rollout
@@ -52,8 +54,15 @@ class PreflightCheck:
     """One check of a move to `target`. `deadline` is on the event loop's clock."""
 
     def __init__(
-        self, settings: Settings, context: RelayContext, target: Backend, pairs: list[Pair], deadline: float
+        self,
+        settings: Settings,
+        context: RelayContext,
+        target: Backend,
+        pairs: list[Pair],
+        deadline: float,
+        gpu: GpuState | None = None,
     ) -> None:
+        self._gpu = gpu
         self._settings = settings
         self._context = context
         self._target = target
@@ -76,6 +85,8 @@ class PreflightCheck:
         findings = [
             finding for pair in self._pairs for finding in self._tier_findings(pair, pair.tier.name in unloaded)
         ]
+        if self._target.name in self._settings.on_gpu and self._gpu is not None:
+            return findings + await gpu_findings(self._settings, self._gpu, self._target.name, self._memory)
         target = self._backend_facts(self._target)
         for backend in backends[1:]:
             finding = shared_gpu(target, self._backend_facts(backend))
@@ -105,7 +116,12 @@ class PreflightCheck:
         groups: list[tuple[Route, Tier, list[str]]] = []
         for pair in self._pairs:
             tier, model = pair.tier, pair.tier.models.get(backend.name)
-            if model is None or backend.name not in (self._target.name, pair.other) or self._fault(backend, model):
+            if (
+                model is None
+                or backend.name not in (self._target.name, pair.other)
+                or backend.turn != "awake"
+                or self._fault(backend, model)
+            ):
                 continue
             same = next(
                 (names for route, other, names in groups if (route.model, _params(other)) == (model, _params(tier))),
@@ -133,7 +149,9 @@ class PreflightCheck:
         self._traits |= {(name, backend.name): traits for name in names}
 
     def _fault(self, backend: Backend, model: str) -> str:
-        """Return why `backend` cannot serve `model`; empty if it may."""
+        """Return why `backend` cannot serve `model`; empty if it may, or if its engine waits for the GPU."""
+        if backend.turn != "awake":
+            return ""
         if not backend.servers:
             return "has no servers, because its host name is not resolved"
         healthy = [server for server in backend.servers if server.is_well]
@@ -156,6 +174,8 @@ class PreflightCheck:
         remarks = [f"{', '.join(down)} down"] if down else []
         remarks += [f"{', '.join(lacking)} without {model!r}"] if lacking else []
         traits = self._traits.get((tier.name, backend.name), {})
+        if backend.turn != "awake":
+            traits = {"answers": Trait(None, "sleeps, not probed")}
         if was_unloaded and "streaming" in traits:
             unloaded = "" if loaded else ", but it is unloaded again: another model may have taken its place"
             remarks.append(f"{model!r} was not loaded, and this check loaded it{unloaded}")
@@ -180,7 +200,7 @@ class PreflightCheck:
         other = None if pair.other is None else self._side(tier, self._context.backends[pair.other])
         findings = list(compare(tier.name, self._side(tier, target, was_unloaded), other))
         rollback_to = self._context.backends[self._settings.rollback_to]
-        if rollback_to is not target:
+        if rollback_to is not target and target.name not in self._settings.on_gpu:
             model = tier.models.get(rollback_to.name)
             facts, seconds = self._backend_facts(rollback_to), self._loaded_seconds(rollback_to, model)
             findings.append(rollback_finding(tier.name, model, facts, seconds))
@@ -218,8 +238,9 @@ def _reported_traits(backend: Backend, model: str) -> Traits:
 class Preflight:
     """Runs preflight checks, one at a time: a second caller waits for the first."""
 
-    def __init__(self, context: RelayContext, rollout: Rollout) -> None:
+    def __init__(self, context: RelayContext, rollout: Rollout, gpu: GpuState | None = None) -> None:
         self._context = context
+        self._gpu = gpu
         self._tier_routes: Mapping[str, TierRoute] = rollout.tiers
         self._lock = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -252,7 +273,8 @@ class Preflight:
         ]
         async with self._lock:
             began = self._context.loop.time()
-            findings = await PreflightCheck(self._context.settings, self._context, target, pairs, began + seconds).run()
+            check = PreflightCheck(self._context.settings, self._context, target, pairs, began + seconds, self._gpu)
+            findings = await check.run()
             took = self._context.loop.time() - began
         findings += [
             Finding(

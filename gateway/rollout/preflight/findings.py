@@ -124,7 +124,8 @@ def compare(tier: str, side: TierSide, other: TierSide | None) -> Iterator[Findi
         return
     answers = side.traits.get("answers", NOT_PROBED)
     severity: Severity = "fine" if answers.has else "note" if answers.has is None else "breaks"
-    words = "" if answers.has else f"{side.backend} does not answer requests for {side.model!r}: {answers.value}"
+    does_not = "was not asked" if answers.has is None else "does not answer requests"
+    words = "" if answers.has else f"{side.backend} {does_not} for {side.model!r}: {answers.value}"
     yield Finding(tier, "serves", severity, side.backend, answers.value, *_named(other), words=words)
     if side.remark:
         yield Finding(

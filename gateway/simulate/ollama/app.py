@@ -60,7 +60,7 @@ class OllamaApp:
 
     def __init__(self, options: Options) -> None:
         self.engine = SimulatedEngine(options)
-        self.scheduler = Scheduler(options, self.engine.clock)
+        self.scheduler = Scheduler(options, self.engine.clock, self.engine.gpu)
         self._catalog = Catalog(self.engine, self.scheduler)
         self._generations = Generations(self.engine, self.scheduler)
         self._embeddings = Embeddings(self.engine, self._catalog, self._generations)

@@ -10,10 +10,11 @@ from gateway.simulate.clock import Clock
 from gateway.simulate.engine import Failed, Generation, Refused, SimulatedEngine, Truncated
 from gateway.simulate.ollama.requests import Job, OllamaApiError, is_image, runner_refusal
 from gateway.simulate.ollama.responses import Figures, Renderer, dump
-from gateway.simulate.ollama.scheduler import Runner, Scheduler, TooManyPending
+from gateway.simulate.ollama.scheduler import LoadFailed, Runner, Scheduler, TooManyPending
 from gateway.simulate.options import Model
 from gateway.simulate.text import GeneratedAnswer, Piece, Prompt, count_tokens
 
+OUT_OF_MEMORY = "llama runner process has terminated: cudaMalloc failed: out of memory"
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 CHUNKED_FROM = 2048  # bytes; Go's server buffers up to this many to find out the content-length
 TURN_TOKENS = 4
@@ -52,6 +53,8 @@ class Generations:
                 found = await runners.__aenter__()
         except TooManyPending as exc:
             raise OllamaApiError(503, BUSY) from exc
+        except LoadFailed as exc:
+            raise OllamaApiError(500, OUT_OF_MEMORY) from exc
         try:
             yield found
         finally:

@@ -24,12 +24,17 @@ from contextlib import asynccontextmanager
 
 from gateway.simulate.clock import Clock
 from gateway.simulate.engine import SimulatedLane
+from gateway.simulate.gpu import OutOfGpuMemory, SharedGpu
 from gateway.simulate.options import Model, Options
 
 DEFAULT_KEEP_ALIVE = 300.0
 LEFT_AT_ONCE_SECONDS = 0.1
 LEAST_CONTEXT = 4
 LEAST_CONTEXT_OF_VISION = 2048
+
+
+class LoadFailed(Exception):
+    """The GPU has too little free memory for the model."""
 
 
 class TooManyPending(Exception):
@@ -60,8 +65,9 @@ class Scheduler:
     A single event loop uses it, so only the loads need a lock.
     """
 
-    def __init__(self, options: Options, clock: Clock) -> None:
+    def __init__(self, options: Options, clock: Clock, gpu: SharedGpu | None = None) -> None:
         self._options = options
+        self._gpu = gpu or SharedGpu("", options.gpu_memory)
         self._clock = clock
         self._runners: dict[str, Runner] = {}
         self._loading = asyncio.Lock()
@@ -131,6 +137,7 @@ class Scheduler:
 
         Raises:
             TooManyPending: `max_queue` requests already wait for the current load.
+            LoadFailed: the GPU has too little free memory.
         """
         began = self._clock.now()
         wanted = self._context(model, context_length)
@@ -171,6 +178,10 @@ class Scheduler:
                         await self._finish_eviction()
                         continue
                     await self._clock.sleep(self._options.load_seconds)
+                    try:
+                        self._hold(model.size)
+                    except OutOfGpuMemory:
+                        raise LoadFailed from None
                     slots = 1 if model.is_serial else self._options.parallel
                     runner = self._runners[model.tagged] = Runner(model, context_length, slots)
                     runner.expires = self._clock.now() + runner.keep_alive
@@ -219,4 +230,9 @@ class Scheduler:
         if self._runners.get(runner.model.tagged) is runner:
             del self._runners[runner.model.tagged]
             self._unloads += 1
+            self._hold(0)
         self._notify()
+
+    def _hold(self, more: int) -> None:
+        """Hold the memory of the loaded models, and of one that needs `more` bytes."""
+        self._gpu.hold(sum(runner.model.size for runner in self._runners.values()) + more)

@@ -27,6 +27,7 @@ from gateway.simulate.vllm.metrics import exposition
 from gateway.simulate.vllm.requests import Job, chat_job, check_model, completion_job, decode
 from gateway.simulate.vllm.rerank import RerankJob, rerank_job
 from gateway.simulate.vllm.responses import DONE, ENGINE_ERROR, ChatRenderer, CompletionRenderer, event
+from gateway.simulate.vllm.sleep import Sleeper
 
 JSON = "application/json"
 BUSY = "The engine is currently busy and cannot accept new requests. Please try again later or on a different instance."
@@ -53,6 +54,14 @@ class VllmApp:
             "/tokenize": ("POST", self._tokenize),
             "/v1/models": ("GET", self._models),
         }
+        self.sleeper = Sleeper(self.engine)
+        if options.dev_mode:
+            self._routes |= {
+                "/sleep": ("POST", self._sleep),
+                "/wake_up": ("POST", self._wake_up),
+                "/is_sleeping": ("GET", self._is_sleeping),
+                "/server_info": ("GET", self._server_info),
+            }
         if self._model.reranks:
             self._routes |= dict.fromkeys(("/rerank", "/v1/rerank", "/v2/rerank"), ("POST", self._rerank))
         elif self._model.embedding:
@@ -109,7 +118,25 @@ class VllmApp:
 
     async def _metrics(self, exchange: HttpExchange) -> None:
         kind = "text/plain; version=1.0.0; charset=utf-8"
-        await exchange.reply(200, {"content-type": kind, **_vary(200)}, exposition(self.engine, self._model.name))
+        await exchange.reply(200, {"content-type": kind, **_vary(200)}, self._exposition())
+
+    def _exposition(self) -> bytes:
+        return exposition(self.engine, self._model.name, is_asleep=self.sleeper.is_sleeping)
+
+    async def _sleep(self, exchange: HttpExchange) -> None:
+        level = await self.sleeper.sleep(exchange.query)
+        await self._send(exchange, 200, {"status": "sleeping", "level": level})
+
+    async def _wake_up(self, exchange: HttpExchange) -> None:
+        await self.sleeper.wake_up()
+        await self._send(exchange, 200, {"status": "awake", "tags": None})
+
+    async def _is_sleeping(self, exchange: HttpExchange) -> None:
+        await self._send(exchange, 200, {"is_sleeping": self.sleeper.is_sleeping})
+
+    async def _server_info(self, exchange: HttpExchange) -> None:
+        config = {"model": self._model.name, "enable_sleep_mode": self.engine.options.sleep_mode}
+        await self._send(exchange, 200, {"vllm_config": {"model_config": config}, "vllm_env": {}, "system_env": {}})
 
     async def _tokenize(self, exchange: HttpExchange) -> None:
         body = decode(exchange.body, exchange.headers.get("content-type", ""))
@@ -173,6 +200,7 @@ class VllmApp:
 
     async def _pool(self, exchange: HttpExchange, job: EmbeddingJob | RerankJob, name: str) -> None:
         generation = self._begin()
+        await self.sleeper.until_awake()
         async with self.engine.slot(self._lane) as clock:
             await generation.prefill(job.tokens, 0, clock)
             try:
@@ -194,6 +222,7 @@ class VllmApp:
         generation = self._begin()
         if job.stream:  # vLLM sends the response headers before it queues the request
             await exchange.start(200, {"content-type": "text/event-stream; charset=utf-8", **_vary(200)})
+        await self.sleeper.until_awake()
         async with self.engine.slot(self._lane) as clock:
             answers = [
                 self.engine.answer(prompt, job.limits, variant=i % job.choices) for i, prompt in enumerate(job.replies)

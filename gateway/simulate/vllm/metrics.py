@@ -6,7 +6,7 @@ CACHE_BLOCKS = 8192
 """Blocks of 16 tokens in the KV cache, as it is reported. The stand-in keeps no cache."""
 
 
-def exposition(engine: SimulatedEngine, model: str) -> bytes:
+def exposition(engine: SimulatedEngine, model: str, *, is_asleep: bool = False) -> bytes:
     """Return the counters of `engine` in Prometheus' text format."""
     labels = f'engine="0",model_name="{model}"'
     cache = f'block_size="16",enable_prefix_caching="True",engine="0",num_gpu_blocks="{CACHE_BLOCKS}"'
@@ -35,7 +35,7 @@ def exposition(engine: SimulatedEngine, model: str) -> bytes:
         f'vllm:cache_config_info{{{config_labels},kv_cache_memory_bytes="None"}} 1.0',
         "# HELP vllm:engine_sleep_state Engine sleep state",
         "# TYPE vllm:engine_sleep_state gauge",
-        f'vllm:engine_sleep_state{{{labels},sleep_state="awake"}} {float(not engine.options.asleep)}',
+        f'vllm:engine_sleep_state{{{labels},sleep_state="awake"}} {float(not is_asleep)}',
     ]
     name = "request_success_total"
     lines += [f"# HELP vllm:{name} Count of successfully processed requests.", f"# TYPE vllm:{name} counter"]

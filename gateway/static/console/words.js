@@ -39,6 +39,8 @@ export function serverState(server) {
 
 /** The state of a backend as [kind of badge, text]. */
 export function backendState(backend) {
+  if (backend.state === "sleeping") return ["info", t("backend.sleeping")];
+  if (backend.state === "waking" || backend.state === "leaving") return ["warn", t(`backend.${backend.state}`)];
   if (backend.servers.length > 0 && backend.servers.every((server) => server.up === null)) return ["info", t("server.unknown")];
   const serving = backend.servers.filter((server) => server.gets_requests).length;
   if (!backend.up || serving === 0) return ["bad", t("backend.down")];

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gateway.bench.formatting import verdict_text
 from gateway.bench.images import make_images
 from gateway.bench.results import ScenarioResult, Table
 from gateway.bench.scenarios import SCENARIOS
@@ -189,6 +190,8 @@ async def test_users_that_are_never_in_real_time_are_zero() -> None:
     result = await result_of("users", slow, max_users=4, output_len=10)
     assert result.figures["users_realtime"] == 0
     assert result.tables[0].rows[2][1].note == "limit_of_search"
+    conclusion, _ = verdict_text(result.verdicts[0], "en")
+    assert conclusion == "Users at once: 0 in real time, ≥ 4 within 30 s, ≥ 4 at most."
 
 
 async def test_users_takes_given_levels() -> None:

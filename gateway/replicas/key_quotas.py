@@ -1,0 +1,100 @@
+"""What replicas of one machine use of the limits of keys: the part of `operations.lua` that shares them.
+
+Pure; the clock is passed in. `key_limits.py` describes what a replica does with the answers.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+LIFE_SECONDS = {"requests": 61.0, "tokens": 61.0, "running": 1.0, "day": 172_800.0}
+"""Time for which the use of a replica counts that has ended."""
+
+
+class _Use(NamedTuple):
+    held: int
+    used: int
+
+
+class KeyQuotas:
+    """Quotas and use of each limit, by the names of replicas."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._uses: dict[str, dict[str, _Use]] = {}
+        self._kinds: dict[str, str] = {}
+        self._ended: dict[str, float] = {}
+        """Times at which replicas have ended."""
+
+    def __repr__(self) -> str:
+        return f"<KeyQuotas of {len(self._uses)} limits>"
+
+    def end(self, replica: str) -> None:
+        """Record that a replica has ended. It loses what it held and has not used."""
+        self._ended[replica] = self._clock()
+
+    def share(self, replica: str, names: Sequence[str], arguments: Sequence[Any]) -> list[int]:
+        """Record the use of limits, and return four numbers for each.
+
+        `arguments` are kind, limit, use, wanted quota and the largest amount that one request waits for,
+        of each of the limits `names`. The numbers are the quota, what the others have used, what they
+        hold, and 0.
+        """
+        answer: list[int] = []
+        for place, name in enumerate(names):
+            kind, limit, used, wanted, largest = arguments[5 * place : 5 * place + 5]
+            self._kinds[name] = kind
+            others = list(self._others(name, kind, replica))
+            held = sum(use.held for use in others)
+            quota = max(used, min(wanted, limit - held))
+            if held == 0 and used == 0:
+                quota = max(quota, largest)  # a request that exceeds the limit by itself, or it would never be admitted
+            if quota:
+                self._uses.setdefault(name, {})[replica] = _Use(quota, used)
+            else:
+                self._forget(name, replica)
+            answer += [quota, sum(use.used for use in others), held, 0]
+        return answer
+
+    def _others(self, name: str, kind: str, replica: str) -> Iterator[_Use]:
+        now = self._clock()
+        for other, use in list(self._uses.get(name, {}).items()):
+            if other == replica:
+                continue
+            ended = self._ended.get(other)
+            if ended is None:
+                yield use
+            elif now - ended >= LIFE_SECONDS[kind]:
+                self._forget(name, other)
+            else:
+                yield _Use(use.used, use.used)
+
+    def _forget(self, name: str, replica: str) -> None:
+        uses = self._uses.get(name)
+        if uses is not None:
+            uses.pop(replica, None)
+            if not uses:
+                del self._uses[name]
+
+
+class SavedTokens:
+    """Section `keys` of the state file: the sums of what all replicas have used of the day's tokens."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, dict[str, Any]] = {}
+
+    def merged(self, replica: str, saved: dict[str, Any]) -> dict[str, Any]:
+        """Return the section, after `replica` has saved its own part of it."""
+        day = saved["day"]
+        self._parts = {name: part for name, part in self._parts.items() if part["day"] == day}
+        self._parts[replica] = saved
+        tokens: dict[str, int] = {}
+        persons: dict[str, dict[str, int]] = {}
+        for part in self._parts.values():
+            for key, count in part["tokens"].items():
+                tokens[key] = tokens.get(key, 0) + count
+            for key, of_key in part["persons"].items():
+                sums = persons.setdefault(key, {})
+                for person, count in of_key.items():
+                    sums[person] = sums.get(person, 0) + count
+        return {"day": day, "tokens": tokens, "persons": persons}

@@ -1,0 +1,63 @@
+"""Quotas of keys' limits: all replicas together never have more than the limit."""
+
+import random
+
+from gateway.replicas.key_quotas import KeyQuotas, SavedTokens
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def share(quotas: KeyQuotas, replica: str, used: int, wanted: int, *, limit: int = 10, kind: str = "requests") -> int:
+    return quotas.share(replica, ["key"], [kind, limit, used, wanted, 0])[0]
+
+
+def test_quotas_of_all_replicas_never_exceed_the_limit() -> None:
+    choose, quotas = random.Random(1), KeyQuotas()
+    held = dict.fromkeys("abc", 0)
+    used = dict.fromkeys("abc", 0)
+    for _ in range(2000):
+        replica = choose.choice("abc")
+        used[replica] = choose.randint(0, held[replica])
+        held[replica] = share(quotas, replica, used[replica], used[replica] + choose.randint(0, 6))
+        assert used[replica] <= held[replica]
+        assert sum(held.values()) <= 10
+
+
+def test_a_replica_is_told_what_the_others_have_used() -> None:
+    quotas = KeyQuotas()
+    share(quotas, "a", 0, 4)
+    share(quotas, "a", 3, 4)
+    assert quotas.share("b", ["key"], ["requests", 10, 0, 9, 0]) == [6, 3, 4, 0]
+
+
+def test_what_a_replica_that_ended_has_used_counts_for_its_minute() -> None:
+    clock = Clock()
+    quotas = KeyQuotas(clock)
+    share(quotas, "a", 0, 8)
+    share(quotas, "a", 5, 8)
+    quotas.end("a")
+    assert share(quotas, "b", 0, 10) == 5
+    clock.now = 61
+    assert share(quotas, "b", 0, 10) == 10
+
+
+def test_a_request_larger_than_the_limit_is_admitted_where_nothing_is_used() -> None:
+    quotas = KeyQuotas()
+    assert quotas.share("a", ["key"], ["tokens", 10, 0, 25, 25])[0] == 25
+    assert share(quotas, "b", 0, 5, kind="tokens") == 0
+
+
+def test_state_file_has_the_sum_of_the_day_of_replicas_that_have_ended_as_well() -> None:
+    saved = SavedTokens()
+    saved.merged("a", {"day": "2026-11-29", "tokens": {"k": 5}, "persons": {"k": {"p": 2}}})
+    assert saved.merged("b", {"day": "2026-11-29", "tokens": {"k": 7, "l": 1}, "persons": {}, "replica": "b"}) == {
+        "day": "2026-11-29",
+        "tokens": {"k": 12, "l": 1},
+        "persons": {"k": {"p": 2}},
+    }
+    assert saved.merged("b", {"day": "2026-11-30", "tokens": {}, "persons": {}})["tokens"] == {}
