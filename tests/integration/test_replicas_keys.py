@@ -69,7 +69,7 @@ async def test_requests_go_on_when_redis_is_gone_and_limits_hold(cluster: Cluste
     for _ in range(3):
         await cluster.start(keys_file=file, admin_key="operator")
     for replica in cluster.replicas:
-        (limits,) = (part for part in replica.gateway.gateway._shared_parts if isinstance(part, SharedKeyLimits))
+        (limits,) = (part for part in replica.gateway.gateway._sharing._parts if isinstance(part, SharedKeyLimits))
         await until(lambda: limits.replicas == 3, PATIENCE)  # noqa: B023
     cluster.server.kill()
     await until(lambda: not any(replica.link.is_up for replica in cluster.replicas), PATIENCE)

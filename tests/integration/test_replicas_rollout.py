@@ -98,8 +98,7 @@ class Cluster:
             running(self.settings(redis_url=way.url, **changes), shares_loop=True) as gateway,
             httpx2.AsyncClient(base_url=gateway.base_url, trust_env=False, timeout=PATIENCE) as client,
         ):
-            link = gateway.gateway._link
-            assert link is not None
+            (link,) = (part for part in gateway.gateway._sharing._parts if isinstance(part, RedisLink))
             yield Replica(gateway, way, link, client)
 
     def settings(self, **changes: Any) -> config.Settings:
