@@ -226,9 +226,9 @@ class SharedKeyLimits:
         """Give back what is not used, if Redis answers."""
         if self._task is None:
             return
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        while not self._task.done():  # a cancellation that meets a timeout within the store's client may be lost
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=0.1)
         for each in self._active.values():
             each.needs, each.free, each.reported_at = {}, {}, -math.inf
         self._work.update(dict.fromkeys(self._active))

@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 
 import orjson
 
-from gateway.replicas.link import LinkDown, RedisLink
+from gateway.replicas.link import LinkDown, RedisLink, end
 
 SEND_SECONDS = 2.0
 """Time between two looks at what has changed."""
@@ -81,9 +81,7 @@ class SharedUsage:
         """Send what has not been sent, if Redis answers."""
         if self._task is None:
             return
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await end(self._task)
         await self._send()
 
     async def rows(self, since: str | None, until: str | None) -> list[Row] | None:

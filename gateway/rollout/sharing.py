@@ -82,9 +82,9 @@ class RolloutSharing:
         if self._task is None:
             return
         await self.shared()
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        while not self._task.done():  # a cancellation that meets a timeout within the store's client may be lost
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=0.1)
 
     async def shared(self) -> bool:
         """Wait until the store has all that this replica knows; return False if it does not take it in time."""
