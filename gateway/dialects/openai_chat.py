@@ -37,7 +37,7 @@ _decoder = msgspec.json.Decoder(Chat)
 
 _JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _MAX_DECODED = 1024 * 1024
-_MAX_SEARCHED = 4 * 1024 * 1024
+_MAX_SEARCHED = 8 * 1024 * 1024
 _MAX_MEMBERS = 400_000
 """Maximum size and number of members of a text that is decoded for a better error."""
 
