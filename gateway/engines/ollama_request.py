@@ -109,8 +109,8 @@ class OllamaRequest:
         return False if effort == "none" else effort
 
 
-def grammar(chat: Chat) -> Schema | None:
-    """Return the schema that the answer has to follow, or None.
+def grammar(chat: Chat) -> Schema | str | None:
+    """Return the grammar of the answer: a schema, `json` or None.
 
     It also forces a tool call, because Ollama has no parameter for that.
 
@@ -135,18 +135,17 @@ def grammar(chat: Chat) -> Schema | None:
         return {"type": "string", "pattern": pattern}
     if isinstance(wanted, GrammarFormat):
         raise unsupported(wanted.param, "Send a JSON Schema, a choice or a pattern.")
-    # The word "json" means the same, but the llama-server of some builds of Ollama 0.33 ignores it.
-    return {"type": "object"} if isinstance(wanted, JsonFormat) else None
+    return "json" if isinstance(wanted, JsonFormat) else None
 
 
-def _padded(schema: Schema | None) -> Schema | None:
+def _padded(schema: Schema | str | None) -> Schema | str | None:
     """Pad the schema so that its grammar is not truncated.
 
     0.24 truncates a grammar that exceeds both 32 KiB and four times the length of its schema
     (llama/llama.go SchemaToGrammar).
     """
-    if schema is None:
-        return None
+    if not isinstance(schema, dict):
+        return schema
     text = msgspec.json.encode(schema)
     needed = GROWTH * len(text) + DIGIT_GROWTH * sum(map(len, _integer_bounds(text)))
     return schema if needed < GRAMMAR_ROOM else schema | {"$comment": " " * max(0, needed // 4 - len(text))}

@@ -201,7 +201,7 @@ def test_last_message_of_the_assistant_is_sent_as_it_is_to_be_continued() -> Non
         ({"guided_regex": r"^\d{3}-x$"}, {"type": "string", "pattern": "^[0-9]{3}-x$"}),
         ({"structured_outputs": {"json": WEATHER}}, portable(WEATHER)),
         ({"guided_json": WEATHER}, portable(WEATHER)),
-        ({"structured_outputs": {"json_object": True}}, {"type": "object"}),
+        ({"structured_outputs": {"json_object": True}}, "json"),
     ],
 )
 def test_structured_output_of_vllm_is_sent_as_a_format(field: dict[str, Any], sent: Any) -> None:
@@ -212,7 +212,7 @@ def test_structured_output_of_vllm_is_sent_as_a_format(field: dict[str, Any], se
     ("wanted", "sent"),
     [
         ({"type": "text"}, {}),
-        ({"type": "json_object"}, {"format": {"type": "object"}}),
+        ({"type": "json_object"}, {"format": "json"}),
         (schema_format(strict=True), {"format": WEATHER}),
     ],
 )
