@@ -18,7 +18,7 @@ PARALLEL ?= -n auto --maxprocesses 8 --dist loadfile
 UV_INSTALL := $(BIN)/uv pip install --quiet --no-cache --require-hashes
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock" --upgrade
-EXTRAS := --extra gpu --extra otel --extra redis
+EXTRAS := --extra gpu --extra otel
 
 .DEFAULT_GOAL := help
 .PHONY: run test check fix test-vllm test-clients prepare bench-cost bench-saturation bench-client-apis bench-admission bench-overload bench-sick bench-switch bench-guard bench-affinity bench-affinity-vllm bench-redis bench-replicas bench-instructions bench-soak bench-chaos bench-scenarios bench-parity fuzz lock sbom audit help

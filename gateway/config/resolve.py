@@ -4,7 +4,6 @@ Reads only the files that the settings name.
 """
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path as FilePath
 from typing import get_args
 
@@ -230,10 +229,6 @@ class _Resolver:
             self._problems.add(
                 ("ollama_port",),
                 f"got {document.ollama_port}; expected a port other than {taken[document.ollama_port]}",
-            )
-        if document.redis_url is not None and find_spec("redis") is None:
-            self._problems.add(
-                ("redis_url",), "the package redis is not installed; expected: pip install 'ollama-vllm-gateway[redis]'"
             )
         if document.user_header and document.user_header == document.session_header:
             self._problems.add(

@@ -1,7 +1,4 @@
-"""The limits that this replica shares with others through Redis, and the link to it.
-
-Importing this module requires the package `redis` (the extra `redis`).
-"""
+"""The limits that this replica shares with others through Redis, and the link to it."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The link to the Redis or Valkey through which replicas of the gateway share what they know.
 
-Importing this module requires the package `redis` (the extra `redis`).
-
 What is shared lives in Redis, and all that changes it is in `operations.lua`: one script, run by its digest,
 so each operation is one atomic step and needs one round trip. Messages of a channel only tell a replica to
 look sooner than it would by itself: one that is lost costs time.

@@ -1,4 +1,4 @@
-"""What replicas share through Redis. Importing this module requires the package `redis` (the extra `redis`)."""
+"""What replicas share through Redis."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

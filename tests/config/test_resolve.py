@@ -141,12 +141,3 @@ def test_malformed_redis_url_is_refused_in_one_line_without_its_password(url: st
     assert line.startswith("GATEWAY_REDIS_URL: ")
     assert "expected" in line
     assert SECRET not in line
-
-
-def test_redis_url_without_the_package_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.config.resolve.find_spec", lambda name: None)
-    line = one_problem(environ={"GATEWAY_REDIS_URL": f"redis://:{SECRET}@redis"})
-    assert line == (
-        "GATEWAY_REDIS_URL: the package redis is not installed; expected: pip install 'ollama-vllm-gateway[redis]' "
-        "(environment)"
-    )
