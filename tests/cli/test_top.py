@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("empty_environment")
 
 async def status_of(here: Running) -> dict[str, Any]:
     here.gateway.settle()
-    return here.gateway._operations.status_with_series()
+    return await here.gateway._operations.status_with_series()
 
 
 def drawn(status: dict[str, Any], width: int = 80, height: int | None = 24, problem: str | None = None) -> list[str]:
