@@ -87,7 +87,7 @@ async def check_that_limits_and_counts_are_those_of_one_gateway(gateway: Supervi
     statuses = await gateway.chat(30, key_of("counted"))
     served = statuses.count(200)
     assert served + statuses.count(429) == 30
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(20):
         while served < 15:
             served += (await gateway.chat(1, key_of("counted"))).count(200)
     assert served == 15
