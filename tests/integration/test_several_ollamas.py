@@ -71,7 +71,8 @@ async def test_models_that_do_not_fit_into_one_server_are_loaded_on_several() ->
 
 
 async def test_model_is_loaded_on_a_second_server_when_the_first_one_has_no_slot_left() -> None:
-    async with ollamas(tokens_per_second=200, backend={"max_concurrency": 1}) as (gateway, servers):
+    slow = {"tokens_per_second": 200.0, "answer_tokens": 4000}  # 20 s for one answer
+    async with ollamas(backend={"max_concurrency": 1}, **slow) as (gateway, servers):
         async with gateway.sent({"model": "a", **SLOW}) as first:
             assert (await first.head())[0] == 200
             async with gateway.sent({"model": "a", **SLOW}) as second:
