@@ -183,6 +183,8 @@ class _Resolver:
         """Report what cannot work if the backends share one GPU."""
         if not self._document.exclusive:
             return
+        if self._document.redis_url is not None:
+            self._problems.add(("exclusive",), "got true with GATEWAY_REDIS_URL; expected a single gateway for one GPU")
         on_gpu = [name for name, item in backends.items() if item.kind != "openai" or item.stop]
         if len(on_gpu) < 2 and not self._problems.has_reported(("backends",)):
             self._problems.add(

@@ -89,6 +89,13 @@ def test_what_cannot_work_on_one_gpu_is_refused(text: str, key: str, words: str)
     assert_refused(text, key, words)
 
 
+def test_gateways_that_share_through_redis_do_not_share_a_gpu() -> None:
+    text = ONE_GPU + "tiers: {a: {models: {ollama: m, vllm: m}}}"
+    assert load(text).exclusive
+    line = one_problem(text, environ={"GATEWAY_REDIS_URL": "redis://redis"})
+    assert "exclusive: got true with GATEWAY_REDIS_URL; expected a single gateway for one GPU" in line
+
+
 def test_backends_on_the_gpu_are_known_by_their_kind_or_their_commands() -> None:
     text = (
         "exclusive: true\n"
