@@ -93,7 +93,7 @@ def counters_of(metrics: str) -> dict[str, float]:
 
 @dataclass
 class Tally:
-    """What one policy did with one workload, over all rounds."""
+    """Outcome of one policy with one workload, over all rounds."""
 
     hits: float = 0.0
     queries: float = 0.0

@@ -247,7 +247,7 @@ def get(port: int, path: str) -> int:
 
 
 class Counts(NamedTuple):
-    """What the upstream has sent so far."""
+    """Numbers of answers and tokens that the upstream has sent so far."""
 
     answers: int
     tokens: int

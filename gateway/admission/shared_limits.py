@@ -42,7 +42,7 @@ NO_TRIAL, TRIAL_RUNS, TRIAL_FAILED = 0, 1, 2
 
 
 class Grant(NamedTuple):
-    """What a replica may use of one limit, from the answer to a report."""
+    """Part of one limit that a replica may use, from the answer to its report."""
 
     limit: int
     """Slots that it may fill."""
@@ -55,7 +55,7 @@ class Grant(NamedTuple):
     others: int
     """Slots that other replicas hold."""
     may_try: bool
-    """Whether it may try one request more than an adaptive limit."""
+    """True if it may admit one request more than an adaptive limit, on trial."""
 
 
 class SharedLimit(ConcurrencyLimit):
@@ -127,7 +127,7 @@ class SharedLimit(ConcurrencyLimit):
 
     @property
     def is_due(self) -> bool:
-        """Whether a report could move a slot, to this replica or to one that waits."""
+        """True if a report could move a slot: to this replica, or to another one that waits for it."""
         if self.demand > self.limit and self.demand > self.reported and self.reported <= self.part:
             return True
         if not self.contest:

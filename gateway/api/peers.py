@@ -44,7 +44,7 @@ class PeerChannel(Protocol):
 
 
 class Report(Struct):
-    """What one replica tells the others. `run` differs after each start of the replica."""
+    """Report of one replica to the others. `run` is a new text after each start of the replica."""
 
     run: str
     pid: int

@@ -31,6 +31,7 @@ from gateway.keys.allowance import Allowance
 from gateway.keys.headers import utc_date
 from gateway.keys.policy import CONCURRENCY, REQUESTS_PER_MINUTE, TOKENS_PER_DAY, TOKENS_PER_MINUTE
 from gateway.replicas.link_down import LinkDown
+from gateway.replicas.tasks import end
 
 ROUND_SECONDS = 0.5
 """Time between two reports of what is used."""
@@ -226,9 +227,7 @@ class SharedKeyLimits:
         """Give back what is not used, if Redis answers."""
         if self._task is None:
             return
-        while not self._task.done():  # a cancellation that meets a timeout within the store's client may be lost
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=0.1)
+        await end(self._task)
         for each in self._active.values():
             each.needs, each.free, each.reported_at = {}, {}, -math.inf
         self._work.update(dict.fromkeys(self._active))

@@ -25,7 +25,8 @@ from contextlib import suppress
 from typing import Any, Self
 
 from gateway.admission.shared_limits import SLICE_SECONDS, Grant, SharedAdaptiveLimit, SharedLimit, SharedLimits
-from gateway.replicas.link import Argument, LinkDown, RedisLink, end, key
+from gateway.replicas.link import Argument, LinkDown, RedisLink, key
+from gateway.replicas.tasks import end
 
 BEAT_SECONDS = 1.0
 LEASE_SECONDS = 4.5

@@ -36,6 +36,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.replicas.link_down import LinkDown, OperationFailed
+from gateway.replicas.tasks import end
 
 __all__ = ["LinkDown", "OperationFailed", "RedisLink", "address_of", "key"]
 
@@ -242,15 +243,6 @@ class RedisLink:
                 callback = self._channels.get(message["channel"].decode())
                 if callback is not None:
                     callback(message["data"])
-
-
-async def end(task: asyncio.Task[None]) -> None:
-    """Cancel a task and wait for its end. A cancellation that meets a timeout within redis-py may be lost."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=0.1)
-    if not task.cancelled():
-        task.exception()  # one that nobody reads is logged
 
 
 def key(name: str) -> str:

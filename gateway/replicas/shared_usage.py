@@ -15,7 +15,8 @@ from typing import Any, Protocol, Self
 
 import orjson
 
-from gateway.replicas.link import LinkDown, RedisLink, end
+from gateway.replicas.link import LinkDown, RedisLink
+from gateway.replicas.tasks import end
 
 SEND_SECONDS = 2.0
 """Time between two looks at what has changed."""
