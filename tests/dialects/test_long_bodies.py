@@ -22,12 +22,9 @@ from gateway.errors import (
     UnsupportedParameter,
 )
 from tests.fakes.chats import MIB, USER, request
+from tests.fakes.processor_time import assert_seconds_at_most
 
 MOST_SECONDS = 0.05
-MOST_READS = 1.75
-"""A step takes as long as this many reads of a body of `max_body` bytes, on a machine too slow for `MOST_SECONDS`."""
-LONGEST = orjson.dumps("A" * 20 * MIB)
-ATTEMPTS = 8
 CHAT = request()
 EMBEDDING = b'{"model":"e","input":'
 
@@ -103,19 +100,7 @@ MARK_BYTES = [name for name in HOSTILE if name.startswith("marks")]
 
 
 def assert_short_steps(steps: Callable[[], Iterator[None]]) -> None:
-    """Check that no step takes more than 50 ms of CPU at one of some attempts, or what the machine makes of that."""
-    least = reads = float("inf")
-    for _ in range(ATTEMPTS):
-        least = min(least, longest_step(steps()))
-        reads = min(reads, longest_step(reading()))
-        if least <= max(MOST_SECONDS, MOST_READS * reads):
-            return
-    raise AssertionError(f"a step took {least * 1000:.0f} ms, reading 20 MiB {reads * 1000:.0f} ms")
-
-
-def reading() -> Iterator[None]:
-    orjson.loads(LONGEST)
-    yield
+    assert_seconds_at_most(MOST_SECONDS, lambda: longest_step(steps()))
 
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
