@@ -360,10 +360,10 @@ def test_child_at_work_ends_with_the_gateway(tmp_path: Path) -> None:
 
 
 def test_time_of_an_image_ends_with_it(workers: ImageWorkers, children: Children) -> None:
-    children.code = changed(("ORPHAN_SECONDS = 60", "ORPHAN_SECONDS = 0.5"))
+    children.code = changed(("ORPHAN_SECONDS = 60", "ORPHAN_SECONDS = 2"))
     convert(workers)
     with pytest.raises(subprocess.TimeoutExpired):  # an idle child lives on
-        children.all[0].wait(0.7)
+        children.all[0].wait(2.2)
 
 
 def test_child_at_work_ends_by_itself(tmp_path: Path) -> None:

@@ -215,6 +215,10 @@ class ServerThread:
         connections = self.uvicorn.server_state.connections
         return any(connection._state == protocol._BODY_OF_CACHED_HEAD for connection in connections)
 
+    def has_retired_all(self) -> bool:
+        """Return whether each connection closes after its next response."""
+        return all(connection._last_request for connection in tuple(self.uvicorn.server_state.connections))
+
     def connect(self, data: bytes = b"", *, receive_buffer: int | None = None) -> socket.socket:
         client = socket.socket()
         if receive_buffer is not None:

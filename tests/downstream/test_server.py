@@ -4,11 +4,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from gateway.downstream import protocol
 from gateway.downstream.protocol import ServerLimits
 from gateway.downstream.server import listen
 from tests.downstream.server_thread import GET, PATIENCE, eventually, noted, read_all, read_response, serving
@@ -17,7 +17,7 @@ from tests.downstream.server_thread import GET, PATIENCE, eventually, noted, rea
 
 
 def test_drain_finishes_requests_in_flight_and_accepts_new_ones_during_the_delay(loop: str) -> None:
-    with serving(loop, ServerLimits(), drain_delay=1, drain_timeout=60) as server:
+    with serving(loop, ServerLimits(), drain_delay=2, drain_timeout=60) as server:
         running = server.connect(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
         kept = server.connect(GET)
         read_response(kept)
@@ -47,7 +47,7 @@ def test_response_during_the_drain_delay_closes_its_connection(loop: str) -> Non
         server.stop()
         eventually(lambda: server.hooks == ["drain"])
         with server.connect() as new:
-            time.sleep(0.1)  # the server visits its connections every 20 ms
+            eventually(lambda: server.connections == 2 and server.has_retired_all())
             for client in (kept, new):
                 client.sendall(GET)
                 status, headers, _ = read_response(client)
@@ -56,7 +56,10 @@ def test_response_during_the_drain_delay_closes_its_connection(loop: str) -> Non
         server.thread.join(PATIENCE)
 
 
-def test_request_that_follows_its_connection_shortly_is_served_during_the_drain(loop: str) -> None:
+def test_request_that_follows_its_connection_shortly_is_served_during_the_drain(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "_NEW_CONNECTION_SECONDS", PATIENCE)
     with serving(loop, ServerLimits(), drain_timeout=60) as server, server.connect() as client:
         eventually(lambda: len(server.uvicorn.server_state.connections) == 1)
         server.stop()

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from gateway.simulate import Fault, Options, running, serve
-from tests.simulate.endpoints import client, sent, until, user
+from tests.simulate.endpoints import PATIENCE, client, sent, until, user
 
 KINDS = pytest.mark.parametrize("kind", ["ollama", "vllm"])
 
@@ -23,7 +23,7 @@ async def test_stop_ends_open_requests_and_idle_connections_immediately(kind: st
         body = {"model": options.served[0].name, "messages": user("Hello"), "stream": True}
         async with sent(server, "/v1/chat/completions", body) as reader:
             await until(lambda: server.engine.running + server.engine.waiting == 1)
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(PATIENCE):
                 await server.stop()
             await reader.read()
     with pytest.raises(httpx2.ConnectError):
