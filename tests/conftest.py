@@ -31,10 +31,12 @@ def pytest_asyncio_loop_factories(
 
     It is asyncio's by default, uvloop's with the marker `uvloop`, both in turn with the marker
     `both_loops`, and one that skips waits with the marker `virtual_time`: there, a test of times is
-    exact on any machine. With `uvloop` and `virtual_time`, it runs in both.
+    exact on any machine. With `uvloop` and `virtual_time`, it runs in both; with
+    `virtual_time(only=True)` it does not, because its timeouts are shorter than a busy machine's delays.
     """
-    if item.get_closest_marker("virtual_time"):
-        real = {"uvloop": LOOPS["uvloop"]} if item.get_closest_marker("uvloop") else {}
+    if virtual := item.get_closest_marker("virtual_time"):
+        is_real_too = item.get_closest_marker("uvloop") and not virtual.kwargs.get("only")
+        real = {"uvloop": LOOPS["uvloop"]} if is_real_too else {}
         return real | {"virtual time": VirtualTimeLoop}
     if item.get_closest_marker("both_loops"):
         return LOOPS

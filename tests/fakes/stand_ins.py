@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from gateway import simulate
+from tests.fakes.virtual_time import is_virtual
 
 PATIENCE = 20.0
 
@@ -15,8 +16,13 @@ PATIENCE = 20.0
 async def stand_in(options: simulate.Options, port: int = 0) -> AsyncIterator[simulate.Running]:
     """Serve a stand-in during the block.
 
-    Its engine may be read and given faults and answers from the test's thread.
+    Its engine may be read and given faults and answers from the test's thread. In virtual time it
+    shares the test's loop, whose clock would not wait for another thread.
     """
+    if is_virtual():
+        async with simulate.running(options, port) as server:
+            yield server
+        return
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name=f"stand-in of {options.kind}")
     thread.start()

@@ -726,6 +726,7 @@ async def test_body_that_does_not_grow_gives_way_while_much_memory_is_used() -> 
         assert gateway.is_idle()
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_body_that_does_not_grow_may_take_its_time_while_little_memory_is_used() -> None:
     async with serving(times=TIGHT) as (gateway, _):
         body = chat(400_000)
@@ -736,6 +737,7 @@ async def test_body_that_does_not_grow_may_take_its_time_while_little_memory_is_
             assert (await raw.reply()).status == 200
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_body_that_grows_is_read_while_much_memory_is_used() -> None:
     async with serving(times=TIGHT) as (gateway, _):
         body = chat(800_000)
@@ -747,7 +749,7 @@ async def test_body_that_grows_is_read_while_much_memory_is_used() -> None:
 
 
 async def test_bytes_that_a_busy_gateway_has_not_read_yet_are_not_the_clients_delay() -> None:
-    times = ServerLimits(tight_seconds=0.3)
+    times = ServerLimits(tight_seconds=1)
     async with serving(times=times) as (gateway, _):
         body = chat(600_000)
         async with connected(gateway, head(CHAT_PATH, len(body)) + body[:-10]) as raw:
@@ -755,5 +757,5 @@ async def test_bytes_that_a_busy_gateway_has_not_read_yet_are_not_the_clients_de
             (connection,) = gateway.server.server_state.connections
             await until(lambda: connection._received_before == connection._received)  # type: ignore[union-attr]
             raw.writer.write(body[-10:])
-            time.sleep(2 * times.tight_seconds)  # the loop is busy until after the next check
+            time.sleep(1.1 * times.tight_seconds)  # the loop is busy until after the next check
             assert (await raw.reply()).status == 200

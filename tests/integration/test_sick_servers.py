@@ -153,6 +153,7 @@ async def test_requests_in_flight_when_a_server_starts_to_fail_are_all_served_el
         assert not any(map(is_lost, await asyncio.gather(*asked)))
 
 
+@pytest.mark.virtual_time(only=True)
 @pytest.mark.parametrize("fallback", [True, False], ids=["fallback", "another server"])
 async def test_hung_server_costs_two_requests_their_first_token(fallback: bool) -> None:
     """Those that wait there with them are moved when it is ejected, and the next ones are not sent there."""
@@ -339,6 +340,7 @@ async def test_last_server_that_fails_is_not_taken_out() -> None:
         assert server_status(gateway)["gets_requests"] is True
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_last_server_that_hangs_gets_one_request_at_a_time_and_the_rest_are_refused_at_once() -> None:
     async with sick_server("silent", first_token_timeout=0.3) as (gateway, (sick,)), AsyncExitStack() as clients:
         replies = await asyncio.gather(*(ask(gateway) for _ in range(HANGS)))

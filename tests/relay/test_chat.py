@@ -93,6 +93,7 @@ async def test_silent_stream_starts_with_keepalives_and_then_has_the_answer(kind
         assert sum("role" in choice["delta"] for choice in (first, *rest)) == 1
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_stream_committed_before_the_first_token_ends_with_the_backends_error() -> None:
     top = {"commit_after": 0.05, "heartbeat": 0.05}
     async with serving("vllm", "silent", top=top, first_token_timeout=0.5) as (gateway, _):

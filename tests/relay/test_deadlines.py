@@ -70,6 +70,7 @@ async def test_queued_plain_answer_is_kept_alive() -> None:
 # Deadlines
 
 
+@pytest.mark.virtual_time(only=True)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
 async def test_silent_backend_is_a_504_that_clients_must_not_retry(kind: Kind, stream: bool) -> None:
@@ -82,6 +83,7 @@ async def test_silent_backend_is_a_504_that_clients_must_not_retry(kind: Kind, s
         assert gateway.metric("gateway_upstream_errors_total", reason="upstream_timeout") == 1
 
 
+@pytest.mark.virtual_time(only=True)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("mode", "limits", "phase"),
@@ -99,6 +101,7 @@ async def test_deadline_after_the_first_byte_is_an_error_event(
         assert "[DONE]" not in reply.events
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_plain_answer_that_stalls_on_ollama_is_a_504() -> None:
     async with serving("ollama", "stall", idle_timeout=0.5) as (gateway, _):
         reply = await gateway.ask()

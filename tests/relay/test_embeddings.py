@@ -21,6 +21,7 @@ from gateway.simulate import Running as StandIn
 from tests.fakes.fault_backend import CANARY, FaultBackend
 from tests.fakes.running_gateway import PATIENCE, TIMES, Raw, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in
+from tests.fakes.virtual_time import is_virtual
 from tests.real_engines.process import free_port
 
 Kind = Literal["ollama", "vllm"]
@@ -52,7 +53,7 @@ async def before(
         "log_format": "json",
         **(top or {}),
     }
-    async with running(config.build(document)) as gateway:
+    async with running(config.build(document), shares_loop=is_virtual()) as gateway:
         yield gateway
 
 
@@ -441,6 +442,7 @@ async def test_wrong_number_or_kind_of_vectors_is_a_502(answer: Any) -> None:
             assert code(await ask(gateway, {})) == (502, "upstream_error")
 
 
+@pytest.mark.virtual_time(only=True)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_silent_backend_is_a_504(kind: Kind) -> None:
     async with serving(kind, first_token_timeout=0.3) as (gateway, server):

@@ -305,6 +305,7 @@ async def test_answer_that_has_begun_does_not_fall_back(kind: Kind) -> None:
         assert not second.requests
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_timeout_does_not_go_to_the_other_backend(kind: Kind) -> None:
     async with two_backends(kind, "silent", first_token_timeout=0.2) as (gateway, _, second):
         reply = await gateway.ask()
@@ -636,12 +637,14 @@ async def test_clients_that_leave_do_not_count_against_the_server(kind: Kind) ->
         assert not server_of(gateway, kind).circuit.is_troubled
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_first_token_timeout_counts_against_the_server(kind: Kind) -> None:
     async with servers(kind, "silent", first_token_timeout=0.05) as (gateway, _):
         assert (await gateway.ask()).status == 504
         assert server_of(gateway, kind).circuit.is_troubled
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_missing_next_token_does_not_count_in_the_circuit_but_in_the_outlier_detector(kind: Kind) -> None:
     """The server is alive, and its probes would say so; but it may never finish an answer."""
     async with servers(kind, "stall", idle_timeout=0.05) as (gateway, _):
@@ -651,6 +654,7 @@ async def test_missing_next_token_does_not_count_in_the_circuit_but_in_the_outli
         assert list(server.gate(MODEL, "text")._outcomes) == [("", False)]
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_timeout_of_the_whole_answer_counts_nowhere(kind: Kind) -> None:
     async with servers(kind, "drip", total_timeout=0.1) as (gateway, _):
         assert code(await gateway.ask({"stream": True})) == "upstream_timeout"
@@ -798,6 +802,7 @@ async def test_status_and_metrics_show_the_circuit() -> None:
 # Queued requests
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_queued_requests_wait_for_a_backend_that_restarts(kind: Kind) -> None:
     """Case 24: the request that ran is lost, those in the queue are not."""
     async with (
@@ -822,6 +827,7 @@ async def test_queued_requests_wait_for_a_backend_that_restarts(kind: Kind) -> N
         await until(gateway.is_idle)
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_queued_requests_are_refused_if_the_backend_stays_down(kind: Kind) -> None:
     """Case 24, after `queue_timeout`."""
     limits = {"max_concurrency": 1, "model_concurrency": 1, "queue_timeout": 0.3, "probe_interval": 0.1}

@@ -117,6 +117,7 @@ async def test_requests_have_their_own_label_and_lane_and_the_log_no_text() -> N
         assert CANARY not in gateway.log.getvalue().decode()
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_hung_server_ends_with_a_timeout() -> None:
     async with FaultBackend("vllm", "silent") as backend:
         settings = document(backend.base_url, backend.base_url, first_token_timeout=0.2)

@@ -23,6 +23,7 @@ from gateway.upstream.model_loader import ModelLoader, _repeat
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.running_gateway import TIMES, Reply, Running, running, until
 from tests.fakes.stand_ins import stand_in
+from tests.fakes.virtual_time import is_virtual
 
 pytestmark = pytest.mark.uvloop
 
@@ -60,7 +61,7 @@ async def gateway_before_ollama(
         server = await stack.enter_async_context(stand_in(Options("ollama", (A, B, EMBEDDING), **options)))
         yield (
             await stack.enter_async_context(
-                running(config.build(document(server.base_url, tier=tier, **(keys or {}))))
+                running(config.build(document(server.base_url, tier=tier, **(keys or {}))), shares_loop=is_virtual())
             ),
             server,
         )
@@ -79,6 +80,7 @@ def loaded(server: StandIn) -> list[str]:
 # One load for all requests
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_cold_model_is_loaded_once_for_all_waiting_requests() -> None:
     async with gateway_before_ollama(load_seconds=0.3, parallel=4, max_queue=0) as (gateway, server):
         replies = await asyncio.gather(*(gateway.ask({"stream": number % 2 == 0}) for number in range(8)))
@@ -171,6 +173,7 @@ async def test_request_before_the_gateway_notices_an_unloaded_model_is_only_slow
 # Timeouts
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_load_does_not_count_toward_the_queue_timeout() -> None:
     async with gateway_before_ollama(load_seconds=0.6, keys={"queue_timeout": 0.2}) as (gateway, _):
         replies = await asyncio.gather(
@@ -180,6 +183,7 @@ async def test_load_does_not_count_toward_the_queue_timeout() -> None:
         assert all(int(reply.headers["x-gateway-queue-ms"]) >= 500 for reply in replies)
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_wait_before_and_after_the_load_counts_toward_the_queue_timeout() -> None:
     async with gateway_before_ollama(load_seconds=0.4, keys={"queue_timeout": 0.2, "model_concurrency": 1}) as (
         gateway,
@@ -206,6 +210,7 @@ async def test_max_queue_of_zero_still_allows_a_load_for_as_many_requests_as_may
         assert sorted(reply.status for reply in replies) == [200, 200, 503, 503]
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_load_counts_toward_the_client_deadline() -> None:
     async with gateway_before_ollama(load_seconds=1) as (gateway, server):
         async with gateway.sent({}, "X-Gateway-Timeout: 0.2") as raw:
@@ -371,6 +376,7 @@ async def test_requests_that_wait_for_a_load_on_a_dead_server_are_served_when_it
         assert len(loads(back)) == 1
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_load_that_takes_too_long_ends_with_504() -> None:
     async with gateway_before_scripted(first_token_timeout=0.3) as (gateway, (server,)):
         replies = await asyncio.gather(*(gateway.ask() for _ in range(3)))
@@ -464,6 +470,7 @@ async def test_warm_models_are_loaded_one_by_one_at_the_start_without_delaying_r
 # Rivals
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_two_models_in_memory_for_one_take_turns() -> None:
     async with gateway_before_ollama(memory=4, load_seconds=0.1, time_to_first_token=0.05, keys={"swap_after": 1}) as (
         gateway,
@@ -527,6 +534,7 @@ async def test_only_tiers_own_first_token_timeout_counts_if_it_has_one() -> None
     assert (loader._load_timeout("a"), loader._load_timeout("b")) == (3, 20)
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_load_takes_as_long_as_the_tiers_own_timeout_allows() -> None:
     tier = {"limits": {"ollama": {"first_token_timeout": 10}}}
     async with gateway_before_ollama(tier=tier, keys={"first_token_timeout": 0.05}, load_seconds=0.3) as (gateway, _):

@@ -86,6 +86,7 @@ async def test_client_that_leaves_during_a_load_aborts_it() -> None:
         assert (await http.get("/api/ps")).json() == {"models": []}
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_requests_beyond_max_queue_are_refused_during_a_load() -> None:
     async with running(Options("ollama", load_seconds=0.2, max_queue=3, parallel=4)) as server:
         answers = await asyncio.gather(*(chat(server, "llama", "Hello", options={"num_predict": 1}) for _ in range(20)))
@@ -101,6 +102,7 @@ async def test_loaded_model_has_an_unbounded_queue() -> None:
     assert [answer["status"] for answer in answers] == [200] * 20
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_different_num_ctx_reloads_the_model() -> None:
     async with running(Options("ollama", load_seconds=0.1)) as server:
         loads = [

@@ -91,6 +91,7 @@ async def test_client_that_leaves_while_its_load_waits_has_still_evicted_the_oth
         assert await loaded(server) == []
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_request_that_waits_for_an_aborted_load_starts_a_new_one() -> None:
     async with running(options(load_seconds=0.3)) as server:
         async with sent(server, "/api/chat", {"model": "a", "messages": user("Hello")}):
@@ -101,6 +102,7 @@ async def test_request_that_waits_for_an_aborted_load_starts_a_new_one() -> None
         assert server.engine.state() == {"running": 0, "waiting": 0, "served": 1, "cancelled": 1}
 
 
+@pytest.mark.virtual_time(only=True)
 async def test_load_is_refused_when_too_many_wait_for_another_load() -> None:
     async with running(options(load_seconds=1.0, max_queue=3)) as server:
         async with sent(server, "/api/chat", {"model": "a", "messages": user("Hello")}):
