@@ -9,6 +9,7 @@ begins, and a test checks them.
 
 import argparse
 import asyncio
+import gc
 import lzma
 import random
 import sys
@@ -302,6 +303,16 @@ def targets(http: HttpServer, images: fuzz_images.ImageRequests) -> list[Target[
         _of_bytes(
             "answer", fuzz_answers.read_plain, fuzz_answers.answer_seeds, fuzz_answers.ANSWER_PIECES, MAX_PLAIN_ANSWER
         ),
+        _of_bytes(
+            "assembled", fuzz_answers.read_assembled, fuzz_answers.assembled_seeds, fuzz_answers.ANSWER_PIECES, 16 * MIB
+        ),
+        _of_bytes(
+            "text",
+            fuzz_answers.read_completion,
+            fuzz_answers.completion_answer_seeds,
+            fuzz_answers.COMPLETION_PIECES,
+            MAX_PLAIN_ANSWER,
+        ),
         _of_bytes("vectors", fuzz_answers.read_vectors, fuzz_answers.vector_seeds, fuzz_answers.VECTOR_PIECES, 2 * MIB),
         _of_images("images", images, fuzz_images.LARGE_SIDE, longest_step, MOST_SECONDS, repeats=2),
         _of_images(
@@ -341,6 +352,8 @@ def main() -> int:
         chosen = [target for target in targets(http, images) if not options.target or target.name in options.target]
         if not chosen:
             parser.error("no such target")
+        gc.collect()
+        gc.freeze()  # as the gateway does: a collection walks only the objects of the work
         return _search_all(chosen, options)
 
 

@@ -2,22 +2,27 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import cast
 
-from gateway.chat.answer import Timings, assemble
+from gateway.chat.answer import Answer, Assembler, Delta, Timings, assemble
 from gateway.chat.embedding import MAX_TEXTS, converted
 from gateway.chat.normalizer import Normalizer
 from gateway.dialects.anthropic_messages import MessageForm
-from gateway.dialects.dialect import ChatForm
+from gateway.dialects.dialect import ChatForm, ChoicesForm
+from gateway.dialects.json_body import LONG_BODY
+from gateway.dialects.long_answers import LONG_LOGPROBS, LONG_TEXT, logprob_runs
 from gateway.dialects.ollama_chat import GenerateForm, LineForm
 from gateway.dialects.openai_chat import CompletionForm, decode
 from gateway.dialects.openai_completions import TextForm
 from gateway.dialects.openai_embeddings import render_embeddings
 from gateway.dialects.openai_responses import ResponseForm
+from gateway.engines.completions import CompletionReader, OpenAiCompleter
 from gateway.engines.embeddings import OllamaEmbedder, OpenAiEmbedder
 from gateway.engines.engine import MAX_PLAIN_ANSWER, LineReader
 from gateway.engines.openai_response import OpenAiReader
 from gateway.engines.vllm import Vllm
 from gateway.errors import GatewayError
+from gateway.relay.turns import YIELD_BYTES
 from gateway.upstream.connection import READ_BYTES
 
 MIB = 1024 * 1024
@@ -117,14 +122,98 @@ def line_seeds() -> list[bytes]:
 
 def read_plain(data: bytes) -> Steps:
     """Read a plain answer of vLLM, or a part of it, and render it for the client of each API."""
-    delta = Vllm().parse_answer(data)
+    yield from _answered(Vllm().parse_answer(data), len(data))
+
+
+def read_completion(data: bytes) -> Steps:
+    """Read a text completion of vLLM, as plain answer and as event, and render it for its client."""
+    yield from _answered(OpenAiCompleter(Vllm()).parse_answer(data), len(data))
+    CompletionReader().feed(b"data: %b\n\n" % data)
     yield
-    chat = decode(_ASKED, MIB)
-    answer = assemble(Normalizer(chat).normalize([delta]))
+
+
+def _answered(delta: Delta, size: int) -> Steps:
+    """Normalise and render a plain answer, as the relay does."""
     yield
+    normalizer = Normalizer(decode(_ASKED, MIB))
+    deltas: list[Delta] = []
+    is_long = size > LONG_BODY and (size > YIELD_BYTES or delta.logprobs is not None)
+    if is_long:
+        logprobs, delta.logprobs = delta.logprobs, None
+        for run in logprob_runs(logprobs or []):
+            yield
+            deltas += normalizer.normalize([Delta(logprobs=run)])
+    answer = assemble([*deltas, *normalizer.normalize([delta])])
+    yield
+    yield from _rendered(answer, is_long)
+
+
+def _rendered(answer: Answer, is_long: bool) -> Steps:
     for form in _forms(is_stream=False):
-        form.answer("a", 1, answer, lambda: _TIMES)
+        if is_long:
+            yield from form.answer_steps("a", 1, answer, lambda: _TIMES)
+        else:
+            form.answer("a", 1, answer, lambda: _TIMES)
         yield
+
+
+def read_assembled(data: bytes) -> Steps:
+    """Read a stream of vLLM for the client of each API that wants a plain answer."""
+    reader, normalizer, assembler = OpenAiReader(), Normalizer(decode(_ASKED, MIB)), Assembler()
+    for start in range(0, len(data), READ_BYTES):
+        assembler.add(normalizer.normalize(reader.feed(data[start : start + READ_BYTES])))
+        assembler.check_size()
+        yield
+    assembler.add(normalizer.normalize(reader.end()))
+    yield
+    is_long = assembler.text_length > LONG_TEXT or assembler.logprob_count > LONG_LOGPROBS
+    answer = assembler.answer()
+    yield
+    yield from _rendered(answer, is_long)
+    choices = [answer] * 4
+    for form in _forms(is_stream=False)[:2]:
+        if is_long:
+            yield from cast("ChoicesForm", form).choices_answer_steps("a", 1, choices, None)
+        yield
+
+
+def assembled_seeds() -> list[bytes]:
+    head, tail = b'data: {"choices":[{"delta":{', b"}}]}\n\n"
+    finish = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+    alternatives = b",".join([b'{"token":"b","logprob":-1}'] * 20)
+    logprob = b'{"token":"a","logprob":-0.5,"top_logprobs":[%b]},'
+    many = (head + b'"content":"a"},"logprobs":{"content":[' + (logprob % b"")[:-1] + b"]}}]}\n\n") * 50_000
+    wide = (head + b'"content":"a"},"logprobs":{"content":[' + (logprob % alternatives)[:-1] + b"]}}]}\n\n") * 9000
+    call = head + b'"tool_calls":[{"index":0,"id":"a","function":{"name":"f","arguments":"%b"}}]' + tail
+    numbered = head + b'"tool_calls":[{"index":%d,"function":{"name":"f","arguments":"{%b}"}}]' + tail
+    many_calls = b"".join(numbered % (number, b"\\n" * 450) for number in range(1000))
+    long_text = (head + b'"content":"' + b"\\u0001" * 5000 + b'"' + tail) * 590
+    return [
+        EVENT * 100 + finish,
+        many_calls + finish,
+        *((call % (b"[" + piece * 10_000)) * 30 + call % b"1]" + finish for piece in (b"[],", b"\\n", b"1,")),
+        *(text + finish for text in (many, wide, long_text, long_text.replace(b"content", b"reasoning"))),
+    ]
+
+
+COMPLETION_PIECES = [
+    b'"a",', b"[", b"]", b",", b"{", b"}", b'"tokens":[', b'"token_logprobs":[', b'"top_logprobs":[{', b'"a":1,',
+    b"null,", b"-0.5,", b'"text":"', b"\\n", b'{"a":-1},',
+]  # fmt: skip
+
+
+def completion_answer_seeds() -> list[bytes]:
+    head, tail = b'{"choices":[{"text":"a","finish_reason":"stop","logprobs":{', b"}}]}"
+    alternatives = b",".join(b'"%x":-1' % number for number in range(60_000))
+    return [
+        head + b'"tokens":["a"]' + tail,
+        head + b'"tokens":[' + b'"a",' * 1_000_000 + b'"a"]' + tail,
+        head + b'"tokens":[' + b'"a",' * 59_000 + b'"a"]' + tail,
+        head + b'"tokens":["a"],"top_logprobs":[{' + alternatives + b"}]" + tail,
+        head + b'"tokens":[' + b'"a",' * 20_000 + b'"a"],"top_logprobs":[' + b'{"b":1},' * 20_000 + b"{}]" + tail,
+        head + b'"token_logprobs":[' + b"0," * 2_000_000 + b"0]" + tail,
+        b'{"choices":[{"text":"' + b"\\u0001" * 499_000 + b'","finish_reason":"stop"}]}',
+    ]
 
 
 def answer_seeds() -> list[bytes]:

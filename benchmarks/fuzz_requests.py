@@ -5,6 +5,7 @@ when a slot is free. A long one is parsed in steps.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import orjson
 
@@ -101,7 +102,19 @@ def parse_rerank(body: bytes) -> Steps:
     yield
 
 
+def _full_arguments() -> str:
+    """Return the arguments of a call with as many arrays as a request has room for."""
+    return '{"a":[' + "[]," * 300_000 + "1]}"
+
+
+def _turn(arguments: str, count: int = 1) -> dict[str, Any]:
+    """Return a message with calls in the form of chat completions."""
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "tool_calls": [call] * count}
+
+
 def chat_seeds() -> list[bytes]:
+    few_arrays = '{"a":[' + "[]," * 9900 + "1]}"
     calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"a":[' + "[]" * 900 + "1]}"}}]
     short_calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}] * 128
     return [
@@ -112,6 +125,9 @@ def chat_seeds() -> list[bytes]:
         _BODY[:-1] + b',"logit_bias":{' + b",".join([b'"%d":1' % token for token in range(24_000)]) + b"}}",
         orjson.dumps({"model": "m", "messages": [MESSAGE] * 2048}),
         tools_body([{"type": "object", "properties": {"a": {"enum": [*range(6000)]}}}] * 3),
+        orjson.dumps({"model": "m", "messages": [MESSAGE, _turn(_full_arguments())]}),
+        orjson.dumps({"model": "m", "messages": [MESSAGE, _turn(few_arrays, 30)]}),
+        orjson.dumps({"model": "m", "messages": [MESSAGE], "guided_json": _full_arguments()}),
     ]
 
 
@@ -135,6 +151,7 @@ def response_seeds() -> list[bytes]:
         orjson.dumps({"model": "m", "input": [{"type": "message", "role": "user", "content": parts[:5]}] * 2000}),
         orjson.dumps({"model": "m", "input": [{"type": "reasoning", "content": [{"text": "a"}] * 14_000}]}),
         orjson.dumps({"model": "m", "input": [call, result] * 1000, "tools": tools}),
+        orjson.dumps({"model": "m", "input": [call | {"arguments": _full_arguments()}]}),
     ]
 
 
@@ -181,6 +198,7 @@ def ollama_seeds() -> list[bytes]:
         orjson.dumps({"model": "m", "messages": turn * 15}),
         orjson.dumps({"model": "m", "messages": [MESSAGE], "tools": tools}),
         orjson.dumps({"model": "m", "messages": [images] * 2000}),
+        orjson.dumps({"model": "m", "messages": [MESSAGE, _turn(_full_arguments())]}),
     ]
 
 

@@ -15,7 +15,7 @@ from gateway.api.hosts import HostCheck
 from gateway.api.model_names import ModelNames
 from gateway.api.request_headers import random_id
 from gateway.body_memory import weight
-from gateway.chat.checks import check, check_in_steps
+from gateway.chat.checks import check, check_in_steps, needs_steps
 from gateway.chat.completion import Completion
 from gateway.chat.image_address import parse_prefix
 from gateway.chat.images import ImageNormalizer
@@ -102,7 +102,7 @@ class ChatEndpoint(Endpoint[ChatCall]):
         self, client: ClientConnection, call: ChatCall, text_size: int, head: RequestContext
     ) -> ChatRelay | ChoicesRelay:
         asked = call.chat
-        if text_size > LARGE_SCHEMAS and asked.has_schemas:
+        if text_size > LARGE_SCHEMAS and needs_steps(asked):
             for _ in check_in_steps(asked):
                 await asyncio.sleep(0)
         else:

@@ -3,7 +3,20 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Raw, Struct
+
+from gateway.errors import UpstreamError
+
+MAX_TEXT = 3_000_000
+"""Maximum number of characters in an answer that is assembled. No model writes more."""
+MAX_ARGUMENTS, MAX_BRACKETS = 1_000_000, 20_000
+"""Maximum number of characters, and of opening brackets, in the arguments of all calls of an answer. Each
+client API renders them in one step, and Ollama's and Anthropic's parse them."""
+MAX_LOGPROBS = 200_000
+"""Maximum number of tokens and alternatives with log probabilities in an answer that is assembled: 9,500
+tokens with 20 alternatives."""
+MAX_CALLS = 1024
+"""Maximum number of tool calls in an answer."""
 
 ReasoningField = Literal["reasoning", "reasoning_content", "both"]
 """Name of the field of chat completions with the reasoning. OpenAI's API has none."""
@@ -106,7 +119,8 @@ class Answer(Struct):
     finish: FinishReason
     usage: Usage | None
     calls: list[CallDelta]
-    logprobs: list[ChosenLogprob] | None
+    logprobs: list[ChosenLogprob] | Raw | None
+    """Raw: what a form is to write in their place."""
     stop_sequence: str | None = None
 
 
@@ -124,8 +138,8 @@ class Assembler:
     """Combines the deltas of an answer as they come, in linear time."""
 
     __slots__ = (
-        "_calls", "_content", "_finish", "_logprobs", "_reasoning", "_stop_sequence", "_usage", "logprob_count",
-        "text_length",
+        "_arguments_length", "_brackets", "_calls", "_content", "_finish", "_logprobs", "_reasoning",
+        "_stop_sequence", "_usage", "logprob_count", "text_length",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -140,10 +154,22 @@ class Assembler:
         """Number of characters of content, reasoning and the arguments of calls."""
         self.logprob_count = 0
         """Number of tokens and alternatives."""
+        self._arguments_length = self._brackets = 0
 
-    @property
-    def call_count(self) -> int:
-        return len(self._calls)
+    def check_size(self) -> None:
+        """Check that the answer so far is not too large to be rendered.
+
+        Raises:
+            UpstreamError: it is.
+        """
+        if (
+            self.text_length > MAX_TEXT
+            or self._arguments_length > MAX_ARGUMENTS
+            or self._brackets > MAX_BRACKETS
+            or len(self._calls) > MAX_CALLS
+            or self.logprob_count > MAX_LOGPROBS
+        ):
+            raise UpstreamError("too_large")
 
     def add(self, deltas: Sequence[Delta]) -> None:
         for delta in deltas:
@@ -172,6 +198,8 @@ class Assembler:
         if piece.arguments:
             call.arguments.append(piece.arguments)
             self.text_length += len(piece.arguments)
+            self._arguments_length += len(piece.arguments)
+            self._brackets += piece.arguments.count("{") + piece.arguments.count("[")
 
     def calls(self) -> list[CallDelta]:
         """Return the tool calls so far."""
@@ -185,7 +213,11 @@ class Assembler:
 
 
 def assemble(deltas: Sequence[Delta]) -> Answer:
-    """Combine the deltas of an answer."""
+    """Combine the deltas of an answer.
+
+    Raises:
+        UpstreamError: its tool calls are too large to be rendered.
+    """
     if len(deltas) == 1 and deltas[0].calls is None:  # a plain answer
         whole = deltas[0]
         return Answer(
@@ -199,4 +231,5 @@ def assemble(deltas: Sequence[Delta]) -> Answer:
         )
     assembler = Assembler()
     assembler.add(deltas)
+    assembler.check_size()
     return assembler.answer()

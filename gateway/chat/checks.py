@@ -22,12 +22,32 @@ MAX_SCHEMAS = 128 * 1024
 MAX_PROCESSOR_NUMBER = 2**24
 """Maximum of a number in `mm_processor_kwargs`. Qwen-VL's own `max_pixels` is 12,845,056."""
 MAX_PROCESSOR_VALUES = 32
+_WORK_PER_STEP, _WORK_PER_CALL = 16 * 1024, 64
+"""Characters of the arguments that are read in one step, and how many a call counts for besides."""
+
+
+def needs_steps(chat: Chat) -> bool:
+    """Return whether a long chat may take `check` more than some milliseconds."""
+    return chat.has_schemas or not chat.has_plain_messages
 
 
 def check_in_steps(chat: Chat) -> Iterator[None]:
     """Do the same as `check` in steps, each of which takes at most some milliseconds."""
     yield from _check_tools(chat)
+    yield from _read_arguments(chat)
     check(chat, are_tools_checked=True)
+
+
+def _read_arguments(chat: Chat) -> Iterator[None]:
+    """Find out the form of the arguments of earlier calls, which every engine needs."""
+    work = 0
+    for message in () if chat.has_plain_messages else chat.messages:
+        for call in message.tool_calls or ():
+            work += len(call.function.arguments) + _WORK_PER_CALL
+            if work > _WORK_PER_STEP:
+                yield
+                work = 0
+            call.function.form  # noqa: B018 - kept by the function
 
 
 def check(chat: Chat, *, are_tools_checked: bool = False) -> None:

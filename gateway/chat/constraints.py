@@ -14,6 +14,8 @@ from gateway.chat.schema_repair import repair
 from gateway.errors import InvalidRequest, UnsupportedParameter
 
 MAX_CHOICES, MAX_PATTERN, MAX_GRAMMAR = 1000, 2000, 16 * 1024
+MAX_SCHEMA_TEXT = 128 * 1024
+"""Maximum length of a JSON Schema that is given as text, whose white space does not count as schema."""
 MAX_NESTING = 32
 """Maximum nesting of brackets in a pattern or grammar: the compilers of the engines recurse."""
 
@@ -77,10 +79,12 @@ def schema_of(json: dict[str, Any] | str, param: str) -> dict[str, Any]:
     """Return a JSON Schema that may be given as text.
 
     Raises:
-        InvalidRequest: it is not the JSON of an object.
+        InvalidRequest: it is not the JSON of an object, or too long to be parsed.
     """
     if isinstance(json, dict):
         return json
+    if len(json) > MAX_SCHEMA_TEXT:
+        raise InvalidRequest(f"'{param}' has more than {MAX_SCHEMA_TEXT} characters.", param=param)
     try:
         schema = orjson.loads(json)
     except orjson.JSONDecodeError:

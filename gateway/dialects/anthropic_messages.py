@@ -15,6 +15,7 @@ from gateway.dialects.anthropic_request import parse_messages
 from gateway.dialects.dialect import JSON_LINES, ChatCall, Clock, ErrorForm
 from gateway.dialects.json_body import Steps, completed
 from gateway.dialects.json_text import escaped, json_text
+from gateway.dialects.long_answers import LongAnswers
 from gateway.dialects.openai_chat import STREAM_LINES
 from gateway.errors import ContextLengthExceeded, GatewayError
 
@@ -189,7 +190,7 @@ class MessageRenderer:
         return _event(b"content_block_delta", data)
 
 
-class MessageForm(Struct, AnthropicErrors, frozen=True, gc=False):
+class MessageForm(Struct, AnthropicErrors, LongAnswers, frozen=True, gc=False):
     """A `message` object, or a stream of events."""
 
     endpoint: ClassVar[str] = "messages"

@@ -2,6 +2,7 @@
 
 from gateway.chat.answer import Answer, Usage
 from gateway.dialects.dialect import Clock, OpenAiErrors
+from gateway.dialects.json_body import Steps
 from gateway.errors import GatewayError
 
 
@@ -20,6 +21,11 @@ class KeptChoice(OpenAiErrors):
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
         self.whole, self.usage, self.is_complete = answer, answer.usage, True
         return b""
+
+    def answer_steps(self, id: str, created: int, answer: Answer, clock: Clock) -> Steps[list[bytes]]:
+        self.answer(id, created, answer, clock)
+        yield
+        return []
 
     def error_body(self, error: GatewayError) -> bytes:
         self.error = error

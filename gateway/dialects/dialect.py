@@ -112,6 +112,9 @@ class ChatForm(Form, Protocol):
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
         """Return the JSON of a plain answer."""
 
+    def answer_steps(self, id: str, created: int, answer: Answer, clock: Clock) -> Steps[list[bytes]]:
+        """Render a long plain answer in steps, as its parts."""
+
 
 class ChoiceForm(ChatForm, Protocol):
     """The form of one of several choices. It keeps what belongs to the whole answer."""
@@ -132,6 +135,11 @@ class ChoicesForm(ChatForm, Protocol):
 
     def choices_answer(self, id: str, created: int, answers: Sequence[Answer | None], usage: Usage | None) -> bytes:
         """Return the JSON of a plain answer."""
+
+    def choices_answer_steps(
+        self, id: str, created: int, answers: Sequence[Answer | None], usage: Usage | None
+    ) -> Steps[list[bytes]]:
+        """Render a long plain answer in steps, as its parts."""
 
     def choices_end(self, id: str, created: int, usage: Usage | None) -> bytes:
         """Return what follows the last delta of all choices."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import msgspec
 import orjson
-from msgspec import Struct, structs
+from msgspec import Raw, Struct, structs
 
 from gateway.chat.answer import (
     Answer,
@@ -27,6 +27,7 @@ from gateway.chat.request import CalledFunction
 from gateway.dialects.dialect import ChatCall, Clock, ErrorForm
 from gateway.dialects.json_body import Steps, completed
 from gateway.dialects.json_text import escaped, json_text, json_value
+from gateway.dialects.long_answers import LongAnswers
 from gateway.dialects.ollama_request import ParsedRequest, parse_chat, parse_generate
 from gateway.errors import GatewayError, ModelNotFound
 
@@ -175,7 +176,7 @@ def _done(finish: FinishReason | None) -> bytes:
     return b'"done":true,"done_reason":"%b"' % (b"length" if finish == "length" else b"stop")
 
 
-def _logprobs(logprobs: list[ChosenLogprob] | None) -> bytes:
+def _logprobs(logprobs: list[ChosenLogprob] | Raw | None) -> bytes:
     return b"" if not logprobs else b',"logprobs":' + _encode(logprobs)
 
 
@@ -254,7 +255,7 @@ class LineRenderer:
         return json_value({"error": ollama_message(error)}) + b"\n"
 
 
-class LineForm(Struct, OllamaErrors, frozen=True, gc=False):
+class LineForm(Struct, OllamaErrors, LongAnswers, frozen=True, gc=False):
     """The form of a request of `/api/chat`: lines of JSON, or one object."""
 
     endpoint: ClassVar[str] = "ollama_chat"

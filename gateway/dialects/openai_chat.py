@@ -27,6 +27,7 @@ from gateway.dialects.json_body import (
     without_images,
 )
 from gateway.dialects.json_text import escaped, json_value
+from gateway.dialects.long_answers import LongChoices
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge
 
 STREAM_LINES = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
@@ -198,7 +199,7 @@ def _reasoning_json(reasoning: str, field: ReasoningField) -> bytes:
     return b'"%b":%b' % (field.encode(), text)
 
 
-def _logprobs_json(logprobs: list[ChosenLogprob]) -> bytes:
+def _logprobs_json(logprobs: list[ChosenLogprob] | Raw) -> bytes:
     return b'{"content":%b,"refusal":null}' % json_value(logprobs)
 
 
@@ -316,10 +317,11 @@ class StreamRenderer:
 _COMPLETION = b'{"id":"chatcmpl-%b","object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b}'
 
 
-class CompletionForm(Struct, OpenAiErrors, frozen=True, gc=False):
+class CompletionForm(Struct, OpenAiErrors, LongChoices, frozen=True, gc=False):
     """A `chat.completion` object, or a stream of `chat.completion.chunk` events."""
 
     endpoint: ClassVar[str] = "chat"
+    shows_arguments_as_text: ClassVar[bool] = True
     stream_lines: ClassVar[bytes] = STREAM_LINES
 
     model: str

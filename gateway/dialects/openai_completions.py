@@ -5,12 +5,12 @@ without a chat template.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 import msgspec
 import orjson
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 from gateway.chat.answer import Answer, ChosenLogprob, Delta, Usage
 from gateway.chat.completion import MAX_COMPLETIONS, Completion, prompt_messages
@@ -27,6 +27,7 @@ from gateway.dialects.choices import KeptChoice
 from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors
 from gateway.dialects.json_body import LONG_BODY, Steps, completed, decode_fields, explain, has_too_many_members
 from gateway.dialects.json_text import escaped, json_value
+from gateway.dialects.long_answers import LongChoices, array_slices, logprob_runs
 from gateway.dialects.openai_chat import STREAM_LINES, usage_json
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 
@@ -161,25 +162,48 @@ def _explain(text: str) -> InvalidRequest:
 # Answers
 
 
-def _logprobs_json(logprobs: list[ChosenLogprob] | None, offset: int) -> bytes:
-    """Render the log probabilities. `offset` is the number of characters of the tokens before.
-
-    The chosen token is always among the alternatives, as at OpenAI and vLLM.
-    """
+def _logprobs_json(logprobs: list[ChosenLogprob] | Raw | None, offset: int) -> bytes:
+    """Render the log probabilities. `offset` is the number of characters of the tokens before."""
     if logprobs is None:
         return b"null"
-    offsets = []
-    for one in logprobs:
-        offsets.append(offset)
-        offset += len(one.token)
-    alternatives = [
-        {one.token: one.logprob} | {other.token: other.logprob for other in one.top_logprobs} for one in logprobs
-    ]
+    if isinstance(logprobs, Raw):
+        return bytes(logprobs)
     return b'{"text_offset":%b,"token_logprobs":%b,"tokens":%b,"top_logprobs":%b}' % (
-        msgspec.json.encode(offsets),
-        msgspec.json.encode([one.logprob for one in logprobs]),
-        json_value([one.token for one in logprobs]),
-        json_value(alternatives),
+        _Offsets(offset).render(logprobs),
+        _values_json(logprobs),
+        _tokens_json(logprobs),
+        _alternatives_json(logprobs),
+    )
+
+
+class _Offsets:
+    """Renders the places of tokens in the text, run by run."""
+
+    __slots__ = ("_next",)
+
+    def __init__(self, first: int) -> None:
+        self._next = first
+
+    def render(self, logprobs: list[ChosenLogprob]) -> bytes:
+        offsets = []
+        for one in logprobs:
+            offsets.append(self._next)
+            self._next += len(one.token)
+        return msgspec.json.encode(offsets)
+
+
+def _values_json(logprobs: list[ChosenLogprob]) -> bytes:
+    return msgspec.json.encode([one.logprob for one in logprobs])
+
+
+def _tokens_json(logprobs: list[ChosenLogprob]) -> bytes:
+    return json_value([one.token for one in logprobs])
+
+
+def _alternatives_json(logprobs: list[ChosenLogprob]) -> bytes:
+    """Render the alternatives. The chosen token is always among them, as at OpenAI and vLLM."""
+    return json_value(
+        [{one.token: one.logprob} | {other.token: other.logprob for other in one.top_logprobs} for one in logprobs]
     )
 
 
@@ -248,7 +272,7 @@ class CompletionRenderer:
         return b"data: %b\n\n" % error.envelope()
 
 
-class TextForm(Struct, OpenAiErrors, frozen=True, gc=False):
+class TextForm(Struct, OpenAiErrors, LongChoices, frozen=True, gc=False):
     """A `text_completion` object, or a stream of them."""
 
     endpoint: ClassVar[str] = "completions"
@@ -260,6 +284,19 @@ class TextForm(Struct, OpenAiErrors, frozen=True, gc=False):
 
     def stream(self, id: str, created: int) -> CompletionRenderer:
         return CompletionRenderer(id, created, self)
+
+    def logprob_slices(self, logprobs: list[ChosenLogprob]) -> Iterator[bytes]:
+        before = b"{"
+        for name, render in (
+            (b"text_offset", _Offsets(0).render),
+            (b"token_logprobs", _values_json),
+            (b"tokens", _tokens_json),
+            (b"top_logprobs", _alternatives_json),
+        ):
+            yield b'%b"%b":' % (before, name)
+            yield from array_slices(logprob_runs(logprobs), render)
+            before = b","
+        yield b"}"
 
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
         return self.choices_answer(id, created, [answer], answer.usage)

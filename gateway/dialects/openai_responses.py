@@ -4,16 +4,18 @@ Events, their order and their sequence numbers are those of OpenAI (openai-pytho
 An answer that was cut at its token limit is `incomplete`, in the object and in the last event.
 """
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import msgspec
 import orjson
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, Usage
 from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors
 from gateway.dialects.json_body import Steps, completed
 from gateway.dialects.json_text import escaped, json_text
+from gateway.dialects.long_answers import LongAnswers, array_slices, logprob_runs
 from gateway.dialects.openai_chat import STREAM_LINES
 from gateway.dialects.responses_items import REASONING_PREFIX
 from gateway.dialects.responses_request import parse_response
@@ -34,10 +36,14 @@ def _usage(usage: Usage | None) -> dict[str, Any] | None:
     }
 
 
-def _logprobs(logprobs: list[ChosenLogprob] | None) -> orjson.Fragment:
+def _logprobs(logprobs: list[ChosenLogprob] | Raw | None) -> orjson.Fragment:
+    return orjson.Fragment(bytes(logprobs) if isinstance(logprobs, Raw) else _logprobs_json(logprobs or []))
+
+
+def _logprobs_json(logprobs: list[ChosenLogprob]) -> bytes:
     """Render the log probabilities. `bytes` is never null here, unlike in a chat completion."""
     # Quotes within strings are escaped, so this can only be the member.
-    return orjson.Fragment(msgspec.json.encode(logprobs or []).replace(b'"bytes":null', b'"bytes":[]'))
+    return msgspec.json.encode(logprobs).replace(b'"bytes":null', b'"bytes":[]')
 
 
 def _reasoning_item(id: str, text: str, status: str) -> dict[str, Any]:
@@ -45,7 +51,7 @@ def _reasoning_item(id: str, text: str, status: str) -> dict[str, Any]:
     return {"id": id, "type": "reasoning", "summary": [], "content": content, "status": status}
 
 
-def _text_part(text: str, logprobs: list[ChosenLogprob] | None = None) -> dict[str, Any]:
+def _text_part(text: str, logprobs: list[ChosenLogprob] | Raw | None = None) -> dict[str, Any]:
     return {"type": "output_text", "annotations": [], "logprobs": _logprobs(logprobs), "text": text}
 
 
@@ -262,10 +268,11 @@ class EventRenderer:
         return done + self._event("response.output_item.done", output_index=item.index, item=whole)
 
 
-class ResponseForm(Struct, OpenAiErrors, frozen=True, gc=False):
+class ResponseForm(Struct, OpenAiErrors, LongAnswers, frozen=True, gc=False):
     """A `response` object, or a stream of events."""
 
     endpoint: ClassVar[str] = "responses"
+    shows_arguments_as_text: ClassVar[bool] = True
     stream_lines: ClassVar[bytes] = STREAM_LINES
 
     model: str
@@ -274,6 +281,9 @@ class ResponseForm(Struct, OpenAiErrors, frozen=True, gc=False):
 
     def stream(self, id: str, created: int) -> EventRenderer:
         return EventRenderer(_Response(id, created, self.model, self.echo))
+
+    def logprob_slices(self, logprobs: list[ChosenLogprob]) -> Iterator[bytes]:
+        yield from array_slices(logprob_runs(logprobs), lambda run: escaped(_logprobs_json(run)))
 
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
         response = _Response(id, created, self.model, self.echo)

@@ -5,16 +5,15 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Raw, Struct
 
-from gateway.chat.answer import ChosenLogprob, Delta, TokenLogprob
+from gateway.chat.answer import MAX_TEXT, ChosenLogprob, Delta, TokenLogprob
 from gateway.chat.completion import Completion
 from gateway.chat.request import Chat
 from gateway.engines.engine import (
-    MAX_OBJECTS,
     MAX_REFUSAL,
-    MAX_TEXT,
     ModelFacts,
     ResponseReader,
     broken_off,
+    check_members,
     decode,
     is_error,
     unreadable,
@@ -49,6 +48,11 @@ class Completer(Protocol):
 
 
 # OpenAI's API
+
+MAX_LOGPROB_VALUES = 60_000
+"""Maximum number of commas in a plain answer or an event. Each token with log probabilities has three."""
+MAX_LOGPROBS = 12_000
+"""Maximum number of tokens and alternatives in a plain answer or an event. All of them become objects."""
 
 
 class _Logprobs(Struct, gc=False):
@@ -127,8 +131,7 @@ class OpenAiCompleter:
         return CompletionReader(self._known_texts)
 
     def parse_answer(self, body: bytes) -> Delta:
-        if body.count(b"{") > MAX_OBJECTS:
-            raise UpstreamError("too_large")
+        check_members(body, MAX_LOGPROB_VALUES)
         parsed = decode(_bodies, body)
         if parsed is None or not parsed.choices or parsed.choices[0].finish_reason is None:
             raise UpstreamError("malformed", "The model backend returned an invalid response.")
@@ -154,6 +157,7 @@ class CompletionReader(OpenAiReader):
             if line.startswith(b"{"):  # an event without `data:`, such as an error
                 raise unreadable()
             return
+        check_members(data, MAX_LOGPROB_VALUES)
         event = None if data == DONE else decode(_bodies, data)
         if event is None:
             if data.strip() == DONE:
@@ -181,6 +185,8 @@ def _chosen(logprobs: _Logprobs | None) -> list[ChosenLogprob] | None:
     if logprobs is None or logprobs.tokens is None:
         return None if logprobs is None else logprobs.content
     values, alternatives = logprobs.token_logprobs or [], logprobs.top_logprobs or []
+    if len(logprobs.tokens) + sum(len(found) for found in alternatives if found) > MAX_LOGPROBS:
+        raise UpstreamError("too_large")
     return [
         ChosenLogprob(
             token,

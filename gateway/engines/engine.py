@@ -22,16 +22,11 @@ MAX_PLAIN_ANSWER = 4 * 1024 * 1024
 MAX_OBJECTS = 30_000
 """Maximum number of JSON objects in a plain answer, such as log probabilities. Each takes 1 µs."""
 
-MAX_TEXT = 3_000_000
-"""Maximum number of characters in an assembled answer. No model writes more, and line ends take 10 ms
-per million to render."""
+MAX_VALUES = 250_000
+"""Maximum number of commas in a plain answer, such as those between the bytes of tokens."""
 
-MAX_LOGPROBS = 200_000
-"""Maximum number of tokens and alternatives with log probabilities in an assembled answer: 9,500 tokens
-with 20 alternatives. They take 40 ms to render."""
-
-MAX_CALLS = 1024
-"""Maximum number of tool calls in an assembled answer."""
+MAX_ESCAPES = 500_000
+"""Maximum number of backslashes in a plain answer."""
 
 BYTES_PER_TOKEN = 4
 """Estimated bytes of prompt per token."""
@@ -310,6 +305,20 @@ def unsupported(name: str, advice: str) -> UnsupportedParameter:
 
 
 T = TypeVar("T")
+_FEW = 60_000
+"""Bytes of an answer that cannot have too many members."""
+
+
+def check_members(body: bytes, most_values: int = MAX_VALUES) -> None:
+    """Check that a plain answer, or a line of a stream, is not too costly to decode.
+
+    Raises:
+        UpstreamError: it has too many objects, values or escapes.
+    """
+    if len(body) > _FEW and (
+        body.count(b"{") > MAX_OBJECTS or body.count(b",") > most_values or body.count(b"\\") > MAX_ESCAPES
+    ):
+        raise UpstreamError("too_large")
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes | Raw) -> T | None:

@@ -6,14 +6,13 @@ from typing import ClassVar
 import msgspec
 from msgspec import Raw, Struct
 
-from gateway.chat.answer import CachedUsage, CallDelta, ChosenLogprob, Delta, FinishReason, Usage
+from gateway.chat.answer import MAX_CALLS, MAX_TEXT, CachedUsage, CallDelta, ChosenLogprob, Delta, FinishReason, Usage
 from gateway.engines.engine import (
-    MAX_OBJECTS,
     MAX_REFUSAL,
-    MAX_TEXT,
     MAX_TOKENS,
     LineReader,
     broken_off,
+    check_members,
     decode,
     is_error,
     possible_tokens,
@@ -124,8 +123,6 @@ _is_json_text = _json_text.fullmatch
 _has_line_end = re.compile(rb"\xe2\x80[\xa8\xa9]|\xc2\x85").search
 """U+2028, U+2029 and U+0085, which some clients take for line ends."""
 
-_MANY_OBJECTS = 2 * MAX_OBJECTS
-"""Bytes of a plain answer from which it may have too many objects."""
 _SHORT_TEXT = 32
 _MAX_KNOWN = 10_000
 """Maximum number of remembered valid token texts of at most 32 bytes: about 1 MiB."""
@@ -330,8 +327,7 @@ def parse_answer(body: bytes) -> Delta:
     Raises:
         UpstreamError: the body is not an answer, or has too many objects.
     """
-    if len(body) > _MANY_OBJECTS and body.count(b"{") > MAX_OBJECTS:
-        raise UpstreamError("too_large")
+    check_members(body)
     try:
         parsed: _Answer | None = _answers.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -341,7 +337,7 @@ def parse_answer(body: bytes) -> Delta:
         raise UpstreamError("malformed", "The model backend returned an invalid response.")
     message = choice.message
     content, reasoning = message.content or "", message.reasoning or message.reasoning_content or ""
-    if len(content) + len(reasoning) > MAX_TEXT:
+    if len(content) + len(reasoning) > MAX_TEXT or (message.tool_calls and len(message.tool_calls) > MAX_CALLS):
         raise UpstreamError("too_large")
     return Delta(
         content,

@@ -14,14 +14,13 @@ from gateway.chat.prompt_blocks import PromptBlocks, prompt_blocks
 from gateway.chat.request import LARGE_SCHEMAS
 from gateway.chat.stop_sequences import StopMatcher
 from gateway.dialects.dialect import ChatForm
+from gateway.dialects.json_body import LONG_BODY
+from gateway.dialects.long_answers import LONG_LOGPROBS, LONG_TEXT, logprob_runs
 from gateway.engines.completions import Completer
 from gateway.engines.engine import (
     MAX_ANSWER,
-    MAX_CALLS,
-    MAX_LOGPROBS,
     MAX_PLAIN_ANSWER,
     MAX_REFUSAL,
-    MAX_TEXT,
     Engine,
     ResponseReader,
     estimated_tokens,
@@ -153,13 +152,15 @@ class ChatRelay(RequeueableRelay):
                 await self._pump(response, engine.reader(self._chat))
                 return
             whole = response.whole(MAX_PLAIN_ANSWER)
-            delta = engine.parse_answer(await response.read(MAX_PLAIN_ANSWER) if whole is None else whole)
+            if whole is None:
+                whole = await response.read(MAX_PLAIN_ANSWER)
+            delta = engine.parse_answer(whole)
             self._meter.usage, self._meter.has_said = delta.usage, bool(delta.content) or delta.is_piece
-            deltas = self._normalized([delta])
-            answer = self._rendered(assemble(deltas if self._stops is None else self._until_stop(deltas, self._stops)))
-            if len(answer) > YIELD_BYTES:
-                await asyncio.sleep(0)
-            self._answer_json(answer)
+            size = len(whole)
+            is_long = size > LONG_BODY and (size > YIELD_BYTES or delta.logprobs is not None)
+            deltas = await self._normalized_in_turns(delta) if is_long else self._normalized([delta])
+            answer = assemble(deltas if self._stops is None else self._until_stop(deltas, self._stops))
+            await self._answer(answer, is_long)
 
     def _endpoint(self, server: Server) -> tuple[Engine | Completer, bytes]:
         """Return what renders and reads the exchange with `server`, and the head of the request."""
@@ -206,7 +207,9 @@ class ChatRelay(RequeueableRelay):
             write(renderer.end(self._timings))
             self._client.end()
         else:
-            await self._answer((self._collected or Assembler()).answer())
+            collected = self._collected or Assembler()
+            is_long = collected.text_length > LONG_TEXT or collected.logprob_count > LONG_LOGPROBS
+            await self._answer(collected.answer(), is_long)
 
     # Stream back
 
@@ -261,12 +264,7 @@ class ChatRelay(RequeueableRelay):
         if collected is None:
             collected = self._collected = Assembler()
         collected.add(deltas)
-        if (
-            collected.text_length > MAX_TEXT
-            or collected.call_count > MAX_CALLS
-            or collected.logprob_count > MAX_LOGPROBS
-        ):
-            raise UpstreamError("too_large")
+        collected.check_size()
 
     def _until_stop(self, deltas: list[Delta], stops: StopMatcher) -> list[Delta]:
         """Return the deltas before a stop sequence, and at one the end of the answer.
@@ -301,17 +299,25 @@ class ChatRelay(RequeueableRelay):
             self._silent_since = None
         return normalized
 
-    def _rendered(self, answer: Answer) -> bytes:
-        """Render the whole answer, once nothing more of it comes."""
-        self._meter.end_upstream()
-        request = self._request
-        return self._form.answer(request.answer_id, request.created, answer, self._timings)
-
-    async def _answer(self, answer: Answer) -> None:
-        body = self._rendered(answer)
-        if len(body) > YIELD_BYTES:
+    async def _normalized_in_turns(self, delta: Delta) -> list[Delta]:
+        """Normalise a long plain answer: its log probabilities take longest, and come in slices."""
+        logprobs, delta.logprobs = delta.logprobs, None
+        deltas: list[Delta] = []
+        for run in logprob_runs(logprobs or []):
             await asyncio.sleep(0)
-        self._answer_json(body)
+            if run:
+                deltas += self._normalized([Delta(logprobs=run)])
+        return deltas + self._normalized([delta])
+
+    async def _answer(self, answer: Answer, is_long: bool) -> None:
+        """Render the whole answer, once nothing more of it comes, and send it."""
+        self._meter.end_upstream()
+        request, form = self._request, self._form
+        if is_long:
+            steps = form.answer_steps(request.answer_id, request.created, answer, self._timings)
+            self._answer_json(await in_turns(steps))
+        else:
+            self._answer_json(form.answer(request.answer_id, request.created, answer, self._timings))
 
     def _trailing_error(self, error: GatewayError) -> bytes:
         return super()._trailing_error(error) if self._renderer is None else self._renderer.error(error)

@@ -18,9 +18,11 @@ from gateway.chat.answer import Usage
 from gateway.chat.completion import Completion
 from gateway.chat.request import Chat
 from gateway.dialects.dialect import ChoiceForm, ChoicesForm
+from gateway.dialects.long_answers import is_long
 from gateway.errors import ClientLeft, Crash, GatewayError
 from gateway.relay.chat import ChatRelay
 from gateway.relay.requests import ClientConnection
+from gateway.relay.turns import in_turns
 from gateway.telemetry.exchange import Attribution, Exchange
 
 MakeRelay = Callable[["ChoiceConnection", Chat, ChoiceForm], ChatRelay]
@@ -140,7 +142,7 @@ class ChoicesRelay:
                         group.create_task(self._run(index, share))
             finally:
                 client.on_leave = client.on_pause = client.on_resume = None
-            self._finish()
+            await self._finish()
         finally:
             self._record()
 
@@ -179,7 +181,7 @@ class ChoicesRelay:
         if data and self._failed is None:
             self._client.write(data)
 
-    def _finish(self) -> None:
+    async def _finish(self) -> None:
         client, form, error = self._client, self._form, self._error
         if isinstance(error, ClientLeft) or client.gone:
             return
@@ -187,11 +189,12 @@ class ChoicesRelay:
         if error is None and form.is_stream:
             client.write(form.choices_end(self._id, self._created, usage))
         elif error is None:
-            body = form.choices_answer(self._id, self._created, [choice.whole for choice in self._choices], usage)
+            body = await self._rendered(usage)
             if not self._is_open:
                 client.answer(200, self._connections[0].header_lines, body)
                 return
-            client.write(body)
+            for part in body if isinstance(body, list) else (body,):
+                client.write(part)
         elif self._is_open:
             client.write(form.choices_error(error))
         else:
@@ -199,6 +202,12 @@ class ChoicesRelay:
             client.answer(form.error_status(error), lines, form.error_body(error))
             return
         client.end()
+
+    async def _rendered(self, usage: Usage | None) -> bytes | list[bytes]:
+        answers = [choice.whole for choice in self._choices]
+        if is_long(answers):
+            return await in_turns(self._form.choices_answer_steps(self._id, self._created, answers, usage))
+        return self._form.choices_answer(self._id, self._created, answers, usage)
 
     def _keep(self, index: int, exchange: Exchange, attribution: Attribution | None = None) -> None:
         """Keep the record of one choice. All choices have the same person and images."""

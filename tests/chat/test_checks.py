@@ -1,10 +1,11 @@
 """Tests of the checks that a request's field types cannot express."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from gateway.chat.checks import check
+from gateway.chat.checks import check, check_in_steps, needs_steps
 from gateway.chat.json_schema import MAX_SCHEMA
 from gateway.dialects.openai_chat import decode
 from gateway.errors import InvalidRequest, UnsupportedParameter
@@ -160,3 +161,21 @@ def test_schema_beyond_the_validators_limits_is_rejected(schema: dict[str, Any])
     ):
         error = rejected(**fields)
         assert (error.code, error.param) == ("invalid_value", param)
+
+
+def test_arguments_of_calls_are_read_in_steps() -> None:
+    """Rendering needs what is found out about them, and each engine renders in one step."""
+
+    def turn(arguments: str, count: int) -> dict[str, Any]:
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        return {"role": "assistant", "tool_calls": [call] * count}
+
+    long, short = '{"a":"' + "x" * 64 * 1024 + '"}', '{"a":1}'
+    asked = chat(messages=[*USER, turn(long, 8), *[turn(short, 128)] * 16])
+    assert needs_steps(asked)
+    assert not needs_steps(chat(messages=USER))
+    functions = [call.function for message in asked.messages for call in message.tool_calls or ()]
+    read = [sum("form" in function.__dict__ for function in functions) for _ in check_in_steps(asked)]
+    assert read[:8] == [*range(8)]
+    assert max(after - before for before, after in pairwise(read)) <= 256
+    assert all("form" in function.__dict__ for function in functions)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.chat.constraints import MAX_NESTING, ChoiceFormat, GrammarFormat, RegexFormat
+from gateway.chat.constraints import MAX_NESTING, MAX_SCHEMA_TEXT, ChoiceFormat, GrammarFormat, RegexFormat
 from gateway.chat.parameter_policy import ParameterPolicy
 from gateway.chat.request import JsonFormat, SchemaFormat
 from gateway.errors import InvalidRequest, UnsupportedParameter
@@ -21,6 +21,16 @@ def test_json_is_a_schema_as_object_or_text(field: str, schema: Any) -> None:
     wanted = chat(**{outer: {inner: schema} if inner else schema}).output_format
     assert isinstance(wanted, SchemaFormat)
     assert wanted.json_schema.schema == WEATHER
+
+
+def test_schema_as_text_is_parsed_only_if_it_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    padded = json.dumps(WEATHER).ljust(MAX_SCHEMA_TEXT)
+    wanted = chat(guided_json=padded).output_format
+    assert isinstance(wanted, SchemaFormat)
+    monkeypatch.setattr("gateway.chat.constraints.orjson", None)
+    with pytest.raises(InvalidRequest, match="has more than 131072 characters") as caught:
+        chat(guided_json=padded + " ")
+    assert caught.value.param == "guided_json"
 
 
 def test_json_object_is_openais_format() -> None:

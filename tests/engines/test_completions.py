@@ -3,12 +3,20 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.chat.answer import Delta, TokenLogprob, Usage
 from gateway.chat.completion import Completion, prompt_messages
-from gateway.engines.completions import CompletionReader, GenerateReader, OllamaCompleter, OpenAiCompleter
-from gateway.engines.engine import ModelFacts
+from gateway.engines.completions import (
+    MAX_LOGPROB_VALUES,
+    MAX_LOGPROBS,
+    CompletionReader,
+    GenerateReader,
+    OllamaCompleter,
+    OpenAiCompleter,
+)
+from gateway.engines.engine import MAX_OBJECTS, ModelFacts
 from gateway.engines.openai import OpenAi
 from gateway.engines.vllm import Vllm
 from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, UpstreamError
@@ -160,6 +168,26 @@ def test_plain_answer_that_is_not_one_is_refused(body: bytes) -> None:
     with pytest.raises(UpstreamError) as caught:
         OpenAiCompleter(Vllm()).parse_answer(body)
     assert caught.value.reason == "malformed"
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        {"tokens": ["a"] * (MAX_LOGPROBS + 1)},
+        {"tokens": ["a"] * 2, "top_logprobs": [{str(n): -1.0 for n in range(MAX_LOGPROBS // 2)}] * 2},
+        {"token_logprobs": [0] * (MAX_LOGPROB_VALUES + 2)},
+        {"content": [{"token": "a", "logprob": -1}] * (MAX_OBJECTS + 1)},
+    ],
+    ids=["tokens", "alternatives", "values", "objects"],
+)
+def test_logprobs_that_would_take_too_long_to_read_are_an_error(logprobs: dict[str, Any]) -> None:
+    """Tokens are members of arrays here, so the bound on JSON objects does not count them."""
+    choice = {"text": "a", "finish_reason": "stop", "logprobs": logprobs}
+    body = msgspec.json.encode({"choices": [choice]})
+    for read in (OpenAiCompleter(Vllm()).parse_answer, lambda text: CompletionReader().feed(b"data: %b\n" % text)):
+        with pytest.raises(UpstreamError) as caught:
+            read(body)
+        assert caught.value.reason == "too_large"
 
 
 def test_ollamas_lines_are_read_and_thinking_is_text() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.chat.answer import CachedUsage, Delta, Usage, assemble
-from gateway.engines.engine import MAX_ANSWER, MAX_PLAIN_ANSWER
+from gateway.engines.engine import MAX_ANSWER, MAX_ESCAPES, MAX_PLAIN_ANSWER, MAX_VALUES
 from gateway.engines.openai import OpenAi
 from gateway.engines.openai_response import OpenAiReader, usage_of
 from gateway.errors import UpstreamError
@@ -381,8 +381,10 @@ def test_body_that_is_not_an_answer_is_an_error(body: bytes) -> None:
         b'"content":"a"},"logprobs":{"content":[%b]}' % b",".join([b'{"token":"","logprob":0}'] * 30_000),
         b'"tool_calls":[%b]}' % b",".join([b"{}"] * 30_000),
         b'"content":"a"},"finish_reason":"stop"},{"message":{}},' + b",".join([b'{"message":{'] * 30_000),
+        b'"content":"a","x":[%b0]}' % (b"0," * MAX_VALUES),
+        b'"content":"%b"}' % (b"\\n" * (MAX_ESCAPES + 1)),
     ],
-    ids=["logprobs", "calls", "choices"],
+    ids=["logprobs", "calls", "choices", "values", "escapes"],
 )
 def test_plain_answer_of_too_many_objects_is_refused_before_it_is_parsed(fields: bytes) -> None:
     with pytest.raises(UpstreamError) as raised:

@@ -12,6 +12,7 @@ from gateway.engines.ollama import Ollama
 from gateway.engines.vllm import Vllm
 from gateway.errors import UpstreamError
 from gateway.relay.chat import waiting_note
+from gateway.relay.turns import in_turns
 from gateway.upstream.failures import check_headers
 from tests.fakes.fault_backend import CANARY, MODEL, TEXT, FaultBackend
 from tests.fakes.images import png_data_url
@@ -389,7 +390,8 @@ async def test_assembled_answer_that_is_too_large_is_a_502(
     kind: Kind, limit: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream of the same size is served: each of its pieces is rendered alone."""
-    monkeypatch.setattr(f"gateway.relay.chat.{limit}", 0 if limit == "MAX_CALLS" else 10)
+    module = "relay.chat" if limit == "MAX_ANSWER" else "chat.answer"
+    monkeypatch.setattr(f"gateway.{module}.{limit}", 0 if limit == "MAX_CALLS" else 10)
     asked = {"max_tokens": 2000, **({"tools": TOOLS, "tool_choice": NAMED} if mode == "forced" else {})}
     async with serving(kind, mode) as (gateway, _):
         reply = await gateway.ask(asked)
@@ -406,13 +408,43 @@ async def test_plain_answer_that_is_too_large_to_parse_is_a_502(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("length", [9, 2000])
+@pytest.mark.parametrize("count", [1, 3])
+async def test_long_answer_is_rendered_in_steps(
+    kind: Kind, length: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is plain or assembled, has one choice or several, and is the same."""
+    body = {"logprobs": True, "top_logprobs": 2, "max_tokens": length, "n": count}
+
+    def answered(reply: Reply) -> list[Any]:
+        assert reply.status == 200
+        return [choice | {"index": 0} for choice in json.loads(reply.body)["choices"]]
+
+    turns: list[str] = []
+
+    async def counted(steps: Any) -> Any:
+        turns.append(steps.__name__)
+        return await in_turns(steps)
+
+    async with in_front_of(options(kind)) as (gateway, _):
+        short = answered(await gateway.ask(body))
+        for name in ("relay.chat.LONG_BODY", "relay.chat.LONG_LOGPROBS", "dialects.long_answers.LONG_LOGPROBS"):
+            monkeypatch.setattr(f"gateway.{name}", 0)
+        monkeypatch.setattr("gateway.dialects.long_answers.LOGPROBS_PER_SLICE", 4)
+        for module in ("chat", "choices"):
+            monkeypatch.setattr(f"gateway.relay.{module}.in_turns", counted)
+        assert answered(await gateway.ask(body)) == short
+    assert turns == ["answer_steps"] * count + ["choices_answer_steps"] * (count > 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_assembled_answer_with_too_many_logprobs_is_a_502(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     body = {"logprobs": True, "top_logprobs": 2, "max_tokens": 2000}
     async with in_front_of(options(kind)) as (gateway, _):
         answer = json.loads((await gateway.ask(body)).body)["choices"][0]["logprobs"]["content"]
         count = sum(1 + len(token["top_logprobs"]) for token in answer)
         for limit, status in ((count, 200), (count - 1, 502)):
-            monkeypatch.setattr("gateway.relay.chat.MAX_LOGPROBS", limit)
+            monkeypatch.setattr("gateway.chat.answer.MAX_LOGPROBS", limit)
             assert (await gateway.ask(body)).status == status
 
 

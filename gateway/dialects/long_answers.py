@@ -1,0 +1,163 @@
+"""Rendering of long plain answers in steps, as parts that are sent one after the other. Pure.
+
+An answer of 3 million characters or 200,000 log probabilities takes 40 to 220 ms to render, and one
+may have several choices. So a form renders the answer with a short placeholder for each long text
+and for the log probabilities, which follow in slices, as for requests (engines/long_strings.py).
+"""
+
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import ClassVar
+
+import msgspec
+from msgspec import Raw, structs
+
+from gateway.chat.answer import Answer, ChosenLogprob, Usage
+from gateway.dialects.dialect import Clock
+from gateway.dialects.json_body import Steps
+from gateway.dialects.json_text import escaped, json_value
+
+MIN_LENGTH, MIN_ARGUMENTS = 4 * 1024, 512
+"""Minimum length of a text, and of the arguments of a call, that are rendered apart, in characters."""
+SLICE = 256 * 1024
+"""Characters that are rendered in one step. Control characters, the slowest, take 4 ms."""
+STEP = 32 * 1024
+"""Bytes after which others get a turn, since log probabilities take longer than text."""
+LOGPROBS_PER_SLICE = 2000
+"""Tokens and alternatives that are rendered in one step."""
+LONG_TEXT, LONG_LOGPROBS = 256 * 1024, 4000
+"""Characters, or tokens and alternatives, of an answer above which it is rendered in steps."""
+
+
+class Fillings:
+    """What the placeholders in an answer stand for, in slices."""
+
+    __slots__ = ("_prefix", "_slices")
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(16)
+        """No model can have written it, because it is random."""
+        self._slices: list[Callable[[], Iterable[bytes]]] = []
+
+    def placeholder(self, slices: Callable[[], Iterable[bytes]]) -> str:
+        """Return a placeholder for `slices`."""
+        self._slices.append(slices)
+        return f"{self._prefix}{len(self._slices) - 1:06}"
+
+    def text(self, text: str, min_length: int = MIN_LENGTH) -> str:
+        """Return `text`, or a placeholder for it if it is long."""
+        return text if len(text) < min_length else self.placeholder(lambda: text_slices(text))
+
+    def fill(self, rendered: bytes) -> Steps[list[bytes]]:
+        """Return `rendered` in parts, with what its placeholders stand for."""
+        parts: list[bytes] = []
+        pieces: list[bytes] = []
+        size = work = 0
+        for position, piece in enumerate(re.split(b"%b([0-9]{6})" % self._prefix.encode(), rendered)):
+            for part in self._slices[int(piece)]() if position % 2 else (piece,):
+                pieces.append(part)
+                size += len(part)
+                work += len(part)
+                if size >= SLICE:  # thousands of short slices become one part
+                    parts.append(b"".join(pieces))
+                    pieces, size = [], 0
+                if work >= STEP:
+                    work = 0
+                    yield
+        parts.append(b"".join(pieces))
+        return parts
+
+
+def is_long(answers: Iterable[Answer | None]) -> bool:
+    """Return whether to render the choices of one answer in steps."""
+    text = logprobs = 0
+    for answer in answers:
+        if answer is not None:
+            text += len(answer.content) + len(answer.reasoning) + sum(len(call.arguments) for call in answer.calls)
+            if isinstance(answer.logprobs, list):
+                logprobs += sum(1 + len(chosen.top_logprobs) for chosen in answer.logprobs)
+    return text > LONG_TEXT or logprobs > LONG_LOGPROBS
+
+
+class LongAnswers:
+    """Base of the forms that render long answers in steps."""
+
+    __slots__ = ()
+    shows_arguments_as_text: ClassVar[bool] = False
+    """True if the arguments of a call are a JSON string, and not a JSON object."""
+
+    def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
+        raise NotImplementedError
+
+    def logprob_slices(self, logprobs: list[ChosenLogprob]) -> Iterator[bytes]:
+        """Render the log probabilities in slices, as this form shows them."""
+        yield from array_slices(logprob_runs(logprobs), json_value)
+
+    def answer_steps(self, id: str, created: int, answer: Answer, clock: Clock) -> Steps[list[bytes]]:
+        """Do the same as `answer` in steps. The result is in parts."""
+        fillings = Fillings()
+        rendered = self.answer(id, created, self.shortened(answer, fillings), clock)
+        yield
+        return (yield from fillings.fill(rendered))
+
+    def shortened(self, answer: Answer, fillings: Fillings) -> Answer:
+        """Return `answer` with placeholders, which are added to `fillings`."""
+        logprobs = answer.logprobs
+        if isinstance(logprobs, list) and logprobs:
+            placeholder = fillings.placeholder(lambda: self.logprob_slices(logprobs))
+            answer = structs.replace(answer, logprobs=Raw(placeholder.encode()))
+        if self.shows_arguments_as_text:
+            calls = [
+                structs.replace(call, arguments=fillings.text(call.arguments, MIN_ARGUMENTS)) for call in answer.calls
+            ]
+            answer = structs.replace(answer, calls=calls)
+        return structs.replace(answer, content=fillings.text(answer.content), reasoning=fillings.text(answer.reasoning))
+
+
+class LongChoices(LongAnswers):
+    """Base of the forms that can have several choices."""
+
+    __slots__ = ()
+
+    def choices_answer(self, id: str, created: int, answers: Sequence[Answer | None], usage: Usage | None) -> bytes:
+        raise NotImplementedError
+
+    def choices_answer_steps(
+        self, id: str, created: int, answers: Sequence[Answer | None], usage: Usage | None
+    ) -> Steps[list[bytes]]:
+        """Do the same as `choices_answer` in steps. The result is in parts."""
+        fillings = Fillings()
+        short = [None if answer is None else self.shortened(answer, fillings) for answer in answers]
+        rendered = self.choices_answer(id, created, short, usage)
+        yield
+        return (yield from fillings.fill(rendered))
+
+
+def logprob_runs(logprobs: list[ChosenLogprob]) -> Iterator[list[ChosenLogprob]]:
+    """Return the log probabilities in runs of about `LOGPROBS_PER_SLICE` tokens and alternatives."""
+    begin = size = 0
+    for index, chosen in enumerate(logprobs):
+        size += 1 + len(chosen.top_logprobs)
+        if size >= LOGPROBS_PER_SLICE:
+            yield logprobs[begin : index + 1]
+            begin, size = index + 1, 0
+    yield logprobs[begin:]
+
+
+def array_slices(
+    runs: Iterable[list[ChosenLogprob]], render: Callable[[list[ChosenLogprob]], bytes]
+) -> Iterator[bytes]:
+    """Render one JSON array in slices. `render` returns an array for each run."""
+    before = b"["
+    for run in runs:
+        if run:
+            yield before + render(run)[1:-1]
+            before = b","
+    yield b"]" if before == b"," else b"[]"
+
+
+def text_slices(text: str) -> Iterator[bytes]:
+    """Render the content of a JSON string in slices."""
+    for start in range(0, len(text), SLICE):
+        yield escaped(msgspec.json.encode(text[start : start + SLICE]))[1:-1]
