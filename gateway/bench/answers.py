@@ -14,6 +14,8 @@ from typing import Any
 
 import orjson
 
+SHAPE_ERRORS = (AttributeError, KeyError, IndexError, TypeError)
+"""What reading raises if a field of an answer is of another kind than in any known API."""
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
@@ -25,6 +27,11 @@ def error_code(body: Any) -> str:
     error = body.get("error") if isinstance(body, Mapping) else None
     code = error.get("code") if isinstance(error, Mapping) else None
     return code if isinstance(code, str) and _CODE.fullmatch(code) else ""
+
+
+def _count(value: Any) -> int | None:
+    """Return a number of tokens, None if it is not one."""
+    return value if isinstance(value, int) and value >= 0 else None
 
 
 class AnswerReader:
@@ -41,6 +48,7 @@ class AnswerReader:
         self._keeps_text = keeps_text
         self._rest = b""
         self._read_at = 0.0
+        self._is_stream = False
         self._texts: list[str] = []
         self.first: float | None = None
         self.last: float | None = None
@@ -72,8 +80,8 @@ class AnswerReader:
     def close(self) -> None:
         """Take the end of the body.
 
-        Sets `error` to `cut` for a stream that broke off, and to `invalid_answer` for a plain body that is
-        not the JSON of an answer.
+        Sets `error` to `cut` for a stream that broke off, and to `invalid_answer` for a body that is neither
+        a stream nor the JSON of an answer, such as a web page.
         """
         if self._stream:
             self._close_stream()
@@ -84,7 +92,7 @@ class AnswerReader:
         if rest := self._rest.strip():
             self._line(rest, self._read_at)
         if not self.is_complete:
-            self.error = self.error or "cut"
+            self.error = self.error or ("cut" if self._is_stream or not self._read_at else "invalid_answer")
 
     def _close_plain(self) -> None:
         try:
@@ -93,8 +101,14 @@ class AnswerReader:
             body = None
         if isinstance(body, dict) and body.get("error"):
             self._fail(body)
-        elif not isinstance(body, dict) or not self._plain(body):
+        elif not isinstance(body, dict) or not self._is_plain(body):
             self.error = "invalid_answer"
+
+    def _is_plain(self, body: dict[str, Any]) -> bool:
+        try:
+            return self._plain(body)
+        except SHAPE_ERRORS:
+            return False
 
     def _line(self, line: bytes, now: float) -> None:
         try:
@@ -105,7 +119,11 @@ class AnswerReader:
         if isinstance(body, dict) and body.get("error"):
             self._fail(body)
         elif isinstance(body, dict):
-            self._event(body, now)
+            self._is_stream = True
+            try:
+                self._event(body, now)
+            except SHAPE_ERRORS:
+                self.error = self.error or "invalid_answer"
 
     def _fail(self, body: Mapping[str, Any]) -> None:
         self.error = f"stream_error {error_code(body)}".rstrip()
@@ -166,9 +184,9 @@ class OpenAIReader(AnswerReader):
             self.last = now
 
     def _usage(self, usage: dict[str, Any]) -> None:
-        self.prompt_tokens = usage.get("prompt_tokens")
-        self.completion_tokens = usage.get("completion_tokens")
-        self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        self.prompt_tokens = _count(usage.get("prompt_tokens"))
+        self.completion_tokens = _count(usage.get("completion_tokens"))
+        self.cached_tokens = _count((usage.get("prompt_tokens_details") or {}).get("cached_tokens"))
 
     def _plain(self, body: dict[str, Any]) -> bool:
         if not (choices := body.get("choices")):
@@ -196,8 +214,8 @@ class OllamaReader(AnswerReader):
     def _counts(self, body: dict[str, Any]) -> None:
         self.is_complete = True
         self.finish = body.get("done_reason") or ""
-        self.prompt_tokens = body.get("prompt_eval_count")
-        self.completion_tokens = body.get("eval_count")
+        self.prompt_tokens = _count(body.get("prompt_eval_count"))
+        self.completion_tokens = _count(body.get("eval_count"))
         if loaded := body.get("load_duration"):
             self.load_seconds = loaded / 1e9
 

@@ -34,20 +34,26 @@ class Interval:
         return self.low is None or self.high is None or self.low <= value <= self.high
 
 
-def paired(a: Sequence[float], b: Sequence[float]) -> Interval | None:
+def paired(a: Sequence[float], b: Sequence[float], weights: Sequence[float] | None = None) -> Interval | None:
     """Return the interval of the mean of `b - a`, pair by pair; None without pairs.
+
+    The mean is weighted by `weights`; None: all weigh the same.
 
     Raises:
         ValueError: the numbers of values differ.
     """
     differences = [second - first for first, second in zip(a, b, strict=True)]
-    if not differences:
+    count = len(differences)
+    if not count:
         return None
-    estimate = math.fsum(differences) / len(differences)
-    if len(differences) < 2:
+    whole = math.fsum(weights or [1.0] * count)
+    shares = [weight / whole for weight in weights or [1.0] * count]
+    estimate = math.fsum(share * one for share, one in zip(shares, differences, strict=True))
+    if count < 2:
         return Interval(estimate, None, None, "paired", 1)
-    half = t_quantile(len(differences) - 1) * math.sqrt(_variance(differences) / len(differences))
-    return Interval(estimate, estimate - half, estimate + half, "paired", len(differences))
+    spread = math.fsum((share * (one - estimate)) ** 2 for share, one in zip(shares, differences, strict=True))
+    half = t_quantile(count - 1) * math.sqrt(spread * count / (count - 1))
+    return Interval(estimate, estimate - half, estimate + half, "paired", count)
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> Interval | None:

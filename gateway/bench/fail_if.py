@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_CONDITION = re.compile(r"\s*([a-z][a-z0-9_.]*)\s*(<=|>=|==|!=|<|>)\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)\s*", re.IGNORECASE)
+_CONDITION = re.compile(
+    r"\s*([a-z][a-z0-9_.]*)\s*(<=|>=|==|!=|<|>)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*", re.IGNORECASE
+)
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -44,7 +46,7 @@ class Condition:
         found = _CONDITION.fullmatch(text)
         if found is None:
             raise InvalidCondition(f"{text!r}: expected a figure, one of < <= > >= == !=, and a number")
-        return cls(found[1], found[2], float(found[3]))
+        return cls(found[1].lower(), found[2], float(found[3]))
 
     @property
     def percentile(self) -> float | None:

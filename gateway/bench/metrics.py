@@ -1,8 +1,9 @@
 """The figures of a run, under the names of `vllm bench serve`.
 
-Pure. The definitions are those of vLLM 0.32, `vllm/benchmarks/serve.py:calculate_metrics`; in two cases a
-figure is None here where vLLM has a number: without any value (vLLM: 0), and a percentile for which there
-are too few values (vLLM interpolates). `too_few` lists the latter.
+Pure. The definitions are those of vLLM 0.32, `vllm/benchmarks/serve.py:calculate_metrics`; in three cases a
+figure is None here where vLLM has a number: without any value (vLLM: 0), a percentile for which there are
+too few values (vLLM interpolates), and tokens that the server did not count (vLLM tokenizes the answers).
+`too_few` lists the percentiles.
 """
 
 import math
@@ -53,8 +54,8 @@ def run_figures(run: RunResult, percentiles: Sequence[float] = DEFAULT_PERCENTIL
     """Return every single-valued figure of the run, without the lists of requests."""
     good = run.good
     seconds = run.duration
-    prompt = sum(record.prompt_tokens or 0 for record in good)
-    completion = sum(record.completion_tokens or 0 for record in good)
+    prompt = _total([record.prompt_tokens for record in good])
+    completion = _total([record.completion_tokens for record in good])
     peak_tokens, peak_requests = peaks(good)
     figures: dict[str, Any] = {
         "duration": seconds,
@@ -67,7 +68,7 @@ def run_figures(run: RunResult, percentiles: Sequence[float] = DEFAULT_PERCENTIL
         if run.goodput
         else None,
         "output_throughput": _rate(completion, seconds),
-        "total_token_throughput": _rate(prompt + completion, seconds),
+        "total_token_throughput": None if prompt is None or completion is None else _rate(prompt + completion, seconds),
         "output_throughput_per_user": mean([speed for record in good if (speed := record.tokens_per_second)]),
         "max_output_tokens_per_s": peak_tokens,
         "max_concurrent_requests": peak_requests,
@@ -124,8 +125,14 @@ def peaks(records: Sequence[RequestRecord]) -> tuple[float, int]:
     return float(max(pieces)), max(requests)
 
 
-def _rate(count: float, seconds: float) -> float | None:
-    return count / seconds if seconds > 0 else None
+def _total(counts: Sequence[int | None]) -> int | None:
+    """Return the sum; None if there are answers and the server counted the tokens of none of them."""
+    counted = [count for count in counts if count is not None]
+    return sum(counted) if counted or not counts else None
+
+
+def _rate(count: float | None, seconds: float) -> float | None:
+    return count / seconds if count is not None and seconds > 0 else None
 
 
 def _is_within(record: RequestRecord, limits: Mapping[str, float]) -> bool:

@@ -7,6 +7,7 @@ can do it does each time, and is 0 for a model that never gets anything right. T
 `WEIGHTS` says; a dimension that a task does not have is left out and the weights of the others grow.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, get_args
@@ -263,13 +264,21 @@ def _by_repeat(side: SideQuality, scenario: str) -> list[float]:
 
 
 def _mean_difference(a: SideQuality | None, b: SideQuality | None) -> Interval | None:
-    """Compare by the paired interval over the tasks that both sides have."""
+    """Compare by the paired interval over the tasks that both sides have.
+
+    Each scenario weighs the same, as in the means, however many tasks it has.
+    """
     if a is None or b is None:
         return None
     of_b = {task.name: task.total for task in b.tasks}
     pairs = [
-        (total, other)
+        (task.scenario, total, other)
         for task in a.tasks
         if (total := task.total) is not None and (other := of_b.get(task.name)) is not None
     ]
-    return paired([first for first, _ in pairs], [second for _, second in pairs])
+    tasks = Counter(scenario for scenario, _, _ in pairs)
+    return paired(
+        [first for _, first, _ in pairs],
+        [second for _, _, second in pairs],
+        [1 / tasks[scenario] for scenario, _, _ in pairs],
+    )

@@ -107,6 +107,7 @@ def to_json(result: ScenarioResult, percentiles: Sequence[float] = DEFAULT_PERCE
         "endpoint_type": kind,
         "backend": kind,
         **run_to_json(result.headline_run, percentiles),
+        "interrupted": result.is_interrupted,
         "tokenizer_id": None,
         "format": FORMAT,
         "scenario": result.scenario,

@@ -16,6 +16,9 @@ from gateway.bench.target import BenchRequest, LoadClient
 
 BLOCK = 1000
 """Requests of an endless plan whose due times are drawn together."""
+FAILURE_PAUSE = 1.0
+"""Seconds from the start of a failed request to the next one in its place, in a closed loop over time. A server
+that refuses connections would otherwise get thousands of requests a second, which hide all others."""
 
 
 class Progress(Protocol):
@@ -51,7 +54,8 @@ class RunPlan:
         request_rate: requests per second; None: each as soon as there is a place.
         ramp_up: growth of the request rate, in place of `request_rate`; not for an endless plan.
         due: due times in seconds from the start, instead of a rate. One for each request.
-        seconds: nothing is sent after this time.
+        seconds: nothing is sent after this time. Without due times, the place of a failed request stays
+            empty for the rest of `FAILURE_PAUSE`.
         seed: of the arrival times.
         probe: a request that is sent beside the others, `probe_rate` times a second, until all of them
             have ended: each `1 / probe_rate` seconds after the end of the one before. `max_concurrency`
@@ -205,7 +209,7 @@ class _Run:
                 arrival = now  # a loop over time has no requests that wait from its start
             if due is not None and not was_full:
                 self.start_delays.append(now - arrival)
-            task = asyncio.create_task(self._one(index, request, arrival))
+            task = asyncio.create_task(self._one(index, request, arrival, is_timed=due is not None))
             self._tasks.add(task)
             task.add_done_callback(self._done)
         while self._tasks:
@@ -259,7 +263,7 @@ class _Run:
         if not task.cancelled() and (failure := task.exception()) is not None:
             self._failure = self._failure or failure
 
-    async def _one(self, index: int, request: BenchRequest, arrival: float) -> None:
+    async def _one(self, index: int, request: BenchRequest, arrival: float, *, is_timed: bool) -> None:
         start = self._clock()
         try:
             record = await self._client.send(request, index)
@@ -271,3 +275,7 @@ class _Run:
         record = replace(record, arrival=arrival)
         self.records.append(record)
         self._progress.advance(record)
+        if record.error and self._plan.seconds is not None and not is_timed:
+            now = self._clock()
+            end = min(start + FAILURE_PAUSE, self.origin + self._plan.seconds)
+            await asyncio.sleep(max(0.0, end - now))

@@ -105,6 +105,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "within_wait": ("within the wait", "대기 허용"),
     "at_most": ("at most", "최대 동시 처리"),
     "meets_none": ("none", "없음"),
+    "incomplete": ("interrupted", "중단됨"),
     # Marks of cells
     "measured": ("measured", "측정"),
     "computed": ("computed", "계산"),
@@ -112,6 +113,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "n_too_small": ("n too small", "표본 부족"),
     "until_last_failure": ("until the last failure", "마지막 실패까지"),
     "limit_of_search": ("or more: the search ended here", "이상: 탐색 한도"),
+    "gap_above": ("or more: the next level that was measured is too many", "이상: 다음 측정 단계는 초과"),
     # Metrics
     "metric_ttft": ("Time to first token (TTFT)", "첫 토큰까지 시간 (TTFT)"),
     "metric_tpot": ("Time per output token after the first (TPOT)", "첫 토큰 이후 토큰당 시간 (TPOT)"),

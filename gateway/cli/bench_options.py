@@ -1,12 +1,13 @@
 """The options of `gateway bench`, from words of the command line to what scenarios take."""
 
-import json
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+import orjson
 
 from gateway.bench.arrivals import RAMP_UP_STRATEGIES, RampUp
 from gateway.bench.fail_if import Condition
@@ -355,8 +356,8 @@ def _parameters(found: _Check) -> dict[str, Any]:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text) if text else {}
-    except json.JSONDecodeError as problem:
+        value = orjson.loads(text) if text else {}
+    except orjson.JSONDecodeError as problem:
         raise ValueError(f"not JSON: {problem.msg}") from problem
     if not isinstance(value, dict):
         raise ValueError("expected a JSON object")

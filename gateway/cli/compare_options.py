@@ -1,11 +1,12 @@
 """The options of `gateway compare`, from words of the command line to what is measured."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+import orjson
 
 from gateway.bench.compare import figure_names
 from gateway.bench.compare_measure import ComparePlan
@@ -174,8 +175,8 @@ def _languages(text: str) -> tuple[str, ...]:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text) if text else {}
-    except json.JSONDecodeError as problem:
+        value = orjson.loads(text) if text else {}
+    except orjson.JSONDecodeError as problem:
         raise ValueError(f"not JSON: {problem.msg}") from problem
     if not isinstance(value, dict):
         raise ValueError("expected a JSON object")

@@ -101,3 +101,47 @@ def test_an_ollama_that_fails_in_mid_stream_is_an_error() -> None:
 )
 def test_what_is_not_a_plain_word_is_no_code(body: Any) -> None:
     assert error_code(body) == ""
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_web_page_is_no_answer(stream: bool) -> None:
+    reader = OpenAIReader(stream=stream, keeps_text=False)
+    reader.feed(b"<html>\n<p>welcome</p>\n</html>", 1.0)
+    reader.close()
+    assert reader.error == "invalid_answer"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'{"choices":["x"]}',
+        b'{"choices":{"0":{}}}',
+        b'{"choices":[{"delta":"text"}]}',
+        b'{"choices":[],"usage":"none"}',
+        b'{"choices":[],"usage":{"prompt_tokens_details":"none"}}',
+    ],
+)
+def test_fields_of_another_kind_make_an_answer_invalid(event: bytes) -> None:
+    reader = OpenAIReader(stream=True, keeps_text=False)
+    reader.feed(b"data: " + event + b"\n\ndata: [DONE]\n\n", 1.0)
+    reader.close()
+    assert reader.error == "invalid_answer"
+
+
+@pytest.mark.parametrize("body", [b'{"choices":["x"]}', b'{"choices":[{}],"usage":7}'])
+def test_a_plain_answer_with_fields_of_another_kind_is_invalid(body: bytes) -> None:
+    reader = OpenAIReader(stream=False, keeps_text=True)
+    reader.feed(body, 1.0)
+    reader.close()
+    assert reader.error == "invalid_answer"
+
+
+@pytest.mark.parametrize("count", [b'"7"', b"7.5", b"-7", b"null"])
+def test_a_count_that_is_no_number_of_tokens_is_not_seen(count: bytes) -> None:
+    reader = OpenAIReader(stream=True, keeps_text=False)
+    usage = b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":' + count + b"}}"
+    reader.feed(
+        b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}\n\ndata: ' + usage + b"\n\n", 1.0
+    )
+    reader.close()
+    assert (reader.error, reader.prompt_tokens, reader.completion_tokens) == ("", 3, None)

@@ -44,6 +44,16 @@ def test_one_round_has_no_interval_and_shows_no_difference() -> None:
         assert found.crosses(1)
 
 
+def test_a_pair_counts_by_its_weight() -> None:
+    """Differences 4, 1, 1 with the shares 1/2, 1/4, 1/4: mean 2.5, squared error 3/2 * (3/4)² * (1 + 2/4)."""
+    found = paired([0, 0, 0], [4, 1, 1], [2, 1, 1])
+    assert found is not None
+    assert found.estimate == pytest.approx(2.5)
+    assert found.high == pytest.approx(2.5 + t_quantile(2) * math.sqrt(1.5 * 0.75**2 * 1.5))
+    equal, unweighted = paired([0, 1], [3, 5], [7, 7]), paired([0, 1], [3, 5])
+    assert equal == unweighted
+
+
 def test_there_is_no_ratio_of_nothing_or_of_zero() -> None:
     assert paired_ratio([], []) is None
     assert paired_ratio([0.0, 1.0], [1.0, 1.0]) is None

@@ -44,3 +44,11 @@ def test_what_is_not_a_figure_is_refused(text: str) -> None:
 def test_a_condition_on_a_percentile_has_it_computed() -> None:
     assert Condition.parse("p99.9_ttft_ms>1").percentile == 99.9
     assert Condition.parse("mean_ttft_ms>1").percentile is None
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"), [("Failed>.5", 0.5), ("failed > 1.", 1.0), ("FAILED>1e+2", 100.0), ("failed>=-2E1", -20.0)]
+)
+def test_numbers_may_be_written_as_in_other_programs(text: str, limit: float) -> None:
+    condition = Condition.parse(text)
+    assert (condition.name, condition.limit) == ("failed", limit)

@@ -80,3 +80,12 @@ def test_goodput_counts_requests_that_keep_every_limit(limits: dict[str, float],
 def test_peaks_count_pieces_and_requests_by_the_second() -> None:
     """Pieces at 0.5, 0.6, 0.7, and at 0.9, 1.9, 2.1 seconds after the first start."""
     assert peaks([record(0), record(1, start=100.4, itl=(1.0, 0.2))]) == (4.0, 2)
+
+
+def test_tokens_that_the_server_did_not_count_are_not_seen_and_not_0() -> None:
+    uncounted = replace(record(0), prompt_tokens=None, completion_tokens=None)
+    figures = run_figures(run([uncounted]))
+    names = ("total_input_tokens", "total_output_tokens", "output_throughput", "total_token_throughput")
+    assert [figures[name] for name in names] == [None] * 4
+    assert run_figures(run([uncounted, record(1)], duration=1.0))["output_throughput"] == 3.0
+    assert run_figures(replace(run([uncounted]), records=()))["total_output_tokens"] == 0

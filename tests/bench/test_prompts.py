@@ -79,3 +79,23 @@ def test_a_missing_or_empty_dataset_is_named(tmp_path: Path) -> None:
         read_dataset(tmp_path / "no.jsonl")
     with pytest.raises(InvalidDataset, match="no requests"):
         read_dataset(dataset(tmp_path, ""))
+
+
+def test_a_dataset_of_windows_and_one_with_unusual_line_separators_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "set.jsonl"
+    file.write_bytes('\ufeff{"prompt": "a\u2028b\x85c"}\r\n{"prompt": "안녕"}\r\n'.encode())
+    texts = [request.messages[0]["content"] for request in read_dataset(file)]
+    assert texts == ["a\u2028b\x85c", "안녕"]
+
+
+@pytest.mark.parametrize(
+    "line", [r'{"prompt": "a\ud800b"}', '{"prompt": ' + "[" * 100_000, '{"prompt": "a", "output_tokens": NaN}']
+)
+def test_what_could_not_be_sent_as_json_is_refused(tmp_path: Path, line: str) -> None:
+    with pytest.raises(InvalidDataset, match=r"set.jsonl:1: not JSON"):
+        read_dataset(dataset(tmp_path, line))
+
+
+def test_a_number_of_tokens_beyond_64_bits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidDataset, match="positive integer"):
+        read_dataset(dataset(tmp_path, '{"prompt": "a", "output_tokens": 99999999999999999999999}'))

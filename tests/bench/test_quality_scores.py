@@ -58,6 +58,19 @@ def test_a_scenario_counts_once_in_the_mean_row_however_many_tasks_it_has() -> N
     assert mean == pytest.approx(((one or 0) + (other or 0)) / 2)
 
 
+def test_the_mean_rows_difference_is_that_of_its_means() -> None:
+    """One scenario of one task, where B is better, and one of four, where A is slightly better."""
+    many = [task(name, 0.6, scenario="many") for name in "bcde"]
+    a = side(task("a", 0.2, scenario="one"), *many)
+    b = side(task("a", 1.0, scenario="one"), *(task(item.name, 0.5, scenario="many") for item in many))
+    mean = rows(a, b)[-1]
+    assert mean.a is not None
+    assert mean.b is not None
+    assert mean.difference is not None
+    assert mean.difference.estimate == pytest.approx(mean.b - mean.a)
+    assert mean.difference.estimate > 0
+
+
 def test_a_scenario_is_better_only_outside_the_interval() -> None:
     good = side(task("a", 1, 1, 1), task("b", 0.4, 1, 0.6))
     bad = side(task("a", 0.1, 0.2, 0.1), task("b", 0.5, 0.9, 0.5))

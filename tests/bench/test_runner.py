@@ -1,5 +1,6 @@
 import asyncio
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -164,3 +165,24 @@ async def test_a_fault_of_the_client_in_a_probe_is_not_swallowed() -> None:
 
     with pytest.raises(RuntimeError, match="a fault"):
         await runner(Broken()).run(RunPlan("r", requests(2), probe=request(name="p")))
+
+
+async def test_the_place_of_a_failed_request_rests_in_a_closed_loop_over_time() -> None:
+    """A server that refuses every connection gets a few requests a second, not thousands."""
+    client = FakeClient(places=9, fails=lambda request, running: "connect")
+    result = await runner(client).run(RunPlan("r", itertools.cycle(requests(1)), max_concurrency=4, seconds=10.0))
+    assert len(result.records) == 40
+    assert result.duration <= 10.0
+
+
+async def test_an_answer_that_fails_late_delays_nothing() -> None:
+    client = FakeClient()
+    slow = [replace(request, timeout=1.5, max_tokens=100) for request in requests(1)]
+    result = await runner(client).run(RunPlan("r", itertools.cycle(slow), max_concurrency=1, seconds=5.0))
+    assert [record.error for record in result.records] == ["timeout"] * 4
+
+
+async def test_failed_requests_at_a_rate_delay_nothing() -> None:
+    client = FakeClient(places=9, fails=lambda request, running: "connect")
+    result = await runner(client).run(RunPlan("r", itertools.cycle(requests(1)), request_rate=50.0, seconds=2.0))
+    assert len(result.records) == pytest.approx(100, abs=40)

@@ -248,6 +248,12 @@ def test_all_problems_are_listed_at_once() -> None:
     assert len(caught.value.lines) == 3
 
 
+@pytest.mark.parametrize("body", ["[" * 100_000, '{"seed": NaN}', r'{"stop": "\ud800"}', "[]"])
+def test_an_extra_body_that_could_not_be_sent_is_refused(body: str) -> None:
+    with pytest.raises(InvalidOptions, match="--extra-body"):
+        check(given(extra_body=body), set())
+
+
 async def test_an_interrupted_run_reports_what_was_measured() -> None:
     """The stand-in is in this process, the command in its own, which gets SIGINT as from Ctrl-C."""
     async with stand_in(simulate.Options("vllm", time_to_first_token=0.01)) as server:

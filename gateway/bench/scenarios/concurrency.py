@@ -72,8 +72,9 @@ def _seconds(run: RunResult) -> float | None:
 
 
 def _speedup(alone: float | None, run: RunResult) -> float | None:
-    """Return how much faster the requests were together than one after the other."""
-    return ratio(None if alone is None else alone * len(run.good), run.duration) if not run.errors else None
+    """Return how much faster the requests were together than one after the other; None if not all were answered."""
+    is_whole = not run.errors and not run.interrupted
+    return ratio(None if alone is None else alone * len(run.good), run.duration) if is_whole else None
 
 
 def _totals(runs: list[RunResult], alone: float | None) -> Table:

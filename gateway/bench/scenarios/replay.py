@@ -105,8 +105,8 @@ def _comparison(recording: Recording, run: RunResult) -> Table:
     counts = (
         ("replay_requests", Cell(str(len(recording.exchanges))), Cell(str(len(run.ended)))),
         ("failures", Cell(str(recording.failed)), failures_cell(run)),
-        ("replay_prompt_tokens", Cell(str(_recorded_tokens(recording, "prompt"))), Cell(str(_tokens(run, "input")))),
-        ("replay_output_tokens", Cell(str(_recorded_tokens(recording, "output"))), Cell(str(_tokens(run, "output")))),
+        ("replay_prompt_tokens", Cell(str(_recorded_tokens(recording, "prompt"))), Cell(_tokens(run, "input"))),
+        ("replay_output_tokens", Cell(str(_recorded_tokens(recording, "output"))), Cell(_tokens(run, "output"))),
     )
     rows += [(Cell(name), then, now, Cell(None)) for name, then, now in counts]
     return table("replay", columns, rows)
@@ -116,8 +116,9 @@ def _recorded_tokens(recording: Recording, kind: str) -> int:
     return sum((item.prompt_tokens if kind == "prompt" else item.completion_tokens) or 0 for item in recording.good)
 
 
-def _tokens(run: RunResult, kind: str) -> int:
-    return int(run_figures(run)[f"total_{kind}_tokens"])
+def _tokens(run: RunResult, kind: str) -> str | None:
+    count = run_figures(run)[f"total_{kind}_tokens"]
+    return None if count is None else str(count)
 
 
 def _figures(recording: Recording, run: RunResult, speed: float) -> dict[str, CellValue]:

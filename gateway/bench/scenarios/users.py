@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from gateway.bench.metrics import run_figures
 from gateway.bench.options import BenchOptions
 from gateway.bench.quantiles import quantile
-from gateway.bench.results import Cell, CellValue, Column, RequestRecord, RunResult, ScenarioResult, Table
+from gateway.bench.results import Cell, CellValue, Column, RequestRecord, RunResult, ScenarioResult, Table, Verdict
 from gateway.bench.runner import Runner, RunPlan
 from gateway.bench.scenarios.base import (
     Scenario,
@@ -70,6 +70,7 @@ class _Search:
         self._prompts = prompts
         self._next = 1
         self.runs: dict[int, RunResult] = {}
+        self.interrupted: RunResult | None = None
 
     async def measure(self, users: int) -> RunResult | None:
         """Measure a level once; None if the scenario was stopped."""
@@ -79,7 +80,9 @@ class _Search:
             self._next += count
             plan = RunPlan(str(users), requests, max_concurrency=users, goodput=self._options.goodput)
             run = await self._runner.run(plan)
-            if not run.interrupted:
+            if run.interrupted:
+                self.interrupted = run
+            else:
                 self.runs[users] = run
         return self.runs.get(users)
 
@@ -115,6 +118,10 @@ class _Search:
             largest = users
         return largest
 
+    def is_exact(self, criterion: Criterion) -> bool:
+        """Return whether one user more than the largest level was measured, and was too many."""
+        return self.largest(criterion) + 1 in self.runs
+
 
 async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
     """Search the three numbers."""
@@ -123,15 +130,17 @@ async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
     await warm_up(timed, runner, prompts.take(1))
     search = _Search(timed, runner, prompts)
     await search.all()
-    runs = [search.runs[users] for users in sorted(search.runs)] or [await runner.run(RunPlan("1", []))]
+    runs = [search.runs[users] for users in sorted(search.runs)]
+    whole = tuple(runs)
+    if search.interrupted is not None or not runs:
+        runs.append(search.interrupted or await runner.run(RunPlan("1", [])))
     wanted = criteria(timed)
     found = {criterion.key: search.largest(criterion) for criterion in wanted}
-    top = max(search.runs, default=0)
-    figures: dict[str, CellValue] = {f"users_{key}": users for key, users in found.items()}
+    figures: dict[str, CellValue] = {f"users_{key}": users if whole else None for key, users in found.items()}
     rows = [
         (
             Cell(criterion.key),
-            Cell(found[criterion.key], note="limit_of_search" if found[criterion.key] == top else ""),
+            Cell(figures[f"users_{criterion.key}"], note=_note(search, criterion)),
             *forecast_cells(timed, criterion.key),
         )
         for criterion in wanted
@@ -144,22 +153,35 @@ async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
         str(found["realtime"] or min(search.runs, default=1)),
         describe(timed, prompts.take(1), rounds=timed.rounds, max_users=timed.max_users),
         tables=(table("users", columns, rows), _levels(runs, wanted)),
-        verdicts=(
-            verdict_of(
-                "users_found",
-                "rule_users",
-                **{f"users_{key}": f"≥ {users}" if users == top else users for key, users in found.items()},
-                ttft=timed.realtime_ttft,
-                speed=timed.realtime_speed,
-                wait=timed.wait,
-                timeout=timed.timeout,
-                share=SHARE * 100,
-                rounds=timed.rounds,
-                tokens=prompts.output_len,
-            ),
-        ),
+        verdicts=(_verdict(search, timed, prompts.output_len),) if whole else (),
         figures=figures,
         notes=prompts.notes,
+    )
+
+
+def _note(search: _Search, criterion: Criterion) -> str:
+    """Return why the number of a criterion may be larger than the one found; empty if it is exact."""
+    if not search.runs or search.is_exact(criterion):
+        return ""
+    return "limit_of_search" if search.largest(criterion) == max(search.runs) else "gap_above"
+
+
+def _verdict(search: _Search, options: BenchOptions, tokens: int) -> Verdict:
+    found: dict[str, CellValue] = {}
+    for criterion in criteria(options):
+        users = search.largest(criterion)
+        found[f"users_{criterion.key}"] = users if search.is_exact(criterion) else f"≥ {users}"
+    return verdict_of(
+        "users_found",
+        "rule_users",
+        **found,
+        ttft=options.realtime_ttft,
+        speed=options.realtime_speed,
+        wait=options.wait,
+        timeout=options.timeout,
+        share=SHARE * 100,
+        rounds=options.rounds,
+        tokens=tokens,
     )
 
 
@@ -183,6 +205,8 @@ def _levels(runs: list[RunResult], wanted: tuple[Criterion, ...]) -> Table:
         figures = run_figures(run)
         ttfts = [record.ttft for record in run.good if record.ttft is not None]
         met = next((criterion.key for criterion in wanted if criterion.is_met(run)), "meets_none")
+        if run.interrupted:
+            met = "incomplete"
         rows.append(
             (
                 Cell(int(run.label)),

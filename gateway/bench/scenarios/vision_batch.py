@@ -36,7 +36,7 @@ async def run(options: BenchOptions, runner: Runner) -> ScenarioResult:
     runs: list[RunResult] = []
     first = 0
     for level in levels:
-        if runner.stop.is_set():
+        if runs and runner.stop.is_set():
             break
         # Other files for each level where there are enough: an engine may have cached the earlier ones.
         batch = [requests[(first + place) % len(requests)] for place in range(level)]

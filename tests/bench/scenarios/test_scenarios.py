@@ -17,6 +17,7 @@ import pytest
 
 from gateway.bench.formatting import verdict_text
 from gateway.bench.images import make_images
+from gateway.bench.result_json import to_json
 from gateway.bench.results import ScenarioResult, Table
 from gateway.bench.scenarios import SCENARIOS
 from gateway.bench.scenarios.soak import drift_of, windows
@@ -253,6 +254,48 @@ async def test_every_scenario_reports_what_was_measured_until_an_interruption(sc
     result = await SCENARIOS[scenario].run(options(**changes), runner(FakeClient(places=2), stop))
     assert result.is_interrupted
     assert result.headline_run in result.runs
+
+
+@pytest.mark.parametrize("scenario", list(SCENARIOS))
+@pytest.mark.parametrize("warmups", [0, 2])
+async def test_every_scenario_reports_an_interruption_before_its_first_run(scenario: str, warmups: int) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.5 * warmups, stop.set)
+    if not warmups:
+        stop.set()
+    changes: dict[str, Any] = {"output_len": 8, "image_size": 8, "num_warmups": warmups}
+    result = await SCENARIOS[scenario].run(options(**changes), runner(FakeClient(places=2), stop))
+    assert result.is_interrupted
+    assert not any(run.good for run in result.runs)
+    assert to_json(result)["interrupted"]
+
+
+@pytest.mark.parametrize("seconds", [9.0, 16.0, 25.0])
+async def test_an_interrupted_search_for_users_says_so_and_gives_lower_bounds(seconds: float) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, stop.set)
+    result = await SCENARIOS["users"].run(options(output_len=8, max_users=8), runner(FakeClient(places=2), stop))
+    assert result.is_interrupted
+    assert [run.interrupted for run in result.runs] == [False] * (len(result.runs) - 1) + [True]
+    assert to_json(result)["interrupted"]
+    assert str(result.verdicts[0].figures["users_at_most"]).startswith("≥")
+    assert column(result.tables[1], "meets")[-1] == "incomplete"
+
+
+async def test_levels_with_a_gap_give_lower_bounds() -> None:
+    result = await result_of("users", FakeClient(places=2, token=shared(0.05)), levels=(1, 2, 9), output_len=8)
+    realtime = result.tables[0].rows[0]
+    assert (realtime[1].value, realtime[1].note) == (2, "gap_above")
+    assert result.verdicts[0].figures["users_realtime"] == "≥ 2"
+
+
+async def test_an_interrupted_batch_has_no_speedup() -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(4.0, stop.set)
+    result = await SCENARIOS["concurrency"].run(options(levels=(5,), output_len=8), runner(FakeClient(places=2), stop))
+    assert result.runs[-1].interrupted
+    assert result.runs[-1].good
+    assert result.figures["speedup"] is None
 
 
 def test_requests_know_their_image() -> None:
