@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
 from gateway import config, simulate
@@ -114,3 +115,9 @@ async def chromium() -> AsyncIterator[Chromium]:
         finally:
             await browser.close()
         assert found.complaints == []
+
+
+async def violations(page: Page) -> list[str]:
+    """Return what axe finds on the page: barriers for people who cannot see it or use no mouse."""
+    results = await Axe().run(page)
+    return [f"{found['id']}: {found['nodes'][0]['html']}" for found in results.response["violations"]]

@@ -6,12 +6,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page, expect
 
 from gateway import config
 from gateway.engines.engine import ModelFacts
-from tests.console.harness import ADMIN, OLLAMA_MODEL, VLLM_MODEL, chromium, document, gateway, traffic
+from tests.console.harness import ADMIN, OLLAMA_MODEL, VLLM_MODEL, chromium, document, gateway, traffic, violations
 from tests.fakes.running_gateway import Running, running, until
 
 pytestmark = [pytest.mark.uvloop, pytest.mark.timeout(120)]  # a browser on a busy machine
@@ -113,11 +112,6 @@ async def test_a_switch_that_would_break_a_tier_says_so_first_and_can_be_forced_
         await expect(dialog).to_contain_text("standard: vllm → ollama")
         await page.keyboard.press("Escape")
         await expect(dialog).to_be_hidden()
-
-
-async def violations(page: Page) -> list[str]:
-    results = await Axe().run(page)
-    return [f"{found['id']}: {found['nodes'][0]['html']}" for found in results.response["violations"]]
 
 
 async def test_no_view_has_a_barrier_in_light_or_dark_in_english_or_korean() -> None:
