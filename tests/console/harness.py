@@ -117,6 +117,15 @@ async def chromium() -> AsyncIterator[Chromium]:
         assert found.complaints == []
 
 
+async def overflow(page: Page) -> int:
+    """Return by how many pixels the page is wider than its window, so that it has to be scrolled sideways.
+
+    Not `innerWidth`: on a phone it grows with the page.
+    """
+    assert page.viewport_size is not None
+    return max(0, int(await page.evaluate("document.documentElement.scrollWidth")) - page.viewport_size["width"])
+
+
 async def violations(page: Page) -> list[str]:
     """Return what axe finds on the page: barriers for people who cannot see it or use no mouse."""
     results = await Axe().run(page)

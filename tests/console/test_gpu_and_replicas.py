@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import expect
 
 from gateway import config
-from tests.console.harness import ADMIN, chromium, document, gateway, violations
+from tests.console.harness import ADMIN, chromium, document, gateway, overflow, violations
 from tests.fakes.running_gateway import Running, running, until
 from tests.fakes.stand_ins import stand_in
 from tests.integration.one_gpu import OLLAMA, VLLM
@@ -89,11 +89,6 @@ async def shown() -> AsyncIterator[tuple[Running, Shown]]:
         yield here, Shown(here)
 
 
-async def fits(page: Page) -> None:
-    width, limit = await page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-    assert width <= limit
-
-
 async def test_a_switch_of_the_gpu_is_followed_from_the_last_request_to_the_woken_engine(tmp_path: Path) -> None:
     file = str(tmp_path / "gpu.json")
     quick: dict[str, Any] = {"gpu_file": file, "load_seconds": 0.0, "sleep_seconds": 0.0, "wake_seconds": 0.0}
@@ -146,7 +141,7 @@ async def test_each_phase_of_a_switch_is_shown_in_every_view_and_told_to_screen_
             await expect(page.locator("#announcer")).to_have_text(f"GPU: {text}")
         await expect(korean.locator(".notes")).to_have_text("GPU: 깨우는 중: ollama → vllm, 12초 경과, 약 30초 남음")
         assert await violations(page) == [] == await violations(korean)
-        await fits(korean)
+        assert await overflow(korean) == 0
         await page.get_by_role("link", name="Activity").click()
         await expect(note).to_contain_text("Waking up")
         await page.get_by_role("link", name="Overview").click()
@@ -206,7 +201,7 @@ async def test_processes_redis_and_host_names_are_shown_with_the_servers() -> No
         await expect(backend).to_contain_text(re.compile("vllm#10.0.0.5:8000 leaves.*still run there: 4"))
         await expect(korean.get_by_text("확인 실패")).to_be_visible()
         assert await violations(page) == []
-        await fits(korean)
+        assert await overflow(korean) == 0
 
 
 async def test_changes_within_one_millisecond_are_all_in_the_history_with_cause_and_replica() -> None:

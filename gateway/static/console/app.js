@@ -88,7 +88,8 @@ class Console {
     this.links.keys.hidden = true;
     this.pill = h("span", { class: "pill" });
     this.version = h("span", { class: "version" });
-    this.banner = h("p", { class: "banner", hidden: true });
+    this.bannerText = h("p");
+    this.banner = h("section", { class: "banner", "aria-label": t("phase.lost"), hidden: true }, this.bannerText);
     this.sentence = h("p", { class: "sentence" });
     this.notes = h("ul", { class: "notes" });
     this.gpuPhase = null;
@@ -122,7 +123,7 @@ class Console {
     setClass(this.pill, `pill ${live ? (draining ? "warn" : "good") : "bad"}`);
     setText(this.pill, t(live ? (draining ? "phase.draining" : "phase.live") : "phase.lost"));
     setHidden(this.banner, live);
-    if (!live) setText(this.banner, t("lost.banner", { time: time(updated ?? since) }));
+    if (!live) setText(this.bannerText, t("lost.banner", { time: time(updated ?? since) }));
     setClass(this.frame, live ? "frame" : "frame stale");
     if (was && was !== phase) announce(t(live ? "phase.back" : "phase.lost"));
     setText(this.sentence, sentence(status));
@@ -158,6 +159,7 @@ class Console {
     if (wanted === this.shown && this.main.firstChild) return;
     this.views[this.shown]?.leave?.();
     this.shown = wanted;
+    this.links[wanted].scrollIntoView({ block: "nearest", inline: "nearest" }); // on a small phone not all links have room
     const view = (this.views[wanted] ??= new VIEWS[wanted](this.stream, () => this.schedule()));
     this.main.replaceChildren(view.node);
     document.title = `${t(`view.${wanted}`)} · ${t("title")}`;
