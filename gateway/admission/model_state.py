@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from math import inf
-from typing import Protocol
+from typing import Literal, Protocol
 
 from gateway.admission.model_activity import ModelActivity
 from gateway.errors import GatewayError
+
+Word = Literal["loaded", "loading", "unloading", "cold", "held"]
+"""State of a model on a server in the status report."""
 
 
 class Waiters(Protocol):
@@ -75,7 +78,7 @@ class ModelState:
         return f"<ModelState {self.name} {self.word}, {self.running} running>"
 
     @property
-    def word(self) -> str:
+    def word(self) -> Word:
         """State in one word, for the status report."""
         if self.is_loading:
             return "loading"

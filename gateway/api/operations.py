@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import permutations, zip_longest
+from itertools import permutations, product, zip_longest
 from typing import Any, NamedTuple, get_args
 
 from prometheus_client.exposition import choose_encoder
@@ -17,7 +17,7 @@ from gateway.errors import InvalidRequest, ModelNotFound, TierNotAllowed
 from gateway.relay.discovery import DiscoveredModel
 from gateway.rollout.assignment import ChangeCause
 from gateway.rollout.controller import RolloutController
-from gateway.rollout.gpu_state import Outcome
+from gateway.rollout.gpu_state import SWITCH_PHASES, Outcome
 from gateway.rollout.guard import RolloutGuard
 from gateway.telemetry.exchange import NONE
 from gateway.telemetry.exposition import LabelledRegistry, join_pages
@@ -416,7 +416,10 @@ class Operations:
 
     def _fill_gauges(self) -> None:
         metrics = self._metrics
-        if self.peers is not None and self.view_replicas() is None:  # else Redis knows of more machines
+        replicas = self.view_replicas()
+        if replicas is not None:  # it knows of more machines than the peers
+            metrics.redis_up.labels(replicas["redis"]).set(replicas["up"])
+        elif self.peers is not None:
             metrics.replicas.set(self.peers.replicas)
         for gauge in (
             metrics.running,
@@ -438,9 +441,16 @@ class Operations:
             for move in permutations(tier.models, 2):
                 for cause in self._causes:
                     metrics.switches.labels(tier.name, *move, cause)  # so that a rate includes the first one
-        for move in permutations(self._settings.on_gpu, 2):
+        self._begin_gpu_series()
+
+    def _begin_gpu_series(self) -> None:
+        """Have all series of switches of a shared GPU, so that a rate includes the first one."""
+        engines = self._settings.on_gpu
+        for move in (*permutations(engines, 2), *product([NONE], engines)):
             for outcome in get_args(Outcome):
-                metrics.gpu_switches.labels(*move, outcome)
+                self._metrics.gpu_switches.labels(*move, outcome)
+        for engine, phase in product(engines, SWITCH_PHASES):
+            self._metrics.gpu_phase.labels(engine, phase)
 
     def _set_gauges(self, backend: Backend) -> None:
         """Set the gauges of a backend. A name may have two backends: one drains, one replaces it."""

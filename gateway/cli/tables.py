@@ -1,7 +1,7 @@
 """Tables and lines in which the command line shows what `/ops` of a gateway answers."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -11,6 +11,7 @@ from rich.table import Table
 LATEST = 5
 """Number of changes that `status` shows."""
 OUTCOMES = {"failed": "failed", "reversed": "was reversed", "done": "is done"}
+UNSHARED = "this replica and the others do not know of each other's changes: Redis does not answer"
 VERDICTS = {"breaks": "breaks", "notices": "clients notice", "note": "note", "fine": "ok"}
 
 
@@ -68,10 +69,12 @@ def show_status(status: Mapping[str, Any], console: Console) -> None:
     if reload is not None and not (reload["ok"] and not reload["needs_restart"]):
         console.print("\n".join(_reload_lines(reload)), soft_wrap=True, highlight=False, markup=False)
     if status["rollout"].get("shared") is False:
-        console.print("this replica and the others do not know of each other's changes: Redis does not answer")
+        console.print(UNSHARED)
     replicas = status.get("replicas")
     if replicas is not None:
         console.print(replicas_line(replicas), soft_wrap=True, highlight=False, markup=False)
+    for line in process_lines(status.get("processes") or ()):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     gpu = status["rollout"].get("gpu")
     if gpu is not None:
         for line in gpu_lines(gpu):
@@ -90,10 +93,20 @@ def replicas_line(replicas: Mapping[str, Any]) -> str:
     )
 
 
+def process_lines(processes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each of the replicas on the gateway's machine."""
+    for process in processes:
+        running, waiting = sum(process["running"].values()), sum(process["waiting"].values())
+        yield (
+            f"replica {process['replica']} (process {process['pid']}): {process['status']}, "
+            f"{running} requests run, {waiting} wait"
+        )
+
+
 def gpu_lines(gpu: Mapping[str, Any]) -> Iterator[str]:
     """Yield the state of the GPU that the engines share, and what a rollback would take."""
     if gpu["holder"] is not None and gpu["to"] is None:
-        yield f"GPU: {gpu['holder']} has it since {gpu['since'][:19].replace('T', ' ')}"
+        yield f"GPU: {gpu['holder']} has had it since {gpu['since'][:19].replace('T', ' ')}"
     else:
         yield f"GPU: {switch_line(gpu)}"
     last = gpu["last"]

@@ -8,7 +8,6 @@ import time
 import tty
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any, NoReturn
 
 from rich import box
@@ -18,14 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.cli.ops_client import OpsClient, OpsError
-from gateway.cli.tables import change_line, server_lines
+from gateway.cli.top_notes import Note, notes
 
 PATIENCE = 5.0
 """Seconds to wait for the gateway before it counts as lost."""
 WIDTH_WITH_MODELS = 110
 """Columns from which the models of the tiers have room."""
-MOST_SERVERS = MOST_ERRORS = 5
-"""Lines about servers and about failed requests."""
 HEADING = 2
 """Lines above the rows of a table."""
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -125,12 +122,16 @@ def frame(
     above: list[RenderableType] = [_line(head)]
     if problem is not None:
         above.append(_line(Text(f"not current: {problem}", style="bold red")))
-    below = [*_notes(status), *_errors(status)]
+    below: list[RenderableType] = [Text(""), *(_shown(note) for note in notes(status, width))]
     if height is not None:
         below.append(_line(Text("q or Ctrl-C leaves", style="dim")))
     backends = _backends(status)
     used = len(above) + len(below) + backends.row_count + 2 * HEADING + 1
     return Group(*above, backends, _tiers(status, width, None if height is None else height - used), *below)
+
+
+def _shown(note: Note) -> Text:
+    return _line(Text(note.text, style=note.style))
 
 
 def _line(text: Text) -> Text:
@@ -218,30 +219,6 @@ def _table(*columns: str) -> Table:
             overflow="ellipsis",
         )
     return table
-
-
-def _notes(status: Mapping[str, Any]) -> Iterator[Text]:
-    yield Text("")
-    lines = list(server_lines(status))
-    for line in lines[:MOST_SERVERS]:
-        yield _line(Text(line, style="yellow"))
-    if len(lines) > MOST_SERVERS:
-        yield _line(Text(f"and {len(lines) - MOST_SERVERS} more servers (see gateway status)", style="yellow"))
-    unserved = status["ready"]["unserved_tiers"]
-    if unserved:
-        yield _line(Text(f"tiers that cannot be served now: {', '.join(unserved)}", style="bold red"))
-    history: Sequence[Mapping[str, Any]] = status["rollout"]["history"]
-    if history:
-        yield _line(Text(f"last change: {change_line(history[0])}"))
-
-
-def _errors(status: Mapping[str, Any]) -> Iterator[Text]:
-    for error in status["errors"][:MOST_ERRORS]:
-        at = datetime.fromisoformat(error["at"]).astimezone().strftime("%H:%M:%S")
-        why = " ".join(dict.fromkeys(text for text in (error["code"], error["reason"]) if text))
-        place = " on ".join(name for name in (error["tier"], error["backend"]) if name != "none")
-        line = f"{at} {error['status']} {why}{': ' if place else ''}{place}, {error['request_id']}"
-        yield _line(Text(line, style="dim" if error["outcome"] == "client_error" else "red"))
 
 
 def _latencies(live: Mapping[str, float | None]) -> tuple[str, str]:

@@ -16,6 +16,8 @@ from gateway.upstream.gpu_engine import GpuEngine
 
 Phase = Literal["draining", "freeing", "waking", "ready", "failed"]
 Outcome = Literal["done", "failed", "reversed"]
+SWITCH_PHASES: tuple[Phase, ...] = ("draining", "freeing", "waking")
+"""Phases that a switch goes through, each of which takes time."""
 
 
 class Switch:

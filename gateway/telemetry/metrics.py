@@ -282,6 +282,12 @@ class Metrics:
             "gateway_replicas", "Replicas that share the limits, as this one sees them.", registry=registry
         )
         self.replicas.set(1)
+        self.redis_up = Gauge(
+            "gateway_redis_up",
+            "1 while the Redis through which replicas share their limits answers.",
+            ("redis",),
+            registry=registry,
+        )
         self.backend_up = Gauge(
             "gateway_backend_up", "1 while a server of the backend answers its probes.", ("backend",), registry=registry
         )

@@ -1,11 +1,22 @@
 """The console's page: public, self-contained, with a strict policy, and only its own files."""
 
 import re
+from typing import Any, get_args
 
 import httpx2
 import pytest
 
+from gateway.admission.model_state import Word
 from gateway.api.console import FOLDERS, STATIC
+from gateway.api.operations import TURNS
+from gateway.api.ops_schemas import Readiness
+from gateway.errors import Outcome as Ended
+from gateway.rollout.assignment import ChangeCause
+from gateway.rollout.gpu_state import Outcome, Phase
+from gateway.rollout.gpu_times import Basis
+from gateway.rollout.guard import RULE_NAMES
+from gateway.rollout.preflight.findings import Severity
+from gateway.telemetry.exchange import LANES
 from tests.api.both_engines import ADMIN, KEY, error_of, serving
 
 pytestmark = pytest.mark.uvloop
@@ -70,6 +81,24 @@ def test_both_languages_have_all_texts_and_the_page_uses_no_other() -> None:
     for file in (STATIC / "console").glob("*.js"):
         for name in re.findall(r'\bt\("([a-z_.]+)"', file.read_text()):
             assert name in english, (file.name, name)
+
+
+def test_every_word_of_the_status_that_the_page_shows_has_a_text() -> None:
+    words: dict[str, Any] = {
+        "cause": get_args(ChangeCause),
+        "gpu.phase": get_args(Phase),
+        "gpu.last": [outcome for outcome in get_args(Outcome) if outcome != "done"],
+        "gpu.rollback": get_args(Basis),
+        "ready": get_args(Readiness.__annotations__["status"]),
+        "backend": [turn for turn in TURNS.values() if turn != "awake"],
+        "severity": get_args(Severity),
+        "rule": RULE_NAMES,
+        "load": get_args(Word),
+        "outcome": [outcome for outcome in get_args(Ended) if outcome not in ("ok", "cancelled")],
+        "lane": {lane for lanes in LANES.values() for lane in lanes},
+    }
+    known = messages("en")
+    assert [f"{group}.{word}" for group, of in words.items() for word in of if f"{group}.{word}" not in known] == []
 
 
 async def test_address_without_the_slash_leads_to_the_page(client: httpx2.AsyncClient) -> None:

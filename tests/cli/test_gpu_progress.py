@@ -65,7 +65,7 @@ def test_an_engine_that_fails_ends_the_command() -> None:
 def test_status_tells_the_holder_the_last_failure_and_the_time_of_a_rollback() -> None:
     last = {"at": "2026-11-29T08:00:00Z", "to": "vllm", "outcome": "failed", "seconds": 9.0, "why": "no answer"}
     assert list(gpu_lines(view("ready", None, "vllm", last=last))) == [
-        "GPU: vllm has it since 2026-11-29 08:00:00",
+        "GPU: vllm has had it since 2026-11-29 08:00:00",
         "GPU: the switch to vllm at 2026-11-29 08:00:00 failed: no answer",
         "GPU: a rollback would take about 5.0 s (measured)",
     ]

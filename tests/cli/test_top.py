@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gateway.cli.top import MOST_ERRORS, frame
+from gateway.cli.top import frame
+from gateway.cli.top_notes import MOST_ERRORS
 from tests.cli.harness import ROOT, command, gateway, invoke
 from tests.fakes.running_gateway import Running, until
 

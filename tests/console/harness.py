@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
 from gateway import config, simulate
@@ -114,3 +115,18 @@ async def chromium() -> AsyncIterator[Chromium]:
         finally:
             await browser.close()
         assert found.complaints == []
+
+
+async def overflow(page: Page) -> int:
+    """Return by how many pixels the page is wider than its window, so that it has to be scrolled sideways.
+
+    Not `innerWidth`: on a phone it grows with the page.
+    """
+    assert page.viewport_size is not None
+    return max(0, int(await page.evaluate("document.documentElement.scrollWidth")) - page.viewport_size["width"])
+
+
+async def violations(page: Page) -> list[str]:
+    """Return what axe finds on the page: barriers for people who cannot see it or use no mouse."""
+    results = await Axe().run(page)
+    return [f"{found['id']}: {found['nodes'][0]['html']}" for found in results.response["violations"]]

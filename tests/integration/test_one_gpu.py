@@ -40,6 +40,22 @@ async def test_under_load_nothing_is_lost_and_one_engine_has_the_gpu(tmp_path: P
         assert setup.gateway.metric("gateway_gpu_switches_total", outcome="done") == 2
 
 
+async def test_series_of_the_gpu_begin_at_zero_so_that_a_rate_has_the_first_switch(tmp_path: Path) -> None:
+    async with one_gpu(tmp_path) as setup:
+        text, _ = await setup.gateway.gateway._operations.exposition("text/plain")
+        lines = text.decode().splitlines()
+        for source, target in (("ollama", "vllm"), ("vllm", "ollama"), ("none", "ollama"), ("none", "vllm")):
+            for outcome in ("done", "failed", "reversed"):
+                labels = f'from_backend="{source}",outcome="{outcome}",to_backend="{target}"'
+                assert any(line.startswith(f"gateway_gpu_switches_total{{{labels}}}") for line in lines), labels
+        for engine in ("ollama", "vllm"):
+            for phase in ("draining", "freeing", "waking"):
+                assert any(
+                    line.startswith(f'gateway_gpu_phase_seconds_count{{backend="{engine}",phase="{phase}"}}')
+                    for line in lines
+                )
+
+
 async def test_requests_wait_for_the_engine_longer_than_the_queue_timeout(tmp_path: Path) -> None:
     async with one_gpu(tmp_path) as setup:
         await setup.ended()

@@ -36,6 +36,8 @@ TIERS = {"fast": "vllm", "small": "ollama"}
 SOMETIMES = {
     *("ALERTS", "gateway_affinity_total", "gateway_client_disconnects_total", "gateway_fallbacks_total"),
     *("gateway_key_requests_total", "gateway_key_tokens_total", "gateway_model_unloads_total"),
+    *("gateway_backend_asleep", "gateway_gpu_switches_total", "gateway_gpu_phase_seconds_sum"),
+    *("gateway_gpu_phase_seconds_count", "gateway_name_resolved", "gateway_redis_up"),
     *("gateway_rate_limited_total", "gateway_rejected_total", "gateway_replicas", "gateway_retries_total"),
     *("gateway_switches_total", "gateway_upstream_errors_total", "vllm:e2e_request_latency_seconds_bucket"),
     *("vllm:inter_token_latency_seconds_bucket", "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total"),

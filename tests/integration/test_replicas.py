@@ -259,6 +259,17 @@ async def test_status_shows_the_replicas_and_no_password(redis: RedisServer) -> 
         assert (found["up"], found["sharing"], found["replicas"], found["reason"]) == (True, 1, 1, None)
         assert f"vllm {backend.base_url} slots" in {limit["name"] for limit in found["limits"]}
         assert "hunter2" not in repr(found)
+        up = f'gateway_redis_up{{redis="{found["redis"]}"}}'
+        assert f"{up} 1.0\n" in await metrics(gateway)
+        redis.kill()
+        await until(lambda: not status(gateway)["up"], PATIENCE)
+        assert f"{up} 0.0\n" in await metrics(gateway)
+        assert "hunter2" not in await metrics(gateway)
+
+
+async def metrics(gateway: Running) -> str:
+    text, _ = await gateway.gateway._operations.exposition("text/plain")
+    return text.decode()
 
 
 async def test_a_gateway_that_starts_without_its_redis_divides_by_the_replicas_that_it_knew(

@@ -85,6 +85,12 @@ def test_queries_use_only_metrics_that_exist() -> None:
     assert {name for name in of_vllm if f"{name.removesuffix('_bucket')} " not in recording} == set()
 
 
+def test_every_metric_of_the_gateway_is_on_the_dashboard() -> None:
+    used = " ".join(QUERIES)
+    missing = {name for name in exposed() if not re.search(rf"\b{re.sub('_(bucket|count|sum)$', '_', name)}", used)}
+    assert missing == {"gateway_build_info"}
+
+
 def test_queries_use_only_variables_that_the_dashboard_has() -> None:
     variables = {variable["name"] for variable in DOCUMENT["templating"]["list"]}
     used = {name for query in QUERIES for name in re.findall(r"\$(\w+)", query)}

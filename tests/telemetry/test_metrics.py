@@ -29,6 +29,7 @@ DOCUMENTED: dict[str, tuple[str, tuple[str, ...]]] = {
     "gateway_requests_waiting": ("gauge", LANE),
     "gateway_waiting_bytes": ("gauge", ()),
     "gateway_replicas": ("gauge", ()),
+    "gateway_redis_up": ("gauge", ("redis",)),
     "gateway_rejected": ("counter", ("backend", "reason")),
     "gateway_upstream_errors": ("counter", ("backend", "reason")),
     "gateway_retries": ("counter", ("backend", "reason")),
@@ -101,6 +102,7 @@ def touched(metrics: Metrics) -> Metrics:
     metrics.backend_asleep.labels("ollama").set(1)
     metrics.gpu_switches.labels("ollama", "vllm", "done").inc()
     metrics.gpu_phase.labels("vllm", "waking").observe(6.0)
+    metrics.redis_up.labels("redis:6379/0").set(1)
     metrics.switches.labels("standard", "ollama", "vllm", "operator").inc()
     return metrics
 

@@ -23,10 +23,10 @@ export class ActivityView {
   update({ status }) {
     setHidden(this.table, status.errors.length === 0);
     setHidden(this.noErrors, status.errors.length > 0);
-    list(this.errors, status.errors, (error) => `${error.at} ${error.request_id} ${error.endpoint}`, errorRow);
+    list(this.errors, status.errors, (error) => JSON.stringify(error), errorRow);
     const { history } = status.rollout;
     setHidden(this.noHistory, history.length > 0);
-    list(this.history, history, (change) => change.at, changeItem);
+    list(this.history, history, (change) => JSON.stringify(change), changeItem); // some happen within one millisecond
     this.showReload(status.reload);
   }
 
@@ -55,10 +55,13 @@ function errorRow(error) {
 }
 
 function changeItem(change) {
-  const kind = change.cause === "guard" ? "warn" : change.is_rollback ? "bad" : "info";
+  const kind = change.cause === "guard" || change.cause === "exclusive" ? "warn" : change.is_rollback ? "bad" : "info";
   const name = change.is_rollback && change.cause === "operator" ? t("cause.rollback") : t(`cause.${change.cause}`);
   const moves = Object.entries(change.tiers);
-  const by = change.by ? t(change.by === "local" ? "history.local" : "history.by", { key: change.by }) : "";
+  const by = [
+    change.by ? t(change.by === "local" ? "history.local" : "history.by", { key: change.by }) : "",
+    change.replica ? t("history.replica", { replica: change.replica }) : "",
+  ].filter((text) => text !== "").join(", ");
   const lines = h("ul", {}, ...moves.slice(0, 10).map(([tier, move]) => h("li", { text: moveText(tier, move) })), moves.length > 10 ? h("li", { text: t("result.more", { count: moves.length - 10 }) }) : null);
   return h("li", {},
     h("div", { class: "head" }, h("time", { datetime: change.at, text: time(change.at) }), h("span", { class: `badge ${kind}`, text: name }), h("span", { class: "muted small", text: by })),

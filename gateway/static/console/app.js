@@ -2,12 +2,14 @@
 
 import { ActivityView } from "./activity.js";
 import { call, key, reason } from "./api.js";
-import { announce, h, setClass, setHidden, setText } from "./dom.js";
+import { announce, h, list, setClass, setHidden, setText } from "./dom.js";
 import { count, time } from "./format.js";
 import { gate } from "./gate.js";
+import { isSwitching, switchText } from "./gpu.js";
 import { choose, language, LANGUAGES, t } from "./i18n.js";
 import { KeysView } from "./keys.js";
 import { OverviewView } from "./overview.js";
+import { aloneText, isShared } from "./replicas.js";
 import { ServersView } from "./servers.js";
 import { Stream } from "./stream.js";
 import { chooseTheme, theme, THEMES } from "./theme.js";
@@ -86,8 +88,11 @@ class Console {
     this.links.keys.hidden = true;
     this.pill = h("span", { class: "pill" });
     this.version = h("span", { class: "version" });
-    this.banner = h("p", { class: "banner", hidden: true });
+    this.bannerText = h("p");
+    this.banner = h("section", { class: "banner", "aria-label": t("phase.lost"), hidden: true }, this.bannerText);
     this.sentence = h("p", { class: "sentence" });
+    this.notes = h("ul", { class: "notes" });
+    this.gpuPhase = null;
     this.rollback = h("button", { class: "danger big", type: "button", on: { click: () => this.act("rollback", this.rollback) } });
     this.undo = h("button", { type: "button", text: t("action.undo"), on: { click: () => this.act("undo", this.undo) } });
     this.main = h("main", { id: "main", tabindex: "-1" });
@@ -103,7 +108,7 @@ class Console {
           select("theme", t("theme"), theme(), Object.fromEntries(THEMES.map((name) => [name, t(`theme.${name}`)])), chooseTheme),
           signOut)),
       this.banner,
-      h("section", { class: "rollbar", "aria-label": t("rollout") }, this.sentence, h("div", { class: "buttons" }, this.undo, this.rollback)),
+      h("section", { class: "rollbar", "aria-label": t("rollout") }, h("div", { class: "where" }, this.sentence, this.notes), h("div", { class: "buttons" }, this.undo, this.rollback)),
       this.main, toasts);
     root.replaceChildren(this.frame);
     this.navigate(false);
@@ -118,12 +123,29 @@ class Console {
     setClass(this.pill, `pill ${live ? (draining ? "warn" : "good") : "bad"}`);
     setText(this.pill, t(live ? (draining ? "phase.draining" : "phase.live") : "phase.lost"));
     setHidden(this.banner, live);
-    if (!live) setText(this.banner, t("lost.banner", { time: time(updated ?? since) }));
+    if (!live) setText(this.bannerText, t("lost.banner", { time: time(updated ?? since) }));
     setClass(this.frame, live ? "frame" : "frame stale");
     if (was && was !== phase) announce(t(live ? "phase.back" : "phase.lost"));
     setText(this.sentence, sentence(status));
+    this.drawNotes(status);
     setText(this.rollback, t("action.rollback", { backend: status.rollout.rollback_to }));
     this.undo.disabled = !live || status.rollout.history.length === 0; // a rollback can always be tried
+  }
+
+  /** Below the sentence, whatever the view: a switch of the GPU, and what the replicas do not share. */
+  drawNotes({ rollout, replicas }) {
+    const { gpu, shared } = rollout;
+    const notes = [];
+    if (gpu !== null && isSwitching(gpu)) notes.push({ name: "gpu", kind: gpu.phase === "failed" ? "bad" : "warn", text: `${t("gpu")}: ${switchText(gpu)}` });
+    if (replicas !== null && !isShared(replicas)) notes.push({ name: "replicas", kind: "bad", text: aloneText(replicas) });
+    if (shared === false) notes.push({ name: "rollout", kind: "bad", text: t("replicas.unshared") });
+    list(this.notes, notes, ({ name }) => name, () => h("li"), (node, { kind, text }) => {
+      setClass(node, `note ${kind}`);
+      setText(node, text);
+    });
+    const phase = gpu?.phase ?? null;
+    if (this.gpuPhase !== null && phase !== null && phase !== this.gpuPhase) announce(`${t("gpu")}: ${t(`gpu.phase.${phase}`)}`);
+    this.gpuPhase = phase;
   }
 
   navigate(isAsked) {
@@ -137,6 +159,7 @@ class Console {
     if (wanted === this.shown && this.main.firstChild) return;
     this.views[this.shown]?.leave?.();
     this.shown = wanted;
+    this.links[wanted].scrollIntoView({ block: "nearest", inline: "nearest" }); // on a small phone not all links have room
     const view = (this.views[wanted] ??= new VIEWS[wanted](this.stream, () => this.schedule()));
     this.main.replaceChildren(view.node);
     document.title = `${t(`view.${wanted}`)} · ${t("title")}`;

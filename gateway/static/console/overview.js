@@ -3,6 +3,7 @@
 import { Charts } from "./charts.js";
 import { h, list, setClass, setHidden, setText } from "./dom.js";
 import { count, pair, percent, rate } from "./format.js";
+import { GpuPanel } from "./gpu.js";
 import { t } from "./i18n.js";
 import { RolloutControl } from "./rollout.js";
 import { backendState, side } from "./words.js";
@@ -13,6 +14,7 @@ export class OverviewView {
   constructor(stream) {
     this.control = new RolloutControl();
     this.charts = new Charts(stream);
+    this.gpu = new GpuPanel();
     this.backends = h("div", { class: "cards" });
     this.filter = h("input", { type: "search", id: "tier-filter", placeholder: t("tiers.filter"), "aria-label": t("tiers.filter"), on: { input: () => this.update(this.last) } });
     this.noTier = h("p", { class: "empty", text: t("tiers.none"), hidden: true });
@@ -20,6 +22,7 @@ export class OverviewView {
     this.tierCount = h("span", { class: "muted" });
     this.node = h("div", { class: "overview" },
       h("div", { class: "wide" },
+        this.gpu.node,
         h("section", { "aria-labelledby": "h-backends" }, h("h2", { id: "h-backends", text: t("backends") }), this.backends),
         this.charts.node),
       this.control.node,
@@ -31,6 +34,7 @@ export class OverviewView {
   update(state) {
     this.last = state;
     const { status } = state;
+    this.gpu.update(status.rollout.gpu);
     list(this.backends, Object.entries(status.backends), ([name]) => name, ([name]) => new BackendCard(name), (card, [name, backend]) => card.update(status, name, backend));
     this.control.update(state);
     this.charts.update(state);

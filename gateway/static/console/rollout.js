@@ -24,13 +24,14 @@ export class RolloutControl {
       h("div", { class: "slider" }, this.range, this.exact, h("span", { text: "%", "aria-hidden": "true" })));
     this.split = h("div", { class: "split", "aria-hidden": "true" });
     this.preview = h("p", { class: "preview", "aria-live": "polite" });
+    this.oneGpu = h("p", { class: "muted small", text: t("control.gpu"), hidden: true });
     this.apply = h("button", { class: "primary", type: "submit", text: t("control.review") });
     this.cancel = h("button", { type: "button", text: t("action.reset"), on: { click: () => this.reset() } });
     this.heading = h("h2", { id: "h-control", text: t("control") });
     this.form = h("form", { on: { submit: (event) => { event.preventDefault(); this.review(); } } },
       h("label", { for: "scope", text: t("control.scope") }), this.scope, this.now,
       h("fieldset", {}, h("legend", { text: t("control.backend") }), this.backends),
-      this.canaryRow, this.split, this.preview,
+      this.canaryRow, this.split, this.preview, this.oneGpu,
       h("div", { class: "buttons" }, this.apply, this.cancel));
     this.dialog = new ChangeDialog();
     // The wrapper is as tall as its row, within which the card stays in sight.
@@ -57,6 +58,7 @@ export class RolloutControl {
     this.current = assignments.length > 0 && assignments.every((item) => sameAssignment(item, assignments[0])) ? assignments[0] : null;
     this.choices = Object.keys(status.backends).filter((name) => this.tiers.every(([, tier]) => Object.hasOwn(tier.models, name)));
     setText(this.now, assignments.length === 0 ? t("sentence.pinned") : this.current ? t("control.now", { place: assignmentText(this.current) }) : t("control.differ"));
+    setHidden(this.oneGpu, status.rollout.gpu === null);
     if (!this.isEdited) this.follow();
     this.draw();
   }

@@ -1,18 +1,21 @@
-// The servers of each backend: state, load, models, and why one gets no requests.
+// The servers of each backend: state, load, models, and why one gets no requests; host names, replicas.
 
 import { h, list, setClass, setHidden, setText } from "./dom.js";
 import { count, time } from "./format.js";
 import { t } from "./i18n.js";
+import { ReplicasSection } from "./replicas.js";
 import { backendState, serverState, side } from "./words.js";
 
 export class ServersView {
   constructor() {
     this.backends = h("div", { class: "stack" });
-    this.node = h("div", {}, h("h2", { text: t("view.servers") }), this.backends);
+    this.replicas = new ReplicasSection();
+    this.node = h("div", { class: "stack" }, h("h2", { text: t("view.servers") }), this.backends, this.replicas.node);
   }
 
   update({ status }) {
     list(this.backends, Object.entries(status.backends), ([name]) => name, ([name]) => new BackendSection(name), (section, [name, backend]) => section.update(status, name, backend));
+    this.replicas.update(status);
   }
 }
 
@@ -21,9 +24,11 @@ class BackendSection {
     this.swatch = h("span", { "aria-hidden": "true" });
     this.badge = h("span");
     this.limits = h("p", { class: "muted small" });
+    this.names = h("ul", { class: "names" });
     this.servers = h("div", { class: "cards" });
+    this.leaving = h("ul", { class: "reasons" });
     this.node = h("section", { class: "card", "aria-label": t("backend.named", { name }) },
-      h("div", { class: "head" }, this.swatch, h("h3", { text: name }), this.badge), this.limits, this.servers);
+      h("div", { class: "head" }, this.swatch, h("h3", { text: name }), this.badge), this.limits, this.names, this.servers, this.leaving);
   }
 
   update(status, name, backend) {
@@ -34,6 +39,25 @@ class BackendSection {
     const { limits } = backend;
     setText(this.limits, t("servers.limits", { kind: backend.kind, max: count(limits.max_concurrency), queue: count(limits.max_queue) }));
     list(this.servers, backend.servers, (server) => server.name, (server) => new ServerCard(server.name), (card, server) => card.update(server));
+    list(this.names, backend.names, (found) => found.name, () => new HostName(), (row, found) => row.update(found));
+    list(this.leaving, backend.leaving, (server) => server.name, () => h("li"), (node, server) => setText(node, t("servers.leaving", { name: server.name, running: count(server.running) })));
+  }
+}
+
+class HostName {
+  constructor() {
+    this.badge = h("span");
+    this.text = h("span");
+    this.node = h("li", {}, this.badge, this.text);
+  }
+
+  update(found) {
+    setClass(this.badge, `badge ${found.resolved ? "good" : "bad"}`);
+    setText(this.badge, t(found.resolved ? "name.resolved" : "name.unresolved"));
+    const parts = [t("name.servers", { name: found.name, servers: count(found.servers) })];
+    if (found.ignored > 0) parts.push(t("name.ignored", { ignored: count(found.ignored) }));
+    if (!found.resolved) parts.push(t(found.servers > 0 ? "name.kept" : "name.nothing", { failure: found.failure }));
+    setText(this.text, parts.join(" "));
   }
 }
 

@@ -19,7 +19,8 @@ export function changeResult(answer) {
     if (answer.moved > 0) lines.push(t("result.moved", { count: count(answer.moved) }));
   }
   for (const [tier, why] of Object.entries(answer.unmoved)) lines.push(t("result.unmoved", { tier, why }));
-  if (answer.changed && !answer.persisted) lines.push(t("result.unsaved"));
+  if (answer.changed && !answer.persisted && !answer.shared) lines.push(t("result.unsaved"));
+  if (answer.shared === false) lines.push(t("result.unshared"));
   return lines;
 }
 
