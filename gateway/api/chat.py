@@ -27,7 +27,7 @@ from gateway.dialects.json_body import Steps
 from gateway.dialects.openai_chat import CompletionForm, with_reasoning_field
 from gateway.dialects.openai_completions import TextForm
 from gateway.errors import BackendUnavailable
-from gateway.keys.account import Hold
+from gateway.keys.hold import Hold
 from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.chat import ChatRelay
 from gateway.relay.choices import ChoiceConnection, ChoicesRelay, chats_of

@@ -1,6 +1,7 @@
 """Accounts: admission, reservation and settlement of a key's requests.
 
 Covers: gateway/keys/allowance.py
+Covers: gateway/keys/hold.py
 Covers: gateway/keys/policy.py
 """
 
@@ -8,7 +9,8 @@ import pytest
 
 from gateway.errors import BudgetSpent, ConcurrencyExceeded, ExpiredApiKey, RateLimited
 from gateway.keys import account as module
-from gateway.keys.account import MAX_COMPLETION, Account, Hold
+from gateway.keys.account import Account
+from gateway.keys.hold import MAX_COMPLETION, Hold
 from gateway.keys.policy import Limits
 from tests.keys.fakes import NOON, Clocks, account, headers, policy
 
