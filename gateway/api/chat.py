@@ -182,7 +182,7 @@ class ChatEndpoint(Endpoint[ChatCall]):
             request = structs.replace(request, answer_id=answer_id, created=created)
             return self.relay_class(self._context, connection, request)
 
-        return ChoicesRelay(client, chats_of(chat), form, answer_id, created, make)
+        return ChoicesRelay(client, chats_of(chat), form, answer_id, created, make, head.hold)
 
     def _route(self, tier: str, chat: Chat, head: RequestContext) -> Route:
         tier_route = self._tier_routes[tier]

@@ -177,6 +177,14 @@ class Hold(Struct, gc=False):
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
 
+    def count_prompts_once(self, told: int, *, are_all_told: bool) -> None:
+        """Count each prompt of several exchanges once, as usage does: `told` tokens by their backends.
+
+        If a backend has not told how long its prompt is, the estimate is that of all prompts.
+        """
+        estimated = 0 if are_all_told or self.reservation is None else self.reservation[2]
+        self.prompt_tokens = min(self.prompt_tokens, max(told, estimated))
+
     def end(self) -> None:
         """Give the place back, and replace what was reserved by what was counted. Later calls do nothing."""
         if self.has_ended:
