@@ -28,10 +28,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks import requests, subjects
+from benchmarks import key_cost, requests, subjects
 from benchmarks.affinity import cost_of_a_choice
 from benchmarks.cost import bench_setup, machine
-from benchmarks.key_cost import cost_of_a_limited_key
 from benchmarks.process_stats import cpu_seconds
 from benchmarks.report import OURS, THEIRS, Comparison, Target, cost_per
 from benchmarks.subjects import BenchSetup, DidNotRun, Subject
@@ -268,7 +267,7 @@ def run(options: SaturationOptions) -> list[Table]:
                     short, long = streamed(bench, interval_ms)
                     print("\n" + "\n".join([*short.lines(), "", *long.lines(has_tokens=True)]), flush=True)
                     tables += [short, long]
-    print(f"\na limited key takes {cost_of_a_limited_key():.1f} µs of a request", flush=True)
+    print("\n" + "\n".join(key_cost.report()), flush=True)
     for what, microseconds in cost_of_a_choice().items():
         print(f"the choice among four servers: {microseconds:.1f} µs for {what}", flush=True)
     return tables

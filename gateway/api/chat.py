@@ -27,7 +27,7 @@ from gateway.dialects.json_body import Steps
 from gateway.dialects.openai_chat import CompletionForm, with_reasoning_field
 from gateway.dialects.openai_completions import TextForm
 from gateway.errors import BackendUnavailable
-from gateway.keys.account import Hold
+from gateway.keys.hold import Hold
 from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.chat import ChatRelay
 from gateway.relay.choices import ChoiceConnection, ChoicesRelay, chats_of
@@ -182,7 +182,7 @@ class ChatEndpoint(Endpoint[ChatCall]):
             request = structs.replace(request, answer_id=answer_id, created=created)
             return self.relay_class(self._context, connection, request)
 
-        return ChoicesRelay(client, chats_of(chat), form, answer_id, created, make)
+        return ChoicesRelay(client, chats_of(chat), form, answer_id, created, make, head.hold)
 
     def _route(self, tier: str, chat: Chat, head: RequestContext) -> Route:
         tier_route = self._tier_routes[tier]

@@ -39,7 +39,8 @@ from gateway.errors import (
     ShuttingDown,
     TierNotAllowed,
 )
-from gateway.keys.account import Account, Hold
+from gateway.keys.account import Account
+from gateway.keys.hold import Hold
 from gateway.relay.context import RelayContext
 from gateway.relay.requests import ClientConnection
 from gateway.relay.turns import YIELD_BYTES, in_turns

@@ -14,26 +14,14 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Protocol
 
-from msgspec import Struct
-
 from gateway.errors import BudgetSpent, ConcurrencyExceeded, ExpiredApiKey, RateLimited
 from gateway.keys.allowance import SECONDS_PER_DAY, Allowance, seconds_to_midnight
-from gateway.keys.headers import WARNING_SHARE, has_lines, limit_lines, plain_lines, utc_midnight, warning
+from gateway.keys.headers import duration, has_lines, limit_lines, plain_lines, utc_midnight
+from gateway.keys.hold import FIRST_COMPLETION, Hold
 from gateway.keys.policy import CONCURRENCY, REQUESTS_PER_MINUTE, TOKENS_PER_DAY, TOKENS_PER_MINUTE, KeyPolicy
-from gateway.keys.windows import SECONDS, SlidingWindow, Slot
 
 Clock = Callable[[], float]
 
-BYTES_PER_TOKEN = 4
-"""Bytes of a request for each estimated token of its prompt."""
-IMAGE_TOKENS = 512
-"""Tokens that are reserved for an image."""
-MAX_COMPLETION = 16_384
-"""Maximum tokens that are reserved for one answer: programs send a `max_tokens` that they never use."""
-FIRST_COMPLETION = 256.0
-"""Tokens that are reserved for an answer without `max_tokens` before anything is known of the key."""
-GUESS_SHARE = 10
-"""A guess at an answer's length reserves at most this part (1 / n) of the tokens of a minute."""
 MAX_PERSONS = 10_000
 """Maximum number of persons that a key's account tells apart. Further ones share one allowance."""
 MAX_PERSON = 128
@@ -57,8 +45,8 @@ class Account:
     """
 
     __slots__ = (
-        "_look_again", "_pruned", "allowance", "clock", "day", "downgrade", "has_lines", "is_expired", "name",
-        "persons", "policy", "sharing", "template", "tiers", "typical", "wall",
+        "_day_ends", "_look_again", "_pruned", "_reset", "_reset_at", "allowance", "clock", "day", "downgrade",
+        "has_lines", "is_expired", "name", "persons", "plain_lines", "policy", "sharing", "tiers", "typical", "wall",
     )  # fmt: skip
 
     def __init__(self, policy: KeyPolicy, clock: Clock, wall: Clock) -> None:
@@ -72,6 +60,7 @@ class Account:
         self.typical = FIRST_COMPLETION
         """Average tokens of an answer whose request had no `max_tokens`."""
         self._pruned = 0
+        self._reset, self._reset_at = b"", -1
         self.day = 0
         """The day in UTC, since the Unix epoch."""
         self.tiers: frozenset[str] | None = None
@@ -88,8 +77,8 @@ class Account:
         """Apply a policy of the same name. What is used stays used."""
         self.policy = policy
         self.allowance.change(policy.limits)
-        self.template = plain_lines(policy.limits) if policy.per_person is None else None
-        """Lines of an answer with two places for numbers, if nothing else in them changes."""
+        self.plain_lines = plain_lines(self.allowance, self.day_reset) if policy.per_person is None else None
+        """Renders the lines of an answer to a request that was counted in the same second."""
         self.has_lines = has_lines(policy.limits) or (policy.per_person is not None and has_lines(policy.per_person))
         if policy.per_person is None:
             self.persons = {}
@@ -103,7 +92,9 @@ class Account:
         second, now = int(self.clock()), self.wall()
         self.day = int(now) // SECONDS_PER_DAY
         self.allowance.turn_to(self.day)
-        again = min(60, seconds_to_midnight(now))
+        left = seconds_to_midnight(now)
+        self._day_ends, self._reset_at = second + left, -1
+        again = min(60, left)
         expires = self.policy.expires
         if expires is not None:
             self.is_expired = now >= expires
@@ -120,6 +111,12 @@ class Account:
         if second >= self._look_again:
             self.look_at_clock()
         return second
+
+    def day_reset(self, second: int) -> bytes:
+        """Return the time from `second` of `clock` to the end of the day, as headers have it."""
+        if second != self._reset_at:
+            self._reset, self._reset_at = duration(max(1, self._day_ends - second)), second
+        return self._reset
 
     # What it may use
 
@@ -147,7 +144,7 @@ class Account:
 
     # Requests
 
-    def begin(self, person: str = "") -> "Hold":
+    def begin(self, person: str = "") -> Hold:
         """Admit a request, which holds a place until its `Hold` ends.
 
         `person` is who asks, as the header `user_header` says; only a trusted key is believed.
@@ -156,7 +153,9 @@ class Account:
             ExpiredApiKey: The key has expired.
             RateLimited: A limit of requests or of concurrency is reached.
         """
-        second = self.second()
+        second = int(self.clock())  # `second`, inlined
+        if second >= self._look_again:
+            self.look_at_clock()
         if self.is_expired:
             raise ExpiredApiKey
         own = self.allowance
@@ -239,7 +238,8 @@ class Account:
 
     def _person(self, name: str, second: int) -> Allowance:
         assert self.policy.per_person is not None
-        name = _bounded(name)
+        if len(name) > MAX_PERSON:
+            name = _bounded(name)
         allowance = self.persons.get(name)
         if allowance is None:
             if len(self.persons) >= MAX_PERSONS:
@@ -249,7 +249,8 @@ class Account:
             allowance = self.persons.get(name)
             if allowance is None:
                 allowance = self.persons[name] = self._new_allowance(self.day)
-        allowance.turn_to(self.day)
+        if allowance.day != self.day:
+            allowance.turn_to(self.day)
         return allowance
 
     def _prune(self, second: int) -> None:
@@ -284,194 +285,6 @@ class Account:
             f"{whose} may use {value} {unit} per minute, and they are used{needed}. Try again in {seconds} seconds."
         )
         return RateLimited(label, message, retry_after=seconds)
-
-
-class Hold(Struct, gc=False):
-    """Hold of one request on its key's limits, from its admission to its end.
-
-    `reserve` is called once the tier is known, `count` for each exchange with a backend, and `end`
-    once, whatever happened.
-    """
-
-    account: Account
-    second: int
-    """Second of the account's clock at which it was admitted."""
-    person: Allowance | None = None
-    lines: bytes = b""
-    """Header lines about the limits, for the answer."""
-    window: SlidingWindow | None = None
-    slot: Slot | None = None
-    """Place of the reserved tokens in `window`."""
-    person_window: SlidingWindow | None = None
-    person_slot: Slot | None = None
-    day: int = 0
-    """Day for which tokens are reserved."""
-    reserved: int = 0
-    prompt: int = 0
-    """Estimated tokens of the prompt."""
-    guesses: bool = False
-    """True if the request does not limit its answer."""
-    prompt_tokens: int = 0
-    """Tokens of the prompts that backends have processed so far."""
-    completion_tokens: int = 0
-    has_ended: bool = False
-
-    @property
-    def is_batch(self) -> bool:
-        return self.account.policy.is_batch
-
-    def reserve(
-        self, tier: str, size: int, max_tokens: int | None, *, images: int = 0, answers: int = 1, has_tiers: bool = True
-    ) -> str:
-        """Reserve the tokens of a request for `tier`, and return the tier that serves it.
-
-        What was reserved before is given back: the settings may change while a request is prepared.
-
-        The tier is another one if the tokens of the day are used up and the key's policy names a tier
-        for that. `size` is that of the request's text in bytes. `max_tokens` is the limit of one of
-        its `answers`. Without `has_tiers`, no other model can serve the request.
-
-        Raises:
-            RateLimited: The tokens of the minute or of the day are used up.
-        """
-        if self.reserved:
-            self._take_back()
-        account, person = self.account, self.person
-        own = account.allowance
-        second = int(account.clock())
-        self.prompt = size // BYTES_PER_TOKEN + IMAGE_TOKENS * images
-        self.guesses = max_tokens is None
-        tokens = self.estimate(size, max_tokens, images=images, answers=answers)
-        if own.day_tokens >= own.tokens_per_day or (person is not None and person.day_tokens >= person.tokens_per_day):
-            tier = self._smaller_tier(tier, tokens, second, has_tiers)
-        window = own.tokens
-        if window is not None:
-            self.slot = window.take(tokens, second)
-            if self.slot is None:
-                raise self._refusal(None, TOKENS_PER_MINUTE, tokens, second)
-            self.window = window
-        if person is not None:
-            self._reserve_person(person, tokens, second)
-        own.day_tokens += tokens
-        self.day = account.day
-        self.reserved = tokens
-        if account.has_lines:
-            requests, template = own.requests, account.template
-            if template is None or requests is None or window is None or second != self.second:
-                self.lines += limit_lines(own, person, second, account.wall())
-                return tier
-            left = window.limit - window.used - window.others
-            left_requests = requests.limit - requests.used - requests.others
-            self.lines += template % (left_requests if left_requests > 0 else 0, left if left > 0 else 0)  # noqa: FURB136
-            if own.day_tokens + own.day_others >= WARNING_SHARE * own.day_limit:
-                self.lines += warning(own, account.wall())
-        return tier
-
-    def estimate(self, size: int, max_tokens: int | None, *, images: int = 0, answers: int = 1) -> int:
-        """Return the tokens that `reserve` reserves for a request."""
-        prompt = size // BYTES_PER_TOKEN + IMAGE_TOKENS * images
-        if max_tokens is None:
-            return prompt + answers * self._guess()
-        return prompt + answers * (max_tokens if max_tokens < MAX_COMPLETION else MAX_COMPLETION)  # noqa: FURB136
-
-    def _take_back(self) -> None:
-        """Give back what was reserved."""
-        reserved, self.reserved = self.reserved, 0
-        second = int(self.account.clock())
-        _settle(self.account.allowance, -reserved, self.day, self.window, self.slot, second)
-        if self.person is not None:
-            _settle(self.person, -reserved, self.day, self.person_window, self.person_slot, second)
-        self.lines = b""
-        self.window = self.slot = self.person_window = self.person_slot = None
-
-    def _guess(self) -> int:
-        """Return the tokens to reserve for an answer that the request does not limit."""
-        typical, limit = int(self.account.typical), self.account.allowance.limits.tokens_per_minute
-        return typical if limit is None else min(typical, limit // GUESS_SHARE)
-
-    def _smaller_tier(self, tier: str, tokens: int, second: int, has_tiers: bool) -> str:
-        """Return the tier that serves although the tokens of the day are used up.
-
-        Raises:
-            BudgetSpent: None does.
-        """
-        account = self.account
-        smaller = account.downgrade if has_tiers else None
-        if smaller is None:
-            is_keys = account.allowance.day_tokens >= account.allowance.tokens_per_day
-            raise self._refusal(None if is_keys else self.person, TOKENS_PER_DAY, tokens, second)
-        if smaller != tier:
-            self.lines = b"x-gateway-downgraded-from: %b\r\n" % tier.encode()
-        return smaller
-
-    def _refusal(self, person: Allowance | None, limit: str, tokens: int, second: int) -> RateLimited:
-        """Return the error for a limit of tokens. The request then does not count as one."""
-        for allowance in (self.account.allowance, self.person):
-            if allowance is not None and allowance.requests is not None:
-                allowance.requests.uncount(1, self.second, second)
-        return self.account.refusal(person, limit, tokens, second)
-
-    def _reserve_person(self, person: Allowance, tokens: int, second: int) -> None:
-        window = person.tokens
-        if window is not None:
-            self.person_slot = window.take(tokens, second)
-            if self.person_slot is None:
-                if self.window is not None and self.slot is not None:
-                    self.window.take_back(tokens, self.slot, second)
-                    self.slot = None
-                raise self._refusal(person, TOKENS_PER_MINUTE, tokens, second)
-            self.person_window = window
-        person.day_tokens += tokens
-
-    def count(self, prompt_tokens: int | None, completion_tokens: int) -> None:
-        """Count the tokens of one exchange with a backend.
-
-        `prompt_tokens` is None if the backend began with the prompt and did not say how long it is.
-        """
-        self.prompt_tokens += self.prompt if prompt_tokens is None else prompt_tokens
-        self.completion_tokens += completion_tokens
-
-    def end(self) -> None:
-        """Give the place back, and replace what was reserved by what was counted. Later calls do nothing."""
-        if self.has_ended:
-            return
-        self.has_ended = True
-        account, completion = self.account, self.completion_tokens
-        if completion and self.guesses:
-            account.typical += (completion - account.typical) / 8
-        second = int(account.clock())
-        more = self.prompt_tokens + completion - self.reserved
-        own, person, slot, window = account.allowance, self.person, self.slot, self.window
-        own.running -= 1
-        if more > 0 or slot is None or window is None or slot.second < second - SECONDS:
-            _settle(own, more, self.day, window, slot, second)
-        else:  # the common case of `_settle`, inlined: most estimates are too high
-            if own.day == self.day:
-                own.day_tokens += more
-            slot.count += more
-            window.used += more
-        if person is not None:
-            person.running -= 1
-            _settle(person, more, self.day, self.person_window, self.person_slot, second)
-
-
-def _settle(
-    allowance: Allowance, more: int, day: int, window: SlidingWindow | None, slot: Slot | None, second: int
-) -> None:
-    """Count `more` tokens than were reserved on `day`, in `slot` of `window`; the number may be negative.
-
-    What was reserved on an earlier day no longer counts. The limit may have been removed meanwhile,
-    and set again, which made another window.
-    """
-    if more > 0:
-        allowance.day_tokens += more
-        if allowance.tokens is not None:
-            allowance.tokens.add(more, second)
-        return
-    if allowance.day == day:
-        allowance.day_tokens += more
-    if slot is not None and window is not None:
-        window.take_back(-more, slot, second)
 
 
 def _bounded(person: str) -> str:

@@ -4,6 +4,8 @@ The caller passes the time: `second` on a monotonic clock for the minute, `day` 
 in UTC for the day.
 """
 
+from math import ceil
+
 from gateway.keys.policy import (
     CONCURRENCY,
     NO_LIMITS,
@@ -16,6 +18,9 @@ from gateway.keys.windows import SlidingWindow
 
 SECONDS_PER_DAY = 86_400
 
+WARNING_SHARE = 0.8
+"""Share of the tokens of a day from which answers have a warning."""
+
 UNLIMITED = 1 << 62
 """A limit that nothing reaches, so that the common case is one comparison."""
 
@@ -25,7 +30,7 @@ class Allowance:
 
     __slots__ = (
         "concurrency", "day", "day_limit", "day_others", "day_tokens", "is_shared", "limits", "requests", "running",
-        "running_others", "tokens", "tokens_per_day",
+        "running_others", "tokens", "tokens_per_day", "warned_from",
     )  # fmt: skip
 
     def __init__(self, limits: Limits = NO_LIMITS, day: int = 0, *, is_shared: bool = False) -> None:
@@ -54,6 +59,8 @@ class Allowance:
         self.tokens_per_day = UNLIMITED if limits.tokens_per_day is None else limits.tokens_per_day
         """Tokens that may be used here: the limit, or the quota of a shared one."""
         self.day_limit = self.tokens_per_day
+        self.warned_from = ceil(WARNING_SHARE * self.day_limit)
+        """Tokens of the day from which answers have a warning."""
         self.requests = self._changed(self.requests, limits.requests_per_minute)
         self.tokens = self._changed(self.tokens, limits.tokens_per_minute)
         if self.is_shared:

@@ -6,7 +6,8 @@ expected. No line has a value that could be a key.
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -41,7 +42,9 @@ def parse(text: str) -> list[KeyPolicy]:
         KeysError: The text is empty, not YAML, or has an invalid entry.
     """
     try:
-        document = yaml.safe_load(text)
+        document = _document(text)
+    except KeysError:
+        raise
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         raise KeysError([f"it is not valid YAML{f' (line {mark.line + 1})' if mark else ''}"]) from None
@@ -58,6 +61,64 @@ def parse(text: str) -> list[KeyPolicy]:
     if lines:
         raise KeysError(lines)
     return policies
+
+
+class _Loader(yaml.SafeLoader):
+    """Loader that leaves a date that does not exist as text, for a message that names its field."""
+
+    def construct_timestamp(self, node: yaml.ScalarNode) -> object:
+        try:
+            return self.construct_yaml_timestamp(node)
+        except ValueError:
+            return node.value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_timestamp)
+
+
+def _document(text: str) -> Any:
+    """Return what the YAML text says.
+
+    Raises:
+        KeysError: A mapping has a key twice, of which YAML would take the last one.
+        yaml.YAMLError: It is not YAML.
+    """
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        repeated = [
+            f"{_shown(key.value)} (line {key.start_mark.line + 1}): it occurs twice; "
+            "expected each field once, and a dash before each entry"
+            for key in _repeated_keys(root)
+        ]
+        if repeated:
+            raise KeysError(repeated)
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _repeated_keys(root: yaml.Node) -> Iterator[yaml.ScalarNode]:
+    """Yield each key that its mapping has had before. Anchors may make a node a part of itself."""
+    seen: set[int] = set()
+    nodes = [root]
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += reversed(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            names: set[str] = set()
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in names:
+                        yield key
+                    names.add(key.value)
+                nodes.append(value)
 
 
 def _policy(index: int, entry: object, lines: list[str]) -> KeyPolicy | None:
@@ -120,6 +181,7 @@ class _Entry:
     def _per_person(self) -> Limits | None:
         fields = self._entry.get("per_person")
         if fields is None:
+            self._check_empty("per_person", self._entry, "")
             return None
         if not isinstance(fields, dict):
             self._add("per_person", f"got {_shown(fields)}; expected limits, such as {{tokens_per_day: 100000}}")
@@ -142,8 +204,10 @@ class _Entry:
     def _read(
         self, field: str, parser: Callable[[Any], Any], fields: dict[Any, Any] | None = None, prefix: str = ""
     ) -> Any:
-        value = (self._entry if fields is None else fields).get(field)
+        fields = self._entry if fields is None else fields
+        value = fields.get(field)
         if value is None:
+            self._check_empty(field, fields, prefix)
             return None
         try:
             return parser(value)
@@ -151,6 +215,11 @@ class _Entry:
             got = "" if field == "sha256" else f"got {_shown(value)}; "
             self._add(prefix + field, f"{got}{error}")
             return None
+
+    def _check_empty(self, field: str, fields: dict[Any, Any], prefix: str) -> None:
+        """Refuse a field without a value: it would mean no limit, and may be the end of a file that is half written."""
+        if field in fields and field not in ("name", "sha256"):  # those are missing
+            self._add(prefix + field, "it is empty; expected a value, or an entry without the field")
 
     def _add(self, field: str, message: str) -> None:
         self._lines.append(f"{self._place}.{field}: {message}")
@@ -228,8 +297,9 @@ def expires_at(value: object) -> float:
             value = None
     if isinstance(value, datetime):
         moment = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
-        return moment.timestamp()
-    if isinstance(value, date):
+        with suppress(OverflowError):  # years 0 and 10000 of UTC, which no date can show
+            return moment.astimezone(UTC).timestamp()
+    elif isinstance(value, date):
         return datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp()
     raise ValueError("expected a date such as 2027-01-01, or a time such as 2027-01-01T18:00:00+09:00")
 
@@ -237,6 +307,8 @@ def expires_at(value: object) -> float:
 def _downgrade(value: object) -> str:
     if isinstance(value, str) and (match := _DOWNGRADE.fullmatch(value)):
         return match[1]
-    if isinstance(value, dict) and list(value) == ["downgrade"] and isinstance(value["downgrade"], str):
-        return str(value["downgrade"])
+    if isinstance(value, dict) and list(value) == ["downgrade"]:
+        name = value["downgrade"]
+        if isinstance(name, str) and name.strip():
+            return name.strip()
     raise ValueError('expected "downgrade: TIER", in quotes, or {downgrade: TIER}')

@@ -8,13 +8,11 @@ person behind it, the one with less left is shown.
 """
 
 import time
+from collections.abc import Callable
 
 from gateway.keys.allowance import SECONDS_PER_DAY, Allowance, seconds_to_midnight
 from gateway.keys.policy import Limits
 from gateway.keys.windows import SECONDS, SlidingWindow
-
-WARNING_SHARE = 0.8
-"""Share of the tokens of a day from which answers have a warning."""
 
 _LINES = {
     kind: b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n" % ((kind,) * 3)
@@ -35,6 +33,9 @@ def duration(seconds: int) -> bytes:
 
 _DURATIONS = [duration(seconds) for seconds in range(SECONDS + 2)]
 """The times of windows."""
+_RESET = _DURATIONS[SECONDS + 1]
+"""Time until a window is empty that has just counted."""
+_COUNTED_REQUESTS, _COUNTED_TOKENS = (lines.replace(b"%b", _RESET) for lines in (_REQUESTS, _TOKENS))
 
 
 def utc_midnight(now: float) -> str:
@@ -76,7 +77,7 @@ def limit_lines(own: Allowance, person: Allowance | None, second: int, now: floa
         used = day.day_tokens + day.day_others
         reset = duration(seconds_to_midnight(now) if used else 0)
         lines += _TOKENS % (limit, max(0, limit - used), reset)
-    return lines if day.day_tokens + day.day_others < WARNING_SHARE * limit else lines + warning(day, now)
+    return lines if day.day_tokens + day.day_others < day.warned_from else lines + warning(day, now)
 
 
 def has_lines(limits: Limits) -> bool:
@@ -91,20 +92,80 @@ def warning(day: Allowance, now: float) -> bytes:
     return text % (day.day_tokens + day.day_others, day.day_limit, utc_midnight(now).encode())
 
 
-def plain_lines(limits: Limits) -> bytes | None:
-    """Return the lines with places for the remaining requests and tokens of the minute.
+def plain_lines(own: Allowance, day_reset: Callable[[int], bytes]) -> Callable[[int], bytes] | None:
+    """Return a function that renders the lines of `own` at a second, without a warning; None without such limits.
 
-    They hold for an answer to a request that was counted in the same second. None if `limits` lack
-    one of the two.
+    They hold for an answer to a request that was counted in the same second, so the windows are
+    not looked through. `day_reset` returns the time to the end of the day.
     """
-    if limits.requests_per_minute is None or limits.tokens_per_minute is None:
-        return None
-    given = (b"requests", limits.requests_per_minute), (b"tokens", limits.tokens_per_minute)
-    return b"".join(
-        b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %b\r\n"
-        % (kind, limit, kind, kind, _DURATIONS[SECONDS + 1])
-        for kind, limit in given
-    )
+    requests, tokens, day = own.requests, own.tokens, own.limits.tokens_per_day
+    request_lines = b"" if requests is None else _fixed(_COUNTED_REQUESTS, requests.limit)
+    if tokens is not None:
+        if requests is None:
+            return _renderer_of(tokens, _fixed(_COUNTED_TOKENS, tokens.limit))
+        return _renderer_of_both(requests, tokens, request_lines + _fixed(_COUNTED_TOKENS, tokens.limit))
+    if day is not None:
+        return _renderer_of_day(own, day, requests, request_lines, day_reset)
+    return None if requests is None else _renderer_of(requests, request_lines)
+
+
+def person_lines(
+    own: Allowance, person: Allowance, second: int, day_reset: Callable[[int], bytes], wall: Callable[[], float]
+) -> bytes:
+    """Return what `limit_lines` does, for an answer to a request that was counted in the same second."""
+    requests, tokens = own.requests, own.tokens
+    if person.requests is not None and (requests is None or person.requests.remaining() < requests.remaining()):
+        requests = person.requests
+    if person.tokens is not None and (tokens is None or person.tokens.remaining() < tokens.remaining()):
+        tokens = person.tokens
+    lines = b"" if requests is None else _COUNTED_REQUESTS % (requests.limit, requests.remaining())
+    if tokens is not None:
+        lines += _COUNTED_TOKENS % (tokens.limit, tokens.remaining())
+    day = _tighter_day(own, person)
+    limit = day.limits.tokens_per_day
+    if limit is not None and tokens is None:
+        lines += _TOKENS % (limit, max(0, limit - day.day_tokens - day.day_others), day_reset(second))
+    return lines if day.day_tokens + day.day_others < day.warned_from else lines + warning(day, wall())
+
+
+def _fixed(template: bytes, limit: int) -> bytes:
+    """Return the lines of a window that has just counted, with one place for what is left."""
+    return template.replace(b"%d", b"%d" % limit, 1)
+
+
+def _renderer_of(window: SlidingWindow, lines: bytes) -> Callable[[int], bytes]:
+    def render(second: int) -> bytes:
+        left = window.limit - window.used - window.others
+        return lines % (left if left > 0 else 0)  # noqa: FURB136 - `max` takes three times as long
+
+    return render
+
+
+def _renderer_of_both(requests: SlidingWindow, tokens: SlidingWindow, lines: bytes) -> Callable[[int], bytes]:
+    def render(second: int) -> bytes:
+        left = requests.limit - requests.used - requests.others
+        left_tokens = tokens.limit - tokens.used - tokens.others
+        return lines % (left if left > 0 else 0, left_tokens if left_tokens > 0 else 0)  # noqa: FURB136
+
+    return render
+
+
+def _renderer_of_day(
+    own: Allowance,
+    limit: int,
+    requests: SlidingWindow | None,
+    request_lines: bytes,
+    day_reset: Callable[[int], bytes],
+) -> Callable[[int], bytes]:
+    lines = _TOKENS.replace(b"%d", b"%d" % limit, 1)
+    of_requests = None if requests is None else _renderer_of(requests, request_lines)
+
+    def render(second: int) -> bytes:
+        left = limit - own.day_tokens - own.day_others
+        of_day = lines % (left if left > 0 else 0, day_reset(second))  # noqa: FURB136
+        return of_day if of_requests is None else of_requests(second) + of_day
+
+    return render
 
 
 def _window_lines(template: bytes, window: SlidingWindow, second: int) -> bytes:

@@ -41,6 +41,9 @@ SHORT_ANSWER = 1024
 """Tokens. A plain answer that may be longer is requested as a stream and assembled, so that a
 backend that is generating can be told from one that hangs. A shorter one stays plain, which is
 cheaper, and has to arrive within `first_token_timeout`."""
+UNSEEN_TOKENS_PER_SECOND = 100
+"""Tokens that a key pays for each second of a plain answer that its client left before it arrived: the
+speed of a fast engine, so that leaving early is not cheaper than reading to the end."""
 
 
 class ChatRelay(RequeueableRelay):
@@ -210,6 +213,13 @@ class ChatRelay(RequeueableRelay):
             collected = self._collected or Assembler()
             is_long = collected.text_length > LONG_TEXT or collected.logprob_count > LONG_LOGPROBS
             await self._answer(collected.answer(), is_long)
+
+    def _unseen_tokens(self) -> int:
+        """Estimate what was generated of an answer that was to arrive as a whole."""
+        meter, limit = self._meter, self._chat.token_limit
+        if self._is_streamed_upstream or meter.sent is None or meter.usage is not None or limit is None:
+            return 0
+        return min(limit, int((self._context.clock() - meter.last_piece) * UNSEEN_TOKENS_PER_SECOND))
 
     # Stream back
 

@@ -14,12 +14,13 @@ from typing import Any
 from msgspec import structs
 
 from gateway.body_memory import HeldBody, shares
-from gateway.chat.answer import Usage
+from gateway.chat.answer import CachedUsage, Usage
 from gateway.chat.completion import Completion
 from gateway.chat.request import Chat
 from gateway.dialects.dialect import ChoiceForm, ChoicesForm
 from gateway.dialects.long_answers import is_long
 from gateway.errors import ClientLeft, Crash, GatewayError
+from gateway.keys.hold import Hold
 from gateway.relay.chat import ChatRelay
 from gateway.relay.requests import ClientConnection
 from gateway.relay.turns import in_turns
@@ -109,7 +110,14 @@ class ChoicesRelay:
     """
 
     def __init__(
-        self, client: ClientConnection, chats: Sequence[Chat], form: ChoicesForm, id: str, created: int, make: MakeRelay
+        self,
+        client: ClientConnection,
+        chats: Sequence[Chat],
+        form: ChoicesForm,
+        id: str,
+        created: int,
+        make: MakeRelay,
+        hold: Hold | None,
     ) -> None:
         self._client = client
         self._chats = chats
@@ -117,6 +125,7 @@ class ChoicesRelay:
         self._id = id
         self._created = created
         self._make = make
+        self._hold = hold
         self._choices = [form.choice(index) for index in range(len(chats))]
         self._connections = [ChoiceConnection(self, client) for _ in chats]
         self._is_open = False
@@ -229,6 +238,10 @@ class ChoicesRelay:
             status = self._form.error_status(error)
             record = structs.replace(record, status=status, code=error.code, outcome=error.outcome)
         chats = [self._chats[index] for index in self._exchanges]
+        usage = _total(chats, [one.usage for one in exchanges])
+        if self._hold is not None:
+            told = 0 if usage is None else usage.prompt_tokens
+            self._hold.count_prompts_once(told, are_all_told=all(one.usage is not None for one in exchanges))
         first_tokens = [one.time_to_first_token for one in exchanges if one.time_to_first_token is not None]
         self._on_exchange(
             structs.replace(
@@ -236,7 +249,7 @@ class ChoicesRelay:
                 moved=any(one.moved for one in exchanges),
                 empty=all(one.empty for one in exchanges),
                 time_to_first_token=min(first_tokens, default=None),
-                usage=_total(chats, [one.usage for one in exchanges]),
+                usage=usage,
                 sent_tokens=sum(one.sent_tokens for one in exchanges),
                 attempts=sum(one.attempts for one in exchanges),
             ),
@@ -259,12 +272,21 @@ class ChoicesRelay:
 
 
 def _total(chats: Sequence[Chat], usages: Sequence[Usage | None]) -> Usage | None:
-    """Return the usage of one answer: each prompt counts once, as at OpenAI and vLLM."""
+    """Return the usage of one answer: each prompt counts once, as at OpenAI and vLLM.
+
+    Of a prompt's cached tokens the least counts: the other choices have found what the first one left.
+    """
     prompts: dict[int, int] = {}
+    cached: dict[int, int] = {}
     completion = 0
     for chat, usage in zip(chats, usages, strict=True):
         if usage is not None:
             prompt = id(chat.messages)
             prompts[prompt] = max(prompts.get(prompt, 0), usage.prompt_tokens)
             completion += usage.completion_tokens
-    return Usage(sum(prompts.values()), completion) if prompts else None
+            if isinstance(usage, CachedUsage):
+                cached[prompt] = min(cached.get(prompt, usage.cached_tokens), usage.cached_tokens)
+    if not prompts:
+        return None
+    total = sum(prompts.values())
+    return CachedUsage(total, completion, sum(cached.values())) if cached else Usage(total, completion)

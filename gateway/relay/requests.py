@@ -11,7 +11,7 @@ from gateway.chat.request import Chat
 from gateway.chat.rerank import Rerank
 from gateway.dialects.dialect import ChatForm, EmbeddingForm
 from gateway.dialects.rerank import RerankForm
-from gateway.keys.account import Hold
+from gateway.keys.hold import Hold
 from gateway.relay.route import Route
 
 

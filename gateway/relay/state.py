@@ -171,7 +171,9 @@ class RelayState:
         duration, queue_wait, upstream, time_to_first_token = meter.times()
         hold = request.hold
         if hold is not None:
-            hold.count(*meter.counted(error))
+            was_left = error is not None and self._was_left(error)
+            prompt, completion = meter.counted(was_left=was_left)
+            hold.count(prompt, completion + self._unseen_tokens() if was_left else completion)
         exchange = Exchange(
             request_id=request.id,
             key_id=request.key_id,
@@ -204,6 +206,17 @@ class RelayState:
         record(exchange, self._attribution())
         if (recording := self._context.recording) is not None:
             recording.add(exchange, shape_of(request, recording))
+
+    def _was_left(self, error: GatewayError) -> bool:
+        """Return whether the client ended the exchange: it has left, or the deadline that it set has passed."""
+        timeout = self._request.claim.timeout
+        return error.outcome == "cancelled" or (
+            timeout is not None and self._context.clock() >= self._meter.arrived + timeout
+        )
+
+    def _unseen_tokens(self) -> int:
+        """Return about how many tokens a backend has generated of which nothing has arrived."""
+        return 0
 
     def _attribution(self) -> Attribution | None:
         """Return what usage needs to know beside the record; None if there is nothing."""

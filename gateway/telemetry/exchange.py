@@ -6,7 +6,7 @@ from typing import Literal
 from msgspec import UNSET, Struct, UnsetType
 
 from gateway.chat.answer import Usage
-from gateway.errors import GatewayError, Outcome
+from gateway.errors import Outcome
 
 Phase = Literal["queued", "waiting", "streaming"]
 
@@ -166,16 +166,17 @@ class Meter:
         if self.sent is not None:
             self.upstream_ended = self.clock()
 
-    def counted(self, error: GatewayError | None) -> tuple[int | None, int]:
+    def counted(self, *, was_left: bool) -> tuple[int | None, int]:
         """Return the tokens that the exchange took: of the prompt, and those that were generated.
 
         An answer that broke off has no counts of its backend: what has arrived counts, and the
-        prompt with None, since a backend worked on it. An attempt that failed takes none.
+        prompt with None, since a backend worked on it. So does the prompt of a request that its
+        client left (`was_left`) before the first piece. An attempt that failed takes none.
         """
         usage = self.usage
         if usage is not None:
             return usage.prompt_tokens, usage.completion_tokens
-        if self.first_piece is None and (self.sent is None or error is None or error.outcome != "cancelled"):
+        if self.first_piece is None and (self.sent is None or not was_left):
             return 0, 0
         return None, self.pieces
 

@@ -18,6 +18,7 @@ import pytest
 from gateway import config, simulate
 from gateway.api import named_keys
 from gateway.app import Gateway
+from gateway.relay import chat as chat_relay
 from gateway.telemetry.log import ExchangeLog
 from tests.fakes.fault_backend import FaultBackend
 from tests.fakes.keys import bearer_of, key_of, write_keys
@@ -303,7 +304,7 @@ async def test_several_answers_are_one_request_with_the_tokens_of_all(file: Path
         (row,) = (await client.get("/ops/keys", headers=ADMIN)).json()["keys"]
         assert (row["used"]["requests_per_minute"], row["used"]["concurrency"]) == (1, 0)
         if not stream:
-            assert row["used"]["tokens_per_day"] >= answer.json()["usage"]["total_tokens"]
+            assert row["used"]["tokens_per_day"] == answer.json()["usage"]["total_tokens"]
 
 
 async def test_client_that_leaves_frees_its_place_and_pays_for_what_was_sent(file: Path) -> None:
@@ -327,6 +328,56 @@ async def test_client_that_leaves_frees_its_place_and_pays_for_what_was_sent(fil
             assert 0 < key.view()["used"]["tokens_per_minute"] < 64
             line = gateway.exchanges()[-1]
             assert line["sent_tokens"] > 0
+
+
+LEAVERS: dict[str, tuple[dict[str, Any], int]] = {
+    "leaves a plain answer": ({}, 1000),
+    "leaves several prompts": ({"prompt": ["word " * 200] * 6}, 6000),
+    "leaves a stream": ({"stream": True}, 0),
+    "sets a deadline": ({}, 1000),
+    "sets a deadline for a stream": ({"stream": True}, 0),
+}
+"""What is special about the request, and the tokens that may have been generated for it."""
+
+
+@pytest.mark.parametrize("kind", LEAVERS)
+async def test_client_that_leaves_before_anything_arrives_pays_for_what_ran(
+    file: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain answer arrives as a whole, so what was generated of it is estimated from the time that it took."""
+    monkeypatch.setattr(chat_relay, "UNSEEN_TOKENS_PER_SECOND", 100_000)
+    write_keys(file, web={"tokens_per_day": 10**6})
+    more, generated = LEAVERS[kind]
+    is_deadline, prompts = kind.startswith("sets"), len(more.get("prompt", [""]))
+    messages = {"messages": [{"role": "user", "content": "word " * 200}]}
+    body = {"model": "standard", "max_tokens": 1000, **(more if "prompt" in more else messages | more)}
+    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+    async with FaultBackend("vllm") as backend:
+        settings = settings_for(backend, first_token_timeout=PATIENCE, idle_timeout=PATIENCE, total_timeout=PATIENCE)
+        async with running(settings.model_copy(update={"keys_file": file})) as gateway:
+            accounts = gateway.gateway.named_keys
+            assert accounts is not None
+            key = accounts.accounts.named("web")
+            assert key is not None
+            backend.mode = "silent"
+            headers = {**bearer_of("web"), **({"x-gateway-timeout": "1.5"} if is_deadline else {})}
+            async with httpx2.AsyncClient(base_url=gateway.base_url, timeout=PATIENCE, trust_env=False) as client:
+                asking = asyncio.ensure_future(client.post(path, json=body, headers=headers))
+                await until(lambda: is_deadline or _have_run(gateway, prompts))
+                if not is_deadline:
+                    asking.cancel()
+                await asyncio.wait([asking])
+                await until(lambda: key.allowance.running == 0)
+            prompt = key.allowance.day_tokens - generated
+            assert 0 <= prompt - prompts * 250 < 60  # a token for 4 bytes, and the JSON around them
+
+
+def _have_run(gateway: Running, count: int) -> bool:
+    """Return whether so many relays have been at their server for a while."""
+    relays = list(gateway.live)
+    return len(relays) == count and all(
+        each._meter.sent is not None and each._context.clock() - each._meter.last_piece > 0.05 for each in relays
+    )
 
 
 async def gateway_ask(gateway: Running) -> httpx2.Response:

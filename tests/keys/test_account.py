@@ -1,6 +1,7 @@
 """Accounts: admission, reservation and settlement of a key's requests.
 
 Covers: gateway/keys/allowance.py
+Covers: gateway/keys/hold.py
 Covers: gateway/keys/policy.py
 """
 
@@ -8,7 +9,8 @@ import pytest
 
 from gateway.errors import BudgetSpent, ConcurrencyExceeded, ExpiredApiKey, RateLimited
 from gateway.keys import account as module
-from gateway.keys.account import MAX_COMPLETION, Account, Hold
+from gateway.keys.account import Account
+from gateway.keys.hold import MAX_COMPLETION, Hold
 from gateway.keys.policy import Limits
 from tests.keys.fakes import NOON, Clocks, account, headers, policy
 
@@ -175,6 +177,19 @@ def test_answer_that_broke_off_counts_what_was_sent_and_the_estimated_prompt() -
     hold.count(None, 7)
     hold.end()
     assert used(key)["tokens_per_minute"] == 107
+
+
+def test_prompt_of_several_exchanges_counts_once() -> None:
+    """Each choice and each prompt of a request is an exchange of its own."""
+    for told, are_all_told, expected in ((7, True, 7), (7, False, 10), (0, False, 10), (30, False, 20)):
+        key = account(Clocks())
+        hold = key.begin()
+        hold.reserve("standard", 40, 5, answers=2)
+        hold.count(None, 1)
+        hold.count(None, 1)
+        hold.count_prompts_once(told, are_all_told=are_all_told)
+        hold.end()
+        assert used(key)["tokens_per_day"] == expected + 2
 
 
 def test_request_that_no_backend_began_counts_no_tokens() -> None:

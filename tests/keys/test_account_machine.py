@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.errors import RateLimited
-from gateway.keys.account import Hold
+from gateway.keys.hold import Hold
 from gateway.keys.policy import Limits
 from tests.keys.fakes import Clocks, account, policy
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.keys.document import KeysError, parse
+from gateway.keys.document import FIELDS, KeysError, parse
 from gateway.keys.policy import Limits
 
 DIGEST = sha256(b"sk-web").hexdigest()
@@ -83,11 +83,14 @@ def test_text_that_is_no_list_of_keys_is_refused(text: str) -> None:
         ({"priority": "high"}, "priority: got 'high'; expected interactive or batch"),
         ({"expires": "soon"}, "expires: got 'soon'; expected a date such as 2027-01-01"),
         ({"expires": 20270101}, "expires: got 20270101; expected a date"),
+        ({"expires": "9999-12-31T23:59:59-09:00"}, "expires: got '9999-12-31T23:59:59-'…; expected a date"),
+        ({"expires": "0001-01-01T00:00:00+09:00"}, "expires: got '0001-01-01T00:00:00+'…; expected a date"),
         ({"tiers": []}, "tiers: got a list; expected a list of names of tiers"),
         ({"tiers": [1]}, "tiers: got a list; expected a list of names of tiers"),
         ({"trusted": "yes"}, "trusted: got 'yes'; expected true or false"),
         ({"on_limit": "refuse"}, "on_limit: got 'refuse'; expected \"downgrade: TIER\""),
         ({"on_limit": {"downgrade": 1}}, "on_limit: got a mapping; expected"),
+        ({"on_limit": {"downgrade": " "}}, "on_limit: got a mapping; expected"),
         ({"per_person": {"tokens_per_day": 5}}, "per_person: expected `trusted: true` as well"),
         ({"trusted": True, "per_person": {}}, "per_person: expected at least one of requests_per_minute"),
         ({"trusted": True, "per_person": {"tokens": 5}}, "per_person.'tokens': unknown field; did you mean"),
@@ -100,6 +103,37 @@ def test_text_that_is_no_list_of_keys_is_refused(text: str) -> None:
 def test_wrong_field_is_refused_in_one_line(fields: dict[str, Any], line: str) -> None:
     (found,) = lines_of(entry(**fields))
     assert found.startswith(f"keys[0] (web).{line}")
+
+
+@pytest.mark.parametrize("field", [field for field in FIELDS if field not in ("name", "sha256")])
+def test_field_without_a_value_is_refused_since_it_would_mean_no_limit(field: str) -> None:
+    """A file that is half written may end there."""
+    (line,) = lines_of(f"{entry()}  {field}:\n")
+    assert line == f"keys[0] (web).{field}: it is empty; expected a value, or an entry without the field"
+
+
+def test_limit_of_a_person_without_a_value_is_refused() -> None:
+    (line,) = lines_of(entry(trusted=True, per_person={"tokens_per_day": None}))
+    assert line.startswith("keys[0] (web).per_person.tokens_per_day: it is empty")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (f"{entry()}  concurrency: 1\n  concurrency: 100\n", "'concurrency' (line 5)"),
+        (f"{entry()}  sha256: '{'0' * 64}'\n", "'sha256' (line 4)"),  # the dash of the next entry is missing
+        (f"{entry()}keys: []\n", "'keys' (line 4)"),
+        (f"{entry()}  per_person: {{concurrency: 1, concurrency: 2}}\n", "'concurrency' (line 4)"),
+    ],
+)
+def test_key_that_occurs_twice_is_refused_and_not_the_last_one_taken(text: str, key: str) -> None:
+    (line,) = lines_of(text)
+    assert line.startswith(f"{key}: it occurs twice;")
+
+
+def test_date_that_does_not_exist_is_refused_with_its_field() -> None:
+    (line,) = lines_of(f"{entry()}  expires: 2027-02-30\n")
+    assert line.startswith("keys[0] (web).expires: got '2027-02-30'; expected a date")
 
 
 def test_all_mistakes_are_reported_at_once_and_no_digest_or_key() -> None:

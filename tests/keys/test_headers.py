@@ -1,10 +1,12 @@
 """Header lines about limits, in OpenAI's formats."""
 
 import re
+from itertools import combinations
 
 import pytest
 
 from gateway.keys.headers import duration, utc_date, utc_midnight
+from gateway.keys.policy import Limits
 from tests.keys.fakes import NOON, Clocks, account, headers
 
 
@@ -44,11 +46,23 @@ def test_answers_have_the_headers_of_the_limits_that_a_key_has(limits: dict[str,
         assert all(re.fullmatch(r"(\d+h)?(\d+m)?\d+s", reset) for reset in resets)
 
 
-def test_fast_and_slow_rendering_say_the_same() -> None:
-    """The lines of an answer have a template; those of an error are rendered in full."""
-    key = account(Clocks(), requests_per_minute=7, tokens_per_minute=900, tokens_per_day=100)
-    for _ in range(3):
-        hold = key.begin()
-        hold.reserve("standard", 0, 33)
-        assert hold.lines == key.lines()
-    assert "x-gateway-budget-warning" in headers(hold.lines)
+LIMITS = {"requests_per_minute": 7, "tokens_per_minute": 900, "tokens_per_day": 120}
+COMBINATIONS = [dict(some) for count in (1, 2, 3) for some in combinations(LIMITS.items(), count)]
+
+
+@pytest.mark.parametrize("of_person", [None, *COMBINATIONS])
+@pytest.mark.parametrize("of_key", COMBINATIONS)
+def test_fast_and_slow_rendering_say_the_same(of_key: dict[str, int], of_person: dict[str, int] | None) -> None:
+    """The lines of an answer are rendered from what is known; those of an error are looked up in full."""
+    clocks = Clocks()
+    per_person = None if of_person is None else Limits(**{name: limit - 1 for name, limit in of_person.items()})
+    key = account(clocks, per_person=per_person, **of_key)
+    warnings = []
+    for tokens in (0, 33, 33, 33, 40):
+        hold = key.begin("ada")
+        hold.reserve("standard", 0, tokens)
+        assert hold.lines == key.lines(key.person("ada"))
+        warnings.append(b"x-gateway-budget-warning" in hold.lines)
+        clocks.passed += 0.1
+    has_budget = "tokens_per_day" in of_key or (of_person is not None and "tokens_per_day" in of_person)
+    assert warnings == [False, False, False, has_budget, has_budget]

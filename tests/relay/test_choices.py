@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from gateway.relay.choices import chats_of
+from gateway.chat.answer import CachedUsage, Usage
+from gateway.relay.choices import _total, chats_of
 from tests.fakes.chats import chat
 from tests.fakes.fault_backend import CANARY, TEXT, WORDS
 from tests.fakes.running_gateway import PATIENCE, Reply, Running, until
@@ -174,3 +175,10 @@ def test_choices_with_a_seed_differ_and_can_be_repeated() -> None:
     assert [one.seed for one in chats_of(chat(n=3, seed=5))] == [5, 6, 7]
     assert [one.seed for one in chats_of(chat(n=2, seed=2**63 - 1))] == [2**63 - 1, -(2**63)]
     assert [(one.seed, one.n) for one in chats_of(chat(n=2))] == [(None, None)] * 2
+
+
+def test_cached_tokens_of_several_choices_are_those_that_were_there_before() -> None:
+    one, other = chat(), chat()
+    usages = [CachedUsage(10, 1, 4), CachedUsage(10, 2, 8), None, CachedUsage(20, 3, 16)]
+    assert _total([one, one, one, other], usages) == CachedUsage(30, 6, 20)
+    assert _total([one, other], [Usage(10, 1), None]) == Usage(10, 1)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import BudgetSpent, ConcurrencyExceeded, RateLimited
-from gateway.keys.account import Account, Hold
+from gateway.keys.account import Account
 from gateway.keys.accounts import Accounts
+from gateway.keys.hold import Hold
 from gateway.keys.policy import REQUESTS_PER_MINUTE, TOKENS_PER_DAY, Limits
 from gateway.replicas import key_limits
 from gateway.replicas.key_limits import SharedAllowance, SharedKeyLimits
