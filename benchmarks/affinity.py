@@ -22,6 +22,7 @@ from gateway.admission.affinity import Affinity
 from gateway.admission.concurrency_limits import ConcurrencyLimit
 from gateway.admission.prefix_cache import PrefixCache
 from gateway.admission.queues import Gate, Placement, ServerSlots
+from gateway.admission.shared_affinity import SharedAffinity
 from gateway.chat.prompt_blocks import prompt_blocks
 from gateway.chat.request import Chat, Message
 
@@ -48,6 +49,9 @@ class Counting:
         self.load[request.server.number] -= 1
 
     def died(self, server: ModelServer) -> None:
+        pass
+
+    def join(self, world: World) -> None:
         pass
 
 
@@ -95,6 +99,12 @@ class BoundedHashing(Counting):
 
 
 class Slots(ServerSlots):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.place = str(number)
+        self.slots = ConcurrencyLimit(10_000)
+        self.prefixes = PrefixCache(seed=number * 7919, tokens=CACHE_BLOCKS * BLOCK_TOKENS)
+
     def serves(self, model: str) -> bool:
         return True
 
@@ -111,9 +121,8 @@ class Gateway(Counting):
         self._turn = 0
         self._placements: list[Placement] = []
         for server in servers:
-            slots = Slots()
-            slots.prefixes = PrefixCache(seed=server.number * 7919, tokens=CACHE_BLOCKS * BLOCK_TOKENS)
-            self._placements.append(Placement(slots, (ConcurrencyLimit(10_000),), Gate()))
+            slots = Slots(server.number)
+            self._placements.append(Placement(slots, (slots.slots,), Gate()))
         self._prefill: dict[Request, int] = {}
 
     def choose(self, request: Request, servers: Sequence[ModelServer]) -> ModelServer:
@@ -138,6 +147,35 @@ class Gateway(Counting):
         self._placements[server.number].server.prefixes.clear()
 
 
+class SharingGateway(Gateway):
+    """The gateway's own choice as one of several replicas, which hear each other after `DELAY`."""
+
+    DELAY = 0.002
+    """Seconds for the way of a message through Redis."""
+
+    def __init__(self, servers: Sequence[ModelServer]) -> None:
+        super().__init__(servers)
+        self.servers: list[ServerSlots] = [placement.server for placement in self._placements]
+        self.affinity = self._affinity
+        self.shared = SharedAffinity(f"{id(self):x}", {"backend": self})
+
+    def join(self, world: World) -> None:
+        self._world = world
+        self._step()
+
+    def _step(self) -> None:
+        message = self.shared.step(self._world.now)
+        if message is not None:
+            self._world.later(self.DELAY, lambda: self._tell(message))
+        if not self._world.is_over:
+            self._world.later(self.shared.interval, self._step)
+
+    def _tell(self, message: bytes) -> None:
+        for policy in self._world.policies:
+            assert isinstance(policy, SharingGateway)
+            policy.shared.receive(message)
+
+
 POLICIES: dict[str, tuple[Callable[[Sequence[ModelServer]], Counting], int]] = {
     "least busy": (Counting, 1),
     "two choices": (TwoChoices, 1),
@@ -146,7 +184,8 @@ POLICIES: dict[str, tuple[Callable[[Sequence[ModelServer]], Counting], int]] = {
     "tree, as SMG": (lambda servers: PrefixTree(servers, 0.3, 64, 1.5), 1),
     "gateway": (Gateway, 1),
     "tree, three replicas": (lambda servers: PrefixTree(servers, 0.3, 64, 1.5), 3),
-    "gateway, three replicas": (Gateway, 3),
+    "gateway, three that share nothing": (Gateway, 3),
+    "gateway, three that share": (SharingGateway, 3),
 }
 WORKLOADS: dict[str, Callable[[Traffic], None]] = {
     "growing conversations": Traffic.conversations,

@@ -63,6 +63,7 @@ class Policy(Protocol):
     def first_token(self, request: Request) -> None: ...
     def ended(self, request: Request) -> None: ...
     def died(self, server: "ModelServer") -> None: ...
+    def join(self, world: "World") -> None: ...
 
 
 class ModelServer:
@@ -147,6 +148,13 @@ class World:
         self.given = [0] * SERVERS
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
+        for policy in self.policies:
+            policy.join(self)
+
+    @property
+    def is_over(self) -> bool:
+        """True if nothing is left but what the replicas of the router tell each other."""
+        return self.now > Traffic.SECONDS
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         self._count += 1

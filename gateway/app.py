@@ -199,6 +199,7 @@ class Gateway:
             shared=sharing.limits,
         )
         learned_limits.restore()
+        sharing.share_affinity(self._backends, clock)
         self._tracer = tracer
         if tracer is not None:
             tracer.on_exchanges = metrics.keep_exemplars

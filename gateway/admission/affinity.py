@@ -18,14 +18,17 @@ requests begin with spreads over as many servers as it needs, and prompts with n
 where least waits. A limit on how uneven the load may be, as consistent hashing with bounded loads
 has, is not needed: it costs hits and wins no time (`make bench-affinity`).
 
-Replicas of the gateway do not know what the others have sent. So each conversation has a home, the
+A replica of the gateway may not know what the others have sent. So each conversation has a home, the
 server that rendezvous hashing chooses by its beginning: a new one begins there as long as that costs
 at most `LOAD` more than elsewhere, and a continued one that this replica has not seen is taken to be cached
-there. With one replica this matters after a restart.
+there. With one replica this matters after a restart. Replicas that reach each other tell what they have in
+flight, and which conversations are not at home (`shared_affinity.py`).
 """
 
+from collections import deque
 from collections.abc import Sequence
 
+from gateway.admission.prefix_cache import PrefixCache
 from gateway.admission.queues import Placement
 from gateway.chat.prompt_blocks import PromptBlocks
 
@@ -40,12 +43,15 @@ class Affinity:
         kept: requests that went to the server that knew most of their prompt.
         moved: requests that went elsewhere, because that server was busier or could not take them.
         new: requests of which no server knew anything.
+        placed: prompts that were sent of late and the caches that they went to, for the other replicas; None
+            if there are none.
     """
 
     def __init__(self) -> None:
         self.kept = 0
         self.moved = 0
         self.new = 0
+        self.placed: deque[tuple[PromptBlocks, PrefixCache]] | None = None
 
     def __repr__(self) -> str:
         return f"<Affinity {self.kept} kept, {self.moved} moved, {self.new} new>"
@@ -73,7 +79,7 @@ class Affinity:
             known[placement] = count
             cache = placement.server.prefixes
             unknown = 0 if is_unseen and placement is home else size - ends[count - 1] if count else size
-            cost = cache.pending + LOAD * placement.limits[0].count + UNKNOWN * unknown
+            cost = cache.pending + cache.elsewhere + LOAD * placement.limits[0].count + UNKNOWN * unknown
             if cost < least or (cost == least and cache.turn < best.server.prefixes.turn):
                 best, least = placement, cost
             if placement is home:
@@ -98,6 +104,8 @@ class Affinity:
         else:
             self.moved += 1
         cache.add(prompt)
+        if self.placed is not None:
+            self.placed.append((prompt, cache))
         unknown = prompt.size - prompt.ends[count - 1] if count else prompt.size
         cache.pending += unknown
         return unknown

@@ -1,5 +1,8 @@
 """Estimate of what the prefix cache of one server holds: what it was sent, but for the oldest.
 
+Other replicas of the gateway send prompts as well. Of what they sent, this one knows only marks: the numbers
+of system messages and of conversations (`shared_affinity.py`).
+
 Pure: no I/O, no clock.
 """
 
@@ -19,6 +22,9 @@ DEFAULT_CAPACITY = 256 * 1024
 MAX_KNOWN = 100_000
 """Blocks that are remembered for a server."""
 
+MAX_ROOTS = 200
+"""Roots of which the blocks are remembered."""
+
 
 class PrefixCache:
     """Estimate of the prompts that the prefix cache of one server holds.
@@ -28,6 +34,7 @@ class PrefixCache:
             depends on its tokenizer and on the language, and follows from the prompts that it has counted.
         is_sized: whether the server was asked for the size.
         pending: characters that requests there have to compute before their first token.
+        elsewhere: cost of the requests that other replicas have there (`affinity.py`).
         turn: number of the last request that was sent there, among all of the backend.
         seed: number by which rendezvous hashing knows the server.
     """
@@ -36,9 +43,11 @@ class PrefixCache:
         "_counted_characters",
         "_counted_tokens",
         "_known",
+        "_roots",
         "_size",
         "_tokens",
         "capacity",
+        "elsewhere",
         "is_sized",
         "pending",
         "seed",
@@ -52,9 +61,11 @@ class PrefixCache:
         self._counted_characters, self._counted_tokens = FIRST_TOKENS * CHARACTERS_PER_TOKEN, FIRST_TOKENS
         self.capacity = tokens * CHARACTERS_PER_TOKEN
         self.pending = 0
+        self.elsewhere = 0.0
         self.turn = 0
         self._known: dict[int, int] = {}
         self._size = 0
+        self._roots: dict[int, PromptBlocks] = {}
 
     def __repr__(self) -> str:
         return (
@@ -80,6 +91,7 @@ class PrefixCache:
     def clear(self) -> None:
         """Forget everything: the server has restarted."""
         self._known.clear()
+        self._roots.clear()
         self._size = 0
 
     def known_blocks(self, prompt: PromptBlocks) -> int:
@@ -88,17 +100,21 @@ class PrefixCache:
         Later blocks are forgotten first, so this is found by bisection.
         """
         known, hashes = self._known, prompt.hashes
-        if hashes[0] not in known:
-            return 0
         if hashes[-1] in known:
             return len(hashes)
-        low, high = 1, len(hashes) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if hashes[middle] in known:
-                low = middle + 1
-            else:
-                high = middle
+        low = 0
+        if hashes[0] in known:
+            low, high = 1, len(hashes) - 1
+            while low < high:
+                middle = (low + high) // 2
+                if hashes[middle] in known:
+                    low = middle + 1
+                else:
+                    high = middle
+        if prompt.is_continued and prompt.home in known:
+            return max(low, len(hashes) - 1)
+        if low < prompt.common and prompt.root in known:
+            return prompt.common
         return low
 
     def add(self, prompt: PromptBlocks) -> None:
@@ -116,6 +132,39 @@ class PrefixCache:
             known[block] = size
         if self._size > self.capacity or len(known) > MAX_KNOWN:
             self._evict()
+
+    def remember_root(self, prompt: PromptBlocks) -> None:
+        """Remember which blocks the root of `prompt` stands for. The server has them from this replica."""
+        self.unmark(prompt.root)
+        self._roots.pop(prompt.root, None)
+        self._roots[prompt.root] = prompt
+        if len(self._roots) > MAX_ROOTS:
+            del self._roots[next(iter(self._roots))]
+
+    def mark_root(self, root: int, size: int) -> None:
+        """Record that another replica sent a prompt with this `root`, of `size` characters, to the server."""
+        prompt = self._roots.get(root)
+        if prompt is not None and prompt.hashes[prompt.common - 1] in self._known:
+            for block in reversed(prompt.hashes[: prompt.common]):  # used last, as in `add`
+                if block in self._known:
+                    self._known[block] = self._known.pop(block)
+        else:
+            self.mark(root, size)
+
+    def mark(self, number: int, size: int) -> None:
+        """Record that another replica sent the beginning with this number, of `size` characters, to the server.
+
+        If `number` is the `home` of a conversation, all of it but the last block counts as known.
+        """
+        self.unmark(number)
+        self._known[number] = size
+        self._size += size
+        if self._size > self.capacity or len(self._known) > MAX_KNOWN:
+            self._evict()
+
+    def unmark(self, number: int) -> None:
+        """Forget a mark: the conversation goes on elsewhere, or this replica knows its blocks."""
+        self._size -= self._known.pop(number, 0)
 
     def forget_end(self, prompt: PromptBlocks, characters: int) -> None:
         """Forget the last `characters` of a prompt: the server did not compute them."""

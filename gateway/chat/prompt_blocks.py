@@ -54,17 +54,21 @@ class PromptBlocks:
         ends: number of characters up to the end of each block.
         common: number of blocks of the tools and the system message, which many conversations share.
         home: number that all turns of the conversation have in common, in every process.
+        root: number of the tools and the system message, in every process; 0 without.
         is_continued: whether the conversation has an answer of the model already.
         counts: numbers of known blocks by server, while one is chosen.
     """
 
-    __slots__ = ("common", "counts", "ends", "hashes", "home", "is_continued")
+    __slots__ = ("common", "counts", "ends", "hashes", "home", "is_continued", "root")
 
-    def __init__(self, hashes: list[int], ends: list[int], common: int, home: int, is_continued: bool) -> None:
+    def __init__(
+        self, hashes: list[int], ends: list[int], common: int, home: int, is_continued: bool, root: int = 0
+    ) -> None:
         self.hashes = hashes
         self.ends = ends
         self.common = common
         self.home = home
+        self.root = root
         self.is_continued = is_continued
         self.counts: dict[object, int] = {}
 
@@ -105,11 +109,13 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
     if chat.tools:
         _add_tools(chat, blocks)
     common, home, count, messages = len(blocks.hashes), 0, 0, chat.messages
+    root = tools = _number_of_tools(chat) if chat.tools else 0
     for message in messages:
         count += 1
         content, role = message.content, message.role
         if isinstance(content, str) and len(content) > SHORT and role == "system" and count == 1:
             home = _add_system(content, blocks)
+            root = home ^ tools
             common = len(blocks.hashes)
             continue
         _add(message, blocks)
@@ -117,6 +123,7 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
             home = _sampled(home, message)
             if role == "user":
                 break
+            root = home ^ tools
             common = len(blocks.hashes)
     later = messages[count:]
     if later:
@@ -129,7 +136,7 @@ def prompt_blocks(chat: Chat, model: str) -> PromptBlocks | None:
     if blocks.end < WORTH_CACHING:
         return None
     is_continued = any(message.role == "assistant" for message in messages)
-    return PromptBlocks(blocks.hashes, blocks.ends, common, home, is_continued)
+    return PromptBlocks(blocks.hashes, blocks.ends, common, home, is_continued, root)
 
 
 def _add_tools(chat: Chat, blocks: _Chain) -> None:
@@ -140,6 +147,11 @@ def _add_tools(chat: Chat, blocks: _Chain) -> None:
         current = hash((current, function.name, function.description))
         end += len(function.name) + len(function.description or "")
     blocks.add(current, end)
+
+
+def _number_of_tools(chat: Chat) -> int:
+    """Return a number for the names of the tools, the same in every process."""
+    return crc32(",".join([tool.function.name for tool in chat.tools or ()]).encode(errors="surrogatepass"))
 
 
 _known_texts: dict[tuple[int, int], tuple[str, _Chain, int]] = {}

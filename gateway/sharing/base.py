@@ -36,6 +36,9 @@ class Sharing:
         """Share hints about servers, and return what sends them."""
         return None
 
+    def share_affinity(self, backends: Mapping[str, Backend], clock: Callable[[], float]) -> None:
+        """Have replicas choose among servers as one."""
+
     def share_usage(self, usage: UsageRecorder, days: int) -> None:
         """Have the usage of `days` days answered for all replicas."""
 

@@ -1,8 +1,10 @@
 """What replicas share through Redis."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+from gateway.admission.shared_affinity import SharedAffinity
 from gateway.admission.shared_limits import SharedLimits
 from gateway.api.named_keys import NamedKeys
 from gateway.replicas.channel import Channel
@@ -11,12 +13,16 @@ from gateway.replicas.limit_sharing import LimitSharing, open_link
 from gateway.replicas.member import HubMember
 from gateway.replicas.names import replica_name
 from gateway.replicas.shared_usage import SharedUsage
+from gateway.sharing.affinity_sharing import AffinitySharing
 from gateway.sharing.base import Sharing
 from gateway.sharing.hub_sharing import share_file
 from gateway.state_file import StateFile
 from gateway.upstream.backend import Backend, OnEvent
 from gateway.upstream.hints import Hints
 from gateway.usage.recorder import UsageRecorder
+
+AFFINITY = "affinity"
+"""Channel of what replicas tell each other about servers."""
 
 
 class RedisSharing(Sharing):
@@ -40,6 +46,12 @@ class RedisSharing(Sharing):
         channel.listen(hints.receive)
         self.add(channel)
         return hints.tell
+
+    def share_affinity(self, backends: Mapping[str, Backend], clock: Callable[[], float]) -> None:
+        link, shared = self.link, SharedAffinity(self.link.replica, backends)
+        link.subscribe(AFFINITY, shared.receive)
+        link.watch(on_down=shared.go_alone)
+        self.add(AffinitySharing(shared, partial(link.publish, AFFINITY), clock))
 
     def share_usage(self, usage: UsageRecorder, days: int) -> None:
         usage.others = shared = SharedUsage(self.link, usage, days)

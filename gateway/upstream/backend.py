@@ -123,6 +123,11 @@ class Backend:
         return f"<Backend {self.name}: {self.servers!r}>"
 
     @property
+    def affinity(self) -> Affinity | None:
+        """Choice among the servers by their prefix caches, None if they are not chosen so."""
+        return self.admission.affinity
+
+    @property
     def is_up(self) -> bool:
         """True if at least one server is healthy."""
         return any(server.is_well for server in self.servers)

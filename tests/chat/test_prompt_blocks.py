@@ -180,3 +180,19 @@ def test_short_prompt_is_not_worth_caching(length: int, is_worth_it: bool) -> No
 @pytest.mark.usefixtures("all_worth_caching")
 def test_half_a_surrogate_pair_in_the_beginning_is_no_error() -> None:
     assert blocks(user(b"\\ud83d".decode("unicode_escape"))).size == 1
+
+
+def test_root_is_a_number_of_the_tools_and_the_system_message_in_every_process(all_worth_caching: None) -> None:
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    others = [{"type": "function", "function": {"name": "clock"}}]
+    short = {"role": "system", "content": "Be brief."}
+    roots = [
+        blocks(SYSTEM, user("a")).root,
+        blocks(short, user("a")).root,
+        blocks(SYSTEM, user("a"), tools=tools).root,
+        blocks(SYSTEM, user("a"), tools=others).root,
+        blocks(user("a"), tools=tools).root,
+    ]
+    assert roots == [4025037178, 1622590782, 2738479636, 1368559592, 1288754030]
+    assert blocks(SYSTEM, user("b"), {"role": "assistant", "content": "c"}, user("d")).root == roots[0]
+    assert blocks(user("a")).root == 0
