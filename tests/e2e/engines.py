@@ -13,7 +13,7 @@ import httpx2
 
 from gateway.simulate import Options, running
 from tests.e2e.call import Call
-from tests.e2e.gateway import PLAIN_HTTP
+from tests.e2e.gateway import PLAIN_HTTP, Gateway
 from tests.real_engines.process import wait_until
 from tests.real_engines.vllm import Load, Vllm
 
@@ -100,15 +100,16 @@ class Engine:
         wait_until(self.current_load, condition, f"{what} ({self.url})", seconds)
 
     @contextmanager
-    def aborts_all_answers(self) -> Iterator[None]:
-        """Check that the engine aborts all answers requested in the block instead of finishing
-        them.
+    def aborts_all_answers(self, gateway: Gateway) -> Iterator[None]:
+        """Check that the gateway releases all slots at once, and that the engine aborts all answers
+        requested in the block instead of finishing them.
 
-        It must become idle without having served an answer more. Becoming idle alone would prove
-        nothing, because every answer ends at some time.
+        The engine must become idle without having served an answer more. Becoming idle alone would
+        prove nothing, because every answer ends at some time.
         """
         served = self.current_load().served
         yield
+        gateway.wait_until_idle()
         self.wait_until_idle()
         assert self.current_load().served == served, "the engine has finished an answer whose client had left"
 

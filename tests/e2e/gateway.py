@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 from openai import AsyncOpenAI, OpenAI
 
-from tests.real_engines.process import Server, free_port
+from tests.real_engines.process import Server, free_port, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 KEY, OTHER_KEY, ADMIN_KEY = "client-key-one", "client-key-two", "operator-key"
@@ -62,6 +63,15 @@ class Gateway(Server):
         """Return an asynchronous client of openai-python without retries."""
         http = openai.DefaultAsyncHttpxClient(timeout=240.0, **PLAIN_HTTP)
         return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, http_client=http)
+
+    def running(self) -> int:
+        """Return the number of requests that the gateway has at its backends now."""
+        headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+        status = httpx2.get(f"{self.url}/ops/status", headers=headers, timeout=30.0, **PLAIN_HTTP).raise_for_status()
+        return sum(sum(backend["running"].values()) for backend in status.json()["backends"].values())
+
+    def wait_until_idle(self) -> None:
+        wait_until(self.running, lambda running: running == 0, f"the gateway has released every slot ({self.url})")
 
     @property
     def pid(self) -> int:

@@ -37,14 +37,14 @@ def assert_next_is_served(client: OpenAI, seconds: float = 20.0) -> None:
 
 
 def test_disconnect_during_a_stream_cancels_the_work(gateway: Gateway, client: OpenAI, observed: Engine) -> None:
-    with observed.aborts_all_answers(), Call(gateway.url, observed.long_request(TIER, stream=True), KEY) as call:
+    with observed.aborts_all_answers(gateway), Call(gateway.url, observed.long_request(TIER, stream=True), KEY) as call:
         call.read_until(b"data: ", times=5)
         observed.wait_for("the request runs", lambda load: load.running == 1)
     assert_next_is_served(client)
 
 
 def test_disconnect_during_a_plain_answer_cancels_the_work(gateway: Gateway, client: OpenAI, observed: Engine) -> None:
-    with observed.aborts_all_answers(), Call(gateway.url, observed.long_request(TIER, stream=False), KEY):
+    with observed.aborts_all_answers(gateway), Call(gateway.url, observed.long_request(TIER, stream=False), KEY):
         observed.wait_for("the request runs", lambda load: load.running == 1)
     assert_next_is_served(client)
 
@@ -54,7 +54,7 @@ def test_disconnect_before_the_first_token_cancels_the_request(
     gateway: Gateway, client: OpenAI, observed: Engine, stream: bool
 ) -> None:
     """All slots of the engine are occupied, so the request waits there as in an endless prefill."""
-    with observed.aborts_all_answers(), observed.fully_occupied():
+    with observed.aborts_all_answers(gateway), observed.fully_occupied():
         with Call(gateway.url, observed.long_request(TIER, stream), KEY):
             observed.wait_for("the request waits at the engine", lambda load: load.waiting == 1)
         observed.wait_for(
@@ -65,16 +65,16 @@ def test_disconnect_before_the_first_token_cancels_the_request(
 
 
 def test_simultaneous_disconnects_leave_nothing_behind(gateway: Gateway, client: OpenAI, observed: Engine) -> None:
-    with observed.aborts_all_answers(), ExitStack() as calls:
+    with observed.aborts_all_answers(gateway), ExitStack() as calls:
         for number in range(8):
             calls.enter_context(Call(gateway.url, observed.long_request(TIER, stream=number % 2 == 0), KEY))
         observed.wait_for("the slots are taken", lambda load: load.running == observed.slots)
     assert_next_is_served(client)
 
 
-def test_closing_a_stream_of_openai_python_cancels_the_work(client: OpenAI, observed: Engine) -> None:
+def test_closing_a_stream_of_openai_python_cancels_the_work(gateway: Gateway, client: OpenAI, observed: Engine) -> None:
     with (
-        observed.aborts_all_answers(),
+        observed.aborts_all_answers(gateway),
         client.chat.completions.create(**observed.long_request(TIER, stream=True)) as stream,
     ):
         next(iter(stream))

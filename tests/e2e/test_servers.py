@@ -188,6 +188,9 @@ def test_server_busy_with_another_tier_is_chosen_last(two_servers: Gateway, pair
 
 def test_disconnect_cancels_the_work_on_whichever_server_it_runs(two_servers: Gateway, pair: Pair) -> None:
     for tier, server in zip(("vision", "text"), pair, strict=True):
-        with server.aborts_all_answers(), Call(two_servers.url, server.long_request(tier, stream=True), KEY) as call:
+        with (
+            server.aborts_all_answers(two_servers),
+            Call(two_servers.url, server.long_request(tier, stream=True), KEY) as call,
+        ):
             call.read_until(b"data: ", times=3)
             server.wait_for("the request runs", lambda load: load.running == 1)
