@@ -95,9 +95,13 @@ class Engine:
             self.wait_for("every slot is taken", lambda load: load.running == self.slots)
             yield
 
-    def wait_for(self, what: str, condition: Callable[[Load], bool], seconds: float = 20.0) -> None:
-        """Wait until `condition` holds for the engine's load."""
-        wait_until(self.current_load, condition, f"{what} ({self.url})", seconds)
+    def wait_for(self, what: str, condition: Callable[[Load], bool]) -> None:
+        """Wait until `condition` holds for the engine's load.
+
+        A real vLLM reports its load after each step. Its engine and its worker wake each other by
+        messages between processes, and on two cores a step can take many seconds.
+        """
+        wait_until(self.current_load, condition, f"{what} ({self.url})", seconds=120.0 if self.is_real else 20.0)
 
     @contextmanager
     def aborts_all_answers(self, gateway: Gateway) -> Iterator[None]:
