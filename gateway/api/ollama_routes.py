@@ -10,7 +10,7 @@ import msgspec
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from gateway.api.operations import CREATED, Allows, Operations, PublicEntry
+from gateway.api.model_catalog import CREATED, Allows, ModelCatalog, PublicEntry
 from gateway.chat.surrogates import without_halves
 from gateway.dialects.json_body import explain
 from gateway.errors import Forbidden, InvalidJson, InvalidRequest, RequestTooLarge
@@ -51,7 +51,7 @@ class _Named(msgspec.Struct):
 _names = msgspec.json.Decoder(_Named)
 
 
-def add_ollama(app: FastAPI, operations: Operations, client: Callable[[Request], Allows]) -> None:
+def add_ollama(app: FastAPI, catalog: ModelCatalog, client: Callable[[Request], Allows]) -> None:
     """Add the routes. `client` checks the client's key, and returns what it may use."""
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
@@ -68,18 +68,18 @@ def add_ollama(app: FastAPI, operations: Operations, client: Callable[[Request],
     @app.head("/api/tags", include_in_schema=False)
     @app.get("/api/tags", summary="List the models as Ollama does", **listing)
     async def tags(allows: Annotated[Allows, Depends(client)]) -> Response:
-        return _models(map(_tag, operations.public_entries(allows)))
+        return _models(map(_tag, catalog.public_entries(allows)))
 
     @app.get("/api/ps", summary="List the loaded models as Ollama does", **listing)
     async def ps(allows: Annotated[Allows, Depends(client)]) -> Response:
         now = datetime.now(UTC)
         forever, soon = (_time(now + timedelta(seconds=seconds)) for seconds in (SECONDS_KEPT, SECONDS_LOADED))
-        loaded = (entry for entry in operations.public_entries(allows) if entry.is_loaded)
+        loaded = (entry for entry in catalog.public_entries(allows) if entry.is_loaded)
         return _models(_loaded(entry) % (forever if entry.stays_loaded else soon).encode() for entry in loaded)
 
     @app.post("/api/show", summary="Describe a model as Ollama does")
     async def show(request: Request, allows: Annotated[Allows, Depends(client)]) -> dict[str, Any]:
-        return _shown(operations.public_entry(await _name(request), allows))
+        return _shown(catalog.public_entry(await _name(request), allows))
 
     async def refuse() -> Response:
         raise Forbidden("This gateway serves models and does not change them: its operator does that at the engines.")

@@ -1,20 +1,20 @@
-"""Models, health, status and metrics: the responses about the gateway itself."""
+"""Health, status and metrics: the responses about the gateway itself."""
 
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import permutations, product, zip_longest
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from prometheus_client.exposition import choose_encoder
 
 from gateway import __version__
 from gateway.admission.concurrency_limits import AdaptiveLimit
+from gateway.api.model_catalog import ModelCatalog
 from gateway.api.model_names import ModelNames
 from gateway.api.peers import Peers
 from gateway.config import Settings, Tier
-from gateway.errors import InvalidRequest, ModelNotFound, TierNotAllowed
-from gateway.relay.discovery import DiscoveredModel
+from gateway.errors import InvalidRequest
 from gateway.rollout.assignment import ChangeCause
 from gateway.rollout.controller import RolloutController
 from gateway.rollout.gpu_state import SWITCH_PHASES, Outcome
@@ -26,18 +26,6 @@ from gateway.telemetry.metrics import Histogram, Histograms, Metrics
 from gateway.upstream.backend import Backend, GpuTurn
 from gateway.upstream.health_checks import HealthChecks
 from gateway.upstream.outlier_detection import OutlierDetector
-
-Allows = Callable[[str], bool]
-"""Returns whether a caller may use a tier, embedding model, reranker or discovered model, by its name."""
-
-
-def allow_all(name: str) -> bool:
-    """Return True: a caller without restrictions may use everything."""
-    return True
-
-
-CREATED = 1_767_225_600
-"""`created` of every model, in Unix time: the same at each start and on each replica."""
 
 SHOWN_LIMITS = (
     "max_concurrency",
@@ -52,23 +40,6 @@ SHOWN_LIMITS = (
 
 TURNS: dict[GpuTurn, str] = {"awake": "awake", "leaving": "leaving", "asleep": "sleeping", "waking": "waking"}
 """States of a backend on a GPU that holds one engine; any other backend is always awake."""
-
-_CHAT_CAPABILITIES = ("completion", "tools")
-"""Capabilities of a model about which no engine says anything, in Ollama's words."""
-
-
-class PublicEntry(NamedTuple):
-    """Facts about a public model that hold whichever backend serves it."""
-
-    name: str
-    context_length: int | None
-    """Number of tokens, the smallest of all its backends; None if no backend says it."""
-    capabilities: tuple[str, ...]
-    """Capabilities in Ollama's words that all its backends have, as far as they say it."""
-    is_loaded: bool
-    """True if it is ready to serve at the active backend."""
-    stays_loaded: bool
-    """True if the active backend never unloads it."""
 
 
 class Operations:
@@ -88,6 +59,7 @@ class Operations:
         self._settings = settings
         self._backends = backends
         self._model_names = model_names
+        self.catalog = ModelCatalog(settings, backends, model_names, controller.rollout)
         self.controller = controller
         self._health = health
         self._metrics = metrics
@@ -105,6 +77,7 @@ class Operations:
         """Report on the changed settings from now on."""
         self._settings = settings
         self._model_names = model_names
+        self.catalog.change(settings, model_names)
         self._live.keep({NONE, *settings.tiers, *settings.embeddings, *settings.rerankers}, {NONE, *settings.backends})
 
     @property
@@ -114,106 +87,6 @@ class Operations:
 
     def record_reload(self, outcome: dict[str, Any]) -> None:
         self.last_reload = outcome
-
-    # Models
-
-    def models(self, allows: Allows = allow_all) -> dict[str, Any]:
-        """Return the list of the models that the caller may use."""
-        public_models = [public for public in self._model_names.public_models() if allows(public.tier.name)]
-        data = [self._entry(public.name, public.tier.models) for public in public_models]
-        pinned = (*self._settings.embeddings.items(), *self._settings.rerankers.items())
-        data += [self._entry(name, {item.backend: item.model}) for name, item in pinned if allows(name)]
-        discovered = [found for found in self._model_names.discovered() if allows(found.name)]
-        data += [self._entry(found.name, {found.route.backend: found.name}) for found in discovered]
-        return {"object": "list", "data": data}
-
-    def model(self, name: str, allows: Allows = allow_all) -> dict[str, Any]:
-        """Return the entry for one model: any name that a request may use, listed or not.
-
-        Raises:
-            ModelNotFound: No request can use this name.
-            TierNotAllowed: The caller may not use it.
-        """
-        self._check_allowed(name, allows)
-        for known, item in self._settings.embeddings.items():
-            if known.lower() == name.lower():
-                return self._entry(known, {item.backend: item.model})
-        named = self._model_names.find(name)
-        if named is None:
-            raise ModelNotFound("This model does not exist. GET /v1/models lists the available models.", param="model")
-        return self._entry(*named)
-
-    def _check_allowed(self, name: str, allows: Allows) -> None:
-        if allows == allow_all:
-            return
-        found = self._model_names.served_by(name)
-        if found is not None and not allows(found):
-            raise TierNotAllowed(", ".join(f"'{known}'" for known in self._model_names.names_for(allows)))
-
-    def public_entries(self, allows: Allows = allow_all) -> list[PublicEntry]:
-        """Return the tiers, their listed aliases, the embedding models and the discovered models.
-
-        Those that the caller may not use are left out.
-        """
-        public_models = [public for public in self._model_names.public_models() if allows(public.tier.name)]
-        names = [self._public_entry(public.name, public.tier) for public in public_models]
-        names += [self._embedding_entry(name) for name in self._settings.embeddings if allows(name)]
-        discovered = [found for found in self._model_names.discovered() if allows(found.name)]
-        return names + [self._discovered_entry(found.name, found) for found in discovered]
-
-    def public_entry(self, name: str, allows: Allows = allow_all) -> PublicEntry:
-        """Return the entry of the model that serves requests for `name`.
-
-        Raises:
-            ModelNotFound: No model has this name.
-            TierNotAllowed: The caller may not use it.
-        """
-        self._check_allowed(name, allows)
-        embedding = self._model_names.find_embedding(name)
-        if embedding is not None:
-            return self._embedding_entry(embedding.tier)
-        found = self._model_names.find_discovered(name) or self._model_names.tier(name)
-        if isinstance(found, DiscoveredModel):
-            return self._discovered_entry(name, found)
-        return self._public_entry(name, found or self._settings.tiers[self._settings.default_tier])
-
-    def _public_entry(self, name: str, tier: Tier) -> PublicEntry:
-        return self._described(name, tier.models, self._active_backend(tier.name), _CHAT_CAPABILITIES)
-
-    def _embedding_entry(self, name: str) -> PublicEntry:
-        item = self._settings.embeddings[name]
-        return self._described(name, {item.backend: item.model}, item.backend, ("embedding",))
-
-    def _discovered_entry(self, name: str, found: DiscoveredModel) -> PublicEntry:
-        backend = found.route.backend
-        return self._described(name, {backend: found.name}, backend, _CHAT_CAPABILITIES)
-
-    def _described(self, name: str, models: dict[str, str], active: str, assumed: tuple[str, ...]) -> PublicEntry:
-        entry = self._entry(name, models)
-        known = [
-            facts.capabilities
-            for backend, model in models.items()
-            for server in self._backends[backend].servers
-            if (facts := server.facts(model)).capabilities is not None
-        ]
-        capabilities = tuple(sorted(frozenset.intersection(*known))) if known else assumed
-        backend, model = self._backends[active], models[active]
-        return PublicEntry(
-            name,
-            entry.get("context_length"),
-            capabilities,
-            any(server.is_well and server.has_loaded(model) for server in backend.servers),
-            backend.loading is None,
-        )
-
-    def _entry(self, name: str, models: dict[str, str]) -> dict[str, Any]:
-        """Return the entry for `name`; `models` maps each backend to the model's name there."""
-        entry: dict[str, Any] = {"id": name, "object": "model", "created": CREATED, "owned_by": "gateway"}
-        known = [self._backends[backend].context_length(model) for backend, model in models.items()]
-        lengths = [length for length in known if length is not None]
-        if lengths:  # the smallest, so that switching backends does not break a client
-            entry["context_length"] = entry["max_model_len"] = min(lengths)
-        return entry
 
     # Health
 
@@ -226,13 +99,10 @@ class Operations:
 
     def _is_served(self, tier_name: str) -> bool:
         tier = self._settings.tiers[tier_name]
-        backend = self._active_backend(tier_name)
+        backend = self.controller.rollout.active_backend(tier_name)
         if self._backends[backend].refuses_new:
             return False
         return any(server.is_well and server.serves(tier.models[backend]) for server in self._backends[backend].servers)
-
-    def _active_backend(self, tier_name: str) -> str:
-        return self.controller.rollout.tiers[tier_name].assignment.backend
 
     def status(self) -> dict[str, Any]:
         """Return the body of `/ops/status` without its series, which `/ops/events` sends apart.
@@ -437,7 +307,9 @@ class Operations:
             self._set_gauges(backend)
         for tier in self._settings.tiers.values():
             for name in tier.models:
-                metrics.active_backend.labels(tier.name, name).set(name == self._active_backend(tier.name))
+                metrics.active_backend.labels(tier.name, name).set(
+                    name == self.controller.rollout.active_backend(tier.name)
+                )
             for move in permutations(tier.models, 2):
                 for cause in self._causes:
                     metrics.switches.labels(tier.name, *move, cause)  # so that a rate includes the first one

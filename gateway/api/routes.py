@@ -16,10 +16,11 @@ from gateway.api.console import add_console
 from gateway.api.error_forms import error_answer
 from gateway.api.events import Events
 from gateway.api.key_routes import ACCOUNT, add_keys
+from gateway.api.model_catalog import Allows, allow_all
 from gateway.api.named_keys import NamedKeys
 from gateway.api.ollama_routes import add_ollama
 from gateway.api.openapi import add_bodies, add_data_paths, api_page
-from gateway.api.operations import Allows, Operations, allow_all
+from gateway.api.operations import Operations
 from gateway.api.ops_schemas import add_ops
 from gateway.api.paths import ALIVE_PATHS, CHAT_PATH, READY_PATH
 from gateway.api.rollout_routes import BODIES, add_preflight, add_rollout
@@ -67,7 +68,7 @@ def build(
         )
         async def models(allows: Annotated[Allows, Depends(client)]) -> Response:
             # A list of 1,000 discovered models would keep FastAPI's encoder busy.
-            return Response(msgspec.json.encode(operations.models(allows)), media_type="application/json")
+            return Response(msgspec.json.encode(operations.catalog.models(allows)), media_type="application/json")
 
         @app.get(
             f"{prefix}/models/{{name:path}}",
@@ -75,9 +76,9 @@ def build(
             summary="Show one model",
         )
         async def model(name: str, allows: Annotated[Allows, Depends(client)]) -> dict[str, Any]:
-            return operations.model(name, allows)
+            return operations.catalog.model(name, allows)
 
-    add_ollama(app, operations, client)
+    add_ollama(app, operations.catalog, client)
     _add_probes(app, operations)
     _add_metrics(app, operations, [Depends(scraper)])
 

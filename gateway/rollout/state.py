@@ -80,6 +80,9 @@ class Rollout:
             return assignments.pop()
         return ", ".join(f"{name} on {tier_route.assignment}" for name, tier_route in self.tiers.items())
 
+    def active_backend(self, tier: str) -> str:
+        return self.tiers[tier].assignment.backend
+
     # Orders
 
     def set(

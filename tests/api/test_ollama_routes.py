@@ -10,8 +10,8 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
+from gateway.api.model_catalog import ModelCatalog, PublicEntry, allow_all
 from gateway.api.ollama_routes import CHANGING, MAX_SHOW_BODY, SECONDS_KEPT, SECONDS_LOADED, VERSION, add_ollama
-from gateway.api.operations import Operations, PublicEntry, allow_all
 from tests.api.both_engines import KEY, bearer, serving
 from tests.fakes.processor_time import processor_seconds
 
@@ -185,7 +185,7 @@ async def test_a_name_may_have_the_tag_latest_at_every_endpoint(client: httpx2.A
 
 
 class _Listed:
-    """Operations with these models alone."""
+    """Catalog with these models alone."""
 
     def __init__(self, *entries: PublicEntry) -> None:
         self.public_entries = lambda _: list(entries)
@@ -193,7 +193,7 @@ class _Listed:
 
 def _client_of(*entries: PublicEntry) -> httpx2.AsyncClient:
     app = FastAPI()
-    add_ollama(app, cast("Operations", _Listed(*entries)), lambda: allow_all)
+    add_ollama(app, cast("ModelCatalog", _Listed(*entries)), lambda: allow_all)
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://gateway")
 
 

@@ -145,7 +145,7 @@ async def test_everything_that_affects_routing_changes() -> None:
         )
         assert b'"num_predict":5' in setup.ollama.requests[-1]
         assert (await setup.gateway.ask({"messages": [{"role": "user", "content": "x" * 2000}]})).status == 413
-        assert [entry["id"] for entry in setup.gateway.gateway._operations.models()["data"]] == [
+        assert [entry["id"] for entry in setup.gateway.gateway._operations.catalog.models()["data"]] == [
             "first",
             "standard",
             "e",
