@@ -4,6 +4,8 @@ Covers: gateway/relay/chat.py
 """
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
@@ -30,6 +32,19 @@ def settings(*urls: str) -> config.Settings:
     )
 
 
+@asynccontextmanager
+async def two_servers() -> AsyncIterator[tuple[Running, simulate.Running]]:
+    """Run a gateway before two servers, and return the first of them too.
+
+    Their ports, which are random, would otherwise choose the server of each conversation: once in 32
+    runs, the same one for all six.
+    """
+    async with stand_in(VLLM) as one, stand_in(VLLM) as two, running(settings(one.base_url, two.base_url)) as gateway:
+        for number, server in enumerate(gateway.gateway._backends["vllm"].servers):
+            server.prefixes.seed = number
+        yield gateway, one
+
+
 async def ask(gateway: Running, messages: list[dict[str, Any]]) -> None:
     async with gateway.openai() as client:
         answer = await client.chat.completions.create(model="standard", messages=messages, max_tokens=8)  # type: ignore[arg-type]
@@ -38,7 +53,7 @@ async def ask(gateway: Running, messages: list[dict[str, Any]]) -> None:
 
 async def test_capacity_of_a_prefix_cache_is_learned_from_the_answers() -> None:
     """The stand-in counts three tokens for four characters of Korean, at four bytes each."""
-    async with stand_in(VLLM) as one, stand_in(VLLM) as two, running(settings(one.base_url, two.base_url)) as gateway:
+    async with two_servers() as (gateway, _):
         servers = gateway.gateway._backends["vllm"].servers
         before = [server.prefixes.capacity for server in servers]
         for number in range(12):
@@ -48,7 +63,7 @@ async def test_capacity_of_a_prefix_cache_is_learned_from_the_answers() -> None:
 
 
 async def test_turns_of_conversations_stay_on_their_servers() -> None:
-    async with stand_in(VLLM) as one, stand_in(VLLM) as two, running(settings(one.base_url, two.base_url)) as gateway:
+    async with two_servers() as (gateway, one):
         conversations: list[list[dict[str, Any]]] = [[] for _ in range(6)]
         sides: list[set[int]] = [set() for _ in conversations]
         for turn in range(4):

@@ -190,7 +190,8 @@ async def test_ollama_gets_keep_alive_and_context_from_the_settings() -> None:
 
 
 async def test_large_batch_does_not_block_other_requests() -> None:
-    async with serving("ollama") as (gateway, _):
+    patience = dict.fromkeys(("first_token_timeout", "idle_timeout", "total_timeout"), 6 * PATIENCE)
+    async with serving("ollama", **patience) as (gateway, _):
         texts = [f"text {number} [{{" + "words " * 200 for number in range(MAX_TEXTS)]
         batch = asyncio.create_task(ask(gateway, {"input": texts}, patience=6 * PATIENCE))
         assert (await gateway.ask({"model": "standard"})).status == 200
