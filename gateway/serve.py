@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
+from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -24,6 +25,7 @@ from gateway.app import Gateway
 from gateway.body_memory import BodyMemory
 from gateway.config import Settings
 from gateway.config.reload import FileWatcher, files_of_keys, read_whole
+from gateway.downstream.connection_limit import ConnectionLimit
 from gateway.downstream.fair_accept import ConnectionCounts, FairServer
 from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
@@ -234,7 +236,7 @@ async def _serve(
     if replica is not None:
         kind = partial(FairServer, counts=replica.counts, number=replica.member.number)
     server = kind(
-        _config(gateway, settings, gateway.body_memory),
+        _config(gateway, settings, gateway.body_memory, _connection_limit(settings)),
         drain_delay=settings.drain_delay,
         drain_timeout=settings.drain_timeout,
         on_open=report_open,
@@ -392,11 +394,23 @@ async def _reload_on_signal(gateway: Gateway, signalled: asyncio.Event, reread: 
             await gateway.named_keys.run(gateway.named_keys.read, "signal")
 
 
-def _config(app: object, settings: Settings, body_memory: BodyMemory | None = None) -> uvicorn.Config:
+def _connection_limit(settings: Settings) -> ConnectionLimit | None:
+    most = settings.max_connections_per_address
+    if most is None:
+        return None
+    return ConnectionLimit(most, [ip_network(text) for text in settings.unlimited_addresses])
+
+
+def _config(
+    app: object,
+    settings: Settings,
+    body_memory: BodyMemory | None = None,
+    connection_limit: ConnectionLimit | None = None,
+) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]  # our scope is a mapping, uvicorn's a TypedDict
         interface="asgi3",  # it would not see that from a function which returns a coroutine
-        http=bind_limits(ServerLimits(keep_alive_seconds=settings.keep_alive_timeout), body_memory),
+        http=bind_limits(ServerLimits(keep_alive_seconds=settings.keep_alive_timeout), body_memory, connection_limit),
         ws="none",
         lifespan="off",
         access_log=False,

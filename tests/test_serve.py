@@ -85,6 +85,35 @@ def test_idle_connection_closes_after_keep_alive_timeout() -> None:
     assert {json.loads(line)["level"] for line in errors.splitlines()} == {"warning"}
 
 
+@contextmanager
+def held_connection(port: int) -> Iterator[None]:
+    """Hold a connection that was served. The ones before may not have ended yet at the gateway."""
+    for attempt in tenacity.Retrying(stop=tenacity.stop_after_delay(40), reraise=True):
+        client = socket.create_connection(("127.0.0.1", port), timeout=40)
+        with attempt:
+            client.sendall(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 200"
+        if attempt.retry_state.outcome is not None and not attempt.retry_state.outcome.failed:
+            break
+        client.close()
+    with client:
+        yield
+
+
+def test_number_of_connections_of_an_address_is_limited_on_all_its_ports() -> None:
+    port, ollama_port = free_port(), free_port()
+    variables = {"GATEWAY_PORT": str(port), "GATEWAY_OLLAMA_PORT": str(ollama_port)}
+    with process("serve", GATEWAY__MAX_CONNECTIONS_PER_ADDRESS="1", **variables) as started:
+        try:
+            for each in (port, ollama_port):
+                status_of(f"http://127.0.0.1:{each}/ping")
+            with held_connection(port), socket.create_connection(("127.0.0.1", ollama_port), timeout=40) as refused:
+                assert refused.recv(12) == b"HTTP/1.1 429"
+        finally:
+            started.send_signal(signal.SIGTERM)
+        assert started.wait(45) == 0
+
+
 def test_file_of_client_keys_is_reread_while_the_gateway_runs(tmp_path: Path) -> None:
     """Without a settings file. An empty file leaves the old keys in force."""
     port, keys = free_port(), tmp_path / "keys"

@@ -13,7 +13,8 @@ AT_START = (
     "host", "port", "metrics_port", "ollama_port", "ollama_as_key", "keys_file", "admin_key",
     "metrics_key", "cors_origins", "allowed_hosts",
     "user_header", "session_header", "log_format", "state_file", "usage_file", "usage_days", "redis_url",
-    "ollama_num_parallel", "drain_delay", "drain_timeout", "keep_alive_timeout", "guard", "exclusive",
+    "ollama_num_parallel", "drain_delay", "drain_timeout", "keep_alive_timeout", "max_connections_per_address",
+    "unlimited_addresses", "guard", "exclusive",
 )  # fmt: skip
 """Keys whose changes take effect at the next start.
 

@@ -23,6 +23,7 @@ from gateway.config.field_types import (
     HeaderName,
     HostName,
     ImagePrefix,
+    IpNetwork,
     Key,
     Keys,
     LogLevel,
@@ -178,6 +179,15 @@ class SettingsDocument(DocumentSection):
         default=75.0,
         description="Time for which an idle client connection stays open, in seconds; above the 60 of common proxies. "
         "Default: 75.",
+    )
+    max_connections_per_address: Count | None = Field(
+        default=None,
+        description="Maximum number of open connections of one client address. Default: null, no limit.",
+    )
+    unlimited_addresses: tuple[IpNetwork, ...] = Field(
+        default=(),
+        description="Addresses and networks that max_connections_per_address does not limit, such as reverse proxies. "
+        "Default: [].",
     )
     max_body: Size = Field(
         default=20 * 1024 * 1024, description="Maximum bytes of a request body, for images. Default: 20MiB."

@@ -56,6 +56,7 @@ HeaderName = Annotated[str, BeforeValidator(parsers.header_name, json_schema_inp
 HeaderValue = Annotated[SecretStr, BeforeValidator(parsers.header_value, json_schema_input_type=str)]
 ImagePrefix = Annotated[str, BeforeValidator(parsers.image_prefix, json_schema_input_type=str)]
 HostName = Annotated[str, BeforeValidator(parsers.host_name, json_schema_input_type=str)]
+IpNetwork = Annotated[str, BeforeValidator(parsers.network, json_schema_input_type=str)]
 CorsOrigin = Annotated[str, BeforeValidator(parsers.origin, json_schema_input_type=str)]
 Name = Annotated[str, BeforeValidator(parsers.name, json_schema_input_type=str)]
 PublicName = Annotated[str, BeforeValidator(parsers.public_name, json_schema_input_type=str)]

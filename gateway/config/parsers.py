@@ -7,6 +7,7 @@ import ipaddress
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from urllib.parse import parse_qs, urlsplit
 
 from gateway.chat.image_address import parse_prefix
@@ -313,6 +314,14 @@ def host_name(value: object) -> str:
         if re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", text) or re.fullmatch(r"\[[0-9a-f:.]+\]", text):
             return text.strip("[]")
     raise ValueError("expected a host without a port, such as gateway.example.com or [::1]")
+
+
+def network(value: object) -> str:
+    """Return an IP address or network in its usual form, such as `10.0.0.0/8`."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return str(ipaddress.ip_network(value.strip(), strict=False))
+    raise ValueError("expected an IP address or a network, such as 10.0.0.5 or 10.0.0.0/8")
 
 
 def name(value: object) -> str:

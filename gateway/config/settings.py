@@ -276,6 +276,12 @@ class Settings(Frozen):
     keep_alive_timeout: float = Field(
         default=75.0, description="Seconds for which an idle client connection stays open."
     )
+    max_connections_per_address: int | None = Field(
+        default=None, description="Maximum number of open connections of one client address; None: no limit."
+    )
+    unlimited_addresses: tuple[str, ...] = Field(
+        default=(), description="Addresses and networks without that limit, such as reverse proxies."
+    )
     max_body: int = Field(default=20 * MIB, description="Maximum bytes of a request body.")
     max_text_body: int = Field(default=MIB, description="Maximum bytes of a chat's body without its images.")
     max_waiting_bytes: int = Field(

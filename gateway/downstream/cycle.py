@@ -414,10 +414,12 @@ class RequestResponseCycle:
             self._event.set()
 
 
-def error_answer(status: int, code: str | None, message: str, kind: str = INVALID_REQUEST) -> bytes:
+def error_answer(
+    status: int, code: str | None, message: str, kind: str = INVALID_REQUEST, header_lines: bytes = b""
+) -> bytes:
     """Return a complete response in OpenAI's error format, with `Connection: close`."""
     body = envelope(message, kind, None, code)
     lines = (
         b"content-type: application/json\r\nx-request-id: req-%024x\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
     )
-    return _STATUS_LINES[status] + lines % (random.getrandbits(96), len(body)) + body
+    return _STATUS_LINES[status] + header_lines + lines % (random.getrandbits(96), len(body)) + body

@@ -28,6 +28,7 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 from uvicorn.server import ServerState
 
 from gateway.body_memory import BodyMemory, HeldBody
+from gateway.downstream.connection_limit import ConnectionLimit, TooManyConnections
 from gateway.downstream.cycle import RequestResponseCycle, Scope, error_answer
 from gateway.downstream.request_head import (
     CachedHead,
@@ -39,6 +40,7 @@ from gateway.downstream.request_head import (
     without_upgrade,
 )
 from gateway.downstream.write_timeout import NEVER, WriteTimeout
+from gateway.errors import ConcurrencyExceeded
 
 _NEW_CONNECTION_SECONDS = 0.5
 _HIGH_WATER = 65536  # bytes: of the request body not yet read, and of the response not yet sent
@@ -96,6 +98,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     limits = ServerLimits()
     body_memory = BodyMemory(sys.maxsize)
+    connection_limit: ConnectionLimit | None = None
     on_message_begin = None  # type: ignore[assignment]  # httptools then skips the callback
 
     def __init__(
@@ -120,6 +123,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._second_request = False
         self._last_request = False
         self._connected_at = 0.0
+        self._counted_as: int | str | None = None  # at the connection limit
         self._body_started_at = 0.0
         self._received_before = 0  # at the last check of the body's progress
         self._read_paused_at: float | None = None
@@ -133,8 +137,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         self._connected_at = self.loop.time()
-        self.connections.add(self)
         self.transport = transport
+        if self.connection_limit is not None and not self._is_within(self.connection_limit):
+            return
+        self.connections.add(self)
         transport.set_write_buffer_limits(high=_HIGH_WATER)
         self._connection_scope = {
             "type": "http",
@@ -145,6 +151,21 @@ class HttpProtocol(HttpToolsProtocol):
             "root_path": self.root_path,
         }
         self._arm(self.limits.idle_seconds)
+
+    def _is_within(self, limit: ConnectionLimit) -> bool:
+        """Count the connection, or refuse it: a refused one is closed at once, since it is there to be held."""
+        client = get_remote_addr(self.transport)
+        try:
+            self._counted_as = None if client is None else limit.enter(client[0])
+        except TooManyConnections:
+            self._state = _CLOSED
+            message = "There are too many connections from this address."
+            self.transport.write(
+                error_answer(429, ConcurrencyExceeded.code, message, ConcurrencyExceeded.type, b"retry-after: 1\r\n")
+            )
+            self.transport.close()
+            return False
+        return True
 
     def data_received(self, data: bytes) -> None:
         state = self._state
@@ -179,6 +200,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connections.discard(self)
+        if self.connection_limit is not None and self._counted_as is not None:
+            self.connection_limit.leave(self._counted_as)
         self._state = _CLOSED
         if self._timer is not None:
             self._timer.cancel()
@@ -538,10 +561,16 @@ class HttpProtocol(HttpToolsProtocol):
             self._set_timer(self._write_timeout.deadline)
 
 
-def bind_limits(limits: ServerLimits, body_memory: BodyMemory | None = None) -> type[HttpProtocol]:
+def bind_limits(
+    limits: ServerLimits, body_memory: BodyMemory | None = None, connection_limit: ConnectionLimit | None = None
+) -> type[HttpProtocol]:
     """Return the protocol class with these limits, for `uvicorn.Config(http=...)`.
 
     `body_memory` counts the bodies that are buffered before the application is called.
     """
-    bound = {"limits": limits, "body_memory": body_memory or HttpProtocol.body_memory}
+    bound = {
+        "limits": limits,
+        "body_memory": body_memory or HttpProtocol.body_memory,
+        "connection_limit": connection_limit,
+    }
     return type("LimitedHttpProtocol", (HttpProtocol,), bound)

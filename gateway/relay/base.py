@@ -26,7 +26,7 @@ from gateway.relay.deadlines import TimedRelay
 from gateway.relay.destinations import Destination
 from gateway.relay.failover import Failover
 from gateway.upstream.connection import TransportError
-from gateway.upstream.failures import upstream_error
+from gateway.upstream.failures import UNRESPONSIVE, upstream_error
 from gateway.upstream.server import Server
 
 _log = logging.getLogger(__name__)
@@ -291,6 +291,7 @@ class Relay(TimedRelay, ABC):
 def _is_answer(error: GatewayError) -> bool:
     """Return whether the server gave an answer, though a broken one.
 
-    A 5xx is a refusal to answer, and so is the `abort` of a vLLM that is told to end.
+    A 5xx is a refusal to answer, and so is the `abort` of a vLLM that is told to end. From a server
+    that is given up nothing came.
     """
-    return isinstance(error, UpstreamError) and error.reason not in ("status_5xx", "aborted")
+    return isinstance(error, UpstreamError) and error.reason not in ("status_5xx", "aborted", UNRESPONSIVE)

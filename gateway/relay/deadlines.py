@@ -25,6 +25,8 @@ class TimedRelay(SupervisedRelay):
         A new phase resets `check_at` to zero, because its deadline may be earlier.
         """
         deadline, phase = self._deadline()
+        if now >= deadline and phase == NO_FIRST_PIECE and self.leave_dead_server():
+            return
         if now >= deadline and phase == NO_FIRST_PIECE and self._may_be_frozen():
             deadline, phase = self._end_deadline()  # without a first token it fails only if its model is not unloaded
         if now >= deadline:

@@ -7,13 +7,14 @@ read it, and interrupt it, through the methods of `SupervisedRelay`.
 import math
 
 from gateway.admission.model_state import ModelState
-from gateway.errors import GatewayError, ModelUnloaded, ServerHangs
+from gateway.errors import GatewayError, ModelUnloaded, ServerHangs, UpstreamError
 from gateway.relay.failover import Failover
 from gateway.relay.in_flight import Requeueable
 from gateway.relay.route import Route
 from gateway.relay.stalls import Attempt
 from gateway.relay.state import RelayState
 from gateway.upstream.backend import Backend
+from gateway.upstream.failures import UNRESPONSIVE
 from gateway.upstream.outlier_detection import OutlierDetector
 from gateway.upstream.server import Server
 
@@ -116,6 +117,19 @@ class SupervisedRelay(RelayState):
             self._meter.last_piece = self._context.clock()  # its time for a first token begins anew
             self.check_at = 0.0
             self._cancel_scope.interrupt(ServerHangs())
+
+    def leave_dead_server(self) -> bool:
+        """End the attempt at a server whose circuit is open, as if its connection had broken.
+
+        Return False if the server is not known to be dead, or nothing can be interrupted.
+        """
+        server = self._server
+        if server is None or not server.circuit.is_open:
+            return False
+        if not self._cancel_scope.interrupt(UpstreamError(UNRESPONSIVE)):
+            return False
+        self.check_at = math.inf  # until the next attempt
+        return True
 
     def send_again(self, *, is_first: bool = True) -> bool:
         """Send the request again, from the queue on, if its answer has not begun.

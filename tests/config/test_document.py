@@ -71,6 +71,13 @@ def test_empty_keys_count_as_absent_and_an_empty_state_file_turns_it_off() -> No
         ("log_level: loud", "log_level", "got 'loud'; expected 'debug', 'info', 'warning' or 'error'"),
         ("log_level: 3", "log_level", "got 3; expected 'debug', 'info', 'warning' or 'error'"),
         ("keep_alive_timeout: 0", "keep_alive_timeout", "expected more than 0"),
+        (
+            "max_connections_per_address: 0",
+            "max_connections_per_address",
+            "got 0; expected a whole number of at least 1",
+        ),
+        ("unlimited_addresses: [proxy]", "unlimited_addresses[0]", "got 'proxy'; expected an IP address or a network"),
+        ("unlimited_addresses: [10.0.0.0/33]", "unlimited_addresses[0]", "expected an IP address or a network"),
         ("log_format: xml", "log_format", "got 'xml'; expected 'auto', 'json' or 'text'"),
         ("cors_origins: [example.com]", "cors_origins[0]", "got 'example.com'; expected an origin such as"),
         ("cors_origins: ['http://*.a:*']", "cors_origins[0]", "at most one *, as in http://localhost:*"),

@@ -132,6 +132,7 @@ def test_nested_variables_reach_every_kind_of_key() -> None:
             "GATEWAY__EMBEDDINGS__BGE_M3__MODEL": "bge-m3:f16",
             "GATEWAY__CORS_ORIGINS": "https://a.example,https://b.example",
             "GATEWAY__ALLOWED_HOSTS": "host.docker.internal,GPU,[fd00::1]",
+            "GATEWAY__UNLIMITED_ADDRESSES": "10.1.2.3/8, fd00::1",
             "GATEWAY__MAX_BODY": "5MB",
         },
     )
@@ -154,6 +155,7 @@ def test_nested_variables_reach_every_kind_of_key() -> None:
     assert settings.embeddings["bge-m3"].model == "bge-m3:f16"
     assert settings.cors_origins == ("https://a.example", "https://b.example")
     assert settings.allowed_hosts == ("host.docker.internal", "gpu", "fd00::1")
+    assert settings.unlimited_addresses == ("10.0.0.0/8", "fd00::1/128")
     assert settings.max_body == 5_000_000
     assert list(settings.tiers) == ["standard", "pro", "ultra"]
 

@@ -59,6 +59,7 @@ def test_top_level_defaults_are_the_documented_ones() -> None:
     assert settings.ollama_num_parallel is None
     assert settings.allowed_hosts == ()
     assert settings.waiting_note is False
+    assert (settings.max_connections_per_address, settings.unlimited_addresses) == (None, ())
     assert (settings.log_level, settings.keep_alive_timeout) == ("info", 75.0)
 
 

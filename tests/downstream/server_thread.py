@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 
 from gateway.downstream import protocol
+from gateway.downstream.connection_limit import ConnectionLimit
 from gateway.downstream.cycle import RequestResponseCycle
 from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
@@ -171,13 +172,15 @@ class ScriptedApp:
 class ServerThread:
     """`GracefulServer` with a `ScriptedApp`, in a thread of its own."""
 
-    def __init__(self, loop: str, limits: ServerLimits, **drain: Any) -> None:
+    def __init__(
+        self, loop: str, limits: ServerLimits, connection_limit: ConnectionLimit | None = None, **drain: Any
+    ) -> None:
         self.app = ScriptedApp()
         self.hooks: list[str] = []
         self.on_cutoff: Callable[[], None] = lambda: None
         config = uvicorn.Config(
             self.app,
-            http=bind_limits(limits),
+            http=bind_limits(limits, None, connection_limit),
             loop=loop,
             interface="asgi3",
             ws="none",

@@ -185,6 +185,31 @@ async def test_request_without_a_fallback_is_told_so() -> None:
         assert now() - began <= WITHIN
 
 
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+@pytest.mark.parametrize("has_fallback", [True, False])
+async def test_first_token_timeout_at_a_server_that_is_known_to_be_dead_is_no_timeout(
+    has_fallback: bool, stream: bool
+) -> None:
+    """The probes have opened its circuit, and it is not gone for `GONE_SECONDS` yet: it used to be a 504."""
+    tier = {"fallback": True} if has_fallback else {}
+    async with gateway_behind("vllm", "silent", tier=tier, first_token_timeout=GONE_SECONDS - 5, probe_interval=2) as (
+        gateway,
+        server,
+        host,
+        other,
+    ):
+        asking = asyncio.create_task(gateway_ask(gateway, stream))
+        await eventually(lambda: len(server.requests) == 1)
+        host.vanish()
+        began = now()
+        reply = await asking
+        assert reply.status == (200 if has_fallback else 502)
+        assert len(other.requests) == has_fallback
+        assert now() - began < GONE_SECONDS
+        assert gateway.metric("gateway_upstream_errors_total", reason="unresponsive") == 1
+        assert [exchange["code"] for exchange in gateway.exchanges()] == [None if has_fallback else "upstream_error"]
+
+
 async def test_queue_of_a_server_that_returns_is_served_while_the_lost_stream_is_ended() -> None:
     """It is away for less time than `GONE_SECONDS`, and its connections stay dead."""
     async with gateway_behind("ollama", "stall", model_concurrency=1, max_concurrency=1) as (gateway, server, host, _):
