@@ -236,7 +236,17 @@ def _backend(name: str, own: dict[str, Any], others: Mapping[int, dict[str, Any]
         "running": _sum_by_lane("running", [backend, *same]),
         "waiting": _sum_by_lane("waiting", [backend, *same]),
         "servers": [_server(server, same) for server in backend["servers"]],
+        "leaving": _leaving([backend, *same]),
     }
+
+
+def _leaving(backends: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the servers that leave at one replica or more, with the requests that still run there."""
+    running: dict[str, int] = {}
+    for backend in backends:
+        for server in backend["leaving"]:
+            running[server["name"]] = running.get(server["name"], 0) + server["running"]
+    return [{"name": name, "running": number} for name, number in running.items()]
 
 
 def _sum_by_lane(field: str, backends: list[dict[str, Any]]) -> dict[str, int]:
@@ -251,6 +261,7 @@ def _server(server: dict[str, Any], backends: list[dict[str, Any]]) -> dict[str,
     }
     return {
         **server,
+        "up": True if any(other["up"] for other in same) else server["up"],
         "gets_requests": server["gets_requests"] or any(other["gets_requests"] for other in same),
         "running": server["running"] + sum(other["running"] for other in same),
         "connections": server["connections"] + sum(other["connections"] for other in same),

@@ -86,6 +86,8 @@ def replicas_line(replicas: Mapping[str, Any]) -> str:
     """Return how many replicas share the limits, or since when this one is alone."""
     if replicas["sharing"] == replicas["replicas"] and replicas["up"]:
         return f"replicas that share the limits: {replicas['replicas']}, through Redis at {replicas['redis']}"
+    if replicas["up"]:
+        return f"Redis at {replicas['redis']} answers again; the limits are shared within seconds"
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(replicas["since"]))
     return (
         f"the limits are not shared: Redis at {replicas['redis']} is not reachable since {since} UTC "

@@ -143,12 +143,7 @@ def _backends(status: Mapping[str, Any]) -> Table:
     table = _table("backend", "", "tokens/s", "req/s", "err/s", "TTFT p50/p95", "ITL p50/p95", "run", "wait")
     for name, backend in status["backends"].items():
         live = backend["live"]
-        serving = sum(server["gets_requests"] for server in backend["servers"])
-        is_whole = serving == len(backend["servers"])
-        word = (
-            "down" if not backend["up"] or not serving else "up" if is_whole else f"{serving}/{len(backend['servers'])}"
-        )
-        word = word if backend.get("state", "awake") == "awake" else backend["state"]
+        word = _state(backend)
         waiting = sum(backend["waiting"].values())
         table.add_row(
             Text(name, overflow="ellipsis"),
@@ -164,6 +159,28 @@ def _backends(status: Mapping[str, Any]) -> Table:
         if any(course):
             table.add_row("", "", Text(_sparkline(course, 8), style="cyan"))
     return table
+
+
+def _state(backend: Mapping[str, Any]) -> str:
+    """Return the state of a backend in one word, or how many of its servers are well."""
+    if backend.get("state", "awake") != "awake":
+        return str(backend["state"])
+    servers = backend["servers"]
+    if not backend["up"] or not servers:
+        return "down"
+    troubles = [trouble for server in servers if (trouble := _trouble(server))]
+    if not troubles:
+        return "up"
+    return troubles[0] if len(servers) == 1 else f"{len(servers) - len(troubles)}/{len(servers)}"
+
+
+def _trouble(server: Mapping[str, Any]) -> str:
+    """Return why a server does not get all requests; empty if it does."""
+    if server["ejections"]:
+        return "ejected"
+    if server["gets_requests"]:
+        return ""
+    return "down" if not server["up"] else "paused" if server["paused"] else str(server["circuit"])
 
 
 def _tiers(status: Mapping[str, Any], width: int, height: int | None) -> RenderableType:

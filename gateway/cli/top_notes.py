@@ -25,7 +25,7 @@ class Note(NamedTuple):
 
 def notes(status: Mapping[str, Any], width: int) -> Iterator[Note]:
     """Yield the lines for `status` in `width` columns, the most urgent first."""
-    yield from _gpu(status["rollout"]["gpu"], width)
+    yield from _gpu(status["rollout"].get("gpu"), width)
     yield from _replicas(status, width)
     lines = list(server_lines(status))
     for line in lines[:MOST_SERVERS]:
@@ -50,17 +50,17 @@ def _gpu(gpu: Mapping[str, Any] | None, width: int) -> Iterator[Note]:
 
 
 def _replicas(status: Mapping[str, Any], width: int) -> Iterator[Note]:
-    processes = status["processes"]
+    processes = status.get("processes")
     if processes is not None:
         items = [_process(process).replace(" ", NO_BREAK) for process in processes]
         is_whole = all(process["status"] == "ready" for process in processes)
         yield from _wrapped(f"replicas on this machine: {'; '.join(items)}", width, "" if is_whole else "yellow")
-    replicas = status["replicas"]
+    replicas = status.get("replicas")
     if replicas is not None:
         is_shared = replicas["up"] and replicas["sharing"] == replicas["replicas"]
         yield from _wrapped(replicas_line(replicas), width, "" if is_shared else "bold red")
         yield from _limits(replicas["limits"])
-    if status["rollout"]["shared"] is False:
+    if status["rollout"].get("shared") is False:
         yield from _wrapped(UNSHARED, width, "bold red")
 
 

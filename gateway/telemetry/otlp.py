@@ -146,7 +146,7 @@ class OtlpTracer:
         span = self._tracer.start_span(
             _name(exchange),
             _context_of(parent) or Context(),
-            SpanKind.SERVER,
+            SpanKind.INTERNAL if ended.is_further else SpanKind.SERVER,  # one request is one span of a server
             dict(_attributes(exchange, ended.engine)),
             start_time=begin_ns,
         )

@@ -61,6 +61,7 @@ class Replica:
     def status(self) -> dict[str, Any]:
         server = {
             "name": "vllm",
+            "up": self.channel.number == 1,
             "gets_requests": self.channel.number == 1,
             "running": self.running,
             "connections": 2,
@@ -74,6 +75,7 @@ class Replica:
                     "running": {"text": self.running, "vision": 0},
                     "waiting": {"text": 1, "vision": 0},
                     "servers": [server],
+                    "leaving": [{"name": f"vllm#{name}", "running": 2} for name in ("old", self.channel.number)],
                 }
             },
             "tiers": {"standard": {"share": {"requests": 10, "canary_requests": self.running, "percent": 0}}},
@@ -100,6 +102,15 @@ async def test_status_has_the_sums_of_all_replicas() -> None:
     assert whole["tiers"]["standard"]["share"] == {"requests": 20, "canary_requests": 7, "percent": 35.0}
     assert [error["at"][-2] for error in whole["errors"]] == ["2", "1"]
     assert [(each["replica"], each["running"]) for each in whole["processes"]] == [(1, {"vllm": 3}), (2, {"vllm": 4})]
+
+
+async def test_a_server_is_up_and_leaves_if_it_does_for_one_of_the_replicas() -> None:
+    for replica in pair():
+        await replica.peers.refresh()
+        backend = replica.peers.whole_status(replica.status())["backends"]["vllm"]
+        assert backend["servers"][0]["up"] is True
+        leaving = {server["name"]: server["running"] for server in backend["leaving"]}
+        assert leaving == {"vllm#old": 4, "vllm#1": 2, "vllm#2": 2}
 
 
 async def test_a_replica_that_does_not_serve_any_more_is_not_in_the_status() -> None:

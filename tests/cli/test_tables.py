@@ -60,6 +60,9 @@ def test_status_says_which_servers_leave_and_which_names_are_not_resolved() -> N
 def test_status_says_who_shares_the_limits_or_since_when_this_replica_is_alone() -> None:
     shared = {"redis": "redis:6379/0", "up": True, "since": 0.0, "reason": None, "sharing": 3, "replicas": 3}
     assert replicas_line(shared) == "replicas that share the limits: 3, through Redis at redis:6379/0"
+    assert replicas_line(shared | {"sharing": 1}) == (
+        "Redis at redis:6379/0 answers again; the limits are shared within seconds"
+    )
     assert replicas_line(shared | {"up": False, "reason": "ConnectionError", "sharing": 1}) == (
         "the limits are not shared: Redis at redis:6379/0 is not reachable since 1970-01-01 00:00:00 UTC "
         "(ConnectionError); this replica goes on with 1/3 of each"

@@ -23,6 +23,14 @@ from gateway.cli.top_notes import MOST_ERRORS
 from tests.cli.harness import ROOT, command, gateway, invoke
 from tests.fakes.running_gateway import Running, until
 
+EJECTION = {
+    "model": "m",
+    "lane": "text",
+    "state": "ejected",
+    "reason": "status_5xx",
+    "until": "2026-01-01T00:00:00Z",
+    "gets_requests": True,
+}
 ESCAPE = r"\x1b\[[0-9;?]*[a-zA-Z]"
 
 pytestmark = pytest.mark.usefixtures("empty_environment")
@@ -98,6 +106,29 @@ async def test_an_engine_that_sleeps_is_not_shown_as_down(monkeypatch: pytest.Mo
         here.gateway._backends["vllm"].take_turn("asleep")
         assert any(line.split()[:2] == ["vllm", "sleeping"] for line in drawn(await status_of(here)))
         assert "sleeping" in (await command("status")).stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "up"),
+        ({"gets_requests": False, "paused": True}, "paused"),
+        ({"gets_requests": False, "circuit": "suspect"}, "suspect"),
+        ({"ejections": [EJECTION]}, "ejected"),
+        ({"ejections": [EJECTION], "gets_requests": False}, "ejected"),
+    ],
+)
+async def test_a_server_that_answers_is_not_shown_as_down_and_not_as_well_if_it_is_ejected(
+    changes: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with gateway(monkeypatch) as here:
+        status = copy.deepcopy(await status_of(here))
+    (server,) = status["backends"]["vllm"]["servers"]
+    server |= changes
+    assert any(line.split()[:2] == ["vllm", expected] for line in drawn(status))
+    status["backends"]["vllm"]["servers"].append({**server, "ejections": [], "gets_requests": True})
+    several = "up" if expected == "up" else "1/2"
+    assert any(line.split()[:2] == ["vllm", several] for line in drawn(status))
 
 
 async def test_without_a_terminal_it_prints_one_frame_with_fresh_figures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,15 @@ REPLICAS: dict[str, Any] = {
     ],
 }
 
+EJECTION = {
+    "model": "m",
+    "lane": "text",
+    "state": "ejected",
+    "reason": "status_5xx",
+    "until": "2026-11-29T08:00:00Z",
+    "gets_requests": True,
+}
+
 
 def processes(*states: str) -> list[dict[str, Any]]:
     return [
@@ -189,6 +198,21 @@ async def test_processes_redis_and_host_names_are_shown_with_the_servers() -> No
         await expect(notes.first).to_contain_text("(ConnectionError). It goes on with 1/3 of each limit.")
         await expect(notes.last).to_contain_text("do not know of each other's changes")
         await expect(region.get_by_text("Not shared")).to_be_visible()
+
+        (server,) = here.gateway._operations.status()["backends"]["ollama"]["servers"]
+        well = {"up": True, "circuit": "closed", "gets_requests": True}
+        badge = page.get_by_role("region", name="Backend ollama").locator(".head").first.locator(".badge")
+        for change, one, two in (
+            ({}, "Up", "Up"),
+            ({"ejections": [EJECTION]}, "Ejected", "1 of 2 servers"),
+            ({"gets_requests": False, "paused": True}, "Paused", "1 of 2 servers"),
+            ({"up": False, "gets_requests": False}, "Down", "1 of 2 servers"),
+        ):
+            servers = [{**server, **well, **change}]
+            status.backends["ollama"] = {"up": True, "servers": servers}
+            await expect(badge).to_have_text(one)
+            status.backends["ollama"] = {"up": True, "servers": [*servers, {**server, **well, "name": "other"}]}
+            await expect(badge).to_have_text(two)
 
         name = {"name": "vllm.svc:8000", "resolved": False, "failure": "no answer in time", "servers": 3, "ignored": 2}
         status.backends["vllm"] = {"names": [name], "leaving": [{"name": "vllm#10.0.0.5:8000", "running": 4}]}

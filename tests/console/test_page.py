@@ -228,6 +228,8 @@ async def test_hostile_and_very_long_names_stay_text() -> None:
     async with running(config.build(document(NOWHERE, NOWHERE, tiers=tiers))) as here, chromium() as browser:
         servers = here.gateway._backends["vllm"].servers
         servers[0].update_models({HOSTILE: ModelFacts(), "z" * 4000: ModelFacts()})
+        names = ("small", "small:latest", "other:latest")
+        here.gateway._backends["ollama"].servers[0].update_models({name: ModelFacts() for name in names})
         page = await browser.page(here.base_url, **SMALLEST)
         dialogs: list[str] = []
         page.on("dialog", lambda dialog: dialogs.append(dialog.message))
@@ -244,6 +246,8 @@ async def test_hostile_and_very_long_names_stay_text() -> None:
             await expect(page.locator("nav a[aria-current=page]")).to_be_in_viewport(ratio=0.9)
         await page.evaluate("location.hash = 'servers'")
         await expect(page.locator(".server .model", has_text=HOSTILE)).to_have_count(1)
+        reported = page.get_by_role("region", name="Backend ollama").locator(".model")
+        await expect(reported.filter(has_text=re.compile("^(small|other)"))).to_have_text(["other:latest", "small"])
         await page.evaluate("location.hash = 'activity'")
         await expect(page.locator("tbody")).to_contain_text("constructor")
         row = await page.locator("tbody tr").first.bounding_box()
@@ -290,6 +294,42 @@ async def test_two_hundred_tiers_can_be_filtered_and_changed_one_by_one() -> Non
         await page.get_by_role("dialog").get_by_role("button", name=re.compile("Apply")).click()
         await until(lambda: assignments(here)["tier-199"] == "vllm")
         await expect(page.locator(".sentence")).to_contain_text("199 tiers: ollama")
+
+
+FOCUSED = """() => {
+    const focused = document.activeElement, box = focused.getBoundingClientRect();
+    const seen = document.elementFromPoint(box.left + Math.min(box.width / 2, 20), box.top + box.height / 2);
+    const isSeen = seen !== null && (focused.contains(seen) || seen.contains(focused));
+    const isMarked = getComputedStyle(focused).outlineStyle !== "none";
+    const name = focused.tagName + " " + (focused.getAttribute("aria-label") ?? focused.textContent);
+    return [focused === document.body, isSeen && isMarked, name];
+}"""
+
+
+async def walk(page: Page, key: str) -> tuple[int, list[str]]:
+    """Press `key` until the focus leaves the page. Return the steps, and what had the focus unseen."""
+    unseen: list[str] = []
+    for step in range(200):
+        await page.keyboard.press(key)
+        is_over, is_seen, name = await page.evaluate(FOCUSED)
+        if is_over:
+            return step, unseen
+        if not is_seen:
+            unseen.append(name)
+    raise AssertionError("the focus never leaves the page")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 700), (320, 640)])
+async def test_with_the_keyboard_alone_the_focus_is_always_seen(width: int, height: int) -> None:
+    models = {"ollama": OLLAMA_MODEL, "vllm": VLLM_MODEL}
+    tiers = {f"tier-{number}": {"models": models} for number in range(9)}
+    async with running(config.build(document(NOWHERE, NOWHERE, tiers=tiers))) as here, chromium() as browser:
+        page = await browser.page(here.base_url, viewport={"width": width, "height": height})
+        await expect(page.locator(".tier")).to_have_count(9)
+        for key in ("Tab", "Shift+Tab"):
+            steps, unseen = await walk(page, key)
+            assert unseen == [], key
+            assert steps > 20
 
 
 KEYS = {

@@ -156,9 +156,12 @@ async def test_choices_of_a_request_are_spans_of_one_trace(monkeypatch: pytest.M
     async with Collector() as collector, FaultBackend("vllm") as backend:
         async with traced(collector, backend, monkeypatch) as gateway:
             assert await ask(gateway, TRACEPARENT, n=2) == 200
-            one, other = await roots(collector, 2)
+            (one,) = await roots(collector)
+            await until(lambda: len(collector.named(one.name)) == 2)
+            (other,) = [span for span in collector.children(one) if span.name == one.name]
         assert {one.trace_id, other.trace_id} == {TRACE_ID}
-        assert (one.parent_id, other.parent_id) == (SPAN_ID, one.span_id)
+        assert one.parent_id == SPAN_ID
+        assert other.kind != SERVER, "a backend for traces counts two requests"
 
 
 @pytest.mark.parametrize(

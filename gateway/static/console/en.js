@@ -201,6 +201,7 @@ export const en = {
   "replicas.down": "Not shared",
   "replicas.shared": "Replicas that share their limits through Redis at {redis}: {count}.",
   "replicas.alone": "This replica is alone: Redis at {redis} has not been reachable since {time} ({reason}). It goes on with 1/{replicas} of each limit.",
+  "replicas.joining": "Redis at {redis} answers again. The limits are shared within seconds.",
   "replicas.unconnected": "not connected yet",
   "replicas.unshared": "This replica and the others do not know of each other's changes of the roll-out.",
   "replicas.note": "This is replica {replica}. Requests and figures on this page are its own.",

@@ -201,6 +201,7 @@ export const ko = {
   "replicas.down": "공유되지 않음",
   "replicas.shared": "복제본 {count}개가 Redis({redis})를 통해 한도를 공유합니다.",
   "replicas.alone": "이 복제본은 단독으로 동작합니다. {time}부터 Redis({redis})에 연결할 수 없습니다({reason}). 각 한도의 1/{replicas}을(를) 사용합니다.",
+  "replicas.joining": "Redis({redis})가 다시 응답합니다. 몇 초 안에 한도를 공유합니다.",
   "replicas.unconnected": "아직 연결되지 않음",
   "replicas.unshared": "이 복제본과 다른 복제본은 서로의 롤아웃 변경을 모릅니다.",
   "replicas.note": "이 복제본은 {replica}입니다. 이 화면의 요청과 수치는 이 복제본만의 값입니다.",

@@ -11,6 +11,7 @@ export function isShared(replicas) {
 
 /** Since when the replica is alone, and with which part of the limits. */
 export function aloneText(replicas) {
+  if (replicas.up) return t("replicas.joining", { redis: replicas.redis });
   return t("replicas.alone", { redis: replicas.redis, time: time(replicas.since * 1000), reason: replicas.reason ?? t("replicas.unconnected"), replicas: count(replicas.replicas) });
 }
 

@@ -6,6 +6,8 @@ import { t } from "./i18n.js";
 import { ReplicasSection } from "./replicas.js";
 import { backendState, serverState, side } from "./words.js";
 
+const LATEST = ":latest"; // an Ollama reports `qwen3:latest` for what the settings may name `qwen3`
+
 export class ServersView {
   constructor() {
     this.backends = h("div", { class: "stack" });
@@ -81,7 +83,8 @@ class ServerCard {
     setText(this.badge, text);
     setText(this.load, count(server.running));
     setText(this.connections, count(server.connections));
-    const names = [...new Set([...(server.models ?? []), ...Object.keys(server.model_slots), ...Object.keys(server.loads ?? {})])];
+    const reported = new Set([...(server.models ?? []), ...Object.keys(server.model_slots), ...Object.keys(server.loads ?? {})]);
+    const names = [...reported].filter((name) => !(name.endsWith(LATEST) && reported.has(name.slice(0, -LATEST.length))));
     setHidden(this.noModels, names.length > 0);
     setText(this.noModels, t(server.models === null ? "servers.models.unknown" : "servers.models.none"));
     list(this.models, names, (name) => name, (name) => new ModelRow(name), (row, name) => row.update(server, name));

@@ -31,7 +31,7 @@ export function moveText(tier, move) {
 /** The state of a server as [kind of badge, text]. */
 export function serverState(server) {
   if (server.up === null) return ["info", t("server.unknown")];
-  if (server.up === false || server.circuit === "open") return ["bad", t("server.down")];
+  if (server.up === false || (server.circuit === "open" && !server.gets_requests)) return ["bad", t("server.down")];
   if (server.ejections.length > 0) return [server.gets_requests ? "warn" : "bad", t("server.ejected")];
   if (server.circuit !== "closed") return ["warn", t("server.suspect")];
   if (server.paused) return ["warn", t("server.paused")];
@@ -43,10 +43,12 @@ export function backendState(backend) {
   if (backend.state === "sleeping") return ["info", t("backend.sleeping")];
   if (backend.state === "waking" || backend.state === "leaving") return ["warn", t(`backend.${backend.state}`)];
   if (backend.servers.length > 0 && backend.servers.every((server) => server.up === null)) return ["info", t("server.unknown")];
-  const serving = backend.servers.filter((server) => server.gets_requests).length;
-  if (!backend.up || serving === 0) return ["bad", t("backend.down")];
-  if (serving < backend.servers.length) return ["warn", t("backend.some", { serving, all: backend.servers.length })];
-  return ["good", t("backend.up")];
+  if (!backend.up || backend.servers.length === 0) return ["bad", t("backend.down")];
+  const states = backend.servers.map(serverState);
+  const serving = states.filter(([kind]) => kind === "good").length;
+  if (serving === states.length) return ["good", t("backend.up")];
+  if (states.length === 1) return states[0];
+  return [serving === 0 ? "bad" : "warn", t("backend.some", { serving, all: states.length })];
 }
 
 /** The class of a side's colour, the same wherever the backend appears. */
