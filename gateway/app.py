@@ -386,7 +386,8 @@ class Gateway:
 
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
-                limits = limit_headers(scope["extensions"])
+                person = fields.get((self._context.settings.user_header or "").encode(), b"").decode("latin-1")
+                limits = limit_headers(scope["extensions"], person)
                 message = {**message, "headers": [*message.get("headers", ()), *limits, *extra]}
             await send(message)
 

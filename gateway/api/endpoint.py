@@ -344,7 +344,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
         """Return the header lines about the key's limits, for an error."""
         if hold is not None and hold.lines:
             return hold.lines
-        return account.lines(None if account.policy.per_person is None else account.person(self._person(fields)))
+        return account.lines(self._person(fields))
 
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(f"The request body may have at most {self._context.settings.max_body} bytes.")

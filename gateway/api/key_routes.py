@@ -38,9 +38,9 @@ def add_keys(app: FastAPI, named_keys: NamedKeys | None, operator: Callable[[Req
         return await keys().reload()
 
 
-def limit_headers(extensions: dict[str, Any]) -> list[tuple[bytes, bytes]]:
-    """Return the headers about the limits of the request's key; none if it has no limits."""
+def limit_headers(extensions: dict[str, Any], person: str) -> list[tuple[bytes, bytes]]:
+    """Return the headers about the limits of the request's key and of `person`; none if they have no limits."""
     account: Account | None = extensions.get(ACCOUNT)
-    lines = b"" if account is None else account.lines()
+    lines = b"" if account is None else account.lines(person)
     pairs = [line.split(b": ", 1) for line in lines.split(b"\r\n") if line]
     return [(name, value) for name, value in pairs]

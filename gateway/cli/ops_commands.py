@@ -169,6 +169,8 @@ def usage(
     """Show who used how much: requests, tokens, images and seconds of the backends."""
     from gateway.cli import usage as table
 
+    if lines := table.wrong_words(by, since, until):
+        stop_with(lines)
     answer = _request(_ops_client(config_file), "GET", table.path_of(by, since, until), field="rows")
     if not answer.get("complete", True):
         print("without the usage of the other replicas, since Redis does not answer", file=sys.stderr)

@@ -173,16 +173,17 @@ class Account:
             raise self.refusal(allowance, refused, 0, second)
         return Hold(self, second, allowance)
 
-    def lines(self, person: Allowance | None = None) -> bytes:
-        """Return the header lines about the limits at present; empty if there are none."""
+    def lines(self, person: str = "") -> bytes:
+        """Return the header lines about the limits of the key and of `person` at present; empty if there are none."""
         if not self.has_lines:
             return b""
         second = self.look_at_clock()
         self.allowance.advance(second)
-        if person is not None:
-            person.turn_to(self.day)
-            person.advance(second)
-        return limit_lines(self.allowance, person, second, self.wall())
+        allowance = self._known(person)
+        if allowance is not None:
+            allowance.turn_to(self.day)
+            allowance.advance(second)
+        return limit_lines(self.allowance, allowance, second, self.wall())
 
     def view(self) -> dict[str, Any]:
         """Return the policy and what is used of its limits. It has no key and no digest."""
@@ -214,9 +215,17 @@ class Account:
             allowance.turn_to(day)
             allowance.day_tokens += count
 
-    def person(self, name: str) -> Allowance | None:
-        """Return the allowance of a person who has asked before, if persons are told apart."""
-        return self.persons.get(_bounded(name))
+    def _known(self, person: str) -> Allowance | None:
+        """Return the allowance of a person, a new one that is not kept for one who has not asked before.
+
+        None if persons are not told apart.
+        """
+        if self.policy.per_person is None:
+            return None
+        found = self.persons.get(_bounded(person))
+        if found is None and len(self.persons) >= MAX_PERSONS:
+            found = self.persons.get(OTHERS)
+        return self._new_allowance(self.day) if found is None else found
 
     def _new_allowance(self, day: int) -> Allowance:
         assert self.policy.per_person is not None

@@ -8,12 +8,15 @@ import os
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 from gateway.usage.totals import COUNTS, DIMENSIONS, Counts, Group
 
 BUSY_SECONDS = 5.0
+LEAP_DAYS = 31
+"""Maximum number of days by which the days to keep move at once."""
 
 _CREATE = f"""
 CREATE TABLE IF NOT EXISTS usage (
@@ -66,6 +69,22 @@ def add_rows(connection: sqlite3.Connection, rows: Mapping[Group, Counts], delet
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def first_day_to_keep(connection: sqlite3.Connection, today: str, days: int) -> str:
+    """Return the first of the last `days` days.
+
+    They end today, but at most `LEAP_DAYS` after the last earlier day with usage: a clock that runs
+    years ahead after a start without a battery or a time server must not delete everything.
+
+    Raises:
+        sqlite3.Error: The file cannot be read.
+    """
+    end = date.fromisoformat(today)
+    (last,) = connection.execute("SELECT max(day) FROM usage WHERE day < ?", (today,)).fetchone()
+    if last is not None:
+        end = min(end, date.fromisoformat(last) + timedelta(LEAP_DAYS))
+    return (end - timedelta(min(days, end.toordinal() - 1))).isoformat()
 
 
 def read_rows(path: Path, by: Sequence[str], since: str | None, until: str | None) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gateway.telemetry.exchange import Attribution, Exchange
-from gateway.usage.file import add_rows, days_of, identity_of, open_for_writing, read_rows
+from gateway.usage.file import add_rows, days_of, first_day_to_keep, identity_of, open_for_writing, read_rows
 from gateway.usage.totals import DIMENSIONS, Counts, Group, Row, Totals, is_row, summed
 
 WRITE_SECONDS = 0.7
@@ -209,9 +209,11 @@ class _Writer:
         try:
             if self._connection is None or _identity(self._path) != self._identity:
                 self._reopen()
-            today, oldest = day_of(now), day_of(now - self._days * SECONDS_PER_DAY)
+            today, oldest = day_of(now), None
             assert self._connection is not None
-            add_rows(self._connection, self._unwritten.rows, oldest if today != self._deleted_on else None)
+            if today != self._deleted_on:
+                oldest = first_day_to_keep(self._connection, today, self._days)
+            add_rows(self._connection, self._unwritten.rows, oldest)
         except (sqlite3.Error, OSError) as error:
             self._report(str(error), now)
             return

@@ -8,7 +8,9 @@ from gateway.chat.answer import CachedUsage
 from gateway.telemetry.exchange import NONE, Attribution, Exchange
 
 MAX_PERSONS = 10_000
-"""Maximum number of persons of a day that are told apart. Further ones count as `OTHERS`."""
+"""Maximum number of persons of a key and a day that are told apart. Further ones count as `OTHERS`."""
+MAX_PERSONS_OF_ALL = 50_000
+"""The same for all keys together. A single key cannot use it up, so it hides no other key's persons."""
 MAX_PERSON = 128
 """Characters of a person's name that are kept."""
 OTHERS = "(others)"
@@ -39,7 +41,9 @@ class Totals:
     def __init__(self) -> None:
         self.rows: dict[Group, Counts] = {}
         self._day = ""
-        self._persons: set[str] = set()
+        self._persons: dict[str, set[str]] = {}
+        """Persons of the day by their key."""
+        self._person_count = 0
 
     def __repr__(self) -> str:
         return f"<Totals {len(self.rows)} rows>"
@@ -54,9 +58,10 @@ class Totals:
         is_refused = not is_served and exchange.status >= 400 and exchange.outcome != "cancelled"
         if not (is_served or is_refused):
             return
+        key = exchange.key or exchange.key_id or NONE
         group = Group(
-            exchange.key or exchange.key_id or NONE,
-            NONE if attribution is None else self._person(attribution.person, day),
+            key,
+            NONE if attribution is None else self._person(key, attribution.person, day),
             exchange.tier,
             exchange.backend,
             day,
@@ -93,17 +98,22 @@ class Totals:
         rows, self.rows = self.rows, {}
         return rows
 
-    def _person(self, name: str, day: str) -> str:
+    def _person(self, key: str, name: str, day: str) -> str:
         if not name:
             return NONE
         if day != self._day:
             self._day = day
             self._persons.clear()
+            self._person_count = 0
         name = _readable(name)
-        if name not in self._persons:
-            if len(self._persons) >= MAX_PERSONS:
+        persons = self._persons.get(key)
+        if persons is None:
+            persons = self._persons[key] = set()
+        if name not in persons:
+            if len(persons) >= MAX_PERSONS or self._person_count >= MAX_PERSONS_OF_ALL:
                 return OTHERS
-            self._persons.add(name)
+            persons.add(name)
+            self._person_count += 1
         return name
 
 

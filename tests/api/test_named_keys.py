@@ -215,6 +215,21 @@ async def test_every_answer_of_a_limited_key_has_its_limits(file: Path) -> None:
         assert [limit_headers(answer) for answer in answers] == [ALL_HEADERS] * len(answers)
 
 
+async def test_every_answer_to_a_person_has_the_limits_of_that_person(file: Path) -> None:
+    write_keys(file, web={"trusted": True, "per_person": {"requests_per_minute": 5}})
+    async with serving(file, user_header="x-user") as (_, client):
+        headers = bearer_of("web") | {"x-user": "ada"}
+        nope = {"model": "nope", "messages": MESSAGES}
+        answers = [
+            await client.get("/v1/models", headers=headers),
+            await client.post("/v1/chat/completions", json=nope, headers=headers),
+            await client.get("/api/tags", headers=headers),
+            await client.get("/v1/models", headers=headers | {"x-user": "bob"}),
+            await client.get("/v1/models", headers=bearer_of("web")),
+        ]
+        assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["5", "4", "4", "5", "5"]
+
+
 # Keys
 
 

@@ -35,6 +35,14 @@ def test_table_has_the_rows_and_says_if_there_are_none() -> None:
     assert lines[-1] == "no usage"
 
 
+@pytest.mark.parametrize("name", ["[/b]", "[bold]x", "[link=http://a]x", "a\x9b31mb", "a\x1b]0;b", ":smile:"])
+def test_person_cannot_break_or_colour_the_table(name: str) -> None:
+    console = Console(file=(out := io.StringIO()), width=100)
+    show([{"person": name, "requests": 1}], console)
+    shown = name.replace("\x9b", "\\x9b").replace("\x1b", "\\x1b")
+    assert out.getvalue().splitlines()[1].split() == [shown, "1"]
+
+
 def test_csv_has_no_cell_that_a_spreadsheet_takes_for_a_formula() -> None:
     out = io.StringIO()
     write_csv(ROWS, out)
@@ -50,6 +58,21 @@ async def test_gateway_without_usage_is_status_1(monkeypatch: pytest.MonkeyPatch
     async with gateway(monkeypatch):
         done = await command("usage", "--by", "key,day", "--since", "2026-11-01")
         assert (done.exit_code, "Set GATEWAY_USAGE_FILE" in done.stderr) == (1, True)
+
+
+@pytest.mark.uvloop
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--by", "key,foo"], "--by: got 'foo'; expected a list of key, person, tier, backend, day"),
+        (["--since", "yesterday"], "--since: got 'yesterday'; expected a date such as 2026-11-29"),
+        (["--since", "20261101"], "--since: got '20261101'; expected"),
+        (["--until", "2026-02-30"], "--until: got '2026-02-30'; expected"),
+    ],
+)
+async def test_wrong_words_are_status_2_without_a_gateway(words: list[str], line: str) -> None:
+    done = await command("usage", *words, GATEWAY_URL="http://127.0.0.1:1")
+    assert (done.exit_code, done.stderr.startswith(line)) == (2, True)
 
 
 @pytest.mark.uvloop

@@ -370,6 +370,20 @@ def test_persons_are_bounded_and_no_flood_of_names_resets_a_persons_count(monkey
     assert len(key.persons) == 1
 
 
+def test_headers_of_an_error_show_the_allowance_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a person who has not asked before is whole, and those beyond the bound share one."""
+    monkeypatch.setattr(module, "MAX_PERSONS", 1)
+    key = account(Clocks(), per_person=Limits(requests_per_minute=5))
+    left = "x-ratelimit-remaining-requests"
+    assert headers(key.lines("ada"))[left] == "5"
+    assert not key.persons
+    key.begin("ada").end()
+    assert (headers(key.lines("ada"))[left], headers(key.lines("bob"))[left]) == ("4", "5")
+    for _ in range(2):
+        key.begin("bob").end()
+    assert (headers(key.lines("bob"))[left], headers(key.lines("eve"))[left]) == ("3", "3")
+
+
 def test_long_name_is_kept_as_a_digest() -> None:
     key = account(Clocks(), per_person=PER_PERSON)
     for _ in range(2):
@@ -387,7 +401,7 @@ def test_headers_show_the_person_if_less_is_left_there() -> None:
     assert (shown["x-ratelimit-limit-requests"], shown["x-ratelimit-remaining-requests"]) == ("2", "1")
     assert (shown["x-ratelimit-limit-tokens"], shown["x-ratelimit-remaining-tokens"]) == ("50", "40")
     hold.end()
-    assert headers(key.lines(key.person("ada")))["x-ratelimit-remaining-requests"] == "1"
+    assert headers(key.lines("ada"))["x-ratelimit-remaining-requests"] == "1"
 
 
 # Changes

@@ -61,7 +61,7 @@ def test_fast_and_slow_rendering_say_the_same(of_key: dict[str, int], of_person:
     for tokens in (0, 33, 33, 33, 40):
         hold = key.begin("ada")
         hold.reserve("standard", 0, tokens)
-        assert hold.lines == key.lines(key.person("ada"))
+        assert hold.lines == key.lines("ada")
         warnings.append(b"x-gateway-budget-warning" in hold.lines)
         clocks.passed += 0.1
     has_budget = "tokens_per_day" in of_key or (of_person is not None and "tokens_per_day" in of_person)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.usage.file import add_rows, days_of, identity_of, open_for_writing, read_rows
+from gateway.usage.file import add_rows, days_of, first_day_to_keep, identity_of, open_for_writing, read_rows
 from gateway.usage.totals import Group
 
 
@@ -67,6 +67,15 @@ def test_days_that_are_too_old_are_deleted(path: Path) -> None:
     add_rows(connection, {}, "2026-11-29")
     connection.close()
     assert [row["day"] for row in read_rows(path, ["day"], None, None)] == ["2026-11-29", "2026-11-30"]
+
+
+@pytest.mark.parametrize(
+    ("days", "first"), [(1, "2026-11-30"), (400, "2025-10-27"), (10**6, "0001-01-01"), (10**15, "0001-01-01")]
+)
+def test_any_number_of_days_can_be_kept(path: Path, days: int, first: str) -> None:
+    connection = open_for_writing(path)
+    assert first_day_to_keep(connection, "2026-12-01", days) == first
+    connection.close()
 
 
 def test_reader_does_not_stop_the_writer(path: Path) -> None:

@@ -81,6 +81,22 @@ async def test_days_beyond_those_to_keep_are_deleted(path: Path) -> None:
     assert [row["day"] for row in read_rows(path, ["day"], None, None)] == [day_of(NOW - 29 * 86_400), TODAY]
 
 
+async def test_clock_that_runs_years_ahead_for_a_day_deletes_next_to_nothing(path: Path) -> None:
+    for days in (-400, -200, -1, 4000, 0, 1):
+        async with recording(path, 400, NOW + days * 86_400) as usage:
+            usage.observe([(exchange(), None)])
+    kept = [day_of(NOW + days * 86_400) for days in (-200, -1, 0, 1, 4000)]
+    assert [row["day"] for row in read_rows(path, ["day"], None, None)] == kept
+
+
+async def test_gateway_that_was_off_for_months_deletes_old_days_as_it_goes_on(path: Path) -> None:
+    for days in (-100, -29, 100, 101):
+        async with recording(path, 30, NOW + days * 86_400) as usage:
+            usage.observe([(exchange(), None)])
+    kept = [day_of(NOW + days * 86_400) for days in (100, 101)]
+    assert [row["day"] for row in read_rows(path, ["day"], None, None)] == kept
+
+
 async def test_disk_that_fails_costs_one_line_and_nothing_is_missing_later(
     path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

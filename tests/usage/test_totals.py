@@ -73,6 +73,19 @@ def test_persons_are_bounded_for_each_day(monkeypatch: pytest.MonkeyPatch) -> No
     assert [group.person for group in found.rows if group.day == "2026-11-30"] == ["c"]
 
 
+def test_flood_of_names_at_one_key_hides_no_person_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(totals, "MAX_PERSONS", 3)
+    monkeypatch.setattr(totals, "MAX_PERSONS_OF_ALL", 5)
+    found = Totals()
+    for number in range(100):
+        found.add(exchange(key="noisy"), Attribution(f"x{number}"), DAY)
+    for person in ("a", "b", "c"):
+        found.add(exchange(key="web"), Attribution(person), DAY)
+    persons = [(group.key, group.person) for group in found.rows if group.person != "(others)"]
+    assert persons == [("noisy", "x0"), ("noisy", "x1"), ("noisy", "x2"), ("web", "a"), ("web", "b")]
+    assert len(found.rows) == 7
+
+
 def test_names_in_any_script_are_readable_and_short() -> None:
     found = Totals()
     found.add(exchange(), Attribution("김민준".encode().decode("latin-1")), DAY)
