@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -226,23 +226,39 @@ class Supervisor:
     async def _start_all(self) -> None:
         """Start all replicas, and greet the others once the first one has opened.
 
+        After `stop`, no further one is started or greeted.
+
         Raises:
             CannotStart: The first one ended before.
         """
-        first, *others = [await self._start(number) for number in range(1, self._count + 1)]
+        numbers = range(1, self._count + 1)
+        started = [await self._start(number) for number in numbers if not self._stopping.is_set()]
+        if self._stopping.is_set():
+            await self._dismiss(started)
+            return
+        first, *others = started
         self._greet(first)
         await first.opened.wait()
-        if first.is_open or self._stopping.is_set():
+        if self._stopping.is_set():
+            await self._dismiss(others)
+            return
+        if first.is_open:
             for replica in others:
                 self._greet(replica)
             return
         status = await self._end_of(first)
         self._hub.leave(first)
-        for replica in others:
+        await self._dismiss(others)
+        raise CannotStart(f"the first replica ended with {_described(status)} before it accepted connections")
+
+    async def _dismiss(self, replicas: Sequence[Replica]) -> None:
+        """End replicas that were not greeted. They serve nothing yet."""
+        for replica in replicas:
             replica.channel.close()
+        for replica in replicas:
             await replica.ended.wait()
             await self._end_of(replica)
-        raise CannotStart(f"the first replica ended with {_described(status)} before it accepted connections")
+            del self._current[replica.number]
 
     async def _keep_running(self, number: int) -> None:
         pause = FIRST_PAUSE
@@ -252,6 +268,9 @@ class Supervisor:
                 if self._stopping.is_set():
                     return
                 replica = await self._start(number)
+                if self._stopping.is_set():  # the order to drain has passed
+                    await self._dismiss([replica])
+                    return
                 self._greet(replica)
             await self._until_ended(replica)
             status = await self._end_of(replica)

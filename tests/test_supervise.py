@@ -16,13 +16,17 @@ import json
 import os
 import signal
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway import config
-from gateway.supervise import warnings
+from gateway.replicas.messages import Hello
+from gateway.serve import open_listeners
+from gateway.supervise import Replica, Supervisor, warnings
 from tests.cli.harness import process
 from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.fakes.keys import key_of, write_keys
@@ -169,6 +173,55 @@ async def test_replicas_end_with_a_parent_that_was_killed(tmp_path: Path) -> Non
             with socket.socket() as listener:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.bind(("127.0.0.1", gateway.port))
+
+
+@asynccontextmanager
+async def supervised(replicas: int) -> AsyncIterator[Supervisor]:
+    """A supervisor in this process, whose replicas are real processes."""
+    settings = config.build({"port": 0, "state_file": "", "drain_delay": 0, "drain_timeout": 1})
+    with closing(open_listeners(settings)) as listeners:
+        supervisor = Supervisor(settings, replicas, listeners, None)
+        try:
+            yield supervisor
+        finally:
+            await supervisor.close()
+
+
+async def test_a_stop_while_replicas_are_started_starts_no_further_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with supervised(3) as supervisor:
+        started: list[int] = []
+        start = supervisor._start
+
+        async def start_and_stop(number: int) -> Replica:
+            replica = await start(number)
+            started.append(replica.process.pid)
+            supervisor.stop()
+            return replica
+
+        monkeypatch.setattr(supervisor, "_start", start_and_stop)
+        assert await supervisor.run() == 0
+        assert len(started) == 1
+        await until_gone(started)
+
+
+async def test_a_stop_before_the_first_replica_serves_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would miss the order to drain, and serve until they are killed."""
+    async with supervised(3) as supervisor:
+        greeted: list[int] = []
+        pids: list[int] = []
+
+        def greet(replica: Replica) -> None:
+            greeted.append(replica.number)
+            pids.extend(each.process.pid for each in supervisor._current.values())
+            supervisor._hub.join(replica, Hello(replica.number, replica.name, 3, b"", None, {}))
+            supervisor.stop()
+            replica.channel.close()
+
+        monkeypatch.setattr(supervisor, "_greet", greet)
+        await supervisor.run()
+        assert greeted == [1]
+        assert len(pids) == 3
+        await until_gone(pids)
 
 
 def test_a_mistake_in_the_settings_is_one_line_with_exit_status_2() -> None:

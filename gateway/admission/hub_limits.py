@@ -7,11 +7,15 @@ unchanged: a request runs in a slot that is held, or it is queued. After each tu
 in which something changed, the hub is told what the queued requests could use. Slots that are held and
 could not start one of these requests by themselves are given back at the same time: the hub grants the
 slots of a request all at once, so no two replicas wait for each other's.
+
+A limit that nothing needs any more, such as those of a server whose host name has lost its address, is
+forgotten with its last request, and its slots go back.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from gateway.admission.admitting import Admitting
 from gateway.admission.concurrency_limits import ConcurrencyLimit
 from gateway.admission.queues import LimitSource, Queue
 
@@ -41,24 +45,17 @@ class SlotHub(Protocol):
         """Give back slots, by name."""
 
 
-class Admitting(Protocol):
-    """An `Admission`, as the limits see it."""
-
-    @property
-    def queues(self) -> Collection[Queue]: ...
-
-    def refresh(self) -> None: ...
-
-
 class HubLimit(ConcurrencyLimit):
     """Limit of all replicas, of which this one holds `limit` slots."""
 
-    __slots__ = ("_count", "_limits", "_total", "keep", "name")
+    __slots__ = ("_count", "_limits", "_total", "is_unused", "keep", "name")
 
     def __init__(self, name: str, limits: "HubLimits") -> None:
         self._count = 0
         self.keep: int | None = None
         """Number of slots to keep after their requests have ended, since others wait; None: all."""
+        self.is_unused = False
+        """True if nothing needs the limit any more but requests that still run."""
         self._limits = limits
         self._total = 0
         self.name = name
@@ -71,7 +68,7 @@ class HubLimit(ConcurrencyLimit):
     @count.setter
     def count(self, value: int) -> None:
         is_end, self._count = value < self._count, value
-        if is_end and self.keep is not None:
+        if is_end and (self.keep is not None or self.is_unused):
             self._limits.give_back(self)
             self._limits.touch()
 
@@ -104,6 +101,7 @@ class HubLimits:
         self._wanted: list[tuple[int, list[Way]]] = []
         self._has_new_totals = False
         self._has_to_ask = False
+        self._has_dropped = False
         self._is_scheduled = False
         self._looks_again = False
 
@@ -120,7 +118,7 @@ class HubLimits:
     def detach(self, admission: Admitting) -> None:
         """Ask for nothing more for a backend that is dropped. What it holds goes back as others need it."""
         self._admissions.remove(admission)
-        self.touch()
+        self.dropped()
 
     def limit(self, name: str) -> HubLimit:
         """Return the limit with this name; it is made at the first call."""
@@ -128,6 +126,11 @@ class HubLimits:
         if found is None:
             found = self._by_name[name] = HubLimit(name, self)
         return found
+
+    def dropped(self) -> None:
+        """Forget soon the limits that no backend needs any more."""
+        self._has_dropped = True
+        self.touch()
 
     def totals_changed(self) -> None:
         self._has_new_totals = True
@@ -138,7 +141,10 @@ class HubLimits:
     def granted(self, slots: Mapping[str, int]) -> None:
         """Add slots to those that this replica holds, and start requests in them."""
         for name, count in slots.items():
-            self.limit(name).limit += count
+            if (limit := self._by_name.get(name)) is not None:
+                limit.limit += count
+            else:  # it was forgotten while the message was on its way
+                self._given[name] = self._given.get(name, 0) + count
         self._has_to_ask = True  # the hub has to learn what is still wanted, even if it is the same
         for admission in self._admissions:
             admission.refresh()
@@ -147,9 +153,9 @@ class HubLimits:
     def keep(self, slots: Mapping[str, int | None]) -> None:
         """Give back all unused slots beyond these, now and as requests end; None: keep all."""
         for name, keep in slots.items():
-            limit = self.limit(name)
-            limit.keep = keep
-            self.give_back(limit)
+            if (limit := self._by_name.get(name)) is not None:
+                limit.keep = keep
+                self.give_back(limit)
 
     # Steps
 
@@ -165,8 +171,9 @@ class HubLimits:
 
     def give_back(self, limit: HubLimit) -> None:
         """Give back the unused slots of `limit` that this replica may not keep."""
-        if limit.keep is not None:
-            self._give(limit, limit.limit - max(limit.count, limit.keep))
+        keep = 0 if limit.is_unused else limit.keep
+        if keep is not None:
+            self._give(limit, limit.limit - max(limit.count, keep))
 
     def _give(self, limit: HubLimit, count: int) -> None:
         if count > 0:
@@ -174,7 +181,21 @@ class HubLimits:
             self._given[limit.name] = self._given.get(limit.name, 0) + count
             self.touch()
 
+    def _forget_unused(self) -> None:
+        """Forget the limits that nothing needs; one that requests still run in gives its slots back as they end."""
+        used = {id(limit) for admission in self._admissions for limit in admission.used_limits()}
+        unused = [limit for limit in self._by_name.values() if id(limit) not in used]
+        for limit in unused:
+            limit.is_unused = True
+            self.give_back(limit)
+            if not limit.count:
+                del self._by_name[limit.name]
+                self._has_new_totals = True
+        self._has_dropped = any(limit.count for limit in unused)
+
     def _settle(self) -> None:
+        if self._has_dropped:
+            self._forget_unused()
         if self._has_new_totals:
             self._has_new_totals = False
             self._hub.set_totals({name: limit.total for name, limit in self._by_name.items() if limit.total})
@@ -211,6 +232,7 @@ class HubLimitSource(LimitSource):
 
     def fixed(self, place: str, name: str, slots: int) -> ConcurrencyLimit:
         limit = self._limits.limit(f"{self._backend} {place} {name}")
+        limit.is_unused = False
         limit.change(slots)
         return limit
 
@@ -220,6 +242,9 @@ class HubLimitSource(LimitSource):
 
     def queued(self) -> None:
         self._limits.touch()
+
+    def dropped(self) -> None:
+        self._limits.dropped()
 
 
 def _ways(queue: Queue) -> list[Way]:

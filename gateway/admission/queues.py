@@ -92,6 +92,9 @@ class LimitSource:
     def queued(self) -> None:
         """Record that a request was queued, or that queued requests still cannot run after something changed."""
 
+    def dropped(self) -> None:
+        """Record that servers or queues were dropped, whose limits may not be needed any more."""
+
 
 class Gate:
     """Gate before the requests of one model in one lane on one server. This one is always open.

@@ -220,6 +220,7 @@ class Admission:
         self._servers = [server for server in self._servers if server not in gone]
         for queue in self._queues.values():
             queue.drop(gone)
+        self._source.dropped()
 
     def _placement(self, server: ServerSlots, model: str, lane: Lane, own: TierLimits, tier: str) -> Placement:
         return Placement(
@@ -331,6 +332,7 @@ class Admission:
                 del server.models[name]
                 if isinstance(limit, AdaptiveLimit) and not limit.is_held:
                     server.guesses[name] = limit.total
+        self._source.dropped()
 
     # Steps
 

@@ -28,9 +28,10 @@ that streamed on each replica during the same second add up to more. It falls by
 its own lease is too high.
 """
 
-from collections.abc import Callable, Collection, Iterable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
+from gateway.admission.admitting import Admitting
 from gateway.admission.concurrency_limits import AdaptiveLimit, ConcurrencyLimit, LoadSample
 from gateway.admission.queues import LimitSource, Queue
 
@@ -243,19 +244,6 @@ class SharedAdaptiveLimit(SharedLimit, AdaptiveLimit):
     def go_alone(self, share: int, may_grow: bool) -> None:
         super().go_alone(share, may_grow)
         self.may_try_one_more = False
-
-
-class Admitting(Protocol):
-    """An `Admission`, as the shared limits see it."""
-
-    @property
-    def queues(self) -> Collection[Queue]: ...
-
-    def used_limits(self) -> Iterable[ConcurrencyLimit]:
-        """Return the limits that its requests need."""
-        ...
-
-    def refresh(self) -> None: ...
 
 
 class SharedLimits:

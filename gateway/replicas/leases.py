@@ -71,6 +71,7 @@ class Leases:
         self.place = 0
         self.is_alone = False
         """Whether this replica goes on with its share, because Redis cannot be reached."""
+        self._has_counted = False
         self._is_leaving = False
         self._sequence = 0
         self._lease_end = -math.inf
@@ -239,13 +240,15 @@ class Leases:
             limit.on_learned()
 
     def _count(self, replicas: int) -> None:
-        if replicas == self.replicas and not self.is_alone:
+        if replicas == self.replicas and not self.is_alone and self._has_counted:
             return
         if self.is_alone:
             _log.info("limits: shared by %d replicas again", replicas)
+        elif replicas == self.replicas:
+            _log.info("limits: shared by %d replicas", replicas)
         else:
             _log.info("limits: shared by %d replicas, before by %d", replicas, self.replicas)
-        self.replicas, self.is_alone = replicas, False
+        self.replicas, self.is_alone, self._has_counted = replicas, False, True
         self._on_change()
 
     async def _release(self, names: Sequence[str], *, is_leaving: bool = False) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,6 +32,7 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
+    ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -50,6 +52,9 @@ SILENCE_SECONDS = 1.0
 MAX_CONNECTIONS = 8
 KEY_PREFIX = "{llm-gateway}:"
 """Prefix of every key and channel. The braces put them into one slot of a Redis Cluster."""
+
+_UNUSABLE = re.compile(r"(?:^|[ -])(READONLY|OOM|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|NOPERM)(?: |$)")
+"""Codes of errors that concern the server and not the operation."""
 
 Argument = str | int | float | bytes
 
@@ -121,6 +126,8 @@ class RedisLink:
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
             await end(self._task)
+        if self._session is not None:
+            await end(self._session)  # its end may take longer than that of the task which waits for it
         self.is_up = False
         with suppress(RedisError, OSError, TimeoutError):
             await self._redis.aclose()
@@ -260,17 +267,21 @@ def address_of(url: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return a reason for a log line: the kind of the error.
+    """Return a reason for a log line: the kind of the error, or the server's code for its state.
 
     Its text may quote what was sent.
     """
     if isinstance(error, RedisTimeoutError | TimeoutError):
         return f"no answer within {CALL_SECONDS:g} s"
-    return type(error).__name__
+    code = _UNUSABLE.search(str(error)) if type(error) is ResponseError else None
+    return type(error).__name__ if code is None else code[1]
 
 
 def _is_unusable(error: RedisError) -> bool:
-    """Return whether a server that answers cannot be used: it is read-only, full, or forbids it."""
-    return isinstance(error, ReadOnlyError | OutOfMemoryError | NoPermissionError | ClusterDownError) or str(
-        error
-    ).startswith("MISCONF")
+    """Return whether a server that answers cannot be used: it is read-only, full, or forbids it.
+
+    Before version 7, Redis reports this as an error of the script, whose text has the code.
+    """
+    return isinstance(error, ReadOnlyError | OutOfMemoryError | NoPermissionError | ClusterDownError) or (
+        _UNUSABLE.search(str(error)) is not None
+    )

@@ -19,7 +19,7 @@ first reload on, and one that is raised from the last. Slots of a replica that h
 held until `forget`, since its requests may still run at the server for a moment.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from gateway.replicas.messages import Want
@@ -76,6 +76,7 @@ class SlotPool:
             if share > 0 and not self._held.get(name, {}).get(replica):
                 self._grant(replica, name, share)
                 granted[name] = share
+        self._forget_unused([*self._held])
         step = self._settle()
         for name, share in granted.items():
             of_replica = step.granted.setdefault(replica, {})
@@ -92,6 +93,7 @@ class SlotPool:
         for name, count in slots.items():
             holders = self._held.get(name, {})
             holders[replica] = max(0, holders.get(replica, 0) - count)
+        self._forget_unused(slots)
         return self._settle()
 
     def leave(self, replica: int) -> None:
@@ -106,6 +108,7 @@ class SlotPool:
         """Free the slots of a replica that has left."""
         for holders in self._held.values():
             holders.pop(replica, None)
+        self._forget_unused([*self._held])
         return self._settle()
 
     # Decisions
@@ -113,6 +116,12 @@ class SlotPool:
     def _grant(self, replica: int, name: str, count: int = 1) -> None:
         holders = self._held.setdefault(name, {})
         holders[replica] = holders.get(replica, 0) + count
+
+    def _forget_unused(self, names: Iterable[str]) -> None:
+        """Forget those limits that no replica has and nobody holds a slot of."""
+        for name in names:
+            if not self.held(name) and not self.total(name):
+                self._held.pop(name, None)
 
     def _settle(self) -> Step:
         step = Step({}, {})

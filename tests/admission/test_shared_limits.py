@@ -1,4 +1,7 @@
-"""A replica's side of shared limits: what it tells, what it may use, and what it does alone."""
+"""A replica's side of shared limits: what it tells, what it may use, and what it does alone.
+
+Covers: gateway/admission/admitting.py
+"""
 
 import math
 from collections.abc import Callable

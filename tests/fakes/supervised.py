@@ -17,7 +17,7 @@ from tests.fakes.fault_backend import MODEL, FaultBackend
 from tests.real_engines.process import free_port
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
+PATIENCE = 120.0
 ADMIN = "an-admin-key-0123456789"
 CHAT = {"model": "standard", "messages": [{"role": "user", "content": "Hello?"}]}
 

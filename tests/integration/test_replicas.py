@@ -286,6 +286,14 @@ async def test_a_gateway_that_starts_without_its_redis_divides_by_the_replicas_t
             assert (status(gateway)["up"], sharing(gateway)) == (False, 1)
 
 
+async def test_a_gateway_that_starts_again_counts_the_replicas_that_it_knew(redis: RedisServer, tmp_path: Path) -> None:
+    async with FaultBackend("vllm") as backend, replicas(settings(redis.url, backend)) as (other,):
+        mine = settings(redis.url, backend).model_copy(update={"state_file": tmp_path / "state.json"})
+        for _ in range(2):
+            async with running(mine, shares_loop=True) as gateway:
+                await until(lambda gateway=gateway: sharing(gateway) == sharing(other) == 2, PATIENCE)  # type: ignore[misc]
+
+
 @asynccontextmanager
 async def process(folder: Path, redis: RedisServer, backend: FaultBackend) -> AsyncIterator[GatewayProcess]:
     """Run a gateway in a process of its own, and wait until it is ready."""

@@ -12,7 +12,7 @@ import pytest
 from gateway.admission.fair_queue import Claim
 from gateway.admission.queues import QueueEntry
 from gateway.errors import QueueFull
-from tests.fakes.admission import limits
+from tests.fakes.admission import Server, limits
 from tests.fakes.slot_sharing import Sharing
 
 
@@ -176,3 +176,45 @@ def test_no_limit_is_exceeded_and_no_request_starves_whatever_comes_in_which_ord
         assert flying, sharing.pool
         leave(sharing, flying[0])
         requests.remove(flying[0])
+
+
+def test_limits_of_a_server_that_was_dropped_are_forgotten_and_are_back_with_it() -> None:
+    """As often as the addresses of a host name change."""
+    sharing = Sharing(2, limits(slots=6, model=4), servers=2)
+    for _ in range(3):
+        requests = [arrive(sharing, number) for number in (1, 2) for _ in range(8)]
+        sharing.settle()
+        assert running(requests) == 8
+        for request in requests:
+            leave(sharing, request)
+        sharing.settle()
+        for number, member in sharing.members.items():
+            gone = member.admission._servers[1]
+            member.admission.drop([gone])
+            sharing.settle()
+            assert sum(name.startswith("backend server 1") for name in member.limits._by_name) == 0
+            held_by_other = any(name.startswith("backend server 1") for name in sharing.pool._held)
+            assert held_by_other == (number == 1)
+        assert {name.split()[2] for name in sharing.pool._held} == {"0"}
+        for member in sharing.members.values():
+            server = Server("m")
+            server.place = "server 1"
+            member.admission.add([server])
+        sharing.settle()
+
+
+def test_limit_of_a_dropped_backend_is_forgotten_with_its_last_request() -> None:
+    sharing = Sharing(2, limits(slots=4, model=4))
+    one = sharing.members[1]
+    request = arrive(sharing, 1)
+    sharing.settle()
+    one.limits.detach(one.admission)
+    sharing.settle()
+    assert [limit.limit for limit in one.limits._by_name.values()] == [1] * len(one.limits._by_name)
+    others = [arrive(sharing, 2) for _ in range(4)]
+    sharing.settle()
+    assert running(others) == 3  # one slot is in use at the replica that has dropped the backend
+    leave(sharing, request)
+    sharing.settle()
+    assert running(others) == 4
+    assert not one.limits._by_name

@@ -6,8 +6,17 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
+from redis.exceptions import ResponseError
 
-from gateway.replicas.link import CALL_SECONDS, LinkDown, OperationFailed, RedisLink, address_of
+from gateway.replicas.link import (
+    CALL_SECONDS,
+    LinkDown,
+    OperationFailed,
+    RedisLink,
+    _is_unusable,
+    address_of,
+    reason_of,
+)
 from tests.fakes.redis import RedisServer, redis_server, way_to
 from tests.fakes.running_gateway import until
 
@@ -113,6 +122,38 @@ async def test_a_server_that_is_read_only_counts_as_down(server: RedisServer) ->
         with pytest.raises(LinkDown):
             await link.call("check", ["check"])
         assert not link.is_up
+
+
+async def test_a_server_without_enough_replicas_of_its_own_counts_as_down(server: RedisServer) -> None:
+    async with linked(server.url) as link:
+        server.client.config_set("min-replicas-to-write", "1")
+        with pytest.raises(LinkDown):
+            await link.call("check", ["check"])
+        assert (link.is_up, link.failure) == (False, "NOREPLICAS")
+        server.client.config_set("min-replicas-to-write", "0")
+        await until(lambda: link.is_up)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        # Redis 6.2, scripting.c: the error of a command is the text of an error of the script.
+        (
+            "Error running script (call to f_1): @user_script:13: @user_script: 13: -READONLY You can't write",
+            "READONLY",
+        ),
+        ("Error running script (call to f_1): @user_script:13: @user_script: 13: -OOM command not allowed", "OOM"),
+        ("MISCONF Redis is configured to save RDB snapshots, but it is currently not able to", "MISCONF"),
+        ("Error running script (call to f_1): @user_script:13: WRONGTYPE Operation against a key", None),
+        ("the script has no such operation", None),
+    ],
+)
+async def test_errors_that_concern_the_server_are_told_from_those_of_an_operation(
+    text: str, reason: str | None
+) -> None:
+    error = ResponseError(text)
+    assert _is_unusable(error) is (reason is not None)
+    assert reason_of(error) == (reason or "ResponseError")
 
 
 async def test_no_password_reaches_a_log_an_error_or_the_address(caplog: pytest.LogCaptureFixture) -> None:
