@@ -97,6 +97,7 @@ def stream_seeds() -> list[bytes]:
     call = head + b'"tool_calls":[{"index":0,"id":"a","function":{"name":"f","arguments":"%b"}}]' + tail
     piece = head + b'"tool_calls":[{"index":0,"function":{"arguments":"%b"}}]' + tail
     logprob = b'{"token":"a","logprob":-0.5,"top_logprobs":[{"token":"b","logprob":-1}]},' * 20
+    named = call.replace(b'"id":"a",', b"")
     turns = head + b'"reasoning":"a"' + tail + head + b'"content":"a"' + tail
     finish = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
     return [
@@ -105,6 +106,7 @@ def stream_seeds() -> list[bytes]:
         call % b"{" + piece % (b"\\n" * 5000) * 100 + finish,
         b"".join(call.replace(b'"a"', b'"%d"' % number) % b"{}" for number in range(8000)) + finish,
         turns * 8000 + finish,
+        named % b"[1" + named % b",1" * 15_000 + finish,
         (head + b'"content":"a"},"logprobs":{"content":[' + logprob[:-1] + b"]}}]}\n\n") * 500 + finish,
         head + b'"content":"' + b"\\n" * (MIB // 2) + b'"' + tail + finish,
     ]

@@ -27,6 +27,10 @@ MAX_LEADING_BLANKS = 32
 Some models emit a few. A model that emits nothing else must not keep its client waiting.
 """
 
+MAX_COMPARED, MAX_LOOKS = 64 * 1024, 8
+"""Maximum length of the arguments of a call that are looked at, and how often, to find out whether a piece
+with a name and without an id begins the next call. Servers that send such pieces send whole calls."""
+
 LOST_CALL = "lost_call"
 """Reason of the failure when an engine reports a tool call that it does not send."""
 
@@ -108,17 +112,23 @@ def _overlap(text: str, tag: str) -> int:
 class _BackendCall:
     """One call as the backend sends it. `number` is the gateway's index."""
 
-    __slots__ = ("_halves", "_id", "_pieces", "number")
+    __slots__ = ("_halves", "_id", "_length", "_looks", "_pieces", "number")
 
     def __init__(self, number: int, id: str) -> None:
         self.number = number
         self._id = id
         self._pieces: list[str] = []
+        """The arguments so far, as long as it can matter whether they are whole."""
+        self._length = self._looks = 0
         self._halves = HalfPairReplacer()
 
     def add(self, arguments: str) -> str:
         """Return the arguments to show of this piece."""
-        self._pieces.append(arguments)
+        self._length += len(arguments)
+        if self._length > MAX_COMPARED or self._looks >= MAX_LOOKS:
+            self._pieces.clear()
+        elif arguments:
+            self._pieces.append(arguments)
         return self._halves.feed(arguments)
 
     def rest(self) -> str:
@@ -135,6 +145,7 @@ class _BackendCall:
         return piece.id != self._id if piece.id and self._id else bool(self._pieces) and self._is_whole()
 
     def _is_whole(self) -> bool:
+        self._looks += 1
         try:
             json.loads("".join(self._pieces))
         except (ValueError, RecursionError):

@@ -233,6 +233,8 @@ class LineRenderer:
         self._usage = delta.usage or self._usage
         for piece in delta.calls or ():
             self._calls.add_call(piece)
+        if delta.calls:
+            self._calls.check_size()
         line = b""
         if delta.content or delta.reasoning or delta.logprobs:
             said = self._shape.said(delta.content, delta.reasoning, b"")

@@ -11,7 +11,7 @@ import msgspec
 import orjson
 from msgspec import Raw, Struct
 
-from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, Usage
+from gateway.chat.answer import MAX_LOGPROBS, MAX_TEXT, Answer, CallDelta, ChosenLogprob, Delta, FinishReason, Usage
 from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors
 from gateway.dialects.json_body import Steps, completed
 from gateway.dialects.json_text import escaped, json_text
@@ -19,9 +19,12 @@ from gateway.dialects.long_answers import LongAnswers, array_slices, logprob_run
 from gateway.dialects.openai_chat import STREAM_LINES
 from gateway.dialects.responses_items import REASONING_PREFIX
 from gateway.dialects.responses_request import parse_response
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, UpstreamError
 
 _INCOMPLETE: dict[FinishReason, str] = {"length": "max_output_tokens", "content_filter": "content_filter"}
+
+MAX_ITEMS = 4096
+"""Maximum number of runs of thoughts, of text or of a call in a streamed answer."""
 
 
 def _usage(usage: Usage | None) -> dict[str, Any] | None:
@@ -150,9 +153,11 @@ class _OpenItem:
 class EventRenderer:
     """Renders deltas as events. Each run of thoughts, of text or of a call is an item."""
 
-    __slots__ = ("_finish", "_item", "_number", "_output", "_response", "_usage")
+    __slots__ = ("_finish", "_item", "_length", "_logprobs", "_number", "_output", "_response", "_usage")
 
     def __init__(self, response: _Response) -> None:
+        self._length = self._logprobs = 0
+        """Characters, and tokens and alternatives, that are kept for the events at the end."""
         self._response = response
         self._number = 0
         self._item: _OpenItem | None = None
@@ -210,6 +215,9 @@ class EventRenderer:
         item = self._item
         assert item is not None
         item.pieces.append(text)
+        self._length += len(text)
+        if self._length > MAX_TEXT:
+            raise UpstreamError("too_large")
         self._number += 1
         return (
             b'event: %b\ndata: {"type":"%b","sequence_number":%d,"item_id":"%b","output_index":%d%b,"delta":%b%b}\n\n'
@@ -217,7 +225,11 @@ class EventRenderer:
 
     def _text(self, text: str, logprobs: list[ChosenLogprob] | None) -> bytes:
         assert self._item is not None
-        self._item.logprobs += logprobs or ()
+        if logprobs:
+            self._item.logprobs += logprobs
+            self._logprobs += sum(1 + len(chosen.top_logprobs) for chosen in logprobs)
+            if self._logprobs > MAX_LOGPROBS:
+                raise UpstreamError("too_large")
         shown = b',"logprobs":' + (escaped(orjson.dumps(_logprobs(logprobs))) if logprobs else b"[]")
         return self._piece(b"response.output_text.delta", text, shown)
 
@@ -233,6 +245,8 @@ class EventRenderer:
             return b""
         closed = self._close("completed")
         index = len(self._output)
+        if index >= MAX_ITEMS:
+            raise UpstreamError("too_large")
         item = self._item = _OpenItem(kind, self._response.item_id(prefix, index), index, call)
         added = self._event("response.output_item.added", output_index=index, item=item.begun())
         if call is not None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, FinishReason, TokenLogprob, Usage, assemble
-from gateway.chat.normalizer import MAX_LEADING_BLANKS, Normalizer, ReasoningSplitter
+from gateway.chat.normalizer import MAX_COMPARED, MAX_LEADING_BLANKS, MAX_LOOKS, Normalizer, ReasoningSplitter
 from gateway.chat.request import Chat
 from gateway.engines.ollama import OllamaReader
 from gateway.engines.openai_response import OpenAiReader
@@ -635,3 +635,24 @@ def test_forced_call_that_the_engine_has_made_is_not_made_again_from_text_after_
     answer = assemble([shown for delta in deltas for shown in normalizer.normalize([delta])])
     assert [(call.name, call.arguments) for call in answer.calls] == [("get_weather", '{"city":"Oslo"}')]
     assert answer.content == ""
+
+
+def test_arguments_are_looked_at_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name with each piece and no id: whether the arguments are whole used to be found out for each of them."""
+    looked: list[int] = []
+
+    def recorded(text: str) -> Any:
+        looked.append(len(text))
+        raise ValueError
+
+    monkeypatch.setattr("gateway.chat.normalizer.json.loads", recorded)
+    normalizer = Normalizer(chat(tools=[tool()]))
+    named_pieces = [CallDelta(0, "", "get_weather", "x" * 100) for _ in range(1000)]
+    shown = [delta for piece in named_pieces for delta in normalizer.normalize([Delta(calls=[piece])])]
+    assert len(looked) == MAX_LOOKS
+    assert len(assemble([*shown, Delta(finish="stop")]).calls) == 1
+    looked.clear()
+    long = [CallDelta(1, "", "get_weather", "x" * (MAX_COMPARED + 1)), CallDelta(1, "", "get_weather", "x")]
+    for piece in long:
+        normalizer.normalize([Delta(calls=[piece])])
+    assert looked == []

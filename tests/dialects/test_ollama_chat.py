@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, TimedUsage, Timings, Usage
+from gateway.chat.answer import MAX_ARGUMENTS, Answer, CallDelta, ChosenLogprob, Delta, TimedUsage, Timings, Usage
 from gateway.dialects.ollama_chat import (
     GenerateErrors,
     GenerateForm,
@@ -199,3 +199,12 @@ def test_a_request_without_content_is_answered_with_its_reason(
     body = json.loads(call.form.answer("1", CREATED, Answer("", "", "stop", None, [], None), clock))
     assert (body["done"], body["done_reason"]) == (True, reason)
     assert "total_duration" not in body
+
+
+def test_stream_does_not_keep_tool_calls_without_end() -> None:
+    """The calls are one line at the end, so the gateway keeps them."""
+    lines = renderer()
+    lines.render(Delta(calls=[CallDelta(0, "a", "f", "x" * MAX_ARGUMENTS)]))
+    with pytest.raises(UpstreamError) as caught:
+        lines.render(Delta(calls=[CallDelta(0, arguments="x")]))
+    assert caught.value.reason == "too_large"

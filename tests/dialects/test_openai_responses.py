@@ -11,10 +11,20 @@ from typing import Any
 import pytest
 from openai.types.responses import Response
 
-from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, Timings, TokenLogprob, Usage
+from gateway.chat.answer import (
+    MAX_LOGPROBS,
+    MAX_TEXT,
+    Answer,
+    CallDelta,
+    ChosenLogprob,
+    Delta,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from gateway.chat.request import Chat, Choice, JsonFormat, SchemaFormat
 from gateway.dialects.dialect import ChatCall
-from gateway.dialects.openai_responses import OpenAiResponses
+from gateway.dialects.openai_responses import MAX_ITEMS, OpenAiResponses
 from gateway.errors import (
     GatewayError,
     InvalidJson,
@@ -335,3 +345,25 @@ def test_log_probabilities_have_bytes_even_if_the_engine_gives_none() -> None:
     found = streamed(Delta("ab", logprobs=chosen), Delta(finish="stop"))
     shown = [event["logprobs"] for event in found if "logprobs" in event]
     assert shown == [wanted, wanted]
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [Delta("x" * MAX_TEXT), Delta("x")],
+        [Delta(calls=[CallDelta(0, "a", "f", "x" * MAX_TEXT)]), Delta("x")],
+        [Delta("x", logprobs=[ChosenLogprob("x", -1)] * MAX_LOGPROBS), Delta("x", logprobs=[ChosenLogprob("x", -1)])],
+        [Delta(text, thought) for _ in range(MAX_ITEMS // 2) for text, thought in (("x", ""), ("", "x"))]
+        + [Delta("x")],
+    ],
+    ids=["text", "arguments", "log probabilities", "items"],
+)
+def test_a_stream_that_would_have_to_be_kept_without_end_is_an_error(deltas: list[Delta]) -> None:
+    """The last events repeat the whole answer, so the gateway keeps it."""
+    renderer = call(stream=True).form.stream("1", 1)
+    for delta in deltas[:-1]:
+        renderer.render(delta)
+    with pytest.raises(UpstreamError) as caught:
+        renderer.render(deltas[-1])
+    assert caught.value.reason == "too_large"
+    assert b"response.failed" in renderer.error(caught.value)
