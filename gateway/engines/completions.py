@@ -9,6 +9,7 @@ from gateway.chat.answer import MAX_TEXT, ChosenLogprob, Delta, TokenLogprob
 from gateway.chat.completion import Completion
 from gateway.chat.request import Chat
 from gateway.engines.engine import (
+    FEW_MEMBERS,
     MAX_REFUSAL,
     ModelFacts,
     ResponseReader,
@@ -131,7 +132,8 @@ class OpenAiCompleter:
         return CompletionReader(self._known_texts)
 
     def parse_answer(self, body: bytes) -> Delta:
-        check_members(body, MAX_LOGPROB_VALUES)
+        if len(body) > FEW_MEMBERS:
+            check_members(body, MAX_LOGPROB_VALUES)
         parsed = decode(_bodies, body)
         if parsed is None or not parsed.choices or parsed.choices[0].finish_reason is None:
             raise UpstreamError("malformed", "The model backend returned an invalid response.")
@@ -157,7 +159,8 @@ class CompletionReader(OpenAiReader):
             if line.startswith(b"{"):  # an event without `data:`, such as an error
                 raise unreadable()
             return
-        check_members(data, MAX_LOGPROB_VALUES)
+        if len(data) > FEW_MEMBERS:
+            check_members(data, MAX_LOGPROB_VALUES)
         event = None if data == DONE else decode(_bodies, data)
         if event is None:
             if data.strip() == DONE:

@@ -305,19 +305,17 @@ def unsupported(name: str, advice: str) -> UnsupportedParameter:
 
 
 T = TypeVar("T")
-_FEW = 60_000
-"""Bytes of an answer that cannot have too many members."""
+FEW_MEMBERS = 60_000
+"""Bytes of an answer up to which it cannot have too many members."""
 
 
 def check_members(body: bytes, most_values: int = MAX_VALUES) -> None:
-    """Check that a plain answer, or a line of a stream, is not too costly to decode.
+    """Check that a plain answer, or a line of a stream, of more than `FEW_MEMBERS` bytes is not too costly to decode.
 
     Raises:
         UpstreamError: it has too many objects, values or escapes.
     """
-    if len(body) > _FEW and (
-        body.count(b"{") > MAX_OBJECTS or body.count(b",") > most_values or body.count(b"\\") > MAX_ESCAPES
-    ):
+    if body.count(b"{") > MAX_OBJECTS or body.count(b",") > most_values or body.count(b"\\") > MAX_ESCAPES:
         raise UpstreamError("too_large")
 
 

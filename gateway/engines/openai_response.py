@@ -8,6 +8,7 @@ from msgspec import Raw, Struct
 
 from gateway.chat.answer import MAX_CALLS, MAX_TEXT, CachedUsage, CallDelta, ChosenLogprob, Delta, FinishReason, Usage
 from gateway.engines.engine import (
+    FEW_MEMBERS,
     MAX_REFUSAL,
     MAX_TOKENS,
     LineReader,
@@ -199,7 +200,13 @@ def _calls(calls: list[_Call]) -> list[CallDelta]:
 
 
 def _whole_calls(calls: list[_Call]) -> list[CallDelta]:
-    """Convert the calls of a plain answer, which are told apart by their place in it."""
+    """Convert the calls of a plain answer, which are told apart by their place in it.
+
+    Raises:
+        UpstreamError: they are too many.
+    """
+    if len(calls) > MAX_CALLS:
+        raise UpstreamError("too_large")
     for number, call in enumerate(calls):
         call.index = number
     return _calls(calls)
@@ -327,7 +334,8 @@ def parse_answer(body: bytes) -> Delta:
     Raises:
         UpstreamError: the body is not an answer, or has too many objects.
     """
-    check_members(body)
+    if len(body) > FEW_MEMBERS:
+        check_members(body)
     try:
         parsed: _Answer | None = _answers.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -337,7 +345,7 @@ def parse_answer(body: bytes) -> Delta:
         raise UpstreamError("malformed", "The model backend returned an invalid response.")
     message = choice.message
     content, reasoning = message.content or "", message.reasoning or message.reasoning_content or ""
-    if len(content) + len(reasoning) > MAX_TEXT or (message.tool_calls and len(message.tool_calls) > MAX_CALLS):
+    if len(content) + len(reasoning) > MAX_TEXT:
         raise UpstreamError("too_large")
     return Delta(
         content,

@@ -163,7 +163,10 @@ class ChatRelay(RequeueableRelay):
             is_long = size > LONG_BODY and (size > YIELD_BYTES or delta.logprobs is not None)
             deltas = await self._normalized_in_turns(delta) if is_long else self._normalized([delta])
             answer = assemble(deltas if self._stops is None else self._until_stop(deltas, self._stops))
-            await self._answer(answer, is_long)
+            if is_long:
+                await self._answer_in_turns(answer)
+            else:
+                self._answer_json(self._rendered(answer))
 
     def _endpoint(self, server: Server) -> tuple[Engine | Completer, bytes]:
         """Return what renders and reads the exchange with `server`, and the head of the request."""
@@ -212,7 +215,10 @@ class ChatRelay(RequeueableRelay):
         else:
             collected = self._collected or Assembler()
             is_long = collected.text_length > LONG_TEXT or collected.logprob_count > LONG_LOGPROBS
-            await self._answer(collected.answer(), is_long)
+            if is_long:
+                await self._answer_in_turns(collected.answer())
+            else:
+                self._answer_json(self._rendered(collected.answer()))
 
     def _unseen_tokens(self) -> int:
         """Estimate what was generated of an answer that was to arrive as a whole."""
@@ -319,15 +325,18 @@ class ChatRelay(RequeueableRelay):
                 deltas += self._normalized([Delta(logprobs=run)])
         return deltas + self._normalized([delta])
 
-    async def _answer(self, answer: Answer, is_long: bool) -> None:
-        """Render the whole answer, once nothing more of it comes, and send it."""
+    def _rendered(self, answer: Answer) -> bytes:
+        """Render the whole answer, once nothing more of it comes."""
         self._meter.end_upstream()
-        request, form = self._request, self._form
-        if is_long:
-            steps = form.answer_steps(request.answer_id, request.created, answer, self._timings)
-            self._answer_json(await in_turns(steps))
-        else:
-            self._answer_json(form.answer(request.answer_id, request.created, answer, self._timings))
+        request = self._request
+        return self._form.answer(request.answer_id, request.created, answer, self._timings)
+
+    async def _answer_in_turns(self, answer: Answer) -> None:
+        """Render a long answer in steps, and send it."""
+        self._meter.end_upstream()
+        request = self._request
+        steps = self._form.answer_steps(request.answer_id, request.created, answer, self._timings)
+        self._answer_json(await in_turns(steps))
 
     def _trailing_error(self, error: GatewayError) -> bytes:
         return super()._trailing_error(error) if self._renderer is None else self._renderer.error(error)

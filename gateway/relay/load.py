@@ -13,7 +13,7 @@ class LoadRelay(ChatRelay):
     __slots__ = ()
 
     async def _exchange(self, server: Server) -> None:
-        await self._answer(Answer("", "", "stop", None, [], None), is_long=False)
+        self._answer_json(self._rendered(Answer("", "", "stop", None, [], None)))
 
     def _record_success(self, ticket: Ticket, server: Server, sent: float) -> None:
         """Record nothing: the server was not asked, so this is no sign of its health."""
@@ -25,5 +25,5 @@ class UnloadRelay(LoadRelay):
     __slots__ = ()
 
     async def __call__(self, held: HeldBody) -> None:
-        await self._answer(Answer("", "", "stop", None, [], None), is_long=False)
+        self._answer_json(self._rendered(Answer("", "", "stop", None, [], None)))
         self._record(None)
