@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextvars import Context
 from email.utils import parsedate_to_datetime
 from functools import partial
 
@@ -158,7 +159,8 @@ class ModelLoader:
         if self._is_closed:
             work.close()
             return None
-        task = asyncio.get_running_loop().create_task(work)
+        # Not in the context of the request that happened to be handled: its trace would get this connection.
+        task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -5,6 +5,7 @@ The servers are stand-ins that behave like Ollama, and a scripted one whose load
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,6 +19,7 @@ from gateway.errors import BackendUnavailable
 from gateway.simulate import Fault, Model, Options
 from gateway.simulate import Running as StandIn
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.trace_context import current_trace
 from gateway.upstream.backend import Backend
 from gateway.upstream.model_loader import ModelLoader, _repeat
 from tests.fakes.fault_backend import MODEL, FaultBackend
@@ -65,6 +67,23 @@ async def gateway_before_ollama(
             ),
             server,
         )
+
+
+async def test_a_load_has_the_trace_of_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    """It serves all that wait. The request that began it would get its connection as a span, and its log line."""
+    traces = {}
+
+    def note(record: logging.LogRecord) -> bool:
+        traces[record.getMessage().partition(" in ")[0]] = current_trace.get()
+        return True
+
+    caplog.set_level(logging.INFO, "gateway.upstream.model_loader")
+    caplog.handler.addFilter(note)
+    async with gateway_before_ollama() as (gateway, _):
+        trace = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        async with gateway.sent({}, trace) as raw:
+            assert (await raw.reply()).status == 200
+    assert traces["backend ollama: loaded the model 'a'"] is None
 
 
 def loads(server: StandIn, path: str = "/api/chat") -> list[dict[str, Any]]:
