@@ -251,16 +251,14 @@ class SharedKeyLimits:
         lacking = self._lacking(account, person, requests, tokens)
         if not lacking:
             return
-        has_answer = False
         if self._link.is_up:
             with suppress(TimeoutError):
                 async with asyncio.timeout(WAIT_SECONDS):
-                    while lacking and (has_answer := await self._next_answer(lacking)):
+                    while lacking and await self._next_answer(lacking):
                         # other requests may have used what the answer gave
                         lacking = self._lacking(account, person, requests, tokens)
-        if not has_answer:
-            for each, _ in lacking:
-                each.go_alone(self.replicas)
+        for each, _ in lacking:
+            each.go_alone(self.replicas)
 
     def _lacking(
         self, account: Account, person: str, requests: int, tokens: int
