@@ -164,6 +164,16 @@ class Allowance:
             and (self.tokens is None or not self.tokens.lacks(tokens, second))
         )
 
+    def needs(self, requests: int, tokens: int) -> dict[str, int]:
+        """Return what a request takes of each limit that is set, by name. For `requests` see `lacking`."""
+        amounts = {
+            CONCURRENCY: requests,
+            REQUESTS_PER_MINUTE: requests,
+            TOKENS_PER_MINUTE: tokens,
+            TOKENS_PER_DAY: tokens,
+        }
+        return {name: amounts[name] for name in self.limits.given() if amounts[name]}
+
     def lacking(self, requests: int, tokens: int, second: int) -> dict[str, int]:
         """Return what a request needs of the limits whose quotas are used up, by name.
 

@@ -81,6 +81,8 @@ class SharedAllowance:
         self.reported: Amounts = {}
         """Use that was last reported."""
         self.reported_at = -math.inf
+        self.reports = 0
+        """Number of reports: what a request needs is in the next one."""
         self.dry_until = 0.0
         """Time until which asking for more is useless."""
 
@@ -246,26 +248,45 @@ class SharedKeyLimits:
         second = account.second()
         if account.policy.per_person is None and account.allowance.has_room(requests, tokens, second):
             return
-        lacking = []
-        for name, allowance in account.allowances(person, second):
-            needs = allowance.lacking(requests, tokens, second)
-            if needs and (each := self._used(account, name, allowance)).dry_until <= self._clock():
-                lacking.append((each, needs))
+        lacking = self._lacking(account, person, requests, tokens)
         if not lacking:
             return
         if self._link.is_up:
-            names = [each.key for each, _ in lacking]
-            for each, needs in lacking:
-                each.need(needs)
-                self._urgent[each.key] = None
-            self._wake.set()
             with suppress(TimeoutError):
                 async with asyncio.timeout(WAIT_SECONDS):
-                    while await asyncio.shield(self._next_round):
-                        if self._urgent.keys().isdisjoint(names):
-                            return
+                    while lacking and await self._next_answer(lacking):
+                        # other requests may have used what the answer gave
+                        lacking = self._lacking(account, person, requests, tokens)
         for each, _ in lacking:
             each.go_alone(self.replicas)
+
+    def _lacking(
+        self, account: Account, person: str, requests: int, tokens: int
+    ) -> list[tuple[SharedAllowance, Amounts]]:
+        """Return what a request needs where a quota is used up, unless asking for more is useless.
+
+        It needs the other quotas of the same allowance too, which a report lowers to what is needed.
+        """
+        lacking, second = [], account.second()
+        for name, allowance in account.allowances(person, second):
+            if not allowance.lacking(requests, tokens, second):
+                continue
+            each = self._used(account, name, allowance)
+            if each.dry_until <= self._clock():
+                lacking.append((each, allowance.needs(requests, tokens)))
+        return lacking
+
+    async def _next_answer(self, lacking: Sequence[tuple[SharedAllowance, Amounts]]) -> bool:
+        """Ask for what is lacking, and return whether there was an answer."""
+        asked = [(each, each.reports) for each, _ in lacking]
+        for each, needs in lacking:
+            each.need(needs)
+            self._urgent[each.key] = None
+        self._wake.set()
+        while await asyncio.shield(self._next_round):
+            if all(each.reports > before or self._active.get(each.key) is not each for each, before in asked):
+                return True
+        return False
 
     def _used(self, account: Account, person: str | None, allowance: Allowance) -> SharedAllowance:
         name = account.name, person
@@ -398,6 +419,7 @@ class SharedKeyLimits:
             largest = each.largest.get(limit, 0)
             reports.append(_Report(each, limit, totals[limit], used, wanted, largest, allowance.day))
         each.needs, each.largest = {}, {}
+        each.reports += 1
         return reports
 
 

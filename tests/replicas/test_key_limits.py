@@ -365,3 +365,22 @@ async def test_day_that_ends_while_redis_is_asked_begins_without_the_old_quota(c
     a.link.call = call  # type: ignore[method-assign]
     assert a.web.allowance.quota(TOKENS_PER_DAY) == 0
     assert await a.burst(12, tokens=100) == 10
+
+
+async def test_bursts_far_below_the_limits_are_never_refused(cluster: Cluster) -> None:
+    """Others may use what was told while a request waits for it: then it waits for the next answer."""
+    a, b, _ = await cluster.three(requests_per_minute=10**6, tokens_per_minute=10**9, concurrency=1000)
+
+    async def client(replica: Replica, number: int) -> int:
+        refused = 0
+        for step in range(6):
+            hold = await replica.request(tokens=1 + (number * 37 + step * 11) % 500)
+            if hold is None:
+                refused += 1
+            else:
+                await asyncio.sleep(0)
+                hold.end()
+        return refused
+
+    refused = await asyncio.gather(*(client(replica, number) for replica in (a, b) for number in range(40)))
+    assert sum(refused) == 0
