@@ -193,12 +193,12 @@ class SharedAffinity:
         before = self._loads.pop(replica, {})
         if loads:
             self._loads[replica] = loads
-        changed = {key for key in before.keys() | loads.keys() if before.get(key) != loads.get(key)}
-        if not changed:
+        told = before.keys() | loads.keys()  # also what has not changed: a server may be new here
+        if not told:
             return
         for name, backend in self._backends.items():
             for server in backend.servers:
-                if (key := (name, server.place)) in changed:
+                if (key := (name, server.place)) in told:
                     server.prefixes.elsewhere = sum(known.get(key, 0.0) for known in self._loads.values())
 
 

@@ -33,6 +33,8 @@ ASK_SECONDS = 5.0
 INFO_SECONDS = 60.0
 """Timeout of `/server_info`: when it is asked for the first time, vLLM examines the machine for 5 to 15 s."""
 POLL_SECONDS = 0.25
+HANGS = -1
+"""Status of a question that a server accepted and did not answer."""
 MAX_INFO = 4 * 1024 * 1024
 MAX_LISTED = 3
 """Models that a message lists."""
@@ -102,7 +104,7 @@ class GpuEngine:
 
     async def _obstacle_at(self, server: Server) -> str:
         status, _ = await self._ask(server, "GET", "/is_sleeping")
-        if status == 0:
+        if status <= 0:
             return ""  # it may be stopped
         if status != 200:
             return NO_SLEEP
@@ -149,21 +151,24 @@ class GpuEngine:
     async def _unload(self, server: Server) -> None:
         loading = self.backend.loading
         assert loading is not None
-        while names := await self._loaded(server):
-            for name in names:
+        while True:
+            status, names = await self._ask_loaded(server)
+            if names == [] or (status == 0 and await self._is_gone(server)):
+                return
+            if names is None and status > 0:
+                raise EngineStuck("it does not report which models are loaded")
+            for name in names or ():
                 await self._ask(server, "POST", loading.unload_path, loading.unload_body(name))
             await asyncio.sleep(POLL_SECONDS)
-        if names is None and await self._answers(server):
-            raise EngineStuck("it does not report which models are loaded")
 
     async def _sleep(self, server: Server) -> None:
         status, _ = await self._ask(server, "POST", "/sleep?level=1&mode=wait", seconds=FREE_SECONDS)
-        if status == 0 and not await self._answers(server):
-            return  # it is not running
+        if status == 0 and await self._is_gone(server):
+            return
         if status in (404, 405):
             raise EngineStuck(NO_SLEEP)
         if status != 200:
-            raise EngineStuck(f"/sleep was answered with status {status}" if status else "/sleep was not answered")
+            raise EngineStuck(f"/sleep was answered with status {status}" if status > 0 else "/sleep was not answered")
         if not await self._is_asleep(server):
             raise EngineStuck("it does not sleep, although it was told to")
 
@@ -236,6 +241,10 @@ class GpuEngine:
     async def _answers(self, server: Server) -> bool:
         return (await self._ask(server, "GET", self.backend.engine.models_path))[0] > 0
 
+    async def _is_gone(self, server: Server) -> bool:
+        """Return whether the engine does not run. One that hangs may still have memory of the GPU."""
+        return (await self._ask(server, "GET", self.backend.engine.models_path))[0] == 0
+
     async def _is_asleep(self, server: Server) -> bool | None:
         """Return whether a vLLM sleeps, or None if it does not say."""
         status, body = await self._ask(server, "GET", "/is_sleeping")
@@ -244,15 +253,22 @@ class GpuEngine:
 
     async def _loaded(self, server: Server) -> list[str] | None:
         """Return the models that an Ollama has loaded, or None if it does not say."""
+        return (await self._ask_loaded(server))[1]
+
+    async def _ask_loaded(self, server: Server) -> tuple[int, list[str] | None]:
+        """Return the status of an Ollama's answer as well."""
         assert self.backend.loading is not None
         status, body = await self._ask(server, "GET", self.backend.loading.path)
         found = loaded(body) if status == 200 else None
-        return None if found is None else list(found)
+        return status, None if found is None else list(found)
 
     async def _ask(
         self, server: Server, method: str, path: str, body: bytes = b"", seconds: float | None = ASK_SECONDS
     ) -> tuple[int, bytes]:
-        """Return the status and the body of an answer; status 0 if there was none in time."""
+        """Return the status and the body of an answer.
+
+        The status is `HANGS` if there was none in time, and 0 if the connection failed.
+        """
         headers = [*self.backend.headers(), (VIA.decode(), self._gateway_id.decode())]
         if body:
             headers.append(("Content-Type", "application/json"))
@@ -261,7 +277,9 @@ class GpuEngine:
             async with asyncio.timeout(seconds):
                 with await server.pool.request(server.pool.head(method, path, headers), body) as response:
                     return response.status, await response.read(limit)
-        except (TransportError, TimeoutError):
+        except TimeoutError:
+            return HANGS, b""
+        except TransportError:
             return 0, b""
 
 

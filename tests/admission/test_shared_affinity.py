@@ -180,6 +180,16 @@ def test_replica_that_is_not_heard_any_more_counts_for_nothing() -> None:
     assert elsewhere(other) == [0] * 4
 
 
+def test_server_that_is_new_here_has_what_others_have_in_flight_there() -> None:
+    """Such as after reread settings, or when an address is back."""
+    one, other = Replica("one"), Replica("other")
+    _, number = one.begin(turns("q" * 3000))
+    tell(1.0, one, other)
+    other.servers[number].prefixes = PrefixCache(seed=number)
+    tell(1.0 + BEAT, one, other)
+    assert elsewhere(other)[number] == LOAD + 3000
+
+
 def test_without_a_way_to_the_others_only_its_own_requests_count() -> None:
     one, other = Replica("one"), Replica("other")
     one.begin(turns("q" * 3000))

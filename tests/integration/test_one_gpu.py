@@ -6,6 +6,7 @@ Covers: gateway/upstream/gpu_engine.py
 """
 
 import asyncio
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,6 +254,20 @@ async def test_an_engine_that_cannot_free_the_gpu_is_not_left(tmp_path: Path) ->
         assert "without --enable-sleep-mode" in setup.history()[0]["why"]
         assert set(await load.stop()) == {"vllm"}
         assert setup.was_never_on_both()
+
+
+async def test_an_engine_that_hangs_counts_as_one_that_has_the_gpu(tmp_path: Path) -> None:
+    """It accepts connections and answers nothing, so the other one is not woken beside it."""
+    async with one_gpu(tmp_path) as setup:
+        await setup.ended()
+        assert (await setup.ask()).status == 200
+        port = setup.ollama.port
+        await setup.ollama.stop()
+        with socket.create_server(("127.0.0.1", port)):
+            await setup.switch("vllm")
+            await until(lambda: setup.turns["ollama"] != "leaving" and setup.gpu["phase"] != "freeing")
+            assert "did not free the GPU within 120 s" in setup.history()[0]["why"]
+            assert (setup.gpu["last"]["outcome"], setup.turns["vllm"]) == ("failed", "asleep")
 
 
 async def test_with_neither_engine_requests_are_refused_until_one_comes_up(tmp_path: Path) -> None:

@@ -291,9 +291,10 @@ async def test_idle_keys_are_forgotten(cluster: Cluster) -> None:
     assert hold is not None
     hold.end()
     cluster.clocks.passed += 62
-    await a.limits._report_now()
-    await a.limits._report_now()
-    assert not a.limits._active
+    async with asyncio.timeout(PATIENCE):  # on a busy machine, the link may be down for a moment
+        while a.limits._active:
+            await a.limits._report_now()
+            await asyncio.sleep(0.01)
     assert not cluster.server.client.exists(key("limit:requests:web"))
 
 
