@@ -28,6 +28,13 @@ def test_signal_during_the_imports_does_not_kill_the_gateway(tmp_path: Path, nam
         assert started.wait(20) == status
 
 
+def test_an_interruption_during_the_imports_has_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text(SLOW_IMPORT.format(name="SIGINT"))
+    with process("bench", "load", PYTHONPATH=f"{tmp_path}:{ROOT}") as started:
+        _, err = started.communicate(timeout=20)
+        assert (started.returncode, err) == (130, "")
+
+
 def test_installed_command_runs_the_module() -> None:
     """So both ways to start the gateway handle the signals first."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -1,10 +1,12 @@
 """Quality tasks: prompts with the checks that score their answers, read from YAML."""
 
+import ast
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jsonschema_rs
 import msgspec
 import yaml
 
@@ -174,21 +176,45 @@ def read_tasks(path: Path) -> list[Task]:
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise TaskError(f"{path}: several tasks have the name {repeated[0]!r}")
     for task in tasks:
-        _check_patterns(path, task)
+        for check in task.checks:
+            _check_patterns(path, task, check)
+            if problem := _problem(check):
+                raise TaskError(f"{path}: task {task.name!r}: {problem}")
     return tasks
 
 
-def _check_patterns(path: Path, task: Task) -> None:
-    for check in task.checks:
-        patterns: Sequence[str] = ()
-        if isinstance(check, Mentions):
-            patterns = [one for point in check.required for one in point]
-        elif isinstance(check, Absent):
-            patterns = check.patterns
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise TaskError(
-                    f"{path}: task {task.name!r}: {pattern!r} is not a regular expression: {error}"
-                ) from error
+def _problem(check: Check) -> str | None:
+    """Return why a check could never be carried out, or would always give 0; None if it can."""
+    if isinstance(check, Mentions) and not check.required:
+        return "a check 'mentions' needs 'required'"
+    if isinstance(check, PythonRuns):
+        if not check.tests:
+            return "a check 'python' needs 'tests'"
+        return next((f"{test!r} is not a Python expression" for test in check.tests if not _is_expression(test)), None)
+    if isinstance(check, JsonParses) and check.schema is not None:
+        try:
+            jsonschema_rs.validator_for(check.schema)
+        except (ValueError, TypeError, RecursionError):
+            return "its 'schema' is not a JSON Schema"
+    return None
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def _check_patterns(path: Path, task: Task, check: Check) -> None:
+    patterns: Sequence[str] = ()
+    if isinstance(check, Mentions):
+        patterns = [one for point in check.required for one in point]
+    elif isinstance(check, Absent):
+        patterns = check.patterns
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise TaskError(f"{path}: task {task.name!r}: {pattern!r} is not a regular expression: {error}") from error

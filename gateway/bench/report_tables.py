@@ -11,6 +11,8 @@ from gateway.bench.results import Cell, Column, Table
 FOLDED_ROWS = 12
 """Rows from which a table is folded at first."""
 MOST_GROUPS = 16
+INCOMPLETE = "until_last_failure"
+"""Note of a total time in which not everything was answered."""
 _SECONDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:s|초)?\s*")
 _PICTURES = (("speedup",), ("total", "in_turn_computed", "forecast"), ("per_file",), ("mean_per_request",))
 """Columns that make one picture each; those that a table does not have are left out."""
@@ -65,7 +67,7 @@ def _bars(table: Table, places: Sequence[int], lang: Lang) -> Bars:
             Bar(
                 text(table.columns[place].key, lang) if len(places) > 1 else "",
                 _length(row[place]),
-                number(row[place].value, table.columns[place].unit, lang),
+                _shown(row[place], table.columns[place], lang),
                 0,
                 row[place].kind if row[place].kind != "computed" or len(places) > 1 else "measured",
             )
@@ -77,9 +79,20 @@ def _bars(table: Table, places: Sequence[int], lang: Lang) -> Bars:
     return Bars(title, text(better[main.lower_is_better], lang), tuple(groups))
 
 
+def _shown(cell: Cell, column: Column, lang: Lang) -> str:
+    shown = number(cell.value, column.unit, lang)
+    return f"{shown}, {text(cell.note, lang)}" if cell.note == INCOMPLETE and cell.value is not None else shown
+
+
 def _length(cell: Cell) -> float | None:
-    """Return the value as a number; a forecast is text, such as `35` or `35s`, and a range has no length."""
+    """Return the value as a number.
+
+    A forecast is text, such as `35` or `35s`, and a range has no length. Neither has the time of a batch
+    that failed: beside the others it would look fast.
+    """
     value = cell.value
+    if cell.note == INCOMPLETE:
+        return None
     if isinstance(value, str):
         found = _SECONDS.fullmatch(value) if cell.kind == "forecast" else None
         return float(found[1]) if found else None

@@ -257,12 +257,11 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "replay_failed": (
         (
             "Not carried: of {total} requests at {speed:g} times the recorded speed {failed} failed, "
-            "{recorded_failed} in the recording. 95 % of the answers took up to {now:.2f} s, "
-            "and {then:.2f} s in the recording."
+            "{recorded_failed} in the recording."
         ),
         (
             "감당하지 못함: 기록의 {speed:g}배 속도로 보낸 요청 {total}건 중 {failed}건 실패, "
-            "기록에서는 {recorded_failed}건. 응답의 95 %가 {now:.2f}초 이내, 기록에서는 {then:.2f}초."
+            "기록에서는 {recorded_failed}건."
         ),
     ),
     "rule_replay": (

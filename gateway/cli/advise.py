@@ -17,6 +17,7 @@ from gateway.cli.ops_client import OpsClient, OpsError
 
 if TYPE_CHECKING:
     from gateway.bench.advise.advice import Advice, Wishes
+    from gateway.bench.results import ScenarioResult
 
 
 def advise(
@@ -57,13 +58,13 @@ def advise(
         Path | None, typer.Option("--config", help="Optional YAML file of settings.", envvar="GATEWAY_CONFIG")
     ] = None,
 ) -> None:
-    """Say which limits fit a target, and why. The exit status is 1 if the target is not met."""
+    """Say which limits fit a target, and why. The exit status is 1 if the data do not show that it is met."""
     from rich.console import Console
 
     from gateway.bench.advise import report
     from gateway.bench.advise.advice import Wishes
     from gateway.bench.advise.cost import Machine
-    from gateway.bench.advise.sources import InvalidSource, cost_remarks, result_of, users_of
+    from gateway.bench.advise.sources import InvalidSource, cost_remarks, result_of, users_of, users_of_both
     from gateway.bench.advise.target import Target
 
     try:
@@ -74,29 +75,33 @@ def advise(
     machine = None if price is None else Machine(price, years, watts, kwh_price)
     try:
         if source is not None and Path(source).exists():
-            advice, found = _from_result(Path(source), wishes, kind)
+            advice, result = _from_result(Path(source), wishes, kind)
         else:
-            advice, found = _from_gateway(_client(source, config_file), wishes, seconds), None
-        before = None if against is None else users_of(result_of(against))
+            advice, result = _from_gateway(_client(source, config_file), wishes, seconds), None
+        earlier = None if against is None else result_of(against)
     except InvalidSource as problem:
         stop_with([str(problem)])
-    costs = cost_remarks(found or users, machine, before)
+    found = None if result is None else users_of(result)
+    before = None if earlier is None else users_of(earlier)
+    if found and result is not None and earlier is not None:
+        found, before = users_of_both(result, earlier)
+    costs = cost_remarks(found or users, machine, before, is_compared=earlier is not None)
     if as_json:
         print(json.dumps(report.as_json(advice, costs, lang), ensure_ascii=False))
     else:
         report.show(advice, costs, lang, Console(width=None if sys.stdout.isatty() else 160))
-    if advice.meets is False:
+    if advice.meets is False or (targets and advice.meets is None):
         raise typer.Exit(EXIT_BAD)
 
 
-def _from_result(path: Path, wishes: "Wishes", kind: str | None) -> "tuple[Advice, int | None]":
-    """Return the advice, and the users at once that the result found."""
+def _from_result(path: Path, wishes: "Wishes", kind: str | None) -> "tuple[Advice, ScenarioResult]":
+    """Return the advice and the result."""
     from gateway.bench.advise.advice import from_levels
     from gateway.bench.advise.levels import levels_of
-    from gateway.bench.advise.sources import kind_of, result_of, users_of
+    from gateway.bench.advise.sources import kind_of, result_of
 
     result = result_of(path)
-    return from_levels(levels_of(result, wishes.targets), wishes, kind or kind_of(result)), users_of(result)
+    return from_levels(levels_of(result, wishes.targets), wishes, kind or kind_of(result)), result
 
 
 def _from_gateway(client: OpsClient, wishes: "Wishes", seconds: float) -> "Advice":

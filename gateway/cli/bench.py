@@ -220,16 +220,18 @@ def _report(result: "ScenarioResult", style: "Style", out: Path | None, *, as_js
     from gateway.bench.terminal import show
     from gateway.bench.writers import json_text, write_all
 
+    paths, failure = [], ""
+    if out is not None:  # first: a pipe may close before everything is printed
+        try:
+            paths = write_all(result, out, style)
+        except OSError as problem:
+            failure = f"--out: {out}: {problem.strerror or problem}"
     if as_json:
         print(json_text(result, style), end="")
     else:
         show(result, Console(width=None if sys.stdout.isatty() else 160), style)
-    if out is None:
-        return
-    try:
-        paths = write_all(result, out, style)
-    except OSError as problem:
-        stop_with([f"--out: {out}: {problem.strerror or problem}"])
+    if failure:
+        stop_with([failure])
     for path in paths:
         print(path, file=sys.stderr)
 

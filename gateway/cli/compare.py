@@ -127,14 +127,17 @@ def compare(
 
     checked = _checked(dict(context.params))
     written = _compared(checked, None if disable_tqdm else Console(stderr=True))
+    paths, failure = [], ""
+    try:  # first: a pipe may close before everything is printed
+        paths = written.write(out, lang)
+    except OSError as problem:
+        failure = f"--out: {out}: {problem.strerror or problem}"
     if as_json:
         print(written.json_text(), end="")
     else:
         show(written.comparison, Console(width=None if sys.stdout.isatty() else 160), lang)
-    try:
-        paths = written.write(out, lang)
-    except OSError as problem:
-        stop_with([f"--out: {out}: {problem.strerror or problem}"])
+    if failure:
+        stop_with([failure])
     for path in paths:
         print(path, file=sys.stderr)
     _judge(written, checked)

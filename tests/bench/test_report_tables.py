@@ -55,6 +55,21 @@ def test_speed_up_time_and_time_per_file_become_pictures() -> None:
     assert per_file.hint == "A shorter bar is better."
 
 
+def test_the_time_of_a_batch_that_failed_is_no_bar() -> None:
+    """Beside the others it would look fast: 20 files that failed after 12 s, and 20 s one after the other."""
+    failed = (
+        Cell(20),
+        Cell(12.0, note="until_last_failure"),
+        Cell(None),
+        Cell(None),
+        Cell(20.0, "computed"),
+        Cell("ok"),
+    )
+    _, total, _ = table_bars(Table("vision_batch", COLUMNS, (*ROWS, failed)), "en")
+    bars = total.groups[-1][1]
+    assert [(bar.value, bar.shown) for bar in bars] == [(None, "12.00 s, until the last failure"), (20.0, "20.00 s")]
+
+
 def test_a_table_of_one_row_or_without_such_columns_has_no_picture() -> None:
     assert table_bars(Table("t", COLUMNS, ROWS[:1]), "en") == []
     assert table_bars(Table("t", COLUMNS[:1], tuple(row[:1] for row in ROWS)), "en") == []

@@ -36,6 +36,15 @@ def test_a_target_that_cannot_be_met_exits_with_1_and_json_tells_why(measured: s
     assert body["remarks"][-1]["key"] == "never_met"
 
 
+def test_a_target_that_the_data_do_not_show_to_be_met_exits_with_1(tmp_path: Path) -> None:
+    file = tmp_path / "users.json"
+    file.write_text(json.dumps(to_json(result((1,)))))
+    found = invoke("advise", str(file), "--target", "p95_ttft_ms<1000")
+    assert "The data carry no recommendation." in found.stdout
+    assert found.exit_code == 1
+    assert invoke("advise", str(file)).exit_code == 0
+
+
 def test_the_cost_per_user_is_computed_against_a_result_before(measured: str, tmp_path: Path) -> None:
     before = tmp_path / "before.json"
     before.write_text(json.dumps(to_json(result(users_realtime=2))))

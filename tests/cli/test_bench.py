@@ -248,6 +248,24 @@ def test_all_problems_are_listed_at_once() -> None:
     assert len(caught.value.lines) == 3
 
 
+async def test_a_reader_that_leaves_early_does_not_cost_the_files(tmp_path: Path) -> None:
+    """As in `gateway bench … --out report | head -1`: a long measurement would be lost."""
+    async with stand_in(FAST) as server:
+        words = ("load", "--url", server.base_url, "--num-prompts", "2", "--output-len", "2", "--out", str(tmp_path))
+        running = process("bench", *words)
+        try:
+            assert running.stdout is not None
+            running.stdout.close()
+            while running.poll() is None:
+                await _turn()
+        finally:
+            running.kill()
+            running.wait()
+            assert running.stderr is not None
+            running.stderr.close()
+    assert {path.name for path in tmp_path.iterdir()} >= {"benchmark_results.json", "report.html"}
+
+
 @pytest.mark.parametrize("body", ["[" * 100_000, '{"seed": NaN}', r'{"stop": "\ud800"}', "[]"])
 def test_an_extra_body_that_could_not_be_sent_is_refused(body: str) -> None:
     with pytest.raises(InvalidOptions, match="--extra-body"):

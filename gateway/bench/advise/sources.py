@@ -38,21 +38,36 @@ def kind_of(result: ScenarioResult) -> str:
 
 def users_of(result: ScenarioResult) -> int | None:
     """Return how many users at once a result found: in real time, or else within the wait, or at most."""
+    return next((value for name in USERS_FIGURES if (value := _users(result, name))), None)
+
+
+def users_of_both(result: ScenarioResult, before: ScenarioResult) -> tuple[int | None, int | None]:
+    """Return how many users at once two results found by the same criterion, as `users_of`."""
     for name in USERS_FIGURES:
-        value = result.figures.get(name)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
+        if (users := _users(result, name)) and (earlier := _users(before, name)):
+            return users, earlier
+    return users_of(result), None
 
 
-def cost_remarks(users: int | None, machine: Machine | None, before: int | None) -> list[Remark]:
-    """Return the lines about the cost; none if nobody asked for them."""
+def _users(result: ScenarioResult, name: str) -> int:
+    value = result.figures.get(name)
+    return value if isinstance(value, int) else 0
+
+
+def cost_remarks(
+    users: int | None, machine: Machine | None, before: int | None, *, is_compared: bool = False
+) -> list[Remark]:
+    """Return the lines about the cost; none if nobody asked for them.
+
+    `is_compared` tells whether there is a result before; without `before`, it has no users to compare.
+    """
+    missing = [Remark("no_share", {}, "computed")] if is_compared and before is None else []
     if machine is None and before is None:
-        return []
+        return missing
     cost: Cost | None = None if users is None else cost_of(users, machine, before)
     if cost is None:
         return [Remark("no_users", {}, "computed")]
-    remarks = []
+    remarks = missing
     if cost.monthly is not None:
         remarks.append(Remark("cost_month", {"monthly": cost.monthly}, "computed"))
         remarks.append(Remark("cost_user", {"per_user": cost.per_user, "users": cost.users}, "computed"))

@@ -70,6 +70,7 @@ TEXTS = {
     "cost_user": "{per_user:,.0f} a month for each of {users} users at once",
     "cost_share": "{share:.0f} % of the cost per user before, with {before} users at once then and {users} now on "
     "the same machine",
+    "no_share": "No comparison with the result before: no criterion of gateway bench users has a number in both.",
     "no_users": "No cost per user: the result does not say how many users are served; pass --users, or a result "
     "of gateway bench users.",
 }

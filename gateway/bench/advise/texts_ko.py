@@ -67,6 +67,8 @@ TEXTS = {
     "cost_month": "비용: 월 {monthly:,.0f} (사용 연수로 나눈 구입가와 24시간 전력)",
     "cost_user": "동시 사용자 {users}명 기준 1명당 월 {per_user:,.0f}",
     "cost_share": "같은 장비에서 동시 사용자 {before}명 → {users}명: 사용자당 비용은 이전의 {share:.0f} %",
+    "no_share": "이전 결과와 비교할 수 없음: gateway bench users의 같은 기준으로 두 결과에 모두 나온 "
+    "사용자 수가 없습니다.",
     "no_users": "사용자당 비용을 계산할 수 없음: 결과에 사용자 수가 없습니다. --users나 gateway bench users의 "
     "결과를 주세요.",
 }

@@ -120,6 +120,16 @@ def request_rows(run: RunResult) -> tuple[tuple[Cell, ...], ...]:
     )
 
 
+def is_whole(run: RunResult) -> bool:
+    """Return whether every request of the run was answered."""
+    return not run.errors and not run.interrupted
+
+
+def total_cell(run: RunResult) -> Cell:
+    """Return the time of all requests together, marked where some were not answered."""
+    return Cell(run.duration, note="" if is_whole(run) else "until_last_failure")
+
+
 def failures_cell(run: RunResult) -> Cell:
     """Return the number of failures with their kinds, such as `3 (timeout)`; 0 if there were none."""
     failed = len(run.ended) - len(run.good)

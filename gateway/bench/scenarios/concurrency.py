@@ -11,10 +11,12 @@ from gateway.bench.scenarios.base import (
     assemble,
     at_once,
     failures_cell,
+    is_whole,
     ratio,
     request_rows,
     table,
     time_of,
+    total_cell,
     verdict_of,
     warm_up,
 )
@@ -73,8 +75,7 @@ def _seconds(run: RunResult) -> float | None:
 
 def _speedup(alone: float | None, run: RunResult) -> float | None:
     """Return how much faster the requests were together than one after the other; None if not all were answered."""
-    is_whole = not run.errors and not run.interrupted
-    return ratio(None if alone is None else alone * len(run.good), run.duration) if is_whole else None
+    return ratio(None if alone is None else alone * len(run.good), run.duration) if is_whole(run) else None
 
 
 def _totals(runs: list[RunResult], alone: float | None) -> Table:
@@ -95,7 +96,7 @@ def _totals(runs: list[RunResult], alone: float | None) -> Table:
         rows.append(
             (
                 Cell(int(run.label)),
-                Cell(run.duration),
+                total_cell(run),
                 Cell(min(times, default=None)),
                 Cell(max(times, default=None)),
                 Cell(in_turn, "computed"),

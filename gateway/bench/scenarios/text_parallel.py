@@ -10,9 +10,11 @@ from gateway.bench.scenarios.base import (
     at_once,
     failures_cell,
     in_turn,
+    is_whole,
     ratio,
     request_rows,
     table,
+    total_cell,
     verdict_of,
     warm_up,
 )
@@ -45,8 +47,7 @@ def compared(
 ) -> ScenarioResult:
     """Return the result of a run in turn and one at once."""
     alone, last = runs[0], runs[-1]
-    is_whole = not any(run.errors or run.interrupted for run in runs) and len(runs) == 2
-    speedup = ratio(alone.duration, last.duration) if is_whole else None
+    speedup = ratio(alone.duration, last.duration) if len(runs) == 2 and all(map(is_whole, runs)) else None
     columns = (
         Column("mode", "key"),
         Column("total", "s", lower_is_better=True),
@@ -57,9 +58,9 @@ def compared(
     rows = [
         (
             Cell(run.label),
-            Cell(run.duration),
-            Cell(ratio(run.duration, len(run.good))),
-            Cell(1.0 if run is alone else speedup),
+            total_cell(run),
+            Cell(ratio(run.duration, len(run.good)) if is_whole(run) else None),
+            Cell(speedup if run is not alone else 1.0 if is_whole(run) else None),
             failures_cell(run),
         )
         for run in runs

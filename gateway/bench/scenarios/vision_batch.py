@@ -14,8 +14,10 @@ from gateway.bench.scenarios.base import (
     failures_cell,
     forecast_cells,
     forecast_column,
+    is_whole,
     ratio,
     table,
+    total_cell,
     verdict_of,
     warm_up,
 )
@@ -76,7 +78,7 @@ def _request(prompts: Prompts, options: BenchOptions, file: BenchImage) -> Bench
 
 def _base(runs: list[RunResult]) -> float | None:
     """Return the seconds of a file in the smallest level without a failure."""
-    whole = [run for run in runs if not run.errors and not run.interrupted]
+    whole = [run for run in runs if is_whole(run)]
     return min(whole, key=lambda run: run.num_prompts).duration / _least(whole) if whole else None
 
 
@@ -86,7 +88,7 @@ def _least(runs: list[RunResult]) -> int:
 
 def _speedup(base: float | None, run: RunResult) -> float | None:
     """Return how much faster a file was than alone; None if any file failed."""
-    return None if run.errors or run.interrupted else ratio(base, ratio(run.duration, run.num_prompts))
+    return ratio(base, ratio(run.duration, run.num_prompts)) if is_whole(run) else None
 
 
 def _table(options: BenchOptions, runs: list[RunResult], base: float | None) -> Table:
@@ -101,17 +103,16 @@ def _table(options: BenchOptions, runs: list[RunResult], base: float | None) -> 
     )
     rows = []
     for run in runs:
-        is_whole = not run.errors and not run.interrupted
         in_turn = None if base is None else base * run.num_prompts
         rows.append(
             (
                 Cell(run.num_prompts),
-                Cell(run.duration, note="" if is_whole else "until_last_failure"),
-                Cell(ratio(run.duration, run.num_prompts) if is_whole else None),
+                total_cell(run),
+                Cell(ratio(run.duration, run.num_prompts) if is_whole(run) else None),
                 Cell(_speedup(base, run)),
                 failures_cell(run),
                 Cell(in_turn, "computed"),
-                Cell(run.duration - in_turn if is_whole and in_turn is not None else None, "computed"),
+                Cell(run.duration - in_turn if is_whole(run) and in_turn is not None else None, "computed"),
                 *forecast_cells(options, run.label),
             )
         )

@@ -122,6 +122,7 @@ TEXTS = {
     "any_key_taken": "a wrong key was taken",
     "context_unknown": "the server does not tell the model's context",
     "context_too_long": "a context of {tokens} tokens is too long to exceed it with a request of ordinary size",
+    "context_longer": "the model took all {seen} tokens: its context is longer than the {tokens} that are listed",
     "prompt_cut": "{words} words were accepted with a context of {limit} tokens ({seen} seen): the prompt was cut "
     "without a word",
     "context": "context of {tokens} tokens",

@@ -121,6 +121,7 @@ TEXTS = {
     "any_key_taken": "잘못된 키가 허용됨",
     "context_unknown": "서버가 컨텍스트 길이를 알려 주지 않음",
     "context_too_long": "컨텍스트가 {tokens} 토큰이라 보통 크기의 요청으로는 넘길 수 없음",
+    "context_longer": "{seen} 토큰을 모두 처리함: 모델의 컨텍스트가 표시된 {tokens} 토큰보다 큼",
     "prompt_cut": "컨텍스트 {limit} 토큰에 {words}단어를 받아들임 ({seen} 처리): 프롬프트를 말없이 자름",
     "context": "컨텍스트 {tokens} 토큰",
     "parameter_not_named": "param에도 message에도 {parameter}가 없음: {message}",

@@ -19,7 +19,7 @@ from gateway.bench.advise.cost import HOURS_PER_MONTH, Machine, cost_of
 from gateway.bench.advise.exposition import Exposition, Observations
 from gateway.bench.advise.levels import is_saturated, knee, levels_of
 from gateway.bench.advise.loads import loads
-from gateway.bench.advise.sources import InvalidSource, cost_remarks, kind_of, result_of, users_of
+from gateway.bench.advise.sources import InvalidSource, cost_remarks, kind_of, result_of, users_of, users_of_both
 from gateway.bench.advise.target import Target
 from gateway.bench.result_json import to_json
 from gateway.telemetry.metrics import Metrics
@@ -119,6 +119,20 @@ def test_a_result_is_read_from_a_file_or_its_folder(tmp_path: Path) -> None:
         found = result_of(path)
         assert [level.at_once for level in levels_of(found, ())] == [1, 2, 4, 8]
         assert users_of(found) == 8
+
+
+def test_two_results_are_compared_by_a_criterion_that_both_found() -> None:
+    """Ten users in real time and five within the wait are two things."""
+    after, before = result(users_realtime=10, users_within_wait=40), result(users_realtime=0, users_within_wait=5)
+    assert users_of_both(after, before) == (40, 5)
+    assert users_of_both(after, result(users_realtime=2, users_within_wait=4)) == (10, 2)
+    assert users_of_both(after, result()) == (10, None)
+
+
+def test_a_result_before_without_users_is_said() -> None:
+    keys = [remark.key for remark in cost_remarks(10, Machine(1, 1, 0, 0), None, is_compared=True)]
+    assert keys == ["no_share", "cost_month", "cost_user"]
+    assert [remark.key for remark in cost_remarks(10, None, None, is_compared=True)] == ["no_share"]
 
 
 def test_what_is_not_a_result_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.bench.formatting import verdict_text
 from gateway.bench.recording import Recording
 from gateway.bench.results import RequestRecord, ScenarioResult
 from gateway.bench.scenarios import SCENARIOS
@@ -66,6 +67,7 @@ async def test_more_failures_than_recorded_are_not_carried() -> None:
 
     result, _ = await replay(client=FakeClient(4, fails=fails), speed=4.0)
     assert result.verdicts[0].key == "replay_failed"
+    assert "95 %" not in verdict_text(result.verdicts[0], "en")[0]
     assert "http_503 queue_full" in str(rows(result)["failures"][1])
 
 

@@ -242,6 +242,18 @@ def test_two_windows_show_no_drift() -> None:
     assert drift_of(windows(whole, 5.0)) is None
 
 
+@pytest.mark.parametrize("scenario", ["text-parallel", "concurrency"])
+async def test_the_time_of_requests_that_failed_is_marked(scenario: str) -> None:
+    client = FakeClient(places=9, fails=lambda request, running: "http_500" if running == 3 else "")
+    result = await result_of(scenario, client, num_prompts=3, output_len=4)
+    *_, together = result.tables[0].rows
+    by_key = {column.key: cell for column, cell in zip(result.tables[0].columns, together, strict=True)}
+    assert by_key["total"].note == "until_last_failure"
+    assert by_key["speedup"].value is None
+    if scenario == "text-parallel":
+        assert by_key["mean_per_request"].value is None
+
+
 # interruption
 
 

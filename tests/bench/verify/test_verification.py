@@ -12,6 +12,7 @@ Covers: gateway/bench/verify/stream_checks.py
 Covers: gateway/bench/verify/tool_checks.py
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +25,9 @@ from gateway.bench.verify.outcome import Outcome, Reason
 from gateway.bench.verify.server_checks import REACH
 from gateway.bench.verify.target import Event, Reply, Stream, Target
 from gateway.bench.verify.verification import CHECKS, PreflightRefused, verify
-from tests.bench.verify.changes import error, streamed
+from tests.bench.verify.changes import error, on, streamed
 from tests.bench.verify.faults import EMBEDDING_FAULTS, FAULTS, Fault
-from tests.bench.verify.wrong_server import Body, Wrong, outcome, target
+from tests.bench.verify.wrong_server import Answer, Body, Wrong, outcome, target
 from tests.fakes.running_gateway import running
 from tests.fakes.stand_ins import stand_in
 
@@ -63,6 +64,19 @@ async def test_wrong_embeddings_fail_their_check(fault: Fault) -> None:
         checked = {check.name: await outcome(server, check, reaches=False) for check in EMBEDDING_CHECKS}
     found = checked[fault.check]
     assert (found.status, found.reason and found.reason.key) == ("failed", fault.reason), found
+
+
+async def test_a_prompt_that_was_taken_whole_was_not_cut() -> None:
+    """A gateway lists the shortest context of a tier's backends, and the active one may have a longer one."""
+
+    def shorter(answer: Answer) -> None:
+        listed = json.loads(answer.body)
+        listed["data"][0]["max_model_len"] = 256
+        answer.say(200, listed)
+
+    async with target(on("/v1/models", shorter), simulate.Options("vllm", (MODEL,))) as server:
+        found = await outcome(server, BY_NAME["too_long"])
+    assert (found.status, found.reason and found.reason.key) == ("skipped", "context_longer"), found
 
 
 def test_every_check_has_a_server_that_fails_it() -> None:
