@@ -4,6 +4,7 @@ It also tests `fuzz_answers.py`, `fuzz_images.py`, `fuzz_requests.py` and `fuzz_
 """
 
 import gc
+import itertools
 import random
 import sys
 import time
@@ -61,6 +62,8 @@ def test_short_run_names_every_target(
 def test_slowest_input_is_kept_and_fails_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "process_time", lambda: now[0])
+    inputs = itertools.count()  # a search of 0.2 s tries 2000, however slow the machine is
+    monkeypatch.setattr(time, "monotonic", lambda: next(inputs) / 10_000)
 
     def run(size: int) -> Iterator[None]:
         for seconds in (size / 1000, 0.01):

@@ -70,6 +70,7 @@ def test_capabilities_are_fine_and_a_missing_one_breaks(gateway: Gateway, tmp_pa
     assert {text[what] for what in ("serves", "streaming", "usage", "tools", "parameters")} == {"fine"}, body
 
 
+@pytest.mark.timeout(180)  # three commands
 def test_switch_of_a_breaking_tier_is_refused_and_of_another_succeeds(gateway: Gateway, tmp_path: Path) -> None:
     refused = gateway.command(tmp_path, "switch", "vllm")
     assert (refused.returncode, refused.stdout) == (1, "")

@@ -60,19 +60,30 @@ class Prometheus:
         return answer["data"]
 
     async def query(self, expression: str, *labels: str) -> Samples:
-        """Return the present value of each series of `expression`, by its values of `labels`."""
+        """Return the present value of each series of `expression`, by its values of `labels`.
+
+        A series has none while the last scrape of its target failed, for example because the target was
+        late by `scrape_timeout`: a test should use `until`.
+        """
         result = (await self.get("query", query=expression))["result"]
         return {tuple(one["metric"].get(label, "") for label in labels): float(one["value"][1]) for one in result}
 
     async def until(self, expression: str, expected: Mapping[tuple[str, ...], float], *labels: str) -> None:
         """Wait until the series of `expression` have the `expected` values."""
+        await self.until_holds(expression, lambda found: found == expected, *labels, what=f"{dict(expected)}")
+
+    async def until_holds(
+        self, expression: str, holds: Callable[[Samples], bool], *labels: str, what: str = "others"
+    ) -> Samples:
+        """Wait until `holds` is true for the series of `expression`, and return them."""
         found: Samples = {}
         try:
             async with asyncio.timeout(STARTUP_PATIENCE):
-                while (found := await self.query(expression, *labels)) != expected:
+                while not holds(found := await self.query(expression, *labels)):
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            raise AssertionError(f"{expression}: {found} instead of {dict(expected)}") from None
+            raise AssertionError(f"{expression}: {found} instead of {what}") from None
+        return found
 
 
 def configuration(targets: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from gateway import config
+from gateway.replicas import link
 from gateway.replicas.link import RedisLink, key
 from gateway.rollout import sharing
 from gateway.sharing.redis_sharing import RedisSharing
@@ -130,6 +131,13 @@ class Cluster:
 
 
 @pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each replica wait for Redis: a busy machine must not look like a Redis that hangs."""
+    for module, name in ((sharing, "SHARE_SECONDS"), (sharing, "START_SECONDS"), (link, "CALL_SECONDS")):
+        monkeypatch.setattr(module, name, PATIENCE)
+
+
+@pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
     async with AsyncExitStack() as stack:
         server = stack.enter_context(redis_server())
@@ -145,6 +153,7 @@ async def three(cluster: Cluster) -> Cluster:
     return cluster
 
 
+@pytest.mark.usefixtures("patient")
 async def test_change_on_any_replica_reaches_all(
     three: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +175,7 @@ async def test_change_on_any_replica_reaches_all(
     assert [change["replica"] for change in histories[0][:3]] == [three.replicas[at % 3].name for at in (19, 18, 17)]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_canary_rollback_and_undo_reach_all(three: Cluster) -> None:
     a, b, c = three.replicas
     await a.order("PUT", "/ops/rollout", {"canary": {"backend": "vllm", "percent": 25}})
@@ -176,6 +186,7 @@ async def test_canary_rollback_and_undo_reach_all(three: Cluster) -> None:
     await until(lambda: three.are_all_on("ollama with 25 % on vllm"), PATIENCE)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_queued_requests_migrate_on_every_replica(three: Cluster) -> None:
     three.ollama.mode = "silent"
     async with AsyncExitStack() as stack:
@@ -258,6 +269,7 @@ async def test_redis_stopped_and_back_empty_is_filled_by_the_replicas(three: Clu
     assert str(newcomer.gateway.gateway.rollout) == str(a.gateway.gateway.rollout)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_flushall_and_garbage_do_not_move_anything(three: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharing, "POLL_SECONDS", 0.05)
     a, b, _ = three.replicas
@@ -286,6 +298,7 @@ return type(found) == 'string' and string.find(found, '"llm_gateway_rollout":1',
 """Script that returns a number if the key has a document, else nothing."""
 
 
+@pytest.mark.usefixtures("patient")
 async def test_only_one_guards_rollback_is_in_the_history(cluster: Cluster) -> None:
     guard = {"min_samples": 5, "rules": ["errors"], "grace": 0}
     for _ in range(3):
@@ -304,6 +317,7 @@ async def test_only_one_guards_rollback_is_in_the_history(cluster: Cluster) -> N
         assert [change["cause"] for change in await replica.history()] == ["guard", "operator"]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_variable_yields_to_the_others_at_a_start(cluster: Cluster, tmp_path: Path) -> None:
     a = await cluster.start(state_file=str(tmp_path / "a.json"))
     await a.switch("vllm")

@@ -148,7 +148,7 @@ async def test_only_the_named_groups_run() -> None:
 
 @pytest.mark.parametrize(("seats", "verdict"), [(1, "serial"), (256, "batched"), (2, "limited")])
 async def test_the_verdict_tells_serial_from_batched(seats: int, verdict: str) -> None:
-    slow = simulate.Options("vllm", (MODEL,), tokens_per_second=60, max_num_seqs=seats, answer_tokens=20)
+    slow = simulate.Options("vllm", (MODEL,), tokens_per_second=15, max_num_seqs=seats, answer_tokens=20)
     async with target(Wrong(), slow) as server:
         server.users = 4
         found = await outcome(server, BY_NAME["answers_at_once"])
