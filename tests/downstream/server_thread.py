@@ -14,7 +14,7 @@ import uvicorn
 
 from gateway.downstream import protocol
 from gateway.downstream.connection_limit import ConnectionLimit
-from gateway.downstream.cycle import RequestResponseCycle
+from gateway.downstream.cycle import HANDLER, RequestResponseCycle
 from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
 
@@ -74,12 +74,18 @@ class ScriptedApp:
         self.clients.append(client)
         if b"x-noted" in client.fields:
             client.notes["seen"] = True
+        if b"x-handled" in client.fields:
+            client.notes[HANDLER] = self.handle
         path = scope["path"]
         client.on_leave = lambda: self.disconnected.append(path)
         try:
             await getattr(self, path.strip("/").split("/")[0] or "hello", self.hello)(receive, send, client)
         finally:
             self.ended.append(path)
+
+    async def handle(self, client: RequestResponseCycle) -> None:
+        self.clients.append(client)
+        client.answer(200, b"handled: yes\r\n", client.whole_body() or b"")
 
     async def body(self, receive: Any) -> bytes:
         pieces = []
