@@ -183,9 +183,12 @@ def _too_large(max_text_body: int) -> RequestTooLarge:
 # Answers
 
 
+_USAGE = b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}'
+
+
 def usage_json(usage: Usage) -> bytes:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
-    return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % (prompt, completion, prompt + completion)
+    return _USAGE % (prompt, completion, prompt + completion)
 
 
 def _reasoning_json(reasoning: str, field: ReasoningField) -> bytes:
@@ -314,7 +317,14 @@ class StreamRenderer:
         return b"data: %b\n\n" % error.envelope()
 
 
-_COMPLETION = b'{"id":"chatcmpl-%b","object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b}'
+_COMPLETION = b'{"id":"chatcmpl-%%b","object":"chat.completion","created":%%d,"model":%%b,"choices":[%b],"usage":%b}'
+_CHOICE = (
+    b'{"index":%b,"message":{"role":"assistant","content":%%b,"refusal":null%b},"logprobs":%b,"finish_reason":"%%b"}'
+)
+_ANY_COMPLETION = _COMPLETION % (b"%b", b"%b")
+_ANY_CHOICE = _CHOICE % (b"%d", b"%b", b"%b")
+_TEXT_COMPLETION = _COMPLETION % (_CHOICE % (b"0", b"", b"null"), _USAGE)
+"""An answer that is one text, as almost all are, in one step."""
 
 
 class CompletionForm(Struct, OpenAiErrors, LongChoices, frozen=True, gc=False):
@@ -333,9 +343,23 @@ class CompletionForm(Struct, OpenAiErrors, LongChoices, frozen=True, gc=False):
         return StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage, self.reasoning_field)
 
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
-        choice = _choice_json(0, answer, self.reasoning_field)
-        usage = b"null" if answer.usage is None else usage_json(answer.usage)
-        return _COMPLETION % (id.encode(), created, json_value(self.model), choice, usage)
+        usage = answer.usage
+        if usage is None or answer.reasoning or answer.calls or answer.logprobs is not None:
+            choice = _choice_json(0, answer, self.reasoning_field)
+            counts = b"null" if usage is None else usage_json(usage)
+            return _ANY_COMPLETION % (id.encode(), created, json_value(self.model), choice, counts)
+        prompt, completion = usage.prompt_tokens, usage.completion_tokens
+        json = _TEXT_COMPLETION % (
+            id.encode(),
+            created,
+            _encode_plain(self.model),
+            _encode_plain(answer.content),
+            answer.finish.encode(),
+            prompt,
+            completion,
+            prompt + completion,
+        )
+        return json if json.isascii() else escaped(json)
 
     def choice(self, index: int) -> "ChoiceForm":
         return ChoiceForm(self, index)
@@ -347,7 +371,7 @@ class CompletionForm(Struct, OpenAiErrors, LongChoices, frozen=True, gc=False):
             if answer is not None
         ]
         counts = b"null" if usage is None else usage_json(usage)
-        return _COMPLETION % (id.encode(), created, json_value(self.model), b",".join(choices), counts)
+        return _ANY_COMPLETION % (id.encode(), created, json_value(self.model), b",".join(choices), counts)
 
     def choices_end(self, id: str, created: int, usage: Usage | None) -> bytes:
         renderer = StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage)
@@ -364,16 +388,8 @@ def _choice_json(index: int, answer: Answer, reasoning_field: ReasoningField) ->
         rest = b"," + _reasoning_json(answer.reasoning, reasoning_field)
     if answer.calls:
         rest += b',"tool_calls":[%b]' % b",".join([_call_json(call, b"") for call in answer.calls])
-    return (
-        b'{"index":%d,"message":{"role":"assistant","content":%b,"refusal":null%b},"logprobs":%b,"finish_reason":"%b"}'
-        % (
-            index,
-            content,
-            rest,
-            b"null" if answer.logprobs is None else _logprobs_json(answer.logprobs),
-            answer.finish.encode(),
-        )
-    )
+    logprobs = b"null" if answer.logprobs is None else _logprobs_json(answer.logprobs)
+    return _ANY_CHOICE % (index, content, rest, logprobs, answer.finish.encode())
 
 
 class ChoiceForm(KeptChoice):
@@ -438,7 +454,10 @@ class OpenAiChat:
             chat = decode(body, max_text_body)
         else:
             fields = _load(body)
-            chat = decode(body, max_text_body)
+            try:  # inlined `decode`
+                chat = _decoder.decode(body)
+            except _JSON_ERRORS:
+                chat = _decode_odd(body)
             if RARE_FIELDS.isdisjoint(fields):
                 chat.__dict__["is_plain"] = True  # here it is known without a look at each of the fields
         form = CompletionForm(chat.model, chat.stream is True, chat.stream_options is not None and chat.wants_usage)
