@@ -13,7 +13,15 @@ from msgspec import Meta, Raw, Struct, structs
 
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, ReasoningField, Usage
 from gateway.chat.checks import check
-from gateway.chat.request import MAX_BIASES, MAX_MESSAGES, MAX_TOOLS, RARE_FIELDS, Chat
+from gateway.chat.request import (
+    MAX_BIASES,
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    RARE_FIELDS,
+    Chat,
+    Message,
+    StreamOptions,
+)
 from gateway.dialects.choices import KeptChoice
 from gateway.dialects.dialect import ChatCall, ChatForm, Clock, ErrorForm, OpenAiErrors
 from gateway.dialects.json_body import (
@@ -37,6 +45,9 @@ _encode_plain = msgspec.json.encode
 _decoder = msgspec.json.Decoder(Chat)
 
 _JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_MANY_BYTES = 2048
+"""Size from which a body is decoded in one pass, if it can be. A second pass over a shorter one costs less
+than to find out."""
 _MAX_DECODED = 1024 * 1024
 _MAX_SEARCHED = 8 * 1024 * 1024
 _MAX_MEMBERS = 400_000
@@ -52,6 +63,37 @@ class _Lengths(Struct):
 
 
 _lengths = msgspec.json.Decoder(_Lengths)
+
+
+# msgspec skips what it does not know without checking it. These types have nothing to skip.
+
+
+class _KnownMessage(Message, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class _KnownStreamOptions(StreamOptions, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class _KnownChat(Chat, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request with nothing but known fields, at least outside its rare ones and the parts of messages.
+
+    Beside those of a `Chat` they are fields of OpenAI's API that do not concern an engine.
+    """
+
+    messages: Annotated[list[_KnownMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]  # type: ignore[assignment]  # frozen
+    stream_options: _KnownStreamOptions | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    store: bool | None = None
+    metadata: dict[str, str] | None = None
+    service_tier: str | None = None
+    verbosity: str | None = None
+
+
+_known_decoder = msgspec.json.Decoder(_KnownChat)
 
 
 def parse(body: bytes, max_text_body: int) -> Chat:
@@ -144,6 +186,29 @@ def decode(body: bytes, max_text_body: int) -> Chat:
     except _JSON_ERRORS:
         chat = _decode_odd(body)
     return chat if len(body) <= max_text_body else _with_text_limit(chat, max_text_body)
+
+
+def _decode_checked(body: bytes) -> Chat:
+    """Do what `check_text` and `decode` do."""
+    fields = _load(body)
+    try:
+        chat = _decoder.decode(body)
+    except _JSON_ERRORS:
+        chat = _decode_odd(body)
+    if RARE_FIELDS.isdisjoint(fields):
+        chat.__dict__["is_plain"] = True  # here it is known without a look at each of the fields
+    return chat
+
+
+def _decode_known(body: bytes) -> Chat:
+    """Do the same in one pass, if the body has nothing but known and common fields."""
+    try:
+        chat = _known_decoder.decode(body)
+    except _JSON_ERRORS:
+        return _decode_checked(body)
+    if not (chat.is_plain and chat.has_plain_messages):
+        _load(body)  # msgspec may have skipped fields inside others
+    return chat
 
 
 def _decode_odd(body: bytes) -> Chat:
@@ -453,13 +518,7 @@ class OpenAiChat:
             text_size = check_text(body, max_text_body)
             chat = decode(body, max_text_body)
         else:
-            fields = _load(body)
-            try:  # inlined `decode`
-                chat = _decoder.decode(body)
-            except _JSON_ERRORS:
-                chat = _decode_odd(body)
-            if RARE_FIELDS.isdisjoint(fields):
-                chat.__dict__["is_plain"] = True  # here it is known without a look at each of the fields
+            chat = _decode_known(body) if text_size > _MANY_BYTES else _decode_checked(body)
         form = CompletionForm(chat.model, chat.stream is True, chat.stream_options is not None and chat.wants_usage)
         return ChatCall(chat, form), text_size
 
