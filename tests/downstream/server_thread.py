@@ -69,9 +69,9 @@ class ScriptedApp:
                 self.lifespan.append(f"{step} with {len(self.scopes) - len(self.ended)} running")
                 await send({"type": f"lifespan.{step}.complete"})
             return
-        self.scopes.append(scope)
         client = scope["extensions"]["gateway.client"]
         self.clients.append(client)
+        self.scopes.append(scope)  # last: tests wait for it, and look at the client then
         if b"x-noted" in client.fields:
             client.notes["seen"] = True
         if b"x-handled" in client.fields:
