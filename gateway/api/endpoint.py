@@ -3,6 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import Struct
@@ -59,6 +60,12 @@ class Dialect(Protocol):
     endpoint: str
     errors: ErrorForm
     needs_media_type: bool
+
+
+class RequestingClient(ClientConnection, Protocol):
+    """The client's side of an exchange whose request may not have arrived completely."""
+
+    async def receive(self) -> Mapping[str, Any]: ...
 
 
 RunningRelay = Callable[[HeldBody], Awaitable[None]]
@@ -118,8 +125,11 @@ class Endpoint(ABC, Generic[ParsedBody]):
         self.is_stopping = False
         """True while the gateway shuts down: new requests are refused."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client: ClientConnection = scope["extensions"]["gateway.client"]
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Return what serves the request."""
+        return self._serve(scope, scope["extensions"]["gateway.client"])
+
+    async def _serve(self, scope: Scope, client: RequestingClient) -> None:
         fields = client.fields
         arrived = time.perf_counter()
         request_id = request_id_of(fields)
@@ -139,7 +149,7 @@ class Endpoint(ABC, Generic[ParsedBody]):
                     hold = await self._begin(account, fields)
                 body = client.whole_body()
                 if body is None:
-                    body = await self._read(fields, receive, held)
+                    body = await self._read(fields, client.receive, held)
                 elif len(body) > self._context.settings.max_body:
                     raise self._too_large()
                 head = RequestContext(request_id, caller.key_id, len(body), terms, fields, held, hold)
@@ -210,12 +220,16 @@ class Endpoint(ABC, Generic[ParsedBody]):
         """
 
     def _identify(self, scope: Scope, client: ClientConnection, fields: Fields) -> Caller:
-        """Check the head and return the caller, once for all requests of a connection with this head."""
+        """Check the head and return the caller, once for all requests of a connection with this head.
+
+        The HTTP server gives the others to the `handler` in the notes, without an ASGI scope.
+        """
         self._hosts.check(fields)
         reject_loop(fields, self._context.gateway_id)
         if scope["method"] != "POST":
             raise MethodNotAllowed("POST")
         caller = client.notes[self._keys.note] = self._keys.identify(scope["headers"], fields, scope["server"])
+        client.notes["handler"] = partial(self._serve, {**scope, "extensions": {}})
         return caller
 
     def _terms(self, client: ClientConnection, fields: Fields) -> HeaderTerms:

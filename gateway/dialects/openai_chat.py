@@ -13,7 +13,15 @@ from msgspec import Meta, Raw, Struct, structs
 
 from gateway.chat.answer import Answer, CallDelta, ChosenLogprob, Delta, ReasoningField, Usage
 from gateway.chat.checks import check
-from gateway.chat.request import MAX_BIASES, MAX_MESSAGES, MAX_TOOLS, RARE_FIELDS, Chat
+from gateway.chat.request import (
+    MAX_BIASES,
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    RARE_FIELDS,
+    Chat,
+    Message,
+    StreamOptions,
+)
 from gateway.dialects.choices import KeptChoice
 from gateway.dialects.dialect import ChatCall, ChatForm, Clock, ErrorForm, OpenAiErrors
 from gateway.dialects.json_body import (
@@ -37,6 +45,9 @@ _encode_plain = msgspec.json.encode
 _decoder = msgspec.json.Decoder(Chat)
 
 _JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_MANY_BYTES = 2048
+"""Size from which a body is decoded in one pass, if it can be. A second pass over a shorter one costs less
+than to find out."""
 _MAX_DECODED = 1024 * 1024
 _MAX_SEARCHED = 8 * 1024 * 1024
 _MAX_MEMBERS = 400_000
@@ -52,6 +63,37 @@ class _Lengths(Struct):
 
 
 _lengths = msgspec.json.Decoder(_Lengths)
+
+
+# msgspec skips what it does not know without checking it. These types have nothing to skip.
+
+
+class _KnownMessage(Message, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class _KnownStreamOptions(StreamOptions, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class _KnownChat(Chat, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request with nothing but known fields, at least outside its rare ones and the parts of messages.
+
+    Beside those of a `Chat` they are fields of OpenAI's API that do not concern an engine.
+    """
+
+    messages: Annotated[list[_KnownMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]  # type: ignore[assignment]  # frozen
+    stream_options: _KnownStreamOptions | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    store: bool | None = None
+    metadata: dict[str, str] | None = None
+    service_tier: str | None = None
+    verbosity: str | None = None
+
+
+_known_decoder = msgspec.json.Decoder(_KnownChat)
 
 
 def parse(body: bytes, max_text_body: int) -> Chat:
@@ -146,6 +188,29 @@ def decode(body: bytes, max_text_body: int) -> Chat:
     return chat if len(body) <= max_text_body else _with_text_limit(chat, max_text_body)
 
 
+def _decode_checked(body: bytes) -> Chat:
+    """Do what `check_text` and `decode` do."""
+    fields = _load(body)
+    try:
+        chat = _decoder.decode(body)
+    except _JSON_ERRORS:
+        chat = _decode_odd(body)
+    if RARE_FIELDS.isdisjoint(fields):
+        chat.__dict__["is_plain"] = True  # here it is known without a look at each of the fields
+    return chat
+
+
+def _decode_known(body: bytes) -> Chat:
+    """Do the same in one pass, if the body has nothing but known and common fields."""
+    try:
+        chat = _known_decoder.decode(body)
+    except _JSON_ERRORS:
+        return _decode_checked(body)
+    if not (chat.is_plain and chat.has_plain_messages):
+        _load(body)  # msgspec may have skipped fields inside others
+    return chat
+
+
 def _decode_odd(body: bytes) -> Chat:
     """Decode a body that `_decoder` refuses, if integers with a fraction are the only reason."""
     try:
@@ -183,9 +248,12 @@ def _too_large(max_text_body: int) -> RequestTooLarge:
 # Answers
 
 
+_USAGE = b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}'
+
+
 def usage_json(usage: Usage) -> bytes:
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
-    return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % (prompt, completion, prompt + completion)
+    return _USAGE % (prompt, completion, prompt + completion)
 
 
 def _reasoning_json(reasoning: str, field: ReasoningField) -> bytes:
@@ -314,7 +382,14 @@ class StreamRenderer:
         return b"data: %b\n\n" % error.envelope()
 
 
-_COMPLETION = b'{"id":"chatcmpl-%b","object":"chat.completion","created":%d,"model":%b,"choices":[%b],"usage":%b}'
+_COMPLETION = b'{"id":"chatcmpl-%%b","object":"chat.completion","created":%%d,"model":%%b,"choices":[%b],"usage":%b}'
+_CHOICE = (
+    b'{"index":%b,"message":{"role":"assistant","content":%%b,"refusal":null%b},"logprobs":%b,"finish_reason":"%%b"}'
+)
+_ANY_COMPLETION = _COMPLETION % (b"%b", b"%b")
+_ANY_CHOICE = _CHOICE % (b"%d", b"%b", b"%b")
+_TEXT_COMPLETION = _COMPLETION % (_CHOICE % (b"0", b"", b"null"), _USAGE)
+"""An answer that is one text, as almost all are, in one step."""
 
 
 class CompletionForm(Struct, OpenAiErrors, LongChoices, frozen=True, gc=False):
@@ -333,9 +408,23 @@ class CompletionForm(Struct, OpenAiErrors, LongChoices, frozen=True, gc=False):
         return StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage, self.reasoning_field)
 
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
-        choice = _choice_json(0, answer, self.reasoning_field)
-        usage = b"null" if answer.usage is None else usage_json(answer.usage)
-        return _COMPLETION % (id.encode(), created, json_value(self.model), choice, usage)
+        usage = answer.usage
+        if usage is None or answer.reasoning or answer.calls or answer.logprobs is not None:
+            choice = _choice_json(0, answer, self.reasoning_field)
+            counts = b"null" if usage is None else usage_json(usage)
+            return _ANY_COMPLETION % (id.encode(), created, json_value(self.model), choice, counts)
+        prompt, completion = usage.prompt_tokens, usage.completion_tokens
+        json = _TEXT_COMPLETION % (
+            id.encode(),
+            created,
+            _encode_plain(self.model),
+            _encode_plain(answer.content),
+            answer.finish.encode(),
+            prompt,
+            completion,
+            prompt + completion,
+        )
+        return json if json.isascii() else escaped(json)
 
     def choice(self, index: int) -> "ChoiceForm":
         return ChoiceForm(self, index)
@@ -347,7 +436,7 @@ class CompletionForm(Struct, OpenAiErrors, LongChoices, frozen=True, gc=False):
             if answer is not None
         ]
         counts = b"null" if usage is None else usage_json(usage)
-        return _COMPLETION % (id.encode(), created, json_value(self.model), b",".join(choices), counts)
+        return _ANY_COMPLETION % (id.encode(), created, json_value(self.model), b",".join(choices), counts)
 
     def choices_end(self, id: str, created: int, usage: Usage | None) -> bytes:
         renderer = StreamRenderer("chatcmpl-" + id, created, self.model, self.wants_usage)
@@ -364,16 +453,8 @@ def _choice_json(index: int, answer: Answer, reasoning_field: ReasoningField) ->
         rest = b"," + _reasoning_json(answer.reasoning, reasoning_field)
     if answer.calls:
         rest += b',"tool_calls":[%b]' % b",".join([_call_json(call, b"") for call in answer.calls])
-    return (
-        b'{"index":%d,"message":{"role":"assistant","content":%b,"refusal":null%b},"logprobs":%b,"finish_reason":"%b"}'
-        % (
-            index,
-            content,
-            rest,
-            b"null" if answer.logprobs is None else _logprobs_json(answer.logprobs),
-            answer.finish.encode(),
-        )
-    )
+    logprobs = b"null" if answer.logprobs is None else _logprobs_json(answer.logprobs)
+    return _ANY_CHOICE % (index, content, rest, logprobs, answer.finish.encode())
 
 
 class ChoiceForm(KeptChoice):
@@ -437,10 +518,7 @@ class OpenAiChat:
             text_size = check_text(body, max_text_body)
             chat = decode(body, max_text_body)
         else:
-            fields = _load(body)
-            chat = decode(body, max_text_body)
-            if RARE_FIELDS.isdisjoint(fields):
-                chat.__dict__["is_plain"] = True  # here it is known without a look at each of the fields
+            chat = _decode_known(body) if text_size > _MANY_BYTES else _decode_checked(body)
         form = CompletionForm(chat.model, chat.stream is True, chat.stream_options is not None and chat.wants_usage)
         return ChatCall(chat, form), text_size
 

@@ -16,7 +16,12 @@ from gateway.errors import INVALID_REQUEST, SERVER_ERROR, envelope
 Scope = dict[str, Any]
 AsgiMessage = MutableMapping[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
+Handler = Callable[["RequestResponseCycle"], Awaitable[None]]
+"""Answers one request, without an ASGI scope."""
 Hook = Callable[[], None]
+
+HANDLER = "handler"
+"""Name of the application's note with the `Handler` for the further requests with a head."""
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection"))
@@ -53,6 +58,8 @@ class RequestResponseCycle:
             `len(scope["headers"])` is larger then.
         notes: a dict for the application. It is empty, or as the application left it for an
             earlier request on this connection whose head differs at most in its content length.
+            A `Handler` that it leaves as `HANDLER` answers such requests in its place, once their
+            body is complete. Their `fields` have no content length.
         gone: True once the client has disconnected, or the server has refused the rest of its
             request. Writes do nothing from then on.
         on_leave: called once, synchronously, when `gone` becomes true before the response is
@@ -159,29 +166,27 @@ class RequestResponseCycle:
 
     # The application's task.
 
-    def start(self, loop: asyncio.AbstractEventLoop, app: App, scope: Scope, tasks: set[asyncio.Task[None]]) -> None:
-        """Run the application in a task, which stays in `tasks` while it runs."""
-        self._task = loop.create_task(self._run(app, scope, tasks))
+    def start(self, loop: asyncio.AbstractEventLoop, handler: Handler, tasks: set[asyncio.Task[None]]) -> None:
+        """Run the handler in a task, which stays in `tasks` while it runs."""
+        self._task = loop.create_task(self._run(handler, tasks))
         tasks.add(self._task)
 
-    def start_at_once(
-        self, loop: asyncio.AbstractEventLoop, app: App, scope: Scope, tasks: set[asyncio.Task[None]]
-    ) -> None:
-        """Do the same, and run the application up to its first wait, which saves a turn of the event loop.
+    def start_at_once(self, loop: asyncio.AbstractEventLoop, handler: Handler, tasks: set[asyncio.Task[None]]) -> None:
+        """Do the same, and run the handler up to its first wait, which saves a turn of the event loop.
 
         With Python 3.11, which cannot do that, it is `start`.
         """
         if sys.version_info < (3, 12):
-            self.start(loop, app, scope, tasks)
+            self.start(loop, handler, tasks)
             return
-        task = asyncio.Task(self._run(app, scope, tasks), loop=loop, eager_start=True)
+        task = asyncio.Task(self._run(handler, tasks), loop=loop, eager_start=True)
         if not task.done():
             self._task = task
             tasks.add(task)
 
-    async def _run(self, app: App, scope: Scope, tasks: set[asyncio.Task[None]]) -> None:
+    async def _run(self, handler: Handler, tasks: set[asyncio.Task[None]]) -> None:
         try:
-            await app(scope, self.receive, self.send)
+            await handler(self)
             if not (self.complete or self.gone):
                 _log.error("the application returned before it completed its response")
         except Exception:
@@ -412,6 +417,16 @@ class RequestResponseCycle:
         self.on_leave = self.on_pause = self.on_resume = None
         if self._event is not None:
             self._event.set()
+
+
+def asgi_handler(app: App, scope: Scope) -> Handler:
+    """Return the handler that calls an ASGI application. `scope` gets the cycle as an extension."""
+
+    def handle(cycle: RequestResponseCycle) -> Awaitable[None]:
+        scope["extensions"] = {"gateway.client": cycle}
+        return app(scope, cycle.receive, cycle.send)
+
+    return handle
 
 
 def error_answer(

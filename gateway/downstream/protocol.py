@@ -29,7 +29,7 @@ from uvicorn.server import ServerState
 
 from gateway.body_memory import BodyMemory, HeldBody
 from gateway.downstream.connection_limit import ConnectionLimit, TooManyConnections
-from gateway.downstream.cycle import RequestResponseCycle, Scope, error_answer
+from gateway.downstream.cycle import HANDLER, Handler, RequestResponseCycle, asgi_handler, error_answer
 from gateway.downstream.request_head import (
     CachedHead,
     HeadRefused,
@@ -112,7 +112,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser = HttpRequestParser(self)  # uvicorn's accepts data after `Connection: close`
         self._state = _HEAD
         self._cycle: RequestResponseCycle | None = None
-        self._scope: Scope | None = None
+        self._handler: Handler | None = None  # of the request whose head has just been parsed
         self._raw: bytes | bytearray = b""  # the part of the head that has arrived
         self._url = b""
         self._valid_host: bytes | None = None  # the last Host that passed the check
@@ -277,11 +277,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self._state == _HEAD:
             self._await_rest_of_head()
             return
-        if self._scope is not None:
+        if self._handler is not None:
             assert self._cycle is not None
-            scope, self._scope = self._scope, None
+            handler, self._handler = self._handler, None
             self._raw = b""
-            self._cycle.start(self.loop, self.app, scope, self.tasks)
+            self._cycle.start(self.loop, handler, self.tasks)
             if self._state == _BODY:
                 self._arm_body()
         if self._state == _RESPONSE:
@@ -294,8 +294,8 @@ class HttpProtocol(HttpToolsProtocol):
     def _serve_repeated_head(self, cached: CachedHead, data: bytes) -> bool:
         """Serve a request that repeats a head which llhttp has already checked.
 
-        The application is called once the body is complete. Return False if `data` is something
-        else, or if the body is large.
+        The handler that the application has left for this head, or else the application, is called
+        once the body is complete. Return False if `data` is something else, or if the body is large.
         """
         found = cached.length_and_rest(data)
         if found is None:
@@ -304,22 +304,18 @@ class HttpProtocol(HttpToolsProtocol):
         size = int(length)
         if size != len(body):
             return len(body) < size <= _HIGH_WATER and self._await_body(cached, data, size - len(body))
-        scope = cached.scope(length)
+        notes = cached.notes
+        handler: Handler | None = notes.get(HANDLER)
+        if handler is None:
+            handler, fields = asgi_handler(self.app, cached.scope(length)), cached.fields(length)
+        else:
+            fields = cached.other_fields
         cycle = self._cycle = RequestResponseCycle(
-            self,
-            self.transport,
-            cached.fields(length),
-            cached.notes,
-            False,
-            True,
-            not self._last_request,
-            self._write_paused,
-            body,
+            self, self.transport, fields, notes, False, True, not self._last_request, self._write_paused, body
         )
-        scope["extensions"] = {"gateway.client": cycle}
         self._state = _RESPONSE
         self._deadline = NEVER
-        cycle.start_at_once(self.loop, self.app, scope, self.tasks)
+        cycle.start_at_once(self.loop, handler, self.tasks)
         return True
 
     def _await_body(self, cached: CachedHead, data: bytes, missing: int) -> bool:
@@ -396,10 +392,10 @@ class HttpProtocol(HttpToolsProtocol):
         scope = {**self._connection_scope, **head.scope(self.root_path)}
         self._cached_head = cache_head(raw, head, scope) if keep_alive and method == b"POST" else None
         notes = {} if self._cached_head is None else self._cached_head.notes
-        cycle = self._cycle = RequestResponseCycle(
+        self._cycle = RequestResponseCycle(
             self, self.transport, head.fields, notes, method == b"HEAD", head.http11, keep_alive, self._write_paused
         )
-        self._scope = {**scope, "extensions": {"gateway.client": cycle}}
+        self._handler = asgi_handler(self.app, scope.copy())
         self._state = _BODY
 
     def _check_chunk_overhead(self) -> None:
@@ -464,7 +460,7 @@ class HttpProtocol(HttpToolsProtocol):
         The application has not been called, or learns that its client is gone.
         """
         cycle = self._cycle
-        self._scope = None
+        self._handler = None
         self._raw = b""
         self._release_buffered()
         if cycle is not None and cycle.started and not cycle.complete:

@@ -195,16 +195,16 @@ class CachedHead:
 
     Clients usually repeat a head, except for its content length. The scope is kept without what
     belongs to a single request. `notes` holds what the application has derived from the headers; it
-    must not depend on `Content-Length`.
+    must not depend on `Content-Length`. `other_fields` are all fields but that one.
     """
 
-    __slots__ = ("_after", "_before", "_fields", "_headers", "_length_index", "_scope", "notes")
+    __slots__ = ("_after", "_before", "_headers", "_length_index", "_scope", "notes", "other_fields")
 
     def __init__(self, before: bytes, after: bytes, head: RequestHead, scope: dict[str, Any]) -> None:
         self._before = before
         self._after = after
         self._headers = head.headers
-        self._fields = head.fields
+        self.other_fields = {name: value for name, value in head.fields.items() if name != b"content-length"}
         self._scope = scope
         self._length_index = [name for name, _ in head.headers].index(b"content-length")
         self.notes: dict[str, Any] = {}
@@ -225,7 +225,7 @@ class CachedHead:
         return length, data[end + len(after) :]
 
     def fields(self, length: bytes) -> dict[bytes, bytes]:
-        return {**self._fields, b"content-length": length}
+        return {**self.other_fields, b"content-length": length}
 
     def scope(self, length: bytes) -> dict[str, Any]:
         headers = self._headers.copy()

@@ -408,7 +408,8 @@ class Metrics:
             self._record_key(exchange)
         if exchange.backend == NONE:
             return
-        route = self.route(exchange.tier, exchange.backend, exchange.endpoint)
+        key = exchange.tier, exchange.backend, exchange.endpoint
+        route = self._routes.get(key) or self.route(*key)
         if exchange.outcome == "ok":
             route.ok += 1
         duration, queue_wait = exchange.duration, exchange.queue_wait

@@ -138,6 +138,8 @@ def check_headers(response: Connection, media_type: bytes = JSON, takes_plain: b
         UpstreamError: the answer has an unexpected content type or content encoding.
     """
     fields = response.fields
+    if fields.get(b"content-type") == media_type and b"content-encoding" not in fields:
+        return media_type != JSON
     encoding = fields.get(b"content-encoding")
     if encoding is not None and encoding.lower() != b"identity":
         raise UpstreamError("content_encoding", "The model backend returned an invalid response.")

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.chat.request import Chat
-from gateway.dialects.openai_chat import parse
+from gateway.dialects.openai_chat import OpenAiChat, parse
 from gateway.errors import GatewayError, InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 from tests.fakes.chats import MIB, USER, called, chat, named, request, schema_format, tool
 
@@ -205,6 +205,46 @@ def test_invalid_json_in_an_ignored_field_is_rejected(value: bytes) -> None:
 def test_invalid_json_after_a_large_image_is_rejected(value: bytes) -> None:
     body = request(messages=[WITH_IMAGE])[:-1] + b',"x":%b}' % value
     assert isinstance(rejected(body, max_text_body=len(body) - 1500), InvalidJson)
+
+
+LONG = {"role": "user", "content": "x" * 3000}
+"""A body with it is decoded in one pass, if it has nothing but known fields."""
+PLACES = [
+    b',"x":%b}',
+    b',"user":%b}',
+    b',"metadata":{"a":%b}}',
+    b',"stop":%b}',
+    b',"stream_options":{"include_usage":true,"x":%b}}',
+    b',"chat_template_kwargs":{"thinking":true,"x":%b}}',
+    b',"tools":[{"type":"function","function":{"name":"f"},"x":%b}]}',
+    b',"messages":[{"role":"user","content":"a","x":%b}]}',
+    b',"messages":[{"role":"user","content":[{"type":"text","text":"a","x":%b}]}]}',
+    b',"messages":[{"role":"assistant","tool_calls":[{"id":"1","function":{"name":"f","arguments":""},"x":%b}]}]}',
+]
+
+
+@pytest.mark.parametrize("value", BAD_JSON)
+@pytest.mark.parametrize("place", PLACES)
+def test_invalid_json_anywhere_in_a_long_body_is_rejected(place: bytes, value: bytes) -> None:
+    with pytest.raises(InvalidJson):
+        OpenAiChat().parse(request(messages=[LONG])[:-1] + place % value, MIB)
+
+
+@pytest.mark.parametrize("value", [b"1", b'"a"', b"null", b'{"y":[2.5]}', b"true", b"1e3", b'"\\u00e9"'])
+@pytest.mark.parametrize("place", PLACES)
+def test_long_body_is_read_like_a_short_one(place: bytes, value: bytes) -> None:
+    found: list[bytes | str] = []
+    for size in (1, 3000):
+        body = request(messages=[{"role": "user", "content": "x" * size}])[:-1] + place % value
+        try:
+            call, _ = OpenAiChat().parse(body, MIB)
+        except GatewayError as error:
+            found.append(str(error))
+        else:
+            read = {name: getattr(call.chat, name) for name in Chat.__struct_fields__}
+            found.append(msgspec.json.encode((read, call.chat.is_plain, call.chat.has_plain_messages)))
+    short, long = found
+    assert short == (long if isinstance(long, str) else long.replace(b"x" * 3000, b"x"))
 
 
 @pytest.mark.parametrize(

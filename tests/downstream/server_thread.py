@@ -14,7 +14,7 @@ import uvicorn
 
 from gateway.downstream import protocol
 from gateway.downstream.connection_limit import ConnectionLimit
-from gateway.downstream.cycle import RequestResponseCycle
+from gateway.downstream.cycle import HANDLER, RequestResponseCycle
 from gateway.downstream.protocol import ServerLimits, bind_limits
 from gateway.downstream.server import GracefulServer, listen
 
@@ -69,17 +69,23 @@ class ScriptedApp:
                 self.lifespan.append(f"{step} with {len(self.scopes) - len(self.ended)} running")
                 await send({"type": f"lifespan.{step}.complete"})
             return
-        self.scopes.append(scope)
         client = scope["extensions"]["gateway.client"]
         self.clients.append(client)
+        self.scopes.append(scope)  # last: tests wait for it, and look at the client then
         if b"x-noted" in client.fields:
             client.notes["seen"] = True
+        if b"x-handled" in client.fields:
+            client.notes[HANDLER] = self.handle
         path = scope["path"]
         client.on_leave = lambda: self.disconnected.append(path)
         try:
             await getattr(self, path.strip("/").split("/")[0] or "hello", self.hello)(receive, send, client)
         finally:
             self.ended.append(path)
+
+    async def handle(self, client: RequestResponseCycle) -> None:
+        self.clients.append(client)
+        client.answer(200, b"handled: yes\r\n", client.whole_body() or b"")
 
     async def body(self, receive: Any) -> bytes:
         pieces = []

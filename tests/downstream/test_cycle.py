@@ -185,7 +185,7 @@ async def test_application_that_starts_at_once_leaves_no_task_behind(fails: bool
             raise RuntimeError("on purpose")
         cycle.answer(200, b"", b"whole")
 
-    cycle.start_at_once(asyncio.get_running_loop(), application, {}, tasks)
+    cycle.start_at_once(asyncio.get_running_loop(), application, tasks)
     for _ in range(3):
         await asyncio.sleep(0)
     assert len(tasks) == waits

@@ -442,10 +442,10 @@ def test_request_behind_an_unread_response_waits_before_it_writes(default_server
     app = default_server.app
     request = b"POST /large HTTP/1.1\r\nHost: gateway\r\n" + note + b"Content-Length: 0\r\n\r\n"
     with default_server.connect() as client:
-        seen = len(app.scopes), app.ended.count("/large")
+        seen = len(app.scopes)
         client.sendall(request)
-        eventually(lambda: app.ended.count("/large") == seen[1] + 1)
+        eventually(lambda: len(app.scopes) == seen + 1 and app.clients[-1].complete)
         client.sendall(request)
-        eventually(lambda: len(app.scopes) == seen[0] + 2)
+        eventually(lambda: len(app.scopes) == seen + 2)
         assert app.clients[-1].paused
         assert not app.clients[-1].started

@@ -240,6 +240,23 @@ def test_notes_are_shared_only_by_requests_with_the_same_head(default_server: Se
     ]
 
 
+def test_handler_in_the_notes_answers_the_whole_requests_that_repeat_the_head(default_server: ServerThread) -> None:
+    head, other = HEAD + b"X-Handled: 1\r\n", HEAD + b"X-Handled: 2\r\n"
+    long = b"a" * 70_000  # does not arrive in one read
+    sent = [(head, b"first"), (head, b"2"), (head, long), (head, b"again"), (other, b"third"), (other, b"4th")]
+    handled = []
+    with default_server.connect() as client:
+        for lines, body in sent:
+            client.sendall(lines + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+            status, headers, echo = read_response(client)
+            assert (status, echo) == (200, body)
+            handled.append(headers.get("handled") == "yes")
+    assert handled == [False, True, False, True, False, True]
+    expected = {b"host": b"gateway", b"x-handled": b"2"}
+    assert default_server.app.clients[-1].fields == expected
+    assert default_server.app.clients[-2].fields == {**expected, b"content-length": b"5"}
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [pytest.param(bad, id=name) for name, bad in REFUSED.items() if bad.startswith(HEAD)],
