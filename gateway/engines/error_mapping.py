@@ -47,8 +47,8 @@ _NO_IMAGES = re.compile(
     r"not (?:a )?multimodal|does not support (?:multimodal|image)|missing data required for image", re.IGNORECASE
 )
 _MANY_IMAGES = re.compile(r"at most (\d{1,4}) image\(s\)", re.IGNORECASE)  # vLLM's --limit-mm-per-prompt
-_NO_INPUT = re.compile(r"no input provided|prompt cannot be empty", re.IGNORECASE)
-"""Ollama 0.24 and vLLM, if the template makes no token of the messages."""
+_NO_INPUT = re.compile(r"no input provided", re.IGNORECASE)
+"""Ollama 0.24, if the template makes no token of the messages."""
 _REFUSED_FIELD = re.compile(r"\b(min_tokens|stop_token_ids|mm_processor_kwargs|continue_final_message)\b")
 """Fields of which a vLLM refuses some values. Its messages name them."""
 _NO_THINKING = re.compile(r"does not support thinking", re.IGNORECASE)

@@ -151,7 +151,6 @@ def test_vllms_image_limit_is_in_the_message() -> None:
     ("status", "text", "param"),
     [
         (500, "Failed to create new sequence: no input provided", "messages"),
-        (400, "The decoder prompt cannot be empty", "messages"),
         (500, "failed to load model vocabulary required for format", "response_format"),
         (500, "failed to parse grammar", "response_format"),
         (500, "invalid JSON schema in format", "response_format"),
