@@ -180,7 +180,9 @@ def _tools(tools: list[_Tool] | None) -> list[Tool] | None:
     for index, tool in enumerate(tools or ()):
         if tool.type != "function":
             param = f"tools[{index}].type"
-            raise UnsupportedParameter(f"'{param}' must be 'function': no engine runs tools of OpenAI's.", param=param)
+            raise UnsupportedParameter(
+                f"'{param}' must be 'function': the models are offered no other tools.", param=param
+            )
         if not 0 < len(tool.name) <= 128:
             raise InvalidRequest(f"Invalid value for 'tools[{index}].name'.", param=f"tools[{index}].name")
         found.append(Tool(Function(tool.name, tool.description, tool.parameters, tool.strict), "function"))
@@ -202,7 +204,9 @@ def _tool_choice(choice: str | _ToolChoice | None) -> Any:
     for index, tool in enumerate(choice.tools):
         if tool.type != "function":
             param = f"tool_choice.tools[{index}].type"
-            raise UnsupportedParameter(f"'{param}' must be 'function': no engine runs tools of OpenAI's.", param=param)
+            raise UnsupportedParameter(
+                f"'{param}' must be 'function': the models are offered no other tools.", param=param
+            )
     tools = [AllowedTool(ChosenFunction(tool.name), "function") for tool in choice.tools]
     return AllowedTools(AllowedList(choice.mode, tools))
 
