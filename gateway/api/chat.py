@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from msgspec import structs
@@ -18,7 +18,7 @@ from gateway.body_memory import weight
 from gateway.chat.checks import check, check_in_steps, needs_steps
 from gateway.chat.completion import Completion
 from gateway.chat.image_address import parse_prefix
-from gateway.chat.images import ImageNormalizer
+from gateway.chat.images import ImageNormalizer, rename_place
 from gateway.chat.parameter_policy import ParameterPolicy
 from gateway.chat.request import LARGE_SCHEMAS, Chat
 from gateway.config import Settings, Tier
@@ -26,7 +26,7 @@ from gateway.dialects.dialect import ChatCall, ChatDialect, ChatForm, ChoiceForm
 from gateway.dialects.json_body import Steps
 from gateway.dialects.openai_chat import CompletionForm, with_reasoning_field
 from gateway.dialects.openai_completions import TextForm
-from gateway.errors import BackendUnavailable
+from gateway.errors import BackendUnavailable, InvalidRequest
 from gateway.keys.hold import Hold
 from gateway.relay.cancel_scope import CancelScope
 from gateway.relay.chat import ChatRelay
@@ -120,10 +120,7 @@ class ChatEndpoint(Endpoint[ChatCall]):
         bucket: int | None = None
         if not chat.has_plain_messages and chat.has_images:
             head.held.resize(weight(head.size, chat))
-            with CancelScope(client, self._context.loop):
-                max_body, on_size = self._context.settings.max_body, head.held.grow
-                fetched = await self._fetcher.fetched(chat, head.key_id, max_body, on_size)
-                checked = await self._images.checked(fetched, head.key_id, on_size, self._max_pixels.get(tier, 0))
+            checked = await self._checked(client, chat, call.image_paths, tier, head)
             if self._model_names is not model_names:
                 # The settings changed in the meantime, and may no longer have this tier or model.
                 return await self._relay(client, call, text_size, original_head)
@@ -144,6 +141,24 @@ class ChatEndpoint(Endpoint[ChatCall]):
         if call.action != "chat":
             return (LoadRelay if call.action == "load" else UnloadRelay)(self._context, client, request)
         return self.relay_class(self._context, client, request)
+
+    async def _checked(
+        self, client: ClientConnection, chat: Chat, paths: Sequence[str], tier: str, head: RequestContext
+    ) -> Chat:
+        """Return `chat` with images that every engine accepts, or `chat` itself if they all are.
+
+        Raises:
+            InvalidRequest: One of the images. The error names its path in the client's request.
+            QueueTimeout, QueueFull: See the fetcher and the normaliser.
+        """
+        with CancelScope(client, self._context.loop):
+            max_body, on_size = self._context.settings.max_body, head.held.grow
+            try:
+                fetched = await self._fetcher.fetched(chat, head.key_id, max_body, on_size)
+                return await self._images.checked(fetched, head.key_id, on_size, self._max_pixels.get(tier, 0))
+            except InvalidRequest as error:
+                rename_place(error, chat, paths)
+                raise
 
     def _chosen(
         self, found: DiscoveredModel | None, asked: Chat, head: RequestContext

@@ -83,7 +83,7 @@ class ModelNames:
         if found is not None and found.takes_chats:
             return found
         if found is not None or self.find_embedding(name) is not None:
-            raise ModelNotFound("This is an embedding model. Send the request to /v1/embeddings.", param="model")
+            raise ModelNotFound("This is an embedding model. Send the request to an API for embeddings.", param="model")
         if name.lower() in self._rerankers:
             raise ModelNotFound("This is a reranker. Send the request to /v1/rerank.", param="model")
         if self._catch_all is None:

@@ -59,9 +59,9 @@ def add_ollama(app: FastAPI, catalog: ModelCatalog, client: Callable[[Request], 
         return PlainTextResponse("Ollama is running")
 
     @app.head("/api/version", include_in_schema=False)
-    @app.get("/api/version", summary="Show the version of Ollama's API")
-    async def version() -> dict[str, str]:
-        return {"version": VERSION}
+    @app.get("/api/version", summary="Show the version of Ollama's API", response_model=dict[str, str])
+    async def version() -> Response:
+        return _json(msgspec.json.encode({"version": VERSION}))
 
     listing: dict[str, Any] = {"response_model": dict[str, Any]}
 
@@ -77,9 +77,9 @@ def add_ollama(app: FastAPI, catalog: ModelCatalog, client: Callable[[Request], 
         loaded = (entry for entry in catalog.public_entries(allows) if entry.is_loaded)
         return _models(_loaded(entry) % (forever if entry.stays_loaded else soon).encode() for entry in loaded)
 
-    @app.post("/api/show", summary="Describe a model as Ollama does")
-    async def show(request: Request, allows: Annotated[Allows, Depends(client)]) -> dict[str, Any]:
-        return _shown(catalog.public_entry(await _name(request), allows))
+    @app.post("/api/show", summary="Describe a model as Ollama does", **listing)
+    async def show(request: Request, allows: Annotated[Allows, Depends(client)]) -> Response:
+        return _json(msgspec.json.encode(_shown(catalog.public_entry(await _name(request), allows))))
 
     async def refuse() -> Response:
         raise Forbidden("This gateway serves models and does not change them: its operator does that at the engines.")
@@ -138,7 +138,11 @@ _created = _time(datetime.fromtimestamp(CREATED, UTC))
 
 def _models(models: Iterable[bytes]) -> Response:
     """Return the list of the models' JSON. FastAPI would take a hundred times as long to write 1,000 models."""
-    return Response(b'{"models":[%b]}' % b",".join(models), media_type="application/json")
+    return _json(b'{"models":[%b]}' % b",".join(models))
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json; charset=utf-8")
 
 
 def _model(entry: PublicEntry) -> dict[str, Any]:

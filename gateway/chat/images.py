@@ -8,7 +8,7 @@ import asyncio
 import base64
 import binascii
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from gateway.chat.image_structure import BadImage, kind_of
 from gateway.chat.image_turns import FairTurns
 from gateway.chat.image_workers import Converted, ImageWorkers, Job, OutOfTime
 from gateway.chat.request import Chat, ImagePart, ImageUrl
-from gateway.errors import InvalidImage, InvalidImageUrl, QueueTimeout
+from gateway.errors import GatewayError, InvalidImage, InvalidImageUrl, QueueTimeout
 
 MAX_IMAGES = 500
 """Maximum number of images in a request, the same as OpenAI's. vLLM's own limit is 999."""
@@ -383,6 +383,15 @@ def urls_of(chat: Chat) -> dict[tuple[int, int], str]:
 def path_of(message: int, part: int) -> str:
     """Return the path of an image in the request, for errors."""
     return f"messages[{message}].content[{part}].image_url.url"
+
+
+def rename_place(error: GatewayError, chat: Chat, paths: Sequence[str]) -> None:
+    """Have `error` name an image by its path in the client's request. `paths` are those of all images of `chat`."""
+    for place, path in zip(urls_of(chat), paths, strict=False):
+        if error.param == path_of(*place):
+            error.message = error.message.replace(error.param, path)
+            error.param = path
+            return
 
 
 def with_urls(chat: Chat, urls: dict[tuple[int, int], str]) -> Chat:

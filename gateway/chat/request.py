@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import orjson
-from msgspec import Meta, Struct, structs
+from msgspec import Meta, Struct, field, structs
 
 from gateway.chat.constraints import (
     Choices,
@@ -93,11 +93,15 @@ class CalledFunction(Struct, frozen=True, dict=True):
     """Function of an earlier call.
 
     It is sent back to the model as it is, even if the model invented the name or the arguments were
-    truncated.
+    truncated. Arguments that are null or missing are the empty text.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]
-    arguments: str
+    given: str | None = field(default=None, name="arguments")
+
+    @property
+    def arguments(self) -> str:
+        return self.given or ""
 
     @property
     def whole_arguments(self) -> bytes:

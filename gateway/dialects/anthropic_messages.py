@@ -4,6 +4,7 @@ Events and their order are those of API version 2023-06-01. A thought has an emp
 gateway has no secret of Anthropic's to sign it with, and takes thoughts back with any signature.
 """
 
+import re
 from typing import ClassVar
 
 import orjson
@@ -12,7 +13,7 @@ from msgspec import Struct, structs
 from gateway.chat.answer import Answer, CallDelta, Delta, FinishReason, Usage
 from gateway.chat.request import CalledFunction
 from gateway.dialects.anthropic_request import parse_messages
-from gateway.dialects.dialect import JSON_LINES, ChatCall, Clock, ErrorForm
+from gateway.dialects.dialect import JSON_LINES, ChatCall, Clock, ErrorForm, FieldNames, renamed
 from gateway.dialects.json_body import Steps, completed
 from gateway.dialects.json_text import escaped, json_text
 from gateway.dialects.long_answers import LongAnswers
@@ -38,6 +39,14 @@ _STOP_REASONS: dict[FinishReason, bytes] = {
 }
 
 
+_FIELDS: FieldNames = (
+    (re.compile(r"\btools\[(\d+)\]\.function\.parameters\b"), r"tools[\1].input_schema"),
+    (re.compile(r"\btools\[(\d+)\]\.function\."), r"tools[\1]."),
+    (re.compile(r"\bresponse_format\b(?:\.json_schema)?"), "output_config.format"),
+    (re.compile(r"\breasoning_effort\b"), "thinking"),
+)
+
+
 class AnthropicErrors:
     """Anthropic's error object. A prompt that is too long has the words that coding agents look for."""
 
@@ -55,7 +64,9 @@ class AnthropicErrors:
     def error_body(self, error: GatewayError) -> bytes:
         kind = _ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
         is_long = isinstance(error, ContextLengthExceeded)
-        message = f"prompt is too long: {error.message}" if is_long else error.message
+        message = renamed(error.message, _FIELDS)
+        if is_long:
+            message = f"prompt is too long: {message}"
         return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
 
 
@@ -244,7 +255,7 @@ class AnthropicMessages:
         parsed = yield from parse_messages(body, max_text_body)
         chat = parsed.chat
         form = MessageForm(chat.model, bool(chat.stream))
-        return ChatCall(chat, form, names_stop=bool(chat.stops)), parsed.text_size
+        return ChatCall(chat, form, names_stop=bool(chat.stops), image_paths=parsed.image_paths), parsed.text_size
 
 
 class AnthropicCountTokens:
@@ -266,4 +277,4 @@ class AnthropicCountTokens:
         chat = structs.replace(
             parsed.chat, stream=False, stream_options=None, max_tokens=1, response_format=None, tool_choice=None
         )
-        return ChatCall(chat, CountForm(chat.model, False)), parsed.text_size
+        return ChatCall(chat, CountForm(chat.model, False), image_paths=parsed.image_paths), parsed.text_size

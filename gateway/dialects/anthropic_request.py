@@ -4,7 +4,6 @@ The fields are those of API version 2023-06-01. Tools that Anthropic runs itself
 than plain text and files cannot be served by any engine, and are refused by name.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -51,6 +50,8 @@ class _Image(Struct, frozen=True, tag="image"):
 class _Document(Struct, frozen=True, tag="document"):
     source: _Source
     title: str | None = None
+    context: str | None = None
+    """What the model is told about the document."""
 
 
 class _Thinking(Struct, frozen=True, tag="thinking"):
@@ -88,7 +89,7 @@ _Block = _Text | _Image | _Document | _SearchResult | _Thinking | _RedactedThink
 
 class _Message(Struct, frozen=True):
     role: Literal["user", "assistant", "system"]
-    content: str | list[_Block]
+    content: str | list[_Block] | None = None
 
 
 class _Tool(Struct, frozen=True):
@@ -146,6 +147,7 @@ class ParsedMessages(NamedTuple):
     chat: Chat
     text_size: int
     """Size of the body without its images, in bytes."""
+    image_paths: list[str]
 
 
 _requests = msgspec.json.Decoder(_Request)
@@ -182,7 +184,7 @@ def parse_messages(body: bytes, max_text_body: int, *, counts: bool = False) -> 
     text_size = len(body) - reader.image_bytes
     if text_size > max_text_body:
         raise RequestTooLarge(f"A request may have at most {max_text_body} bytes, not counting its images.")
-    return ParsedMessages(_chat(request, messages), text_size)
+    return ParsedMessages(_chat(request, messages), text_size, reader.image_paths)
 
 
 def _explained(text: str) -> InvalidRequest:
@@ -190,10 +192,8 @@ def _explained(text: str) -> InvalidRequest:
     fault = explain(text)
     if isinstance(fault, UnsupportedParameter) and fault.param is not None:
         place = fault.param.removesuffix(".type")
-        return UnsupportedParameter(
-            f"The type of '{place}' is not supported. Send text, images, thoughts, tool calls and their results.",
-            param=fault.param,
-        )
+        advice = " Send text, images, thoughts, tool calls and their results." if ".content[" in place else ""
+        return UnsupportedParameter(f"The type of '{place}' is not supported.{advice}", param=fault.param)
     return fault
 
 
@@ -202,10 +202,11 @@ def _without_billing(text: str) -> str:
 
 
 class _Reader:
-    """Converts messages, and counts the bytes of their images."""
+    """Converts messages, and notes the bytes and the paths of their images."""
 
     def __init__(self) -> None:
         self.image_bytes = 0
+        self.image_paths: list[str] = []
 
     def messages(self, message: _Message, path: str) -> Steps[list[Message]]:
         """Return the canonical messages of one message.
@@ -213,8 +214,10 @@ class _Reader:
         Results of tools become messages of their own. They come first, since the model has to see
         them directly after its calls; what images they have follows in the user's message.
         """
-        if isinstance(message.content, str):
-            return [Message(message.role, message.content)]
+        if message.content is None and message.role != "assistant":
+            raise InvalidRequest(f"Missing required parameter: '{path}.content'.", param=f"{path}.content")
+        if message.content is None or isinstance(message.content, str):
+            return [Message(message.role, message.content or "")]
         if message.role == "assistant":
             return [_assistant(message.content, path)]
         results: list[Message] = []
@@ -223,34 +226,33 @@ class _Reader:
             place = f"{path}.content[{number}]"
             if isinstance(block, _ToolResult):
                 blocks = [_Text(block.content)] if isinstance(block.content, str) else block.content or []
-                found = yield from self._parts(blocks, f"{place}.content")
+                found: list[Any] = []
+                for inner, each in enumerate(blocks):
+                    found += yield from self._parts(each, f"{place}.content[{inner}]")
                 text = "\n".join(part.text for part in found if isinstance(part, TextPart))
                 if block.is_error:
                     text = f"Error: {text}"
                 results.append(Message("tool", text, tool_call_id=block.tool_use_id))
                 parts += [part for part in found if isinstance(part, ImagePart)]
             elif isinstance(block, _Shown):
-                parts += yield from self._parts([block], place)
+                parts += yield from self._parts(block, place)
             else:
                 raise InvalidRequest(f"'{place}' cannot be in a message with role '{message.role}'.", param=place)
         return [*results, Message(message.role, _joined(parts))] if parts or not results else results
 
-    def _parts(self, blocks: Sequence[_Shown], path: str) -> Steps[list[Any]]:
-        parts: list[Any] = []
-        for block in blocks:
-            if isinstance(block, _Text):
-                if block.text:
-                    parts.append(TextPart(block.text))
-            elif isinstance(block, _SearchResult):
-                texts = (block.title, block.source, *(text.text for text in block.content))
-                parts.append(TextPart("\n".join(texts)))
-            elif isinstance(block, _Document):
-                parts.append(TextPart(_document_text(block, path)))
-            else:
-                parts.append((yield from self._image(block.source, path)))
-        return parts
+    def _parts(self, block: _Shown, path: str) -> Steps[list[Any]]:
+        """Return the part that a block becomes. An empty text becomes none."""
+        if isinstance(block, _Text):
+            return [TextPart(block.text)] if block.text else []
+        if isinstance(block, _SearchResult):
+            texts = (block.title, block.source, *(text.text for text in block.content))
+            return [TextPart("\n".join(texts))]
+        if isinstance(block, _Document):
+            return [TextPart(_document_text(block, path))]
+        return [(yield from self._image(block.source, path))]
 
     def _image(self, source: _Source, path: str) -> Steps[ImagePart]:
+        self.image_paths.append(f"{path}.source")
         if source.type == "url":
             return ImagePart(ImageUrl(source.url))
         if source.type != "base64":
@@ -268,7 +270,7 @@ def _document_text(block: _Document, path: str) -> str:
             f"'{path}.source.type' must be 'text': the models read no other documents.", param=f"{path}.source.type"
         )
     text = _string(block.source.data, f"{path}.source.data")
-    return f"{block.title}\n{text}" if block.title else text
+    return "\n".join(part for part in (block.title, block.context, text) if part)
 
 
 def _string(raw: Raw, path: str) -> str:

@@ -5,6 +5,7 @@ wants the answer. The relay sees only the interfaces of this module, so admissio
 failover and metrics work alike for every client API. Pure: no I/O, no clock.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, Protocol
 
@@ -14,12 +15,23 @@ from gateway.chat.answer import Answer, Delta, Timings, Usage
 from gateway.chat.embedding import Embedding, EncodedVector
 from gateway.chat.request import Chat
 from gateway.dialects.json_body import Steps
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, envelope
 
 JSON_LINES = b"content-type: application/json\r\n"
 
 Clock = Callable[[], Timings]
 """Returns the times of the exchange so far. Called only by forms that show them."""
+
+
+FieldNames = tuple[tuple[re.Pattern[str], str], ...]
+"""Patterns for fields of chat completions in errors, and how another client API names these fields."""
+
+
+def renamed(text: str, names: FieldNames) -> str:
+    """Return a message, or the name of a field, with the names of another client API."""
+    for pattern, name in names:
+        text = pattern.sub(name, text)
+    return text
 
 
 class ErrorForm(Protocol):
@@ -55,6 +67,7 @@ class OpenAiErrors:
 
     json_lines: ClassVar[bytes] = JSON_LINES
     id_header: ClassVar[bytes] = b""
+    fields: ClassVar[FieldNames] = ()
 
     def error_status(self, error: GatewayError) -> int:
         return error.status
@@ -63,7 +76,10 @@ class OpenAiErrors:
         return error.header_lines()
 
     def error_body(self, error: GatewayError) -> bytes:
-        return error.envelope()
+        if not self.fields:
+            return error.envelope()
+        param = None if error.param is None else renamed(error.param, self.fields)
+        return envelope(renamed(error.message, self.fields), error.type, param, error.code)
 
 
 class StreamRenderer(Protocol):
@@ -157,6 +173,8 @@ class ChatCall(Struct, frozen=True, gc=False):
     """`load` only waits until the model is ready to serve; `unload` does nothing."""
     names_stop: bool = False
     """True if the answer has to say which stop sequence ended it."""
+    image_paths: Sequence[str] = ()
+    """Paths of the images in the request, in their order, if they differ from those of a chat completion."""
 
 
 class ChatDialect(Protocol):

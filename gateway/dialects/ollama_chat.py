@@ -5,10 +5,10 @@ engine serves. Token ids (`context`) are left out, because vLLM does not report 
 """
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import ClassVar
 
-import msgspec
 import orjson
 from msgspec import Raw, Struct, structs
 
@@ -24,37 +24,29 @@ from gateway.chat.answer import (
     Usage,
 )
 from gateway.chat.request import CalledFunction
-from gateway.dialects.dialect import ChatCall, Clock, ErrorForm
+from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, FieldNames, renamed
 from gateway.dialects.json_body import Steps, completed
 from gateway.dialects.json_text import escaped, json_text, json_value
-from gateway.dialects.long_answers import LongAnswers
+from gateway.dialects.long_answers import LongAnswers, array_slices, logprob_runs
 from gateway.dialects.ollama_request import ParsedRequest, parse_chat, parse_generate
 from gateway.errors import GatewayError, ModelNotFound
 
 STREAM_LINES = b"content-type: application/x-ndjson\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 JSON_LINES = b"content-type: application/json; charset=utf-8\r\n"
 
-_encode = msgspec.json.encode
-
-
 MAX_NAME = 256
 """Characters of a model's name that an error repeats."""
 
-Fields = tuple[tuple[re.Pattern[str], str], ...]
-"""Patterns for fields of chat completions in messages, and how Ollama's API names these fields."""
-
-_CHAT_FIELDS: Fields = (
+_CHAT_FIELDS: FieldNames = (
     (re.compile(r"\.content\[(\d+)\]\.image_url\.url"), r".images[\1]"),
     (re.compile(r"response_format\.json_schema\.schema"), "format"),
 )
-_GENERATE_FIELDS: Fields = (*_CHAT_FIELDS, (re.compile(r"messages\[\d+\]\.images"), "images"))
+_GENERATE_FIELDS: FieldNames = (*_CHAT_FIELDS, (re.compile(r"messages\[\d+\]\.images"), "images"))
 
 
-def ollama_message(error: GatewayError, fields: Fields = _CHAT_FIELDS) -> str:
+def ollama_message(error: GatewayError, fields: FieldNames = _CHAT_FIELDS) -> str:
     """Return the message of an error. Clients look for the words `not found`."""
-    message = error.message
-    for pattern, name in fields:
-        message = pattern.sub(name, message)
+    message = renamed(error.message, fields)
     if isinstance(error, ModelNotFound) and error.model is not None:
         return f"model '{error.model[:MAX_NAME]}' not found. {message}"
     return message
@@ -67,7 +59,7 @@ class OllamaErrors:
 
     json_lines: ClassVar[bytes] = JSON_LINES
     id_header: ClassVar[bytes] = b""
-    fields: ClassVar[Fields] = _CHAT_FIELDS
+    fields: ClassVar[FieldNames] = _CHAT_FIELDS
 
     def error_status(self, error: GatewayError) -> int:
         return error.status
@@ -176,8 +168,35 @@ def _done(finish: FinishReason | None) -> bytes:
     return b'"done":true,"done_reason":"%b"' % (b"length" if finish == "length" else b"stop")
 
 
+class _Token(Struct, frozen=True, omit_defaults=True, gc=False):
+    """Log probability of a token. Ollama leaves out what is empty."""
+
+    token: str
+    logprob: float
+    bytes: list[int] = []
+
+
+class _ChosenToken(_Token, frozen=True, omit_defaults=True, gc=False):
+    top_logprobs: list[_Token] = []
+
+
 def _logprobs(logprobs: list[ChosenLogprob] | Raw | None) -> bytes:
-    return b"" if not logprobs else b',"logprobs":' + _encode(logprobs)
+    if not logprobs:
+        return b""
+    return b',"logprobs":' + (bytes(logprobs) if isinstance(logprobs, Raw) else _logprobs_json(logprobs))
+
+
+def _logprobs_json(logprobs: list[ChosenLogprob]) -> bytes:
+    tokens = [
+        _ChosenToken(
+            chosen.token,
+            chosen.logprob,
+            chosen.bytes or [],
+            [_Token(each.token, each.logprob, each.bytes or []) for each in chosen.top_logprobs],
+        )
+        for chosen in logprobs
+    ]
+    return json_value(tokens)
 
 
 def _calls(calls: list[CallDelta], finish: FinishReason | None) -> bytes:
@@ -270,6 +289,9 @@ class LineForm(Struct, OllamaErrors, LongAnswers, frozen=True, gc=False):
     def stream(self, id: str, created: int) -> LineRenderer:
         return LineRenderer(self.shape(self.model, timestamp(created)), created)
 
+    def logprob_slices(self, logprobs: list[ChosenLogprob]) -> Iterator[bytes]:
+        yield from array_slices(logprob_runs(logprobs), _logprobs_json)
+
     def answer(self, id: str, created: int, answer: Answer, clock: Clock) -> bytes:
         times = clock()
         shape = self.shape(self.model, timestamp(created + times.total))
@@ -285,7 +307,7 @@ class GenerateForm(LineForm, frozen=True, gc=False):
 
     endpoint: ClassVar[str] = "ollama_generate"
     shape: ClassVar[type[_Shape]] = _GenerateShape
-    fields: ClassVar[Fields] = _GENERATE_FIELDS
+    fields: ClassVar[FieldNames] = _GENERATE_FIELDS
 
 
 class LoadForm(LineForm, frozen=True, gc=False, kw_only=True):
@@ -302,7 +324,7 @@ class LoadForm(LineForm, frozen=True, gc=False, kw_only=True):
 class GenerateLoadForm(LoadForm, frozen=True, gc=False, kw_only=True):
     endpoint: ClassVar[str] = "ollama_generate"
     shape: ClassVar[type[_Shape]] = _GenerateShape
-    fields: ClassVar[Fields] = _GENERATE_FIELDS
+    fields: ClassVar[FieldNames] = _GENERATE_FIELDS
 
 
 class OllamaChat:

@@ -5,12 +5,12 @@ client.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Meta, Struct
 
-from gateway.chat.embedding import Embedding, EncodedVector
+from gateway.chat.embedding import MAX_DIMENSIONS, Embedding, EncodedVector
 from gateway.dialects.dialect import Clock, EmbeddingCall, ErrorForm
 from gateway.dialects.json_body import LONG_BODY, Steps, completed, explain, has_too_many_members, render_list
 from gateway.dialects.ollama_chat import OllamaErrors
@@ -27,12 +27,19 @@ class _Input(Struct):
     input: Any = None
 
 
+class _Embedding(Embedding, frozen=True, kw_only=True):
+    """A request with `dimensions` of zero or less, which mean at Ollama that it sets none."""
+
+    dimensions: Annotated[int, Meta(le=MAX_DIMENSIONS)] | None = None
+
+
 class _Prompt(Struct):
     model: str | None = None
     prompt: str | None = None
 
 
 _inputs = msgspec.json.Decoder(_Input)
+_embeddings = msgspec.json.Decoder(_Embedding)
 _prompts = msgspec.json.Decoder(_Prompt)
 _encode = msgspec.json.encode
 
@@ -80,10 +87,10 @@ class OllamaEmbed:
             if asked.input in _EMPTY:
                 check_model(model)
                 return _empty(model, EmbedForm(model))
-        return _embed_call(parse_embedding(body, max_text_body, check_model))
+        return _embed_call(parse_embedding(body, max_text_body, check_model, _embeddings))
 
     def parse_steps(self, body: bytes, check_model: Callable[[str], object]) -> Steps[EmbeddingCall]:
-        embedding = yield from parse_long_embedding(body, check_model)
+        embedding = yield from parse_long_embedding(body, check_model, _embeddings)
         return _embed_call(embedding)
 
 
@@ -111,7 +118,9 @@ class OllamaEmbeddings:
 
 
 def _embed_call(embedding: Embedding) -> EmbeddingCall:
-    return EmbeddingCall(structs.replace(embedding, encoding_format=None), EmbedForm(embedding.model))
+    dimensions = embedding.dimensions if embedding.dimensions is None or embedding.dimensions > 0 else None
+    asked = Embedding(model=embedding.model, input=embedding.input, dimensions=dimensions)
+    return EmbeddingCall(asked, EmbedForm(embedding.model))
 
 
 def _empty(model: str, form: EmbedForm | EmbeddingForm) -> EmbeddingCall:

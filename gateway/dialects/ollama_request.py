@@ -17,6 +17,7 @@ from gateway.chat.request import (
     CalledFunction,
     Chat,
     EffortWord,
+    Function,
     ImagePart,
     ImageUrl,
     JsonFormat,
@@ -31,9 +32,11 @@ from gateway.chat.request import (
 from gateway.dialects.json_body import STEP, Steps, decode_body, explain
 from gateway.errors import InvalidJson, InvalidRequest, RequestTooLarge, UnsupportedParameter
 
-MAX_STOPS = 4
-"""Stop strings of one request. vLLM refuses more."""
+MAX_STOPS, MAX_STOP = 16, 1024
+"""Maximum number of stop strings of one request, and of characters of one."""
+MAX_TOOL_NAME = 128
 
+_Stop = Annotated[str, Meta(max_length=MAX_STOP)]
 _ImageList = Annotated[list[Raw], Meta(max_length=1024)]
 
 
@@ -49,7 +52,7 @@ class _Options(Struct, frozen=True):
     repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    stop: str | Annotated[list[str], Meta(max_length=MAX_STOPS)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
 
 
 class _Function(Struct, frozen=True):
@@ -62,9 +65,16 @@ class _Call(Struct, frozen=True):
     id: str = ""
 
 
-class _ToolHead(Struct, frozen=True):
-    type: str | None = None
-    function: Raw = Raw(b"null")
+class _ToolFunction(Struct, frozen=True):
+    name: Annotated[str, Meta(min_length=1, max_length=MAX_TOOL_NAME)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    """OpenAI's field, which programs send here too."""
+
+
+class _Tool(Struct, frozen=True):
+    function: _ToolFunction
 
 
 class _Message(Struct, frozen=True):
@@ -117,8 +127,7 @@ class ParsedRequest(NamedTuple):
 _chats = msgspec.json.Decoder(_ChatRequest)
 _generates = msgspec.json.Decoder(_GenerateRequest)
 _strings = msgspec.json.Decoder(str)
-_tools = msgspec.json.Decoder(Tool)
-_tool_heads = msgspec.json.Decoder(_ToolHead)
+_tools = msgspec.json.Decoder(_Tool)
 _formats = msgspec.json.Decoder(dict[str, Any] | str | None)
 _ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -161,11 +170,11 @@ def parse_generate(body: bytes, max_text_body: int) -> Steps[ParsedRequest]:
     check_count(len(request.images or ()))
     text_size = _text_size(body, [request.images or ()], max_text_body)
     messages: list[Message] = []
-    if request.prompt or request.images:
+    if request.prompt:
         if request.system:
             messages.append(Message("system", request.system))
         urls = yield from _urls(request.images or (), "images")
-        messages.append(Message("user", _content(request.prompt or "", urls)))
+        messages.append(Message("user", _content(request.prompt, urls)))
     return ParsedRequest(_chat(request, messages, []), text_size, _unloads(request))
 
 
@@ -249,16 +258,19 @@ def _answered_call(message: _Message, pending: list[ToolCall], index: int) -> st
 
 
 def _tool(raw: Raw, param: str) -> Tool:
-    """Convert a tool. Ollama does not look at its `type`, and programs leave it out."""
+    """Convert a tool. Ollama looks neither at its `type`, which programs leave out, nor at the form of its name."""
     try:
-        head = _tool_heads.decode(raw)
-        return _tools.decode(raw if head.type else b'{"type":"function","function":%b}' % bytes(head.function))
+        function = _tools.decode(raw).function
     except msgspec.ValidationError as error:
         fault = explain(str(error))
         where = f"{param}.{fault.param}" if fault.param else param
-        raise InvalidRequest(f"Invalid value for '{where}'. {fault.message}", param=where) from None
+        message = (
+            fault.message.replace(f"'{fault.param}'", f"'{where}'") if fault.param else f"'{param}' must be a tool."
+        )
+        raise InvalidRequest(message, param=where) from None
     except _ERRORS:
         raise InvalidRequest(f"'{param}' must be a tool.", param=param) from None
+    return Tool(Function(function.name, function.description, function.parameters, function.strict), "function")
 
 
 def _response_format(raw: Raw) -> JsonFormat | SchemaFormat | None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import orjson
@@ -42,12 +42,16 @@ _starts_with_numbers = re.compile(rb"\s*:\s*\[\s*[\[0-9-]").match
 
 
 def parse_embedding(
-    body: bytes, max_text_body: int, check_model: Callable[[str], object] = lambda model: None
+    body: bytes,
+    max_text_body: int,
+    check_model: Callable[[str], object] = lambda model: None,
+    decoder: msgspec.json.Decoder[Any] = _decoder,
 ) -> Embedding:
     """Parse the request in `body`, of any length, because batches of texts are its purpose.
 
     `max_text_body` is the size from which anything but text is limited, if it is less than usual.
-    `check_model` is called with the name of the model as early as possible, and may raise.
+    `check_model` is called with the name of the model as early as possible, and may raise. `decoder`
+    decodes an `Embedding`.
 
     Raises:
         InvalidJson: the body is not JSON, or not a JSON object.
@@ -57,9 +61,9 @@ def parse_embedding(
         RequestTooLarge: something other than text makes the body large.
     """
     if len(body) > min(LONG_BODY, max_text_body):
-        return completed(parse_long_embedding(body, check_model))
+        return completed(parse_long_embedding(body, check_model, decoder))
     try:
-        embedding = decode_fields(_decoder, body)
+        embedding: Embedding = decode_fields(decoder, body)
         check_model(embedding.model)
         orjson.loads(body)  # msgspec skips fields that are not in its types without checking them
     except _JSON_ERRORS as error:
@@ -67,7 +71,9 @@ def parse_embedding(
     return embedding
 
 
-def parse_long_embedding(body: bytes, check_model: Callable[[str], object]) -> Steps[Embedding]:
+def parse_long_embedding(
+    body: bytes, check_model: Callable[[str], object], decoder: msgspec.json.Decoder[Any] = _decoder
+) -> Steps[Embedding]:
     """Parse the request in a long `body` in steps, to the same result as `parse_embedding`."""
     if (yield from has_too_many_members(body)):
         raise _too_many_members(body)
@@ -82,8 +88,8 @@ def parse_long_embedding(body: bytes, check_model: Callable[[str], object]) -> S
             elements = _elements.decode(texts)
         yield
     with _json_errors():
-        shape = decode_fields(
-            _decoder, msgspec.json.encode(known | ({"input": _shape(texts, elements)} if "input" in known else {}))
+        shape: Embedding = decode_fields(
+            decoder, msgspec.json.encode(known | ({"input": _shape(texts, elements)} if "input" in known else {}))
         )
     check_model(shape.model)
     decoded: list[str] = []

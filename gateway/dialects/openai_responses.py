@@ -4,6 +4,7 @@ Events, their order and their sequence numbers are those of OpenAI (openai-pytho
 An answer that was cut at its token limit is `incomplete`, in the object and in the last event.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import orjson
 from msgspec import Raw, Struct
 
 from gateway.chat.answer import MAX_LOGPROBS, MAX_TEXT, Answer, CallDelta, ChosenLogprob, Delta, FinishReason, Usage
-from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors
+from gateway.dialects.dialect import ChatCall, Clock, ErrorForm, OpenAiErrors, renamed
 from gateway.dialects.json_body import Steps, completed
 from gateway.dialects.json_text import escaped, json_text
 from gateway.dialects.long_answers import LongAnswers, array_slices, logprob_runs
@@ -118,8 +119,8 @@ class _Response:
             "usage": _usage(usage),
         }
 
-    def failed(self, error: GatewayError) -> dict[str, Any]:
-        return self._fields | {"status": "failed", "error": {"code": "server_error", "message": error.message}}
+    def failed(self, message: str) -> dict[str, Any]:
+        return self._fields | {"status": "failed", "error": {"code": "server_error", "message": message}}
 
 
 class _OpenItem:
@@ -202,8 +203,10 @@ class EventRenderer:
         return empty + closed + self._event(name, response=whole)
 
     def error(self, error: GatewayError) -> bytes:
-        return self._event("error", code=error.code, message=error.message, param=error.param) + self._event(
-            "response.failed", response=self._response.failed(error)
+        message = renamed(error.message, ResponseErrors.fields)
+        param = None if error.param is None else renamed(error.param, ResponseErrors.fields)
+        return self._event("error", code=error.code, message=message, param=param) + self._event(
+            "response.failed", response=self._response.failed(message)
         )
 
     def _event(self, name: str, /, **fields: Any) -> bytes:
@@ -282,7 +285,20 @@ class EventRenderer:
         return done + self._event("response.output_item.done", output_index=item.index, item=whole)
 
 
-class ResponseForm(Struct, OpenAiErrors, LongAnswers, frozen=True, gc=False):
+class ResponseErrors(OpenAiErrors):
+    """OpenAI's error object with the names of this API's fields."""
+
+    __slots__ = ()
+
+    fields = (
+        (re.compile(r"\btools\[(\d+)\]\.function\."), r"tools[\1]."),
+        (re.compile(r"\bresponse_format\b(\.json_schema)?"), "text.format"),
+        (re.compile(r"\breasoning_effort\b"), "reasoning.effort"),
+        (re.compile(r"^messages$"), "input"),
+    )
+
+
+class ResponseForm(Struct, ResponseErrors, LongAnswers, frozen=True, gc=False):
     """A `response` object, or a stream of events."""
 
     endpoint: ClassVar[str] = "responses"
@@ -322,7 +338,7 @@ class OpenAiResponses:
     """`POST /v1/responses`."""
 
     endpoint = ResponseForm.endpoint
-    errors: ErrorForm = OpenAiErrors()
+    errors: ErrorForm = ResponseErrors()
     needs_media_type = True
 
     def parse(self, body: bytes, max_text_body: int) -> tuple[ChatCall, int]:
@@ -331,4 +347,5 @@ class OpenAiResponses:
     def parse_steps(self, body: bytes, max_text_body: int) -> Steps[tuple[ChatCall, int]]:
         parsed = yield from parse_response(body, max_text_body)
         chat = parsed.chat
-        return ChatCall(chat, ResponseForm(chat.model, bool(chat.stream), parsed.echo)), parsed.text_size
+        form = ResponseForm(chat.model, bool(chat.stream), parsed.echo)
+        return ChatCall(chat, form, image_paths=parsed.image_paths), parsed.text_size

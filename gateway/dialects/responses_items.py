@@ -36,18 +36,18 @@ _Part = _InputText | _OutputText | _Refusal | _InputImage | _InputFile
 
 class _Message(Struct, frozen=True, tag="message"):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Raw]
+    content: str | list[Raw] | None = None
 
 
 class _FunctionCall(Struct, frozen=True, tag="function_call"):
     call_id: str
     name: Annotated[str, Meta(min_length=1, max_length=256)]
-    arguments: str = ""
+    arguments: str | None = None
 
 
 class _FunctionOutput(Struct, frozen=True, tag="function_call_output"):
     call_id: str
-    output: str | list[Raw]
+    output: str | list[Raw] | None = None
 
 
 class _ReasoningText(Struct, frozen=True):
@@ -131,6 +131,7 @@ class Conversation:
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self.image_bytes = 0
+        self.image_paths: list[str] = []
         self._texts: list[str] = []
         self._thoughts: list[str] = []
         self._calls: list[ToolCall] = []
@@ -142,7 +143,7 @@ class Conversation:
             InvalidRequest, UnsupportedParameter: the item, or a part of its content.
         """
         if isinstance(item, _FunctionCall):
-            self._calls.append(ToolCall(item.call_id, CalledFunction(item.name, item.arguments)))
+            self._calls.append(ToolCall(item.call_id, CalledFunction(item.name, item.arguments or "")))
         elif isinstance(item, _Reasoning):
             if self._calls or self._texts:
                 self.end_turn()
@@ -162,7 +163,7 @@ class Conversation:
     def _add_output(self, item: _FunctionOutput, path: str) -> Steps[None]:
         """Add the output of a function. Its images follow as a message of the user."""
         self.end_turn()
-        content = yield from self._content(item.output, f"{path}.output")
+        content = yield from self._content(item.output or "", f"{path}.output")
         text = content if isinstance(content, str) else _text(content)
         self.messages.append(Message("tool", text, tool_call_id=item.call_id))
         if not isinstance(content, str):
@@ -173,7 +174,9 @@ class Conversation:
     def _add_message(self, item: _Message, path: str) -> Steps[None]:
         if item.role != "assistant" or self._calls:
             self.end_turn()
-        content = yield from self._content(item.content, f"{path}.content")
+        if item.content is None and item.role != "assistant":
+            raise InvalidRequest(f"Missing required parameter: '{path}.content'.", param=f"{path}.content")
+        content = yield from self._content(item.content or "", f"{path}.content")
         if item.role == "assistant":
             self._texts.append(content if isinstance(content, str) else _text(content))
         else:
@@ -206,6 +209,7 @@ class Conversation:
         if isinstance(part, _InputFile) or part.file_id is not None:
             raise UnsupportedParameter(f"'{path}': files are not supported. Send text or images.", param=path)
         self.image_bytes += memoryview(part.image_url).nbytes
+        self.image_paths.append(f"{path}.image_url")
         try:
             return ImagePart(ImageUrl(_urls.decode(part.image_url)))
         except _ERRORS:

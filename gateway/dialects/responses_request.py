@@ -9,8 +9,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from gateway.chat.constraints import StructuredOutputs
 from gateway.chat.request import (
     MAX_MESSAGES,
+    MAX_STOP_IDS,
+    MAX_TOKEN_ID,
     MAX_TOOLS,
     AllowedList,
     AllowedTool,
@@ -22,13 +25,17 @@ from gateway.chat.request import (
     JsonFormat,
     Message,
     NamedSchema,
+    Penalty,
     SchemaFormat,
     StreamOptions,
+    TemplateOptions,
     Tool,
 )
 from gateway.dialects.json_body import Steps, decode_body
 from gateway.dialects.responses_items import Conversation, read_item
 from gateway.errors import InvalidRequest, RequestTooLarge, UnsupportedParameter
+
+_Stop = Annotated[str, Meta(min_length=1)]
 
 
 class _Tool(Struct, frozen=True):
@@ -52,7 +59,7 @@ class _ToolChoice(Struct, frozen=True, omit_defaults=True):
 
 
 class _Format(Struct, frozen=True):
-    type: Literal["text", "json_object", "json_schema"]
+    type: str
     name: str = "output"
     schema: dict[str, Any] | None = None
     description: str | None = None
@@ -89,6 +96,28 @@ class _Request(Struct, frozen=True, kw_only=True):
     conversation: Any = None
     background: bool | None = None
     prompt: Any = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=1_000_000)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Meta(max_length=4)] | None = None
+    stop_token_ids: (
+        Annotated[list[Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]], Meta(max_length=MAX_STOP_IDS)] | None
+    ) = None
+    ignore_eos: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+
+
+_SHARED = (
+    "temperature", "top_p", "parallel_tool_calls", "presence_penalty", "frequency_penalty", "repetition_penalty",
+    "top_k", "min_p", "seed", "stop", "stop_token_ids", "ignore_eos", "structured_outputs", "chat_template_kwargs",
+    "mm_processor_kwargs",
+)  # fmt: skip
+"""Fields that mean the same in a chat completion. Those that OpenAI's API lacks are vLLM's."""
 
 
 class ParsedResponse(NamedTuple):
@@ -99,6 +128,7 @@ class ParsedResponse(NamedTuple):
     """Size of the body without its images, in bytes."""
     echo: dict[str, Any]
     """Fields of the request that the answer repeats."""
+    image_paths: list[str]
 
 
 _requests = msgspec.json.Decoder(_Request)
@@ -126,7 +156,8 @@ def parse_response(body: bytes, max_text_body: int) -> Steps[ParsedResponse]:
     text_size = len(body) - conversation.image_bytes
     if text_size > max_text_body:
         raise RequestTooLarge(f"A request may have at most {max_text_body} bytes, not counting its images.")
-    return ParsedResponse(_chat(request, conversation.messages), text_size, _echo(request))
+    chat = _chat(request, conversation.messages)
+    return ParsedResponse(chat, text_size, _echo(request), conversation.image_paths)
 
 
 def _check_supported(request: _Request) -> None:
@@ -149,7 +180,9 @@ def _tools(tools: list[_Tool] | None) -> list[Tool] | None:
     for index, tool in enumerate(tools or ()):
         if tool.type != "function":
             param = f"tools[{index}].type"
-            raise UnsupportedParameter(f"'{param}' must be 'function': no engine runs tools of OpenAI's.", param=param)
+            raise UnsupportedParameter(
+                f"'{param}' must be 'function': the models are offered no other tools.", param=param
+            )
         if not 0 < len(tool.name) <= 128:
             raise InvalidRequest(f"Invalid value for 'tools[{index}].name'.", param=f"tools[{index}].name")
         found.append(Tool(Function(tool.name, tool.description, tool.parameters, tool.strict), "function"))
@@ -171,7 +204,9 @@ def _tool_choice(choice: str | _ToolChoice | None) -> Any:
     for index, tool in enumerate(choice.tools):
         if tool.type != "function":
             param = f"tool_choice.tools[{index}].type"
-            raise UnsupportedParameter(f"'{param}' must be 'function': no engine runs tools of OpenAI's.", param=param)
+            raise UnsupportedParameter(
+                f"'{param}' must be 'function': the models are offered no other tools.", param=param
+            )
     tools = [AllowedTool(ChosenFunction(tool.name), "function") for tool in choice.tools]
     return AllowedTools(AllowedList(choice.mode, tools))
 
@@ -182,6 +217,10 @@ def _response_format(options: _TextOptions | None) -> JsonFormat | SchemaFormat 
         return None
     if wanted.type == "json_object":
         return JsonFormat()
+    if wanted.type != "json_schema":
+        raise UnsupportedParameter(
+            "'text.format.type' must be 'text', 'json_object' or 'json_schema'.", param="text.format.type"
+        )
     if wanted.schema is None:
         raise InvalidRequest("Missing required parameter: 'text.format.schema'.", param="text.format.schema")
     return SchemaFormat(NamedSchema(wanted.name, wanted.schema, wanted.description, wanted.strict))
@@ -195,15 +234,13 @@ def _chat(request: _Request, messages: list[Message]) -> Chat:
         stream=bool(request.stream),
         stream_options=StreamOptions(include_usage=True) if request.stream else None,
         max_completion_tokens=None if request.max_output_tokens is None else min(request.max_output_tokens, 10_000_000),
-        temperature=request.temperature,
-        top_p=request.top_p,
         logprobs=wants_logprobs or None,
         top_logprobs=request.top_logprobs if wants_logprobs else None,
         tools=_tools(request.tools),
         tool_choice=_tool_choice(request.tool_choice),
-        parallel_tool_calls=request.parallel_tool_calls,
         response_format=_response_format(request.text),
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
+        **{name: getattr(request, name) for name in _SHARED},
     )
 
 

@@ -135,6 +135,9 @@ class Engine(Protocol):
     names_stop: bool
     """True if an answer says which stop sequence ended it."""
 
+    max_stops: int | None
+    """Number of stop sequences that a request may have, or None if there is no limit."""
+
     stream_type: bytes
     """Media type of a streamed answer."""
 

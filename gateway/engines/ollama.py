@@ -228,6 +228,7 @@ class Ollama:
     metrics_path: str | None = None
     streams_only = True
     names_stop = False
+    max_stops: int | None = None
     stream_type = b"application/x-ndjson"
 
     def __init__(

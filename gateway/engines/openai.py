@@ -137,6 +137,7 @@ class OpenAi:
     metrics_path: str | None = None
     streams_only = False
     names_stop = False  # OpenAI's API has no field for it
+    max_stops: int | None = 4  # as at OpenAI, and `VLLM_MAX_STOP_STRINGS`
     stream_type = b"text/event-stream"
 
     def __init__(self) -> None:

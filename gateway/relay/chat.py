@@ -89,7 +89,7 @@ class ChatRelay(RequeueableRelay):
         self._collected: Assembler | None = None
         self._collected_bytes = 0
         self._stops: StopMatcher | None = None
-        """Matcher of stop sequences, if the answer has to name them and the engine does not."""
+        """Matcher of stop sequences, if the engine cannot do what the answer needs."""
 
     def _reroute(self, failure: GatewayError) -> None:
         super()._reroute(failure)
@@ -131,8 +131,8 @@ class ChatRelay(RequeueableRelay):
         chat, facts = self._chat, server.facts(model := self._destination.route.model)
         limit = chat.token_limit
         streams = self._renderer is not None or engine.streams_only or limit is None or limit > SHORT_ANSWER
-        if self._request.names_stop:
-            self._stops = None if self._backend.engine.names_stop else StopMatcher(chat.stops)
+        if chat.stop is not None:
+            self._choose_matcher(chat.stops)
             if self._stops is not None:
                 chat, streams = structs.replace(chat, stop=None), True  # so that it can be ended
         self._is_streamed_upstream = streams
@@ -167,6 +167,15 @@ class ChatRelay(RequeueableRelay):
                 await self._answer_in_turns(answer)
             else:
                 self._answer_json(self._rendered(answer))
+
+    def _choose_matcher(self, stops: list[str]) -> None:
+        """Have the gateway look for stop sequences that the engine cannot name, or if there are too many for it."""
+        engine, renderer = self._backend.engine, self._renderer
+        is_left_to_engine = engine.names_stop or not self._request.names_stop
+        is_left_to_engine &= engine.max_stops is None or len(stops) <= engine.max_stops
+        self._stops = None if is_left_to_engine else StopMatcher(stops)
+        # A spliced token is not read, so no sequence would be found in it.
+        self._around_text = None if renderer is None or self._stops is not None else renderer.around_text
 
     def _endpoint(self, server: Server) -> tuple[Engine | Completer, bytes]:
         """Return what renders and reads the exchange with `server`, and the head of the request."""

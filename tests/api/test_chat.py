@@ -60,6 +60,35 @@ async def test_image_by_address_is_fetched_before_a_backend_is_asked() -> None:
         assert b"cdn.example" not in request
 
 
+async def test_an_image_is_named_by_its_path_in_the_clients_own_api() -> None:
+    bad = "data:image/png;base64,aGVsbG8="
+    text = {"type": "input_text", "text": "x"}
+    asked: list[tuple[str, dict[str, Any], str]] = [
+        (
+            "/v1/responses",
+            {
+                "instructions": "i",
+                "input": [{"role": "user", "content": [text, {"type": "input_image", "image_url": url}]}],
+            },
+            "input[0].content[1].image_url",
+        )
+        for url in (bad, "https://cdn.example/a.png")
+    ]
+    source = {"type": "base64", "media_type": "image/png", "data": "aGVsbG8="}
+    turn = {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image", "source": source}]}
+    asked.append(
+        ("/v1/messages", {"system": "s", "max_tokens": 1, "messages": [turn]}, "messages[0].content[1].source")
+    )
+    async with serving() as (gateway, backend):
+        for path, body, place in asked:
+            reply = await post(gateway, json.dumps({"model": "standard", **body}).encode(), path=path)
+            error = json.loads(reply.body)["error"]
+            assert reply.status == 400
+            assert error.get("param", place) == place
+            assert f"'{place}'" in error["message"] or error["code"] == "invalid_image_url"
+        assert not backend.requests
+
+
 async def refused_address(body: dict[str, Any], image_urls: dict[str, Any]) -> Reply:
     async with serving(**({"image_urls": image_urls} if image_urls else {})) as (gateway, backend):
         reply = await post(gateway, body)

@@ -46,6 +46,12 @@ async def test_version_is_numeric_and_new_enough_for_clients(client: httpx2.Asyn
     assert (await client.head("/api/version")).status_code == 200
 
 
+async def test_answers_have_the_media_type_of_ollamas(client: httpx2.AsyncClient) -> None:
+    answers = [await client.get(path) for path in ("/api/version", "/api/tags", "/api/ps")]
+    answers.append(await client.post("/api/show", json={"model": "gpt-4o"}))
+    assert {answer.headers["content-type"] for answer in answers} == {"application/json; charset=utf-8"}
+
+
 async def test_tags_list_every_public_name_with_a_tag(client: httpx2.AsyncClient) -> None:
     models = (await client.get("/api/tags")).json()["models"]
     assert [model["name"] for model in models] == [f"{name}:latest" for name in PUBLIC]

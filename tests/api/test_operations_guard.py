@@ -14,7 +14,7 @@ import pytest
 from gateway import config, simulate
 from gateway.cli.tables import show_status
 from gateway.rollout.assignment import Assignment
-from tests.fakes.running_gateway import PATIENCE, Running, running, until
+from tests.fakes.running_gateway import PATIENCE, TIMES, Running, running, until
 from tests.fakes.stand_ins import stand_in
 
 pytestmark = pytest.mark.uvloop
@@ -72,7 +72,7 @@ async def guarded(*faults: simulate.Fault, **changes: Any) -> AsyncIterator[Oper
         limits = dict.fromkeys(("max_concurrency", "model_concurrency"), MANY)
         document: dict[str, Any] = {
             "llm_backend": "ollama",
-            "backends": {name: {"kind": name, "base_url": url, **limits} for name, url in urls.items()},
+            "backends": {name: {"kind": name, "base_url": url, **TIMES, **limits} for name, url in urls.items()},
             "tiers": {"standard": {"models": {"vllm": VLLM_MODEL, "ollama": OLLAMA_MODEL}}},
             "guard": {},
             "state_file": "",

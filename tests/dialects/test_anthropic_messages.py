@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.chat.answer import Answer, CallDelta, Delta, FinishReason, Timings, Usage
+from gateway.chat.images import urls_of
 from gateway.chat.request import Chat, Choice, SchemaFormat
 from gateway.dialects.anthropic_messages import AnthropicCountTokens, AnthropicErrors, AnthropicMessages, MessageForm
 from gateway.errors import (
@@ -206,6 +207,57 @@ def test_an_output_format_is_a_schema() -> None:
         wanted = parsed(**fields).response_format
         assert isinstance(wanted, SchemaFormat)
         assert wanted.json_schema.schema == schema
+
+
+def test_the_images_are_named_by_their_paths_in_the_request() -> None:
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "a"}, IMAGE]}
+    messages = [USER, {"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE, result]}]
+    body = json.dumps({"model": "m", "max_tokens": 1, "system": "s", "messages": messages}).encode()
+    for dialect in (AnthropicMessages(), AnthropicCountTokens()):
+        asked = dialect.parse(body, LIMIT)[0]
+        assert list(asked.image_paths) == [
+            "messages[1].content[1].source", "messages[1].content[2].content[1].source",
+        ]  # fmt: skip
+        assert len(urls_of(asked.chat)) == 2
+
+
+def test_the_model_is_told_the_title_and_the_context_of_a_document() -> None:
+    source = {"type": "text", "media_type": "text/plain", "data": "the text"}
+    for fields, text in (
+        ({}, "the text"),
+        ({"title": "A", "context": "from the wiki", "citations": {"enabled": True}}, "A\nfrom the wiki\nthe text"),
+        ({"context": "from the wiki"}, "from the wiki\nthe text"),
+    ):
+        document = {"type": "document", "source": source, **fields}
+        assert parsed(messages=[{"role": "user", "content": [document]}]).messages[0].text == text
+
+
+def test_null_counts_as_the_empty_text_of_the_model() -> None:
+    messages = parsed(messages=[USER, {"role": "assistant", "content": None}, USER]).messages
+    assert [(message.role, message.text) for message in messages][1] == ("assistant", "")
+    with pytest.raises(InvalidRequest, match=r"'messages\[0\].content'"):
+        parsed(messages=[{"role": "user", "content": None}])
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ("tools[3].function.name", "tools[3].name"),
+        ("tools[0].function.parameters", "tools[0].input_schema"),
+        ("response_format.json_schema.schema", "output_config.format.schema"),
+        ("messages[0].content", "messages[0].content"),
+    ],
+)
+def test_an_error_names_the_fields_of_this_api(field: str, name: str) -> None:
+    error = json.loads(AnthropicMessages.errors.error_body(InvalidRequest(f"'{field}' is wrong.", param=field)))
+    assert error["error"]["message"] == f"'{name}' is wrong."
+
+
+@pytest.mark.parametrize("field", ["thinking", "tool_choice"])
+def test_an_unknown_type_is_named_without_advice_about_content(field: str) -> None:
+    with pytest.raises(UnsupportedParameter) as error:
+        parsed(**{field: {"type": "x"}})
+    assert error.value.message == f"The type of '{field}' is not supported."
 
 
 def test_images_do_not_count_as_text() -> None:

@@ -94,7 +94,7 @@ def test_no_slice_renders_more_than_its_share(form: ChatForm, monkeypatch: pytes
 
         monkeypatch.setattr(f"gateway.dialects.{name}", recorded)
 
-    for name in ("json_text._encode", "ollama_chat._encode", "long_answers.msgspec.json.encode"):
+    for name in ("json_text._encode", "long_answers.msgspec.json.encode"):
         watched(name)
     completed(form.answer_steps("abc", 5, ANSWERS["both"], clock))
     completed(form.answer_steps("abc", 5, ANSWERS["one logprob after the other"], clock))

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from gateway.chat.answer import MAX_ARGUMENTS, Answer, CallDelta, ChosenLogprob, Delta, TimedUsage, Timings, Usage
+from gateway.chat.answer import (
+    MAX_ARGUMENTS,
+    Answer,
+    CallDelta,
+    ChosenLogprob,
+    Delta,
+    TimedUsage,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from gateway.dialects.ollama_chat import (
     GenerateErrors,
     GenerateForm,
@@ -115,7 +125,18 @@ def test_a_plain_answer_has_the_fields_of_a_last_line() -> None:
     body = LineForm("m", False).answer("1", CREATED, Answer("Hello", "", "stop", USAGE, [], LOGPROBS), clock)
     plain = json.loads(body)
     assert list(plain) == ["model", "created_at", "message", "done", "done_reason", "logprobs", *COUNTS]
-    assert plain["logprobs"][0]["token"] == "a"
+    assert plain["logprobs"] == [{"token": "a", "logprob": -0.5, "bytes": [97]}]
+
+
+def test_log_probabilities_lack_what_is_empty_as_at_ollama() -> None:
+    alternatives = [TokenLogprob("b", -1.0, [98]), TokenLogprob("\u2028", -2.0)]
+    logprobs = [ChosenLogprob("a", -0.5, [], alternatives), ChosenLogprob("c", -3.0)]
+    (line,) = lines(renderer().render(Delta("ac", logprobs=logprobs)))
+    assert [list(token) for token in line["logprobs"]] == [["token", "logprob", "top_logprobs"], ["token", "logprob"]]
+    assert line["logprobs"][0]["top_logprobs"] == [
+        {"token": "b", "logprob": -1.0, "bytes": [98]},
+        {"token": "\u2028", "logprob": -2.0},
+    ]
 
 
 def test_the_last_line_has_its_own_time() -> None:

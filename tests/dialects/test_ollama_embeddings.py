@@ -65,6 +65,13 @@ def test_an_empty_input_has_no_vectors_and_no_counts(fields: dict[str, Any]) -> 
     assert answer(call, []) == {"model": "m", "embeddings": []}
 
 
+@pytest.mark.parametrize("size", [1, 200_000])
+@pytest.mark.parametrize("dimensions", [0, -1])
+def test_dimensions_of_zero_are_none_as_at_ollama(dimensions: int, size: int) -> None:
+    """Programs in Go send the zero value of a field that they do not set."""
+    assert embed(input="a" * size, dimensions=dimensions).embedding.dimensions is None
+
+
 def test_base64_is_never_used() -> None:
     assert not embed(input="a", encoding_format="base64").embedding.in_base64
 

@@ -2,11 +2,13 @@
 
 import base64
 import json
+import re
 from typing import Any
 
 import pytest
 
 from gateway.chat.request import ImagePart, ImageUrl, JsonFormat, SchemaFormat, TextPart
+from gateway.chat.tool_names import with_engine_names
 from gateway.dialects.json_body import completed
 from gateway.dialects.ollama_request import ParsedRequest, parse_chat, parse_generate
 from gateway.errors import (
@@ -58,8 +60,32 @@ def test_a_tool_needs_no_type() -> None:
     function = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
     typed = chat(tools=[{"type": "function", "function": function}]).chat.tools
     assert typed is not None
-    for tool in ({"function": function}, {"type": "", "function": function}, {"type": None, "function": function}):
-        assert chat(tools=[tool]).chat.tools == typed
+    for kind in ("", None, "Function", 0):
+        assert chat(tools=[{"type": kind, "function": function}]).chat.tools == typed
+    assert chat(tools=[{"function": function}]).chat.tools == typed
+
+
+@pytest.mark.parametrize("name", ["server:tool", "mcp/list files", "a\nb", "x" * 128])
+def test_a_tool_may_have_any_name_that_ollama_takes(name: str) -> None:
+    """The engines get another one: see `chat/tool_names.py`."""
+    asked = chat(tools=[{"function": {"name": name, "strict": True}}]).chat
+    assert [(tool.function.name, tool.function.strict) for tool in asked.tools or ()] == [(name, True)]
+    sent = (with_engine_names(asked).tools or [])[0]
+    assert re.fullmatch(r"[a-zA-Z0-9_.-]{1,64}", sent.function.name)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ({}, "Missing required parameter: 'tools[1].function.name'."),
+        ({"name": ""}, "Invalid value for 'tools[1].function.name'. Expected a string of length >= 1."),
+        ({"name": "x" * 129}, "Invalid value for 'tools[1].function.name'. Expected a string of length <= 128."),
+    ],
+)
+def test_the_message_about_a_tool_has_the_place_once(function: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        chat(tools=[{"function": {"name": "f"}}, {"function": function}])
+    assert error.value.message == message
 
 
 @pytest.mark.parametrize("tool", [{}, {"type": "function"}, {"type": "web_search"}, {"function": {}}, 1, None])
@@ -84,7 +110,8 @@ def test_whole_numbers_may_be_written_with_a_point() -> None:
     [
         ({"repeat_penalty": 0}, "options.repeat_penalty"),
         ({"temperature": 2.5}, "options.temperature"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "options.stop"),
+        ({"stop": ["a"] * 17}, "options.stop"),
+        ({"stop": "a" * 1025}, "options.stop"),
         ({"presence_penalty": 3}, "options.presence_penalty"),
         ({"seed": 1e30}, "options.seed"),
         ({"num_predict": "many"}, "options.num_predict"),
@@ -189,6 +216,11 @@ def test_generate_has_a_system_message_and_a_prompt() -> None:
     assert [message.role for message in messages] == ["system", "user"]
     assert messages[0].content == "Be brief."
     assert len(messages[1].images) == 1
+
+
+@pytest.mark.parametrize("prompt", [None, ""])
+def test_an_image_without_a_prompt_only_loads_the_model_as_at_ollama(prompt: str | None) -> None:
+    assert generate(prompt=prompt, images=[PIXELS]).chat.messages == []
 
 
 @pytest.mark.parametrize(

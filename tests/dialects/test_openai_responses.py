@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from openai.types.responses import Response
 
+from gateway.chat import images
 from gateway.chat.answer import (
     MAX_LOGPROBS,
     MAX_TEXT,
@@ -75,6 +76,77 @@ def plain(answer: Answer, **fields: Any) -> Response:
 
 
 # Requests
+
+
+def test_vllms_sampling_parameters_mean_the_same_as_in_a_chat() -> None:
+    fields: dict[str, Any] = {
+        "presence_penalty": 0.5, "frequency_penalty": -0.5, "repetition_penalty": 1.1, "top_k": 3, "min_p": 0.1,
+        "seed": 7, "stop": ["END"], "stop_token_ids": [1], "ignore_eos": True,
+        "mm_processor_kwargs": {"max_pixels": 100}, "temperature": 0.2, "top_p": 0.9, "parallel_tool_calls": False,
+    }  # fmt: skip
+    chat = parsed(**fields)
+    assert {name: getattr(chat, name) for name in fields} == fields
+    assert parsed(chat_template_kwargs={"enable_thinking": False}).effort == "none"
+    assert parsed(structured_outputs={"choice": ["a", "b"]}).output_format is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"stop": [""]}, "stop[0]"), ({"top_k": -2}, "top_k"), ({"seed": "x"}, "seed"), ({"min_p": 2}, "min_p")],
+)
+def test_a_sampling_parameter_that_an_engine_would_refuse_is_named(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        call(**fields)
+    assert error.value.param == param
+
+
+def test_null_counts_as_the_empty_text_of_the_model_and_of_a_function() -> None:
+    items = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": None},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": None},
+        {"type": "function_call_output", "call_id": "c", "output": None},
+    ]
+    messages = parsed(input=items).messages
+    assert [(message.role, message.text) for message in messages] == [("user", "a"), ("assistant", ""), ("tool", "")]
+    assert (messages[1].tool_calls or [])[0].function.whole_arguments == b"{}"
+    for item in ({"role": "user", "content": None}, {"role": "system"}):
+        with pytest.raises(InvalidRequest, match=r"'input\[0\].content'"):
+            call(input=[item])
+
+
+def test_the_images_are_named_by_their_paths_in_the_input() -> None:
+    image = {"type": "input_image", "image_url": URL}
+    text = {"type": "input_text", "text": "a"}
+    items = [
+        {"role": "user", "content": [text, image]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": [text, image]},
+    ]
+    asked = call(instructions="Be brief.", input=items)
+    assert list(asked.image_paths) == ["input[0].content[1].image_url", "input[2].output[1].image_url"]
+    assert len(images.urls_of(asked.chat)) == 2
+
+
+@pytest.mark.parametrize(
+    ("param", "name"),
+    [
+        ("tools[3].function.name", "tools[3].name"),
+        ("tools[0].function.parameters", "tools[0].parameters"),
+        ("response_format.json_schema.schema", "text.format.schema"),
+        ("response_format", "text.format"),
+        ("messages", "input"),
+        ("structured_outputs.choice", "structured_outputs.choice"),
+        (None, None),
+    ],
+)
+def test_an_error_names_the_fields_of_this_api(param: str | None, name: str | None) -> None:
+    fault = InvalidRequest(f"'{param}' is wrong.", param=param)
+    error = json.loads(call().form.error_body(fault))["error"]
+    assert (error["param"], error["message"]) == (name, f"'{param if param == 'messages' else name}' is wrong.")
+    assert OpenAiResponses.errors.error_body(fault) == call().form.error_body(fault)
+    event = events(call(stream=True).form.stream("1", 10).error(fault))[0]
+    assert (event["param"], event["message"]) == (error["param"], error["message"])
 
 
 def test_a_text_is_one_message_after_the_instructions() -> None:

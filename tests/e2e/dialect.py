@@ -271,6 +271,7 @@ CASES: list[Case] = [
         for how, name, arguments in (
             ("with truncated arguments", "f", '{"city":'),
             ("without arguments", "f", ""),
+            ("with arguments null", "f", None),
             ("with an invalid name", "get weather!", "{}"),
         )
     ],

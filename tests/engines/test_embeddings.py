@@ -143,6 +143,11 @@ def test_model_without_embeddings_is_the_same_400_on_every_engine(recording: Rec
     assert (type(error), error.status, error.param) == (UnsupportedParameter, 400, "model")
 
 
+def test_a_text_without_a_token_is_the_clients_fault() -> None:
+    error = OllamaEmbedder().client_error(500, b'{"error":"Failed to create new sequence: no input provided"}')
+    assert (type(error), error.status, error.param) == (InvalidRequest, 400, "input")
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -150,6 +150,7 @@ def test_vllms_image_limit_is_in_the_message() -> None:
 @pytest.mark.parametrize(
     ("status", "text", "param"),
     [
+        (500, "Failed to create new sequence: no input provided", "messages"),
         (500, "failed to load model vocabulary required for format", "response_format"),
         (500, "failed to parse grammar", "response_format"),
         (500, "invalid JSON schema in format", "response_format"),

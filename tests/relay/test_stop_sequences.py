@@ -95,3 +95,33 @@ async def test_a_chat_completion_leaves_the_search_to_the_engine() -> None:
         assert (reply.status, reply.text) == (200, "a")
         assert json.loads(reply.body)["usage"]["completion_tokens"] == 2
         assert server.engine.cancelled == 0
+
+
+MANY = [*(f"never {number}" for number in range(14)), "END", "\n\n"]
+"""More stop sequences than a vLLM takes."""
+
+
+async def lines(gateway: Running, **fields: Any) -> list[dict[str, Any]]:
+    body = {"model": "standard", "messages": PROMPT, "options": {"stop": MANY}, **fields}
+    async with httpx2.AsyncClient(base_url=gateway.base_url, timeout=PATIENCE, verify=False) as client:
+        answer = await client.post("/api/chat", json=body)
+    assert answer.status_code == 200, answer.text
+    return [json.loads(line) for line in answer.text.splitlines()]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_more_stop_sequences_than_the_engine_takes_are_followed(
+    served: tuple[Running, simulate.Running], stream: bool
+) -> None:
+    gateway, server = served
+    for tokens, text in (
+        (["one ", *["two "] * 10, "E", "ND", " three"], "one " + "two " * 10),
+        ([*["a"] * 10, "\n", "\n", "b"], "a" * 10),
+        ([*["a"] * 10, "E", "N"], "a" * 10 + "EN"),
+    ):
+        server.engine.say(tokens)
+        found = await lines(gateway, stream=stream)
+        assert ("".join(line["message"]["content"] for line in found), found[-1]["done_reason"]) == (text, "stop")
+        assert found[-1]["prompt_eval_count"] > 0
+        server.engine.say(tokens)
+        assert (await message(gateway, stop_sequences=MANY, stream=stream))[0] == text
