@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,15 @@ def pytest_asyncio_loop_factories(
         return LOOPS
     name = "uvloop" if item.get_closest_marker("uvloop") else "asyncio"
     return {name: LOOPS[name]}
+
+
+def pytest_configure() -> None:
+    """Receive SIGINT even where a shell has started the tests in the background, with that signal ignored.
+
+    Processes inherit that, so a test could not interrupt a command that it started.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
