@@ -12,7 +12,8 @@ from gateway.dialects.dialect import ChatForm, ChoicesForm
 from gateway.dialects.json_body import LONG_BODY
 from gateway.dialects.long_answers import LONG_LOGPROBS, LONG_TEXT, logprob_runs
 from gateway.dialects.ollama_chat import GenerateForm, LineForm
-from gateway.dialects.openai_chat import CompletionForm, decode
+from gateway.dialects.openai_chat import CompletionForm
+from gateway.dialects.openai_chat_request import decode
 from gateway.dialects.openai_completions import TextForm
 from gateway.dialects.openai_embeddings import render_embeddings
 from gateway.dialects.openai_responses import ResponseForm

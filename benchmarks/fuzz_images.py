@@ -24,7 +24,7 @@ from PIL import Image
 from benchmarks.process_stats import cpu_seconds, family
 from gateway.chat import checks, image_child
 from gateway.chat.images import MAX_IMAGES, MAX_REQUEST_SECONDS, ImageNormalizer
-from gateway.dialects.openai_chat import check_long_text, decode
+from gateway.dialects.openai_chat_request import check_long_text, decode
 from gateway.engines.engine import ModelFacts
 from gateway.engines.long_strings import render_images
 from gateway.engines.ollama import Ollama

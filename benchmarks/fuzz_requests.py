@@ -14,7 +14,7 @@ from gateway.chat import checks
 from gateway.chat.completion import Completion
 from gateway.chat.request import Chat
 from gateway.dialects.dialect import ChatDialect, EmbeddingDialect
-from gateway.dialects.openai_chat import check_long_text, decode
+from gateway.dialects.openai_chat_request import check_long_text, decode
 from gateway.dialects.openai_embeddings import parse_long_embedding
 from gateway.dialects.rerank import CohereRerank
 from gateway.engines.completions import OllamaCompleter, OpenAiCompleter

@@ -8,7 +8,7 @@ import msgspec
 import orjson
 
 from gateway.chat import checks, json_schema
-from gateway.dialects.openai_chat import decode
+from gateway.dialects.openai_chat_request import decode
 from gateway.engines.engine import ModelFacts
 from gateway.engines.grammar.portable import portable, portable_calls
 from gateway.engines.ollama import Ollama

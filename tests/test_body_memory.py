@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.body_memory import SMALL, BodyMemory, HeldBody, memory_of, shares, weight
-from gateway.dialects.openai_chat import decode
+from gateway.dialects.openai_chat_request import decode
 from gateway.errors import QueueFull
 
 ACTIONS = st.lists(

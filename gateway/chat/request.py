@@ -1,6 +1,6 @@
 """Canonical chat request, with the fields of OpenAI's chat completions. Pure: no I/O, no clock.
 
-`dialects/openai_chat.py` decodes a `Chat` from bytes.
+`dialects/openai_chat_request.py` decodes a `Chat` from bytes.
 
 Fields are on an allow-list and are rendered anew for each backend, so an invented field never
 reaches one. Unknown fields are ignored, as OpenAI's clients expect. Unsupported fields that would

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.chat.checks import check, check_in_steps, needs_steps
 from gateway.chat.json_schema import MAX_SCHEMA
-from gateway.dialects.openai_chat import decode
+from gateway.dialects.openai_chat_request import decode
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from tests.fakes.chats import MIB, USER, allowed, chat, named, request, schema_format, tool
 

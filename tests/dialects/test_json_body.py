@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gateway.dialects.json_body import MIN_PAYLOAD, check_media_type, completed, explain, without_images
-from gateway.dialects.openai_chat import decode
+from gateway.dialects.openai_chat_request import decode
 from gateway.errors import InvalidJson, InvalidRequest, UnsupportedMediaType, UnsupportedParameter
 from tests.fakes.chats import MIB, request
 

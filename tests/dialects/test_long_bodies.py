@@ -10,7 +10,7 @@ import pytest
 from gateway.chat import checks
 from gateway.dialects.json_body import LEAST_BYTES_PER_ESCAPE, LONG_BODY, MAX_MEMBERS, completed, without_images
 from gateway.dialects.ollama_chat import OllamaChat, OllamaGenerate
-from gateway.dialects.openai_chat import check_long_text, check_text, decode, parse
+from gateway.dialects.openai_chat_request import check_long_text, check_text, decode, parse
 from gateway.dialects.openai_embeddings import MAX_TEXT, parse_embedding, parse_long_embedding
 from gateway.errors import (
     ContextLengthExceeded,

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.chat.embedding import Embedding
 from gateway.chat.request import Chat, ImagePart
-from gateway.dialects.openai_chat import decode
+from gateway.dialects.openai_chat_request import decode
 from gateway.engines.embeddings import OllamaEmbedder, OpenAiEmbedder
 from gateway.engines.engine import ModelFacts
 from gateway.engines.long_strings import MIN_LENGTH, SLICE, Rendering, render_images, render_texts

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from gateway.chat.request import Chat
-from gateway.dialects.openai_chat import parse
+from gateway.dialects.openai_chat_request import parse
 
 MIB = 1024 * 1024
 USER: list[dict[str, Any]] = [{"role": "user", "content": "Hello"}]

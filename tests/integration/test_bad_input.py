@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.dialects.openai_chat import parse
+from gateway.dialects.openai_chat_request import parse
 from gateway.errors import GatewayError
 from tests.downstream.server_thread import eventually
 from tests.fakes.chats import MIB, WEATHER, called, schema_format, tool

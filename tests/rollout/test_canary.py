@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.chat.request import Chat
-from gateway.dialects.openai_chat import decode
+from gateway.dialects.openai_chat_request import decode
 from gateway.rollout.canary import WHOLE_IMAGE, canary_bucket
 
 BUCKETS = 10_000
