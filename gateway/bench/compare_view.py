@@ -1,6 +1,6 @@
 """Statements of a comparison as texts and formatted rows: shared by its HTML, Markdown and terminal forms. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.bench.compare_result import Comparison
@@ -136,7 +136,7 @@ def verdicts(comparison: Comparison, lang: Lang) -> list[str]:
     if comparison.b is None:
         found = [text("verdict_one", lang)]
     else:
-        found = [_speed_verdict(comparison, lang), _count_verdict(comparison, lang)]
+        found = [_speed_verdict(comparison, lang), *_count_verdict(comparison, lang)]
     if any(side.quality is not None for side in comparison.sides):
         found.append(text(_recommendation(comparison), lang))
     return found
@@ -166,13 +166,15 @@ def _speed_words(row: Row, interval: Interval, comparison: Comparison, lang: Lan
     return text("verdict_speed", lang, metric=metric, winner=winner, factor=words[0], low=words[1], high=words[2])
 
 
-def _count_verdict(comparison: Comparison, lang: Lang) -> str:
+def _count_verdict(comparison: Comparison, lang: Lang) -> Iterator[str]:
+    """Return in how many rows each side is better, unless no row can be judged."""
     a, b = names(comparison)
     counts = {better: sum(row.better == better for row in rows(comparison)) for better in ("A", "B", "same")}
-    return text(
-        "verdict_counts", lang, a=a, b=b, a_rows=counts["A"], b_rows=counts["B"], same_rows=counts["same"],
-        all=sum(counts.values()),
-    )  # fmt: skip
+    if judged := sum(counts.values()):
+        yield text(
+            "verdict_counts", lang, a=a, b=b, a_rows=counts["A"], b_rows=counts["B"], same_rows=counts["same"],
+            all=judged,
+        )  # fmt: skip
 
 
 def _recommendation(comparison: Comparison) -> str:
